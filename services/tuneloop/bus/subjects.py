@@ -1,0 +1,83 @@
+"""Subjects, streams and routing keys: the only place that spells them.
+
+`tuneloop.v1.<policy>.rollout.generated.<user_hash>`, `….rollout.scored.<user_hash>`,
+`….feedback.<kind>.<user_hash>.<feedback id>`, `….weights.published`, `….weights.activated`,
+`….learner.step`. The user's hash stands in the subject so that forgetting a user is a purge.
+"""
+
+import re
+
+from tuneloop.errors import InvalidRequest
+
+ROLLOUTS = "TUNELOOP_ROLLOUTS"
+FEEDBACK = "TUNELOOP_FEEDBACK"
+LEARNER = "TUNELOOP_LEARNER"
+DEAD_LETTERS = "TUNELOOP_DEAD_LETTERS"
+ROUTING_BUCKET = "tuneloop_routing"
+
+stream_subjects = {
+    ROLLOUTS: ["tuneloop.v1.*.rollout.>"],
+    FEEDBACK: ["tuneloop.v1.*.feedback.>"],
+    LEARNER: ["tuneloop.v1.*.weights.>", "tuneloop.v1.*.learner.>"],
+    DEAD_LETTERS: ["tuneloop.dead.>"],
+}
+
+TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+def token(value: str, field: str) -> str:
+    """`value`, if it can be one token of a subject; else raise `InvalidRequest` naming `field`."""
+    if TOKEN.fullmatch(value) is None:
+        raise InvalidRequest(
+            f"{field}: must be 1 to 128 letters, digits, '_' or '-', got {value[:40]!r}",
+            param=field,
+        )
+    return value
+
+
+def rollout_generated(policy: str, user_hash: str) -> str:
+    """A rollout was generated."""
+    return f"tuneloop.v1.{token(policy, 'policy')}.rollout.generated.{token(user_hash, 'user')}"
+
+
+def rollout_scored(policy: str, user_hash: str) -> str:
+    """A rollout was scored."""
+    return f"tuneloop.v1.{token(policy, 'policy')}.rollout.scored.{token(user_hash, 'user')}"
+
+
+def feedback(policy: str, kind: str, user_hash: str, feedback_id: str) -> str:
+    """Feedback was given."""
+    return (
+        f"tuneloop.v1.{token(policy, 'policy')}.feedback.{token(kind, 'kind')}"
+        f".{token(user_hash, 'user')}.{token(feedback_id, 'id')}"
+    )
+
+
+def feedback_with_id(feedback_id: str) -> str:
+    """Filter for the feedback with an id, whatever its policy, kind and user."""
+    return f"tuneloop.v1.*.feedback.*.*.{token(feedback_id, 'id')}"
+
+
+def weights_published(policy: str) -> str:
+    """A version was published."""
+    return f"tuneloop.v1.{token(policy, 'policy')}.weights.published"
+
+
+def weights_activated(policy: str) -> str:
+    """A version began to serve."""
+    return f"tuneloop.v1.{token(policy, 'policy')}.weights.activated"
+
+
+def learner_step(policy: str) -> str:
+    """The learner committed a step."""
+    return f"tuneloop.v1.{token(policy, 'policy')}.learner.step"
+
+
+def stable_policy_key(policy: str) -> str:
+    """Routing key of the policy version to serve; its value is a serialized WeightsReference."""
+    return f"policy.{token(policy, 'policy')}.stable"
+
+
+def reward_model_key(policy: str) -> str:
+    """Routing key of the reward model to score with; its value is a serialized WeightsReference."""
+    return f"reward_model.{token(policy, 'policy')}.stable"

@@ -1,0 +1,106 @@
+"""Feedback: what users say of completions. Frozen, slotted, standard library only."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+
+class FeedbackKind(enum.StrEnum):
+    """The kinds of feedback, as in the HTTP body and in the subject."""
+
+    THUMB = "thumb"
+    RATING = "rating"
+    COMPARISON = "comparison"
+    RANKING = "ranking"
+    DEMONSTRATION = "demonstration"
+    COMMENT = "comment"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thumb:
+    """Desirable (up) or undesirable (down)."""
+
+    up: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rating:
+    """A number; larger is better."""
+
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One completion preferred over others, by their ids."""
+
+    chosen: str
+    rejected: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """Completion ids, best first."""
+
+    completion_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """The answer as it should have been."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comment:
+    """A remark in words."""
+
+    text: str
+
+
+type_of_kind: Mapping[FeedbackKind, type] = {
+    FeedbackKind.THUMB: Thumb,
+    FeedbackKind.RATING: Rating,
+    FeedbackKind.COMPARISON: Comparison,
+    FeedbackKind.RANKING: Ranking,
+    FeedbackKind.DEMONSTRATION: Demonstration,
+    FeedbackKind.COMMENT: Comment,
+}
+
+Judgement = Thumb | Rating | Comparison | Ranking | Demonstration | Comment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """One user's judgement of a completion, as the gateway accepted it."""
+
+    feedback_id: str
+    policy: str
+    tenant: str
+    user_hash: str
+    completion_id: str
+    """The completion it is about; the chosen or the first of several."""
+    judgement: Judgement
+    accepted_time: datetime
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> FeedbackKind:
+        """The kind, from the judgement's type."""
+        for kind, judgement_type in type_of_kind.items():
+            if isinstance(self.judgement, judgement_type):
+                return kind
+        raise AssertionError("a judgement has one of the six types")
+
+    @property
+    def completion_ids(self) -> tuple[str, ...]:
+        """Every completion it speaks of."""
+        match self.judgement:
+            case Comparison(chosen=chosen, rejected=rejected):
+                return (chosen, *rejected)
+            case Ranking(completion_ids=ids):
+                return ids
+            case _:
+                return (self.completion_id,)

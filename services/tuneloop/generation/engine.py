@@ -1,0 +1,126 @@
+"""What the generation service asks of an engine. Two implementations, one contract suite.
+
+`vllm_engine` is for production, `transformers_engine` for machines without vLLM and fast tests.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tuneloop.errors import InvalidRequest
+from tuneloop.policies import WeightsKind
+from tuneloop.rollouts import FinishReason, PolicyVersionSpan, SamplingParameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """One prompt to complete `sampling.n` times with one version."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParameters
+    policy_version: int
+    """0 is the base model. With full weights the engine samples from whatever it holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A token and its natural log-prob."""
+
+    token_id: int
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOutput:
+    """What was added to completion `index` since the last output; the last has a finish reason."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """As sampled: after temperature, top-k and top-p. One for each of `token_ids`."""
+    top_logprobs: tuple[tuple[Candidate, ...], ...]
+    """Best first, for each of `token_ids`; empty unless asked for."""
+    finish_reason: FinishReason | None = None
+    policy_version_spans: tuple[PolicyVersionSpan, ...] = ()
+    """Set on the last output: which version sampled which of all the tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """What a request may ask for."""
+
+    max_model_len: int
+    """Most tokens in prompt and completion together."""
+    vocab_size: int
+    max_logprobs: int
+
+
+class Engine(Protocol):
+    """Samples completions from versions, and takes new versions while it does."""
+
+    name: str
+    weights_kind: WeightsKind
+
+    async def start(self) -> EngineLimits:
+        """Load the base model (version 0) and be ready."""
+        ...
+
+    async def stop(self) -> None:
+        """Abort what runs and free everything."""
+        ...
+
+    def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
+        """Stream outputs; closing the iterator aborts the request in the engine."""
+        ...
+
+    async def load_adapter(self, policy_version: int, folder: Path) -> None:
+        """LoRA: make a version available beside the others, without pausing what runs.
+
+        Raises `WeightsRefused` when it does not fit; the engine goes on as before.
+        """
+        ...
+
+    async def drop_adapter(self, policy_version: int) -> None:
+        """LoRA: forget a version that no request holds."""
+        ...
+
+    async def load_full_weights(self, policy_version: int, folder: Path) -> float:
+        """Full weights: replace the weights in place; requests in flight continue on the new ones.
+
+        Returns the seconds in which nothing could be sampled. Raises `WeightsRefused` when the
+        files do not fit; the engine goes on as before.
+        """
+        ...
+
+
+def check_limits(
+    prompt_token_ids: Sequence[int], sampling: SamplingParameters, limits: EngineLimits
+) -> None:
+    """Raise `InvalidRequest` when the model cannot serve the request."""
+    if not prompt_token_ids:
+        raise InvalidRequest("the prompt is empty", param="messages")
+    room = limits.max_model_len - len(prompt_token_ids)
+    if room < 1:
+        raise InvalidRequest(
+            f"the prompt has {len(prompt_token_ids)} tokens; this model takes "
+            f"{limits.max_model_len} in prompt and completion together",
+            param="messages",
+        )
+    if sampling.max_tokens > room:
+        raise InvalidRequest(
+            f"max_tokens is {sampling.max_tokens}, but only {room} fit after a prompt of "
+            f"{len(prompt_token_ids)} tokens",
+            param="max_tokens",
+        )
+    unknown = [t for t in prompt_token_ids if not 0 <= t < limits.vocab_size]
+    if unknown:
+        raise InvalidRequest(f"token id {unknown[0]} is not in the vocabulary", param="prompt")
+    if (sampling.top_logprobs or 0) > limits.max_logprobs:
+        raise InvalidRequest(
+            f"top_logprobs is {sampling.top_logprobs}; at most {limits.max_logprobs}",
+            param="top_logprobs",
+        )

@@ -1,0 +1,53 @@
+"""Policies, versions and where their weights lie. Frozen, slotted, standard library only."""
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime
+
+
+class WeightsKind(enum.StrEnum):
+    """What a version's files hold: a LoRA adapter, or all the weights."""
+
+    LORA = "lora"
+    FULL = "full"
+
+
+class ReleaseState(enum.StrEnum):
+    """Where a version is in its release."""
+
+    CANDIDATE = "candidate"
+    CANARY = "canary"
+    STABLE = "stable"
+    RETIRED = "retired"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsReference:
+    """Where a version lies and what its manifest hashes to; weights never travel otherwise."""
+
+    policy: str
+    policy_version: int
+    uri: str
+    """Folder of the version in the weight store."""
+    manifest_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedVersion:
+    """A version in the memory of an engine."""
+
+    policy_version: int
+    leases: int
+    loaded_time: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activation:
+    """A generation replica began to serve a version."""
+
+    policy: str
+    policy_version: int
+    replica: str
+    activated_time: datetime
+    swap_seconds: float

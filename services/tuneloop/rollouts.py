@@ -1,0 +1,144 @@
+"""Rollouts: what was asked, what was answered, by which version, with which log-probs.
+
+Domain types only: frozen, slotted, standard library only. The wire form is in `tuneloop.wire`.
+"""
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+
+class FinishReason(enum.StrEnum):
+    """Why a completion ended; the values are OpenAI's, plus `abort`."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatMessage:
+    """One turn of a conversation."""
+
+    role: str
+    """`system`, `user` or `assistant`."""
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParameters:
+    """How to sample; the defaults suit a small chat model."""
+
+    temperature: float = 0.7
+    """Softmax temperature; 0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps all tokens."""
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    top_logprobs: int | None = None
+    """Alternatives to report for each token; None reports no log-probs to the caller."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyVersionSpan:
+    """Tokens `start` (inclusive) to `end` (exclusive) were sampled by `policy_version`."""
+
+    policy_version: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What was asked: a conversation, or plain text. Exactly one is set."""
+
+    messages: tuple[ChatMessage, ...] = ()
+    text: str | None = None
+    token_ids: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A prompt, its completion, the sampler's log-probs and the versions that sampled it."""
+
+    completion_id: str
+    group_id: str
+    """Shared by the completions sampled for one request."""
+    policy: str
+    tenant: str
+    user_hash: str
+    messages: tuple[ChatMessage, ...]
+    """Empty when the prompt was plain text or token ids."""
+    prompt_text: str
+    completion_text: str
+    prompt_token_ids: tuple[int, ...]
+    completion_token_ids: tuple[int, ...]
+    generation_logprobs: tuple[float, ...]
+    """Natural log-prob of each completion token, as sampled (after temperature and top-p)."""
+    finish_reason: FinishReason
+    policy_version_spans: tuple[PolicyVersionSpan, ...]
+    sampling: SamplingParameters
+    finished_time: datetime
+
+    @property
+    def oldest_policy_version(self) -> int:
+        """The oldest version that sampled a token: what staleness is measured from."""
+        return min(span.policy_version for span in self.policy_version_spans)
+
+    @property
+    def policy_version(self) -> int:
+        """The version that sampled the last token: what the caller is told."""
+        return self.policy_version_spans[-1].policy_version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScorerResult:
+    """One scorer's verdict on one completion."""
+
+    scorer: str
+    score: float | None
+    """None when the scorer could not score it; never a silent 0."""
+    weight: float
+    informative: bool
+    """False while a reward model has not been trained on enough labels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """The reward of one completion: the weighted sum of its scorers, and the parts."""
+
+    reward: float | None
+    results: tuple[ScorerResult, ...]
+
+    @property
+    def informative(self) -> bool:
+        """Whether any scorer that scored has something to say."""
+        return any(r.informative and r.score is not None for r in self.results)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredRollout:
+    """The score of a completion, as the reward service published it."""
+
+    completion_id: str
+    policy: str
+    score: Score
+    reward_model_version: int
+    scored_time: datetime
+
+
+def merge_spans(versions: Sequence[int]) -> tuple[PolicyVersionSpan, ...]:
+    """Run-length encode the version of each token; an empty completion has no span."""
+    spans: list[PolicyVersionSpan] = []
+    for position, version in enumerate(versions):
+        continues = bool(spans) and spans[-1].policy_version == version
+        start = spans.pop().start if continues else position
+        spans.append(PolicyVersionSpan(policy_version=version, start=start, end=position + 1))
+    return tuple(spans)

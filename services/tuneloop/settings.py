@@ -1,0 +1,62 @@
+"""Loading of settings: one class per process, read from the environment, checked at start.
+
+A wrong value, or a name nobody reads, stops the process with a message that names the setting and
+what it accepts; a service must never run on a default because of a typing mistake.
+"""
+
+import difflib
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings
+
+from tuneloop.errors import SettingsError
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+def load(settings_class: type[S], environ: Mapping[str, str] | None = None, **values: Any) -> S:
+    """Build `settings_class` from the environment and `values`; raise `SettingsError`."""
+    environ = os.environ if environ is None else environ
+    refuse_unknown_names(settings_class, environ)
+    try:
+        return settings_class(**values)
+    except ValidationError as error:
+        raise SettingsError(describe(settings_class, error)) from error
+
+
+def refuse_unknown_names(settings_class: type[BaseSettings], environ: Mapping[str, str]) -> None:
+    """Raise `SettingsError` for a variable with the class's prefix that it does not read."""
+    prefix = settings_class.model_config.get("env_prefix", "").upper()
+    known = {f"{prefix}{name}".upper() for name in settings_class.model_fields}
+    for name in environ:
+        upper = name.upper()
+        if not upper.startswith(prefix) or upper.split("__")[0] in known:
+            continue
+        close = difflib.get_close_matches(upper, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(sorted(known))}"
+        raise SettingsError(f"unknown setting {name}{hint}", param=name)
+
+
+def describe(settings_class: type[BaseSettings], error: ValidationError) -> str:
+    """One line for each wrong setting: its environment name, the problem, the accepted values."""
+    prefix = settings_class.model_config.get("env_prefix", "").upper()
+    lines = []
+    for problem in error.errors():
+        path = "__".join(str(part) for part in problem["loc"]).upper()
+        field = settings_class.model_fields.get(str(problem["loc"][0])) if problem["loc"] else None
+        meaning = f" ({field.description})" if field is not None and field.description else ""
+        lines.append(f"{prefix}{path}={problem['input']!r}: {problem['msg']}{meaning}")
+    return "\n".join(lines)
+
+
+def load_or_exit(settings_class: type[S]) -> S:
+    """`load`, for `main()`: on a wrong setting print the message and exit with status 2."""
+    try:
+        return load(settings_class)
+    except SettingsError as error:
+        sys.stderr.write(f"{error.message}\n")
+        raise SystemExit(2) from error

@@ -1,0 +1,83 @@
+"""The manifest of a version: what it is, where it came from, what its files must hash to.
+
+A version is a folder: `manifest.json` beside `*.safetensors` and the model's JSON files. It never
+changes after it was published. Nothing but safetensors is ever loaded from it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import field
+from datetime import datetime
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as validated
+
+from tuneloop.errors import WeightsRefused
+from tuneloop.policies import WeightsKind
+
+MANIFEST_NAME = "manifest.json"
+strict = ConfigDict(extra="forbid", frozen=True)
+
+
+@validated(frozen=True, slots=True, kw_only=True, config=strict)
+class ManifestFile:
+    """A file of the version."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+
+@validated(frozen=True, slots=True, kw_only=True, config=strict)
+class ManifestData:
+    """What the version learned from, since its parent."""
+
+    samples: Mapping[str, int] = field(default_factory=dict)
+    """How many by objective: kto, dpo, ppo, reward_model."""
+    first_step: int = 0
+    last_step: int = 0
+    """Optimizer steps, first excluded, last included."""
+    oldest_feedback_time: datetime | None = None
+    newest_feedback_time: datetime | None = None
+    """When the gateway accepted the oldest and the newest feedback used."""
+
+
+@validated(frozen=True, slots=True, kw_only=True, config=strict)
+class Manifest:
+    """A version, described."""
+
+    policy: str
+    """Name of the policy, or of the reward model."""
+    version: int
+    parent: int
+    kind: WeightsKind
+    base_model: str
+    """Name or id of the model version 0 is."""
+    base_model_sha256: str
+    """SHA-256 over the base model's configuration and tensor names and shapes: what must match."""
+    algorithms: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    data: ManifestData = field(default_factory=ManifestData)
+    files: tuple[ManifestFile, ...]
+    created_time: datetime
+    signature: str = ""
+    """Ed25519 over the manifest without this field, base64."""
+
+
+adapter: TypeAdapter[Manifest] = TypeAdapter(Manifest)
+
+
+def to_json(manifest: Manifest) -> bytes:
+    """The bytes of `manifest.json`: sorted keys, so that equal manifests have equal bytes."""
+    document = adapter.dump_python(manifest, mode="json")
+    return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def from_json(data: bytes) -> Manifest:
+    """Parse `manifest.json`; raises `WeightsRefused` naming the field at fault."""
+    try:
+        return adapter.validate_json(data)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "document"
+        raise WeightsRefused(f"manifest.json: {where}: {problem['msg']}", param=where) from error
