@@ -1,0 +1,80 @@
+"""What each objective learns from: one frozen type for each. Standard library only.
+
+The ledger makes them, batching turns them into tensors. `sample_id` is what the accounting of uses
+is kept by: a feedback id, or a completion id for scored rollouts.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSequence:
+    """A prompt and one completion of it, as token ids."""
+
+    prompt_token_ids: tuple[int, ...]
+    completion_token_ids: tuple[int, ...]
+    generation_logprobs: tuple[float, ...]
+    """The sampler's log-prob of each completion token; empty for text no policy sampled."""
+    temperature: float
+    """The temperature it was sampled at; log-probs are compared at the same one. 1 if unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThumbSample:
+    """KTO: one completion and whether it was desirable."""
+
+    sample_id: str
+    sequence: TokenSequence
+    desirable: bool
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairSample:
+    """DPO: a chosen and a rejected completion of one prompt."""
+
+    sample_id: str
+    chosen: TokenSequence
+    rejected: TokenSequence
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredSample:
+    """PPO: a completion, its reward and how old its policy was."""
+
+    sample_id: str
+    sequence: TokenSequence
+    reward: float
+    policy_version: int
+    """The oldest version that sampled a token of it."""
+    stopped: bool
+    """True when the completion ended at its end-of-turn token or a stop string."""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledText:
+    """Reward model, binary cross-entropy: a prompt, an answer and whether it was desirable."""
+
+    sample_id: str
+    prompt: str
+    completion: str
+    desirable: bool
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferredText:
+    """Reward model, Bradley–Terry: two answers of one prompt."""
+
+    sample_id: str
+    prompt: str
+    chosen: str
+    rejected: str
+    margin: float = 0.0
+    weight: float = 1.0
+
+
+PolicySample = ThumbSample | PairSample | ScoredSample
+RewardSample = LabelledText | PreferredText

@@ -1,0 +1,76 @@
+"""Fixtures shared by all suites: tiny models, a real nats-server, free ports."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tiny_models import make_policy, make_reward_model
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random 2-layer Llama with tokenizer and chat template."""
+    return make_policy(tmp_path_factory.mktemp("models") / "tiny-policy")
+
+
+@pytest.fixture(scope="session")
+def tiny_reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random 2-layer BERT backbone with tokenizer."""
+    return make_reward_model(tmp_path_factory.mktemp("models") / "tiny-reward")
+
+
+@dataclass
+class NatsServer:
+    """A real nats-server with JetStream; `kill` and `start` keep its data and port."""
+
+    data_dir: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        config = self.data_dir / "nats.conf"
+        store = json.dumps(str(self.data_dir / "jetstream"))
+        config.write_text(f"jetstream {{ store_dir: {store}, sync_interval: always }}\n")
+        binary = Path(sys.executable).with_name("nats-server")
+        command = [str(binary), "-a", "127.0.0.1", "-p", str(self.port), "-c", str(config)]
+        log = (self.data_dir / "nats.log").open("ab")
+        self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        for _ in range(200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.05)
+        raise RuntimeError((self.data_dir / "nats.log").read_text())
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
+    data_dir = tmp_path / "nats"
+    data_dir.mkdir()
+    server = NatsServer(data_dir=data_dir, port=free_port())
+    server.start()
+    yield server
+    server.kill()
