@@ -1,0 +1,68 @@
+# Set-up and the commands of the project. `make run` and `make test` install what they need.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+# cuda where an NVIDIA driver answers, else cpu.
+ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.runtime-$(ACCELERATOR)
+DEV := $(VENV)/.dev-$(ACCELERATOR)
+
+.DEFAULT_GOAL := help
+.PHONY: help run demo test test-all lint format proto bench models clean
+
+help: ## List the commands.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "tuneloop needs Python 3.11, 3.12 or 3.13: set PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(RUNTIME): $(BIN)/python deploy/requirements/$(ACCELERATOR).txt pyproject.toml
+	@echo "Installing tuneloop for $(ACCELERATOR) into $(VENV); the first time takes a few minutes."
+	$(BIN)/python -m pip install "torch==2.13.0"
+	$(BIN)/python -m pip install $(if $(filter cpu,$(ACCELERATOR)),--no-deps) -r deploy/requirements/$(ACCELERATOR).txt
+	$(BIN)/python -m pip install --no-deps --editable .
+	touch $@
+
+$(DEV): $(RUNTIME) deploy/requirements/dev.txt
+	$(BIN)/python -m pip install --no-deps -r deploy/requirements/dev.txt
+	touch $@
+
+models: $(RUNTIME) ## Fetch the default models into the cache.
+	$(BIN)/tuneloop models pull
+
+run: models ## Set up and start everything: the page is at http://127.0.0.1:8000.
+	$(BIN)/tuneloop up $(ARGS)
+
+demo: models ## Simulated users with a hidden taste: watch the thumbs rate climb.
+	$(BIN)/python -m examples.demo $(ARGS)
+
+test: $(DEV) models ## Set up and run the tests (under 15 minutes on 2 cores).
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-all: $(DEV) models lint ## Every test, the slow ones too.
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+lint: $(DEV) ## Formatting, lint, types, layering, protos and their drift.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	@mkdir -p build/stubs && $(BIN)/python -m grpc_tools.protoc -I proto --python_out=build/stubs --pyi_out=build/stubs --grpc_python_out=build/stubs proto/tuneloop/v1/*.proto
+	@for f in build/stubs/tuneloop/v1/*; do cmp -s $$f proto/tuneloop/v1/$${f##*/} || { echo "$${f##*/} is out of date: run make proto" >&2; exit 1; }; done
+
+format: $(DEV) ## Format the code.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: $(DEV) ## Generate the protobuf stubs.
+	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=proto --pyi_out=proto --grpc_python_out=proto proto/tuneloop/v1/*.proto
+
+bench: $(DEV) models ## Run the benchmarks; results go to benchmarks/results/.
+	$(BIN)/python -m benchmarks.loop $(ARGS)
+
+clean: ## Remove the environment and build outputs (not your data in .tuneloop).
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
