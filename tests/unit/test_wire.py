@@ -1,0 +1,194 @@
+"""The codec between domain types and protobuf: round trips, and every refusal names its field."""
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuneloop import wire
+from tuneloop.errors import CorruptData
+from tuneloop.feedback import (
+    Comment,
+    Comparison,
+    Demonstration,
+    Feedback,
+    FeedbackKind,
+    Ranking,
+    Rating,
+    Thumb,
+)
+from tuneloop.policies import Activation, WeightsReference
+from tuneloop.rollouts import (
+    ChatMessage,
+    FinishReason,
+    PolicyVersionSpan,
+    Rollout,
+    SamplingParameters,
+    Score,
+    ScoredRollout,
+    ScorerResult,
+    merge_spans,
+)
+from tuneloop.v1 import events_pb2, generation_pb2, rollout_pb2
+
+WHEN = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+names = st.text("abcdefXYZ019_-", min_size=1, max_size=12)
+moments = st.datetimes(datetime(2001, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
+judgements = st.one_of(
+    st.builds(Thumb, up=st.booleans()),
+    st.builds(Rating, value=st.floats(-10, 10)),
+    st.builds(Comparison, chosen=names, rejected=st.lists(names, min_size=1).map(tuple)),
+    st.builds(Ranking, completion_ids=st.lists(names, min_size=2).map(tuple)),
+    st.builds(Demonstration, text=texts.filter(bool)),
+    st.builds(Comment, text=texts.filter(bool)),
+)
+
+
+def rollout(**changes: object) -> Rollout:
+    values: dict[str, object] = {
+        "completion_id": "chatcmpl-1",
+        "group_id": "chatcmpl-1",
+        "policy": "tuneloop",
+        "tenant": "default",
+        "user_hash": "abc",
+        "messages": (ChatMessage(role="user", content="Hi"),),
+        "prompt_text": "user: Hi",
+        "completion_text": "Hello",
+        "prompt_token_ids": (1, 2, 3),
+        "completion_token_ids": (4, 5),
+        "generation_logprobs": (-0.5, -1.5),
+        "finish_reason": FinishReason.STOP,
+        "policy_version_spans": (
+            PolicyVersionSpan(policy_version=1, start=0, end=1),
+            PolicyVersionSpan(policy_version=2, start=1, end=2),
+        ),
+        "sampling": SamplingParameters(stop=("END",), seed=0, top_logprobs=0, logit_bias={7: -1.0}),
+        "finished_time": WHEN,
+    }
+    return Rollout(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_rollout_round_trip() -> None:
+    original = rollout()
+    assert wire.decode_rollout_generated(wire.encode_rollout_generated(original)) == original
+    assert (original.oldest_policy_version, original.policy_version) == (1, 2)
+
+
+def test_unset_seed_and_top_logprobs_stay_unset() -> None:
+    original = rollout(sampling=SamplingParameters())
+    back = wire.decode_rollout_generated(wire.encode_rollout_generated(original))
+    assert (back.sampling.seed, back.sampling.top_logprobs) == (None, None)
+
+
+@given(
+    judgement=judgements,
+    when=moments,
+    metadata=st.dictionaries(texts, texts, max_size=3),
+    feedback_id=names,
+)
+def test_feedback_round_trip(
+    judgement: Thumb, when: datetime, metadata: dict[str, str], feedback_id: str
+) -> None:
+    feedback = Feedback(
+        feedback_id=feedback_id,
+        policy="tuneloop",
+        tenant="default",
+        user_hash="u",
+        completion_id="c",
+        judgement=judgement,
+        accepted_time=when,
+        metadata=metadata,
+    )
+    data = wire.encode_feedback(feedback)
+    assert wire.decode_feedback(data) == feedback
+    assert data == wire.encode_feedback(wire.decode_feedback(data))
+    assert feedback.kind is FeedbackKind(type(judgement).__name__.lower())
+
+
+def test_score_weights_and_activation_round_trip() -> None:
+    score = Score(
+        reward=None,
+        results=(
+            ScorerResult(scorer="a", score=None, weight=1.0, informative=True),
+            ScorerResult(scorer="b", score=0.0, weight=2.0, informative=False),
+        ),
+    )
+    scored = ScoredRollout(
+        completion_id="c", policy="p", score=score, reward_model_version=3, scored_time=WHEN
+    )
+    assert wire.decode_rollout_scored(wire.encode_rollout_scored(scored)) == scored
+    assert not score.informative
+    weights = WeightsReference(policy="p", policy_version=4, uri="file:///w", manifest_sha256="ab")
+    assert wire.decode_weights_published(wire.encode_weights_published(weights, WHEN)) == weights
+    activation = Activation(
+        policy="p", policy_version=4, replica="r", activated_time=WHEN, swap_seconds=0.5
+    )
+    assert wire.decode_activation(wire.encode_activation(activation)) == activation
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("user_hash", "", "user_hash"),
+        ("completion_token_ids", (), "completion_token_ids"),
+        ("prompt_token_ids", (1, -2), "token_ids"),
+        ("generation_logprobs", (-0.5,), "generation_logprobs"),
+        ("generation_logprobs", (-0.5, float("nan")), "generation_logprobs"),
+        ("generation_logprobs", (-0.5, 0.7), "generation_logprobs"),
+        ("policy_version_spans", (), "policy_version_spans"),
+        (
+            "policy_version_spans",
+            (PolicyVersionSpan(policy_version=1, start=1, end=2),),
+            "policy_version_spans",
+        ),
+        ("sampling", SamplingParameters(temperature=-1), "temperature"),
+        ("sampling", SamplingParameters(n=0), "n"),
+        ("sampling", SamplingParameters(top_p=0), "top_p"),
+    ],
+)
+def test_bad_rollout_is_refused_by_field(field: str, value: object, named: str) -> None:
+    data = wire.encode_rollout_generated(rollout(**{field: value}))
+    with pytest.raises(CorruptData) as caught:
+        wire.decode_rollout_generated(data)
+    assert caught.value.param == named
+
+
+def test_bytes_that_are_no_protobuf_are_refused() -> None:
+    with pytest.raises(CorruptData, match=r"not a tuneloop\.v1\.FeedbackGiven"):
+        wire.decode_feedback(b"\xff\xff\xff")
+    with pytest.raises(CorruptData, match="event_id"):
+        wire.decode_feedback(b"")
+
+
+def test_feedback_without_judgement_or_value_is_refused() -> None:
+    message = events_pb2.FeedbackGiven(
+        event_id="f", policy="p", tenant="t", user_hash="u", completion_id="c"
+    )
+    with pytest.raises(CorruptData, match="judgement"):
+        wire.decode_feedback(message.SerializeToString())
+    message.thumb.SetInParent()
+    with pytest.raises(CorruptData, match=r"thumb\.value"):
+        wire.decode_feedback(message.SerializeToString())
+
+
+def test_weights_reference_needs_every_part() -> None:
+    with pytest.raises(CorruptData, match="uri"):
+        wire.weights_from_proto(generation_pb2.WeightsReference(policy="p", policy_version=1))
+
+
+@given(st.lists(st.integers(0, 3), max_size=30))
+def test_merged_spans_cover_the_tokens(versions: list[int]) -> None:
+    spans = merge_spans(versions)
+    expanded = [s.policy_version for s in spans for _ in range(s.end - s.start)]
+    assert expanded == versions
+    protos = wire.spans_to_proto(spans)
+    assert wire.spans_from_proto(protos, len(versions)) == spans
+    neighbours = list(zip(spans, spans[1:], strict=False))
+    assert all(a.policy_version != b.policy_version for a, b in neighbours)
+
+
+def test_finish_reasons_map_one_to_one() -> None:
+    assert len(wire.finish_reason_from_proto) == len(FinishReason)
+    assert rollout_pb2.FINISH_REASON_UNSPECIFIED not in wire.finish_reason_from_proto
