@@ -4,7 +4,7 @@
 """
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -95,6 +95,14 @@ class Engine(Protocol):
         files do not fit; the engine goes on as before.
         """
         ...
+
+
+def clip_max_tokens(
+    prompt_token_ids: Sequence[int], sampling: SamplingParameters, limits: EngineLimits
+) -> SamplingParameters:
+    """`sampling` with `max_tokens` shortened to the room there is: the caller named no limit."""
+    room = max(1, limits.max_model_len - len(prompt_token_ids))
+    return replace(sampling, max_tokens=min(sampling.max_tokens, room))
 
 
 def check_limits(
