@@ -1,5 +1,6 @@
 """The codec between domain types and protobuf: round trips, and every refusal names its field."""
 
+import itertools
 from datetime import UTC, datetime
 
 import pytest
@@ -185,7 +186,7 @@ def test_merged_spans_cover_the_tokens(versions: list[int]) -> None:
     assert expanded == versions
     protos = wire.spans_to_proto(spans)
     assert wire.spans_from_proto(protos, len(versions)) == spans
-    neighbours = list(zip(spans, spans[1:], strict=False))
+    neighbours = list(itertools.pairwise(spans))
     assert all(a.policy_version != b.policy_version for a, b in neighbours)
 
 

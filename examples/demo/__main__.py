@@ -1,0 +1,156 @@
+"""`make demo`: the whole service learns a hidden taste from simulated users' thumbs.
+
+Starts the service in a data folder of its own, measures version 0 on fresh questions, lets sixteen
+users at a time chat and press thumbs, measures the last version on the same fresh questions, and
+prints the table. Exit status 1 when the last version is not clearly better.
+"""
+
+import argparse
+import asyncio
+import shutil
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+
+from examples.demo.prompts import questions
+from examples.demo.report import VersionRow, draw, table, version_row
+from examples.demo.users import Answer, chat_round, evaluate
+from tuneloop.supervisor.child import ServiceChild
+
+console = Console()
+SETTINGS = {
+    "TUNELOOP_LEARNER_BATCH_SIZE": "16",
+    "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "30",
+    "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "1",
+    "TUNELOOP_LEARNER_LEARNING_RATE": "2e-4",
+    "TUNELOOP_LEARNER_BETA_KTO": "0.1",
+    "TUNELOOP_LEARNER_PPO": "off",
+    "TUNELOOP_LEARNER_NICENESS": "0",
+}
+"""KTO on thumbs alone, one version for each sixteen; without PPO the table shows one thing."""
+
+
+async def serving_version(client: httpx.AsyncClient) -> int:
+    """The version that would answer now."""
+    response = await client.get("/v1/policies")
+    response.raise_for_status()
+    return int(response.json()["data"][0]["policy_version"])
+
+
+async def wait_for_version(client: httpx.AsyncClient, above: int) -> None:
+    """Until a version newer than `above` serves; raises `TimeoutError` after four minutes."""
+    async with asyncio.timeout(240):
+        while await serving_version(client) <= above:
+            await asyncio.sleep(0.5)
+
+
+async def score(client: httpx.AsyncClient, answers: list[Answer]) -> dict[str, float]:
+    """Rewards by completion id, from the reward service as it stands at the end."""
+    rewards = {}
+    for answer in answers:
+        body = {
+            "messages": [{"role": "user", "content": answer.question}],
+            "completions": [answer.text],
+        }
+        response = await client.post("/v1/score", json=body)
+        response.raise_for_status()
+        value = response.json()["scores"][0]
+        if value is not None:
+            rewards[answer.completion_id] = value
+    return rewards
+
+
+async def manifest_kl(client: httpx.AsyncClient, version: int) -> float | None:
+    """KL to the reference policy, as measured while the version was trained."""
+    if version == 0:
+        return None
+    response = await client.get(f"/v1/policies/{version}")
+    response.raise_for_status()
+    return response.json()["manifest"]["metrics"].get("kl")
+
+
+async def learn(
+    client: httpx.AsyncClient, asked: list[str], *, rounds: int, seed: int, deadline: float
+) -> list[Answer]:
+    """Rounds of sixteen chats and thumbs, each answered by the version the last round made."""
+    answers: list[Answer] = []
+    for number in range(rounds):
+        before = await serving_version(client)
+        fresh = await chat_round(client, asked, seed=seed + number)
+        answers += fresh
+        liked = sum(a.liked for a in fresh)
+        tokens = sum(a.tokens for a in fresh) / len(fresh)
+        console.print(
+            f"round {number + 1:2d}/{rounds}  version {before:2d}  "
+            f"thumbs up {liked:2d}/16  mean tokens {tokens:3.0f}  {'█' * liked}{'·' * (16 - liked)}"
+        )
+        await wait_for_version(client, before)
+        if time.monotonic() > deadline:
+            console.print("time is up: going on to the evaluation")
+            break
+    return answers
+
+
+async def rows_by_version(
+    client: httpx.AsyncClient, answers: list[Answer], rewards: dict[str, float]
+) -> list[VersionRow]:
+    """One row for each version that answered a user."""
+    by_version: dict[int, list[Answer]] = defaultdict(list)
+    for answer in answers:
+        by_version[answer.policy_version].append(answer)
+    return [
+        version_row(str(v), by_version[v], rewards, await manifest_kl(client, v))
+        for v in sorted(by_version)
+    ]
+
+
+async def run(arguments: argparse.Namespace, url: str) -> bool:
+    """The whole demo; True when the last version is clearly above version 0."""
+    deadline = time.monotonic() + arguments.minutes * 60
+    async with httpx.AsyncClient(base_url=url, timeout=180) as client:
+        asked, fresh = questions(arguments.seed)
+        console.print(f"version 0 answers {len(fresh)} fresh questions …")
+        before = await evaluate(client, fresh)
+        answers = await learn(
+            client, asked, rounds=arguments.rounds, seed=arguments.seed, deadline=deadline
+        )
+        last = await serving_version(client)
+        console.print(f"version {last} answers the same fresh questions …")
+        after = await evaluate(client, fresh)
+        rewards = await score(client, before + answers + after)
+        by_version = await rows_by_version(client, answers, rewards)
+        first_row = version_row("0", before, rewards, None)
+        last_row = version_row(str(last), after, rewards, await manifest_kl(client, last))
+    console.print(table(by_version, "As the users met it"))
+    console.print(table([first_row, last_row], "On fresh questions, never trained on"))
+    picture = arguments.data_dir / "demo.png"
+    draw(by_version, picture)
+    console.print(f"picture: {picture}")
+    better = last_row.interval[0] > first_row.interval[1]
+    verdict = "clearly above" if better else "NOT clearly above"
+    console.print(f"version {last} is {verdict} version 0 on fresh questions")
+    return better
+
+
+def main() -> int:
+    """Parse, start, run, stop."""
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=14, help="sixteen chats and thumbs each")
+    parser.add_argument("--minutes", type=float, default=11, help="stop learning after this long")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--port", type=int, default=8010)
+    parser.add_argument("--data-dir", type=Path, default=Path(".tuneloop-demo"))
+    arguments = parser.parse_args()
+    shutil.rmtree(arguments.data_dir, ignore_errors=True)
+    settings = {**SETTINGS, "TUNELOOP_LEARNER_SEED": str(arguments.seed)}
+    with ServiceChild(arguments.data_dir, port=arguments.port, environment=settings) as service:
+        console.print(f"starting the service; its log is {service.log_path} …")
+        service.wait_until_ready()
+        return 0 if asyncio.run(run(arguments, service.url)) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

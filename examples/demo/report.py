@@ -1,0 +1,97 @@
+"""What the demo shows: a rate with its interval, a table, a picture."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from examples.demo.users import Answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionRow:
+    """One version, as its users met it."""
+
+    label: str
+    answers: int
+    liked: int
+    mean_tokens: float
+    reward: float | None
+    kl: float | None
+
+    @property
+    def rate(self) -> float:
+        return self.liked / self.answers
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson_interval(self.liked, self.answers)
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927, eq. for the score interval)."""
+    share = successes / trials
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    spread = math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    spread *= z / (1 + z * z / trials)
+    return max(0.0, centre - spread), min(1.0, centre + spread)
+
+
+def version_row(
+    label: str, answers: Sequence[Answer], rewards: Mapping[str, float], kl: float | None
+) -> VersionRow:
+    """Sum up the answers of one version; `rewards` is by completion id."""
+    scored = [rewards[a.completion_id] for a in answers if a.completion_id in rewards]
+    return VersionRow(
+        label=label,
+        answers=len(answers),
+        liked=sum(a.liked for a in answers),
+        mean_tokens=sum(a.tokens for a in answers) / len(answers),
+        reward=sum(scored) / len(scored) if scored else None,
+        kl=kl,
+    )
+
+
+def table(rows: Sequence[VersionRow], title: str) -> Table:
+    """The rows for the terminal."""
+    result = Table(title=title)
+    for column in ("version", "answers", "thumbs up", "95 % interval", "tokens", "reward", "KL"):
+        result.add_column(column, justify="right")
+    for row in rows:
+        low, high = row.interval
+        result.add_row(
+            row.label,
+            str(row.answers),
+            f"{row.rate:.2f}",
+            f"{low:.2f} – {high:.2f}",
+            f"{row.mean_tokens:.0f}",
+            "–" if row.reward is None else f"{row.reward:.3f}",
+            "–" if row.kl is None else f"{row.kl:.3f}",
+        )
+    return result
+
+
+def draw(rows: Sequence[VersionRow], path: Path) -> None:
+    """Thumbs rate and answer length by version, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (rates, lengths) = pyplot.subplots(2, 1, figsize=(7, 6), sharex=True)
+    positions = range(len(rows))
+    below = [row.rate - row.interval[0] for row in rows]
+    above = [row.interval[1] - row.rate for row in rows]
+    rates.errorbar(positions, [r.rate for r in rows], [below, above], marker="o", capsize=3)
+    rates.set_ylabel("thumbs up (95 % interval)")
+    rates.set_ylim(0, 1)
+    lengths.plot(positions, [row.mean_tokens for row in rows], marker="o", color="tab:orange")
+    lengths.set_ylabel("mean tokens of an answer")
+    lengths.set_xlabel("policy version that answered")
+    lengths.set_xticks(list(positions), [row.label for row in rows])
+    figure.suptitle("A hidden taste for short answers, learned from thumbs alone")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
