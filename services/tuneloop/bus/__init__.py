@@ -4,8 +4,8 @@
 for tests. One contract suite runs over both.
 """
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -26,6 +26,8 @@ class StoredEvent:
     subject: str
     sequence: int
     data: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """What was stored beside the data: a dead letter's reason and origin, for one."""
 
 
 class Delivery(Protocol):

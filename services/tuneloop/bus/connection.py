@@ -1,0 +1,190 @@
+"""A connection to NATS that is made in the background and made again for as long as it takes.
+
+nats-py reconnects by itself, but gives up for good in a few cases (an authorization error, say);
+then this makes a new client. Whatever waits for an answer is interrupted when the connection is
+lost, since the answer will not come: callers see `Unavailable` at once rather than a timeout.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import nats.errors
+from nats.aio.client import Client
+
+from tuneloop.bus import metrics
+from tuneloop.errors import InvalidRequest, SettingsError, Unavailable
+
+log = logging.getLogger("tuneloop.bus")
+
+RETRY_AFTER_SECONDS = 2.0
+REPORT_EVERY_SECONDS = 60.0
+SCHEMES = ("nats", "tls", "ws", "wss")
+
+
+def check_url(url: str) -> None:
+    """Raise `SettingsError` unless `url` is one or several NATS URLs separated by commas."""
+    for part in url.split(","):
+        split = urlsplit(part.strip())
+        if split.scheme not in SCHEMES or not split.hostname:
+            raise SettingsError(
+                f"nats_url: must look like nats://host:4222, got {part!r}", param="nats_url"
+            )
+
+
+class Connection:
+    """The client, whether it is connected, and requests that end when it is not."""
+
+    def __init__(self, url: str, *, name: str, credentials: Path | None = None) -> None:
+        check_url(url)
+        self.url = url
+        self._options: dict[str, Any] = {
+            "servers": [part.strip() for part in url.split(",")],
+            "name": name,
+            "max_reconnect_attempts": -1,
+            "reconnect_time_wait": 0.25,
+            "connect_timeout": 2,
+            "ping_interval": 10,
+            "max_outstanding_pings": 2,
+            "error_cb": self._report,
+            "disconnected_cb": self._on_disconnected,
+            "reconnected_cb": self._on_connected,
+        }
+        if credentials is not None:
+            self._options["user_credentials"] = str(credentials)
+        self.epoch = 0
+        """Grows with every connection made: server-side state may be gone when it changed."""
+        self._client: Any = None
+        self._connected = asyncio.Event()
+        self._waiting: set[asyncio.Timeout] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._reported = 0.0
+
+    async def start(self, wait: float) -> None:
+        """Begin to connect; return when connected, or after `wait` seconds all the same."""
+        self._task = asyncio.create_task(self._keep_connected(), name="bus-connection")
+        try:
+            async with asyncio.timeout(wait):
+                await self._connected.wait()
+        except TimeoutError:
+            log.warning("the event bus at %s cannot be reached yet; trying on", self.url)
+
+    @property
+    def connected(self) -> bool:
+        """Whether a request could be sent now."""
+        return self._client is not None and bool(self._client.is_connected)
+
+    @property
+    def client(self) -> Any:
+        """The nats-py client; raises `Unavailable` while there is no connection."""
+        if not self.connected:
+            raise self.unavailable()
+        return self._client
+
+    def unavailable(self, problem: str = "cannot be reached") -> Unavailable:
+        """The error to raise while the bus is down."""
+        return Unavailable(f"the event bus {problem}", retry_after=RETRY_AFTER_SECONDS)
+
+    @asynccontextmanager
+    async def waiting(self, seconds: float) -> AsyncIterator[Any]:
+        """Yield the client; raise `Unavailable` after `seconds`, or when the connection is lost."""
+        client = self.client
+        scope = asyncio.timeout(seconds)
+        try:
+            async with scope:
+                self._waiting.add(scope)
+                yield client
+        except (TimeoutError, OSError) as error:
+            raise self.unavailable("did not answer in time") from error
+        except nats.errors.MaxPayloadError as error:
+            raise InvalidRequest("the event is larger than the event bus takes") from error
+        except nats.errors.Error as error:
+            raise self.unavailable(f"failed: {error}") from error
+        finally:
+            self._waiting.discard(scope)
+
+    async def request(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        seconds: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> bytes:
+        """Send a request and return the answer's bytes; raises `Unavailable`."""
+        async with self.waiting(seconds) as client:
+            sent = dict(headers) if headers else None
+            message = await client.request(subject, data, timeout=seconds + 1, headers=sent)
+        answer: bytes = message.data
+        return answer
+
+    async def close(self) -> None:
+        """Send what is buffered, disconnect and stop."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._client is None:
+            return
+        if self._client.is_connected:
+            try:
+                await self._client.flush(timeout=2)
+            except (TimeoutError, nats.errors.Error) as error:
+                log.warning("the event bus did not take what was still to be sent: %s", error)
+        await self._client.close()
+        metrics.connected.set(0)
+
+    async def _keep_connected(self) -> None:
+        pause = 0.5
+        while True:
+            closed = asyncio.Event()
+            client = Client()
+            self._client = client
+            try:
+                await client.connect(**self._options, closed_cb=_setter(closed))
+                await self._on_connected()
+                pause = 0.5
+                await closed.wait()
+                log.warning("the event bus closed the connection; connecting anew")
+            except (OSError, nats.errors.Error, TimeoutError) as error:
+                await self._report(error)
+            except asyncio.CancelledError:
+                if not client.is_connected:
+                    await client.close()
+                raise
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 10.0)
+
+    async def _on_connected(self) -> None:
+        if self.epoch:
+            metrics.reconnects.inc()
+            log.info("the event bus can be reached again")
+        self.epoch += 1
+        self._reported = 0.0
+        metrics.connected.set(1)
+        self._connected.set()
+
+    async def _on_disconnected(self) -> None:
+        metrics.connected.set(0)
+        now = asyncio.get_running_loop().time()
+        for scope in list(self._waiting):
+            if scope.when() is not None:
+                scope.reschedule(now)
+
+    async def _report(self, error: Exception) -> None:
+        # nats-py reports every attempt, four a second: one line a minute says as much.
+        now = time.monotonic()
+        if now - self._reported >= REPORT_EVERY_SECONDS or self.connected:
+            self._reported = now
+            log.warning("event bus at %s: %s", self.url, error or type(error).__name__)
+
+
+def _setter(event: asyncio.Event) -> Any:
+    async def callback() -> None:
+        event.set()
+
+    return callback

@@ -1,0 +1,293 @@
+"""The event bus on NATS JetStream.
+
+Connects in the background and for as long as it takes; while the server is away every method
+raises `Unavailable`. Streams are made when they are first needed. Unlike nats-py's own helpers,
+nothing here waits for an answer that a lost connection can no longer bring.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from tuneloop.bus import Delivery, PublishReceipt, RoutingEntry, StoredEvent, metrics, subjects
+from tuneloop.bus.connection import Connection
+from tuneloop.bus.matching import stream_of
+from tuneloop.bus.pull import JetStreamDelivery, Puller
+from tuneloop.bus.streams import (
+    NANOSECONDS,
+    ROUTING_STREAM,
+    ApiError,
+    StreamLimits,
+    api,
+    ensure_streams,
+    last_message,
+)
+from tuneloop.errors import Conflict, InvalidRequest, NotFound, Unavailable
+
+WRONG_LAST_SEQUENCE = {10071, 10164}
+TIMEOUT_SECONDS = 5.0
+WATCH_PULL_SECONDS = 5.0
+WATCH_RETRY_SECONDS = 0.25
+WATCH_INACTIVE_SECONDS = 60.0
+MAX_ACK_PENDING = 16_384
+REASON_CHARACTERS = 1_000
+
+
+class JetStreamConsumer:
+    """A durable pull consumer."""
+
+    def __init__(self, bus: "JetStreamBus", stream: str, configuration: dict[str, Any]) -> None:
+        self._bus = bus
+        self._stream = stream
+        self._configuration = configuration
+        self._puller = Puller(bus.connection, stream, self.ensure)
+
+    async def ensure(self) -> str:
+        """Make the consumer on the server if it is absent; its name."""
+        name: str = self._configuration["durable_name"]
+        await self._bus.make_consumer(self._stream, name, self._configuration)
+        return name
+
+    async def fetch(self, limit: int, timeout: float) -> list[Delivery]:  # noqa: ASYNC109
+        """At most `limit` deliveries. Raises `Unavailable`."""
+        messages = await self._puller.fetch(limit, timeout)
+        return [JetStreamDelivery(self._bus.connection, message) for message in messages]
+
+    async def pending(self) -> int:
+        """Events not yet acknowledged. Raises `Unavailable`."""
+        verb = f"CONSUMER.INFO.{self._stream}.{self._configuration['durable_name']}"
+        try:
+            info = await api(self._bus.connection, verb, {}, TIMEOUT_SECONDS)
+        except ApiError as error:
+            raise self._bus.connection.unavailable(f"failed: {error}") from error
+        return int(info["num_pending"]) + int(info["num_ack_pending"])
+
+
+class JetStreamBus:
+    """`Bus` on JetStream; make it with `connect`."""
+
+    def __init__(self, connection: Connection, limits: StreamLimits | None) -> None:
+        self.connection = connection
+        self._limits = limits
+        self._prepared_epoch = -1
+        self._preparing = asyncio.Lock()
+
+    @classmethod
+    async def connect(
+        cls,
+        url: str,
+        *,
+        name: str = "tuneloop",
+        credentials: Path | None = None,
+        limits: StreamLimits | None = None,
+        wait: float = 2.0,
+    ) -> "JetStreamBus":
+        """Connect to `url` (several, separated by commas, for a cluster).
+
+        Returns after `wait` seconds even when no server could be reached, and keeps trying.
+        `credentials` is a NATS .creds file. Raises `SettingsError` for a malformed URL.
+        """
+        connection = Connection(url, name=name, credentials=credentials)
+        await connection.start(wait)
+        return cls(connection, limits)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the server can be reached now."""
+        return self.connection.connected
+
+    async def publish(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        event_id: str,
+        timeout: float = TIMEOUT_SECONDS,  # noqa: ASYNC109
+    ) -> PublishReceipt:
+        """Store an event; see `Bus.publish`."""
+        return await self._store(subject, data, {"Nats-Msg-Id": event_id}, timeout)
+
+    async def publish_first(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        event_id: str,
+        unique_filter: str,
+        timeout: float = TIMEOUT_SECONDS,  # noqa: ASYNC109
+    ) -> PublishReceipt:
+        """Store an event unless one matches `unique_filter`; see `Bus.publish_first`."""
+        headers = {
+            "Nats-Msg-Id": event_id,
+            "Nats-Expected-Last-Subject-Sequence": "0",
+            "Nats-Expected-Last-Subject-Sequence-Subject": unique_filter,
+        }
+        receipt = await self._store(subject, data, headers, timeout)
+        if receipt.duplicate:
+            # Known by its id within the duplicate window: it exists, so this was not the first.
+            raise Conflict(f"an event with id {event_id!r} exists", param="id")
+        return receipt
+
+    async def last(self, subject_filter: str) -> StoredEvent | None:
+        """The newest event that matches; see `Bus.last`."""
+        stream = stream_of(subject_filter)
+        await self._prepare()
+        found = await last_message(self.connection, stream, subject_filter, TIMEOUT_SECONDS)
+        if found is None:
+            return None
+        subject, sequence, data, headers = found
+        return StoredEvent(subject=subject, sequence=sequence, data=data, headers=headers)
+
+    async def consume(
+        self, *, stream: str, durable: str, subjects: Sequence[str], ack_wait: float
+    ) -> JetStreamConsumer:
+        """Open a durable consumer; see `Bus.consume`."""
+        configuration = {
+            "durable_name": durable,
+            "name": durable,
+            "ack_policy": "explicit",
+            "deliver_policy": "all",
+            "replay_policy": "instant",
+            "ack_wait": int(ack_wait * NANOSECONDS),
+            "max_ack_pending": MAX_ACK_PENDING,
+            "filter_subjects": list(subjects),
+        }
+        consumer = JetStreamConsumer(self, stream, configuration)
+        await consumer.ensure()
+        return consumer
+
+    async def dead_letter(self, delivery: Delivery, *, consumer: str, reason: str) -> None:
+        """Store a delivery as a dead letter, then acknowledge it. Raises `Unavailable`."""
+        stream = stream_of(delivery.subject)
+        headers = {
+            "Nats-Msg-Id": f"dead-{consumer}-{stream}-{delivery.sequence}",
+            "Tuneloop-Reason": " ".join(reason.split())[:REASON_CHARACTERS],
+            "Tuneloop-Subject": delivery.subject,
+            "Tuneloop-Sequence": str(delivery.sequence),
+            "Tuneloop-Deliveries": str(delivery.deliveries),
+        }
+        subject = f"tuneloop.dead.{consumer}"
+        receipt = await self._store(subject, delivery.data, headers, TIMEOUT_SECONDS)
+        await delivery.ack()
+        if not receipt.duplicate:
+            metrics.dead_letters.labels(consumer).inc()
+
+    async def purge(self, stream: str, subject_filter: str) -> int:
+        """Delete matching events; how many there were. Raises `Unavailable`."""
+        await self._prepare()
+        try:
+            answer = await api(
+                self.connection, f"STREAM.PURGE.{stream}", {"filter": subject_filter}, 30.0
+            )
+        except ApiError as error:
+            if error.code == 404:
+                raise NotFound(f"no stream {stream!r}", param="stream") from error
+            raise self.connection.unavailable(f"failed: {error}") from error
+        return int(answer["purged"])
+
+    async def routing(self, key: str) -> RoutingEntry | None:
+        """The current entry of the routing table, or None. Raises `Unavailable`."""
+        await self._prepare()
+        subject = routing_subject(key)
+        found = await last_message(self.connection, ROUTING_STREAM, subject, TIMEOUT_SECONDS)
+        return None if found is None else RoutingEntry(key=key, value=found[2], revision=found[1])
+
+    async def set_routing(self, key: str, value: bytes, *, revision: int | None) -> RoutingEntry:
+        """Set an entry if it still has `revision`; see `Bus.set_routing`."""
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(revision or 0)}
+        try:
+            receipt = await self._store(routing_subject(key), value, headers, TIMEOUT_SECONDS)
+        except Conflict as error:
+            raise Conflict(f"{key} was changed by somebody else", param="revision") from error
+        return RoutingEntry(key=key, value=value, revision=receipt.sequence)
+
+    async def watch_routing(self, key: str) -> AsyncIterator[RoutingEntry]:
+        """The current entry, if any, then each new one; survives reconnects."""
+        puller = Puller(self.connection, ROUTING_STREAM, lambda: self._make_watcher(key))
+        revision: int | None = None
+        try:
+            while True:
+                try:
+                    messages = await puller.fetch(64, WATCH_PULL_SECONDS)
+                except Unavailable:
+                    await asyncio.sleep(WATCH_RETRY_SECONDS)
+                    continue
+                for message in messages:
+                    # A consumer made anew begins with the newest entry, which may be known.
+                    if message.metadata.sequence.stream != revision:
+                        revision = int(message.metadata.sequence.stream)
+                        yield RoutingEntry(key=key, value=bytes(message.data), revision=revision)
+        finally:
+            await puller.close()
+
+    async def close(self) -> None:
+        """Flush and disconnect."""
+        await self.connection.close()
+
+    async def make_consumer(self, stream: str, name: str, configuration: dict[str, Any]) -> None:
+        """Make a consumer, or give it this configuration. Raises `Unavailable`."""
+        await self._prepare()
+        request = {"stream_name": stream, "config": configuration}
+        try:
+            verb = f"CONSUMER.CREATE.{stream}.{name}"
+            await api(self.connection, verb, request, TIMEOUT_SECONDS)
+        except ApiError as error:
+            raise self.connection.unavailable(f"refused consumer {name}: {error}") from error
+
+    async def _make_watcher(self, key: str) -> str:
+        name = f"watch-{token_hex(8)}"
+        configuration = {
+            "name": name,
+            "ack_policy": "none",
+            "deliver_policy": "last_per_subject",
+            "replay_policy": "instant",
+            "filter_subjects": [routing_subject(key)],
+            "inactive_threshold": int(WATCH_INACTIVE_SECONDS * NANOSECONDS),
+            "mem_storage": True,
+            "num_replicas": 1,
+        }
+        await self.make_consumer(ROUTING_STREAM, name, configuration)
+        return name
+
+    async def _prepare(self) -> None:
+        """Make the streams, once for each connection: the server may be another one now."""
+        if self._prepared_epoch == self.connection.epoch:
+            return
+        async with self._preparing:
+            epoch = self.connection.epoch
+            if self._prepared_epoch != epoch:
+                await ensure_streams(self.connection, self._limits)
+                self._prepared_epoch = epoch
+
+    async def _store(
+        self, subject: str, data: bytes, headers: Mapping[str, str], seconds: float
+    ) -> PublishReceipt:
+        await self._prepare()
+        answer = json.loads(
+            await self.connection.request(subject, data, seconds=seconds, headers=headers)
+        )
+        if "error" in answer:
+            raise refusal(ApiError(answer["error"]))
+        return PublishReceipt(
+            stream=answer["stream"],
+            sequence=int(answer["seq"]),
+            duplicate=bool(answer.get("duplicate", False)),
+        )
+
+
+def routing_subject(key: str) -> str:
+    """Where the routing bucket stores a key."""
+    return f"$KV.{subjects.ROUTING_BUCKET}.{key}"
+
+
+def refusal(error: ApiError) -> Conflict | InvalidRequest | Unavailable:
+    """The error to raise when a stream refused an event."""
+    if error.err_code in WRONG_LAST_SEQUENCE:
+        return Conflict("an event with this id exists", param="id")
+    if error.code == 400:
+        return InvalidRequest(f"the event bus refused the event: {error}")
+    # 503: the stream is full (feedback refuses rather than forget) or has no leader.
+    return Unavailable(f"the event bus refused the event: {error}", retry_after=30.0)

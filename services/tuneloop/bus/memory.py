@@ -1,0 +1,289 @@
+"""The event bus in memory: the test double of `JetStreamBus`, with the same behaviour.
+
+`go_down` makes every method raise `Unavailable`, as a stopped server does; `come_back` ends that
+with everything that was stored still there.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from tuneloop.bus import Delivery, PublishReceipt, RoutingEntry, StoredEvent, metrics
+from tuneloop.bus.matching import matches, stream_of
+from tuneloop.bus.subjects import stream_subjects
+from tuneloop.errors import Conflict, NotFound, Unavailable
+
+
+@dataclass(slots=True)
+class Stream:
+    """Events in order, and the ids seen."""
+
+    events: list[StoredEvent] = field(default_factory=list)
+    sequence: int = 0
+    sequence_of_id: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far one consumer is with one event."""
+
+    deliveries: int = 0
+    due: float = 0.0
+    """Not handed out before this time of the loop's clock."""
+
+
+@dataclass(slots=True)
+class Durable:
+    """What the bus remembers of a durable consumer."""
+
+    stream: str
+    subjects: tuple[str, ...]
+    ack_wait: float
+    acknowledged: set[int] = field(default_factory=set)
+    progress: dict[int, Progress] = field(default_factory=dict)
+
+
+class MemoryDelivery:
+    """One event handed to a consumer."""
+
+    def __init__(self, bus: "MemoryBus", durable: Durable, event: StoredEvent) -> None:
+        self._bus = bus
+        self._durable = durable
+        self._event = event
+        self.deliveries = durable.progress[event.sequence].deliveries
+
+    @property
+    def subject(self) -> str:
+        """Where it was published."""
+        return self._event.subject
+
+    @property
+    def data(self) -> bytes:
+        """The event."""
+        return self._event.data
+
+    @property
+    def sequence(self) -> int:
+        """Its place in the stream."""
+        return self._event.sequence
+
+    async def ack(self) -> None:
+        """It has taken effect."""
+        self._bus.check()
+        self._durable.acknowledged.add(self.sequence)
+
+    async def nak(self, delay: float = 0.0) -> None:
+        """Send it again after `delay` seconds."""
+        self._bus.check()
+        self._durable.progress[self.sequence].due = now() + delay
+        self._bus.notify()
+
+    async def in_progress(self) -> None:
+        """Start the acknowledgement time afresh."""
+        self._bus.check()
+        self._durable.progress[self.sequence].due = now() + self._durable.ack_wait
+
+
+class MemoryConsumer:
+    """A durable pull consumer."""
+
+    def __init__(self, bus: "MemoryBus", durable: Durable) -> None:
+        self._bus = bus
+        self._durable = durable
+
+    async def fetch(self, limit: int, timeout: float) -> list[Delivery]:  # noqa: ASYNC109
+        """At most `limit` deliveries. Raises `Unavailable`."""
+        deadline = now() + timeout
+        while True:
+            self._bus.check()
+            due = [event for event in self._open() if self._due(event) <= now()][:limit]
+            remaining = deadline - now()
+            if due or remaining <= 0:
+                return [self._hand_out(event) for event in due]
+            wake = min([self._due(event) - now() for event in self._open()], default=remaining)
+            await self._bus.changed(min(max(wake, 0.001), remaining))
+
+    async def pending(self) -> int:
+        """Events not yet acknowledged."""
+        self._bus.check()
+        return len(self._open())
+
+    def _open(self) -> list[StoredEvent]:
+        return [
+            event
+            for event in self._bus.streams[self._durable.stream].events
+            if event.sequence not in self._durable.acknowledged
+            and any(matches(wanted, event.subject) for wanted in self._durable.subjects)
+        ]
+
+    def _due(self, event: StoredEvent) -> float:
+        progress = self._durable.progress.get(event.sequence)
+        return 0.0 if progress is None else progress.due
+
+    def _hand_out(self, event: StoredEvent) -> MemoryDelivery:
+        progress = self._durable.progress.setdefault(event.sequence, Progress())
+        progress.deliveries += 1
+        progress.due = now() + self._durable.ack_wait
+        return MemoryDelivery(self._bus, self._durable, event)
+
+
+class MemoryBus:
+    """`Bus` in the memory of one event loop."""
+
+    def __init__(self) -> None:
+        self.streams = {name: Stream() for name in stream_subjects}
+        self.connected = True
+        self._durables: dict[tuple[str, str], Durable] = {}
+        self._routing: dict[str, RoutingEntry] = {}
+        self._revision = 0
+        self._change = asyncio.Event()
+
+    def go_down(self) -> None:
+        """From now on every method raises `Unavailable`."""
+        self.connected = False
+        self.notify()
+
+    def come_back(self) -> None:
+        """End of `go_down`; nothing that was stored is lost."""
+        self.connected = True
+        self.notify()
+
+    def check(self) -> None:
+        """Raise `Unavailable` while the bus is down."""
+        if not self.connected:
+            raise Unavailable("the event bus cannot be reached", retry_after=2.0)
+
+    def notify(self) -> None:
+        """Wake whatever waits for a change."""
+        self._change.set()
+        self._change = asyncio.Event()
+
+    async def changed(self, seconds: float) -> None:
+        """Return at the next change, or after `seconds`."""
+        change = self._change
+        try:
+            async with asyncio.timeout(seconds):
+                await change.wait()
+        except TimeoutError:
+            return
+
+    async def publish(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        event_id: str,
+        timeout: float = 5.0,  # noqa: ASYNC109
+    ) -> PublishReceipt:
+        """Store an event; see `Bus.publish`."""
+        return self._store(subject, data, event_id, {})
+
+    async def publish_first(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        event_id: str,
+        unique_filter: str,
+        timeout: float = 5.0,  # noqa: ASYNC109
+    ) -> PublishReceipt:
+        """Store an event unless one matches `unique_filter`; see `Bus.publish_first`."""
+        self.check()
+        known = event_id in self.streams[stream_of(subject)].sequence_of_id
+        if known or await self.last(unique_filter) is not None:
+            raise Conflict("an event with this id exists", param="id")
+        return self._store(subject, data, event_id, {})
+
+    async def last(self, subject_filter: str) -> StoredEvent | None:
+        """The newest event that matches; see `Bus.last`."""
+        self.check()
+        events = reversed(self.streams[stream_of(subject_filter)].events)
+        return next((event for event in events if matches(subject_filter, event.subject)), None)
+
+    async def consume(
+        self, *, stream: str, durable: str, subjects: Sequence[str], ack_wait: float
+    ) -> MemoryConsumer:
+        """Open a durable consumer; see `Bus.consume`."""
+        self.check()
+        known = self._durables.setdefault(
+            (stream, durable), Durable(stream=stream, subjects=(), ack_wait=ack_wait)
+        )
+        known.subjects, known.ack_wait = tuple(subjects), ack_wait
+        return MemoryConsumer(self, known)
+
+    async def dead_letter(self, delivery: Delivery, *, consumer: str, reason: str) -> None:
+        """Store a delivery as a dead letter, then acknowledge it."""
+        headers = {
+            "Tuneloop-Reason": " ".join(reason.split()),
+            "Tuneloop-Subject": delivery.subject,
+            "Tuneloop-Sequence": str(delivery.sequence),
+            "Tuneloop-Deliveries": str(delivery.deliveries),
+        }
+        event_id = f"dead-{consumer}-{stream_of(delivery.subject)}-{delivery.sequence}"
+        receipt = self._store(f"tuneloop.dead.{consumer}", delivery.data, event_id, headers)
+        await delivery.ack()
+        if not receipt.duplicate:
+            metrics.dead_letters.labels(consumer).inc()
+
+    async def purge(self, stream: str, subject_filter: str) -> int:
+        """Delete matching events; how many there were."""
+        self.check()
+        if stream not in self.streams:
+            raise NotFound(f"no stream {stream!r}", param="stream")
+        events = self.streams[stream].events
+        kept = [event for event in events if not matches(subject_filter, event.subject)]
+        self.streams[stream].events = kept
+        return len(events) - len(kept)
+
+    async def routing(self, key: str) -> RoutingEntry | None:
+        """The current entry of the routing table, or None."""
+        self.check()
+        return self._routing.get(key)
+
+    async def set_routing(self, key: str, value: bytes, *, revision: int | None) -> RoutingEntry:
+        """Set an entry if it still has `revision`; see `Bus.set_routing`."""
+        self.check()
+        current = self._routing.get(key)
+        if (current.revision if current else 0) != (revision or 0):
+            raise Conflict(f"{key} was changed by somebody else", param="revision")
+        self._revision += 1
+        entry = RoutingEntry(key=key, value=value, revision=self._revision)
+        self._routing[key] = entry
+        self.notify()
+        return entry
+
+    async def watch_routing(self, key: str) -> AsyncIterator[RoutingEntry]:
+        """The current entry, if any, then each new one."""
+        revision = 0
+        while True:
+            change = self._change
+            entry = self._routing.get(key) if self.connected else None
+            if entry is not None and entry.revision != revision:
+                revision = entry.revision
+                yield entry
+            else:
+                await change.wait()
+
+    async def close(self) -> None:
+        """Nothing is held open."""
+
+    def _store(
+        self, subject: str, data: bytes, event_id: str, headers: dict[str, str]
+    ) -> PublishReceipt:
+        self.check()
+        name = stream_of(subject)
+        stream = self.streams[name]
+        known = stream.sequence_of_id.get(event_id)
+        if known is not None:
+            return PublishReceipt(stream=name, sequence=known, duplicate=True)
+        stream.sequence += 1
+        stream.sequence_of_id[event_id] = stream.sequence
+        event = StoredEvent(subject=subject, sequence=stream.sequence, data=data, headers=headers)
+        stream.events.append(event)
+        self.notify()
+        return PublishReceipt(stream=name, sequence=stream.sequence, duplicate=False)
+
+
+def now() -> float:
+    """The clock of the running loop, in seconds."""
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,150 @@
+"""The streams and the bucket of the event bus: what they keep, and making them."""
+
+import base64
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from tuneloop.bus import subjects
+from tuneloop.bus.connection import Connection
+from tuneloop.errors import Unavailable
+
+log = logging.getLogger("tuneloop.bus")
+
+API = "$JS.API"
+NANOSECONDS = 1_000_000_000
+DAY = 86_400
+GIB = 1024**3
+IN_USE_WITH_OTHER_CONFIGURATION = 10058
+ROUTING_STREAM = f"KV_{subjects.ROUTING_BUCKET}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamLimits:
+    """How much the streams keep."""
+
+    rollout_bytes: int = 2 * GIB
+    """Oldest rollouts go first beyond this size."""
+    rollout_days: float = 7.0
+    feedback_bytes: int = GIB
+    """Beyond this size new feedback is refused: nothing acknowledged is ever dropped."""
+    other_bytes: int = GIB // 8
+    """For versions and steps, and for dead letters."""
+    other_days: float = 30.0
+    replicas: int = 1
+    """Copies in a NATS cluster."""
+
+
+class ApiError(Exception):
+    """JetStream refused a request of its API."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(error.get("description", "unknown error"))
+        self.code = int(error.get("code", 0))
+        self.err_code = int(error.get("err_code", 0))
+
+
+async def api(connection: Connection, verb: str, body: dict[str, Any], seconds: float) -> Any:
+    """Call JetStream's API; raises `ApiError`, or `Unavailable` while JetStream is down."""
+    answer = await connection.request(f"{API}.{verb}", json.dumps(body).encode(), seconds=seconds)
+    document = json.loads(answer)
+    if "error" not in document:
+        return document
+    error = ApiError(document["error"])
+    if error.code == 503:
+        raise connection.unavailable(f"refused: {error}") from error
+    raise error
+
+
+async def last_message(
+    connection: Connection, stream: str, subject_filter: str, seconds: float
+) -> tuple[str, int, bytes, dict[str, str]] | None:
+    """Subject, sequence, data and headers of the newest message that matches, or None."""
+    try:
+        body = {"last_by_subj": subject_filter}
+        answer = await api(connection, f"STREAM.MSG.GET.{stream}", body, seconds)
+    except ApiError as error:
+        if error.code == 404:
+            return None
+        raise connection.unavailable(f"failed: {error}") from error
+    message = answer["message"]
+    lines = base64.b64decode(message.get("hdrs", "")).decode(errors="replace").split("\r\n")[1:]
+    pairs = (line.partition(": ") for line in lines if ": " in line)
+    headers = {name: value for name, _, value in pairs}
+    data = base64.b64decode(message.get("data", ""))
+    return message["subject"], message["seq"], data, headers
+
+
+def configurations(limits: StreamLimits) -> list[dict[str, Any]]:
+    """JetStream's configuration of every stream and of the routing bucket."""
+    sizes: dict[str, tuple[int, float, str]] = {
+        subjects.ROLLOUTS: (limits.rollout_bytes, limits.rollout_days, "old"),
+        subjects.FEEDBACK: (limits.feedback_bytes, 0, "new"),
+        subjects.LEARNER: (limits.other_bytes, limits.other_days, "old"),
+        subjects.DEAD_LETTERS: (limits.other_bytes, limits.other_days, "old"),
+    }
+    common: dict[str, Any] = {
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": limits.replicas,
+        "duplicate_window": 120 * NANOSECONDS,
+        "max_msgs": -1,
+        "max_msg_size": -1,
+        "max_consumers": -1,
+    }
+    streams = [
+        common
+        | {
+            "name": name,
+            "subjects": subjects.stream_subjects[name],
+            "max_bytes": size,
+            "max_age": int(days * DAY * NANOSECONDS),
+            "discard": discard,
+            "max_msgs_per_subject": -1,
+        }
+        for name, (size, days, discard) in sizes.items()
+    ]
+    bucket = common | {
+        "name": ROUTING_STREAM,
+        "subjects": [f"$KV.{subjects.ROUTING_BUCKET}.>"],
+        "max_bytes": -1,
+        "max_age": 0,
+        "discard": "new",
+        "max_msgs_per_subject": 64,
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+    }
+    return [*streams, bucket]
+
+
+async def ensure_streams(connection: Connection, limits: StreamLimits | None) -> None:
+    """Make what is absent. What exists is changed only to `limits` given on purpose.
+
+    Raises `Unavailable`; its message says so when the server's storage is too small.
+    """
+    for configuration in configurations(limits or StreamLimits()):
+        name = configuration["name"]
+        try:
+            await api(connection, f"STREAM.CREATE.{name}", configuration, 5.0)
+        except ApiError as error:
+            if error.err_code != IN_USE_WITH_OTHER_CONFIGURATION:
+                raise failed(name, error) from error
+            if limits is not None:
+                await update_stream(connection, configuration)
+
+
+async def update_stream(connection: Connection, configuration: dict[str, Any]) -> None:
+    """Give an existing stream this configuration."""
+    name = configuration["name"]
+    try:
+        await api(connection, f"STREAM.UPDATE.{name}", configuration, 5.0)
+    except ApiError as error:
+        raise failed(name, error) from error
+    log.info("stream %s: limits updated", name)
+
+
+def failed(stream: str, error: ApiError) -> Unavailable:
+    """The error to raise when a stream can be neither made nor changed."""
+    log.error("stream %s cannot be made: %s", stream, error)
+    return Unavailable(f"the event bus refused stream {stream}: {error}", retry_after=30.0)
