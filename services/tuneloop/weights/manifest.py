@@ -16,7 +16,7 @@ from tuneloop.errors import WeightsRefused
 from tuneloop.policies import WeightsKind
 
 MANIFEST_NAME = "manifest.json"
-strict = ConfigDict(extra="forbid", frozen=True)
+strict = ConfigDict(extra="forbid")
 
 
 @validated(frozen=True, slots=True, kw_only=True, config=strict)

@@ -1,0 +1,164 @@
+"""Tensor names and shapes read from safetensors headers, without torch, and what must fit what.
+
+Format: 8 bytes little-endian header length, JSON header of name to {dtype, shape, data_offsets},
+then the data (https://github.com/huggingface/safetensors#format).
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tuneloop.errors import WeightsRefused
+
+MAX_HEADER_BYTES = 100_000_000
+VOLATILE_CONFIG = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype"})
+"""Configuration entries that change without changing what weights fit."""
+
+Shape = tuple[int, ...]
+
+
+def read_header(path: Path) -> dict[str, Shape]:
+    """Shapes by name from one file; raises `WeightsRefused` where it is cut or malformed."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+        if not 0 <= length <= min(size - 8, MAX_HEADER_BYTES):
+            raise WeightsRefused(f"{path.name}: cut short or not safetensors", param=path.name)
+        data = file.read(length)
+    try:
+        header = json.loads(data)
+        header.pop("__metadata__", None)
+        shapes = {name: tuple(int(d) for d in entry["shape"]) for name, entry in header.items()}
+        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise WeightsRefused(f"{path.name}: malformed header: {error}", param=path.name) from error
+    if 8 + length + end != size:
+        raise WeightsRefused(
+            f"{path.name}: {size} bytes, the header asks for {8 + length + end}", param=path.name
+        )
+    return shapes
+
+
+def tensor_shapes(folder: Path) -> dict[str, Shape]:
+    """Shapes by name over all safetensors files of `folder`; raises `WeightsRefused`."""
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise WeightsRefused(f"{folder.name}: no safetensors file", param="files")
+    shapes: dict[str, Shape] = {}
+    for path in paths:
+        for name, shape in read_header(path).items():
+            if name in shapes:
+                raise WeightsRefused(f"{path.name}: {name} stands in two files", param=name)
+            shapes[name] = shape
+    return shapes
+
+
+def read_config(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object of the folder; raises `WeightsRefused`."""
+    try:
+        document = json.loads((folder / name).read_bytes())
+    except (OSError, ValueError) as error:
+        raise WeightsRefused(f"{name}: {error}", param=name) from error
+    if not isinstance(document, dict):
+        raise WeightsRefused(f"{name}: not a JSON object", param=name)
+    return document
+
+
+def base_model_sha256(folder: Path) -> str:
+    """SHA-256 over configuration and tensor names and shapes: equal where weights fit."""
+    config = read_config(folder, "config.json")
+    kept = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG}
+    document = {"config": kept, "tensors": tensor_shapes(folder)}
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def stored_twice(name: str) -> bool:
+    """Whether a checkpoint may hold or omit the tensor: tied heads and computed buffers."""
+    buffers = (".position_ids", ".inv_freq", ".masked_bias")
+    return name == "lm_head.weight" or name.endswith(buffers)
+
+
+def check_full(base_folder: Path, folder: Path) -> None:
+    """Raise `WeightsRefused` naming the first tensor that does not fit the base model."""
+    base, given = tensor_shapes(base_folder), tensor_shapes(folder)
+    for name in sorted(base.keys() | given.keys()):
+        if name not in base or name not in given:
+            if stored_twice(name):
+                continue
+            problem = "missing" if name in base else "not a tensor of the base model"
+            raise WeightsRefused(f"{name}: {problem}", param=name)
+        if base[name] != given[name]:
+            raise WeightsRefused(
+                f"{name}: shape {given[name]}, the base model has {base[name]}", param=name
+            )
+
+
+def check_adapter(base_folder: Path, adapter_folder: Path, max_rank: int) -> None:
+    """Raise `WeightsRefused` unless the PEFT LoRA adapter fits the base model.
+
+    Every tensor must be the A or B half of a linear layer of the base, both halves must be there,
+    and no rank may exceed `max_rank`.
+    """
+    config = read_config(adapter_folder, "adapter_config.json")
+    if config.get("peft_type") != "LORA":
+        raise WeightsRefused("adapter_config.json: peft_type must be LORA", param="peft_type")
+    if config.get("use_dora"):
+        raise WeightsRefused("adapter_config.json: use_dora is not supported", param="use_dora")
+    # GPT-2 keeps its weights as [in, out]; PEFT notes that in the adapter's configuration.
+    transposed = bool(config.get("fan_in_fan_out"))
+    base, given = tensor_shapes(base_folder), tensor_shapes(adapter_folder)
+    for module in sorted({module_of(name) for name in given}):
+        half_a = given.get(f"{module}.lora_A.weight")
+        half_b = given.get(f"{module}.lora_B.weight")
+        if half_a is None or half_b is None:
+            raise WeightsRefused(f"{module}: only one half of the adapter", param=module)
+        weight = base_shape(base, module)
+        check_halves(module, half_a, half_b, weight[::-1] if transposed else weight, max_rank)
+
+
+def module_of(name: str) -> str:
+    """The layer an adapter tensor belongs to; raises `WeightsRefused` for any other tensor."""
+    for ending in (".lora_A.weight", ".lora_B.weight"):
+        if name.endswith(ending):
+            return name.removesuffix(ending)
+    raise WeightsRefused(f"{name}: not the A or B half of a LoRA layer", param=name)
+
+
+def base_names(module: str) -> Iterator[str]:
+    """Names the layer's weight may have in the base model's files."""
+    name = module.removeprefix("base_model.model.") + ".weight"
+    yield name
+    # Hub files of some models leave out the outermost module ("transformer.h.0" is "h.0").
+    yield name.partition(".")[2]
+    if name == "lm_head.weight":
+        yield "model.embed_tokens.weight"
+
+
+def base_shape(base: Mapping[str, Shape], module: str) -> Shape:
+    """Shape of the layer's weight; raises `WeightsRefused` where the base has no such layer."""
+    for name in base_names(module):
+        if name in base:
+            return base[name]
+    raise WeightsRefused(f"{module}: the base model has no such layer", param=module)
+
+
+def check_halves(module: str, half_a: Shape, half_b: Shape, base: Shape, max_rank: int) -> None:
+    """A is [rank, in], B is [out, rank], the base weight [out, in]; else `WeightsRefused`."""
+    fits = (
+        len(half_a) == len(half_b) == 2
+        and half_a[0] == half_b[1] > 0
+        and (half_b[0], half_a[1]) == base
+    )
+    if not fits:
+        raise WeightsRefused(
+            f"{module}: LoRA halves {half_a} and {half_b} do not fit a weight of {base}",
+            param=module,
+        )
+    if half_a[0] > max_rank:
+        raise WeightsRefused(
+            f"{module}: rank {half_a[0]}, at most {max_rank} is served", param=module
+        )
