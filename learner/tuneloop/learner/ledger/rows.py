@@ -1,0 +1,99 @@
+"""Domain values as ledger rows and back. The only place that knows how a column is encoded."""
+
+import dataclasses
+import json
+import struct
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from tuneloop.feedback import Feedback, Thumb
+from tuneloop.learner.ledger.database import Row
+from tuneloop.rollouts import Rollout, ScoredRollout
+
+
+def pack_ids(values: Sequence[int]) -> bytes:
+    """Token ids as little-endian int32."""
+    return struct.pack(f"<{len(values)}i", *values)
+
+
+def unpack_ids(blob: bytes) -> tuple[int, ...]:
+    """Token ids of `pack_ids`."""
+    return struct.unpack(f"<{len(blob) // 4}i", blob)
+
+
+def pack_logprobs(values: Sequence[float]) -> bytes:
+    """Log-probs as little-endian float32: what they are on the wire."""
+    return struct.pack(f"<{len(values)}f", *values)
+
+
+def unpack_logprobs(blob: bytes) -> tuple[float, ...]:
+    """Log-probs of `pack_logprobs`."""
+    return struct.unpack(f"<{len(blob) // 4}f", blob)
+
+
+def compact(value: Any) -> str:
+    """JSON without spaces."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def moment(seconds: float) -> datetime:
+    """The aware datetime of a time column."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def rollout_row(rollout: Rollout) -> Row:
+    """A row of `rollouts`."""
+    sampling = dataclasses.asdict(rollout.sampling)
+    return {
+        "completion_id": rollout.completion_id,
+        "group_id": rollout.group_id,
+        "policy": rollout.policy,
+        "tenant": rollout.tenant,
+        "user_hash": rollout.user_hash,
+        "messages": compact([[m.role, m.content] for m in rollout.messages]),
+        "prompt_text": rollout.prompt_text,
+        "completion_text": rollout.completion_text,
+        "prompt_tokens": pack_ids(rollout.prompt_token_ids),
+        "completion_tokens": pack_ids(rollout.completion_token_ids),
+        "generation_logprobs": pack_logprobs(rollout.generation_logprobs),
+        "spans": compact(
+            [[s.policy_version, s.start, s.end] for s in rollout.policy_version_spans]
+        ),
+        "oldest_version": rollout.oldest_policy_version,
+        "policy_version": rollout.policy_version,
+        "finish_reason": rollout.finish_reason.value,
+        "temperature": rollout.sampling.temperature,
+        "sampling": compact(sampling),
+        "finished_time": rollout.finished_time.timestamp(),
+    }
+
+
+def feedback_row(feedback: Feedback, sequence: int) -> Row:
+    """A row of `feedback`."""
+    judgement = feedback.judgement
+    return {
+        "feedback_id": feedback.feedback_id,
+        "kind": feedback.kind.value,
+        "tenant": feedback.tenant,
+        "user_hash": feedback.user_hash,
+        "completion_id": feedback.completion_id,
+        "completion_ids": compact(list(feedback.completion_ids)),
+        "payload": compact(dataclasses.asdict(judgement)),
+        "up": judgement.up if isinstance(judgement, Thumb) else None,
+        "metadata": compact(dict(feedback.metadata)),
+        "accepted_time": feedback.accepted_time.timestamp(),
+        "sequence": sequence,
+    }
+
+
+def score_row(scored: ScoredRollout) -> Row:
+    """A row of `scores`."""
+    return {
+        "completion_id": scored.completion_id,
+        "reward_model_version": scored.reward_model_version,
+        "reward": scored.score.reward,
+        "informative": scored.score.informative,
+        "results": compact([dataclasses.asdict(result) for result in scored.score.results]),
+        "scored_time": scored.scored_time.timestamp(),
+    }

@@ -1,0 +1,165 @@
+"""Tables of the ledger: SQLAlchemy Core, SQLite here, nothing that Postgres lacks.
+
+Each table's key is what makes an event that comes twice have one effect. Times are seconds since
+the epoch (UTC), so that both databases order and compare them alike.
+"""
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Float,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+SCHEMA_VERSION = 1
+"""Raised with every change below; a ledger of another version is refused."""
+
+metadata = MetaData()
+
+facts = Table(
+    "facts",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("value", Text, nullable=False),
+    comment="What the ledger belongs to (schema, policy, base model) and whether it is paused.",
+)
+
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("completion_id", String, primary_key=True),
+    Column("group_id", String, nullable=False),
+    Column("policy", String, nullable=False),
+    Column("tenant", String, nullable=False),
+    Column("user_hash", String, nullable=False, index=True),
+    Column("messages", Text, nullable=False, comment="JSON: [[role, content], …]"),
+    Column("prompt_text", Text, nullable=False),
+    Column("completion_text", Text, nullable=False),
+    Column("prompt_tokens", LargeBinary, nullable=False, comment="int32, little-endian"),
+    Column("completion_tokens", LargeBinary, nullable=False, comment="int32, little-endian"),
+    Column("generation_logprobs", LargeBinary, nullable=False, comment="float32, little-endian"),
+    Column("spans", Text, nullable=False, comment="JSON: [[policy_version, start, end], …]"),
+    Column("oldest_version", Integer, nullable=False),
+    Column("policy_version", Integer, nullable=False),
+    Column("finish_reason", String, nullable=False),
+    Column("temperature", Float, nullable=False),
+    Column("sampling", Text, nullable=False, comment="JSON"),
+    Column("finished_time", Float, nullable=False),
+    Index("rollouts_group", "group_id"),
+)
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("feedback_id", String, primary_key=True),
+    Column("kind", String, nullable=False),
+    Column("tenant", String, nullable=False),
+    Column("user_hash", String, nullable=False, index=True),
+    Column("completion_id", String, nullable=False),
+    Column("completion_ids", Text, nullable=False, comment="JSON: every completion it speaks of"),
+    Column("payload", Text, nullable=False, comment="JSON: the judgement"),
+    Column("up", Boolean, nullable=True, comment="The verdict of a thumb"),
+    Column("metadata", Text, nullable=False, comment="JSON"),
+    Column("accepted_time", Float, nullable=False),
+    Column("sequence", Integer, nullable=False, comment="In the feedback stream"),
+    Index("feedback_votes", "completion_id", "user_hash", "kind"),
+)
+
+scores = Table(
+    "scores",
+    metadata,
+    Column("completion_id", String, primary_key=True),
+    Column("reward_model_version", Integer, primary_key=True, autoincrement=False),
+    Column("reward", Float, nullable=True, comment="Absent when no scorer could score it"),
+    Column("informative", Boolean, nullable=False),
+    Column("results", Text, nullable=False, comment="JSON: scorer, score, weight, informative"),
+    Column("scored_time", Float, nullable=False),
+)
+
+samples = Table(
+    "samples",
+    metadata,
+    Column("sample_id", String, primary_key=True),
+    Column("objective", String, primary_key=True),
+    Column("state", String, nullable=False, comment="open, used, superseded, stale, refused"),
+    Column("note", Text, nullable=True, comment="Why it was refused"),
+    Column("completion_id", String, nullable=False, comment="The chosen one of a pair"),
+    Column("rejected_id", String, nullable=True, comment="The other one of a pair"),
+    Column("up", Boolean, nullable=True, comment="The verdict of a thumb"),
+    Column("user_hash", String, nullable=False),
+    Column("feedback_id", String, nullable=True, comment="Absent for scored rollouts"),
+    Column("accepted_time", Float, nullable=False, comment="When its event was accepted"),
+    Column("recorded_time", Float, nullable=False, comment="When the ledger learned of it"),
+    Index("samples_open", "objective", "state", "accepted_time"),
+    Index("samples_completion", "completion_id"),
+    Index("samples_rejected", "rejected_id"),
+    Index("samples_feedback", "feedback_id"),
+    Index("samples_user", "user_hash"),
+)
+
+steps = Table(
+    "steps",
+    metadata,
+    Column("model", String, primary_key=True, comment="policy or reward_model"),
+    Column("step", Integer, primary_key=True, autoincrement=False),
+    Column("checkpoint", String, nullable=False),
+    Column("skipped", Boolean, nullable=False, comment="The guard left the weights as they were"),
+    Column("metrics", Text, nullable=False, comment="JSON"),
+    Column("committed_time", Float, nullable=False),
+)
+
+uses = Table(
+    "uses",
+    metadata,
+    Column("sample_id", String, nullable=False),
+    Column("objective", String, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("model", String, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("policy_version", Integer, nullable=True, comment="Absent until published"),
+    UniqueConstraint("sample_id", "objective", "epoch"),
+    ForeignKeyConstraint(["model", "step"], ["steps.model", "steps.step"]),
+    ForeignKeyConstraint(["sample_id", "objective"], ["samples.sample_id", "samples.objective"]),
+    Index("uses_step", "model", "step"),
+    Index("uses_version", "model", "policy_version"),
+    Index("uses_objective", "objective"),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("model", String, primary_key=True, comment="policy or reward_model"),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("policy", String, nullable=False, comment="Name in the manifest"),
+    Column("parent", Integer, nullable=False),
+    Column("state", String, nullable=False, comment="candidate, stable, retired, quarantined"),
+    Column("stage", String, nullable=False, comment="saved, stored, announced, released"),
+    Column("first_step", Integer, nullable=False, comment="Excluded"),
+    Column("last_step", Integer, nullable=False, comment="Included"),
+    Column("manifest", Text, nullable=False, comment="JSON; without files until stored"),
+    Column("uri", String, nullable=False),
+    Column("manifest_sha256", String, nullable=False),
+    Column("created_time", Float, nullable=False),
+    Column("activated_time", Float, nullable=True),
+    Column("abandoned", Boolean, nullable=False, comment="Its steps were rolled back"),
+)
+
+promotions = Table(
+    "promotions",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("model", String, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("previous", Integer, nullable=False),
+    Column("action", String, nullable=False, comment="publish, promote or roll back"),
+    Column("actor", String, nullable=False),
+    Column("time", Float, nullable=False),
+)

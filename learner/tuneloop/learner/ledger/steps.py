@@ -1,0 +1,155 @@
+"""Committed steps and the samples they used: the accounting that makes each use count once.
+
+A step is committed after its checkpoint is on disk, in one transaction with its uses. What is not
+committed did not happen: after a crash its samples are open and its checkpoint is unknown here.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, delete, func, select, update
+
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.schema import rollouts, samples, steps, uses, versions
+from tuneloop.learner.ledger.votes import settle_siblings, settle_votes
+
+EPOCH = 0
+"""Every sample is used in one epoch only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """An optimizer step and what it used."""
+
+    step: int
+    samples: Mapping[str, Sequence[str]]
+    """Sample ids by objective."""
+    skipped: bool
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommittedStep:
+    """The newest step of a model."""
+
+    step: int
+    metrics: Mapping[str, float]
+    committed_time: float
+
+
+def commit_steps(
+    database: Database, model: str, done: Sequence[Step], checkpoint: str, now: float
+) -> int:
+    """Commit steps of `model` ("policy" or "reward_model") with their uses; how many uses.
+
+    A sample that was forgotten meanwhile leaves no use.
+    """
+    with database.write() as connection:
+        for step in done:
+            connection.execute(
+                steps.insert().values(
+                    model=model,
+                    step=step.step,
+                    checkpoint=checkpoint,
+                    skipped=step.skipped,
+                    metrics=json.dumps(dict(step.metrics)),
+                    committed_time=now,
+                )
+            )
+        return sum(_use(connection, model, step) for step in done)
+
+
+def _use(connection: Connection, model: str, step: Step) -> int:
+    count = 0
+    for objective, sample_ids in step.samples.items():
+        for sample_id in sample_ids:
+            this = (samples.c.sample_id == sample_id, samples.c.objective == objective)
+            row = connection.execute(
+                update(samples).where(*this).values(state="used").returning(*samples.c)
+            ).one_or_none()
+            if row is None:
+                continue
+            connection.execute(
+                uses.insert().values(
+                    sample_id=sample_id,
+                    objective=objective,
+                    epoch=EPOCH,
+                    model=model,
+                    step=step.step,
+                )
+            )
+            if row.up is not None:
+                # A newer thumb may have come while the step ran.
+                settle_votes(connection, row.completion_id, row.user_hash)
+            count += 1
+    return count
+
+
+def checkpoints(database: Database, model: str) -> list[tuple[int, str]]:
+    """(last step, name) of each committed checkpoint, newest first."""
+    query = (
+        select(func.max(steps.c.step), steps.c.checkpoint)
+        .where(steps.c.model == model)
+        .group_by(steps.c.checkpoint)
+        .order_by(func.max(steps.c.step).desc())
+    )
+    with database.read() as connection:
+        return [(step, name) for step, name in connection.execute(query)]
+
+
+def newest_step(database: Database, model: str) -> CommittedStep | None:
+    """The newest committed step of a model, or None."""
+    query = select(steps).where(steps.c.model == model).order_by(steps.c.step.desc()).limit(1)
+    with database.read() as connection:
+        row = connection.execute(query).one_or_none()
+    if row is None:
+        return None
+    return CommittedStep(
+        step=row.step, metrics=json.loads(row.metrics), committed_time=row.committed_time
+    )
+
+
+def unpublished_steps(database: Database, model: str, after: int) -> int:
+    """Committed steps after step `after` that changed the weights."""
+    query = select(func.count()).where(
+        steps.c.model == model, steps.c.step > after, steps.c.skipped.is_(False)
+    )
+    with database.read() as connection:
+        return int(connection.execute(query).scalar_one())
+
+
+def roll_back(database: Database, model: str, step: int, now: float) -> int:
+    """Undo the steps after `step`: their samples are open again; how many uses there were.
+
+    Versions published from them stay published, but nothing grows from them any more.
+    """
+    with database.write() as connection:
+        undone = connection.execute(
+            delete(uses)
+            .where(uses.c.model == model, uses.c.step > step)
+            .returning(uses.c.sample_id, uses.c.objective)
+        ).all()
+        connection.execute(delete(steps).where(steps.c.model == model, steps.c.step > step))
+        connection.execute(
+            update(versions)
+            .where(versions.c.model == model, versions.c.last_step > step)
+            .values(abandoned=True)
+        )
+        for sample_id, objective in undone:
+            _reopen(connection, sample_id, objective, now)
+    return len(undone)
+
+
+def _reopen(connection: Connection, sample_id: str, objective: str, now: float) -> None:
+    row = connection.execute(
+        update(samples)
+        .where(samples.c.sample_id == sample_id, samples.c.objective == objective)
+        .values(state="open")
+        .returning(*samples.c)
+    ).one()
+    if row.up is not None:
+        settle_votes(connection, row.completion_id, row.user_hash)
+    if row.objective == "dpo" and row.feedback_id is None:
+        query = select(rollouts.c.group_id).where(rollouts.c.completion_id == row.completion_id)
+        settle_siblings(connection, connection.execute(query).scalar_one(), now)

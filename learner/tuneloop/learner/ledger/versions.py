@@ -1,0 +1,317 @@
+"""Versions in the ledger: allocated, published in stages, released; and what each learned from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, select, update
+
+from tuneloop.errors import NotFound
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.rows import moment
+from tuneloop.learner.ledger.schema import feedback, promotions, samples, uses, versions
+from tuneloop.policies import ReleaseState, WeightsReference
+
+STAGES = ("saved", "stored", "announced", "released")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """A version as the ledger knows it."""
+
+    model: str
+    """`policy` or `reward_model`."""
+    version: int
+    policy: str
+    parent: int
+    state: ReleaseState
+    stage: str
+    """How far its publication came: one of `STAGES`."""
+    first_step: int
+    last_step: int
+    manifest: str
+    """JSON."""
+    uri: str
+    manifest_sha256: str
+    created_time: datetime
+    activated_time: datetime | None
+
+    @property
+    def reference(self) -> WeightsReference:
+        """Where its weights lie; only meaningful once stored."""
+        return WeightsReference(
+            policy=self.policy,
+            policy_version=self.version,
+            uri=self.uri,
+            manifest_sha256=self.manifest_sha256,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """One use of one sample."""
+
+    sample_id: str
+    objective: str
+    step: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedFrom:
+    """What a range of steps used."""
+
+    samples: dict[str, int]
+    """How many by objective."""
+    oldest_feedback_time: datetime | None
+    newest_feedback_time: datetime | None
+
+
+def add_version(
+    database: Database,
+    *,
+    model: str,
+    version: int,
+    policy: str,
+    parent: int,
+    first_step: int,
+    last_step: int,
+    manifest: str,
+    created_time: datetime,
+) -> None:
+    """Record a version whose weights are saved, and give it the uses no version has yet."""
+    with database.write() as connection:
+        connection.execute(
+            versions.insert().values(
+                model=model,
+                version=version,
+                policy=policy,
+                parent=parent,
+                state=ReleaseState.CANDIDATE.value,
+                stage="saved",
+                first_step=first_step,
+                last_step=last_step,
+                manifest=manifest,
+                uri="",
+                manifest_sha256="",
+                created_time=created_time.timestamp(),
+                activated_time=None,
+                abandoned=False,
+            )
+        )
+        connection.execute(
+            update(uses)
+            .where(
+                uses.c.model == model,
+                uses.c.policy_version.is_(None),
+                uses.c.step <= last_step,
+            )
+            .values(policy_version=version)
+        )
+
+
+def mark_stored(
+    database: Database, model: str, version: int, reference: WeightsReference, manifest: str
+) -> None:
+    """The weight store holds the version."""
+    _set(
+        database,
+        model,
+        version,
+        stage="stored",
+        uri=reference.uri,
+        manifest_sha256=reference.manifest_sha256,
+        manifest=manifest,
+    )
+
+
+def mark_stage(database: Database, model: str, version: int, stage: str) -> None:
+    """The version's publication came to `stage`."""
+    _set(database, model, version, stage=stage)
+
+
+def _set(database: Database, model: str, version: int, **values: Any) -> None:
+    with database.write() as connection:
+        connection.execute(
+            update(versions)
+            .where(versions.c.model == model, versions.c.version == version)
+            .values(**values)
+        )
+
+
+def release(
+    database: Database,
+    model: str,
+    version: int,
+    *,
+    previous: int,
+    action: str,
+    actor: str,
+    now: float,
+) -> None:
+    """Record that `version` is the stable one now, instead of `previous`, and who did it."""
+    with database.write() as connection:
+        connection.execute(
+            update(versions)
+            .where(versions.c.model == model, versions.c.state == ReleaseState.STABLE.value)
+            .values(state=ReleaseState.RETIRED.value)
+        )
+        connection.execute(
+            update(versions)
+            .where(versions.c.model == model, versions.c.version == version)
+            .values(state=ReleaseState.STABLE.value)
+        )
+        connection.execute(
+            promotions.insert().values(
+                model=model,
+                version=version,
+                previous=previous,
+                action=action,
+                actor=actor,
+                time=now,
+            )
+        )
+
+
+def newest_version(database: Database, model: str) -> int:
+    """The newest version's number; 0 before the first."""
+    query = select(func.max(versions.c.version)).where(versions.c.model == model)
+    with database.read() as connection:
+        return connection.execute(query).scalar_one() or 0
+
+
+def head(database: Database, model: str) -> Version | None:
+    """The newest version whose steps were not rolled back: what the next one grows from."""
+    query = (
+        select(versions)
+        .where(versions.c.model == model, versions.c.abandoned.is_(False))
+        .order_by(versions.c.version.desc())
+        .limit(1)
+    )
+    return _first(database, query)
+
+
+def get_version(database: Database, model: str, version: int) -> Version:
+    """A version; raises `NotFound`."""
+    query = select(versions).where(versions.c.model == model, versions.c.version == version)
+    found = _first(database, query)
+    if found is None:
+        raise NotFound(f"no version {version}", param="policy_version")
+    return found
+
+
+def unfinished(database: Database, model: str) -> list[Version]:
+    """Versions whose publication is not through yet, oldest first."""
+    query = (
+        select(versions)
+        .where(versions.c.model == model, versions.c.stage != "released")
+        .order_by(versions.c.version)
+    )
+    return _all(database, query)
+
+
+def list_versions(
+    database: Database, model: str, *, limit: int, before: int | None = None
+) -> list[Version]:
+    """Stored versions, newest first, below `before`."""
+    query = select(versions).where(versions.c.model == model, versions.c.stage != "saved")
+    if before is not None:
+        query = query.where(versions.c.version < before)
+    return _all(database, query.order_by(versions.c.version.desc()).limit(limit))
+
+
+def ancestors(database: Database, model: str, version: int) -> list[int]:
+    """The versions it grew from, nearest first, down to 0."""
+    with database.read() as connection:
+        query = select(versions.c.version, versions.c.parent).where(versions.c.model == model)
+        parent_of = {row.version: row.parent for row in connection.execute(query)}
+    line: list[int] = []
+    while version in parent_of:
+        version = parent_of[version]
+        line.append(version)
+    return line
+
+
+def uses_of(database: Database, model: str, version: int) -> list[Use]:
+    """The samples a version learned from, since its parent."""
+    query = (
+        select(uses.c.sample_id, uses.c.objective, uses.c.step, uses.c.epoch)
+        .where(uses.c.model == model, uses.c.policy_version == version)
+        .order_by(uses.c.step, uses.c.objective, uses.c.sample_id)
+    )
+    with database.read() as connection:
+        return [Use(**row._asdict()) for row in connection.execute(query)]
+
+
+def learned_from(database: Database, model: str, up_to_step: int) -> LearnedFrom:
+    """What the steps up to `up_to_step` used that no version has yet."""
+    unpublished = (
+        uses.c.model == model,
+        uses.c.policy_version.is_(None),
+        uses.c.step <= up_to_step,
+    )
+    by_objective = (
+        select(uses.c.objective, func.count()).where(*unpublished).group_by(uses.c.objective)
+    )
+    times = (
+        select(func.min(feedback.c.accepted_time), func.max(feedback.c.accepted_time))
+        .select_from(uses)
+        .join(samples, _same_sample())
+        .join(feedback, feedback.c.feedback_id == samples.c.feedback_id)
+        .where(*unpublished)
+    )
+    with database.read() as connection:
+        amounts = {row[0]: row[1] for row in connection.execute(by_objective)}
+        oldest, newest = connection.execute(times).one()
+    return LearnedFrom(
+        samples=amounts,
+        oldest_feedback_time=None if oldest is None else moment(oldest),
+        newest_feedback_time=None if newest is None else moment(newest),
+    )
+
+
+def feedback_times(database: Database, model: str, version: int) -> list[float]:
+    """When each feedback a version learned from was accepted, in seconds since the epoch."""
+    query = (
+        select(feedback.c.feedback_id, feedback.c.accepted_time)
+        .distinct()
+        .select_from(uses)
+        .join(samples, _same_sample())
+        .join(feedback, feedback.c.feedback_id == samples.c.feedback_id)
+        .where(uses.c.model == model, uses.c.policy_version == version)
+    )
+    with database.read() as connection:
+        return [row.accepted_time for row in connection.execute(query)]
+
+
+def _same_sample() -> Any:
+    return (samples.c.sample_id == uses.c.sample_id) & (samples.c.objective == uses.c.objective)
+
+
+def _all(database: Database, query: Any) -> list[Version]:
+    with database.read() as connection:
+        return [_version(row) for row in connection.execute(query)]
+
+
+def _first(database: Database, query: Any) -> Version | None:
+    found: Sequence[Version] = _all(database, query)
+    return found[0] if found else None
+
+
+def _version(row: Any) -> Version:
+    return Version(
+        model=row.model,
+        version=row.version,
+        policy=row.policy,
+        parent=row.parent,
+        state=ReleaseState(row.state),
+        stage=row.stage,
+        first_step=row.first_step,
+        last_step=row.last_step,
+        manifest=row.manifest,
+        uri=row.uri,
+        manifest_sha256=row.manifest_sha256,
+        created_time=moment(row.created_time),
+        activated_time=None if row.activated_time is None else moment(row.activated_time),
+    )
