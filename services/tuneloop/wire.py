@@ -253,10 +253,15 @@ def score_from_proto(message: reward_pb2.Score) -> Score:
     )
 
 
+def rollout_event_id(rollout: Rollout) -> str:
+    """Event id of a finished rollout."""
+    return f"rollout-{rollout.completion_id}"
+
+
 def encode_rollout_generated(rollout: Rollout) -> bytes:
     """Event bytes of a finished rollout."""
     return events_pb2.RolloutGenerated(
-        event_id=f"rollout-{rollout.completion_id}", rollout=rollout_to_proto(rollout)
+        event_id=rollout_event_id(rollout), rollout=rollout_to_proto(rollout)
     ).SerializeToString()
 
 
@@ -391,6 +396,20 @@ def weights_from_proto(message: generation_pb2.WeightsReference) -> WeightsRefer
     )
 
 
+def encode_routing(weights: WeightsReference) -> bytes:
+    """A value of the routing table: the version to serve; version 0 is the base model."""
+    return weights_to_proto(weights).SerializeToString()
+
+
+def decode_routing(data: bytes) -> WeightsReference:
+    """A value of the routing table; version 0 has no weights. Raises `CorruptData`."""
+    message = parse(generation_pb2.WeightsReference, data)
+    if message.policy_version != 0:
+        return weights_from_proto(message)
+    require(bool(message.policy), "policy", "missing")
+    return WeightsReference(policy=message.policy, policy_version=0, uri="", manifest_sha256="")
+
+
 def encode_weights_published(weights: WeightsReference, published_time: datetime) -> bytes:
     """Event bytes of a published version."""
     return events_pb2.WeightsPublished(
@@ -405,13 +424,18 @@ def decode_weights_published(data: bytes) -> WeightsReference:
     return weights_from_proto(parse(events_pb2.WeightsPublished, data).weights)
 
 
+def activation_event_id(activation: Activation) -> str:
+    """Event id of a version that began to serve; a replica may serve one again after a roll-back."""
+    return (
+        f"activated-{activation.replica}-{activation.policy}-{activation.policy_version}"
+        f"-{int(activation.activated_time.timestamp() * 1000)}"
+    )
+
+
 def encode_activation(activation: Activation) -> bytes:
     """Event bytes of a version that began to serve."""
     return events_pb2.PolicyActivated(
-        event_id=(
-            f"activated-{activation.replica}-{activation.policy}-{activation.policy_version}"
-            f"-{int(activation.activated_time.timestamp() * 1000)}"
-        ),
+        event_id=activation_event_id(activation),
         policy=activation.policy,
         policy_version=activation.policy_version,
         replica=activation.replica,

@@ -73,6 +73,10 @@ class Engine(Protocol):
         """Abort what runs and free everything."""
         ...
 
+    async def failed(self) -> str:
+        """Return, with the reason, when the engine can never answer again; until then wait."""
+        ...
+
     def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
         """Stream outputs; closing the iterator aborts the request in the engine."""
         ...
@@ -127,6 +131,13 @@ def check_limits(
     unknown = [t for t in prompt_token_ids if not 0 <= t < limits.vocab_size]
     if unknown:
         raise InvalidRequest(f"token id {unknown[0]} is not in the vocabulary", param="prompt")
+    for token, bias in sampling.logit_bias.items():
+        if not 0 <= token < limits.vocab_size or not -100 <= bias <= 100:
+            raise InvalidRequest(
+                f"logit_bias: {token}: {bias} must name a token of the vocabulary and lie from "
+                "-100 to 100",
+                param="logit_bias",
+            )
     if (sampling.top_logprobs or 0) > limits.max_logprobs:
         raise InvalidRequest(
             f"top_logprobs is {sampling.top_logprobs}; at most {limits.max_logprobs}",

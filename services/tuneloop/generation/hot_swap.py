@@ -1,0 +1,310 @@
+"""Which version serves, which versions are in memory, and how one follows another.
+
+Invariants: a version serves only after its manifest, files and shapes were checked and the engine
+has loaded it; a request keeps the version it began with (LoRA), held by a lease; a version is
+dropped only when no request holds it. Whatever is refused changes nothing.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+
+from tuneloop.errors import FailedPrecondition, NotFound, TuneloopError, Unavailable, WeightsRefused
+from tuneloop.generation import metrics
+from tuneloop.generation.engine import Engine
+from tuneloop.policies import Activation, LoadedVersion, WeightsKind, WeightsReference
+from tuneloop.weights import shapes
+from tuneloop.weights.manifest import Manifest
+from tuneloop.weights.store import WeightStore
+
+logger = logging.getLogger("tuneloop.generation")
+
+HEADROOM = 2
+"""Adapters the engine can hold beyond `max_live_versions`, while old requests still run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swap:
+    """The outcome of making a version serve."""
+
+    policy_version: int
+    swap_seconds: float
+    """From the notice to the switch."""
+    pause_seconds: float
+    """Of those, how long nothing could be sampled."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Live:
+    """A version in the engine's memory."""
+
+    loaded_time: datetime
+    last_served: float
+    leases: int = 0
+    manifest: Manifest | None = None
+    """None for the base model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapOptions:
+    """What the swaps of one policy depend on."""
+
+    policy: str
+    replica: str
+    base_model: Path
+    max_live_versions: int
+    max_lora_rank: int
+
+
+@dataclass(slots=True)
+class Lease:
+    """Holds a version in memory while a request uses it; a context manager."""
+
+    hot_swap: "HotSwap"
+    policy_version: int
+    live: Live
+    released: bool = field(default=False, init=False)
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self.released:
+            self.released = True
+            self.hot_swap.release(self.live)
+
+
+class HotSwap:
+    """The routing state of one policy in one replica."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: WeightStore,
+        options: SwapOptions,
+        on_activated: Callable[[Activation], None],
+    ) -> None:
+        self.engine = engine
+        self.store = store
+        self.options = options
+        self.on_activated = on_activated
+        self.serving = 0
+        self.activated_time = datetime.now(UTC)
+        self.newest = 0
+        self.live = {0: Live(loaded_time=self.activated_time, last_served=time.monotonic())}
+        self.lock = asyncio.Lock()
+        self.trimming: asyncio.Task[None] | None = None
+        self.base_sha256: str | None = None
+        metrics.policy_version.labels(options.policy).set(0)
+
+    def lease(self, policy_version: int | None = None) -> Lease:
+        """Hold the served version, or the one asked for; raises `NotFound` if it is not loaded."""
+        version = self.serving if policy_version is None else policy_version
+        live = self.live.get(version)
+        if live is None:
+            loaded = ", ".join(str(v) for v in sorted(self.live))
+            raise NotFound(
+                f"version {version} of {self.options.policy} is not loaded; loaded: {loaded}",
+                param="policy_version",
+            )
+        live.leases += 1
+        live.last_served = time.monotonic()
+        return Lease(self, version, live)
+
+    def release(self, live: Live) -> None:
+        """Give a version back; full weights may have been replaced under the lease."""
+        live.leases -= 1
+        live.last_served = time.monotonic()
+        if len(self.adapters()) > self.options.max_live_versions and self.trimming is None:
+            self.trimming = asyncio.create_task(self.trim(), name="drop old versions")
+            self.trimming.add_done_callback(self.trimmed)
+
+    def trimmed(self, task: asyncio.Task[None]) -> None:
+        """Note how dropping old versions ended."""
+        self.trimming = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("could not drop an old version: %s", error)
+
+    def loaded_versions(self) -> list[LoadedVersion]:
+        """What is in memory, oldest version first."""
+        return [
+            LoadedVersion(policy_version=v, leases=live.leases, loaded_time=live.loaded_time)
+            for v, live in sorted(self.live.items())
+        ]
+
+    def adapters(self) -> list[int]:
+        """Versions that take an adapter's place in the engine."""
+        return [version for version in self.live if version != 0]
+
+    async def activate(self, reference: WeightsReference, *, at_start: bool = False) -> Swap:
+        """Make a version serve, loading it first where it is not in memory.
+
+        Raises `WeightsRefused`, `NotFound` or `Unavailable`; then the old version goes on serving.
+        """
+        started = time.monotonic()
+        async with self.lock:
+            if reference.policy_version == self.serving:
+                return Swap(policy_version=self.serving, swap_seconds=0.0, pause_seconds=0.0)
+            pause = await self.ensure_loaded(reference)
+            self.switch(reference.policy_version, started, pause, at_start)
+            await self.drop_beyond(self.options.max_live_versions)
+        return Swap(
+            policy_version=self.serving,
+            swap_seconds=time.monotonic() - started,
+            pause_seconds=pause,
+        )
+
+    async def load(self, reference: WeightsReference) -> None:
+        """Bring a version into memory without serving it; LoRA only. Raises as `activate`."""
+        if self.engine.weights_kind is WeightsKind.FULL:
+            raise FailedPrecondition("full weights cannot be loaded without being served")
+        async with self.lock:
+            await self.ensure_loaded(reference)
+
+    async def ensure_loaded(self, reference: WeightsReference) -> float:
+        """Load a version that is not in memory; the seconds in which nothing was sampled."""
+        version = reference.policy_version
+        if version in self.live:
+            return 0.0
+        if version == 0:
+            return await self.load_into_engine(0, self.options.base_model, None)
+        try:
+            manifest, folder = await self.fetch(reference)
+        except TuneloopError as error:
+            self.refused("store", reference, error)
+            raise
+        try:
+            self.check_manifest(manifest, reference)
+            await asyncio.to_thread(self.check_shapes, manifest, folder)
+        except WeightsRefused as error:
+            self.refused("check", reference, error)
+            raise
+        try:
+            return await self.load_into_engine(version, folder, manifest)
+        except TuneloopError as error:
+            self.refused("engine", reference, error)
+            raise
+
+    async def fetch(self, reference: WeightsReference) -> tuple[Manifest, Path]:
+        """A verified local copy of the version."""
+        if reference.policy != self.options.policy:
+            raise WeightsRefused(
+                f"policy: {reference.policy!r} is not {self.options.policy!r}", param="policy"
+            )
+        return await asyncio.to_thread(self.store.fetch, reference)
+
+    def check_manifest(self, manifest: Manifest, reference: WeightsReference) -> None:
+        """Raise `WeightsRefused` unless the manifest describes what was asked for."""
+        expected = {
+            "policy": (manifest.policy, reference.policy),
+            "version": (manifest.version, reference.policy_version),
+            "kind": (manifest.kind.value, self.engine.weights_kind.value),
+        }
+        for name, (given, wanted) in expected.items():
+            if given != wanted:
+                raise WeightsRefused(f"manifest.json: {name} is {given}, not {wanted}", param=name)
+
+    def check_shapes(self, manifest: Manifest, folder: Path) -> None:
+        """Raise `WeightsRefused` unless every tensor fits the base model."""
+        base = self.options.base_model
+        if self.base_sha256 is None:
+            self.base_sha256 = shapes.base_model_sha256(base)
+        if manifest.base_model_sha256 != self.base_sha256:
+            raise WeightsRefused(
+                f"base_model: the version was made from {manifest.base_model}, which is not the "
+                "model served here",
+                param="base_model_sha256",
+            )
+        if manifest.kind is WeightsKind.LORA:
+            shapes.check_adapter(base, folder, self.options.max_lora_rank)
+        else:
+            shapes.check_full(base, folder)
+
+    async def load_into_engine(
+        self, version: int, folder: Path, manifest: Manifest | None
+    ) -> float:
+        """Have the engine load checked files; the seconds in which nothing was sampled."""
+        entry = Live(loaded_time=datetime.now(UTC), last_served=time.monotonic(), manifest=manifest)
+        if self.engine.weights_kind is WeightsKind.FULL:
+            pause = await self.engine.load_full_weights(version, folder)
+            self.live = {version: entry}
+        else:
+            await self.make_room()
+            await self.engine.load_adapter(version, folder)
+            self.live[version] = entry
+            pause = 0.0
+        metrics.loaded_versions.set(len(self.live))
+        return pause
+
+    def switch(self, version: int, started: float, pause: float, at_start: bool) -> None:
+        """Serve `version` from now on, measure it and tell."""
+        kind = self.engine.weights_kind.value
+        self.serving = version
+        self.activated_time = datetime.now(UTC)
+        live = self.live[version]
+        live.last_served = time.monotonic()
+        seconds = time.monotonic() - started
+        metrics.policy_version.labels(self.options.policy).set(version)
+        metrics.swap_seconds.labels(kind).observe(seconds)
+        metrics.pause_seconds.labels(kind).observe(pause)
+        oldest = live.manifest.data.oldest_feedback_time if live.manifest else None
+        if oldest is not None and version > self.newest and not at_start:
+            metrics.feedback_to_serving.observe((self.activated_time - oldest).total_seconds())
+        self.newest = max(self.newest, version)
+        logger.info("serving version %d after %.2f s (pause %.2f s)", version, seconds, pause)
+        self.on_activated(
+            Activation(
+                policy=self.options.policy,
+                policy_version=version,
+                replica=self.options.replica,
+                activated_time=self.activated_time,
+                swap_seconds=seconds,
+            )
+        )
+
+    def refused(self, by: str, reference: WeightsReference, error: TuneloopError) -> None:
+        """Count and log a version that was not loaded."""
+        metrics.swaps_refused.labels(by).inc()
+        logger.error(
+            "version %d is not loaded, version %d goes on serving: %s",
+            reference.policy_version,
+            self.serving,
+            error.message,
+        )
+
+    async def make_room(self) -> None:
+        """Drop old versions so that one more fits; `Unavailable` when all are in use."""
+        await self.drop_beyond(self.options.max_live_versions - 1)
+        if len(self.adapters()) >= self.options.max_live_versions + HEADROOM:
+            raise Unavailable(
+                "every loaded version is still in use; trying again later", retry_after=1.0
+            )
+
+    async def drop_beyond(self, keep: int) -> None:
+        """Drop versions nobody holds, least recently served first, until `keep` adapters remain."""
+        idle = sorted(
+            (v for v in self.adapters() if v != self.serving and self.live[v].leases == 0),
+            key=lambda v: self.live[v].last_served,
+        )
+        for version in idle[: max(0, len(self.adapters()) - keep)]:
+            # Taken out first: from here on no request can lease it.
+            del self.live[version]
+            await self.engine.drop_adapter(version)
+            logger.info("dropped version %d from memory", version)
+        metrics.loaded_versions.set(len(self.live))
+
+    async def trim(self) -> None:
+        """Drop what became idle."""
+        async with self.lock:
+            if self.engine.weights_kind is WeightsKind.LORA:
+                await self.drop_beyond(self.options.max_live_versions)

@@ -1,0 +1,137 @@
+"""Publishes events without ever delaying an answer: a bounded buffer and a background task.
+
+An event is tried until the bus has stored it, always with the same id, so that a retry after a
+lost acknowledgement adds nothing. When the buffer is full the oldest rollout gives way, and
+`tuneloop_rollouts_dropped_total` counts it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections import deque
+from dataclasses import dataclass
+
+from tuneloop import wire
+from tuneloop.bus import Bus, subjects
+from tuneloop.errors import TuneloopError, Unavailable
+from tuneloop.generation import metrics
+from tuneloop.policies import Activation
+from tuneloop.rollouts import Rollout
+
+logger = logging.getLogger("tuneloop.generation")
+
+CONCURRENCY = 32
+"""Events published at once: one at a time would wait for the disk each time."""
+FIRST_DELAY = 0.2
+LONGEST_DELAY = 5.0
+"""Seconds before the first and between later attempts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Bytes on their way to the bus."""
+
+    subject: str
+    event_id: str
+    data: bytes
+
+
+class RolloutPublisher:
+    """Buffers events and stores them on the bus in the background."""
+
+    def __init__(self, bus: Bus, *, buffer_size: int) -> None:
+        self.bus = bus
+        self.buffer_size = buffer_size
+        self.buffer: deque[Event] = deque()
+        self.arrived = asyncio.Event()
+        self.emptied = asyncio.Event()
+        self.emptied.set()
+        self.task: asyncio.Task[None] | None = None
+
+    def publish(self, rollout: Rollout) -> None:
+        """Take a finished rollout; returns at once and never raises for what the bus does."""
+        if not all(math.isfinite(logprob) for logprob in rollout.generation_logprobs):
+            # The learner could not use it, and a codec would refuse it for ever.
+            logger.error("rollout %s has log-probs that are not finite", rollout.completion_id)
+            metrics.rollouts_dropped.labels("invalid").inc()
+            return
+        subject = subjects.rollout_generated(rollout.policy, rollout.user_hash)
+        data = wire.encode_rollout_generated(rollout)
+        self.put(Event(subject=subject, event_id=wire.rollout_event_id(rollout), data=data))
+
+    def publish_activation(self, activation: Activation) -> None:
+        """Take the news that a version serves."""
+        subject = subjects.weights_activated(activation.policy)
+        event_id = wire.activation_event_id(activation)
+        self.put(Event(subject=subject, event_id=event_id, data=wire.encode_activation(activation)))
+
+    def put(self, event: Event) -> None:
+        """Add to the buffer; the oldest gives way when it is full."""
+        if len(self.buffer) >= self.buffer_size:
+            dropped = self.buffer.popleft()
+            metrics.rollouts_dropped.labels("overflow").inc()
+            logger.error("the bus has been away too long: dropped %s", dropped.event_id)
+        self.buffer.append(event)
+        metrics.rollout_buffer_length.set(len(self.buffer))
+        self.emptied.clear()
+        self.arrived.set()
+
+    def start(self) -> None:
+        """Begin to publish in the background."""
+        self.task = asyncio.create_task(self.run(), name="rollout publisher")
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Publish what is buffered, for at most `drain_seconds`; count what is left."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.emptied.wait(), drain_seconds)
+        if self.task is not None:
+            self.task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.task
+        if self.buffer:
+            metrics.rollouts_dropped.labels("shutdown").inc(len(self.buffer))
+            logger.error("stopped with %d events that could not be stored", len(self.buffer))
+
+    async def run(self) -> None:
+        """Publish in batches for ever; a batch that fails is tried again later."""
+        delay = FIRST_DELAY
+        while True:
+            await self.arrived.wait()
+            if await self.publish_batch():
+                delay = FIRST_DELAY
+            else:
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, LONGEST_DELAY)
+            if not self.buffer:
+                self.arrived.clear()
+                self.emptied.set()
+
+    async def publish_batch(self) -> bool:
+        """Try the oldest events; whether all were settled. What failed goes back to the front."""
+        batch = [self.buffer.popleft() for _ in range(min(CONCURRENCY, len(self.buffer)))]
+        try:
+            settled = await asyncio.gather(*(self.attempt(event) for event in batch))
+        except asyncio.CancelledError:
+            self.buffer.extendleft(reversed(batch))
+            raise
+        failed = [event for event, done in zip(batch, settled, strict=True) if not done]
+        self.buffer.extendleft(reversed(failed))
+        metrics.rollout_buffer_length.set(len(self.buffer))
+        return not failed
+
+    async def attempt(self, event: Event) -> bool:
+        """Publish once; False when it is worth another try."""
+        try:
+            await self.bus.publish(event.subject, event.data, event_id=event.event_id)
+        except Unavailable as error:
+            metrics.rollouts_retried.inc()
+            logger.debug("%s is kept for later: %s", event.event_id, error)
+            return False
+        except TuneloopError as error:
+            metrics.rollouts_dropped.labels("refused").inc()
+            logger.error("the bus refused %s: %s", event.event_id, error)
+            return True
+        if ".rollout." in event.subject:
+            metrics.rollouts_published.inc()
+        return True

@@ -1,0 +1,69 @@
+"""Settings of the generation process, read from TUNELOOP_GENERATION_*."""
+
+import socket
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tuneloop.policies import WeightsKind
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class GenerationSettings(BaseSettings):
+    """What to serve, where, and how much of the machine to use for it."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TUNELOOP_GENERATION_", env_nested_delimiter="__", extra="forbid"
+    )
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: Port = Field(50051, description="gRPC port, 1 to 65535")
+    metrics_port: Port = Field(9101, description="port of /metrics, 1 to 65535")
+    policy: str = Field(
+        "tuneloop",
+        pattern=r"^[A-Za-z0-9_-]{1,128}$",
+        description="name of the policy: letters, digits, '_' and '-'",
+    )
+    replica: str = Field(
+        default_factory=socket.gethostname, description="name of this replica in events"
+    )
+    model: Path = Field(description="folder of the base model: config, safetensors, tokenizer")
+    base_model_name: str = Field("", description="name of the base model; empty: the folder's")
+    engine: Literal["auto", "vllm", "transformers"] = Field(
+        "auto", description="auto (vllm where it is installed), vllm or transformers"
+    )
+    weights_kind: WeightsKind = Field(WeightsKind.LORA, description="lora or full")
+    max_model_len: int | None = Field(
+        None, ge=16, description="tokens in prompt and completion; empty: the model's own limit"
+    )
+    max_lora_rank: int = Field(32, ge=1, le=512, description="largest rank of an adapter, 1 to 512")
+    max_live_versions: int = Field(
+        4, ge=1, le=64, description="adapters kept in memory for instant roll-back, 1 to 64"
+    )
+    max_concurrent_requests: int = Field(
+        256, ge=1, description="completions at once; more are refused with RESOURCE_EXHAUSTED"
+    )
+    threads: int = Field(0, ge=0, description="CPU threads to compute with; 0: all")
+    kv_cache_gib: float = Field(1.0, gt=0, description="GiB of key-value cache on a CPU")
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="share of the GPU's memory, above 0 to 1"
+    )
+    nats_url: str = Field("nats://127.0.0.1:4222", description="URL of NATS")
+    weights_uri: str = Field(
+        "./.tuneloop/weights", description="folder or fsspec URL of the weight store"
+    )
+    weights_cache_dir: Path = Field(
+        Path(".tuneloop/weights-cache"), description="folder for verified copies of versions"
+    )
+    verify_key_file: Path = Field(
+        Path(".tuneloop/keys/manifest_public.pem"), description="PEM file that verifies manifests"
+    )
+    rollout_buffer_size: int = Field(
+        10_000, ge=1, description="events kept while the bus cannot be reached"
+    )
+    drain_seconds: float = Field(
+        3.0, ge=0, description="seconds that running requests get to end when the process stops"
+    )

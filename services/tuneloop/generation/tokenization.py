@@ -1,0 +1,83 @@
+"""Prompts to token ids, token ids to text, and the ids that end a completion."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.errors import InvalidRequest
+from tuneloop.rollouts import ChatMessage, Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizedPrompt:
+    """A prompt as the model gets it."""
+
+    text: str
+    """Rendered template or plain prompt."""
+    token_ids: tuple[int, ...]
+
+
+class Tokenization:
+    """A model folder's tokenizer and chat template."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.stop_token_ids = stop_token_ids(folder, self.tokenizer.eos_token_id)
+
+    def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
+        """Token ids of a prompt; raises `InvalidRequest` naming the field at fault."""
+        if prompt.token_ids is not None:
+            text = self.decode(prompt.token_ids, skip_special_tokens=False)
+            return TokenizedPrompt(text=text, token_ids=prompt.token_ids)
+        if prompt.text is not None:
+            ids = self.tokenizer(prompt.text).input_ids
+            return TokenizedPrompt(text=prompt.text, token_ids=tuple(ids))
+        text = self.render(prompt.messages)
+        # The template has written the special tokens already.
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        return TokenizedPrompt(text=text, token_ids=tuple(ids))
+
+    def render(self, messages: Sequence[ChatMessage]) -> str:
+        """The conversation through the model's chat template, ready for the next answer."""
+        from jinja2.exceptions import TemplateError
+
+        if not messages:
+            raise InvalidRequest("messages: the conversation is empty", param="messages")
+        if not self.tokenizer.chat_template:
+            raise InvalidRequest(
+                "messages: this model has no chat template; use /v1/completions with a prompt",
+                param="messages",
+            )
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise InvalidRequest(
+                f"messages: the model's chat template refuses them: {error}", param="messages"
+            ) from error
+        return str(rendered)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids; an id outside the vocabulary raises `InvalidRequest`."""
+        try:
+            return str(
+                self.tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+            )
+        except (OverflowError, IndexError, ValueError) as error:
+            raise InvalidRequest(f"prompt: token ids cannot be decoded: {error}") from error
+
+
+def stop_token_ids(folder: Path, eos_token_id: int | None) -> frozenset[int]:
+    """Ids that end a completion: the tokenizer's and those of `generation_config.json`."""
+    ids = set() if eos_token_id is None else {int(eos_token_id)}
+    path = folder / "generation_config.json"
+    if path.exists():
+        configured = json.loads(path.read_text()).get("eos_token_id")
+        ids.update(configured if isinstance(configured, list) else [configured])
+    return frozenset(i for i in ids if i is not None)

@@ -1,0 +1,341 @@
+"""The engine on vLLM's `AsyncLLM`: the only module that imports vllm.
+
+LoRA versions are adapters with `lora_int_id == policy_version`; an id is never loaded twice with
+other weights. Full weights are replaced in place between `pause_generation(mode="keep")` and
+`resume_generation`; vLLM labels every token with the weights that sampled it, and those labels
+become `policy_version_spans`.
+"""
+
+import asyncio
+import logging
+import os
+import sysconfig
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.errors import InvalidRequest, Unavailable, WeightsRefused
+from tuneloop.generation.engine import (
+    Candidate,
+    EngineLimits,
+    EngineOutput,
+    EngineRequest,
+    check_limits,
+)
+from tuneloop.policies import WeightsKind
+from tuneloop.rollouts import FinishReason, PolicyVersionSpan, SamplingParameters
+
+logger = logging.getLogger("tuneloop.generation")
+
+MAX_LOGPROBS = 20
+HEALTH_INTERVAL = 0.5
+"""Seconds between looks at whether the engine's processes live."""
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The ranks vLLM can be started with; a smaller adapter fits a larger one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmOptions:
+    """How to start the engine."""
+
+    model: Path
+    weights_kind: WeightsKind
+    max_model_len: int | None
+    """None takes the model's own limit."""
+    max_lora_rank: int
+    max_adapters: int
+    """Adapters in memory at once; more would evict one that requests still use."""
+    kv_cache_gib: float
+    """On a CPU: memory of the key-value cache."""
+    gpu_memory_utilization: float
+    """On a GPU: the share of its memory to use."""
+    threads: int
+    """On a CPU: threads to compute with; 0 takes all this process may use."""
+
+
+class VllmEngine:
+    """Continuous batching, many adapters in one batch; runs in processes of its own."""
+
+    name = "vllm"
+
+    def __init__(self, options: VllmOptions) -> None:
+        self.options = options
+        self.weights_kind = options.weights_kind
+        self.limits: EngineLimits | None = None
+        self.llm: Any = None
+        self.adapters: dict[int, Any] = {}
+        self.weights_folder = options.model
+        self.weights_version = 0
+        self.weights_lock = asyncio.Lock()
+
+    async def start(self) -> EngineLimits:
+        """Load the base model (version 0) and be ready."""
+        prepare_environment(self.options.threads)
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        started = time.monotonic()
+        arguments = engine_arguments(self.options)
+        self.llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
+        await self.llm.update_weight_version("0")
+        model_config = self.llm.model_config
+        self.limits = EngineLimits(
+            max_model_len=model_config.max_model_len,
+            vocab_size=model_config.get_vocab_size(),
+            max_logprobs=MAX_LOGPROBS,
+        )
+        logger.info("vLLM is ready after %.1f s", time.monotonic() - started)
+        return self.limits
+
+    async def stop(self) -> None:
+        """Abort what runs and end the engine's processes."""
+        if self.llm is not None:
+            await asyncio.to_thread(self.llm.shutdown, 1.0)
+            self.llm = None
+
+    async def failed(self) -> str:
+        """Return, with a reason, when the engine's processes have died; else never."""
+        while self.llm is None or not self.llm.errored:
+            await asyncio.sleep(HEALTH_INTERVAL)
+        return "vLLM's engine process died"
+
+    async def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
+        """Stream outputs; closing the iterator aborts the request."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.inputs import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if self.llm is None or self.limits is None:
+            raise Unavailable("the engine is not running", retry_after=1.0)
+        check_limits(request.prompt_token_ids, request.sampling, self.limits)
+        stream = self.llm.generate(
+            tokens_input(list(request.prompt_token_ids)),
+            sampling_params(request.sampling),
+            request.request_id,
+            lora_request=self.adapter(request.policy_version),
+        )
+        counts: dict[int, int] = {}
+        try:
+            async for output in stream:
+                for completion in output.outputs:
+                    counts[completion.index] = counts.get(completion.index, 0) + len(
+                        completion.token_ids
+                    )
+                    yield self.convert(completion, request, counts[completion.index])
+        except VLLMClientError as error:
+            raise InvalidRequest(str(error)) from error
+        except EngineDeadError as error:
+            raise Unavailable("the engine died and is being restarted", retry_after=5.0) from error
+        finally:
+            await stream.aclose()
+
+    def adapter(self, policy_version: int) -> Any:
+        """The adapter to sample with; None for the base model and for full weights."""
+        if self.weights_kind is WeightsKind.FULL or policy_version == 0:
+            return None
+        adapter = self.adapters.get(policy_version)
+        if adapter is None:
+            raise Unavailable(f"version {policy_version} is not loaded", retry_after=1.0)
+        return adapter
+
+    def convert(self, completion: Any, request: EngineRequest, tokens: int) -> EngineOutput:
+        """One of vLLM's outputs as ours; `tokens` is how many the completion has so far."""
+        token_ids = tuple(completion.token_ids)
+        positions = completion.logprobs or []
+        return EngineOutput(
+            index=completion.index,
+            text=completion.text,
+            token_ids=token_ids,
+            logprobs=tuple(
+                position[token].logprob
+                for position, token in zip(positions, token_ids, strict=True)
+            ),
+            top_logprobs=tuple(
+                top_candidates(position, request.sampling.top_logprobs) for position in positions
+            )
+            if request.sampling.top_logprobs is not None
+            else (),
+            finish_reason=finish_reason(completion.finish_reason),
+            policy_version_spans=self.spans(completion, request, tokens),
+        )
+
+    def spans(
+        self, completion: Any, request: EngineRequest, tokens: int
+    ) -> tuple[PolicyVersionSpan, ...]:
+        """Which version sampled which tokens; empty before the end."""
+        if completion.finish_reason is None or tokens == 0:
+            return ()
+        if self.weights_kind is WeightsKind.LORA:
+            version = request.policy_version
+            return (PolicyVersionSpan(policy_version=version, start=0, end=tokens),)
+        spans = [
+            PolicyVersionSpan(policy_version=int(span.version), start=span.start, end=span.end)
+            for span in completion.weight_versions or ()
+        ]
+        if not spans or spans[-1].end != tokens:
+            raise AssertionError(f"vLLM labelled {spans} of {tokens} tokens")
+        return tuple(spans)
+
+    async def load_adapter(self, policy_version: int, folder: Path) -> None:
+        """Load an adapter beside the others while decoding goes on."""
+        from vllm.lora.request import LoRARequest
+
+        adapter = LoRARequest(
+            lora_name=f"version-{policy_version}",
+            lora_int_id=policy_version,
+            lora_path=str(folder),
+        )
+        try:
+            loaded = await self.llm.add_lora(adapter)
+        except Exception as error:
+            self.raise_if_dead(error)
+            raise WeightsRefused(f"version {policy_version}: {first_line(error)}") from error
+        if not loaded:
+            raise WeightsRefused(f"version {policy_version}: vLLM did not load the adapter")
+        self.adapters[policy_version] = adapter
+
+    async def drop_adapter(self, policy_version: int) -> None:
+        """Forget an adapter that no request holds."""
+        if self.adapters.pop(policy_version, None) is not None:
+            await self.llm.remove_lora(policy_version)
+
+    async def load_full_weights(self, policy_version: int, folder: Path) -> float:
+        """Replace the weights in place; returns the seconds in which nothing was sampled.
+
+        Requests in flight keep their tokens; their key-value cache is computed afresh by the new
+        weights (`clear_cache`), so that every later log-prob is what those weights say.
+        """
+        async with self.weights_lock:
+            await asyncio.to_thread(read_through, folder)
+            paused = time.monotonic()
+            await self.llm.pause_generation(mode="keep", clear_cache=True)
+            try:
+                await self.replace_weights(policy_version, folder)
+            finally:
+                await self.llm.resume_generation()
+            return time.monotonic() - paused
+
+    async def replace_weights(self, policy_version: int, folder: Path) -> None:
+        """Load `folder` into the paused engine, or put back what it had."""
+        try:
+            await self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        except Exception as error:
+            self.raise_if_dead(error)
+            # The failed load may have written some tensors.
+            previous = {"weights_path": str(self.weights_folder)}
+            await self.llm.collective_rpc("reload_weights", kwargs=previous)
+            raise WeightsRefused(f"version {policy_version}: {first_line(error)}") from error
+        await self.llm.update_weight_version(str(policy_version))
+        self.weights_folder = folder
+        self.weights_version = policy_version
+
+    def raise_if_dead(self, error: Exception) -> None:
+        """Raise `Unavailable` when `error` came from an engine that is no more."""
+        if self.llm is None or self.llm.errored:
+            raise Unavailable("the engine died and is being restarted", retry_after=5.0) from error
+
+
+def prepare_environment(threads: int) -> None:
+    """Set what vLLM reads from the environment; its processes inherit it."""
+    os.environ.update(
+        VLLM_NO_USAGE_STATS="1",
+        VLLM_DO_NOT_TRACK="1",
+        VLLM_LOGGING_LEVEL=os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+        HF_HUB_OFFLINE="1",
+        TOKENIZERS_PARALLELISM="false",
+    )
+    cpus = sorted(os.sched_getaffinity(0))
+    chosen = cpus[: threads or len(cpus)]
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(str(cpu) for cpu in chosen)
+    # Intel's OpenMP lets idle threads sleep after a few milliseconds; GNU's spin and starve the
+    # learner on the same machine.
+    openmp = Path(sysconfig.get_path("data")) / "lib" / "libiomp5.so"
+    if openmp.exists() and "libiomp" not in os.environ.get("LD_PRELOAD", ""):
+        preloaded = os.environ.get("LD_PRELOAD", "")
+        os.environ["LD_PRELOAD"] = f"{openmp}:{preloaded}" if preloaded else str(openmp)
+
+
+def engine_arguments(options: VllmOptions) -> Any:
+    """`AsyncEngineArgs` for this machine."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+
+    arguments: dict[str, Any] = {
+        "model": str(options.model),
+        "max_model_len": options.max_model_len,
+        "logprobs_mode": "processed_logprobs",
+        "max_logprobs": MAX_LOGPROBS,
+        "disable_log_stats": True,
+        "enable_prefix_caching": True,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+    }
+    if current_platform.is_cpu():
+        arguments |= {
+            "dtype": "float32",  # bfloat16 is emulated, and four times slower
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": int(options.kv_cache_gib * 2**30),
+        }
+    if options.weights_kind is WeightsKind.LORA:
+        arguments |= {
+            "enable_lora": True,
+            "max_loras": options.max_adapters,
+            "max_cpu_loras": options.max_adapters,
+            "max_lora_rank": next(rank for rank in LORA_RANKS if rank >= options.max_lora_rank),
+        }
+    return AsyncEngineArgs(**arguments)
+
+
+def sampling_params(sampling: SamplingParameters) -> Any:
+    """vLLM's sampling parameters; log-probs of the sampled tokens are always asked for."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=sampling.n,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_tokens,
+        stop=list(sampling.stop),
+        seed=sampling.seed,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=dict(sampling.logit_bias) or None,
+        logprobs=sampling.top_logprobs or 0,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def top_candidates(position: Mapping[int, Any], count: int | None) -> tuple[Candidate, ...]:
+    """The `count` most likely tokens of one position, best first."""
+    ranked = sorted(position.items(), key=lambda item: -item[1].logprob)
+    return tuple(
+        Candidate(token_id=token, token=entry.decoded_token or "", logprob=entry.logprob)
+        for token, entry in ranked[: count or 0]
+        if entry.logprob > float("-inf")
+    )
+
+
+def finish_reason(reason: str | None) -> FinishReason | None:
+    """Our finish reason of vLLM's; an error inside the engine raises `Unavailable`."""
+    match reason:
+        case None:
+            return None
+        case "stop" | "length" | "abort":
+            return FinishReason(reason)
+        case _:
+            raise Unavailable(f"vLLM ended the completion with {reason!r}", retry_after=1.0)
+
+
+def read_through(folder: Path) -> None:
+    """Read the weights once, so that loading them while paused does not wait for a disk."""
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+
+
+def first_line(error: Exception) -> str:
+    """The error in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
