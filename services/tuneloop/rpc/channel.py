@@ -1,0 +1,30 @@
+"""Channels to the services."""
+
+import grpc
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+
+OPTIONS: tuple[tuple[str, int | str], ...] = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A peer that vanished without a word is noticed after half a minute, not after hours.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.lb_policy_name", "round_robin"),
+    # Retrying is the caller's decision: a generation sent twice is two rollouts.
+    ("grpc.enable_retries", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+
+def connect(address: str) -> grpc.aio.Channel:
+    """A channel to `host:port` (or any gRPC target, such as `dns:///name:port` for replicas).
+
+    Returns at once; calls fail with UNAVAILABLE until somebody listens. Call it inside a running
+    event loop.
+    """
+    return grpc.aio.insecure_channel(address, options=OPTIONS)

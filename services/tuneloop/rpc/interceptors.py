@@ -1,0 +1,151 @@
+"""One interceptor for every call: errors become statuses, outcomes become metrics.
+
+- A `TuneloopError` becomes its `google.rpc.Status` (see `tuneloop.rpc.status`).
+- Request bytes that are not the expected message become INVALID_ARGUMENT; gRPC for Python itself
+  answers INTERNAL, because it parses before any handler or interceptor is asked.
+- Anything else is a bug: it is logged with an id, and the client is told the id and nothing more.
+"""
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from tuneloop.errors import CorruptData, TuneloopError
+from tuneloop.rpc import metrics
+from tuneloop.rpc.status import DETAILS_KEY, code_of, status_from_error
+
+log = logging.getLogger("tuneloop.rpc")
+
+if TYPE_CHECKING:
+    # Generic in the type stubs only.
+    Handler = grpc.RpcMethodHandler[Any, Any]
+    Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]
+
+
+class Malformed:
+    """Stands for a request that did not parse, until a handler can refuse it."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Guards calls with one request; streams of requests (reflection has one) pass unchanged."""
+
+    async def intercept_service(
+        self, continuation: "Continuation", handler_call_details: grpc.HandlerCallDetails
+    ) -> "Handler | None":
+        """Wrap the handler of the call."""
+        handler: Any = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming:
+            return cast("Handler | None", handler)
+        method = handler_call_details.method
+        behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
+        make = (
+            grpc.unary_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        streams = inspect.isasyncgenfunction(behaviour)
+        wrapped: Handler = make(
+            guarded_stream(method, behaviour) if streams else guarded(method, behaviour),
+            request_deserializer=tolerant(handler.request_deserializer),
+            response_serializer=handler.response_serializer,
+        )
+        return wrapped
+
+
+def tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """A deserializer that returns `Malformed` where `deserialize` would raise."""
+    if deserialize is None:
+        return None
+
+    def parse(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError as error:
+            return Malformed(str(error))
+
+    return parse
+
+
+def guarded(method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    """`behaviour` with one answer (or one that writes its stream itself), guarded."""
+
+    async def call(request: Any, context: Any) -> Any:
+        async with guard(method, request, context):
+            return await behaviour(request, context)
+
+    return call
+
+
+def guarded_stream(method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    """`behaviour` that yields its answers, guarded."""
+
+    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        async with guard(method, request, context):
+            answers = behaviour(request, context)
+            try:
+                async for answer in answers:
+                    yield answer
+            finally:
+                await answers.aclose()
+
+    return call
+
+
+@asynccontextmanager
+async def guard(method: str, request: Any, context: Any) -> AsyncIterator[None]:
+    """Turn what is raised inside into a status, and count the outcome."""
+    started = time.perf_counter()
+    code = grpc.StatusCode.OK
+    try:
+        if isinstance(request, Malformed):
+            raise CorruptData(f"the request is not a valid message: {request.problem}")
+        yield
+        code = set_code(context) or grpc.StatusCode.OK
+    except TuneloopError as error:
+        code = code_of(error)
+        await refuse(context, error)
+    except grpc.aio.AbortError:
+        code = set_code(context) or grpc.StatusCode.UNKNOWN
+        raise
+    except (asyncio.CancelledError, GeneratorExit):
+        code = grpc.StatusCode.CANCELLED
+        raise
+    except Exception as error:
+        code = grpc.StatusCode.INTERNAL
+        incident = uuid4().hex[:12]
+        log.exception("%s failed [%s]", method, incident)
+        await refuse(
+            context, TuneloopError(f"internal error; the log has it as {incident}"), cause=error
+        )
+    finally:
+        metrics.requests.labels(method, code.name).inc()
+        metrics.seconds.labels(method).observe(time.perf_counter() - started)
+
+
+async def refuse(context: Any, error: TuneloopError, cause: Exception | None = None) -> None:
+    """End the call with the status of `error`."""
+    status = status_from_error(error)
+    metadata = ((DETAILS_KEY, status.SerializeToString()),)
+    try:
+        await context.abort(code_of(error), status.message, metadata)
+    except grpc.aio.AbortError as aborted:
+        raise aborted from (cause or error)
+
+
+def set_code(context: Any) -> grpc.StatusCode | None:
+    """The code a handler set itself, if any."""
+    code = context.code()
+    if isinstance(code, int):
+        return next((known for known in grpc.StatusCode if known.value[0] == code), None)
+    return code if isinstance(code, grpc.StatusCode) else None

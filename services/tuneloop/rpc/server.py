@@ -1,0 +1,91 @@
+"""A gRPC server with health, reflection, error statuses, metrics and a graceful end."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from tuneloop.errors import SettingsError
+from tuneloop.rpc.channel import MAX_MESSAGE_BYTES
+from tuneloop.rpc.interceptors import ErrorInterceptor
+
+log = logging.getLogger("tuneloop.rpc")
+
+
+class Server:
+    """Add services, `start`, `set_serving(True)` when ready, `stop` to drain."""
+
+    def __init__(
+        self,
+        *,
+        host: str,
+        port: int,
+        drain_seconds: float = 10.0,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        self._host = host
+        self._wanted_port = port
+        self._drain_seconds = drain_seconds
+        self._names: list[str] = []
+        self._health = health_aio.HealthServicer()
+        self._server = grpc.aio.server(
+            interceptors=[ErrorInterceptor()],
+            options=[
+                ("grpc.max_send_message_length", max_message_bytes),
+                ("grpc.max_receive_message_length", max_message_bytes),
+                # Two processes on one port must be an error, not a coin toss for each call.
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.http2.max_ping_strikes", 0),
+            ],
+        )
+        self.port = 0
+        """The port bound, once started."""
+
+    def add(self, register: Callable[[Any, grpc.aio.Server], None], servicer: Any) -> None:
+        """Add a servicer with the `add_…Servicer_to_server` function of its stub."""
+        register(servicer, self._server)
+        names = {
+            base.__name__.removesuffix("Servicer")
+            for base in type(servicer).__mro__
+            if base.__module__.startswith("tuneloop.v1.") and base.__name__.endswith("Servicer")
+        }
+        self._names += [f"tuneloop.v1.{name}" for name in sorted(names)]
+
+    async def start(self) -> int:
+        """Listen, not serving yet in the eyes of health checks; the port bound.
+
+        Raises `SettingsError` when the port is taken or the host is not this machine's.
+        """
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        names = (*self._names, health_name, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        await self.set_serving(False)
+        address = f"{self._host}:{self._wanted_port}"
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise SettingsError(
+                f"cannot listen on {address}: is it taken?", param="port"
+            ) from error
+        await self._server.start()
+        log.info("gRPC on %s:%d: %s", self._host, self.port, ", ".join(self._names))
+        return self.port
+
+    async def set_serving(self, serving: bool) -> None:
+        """What health checks are told, of the server and of each service."""
+        status = health_pb2.HealthCheckResponse
+        for name in ("", *self._names):
+            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+    async def stop(self) -> None:
+        """Refuse new calls, let those in flight end within `drain_seconds`, then cancel them."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(self._drain_seconds)
