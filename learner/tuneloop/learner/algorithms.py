@@ -1,0 +1,31 @@
+"""The algorithms by name: what each learns from, how it plans a batch, how often it reuses one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneloop.learner.models import PolicyModel
+from tuneloop.learner.plans.dpo import plan_dpo
+from tuneloop.learner.plans.kto import plan_kto
+from tuneloop.learner.plans.plan import Plan
+from tuneloop.learner.plans.ppo import plan_ppo
+from tuneloop.learner.samples import PairSample, ScoredSample, ThumbSample
+from tuneloop.learner.trainer_settings import TrainerSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Algorithm:
+    """One way for the policy to learn."""
+
+    consumes: type
+    """The sample type."""
+    plan: Callable[[PolicyModel, Sequence[Any], TrainerSettings], Plan]
+    epochs: Callable[[TrainerSettings], int] = lambda settings: 1
+    """Optimizer steps on one batch."""
+
+
+algorithms: Mapping[str, Algorithm] = {
+    "kto": Algorithm(consumes=ThumbSample, plan=plan_kto),
+    "dpo": Algorithm(consumes=PairSample, plan=plan_dpo),
+    "ppo": Algorithm(consumes=ScoredSample, plan=plan_ppo, epochs=lambda s: s.ppo_epochs),
+}

@@ -1,0 +1,77 @@
+"""KTO: Kahneman–Tversky optimization, which learns from single completions with a thumb.
+
+Ethayarajh et al. 2024, https://arxiv.org/abs/2402.01306, equations 7 and 8:
+
+    r = log π(y|x) − log π_ref(y|x)
+    desirable:    λ_D · (1 − σ(β · (r − z)))
+    undesirable:  λ_U · (1 − σ(β · (z − r)))
+
+`z` estimates KL(π ‖ π_ref), is never negative and takes no gradient. The paper estimates it from
+completions paired with another's prompt, `reference_point`; with z = 0, which is what it is at the
+start, KTO saves that second pass over the batch.
+"""
+
+import torch
+from torch import Tensor
+
+from tuneloop.learner.losses.means import Mean, mean_over
+
+
+def reference_point(mismatched_log_ratios: Tensor) -> Tensor:
+    """Return z, a scalar: the mean of log π − log π_ref over mismatched completions, at least 0.
+
+    `mismatched_log_ratios` (N,), all those of the batch. Section 4.1 of the paper. Fewer than two
+    samples cannot be mismatched: z is 0.
+    """
+    if mismatched_log_ratios.numel() < 2:
+        return mismatched_log_ratios.new_zeros(())
+    return mismatched_log_ratios.detach().mean().clamp(min=0.0)
+
+
+def balanced_weights(desirable: Tensor, weights: Tensor) -> Tensor:
+    """Scale `weights` (N,) so that either class of `desirable` (N,) weighs half of the total.
+
+    This is λ_D·n_D = λ_U·n_U, the even end of the range that the paper's equation 9 allows. With a
+    class absent the other keeps its half: one-sided feedback moves the policy half as much.
+    """
+    scaled = weights.clone()
+    for members in (desirable, ~desirable):
+        weight = weights[members].sum()
+        if weight > 0:
+            scaled[members] = weights[members] * (weights.sum() / (2.0 * weight))
+    return scaled
+
+
+def kto_loss(
+    *,
+    policy_logps: Tensor,
+    ref_logps: Tensor,
+    desirable: Tensor,
+    weights: Tensor,
+    z: Tensor,
+    beta: float,
+    total_samples: int,
+) -> tuple[Tensor, dict[str, Mean]]:
+    """Return the KTO loss of a micro-batch and its metrics.
+
+    Args:
+        policy_logps: (B,) log π(y|x), summed over the completion's tokens; takes gradients.
+        ref_logps: (B,) log π_ref(y|x).
+        desirable: (B,) bool.
+        weights: (B,) λ of each sample.
+        z: scalar, from `reference_point`.
+        beta: strength of the restraint to the reference policy; larger saturates sooner.
+        total_samples: samples in the whole batch, which the loss is divided by.
+
+    """
+    log_ratios = policy_logps - ref_logps
+    sign = torch.where(desirable, 1.0, -1.0).to(log_ratios.dtype)
+    losses = weights * (1.0 - torch.sigmoid(beta * sign * (log_ratios - z.detach())))
+    loss = losses.sum() / total_samples
+    margins = beta * log_ratios
+    metrics = {
+        "desirable_margin": mean_over(margins, desirable),
+        "undesirable_margin": mean_over(margins, ~desirable),
+        "desirable_fraction": mean_over(desirable.to(margins.dtype), torch.ones_like(desirable)),
+    }
+    return loss, metrics

@@ -1,0 +1,44 @@
+"""Means that add up: a metric is kept as a sum and a count until the step is over."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """`total / count`; micro-batches of any size then average exactly as one batch would."""
+
+    total: Tensor
+    """Scalar, detached."""
+    count: Tensor
+    """Scalar; 0 when there was nothing to measure."""
+
+
+def mean_over(values: Tensor, mask: Tensor) -> Mean:
+    """The mean of `values` where `mask` is true; both of the same shape."""
+    chosen = mask.to(torch.float64)
+    kept = torch.where(mask, values.detach().to(torch.float64), torch.zeros_like(chosen))
+    return Mean(kept.sum(), chosen.sum())
+
+
+def merge(parts: Iterable[Mapping[str, Mean]]) -> dict[str, float]:
+    """Add up the means of micro-batches; those that measured nothing are left out."""
+    totals: dict[str, tuple[float, float]] = {}
+    for part in parts:
+        for name, mean in part.items():
+            total, count = totals.get(name, (0.0, 0.0))
+            totals[name] = (total + float(mean.total), count + float(mean.count))
+    return {name: total / count for name, (total, count) in totals.items() if count > 0}
+
+
+def log_ratio_kl(policy_logprobs: Tensor, ref_logprobs: Tensor, loss_mask: Tensor) -> Mean:
+    """How far the policy is from the reference policy: mean over tokens of ½(log π − log π_ref)².
+
+    Schulman's k2 (http://joschu.net/blog/kl-approx.html): never negative, and close to the KL
+    divergence while the two are near. All arguments (B, C); nats per token.
+    """
+    log_ratio = (policy_logprobs.detach() - ref_logprobs).clamp(-20.0, 20.0)
+    return mean_over(0.5 * log_ratio.square(), loss_mask)

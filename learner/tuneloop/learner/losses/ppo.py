@@ -1,0 +1,108 @@
+"""PPO: proximal policy optimization on tokens, with a value loss and off-policy correction.
+
+* Clipped objective: Schulman et al. 2017, https://arxiv.org/abs/1707.06347, equation 7.
+* Dual clip, for negative advantages: Ye et al. 2020, https://arxiv.org/abs/1912.09729, equation 5.
+* Clipped value loss: Schulman's baselines, ppo2; Engstrom et al. 2020,
+  https://arxiv.org/abs/2005.12729, section 3.
+* Importance weights between the sampler and the policy that the clip is centred on:
+  Hilton et al. 2022, https://arxiv.org/abs/2110.00641, equation 3; truncated as in
+  Espeholt et al. 2018, https://arxiv.org/abs/1802.01561.
+
+Three policies meet here: `generation` sampled the tokens, `old` is the learner's at the start of
+the step (the clip's centre), `policy` is the one that moves.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from tuneloop.learner.losses.means import Mean, mean_over
+
+LOG_RATIO_LIMIT = 20.0
+"""Log-ratios are clamped to ± this before `exp`: e²⁰ is far past every clip, and finite."""
+
+
+def importance_weights(
+    *, old_logprobs: Tensor, generation_logprobs: Tensor, loss_mask: Tensor, cap: float
+) -> Tensor:
+    """Return min(π_old / π_generation, cap), (B, C), without gradient; 1 where masked."""
+    log_ratio = (old_logprobs - generation_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    weights = log_ratio.exp().clamp(max=cap).detach()
+    return torch.where(loss_mask, weights, torch.ones_like(weights))
+
+
+def sequence_gate(
+    *, old_logprobs: Tensor, generation_logprobs: Tensor, loss_mask: Tensor, limit: float
+) -> Tensor:
+    """Return (B,) bool: sequences whose geometric mean ratio lies in [1/limit, limit].
+
+    The mean, since a sum over tokens grows with the length. A sequence beyond it was sampled by
+    what is by now another policy (or with a filter the log-probs do not tell of).
+    """
+    log_ratio = torch.where(loss_mask, old_logprobs - generation_logprobs, 0.0)
+    mean_log_ratio = log_ratio.sum(-1) / loss_mask.sum(-1).clamp(min=1)
+    return mean_log_ratio.abs() <= math.log(limit)
+
+
+def ppo_policy_loss(
+    *,
+    policy_logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    loss_mask: Tensor,
+    clip: float,
+    dual_clip: float,
+    total_tokens: int,
+) -> tuple[Tensor, dict[str, Mean]]:
+    """Return the clipped policy loss of a micro-batch and its metrics.
+
+    Args:
+        policy_logprobs: (B, C) log-prob of each completion token; takes gradients.
+        old_logprobs: (B, C) the same at the start of the step.
+        advantages: (B, C).
+        weights: (B, C) importance weight times sample weight.
+        loss_mask: (B, C) bool, true on completion tokens.
+        clip: ε; the ratio may gain from moving to 1 ± ε and no further.
+        dual_clip: c > 1; with a negative advantage A the loss is at most −c·A.
+        total_tokens: completion tokens in the whole batch, which the loss is divided by.
+
+    """
+    log_ratio = (policy_logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    ratio = log_ratio.exp()
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
+    pessimistic = torch.maximum(unclipped, clipped)
+    bounded = torch.minimum(pessimistic, -advantages * dual_clip)
+    losses = torch.where(advantages < 0, bounded, pessimistic) * weights
+    loss = torch.where(loss_mask, losses, 0.0).sum() / total_tokens
+    metrics = {
+        "clip_fraction": mean_over((clipped > unclipped).to(ratio.dtype), loss_mask),
+        "importance_ratio": mean_over(ratio, loss_mask),
+    }
+    return loss, metrics
+
+
+def value_loss(
+    *,
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    loss_mask: Tensor,
+    value_clip: float,
+    total_tokens: int,
+) -> tuple[Tensor, dict[str, Mean]]:
+    """Return ½·max((v − R)², (clip(v, v_old ± value_clip) − R)²) and its metrics.
+
+    All tensors (B, C); `values` takes gradients. Divided by `total_tokens`, those of the batch.
+    """
+    clipped = old_values + (values - old_values).clamp(-value_clip, value_clip)
+    losses = 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())
+    loss = torch.where(loss_mask, losses, 0.0).sum() / total_tokens
+    metrics = {
+        "value_loss": mean_over(losses, loss_mask),
+        "value": mean_over(values, loss_mask),
+        "returns": mean_over(returns, loss_mask),
+    }
+    return loss, metrics

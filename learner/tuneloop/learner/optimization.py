@@ -1,0 +1,122 @@
+"""One optimizer step: warm-up, gradient-norm clip, refusal of what is not finite; and its state."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tuneloop.errors import CorruptData
+from tuneloop.learner.trainer_settings import OptimizerSettings
+from tuneloop.learner.trainer_state import TrainerState
+
+
+class Optimization:
+    """AdamW over groups of named parameters, each group with its own rate and its own clip."""
+
+    def __init__(
+        self,
+        groups: Sequence[tuple[Mapping[str, nn.Parameter], float]],
+        settings: OptimizerSettings,
+    ) -> None:
+        """Take (named parameters, learning rate) for each group; weight decay is in `settings`."""
+        self._settings = settings
+        self._rates = [rate for _, rate in groups]
+        self._named = {name: p for named, _ in groups for name, p in named.items()}
+        self._adamw = torch.optim.AdamW(
+            [{"params": list(named.values()), "lr": rate} for named, rate in groups],
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.steps = 0
+        """Optimizer steps taken."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the first group at the next step."""
+        return self._rates[0] * self._warmth
+
+    @property
+    def _warmth(self) -> float:
+        return min(1.0, (self.steps + 1) / max(1, self._settings.warmup_steps))
+
+    def zero_grad(self) -> None:
+        """Forget gradients, also those of a step that was given up."""
+        self._adamw.zero_grad(set_to_none=True)
+
+    def step(self) -> float | None:
+        """Apply the gradients and return the first group's norm before the clip.
+
+        Returns None, and changes nothing, when a norm is not finite.
+        """
+        norms = []
+        for group in self._adamw.param_groups:
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            norms.append(torch.nn.utils.get_total_norm(gradients) if gradients else None)
+        values = [0.0 if norm is None else float(norm) for norm in norms]
+        if not all(map(math.isfinite, values)):
+            self.zero_grad()
+            return None
+        for group, rate, norm in zip(self._adamw.param_groups, self._rates, norms, strict=True):
+            group["lr"] = rate * self._warmth
+            if norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(
+                    group["params"], self._settings.max_grad_norm, norm
+                )
+        self._adamw.step()
+        self.zero_grad()
+        self.steps += 1
+        return values[0]
+
+    def state(self) -> TrainerState:
+        """Return copies of the parameters, their moments and the step count."""
+        optimizer: dict[str, Tensor] = {}
+        for name, parameter in self._named.items():
+            for moment, tensor in self._adamw.state.get(parameter, {}).items():
+                optimizer[f"{name}.{moment}"] = tensor.detach().cpu().clone()
+        return TrainerState(
+            model={name: p.detach().cpu().clone() for name, p in self._named.items()},
+            optimizer=optimizer,
+            scheduler={"optimizer_steps": self.steps},
+        )
+
+    def load_state(self, state: TrainerState) -> None:
+        """Go on from `state`; raises `CorruptData`, and changes nothing, if it does not fit."""
+        moments = self._moments_of(state)
+        steps = state.scheduler.get("optimizer_steps")
+        if not isinstance(steps, int) or steps < 0:
+            raise CorruptData("checkpoint: scheduler.optimizer_steps is not a count")
+        with torch.no_grad():
+            for name, parameter in self._named.items():
+                parameter.copy_(state.model[name])
+        self._adamw.state.clear()
+        for name, by_moment in moments.items():
+            parameter = self._named[name]
+            self._adamw.state[parameter] = {
+                moment: tensor.to(parameter.device, copy=True)
+                for moment, tensor in by_moment.items()
+            }
+        self.steps = steps
+
+    def _moments_of(self, state: TrainerState) -> dict[str, dict[str, Tensor]]:
+        """Check names and shapes; return the moments by parameter."""
+        for name in sorted(self._named.keys() ^ state.model.keys()):
+            raise CorruptData(f"checkpoint: tensor {name} is not in both model and checkpoint")
+        moments: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in state.optimizer.items():
+            name, _, moment = key.rpartition(".")
+            if name not in self._named or moment not in ("step", "exp_avg", "exp_avg_sq"):
+                raise CorruptData(f"checkpoint: {key} belongs to another optimizer")
+            moments.setdefault(name, {})[moment] = tensor
+        for name, parameter in self._named.items():
+            tensors = [state.model[name]]
+            if name in moments:
+                if len(moments[name]) != 3:
+                    raise CorruptData(f"checkpoint: moments of {name} are missing")
+                tensors += [moments[name]["exp_avg"], moments[name]["exp_avg_sq"]]
+            for tensor in tensors:
+                if tensor.shape != parameter.shape:
+                    shapes = f"{tuple(tensor.shape)}, not {tuple(parameter.shape)}"
+                    raise CorruptData(f"checkpoint: {name} has shape {shapes}")
+        return moments

@@ -1,0 +1,1 @@
+"""How each algorithm makes losses of a batch of samples, one algorithm to a module."""

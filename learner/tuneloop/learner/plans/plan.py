@@ -1,0 +1,42 @@
+"""A batch, ready for gradients: one closure for each micro-batch.
+
+What needs the whole batch (counts, class balance, whitening) and what takes no gradient (reference
+and old log-probs, old values) is computed while planning. Calling a closure runs the policy with
+gradients and returns that micro-batch's share of the loss.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from torch import Tensor
+
+from tuneloop.learner.batching import micro_batches, sequence_length, sequences_of
+from tuneloop.learner.losses.means import Mean
+from tuneloop.learner.samples import PolicySample
+from tuneloop.learner.trainer_settings import TrainerSettings
+
+MicroLoss = Callable[[], tuple[Tensor, dict[str, Mean]]]
+S = TypeVar("S", bound=PolicySample)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The losses of one objective's batch."""
+
+    micro_losses: Sequence[MicroLoss]
+    """They sum to the batch's loss; each may be called once for each optimizer step."""
+    tokens: int
+    """Completion tokens learned from."""
+    metrics: Sequence[dict[str, Mean]] = field(default_factory=list)
+    """What was measured while planning."""
+
+
+def cut(samples: Sequence[S], settings: TrainerSettings) -> list[list[S]]:
+    """Cut samples into micro-batches by the token budget; all are of one type."""
+    return micro_batches(
+        samples,
+        length=lambda sample: max(map(sequence_length, sequences_of(sample))),
+        rows=len(sequences_of(samples[0])),
+        token_budget=settings.token_budget,
+    )

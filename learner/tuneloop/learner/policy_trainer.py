@@ -1,0 +1,148 @@
+"""One step of the policy: plan every objective, add up their gradients, step once."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from tuneloop.errors import InvalidRequest
+from tuneloop.learner.algorithms import algorithms
+from tuneloop.learner.batching import check_sample
+from tuneloop.learner.losses.means import Mean, merge
+from tuneloop.learner.models import PolicyModel
+from tuneloop.learner.optimization import Optimization
+from tuneloop.learner.plans.plan import Plan
+from tuneloop.learner.samples import PolicySample
+from tuneloop.learner.step_result import StepResult
+from tuneloop.learner.trainer_settings import TrainerSettings
+from tuneloop.learner.trainer_state import TrainerState
+
+
+class PolicyTrainer:
+    """Learns a policy from thumbs (kto), pairs (dpo) and scored completions (ppo)."""
+
+    def __init__(self, model_folder: Path, settings: TrainerSettings) -> None:
+        """Load version 0 from `model_folder`; equal settings give equal trainers."""
+        self._settings = settings
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        self._model = PolicyModel(
+            model_folder,
+            kind=settings.kind,
+            lora_rank=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
+            seed=settings.seed,
+            device=settings.device,
+        )
+        value_head = self._model.value_head.named_parameters(prefix="value_head")
+        self._optimization = Optimization(
+            [
+                (self._model.parameters(), settings.optimizer.learning_rate),
+                (dict(value_head), settings.value_learning_rate),
+            ],
+            settings.optimizer,
+        )
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps taken since version 0."""
+        return self._optimization.steps
+
+    def check(self, objective: str, sample: PolicySample) -> None:
+        """Raise `InvalidRequest`, `param` the sample's id, if `step` could not learn from it."""
+        algorithm = algorithms.get(objective)
+        if algorithm is None:
+            raise InvalidRequest(f"objective {objective!r} is none of {', '.join(algorithms)}")
+        if not isinstance(sample, algorithm.consumes):
+            kinds = f"{algorithm.consumes.__name__}, not {type(sample).__name__}"
+            message = f"sample {sample.sample_id}: {objective} learns from {kinds}"
+            raise InvalidRequest(message, param=sample.sample_id)
+        limit = min(self._settings.max_length or math.inf, self._model.max_length)
+        check_sample(sample, max_length=int(limit), vocab_size=self._model.vocab_size)
+
+    def step(self, samples: Mapping[str, Sequence[PolicySample]]) -> StepResult:
+        """Take one optimizer step on the samples of each objective (`ppo_epochs` with PPO).
+
+        Every objective is divided by its own number of samples (PPO: of tokens), times its weight;
+        an objective without samples takes no part. Metrics are of the policy before the step.
+
+        Raises:
+            InvalidRequest: a sample cannot be learned from; nothing has changed. `param` names it.
+
+        """
+        for objective, batch in samples.items():
+            for sample in batch:
+                self.check(objective, sample)
+        given = {name: batch for name, batch in samples.items() if batch}
+        if not given:
+            return StepResult(metrics={}, skipped=True, reason="no_samples")
+        plans = {
+            name: algorithms[name].plan(self._model, batch, self._settings)
+            for name, batch in given.items()
+        }
+        result = self._descend(plans)
+        epochs = max(algorithms[name].epochs(self._settings) for name in plans)
+        for epoch in range(1, epochs):
+            if result.skipped:
+                break
+            due = {
+                name: plan
+                for name, plan in plans.items()
+                if epoch < algorithms[name].epochs(self._settings)
+            }
+            again = self._descend(due)
+            if again.skipped:
+                break
+            # The first epoch cannot clip anything: what the clip did is seen in the last.
+            late = {k: again.metrics[k] for k in ("clip_fraction", "importance_ratio")}
+            result = StepResult(metrics={**result.metrics, **late})
+        return result
+
+    def _descend(self, plans: Mapping[str, Plan]) -> StepResult:
+        """Take one optimizer step, or skip it if loss or gradient is not finite."""
+        metrics: dict[str, float] = {}
+        measured: list[Mapping[str, Mean]] = []
+        total = 0.0
+        self._optimization.zero_grad()
+        for name, plan in plans.items():
+            weight = self._settings.objective_weights.get(name, 1.0)
+            objective_loss = 0.0
+            for micro_loss in plan.micro_losses:
+                loss, means = micro_loss()
+                objective_loss += float(loss.detach())
+                if not math.isfinite(objective_loss):
+                    self._optimization.zero_grad()
+                    return StepResult(metrics={}, skipped=True, reason="non_finite_loss")
+                (weight * loss).backward()  # type: ignore[no-untyped-call]
+                measured.append(means)
+            measured.extend(plan.metrics)
+            metrics[f"{name}_loss"] = objective_loss
+            total += weight * objective_loss
+        metrics |= {
+            "loss": total,
+            "learning_rate": self._optimization.learning_rate,
+            "tokens": float(sum(plan.tokens for plan in plans.values())),
+            **merge(measured),
+        }
+        gradient_norm = self._optimization.step()
+        if gradient_norm is None:
+            return StepResult(metrics=metrics, skipped=True, reason="non_finite_gradient")
+        metrics["gradient_norm"] = gradient_norm
+        return StepResult(metrics=metrics)
+
+    def save_weights(self, folder: Path, *, base_model: str) -> None:
+        """Write a version's files; `base_model` is the name of version 0."""
+        self._model.save_weights(folder, base_model=base_model)
+
+    def load_weights(self, folder: Path) -> None:
+        """Go on from a published version; raises `WeightsRefused`."""
+        self._model.load_weights(folder)
+
+    def state(self) -> TrainerState:
+        """What a checkpoint keeps: adapter or weights, value head, optimizer, schedule."""
+        return self._optimization.state()
+
+    def load_state(self, state: TrainerState) -> None:
+        """Go on from a checkpoint; raises `CorruptData` if it is of another model or settings."""
+        self._optimization.load_state(state)
