@@ -1,0 +1,82 @@
+"""The HTTP application: its routes, and what every request passes before them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from tuneloop.bus import Bus
+from tuneloop.bus.jetstream import JetStreamBus
+from tuneloop.gateway import feedback, health, learner, page, policies, scoring, users
+from tuneloop.gateway.auth import Guard
+from tuneloop.gateway.context import open_gateway
+from tuneloop.gateway.edge import CLIENT_WENT_AWAY, BodyLimit, Edge
+from tuneloop.gateway.errors import install_error_handlers
+from tuneloop.gateway.openai import chat, completions, models
+from tuneloop.gateway.settings import GatewaySettings
+
+routers = (
+    page.router,
+    chat.router,
+    completions.router,
+    models.router,
+    feedback.router,
+    scoring.router,
+    policies.router,
+    learner.router,
+    users.router,
+    health.router,
+)
+
+
+def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
+    """The application. With `bus` None it connects to `settings.nats_url` when it starts."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        used = bus or await JetStreamBus.connect(settings.nats_url, name="gateway", wait=0.5)
+        gateway = open_gateway(settings, used)
+        app.state.gateway = gateway
+        try:
+            yield
+        finally:
+            await gateway.close()
+            if bus is None:
+                await used.close()
+
+    app = FastAPI(
+        title="tuneloop",
+        version=version("tuneloop"),
+        # The interactive pages load scripts from elsewhere; the schema itself is served.
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        middleware=[
+            Middleware(Edge),
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "POST", "DELETE"],
+                allow_headers=["authorization", "content-type"],
+                expose_headers=["x-policy-version", "retry-after"],
+            ),
+            Middleware(Guard, settings=settings),
+            Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
+        ],
+    )
+    for router in routers:
+        app.include_router(router)
+    page.mount_assets(app)
+    install_error_handlers(app)
+    app.add_exception_handler(ClientDisconnect, nobody_listens)
+    return app
+
+
+async def nobody_listens(_: Request, __: Exception) -> Response:
+    """For the log and the metrics: the client does not see it."""
+    return Response(status_code=CLIENT_WENT_AWAY)

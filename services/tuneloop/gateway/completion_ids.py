@@ -1,0 +1,64 @@
+"""Completion ids: capabilities that the gateway can check without a look-up.
+
+`chatcmpl-` or `cmpl-`, then 24 hexadecimal digits of randomness, 16 of the user's hash and 20 of an
+HMAC over tenant, randomness and user. Choice i > 0 of a request is `<id>.<i>`. Whoever shows a
+valid id has seen the completion, so its feedback is accepted; nobody can make one up.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass
+
+from tuneloop.gateway.errors import CompletionNotFound
+
+ANONYMOUS = "anonymous"
+FORM = re.compile(
+    r"(?:chatcmpl|cmpl)-(?P<random>[0-9a-f]{24})(?P<user>[0-9a-f]{16})(?P<mac>[0-9a-f]{20})"
+    r"(?:\.(?P<index>[1-9][0-9]{0,2}))?"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionId:
+    """An id whose signature was checked."""
+
+    value: str
+    """As the caller gave it, with the choice's suffix."""
+    user_hash: str
+    """Of the user for whom the completion was made."""
+
+
+class CompletionIds:
+    """Makes and checks ids with one secret."""
+
+    def __init__(self, secret: bytes) -> None:
+        self.secret = secret
+
+    def user_hash(self, tenant: str, user: str | None) -> str:
+        """Keyed hash of an end user: 16 hexadecimal digits."""
+        return self.sign(f"user\0{tenant}\0{user or ANONYMOUS}")[:16]
+
+    def make(self, prefix: str, tenant: str, user_hash: str) -> str:
+        """A new id; `prefix` is `chatcmpl` or `cmpl`."""
+        body = secrets.token_hex(12) + user_hash
+        mac = self.sign(f"{tenant}\0{body}")[:20]
+        return f"{prefix}-{body}{mac}"
+
+    def check(self, tenant: str, value: str, param: str) -> CompletionId:
+        """The id, verified; raises `CompletionNotFound` for one that this gateway did not make."""
+        match = FORM.fullmatch(value)
+        if match is not None:
+            expected = self.sign(f"{tenant}\0{match['random']}{match['user']}")[:20]
+            if hmac.compare_digest(expected, match["mac"]):
+                return CompletionId(value=value, user_hash=match["user"])
+        raise CompletionNotFound(f"no completion {value[:100]!r} was given here", param=param)
+
+    def sign(self, text: str) -> str:
+        return hmac.new(self.secret, text.encode(), hashlib.sha256).hexdigest()
+
+
+def choice_id(completion_id: str, index: int) -> str:
+    """Id of choice `index` of a request."""
+    return completion_id if index == 0 else f"{completion_id}.{index}"

@@ -1,0 +1,57 @@
+"""What every handler needs: settings, ids, the bus and one channel to each service."""
+
+from dataclasses import dataclass
+
+import grpc
+from fastapi import Request
+
+from tuneloop.bus import Bus
+from tuneloop.gateway.completion_ids import CompletionIds
+from tuneloop.gateway.settings import GatewaySettings
+from tuneloop.rpc.channel import connect
+from tuneloop.v1 import generation_pb2_grpc, learner_pb2_grpc, reward_pb2_grpc
+
+CONTROL_TIMEOUT = 5.0
+"""Seconds for calls that only ask or steer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """The edge's parts. It keeps no state: everything is in the services behind it."""
+
+    settings: GatewaySettings
+    ids: CompletionIds
+    bus: Bus
+    channels: tuple[grpc.aio.Channel, ...]
+    generation_channel: grpc.aio.Channel
+    generation: generation_pb2_grpc.GenerationServiceStub
+    reward: reward_pb2_grpc.RewardServiceStub
+    learner: learner_pb2_grpc.LearnerServiceStub
+
+    async def close(self) -> None:
+        """Close the channels. The bus belongs to whoever made it."""
+        for channel in self.channels:
+            await channel.close()
+
+
+def open_gateway(settings: GatewaySettings, bus: Bus) -> Gateway:
+    """Connect to the services; call it inside the event loop. Nothing needs to be up yet."""
+    generation = connect(settings.generation_address)
+    reward = connect(settings.reward_address)
+    learner = connect(settings.learner_address)
+    return Gateway(
+        settings=settings,
+        ids=CompletionIds(settings.secret_bytes()),
+        bus=bus,
+        channels=(generation, reward, learner),
+        generation_channel=generation,
+        generation=generation_pb2_grpc.GenerationServiceStub(generation),
+        reward=reward_pb2_grpc.RewardServiceStub(reward),
+        learner=learner_pb2_grpc.LearnerServiceStub(learner),
+    )
+
+
+def gateway_of(request: Request) -> Gateway:
+    """The parts, for a handler."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway

@@ -1,0 +1,153 @@
+"""Errors as OpenAI spells them: `{"error": {message, type, param, code}}` and an HTTP status.
+
+    NotFound
+    ├── ModelNotFound           the model field names no policy         code model_not_found
+    ├── CompletionNotFound      forged, foreign or misspelt id          code completion_not_found
+    └── FeedbackNotFound        no feedback with this id                code feedback_not_found
+
+The code is the error's `reason` in lower case. 429 and 503 carry `Retry-After`.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from tuneloop.errors import (
+    Conflict,
+    FailedPrecondition,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    PermissionDenied,
+    TuneloopError,
+    Unauthenticated,
+    Unavailable,
+)
+
+logger = logging.getLogger("tuneloop.gateway")
+
+DEFAULT_RETRY_AFTER = 1.0
+
+
+class ModelNotFound(NotFound):
+    """The model field names no policy of this service."""
+
+    reason = "MODEL_NOT_FOUND"
+
+
+class CompletionNotFound(NotFound):
+    """A completion id that this gateway did not make."""
+
+    reason = "COMPLETION_NOT_FOUND"
+
+
+class FeedbackNotFound(NotFound):
+    """No feedback with this id."""
+
+    reason = "FEEDBACK_NOT_FOUND"
+
+
+status_of_error: Mapping[type[TuneloopError], tuple[int, str]] = {
+    InvalidRequest: (400, "invalid_request_error"),
+    Unauthenticated: (401, "authentication_error"),
+    PermissionDenied: (403, "permission_error"),
+    NotFound: (404, "invalid_request_error"),
+    Conflict: (409, "conflict_error"),
+    FailedPrecondition: (412, "invalid_request_error"),
+    Overloaded: (429, "rate_limit_error"),
+    Unavailable: (503, "service_unavailable_error"),
+    TuneloopError: (500, "server_error"),
+}
+
+code_of_http_status = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+
+
+def status_and_type(error: TuneloopError) -> tuple[int, str]:
+    """HTTP status and OpenAI type, by the nearest class in the tree."""
+    for ancestor in type(error).__mro__:
+        if ancestor in status_of_error:
+            return status_of_error[ancestor]
+    raise AssertionError("TuneloopError itself is in the table")
+
+
+def error_body(error: TuneloopError) -> dict[str, Any]:
+    """The JSON body, also what a stream sends when it fails half-way."""
+    _, error_type = status_and_type(error)
+    return body(error.message, error_type, error.param, error.reason.lower())
+
+
+def body(message: str, error_type: str, param: str | None, code: str) -> dict[str, Any]:
+    """OpenAI's error form."""
+    return {"error": {"message": message, "type": error_type, "param": param, "code": code}}
+
+
+def error_response(error: TuneloopError) -> JSONResponse:
+    """The whole HTTP response of an error."""
+    status, _ = status_and_type(error)
+    headers = {}
+    if status in (429, 503):
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after or DEFAULT_RETRY_AFTER)))
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(error_body(error), status_code=status, headers=headers)
+
+
+def invalid_request(problems: Sequence[Any]) -> InvalidRequest:
+    """The first of pydantic's problems, naming the parameter as the caller wrote it."""
+    problem = problems[0]
+    if problem["type"] == "json_invalid":
+        detail = problem.get("ctx", {}).get("error", "not JSON")
+        return InvalidRequest(f"the body is not JSON: {detail}")
+    path = [part for part in problem["loc"] if part not in ("body", "path", "query")]
+    param = dotted(path)
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if param is None and problem["type"] in ("model_attributes_type", "dict_type", "model_type"):
+        message = "must be a JSON object, sent with 'Content-Type: application/json'"
+    return InvalidRequest(f"{param or 'body'}: {message}", param=param)
+
+
+def dotted(path: Sequence[str | int]) -> str | None:
+    """`("messages", 0, "role")` as `messages[0].role`; None for the body as a whole."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text or None
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every failure in OpenAI's form."""
+
+    async def known(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, TuneloopError)
+        if status_and_type(error)[0] == 500:
+            logger.error("%s: %s", type(error).__name__, error.message)
+        return error_response(error)
+
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return error_response(invalid_request(error.errors()))
+
+    async def http(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        code = code_of_http_status.get(error.status_code, "invalid_request")
+        content = body(str(error.detail), "invalid_request_error", None, code)
+        return JSONResponse(content, status_code=error.status_code, headers=error.headers)
+
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        # Starlette raises the error again after this answer, so that the server logs the traceback.
+        logger.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__)
+        content = body(
+            "something went wrong here; the log says what", "server_error", None, "internal"
+        )
+        return JSONResponse(content, status_code=500)
+
+    app.add_exception_handler(TuneloopError, known)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unexpected)

@@ -1,0 +1,244 @@
+"""`/v1/feedback`: what users say of completions, stored before it is acknowledged.
+
+An id chosen by the client makes the call safe to repeat: the same body gives the same answer,
+another body 409. Completion ids are checked by their signature alone, so feedback may come before
+its rollout is in the ledger, or days later.
+"""
+
+import secrets
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
+from starlette.responses import JSONResponse
+
+from tuneloop import wire
+from tuneloop.bus import subjects
+from tuneloop.errors import Conflict, InvalidRequest, TuneloopError
+from tuneloop.feedback import (
+    Comment,
+    Comparison,
+    Demonstration,
+    Feedback,
+    FeedbackKind,
+    Judgement,
+    Ranking,
+    Rating,
+    Thumb,
+)
+from tuneloop.gateway import metrics
+from tuneloop.gateway.context import Gateway, gateway_of
+from tuneloop.gateway.errors import FeedbackNotFound
+
+router = APIRouter(tags=["feedback"])
+
+MAX_COMPLETIONS = 64
+MAX_TEXT = 32_768
+
+Id = Annotated[str, StringConstraints(max_length=256)]
+Key = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Value = Annotated[str, StringConstraints(max_length=512)]
+
+fields_of_kind = {
+    FeedbackKind.THUMB: {"completion_id", "value"},
+    FeedbackKind.RATING: {"completion_id", "value"},
+    FeedbackKind.COMPARISON: {"chosen", "rejected"},
+    FeedbackKind.RANKING: {"ranking"},
+    FeedbackKind.DEMONSTRATION: {"completion_id", "text"},
+    FeedbackKind.COMMENT: {"completion_id", "text"},
+}
+"""What each kind needs; it takes nothing else but `id`, `user` and `metadata`."""
+
+
+class FeedbackRequest(BaseModel):
+    """The body. Fields that belong to another kind, and unknown ones, are refused by name."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    id: str | None = None
+    kind: FeedbackKind
+    completion_id: Id | None = None
+    value: Any = None
+    chosen: Id | None = None
+    rejected: list[Id] | None = None
+    ranking: list[Id] | None = None
+    text: str | None = Field(None, max_length=MAX_TEXT)
+    user: str | None = Field(None, max_length=512)
+    metadata: dict[Key, Value] = Field(default_factory=dict, max_length=16)
+
+    @field_validator("value")
+    @classmethod
+    def value_of_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        """`up` or `down` for a thumb, a number for a rating."""
+        kind = info.data.get("kind")
+        if kind is FeedbackKind.THUMB and value not in (None, "up", "down"):
+            raise ValueError("must be 'up' or 'down'")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if kind is FeedbackKind.RATING and value is not None and not (number and abs(value) < 1e9):
+            raise ValueError("must be a number between -1e9 and 1e9")
+        return value
+
+
+def check_fields(body: FeedbackRequest) -> None:
+    """Raise `InvalidRequest` for a field that is missing, empty or out of place."""
+    wanted = fields_of_kind[body.kind]
+    for name in ("completion_id", "value", "chosen", "rejected", "ranking", "text"):
+        given = getattr(body, name)
+        if name in wanted and (given is None or given in ("", [])):
+            raise InvalidRequest(f"{name}: a {body.kind} needs it", param=name)
+        if name not in wanted and given is not None:
+            raise InvalidRequest(f"{name}: does not belong to a {body.kind}", param=name)
+
+
+def check_ids(gateway: Gateway, name: str, ids: list[str], least: int) -> tuple[str, ...]:
+    """The ids, each one ours and none twice."""
+    if not least <= len(ids) <= MAX_COMPLETIONS:
+        raise InvalidRequest(f"{name}: {least} to {MAX_COMPLETIONS} completions", param=name)
+    if len(set(ids)) < len(ids):
+        raise InvalidRequest(f"{name}: names a completion twice", param=name)
+    for value in ids:
+        gateway.ids.check(gateway.settings.tenant, value, name)
+    return tuple(ids)
+
+
+def judgement_of(gateway: Gateway, body: FeedbackRequest) -> Judgement:
+    """The judgement, with every completion id checked."""
+    match body.kind:
+        case FeedbackKind.THUMB:
+            return Thumb(up=body.value == "up")
+        case FeedbackKind.RATING:
+            return Rating(value=float(body.value))
+        case FeedbackKind.COMPARISON:
+            chosen, rejected = body.chosen or "", body.rejected or []
+            if chosen in rejected:
+                raise InvalidRequest("rejected: names the chosen completion", param="rejected")
+            return Comparison(chosen=chosen, rejected=check_ids(gateway, "rejected", rejected, 1))
+        case FeedbackKind.RANKING:
+            ids = check_ids(gateway, "ranking", body.ranking or [], 2)
+            return Ranking(completion_ids=ids)
+        case FeedbackKind.DEMONSTRATION:
+            return Demonstration(text=body.text or "")
+        case FeedbackKind.COMMENT:
+            return Comment(text=body.text or "")
+
+
+def feedback_of(gateway: Gateway, body: FeedbackRequest) -> Feedback:
+    """The event of a body; raises `InvalidRequest` and `CompletionNotFound`."""
+    check_fields(body)
+    feedback_id = subjects.token(body.id, "id") if body.id is not None else new_id()
+    settings = gateway.settings
+    name, first = next(
+        (name, value)
+        for name, value in (
+            ("completion_id", body.completion_id),
+            ("chosen", body.chosen),
+            ("ranking", body.ranking and body.ranking[0]),
+        )
+        if value
+    )
+    about = gateway.ids.check(settings.tenant, first, name)
+    return Feedback(
+        feedback_id=feedback_id,
+        policy=settings.policy,
+        tenant=settings.tenant,
+        # Nobody named: whoever the completion was made for has judged it.
+        user_hash=(
+            about.user_hash
+            if body.user is None
+            else gateway.ids.user_hash(settings.tenant, body.user)
+        ),
+        completion_id=about.value,
+        judgement=judgement_of(gateway, body),
+        accepted_time=datetime.now(UTC),
+        metadata=body.metadata,
+    )
+
+
+def new_id() -> str:
+    """An id for feedback whose sender chose none."""
+    return f"fb-{secrets.token_hex(12)}"
+
+
+async def store(gateway: Gateway, feedback: Feedback, *, chosen_by_client: bool) -> bool:
+    """Store the event durably; False when this very feedback was stored before.
+
+    Raises `Conflict` when its id holds other feedback, `Unavailable` when the bus is down.
+    """
+    subject = subjects.feedback(
+        feedback.policy, str(feedback.kind), feedback.user_hash, feedback.feedback_id
+    )
+    data = wire.encode_feedback(feedback)
+    if not chosen_by_client:
+        await gateway.bus.publish(subject, data, event_id=feedback.feedback_id)
+        return True
+    any_with_id = subjects.feedback_with_id(feedback.feedback_id)
+    try:
+        await gateway.bus.publish_first(
+            subject, data, event_id=feedback.feedback_id, unique_filter=any_with_id
+        )
+    except Conflict:
+        stored = await gateway.bus.last(any_with_id)
+        if stored is not None:
+            earlier = wire.decode_feedback(stored.data)
+            if replace(earlier, accepted_time=feedback.accepted_time) == feedback:
+                return False
+        raise Conflict(
+            f"feedback {feedback.feedback_id!r} exists with another body", param="id"
+        ) from None
+    return True
+
+
+@router.post("/v1/feedback", status_code=202, response_model=None)
+async def give_feedback(body: FeedbackRequest, request: Request) -> JSONResponse:
+    """Accept feedback: 202 once it is stored durably."""
+    gateway = gateway_of(request)
+    try:
+        feedback = feedback_of(gateway, body)
+        if await store(gateway, feedback, chosen_by_client=body.id is not None):
+            metrics.feedback_accepted.labels(str(feedback.kind)).inc()
+    except TuneloopError as error:
+        metrics.feedback_refused.labels(error.reason.lower()).inc()
+        raise
+    return JSONResponse({"id": feedback.feedback_id, "status": "accepted"}, status_code=202)
+
+
+@router.get("/v1/feedback/{feedback_id}")
+async def get_feedback(feedback_id: str, request: Request) -> dict[str, Any]:
+    """Feedback as it was accepted."""
+    stored = await gateway_of(request).bus.last(subjects.feedback_with_id(feedback_id))
+    if stored is None:
+        raise FeedbackNotFound(f"no feedback {feedback_id!r}", param="id")
+    feedback = wire.decode_feedback(stored.data)
+    return {
+        "id": feedback.feedback_id,
+        "status": "accepted",
+        "kind": str(feedback.kind),
+        "completion_id": feedback.completion_id,
+        **judgement_document(feedback.judgement),
+        "metadata": dict(feedback.metadata),
+        "accepted_time": feedback.accepted_time.isoformat(),
+    }
+
+
+def judgement_document(judgement: Judgement) -> dict[str, Any]:
+    """A judgement with the names of the body's fields."""
+    match judgement:
+        case Thumb(up=up):
+            return {"value": "up" if up else "down"}
+        case Rating(value=value):
+            return {"value": value}
+        case Comparison(chosen=chosen, rejected=rejected):
+            return {"chosen": chosen, "rejected": list(rejected)}
+        case Ranking(completion_ids=ids):
+            return {"ranking": list(ids)}
+        case Demonstration(text=text) | Comment(text=text):
+            return {"text": text}

@@ -1,0 +1,43 @@
+"""`GET /v1/learner`: what the learner has, does and waits for."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tuneloop.gateway.context import CONTROL_TIMEOUT, gateway_of
+from tuneloop.gateway.remote import asked
+from tuneloop.v1 import learner_pb2
+
+router = APIRouter(tags=["learning"])
+
+
+def rfc3339(stamp: Timestamp) -> str | None:
+    """A timestamp as text in UTC, or None where it is not set."""
+    return stamp.ToJsonString() if stamp.seconds else None
+
+
+@router.get("/v1/learner")
+async def get_learner(request: Request) -> dict[str, Any]:
+    """The learner's status."""
+    status: learner_pb2.GetStatusResponse = await asked(
+        gateway_of(request).learner.GetStatus(
+            learner_pb2.GetStatusRequest(), timeout=CONTROL_TIMEOUT
+        )
+    )
+    return {
+        "state": status.state,
+        "policy": status.policy,
+        "step": status.step,
+        "policy_version": status.policy_version,
+        "reward_model_version": status.reward_model_version,
+        "samples": [
+            {"objective": s.objective, "ready": s.ready, "used": s.used, "waiting": s.waiting}
+            for s in status.samples
+        ],
+        "last_step_metrics": dict(status.last_step_metrics),
+        "last_step_time": rfc3339(status.last_step_time),
+        "waiting_for": status.waiting_for,
+        "rollouts": status.rollouts,
+        "feedback_events": status.feedback_events,
+    }

@@ -1,0 +1,45 @@
+"""The gateway process."""
+
+import signal
+
+from tuneloop.gateway.settings import GatewaySettings
+from tuneloop.settings import load_or_exit
+from tuneloop.telemetry import start_logging
+
+
+def main() -> None:
+    """Read the settings, then serve until SIGTERM or SIGINT."""
+    settings = load_or_exit(GatewaySettings)
+    logger = start_logging("gateway")
+
+    import uvicorn
+
+    from tuneloop.gateway.app import create_app
+
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.drain_seconds),
+        # Long streams hold connections; idle ones are closed after a while.
+        timeout_keep_alive=30,
+        backlog=2048,
+    )
+    key = "with a key" if settings.key else "no key needed"
+    logger.info("serving on http://%s:%d (%s)", settings.host, settings.port, key)
+    # uvicorn drains on a signal and then raises it once more: the end asked for is no failure.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
+    uvicorn.Server(config).run()
+
+
+def leave(*_: object) -> None:
+    """End the process with status 0."""
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    main()

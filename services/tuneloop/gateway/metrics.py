@@ -1,0 +1,40 @@
+"""Metrics of the gateway, served at its own `/metrics`."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from tuneloop.telemetry import LATENCY_BUCKETS
+
+http_requests = Counter(
+    "tuneloop_gateway_http_requests_total",
+    "HTTP requests answered, by route, method and status; 499 is a client that went away.",
+    ["route", "method", "status"],
+)
+http_request_seconds = Histogram(
+    "tuneloop_gateway_http_request_seconds",
+    "Seconds from a request's first byte to its answer's last, by route.",
+    ["route"],
+    buckets=LATENCY_BUCKETS,
+)
+in_flight = Gauge(
+    "tuneloop_gateway_http_requests_in_flight", "HTTP requests that are being answered."
+)
+time_to_first_token_seconds = Histogram(
+    "tuneloop_gateway_time_to_first_token_seconds",
+    "Seconds from a completion's request to the first piece of text from generation.",
+    buckets=LATENCY_BUCKETS,
+)
+completion_tokens = Counter(
+    "tuneloop_gateway_completion_tokens_total",
+    "Tokens passed on to callers, by whether the answer was streamed.",
+    ["stream"],
+)
+feedback_accepted = Counter(
+    "tuneloop_gateway_feedback_accepted_total",
+    "Feedback stored by the bus and acknowledged, by kind; a repeat of the same id counts once.",
+    ["kind"],
+)
+feedback_refused = Counter(
+    "tuneloop_gateway_feedback_refused_total",
+    "Feedback not accepted, by the code of the error that was answered.",
+    ["reason"],
+)

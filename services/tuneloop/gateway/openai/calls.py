@@ -1,0 +1,222 @@
+"""Calls of the generation service: how a body becomes requests, and their events in one stream."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import grpc
+
+from tuneloop import wire
+from tuneloop.errors import Unavailable
+from tuneloop.gateway import metrics
+from tuneloop.gateway.completion_ids import choice_id
+from tuneloop.gateway.context import Gateway
+from tuneloop.gateway.errors import ModelNotFound
+from tuneloop.gateway.openai.schemas import ChatRequest, CompletionRequest, SamplingRequest
+from tuneloop.rollouts import ChatMessage, SamplingParameters
+from tuneloop.rpc.status import error_from_rpc
+from tuneloop.v1 import generation_pb2, rollout_pb2
+
+Event = tuple[int, generation_pb2.GenerateResponse]
+"""A choice's index in the HTTP answer, and what happened to it."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Answer:
+    """One HTTP answer in the making: its id, its calls and what they say of the version."""
+
+    completion_id: str
+    created: int
+    """Unix seconds."""
+    started: float
+    """Monotonic seconds."""
+    requests: tuple[generation_pb2.GenerateRequest, ...]
+    n: int
+    policy_version: int | None = None
+    """Of the first event; None before it came."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    finished: set[int] = field(default_factory=set)
+
+    @property
+    def choices(self) -> int:
+        """How many choices the answer will have."""
+        return self.n * len(self.requests)
+
+    def completion_id_of(self, choice: int) -> str:
+        """Id of one choice: the capability to give feedback on it."""
+        return choice_id(self.requests[choice // self.n].completion_id, choice % self.n)
+
+    def usage(self) -> dict[str, int]:
+        """Token counts in OpenAI's form."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+    def note(self, choice: int, event: generation_pb2.GenerateResponse) -> None:
+        """Keep the account: first version, usage, which choices have ended."""
+        if event.WhichOneof("event") == "delta":
+            if self.policy_version is None:
+                self.policy_version = event.delta.policy_version
+                metrics.time_to_first_token_seconds.observe(time.monotonic() - self.started)
+            return
+        if self.policy_version is None:
+            self.policy_version = event.final.policy_version
+        if choice % self.n == 0:
+            self.prompt_tokens += event.final.usage.prompt_tokens
+        self.completion_tokens += event.final.usage.completion_tokens
+        self.finished.add(choice)
+
+
+def chat_answer(gateway: Gateway, body: ChatRequest) -> Answer:
+    """The call of a chat completion; raises `ModelNotFound`."""
+    messages = tuple(
+        # "developer" is OpenAI's newer word for the system's turn; templates know the older one.
+        ChatMessage(role="system" if m.role == "developer" else m.role, content=m.content)
+        for m in body.messages
+    )
+    top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    limit = body.max_completion_tokens or body.max_tokens
+    request = request_of(gateway, body, "chatcmpl", limit, top_logprobs)
+    request.chat.CopyFrom(wire.messages_to_proto(messages))
+    return answer_of(body, [request])
+
+
+def text_answer(gateway: Gateway, body: CompletionRequest) -> Answer:
+    """The calls of a plain completion, one for each prompt; raises `ModelNotFound`."""
+    requests = []
+    for prompt in body.prompt:
+        request = request_of(gateway, body, "cmpl", body.max_tokens, body.logprobs)
+        if isinstance(prompt, str):
+            request.text = prompt
+        else:
+            request.tokens.token_ids.extend(prompt)
+        requests.append(request)
+    return answer_of(body, requests)
+
+
+def answer_of(body: SamplingRequest, requests: Sequence[generation_pb2.GenerateRequest]) -> Answer:
+    return Answer(
+        completion_id=requests[0].completion_id,
+        created=int(time.time()),
+        started=time.monotonic(),
+        requests=tuple(requests),
+        n=body.n or 1,
+    )
+
+
+def request_of(
+    gateway: Gateway,
+    body: SamplingRequest,
+    prefix: str,
+    max_tokens: int | None,
+    top_logprobs: int | None,
+) -> generation_pb2.GenerateRequest:
+    """A request without its prompt; raises `ModelNotFound`."""
+    settings = gateway.settings
+    if body.model != settings.policy:
+        raise ModelNotFound(
+            f"no model {body.model[:100]!r}; this service has {settings.policy!r}", param="model"
+        )
+    user_hash = gateway.ids.user_hash(settings.tenant, body.user)
+    return generation_pb2.GenerateRequest(
+        completion_id=gateway.ids.make(prefix, settings.tenant, user_hash),
+        policy=settings.policy,
+        sampling=sampling_of(
+            body,
+            max_tokens or settings.default_max_tokens,
+            top_logprobs,
+            settings.default_temperature,
+        ),
+        tenant=settings.tenant,
+        user_hash=user_hash,
+        policy_version=body.policy_version,
+        publish_rollout=body.train,
+        clip_max_tokens=max_tokens is None,
+    )
+
+
+def sampling_of(
+    body: SamplingRequest, max_tokens: int, top_logprobs: int | None, temperature: float
+) -> rollout_pb2.SamplingParameters:
+    """Sampling parameters with this service's defaults where the caller said nothing."""
+    return wire.sampling_to_proto(
+        SamplingParameters(
+            temperature=temperature if body.temperature is None else body.temperature,
+            top_p=1.0 if body.top_p is None else body.top_p,
+            top_k=max(0, body.top_k or 0),
+            max_tokens=max_tokens,
+            stop=body.stop,
+            n=body.n or 1,
+            seed=body.seed,
+            presence_penalty=body.presence_penalty or 0.0,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            top_logprobs=top_logprobs,
+            logit_bias=body.logit_bias or {},
+        )
+    )
+
+
+async def events(gateway: Gateway, answer: Answer) -> AsyncGenerator[Event]:
+    """Every event of the answer, choices interleaved; closing it cancels the calls.
+
+    Raises what the service raised, and `Unavailable` when a choice ended without its final event.
+    """
+    calls = [one_call(gateway, r, i * answer.n) for i, r in enumerate(answer.requests)]
+    merged = calls[0] if len(calls) == 1 else interleaved(calls)
+    async with aclosing(merged):
+        async for choice, event in merged:
+            answer.note(choice, event)
+            yield choice, event
+    if len(answer.finished) < answer.choices:
+        raise Unavailable("generation stopped before the answer was complete", retry_after=1.0)
+
+
+async def one_call(
+    gateway: Gateway, request: generation_pb2.GenerateRequest, first_choice: int
+) -> AsyncGenerator[Event]:
+    """Events of one call; leaving it early cancels the call, which aborts the request."""
+    call = gateway.generation.Generate(request, timeout=gateway.settings.request_timeout_seconds)
+    try:
+        async for event in call:
+            index = event.delta.index if event.WhichOneof("event") == "delta" else event.final.index
+            yield first_choice + index, event
+    except grpc.aio.AioRpcError as error:
+        raise error_from_rpc(error) from error
+    finally:
+        call.cancel()
+
+
+async def interleaved(calls: Sequence[AsyncGenerator[Event]]) -> AsyncGenerator[Event]:
+    """Events of several calls as they come; the first failure ends all."""
+    queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(maxsize=64)
+
+    async def forward(call: AsyncGenerator[Event]) -> None:
+        try:
+            async with aclosing(call):
+                async for event in call:
+                    await queue.put(event)
+        except Exception as error:  # handed to the reader, which raises it
+            await queue.put(error)
+        else:
+            await queue.put(None)
+
+    tasks = [asyncio.create_task(forward(call)) for call in calls]
+    running = len(tasks)
+    try:
+        while running:
+            item = await queue.get()
+            if item is None:
+                running -= 1
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

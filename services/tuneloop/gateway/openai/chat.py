@@ -1,0 +1,54 @@
+"""`POST /v1/chat/completions`."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from tuneloop.gateway.context import gateway_of
+from tuneloop.gateway.openai.calls import chat_answer
+from tuneloop.gateway.openai.chunks import ChunkForm, chunks
+from tuneloop.gateway.openai.collect import collect, whole_response
+from tuneloop.gateway.openai.logprobs import chat_logprobs
+from tuneloop.gateway.openai.schemas import ChatRequest
+from tuneloop.gateway.openai.sse import EventStream, unless_disconnected
+
+router = APIRouter(tags=["OpenAI"])
+
+chat_chunks = ChunkForm(
+    object_name="chat.completion.chunk",
+    opening='"delta":{"role":"assistant","content":""}',
+    piece='"delta":{"content":%s}',
+    closing='"delta":{}',
+    logprobs=lambda positions, _: chat_logprobs(positions),
+)
+
+
+@router.post("/v1/chat/completions", response_model=None)
+async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
+    """Answer a conversation, whole or as a stream."""
+    gateway = gateway_of(request)
+    answer = chat_answer(gateway, body)
+    with_logprobs = bool(body.logprobs)
+    if body.stream:
+        stream = chunks(
+            gateway,
+            answer,
+            chat_chunks,
+            include_usage=body.include_usage,
+            with_logprobs=with_logprobs,
+        )
+        return EventStream(answer, stream, gateway.settings.heartbeat_seconds)
+    return whole_response(
+        gateway,
+        answer,
+        await unless_disconnected(request.receive, collect(gateway, answer)),
+        object_name="chat.completion",
+        members=message,
+        logprobs=chat_chunks.logprobs if with_logprobs else None,
+    )
+
+
+def message(text: str) -> dict[str, Any]:
+    """A choice's message."""
+    return {"message": {"role": "assistant", "content": text, "refusal": None}}

@@ -1,0 +1,134 @@
+"""Chunks of a stream as bytes: written by hand, as a chunk is made for every few tokens."""
+
+import json
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from tuneloop import wire
+from tuneloop.gateway import metrics
+from tuneloop.gateway.context import Gateway
+from tuneloop.gateway.openai.calls import Answer, events
+from tuneloop.gateway.openai.sse import DONE, json_string
+from tuneloop.rollouts import FinishReason
+from tuneloop.v1 import generation_pb2, rollout_pb2
+
+Logprobs = Callable[[Sequence[generation_pb2.PositionLogprobs], int], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkForm:
+    """How one endpoint spells its chunks."""
+
+    object_name: str
+    opening: str | None
+    """JSON members of a choice's first chunk; None where there is none."""
+    piece: str
+    """JSON members of a piece of text: a %-format with one string."""
+    closing: str
+    """JSON members of a choice's last chunk."""
+    logprobs: Logprobs
+    """From positions and the characters sent before to `choices[].logprobs`."""
+
+
+def finish_reason(number: rollout_pb2.FinishReason) -> str:
+    """OpenAI's word for why a choice ended; `abort` where the service stopped it."""
+    return str(wire.finish_reason_from_proto.get(number, FinishReason.ABORT))
+
+
+def spans(final: generation_pb2.GenerateFinal) -> list[dict[str, int]] | None:
+    """Which version sampled which tokens, where it was more than one."""
+    if len(final.policy_version_spans) < 2:
+        return None
+    return [span(s) for s in final.policy_version_spans]
+
+
+def span(message: rollout_pb2.PolicyVersionSpan) -> dict[str, int]:
+    return {
+        "policy_version": message.policy_version,
+        "start": message.start,
+        "end": message.end,
+    }
+
+
+async def chunks(
+    gateway: Gateway, answer: Answer, form: ChunkForm, *, include_usage: bool, with_logprobs: bool
+) -> AsyncGenerator[bytes]:
+    """The whole stream of one answer, `[DONE]` included."""
+    writer = ChunkWriter(answer, gateway.settings.policy, form, include_usage, with_logprobs)
+    tokens = metrics.completion_tokens.labels("true")
+    stream = events(gateway, answer)
+    async with aclosing(stream):
+        async for choice, event in stream:
+            if event.WhichOneof("event") == "delta":
+                tokens.inc(len(event.delta.token_ids))
+                chunk = writer.piece(choice, event.delta)
+            else:
+                chunk = writer.end(choice, event.final)
+            if chunk:
+                yield chunk
+    yield (writer.usage() if include_usage else b"") + DONE
+
+
+class ChunkWriter:
+    """Writes the chunks of one answer."""
+
+    def __init__(
+        self, answer: Answer, model: str, form: ChunkForm, include_usage: bool, with_logprobs: bool
+    ) -> None:
+        self.answer = answer
+        self.form = form
+        self.with_logprobs = with_logprobs
+        self.head = (
+            f'data: {{"id":{json_string(answer.completion_id)},"object":"{form.object_name}",'
+            f'"created":{answer.created},"model":{json_string(model)},"policy_version":'
+        )
+        # As OpenAI has it: null in every chunk but the last, and only where usage was asked for.
+        self.tail = ',"usage":null}\n\n' if include_usage else "}\n\n"
+        self.characters = [0] * answer.choices
+        self.opened = [form.opening is None] * answer.choices
+
+    def piece(self, choice: int, delta: generation_pb2.GenerateDelta) -> bytes:
+        """A piece of text; empty where there is nothing to tell (half of a character, say)."""
+        opening = self.open(choice, delta.policy_version)
+        if not delta.text and not (self.with_logprobs and delta.logprobs):
+            return opening
+        logprobs = "null"
+        if self.with_logprobs:
+            logprobs = json.dumps(self.form.logprobs(delta.logprobs, self.characters[choice]))
+        self.characters[choice] += len(delta.text)
+        members = self.form.piece % json_string(delta.text)
+        return opening + self.line(choice, delta.policy_version, members, logprobs, "null")
+
+    def end(self, choice: int, final: generation_pb2.GenerateFinal) -> bytes:
+        """A choice's last chunk, with its reason."""
+        members = self.form.closing
+        version_spans = spans(final)
+        if version_spans is not None:
+            members += f',"policy_version_spans":{json.dumps(version_spans)}'
+        reason = json_string(finish_reason(final.finish_reason))
+        opening = self.open(choice, final.policy_version)
+        return opening + self.line(choice, final.policy_version, members, "null", reason)
+
+    def open(self, choice: int, version: int) -> bytes:
+        """A choice's first chunk, once."""
+        if self.opened[choice] or self.form.opening is None:
+            return b""
+        self.opened[choice] = True
+        return self.line(choice, version, self.form.opening, "null", "null")
+
+    def usage(self) -> bytes:
+        """The chunk with token counts and no choices."""
+        counts = json.dumps(self.answer.usage())
+        return (
+            f'{self.head}{self.answer.policy_version},"choices":[],"usage":{counts}}}\n\n'.encode()
+        )
+
+    def line(self, choice: int, version: int, members: str, logprobs: str, reason: str) -> bytes:
+        completion_id = self.answer.completion_id_of(choice)
+        return (
+            f'{self.head}{version},"choices":[{{"index":{choice},'
+            f'"completion_id":"{completion_id}",{members},'
+            f'"logprobs":{logprobs},"finish_reason":{reason}}}]{self.tail}'
+        ).encode()

@@ -1,0 +1,89 @@
+"""Whole answers: the same events as a stream's, gathered."""
+
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from tuneloop.gateway import metrics
+from tuneloop.gateway.context import Gateway
+from tuneloop.gateway.openai.calls import Answer, events
+from tuneloop.gateway.openai.chunks import Logprobs, finish_reason, spans
+from tuneloop.v1 import generation_pb2
+
+
+@dataclass(slots=True)
+class Choice:
+    """One finished or growing choice."""
+
+    pieces: list[str] = field(default_factory=list)
+    positions: list[generation_pb2.PositionLogprobs] = field(default_factory=list)
+    final: generation_pb2.GenerateFinal = field(default_factory=generation_pb2.GenerateFinal)
+
+    @property
+    def text(self) -> str:
+        """All its text."""
+        return "".join(self.pieces)
+
+
+async def collect(gateway: Gateway, answer: Answer) -> list[Choice]:
+    """Run the answer to its end."""
+    choices = [Choice() for _ in range(answer.choices)]
+    stream = events(gateway, answer)
+    async with aclosing(stream):
+        async for index, event in stream:
+            choice = choices[index]
+            if event.WhichOneof("event") == "delta":
+                choice.pieces.append(event.delta.text)
+                choice.positions.extend(event.delta.logprobs)
+            else:
+                choice.final = event.final
+    metrics.completion_tokens.labels("false").inc(answer.completion_tokens)
+    return choices
+
+
+def whole_response(
+    gateway: Gateway,
+    answer: Answer,
+    choices: list[Choice],
+    *,
+    object_name: str,
+    members: Callable[[str], dict[str, Any]],
+    logprobs: Logprobs | None,
+) -> JSONResponse:
+    """The HTTP response; `members` spells a choice's text, `logprobs` is None where not wanted."""
+    # The version a caller is told is the one that sampled the last token, as for each chunk.
+    version = choices[0].final.policy_version
+    document = {
+        "id": answer.completion_id,
+        "object": object_name,
+        "created": answer.created,
+        "model": gateway.settings.policy,
+        "policy_version": version,
+        "choices": [
+            whole_choice(answer, index, choice, members, logprobs)
+            for index, choice in enumerate(choices)
+        ],
+        "usage": answer.usage(),
+    }
+    return JSONResponse(document, headers={"x-policy-version": str(version)})
+
+
+def whole_choice(
+    answer: Answer,
+    index: int,
+    choice: Choice,
+    members: Callable[[str], dict[str, Any]],
+    logprobs: Logprobs | None,
+) -> dict[str, Any]:
+    document = {
+        "index": index,
+        "completion_id": answer.completion_id_of(index),
+        **members(choice.text),
+        "logprobs": None if logprobs is None else logprobs(choice.positions, 0),
+        "finish_reason": finish_reason(choice.final.finish_reason),
+    }
+    version_spans = spans(choice.final)
+    return document if version_spans is None else document | {"policy_version_spans": version_spans}

@@ -1,0 +1,47 @@
+"""`POST /v1/completions`: plain text or token ids, one prompt or several."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from tuneloop.gateway.context import gateway_of
+from tuneloop.gateway.openai.calls import text_answer
+from tuneloop.gateway.openai.chunks import ChunkForm, chunks
+from tuneloop.gateway.openai.collect import collect, whole_response
+from tuneloop.gateway.openai.logprobs import text_logprobs
+from tuneloop.gateway.openai.schemas import CompletionRequest
+from tuneloop.gateway.openai.sse import EventStream, unless_disconnected
+
+router = APIRouter(tags=["OpenAI"])
+
+text_chunks = ChunkForm(
+    object_name="text_completion",
+    opening=None,
+    piece='"text":%s',
+    closing='"text":""',
+    logprobs=text_logprobs,
+)
+
+
+@router.post("/v1/completions", response_model=None)
+async def create_completion(body: CompletionRequest, request: Request) -> Response:
+    """Complete plain prompts, whole or as a stream."""
+    gateway = gateway_of(request)
+    answer = text_answer(gateway, body)
+    with_logprobs = body.logprobs is not None
+    if body.stream:
+        stream = chunks(
+            gateway,
+            answer,
+            text_chunks,
+            include_usage=body.include_usage,
+            with_logprobs=with_logprobs,
+        )
+        return EventStream(answer, stream, gateway.settings.heartbeat_seconds)
+    return whole_response(
+        gateway,
+        answer,
+        await unless_disconnected(request.receive, collect(gateway, answer)),
+        object_name="text_completion",
+        members=lambda text: {"text": text},
+        logprobs=text_logprobs if with_logprobs else None,
+    )

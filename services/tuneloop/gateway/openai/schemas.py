@@ -1,0 +1,213 @@
+"""Request bodies of the OpenAI endpoints: what is accepted, what is refused by name.
+
+Fields that would change the answer but are not supported are refused; fields unknown to us are
+ignored, as clients send new ones all the time.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
+MAX_TOP_LOGPROBS = 20
+MAX_PROMPTS = 64
+
+unsupported: Mapping[str, tuple[object, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"], []),
+    "audio": (),
+    "web_search_options": (),
+    "suffix": ("",),
+    "echo": (False,),
+    "best_of": (1,),
+}
+"""Fields whose meaning we do not have, with the values that ask for nothing."""
+
+
+def as_strings(value: object) -> object:
+    """A string or a list of strings, as a tuple."""
+    values = () if value is None else (value,) if isinstance(value, str) else value
+    if not isinstance(values, list | tuple) or not all(isinstance(v, str) and v for v in values):
+        raise ValueError("must be a non-empty string or a list of them")
+    return tuple(values)
+
+
+def as_text(content: object) -> object:
+    """A message's content: a string, or text parts, which are joined."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise ValueError("must be a string or a list of text parts")
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise ValueError(f"only text parts are supported, not {kind!r}")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def as_prompts(prompt: object) -> tuple[str | tuple[int, ...], ...]:
+    """The four forms of `prompt` (text, texts, token ids, lists of token ids) as a tuple."""
+    if isinstance(prompt, str):
+        return (prompt,)
+    if not isinstance(prompt, list) or not prompt:
+        raise ValueError("must be text, a list of texts, token ids, or a list of token ids")
+    if all(is_token_id(item) for item in prompt):
+        return (tuple(prompt),)
+    if len(prompt) > MAX_PROMPTS:
+        raise ValueError(f"at most {MAX_PROMPTS} prompts in a request")
+    if all(isinstance(item, str) for item in prompt):
+        return tuple(prompt)
+    if all(isinstance(item, list) and item and all(map(is_token_id, item)) for item in prompt):
+        return tuple(tuple(item) for item in prompt)
+    raise ValueError("must be text, a list of texts, token ids, or a list of token ids")
+
+
+def is_token_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= INT32_MAX
+
+
+class Message(BaseModel):
+    """One turn; names and other extras are ignored."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(as_text)]
+
+
+class StreamOptions(BaseModel):
+    """Options of a stream."""
+
+    include_usage: bool | None = None
+
+
+class SamplingRequest(BaseModel):
+    """What chat and plain completions have in common."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, hide_input_in_errors=True)
+
+    model: str
+    max_tokens: int | None = Field(None, ge=1, le=INT32_MAX)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=INT32_MAX)
+    """Not OpenAI's; -1 and 0 keep all tokens."""
+    n: int | None = Field(None, ge=1, le=64)
+    stop: Annotated[tuple[str, ...], BeforeValidator(as_strings), Field(max_length=16)] = ()
+    seed: int | None = Field(None, ge=-INT64_MAX - 1, le=INT64_MAX)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(None, max_length=512)
+    metadata: dict[str, Any] | None = None
+    """`{"train": false}` keeps the completion out of learning."""
+    policy_version: int | None = Field(None, ge=0, le=INT64_MAX)
+    """Not OpenAI's: answer with this version; it must be loaded."""
+
+    @field_validator("logit_bias")
+    @classmethod
+    def token_ids(cls, bias: dict[int, float] | None) -> dict[int, float] | None:
+        """Token ids are 32-bit."""
+        if bias and not all(map(is_token_id, bias)):
+            raise ValueError("keys must be token ids")
+        return bias
+
+    @field_validator("metadata")
+    @classmethod
+    def train_flag(cls, metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+        """`train` decides about learning: a value that is neither yes nor no is refused."""
+        if metadata and metadata.get("train") not in (None, True, False, "true", "false"):
+            raise ValueError("train must be true or false")
+        return metadata
+
+    @property
+    def train(self) -> bool:
+        """Whether the completion may be learned from."""
+        return (self.metadata or {}).get("train") not in (False, "false")
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with token counts."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+def refuse_unsupported(cls: type[BaseModel], value: object, info: Any) -> object:
+    """Raise for a field we do not have, unless its value asks for nothing."""
+    if value is None or value in unsupported[info.field_name]:
+        return value
+    raise ValueError("is not supported")
+
+
+class ChatRequest(SamplingRequest):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: int | None = Field(None, ge=1, le=INT32_MAX)
+    """Wins over `max_tokens`."""
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    response_format: Any = None
+    modalities: Any = None
+    audio: Any = None
+    web_search_options: Any = None
+
+    refuse = field_validator(
+        "tools",
+        "tool_choice",
+        "functions",
+        "function_call",
+        "response_format",
+        "modalities",
+        "audio",
+        "web_search_options",
+    )(classmethod(refuse_unsupported))
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def with_logprobs(cls, value: int | None, info: Any) -> int | None:
+        """OpenAI refuses `top_logprobs` without `logprobs`."""
+        if value is not None and not info.data.get("logprobs"):
+            raise ValueError("needs logprobs to be true")
+        return value
+
+
+class CompletionRequest(SamplingRequest):
+    """`POST /v1/completions`."""
+
+    prompt: Annotated[tuple[str | tuple[int, ...], ...], BeforeValidator(as_prompts)]
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    suffix: Any = None
+    echo: Any = None
+    best_of: Any = None
+
+    refuse = field_validator("suffix", "echo", "best_of")(classmethod(refuse_unsupported))
+
+
+class ScoreRequest(BaseModel):
+    """`POST /v1/score`: completions of one prompt."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    model: str | None = None
+    messages: list[Message] | None = Field(None, min_length=1)
+    prompt: str | None = None
+    completions: Annotated[list[str], Field(min_length=1, max_length=256)]
+
+    @model_validator(mode="after")
+    def one_prompt(self) -> Self:
+        """A conversation or a text, not both."""
+        if (self.messages is None) == (self.prompt is None):
+            raise ValueError("give either messages or prompt")
+        return self

@@ -1,0 +1,160 @@
+"""`/v1/policies`: the versions, what made them, and which one serves."""
+
+import asyncio
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from tuneloop.errors import NotFound, TuneloopError, Unavailable
+from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
+from tuneloop.gateway.learner import rfc3339
+from tuneloop.gateway.openai.schemas import INT64_MAX
+from tuneloop.gateway.remote import asked
+from tuneloop.v1 import generation_pb2, learner_pb2
+
+router = APIRouter(tags=["policies"])
+
+RELEASE_TIMEOUT = 30.0
+
+Version = Annotated[int, Path(ge=0, le=INT64_MAX)]
+
+
+class RollBackRequest(BaseModel):
+    """Where to go back to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    policy_version: int | None = Field(None, ge=0, le=INT64_MAX)
+    """None goes back to the parent of the stable version."""
+
+
+@router.get("/v1/policies")
+async def list_policies(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    before: Annotated[int | None, Query(ge=0, le=INT64_MAX)] = None,
+) -> dict[str, Any]:
+    """What serves now, and the newest versions.
+
+    Each half is null while the service that knows it is away; 503 only when both are.
+    """
+    gateway = gateway_of(request)
+    serving, versions = await asyncio.gather(
+        get_serving(gateway), get_versions(gateway, limit, before), return_exceptions=True
+    )
+    for outcome in (serving, versions):
+        if isinstance(outcome, BaseException) and not isinstance(outcome, TuneloopError):
+            raise outcome
+    if isinstance(serving, TuneloopError) and isinstance(versions, TuneloopError):
+        raise Unavailable(
+            f"neither generation nor the learner answers: {serving.message}", retry_after=1.0
+        ) from serving
+    return {
+        "object": "list",
+        "policy": gateway.settings.policy,
+        "policy_version": None if isinstance(serving, BaseException) else serving["policy_version"],
+        "serving": None if isinstance(serving, BaseException) else serving,
+        "data": None if isinstance(versions, BaseException) else versions,
+    }
+
+
+@router.get("/v1/policies/{version}")
+async def get_policy_version(version: Version, request: Request) -> dict[str, Any]:
+    """A version's manifest and lineage."""
+    gateway = gateway_of(request)
+    answer: learner_pb2.GetLineageResponse = await asked(
+        gateway.learner.GetLineage(
+            learner_pb2.GetLineageRequest(policy=gateway.settings.policy, policy_version=version),
+            timeout=RELEASE_TIMEOUT,
+        )
+    )
+    if not answer.version.policy:
+        raise NotFound(f"no version {version} of {gateway.settings.policy}", param="version")
+    return {
+        **policy_version(answer.version),
+        "manifest": json.loads(answer.version.manifest_json or "null"),
+        "ancestors": list(answer.ancestors),
+        "uses": [
+            {"sample_id": u.sample_id, "objective": u.objective, "step": u.step, "epoch": u.epoch}
+            for u in answer.uses
+        ],
+    }
+
+
+@router.post("/v1/policies/{version}/promote")
+async def promote(version: Version, request: Request) -> dict[str, Any]:
+    """Make a published version the one that serves."""
+    gateway = gateway_of(request)
+    message = learner_pb2.PromoteRequest(
+        policy=gateway.settings.policy, policy_version=version, actor=actor(request)
+    )
+    answer: learner_pb2.PromoteResponse = await asked(
+        gateway.learner.Promote(message, timeout=RELEASE_TIMEOUT)
+    )
+    return {"policy": gateway.settings.policy, "policy_version": answer.policy_version}
+
+
+@router.post("/v1/policies/rollback")
+async def roll_back(request: Request, body: RollBackRequest | None = None) -> dict[str, Any]:
+    """Go back to an earlier version: the parent of the stable one, or the one named."""
+    gateway = gateway_of(request)
+    message = learner_pb2.RollBackRequest(
+        policy=gateway.settings.policy,
+        policy_version=None if body is None else body.policy_version,
+        actor=actor(request),
+    )
+    answer: learner_pb2.RollBackResponse = await asked(
+        gateway.learner.RollBack(message, timeout=RELEASE_TIMEOUT)
+    )
+    return {"policy": gateway.settings.policy, "policy_version": answer.policy_version}
+
+
+async def get_serving(gateway: Gateway) -> dict[str, Any]:
+    """What generation serves and holds."""
+    request = generation_pb2.GetPolicyRequest(policy=gateway.settings.policy)
+    answer: generation_pb2.GetPolicyResponse = await asked(
+        gateway.generation.GetPolicy(request, timeout=CONTROL_TIMEOUT)
+    )
+    policy = answer.policy
+    return {
+        "policy_version": policy.policy_version,
+        "activated_time": rfc3339(policy.activated_time),
+        "base_model": policy.base_model,
+        "weights_kind": policy.weights_kind,
+        "engine": policy.engine,
+        "max_model_len": policy.max_model_len,
+        "loaded_versions": [v.policy_version for v in policy.loaded_versions],
+    }
+
+
+async def get_versions(gateway: Gateway, limit: int, before: int | None) -> list[dict[str, Any]]:
+    """The learner's newest versions."""
+    request = learner_pb2.ListPolicyVersionsRequest(
+        policy=gateway.settings.policy, page_size=limit, before_version=before
+    )
+    answer: learner_pb2.ListPolicyVersionsResponse = await asked(
+        gateway.learner.ListPolicyVersions(request, timeout=CONTROL_TIMEOUT)
+    )
+    return [policy_version(version) for version in answer.versions]
+
+
+def policy_version(version: learner_pb2.PolicyVersion) -> dict[str, Any]:
+    """A version without its manifest."""
+    manifest = json.loads(version.manifest_json or "{}")
+    return {
+        "policy_version": version.policy_version,
+        "parent_version": version.parent_version,
+        "state": version.state,
+        "algorithms": manifest.get("algorithms", []),
+        "metrics": manifest.get("metrics", {}),
+        "samples": manifest.get("data", {}).get("samples", {}),
+        "created_time": rfc3339(version.created_time),
+        "activated_time": rfc3339(version.activated_time),
+    }
+
+
+def actor(request: Request) -> str:
+    """Who asks, for the record: the address, as there is one key for all."""
+    return f"http:{request.client.host}" if request.client else "http"

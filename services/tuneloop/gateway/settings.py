@@ -1,0 +1,119 @@
+"""Settings of the gateway: `TUNELOOP_GATEWAY_*`, and `TUNELOOP_API_KEY`."""
+
+import ipaddress
+from pathlib import Path
+
+from pydantic import AliasChoices, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIN_SECRET_BYTES = 16
+
+Names = tuple[str, ...]
+
+
+class GatewaySettings(BaseSettings):
+    """What the HTTP edge needs to know. It keeps no state of its own."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TUNELOOP_GATEWAY_",
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+    )
+
+    host: str = Field(
+        "127.0.0.1", description="address to listen on; others than loopback need a key"
+    )
+    port: int = Field(8000, ge=0, le=65535, description="TCP port, 0 to 65535; 0 takes a free one")
+    generation_address: str = Field("127.0.0.1:50051", description="host:port of generation's gRPC")
+    reward_address: str = Field("127.0.0.1:50052", description="host:port of reward's gRPC")
+    learner_address: str = Field("127.0.0.1:50053", description="host:port of the learner's gRPC")
+    nats_url: str = Field("nats://127.0.0.1:4222", description="URL of the NATS server")
+    policy: str = Field(
+        "tuneloop",
+        pattern=r"^[A-Za-z0-9_-]{1,128}$",
+        description="policy served: letters, digits, _ -",
+    )
+    tenant: str = Field(
+        "default", pattern=r"^[A-Za-z0-9_-]{1,128}$", description="tenant of every request"
+    )
+    secret: SecretStr | None = Field(
+        None, description=f"signs completion ids; {MIN_SECRET_BYTES} characters or more"
+    )
+    secret_file: Path | None = Field(
+        None, description="file that holds the secret, instead of the secret itself"
+    )
+    api_key: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("TUNELOOP_GATEWAY_API_KEY", "TUNELOOP_API_KEY", "api_key"),
+        description="clients send it as 'Authorization: Bearer …'; unset: none, on loopback only",
+    )
+    default_max_tokens: int = Field(
+        256, ge=1, le=1_000_000, description="tokens per completion where the caller names no limit"
+    )
+    default_temperature: float = Field(
+        0.7, ge=0, le=2, description="temperature where the caller names none, 0 to 2"
+    )
+    cors_origins: Names = Field(
+        (), description='other sites whose pages may call: a JSON list like ["https://app.example"]'
+    )
+    trusted_hosts: Names = Field(
+        (),
+        description='further names of this machine, where no key is set: a JSON list like ["box"]',
+    )
+    max_body_bytes: int = Field(
+        4 * 1024 * 1024, ge=1024, description="largest request body in bytes, 1024 or more"
+    )
+    request_timeout_seconds: float = Field(
+        600.0, gt=0, description="longest a completion may take, in seconds"
+    )
+    heartbeat_seconds: float = Field(
+        15.0, gt=0, description="silence on a stream after which a comment is sent, in seconds"
+    )
+    drain_seconds: float = Field(
+        10.0, ge=0, description="how long answers may go on after a stop was asked for, in seconds"
+    )
+
+    @model_validator(mode="after")
+    def keyed_beyond_loopback(self) -> "GatewaySettings":
+        """Refuse to serve a network without a key, and to sign without a secret."""
+        if self.api_key is None and not is_loopback(self.host):
+            raise ValueError(
+                f"host is {self.host}, which others can reach: set TUNELOOP_API_KEY, "
+                "or listen on 127.0.0.1"
+            )
+        if (self.secret is None) == (self.secret_file is None):
+            raise ValueError(
+                "set one of TUNELOOP_GATEWAY_SECRET and TUNELOOP_GATEWAY_SECRET_FILE: "
+                "it signs completion ids"
+            )
+        if len(self.secret_bytes()) < MIN_SECRET_BYTES:
+            raise ValueError(f"the secret must have {MIN_SECRET_BYTES} bytes or more")
+        return self
+
+    def secret_bytes(self) -> bytes:
+        """The signing secret, wherever it is kept."""
+        if self.secret is not None:
+            return self.secret.get_secret_value().encode()
+        assert self.secret_file is not None
+        try:
+            return self.secret_file.read_bytes().strip()
+        except OSError as error:
+            raise ValueError(f"secret_file {self.secret_file}: {error.strerror}") from error
+
+    @property
+    def key(self) -> str | None:
+        """The API key, or None where none is needed."""
+        return None if self.api_key is None else self.api_key.get_secret_value()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
