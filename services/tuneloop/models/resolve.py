@@ -26,7 +26,7 @@ def resolve(reference: str, cache_dir: Path) -> Path:
     if reference in catalog:
         return fetch_carried(catalog[reference], cache_dir)
     path = Path(reference).expanduser()
-    if path.is_dir():
+    if reference and path.is_dir():
         return check_folder(path.resolve())
     hub = HUB_ID.fullmatch(reference)
     if hub is None or reference.startswith((".", "/", "~")):

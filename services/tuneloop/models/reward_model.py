@@ -1,0 +1,158 @@
+"""The reward model: any sequence classifier with one output, used alike to score and to train.
+
+A folder is either such a classifier, or a backbone without a head (a sentence encoder, a language
+model). A backbone gets a new head of zeros: it scores everything 0 until it was trained. Saved
+folders are plain `AutoModelForSequenceClassification` folders.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from tuneloop.errors import CorruptData
+
+MAX_BATCH = 16
+DEFAULT_MAX_LENGTH = 512
+
+Encoding = Mapping[str, list[int]]
+"""One text as the tokenizer gives it: `input_ids`, and `token_type_ids` where the model has them.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardModel:
+    """A classifier with one output, its tokenizer, and the longest input it takes."""
+
+    module: Any
+    """A `PreTrainedModel` in evaluation mode, float32."""
+    tokenizer: Any
+    max_length: int
+    """Tokens of prompt and completion together, special tokens included."""
+    trained: bool
+    """False while the head is new."""
+
+    def encode(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Encoding | None]:
+        """Token ids of each prompt with its completion; None for what is too long.
+
+        Nothing is truncated: the score of half an answer is the score of another answer.
+        """
+        pairs = zip(prompts, completions, strict=True)
+        encoded = [encode(self.tokenizer, prompt, completion) for prompt, completion in pairs]
+        return [e if len(e["input_ids"]) <= self.max_length else None for e in encoded]
+
+    def forward(self, encodings: Sequence[Encoding]) -> torch.Tensor:
+        """Scores, float32 [batch], with gradients where they are enabled."""
+        batch = self.tokenizer.pad([dict(e) for e in encodings], return_tensors="pt")
+        logits: torch.Tensor = self.module(**batch.to(self.module.device)).logits
+        return logits.float().squeeze(-1)
+
+    def score(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
+        """Score of each completion; None where it is too long."""
+        encodings = self.encode(prompts, completions)
+        scores: list[float | None] = [None] * len(encodings)
+        rows = [row for row, encoding in enumerate(encodings) if encoding is not None]
+        # Neighbours of like length waste little on padding.
+        rows.sort(key=lambda row: len((encodings[row] or {})["input_ids"]))
+        with torch.inference_mode():
+            for start in range(0, len(rows), MAX_BATCH):
+                chosen = rows[start : start + MAX_BATCH]
+                batch = [e for e in (encodings[row] for row in chosen) if e is not None]
+                for row, value in zip(chosen, self.forward(batch).tolist(), strict=True):
+                    scores[row] = value
+        return scores
+
+    def save(self, folder: Path) -> None:
+        """Write a plain `AutoModelForSequenceClassification` folder with its tokenizer."""
+        self.module.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter and buffer by name."""
+        return {name: tuple(t.shape) for name, t in self.module.state_dict().items()}
+
+
+def load(folder: Path, max_length: int = DEFAULT_MAX_LENGTH, device: str = "cpu") -> RewardModel:
+    """The reward model in `folder`; raises `CorruptData` where it is not one.
+
+    `max_length` is lowered to what the model's position embeddings take.
+    """
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(folder, num_labels=1)
+            config.pad_token_id = pad_token_id(tokenizer := AutoTokenizer.from_pretrained(folder))
+            # What a new head holds must not depend on who loads it.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                module, report = AutoModelForSequenceClassification.from_pretrained(
+                    folder, config=config, dtype=torch.float32, output_loading_info=True
+                )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CorruptData(f"reward model {folder}: {error}", param="model") from error
+    missing = set(report["missing_keys"])
+    backbone = sorted(name for name in missing if name.startswith(f"{module.base_model_prefix}."))
+    if backbone and not backbone[0].startswith(f"{module.base_model_prefix}.pooler."):
+        raise CorruptData(f"reward model {folder}: {backbone[0]} is missing", param="model")
+    if missing:
+        zero_head(module)
+    positions = getattr(config, "max_position_embeddings", None) or max_length
+    return RewardModel(
+        module=module.to(device).eval(),
+        tokenizer=tokenizer,
+        max_length=min(max_length, positions),
+        trained=not missing,
+    )
+
+
+def encode(tokenizer: Any, prompt: str, completion: str) -> Encoding:
+    """A pair for encoders; for language models a conversation, or text and its end token."""
+    if tokenizer.sep_token is not None:
+        encoded = tokenizer(prompt, completion, return_attention_mask=False, verbose=False)
+        return dict(encoded)
+    if tokenizer.chat_template:
+        turns = [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": completion},
+        ]
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    else:
+        text = f"{prompt}\n{completion}{tokenizer.eos_token or ''}"
+    ids = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    return {"input_ids": list(ids["input_ids"])}
+
+
+def pad_token_id(tokenizer: Any) -> int:
+    """The padding token, which some language models lack: then their end token."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise ValueError("the tokenizer has no padding, end or unknown token")
+    tokenizer.padding_side = "right"
+    return int(tokenizer.pad_token_id)
+
+
+def zero_head(module: Any) -> None:
+    """Set the last linear layer to zero: a new head scores 0 and says nothing."""
+    heads = [m for m in module.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1]
+    if not heads:
+        raise CorruptData(f"{type(module).__name__} has no head with one output", param="model")
+    for parameter in heads[-1].parameters():
+        torch.nn.init.zeros_(parameter)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from warning about the new head, which is meant."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
