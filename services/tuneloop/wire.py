@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -425,7 +425,7 @@ def decode_weights_published(data: bytes) -> WeightsReference:
 
 
 def activation_event_id(activation: Activation) -> str:
-    """Event id of a version that began to serve; a replica may serve one again after a roll-back."""
+    """Event id of a version that began to serve, which it may do again after a roll-back."""
     return (
         f"activated-{activation.replica}-{activation.policy}-{activation.policy_version}"
         f"-{int(activation.activated_time.timestamp() * 1000)}"
@@ -456,3 +456,16 @@ def decode_activation(data: bytes) -> Activation:
         activated_time=moment(message.activated_time, "activated_time"),
         swap_seconds=message.swap_seconds,
     )
+
+
+def encode_learner_stepped(
+    policy: str, step: int, metrics: Mapping[str, float], stepped_time: datetime
+) -> bytes:
+    """Event bytes of a committed step."""
+    return events_pb2.LearnerStepped(
+        event_id=f"step-{policy}-{step}",
+        policy=policy,
+        step=step,
+        metrics=dict(metrics),
+        stepped_time=timestamp(stepped_time),
+    ).SerializeToString()

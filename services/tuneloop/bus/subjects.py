@@ -45,6 +45,25 @@ def rollout_scored(policy: str, user_hash: str) -> str:
     return f"tuneloop.v1.{token(policy, 'policy')}.rollout.scored.{token(user_hash, 'user')}"
 
 
+def rollouts_of(policy: str, event: str) -> str:
+    """Filter for a policy's rollouts that were `generated` or `scored`."""
+    return f"tuneloop.v1.{token(policy, 'policy')}.rollout.{token(event, 'event')}.*"
+
+
+def feedback_of(policy: str) -> str:
+    """Filter for all feedback on a policy."""
+    return f"tuneloop.v1.{token(policy, 'policy')}.feedback.>"
+
+
+def of_user(user_hash: str) -> list[tuple[str, str]]:
+    """(stream, filter) of everything a user's requests and judgements left."""
+    user = token(user_hash, "user_hash")
+    return [
+        (ROLLOUTS, f"tuneloop.v1.*.rollout.*.{user}"),
+        (FEEDBACK, f"tuneloop.v1.*.feedback.*.{user}.>"),
+    ]
+
+
 def feedback(policy: str, kind: str, user_hash: str, feedback_id: str) -> str:
     """Feedback was given."""
     return (
