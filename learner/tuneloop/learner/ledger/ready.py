@@ -1,11 +1,11 @@
 """Samples that can be trained on now: their event and every rollout it speaks of are recorded."""
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, select, update
+from sqlalchemy import ColumnElement, Connection, func, select, update
 
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import unpack_ids, unpack_logprobs
@@ -20,10 +20,10 @@ from tuneloop.learner.samples import (
     ThumbSample,
     TokenSequence,
 )
-from tuneloop.rollouts import ChatMessage, FinishReason, Prompt
+from tuneloop.models.reward_text import prompt_as_text
+from tuneloop.rollouts import ChatMessage, FinishReason
 
 Sample = PolicySample | RewardSample
-RenderPrompt = Callable[[Prompt], str]
 
 chosen = rollouts.alias("chosen")
 rejected = rollouts.alias("rejected")
@@ -59,8 +59,7 @@ class Refusal:
 
 def readiness(database: Database, objective: str, exclude: Collection[str] = ()) -> Readiness:
     """Count the ready samples of an objective, without those in `exclude`."""
-    figures: Select[Any] = select(func.count(), func.min(samples.c.recorded_time))
-    query = _joined(figures, objective)
+    query = _ready(objective, func.count(), func.min(samples.c.recorded_time))
     if exclude:
         query = query.where(samples.c.sample_id.not_in(list(exclude)))
     with database.read() as connection:
@@ -87,18 +86,15 @@ def take(
     limit: int,
     *,
     exclude: Collection[str] = (),
-    render: RenderPrompt,
 ) -> tuple[list[Sample], list[Refusal]]:
     """The oldest ready samples of an objective, at most `limit`, without those in `exclude`.
 
     Taking changes nothing: a sample is used when the step that used it is committed. The second
-    list names ready samples that cannot be trained on. `render` makes a reward model's text of a
-    prompt.
+    list names ready samples that cannot be trained on.
     """
     columns = [*samples.c, *(c.label(f"chosen_{c.name}") for c in chosen.c)]
     columns += [c.label(f"rejected_{c.name}") for c in rejected.c if c.name != "completion_id"]
-    everything: Select[Any] = select(*columns)
-    query = _joined(everything, objective)
+    query = _ready(objective, *columns)
     query = query.order_by(samples.c.accepted_time, samples.c.sample_id)
     if exclude:
         query = query.where(samples.c.sample_id.not_in(list(exclude)))
@@ -112,7 +108,7 @@ def take(
                     Refusal(sample_id=row.sample_id, objective=objective, reason=problem)
                 )
             else:
-                taken.append(_build(connection, row, render))
+                taken.append(_build(connection, row))
     return taken, refusals
 
 
@@ -155,10 +151,11 @@ def mark_stale(database: Database, oldest_allowed: int, exclude: Collection[str]
     return len(stale)
 
 
-def _joined(query: Select[Any], objective: str) -> Select[Any]:
-    """Open samples of an objective whose rollouts are all there."""
+def _ready(objective: str, *columns: ColumnElement[Any]) -> Any:
+    """Select from the open samples of an objective whose rollouts are all there."""
     return (
-        query.select_from(samples)
+        select(*columns)
+        .select_from(samples)
         .join(chosen, chosen.c.completion_id == samples.c.completion_id)
         .outerjoin(rejected, rejected.c.completion_id == samples.c.rejected_id)
         .where(
@@ -181,7 +178,7 @@ def _problem(row: Any) -> str | None:
     return None
 
 
-def _build(connection: Connection, row: Any, render: RenderPrompt) -> Sample:
+def _build(connection: Connection, row: Any) -> Sample:
     match row.objective:
         case "kto":
             return ThumbSample(
@@ -204,13 +201,13 @@ def _build(connection: Connection, row: Any, render: RenderPrompt) -> Sample:
     if row.rejected_id is None:
         return LabelledText(
             sample_id=row.sample_id,
-            prompt=render(_prompt(row)),
+            prompt=_prompt(row),
             completion=row.chosen_completion_text,
             desirable=row.up,
         )
     return PreferredText(
         sample_id=row.sample_id,
-        prompt=render(_prompt(row)),
+        prompt=_prompt(row),
         chosen=row.chosen_completion_text,
         rejected=row.rejected_completion_text,
     )
@@ -227,12 +224,10 @@ def _sequence(row: Any, which: str) -> TokenSequence:
     )
 
 
-def _prompt(row: Any) -> Prompt:
+def _prompt(row: Any) -> str:
     turns = json.loads(row.chosen_messages)
-    return Prompt(
-        messages=tuple(ChatMessage(role=role, content=content) for role, content in turns),
-        text=None if turns else row.chosen_prompt_text,
-    )
+    messages = [ChatMessage(role=role, content=content) for role, content in turns]
+    return prompt_as_text(messages, row.chosen_prompt_text)
 
 
 def _reward(connection: Connection, completion_id: str) -> float:

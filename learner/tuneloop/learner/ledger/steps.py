@@ -119,6 +119,13 @@ def unpublished_steps(database: Database, model: str, after: int) -> int:
         return int(connection.execute(query).scalar_one())
 
 
+def used_samples(database: Database, objective: str) -> int:
+    """Samples that committed steps of an objective used."""
+    query = select(func.count()).where(uses.c.objective == objective)
+    with database.read() as connection:
+        return int(connection.execute(query).scalar_one())
+
+
 def roll_back(database: Database, model: str, step: int, now: float) -> int:
     """Undo the steps after `step`: their samples are open again; how many uses there were.
 

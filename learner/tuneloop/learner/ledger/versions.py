@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 
 from tuneloop.errors import NotFound
 from tuneloop.learner.ledger.database import Database
@@ -108,6 +108,19 @@ def add_version(
                 uses.c.step <= last_step,
             )
             .values(policy_version=version)
+        )
+
+
+def drop_version(database: Database, model: str, version: int) -> None:
+    """Take back a version nobody has seen: its uses wait for another number."""
+    with database.write() as connection:
+        connection.execute(
+            update(uses)
+            .where(uses.c.model == model, uses.c.policy_version == version)
+            .values(policy_version=None)
+        )
+        connection.execute(
+            delete(versions).where(versions.c.model == model, versions.c.version == version)
         )
 
 

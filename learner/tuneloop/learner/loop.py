@@ -1,0 +1,213 @@
+"""The loop: batch, step, commit, publish, for the policy and for the reward model in turn.
+
+Intake feeds the ledger on its own; what this loop needs from it is only to be woken.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+from tuneloop.bus import Bus
+from tuneloop.bus.subjects import learner_step
+from tuneloop.errors import TuneloopError
+from tuneloop.learner import metrics
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.ready import Refusal
+from tuneloop.learner.publisher import Publisher
+from tuneloop.learner.step_result import StepResult
+from tuneloop.learner.trainee import Batch, Trainee
+from tuneloop.learner.worker import Worker
+from tuneloop.wire import encode_learner_stepped
+
+logger = logging.getLogger("tuneloop.learner.loop")
+
+TICK_SECONDS = 0.5
+"""How often time limits (batch wait, publication) are looked at when nothing arrives."""
+LONGEST_PAUSE_SECONDS = 60.0
+PAUSED = "paused"
+"""Fact of the ledger, so that a pause outlives a restart."""
+
+
+class Batches(Protocol):
+    """Forms the next batch of a trainee, or None while it is too early."""
+
+    def form(self, trainee: Trainee, limit: int | None = None) -> Batch | None:
+        """See `tuneloop.learner.batches`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How often to commit and to publish."""
+
+    publish_every_steps: int
+    publish_every_seconds: float
+    checkpoint_every_steps: int
+
+
+class Loop:
+    """Runs trainees until stopped."""
+
+    def __init__(
+        self,
+        *,
+        trainees: Sequence[tuple[Trainee, Batches]],
+        publisher: Publisher,
+        database: Database,
+        bus: Bus,
+        worker: Worker,
+        pace: Pace,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.trainees = trainees
+        self.state = "waiting"
+        """`waiting`, `stepping` or `publishing`."""
+        self.last_metrics: dict[str, Mapping[str, float]] = {}
+        """Figures of the last step by model."""
+        self.arrived = asyncio.Event()
+        self._publisher = publisher
+        self._database = database
+        self._bus = bus
+        self._worker = worker
+        self._pace = pace
+        self._clock = clock
+        self._paused = database.fact(PAUSED) == "yes"
+        self._not_before: dict[str, float] = {}
+        metrics.paused.set(self._paused)
+
+    @property
+    def paused(self) -> bool:
+        """Whether steps are paused; intake and publication of earlier steps go on."""
+        return self._paused
+
+    def pause(self, paused: bool) -> None:
+        """Pause or resume steps, also for after a restart."""
+        self._database.set_fact(PAUSED, "yes" if paused else "no")
+        self._paused = paused
+        metrics.paused.set(paused)
+        self.arrived.set()
+
+    async def run(self) -> None:
+        """Restore every trainee, then turn for ever."""
+        for trainee, _ in self.trainees:
+            if await asyncio.to_thread(self._publisher.clean, trainee.model):
+                logger.warning("%s: will publish again", trainee.model)
+            await self._worker.run(trainee.restore)
+            metrics.policy_version.labels(trainee.model).set(trainee.parent)
+        while True:
+            self.arrived.clear()
+            busy = [await self.turn(trainee, batches) for trainee, batches in self.trainees]
+            if not any(busy):
+                await self._wait()
+
+    async def turn(self, trainee: Trainee, batches: Batches) -> bool:
+        """One turn of one trainee; whether it took a step."""
+        batch = await self._next_batch(trainee, batches)
+        if batch is not None:
+            await self._step(trainee, batch)
+        if len(trainee.uncommitted.steps) >= self._pace.checkpoint_every_steps:
+            await self._commit(trainee)
+        await self._publish(trainee)
+        self.state = "waiting"
+        return batch is not None
+
+    async def _next_batch(self, trainee: Trainee, batches: Batches) -> Batch | None:
+        if self._paused or time.monotonic() < self._not_before.get(trainee.model, 0.0):
+            return None
+        # After a step that raised, ever smaller batches find the sample it fails on.
+        limit = None if trainee.failures == 0 else max(1, 16 >> trainee.failures)
+        return await self._worker.run(batches.form, trainee, limit)
+
+    async def _step(self, trainee: Trainee, batch: Batch) -> None:
+        self.state = "stepping"
+        try:
+            result = await self._worker.run(trainee.train, batch)
+        except (TuneloopError, RuntimeError, ValueError, ArithmeticError) as error:
+            await self._failed(trainee, batch, error)
+            return
+        trainee.failures = 0
+        self._report(trainee, batch, result)
+
+    async def _failed(self, trainee: Trainee, batch: Batch, error: Exception) -> None:
+        metrics.steps_failed.labels(trainee.model).inc()
+        logger.error("%s: a step failed", trainee.model, exc_info=error)
+        samples = [(objective, s) for objective, group in batch.items() for s in group]
+        if len(samples) == 1 and trainee.failures > 0:
+            objective, sample = samples[0]
+            refusal = Refusal(
+                sample_id=sample.sample_id, objective=objective, reason=f"step failed: {error}"
+            )
+            await self._worker.run(trainee.refuse, [refusal])
+            trainee.failures = 0
+            return
+        pause = min(2.0**trainee.failures, LONGEST_PAUSE_SECONDS)
+        trainee.failures += 1
+        self._not_before[trainee.model] = time.monotonic() + pause
+
+    def _report(self, trainee: Trainee, batch: Batch, result: StepResult) -> None:
+        self.last_metrics[trainee.model] = result.metrics
+        metrics.steps.labels(trainee.model).inc()
+        if result.skipped:
+            metrics.steps_skipped.labels(trainee.model, result.reason).inc()
+            logger.warning("%s: step %d skipped: %s", trainee.model, trainee.step, result.reason)
+        for name, value in result.metrics.items():
+            metrics.step_metric.labels(trainee.model, name).set(value)
+            if trainee.model == "policy" and name in metrics.BY_NAME:
+                metrics.BY_NAME[name].set(value)
+        metrics.loss.labels(trainee.model).set(result.metrics.get("loss", 0.0))
+        norm = result.metrics.get("gradient_norm", 0.0)
+        metrics.gradient_norm.labels(trainee.model).set(norm)
+        sizes = ", ".join(f"{len(group)} {objective}" for objective, group in batch.items())
+        loss = result.metrics.get("loss", float("nan"))
+        logger.info("%s: step %d on %s, loss %.4f", trainee.model, trainee.step, sizes, loss)
+
+    async def _commit(self, trainee: Trainee) -> None:
+        if not trainee.uncommitted.steps:
+            return
+        await self._worker.run(trainee.commit)
+        if trainee.model == "policy":
+            await self._announce_step(trainee)
+
+    async def _announce_step(self, trainee: Trainee) -> None:
+        """Tell whoever listens; nothing depends on it, so a bus that is down is only logged."""
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        figures = self.last_metrics.get(trainee.model, {})
+        data = encode_learner_stepped(trainee.policy, trainee.step, figures, now)
+        event_id = f"step-{trainee.policy}-{trainee.step}"
+        try:
+            await self._bus.publish(learner_step(trainee.policy), data, event_id=event_id)
+        except TuneloopError as error:
+            logger.info("step %d was not announced: %s", trainee.step, error)
+
+    async def _publish(self, trainee: Trainee) -> None:
+        if self._version_due(trainee):
+            self.state = "publishing"
+            await self._commit(trainee)
+            figures = self.last_metrics.get(trainee.model, {})
+            await self._worker.run(self._publisher.save, trainee, figures)
+        await self._publisher.push(trainee)
+
+    def _version_due(self, trainee: Trainee) -> bool:
+        if trainee.unpublished_since is None:
+            return False
+        waited = self._clock() - trainee.unpublished_since
+        return (
+            trainee.unpublished_steps >= self._pace.publish_every_steps
+            or waited >= self._pace.publish_every_seconds
+        )
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(TICK_SECONDS):
+                await self.arrived.wait()
+        except TimeoutError:
+            return
+
+    async def drain(self) -> None:
+        """Commit what was trained, so that a stop loses no work. Call after `run` was cancelled."""
+        for trainee, _ in self.trainees:
+            await self._worker.run(trainee.commit)

@@ -1,0 +1,94 @@
+"""Metrics of the learner."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+rollouts_consumed = Counter(
+    "tuneloop_learner_rollouts_consumed_total", "Generated rollouts recorded in the ledger."
+)
+scores_consumed = Counter("tuneloop_learner_scores_consumed_total", "Scores recorded.")
+feedback_consumed = Counter(
+    "tuneloop_learner_feedback_consumed_total", "Feedback recorded in the ledger.", ["kind"]
+)
+duplicates = Counter(
+    "tuneloop_learner_duplicate_events_total",
+    "Events that were recorded before and had no effect.",
+    ["consumer"],
+)
+intake_failures = Counter(
+    "tuneloop_learner_intake_failures_total",
+    "Deliveries that could not be recorded and will come again.",
+    ["consumer"],
+)
+consumer_lag = Gauge(
+    "tuneloop_learner_consumer_lag", "Events the ledger has not acknowledged yet.", ["consumer"]
+)
+ledger_rows = Gauge("tuneloop_learner_ledger_rows", "Rows of the ledger.", ["table"])
+ledger_lag_seconds = Gauge(
+    "tuneloop_learner_ledger_lag_seconds",
+    "Age of the newest feedback when the ledger recorded it.",
+)
+samples = Gauge(
+    "tuneloop_learner_samples",
+    "Samples by objective and state: ready, waiting for a rollout, used.",
+    ["objective", "state"],
+)
+rollouts_stale = Counter(
+    "tuneloop_learner_rollouts_stale_total", "Scored rollouts left out as older than max_staleness."
+)
+samples_refused = Counter(
+    "tuneloop_learner_samples_refused_total",
+    "Samples that cannot be trained on.",
+    ["objective"],
+)
+steps = Counter("tuneloop_learner_steps_total", "Optimizer steps.", ["model"])
+steps_skipped = Counter(
+    "tuneloop_learner_steps_skipped_total",
+    "Steps that left the weights as they were.",
+    ["model", "reason"],
+)
+steps_failed = Counter(
+    "tuneloop_learner_steps_failed_total", "Steps that raised and will be tried again.", ["model"]
+)
+step_seconds = Histogram(
+    "tuneloop_learner_step_seconds",
+    "Seconds of an optimizer step.",
+    ["model"],
+    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300),
+)
+step_metric = Gauge(
+    "tuneloop_learner_step_metric",
+    "Every figure of the last step by name, such as kto_loss or kl.",
+    ["model", "name"],
+)
+loss = Gauge("tuneloop_learner_loss", "Loss of the last step.", ["model"])
+kl = Gauge("tuneloop_learner_kl", "Mean KL of policy to reference policy by token, last step.")
+reward = Gauge("tuneloop_learner_reward", "Mean reward of the last PPO batch.")
+clip_fraction = Gauge(
+    "tuneloop_learner_clip_fraction", "Clipped tokens of the last PPO batch, 0-1."
+)
+gradient_norm = Gauge(
+    "tuneloop_learner_gradient_norm", "Gradient norm of the last step before clipping.", ["model"]
+)
+checkpoint_seconds = Histogram(
+    "tuneloop_learner_checkpoint_seconds",
+    "Seconds to write a checkpoint and commit its steps.",
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+versions_published = Counter(
+    "tuneloop_learner_versions_published_total", "Versions published.", ["model"]
+)
+publish_failures = Counter(
+    "tuneloop_learner_publish_failures_total",
+    "Publications that stopped half way and will go on.",
+    ["model"],
+)
+policy_version = Gauge("tuneloop_learner_policy_version", "Newest version published.", ["model"])
+feedback_to_serving = Histogram(
+    "tuneloop_learner_feedback_to_serving_seconds",
+    "Seconds from feedback accepted to the version that learned from it serving.",
+    buckets=(1, 2.5, 5, 10, 15, 20, 30, 45, 60, 90, 120, 300, 600, 3600),
+)
+paused = Gauge("tuneloop_learner_paused", "1 while steps are paused, else 0.")
+
+BY_NAME = {"kl": kl, "reward": reward, "clip_fraction": clip_fraction}
+"""Figures of a policy's step that have a gauge of their own."""

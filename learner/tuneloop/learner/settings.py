@@ -1,0 +1,128 @@
+"""Settings of the learner: TUNELOOP_LEARNER_…, checked at start."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tuneloop.learner.trainer_settings import RewardTrainerSettings, TrainerSettings
+from tuneloop.policies import WeightsKind
+
+Objective = Literal["kto", "dpo", "ppo"]
+
+
+class LearnerSettings(BaseSettings):
+    """Everything the learner can be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TUNELOOP_LEARNER_",
+        env_nested_delimiter="__",
+        extra="ignore",
+        frozen=True,
+        protected_namespaces=(),
+    )
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(50053, ge=0, le=65535, description="port for gRPC, 0 to 65535")
+    metrics_port: int = Field(9103, ge=0, le=65535, description="port for /metrics, 0 is none")
+    policy: str = Field(
+        "tuneloop", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="letters, digits, '_' or '-'"
+    )
+    model: Path = Field(description="folder of the base model")
+    base_model_name: str = Field("", description="name in manifests; empty is the folder's name")
+    reward_model: Path | None = Field(
+        None, description="folder of the reward model's backbone; absent trains no reward model"
+    )
+    nats_url: str = Field("nats://127.0.0.1:4222", description="nats://host:port")
+    weights_uri: str = Field(description="folder or URI of the weight store")
+    signing_key_file: Path = Field(description="PEM file of the private key for manifests")
+    verify_key_file: Path = Field(description="PEM file of the public key for manifests")
+    data_dir: Path = Field(description="folder for the ledger and the checkpoints")
+
+    weights_kind: WeightsKind = Field(WeightsKind.LORA, description="lora or full")
+    batch_size: int = Field(16, ge=1, description="thumbs and comparisons in a step, 1 or more")
+    min_batch_size: int = Field(1, ge=1, description="fewest of them once the wait is over")
+    batch_wait_seconds: float = Field(5.0, ge=0, description="longest wait for a full batch")
+    ppo_enabled: Literal["auto", "on", "off"] = Field(
+        "auto", description="auto (once scores are informative), on (any score) or off"
+    )
+    ppo_batch_size: int = Field(8, ge=2, description="scored rollouts in a step, 2 or more")
+    max_staleness: int = Field(
+        4, ge=0, description="versions a scored rollout may be behind, 0 or more"
+    )
+    publish_every_steps: int = Field(2, ge=1, description="steps to a version, 1 or more")
+    publish_every_seconds: float = Field(
+        20.0, ge=0, description="longest wait of a step for its version"
+    )
+    checkpoint_every_steps: int = Field(1, ge=1, description="steps to a checkpoint, 1 or more")
+    keep_checkpoints: int = Field(2, ge=2, description="checkpoints kept of each model, 2 or more")
+    release: Literal["off", "manual"] = Field(
+        "off", description="off (every version is served at once) or manual (only when promoted)"
+    )
+
+    learning_rate: float | None = Field(
+        None, gt=0, description="above 0; absent is 2e-4 for LoRA and 1e-5 for full weights"
+    )
+    lora_rank: int = Field(16, ge=1, le=256, description="1 to 256")
+    lora_alpha: int = Field(32, ge=1, description="1 or more")
+    max_grad_norm: float = Field(1.0, gt=0, description="above 0")
+    objective_weights: dict[Objective, float] = Field(
+        {"kto": 1.0, "dpo": 1.0, "ppo": 1.0},
+        description='JSON of objective to weight, such as {"kto": 1, "ppo": 0.5}; 0 is off',
+    )
+    beta_kto: float = Field(0.1, gt=0, description="above 0")
+    beta_dpo: float = Field(0.1, gt=0, description="above 0")
+    kl_coef: float = Field(0.05, ge=0, description="0 or more")
+    ppo_epochs: int = Field(1, ge=1, description="optimizer steps on a PPO batch, 1 or more")
+    token_budget: int = Field(2048, ge=64, description="padded tokens in one forward pass")
+
+    reward_batch_size: int = Field(16, ge=1, description="labels in a reward-model step")
+    reward_learning_rate: float = Field(5e-5, gt=0, description="above 0")
+
+    threads: int = Field(0, ge=0, description="threads for training; 0 leaves the choice to torch")
+    niceness: int = Field(10, ge=0, le=19, description="0 (as important as serving) to 19")
+    seed: int = Field(0, ge=0, description="seed of everything random")
+    device: str = Field("cpu", description="torch device, such as cpu or cuda")
+    drain_seconds: float = Field(3.0, ge=0, description="longest wait for a step at the end")
+
+    @property
+    def base_model(self) -> str:
+        """The base model's name in manifests."""
+        return self.base_model_name or self.model.name
+
+    def weight_of(self, objective: str) -> float:
+        """The weight of an objective; PPO's is 0 where it is off."""
+        if objective == "ppo" and self.ppo_enabled == "off":
+            return 0.0
+        return next((w for o, w in self.objective_weights.items() if o == objective), 0.0)
+
+    def trainer(self) -> TrainerSettings:
+        """What the policy's trainer is told; raises `SettingsError`."""
+        weights: Mapping[str, float] = {str(o): w for o, w in self.objective_weights.items()}
+        return TrainerSettings(
+            kind=self.weights_kind,
+            learning_rate=self.learning_rate,
+            max_grad_norm=self.max_grad_norm,
+            lora_rank=self.lora_rank,
+            lora_alpha=self.lora_alpha,
+            objective_weights=weights,
+            beta_kto=self.beta_kto,
+            beta_dpo=self.beta_dpo,
+            kl_coef=self.kl_coef,
+            ppo_epochs=self.ppo_epochs,
+            token_budget=self.token_budget,
+            seed=self.seed,
+            threads=self.threads or None,
+            device=self.device,
+        )
+
+    def reward_trainer(self) -> RewardTrainerSettings:
+        """What the reward model's trainer is told; raises `SettingsError`."""
+        return RewardTrainerSettings(
+            learning_rate=self.reward_learning_rate,
+            seed=self.seed,
+            threads=self.threads or None,
+            device=self.device,
+        )
