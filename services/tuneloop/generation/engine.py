@@ -3,7 +3,7 @@
 `vllm_engine` is for production, `transformers_engine` for machines without vLLM and fast tests.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -77,7 +77,7 @@ class Engine(Protocol):
         """Return, with the reason, when the engine can never answer again; until then wait."""
         ...
 
-    def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
+    def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """Stream outputs; closing the iterator aborts the request in the engine."""
         ...
 

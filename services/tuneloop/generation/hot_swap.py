@@ -194,6 +194,12 @@ class HotSwap:
         except TuneloopError as error:
             self.refused("engine", reference, error)
             raise
+        except Exception as error:
+            # One bad version must not stop a service that has a good one.
+            logger.exception("the engine failed to load version %d", version)
+            refusal = WeightsRefused(f"version {version}: the engine could not load it: {error}")
+            self.refused("engine", reference, refusal)
+            raise refusal from error
 
     async def fetch(self, reference: WeightsReference) -> tuple[Manifest, Path]:
         """A verified local copy of the version."""

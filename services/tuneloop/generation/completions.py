@@ -1,0 +1,309 @@
+"""From a request to a stream of deltas and finals, and from each final to a rollout.
+
+Tokenize, check limits, lease a version, have the engine sample, collect, publish. A completion
+that is cut off is published too, with finish reason `abort`: what was sampled is data.
+"""
+
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from tuneloop.errors import InvalidRequest, Overloaded, TuneloopError
+from tuneloop.generation import metrics
+from tuneloop.generation.coalescing import coalesce
+from tuneloop.generation.engine import (
+    Candidate,
+    Engine,
+    EngineLimits,
+    EngineOutput,
+    EngineRequest,
+    check_limits,
+    clip_max_tokens,
+)
+from tuneloop.generation.hot_swap import HotSwap
+from tuneloop.generation.rollout_publisher import RolloutPublisher
+from tuneloop.generation.tokenization import Tokenization, TokenizedPrompt
+from tuneloop.policies import WeightsKind
+from tuneloop.rollouts import (
+    FinishReason,
+    PolicyVersionSpan,
+    Prompt,
+    Rollout,
+    SamplingParameters,
+    merge_spans,
+)
+
+MESSAGE_SECONDS = 0.03
+"""Tokens that come within this time travel in one message."""
+MAX_CHARACTERS_PER_TOKEN = 100
+"""A prompt longer than this on average is refused before it is tokenized."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionRequest:
+    """What a caller asks of the generation service."""
+
+    completion_id: str
+    prompt: Prompt
+    sampling: SamplingParameters
+    tenant: str
+    user_hash: str
+    policy_version: int | None
+    """Serve this version rather than the stable one."""
+    publish_rollout: bool
+    clip_max_tokens: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """What was added to one completion."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    top_logprobs: tuple[tuple[Candidate, ...], ...]
+    """Empty unless asked for."""
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Final:
+    """The end of one completion."""
+
+    index: int
+    completion_id: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    policy_version_spans: tuple[PolicyVersionSpan, ...]
+    policy_version: int
+    prompt_tokens: int
+
+
+@dataclass(slots=True)
+class Growing:
+    """One completion while it is sampled."""
+
+    index: int
+    last_time: float
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    finished: bool = False
+
+    def add(self, output: EngineOutput, version: int) -> None:
+        """Append an output; `version` is the one sampling when it arrived."""
+        self.text += output.text
+        self.token_ids += output.token_ids
+        self.logprobs += output.logprobs
+        self.versions += [version] * len(output.token_ids)
+
+
+class Completions:
+    """Answers requests with one engine."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        limits: EngineLimits,
+        tokenization: Tokenization,
+        hot_swap: HotSwap,
+        publisher: RolloutPublisher,
+        max_concurrent: int,
+    ) -> None:
+        self.engine = engine
+        self.limits = limits
+        self.tokenization = tokenization
+        self.hot_swap = hot_swap
+        self.publisher = publisher
+        self.max_concurrent = max_concurrent
+        self.running = 0
+
+    async def stream(self, request: CompletionRequest) -> AsyncGenerator[list[Delta | Final], None]:
+        """Deltas and one final for each of the n completions; closing it aborts them.
+
+        Raises `InvalidRequest`, `NotFound` (no such version), `Overloaded`, `Unavailable`.
+        """
+        started = time.monotonic()
+        try:
+            with self.admitted(request.sampling.n):
+                prompt = self.tokenize(request.prompt)
+                if request.clip_max_tokens:
+                    sampling = clip_max_tokens(prompt.token_ids, request.sampling, self.limits)
+                    request = replace(request, sampling=sampling)
+                check_limits(prompt.token_ids, request.sampling, self.limits)
+                metrics.prompt_tokens.inc(len(prompt.token_ids))
+                with self.hot_swap.lease(request.policy_version) as lease:
+                    events = self.collect(request, prompt, lease.policy_version, started)
+                    batches = coalesce(events, MESSAGE_SECONDS)
+                    try:
+                        async for batch in batches:
+                            yield batch
+                    finally:
+                        await batches.aclose()
+        except TuneloopError as error:
+            metrics.request_errors.labels(error.reason).inc()
+            raise
+
+    def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
+        """Token ids of the prompt; what is far too long is refused before the work."""
+        characters = len(prompt.text or "") + sum(len(m.content) for m in prompt.messages)
+        if characters > MAX_CHARACTERS_PER_TOKEN * self.limits.max_model_len:
+            raise InvalidRequest(
+                f"the prompt has {characters} characters; this model takes "
+                f"{self.limits.max_model_len} tokens in prompt and completion together",
+                param="messages" if prompt.messages else "prompt",
+            )
+        if prompt.token_ids is not None:
+            check_limits(prompt.token_ids, SamplingParameters(max_tokens=1), self.limits)
+        return self.tokenization.tokenize(prompt)
+
+    @contextmanager
+    def admitted(self, completions: int) -> Iterator[None]:
+        """Count the completions while they run; raise `Overloaded` when there are too many."""
+        if self.running + completions > self.max_concurrent:
+            raise Overloaded(
+                f"{self.running} completions are running, at most {self.max_concurrent} may",
+                retry_after=1.0,
+            )
+        self.running += completions
+        metrics.running_requests.inc()
+        try:
+            yield
+        finally:
+            self.running -= completions
+            metrics.running_requests.dec()
+
+    async def collect(
+        self, request: CompletionRequest, prompt: TokenizedPrompt, version: int, started: float
+    ) -> AsyncGenerator[Delta | Final, None]:
+        """Follow the engine's outputs, and publish each completion at its end or its abortion."""
+        growing = [Growing(i, started) for i in range(request.sampling.n)]
+        outputs = self.engine.generate(
+            EngineRequest(
+                request_id=request.completion_id,
+                prompt_token_ids=prompt.token_ids,
+                sampling=request.sampling,
+                policy_version=version,
+            )
+        )
+        try:
+            async for output in outputs:
+                sampled_by = self.sampled_by(version)
+                completion = growing[output.index]
+                completion.add(output, sampled_by)
+                self.measure(completion, output)
+                yield delta(output, sampled_by)
+                if output.finish_reason is not None:
+                    completion.finished = True
+                    yield self.finish(request, prompt, completion, output)
+        finally:
+            try:
+                await outputs.aclose()
+            finally:
+                for completion in growing:
+                    if not completion.finished:
+                        self.abort(request, prompt, completion)
+
+    def sampled_by(self, leased: int) -> int:
+        """The version sampling now for a request that leased one."""
+        full = self.engine.weights_kind is WeightsKind.FULL
+        return self.hot_swap.serving if full else leased
+
+    def measure(self, completion: Growing, output: EngineOutput) -> None:
+        """Latencies and token counts of one output."""
+        if not output.token_ids:
+            return
+        now = time.monotonic()
+        first = len(completion.token_ids) == len(output.token_ids)
+        histogram = metrics.time_to_first_token if first else metrics.inter_token_latency
+        histogram.observe(now - completion.last_time)
+        completion.last_time = now
+        metrics.completion_tokens.inc(len(output.token_ids))
+
+    def finish(
+        self,
+        request: CompletionRequest,
+        prompt: TokenizedPrompt,
+        completion: Growing,
+        output: EngineOutput,
+    ) -> Final:
+        """The final of a completion; its rollout is handed to the publisher."""
+        if output.finish_reason is None:
+            raise AssertionError("a final follows a finish reason")
+        spans = output.policy_version_spans
+        if not spans or spans[-1].end != len(completion.token_ids):
+            spans = merge_spans(completion.versions)
+        self.publish(request, prompt, completion, output.finish_reason, spans)
+        last = spans[-1].policy_version if spans else self.hot_swap.serving
+        return Final(
+            index=completion.index,
+            completion_id=completion_id(request.completion_id, completion.index),
+            token_ids=tuple(completion.token_ids),
+            logprobs=tuple(completion.logprobs),
+            finish_reason=output.finish_reason,
+            policy_version_spans=spans,
+            policy_version=last,
+            prompt_tokens=len(prompt.token_ids),
+        )
+
+    def abort(
+        self, request: CompletionRequest, prompt: TokenizedPrompt, completion: Growing
+    ) -> None:
+        """The caller went away, or the engine failed: keep what was sampled."""
+        spans = merge_spans(completion.versions)
+        self.publish(request, prompt, completion, FinishReason.ABORT, spans)
+
+    def publish(
+        self,
+        request: CompletionRequest,
+        prompt: TokenizedPrompt,
+        completion: Growing,
+        reason: FinishReason,
+        spans: tuple[PolicyVersionSpan, ...],
+    ) -> None:
+        """Count a completion and hand its rollout to the publisher; one without tokens has none."""
+        metrics.completions.labels(reason.value).inc()
+        if not request.publish_rollout or not completion.token_ids:
+            return
+        self.publisher.publish(
+            Rollout(
+                completion_id=completion_id(request.completion_id, completion.index),
+                group_id=request.completion_id,
+                policy=self.hot_swap.options.policy,
+                tenant=request.tenant,
+                user_hash=request.user_hash,
+                messages=request.prompt.messages,
+                prompt_text=prompt.text,
+                completion_text=completion.text,
+                prompt_token_ids=prompt.token_ids,
+                completion_token_ids=tuple(completion.token_ids),
+                generation_logprobs=tuple(completion.logprobs),
+                finish_reason=reason,
+                policy_version_spans=spans,
+                sampling=request.sampling,
+                finished_time=datetime.now(UTC),
+            )
+        )
+
+
+def delta(output: EngineOutput, policy_version: int) -> Delta:
+    """An engine's output as the caller gets it."""
+    return Delta(
+        index=output.index,
+        text=output.text,
+        token_ids=output.token_ids,
+        logprobs=output.logprobs,
+        top_logprobs=output.top_logprobs,
+        policy_version=policy_version,
+    )
+
+
+def completion_id(base: str, index: int) -> str:
+    """The first completion has the request's id, further ones a number after it."""
+    return base if index == 0 else f"{base}.{index}"

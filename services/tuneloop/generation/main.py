@@ -1,0 +1,75 @@
+"""The generation process: settings, then engine, routing and gRPC, until told to stop."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from typing import Any
+
+from tuneloop.errors import SettingsError, TuneloopError
+from tuneloop.generation.settings import GenerationSettings
+from tuneloop.settings import load_or_exit
+from tuneloop.telemetry import serve_metrics, start_logging
+
+logger = logging.getLogger("tuneloop.generation")
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT; exit status 1 when the engine has died."""
+    settings = load_or_exit(GenerationSettings)
+    start_logging("generation")
+    try:
+        status = asyncio.run(serve(settings))
+    except TuneloopError as error:
+        logger.error("cannot start: %s", error.message)
+        sys.exit(1)
+    sys.exit(status)
+
+
+async def serve(settings: GenerationSettings) -> int:
+    """Start everything in order, wait for the end, drain; the exit status."""
+    stop = asyncio.create_task(stop_signal())
+    if not (settings.model / "config.json").exists():
+        raise SettingsError(f"TUNELOOP_GENERATION_MODEL: no model in {settings.model}")
+    serve_metrics(settings.host, settings.metrics_port)
+
+    from tuneloop.bus.jetstream import JetStreamBus
+    from tuneloop.generation.replica import make_replica
+
+    bus = await JetStreamBus.connect(settings.nats_url, name="tuneloop-generation")
+    replica = make_replica(settings, bus)
+    starting = asyncio.create_task(replica.start())
+    await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        # An engine cannot be stopped while it starts; the processes it has started end with us.
+        logger.info("stopped while starting")
+        os._exit(0)
+    starting.result()
+    running = {stop, *replica.background()}
+    done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+    status = 0 if stop in done else report(done)
+    await replica.stop()
+    await bus.close()
+    return status
+
+
+async def stop_signal() -> None:
+    """Return at the first SIGTERM or SIGINT."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await stopping.wait()
+
+
+def report(done: set[asyncio.Task[Any]]) -> int:
+    """Log why the process cannot go on; its exit status."""
+    for task in done:
+        error = task.exception()
+        logger.error("%s ended: %s", task.get_name(), task.result() if error is None else error)
+    return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""`GenerationService` over gRPC: messages in and out, and nothing else."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from tuneloop import wire
+from tuneloop.bus import subjects
+from tuneloop.errors import InvalidRequest, NotFound
+from tuneloop.generation.completions import CompletionRequest, Completions, Delta, Final
+from tuneloop.rollouts import Prompt
+from tuneloop.v1 import generation_pb2, generation_pb2_grpc
+
+MAX_ID_LENGTH = 256
+
+
+class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
+    """Serves one policy."""
+
+    def __init__(self, completions: Completions, *, base_model: str) -> None:
+        self.completions = completions
+        self.hot_swap = completions.hot_swap
+        self.base_model = base_model
+
+    async def Generate(
+        self, request: generation_pb2.GenerateRequest, context: Any
+    ) -> AsyncIterator[generation_pb2.GenerateResponse]:
+        """Stream completions; cancelling the call aborts them."""
+        self.check_policy(request.policy)
+        batches = self.completions.stream(completion_request(request))
+        with_logprobs = request.sampling.HasField("top_logprobs")
+        try:
+            async for batch in batches:
+                for event in joined(batch):
+                    if isinstance(event, Final):
+                        yield generation_pb2.GenerateResponse(final=final_to_proto(event))
+                    else:
+                        message = self.delta_to_proto(event, with_logprobs)
+                        yield generation_pb2.GenerateResponse(delta=message)
+        finally:
+            await batches.aclose()
+
+    async def LoadWeights(
+        self, request: generation_pb2.LoadWeightsRequest, context: Any
+    ) -> generation_pb2.LoadWeightsResponse:
+        """Load a published version and, unless told otherwise, serve it."""
+        reference = wire.weights_from_proto(request.weights)
+        self.check_policy(reference.policy)
+        if request.HasField("activate") and not request.activate:
+            await self.hot_swap.load(reference)
+            return generation_pb2.LoadWeightsResponse(policy_version=self.hot_swap.serving)
+        swap = await self.hot_swap.activate(reference)
+        return generation_pb2.LoadWeightsResponse(
+            policy_version=swap.policy_version,
+            swap_seconds=swap.swap_seconds,
+            pause_seconds=swap.pause_seconds,
+        )
+
+    async def GetPolicy(
+        self, request: generation_pb2.GetPolicyRequest, context: Any
+    ) -> generation_pb2.GetPolicyResponse:
+        """Describe the policy."""
+        self.check_policy(request.policy)
+        return generation_pb2.GetPolicyResponse(policy=self.policy())
+
+    async def ListPolicies(
+        self, request: generation_pb2.ListPoliciesRequest, context: Any
+    ) -> generation_pb2.ListPoliciesResponse:
+        """Describe the only policy."""
+        return generation_pb2.ListPoliciesResponse(policies=[self.policy()])
+
+    def check_policy(self, name: str) -> None:
+        """Raise `NotFound` unless `name` is this policy, or empty."""
+        if name not in ("", self.hot_swap.options.policy):
+            raise NotFound(
+                f"no policy {name!r}; this service has {self.hot_swap.options.policy!r}",
+                param="model",
+            )
+
+    def policy(self) -> generation_pb2.Policy:
+        """The policy as it is now."""
+        engine = self.completions.engine
+        return generation_pb2.Policy(
+            name=self.hot_swap.options.policy,
+            policy_version=self.hot_swap.serving,
+            base_model=self.base_model,
+            weights_kind=engine.weights_kind.value,
+            max_model_len=self.completions.limits.max_model_len,
+            loaded_versions=[
+                generation_pb2.LoadedVersion(
+                    policy_version=loaded.policy_version,
+                    leases=loaded.leases,
+                    loaded_time=wire.timestamp(loaded.loaded_time),
+                )
+                for loaded in self.hot_swap.loaded_versions()
+            ],
+            activated_time=wire.timestamp(self.hot_swap.activated_time),
+            engine=engine.name,
+        )
+
+    def delta_to_proto(self, delta: Delta, with_logprobs: bool) -> generation_pb2.GenerateDelta:
+        """A delta, with log-probs when they were asked for."""
+        message = generation_pb2.GenerateDelta(
+            index=delta.index,
+            text=delta.text,
+            token_ids=delta.token_ids,
+            policy_version=delta.policy_version,
+        )
+        if with_logprobs:
+            decode = self.completions.tokenization.decode
+            for token, logprob, top in zip(
+                delta.token_ids, delta.logprobs, delta.top_logprobs, strict=True
+            ):
+                position = message.logprobs.add()
+                position.chosen.token_id = token
+                position.chosen.token = decode([token], skip_special_tokens=False)
+                position.chosen.logprob = logprob
+                position.top.extend(
+                    generation_pb2.TokenLogprob(
+                        token_id=c.token_id, token=c.token, logprob=c.logprob
+                    )
+                    for c in top
+                )
+        return message
+
+
+def completion_request(request: generation_pb2.GenerateRequest) -> CompletionRequest:
+    """The request as a domain value; raises `InvalidRequest` naming the field at fault."""
+    if not 0 < len(request.completion_id) <= MAX_ID_LENGTH:
+        raise InvalidRequest(
+            f"completion_id: must have 1 to {MAX_ID_LENGTH} characters", param="completion_id"
+        )
+    sampling = wire.sampling_from_proto(request.sampling)
+    return CompletionRequest(
+        completion_id=request.completion_id,
+        prompt=prompt_from_proto(request),
+        sampling=sampling,
+        tenant=subjects.token(request.tenant or "default", "tenant"),
+        user_hash=subjects.token(request.user_hash or "anonymous", "user_hash"),
+        policy_version=request.policy_version if request.HasField("policy_version") else None,
+        publish_rollout=request.publish_rollout if request.HasField("publish_rollout") else True,
+        clip_max_tokens=request.clip_max_tokens,
+    )
+
+
+def prompt_from_proto(request: generation_pb2.GenerateRequest) -> Prompt:
+    """The prompt; exactly one kind."""
+    match request.WhichOneof("prompt"):
+        case "chat":
+            return Prompt(messages=wire.messages_from_proto(request.chat))
+        case "text":
+            return Prompt(text=request.text)
+        case "tokens":
+            return Prompt(token_ids=tuple(request.tokens.token_ids))
+        case _:
+            raise InvalidRequest("prompt: missing", param="prompt")
+
+
+def joined(events: Sequence[Delta | Final]) -> list[Delta | Final]:
+    """The same events with the deltas of one completion in one, as far as a final allows."""
+    result: list[Delta | Final] = []
+    open_delta: dict[int, int] = {}
+    for event in events:
+        at = open_delta.get(event.index)
+        if isinstance(event, Final):
+            open_delta.pop(event.index, None)
+            result.append(event)
+        elif at is None:
+            open_delta[event.index] = len(result)
+            result.append(event)
+        else:
+            result[at] = sum_of(result[at], event)
+    return result
+
+
+def sum_of(first: Delta | Final, second: Delta) -> Delta:
+    """Two deltas of one completion as one."""
+    if not isinstance(first, Delta):
+        raise AssertionError("only deltas are joined")
+    return Delta(
+        index=first.index,
+        text=first.text + second.text,
+        token_ids=first.token_ids + second.token_ids,
+        logprobs=first.logprobs + second.logprobs,
+        top_logprobs=first.top_logprobs + second.top_logprobs,
+        policy_version=second.policy_version,
+    )
+
+
+def final_to_proto(final: Final) -> generation_pb2.GenerateFinal:
+    """The end of a completion."""
+    return generation_pb2.GenerateFinal(
+        index=final.index,
+        completion_id=final.completion_id,
+        token_ids=final.token_ids,
+        generation_logprobs=final.logprobs,
+        finish_reason=wire.finish_reason_to_proto[final.finish_reason],
+        policy_version_spans=wire.spans_to_proto(final.policy_version_spans),
+        usage=generation_pb2.Usage(
+            prompt_tokens=final.prompt_tokens, completion_tokens=len(final.token_ids)
+        ),
+        policy_version=final.policy_version,
+    )
