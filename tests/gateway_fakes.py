@@ -1,0 +1,269 @@
+"""The services behind the gateway, faked on real grpc.aio servers, and the gateway on a real socket."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+
+from tuneloop.bus.memory import MemoryBus
+from tuneloop.errors import NotFound, TuneloopError
+from tuneloop.gateway.app import create_app
+from tuneloop.gateway.completion_ids import CompletionIds, choice_id
+from tuneloop.gateway.settings import GatewaySettings
+from tuneloop.rpc.server import Server
+from tuneloop.v1 import (
+    generation_pb2,
+    generation_pb2_grpc,
+    learner_pb2,
+    learner_pb2_grpc,
+    reward_pb2,
+    reward_pb2_grpc,
+    rollout_pb2,
+)
+
+SECRET = "a secret for tests only"
+IDS = CompletionIds(SECRET.encode())
+
+
+@dataclass
+class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
+    """Streams `pieces` as one token each, with whatever goes wrong on the way."""
+
+    pieces: tuple[str, ...] = ("Hel", "lo, ", "wörld ", "\u2028", "👋")
+    policy_version: int = 3
+    delay: float = 0.0
+    first_delay: float = 0.0
+    fail: TuneloopError | None = None
+    fail_after: int = 0
+    """Pieces before the failure."""
+    finish_reason: int = rollout_pb2.FINISH_REASON_STOP
+    without_final: bool = False
+    requests: list[generation_pb2.GenerateRequest] = field(default_factory=list)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    produced: int = 0
+
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        self.requests.append(request)
+        try:
+            await asyncio.sleep(self.first_delay)
+            for position, piece in enumerate(self.pieces):
+                if self.fail is not None and position == self.fail_after:
+                    raise self.fail
+                for index in range(request.sampling.n):
+                    yield generation_pb2.GenerateResponse(delta=self.delta(request, index, piece))
+                self.produced += 1
+                await asyncio.sleep(self.delay)
+            if self.without_final:
+                return
+            for index in range(request.sampling.n):
+                yield generation_pb2.GenerateResponse(final=self.final(request, index))
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    def delta(self, request: Any, index: int, piece: str) -> Any:
+        delta = generation_pb2.GenerateDelta(
+            index=index, text=piece, token_ids=[7], policy_version=self.policy_version
+        )
+        if request.sampling.HasField("top_logprobs"):
+            token = generation_pb2.TokenLogprob(token_id=7, token=piece, logprob=-0.5)
+            other = generation_pb2.TokenLogprob(token_id=8, token="x", logprob=float("-inf"))
+            top = [token, other][: request.sampling.top_logprobs]
+            delta.logprobs.append(generation_pb2.PositionLogprobs(chosen=token, top=top))
+        return delta
+
+    def final(self, request: Any, index: int) -> Any:
+        tokens = len(self.pieces)
+        return generation_pb2.GenerateFinal(
+            index=index,
+            completion_id=choice_id(request.completion_id, index),
+            token_ids=[7] * tokens,
+            generation_logprobs=[-0.5] * tokens,
+            finish_reason=self.finish_reason,
+            usage=generation_pb2.Usage(prompt_tokens=11, completion_tokens=tokens),
+            policy_version=self.policy_version,
+            policy_version_spans=[
+                rollout_pb2.PolicyVersionSpan(
+                    policy_version=self.policy_version, start=0, end=tokens
+                )
+            ],
+        )
+
+    def policy(self) -> Any:
+        policy = generation_pb2.Policy(
+            name="tuneloop",
+            policy_version=self.policy_version,
+            base_model="tiny",
+            weights_kind="lora",
+            max_model_len=512,
+            engine="fake",
+            loaded_versions=[generation_pb2.LoadedVersion(policy_version=self.policy_version)],
+        )
+        policy.activated_time.FromSeconds(1_700_000_000)
+        return policy
+
+    async def GetPolicy(self, request: Any, context: Any) -> Any:
+        if request.policy not in ("", "tuneloop"):
+            raise NotFound(f"no policy {request.policy!r}", param="policy")
+        return generation_pb2.GetPolicyResponse(policy=self.policy())
+
+    async def ListPolicies(self, request: Any, context: Any) -> Any:
+        return generation_pb2.ListPoliciesResponse(policies=[self.policy()])
+
+
+@dataclass
+class FakeReward(reward_pb2_grpc.RewardServiceServicer):
+    """Scores a completion with its length; an empty one cannot be scored."""
+
+    requests: list[Any] = field(default_factory=list)
+
+    async def ScoreRollouts(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        scores = []
+        for text in request.completions:
+            score = float(len(text)) if text else None
+            result = reward_pb2.ScorerResult(
+                scorer="length", score=score, weight=1.0, informative=True
+            )
+            scores.append(reward_pb2.Score(reward=score, results=[result]))
+        return reward_pb2.ScoreRolloutsResponse(scores=scores, reward_model_version=2)
+
+
+@dataclass
+class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
+    """Three versions, a status, and a record of what was asked of it."""
+
+    stable: int = 3
+    state: str = "waiting"
+    kto_ready: int = 4
+    calls: list[Any] = field(default_factory=list)
+
+    def version(self, number: int) -> Any:
+        version = learner_pb2.PolicyVersion(
+            policy="tuneloop",
+            policy_version=number,
+            parent_version=max(0, number - 1),
+            state="stable" if number == self.stable else "retired",
+            manifest_json='{"algorithms": ["kto"], "metrics": {"loss": 0.5}, '
+            '"data": {"samples": {"kto": 16}}}',
+        )
+        version.created_time.FromSeconds(1_700_000_000 + number)
+        return version
+
+    async def GetStatus(self, request: Any, context: Any) -> Any:
+        count = learner_pb2.SampleCount(objective="kto", ready=self.kto_ready, used=9, waiting=1)
+        return learner_pb2.GetStatusResponse(
+            state=self.state,
+            policy="tuneloop",
+            step=5,
+            policy_version=self.stable,
+            samples=[count],
+            last_step_metrics={"loss": 0.25},
+            waiting_for="12 more samples",
+            rollouts=30,
+            feedback_events=13,
+        )
+
+    async def ListPolicyVersions(self, request: Any, context: Any) -> Any:
+        self.calls.append(request)
+        newest = request.before_version - 1 if request.HasField("before_version") else 3
+        numbers = range(newest, 0, -1)[: request.page_size or 100]
+        return learner_pb2.ListPolicyVersionsResponse(versions=[self.version(n) for n in numbers])
+
+    async def GetLineage(self, request: Any, context: Any) -> Any:
+        if not 0 < request.policy_version <= 3:
+            raise NotFound(f"no version {request.policy_version}", param="policy_version")
+        use = learner_pb2.SampleUse(sample_id="fb-1", objective="kto", step=4)
+        return learner_pb2.GetLineageResponse(
+            version=self.version(request.policy_version),
+            ancestors=range(request.policy_version - 1, -1, -1),
+            uses=[use],
+        )
+
+    async def Promote(self, request: Any, context: Any) -> Any:
+        self.calls.append(request)
+        self.stable = request.policy_version
+        return learner_pb2.PromoteResponse(policy_version=self.stable)
+
+    async def RollBack(self, request: Any, context: Any) -> Any:
+        self.calls.append(request)
+        back_to = request.policy_version if request.HasField("policy_version") else self.stable - 1
+        self.stable = back_to
+        return learner_pb2.RollBackResponse(policy_version=back_to)
+
+    async def ForgetUser(self, request: Any, context: Any) -> Any:
+        self.calls.append(request)
+        return learner_pb2.ForgetUserResponse(
+            rollouts_removed=2, feedback_removed=1, events_purged=3, policy_versions=[1]
+        )
+
+
+@dataclass
+class Stack:
+    """The gateway with everything behind it."""
+
+    url: str
+    generation: FakeGeneration
+    reward: FakeReward
+    learner: FakeLearner
+    bus: MemoryBus
+    servers: dict[str, Server]
+    settings: GatewaySettings
+
+
+async def serve(register: Any, servicer: Any) -> Server:
+    server = Server(host="127.0.0.1", port=0, drain_seconds=0.1)
+    server.add(register, servicer)
+    await server.start()
+    await server.set_serving(True)
+    return server
+
+
+@asynccontextmanager
+async def running_gateway(**overrides: Any) -> AsyncIterator[Stack]:
+    """The gateway under uvicorn on a free port, over fakes."""
+    generation, reward, learner = FakeGeneration(), FakeReward(), FakeLearner()
+    servers = {
+        "generation": await serve(
+            generation_pb2_grpc.add_GenerationServiceServicer_to_server, generation
+        ),
+        "reward": await serve(reward_pb2_grpc.add_RewardServiceServicer_to_server, reward),
+        "learner": await serve(learner_pb2_grpc.add_LearnerServiceServicer_to_server, learner),
+    }
+    values: dict[str, Any] = {
+        "port": 0,
+        "secret": SECRET,
+        **{f"{name}_address": f"127.0.0.1:{server.port}" for name, server in servers.items()},
+        **overrides,
+    }
+    settings = GatewaySettings(**values)
+    bus = MemoryBus()
+    config = uvicorn.Config(
+        create_app(settings, bus), host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1
+    )
+    web = uvicorn.Server(config)
+    running = asyncio.create_task(web.serve())
+    while not web.started:
+        assert not running.done(), "uvicorn did not start"
+        await asyncio.sleep(0.01)
+    port = web.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield Stack(
+            url=f"http://127.0.0.1:{port}",
+            generation=generation,
+            reward=reward,
+            learner=learner,
+            bus=bus,
+            servers=servers,
+            settings=settings,
+        )
+    finally:
+        web.should_exit = True
+        await running
+        for server in servers.values():
+            await server.stop()
+
+
