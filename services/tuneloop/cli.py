@@ -1,0 +1,75 @@
+"""The `tuneloop` command. Whatever is heavy is imported by the command that needs it."""
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from tuneloop.models.commands import models_app
+from tuneloop.supervisor.up import up
+
+app = typer.Typer(
+    name="tuneloop",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A language-model service that learns from its users' feedback while it serves them.",
+)
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and stop."""
+    if wanted:
+        typer.echo(f"tuneloop {version('tuneloop')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Options before a command."""
+
+
+@app.command()
+def gateway() -> None:
+    """Run the HTTP edge alone; settings: TUNELOOP_GATEWAY_…."""
+    from tuneloop.gateway.main import main as run
+
+    run()
+
+
+@app.command()
+def generation() -> None:
+    """Run the generation service alone; settings: TUNELOOP_GENERATION_…."""
+    from tuneloop.generation.main import main as run
+
+    run()
+
+
+@app.command()
+def reward() -> None:
+    """Run the reward service alone; settings: TUNELOOP_REWARD_…."""
+    from tuneloop.reward.main import main as run
+
+    run()
+
+
+@app.command()
+def learner() -> None:
+    """Run the learner alone; settings: TUNELOOP_LEARNER_…."""
+    from tuneloop.learner.main import main as run
+
+    run()
+
+
+app.command()(up)
+app.add_typer(models_app, name="models")
+
+
+def main() -> None:
+    """Entry point."""
+    app()

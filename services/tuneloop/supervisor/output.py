@@ -1,0 +1,93 @@
+"""The output of the processes: prefixed lines on the terminal, and one log file for each."""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+COLOURS = {
+    "nats": "\033[90m",
+    "generation": "\033[36m",
+    "reward": "\033[33m",
+    "learner": "\033[35m",
+    "gateway": "\033[32m",
+    "tuneloop": "\033[1m",
+}
+RESET = "\033[0m"
+NAME_WIDTH = 10
+MAX_LOG_BYTES = 20 * 1024 * 1024
+
+
+class Terminal:
+    """Writes whole lines, each with the aligned name of the process it comes from."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream: TextIO | None = sys.stdout if stream is None else stream
+        self._coloured = self._stream.isatty()
+
+    def line(self, name: str, text: str) -> None:
+        """Write one line."""
+        prefix = f"{name:<{NAME_WIDTH}}"
+        if self._coloured:
+            prefix = f"{COLOURS.get(name, '')}{prefix}{RESET}"
+        self._write(f"{prefix} | {text}\n")
+
+    def plain(self, text: str) -> None:
+        """Write lines of the supervisor's own, without a prefix."""
+        self._write(f"{text}\n")
+
+    def _write(self, text: str) -> None:
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (BrokenPipeError, ValueError):
+            # Whoever read this is gone; the log files go on.
+            self._stream = None
+
+
+class LogFile:
+    """Splits a process's output into lines for its log file and the terminal."""
+
+    def __init__(
+        self, name: str, folder: Path, terminal: Terminal, shown: Callable[[str], bool]
+    ) -> None:
+        self._name = name
+        self._terminal = terminal
+        self._shown = shown
+        self._partial = b""
+        path = folder / f"{name}.log"
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size > MAX_LOG_BYTES:
+                path.replace(folder / f"{name}.log.1")
+        self._file = path.open("ab", buffering=0)
+
+    def feed(self, data: bytes) -> None:
+        """Take what the process wrote; whole lines are passed on."""
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        if len(self._partial) > 64 * 1024:
+            lines.append(self._partial)
+            self._partial = b""
+        for line in lines:
+            self._pass_on(line)
+
+    def end(self) -> None:
+        """Pass on what the process left unfinished."""
+        if self._partial:
+            self._pass_on(self._partial)
+            self._partial = b""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _pass_on(self, line: bytes) -> None:
+        # A progress bar redraws its line with carriage returns: only its last state is kept.
+        line = line.rstrip(b"\r").rsplit(b"\r", 1)[-1]
+        with contextlib.suppress(OSError):  # a full disk must not stop the service
+            self._file.write(line + b"\n")
+        text = line.decode(errors="replace")
+        if self._shown(text):
+            self._terminal.line(self._name, text)

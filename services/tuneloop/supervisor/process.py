@@ -1,0 +1,204 @@
+"""One process that is kept running: started, watched, started again when it dies, stopped."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tuneloop.errors import FailedPrecondition
+from tuneloop.supervisor.guard import Guard
+from tuneloop.supervisor.output import LogFile, Terminal
+from tuneloop.supervisor.probes import Probe
+
+log = logging.getLogger("tuneloop.supervisor")
+
+SETTINGS_ARE_WRONG = 2
+"""Exit status of a process that refuses its settings: starting it again would not help."""
+PROBE_SECONDS = 0.25
+DRAIN_SECONDS = 2.0
+
+
+def show_everything(line: str) -> bool:
+    """Every line belongs on the terminal."""
+    return bool(line.strip())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackOff:
+    """How long to wait before a process is started again."""
+
+    first: float = 0.5
+    """Seconds; doubled each time."""
+    longest: float = 30.0
+    healthy_after: float = 60.0
+    """Having been ready for this long, a process begins again with `first`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSpec:
+    """What to run and how to know that it is ready."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    probe: Probe
+    stage: int
+    """Stages start in rising order and stop in falling order."""
+    port: int
+    metrics_port: int | None = None
+    niceness: int = 0
+    shown: Callable[[str], bool] = field(default=show_everything)
+    """Which lines of its output belong on the terminal; the log file has all."""
+
+
+class ManagedProcess:
+    """Keeps one process running until it is stopped."""
+
+    def __init__(
+        self,
+        spec: ProcessSpec,
+        *,
+        guard: Guard,
+        terminal: Terminal,
+        log_folder: Path,
+        back_off: BackOff,
+        changed: Callable[[], None],
+    ) -> None:
+        self.spec = spec
+        self.pid: int | None = None
+        self.restarts = 0
+        self.ready = asyncio.Event()
+        """Set while its probe has succeeded since its last start."""
+        self._guard = guard
+        self._terminal = terminal
+        self._log = LogFile(spec.name, log_folder, terminal, spec.shown)
+        self._back_off = back_off
+        self._changed = changed
+        self._stopping = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._ended.set()
+
+    async def keep_running(self) -> None:
+        """Start, and start again, until stopped.
+
+        Raises `FailedPrecondition` when it cannot be started at all, or refuses its settings.
+        """
+        pause = self._back_off.first
+        while not self._stopping.is_set():
+            status, ready_seconds = await self._run_once()
+            if self._stopping.is_set():
+                break
+            if status == SETTINGS_ARE_WRONG:
+                raise FailedPrecondition(f"{self.spec.name} refused its settings (see above)")
+            if ready_seconds >= self._back_off.healthy_after:
+                pause = self._back_off.first
+            self._say(f"{describe(status)}; starting it again in {pause:g} s")
+            self.restarts += 1
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._stopping.wait()
+            pause = min(pause * 2, self._back_off.longest)
+        self._log.close()
+
+    async def stop(self, seconds: float) -> None:
+        """Ask it to end; kill it, and all it started, when it has not within `seconds`."""
+        self._stopping.set()
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ended.wait()
+        except TimeoutError:
+            self._say(f"did not stop within {seconds:g} s; killing it")
+            self.kill()
+            await self._ended.wait()
+
+    def kill(self) -> None:
+        """Kill it and all it started, now."""
+        self._stopping.set()
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    async def _run_once(self) -> tuple[int, float]:
+        """Run until it ends; its exit status, and for how many seconds it was ready."""
+        loop = asyncio.get_running_loop()
+        read_end, write_end = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self.spec.command,
+                env=dict(self.spec.environment),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=write_end,
+                stderr=write_end,
+                start_new_session=True,
+            )
+        except OSError as error:
+            os.close(read_end)
+            raise FailedPrecondition(f"cannot start {self.spec.name}: {error}") from error
+        finally:
+            os.close(write_end)
+        self._guard.add(process.pid)
+        self._ended.clear()
+        self.pid = process.pid
+        self._changed()
+        if self._stopping.is_set():
+            # Asked to stop while it was being started.
+            self.kill()
+        if self.spec.niceness:
+            with contextlib.suppress(ProcessLookupError):
+                os.setpriority(os.PRIO_PROCESS, process.pid, self.spec.niceness)
+        pumping = asyncio.create_task(self._pump(read_end))
+        watching = asyncio.create_task(self._watch())
+        try:
+            status = await process.wait()
+        finally:
+            # Also what it started and left behind: an engine's own process holds memory and ports.
+            self._guard.end(process.pid)
+            watching.cancel()
+            [ready_at] = await asyncio.gather(watching, return_exceptions=True)
+            with contextlib.suppress(TimeoutError):
+                # Only a process that left the group could still hold the other end.
+                async with asyncio.timeout(DRAIN_SECONDS):
+                    await pumping
+            self.pid = None
+            self.ready.clear()
+            self._ended.set()
+            self._changed()
+        ready_seconds = loop.time() - ready_at if isinstance(ready_at, float) else 0.0
+        return status, ready_seconds
+
+    async def _pump(self, descriptor: int) -> None:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader()
+        pipe = os.fdopen(descriptor, "rb", buffering=0)
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), pipe
+        )
+        while data := await reader.read(65_536):
+            self._log.feed(data)
+        self._log.end()
+        transport.close()
+
+    async def _watch(self) -> float:
+        """Probe until it is ready; when that was, by the loop's clock."""
+        while not await self.spec.probe():
+            await asyncio.sleep(PROBE_SECONDS)
+        self.ready.set()
+        self._changed()
+        return asyncio.get_running_loop().time()
+
+    def _say(self, text: str) -> None:
+        self._terminal.line("tuneloop", f"{self.spec.name} {text}")
+
+
+def describe(status: int) -> str:
+    """An exit status in words."""
+    if status < 0:
+        return f"was ended by {signal.Signals(-status).name}"
+    return f"ended with status {status}"

@@ -1,0 +1,170 @@
+"""Runs a plan: starts the stages in order, keeps every process running, stops them in reverse."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+
+from tuneloop.supervisor.data_dir import DataDir, write_json
+from tuneloop.supervisor.guard import Guard
+from tuneloop.supervisor.output import Terminal
+from tuneloop.supervisor.plan import Plan
+from tuneloop.supervisor.process import BackOff, ManagedProcess
+
+
+class Supervisor:
+    """The processes of one plan, from start to stop."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        data: DataDir,
+        *,
+        terminal: Terminal,
+        lock_descriptor: int | None = None,
+        stop_seconds: float = 15.0,
+        back_off: BackOff | None = None,
+    ) -> None:
+        self._plan = plan
+        self._data = data
+        self._terminal = terminal
+        self._stop_seconds = stop_seconds
+        self._started = time.monotonic()
+        self._started_time = datetime.now(UTC)
+        self._stop = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._guard = Guard(lock_descriptor)
+        self._processes = [
+            ManagedProcess(
+                spec,
+                guard=self._guard,
+                terminal=terminal,
+                log_folder=data.logs,
+                back_off=back_off or BackOff(),
+                changed=self._write_run_file,
+            )
+            for spec in plan.specs
+        ]
+
+    async def run(self) -> None:
+        """Run until SIGINT, SIGTERM or SIGHUP, then stop everything.
+
+        Raises `FailedPrecondition`, everything being stopped, when a process cannot be run.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._on_signal)
+        self._write_run_file()
+        self._run_task(self._start())
+        try:
+            while not self._stop.is_set():
+                await self._wake.wait()
+                self._wake.clear()
+                for task in self._tasks:
+                    if task.done():
+                        task.result()
+        finally:
+            self._tasks[0].cancel()
+            await self._stop_all()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._guard.close()
+            self._data.run_file.unlink(missing_ok=True)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                loop.remove_signal_handler(number)
+
+    def _run_task(self, work: Coroutine[None, None, None]) -> None:
+        """Run `work` beside everything else; `run` is woken when it ends."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(lambda _: self._wake.set())
+        self._tasks.append(task)
+
+    async def _start(self) -> None:
+        """Start stage after stage, and say when a chat would be answered."""
+        announcing = asyncio.create_task(self._announce())
+        try:
+            for stage in sorted({process.spec.stage for process in self._processes}):
+                group = [process for process in self._processes if process.spec.stage == stage]
+                for process in group:
+                    self._run_task(process.keep_running())
+                for process in group:
+                    await process.ready.wait()
+            await announcing
+            took = time.monotonic() - self._started
+            self._terminal.line("tuneloop", f"every process is ready after {took:.0f} s")
+        finally:
+            announcing.cancel()
+
+    async def _announce(self) -> None:
+        """Print how to use it, as soon as it can be used."""
+        gateways = [process for process in self._processes if process.spec.name == "gateway"]
+        for process in gateways:
+            await process.ready.wait()
+            took = time.monotonic() - self._started
+            self._terminal.plain(announcement(self._plan, self._data, took))
+
+    async def _stop_all(self) -> None:
+        """Stop the stages in falling order, the gateway before all: it drains what is streaming."""
+        running = [process for process in self._processes if process.pid is not None]
+        self._terminal.line("tuneloop", "stopping …")
+        first = [process for process in running if process.spec.name == "gateway"]
+        await self._stop_group(first)
+        for stage in sorted({process.spec.stage for process in self._processes}, reverse=True):
+            group = [p for p in self._processes if p.spec.stage == stage and p not in first]
+            await self._stop_group(group)
+        self._terminal.line("tuneloop", f"stopped; everything is kept in {self._data.root}")
+
+    async def _stop_group(self, group: list[ManagedProcess]) -> None:
+        await asyncio.gather(*(process.stop(self._stop_seconds) for process in group))
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            # Asked twice: somebody is in a hurry. Nothing acknowledged is lost by a kill.
+            for process in self._processes:
+                process.kill()
+        self._stop.set()
+        self._wake.set()
+
+    def _write_run_file(self) -> None:
+        """Tell tests, the demo and operators what runs where."""
+        processes = {
+            process.spec.name: {
+                "pid": process.pid,
+                "port": process.spec.port,
+                "metrics_port": process.spec.metrics_port,
+                "ready": process.ready.is_set(),
+                "restarts": process.restarts,
+            }
+            for process in self._processes
+        }
+        document = {
+            "pid": os.getpid(),
+            "url": self._plan.url,
+            "nats_url": self._plan.nats_url,
+            "policy": self._plan.policy,
+            "started_time": self._started_time.isoformat(timespec="seconds"),
+            "processes": processes,
+        }
+        with contextlib.suppress(OSError):  # a full disk must not stop the service
+            write_json(self._data.run_file, document)
+
+
+def announcement(plan: Plan, data: DataDir, seconds: float) -> str:
+    """What to do now that it runs."""
+    header = " -H 'authorization: Bearer '$TUNELOOP_API_KEY" if plan.key_needed else ""
+    key = "the one in TUNELOOP_API_KEY" if plan.key_needed else "none needed on this machine"
+    body = f'{{"model": "{plan.policy}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    return f"""
+  tuneloop is ready after {seconds:.0f} s
+
+    page   {plan.url}
+    API    {plan.url}/v1   (OpenAI-compatible; model "{plan.policy}")
+    key    {key}
+    try    curl {plan.url}/v1/chat/completions{header} -H 'content-type: application/json' \\
+             -d '{body}'
+
+    Press thumbs on the answers and it learns. Data: {data.root}   Stop: Ctrl-C
+"""
