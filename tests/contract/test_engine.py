@@ -1,0 +1,242 @@
+"""What every engine must do, with LoRA versions; the same tests over both engines."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from engine_helpers import complete, make_adapter, teacher_forced
+
+from tuneloop.errors import InvalidRequest, WeightsRefused
+from tuneloop.generation.engine import Engine, EngineRequest
+from tuneloop.policies import WeightsKind
+from tuneloop.rollouts import FinishReason, PolicyVersionSpan, SamplingParameters
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+PROMPT = (1, 300, 310, 320)
+NO_EOS = {2: -100.0, 0: -100.0, 3: -100.0}
+"""Keeps a random model from ending its turn."""
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    root = tmp_path_factory.mktemp("adapters")
+    return {v: make_adapter(tiny_policy, root / str(v), seed=v) for v in (1, 2)}
+
+
+@pytest_asyncio.fixture(
+    scope="module",
+    loop_scope="module",
+    params=["transformers", pytest.param("vllm", marks=pytest.mark.vllm)],
+)
+async def engine(request: pytest.FixtureRequest, tiny_policy: Path) -> AsyncIterator[Engine]:
+    engine = make_engine(request.param, tiny_policy)
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+def make_engine(name: str, model: Path) -> Engine:
+    if name == "transformers":
+        from tuneloop.generation.transformers_engine import TransformersEngine
+
+        return TransformersEngine(model, WeightsKind.LORA, None, threads=1)
+    from tuneloop.generation.vllm_engine import VllmEngine, VllmOptions
+
+    options = VllmOptions(
+        model=model,
+        weights_kind=WeightsKind.LORA,
+        max_model_len=None,
+        max_lora_rank=16,
+        max_adapters=4,
+        kv_cache_gib=0.1,
+        gpu_memory_utilization=0.9,
+        threads=1,
+    )
+    return VllmEngine(options)
+
+
+async def test_streams_token_by_token_until_the_limit(engine: Engine) -> None:
+    (answer,) = await complete(engine, PROMPT, max_tokens=12, logit_bias=NO_EOS)
+    assert len(answer.outputs) > 3
+    assert len(answer.token_ids) == len(answer.logprobs) == 12
+    assert answer.finish_reason is FinishReason.LENGTH
+    assert all(o.finish_reason is None for o in answer.outputs[:-1])
+    assert answer.spans == (PolicyVersionSpan(policy_version=0, start=0, end=12),)
+
+
+async def test_ends_at_the_end_of_turn_token_and_reports_it(engine: Engine) -> None:
+    (answer,) = await complete(engine, PROMPT, logit_bias={2: 100.0})
+    assert answer.token_ids == [2]
+    assert answer.text == ""
+    assert answer.finish_reason is FinishReason.STOP
+
+
+async def test_a_stop_string_ends_the_completion_and_is_not_in_the_text(engine: Engine) -> None:
+    greedy = {"temperature": 0.0, "max_tokens": 24, "logit_bias": NO_EOS}
+    (whole,) = await complete(engine, PROMPT, version=0, **greedy)
+    stop = whole.text[8:11]
+    assert len(stop) == 3
+    (answer,) = await complete(engine, PROMPT, stop=("never seen", stop), **greedy)
+    assert answer.text == whole.text[: whole.text.index(stop)]
+    assert answer.finish_reason is FinishReason.STOP
+    assert answer.token_ids == whole.token_ids[: len(answer.token_ids)]
+
+
+async def test_n_completions_of_one_prompt_differ(engine: Engine) -> None:
+    answers = await complete(engine, PROMPT, n=3, seed=7, logit_bias=NO_EOS)
+    assert len(answers) == 3
+    assert len({tuple(a.token_ids) for a in answers}) == 3
+    assert all(a.finish_reason is FinishReason.LENGTH for a in answers)
+
+
+async def test_a_seed_makes_sampling_repeatable(engine: Engine) -> None:
+    (first,) = await complete(engine, PROMPT, seed=11)
+    (again,) = await complete(engine, PROMPT, seed=11)
+    (other,) = await complete(engine, PROMPT, seed=12)
+    assert first.token_ids == again.token_ids
+    assert first.token_ids != other.token_ids
+
+
+async def test_logprobs_are_those_of_a_forward_pass_at_the_temperature(
+    engine: Engine, tiny_policy: Path
+) -> None:
+    (answer,) = await complete(engine, PROMPT, temperature=0.7, logit_bias={})
+    expected = teacher_forced(tiny_policy, None, PROMPT, answer.token_ids, 0.7)
+    assert answer.logprobs == pytest.approx(expected, abs=2e-3)
+
+
+async def test_logprobs_are_of_the_nucleus_that_was_sampled(engine: Engine) -> None:
+    (answer,) = await complete(engine, PROMPT, top_k=1)
+    assert answer.logprobs == pytest.approx([0.0] * len(answer.logprobs), abs=1e-5)
+    (answer,) = await complete(engine, PROMPT, top_p=0.05, top_logprobs=20)
+    for output in answer.outputs:
+        for chosen, top in zip(output.logprobs, output.top_logprobs, strict=True):
+            mass = sum(2.718281828**c.logprob for c in top)
+            assert mass == pytest.approx(1.0, abs=1e-4)
+            assert chosen in [pytest.approx(c.logprob, abs=1e-5) for c in top]
+
+
+async def test_alternatives_come_best_first_and_only_when_asked_for(engine: Engine) -> None:
+    (answer,) = await complete(engine, PROMPT, temperature=0.0, top_logprobs=3)
+    for output in answer.outputs:
+        for token, top in zip(output.token_ids, output.top_logprobs, strict=True):
+            assert len(top) == 3
+            assert top[0].token_id == token
+            assert [c.logprob for c in top] == sorted((c.logprob for c in top), reverse=True)
+    (answer,) = await complete(engine, PROMPT)
+    assert all(o.top_logprobs == () for o in answer.outputs)
+
+
+async def test_penalties_forbid_repetition(engine: Engine) -> None:
+    options = {"temperature": 0.0, "max_tokens": 24, "logit_bias": {40: 1.5}}
+    (repeating,) = await complete(engine, PROMPT, **options)
+    (varied,) = await complete(engine, PROMPT, presence_penalty=2.0, **options)
+    assert len(set(varied.token_ids)) > len(set(repeating.token_ids))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling", "param"),
+    [
+        ((), {}, "messages"),
+        ((1,) * 512, {}, "messages"),
+        ((1,) * 500, {"max_tokens": 13}, "max_tokens"),
+        ((999_999,), {}, "prompt"),
+        ((1,), {"logit_bias": {999_999: 1.0}}, "logit_bias"),
+        ((1,), {"top_logprobs": 21}, "top_logprobs"),
+    ],
+)
+async def test_what_the_model_cannot_serve_is_refused(
+    engine: Engine, prompt: tuple[int, ...], sampling: dict[str, object], param: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        await complete(engine, prompt, **sampling)
+    assert refusal.value.param == param
+
+
+async def test_closing_the_stream_frees_the_engine_for_others(engine: Engine) -> None:
+    request = EngineRequest(
+        request_id="left",
+        prompt_token_ids=PROMPT,
+        sampling=SamplingParameters(temperature=1.0, max_tokens=500, logit_bias=NO_EOS),
+        policy_version=0,
+    )
+    stream = engine.generate(request)
+    await anext(stream)
+    await stream.aclose()
+    await complete(engine, PROMPT, request_id="next")
+    # The same id may be used again: nothing of the first request is left.
+    (answer,) = await complete(engine, PROMPT, request_id="left", logit_bias=NO_EOS)
+    assert len(answer.token_ids) == 16
+
+
+async def test_requests_stream_at_the_same_time(engine: Engine) -> None:
+    order: list[int] = []
+
+    async def follow(i: int) -> None:
+        request = EngineRequest(
+            request_id=f"together-{i}",
+            prompt_token_ids=PROMPT,
+            sampling=SamplingParameters(temperature=1.0, max_tokens=20, logit_bias=NO_EOS),
+            policy_version=0,
+        )
+        async for _ in engine.generate(request):
+            order.append(i)
+
+    await asyncio.gather(*(follow(i) for i in range(4)))
+    # No request waits for another to end.
+    assert set(order[: len(order) // 2]) == {0, 1, 2, 3}
+
+
+async def test_an_adapter_swap_mid_stream_leaves_requests_on_their_version(
+    engine: Engine, tiny_policy: Path, adapters: dict[int, Path]
+) -> None:
+    await engine.load_adapter(1, adapters[1])
+    loaded = asyncio.Event()
+
+    async def old() -> list[int]:
+        request = EngineRequest(
+            request_id="old",
+            prompt_token_ids=PROMPT,
+            sampling=SamplingParameters(temperature=0.0, max_tokens=60, logit_bias=NO_EOS),
+            policy_version=1,
+        )
+        tokens: list[int] = []
+        async for output in engine.generate(request):
+            tokens += output.token_ids
+            if len(tokens) == 5:
+                await engine.load_adapter(2, adapters[2])
+                loaded.set()
+            if output.finish_reason is not None:
+                assert output.policy_version_spans == (
+                    PolicyVersionSpan(policy_version=1, start=0, end=60),
+                )
+        return tokens
+
+    old_request = asyncio.create_task(old())
+    await loaded.wait()
+    (new,) = await complete(engine, PROMPT, version=2, temperature=0.8, request_id="new")
+    (base,) = await complete(engine, PROMPT, version=0, temperature=0.8, request_id="base")
+    old_tokens = await old_request
+    (alone,) = await complete(
+        engine, PROMPT, version=1, temperature=0.0, max_tokens=60, logit_bias=NO_EOS
+    )
+    assert old_tokens == alone.token_ids
+    for answer, adapter in ((new, adapters[2]), (base, None)):
+        expected = teacher_forced(tiny_policy, adapter, PROMPT, answer.token_ids, 0.8)
+        assert answer.logprobs == pytest.approx(expected, abs=5e-3)
+    other = teacher_forced(tiny_policy, None, PROMPT, new.token_ids, 0.8)
+    assert new.logprobs != pytest.approx(other, abs=5e-2)
+    await engine.drop_adapter(1)
+    await engine.drop_adapter(2)
+
+
+async def test_an_adapter_that_cannot_be_loaded_is_refused_and_changes_nothing(
+    engine: Engine, tiny_policy: Path, tmp_path: Path
+) -> None:
+    (before,) = await complete(engine, PROMPT, temperature=0.0)
+    with pytest.raises(WeightsRefused):
+        await engine.load_adapter(3, tmp_path / "absent")
+    (after,) = await complete(engine, PROMPT, temperature=0.0)
+    assert before.token_ids == after.token_ids
