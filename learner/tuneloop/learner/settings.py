@@ -25,8 +25,12 @@ class LearnerSettings(BaseSettings):
     )
 
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(50053, ge=0, le=65535, description="port for gRPC, 0 to 65535")
-    metrics_port: int = Field(9103, ge=0, le=65535, description="port for /metrics, 0 is none")
+    port: int = Field(
+        50053, ge=0, le=65535, description="port for gRPC, 0 to 65535; 0 is any free one"
+    )
+    metrics_port: int = Field(
+        9103, ge=0, le=65535, description="port for /metrics, 0 to 65535; 0 is any free one"
+    )
     policy: str = Field(
         "tuneloop", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="letters, digits, '_' or '-'"
     )
@@ -45,7 +49,7 @@ class LearnerSettings(BaseSettings):
     batch_size: int = Field(16, ge=1, description="thumbs and comparisons in a step, 1 or more")
     min_batch_size: int = Field(1, ge=1, description="fewest of them once the wait is over")
     batch_wait_seconds: float = Field(5.0, ge=0, description="longest wait for a full batch")
-    ppo_enabled: Literal["auto", "on", "off"] = Field(
+    ppo: Literal["auto", "on", "off"] = Field(
         "auto", description="auto (once scores are informative), on (any score) or off"
     )
     ppo_batch_size: int = Field(8, ge=2, description="scored rollouts in a step, 2 or more")
@@ -94,7 +98,7 @@ class LearnerSettings(BaseSettings):
 
     def weight_of(self, objective: str) -> float:
         """The weight of an objective; PPO's is 0 where it is off."""
-        if objective == "ppo" and self.ppo_enabled == "off":
+        if objective == "ppo" and self.ppo == "off":
             return 0.0
         return next((w for o, w in self.objective_weights.items() if o == objective), 0.0)
 

@@ -27,7 +27,6 @@ logger = logging.getLogger("tuneloop.learner.trainee")
 
 Batch = Mapping[str, Sequence[Any]]
 """Samples by objective."""
-Batching = Callable[[int | None], Batch | None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,7 +51,6 @@ class Trainee:
         *,
         model: str,
         policy: str,
-        objectives: Sequence[str],
         trainer: Trainer,
         database: Database,
         checkpoints: Path,
@@ -62,7 +60,6 @@ class Trainee:
         self.model = model
         self.policy = policy
         """Name in manifests."""
-        self.objectives = tuple(objectives)
         self.trainer = trainer
         self.step = 0
         """Optimizer steps taken, committed or not."""

@@ -1,0 +1,161 @@
+"""The learner's parts, put together from its settings."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tuneloop.bus import Bus
+from tuneloop.bus.jetstream import JetStreamBus
+from tuneloop.learner.batches import PolicyBatches, RewardBatches
+from tuneloop.learner.gauges import keep_fresh
+from tuneloop.learner.intake import Intake, intakes, run_all
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.loop import Batches, Loop, Pace
+from tuneloop.learner.publisher import BaseModel, Publisher
+from tuneloop.learner.release import Release
+from tuneloop.learner.servicer import LearnerServicer
+from tuneloop.learner.settings import LearnerSettings
+from tuneloop.learner.trainee import Trainee
+from tuneloop.learner.trainer import Trainer
+from tuneloop.learner.worker import Worker
+from tuneloop.policies import WeightsKind
+from tuneloop.rpc.server import Server
+from tuneloop.v1 import learner_pb2_grpc
+from tuneloop.weights.filesystem import FilesystemStore
+from tuneloop.weights.shapes import base_model_sha256
+from tuneloop.weights.signing import Signer, Verifier
+
+logger = logging.getLogger("tuneloop.learner")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learner:
+    """Everything that runs."""
+
+    policy: str
+    bus: Bus
+    database: Database
+    intakes: list[Intake]
+    loop: Loop
+    server: Server
+
+    async def run(self) -> None:
+        """Take in, learn and answer until cancelled; whatever fails ends all."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(run_all(self.bus, self.policy, self.intakes, self.loop.arrived.set))
+            tasks.create_task(self.loop.run())
+            tasks.create_task(keep_fresh(self.database))
+
+    async def close(self) -> None:
+        """Answer no more and disconnect."""
+        await self.server.stop()
+        await self.bus.close()
+
+
+async def assemble(settings: LearnerSettings) -> Learner:
+    """Open the ledger and the bus, load the models, start answering."""
+    policy = settings.policy
+    database = Database.at(settings.data_dir / "ledger.db")
+    base_models = await asyncio.to_thread(describe_base_models, settings)
+    database.belongs_to(
+        {
+            "policy": policy,
+            "base model": base_models["policy"].sha256,
+            "kind of weights": settings.weights_kind.value,
+        }
+    )
+    store = FilesystemStore(
+        settings.weights_uri,
+        verifier=Verifier.from_file(settings.verify_key_file),
+        signer=Signer.from_file(settings.signing_key_file),
+    )
+    bus = await JetStreamBus.connect(settings.nats_url, name="tuneloop-learner")
+    release = Release(policy=policy, bus=bus, database=database, gate=settings.release)
+    worker = Worker()
+    loop = Loop(
+        trainees=await make_trainees(settings, database, worker),
+        publisher=Publisher(
+            bus=bus,
+            store=store,
+            database=database,
+            release=release,
+            outbox=settings.data_dir / "outbox",
+            base_models=base_models,
+        ),
+        database=database,
+        bus=bus,
+        worker=worker,
+        pace=Pace(
+            publish_every_steps=settings.publish_every_steps,
+            publish_every_seconds=settings.publish_every_seconds,
+            checkpoint_every_steps=settings.checkpoint_every_steps,
+        ),
+    )
+    server = Server(host=settings.host, port=settings.port, drain_seconds=1.0)
+    servicer = LearnerServicer(
+        policy=policy, database=database, loop=loop, release=release, bus=bus
+    )
+    server.add(learner_pb2_grpc.add_LearnerServiceServicer_to_server, servicer)
+    await server.start()
+    await server.set_serving(True)
+    return Learner(
+        policy=policy,
+        bus=bus,
+        database=database,
+        intakes=intakes(database, policy, all_scores_count=settings.ppo == "on"),
+        loop=loop,
+        server=server,
+    )
+
+
+def describe_base_models(settings: LearnerSettings) -> dict[str, BaseModel]:
+    """What version 0 of each model is; reads their files' headers."""
+    found = {
+        "policy": BaseModel(
+            name=settings.base_model,
+            sha256=base_model_sha256(settings.model),
+            kind=settings.weights_kind,
+        )
+    }
+    if settings.reward_model is not None:
+        found["reward_model"] = BaseModel(
+            name=settings.reward_model.name,
+            sha256=base_model_sha256(settings.reward_model),
+            kind=WeightsKind.FULL,
+        )
+    return found
+
+
+async def make_trainees(
+    settings: LearnerSettings, database: Database, worker: Worker
+) -> list[tuple[Trainee, Batches]]:
+    """Load the models, in the thread that will train them."""
+    # torch and transformers come in here.
+    from tuneloop.learner.training import PolicyTraining, RewardTraining
+
+    def trainee(model: str, name: str, build: Callable[[], Trainer]) -> Trainee:
+        return Trainee(
+            model=model,
+            policy=name,
+            trainer=build(),
+            database=database,
+            checkpoints=settings.data_dir / "checkpoints" / model,
+            keep_checkpoints=settings.keep_checkpoints,
+        )
+
+    def policy_trainer() -> Trainer:
+        return PolicyTraining(settings.model, settings.base_model, settings.trainer())
+
+    policy = await worker.run(trainee, "policy", settings.policy, policy_trainer)
+    made: list[tuple[Trainee, Batches]] = [(policy, PolicyBatches(database, settings))]
+    backbone = settings.reward_model
+    if backbone is not None:
+
+        def reward_trainer() -> Trainer:
+            return RewardTraining(backbone, settings.reward_trainer())
+
+        name = f"{settings.policy}-reward-model"
+        reward_model = await worker.run(trainee, "reward_model", name, reward_trainer)
+        made.append((reward_model, RewardBatches(database, settings)))
+    return made

@@ -1,0 +1,104 @@
+"""The learner's process: settings first, then all that runs, until told to stop."""
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from tuneloop.errors import FailedPrecondition, SettingsError, TuneloopError
+from tuneloop.learner.settings import LearnerSettings
+from tuneloop.settings import load_or_exit
+from tuneloop.telemetry import serve_metrics, start_logging
+
+if TYPE_CHECKING:
+    from tuneloop.learner.assembly import Learner
+
+logger = logging.getLogger("tuneloop.learner")
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    settings = load_or_exit(LearnerSettings)
+    start_logging("learner")
+    try:
+        check(settings)
+        lock = take_lock(settings.data_dir)
+    except TuneloopError as error:
+        sys.stderr.write(f"{error.message}\n")
+        raise SystemExit(2 if isinstance(error, SettingsError) else 1) from error
+    # Serving comes first where both share a machine.
+    os.nice(settings.niceness)
+    try:
+        status = asyncio.run(serve(settings))
+    except TuneloopError as error:
+        logger.error("cannot start: %s", error.message)
+        status = 1
+    lock.close()
+    logging.shutdown()
+    # The trainer's thread may be in the middle of a step, of which nothing is committed; an
+    # ordinary exit would run into it.
+    os._exit(status)
+
+
+def check(settings: LearnerSettings) -> None:
+    """Raise `SettingsError` for what can be told before anything heavy is loaded."""
+    settings.trainer()
+    settings.reward_trainer()
+    for name in ("model", "reward_model"):
+        folder: Path | None = getattr(settings, name)
+        if folder is not None and not (folder / "config.json").is_file():
+            raise SettingsError(f"TUNELOOP_LEARNER_{name.upper()}: no model in {folder}")
+
+
+def take_lock(data_dir: Path) -> TextIO:
+    """Keep a second learner off the ledger; the lock ends with the process, however it ends."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    file = (data_dir / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise FailedPrecondition(f"another learner works in {data_dir}; stop it first") from error
+    return file
+
+
+async def serve(settings: LearnerSettings) -> int:
+    """Start everything, wait for the end, commit what was trained; the exit status."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    serve_metrics(settings.host, settings.metrics_port)
+    # SQLAlchemy, grpc and, once models are loaded, torch come in here.
+    from tuneloop.learner.assembly import assemble
+
+    starting = asyncio.create_task(assemble(settings))
+    stop = asyncio.create_task(stopping.wait())
+    await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        return 0
+    learner = starting.result()
+    work = asyncio.create_task(learner.run())
+    await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+    failed = work.done()
+    if failed:
+        logger.error("the learner failed; committed work is kept", exc_info=work.exception())
+    else:
+        await end(learner, work, settings.drain_seconds)
+    await learner.close()
+    return 1 if failed else 0
+
+
+async def end(learner: "Learner", work: asyncio.Task[None], seconds: float) -> None:
+    """Stop taking in, let the step in progress end within `seconds`, commit."""
+    logger.info("stopping")
+    work.cancel()
+    await asyncio.wait({work})
+    try:
+        async with asyncio.timeout(seconds):
+            await learner.loop.drain()
+    except TimeoutError:
+        logger.info("a step was cut off; its samples will be used after the next start")

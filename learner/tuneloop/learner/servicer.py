@@ -1,0 +1,186 @@
+"""LearnerService: each call is a few lines over the ledger, the loop and the release."""
+
+import asyncio
+import logging
+from typing import Any, TypeAlias
+
+import grpc
+
+from tuneloop.bus import Bus
+from tuneloop.bus.subjects import of_user, token
+from tuneloop.errors import InvalidRequest, NotFound
+from tuneloop.learner.gauges import OBJECTIVES
+from tuneloop.learner.ledger import forget, ready, steps, versions
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.rows import moment
+from tuneloop.learner.ledger.versions import Version
+from tuneloop.learner.loop import Loop
+from tuneloop.learner.release import Release
+from tuneloop.learner.status import waiting_for
+from tuneloop.v1 import learner_pb2, learner_pb2_grpc
+from tuneloop.wire import timestamp
+
+logger = logging.getLogger("tuneloop.learner.servicer")
+
+PAGE_SIZE = 100
+
+Call: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
+    """Answers questions about learning and versions, and steers it."""
+
+    def __init__(
+        self, *, policy: str, database: Database, loop: Loop, release: Release, bus: Bus
+    ) -> None:
+        self._policy = policy
+        self._database = database
+        self._loop = loop
+        self._release = release
+        self._bus = bus
+
+    async def GetStatus(
+        self, request: learner_pb2.GetStatusRequest, context: Call
+    ) -> learner_pb2.GetStatusResponse:
+        """What the learner has, does and waits for."""
+        return await asyncio.to_thread(self._status)
+
+    async def ListPolicyVersions(
+        self, request: learner_pb2.ListPolicyVersionsRequest, context: Call
+    ) -> learner_pb2.ListPolicyVersionsResponse:
+        """Versions, newest first."""
+        self._check_policy(request.policy)
+        if request.page_size < 0:
+            raise InvalidRequest("page_size: must not be negative", param="page_size")
+        before = request.before_version if request.HasField("before_version") else None
+        limit = request.page_size or PAGE_SIZE
+        found = await asyncio.to_thread(
+            versions.list_versions, self._database, "policy", limit=limit, before=before
+        )
+        return learner_pb2.ListPolicyVersionsResponse(versions=[to_proto(v) for v in found])
+
+    async def GetLineage(
+        self, request: learner_pb2.GetLineageRequest, context: Call
+    ) -> learner_pb2.GetLineageResponse:
+        """What made a version: parents, steps, feedback and rollouts."""
+        self._check_policy(request.policy)
+        return await asyncio.to_thread(self._lineage, request.policy_version)
+
+    async def Promote(
+        self, request: learner_pb2.PromoteRequest, context: Call
+    ) -> learner_pb2.PromoteResponse:
+        """Make a published version the stable one."""
+        self._check_policy(request.policy)
+        version = await self._release.promote(request.policy_version, request.actor)
+        return learner_pb2.PromoteResponse(policy_version=version)
+
+    async def RollBack(
+        self, request: learner_pb2.RollBackRequest, context: Call
+    ) -> learner_pb2.RollBackResponse:
+        """Go back to an earlier version."""
+        self._check_policy(request.policy)
+        wanted = request.policy_version if request.HasField("policy_version") else None
+        version = await self._release.roll_back(wanted, request.actor)
+        return learner_pb2.RollBackResponse(policy_version=version)
+
+    async def Pause(
+        self, request: learner_pb2.PauseRequest, context: Call
+    ) -> learner_pb2.PauseResponse:
+        """Stop optimizer steps; intake goes on."""
+        self._loop.pause(True)
+        return learner_pb2.PauseResponse(state=self._state())
+
+    async def Resume(
+        self, request: learner_pb2.ResumeRequest, context: Call
+    ) -> learner_pb2.ResumeResponse:
+        """Start steps again."""
+        self._loop.pause(False)
+        return learner_pb2.ResumeResponse(state=self._state())
+
+    async def ForgetUser(
+        self, request: learner_pb2.ForgetUserRequest, context: Call
+    ) -> learner_pb2.ForgetUserResponse:
+        """Remove a user's rows and events; the events first, so that none comes again."""
+        user_hash = token(request.user_hash, "user_hash")
+        purged = 0
+        for stream, subject_filter in of_user(user_hash):
+            purged += await self._bus.purge(stream, subject_filter)
+        gone = await asyncio.to_thread(forget.forget_user, self._database, user_hash)
+        logger.info("forgot a user: %d rollouts, %d feedback", gone.rollouts, gone.feedback)
+        return learner_pb2.ForgetUserResponse(
+            rollouts_removed=gone.rollouts,
+            feedback_removed=gone.feedback,
+            events_purged=purged,
+            policy_versions=gone.policy_versions,
+        )
+
+    def _check_policy(self, policy: str) -> None:
+        if policy not in ("", self._policy):
+            raise NotFound(f"no policy {policy!r}; this learner trains {self._policy!r}")
+
+    def _state(self) -> str:
+        # A step in progress ends before a pause is one.
+        if self._loop.paused and self._loop.state == "waiting":
+            return "paused"
+        return self._loop.state
+
+    def _status(self) -> learner_pb2.GetStatusResponse:
+        newest = versions.list_versions(self._database, "policy", limit=1)
+        reward_model = versions.list_versions(self._database, "reward_model", limit=1)
+        last = steps.newest_step(self._database, "policy")
+        rows = forget.row_counts(self._database)
+        counts = {name: ready.counts(self._database, name) for name in OBJECTIVES}
+        return learner_pb2.GetStatusResponse(
+            state=self._state(),
+            policy=self._policy,
+            step=0 if last is None else last.step,
+            policy_version=newest[0].version if newest else 0,
+            reward_model_version=reward_model[0].version if reward_model else 0,
+            samples=[
+                learner_pb2.SampleCount(
+                    objective=name, ready=c.ready, used=c.used, waiting=c.waiting
+                )
+                for name, c in counts.items()
+            ],
+            last_step_metrics={} if last is None else last.metrics,
+            last_step_time=None if last is None else timestamp(moment(last.committed_time)),
+            waiting_for=waiting_for(
+                state=self._state(),
+                connected=self._bus.connected,
+                held_by=self._release.held_by,
+                counts=counts,
+            ),
+            rollouts=rows["rollouts"],
+            feedback_events=rows["feedback"],
+        )
+
+    def _lineage(self, number: int) -> learner_pb2.GetLineageResponse:
+        version = versions.get_version(self._database, "policy", number)
+        used = versions.uses_of(self._database, "policy", number)
+        return learner_pb2.GetLineageResponse(
+            version=to_proto(version),
+            ancestors=versions.ancestors(self._database, "policy", number),
+            uses=[
+                learner_pb2.SampleUse(
+                    sample_id=use.sample_id,
+                    objective=use.objective,
+                    step=use.step,
+                    epoch=use.epoch,
+                )
+                for use in used
+            ],
+        )
+
+
+def to_proto(version: Version) -> learner_pb2.PolicyVersion:
+    """A version on the wire."""
+    activated = version.activated_time
+    return learner_pb2.PolicyVersion(
+        policy=version.policy,
+        policy_version=version.version,
+        parent_version=version.parent,
+        state=version.state.value,
+        manifest_json=version.manifest,
+        created_time=timestamp(version.created_time),
+        activated_time=None if activated is None else timestamp(activated),
+    )

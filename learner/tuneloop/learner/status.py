@@ -1,0 +1,23 @@
+"""What the learner waits for, in words for people."""
+
+from collections.abc import Mapping
+
+from tuneloop.learner.ledger.ready import SampleCounts
+
+
+def waiting_for(
+    *, state: str, connected: bool, held_by: str, counts: Mapping[str, SampleCounts]
+) -> str:
+    """One line; empty while it waits for nothing."""
+    if state == "paused":
+        return "somebody to resume it"
+    if not connected:
+        return "the event bus, which cannot be reached"
+    if state != "waiting":
+        return ""
+    if held_by:
+        return f"a promotion: {held_by} rolled back, so new versions stay candidates"
+    ready = counts["kto"].ready + counts["dpo"].ready
+    waiting = counts["kto"].waiting + counts["dpo"].waiting
+    without = "the rollouts that feedback speaks of" if waiting else "feedback"
+    return "more feedback, or a few seconds" if ready else without
