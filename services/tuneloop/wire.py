@@ -270,10 +270,15 @@ def decode_rollout_generated(data: bytes) -> Rollout:
     return rollout_from_proto(parse(events_pb2.RolloutGenerated, data).rollout)
 
 
+def score_event_id(scored: ScoredRollout) -> str:
+    """Event id of a score: one for each completion and version of the reward model."""
+    return f"score-{scored.completion_id}-{scored.reward_model_version}"
+
+
 def encode_rollout_scored(scored: ScoredRollout) -> bytes:
     """Event bytes of a score."""
     return events_pb2.RolloutScored(
-        event_id=f"score-{scored.completion_id}-{scored.reward_model_version}",
+        event_id=score_event_id(scored),
         policy=scored.policy,
         completion_id=scored.completion_id,
         score=score_to_proto(scored.score),

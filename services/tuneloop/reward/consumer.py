@@ -1,0 +1,193 @@
+"""Scores every generated rollout: a durable work queue that replicas of this service share.
+
+A rollout is acknowledged after its score was stored, so a crash costs a second scoring at most;
+the event id names completion and reward model version, so the second store adds nothing.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from tuneloop import wire
+from tuneloop.bus import Bus, Consumer, Delivery, subjects
+from tuneloop.errors import InvalidRequest, TuneloopError, Unavailable
+from tuneloop.reward import metrics
+from tuneloop.reward.scorer import candidate_of
+from tuneloop.reward.scoring import ScoredBatch, Scoring
+from tuneloop.rollouts import FinishReason, Rollout, Score, ScoredRollout
+
+log = logging.getLogger("tuneloop.reward")
+
+DURABLE = "reward"
+GENERATED = "tuneloop.v1.*.rollout.generated.*"
+ACK_WAIT = 30.0
+MAX_DELIVERIES = 5
+RETRY_DELAY = 2.0
+IDLE_SECONDS = 1.0
+"""Longest wait for the first rollout of a batch; a stop is noticed after it."""
+LAG_SECONDS = 5.0
+"""Between two looks at the consumer's lag."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """A delivery and the rollout it holds."""
+
+    delivery: Delivery
+    rollout: Rollout
+
+
+class RolloutConsumer:
+    """Takes rollouts in batches, scores them, publishes the scores."""
+
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        scoring: Scoring,
+        executor: Executor,
+        batch_size: int,
+        batch_wait_seconds: float,
+    ) -> None:
+        self._bus = bus
+        self._scoring = scoring
+        self._executor = executor
+        self._batch_size = batch_size
+        self._batch_wait_seconds = batch_wait_seconds
+        self._stopping = False
+        self._lag_time = 0.0
+
+    def stop(self) -> None:
+        """Let `run` end after the batch in hand."""
+        self._stopping = True
+
+    async def run(self) -> None:
+        """Score until stopped; waits while the bus is away."""
+        away = False
+        while not self._stopping:
+            try:
+                consumer = await self._bus.consume(
+                    stream=subjects.ROLLOUTS,
+                    durable=DURABLE,
+                    subjects=[GENERATED],
+                    ack_wait=ACK_WAIT,
+                )
+                away = False
+                while not self._stopping:
+                    await self.handle(await self.gather(consumer))
+                    await self._observe_lag(consumer)
+            except Unavailable as error:
+                if not away:
+                    log.warning("rollouts wait to be scored: %s", error.message)
+                away = True
+                await asyncio.sleep(IDLE_SECONDS)
+
+    async def gather(self, consumer: Consumer) -> list[Delivery]:
+        """A batch: as many as fit, or as came within `batch_wait_seconds` of the first."""
+        batch = await consumer.fetch(self._batch_size, IDLE_SECONDS)
+        deadline = time.monotonic() + self._batch_wait_seconds
+        while batch and len(batch) < self._batch_size:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                break
+            batch += await consumer.fetch(self._batch_size - len(batch), remaining)
+        return batch
+
+    async def handle(self, deliveries: Sequence[Delivery]) -> None:
+        """Score a batch and publish; each delivery is acknowledged, sent again, or dead."""
+        items = [item for d in deliveries if (item := await self._take(d)) is not None]
+        if not items:
+            return
+        candidates = [candidate_of(item.rollout) for item in items]
+        loop = asyncio.get_running_loop()
+        async with working_on(items):
+            try:
+                scored = await loop.run_in_executor(self._executor, self._scoring.score, candidates)
+            except Exception:
+                # A bug, or no memory: the rollouts come again, and are dead letters in the end.
+                log.exception("could not score %d rollouts", len(items))
+                await asyncio.gather(*(self._retry(item.delivery) for item in items))
+                return
+        await asyncio.gather(
+            *(self._publish(i, s, scored) for i, s in zip(items, scored.scores, strict=True))
+        )
+
+    async def _take(self, delivery: Delivery) -> Item | None:
+        """The rollout of a delivery; None where there is nothing to score, which is settled."""
+        try:
+            if delivery.deliveries > MAX_DELIVERIES:
+                await self._bury(delivery, f"failed {delivery.deliveries - 1} times")
+                return None
+            rollout = wire.decode_rollout_generated(delivery.data)
+            # Its policy and user must be able to stand in the subject of the score.
+            subjects.rollout_scored(rollout.policy, rollout.user_hash)
+        except InvalidRequest as error:
+            await self._bury(delivery, error.message)
+            return None
+        if rollout.finish_reason is FinishReason.ABORT:
+            # Half an answer says nothing about the policy.
+            metrics.rollouts.labels("aborted").inc()
+            await delivery.ack()
+            return None
+        return Item(delivery=delivery, rollout=rollout)
+
+    async def _bury(self, delivery: Delivery, reason: str) -> None:
+        log.error("rollout %d of the stream: %s", delivery.sequence, reason)
+        await self._bus.dead_letter(delivery, consumer=DURABLE, reason=reason)
+        metrics.rollouts.labels("dead").inc()
+
+    async def _publish(self, item: Item, score: Score, batch: ScoredBatch) -> None:
+        """Store a score, then acknowledge its rollout."""
+        rollout = item.rollout
+        scored = ScoredRollout(
+            completion_id=rollout.completion_id,
+            policy=rollout.policy,
+            score=score,
+            reward_model_version=batch.reward_model_version,
+            scored_time=datetime.now(UTC),
+        )
+        try:
+            await self._bus.publish(
+                subjects.rollout_scored(rollout.policy, rollout.user_hash),
+                wire.encode_rollout_scored(scored),
+                event_id=wire.score_event_id(scored),
+            )
+            await item.delivery.ack()
+        except TuneloopError as error:
+            log.warning("score of %s not stored yet: %s", rollout.completion_id, error.message)
+            await self._retry(item.delivery)
+            return
+        metrics.rollouts.labels("scored").inc()
+
+    async def _retry(self, delivery: Delivery) -> None:
+        metrics.rollouts.labels("retried").inc()
+        # With the bus away it comes again by itself, after ACK_WAIT.
+        with contextlib.suppress(Unavailable):
+            await delivery.nak(RETRY_DELAY)
+
+    async def _observe_lag(self, consumer: Consumer) -> None:
+        if time.monotonic() - self._lag_time > LAG_SECONDS:
+            self._lag_time = time.monotonic()
+            metrics.consumer_lag.set(await consumer.pending())
+
+
+@contextlib.asynccontextmanager
+async def working_on(items: Sequence[Item]) -> AsyncIterator[None]:
+    """Keep deliveries from being sent to somebody else while they are worked on."""
+
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(ACK_WAIT / 3)
+            with contextlib.suppress(Unavailable):
+                await asyncio.gather(*(item.delivery.in_progress() for item in items))
+
+    task = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        task.cancel()

@@ -1,0 +1,29 @@
+"""Entry point of the reward process."""
+
+import asyncio
+import os
+import sys
+
+from tuneloop.errors import TuneloopError
+from tuneloop.reward.settings import RewardSettings
+from tuneloop.settings import load_or_exit
+from tuneloop.telemetry import start_logging
+
+
+def main() -> None:
+    """Score until SIGTERM or SIGINT."""
+    settings = load_or_exit(RewardSettings)
+    log = start_logging("reward")
+    # Reward functions are found beside where the process is started, as with `python -m`.
+    sys.path.append(os.getcwd())
+    from tuneloop.reward.service import run
+
+    try:
+        asyncio.run(run(settings))
+    except TuneloopError as error:
+        log.error("%s", error.message)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

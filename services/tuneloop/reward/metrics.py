@@ -1,0 +1,40 @@
+"""Metrics of the reward process."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from tuneloop.telemetry import LATENCY_BUCKETS
+
+scored = Counter("tuneloop_reward_scored_total", "Completions scored.", ["scorer"])
+unscored = Counter(
+    "tuneloop_reward_unscored_total",
+    "Completions without a score: no_score (too long for the reward model, or left out by the "
+    "function), error, wrong_length, not_a_number, not_finite.",
+    ["scorer", "reason"],
+)
+rollouts = Counter(
+    "tuneloop_reward_rollouts_total",
+    "Rollouts taken from the stream: scored (and published), aborted (not scored), retried, dead.",
+    ["outcome"],
+)
+batch_seconds = Histogram(
+    "tuneloop_reward_batch_seconds", "Time to score a batch.", buckets=LATENCY_BUCKETS
+)
+rewards = Histogram(
+    "tuneloop_reward_value",
+    "Rewards given.",
+    buckets=(-10.0, -5.0, -2.0, -1.0, -0.5, -0.2, 0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
+)
+consumer_lag = Gauge(
+    "tuneloop_reward_consumer_lag_rollouts", "Rollouts on the stream that wait for their score."
+)
+reward_model_version = Gauge(
+    "tuneloop_reward_model_version", "Version of the reward model that scores; 0 is the base."
+)
+swap_seconds = Histogram(
+    "tuneloop_reward_swap_seconds",
+    "Time from the notice of a reward model version to its first use.",
+    buckets=LATENCY_BUCKETS,
+)
+swaps_refused = Counter(
+    "tuneloop_reward_swaps_refused_total", "Versions refused, by kind of error.", ["reason"]
+)

@@ -1,0 +1,45 @@
+"""A version of the reward model as a scorer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.models.reward_model import RewardModel, load
+from tuneloop.weights.manifest import Manifest
+
+SCORER_NAME = "reward_model"
+LABELS_METRIC = "labels"
+"""Entry of a manifest's metrics: how many labels the version was trained on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardModelScorer:
+    """One immutable version; a swap puts another in its place."""
+
+    model: RewardModel
+    version: int
+    """0 is the model of the settings."""
+    weight: float
+    informative: bool
+    name: str = SCORER_NAME
+
+    def score(
+        self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
+    ) -> list[float | None]:
+        """Scores by the model; None for what is longer than it reads."""
+        return self.model.score(prompts, completions)
+
+
+def base_scorer(folder: Path, *, max_length: int, weight: float) -> RewardModelScorer:
+    """Version 0: informative if the folder holds a finished reward model, not just a backbone.
+
+    Raises `CorruptData`.
+    """
+    model = load(folder, max_length)
+    return RewardModelScorer(model=model, version=0, weight=weight, informative=model.trained)
+
+
+def is_informative(manifest: Manifest, min_labels: int) -> bool:
+    """Whether the version was trained on enough labels to be listened to."""
+    return manifest.metrics.get(LABELS_METRIC, 0.0) >= min_labels

@@ -1,0 +1,137 @@
+"""The reward process: scorers, consumer, gRPC server and hot swap, run until stopped."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from tuneloop.bus import Bus
+from tuneloop.bus.jetstream import JetStreamBus
+from tuneloop.errors import SettingsError
+from tuneloop.reward.consumer import RolloutConsumer
+from tuneloop.reward.hot_swap import HotSwap, SwapOptions
+from tuneloop.reward.reward_model import SCORER_NAME, RewardModelScorer, base_scorer
+from tuneloop.reward.rules import FunctionScorer, load_function
+from tuneloop.reward.scoring import Scoring
+from tuneloop.reward.servicer import RewardServicer
+from tuneloop.reward.settings import RewardSettings
+from tuneloop.rpc.server import Server
+from tuneloop.telemetry import serve_metrics
+from tuneloop.v1 import reward_pb2_grpc
+from tuneloop.weights.filesystem import FilesystemStore
+from tuneloop.weights.shapes import base_model_sha256
+from tuneloop.weights.signing import Verifier
+
+log = logging.getLogger("tuneloop.reward")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scorers:
+    """What the settings name."""
+
+    functions: tuple[FunctionScorer, ...]
+    reward_model: RewardModelScorer | None
+
+
+def load_scorers(settings: RewardSettings) -> Scorers:
+    """Import the functions and load the base reward model.
+
+    Raises `SettingsError` for functions and weights that are wrong, `CorruptData` for the model.
+    """
+    functions = tuple(
+        load_function(reference, settings.weights.get(reference, 1.0))
+        for reference in settings.functions
+    )
+    names = {function.name for function in functions} | ({SCORER_NAME} if settings.model else set())
+    if not names:
+        raise SettingsError("set TUNELOOP_REWARD_MODEL or TUNELOOP_REWARD_FUNCTIONS")
+    for name in settings.weights:
+        if name not in names:
+            known = ", ".join(sorted(names))
+            raise SettingsError(
+                f"TUNELOOP_REWARD_WEIGHTS: no scorer {name!r}; there are {known}", param="weights"
+            )
+    reward_model = None
+    if settings.model is not None:
+        weight = settings.weights.get(SCORER_NAME, 1.0)
+        reward_model = base_scorer(settings.model, max_length=settings.max_length, weight=weight)
+    return Scorers(functions=functions, reward_model=reward_model)
+
+
+def make_hot_swap(
+    settings: RewardSettings, bus: Bus, scoring: Scoring, base: RewardModelScorer
+) -> HotSwap:
+    """The hot swap of the reward model; raises `SettingsError` without a key to verify with."""
+    assert settings.model is not None
+    store = FilesystemStore(
+        settings.weights_uri,
+        verifier=Verifier.from_file(settings.verify_key_file),
+        cache_dir=settings.weights_cache_dir,
+    )
+    options = SwapOptions(
+        policy=settings.policy,
+        base_model_sha256=base_model_sha256(settings.model),
+        min_labels=settings.min_labels,
+    )
+    return HotSwap(bus=bus, store=store, scoring=scoring, base=base, options=options)
+
+
+async def run(settings: RewardSettings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises `SettingsError` where the settings cannot work."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    scorers = load_scorers(settings)
+    scoring = Scoring(scorers.functions, scorers.reward_model)
+    bus = await JetStreamBus.connect(settings.nats_url, name="tuneloop-reward")
+    server = Server(host=settings.host, port=settings.port, drain_seconds=settings.drain_seconds)
+    # One thread scores: torch itself uses `threads`, and functions need not be thread-safe.
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
+    consumer = RolloutConsumer(
+        bus=bus,
+        scoring=scoring,
+        executor=executor,
+        batch_size=settings.batch_size,
+        batch_wait_seconds=settings.batch_wait_seconds,
+    )
+    tasks = []
+    if scorers.reward_model is not None:
+        hot_swap = make_hot_swap(settings, bus, scoring, scorers.reward_model)
+        await hot_swap.activate_stable()
+        tasks.append(asyncio.create_task(hot_swap.run(), name="hot swap"))
+    server.add(
+        reward_pb2_grpc.add_RewardServiceServicer_to_server, RewardServicer(scoring, executor)
+    )
+    await server.start()
+    serve_metrics(settings.host, settings.metrics_port)
+    consuming = asyncio.create_task(consumer.run(), name="consumer")
+    await server.set_serving(True)
+    try:
+        await until_stopped(stop, [consuming, *tasks])
+        consumer.stop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(settings.drain_seconds):
+                await consuming
+    finally:
+        for task in (consuming, *tasks):
+            task.cancel()
+        await server.stop()
+        await bus.close()
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+async def until_stopped(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
+    """Wait for `stop`; a task that ends before is a failure of the process."""
+    stopped = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    for task in tasks:
+        if task in done:
+            task.result()
+            raise RuntimeError(f"the task {task.get_name()!r} ended")

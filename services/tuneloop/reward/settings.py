@@ -1,0 +1,64 @@
+"""Settings of the reward process, read from TUNELOOP_REWARD_*."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class RewardSettings(BaseSettings):
+    """With what to score, and where."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TUNELOOP_REWARD_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(
+        50052, ge=0, le=65535, description="gRPC port, 0 to 65535; 0 takes a free one"
+    )
+    metrics_port: int = Field(9102, ge=1, le=65535, description="port of /metrics, 1 to 65535")
+    policy: str = Field(
+        "tuneloop",
+        pattern=r"^[A-Za-z0-9_-]{1,128}$",
+        description="policy whose reward model is used: letters, digits, '_' and '-'",
+    )
+    model: Path | None = Field(
+        None,
+        description="folder of a sequence classifier with one output, or of a backbone that gets "
+        "a new head; unset: functions only",
+    )
+    functions: tuple[str, ...] = Field(
+        (), description='Python functions: a JSON list like ["package.module:function"]'
+    )
+    weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="share of each scorer in the reward, 1 where absent: a JSON object like "
+        '{"reward_model": 0.5, "package.module:function": 2}',
+    )
+    max_length: int = Field(
+        512,
+        ge=8,
+        description="longest prompt and completion in the reward model's tokens, 8 or more",
+    )
+    min_labels: int = Field(
+        32, ge=0, description="labels after which a trained reward model counts, 0 or more"
+    )
+    batch_size: int = Field(32, ge=1, le=1024, description="rollouts scored together, 1 to 1024")
+    batch_wait_seconds: float = Field(
+        0.05, ge=0, le=10, description="wait for more rollouts after the first, 0 to 10 seconds"
+    )
+    threads: int = Field(1, ge=0, description="CPU threads to compute with; 0: all")
+    nats_url: str = Field("nats://127.0.0.1:4222", description="URL of NATS")
+    weights_uri: str = Field(
+        "./.tuneloop/weights", description="folder or fsspec URL of the weight store"
+    )
+    weights_cache_dir: Path = Field(
+        Path(".tuneloop/weights-cache"), description="folder for verified copies of versions"
+    )
+    verify_key_file: Path = Field(
+        Path(".tuneloop/keys/manifest_public.pem"), description="PEM file that verifies manifests"
+    )
+    drain_seconds: float = Field(
+        3.0, ge=0, description="seconds that running calls get to end when the process stops"
+    )
