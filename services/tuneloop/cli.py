@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from tuneloop.commands.chat import chat
+from tuneloop.commands.feedback import feedback_app
+from tuneloop.commands.policies import policies_app
 from tuneloop.models.commands import models_app
 from tuneloop.supervisor.up import up
 
@@ -32,6 +35,13 @@ def root(
     ] = False,
 ) -> None:
     """Options before a command."""
+
+
+app.command()(up)
+app.command()(chat)
+app.add_typer(feedback_app, name="feedback")
+app.add_typer(policies_app, name="policies")
+app.add_typer(models_app, name="models")
 
 
 @app.command()
@@ -64,10 +74,6 @@ def learner() -> None:
     from tuneloop.learner.main import main as run
 
     run()
-
-
-app.command()(up)
-app.add_typer(models_app, name="models")
 
 
 def main() -> None:

@@ -138,7 +138,7 @@ def service(
     listening = {"HOST": LOCAL, "PORT": str(port), "METRICS_PORT": str(metrics_port)}
     return ProcessSpec(
         name=name,
-        command=(sys.executable, "-m", f"tuneloop.{name}.main"),
+        command=python_main(name),
         environment=with_defaults(environment, name, {**values, **listening}),
         probe=serves_grpc(LOCAL, port),
         stage=stage,
@@ -171,12 +171,17 @@ def gateway(
     }
     return ProcessSpec(
         name="gateway",
-        command=(sys.executable, "-m", "tuneloop.gateway.main"),
+        command=python_main("gateway"),
         environment=with_defaults(environment, "gateway", values) | listening,
         probe=answers_http(reachable(settings.host), settings.port, "/readyz"),
         stage=SECOND_STAGE,
         port=settings.port,
     )
+
+
+def python_main(process: str) -> tuple[str, ...]:
+    """The command of one of our processes; the current folder is on its path, for user's code."""
+    return (sys.executable, "-c", f"from tuneloop.{process}.main import main; main()")
 
 
 def with_defaults(
