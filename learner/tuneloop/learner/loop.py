@@ -109,7 +109,7 @@ class Loop:
         batch = await self._next_batch(trainee, batches)
         if batch is not None:
             await self._step(trainee, batch)
-        if len(trainee.uncommitted.steps) >= self._pace.checkpoint_every_steps:
+        if len(trainee.uncommitted.taken) >= self._pace.checkpoint_every_steps:
             await self._commit(trainee)
         await self._publish(trainee)
         self.state = "waiting"
@@ -166,7 +166,7 @@ class Loop:
         logger.info("%s: step %d on %s, loss %.4f", trainee.model, trainee.step, sizes, loss)
 
     async def _commit(self, trainee: Trainee) -> None:
-        if not trainee.uncommitted.steps:
+        if not trainee.uncommitted.taken:
             return
         await self._worker.run(trainee.commit)
         if trainee.model == "policy":

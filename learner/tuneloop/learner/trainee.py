@@ -33,11 +33,11 @@ Batch = Mapping[str, Sequence[Any]]
 class Uncommitted:
     """Steps taken whose checkpoint is not committed."""
 
-    steps: list[steps.Step] = field(default_factory=list)
+    taken: list[steps.Step] = field(default_factory=list)
 
     def ids(self, objective: str) -> list[str]:
         """Samples of an objective that they used."""
-        return [i for step in self.steps for i in step.samples.get(objective, ())]
+        return [i for step in self.taken for i in step.samples.get(objective, ())]
 
 
 class Trainee:
@@ -92,6 +92,8 @@ class Trainee:
             logger.info("removed uncommitted checkpoints %s", ", ".join(strangers))
         for step, name in known:
             folder = self._checkpoints / name
+            if not folder.exists():  # pruned
+                continue
             try:
                 self.trainer.load_checkpoint(folder)
             except CorruptData as error:
@@ -111,6 +113,8 @@ class Trainee:
                 self.step,
                 undone,
             )
+        kept = {name for _, name in steps.checkpoints(self._database, self.model)}
+        keep_only(self._checkpoints, kept)
         self._find_place()
         logger.info("%s: at step %d, version %d", self.model, self.step, self.parent)
 
@@ -165,7 +169,7 @@ class Trainee:
 
     def _note(self, used: Batch, result: StepResult) -> None:
         self.step += 1
-        self.uncommitted.steps.append(
+        self.uncommitted.taken.append(
             steps.Step(
                 step=self.step,
                 samples={
@@ -185,13 +189,13 @@ class Trainee:
 
     def commit(self) -> None:
         """Write a checkpoint, then commit the steps taken since the last one."""
-        if not self.uncommitted.steps:
+        if not self.uncommitted.taken:
             return
         with metrics.checkpoint_seconds.time():
             name = f"step-{self.step:08d}"
             self.trainer.save_checkpoint(self._checkpoints / name, self.step)
             steps.commit_steps(
-                self._database, self.model, self.uncommitted.steps, name, self._clock()
+                self._database, self.model, self.uncommitted.taken, name, self._clock()
             )
         self.uncommitted = Uncommitted()
         self._prune()

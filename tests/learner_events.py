@@ -1,0 +1,148 @@
+"""Events the learner takes in, made by hand, and a trainer that only counts."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from tuneloop.errors import CorruptData, InvalidRequest
+from tuneloop.feedback import Comparison, Feedback, Judgement, Thumb
+from tuneloop.learner.step_result import StepResult
+from tuneloop.rollouts import (
+    ChatMessage,
+    FinishReason,
+    PolicyVersionSpan,
+    Rollout,
+    SamplingParameters,
+    Score,
+    ScoredRollout,
+    ScorerResult,
+)
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def make_rollout(
+    completion_id: str,
+    *,
+    group_id: str = "",
+    user: str = "u1",
+    version: int = 0,
+    prompt: Sequence[int] = (1, 5, 6),
+    completion: Sequence[int] = (7, 8, 2),
+    temperature: float = 0.7,
+    text: str = "Hello.",
+    policy: str = "tuneloop",
+) -> Rollout:
+    return Rollout(
+        completion_id=completion_id,
+        group_id=group_id or f"group-{completion_id}",
+        policy=policy,
+        tenant="default",
+        user_hash=user,
+        messages=(ChatMessage(role="user", content="Hi"),),
+        prompt_text="<user>Hi",
+        completion_text=text,
+        prompt_token_ids=tuple(prompt),
+        completion_token_ids=tuple(completion),
+        generation_logprobs=(-0.5,) * len(completion),
+        finish_reason=FinishReason.STOP,
+        policy_version_spans=(
+            PolicyVersionSpan(policy_version=version, start=0, end=len(completion)),
+        ),
+        sampling=SamplingParameters(temperature=temperature),
+        finished_time=START,
+    )
+
+
+def make_feedback(
+    feedback_id: str,
+    completion_id: str,
+    judgement: Judgement,
+    *,
+    user: str = "u1",
+    second: float = 0,
+    policy: str = "tuneloop",
+) -> Feedback:
+    return Feedback(
+        feedback_id=feedback_id,
+        policy=policy,
+        tenant="default",
+        user_hash=user,
+        completion_id=completion_id,
+        judgement=judgement,
+        accepted_time=START + timedelta(seconds=second),
+    )
+
+
+def make_thumb(feedback_id: str, completion_id: str, up: bool = True, **kwargs: Any) -> Feedback:
+    return make_feedback(feedback_id, completion_id, Thumb(up=up), **kwargs)
+
+
+def make_comparison(feedback_id: str, chosen: str, *rejected: str, **kwargs: Any) -> Feedback:
+    return make_feedback(
+        feedback_id, chosen, Comparison(chosen=chosen, rejected=rejected), **kwargs
+    )
+
+
+def make_score(
+    completion_id: str,
+    reward: float | None = 1.0,
+    *,
+    informative: bool = True,
+    reward_model_version: int = 1,
+) -> ScoredRollout:
+    result = ScorerResult(scorer="reward_model", score=reward, weight=1.0, informative=informative)
+    return ScoredRollout(
+        completion_id=completion_id,
+        policy="tuneloop",
+        score=Score(reward=reward, results=(result,)),
+        reward_model_version=reward_model_version,
+        scored_time=START,
+    )
+
+
+class CountingTrainer:
+    """A trainer whose weights are the list of samples it was trained on."""
+
+    def __init__(self) -> None:
+        self.learned: list[str] = []
+        self.refuses: set[str] = set()
+        """Ids it says cannot be learned from."""
+        self.fails_on: set[str] = set()
+        """Ids it falls over."""
+        self.skips = False
+
+    def step(self, samples: Mapping[str, Sequence[Any]]) -> StepResult:
+        ids = [f"{name}:{sample.sample_id}" for name, group in samples.items() for sample in group]
+        for name in ids:
+            sample_id = name.split(":")[1]
+            if sample_id in self.refuses:
+                raise InvalidRequest(f"sample {sample_id}: too long", param=sample_id)
+            if sample_id in self.fails_on:
+                raise RuntimeError("out of memory")
+        if self.skips:
+            return StepResult(metrics={}, skipped=True, reason="non_finite_loss")
+        self.learned += ids
+        return StepResult(metrics={"loss": 1.0 / len(self.learned), "kl": 0.1})
+
+    def save_checkpoint(self, folder: Path, step: int) -> None:
+        partial = folder.with_name(f".unfinished-{folder.name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        (partial / "state.json").write_text(json.dumps(self.learned))
+        partial.rename(folder)
+
+    def load_checkpoint(self, folder: Path) -> None:
+        try:
+            self.learned = json.loads((folder / "state.json").read_text())
+        except (OSError, ValueError) as error:
+            raise CorruptData(f"checkpoint {folder.name}: {error}") from error
+
+    def save_weights(self, folder: Path) -> None:
+        header = json.dumps({"__metadata__": {"learned": json.dumps(self.learned)}}).encode()
+        data = len(header).to_bytes(8, "little") + header
+        (folder / "adapter_model.safetensors").write_bytes(data)
+        (folder / "adapter_config.json").write_text("{}")
