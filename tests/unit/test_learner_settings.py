@@ -1,0 +1,84 @@
+"""Settings of the learner: what is wrong stops it, with the name and what is accepted."""
+
+from pathlib import Path
+
+import pytest
+
+from tuneloop.errors import FailedPrecondition, SettingsError
+from tuneloop.learner.main import check, take_lock
+from tuneloop.learner.settings import LearnerSettings
+from tuneloop.policies import WeightsKind
+from tuneloop.settings import load
+
+REQUIRED = {
+    "model": "/models/tiny",
+    "weights_uri": "/weights",
+    "signing_key_file": "/keys/private.pem",
+    "verify_key_file": "/keys/public.pem",
+    "data_dir": "/data",
+}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name, value in REQUIRED.items():
+        monkeypatch.setenv(f"TUNELOOP_LEARNER_{name.upper()}", value)
+    return monkeypatch
+
+
+def test_the_defaults_learn_from_thumbs_in_seconds(environment: pytest.MonkeyPatch) -> None:
+    settings = load(LearnerSettings)
+    assert (settings.batch_size, settings.batch_wait_seconds) == (16, 5.0)
+    assert (settings.publish_every_steps, settings.publish_every_seconds) == (2, 20.0)
+    assert settings.base_model == "tiny"
+    assert settings.weight_of("kto") == settings.weight_of("ppo") == 1.0
+    assert settings.trainer().kind is WeightsKind.LORA
+    assert settings.trainer().optimizer.learning_rate == 2e-4
+
+
+def test_values_come_from_the_environment(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("TUNELOOP_LEARNER_WEIGHTS_KIND", "full")
+    environment.setenv("TUNELOOP_LEARNER_OBJECTIVE_WEIGHTS", '{"kto": 1, "ppo": 0.5}')
+    environment.setenv("TUNELOOP_LEARNER_PPO", "off")
+    settings = load(LearnerSettings)
+    assert settings.trainer().optimizer.learning_rate == 1e-5
+    assert settings.weight_of("kto") == 1.0
+    assert settings.weight_of("dpo") == 0.0
+    assert settings.weight_of("ppo") == 0.0
+    assert settings.objective_weights["ppo"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("BATCH_SIZ", "3", "did you mean TUNELOOP_LEARNER_BATCH_SIZE"),
+        ("BATCH_SIZE", "0", "TUNELOOP_LEARNER_BATCH_SIZE='0'"),
+        ("PPO", "maybe", "auto"),
+        ("WEIGHTS_KIND", "half", "lora or full"),
+        ("POLICY", "a.b", "TUNELOOP_LEARNER_POLICY"),
+        ("NICENESS", "-5", "0 \\(as important as serving\\) to 19"),
+        ("OBJECTIVE_WEIGHTS", '{"sft": 1}', "OBJECTIVE_WEIGHTS"),
+    ],
+)
+def test_a_wrong_or_unknown_setting_is_named(
+    environment: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    environment.setenv(f"TUNELOOP_LEARNER_{name}", value)
+    with pytest.raises(SettingsError, match=message):
+        load(LearnerSettings)
+
+
+def test_a_folder_without_a_model_is_refused(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment.setenv("TUNELOOP_LEARNER_MODEL", str(tmp_path))
+    with pytest.raises(SettingsError, match="TUNELOOP_LEARNER_MODEL: no model in"):
+        check(load(LearnerSettings))
+
+
+def test_two_learners_never_share_a_ledger(tmp_path: Path) -> None:
+    lock = take_lock(tmp_path)
+    with pytest.raises(FailedPrecondition, match="another learner works in"):
+        take_lock(tmp_path)
+    lock.close()
+    take_lock(tmp_path).close()
