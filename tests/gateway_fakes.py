@@ -242,7 +242,11 @@ async def running_gateway(**overrides: Any) -> AsyncIterator[Stack]:
     settings = GatewaySettings(**values)
     bus = MemoryBus()
     config = uvicorn.Config(
-        create_app(settings, bus), host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1
+        create_app(settings, bus),
+        host="127.0.0.1",
+        port=0,
+        log_config=None,
+        timeout_graceful_shutdown=1,
     )
     web = uvicorn.Server(config)
     running = asyncio.create_task(web.serve())
@@ -265,5 +269,3 @@ async def running_gateway(**overrides: Any) -> AsyncIterator[Stack]:
         await running
         for server in servers.values():
             await server.stop()
-
-

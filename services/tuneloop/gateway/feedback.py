@@ -38,15 +38,16 @@ from tuneloop.feedback import (
 from tuneloop.gateway import metrics
 from tuneloop.gateway.context import Gateway, gateway_of
 from tuneloop.gateway.errors import FeedbackNotFound
+from tuneloop.gateway.text import Text
 
 router = APIRouter(tags=["feedback"])
 
 MAX_COMPLETIONS = 64
 MAX_TEXT = 32_768
 
-Id = Annotated[str, StringConstraints(max_length=256)]
-Key = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-Value = Annotated[str, StringConstraints(max_length=512)]
+Id = Annotated[Text, StringConstraints(max_length=256)]
+Key = Annotated[Text, StringConstraints(min_length=1, max_length=64)]
+Value = Annotated[Text, StringConstraints(max_length=512)]
 
 fields_of_kind = {
     FeedbackKind.THUMB: {"completion_id", "value"},
@@ -71,8 +72,8 @@ class FeedbackRequest(BaseModel):
     chosen: Id | None = None
     rejected: list[Id] | None = None
     ranking: list[Id] | None = None
-    text: str | None = Field(None, max_length=MAX_TEXT)
-    user: str | None = Field(None, max_length=512)
+    text: Text | None = Field(None, max_length=MAX_TEXT)
+    user: Text | None = Field(None, max_length=512)
     metadata: dict[Key, Value] = Field(default_factory=dict, max_length=16)
 
     @field_validator("value")

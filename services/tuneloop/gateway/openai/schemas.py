@@ -9,6 +9,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from tuneloop.gateway.text import Text, unicode
+
+Prompt = str | tuple[int, ...]
+
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 MAX_TOP_LOGPROBS = 20
@@ -53,10 +57,10 @@ def as_text(content: object) -> object:
     return "".join(texts)
 
 
-def as_prompts(prompt: object) -> tuple[str | tuple[int, ...], ...]:
+def as_prompts(prompt: object) -> tuple[Prompt, ...]:
     """The four forms of `prompt` (text, texts, token ids, lists of token ids) as a tuple."""
     if isinstance(prompt, str):
-        return (prompt,)
+        return (unicode(prompt),)
     if not isinstance(prompt, list) or not prompt:
         raise ValueError("must be text, a list of texts, token ids, or a list of token ids")
     if all(is_token_id(item) for item in prompt):
@@ -64,7 +68,7 @@ def as_prompts(prompt: object) -> tuple[str | tuple[int, ...], ...]:
     if len(prompt) > MAX_PROMPTS:
         raise ValueError(f"at most {MAX_PROMPTS} prompts in a request")
     if all(isinstance(item, str) for item in prompt):
-        return tuple(prompt)
+        return tuple(map(unicode, prompt))
     if all(isinstance(item, list) and item and all(map(is_token_id, item)) for item in prompt):
         return tuple(tuple(item) for item in prompt)
     raise ValueError("must be text, a list of texts, token ids, or a list of token ids")
@@ -78,7 +82,7 @@ class Message(BaseModel):
     """One turn; names and other extras are ignored."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(as_text)]
+    content: Annotated[Text, BeforeValidator(as_text)]
 
 
 class StreamOptions(BaseModel):
@@ -92,21 +96,21 @@ class SamplingRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False, hide_input_in_errors=True)
 
-    model: str
+    model: Text
     max_tokens: int | None = Field(None, ge=1, le=INT32_MAX)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=INT32_MAX)
     """Not OpenAI's; -1 and 0 keep all tokens."""
     n: int | None = Field(None, ge=1, le=64)
-    stop: Annotated[tuple[str, ...], BeforeValidator(as_strings), Field(max_length=16)] = ()
+    stop: Annotated[tuple[Text, ...], BeforeValidator(as_strings), Field(max_length=16)] = ()
     seed: int | None = Field(None, ge=-INT64_MAX - 1, le=INT64_MAX)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, max_length=512)
+    user: Text | None = Field(None, max_length=512)
     metadata: dict[str, Any] | None = None
     """`{"train": false}` keeps the completion out of learning."""
     policy_version: int | None = Field(None, ge=0, le=INT64_MAX)
@@ -186,7 +190,7 @@ class ChatRequest(SamplingRequest):
 class CompletionRequest(SamplingRequest):
     """`POST /v1/completions`."""
 
-    prompt: Annotated[tuple[str | tuple[int, ...], ...], BeforeValidator(as_prompts)]
+    prompt: Annotated[tuple[Prompt, ...], BeforeValidator(as_prompts)]
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     suffix: Any = None
     echo: Any = None
@@ -200,10 +204,10 @@ class ScoreRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    model: str | None = None
+    model: Text | None = None
     messages: list[Message] | None = Field(None, min_length=1)
-    prompt: str | None = None
-    completions: Annotated[list[str], Field(min_length=1, max_length=256)]
+    prompt: Text | None = None
+    completions: Annotated[list[Text], Field(min_length=1, max_length=256)]
 
     @model_validator(mode="after")
     def one_prompt(self) -> Self:

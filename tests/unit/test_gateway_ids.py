@@ -1,0 +1,52 @@
+"""Completion ids: made, checked, forged."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuneloop.gateway.completion_ids import CompletionIds, choice_id
+from tuneloop.gateway.errors import CompletionNotFound
+
+IDS = CompletionIds(b"one secret of many")
+
+
+def test_an_id_tells_for_whom_it_was_made() -> None:
+    user_hash = IDS.user_hash("default", "ann")
+    made = IDS.make("chatcmpl", "default", user_hash)
+    assert IDS.check("default", made, "completion_id").user_hash == user_hash
+    assert IDS.check("default", choice_id(made, 3), "completion_id").value == f"{made}.3"
+    assert choice_id(made, 0) == made
+    assert made.startswith("chatcmpl-")
+    assert len(made) == len("chatcmpl-") + 60
+
+
+def test_no_user_is_one_user() -> None:
+    assert IDS.user_hash("default", None) == IDS.user_hash("default", "anonymous")
+    assert IDS.user_hash("default", None) == IDS.user_hash("default", "")
+    assert IDS.user_hash("a", "x") != IDS.user_hash("b", "x")
+
+
+@given(position=st.integers(9, 68), digit=st.sampled_from("0123456789abcdef"))
+def test_any_changed_digit_is_refused(position: int, digit: str) -> None:
+    made = IDS.make("chatcmpl", "default", IDS.user_hash("default", "ann"))
+    forged = made[:position] + digit + made[position + 1 :]
+    if forged == made:
+        return
+    with pytest.raises(CompletionNotFound):
+        IDS.check("default", forged, "completion_id")
+
+
+@pytest.mark.parametrize("suffix", [".0", ".01", ".-1", ".1000", ".1.1", ".", " ", "\n", ".१"])
+def test_other_suffixes_are_refused(suffix: str) -> None:
+    made = IDS.make("cmpl", "default", IDS.user_hash("default", None))
+    with pytest.raises(CompletionNotFound):
+        IDS.check("default", made + suffix, "chosen")
+
+
+def test_ids_of_another_tenant_or_secret_are_refused() -> None:
+    made = IDS.make("cmpl", "default", IDS.user_hash("default", None))
+    with pytest.raises(CompletionNotFound):
+        IDS.check("other", made, "completion_id")
+    with pytest.raises(CompletionNotFound) as refused:
+        CompletionIds(b"quite another secret").check("default", made, "completion_id")
+    assert refused.value.param == "completion_id"
