@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from tuneloop.errors import CorruptData
 
@@ -70,7 +71,8 @@ class RewardModel:
 
     def save(self, folder: Path) -> None:
         """Write a plain `AutoModelForSequenceClassification` folder with its tokenizer."""
-        self.module.save_pretrained(folder)
+        with quiet():
+            self.module.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -148,11 +150,14 @@ def zero_head(module: Any) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from warning about the new head, which is meant."""
+    """Keep progress bars, and warnings about the new head, which is meant, out of the log."""
     logger = logging.getLogger("transformers")
-    level = logger.level
+    level, bars = logger.level, transformers_logging.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         logger.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -89,6 +89,9 @@ class HotSwap:
                 return None  # counted and logged where it was refused
             except CorruptData as error:
                 return log.error("ignored a routing entry of the reward model: %s", error.message)
+            except Exception:
+                metrics.swaps_refused.labels("INTERNAL").inc()
+                return log.exception("could not load a reward model")
             await asyncio.sleep(delay)
             delay = min(2 * delay, LONGEST_DELAY)
 
