@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tuneloop.errors import WeightsRefused
 from tuneloop.learner.batching import SequenceBatch
+from tuneloop.models.reward_model import quiet
 from tuneloop.policies import WeightsKind
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -61,9 +62,10 @@ class PolicyModel:
         self._folder = folder
         frozen_in_half = kind is WeightsKind.LORA and self.device.type == "cuda"
         dtype = torch.bfloat16 if frozen_in_half else torch.float32
-        self._model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True
-        )
+        with quiet():
+            self._model: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True
+            )
         self._model.to(self.device).eval()
         self._plain_head = _head_is_plain(self._model, self.device)
         self._reference: Any = None
@@ -143,7 +145,8 @@ class PolicyModel:
         """
         folder.mkdir(parents=True, exist_ok=True)
         if self._adapted is None:
-            self._model.save_pretrained(folder)
+            with quiet():
+                self._model.save_pretrained(folder)
             for name in TOKENIZER_FILES:
                 if (self._folder / name).is_file():
                     shutil.copyfile(self._folder / name, folder / name)

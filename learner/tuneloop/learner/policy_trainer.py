@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from tuneloop.errors import InvalidRequest
 from tuneloop.learner.algorithms import algorithms
 from tuneloop.learner.batching import check_sample
-from tuneloop.learner.losses.means import Mean, merge
+from tuneloop.learner.descent import Term, descend
 from tuneloop.learner.models import PolicyModel
 from tuneloop.learner.optimization import Optimization
 from tuneloop.learner.plans.plan import Plan
@@ -17,6 +18,9 @@ from tuneloop.learner.samples import PolicySample
 from tuneloop.learner.step_result import StepResult
 from tuneloop.learner.trainer_settings import TrainerSettings
 from tuneloop.learner.trainer_state import TrainerState
+
+SEEN_LATE = {"clip_fraction", "importance_ratio"}
+"""Metrics reported from the last epoch; all others are of the policy before the step."""
 
 
 class PolicyTrainer:
@@ -82,54 +86,33 @@ class PolicyTrainer:
             for name, batch in given.items()
         }
         result = self._descend(plans)
-        epochs = max(algorithms[name].epochs(self._settings) for name in plans)
-        for epoch in range(1, epochs):
+        for epoch in range(1, max(algorithms[name].epochs(self._settings) for name in plans)):
             if result.skipped:
                 break
-            due = {
-                name: plan
-                for name, plan in plans.items()
-                if epoch < algorithms[name].epochs(self._settings)
-            }
+            due = {n: p for n, p in plans.items() if epoch < algorithms[n].epochs(self._settings)}
             again = self._descend(due)
             if again.skipped:
                 break
-            # The first epoch cannot clip anything: what the clip did is seen in the last.
-            late = {k: again.metrics[k] for k in ("clip_fraction", "importance_ratio")}
+            # In the first epoch policy and old policy are one: the clip is seen in the last.
+            late = {name: again.metrics[name] for name in SEEN_LATE & again.metrics.keys()}
             result = StepResult(metrics={**result.metrics, **late})
         return result
 
     def _descend(self, plans: Mapping[str, Plan]) -> StepResult:
-        """Take one optimizer step, or skip it if loss or gradient is not finite."""
-        metrics: dict[str, float] = {}
-        measured: list[Mapping[str, Mean]] = []
-        total = 0.0
-        self._optimization.zero_grad()
-        for name, plan in plans.items():
-            weight = self._settings.objective_weights.get(name, 1.0)
-            objective_loss = 0.0
-            for micro_loss in plan.micro_losses:
-                loss, means = micro_loss()
-                objective_loss += float(loss.detach())
-                if not math.isfinite(objective_loss):
-                    self._optimization.zero_grad()
-                    return StepResult(metrics={}, skipped=True, reason="non_finite_loss")
-                (weight * loss).backward()  # type: ignore[no-untyped-call]
-                measured.append(means)
-            measured.extend(plan.metrics)
-            metrics[f"{name}_loss"] = objective_loss
-            total += weight * objective_loss
-        metrics |= {
-            "loss": total,
-            "learning_rate": self._optimization.learning_rate,
-            "tokens": float(sum(plan.tokens for plan in plans.values())),
-            **merge(measured),
-        }
-        gradient_norm = self._optimization.step()
-        if gradient_norm is None:
-            return StepResult(metrics=metrics, skipped=True, reason="non_finite_gradient")
-        metrics["gradient_norm"] = gradient_norm
-        return StepResult(metrics=metrics)
+        """Take one optimizer step on all plans, or none if a loss or gradient is not finite."""
+        weights = self._settings.objective_weights
+        terms = [
+            Term(
+                name=f"{name}_loss",
+                micro_losses=plan.micro_losses,
+                weight=weights.get(name, 1.0),
+            )
+            for name, plan in plans.items()
+        ]
+        measured = [metrics for plan in plans.values() for metrics in plan.metrics]
+        result = descend(self._optimization, terms, measured)
+        tokens = float(sum(plan.tokens for plan in plans.values()))
+        return replace(result, metrics={**result.metrics, "tokens": tokens})
 
     def save_weights(self, folder: Path, *, base_model: str) -> None:
         """Write a version's files; `base_model` is the name of version 0."""

@@ -67,8 +67,11 @@ class TrainerSettings:
     """Subtracted from the reward of a completion that ran into its length limit."""
     ppo_epochs: int = 1
     """Optimizer steps taken on each batch of scored completions."""
-    token_budget: int = 2048
-    """Most padded tokens in one forward pass; bounds memory, never the result."""
+    token_budget: int | None = None
+    """Most padded tokens in one forward pass; bounds memory, never changes the result.
+
+    None is 512 on a CPU, where more only costs memory, and 8192 on a GPU.
+    """
     max_length: int | None = None
     """Most tokens in prompt and completion; None is what the model takes."""
     seed: int = 0
@@ -86,8 +89,9 @@ class TrainerSettings:
             require(getattr(self, name) >= 0, name, "0 or more")
         for name in ("gamma", "lam"):
             require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
-        for name in ("lora_rank", "lora_alpha", "ppo_epochs", "token_budget"):
+        for name in ("lora_rank", "lora_alpha", "ppo_epochs"):
             require(getattr(self, name) >= 1, name, "1 or more")
+        require(self.token_budget is None or self.token_budget >= 1, "token_budget", "1 or more")
         require(0 < self.clip < 1, "clip", "between 0 and 1, both excluded")
         require(self.dual_clip > 1, "dual_clip", "greater than 1")
         require(self.sequence_gate > 1, "sequence_gate", "greater than 1")
@@ -97,6 +101,11 @@ class TrainerSettings:
         known = set(self.objective_weights) <= set(OBJECTIVES)
         usable = all(weight >= 0 for weight in self.objective_weights.values())
         require(known and usable, "objective_weights", "kto, dpo or ppo, each 0 or more")
+
+    @property
+    def tokens_at_once(self) -> int:
+        """The token budget that holds on the device."""
+        return self.token_budget or (512 if self.device == "cpu" else 8192)
 
     @property
     def optimizer(self) -> OptimizerSettings:
@@ -118,11 +127,14 @@ class RewardTrainerSettings:
     """How the reward model learns."""
 
     learning_rate: float = 5e-5
+    head_learning_rate: float = 1e-3
+    """The head starts at zero and is small: at the backbone's rate it would take hundreds of steps.
+    """
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
     warmup_steps: int = 0
-    token_budget: int = 4096
+    token_budget: int = 2048
     """Most padded tokens in one forward pass."""
     max_length: int = 512
     """Most tokens in prompt and completion; longer samples are refused, never cut."""
@@ -132,6 +144,7 @@ class RewardTrainerSettings:
 
     def __post_init__(self) -> None:
         self.optimizer  # noqa: B018 - checks the optimizer's settings
+        require(self.head_learning_rate > 0, "head_learning_rate", "greater than 0")
         require(self.token_budget >= 1, "token_budget", "1 or more")
         require(self.max_length >= 2, "max_length", "2 or more")
         require(self.threads is None or self.threads >= 1, "threads", "1 or more")

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from tuneloop.learner.batching import SequenceBatch, collate
+from tuneloop.learner.descent import MicroLoss
 from tuneloop.learner.losses.dpo import dpo_loss
 from tuneloop.learner.losses.means import Mean, log_ratio_kl
 from tuneloop.learner.models import PolicyModel
-from tuneloop.learner.plans.plan import MicroLoss, Plan, cut
+from tuneloop.learner.plans.plan import Plan, cut
 from tuneloop.learner.samples import PairSample
 from tuneloop.learner.trainer_settings import TrainerSettings
 

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from tuneloop.learner.batching import SequenceBatch, collate, micro_batches, sequence_length
+from tuneloop.learner.descent import MicroLoss
 from tuneloop.learner.losses.kto import balanced_weights, kto_loss, reference_point
 from tuneloop.learner.losses.means import Mean, log_ratio_kl, mean_over
 from tuneloop.learner.models import PolicyModel
-from tuneloop.learner.plans.plan import MicroLoss, Plan, cut
+from tuneloop.learner.plans.plan import Plan, cut
 from tuneloop.learner.samples import ThumbSample, TokenSequence
 from tuneloop.learner.trainer_settings import TrainerSettings
 
@@ -94,7 +95,7 @@ def mismatched_reference_point(
         [sequence for sequence in mismatched if sequence_length(sequence) <= limit],
         length=sequence_length,
         rows=1,
-        token_budget=settings.token_budget,
+        token_budget=settings.tokens_at_once,
     )
     log_ratios = [torch.zeros(0, device=model.device)]
     for group in groups:

@@ -5,18 +5,16 @@ and old log-probs, old values) is computed while planning. Calling a closure run
 gradients and returns that micro-batch's share of the loss.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from torch import Tensor
-
 from tuneloop.learner.batching import micro_batches, sequence_length, sequences_of
+from tuneloop.learner.descent import MicroLoss
 from tuneloop.learner.losses.means import Mean
 from tuneloop.learner.samples import PolicySample
 from tuneloop.learner.trainer_settings import TrainerSettings
 
-MicroLoss = Callable[[], tuple[Tensor, dict[str, Mean]]]
 S = TypeVar("S", bound=PolicySample)
 
 
@@ -38,5 +36,5 @@ def cut(samples: Sequence[S], settings: TrainerSettings) -> list[list[S]]:
         samples,
         length=lambda sample: max(map(sequence_length, sequences_of(sample))),
         rows=len(sequences_of(samples[0])),
-        token_budget=settings.token_budget,
+        token_budget=settings.tokens_at_once,
     )

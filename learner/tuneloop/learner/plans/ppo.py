@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tuneloop.learner.advantages import generalized_advantages, kl_penalized_rewards, whiten
 from tuneloop.learner.batching import SequenceBatch, collate
+from tuneloop.learner.descent import MicroLoss
 from tuneloop.learner.losses.means import Mean, log_ratio_kl, mean_over
 from tuneloop.learner.losses.ppo import (
     importance_weights,
@@ -16,7 +17,7 @@ from tuneloop.learner.losses.ppo import (
     value_loss,
 )
 from tuneloop.learner.models import PolicyModel
-from tuneloop.learner.plans.plan import MicroLoss, Plan, cut
+from tuneloop.learner.plans.plan import Plan, cut
 from tuneloop.learner.samples import ScoredSample
 from tuneloop.learner.trainer_settings import TrainerSettings
 

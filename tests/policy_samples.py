@@ -1,0 +1,56 @@
+"""Random samples for the learner's tests."""
+
+import random
+
+from tuneloop.learner.samples import PairSample, ScoredSample, ThumbSample, TokenSequence
+
+VOCAB_SIZE = 384
+
+
+class SampleMaker:
+    """Makes samples of every kind, the same for the same seed."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._random = random.Random(seed)
+
+    def tokens(self, count: int) -> tuple[int, ...]:
+        return tuple(self._random.randrange(VOCAB_SIZE) for _ in range(count))
+
+    def sequence(
+        self, prompt: int = 5, completion: int = 4, temperature: float = 1.0, sampled: bool = True
+    ) -> TokenSequence:
+        logprobs = tuple(-6.0 + self._random.uniform(-0.3, 0.3) for _ in range(completion))
+        return TokenSequence(
+            prompt_token_ids=self.tokens(prompt),
+            completion_token_ids=self.tokens(completion),
+            generation_logprobs=logprobs if sampled else (),
+            temperature=temperature,
+        )
+
+    def varied(self) -> TokenSequence:
+        lengths = self._random.randint(2, 12), self._random.randint(1, 9)
+        return self.sequence(*lengths, temperature=self._random.choice([0.7, 1.0]))
+
+    def thumbs(self, count: int) -> list[ThumbSample]:
+        return [
+            ThumbSample(sample_id=f"thumb-{i}", sequence=self.varied(), desirable=i % 3 == 0)
+            for i in range(count)
+        ]
+
+    def pairs(self, count: int) -> list[PairSample]:
+        return [
+            PairSample(sample_id=f"pair-{i}", chosen=self.varied(), rejected=self.varied())
+            for i in range(count)
+        ]
+
+    def scored(self, count: int) -> list[ScoredSample]:
+        return [
+            ScoredSample(
+                sample_id=f"scored-{i}",
+                sequence=self.varied(),
+                reward=self._random.uniform(-1, 1),
+                policy_version=0,
+                stopped=i % 4 != 0,
+            )
+            for i in range(count)
+        ]

@@ -1,0 +1,304 @@
+"""The losses against numbers worked out by hand, and against their own gradients."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from tuneloop.learner.losses.dpo import dpo_loss
+from tuneloop.learner.losses.kto import balanced_weights, kto_loss, reference_point
+from tuneloop.learner.losses.means import Mean, log_ratio_kl, mean_over, merge
+from tuneloop.learner.losses.ppo import (
+    importance_weights,
+    ppo_policy_loss,
+    sequence_gate,
+    value_loss,
+)
+from tuneloop.learner.losses.reward_model import bradley_terry_loss, thumb_loss
+
+
+def vector(*numbers: float) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_kto_of_a_thumb_up_and_a_thumb_down_by_hand() -> None:
+    loss, metrics = kto_loss(
+        policy_logps=vector(-4.0, -3.0),
+        ref_logps=vector(-6.0, -4.0),
+        desirable=torch.tensor([True, False]),
+        weights=vector(1.0, 0.5),
+        z=vector(0.5)[0],
+        beta=0.1,
+        total_samples=2,
+    )
+    up = 1.0 * (1 - logistic(0.1 * (2.0 - 0.5)))
+    down = 0.5 * (1 - logistic(0.1 * (0.5 - 1.0)))
+    assert float(loss) == pytest.approx((up + down) / 2, abs=1e-12)
+    margins = merge([metrics])
+    assert margins["desirable_margin"] == pytest.approx(0.2)
+    assert margins["undesirable_margin"] == pytest.approx(0.1)
+    assert margins["desirable_fraction"] == 0.5
+
+
+def test_kto_moves_thumbs_up_up_and_thumbs_down_down() -> None:
+    policy = vector(-4.0, -3.0).requires_grad_()
+    loss, _ = kto_loss(
+        policy_logps=policy,
+        ref_logps=vector(-4.0, -3.0),
+        desirable=torch.tensor([True, False]),
+        weights=vector(1.0, 1.0),
+        z=vector(0.0)[0],
+        beta=0.1,
+        total_samples=2,
+    )
+    loss.backward()
+    assert policy.grad is not None
+    # d/dr of 1 − σ(βr) at 0 is −β/4.
+    assert policy.grad.tolist() == pytest.approx([-0.1 / 4 / 2, 0.1 / 4 / 2])
+
+
+def test_kto_takes_no_gradient_through_the_reference_point() -> None:
+    z = vector(0.7)[0].requires_grad_()
+    loss, _ = kto_loss(
+        policy_logps=vector(-1.0).requires_grad_(),
+        ref_logps=vector(-1.0),
+        desirable=torch.tensor([True]),
+        weights=vector(1.0),
+        z=z,
+        beta=0.1,
+        total_samples=1,
+    )
+    loss.backward()
+    assert z.grad is None
+
+
+@pytest.mark.parametrize(
+    ("log_ratios", "z"), [([1.0, 2.0], 1.5), ([-1.0, -2.0], 0.0), ([3.0], 0.0), ([], 0.0)]
+)
+def test_reference_point_is_the_mean_never_negative_and_zero_below_two(
+    log_ratios: list[float], z: float
+) -> None:
+    assert float(reference_point(vector(*log_ratios))) == z
+
+
+def test_balanced_weights_give_either_class_half() -> None:
+    desirable = torch.tensor([True, False, False, False])
+    weights = balanced_weights(desirable, vector(1.0, 1.0, 0.5, 0.5))
+    assert weights.tolist() == pytest.approx([1.5, 0.75, 0.375, 0.375])
+    one_sided = balanced_weights(torch.tensor([False, False]), vector(1.0, 1.0))
+    assert one_sided.tolist() == [0.5, 0.5]
+    assert balanced_weights(torch.tensor([True, False]), vector(0.0, 0.0)).tolist() == [0.0, 0.0]
+
+
+def test_dpo_by_hand_and_ln_2_where_policy_is_reference() -> None:
+    arguments = {
+        "policy_chosen_logps": vector(-4.0),
+        "policy_rejected_logps": vector(-5.0),
+        "ref_chosen_logps": vector(-6.0),
+        "ref_rejected_logps": vector(-4.0),
+    }
+    loss, metrics = dpo_loss(**arguments, weights=vector(2.0), beta=0.1, total_pairs=4)
+    assert float(loss) == pytest.approx(-2 * math.log(logistic(0.1 * (2.0 + 1.0))) / 4, abs=1e-12)
+    assert merge([metrics]) == pytest.approx({"dpo_margin": 0.3, "dpo_accuracy": 1.0})
+    same = dict.fromkeys(arguments, vector(-3.0))
+    loss, _ = dpo_loss(**same, weights=vector(1.0), beta=0.1, total_pairs=1)
+    assert float(loss) == pytest.approx(math.log(2), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "clipped"),
+    [
+        (1.0, 2.0, -2.0, 0.0),
+        (1.1, 2.0, -2.2, 0.0),
+        (1.5, 2.0, -2.4, 1.0),  # gains no more past 1 + ε
+        (0.5, 2.0, -1.0, 0.0),  # but loses in full
+        (0.5, -2.0, 1.6, 1.0),  # gains no more past 1 − ε
+        (1.5, -2.0, 3.0, 0.0),
+        (5.0, -2.0, 6.0, 0.0),  # dual clip: at most c·|A|
+    ],
+)
+def test_ppo_clip_and_dual_clip_by_hand(
+    ratio: float, advantage: float, loss: float, clipped: float
+) -> None:
+    result, metrics = ppo_policy_loss(
+        policy_logprobs=vector(math.log(ratio) - 1.0).reshape(1, 1),
+        old_logprobs=vector(-1.0).reshape(1, 1),
+        advantages=vector(advantage).reshape(1, 1),
+        weights=vector(1.0).reshape(1, 1),
+        loss_mask=torch.ones(1, 1, dtype=torch.bool),
+        clip=0.2,
+        dual_clip=3.0,
+        total_tokens=1,
+    )
+    assert float(result) == pytest.approx(loss, abs=1e-12)
+    assert merge([metrics]) == pytest.approx({"clip_fraction": clipped, "importance_ratio": ratio})
+
+
+def test_ppo_ignores_masked_tokens_even_where_they_are_not_numbers() -> None:
+    policy = vector(-1.0, -2.0).reshape(1, 2).requires_grad_()
+    loss, _ = ppo_policy_loss(
+        policy_logprobs=policy,
+        old_logprobs=vector(-1.0, -2.0).reshape(1, 2),
+        advantages=vector(1.0, math.nan).reshape(1, 2),
+        weights=torch.ones(1, 2, dtype=torch.float64),
+        loss_mask=torch.tensor([[True, False]]),
+        clip=0.2,
+        dual_clip=3.0,
+        total_tokens=1,
+    )
+    assert float(loss.detach()) == -1.0
+
+
+def test_importance_weights_are_truncated_and_one_where_masked() -> None:
+    weights = importance_weights(
+        old_logprobs=torch.log(vector(0.5, 0.1, 0.9)).reshape(1, 3),
+        generation_logprobs=torch.log(vector(0.1, 0.4, 0.1)).reshape(1, 3),
+        loss_mask=torch.tensor([[True, True, False]]),
+        cap=2.0,
+    )
+    assert weights.tolist()[0] == pytest.approx([2.0, 0.25, 1.0])
+
+
+def test_sequence_gate_uses_the_geometric_mean_so_length_does_not_matter() -> None:
+    for tokens in (1, 50):
+        old = torch.full((3, tokens), -1.0, dtype=torch.float64)
+        generation = old - vector(0.6, 0.8, -0.8).reshape(3, 1)
+        mask = torch.ones(3, tokens, dtype=torch.bool)
+        kept = sequence_gate(
+            old_logprobs=old, generation_logprobs=generation, loss_mask=mask, limit=2.0
+        )
+        assert kept.tolist() == [True, False, False]  # ln 2 is 0.693
+
+
+def test_value_loss_by_hand() -> None:
+    loss, _ = value_loss(
+        values=vector(1.0, 1.0).reshape(1, 2),
+        old_values=vector(1.0, 0.0).reshape(1, 2),
+        returns=vector(3.0, 1.0).reshape(1, 2),
+        loss_mask=torch.ones(1, 2, dtype=torch.bool),
+        value_clip=0.2,
+        total_tokens=2,
+    )
+    # The second value reached its return, but by a jump past the clip: (0.2 − 1)² counts.
+    assert float(loss) == pytest.approx((0.5 * 4.0 + 0.5 * 0.64) / 2, abs=1e-12)
+
+
+def test_bradley_terry_by_hand() -> None:
+    loss, metrics = bradley_terry_loss(
+        chosen_scores=vector(1.0),
+        rejected_scores=vector(-0.5),
+        margins=vector(0.25),
+        weights=vector(1.0),
+        total_pairs=1,
+    )
+    assert float(loss) == pytest.approx(-math.log(logistic(1.25)) + 0.01 * 0.25, abs=1e-12)
+    assert merge([metrics]) == pytest.approx({"pair_accuracy": 1.0, "pair_margin": 1.5})
+
+
+def test_thumb_loss_is_binary_cross_entropy() -> None:
+    scores, desirable = vector(2.0, -1.0, 0.5), torch.tensor([True, True, False])
+    loss, metrics = thumb_loss(
+        scores=scores, desirable=desirable, weights=torch.ones(3).double(), total_samples=3
+    )
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(scores, desirable.double())
+    assert float(loss) == pytest.approx(float(expected), abs=1e-12)
+    assert merge([metrics])["label_accuracy"] == pytest.approx(1 / 3)
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    torch.manual_seed(0)
+    ones = torch.ones(3, dtype=torch.float64)
+    rows = [torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    grids = [torch.randn(2, 3, dtype=torch.float64) for _ in range(3)]
+    moving = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+
+    def kto(policy: Tensor) -> Tensor:
+        return kto_loss(
+            policy_logps=policy,
+            ref_logps=grids[0][0],
+            desirable=torch.tensor([True, False, True]),
+            weights=ones,
+            z=ones[0] * 0.1,
+            beta=0.5,
+            total_samples=3,
+        )[0]
+
+    def dpo(chosen: Tensor, rejected: Tensor) -> Tensor:
+        return dpo_loss(
+            policy_chosen_logps=chosen,
+            policy_rejected_logps=rejected,
+            ref_chosen_logps=grids[0][0],
+            ref_rejected_logps=grids[0][1],
+            weights=ones,
+            beta=0.5,
+            total_pairs=3,
+        )[0]
+
+    def ppo(policy: Tensor) -> Tensor:
+        return ppo_policy_loss(
+            policy_logprobs=policy,
+            old_logprobs=grids[0],
+            advantages=grids[1],
+            weights=grids[2].abs(),
+            loss_mask=mask,
+            clip=0.2,
+            dual_clip=3.0,
+            total_tokens=4,
+        )[0]
+
+    def value(values: Tensor) -> Tensor:
+        return value_loss(
+            values=values,
+            old_values=grids[0],
+            returns=grids[1],
+            loss_mask=mask,
+            value_clip=0.2,
+            total_tokens=4,
+        )[0]
+
+    def pairs(chosen: Tensor, rejected: Tensor) -> Tensor:
+        return bradley_terry_loss(
+            chosen_scores=chosen,
+            rejected_scores=rejected,
+            margins=ones * 0.1,
+            weights=ones,
+            total_pairs=3,
+        )[0]
+
+    assert torch.autograd.gradcheck(kto, rows[0])
+    assert torch.autograd.gradcheck(dpo, tuple(rows))
+    assert torch.autograd.gradcheck(ppo, moving)
+    assert torch.autograd.gradcheck(value, moving)
+    assert torch.autograd.gradcheck(pairs, tuple(rows))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(-5, 5), st.booleans()), min_size=1, max_size=12), st.data())
+def test_means_merge_to_the_mean_of_all_however_they_are_cut(
+    rows: list[tuple[float, bool]], data: st.DataObject
+) -> None:
+    cut = data.draw(st.integers(0, len(rows)))
+    parts: list[dict[str, Mean]] = []
+    for part in (rows[:cut], rows[cut:]):
+        values = torch.tensor([value for value, _ in part], dtype=torch.float64)
+        mask = torch.tensor([kept for _, kept in part], dtype=torch.bool)
+        parts.append({"x": mean_over(values, mask)})
+    kept_values = [value for value, kept in rows if kept]
+    expected = {"x": sum(kept_values) / len(kept_values)} if kept_values else {}
+    assert merge(parts) == pytest.approx(expected, abs=1e-9)
+
+
+def test_kl_metric_is_zero_at_the_reference_and_never_negative() -> None:
+    mask = torch.tensor([[True, True], [True, False]])
+    ref = torch.tensor([[-1.0, -2.0], [-3.0, 99.0]])
+    same = merge([{"kl": log_ratio_kl(ref.clone(), ref, mask)}])
+    assert same == {"kl": 0.0}
+    moved = merge([{"kl": log_ratio_kl(ref - 0.3, ref, mask)}])
+    assert moved["kl"] == pytest.approx(0.5 * 0.3**2, rel=1e-5)
