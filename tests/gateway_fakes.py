@@ -1,4 +1,4 @@
-"""The services behind the gateway, faked on real grpc.aio servers, and the gateway on a real socket."""
+"""The gateway on a real socket, and the services behind it faked on real grpc.aio servers."""
 
 import asyncio
 from collections.abc import AsyncIterator

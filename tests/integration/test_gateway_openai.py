@@ -14,6 +14,7 @@ from tuneloop.errors import InvalidRequest, Overloaded, TuneloopError, Unavailab
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 BODY = {"model": "tuneloop", "messages": MESSAGES}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
 TEXT = "Hello, wörld \u2028👋"
 
 
@@ -33,6 +34,10 @@ async def http(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
 async def client(stack: Stack) -> AsyncIterator[AsyncOpenAI]:
     async with AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0) as openai:
         yield openai
+
+
+def text_part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
 
 
 async def sse(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> list[str]:
@@ -129,7 +134,7 @@ async def test_parameters_reach_generation(stack: Stack, http: httpx.AsyncClient
     body = BODY | {
         "messages": [
             {"role": "developer", "content": "be brief", "name": "x"},
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "user", "content": [text_part("a"), text_part("b")]},
         ],
         "max_tokens": 9,
         "max_completion_tokens": 7,
@@ -223,7 +228,7 @@ async def test_token_prompts(stack: Stack, http: httpx.AsyncClient) -> None:
         ({"messages": "hi"}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
@@ -246,7 +251,7 @@ async def test_bad_parameters_are_named(
     assert response.status_code == 400, error
     assert error["param"] == param
     assert error["type"] == "invalid_request_error"
-    assert param.split("[")[0] in error["message"]
+    assert param.split("[", maxsplit=1)[0] in error["message"]
     assert stack.generation.requests == []
 
 

@@ -60,7 +60,7 @@ def test_a_misspelt_setting_is_named() -> None:
 
 def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNELOOP_GATEWAY_PORT", "eighty")
-    with pytest.raises(SettingsError, match="TUNELOOP_GATEWAY_PORT='eighty'.*0 to 65535"):
+    with pytest.raises(SettingsError, match=r"TUNELOOP_GATEWAY_PORT='eighty'.*0 to 65535"):
         load(GatewaySettings, **SECRET)
 
 
