@@ -19,7 +19,7 @@ from supervised import PARENT, SLEEPER, make_supervisor, spec
 
 from tuneloop.errors import FailedPrecondition, SettingsError
 from tuneloop.policies import WeightsKind
-from tuneloop.supervisor import nats, ports
+from tuneloop.supervisor import chatter, nats, ports
 from tuneloop.supervisor.data_dir import check_model, open_data_dir
 from tuneloop.supervisor.output import LogFile, Terminal
 from tuneloop.supervisor.plan import choose_ports, make_plan
@@ -291,6 +291,22 @@ def test_a_progress_bar_leaves_its_last_state(tmp_path: Path) -> None:
         "half a line",
         "\ufffd\ufffd",
     ]
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("(Worker pid=23462) WARNING 11-21 08:39:13 [cpu_worker.py:114] no tcmalloc", False),
+        ("(EngineCore pid=1) ERROR 11-21 08:39:13 [core.py:1] out of memory", True),
+        ("Loading safetensors checkpoint shards: 100% Completed | 1/1", False),
+        ("2026-11-21T08:39:29.701Z WARNING the event bus closed the connection", True),
+        ("Traceback (most recent call last):", True),
+        ("ModuleNotFoundError: No module named 'x'", True),
+        ("", False),
+    ],
+)
+def test_the_terminal_shows_what_can_be_used(line: str, shown: bool) -> None:
+    assert chatter.is_worth_showing(line) is shown
 
 
 def test_a_terminal_that_went_away_is_no_error() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tuneloop.errors import SettingsError
 from tuneloop.models.catalog import catalog
-from tuneloop.supervisor import nats, ports
+from tuneloop.supervisor import chatter, nats, ports
 from tuneloop.supervisor.data_dir import DataDir
 from tuneloop.supervisor.probes import answers_http, listens, serves_grpc
 from tuneloop.supervisor.process import ProcessSpec
@@ -145,6 +145,7 @@ def service(
         port=port,
         metrics_port=metrics_port,
         niceness=niceness,
+        shown=chatter.is_worth_showing,
     )
 
 
@@ -193,6 +194,8 @@ def with_defaults(
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        # A warning of this kind is two lines, of which the second is source code.
+        "PYTHONWARNINGS": "ignore::FutureWarning",
     }
     return quiet | own | dict(environment)
 
