@@ -120,21 +120,24 @@ def lock(path: Path) -> int:
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
         except BlockingIOError:
-            state = read_run_file(DataDir(root=root))
+            holder = int(os.pread(descriptor, 32, 0) or 0)
             # Only wait for one that is already gone, and whose processes are being ended.
-            if is_alive(state.get("pid")) or time.monotonic() > deadline:
+            if is_alive(holder) or time.monotonic() > deadline:
                 os.close(descriptor)
                 raise FailedPrecondition(
-                    f"tuneloop is already running on {root} (process {state.get('pid')}, "
-                    f"{state.get('url')}); stop it, or choose another folder with --data-dir",
+                    f"tuneloop is already running on {root} (process {holder}); stop it, or "
+                    "choose another folder with --data-dir",
                     param="data_dir",
                 ) from None
             time.sleep(0.1)
+        else:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            return descriptor
 
 
-def is_alive(pid: int | None) -> bool:
+def is_alive(pid: int) -> bool:
     """Whether a process with this id runs."""
     if not pid:
         return False
@@ -165,15 +168,6 @@ def check_model(data: DataDir, *, folder: Path, name: str, weights: WeightsKind)
                 "--data-dir, or the model that this one belongs to with --model and --weights",
                 param="data_dir",
             )
-
-
-def read_run_file(data: DataDir) -> dict[str, Any]:
-    """What the last supervisor wrote; empty when there was none."""
-    try:
-        state: dict[str, Any] = json.loads(data.run_file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return state
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
