@@ -1,10 +1,16 @@
 """Adapters, full weights and teacher-forced log-probs for tests of engines."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tuneloop.generation.engine import Engine, EngineOutput, EngineRequest
+from tuneloop.policies import WeightsKind, WeightsReference
 from tuneloop.rollouts import SamplingParameters
+from tuneloop.weights.filesystem import FilesystemStore
+from tuneloop.weights.manifest import Manifest, ManifestData
+from tuneloop.weights.shapes import base_model_sha256
+from tuneloop.weights.signing import Signer, Verifier, write_key_pair
 
 
 def make_adapter(base: Path, folder: Path, *, seed: int, rank: int = 8) -> Path:
@@ -60,6 +66,27 @@ def teacher_forced(
     return logprobs.gather(1, ids[0, len(prompt) :, None])[:, 0].tolist()
 
 
+def make_engine(name: str, model: Path, kind: WeightsKind) -> Engine:
+    """An engine on the tiny model, small enough to share a machine with other tests."""
+    if name == "transformers":
+        from tuneloop.generation.transformers_engine import TransformersEngine
+
+        return TransformersEngine(model, kind, None, threads=1)
+    from tuneloop.generation.vllm_engine import VllmEngine, VllmOptions
+
+    options = VllmOptions(
+        model=model,
+        weights_kind=kind,
+        max_model_len=None,
+        max_lora_rank=16,
+        max_adapters=4,
+        kv_cache_gib=0.1,
+        gpu_memory_utilization=0.9,
+        threads=1,
+    )
+    return VllmEngine(options)
+
+
 class Completed:
     """All outputs of one completion, joined."""
 
@@ -92,3 +119,42 @@ async def complete(
     async for output in engine.generate(request):
         outputs.setdefault(output.index, []).append(output)
     return [Completed(outputs[i]) for i in sorted(outputs)]
+
+
+class Versions:
+    """A real weight store with keys, and versions published into it."""
+
+    def __init__(self, root: Path, base: Path) -> None:
+        private, self.verify_key_file = write_key_pair(root / "keys")
+        self.base = base
+        self.uri = str(root / "store")
+        self.cache_dir = root / "cache"
+        self.store = FilesystemStore(
+            self.uri,
+            signer=Signer.from_file(private),
+            verifier=Verifier.from_file(self.verify_key_file),
+            cache_dir=self.cache_dir,
+        )
+
+    def publish(
+        self,
+        version: int,
+        folder: Path,
+        *,
+        kind: WeightsKind = WeightsKind.LORA,
+        policy: str = "tuneloop",
+        base: Path | None = None,
+        oldest_feedback_time: datetime | None = None,
+    ) -> WeightsReference:
+        manifest = Manifest(
+            policy=policy,
+            version=version,
+            parent=version - 1,
+            kind=kind,
+            base_model="tiny",
+            base_model_sha256=base_model_sha256(base or self.base),
+            data=ManifestData(oldest_feedback_time=oldest_feedback_time),
+            files=(),
+            created_time=datetime.now(UTC),
+        )
+        return self.store.publish(folder, manifest)

@@ -6,12 +6,19 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from engine_helpers import complete, make_adapter, teacher_forced
+from engine_helpers import Versions, complete, make_adapter, make_engine, teacher_forced
 
+from tuneloop import wire
+from tuneloop.bus import subjects
+from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import InvalidRequest, WeightsRefused
-from tuneloop.generation.engine import Engine, EngineRequest
+from tuneloop.generation.completions import CompletionRequest, Completions, Delta, Final
+from tuneloop.generation.engine import Engine, EngineLimits, EngineRequest
+from tuneloop.generation.hot_swap import HotSwap, SwapOptions
+from tuneloop.generation.rollout_publisher import RolloutPublisher
+from tuneloop.generation.tokenization import Tokenization
 from tuneloop.policies import WeightsKind
-from tuneloop.rollouts import FinishReason, PolicyVersionSpan, SamplingParameters
+from tuneloop.rollouts import FinishReason, PolicyVersionSpan, Prompt, SamplingParameters
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PROMPT = (1, 300, 310, 320)
@@ -31,30 +38,10 @@ def adapters(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     params=["transformers", pytest.param("vllm", marks=pytest.mark.vllm)],
 )
 async def engine(request: pytest.FixtureRequest, tiny_policy: Path) -> AsyncIterator[Engine]:
-    engine = make_engine(request.param, tiny_policy)
+    engine = make_engine(request.param, tiny_policy, WeightsKind.LORA)
     await engine.start()
     yield engine
     await engine.stop()
-
-
-def make_engine(name: str, model: Path) -> Engine:
-    if name == "transformers":
-        from tuneloop.generation.transformers_engine import TransformersEngine
-
-        return TransformersEngine(model, WeightsKind.LORA, None, threads=1)
-    from tuneloop.generation.vllm_engine import VllmEngine, VllmOptions
-
-    options = VllmOptions(
-        model=model,
-        weights_kind=WeightsKind.LORA,
-        max_model_len=None,
-        max_lora_rank=16,
-        max_adapters=4,
-        kv_cache_gib=0.1,
-        gpu_memory_utilization=0.9,
-        threads=1,
-    )
-    return VllmEngine(options)
 
 
 async def test_streams_token_by_token_until_the_limit(engine: Engine) -> None:
@@ -240,3 +227,79 @@ async def test_an_adapter_that_cannot_be_loaded_is_refused_and_changes_nothing(
         await engine.load_adapter(3, tmp_path / "absent")
     (after,) = await complete(engine, PROMPT, temperature=0.0)
     assert before.token_ids == after.token_ids
+
+
+async def test_five_swaps_under_eight_concurrent_streams(
+    engine: Engine, tiny_policy: Path, adapters: dict[int, Path], tmp_path: Path
+) -> None:
+    versions = Versions(tmp_path, tiny_policy)
+    references = [versions.publish(v, adapters[1 + v % 2]) for v in range(11, 16)]
+    options = SwapOptions(
+        policy="tuneloop",
+        replica="test",
+        base_model=tiny_policy,
+        max_live_versions=2,
+        max_lora_rank=16,
+    )
+    bus = MemoryBus()
+    publisher = RolloutPublisher(bus, buffer_size=1000)
+    publisher.start()
+    hot_swap = HotSwap(engine, versions.store, options, publisher.publish_activation)
+    completions = Completions(
+        engine=engine,
+        limits=EngineLimits(max_model_len=512, vocab_size=384, max_logprobs=20),
+        tokenization=Tokenization(tiny_policy),
+        hot_swap=hot_swap,
+        publisher=publisher,
+        max_concurrent=8,
+    )
+    done = asyncio.Event()
+    finals: list[Final] = []
+
+    async def client(i: int) -> None:
+        turn, last = 0, False
+        while not last:
+            last = done.is_set()  # one more request after the last swap
+            finals.append(await one_answer(completions, f"client-{i}-turn-{turn}"))
+            turn += 1
+
+    async def swap() -> None:
+        for reference in references:
+            seen = len(finals)
+            while len(finals) < seen + 4:
+                await asyncio.sleep(0.01)
+            await hot_swap.activate(reference)
+        done.set()
+
+    await asyncio.gather(swap(), *(client(i) for i in range(8)))
+    await publisher.stop(10)
+    assert {f.policy_version for f in finals} >= {0, 15}
+    assert all(f.finish_reason is FinishReason.LENGTH and len(f.token_ids) == 30 for f in finals)
+    assert all(len(f.policy_version_spans) == 1 for f in finals)
+    assert [v.leases for v in hot_swap.loaded_versions()] == [0] * len(hot_swap.live)
+    assert len(hot_swap.adapters()) <= 2
+    stored = [wire.decode_rollout_generated(e.data) for e in bus.streams[subjects.ROLLOUTS].events]
+    assert {r.completion_id for r in stored} == {f.completion_id for f in finals}
+    for version in hot_swap.adapters():
+        await engine.drop_adapter(version)
+
+
+async def one_answer(completions: Completions, completion_id: str) -> Final:
+    """One request to its end; its deltas must add up to its final."""
+    request = CompletionRequest(
+        completion_id=completion_id,
+        prompt=Prompt(token_ids=PROMPT),
+        sampling=SamplingParameters(temperature=1.0, max_tokens=30, logit_bias=NO_EOS),
+        tenant="default",
+        user_hash="anonymous",
+        policy_version=None,
+        publish_rollout=True,
+        clip_max_tokens=False,
+    )
+    events = [event async for batch in completions.stream(request) for event in batch]
+    final = events[-1]
+    assert isinstance(final, Final)
+    deltas = [event for event in events if isinstance(event, Delta)]
+    assert tuple(t for delta in deltas for t in delta.token_ids) == final.token_ids
+    assert {delta.policy_version for delta in deltas} == {final.policy_version}
+    return final

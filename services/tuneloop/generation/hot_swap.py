@@ -8,11 +8,12 @@ dropped only when no request holds it. Whatever is refused changes nothing.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeVar
 
 from tuneloop.errors import FailedPrecondition, NotFound, TuneloopError, Unavailable, WeightsRefused
 from tuneloop.generation import metrics
@@ -23,6 +24,7 @@ from tuneloop.weights.manifest import Manifest
 from tuneloop.weights.store import WeightStore
 
 logger = logging.getLogger("tuneloop.generation")
+T = TypeVar("T")
 
 HEADROOM = 2
 """Adapters the engine can hold beyond `max_live_versions`, while old requests still run."""
@@ -103,7 +105,8 @@ class HotSwap:
         self.newest = 0
         self.live = {0: Live(loaded_time=self.activated_time, last_served=time.monotonic())}
         self.lock = asyncio.Lock()
-        self.trimming: asyncio.Task[None] | None = None
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.trimming = False
         self.base_sha256: str | None = None
         metrics.policy_version.labels(options.policy).set(0)
 
@@ -125,15 +128,9 @@ class HotSwap:
         """Give a version back; full weights may have been replaced under the lease."""
         live.leases -= 1
         live.last_served = time.monotonic()
-        if len(self.adapters()) > self.options.max_live_versions and self.trimming is None:
-            self.trimming = asyncio.create_task(self.trim(), name="drop old versions")
-            self.trimming.add_done_callback(self.trimmed)
-
-    def trimmed(self, task: asyncio.Task[None]) -> None:
-        """Note how dropping old versions ended."""
-        self.trimming = None
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("could not drop an old version: %s", error)
+        if len(self.adapters()) > self.options.max_live_versions and not self.trimming:
+            self.trimming = True
+            self.in_background(self.trim())
 
     def loaded_versions(self) -> list[LoadedVersion]:
         """What is in memory, oldest version first."""
@@ -150,7 +147,19 @@ class HotSwap:
         """Make a version serve, loading it first where it is not in memory.
 
         Raises `WeightsRefused`, `NotFound` or `Unavailable`; then the old version goes on serving.
+        A swap that has begun is carried through even when its caller is cancelled.
         """
+        return await asyncio.shield(self.in_background(self.swap(reference, at_start)))
+
+    def in_background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task that is kept until it is done."""
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    async def swap(self, reference: WeightsReference, at_start: bool) -> Swap:
+        """`activate`, from the first check to the switch."""
         started = time.monotonic()
         async with self.lock:
             if reference.policy_version == self.serving:
@@ -168,6 +177,10 @@ class HotSwap:
         """Bring a version into memory without serving it; LoRA only. Raises as `activate`."""
         if self.engine.weights_kind is WeightsKind.FULL:
             raise FailedPrecondition("full weights cannot be loaded without being served")
+        await asyncio.shield(self.in_background(self.bring_in(reference)))
+
+    async def bring_in(self, reference: WeightsReference) -> None:
+        """`load`, one at a time with all other changes."""
         async with self.lock:
             await self.ensure_loaded(reference)
 
@@ -311,6 +324,10 @@ class HotSwap:
 
     async def trim(self) -> None:
         """Drop what became idle."""
-        async with self.lock:
-            if self.engine.weights_kind is WeightsKind.LORA:
+        try:
+            async with self.lock:
                 await self.drop_beyond(self.options.max_live_versions)
+        except TuneloopError as error:
+            logger.error("could not drop an old version: %s", error.message)
+        finally:
+            self.trimming = False

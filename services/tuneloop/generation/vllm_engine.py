@@ -28,6 +28,7 @@ from tuneloop.generation.engine import (
 )
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import FinishReason, PolicyVersionSpan, SamplingParameters
+from tuneloop.weights import shapes
 
 logger = logging.getLogger("tuneloop.generation")
 
@@ -71,8 +72,7 @@ class VllmEngine:
         self.llm: Any = None
         self.guard: subprocess.Popen[bytes] | None = None
         self.adapters: dict[int, Any] = {}
-        self.weights_folder = options.model
-        self.weights_version = 0
+        self.broken: str | None = None
         self.weights_lock = asyncio.Lock()
 
     async def start(self) -> EngineLimits:
@@ -105,9 +105,11 @@ class VllmEngine:
 
     async def failed(self) -> str:
         """Return, with a reason, when the engine's processes have died; else never."""
-        while self.llm is None or not self.llm.errored:
+        while self.broken is None:
+            if self.llm is not None and self.llm.errored:
+                self.broken = "vLLM's engine process died"
             await asyncio.sleep(HEALTH_INTERVAL)
-        return "vLLM's engine process died"
+        return self.broken
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """Stream outputs; closing the iterator aborts the request."""
@@ -213,28 +215,24 @@ class VllmEngine:
         weights (`clear_cache`), so that every later log-prob is what those weights say.
         """
         async with self.weights_lock:
+            await asyncio.to_thread(shapes.check_full, self.options.model, folder)
             await asyncio.to_thread(read_through, folder)
             paused = time.monotonic()
             await self.llm.pause_generation(mode="keep", clear_cache=True)
-            try:
-                await self.replace_weights(policy_version, folder)
-            finally:
-                await self.llm.resume_generation()
+            # Not resumed after a failure: what it sampled then would be from mixed weights.
+            await self.replace_weights(policy_version, folder)
+            await self.llm.resume_generation()
             return time.monotonic() - paused
 
     async def replace_weights(self, policy_version: int, folder: Path) -> None:
-        """Load `folder` into the paused engine, or put back what it had."""
+        """Load checked files into the paused engine; a failure leaves it unable to go on."""
         try:
-            await self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+            await self.llm.collective_rpc("replace_weights", args=(str(folder),))
+            await self.llm.update_weight_version(str(policy_version))
         except Exception as error:
-            self.raise_if_dead(error)
-            # The failed load may have written some tensors.
-            previous = {"weights_path": str(self.weights_folder)}
-            await self.llm.collective_rpc("reload_weights", kwargs=previous)
-            raise WeightsRefused(f"version {policy_version}: {first_line(error)}") from error
-        await self.llm.update_weight_version(str(policy_version))
-        self.weights_folder = folder
-        self.weights_version = policy_version
+            # Some tensors are the new ones by now, and vLLM has no way back.
+            self.broken = f"replacing the weights by version {policy_version} failed: {error}"
+            raise Unavailable(self.broken, retry_after=5.0) from error
 
     def raise_if_dead(self, error: Exception) -> None:
         """Raise `Unavailable` when `error` came from an engine that is no more."""
@@ -280,6 +278,7 @@ def engine_arguments(options: VllmOptions) -> Any:
         "max_logprobs": MAX_LOGPROBS,
         "disable_log_stats": True,
         "enable_prefix_caching": True,
+        "worker_extension_cls": "tuneloop.generation.vllm_worker.ReloadExtension",
         "gpu_memory_utilization": options.gpu_memory_utilization,
     }
     if current_platform.is_cpu():
