@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+
 from tuneloop.learner.advantages import generalized_advantages, kl_penalized_rewards, whiten
 from tuneloop.learner.losses.ppo import ppo_policy_loss
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
 from tuneloop.learner.losses.dpo import dpo_loss
 from tuneloop.learner.losses.kto import balanced_weights, kto_loss, reference_point
 from tuneloop.learner.losses.means import Mean, log_ratio_kl, mean_over, merge

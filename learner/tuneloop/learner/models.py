@@ -178,7 +178,7 @@ class PolicyModel:
                 given |= load_file(name)
         except (OSError, SafetensorError) as error:
             raise WeightsRefused(f"{folder.name}: {error}") from error
-        _check_tensors(given, expected, optional=_tied_names(self._model))
+        _check_tensors(given, expected)
         if self._adapted is not None:
             set_peft_model_state_dict(self._adapted, given)
             return
@@ -226,19 +226,12 @@ def _head_is_plain(model: Any, device: torch.device) -> bool:
     return torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-3, atol=1e-3)
 
 
-def _tied_names(model: Any) -> set[str]:
-    """Names that share a tensor with another, and so may be missing from a file."""
-    by_address: dict[int, list[str]] = {}
-    for name, tensor in model.state_dict().items():
-        by_address.setdefault(tensor.data_ptr(), []).append(name)
-    return {name for names in by_address.values() if len(names) > 1 for name in names}
-
-
-def _check_tensors(
-    given: dict[str, Tensor], expected: dict[str, Tensor], optional: set[str]
-) -> None:
-    for name in sorted(expected.keys() - given.keys() - optional):
-        raise WeightsRefused(f"tensor {name} is missing", param=name)
+def _check_tensors(given: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise `WeightsRefused` unless `given` fits; of tied tensors one name is enough."""
+    given_places = {expected[name].data_ptr() for name in given if name in expected}
+    for name in sorted(expected.keys() - given.keys()):
+        if expected[name].data_ptr() not in given_places:
+            raise WeightsRefused(f"tensor {name} is missing", param=name)
     for name, tensor in given.items():
         if name not in expected:
             raise WeightsRefused(f"tensor {name} is not one of the model's", param=name)

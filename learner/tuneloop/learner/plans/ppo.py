@@ -61,11 +61,12 @@ def measure(
     batch = collate([s.sequence for s in samples], device)
     old_logprobs, old_values = model.logprobs_and_values(batch)
     ref_logprobs = model.reference_logprobs(batch)
-    scores = torch.tensor([s.reward for s in samples], device=device)
+    given_rewards = torch.tensor([s.reward for s in samples], device=device)
     stopped = torch.tensor([s.stopped for s in samples], device=device)
-    scores = scores.clamp(-settings.reward_clip, settings.reward_clip)
+    scores = given_rewards.clamp(-settings.reward_clip, settings.reward_clip)
+    scores = scores - settings.missing_stop_penalty * ~stopped
     rewards = kl_penalized_rewards(
-        scores=scores - settings.missing_stop_penalty * ~stopped,
+        scores=scores,
         old_logprobs=old_logprobs,
         ref_logprobs=ref_logprobs,
         loss_mask=batch.loss_mask,
@@ -101,7 +102,7 @@ def measure(
         weights=importance * sample_weights.unsqueeze(-1),
     )
     return rows, {
-        "reward": mean_over(scores, torch.ones_like(stopped)),
+        "reward": mean_over(given_rewards, torch.ones_like(stopped)),
         "stopped_fraction": mean_over(stopped.to(scores.dtype), torch.ones_like(stopped)),
         "importance_weight": mean_over(importance, batch.loss_mask),
         "gated_fraction": mean_over((~kept).to(scores.dtype), torch.ones_like(kept)),

@@ -1,0 +1,116 @@
+"""One step of the reward model: it learns, however its batch is cut, and refuses what is too long."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tuneloop.errors import InvalidRequest
+from tuneloop.learner.reward_trainer import RewardTrainer
+from tuneloop.learner.samples import LabelledText, PreferredText, RewardSample
+from tuneloop.learner.trainer_settings import RewardTrainerSettings
+from tuneloop.models.reward_model import load
+
+GOOD = ("the quick brown fox", "yes thanks", "a short story about a river", "Paris.")
+BAD = ("no no no", "the lazy dog jumps", "mountain and the sea 0 1 2", "system user assistant")
+
+
+def make_samples() -> list[RewardSample]:
+    thumbs = [
+        LabelledText(sample_id=f"t{i}-{up}", prompt="tell me", completion=words[i], desirable=up)
+        for i in range(4)
+        for up, words in ((True, GOOD), (False, BAD))
+    ]
+    pairs = [
+        PreferredText(sample_id=f"p{i}", prompt="tell me", chosen=GOOD[i], rejected=BAD[i - 1])
+        for i in range(4)
+    ]
+    return [*thumbs, *pairs]
+
+
+def make_trainer(folder: Path, **options: float) -> RewardTrainer:
+    settings = RewardTrainerSettings(threads=1, **options)  # type: ignore[arg-type]
+    return RewardTrainer(folder, settings)
+
+
+def test_a_new_head_scores_nothing_and_its_loss_is_ln_2(tiny_reward_model: Path) -> None:
+    metrics = make_trainer(tiny_reward_model).step(make_samples()).metrics
+    assert metrics["thumb_loss"] == pytest.approx(math.log(2))
+    assert metrics["pair_loss"] == pytest.approx(math.log(2))
+    assert metrics["loss"] == pytest.approx(2 * math.log(2))
+    assert metrics["desirable_score"] == metrics["undesirable_score"] == 0.0
+    assert metrics["gradient_norm"] > 0 or metrics["gradient_norm"] == 0.0
+
+
+def test_it_learns_and_its_saved_folder_scores_what_it_learned(
+    tiny_reward_model: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tiny_reward_model, learning_rate=2e-3)
+    samples = make_samples()
+    for _ in range(60):
+        result = trainer.step(samples)
+    assert result.metrics["accuracy"] == 1.0
+    assert result.metrics["loss"] < 0.3
+    assert result.metrics["desirable_score"] > result.metrics["undesirable_score"] + 1
+    trainer.save_weights(tmp_path)
+    model = load(tmp_path)
+    assert model.trained
+    good = model.score(["tell me"] * 4, GOOD)
+    bad = model.score(["tell me"] * 4, BAD)
+    assert min(score for score in good if score is not None) > 0
+    assert max(score for score in bad if score is not None) < 0
+
+
+def test_how_the_batch_is_cut_does_not_change_the_step(tiny_reward_model: Path) -> None:
+    whole = make_trainer(tiny_reward_model, token_budget=10_000, head_learning_rate=0.05)
+    single = make_trainer(tiny_reward_model, token_budget=1, head_learning_rate=0.05)
+    for _ in range(3):
+        metrics = dict(whole.step(make_samples()).metrics)
+        assert single.step(make_samples()).metrics == pytest.approx(metrics, rel=1e-3, abs=1e-5)
+    expected, moments = whole.state().optimizer, single.state().optimizer
+    for name, moment in expected.items():
+        assert torch.allclose(moments[name], moment, rtol=1e-2, atol=1e-5), name
+
+
+def test_one_kind_alone_is_enough_and_none_is_skipped(tiny_reward_model: Path) -> None:
+    trainer = make_trainer(tiny_reward_model)
+    assert "pair_loss" not in trainer.step(make_samples()[:2]).metrics
+    assert "thumb_loss" not in trainer.step(make_samples()[-2:]).metrics
+    result = trainer.step([])
+    assert (result.skipped, result.reason) == (True, "no_samples")
+    assert trainer.optimizer_steps == 2
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_sample_that_is_too_long_is_refused_never_cut(
+    tiny_reward_model: Path, place: int
+) -> None:
+    trainer = make_trainer(tiny_reward_model, max_length=40)
+    samples = make_samples()
+    samples[place] = replace(samples[place], prompt="river " * 100)
+    before = trainer.state().model
+    with pytest.raises(InvalidRequest, match="more than the 40 tokens that fit") as caught:
+        trainer.step(samples)
+    assert caught.value.param == samples[place].sample_id
+    after = trainer.state().model
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_weights_and_margins_that_are_no_numbers_are_refused(tiny_reward_model: Path) -> None:
+    trainer = make_trainer(tiny_reward_model)
+    thumb, pair = make_samples()[0], make_samples()[-1]
+    assert isinstance(pair, PreferredText)
+    with pytest.raises(InvalidRequest, match="weight nan"):
+        trainer.check(replace(thumb, weight=math.nan))
+    with pytest.raises(InvalidRequest, match="margin inf"):
+        trainer.check(replace(pair, margin=math.inf))
+
+
+def test_a_language_model_can_be_the_backbone(tiny_policy: Path) -> None:
+    trainer = make_trainer(tiny_policy, head_learning_rate=0.02)
+    first = trainer.step(make_samples()).metrics["loss"]
+    for _ in range(20):
+        last = trainer.step(make_samples()).metrics["loss"]
+    assert last < first - 0.2
