@@ -100,7 +100,8 @@ class Connection:
                 self._waiting.add(scope)
                 yield client
         except (TimeoutError, OSError) as error:
-            raise self.unavailable("did not answer in time") from error
+            problem = "did not answer in time" if self.connected else "was lost while it was asked"
+            raise self.unavailable(problem) from error
         except nats.errors.MaxPayloadError as error:
             raise InvalidRequest("the event is larger than the event bus takes") from error
         except nats.errors.Error as error:
