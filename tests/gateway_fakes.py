@@ -222,6 +222,17 @@ async def serve(register: Any, servicer: Any) -> Server:
     return server
 
 
+class PromptServer(uvicorn.Server):
+    """uvicorn looks ten times a second whether to stop; many tests cannot wait for that."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ended = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.ended.wait()
+
+
 @asynccontextmanager
 async def running_gateway(**overrides: Any) -> AsyncIterator[Stack]:
     """The gateway under uvicorn on a free port, over fakes."""
@@ -248,7 +259,7 @@ async def running_gateway(**overrides: Any) -> AsyncIterator[Stack]:
         log_config=None,
         timeout_graceful_shutdown=1,
     )
-    web = uvicorn.Server(config)
+    web = PromptServer(config)
     running = asyncio.create_task(web.serve())
     while not web.started:
         assert not running.done(), "uvicorn did not start"
@@ -265,7 +276,7 @@ async def running_gateway(**overrides: Any) -> AsyncIterator[Stack]:
             settings=settings,
         )
     finally:
-        web.should_exit = True
+        web.ended.set()
         await running
         for server in servers.values():
             await server.stop()
