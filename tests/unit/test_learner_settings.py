@@ -79,6 +79,6 @@ def test_a_folder_without_a_model_is_refused(
 def test_two_learners_never_share_a_ledger(tmp_path: Path) -> None:
     lock = take_lock(tmp_path)
     with pytest.raises(FailedPrecondition, match="another learner works in"):
-        take_lock(tmp_path)
+        take_lock(tmp_path, wait_seconds=0.0)
     lock.close()
     take_lock(tmp_path).close()

@@ -132,7 +132,7 @@ async def make_trainees(
 ) -> list[tuple[Trainee, Batches]]:
     """Load the models, in the thread that will train them."""
     # torch and transformers come in here.
-    from tuneloop.learner.training import PolicyTraining, RewardTraining
+    from tuneloop.learner.training import PolicyTraining
 
     def trainee(model: str, name: str, build: Callable[[], Trainer]) -> Trainee:
         return Trainee(
@@ -151,6 +151,7 @@ async def make_trainees(
     made: list[tuple[Trainee, Batches]] = [(policy, PolicyBatches(database, settings))]
     backbone = settings.reward_model
     if backbone is not None:
+        from tuneloop.learner.reward_training import RewardTraining
 
         def reward_trainer() -> Trainer:
             return RewardTraining(backbone, settings.reward_trainer())

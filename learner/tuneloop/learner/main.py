@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -54,15 +55,23 @@ def check(settings: LearnerSettings) -> None:
             raise SettingsError(f"TUNELOOP_LEARNER_{name.upper()}: no model in {folder}")
 
 
-def take_lock(data_dir: Path) -> TextIO:
-    """Keep a second learner off the ledger; the lock ends with the process, however it ends."""
+def take_lock(data_dir: Path, wait_seconds: float = 3.0) -> TextIO:
+    """Keep a second learner off the ledger; the lock ends with the process, however it ends.
+
+    Waits for one that is just stopping. Raises `FailedPrecondition`.
+    """
     data_dir.mkdir(parents=True, exist_ok=True)
     file = (data_dir / "lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise FailedPrecondition(f"another learner works in {data_dir}; stop it first") from error
-    return file
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
+                problem = f"another learner works in {data_dir}; stop it first"
+                raise FailedPrecondition(problem) from error
+            time.sleep(0.1)
 
 
 async def serve(settings: LearnerSettings) -> int:

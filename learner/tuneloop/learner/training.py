@@ -1,16 +1,15 @@
-"""The trainers behind the loop's protocol: a trainer, its checkpoints, its version's files."""
+"""The policy's trainer behind the loop's protocol, and how a trainer is checkpointed."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from tuneloop.learner.reward_trainer import RewardTrainer
+from typing import Any, Protocol
 
 from tuneloop.errors import CorruptData
 from tuneloop.learner import checkpoint
 from tuneloop.learner.policy_trainer import PolicyTrainer
 from tuneloop.learner.step_result import StepResult
-from tuneloop.learner.trainer_settings import RewardTrainerSettings, TrainerSettings
+from tuneloop.learner.trainer_settings import TrainerSettings
+from tuneloop.learner.trainer_state import TrainerState
 
 
 class PolicyTraining:
@@ -37,36 +36,25 @@ class PolicyTraining:
         self._trainer.save_weights(folder, base_model=self._base_model)
 
 
-class RewardTraining:
-    """`Trainer` of the reward model."""
+class Checkpointed(Protocol):
+    """A trainer whose state can be taken and put back."""
 
-    def __init__(self, model_folder: Path, settings: RewardTrainerSettings) -> None:
-        self._trainer = RewardTrainer(model_folder, settings)
+    def state(self) -> TrainerState:
+        """All that a checkpoint keeps of it."""
+        ...
 
-    def step(self, samples: Mapping[str, Sequence[Any]]) -> StepResult:
-        """See `Trainer.step`."""
-        return self._trainer.step(samples["reward_model"])
-
-    def save_checkpoint(self, folder: Path, step: int) -> None:
-        """See `Trainer.save_checkpoint`."""
-        save(folder, "reward_model", self._trainer, step)
-
-    def load_checkpoint(self, folder: Path) -> None:
-        """See `Trainer.load_checkpoint`."""
-        load(folder, "reward_model", self._trainer)
-
-    def save_weights(self, folder: Path) -> None:
-        """See `Trainer.save_weights`."""
-        self._trainer.save_weights(folder)
+    def load_state(self, state: TrainerState) -> None:
+        """Go on from there; raises `CorruptData`."""
+        ...
 
 
-def save(folder: Path, name: str, trainer: PolicyTrainer | RewardTrainer, step: int) -> None:
+def save(folder: Path, name: str, trainer: Checkpointed, step: int) -> None:
     """Write a checkpoint of one trainer."""
     state = checkpoint.CheckpointState(trainers={name: trainer.state()}, position={"step": step})
     checkpoint.save(folder, state)
 
 
-def load(folder: Path, name: str, trainer: PolicyTrainer | RewardTrainer) -> None:
+def load(folder: Path, name: str, trainer: Checkpointed) -> None:
     """Put a trainer where a checkpoint left it; raises `CorruptData`."""
     found = checkpoint.load(folder)
     if name not in found.trainers:

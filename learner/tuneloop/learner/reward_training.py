@@ -1,0 +1,33 @@
+"""The reward model's trainer behind the loop's protocol."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tuneloop.learner.reward_trainer import RewardTrainer
+from tuneloop.learner.step_result import StepResult
+from tuneloop.learner.trainer_settings import RewardTrainerSettings
+from tuneloop.learner.training import load, save
+
+
+class RewardTraining:
+    """`Trainer` of the reward model."""
+
+    def __init__(self, model_folder: Path, settings: RewardTrainerSettings) -> None:
+        self._trainer = RewardTrainer(model_folder, settings)
+
+    def step(self, samples: Mapping[str, Sequence[Any]]) -> StepResult:
+        """See `Trainer.step`."""
+        return self._trainer.step(samples["reward_model"])
+
+    def save_checkpoint(self, folder: Path, step: int) -> None:
+        """See `Trainer.save_checkpoint`."""
+        save(folder, "reward_model", self._trainer, step)
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """See `Trainer.load_checkpoint`."""
+        load(folder, "reward_model", self._trainer)
+
+    def save_weights(self, folder: Path) -> None:
+        """See `Trainer.save_weights`."""
+        self._trainer.save_weights(folder)

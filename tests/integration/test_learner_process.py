@@ -1,0 +1,281 @@
+"""A real learner on a tiny model and a real nats-server: it learns, it is killed, it is refused."""
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from conftest import NatsServer, free_port
+from learner_process import LearnerProcess, feed
+
+from tuneloop.bus.jetstream import JetStreamBus
+from tuneloop.bus.subjects import reward_model_key, stable_policy_key
+from tuneloop.errors import FailedPrecondition, NotFound
+from tuneloop.policies import WeightsReference
+from tuneloop.rpc.channel import connect
+from tuneloop.rpc.status import error_from_rpc
+from tuneloop.v1 import generation_pb2, learner_pb2, learner_pb2_grpc
+from tuneloop.weights.filesystem import FilesystemStore
+from tuneloop.weights.manifest import from_json
+from tuneloop.weights.shapes import base_model_sha256, check_adapter
+from tuneloop.weights.signing import Verifier, write_key_pair
+from tuneloop.wire import weights_from_proto
+
+Stub = learner_pb2_grpc.LearnerServiceStub
+
+
+@pytest.fixture
+def learner(
+    tmp_path: Path, nats_server: NatsServer, tiny_policy: Path, tiny_reward_model: Path
+) -> Iterator[LearnerProcess]:
+    private, public = write_key_pair(tmp_path / "keys")
+    port = free_port()
+    settings = {
+        "PORT": port,
+        "METRICS_PORT": free_port(),
+        "MODEL": tiny_policy,
+        "BASE_MODEL_NAME": "tiny",
+        "REWARD_MODEL": tiny_reward_model,
+        "NATS_URL": nats_server.url,
+        "WEIGHTS_URI": tmp_path / "weights",
+        "SIGNING_KEY_FILE": private,
+        "VERIFY_KEY_FILE": public,
+        "DATA_DIR": tmp_path / "learner",
+        "BATCH_SIZE": 4,
+        "BATCH_WAIT_SECONDS": 0.2,
+        "PUBLISH_EVERY_SECONDS": 1,
+        "THREADS": 1,
+        "NICENESS": 0,
+    }
+    environment = {f"TUNELOOP_LEARNER_{name}": str(value) for name, value in settings.items()}
+    process = LearnerProcess(folder=tmp_path, environment=environment | {"OMP_NUM_THREADS": "1"})
+    yield process
+    process.kill()
+    print(process.log)
+
+
+@pytest.fixture
+async def bus(nats_server: NatsServer) -> AsyncIterator[JetStreamBus]:
+    connected = await JetStreamBus.connect(nats_server.url, name="test")
+    yield connected
+    await connected.close()
+
+
+@pytest.fixture
+async def stub(learner: LearnerProcess) -> AsyncIterator[Stub]:
+    channel = connect(f"127.0.0.1:{learner.environment['TUNELOOP_LEARNER_PORT']}")
+    yield Stub(channel)
+    await channel.close()
+
+
+async def eventually(check: Callable[[], Any], seconds: float = 90.0) -> Any:
+    """The first true answer of `check`, which may be a coroutine function."""
+    async with asyncio.timeout(seconds):
+        while True:
+            answer = check()
+            if asyncio.iscoroutine(answer):
+                answer = await answer
+            if answer:
+                return answer
+            await asyncio.sleep(0.02)
+
+
+async def status_of(stub: Stub) -> learner_pb2.GetStatusResponse | None:
+    try:
+        return await stub.GetStatus(learner_pb2.GetStatusRequest(), timeout=5)
+    except grpc.aio.AioRpcError:
+        return None
+
+
+def thumbs_used(learner: LearnerProcess) -> dict[str, int]:
+    """How many times each thumb the ledger has was used, in one epoch or another."""
+    query = """
+        SELECT feedback.feedback_id, COUNT(uses.sample_id) FROM feedback
+        LEFT JOIN uses ON uses.sample_id = feedback.feedback_id AND uses.objective = 'kto'
+        GROUP BY feedback.feedback_id
+    """
+    with sqlite3.connect(f"file:{learner.ledger}?mode=ro", uri=True) as ledger:
+        return dict(ledger.execute(query).fetchall())
+
+
+async def stable(bus: JetStreamBus) -> WeightsReference | None:
+    entry = await bus.routing(stable_policy_key("tuneloop"))
+    if entry is None:
+        return None
+    return weights_from_proto(generation_pb2.WeightsReference.FromString(entry.value))
+
+
+async def test_thumbs_become_a_version_and_the_service_answers(
+    learner: LearnerProcess, bus: JetStreamBus, stub: Stub, tiny_policy: Path, tmp_path: Path
+) -> None:
+    learner.start()
+    await feed(bus, 0, 8, thumb_first=True)
+    reference = await eventually(lambda: stable(bus))
+    assert reference.policy_version >= 1
+    verifier = Verifier.from_file(tmp_path / "keys" / "manifest_public.pem")
+    store = FilesystemStore(
+        str(tmp_path / "weights"), verifier=verifier, cache_dir=tmp_path / "cache"
+    )
+    manifest, folder = store.fetch(reference)
+    check_adapter(tiny_policy, folder, max_rank=32)
+    assert manifest.base_model == "tiny"
+    assert manifest.data.samples["kto"] > 0
+    labels = await eventually(lambda: labels_of_stable_reward_model(bus, store, tiny_reward_model))
+    assert 1 <= labels <= 8
+
+    await eventually(lambda: set(thumbs_used(learner).values()) == {1})
+    status = await stub.GetStatus(learner_pb2.GetStatusRequest())
+    assert (status.policy, status.rollouts, status.feedback_events) == ("tuneloop", 8, 8)
+    assert {c.objective: c.used for c in status.samples}["kto"] == 8
+    assert status.last_step_metrics["loss"] > 0
+
+    # The last steps' version may still be on its way.
+    await eventually(lambda: versions_cover(stub, 8))
+    listed = await stub.ListPolicyVersions(learner_pb2.ListPolicyVersionsRequest())
+    newest = listed.versions[0]
+    assert from_json(newest.manifest_json.encode()).version == newest.policy_version
+    lineage = await stub.GetLineage(
+        learner_pb2.GetLineageRequest(policy_version=newest.policy_version)
+    )
+    assert lineage.ancestors[-1] == 0
+    assert all(use.objective == "kto" and use.epoch == 0 for use in lineage.uses)
+    await steer(stub, bus, newest.policy_version)
+    await forget(stub, bus, learner, newest.policy_version)
+    assert learner.terminate() == 0
+
+
+async def labels_of_stable_reward_model(
+    bus: JetStreamBus, store: FilesystemStore, backbone: Path
+) -> float | None:
+    entry = await bus.routing(reward_model_key("tuneloop"))
+    if entry is None:
+        return None
+    reference = weights_from_proto(generation_pb2.WeightsReference.FromString(entry.value))
+    assert reference.policy == "tuneloop-reward-model"
+    manifest, folder = store.fetch(reference)
+    assert manifest.base_model_sha256 == base_model_sha256(backbone)
+    assert (folder / "config.json").is_file()
+    return manifest.metrics["labels"]
+
+
+async def versions_cover(stub: Stub, thumbs: int) -> bool:
+    listed = await stub.ListPolicyVersions(learner_pb2.ListPolicyVersionsRequest())
+    manifests = [from_json(v.manifest_json.encode()) for v in listed.versions]
+    return sum(manifest.data.samples["kto"] for manifest in manifests) == thumbs
+
+
+async def steer(stub: Stub, bus: JetStreamBus, newest: int) -> None:
+    answer = await stub.RollBack(learner_pb2.RollBackRequest(policy_version=0, actor="ann"))
+    assert answer.policy_version == 0
+    entry = await bus.routing(stable_policy_key("tuneloop"))
+    assert entry is not None
+    assert generation_pb2.WeightsReference.FromString(entry.value).policy_version == 0
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stub.RollBack(learner_pb2.RollBackRequest())
+    assert isinstance(error_from_rpc(refused.value), FailedPrecondition)
+    with pytest.raises(grpc.aio.AioRpcError) as unknown:
+        await stub.Promote(learner_pb2.PromoteRequest(policy="other", policy_version=1))
+    assert isinstance(error_from_rpc(unknown.value), NotFound)
+    await stub.Promote(learner_pb2.PromoteRequest(policy_version=newest, actor="ann"))
+    reference = await stable(bus)
+    assert reference is not None
+    assert reference.policy_version == newest
+    assert (await stub.Pause(learner_pb2.PauseRequest())).state == "paused"
+    assert (await stub.Resume(learner_pb2.ResumeRequest())).state == "waiting"
+
+
+async def forget(stub: Stub, bus: JetStreamBus, learner: LearnerProcess, newest: int) -> None:
+    gone = await stub.ForgetUser(learner_pb2.ForgetUserRequest(user_hash="u1"))
+    assert (gone.rollouts_removed, gone.feedback_removed, gone.events_purged) == (8, 8, 16)
+    assert newest in gone.policy_versions
+    assert thumbs_used(learner) == {}
+    assert await bus.last("tuneloop.v1.*.feedback.*.u1.*") is None
+
+
+async def test_killed_in_the_middle_of_steps_it_uses_every_thumb_once(
+    learner: LearnerProcess, bus: JetStreamBus
+) -> None:
+    total = 60
+    learner.environment["TUNELOOP_LEARNER_CHECKPOINT_EVERY_STEPS"] = "3"
+    learner.environment["TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS"] = "4"
+    await feed(bus, 0, total, tokens=300)
+    # Killed with steps that are not committed, just after a commit, and while it publishes.
+    for steps_taken in (2, 4, 5):
+        await run_and_kill(learner, steps_taken)
+        assert set(thumbs_used(learner).values()) <= {0, 1}
+    assert 0 in thumbs_used(learner).values()
+    learner.start()
+    await eventually(lambda: all_used(learner, total))
+
+
+async def run_and_kill(learner: LearnerProcess, steps_taken: int) -> None:
+    """Run it for so many steps, then kill -9 it."""
+    goal = learner.log.count(": step ") + steps_taken
+    learner.start()
+    await eventually(lambda: learner.log.count(": step ") >= goal)
+    learner.kill()
+
+
+def all_used(learner: LearnerProcess, total: int) -> bool:
+    used = thumbs_used(learner)
+    assert max(used.values(), default=0) <= 1
+    return len(used) == total and min(used.values()) == 1
+
+
+async def test_it_starts_without_nats_and_takes_up_what_comes_later(
+    learner: LearnerProcess, nats_server: NatsServer, stub: Stub
+) -> None:
+    nats_server.kill()
+    learner.start()
+    status = await eventually(lambda: status_of(stub))
+    assert status.waiting_for == "the event bus, which cannot be reached"
+    nats_server.start()
+    bus = await JetStreamBus.connect(nats_server.url, name="test")
+    await feed(bus, 0, 4)
+    await eventually(lambda: learner.ledger.exists() and all_used(learner, 4))
+    nats_server.kill()
+    nats_server.start()
+    await feed(bus, 4, 4)
+    await eventually(lambda: all_used(learner, 8))
+    await bus.close()
+
+
+async def test_a_checkpoint_cut_short_is_passed_over(
+    learner: LearnerProcess, bus: JetStreamBus
+) -> None:
+    await feed(bus, 0, 12)
+    learner.start()
+    await eventually(lambda: learner.ledger.exists() and all_used(learner, 12))
+    learner.kill()
+    checkpoints = sorted((learner.folder / "learner" / "checkpoints" / "policy").iterdir())
+    largest = max(checkpoints[-1].iterdir(), key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    before = learner.log.count(": step ")
+    learner.start()
+    await eventually(lambda: "will be used again" in learner.log)
+    await eventually(lambda: learner.log.count(": step ") > before)
+    await eventually(lambda: all_used(learner, 12))
+    assert f"checkpoint {checkpoints[-1].name} cannot be used" in learner.log
+    assert largest.name in learner.log
+
+
+def test_an_unknown_setting_stops_it_at_once(learner: LearnerProcess) -> None:
+    learner.environment["TUNELOOP_LEARNER_BATCHSIZE"] = "4"
+    command = [sys.executable, "-c", "from tuneloop.learner.main import main; main()"]
+    ended = subprocess.run(
+        command,
+        env={**os.environ, **learner.environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "unknown setting TUNELOOP_LEARNER_BATCHSIZE" in ended.stderr
+    assert "did you mean TUNELOOP_LEARNER_BATCH_SIZE?" in ended.stderr
