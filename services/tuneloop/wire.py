@@ -68,9 +68,12 @@ def timestamp(when: datetime) -> Timestamp:
 
 
 def moment(stamp: Timestamp, field: str) -> datetime:
-    """An aware datetime of a protobuf timestamp; raises `CorruptData` where it is absent."""
+    """An aware datetime of a protobuf timestamp; `CorruptData` where it is absent or no time."""
     require(stamp.seconds > 0, field, "missing")
-    return stamp.ToDatetime(tzinfo=UTC)
+    try:
+        return stamp.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
+        raise CorruptData(f"{field}: not a time: {error}", param=field) from error
 
 
 def messages_to_proto(messages: Sequence[ChatMessage]) -> rollout_pb2.ChatPrompt:

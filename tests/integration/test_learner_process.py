@@ -112,7 +112,12 @@ async def stable(bus: JetStreamBus) -> WeightsReference | None:
 
 
 async def test_thumbs_become_a_version_and_the_service_answers(
-    learner: LearnerProcess, bus: JetStreamBus, stub: Stub, tiny_policy: Path, tmp_path: Path
+    learner: LearnerProcess,
+    bus: JetStreamBus,
+    stub: Stub,
+    tiny_policy: Path,
+    tiny_reward_model: Path,
+    tmp_path: Path,
 ) -> None:
     learner.start()
     await feed(bus, 0, 8, thumb_first=True)
@@ -238,7 +243,7 @@ async def test_it_starts_without_nats_and_takes_up_what_comes_later(
     nats_server.start()
     bus = await JetStreamBus.connect(nats_server.url, name="test")
     await feed(bus, 0, 4)
-    await eventually(lambda: learner.ledger.exists() and all_used(learner, 4))
+    await eventually(lambda: ": at step" in learner.log and all_used(learner, 4))
     nats_server.kill()
     nats_server.start()
     await feed(bus, 4, 4)
@@ -251,7 +256,7 @@ async def test_a_checkpoint_cut_short_is_passed_over(
 ) -> None:
     await feed(bus, 0, 12)
     learner.start()
-    await eventually(lambda: learner.ledger.exists() and all_used(learner, 12))
+    await eventually(lambda: ": at step" in learner.log and all_used(learner, 12))
     learner.kill()
     checkpoints = sorted((learner.folder / "learner" / "checkpoints" / "policy").iterdir())
     largest = max(checkpoints[-1].iterdir(), key=lambda path: path.stat().st_size)

@@ -24,6 +24,7 @@ from tuneloop.learner import intake
 from tuneloop.learner.ledger import ready, record
 from tuneloop.policies import Activation
 from tuneloop.rollouts import Rollout, ScoredRollout
+from tuneloop.v1 import events_pb2
 from tuneloop.wire import (
     encode_activation,
     encode_feedback,
@@ -86,12 +87,16 @@ async def test_poison_becomes_a_dead_letter_and_holds_nothing_up(parts: Parts) -
     await send(parts, (rollout_generated("tuneloop", "u1"), b"\x0a\x02"), "bad-1")
     await send(parts, (rollout_scored("tuneloop", "u1"), b"\x12\x01x"), "bad-2")
     await send(parts, (weights_activated("tuneloop"), b"{}"), "bad")
+    timeless = events_pb2.FeedbackGiven.FromString(encode_feedback(make_thumb("timeless", "c1")))
+    timeless.accepted_time.seconds = 10**15
+    subject = feedback("tuneloop", "thumb", "u1", "timeless")
+    await send(parts, (subject, timeless.SerializeToString()), "timeless")
     foreign = encode_feedback(make_thumb("foreign", "c1", policy="other"))
     await send(parts, (feedback("tuneloop", "thumb", "u1", "foreign"), foreign), "foreign")
     await send(parts, make_thumb("good", "c1"))
     async with parts.taking_in():
         await until(lambda: ready.counts(parts.database, "kto").waiting == 1)
-        await until(lambda: len(parts.bus.streams[DEAD_LETTERS].events) == 5)
+        await until(lambda: len(parts.bus.streams[DEAD_LETTERS].events) == 6)
         await until(lambda: open_events(parts) == 0)
     reasons = {
         event.headers["Tuneloop-Subject"]: event.headers["Tuneloop-Reason"]

@@ -99,7 +99,7 @@ samples = Table(
     Column("accepted_time", Float, nullable=False, comment="When its event was accepted"),
     Column("recorded_time", Float, nullable=False, comment="When the ledger learned of it"),
     Index("samples_open", "objective", "state", "accepted_time"),
-    Index("samples_completion", "completion_id"),
+    Index("samples_completion", "completion_id", "objective", "user_hash"),
     Index("samples_rejected", "rejected_id"),
     Index("samples_feedback", "feedback_id"),
     Index("samples_user", "user_hash"),

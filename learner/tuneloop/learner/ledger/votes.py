@@ -37,7 +37,10 @@ def settle_votes(connection: Connection, completion_id: str, user_hash: str) -> 
             .order_by(samples.c.accepted_time, samples.c.sample_id)
         )
         votes = [row._asdict() for row in connection.execute(query)]
+        states = {vote["sample_id"]: vote["state"] for vote in votes}
         for sample_id, state in _verdicts(votes).items():
+            if states[sample_id] == state:
+                continue
             connection.execute(
                 update(samples)
                 .where(samples.c.sample_id == sample_id, samples.c.objective == objective)
