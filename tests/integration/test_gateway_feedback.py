@@ -79,6 +79,11 @@ async def test_a_thumb_on_an_answer_is_stored(stack: Stack, http: httpx.AsyncCli
             Comparison(chosen=f"{ONE}.2", rejected=(ONE, TWO)),
             f"{ONE}.2",
         ),
+        (
+            {"kind": "comparison", "completion_id": TWO, "chosen": ONE, "rejected": [TWO]},
+            Comparison(chosen=ONE, rejected=(TWO,)),
+            ONE,
+        ),
         ({"kind": "ranking", "ranking": [TWO, ONE]}, Ranking(completion_ids=(TWO, ONE)), TWO),
         (
             {"kind": "demonstration", "completion_id": ONE, "text": "better"},
@@ -151,6 +156,10 @@ FORGED = f"{ONE[:-1]}{'0' if ONE[-1] != '0' else '1'}"
         (THUMB | {"completion_id": "chatcmpl-123"}, "completion_id"),
         ({"kind": "comparison", "chosen": ONE, "rejected": [FORGED]}, "rejected"),
         ({"kind": "comparison", "chosen": FORGED, "rejected": [ONE]}, "chosen"),
+        (
+            {"kind": "comparison", "completion_id": ONE, "chosen": FORGED, "rejected": [ONE]},
+            "chosen",
+        ),
         ({"kind": "ranking", "ranking": [ONE, FOREIGN]}, "ranking"),
     ],
 )
@@ -191,6 +200,10 @@ async def test_ids_that_were_never_given_are_not_found(
         ({"kind": "rating", "completion_id": ONE, "value": float("inf")}, "value"),
         ({"kind": "rating", "completion_id": ONE, "value": float("nan")}, "value"),
         ({"kind": "comparison", "chosen": ONE}, "rejected"),
+        (
+            {"kind": "comparison", "completion_id": f"{ONE}.1", "chosen": ONE, "rejected": [TWO]},
+            "completion_id",
+        ),
         ({"kind": "comparison", "chosen": ONE, "rejected": []}, "rejected"),
         ({"kind": "comparison", "chosen": ONE, "rejected": [ONE]}, "rejected"),
         ({"kind": "comparison", "chosen": ONE, "rejected": [TWO, TWO]}, "rejected"),

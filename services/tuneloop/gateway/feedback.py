@@ -57,7 +57,10 @@ fields_of_kind = {
     FeedbackKind.DEMONSTRATION: {"completion_id", "text"},
     FeedbackKind.COMMENT: {"completion_id", "text"},
 }
-"""What each kind needs; it takes nothing else but `id`, `user` and `metadata`."""
+"""What each kind needs; it takes nothing else but `id`, `user` and `metadata`.
+
+Comparisons and rankings may repeat one of their completions as `completion_id`.
+"""
 
 
 class FeedbackRequest(BaseModel):
@@ -92,11 +95,13 @@ class FeedbackRequest(BaseModel):
 def check_fields(body: FeedbackRequest) -> None:
     """Raise `InvalidRequest` for a field that is missing, empty or out of place."""
     wanted = fields_of_kind[body.kind]
+    named = (body.chosen, *(body.rejected or ()), *(body.ranking or ()))
     for name in ("completion_id", "value", "chosen", "rejected", "ranking", "text"):
         given = getattr(body, name)
         if name in wanted and (given is None or given in ("", [])):
             raise InvalidRequest(f"{name}: a {body.kind} needs it", param=name)
-        if name not in wanted and given is not None:
+        repeated = name == "completion_id" and given in named
+        if name not in wanted and given is not None and not repeated:
             raise InvalidRequest(f"{name}: does not belong to a {body.kind}", param=name)
 
 
@@ -140,9 +145,9 @@ def feedback_of(gateway: Gateway, body: FeedbackRequest) -> Feedback:
     name, first = next(
         (name, value)
         for name, value in (
-            ("completion_id", body.completion_id),
             ("chosen", body.chosen),
             ("ranking", body.ranking and body.ranking[0]),
+            ("completion_id", body.completion_id),
         )
         if value
     )
