@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.load import LoadResult, load
-from tuneloop.models import resolve
+from tuneloop.models.resolve import resolve
 from tuneloop.supervisor.child import ServiceChild
 
 console = Console()
@@ -177,7 +177,7 @@ async def thumb(client: httpx.AsyncClient, completion_id: str, *, up: bool) -> N
 async def serving_version(client: httpx.AsyncClient) -> int:
     response = await client.get("/v1/policies")
     response.raise_for_status()
-    return int(response.json()["data"][0]["policy_version"])
+    return int(response.json()["policy_version"])
 
 
 async def idle(client: httpx.AsyncClient) -> None:

@@ -37,7 +37,7 @@ async def serving_version(client: httpx.AsyncClient) -> int:
     """The version that would answer now."""
     response = await client.get("/v1/policies")
     response.raise_for_status()
-    return int(response.json()["data"][0]["policy_version"])
+    return int(response.json()["policy_version"])
 
 
 async def wait_for_version(client: httpx.AsyncClient, above: int) -> None:
