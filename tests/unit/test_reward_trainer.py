@@ -1,4 +1,4 @@
-"""One step of the reward model: it learns, however its batch is cut, and refuses what is too long."""
+"""One step of the reward model: it learns, however it is cut, and refuses what is too long."""
 
 import math
 from dataclasses import replace

@@ -168,14 +168,14 @@ class PolicyModel:
         The reference policy stays version 0.
         """
         expected = self._model.state_dict()
-        names = sorted(folder.glob("model*.safetensors"))
+        files = sorted(folder.glob("model*.safetensors"))
         if self._adapted is not None:
             expected = self._adapter_tensors()
-            names = [folder / ADAPTER_WEIGHTS]
+            files = [folder / ADAPTER_WEIGHTS]
         given: dict[str, Tensor] = {}
         try:
-            for name in names:
-                given |= load_file(name)
+            for file in files:
+                given |= load_file(file)
         except (OSError, SafetensorError) as error:
             raise WeightsRefused(f"{folder.name}: {error}") from error
         _check_tensors(given, expected)

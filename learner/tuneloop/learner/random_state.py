@@ -27,7 +27,7 @@ class RandomState:
         assert kind == "MT19937"
         position, has_gauss, cached = rest
         tensors = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             states = torch.cuda.get_rng_state_all()
             tensors |= {f"cuda:{index}": state for index, state in enumerate(states)}
         return cls(

@@ -118,7 +118,7 @@ def whiten_together(groups: Sequence[PpoRows]) -> list[PpoRows]:
         return list(groups)
     flat = torch.cat([rows.advantages[rows.loss_mask] for rows in groups])
     flat = whiten(flat.unsqueeze(0), torch.ones_like(flat, dtype=torch.bool).unsqueeze(0))[0]
-    parts = flat.split([int(rows.loss_mask.sum()) for rows in groups])
+    parts = torch.split(flat, [int(rows.loss_mask.sum()) for rows in groups])
     return [
         replace(
             rows,
