@@ -126,7 +126,7 @@ class TrainerSettings:
 class RewardTrainerSettings:
     """How the reward model learns."""
 
-    learning_rate: float = 5e-5
+    learning_rate: float = 1e-4
     head_learning_rate: float = 1e-3
     """The head starts at zero and is small: at the backbone's rate it would take hundreds of steps.
     """
