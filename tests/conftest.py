@@ -19,6 +19,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.fixture(scope="module")
+def free_port_of_module() -> int:
+    return free_port()
+
+
 @pytest.fixture(scope="session")
 def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random 2-layer Llama with tokenizer and chat template."""
