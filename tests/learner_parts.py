@@ -56,7 +56,7 @@ class Parts:
             signing_key_file=keys / "manifest_private.pem",
             verify_key_file=keys / "manifest_public.pem",
             data_dir=self.folder / "learner",
-            **{"batch_size": 4, "publish_every_steps": 2, **self.options},
+            **{"batch_size": 4, "checkpoint_every_steps": 1, **self.options},
         )
         self.database = Database.at(self.settings.data_dir / "ledger.db")
         self.trainer = CountingTrainer()

@@ -12,7 +12,7 @@ from learner_parts import Parts
 from tuneloop.bus.subjects import stable_policy_key
 from tuneloop.errors import Unavailable
 from tuneloop.learner import publisher
-from tuneloop.learner.ledger import ready, record, steps, versions
+from tuneloop.learner.ledger import lineage, ready, record, steps, versions
 from tuneloop.policies import ReleaseState
 from tuneloop.v1 import generation_pb2
 from tuneloop.wire import decode_weights_published, weights_from_proto
@@ -262,7 +262,7 @@ async def test_a_publication_cut_at_any_stage_is_finished_after_a_restart(
     assert parts.store.versions("tuneloop") == [1]
     assert await parts.release.stable("policy") == 1
     assert versions.get_version(parts.database, "policy", 1).stage == "released"
-    assert len(versions.uses_of(parts.database, "policy", 1)) == 8
+    assert len(lineage.uses_of(parts.database, "policy", 1)) == 8
     assert learned_by(parts, 1) == [f"kto:f{n}" for n in range(8)]
     assert not list((parts.settings.data_dir / "outbox" / "policy").iterdir())
 
@@ -319,7 +319,7 @@ async def test_a_version_the_store_refuses_is_published_under_the_next_number(
     assert versions.list_versions(parts.database, "policy", limit=9) == []
     await parts.turn()
     assert versions.newest_version(parts.database, "policy") == 2
-    assert len(versions.uses_of(parts.database, "policy", 2)) == 8
+    assert len(lineage.uses_of(parts.database, "policy", 2)) == 8
 
 
 async def test_the_steps_taken_are_committed_at_the_end(parts: Parts) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
 from tuneloop.errors import CorruptData, SettingsError
-from tuneloop.learner.ledger import forget, ready, record, steps, versions
+from tuneloop.learner.ledger import forget, lineage, ready, record, steps, versions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.schema import facts, feedback, rollouts, uses
 
@@ -75,16 +75,16 @@ def test_rolling_back_opens_the_samples_again(ledger: Database) -> None:
 
 def test_a_version_owns_the_uses_since_its_parent(ledger: Database) -> None:
     steps.commit_steps(ledger, "policy", [step(1, "f0"), step(2, "f1")], "two", 0.0)
-    learned = versions.learned_from(ledger, "policy", 2)
+    learned = lineage.learned_from(ledger, "policy", 2)
     assert learned.samples == {"kto": 2}
     assert learned.oldest_feedback_time is not None
     add_version(ledger, 1, 0, 2)
     steps.commit_steps(ledger, "policy", [step(3, "f2")], "three", 0.0)
     add_version(ledger, 2, 2, 3, parent=1)
-    assert [u.sample_id for u in versions.uses_of(ledger, "policy", 1)] == ["f0", "f1"]
-    assert [u.sample_id for u in versions.uses_of(ledger, "policy", 2)] == ["f2"]
-    assert versions.ancestors(ledger, "policy", 2) == [1, 0]
-    assert len(versions.feedback_times(ledger, "policy", 1)) == 2
+    assert [u.sample_id for u in lineage.uses_of(ledger, "policy", 1)] == ["f0", "f1"]
+    assert [u.sample_id for u in lineage.uses_of(ledger, "policy", 2)] == ["f2"]
+    assert lineage.ancestors(ledger, "policy", 2) == [1, 0]
+    assert len(lineage.feedback_times(ledger, "policy", 1)) == 2
 
 
 def test_forgetting_a_user_leaves_nothing_of_theirs(ledger: Database) -> None:

@@ -20,7 +20,7 @@ from tuneloop.bus.subjects import weights_activated as activated_subject
 from tuneloop.errors import CorruptData, TuneloopError
 from tuneloop.feedback import Feedback
 from tuneloop.learner import metrics
-from tuneloop.learner.ledger import record, versions
+from tuneloop.learner.ledger import lineage, record
 from tuneloop.learner.ledger.database import Database
 from tuneloop.policies import Activation
 from tuneloop.rollouts import Rollout, ScoredRollout
@@ -186,7 +186,7 @@ def intakes(
 def observe_feedback_to_serving(database: Database, activation: Activation) -> None:
     """Note how long each feedback took until the version that learned from it served."""
     served = activation.activated_time.timestamp()
-    for accepted in versions.feedback_times(database, "policy", activation.policy_version):
+    for accepted in lineage.feedback_times(database, "policy", activation.policy_version):
         metrics.feedback_to_serving.observe(max(0.0, served - accepted))
 
 

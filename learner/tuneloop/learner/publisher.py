@@ -19,7 +19,7 @@ from tuneloop.bus.subjects import weights_published
 from tuneloop.errors import Conflict, Overloaded, Unavailable, WeightsRefused
 from tuneloop.learner import metrics
 from tuneloop.learner.durable import keep_only, write_folder
-from tuneloop.learner.ledger import steps, versions
+from tuneloop.learner.ledger import lineage, steps, versions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.versions import Version
 from tuneloop.learner.release import Release
@@ -76,7 +76,7 @@ class Publisher:
         version = self._next_number(trainee)
         folder = self._folder(trainee.model, version)
         write_folder(folder, trainee.trainer.save_weights)
-        learned = versions.learned_from(self._database, trainee.model, trainee.step)
+        learned = lineage.learned_from(self._database, trainee.model, trainee.step)
         created_time = datetime.fromtimestamp(self._clock(), UTC)
         base = self._base_models[trainee.model]
         figures = {name: v for name, v in last_metrics.items() if math.isfinite(v)}

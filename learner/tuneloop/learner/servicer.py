@@ -10,7 +10,7 @@ from tuneloop.bus import Bus
 from tuneloop.bus.subjects import of_user, token
 from tuneloop.errors import InvalidRequest, NotFound
 from tuneloop.learner.gauges import OBJECTIVES
-from tuneloop.learner.ledger import forget, ready, steps, versions
+from tuneloop.learner.ledger import forget, lineage, ready, steps, versions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import moment
 from tuneloop.learner.ledger.versions import Version
@@ -156,10 +156,10 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
 
     def _lineage(self, number: int) -> learner_pb2.GetLineageResponse:
         version = versions.get_version(self._database, "policy", number)
-        used = versions.uses_of(self._database, "policy", number)
+        used = lineage.uses_of(self._database, "policy", number)
         return learner_pb2.GetLineageResponse(
             version=to_proto(version),
-            ancestors=versions.ancestors(self._database, "policy", number),
+            ancestors=lineage.ancestors(self._database, "policy", number),
             uses=[
                 learner_pb2.SampleUse(
                     sample_id=use.sample_id,

@@ -60,7 +60,7 @@ class LearnerSettings(BaseSettings):
     publish_every_seconds: float = Field(
         20.0, ge=0, description="longest wait of a step for its version"
     )
-    checkpoint_every_steps: int = Field(1, ge=1, description="steps to a checkpoint, 1 or more")
+    checkpoint_every_steps: int = Field(2, ge=1, description="steps to a checkpoint, 1 or more")
     keep_checkpoints: int = Field(2, ge=2, description="checkpoints kept of each model, 2 or more")
     release: Literal["off", "manual"] = Field(
         "off", description="off (every version is served at once) or manual (only when promoted)"

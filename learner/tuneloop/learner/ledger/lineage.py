@@ -1,0 +1,96 @@
+"""Where a version comes from: its ancestors, and the samples and feedback it learned from."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, select
+
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.rows import moment
+from tuneloop.learner.ledger.schema import feedback, samples, uses, versions
+
+same_sample = (samples.c.sample_id == uses.c.sample_id) & (samples.c.objective == uses.c.objective)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """One use of one sample."""
+
+    sample_id: str
+    objective: str
+    step: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedFrom:
+    """What a range of steps used."""
+
+    samples: dict[str, int]
+    """How many by objective."""
+    oldest_feedback_time: datetime | None
+    newest_feedback_time: datetime | None
+
+
+def ancestors(database: Database, model: str, version: int) -> list[int]:
+    """The versions it grew from, nearest first, down to 0."""
+    with database.read() as connection:
+        query = select(versions.c.version, versions.c.parent).where(versions.c.model == model)
+        parent_of = {row.version: row.parent for row in connection.execute(query)}
+    line: list[int] = []
+    while version in parent_of:
+        version = parent_of[version]
+        line.append(version)
+    return line
+
+
+def uses_of(database: Database, model: str, version: int) -> list[Use]:
+    """The samples a version learned from, since its parent."""
+    query = (
+        select(uses.c.sample_id, uses.c.objective, uses.c.step, uses.c.epoch)
+        .where(uses.c.model == model, uses.c.policy_version == version)
+        .order_by(uses.c.step, uses.c.objective, uses.c.sample_id)
+    )
+    with database.read() as connection:
+        return [Use(**row._asdict()) for row in connection.execute(query)]
+
+
+def learned_from(database: Database, model: str, up_to_step: int) -> LearnedFrom:
+    """What the steps up to `up_to_step` used that no version has yet."""
+    unpublished = (
+        uses.c.model == model,
+        uses.c.policy_version.is_(None),
+        uses.c.step <= up_to_step,
+    )
+    by_objective = (
+        select(uses.c.objective, func.count()).where(*unpublished).group_by(uses.c.objective)
+    )
+    times = (
+        select(func.min(feedback.c.accepted_time), func.max(feedback.c.accepted_time))
+        .select_from(uses)
+        .join(samples, same_sample)
+        .join(feedback, feedback.c.feedback_id == samples.c.feedback_id)
+        .where(*unpublished)
+    )
+    with database.read() as connection:
+        amounts = {row[0]: row[1] for row in connection.execute(by_objective)}
+        oldest, newest = connection.execute(times).one()
+    return LearnedFrom(
+        samples=amounts,
+        oldest_feedback_time=None if oldest is None else moment(oldest),
+        newest_feedback_time=None if newest is None else moment(newest),
+    )
+
+
+def feedback_times(database: Database, model: str, version: int) -> list[float]:
+    """When each feedback a version learned from was accepted, in seconds since the epoch."""
+    query = (
+        select(feedback.c.feedback_id, feedback.c.accepted_time)
+        .distinct()
+        .select_from(uses)
+        .join(samples, same_sample)
+        .join(feedback, feedback.c.feedback_id == samples.c.feedback_id)
+        .where(uses.c.model == model, uses.c.policy_version == version)
+    )
+    with database.read() as connection:
+        return [row.accepted_time for row in connection.execute(query)]
