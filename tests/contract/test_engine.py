@@ -219,6 +219,29 @@ async def test_an_adapter_swap_mid_stream_leaves_requests_on_their_version(
     await engine.drop_adapter(2)
 
 
+async def test_many_versions_sample_in_one_batch_each_by_its_own_weights(
+    engine: Engine, tiny_policy: Path, adapters: dict[int, Path]
+) -> None:
+    # As many as fit, one of them gone again: its place must not leak into the base model.
+    folders = {v: adapters[1 + v % 2] for v in (21, 22, 23, 24)}
+    for version, folder in folders.items():
+        await engine.load_adapter(version, folder)
+    await engine.drop_adapter(24)
+    versions = [0, 21, 0, 22, 23, 0]
+    answers = await asyncio.gather(
+        *(
+            complete(engine, PROMPT, version=v, request_id=f"mixed-{i}", max_tokens=24)
+            for i, v in enumerate(versions)
+        )
+    )
+    for version, (answer,) in zip(versions, answers, strict=True):
+        adapter = folders.get(version)
+        expected = teacher_forced(tiny_policy, adapter, PROMPT, answer.token_ids, 1.0)
+        assert answer.logprobs == pytest.approx(expected, abs=5e-3), version
+    for version in (21, 22, 23):
+        await engine.drop_adapter(version)
+
+
 async def test_an_adapter_that_cannot_be_loaded_is_refused_and_changes_nothing(
     engine: Engine, tiny_policy: Path, tmp_path: Path
 ) -> None:

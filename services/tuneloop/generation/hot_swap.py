@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 from tuneloop.errors import FailedPrecondition, NotFound, TuneloopError, Unavailable, WeightsRefused
 from tuneloop.generation import metrics
+from tuneloop.generation.admission import check_fits, check_manifest
 from tuneloop.generation.engine import Engine
 from tuneloop.policies import Activation, LoadedVersion, WeightsKind, WeightsReference
-from tuneloop.weights import shapes
 from tuneloop.weights.manifest import Manifest
 from tuneloop.weights.store import WeightStore
 
@@ -107,7 +107,6 @@ class HotSwap:
         self.lock = asyncio.Lock()
         self.tasks: set[asyncio.Task[Any]] = set()
         self.trimming = False
-        self.base_sha256: str | None = None
         metrics.policy_version.labels(options.policy).set(0)
 
     def lease(self, policy_version: int | None = None) -> Lease:
@@ -197,8 +196,8 @@ class HotSwap:
             self.refused("store", reference, error)
             raise
         try:
-            self.check_manifest(manifest, reference)
-            await asyncio.to_thread(self.check_shapes, manifest, folder)
+            check_manifest(manifest, reference, self.engine.weights_kind)
+            await asyncio.to_thread(self.check_files, manifest, folder)
         except WeightsRefused as error:
             self.refused("check", reference, error)
             raise
@@ -222,32 +221,9 @@ class HotSwap:
             )
         return await asyncio.to_thread(self.store.fetch, reference)
 
-    def check_manifest(self, manifest: Manifest, reference: WeightsReference) -> None:
-        """Raise `WeightsRefused` unless the manifest describes what was asked for."""
-        expected = {
-            "policy": (manifest.policy, reference.policy),
-            "version": (manifest.version, reference.policy_version),
-            "kind": (manifest.kind.value, self.engine.weights_kind.value),
-        }
-        for name, (given, wanted) in expected.items():
-            if given != wanted:
-                raise WeightsRefused(f"manifest.json: {name} is {given}, not {wanted}", param=name)
-
-    def check_shapes(self, manifest: Manifest, folder: Path) -> None:
-        """Raise `WeightsRefused` unless every tensor fits the base model."""
-        base = self.options.base_model
-        if self.base_sha256 is None:
-            self.base_sha256 = shapes.base_model_sha256(base)
-        if manifest.base_model_sha256 != self.base_sha256:
-            raise WeightsRefused(
-                f"base_model: the version was made from {manifest.base_model}, which is not the "
-                "model served here",
-                param="base_model_sha256",
-            )
-        if manifest.kind is WeightsKind.LORA:
-            shapes.check_adapter(base, folder, self.options.max_lora_rank)
-        else:
-            shapes.check_full(base, folder)
+    def check_files(self, manifest: Manifest, folder: Path) -> None:
+        """Raise `WeightsRefused` unless the files fit the base model."""
+        check_fits(manifest, folder, self.options.base_model, self.options.max_lora_rank)
 
     async def load_into_engine(
         self, version: int, folder: Path, manifest: Manifest | None

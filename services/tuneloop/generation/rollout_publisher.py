@@ -83,8 +83,9 @@ class RolloutPublisher:
 
     async def stop(self, drain_seconds: float) -> None:
         """Publish what is buffered, for at most `drain_seconds`; count what is left."""
+        patience = drain_seconds if self.bus.connected else min(drain_seconds, FIRST_DELAY)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.emptied.wait(), drain_seconds)
+            await asyncio.wait_for(self.emptied.wait(), patience)
         if self.task is not None:
             self.task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

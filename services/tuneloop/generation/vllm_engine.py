@@ -8,10 +8,8 @@ become `policy_version_spans`.
 
 import asyncio
 import logging
-import os
+import secrets
 import subprocess
-import sys
-import sysconfig
 import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from tuneloop.generation.engine import (
     EngineRequest,
     check_limits,
 )
+from tuneloop.generation.vllm_environment import prepare_environment, read_through, start_guard
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import FinishReason, PolicyVersionSpan, SamplingParameters
 from tuneloop.weights import shapes
@@ -35,7 +34,7 @@ logger = logging.getLogger("tuneloop.generation")
 MAX_LOGPROBS = 20
 HEALTH_INTERVAL = 0.5
 """Seconds between looks at whether the engine's processes live."""
-STOP_SECONDS = 3.0
+STOP_SECONDS = 1.0
 """How long the engine's processes get to end by themselves."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks vLLM can be started with; a smaller adapter fits a larger one."""
@@ -205,8 +204,13 @@ class VllmEngine:
 
     async def drop_adapter(self, policy_version: int) -> None:
         """Forget an adapter that no request holds."""
-        if self.adapters.pop(policy_version, None) is not None:
+        if self.adapters.pop(policy_version, None) is None:
+            return
+        try:
             await self.llm.remove_lora(policy_version)
+        except Exception as error:
+            self.raise_if_dead(error)
+            raise Unavailable(f"version {policy_version} was not dropped: {error}") from error
 
     async def load_full_weights(self, policy_version: int, folder: Path) -> float:
         """Replace the weights in place; returns the seconds in which nothing was sampled.
@@ -240,32 +244,6 @@ class VllmEngine:
             raise Unavailable("the engine died and is being restarted", retry_after=5.0) from error
 
 
-def prepare_environment(threads: int) -> None:
-    """Set what vLLM reads from the environment; its processes inherit it."""
-    os.environ.update(
-        VLLM_NO_USAGE_STATS="1",
-        VLLM_DO_NOT_TRACK="1",
-        VLLM_LOGGING_LEVEL=os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
-        HF_HUB_OFFLINE="1",
-        TOKENIZERS_PARALLELISM="false",
-    )
-    cpus = sorted(os.sched_getaffinity(0))
-    chosen = cpus[: threads or len(cpus)]
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(str(cpu) for cpu in chosen)
-    # Intel's OpenMP lets idle threads sleep after a few milliseconds; GNU's spin and starve the
-    # learner on the same machine.
-    openmp = Path(sysconfig.get_path("data")) / "lib" / "libiomp5.so"
-    if openmp.exists() and "libiomp" not in os.environ.get("LD_PRELOAD", ""):
-        preloaded = os.environ.get("LD_PRELOAD", "")
-        os.environ["LD_PRELOAD"] = f"{openmp}:{preloaded}" if preloaded else str(openmp)
-
-
-def start_guard() -> "subprocess.Popen[bytes]":
-    """A process that kills vLLM's processes should this one be killed."""
-    command = [sys.executable, "-m", "tuneloop.generation.process_guard"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-
-
 def engine_arguments(options: VllmOptions) -> Any:
     """`AsyncEngineArgs` for this machine."""
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -278,6 +256,8 @@ def engine_arguments(options: VllmOptions) -> Any:
         "max_logprobs": MAX_LOGPROBS,
         "disable_log_stats": True,
         "enable_prefix_caching": True,
+        # The default is 0: after each start the same requests would get the same answers.
+        "seed": secrets.randbelow(2**31),
         "worker_extension_cls": "tuneloop.generation.vllm_worker.ReloadExtension",
         "gpu_memory_utilization": options.gpu_memory_utilization,
     }
@@ -337,14 +317,6 @@ def finish_reason(reason: str | None) -> FinishReason | None:
             return FinishReason(reason)
         case _:
             raise Unavailable(f"vLLM ended the completion with {reason!r}", retry_after=1.0)
-
-
-def read_through(folder: Path) -> None:
-    """Read the weights once, so that loading them while paused does not wait for a disk."""
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            while file.read(1 << 24):
-                pass
 
 
 def first_line(error: Exception) -> str:
