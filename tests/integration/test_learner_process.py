@@ -206,12 +206,12 @@ async def forget(stub: Stub, bus: JetStreamBus, learner: LearnerProcess, newest:
 async def test_killed_in_the_middle_of_steps_it_uses_every_thumb_once(
     learner: LearnerProcess, bus: JetStreamBus
 ) -> None:
-    total = 60
+    total = 48
     learner.environment["TUNELOOP_LEARNER_CHECKPOINT_EVERY_STEPS"] = "3"
     learner.environment["TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS"] = "4"
     await feed(bus, 0, total, tokens=300)
-    # Killed with steps that are not committed, just after a commit, and while it publishes.
-    for steps_taken in (2, 4, 5):
+    # Killed with steps that are not committed, then after a commit.
+    for steps_taken in (2, 4):
         await run_and_kill(learner, steps_taken)
         assert set(thumbs_used(learner).values()) <= {0, 1}
     assert 0 in thumbs_used(learner).values()
