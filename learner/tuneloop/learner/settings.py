@@ -58,7 +58,7 @@ class LearnerSettings(BaseSettings):
     )
     publish_every_steps: int = Field(2, ge=1, description="steps to a version, 1 or more")
     publish_every_seconds: float = Field(
-        20.0, ge=0, description="longest wait of a step for its version"
+        10.0, ge=0, description="longest wait of a step for its version"
     )
     checkpoint_every_steps: int = Field(2, ge=1, description="steps to a checkpoint, 1 or more")
     keep_checkpoints: int = Field(2, ge=2, description="checkpoints kept of each model, 2 or more")
@@ -80,7 +80,9 @@ class LearnerSettings(BaseSettings):
     beta_dpo: float = Field(0.1, gt=0, description="above 0")
     kl_coef: float = Field(0.05, ge=0, description="0 or more")
     ppo_epochs: int = Field(1, ge=1, description="optimizer steps on a PPO batch, 1 or more")
-    token_budget: int = Field(2048, ge=64, description="padded tokens in one forward pass")
+    token_budget: int | None = Field(
+        None, ge=64, description="padded tokens in one forward pass; absent: by the device"
+    )
 
     reward_batch_size: int = Field(16, ge=1, description="labels in a reward-model step")
     reward_learning_rate: float = Field(5e-5, gt=0, description="above 0")

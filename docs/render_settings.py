@@ -1,0 +1,60 @@
+"""Render docs/settings.md from the settings classes: `python -m docs.render_settings`.
+
+A test renders it again and compares, so the page cannot fall behind the code.
+"""
+
+from pathlib import Path
+
+from pydantic_core import PydanticUndefined
+from pydantic_settings import BaseSettings
+
+from tuneloop.gateway.settings import GatewaySettings
+from tuneloop.generation.settings import GenerationSettings
+from tuneloop.learner.settings import LearnerSettings
+from tuneloop.reward.settings import RewardSettings
+from tuneloop.supervisor.settings import SupervisorSettings
+
+PAGE = Path(__file__).with_name("settings.md")
+PROCESSES: dict[str, type[BaseSettings]] = {
+    "tuneloop up": SupervisorSettings,
+    "gateway": GatewaySettings,
+    "generation": GenerationSettings,
+    "reward": RewardSettings,
+    "learner": LearnerSettings,
+}
+INTRODUCTION = """# Settings
+
+Each process reads its settings from the environment, once, at start. A value that does not fit, or
+a name with the process's prefix that nothing reads, stops the process with a message that names it.
+`tuneloop up` gives its processes what they need to find each other; whatever you set yourself in
+the environment wins. `TUNELOOP_LOG_LEVEL` (DEBUG, INFO, WARNING, ERROR) works in every process.
+
+This page is generated: `python -m docs.render_settings`.
+"""
+
+
+def default_of(settings_class: type[BaseSettings], name: str) -> str:
+    """The default as a reader would type it; empty where the setting is required."""
+    field = settings_class.model_fields[name]
+    value = field.get_default(call_default_factory=False)
+    if value is PydanticUndefined:
+        return "*required*" if field.is_required() else ""
+    return "" if value is None or value == "" else f"`{value}`"
+
+
+def render() -> str:
+    """The whole page."""
+    parts = [INTRODUCTION]
+    for process, settings_class in PROCESSES.items():
+        prefix = settings_class.model_config.get("env_prefix", "").upper()
+        parts.append(f"\n## {process}\n\n| setting | default | meaning |\n| --- | --- | --- |\n")
+        for name, field in settings_class.model_fields.items():
+            meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+            parts.append(
+                f"| `{prefix}{name.upper()}` | {default_of(settings_class, name)} | {meaning} |\n"
+            )
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render())
