@@ -1,0 +1,154 @@
+"""Events are stored once, in spite of the bus; what cannot be is counted."""
+
+import asyncio
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from prometheus_client import REGISTRY
+
+from tuneloop import wire
+from tuneloop.bus import PublishReceipt, subjects
+from tuneloop.bus.memory import MemoryBus
+from tuneloop.errors import Unavailable
+from tuneloop.generation.rollout_publisher import RolloutPublisher
+from tuneloop.policies import Activation
+from tuneloop.rollouts import FinishReason, PolicyVersionSpan, Rollout, SamplingParameters
+
+
+def make_rollout(number: int) -> Rollout:
+    return Rollout(
+        completion_id=f"chatcmpl-{number}",
+        group_id=f"chatcmpl-{number}",
+        policy="tuneloop",
+        tenant="default",
+        user_hash="u1",
+        messages=(),
+        prompt_text="hi",
+        completion_text="yes",
+        prompt_token_ids=(1,),
+        completion_token_ids=(5, 2),
+        generation_logprobs=(-0.5, -0.25),
+        finish_reason=FinishReason.STOP,
+        policy_version_spans=(PolicyVersionSpan(policy_version=0, start=0, end=2),),
+        sampling=SamplingParameters(),
+        finished_time=datetime.now(UTC),
+    )
+
+
+def stored(bus: MemoryBus) -> list[str]:
+    events = bus.streams[subjects.ROLLOUTS].events
+    return [wire.decode_rollout_generated(event.data).completion_id for event in events]
+
+
+def dropped(reason: str) -> float:
+    return REGISTRY.get_sample_value("tuneloop_rollouts_dropped_total", {"reason": reason}) or 0.0
+
+
+async def test_events_are_stored_and_stopping_waits_for_them() -> None:
+    bus = MemoryBus()
+    publisher = RolloutPublisher(bus, buffer_size=200)
+    for number in range(100):
+        publisher.publish(make_rollout(number))
+    publisher.start()
+    await publisher.stop(10)
+    assert sorted(stored(bus)) == sorted(f"chatcmpl-{n}" for n in range(100))
+
+
+async def test_what_came_while_the_bus_was_down_is_stored_later() -> None:
+    bus = MemoryBus()
+    bus.go_down()
+    publisher = RolloutPublisher(bus, buffer_size=10)
+    publisher.start()
+    for number in range(3):
+        publisher.publish(make_rollout(number))
+    await asyncio.sleep(0.05)
+    bus.come_back()
+    await publisher.stop(10)
+    assert stored(bus) == ["chatcmpl-0", "chatcmpl-1", "chatcmpl-2"]
+
+
+async def test_a_full_buffer_drops_the_oldest_and_counts() -> None:
+    bus = MemoryBus()
+    bus.go_down()
+    publisher = RolloutPublisher(bus, buffer_size=3)
+    before = dropped("overflow")
+    for number in range(5):
+        publisher.publish(make_rollout(number))
+    assert dropped("overflow") == before + 2
+    bus.come_back()
+    publisher.start()
+    await publisher.stop(10)
+    assert stored(bus) == ["chatcmpl-2", "chatcmpl-3", "chatcmpl-4"]
+
+
+async def test_what_is_left_at_the_end_is_counted() -> None:
+    bus = MemoryBus()
+    bus.go_down()
+    publisher = RolloutPublisher(bus, buffer_size=3)
+    publisher.start()
+    before = dropped("shutdown")
+    publisher.publish(make_rollout(1))
+    await publisher.stop(10)
+    assert dropped("shutdown") == before + 1
+
+
+class LosesAcknowledgements(MemoryBus):
+    """Stores each event, then says that it does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses = 3
+
+    async def publish(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        event_id: str,
+        timeout: float = 5.0,  # noqa: ASYNC109
+    ) -> PublishReceipt:
+        receipt = await super().publish(subject, data, event_id=event_id, timeout=timeout)
+        if self.losses > 0:
+            self.losses -= 1
+            raise Unavailable("no acknowledgement came")
+        return receipt
+
+
+async def test_a_lost_acknowledgement_does_not_store_twice() -> None:
+    bus = LosesAcknowledgements()
+    publisher = RolloutPublisher(bus, buffer_size=10)
+    publisher.start()
+    for number in range(3):
+        publisher.publish(make_rollout(number))
+    await publisher.stop(10)
+    assert bus.losses == 0
+    assert sorted(stored(bus)) == ["chatcmpl-0", "chatcmpl-1", "chatcmpl-2"]
+
+
+@pytest.mark.parametrize("logprob", [math.nan, -math.inf])
+async def test_a_rollout_nobody_could_decode_is_counted_and_not_sent(logprob: float) -> None:
+    bus = MemoryBus()
+    publisher = RolloutPublisher(bus, buffer_size=10)
+    before = dropped("invalid")
+    publisher.publish(replace(make_rollout(1), generation_logprobs=(-1.0, logprob)))
+    assert dropped("invalid") == before + 1
+    assert not publisher.buffer
+
+
+async def test_activations_travel_the_same_way() -> None:
+    bus = MemoryBus()
+    publisher = RolloutPublisher(bus, buffer_size=10)
+    publisher.start()
+    activation = Activation(
+        policy="tuneloop",
+        policy_version=3,
+        replica="r1",
+        activated_time=datetime(2026, 1, 1, tzinfo=UTC),
+        swap_seconds=0.5,
+    )
+    publisher.publish_activation(activation)
+    await publisher.stop(10)
+    (event,) = bus.streams[subjects.LEARNER].events
+    assert wire.decode_activation(event.data) == activation
