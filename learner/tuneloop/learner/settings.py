@@ -85,13 +85,24 @@ class LearnerSettings(BaseSettings):
     )
 
     reward_batch_size: int = Field(16, ge=1, description="labels in a reward-model step")
-    reward_learning_rate: float = Field(5e-5, gt=0, description="above 0")
+    reward_learning_rate: float = Field(1e-4, gt=0, description="above 0")
 
     threads: int = Field(0, ge=0, description="threads for training; 0 leaves the choice to torch")
     niceness: int = Field(10, ge=0, le=19, description="0 (as important as serving) to 19")
     seed: int = Field(0, ge=0, description="seed of everything random")
-    device: str = Field("cpu", description="torch device, such as cpu or cuda")
+    device: str = Field(
+        "auto", description="torch device: auto (cuda where there is one), cpu, cuda"
+    )
     drain_seconds: float = Field(3.0, ge=0, description="longest wait for a step at the end")
+
+    @property
+    def torch_device(self) -> str:
+        """The device to train on."""
+        if self.device != "auto":
+            return self.device
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
 
     @property
     def base_model(self) -> str:
@@ -121,7 +132,7 @@ class LearnerSettings(BaseSettings):
             token_budget=self.token_budget,
             seed=self.seed,
             threads=self.threads or None,
-            device=self.device,
+            device=self.torch_device,
         )
 
     def reward_trainer(self) -> RewardTrainerSettings:
@@ -130,5 +141,5 @@ class LearnerSettings(BaseSettings):
             learning_rate=self.reward_learning_rate,
             seed=self.seed,
             threads=self.threads or None,
-            device=self.device,
+            device=self.torch_device,
         )

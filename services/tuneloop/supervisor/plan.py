@@ -5,6 +5,7 @@ wins over what is worked out here.
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ DEFAULT_PORTS = {
 }
 STAGGER_BELOW_CORES = 8
 """On fewer cores the learner and the reward service wait until generation has loaded its model."""
+GPU_SHARE_OF_GENERATION = "0.5"
+"""On one machine the learner trains on the same GPU."""
 
 FIRST_STAGE, SECOND_STAGE, THIRD_STAGE = 0, 1, 2
 
@@ -90,6 +93,8 @@ def make_plan(
     }
     reader = common | {"WEIGHTS_CACHE_DIR": str(data.weights_cache)}
     generation = reader | base | {"ENGINE": settings.engine}
+    if shutil.which("nvidia-smi"):
+        generation["GPU_MEMORY_UTILIZATION"] = GPU_SHARE_OF_GENERATION
     reward = reader | {"MODEL": str(reward_model)}
     learner = common | base
     learner |= {
