@@ -222,8 +222,9 @@ def test_the_guard_kills_what_a_killed_process_leaves_behind() -> None:
     parent = subprocess.Popen([sys.executable, "-c", parent_code], stdout=subprocess.PIPE)
     assert parent.stdout is not None
     child, guard = (psutil.Process(int(pid)) for pid in parent.stdout.readline().split())
-    # Its command line is whole from the start; it looks at its parent's children twice a second.
-    time.sleep(2.5)
+    while not any("psutil" in mapping.path for mapping in guard.memory_maps()):
+        time.sleep(0.1)
+    time.sleep(2)  # it looks at its parent's children twice a second
     parent.kill()
     parent.wait()
     _, alive = psutil.wait_procs([child, guard], timeout=20)

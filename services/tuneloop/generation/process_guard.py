@@ -25,11 +25,13 @@ def main() -> None:
     me = psutil.Process()
     parent = me.parent()
     seen: set[psutil.Process] = set()
-    while not select.select([sys.stdin], [], [], INTERVAL)[0]:
+    parent_lives = True
+    while parent_lives:
         with contextlib.suppress(psutil.NoSuchProcess):
             if parent is not None:
                 # A process may have lost its own parent in between, so none is forgotten.
                 seen = {p for p in seen if p.is_running()} | set(parent.children(recursive=True))
+        parent_lives = not select.select([sys.stdin], [], [], INTERVAL)[0]
     left = [process for process in seen if process != me]
     _, alive = psutil.wait_procs(left, timeout=GRACE)
     for process in alive:

@@ -256,6 +256,7 @@ def engine_arguments(options: VllmOptions) -> Any:
         "max_logprobs": MAX_LOGPROBS,
         "disable_log_stats": True,
         "enable_prefix_caching": True,
+        "use_tqdm_on_load": False,
         # The default is 0: after each start the same requests would get the same answers.
         "seed": secrets.randbelow(2**31),
         "worker_extension_cls": "tuneloop.generation.vllm_worker.ReloadExtension",

@@ -12,10 +12,10 @@ def prepare_environment(threads: int) -> None:
     os.environ.update(
         VLLM_NO_USAGE_STATS="1",
         VLLM_DO_NOT_TRACK="1",
-        VLLM_LOGGING_LEVEL=os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
         HF_HUB_OFFLINE="1",
         TOKENIZERS_PARALLELISM="false",
     )
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     cpus = sorted(os.sched_getaffinity(0))
     chosen = cpus[: threads or len(cpus)]
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(str(cpu) for cpu in chosen)
