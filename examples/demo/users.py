@@ -12,7 +12,7 @@ import httpx
 
 LONGEST_LIKED_ANSWER = 40
 """Tokens. The hidden taste: an answer that ends by itself within this many is liked."""
-MAX_TOKENS = 96
+MAX_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -146,7 +146,7 @@ async def test_errors_are_told_and_can_be_retried(stack: Stack) -> None:
     async with opened(stack, failures=True) as page:
         await page.get_by_text("version 3").wait_for()
         stack.generation.fail = Unavailable("generation is restarting")
-        await page.get_by_role("button", name="What is the capital of France?").click()
+        await page.get_by_role("button", name="Tell me a fun fact about honey.").click()
         await page.get_by_role("alert").get_by_text("generation is restarting").wait_for()
         stack.generation.fail = None
         await page.get_by_role("button", name="Try again").click()

@@ -54,7 +54,7 @@ class GatewaySettings(BaseSettings):
         256, ge=1, le=1_000_000, description="tokens per completion where the caller names no limit"
     )
     default_temperature: float = Field(
-        0.7, ge=0, le=2, description="temperature where the caller names none, 0 to 2"
+        0.5, ge=0, le=2, description="temperature where the caller names none, 0 to 2"
     )
     cors_origins: Names = Field(
         (), description='other sites whose pages may call: a JSON list like ["https://app.example"]'
