@@ -172,7 +172,7 @@ async def test_parameters_reach_generation(stack: Stack, http: httpx.AsyncClient
 async def test_defaults(stack: Stack, http: httpx.AsyncClient) -> None:
     await http.post("/v1/chat/completions", json=BODY)
     request = stack.generation.requests[0]
-    assert (request.sampling.max_tokens, request.sampling.temperature) == (256, 0.7)
+    assert (request.sampling.max_tokens, request.sampling.temperature) == (256, 0.5)
     assert (request.sampling.n, request.sampling.top_p) == (1, 1.0)
     assert request.publish_rollout is True
     assert request.clip_max_tokens is True
