@@ -96,6 +96,8 @@ class VllmEngine:
     async def stop(self) -> None:
         """Abort what runs and end the engine's processes."""
         if self.llm is not None:
+            # It takes the end of its processes for a crash, and says so at length.
+            logging.getLogger("vllm").setLevel(logging.CRITICAL)
             await asyncio.to_thread(self.llm.shutdown, STOP_SECONDS)
             self.llm = None
         if self.guard is not None:
