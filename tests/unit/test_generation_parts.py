@@ -211,24 +211,30 @@ def test_a_wrong_setting_is_named_with_what_it_accepts(
         load(GenerationSettings)
 
 
-def test_the_guard_kills_what_a_killed_process_leaves_behind() -> None:
+@pytest.mark.parametrize("cleanly", [False, True])
+def test_the_guard_kills_what_a_killed_process_leaves_behind(cleanly: bool) -> None:
     parent_code = (
-        "import subprocess, sys, time;"
+        "import subprocess, sys;"
         "guard = subprocess.Popen([sys.executable, '-m', 'tuneloop.generation.process_guard'],"
-        " stdin=subprocess.PIPE, start_new_session=True);"
-        "child = subprocess.Popen(['sleep', '300']); print(child.pid, guard.pid, flush=True);"
-        "time.sleep(300)"
+        " stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True);"
+        "child = subprocess.Popen(['sleep', '300'], stdout=subprocess.DEVNULL);"
+        "print(child.pid, guard.pid, flush=True);"
+        "sys.stdin.read(); guard.communicate(b'stopped')"
     )
-    parent = subprocess.Popen([sys.executable, "-c", parent_code], stdout=subprocess.PIPE)
+    command = [sys.executable, "-c", parent_code]
+    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert parent.stdout is not None
     child, guard = (psutil.Process(int(pid)) for pid in parent.stdout.readline().split())
     while not any("psutil" in mapping.path for mapping in guard.memory_maps()):
         time.sleep(0.1)
     time.sleep(2)  # it looks at its parent's children twice a second
-    parent.kill()
-    parent.wait()
-    _, alive = psutil.wait_procs([child, guard], timeout=20)
-    assert alive == []
+    if not cleanly:
+        parent.kill()
+    parent.communicate()
+    _, alive = psutil.wait_procs([child, guard], timeout=5 if cleanly else 20)
+    assert alive == ([child] if cleanly else [])
+    if cleanly:
+        child.kill()
 
 
 def test_settings_are_read_without_loading_what_is_heavy() -> None:

@@ -2,7 +2,7 @@
 
 vLLM computes in processes of its own, which survive a `kill -9` of the one that started them and
 keep their memory. This guard is a child of that process with a pipe from it: it notes the other
-descendants, and when the pipe closes it kills those that are still there.
+descendants, and when the pipe closes without a word it kills those that are still there.
 """
 
 import contextlib
@@ -32,6 +32,8 @@ def main() -> None:
                 # A process may have lost its own parent in between, so none is forgotten.
                 seen = {p for p in seen if p.is_running()} | set(parent.children(recursive=True))
         parent_lives = not select.select([sys.stdin], [], [], INTERVAL)[0]
+    if sys.stdin.buffer.read():
+        return  # a word: the parent has cleaned up
     left = [process for process in seen if process != me]
     _, alive = psutil.wait_procs(left, timeout=GRACE)
     for process in alive:

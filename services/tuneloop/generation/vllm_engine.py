@@ -78,11 +78,9 @@ class VllmEngine:
         """Load the base model (version 0) and be ready."""
         prepare_environment(self.options.threads)
         self.guard = start_guard()
-        from vllm.v1.engine.async_llm import AsyncLLM
-
         started = time.monotonic()
-        arguments = engine_arguments(self.options)
-        self.llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
+        # In a thread, the import too: a signal to stop must not wait for it.
+        self.llm = await asyncio.to_thread(start_llm, self.options)
         await self.llm.update_weight_version("0")
         model_config = self.llm.model_config
         self.limits = EngineLimits(
@@ -101,7 +99,7 @@ class VllmEngine:
             await asyncio.to_thread(self.llm.shutdown, STOP_SECONDS)
             self.llm = None
         if self.guard is not None:
-            await asyncio.to_thread(self.guard.communicate)
+            await asyncio.to_thread(self.guard.communicate, b"stopped")
             self.guard = None
 
     async def failed(self) -> str:
@@ -244,6 +242,13 @@ class VllmEngine:
         """Raise `Unavailable` when `error` came from an engine that is no more."""
         if self.llm is None or self.llm.errored:
             raise Unavailable("the engine died and is being restarted", retry_after=5.0) from error
+
+
+def start_llm(options: VllmOptions) -> Any:
+    """Import vLLM and start its processes; blocks for half a minute on a CPU."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    return AsyncLLM.from_engine_args(engine_arguments(options))
 
 
 def engine_arguments(options: VllmOptions) -> Any:
