@@ -147,14 +147,24 @@ def test_metrics_of_every_process_tell_the_story(user: User) -> None:
     }
     pages["gateway"] = httpx.get(f"{user.service.url}/metrics").text
     expected = {
-        "gateway": ["tuneloop_gateway_feedback_accepted_total"],
+        "gateway": [
+            "tuneloop_gateway_feedback_accepted_total",
+            "tuneloop_gateway_time_to_first_token_seconds_count",
+        ],
         "generation": [
-            "tuneloop_generation_policy_version",
-            "tuneloop_generation_swap_seconds_count",
+            "tuneloop_policy_version",
+            "tuneloop_swap_seconds_count",
+            "tuneloop_inter_token_latency_seconds_count",
+            "tuneloop_rollouts_published_total",
             "tuneloop_feedback_to_serving_seconds_count",
         ],
-        "reward": ["tuneloop_reward_rollouts_scored_total"],
-        "learner": ["tuneloop_learner_step_loss", "tuneloop_learner_gradient_norm"],
+        "reward": ["tuneloop_reward_rollouts_total"],
+        "learner": [
+            "tuneloop_learner_feedback_consumed_total",
+            "tuneloop_learner_loss",
+            "tuneloop_learner_gradient_norm",
+            "tuneloop_learner_feedback_to_serving_seconds_count",
+        ],
     }
     for process, names in expected.items():
         for name in names:
