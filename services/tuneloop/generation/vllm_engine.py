@@ -7,7 +7,6 @@ become `policy_version_spans`.
 """
 
 import asyncio
-import gc
 import logging
 import secrets
 import subprocess
@@ -99,7 +98,6 @@ class VllmEngine:
             logging.getLogger("vllm").setLevel(logging.CRITICAL)
             await asyncio.to_thread(self.llm.shutdown, STOP_SECONDS)
             self.llm = None
-            gc.collect()  # its finalizer fails when it runs as late as the interpreter's end
         if self.guard is not None:
             await asyncio.to_thread(self.guard.communicate, b"stopped")
             self.guard = None
