@@ -1,0 +1,75 @@
+"""Full weights and PPO through the real processes, with a user's own reward function."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from e2e_client import User, wait_until, wait_until_each_thumb_is_used_once
+
+from tuneloop.supervisor.child import ServiceChild
+
+pytestmark = pytest.mark.timeout(600)
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(
+    scope="module",
+    params=["transformers", pytest.param("vllm", marks=[pytest.mark.slow, pytest.mark.vllm])],
+)
+def user(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_policy: Path,
+    tiny_reward_model: Path,
+    free_port_of_module: int,
+) -> Iterator[User]:
+    service = ServiceChild(
+        tmp_path_factory.mktemp("full"),
+        port=free_port_of_module,
+        arguments=[
+            *("--model", str(tiny_policy), "--reward-model", str(tiny_reward_model)),
+            *("--engine", request.param, "--weights", "full"),
+        ],
+        environment={
+            "PYTHONPATH": str(TESTS),
+            "TUNELOOP_REWARD_FUNCTIONS": '["e2e_reward:brevity"]',
+            "TUNELOOP_LEARNER_BATCH_SIZE": "4",
+            "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
+            "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "1",
+            "TUNELOOP_LEARNER_PPO_BATCH_SIZE": "8",
+            "TUNELOOP_GENERATION_KV_CACHE_GIB": "0.25",
+        },
+    )
+    with service:
+        service.wait_until_ready()
+        yield User(service)
+
+
+def test_thumbs_replace_the_weights_of_the_running_service(user: User) -> None:
+    user.chat_and_press(4)
+    wait_until(lambda: user.chat()["policy_version"] >= 1, "an answer from new weights")
+    wait_until_each_thumb_is_used_once(user)
+    serving = user.get("/v1/policies")["serving"]
+    assert serving["weights_kind"] == "full"
+    names = {f["name"] for f in user.get("/v1/policies/1")["manifest"]["files"]}
+    assert {"model.safetensors", "config.json"} <= names
+
+
+def test_scored_rollouts_are_learned_by_ppo(user: User) -> None:
+    score = httpx.post(
+        f"{user.service.url}/v1/score", json={"prompt": "hi", "completions": ["a", "a longer one"]}
+    ).json()
+    assert score["scores"][0] > score["scores"][1]
+
+    def used() -> bool:
+        user.chat()
+        samples = {s["objective"]: s["used"] for s in user.get("/v1/learner")["samples"]}
+        return samples["ppo"] >= 8
+
+    wait_until(used, "a PPO step on eight scored rollouts")
+    versions = user.get("/v1/policies")["data"]
+    wait_until(
+        lambda: any("ppo" in v["algorithms"] for v in user.get("/v1/policies")["data"]),
+        f"a version that PPO made, beyond {versions[0]['policy_version']}",
+    )
