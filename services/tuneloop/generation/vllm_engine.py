@@ -1,4 +1,4 @@
-"""The engine on vLLM's `AsyncLLM`: the only module that imports vllm.
+"""The engine on vLLM's `AsyncLLM`; with `vllm_worker`, the only modules that import vllm.
 
 LoRA versions are adapters with `lora_int_id == policy_version`; an id is never loaded twice with
 other weights. Full weights are replaced in place between `pause_generation(mode="keep")` and
