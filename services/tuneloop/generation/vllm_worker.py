@@ -1,8 +1,8 @@
 """What runs inside vLLM's worker process, which imports this module by name.
 
-Two things vLLM 0.32 gets wrong on a CPU are put right here: the reload of tied output layers, by a
-worker extension, and LoRA in mixed batches, by naming another kernel class in the platform's choice.
-For the second vLLM has no narrower hook than that one method of its CPU platform, which is replaced
+Two things vLLM 0.32 gets wrong on a CPU are put right here: the reload of tied output layers, by
+a worker extension, and LoRA in mixed batches, by a kernel class of our own. For the second vLLM
+has no narrower hook than the method of its CPU platform that names the class, which is replaced
 in this process. On a GPU nothing is changed.
 """
 
