@@ -35,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.load import LoadResult, load
+from tuneloop.generation.vllm_environment import prepare_environment
 from tuneloop.models.resolve import resolve
 from tuneloop.supervisor.child import ServiceChild
 
@@ -222,6 +223,8 @@ def main() -> int:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--max-model-len", type=int, default=2048)
     arguments = parser.parse_args()
+    # Threads and OpenMP library: the same for both servers, since both inherit them.
+    prepare_environment(threads=0)
     cache_dir = Path(os.environ.get("TUNELOOP_CACHE_DIR", Path.home() / ".cache" / "tuneloop"))
     model = resolve(arguments.model, cache_dir)
     settings = {

@@ -114,8 +114,9 @@ def test_a_finished_reward_model_is_listened_to(tiny_reward_model: Path, tmp_pat
 def test_enough_labels_make_a_version_informative(tiny_reward_model: Path, tmp_path: Path) -> None:
     publisher = Publisher(tiny_reward_model, tmp_path)
     manifest, _ = publisher.store().fetch(publisher.publish(1, bias=1.0, labels=31.0))
-    assert not is_informative(manifest, min_labels=32)
-    assert is_informative(manifest, min_labels=31)
+    assert not is_informative(manifest, min_labels=32, min_accuracy=0.65)
+    assert is_informative(manifest, min_labels=31, min_accuracy=0.9)
+    assert not is_informative(manifest, min_labels=31, min_accuracy=0.91)
 
 
 def verdict(score: float | None, weight: float, informative: bool) -> ScorerResult:

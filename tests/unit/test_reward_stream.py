@@ -224,6 +224,7 @@ class Swapping:
                 policy="tuneloop",
                 base_model_sha256=base_model_sha256(base_folder),
                 min_labels=32,
+                min_accuracy=0.65,
             ),
         )
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tuneloop.errors import InvalidRequest
-from tuneloop.learner.reward_trainer import RewardTrainer
+from tuneloop.learner.reward_trainer import RewardTrainer, balanced
 from tuneloop.learner.samples import LabelledText, PreferredText, RewardSample
 from tuneloop.learner.trainer_settings import RewardTrainerSettings
 from tuneloop.models.reward_model import load
@@ -114,3 +114,13 @@ def test_a_language_model_can_be_the_backbone(tiny_policy: Path) -> None:
     for _ in range(20):
         last = trainer.step(make_samples()).metrics["loss"]
     assert last < first - 0.2
+
+
+def test_rare_thumbs_up_weigh_as_much_as_many_thumbs_down() -> None:
+    thumbs = [
+        LabelledText(sample_id=f"t{i}", prompt="p", completion="c", desirable=i == 0)
+        for i in range(4)
+    ]
+    weighed = balanced([(thumb, ()) for thumb in thumbs])
+    assert [sample.weight for sample, _ in weighed] == pytest.approx([2.0, 2 / 3, 2 / 3, 2 / 3])
+    assert balanced([]) == []

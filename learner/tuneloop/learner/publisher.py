@@ -19,7 +19,7 @@ from tuneloop.bus.subjects import weights_published
 from tuneloop.errors import Conflict, Overloaded, Unavailable, WeightsRefused
 from tuneloop.learner import metrics
 from tuneloop.learner.durable import keep_only, write_folder
-from tuneloop.learner.ledger import lineage, steps, versions
+from tuneloop.learner.ledger import agreement, lineage, steps, versions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.versions import Version
 from tuneloop.learner.release import Release
@@ -81,8 +81,11 @@ class Publisher:
         base = self._base_models[trainee.model]
         figures = {name: v for name, v in last_metrics.items() if math.isfinite(v)}
         if trainee.model == "reward_model":
-            # The reward service takes a reward model at its word from a number of labels on.
+            # By these the reward service decides whether the version has something to say.
             figures["labels"] = float(steps.used_samples(self._database, "reward_model"))
+            accuracy = agreement.ranking_accuracy(self._database)
+            if accuracy is not None:
+                figures["ranking_accuracy"] = accuracy
         manifest = Manifest(
             policy=trainee.policy,
             version=version,

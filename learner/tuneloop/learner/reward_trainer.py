@@ -1,5 +1,6 @@
 """One step of the reward model: Bradley–Terry on pairs, binary cross-entropy on thumbs."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from tuneloop.errors import InvalidRequest
 from tuneloop.learner.batching import micro_batches
 from tuneloop.learner.descent import MicroLoss, Term, descend
+from tuneloop.learner.losses.kto import balanced_weights
 from tuneloop.learner.losses.means import Mean
 from tuneloop.learner.losses.reward_model import bradley_terry_loss, thumb_loss
 from tuneloop.learner.optimization import Optimization
@@ -53,7 +55,9 @@ class RewardTrainer:
     def step(self, samples: Sequence[RewardSample]) -> StepResult:
         """Take one optimizer step on thumbs and pairs; either may be absent.
 
-        Each kind is divided by its own number of samples, then they are summed. Metrics are of
+        Each kind is divided by its own number of samples, then they are summed. Thumbs up and
+        thumbs down weigh half each: users press one far more than the other, and the head must
+        not learn that instead of what they like. Metrics are of
         the model before the step: `accuracy` is on samples it had not seen.
 
         Raises:
@@ -61,7 +65,7 @@ class RewardTrainer:
 
         """
         encoded = [(sample, self._encode(sample)) for sample in samples]
-        thumbs = [(s, e) for s, e in encoded if isinstance(s, LabelledText)]
+        thumbs = balanced([(s, e) for s, e in encoded if isinstance(s, LabelledText)])
         pairs = [(s, e) for s, e in encoded if isinstance(s, PreferredText)]
         if not samples:
             return StepResult(metrics={}, skipped=True, reason="no_samples")
@@ -142,6 +146,17 @@ class RewardTrainer:
             rows=rows,
             token_budget=self._settings.token_budget,
         )
+
+
+def balanced(thumbs: Sequence[tuple[LabelledText, Encoded]]) -> list[tuple[LabelledText, Encoded]]:
+    """The thumbs with weights by which either verdict weighs half."""
+    desirable = torch.tensor([sample.desirable for sample, _ in thumbs], dtype=torch.bool)
+    weights = torch.tensor([sample.weight for sample, _ in thumbs], dtype=torch.float64)
+    scaled = balanced_weights(desirable, weights).tolist()
+    return [
+        (dataclasses.replace(sample, weight=weight), encodings)
+        for (sample, encodings), weight in zip(thumbs, scaled, strict=True)
+    ]
 
 
 def _refused(sample: RewardSample, problem: str) -> InvalidRequest:

@@ -34,6 +34,7 @@ class SwapOptions:
     """The policy that is scored; its reward model is `<policy>-reward-model`."""
     base_model_sha256: str
     min_labels: int
+    min_accuracy: float
 
 
 class HotSwap:
@@ -145,5 +146,7 @@ class HotSwap:
             model=model,
             version=manifest.version,
             weight=self._base.weight,
-            informative=is_informative(manifest, self._options.min_labels),
+            informative=is_informative(
+                manifest, self._options.min_labels, self._options.min_accuracy
+            ),
         )

@@ -11,6 +11,8 @@ from tuneloop.weights.manifest import Manifest
 SCORER_NAME = "reward_model"
 LABELS_METRIC = "labels"
 """Entry of a manifest's metrics: how many labels the version was trained on."""
+ACCURACY_METRIC = "ranking_accuracy"
+"""Entry of a manifest's metrics: pairs of a liked and a disliked answer ranked right, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,10 @@ def base_scorer(folder: Path, *, max_length: int, weight: float) -> RewardModelS
     return RewardModelScorer(model=model, version=0, weight=weight, informative=model.trained)
 
 
-def is_informative(manifest: Manifest, min_labels: int) -> bool:
-    """Whether the version was trained on enough labels to be listened to."""
-    return manifest.metrics.get(LABELS_METRIC, 0.0) >= min_labels
+def is_informative(manifest: Manifest, min_labels: int, min_accuracy: float) -> bool:
+    """Whether the version learned enough, and ranks unseen answers well enough, to be heard.
+
+    A model that knows nothing yet must not be heard: PPO would amplify its noise.
+    """
+    enough = manifest.metrics.get(LABELS_METRIC, 0.0) >= min_labels
+    return enough and manifest.metrics.get(ACCURACY_METRIC, 0.0) >= min_accuracy

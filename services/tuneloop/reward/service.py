@@ -76,6 +76,7 @@ def make_hot_swap(
         policy=settings.policy,
         base_model_sha256=base_model_sha256(settings.model),
         min_labels=settings.min_labels,
+        min_accuracy=settings.min_accuracy,
     )
     return HotSwap(bus=bus, store=store, scoring=scoring, base=base, options=options)
 

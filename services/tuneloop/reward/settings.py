@@ -44,6 +44,13 @@ class RewardSettings(BaseSettings):
     min_labels: int = Field(
         32, ge=0, description="labels after which a trained reward model counts, 0 or more"
     )
+    min_accuracy: float = Field(
+        0.65,
+        ge=0,
+        le=1,
+        description="share of unseen pairs of liked and disliked answers that a trained reward "
+        "model must rank right to count, 0 to 1",
+    )
     batch_size: int = Field(32, ge=1, le=1024, description="rollouts scored together, 1 to 1024")
     batch_wait_seconds: float = Field(
         0.05, ge=0, le=10, description="wait for more rollouts after the first, 0 to 10 seconds"
