@@ -133,9 +133,11 @@ def test_everything_survives_a_restart(user: User) -> None:
     assert user.service.stop() == 0
     user.service.start()
     user.service.wait_until_ready()
-    assert user.chat()["policy_version"] == version
+    assert user.chat()["policy_version"] >= version
     wait_until(lambda: learner_state(user) == "waiting", "the learner is up")
-    assert [v["policy_version"] for v in user.get("/v1/policies")["data"]] == versions
-    assert kto_uses(user.service.data_dir) == uses
+    # A thumb answered 503 may have been stored all the same and be learned only now.
+    listed = [v["policy_version"] for v in user.get("/v1/policies")["data"]]
+    assert listed[-len(versions) :] == versions
+    assert kto_uses(user.service.data_dir).items() >= uses.items()
     user.chat_and_press(4)
     wait_until(lambda: user.serving_version() > version, "it goes on learning")
