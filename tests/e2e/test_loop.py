@@ -139,8 +139,20 @@ def test_comparison_is_learned_by_dpo(user: User) -> None:
     wait_until(used, "a DPO step")
 
 
+def all_ready(user: User) -> bool:
+    return all(process["ready"] for process in user.service.run_state()["processes"].values())
+
+
 def test_metrics_of_every_process_tell_the_story(user: User) -> None:
+    wait_until(lambda: all_ready(user), "the reward service and the learner are up as well")
     state = user.service.run_state()["processes"]
+
+    def scored() -> bool:
+        page = httpx.get(f"http://127.0.0.1:{state['reward']['metrics_port']}/metrics").text
+        lines = [line for line in page.splitlines() if line.startswith("tuneloop_reward_rollouts_")]
+        return any(float(line.rsplit(" ", 1)[1]) >= 1 for line in lines if "_total" in line)
+
+    wait_until(scored, "the reward service has scored what was generated")
     pages = {
         name: httpx.get(f"http://127.0.0.1:{state[name]['metrics_port']}/metrics").text
         for name in ("generation", "reward", "learner")

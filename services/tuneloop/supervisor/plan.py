@@ -115,7 +115,7 @@ def make_plan(
             shown=nats.is_worth_showing,
         ),
         service("generation", generation, chosen, environment, stage=SECOND_STAGE),
-        service("reward", reward, chosen, environment, stage=background, niceness=15),
+        service("reward", reward, chosen, environment, stage=background, niceness=10),
         # The learner lowers its own priority, by its setting.
         service("learner", learner, chosen, environment, stage=background),
         gateway(settings, data, chosen, nats_url, environment),
