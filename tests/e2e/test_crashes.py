@@ -51,16 +51,9 @@ def learner_state(user: User) -> str:
     return str(user.get("/v1/learner")["state"])
 
 
-def kto_counts(user: User) -> dict[str, int]:
-    """Thumbs that are ready, used and waiting."""
-    samples = user.get("/v1/learner")["samples"]
-    return dict(next(s for s in samples if s["objective"] == "kto"))
-
-
 def at_work(user: User, used_before: int) -> bool:
     """Whether a step is under way; one of a tiny model may be over before it is seen."""
-    stepping = learner_state(user) == "stepping"
-    return stepping or kto_counts(user)["used"] > used_before
+    return len(kto_uses(user.service.data_dir)) > used_before or learner_state(user) == "stepping"
 
 
 def settled(user: User) -> bool:
@@ -77,7 +70,7 @@ def test_learner_killed_in_the_middle_of_steps(user: User) -> None:
         pressing = threading.Thread(
             target=lambda ids=answers: [user.press(i, up=n % 2 == 0) for n, i in enumerate(ids)]
         )
-        before = kto_counts(user)["used"]
+        before = len(kto_uses(user.service.data_dir))
         pressing.start()
         wait_until(lambda before=before: at_work(user, before), "steps began", pause=0.0)
         old_pid = kill(user.service, "learner")
