@@ -1,6 +1,6 @@
 """The loop and its price: from thumb to new weights serving, and throughput against vLLM itself.
 
-    python -m benchmarks.loop [--rounds 3] [--model smollm2-135m-instruct]
+    python -m benchmarks.loop [--rounds 4] [--model smollm2-135m-instruct]
 
 Starts `tuneloop up` and vLLM's own OpenAI server on the same model with the same engine settings,
 in one run on one machine. Measures in turn (A B A B …), so that drift of the machine cancels out:
@@ -91,8 +91,28 @@ def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
     raise RuntimeError(f"the server ended with status {process.returncode}")
 
 
-def throughput(ours: str, theirs: str, *, rounds: int, max_tokens: int) -> list[dict[str, Any]]:
+def settle(service: ServiceChild) -> None:
+    """Until every process is up and scored what came: nothing left over may slow the next run."""
+    while not all(p["ready"] for p in service.run_state()["processes"].values()):
+        time.sleep(1)
+    port = service.run_state()["processes"]["reward"]["metrics_port"]
+    scored, seen = -1.0, 0.0
+    while scored != seen:
+        time.sleep(2)
+        scored, seen = seen, counted(port, "tuneloop_reward_rollouts_total")
+
+
+def counted(port: int, name: str) -> float:
+    """A counter of the process whose metrics are at `port`, over all its labels."""
+    lines = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
+
+
+def throughput(
+    service: ServiceChild, theirs: str, *, rounds: int, max_tokens: int
+) -> list[dict[str, Any]]:
     """Pairs of runs at 8 and 32 streams, in turn."""
+    ours = service.url
     rows = []
     for streams in (8, 32):
         for base_url in (ours, theirs):
@@ -100,12 +120,12 @@ def throughput(ours: str, theirs: str, *, rounds: int, max_tokens: int) -> list[
         pairs: list[tuple[LoadResult, LoadResult]] = []
         for number in range(rounds):
             order = (ours, theirs) if number % 2 == 0 else (theirs, ours)
-            seen = {
-                base_url: asyncio.run(
+            seen = {}
+            for base_url in order:
+                settle(service)
+                seen[base_url] = asyncio.run(
                     load(base_url, streams=streams, requests=2 * streams, max_tokens=max_tokens)
                 )
-                for base_url in order
-            }
             pairs.append((seen[ours], seen[theirs]))
             console.print(
                 f"{streams} streams: tuneloop {seen[ours].tokens_per_second:.1f} tok/s, "
@@ -219,7 +239,7 @@ def main() -> int:
     """Run everything and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--max-model-len", type=int, default=2048)
     arguments = parser.parse_args()
@@ -241,7 +261,7 @@ def main() -> int:
             log_path = Path(scratch) / "vllm.log"
             with vllm_server(model, log_path, arguments.max_model_len) as theirs:
                 rows = throughput(
-                    service.url, theirs, rounds=arguments.rounds, max_tokens=arguments.max_tokens
+                    service, theirs, rounds=arguments.rounds, max_tokens=arguments.max_tokens
                 )
             seconds = asyncio.run(feedback_to_serving(service.url, rounds=arguments.rounds))
     result = {

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.errors import InvalidRequest, SettingsError
-from tuneloop.generation.coalescing import coalesce
+from tuneloop.generation.coalescing import coalesce, message_seconds
 from tuneloop.generation.completions import Delta, Final
 from tuneloop.generation.detokenization import Detokenizer
 from tuneloop.generation.sampling import choose, processed_logprobs
@@ -93,10 +93,18 @@ async def test_coalescing_keeps_order_and_sends_the_first_item_at_once() -> None
             yield i
             await asyncio.sleep(0.001)
 
-    batches = [batch async for batch in coalesce(source(), 0.02)]
+    batches = [batch async for batch in coalesce(source(), lambda: 0.02)]
     assert [i for batch in batches for i in batch] == list(range(50))
     assert len(batches[0]) < 5
     assert len(batches) < 40
+
+
+def test_many_streams_on_few_cores_send_fewer_messages_each() -> None:
+    assert message_seconds(1, cores=2) == 0.03
+    assert message_seconds(8, cores=2) == 8 / 128
+    assert message_seconds(32, cores=2) == 0.25
+    assert message_seconds(32, cores=16) == 32 / 1024
+    assert message_seconds(1000, cores=2) == 0.25
 
 
 async def test_coalescing_passes_an_error_on_after_the_items_before_it() -> None:
@@ -104,7 +112,7 @@ async def test_coalescing_passes_an_error_on_after_the_items_before_it() -> None
         yield 1
         raise KeyError("broken")
 
-    stream = coalesce(source(), 0.01)
+    stream = coalesce(source(), lambda: 0.01)
     assert await anext(stream) == [1]
     with pytest.raises(KeyError):
         await anext(stream)
@@ -120,7 +128,7 @@ async def test_closing_a_coalesced_stream_closes_its_source() -> None:
         finally:
             closed.set()
 
-    stream = coalesce(source(), 0.01)
+    stream = coalesce(source(), lambda: 0.01)
     await anext(stream)
     await stream.aclose()
     assert closed.is_set()

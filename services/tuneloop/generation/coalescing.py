@@ -1,16 +1,31 @@
 """Joins what a stream yields in quick succession: a message's cost is paid once for several."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+import os
+from collections.abc import AsyncGenerator, Callable
 from typing import TypeVar
 
 T = TypeVar("T")
 
+SHORTEST_SECONDS, LONGEST_SECONDS = 0.03, 0.25
+"""Bounds of the time whose tokens share a message; at the longest, text comes four times a second.
+"""
+MESSAGES_PER_CORE = 64
+"""Messages a second that all streams together may send, for each core of the machine: one costs
+this process and the gateway a quarter of a millisecond, which on a small machine the engine lacks.
+"""
+
+
+def message_seconds(streams: int, cores: int | None = None) -> float:
+    """Over how many seconds the tokens of each of `streams` streams are joined."""
+    wanted = streams / (MESSAGES_PER_CORE * (cores or os.cpu_count() or 1))
+    return min(max(wanted, SHORTEST_SECONDS), LONGEST_SECONDS)
+
 
 async def coalesce(
-    source: AsyncGenerator[T, None], seconds: float
+    source: AsyncGenerator[T, None], seconds: Callable[[], float]
 ) -> AsyncGenerator[list[T], None]:
-    """Yield lists of items: the first at once, later ones at most every `seconds`.
+    """Yield lists of items: the first at once, later ones at most every `seconds()`.
 
     The end of the source is passed on without delay, and so is its exception, after the items that
     came before it. Closing this iterator cancels and closes the source.
@@ -33,7 +48,7 @@ async def coalesce(
                 batch = pending.copy()
                 pending.clear()
                 yield batch
-            await asyncio.wait([task], timeout=seconds)
+            await asyncio.wait([task], timeout=seconds())
         task.result()
     finally:
         task.cancel()

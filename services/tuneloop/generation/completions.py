@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from tuneloop.errors import InvalidRequest, Overloaded, TuneloopError
 from tuneloop.generation import metrics
-from tuneloop.generation.coalescing import coalesce
+from tuneloop.generation.coalescing import coalesce, message_seconds
 from tuneloop.generation.engine import (
     Candidate,
     Engine,
@@ -35,8 +35,6 @@ from tuneloop.rollouts import (
     merge_spans,
 )
 
-MESSAGE_SECONDS = 0.03
-"""Tokens that come within this time travel in one message."""
 MAX_CHARACTERS_PER_TOKEN = 100
 """A prompt longer than this on average is refused before it is tokenized."""
 
@@ -140,7 +138,7 @@ class Completions:
                 metrics.prompt_tokens.inc(len(prompt.token_ids))
                 with self.hot_swap.lease(request.policy_version) as lease:
                     events = self.collect(request, prompt, lease.policy_version, started)
-                    batches = coalesce(events, MESSAGE_SECONDS)
+                    batches = coalesce(events, lambda: message_seconds(self.running))
                     try:
                         async for batch in batches:
                             yield batch

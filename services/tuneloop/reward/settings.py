@@ -53,7 +53,7 @@ class RewardSettings(BaseSettings):
     )
     batch_size: int = Field(32, ge=1, le=1024, description="rollouts scored together, 1 to 1024")
     batch_wait_seconds: float = Field(
-        0.05, ge=0, le=10, description="wait for more rollouts after the first, 0 to 10 seconds"
+        0.5, ge=0, le=10, description="wait for more rollouts after the first, 0 to 10 seconds"
     )
     threads: int = Field(1, ge=0, description="CPU threads to compute with; 0: all")
     nats_url: str = Field("nats://127.0.0.1:4222", description="URL of NATS")
