@@ -1,5 +1,6 @@
 """The gateway process."""
 
+import gc
 import signal
 
 from tuneloop.gateway.settings import GatewaySettings
@@ -33,6 +34,8 @@ def main() -> None:
     # uvicorn drains on a signal and then raises it once more: the end asked for is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, leave)
+    # What is loaded now stays: looking through it again and again would hold the streams up.
+    gc.freeze()
     uvicorn.Server(config).run()
 
 

@@ -10,7 +10,7 @@ T = TypeVar("T")
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.03, 0.25
 """Bounds of the time whose tokens share a message; at the longest, text comes four times a second.
 """
-MESSAGES_PER_CORE = 64
+MESSAGES_PER_CORE = 40
 """Messages a second that all streams together may send, for each core of the machine: one costs
 this process and the gateway a quarter of a millisecond, which on a small machine the engine lacks.
 """

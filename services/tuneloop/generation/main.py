@@ -1,6 +1,7 @@
 """The generation process: settings, then engine, routing and gRPC, until told to stop."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -19,8 +20,12 @@ def main() -> None:
     """Run until SIGTERM or SIGINT; exit status 1 when the engine has died."""
     settings = load_or_exit(GenerationSettings)
     start_logging("generation")
+
+    import uvloop
+
     try:
-        status = asyncio.run(serve(settings))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            status = runner.run(serve(settings))
     except TuneloopError as error:
         logger.error("cannot start: %s", error.message)
         sys.exit(1)
@@ -46,6 +51,8 @@ async def serve(settings: GenerationSettings) -> int:
         logger.info("stopped while starting")
         os._exit(0)
     starting.result()
+    # What is loaded now stays: looking through it again and again would hold the streams up.
+    gc.freeze()
     running = {stop, *replica.background()}
     done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
     status = 0 if stop in done else report(done)
