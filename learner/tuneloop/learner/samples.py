@@ -69,12 +69,18 @@ class ScoredSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredGroup:
-    """GRPO: several scored completions of one prompt; or one alone, with a baseline from outside."""
+    """GRPO: several scored completions of one prompt; or one alone, with a baseline from outside.
+
+    The reward of a completion that could not be scored is NaN: it is left out, not scored 0.
+    """
 
     sample_id: str
     samples: tuple[ScoredSample, ...]
     baseline: float | None = None
     """What to expect of this kind of prompt; None takes the group's own mean."""
+    scale: float | None = None
+    """What rewards above the baseline are divided by; None takes the group's own spread, and
+    nothing where the baseline is from outside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
