@@ -1,0 +1,192 @@
+"""Log-probs of given tokens without a logits tensor: the LM head on them only, chunk by chunk."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 27}
+"""Logits held at once; in float32 a chunk is four bytes times this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitTransform:
+    """What a family does to its logits after the head: z = cap·tanh(scale·logits / cap)."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+
+def token_logprobs(
+    hidden: Tensor,
+    head: nn.Module,
+    *,
+    targets: Tensor,
+    temperatures: Tensor,
+    transform: LogitTransform,
+    entropies: bool = False,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return log π of each target, (N,), with a gradient, and the entropies there, without one.
+
+    Args:
+        hidden: (N, H) states that predict the targets.
+        head: has a `weight` (V, H) and perhaps a `bias` (V,).
+        targets: (N,) int64.
+        temperatures: (N,), what the logits are divided by.
+        transform: what comes between head and temperature.
+        entropies: whether they are wanted; else (0,).
+        chunk: tokens at once; None is what `CHUNK_ELEMENTS` allows. Never changes the result.
+
+    Everything is float32, or float64 where `hidden` is; under autocast the products are in its
+    dtype. The gradient of the weight is summed up over the chunks in float32.
+
+    """
+    weight: Any = head.weight
+    kind = hidden.device.type
+    if chunk is None:
+        chunk = max(1, CHUNK_ELEMENTS.get(kind, CHUNK_ELEMENTS["cuda"]) // weight.shape[0])
+    if torch.is_autocast_enabled(kind):
+        hidden = hidden.to(torch.get_autocast_dtype(kind))
+    results: tuple[Tensor, Tensor] = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden,
+        weight,
+        getattr(head, "bias", None),
+        targets,
+        temperatures,
+        transform,
+        entropies,
+        chunk,
+        torch.is_grad_enabled(),
+    )
+    return results
+
+
+def logprobs_of_logits(
+    logits: Tensor, *, targets: Tensor, temperatures: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same from logits (N, V) that are there already, for families with a head of their own."""
+    z = logits.float() / temperatures[:, None]
+    logprobs = -nn.functional.cross_entropy(z, targets, reduction="none")
+    with torch.no_grad():
+        entropies = torch.logsumexp(z, -1) - (torch.softmax(z, -1) * z).sum(-1)
+    return logprobs, entropies
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """The softmax at the targets, with its gradient written out.
+
+    With z the transformed logits of one token over its temperature and p = softmax(z):
+    log π = z[target] − log Σ exp z, so d log π / d logits = (onehot(target) − p) · dz / d logits.
+
+    A frozen head (LoRA) has only the gradient of `hidden` to give: a vector for each token, which
+    does not depend on what the loss makes of it. It is computed on the way forward, while the
+    logits are there, and nothing is computed twice. Else each chunk is computed again.
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 - autograd passes them by position
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperatures: Tensor,
+        transform: LogitTransform,
+        with_entropies: bool,
+        chunk: int,
+        differentiate: bool,
+    ) -> tuple[Tensor, Tensor]:
+        moves_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        cast = weight.to(hidden.dtype)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        logprobs = torch.empty(targets.shape, dtype=wide, device=hidden.device)
+        entropies = torch.empty_like(logprobs[: len(targets) if with_entropies else 0])
+        ahead = differentiate and not moves_head
+        pulls = torch.empty_like(hidden) if ahead else None
+        for part in _chunks(len(targets), chunk):
+            z, slopes = _logits(hidden[part], cast, bias, temperatures[part], transform)
+            chosen = z.gather(1, targets[part, None])[:, 0]
+            normalizers = torch.logsumexp(z, dim=-1)
+            logprobs[part] = chosen - normalizers
+            if with_entropies:
+                p = torch.softmax(z, dim=-1)
+                entropies[part] = normalizers - p.mul_(z).sum(-1)
+            if pulls is not None:
+                p = z.sub_(normalizers[:, None]).exp_()
+                pulls[part] = _slopes_of(p, targets[part], slopes).to(cast.dtype) @ cast
+        saved = (pulls,) if ahead else (hidden, weight, bias, targets, temperatures)
+        ctx.save_for_backward(*(saved if differentiate else ()))
+        ctx.transform, ctx.chunk, ctx.ahead = transform, chunk, ahead
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.ahead:
+            (pulls,) = ctx.saved_tensors
+            return ((pulls * gradient[:, None]).to(pulls.dtype), *(None,) * 8)
+        hidden, weight, bias, targets, temperatures = ctx.saved_tensors
+        cast = weight.to(hidden.dtype)
+        hidden_gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        weight_gradient = bias_gradient = None
+        if ctx.needs_input_grad[1]:
+            weight_gradient = torch.zeros(weight.shape, dtype=gradient.dtype, device=weight.device)
+        if bias is not None and ctx.needs_input_grad[2]:
+            bias_gradient = torch.zeros(bias.shape, dtype=gradient.dtype, device=bias.device)
+        for part in _chunks(len(targets), ctx.chunk):
+            z, slopes = _logits(hidden[part], cast, bias, temperatures[part], ctx.transform)
+            p = torch.softmax(z, dim=-1)
+            wide = _slopes_of(p, targets[part], slopes).mul_(gradient[part, None])
+            narrow = wide.to(cast.dtype)
+            if hidden_gradient is not None:
+                hidden_gradient[part] = narrow @ cast
+            if weight_gradient is not None:
+                _add_product(weight_gradient, narrow, hidden[part])
+            if bias_gradient is not None:
+                bias_gradient += wide.sum(0)
+        if weight_gradient is not None:
+            weight_gradient = weight_gradient.to(weight.dtype)
+        if bias_gradient is not None and bias is not None:
+            bias_gradient = bias_gradient.to(bias.dtype)
+        return hidden_gradient, weight_gradient, bias_gradient, *(None,) * 6
+
+
+def _chunks(length: int, chunk: int) -> list[slice]:
+    return [slice(start, start + chunk) for start in range(0, length, chunk)]
+
+
+def _logits(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    temperatures: Tensor,
+    transform: LogitTransform,
+) -> tuple[Tensor, Tensor]:
+    """Return (n, V) logits as the softmax takes them, and dz / d logits, (n, 1) or (n, V)."""
+    z = nn.functional.linear(hidden, weight, None if bias is None else bias.to(hidden.dtype))
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    slopes = transform.scale / temperatures.to(z.dtype)[:, None]
+    if transform.cap is None:
+        return z.mul_(slopes), slopes
+    tanh = z.mul_(transform.scale / transform.cap).tanh_()
+    slopes = slopes * (1 - tanh.square())
+    return tanh.mul_(transform.cap / temperatures.to(z.dtype)[:, None]), slopes
+
+
+def _slopes_of(p: Tensor, targets: Tensor, slopes: Tensor) -> Tensor:
+    """Turn p into (onehot(target) − p) · slopes, in place."""
+    p.neg_()
+    p.scatter_add_(1, targets[:, None], torch.ones_like(targets[:, None], dtype=p.dtype))
+    return p.mul_(slopes)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add leftᵀ · right to `total`, in its precision."""
+    if total.dtype == left.dtype:
+        total.addmm_(left.t(), right)
+    else:
+        total += left.t() @ right
