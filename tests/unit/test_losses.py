@@ -1,6 +1,7 @@
 """The losses against numbers worked out by hand, and against their own gradients."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -97,6 +98,17 @@ def test_balanced_weights_give_either_class_half() -> None:
     assert balanced_weights(torch.tensor([True, False]), vector(0.0, 0.0)).tolist() == [0.0, 0.0]
 
 
+def plain_dpo(**arguments: Any) -> tuple[Tensor, dict[str, Mean]]:
+    nothing = torch.ones_like(arguments["weights"])
+    return dpo_loss(
+        chosen_lengths=nothing,
+        rejected_lengths=nothing,
+        flip_rates=nothing,
+        loss_type="sigmoid",
+        **arguments,
+    )
+
+
 def test_dpo_by_hand_and_ln_2_where_policy_is_reference() -> None:
     arguments = {
         "policy_chosen_logps": vector(-4.0),
@@ -104,11 +116,11 @@ def test_dpo_by_hand_and_ln_2_where_policy_is_reference() -> None:
         "ref_chosen_logps": vector(-6.0),
         "ref_rejected_logps": vector(-4.0),
     }
-    loss, metrics = dpo_loss(**arguments, weights=vector(2.0), beta=0.1, total_pairs=4)
+    loss, metrics = plain_dpo(**arguments, weights=vector(2.0), beta=0.1, total_pairs=4)
     assert float(loss) == pytest.approx(-2 * math.log(logistic(0.1 * (2.0 + 1.0))) / 4, abs=1e-12)
     assert merge([metrics]) == pytest.approx({"dpo_margin": 0.3, "dpo_accuracy": 1.0})
     same = dict.fromkeys(arguments, vector(-3.0))
-    loss, _ = dpo_loss(**same, weights=vector(1.0), beta=0.1, total_pairs=1)
+    loss, _ = plain_dpo(**same, weights=vector(1.0), beta=0.1, total_pairs=1)
     assert float(loss) == pytest.approx(math.log(2), abs=1e-12)
 
 
@@ -232,7 +244,7 @@ def test_gradients_agree_with_finite_differences() -> None:
         )[0]
 
     def dpo(chosen: Tensor, rejected: Tensor) -> Tensor:
-        return dpo_loss(
+        return plain_dpo(
             policy_chosen_logps=chosen,
             policy_rejected_logps=rejected,
             ref_chosen_logps=grids[0][0],

@@ -78,9 +78,6 @@ class ScoredGroup:
     samples: tuple[ScoredSample, ...]
     baseline: float | None = None
     """What to expect of this kind of prompt; None takes the group's own mean."""
-    scale: float | None = None
-    """What rewards above the baseline are divided by; None takes the group's own spread, and
-    nothing where the baseline is from outside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Literal
 
 from tuneloop.errors import SettingsError
 from tuneloop.policies import WeightsKind
@@ -121,13 +121,14 @@ class TrainerSettings:
     value_coef: float = 0.1
     value_learning_rate: float = 1e-3
     critic_warmup_steps: int = 0
-    """First optimizer steps of PPO that only fit the value head."""
+    """First batches of PPO that only fit the value head."""
     whiten_rewards: bool = False
     """Give a batch's token rewards unit variance, keeping their mean."""
     normalize_rewards: bool = False
     """Rewards in standard deviations from their running mean: for scorers that drift."""
     reward_decay: float = 0.99
-    """What a reward weighs in the running mean once another has come."""
+    """What a reward weighs in the running mean once another has come; also of the baseline of
+    completions that have no siblings."""
     importance_cap: float = 2.0
     sequence_gate: float = 2.0
     """Sequences whose geometric mean ratio to the sampler is beyond this are left out."""
@@ -256,22 +257,6 @@ class RewardTrainerSettings:
         """The optimizer's part."""
         shared = {f.name: getattr(self, f.name) for f in fields(OptimizerSettings)}
         return OptimizerSettings(**shared)
-
-
-def own_names(objective: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `options` under the names of `TrainerSettings`, whichever name they were given by.
-
-    Raises:
-        SettingsError: a setting is given by both of its names.
-
-    """
-    names = TRL_NAMES.get(objective, {})
-    renamed: dict[str, Any] = {}
-    for given, value in options.items():
-        name = names.get(given, given)
-        require(name not in renamed, name, "given once: it is the same setting by two names")
-        renamed[name] = value
-    return renamed
 
 
 def require(accepted: bool, name: str, what: str) -> None:
