@@ -8,7 +8,7 @@ scored = Counter("tuneloop_reward_scored_total", "Completions scored.", ["scorer
 unscored = Counter(
     "tuneloop_reward_unscored_total",
     "Completions without a score: no_score (too long for the reward model, or left out by the "
-    "function), error, wrong_length, not_a_number, not_finite.",
+    "function), error, wrong_length, wrong_type, not_a_number, not_finite.",
     ["scorer", "reason"],
 )
 rollouts = Counter(

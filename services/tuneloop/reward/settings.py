@@ -36,6 +36,11 @@ class RewardSettings(BaseSettings):
         description="share of each scorer in the reward, 1 where absent: a JSON object like "
         '{"reward_model": 0.5, "package.module:function": 2}',
     )
+    normalize: bool = Field(
+        False,
+        description="whether scores are added up in standard deviations from each scorer's running "
+        "mean, rather than raw: true or false",
+    )
     max_length: int = Field(
         512,
         ge=8,
