@@ -23,7 +23,7 @@ WITHOUT_EQUIVALENT = ("softcap", "s_aux", "position_bias")
 """Arguments of some families that the kernel on CPU has nothing for."""
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def packed_attention(
     module: Any,
     query: Tensor,
@@ -56,6 +56,7 @@ def packed_attention(
             module, query, key, value, attention_mask, sliding_window=sliding_window, **options
         )
         return padded
+    layout.windows.add(sliding_window)
     if query.device.type == "cuda":
         block_mask = _block_mask(layout, sliding_window)
         blocks: tuple[Tensor, Tensor | None] = flex_attention_forward(
@@ -67,7 +68,7 @@ def packed_attention(
             raise NotImplementedError(f"packed attention has no {name}")
     # One split has one backward; a slice for each segment would have as many the size of the row.
     lengths = [segment.length for segment in layout.segments]
-    queries, keys, values = (t.split(lengths, dim=2) for t in (query, key, value))
+    queries, keys, values = (torch.split(t, lengths, dim=2) for t in (query, key, value))
     parts: list[Tensor] = []
     for index, segment in enumerate(layout.segments):
         k, v, before = keys[index], values[index], 0

@@ -209,19 +209,21 @@ class PolicyModel:
 
     def _run(self, model: Any, batch: SequenceBatch, *, entropies: bool = False) -> _Run:
         layout = batch.packed if self.packs else batch.padded()
-        wanted = {"targets": batch.targets, "temperatures": batch.temperatures}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             if self._transform is None:
                 logits, hidden = run_whole(model, layout)
-                logprobs, measured = logprobs_of_logits(logits, **wanted)
+                logprobs, measured = logprobs_of_logits(
+                    logits, targets=batch.targets, temperatures=batch.temperatures
+                )
             else:
                 hidden = run_body(model, layout)[layout.sources]
                 logprobs, measured = token_logprobs(
                     hidden,
                     model.get_output_embeddings(),
+                    targets=batch.targets,
+                    temperatures=batch.temperatures,
                     transform=self._transform,
                     entropies=entropies,
-                    **wanted,
                 )
         return _Run(logprobs=logprobs, hidden=hidden, entropies=measured)
 

@@ -40,6 +40,8 @@ class TokenLayout:
     """Of the one row, R = 1; empty when the sequences are padded, one to a row."""
     masks: dict[Hashable, object] = field(default_factory=dict)
     """What attention made of the segments, kept from one layer to the next."""
+    windows: set[int | None] = field(default_factory=set)
+    """How far back the layers looked; None is all the way."""
 
 
 def packed_length(sequences: Sequence[TokenSequence]) -> int:
