@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tuneloop.errors import SettingsError
+from tuneloop.errors import InvalidRequest, SettingsError
 from tuneloop.learner.offline.course import Course
 from tuneloop.learner.offline.fixed import FixedCourse
 from tuneloop.learner.offline.material import Material
@@ -24,6 +24,9 @@ from tuneloop.learner.offline.saves import identity_of
 from tuneloop.learner.offline.screen import Screen
 from tuneloop.learner.trainer_settings import TrainerSettings
 
+TOO_LONG = "tokens that fit"
+"""What trainers say of a sample that is too long for them."""
+
 
 def assemble(material: Material, folder: RunFolder) -> Run:
     """Load the model and make the run; raises `InvalidRequest` for a sample it cannot take."""
@@ -35,23 +38,7 @@ def assemble(material: Material, folder: RunFolder) -> Run:
     screen = Screen(every=run.logging_steps)
     note = f", {material.dropped} rows left out as too long" if material.dropped else ""
     screen.line(f"{len(material.samples)} samples{note}; loading {material.model_name}")
-    order = Order(
-        count=len(material.samples),
-        batch_size=max(1, run.batch_size // run.samples_per_prompt),
-        epochs=run.epochs,
-        seed=f"seed {seed}",
-    )
-    pupil: Pupil
-    course: Course
-    if material.algorithm == "reward-model":
-        pupil = RewardPupil(material.model, falling(material, order))
-        course = FixedCourse(material.objective, checked(material, pupil), order)
-    elif material.rewards is None:
-        policy = PolicyPupil(material.model, material.model_name, falling(material, order))
-        pupil, course = policy, fixed_course(material, policy, order, folder)
-    else:
-        policy = PolicyPupil(material.model, material.model_name, falling(material, order))
-        pupil, course = policy, sampled_course(material, policy, order, folder)
+    pupil, course = pupil_and_course(material, folder, screen)
     return Run(
         title=f"{material.algorithm} {material.model_name}",
         folder=folder,
@@ -64,6 +51,33 @@ def assemble(material: Material, folder: RunFolder) -> Run:
             save_total_limit=run.save_total_limit,
         ),
         screen=screen,
+    )
+
+
+def pupil_and_course(material: Material, folder: RunFolder, screen: Screen) -> tuple[Pupil, Course]:
+    """The trainer, and what it learns from at each step."""
+    if material.algorithm == "reward-model":
+        order = order_of(material, len(material.samples))
+        pupil = RewardPupil(material.model, falling(material, order))
+        samples = checked(material, pupil, screen)
+        course = FixedCourse(material.objective, samples, order_of(material, len(samples)))
+        return pupil, course
+    order = order_of(material, len(material.samples))
+    policy = PolicyPupil(material.model, material.model_name, falling(material, order))
+    if material.rewards is None:
+        samples = checked(material, policy, screen)
+        return policy, fixed_course(material, policy, samples, folder)
+    return policy, sampled_course(material, policy, order, folder)
+
+
+def order_of(material: Material, count: int) -> Order:
+    """The order over rows: samples, or prompts."""
+    run = material.settings.run
+    return Order(
+        count=count,
+        batch_size=max(1, run.batch_size // run.samples_per_prompt),
+        epochs=run.epochs,
+        seed=f"seed {material.settings.trainer.seed}",
     )
 
 
@@ -85,26 +99,40 @@ def falling(material: Material, order: Order) -> Any:
     return replace(trainer, max_steps=steps)
 
 
-def checked(material: Material, pupil: Pupil) -> Sequence[Any]:
-    """The samples, each of which the trainer can learn from."""
+def checked(material: Material, pupil: Pupil, screen: Screen) -> Sequence[Any]:
+    """The samples the trainer can learn from; those too long for it are an error or left out."""
+    drop = material.settings.run.on_long == "drop"
+    kept = []
     for sample in material.samples:
-        pupil.check(material.objective, sample)
-    return material.samples
+        try:
+            pupil.check(material.objective, sample)
+        except InvalidRequest as error:
+            if TOO_LONG not in error.message:
+                raise
+            if not drop:
+                hint = "shorten it, or leave such rows out with --set on_long=drop"
+                raise InvalidRequest(f"{error.message}; {hint}", param="max_length") from error
+        else:
+            kept.append(sample)
+    if len(kept) < len(material.samples):
+        screen.line(f"{len(material.samples) - len(kept)} samples left out as too long")
+    if not kept:
+        raise InvalidRequest("every sample is too long for the model", param="data")
+    return kept
 
 
 def fixed_course(
-    material: Material, pupil: PolicyPupil, order: Order, folder: RunFolder
+    material: Material, pupil: PolicyPupil, samples: Sequence[Any], folder: RunFolder
 ) -> FixedCourse:
     """Passes over samples; where there are several, reference log-probs are computed once."""
-    samples = checked(material, pupil)
-    trainer = pupil.settings
+    order = order_of(material, len(samples))
     if order.epochs > 1 and material.objective in ("kto", "dpo"):
         samples = with_reference(
             samples,
             pupil.trainer.model,
             folder.reference,
             run=identity_of(material.identity),
-            token_budget=trainer.tokens_at_once,
+            token_budget=pupil.settings.tokens_at_once,
         )
     return FixedCourse(material.objective, samples, order)
 

@@ -10,7 +10,6 @@ from tuneloop.learner.offline import policy_rows, reward_rows
 from tuneloop.learner.offline.fields import Fields
 from tuneloop.learner.offline.prompt_rows import PromptRow, prompt_form, prompt_row
 from tuneloop.learner.offline.table import Table, open_table
-from tuneloop.learner.offline.text_lengths import TextLengths
 from tuneloop.learner.offline.tokens import Tokens, TooLong
 
 OnLong = Literal["error", "drop"]
@@ -39,10 +38,10 @@ def read_samples(algorithm: str, reference: str, tokens: Tokens, on_long: OnLong
     return convert(table, policy_rows.sample_maker(algorithm, table, tokens), on_long)
 
 
-def read_texts(reference: str, lengths: TextLengths, on_long: OnLong) -> Data:
+def read_texts(reference: str) -> Data:
     """The reward model's samples of a file or dataset; raises `InvalidRequest` naming the row."""
     table = open_table(reference)
-    return convert(table, reward_rows.sample_maker(table, lengths), on_long)
+    return convert(table, reward_rows.sample_maker(table), "error")
 
 
 def read_prompts(

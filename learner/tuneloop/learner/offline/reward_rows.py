@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from tuneloop.learner.offline.fields import Fields, Form, Text, choose_form
 from tuneloop.learner.offline.preferences import EXPLICIT, IMPLICIT, RANKED, preferences
 from tuneloop.learner.offline.table import Table
-from tuneloop.learner.offline.text_lengths import TextLengths
 from tuneloop.learner.offline.tokens import completion_text
 from tuneloop.learner.samples import (
     LabelledText,
@@ -32,28 +31,15 @@ FORMS = (
 )
 
 
-def sample_maker(table: Table, lengths: TextLengths) -> Callable[[Fields], Sequence[RewardSample]]:
+def sample_maker(table: Table) -> Callable[[Fields], Sequence[RewardSample]]:
     """How a row of `table` becomes samples; raises `InvalidRequest` for other columns."""
     form = choose_form(table, FORMS, "reward-model")
     ratings = Ratings(table, form.columns[-1]) if form in (RATED, SCORED) else None
 
     def make(row: Fields) -> list[RewardSample]:
-        made = sample(row, form) if ratings is None else ratings.sample(row)
-        lengths.check(row, made.prompt, completions_of(made))
-        return [made]
+        return [sample(row, form) if ratings is None else ratings.sample(row)]
 
     return make
-
-
-def completions_of(made: RewardSample) -> Sequence[str]:
-    """The answers of a sample."""
-    match made:
-        case PreferredText(chosen=chosen, rejected=rejected):
-            return [chosen, rejected]
-        case RankedText(completions=completions):
-            return completions
-        case LabelledText(completion=completion) | RatedText(completion=completion):
-            return [completion]
 
 
 def sample(row: Fields, form: Form) -> RewardSample:

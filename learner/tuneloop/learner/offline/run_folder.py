@@ -88,7 +88,7 @@ class RunFolder:
                 )
         elif restart:
             self.clear()
-        elif differing := differences(known, json.loads(json.dumps(wanted))):
+        elif differing := differences(known, wanted):
             raise FailedPrecondition(
                 f"{self.root} holds a run with other settings: {'; '.join(differing)}. Give the "
                 "same ones to go on with it, --restart to throw it away, or another --output",

@@ -6,6 +6,7 @@ policy, `RewardTrainerSettings` of the reward model).
 
 import dataclasses
 import difflib
+import json
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -112,7 +113,9 @@ class Settings:
     def document(self) -> dict[str, Any]:
         """What decides the result, by name, as JSON."""
         everything = {**dataclasses.asdict(self.trainer), **dataclasses.asdict(self.run)}
-        return {name: value for name, value in everything.items() if name not in HARMLESS}
+        kept = {name: value for name, value in everything.items() if name not in HARMLESS}
+        document: dict[str, Any] = json.loads(json.dumps(kept))
+        return document
 
 
 def make_settings(
@@ -135,6 +138,9 @@ def make_settings(
         require(key not in owners[owner], key, "set once")
         owners[owner][key] = parse(owner, key, text)
     run = RunSettings(**{**default_run(algorithm, sampled=sampled), **owners[RunSettings]})
+    if owners[trainer].get("lr_scheduler_type", "constant") != "constant":
+        # How many steps there are is known with the data; until then any number will do.
+        fixed = {**fixed, "max_steps": run.max_steps or 1}
     settings = Settings(run=run, trainer=trainer(**owners[trainer], **fixed))
     if sampled and settings.run.batch_size % settings.run.samples_per_prompt:
         raise SettingsError(

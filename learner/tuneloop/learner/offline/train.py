@@ -12,7 +12,6 @@ from tuneloop.learner.offline.material import Material
 from tuneloop.learner.offline.rewards import Rewards, load_rewards
 from tuneloop.learner.offline.run_folder import RunFolder
 from tuneloop.learner.offline.run_settings import SAMPLING, Settings, make_settings
-from tuneloop.learner.offline.text_lengths import TextLengths
 from tuneloop.learner.offline.tokens import Tokens
 from tuneloop.models.resolve import resolve
 from tuneloop.policies import WeightsKind
@@ -95,7 +94,7 @@ def gather(options: TrainOptions, settings: Settings) -> Material:
     tokens = None
     if options.algorithm != "reward-model":
         tokens = Tokens(model, max_length=settings.trainer.max_length, as_chat=settings.run.as_chat)
-    data = read_data(options, settings, model, tokens)
+    data = read_data(options, settings, tokens)
     rewards = read_rewards(options)
     identity = {
         "algorithm": options.algorithm,
@@ -119,14 +118,11 @@ def gather(options: TrainOptions, settings: Settings) -> Material:
     )
 
 
-def read_data(
-    options: TrainOptions, settings: Settings, model: Path, tokens: Tokens | None
-) -> Data:
+def read_data(options: TrainOptions, settings: Settings, tokens: Tokens | None) -> Data:
     """Samples, or prompts; raises `InvalidRequest` naming the row at fault."""
     on_long = settings.run.on_long
     if tokens is None:
-        lengths = TextLengths(model, max_length=settings.trainer.max_length or 1 << 30)
-        return read_texts(options.data, lengths, on_long)
+        return read_texts(options.data)
     if not options.samples:
         return read_samples(options.algorithm, options.data, tokens, on_long)
     return read_prompts(
