@@ -225,6 +225,10 @@ class TrainerSettings:
 class RewardTrainerSettings:
     """How the reward model learns."""
 
+    kind: WeightsKind = WeightsKind.FULL
+    """`lora` for large language models; what is saved is whole either way."""
+    lora_rank: int = 16
+    lora_alpha: int = 32
     learning_rate: float = 1e-4
     head_learning_rate: float = 1e-3
     """The head starts at zero and is small: at the backbone's rate it would take hundreds of steps.
@@ -237,8 +241,15 @@ class RewardTrainerSettings:
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
     max_steps: int | None = None
     spike_factor: float | None = 10.0
+    ranking_loss: Literal["pairs", "plackett_luce"] = "pairs"
+    rating_loss: Literal["huber", "mse"] = "huber"
     token_budget: int = 2048
-    """Most padded tokens in one forward pass."""
+    """Most tokens in one forward pass, padding included; bounds memory, never changes the result.
+    """
+    packing: bool = True
+    """As in `TrainerSettings`; for language models only."""
+    gradient_checkpointing: bool = False
+    """As in `TrainerSettings`."""
     max_length: int = 512
     """Most tokens in prompt and completion; longer samples are refused, never cut."""
     seed: int = 0
@@ -248,7 +259,11 @@ class RewardTrainerSettings:
     def __post_init__(self) -> None:
         self.optimizer  # noqa: B018 - checks the optimizer's settings
         require(self.head_learning_rate > 0, "head_learning_rate", "greater than 0")
-        require(self.token_budget >= 1, "token_budget", "1 or more")
+        rankings, ratings = ("pairs", "plackett_luce"), ("huber", "mse")
+        require(self.ranking_loss in rankings, "ranking_loss", " or ".join(rankings))
+        require(self.rating_loss in ratings, "rating_loss", " or ".join(ratings))
+        for name in ("lora_rank", "lora_alpha", "token_budget"):
+            require(getattr(self, name) >= 1, name, "1 or more")
         require(self.max_length >= 2, "max_length", "2 or more")
         require(self.threads is None or self.threads >= 1, "threads", "1 or more")
 
