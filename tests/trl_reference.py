@@ -93,7 +93,9 @@ def sft(logprobs: Tensor, mask: Tensor, total_tokens: int) -> Tensor:
     )
     inputs = rows_of(mask)
     inputs["labels"] = inputs["input_ids"].masked_fill(inputs.pop("completion_mask") == 0, -100)
-    loss: Tensor = trainer.compute_loss(FakeModel(logprobs), inputs, num_items_in_batch=total_tokens)
+    loss: Tensor = trainer.compute_loss(
+        FakeModel(logprobs), inputs, num_items_in_batch=total_tokens
+    )
     return loss
 
 

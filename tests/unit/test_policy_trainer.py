@@ -158,20 +158,43 @@ def test_the_value_head_learns_the_return_of_its_rollouts(tiny_policy: Path) -> 
     assert losses[-1] < 0.05
 
 
-def weightless(sample: Any) -> Any:
+def reweighted(sample: Any, factor: float) -> Any:
     if isinstance(sample, ScoredGroup):
-        return replace(sample, samples=tuple(map(weightless, sample.samples)))
-    return replace(sample, weight=0.0)
+        return replace(sample, samples=tuple(reweighted(s, factor) for s in sample.samples))
+    return replace(sample, weight=factor)
 
 
 def test_a_sample_weight_of_0_takes_a_sample_out(tiny_policy: Path) -> None:
     for objective, batch in mixed().items():
         trainer = make_trainer(tiny_policy)
         before = tensors(trainer)
-        trainer.step({objective: [weightless(sample) for sample in batch]})
+        trainer.step({objective: [reweighted(sample, 0.0) for sample in batch]})
         lora = {name for name in before if "lora" in name}
         after = tensors(trainer)
         assert all(torch.equal(before[name], after[name]) for name in lora), objective
+
+
+@pytest.mark.parametrize("objective", ["sft", "kto", "dpo", "ppo", "grpo"])
+def test_twice_the_weight_is_twice_the_gradient(tiny_policy: Path, objective: str) -> None:
+    """So is the objective's own weight."""
+    batch = mixed()[objective]
+    gradients = []
+    for factor, options in (
+        (1.0, {}),
+        (2.0, {}),
+        (1.0, {"objective_weights": {objective: 2.0}}),
+    ):
+        trainer = make_trainer(tiny_policy, max_grad_norm=1e9, **options)
+        trainer.step({objective: [reweighted(sample, factor) for sample in batch]})
+        state = trainer.state().optimizer
+        gradients.append(
+            {n: t for n, t in state.items() if n.endswith("lora_B.default.weight.exp_avg")}
+        )
+    once, *twice = gradients
+    assert max(float(t.abs().max()) for t in once.values()) > 0
+    for doubled in twice:
+        for name, gradient in once.items():
+            assert torch.allclose(doubled[name], 2 * gradient, rtol=1e-4, atol=1e-8), name
 
 
 @pytest.mark.parametrize("kind", WeightsKind)

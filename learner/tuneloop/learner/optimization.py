@@ -73,6 +73,10 @@ class Optimization:
             return 1.0 - progress
         return 0.5 * (1.0 + math.cos(math.pi * progress))
 
+    def finite(self) -> bool:
+        """Whether every parameter is; only a rate far too high makes one that is not."""
+        return all(bool(torch.isfinite(p).all()) for p in self._named.values())
+
     def zero_grad(self) -> None:
         """Forget gradients, also those of a step that was given up."""
         self._adamw.zero_grad(set_to_none=True)

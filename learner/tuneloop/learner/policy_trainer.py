@@ -146,6 +146,10 @@ class PolicyTrainer:
         """Go on from a published version; raises `WeightsRefused`."""
         self._model.load_weights(folder)
 
+    def finite(self) -> bool:
+        """Whether every weight in training is a number."""
+        return self._optimization.finite()
+
     def state(self) -> TrainerState:
         """What a checkpoint keeps: adapter or weights, value head, optimizer, what adapts."""
         state = self._optimization.state()

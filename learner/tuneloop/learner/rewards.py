@@ -16,9 +16,10 @@ FLOOR = 1e-4
 class RewardStatistics:
     """Mean and variance of rewards, the newest weighing most.
 
-    Rewards drift: the policy improves, the reward model learns, its scale changes. A batch that is
-    counted before it is standardised lies within ±√(1/(1 − decay)), whatever came before it: one
-    reward of weight 1 among a total weight of W is at most √(W − 1) deviations from the mean.
+    Rewards drift: the policy improves, the reward model learns, its scale changes. A reward that is
+    counted before it is standardised is bounded whatever came before it: of weight 1 among a total
+    of W, it is at most √(W − 1) deviations from the mean, and with batches of up to n rewards W is
+    at most n/(1 − decayⁿ).
     """
 
     weight: float = 0.0
@@ -53,15 +54,18 @@ class RewardStatistics:
         return (reward - self.mean) / (self.deviation + FLOOR)
 
 
-def shaped_reward(
+def priced_reward(sample: ScoredSample, settings: TrainerSettings) -> float:
+    """Return the reward less the price of not stopping; NaN where it could not be given.
+
+    It is not clipped: a group's own mean and spread say what is much.
+    """
+    return sample.reward - (0.0 if sample.stopped else settings.missing_stop_penalty)
+
+
+def clipped_reward(
     sample: ScoredSample, settings: TrainerSettings, statistics: RewardStatistics | None = None
 ) -> float:
-    """Return the reward standardised by `statistics`, clipped, less the price of not stopping.
-
-    NaN, of a completion that could not be scored, stays NaN.
-    """
+    """Return the reward standardised by `statistics`, clipped, less the price of not stopping."""
     reward = sample.reward if statistics is None else statistics.standardised(sample.reward)
-    if math.isnan(reward):
-        return reward
     clipped = max(-settings.reward_clip, min(settings.reward_clip, reward))
     return clipped - (0.0 if sample.stopped else settings.missing_stop_penalty)

@@ -8,7 +8,7 @@ from typing import Any, Self
 from tuneloop.errors import CorruptData
 from tuneloop.learner import kl_control
 from tuneloop.learner.plans.dials import Dials
-from tuneloop.learner.rewards import RewardStatistics, shaped_reward
+from tuneloop.learner.rewards import RewardStatistics, priced_reward
 from tuneloop.learner.samples import PolicySample, ScoredGroup, ScoredSample
 from tuneloop.learner.trainer_settings import TrainerSettings
 
@@ -32,13 +32,13 @@ class Steering:
         """Count the rewards of a batch, which are then standardised by what includes them."""
         given = [s for s in samples.get("ppo", ()) if isinstance(s, ScoredSample)]
         groups = [g for g in samples.get("grpo", ()) if isinstance(g, ScoredGroup)]
-        shaped = [shaped_reward(s, settings) for group in groups for s in group.samples]
+        priced = [priced_reward(s, settings) for group in groups for s in group.samples]
         decay = settings.reward_decay
         return replace(
             self,
             ppo_rewards=self.ppo_rewards.updated((s.reward for s in given), decay),
             grpo_rewards=self.grpo_rewards.updated(
-                (reward for reward in shaped if not math.isnan(reward)), decay
+                (reward for reward in priced if not math.isnan(reward)), decay
             ),
         )
 
@@ -88,7 +88,7 @@ class Steering:
             of_ppo = RewardStatistics(**_numbers(plain.pop("ppo_rewards", {})))
             of_grpo = RewardStatistics(**_numbers(plain.pop("grpo_rewards", {})))
             return cls(ppo_rewards=of_ppo, grpo_rewards=of_grpo, **_numbers(plain))
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise CorruptData(f"checkpoint: scheduler.steering: {error}") from error
 
 

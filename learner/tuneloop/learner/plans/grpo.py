@@ -18,7 +18,7 @@ from tuneloop.learner.plans.dials import AT_REST, Dials
 from tuneloop.learner.plans.plan import Plan, cut
 from tuneloop.learner.plans.restraint import restrained
 from tuneloop.learner.plans.rollouts import Rollouts, rollouts_of
-from tuneloop.learner.rewards import shaped_reward
+from tuneloop.learner.rewards import priced_reward
 from tuneloop.learner.samples import ScoredGroup, ScoredSample
 from tuneloop.learner.trainer_settings import TrainerSettings
 
@@ -73,8 +73,8 @@ def plan_grpo(
 
 
 def _group(group: ScoredGroup, settings: TrainerSettings, dials: Dials) -> Group:
-    shaped = [(sample, shaped_reward(sample, settings)) for sample in group.samples]
-    scored = [(sample, reward) for sample, reward in shaped if not math.isnan(reward)]
+    priced = [(sample, priced_reward(sample, settings)) for sample in group.samples]
+    scored = [(sample, reward) for sample, reward in priced if not math.isnan(reward)]
     baseline, running = group.baseline, dials.grpo_rewards
     if baseline is None and len(scored) == 1 and running is not None:
         baseline = running.mean
@@ -89,12 +89,12 @@ def _group(group: ScoredGroup, settings: TrainerSettings, dials: Dials) -> Group
 def _advantages(group: Group, rewards: Tensor, settings: TrainerSettings) -> Tensor:
     if settings.advantage_estimator == "rloo":
         return leave_one_out_advantages(rewards, baseline=group.baseline)
+    by_spread = settings.scale_rewards == "group"
     advantages = group_advantages(
-        rewards,
-        baseline=group.baseline,
-        scale=group.scale,
-        by_spread=settings.scale_rewards == "group",
+        rewards, baseline=group.baseline, scale=group.scale, by_spread=by_spread
     )
+    if group.scale is None or not by_spread:
+        return advantages
     # A scale from outside may be far too small for this prompt.
     return advantages.clamp(-settings.reward_clip, settings.reward_clip)
 

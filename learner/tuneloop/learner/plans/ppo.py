@@ -16,7 +16,7 @@ from tuneloop.learner.plans.dials import AT_REST, Dials
 from tuneloop.learner.plans.plan import Plan, cut
 from tuneloop.learner.plans.restraint import restrained
 from tuneloop.learner.plans.rollouts import Rollouts, rollouts_of
-from tuneloop.learner.rewards import shaped_reward
+from tuneloop.learner.rewards import clipped_reward
 from tuneloop.learner.samples import ScoredSample
 from tuneloop.learner.trainer_settings import TrainerSettings
 
@@ -96,7 +96,7 @@ def measure(
     batch = collate([s.sequence for s in samples], model.device)
     old_logprobs, old_values = model.logprobs_and_values(batch)
     ref_logprobs = model.reference_logprobs(batch)
-    scores = [shaped_reward(s, settings, dials.ppo_rewards) for s in samples]
+    scores = [clipped_reward(s, settings, dials.ppo_rewards) for s in samples]
     kl_coef = settings.kl_coef * dials.kl_factor
     rewards = kl_penalized_rewards(
         scores=torch.tensor(scores, device=model.device),
