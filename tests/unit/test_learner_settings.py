@@ -57,7 +57,7 @@ def test_values_come_from_the_environment(environment: pytest.MonkeyPatch) -> No
         ("WEIGHTS_KIND", "half", "lora or full"),
         ("POLICY", "a.b", "TUNELOOP_LEARNER_POLICY"),
         ("NICENESS", "-5", "0 \\(as important as serving\\) to 19"),
-        ("OBJECTIVE_WEIGHTS", '{"sft": 1}', "OBJECTIVE_WEIGHTS"),
+        ("OBJECTIVE_WEIGHTS", '{"rlhf": 1}', "OBJECTIVE_WEIGHTS"),
     ],
 )
 def test_a_wrong_or_unknown_setting_is_named(
