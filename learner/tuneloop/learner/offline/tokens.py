@@ -89,7 +89,7 @@ class Tokens:
             for i in tokenizer(self._answer(asked, completion), add_special_tokens=False).input_ids
         ]
         ends = [index for index, token in enumerate(ids) if token in stops]
-        if not isinstance(completion, str) and ends:
+        if asked.messages and ends:
             # Templates write a line break after the end of a turn; no policy samples it.
             return tuple(ids[: ends[-1] + 1])
         if not (ids and ids[-1] in stops) and tokenizer.eos_token_id is not None:
