@@ -38,3 +38,9 @@ swap_seconds = Histogram(
 swaps_refused = Counter(
     "tuneloop_reward_swaps_refused_total", "Versions refused, by kind of error.", ["reason"]
 )
+judge_replies = Counter(
+    "tuneloop_reward_judge_replies_total",
+    "Replies of the judge: parsed, unparsed (no verdict in it), refused (too long, or against the "
+    "provider's rules), unavailable (no answer in all attempts). All but the first abstain.",
+    ["outcome"],
+)

@@ -11,7 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tuneloop.errors import SettingsError
+from tuneloop.reward import judge_scorer
 from tuneloop.reward.functions import load_function
+from tuneloop.reward.judge import Judge, JudgeSettings
+from tuneloop.reward.judge_scorer import JudgeScorer
 from tuneloop.reward.reward_model import SCORER_NAME, base_scorer
 from tuneloop.reward.scorer import Scorer
 from tuneloop.reward.scoring import Scoring
@@ -21,6 +24,7 @@ def build(
     *,
     functions: Sequence[str] = (),
     reward_model: Path | None = None,
+    judge: JudgeSettings | None = None,
     weights: Mapping[str, float] | None = None,
     max_length: int = 512,
     device: str = "cpu",
@@ -28,21 +32,24 @@ def build(
 ) -> Scoring:
     """The weighted sum of all that is named; a scorer that `weights` does not name weighs 1.
 
-    Scorers are called as in `weights`: a function by its `module:function`, the reward model
-    `reward_model`. `max_length` and `device` are the reward model's; `normalize` is as in
-    `Scoring`.
+    Their names in `weights` are `module:function`, `reward_model` and `judge`. `max_length` and
+    `device` are the reward model's; `normalize` is as in `Scoring`.
 
     Raises:
-        SettingsError: nothing is named, a function cannot be had (`param` "functions"), or a weight
-            is not a number or names no scorer (`param` "weights").
+        SettingsError: nothing is named, a function cannot be had (`param` "functions"), the
+            constitution cannot be read, or a weight is not a number or names no scorer (`param`
+            "weights").
         CorruptData: the folder is no reward model.
 
     """
     shares = dict(weights or {})
     others: list[Scorer] = [load_function(f, shares.get(f, 1.0)) for f in functions]
+    if judge is not None:
+        weight = shares.get(judge_scorer.SCORER_NAME, 1.0)
+        others.append(JudgeScorer(judge=Judge(judge), weight=weight))
     names = [scorer.name for scorer in others] + [SCORER_NAME] * (reward_model is not None)
     if not names:
-        raise SettingsError("nothing scores: name a reward model or a function")
+        raise SettingsError("nothing scores: name a reward model, a function or a judge")
     for name, weight in shares.items():
         if name not in names:
             known = ", ".join(sorted(names))

@@ -33,18 +33,20 @@ def load_scoring(settings: RewardSettings) -> Scoring:
 
     Raises `SettingsError` for functions and weights that are wrong, `CorruptData` for the model.
     """
-    if settings.model is None and not settings.functions:
-        raise SettingsError("set TUNELOOP_REWARD_MODEL or TUNELOOP_REWARD_FUNCTIONS")
+    if settings.model is None and not settings.functions and not settings.judge_url:
+        names = ("MODEL", "FUNCTIONS", "JUDGE_URL")
+        raise SettingsError("set " + " or ".join(f"TUNELOOP_REWARD_{name}" for name in names))
     try:
         return build(
             functions=settings.functions,
             reward_model=settings.model,
+            judge=settings.judge(),
             weights=settings.weights,
             max_length=settings.max_length,
             normalize=settings.normalize,
         )
     except SettingsError as error:
-        name = f"TUNELOOP_REWARD_{(error.param or '').upper()}"
+        name = f"TUNELOOP_REWARD_{str(error.param).upper()}"
         raise SettingsError(f"{name}: {error.message}", param=error.param) from error
 
 

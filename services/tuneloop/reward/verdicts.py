@@ -118,9 +118,14 @@ def _call(
 
 
 def checked(value: object) -> Verdict:
-    """A finite number or None as it is; a failure for anything else."""
+    """A finite number or None as it is; a failure for anything else.
+
+    A scorer that works on rows one by one may return an exception in place of a row's score.
+    """
     if value is None:
         return None
+    if isinstance(value, Exception):
+        return Failure(reason="error", problem=f"raised {type(value).__name__}: {value}")
     try:
         number = None if isinstance(value, str | bytes) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError, RuntimeError):
