@@ -275,8 +275,11 @@ def test_the_flip_rate_starts_at_zero_and_follows_disagreement(parts: Parts) -> 
     compare("p1", "b", "a", "u1")
     # One pair of verdicts that differs, against twenty that are taken to agree.
     assert estimate() == pytest.approx(agreement.flip_rate_of(1 / 21))
-    for number in range(2, 200):
-        compare(f"p{number}", *(("a", "b") if number % 10 else ("b", "a")), f"u{number}")
+    many = [
+        make_comparison(f"p{n}", *(("a", "b") if n % 10 else ("b", "a")), user=f"u{n}")
+        for n in range(2, 200)
+    ]
+    record.record_feedback(database, [(event, 1) for event in many], 0.0)
     # One in ten says the opposite: all pairs of users differ with 2 · 0.1 · 0.9.
     assert estimate() == pytest.approx(0.1, abs=0.02)
     assert agreement.flip_rate_of(0.18) == pytest.approx(0.1)

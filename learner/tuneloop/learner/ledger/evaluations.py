@@ -109,8 +109,12 @@ def answered(database: Database, version: int) -> set[str]:
 
 def answers(database: Database, version: int) -> list[Answer]:
     """A version's answers by prompt, each with its newest score."""
+    of_version = select(rollouts.c.completion_id).where(
+        rollouts.c.source == RolloutSource.EVAL.value, rollouts.c.policy_version == version
+    )
     newest = (
         select(scores.c.completion_id, func.max(scores.c.reward_model_version).label("version"))
+        .where(scores.c.completion_id.in_(of_version))
         .group_by(scores.c.completion_id)
         .subquery()
     )

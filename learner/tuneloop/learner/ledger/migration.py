@@ -49,6 +49,7 @@ def _all_kinds_of_feedback(connection: Connection) -> None:
         "UPDATE samples SET reported = true WHERE state = 'refused'",
         "ALTER TABLE samples DROP COLUMN up",
         "CREATE INDEX rollouts_source ON rollouts (source, policy_version)",
+        "CREATE INDEX feedback_kind ON feedback (kind, accepted_time)",
         "CREATE INDEX scores_time ON scores (scored_time)",
         "CREATE INDEX samples_topic ON samples (topic, objective, user_hash)",
     ):

@@ -17,6 +17,8 @@ PRIOR = 1.0
 """Ratings of the crowd that each user is credited with."""
 LIMIT = 3.0
 """Standard deviations beyond which a rating says no more."""
+WINDOW = 8192
+"""Latest ratings that are looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +45,16 @@ class Ratings:
 
 
 def read(connection: Connection) -> Ratings:
-    """The last rating of each user on each completion."""
+    """The last rating of each user on each completion, of the latest ones."""
     query = (
         select(feedback.c.user_hash, feedback.c.completion_id, feedback.c.payload)
         .where(feedback.c.kind == "rating")
-        .order_by(feedback.c.accepted_time, feedback.c.feedback_id)
+        .order_by(feedback.c.accepted_time.desc(), feedback.c.feedback_id.desc())
+        .limit(WINDOW)
     )
-    last = {(r.user_hash, r.completion_id): r.payload for r in connection.execute(query)}
+    last: dict[tuple[str, str], str] = {}
+    for row in connection.execute(query):
+        last.setdefault((row.user_hash, row.completion_id), row.payload)
     by_user: dict[str, list[float]] = {}
     for (user_hash, _), payload in last.items():
         by_user.setdefault(user_hash, []).append(float(json.loads(payload)["value"]))

@@ -79,6 +79,7 @@ feedback = Table(
     Column("accepted_time", Float, nullable=False),
     Column("sequence", Integer, nullable=False, comment="In the feedback stream"),
     Index("feedback_votes", "completion_id", "user_hash", "kind"),
+    Index("feedback_kind", "kind", "accepted_time"),
 )
 
 scores = Table(
