@@ -78,7 +78,7 @@ def group_advantages(
 
     Shao et al. 2024 (GRPO), https://arxiv.org/abs/2402.03300, section 4.1.2: divided by the group's
     standard deviation (n − 1 in its denominator). Without `by_spread`: Liu et al. 2025 (Dr. GRPO),
-    https://arxiv.org/abs/2503.20783, section 3.1. Rewards over a `baseline` from outside are
+    https://arxiv.org/abs/2503.20783. Rewards over a `baseline` from outside are
     divided by `scale` from outside, if there is one. A reward of NaN could not be given: its
     advantage is 0, and the others' are as if it were not there.
     """
@@ -97,7 +97,7 @@ def leave_one_out_advantages(rewards: Tensor, *, baseline: float | None = None) 
     """Return the advantages (G,) of completions over the mean of the others, or over `baseline`.
 
     Kool et al. 2019, https://openreview.net/forum?id=r1lgTGL5DE; Ahmadian et al. 2024,
-    https://arxiv.org/abs/2402.14740, equation 8. NaN as in `group_advantages`.
+    https://arxiv.org/abs/2402.14740. NaN as in `group_advantages`.
     """
     given = rewards[~rewards.isnan()]
     if baseline is not None:

@@ -11,7 +11,7 @@ def adapted_factor(
 ) -> float:
     """Return the next factor of `kl_coef`, after a batch of `completions` with KL divergence `kl`.
 
-    Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, section 2.2: proportional control of the
+    Ziegler et al. 2019, https://arxiv.org/abs/1909.08593: proportional control of the
     logarithm, by at most a fifth over `horizon` completions. `kl` and `target` in nats per
     completion; `kl` is an estimate and may be negative.
     """

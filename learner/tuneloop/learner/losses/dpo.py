@@ -6,11 +6,11 @@ divided by the number of its completion's tokens:
 * sigmoid: −log σ(β·d). Rafailov et al. 2023, https://arxiv.org/abs/2305.18290, equation 7.
 * sigmoid_norm: −log σ(β·d̄). Meng et al. 2024, https://arxiv.org/abs/2405.14734, equation 4, which
   leaves out the reference policy and adds a margin; here with reference and without margin, as in
-  Lambert et al. 2024, https://arxiv.org/abs/2411.15124, equation 6.
+  Lambert et al. 2024, https://arxiv.org/abs/2411.15124.
 * ipo: (d̄ − 1/(2β))². Azar et al. 2023, https://arxiv.org/abs/2310.12036, equation 17; divided by
   length as its authors do it, else long answers would decide alone.
 * robust: [(1 − ε)·ℓ(d) − ε·ℓ(−d)] / (1 − 2ε) with ℓ(d) = −log σ(β·d). Chowdhury et al. 2024,
-  https://arxiv.org/abs/2403.00409, equation 12: what `sigmoid` would be on the true preferences,
+  https://arxiv.org/abs/2403.00409: what `sigmoid` would be on the true preferences,
   in the mean, where a share ε is the wrong way round.
 """
 

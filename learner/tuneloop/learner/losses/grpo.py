@@ -1,9 +1,9 @@
 """GRPO and RLOO: policy gradients whose baseline comes from the other completions of the prompt.
 
 * GRPO: Shao et al. 2024, https://arxiv.org/abs/2402.03300, equation 3, with what came after:
-  the mean over all tokens of the batch and a higher clip above, Yu et al. 2025 (DAPO),
-  https://arxiv.org/abs/2503.14476, equation 8; dual clip as in PPO.
-* RLOO: Ahmadian et al. 2024, https://arxiv.org/abs/2402.14740, equation 8: the completion is one
+  a higher clip above and the mean over all tokens of the batch, Yu et al. 2025 (DAPO),
+  https://arxiv.org/abs/2503.14476, sections 3.1 and 3.3; dual clip as in PPO.
+* RLOO: Ahmadian et al. 2024, https://arxiv.org/abs/2402.14740: the completion is one
   action, so the ratio is that of whole sequences; clipped as PPO's for batches used more than once.
 
 The advantages come from `tuneloop.learner.advantages`. The three policies are those of PPO.
