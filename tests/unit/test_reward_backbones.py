@@ -198,11 +198,18 @@ def test_nor_does_gradient_checkpointing(decoders: dict[str, Path]) -> None:
     assert all(torch.allclose(taken[name], expected[name], rtol=0, atol=1e-12) for name in expected)
 
 
+@pytest.fixture(params=[*FAMILIES, "bert"])
+def backbone(
+    request: pytest.FixtureRequest, decoders: dict[str, Path], tiny_reward_model: Path
+) -> Path:
+    return decoders.get(request.param, tiny_reward_model)
+
+
 @pytest.mark.parametrize("kind", list(WeightsKind))
 def test_the_service_scores_as_the_trainer_computes(
-    decoder: Path, tmp_path: Path, kind: WeightsKind
+    backbone: Path, tmp_path: Path, kind: WeightsKind
 ) -> None:
-    trainer = make_trainer(decoder, kind=kind, learning_rate=3e-3, head_learning_rate=1e-2)
+    trainer = make_trainer(backbone, kind=kind, learning_rate=3e-3, head_learning_rate=1e-2)
     for _ in range(4):
         trainer.step(SAMPLES)
     trainer.save_weights(tmp_path / "trained")
@@ -214,7 +221,7 @@ def test_the_service_scores_as_the_trainer_computes(
         computed = trainer._scores.of([(e,) for e in encodings if e is not None])[:, 0].tolist()
     assert served == pytest.approx(computed, abs=1e-5)
     assert len({round(score, 3) for score in computed}) == 4
-    assert scorer.model.shapes() == load(decoder).shapes()
+    assert scorer.model.shapes() == load(backbone).shapes()
 
 
 def test_lora_trains_the_adapter_and_the_head_only(decoder: Path) -> None:
