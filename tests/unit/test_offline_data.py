@@ -32,7 +32,7 @@ def texts_of(tokens: Tokens, sequence: Any) -> tuple[str, str]:
 
 def samples(algorithm: str, rows: Sequence[Any], tokens: Tokens, folder: Path) -> list[Any]:
     path = write_jsonl(folder / "data.jsonl", rows)
-    return list(read_samples(algorithm, str(path), tokens, "error").samples)
+    return list(read_samples(algorithm, open_table(str(path)), tokens, "error").samples)
 
 
 def test_plain_text_is_taken_as_it_is(tokens: Tokens, tmp_path: Path) -> None:
@@ -121,20 +121,20 @@ def test_ratings_are_in_deviations_of_their_user(tmp_path: Path) -> None:
         for name, rating in (("ann", 1), ("ann", 3), ("bob", 9), ("bob", 9))
     ]
     path = write_jsonl(tmp_path / "ratings.jsonl", rows)
-    assert [s.rating for s in read_texts(str(path)).samples] == [-1.0, 1.0, 0.0, 0.0]
+    assert [s.rating for s in read_texts(open_table(str(path))).samples] == [-1.0, 1.0, 0.0, 0.0]
 
 
 def test_the_reward_model_reads_conversations_as_the_service_does(tmp_path: Path) -> None:
     row = {"prompt": user("yes"), "chosen": assistant("no"), "rejected": assistant("please")}
     path = write_jsonl(tmp_path / "pairs.jsonl", [{**row, "margin": 0.5}])
-    [sample] = read_texts(str(path)).samples
+    [sample] = read_texts(open_table(str(path))).samples
     assert (sample.prompt, sample.chosen, sample.rejected) == ("yes", "no", "please")
     assert sample.margin == 0.5
 
 
 def test_prompts_carry_their_other_columns(tokens: Tokens, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": user("yes"), "topic": "a"}])
-    [row] = read_prompts("ppo", str(path), tokens, room=8, on_long="error").samples
+    [row] = read_prompts("ppo", open_table(str(path)), tokens, room=8, on_long="error").samples
     assert row.asked.text == "yes"
     assert row.columns == {"topic": "a"}
 
@@ -205,7 +205,7 @@ def test_a_rating_that_is_no_number_names_its_row(tmp_path: Path) -> None:
         row = {"prompt": "a", "completion": "b", "rating": value}
         path = write_jsonl(tmp_path / "ratings.jsonl", [{**row, "rating": 1}, row])
         with pytest.raises(InvalidRequest) as caught:
-            read_texts(str(path))
+            read_texts(open_table(str(path)))
         assert "ratings.jsonl, line 2: rating is" in caught.value.message
         assert problem in caught.value.message
 
@@ -257,14 +257,14 @@ def test_rows_too_long_are_an_error_or_left_out(tokens: Tokens, tmp_path: Path) 
     assert "data.jsonl, line 2: " in caught.value.message
     assert "more than the 512 that fit" in caught.value.message
     assert "on_long=drop" in caught.value.message
-    data = read_samples("dpo", str(tmp_path / "data.jsonl"), tokens, "drop")
+    data = read_samples("dpo", open_table(str(tmp_path / "data.jsonl")), tokens, "drop")
     assert (len(data.samples), data.rows, data.dropped) == (1, 2, 1)
     path = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "yes " * 250}])
-    assert read_prompts("ppo", str(path), tokens, room=4, on_long="error").samples
+    assert read_prompts("ppo", open_table(str(path)), tokens, room=4, on_long="error").samples
     with pytest.raises(InvalidRequest, match="and 300 for the completion, more than the 512"):
-        read_prompts("ppo", str(path), tokens, room=300, on_long="error")
+        read_prompts("ppo", open_table(str(path)), tokens, room=300, on_long="error")
     with pytest.raises(InvalidRequest, match="every row is too long"):
-        read_prompts("ppo", str(path), tokens, room=300, on_long="drop")
+        read_prompts("ppo", open_table(str(path)), tokens, room=300, on_long="drop")
 
 
 def test_rows_are_converted_in_order(tmp_path: Path) -> None:

@@ -5,12 +5,25 @@ from typing import Annotated, Literal
 
 import typer
 
-from tuneloop.errors import FailedPrecondition, SettingsError, TuneloopError
+from tuneloop.errors import TuneloopError
+from tuneloop.learner.commands.options import (
+    Constitution,
+    JudgeKey,
+    JudgeModel,
+    JudgeUrl,
+    JudgeVotes,
+    RewardFunctions,
+    RewardModel,
+    fail,
+    missing,
+)
 from tuneloop.models.commands import DEFAULT_CACHE_DIR, CacheDir
 from tuneloop.policies import WeightsKind
 
 STOPPED = 130
 """Exit status of a run that was stopped and can be gone on with."""
+
+KINDS = {None: None, True: WeightsKind.LORA, False: WeightsKind.FULL}
 
 Algorithm = Literal["sft", "reward-model", "dpo", "kto", "ppo", "grpo", "rest"]
 
@@ -28,20 +41,25 @@ def train(
     ],
     output: Annotated[Path, typer.Option(help="Folder for the version; a run in it goes on.")],
     lora: Annotated[
-        bool, typer.Option("--lora/--full", help="Train an adapter, or all the weights.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--lora/--full",
+            help="Train an adapter, or all the weights.",
+            show_default="an adapter; all the weights of a reward model",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as learning_rate=1e-4."),
     ] = None,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(metavar="MODULE:FUNCTION[=WEIGHT]", help="Reward function; repeatable."),
-    ] = None,
-    reward_model: Annotated[
-        str | None, typer.Option(help="Folder of a trained reward model.")
-    ] = None,
+    reward: RewardFunctions = None,
+    reward_model: RewardModel = None,
+    judge: JudgeUrl = None,
+    judge_model: JudgeModel = "tuneloop",
+    judge_key: JudgeKey = "",
+    judge_votes: JudgeVotes = 3,
+    constitution: Constitution = None,
     restart: Annotated[bool, typer.Option(help="Throw away the run in --output.")] = False,
     cache_dir: CacheDir = DEFAULT_CACHE_DIR,
 ) -> None:
@@ -50,43 +68,40 @@ def train(
     Killed or stopped, the same command goes on where it was, to the very same weights.
     """
     try:
+        from tuneloop.learner.offline.judge_options import JudgeOptions
         from tuneloop.learner.offline.summary import print_summary
         from tuneloop.learner.offline.train import TrainOptions
         from tuneloop.learner.offline.train import train as run
+
+        judge_options = None
+        if judge is not None:
+            judge_options = JudgeOptions(
+                url=judge,
+                model=judge_model,
+                api_key=judge_key,
+                votes=judge_votes,
+                constitution=constitution,
+            )
+        options = TrainOptions(
+            algorithm=algorithm,
+            model=model,
+            data=data,
+            output=output,
+            kind=KINDS[lora],
+            seed=seed,
+            assignments=settings or [],
+            rewards=reward or [],
+            reward_model=reward_model,
+            judge=judge_options,
+            restart=restart,
+            cache_dir=cache_dir,
+        )
+        summary = run(options)
     except ModuleNotFoundError as error:
         raise fail(missing(error)) from error
-    try:
-        summary = run(
-            TrainOptions(
-                algorithm=algorithm,
-                model=model,
-                data=data,
-                output=output,
-                kind=WeightsKind.LORA if lora else WeightsKind.FULL,
-                seed=seed,
-                assignments=settings or [],
-                rewards=reward or [],
-                reward_model=reward_model,
-                restart=restart,
-                cache_dir=cache_dir,
-            )
-        )
     except TuneloopError as error:
         raise fail(error) from error
     if summary is None:
         typer.echo("stopped; the same command goes on from here", err=True)
         raise typer.Exit(STOPPED)
     print_summary(summary, str(output))
-
-
-def fail(error: TuneloopError) -> typer.Exit:
-    """Say what is wrong; 2 where the call is at fault, else 1."""
-    typer.echo(f"tuneloop: {error.message}", err=True)
-    return typer.Exit(2 if isinstance(error, SettingsError) else 1)
-
-
-def missing(error: ModuleNotFoundError) -> FailedPrecondition:
-    """What to say where the learner's packages are not installed."""
-    return FailedPrecondition(
-        f"this command needs the package {error.name}: pip install 'tuneloop[learner]'"
-    )

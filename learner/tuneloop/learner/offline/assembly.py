@@ -11,6 +11,7 @@ import torch
 from tuneloop.errors import InvalidRequest, SettingsError
 from tuneloop.learner.offline.course import Course
 from tuneloop.learner.offline.fixed import FixedCourse
+from tuneloop.learner.offline.judged import JudgedCourse
 from tuneloop.learner.offline.material import Material
 from tuneloop.learner.offline.order import Order
 from tuneloop.learner.offline.prompted import Attempts, PromptedCourse
@@ -64,7 +65,7 @@ def pupil_and_course(material: Material, folder: RunFolder, screen: Screen) -> t
         return pupil, course
     order = order_of(material, len(material.samples))
     policy = PolicyPupil(material.model, material.model_name, falling(material, order))
-    if material.rewards is None:
+    if material.rewards is None and material.verdicts is None:
         samples = checked(material, policy, screen)
         return policy, fixed_course(material, policy, samples, folder)
     return policy, sampled_course(material, policy, order, folder)
@@ -142,7 +143,6 @@ def sampled_course(
 ) -> Course:
     """Completions of the policy itself, scored."""
     assert material.tokens is not None
-    assert material.rewards is not None
     run = material.settings.run
     sampler = Sampler(
         material.tokens.tokenization,
@@ -156,6 +156,16 @@ def sampled_course(
         samples_per_prompt=run.samples_per_prompt,
         seed=order.seed,
     )
+    if material.verdicts is not None:
+        return JudgedCourse(
+            material.samples,
+            order,
+            attempts=attempts,
+            verdicts=material.verdicts,
+            samples_per_prompt=run.samples_per_prompt,
+            temperature=run.temperature,
+        )
+    assert material.rewards is not None
     if material.algorithm == "rest":
         plan = RestPlan(
             grow_steps=run.grow_steps,

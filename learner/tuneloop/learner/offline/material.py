@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneloop.learner.offline.judging import Verdicts
 from tuneloop.learner.offline.rewards import Rewards
 from tuneloop.learner.offline.run_settings import OBJECTIVES, Settings
 from tuneloop.learner.offline.tokens import Tokens
@@ -26,7 +27,9 @@ class Material:
     tokens: Tokens | None
     """None for the reward model."""
     rewards: Rewards | None
-    """None where the data says it all."""
+    """None where the data, or a judge, says which answers are better."""
+    verdicts: Verdicts | None
+    """A judge that compares what the policy samples; None where none does."""
     identity: Mapping[str, Any]
     """What decides the result, as JSON: a run goes on only with the same."""
 

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from tuneloop.errors import CorruptData, WeightsRefused
+from tuneloop.errors import WeightsRefused
 from tuneloop.models.reward_model import quiet
 
 MODEL_FILES = ("*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model")
@@ -45,14 +45,3 @@ def copy_model_files(base: Path, output: Path) -> None:
             run_record = path.name in ("run.json", "settings.json", "source.json", "manifest.json")
             if not weights_index and not run_record and not (output / path.name).exists():
                 shutil.copyfile(path, output / path.name)
-
-
-def adapter_base(adapter: Path) -> str:
-    """The model an adapter was trained on, by its own word; raises `CorruptData`."""
-    import json
-
-    try:
-        name = json.loads((adapter / "adapter_config.json").read_bytes())["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptData(f"{adapter}: adapter_config.json: {error!r}") from error
-    return str(name)

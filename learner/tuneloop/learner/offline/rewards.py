@@ -13,6 +13,8 @@ from typing import Any
 from tuneloop.errors import InvalidRequest, SettingsError
 from tuneloop.learner.offline.prompt_rows import PromptRow
 from tuneloop.reward.functions import load_function
+from tuneloop.reward.judge import Judge
+from tuneloop.reward.judge_scorer import JudgeScorer
 from tuneloop.reward.scorer import Scorer
 from tuneloop.reward.verdicts import score_rows
 
@@ -74,8 +76,10 @@ def columns_of(answers: Sequence[Answer]) -> Mapping[str, list[Any]]:
     return columns
 
 
-def load_rewards(functions: Sequence[str], reward_model: Path | None) -> Rewards:
-    """Functions as `module:function` or `module:function=weight`, and a reward model's folder.
+def load_rewards(
+    functions: Sequence[str], reward_model: Path | None, judge: Judge | None = None
+) -> Rewards:
+    """Functions as `module:function[=weight]`, a reward model's folder, a judge that rates.
 
     Raises `SettingsError` for what is no function, `InvalidRequest` for what is no reward model.
     """
@@ -91,6 +95,8 @@ def load_rewards(functions: Sequence[str], reward_model: Path | None) -> Rewards
                 param="reward_model",
             )
         scorers.append(scorer)
+    if judge is not None:
+        scorers.append(JudgeScorer(judge=judge, weight=1.0))
     return Rewards(scorers)
 
 

@@ -3,6 +3,7 @@
 settings.json     what decides the result; a run only goes on with the same
 checkpoints/      to resume from
 metrics.jsonl     a line for each step
+verdicts.jsonl    what a judge said; kept by --restart
 tensorboard/      the same for TensorBoard
 curves.png        the same as a picture
 run.json          the summary; written last, so where it is the run is over
@@ -53,6 +54,7 @@ class RunFolder:
         self.curves = self.root / "curves.png"
         self.grown = self.root / "grown"
         self.reference = self.checkpoints / "reference.safetensors"
+        self.verdicts = self.root / "verdicts.jsonl"
         self.adapter = self.root / "adapter"
         self.summary = self.root / "run.json"
 
@@ -80,7 +82,9 @@ class RunFolder:
         """
         known = read_json(self.settings)
         if known is None:
-            if any(path.name != ".lock" for path in self.root.iterdir()):
+            # A judge is asked before the run begins.
+            ours = {".lock", self.verdicts.name}
+            if any(path.name not in ours for path in self.root.iterdir()):
                 raise FailedPrecondition(
                     f"{self.root}: not empty, and holds no run to go on with; choose another "
                     "--output",
