@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from learner_events import make_rollout, make_score, make_thumb
-from learner_parts import Parts
+from learner_parts import Clock, Parts
 
-from tuneloop.errors import NotFound, SettingsError, Unavailable
+from tuneloop.errors import InvalidRequest, NotFound, SettingsError, Unavailable
 from tuneloop.learner import evaluation
 from tuneloop.learner.asking import Question
 from tuneloop.learner.ledger import evaluations, held_out, prompted, ready, record
@@ -86,7 +86,9 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
     return Parts(folder=tmp_path)
 
 
-def prompting(parts: Parts, generation: FakeGeneration, **lists: Any) -> Prompting:
+def prompting(
+    parts: Parts, generation: FakeGeneration, clock: Clock | None = None, **lists: Any
+) -> Prompting:
     return Prompting(
         generation=generation,
         database=parts.database,
@@ -99,6 +101,7 @@ def prompting(parts: Parts, generation: FakeGeneration, **lists: Any) -> Prompti
             max_staleness=4,
         ),
         learning=lambda: not parts.loop.paused,
+        clock=clock or Clock(),
     )
 
 
@@ -184,6 +187,22 @@ async def test_a_version_that_is_gone_is_passed_over(parts: Parts) -> None:
     # Version 3 could not be leased; version 0 could.
     assert {q.policy_version for q in generation.asked[-2:]} == {0}
     assert len(generation.asked) <= 4
+
+
+async def test_a_question_that_fails_at_once_is_not_asked_for_at_once(parts: Parts) -> None:
+    class Refusing(FakeGeneration):
+        async def ask(self, question: Question) -> None:
+            self.asked.append(question)
+            raise InvalidRequest("the prompt has 900 tokens")
+
+    clock = Clock()
+    generation = Refusing(parts)
+    asker = prompting(parts, generation, evaluation=[prompt(7)], clock=clock)
+    await turns(asker)
+    assert len(generation.asked) == 1
+    clock.now += 61
+    await turns(asker)
+    assert len(generation.asked) == 2
 
 
 async def test_generation_that_is_away_is_asked_again(parts: Parts) -> None:

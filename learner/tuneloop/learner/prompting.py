@@ -27,7 +27,7 @@ logger = logging.getLogger("tuneloop.learner.prompting")
 
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 5.0
-LOST_SECONDS = 120.0
+LOST_SECONDS = 60.0
 """After which an answer that never came over the bus is asked for again."""
 POSITION = "prompts asked"
 """Fact of the ledger: how many prompts were asked."""
@@ -131,7 +131,7 @@ class Prompting:
             if question.policy_version is not None:
                 self._gone.add(question.policy_version)
         except TuneloopError as error:
-            self._asked.pop(question.completion_id, None)
+            # It counts as asked for a while, so that what fails at once is not asked for at once.
             logger.info("%s was not answered: %s", question.completion_id, error.message)
 
     async def _next_question(self, policy: generation_pb2.Policy) -> Question | None:

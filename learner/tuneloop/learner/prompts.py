@@ -7,8 +7,9 @@ from pathlib import Path
 
 from tuneloop.errors import SettingsError, TuneloopError
 from tuneloop.learner.ledger.rows import prompt_sha256
-from tuneloop.learner.offline.data import read_prompts
-from tuneloop.learner.offline.prompt_rows import PromptRow
+from tuneloop.learner.offline.fields import Fields
+from tuneloop.learner.offline.prompt_rows import PromptRow, prompt_form, prompt_row
+from tuneloop.learner.offline.table import open_table
 from tuneloop.learner.offline.tokens import Tokens
 from tuneloop.learner.settings import LearnerSettings
 
@@ -47,11 +48,15 @@ def _read(name: str, path: Path | None, tokens: Tokens, room: int) -> Sequence[P
     if path is None:
         return ()
     try:
-        data = read_prompts(name, str(path), tokens, room=room, on_long="error")
+        table = open_table(str(path))
+        form = prompt_form(table, name)
+        return [
+            prompt_row(table, form, tokens, room, Fields(row, table.place(index)))
+            for index, row in enumerate(table.rows)
+        ]
     except TuneloopError as error:
         message = error.message.replace(", or leave such rows out with --set on_long=drop", "")
         raise SettingsError(f"{name}: {message}", param=name) from error
-    return list(data.samples)
 
 
 def sha256_of(row: PromptRow) -> str:
