@@ -100,28 +100,33 @@ class _TokenLogprobs(torch.autograd.Function):
         differentiate: bool,
     ) -> tuple[Tensor, Tensor]:
         moves_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        cast = weight.to(hidden.dtype)
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        logprobs = torch.empty(targets.shape, dtype=wide, device=hidden.device)
-        entropies = torch.empty_like(logprobs[: len(targets) if with_entropies else 0])
+        logits = _Logits(
+            hidden, weight, bias, temperatures=temperatures, transform=transform, chunk=chunk
+        )
+        normalizers = logits.new_vector()
+        chosen = torch.empty_like(normalizers)
+        entropies = torch.empty_like(normalizers[: len(targets) if with_entropies else 0])
         ahead = differentiate and not moves_head
         pulls = torch.empty_like(hidden) if ahead else None
-        for part in _chunks(len(targets), chunk):
-            z, slopes = _logits(hidden[part], cast, bias, temperatures[part], transform)
-            chosen = z.gather(1, targets[part, None])[:, 0]
-            normalizers = torch.logsumexp(z, dim=-1)
-            logprobs[part] = chosen - normalizers
+        for part in logits.parts:
+            z, slopes = logits.of(part)
+            chosen[part] = z.gather(1, targets[part, None])[:, 0]
             if with_entropies:
                 p = torch.softmax(z, dim=-1)
-                entropies[part] = normalizers - p.mul_(z).sum(-1)
+                entropies[part] = torch.logsumexp(z, dim=-1) - p.mul_(z).sum(-1)
+            largest = z.amax(-1)
+            # In place: a pass over the logits costs as much as a fresh tensor's pages.
+            p = z.sub_(largest[:, None]).exp_()
+            sums = p.sum(-1)
+            normalizers[part] = sums.log() + largest
             if pulls is not None:
-                p = z.sub_(normalizers[:, None]).exp_()
-                pulls[part] = _slopes_of(p, targets[part], slopes).to(cast.dtype) @ cast
-        saved = (pulls,) if ahead else (hidden, weight, bias, targets, temperatures)
+                d = _slopes_of(p, targets[part], slopes, scale=1 / sums)
+                pulls[part] = d.to(hidden.dtype) @ logits.weight
+        saved = (pulls,) if ahead else (hidden, weight, bias, targets, temperatures, normalizers)
         ctx.save_for_backward(*(saved if differentiate else ()))
         ctx.transform, ctx.chunk, ctx.ahead = transform, chunk, ahead
         ctx.mark_non_differentiable(entropies)
-        return logprobs, entropies
+        return chosen - normalizers, entropies
 
     @staticmethod
     @once_differentiable
@@ -129,21 +134,28 @@ class _TokenLogprobs(torch.autograd.Function):
         if ctx.ahead:
             (pulls,) = ctx.saved_tensors
             return ((pulls * gradient[:, None]).to(pulls.dtype), *(None,) * 8)
-        hidden, weight, bias, targets, temperatures = ctx.saved_tensors
-        cast = weight.to(hidden.dtype)
+        hidden, weight, bias, targets, temperatures, normalizers = ctx.saved_tensors
+        logits = _Logits(
+            hidden,
+            weight,
+            bias,
+            temperatures=temperatures,
+            transform=ctx.transform,
+            chunk=ctx.chunk,
+        )
         hidden_gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         weight_gradient = bias_gradient = None
         if ctx.needs_input_grad[1]:
             weight_gradient = torch.zeros(weight.shape, dtype=gradient.dtype, device=weight.device)
         if bias is not None and ctx.needs_input_grad[2]:
             bias_gradient = torch.zeros(bias.shape, dtype=gradient.dtype, device=bias.device)
-        for part in _chunks(len(targets), ctx.chunk):
-            z, slopes = _logits(hidden[part], cast, bias, temperatures[part], ctx.transform)
-            p = torch.softmax(z, dim=-1)
-            wide = _slopes_of(p, targets[part], slopes).mul_(gradient[part, None])
-            narrow = wide.to(cast.dtype)
+        for part in logits.parts:
+            z, slopes = logits.of(part)
+            p = z.sub_(normalizers[part, None]).exp_()
+            wide = _slopes_of(p, targets[part], slopes * gradient[part, None])
+            narrow = wide.to(hidden.dtype)
             if hidden_gradient is not None:
-                hidden_gradient[part] = narrow @ cast
+                hidden_gradient[part] = narrow @ logits.weight
             if weight_gradient is not None:
                 _add_product(weight_gradient, narrow, hidden[part])
             if bias_gradient is not None:
@@ -155,33 +167,55 @@ class _TokenLogprobs(torch.autograd.Function):
         return hidden_gradient, weight_gradient, bias_gradient, *(None,) * 6
 
 
-def _chunks(length: int, chunk: int) -> list[slice]:
-    return [slice(start, start + chunk) for start in range(0, length, chunk)]
+class _Logits:
+    """The logits of one chunk after the other, in the same memory."""
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        temperatures: Tensor,
+        transform: LogitTransform,
+        chunk: int,
+    ) -> None:
+        self.weight = weight.to(hidden.dtype)
+        self.parts = [slice(start, start + chunk) for start in range(0, len(hidden), chunk)]
+        self._hidden, self._transform = hidden, transform
+        self._bias = None if bias is None else bias.to(hidden.dtype)
+        self._wide = torch.promote_types(hidden.dtype, torch.float32)
+        self._slopes = transform.scale / temperatures.to(self._wide)[:, None]
+        # Asked on a CPU only: a GPU would have to be waited for.
+        self._at_one = hidden.device.type == "cpu" and bool((self._slopes == 1).all())
+        self._caps = (transform.cap or 0.0) / temperatures.to(self._wide)[:, None]
+        self._buffer = hidden.new_empty((min(chunk, len(hidden)), weight.shape[0]))
+
+    def new_vector(self) -> Tensor:
+        """(N,), not filled, in the precision of the softmax."""
+        return torch.empty(len(self._hidden), dtype=self._wide, device=self._hidden.device)
+
+    def of(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Return (n, V) logits as the softmax takes them, and dz / d logits, (n, 1) or (n, V)."""
+        hidden, slopes = self._hidden[part], self._slopes[part]
+        raw = self._buffer[: len(hidden)]
+        if self._bias is None:
+            torch.mm(hidden, self.weight.t(), out=raw)
+        else:
+            torch.addmm(self._bias, hidden, self.weight.t(), out=raw)
+        z = raw.to(self._wide)
+        if self._transform.cap is None:
+            return (z if self._at_one else z.mul_(slopes)), slopes
+        tanh = z.mul_(self._transform.scale / self._transform.cap).tanh_()
+        slopes = slopes * (1 - tanh.square())
+        return tanh.mul_(self._caps[part]), slopes
 
 
-def _logits(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    temperatures: Tensor,
-    transform: LogitTransform,
-) -> tuple[Tensor, Tensor]:
-    """Return (n, V) logits as the softmax takes them, and dz / d logits, (n, 1) or (n, V)."""
-    z = nn.functional.linear(hidden, weight, None if bias is None else bias.to(hidden.dtype))
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
-    slopes = transform.scale / temperatures.to(z.dtype)[:, None]
-    if transform.cap is None:
-        return z.mul_(slopes), slopes
-    tanh = z.mul_(transform.scale / transform.cap).tanh_()
-    slopes = slopes * (1 - tanh.square())
-    return tanh.mul_(transform.cap / temperatures.to(z.dtype)[:, None]), slopes
-
-
-def _slopes_of(p: Tensor, targets: Tensor, slopes: Tensor) -> Tensor:
-    """Turn p into (onehot(target) − p) · slopes, in place."""
-    p.neg_()
-    p.scatter_add_(1, targets[:, None], torch.ones_like(targets[:, None], dtype=p.dtype))
-    return p.mul_(slopes)
+def _slopes_of(p: Tensor, targets: Tensor, slopes: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Turn p into (onehot(target) − scale · p) · slopes, in place; slopes are (n, 1) or (n, V)."""
+    p.mul_(-slopes if scale is None else -slopes * scale[:, None])
+    chosen = slopes if slopes.shape[1] == 1 else slopes.gather(1, targets[:, None])
+    return p.scatter_add_(1, targets[:, None], chosen)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
