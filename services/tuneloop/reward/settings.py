@@ -50,7 +50,7 @@ class RewardSettings(BaseSettings):
         "completions; empty: no judge",
     )
     judge_model: str = Field("", description="name of the judge's model at that endpoint")
-    judge_api_key: SecretStr = Field(SecretStr(""), description="key of that endpoint")
+    judge_api_key: SecretStr | None = Field(None, description="key of that endpoint")
     judge_constitution: Path | None = Field(
         None, description="text file the judge judges by; unset: the one that comes with tuneloop"
     )
@@ -96,11 +96,12 @@ class RewardSettings(BaseSettings):
         """The judge, where one is named; raises `SettingsError`."""
         if not self.judge_url:
             return None
+        key = self.judge_api_key
         return JudgeSettings(
             endpoint=EndpointSettings(
                 url=self.judge_url,
                 model=self.judge_model,
-                api_key=self.judge_api_key.get_secret_value(),
+                api_key=key.get_secret_value() if key else "",
                 timeout_seconds=self.judge_timeout_seconds,
             ),
             constitution=self.judge_constitution or CONSTITUTION,
