@@ -37,8 +37,11 @@ class GivenModel:
         self.policy = policy.clone().requires_grad_()
         self.values = None if values is None else values.clone().requires_grad_()
         self.reference_passes = 0
+        self.policy_passes: set[TokenSequence] = set()
+        """Sequences the policy was asked for."""
 
     def logprobs(self, batch: SequenceBatch) -> Tensor:
+        self.policy_passes.update(batch.sequences)
         return self._of(batch, self.policy if torch.is_grad_enabled() else self._old)
 
     def logprobs_and_values(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:

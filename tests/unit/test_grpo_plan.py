@@ -78,14 +78,23 @@ def test_each_token_has_its_completions_advantage_divided_by_all_tokens(budget: 
     assert model.reference_passes == 0
 
 
-def test_groups_without_spread_and_what_was_not_scored_count_for_nothing() -> None:
+@pytest.mark.parametrize(("estimator", "share"), [("grpo", 3 / 6), ("rloo", 2 / 4)])
+def test_groups_without_spread_are_counted_but_not_computed(estimator: str, share: float) -> None:
+    spread = group(1, [1.0, 0.0])
+    alone, _ = gradient_of([spread], advantage_estimator=estimator)
+    groups = [group(2, [0.5, 0.5]), spread]
+    among, model = gradient_of(groups, advantage_estimator=estimator)
+    torch.testing.assert_close(among[2:], share * alone)
+    assert not among[:2].any()
+    assert model.policy_passes == {groups[1].samples[0].sequence, groups[1].samples[1].sequence}
+
+
+def test_what_was_not_scored_counts_for_nothing() -> None:
     spread = group(1, [1.0, 0.0])
     alone, _ = gradient_of([spread])
-    groups = [group(2, [0.5, 0.5]), spread, group(3, [math.nan, 0.1]), group(4, [math.nan])]
-    among, _ = gradient_of(groups)
-    torch.testing.assert_close(among[2:4], alone)
-    assert not among[:2].any()
-    assert not among[4:].any()
+    among, _ = gradient_of([spread, group(4, [math.nan])])
+    torch.testing.assert_close(among[:2], alone)
+    assert not among[2:].any()
     partly, _ = gradient_of([group(1, [1.0, 0.0, math.nan])])
     torch.testing.assert_close(partly[:2], alone)
     assert not partly[2].any()

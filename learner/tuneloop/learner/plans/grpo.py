@@ -44,9 +44,18 @@ def plan_grpo(
     settings: TrainerSettings,
     dials: Dials = AT_REST,
 ) -> Plan:
-    """Plan GRPO, or RLOO, on a batch of groups; those without spread take no part."""
+    """Plan GRPO, or RLOO, on a batch of groups.
+
+    Those without spread are not computed, but counted: were the loss divided by the others alone,
+    the last group that is not solved would move the policy as far as a full batch does.
+    """
     groups = [_group(group, settings, dials) for group in samples]
-    kept = [g for g in groups if (_advantages(g, g.rewards, settings).abs() > NO_ADVANTAGE).any()]
+    has_spread = [
+        bool((_advantages(g, g.rewards, settings).abs() > NO_ADVANTAGE).any()) for g in groups
+    ]
+    kept = [g for g, spread in zip(groups, has_spread, strict=True) if spread]
+    without = [g for g, spread in zip(groups, has_spread, strict=True) if not spread]
+    left_out = [sample for group in without for sample in group.samples]
     # Cutting changes the order: a completion is found again by its number.
     flat = [sample for group in kept for sample in group.samples]
     flat = [replace(sample, sample_id=str(number)) for number, sample in enumerate(flat)]
@@ -66,7 +75,9 @@ def plan_grpo(
         advantages[of_group] = _advantages(group, rewards, settings)
         start = of_group.stop
     return Plan(
-        micro_losses=_micro_losses(model, rollouts, advantages, settings, dials),
+        micro_losses=_micro_losses(
+            model, rollouts, settings, dials, advantages=advantages, left_out=left_out
+        ),
         tokens=sum(rows.batch.tokens for rows in rollouts),
         metrics=[_group_metrics(groups, kept), *(metrics for _, metrics in measured)],
     )
@@ -132,12 +143,16 @@ def _numbers(rows: Rollouts) -> list[int]:
 def _micro_losses(
     model: PolicyModel,
     rollouts: Sequence[Rollouts],
-    advantages: Tensor,
     settings: TrainerSettings,
     dials: Dials,
+    *,
+    advantages: Tensor,
+    left_out: Sequence[ScoredSample],
 ) -> list[MicroLoss]:
-    tokens = max(1, sum(int(rows.loss_mask.sum()) for rows in rollouts))
-    sequences = max(1, sum(int(rows.loss_mask.any(-1).sum()) for rows in rollouts))
+    tokens = sum(len(sample.sequence.completion_token_ids) for sample in left_out)
+    tokens = max(1, tokens + sum(int(rows.loss_mask.sum()) for rows in rollouts))
+    sequences = sum(int(rows.loss_mask.any(-1).sum()) for rows in rollouts)
+    sequences = max(1, sequences + len(left_out))
 
     def micro_loss(rows: Rollouts) -> MicroLoss:
         of_rows = advantages[_numbers(rows)].to(model.device)
