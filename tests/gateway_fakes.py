@@ -151,6 +151,12 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
             '"data": {"samples": {"kto": 16}}}',
         )
         version.created_time.FromSeconds(1_700_000_000 + number)
+        if number == self.stable:
+            version.evaluation.CopyFrom(
+                learner_pb2.Evaluation(
+                    policy_version=number, prompts=4, scored=3, mean_reward=0.5, mean_length=12.0
+                )
+            )
         return version
 
     async def GetStatus(self, request: Any, context: Any) -> Any:

@@ -8,13 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.errors import CorruptData, InvalidRequest
-from tuneloop.feedback import Comparison, Feedback, Judgement, Thumb
+from tuneloop.feedback import (
+    Comparison,
+    Demonstration,
+    Feedback,
+    Judgement,
+    Ranking,
+    Rating,
+    Thumb,
+)
+from tuneloop.learner.samples import TokenSequence
 from tuneloop.learner.step_result import StepResult
+from tuneloop.learner.trainee import ids_of
 from tuneloop.rollouts import (
     ChatMessage,
     FinishReason,
     PolicyVersionSpan,
     Rollout,
+    RolloutSource,
     SamplingParameters,
     Score,
     ScoredRollout,
@@ -35,6 +46,8 @@ def make_rollout(
     temperature: float = 0.7,
     text: str = "Hello.",
     policy: str = "tuneloop",
+    n: int = 1,
+    source: RolloutSource = RolloutSource.USER,
 ) -> Rollout:
     return Rollout(
         completion_id=completion_id,
@@ -52,8 +65,9 @@ def make_rollout(
         policy_version_spans=(
             PolicyVersionSpan(policy_version=version, start=0, end=len(completion)),
         ),
-        sampling=SamplingParameters(temperature=temperature),
+        sampling=SamplingParameters(temperature=temperature, n=n),
         finished_time=START,
+        source=source,
     )
 
 
@@ -87,6 +101,24 @@ def make_comparison(feedback_id: str, chosen: str, *rejected: str, **kwargs: Any
     )
 
 
+def make_ranking(feedback_id: str, *completion_ids: str, **kwargs: Any) -> Feedback:
+    ranking = Ranking(completion_ids=completion_ids)
+    return make_feedback(feedback_id, completion_ids[0], ranking, **kwargs)
+
+
+def make_rating(feedback_id: str, completion_id: str, value: float, **kwargs: Any) -> Feedback:
+    return make_feedback(feedback_id, completion_id, Rating(value=value), **kwargs)
+
+
+def make_edit(feedback_id: str, completion_id: str, text: str, **kwargs: Any) -> Feedback:
+    return make_feedback(feedback_id, completion_id, Demonstration(text=text), **kwargs)
+
+
+def edit_tokens(text: str, original: Sequence[int]) -> tuple[int, ...]:
+    """Token ids of an edited answer, for tests without a tokenizer."""
+    return (*(ord(letter) for letter in text), original[-1])
+
+
 def make_score(
     completion_id: str,
     reward: float | None = 1.0,
@@ -107,6 +139,8 @@ def make_score(
 class CountingTrainer:
     """A trainer whose weights are the list of samples it was trained on."""
 
+    needs_reference = frozenset({"kto", "dpo", "ppo", "grpo"})
+
     def __init__(self) -> None:
         self.learned: list[str] = []
         self.refuses: set[str] = set()
@@ -114,9 +148,19 @@ class CountingTrainer:
         self.fails_on: set[str] = set()
         """Ids it falls over."""
         self.skips = False
+        self.breaks_on: set[str] = set()
+        """Ids that make its weights not finite."""
+        self.broken = False
+        self.referred: list[TokenSequence] = []
+        """Sequences whose reference log-probs were computed."""
 
     def step(self, samples: Mapping[str, Sequence[Any]]) -> StepResult:
-        ids = [f"{name}:{sample.sample_id}" for name, group in samples.items() for sample in group]
+        ids = [
+            f"{name}:{sample_id}"
+            for name, group in samples.items()
+            for sample in group
+            for sample_id in ids_of(sample)
+        ]
         for name in ids:
             sample_id = name.split(":")[1]
             if sample_id in self.refuses:
@@ -126,7 +170,15 @@ class CountingTrainer:
         if self.skips:
             return StepResult(metrics={}, skipped=True, reason="non_finite_loss")
         self.learned += ids
+        self.broken = any(name.split(":")[1] in self.breaks_on for name in ids)
         return StepResult(metrics={"loss": 1.0 / len(self.learned), "kl": 0.1})
+
+    def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        self.referred += sequences
+        return [(-0.25,) * len(sequence.completion_token_ids) for sequence in sequences]
+
+    def finite(self) -> bool:
+        return not self.broken
 
     def save_checkpoint(self, folder: Path, step: int) -> None:
         partial = folder.with_name(f".unfinished-{folder.name}")
@@ -138,6 +190,7 @@ class CountingTrainer:
     def load_checkpoint(self, folder: Path) -> None:
         try:
             self.learned = json.loads((folder / "state.json").read_text())
+            self.broken = False
         except (OSError, ValueError) as error:
             raise CorruptData(f"checkpoint {folder.name}: {error}") from error
 

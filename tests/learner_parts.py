@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from learner_events import CountingTrainer, make_rollout, make_thumb
+from learner_events import CountingTrainer, edit_tokens, make_rollout, make_thumb
 from sqlalchemy import select
 
 from tuneloop.bus.memory import MemoryBus
@@ -87,7 +87,9 @@ class Parts:
             keep_checkpoints=self.settings.keep_checkpoints,
             clock=self.clock,
         )
-        self.batches = PolicyBatches(self.database, self.settings, clock=self.clock)
+        self.batches = PolicyBatches(
+            self.database, self.settings, edit_tokens=edit_tokens, clock=self.clock
+        )
         self.loop = Loop(
             trainees=[(self.trainee, self.batches)],
             publisher=self.publisher,
@@ -130,7 +132,12 @@ class Parts:
     @asynccontextmanager
     async def taking_in(self) -> AsyncIterator[None]:
         """Intake runs inside."""
-        consumers = intakes(self.database, "tuneloop", clock=self.clock)
+        consumers = intakes(
+            self.database,
+            "tuneloop",
+            scored_objective=self.settings.scored_objective,
+            clock=self.clock,
+        )
         task = asyncio.create_task(run_all(self.bus, "tuneloop", consumers, self.loop.arrived.set))
         try:
             yield

@@ -1,8 +1,16 @@
 """Random samples for the learner's tests."""
 
 import random
+from dataclasses import replace
 
-from tuneloop.learner.samples import PairSample, ScoredSample, ThumbSample, TokenSequence
+from tuneloop.learner.samples import (
+    DemonstrationSample,
+    PairSample,
+    ScoredGroup,
+    ScoredSample,
+    ThumbSample,
+    TokenSequence,
+)
 
 VOCAB_SIZE = 384
 
@@ -30,6 +38,29 @@ class SampleMaker:
     def varied(self) -> TokenSequence:
         lengths = self._random.randint(2, 12), self._random.randint(1, 9)
         return self.sequence(*lengths, temperature=self._random.choice([0.7, 1.0]))
+
+    def demonstrations(self, count: int) -> list[DemonstrationSample]:
+        return [
+            DemonstrationSample(sample_id=f"demonstration-{i}", sequence=self.varied())
+            for i in range(count)
+        ]
+
+    def groups(self, count: int, size: int = 3) -> list[ScoredGroup]:
+        """Groups whose completions share their prompt."""
+        groups = []
+        for i in range(count):
+            prompt = self.tokens(self._random.randint(2, 12))
+            members = self.scored(size)
+            groups.append(
+                ScoredGroup(
+                    sample_id=f"group-{i}",
+                    samples=tuple(
+                        replace(s, sequence=replace(s.sequence, prompt_token_ids=prompt))
+                        for s in members
+                    ),
+                )
+            )
+        return groups
 
     def thumbs(self, count: int) -> list[ThumbSample]:
         return [

@@ -126,3 +126,50 @@ def constant_model(base: Path, folder: Path, bias: float) -> Path:
     model.module.classifier.bias.data.fill_(bias)
     model.save(folder)
     return folder
+
+
+def make_decoder(folder: Path, family: str) -> Path:
+    """A random 2-layer language model: `llama` and `qwen2` with a chat template, `gpt2` plain text
+    and, as the real one, without a padding token."""
+    import torch
+    from tiny_models import make_tokenizer
+    from transformers import (
+        AutoTokenizer,
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+    )
+
+    folder.mkdir(parents=True)
+    words = make_tokenizer(folder)
+    torch.manual_seed(0)
+    if family == "gpt2":
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.pad_token, tokenizer.chat_template = None, None
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        tokenizer.save_pretrained(folder)
+        shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128}
+        ends = {"bos_token_id": 1, "eos_token_id": 2}
+        GPT2LMHeadModel(GPT2Config(vocab_size=words, **shape, **ends)).save_pretrained(folder)
+        return folder
+    config_class, model_class = {
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    }[family]
+    config = config_class(
+        vocab_size=words,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=True,
+    )
+    model_class(config).save_pretrained(folder)
+    return folder

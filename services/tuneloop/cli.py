@@ -1,6 +1,6 @@
 """The `tuneloop` command. Whatever is heavy is imported by the command that needs it."""
 
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 from typing import Annotated
 
 import typer
@@ -10,6 +10,9 @@ from tuneloop.commands.feedback import feedback_app
 from tuneloop.commands.policies import policies_app
 from tuneloop.models.commands import models_app
 from tuneloop.supervisor.up import up
+
+COMMANDS = "tuneloop.commands"
+"""Entry points of this group are commands: functions, or a `typer.Typer` of several."""
 
 app = typer.Typer(
     name="tuneloop",
@@ -74,6 +77,19 @@ def learner() -> None:
     from tuneloop.learner.main import main as run
 
     run()
+
+
+def add_commands() -> None:
+    """Add what other packages offer, the learner's above all: nothing here imports it."""
+    for entry in sorted(entry_points(group=COMMANDS), key=lambda entry: entry.name):
+        command = entry.load()
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=entry.name)
+        else:
+            app.command(entry.name)(command)
+
+
+add_commands()
 
 
 def main() -> None:

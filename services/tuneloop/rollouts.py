@@ -7,6 +7,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 
 class FinishReason(enum.StrEnum):
@@ -15,6 +16,17 @@ class FinishReason(enum.StrEnum):
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
+
+
+class RolloutSource(enum.StrEnum):
+    """Why a completion was sampled."""
+
+    USER = "user"
+    """Somebody asked."""
+    PROMPTS = "prompts"
+    """The learner asked, to learn from the answer."""
+    EVAL = "eval"
+    """The learner asked, to see how well a version answers; never learned from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +98,9 @@ class Rollout:
     policy_version_spans: tuple[PolicyVersionSpan, ...]
     sampling: SamplingParameters
     finished_time: datetime
+    source: RolloutSource = RolloutSource.USER
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """What else the prompts file says of the prompt, JSON values by name; for reward functions."""
 
     @property
     def oldest_policy_version(self) -> int:

@@ -4,10 +4,11 @@
 `CorruptData` naming the field, so that whatever reaches domain code is well formed.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -29,6 +30,7 @@ from tuneloop.rollouts import (
     FinishReason,
     PolicyVersionSpan,
     Rollout,
+    RolloutSource,
     SamplingParameters,
     Score,
     ScoredRollout,
@@ -44,6 +46,14 @@ finish_reason_to_proto = {
     FinishReason.ABORT: rollout_pb2.FINISH_REASON_ABORT,
 }
 finish_reason_from_proto = {number: reason for reason, number in finish_reason_to_proto.items()}
+
+source_to_proto = {
+    RolloutSource.USER: rollout_pb2.ROLLOUT_SOURCE_USER,
+    RolloutSource.PROMPTS: rollout_pb2.ROLLOUT_SOURCE_PROMPTS,
+    RolloutSource.EVAL: rollout_pb2.ROLLOUT_SOURCE_EVAL,
+}
+source_of_proto = {number: source for source, number in source_to_proto.items()}
+source_of_proto[rollout_pb2.ROLLOUT_SOURCE_UNSPECIFIED] = RolloutSource.USER
 
 
 def parse(message_type: type[M], data: bytes) -> M:
@@ -160,6 +170,30 @@ def spans_from_proto(
     )
 
 
+def source_from_proto(number: rollout_pb2.RolloutSource) -> RolloutSource:
+    """Why a completion is sampled; raises `CorruptData`."""
+    require(number in source_of_proto, "source", f"unknown: {number}")
+    return source_of_proto[number]
+
+
+def columns_to_proto(columns: Mapping[str, Any]) -> dict[str, str]:
+    """What else is known of a prompt: JSON by name."""
+    return {
+        name: json.dumps(value, ensure_ascii=False, default=str) for name, value in columns.items()
+    }
+
+
+def columns_from_proto(columns: Mapping[str, str]) -> dict[str, Any]:
+    """What else is known of a prompt; raises `CorruptData` naming the column that is not JSON."""
+    values = {}
+    for name, value in columns.items():
+        try:
+            values[name] = json.loads(value)
+        except ValueError as error:
+            raise CorruptData(f"columns.{name}: not JSON: {error}", param="columns") from error
+    return values
+
+
 def rollout_to_proto(rollout: Rollout) -> rollout_pb2.Rollout:
     """A rollout."""
     return rollout_pb2.Rollout(
@@ -178,6 +212,8 @@ def rollout_to_proto(rollout: Rollout) -> rollout_pb2.Rollout:
         policy_version_spans=spans_to_proto(rollout.policy_version_spans),
         sampling=sampling_to_proto(rollout.sampling),
         finished_time=timestamp(rollout.finished_time),
+        source=source_to_proto[rollout.source],
+        columns=columns_to_proto(rollout.columns),
     )
 
 
@@ -220,6 +256,8 @@ def rollout_from_proto(message: rollout_pb2.Rollout) -> Rollout:
         policy_version_spans=spans_from_proto(message.policy_version_spans, tokens),
         sampling=sampling_from_proto(message.sampling),
         finished_time=moment(message.finished_time, "finished_time"),
+        source=source_from_proto(message.source),
+        columns=columns_from_proto(message.columns),
     )
 
 

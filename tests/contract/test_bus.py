@@ -209,6 +209,19 @@ async def test_a_dead_letter_is_kept_and_not_delivered_again(bus: Bus) -> None:
     assert await consumer.pending() == 0
 
 
+async def test_what_is_buried_is_a_dead_letter_once(bus: Bus) -> None:
+    for _ in range(2):
+        await bus.bury(b"{}", consumer="test", origin="kto-f1", reason="too\nlong", event_id="f1")
+    letter = await bus.last("tuneloop.dead.test")
+    assert letter is not None
+    assert (letter.data, letter.headers["Tuneloop-Reason"]) == (b"{}", "too long")
+    assert letter.headers["Tuneloop-Origin"] == "kto-f1"
+    await bus.bury(b"{}", consumer="test", origin="kto-f2", reason="", event_id="f2")
+    again = await bus.last("tuneloop.dead.test")
+    assert again is not None
+    assert again.sequence == letter.sequence + 1
+
+
 async def test_purge_removes_one_users_events(bus: Bus) -> None:
     for user in ("user1", "user2"):
         for number in range(3):

@@ -162,6 +162,9 @@ async def test_policies(stack: Stack, http: httpx.AsyncClient) -> None:
     assert listed["serving"]["engine"] == "fake"
     assert [v["policy_version"] for v in listed["data"]] == [3, 2]
     assert listed["data"][0]["samples"] == {"kto": 16}
+    assert listed["data"][0]["evaluation"]["mean_reward"] == 0.5
+    assert listed["data"][0]["evaluation"]["reward_margin"] is None
+    assert listed["data"][1]["evaluation"] is None
     older = (await http.get("/v1/policies?before=2")).json()
     assert [v["policy_version"] for v in older["data"]] == [1]
     one = (await http.get("/v1/policies/2")).json()

@@ -48,8 +48,11 @@ def test_collate_lines_targets_up_with_the_positions_that_predict_them() -> None
         ],
         CPU,
     )
-    assert batch.input_ids.tolist() == [[1, 2, 3, 4], [6, 7, 8, 0]]
-    assert batch.predicts.int().tolist() == [[0, 0, 1, 1], [1, 1, 1, 0]]
+    assert batch.packed.input_ids.tolist() == [[1, 2, 3, 4, 6, 7, 8]]
+    assert batch.packed.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
+    assert batch.packed.sources.tolist() == [2, 3, 4, 5, 6]
+    assert batch.padded().input_ids.tolist() == [[1, 2, 3, 4], [6, 7, 8, 0]]
+    assert batch.padded().sources.tolist() == [2, 3, 4, 5, 6]
     assert batch.targets.tolist() == [4, 5, 7, 8, 9]
     assert batch.temperatures.tolist() == [0.5, 0.5, 1.0, 1.0, 1.0]
     assert batch.loss_mask.int().tolist() == [[1, 1, 0], [1, 1, 1]]
@@ -82,7 +85,10 @@ def changed(**changes: object) -> TokenSequence:
         (replace(GOOD, sequence=changed(prompt_token_ids=(1,) * 99)), "more than the 64 that fit"),
         (replace(GOOD, sequence=changed(prompt_token_ids=(VOCAB_SIZE,))), "outside the vocabulary"),
         (replace(GOOD, sequence=changed(prompt_token_ids=(-1,))), "outside the vocabulary"),
-        (replace(GOOD, sequence=changed(generation_logprobs=(-1.0,) * 30)), "30 log-probs for"),
+        (
+            replace(GOOD, sequence=changed(generation_logprobs=(-1.0,) * 30)),
+            "30 generation log-probs for",
+        ),
         (replace(GOOD, sequence=changed(temperature=math.nan)), "temperature nan"),
         (replace(GOOD, sequence=changed(temperature=-0.5)), "temperature -0.5"),
         (replace(GOOD, reward=math.nan), "reward nan"),

@@ -118,11 +118,11 @@ async def test_an_event_is_not_acknowledged_before_the_ledger_has_it(
     attempts = []
     really = record.record_feedback
 
-    def full(database: Any, events: Any, now: float) -> Any:
+    def full(database: Any, events: Any, now: float, **options: Any) -> Any:
         attempts.append(len(events))
         if len(attempts) < 4:
             raise OperationalError("INSERT", {}, Exception("disk is full"))
-        return really(database, events, now)
+        return really(database, events, now, **options)
 
     monkeypatch.setattr(record, "record_feedback", full)
     await send(parts, make_thumb("f1", "c1"))
@@ -139,10 +139,10 @@ async def test_what_can_never_be_recorded_ends_as_a_dead_letter(
 ) -> None:
     really = record.record_feedback
 
-    def picky(database: Any, events: Any, now: float) -> Any:
+    def picky(database: Any, events: Any, now: float, **options: Any) -> Any:
         if any(event.feedback_id == "cursed" for event, _ in events):
             raise OperationalError("INSERT", {}, Exception("no"))
-        return really(database, events, now)
+        return really(database, events, now, **options)
 
     monkeypatch.setattr(record, "record_feedback", picky)
     await send(parts, make_thumb("cursed", "c1"))

@@ -48,6 +48,42 @@ def test_values_come_from_the_environment(environment: pytest.MonkeyPatch) -> No
     assert settings.objective_weights["ppo"] == 0.5
 
 
+def test_one_objective_learns_from_scored_rollouts(environment: pytest.MonkeyPatch) -> None:
+    assert load(LearnerSettings).scored_objective == "ppo"
+    environment.setenv("TUNELOOP_LEARNER_POLICY_GRADIENT", "rloo")
+    environment.setenv("TUNELOOP_LEARNER_TRAINER_SETTINGS", '{"beta_grpo": 0.0, "epsilon": 0.1}')
+    settings = load(LearnerSettings)
+    assert settings.scored_objective == "grpo"
+    assert (settings.weight_of("ppo"), settings.weight_of("grpo")) == (0.0, 1.0)
+    trainer = settings.trainer()
+    assert (trainer.advantage_estimator, trainer.beta_grpo, trainer.epsilon) == ("rloo", 0.0, 0.1)
+    assert trainer.resume_warmup_steps == settings.resume_warmup_steps
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ('{"epsylon": 0.1}', "trainer_settings: epsylon: no setting of a trainer"),
+        ('{"kl_coef": 0.1}', "trainer_settings: kl_coef: has a setting of its own"),
+        ('{"epsilon": 2}', "epsilon must be"),
+        ('{"epsilon": "a"}', "trainer_settings"),
+    ],
+)
+def test_a_wrong_setting_of_the_trainer_is_named(
+    environment: pytest.MonkeyPatch, value: str, message: str
+) -> None:
+    environment.setenv("TUNELOOP_LEARNER_TRAINER_SETTINGS", value)
+    with pytest.raises(SettingsError, match=message):
+        load(LearnerSettings).trainer()
+
+
+def test_prompts_that_could_never_fill_a_step_are_refused(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("TUNELOOP_LEARNER_PROMPTS", "/data/prompts.jsonl")
+    environment.setenv("TUNELOOP_LEARNER_PPO_BATCH_SIZE", "200")
+    with pytest.raises(SettingsError, match="no step would ever be full"):
+        load(LearnerSettings)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -57,7 +93,7 @@ def test_values_come_from_the_environment(environment: pytest.MonkeyPatch) -> No
         ("WEIGHTS_KIND", "half", "lora or full"),
         ("POLICY", "a.b", "TUNELOOP_LEARNER_POLICY"),
         ("NICENESS", "-5", "0 \\(as important as serving\\) to 19"),
-        ("OBJECTIVE_WEIGHTS", '{"sft": 1}', "OBJECTIVE_WEIGHTS"),
+        ("OBJECTIVE_WEIGHTS", '{"rlhf": 1}', "OBJECTIVE_WEIGHTS"),
     ],
 )
 def test_a_wrong_or_unknown_setting_is_named(

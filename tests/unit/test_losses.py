@@ -1,6 +1,8 @@
 """The losses against numbers worked out by hand, and against their own gradients."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tuneloop.learner.losses.dpo import dpo_loss
+from tuneloop.learner.losses.dpo import HIGHEST_FLIP_RATE, DpoLossType, dpo_loss
+from tuneloop.learner.losses.grpo import grpo_loss, rloo_loss
+from tuneloop.learner.losses.kl import KlEstimator, pull_loss
 from tuneloop.learner.losses.kto import balanced_weights, kto_loss, reference_point
 from tuneloop.learner.losses.means import Mean, log_ratio_kl, mean_over, merge
 from tuneloop.learner.losses.ppo import (
@@ -18,6 +22,7 @@ from tuneloop.learner.losses.ppo import (
     value_loss,
 )
 from tuneloop.learner.losses.reward_model import bradley_terry_loss, thumb_loss
+from tuneloop.learner.losses.sft import sft_loss
 
 
 def vector(*numbers: float) -> Tensor:
@@ -97,6 +102,17 @@ def test_balanced_weights_give_either_class_half() -> None:
     assert balanced_weights(torch.tensor([True, False]), vector(0.0, 0.0)).tolist() == [0.0, 0.0]
 
 
+def plain_dpo(**arguments: Any) -> tuple[Tensor, dict[str, Mean]]:
+    nothing = torch.ones_like(arguments["weights"])
+    return dpo_loss(
+        chosen_lengths=nothing,
+        rejected_lengths=nothing,
+        flip_rates=nothing,
+        loss_type="sigmoid",
+        **arguments,
+    )
+
+
 def test_dpo_by_hand_and_ln_2_where_policy_is_reference() -> None:
     arguments = {
         "policy_chosen_logps": vector(-4.0),
@@ -104,12 +120,86 @@ def test_dpo_by_hand_and_ln_2_where_policy_is_reference() -> None:
         "ref_chosen_logps": vector(-6.0),
         "ref_rejected_logps": vector(-4.0),
     }
-    loss, metrics = dpo_loss(**arguments, weights=vector(2.0), beta=0.1, total_pairs=4)
+    loss, metrics = plain_dpo(**arguments, weights=vector(2.0), beta=0.1, total_pairs=4)
     assert float(loss) == pytest.approx(-2 * math.log(logistic(0.1 * (2.0 + 1.0))) / 4, abs=1e-12)
     assert merge([metrics]) == pytest.approx({"dpo_margin": 0.3, "dpo_accuracy": 1.0})
     same = dict.fromkeys(arguments, vector(-3.0))
-    loss, _ = dpo_loss(**same, weights=vector(1.0), beta=0.1, total_pairs=1)
+    loss, _ = plain_dpo(**same, weights=vector(1.0), beta=0.1, total_pairs=1)
     assert float(loss) == pytest.approx(math.log(2), abs=1e-12)
+
+
+def test_dpo_variants_by_hand() -> None:
+    arguments: dict[str, Any] = {
+        "policy_chosen_logps": vector(-4.0),
+        "policy_rejected_logps": vector(-5.0),
+        "ref_chosen_logps": vector(-6.0),
+        "ref_rejected_logps": vector(-4.0),
+        "chosen_lengths": torch.tensor([4]),
+        "rejected_lengths": torch.tensor([2]),
+        "weights": vector(1.0),
+        "beta": 0.5,
+        "total_pairs": 1,
+    }
+
+    def loss(loss_type: DpoLossType, flip_rate: float = 0.0) -> float:
+        return float(dpo_loss(loss_type=loss_type, flip_rates=vector(flip_rate), **arguments)[0])
+
+    # Log-ratios 2 and −1, by token ½ and −½.
+    assert loss("sigmoid") == pytest.approx(-math.log(logistic(1.5)))
+    assert loss("sigmoid_norm") == pytest.approx(-math.log(logistic(0.5)))
+    assert loss("ipo") == pytest.approx((1.0 - 1.0) ** 2)
+    right, wrong = -math.log(logistic(1.5)), -math.log(logistic(-1.5))
+    assert loss("robust", 0.2) == pytest.approx((0.8 * right - 0.2 * wrong) / 0.6)
+    assert loss("robust", 0.0) == loss("sigmoid") == loss("sigmoid", 0.3)
+    assert loss("robust", 0.499) == loss("robust", HIGHEST_FLIP_RATE)
+
+
+def test_grpo_at_the_old_policy_has_ratio_1_and_clips_nothing() -> None:
+    policy = torch.log(torch.rand(2, 3, dtype=torch.float64)).requires_grad_()
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    loss, metrics = grpo_loss(
+        policy_logprobs=policy,
+        old_logprobs=policy.detach(),
+        ref_logprobs=None,
+        advantages=vector(1.0, -2.0),
+        weights=torch.ones(2, 3, dtype=torch.float64),
+        loss_mask=mask,
+        epsilon=0.2,
+        epsilon_high=0.28,
+        dual_clip=3.0,
+        beta=0.0,
+        estimator="k3",
+        total_tokens=4,
+    )
+    assert merge([metrics]) == {"clip_fraction": 0.0, "importance_ratio": 1.0}
+    assert float(loss.detach()) == pytest.approx(-(3 * 1.0 - 2.0) / 4)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert policy.grad is not None
+    assert policy.grad.tolist() == [[-0.25, -0.25, -0.25], [0.5, 0.0, 0.0]]
+
+
+def test_grpo_clips_higher_above_than_below() -> None:
+    for ratio, advantage, expected in (
+        (1.27, 1.0, -1.27),
+        (1.4, 1.0, -1.28),
+        (0.7, -1.0, 0.8),
+        (0.85, -1.0, 0.85),
+    ):
+        loss, _ = grpo_loss(
+            policy_logprobs=vector(math.log(ratio)).reshape(1, 1),
+            old_logprobs=vector(0.0).reshape(1, 1),
+            ref_logprobs=None,
+            advantages=vector(advantage),
+            weights=vector(1.0).reshape(1, 1),
+            loss_mask=torch.ones(1, 1, dtype=torch.bool),
+            epsilon=0.2,
+            epsilon_high=0.28,
+            dual_clip=3.0,
+            beta=0.0,
+            estimator="k3",
+            total_tokens=1,
+        )
+        assert float(loss) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +289,9 @@ def test_bradley_terry_by_hand() -> None:
         total_pairs=1,
     )
     assert float(loss) == pytest.approx(-math.log(logistic(1.25)) + 0.01 * 0.25, abs=1e-12)
-    assert merge([metrics]) == pytest.approx({"pair_accuracy": 1.0, "pair_margin": 1.5})
+    measured = merge([metrics])
+    assert measured["pair_accuracy"] == 1.0
+    assert measured["pair_margin"] == pytest.approx(1.5)
 
 
 def test_thumb_loss_is_binary_cross_entropy() -> None:
@@ -232,7 +324,7 @@ def test_gradients_agree_with_finite_differences() -> None:
         )[0]
 
     def dpo(chosen: Tensor, rejected: Tensor) -> Tensor:
-        return dpo_loss(
+        return plain_dpo(
             policy_chosen_logps=chosen,
             policy_rejected_logps=rejected,
             ref_chosen_logps=grids[0][0],
@@ -241,6 +333,59 @@ def test_gradients_agree_with_finite_differences() -> None:
             beta=0.5,
             total_pairs=3,
         )[0]
+
+    def variant(loss_type: DpoLossType) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda chosen, rejected: dpo_loss(
+            policy_chosen_logps=chosen,
+            policy_rejected_logps=rejected,
+            ref_chosen_logps=grids[0][0],
+            ref_rejected_logps=grids[0][1],
+            chosen_lengths=torch.tensor([3, 1, 2]),
+            rejected_lengths=torch.tensor([1, 4, 2]),
+            flip_rates=torch.tensor([0.0, 0.2, 0.45], dtype=torch.float64),
+            weights=ones,
+            beta=0.5,
+            loss_type=loss_type,
+            total_pairs=3,
+        )[0]
+
+    def sft(policy: Tensor) -> Tensor:
+        return sft_loss(
+            policy_logprobs=policy, weights=vector(1.0, 0.5), loss_mask=mask, total_tokens=4
+        )[0]
+
+    def grpo(estimator: KlEstimator) -> Callable[[Tensor], Tensor]:
+        return lambda policy: grpo_loss(
+            policy_logprobs=policy,
+            old_logprobs=grids[0],
+            ref_logprobs=grids[1],
+            advantages=vector(1.0, -0.5),
+            weights=grids[2].abs(),
+            loss_mask=mask,
+            epsilon=0.2,
+            epsilon_high=0.28,
+            dual_clip=3.0,
+            beta=0.3,
+            estimator=estimator,
+            total_tokens=4,
+        )[0]
+
+    def rloo(policy: Tensor) -> Tensor:
+        return rloo_loss(
+            policy_logps=policy,
+            old_logps=grids[0][0],
+            advantages=grids[1][0],
+            weights=ones,
+            epsilon=0.2,
+            epsilon_high=0.28,
+            dual_clip=3.0,
+            total_samples=3,
+        )[0]
+
+    def pull(policy: Tensor) -> Tensor:
+        return pull_loss(
+            policy_logprobs=policy, ref_logprobs=grids[0], loss_mask=mask, total_tokens=4
+        )
 
     def ppo(policy: Tensor) -> Tensor:
         return ppo_policy_loss(
@@ -275,6 +420,13 @@ def test_gradients_agree_with_finite_differences() -> None:
 
     assert torch.autograd.gradcheck(kto, rows[0])
     assert torch.autograd.gradcheck(dpo, tuple(rows))
+    for loss_type in ("sigmoid_norm", "ipo", "robust"):
+        assert torch.autograd.gradcheck(variant(loss_type), tuple(rows))
+    assert torch.autograd.gradcheck(sft, moving)
+    assert torch.autograd.gradcheck(grpo("k3"), moving)
+    assert torch.autograd.gradcheck(grpo("k2"), moving)
+    assert torch.autograd.gradcheck(rloo, rows[0])
+    assert torch.autograd.gradcheck(pull, moving)
     assert torch.autograd.gradcheck(ppo, moving)
     assert torch.autograd.gradcheck(value, moving)
     assert torch.autograd.gradcheck(pairs, tuple(rows))

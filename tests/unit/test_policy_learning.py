@@ -1,6 +1,7 @@
 """On a tiny model with a fixed seed: each algorithm makes the policy do what was asked of it."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ from transformers import AutoModelForCausalLM
 
 from tuneloop.learner.batching import collate
 from tuneloop.learner.policy_trainer import PolicyTrainer
-from tuneloop.learner.samples import PairSample, ScoredSample, ThumbSample, TokenSequence
+from tuneloop.learner.samples import (
+    DemonstrationSample,
+    PairSample,
+    ScoredGroup,
+    ScoredSample,
+    ThumbSample,
+    TokenSequence,
+)
 from tuneloop.learner.trainer_settings import TrainerSettings
 from tuneloop.policies import WeightsKind
 
@@ -136,6 +144,79 @@ def test_dpo_learns_from_pairs(sharp_policy: Path) -> None:
         ]
         bandit.trainer.step({"dpo": pairs})
     assert bandit.liked_share() > 0.9
+
+
+def test_sft_learns_from_demonstrations(sharp_policy: Path) -> None:
+    bandit = Bandit(sharp_policy, learning_rate=3e-3)
+    for _ in range(12):
+        shown = [
+            DemonstrationSample(sample_id=str(i), sequence=s)
+            for i, s in enumerate(bandit.sample(24))
+            if liked(answer_of(s))
+        ]
+        bandit.trainer.step({"sft": shown})
+    assert bandit.liked_share() > 0.9
+
+
+def grouped(sequences: list[TokenSequence]) -> list[ScoredGroup]:
+    by_prompt: dict[tuple[int, ...], list[ScoredSample]] = {}
+    for sample in scored(sequences):
+        by_prompt.setdefault(sample.sequence.prompt_token_ids, []).append(sample)
+    return [
+        ScoredGroup(sample_id=str(i), samples=tuple(samples))
+        for i, samples in enumerate(by_prompt.values())
+    ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"kind": WeightsKind.FULL, "learning_rate": 1e-3},
+        {"scale_rewards": "none", "grpo_epochs": 2},
+        {"advantage_estimator": "rloo"},
+    ],
+    ids=str,
+)
+def test_grpo_learns_what_is_rewarded(sharp_policy: Path, options: dict[str, Any]) -> None:
+    bandit = Bandit(sharp_policy, **{"learning_rate": 1e-2, "beta_grpo": 0.0, **options})
+    for _ in range(25):
+        bandit.trainer.step({"grpo": grouped(bandit.sample(16))})
+    assert bandit.liked_share() > 0.9
+
+
+def test_single_completions_of_drifting_scorers_are_learned_from(sharp_policy: Path) -> None:
+    """Users give one reward for a prompt, and what a reward means moves and grows all the time."""
+    for objective in ("grpo", "ppo"):
+        bandit = Bandit(sharp_policy, learning_rate=1e-2, normalize_rewards=True, beta_grpo=0.0)
+        for step in range(30):
+            samples = scored(bandit.sample(12))
+            drifted = [replace(s, reward=100.0 - step + (1 + step) * s.reward) for s in samples]
+            lone = [ScoredGroup(sample_id=s.sample_id, samples=(s,)) for s in drifted]
+            bandit.trainer.step({"grpo": lone} if objective == "grpo" else {"ppo": drifted})
+        assert bandit.liked_share() > 0.9, objective
+
+
+def test_dpo_variants_learn_and_robust_dpo_bears_flipped_pairs(sharp_policy: Path) -> None:
+    for options, flips in (
+        ({"dpo_loss_type": "ipo"}, 0),
+        ({"dpo_loss_type": "sigmoid_norm"}, 0),
+        ({"flip_rate": 0.2}, 5),
+    ):
+        bandit = Bandit(sharp_policy, **{"learning_rate": 3e-3, **options})
+        for _ in range(10):
+            answers = bandit.sample(32)
+            pairs = [
+                PairSample(sample_id=str(i), chosen=a, rejected=b)
+                for i, (a, b) in enumerate(zip(answers[:28], answers[4:], strict=True))
+                if liked(answer_of(a)) and not liked(answer_of(b))
+            ]
+            flipped = [
+                replace(p, chosen=p.rejected, rejected=p.chosen) if flips and i % flips == 0 else p
+                for i, p in enumerate(pairs)
+            ]
+            bandit.trainer.step({"dpo": flipped})
+        assert bandit.liked_share() > 0.85, options
 
 
 def test_kl_in_the_reward_holds_the_policy_back(sharp_policy: Path) -> None:

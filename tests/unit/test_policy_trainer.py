@@ -14,7 +14,7 @@ from torch import Tensor
 from tuneloop.errors import InvalidRequest, SettingsError
 from tuneloop.learner.plans.kto import plan_kto
 from tuneloop.learner.policy_trainer import PolicyTrainer
-from tuneloop.learner.samples import PolicySample
+from tuneloop.learner.samples import PolicySample, ScoredGroup
 from tuneloop.learner.trainer_settings import RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
 
@@ -29,7 +29,13 @@ def make_trainer(folder: Path, **options: Any) -> PolicyTrainer:
 
 def mixed(seed: int = 0) -> Samples:
     maker = SampleMaker(seed)
-    return {"kto": maker.thumbs(8), "dpo": maker.pairs(4), "ppo": maker.scored(6)}
+    return {
+        "kto": maker.thumbs(8),
+        "dpo": maker.pairs(4),
+        "ppo": maker.scored(6),
+        "sft": maker.demonstrations(4),
+        "grpo": maker.groups(3),
+    }
 
 
 def tensors(trainer: PolicyTrainer) -> dict[str, Tensor]:
@@ -40,7 +46,7 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("objective", ["kto", "dpo", "ppo"])
+@pytest.mark.parametrize("objective", ["sft", "kto", "dpo", "ppo", "grpo"])
 def test_how_the_batch_is_cut_does_not_change_the_step(tiny_policy: Path, objective: str) -> None:
     # Moments are compared: Adam's division makes whole steps of the rounding of tiny gradients.
     samples = {objective: mixed()[objective]}
@@ -77,7 +83,8 @@ def test_objective_weights_scale_a_loss_and_zero_turns_it_off(tiny_policy: Path)
     samples = mixed()
     trainer = make_trainer(tiny_policy, objective_weights={"kto": 2.0, "dpo": 0.0})
     metrics = trainer.step(samples).metrics
-    assert metrics["loss"] == pytest.approx(2 * metrics["kto_loss"] + metrics["ppo_loss"])
+    others = sum(metrics[f"{name}_loss"] for name in ("ppo", "sft", "grpo"))
+    assert metrics["loss"] == pytest.approx(2 * metrics["kto_loss"] + others)
     off = make_trainer(tiny_policy, objective_weights={"dpo": 0.0})
     before = tensors(off)
     assert off.step({"dpo": samples["dpo"]}).metrics["gradient_norm"] == 0.0
@@ -151,14 +158,43 @@ def test_the_value_head_learns_the_return_of_its_rollouts(tiny_policy: Path) -> 
     assert losses[-1] < 0.05
 
 
+def reweighted(sample: Any, factor: float) -> Any:
+    if isinstance(sample, ScoredGroup):
+        return replace(sample, samples=tuple(reweighted(s, factor) for s in sample.samples))
+    return replace(sample, weight=factor)
+
+
 def test_a_sample_weight_of_0_takes_a_sample_out(tiny_policy: Path) -> None:
     for objective, batch in mixed().items():
         trainer = make_trainer(tiny_policy)
         before = tensors(trainer)
-        trainer.step({objective: [replace(sample, weight=0.0) for sample in batch]})
+        trainer.step({objective: [reweighted(sample, 0.0) for sample in batch]})
         lora = {name for name in before if "lora" in name}
         after = tensors(trainer)
         assert all(torch.equal(before[name], after[name]) for name in lora), objective
+
+
+@pytest.mark.parametrize("objective", ["sft", "kto", "dpo", "ppo", "grpo"])
+def test_twice_the_weight_is_twice_the_gradient(tiny_policy: Path, objective: str) -> None:
+    """So is the objective's own weight."""
+    batch = mixed()[objective]
+    gradients = []
+    for factor, options in (
+        (1.0, {}),
+        (2.0, {}),
+        (1.0, {"objective_weights": {objective: 2.0}}),
+    ):
+        trainer = make_trainer(tiny_policy, max_grad_norm=1e9, **options)
+        trainer.step({objective: [reweighted(sample, factor) for sample in batch]})
+        state = trainer.state().optimizer
+        gradients.append(
+            {n: t for n, t in state.items() if n.endswith("lora_B.default.weight.exp_avg")}
+        )
+    once, *twice = gradients
+    assert max(float(t.abs().max()) for t in once.values()) > 0
+    for doubled in twice:
+        for name, gradient in once.items():
+            assert torch.allclose(doubled[name], 2 * gradient, rtol=1e-4, atol=1e-8), name
 
 
 @pytest.mark.parametrize("kind", WeightsKind)
@@ -188,8 +224,8 @@ def test_a_bad_sample_is_refused_before_anything_changes(tiny_policy: Path) -> N
     assert caught.value.param == "bad"
     with pytest.raises(InvalidRequest, match="kto learns from ThumbSample, not PairSample"):
         trainer.step({"kto": SampleMaker().pairs(1)})
-    with pytest.raises(InvalidRequest, match="'grpo' is none of kto, dpo, ppo"):
-        trainer.step({"grpo": SampleMaker().scored(1)})
+    with pytest.raises(InvalidRequest, match="'other' is none of sft, kto, dpo, ppo, grpo"):
+        trainer.step({"other": SampleMaker().scored(1)})
     with pytest.raises(InvalidRequest, match="more than the 512 that fit"):
         trainer.check("kto", replace(mixed()["kto"][0], sequence=SampleMaker().sequence(600)))  # type: ignore[arg-type]
     assert same(before, tensors(trainer))
@@ -273,7 +309,20 @@ def test_kto_reference_point_is_the_log_ratio_of_mismatched_completions(tiny_pol
         ("learning_rate", -1.0),
         ("kto_z", "other"),
         ("ppo_epochs", 0),
-        ("objective_weights", {"grpo": 1.0}),
+        ("objective_weights", {"other": 1.0}),
+        ("dpo_loss_type", "hinge"),
+        ("flip_rate", 0.5),
+        ("epsilon", 0.0),
+        ("scale_rewards", "batch"),
+        ("advantage_estimator", "reinforce"),
+        ("reward_decay", 1.0),
+        ("spike_factor", 1.0),
+        ("kl_budget", 0.0),
+        ("kl_target", -1.0),
+        ("critic_warmup_steps", -1),
+        ("lr_scheduler_type", "step"),
+        ("max_steps", 0),
+        ("resume_warmup_steps", -1),
         ("objective_weights", {"kto": -1.0}),
         ("betas", (0.9, 1.0)),
         ("max_length", 1),

@@ -12,11 +12,11 @@ from reward_parts import ROLLOUT, Publisher, constant_model
 
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import CorruptData, SettingsError
+from tuneloop.reward.functions import FunctionScorer, load_function
 from tuneloop.reward.reward_model import base_scorer, is_informative
-from tuneloop.reward.rules import FunctionScorer, load_function
 from tuneloop.reward.scorer import Candidate, candidate_of
 from tuneloop.reward.scoring import Scoring, combine
-from tuneloop.reward.service import load_scorers, make_hot_swap
+from tuneloop.reward.service import load_scoring, make_hot_swap
 from tuneloop.reward.settings import RewardSettings
 from tuneloop.rollouts import ScorerResult
 from tuneloop.settings import load
@@ -61,7 +61,7 @@ def test_a_function_is_told_what_is_known() -> None:
     }
 
 
-def test_a_function_that_raises_costs_one_completion_its_score(
+def test_a_function_that_raises_costs_one_completion_its_reward(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     scoring = Scoring(
@@ -71,25 +71,27 @@ def test_a_function_that_raises_costs_one_completion_its_score(
     batch = scoring.score(candidates(["good", "trip", "fine"]))
     assert [score.results[0].score for score in batch.scores] == [1.0, None, 1.0]
     assert [score.results[1].score for score in batch.scores] == [4.0, 4.0, 4.0]
+    assert [score.reward for score in batch.scores] == [5.0, None, 5.0]
     assert unscored("reward_parts:trips", "error") == before + 1
-    assert (
-        "scorer reward_parts:trips failed on completion 'trip': ValueError: tripped" in caplog.text
-    )
+    assert batch.failures == {1: "scorer reward_parts:trips raised ValueError: tripped"}
+    assert "completion 'trip': scorer reward_parts:trips raised ValueError" in caplog.text
 
 
-def test_a_wrong_number_of_scores_is_no_score(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wrong_number_of_scores_is_a_failure() -> None:
     scoring = Scoring([load_function("reward_parts:one_short", 1.0)])
     batch = scoring.score(candidates(["a", "b", "c"]))
     assert [score.reward for score in batch.scores] == [None, None, None]
-    assert "2 scores for 3 completions" in caplog.text
+    assert set(batch.failures) == {0, 1, 2}
+    assert "returned 0 scores for 1 completions" in batch.failures[2]
 
 
-def test_what_is_not_a_finite_number_is_no_score() -> None:
+def test_what_is_not_a_finite_number_is_a_failure_and_none_is_not() -> None:
     name = "reward_parts:odd_answers"
     reasons = {"nan": "not_finite", "inf": "not_finite", "none": "no_score", "word": "not_a_number"}
     before = {reason: unscored(name, reason) for reason in reasons.values()}
     batch = Scoring([load_function(name, 1.0)]).score(candidates([*reasons, "true", "else"]))
     assert [score.reward for score in batch.scores] == [None, None, None, None, 1.0, 2.0]
+    assert set(batch.failures) == {0, 1, 3}, "None is an answer"
     for reason, count in before.items():
         assert unscored(name, reason) == count + list(reasons.values()).count(reason)
 
@@ -139,7 +141,8 @@ def test_the_reward_is_the_weighted_sum(rows: list[tuple[float | None, float, bo
     score = combine([verdict(*row) for row in rows])
     heard = [row for row in rows if row[2]] or rows
     terms = [value * weight for value, weight, _ in heard if value is not None]
-    assert score.reward == (math.fsum(terms) if terms else None)
+    whole = terms and len(terms) == len(heard)
+    assert score.reward == (math.fsum(terms) if whole else None)
     assert len(score.results) == len(rows)
 
 
@@ -152,13 +155,14 @@ def test_the_reward_is_the_weighted_sum(rows: list[tuple[float | None, float, bo
         ("reward_parts:absent", "no such function"),
         ("reward_parts:not_a_function", "no such function"),
         ("reward_parts:narrow", r"\*\*columns"),
-        ("reward_parts:later", "async"),
+        ("/no/such/file.py:reward", "no file"),
     ],
 )
 def test_a_wrong_function_is_refused_at_start(reference: str, problem: str) -> None:
-    with pytest.raises(SettingsError, match=problem) as refused:
-        load_function(reference, 1.0)
-    assert "TUNELOOP_REWARD_FUNCTIONS" in refused.value.message
+    with pytest.raises(SettingsError, match=problem):
+        load_function(reference)
+    with pytest.raises(SettingsError, match=r"TUNELOOP_REWARD_FUNCTIONS: .*" + problem):
+        load_scoring(RewardSettings(functions=(reference,)))
 
 
 def test_weights_must_name_a_scorer(tiny_reward_model: Path) -> None:
@@ -168,17 +172,17 @@ def test_weights_must_name_a_scorer(tiny_reward_model: Path) -> None:
         functions=(function,),
         weights={function: 0.5, "reward_model": 3.0},
     )
-    scorers = load_scorers(good)
-    assert scorers.functions[0].weight == 0.5
-    assert scorers.reward_model is not None
-    assert scorers.reward_model.weight == 3.0
-    with pytest.raises(SettingsError, match="no scorer 'reward_model'"):
-        load_scorers(RewardSettings(functions=(function,), weights={"reward_model": 1.0}))
+    assert [(s.name, s.weight) for s in load_scoring(good).scorers] == [
+        ("reward_model", 3.0),
+        (function, 0.5),
+    ]
+    with pytest.raises(SettingsError, match="WEIGHTS: no scorer 'reward_model'"):
+        load_scoring(RewardSettings(functions=(function,), weights={"reward_model": 1.0}))
 
 
 async def test_a_missing_model_or_key_is_named(tiny_reward_model: Path, tmp_path: Path) -> None:
     with pytest.raises(CorruptData, match="reward model /no/such/folder"):
-        load_scorers(RewardSettings(model=Path("/no/such/folder")))
+        load_scoring(RewardSettings(model=Path("/no/such/folder")))
     settings = RewardSettings(model=tiny_reward_model, verify_key_file=tmp_path / "absent.pem")
     base = base_scorer(tiny_reward_model, max_length=512, weight=1.0)
     with pytest.raises(SettingsError, match=r"verify key .*absent\.pem"):
@@ -187,7 +191,7 @@ async def test_a_missing_model_or_key_is_named(tiny_reward_model: Path, tmp_path
 
 def test_something_must_score() -> None:
     with pytest.raises(SettingsError, match="TUNELOOP_REWARD_MODEL or TUNELOOP_REWARD_FUNCTIONS"):
-        load_scorers(RewardSettings())
+        load_scoring(RewardSettings())
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,9 @@ from tuneloop.errors import Unavailable, WeightsRefused
 from tuneloop.policies import WeightsReference
 from tuneloop.reward import consumer as consumer_module
 from tuneloop.reward.consumer import RolloutConsumer
+from tuneloop.reward.functions import FunctionScorer, load_function
 from tuneloop.reward.hot_swap import HotSwap, SwapOptions
 from tuneloop.reward.reward_model import base_scorer
-from tuneloop.reward.rules import load_function
 from tuneloop.reward.scorer import Candidate
 from tuneloop.reward.scoring import ScoredBatch, Scoring
 from tuneloop.rollouts import FinishReason, Rollout, ScoredRollout
@@ -125,11 +125,11 @@ class Flaky(Scoring):
         super().__init__([load_function("reward_parts:by_length", 1.0)])
         self.failures = failures
 
-    def score(self, candidates: Sequence[Candidate]) -> ScoredBatch:
+    def score(self, candidates: Sequence[Candidate], **options: Any) -> ScoredBatch:
         self.failures -= 1
         if self.failures >= 0:
             raise MemoryError("no memory")
-        return super().score(candidates)
+        return super().score(candidates, **options)
 
 
 async def test_a_failure_is_tried_again() -> None:
@@ -147,6 +147,68 @@ async def test_what_always_fails_is_dead_in_the_end() -> None:
         await until(lambda: len(dead_on(bus)) == 1)
     assert dead_on(bus) == ["failed 5 times"]
     assert scores_on(bus) == []
+
+
+async def test_what_a_function_fails_on_is_dead_and_the_rest_goes_on() -> None:
+    bus = MemoryBus()
+    scoring = Scoring(
+        [load_function("reward_parts:odd_answers"), load_function("reward_parts:trips")]
+    )
+    texts = ["fine", "nan", "trip", "word", "none", "good"]
+    for number, text in enumerate(texts):
+        await publish(bus, rollout(number, completion_text=text))
+    async with running(bus, scoring):
+        await until(lambda: len(scores_on(bus)) == 3 and len(dead_on(bus)) == 3)
+        await publish(bus, rollout(9, completion_text="later"))
+        await until(lambda: len(scores_on(bus)) == 4)
+    scored = {score.completion_id: score.score.reward for score in scores_on(bus)}
+    assert scored == {"chatcmpl-0": 3.0, "chatcmpl-4": None, "chatcmpl-5": 3.0, "chatcmpl-9": 3.0}
+    assert sorted(dead_on(bus)) == [
+        "completion chatcmpl-1: scorer reward_parts:odd_answers returned nan, not a finite number",
+        "completion chatcmpl-2: scorer reward_parts:trips raised ValueError: tripped",
+        "completion chatcmpl-3: scorer reward_parts:odd_answers returned 'good', not a number",
+    ]
+
+
+class Recovering:
+    """Fails a number of times, as what depends on a service that restarts."""
+
+    name, weight, informative = "recovering", 1.0, True
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+
+    def score(self, prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise ConnectionError("away")
+        return [1.0] * len(completions)
+
+
+async def test_a_function_that_recovers_costs_nothing() -> None:
+    bus = MemoryBus()
+    await publish(bus, rollout(1))
+    async with running(bus, Scoring([Recovering(4)])):
+        await until(lambda: len(scores_on(bus)) == 1)
+    assert dead_on(bus) == []
+
+
+async def test_columns_of_the_prompts_file_reach_the_function() -> None:
+    seen: list[tuple[Any, Any]] = []
+
+    def look(prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
+        seen.extend(zip(columns["topic"], columns["finish_reason"], strict=True))
+        assert "prompts" not in columns
+        return [0.0] * len(completions)
+
+    bus = MemoryBus()
+    taken = {"prompts": 1, "finish_reason": "mine"}
+    await publish(bus, rollout(1, columns={"topic": ["sea"]} | taken))
+    await publish(bus, rollout(2))
+    scorer = FunctionScorer(name="look", weight=1.0, function=look)
+    async with running(bus, Scoring([scorer])):
+        await until(lambda: len(scores_on(bus)) == 2)
+    assert seen == [(["sea"], "stop"), (None, "stop")]
 
 
 async def test_nothing_is_lost_while_the_bus_is_away() -> None:
@@ -190,12 +252,12 @@ class Slow(Scoring):
 
     calls = 0
 
-    def score(self, candidates: Sequence[Candidate]) -> ScoredBatch:
+    def score(self, candidates: Sequence[Candidate], **options: Any) -> ScoredBatch:
         import time
 
         self.calls += 1
         time.sleep(1.5)
-        return super().score(candidates)
+        return super().score(candidates, **options)
 
 
 async def test_slow_scoring_is_not_handed_to_somebody_else() -> None:

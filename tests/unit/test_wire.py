@@ -25,6 +25,7 @@ from tuneloop.rollouts import (
     FinishReason,
     PolicyVersionSpan,
     Rollout,
+    RolloutSource,
     SamplingParameters,
     Score,
     ScoredRollout,
@@ -75,6 +76,23 @@ def test_rollout_round_trip() -> None:
     original = rollout()
     assert wire.decode_rollout_generated(wire.encode_rollout_generated(original)) == original
     assert (original.oldest_policy_version, original.policy_version) == (1, 2)
+
+
+def test_where_a_rollout_comes_from_travels_with_it() -> None:
+    columns = {"answer": [1, {"b": None}], "weight": 0.5, "text": "é"}
+    asked = rollout(source=RolloutSource.EVAL, columns=columns)
+    assert wire.decode_rollout_generated(wire.encode_rollout_generated(asked)) == asked
+    # Rollouts of before there were sources are users'.
+    message = events_pb2.RolloutGenerated.FromString(wire.encode_rollout_generated(asked))
+    message.rollout.source = rollout_pb2.ROLLOUT_SOURCE_UNSPECIFIED
+    old = wire.decode_rollout_generated(message.SerializeToString())
+    assert old.source is RolloutSource.USER
+    message.rollout.columns["answer"] = "{"
+    with pytest.raises(CorruptData, match=r"columns\.answer: not JSON"):
+        wire.decode_rollout_generated(message.SerializeToString())
+    message.rollout.source = 99
+    with pytest.raises(CorruptData, match="source: unknown: 99"):
+        wire.decode_rollout_generated(message.SerializeToString())
 
 
 def test_unset_seed_and_top_logprobs_stay_unset() -> None:

@@ -1,7 +1,8 @@
 """From rewards to advantages: pure functions on padded tensors.
 
 Shapes: (B, C) is completions by completion tokens, right-padded; `loss_mask` (B, C) is true on
-tokens that were sampled. Log-probs are natural; nothing here takes a gradient.
+tokens that were sampled; (G,) is the completions of one prompt. Log-probs are natural; nothing here
+takes a gradient.
 """
 
 import torch
@@ -60,3 +61,48 @@ def whiten(values: Tensor, loss_mask: Tensor, *, shift_mean: bool = True) -> Ten
     if not shift_mean:
         whitened = whitened + mean
     return torch.where(loss_mask, whitened, torch.zeros_like(whitened))
+
+
+SPREAD_FLOOR = 1e-4
+"""Added to a group's standard deviation before rewards are divided by it."""
+
+
+def group_advantages(
+    rewards: Tensor,
+    *,
+    baseline: float | None = None,
+    scale: float | None = None,
+    by_spread: bool = True,
+) -> Tensor:
+    """Return the advantages (G,) of a group's completions over their mean, or over `baseline`.
+
+    Shao et al. 2024 (GRPO), https://arxiv.org/abs/2402.03300, section 4.1.2: divided by the group's
+    standard deviation (n − 1 in its denominator). Without `by_spread`: Liu et al. 2025 (Dr. GRPO),
+    https://arxiv.org/abs/2503.20783. Rewards over a `baseline` from outside are
+    divided by `scale` from outside, if there is one. A reward of NaN could not be given: its
+    advantage is 0, and the others' are as if it were not there.
+    """
+    given = rewards[~rewards.isnan()]
+    if baseline is None and given.numel() < 2:
+        return torch.zeros_like(rewards)
+    advantages = rewards - (given.mean() if baseline is None else baseline)
+    if by_spread and scale is not None:
+        advantages = advantages / (scale + SPREAD_FLOOR)
+    elif by_spread and baseline is None:
+        advantages = advantages / (given.std() + SPREAD_FLOOR)
+    return advantages.nan_to_num(nan=0.0)
+
+
+def leave_one_out_advantages(rewards: Tensor, *, baseline: float | None = None) -> Tensor:
+    """Return the advantages (G,) of completions over the mean of the others, or over `baseline`.
+
+    Kool et al. 2019, https://openreview.net/forum?id=r1lgTGL5DE; Ahmadian et al. 2024,
+    https://arxiv.org/abs/2402.14740. NaN as in `group_advantages`.
+    """
+    given = rewards[~rewards.isnan()]
+    if baseline is not None:
+        return (rewards - baseline).nan_to_num(nan=0.0)
+    if given.numel() < 2:
+        return torch.zeros_like(rewards)
+    others = (given.sum() - rewards) / (given.numel() - 1)
+    return (rewards - others).nan_to_num(nan=0.0)

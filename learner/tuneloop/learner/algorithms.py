@@ -5,11 +5,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.learner.models import PolicyModel
+from tuneloop.learner.plans.dials import Dials
 from tuneloop.learner.plans.dpo import plan_dpo
+from tuneloop.learner.plans.grpo import plan_grpo
 from tuneloop.learner.plans.kto import plan_kto
 from tuneloop.learner.plans.plan import Plan
 from tuneloop.learner.plans.ppo import plan_ppo
-from tuneloop.learner.samples import PairSample, ScoredSample, ThumbSample
+from tuneloop.learner.plans.sft import plan_sft
+from tuneloop.learner.samples import (
+    DemonstrationSample,
+    PairSample,
+    ScoredGroup,
+    ScoredSample,
+    ThumbSample,
+)
 from tuneloop.learner.trainer_settings import TrainerSettings
 
 
@@ -19,13 +28,15 @@ class Algorithm:
 
     consumes: type
     """The sample type."""
-    plan: Callable[[PolicyModel, Sequence[Any], TrainerSettings], Plan]
+    plan: Callable[[PolicyModel, Sequence[Any], TrainerSettings, Dials], Plan]
     epochs: Callable[[TrainerSettings], int] = lambda settings: 1
     """Optimizer steps on one batch."""
 
 
 algorithms: Mapping[str, Algorithm] = {
+    "sft": Algorithm(consumes=DemonstrationSample, plan=plan_sft),
     "kto": Algorithm(consumes=ThumbSample, plan=plan_kto),
     "dpo": Algorithm(consumes=PairSample, plan=plan_dpo),
     "ppo": Algorithm(consumes=ScoredSample, plan=plan_ppo, epochs=lambda s: s.ppo_epochs),
+    "grpo": Algorithm(consumes=ScoredGroup, plan=plan_grpo, epochs=lambda s: s.grpo_epochs),
 }

@@ -7,11 +7,18 @@ from dataclasses import dataclass
 
 from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
+from tuneloop.learner.asking import Generation
 from tuneloop.learner.batches import PolicyBatches, RewardBatches
+from tuneloop.learner.edits import EditTokenizer
+from tuneloop.learner.evaluation import Referring
+from tuneloop.learner.fingerprint import fingerprint
 from tuneloop.learner.gauges import keep_fresh
 from tuneloop.learner.intake import Intake, intakes, run_all
+from tuneloop.learner.ledger import held_out, record, references
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.loop import Batches, Loop, Pace
+from tuneloop.learner.prompting import Prompting, PromptingOptions
+from tuneloop.learner.prompts import Prompts, load_prompts
 from tuneloop.learner.publisher import BaseModel, Publisher
 from tuneloop.learner.release import Release
 from tuneloop.learner.servicer import LearnerServicer
@@ -20,6 +27,8 @@ from tuneloop.learner.trainee import Trainee
 from tuneloop.learner.trainer import Trainer
 from tuneloop.learner.worker import Worker
 from tuneloop.policies import WeightsKind
+from tuneloop.rollouts import SamplingParameters
+from tuneloop.rpc.channel import connect
 from tuneloop.rpc.server import Server
 from tuneloop.v1 import learner_pb2_grpc
 from tuneloop.weights.filesystem import FilesystemStore
@@ -39,6 +48,7 @@ class Learner:
     intakes: list[Intake]
     loop: Loop
     server: Server
+    prompting: Prompting | None
 
     async def run(self) -> None:
         """Take in, learn and answer until cancelled; whatever fails ends all."""
@@ -46,6 +56,8 @@ class Learner:
             tasks.create_task(run_all(self.bus, self.policy, self.intakes, self.loop.arrived.set))
             tasks.create_task(self.loop.run())
             tasks.create_task(keep_fresh(self.database))
+            if self.prompting is not None:
+                tasks.create_task(self.prompting.run())
 
     async def close(self) -> None:
         """Answer no more and disconnect."""
@@ -65,6 +77,8 @@ async def assemble(settings: LearnerSettings) -> Learner:
             "kind of weights": settings.weights_kind.value,
         }
     )
+    references.keep_for(database, await asyncio.to_thread(fingerprint, settings.model))
+    record.adopt_scores(database, settings.scored_objective)
     store = FilesystemStore(
         settings.weights_uri,
         verifier=Verifier.from_file(settings.verify_key_file),
@@ -73,8 +87,12 @@ async def assemble(settings: LearnerSettings) -> Learner:
     bus = await JetStreamBus.connect(settings.nats_url, name="tuneloop-learner")
     release = Release(policy=policy, bus=bus, database=database, gate=settings.release)
     worker = Worker()
+    trainees = await make_trainees(settings, database, worker)
+    prompts = await asyncio.to_thread(load_prompts, settings)
+    held_out.hold_out(database, (row.asked.token_ids for row in prompts.evaluation))
+    referring = Referring(database, trainees[0][0].trainer)
     loop = Loop(
-        trainees=await make_trainees(settings, database, worker),
+        trainees=trainees,
         publisher=Publisher(
             bus=bus,
             store=store,
@@ -91,6 +109,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
             publish_every_seconds=settings.publish_every_seconds,
             checkpoint_every_steps=settings.checkpoint_every_steps,
         ),
+        between_turns=referring.go_on,
     )
     server = Server(host=settings.host, port=settings.port, drain_seconds=1.0)
     servicer = LearnerServicer(
@@ -103,9 +122,40 @@ async def assemble(settings: LearnerSettings) -> Learner:
         policy=policy,
         bus=bus,
         database=database,
-        intakes=intakes(database, policy, all_scores_count=settings.ppo == "on"),
+        intakes=intakes(
+            database,
+            policy,
+            scored_objective=settings.scored_objective,
+            all_scores_count=settings.ppo == "on",
+        ),
         loop=loop,
         server=server,
+        prompting=make_prompting(settings, database, prompts, loop),
+    )
+
+
+def make_prompting(
+    settings: LearnerSettings, database: Database, prompts: Prompts, loop: Loop
+) -> Prompting | None:
+    """What asks the learner's own prompts; None without any. Call it inside the event loop."""
+    if not (prompts.training or prompts.evaluation):
+        return None
+    return Prompting(
+        generation=Generation(connect(settings.generation_address), settings.policy),
+        database=database,
+        prompts=prompts,
+        options=PromptingOptions(
+            sampling=SamplingParameters(
+                temperature=settings.prompt_temperature,
+                max_tokens=settings.prompt_max_tokens,
+                n=settings.samples_per_prompt,
+            ),
+            seed=settings.seed,
+            in_flight=settings.prompts_in_flight,
+            concurrency=settings.prompt_concurrency,
+            max_staleness=settings.max_staleness,
+        ),
+        learning=lambda: not loop.paused and settings.weight_of(settings.scored_objective) > 0,
     )
 
 
@@ -148,7 +198,9 @@ async def make_trainees(
         return PolicyTraining(settings.model, settings.base_model, settings.trainer())
 
     policy = await worker.run(trainee, "policy", settings.policy, policy_trainer)
-    made: list[tuple[Trainee, Batches]] = [(policy, PolicyBatches(database, settings))]
+    edit_tokens = await worker.run(EditTokenizer, settings.model)
+    batches = PolicyBatches(database, settings, edit_tokens=edit_tokens)
+    made: list[tuple[Trainee, Batches]] = [(policy, batches)]
     backbone = settings.reward_model
     if backbone is not None:
         from tuneloop.learner.reward_training import RewardTraining

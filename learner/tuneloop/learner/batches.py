@@ -1,73 +1,129 @@
 """When there is enough to learn from, and what goes into a step together.
 
 A step is formed when a batch is full, or when the oldest sample has waited long enough, so that one
-thumb of one user is learned from in seconds and a crowd's are learned from together. Scored
-rollouts join a step in batches of their own size; they never wait for a clock, since there are
-always more of them than users' judgements.
+thumb of one user is learned from in seconds and a crowd's are learned from together. Part of a
+batch of judgements may be used ones again. Scored rollouts join a step in batches of their own
+size; they never wait for a clock, since there are always more of them than users' judgements.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tuneloop.learner import metrics
-from tuneloop.learner.ledger import ready, versions
+from tuneloop.learner.ledger import groups, ready, versions
+from tuneloop.learner.ledger.building import EditTokens
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.ready import Readiness
+from tuneloop.learner.ledger.replay import replays
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.trainee import Batch, Trainee
 
 Clock = Callable[[], float]
 
+JUDGEMENTS = ("dpo", "kto", "sft")
+"""Objectives that learn from what users say."""
+
 
 class PolicyBatches:
-    """Batches of thumbs (kto), pairs (dpo) and scored rollouts (ppo) for the policy."""
+    """Batches of judgements (kto, dpo, sft) and of scored rollouts (ppo or grpo) for the policy."""
 
     def __init__(
         self,
         database: Database,
         settings: LearnerSettings,
         *,
+        edit_tokens: EditTokens | None = None,
         clock: Clock = time.time,
     ) -> None:
+        """Take `edit_tokens` to learn from edited answers; they cannot be taken without."""
         self._database = database
         self._settings = settings
+        self._edit_tokens = edit_tokens
         self._clock = clock
 
     def form(self, trainee: Trainee, limit: int | None = None) -> Batch | None:
         """The samples of the next step, or None while it is too early.
 
-        `limit` is the most samples of an objective, after a step that failed.
+        `limit` is the most samples in all, after a step that failed.
         """
-        settings = self._settings
-        thumbs = self._readiness(trainee, "kto")
-        pairs = self._readiness(trainee, "dpo")
-        wanted: dict[str, int] = {}
-        if _due(thumbs, pairs, settings=settings, full=settings.batch_size, now=self._clock()):
-            size = settings.batch_size
-            # Pairs get half of a full batch, and what thumbs leave of the rest.
-            wanted["dpo"] = min(pairs.count, max(size // 2, size - thumbs.count))
-            wanted["kto"] = min(thumbs.count, size - wanted["dpo"])
-        if settings.weight_of("ppo") > 0:
-            self._drop_stale(trainee)
-            if self._readiness(trainee, "ppo").count >= settings.ppo_batch_size:
-                wanted["ppo"] = settings.ppo_batch_size
-        return take(self._database, trainee, wanted, limit)
+        batch: dict[str, list[Any]] = {}
+        replayed: dict[str, list[str]] = {}
+        queues = {objective: self._readiness(trainee, objective) for objective in JUDGEMENTS}
+        fresh = self._settings.fresh_batch_size
+        if _due(queues, settings=self._settings, full=fresh, now=self._clock()):
+            counts = {objective: queue.count for objective, queue in queues.items()}
+            for objective, count in shares(counts, fresh).items():
+                batch[objective] = self._take(trainee, objective, count)
+            if limit is None:
+                replayed = self._add_replays(trainee, batch)
+        for objective in ("ppo", "grpo"):
+            batch[objective] = self._take_scored(trainee, objective)
+        return cut(batch, replayed, limit)
 
     def _readiness(self, trainee: Trainee, objective: str) -> Readiness:
         if self._settings.weight_of(objective) == 0:
             return Readiness(count=0, oldest_time=None)
         return ready.readiness(self._database, objective, trainee.uncommitted.ids(objective))
 
-    def _drop_stale(self, trainee: Trainee) -> None:
-        newest = versions.newest_version(self._database, trainee.model)
-        oldest_allowed = newest - self._settings.max_staleness
-        exclude = trainee.uncommitted.ids("ppo")
-        metrics.rollouts_stale.inc(ready.mark_stale(self._database, oldest_allowed, exclude))
+    def _take(self, trainee: Trainee, objective: str, count: int) -> list[Any]:
+        if count == 0:
+            return []
+        taken, refusals = ready.take(
+            self._database,
+            objective,
+            count,
+            exclude=trainee.uncommitted.ids(objective),
+            edit_tokens=self._edit_tokens,
+        )
+        trainee.refuse(refusals)
+        return list(taken)
+
+    def _add_replays(self, trainee: Trainee, batch: dict[str, list[Any]]) -> dict[str, list[str]]:
+        """Add used samples of the objectives that have new ones; their ids by objective."""
+        fraction = self._settings.replay_fraction
+        added: dict[str, list[str]] = {}
+        for objective, fresh in batch.items():
+            count = round(len(fresh) * fraction / (1 - fraction))
+            if count == 0:
+                continue
+            again = replays(
+                self._database,
+                objective,
+                count,
+                seed=f"{self._settings.seed}-{trainee.step}",
+                exclude=trainee.uncommitted.ids(objective),
+                edit_tokens=self._edit_tokens,
+            )
+            batch[objective] = [*fresh, *again]
+            added[objective] = [sample.sample_id for sample in again]
+        return added
+
+    def _take_scored(self, trainee: Trainee, objective: str) -> list[Any]:
+        """A batch of scored rollouts, once there are enough for one."""
+        settings, exclude = self._settings, trainee.uncommitted.ids(objective)
+        if settings.weight_of(objective) == 0:
+            return []
+        oldest_allowed = versions.newest_version(self._database, "policy") - settings.max_staleness
+        stale = ready.mark_stale(self._database, objective, oldest_allowed, exclude)
+        metrics.rollouts_stale.inc(stale)
+        if objective == "ppo":
+            if self._readiness(trainee, "ppo").count < settings.ppo_batch_size:
+                return []
+            return self._take(trainee, "ppo", settings.ppo_batch_size)
+        now, wait = self._clock(), settings.group_wait_seconds
+        found = groups.readiness(self._database, now=now, wait_seconds=wait, exclude=exclude)
+        if found.count < settings.ppo_batch_size:
+            return []
+        taken, refusals = groups.take(
+            self._database, settings.ppo_batch_size, now=now, wait_seconds=wait, exclude=exclude
+        )
+        trainee.refuse(refusals)
+        return list(taken)
 
 
 class RewardBatches:
-    """Batches of labels and preferences for the reward model."""
+    """Batches of labels, ratings and preferences for the reward model."""
 
     def __init__(
         self,
@@ -85,38 +141,45 @@ class RewardBatches:
         exclude = trainee.uncommitted.ids("reward_model")
         labels = ready.readiness(self._database, "reward_model", exclude)
         full = self._settings.reward_batch_size
-        due = _due(labels, settings=self._settings, full=full, now=self._clock())
-        wanted = {"reward_model": full} if due else {}
-        return take(self._database, trainee, wanted, limit)
-
-
-def take(
-    database: Database,
-    trainee: Trainee,
-    wanted: dict[str, int],
-    limit: int | None,
-) -> Batch | None:
-    """Take the wanted number of samples of each objective; None when there are none."""
-    batch: dict[str, list[Any]] = {}
-    for objective, count in wanted.items():
-        if count == 0:
-            continue
-        taken, refusals = ready.take(
-            database,
-            objective,
-            count if limit is None else min(count, limit),
-            exclude=trainee.uncommitted.ids(objective),
-        )
+        queues = {"reward_model": labels}
+        if not _due(queues, settings=self._settings, full=full, now=self._clock()):
+            return None
+        taken, refusals = ready.take(self._database, "reward_model", full, exclude=exclude)
         trainee.refuse(refusals)
-        if taken:
-            batch[objective] = taken
-    return batch or None
+        return cut({"reward_model": list(taken)}, {}, limit)
 
 
-def _due(*queues: Readiness, settings: LearnerSettings, full: int, now: float) -> bool:
-    count = sum(queue.count for queue in queues)
+def shares(counts: Mapping[str, int], size: int) -> dict[str, int]:
+    """How many samples of each queue go into a batch: alike, and what one lacks to the others."""
+    taken = dict.fromkeys(counts, 0)
+    while size > sum(taken.values()):
+        open_queues = [name for name, count in counts.items() if count > taken[name]]
+        if not open_queues:
+            break
+        for name in open_queues[: size - sum(taken.values())]:
+            taken[name] += 1
+    return taken
+
+
+def cut(
+    batch: Mapping[str, list[Any]], replayed: Mapping[str, list[str]], limit: int | None
+) -> Batch | None:
+    """The batch, with at most `limit` samples in all; None when there are none."""
+    kept: dict[str, list[Any]] = {}
+    room = sum(map(len, batch.values())) if limit is None else limit
+    for objective, samples in batch.items():
+        if samples[:room]:
+            kept[objective] = samples[:room]
+            room -= len(kept[objective])
+    return Batch(samples=kept, replayed=replayed) if kept else None
+
+
+def _due(
+    queues: Mapping[str, Readiness], *, settings: LearnerSettings, full: int, now: float
+) -> bool:
+    count = sum(queue.count for queue in queues.values())
     if count >= full:
         return True
-    oldest = min((q.oldest_time for q in queues if q.oldest_time is not None), default=None)
-    waited = oldest is not None and now - oldest >= settings.batch_wait_seconds
+    times = [queue.oldest_time for queue in queues.values() if queue.oldest_time is not None]
+    waited = bool(times) and now - min(times) >= settings.batch_wait_seconds
     return waited and count >= min(settings.min_batch_size, full)

@@ -1,7 +1,7 @@
-"""Samples to tensors: checked, cut into micro-batches by a token budget, padded.
+"""Samples to tensors: checked, cut into micro-batches by a token budget, collated.
 
-The layout is private to this module and `models`: a loss sees (B, C) log-probs and a `loss_mask`
-and cannot tell a padded batch from a packed one.
+Where the tokens stand in the model is private to `packing` and `models`: a loss sees (B, C)
+log-probs and a `loss_mask` and cannot tell a padded batch from a packed one.
 """
 
 import math
@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from tuneloop.errors import InvalidRequest
-from tuneloop.learner.samples import PairSample, PolicySample, ScoredSample, TokenSequence
+from tuneloop.learner.packing import TokenLayout, pack, packed_length, pad
+from tuneloop.learner.samples import (
+    PairSample,
+    PolicySample,
+    ScoredGroup,
+    ScoredSample,
+    TokenSequence,
+)
 
 T = TypeVar("T")
 
@@ -21,18 +28,13 @@ GREEDY = 1e-5
 """A temperature below this means greedy decoding, as in vLLM."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SequenceBatch:
-    """B prompts with one completion each, padded on the right.
+    """B prompts with one completion each; C is the length of the longest completion."""
 
-    Attention is causal, so what stands to the right of a sequence cannot reach it: no attention
-    mask is needed.
-    """
-
-    input_ids: Tensor  # (B, T) int64
-    """Prompt and completion without its last token, which predicts nothing."""
-    predicts: Tensor  # (B, T) bool
-    """True where the next token is a completion's."""
+    sequences: Sequence[TokenSequence]
+    packed: TokenLayout
+    """The sequences in one row."""
     targets: Tensor  # (N,) int64
     """The completion tokens, row after row; N is the number of completion tokens."""
     temperatures: Tensor  # (N,) float32
@@ -40,6 +42,12 @@ class SequenceBatch:
     """True on completion tokens; its true places, in row order, are the N targets."""
     generation_logprobs: Tensor  # (B, C) float32
     """NaN where the sampler's log-prob is not known."""
+    ref_logprobs: Tensor | None  # (B, C) float32
+    """The reference policy's, 0 where masked; None unless every row has them."""
+
+    def padded(self) -> TokenLayout:
+        """The sequences one to a row, for models that cannot be given a packed row."""
+        return pad(self.sequences, self.targets.device)
 
     @property
     def tokens(self) -> int:
@@ -53,10 +61,14 @@ class SequenceBatch:
 
 
 def sequences_of(sample: PolicySample) -> tuple[TokenSequence, ...]:
-    """The token sequences of a sample: one, or chosen and rejected."""
-    if isinstance(sample, PairSample):
-        return (sample.chosen, sample.rejected)
-    return (sample.sequence,)
+    """The token sequences of a sample: one, chosen and rejected, or those of a group."""
+    match sample:
+        case PairSample():
+            return (sample.chosen, sample.rejected)
+        case ScoredGroup():
+            return tuple(scored.sequence for scored in sample.samples)
+        case _:
+            return (sample.sequence,)
 
 
 def sequence_length(sequence: TokenSequence) -> int:
@@ -70,12 +82,26 @@ def check_sample(sample: PolicySample, *, max_length: int, vocab_size: int) -> N
         problem = _problem_of(sequence, max_length=max_length, vocab_size=vocab_size)
         if problem:
             raise InvalidRequest(f"sample {sample.sample_id}: {problem}", param=sample.sample_id)
-    if not (math.isfinite(sample.weight) and sample.weight >= 0):
-        message = f"sample {sample.sample_id}: weight {sample.weight} is not a number from 0 up"
-        raise InvalidRequest(message, param=sample.sample_id)
-    if isinstance(sample, ScoredSample) and not math.isfinite(sample.reward):
-        message = f"sample {sample.sample_id}: reward {sample.reward} is not finite"
-        raise InvalidRequest(message, param=sample.sample_id)
+    if problem := _problem_of_numbers(sample):
+        raise InvalidRequest(f"sample {sample.sample_id}: {problem}", param=sample.sample_id)
+
+
+def _problem_of_numbers(sample: PolicySample) -> str:
+    match sample:
+        case ScoredGroup(samples=()):
+            return "a group without completions"
+        case ScoredGroup(baseline=float(baseline)) if not math.isfinite(baseline):
+            return f"baseline {baseline} is not finite"
+        case ScoredGroup():
+            # NaN is the reward of a completion that could not be scored.
+            scored = (s for s in sample.samples if not math.isnan(s.reward))
+            return next(filter(None, map(_problem_of_numbers, scored)), "")
+        case ScoredSample(reward=reward) if not math.isfinite(reward):
+            return f"reward {reward} is not finite"
+        case PairSample(flip_rate=rate) if not 0 <= rate < 0.5:
+            return f"flip rate {rate} is not in [0, 0.5)"
+    usable = math.isfinite(sample.weight) and sample.weight >= 0
+    return "" if usable else f"weight {sample.weight} is not a number from 0 up"
 
 
 def _problem_of(sequence: TokenSequence, *, max_length: int, vocab_size: int) -> str:
@@ -88,16 +114,19 @@ def _problem_of(sequence: TokenSequence, *, max_length: int, vocab_size: int) ->
         return f"a token id is outside the vocabulary of {vocab_size}"
     if not (math.isfinite(sequence.temperature) and sequence.temperature >= 0):
         return f"temperature {sequence.temperature} is not a number from 0 up"
-    return _problem_of_logprobs(sequence)
+    known = {"generation": sequence.generation_logprobs, "reference": sequence.ref_logprobs}
+    problems = (
+        _problem_of_logprobs(name, logprobs, len(completion)) for name, logprobs in known.items()
+    )
+    return next(filter(None, problems), "")
 
 
-def _problem_of_logprobs(sequence: TokenSequence) -> str:
-    logprobs, tokens = sequence.generation_logprobs, len(sequence.completion_token_ids)
+def _problem_of_logprobs(name: str, logprobs: Sequence[float], tokens: int) -> str:
     if logprobs and len(logprobs) != tokens:
-        return f"{len(logprobs)} log-probs for {tokens} completion tokens"
+        return f"{len(logprobs)} {name} log-probs for {tokens} completion tokens"
     # The sampler rounds: a certain token may come out a little above 0.
     if not all(math.isfinite(logprob) and logprob <= 1e-3 for logprob in logprobs):
-        return "a generation log-prob is not a finite number below 0"
+        return f"a {name} log-prob is not a finite number below 0"
     return ""
 
 
@@ -119,32 +148,75 @@ def micro_batches(
     return batches
 
 
+def packed_batches(
+    items: Sequence[T],
+    *,
+    sequences: Callable[[T], Sequence[TokenSequence]],
+    token_budget: int,
+) -> list[list[T]]:
+    """Cut items into batches of at most `token_budget` packed tokens; shared prompts count once.
+
+    Items with one prompt stay together as far as the budget allows, and the largest such groups are
+    placed first, each where there is room. One item that is larger than the budget makes a batch of
+    its own.
+    """
+    by_prompt: dict[tuple[int, ...], list[T]] = {}
+    for item in items:
+        by_prompt.setdefault(sequences(item)[0].prompt_token_ids, []).append(item)
+
+    pieces: list[list[T]] = []
+    costs: list[int] = []
+    for group in by_prompt.values():
+        prompts: set[tuple[int, ...]] = set()
+        for item in group:
+            rows = sequences(item)
+            new = {s.prompt_token_ids for s in rows} - prompts
+            cost = sum(map(len, new)) + sum(len(s.completion_token_ids) for s in rows)
+            if not prompts or costs[-1] + cost > token_budget:
+                prompts = set()
+                pieces.append([])
+                costs.append(0)
+                cost = packed_length(rows)
+            pieces[-1].append(item)
+            costs[-1] += cost
+            prompts |= {s.prompt_token_ids for s in rows}
+    batches: list[list[T]] = []
+    rooms: list[int] = []
+    for index in sorted(range(len(pieces)), key=lambda index: -costs[index]):
+        place = next((i for i, room in enumerate(rooms) if room >= costs[index]), len(batches))
+        if place == len(batches):
+            batches.append([])
+            rooms.append(token_budget)
+        batches[place].extend(pieces[index])
+        rooms[place] -= costs[index]
+    return batches
+
+
 def collate(sequences: Sequence[TokenSequence], device: torch.device) -> SequenceBatch:
-    """Pad sequences into a batch on `device`; they must have passed `check_sample`."""
-    width = max(sequence_length(s) for s in sequences) - 1
-    completion_width = max(len(s.completion_token_ids) for s in sequences)
-    input_ids = torch.zeros((len(sequences), width), dtype=torch.int64)
-    predicts = torch.zeros((len(sequences), width), dtype=torch.bool)
-    loss_mask = torch.zeros((len(sequences), completion_width), dtype=torch.bool)
-    generation_logprobs = torch.full(loss_mask.shape, math.nan)
+    """Make a batch on `device`; the sequences must have passed `check_sample`."""
+    shape = (len(sequences), max(len(s.completion_token_ids) for s in sequences))
+    loss_mask = torch.zeros(shape, dtype=torch.bool)
+    generation_logprobs = torch.full(shape, math.nan)
+    known = all(s.ref_logprobs for s in sequences)
+    ref_logprobs = torch.zeros(shape) if known else None
     targets: list[int] = []
     temperatures: list[float] = []
     for row, s in enumerate(sequences):
-        prompt, completion = len(s.prompt_token_ids), len(s.completion_token_ids)
-        ids = (*s.prompt_token_ids, *s.completion_token_ids[:-1])
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-        predicts[row, prompt - 1 : prompt - 1 + completion] = True
-        loss_mask[row, :completion] = True
+        tokens = len(s.completion_token_ids)
+        loss_mask[row, :tokens] = True
         greedy = s.temperature < GREEDY
         if s.generation_logprobs and not greedy:
-            generation_logprobs[row, :completion] = torch.tensor(s.generation_logprobs)
+            generation_logprobs[row, :tokens] = torch.tensor(s.generation_logprobs)
+        if ref_logprobs is not None:
+            ref_logprobs[row, :tokens] = torch.tensor(s.ref_logprobs)
         targets.extend(s.completion_token_ids)
-        temperatures.extend([1.0 if greedy else s.temperature] * completion)
+        temperatures.extend([1.0 if greedy else s.temperature] * tokens)
     return SequenceBatch(
-        input_ids=input_ids.to(device),
-        predicts=predicts.to(device),
+        sequences=tuple(sequences),
+        packed=pack(sequences, device),
         targets=torch.tensor(targets, device=device),
         temperatures=torch.tensor(temperatures, device=device),
         loss_mask=loss_mask.to(device),
         generation_logprobs=generation_logprobs.to(device),
+        ref_logprobs=None if ref_logprobs is None else ref_logprobs.to(device),
     )

@@ -106,14 +106,14 @@ def load(folder: Path) -> CheckpointState:
 
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint of `folder`, by name (`step-00000012`); None if there is none."""
-    found = _checkpoints(folder)
-    return found[-1] if found else None
+    every = found(folder)
+    return every[-1] if every else None
 
 
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints of `folder`, and what was never finished."""
-    found = _checkpoints(folder)
-    for path in found[: max(0, len(found) - keep)]:
+    every = found(folder)
+    for path in every[: max(0, len(every) - keep)]:
         # First out of the way, so that a crash leaves no half-deleted checkpoint behind.
         condemned = path.with_name(UNFINISHED + path.name)
         shutil.rmtree(condemned, ignore_errors=True)
@@ -122,7 +122,8 @@ def prune(folder: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def found(folder: Path) -> list[Path]:
+    """The checkpoints of `folder`, oldest first; a damaged one is only told by `load`."""
     with contextlib.suppress(FileNotFoundError):
         return sorted(p for p in folder.iterdir() if (p / INDEX).is_file() and p.name[0] != ".")
     return []

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -32,8 +32,9 @@ def descend(
 ) -> StepResult:
     """Take one optimizer step down the weighted sum of `terms`.
 
-    The step is skipped, and nothing changes, when a loss or a gradient is not finite. Each
-    micro-batch's graph is freed before the next is built: memory is that of the largest.
+    The step is skipped, and nothing changes, when a loss or a gradient is not finite, or a gradient
+    is a spike. Each micro-batch's graph is freed before the next is built: memory is that of the
+    largest.
     """
     optimization.zero_grad()
     losses: dict[str, float] = {}
@@ -48,15 +49,13 @@ def descend(
                 return StepResult(metrics={}, skipped=True, reason="non_finite_loss")
             (term.weight * loss).backward()  # type: ignore[no-untyped-call]
             means.append(metrics)
-    result = StepResult(
-        metrics={
-            **losses,
-            "loss": sum(term.weight * losses[term.name] for term in terms),
-            "learning_rate": optimization.learning_rate,
-            **merge(means),
-        }
-    )
-    gradient_norm = optimization.step()
-    if gradient_norm is None:
-        return replace(result, skipped=True, reason="non_finite_gradient")
-    return replace(result, metrics={**result.metrics, "gradient_norm": gradient_norm})
+    results = {
+        **losses,
+        "loss": sum(term.weight * losses[term.name] for term in terms),
+        "learning_rate": optimization.learning_rate,
+        **merge(means),
+    }
+    applied = optimization.step(kind="+".join(sorted(losses)))
+    if applied.refusal != "non_finite_gradient":
+        results["gradient_norm"] = applied.norm
+    return StepResult(metrics=results, skipped=bool(applied.refusal), reason=applied.refusal)

@@ -2,12 +2,12 @@
 
 import asyncio
 
-from tuneloop.learner import metrics
+from tuneloop.learner import evaluation, metrics
 from tuneloop.learner.ledger import forget, ready
 from tuneloop.learner.ledger.database import Database
 
 EVERY_SECONDS = 5.0
-OBJECTIVES = ("kto", "dpo", "ppo", "reward_model")
+OBJECTIVES = ("sft", "kto", "dpo", "ppo", "grpo", "reward_model")
 
 
 def refresh(database: Database) -> None:
@@ -19,6 +19,7 @@ def refresh(database: Database) -> None:
         metrics.samples.labels(objective, "ready").set(counts.ready)
         metrics.samples.labels(objective, "waiting").set(counts.waiting)
         metrics.samples.labels(objective, "used").set(counts.used)
+    evaluation.show(database)
 
 
 async def keep_fresh(database: Database) -> None:

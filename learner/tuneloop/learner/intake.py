@@ -119,12 +119,15 @@ def intakes(
     database: Database,
     policy: str,
     *,
+    scored_objective: str = "ppo",
     all_scores_count: bool = False,
     clock: Callable[[], float] = time.time,
 ) -> list[Intake]:
     """The four consumers of the learner of `policy`.
 
-    With `all_scores_count` scores make PPO samples even if no scorer calls them informative.
+    Scores make samples of `scored_objective`, with `all_scores_count` even if no scorer calls them
+    informative. For GRPO so do ratings; PPO's value head would have to learn two scales at once, so
+    it gets them through the reward model.
     """
 
     def record_rollouts(events: Sequence[Rollout]) -> None:
@@ -133,12 +136,16 @@ def intakes(
         metrics.duplicates.labels("rollouts").inc(len(events) - new)
 
     def record_scores(events: Sequence[ScoredRollout]) -> None:
-        new = record.record_scores(database, events, clock(), all_count=all_scores_count)
+        new = record.record_scores(
+            database, events, clock(), objective=scored_objective, all_count=all_scores_count
+        )
         metrics.scores_consumed.inc(new)
         metrics.duplicates.labels("scores").inc(len(events) - new)
 
     def record_feedback(events: Sequence[tuple[Feedback, int]]) -> None:
-        new = record.record_feedback(database, events, clock())
+        new = record.record_feedback(
+            database, events, clock(), ratings_reward=scored_objective == "grpo"
+        )
         for feedback in new:
             metrics.feedback_consumed.labels(feedback.kind.value).inc()
         metrics.duplicates.labels("feedback").inc(len(events) - len(new))

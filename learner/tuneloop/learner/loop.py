@@ -4,10 +4,11 @@ Intake feeds the ledger on its own; what this loop needs from it is only to be w
 """
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -15,11 +16,12 @@ from tuneloop.bus import Bus
 from tuneloop.bus.subjects import learner_step
 from tuneloop.errors import TuneloopError
 from tuneloop.learner import metrics
+from tuneloop.learner.ledger import ready
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.ready import Refusal
 from tuneloop.learner.publisher import Publisher
 from tuneloop.learner.step_result import StepResult
-from tuneloop.learner.trainee import Batch, Trainee
+from tuneloop.learner.trainee import Batch, Trainee, ids_of
 from tuneloop.learner.worker import Worker
 from tuneloop.wire import encode_learner_stepped
 
@@ -28,6 +30,8 @@ logger = logging.getLogger("tuneloop.learner.loop")
 TICK_SECONDS = 0.5
 """How often time limits (batch wait, publication) are looked at when nothing arrives."""
 LONGEST_PAUSE_SECONDS = 60.0
+REFUSALS = 64
+"""Dead letters sent in one go."""
 PAUSED = "paused"
 """Fact of the ledger, so that a pause outlives a restart."""
 
@@ -61,8 +65,10 @@ class Loop:
         bus: Bus,
         worker: Worker,
         pace: Pace,
+        between_turns: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """Take `between_turns`: what else to do with the models; it blocks in their thread."""
         self.trainees = trainees
         self.state = "waiting"
         """`waiting`, `stepping` or `publishing`."""
@@ -74,6 +80,7 @@ class Loop:
         self._bus = bus
         self._worker = worker
         self._pace = pace
+        self._between_turns = between_turns
         self._clock = clock
         self._paused = database.fact(PAUSED) == "yes"
         self._not_before: dict[str, float] = {}
@@ -101,6 +108,7 @@ class Loop:
         while True:
             self.arrived.clear()
             busy = [await self.turn(trainee, batches) for trainee, batches in self.trainees]
+            await self._worker.run(self._between_turns)
             if not any(busy):
                 await self._wait()
 
@@ -112,6 +120,8 @@ class Loop:
         if len(trainee.uncommitted.taken) >= self._pace.checkpoint_every_steps:
             await self._commit(trainee)
         await self._publish(trainee)
+        if trainee.unreported:
+            await self._bury(trainee)
         self.state = "waiting"
         return batch is not None
 
@@ -135,13 +145,14 @@ class Loop:
     async def _failed(self, trainee: Trainee, batch: Batch, error: Exception) -> None:
         metrics.steps_failed.labels(trainee.model).inc()
         logger.error("%s: a step failed", trainee.model, exc_info=error)
-        samples = [(objective, s) for objective, group in batch.items() for s in group]
-        if len(samples) == 1 and trainee.failures > 0:
-            objective, sample = samples[0]
-            refusal = Refusal(
-                sample_id=sample.sample_id, objective=objective, reason=f"step failed: {error}"
-            )
-            await self._worker.run(trainee.refuse, [refusal])
+        if len(batch) == 1 and trainee.failures > 0:
+            refusals = [
+                Refusal(sample_id=i, objective=objective, reason=f"step failed: {error}")
+                for objective, group in batch.samples.items()
+                for sample in group
+                for i in ids_of(sample)
+            ]
+            await self._worker.run(trainee.refuse, refusals)
             trainee.failures = 0
             return
         pause = min(2.0**trainee.failures, LONGEST_PAUSE_SECONDS)
@@ -161,7 +172,7 @@ class Loop:
         metrics.loss.labels(trainee.model).set(result.metrics.get("loss", 0.0))
         norm = result.metrics.get("gradient_norm", 0.0)
         metrics.gradient_norm.labels(trainee.model).set(norm)
-        sizes = ", ".join(f"{len(group)} {objective}" for objective, group in batch.items())
+        sizes = ", ".join(f"{len(group)} {name}" for name, group in batch.samples.items())
         loss = result.metrics.get("loss", float("nan"))
         logger.info("%s: step %d on %s, loss %.4f", trainee.model, trainee.step, sizes, loss)
 
@@ -199,6 +210,26 @@ class Loop:
             trainee.unpublished_steps >= self._pace.publish_every_steps
             or waited >= self._pace.publish_every_seconds
         )
+
+    async def _bury(self, trainee: Trainee) -> None:
+        """Send dead letters of refused samples; those a bus that is down misses go out later."""
+        consumer = f"learner-{trainee.policy}-samples"
+        while refused := await self._worker.run(ready.unreported, self._database, REFUSALS):
+            for refusal in refused:
+                name = f"{refusal.objective}-{refusal.sample_id}"
+                try:
+                    await self._bus.bury(
+                        json.dumps(asdict(refusal)).encode(),
+                        consumer=consumer,
+                        origin=name,
+                        reason=refusal.reason,
+                        event_id=f"{consumer}-{name}",
+                    )
+                except TuneloopError as error:
+                    logger.info("a dead letter waits for the bus: %s", error)
+                    return
+                await self._worker.run(ready.mark_reported, self._database, refusal)
+        trainee.unreported = False
 
     async def _wait(self) -> None:
         try:

@@ -37,7 +37,7 @@ def main() -> None:
         status = asyncio.run(serve(settings))
     except TuneloopError as error:
         logger.error("cannot start: %s", error.message)
-        status = 1
+        status = 2 if isinstance(error, SettingsError) else 1
     lock.close()
     logging.shutdown()
     # The trainer's thread may be in the middle of a step, of which nothing is committed; an

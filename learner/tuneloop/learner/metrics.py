@@ -88,6 +88,17 @@ feedback_to_serving = Histogram(
     "Seconds from feedback accepted to the version that learned from it serving.",
     buckets=(1, 2.5, 5, 10, 15, 20, 30, 45, 60, 90, 120, 300, 600, 3600),
 )
+prompts_asked = Counter(
+    "tuneloop_learner_prompts_asked_total",
+    "Prompts of the learner's own that were answered, by source: prompts or eval.",
+    ["source"],
+)
+eval_version = Gauge("tuneloop_learner_eval_version", "Newest version that has been evaluated.")
+eval_reward = Gauge("tuneloop_learner_eval_reward", "Its mean reward on the eval prompts.")
+eval_length = Gauge("tuneloop_learner_eval_length_tokens", "Its mean length on the eval prompts.")
+eval_kl = Gauge(
+    "tuneloop_learner_eval_kl", "Its mean KL to the reference policy by token, on the eval prompts."
+)
 paused = Gauge("tuneloop_learner_paused", "1 while steps are paused, else 0.")
 
 BY_NAME = {"kl": kl, "reward": reward, "clip_fraction": clip_fraction}

@@ -5,24 +5,40 @@ second copy; with full weights it is a frozen copy. Either way it is version 0.
 """
 
 import contextlib
-import copy
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AutoModelForCausalLM
-from transformers.pytorch_utils import Conv1D
 
 from tuneloop.errors import WeightsRefused
-from tuneloop.learner.batching import SequenceBatch
+from tuneloop.learner.architecture import (
+    add_adapter,
+    checkpoint_layers,
+    compile_layers,
+    find_logit_transform,
+    run_body,
+    run_whole,
+    take_packed_rows,
+)
+from tuneloop.learner.attention import PACKED
+from tuneloop.learner.batching import (
+    SequenceBatch,
+    collate,
+    micro_batches,
+    packed_batches,
+    sequence_length,
+)
+from tuneloop.learner.head import logprobs_of_logits, token_logprobs
+from tuneloop.learner.samples import TokenSequence
 from tuneloop.models.reward_model import quiet
 from tuneloop.policies import WeightsKind
 
@@ -39,6 +55,14 @@ TOKENIZER_FILES = (
 )
 
 
+class _Run(NamedTuple):
+    """What one pass over a batch gives; N completion tokens."""
+
+    logprobs: Tensor  # (N,)
+    hidden: Tensor  # (N, H)
+    entropies: Tensor  # (N,), or empty where they were not asked for
+
+
 class PolicyModel:
     """A causal language model with an adapter or all its weights to train."""
 
@@ -51,33 +75,50 @@ class PolicyModel:
         lora_alpha: int = 32,
         seed: int = 0,
         device: str = "cpu",
+        packing: bool = True,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
     ) -> None:
         """Load version 0 from a `save_pretrained` folder; dropout stays off for ever.
 
         On CPU everything is float32. On a GPU the arithmetic is bfloat16; what is trained, and the
-        softmax, stay float32.
+        softmax, stay float32. What `packing`, `gradient_checkpointing` and `compile` do is told in
+        `TrainerSettings`.
         """
         self.kind = kind
         self.device = torch.device(device)
         self._folder = folder
-        frozen_in_half = kind is WeightsKind.LORA and self.device.type == "cuda"
-        dtype = torch.bfloat16 if frozen_in_half else torch.float32
-        with quiet():
-            self._model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True
-            )
-        self._model.to(self.device).eval()
-        self._plain_head = _head_is_plain(self._model, self.device)
         self._reference: Any = None
         self._adapted: Any = None
+        self._model = self._load()
+        self.packs = packing and take_packed_rows(self._model)
+        """Whether the model is given packed rows."""
+        self._transform = find_logit_transform(self._model)
         if kind is WeightsKind.LORA:
-            self._adapted = _add_adapter(self._model, lora_rank, lora_alpha, seed)
-        else:
-            self._reference = copy.deepcopy(self._model).requires_grad_(False)
+            self._adapted = add_adapter(self._model, lora_rank, lora_alpha, seed)
+        if gradient_checkpointing:
+            checkpoint_layers(self._model)
+        if compile:
+            compile_layers(self._model)
         hidden_size = self._model.get_output_embeddings().weight.shape[1]
         self.value_head = nn.Linear(hidden_size, 1, device=self.device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
+
+    def _load(self) -> Any:
+        """Version 0, in evaluation mode."""
+        frozen_in_half = self.kind is WeightsKind.LORA and self.device.type == "cuda"
+        dtype = torch.bfloat16 if frozen_in_half else torch.float32
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                self._folder, dtype=dtype, local_files_only=True, use_safetensors=True
+            )
+        return model.to(self.device).eval()
+
+    @property
+    def module(self) -> Any:
+        """The transformers model as it is now, adapter on: for `generate`."""
+        return self._model
 
     @property
     def vocab_size(self) -> int:
@@ -97,46 +138,94 @@ class PolicyModel:
 
     def logprobs(self, batch: SequenceBatch) -> Tensor:
         """Return (B, C) log π of each completion token, at its temperature; takes gradients."""
-        return batch.scatter(self._run(self._model, batch)[0])
+        return batch.scatter(self._run(self._model, batch).logprobs)
+
+    def logprobs_and_entropies(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Return (B, C) log-probs, and (B, C) entropies in nats, which take no gradients."""
+        run = self._run(self._model, batch, entropies=True)
+        return batch.scatter(run.logprobs), batch.scatter(run.entropies)
 
     def logprobs_and_values(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """Return (B, C) log-probs, and (B, C) values of the states the tokens were chosen in.
 
         The value head reads detached hidden states: its loss cannot move the policy.
         """
-        logprobs, hidden = self._run(self._model, batch)
-        values = self.value_head(hidden.detach().float()).squeeze(-1)
-        return batch.scatter(logprobs), batch.scatter(values)
+        run = self._run(self._model, batch)
+        values = self.value_head(run.hidden.detach().float()).squeeze(-1)
+        return batch.scatter(run.logprobs), batch.scatter(values)
 
     @torch.no_grad()
     def reference_logprobs(self, batch: SequenceBatch) -> Tensor:
-        """Return (B, C) log π_ref of each completion token, at its temperature."""
+        """Return (B, C) log π_ref of each completion token, at its temperature.
+
+        What the batch knows from an earlier pass is not computed again.
+        """
+        if batch.ref_logprobs is not None:
+            return batch.ref_logprobs
         with self._reference_policy() as reference:
-            return batch.scatter(self._run(reference, batch)[0])
+            return batch.scatter(self._run(reference, batch).logprobs)
+
+    def compute_reference_logprobs(
+        self, sequences: Sequence[TokenSequence], *, token_budget: int
+    ) -> list[tuple[float, ...]]:
+        """Return log π_ref of each completion's tokens, to be kept as their `ref_logprobs`.
+
+        Computed whatever they carry already; `token_budget` is that of `TrainerSettings`.
+        """
+        known: dict[int, tuple[float, ...]] = {}
+        numbered = list(enumerate(sequences))
+        if self.packs:
+            groups = packed_batches(
+                numbered, sequences=lambda item: (item[1],), token_budget=token_budget
+            )
+        else:
+            groups = micro_batches(
+                numbered,
+                length=lambda item: sequence_length(item[1]),
+                rows=1,
+                token_budget=token_budget,
+            )
+        for group in groups:
+            batch = collate([replace(s, ref_logprobs=()) for _, s in group], self.device)
+            rows = self.reference_logprobs(batch).tolist()
+            for (number, s), row in zip(group, rows, strict=True):
+                known[number] = tuple(row[: len(s.completion_token_ids)])
+        return [known[number] for number, _ in numbered]
 
     @contextlib.contextmanager
     def _reference_policy(self) -> Iterator[Any]:
-        if self._adapted is None:
-            yield self._reference
+        if self._adapted is not None:
+            with self._adapted.disable_adapter():
+                yield self._model
             return
-        with self._adapted.disable_adapter():
-            yield self._model
+        if self._reference is None:
+            # Only now: what learns from demonstrations, or knows its reference log-probs, has no
+            # use for a second copy.
+            self._reference = self._load().requires_grad_(False)
+            if self.packs:
+                with quiet():
+                    self._reference.set_attn_implementation(PACKED)
+        yield self._reference
 
-    def _run(self, model: Any, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
-        """Return (N,) log-probs of the targets and (N, hidden) the states they come from."""
+    def _run(self, model: Any, batch: SequenceBatch, *, entropies: bool = False) -> _Run:
+        layout = batch.packed if self.packs else batch.padded()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            if self._plain_head:
-                output = model.base_model(input_ids=batch.input_ids, use_cache=False)
-                hidden = output.last_hidden_state[batch.predicts]
-                logits = model.get_output_embeddings()(hidden)
-            else:
-                output = model(
-                    input_ids=batch.input_ids, use_cache=False, output_hidden_states=True
+            if self._transform is None:
+                logits, hidden = run_whole(model, layout)
+                logprobs, measured = logprobs_of_logits(
+                    logits, targets=batch.targets, temperatures=batch.temperatures
                 )
-                hidden = output.hidden_states[-1][batch.predicts]
-                logits = output.logits[batch.predicts]
-        logits = logits.float() / batch.temperatures.unsqueeze(-1)
-        return -functional.cross_entropy(logits, batch.targets, reduction="none"), hidden
+            else:
+                hidden = run_body(model, layout)[layout.sources]
+                logprobs, measured = token_logprobs(
+                    hidden,
+                    model.get_output_embeddings(),
+                    targets=batch.targets,
+                    temperatures=batch.temperatures,
+                    transform=self._transform,
+                    entropies=entropies,
+                )
+        return _Run(logprobs=logprobs, hidden=hidden, entropies=measured)
 
     def save_weights(self, folder: Path, *, base_model: str) -> None:
         """Write what generation loads: a PEFT folder, or a `save_pretrained` folder.
@@ -191,39 +280,6 @@ class PolicyModel:
             self._adapted, save_embedding_layers=False
         )
         return tensors
-
-
-def _add_adapter(model: Any, rank: int, alpha: int, seed: int) -> Any:
-    """Put LoRA on every linear layer but the head; B starts at 0, so it changes nothing yet."""
-    head = model.get_output_embeddings()
-    targets = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
-    }
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=0.0,
-        target_modules=sorted(targets),
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return get_peft_model(model, config).eval()
-
-
-@torch.no_grad()
-def _head_is_plain(model: Any, device: torch.device) -> bool:
-    """Whether the logits are the head applied to the hidden states and nothing more.
-
-    Some families cap or scale them afterwards; for those the whole model has to be run.
-    """
-    probe = torch.arange(4, device=device).unsqueeze(0)
-    hidden = model.base_model(input_ids=probe, use_cache=False).last_hidden_state
-    logits = model(input_ids=probe, use_cache=False).logits
-    return torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-3, atol=1e-3)
 
 
 def _check_tensors(given: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -1,14 +1,26 @@
-"""One optimizer step: warm-up, gradient-norm clip, refusal of what is not finite; and its state."""
+"""One optimizer step: rate, gradient-norm clip, refusal of what is not sane; and its state."""
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from tuneloop.errors import CorruptData
+from tuneloop.learner.gradient_norms import GradientNorms
 from tuneloop.learner.trainer_settings import OptimizerSettings
 from tuneloop.learner.trainer_state import TrainerState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppliedGradient:
+    """What became of a gradient."""
+
+    norm: float
+    """Of the first group, before the clip."""
+    refusal: str = ""
+    """`non_finite_gradient` or `gradient_spike`: nothing has changed. Empty: it was applied."""
 
 
 class Optimization:
@@ -29,8 +41,12 @@ class Optimization:
             weight_decay=settings.weight_decay,
             fused=True,
         )
+        self._norms = GradientNorms()
         self.steps = 0
         """Optimizer steps taken."""
+        self.rate_factor = 1.0
+        """What the rates of the next step are multiplied by; not kept in a checkpoint."""
+        self._resumed_at: int | None = None
 
     @property
     def learning_rate(self) -> float:
@@ -39,25 +55,45 @@ class Optimization:
 
     @property
     def _warmth(self) -> float:
-        return min(1.0, (self.steps + 1) / max(1, self._settings.warmup_steps))
+        settings = self._settings
+        warmth = min(1.0, (self.steps + 1) / max(1, settings.warmup_steps))
+        if self._resumed_at is not None:
+            since = self.steps - self._resumed_at
+            warmth *= min(1.0, (since + 1) / max(1, settings.resume_warmup_steps))
+        return warmth * self._decay * self.rate_factor
+
+    @property
+    def _decay(self) -> float:
+        settings = self._settings
+        if settings.lr_scheduler_type == "constant" or settings.max_steps is None:
+            return 1.0
+        falling = max(1, settings.max_steps - settings.warmup_steps)
+        progress = min(1.0, max(0, self.steps - settings.warmup_steps) / falling)
+        if settings.lr_scheduler_type == "linear":
+            return 1.0 - progress
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    def finite(self) -> bool:
+        """Whether every parameter is; only a rate far too high makes one that is not."""
+        return all(bool(torch.isfinite(p).all()) for p in self._named.values())
 
     def zero_grad(self) -> None:
         """Forget gradients, also those of a step that was given up."""
         self._adamw.zero_grad(set_to_none=True)
 
-    def step(self) -> float | None:
-        """Apply the gradients and return the first group's norm before the clip.
+    def step(self, kind: str = "") -> AppliedGradient:
+        """Apply the gradients, or forget them if a norm is not finite or out of all proportion.
 
-        Returns None, and changes nothing, when a norm is not finite.
+        `kind` names the mix of losses: norms are compared with those of steps of the same kind.
         """
         norms = []
         for group in self._adamw.param_groups:
             gradients = [p.grad for p in group["params"] if p.grad is not None]
             norms.append(torch.nn.utils.get_total_norm(gradients) if gradients else None)
         values = [0.0 if norm is None else float(norm) for norm in norms]
-        if not all(map(math.isfinite, values)):
+        if reason := self._refusal(kind, values):
             self.zero_grad()
-            return None
+            return AppliedGradient(norm=values[0], refusal=reason)
         for group, rate, norm in zip(self._adamw.param_groups, self._rates, norms, strict=True):
             group["lr"] = rate * self._warmth
             if norm is not None:
@@ -67,7 +103,17 @@ class Optimization:
         self._adamw.step()
         self.zero_grad()
         self.steps += 1
-        return values[0]
+        return AppliedGradient(norm=values[0])
+
+    def _refusal(self, kind: str, norms: Sequence[float]) -> str:
+        """Why a step with these norms of the groups is not taken; empty if it is."""
+        if not all(map(math.isfinite, norms)):
+            return "non_finite_gradient"
+        factor = self._settings.spike_factor
+        if factor is None or not self._norms.is_spike(kind, norms[0], factor):
+            return ""
+        # What is under the clip does no harm: as a policy converges, its gradients come to nothing.
+        return "gradient_spike" if norms[0] > self._settings.max_grad_norm else ""
 
     def state(self) -> TrainerState:
         """Return copies of the parameters, their moments and the step count."""
@@ -78,7 +124,7 @@ class Optimization:
         return TrainerState(
             model={name: p.detach().cpu().clone() for name, p in self._named.items()},
             optimizer=optimizer,
-            scheduler={"optimizer_steps": self.steps},
+            scheduler={"optimizer_steps": self.steps, "gradient_norms": self._norms.state()},
         )
 
     def load_state(self, state: TrainerState) -> None:
@@ -87,6 +133,7 @@ class Optimization:
         steps = state.scheduler.get("optimizer_steps")
         if not isinstance(steps, int) or steps < 0:
             raise CorruptData("checkpoint: scheduler.optimizer_steps is not a count")
+        norms = GradientNorms.of_state(state.scheduler.get("gradient_norms", {}))
         with torch.no_grad():
             for name, parameter in self._named.items():
                 parameter.copy_(state.model[name])
@@ -98,6 +145,8 @@ class Optimization:
                 for moment, tensor in by_moment.items()
             }
         self.steps = steps
+        self._norms = norms
+        self._resumed_at = steps
 
     def _moments_of(self, state: TrainerState) -> dict[str, dict[str, Tensor]]:
         """Check names and shapes; return the moments by parameter."""

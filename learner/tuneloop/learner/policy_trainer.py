@@ -11,10 +11,12 @@ from tuneloop.errors import InvalidRequest
 from tuneloop.learner.algorithms import algorithms
 from tuneloop.learner.batching import check_sample
 from tuneloop.learner.descent import Term, descend
+from tuneloop.learner.losses.means import merge
 from tuneloop.learner.models import PolicyModel
 from tuneloop.learner.optimization import Optimization
 from tuneloop.learner.plans.plan import Plan
 from tuneloop.learner.samples import PolicySample
+from tuneloop.learner.steering import Steering
 from tuneloop.learner.step_result import StepResult
 from tuneloop.learner.trainer_settings import TrainerSettings
 from tuneloop.learner.trainer_state import TrainerState
@@ -24,11 +26,10 @@ SEEN_LATE = {"clip_fraction", "importance_ratio"}
 
 
 class PolicyTrainer:
-    """Learns a policy from thumbs (kto), pairs (dpo) and scored completions (ppo)."""
+    """Learns a policy from what each of `algorithms` consumes."""
 
     def __init__(self, model_folder: Path, settings: TrainerSettings) -> None:
         """Load version 0 from `model_folder`; equal settings give equal trainers."""
-        self._settings = settings
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         self._model = PolicyModel(
@@ -38,7 +39,12 @@ class PolicyTrainer:
             lora_alpha=settings.lora_alpha,
             seed=settings.seed,
             device=settings.device,
+            packing=settings.packing,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            compile=settings.compile,
         )
+        # Micro-batches are measured as the model takes them.
+        self._settings = replace(settings, packing=self._model.packs)
         value_head = self._model.value_head.named_parameters(prefix="value_head")
         self._optimization = Optimization(
             [
@@ -47,6 +53,12 @@ class PolicyTrainer:
             ],
             settings.optimizer,
         )
+        self._steering = Steering()
+
+    @property
+    def model(self) -> PolicyModel:
+        """The policy in training: for sampling, and for log-probs of it and of its reference."""
+        return self._model
 
     @property
     def optimizer_steps(self) -> int:
@@ -66,10 +78,11 @@ class PolicyTrainer:
         check_sample(sample, max_length=int(limit), vocab_size=self._model.vocab_size)
 
     def step(self, samples: Mapping[str, Sequence[PolicySample]]) -> StepResult:
-        """Take one optimizer step on the samples of each objective (`ppo_epochs` with PPO).
+        """Take one optimizer step on the samples of each objective (more with `ppo_epochs`).
 
-        Every objective is divided by its own number of samples (PPO: of tokens), times its weight;
-        an objective without samples takes no part. Metrics are of the policy before the step.
+        Every objective is divided by its own number of samples (sft, ppo and grpo: of tokens),
+        times its weight; an objective without samples takes no part. Metrics are of the policy
+        before the step.
 
         Raises:
             InvalidRequest: a sample cannot be learned from; nothing has changed. `param` names it.
@@ -81,16 +94,24 @@ class PolicyTrainer:
         given = {name: batch for name, batch in samples.items() if batch}
         if not given:
             return StepResult(metrics={}, skipped=True, reason="no_samples")
+        steering = self._steering.with_rewards(given, self._settings)
+        dials = steering.dials(self._settings)
         plans = {
-            name: algorithms[name].plan(self._model, batch, self._settings)
+            name: algorithms[name].plan(self._model, batch, self._settings, dials)
             for name, batch in given.items()
         }
+        self._optimization.rate_factor = steering.rate_factor
         result = self._descend(plans)
-        for epoch in range(1, max(algorithms[name].epochs(self._settings) for name in plans)):
-            if result.skipped:
-                break
-            due = {n: p for n, p in plans.items() if epoch < algorithms[n].epochs(self._settings)}
-            again = self._descend(due)
+        if result.skipped:
+            return result
+        self._steering = steering.after(result.metrics, given, self._settings)
+        return self._repeat(plans, result)
+
+    def _repeat(self, plans: Mapping[str, Plan], result: StepResult) -> StepResult:
+        """Take the further optimizer steps of algorithms that use a batch more than once."""
+        epochs = {name: algorithms[name].epochs(self._settings) for name in plans}
+        for epoch in range(1, max(epochs.values())):
+            again = self._descend({n: p for n, p in plans.items() if epoch < epochs[n]})
             if again.skipped:
                 break
             # In the first epoch policy and old policy are one: the clip is seen in the last.
@@ -99,7 +120,7 @@ class PolicyTrainer:
         return result
 
     def _descend(self, plans: Mapping[str, Plan]) -> StepResult:
-        """Take one optimizer step on all plans, or none if a loss or gradient is not finite."""
+        """Take one optimizer step on all plans, or none if `descend` refuses it."""
         weights = self._settings.objective_weights
         terms = [
             Term(
@@ -108,8 +129,11 @@ class PolicyTrainer:
                 weight=weights.get(name, 1.0),
             )
             for name, plan in plans.items()
+            if plan.micro_losses
         ]
         measured = [metrics for plan in plans.values() for metrics in plan.metrics]
+        if not terms:
+            return StepResult(metrics=merge(measured), skipped=True, reason="no_spread")
         result = descend(self._optimization, terms, measured)
         tokens = float(sum(plan.tokens for plan in plans.values()))
         return replace(result, metrics={**result.metrics, "tokens": tokens})
@@ -122,10 +146,17 @@ class PolicyTrainer:
         """Go on from a published version; raises `WeightsRefused`."""
         self._model.load_weights(folder)
 
+    def finite(self) -> bool:
+        """Whether every weight in training is a number."""
+        return self._optimization.finite()
+
     def state(self) -> TrainerState:
-        """What a checkpoint keeps: adapter or weights, value head, optimizer, schedule."""
-        return self._optimization.state()
+        """What a checkpoint keeps: adapter or weights, value head, optimizer, what adapts."""
+        state = self._optimization.state()
+        return replace(state, scheduler={**state.scheduler, "steering": self._steering.state()})
 
     def load_state(self, state: TrainerState) -> None:
         """Go on from a checkpoint; raises `CorruptData` if it is of another model or settings."""
+        steering = Steering.of_state(state.scheduler.get("steering", {}))
         self._optimization.load_state(state)
+        self._steering = steering

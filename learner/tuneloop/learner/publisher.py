@@ -25,6 +25,7 @@ from tuneloop.learner.ledger.versions import Version
 from tuneloop.learner.release import Release
 from tuneloop.learner.trainee import Trainee
 from tuneloop.policies import WeightsKind
+from tuneloop.weights.finite import check_finite
 from tuneloop.weights.manifest import Manifest, ManifestData, from_json, to_json
 from tuneloop.weights.store import WeightStore
 from tuneloop.wire import encode_weights_published
@@ -71,11 +72,17 @@ class Publisher:
     def save(self, trainee: Trainee, last_metrics: Mapping[str, float]) -> int:
         """Save the trainee's weights as its next version; blocks. All its steps are committed.
 
-        Returns the version's number. From here on the version survives a crash.
+        Returns the version's number. From here on the version survives a crash. Raises
+        `WeightsRefused` when a weight is not finite: such weights never leave the learner.
         """
         version = self._next_number(trainee)
         folder = self._folder(trainee.model, version)
         write_folder(folder, trainee.trainer.save_weights)
+        try:
+            check_finite(folder)
+        except WeightsRefused:
+            shutil.rmtree(folder)
+            raise
         learned = lineage.learned_from(self._database, trainee.model, trainee.step)
         created_time = datetime.fromtimestamp(self._clock(), UTC)
         base = self._base_models[trainee.model]

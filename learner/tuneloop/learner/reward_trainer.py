@@ -1,8 +1,9 @@
-"""One step of the reward model: Bradley–Terry on pairs, binary cross-entropy on thumbs."""
+"""One step of the reward model on every kind of feedback: thumbs, pairs, rankings, ratings."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,36 +11,70 @@ import torch
 from torch import Tensor, nn
 
 from tuneloop.errors import InvalidRequest
-from tuneloop.learner.batching import micro_batches
+from tuneloop.learner.architecture import checkpoint_layers
 from tuneloop.learner.descent import MicroLoss, Term, descend
 from tuneloop.learner.losses.kto import balanced_weights
 from tuneloop.learner.losses.means import Mean
-from tuneloop.learner.losses.reward_model import bradley_terry_loss, thumb_loss
+from tuneloop.learner.losses.reward_model import (
+    bradley_terry_loss,
+    ranking_loss,
+    rating_loss,
+    thumb_loss,
+)
 from tuneloop.learner.optimization import Optimization
-from tuneloop.learner.samples import LabelledText, PreferredText, RewardSample
+from tuneloop.learner.reward_adapter import add_adapter, merged_weights
+from tuneloop.learner.reward_scores import Encoded, Scores
+from tuneloop.learner.samples import (
+    LabelledText,
+    PreferredText,
+    RankedText,
+    RatedText,
+    RewardSample,
+)
 from tuneloop.learner.step_result import StepResult
 from tuneloop.learner.trainer_settings import RewardTrainerSettings
 from tuneloop.learner.trainer_state import TrainerState
-from tuneloop.models.reward_model import Encoding, RewardModel, load
+from tuneloop.models.reward_model import RewardModel, load
+from tuneloop.policies import WeightsKind
 
-Encoded = tuple[Encoding, ...]
-S = TypeVar("S", LabelledText, PreferredText)
+S = TypeVar("S", LabelledText, PreferredText, RankedText, RatedText)
+Loss = tuple[Tensor, dict[str, Mean]]
+LossOf = Callable[[Tensor, Sequence[S], int], Loss]
+"""From (B, K) scores of B samples with K texts each, and how many samples the step has of them."""
 
 
 class RewardTrainer:
-    """Learns to score completions from thumbs and from pairs."""
+    """Learns to score completions from what people, or a judge, say of them."""
 
     def __init__(self, model_folder: Path, settings: RewardTrainerSettings) -> None:
-        """Load a classifier, or a backbone that gets a head of zeros, from `model_folder`."""
+        """Load a classifier, or a backbone that gets a head of zeros, from `model_folder`.
+
+        Raises `CorruptData` where the folder is neither.
+        """
         self._settings = settings
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        self._model: RewardModel = load(model_folder, settings.max_length, settings.device)
-        head = _head_parameters(self._model.module)
-        backbone = dict(self._model.module.named_parameters())
-        backbone = {name: p for name, p in backbone.items() if name not in head}
+        frozen_in_half = settings.kind is WeightsKind.LORA and settings.device.startswith("cuda")
+        dtype = torch.bfloat16 if frozen_in_half else torch.float32
+        self._model: RewardModel = load(model_folder, settings.max_length, settings.device, dtype)
+        module = self._model.module
+        head = head_name(module)
+        self._scores = Scores(self._model, packing=settings.packing)
+        if settings.kind is WeightsKind.LORA:
+            add_adapter(
+                module,
+                head=head,
+                rank=settings.lora_rank,
+                alpha=settings.lora_alpha,
+                seed=settings.seed,
+            )
+        if settings.gradient_checkpointing:
+            checkpoint_layers(module)
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        own = {name: p for name, p in trained.items() if name.startswith(f"{head}.")}
+        backbone = {name: p for name, p in trained.items() if name not in own}
         self._optimization = Optimization(
-            [(backbone, settings.learning_rate), (head, settings.head_learning_rate)],
+            [(backbone, settings.learning_rate), (own, settings.head_learning_rate)],
             settings.optimizer,
         )
 
@@ -53,7 +88,7 @@ class RewardTrainer:
         self._encode(sample)
 
     def step(self, samples: Sequence[RewardSample]) -> StepResult:
-        """Take one optimizer step on thumbs and pairs; either may be absent.
+        """Take one optimizer step on samples of any kinds.
 
         Each kind is divided by its own number of samples, then they are summed. Thumbs up and
         thumbs down weigh half each: users press one far more than the other, and the head must
@@ -64,20 +99,30 @@ class RewardTrainer:
             InvalidRequest: a sample cannot be learned from; nothing has changed. `param` names it.
 
         """
+        if not samples:
+            return StepResult(metrics={}, skipped=True, reason="no_samples")
         encoded = [(sample, self._encode(sample)) for sample in samples]
         thumbs = balanced([(s, e) for s, e in encoded if isinstance(s, LabelledText)])
         pairs = [(s, e) for s, e in encoded if isinstance(s, PreferredText)]
-        if not samples:
-            return StepResult(metrics={}, skipped=True, reason="no_samples")
-        thumb_losses = [self._thumb_loss(group, len(thumbs)) for group in self._cut(thumbs, rows=1)]
-        pair_losses = [self._pair_loss(group, len(pairs)) for group in self._cut(pairs, rows=2)]
-        given = {"thumb_loss": thumb_losses, "pair_loss": pair_losses}
+        rankings = [(s, e) for s, e in encoded if isinstance(s, RankedText)]
+        ratings = [(s, e) for s, e in encoded if isinstance(s, RatedText)]
+        given = {
+            "thumb_loss": self._micro_losses(thumbs, self._loss_of_thumbs),
+            "pair_loss": self._micro_losses(pairs, self._loss_of_pairs),
+            "ranking_loss": self._micro_losses(rankings, self._loss_of_rankings),
+            "rating_loss": self._micro_losses(ratings, self._loss_of_ratings),
+        }
         terms = [Term(name=name, micro_losses=parts) for name, parts in given.items() if parts]
         return descend(self._optimization, terms)
 
     def save_weights(self, folder: Path) -> None:
         """Write a version's files: a plain `AutoModelForSequenceClassification` folder."""
-        self._model.save(folder)
+        lora = self._settings.kind is WeightsKind.LORA
+        self._model.save(folder, merged_weights(self._model.module) if lora else None)
+
+    def finite(self) -> bool:
+        """Whether every weight in training is a number."""
+        return self._optimization.finite()
 
     def state(self) -> TrainerState:
         """What a checkpoint keeps: weights, optimizer, schedule."""
@@ -88,64 +133,95 @@ class RewardTrainer:
         self._optimization.load_state(state)
 
     def _encode(self, sample: RewardSample) -> Encoded:
-        """The sample's texts as token ids: one, or chosen and rejected."""
-        if not (math.isfinite(sample.weight) and sample.weight >= 0):
-            raise _refused(sample, f"weight {sample.weight} is not a number from 0 up")
-        match sample:
-            case LabelledText(completion=completion):
-                completions = [completion]
-            case PreferredText(chosen=chosen, rejected=rejected, margin=margin):
-                completions = [chosen, rejected]
-                if not math.isfinite(margin):
-                    raise _refused(sample, f"margin {margin} is not finite")
+        """The sample's texts as token ids, best first."""
+        if problem := problem_of(sample):
+            raise _refused(sample, problem)
+        completions = texts_of(sample)
         encodings = self._model.encode([sample.prompt] * len(completions), completions)
         fitting = tuple(encoding for encoding in encodings if encoding is not None)
         if len(fitting) < len(encodings):
             raise _refused(sample, f"more than the {self._model.max_length} tokens that fit")
         return fitting
 
-    def _scores(self, encodings: Sequence[Encoding]) -> Tensor:
-        scores = self._model.forward(encodings)
-        assert scores.shape == (len(encodings),)
-        return scores
+    def _micro_losses(
+        self, items: Sequence[tuple[S, Encoded]], loss_of: "LossOf[S]"
+    ) -> list[MicroLoss]:
+        """Cut a kind's samples; all texts of a sample stay in one micro-batch."""
+        by_texts: defaultdict[int, list[tuple[S, Encoded]]] = defaultdict(list)
+        for item in items:
+            by_texts[len(item[1])].append(item)
 
-    def _thumb_loss(self, group: Sequence[tuple[LabelledText, Encoded]], total: int) -> MicroLoss:
-        def run() -> tuple[Tensor, dict[str, Mean]]:
-            scores = self._scores([encodings[0] for _, encodings in group])
-            labels = [sample.desirable for sample, _ in group]
-            loss, metrics = thumb_loss(
-                scores=scores,
-                desirable=torch.tensor(labels, device=scores.device),
-                weights=scores.new_tensor([sample.weight for sample, _ in group]),
-                total_samples=total,
-            )
-            return loss, metrics | {"accuracy": metrics["label_accuracy"]}
+        def micro_loss(group: Sequence[tuple[S, Encoded]]) -> MicroLoss:
+            def run() -> Loss:
+                scores = self._scores.of([encoded for _, encoded in group])
+                return loss_of(scores, [sample for sample, _ in group], len(items))
 
-        return run
+            return run
 
-    def _pair_loss(self, group: Sequence[tuple[PreferredText, Encoded]], total: int) -> MicroLoss:
-        def run() -> tuple[Tensor, dict[str, Mean]]:
-            chosen = [encodings[0] for _, encodings in group]
-            rejected = [encodings[1] for _, encodings in group]
-            chosen_scores, rejected_scores = self._scores([*chosen, *rejected]).chunk(2)
-            loss, metrics = bradley_terry_loss(
-                chosen_scores=chosen_scores,
-                rejected_scores=rejected_scores,
-                margins=chosen_scores.new_tensor([sample.margin for sample, _ in group]),
-                weights=chosen_scores.new_tensor([sample.weight for sample, _ in group]),
-                total_pairs=total,
-            )
-            return loss, metrics | {"accuracy": metrics["pair_accuracy"]}
+        return [
+            micro_loss(group)
+            for alike in by_texts.values()
+            for group in self._scores.cut(alike, self._settings.token_budget)
+        ]
 
-        return run
-
-    def _cut(self, items: Sequence[tuple[S, Encoded]], rows: int) -> list[list[tuple[S, Encoded]]]:
-        return micro_batches(
-            items,
-            length=lambda item: max(len(encoding["input_ids"]) for encoding in item[1]),
-            rows=rows,
-            token_budget=self._settings.token_budget,
+    def _loss_of_thumbs(self, scores: Tensor, thumbs: Sequence[LabelledText], total: int) -> Loss:
+        labels = [sample.desirable for sample in thumbs]
+        return thumb_loss(
+            scores=scores[:, 0],
+            desirable=torch.tensor(labels, device=scores.device),
+            weights=_weights(thumbs, scores),
+            total_samples=total,
         )
+
+    def _loss_of_pairs(self, scores: Tensor, pairs: Sequence[PreferredText], total: int) -> Loss:
+        return bradley_terry_loss(
+            chosen_scores=scores[:, 0],
+            rejected_scores=scores[:, 1],
+            margins=scores.new_tensor([sample.margin for sample in pairs]),
+            weights=_weights(pairs, scores),
+            total_pairs=total,
+        )
+
+    def _loss_of_rankings(self, scores: Tensor, rankings: Sequence[RankedText], total: int) -> Loss:
+        return ranking_loss(
+            scores=scores,
+            weights=_weights(rankings, scores),
+            total_rankings=total,
+            kind=self._settings.ranking_loss,
+        )
+
+    def _loss_of_ratings(self, scores: Tensor, ratings: Sequence[RatedText], total: int) -> Loss:
+        return rating_loss(
+            scores=scores[:, 0],
+            ratings=scores.new_tensor([sample.rating for sample in ratings]),
+            weights=_weights(ratings, scores),
+            total_samples=total,
+            kind=self._settings.rating_loss,
+        )
+
+
+def texts_of(sample: RewardSample) -> tuple[str, ...]:
+    """The completions of a sample, best first."""
+    match sample:
+        case LabelledText() | RatedText():
+            return (sample.completion,)
+        case PreferredText():
+            return (sample.chosen, sample.rejected)
+        case RankedText():
+            return sample.completions
+
+
+def problem_of(sample: RewardSample) -> str:
+    """What is wrong with a sample's numbers; empty where nothing is."""
+    if not (math.isfinite(sample.weight) and sample.weight >= 0):
+        return f"weight {sample.weight} is not a number from 0 up"
+    if isinstance(sample, PreferredText) and not math.isfinite(sample.margin):
+        return f"margin {sample.margin} is not finite"
+    if isinstance(sample, RatedText) and not math.isfinite(sample.rating):
+        return f"rating {sample.rating} is not finite"
+    if isinstance(sample, RankedText) and len(sample.completions) < 2:
+        return f"a ranking of {len(sample.completions)} answers says nothing"
+    return ""
 
 
 def balanced(thumbs: Sequence[tuple[LabelledText, Encoded]]) -> list[tuple[LabelledText, Encoded]]:
@@ -159,15 +235,19 @@ def balanced(thumbs: Sequence[tuple[LabelledText, Encoded]]) -> list[tuple[Label
     ]
 
 
-def _refused(sample: RewardSample, problem: str) -> InvalidRequest:
-    return InvalidRequest(f"sample {sample.sample_id}: {problem}", param=sample.sample_id)
-
-
-def _head_parameters(module: Any) -> dict[str, nn.Parameter]:
-    """The last linear layer with one output, by the names of the whole module."""
-    heads = [
+def head_name(module: Any) -> str:
+    """The last linear layer with one output."""
+    heads: list[str] = [
         name
         for name, part in module.named_modules()
         if isinstance(part, nn.Linear) and part.out_features == 1
     ]
-    return dict(module.get_submodule(heads[-1]).named_parameters(prefix=heads[-1]))
+    return heads[-1]
+
+
+def _weights(samples: Sequence[RewardSample], scores: Tensor) -> Tensor:
+    return scores.new_tensor([sample.weight for sample in samples])
+
+
+def _refused(sample: RewardSample, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"sample {sample.sample_id}: {problem}", param=sample.sample_id)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.learner.reward_trainer import RewardTrainer
+from tuneloop.learner.samples import TokenSequence
 from tuneloop.learner.step_result import StepResult
 from tuneloop.learner.trainer_settings import RewardTrainerSettings
 from tuneloop.learner.training import load, save
@@ -13,12 +14,22 @@ from tuneloop.learner.training import load, save
 class RewardTraining:
     """`Trainer` of the reward model."""
 
+    needs_reference: frozenset[str] = frozenset()
+
     def __init__(self, model_folder: Path, settings: RewardTrainerSettings) -> None:
         self._trainer = RewardTrainer(model_folder, settings)
 
     def step(self, samples: Mapping[str, Sequence[Any]]) -> StepResult:
         """See `Trainer.step`."""
         return self._trainer.step(samples["reward_model"])
+
+    def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        """There is no reference policy here."""
+        return [()] * len(sequences)
+
+    def finite(self) -> bool:
+        """See `Trainer.finite`."""
+        return self._trainer.finite()
 
     def save_checkpoint(self, folder: Path, step: int) -> None:
         """See `Trainer.save_checkpoint`."""

@@ -17,6 +17,18 @@ class TokenSequence:
     """The sampler's log-prob of each completion token; empty for text no policy sampled."""
     temperature: float
     """The temperature it was sampled at; log-probs are compared at the same one. 1 if unknown."""
+    ref_logprobs: tuple[float, ...] = ()
+    """The reference policy's log-prob of each completion token at that temperature; empty where it
+    has not been computed yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemonstrationSample:
+    """SFT: an answer as it should be."""
+
+    sample_id: str
+    sequence: TokenSequence
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +48,8 @@ class PairSample:
     sample_id: str
     chosen: TokenSequence
     rejected: TokenSequence
+    flip_rate: float = 0.0
+    """Probability that the preference is the wrong way round, from the agreement of raters."""
     weight: float = 1.0
 
 
@@ -51,6 +65,19 @@ class ScoredSample:
     stopped: bool
     """True when the completion ended at its end-of-turn token or a stop string."""
     weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredGroup:
+    """GRPO: several scored completions of one prompt; or one alone, with a baseline from outside.
+
+    The reward of a completion that could not be scored is NaN: it is left out, not scored 0.
+    """
+
+    sample_id: str
+    samples: tuple[ScoredSample, ...]
+    baseline: float | None = None
+    """What to expect of this kind of prompt; None takes the group's own mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,5 +103,27 @@ class PreferredText:
     weight: float = 1.0
 
 
-PolicySample = ThumbSample | PairSample | ScoredSample
-RewardSample = LabelledText | PreferredText
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatedText:
+    """Reward model, regression: a prompt, an answer and its rating."""
+
+    sample_id: str
+    prompt: str
+    completion: str
+    rating: float
+    """In standard deviations from the mean of the user's ratings."""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankedText:
+    """Reward model: answers of one prompt, best first."""
+
+    sample_id: str
+    prompt: str
+    completions: tuple[str, ...]
+    weight: float = 1.0
+
+
+PolicySample = DemonstrationSample | ThumbSample | PairSample | ScoredSample | ScoredGroup
+RewardSample = LabelledText | PreferredText | RatedText | RankedText

@@ -9,8 +9,9 @@ import grpc
 from tuneloop.bus import Bus
 from tuneloop.bus.subjects import of_user, token
 from tuneloop.errors import InvalidRequest, NotFound
+from tuneloop.learner import evaluation
 from tuneloop.learner.gauges import OBJECTIVES
-from tuneloop.learner.ledger import forget, lineage, ready, steps, versions
+from tuneloop.learner.ledger import evaluations, forget, lineage, ready, steps, versions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import moment
 from tuneloop.learner.ledger.versions import Version
@@ -54,10 +55,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
             raise InvalidRequest("page_size: must not be negative", param="page_size")
         before = request.before_version if request.HasField("before_version") else None
         limit = request.page_size or PAGE_SIZE
-        found = await asyncio.to_thread(
-            versions.list_versions, self._database, "policy", limit=limit, before=before
-        )
-        return learner_pb2.ListPolicyVersionsResponse(versions=[to_proto(v) for v in found])
+        return await asyncio.to_thread(self._list, limit, before)
 
     async def GetLineage(
         self, request: learner_pb2.GetLineageRequest, context: Call
@@ -152,13 +150,24 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
             ),
             rollouts=rows["rollouts"],
             feedback_events=rows["feedback"],
+            evaluation=evaluation.to_proto(evaluation.newest(self._database)),
+            base_evaluation=self._evaluation(0),
+        )
+
+    def _evaluation(self, version: int) -> learner_pb2.Evaluation | None:
+        return evaluation.to_proto(evaluations.evaluate(self._database, version))
+
+    def _list(self, limit: int, before: int | None) -> learner_pb2.ListPolicyVersionsResponse:
+        found = versions.list_versions(self._database, "policy", limit=limit, before=before)
+        return learner_pb2.ListPolicyVersionsResponse(
+            versions=[to_proto(v, self._evaluation(v.version)) for v in found]
         )
 
     def _lineage(self, number: int) -> learner_pb2.GetLineageResponse:
         version = versions.get_version(self._database, "policy", number)
         used = lineage.uses_of(self._database, "policy", number)
         return learner_pb2.GetLineageResponse(
-            version=to_proto(version),
+            version=to_proto(version, self._evaluation(number)),
             ancestors=lineage.ancestors(self._database, "policy", number),
             uses=[
                 learner_pb2.SampleUse(
@@ -172,7 +181,9 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         )
 
 
-def to_proto(version: Version) -> learner_pb2.PolicyVersion:
+def to_proto(
+    version: Version, evaluated: learner_pb2.Evaluation | None
+) -> learner_pb2.PolicyVersion:
     """A version on the wire."""
     activated = version.activated_time
     return learner_pb2.PolicyVersion(
@@ -183,4 +194,5 @@ def to_proto(version: Version) -> learner_pb2.PolicyVersion:
         manifest_json=version.manifest,
         created_time=timestamp(version.created_time),
         activated_time=None if activated is None else timestamp(activated),
+        evaluation=evaluated,
     )

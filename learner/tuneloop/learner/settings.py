@@ -1,16 +1,18 @@
 """Settings of the learner: TUNELOOP_LEARNER_…, checked at start."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from tuneloop.errors import SettingsError
 from tuneloop.learner.trainer_settings import RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
 
-Objective = Literal["kto", "dpo", "ppo"]
+Objective = Literal["sft", "kto", "dpo", "ppo", "grpo"]
 
 
 class LearnerSettings(BaseSettings):
@@ -46,13 +48,23 @@ class LearnerSettings(BaseSettings):
     data_dir: Path = Field(description="folder for the ledger and the checkpoints")
 
     weights_kind: WeightsKind = Field(WeightsKind.LORA, description="lora or full")
-    batch_size: int = Field(16, ge=1, description="thumbs and comparisons in a step, 1 or more")
+    batch_size: int = Field(16, ge=1, description="judgements in a step, 1 or more")
     min_batch_size: int = Field(1, ge=1, description="fewest of them once the wait is over")
     batch_wait_seconds: float = Field(5.0, ge=0, description="longest wait for a full batch")
+    replay_fraction: float = Field(
+        0.0, ge=0, le=0.75, description="share of a batch of judgements used before, 0 to 0.75"
+    )
+    policy_gradient: Literal["ppo", "grpo", "rloo"] = Field(
+        "ppo", description="what learns from scored rollouts: ppo, grpo or rloo"
+    )
     ppo: Literal["auto", "on", "off"] = Field(
-        "auto", description="auto (once scores are informative), on (any score) or off"
+        "auto",
+        description="whether it does: auto (once scores are informative), on (any score) or off",
     )
     ppo_batch_size: int = Field(8, ge=2, description="scored rollouts in a step, 2 or more")
+    group_wait_seconds: float = Field(
+        60.0, ge=0, description="longest wait of a group (grpo, rloo) for the scores of all of it"
+    )
     max_staleness: int = Field(
         4, ge=0, description="versions a scored rollout may be behind, 0 or more"
     )
@@ -73,7 +85,7 @@ class LearnerSettings(BaseSettings):
     lora_alpha: int = Field(32, ge=1, description="1 or more")
     max_grad_norm: float = Field(1.0, gt=0, description="above 0")
     objective_weights: dict[Objective, float] = Field(
-        {"kto": 1.0, "dpo": 1.0, "ppo": 1.0},
+        {"sft": 1.0, "kto": 1.0, "dpo": 1.0, "ppo": 1.0, "grpo": 1.0},
         description='JSON of objective to weight, such as {"kto": 1, "ppo": 0.5}; 0 is off',
     )
     beta_kto: float = Field(0.1, gt=0, description="above 0")
@@ -81,7 +93,34 @@ class LearnerSettings(BaseSettings):
     kl_coef: float = Field(0.05, ge=0, description="0 or more")
     ppo_epochs: int = Field(1, ge=1, description="optimizer steps on a PPO batch, 1 or more")
     token_budget: int | None = Field(
-        None, ge=64, description="padded tokens in one forward pass; absent: by the device"
+        None, ge=64, description="tokens in one forward pass; absent: by the device"
+    )
+    resume_warmup_steps: int = Field(
+        2, ge=0, description="steps over which the rate grows again after each start"
+    )
+    trainer_settings: dict[str, Any] = Field(
+        {},
+        description="JSON of further settings of the trainer (see algorithms.md), such as "
+        '{"dpo_loss_type": "ipo", "kl_budget": 0.5}',
+    )
+
+    generation_address: str = Field(
+        "127.0.0.1:50051", description="host:port that answers `prompts` and `eval_prompts`"
+    )
+    prompts: Path | None = Field(
+        None, description="jsonl file of prompts to sample rollouts of, while users leave room"
+    )
+    samples_per_prompt: int = Field(8, ge=1, le=64, description="completions of each, 1 to 64")
+    prompts_in_flight: int = Field(
+        16, ge=1, description="prompts whose rollouts may wait to be learned from"
+    )
+    prompt_concurrency: int = Field(2, ge=1, description="prompts that are answered at once")
+    prompt_max_tokens: int = Field(256, ge=1, description="longest answer to a prompt, in tokens")
+    prompt_temperature: float = Field(
+        0.7, gt=0, le=2, description="of answers to prompts: best what users are served at"
+    )
+    eval_prompts: Path | None = Field(
+        None, description="jsonl file of prompts that every version answers, never learned from"
     )
 
     reward_batch_size: int = Field(16, ge=1, description="labels in a reward-model step")
@@ -109,31 +148,63 @@ class LearnerSettings(BaseSettings):
         """The base model's name in manifests."""
         return self.base_model_name or self.model.name
 
+    @property
+    def scored_objective(self) -> Literal["ppo", "grpo"]:
+        """The objective that learns from scored rollouts; RLOO is an estimator of GRPO's."""
+        return "ppo" if self.policy_gradient == "ppo" else "grpo"
+
+    @property
+    def fresh_batch_size(self) -> int:
+        """Judgements of a full batch that were not used before."""
+        return max(1, self.batch_size - round(self.batch_size * self.replay_fraction))
+
     def weight_of(self, objective: str) -> float:
-        """The weight of an objective; PPO's is 0 where it is off."""
-        if objective == "ppo" and self.ppo == "off":
+        """The weight of an objective; that of scored rollouts is 0 where another has them."""
+        scored = objective in ("ppo", "grpo")
+        if scored and (self.ppo == "off" or objective != self.scored_objective):
             return 0.0
         return next((w for o, w in self.objective_weights.items() if o == objective), 0.0)
+
+    @model_validator(mode="after")
+    def _room_for_prompts(self) -> "LearnerSettings":
+        room = self.prompts_in_flight * self.samples_per_prompt
+        if self.prompts is not None and room < self.ppo_batch_size:
+            raise ValueError(
+                "prompts_in_flight times samples_per_prompt must be ppo_batch_size or more, "
+                "or no step would ever be full"
+            )
+        return self
 
     def trainer(self) -> TrainerSettings:
         """What the policy's trainer is told; raises `SettingsError`."""
         weights: Mapping[str, float] = {str(o): w for o, w in self.objective_weights.items()}
-        return TrainerSettings(
-            kind=self.weights_kind,
-            learning_rate=self.learning_rate,
-            max_grad_norm=self.max_grad_norm,
-            lora_rank=self.lora_rank,
-            lora_alpha=self.lora_alpha,
-            objective_weights=weights,
-            beta_kto=self.beta_kto,
-            beta_dpo=self.beta_dpo,
-            kl_coef=self.kl_coef,
-            ppo_epochs=self.ppo_epochs,
-            token_budget=self.token_budget,
-            seed=self.seed,
-            threads=self.threads or None,
-            device=self.torch_device,
-        )
+        named: dict[str, Any] = {
+            "kind": self.weights_kind,
+            "learning_rate": self.learning_rate,
+            "max_grad_norm": self.max_grad_norm,
+            "resume_warmup_steps": self.resume_warmup_steps,
+            "lora_rank": self.lora_rank,
+            "lora_alpha": self.lora_alpha,
+            "objective_weights": weights,
+            "beta_kto": self.beta_kto,
+            "beta_dpo": self.beta_dpo,
+            "kl_coef": self.kl_coef,
+            "ppo_epochs": self.ppo_epochs,
+            "advantage_estimator": "rloo" if self.policy_gradient == "rloo" else "grpo",
+            "token_budget": self.token_budget,
+            "seed": self.seed,
+            "threads": self.threads or None,
+            "device": self.torch_device,
+        }
+        known = {f.name for f in fields(TrainerSettings)}
+        for name in self.trainer_settings:
+            if name not in known or name in named:
+                problem = "has a setting of its own" if name in named else "no setting of a trainer"
+                raise SettingsError(f"trainer_settings: {name}: {problem}", param=name)
+        try:
+            return TrainerSettings(**named, **self.trainer_settings)
+        except TypeError as error:
+            raise SettingsError(f"trainer_settings: {error}", param="trainer_settings") from error
 
     def reward_trainer(self) -> RewardTrainerSettings:
         """What the reward model's trainer is told; raises `SettingsError`."""

@@ -17,7 +17,8 @@ def waiting_for(
         return ""
     if held_by:
         return f"a promotion: {held_by} rolled back, so new versions stay candidates"
-    ready = counts["kto"].ready + counts["dpo"].ready
-    waiting = counts["kto"].waiting + counts["dpo"].waiting
+    judgements = [counts[objective] for objective in ("sft", "kto", "dpo")]
+    ready = sum(count.ready for count in judgements)
+    waiting = sum(count.waiting for count in judgements)
     without = "the rollouts that feedback speaks of" if waiting else "feedback"
     return "more feedback, or a few seconds" if ready else without

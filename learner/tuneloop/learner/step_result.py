@@ -12,4 +12,5 @@ class StepResult:
     skipped: bool = False
     """True when the weights are as they were before."""
     reason: str = ""
-    """Why it was skipped: `non_finite_loss`, `non_finite_gradient`, `no_samples`."""
+    """Why it was skipped: `non_finite_loss`, `non_finite_gradient`, `gradient_spike`, `no_samples`,
+    `no_spread` (every group's rewards are the same)."""

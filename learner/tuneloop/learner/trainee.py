@@ -9,7 +9,7 @@ none, so every sample is used exactly once in the weights that go on.
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,31 @@ from typing import Any
 from tuneloop.errors import CorruptData, InvalidRequest
 from tuneloop.learner import metrics
 from tuneloop.learner.durable import keep_only
-from tuneloop.learner.ledger import ready, steps, versions
+from tuneloop.learner.ledger import ready, references, steps, versions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.ready import Refusal
+from tuneloop.learner.samples import ScoredGroup
 from tuneloop.learner.step_result import StepResult
 from tuneloop.learner.trainer import Trainer
 
 logger = logging.getLogger("tuneloop.learner.trainee")
 
-Batch = Mapping[str, Sequence[Any]]
-"""Samples by objective."""
+BEGINNING = "step-00000000"
+"""Checkpoint of before the first step; until another is committed there is nothing to go back to.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The samples of one step."""
+
+    samples: Mapping[str, Sequence[Any]]
+    """By objective, replays included."""
+    replayed: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """Ids by objective of those that were used before."""
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self.samples.values())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,7 +52,12 @@ class Uncommitted:
 
     def ids(self, objective: str) -> list[str]:
         """Samples of an objective that they used."""
-        return [i for step in self.taken for i in step.samples.get(objective, ())]
+        return [
+            sample_id
+            for step in self.taken
+            for used in (step.samples, step.replayed)
+            for sample_id in used.get(objective, ())
+        ]
 
 
 class Trainee:
@@ -72,6 +92,9 @@ class Trainee:
         self.published_step = 0
         """The last step that version had."""
         self.uncommitted = Uncommitted()
+        self.unreported = True
+        """Whether there may be refused samples without a dead letter."""
+        self._began = False
         self.failures = 0
         """Steps that raised, one after the other."""
         self._database = database
@@ -86,8 +109,9 @@ class Trainee:
         after the last good one are undone in the ledger, so that their samples are used again.
         """
         self._checkpoints.mkdir(parents=True, exist_ok=True)
+        self.uncommitted = Uncommitted()
         known = steps.checkpoints(self._database, self.model)
-        strangers = keep_only(self._checkpoints, {name for _, name in known})
+        strangers = keep_only(self._checkpoints, {BEGINNING, *(name for _, name in known)})
         if strangers:
             logger.info("removed uncommitted checkpoints %s", ", ".join(strangers))
         for step, name in known:
@@ -105,6 +129,7 @@ class Trainee:
             self.step = 0
             if known:
                 logger.error("%s: no usable checkpoint; starting from the base model", self.model)
+            self._begin()
         undone = steps.roll_back(self._database, self.model, self.step, self._clock())
         if undone:
             logger.warning(
@@ -114,9 +139,19 @@ class Trainee:
                 undone,
             )
         kept = {name for _, name in steps.checkpoints(self._database, self.model)}
-        keep_only(self._checkpoints, kept)
+        keep_only(self._checkpoints, kept if self.step else {BEGINNING})
         self._find_place()
         logger.info("%s: at step %d, version %d", self.model, self.step, self.parent)
+
+    def _begin(self) -> None:
+        """Take the weights of before the first step; the first time, keep them to come back to."""
+        folder = self._checkpoints / BEGINNING
+        if self._began:
+            self.trainer.load_checkpoint(folder)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            self.trainer.save_checkpoint(folder, 0)
+        self._began = True
 
     def _find_place(self) -> None:
         head = versions.head(self._database, self.model)
@@ -130,53 +165,80 @@ class Trainee:
     def train(self, batch: Batch) -> StepResult:
         """Take one step; what it used counts once the step is committed.
 
-        A sample the trainer refuses is taken out for good and the rest is tried again.
+        A sample the trainer refuses is taken out for good and the rest is tried again. Raises
+        whatever the trainer raises; `ArithmeticError` when the weights came out not finite, which
+        are then those of the last checkpoint again.
         """
-        remaining = {objective: list(samples) for objective, samples in batch.items()}
         started = time.perf_counter()
+        remaining = references.with_references(
+            self._database,
+            batch.samples,
+            needed_by=self.trainer.needs_reference,
+            compute=self.trainer.reference_logprobs,
+        )
         while any(remaining.values()):
             try:
                 result = self.trainer.step(remaining)
             except InvalidRequest as error:
                 self._drop(remaining, error)
                 continue
+            if not result.skipped and not self.trainer.finite():
+                self.restore()
+                raise ArithmeticError("the step made weights that are not finite; it was undone")
             metrics.step_seconds.labels(self.model).observe(time.perf_counter() - started)
-            self._note(remaining, result)
+            self._note(remaining, batch.replayed, result)
             return result
         return StepResult(metrics={}, skipped=True, reason="no_samples")
 
     def _drop(self, remaining: dict[str, list[Any]], error: InvalidRequest) -> None:
-        refusals = [
-            Refusal(sample_id=sample.sample_id, objective=objective, reason=error.message)
-            for objective, samples in remaining.items()
-            for sample in samples
-            if sample.sample_id == error.param
-        ]
+        """Refuse what the trainer named; a group of it is left for a later step, without it."""
+        refusals: list[Refusal] = []
+        for objective, samples in remaining.items():
+            for sample in samples:
+                ids = ids_of(sample)
+                named = [i for i in ids if i == error.param]
+                if sample.sample_id == error.param:
+                    named = ids
+                refusals += [
+                    Refusal(sample_id=i, objective=objective, reason=error.message) for i in named
+                ]
         if not refusals:
             raise error
         self.refuse(refusals)
-        for samples in remaining.values():
-            samples[:] = [sample for sample in samples if sample.sample_id != error.param]
+        refused = {(refusal.objective, refusal.sample_id) for refusal in refusals}
+        for objective, samples in remaining.items():
+            samples[:] = [
+                sample
+                for sample in samples
+                if not any((objective, i) in refused for i in ids_of(sample))
+            ]
 
     def refuse(self, refusals: Sequence[Refusal]) -> None:
-        """Take samples out for good."""
+        """Take samples out for good; the loop sends their dead letters."""
         if not refusals:
             return
         ready.refuse(self._database, refusals)
+        self.unreported = True
         for refusal in refusals:
             metrics.samples_refused.labels(refusal.objective).inc()
             logger.warning("sample %s refused: %s", refusal.sample_id, refusal.reason)
 
-    def _note(self, used: Batch, result: StepResult) -> None:
+    def _note(
+        self,
+        used: Mapping[str, Sequence[Any]],
+        replayed: Mapping[str, Collection[str]],
+        result: StepResult,
+    ) -> None:
         self.step += 1
+        ids = {name: [i for s in group for i in ids_of(s)] for name, group in used.items()}
+        again = {name: set(replayed.get(name, ())) for name in ids}
+        fresh = {name: [i for i in ids[name] if i not in again[name]] for name in ids}
+        replays = {name: [i for i in ids[name] if i in again[name]] for name in ids}
         self.uncommitted.taken.append(
             steps.Step(
                 step=self.step,
-                samples={
-                    objective: [sample.sample_id for sample in samples]
-                    for objective, samples in used.items()
-                    if samples
-                },
+                samples={name: group for name, group in fresh.items() if group},
+                replayed={name: group for name, group in replays.items() if group},
                 skipped=result.skipped,
                 metrics=result.metrics,
             )
@@ -202,7 +264,7 @@ class Trainee:
 
     def _prune(self) -> None:
         known = [name for _, name in steps.checkpoints(self._database, self.model)]
-        for name in known[self._keep_checkpoints :]:
+        for name in (BEGINNING, *known[self._keep_checkpoints :]):
             shutil.rmtree(self._checkpoints / name, ignore_errors=True)
 
     def published(self, version: int) -> None:
@@ -215,3 +277,10 @@ class Trainee:
     def unpublish(self) -> None:
         """A version was dropped before anybody saw it: its steps wait for another number."""
         self._find_place()
+
+
+def ids_of(sample: Any) -> list[str]:
+    """The ledger's samples in a sample: its own id, or those of a group's members."""
+    if isinstance(sample, ScoredGroup):
+        return [member.sample_id for member in sample.samples]
+    return [sample.sample_id]

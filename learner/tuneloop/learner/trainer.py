@@ -4,11 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from tuneloop.learner.samples import TokenSequence
 from tuneloop.learner.step_result import StepResult
 
 
 class Trainer(Protocol):
     """A model and its optimizer. All methods block and are called from one thread."""
+
+    @property
+    def needs_reference(self) -> frozenset[str]:
+        """Objectives whose steps compare the policy with the reference policy."""
+        ...
 
     def step(self, samples: Mapping[str, Sequence[Any]]) -> StepResult:
         """One optimizer step on samples by objective.
@@ -16,6 +22,17 @@ class Trainer(Protocol):
         Raises `InvalidRequest` with `param` the sample's id when one cannot be learned from; the
         weights are then as they were.
         """
+        ...
+
+    def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        """Log-probs of the completion tokens by the reference policy, at each one's temperature.
+
+        () for a sequence that cannot be learned from; `step` says why.
+        """
+        ...
+
+    def finite(self) -> bool:
+        """Whether every weight is a number."""
         ...
 
     def save_checkpoint(self, folder: Path, step: int) -> None:

@@ -7,12 +7,27 @@ from typing import Literal
 from tuneloop.errors import SettingsError
 from tuneloop.policies import WeightsKind
 
-OBJECTIVES = ("kto", "dpo", "ppo")
+OBJECTIVES = ("sft", "kto", "dpo", "ppo", "grpo")
+
+TRL_NAMES: Mapping[str, Mapping[str, str]] = {
+    "sft": {},
+    "kto": {"beta": "beta_kto"},
+    "dpo": {"beta": "beta_dpo", "loss_type": "dpo_loss_type", "label_smoothing": "flip_rate"},
+    "ppo": {
+        "cliprange": "clip",
+        "cliprange_value": "value_clip",
+        "missing_eos_penalty": "missing_stop_penalty",
+        "num_ppo_epochs": "ppo_epochs",
+        "vf_coef": "value_coef",
+    },
+    "grpo": {"beta": "beta_grpo", "delta": "dual_clip", "num_iterations": "grpo_epochs"},
+}
+"""For each objective, what TRL calls a setting that has another name here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSettings:
-    """AdamW at a constant rate after a linear warm-up."""
+    """AdamW: a linear warm-up, then a constant or a falling rate."""
 
     learning_rate: float
     weight_decay: float = 0.0
@@ -21,13 +36,39 @@ class OptimizerSettings:
     """Gradients are scaled down to this norm."""
     warmup_steps: int = 0
     """Optimizer steps over which the rate grows to its value."""
+    resume_warmup_steps: int = 0
+    """The same again after each resume from a checkpoint, where the feedback may have changed; 0
+    goes on exactly as if nothing had happened."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    max_steps: int | None = None
+    """Optimizer steps after which a falling rate is 0; needed by linear and cosine."""
+    spike_factor: float | None = 10.0
+    """A gradient this many times the median norm of recent steps skips the step; None never."""
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "learning_rate", "greater than 0")
         require(self.weight_decay >= 0, "weight_decay", "0 or more")
         require(all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)")
         require(self.max_grad_norm > 0, "max_grad_norm", "greater than 0")
-        require(self.warmup_steps >= 0, "warmup_steps", "0 or more")
+        for name in ("warmup_steps", "resume_warmup_steps"):
+            require(getattr(self, name) >= 0, name, "0 or more")
+        kinds = ("constant", "linear", "cosine")
+        require(self.lr_scheduler_type in kinds, "lr_scheduler_type", f"one of {', '.join(kinds)}")
+        falls = self.lr_scheduler_type != "constant"
+        enough = self.max_steps is not None and self.max_steps >= 1
+        require(enough or self.max_steps is None, "max_steps", "1 or more")
+        require(enough or not falls, "max_steps", "given for a rate that falls")
+        spike = self.spike_factor
+        require(spike is None or spike > 1, "spike_factor", "greater than 1, or absent")
+
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "kto_z": ("zero", "mismatched"),
+    "dpo_loss_type": ("sigmoid", "sigmoid_norm", "ipo", "robust"),
+    "grpo_kl": ("k3", "k2"),
+    "advantage_estimator": ("grpo", "rloo"),
+    "scale_rewards": ("group", "none"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +82,13 @@ class TrainerSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
     warmup_steps: int = 0
+    resume_warmup_steps: int = 0
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    max_steps: int | None = None
+    spike_factor: float | None = 10.0
+    kl_budget: float | None = None
+    """Mean KL to the reference policy, nats per token, past which training backs off; None never.
+    """
     lora_rank: int = 16
     lora_alpha: int = 32
     objective_weights: Mapping[str, float] = field(
@@ -50,15 +98,37 @@ class TrainerSettings:
     beta_kto: float = 0.1
     kto_z: Literal["zero", "mismatched"] = "zero"
     """`mismatched` is the paper's estimate, at the price of two more forward passes."""
+    desirable_weight: float = 1.0
+    """Factor of thumbs up, after either class was given half of the weight."""
+    undesirable_weight: float = 1.0
     beta_dpo: float = 0.1
+    dpo_loss_type: Literal["sigmoid", "sigmoid_norm", "ipo", "robust"] = "robust"
+    """`robust` is `sigmoid` for pairs whose flip rate is 0."""
+    flip_rate: float | None = None
+    """Probability that a preference is the wrong way round; None takes each pair's own."""
     clip: float = 0.2
+    """PPO's ε."""
     value_clip: float = 0.2
     dual_clip: float = 3.0
     kl_coef: float = 0.05
+    kl_target: float | None = None
+    """KL to the reference policy that `kl_coef` is adapted to, nats per completion; None keeps it.
+    """
+    kl_horizon: int = 10_000
+    """Completions over which an adaptive `kl_coef` changes by a fifth at most."""
     gamma: float = 1.0
     lam: float = 1.0
     value_coef: float = 0.1
     value_learning_rate: float = 1e-3
+    critic_warmup_steps: int = 0
+    """First batches of PPO that only fit the value head."""
+    whiten_rewards: bool = False
+    """Give a batch's token rewards unit variance, keeping their mean."""
+    normalize_rewards: bool = False
+    """Rewards in standard deviations from their running mean: for scorers that drift."""
+    reward_decay: float = 0.99
+    """What a reward weighs in the running mean once another has come; also of the baseline of
+    completions that have no siblings."""
     importance_cap: float = 2.0
     sequence_gate: float = 2.0
     """Sequences whose geometric mean ratio to the sampler is beyond this are left out."""
@@ -67,11 +137,34 @@ class TrainerSettings:
     """Subtracted from the reward of a completion that ran into its length limit."""
     ppo_epochs: int = 1
     """Optimizer steps taken on each batch of scored completions."""
+    beta_grpo: float = 0.04
+    """Weight of the KL to the reference policy; 0 saves the reference pass."""
+    grpo_kl: Literal["k3", "k2"] = "k3"
+    """Estimator in the loss: k3 times the live ratio, or k2. RLOO always has k1 in the reward."""
+    advantage_estimator: Literal["grpo", "rloo"] = "grpo"
+    """`rloo` leaves one out for the baseline and takes the ratio of whole sequences."""
+    scale_rewards: Literal["group", "none"] = "group"
+    """Whether GRPO divides by the group's standard deviation; none is Dr. GRPO."""
+    epsilon: float = 0.2
+    """GRPO's clip below 1."""
+    epsilon_high: float = 0.28
+    """GRPO's clip above 1."""
+    grpo_epochs: int = 1
+    """Optimizer steps taken on each batch of groups."""
     token_budget: int | None = None
-    """Most padded tokens in one forward pass; bounds memory, never changes the result.
+    """Most tokens in one forward pass, shared prompts counted once (without packing: padded
+    tokens); bounds memory, never changes the result.
 
-    None is 512 on a CPU, where more only costs memory, and 8192 on a GPU.
+    None is 1024 on a CPU, where more only costs memory, and 16384 on a GPU.
     """
+    packing: bool = True
+    """Sequences in one row without padding, shared prompts computed once; where a model cannot be
+    given such rows it is padded all the same. Never changes the result."""
+    gradient_checkpointing: bool = False
+    """Keep the states between layers only and compute the rest again: less memory, a third more
+    time."""
+    compile: bool = False
+    """Compile the layers with torch.compile; on a GPU only."""
     max_length: int | None = None
     """Most tokens in prompt and completion; None is what the model takes."""
     seed: int = 0
@@ -83,29 +176,40 @@ class TrainerSettings:
         self.optimizer  # noqa: B018 - checks the optimizer's settings
         for name in ("beta_kto", "beta_dpo", "value_learning_rate", "importance_cap"):
             require(getattr(self, name) > 0, name, "greater than 0")
-        for name in ("value_clip", "reward_clip"):
+        for name in ("value_clip", "reward_clip", "epsilon_high"):
             require(getattr(self, name) > 0, name, "greater than 0")
-        for name in ("kl_coef", "value_coef", "missing_stop_penalty"):
+        for name in ("kl_coef", "value_coef", "missing_stop_penalty", "beta_grpo"):
             require(getattr(self, name) >= 0, name, "0 or more")
+        for name in ("desirable_weight", "undesirable_weight", "critic_warmup_steps"):
+            require(getattr(self, name) >= 0, name, "0 or more")
+        for name in ("kl_budget", "kl_target"):
+            limit = getattr(self, name)
+            require(limit is None or limit > 0, name, "greater than 0, or absent")
         for name in ("gamma", "lam"):
             require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
-        for name in ("lora_rank", "lora_alpha", "ppo_epochs"):
+        for name in ("lora_rank", "lora_alpha", "ppo_epochs", "grpo_epochs", "kl_horizon"):
             require(getattr(self, name) >= 1, name, "1 or more")
         require(self.token_budget is None or self.token_budget >= 1, "token_budget", "1 or more")
-        require(0 < self.clip < 1, "clip", "between 0 and 1, both excluded")
+        on_gpu = self.device.startswith("cuda")
+        require(on_gpu or not self.compile, "compile", "false unless device is cuda")
+        for name in ("clip", "epsilon", "reward_decay"):
+            require(0 < getattr(self, name) < 1, name, "between 0 and 1, both excluded")
+        rate = self.flip_rate
+        require(rate is None or 0 <= rate < 0.5, "flip_rate", "from 0 to below 0.5, or absent")
         require(self.dual_clip > 1, "dual_clip", "greater than 1")
         require(self.sequence_gate > 1, "sequence_gate", "greater than 1")
-        require(self.kto_z in ("zero", "mismatched"), "kto_z", "zero or mismatched")
+        for name, choices in CHOICES.items():
+            require(getattr(self, name) in choices, name, f"one of {', '.join(choices)}")
         require(self.max_length is None or self.max_length >= 2, "max_length", "2 or more")
         require(self.threads is None or self.threads >= 1, "threads", "1 or more")
         known = set(self.objective_weights) <= set(OBJECTIVES)
         usable = all(weight >= 0 for weight in self.objective_weights.values())
-        require(known and usable, "objective_weights", "kto, dpo or ppo, each 0 or more")
+        require(known and usable, "objective_weights", f"{', '.join(OBJECTIVES)}: each 0 or more")
 
     @property
     def tokens_at_once(self) -> int:
         """The token budget that holds on the device."""
-        return self.token_budget or (512 if self.device == "cpu" else 8192)
+        return self.token_budget or (1024 if self.device == "cpu" else 16384)
 
     @property
     def optimizer(self) -> OptimizerSettings:
@@ -113,19 +217,18 @@ class TrainerSettings:
         rate = self.learning_rate
         if rate is None:
             rate = 2e-4 if self.kind is WeightsKind.LORA else 1e-5
-        return OptimizerSettings(
-            learning_rate=rate,
-            weight_decay=self.weight_decay,
-            betas=self.betas,
-            max_grad_norm=self.max_grad_norm,
-            warmup_steps=self.warmup_steps,
-        )
+        shared = {f.name: getattr(self, f.name) for f in fields(OptimizerSettings)}
+        return OptimizerSettings(**{**shared, "learning_rate": rate})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardTrainerSettings:
     """How the reward model learns."""
 
+    kind: WeightsKind = WeightsKind.FULL
+    """`lora` for large language models; what is saved is whole either way."""
+    lora_rank: int = 16
+    lora_alpha: int = 32
     learning_rate: float = 1e-4
     head_learning_rate: float = 1e-3
     """The head starts at zero and is small: at the backbone's rate it would take hundreds of steps.
@@ -134,8 +237,19 @@ class RewardTrainerSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
     warmup_steps: int = 0
+    resume_warmup_steps: int = 0
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    max_steps: int | None = None
+    spike_factor: float | None = 10.0
+    ranking_loss: Literal["pairs", "plackett_luce"] = "pairs"
+    rating_loss: Literal["huber", "mse"] = "huber"
     token_budget: int = 2048
-    """Most padded tokens in one forward pass."""
+    """Most tokens in one forward pass, padding included; bounds memory, never changes the result.
+    """
+    packing: bool = True
+    """As in `TrainerSettings`; for language models only."""
+    gradient_checkpointing: bool = False
+    """As in `TrainerSettings`."""
     max_length: int = 512
     """Most tokens in prompt and completion; longer samples are refused, never cut."""
     seed: int = 0
@@ -145,7 +259,11 @@ class RewardTrainerSettings:
     def __post_init__(self) -> None:
         self.optimizer  # noqa: B018 - checks the optimizer's settings
         require(self.head_learning_rate > 0, "head_learning_rate", "greater than 0")
-        require(self.token_budget >= 1, "token_budget", "1 or more")
+        rankings, ratings = ("pairs", "plackett_luce"), ("huber", "mse")
+        require(self.ranking_loss in rankings, "ranking_loss", " or ".join(rankings))
+        require(self.rating_loss in ratings, "rating_loss", " or ".join(ratings))
+        for name in ("lora_rank", "lora_alpha", "token_budget"):
+            require(getattr(self, name) >= 1, name, "1 or more")
         require(self.max_length >= 2, "max_length", "2 or more")
         require(self.threads is None or self.threads >= 1, "threads", "1 or more")
 

@@ -17,7 +17,14 @@ class TokenPrompt(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("completion_id", "policy", "chat", "text", "tokens", "sampling", "tenant", "user_hash", "policy_version", "publish_rollout", "clip_max_tokens")
+    __slots__ = ("completion_id", "policy", "chat", "text", "tokens", "sampling", "tenant", "user_hash", "policy_version", "publish_rollout", "clip_max_tokens", "source", "columns")
+    class ColumnsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     COMPLETION_ID_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +36,8 @@ class GenerateRequest(_message.Message):
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     PUBLISH_ROLLOUT_FIELD_NUMBER: _ClassVar[int]
     CLIP_MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
     completion_id: str
     policy: str
     chat: _rollout_pb2.ChatPrompt
@@ -40,7 +49,9 @@ class GenerateRequest(_message.Message):
     policy_version: int
     publish_rollout: bool
     clip_max_tokens: bool
-    def __init__(self, completion_id: _Optional[str] = ..., policy: _Optional[str] = ..., chat: _Optional[_Union[_rollout_pb2.ChatPrompt, _Mapping]] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenPrompt, _Mapping]] = ..., sampling: _Optional[_Union[_rollout_pb2.SamplingParameters, _Mapping]] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., policy_version: _Optional[int] = ..., publish_rollout: bool = ..., clip_max_tokens: bool = ...) -> None: ...
+    source: _rollout_pb2.RolloutSource
+    columns: _containers.ScalarMap[str, str]
+    def __init__(self, completion_id: _Optional[str] = ..., policy: _Optional[str] = ..., chat: _Optional[_Union[_rollout_pb2.ChatPrompt, _Mapping]] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenPrompt, _Mapping]] = ..., sampling: _Optional[_Union[_rollout_pb2.SamplingParameters, _Mapping]] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., policy_version: _Optional[int] = ..., publish_rollout: bool = ..., clip_max_tokens: bool = ..., source: _Optional[_Union[_rollout_pb2.RolloutSource, str]] = ..., columns: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
     __slots__ = ("token_id", "token", "logprob")

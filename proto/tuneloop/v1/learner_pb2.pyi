@@ -26,7 +26,7 @@ class SampleCount(_message.Message):
     def __init__(self, objective: _Optional[str] = ..., ready: _Optional[int] = ..., used: _Optional[int] = ..., waiting: _Optional[int] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("state", "policy", "step", "policy_version", "reward_model_version", "samples", "last_step_metrics", "last_step_time", "waiting_for", "rollouts", "feedback_events")
+    __slots__ = ("state", "policy", "step", "policy_version", "reward_model_version", "samples", "last_step_metrics", "last_step_time", "waiting_for", "rollouts", "feedback_events", "evaluation", "base_evaluation")
     class LastStepMetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +45,8 @@ class GetStatusResponse(_message.Message):
     WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
     ROLLOUTS_FIELD_NUMBER: _ClassVar[int]
     FEEDBACK_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    BASE_EVALUATION_FIELD_NUMBER: _ClassVar[int]
     state: str
     policy: str
     step: int
@@ -56,10 +58,34 @@ class GetStatusResponse(_message.Message):
     waiting_for: str
     rollouts: int
     feedback_events: int
-    def __init__(self, state: _Optional[str] = ..., policy: _Optional[str] = ..., step: _Optional[int] = ..., policy_version: _Optional[int] = ..., reward_model_version: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[SampleCount, _Mapping]]] = ..., last_step_metrics: _Optional[_Mapping[str, float]] = ..., last_step_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., waiting_for: _Optional[str] = ..., rollouts: _Optional[int] = ..., feedback_events: _Optional[int] = ...) -> None: ...
+    evaluation: Evaluation
+    base_evaluation: Evaluation
+    def __init__(self, state: _Optional[str] = ..., policy: _Optional[str] = ..., step: _Optional[int] = ..., policy_version: _Optional[int] = ..., reward_model_version: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[SampleCount, _Mapping]]] = ..., last_step_metrics: _Optional[_Mapping[str, float]] = ..., last_step_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., waiting_for: _Optional[str] = ..., rollouts: _Optional[int] = ..., feedback_events: _Optional[int] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., base_evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
+
+class Evaluation(_message.Message):
+    __slots__ = ("policy_version", "prompts", "scored", "mean_reward", "reward_margin", "mean_length", "length_margin", "kl", "reward_model_version")
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    SCORED_FIELD_NUMBER: _ClassVar[int]
+    MEAN_REWARD_FIELD_NUMBER: _ClassVar[int]
+    REWARD_MARGIN_FIELD_NUMBER: _ClassVar[int]
+    MEAN_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_MARGIN_FIELD_NUMBER: _ClassVar[int]
+    KL_FIELD_NUMBER: _ClassVar[int]
+    REWARD_MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    policy_version: int
+    prompts: int
+    scored: int
+    mean_reward: float
+    reward_margin: float
+    mean_length: float
+    length_margin: float
+    kl: float
+    reward_model_version: int
+    def __init__(self, policy_version: _Optional[int] = ..., prompts: _Optional[int] = ..., scored: _Optional[int] = ..., mean_reward: _Optional[float] = ..., reward_margin: _Optional[float] = ..., mean_length: _Optional[float] = ..., length_margin: _Optional[float] = ..., kl: _Optional[float] = ..., reward_model_version: _Optional[int] = ...) -> None: ...
 
 class PolicyVersion(_message.Message):
-    __slots__ = ("policy", "policy_version", "parent_version", "state", "manifest_json", "created_time", "activated_time")
+    __slots__ = ("policy", "policy_version", "parent_version", "state", "manifest_json", "created_time", "activated_time", "evaluation")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     PARENT_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +93,7 @@ class PolicyVersion(_message.Message):
     MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
     CREATED_TIME_FIELD_NUMBER: _ClassVar[int]
     ACTIVATED_TIME_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_FIELD_NUMBER: _ClassVar[int]
     policy: str
     policy_version: int
     parent_version: int
@@ -74,7 +101,8 @@ class PolicyVersion(_message.Message):
     manifest_json: str
     created_time: _timestamp_pb2.Timestamp
     activated_time: _timestamp_pb2.Timestamp
-    def __init__(self, policy: _Optional[str] = ..., policy_version: _Optional[int] = ..., parent_version: _Optional[int] = ..., state: _Optional[str] = ..., manifest_json: _Optional[str] = ..., created_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., activated_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    evaluation: Evaluation
+    def __init__(self, policy: _Optional[str] = ..., policy_version: _Optional[int] = ..., parent_version: _Optional[int] = ..., state: _Optional[str] = ..., manifest_json: _Optional[str] = ..., created_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., activated_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
 
 class ListPolicyVersionsRequest(_message.Message):
     __slots__ = ("policy", "page_size", "before_version")

@@ -16,10 +16,21 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_STOP: _ClassVar[FinishReason]
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
     FINISH_REASON_ABORT: _ClassVar[FinishReason]
+
+class RolloutSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLLOUT_SOURCE_UNSPECIFIED: _ClassVar[RolloutSource]
+    ROLLOUT_SOURCE_USER: _ClassVar[RolloutSource]
+    ROLLOUT_SOURCE_PROMPTS: _ClassVar[RolloutSource]
+    ROLLOUT_SOURCE_EVAL: _ClassVar[RolloutSource]
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 FINISH_REASON_ABORT: FinishReason
+ROLLOUT_SOURCE_UNSPECIFIED: RolloutSource
+ROLLOUT_SOURCE_USER: RolloutSource
+ROLLOUT_SOURCE_PROMPTS: RolloutSource
+ROLLOUT_SOURCE_EVAL: RolloutSource
 
 class ChatMessage(_message.Message):
     __slots__ = ("role", "content")
@@ -79,7 +90,14 @@ class PolicyVersionSpan(_message.Message):
     def __init__(self, policy_version: _Optional[int] = ..., start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Rollout(_message.Message):
-    __slots__ = ("completion_id", "group_id", "policy", "tenant", "user_hash", "chat", "prompt_text", "completion_text", "prompt_token_ids", "completion_token_ids", "generation_logprobs", "finish_reason", "policy_version_spans", "sampling", "finished_time")
+    __slots__ = ("completion_id", "group_id", "policy", "tenant", "user_hash", "chat", "prompt_text", "completion_text", "prompt_token_ids", "completion_token_ids", "generation_logprobs", "finish_reason", "policy_version_spans", "sampling", "finished_time", "source", "columns")
+    class ColumnsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     COMPLETION_ID_FIELD_NUMBER: _ClassVar[int]
     GROUP_ID_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +113,8 @@ class Rollout(_message.Message):
     POLICY_VERSION_SPANS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     FINISHED_TIME_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
     completion_id: str
     group_id: str
     policy: str
@@ -110,4 +130,6 @@ class Rollout(_message.Message):
     policy_version_spans: _containers.RepeatedCompositeFieldContainer[PolicyVersionSpan]
     sampling: SamplingParameters
     finished_time: _timestamp_pb2.Timestamp
-    def __init__(self, completion_id: _Optional[str] = ..., group_id: _Optional[str] = ..., policy: _Optional[str] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., chat: _Optional[_Union[ChatPrompt, _Mapping]] = ..., prompt_text: _Optional[str] = ..., completion_text: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., completion_token_ids: _Optional[_Iterable[int]] = ..., generation_logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., policy_version_spans: _Optional[_Iterable[_Union[PolicyVersionSpan, _Mapping]]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., finished_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    source: RolloutSource
+    columns: _containers.ScalarMap[str, str]
+    def __init__(self, completion_id: _Optional[str] = ..., group_id: _Optional[str] = ..., policy: _Optional[str] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., chat: _Optional[_Union[ChatPrompt, _Mapping]] = ..., prompt_text: _Optional[str] = ..., completion_text: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., completion_token_ids: _Optional[_Iterable[int]] = ..., generation_logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., policy_version_spans: _Optional[_Iterable[_Union[PolicyVersionSpan, _Mapping]]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., finished_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., source: _Optional[_Union[RolloutSource, str]] = ..., columns: _Optional[_Mapping[str, str]] = ...) -> None: ...

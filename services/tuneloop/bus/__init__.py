@@ -127,6 +127,16 @@ class Bus(Protocol):
         """Store a delivery that cannot be handled as a dead letter, then acknowledge it."""
         ...
 
+    async def bury(
+        self, data: bytes, *, consumer: str, origin: str, reason: str, event_id: str
+    ) -> None:
+        """Store as a dead letter what turned out useless after its events were acknowledged.
+
+        `origin` says where it came from. Safe to repeat with the same `event_id`; raises
+        `Unavailable`.
+        """
+        ...
+
     async def purge(self, stream: str, subject_filter: str) -> int:
         """Delete matching events; how many there were."""
         ...

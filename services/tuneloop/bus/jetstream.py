@@ -175,6 +175,19 @@ class JetStreamBus:
         if not receipt.duplicate:
             metrics.dead_letters.labels(consumer).inc()
 
+    async def bury(
+        self, data: bytes, *, consumer: str, origin: str, reason: str, event_id: str
+    ) -> None:
+        """Store a dead letter; see `Bus.bury`. Raises `Unavailable`."""
+        headers = {
+            "Nats-Msg-Id": f"dead-{event_id}",
+            "Tuneloop-Reason": " ".join(reason.split())[:REASON_CHARACTERS],
+            "Tuneloop-Origin": origin,
+        }
+        receipt = await self._store(f"tuneloop.dead.{consumer}", data, headers, TIMEOUT_SECONDS)
+        if not receipt.duplicate:
+            metrics.dead_letters.labels(consumer).inc()
+
     async def purge(self, stream: str, subject_filter: str) -> int:
         """Delete matching events; how many there were. Raises `Unavailable`."""
         await self._prepare()

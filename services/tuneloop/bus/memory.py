@@ -225,6 +225,15 @@ class MemoryBus:
         if not receipt.duplicate:
             metrics.dead_letters.labels(consumer).inc()
 
+    async def bury(
+        self, data: bytes, *, consumer: str, origin: str, reason: str, event_id: str
+    ) -> None:
+        """Store a dead letter; see `Bus.bury`."""
+        headers = {"Tuneloop-Reason": " ".join(reason.split()), "Tuneloop-Origin": origin}
+        receipt = self._store(f"tuneloop.dead.{consumer}", data, f"dead-{event_id}", headers)
+        if not receipt.duplicate:
+            metrics.dead_letters.labels(consumer).inc()
+
     async def purge(self, stream: str, subject_filter: str) -> int:
         """Delete matching events; how many there were."""
         self.check()

@@ -17,6 +17,22 @@ def rfc3339(stamp: Timestamp) -> str | None:
     return stamp.ToJsonString() if stamp.seconds else None
 
 
+def evaluation(message: learner_pb2.Evaluation) -> dict[str, Any]:
+    """How a version answers the eval prompts; null where it is not known yet."""
+    optional = {
+        name: getattr(message, name) if message.HasField(name) else None
+        for name in ("mean_reward", "reward_margin", "length_margin", "kl")
+    }
+    return {
+        "policy_version": message.policy_version,
+        "prompts": message.prompts,
+        "scored": message.scored,
+        "mean_length": message.mean_length,
+        "reward_model_version": message.reward_model_version,
+        **optional,
+    }
+
+
 @router.get("/v1/learner")
 async def get_learner(request: Request) -> dict[str, Any]:
     """The learner's status."""
@@ -40,4 +56,8 @@ async def get_learner(request: Request) -> dict[str, Any]:
         "waiting_for": status.waiting_for,
         "rollouts": status.rollouts,
         "feedback_events": status.feedback_events,
+        **{
+            name: evaluation(getattr(status, name)) if status.HasField(name) else None
+            for name in ("evaluation", "base_evaluation")
+        },
     }

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tuneloop.errors import NotFound, TuneloopError, Unavailable
 from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
-from tuneloop.gateway.learner import rfc3339
+from tuneloop.gateway.learner import evaluation, rfc3339
 from tuneloop.gateway.openai.schemas import INT64_MAX
 from tuneloop.gateway.remote import asked
 from tuneloop.v1 import generation_pb2, learner_pb2
@@ -152,6 +152,7 @@ def policy_version(version: learner_pb2.PolicyVersion) -> dict[str, Any]:
         "samples": manifest.get("data", {}).get("samples", {}),
         "created_time": rfc3339(version.created_time),
         "activated_time": rfc3339(version.activated_time),
+        "evaluation": evaluation(version.evaluation) if version.HasField("evaluation") else None,
     }
 
 

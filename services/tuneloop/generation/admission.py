@@ -5,6 +5,7 @@ from pathlib import Path
 from tuneloop.errors import WeightsRefused
 from tuneloop.policies import WeightsKind, WeightsReference
 from tuneloop.weights import shapes
+from tuneloop.weights.finite import check_finite
 from tuneloop.weights.manifest import Manifest
 
 
@@ -21,7 +22,10 @@ def check_manifest(manifest: Manifest, reference: WeightsReference, kind: Weight
 
 
 def check_fits(manifest: Manifest, folder: Path, base_model: Path, max_lora_rank: int) -> None:
-    """Raise `WeightsRefused` unless the version was made from this base and every tensor fits."""
+    """Raise `WeightsRefused` unless the version was made from this base and every tensor fits.
+
+    Weights that are not finite fit nothing.
+    """
     if manifest.base_model_sha256 != shapes.base_model_sha256(base_model):
         raise WeightsRefused(
             f"base_model: the version was made from {manifest.base_model}, which is not the "
@@ -32,3 +36,4 @@ def check_fits(manifest: Manifest, folder: Path, base_model: Path, max_lora_rank
         shapes.check_adapter(base_model, folder, max_lora_rank)
     else:
         shapes.check_full(base_model, folder)
+    check_finite(folder)

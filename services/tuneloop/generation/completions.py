@@ -5,10 +5,11 @@ that is cut off is published too, with finish reason `abort`: what was sampled i
 """
 
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from tuneloop.errors import InvalidRequest, Overloaded, TuneloopError
 from tuneloop.generation import metrics
@@ -31,6 +32,7 @@ from tuneloop.rollouts import (
     PolicyVersionSpan,
     Prompt,
     Rollout,
+    RolloutSource,
     SamplingParameters,
     merge_spans,
 )
@@ -52,6 +54,8 @@ class CompletionRequest:
     """Serve this version rather than the stable one."""
     publish_rollout: bool
     clip_max_tokens: bool
+    source: RolloutSource = RolloutSource.USER
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,6 +290,8 @@ class Completions:
                 policy_version_spans=spans,
                 sampling=request.sampling,
                 finished_time=datetime.now(UTC),
+                source=request.source,
+                columns=request.columns,
             )
         )
 

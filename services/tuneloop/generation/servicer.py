@@ -139,6 +139,8 @@ def completion_request(request: generation_pb2.GenerateRequest) -> CompletionReq
         policy_version=request.policy_version if request.HasField("policy_version") else None,
         publish_rollout=request.publish_rollout if request.HasField("publish_rollout") else True,
         clip_max_tokens=request.clip_max_tokens,
+        source=wire.source_from_proto(request.source),
+        columns=wire.columns_from_proto(request.columns),
     )
 
 

@@ -3,6 +3,10 @@
 A folder is either such a classifier, or a backbone without a head (a sentence encoder, a language
 model). A backbone gets a new head of zeros: it scores everything 0 until it was trained. Saved
 folders are plain `AutoModelForSequenceClassification` folders.
+
+An encoder reads prompt and completion as a pair and pools as its class does (mean or first token).
+A language model reads them as a conversation, or as text, with its end token after it, and pools
+there: the end token has seen everything.
 """
 
 import contextlib
@@ -14,6 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -32,27 +37,47 @@ class RewardModel:
     """A classifier with one output, its tokenizer, and the longest input it takes."""
 
     module: Any
-    """A `PreTrainedModel` in evaluation mode, float32."""
+    """A `PreTrainedModel` in evaluation mode."""
     tokenizer: Any
     max_length: int
     """Tokens of prompt and completion together, special tokens included."""
     trained: bool
     """False while the head is new."""
+    causal: bool
+    """Whether it is a language model, pooled at its last token."""
 
     def encode(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Encoding | None]:
         """Token ids of each prompt with its completion; None for what is too long.
 
         Nothing is truncated: the score of half an answer is the score of another answer.
         """
+        encode = encode_text if self.causal else encode_pair
         pairs = zip(prompts, completions, strict=True)
         encoded = [encode(self.tokenizer, prompt, completion) for prompt, completion in pairs]
         return [e if len(e["input_ids"]) <= self.max_length else None for e in encoded]
 
     def forward(self, encodings: Sequence[Encoding]) -> torch.Tensor:
-        """Scores, float32 [batch], with gradients where they are enabled."""
-        batch = self.tokenizer.pad([dict(e) for e in encodings], return_tensors="pt")
-        logits: torch.Tensor = self.module(**batch.to(self.module.device)).logits
-        return logits.float().squeeze(-1)
+        """Scores, float32 [batch], with gradients where they are enabled.
+
+        In float64 where the module is. On a GPU the arithmetic is bfloat16.
+        """
+        device = self.module.device
+        fillers = {"input_ids": self.module.config.get_text_config().pad_token_id}
+        batch = {
+            name: pad_sequence(
+                [torch.tensor(encoding[name]) for encoding in encodings],
+                batch_first=True,
+                padding_value=fillers.get(name, 0),
+            ).to(device)
+            for name in encodings[0]
+        }
+        lengths = torch.tensor([len(encoding["input_ids"]) for encoding in encodings])
+        places = torch.arange(int(lengths.max()))
+        mask = (places < lengths.unsqueeze(1)).long().to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits: torch.Tensor = self.module(**batch, attention_mask=mask).logits
+        scores = logits.squeeze(-1)
+        return scores if scores.dtype == torch.float64 else scores.float()
 
     def score(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
         """Score of each completion; None where it is too long."""
@@ -69,10 +94,13 @@ class RewardModel:
                     scores[row] = value
         return scores
 
-    def save(self, folder: Path) -> None:
-        """Write a plain `AutoModelForSequenceClassification` folder with its tokenizer."""
+    def save(self, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write a plain `AutoModelForSequenceClassification` folder with its tokenizer.
+
+        `weights` are written in place of the module's own.
+        """
         with quiet():
-            self.module.save_pretrained(folder)
+            self.module.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -80,7 +108,12 @@ class RewardModel:
         return {name: tuple(t.shape) for name, t in self.module.state_dict().items()}
 
 
-def load(folder: Path, max_length: int = DEFAULT_MAX_LENGTH, device: str = "cpu") -> RewardModel:
+def load(
+    folder: Path,
+    max_length: int = DEFAULT_MAX_LENGTH,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> RewardModel:
     """The reward model in `folder`; raises `CorruptData` where it is not one.
 
     `max_length` is lowered to what the model's position embeddings take.
@@ -88,13 +121,17 @@ def load(folder: Path, max_length: int = DEFAULT_MAX_LENGTH, device: str = "cpu"
     try:
         with quiet():
             config = AutoConfig.from_pretrained(folder, num_labels=1)
-            config.pad_token_id = pad_token_id(tokenizer := AutoTokenizer.from_pretrained(folder))
+            tokenizer = AutoTokenizer.from_pretrained(folder)
             # What a new head holds must not depend on who loads it.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 module, report = AutoModelForSequenceClassification.from_pretrained(
-                    folder, config=config, dtype=torch.float32, output_loading_info=True
+                    folder, config=config, dtype=dtype, output_loading_info=True
                 )
+        # transformers' name for the head of everything that pools its last token.
+        causal = isinstance(getattr(module, "score", None), torch.nn.Linear)
+        padding = filler_token_id(module, tokenizer) if causal else pad_token_id(tokenizer)
+        module.config.get_text_config().pad_token_id = module.config.pad_token_id = padding
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CorruptData(f"reward model {folder}: {error}", param="model") from error
     missing = set(report["missing_keys"])
@@ -103,40 +140,59 @@ def load(folder: Path, max_length: int = DEFAULT_MAX_LENGTH, device: str = "cpu"
         raise CorruptData(f"reward model {folder}: {backbone[0]} is missing", param="model")
     if missing:
         zero_head(module)
-    positions = getattr(config, "max_position_embeddings", None) or max_length
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or max_length
     return RewardModel(
         module=module.to(device).eval(),
         tokenizer=tokenizer,
         max_length=min(max_length, positions),
         trained=not missing,
+        causal=causal,
     )
 
 
-def encode(tokenizer: Any, prompt: str, completion: str) -> Encoding:
-    """A pair for encoders; for language models a conversation, or text and its end token."""
-    if tokenizer.sep_token is not None:
-        encoded = tokenizer(prompt, completion, return_attention_mask=False, verbose=False)
-        return dict(encoded)
+def encode_pair(tokenizer: Any, prompt: str, completion: str) -> Encoding:
+    """Prompt and completion as an encoder reads two texts."""
+    return dict(tokenizer(prompt, completion, return_attention_mask=False, verbose=False))
+
+
+def encode_text(tokenizer: Any, prompt: str, completion: str) -> Encoding:
+    """A conversation where the tokenizer has a template, else two lines; the end token last."""
     if tokenizer.chat_template:
         turns = [
             {"role": "user", "content": prompt},
             {"role": "assistant", "content": completion},
         ]
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        # Templates write a line break after the end of the last turn.
+        text = tokenizer.apply_chat_template(turns, tokenize=False).rstrip()
     else:
-        text = f"{prompt}\n{completion}{tokenizer.eos_token or ''}"
-    ids = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    return {"input_ids": list(ids["input_ids"])}
+        text = f"{prompt}\n{completion}"
+    encoded = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    ids = list(encoded["input_ids"])
+    if not ids or ids[-1] != tokenizer.eos_token_id:
+        ids.append(tokenizer.eos_token_id)
+    return {"input_ids": ids}
 
 
 def pad_token_id(tokenizer: Any) -> int:
-    """The padding token, which some language models lack: then their end token."""
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    """An encoder's padding token."""
     if tokenizer.pad_token_id is None:
-        raise ValueError("the tokenizer has no padding, end or unknown token")
-    tokenizer.padding_side = "right"
+        raise ValueError("the tokenizer has no padding token")
     return int(tokenizer.pad_token_id)
+
+
+def filler_token_id(module: Any, tokenizer: Any) -> int:
+    """What a language model's rows are filled up with: any token but the one they end with.
+
+    It pools the last token that is not padding. Where padding is the end token, as with tokenizers
+    that lack a padding token, that would be one of the completion's instead.
+    """
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    if end is None:
+        raise ValueError("the tokenizer has no end token")
+    known = module.get_input_embeddings().weight.shape[0]
+    if pad is not None and pad != end and pad < known:
+        return int(pad)
+    return 0 if end != 0 else 1
 
 
 def zero_head(module: Any) -> None:

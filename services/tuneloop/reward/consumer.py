@@ -6,6 +6,7 @@ the event id names completion and reward model version, so the second store adds
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -28,6 +29,7 @@ GENERATED = "tuneloop.v1.*.rollout.generated.*"
 ACK_WAIT = 30.0
 MAX_DELIVERIES = 5
 RETRY_DELAY = 2.0
+"""Seconds before the second attempt; each later one waits twice as long."""
 IDLE_SECONDS = 1.0
 """Longest wait for the first rollout of a batch; a stop is noticed after it."""
 LAG_SECONDS = 5.0
@@ -107,15 +109,25 @@ class RolloutConsumer:
         loop = asyncio.get_running_loop()
         async with working_on(items):
             try:
-                scored = await loop.run_in_executor(self._executor, self._scoring.score, candidates)
+                score = functools.partial(self._scoring.score, candidates, learn=True)
+                scored = await loop.run_in_executor(self._executor, score)
             except Exception:
                 # A bug, or no memory: the rollouts come again, and are dead letters in the end.
                 log.exception("could not score %d rollouts", len(items))
                 await asyncio.gather(*(self._retry(item.delivery) for item in items))
                 return
-        await asyncio.gather(
-            *(self._publish(i, s, scored) for i, s in zip(items, scored.scores, strict=True))
-        )
+        await asyncio.gather(*(self._settle(item, row, scored) for row, item in enumerate(items)))
+
+    async def _settle(self, item: Item, row: int, batch: ScoredBatch) -> None:
+        """Publish a score; what a scorer failed on comes again, and is a dead letter in the end."""
+        problem = batch.failures.get(row)
+        if problem is None:
+            await self._publish(item, batch.scores[row], batch)
+        elif item.delivery.deliveries < MAX_DELIVERIES:
+            await self._retry(item.delivery)
+        else:
+            reason = f"completion {item.rollout.completion_id}: {problem}"
+            await self._bury(item.delivery, reason)
 
     async def _take(self, delivery: Delivery) -> Item | None:
         """The rollout of a delivery; None where there is nothing to score, which is settled."""
@@ -166,9 +178,11 @@ class RolloutConsumer:
 
     async def _retry(self, delivery: Delivery) -> None:
         metrics.rollouts.labels("retried").inc()
+        # A scorer may depend on something that is away for a while.
+        delay = RETRY_DELAY * 2 ** (delivery.deliveries - 1)
         # With the bus away it comes again by itself, after ACK_WAIT.
         with contextlib.suppress(Unavailable):
-            await delivery.nak(RETRY_DELAY)
+            await delivery.nak(delay)
 
     async def _observe_lag(self, consumer: Consumer) -> None:
         if time.monotonic() - self._lag_time > LAG_SECONDS:

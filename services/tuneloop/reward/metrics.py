@@ -8,7 +8,7 @@ scored = Counter("tuneloop_reward_scored_total", "Completions scored.", ["scorer
 unscored = Counter(
     "tuneloop_reward_unscored_total",
     "Completions without a score: no_score (too long for the reward model, or left out by the "
-    "function), error, wrong_length, not_a_number, not_finite.",
+    "function), error, wrong_length, wrong_type, not_a_number, not_finite.",
     ["scorer", "reason"],
 )
 rollouts = Counter(
@@ -37,4 +37,10 @@ swap_seconds = Histogram(
 )
 swaps_refused = Counter(
     "tuneloop_reward_swaps_refused_total", "Versions refused, by kind of error.", ["reason"]
+)
+judge_replies = Counter(
+    "tuneloop_reward_judge_replies_total",
+    "Replies of the judge: parsed, unparsed (no verdict in it), refused (too long, or against the "
+    "provider's rules), unavailable (no answer in all attempts). All but the first abstain.",
+    ["outcome"],
 )

@@ -33,12 +33,14 @@ class RewardModelScorer:
         return self.model.score(prompts, completions)
 
 
-def base_scorer(folder: Path, *, max_length: int, weight: float) -> RewardModelScorer:
+def base_scorer(
+    folder: Path, *, max_length: int, weight: float, device: str = "cpu"
+) -> RewardModelScorer:
     """Version 0: informative if the folder holds a finished reward model, not just a backbone.
 
     Raises `CorruptData`.
     """
-    model = load(folder, max_length)
+    model = load(folder, max_length, device)
     return RewardModelScorer(model=model, version=0, weight=weight, informative=model.trained)
 
 

@@ -1,7 +1,7 @@
 """What a scorer is, and what it is given. Reward models and Python functions are both scorers."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tuneloop.models.reward_text import prompt_as_text
@@ -22,6 +22,8 @@ class Candidate:
     policy_version: int | None = None
     finish_reason: FinishReason | None = None
     """The last four are None for a completion that is not a rollout."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """What else the prompts file says of the prompt."""
 
 
 class Scorer(Protocol):
@@ -44,8 +46,11 @@ class Scorer(Protocol):
 
     def score(
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
-    ) -> Sequence[float | None]:
-        """A score for each completion, in order; None where it cannot be scored. May raise."""
+    ) -> Any:
+        """A score for each completion, in order; None where it cannot be scored. May raise.
+
+        May return an awaitable of the scores. `verdicts.ask` checks what is returned.
+        """
         ...
 
 
@@ -59,12 +64,20 @@ def candidate_of(rollout: Rollout) -> Candidate:
         user_hash=rollout.user_hash,
         policy_version=rollout.policy_version,
         finish_reason=rollout.finish_reason,
+        columns=rollout.columns,
     )
 
 
 def columns_of(candidates: Sequence[Candidate]) -> dict[str, list[Any]]:
-    """Everything but prompts and completions, one list for each column."""
-    return {
+    """Everything but prompts and completions, one list for each column.
+
+    What is known of every rollout has its fixed name; a column of the prompts file by one of these
+    names is left out. Where a row has no such column its value is None.
+    """
+    names = dict.fromkeys(name for c in candidates for name in c.columns)
+    for taken in ("prompts", "completions"):
+        names.pop(taken, None)
+    return {name: [c.columns.get(name) for c in candidates] for name in names} | {
         "messages": [
             [{"role": m.role, "content": m.content} for m in c.messages] for c in candidates
         ],

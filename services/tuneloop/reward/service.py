@@ -5,7 +5,6 @@ import contextlib
 import logging
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import torch
 
@@ -14,8 +13,8 @@ from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.errors import SettingsError
 from tuneloop.reward.consumer import RolloutConsumer
 from tuneloop.reward.hot_swap import HotSwap, SwapOptions
-from tuneloop.reward.reward_model import SCORER_NAME, RewardModelScorer, base_scorer
-from tuneloop.reward.rules import FunctionScorer, load_function
+from tuneloop.reward.reward_model import RewardModelScorer
+from tuneloop.reward.scorers import build
 from tuneloop.reward.scoring import Scoring
 from tuneloop.reward.servicer import RewardServicer
 from tuneloop.reward.settings import RewardSettings
@@ -29,37 +28,26 @@ from tuneloop.weights.signing import Verifier
 log = logging.getLogger("tuneloop.reward")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scorers:
-    """What the settings name."""
-
-    functions: tuple[FunctionScorer, ...]
-    reward_model: RewardModelScorer | None
-
-
-def load_scorers(settings: RewardSettings) -> Scorers:
+def load_scoring(settings: RewardSettings) -> Scoring:
     """Import the functions and load the base reward model.
 
     Raises `SettingsError` for functions and weights that are wrong, `CorruptData` for the model.
     """
-    functions = tuple(
-        load_function(reference, settings.weights.get(reference, 1.0))
-        for reference in settings.functions
-    )
-    names = {function.name for function in functions} | ({SCORER_NAME} if settings.model else set())
-    if not names:
-        raise SettingsError("set TUNELOOP_REWARD_MODEL or TUNELOOP_REWARD_FUNCTIONS")
-    for name in settings.weights:
-        if name not in names:
-            known = ", ".join(sorted(names))
-            raise SettingsError(
-                f"TUNELOOP_REWARD_WEIGHTS: no scorer {name!r}; there are {known}", param="weights"
-            )
-    reward_model = None
-    if settings.model is not None:
-        weight = settings.weights.get(SCORER_NAME, 1.0)
-        reward_model = base_scorer(settings.model, max_length=settings.max_length, weight=weight)
-    return Scorers(functions=functions, reward_model=reward_model)
+    if settings.model is None and not settings.functions and not settings.judge_url:
+        names = ("MODEL", "FUNCTIONS", "JUDGE_URL")
+        raise SettingsError("set " + " or ".join(f"TUNELOOP_REWARD_{name}" for name in names))
+    try:
+        return build(
+            functions=settings.functions,
+            reward_model=settings.model,
+            judge=settings.judge(),
+            weights=settings.weights,
+            max_length=settings.max_length,
+            normalize=settings.normalize,
+        )
+    except SettingsError as error:
+        name = f"TUNELOOP_REWARD_{str(error.param).upper()}"
+        raise SettingsError(f"{name}: {error.message}", param=error.param) from error
 
 
 def make_hot_swap(
@@ -88,8 +76,7 @@ async def run(settings: RewardSettings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    scorers = load_scorers(settings)
-    scoring = Scoring(scorers.functions, scorers.reward_model)
+    scoring = load_scoring(settings)
     bus = await JetStreamBus.connect(settings.nats_url, name="tuneloop-reward")
     server = Server(host=settings.host, port=settings.port, drain_seconds=settings.drain_seconds)
     # One thread scores: torch itself uses `threads`, and functions need not be thread-safe.
@@ -102,8 +89,8 @@ async def run(settings: RewardSettings) -> None:
         batch_wait_seconds=settings.batch_wait_seconds,
     )
     tasks = []
-    if scorers.reward_model is not None:
-        hot_swap = make_hot_swap(settings, bus, scoring, scorers.reward_model)
+    if scoring.reward_model is not None:
+        hot_swap = make_hot_swap(settings, bus, scoring, scoring.reward_model)
         await hot_swap.activate_stable()
         tasks.append(asyncio.create_task(hot_swap.run(), name="hot swap"))
     server.add(

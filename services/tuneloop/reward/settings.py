@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tuneloop.reward.judge import CONSTITUTION, JudgeSettings
+from tuneloop.reward.judge_endpoint import EndpointSettings
 
 
 class RewardSettings(BaseSettings):
@@ -35,6 +38,25 @@ class RewardSettings(BaseSettings):
         default_factory=dict,
         description="share of each scorer in the reward, 1 where absent: a JSON object like "
         '{"reward_model": 0.5, "package.module:function": 2}',
+    )
+    normalize: bool = Field(
+        False,
+        description="whether scores are added up in standard deviations from each scorer's running "
+        "mean, rather than raw: true or false",
+    )
+    judge_url: str = Field(
+        "",
+        description="URL of an OpenAI-compatible endpoint, with its /v1, whose model judges "
+        "completions; empty: no judge",
+    )
+    judge_model: str = Field("", description="name of the judge's model at that endpoint")
+    judge_api_key: SecretStr | None = Field(None, description="key of that endpoint")
+    judge_constitution: Path | None = Field(
+        None, description="text file the judge judges by; unset: the one that comes with tuneloop"
+    )
+    judge_votes: int = Field(3, ge=1, le=64, description="votes averaged, 1 to 64")
+    judge_timeout_seconds: float = Field(
+        60.0, gt=0, description="longest wait for a reply of the judge, in seconds"
     )
     max_length: int = Field(
         512,
@@ -69,3 +91,19 @@ class RewardSettings(BaseSettings):
     drain_seconds: float = Field(
         3.0, ge=0, description="seconds that running calls get to end when the process stops"
     )
+
+    def judge(self) -> JudgeSettings | None:
+        """The judge, where one is named; raises `SettingsError`."""
+        if not self.judge_url:
+            return None
+        key = self.judge_api_key
+        return JudgeSettings(
+            endpoint=EndpointSettings(
+                url=self.judge_url,
+                model=self.judge_model,
+                api_key=key.get_secret_value() if key else "",
+                timeout_seconds=self.judge_timeout_seconds,
+            ),
+            constitution=self.judge_constitution or CONSTITUTION,
+            votes=self.judge_votes,
+        )

@@ -101,6 +101,7 @@ def make_plan(
         "REWARD_MODEL": str(reward_model),
         "SIGNING_KEY_FILE": str(data.private_key),
         "DATA_DIR": str(data.learner),
+        "GENERATION_ADDRESS": f"{LOCAL}:{chosen['generation']}",
     }
     config = nats.write_config(data.nats, port=chosen["nats"])
     background = THIRD_STAGE if (os.cpu_count() or 1) < STAGGER_BELOW_CORES else SECOND_STAGE

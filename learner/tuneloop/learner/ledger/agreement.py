@@ -1,9 +1,11 @@
-"""How well the reward model ranked answers before it learned their thumbs."""
+"""How far judgements can be trusted: raters' among each other, and the reward model's."""
 
 import json
-from itertools import product
+import math
+from collections.abc import Iterable, Sequence
+from itertools import groupby, pairwise, product
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.schema import samples, scores
@@ -12,6 +14,77 @@ WINDOW = 128
 """Latest thumbs that are looked at."""
 LEAST_OF_EACH = 8
 """Thumbs up, and thumbs down, below which the share says too little."""
+
+VERDICTS = 4096
+"""Latest thumbs and comparisons that agreement is judged by."""
+PRIOR = 20.0
+"""Agreeing pairs of verdicts that are taken for granted: the estimate starts at 0."""
+HIGHEST_FLIP_RATE = 0.4
+"""The robust loss divides by 1 − 2ε."""
+
+
+def flip_rate(connection: Connection) -> float:
+    """Probability ε that a verdict is the wrong way round, from verdicts on the same thing.
+
+    Two verdicts on one completion (thumbs), or on which of two is better (comparisons, rankings),
+    by two users or by one user twice, are two noisy readings of one truth. Each flipped with
+    probability ε, they differ with probability d = 2ε(1 − ε), hence ε = (1 − √(1 − 2d)) / 2. `d` is
+    drawn to 0 as if `PRIOR` pairs had agreed. Tastes that differ count as noise: there is one
+    policy for all.
+    """
+    latest = (
+        select(
+            samples.c.topic,
+            samples.c.user_hash,
+            samples.c.verdict,
+            samples.c.accepted_time,
+            samples.c.sample_id,
+        )
+        .where(
+            samples.c.kind.in_(("thumb", "pair")),
+            # Each thumb and each pair makes one sample of these.
+            samples.c.objective.in_(("kto", "dpo")),
+            samples.c.state != "refused",
+        )
+        .order_by(samples.c.accepted_time.desc())
+        .limit(VERDICTS)
+        .subquery()
+    )
+    rows = connection.execute(
+        select(latest).order_by(
+            latest.c.topic, latest.c.user_hash, latest.c.accepted_time, latest.c.sample_id
+        )
+    ).all()
+    pairs = differing = 0.0
+    for _, on_topic in groupby(rows, key=lambda row: row.topic):
+        by_user = [
+            [row.verdict for row in own]
+            for _, own in groupby(on_topic, key=lambda row: row.user_hash)
+        ]
+        for verdicts in by_user:
+            pairs += len(verdicts) - 1
+            differing += sum(a != b for a, b in pairwise(verdicts))
+        weight, share = _disagreement([verdicts[-1] for verdicts in by_user])
+        pairs += weight
+        differing += weight * share
+    return flip_rate_of(differing / (pairs + PRIOR))
+
+
+def flip_rate_of(disagreement: float) -> float:
+    """ε of the share `d` of pairs of verdicts that differ."""
+    if disagreement >= 0.5:
+        return HIGHEST_FLIP_RATE
+    return min(HIGHEST_FLIP_RATE, (1 - math.sqrt(1 - 2 * disagreement)) / 2)
+
+
+def _disagreement(verdicts: Sequence[str]) -> tuple[float, float]:
+    """How many independent pairs several users' verdicts are worth, and the share that differs."""
+    count = len(verdicts)
+    if count < 2:
+        return 0.0, 0.0
+    sizes: Iterable[int] = (verdicts.count(verdict) for verdict in set(verdicts))
+    same = sum(size * (size - 1) for size in sizes)
+    return count - 1, 1 - same / (count * (count - 1))
 
 
 def ranking_accuracy(database: Database) -> float | None:
@@ -27,7 +100,7 @@ def ranking_accuracy(database: Database) -> float | None:
         .subquery()
     )
     query = (
-        select(samples.c.up, scores.c.results)
+        select(samples.c.verdict, scores.c.results)
         .join(first, first.c.completion_id == samples.c.completion_id)
         .join(
             scores,
@@ -37,14 +110,15 @@ def ranking_accuracy(database: Database) -> float | None:
         .where(
             samples.c.objective == "reward_model",
             samples.c.state == "used",
-            samples.c.up.is_not(None),
+            samples.c.kind == "thumb",
         )
         .order_by(samples.c.accepted_time.desc())
         .limit(WINDOW)
     )
     with database.read() as connection:
         rows = [
-            (bool(up), reward_model_score(results)) for up, results in connection.execute(query)
+            (verdict == "up", reward_model_score(results))
+            for verdict, results in connection.execute(query)
         ]
     liked = [score for up, score in rows if up and score is not None]
     disliked = [score for up, score in rows if not up and score is not None]

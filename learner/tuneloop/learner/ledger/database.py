@@ -4,6 +4,7 @@ One process writes. SQLite runs with a write-ahead log and `synchronous=FULL`, s
 transaction committed survives `kill -9` and power loss alike.
 """
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,10 @@ from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect,
 from sqlalchemy.exc import DatabaseError
 
 from tuneloop.errors import CorruptData, SettingsError
+from tuneloop.learner.ledger.migration import upgrade
 from tuneloop.learner.ledger.schema import SCHEMA_VERSION, facts, metadata
+
+logger = logging.getLogger("tuneloop.learner.ledger")
 
 Row = dict[str, Any]
 
@@ -23,9 +27,9 @@ class Database:
     """An open ledger. Safe to use from several threads; writers take turns."""
 
     def __init__(self, url: str) -> None:
-        """Open `url`, make the tables in an empty database, and check the schema's version.
+        """Open `url`; make the tables in an empty database, bring an older ledger up to date.
 
-        Raises `CorruptData` when it is no database, `SettingsError` when its schema is another.
+        Raises `CorruptData` when it is no database, `SettingsError` when its schema is newer.
         """
         self.engine = create_engine(url)
         self._turn = threading.Lock()
@@ -47,14 +51,23 @@ class Database:
         known = set(inspect(self.engine).get_table_names())
         if known and "facts" not in known:
             raise CorruptData(f"{self.engine.url}: a database, but not a ledger")
-        metadata.create_all(self.engine)
+        if not known:
+            with self.write() as connection:
+                metadata.create_all(connection)
+                values = {"name": "schema_version", "value": str(SCHEMA_VERSION)}
+                connection.execute(facts.insert().values(values))
+            return
         found = self.fact("schema_version")
-        if found is None and "facts" not in known:
-            self.set_fact("schema_version", str(SCHEMA_VERSION))
-        elif found != str(SCHEMA_VERSION):
+        if found is None or not found.isdecimal() or not 0 < int(found) <= SCHEMA_VERSION:
             raise SettingsError(
                 f"{self.engine.url}: a ledger of schema version {found}, this learner reads "
-                f"version {SCHEMA_VERSION}; use another data directory or the matching release"
+                f"versions up to {SCHEMA_VERSION}; use another data directory or a newer release"
+            )
+        if int(found) < SCHEMA_VERSION:
+            with self.write() as connection:
+                upgrade(connection, int(found))
+            logger.info(
+                "the ledger was brought from schema version %s to %d", found, SCHEMA_VERSION
             )
 
     @contextmanager

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from sqlalchemy import delete, func, or_, select, tuple_
 
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.schema import feedback, rollouts, samples, scores, uses
+from tuneloop.learner.ledger.schema import (
+    feedback,
+    rankings,
+    reference_logprobs,
+    rollouts,
+    samples,
+    scores,
+    uses,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +35,9 @@ def forget_user(database: Database, user_hash: str) -> Forgotten:
         samples.c.rejected_id.in_(theirs),
     )
     spoken_of = select(samples.c.feedback_id).where(touching, samples.c.feedback_id.is_not(None))
+    ranking_them = select(rankings.c.feedback_id).where(rankings.c.completion_id.in_(theirs))
     judgements = or_(
+        feedback.c.feedback_id.in_(ranking_them),
         feedback.c.user_hash == user_hash,
         feedback.c.completion_id.in_(theirs),
         feedback.c.feedback_id.in_(spoken_of),
@@ -46,6 +56,9 @@ def forget_user(database: Database, user_hash: str) -> Forgotten:
         connection.execute(delete(uses).where(used))
         connection.execute(delete(samples).where(about_them))
         connection.execute(delete(scores).where(scores.c.completion_id.in_(theirs)))
+        connection.execute(delete(rankings).where(rankings.c.feedback_id.in_(feedback_ids)))
+        # A cache, kept by what it is of; nobody can tell whose a row is.
+        connection.execute(delete(reference_logprobs))
         feedback_removed = connection.execute(
             delete(feedback).where(feedback.c.feedback_id.in_(feedback_ids))
         ).rowcount

@@ -27,7 +27,7 @@ class LearnedFrom:
     """What a range of steps used."""
 
     samples: dict[str, int]
-    """How many by objective."""
+    """How many by objective, each once however often it was replayed."""
     oldest_feedback_time: datetime | None
     newest_feedback_time: datetime | None
 
@@ -63,7 +63,9 @@ def learned_from(database: Database, model: str, up_to_step: int) -> LearnedFrom
         uses.c.step <= up_to_step,
     )
     by_objective = (
-        select(uses.c.objective, func.count()).where(*unpublished).group_by(uses.c.objective)
+        select(uses.c.objective, func.count(uses.c.sample_id.distinct()))
+        .where(*unpublished)
+        .group_by(uses.c.objective)
     )
     times = (
         select(func.min(feedback.c.accepted_time), func.max(feedback.c.accepted_time))
@@ -83,14 +85,14 @@ def learned_from(database: Database, model: str, up_to_step: int) -> LearnedFrom
 
 
 def feedback_times(database: Database, model: str, version: int) -> list[float]:
-    """When each feedback a version learned from was accepted, in seconds since the epoch."""
+    """When each feedback a version learned from first was accepted, in seconds since the epoch."""
     query = (
         select(feedback.c.feedback_id, feedback.c.accepted_time)
         .distinct()
         .select_from(uses)
         .join(samples, same_sample)
         .join(feedback, feedback.c.feedback_id == samples.c.feedback_id)
-        .where(uses.c.model == model, uses.c.policy_version == version)
+        .where(uses.c.model == model, uses.c.policy_version == version, uses.c.epoch == 0)
     )
     with database.read() as connection:
         return [row.accepted_time for row in connection.execute(query)]

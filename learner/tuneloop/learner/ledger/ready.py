@@ -1,32 +1,30 @@
-"""Samples that can be trained on now: their event and every rollout it speaks of are recorded."""
+"""Samples that can be trained on now: their event and every rollout it speaks of are recorded.
 
-import json
+A rollout that was sampled to evaluate a version, and any answer to a prompt that is held out for
+that, is never part of one.
+"""
+
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, select, update
+from sqlalchemy import ColumnElement, and_, func, not_, select, update
 
+from tuneloop.learner.ledger.building import Builder, EditTokens, Sample, problem_of
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.rows import unpack_ids, unpack_logprobs
-from tuneloop.learner.ledger.schema import rollouts, samples, scores, uses
-from tuneloop.learner.samples import (
-    LabelledText,
-    PairSample,
-    PolicySample,
-    PreferredText,
-    RewardSample,
-    ScoredSample,
-    ThumbSample,
-    TokenSequence,
+from tuneloop.learner.ledger.schema import (
+    feedback,
+    held_out,
+    rankings,
+    rollouts,
+    samples,
+    uses,
 )
-from tuneloop.models.reward_text import prompt_as_text
-from tuneloop.rollouts import ChatMessage, FinishReason
-
-Sample = PolicySample | RewardSample
+from tuneloop.rollouts import RolloutSource
 
 chosen = rollouts.alias("chosen")
 rejected = rollouts.alias("rejected")
+ranked = rollouts.alias("ranked")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +57,9 @@ class Refusal:
 
 def readiness(database: Database, objective: str, exclude: Collection[str] = ()) -> Readiness:
     """Count the ready samples of an objective, without those in `exclude`."""
-    query = _ready(objective, func.count(), func.min(samples.c.recorded_time))
+    query = ready_samples(func.count(), func.min(samples.c.recorded_time)).where(
+        samples.c.objective == objective, samples.c.state == "open"
+    )
     if exclude:
         query = query.where(samples.c.sample_id.not_in(list(exclude)))
     with database.read() as connection:
@@ -69,15 +69,15 @@ def readiness(database: Database, objective: str, exclude: Collection[str] = ())
 
 def counts(database: Database, objective: str) -> SampleCounts:
     """Ready, waiting and used samples of an objective."""
-    ready = readiness(database, objective).count
-    all_open = select(func.count()).where(
-        samples.c.objective == objective, samples.c.state == "open"
-    )
-    all_used = select(func.count()).where(uses.c.objective == objective)
+    is_open = and_(samples.c.objective == objective, samples.c.state == "open")
+    waiting = with_rollouts(func.count()).where(is_open, not_(ALL_RECORDED))
+    used = select(func.count()).where(uses.c.objective == objective, uses.c.epoch == 0)
     with database.read() as connection:
-        waiting = connection.execute(all_open).scalar_one() - ready
-        used = connection.execute(all_used).scalar_one()
-    return SampleCounts(ready=ready, waiting=waiting, used=used)
+        return SampleCounts(
+            ready=connection.execute(ready_samples(func.count()).where(is_open)).scalar_one(),
+            waiting=connection.execute(waiting).scalar_one(),
+            used=connection.execute(used).scalar_one(),
+        )
 
 
 def take(
@@ -86,29 +86,31 @@ def take(
     limit: int,
     *,
     exclude: Collection[str] = (),
+    edit_tokens: EditTokens | None = None,
 ) -> tuple[list[Sample], list[Refusal]]:
     """The oldest ready samples of an objective, at most `limit`, without those in `exclude`.
 
     Taking changes nothing: a sample is used when the step that used it is committed. The second
     list names ready samples that cannot be trained on.
     """
-    columns = [*samples.c, *(c.label(f"chosen_{c.name}") for c in chosen.c)]
-    columns += [c.label(f"rejected_{c.name}") for c in rejected.c if c.name != "completion_id"]
-    query = _ready(objective, *columns)
+    query = ready_samples(*COLUMNS).where(
+        samples.c.objective == objective, samples.c.state == "open"
+    )
     query = query.order_by(samples.c.accepted_time, samples.c.sample_id)
     if exclude:
         query = query.where(samples.c.sample_id.not_in(list(exclude)))
     taken: list[Sample] = []
     refusals: list[Refusal] = []
     with database.read() as connection:
-        for row in connection.execute(query.limit(limit)):
-            problem = _problem(row)
-            if problem is not None:
+        builder = Builder(connection, edit_tokens)
+        for row in connection.execute(query.limit(limit)).all():
+            problem = problem_of(row)
+            if problem is None:
+                taken.append(builder.build(row))
+            else:
                 refusals.append(
                     Refusal(sample_id=row.sample_id, objective=objective, reason=problem)
                 )
-            else:
-                taken.append(_build(connection, row))
     return taken, refusals
 
 
@@ -127,13 +129,46 @@ def refuse(database: Database, refusals: Sequence[Refusal]) -> None:
             )
 
 
-def mark_stale(database: Database, oldest_allowed: int, exclude: Collection[str] = ()) -> int:
-    """Take out PPO samples with tokens of versions below `oldest_allowed`; how many there were."""
+def unreported(database: Database, limit: int) -> list[Refusal]:
+    """Refused samples of which no dead letter was sent yet, oldest first."""
+    query = (
+        select(samples.c.sample_id, samples.c.objective, samples.c.note)
+        .where(samples.c.state == "refused", samples.c.reported.is_(False))
+        .order_by(samples.c.accepted_time, samples.c.sample_id)
+        .limit(limit)
+    )
+    with database.read() as connection:
+        return [
+            Refusal(sample_id=row.sample_id, objective=row.objective, reason=row.note or "")
+            for row in connection.execute(query)
+        ]
+
+
+def mark_reported(database: Database, refusal: Refusal) -> None:
+    """A dead letter was sent of a refused sample."""
+    with database.write() as connection:
+        connection.execute(
+            update(samples)
+            .where(
+                samples.c.sample_id == refusal.sample_id,
+                samples.c.objective == refusal.objective,
+            )
+            .values(reported=True)
+        )
+
+
+def mark_stale(
+    database: Database, objective: str, oldest_allowed: int, exclude: Collection[str] = ()
+) -> int:
+    """Take out scored samples with tokens of versions below `oldest_allowed`; how many there were.
+
+    For the objectives that learn from a policy's own samples: `ppo` and `grpo`.
+    """
     old = (
         select(samples.c.sample_id)
         .join(rollouts, rollouts.c.completion_id == samples.c.completion_id)
         .where(
-            samples.c.objective == "ppo",
+            samples.c.objective == objective,
             samples.c.state == "open",
             rollouts.c.oldest_version < oldest_allowed,
         )
@@ -145,97 +180,47 @@ def mark_stale(database: Database, oldest_allowed: int, exclude: Collection[str]
             for sample_id in stale:
                 connection.execute(
                     update(samples)
-                    .where(samples.c.sample_id == sample_id, samples.c.objective == "ppo")
+                    .where(samples.c.sample_id == sample_id, samples.c.objective == objective)
                     .values(state="stale")
                 )
     return len(stale)
 
 
-def _ready(objective: str, *columns: ColumnElement[Any]) -> Any:
-    """Select from the open samples of an objective whose rollouts are all there."""
+ALL_RECORDED = and_(
+    chosen.c.completion_id.is_not(None),
+    samples.c.rejected_id.is_(None) | rejected.c.completion_id.is_not(None),
+    (samples.c.kind != "ranking")
+    | not_(
+        select(rankings.c.position)
+        .outerjoin(ranked, ranked.c.completion_id == rankings.c.completion_id)
+        .where(rankings.c.feedback_id == samples.c.feedback_id, ranked.c.completion_id.is_(None))
+        .exists()
+    ),
+)
+FOR_LEARNING = and_(
+    chosen.c.source != RolloutSource.EVAL.value,
+    chosen.c.prompt_sha256.not_in(select(held_out.c.prompt_sha256)),
+)
+COLUMNS: list[ColumnElement[Any]] = [
+    *samples.c,
+    *(column.label(f"chosen_{column.name}") for column in chosen.c),
+    *(column.label(f"rejected_{column.name}") for column in rejected.c),
+    feedback.c.payload,
+]
+"""What `Builder` reads."""
+
+
+def with_rollouts(*columns: ColumnElement[Any]) -> Any:
+    """Select from samples, with the rollouts and the feedback they speak of where there are any."""
     return (
         select(*columns)
         .select_from(samples)
-        .join(chosen, chosen.c.completion_id == samples.c.completion_id)
+        .outerjoin(chosen, chosen.c.completion_id == samples.c.completion_id)
         .outerjoin(rejected, rejected.c.completion_id == samples.c.rejected_id)
-        .where(
-            samples.c.objective == objective,
-            samples.c.state == "open",
-            samples.c.rejected_id.is_(None) | rejected.c.completion_id.is_not(None),
-        )
+        .outerjoin(feedback, feedback.c.feedback_id == samples.c.feedback_id)
     )
 
 
-def _problem(row: Any) -> str | None:
-    """Why a ready sample cannot be trained on, or None."""
-    if row.rejected_id is not None:
-        if row.rejected_id == row.completion_id:
-            return "a completion compared with itself"
-        if row.chosen_prompt_tokens != row.rejected_prompt_tokens:
-            return "the completions answer different prompts"
-    if row.objective == "ppo" and row.chosen_temperature == 0:
-        return "sampled greedily: no importance ratio is defined"
-    return None
-
-
-def _build(connection: Connection, row: Any) -> Sample:
-    match row.objective:
-        case "kto":
-            return ThumbSample(
-                sample_id=row.sample_id, sequence=_sequence(row, "chosen"), desirable=row.up
-            )
-        case "dpo":
-            return PairSample(
-                sample_id=row.sample_id,
-                chosen=_sequence(row, "chosen"),
-                rejected=_sequence(row, "rejected"),
-            )
-        case "ppo":
-            return ScoredSample(
-                sample_id=row.sample_id,
-                sequence=_sequence(row, "chosen"),
-                reward=_reward(connection, row.completion_id),
-                policy_version=row.chosen_oldest_version,
-                stopped=row.chosen_finish_reason == FinishReason.STOP,
-            )
-    if row.rejected_id is None:
-        return LabelledText(
-            sample_id=row.sample_id,
-            prompt=_prompt(row),
-            completion=row.chosen_completion_text,
-            desirable=row.up,
-        )
-    return PreferredText(
-        sample_id=row.sample_id,
-        prompt=_prompt(row),
-        chosen=row.chosen_completion_text,
-        rejected=row.rejected_completion_text,
-    )
-
-
-def _sequence(row: Any, which: str) -> TokenSequence:
-    columns = row._mapping
-    return TokenSequence(
-        prompt_token_ids=unpack_ids(columns[f"{which}_prompt_tokens"]),
-        completion_token_ids=unpack_ids(columns[f"{which}_completion_tokens"]),
-        generation_logprobs=unpack_logprobs(columns[f"{which}_generation_logprobs"]),
-        # At temperature 0 no scale is defined; preferences are compared at the model's own.
-        temperature=columns[f"{which}_temperature"] or 1.0,
-    )
-
-
-def _prompt(row: Any) -> str:
-    turns = json.loads(row.chosen_messages)
-    messages = [ChatMessage(role=role, content=content) for role, content in turns]
-    return prompt_as_text(messages, row.chosen_prompt_text)
-
-
-def _reward(connection: Connection, completion_id: str) -> float:
-    """The reward by the newest reward model among the scores that count most."""
-    query = (
-        select(scores.c.reward)
-        .where(scores.c.completion_id == completion_id, scores.c.reward.is_not(None))
-        .order_by(scores.c.informative.desc(), scores.c.reward_model_version.desc())
-        .limit(1)
-    )
-    return float(connection.execute(query).scalar_one())
+def ready_samples(*columns: ColumnElement[Any]) -> Any:
+    """Select from the samples whose rollouts are all there and may be learned from."""
+    return with_rollouts(*columns).where(ALL_RECORDED, FOR_LEARNING)

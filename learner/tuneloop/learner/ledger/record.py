@@ -1,19 +1,24 @@
 """Events into the ledger: each in one transaction with the samples it makes, each only once."""
 
-import json
 from collections.abc import Iterable, Sequence
 
 from sqlalchemy import Connection, select, update
 
 from tuneloop.feedback import Feedback
 from tuneloop.learner.ledger.database import Database, Row, insert_new
+from tuneloop.learner.ledger.routing import ranked_completions, samples_of
 from tuneloop.learner.ledger.rows import feedback_row, rollout_row, score_row
-from tuneloop.learner.ledger.schema import feedback, rollouts, samples, scores, versions
-from tuneloop.learner.ledger.votes import THUMB_OBJECTIVES, settle_siblings, settle_votes
+from tuneloop.learner.ledger.schema import (
+    feedback,
+    rankings,
+    rollouts,
+    samples,
+    scores,
+    versions,
+)
+from tuneloop.learner.ledger.votes import settle_siblings, settle_votes
 from tuneloop.policies import Activation
 from tuneloop.rollouts import Rollout, ScoredRollout
-
-PAIR_OBJECTIVES = ("dpo", "reward_model")
 
 
 def record_rollouts(database: Database, events: Sequence[Rollout], now: float) -> int:
@@ -27,21 +32,30 @@ def record_rollouts(database: Database, events: Sequence[Rollout], now: float) -
 
 
 def record_feedback(
-    database: Database, events: Sequence[tuple[Feedback, int]], now: float
+    database: Database,
+    events: Sequence[tuple[Feedback, int]],
+    now: float,
+    *,
+    ratings_reward: bool = False,
 ) -> list[Feedback]:
     """Keep feedback, given with its sequence in the stream; the ones that were new.
 
-    Thumbs and comparisons make samples at once; those wait for their rollouts by not being ready.
+    It makes its samples at once; those wait for their rollouts by not being ready. With
+    `ratings_reward` a rating is also a reward, for GRPO.
     """
     with database.write() as connection:
         rows = [feedback_row(event, sequence) for event, sequence in events]
         new = insert_new(connection, feedback, rows, ("feedback_id",))
-        made = [sample for row in new for sample in _samples_of(row, now)]
+        ranked = [completion for row in new for completion in ranked_completions(row)]
+        insert_new(connection, rankings, ranked, ("feedback_id", "position"))
+        made = [
+            sample for row in new for sample in samples_of(row, now, ratings_reward=ratings_reward)
+        ]
         insert_new(connection, samples, made, ("sample_id", "objective"))
-        thumbs = [row for row in new if row["kind"] == "thumb"]
-        for completion_id, user in sorted({(r["completion_id"], r["user_hash"]) for r in thumbs}):
-            settle_votes(connection, completion_id, user)
-        for group_id in _groups(connection, {row["completion_id"] for row in thumbs}):
+        for spoken in sorted({(s["objective"], s["topic"], s["user_hash"]) for s in made}):
+            settle_votes(connection, *spoken)
+        thumbs = {row["completion_id"] for row in new if row["kind"] == "thumb"}
+        for group_id in _groups(connection, thumbs):
             settle_siblings(connection, group_id, now)
     fresh = {row["feedback_id"] for row in new}
     first = {event.feedback_id: event for event, _ in reversed(events)}
@@ -49,31 +63,63 @@ def record_feedback(
 
 
 def record_scores(
-    database: Database, events: Sequence[ScoredRollout], now: float, *, all_count: bool = False
+    database: Database,
+    events: Sequence[ScoredRollout],
+    now: float,
+    *,
+    objective: str = "ppo",
+    all_count: bool = False,
 ) -> int:
     """Keep scores; how many were new.
 
-    An informative score makes a PPO sample; with `all_count` every score with a reward does.
+    An informative score makes a sample of `objective`; with `all_count` every one with a reward
+    does.
     """
     with database.write() as connection:
         rows = [score_row(event) for event in events]
         key = ("completion_id", "reward_model_version")
         new = insert_new(connection, scores, rows, key)
         made = [
-            {
-                "sample_id": row["completion_id"],
-                "objective": "ppo",
-                "state": "open",
-                "completion_id": row["completion_id"],
-                "user_hash": "",
-                "accepted_time": row["scored_time"],
-                "recorded_time": now,
-            }
+            _scored_sample(row, objective, now)
             for row in new
             if row["reward"] is not None and (row["informative"] or all_count)
         ]
-        insert_new(connection, samples, made, ("sample_id", "objective"))
+        ids = {sample["sample_id"] for sample in made}
+        known = select(samples.c.sample_id).where(
+            samples.c.sample_id.in_(ids), samples.c.kind == "score"
+        )
+        # Under the other objective, perhaps: a rollout is learned from once.
+        known_ids = set(connection.execute(known).scalars())
+        fresh = [sample for sample in made if sample["sample_id"] not in known_ids]
+        insert_new(connection, samples, fresh, ("sample_id", "objective"))
     return len(new)
+
+
+def adopt_scores(database: Database, objective: str) -> int:
+    """Give scored rollouts that wait for another objective to this one; how many."""
+    with database.write() as connection:
+        return connection.execute(
+            update(samples)
+            .where(
+                samples.c.kind == "score",
+                samples.c.state == "open",
+                samples.c.objective != objective,
+            )
+            .values(objective=objective)
+        ).rowcount
+
+
+def _scored_sample(row: Row, objective: str, now: float) -> Row:
+    return {
+        "sample_id": row["completion_id"],
+        "objective": objective,
+        "kind": "score",
+        "state": "open",
+        "completion_id": row["completion_id"],
+        "user_hash": "",
+        "accepted_time": row["scored_time"],
+        "recorded_time": now,
+    }
 
 
 def record_activation(database: Database, model: str, activation: Activation) -> bool:
@@ -94,38 +140,3 @@ def record_activation(database: Database, model: str, activation: Activation) ->
 def _groups(connection: Connection, completion_ids: Iterable[str]) -> list[str]:
     query = select(rollouts.c.group_id).where(rollouts.c.completion_id.in_(list(completion_ids)))
     return sorted(set(connection.execute(query).scalars()))
-
-
-def _samples_of(row: Row, now: float) -> list[Row]:
-    """The sample rows a feedback row makes; none for the kinds no objective consumes yet."""
-    common = {
-        "state": "open",
-        "note": None,
-        "user_hash": row["user_hash"],
-        "feedback_id": row["feedback_id"],
-        "accepted_time": row["accepted_time"],
-        "recorded_time": now,
-    }
-    if row["kind"] == "thumb":
-        thumb = {"completion_id": row["completion_id"], "rejected_id": None, "up": row["up"]}
-        return [
-            common | thumb | {"sample_id": row["feedback_id"], "objective": objective}
-            for objective in THUMB_OBJECTIVES
-        ]
-    if row["kind"] == "comparison":
-        judgement = json.loads(row["payload"])
-        return [
-            common
-            | {
-                "sample_id": row["feedback_id"]
-                if number == 0
-                else f"{row['feedback_id']}.{number}",
-                "objective": objective,
-                "completion_id": judgement["chosen"],
-                "rejected_id": rejected,
-                "up": None,
-            }
-            for number, rejected in enumerate(judgement["rejected"])
-            for objective in PAIR_OBJECTIVES
-        ]
-    return []

@@ -1,6 +1,7 @@
 """Domain values as ledger rows and back. The only place that knows how a column is encoded."""
 
 import dataclasses
+import hashlib
 import json
 import struct
 from collections.abc import Sequence
@@ -30,6 +31,11 @@ def pack_logprobs(values: Sequence[float]) -> bytes:
 def unpack_logprobs(blob: bytes) -> tuple[float, ...]:
     """Log-probs of `pack_logprobs`."""
     return struct.unpack(f"<{len(blob) // 4}f", blob)
+
+
+def prompt_sha256(prompt_token_ids: Sequence[int]) -> str:
+    """By which a prompt is known, whoever sends it."""
+    return hashlib.sha256(pack_ids(prompt_token_ids)).hexdigest()
 
 
 def compact(value: Any) -> str:
@@ -66,6 +72,10 @@ def rollout_row(rollout: Rollout) -> Row:
         "temperature": rollout.sampling.temperature,
         "sampling": compact(sampling),
         "finished_time": rollout.finished_time.timestamp(),
+        "source": rollout.source.value,
+        "columns": compact(dict(rollout.columns)),
+        "group_size": rollout.sampling.n,
+        "prompt_sha256": prompt_sha256(rollout.prompt_token_ids),
     }
 
 

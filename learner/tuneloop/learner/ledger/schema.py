@@ -17,10 +17,13 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
+    true,
 )
 
-SCHEMA_VERSION = 1
-"""Raised with every change below; a ledger of another version is refused."""
+SCHEMA_VERSION = 2
+"""Raised with every change below, together with a step in `migration` that brings an older ledger
+up to it; a newer one is refused."""
 
 metadata = MetaData()
 
@@ -53,7 +56,12 @@ rollouts = Table(
     Column("temperature", Float, nullable=False),
     Column("sampling", Text, nullable=False, comment="JSON"),
     Column("finished_time", Float, nullable=False),
+    Column("source", String, nullable=False, server_default="user", comment="user, prompts, eval"),
+    Column("columns", Text, nullable=False, server_default="{}", comment="JSON, of the prompt"),
+    Column("group_size", Integer, nullable=False, server_default="1", comment="Siblings asked for"),
+    Column("prompt_sha256", String, nullable=False, server_default="", comment="Of prompt_tokens"),
     Index("rollouts_group", "group_id"),
+    Index("rollouts_source", "source", "policy_version"),
 )
 
 feedback = Table(
@@ -71,6 +79,7 @@ feedback = Table(
     Column("accepted_time", Float, nullable=False),
     Column("sequence", Integer, nullable=False, comment="In the feedback stream"),
     Index("feedback_votes", "completion_id", "user_hash", "kind"),
+    Index("feedback_kind", "kind", "accepted_time"),
 )
 
 scores = Table(
@@ -82,6 +91,31 @@ scores = Table(
     Column("informative", Boolean, nullable=False),
     Column("results", Text, nullable=False, comment="JSON: scorer, score, weight, informative"),
     Column("scored_time", Float, nullable=False),
+    Index("scores_time", "scored_time"),
+)
+
+rankings = Table(
+    "rankings",
+    metadata,
+    Column("feedback_id", String, primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False, comment="0 is the best"),
+    Column("completion_id", String, nullable=False, index=True),
+    comment="The completions a ranking speaks of: it can be learned from once all are recorded.",
+)
+
+held_out = Table(
+    "held_out",
+    metadata,
+    Column("prompt_sha256", String, primary_key=True),
+    comment="Prompts that are only evaluated on, whoever sends them.",
+)
+
+reference_logprobs = Table(
+    "reference_logprobs",
+    metadata,
+    Column("sequence", String, primary_key=True, comment="Hash of its tokens and temperature"),
+    Column("logprobs", LargeBinary, nullable=False, comment="float32, little-endian"),
+    comment="What the reference policy gives each completion token; good for one base model.",
 )
 
 samples = Table(
@@ -89,16 +123,22 @@ samples = Table(
     metadata,
     Column("sample_id", String, primary_key=True),
     Column("objective", String, primary_key=True),
+    Column("kind", String, nullable=False, comment="How it is built: see `routing`"),
     Column("state", String, nullable=False, comment="open, used, superseded, stale, refused"),
     Column("note", Text, nullable=True, comment="Why it was refused"),
     Column("completion_id", String, nullable=False, comment="The chosen one of a pair"),
     Column("rejected_id", String, nullable=True, comment="The other one of a pair"),
-    Column("up", Boolean, nullable=True, comment="The verdict of a thumb"),
+    Column("weight", Float, nullable=False, server_default="1"),
+    Column("topic", String, nullable=False, server_default="", comment="What a verdict is about"),
+    Column("verdict", String, nullable=False, server_default="", comment="What it says of that"),
+    Column("current", Boolean, nullable=False, server_default=true(), comment="The last word"),
+    Column("reported", Boolean, nullable=False, server_default=false(), comment="Dead letter sent"),
     Column("user_hash", String, nullable=False),
     Column("feedback_id", String, nullable=True, comment="Absent for scored rollouts"),
     Column("accepted_time", Float, nullable=False, comment="When its event was accepted"),
     Column("recorded_time", Float, nullable=False, comment="When the ledger learned of it"),
     Index("samples_open", "objective", "state", "accepted_time"),
+    Index("samples_topic", "topic", "objective", "user_hash"),
     Index("samples_completion", "completion_id", "objective", "user_hash"),
     Index("samples_rejected", "rejected_id"),
     Index("samples_feedback", "feedback_id"),
@@ -121,7 +161,7 @@ uses = Table(
     metadata,
     Column("sample_id", String, nullable=False),
     Column("objective", String, nullable=False),
-    Column("epoch", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False, comment="0 is the first use, later ones are replays"),
     Column("model", String, nullable=False),
     Column("step", Integer, nullable=False),
     Column("policy_version", Integer, nullable=True, comment="Absent until published"),

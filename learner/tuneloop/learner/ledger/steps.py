@@ -2,20 +2,19 @@
 
 A step is committed after its checkpoint is on disk, in one transaction with its uses. What is not
 committed did not happen: after a crash its samples are open and its checkpoint is unknown here.
+
+Epoch 0 is a sample's first use, of which there is exactly one; replays count as later epochs.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, delete, func, select, update
 
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.schema import rollouts, samples, steps, uses, versions
 from tuneloop.learner.ledger.votes import settle_siblings, settle_votes
-
-EPOCH = 0
-"""Every sample is used in one epoch only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +26,8 @@ class Step:
     """Sample ids by objective."""
     skipped: bool
     metrics: Mapping[str, float]
+    replayed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Ids by objective of samples that were used before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,26 +65,38 @@ def _use(connection: Connection, model: str, step: Step) -> int:
     count = 0
     for objective, sample_ids in step.samples.items():
         for sample_id in sample_ids:
-            this = (samples.c.sample_id == sample_id, samples.c.objective == objective)
             row = connection.execute(
-                update(samples).where(*this).values(state="used").returning(*samples.c)
+                update(samples)
+                .where(samples.c.sample_id == sample_id, samples.c.objective == objective)
+                .values(state="used")
+                .returning(samples.c.topic, samples.c.user_hash)
             ).one_or_none()
             if row is None:
                 continue
-            connection.execute(
-                uses.insert().values(
-                    sample_id=sample_id,
-                    objective=objective,
-                    epoch=EPOCH,
-                    model=model,
-                    step=step.step,
-                )
-            )
-            if row.up is not None:
-                # A newer thumb may have come while the step ran.
-                settle_votes(connection, row.completion_id, row.user_hash)
+            _note_use(connection, model, step.step, objective, sample_id, epoch=0)
+            if row.topic:
+                # A newer verdict may have come while the step ran.
+                settle_votes(connection, objective, row.topic, row.user_hash)
+            count += 1
+    for objective, sample_ids in step.replayed.items():
+        for sample_id in sample_ids:
+            same = (uses.c.sample_id == sample_id) & (uses.c.objective == objective)
+            newest = connection.execute(select(func.max(uses.c.epoch)).where(same)).scalar_one()
+            if newest is None:  # forgotten meanwhile
+                continue
+            _note_use(connection, model, step.step, objective, sample_id, epoch=newest + 1)
             count += 1
     return count
+
+
+def _note_use(
+    connection: Connection, model: str, step: int, objective: str, sample_id: str, *, epoch: int
+) -> None:
+    connection.execute(
+        uses.insert().values(
+            sample_id=sample_id, objective=objective, epoch=epoch, model=model, step=step
+        )
+    )
 
 
 def checkpoints(database: Database, model: str) -> list[tuple[int, str]]:
@@ -121,7 +134,7 @@ def unpublished_steps(database: Database, model: str, after: int) -> int:
 
 def used_samples(database: Database, objective: str) -> int:
     """Samples that committed steps of an objective used."""
-    query = select(func.count()).where(uses.c.objective == objective)
+    query = select(func.count()).where(uses.c.objective == objective, uses.c.epoch == 0)
     with database.read() as connection:
         return int(connection.execute(query).scalar_one())
 
@@ -135,7 +148,7 @@ def roll_back(database: Database, model: str, step: int, now: float) -> int:
         undone = connection.execute(
             delete(uses)
             .where(uses.c.model == model, uses.c.step > step)
-            .returning(uses.c.sample_id, uses.c.objective)
+            .returning(uses.c.sample_id, uses.c.objective, uses.c.epoch)
         ).all()
         connection.execute(delete(steps).where(steps.c.model == model, steps.c.step > step))
         connection.execute(
@@ -143,8 +156,9 @@ def roll_back(database: Database, model: str, step: int, now: float) -> int:
             .where(versions.c.model == model, versions.c.last_step > step)
             .values(abandoned=True)
         )
-        for sample_id, objective in undone:
-            _reopen(connection, sample_id, objective, now)
+        for sample_id, objective, epoch in undone:
+            if epoch == 0:
+                _reopen(connection, sample_id, objective, now)
     return len(undone)
 
 
@@ -155,8 +169,8 @@ def _reopen(connection: Connection, sample_id: str, objective: str, now: float) 
         .values(state="open")
         .returning(*samples.c)
     ).one()
-    if row.up is not None:
-        settle_votes(connection, row.completion_id, row.user_hash)
-    if row.objective == "dpo" and row.feedback_id is None:
+    if row.topic:
+        settle_votes(connection, objective, row.topic, row.user_hash)
+    if row.kind == "siblings":
         query = select(rollouts.c.group_id).where(rollouts.c.completion_id == row.completion_id)
         settle_siblings(connection, connection.execute(query).scalar_one(), now)

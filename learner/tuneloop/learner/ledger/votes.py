@@ -1,10 +1,13 @@
-"""Which thumbs and which pairs of siblings count: a function of what is recorded and what is used.
+"""Which verdicts and which pairs of siblings count: a function of what is recorded and is used.
 
-Rules, for the thumbs of one user on one completion, in the order they were accepted:
+Rules, for the verdicts of one user on one topic (a thumb, a rating or an edit of one completion,
+which of two completions is better, the order of several), in the order they were accepted:
 
-* A used thumb stays used.
-* The last thumb counts, unless the newest used one says the same: saying it again changes nothing.
-* Every other unused thumb is superseded.
+* A used verdict stays used.
+* The last verdict counts, unless the newest used one says the same: saying it again changes
+  nothing.
+* Every other unused verdict is superseded.
+* `current` are the last verdict and the used ones that say the same: what may be replayed.
 
 Two completions of one request with opposite thumbs of one user also make a pair, as long as both
 thumbs are the user's last word on them. Since the rules read the recorded state and not the order
@@ -13,48 +16,52 @@ in which it came, any interleaving and any repetition of events ends in the same
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, Select, select, update
 
 from tuneloop.learner.ledger.database import Row, insert_new
 from tuneloop.learner.ledger.schema import feedback, rollouts, samples
 
-THUMB_OBJECTIVES = ("kto", "reward_model")
+COUNTED = ("open", "used", "superseded")
+"""States that take part; what was refused, or is stale, has no say."""
 
 
-def settle_votes(connection: Connection, completion_id: str, user_hash: str) -> None:
-    """Apply the rules to the thumbs of one user on one completion."""
-    for objective in THUMB_OBJECTIVES:
-        query = (
-            select(samples.c.sample_id, samples.c.state, samples.c.up)
-            .where(
-                samples.c.completion_id == completion_id,
-                samples.c.rejected_id.is_(None),
-                samples.c.user_hash == user_hash,
-                samples.c.objective == objective,
-                samples.c.state != "refused",
-            )
-            .order_by(samples.c.accepted_time, samples.c.sample_id)
+def settle_votes(connection: Connection, objective: str, topic: str, user_hash: str) -> None:
+    """Apply the rules to the verdicts of one user on one topic."""
+    query = (
+        select(samples.c.sample_id, samples.c.state, samples.c.verdict, samples.c.current)
+        .where(
+            samples.c.topic == topic,
+            samples.c.objective == objective,
+            samples.c.user_hash == user_hash,
+            samples.c.state.in_(COUNTED),
         )
-        votes = [row._asdict() for row in connection.execute(query)]
-        states = {vote["sample_id"]: vote["state"] for vote in votes}
-        for sample_id, state in _verdicts(votes).items():
-            if states[sample_id] == state:
-                continue
-            connection.execute(
-                update(samples)
-                .where(samples.c.sample_id == sample_id, samples.c.objective == objective)
-                .values(state=state)
-            )
+        .order_by(samples.c.accepted_time, samples.c.sample_id)
+    )
+    votes = [row._asdict() for row in connection.execute(query)]
+    for vote, state in zip(votes, _states(votes), strict=True):
+        current = vote["verdict"] == votes[-1]["verdict"] and state != "superseded"
+        _set(connection, vote, objective, state=state, current=current)
 
 
-def _verdicts(votes: Sequence[Row]) -> dict[str, str]:
-    """The state each unused vote should have; `votes` in the order they were accepted."""
-    used = [vote for vote in votes if vote["state"] == "used"]
-    states = {vote["sample_id"]: "superseded" for vote in votes if vote["state"] != "used"}
-    if votes and votes[-1]["state"] != "used" and not (used and used[-1]["up"] == votes[-1]["up"]):
-        states[votes[-1]["sample_id"]] = "open"
+def _states(votes: Sequence[Row]) -> list[str]:
+    """The state each vote should have; `votes` in the order they were accepted."""
+    states = ["used" if vote["state"] == "used" else "superseded" for vote in votes]
+    said = [vote["verdict"] for vote in votes if vote["state"] == "used"]
+    if states and states[-1] != "used" and said[-1:] != [votes[-1]["verdict"]]:
+        states[-1] = "open"
     return states
+
+
+def _set(connection: Connection, found: Row, objective: str, **values: Any) -> None:
+    if all(found[name] == value for name, value in values.items()):
+        return
+    connection.execute(
+        update(samples)
+        .where(samples.c.sample_id == found["sample_id"], samples.c.objective == objective)
+        .values(values)
+    )
 
 
 def settle_siblings(connection: Connection, group_id: str, now: float) -> None:
@@ -70,21 +77,28 @@ def settle_siblings(connection: Connection, group_id: str, now: float) -> None:
     if len(siblings) < 2:
         return
     wanted = _opposites(connection, siblings, now)
-    ids = list(siblings)
-    known = select(samples.c.sample_id, samples.c.state).where(
-        samples.c.objective == "dpo",
-        samples.c.feedback_id.is_(None),
-        samples.c.completion_id.in_(ids),
-    )
-    for row in connection.execute(known).all():
-        state = "open" if row.sample_id in wanted else "superseded"
-        if row.state in ("open", "superseded") and row.state != state:
-            connection.execute(
-                update(samples)
-                .where(samples.c.sample_id == row.sample_id, samples.c.objective == "dpo")
-                .values(state=state)
-            )
+    for row in connection.execute(_known_pairs(list(siblings))).all():
+        pair, known = wanted.get(row.sample_id), row._asdict()
+        if pair is None:
+            state = "used" if row.state == "used" else "superseded"
+            _set(connection, known, "dpo", state=state, current=False)
+        elif row.state == "used":
+            _set(connection, known, "dpo", current=True)
+        else:
+            # It is as old as the later of the two thumbs, whichever was recorded first.
+            accepted_time = pair["accepted_time"]
+            _set(connection, known, "dpo", state="open", current=True, accepted_time=accepted_time)
     insert_new(connection, samples, list(wanted.values()), ("sample_id", "objective"))
+
+
+def _known_pairs(completion_ids: list[str]) -> Select[Any]:
+    columns = (samples.c.sample_id, samples.c.state, samples.c.current, samples.c.accepted_time)
+    return select(*columns).where(
+        samples.c.objective == "dpo",
+        samples.c.kind == "siblings",
+        samples.c.completion_id.in_(completion_ids),
+        samples.c.state.in_(COUNTED),
+    )
 
 
 def _opposites(connection: Connection, siblings: dict[str, bytes], now: float) -> dict[str, Row]:
@@ -106,9 +120,13 @@ def _opposites(connection: Connection, siblings: dict[str, bytes], now: float) -
             pairs[sample_id] = {
                 "sample_id": sample_id,
                 "objective": "dpo",
+                "kind": "siblings",
                 "state": "open",
                 "completion_id": chosen.completion_id,
                 "rejected_id": rejected.completion_id,
+                "weight": 1.0,
+                "topic": "",
+                "verdict": chosen.completion_id,
                 "user_hash": chosen.user_hash,
                 "accepted_time": max(chosen.accepted_time, rejected.accepted_time),
                 "recorded_time": now,

@@ -17,10 +17,8 @@ import math
 import torch
 from torch import Tensor
 
+from tuneloop.learner.losses.kl import LOG_RATIO_LIMIT
 from tuneloop.learner.losses.means import Mean, mean_over
-
-LOG_RATIO_LIMIT = 20.0
-"""Log-ratios are clamped to ± this before `exp`: e²⁰ is far past every clip, and finite."""
 
 
 def importance_weights(
@@ -53,7 +51,8 @@ def ppo_policy_loss(
     weights: Tensor,
     loss_mask: Tensor,
     clip: float,
-    dual_clip: float,
+    clip_high: float | None = None,
+    dual_clip: float | None,
     total_tokens: int,
 ) -> tuple[Tensor, dict[str, Mean]]:
     """Return the clipped policy loss of a micro-batch and its metrics.
@@ -65,18 +64,21 @@ def ppo_policy_loss(
         weights: (B, C) importance weight times sample weight.
         loss_mask: (B, C) bool, true on completion tokens.
         clip: ε; the ratio may gain from moving to 1 ± ε and no further.
-        dual_clip: c > 1; with a negative advantage A the loss is at most −c·A.
+        clip_high: another ε above 1, if given.
+        dual_clip: c > 1; with a negative advantage A the loss is at most −c·A. None is no bound.
         total_tokens: completion tokens in the whole batch, which the loss is divided by.
 
     """
     log_ratio = (policy_logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
-    pessimistic = torch.maximum(unclipped, clipped)
-    bounded = torch.minimum(pessimistic, -advantages * dual_clip)
-    losses = torch.where(advantages < 0, bounded, pessimistic) * weights
-    loss = torch.where(loss_mask, losses, 0.0).sum() / total_tokens
+    highest = 1.0 + (clip if clip_high is None else clip_high)
+    clipped = -advantages * ratio.clamp(1.0 - clip, highest)
+    losses = torch.maximum(unclipped, clipped)
+    if dual_clip is not None:
+        bounded = torch.minimum(losses, -advantages * dual_clip)
+        losses = torch.where(advantages < 0, bounded, losses)
+    loss = torch.where(loss_mask, losses * weights, 0.0).sum() / total_tokens
     metrics = {
         "clip_fraction": mean_over((clipped > unclipped).to(ratio.dtype), loss_mask),
         "importance_ratio": mean_over(ratio, loss_mask),

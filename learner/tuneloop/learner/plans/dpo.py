@@ -1,6 +1,7 @@
 """DPO on pairs; the two rows of a pair stay in one micro-batch."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,51 +9,93 @@ from torch import Tensor
 from tuneloop.learner.batching import SequenceBatch, collate
 from tuneloop.learner.descent import MicroLoss
 from tuneloop.learner.losses.dpo import dpo_loss
-from tuneloop.learner.losses.means import Mean, log_ratio_kl
+from tuneloop.learner.losses.means import Mean
 from tuneloop.learner.models import PolicyModel
+from tuneloop.learner.plans.dials import AT_REST, Dials
 from tuneloop.learner.plans.plan import Plan, cut
+from tuneloop.learner.plans.restraint import restrained
 from tuneloop.learner.samples import PairSample
 from tuneloop.learner.trainer_settings import TrainerSettings
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairRows:
+    """What a micro-batch holds fixed while the policy moves."""
+
+    batch: SequenceBatch
+    """All the chosen, then all the rejected: the halves of the batch."""
+    ref_logprobs: Tensor  # (2·B, C)
+    weights: Tensor  # (B,)
+    flip_rates: Tensor  # (B,)
+
+
 @torch.no_grad()
-def plan_dpo(model: PolicyModel, samples: Sequence[PairSample], settings: TrainerSettings) -> Plan:
+def plan_dpo(
+    model: PolicyModel,
+    samples: Sequence[PairSample],
+    settings: TrainerSettings,
+    dials: Dials = AT_REST,
+) -> Plan:
     """Plan DPO on a batch of pairs."""
-    micro_losses: list[MicroLoss] = []
-    tokens = 0
-    for group in cut(samples, settings):
-        # All the chosen, then all the rejected: the halves of the batch.
-        rows = [*(s.chosen for s in group), *(s.rejected for s in group)]
-        weights = torch.tensor([s.weight for s in group], device=model.device)
-        batch = collate(rows, model.device)
-        micro_losses.append(
-            _micro_loss(
-                model, batch, weights=weights, beta=settings.beta_dpo, total_pairs=len(samples)
-            )
-        )
-        tokens += batch.tokens
-    return Plan(micro_losses=micro_losses, tokens=tokens)
+    groups = [_rows(model, group, settings) for group in cut(samples, settings)]
+    tokens = sum(rows.batch.tokens for rows in groups)
+    return Plan(
+        micro_losses=[
+            _micro_loss(model, rows, settings, dials, total_pairs=len(samples), tokens=tokens)
+            for rows in groups
+        ],
+        tokens=tokens,
+    )
+
+
+def _rows(model: PolicyModel, group: Sequence[PairSample], settings: TrainerSettings) -> PairRows:
+    batch = collate([*(s.chosen for s in group), *(s.rejected for s in group)], model.device)
+    given = settings.flip_rate
+    rates = [s.flip_rate if given is None else given for s in group]
+    return PairRows(
+        batch=batch,
+        ref_logprobs=model.reference_logprobs(batch),
+        weights=torch.tensor([s.weight for s in group], device=model.device),
+        flip_rates=torch.tensor(rates, device=model.device),
+    )
 
 
 def _micro_loss(
-    model: PolicyModel, batch: SequenceBatch, *, weights: Tensor, beta: float, total_pairs: int
+    model: PolicyModel,
+    rows: PairRows,
+    settings: TrainerSettings,
+    dials: Dials,
+    *,
+    total_pairs: int,
+    tokens: int,
 ) -> MicroLoss:
-    ref_logprobs = model.reference_logprobs(batch)
-    ref_chosen, ref_rejected = ref_logprobs.sum(-1).chunk(2)
+    ref_chosen, ref_rejected = rows.ref_logprobs.sum(-1).chunk(2)
+    chosen_lengths, rejected_lengths = rows.batch.loss_mask.sum(-1).chunk(2)
 
     def run() -> tuple[Tensor, dict[str, Mean]]:
-        logprobs = model.logprobs(batch)
+        logprobs = model.logprobs(rows.batch)
         policy_chosen, policy_rejected = logprobs.sum(-1).chunk(2)
         loss, metrics = dpo_loss(
             policy_chosen_logps=policy_chosen,
             policy_rejected_logps=policy_rejected,
             ref_chosen_logps=ref_chosen,
             ref_rejected_logps=ref_rejected,
-            weights=weights,
-            beta=beta,
+            chosen_lengths=chosen_lengths,
+            rejected_lengths=rejected_lengths,
+            flip_rates=rows.flip_rates,
+            weights=rows.weights,
+            beta=settings.beta_dpo,
+            loss_type=settings.dpo_loss_type,
             total_pairs=total_pairs,
         )
-        metrics["kl"] = log_ratio_kl(logprobs, ref_logprobs, batch.loss_mask)
-        return loss, metrics
+        return restrained(
+            loss,
+            metrics,
+            batch=rows.batch,
+            logprobs=logprobs,
+            ref_logprobs=rows.ref_logprobs,
+            dials=dials,
+            total_tokens=tokens,
+        )
 
     return run

@@ -1,6 +1,7 @@
 """KTO on thumbs: class balance and reference point over the batch, then the loss."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,15 +9,32 @@ from torch import Tensor
 from tuneloop.learner.batching import SequenceBatch, collate, micro_batches, sequence_length
 from tuneloop.learner.descent import MicroLoss
 from tuneloop.learner.losses.kto import balanced_weights, kto_loss, reference_point
-from tuneloop.learner.losses.means import Mean, log_ratio_kl, mean_over
+from tuneloop.learner.losses.means import Mean, mean_over
 from tuneloop.learner.models import PolicyModel
+from tuneloop.learner.plans.dials import AT_REST, Dials
 from tuneloop.learner.plans.plan import Plan, cut
+from tuneloop.learner.plans.restraint import restrained
 from tuneloop.learner.samples import ThumbSample, TokenSequence
 from tuneloop.learner.trainer_settings import TrainerSettings
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThumbRows:
+    """What a micro-batch holds fixed while the policy moves."""
+
+    batch: SequenceBatch
+    ref_logprobs: Tensor  # (B, C)
+    desirable: Tensor  # (B,) bool
+    weights: Tensor  # (B,)
+
+
 @torch.no_grad()
-def plan_kto(model: PolicyModel, samples: Sequence[ThumbSample], settings: TrainerSettings) -> Plan:
+def plan_kto(
+    model: PolicyModel,
+    samples: Sequence[ThumbSample],
+    settings: TrainerSettings,
+    dials: Dials = AT_REST,
+) -> Plan:
     """Plan KTO on a batch of thumbs."""
     groups = cut(samples, settings)
     z = torch.zeros(1, device=model.device)
@@ -25,53 +43,58 @@ def plan_kto(model: PolicyModel, samples: Sequence[ThumbSample], settings: Train
     ordered = [sample for group in groups for sample in group]
     desirable = torch.tensor([s.desirable for s in ordered], device=model.device)
     weights = torch.tensor([s.weight for s in ordered], device=model.device)
-    weights = balanced_weights(desirable, weights)
+    factors = torch.where(desirable, settings.desirable_weight, settings.undesirable_weight)
+    weights = balanced_weights(desirable, weights) * factors
+    tokens = sum(len(s.sequence.completion_token_ids) for s in samples)
     micro_losses: list[MicroLoss] = []
-    tokens = start = 0
+    start = 0
     for group in groups:
-        rows = slice(start, start + len(group))
-        micro_losses.append(
-            _micro_loss(
-                model,
-                collate([s.sequence for s in group], model.device),
-                desirable=desirable[rows],
-                weights=weights[rows],
-                z=z,
-                beta=settings.beta_kto,
-                total_samples=len(samples),
-            )
+        of_group = slice(start, start + len(group))
+        batch = collate([s.sequence for s in group], model.device)
+        rows = ThumbRows(
+            batch=batch,
+            ref_logprobs=model.reference_logprobs(batch),
+            desirable=desirable[of_group],
+            weights=weights[of_group],
         )
-        tokens += sum(len(s.sequence.completion_token_ids) for s in group)
-        start = rows.stop
+        micro_losses.append(
+            _micro_loss(model, rows, settings, dials, z=z, total=len(samples), tokens=tokens)
+        )
+        start = of_group.stop
     measured = {"kto_z": mean_over(z, torch.ones_like(z, dtype=torch.bool))}
     return Plan(micro_losses=micro_losses, tokens=tokens, metrics=[measured])
 
 
 def _micro_loss(
     model: PolicyModel,
-    batch: SequenceBatch,
+    rows: ThumbRows,
+    settings: TrainerSettings,
+    dials: Dials,
     *,
-    desirable: Tensor,
-    weights: Tensor,
     z: Tensor,
-    beta: float,
-    total_samples: int,
+    total: int,
+    tokens: int,
 ) -> MicroLoss:
-    ref_logprobs = model.reference_logprobs(batch)
-
     def run() -> tuple[Tensor, dict[str, Mean]]:
-        logprobs = model.logprobs(batch)
+        logprobs = model.logprobs(rows.batch)
         loss, metrics = kto_loss(
             policy_logps=logprobs.sum(-1),
-            ref_logps=ref_logprobs.sum(-1),
-            desirable=desirable,
-            weights=weights,
+            ref_logps=rows.ref_logprobs.sum(-1),
+            desirable=rows.desirable,
+            weights=rows.weights,
             z=z,
-            beta=beta,
-            total_samples=total_samples,
+            beta=settings.beta_kto,
+            total_samples=total,
         )
-        metrics["kl"] = log_ratio_kl(logprobs, ref_logprobs, batch.loss_mask)
-        return loss, metrics
+        return restrained(
+            loss,
+            metrics,
+            batch=rows.batch,
+            logprobs=logprobs,
+            ref_logprobs=rows.ref_logprobs,
+            dials=dials,
+            total_tokens=tokens,
+        )
 
     return run
 

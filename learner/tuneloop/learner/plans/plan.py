@@ -9,7 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from tuneloop.learner.batching import micro_batches, sequence_length, sequences_of
+from tuneloop.learner.batching import (
+    micro_batches,
+    packed_batches,
+    sequence_length,
+    sequences_of,
+)
 from tuneloop.learner.descent import MicroLoss
 from tuneloop.learner.losses.means import Mean
 from tuneloop.learner.samples import PolicySample
@@ -32,9 +37,11 @@ class Plan:
 
 def cut(samples: Sequence[S], settings: TrainerSettings) -> list[list[S]]:
     """Cut samples into micro-batches by the token budget; all are of one type."""
+    if settings.packing:
+        return packed_batches(samples, sequences=sequences_of, token_budget=settings.tokens_at_once)
     return micro_batches(
         samples,
         length=lambda sample: max(map(sequence_length, sequences_of(sample))),
-        rows=len(sequences_of(samples[0])),
+        rows=max(len(sequences_of(sample)) for sample in samples),
         token_budget=settings.tokens_at_once,
     )

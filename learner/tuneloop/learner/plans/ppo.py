@@ -1,7 +1,7 @@
 """PPO on scored completions: rewards, advantages and weights over the batch, then the loss."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,15 +9,14 @@ from torch import Tensor
 from tuneloop.learner.advantages import generalized_advantages, kl_penalized_rewards, whiten
 from tuneloop.learner.batching import SequenceBatch, collate
 from tuneloop.learner.descent import MicroLoss
-from tuneloop.learner.losses.means import Mean, log_ratio_kl, mean_over
-from tuneloop.learner.losses.ppo import (
-    importance_weights,
-    ppo_policy_loss,
-    sequence_gate,
-    value_loss,
-)
+from tuneloop.learner.losses.means import Mean, mean_over
+from tuneloop.learner.losses.ppo import ppo_policy_loss, value_loss
 from tuneloop.learner.models import PolicyModel
+from tuneloop.learner.plans.dials import AT_REST, Dials
 from tuneloop.learner.plans.plan import Plan, cut
+from tuneloop.learner.plans.restraint import restrained
+from tuneloop.learner.plans.rollouts import Rollouts, rollouts_of
+from tuneloop.learner.rewards import clipped_reward
 from tuneloop.learner.samples import ScoredSample
 from tuneloop.learner.trainer_settings import TrainerSettings
 
@@ -26,133 +25,154 @@ from tuneloop.learner.trainer_settings import TrainerSettings
 class PpoRows:
     """What a micro-batch holds fixed while the policy moves; tensors are (B, C)."""
 
-    batch: SequenceBatch
-    loss_mask: Tensor
-    """The batch's, without the sequences that the gate left out."""
-    old_logprobs: Tensor
-    old_values: Tensor
+    rollouts: Rollouts
     ref_logprobs: Tensor
-    advantages: Tensor
-    returns: Tensor
-    weights: Tensor
-    """Importance weight times sample weight."""
+    rewards: Tensor
+    """Of each token, the KL to the reference policy in it."""
+    old_values: Tensor
+
+    @property
+    def batch(self) -> SequenceBatch:
+        """The sequences."""
+        return self.rollouts.batch
+
+    @property
+    def loss_mask(self) -> Tensor:
+        """True on tokens that are learned from."""
+        return self.rollouts.loss_mask
 
 
 @torch.no_grad()
 def plan_ppo(
-    model: PolicyModel, samples: Sequence[ScoredSample], settings: TrainerSettings
+    model: PolicyModel,
+    samples: Sequence[ScoredSample],
+    settings: TrainerSettings,
+    dials: Dials = AT_REST,
 ) -> Plan:
     """Plan PPO on a batch of scored completions."""
-    measured = [measure(model, group, settings) for group in cut(samples, settings)]
-    fixed = whiten_together([rows for rows, _ in measured])
-    total_tokens = max(1, sum(int(rows.loss_mask.sum()) for rows in fixed))
+    measured = [measure(model, group, settings, dials) for group in cut(samples, settings)]
+    groups = [rows for rows, _ in measured]
+    rewards = [rows.rewards for rows in groups]
+    if settings.whiten_rewards:
+        masks = [rows.batch.loss_mask for rows in groups]
+        rewards = whiten_together(rewards, masks, shift_mean=False)
+    estimates = [
+        generalized_advantages(
+            rewards=reward,
+            values=rows.old_values,
+            loss_mask=rows.batch.loss_mask,
+            gamma=settings.gamma,
+            lam=settings.lam,
+        )
+        for reward, rows in zip(rewards, groups, strict=True)
+    ]
+    advantages = [advantage for advantage, _ in estimates]
+    if sum(int(rows.loss_mask.any(-1).sum()) for rows in groups) > 1:
+        # One sequence alone is left as it is: its own mean is no baseline for it.
+        advantages = whiten_together(advantages, [rows.loss_mask for rows in groups])
+    tokens = max(1, sum(int(rows.loss_mask.sum()) for rows in groups))
     return Plan(
-        micro_losses=[_micro_loss(model, rows, settings, total_tokens) for rows in fixed],
-        tokens=sum(rows.batch.tokens for rows in fixed),
+        micro_losses=[
+            _micro_loss(
+                model,
+                rows,
+                settings,
+                dials,
+                advantages=advantage,
+                returns=returns,
+                total_tokens=tokens,
+            )
+            for rows, advantage, (_, returns) in zip(groups, advantages, estimates, strict=True)
+        ],
+        tokens=sum(rows.batch.tokens for rows in groups),
         metrics=[metrics for _, metrics in measured],
     )
 
 
 def measure(
-    model: PolicyModel, samples: Sequence[ScoredSample], settings: TrainerSettings
+    model: PolicyModel, samples: Sequence[ScoredSample], settings: TrainerSettings, dials: Dials
 ) -> tuple[PpoRows, dict[str, Mean]]:
-    """Return what is fixed for a micro-batch, advantages not yet whitened, and its metrics."""
-    device = model.device
-    batch = collate([s.sequence for s in samples], device)
+    """Return what is fixed for a micro-batch, and its metrics."""
+    batch = collate([s.sequence for s in samples], model.device)
     old_logprobs, old_values = model.logprobs_and_values(batch)
     ref_logprobs = model.reference_logprobs(batch)
-    given_rewards = torch.tensor([s.reward for s in samples], device=device)
-    stopped = torch.tensor([s.stopped for s in samples], device=device)
-    scores = given_rewards.clamp(-settings.reward_clip, settings.reward_clip)
-    scores = scores - settings.missing_stop_penalty * ~stopped
+    scores = [clipped_reward(s, settings, dials.ppo_rewards) for s in samples]
+    kl_coef = settings.kl_coef * dials.kl_factor
     rewards = kl_penalized_rewards(
-        scores=scores,
+        scores=torch.tensor(scores, device=model.device),
         old_logprobs=old_logprobs,
         ref_logprobs=ref_logprobs,
         loss_mask=batch.loss_mask,
-        kl_coef=settings.kl_coef,
+        kl_coef=kl_coef,
     )
-    advantages, returns = generalized_advantages(
-        rewards=rewards,
-        values=old_values,
-        loss_mask=batch.loss_mask,
-        gamma=settings.gamma,
-        lam=settings.lam,
+    rollouts, metrics = rollouts_of(
+        samples, batch, settings, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs
     )
-    # Where the sampler's log-probs are not known, the sampler is taken to be the old policy.
-    generation_logprobs = batch.generation_logprobs.where(
-        ~batch.generation_logprobs.isnan(), old_logprobs
-    )
-    off_policy = {
-        "old_logprobs": old_logprobs,
-        "generation_logprobs": generation_logprobs,
-        "loss_mask": batch.loss_mask,
-    }
-    importance = importance_weights(**off_policy, cap=settings.importance_cap)
-    kept = sequence_gate(**off_policy, limit=settings.sequence_gate)
-    sample_weights = torch.tensor([s.weight for s in samples], device=device)
     rows = PpoRows(
-        batch=batch,
-        loss_mask=batch.loss_mask & kept.unsqueeze(-1),
-        old_logprobs=old_logprobs,
-        old_values=old_values,
-        ref_logprobs=ref_logprobs,
-        advantages=advantages,
-        returns=returns,
-        weights=importance * sample_weights.unsqueeze(-1),
+        rollouts=rollouts, ref_logprobs=ref_logprobs, rewards=rewards, old_values=old_values
     )
-    return rows, {
-        "reward": mean_over(given_rewards, torch.ones_like(stopped)),
-        "stopped_fraction": mean_over(stopped.to(scores.dtype), torch.ones_like(stopped)),
-        "importance_weight": mean_over(importance, batch.loss_mask),
-        "gated_fraction": mean_over((~kept).to(scores.dtype), torch.ones_like(kept)),
+    completion_kl = (old_logprobs - ref_logprobs).sum(-1)
+    everything = torch.ones_like(completion_kl, dtype=torch.bool)
+    return rows, metrics | {
+        "completion_kl": mean_over(completion_kl, everything),
+        "kl_coef": mean_over(torch.full_like(completion_kl, kl_coef), everything),
     }
 
 
-def whiten_together(groups: Sequence[PpoRows]) -> list[PpoRows]:
-    """Whiten the advantages over the tokens of all micro-batches.
-
-    One sequence alone is left as it is: its own mean is no baseline for it.
-    """
-    if sum(int(rows.loss_mask.any(-1).sum()) for rows in groups) < 2:
-        return list(groups)
-    flat = torch.cat([rows.advantages[rows.loss_mask] for rows in groups])
-    flat = whiten(flat.unsqueeze(0), torch.ones_like(flat, dtype=torch.bool).unsqueeze(0))[0]
-    parts = torch.split(flat, [int(rows.loss_mask.sum()) for rows in groups])
+def whiten_together(
+    parts: Sequence[Tensor], masks: Sequence[Tensor], *, shift_mean: bool = True
+) -> list[Tensor]:
+    """Whiten the tensors of all micro-batches, (B, C) each, over their unmasked tokens."""
+    flat = torch.cat([part[mask] for part, mask in zip(parts, masks, strict=True)])
+    everything = torch.ones_like(flat, dtype=torch.bool)
+    flat = whiten(flat.unsqueeze(0), everything.unsqueeze(0), shift_mean=shift_mean)[0]
+    pieces = torch.split(flat, [int(mask.sum()) for mask in masks])
     return [
-        replace(
-            rows,
-            advantages=torch.zeros_like(rows.advantages).masked_scatter(rows.loss_mask, part),
-        )
-        for rows, part in zip(groups, parts, strict=True)
+        torch.zeros_like(part).masked_scatter(mask, piece)
+        for part, mask, piece in zip(parts, masks, pieces, strict=True)
     ]
 
 
 def _micro_loss(
-    model: PolicyModel, rows: PpoRows, settings: TrainerSettings, total_tokens: int
+    model: PolicyModel,
+    rows: PpoRows,
+    settings: TrainerSettings,
+    dials: Dials,
+    *,
+    advantages: Tensor,
+    returns: Tensor,
+    total_tokens: int,
 ) -> MicroLoss:
     def run() -> tuple[Tensor, dict[str, Mean]]:
         logprobs, values = model.logprobs_and_values(rows.batch)
+        critic_loss, critic_metrics = value_loss(
+            values=values,
+            old_values=rows.old_values,
+            returns=returns,
+            loss_mask=rows.loss_mask,
+            value_clip=settings.value_clip,
+            total_tokens=total_tokens,
+        )
+        if dials.critic_only:
+            return settings.value_coef * critic_loss, critic_metrics
         policy_loss, policy_metrics = ppo_policy_loss(
             policy_logprobs=logprobs,
-            old_logprobs=rows.old_logprobs,
-            advantages=rows.advantages,
-            weights=rows.weights,
+            old_logprobs=rows.rollouts.old_logprobs,
+            advantages=advantages,
+            weights=rows.rollouts.weights,
             loss_mask=rows.loss_mask,
             clip=settings.clip,
             dual_clip=settings.dual_clip,
             total_tokens=total_tokens,
         )
-        critic_loss, critic_metrics = value_loss(
-            values=values,
-            old_values=rows.old_values,
-            returns=rows.returns,
-            loss_mask=rows.loss_mask,
-            value_clip=settings.value_clip,
+        return restrained(
+            policy_loss + settings.value_coef * critic_loss,
+            policy_metrics | critic_metrics,
+            batch=rows.batch,
+            logprobs=logprobs,
+            ref_logprobs=rows.ref_logprobs,
+            dials=dials,
             total_tokens=total_tokens,
         )
-        metrics = policy_metrics | critic_metrics
-        metrics["kl"] = log_ratio_kl(logprobs, rows.ref_logprobs, rows.batch.loss_mask)
-        return policy_loss + settings.value_coef * critic_loss, metrics
 
     return run

@@ -1,0 +1,110 @@
+"""The batches that `learner_speed` gives to both sides: token ids, seeded, realistic in length."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+FIRST_PLAIN_TOKEN = 100
+"""Token ids below may be special ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One optimizer step's batch."""
+
+    name: str
+    objective: str
+    """As the learner calls it: sft, kto, dpo, grpo, reward_model."""
+    prompts: tuple[tuple[int, ...], ...]
+    """Of each row."""
+    completions: tuple[tuple[int, ...], ...]
+    """Of each row. Pairs: all the chosen, then all the rejected; thumbs: up and down in turn."""
+    rewards: tuple[float, ...] = ()
+    """Of each row, for grpo."""
+
+    @property
+    def rows(self) -> Sequence[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Prompt and completion of each row."""
+        return list(zip(self.prompts, self.completions, strict=True))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows, without padding; a shared prompt counts for each of its rows."""
+        return sum(len(prompt) + len(completion) for prompt, completion in self.rows)
+
+    @property
+    def padding(self) -> float:
+        """How many times more tokens there are when all rows are padded to the longest."""
+        lengths = [len(prompt) + len(completion) for prompt, completion in self.rows]
+        return max(lengths) * len(lengths) / sum(lengths)
+
+
+class WorkMaker:
+    """Draws lengths from a lognormal, as those of chats are, and tokens uniformly."""
+
+    def __init__(self, vocab_size: int, *, seed: int = 0, scale: float = 1.0) -> None:
+        """`scale` makes everything shorter, for smoke tests."""
+        self._random = random.Random(seed)
+        self._vocab_size = vocab_size
+        self._scale = scale
+
+    def tokens(self, length: float) -> tuple[int, ...]:
+        count = max(2, round(length * self._scale))
+        return tuple(
+            self._random.randrange(FIRST_PLAIN_TOKEN, self._vocab_size) for _ in range(count)
+        )
+
+    def length(self, median: float, spread: float) -> float:
+        return min(400.0, self._random.lognormvariate(math.log(median), spread))
+
+    def prompt(self) -> tuple[int, ...]:
+        return self.tokens(self.length(40, 0.7))
+
+    def completion(self) -> tuple[int, ...]:
+        return self.tokens(self.length(60, 0.9))
+
+    def unpaired(self, objective: str, rows: int) -> Work:
+        """SFT, KTO: every row its own prompt."""
+        return Work(
+            name=objective,
+            objective=objective,
+            prompts=tuple(self.prompt() for _ in range(rows)),
+            completions=tuple(self.completion() for _ in range(rows)),
+        )
+
+    def pairs(self, objective: str, count: int) -> Work:
+        """DPO, reward model: chosen and rejected of each prompt."""
+        prompts = tuple(self.prompt() for _ in range(count))
+        return Work(
+            name=objective,
+            objective=objective,
+            prompts=prompts * 2,
+            completions=tuple(self.completion() for _ in range(2 * count)),
+        )
+
+    def group(self, prompt: int, completion: int, size: int) -> Work:
+        """GRPO: completions of one prompt, all of one length."""
+        return Work(
+            name=f"grpo-p{prompt}-c{completion}",
+            objective="grpo",
+            prompts=(self.tokens(prompt),) * size,
+            completions=tuple(self.tokens(completion) for _ in range(size)),
+            rewards=tuple(self._random.random() for _ in range(size)),
+        )
+
+
+def all_work(vocab_size: int, *, scale: float = 1.0) -> list[Work]:
+    """What is measured."""
+
+    def maker(seed: int) -> WorkMaker:
+        return WorkMaker(vocab_size, seed=seed, scale=scale)
+
+    return [
+        maker(1).unpaired("sft", 12),
+        maker(2).unpaired("kto", 12),
+        maker(3).pairs("dpo", 6),
+        maker(4).group(128, 64, 8),
+        maker(5).group(256, 64, 8),
+        maker(6).pairs("reward_model", 6),
+    ]

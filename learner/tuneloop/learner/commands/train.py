@@ -1,0 +1,107 @@
+"""`tuneloop train`: learn offline, from files, datasets or the ledger."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tuneloop.errors import TuneloopError
+from tuneloop.learner.commands.options import (
+    Constitution,
+    JudgeKey,
+    JudgeModel,
+    JudgeUrl,
+    JudgeVotes,
+    RewardFunctions,
+    RewardModel,
+    fail,
+    missing,
+)
+from tuneloop.models.commands import DEFAULT_CACHE_DIR, CacheDir
+from tuneloop.policies import WeightsKind
+
+STOPPED = 130
+"""Exit status of a run that was stopped and can be gone on with."""
+
+KINDS = {None: None, True: WeightsKind.LORA, False: WeightsKind.FULL}
+
+Algorithm = Literal["sft", "reward-model", "dpo", "kto", "ppo", "grpo", "rest"]
+
+
+def train(
+    algorithm: Annotated[Algorithm, typer.Argument(help="What to train, or how.")],
+    *,
+    model: Annotated[str, typer.Option(help="A folder, a hub id or a catalog name.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="A .jsonl, .json, .parquet or .csv file, a save_to_disk folder, a dataset's hub "
+            "id (owner/name:split), or ledger:DATA_DIR."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the version; a run in it goes on.")],
+    lora: Annotated[
+        bool | None,
+        typer.Option(
+            "--lora/--full",
+            help="Train an adapter, or all the weights.",
+            show_default="an adapter; all the weights of a reward model",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as learning_rate=1e-4."),
+    ] = None,
+    reward: RewardFunctions = None,
+    reward_model: RewardModel = None,
+    judge: JudgeUrl = None,
+    judge_model: JudgeModel = "tuneloop",
+    judge_key: JudgeKey = "",
+    judge_votes: JudgeVotes = 3,
+    constitution: Constitution = None,
+    restart: Annotated[bool, typer.Option(help="Throw away the run in --output.")] = False,
+    cache_dir: CacheDir = DEFAULT_CACHE_DIR,
+) -> None:
+    """Train on data and write a version that `tuneloop up --model` and transformers load.
+
+    Killed or stopped, the same command goes on where it was, to the very same weights.
+    """
+    try:
+        from tuneloop.learner.offline.judge_options import JudgeOptions
+        from tuneloop.learner.offline.summary import print_summary
+        from tuneloop.learner.offline.train import TrainOptions
+        from tuneloop.learner.offline.train import train as run
+
+        judge_options = None
+        if judge is not None:
+            judge_options = JudgeOptions(
+                url=judge,
+                model=judge_model,
+                api_key=judge_key,
+                votes=judge_votes,
+                constitution=constitution,
+            )
+        options = TrainOptions(
+            algorithm=algorithm,
+            model=model,
+            data=data,
+            output=output,
+            kind=KINDS[lora],
+            seed=seed,
+            assignments=settings or [],
+            rewards=reward or [],
+            reward_model=reward_model,
+            judge=judge_options,
+            restart=restart,
+            cache_dir=cache_dir,
+        )
+        summary = run(options)
+    except ModuleNotFoundError as error:
+        raise fail(missing(error)) from error
+    except TuneloopError as error:
+        raise fail(error) from error
+    if summary is None:
+        typer.echo("stopped; the same command goes on from here", err=True)
+        raise typer.Exit(STOPPED)
+    print_summary(summary, str(output))

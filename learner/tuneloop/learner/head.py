@@ -1,0 +1,226 @@
+"""Log-probs of given tokens without a logits tensor: the LM head on them only, chunk by chunk."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 27}
+"""Logits held at once; in float32 a chunk is four bytes times this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitTransform:
+    """What a family does to its logits after the head: z = cap·tanh(scale·logits / cap)."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+
+def token_logprobs(
+    hidden: Tensor,
+    head: nn.Module,
+    *,
+    targets: Tensor,
+    temperatures: Tensor,
+    transform: LogitTransform,
+    entropies: bool = False,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return log π of each target, (N,), with a gradient, and the entropies there, without one.
+
+    Args:
+        hidden: (N, H) states that predict the targets.
+        head: has a `weight` (V, H) and perhaps a `bias` (V,).
+        targets: (N,) int64.
+        temperatures: (N,), what the logits are divided by.
+        transform: what comes between head and temperature.
+        entropies: whether they are wanted; else (0,).
+        chunk: tokens at once; None is what `CHUNK_ELEMENTS` allows. Never changes the result.
+
+    Everything is float32, or float64 where `hidden` is; under autocast the products are in its
+    dtype. The gradient of the weight is summed up over the chunks in float32.
+
+    """
+    weight: Any = head.weight
+    kind = hidden.device.type
+    if chunk is None:
+        chunk = max(1, CHUNK_ELEMENTS.get(kind, CHUNK_ELEMENTS["cuda"]) // weight.shape[0])
+    if torch.is_autocast_enabled(kind):
+        hidden = hidden.to(torch.get_autocast_dtype(kind))
+    results: tuple[Tensor, Tensor] = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden,
+        weight,
+        getattr(head, "bias", None),
+        targets,
+        temperatures,
+        transform,
+        entropies,
+        chunk,
+        torch.is_grad_enabled(),
+    )
+    return results
+
+
+def logprobs_of_logits(
+    logits: Tensor, *, targets: Tensor, temperatures: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same from logits (N, V) that are there already, for families with a head of their own."""
+    z = logits.float() / temperatures[:, None]
+    logprobs = -nn.functional.cross_entropy(z, targets, reduction="none")
+    with torch.no_grad():
+        entropies = torch.logsumexp(z, -1) - (torch.softmax(z, -1) * z).sum(-1)
+    return logprobs, entropies
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """The softmax at the targets, with its gradient written out.
+
+    With z the transformed logits of one token over its temperature and p = softmax(z):
+    log π = z[target] − log Σ exp z, so d log π / d logits = (onehot(target) − p) · dz / d logits.
+
+    A frozen head (LoRA) has only the gradient of `hidden` to give: a vector for each token, which
+    does not depend on what the loss makes of it. It is computed on the way forward, while the
+    logits are there, and nothing is computed twice. Else each chunk is computed again.
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 - autograd passes them by position
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperatures: Tensor,
+        transform: LogitTransform,
+        with_entropies: bool,
+        chunk: int,
+        differentiate: bool,
+    ) -> tuple[Tensor, Tensor]:
+        moves_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        logits = _Logits(
+            hidden, weight, bias, temperatures=temperatures, transform=transform, chunk=chunk
+        )
+        normalizers = logits.new_vector()
+        chosen = torch.empty_like(normalizers)
+        entropies = torch.empty_like(normalizers[: len(targets) if with_entropies else 0])
+        ahead = differentiate and not moves_head
+        pulls = torch.empty_like(hidden) if ahead else None
+        for part in logits.parts:
+            z, slopes = logits.of(part)
+            chosen[part] = z.gather(1, targets[part, None])[:, 0]
+            if with_entropies:
+                p = torch.softmax(z, dim=-1)
+                entropies[part] = torch.logsumexp(z, dim=-1) - p.mul_(z).sum(-1)
+            largest = z.amax(-1)
+            # In place: a pass over the logits costs as much as a fresh tensor's pages.
+            p = z.sub_(largest[:, None]).exp_()
+            sums = p.sum(-1)
+            normalizers[part] = sums.log() + largest
+            if pulls is not None:
+                d = _slopes_of(p, targets[part], slopes, scale=1 / sums)
+                pulls[part] = d.to(hidden.dtype) @ logits.weight
+        saved = (pulls,) if ahead else (hidden, weight, bias, targets, temperatures, normalizers)
+        ctx.save_for_backward(*(saved if differentiate else ()))
+        ctx.transform, ctx.chunk, ctx.ahead = transform, chunk, ahead
+        ctx.mark_non_differentiable(entropies)
+        return chosen - normalizers, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.ahead:
+            (pulls,) = ctx.saved_tensors
+            return ((pulls * gradient[:, None]).to(pulls.dtype), *(None,) * 8)
+        hidden, weight, bias, targets, temperatures, normalizers = ctx.saved_tensors
+        logits = _Logits(
+            hidden,
+            weight,
+            bias,
+            temperatures=temperatures,
+            transform=ctx.transform,
+            chunk=ctx.chunk,
+        )
+        hidden_gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        weight_gradient = bias_gradient = None
+        if ctx.needs_input_grad[1]:
+            weight_gradient = torch.zeros(weight.shape, dtype=gradient.dtype, device=weight.device)
+        if bias is not None and ctx.needs_input_grad[2]:
+            bias_gradient = torch.zeros(bias.shape, dtype=gradient.dtype, device=bias.device)
+        for part in logits.parts:
+            z, slopes = logits.of(part)
+            p = z.sub_(normalizers[part, None]).exp_()
+            wide = _slopes_of(p, targets[part], slopes * gradient[part, None])
+            narrow = wide.to(hidden.dtype)
+            if hidden_gradient is not None:
+                hidden_gradient[part] = narrow @ logits.weight
+            if weight_gradient is not None:
+                _add_product(weight_gradient, narrow, hidden[part])
+            if bias_gradient is not None:
+                bias_gradient += wide.sum(0)
+        if weight_gradient is not None:
+            weight_gradient = weight_gradient.to(weight.dtype)
+        if bias_gradient is not None and bias is not None:
+            bias_gradient = bias_gradient.to(bias.dtype)
+        return hidden_gradient, weight_gradient, bias_gradient, *(None,) * 6
+
+
+class _Logits:
+    """The logits of one chunk after the other, in the same memory."""
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        temperatures: Tensor,
+        transform: LogitTransform,
+        chunk: int,
+    ) -> None:
+        self.weight = weight.to(hidden.dtype)
+        self.parts = [slice(start, start + chunk) for start in range(0, len(hidden), chunk)]
+        self._hidden, self._transform = hidden, transform
+        self._bias = None if bias is None else bias.to(hidden.dtype)
+        self._wide = torch.promote_types(hidden.dtype, torch.float32)
+        self._slopes = transform.scale / temperatures.to(self._wide)[:, None]
+        # Asked on a CPU only: a GPU would have to be waited for.
+        self._at_one = hidden.device.type == "cpu" and bool((self._slopes == 1).all())
+        self._caps = (transform.cap or 0.0) / temperatures.to(self._wide)[:, None]
+        self._buffer = hidden.new_empty((min(chunk, len(hidden)), weight.shape[0]))
+
+    def new_vector(self) -> Tensor:
+        """(N,), not filled, in the precision of the softmax."""
+        return torch.empty(len(self._hidden), dtype=self._wide, device=self._hidden.device)
+
+    def of(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Return (n, V) logits as the softmax takes them, and dz / d logits, (n, 1) or (n, V)."""
+        hidden, slopes = self._hidden[part], self._slopes[part]
+        raw = self._buffer[: len(hidden)]
+        if self._bias is None:
+            torch.mm(hidden, self.weight.t(), out=raw)
+        else:
+            torch.addmm(self._bias, hidden, self.weight.t(), out=raw)
+        z = raw.to(self._wide)
+        if self._transform.cap is None:
+            return (z if self._at_one else z.mul_(slopes)), slopes
+        tanh = z.mul_(self._transform.scale / self._transform.cap).tanh_()
+        slopes = slopes * (1 - tanh.square())
+        return tanh.mul_(self._caps[part]), slopes
+
+
+def _slopes_of(p: Tensor, targets: Tensor, slopes: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Turn p into (onehot(target) − scale · p) · slopes, in place; slopes are (n, 1) or (n, V)."""
+    p.mul_(-slopes if scale is None else -slopes * scale[:, None])
+    chosen = slopes if slopes.shape[1] == 1 else slopes.gather(1, targets[:, None])
+    return p.scatter_add_(1, targets[:, None], chosen)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add leftᵀ · right to `total`, in its precision."""
+    if total.dtype == left.dtype:
+        total.addmm_(left.t(), right)
+    else:
+        total += left.t() @ right

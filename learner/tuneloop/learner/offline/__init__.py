@@ -1,0 +1,1 @@
+"""Training from files, datasets and the ledger: the same plans, losses and trainers as online."""

@@ -1,0 +1,72 @@
+"""A judge in place of people (RLAIF): preferences that are asked for once and then kept.
+
+A judge's verdicts are sampled, so a second question may have another answer. They are written down
+as they come: a resumed run learns from the same ones, and pays for none twice.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tuneloop.errors import Unavailable
+from tuneloop.reward.background import result_of
+from tuneloop.reward.judge import Judge, Preference
+
+Question = tuple[str, str, str]
+"""A prompt and two answers, a and b."""
+
+AT_ONCE = 64
+"""Questions between two writes to the disk."""
+
+
+class Verdicts:
+    """What a judge said of pairs of answers."""
+
+    def __init__(self, judge: Judge, *, identity: str = "", path: Path | None = None) -> None:
+        """Keep verdicts in `path`, and know those of the judge `identity` that stand there."""
+        self._judge = judge
+        self._identity = identity
+        self._path = path
+        self._known: dict[str, Preference] = {}
+        if path is not None and path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                    question = row.pop("question")
+                    self._known[question] = Preference(**row)
+                except (ValueError, KeyError, TypeError):
+                    continue  # a line that a crash cut short
+
+    def ask(self, questions: Sequence[Question]) -> list[Preference]:
+        """The judge's preference of each, in order.
+
+        Raises `Unavailable` where the judge gave no usable verdict on any of them.
+        """
+        keys = [key_of(self._identity, question) for question in questions]
+        missing = {k: q for k, q in zip(keys, questions, strict=True) if k not in self._known}
+        asked = list(missing.items())
+        for start in range(0, len(asked), AT_ONCE):
+            chunk = asked[start : start + AT_ONCE]
+            found = result_of(self._judge.compare_all([question for _, question in chunk]))
+            self._keep([key for key, _ in chunk], found)
+        preferences = [self._known[key] for key in keys]
+        different = [p for p, (_, a, b) in zip(preferences, questions, strict=True) if a != b]
+        if different and not any(p.votes for p in different):
+            raise Unavailable("the judge gave no usable verdict on any pair", param="judge")
+        return preferences
+
+    def _keep(self, keys: Sequence[str], found: Sequence[Preference]) -> None:
+        self._known.update(zip(keys, found, strict=True))
+        if self._path is None or not any(preference.votes for preference in found):
+            return  # a judge that is away is asked again
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as file:
+            for key, preference in zip(keys, found, strict=True):
+                file.write(json.dumps({"question": key, **asdict(preference)}) + "\n")
+
+
+def key_of(identity: str, question: Question) -> str:
+    """What a question to a judge is known by."""
+    return hashlib.sha256(json.dumps([identity, *question]).encode()).hexdigest()

@@ -1,0 +1,86 @@
+"""A trainer as a run sees it: it learns, can be checkpointed, and leaves a version."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from tuneloop.learner.offline.merge import merge_adapter
+from tuneloop.learner.policy_trainer import PolicyTrainer
+from tuneloop.learner.reward_trainer import RewardTrainer
+from tuneloop.learner.step_result import StepResult
+from tuneloop.learner.trainer_settings import RewardTrainerSettings, TrainerSettings
+from tuneloop.learner.trainer_state import TrainerState
+from tuneloop.policies import WeightsKind
+
+ADAPTER = "adapter"
+
+
+class Pupil(Protocol):
+    """What a run trains."""
+
+    name: str
+    """Of its state in a checkpoint."""
+
+    def check(self, objective: str, sample: Any) -> None:
+        """Raise `InvalidRequest` if it could not learn from the sample."""
+        ...
+
+    def step(self, samples: Mapping[str, Sequence[Any]]) -> StepResult:
+        """One optimizer step."""
+        ...
+
+    def state(self) -> TrainerState:
+        """What a checkpoint keeps."""
+        ...
+
+    def load_state(self, state: TrainerState) -> None:
+        """Go on from a checkpoint; raises `CorruptData`."""
+        ...
+
+    def save_version(self, folder: Path) -> None:
+        """Write what the service and plain transformers load into an empty folder."""
+        ...
+
+
+class PolicyPupil:
+    """The policy."""
+
+    name = "policy"
+
+    def __init__(self, model_folder: Path, model_name: str, settings: TrainerSettings) -> None:
+        self._folder = model_folder
+        self._model_name = model_name
+        self.settings = settings
+        self.trainer = PolicyTrainer(model_folder, settings)
+        self.check = self.trainer.check
+        self.step = self.trainer.step
+        self.state = self.trainer.state
+        self.load_state = self.trainer.load_state
+
+    def save_version(self, folder: Path) -> None:
+        """Write full weights; of LoRA also the adapter, apart."""
+        if self.settings.kind is WeightsKind.FULL:
+            self.trainer.save_weights(folder, base_model=self._model_name)
+            return
+        self.trainer.save_weights(folder / ADAPTER, base_model=self._model_name)
+        merge_adapter(self._folder, folder / ADAPTER, folder)
+
+
+class RewardPupil:
+    """The reward model."""
+
+    name = "reward_model"
+
+    def __init__(self, model_folder: Path, settings: RewardTrainerSettings) -> None:
+        self.trainer = RewardTrainer(model_folder, settings)
+        self.state = self.trainer.state
+        self.load_state = self.trainer.load_state
+        self.save_version = self.trainer.save_weights
+
+    def check(self, objective: str, sample: Any) -> None:
+        """See `Pupil.check`."""
+        self.trainer.check(sample)
+
+    def step(self, samples: Mapping[str, Sequence[Any]]) -> StepResult:
+        """See `Pupil.step`."""
+        return self.trainer.step(samples["reward_model"])

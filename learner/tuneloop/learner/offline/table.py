@@ -1,0 +1,206 @@
+"""Rows to learn from, wherever they lie: a file, a folder of `datasets`, a dataset of the hub.
+
+Every row knows its place, so that whatever is wrong with it can be told in a way its author finds.
+"""
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.errors import InvalidRequest, NotFound, SettingsError, Unavailable
+
+Row = Mapping[str, Any]
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Rows, and what to call them."""
+
+    name: str
+    """As the user named it."""
+    rows: Sequence[Row]
+    lines: Sequence[int] | None = None
+    """The line each row begins on, where the file has lines; else rows are counted from 1."""
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column that some row has, in order of appearance."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def place(self, index: int) -> str:
+        """Where a row is: `pairs.jsonl, line 3`."""
+        if self.lines is not None:
+            return f"{self.name}, line {self.lines[index]}"
+        return f"{self.name}, row {index + 1}"
+
+    def sha256(self) -> str:
+        """Hash of the content: what a resumed run checks."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(json.dumps(row, sort_keys=True, default=repr).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def open_table(reference: str) -> Table:
+    """Read a file (.jsonl, .json, .parquet, .csv), a `save_to_disk` folder or a hub dataset.
+
+    `name:split` picks a split of a dataset; without it the split is `train`, or the only one.
+
+    Raises:
+        NotFound: there is no such file, dataset or split.
+        InvalidRequest: it cannot be read, or has no rows; the message says where.
+
+    """
+    path = Path(reference).expanduser()
+    if path.is_file():
+        table = read_file(path, reference)
+    else:
+        table = Table(name=reference, rows=read_dataset(reference))
+    if not table.rows:
+        raise InvalidRequest(f"{reference}: no rows", param="data")
+    return table
+
+
+def read_file(path: Path, name: str) -> Table:
+    """Read one file by its suffix; raises `InvalidRequest`."""
+    readers = {
+        ".jsonl": read_jsonl,
+        ".json": read_json,
+        ".parquet": read_parquet,
+        ".csv": read_csv,
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise InvalidRequest(f"{name}: not one of {', '.join(SUFFIXES)}", param="data")
+    if path.stat().st_size == 0:
+        raise InvalidRequest(f"{name}: the file is empty", param="data")
+    try:
+        return reader(path, name)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{name}: not UTF-8 text: {error}", param="data") from error
+
+
+def read_jsonl(path: Path, name: str) -> Table:
+    """One JSON object a line; blank lines are passed over."""
+    rows: list[Row] = []
+    lines: list[int] = []
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise InvalidRequest(f"{name}, line {number}: not JSON: {error}") from error
+            rows.append(checked_row(row, f"{name}, line {number}"))
+            lines.append(number)
+    return Table(name=name, rows=rows, lines=lines)
+
+
+def read_json(path: Path, name: str) -> Table:
+    """A JSON list of objects."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise InvalidRequest(f"{name}: not JSON: {error}") from error
+    if not isinstance(document, list):
+        raise InvalidRequest(f"{name}: not a JSON list of objects (for one a line: .jsonl)")
+    rows = [checked_row(row, f"{name}, row {i}") for i, row in enumerate(document, start=1)]
+    return Table(name=name, rows=rows)
+
+
+def read_csv(path: Path, name: str) -> Table:
+    """Comma-separated text with a header."""
+    rows: list[Row] = []
+    lines: list[int] = []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, restkey="", strict=True)
+        line = 2
+        try:
+            for row in reader:
+                if "" in row or None in row.values():
+                    names = ", ".join(reader.fieldnames or ())
+                    raise InvalidRequest(f"{name}, line {line}: fields do not match {names}")
+                rows.append(dict(row))
+                lines.append(line)
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise InvalidRequest(f"{name}, line {line}: not CSV: {error}") from error
+    return Table(name=name, rows=rows, lines=lines)
+
+
+def read_parquet(path: Path, name: str) -> Table:
+    """A Parquet file."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise missing_package("pyarrow", name) from error
+
+    try:
+        return Table(name=name, rows=pyarrow.parquet.read_table(path).to_pylist())
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InvalidRequest(f"{name}: cannot be read as Parquet: {error}") from error
+
+
+def read_dataset(reference: str) -> Sequence[Row]:
+    """The rows of a `save_to_disk` folder or a hub dataset, one split of it."""
+    name, split = reference, None
+    if not Path(reference).expanduser().exists() and ":" in reference:
+        name, _, split = reference.rpartition(":")
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and HUB_ID.fullmatch(name) is None:
+        raise NotFound(
+            f"{reference}: no such file or folder, nor the id of a dataset (owner/name)",
+            param="data",
+        )
+    try:
+        import datasets
+    except ImportError as error:
+        raise missing_package("datasets", reference) from error
+
+    try:
+        if folder.is_dir():
+            loaded = datasets.load_from_disk(str(folder))
+        else:
+            loaded = datasets.load_dataset(name)
+    except FileNotFoundError as error:
+        what = "not a folder of `save_to_disk`" if folder.is_dir() else "no such dataset"
+        raise NotFound(f"{reference}: {what}: {error}", param="data") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise Unavailable(f"{reference}: cannot be loaded: {error}", param="data") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        loaded = choose_split(loaded, split, reference)
+    elif split is not None:
+        raise NotFound(f"{reference}: this dataset has no splits", param="data")
+    rows: list[Row] = loaded.to_list()
+    return rows
+
+
+def choose_split(splits: Mapping[str, Any], split: str | None, reference: str) -> Any:
+    """The named split, else `train`, else the only one; raises `NotFound`."""
+    wanted = split or ("train" if "train" in splits or len(splits) != 1 else next(iter(splits)))
+    if wanted not in splits:
+        known = ", ".join(splits)
+        raise NotFound(f"{reference}: no split {wanted!r}, only {known}", param="data")
+    return splits[wanted]
+
+
+def checked_row(row: Any, place: str) -> Row:
+    """`row`, if it is an object with columns."""
+    if not isinstance(row, dict):
+        raise InvalidRequest(f"{place}: a {type(row).__name__}, not an object with columns")
+    return row
+
+
+def missing_package(package: str, name: str) -> SettingsError:
+    """What to say when an optional package is not there."""
+    return SettingsError(f"{name} needs the package {package}: pip install 'tuneloop[learner]'")

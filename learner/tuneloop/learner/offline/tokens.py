@@ -1,0 +1,128 @@
+"""Texts of a row as token ids, exactly as the service would have seen and produced them.
+
+Conversations go through the model's chat template, plain text does not (as in TRL); `as_chat` makes
+a plain prompt the question of a conversation. A completion ends with the token that ends an answer.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneloop.errors import InvalidRequest
+from tuneloop.generation.tokenization import Tokenization
+from tuneloop.learner.offline.fields import Fields, Text
+from tuneloop.learner.samples import TokenSequence
+from tuneloop.models.reward_text import prompt_as_text
+from tuneloop.rollouts import ChatMessage, Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A prompt, as the model gets it and as a reader does."""
+
+    text: str
+    """What a reward function or a reward model reads."""
+    messages: tuple[ChatMessage, ...]
+    """Empty where the prompt is plain text."""
+    rendered: str
+    token_ids: tuple[int, ...]
+
+
+class TooLong(InvalidRequest):
+    """A row that does not fit the model; `on_long` decides what becomes of it."""
+
+    def __init__(self, row: Fields, what: str, limit: int) -> None:
+        super().__init__(
+            f"{row.place}: {what}, more than the {limit} that fit; shorten it, or leave "
+            "such rows out with --set on_long=drop",
+            param="max_length",
+        )
+
+
+class Tokens:
+    """Makes prompts and sequences of rows."""
+
+    def __init__(self, folder: Path, *, max_length: int | None, as_chat: bool = False) -> None:
+        """Take the tokenizer and the context length of the model in `folder`."""
+        self.tokenization = Tokenization(folder)
+        self.max_length = min(max_length or 1 << 30, context_length(folder))
+        self._as_chat = as_chat
+
+    def asked(self, prompt: Text, row: Fields) -> Asked:
+        """A prompt of the row; raises `InvalidRequest` naming the row."""
+        if isinstance(prompt, str) and self._as_chat:
+            prompt = (ChatMessage(role="user", content=prompt),)
+        try:
+            if isinstance(prompt, str):
+                tokenized = self.tokenization.tokenize(Prompt(text=prompt))
+                messages: tuple[ChatMessage, ...] = ()
+            else:
+                tokenized = self.tokenization.tokenize(Prompt(messages=prompt))
+                messages = prompt
+        except InvalidRequest as error:
+            problem = error.message.replace("; use /v1/completions with a prompt", "")
+            raise row.wrong(problem) from error
+        return Asked(
+            text=prompt_as_text(messages, tokenized.text),
+            messages=messages,
+            rendered=tokenized.text,
+            token_ids=tokenized.token_ids,
+        )
+
+    def sequence(self, asked: Asked, completion: Text, row: Fields) -> TokenSequence:
+        """The prompt with one completion; raises `TooLong` where it does not fit."""
+        ids = self._completion_ids(asked, completion)
+        length = len(asked.token_ids) + len(ids)
+        if length > self.max_length:
+            raise TooLong(row, f"{length} tokens in prompt and completion", self.max_length)
+        return TokenSequence(
+            prompt_token_ids=asked.token_ids,
+            completion_token_ids=ids,
+            generation_logprobs=(),
+            temperature=1.0,
+        )
+
+    def _completion_ids(self, asked: Asked, completion: Text) -> tuple[int, ...]:
+        tokenizer = self.tokenization.tokenizer
+        stops = self.tokenization.stop_token_ids
+        ids = [
+            int(i)
+            for i in tokenizer(self._answer(asked, completion), add_special_tokens=False).input_ids
+        ]
+        ends = [index for index, token in enumerate(ids) if token in stops]
+        if asked.messages and ends:
+            # Templates write a line break after the end of a turn; no policy samples it.
+            return tuple(ids[: ends[-1] + 1])
+        if not (ids and ids[-1] in stops) and tokenizer.eos_token_id is not None:
+            ids.append(int(tokenizer.eos_token_id))
+        return tuple(ids)
+
+    def _answer(self, asked: Asked, completion: Text) -> str:
+        """What follows the rendered prompt."""
+        if isinstance(completion, str):
+            if not asked.messages:
+                return completion
+            completion = (ChatMessage(role="assistant", content=completion),)
+        content = "".join(message.content for message in completion)
+        if not asked.messages:
+            return content
+        turns = [{"role": m.role, "content": m.content} for m in (*asked.messages, *completion)]
+        whole = str(self.tokenization.tokenizer.apply_chat_template(turns, tokenize=False))
+        if whole.startswith(asked.rendered):
+            return whole[len(asked.rendered) :]
+        # Some templates write a finished answer otherwise than one to come (hidden reasoning).
+        return content
+
+
+def completion_text(completion: Text) -> str:
+    """A completion as its reader sees it."""
+    if isinstance(completion, str):
+        return completion
+    return prompt_as_text(completion)
+
+
+def context_length(folder: Path) -> int:
+    """Tokens the model has positions for."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    return int(getattr(config, "max_position_embeddings", None) or 1 << 20)

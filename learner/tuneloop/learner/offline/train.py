@@ -1,0 +1,194 @@
+"""`tuneloop train`: from options to a run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.errors import SettingsError
+from tuneloop.learner.offline.assembly import assemble
+from tuneloop.learner.offline.data import Data, read_prompts, read_samples, read_texts
+from tuneloop.learner.offline.judge_options import JudgeOptions
+from tuneloop.learner.offline.judged import has_answers, judged_pairs
+from tuneloop.learner.offline.judging import Verdicts
+from tuneloop.learner.offline.ledger_data import is_ledger, read_ledger, read_ledger_prompts
+from tuneloop.learner.offline.material import Material
+from tuneloop.learner.offline.rewards import Rewards, load_rewards
+from tuneloop.learner.offline.run_folder import RunFolder
+from tuneloop.learner.offline.run_settings import OBJECTIVES, SAMPLING, Settings, make_settings
+from tuneloop.learner.offline.table import Table, open_table
+from tuneloop.learner.offline.tokens import Tokens
+from tuneloop.models.resolve import resolve
+from tuneloop.policies import WeightsKind
+from tuneloop.weights.files import sha256_of
+
+JUDGED = (*SAMPLING, "dpo", "reward-model")
+"""These can learn from a judge."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """What `tuneloop train` was told."""
+
+    algorithm: str
+    model: str
+    data: str
+    output: Path
+    kind: WeightsKind | None = None
+    """None is LoRA for the policy, all weights for the reward model."""
+    seed: int = 0
+    assignments: Sequence[str] = ()
+    """`key=value`."""
+    rewards: Sequence[str] = ()
+    reward_model: str | None = None
+    judge: JudgeOptions | None = None
+    restart: bool = False
+    cache_dir: Path = Path("~/.cache/tuneloop")
+
+    @property
+    def objective(self) -> str:
+        """What the samples are called in a step."""
+        return OBJECTIVES.get(self.algorithm, self.algorithm)
+
+
+def train(options: TrainOptions) -> dict[str, Any] | None:
+    """Train as told; the summary, or None when the user stopped it.
+
+    Everything that can be told to be wrong is, before a model is loaded. Raises `TuneloopError`.
+    """
+    check_rewards(options)
+    folder = RunFolder(options.output)
+    with folder.locked():
+        material = gather(options, folder)
+        folder.begin(material.identity, restart=options.restart)
+        finished = folder.finished()
+        if finished is not None:
+            return finished
+        return assemble(material, folder).go()
+
+
+def check_rewards(options: TrainOptions) -> None:
+    """Raise `SettingsError` for rewards that are absent or would not be used."""
+    scored = bool(options.rewards) or options.reward_model is not None
+    samples = options.algorithm in SAMPLING
+    if samples and not scored and options.judge is None:
+        raise SettingsError(
+            f"{options.algorithm} needs a reward: --reward module:function, --reward-model DIR or "
+            "--judge URL",
+            param="reward",
+        )
+    if scored and not samples:
+        raise SettingsError(
+            f"{options.algorithm} learns from the data alone: --reward and --reward-model are for "
+            f"{', '.join(SAMPLING)}",
+            param="reward",
+        )
+    if options.judge is not None and options.algorithm not in JUDGED:
+        raise SettingsError(f"--judge is for {', '.join(JUDGED)}", param="judge")
+
+
+def gather(options: TrainOptions, folder: RunFolder) -> Material:
+    """Find the model, read the data, load the rewards, ask the judge of answers in the data."""
+    table = None if is_ledger(options.data) else open_table(options.data)
+    compares = options.judge is not None and options.algorithm not in SAMPLING
+    answered = compares and table is not None and has_answers(table)
+    samples = options.algorithm in SAMPLING or (compares and not answered)
+    if compares and samples and options.algorithm == "reward-model":
+        columns = "prompt and completions, or chosen and rejected"
+        raise SettingsError(f"a judge of a reward model's data needs {columns}", param="data")
+    settings = make_settings(
+        options.algorithm, options.assignments, fixed_settings(options), sampled=samples
+    )
+    model = resolve(options.model, options.cache_dir.expanduser())
+    run = settings.run
+    tokens = None
+    if options.algorithm != "reward-model":
+        tokens = Tokens(model, max_length=settings.trainer.max_length, as_chat=run.as_chat)
+    rewards = read_rewards(options) if options.algorithm in SAMPLING else None
+    verdicts = read_verdicts(options, folder) if compares else None
+    if answered:
+        assert table is not None
+        assert verdicts is not None
+        data = judged_pairs(table, verdicts, tokens, run.on_long)
+    else:
+        data = read_data(options, settings, model, tokens, table, samples=samples)
+    return Material(
+        algorithm=options.algorithm,
+        model=model,
+        model_name=options.model,
+        settings=settings,
+        samples=data.samples,
+        dropped=data.dropped,
+        tokens=tokens,
+        rewards=rewards,
+        verdicts=verdicts if samples else None,
+        identity=identity_of(options, settings, model, data, rewards),
+    )
+
+
+def fixed_settings(options: TrainOptions) -> dict[str, Any]:
+    """The trainer's settings that are options of their own, and the device."""
+    import torch
+
+    fixed: dict[str, Any] = {"seed": options.seed}
+    if options.kind is not None:
+        fixed["kind"] = options.kind
+    if not any(a.startswith("device=") for a in options.assignments) and torch.cuda.is_available():
+        fixed["device"] = "cuda"
+    return fixed
+
+
+def read_data(
+    options: TrainOptions,
+    settings: Settings,
+    model: Path,
+    tokens: Tokens | None,
+    table: Table | None,
+    *,
+    samples: bool,
+) -> Data:
+    """Samples, or prompts; raises `InvalidRequest` naming the row at fault."""
+    on_long, room = settings.run.on_long, settings.run.max_completion_length
+    if table is None:
+        if not samples:
+            return read_ledger(options.objective, options.data, model)
+        assert tokens is not None
+        longest = tokens.max_length - room
+        return read_ledger_prompts(options.data, model, max_length=longest, on_long=on_long)
+    if tokens is None:
+        return read_texts(table)
+    if samples:
+        return read_prompts(options.algorithm, table, tokens, room=room, on_long=on_long)
+    return read_samples(options.algorithm, table, tokens, on_long)
+
+
+def read_rewards(options: TrainOptions) -> Rewards:
+    """The scorers, loaded."""
+    folder = None
+    if options.reward_model is not None:
+        folder = resolve(options.reward_model, options.cache_dir.expanduser())
+    judge = None if options.judge is None else options.judge.make()
+    return load_rewards(options.rewards, folder, judge)
+
+
+def read_verdicts(options: TrainOptions, folder: RunFolder) -> Verdicts:
+    """The judge, and what it said before."""
+    assert options.judge is not None
+    judge = options.judge.make()
+    return Verdicts(judge, identity=options.judge.identity, path=folder.verdicts)
+
+
+def identity_of(
+    options: TrainOptions, settings: Settings, model: Path, data: Data, rewards: Rewards | None
+) -> dict[str, Any]:
+    """What decides the result: a run goes on only with the same."""
+    return {
+        "algorithm": options.algorithm,
+        "model": options.model,
+        "model_sha256": {p.name: sha256_of(p) for p in sorted(model.glob("*.safetensors"))},
+        "data": options.data,
+        **data.identity,
+        "rewards": [] if rewards is None else rewards.names,
+        "judge": None if options.judge is None else options.judge.identity,
+        "settings": settings.document(),
+    }

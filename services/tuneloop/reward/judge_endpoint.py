@@ -1,0 +1,156 @@
+"""A model behind any OpenAI-compatible endpoint, asked again while it is away."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from tuneloop.errors import InvalidRequest, SettingsError, Unavailable
+
+FIRST_DELAY = 0.5
+LONGEST_DELAY = 30.0
+"""Seconds before the second and between later attempts."""
+TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+ABOUT_THE_REQUEST = (400, 413, 422)
+"""Statuses that say the request itself is refused: too long, or against the provider's rules."""
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointSettings:
+    """Where the model is, and how patiently it is asked."""
+
+    url: str
+    """With the version: `https://api.openai.com/v1`, `http://127.0.0.1:8000/v1`."""
+    model: str
+    api_key: str = ""
+    temperature: float = 0.7
+    max_tokens: int = 512
+    timeout_seconds: float = 60.0
+    retries: int = 3
+    """Attempts after the first."""
+    concurrency: int = 8
+    """Requests at once."""
+
+    def __post_init__(self) -> None:
+        for name, accepted, what in (
+            ("url", self.url.startswith(("http://", "https://")), "an http or https URL"),
+            ("model", bool(self.model), "the name of a model"),
+            ("temperature", 0 <= self.temperature <= 2, "0 to 2"),
+            ("max_tokens", self.max_tokens >= 1, "1 or more"),
+            ("timeout_seconds", self.timeout_seconds > 0, "greater than 0"),
+            ("retries", self.retries >= 0, "0 or more"),
+            ("concurrency", self.concurrency >= 1, "1 or more"),
+        ):
+            if not accepted:
+                raise SettingsError(f"judge: {name} must be {what}", param=f"judge_{name}")
+
+
+class Endpoint:
+    """Asks the model; of one event loop only."""
+
+    def __init__(
+        self, settings: EndpointSettings, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        """Take where to ask; `transport` replaces the network."""
+        self._settings = settings
+        key = settings.api_key
+        self._client = httpx.AsyncClient(
+            base_url=settings.url.rstrip("/"),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=settings.timeout_seconds,
+            transport=transport,
+        )
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._asking_who = asyncio.Lock()
+        self._extras: dict[str, Any] | None = None
+
+    async def complete(self, messages: Sequence[Message]) -> str:
+        """The model's reply.
+
+        Raises:
+            Unavailable: no usable answer in all attempts.
+            InvalidRequest: this request is refused, for its length or its content.
+            SettingsError: no request can work: wrong key, address or model.
+
+        """
+        async with self._slots:
+            body = {
+                "model": self._settings.model,
+                "messages": list(messages),
+                "temperature": self._settings.temperature,
+                "max_tokens": self._settings.max_tokens,
+                **await self._own_service(),
+            }
+            return await self._post(body)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _own_service(self) -> dict[str, Any]:
+        """What keeps a tuneloop gateway from learning, and judging, what its policy says as judge.
+
+        Without it every judgement would be a rollout, to be judged in its turn.
+        """
+        async with self._asking_who:
+            if self._extras is None:
+                try:
+                    listed = await self._client.get("/models")
+                    models = listed.json()["data"] if listed.is_success else []
+                    own = any(model.get("owned_by") == "tuneloop" for model in models)
+                except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
+                    return {}
+                self._extras = {"metadata": {"train": "false"}} if own else {}
+        return self._extras
+
+    async def _post(self, body: dict[str, Any]) -> str:
+        delay = FIRST_DELAY
+        for attempt in range(self._settings.retries + 1):
+            wait = delay
+            try:
+                response = await self._client.post("/chat/completions", json=body)
+            except httpx.HTTPError as error:
+                problem = f"{type(error).__name__} {error}".strip()
+            else:
+                if response.is_success:
+                    if (text := reply_of(response)) is not None:
+                        return text
+                    problem = "its answer is no chat completion"
+                else:
+                    problem = self._refusal(response)
+                    wait = max(delay, retry_after(response))
+            if attempt < self._settings.retries:
+                await asyncio.sleep(min(wait, LONGEST_DELAY))
+                delay *= 2
+        raise Unavailable(f"judge {self._settings.url}: {problem}")
+
+    def _refusal(self, response: httpx.Response) -> str:
+        """What a status that may pass says; raises for one that will not."""
+        problem = f"status {response.status_code}: {response.text[:200]}"
+        if response.status_code in TRANSIENT:
+            return problem
+        message = f"judge {self._settings.url}: {problem}"
+        if response.status_code in ABOUT_THE_REQUEST:
+            raise InvalidRequest(message)
+        raise SettingsError(message, param="judge")
+
+
+def reply_of(response: httpx.Response) -> str | None:
+    """The text of the first choice; None where there is none."""
+    try:
+        content = response.json()["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError):
+        return None
+    return content if isinstance(content, str) else None
+
+
+def retry_after(response: httpx.Response) -> float:
+    """Seconds the endpoint asks to wait; 0 where it does not say, or says a date."""
+    try:
+        return float(response.headers.get("Retry-After", "0"))
+    except ValueError:
+        return 0.0

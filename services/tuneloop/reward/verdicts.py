@@ -1,0 +1,137 @@
+"""What a scorer says of each row, checked: a finite number, nothing, or what went wrong.
+
+A scorer may be anybody's code. Where it fails on a batch it is asked again row by row, so that the
+row to blame is found and the others get their scores.
+"""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneloop.errors import InvalidRequest
+from tuneloop.reward.background import result_of
+from tuneloop.reward.scorer import Scorer
+
+Columns = Mapping[str, Sequence[Any]]
+"""What else is known of the rows: one value for each row, by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A row that a scorer failed on."""
+
+    reason: str
+    """`error`, `wrong_length`, `wrong_type`, `not_a_number` or `not_finite`."""
+    problem: str
+    """For people: `raised ValueError: no such key`."""
+
+    def at(
+        self, scorer: str, row: int, completion: str, places: Sequence[str] | None
+    ) -> InvalidRequest:
+        """The failure as an error that names the row."""
+        place = f"row {row + 1}" if places is None else places[row]
+        problem = f"{self.problem} for {completion!r:.60}"
+        return InvalidRequest(f"{place}: reward {scorer} {problem}", param=place)
+
+
+Verdict = float | None | Failure
+"""None: the scorer declares that it cannot score this row."""
+
+
+def ask(
+    scorer: Scorer, prompts: Sequence[str], completions: Sequence[str], columns: Columns
+) -> list[Verdict]:
+    """The scorer's verdict on each row, in order; never raises what the scorer raises."""
+    if not completions:
+        return []
+    answer = _call(scorer, prompts, completions, columns)
+    if not isinstance(answer, Failure):
+        return [checked(value) for value in answer]
+    if len(completions) == 1:
+        return [answer]
+    return [
+        ask(scorer, [prompt], [completion], {name: [c[row]] for name, c in columns.items()})[0]
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+    ]
+
+
+def score_rows(
+    scorer: Scorer,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    columns: Columns,
+    *,
+    places: Sequence[str] | None = None,
+) -> list[float | None]:
+    """Score rows with a function, or any other scorer; None where it cannot say.
+
+    `places` name the rows in errors (`prompts.jsonl, line 3`); without them they are `row 1`, …
+
+    Raises:
+        InvalidRequest: the scorer raised, or returned something else than a list of as many finite
+            numbers or Nones; the message names the row, `param` is its place. Or a column is of
+            another length, or has a name that is taken; `param` is the column.
+
+    """
+    check_columns(completions, columns)
+    scores: list[float | None] = []
+    for row, verdict in enumerate(ask(scorer, prompts, completions, columns)):
+        if isinstance(verdict, Failure):
+            raise verdict.at(scorer.name, row, completions[row], places)
+        scores.append(verdict)
+    return scores
+
+
+def check_columns(completions: Sequence[str], columns: Columns) -> None:
+    """Raise `InvalidRequest` naming a column that cannot be given to a scorer."""
+    for name, column in columns.items():
+        if name in ("prompts", "completions"):
+            raise InvalidRequest(f"column {name}: the name is taken; rename it", param=name)
+        if len(column) != len(completions):
+            problem = f"{len(column)} values for {len(completions)} completions"
+            raise InvalidRequest(f"column {name}: {problem}", param=name)
+
+
+def _call(
+    scorer: Scorer, prompts: Sequence[str], completions: Sequence[str], columns: Columns
+) -> list[object] | Failure:
+    """What the scorer returns, as a list of the right length."""
+    try:
+        answer: Any = scorer.score(prompts, completions, **columns)
+        if inspect.isawaitable(answer):
+            answer = result_of(answer)
+    except Exception as error:
+        return Failure(reason="error", problem=f"raised {type(error).__name__}: {error}")
+    # Arrays and tensors give plain numbers at once; what is iterable but no row of scores does not
+    # pass for one.
+    answer = answer.tolist() if hasattr(answer, "tolist") else answer
+    if isinstance(answer, str | bytes | Mapping) or not hasattr(answer, "__iter__"):
+        problem = f"returned {type(answer).__name__}, not a list of numbers"
+        return Failure(reason="wrong_type", problem=problem)
+    scores = list(answer)
+    if len(scores) != len(completions):
+        problem = f"returned {len(scores)} scores for {len(completions)} completions"
+        return Failure(reason="wrong_length", problem=problem)
+    return scores
+
+
+def checked(value: object) -> Verdict:
+    """A finite number or None as it is; a failure for anything else.
+
+    A scorer that works on rows one by one may return an exception in place of a row's score.
+    """
+    if value is None:
+        return None
+    if isinstance(value, Exception):
+        return Failure(reason="error", problem=f"raised {type(value).__name__}: {value}")
+    try:
+        number = None if isinstance(value, str | bytes) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        number = None
+    if number is None:
+        return Failure(reason="not_a_number", problem=f"returned {value!r:.80}, not a number")
+    if not math.isfinite(number):
+        return Failure(reason="not_finite", problem=f"returned {number}, not a finite number")
+    return number
