@@ -10,7 +10,7 @@ from tuneloop.learner.step_result import StepResult
 GROWING = """
 from tuneloop.learner.memory import peak_memory_bytes
 before = peak_memory_bytes()
-held = bytearray(100_000_000)
+held = bytearray(b"x") * 100_000_000
 during = peak_memory_bytes()
 del held
 print(during - before, peak_memory_bytes() - during)
