@@ -44,6 +44,7 @@ def report(rows: Rows, device: str, *, tuning_seed: int) -> dict[str, Any]:
                 {
                     **dict(zip(keys, cell, strict=True)),
                     "rate": rate,
+                    "schedule": runs[0].get("schedule", ""),
                     "steps": runs[0]["steps"],
                     "seeds": sorted(run["seed"] for run in runs),
                     "score": end.value,
@@ -58,7 +59,8 @@ def report(rows: Rows, device: str, *, tuning_seed: int) -> dict[str, Any]:
             parts[part] = found
             Console().print(table)
     tuning = [
-        {key: row[key] for key in (*KEYS["peers"], "rate")} | {"score": row["curve"][-1][-1]}
+        {key: row[key] for key in (*KEYS["peers"], "rate", "schedule")}
+        | {"score": row["curve"][-1][-1]}
         for row in rows
         if row["part"] == "peers" and row["seed"] == tuning_seed
     ]
