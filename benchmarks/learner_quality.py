@@ -17,7 +17,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,8 @@ class Runner:
         self._journal = journal
         self._processes = processes
 
-    def run(self, part: str, run: Callable[[Any], Any], jobs: Iterable[Any]) -> list[Row]:
-        """The rows of all jobs, those known among them."""
+    def run(self, part: str, run: Callable[[Any], Any], jobs: Iterable[Any]) -> None:
+        """Run those jobs that are not known yet."""
         wanted = [(job, asdict(job)) for job in jobs]
         missing = [job for job, key in wanted if self._journal.find(part, key) is None]
         context = multiprocessing.get_context("spawn")
@@ -98,32 +98,51 @@ class Runner:
                 self._journal.add(row)
                 shown = {k: v for k, v in row.items() if k != "curve"}
                 print(f"{row['curve'][-1][-1]:.3f}", shown, flush=True)
-        found = [self._journal.find(part, key) for _, key in wanted]
-        return [row for row in found if row is not None]
+
+    def score(self, part: str, job: Any) -> float:
+        """How a finished run ended."""
+        row = self._journal.find(part, asdict(job))
+        return float("-inf") if row is None else float(row["curve"][-1][-1])
 
 
 def peers(runner: Runner, size: Size) -> None:
     """Choose each side's rate on the tuning seed, then run the others at it."""
     from benchmarks.quality_task import run
 
-    def job(task: str, method: str, side: str, seed: int, rate: float) -> Job:
-        steps = size.steps[task]
-        return Job(task=task, method=method, side=side, seed=seed, rate=rate, steps=steps)
-
-    for task in size.steps:
+    for task, steps in size.steps.items():
         cells = [(method, side) for method in METHODS for side in SIDES]
-        tuning = [job(task, *cell, TUNING_SEED, rate) for cell in cells for rate in size.rates]
-        rows = runner.run("peers", run, tuning)
+        tuning = [
+            Job(
+                task=task,
+                method=method,
+                side=side,
+                seed=TUNING_SEED,
+                rate=rate,
+                schedule=schedule,
+                steps=steps,
+            )
+            for method, side in cells
+            for schedule in schedules_of(method, side)
+            for rate in size.rates
+        ]
+        runner.run("peers", run, tuning)
         best = {
             cell: max(
-                (row for row in rows if (row["method"], row["side"]) == cell),
-                key=lambda row: row["curve"][-1][-1],
-            )["rate"]
+                (job for job in tuning if (job.method, job.side) == cell),
+                key=lambda job: runner.score("peers", job),
+            )
             for cell in cells
         }
         # A seed of all cells after the other: what is interrupted compares all the same.
-        tests = [job(task, *c, seed, best[c]) for seed in range(size.seeds) for c in cells]
+        tests = [replace(best[cell], seed=seed) for seed in range(size.seeds) for cell in cells]
         runner.run("peers", run, tests)
+
+
+def schedules_of(method: str, side: str) -> Sequence[str]:
+    """What is tried: KTO runs past its best point at a constant rate, on either side."""
+    if side == "trl_default":
+        return ("linear",)
+    return ("constant", "linear") if method == "kto" else ("constant",)
 
 
 def thumbs(runner: Runner, size: Size) -> None:

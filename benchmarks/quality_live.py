@@ -70,7 +70,7 @@ class LiveJob:
     """Share of the answers that get a thumb."""
     delay: int
     """Versions after which a thumb comes at the latest; uniform from 0."""
-    rate: float = 1e-3
+    rate: float = 3e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

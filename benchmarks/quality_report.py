@@ -7,7 +7,7 @@ from typing import Any
 
 from tuneloop.learner.offline.intervals import mean_of
 
-CURVES = Path(__file__).parents[1] / "docs" / "curves"
+CURVES = Path(__file__).parents[1] / "docs" / "quality"
 KEYS: Mapping[str, Sequence[str]] = {
     "peers": ("task", "method", "side"),
     "thumbs": ("combined",),
@@ -44,6 +44,7 @@ def report(rows: Rows, device: str, *, tuning_seed: int) -> dict[str, Any]:
                 {
                     **dict(zip(keys, cell, strict=True)),
                     "rate": rate,
+                    "schedule": runs[0].get("schedule", ""),
                     "steps": runs[0]["steps"],
                     "seeds": sorted(run["seed"] for run in runs),
                     "score": end.value,
@@ -58,7 +59,8 @@ def report(rows: Rows, device: str, *, tuning_seed: int) -> dict[str, Any]:
             parts[part] = found
             Console().print(table)
     tuning = [
-        {key: row[key] for key in (*KEYS["peers"], "rate")} | {"score": row["curve"][-1][-1]}
+        {key: row[key] for key in (*KEYS["peers"], "rate", "schedule")}
+        | {"score": row["curve"][-1][-1]}
         for row in rows
         if row["part"] == "peers" and row["seed"] == tuning_seed
     ]
@@ -71,12 +73,12 @@ def draw(rows: Rows, *, tuning_seed: int) -> None:
     pictures: dict[str, dict[str, Rows]] = defaultdict(dict)
     for (task, method, side), runs in peers.items():
         name = side if method != "ppo" or side == "tuneloop" else f"{side} (RLOO)"
-        pictures[f"quality-{task}:{method}"][name] = runs
+        pictures[f"{task}:{method}"][name] = runs
     for (combined,), runs in cells_of(rows, "thumbs", tuning_seed).items():
         label = "KTO + reward model + GRPO" if combined else "KTO"
-        pictures["quality-thumbs:conditional, thumbs alone"][label] = runs
+        pictures["thumbs:conditional, thumbs alone"][label] = runs
     for (flips, rate, delay), runs in cells_of(rows, "live", tuning_seed).items():
-        panel = f"quality-live:{rate:.0%} answer, {delay} versions late at most"
+        panel = f"live:{rate:.0%} answer, {delay} versions late at most"
         pictures[panel][f"{flips:.0%} flipped"] = runs
     figures: dict[str, dict[str, dict[str, Rows]]] = defaultdict(dict)
     for key, lines in pictures.items():

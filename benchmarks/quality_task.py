@@ -53,6 +53,8 @@ class Job:
     """tuneloop, trl_tuned or trl_default."""
     seed: int
     rate: float
+    schedule: str = "constant"
+    """Of the rate: constant, or linear down to 0, which is TRL's default."""
     steps: int
 
     @property
@@ -176,7 +178,15 @@ def groups_of(samples: Sequence[ScoredSample]) -> list[ScoredGroup]:
 
 def run_tuneloop(job: Job, folder: Path) -> Curve:
     """Learn with tuneloop's trainer: its defaults but for the rate, and no KL in GRPO and PPO."""
-    trainer = make_trainer(folder, job.seed, learning_rate=job.rate, beta_grpo=0.0, kl_coef=0.0)
+    trainer = make_trainer(
+        folder,
+        job.seed,
+        learning_rate=job.rate,
+        lr_scheduler_type=job.schedule,
+        max_steps=job.steps,
+        beta_grpo=0.0,
+        kl_coef=0.0,
+    )
     choose, generator = random.Random(job.seed), torch.Generator().manual_seed(job.seed)
     offline = job.method in ("dpo", "kto")
     data = judged(job, trainer.model.module) if offline else []
@@ -250,7 +260,8 @@ def make_trainer_of_trl(job: Job, model: Any, output: Path, callbacks: list[Any]
     """TRL's trainer of a method.
 
     `trl_default` differs from its defaults in the rate alone (RLOO then has a KL of 0.05);
-    `trl_tuned` keeps the rate, and has no checkpointing, no bfloat16 and no KL in GRPO and RLOO.
+    `trl_tuned` has the schedule of the job, no checkpointing, no bfloat16, and no KL in
+    GRPO and RLOO.
     """
     trl: Any = importlib.import_module("trl")
     name = {"dpo": "DPO", "kto": "KTO", "grpo": "GRPO", "ppo": "RLOO"}[job.method]
@@ -270,7 +281,7 @@ def make_trainer_of_trl(job: Job, model: Any, output: Path, callbacks: list[Any]
     }
     if job.side == "trl_tuned":
         options |= {
-            "lr_scheduler_type": "constant",
+            "lr_scheduler_type": job.schedule,
             "gradient_checkpointing": False,
             "bf16": False,
         }

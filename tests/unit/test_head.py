@@ -126,6 +126,16 @@ def test_a_frozen_head_gets_no_gradient_and_keeps_nothing_but_what_hidden_needs(
     assert not again.requires_grad
 
 
+def test_a_graph_that_is_kept_can_be_gone_through_twice() -> None:
+    hidden, head, wanted = make()
+    logprobs, _ = token_logprobs(hidden, head, transform=LogitTransform(cap=2.0), chunk=4, **wanted)
+    trained = [hidden, head.weight, head.bias]
+    first = torch.autograd.grad(logprobs.sum(), trained, retain_graph=True)
+    again = torch.autograd.grad(logprobs.sum(), trained)
+    for one, other in zip(first, again, strict=True):
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-13)
+
+
 def test_logits_that_are_there_already_give_the_same() -> None:
     hidden, head, wanted = make()
     full = by_full_logits(hidden, head, LogitTransform(), **wanted)

@@ -69,6 +69,7 @@ def test_a_run_that_is_known_is_not_run_again(tmp_path: Path) -> None:
 
 def test_the_seed_that_chose_the_rate_is_not_reported() -> None:
     row = {"part": "peers", "task": "unconditional", "method": "dpo", "side": "tuneloop"}
+    row["schedule"] = "constant"
     choose = random.Random(0)
     rows = [
         {**row, "seed": seed, "rate": 1e-3, "steps": 2, "curve": [[0, 0.5], [2, end]]}
@@ -95,5 +96,6 @@ def test_the_whole_benchmark_runs_and_goes_on_where_it_ended(
         part(Runner(Journal(path), 1), QUICK)
     assert path.read_text().splitlines() == lines
     document = report(Journal(path).rows, "here", tuning_seed=100)
+    assert {cell["method"] for cell in document["peers"]} == {"dpo", "kto", "grpo", "ppo"}
     assert len(document["peers"]) == 12
     assert all(0 <= cell["score"] <= 1 for cell in document["peers"])

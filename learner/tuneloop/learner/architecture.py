@@ -145,8 +145,13 @@ def compile_layers(model: Any) -> None:
         layer.compile(dynamic=True)
 
 
+def layers_of(model: Any) -> list[Any]:
+    """The decoder layers; empty where the family does not say what its layers are."""
+    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+
 def _layers(model: Any, setting: str) -> list[Any]:
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    layers = layers_of(model)
     if not layers:
         raise SettingsError(
             f"{setting}: {type(model).__name__} has no layers for it", param=setting

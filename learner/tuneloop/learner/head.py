@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 27}
+CHUNK_ELEMENTS = {"cpu": 1 << 25, "cuda": 1 << 27}
 """Logits held at once; in float32 a chunk is four bytes times this."""
 
 
@@ -83,7 +83,8 @@ class _TokenLogprobs(torch.autograd.Function):
 
     A frozen head (LoRA) has only the gradient of `hidden` to give: a vector for each token, which
     does not depend on what the loss makes of it. It is computed on the way forward, while the
-    logits are there, and nothing is computed twice. Else each chunk is computed again.
+    logits are there, and nothing is computed twice. Else each chunk is computed again, but for the
+    last, whose memory is still there.
     """
 
     @staticmethod
@@ -119,12 +120,14 @@ class _TokenLogprobs(torch.autograd.Function):
             p = z.sub_(largest[:, None]).exp_()
             sums = p.sum(-1)
             normalizers[part] = sums.log() + largest
+            last = (p, sums, slopes)
             if pulls is not None:
                 d = _slopes_of(p, targets[part], slopes, scale=1 / sums)
                 pulls[part] = d.to(hidden.dtype) @ logits.weight
         saved = (pulls,) if ahead else (hidden, weight, bias, targets, temperatures, normalizers)
         ctx.save_for_backward(*(saved if differentiate else ()))
         ctx.transform, ctx.chunk, ctx.ahead = transform, chunk, ahead
+        ctx.last = None if ahead or not differentiate else last
         ctx.mark_non_differentiable(entropies)
         return chosen - normalizers, entropies
 
@@ -149,10 +152,15 @@ class _TokenLogprobs(torch.autograd.Function):
             weight_gradient = torch.zeros(weight.shape, dtype=gradient.dtype, device=weight.device)
         if bias is not None and ctx.needs_input_grad[2]:
             bias_gradient = torch.zeros(bias.shape, dtype=gradient.dtype, device=bias.device)
-        for part in logits.parts:
-            z, slopes = logits.of(part)
-            p = z.sub_(normalizers[part, None]).exp_()
-            wide = _slopes_of(p, targets[part], slopes * gradient[part, None])
+        last, ctx.last = ctx.last, None
+        for part in reversed(logits.parts):
+            if last is not None:
+                p, sums, slopes = last
+                scale, last = 1 / sums, None
+            else:
+                z, slopes = logits.of(part)
+                p, scale = z.sub_(normalizers[part, None]).exp_(), None
+            wide = _slopes_of(p, targets[part], slopes * gradient[part, None], scale)
             narrow = wide.to(hidden.dtype)
             if hidden_gradient is not None:
                 hidden_gradient[part] = narrow @ logits.weight
@@ -189,7 +197,7 @@ class _Logits:
         # Asked on a CPU only: a GPU would have to be waited for.
         self._at_one = hidden.device.type == "cpu" and bool((self._slopes == 1).all())
         self._caps = (transform.cap or 0.0) / temperatures.to(self._wide)[:, None]
-        self._buffer = hidden.new_empty((min(chunk, len(hidden)), weight.shape[0]))
+        self._buffer: Tensor | None = None
 
     def new_vector(self) -> Tensor:
         """(N,), not filled, in the precision of the softmax."""
@@ -198,6 +206,9 @@ class _Logits:
     def of(self, part: slice) -> tuple[Tensor, Tensor]:
         """Return (n, V) logits as the softmax takes them, and dz / d logits, (n, 1) or (n, V)."""
         hidden, slopes = self._hidden[part], self._slopes[part]
+        if self._buffer is None:
+            longest = self.parts[0].stop
+            self._buffer = hidden.new_empty((min(longest, len(self._hidden)), len(self.weight)))
         raw = self._buffer[: len(hidden)]
         if self._bias is None:
             torch.mm(hidden, self.weight.t(), out=raw)

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -25,8 +25,7 @@ from tuneloop.learner.architecture import (
     checkpoint_layers,
     compile_layers,
     find_logit_transform,
-    run_body,
-    run_whole,
+    layers_of,
     take_packed_rows,
 )
 from tuneloop.learner.attention import PACKED
@@ -37,7 +36,8 @@ from tuneloop.learner.batching import (
     packed_batches,
     sequence_length,
 )
-from tuneloop.learner.head import logprobs_of_logits, token_logprobs
+from tuneloop.learner.distributed import ALONE, World, like, own_part, shard, whole
+from tuneloop.learner.forward import Forward, Share, share_of
 from tuneloop.learner.samples import TokenSequence
 from tuneloop.models.reward_model import quiet
 from tuneloop.policies import WeightsKind
@@ -55,14 +55,6 @@ TOKENIZER_FILES = (
 )
 
 
-class _Run(NamedTuple):
-    """What one pass over a batch gives; N completion tokens."""
-
-    logprobs: Tensor  # (N,)
-    hidden: Tensor  # (N, H)
-    entropies: Tensor  # (N,), or empty where they were not asked for
-
-
 class PolicyModel:
     """A causal language model with an adapter or all its weights to train."""
 
@@ -78,28 +70,35 @@ class PolicyModel:
         packing: bool = True,
         gradient_checkpointing: bool = False,
         compile: bool = False,
+        world: World = ALONE,
     ) -> None:
         """Load version 0 from a `save_pretrained` folder; dropout stays off for ever.
 
         On CPU everything is float32. On a GPU the arithmetic is bfloat16; what is trained, and the
         softmax, stay float32. What `packing`, `gradient_checkpointing` and `compile` do is told in
-        `TrainerSettings`.
+        `TrainerSettings`. With several ranks in `world` full weights, and the reference policy's,
+        are sharded; an adapter and its base model are on every rank.
         """
         self.kind = kind
         self.device = torch.device(device)
         self._folder = folder
-        self._reference: Any = None
+        self._world = world
+        self._reference: Forward | None = None
+        self._gathered: Any = None
         self._adapted: Any = None
         self._model = self._load()
         self.packs = packing and take_packed_rows(self._model)
         """Whether the model is given packed rows."""
-        self._transform = find_logit_transform(self._model)
+        transform = find_logit_transform(self._model)
         if kind is WeightsKind.LORA:
             self._adapted = add_adapter(self._model, lora_rank, lora_alpha, seed)
         if gradient_checkpointing:
             checkpoint_layers(self._model)
         if compile:
             compile_layers(self._model)
+        self._forward = Forward(self._model, transform, packs=self.packs)
+        if self._sharded:
+            shard(self._forward, layers_of(self._model), world)
         hidden_size = self._model.get_output_embeddings().weight.shape[1]
         self.value_head = nn.Linear(hidden_size, 1, device=self.device)
         nn.init.zeros_(self.value_head.weight)
@@ -116,9 +115,31 @@ class PolicyModel:
         return model.to(self.device).eval()
 
     @property
+    def _sharded(self) -> bool:
+        return self._world.size > 1 and self.kind is WeightsKind.FULL
+
+    @property
     def module(self) -> Any:
-        """The transformers model as it is now, adapter on: for `generate`."""
-        return self._model
+        """The transformers model as it is now, adapter on: for `generate`.
+
+        Of sharded weights it is a copy on rank 0, made anew at each call; others have none.
+        """
+        if not self._sharded:
+            return self._model
+        self._world.announce("model", "gather")
+        return self.gather()
+
+    def gather(self) -> Any:
+        """Bring sharded weights together on rank 0, where it returns the model."""
+        if self._gathered is None and self._world.leads:
+            self._gathered = self._load().requires_grad_(False)
+        copies = dict(self._gathered.named_parameters()) if self._world.leads else {}
+        with torch.no_grad():
+            for name, parameter in self._model.named_parameters():
+                tensor = whole(parameter.detach())
+                if self._world.leads:
+                    copies[name].copy_(tensor)
+        return self._gathered
 
     @property
     def vocab_size(self) -> int:
@@ -138,21 +159,25 @@ class PolicyModel:
 
     def logprobs(self, batch: SequenceBatch) -> Tensor:
         """Return (B, C) log π of each completion token, at its temperature; takes gradients."""
-        return batch.scatter(self._run(self._model, batch).logprobs)
+        share = share_of(batch, self._world)
+        return self._placed(batch, share, self._forward(share.batch).logprobs)
 
     def logprobs_and_entropies(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """Return (B, C) log-probs, and (B, C) entropies in nats, which take no gradients."""
-        run = self._run(self._model, batch, entropies=True)
-        return batch.scatter(run.logprobs), batch.scatter(run.entropies)
+        share = share_of(batch, self._world)
+        run = self._forward(share.batch, entropies=True)
+        entropies = self._placed(batch, share, run.entropies)
+        return self._placed(batch, share, run.logprobs), entropies
 
     def logprobs_and_values(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """Return (B, C) log-probs, and (B, C) values of the states the tokens were chosen in.
 
         The value head reads detached hidden states: its loss cannot move the policy.
         """
-        run = self._run(self._model, batch)
+        share = share_of(batch, self._world)
+        run = self._forward(share.batch)
         values = self.value_head(run.hidden.detach().float()).squeeze(-1)
-        return batch.scatter(run.logprobs), batch.scatter(values)
+        return self._placed(batch, share, run.logprobs), self._placed(batch, share, values)
 
     @torch.no_grad()
     def reference_logprobs(self, batch: SequenceBatch) -> Tensor:
@@ -163,7 +188,14 @@ class PolicyModel:
         if batch.ref_logprobs is not None:
             return batch.ref_logprobs
         with self._reference_policy() as reference:
-            return batch.scatter(self._run(reference, batch).logprobs)
+            share = share_of(batch, self._world)
+            return self._placed(batch, share, reference(share.batch).logprobs)
+
+    def _placed(self, batch: SequenceBatch, share: Share, flat: Tensor) -> Tensor:
+        """Put what all ranks computed of their shares into place, (B, C)."""
+        if share.places is not None:
+            flat = self._world.put_together(flat, share.places, batch.tokens)
+        return batch.scatter(flat)
 
     def compute_reference_logprobs(
         self, sequences: Sequence[TokenSequence], *, token_budget: int
@@ -172,6 +204,9 @@ class PolicyModel:
 
         Computed whatever they carry already; `token_budget` is that of `TrainerSettings`.
         """
+        self._world.announce(
+            "model", "compute_reference_logprobs", list(sequences), token_budget=token_budget
+        )
         known: dict[int, tuple[float, ...]] = {}
         numbered = list(enumerate(sequences))
         if self.packs:
@@ -193,49 +228,35 @@ class PolicyModel:
         return [known[number] for number, _ in numbered]
 
     @contextlib.contextmanager
-    def _reference_policy(self) -> Iterator[Any]:
+    def _reference_policy(self) -> Iterator[Forward]:
         if self._adapted is not None:
             with self._adapted.disable_adapter():
-                yield self._model
+                yield self._forward
             return
         if self._reference is None:
             # Only now: what learns from demonstrations, or knows its reference log-probs, has no
             # use for a second copy.
-            self._reference = self._load().requires_grad_(False)
+            model = self._load().requires_grad_(False)
             if self.packs:
                 with quiet():
-                    self._reference.set_attn_implementation(PACKED)
+                    model.set_attn_implementation(PACKED)
+            self._reference = self._forward.of(model)
+            if self._sharded:
+                shard(self._reference, layers_of(model), self._world)
         yield self._reference
-
-    def _run(self, model: Any, batch: SequenceBatch, *, entropies: bool = False) -> _Run:
-        layout = batch.packed if self.packs else batch.padded()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            if self._transform is None:
-                logits, hidden = run_whole(model, layout)
-                logprobs, measured = logprobs_of_logits(
-                    logits, targets=batch.targets, temperatures=batch.temperatures
-                )
-            else:
-                hidden = run_body(model, layout)[layout.sources]
-                logprobs, measured = token_logprobs(
-                    hidden,
-                    model.get_output_embeddings(),
-                    targets=batch.targets,
-                    temperatures=batch.temperatures,
-                    transform=self._transform,
-                    entropies=entropies,
-                )
-        return _Run(logprobs=logprobs, hidden=hidden, entropies=measured)
 
     def save_weights(self, folder: Path, *, base_model: str) -> None:
         """Write what generation loads: a PEFT folder, or a `save_pretrained` folder.
 
         `base_model` is the name of version 0; the machine's paths stay out of what is published.
         """
+        model = self.gather() if self._sharded else self._model
+        if not self._world.leads:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         if self._adapted is None:
             with quiet():
-                self._model.save_pretrained(folder)
+                model.save_pretrained(folder)
             for name in TOKENIZER_FILES:
                 if (self._folder / name).is_file():
                     shutil.copyfile(self._folder / name, folder / name)
@@ -273,7 +294,7 @@ class PolicyModel:
             return
         with torch.no_grad():
             for name, tensor in given.items():
-                expected[name].copy_(tensor)
+                expected[name].copy_(like(tensor, expected[name]))
 
     def _adapter_tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = get_peft_model_state_dict(
@@ -284,9 +305,9 @@ class PolicyModel:
 
 def _check_tensors(given: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Raise `WeightsRefused` unless `given` fits; of tied tensors one name is enough."""
-    given_places = {expected[name].data_ptr() for name in given if name in expected}
+    given_places = {own_part(expected[name]).data_ptr() for name in given if name in expected}
     for name in sorted(expected.keys() - given.keys()):
-        if expected[name].data_ptr() not in given_places:
+        if own_part(expected[name]).data_ptr() not in given_places:
             raise WeightsRefused(f"tensor {name} is missing", param=name)
     for name, tensor in given.items():
         if name not in expected:

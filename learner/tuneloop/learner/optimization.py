@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tuneloop.errors import CorruptData
+from tuneloop.learner.distributed import ALONE, World, like, own_part, whole
 from tuneloop.learner.gradient_norms import GradientNorms
 from tuneloop.learner.trainer_settings import OptimizerSettings
 from tuneloop.learner.trainer_state import TrainerState
@@ -30,9 +31,14 @@ class Optimization:
         self,
         groups: Sequence[tuple[Mapping[str, nn.Parameter], float]],
         settings: OptimizerSettings,
+        world: World = ALONE,
     ) -> None:
-        """Take (named parameters, learning rate) for each group; weight decay is in `settings`."""
+        """Take (named parameters, learning rate) for each group; weight decay is in `settings`.
+
+        With several ranks in `world` gradients are summed over them; all must take every step.
+        """
         self._settings = settings
+        self._world = world
         self._rates = [rate for _, rate in groups]
         self._named = {name: p for named, _ in groups for name, p in named.items()}
         self._adamw = torch.optim.AdamW(
@@ -75,7 +81,9 @@ class Optimization:
 
     def finite(self) -> bool:
         """Whether every parameter is; only a rate far too high makes one that is not."""
-        return all(bool(torch.isfinite(p).all()) for p in self._named.values())
+        parts = [own_part(p) for p in self._named.values()]
+        finite = all(bool(torch.isfinite(part).all()) for part in parts)
+        return self._world.every(finite, parts[0].device)
 
     def zero_grad(self) -> None:
         """Forget gradients, also those of a step that was given up."""
@@ -86,10 +94,12 @@ class Optimization:
 
         `kind` names the mix of losses: norms are compared with those of steps of the same kind.
         """
+        self._world.sum_gradients(self._named.values())
         norms = []
         for group in self._adamw.param_groups:
             gradients = [p.grad for p in group["params"] if p.grad is not None]
-            norms.append(torch.nn.utils.get_total_norm(gradients) if gradients else None)
+            norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
+            norms.append(None if norm is None else whole(norm))
         values = [0.0 if norm is None else float(norm) for norm in norms]
         if reason := self._refusal(kind, values):
             self.zero_grad()
@@ -120,9 +130,9 @@ class Optimization:
         optimizer: dict[str, Tensor] = {}
         for name, parameter in self._named.items():
             for moment, tensor in self._adamw.state.get(parameter, {}).items():
-                optimizer[f"{name}.{moment}"] = tensor.detach().cpu().clone()
+                optimizer[f"{name}.{moment}"] = whole(tensor.detach()).cpu().clone()
         return TrainerState(
-            model={name: p.detach().cpu().clone() for name, p in self._named.items()},
+            model={n: whole(p.detach()).cpu().clone() for n, p in self._named.items()},
             optimizer=optimizer,
             scheduler={"optimizer_steps": self.steps, "gradient_norms": self._norms.state()},
         )
@@ -136,13 +146,12 @@ class Optimization:
         norms = GradientNorms.of_state(state.scheduler.get("gradient_norms", {}))
         with torch.no_grad():
             for name, parameter in self._named.items():
-                parameter.copy_(state.model[name])
+                parameter.copy_(like(state.model[name], parameter))
         self._adamw.state.clear()
         for name, by_moment in moments.items():
             parameter = self._named[name]
             self._adamw.state[parameter] = {
-                moment: tensor.to(parameter.device, copy=True)
-                for moment, tensor in by_moment.items()
+                moment: _moment(tensor, parameter) for moment, tensor in by_moment.items()
             }
         self.steps = steps
         self._norms = norms
@@ -169,3 +178,8 @@ class Optimization:
                     shapes = f"{tuple(tensor.shape)}, not {tuple(parameter.shape)}"
                     raise CorruptData(f"checkpoint: {name} has shape {shapes}")
         return moments
+
+
+def _moment(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
+    """A moment as the optimizer has it: laid out as its parameter is; the step count is plain."""
+    return like(tensor, parameter) if tensor.dim() else tensor.to(parameter.device, copy=True)

@@ -11,6 +11,7 @@ from tuneloop.errors import InvalidRequest
 from tuneloop.learner.algorithms import algorithms
 from tuneloop.learner.batching import check_sample
 from tuneloop.learner.descent import Term, descend
+from tuneloop.learner.distributed import ALONE, World
 from tuneloop.learner.losses.means import merge
 from tuneloop.learner.models import PolicyModel
 from tuneloop.learner.optimization import Optimization
@@ -28,8 +29,13 @@ SEEN_LATE = {"clip_fraction", "importance_ratio"}
 class PolicyTrainer:
     """Learns a policy from what each of `algorithms` consumes."""
 
-    def __init__(self, model_folder: Path, settings: TrainerSettings) -> None:
-        """Load version 0 from `model_folder`; equal settings give equal trainers."""
+    def __init__(self, model_folder: Path, settings: TrainerSettings, world: World = ALONE) -> None:
+        """Load version 0 from `model_folder`; equal settings give equal trainers.
+
+        Of several ranks in `world` the first announces what it does, the others follow.
+        """
+        world.announce("make", "", model_folder, settings)
+        self._world = world
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         self._model = PolicyModel(
@@ -38,13 +44,17 @@ class PolicyTrainer:
             lora_rank=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
             seed=settings.seed,
-            device=settings.device,
+            device=world.device(settings.device),
             packing=settings.packing,
             gradient_checkpointing=settings.gradient_checkpointing,
             compile=settings.compile,
+            world=world,
         )
-        # Micro-batches are measured as the model takes them.
-        self._settings = replace(settings, packing=self._model.packs)
+        # Micro-batches are measured as the model takes them, and divided among the ranks.
+        budget = settings.token_budget
+        if world.size > 1:
+            budget = settings.tokens_at_once * world.size
+        self._settings = replace(settings, packing=self._model.packs, token_budget=budget)
         value_head = self._model.value_head.named_parameters(prefix="value_head")
         self._optimization = Optimization(
             [
@@ -52,6 +62,7 @@ class PolicyTrainer:
                 (dict(value_head), settings.value_learning_rate),
             ],
             settings.optimizer,
+            world,
         )
         self._steering = Steering()
 
@@ -94,6 +105,12 @@ class PolicyTrainer:
         given = {name: batch for name, batch in samples.items() if batch}
         if not given:
             return StepResult(metrics={}, skipped=True, reason="no_samples")
+        self._world.announce("trainer", "step", given)
+        with self._world.together():
+            return self._step(given)
+
+    def _step(self, given: Mapping[str, Sequence[PolicySample]]) -> StepResult:
+        """Take the step that `step` has checked."""
         steering = self._steering.with_rewards(given, self._settings)
         dials = steering.dials(self._settings)
         plans = {
@@ -140,23 +157,28 @@ class PolicyTrainer:
 
     def save_weights(self, folder: Path, *, base_model: str) -> None:
         """Write a version's files; `base_model` is the name of version 0."""
+        self._world.announce("trainer", "save_weights", folder, base_model=base_model)
         self._model.save_weights(folder, base_model=base_model)
 
     def load_weights(self, folder: Path) -> None:
         """Go on from a published version; raises `WeightsRefused`."""
+        self._world.announce("trainer", "load_weights", folder)
         self._model.load_weights(folder)
 
     def finite(self) -> bool:
         """Whether every weight in training is a number."""
+        self._world.announce("trainer", "finite")
         return self._optimization.finite()
 
     def state(self) -> TrainerState:
         """What a checkpoint keeps: adapter or weights, value head, optimizer, what adapts."""
+        self._world.announce("trainer", "state")
         state = self._optimization.state()
         return replace(state, scheduler={**state.scheduler, "steering": self._steering.state()})
 
     def load_state(self, state: TrainerState) -> None:
         """Go on from a checkpoint; raises `CorruptData` if it is of another model or settings."""
+        self._world.announce("trainer", "load_state", state)
         steering = Steering.of_state(state.scheduler.get("steering", {}))
         self._optimization.load_state(state)
         self._steering = steering

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from tuneloop.errors import CorruptData, InvalidRequest
 from tuneloop.learner import checkpoint
 from tuneloop.learner.algorithms import algorithms
+from tuneloop.learner.distributed import ALONE, World
 from tuneloop.learner.policy_trainer import PolicyTrainer
 from tuneloop.learner.samples import DemonstrationSample, TokenSequence
 from tuneloop.learner.step_result import StepResult
@@ -17,8 +18,14 @@ from tuneloop.learner.trainer_state import TrainerState
 class PolicyTraining:
     """`Trainer` of the policy."""
 
-    def __init__(self, model_folder: Path, base_model: str, settings: TrainerSettings) -> None:
-        self._trainer = PolicyTrainer(model_folder, settings)
+    def __init__(
+        self,
+        model_folder: Path,
+        base_model: str,
+        settings: TrainerSettings,
+        world: World = ALONE,
+    ) -> None:
+        self._trainer = PolicyTrainer(model_folder, settings, world)
         self._base_model = base_model
         self._token_budget = settings.tokens_at_once
         compared = {"kto", "dpo", "ppo"} | ({"grpo"} if settings.beta_grpo > 0 else set())

@@ -68,11 +68,16 @@ def train(
     Killed or stopped, the same command goes on where it was, to the very same weights.
     """
     try:
+        from tuneloop.learner.distributed import follow, join, led
         from tuneloop.learner.offline.judge_options import JudgeOptions
         from tuneloop.learner.offline.summary import print_summary
         from tuneloop.learner.offline.train import TrainOptions
         from tuneloop.learner.offline.train import train as run
 
+        world = join()
+        if not world.leads:
+            follow(world)
+            return
         judge_options = None
         if judge is not None:
             judge_options = JudgeOptions(
@@ -96,7 +101,8 @@ def train(
             restart=restart,
             cache_dir=cache_dir,
         )
-        summary = run(options)
+        with led(world):
+            summary = run(options, world)
     except ModuleNotFoundError as error:
         raise fail(missing(error)) from error
     except TuneloopError as error:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from tuneloop.errors import InvalidRequest, SettingsError
+from tuneloop.learner.distributed import ALONE, World
 from tuneloop.learner.offline.course import Course
 from tuneloop.learner.offline.fixed import FixedCourse
 from tuneloop.learner.offline.judged import JudgedCourse
@@ -29,7 +30,7 @@ TOO_LONG = "tokens that fit"
 """What trainers say of a sample that is too long for them."""
 
 
-def assemble(material: Material, folder: RunFolder) -> Run:
+def assemble(material: Material, folder: RunFolder, world: World = ALONE) -> Run:
     """Load the model and make the run; raises `InvalidRequest` for a sample it cannot take."""
     seed = material.settings.trainer.seed
     random.seed(seed)
@@ -39,7 +40,7 @@ def assemble(material: Material, folder: RunFolder) -> Run:
     screen = Screen(every=run.logging_steps)
     note = f", {material.dropped} rows left out as too long" if material.dropped else ""
     screen.line(f"{len(material.samples)} samples{note}; loading {material.model_name}")
-    pupil, course = pupil_and_course(material, folder, screen)
+    pupil, course = pupil_and_course(material, folder, screen, world)
     return Run(
         title=f"{material.algorithm} {material.model_name}",
         folder=folder,
@@ -55,7 +56,9 @@ def assemble(material: Material, folder: RunFolder) -> Run:
     )
 
 
-def pupil_and_course(material: Material, folder: RunFolder, screen: Screen) -> tuple[Pupil, Course]:
+def pupil_and_course(
+    material: Material, folder: RunFolder, screen: Screen, world: World
+) -> tuple[Pupil, Course]:
     """The trainer, and what it learns from at each step."""
     if material.algorithm == "reward-model":
         order = order_of(material, len(material.samples))
@@ -64,7 +67,7 @@ def pupil_and_course(material: Material, folder: RunFolder, screen: Screen) -> t
         course = FixedCourse(material.objective, samples, order_of(material, len(samples)))
         return pupil, course
     order = order_of(material, len(material.samples))
-    policy = PolicyPupil(material.model, material.model_name, falling(material, order))
+    policy = PolicyPupil(material.model, material.model_name, falling(material, order), world)
     if material.rewards is None and material.verdicts is None:
         samples = checked(material, policy, screen)
         return policy, fixed_course(material, policy, samples, folder)

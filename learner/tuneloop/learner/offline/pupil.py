@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from tuneloop.learner.distributed import ALONE, World
 from tuneloop.learner.offline.merge import merge_adapter
 from tuneloop.learner.policy_trainer import PolicyTrainer
 from tuneloop.learner.reward_trainer import RewardTrainer
@@ -47,11 +48,17 @@ class PolicyPupil:
 
     name = "policy"
 
-    def __init__(self, model_folder: Path, model_name: str, settings: TrainerSettings) -> None:
+    def __init__(
+        self,
+        model_folder: Path,
+        model_name: str,
+        settings: TrainerSettings,
+        world: World = ALONE,
+    ) -> None:
         self._folder = model_folder
         self._model_name = model_name
         self.settings = settings
-        self.trainer = PolicyTrainer(model_folder, settings)
+        self.trainer = PolicyTrainer(model_folder, settings, world)
         self.check = self.trainer.check
         self.step = self.trainer.step
         self.state = self.trainer.state

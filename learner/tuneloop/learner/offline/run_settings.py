@@ -31,6 +31,7 @@ TRL_RUN_NAMES = {
     "per_device_train_batch_size": "batch_size",
     "num_generations": "samples_per_prompt",
     "response_length": "max_completion_length",
+    "lora_r": "lora_rank",
 }
 """What TRL calls settings of a run that have another name here."""
 OWN_OPTIONS = {

@@ -1,12 +1,11 @@
 """What a run comes to: for run.json, and as a table at the end."""
 
-import resource
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+from tuneloop.learner.memory import peak_memory_bytes
 from tuneloop.learner.offline.journal import FigureRow
 from tuneloop.learner.offline.saves import Progress
 
@@ -27,7 +26,7 @@ def summarize(
         **asdict(progress),
         "seconds": seconds,
         "tokens_per_second": round(progress.tokens / seconds, 1) if seconds else 0.0,
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": peak_memory_bytes(),
         "metrics": ends(figures),
         "weights_sha256": dict(weights),
         "packages": {name: version(name) for name in PACKAGES},
@@ -44,17 +43,6 @@ def ends(figures: Sequence[FigureRow]) -> dict[str, dict[str, float]]:
         first, last = values[:width], values[-width:]
         found[name] = {"first": sum(first) / len(first), "last": sum(last) / len(last)}
     return found
-
-
-def peak_memory() -> int:
-    """Most memory held, in bytes: of the GPU where one was used, else of this process."""
-    import torch
-
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes.
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def print_summary(summary: Mapping[str, Any], output: str) -> None:

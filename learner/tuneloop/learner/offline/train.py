@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.errors import SettingsError
+from tuneloop.learner.distributed import ALONE, World
 from tuneloop.learner.offline.assembly import assemble
 from tuneloop.learner.offline.data import Data, read_prompts, read_samples, read_texts
 from tuneloop.learner.offline.judge_options import JudgeOptions
@@ -51,10 +52,11 @@ class TrainOptions:
         return OBJECTIVES.get(self.algorithm, self.algorithm)
 
 
-def train(options: TrainOptions) -> dict[str, Any] | None:
+def train(options: TrainOptions, world: World = ALONE) -> dict[str, Any] | None:
     """Train as told; the summary, or None when the user stopped it.
 
-    Everything that can be told to be wrong is, before a model is loaded. Raises `TuneloopError`.
+    Everything that can be told to be wrong is, before a model is loaded. With several ranks in
+    `world` this is for the first; the others `follow`. Raises `TuneloopError`.
     """
     check_rewards(options)
     folder = RunFolder(options.output)
@@ -64,7 +66,7 @@ def train(options: TrainOptions) -> dict[str, Any] | None:
         finished = folder.finished()
         if finished is not None:
             return finished
-        return assemble(material, folder).go()
+        return assemble(material, folder, world).go()
 
 
 def check_rewards(options: TrainOptions) -> None:
