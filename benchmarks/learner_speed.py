@@ -57,6 +57,9 @@ class Competitor:
         theirs.close()
         self.side = side
         self.measured: list[Measured] = []
+
+    def wait(self) -> None:
+        """Until it has loaded; raises `EOFError` if it could not."""
         self._connection.recv()
 
     def step(self) -> Measured:
@@ -74,11 +77,13 @@ class Competitor:
 
 @contextmanager
 def competing(sides: Sequence[Side], work: Work) -> Iterator[list[Competitor]]:
-    """Start the sides one after the other; stop them in the end."""
+    """Start the sides, and stop them in the end."""
     competitors: list[Competitor] = []
     try:
         for side in sides:
             competitors.append(Competitor(side, work))
+        for competitor in competitors:
+            competitor.wait()
         yield competitors
     finally:
         for competitor in competitors:
@@ -261,6 +266,8 @@ def write(options: argparse.Namespace, model: Path, reports: dict[str, dict[str,
         "batches": reports,
     }
     path = RESULTS / f"learner-speed-{device_name()}.json"
+    if options.only and path.exists():
+        document["batches"] = json.loads(path.read_text())["batches"] | reports
     path.write_text(json.dumps(document, indent=2) + "\n")
 
 
