@@ -19,6 +19,7 @@ Writes benchmarks/results/learner-speed-<device>.json and prints a table.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -27,7 +28,6 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,11 +71,13 @@ class Competitor:
 
     def stop(self) -> None:
         """End the process and give its memory back."""
-        self._connection.send("stop")
+        with contextlib.suppress(OSError):
+            self._connection.send("stop")
         self._process.join(timeout=30)
+        self._process.kill()
 
 
-@contextmanager
+@contextlib.contextmanager
 def competing(sides: Sequence[Side], work: Work) -> Iterator[list[Competitor]]:
     """Start the sides, and stop them in the end."""
     competitors: list[Competitor] = []
