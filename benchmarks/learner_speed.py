@@ -19,6 +19,7 @@ Writes benchmarks/results/learner-speed-<device>.json and prints a table.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -27,7 +28,6 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,6 +57,9 @@ class Competitor:
         theirs.close()
         self.side = side
         self.measured: list[Measured] = []
+
+    def wait(self) -> None:
+        """Until it has loaded; raises `EOFError` if it could not."""
         self._connection.recv()
 
     def step(self) -> Measured:
@@ -68,17 +71,21 @@ class Competitor:
 
     def stop(self) -> None:
         """End the process and give its memory back."""
-        self._connection.send("stop")
+        with contextlib.suppress(OSError):
+            self._connection.send("stop")
         self._process.join(timeout=30)
+        self._process.kill()
 
 
-@contextmanager
+@contextlib.contextmanager
 def competing(sides: Sequence[Side], work: Work) -> Iterator[list[Competitor]]:
-    """Start the sides one after the other; stop them in the end."""
+    """Start the sides, and stop them in the end."""
     competitors: list[Competitor] = []
     try:
         for side in sides:
             competitors.append(Competitor(side, work))
+        for competitor in competitors:
+            competitor.wait()
         yield competitors
     finally:
         for competitor in competitors:
@@ -261,6 +268,8 @@ def write(options: argparse.Namespace, model: Path, reports: dict[str, dict[str,
         "batches": reports,
     }
     path = RESULTS / f"learner-speed-{device_name()}.json"
+    if options.only and path.exists():
+        document["batches"] = json.loads(path.read_text())["batches"] | reports
     path.write_text(json.dumps(document, indent=2) + "\n")
 
 

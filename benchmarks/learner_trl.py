@@ -113,6 +113,8 @@ def trl_trainer(side: Side, work: Work) -> Any:
 
     match work.objective:
         case "sft":
+            if side.padding_free:
+                shared["max_length"] = None
             args = trl.SFTConfig(**shared, padding_free=side.padding_free)
             return trl.SFTTrainer(args=args, train_dataset=columns("prompt", "completion"), **given)
         case "kto":

@@ -11,26 +11,28 @@ from pathlib import Path
 
 from offline_data import rows_for, write_jsonl
 
+from tuneloop.learner.offline.train import TrainOptions, train
+
 TUNELOOP = str(Path(sys.executable).with_name("tuneloop"))
 STEPS = 24
+REWARD = "offline_data:shorter"
+SETTINGS = (
+    "batch_size=2",
+    "epochs=4",
+    "save_steps=3",
+    "threads=1",
+    "logging_steps=1",
+    "max_completion_length=8",
+    "normalize_rewards=true",
+    "kl_target=0.1",
+    "ppo_epochs=2",
+)
 
 
 def command(model: Path, data: Path, output: Path) -> list[str]:
     options = ["--model", str(model), "--data", str(data), "--output", str(output)]
-    options += ["--reward", "offline_data:shorter"]
-    for setting in (
-        "batch_size=2",
-        "epochs=4",
-        "save_steps=3",
-        "threads=1",
-        "logging_steps=1",
-        "max_completion_length=8",
-        "normalize_rewards=true",
-        "kl_target=0.1",
-        "ppo_epochs=2",
-    ):
-        options += ["--set", setting]
-    return [TUNELOOP, "train", "ppo", *options]
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    return [TUNELOOP, "train", "ppo", *options, "--reward", REWARD, *settings]
 
 
 def environment() -> dict[str, str]:
@@ -61,9 +63,17 @@ def test_two_kills_end_on_the_same_weights(tmp_path: Path, tiny_policy: Path) ->
     print("kill instants by seed", seed)
     source = random.Random(seed)
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    subprocess.run(
-        command(tiny_policy, data, straight), check=True, capture_output=True, env=environment()
+    expected = train(
+        TrainOptions(
+            algorithm="ppo",
+            model=str(tiny_policy),
+            data=str(data),
+            output=straight,
+            assignments=SETTINGS,
+            rewards=[REWARD],
+        )
     )
+    assert expected is not None
     arguments = command(tiny_policy, data, killed)
     first = run_until_killed(arguments, source.randint(3, 8), source.uniform(0, 0.1))
     assert first < STEPS
@@ -71,7 +81,6 @@ def test_two_kills_end_on_the_same_weights(tmp_path: Path, tiny_policy: Path) ->
     assert second < STEPS
     last = subprocess.run(arguments, check=True, capture_output=True, text=True, env=environment())
     assert "going on after step" in last.stderr
-    expected = json.loads((straight / "run.json").read_text())
     found = json.loads((killed / "run.json").read_text())
     assert found["step"] == expected["step"] == STEPS
     assert found["weights_sha256"] == expected["weights_sha256"]

@@ -338,3 +338,21 @@ def test_a_setting_out_of_range_is_named(name: str, value: Any) -> None:
 def test_settings_of_the_reward_trainer_are_checked_too() -> None:
     with pytest.raises(SettingsError, match="head_learning_rate"):
         RewardTrainerSettings(head_learning_rate=0)
+
+
+def test_robust_dpo_takes_each_pairs_flip_rate_or_the_one_of_the_settings(
+    tiny_policy: Path,
+) -> None:
+    pairs = SampleMaker().pairs(3)
+    doubtful = [replace(pair, flip_rate=0.2) for pair in pairs]
+
+    def loss(samples: Sequence[PolicySample], **options: Any) -> float:
+        trainer = make_trainer(tiny_policy, learning_rate=1e-2, **options)
+        for _ in range(3):
+            metrics = trainer.step({"dpo": samples}).metrics
+        return metrics["dpo_loss"]
+
+    assert loss(doubtful) == loss(pairs, flip_rate=0.2)
+    assert loss(doubtful, flip_rate=0.0) == loss(pairs)
+    assert loss(doubtful, dpo_loss_type="sigmoid") == pytest.approx(loss(pairs))
+    assert loss(doubtful) != pytest.approx(loss(pairs), rel=1e-3)

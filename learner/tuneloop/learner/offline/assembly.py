@@ -71,7 +71,7 @@ def pupil_and_course(
     if material.rewards is None and material.verdicts is None:
         samples = checked(material, policy, screen)
         return policy, fixed_course(material, policy, samples, folder)
-    return policy, sampled_course(material, policy, order, folder)
+    return policy, sampled_course(material, policy, order, folder, screen)
 
 
 def order_of(material: Material, count: int) -> Order:
@@ -142,7 +142,7 @@ def fixed_course(
 
 
 def sampled_course(
-    material: Material, pupil: PolicyPupil, order: Order, folder: RunFolder
+    material: Material, pupil: PolicyPupil, order: Order, folder: RunFolder, screen: Screen
 ) -> Course:
     """Completions of the policy itself, scored."""
     assert material.tokens is not None
@@ -152,6 +152,7 @@ def sampled_course(
         temperature=run.temperature,
         max_tokens=run.max_completion_length,
         batch_size=run.sampling_batch_size,
+        report=screen.sampled,
     )
     attempts = Attempts(
         pupil.trainer.model,

@@ -18,6 +18,7 @@ from tuneloop.learner.offline.judge_options import JudgeOptions
 from tuneloop.learner.offline.judging import Question, Verdicts
 from tuneloop.learner.offline.rewards import Rewards, load_rewards
 from tuneloop.learner.offline.sampler import Sampler
+from tuneloop.learner.offline.screen import Screen
 from tuneloop.learner.offline.table import open_table
 from tuneloop.learner.offline.tokens import Tokens
 from tuneloop.learner.offline.versions import Version, Versions
@@ -52,9 +53,10 @@ def evaluate(options: EvaluateOptions) -> Comparison:
     if options.versions.base is not None:
         base = resolve(options.versions.base, options.versions.cache_dir.expanduser())
     rewards = find_rewards(options)
+    screen = Screen(every=1)
     # Before the first answer is sampled: a judge that cannot be is told at once.
     verdicts = None if options.judge is None else Verdicts(options.judge.make())
-    a, b = (measure(options, version, base, rewards) for version in found)
+    a, b = (measure(options, version, base, rewards, screen) for version in found)
     judge = None if verdicts is None else lambda questions: preferences_of_b(verdicts, questions)
     return compare(a, b, samples_per_prompt=options.samples_per_prompt, judge=judge)
 
@@ -70,7 +72,11 @@ def find_rewards(options: EvaluateOptions) -> Rewards | None:
 
 
 def measure(
-    options: EvaluateOptions, version: Version, base: Path, rewards: Rewards | None
+    options: EvaluateOptions,
+    version: Version,
+    base: Path,
+    rewards: Rewards | None,
+    screen: Screen,
 ) -> Answers:
     """A version's answers, scored, with their log-ratio to the base where that is defined."""
     tokens = Tokens(version.base, max_length=None, as_chat=options.as_chat)
@@ -82,13 +88,15 @@ def measure(
         temperature=options.temperature,
         max_tokens=options.max_tokens,
         batch_size=32,
+        report=screen.sampled,
     )
     sampling = Sampling(
         sampler=sampler,
         samples_per_prompt=options.samples_per_prompt,
         seed=f"evaluate, seed {options.seed}",
     )
-    answers = answer(version, rows, sampling, rewards)
+    with screen.bar(f"asking {version.name}", len(rows) * options.samples_per_prompt):
+        answers = answer(version, rows, sampling, rewards)
     if same_tokenizer(version.base, base):
         return replace(answers, kl=log_ratios(answers, base, options.temperature))
     return answers

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tuneloop.errors import InvalidRequest, SettingsError
 from tuneloop.learner.offline.prompt_rows import PromptRow
 from tuneloop.reward.functions import load_function
@@ -87,7 +89,12 @@ def load_rewards(
     if reward_model is not None:
         from tuneloop.reward.reward_model import base_scorer
 
-        scorer = base_scorer(reward_model, max_length=LONGEST, weight=1.0)
+        scorer = base_scorer(
+            reward_model,
+            max_length=LONGEST,
+            weight=1.0,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+        )
         if not scorer.informative:
             raise InvalidRequest(
                 f"--reward-model {reward_model}: a backbone without a trained score head; "

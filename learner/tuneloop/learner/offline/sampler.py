@@ -11,7 +11,7 @@ nothing, and two policies asked with the same seed differ only where their distr
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +46,10 @@ class Sampler:
         temperature: float,
         max_tokens: int,
         batch_size: int,
+        report: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
+        """`report` is told how many completions of a call are done, and how many there are."""
+        self._report = report
         self._tokenization = tokenization
         self._temperature = temperature
         self._max_tokens = max_tokens
@@ -67,6 +70,7 @@ class Sampler:
                 model, [prompts[i] for i in chosen], [seeds[i] for i in chosen]
             )
             found.update(zip(chosen, completions, strict=True))
+            self._report(len(found), len(order))
         return [found[i] for i in range(len(prompts))]
 
     @torch.no_grad()

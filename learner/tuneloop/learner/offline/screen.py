@@ -9,6 +9,9 @@ from typing import Any
 SHOWN = ("loss", "reward", "accuracy", "kl")
 """Figures beside the bar, where the step has them."""
 
+LONG = 256
+"""Completions whose sampling is worth a line of its own."""
+
 
 class Screen:
     """Writes to standard error."""
@@ -20,6 +23,7 @@ class Screen:
         self._bar: Any = None
         self._task: Any = None
         self._shown_step = 0
+        self._shown_tenths = 0
         self._shown_time = time.monotonic()
 
     @contextmanager
@@ -62,6 +66,16 @@ class Screen:
             self._shown_time, self._shown_step = now, step
             left = f"{pace * max(0, total - step):.0f} s left"
             self.line(f"step {step}/{total}  {shown}  {pace:.2f} s/step  {left}")
+
+    def sampled(self, done: int, total: int) -> None:
+        """So many completions of so many are sampled; told only where that takes long."""
+        if self._bar is not None:
+            self._bar.update(self._task, figures=f"sampled {done}/{total}")
+            if self._bar.tasks[0].total == total:
+                self._bar.update(self._task, completed=done)
+        elif total >= LONG and done * 10 // total > self._shown_tenths % 10:
+            self.line(f"sampled {done}/{total}")
+        self._shown_tenths = done * 10 // total
 
     def line(self, text: str) -> None:
         """A line that stays."""

@@ -15,7 +15,7 @@ from tuneloop.learner.losses.means import Mean, mean_over
 from tuneloop.learner.losses.ppo import importance_weights
 from tuneloop.learner.models import PolicyModel
 from tuneloop.learner.plans.dials import AT_REST, Dials
-from tuneloop.learner.plans.plan import Plan, cut
+from tuneloop.learner.plans.plan import Plan, PolicyPass, cut
 from tuneloop.learner.plans.restraint import restrained
 from tuneloop.learner.plans.rollouts import Rollouts, rollouts_of
 from tuneloop.learner.rewards import priced_reward
@@ -59,8 +59,11 @@ def plan_grpo(
     # Cutting changes the order: a completion is found again by its number.
     flat = [sample for group in kept for sample in group.samples]
     flat = [replace(sample, sample_id=str(number)) for number, sample in enumerate(flat)]
-    measured = [_measure(model, part, settings) for part in cut(flat, settings)] if flat else []
-    rollouts = [rows for rows, _ in measured]
+    measured = [
+        _measure(model, part, settings, keep=number == 0)
+        for number, part in enumerate(cut(flat, settings) if flat else [])
+    ]
+    rollouts = [rows for rows, _, _ in measured]
     penalties = torch.zeros(len(flat))
     if settings.advantage_estimator == "rloo" and settings.beta_grpo > 0:
         for rows in rollouts:
@@ -76,10 +79,14 @@ def plan_grpo(
         start = of_group.stop
     return Plan(
         micro_losses=_micro_losses(
-            model, rollouts, settings, dials, advantages=advantages, left_out=left_out
+            [(rows, policy) for rows, _, policy in measured],
+            settings,
+            dials,
+            advantages=advantages,
+            left_out=left_out,
         ),
         tokens=sum(rows.batch.tokens for rows in rollouts),
-        metrics=[_group_metrics(groups, kept), *(metrics for _, metrics in measured)],
+        metrics=[_group_metrics(groups, kept), *(metrics for _, metrics, _ in measured)],
     )
 
 
@@ -122,18 +129,20 @@ def _group_metrics(groups: Sequence[Group], kept: Sequence[Group]) -> dict[str, 
 
 
 def _measure(
-    model: PolicyModel, samples: Sequence[ScoredSample], settings: TrainerSettings
-) -> tuple[Rollouts, dict[str, Mean]]:
+    model: PolicyModel, samples: Sequence[ScoredSample], settings: TrainerSettings, *, keep: bool
+) -> tuple[Rollouts, dict[str, Mean], PolicyPass]:
     batch = collate([s.sequence for s in samples], model.device)
     wanted = settings.beta_grpo > 0 or settings.kl_budget is not None
     known = batch.ref_logprobs is not None
-    return rollouts_of(
+    policy = PolicyPass(model, batch, keep=keep)
+    rollouts, metrics = rollouts_of(
         samples,
         batch,
         settings,
-        old_logprobs=model.logprobs(batch),
+        old_logprobs=policy.old_logprobs,
         ref_logprobs=model.reference_logprobs(batch) if wanted or known else None,
     )
+    return rollouts, metrics, policy
 
 
 def _numbers(rows: Rollouts) -> list[int]:
@@ -141,8 +150,7 @@ def _numbers(rows: Rollouts) -> list[int]:
 
 
 def _micro_losses(
-    model: PolicyModel,
-    rollouts: Sequence[Rollouts],
+    parts: Sequence[tuple[Rollouts, PolicyPass]],
     settings: TrainerSettings,
     dials: Dials,
     *,
@@ -150,15 +158,15 @@ def _micro_losses(
     left_out: Sequence[ScoredSample],
 ) -> list[MicroLoss]:
     tokens = sum(len(sample.sequence.completion_token_ids) for sample in left_out)
-    tokens = max(1, tokens + sum(int(rows.loss_mask.sum()) for rows in rollouts))
-    sequences = sum(int(rows.loss_mask.any(-1).sum()) for rows in rollouts)
+    tokens = max(1, tokens + sum(int(rows.loss_mask.sum()) for rows, _ in parts))
+    sequences = sum(int(rows.loss_mask.any(-1).sum()) for rows, _ in parts)
     sequences = max(1, sequences + len(left_out))
 
-    def micro_loss(rows: Rollouts) -> MicroLoss:
-        of_rows = advantages[_numbers(rows)].to(model.device)
+    def micro_loss(rows: Rollouts, policy: PolicyPass) -> MicroLoss:
+        of_rows = advantages[_numbers(rows)].to(rows.loss_mask.device)
 
         def run() -> tuple[Tensor, dict[str, Mean]]:
-            logprobs = model.logprobs(rows.batch)
+            logprobs = policy.logprobs()
             if settings.advantage_estimator == "rloo":
                 loss, metrics = _rloo(rows, logprobs, of_rows, settings, sequences)
             else:
@@ -175,7 +183,7 @@ def _micro_losses(
 
         return run
 
-    return [micro_loss(rows) for rows in rollouts]
+    return [micro_loss(rows, policy) for rows, policy in parts]
 
 
 def _grpo(

@@ -9,7 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import torch
+from torch import Tensor
+
 from tuneloop.learner.batching import (
+    SequenceBatch,
     micro_batches,
     packed_batches,
     sequence_length,
@@ -17,6 +21,7 @@ from tuneloop.learner.batching import (
 )
 from tuneloop.learner.descent import MicroLoss
 from tuneloop.learner.losses.means import Mean
+from tuneloop.learner.models import PolicyModel
 from tuneloop.learner.samples import PolicySample
 from tuneloop.learner.trainer_settings import TrainerSettings
 
@@ -33,6 +38,27 @@ class Plan:
     """Completion tokens learned from."""
     metrics: Sequence[dict[str, Mean]] = field(default_factory=list)
     """What was measured while planning."""
+
+
+class PolicyPass:
+    """The log-probs of a micro-batch: as they are while planning, then with gradients.
+
+    Up to the first optimizer step the two are the same. With `keep` one pass gives both, at the
+    price of its graph, which lives until it is used: keep that of one micro-batch, no more.
+    """
+
+    def __init__(self, model: PolicyModel, batch: SequenceBatch, *, keep: bool) -> None:
+        self._model, self._batch = model, batch
+        with torch.set_grad_enabled(keep):
+            logprobs = model.logprobs(batch)
+        self.old_logprobs = logprobs.detach()
+        """(B, C), without gradients."""
+        self._kept: Tensor | None = logprobs if keep else None
+
+    def logprobs(self) -> Tensor:
+        """Return (B, C) log π of the policy as it is now; takes gradients."""
+        kept, self._kept = self._kept, None
+        return self._model.logprobs(self._batch) if kept is None else kept
 
 
 def cut(samples: Sequence[S], settings: TrainerSettings) -> list[list[S]]:
