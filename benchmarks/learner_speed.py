@@ -9,8 +9,8 @@ out, and their losses and gradient norms are compared, so that it is the same wo
 lengths are lognormal; for GRPO all completions have one prompt.
 
 TRL at its best: no gradient checkpointing, reference log-probs computed before, KTO without its
-second pass (z = 0, as here), and of several ways to cut the batch (all rows at once, a few rows of
-like length at once, SFT also in one row without padding) the one that is fastest in a trial. Both
+second pass (z = 0, as here), and of several ways to cut a skewed batch (three rows of like length
+at once, one row at once, SFT also one row without padding) the one that is fastest in a trial. Both
 sides have what the other has: known reference log-probs, float32 on a CPU, as many threads.
 
 On a GPU it also reports model FLOPs utilization for random models shaped like 0.6B and 4B ones.
@@ -93,10 +93,10 @@ def competing(sides: Sequence[Side], work: Work) -> Iterator[list[Competitor]]:
 
 
 def candidates(side: Side, work: Work) -> list[Side]:
-    """Ways in which TRL may be given the batch; the last ones are the likeliest to be best."""
-    if work.objective == "grpo":
-        return [side, replace(side, rows_at_once=4)]
-    ways = [side, replace(side, rows_at_once=3), replace(side, rows_at_once=1)]
+    """Ways in which TRL may be given the batch; all rows of a skewed one at once is the slowest."""
+    if work.padding == 1.0:
+        return [side]
+    ways = [replace(side, rows_at_once=3), replace(side, rows_at_once=1)]
     if work.objective == "sft":
         ways.append(replace(side, padding_free=True))
     return ways
@@ -104,6 +104,8 @@ def candidates(side: Side, work: Work) -> list[Side]:
 
 def best_of(sides: Sequence[Side], work: Work) -> Side:
     """The one whose second step is fastest; the first of each is a warm-up."""
+    if len(sides) == 1:
+        return sides[0]
     seconds: list[float] = []
     for side in sides:
         with competing([side], work) as (competitor,):

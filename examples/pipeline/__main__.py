@@ -1,8 +1,9 @@
 """A small data set for the classical pipeline: `python -m examples.pipeline FOLDER`.
 
-Questions with one right answer. The demonstrations are as people write them, half of them short and
-half of them talkative; the preferences say that the short ones are better. So supervised training
-learns to answer, the reward model learns what is liked, and PPO has something left to improve.
+Questions with one right answer. The demonstrations are as people write them, a quarter of them
+short and the others talkative; the preferences say that the short ones are better. So supervised
+training learns to answer, the reward model learns what is liked, and PPO has something left to
+improve.
 
     demonstrations.jsonl   messages                    for tuneloop train sft
     preferences.jsonl      prompt, chosen, rejected    for tuneloop train reward-model
@@ -97,7 +98,7 @@ def make() -> dict[str, list[Row]]:
     preferences: list[Row] = []
     for i, (question, short) in enumerate(learned):
         long = source.choice(CHATTER).format(answer=short)
-        demonstration = short if i % 2 else long
+        demonstration = short if i % 4 == 0 else long
         demonstrations.append({"messages": user(question) + assistant(demonstration)})
         row = {"prompt": user(question), "chosen": assistant(short), "rejected": assistant(long)}
         preferences.append(row)
