@@ -18,7 +18,6 @@ from learner_events import (
 from tuneloop.feedback import Comment, Feedback
 from tuneloop.learner.ledger import forget, ready, record, steps
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.ratings import Ratings
 from tuneloop.learner.ledger.replay import replays
 from tuneloop.learner.samples import (
     DemonstrationSample,
@@ -105,17 +104,6 @@ def test_ratings_are_standardised_by_user(ledger: Database) -> None:
     assert all(isinstance(sample, RatedText) for sample in rated)
     # Mean 1.5, variance 1.25; the crowd is this one user.
     assert [s.rating for s in rated] == pytest.approx([(n - 1.5) / 1.25**0.5 for n in range(4)])
-
-
-def test_a_users_scale_is_drawn_to_the_crowds() -> None:
-    harsh, mild = [1.0, 2.0, 1.0, 2.0], [4.0, 5.0, 4.0, 5.0]
-    ratings = Ratings(by_user={"harsh": harsh, "mild": mild, "new": [5.0]})
-    # A harsh user's 2 says more than a mild user's 4.
-    assert ratings.standardised("harsh", 2.0) > 0 > ratings.standardised("mild", 4.0)
-    assert 0 < ratings.standardised("new", 5.0) < 2
-    assert Ratings(by_user={"one": [3.0]}).standardised("one", 3.0) == 0.0
-    assert Ratings(by_user={}).standardised("nobody", 3.0) == 0.0
-    assert Ratings(by_user={"a": [0.0] * 99 + [1e9]}).standardised("a", 1e9) == 3.0
 
 
 def test_a_comment_is_only_kept(ledger: Database) -> None:

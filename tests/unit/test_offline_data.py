@@ -121,7 +121,18 @@ def test_ratings_are_in_deviations_of_their_user(tmp_path: Path) -> None:
         for name, rating in (("ann", 1), ("ann", 3), ("bob", 9), ("bob", 9))
     ]
     path = write_jsonl(tmp_path / "ratings.jsonl", rows)
-    assert [s.rating for s in read_texts(open_table(str(path))).samples] == [-1.0, 1.0, 0.0, 0.0]
+    # Of all: mean 5.5, variance 12.75. With one such rating Ann has mean 9.5 / 3 and variance
+    # 7.6389, Bob 23.5 / 3 and 6.9722.
+    expected = [-2.16667 / 2.76386, -0.16667 / 2.76386, 1.16667 / 2.64050, 1.16667 / 2.64050]
+    found = [s.rating for s in read_texts(open_table(str(path))).samples]
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_ratings_of_one_user_are_plain_z_scores(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": "b", "score": score} for score in (1, 2, 3, 6)]
+    path = write_jsonl(tmp_path / "scores.jsonl", rows)
+    found = [s.rating for s in read_texts(open_table(str(path))).samples]
+    assert found == pytest.approx([(score - 3) / 3.5**0.5 for score in (1, 2, 3, 6)])
 
 
 def test_the_reward_model_reads_conversations_as_the_service_does(tmp_path: Path) -> None:

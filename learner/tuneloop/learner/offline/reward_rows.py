@@ -1,7 +1,6 @@
 """Rows to samples of the reward model: pairs, rankings, labels, ratings."""
 
 import dataclasses
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -9,6 +8,7 @@ from tuneloop.learner.offline.fields import Fields, Form, Text, choose_form
 from tuneloop.learner.offline.preferences import EXPLICIT, IMPLICIT, RANKED, preferences
 from tuneloop.learner.offline.table import Table
 from tuneloop.learner.offline.tokens import completion_text
+from tuneloop.learner.ratings import Ratings
 from tuneloop.learner.samples import (
     LabelledText,
     PreferredText,
@@ -34,10 +34,10 @@ FORMS = (
 def sample_maker(table: Table) -> Callable[[Fields], Sequence[RewardSample]]:
     """How a row of `table` becomes samples; raises `InvalidRequest` for other columns."""
     form = choose_form(table, FORMS, "reward-model")
-    ratings = Ratings(table, form.columns[-1]) if form in (RATED, SCORED) else None
+    rated = RatedRows(table, form.columns[-1]) if form in (RATED, SCORED) else None
 
     def make(row: Fields) -> list[RewardSample]:
-        return [sample(row, form) if ratings is None else ratings.sample(row)]
+        return [sample(row, form) if rated is None else rated.sample(row)]
 
     return make
 
@@ -67,8 +67,8 @@ def sample(row: Fields, form: Form) -> RewardSample:
     )
 
 
-class Ratings:
-    """Ratings in standard deviations from their user's mean: people use scales differently."""
+class RatedRows:
+    """Rated answers, each rating measured against its user's others."""
 
     def __init__(self, table: Table, column: str) -> None:
         """Read every rating; without a `user` column all are one user's."""
@@ -76,25 +76,22 @@ class Ratings:
         by_user: defaultdict[str, list[float]] = defaultdict(list)
         for index, row in enumerate(table.rows):
             fields = Fields(row, table.place(index))
-            by_user[str(row.get("user", ""))].append(fields[column].number())
-        self._scales = {user: scale_of(values) for user, values in by_user.items()}
+            by_user[user_of(fields)].append(fields[column].number())
+        self._ratings = Ratings(by_user)
 
     def sample(self, row: Fields) -> RatedText:
         """One rated answer."""
-        mean, deviation = self._scales[str(row.row.get("user", ""))]
         return RatedText(
             sample_id=row.place,
             prompt=as_prompt(row["prompt"].text()),
             completion=completion_text(row["completion"].text()),
-            rating=(row[self._column].number() - mean) / deviation,
+            rating=self._ratings.standardised(user_of(row), row[self._column].number()),
         )
 
 
-def scale_of(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation; 1 where all are alike."""
-    mean = math.fsum(values) / len(values)
-    variance = math.fsum((value - mean) ** 2 for value in values) / len(values)
-    return mean, math.sqrt(variance) or 1.0
+def user_of(row: Fields) -> str:
+    """Who rated."""
+    return str(row.row.get("user", ""))
 
 
 def as_prompt(prompt: Text) -> str:
