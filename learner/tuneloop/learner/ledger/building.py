@@ -10,6 +10,7 @@ from sqlalchemy import Connection, select
 from tuneloop.learner.ledger import agreement, ratings
 from tuneloop.learner.ledger.rows import unpack_ids, unpack_logprobs
 from tuneloop.learner.ledger.schema import rankings, rollouts, scores
+from tuneloop.learner.ratings import Ratings
 from tuneloop.learner.samples import (
     DemonstrationSample,
     LabelledText,
@@ -142,7 +143,7 @@ class Builder:
         return self._ratings.standardised(row.user_hash, value)
 
     @cached_property
-    def _ratings(self) -> ratings.Ratings:
+    def _ratings(self) -> Ratings:
         return ratings.read(self._connection)
 
     @cached_property
