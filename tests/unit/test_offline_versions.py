@@ -24,6 +24,7 @@ from tuneloop.learner.offline.versions import Version, Versions
 from tuneloop.models.resolve import resolve
 from tuneloop.models.reward_model import load as load_reward_model
 from tuneloop.policies import WeightsKind
+from tuneloop.reward.reward_model import base_scorer
 from tuneloop.weights.filesystem import FilesystemStore
 from tuneloop.weights.manifest import Manifest
 from tuneloop.weights.shapes import base_model_sha256, check_full
@@ -89,6 +90,34 @@ def test_full_runs_and_reward_models_leave_plain_models(
     classifier = AutoModelForSequenceClassification.from_pretrained(reward_model)
     assert classifier.config.num_labels == 1
     assert load_reward_model(reward_model).trained
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_a_reward_model_may_be_trained_as_an_adapter(
+    family: str, tiny_reward_model: Path, tmp_path: Path
+) -> None:
+    base = tiny_reward_model if family == "bert" else make_decoder(tmp_path / family, family)
+    rows = write_jsonl(tmp_path / "pairs.jsonl", rows_for("reward-model"))
+    given = ["--model", str(base), "--data", str(rows), "--output", str(tmp_path / "reward")]
+    given += [part for s in ("threads=1", "lora_rank=2", "epochs=4") for part in ("--set", s)]
+    done = CliRunner().invoke(app, ["train", "reward-model", "--lora", *given])
+    assert done.exit_code == 0, done.output
+    before = load_reward_model(base).module.state_dict()
+    model = load_reward_model(tmp_path / "reward")
+    assert model.trained
+    after = model.module.state_dict()
+    assert after.keys() == before.keys(), "merged: no tensor of the adapter is left"
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    head = {name for name in changed if name.startswith(("score.", "classifier."))}
+    assert head
+    assert len(changed - head) >= 8, "every linear layer is adapted"
+    for name in changed - head:
+        singular = torch.linalg.svdvals((after[name] - before[name]).double())
+        assert singular[2] < 1e-3 * singular[0], f"{name} changed by more than rank 2"
+    scorer = base_scorer(tmp_path / "reward", max_length=512, weight=1.0)
+    assert scorer.informative
+    short, long = model.score(["yes no"] * 2, ["the fox", "fox " * 6])
+    assert short != long
 
 
 def test_the_pipeline_is_three_runs(
