@@ -58,6 +58,16 @@ def test_one_objective_learns_from_scored_rollouts(environment: pytest.MonkeyPat
     trainer = settings.trainer()
     assert (trainer.advantage_estimator, trainer.beta_grpo, trainer.epsilon) == ("rloo", 0.0, 0.1)
     assert trainer.resume_warmup_steps == settings.resume_warmup_steps
+    assert settings.reward_trainer().resume_warmup_steps == settings.resume_warmup_steps
+
+
+def test_a_new_policy_warms_up_within_a_kl_budget(environment: pytest.MonkeyPatch) -> None:
+    trainer = load(LearnerSettings).trainer()
+    assert (trainer.warmup_steps, trainer.kl_budget) == (5, 5.0)
+    environment.setenv("TUNELOOP_LEARNER_WARMUP_STEPS", "0")
+    environment.setenv("TUNELOOP_LEARNER_KL_BUDGET", "0")
+    trainer = load(LearnerSettings).trainer()
+    assert (trainer.warmup_steps, trainer.kl_budget) == (0, None)
 
 
 @pytest.mark.parametrize(

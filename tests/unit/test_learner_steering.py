@@ -203,8 +203,11 @@ def test_a_gradient_spike_skips_the_step_and_is_counted_as_such(tiny_policy: Pat
     for _ in range(LEAST):
         assert not trainer.step({"kto": thumbs}).skipped
     before = trainer.state()
-    loud = [replace(thumb, weight=100.0) for thumb in thumbs]
-    result = trainer.step({"kto": loud})
+    parameters = trainer.model.parameters().values()
+    hooks = [p.register_hook(lambda gradient: 100 * gradient) for p in parameters]
+    result = trainer.step({"kto": thumbs})
+    for hook in hooks:
+        hook.remove()
     assert (result.skipped, result.reason) == (True, "gradient_spike")
     assert result.metrics["gradient_norm"] > 1e-4
     for name, tensor in trainer.state().model.items():
@@ -213,7 +216,9 @@ def test_a_gradient_spike_skips_the_step_and_is_counted_as_such(tiny_policy: Pat
     assert not trainer.step({"kto": thumbs}).skipped
     deaf = make_trainer(tiny_policy, max_grad_norm=1e-4, learning_rate=1e-6, spike_factor=None)
     deaf.load_state(before)
-    assert not deaf.step({"kto": loud}).skipped
+    for parameter in deaf.model.parameters().values():
+        parameter.register_hook(lambda gradient: 100 * gradient)
+    assert not deaf.step({"kto": thumbs}).skipped
 
 
 def test_the_rate_warms_up_again_after_a_resume_if_told_to(tiny_policy: Path) -> None:
@@ -223,6 +228,15 @@ def test_the_rate_warms_up_again_after_a_resume_if_told_to(tiny_policy: Path) ->
     trainer.load_state(copied(trainer))
     rates += [trainer.step(samples).metrics["learning_rate"] for _ in range(5)]
     assert rates == pytest.approx([1e-3, 1e-3, 0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3])
+
+
+def test_a_resume_during_the_warm_up_takes_the_slower_of_the_two(tiny_policy: Path) -> None:
+    trainer = make_trainer(tiny_policy, warmup_steps=5, resume_warmup_steps=2)
+    samples = {"sft": SampleMaker().demonstrations(2)}
+    rates = [trainer.step(samples).metrics["learning_rate"] for _ in range(3)]
+    trainer.load_state(copied(trainer))
+    rates += [trainer.step(samples).metrics["learning_rate"] for _ in range(3)]
+    assert rates == pytest.approx([0.2e-3, 0.4e-3, 0.6e-3, 0.5e-3, 1e-3, 1e-3])
 
 
 @pytest.mark.parametrize(

@@ -61,12 +61,18 @@ class Optimization:
 
     @property
     def _warmth(self) -> float:
-        settings = self._settings
-        warmth = min(1.0, (self.steps + 1) / max(1, settings.warmup_steps))
+        warmth = self._ramp(0, self._settings.warmup_steps)
         if self._resumed_at is not None:
-            since = self.steps - self._resumed_at
-            warmth *= min(1.0, (since + 1) / max(1, settings.resume_warmup_steps))
+            warmth = min(warmth, self._ramp(self._resumed_at, self._settings.resume_warmup_steps))
         return warmth * self._decay * self.rate_factor
+
+    def _ramp(self, start: int, length: int) -> float:
+        """Where a warm-up of `length` steps is that began before step `start`: from 1/length to 1.
+
+        Adam's first steps have the size of the rate in every weight, however small the gradient:
+        its moments are of one batch, so their ratio is ±1.
+        """
+        return min(1.0, (self.steps - start + 1) / max(1, length))
 
     @property
     def _decay(self) -> float:

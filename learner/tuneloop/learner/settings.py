@@ -95,13 +95,22 @@ class LearnerSettings(BaseSettings):
     token_budget: int | None = Field(
         None, ge=64, description="tokens in one forward pass; absent: by the device"
     )
+    warmup_steps: int = Field(
+        5, ge=0, description="first steps of a new policy, over which the rate grows to its value"
+    )
     resume_warmup_steps: int = Field(
         2, ge=0, description="steps over which the rate grows again after each start"
+    )
+    kl_budget: float = Field(
+        5.0,
+        ge=0,
+        description="KL to the base model, in nats per token, past which training backs off and "
+        "the policy is pulled back; 0 is none",
     )
     trainer_settings: dict[str, Any] = Field(
         {},
         description="JSON of further settings of the trainer (see algorithms.md), such as "
-        '{"dpo_loss_type": "ipo", "kl_budget": 0.5}',
+        '{"dpo_loss_type": "ipo", "kl_target": 6}',
     )
 
     generation_address: str = Field(
@@ -182,7 +191,9 @@ class LearnerSettings(BaseSettings):
             "kind": self.weights_kind,
             "learning_rate": self.learning_rate,
             "max_grad_norm": self.max_grad_norm,
+            "warmup_steps": self.warmup_steps,
             "resume_warmup_steps": self.resume_warmup_steps,
+            "kl_budget": self.kl_budget or None,
             "lora_rank": self.lora_rank,
             "lora_alpha": self.lora_alpha,
             "objective_weights": weights,
@@ -210,6 +221,7 @@ class LearnerSettings(BaseSettings):
         """What the reward model's trainer is told; raises `SettingsError`."""
         return RewardTrainerSettings(
             learning_rate=self.reward_learning_rate,
+            resume_warmup_steps=self.resume_warmup_steps,
             seed=self.seed,
             threads=self.threads or None,
             device=self.torch_device,
