@@ -92,7 +92,7 @@ def test_ppo_with_k1_in_the_reward_finds_the_closed_form_optimum() -> None:
             loss_mask=mask,
             clip=0.2,
             dual_clip=3.0,
-            total_tokens=1,
+            total_weight=1,
         )
         adam.zero_grad()
         loss.backward()

@@ -41,7 +41,7 @@ def test_kto_of_a_thumb_up_and_a_thumb_down_by_hand() -> None:
         weights=vector(1.0, 0.5),
         z=vector(0.5)[0],
         beta=0.1,
-        total_samples=2,
+        total_weight=2,
     )
     up = 1.0 * (1 - logistic(0.1 * (2.0 - 0.5)))
     down = 0.5 * (1 - logistic(0.1 * (0.5 - 1.0)))
@@ -61,7 +61,7 @@ def test_kto_moves_thumbs_up_up_and_thumbs_down_down() -> None:
         weights=vector(1.0, 1.0),
         z=vector(0.0)[0],
         beta=0.1,
-        total_samples=2,
+        total_weight=2,
     )
     loss.backward()
     assert policy.grad is not None
@@ -78,7 +78,7 @@ def test_kto_takes_no_gradient_through_the_reference_point() -> None:
         weights=vector(1.0),
         z=z,
         beta=0.1,
-        total_samples=1,
+        total_weight=1,
     )
     loss.backward()
     assert z.grad is None
@@ -120,11 +120,11 @@ def test_dpo_by_hand_and_ln_2_where_policy_is_reference() -> None:
         "ref_chosen_logps": vector(-6.0),
         "ref_rejected_logps": vector(-4.0),
     }
-    loss, metrics = plain_dpo(**arguments, weights=vector(2.0), beta=0.1, total_pairs=4)
+    loss, metrics = plain_dpo(**arguments, weights=vector(2.0), beta=0.1, total_weight=4)
     assert float(loss) == pytest.approx(-2 * math.log(logistic(0.1 * (2.0 + 1.0))) / 4, abs=1e-12)
     assert merge([metrics]) == pytest.approx({"dpo_margin": 0.3, "dpo_accuracy": 1.0})
     same = dict.fromkeys(arguments, vector(-3.0))
-    loss, _ = plain_dpo(**same, weights=vector(1.0), beta=0.1, total_pairs=1)
+    loss, _ = plain_dpo(**same, weights=vector(1.0), beta=0.1, total_weight=1)
     assert float(loss) == pytest.approx(math.log(2), abs=1e-12)
 
 
@@ -138,7 +138,7 @@ def test_dpo_variants_by_hand() -> None:
         "rejected_lengths": torch.tensor([2]),
         "weights": vector(1.0),
         "beta": 0.5,
-        "total_pairs": 1,
+        "total_weight": 1,
     }
 
     def loss(loss_type: DpoLossType, flip_rate: float = 0.0) -> float:
@@ -169,7 +169,7 @@ def test_grpo_at_the_old_policy_has_ratio_1_and_clips_nothing() -> None:
         dual_clip=3.0,
         beta=0.0,
         estimator="k3",
-        total_tokens=4,
+        total_weight=4,
     )
     assert merge([metrics]) == {"clip_fraction": 0.0, "importance_ratio": 1.0}
     assert float(loss.detach()) == pytest.approx(-(3 * 1.0 - 2.0) / 4)
@@ -197,7 +197,7 @@ def test_grpo_clips_higher_above_than_below() -> None:
             dual_clip=3.0,
             beta=0.0,
             estimator="k3",
-            total_tokens=1,
+            total_weight=1,
         )
         assert float(loss) == pytest.approx(expected)
 
@@ -225,7 +225,7 @@ def test_ppo_clip_and_dual_clip_by_hand(
         loss_mask=torch.ones(1, 1, dtype=torch.bool),
         clip=0.2,
         dual_clip=3.0,
-        total_tokens=1,
+        total_weight=1,
     )
     assert float(result) == pytest.approx(loss, abs=1e-12)
     assert merge([metrics]) == pytest.approx({"clip_fraction": clipped, "importance_ratio": ratio})
@@ -241,7 +241,7 @@ def test_ppo_ignores_masked_tokens_even_where_they_are_not_numbers() -> None:
         loss_mask=torch.tensor([[True, False]]),
         clip=0.2,
         dual_clip=3.0,
-        total_tokens=1,
+        total_weight=1,
     )
     assert float(loss.detach()) == -1.0
 
@@ -286,7 +286,7 @@ def test_bradley_terry_by_hand() -> None:
         rejected_scores=vector(-0.5),
         margins=vector(0.25),
         weights=vector(1.0),
-        total_pairs=1,
+        total_weight=1,
     )
     assert float(loss) == pytest.approx(-math.log(logistic(1.25)) + 0.01 * 0.25, abs=1e-12)
     measured = merge([metrics])
@@ -297,7 +297,7 @@ def test_bradley_terry_by_hand() -> None:
 def test_thumb_loss_is_binary_cross_entropy() -> None:
     scores, desirable = vector(2.0, -1.0, 0.5), torch.tensor([True, True, False])
     loss, metrics = thumb_loss(
-        scores=scores, desirable=desirable, weights=torch.ones(3).double(), total_samples=3
+        scores=scores, desirable=desirable, weights=torch.ones(3).double(), total_weight=3
     )
     expected = torch.nn.functional.binary_cross_entropy_with_logits(scores, desirable.double())
     assert float(loss) == pytest.approx(float(expected), abs=1e-12)
@@ -320,7 +320,7 @@ def test_gradients_agree_with_finite_differences() -> None:
             weights=ones,
             z=ones[0] * 0.1,
             beta=0.5,
-            total_samples=3,
+            total_weight=3,
         )[0]
 
     def dpo(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -331,7 +331,7 @@ def test_gradients_agree_with_finite_differences() -> None:
             ref_rejected_logps=grids[0][1],
             weights=ones,
             beta=0.5,
-            total_pairs=3,
+            total_weight=3,
         )[0]
 
     def variant(loss_type: DpoLossType) -> Callable[[Tensor, Tensor], Tensor]:
@@ -346,12 +346,12 @@ def test_gradients_agree_with_finite_differences() -> None:
             weights=ones,
             beta=0.5,
             loss_type=loss_type,
-            total_pairs=3,
+            total_weight=3,
         )[0]
 
     def sft(policy: Tensor) -> Tensor:
         return sft_loss(
-            policy_logprobs=policy, weights=vector(1.0, 0.5), loss_mask=mask, total_tokens=4
+            policy_logprobs=policy, weights=vector(1.0, 0.5), loss_mask=mask, total_weight=4
         )[0]
 
     def grpo(estimator: KlEstimator) -> Callable[[Tensor], Tensor]:
@@ -367,7 +367,7 @@ def test_gradients_agree_with_finite_differences() -> None:
             dual_clip=3.0,
             beta=0.3,
             estimator=estimator,
-            total_tokens=4,
+            total_weight=4,
         )[0]
 
     def rloo(policy: Tensor) -> Tensor:
@@ -379,7 +379,7 @@ def test_gradients_agree_with_finite_differences() -> None:
             epsilon=0.2,
             epsilon_high=0.28,
             dual_clip=3.0,
-            total_samples=3,
+            total_weight=3,
         )[0]
 
     def pull(policy: Tensor) -> Tensor:
@@ -396,7 +396,7 @@ def test_gradients_agree_with_finite_differences() -> None:
             loss_mask=mask,
             clip=0.2,
             dual_clip=3.0,
-            total_tokens=4,
+            total_weight=4,
         )[0]
 
     def value(values: Tensor) -> Tensor:
@@ -415,7 +415,7 @@ def test_gradients_agree_with_finite_differences() -> None:
             rejected_scores=rejected,
             margins=ones * 0.1,
             weights=ones,
-            total_pairs=3,
+            total_weight=3,
         )[0]
 
     assert torch.autograd.gradcheck(kto, rows[0])

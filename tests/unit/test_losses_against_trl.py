@@ -48,7 +48,7 @@ def test_sft() -> None:
 
     def ours(policy: Tensor) -> Tensor:
         return sft_loss(
-            policy_logprobs=policy, weights=torch.ones(3), loss_mask=mask, total_tokens=20
+            policy_logprobs=policy, weights=torch.ones(3), loss_mask=mask, total_weight=20
         )[0]
 
     # TRL's model gives 0 where masked; 20 tokens of which these 14 are one micro-batch.
@@ -76,7 +76,7 @@ def test_dpo(loss_type: DpoLossType, flip_rate: float) -> None:
             weights=torch.ones(3),
             beta=0.3,
             loss_type=loss_type,
-            total_pairs=3,
+            total_weight=3,
         )[0]
 
     def theirs(policy: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def test_kto(thumbs: list[bool], mismatch: bool) -> None:
             weights=torch.where(desirable, 1.5, 0.8),
             z=z,
             beta=0.2,
-            total_samples=4,
+            total_weight=4,
         )[0]
 
     def theirs(policy: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ def test_grpo(options: dict[str, Any]) -> None:
             dual_clip=options.get("delta"),
             beta=beta,
             estimator="k3",
-            total_tokens=total,
+            total_weight=total,
         )[0]
 
     def theirs(policy: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ def test_rloo(beta: float, rewards: list[float]) -> None:
             epsilon=0.2,
             epsilon_high=0.28,
             dual_clip=None,
-            total_samples=6,
+            total_weight=6,
         )[0]
 
     def theirs(policy: Tensor) -> Tensor:

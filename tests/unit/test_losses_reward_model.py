@@ -33,9 +33,7 @@ def test_plackett_luce_by_hand() -> None:
     # e^r = 6, 3, 1: 6/10 to be first, then 3/4, then 1.
     scores = tensor([6.0, 3.0, 1.0]).log()
     assert float(plackett_luce_losses(scores)) == pytest.approx(-math.log(0.6 * 0.75))
-    loss, _ = ranking_loss(
-        scores=scores, weights=tensor(1.0), total_rankings=1, kind="plackett_luce"
-    )
+    loss, _ = ranking_loss(scores=scores, weights=tensor(1.0), total_weight=1, kind="plackett_luce")
     mean = math.log(18.0) / 3
     assert float(loss) == pytest.approx(-math.log(0.45) / 2 + 0.01 * (2 * mean) ** 2)
 
@@ -48,7 +46,7 @@ def test_plackett_luce_is_a_distribution_over_orders(scores: list[float]) -> Non
 
 def test_all_pairs_by_hand() -> None:
     scores = tensor([2.0, 1.0, 0.5])
-    loss, metrics = ranking_loss(scores=scores, weights=tensor(3.0), total_rankings=2, kind="pairs")
+    loss, metrics = ranking_loss(scores=scores, weights=tensor(3.0), total_weight=2, kind="pairs")
     pairs = [(2.0, 1.0), (2.0, 0.5), (1.0, 0.5)]
     expected = sum(softplus(b - a) + 0.01 * (a + b) ** 2 for a, b in pairs) / 3
     assert float(loss) == pytest.approx(3.0 * expected / 2)
@@ -60,25 +58,23 @@ def test_all_pairs_by_hand() -> None:
 @pytest.mark.parametrize("kind", ["pairs", "plackett_luce"])
 @given(a=st.floats(-20, 20), b=st.floats(-20, 20))
 def test_a_ranking_of_two_is_a_pair(kind: Any, a: float, b: float) -> None:
-    ranked, _ = ranking_loss(
-        scores=tensor([a, b]), weights=tensor(1.0), total_rankings=1, kind=kind
-    )
+    ranked, _ = ranking_loss(scores=tensor([a, b]), weights=tensor(1.0), total_weight=1, kind=kind)
     paired, _ = bradley_terry_loss(
         chosen_scores=tensor(a),
         rejected_scores=tensor(b),
         margins=tensor(0.0),
         weights=tensor(1.0),
-        total_pairs=1,
+        total_weight=1,
     )
     assert float(ranked) == pytest.approx(float(paired), abs=1e-12)
 
 
 def test_ratings_by_hand() -> None:
     given_ = {"scores": tensor(0.5, 3.0), "ratings": tensor(0.0, 1.0), "weights": tensor(1.0, 2.0)}
-    huber, metrics = rating_loss(**given_, total_samples=2, kind="huber")
+    huber, metrics = rating_loss(**given_, total_weight=2, kind="huber")
     assert float(huber) == pytest.approx((0.125 + 2 * 1.5) / 2)
     assert merge([metrics])["rating_error"] == pytest.approx(1.25)
-    squared, _ = rating_loss(**given_, total_samples=2, kind="mse")
+    squared, _ = rating_loss(**given_, total_weight=2, kind="mse")
     assert float(squared) == pytest.approx((0.125 + 2 * 2.0) / 2)
 
 
@@ -113,7 +109,7 @@ def test_pairs_are_trls(with_margins: bool) -> None:
         rejected_scores=ours[6:],
         margins=margins if with_margins else torch.zeros_like(margins),
         weights=torch.ones_like(margins),
-        total_pairs=6,
+        total_weight=6,
     )
     expected = trl_loss(theirs, margins if with_margins else None)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
@@ -133,22 +129,22 @@ def losses(scores: Tensor) -> dict[str, Tensor]:
             rejected_scores=second,
             margins=margins,
             weights=weights,
-            total_pairs=4,
+            total_weight=4,
         ),
         "thumbs": thumb_loss(
             scores=first,
             desirable=torch.tensor([True, False, True, False]),
             weights=weights,
-            total_samples=4,
+            total_weight=4,
         ),
     }
     for ranking in ("pairs", "plackett_luce"):
         made[f"ranking {ranking}"] = ranking_loss(
-            scores=scores, weights=weights, total_rankings=4, kind=ranking
+            scores=scores, weights=weights, total_weight=4, kind=ranking
         )
     for rating in ("huber", "mse"):
         made[f"rating {rating}"] = rating_loss(
-            scores=first, ratings=ratings, weights=weights, total_samples=4, kind=rating
+            scores=first, ratings=ratings, weights=weights, total_weight=4, kind=rating
         )
     return {name: loss for name, (loss, _) in made.items()}
 
@@ -169,7 +165,7 @@ def test_gradients_are_right(name: str) -> None:
 @pytest.mark.parametrize("kind", ["pairs", "plackett_luce"])
 def test_extreme_scores_stay_finite(kind: Any) -> None:
     scores = torch.tensor([[-1e4, 0.0, 1e4]], requires_grad=True)
-    loss, _ = ranking_loss(scores=scores, weights=torch.ones(1), total_rankings=1, kind=kind)
+    loss, _ = ranking_loss(scores=scores, weights=torch.ones(1), total_weight=1, kind=kind)
     loss.backward()
     assert torch.isfinite(loss)
     assert scores.grad is not None

@@ -174,27 +174,53 @@ def test_a_sample_weight_of_0_takes_a_sample_out(tiny_policy: Path) -> None:
         assert all(torch.equal(before[name], after[name]) for name in lora), objective
 
 
+def gradient_of(
+    folder: Path, samples: Samples, **options: Any
+) -> tuple[dict[str, Tensor], Mapping[str, float]]:
+    """A tenth of the gradient of a first step, which is its first moment; and the metrics."""
+    trainer = make_trainer(folder, max_grad_norm=1e9, **options)
+    metrics = trainer.step(samples).metrics
+    state = trainer.state().optimizer
+    moments = {n: t for n, t in state.items() if n.endswith("lora_B.default.weight.exp_avg")}
+    assert max(float(t.abs().max()) for t in moments.values()) > 0
+    return moments, metrics
+
+
 @pytest.mark.parametrize("objective", ["sft", "kto", "dpo", "ppo", "grpo"])
-def test_twice_the_weight_is_twice_the_gradient(tiny_policy: Path, objective: str) -> None:
-    """So is the objective's own weight."""
+def test_only_weights_between_samples_count_and_the_objectives_own(
+    tiny_policy: Path, objective: str
+) -> None:
+    """A batch of rankings, whose pairs weigh little, moves the policy as far as any other."""
     batch = mixed()[objective]
-    gradients = []
-    for factor, options in (
-        (1.0, {}),
-        (2.0, {}),
-        (1.0, {"objective_weights": {objective: 2.0}}),
-    ):
-        trainer = make_trainer(tiny_policy, max_grad_norm=1e9, **options)
-        trainer.step({objective: [reweighted(sample, factor) for sample in batch]})
-        state = trainer.state().optimizer
-        gradients.append(
-            {n: t for n, t in state.items() if n.endswith("lora_B.default.weight.exp_avg")}
-        )
-    once, *twice = gradients
-    assert max(float(t.abs().max()) for t in once.values()) > 0
-    for doubled in twice:
-        for name, gradient in once.items():
-            assert torch.allclose(doubled[name], 2 * gradient, rtol=1e-4, atol=1e-8), name
+    once, metrics = gradient_of(tiny_policy, {objective: batch})
+    light = {objective: [reweighted(sample, 1 / 6) for sample in batch]}
+    same_again, light_metrics = gradient_of(tiny_policy, light)
+    twice, _ = gradient_of(tiny_policy, light, objective_weights={objective: 2.0})
+    assert light_metrics == pytest.approx(dict(metrics), rel=1e-5)
+    for name, gradient in once.items():
+        assert torch.allclose(same_again[name], gradient, rtol=1e-4, atol=1e-8), name
+        assert torch.allclose(twice[name], 2 * gradient, rtol=1e-4, atol=1e-8), name
+
+
+@pytest.mark.parametrize("objective", ["sft", "kto", "dpo", "grpo"])
+def test_a_weight_of_2_is_the_sample_twice(tiny_policy: Path, objective: str) -> None:
+    first, *rest = mixed()[objective]
+    heavy, _ = gradient_of(tiny_policy, {objective: [reweighted(first, 2.0), *rest]})
+    repeated, _ = gradient_of(tiny_policy, {objective: [first, first, *rest]})
+    for name, gradient in repeated.items():
+        assert torch.allclose(heavy[name], gradient, rtol=1e-4, atol=1e-7), name
+
+
+def test_dpo_divides_by_the_weights_of_the_pairs(tiny_policy: Path) -> None:
+    """By hand: where policy is reference each pair's loss is ln 2, so their mean is, however heavy.
+
+    The six pairs of a ranking of four weigh 1/6 each; beside them is one pair that weighs 1.
+    """
+    pairs = SampleMaker().pairs(7)
+    samples = [*(replace(pair, weight=1 / 6) for pair in pairs[:6]), pairs[6]]
+    for batch in (samples, samples[:6]):
+        metrics = make_trainer(tiny_policy, token_budget=64).step({"dpo": batch}).metrics
+        assert metrics["dpo_loss"] == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize("kind", WeightsKind)

@@ -92,13 +92,13 @@ def reference_loss(p: Problem, s: TrainerSettings) -> tuple[float, np.ndarray, n
     mean, variance = np.mean(all_advantages), np.var(all_advantages)
     for cell in kept:
         advantages[cell] = (advantages[cell] - mean) / math.sqrt(variance + 1e-8)
-    total = 0.0
+    total, weight = 0.0, sum(p.weights[i] for i, _ in kept)
     by_logprob, by_value = np.zeros((6, WIDTH)), np.zeros((6, WIDTH))
     for i, t in kept:
         loss, slope = policy_term(p, s, i, t, advantages[i, t])
         critic_loss, critic_slope = critic_term(p, s, i, t, returns[i, t])
-        total += (loss + s.value_coef * critic_loss) / len(kept)
-        by_logprob[i, t] = slope / len(kept)
+        total += loss / weight + s.value_coef * critic_loss / len(kept)
+        by_logprob[i, t] = slope / weight
         by_value[i, t] = s.value_coef * critic_slope / len(kept)
     return total, by_logprob, by_value
 

@@ -248,7 +248,7 @@ def test_every_kind_is_learned_and_resumed(decoders: dict[str, Path]) -> None:
     first = trainer.step(SAMPLES).metrics
     expected = {"thumb_loss", "pair_loss", "ranking_loss", "rating_loss"}
     assert expected <= first.keys()
-    for _ in range(30):
+    for _ in range(60):
         trainer.step(SAMPLES)
     again = make_trainer(decoders["qwen2"], **options)
     again.load_state(trainer.state())

@@ -9,7 +9,7 @@ import torch
 
 from tuneloop.errors import InvalidRequest
 from tuneloop.learner.reward_trainer import RewardTrainer, balanced
-from tuneloop.learner.samples import LabelledText, PreferredText, RewardSample
+from tuneloop.learner.samples import LabelledText, PreferredText, RankedText, RewardSample
 from tuneloop.learner.trainer_settings import RewardTrainerSettings
 from tuneloop.models.reward_model import load
 
@@ -72,6 +72,26 @@ def test_how_the_batch_is_cut_does_not_change_the_step(tiny_reward_model: Path) 
     expected, moments = whole.state().optimizer, single.state().optimizer
     for name, moment in expected.items():
         assert torch.allclose(moments[name], moment, rtol=1e-2, atol=1e-5), name
+
+
+def test_only_weights_between_samples_count(tiny_reward_model: Path) -> None:
+    """By hand: a new head's loss is ln 2 for every sample, and so is their mean, however heavy."""
+    light = [replace(sample, weight=1 / 6) for sample in make_samples()]
+    heavy = [replace(sample, weight=3.0) for sample in make_samples()]
+    rankings: list[RewardSample] = [
+        RankedText(sample_id="r", prompt="tell me", completions=GOOD[:3], weight=0.1)
+    ]
+    trainer = make_trainer(tiny_reward_model)
+    metrics = trainer.step([*light, *rankings]).metrics
+    for name in ("thumb_loss", "pair_loss", "ranking_loss"):
+        assert metrics[name] == pytest.approx(math.log(2))
+    trainers = [make_trainer(tiny_reward_model) for _ in range(2)]
+    for _ in range(2):
+        one, other = (
+            trainer.step(samples).metrics
+            for trainer, samples in zip(trainers, (light, heavy), strict=True)
+        )
+        assert one == pytest.approx(dict(other), rel=1e-3, abs=1e-5)
 
 
 def test_one_kind_alone_is_enough_and_none_is_skipped(tiny_reward_model: Path) -> None:

@@ -106,7 +106,7 @@ def test_ppo_with_k1_in_the_reward() -> None:
             loss_mask=ALL,
             clip=0.2,
             dual_clip=3.0,
-            total_tokens=1,
+            total_weight=1,
         )[0]
 
     table.descend(loss, epochs=2)
@@ -128,7 +128,7 @@ def test_rloo_with_k1_in_the_reward() -> None:
             epsilon=0.2,
             epsilon_high=0.28,
             dual_clip=3.0,
-            total_samples=1,
+            total_weight=1,
         )[0]
 
     table.descend(loss)
@@ -161,7 +161,7 @@ def test_grpo_with_kl_on_completions_of_one_token(estimator: KlEstimator) -> Non
             dual_clip=3.0,
             beta=BETA,
             estimator=estimator,
-            total_tokens=3,
+            total_weight=3,
         )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -194,7 +194,7 @@ def dpo_distance(loss_type: DpoLossType, flipped: float, assumed: float) -> floa
             weights=(1 - flipped) * preferred + flipped * (1 - preferred),
             beta=BETA,
             loss_type=loss_type,
-            total_pairs=81,
+            total_weight=81,
         )[0]
 
     table.descend(loss)

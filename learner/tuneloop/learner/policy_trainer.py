@@ -91,7 +91,7 @@ class PolicyTrainer:
     def step(self, samples: Mapping[str, Sequence[PolicySample]]) -> StepResult:
         """Take one optimizer step on the samples of each objective (more with `ppo_epochs`).
 
-        Every objective is divided by its own number of samples (sft, ppo and grpo: of tokens),
+        Every objective is divided by what its own samples weigh (sft, ppo and grpo: their tokens),
         times its weight; an objective without samples takes no part. Metrics are of the policy
         before the step.
 

@@ -39,8 +39,8 @@ from tuneloop.policies import WeightsKind
 
 S = TypeVar("S", LabelledText, PreferredText, RankedText, RatedText)
 Loss = tuple[Tensor, dict[str, Mean]]
-LossOf = Callable[[Tensor, Sequence[S], int], Loss]
-"""From (B, K) scores of B samples with K texts each, and how many samples the step has of them."""
+LossOf = Callable[[Tensor, Sequence[S], float], Loss]
+"""From (B, K) scores of B samples with K texts each, and what all of the step's weigh."""
 
 
 class RewardTrainer:
@@ -90,7 +90,7 @@ class RewardTrainer:
     def step(self, samples: Sequence[RewardSample]) -> StepResult:
         """Take one optimizer step on samples of any kinds.
 
-        Each kind is divided by its own number of samples, then they are summed. Thumbs up and
+        Each kind is divided by the weights of its own samples, then they are summed. Thumbs up and
         thumbs down weigh half each: users press one far more than the other, and the head must
         not learn that instead of what they like. Metrics are of
         the model before the step: `accuracy` is on samples it had not seen.
@@ -102,15 +102,19 @@ class RewardTrainer:
         if not samples:
             return StepResult(metrics={}, skipped=True, reason="no_samples")
         encoded = [(sample, self._encode(sample)) for sample in samples]
-        thumbs = balanced([(s, e) for s, e in encoded if isinstance(s, LabelledText)])
+        thumbs = [(s, e) for s, e in encoded if isinstance(s, LabelledText)]
         pairs = [(s, e) for s, e in encoded if isinstance(s, PreferredText)]
         rankings = [(s, e) for s, e in encoded if isinstance(s, RankedText)]
         ratings = [(s, e) for s, e in encoded if isinstance(s, RatedText)]
         given = {
-            "thumb_loss": self._micro_losses(thumbs, self._loss_of_thumbs),
-            "pair_loss": self._micro_losses(pairs, self._loss_of_pairs),
-            "ranking_loss": self._micro_losses(rankings, self._loss_of_rankings),
-            "rating_loss": self._micro_losses(ratings, self._loss_of_ratings),
+            "thumb_loss": self._micro_losses(
+                balanced(thumbs), self._loss_of_thumbs, total_of(thumbs)
+            ),
+            "pair_loss": self._micro_losses(pairs, self._loss_of_pairs, total_of(pairs)),
+            "ranking_loss": self._micro_losses(
+                rankings, self._loss_of_rankings, total_of(rankings)
+            ),
+            "rating_loss": self._micro_losses(ratings, self._loss_of_ratings, total_of(ratings)),
         }
         terms = [Term(name=name, micro_losses=parts) for name, parts in given.items() if parts]
         return descend(self._optimization, terms)
@@ -144,7 +148,7 @@ class RewardTrainer:
         return fitting
 
     def _micro_losses(
-        self, items: Sequence[tuple[S, Encoded]], loss_of: "LossOf[S]"
+        self, items: Sequence[tuple[S, Encoded]], loss_of: "LossOf[S]", total: float
     ) -> list[MicroLoss]:
         """Cut a kind's samples; all texts of a sample stay in one micro-batch."""
         by_texts: defaultdict[int, list[tuple[S, Encoded]]] = defaultdict(list)
@@ -154,7 +158,7 @@ class RewardTrainer:
         def micro_loss(group: Sequence[tuple[S, Encoded]]) -> MicroLoss:
             def run() -> Loss:
                 scores = self._scores.of([encoded for _, encoded in group])
-                return loss_of(scores, [sample for sample, _ in group], len(items))
+                return loss_of(scores, [sample for sample, _ in group], total)
 
             return run
 
@@ -164,38 +168,40 @@ class RewardTrainer:
             for group in self._scores.cut(alike, self._settings.token_budget)
         ]
 
-    def _loss_of_thumbs(self, scores: Tensor, thumbs: Sequence[LabelledText], total: int) -> Loss:
+    def _loss_of_thumbs(self, scores: Tensor, thumbs: Sequence[LabelledText], total: float) -> Loss:
         labels = [sample.desirable for sample in thumbs]
         return thumb_loss(
             scores=scores[:, 0],
             desirable=torch.tensor(labels, device=scores.device),
             weights=_weights(thumbs, scores),
-            total_samples=total,
+            total_weight=total,
         )
 
-    def _loss_of_pairs(self, scores: Tensor, pairs: Sequence[PreferredText], total: int) -> Loss:
+    def _loss_of_pairs(self, scores: Tensor, pairs: Sequence[PreferredText], total: float) -> Loss:
         return bradley_terry_loss(
             chosen_scores=scores[:, 0],
             rejected_scores=scores[:, 1],
             margins=scores.new_tensor([sample.margin for sample in pairs]),
             weights=_weights(pairs, scores),
-            total_pairs=total,
+            total_weight=total,
         )
 
-    def _loss_of_rankings(self, scores: Tensor, rankings: Sequence[RankedText], total: int) -> Loss:
+    def _loss_of_rankings(
+        self, scores: Tensor, rankings: Sequence[RankedText], total: float
+    ) -> Loss:
         return ranking_loss(
             scores=scores,
             weights=_weights(rankings, scores),
-            total_rankings=total,
+            total_weight=total,
             kind=self._settings.ranking_loss,
         )
 
-    def _loss_of_ratings(self, scores: Tensor, ratings: Sequence[RatedText], total: int) -> Loss:
+    def _loss_of_ratings(self, scores: Tensor, ratings: Sequence[RatedText], total: float) -> Loss:
         return rating_loss(
             scores=scores[:, 0],
             ratings=scores.new_tensor([sample.rating for sample in ratings]),
             weights=_weights(ratings, scores),
-            total_samples=total,
+            total_weight=total,
             kind=self._settings.rating_loss,
         )
 
@@ -222,6 +228,11 @@ def problem_of(sample: RewardSample) -> str:
     if isinstance(sample, RankedText) and len(sample.completions) < 2:
         return f"a ranking of {len(sample.completions)} answers says nothing"
     return ""
+
+
+def total_of(items: Sequence[tuple[RewardSample, Encoded]]) -> float:
+    """What a kind's loss is divided by: what its samples weigh; 1 where all weigh 0."""
+    return math.fsum(sample.weight for sample, _ in items) or 1.0
 
 
 def balanced(thumbs: Sequence[tuple[LabelledText, Encoded]]) -> list[tuple[LabelledText, Encoded]]:

@@ -40,7 +40,7 @@ def dpo_loss(
     weights: Tensor,
     beta: float,
     loss_type: DpoLossType,
-    total_pairs: int,
+    total_weight: float,
 ) -> tuple[Tensor, dict[str, Mean]]:
     """Return the DPO loss of a micro-batch of pairs and its metrics.
 
@@ -55,7 +55,7 @@ def dpo_loss(
         weights: (B,) weight of each pair.
         beta: strength of the restraint to the reference policy.
         loss_type: the variant.
-        total_pairs: pairs in the whole batch, which the loss is divided by.
+        total_weight: weights of the whole batch's pairs, which the loss is divided by.
 
     """
     chosen = policy_chosen_logps - ref_chosen_logps
@@ -79,4 +79,4 @@ def dpo_loss(
         "dpo_margin": mean_over(margins, everything),
         "dpo_accuracy": mean_over((margins > 0).to(margins.dtype), everything),
     }
-    return (weights * losses).sum() / total_pairs, metrics
+    return (weights * losses).sum() / total_weight, metrics

@@ -30,7 +30,7 @@ def grpo_loss(
     dual_clip: float | None,
     beta: float,
     estimator: KlEstimator,
-    total_tokens: int,
+    total_weight: float,
 ) -> tuple[Tensor, dict[str, Mean]]:
     """Return the GRPO loss of a micro-batch and its metrics.
 
@@ -46,7 +46,8 @@ def grpo_loss(
         dual_clip: c > 1; with a negative advantage A the loss is at most −c·A. None is no bound.
         beta: weight of the KL divergence to the reference policy.
         estimator: of that divergence.
-        total_tokens: completion tokens in the whole batch, which the loss is divided by.
+        total_weight: sample weights of the whole batch's completion tokens, which the loss is
+            divided by.
 
     """
     loss, metrics = ppo_policy_loss(
@@ -58,7 +59,7 @@ def grpo_loss(
         clip=epsilon,
         clip_high=epsilon_high,
         dual_clip=dual_clip,
-        total_tokens=total_tokens,
+        total_weight=total_weight,
     )
     if ref_logprobs is None or beta == 0:
         return loss, metrics
@@ -68,7 +69,7 @@ def grpo_loss(
         ref_logprobs=ref_logprobs,
         estimator=estimator,
     )
-    restraint = torch.where(loss_mask, weights * by_token, 0.0).sum() / total_tokens
+    restraint = torch.where(loss_mask, weights * by_token, 0.0).sum() / total_weight
     return loss + beta * restraint, metrics
 
 
@@ -81,7 +82,7 @@ def rloo_loss(
     epsilon: float,
     epsilon_high: float,
     dual_clip: float | None,
-    total_samples: int,
+    total_weight: float,
 ) -> tuple[Tensor, dict[str, Mean]]:
     """Return the RLOO loss of a micro-batch and its metrics.
 
@@ -93,7 +94,7 @@ def rloo_loss(
         epsilon: as in `grpo_loss`.
         epsilon_high: as in `grpo_loss`.
         dual_clip: as in `grpo_loss`.
-        total_samples: completions in the whole batch, which the loss is divided by.
+        total_weight: sample weights of the whole batch, which the loss is divided by.
 
     """
     return ppo_policy_loss(
@@ -105,5 +106,5 @@ def rloo_loss(
         clip=epsilon,
         clip_high=epsilon_high,
         dual_clip=dual_clip,
-        total_tokens=total_samples,
+        total_weight=total_weight,
     )

@@ -50,7 +50,7 @@ def kto_loss(
     weights: Tensor,
     z: Tensor,
     beta: float,
-    total_samples: int,
+    total_weight: float,
 ) -> tuple[Tensor, dict[str, Mean]]:
     """Return the KTO loss of a micro-batch and its metrics.
 
@@ -61,13 +61,14 @@ def kto_loss(
         weights: (B,) λ of each sample.
         z: scalar, from `reference_point`.
         beta: strength of the restraint to the reference policy; larger saturates sooner.
-        total_samples: samples in the whole batch, which the loss is divided by.
+        total_weight: weights of the whole batch's samples before they were balanced, which the
+            loss is divided by.
 
     """
     log_ratios = policy_logps - ref_logps
     sign = torch.where(desirable, 1.0, -1.0).to(log_ratios.dtype)
     losses = weights * (1.0 - torch.sigmoid(beta * sign * (log_ratios - z.detach())))
-    loss = losses.sum() / total_samples
+    loss = losses.sum() / total_weight
     margins = beta * log_ratios
     metrics = {
         "desirable_margin": mean_over(margins, desirable),

@@ -53,7 +53,7 @@ def ppo_policy_loss(
     clip: float,
     clip_high: float | None = None,
     dual_clip: float | None,
-    total_tokens: int,
+    total_weight: float,
 ) -> tuple[Tensor, dict[str, Mean]]:
     """Return the clipped policy loss of a micro-batch and its metrics.
 
@@ -66,7 +66,8 @@ def ppo_policy_loss(
         clip: ε; the ratio may gain from moving to 1 ± ε and no further.
         clip_high: another ε above 1, if given.
         dual_clip: c > 1; with a negative advantage A the loss is at most −c·A. None is no bound.
-        total_tokens: completion tokens in the whole batch, which the loss is divided by.
+        total_weight: sample weights of the whole batch's completion tokens, which the loss is
+            divided by.
 
     """
     log_ratio = (policy_logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
@@ -78,7 +79,7 @@ def ppo_policy_loss(
     if dual_clip is not None:
         bounded = torch.minimum(losses, -advantages * dual_clip)
         losses = torch.where(advantages < 0, bounded, losses)
-    loss = torch.where(loss_mask, losses * weights, 0.0).sum() / total_tokens
+    loss = torch.where(loss_mask, losses * weights, 0.0).sum() / total_weight
     metrics = {
         "clip_fraction": mean_over((clipped > unclipped).to(ratio.dtype), loss_mask),
         "importance_ratio": mean_over(ratio, loss_mask),

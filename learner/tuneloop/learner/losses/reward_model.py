@@ -14,7 +14,7 @@
 * Ratings, in standard deviations from the user's mean: the Huber loss at δ = 1 (Huber 1964), which
   grows as the error, not its square, beyond one standard deviation; or half the squared error.
 
-Each function sums over a micro-batch and divides by the number of its kind in the whole step.
+Each function sums over a micro-batch and divides by the weights of its kind in the whole step.
 """
 
 from typing import Literal
@@ -38,12 +38,12 @@ def bradley_terry_loss(
     rejected_scores: Tensor,
     margins: Tensor,
     weights: Tensor,
-    total_pairs: int,
+    total_weight: float,
 ) -> tuple[Tensor, dict[str, Mean]]:
     """Return the pairs' loss of a micro-batch and its metrics; all (B,), scores take gradients."""
     losses = pair_losses(chosen_scores, rejected_scores, margins)
     differences = chosen_scores - rejected_scores
-    return (weights * losses).sum() / total_pairs, _pair_metrics(differences)
+    return (weights * losses).sum() / total_weight, _pair_metrics(differences)
 
 
 def pair_losses(chosen_scores: Tensor, rejected_scores: Tensor, margins: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def pair_losses(chosen_scores: Tensor, rejected_scores: Tensor, margins: Tensor)
 
 
 def ranking_loss(
-    *, scores: Tensor, weights: Tensor, total_rankings: int, kind: RankingLoss
+    *, scores: Tensor, weights: Tensor, total_weight: float, kind: RankingLoss
 ) -> tuple[Tensor, dict[str, Mean]]:
     """Return the loss of B rankings of K ≥ 2 answers and its metrics.
 
@@ -68,7 +68,7 @@ def ranking_loss(
         losses = plackett_luce_losses(scores) / (scores.shape[1] - 1)
         # As for a pair, whose sum is twice its mean.
         losses = losses + CENTERING * (2 * scores.mean(1)).square()
-    return (weights * losses).sum() / total_rankings, _pair_metrics(differences)
+    return (weights * losses).sum() / total_weight, _pair_metrics(differences)
 
 
 def plackett_luce_losses(scores: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def plackett_luce_losses(scores: Tensor) -> Tensor:
 
 
 def rating_loss(
-    *, scores: Tensor, ratings: Tensor, weights: Tensor, total_samples: int, kind: RatingLoss
+    *, scores: Tensor, ratings: Tensor, weights: Tensor, total_weight: float, kind: RatingLoss
 ) -> tuple[Tensor, dict[str, Mean]]:
     """Return the ratings' loss of a micro-batch and its metrics.
 
@@ -91,13 +91,13 @@ def rating_loss(
     else:
         losses = 0.5 * errors.square()
     everything = torch.ones_like(errors, dtype=torch.bool)
-    return (weights * losses).sum() / total_samples, {
+    return (weights * losses).sum() / total_weight, {
         "rating_error": mean_over(errors.abs(), everything)
     }
 
 
 def thumb_loss(
-    *, scores: Tensor, desirable: Tensor, weights: Tensor, total_samples: int
+    *, scores: Tensor, desirable: Tensor, weights: Tensor, total_weight: float
 ) -> tuple[Tensor, dict[str, Mean]]:
     """Return the thumbs' loss of a micro-batch and its metrics; all (B,), scores take gradients."""
     sign = torch.where(desirable, 1.0, -1.0).to(scores.dtype)
@@ -110,7 +110,7 @@ def thumb_loss(
         "desirable_score": mean_over(scores, desirable),
         "undesirable_score": mean_over(scores, ~desirable),
     }
-    return losses.sum() / total_samples, metrics
+    return losses.sum() / total_weight, metrics
 
 
 def _pair_metrics(differences: Tensor) -> dict[str, Mean]:

@@ -1,6 +1,6 @@
 """SFT: supervised fine-tuning on answers as they should be; the mean over tokens of −log π.
 
-    −Σ w·log π(y_t | x, y_<t) / number of completion tokens in the batch
+    −Σ w·log π(y_t | x, y_<t) / Σ w, both over the completion tokens of the batch
 
 The mean is over the tokens of the whole batch, so that a long answer weighs more than a short one,
 as in pre-training; Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, section 3.5.
@@ -13,7 +13,7 @@ from tuneloop.learner.losses.means import Mean, mean_over
 
 
 def sft_loss(
-    *, policy_logprobs: Tensor, weights: Tensor, loss_mask: Tensor, total_tokens: int
+    *, policy_logprobs: Tensor, weights: Tensor, loss_mask: Tensor, total_weight: float
 ) -> tuple[Tensor, dict[str, Mean]]:
     """Return the SFT loss of a micro-batch and its metrics.
 
@@ -21,8 +21,8 @@ def sft_loss(
         policy_logprobs: (B, C) log-prob of each completion token; takes gradients.
         weights: (B,) weight of each answer.
         loss_mask: (B, C) bool, true on completion tokens.
-        total_tokens: completion tokens in the whole batch, which the loss is divided by.
+        total_weight: weights of the whole batch's completion tokens, which the loss is divided by.
 
     """
     losses = torch.where(loss_mask, -weights.unsqueeze(-1) * policy_logprobs, 0.0)
-    return losses.sum() / total_tokens, {"nll": mean_over(-policy_logprobs, loss_mask)}
+    return losses.sum() / total_weight, {"nll": mean_over(-policy_logprobs, loss_mask)}

@@ -12,7 +12,7 @@ from tuneloop.learner.losses.dpo import dpo_loss
 from tuneloop.learner.losses.means import Mean
 from tuneloop.learner.models import PolicyModel
 from tuneloop.learner.plans.dials import AT_REST, Dials
-from tuneloop.learner.plans.plan import Plan, cut
+from tuneloop.learner.plans.plan import Plan, cut, total_of
 from tuneloop.learner.plans.restraint import restrained
 from tuneloop.learner.samples import PairSample
 from tuneloop.learner.trainer_settings import TrainerSettings
@@ -39,9 +39,10 @@ def plan_dpo(
     """Plan DPO on a batch of pairs."""
     groups = [_rows(model, group, settings) for group in cut(samples, settings)]
     tokens = sum(rows.batch.tokens for rows in groups)
+    total_weight = total_of(s.weight for s in samples)
     return Plan(
         micro_losses=[
-            _micro_loss(model, rows, settings, dials, total_pairs=len(samples), tokens=tokens)
+            _micro_loss(model, rows, settings, dials, total_weight=total_weight, tokens=tokens)
             for rows in groups
         ],
         tokens=tokens,
@@ -66,7 +67,7 @@ def _micro_loss(
     settings: TrainerSettings,
     dials: Dials,
     *,
-    total_pairs: int,
+    total_weight: float,
     tokens: int,
 ) -> MicroLoss:
     ref_chosen, ref_rejected = rows.ref_logprobs.sum(-1).chunk(2)
@@ -86,7 +87,7 @@ def _micro_loss(
             weights=rows.weights,
             beta=settings.beta_dpo,
             loss_type=settings.dpo_loss_type,
-            total_pairs=total_pairs,
+            total_weight=total_weight,
         )
         return restrained(
             loss,

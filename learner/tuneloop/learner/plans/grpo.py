@@ -15,7 +15,7 @@ from tuneloop.learner.losses.means import Mean, mean_over
 from tuneloop.learner.losses.ppo import importance_weights
 from tuneloop.learner.models import PolicyModel
 from tuneloop.learner.plans.dials import AT_REST, Dials
-from tuneloop.learner.plans.plan import Plan, PolicyPass, cut
+from tuneloop.learner.plans.plan import Plan, PolicyPass, cut, total_of
 from tuneloop.learner.plans.restraint import restrained
 from tuneloop.learner.plans.rollouts import Rollouts, rollouts_of
 from tuneloop.learner.rewards import priced_reward
@@ -159,18 +159,22 @@ def _micro_losses(
 ) -> list[MicroLoss]:
     tokens = sum(len(sample.sequence.completion_token_ids) for sample in left_out)
     tokens = max(1, tokens + sum(int(rows.loss_mask.sum()) for rows, _ in parts))
-    sequences = sum(int(rows.loss_mask.any(-1).sum()) for rows, _ in parts)
-    sequences = max(1, sequences + len(left_out))
+    of_tokens = [s.weight * len(s.sequence.completion_token_ids) for s in left_out]
+    of_tokens += [weight for rows, _ in parts for weight in rows.token_weights]
+    of_sequences = [s.weight for s in left_out]
+    for rows, _ in parts:
+        kept = rows.loss_mask.any(-1).tolist()
+        of_sequences += [s.weight for s, is_kept in zip(rows.samples, kept, strict=True) if is_kept]
+    by_sequence = settings.advantage_estimator == "rloo"
+    total = total_of(of_sequences if by_sequence else of_tokens)
 
     def micro_loss(rows: Rollouts, policy: PolicyPass) -> MicroLoss:
         of_rows = advantages[_numbers(rows)].to(rows.loss_mask.device)
 
         def run() -> tuple[Tensor, dict[str, Mean]]:
             logprobs = policy.logprobs()
-            if settings.advantage_estimator == "rloo":
-                loss, metrics = _rloo(rows, logprobs, of_rows, settings, sequences)
-            else:
-                loss, metrics = _grpo(rows, logprobs, of_rows, settings, tokens)
+            estimate = _rloo if by_sequence else _grpo
+            loss, metrics = estimate(rows, logprobs, of_rows, settings, total)
             return restrained(
                 loss,
                 metrics,
@@ -187,7 +191,7 @@ def _micro_losses(
 
 
 def _grpo(
-    rows: Rollouts, logprobs: Tensor, advantages: Tensor, settings: TrainerSettings, total: int
+    rows: Rollouts, logprobs: Tensor, advantages: Tensor, settings: TrainerSettings, total: float
 ) -> tuple[Tensor, dict[str, Mean]]:
     return grpo_loss(
         policy_logprobs=logprobs,
@@ -201,12 +205,12 @@ def _grpo(
         dual_clip=settings.dual_clip,
         beta=settings.beta_grpo,
         estimator=settings.grpo_kl,
-        total_tokens=total,
+        total_weight=total,
     )
 
 
 def _rloo(
-    rows: Rollouts, logprobs: Tensor, advantages: Tensor, settings: TrainerSettings, total: int
+    rows: Rollouts, logprobs: Tensor, advantages: Tensor, settings: TrainerSettings, total: float
 ) -> tuple[Tensor, dict[str, Mean]]:
     old_logps = rows.old_logprobs.sum(-1)
     kept = rows.loss_mask.any(-1)
@@ -226,5 +230,5 @@ def _rloo(
         epsilon=settings.epsilon,
         epsilon_high=settings.epsilon_high,
         dual_clip=settings.dual_clip,
-        total_samples=total,
+        total_weight=total,
     )

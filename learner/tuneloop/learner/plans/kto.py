@@ -12,7 +12,7 @@ from tuneloop.learner.losses.kto import balanced_weights, kto_loss, reference_po
 from tuneloop.learner.losses.means import Mean, mean_over
 from tuneloop.learner.models import PolicyModel
 from tuneloop.learner.plans.dials import AT_REST, Dials
-from tuneloop.learner.plans.plan import Plan, cut
+from tuneloop.learner.plans.plan import Plan, cut, total_of
 from tuneloop.learner.plans.restraint import restrained
 from tuneloop.learner.samples import ThumbSample, TokenSequence
 from tuneloop.learner.trainer_settings import TrainerSettings
@@ -46,6 +46,7 @@ def plan_kto(
     factors = torch.where(desirable, settings.desirable_weight, settings.undesirable_weight)
     weights = balanced_weights(desirable, weights) * factors
     tokens = sum(len(s.sequence.completion_token_ids) for s in samples)
+    total_weight = total_of(s.weight for s in samples)
     micro_losses: list[MicroLoss] = []
     start = 0
     for group in groups:
@@ -58,7 +59,7 @@ def plan_kto(
             weights=weights[of_group],
         )
         micro_losses.append(
-            _micro_loss(model, rows, settings, dials, z=z, total=len(samples), tokens=tokens)
+            _micro_loss(model, rows, settings, dials, z=z, total_weight=total_weight, tokens=tokens)
         )
         start = of_group.stop
     measured = {"kto_z": mean_over(z, torch.ones_like(z, dtype=torch.bool))}
@@ -72,7 +73,7 @@ def _micro_loss(
     dials: Dials,
     *,
     z: Tensor,
-    total: int,
+    total_weight: float,
     tokens: int,
 ) -> MicroLoss:
     def run() -> tuple[Tensor, dict[str, Mean]]:
@@ -84,7 +85,7 @@ def _micro_loss(
             weights=rows.weights,
             z=z,
             beta=settings.beta_kto,
-            total_samples=total,
+            total_weight=total_weight,
         )
         return restrained(
             loss,

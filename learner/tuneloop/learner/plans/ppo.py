@@ -13,7 +13,7 @@ from tuneloop.learner.losses.means import Mean, mean_over
 from tuneloop.learner.losses.ppo import ppo_policy_loss, value_loss
 from tuneloop.learner.models import PolicyModel
 from tuneloop.learner.plans.dials import AT_REST, Dials
-from tuneloop.learner.plans.plan import Plan, cut
+from tuneloop.learner.plans.plan import Plan, cut, total_of
 from tuneloop.learner.plans.restraint import restrained
 from tuneloop.learner.plans.rollouts import Rollouts, rollouts_of
 from tuneloop.learner.rewards import clipped_reward
@@ -71,6 +71,7 @@ def plan_ppo(
         # One sequence alone is left as it is: its own mean is no baseline for it.
         advantages = whiten_together(advantages, [rows.loss_mask for rows in groups])
     tokens = max(1, sum(int(rows.loss_mask.sum()) for rows in groups))
+    total_weight = total_of(w for rows in groups for w in rows.rollouts.token_weights)
     return Plan(
         micro_losses=[
             _micro_loss(
@@ -81,6 +82,7 @@ def plan_ppo(
                 advantages=advantage,
                 returns=returns,
                 total_tokens=tokens,
+                total_weight=total_weight,
             )
             for rows, advantage, (_, returns) in zip(groups, advantages, estimates, strict=True)
         ],
@@ -142,6 +144,7 @@ def _micro_loss(
     advantages: Tensor,
     returns: Tensor,
     total_tokens: int,
+    total_weight: float,
 ) -> MicroLoss:
     def run() -> tuple[Tensor, dict[str, Mean]]:
         logprobs, values = model.logprobs_and_values(rows.batch)
@@ -163,7 +166,7 @@ def _micro_loss(
             loss_mask=rows.loss_mask,
             clip=settings.clip,
             dual_clip=settings.dual_clip,
-            total_tokens=total_tokens,
+            total_weight=total_weight,
         )
         return restrained(
             policy_loss + settings.value_coef * critic_loss,

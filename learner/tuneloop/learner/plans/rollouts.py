@@ -28,6 +28,12 @@ class Rollouts:
     weights: Tensor
     """Importance weight times sample weight."""
 
+    @property
+    def token_weights(self) -> list[float]:
+        """Of each sequence, its sample weight times the tokens of it that are learned from."""
+        counts = self.loss_mask.sum(-1).tolist()
+        return [s.weight * count for s, count in zip(self.samples, counts, strict=True)]
+
 
 def rollouts_of(
     samples: Sequence[ScoredSample],

@@ -11,7 +11,7 @@ from tuneloop.learner.losses.means import Mean
 from tuneloop.learner.losses.sft import sft_loss
 from tuneloop.learner.models import PolicyModel
 from tuneloop.learner.plans.dials import AT_REST, Dials
-from tuneloop.learner.plans.plan import Plan, cut
+from tuneloop.learner.plans.plan import Plan, cut, total_of
 from tuneloop.learner.plans.restraint import restrained
 from tuneloop.learner.samples import DemonstrationSample
 from tuneloop.learner.trainer_settings import TrainerSettings
@@ -26,6 +26,7 @@ def plan_sft(
 ) -> Plan:
     """Plan SFT on a batch of demonstrations; the reference policy runs only for a KL budget."""
     total_tokens = sum(len(s.sequence.completion_token_ids) for s in samples)
+    total_weight = total_of(s.weight * len(s.sequence.completion_token_ids) for s in samples)
     micro_losses: list[MicroLoss] = []
     for group in cut(samples, settings):
         batch = collate([s.sequence for s in group], model.device)
@@ -39,6 +40,7 @@ def plan_sft(
                 weights=weights,
                 ref_logprobs=ref_logprobs,
                 total_tokens=total_tokens,
+                total_weight=total_weight,
             )
         )
     return Plan(micro_losses=micro_losses, tokens=total_tokens)
@@ -52,6 +54,7 @@ def _micro_loss(
     weights: Tensor,
     ref_logprobs: Tensor | None,
     total_tokens: int,
+    total_weight: float,
 ) -> MicroLoss:
     def run() -> tuple[Tensor, dict[str, Mean]]:
         logprobs = model.logprobs(batch)
@@ -59,7 +62,7 @@ def _micro_loss(
             policy_logprobs=logprobs,
             weights=weights,
             loss_mask=batch.loss_mask,
-            total_tokens=total_tokens,
+            total_weight=total_weight,
         )
         return restrained(
             loss,
