@@ -11,7 +11,7 @@ from policy_samples import VOCAB_SIZE, SampleMaker
 
 from tuneloop.errors import InvalidRequest
 from tuneloop.learner.batching import check_sample, collate, micro_batches
-from tuneloop.learner.samples import TokenSequence
+from tuneloop.learner.samples import ScoredGroup, TokenSequence
 
 CPU = torch.device("cpu")
 
@@ -101,6 +101,25 @@ def test_a_sample_that_cannot_be_learned_from_is_named(sample: object, message: 
         check_sample(sample, max_length=64, vocab_size=VOCAB_SIZE)  # type: ignore[arg-type]
     assert caught.value.param == "scored-0"
     assert "scored-0" in caught.value.message
+
+
+def test_the_member_of_a_group_that_cannot_be_learned_from_is_named() -> None:
+    unscored = replace(GOOD, sample_id="unscored", reward=math.nan)
+    bad = replace(unscored, sample_id="bad", sequence=changed(prompt_token_ids=(1,) * 99))
+
+    def check(group: ScoredGroup) -> None:
+        check_sample(group, max_length=64, vocab_size=VOCAB_SIZE)
+
+    check(ScoredGroup(sample_id="g", samples=(GOOD, unscored)))
+    with pytest.raises(InvalidRequest, match=r"sample bad: .*more than the 64") as caught:
+        check(ScoredGroup(sample_id="g", samples=(GOOD, bad)))
+    assert caught.value.param == "bad"
+    for group, message in (
+        (ScoredGroup(sample_id="g", samples=()), "sample g: a group without"),
+        (ScoredGroup(sample_id="g", samples=(GOOD,), baseline=math.nan), "sample g: baseline nan"),
+    ):
+        with pytest.raises(InvalidRequest, match=message):
+            check(group)
 
 
 @pytest.mark.parametrize("logprob", [math.nan, -math.inf, 0.5])

@@ -151,17 +151,28 @@ def test_a_single_rollout_is_compared_with_others_of_its_kind(parts: Parts) -> N
     assert found["group-s0"].baseline == pytest.approx((20 + 4 * 4.5) / 8)
 
 
-async def test_grpo_steps_on_groups_and_accounts_for_their_members(tmp_path: Path) -> None:
+async def test_a_refused_member_costs_its_group_no_more_than_itself(tmp_path: Path) -> None:
     parts = Parts(folder=tmp_path, options={"policy_gradient": "rloo"})
     score_group(parts, "g", 4, 4)
     assert not await parts.turn()
     score_group(parts, "h", 4, 4)
     parts.trainer.refuses = {"h.1"}
     assert await parts.turn()
-    # The group of the refused one is left for a later step, without it.
-    assert parts.trainer.learned == [f"grpo:g.{n}" for n in range(4)]
-    assert uses_of(parts) == {f"g.{n}": [0] for n in range(4)}
-    assert [s.sample_id for s in grpo(parts)[0].samples] == ["h.0", "h.2", "h.3"]
+    learned = [*(f"g.{n}" for n in range(4)), "h.0", "h.2", "h.3"]
+    assert parts.trainer.learned == [f"grpo:{name}" for name in learned]
+    assert uses_of(parts) == {name: [0] for name in learned}
+    (letter,) = parts.bus.streams[DEAD_LETTERS].events
+    assert json.loads(letter.data)["sample_id"] == "h.1"
+
+
+async def test_a_member_left_alone_has_no_baseline_and_waits(tmp_path: Path) -> None:
+    parts = Parts(folder=tmp_path, options={"policy_gradient": "grpo", "ppo_batch_size": 6})
+    score_group(parts, "g", 4, 4)
+    score_group(parts, "h", 2, 2)
+    parts.trainer.refuses = {"h.1"}
+    assert await parts.turn()
+    assert set(uses_of(parts)) == {f"g.{n}" for n in range(4)}
+    assert ready.counts(parts.database, "grpo").ready == 1
 
 
 def test_a_rating_is_a_reward_whose_mean_is_known(parts: Parts) -> None:

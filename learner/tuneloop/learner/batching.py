@@ -6,7 +6,7 @@ log-probs and a `loss_mask` and cannot tell a padded batch from a packed one.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -15,10 +15,12 @@ from torch import Tensor
 from tuneloop.errors import InvalidRequest
 from tuneloop.learner.packing import TokenLayout, pack, packed_length, pad
 from tuneloop.learner.samples import (
+    DemonstrationSample,
     PairSample,
     PolicySample,
     ScoredGroup,
     ScoredSample,
+    ThumbSample,
     TokenSequence,
 )
 
@@ -77,25 +79,42 @@ def sequence_length(sequence: TokenSequence) -> int:
 
 
 def check_sample(sample: PolicySample, *, max_length: int, vocab_size: int) -> None:
-    """Raise `InvalidRequest` naming the sample if it cannot be learned from."""
+    """Raise `InvalidRequest` if it cannot be learned from.
+
+    `param` is the id of the sample, or of the member of a group that is at fault.
+    """
+    if isinstance(sample, ScoredGroup):
+        if problem := _problem_of_group(sample):
+            raise _refused(sample, problem)
+        for member in sample.samples:
+            # NaN is the reward of a completion that could not be scored.
+            known = replace(member, reward=0.0) if math.isnan(member.reward) else member
+            check_sample(known, max_length=max_length, vocab_size=vocab_size)
+        return
     for sequence in sequences_of(sample):
         problem = _problem_of(sequence, max_length=max_length, vocab_size=vocab_size)
         if problem:
-            raise InvalidRequest(f"sample {sample.sample_id}: {problem}", param=sample.sample_id)
+            raise _refused(sample, problem)
     if problem := _problem_of_numbers(sample):
-        raise InvalidRequest(f"sample {sample.sample_id}: {problem}", param=sample.sample_id)
+        raise _refused(sample, problem)
 
 
-def _problem_of_numbers(sample: PolicySample) -> str:
+def _refused(sample: PolicySample, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"sample {sample.sample_id}: {problem}", param=sample.sample_id)
+
+
+def _problem_of_group(group: ScoredGroup) -> str:
+    if not group.samples:
+        return "a group without completions"
+    if group.baseline is not None and not math.isfinite(group.baseline):
+        return f"baseline {group.baseline} is not finite"
+    return ""
+
+
+def _problem_of_numbers(
+    sample: DemonstrationSample | ThumbSample | PairSample | ScoredSample,
+) -> str:
     match sample:
-        case ScoredGroup(samples=()):
-            return "a group without completions"
-        case ScoredGroup(baseline=float(baseline)) if not math.isfinite(baseline):
-            return f"baseline {baseline} is not finite"
-        case ScoredGroup():
-            # NaN is the reward of a completion that could not be scored.
-            scored = (s for s in sample.samples if not math.isnan(s.reward))
-            return next(filter(None, map(_problem_of_numbers, scored)), "")
         case ScoredSample(reward=reward) if not math.isfinite(reward):
             return f"reward {reward} is not finite"
         case PairSample(flip_rate=rate) if not 0 <= rate < 0.5:

@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,10 @@ class Trainee:
         return StepResult(metrics={}, skipped=True, reason="no_samples")
 
     def _drop(self, remaining: dict[str, list[Any]], error: InvalidRequest) -> None:
-        """Refuse what the trainer named; a group of it is left for a later step, without it."""
+        """Refuse what the trainer named; of a group, its other members where two or more remain.
+
+        One member that is left alone has lost its baseline: it waits for a later step.
+        """
         refusals: list[Refusal] = []
         for objective, samples in remaining.items():
             for sample in samples:
@@ -205,13 +208,9 @@ class Trainee:
         if not refusals:
             raise error
         self.refuse(refusals)
-        refused = {(refusal.objective, refusal.sample_id) for refusal in refusals}
         for objective, samples in remaining.items():
-            samples[:] = [
-                sample
-                for sample in samples
-                if not any((objective, i) in refused for i in ids_of(sample))
-            ]
+            refused = {r.sample_id for r in refusals if r.objective == objective}
+            samples[:] = [left for s in samples if (left := without(s, refused)) is not None]
 
     def refuse(self, refusals: Sequence[Refusal]) -> None:
         """Take samples out for good; the loop sends their dead letters."""
@@ -277,6 +276,16 @@ class Trainee:
     def unpublish(self) -> None:
         """A version was dropped before anybody saw it: its steps wait for another number."""
         self._find_place()
+
+
+def without(sample: Any, refused: Collection[str]) -> Any | None:
+    """What is left of a sample; None where nothing of it can be learned from in this step."""
+    kept = [i for i in ids_of(sample) if i not in refused]
+    if len(kept) == len(ids_of(sample)):
+        return sample
+    if len(kept) < 2:
+        return None
+    return replace(sample, samples=tuple(m for m in sample.samples if m.sample_id in kept))
 
 
 def ids_of(sample: Any) -> list[str]:
