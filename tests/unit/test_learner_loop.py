@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from learner_events import make_comparison, make_rollout, make_score
 from learner_parts import Parts
+from prometheus_client import REGISTRY
 
 from tuneloop.bus.subjects import stable_policy_key
 from tuneloop.errors import Unavailable
@@ -21,6 +22,10 @@ from tuneloop.wire import decode_weights_published, weights_from_proto
 @pytest.fixture
 def parts(tmp_path: Path) -> Parts:
     return Parts(folder=tmp_path)
+
+
+def count_of(name: str, labels: dict[str, str] | None = None) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
 def learned_by(parts: Parts, version: int) -> list[str]:
@@ -106,9 +111,16 @@ async def test_ppo_waits_for_a_batch_of_its_own_and_stays_out_when_off(tmp_path:
         assert await parts.turn() is expected
 
 
-async def test_rollouts_older_than_max_staleness_are_left_out(parts: Parts) -> None:
-    record.record_rollouts(parts.database, [make_rollout(f"c{n}") for n in range(8)], 0.0)
-    for version in range(1, 6):
+@pytest.mark.parametrize(("newest", "learns"), [(4, True), (5, False)])
+@pytest.mark.parametrize("objective", ["ppo", "grpo"])
+async def test_rollouts_older_than_max_staleness_are_left_out(
+    tmp_path: Path, objective: str, newest: int, learns: bool
+) -> None:
+    """They are of version 0, and 4 versions may lie between."""
+    parts = Parts(folder=tmp_path, options={"policy_gradient": objective})
+    rollouts = [make_rollout(f"c{n}", group_id="g", n=8) for n in range(8)]
+    record.record_rollouts(parts.database, rollouts, 0.0)
+    for version in range(1, newest + 1):
         versions.add_version(
             parts.database,
             model="policy",
@@ -121,9 +133,13 @@ async def test_rollouts_older_than_max_staleness_are_left_out(parts: Parts) -> N
             created_time=versions.moment(0),
         )
         versions.mark_stage(parts.database, "policy", version, "released")
-    record.record_scores(parts.database, [make_score(f"c{n}") for n in range(8)], 0.0)
-    assert not await parts.turn()
-    assert ready.counts(parts.database, "ppo") == ready.SampleCounts(ready=0, waiting=0, used=0)
+    scores = [make_score(f"c{n}", float(n)) for n in range(8)]
+    record.record_scores(parts.database, scores, 0.0, objective=objective)
+    before = count_of("tuneloop_learner_rollouts_stale_total")
+    assert await parts.turn() is learns
+    assert count_of("tuneloop_learner_rollouts_stale_total") == before + (0 if learns else 8)
+    used = ready.SampleCounts(ready=0, waiting=0, used=8 if learns else 0)
+    assert ready.counts(parts.database, objective) == used
 
 
 async def test_a_sample_the_trainer_refuses_does_not_hold_up_the_others(parts: Parts) -> None:
@@ -157,8 +173,11 @@ class Never(dict[str, float]):
 async def test_a_skipped_step_counts_its_samples_and_makes_no_version(parts: Parts) -> None:
     parts.thumbs(0, 8)
     parts.trainer.skips = True
+    reason = {"model": "policy", "reason": "non_finite_loss"}
+    before = count_of("tuneloop_learner_steps_skipped_total", reason)
     await parts.turn()
     await parts.turn()
+    assert count_of("tuneloop_learner_steps_skipped_total", reason) == before + 2
     assert len(parts.used()) == 8
     parts.clock.now += 100
     await parts.turn()
