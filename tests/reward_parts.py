@@ -1,11 +1,15 @@
-"""Rollouts to score, reward functions that behave and misbehave, and trained reward models."""
+"""Rollouts to score, a bus of them, reward functions that misbehave, trained reward models."""
 
+import asyncio
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tuneloop import wire
+from tuneloop.bus import subjects
+from tuneloop.bus.memory import MemoryBus
 from tuneloop.policies import WeightsKind, WeightsReference
 from tuneloop.rollouts import (
     ChatMessage,
@@ -13,6 +17,7 @@ from tuneloop.rollouts import (
     PolicyVersionSpan,
     Rollout,
     SamplingParameters,
+    ScoredRollout,
 )
 from tuneloop.weights.filesystem import FilesystemStore
 from tuneloop.weights.manifest import Manifest
@@ -173,3 +178,24 @@ def make_decoder(folder: Path, family: str) -> Path:
     )
     model_class(config).save_pretrained(folder)
     return folder
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def publish(bus: MemoryBus, made: Rollout) -> None:
+    subject = subjects.rollout_generated(made.policy, made.user_hash)
+    data = wire.encode_rollout_generated(made)
+    await bus.publish(subject, data, event_id=wire.rollout_event_id(made))
+
+
+def scores_on(bus: MemoryBus) -> list[ScoredRollout]:
+    events = bus.streams[subjects.ROLLOUTS].events
+    return [wire.decode_rollout_scored(e.data) for e in events if ".scored." in e.subject]
+
+
+def dead_on(bus: MemoryBus) -> list[str]:
+    return [e.headers["Tuneloop-Reason"] for e in bus.streams[subjects.DEAD_LETTERS].events]

@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from reward_parts import Publisher, rollout
+from reward_parts import Publisher, dead_on, publish, rollout, scores_on, until
 
 from tuneloop import wire
 from tuneloop.bus import subjects
@@ -22,14 +22,8 @@ from tuneloop.reward.hot_swap import HotSwap, SwapOptions
 from tuneloop.reward.reward_model import base_scorer
 from tuneloop.reward.scorer import Candidate
 from tuneloop.reward.scoring import ScoredBatch, Scoring
-from tuneloop.rollouts import FinishReason, Rollout, ScoredRollout
+from tuneloop.rollouts import FinishReason
 from tuneloop.weights.shapes import base_model_sha256
-
-
-async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def functions() -> Scoring:
@@ -46,21 +40,6 @@ async def running(bus: MemoryBus, scoring: Scoring) -> AsyncIterator[None]:
         yield
         consumer.stop()
         await asyncio.wait_for(task, 10)
-
-
-async def publish(bus: MemoryBus, made: Rollout) -> None:
-    subject = subjects.rollout_generated(made.policy, made.user_hash)
-    data = wire.encode_rollout_generated(made)
-    await bus.publish(subject, data, event_id=wire.rollout_event_id(made))
-
-
-def scores_on(bus: MemoryBus) -> list[ScoredRollout]:
-    events = bus.streams[subjects.ROLLOUTS].events
-    return [wire.decode_rollout_scored(e.data) for e in events if ".scored." in e.subject]
-
-
-def dead_on(bus: MemoryBus) -> list[str]:
-    return [e.headers["Tuneloop-Reason"] for e in bus.streams[subjects.DEAD_LETTERS].events]
 
 
 @pytest.fixture(autouse=True)

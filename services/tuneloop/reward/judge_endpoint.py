@@ -16,6 +16,9 @@ TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 ABOUT_THE_REQUEST = (400, 413, 422)
 """Statuses that say the request itself is refused: too long, or against the provider's rules."""
 
+UNLISTED = (httpx.HTTPError, TimeoutError, ValueError, KeyError, TypeError, AttributeError)
+"""An endpoint does not list its models, or not as others do."""
+
 Message = dict[str, str]
 
 
@@ -61,7 +64,8 @@ class Endpoint:
         self._client = httpx.AsyncClient(
             base_url=settings.url.rstrip("/"),
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=settings.timeout_seconds,
+            # It would hold for each read, and so never for a reply that trickles in.
+            timeout=httpx.Timeout(None),
             transport=transport,
         )
         self._slots = asyncio.Semaphore(settings.concurrency)
@@ -99,10 +103,11 @@ class Endpoint:
         async with self._asking_who:
             if self._extras is None:
                 try:
-                    listed = await self._client.get("/models")
+                    async with asyncio.timeout(self._settings.timeout_seconds):
+                        listed = await self._client.get("/models")
                     models = listed.json()["data"] if listed.is_success else []
                     own = any(model.get("owned_by") == "tuneloop" for model in models)
-                except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
+                except UNLISTED:
                     return {}
                 self._extras = {"metadata": {"train": "false"}} if own else {}
         return self._extras
@@ -112,7 +117,10 @@ class Endpoint:
         for attempt in range(self._settings.retries + 1):
             wait = delay
             try:
-                response = await self._client.post("/chat/completions", json=body)
+                async with asyncio.timeout(self._settings.timeout_seconds):
+                    response = await self._client.post("/chat/completions", json=body)
+            except TimeoutError:
+                problem = f"no reply in {self._settings.timeout_seconds:g} s"
             except httpx.HTTPError as error:
                 problem = f"{type(error).__name__} {error}".strip()
             else:

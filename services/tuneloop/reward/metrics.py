@@ -8,8 +8,13 @@ scored = Counter("tuneloop_reward_scored_total", "Completions scored.", ["scorer
 unscored = Counter(
     "tuneloop_reward_unscored_total",
     "Completions without a score: no_score (too long for the reward model, or left out by the "
-    "function), error, wrong_length, wrong_type, not_a_number, not_finite.",
+    "function), error, timeout, wrong_length, wrong_type, not_a_number, not_finite.",
     ["scorer", "reason"],
+)
+hanging = Gauge(
+    "tuneloop_reward_scorer_hangs",
+    "1 while a function has not come back from a batch that it was overdue with.",
+    ["scorer"],
 )
 rollouts = Counter(
     "tuneloop_reward_rollouts_total",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tuneloop.errors import SettingsError
 from tuneloop.reward import judge_scorer
+from tuneloop.reward.deadline import LimitedScorer
 from tuneloop.reward.functions import load_function
 from tuneloop.reward.judge import Judge, JudgeSettings
 from tuneloop.reward.judge_scorer import JudgeScorer
@@ -29,11 +30,13 @@ def build(
     max_length: int = 512,
     device: str = "cpu",
     normalize: bool = False,
+    function_timeout: float | None = None,
 ) -> Scoring:
     """The weighted sum of all that is named; a scorer that `weights` does not name weighs 1.
 
     Their names in `weights` are `module:function`, `reward_model` and `judge`. `max_length` and
-    `device` are the reward model's; `normalize` is as in `Scoring`.
+    `device` are the reward model's; `normalize` is as in `Scoring`. `function_timeout` is the most
+    seconds a function may take for a batch; without it a function that hangs is waited for.
 
     Raises:
         SettingsError: nothing is named, a function cannot be had (`param` "functions"), the
@@ -43,7 +46,13 @@ def build(
 
     """
     shares = dict(weights or {})
-    others: list[Scorer] = [load_function(f, shares.get(f, 1.0)) for f in functions]
+    others: list[Scorer] = []
+    for name in functions:
+        function = load_function(name, shares.get(name, 1.0))
+        if function_timeout is None:
+            others.append(function)
+        else:
+            others.append(LimitedScorer(function, function_timeout))
     if judge is not None:
         weight = shares.get(judge_scorer.SCORER_NAME, 1.0)
         others.append(JudgeScorer(judge=Judge(judge), weight=weight))

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tuneloop.reward import metrics
+from tuneloop.reward.deadline import LimitedScorer
 from tuneloop.reward.normalization import Normalizer
 from tuneloop.reward.reward_model import RewardModelScorer
 from tuneloop.reward.scorer import Candidate, Scorer, columns_of
@@ -57,6 +58,11 @@ class Scoring:
         """All of them, the reward model first."""
         reward_model = self.reward_model
         return self._others if reward_model is None else (reward_model, *self._others)
+
+    @property
+    def hanging(self) -> tuple[str, ...]:
+        """Names of functions that have not come back from a batch they were overdue with."""
+        return tuple(s.name for s in self._others if isinstance(s, LimitedScorer) and s.hangs)
 
     def score(self, candidates: Sequence[Candidate], *, learn: bool = False) -> ScoredBatch:
         """Score a batch; does not raise where a scorer does.

@@ -27,6 +27,10 @@ from tuneloop.weights.signing import Verifier
 
 log = logging.getLogger("tuneloop.reward")
 
+SERVICE = "tuneloop.v1.RewardService"
+HEALTH_SECONDS = 1.0
+"""Between two looks at whether a scorer hangs."""
+
 
 def load_scoring(settings: RewardSettings) -> Scoring:
     """Import the functions and load the base reward model.
@@ -44,6 +48,7 @@ def load_scoring(settings: RewardSettings) -> Scoring:
             weights=settings.weights,
             max_length=settings.max_length,
             normalize=settings.normalize,
+            function_timeout=settings.function_timeout_seconds,
         )
     except SettingsError as error:
         name = f"TUNELOOP_REWARD_{str(error.param).upper()}"
@@ -100,6 +105,7 @@ async def run(settings: RewardSettings) -> None:
     serve_metrics(settings.host, settings.metrics_port)
     consuming = asyncio.create_task(consumer.run(), name="consumer")
     await server.set_serving(True)
+    tasks.append(asyncio.create_task(tell_health(server, scoring), name="health"))
     try:
         await until_stopped(stop, [consuming, *tasks])
         consumer.stop()
@@ -112,6 +118,19 @@ async def run(settings: RewardSettings) -> None:
         await server.stop()
         await bus.close()
         executor.shutdown(wait=False, cancel_futures=True)
+
+
+async def tell_health(server: Server, scoring: Scoring) -> None:
+    """Keep saying of the service, not of the server, that it does not serve while a scorer hangs.
+
+    A restart of the process would help; whether it is worth one is for who runs it to say.
+    """
+    healthy = True
+    while True:
+        await asyncio.sleep(HEALTH_SECONDS)
+        if healthy == bool(scoring.hanging):
+            healthy = not healthy
+            await server.set_serving(healthy, SERVICE)
 
 
 async def until_stopped(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:

@@ -34,6 +34,12 @@ class RewardSettings(BaseSettings):
     functions: tuple[str, ...] = Field(
         (), description='Python functions: a JSON list like ["package.module:function"]'
     )
+    function_timeout_seconds: float = Field(
+        120.0,
+        gt=0,
+        description="most seconds a function may take for a batch, after which its rollouts are "
+        "tried again later; above 0",
+    )
     weights: dict[str, float] = Field(
         default_factory=dict,
         description="share of each scorer in the reward, 1 where absent: a JSON object like "

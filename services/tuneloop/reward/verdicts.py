@@ -1,7 +1,7 @@
 """What a scorer says of each row, checked: a finite number, nothing, or what went wrong.
 
 A scorer may be anybody's code. Where it fails on a batch it is asked again row by row, so that the
-row to blame is found and the others get their scores.
+row to blame is found and the others get their scores; but not where it was overdue.
 """
 
 import inspect
@@ -12,6 +12,7 @@ from typing import Any
 
 from tuneloop.errors import InvalidRequest
 from tuneloop.reward.background import result_of
+from tuneloop.reward.deadline import Overdue
 from tuneloop.reward.scorer import Scorer
 
 Columns = Mapping[str, Sequence[Any]]
@@ -23,7 +24,7 @@ class Failure:
     """A row that a scorer failed on."""
 
     reason: str
-    """`error`, `wrong_length`, `wrong_type`, `not_a_number` or `not_finite`."""
+    """`error`, `timeout`, `wrong_length`, `wrong_type`, `not_a_number` or `not_finite`."""
     problem: str
     """For people: `raised ValueError: no such key`."""
 
@@ -49,8 +50,9 @@ def ask(
     answer = _call(scorer, prompts, completions, columns)
     if not isinstance(answer, Failure):
         return [checked(value) for value in answer]
-    if len(completions) == 1:
-        return [answer]
+    if len(completions) == 1 or answer.reason == "timeout":
+        # Asked again row by row it would be overdue again, row by row.
+        return [answer] * len(completions)
     return [
         ask(scorer, [prompt], [completion], {name: [c[row]] for name, c in columns.items()})[0]
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
@@ -102,6 +104,8 @@ def _call(
         answer: Any = scorer.score(prompts, completions, **columns)
         if inspect.isawaitable(answer):
             answer = result_of(answer)
+    except Overdue as error:
+        return Failure(reason="timeout", problem=str(error))
     except Exception as error:
         return Failure(reason="error", problem=f"raised {type(error).__name__}: {error}")
     # Arrays and tensors give plain numbers at once; what is iterable but no row of scores does not

@@ -79,10 +79,10 @@ class Server:
         log.info("gRPC on %s:%d: %s", self._host, self.port, ", ".join(self._names))
         return self.port
 
-    async def set_serving(self, serving: bool) -> None:
-        """What health checks are told, of the server and of each service."""
+    async def set_serving(self, serving: bool, service: str | None = None) -> None:
+        """What health checks are told: of `service`, or of the server and each of its services."""
         status = health_pb2.HealthCheckResponse
-        for name in ("", *self._names):
+        for name in ("", *self._names) if service is None else (service,):
             await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
     async def stop(self) -> None:
