@@ -68,8 +68,7 @@ def test_scored_rollouts_are_learned_by_ppo(user: User) -> None:
         return samples["ppo"] >= 8
 
     wait_until(used, "a PPO step on eight scored rollouts")
-    versions = user.get("/v1/policies")["data"]
     wait_until(
         lambda: any("ppo" in v["algorithms"] for v in user.get("/v1/policies")["data"]),
-        f"a version that PPO made, beyond {versions[0]['policy_version']}",
+        "a version that PPO made",
     )
