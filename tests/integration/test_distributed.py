@@ -1,22 +1,31 @@
 """The same run on one rank and on two (gloo, CPU): the same losses, moments and checkpoints."""
 
+import asyncio
 import json
 import os
 import pickle
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from learner_parts import Parts
 from offline_data import rows_for, write_jsonl
 from policy_samples import SampleMaker
+from safetensors.torch import load_file
 
+from tuneloop.errors import CorruptData
+from tuneloop.learner import checkpoint
 from tuneloop.learner.distributed import ALONE, World, follow, join, led, shares
 from tuneloop.learner.policy_trainer import PolicyTrainer
 from tuneloop.learner.trainer_settings import TrainerSettings
+from tuneloop.learner.trainer_state import TrainerState
+from tuneloop.learner.training import PolicyTraining
 from tuneloop.policies import WeightsKind
 
 OBJECTIVES = ("sft", "kto", "dpo", "ppo", "grpo")
@@ -41,21 +50,65 @@ def settings(kind: WeightsKind) -> TrainerSettings:
 
 
 def learn(folder: Path, kind: WeightsKind, saved: Path, world: World = ALONE) -> dict[str, Any]:
-    """Steps of every objective, one alone at the end; weights and state midway."""
+    """Steps of every objective, with checkpoints midway and at the end, and a version."""
     trainer = PolicyTrainer(folder, settings(kind), world)
-    found: dict[str, Any] = {"metrics": [], "midway": None}
+    found: dict[str, Any] = {"metrics": []}
     for number, objective in enumerate((*OBJECTIVES, *OBJECTIVES)):
         if number == len(OBJECTIVES):
-            found["midway"] = trainer.state()
+            checkpoint.save(saved / "midway", {"policy": trainer})
         found["metrics"].append(dict(trainer.step(batch(objective, number)).metrics))
-    found["state"] = trainer.state()
+    checkpoint.save(saved / "end", {"policy": trainer})
     found["finite"] = trainer.finite()
     sequences = [sample.sequence for sample in SampleMaker(9).thumbs(3)]
     found["reference"] = trainer.model.compute_reference_logprobs(sequences, token_budget=30)
-    trainer.save_weights(saved, base_model="tiny")
-    trainer.load_state(found["midway"])
-    found["resumed"] = dict(trainer.step(batch("sft", len(OBJECTIVES))).metrics)
+    trainer.save_weights(saved / "version", base_model="tiny")
+    trainer.load_weights(saved / "version")
+    found["generated"] = generate(trainer)
     return found
+
+
+def generate(trainer: PolicyTrainer) -> list[int]:
+    tokens: list[int] = trainer.model.module.generate(
+        torch.tensor([[1, 12, 13]]), max_new_tokens=6, do_sample=False
+    )[0].tolist()
+    return tokens
+
+
+def resume(trainer: PolicyTrainer, folder: Path) -> dict[str, float]:
+    """The first step after a checkpoint."""
+    checkpoint.load(folder).put_back("policy", trainer)
+    return dict(trainer.step(batch(OBJECTIVES[0], len(OBJECTIVES))).metrics)
+
+
+def refusal(trainer: PolicyTrainer, good: Path, copy: Path, spoil: Callable[[Path], None]) -> str:
+    """What is said of a copy of a checkpoint with its last file spoiled."""
+    shutil.copytree(good, copy)
+    spoil(max((copy / "policy").iterdir()))
+    try:
+        checkpoint.load(copy).put_back("policy", trainer)
+    except CorruptData as error:
+        return error.message
+    return ""
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def duplicate(path: Path) -> None:
+    shutil.copyfile(path, path.with_name("stranger.safetensors"))
+
+
+async def online(folder: Path, data: Path, world: World = ALONE) -> Mapping[str, float]:
+    """A loop with thumbs to learn from, restarted once; the last version's figures."""
+    parts = Parts(folder=data)
+    parts.thumbs(0, 8)
+    for again in (False, True):
+        parts = parts.again() if again else parts
+        parts.trainee.trainer = PolicyTraining(folder, "tiny", settings(WeightsKind.FULL), world)
+        parts.trainee.restore()
+        await parts.turn()
+    return parts.store.manifest("tuneloop", 1).metrics
 
 
 def spawn(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
@@ -73,58 +126,117 @@ def spawn(arguments: list[str], **environment: str) -> subprocess.CompletedProce
     )
 
 
-def main(folder: Path, output: Path) -> None:
+def main(folder: Path, output: Path, alone: Path) -> None:
     """What each of the two processes runs."""
     world = join()
     if not world.leads:
         follow(world)
         return
     with led(world):
+        figures = asyncio.run(online(folder, output / "online", world))
+        (output / "online.json").write_text(json.dumps(dict(figures)))
         for kind in WeightsKind:
             found = learn(folder, kind, output / kind.value, world)
+            trainer = PolicyTrainer(folder, settings(kind), world)
+            midway = output / kind.value / "midway"
+            found["refusals"] = [
+                refusal(trainer, midway, output / kind.value / spoil.__name__, spoil)
+                for spoil in (cut, duplicate)
+            ]
+            found["resumed"] = resume(trainer, midway)
+            found["resumed_from_one"] = resume(trainer, alone / kind.value / "midway")
             (output / f"{kind.value}.pickle").write_bytes(pickle.dumps(found))
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_rank(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("one-rank")
+    for kind in WeightsKind:
+        found = learn(tiny_policy, kind, output / kind.value)
+        (output / f"{kind.value}.pickle").write_bytes(pickle.dumps(found))
+    return output
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tiny_policy: Path, one_rank: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("two-ranks")
-    result = spawn([__file__, str(tiny_policy), str(output)])
+    result = spawn([__file__, str(tiny_policy), str(output), str(one_rank)])
     assert result.returncode == 0, result.stderr[-4000:]
     return output
 
 
+def found_by(output: Path, kind: WeightsKind) -> dict[str, Any]:
+    found: dict[str, Any] = pickle.loads((output / f"{kind.value}.pickle").read_bytes())
+    return found
+
+
+def state_at(checkpointed: Path, policy: Path, kind: WeightsKind) -> TrainerState:
+    """What one rank reads from a checkpoint."""
+    trainer = PolicyTrainer(policy, settings(kind))
+    checkpoint.load(checkpointed).put_back("policy", trainer)
+    return trainer.state()
+
+
 @pytest.mark.parametrize("kind", WeightsKind)
 def test_two_ranks_learn_what_one_learns(
-    tiny_policy: Path, tmp_path: Path, two_ranks: Path, kind: WeightsKind
+    tiny_policy: Path, one_rank: Path, two_ranks: Path, kind: WeightsKind
 ) -> None:
     """Every metric, the moments (sums of gradients) and the weights."""
-    one = learn(tiny_policy, kind, tmp_path / "one")
-    two = pickle.loads((two_ranks / f"{kind.value}.pickle").read_bytes())
+    one, two = found_by(one_rank, kind), found_by(two_ranks, kind)
     for expected, found in zip(one["metrics"], two["metrics"], strict=True):
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
     assert two["finite"]
     for ours, theirs in zip(one["reference"], two["reference"], strict=True):
         assert theirs == pytest.approx(ours, abs=1e-5)
-    assert one["state"].model.keys() == two["state"].model.keys()
-    for name, tensor in one["state"].model.items():
-        assert torch.allclose(two["state"].model[name], tensor, rtol=0, atol=1e-5), name
-    assert one["state"].optimizer.keys() == two["state"].optimizer.keys()
-    for name, moment in one["state"].optimizer.items():
-        assert torch.allclose(two["state"].optimizer[name], moment, rtol=1e-3, atol=1e-5), name
-    files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert sorted(path.name for path in (two_ranks / kind.value).iterdir()) == files
+    assert two["generated"] == one["generated"]
+    of_one, of_two = (
+        state_at(output / kind.value / "end", tiny_policy, kind) for output in (one_rank, two_ranks)
+    )
+    assert of_one.model.keys() == of_two.model.keys()
+    for name, tensor in of_one.model.items():
+        assert torch.allclose(of_two.model[name], tensor, rtol=0, atol=1e-5), name
+    assert of_one.optimizer.keys() == of_two.optimizer.keys()
+    for name, moment in of_one.optimizer.items():
+        assert torch.allclose(of_two.optimizer[name], moment, rtol=1e-3, atol=1e-5), name
+    versions = [output / kind.value / "version" for output in (one_rank, two_ranks)]
+    files = [sorted(path.name for path in version.iterdir()) for version in versions]
+    assert files[0] == files[1]
+    name = next(name for name in files[0] if name.endswith(".safetensors"))
+    expected, found = (load_file(version / name) for version in versions)
+    assert expected.keys() == found.keys()
+    assert all(torch.allclose(found[n], expected[n], rtol=0, atol=1e-5) for n in expected)
 
 
 @pytest.mark.parametrize("kind", WeightsKind)
-def test_the_state_of_two_ranks_goes_on_with_two_and_with_one(
-    tiny_policy: Path, two_ranks: Path, kind: WeightsKind
+def test_a_checkpoint_goes_on_on_any_number_of_ranks(
+    tiny_policy: Path, one_rank: Path, two_ranks: Path, kind: WeightsKind
 ) -> None:
-    found = pickle.loads((two_ranks / f"{kind.value}.pickle").read_bytes())
+    one, two = found_by(one_rank, kind), found_by(two_ranks, kind)
     trainer = PolicyTrainer(tiny_policy, settings(kind))
-    trainer.load_state(found["midway"])
-    expected = trainer.step(batch("sft", len(OBJECTIVES))).metrics
-    assert found["resumed"] == pytest.approx(dict(expected), rel=1e-5, abs=1e-5)
-    assert found["resumed"] == pytest.approx(found["metrics"][len(OBJECTIVES)], rel=1e-6)
+    from_two = resume(trainer, two_ranks / kind.value / "midway")
+    assert resume(trainer, one_rank / kind.value / "midway") == one["metrics"][len(OBJECTIVES)]
+    assert two["resumed"] == two["metrics"][len(OBJECTIVES)]
+    assert from_two == pytest.approx(two["resumed"], rel=1e-5, abs=1e-5)
+    assert two["resumed_from_one"] == pytest.approx(from_two, rel=1e-5, abs=1e-5)
+    written = sorted((two_ranks / kind.value / "midway" / "policy").iterdir())
+    assert {path.name[:11] for path in written} == {"shard-00001", "shard-00002"}
+
+
+@pytest.mark.parametrize("kind", WeightsKind)
+def test_a_spoiled_shard_is_refused_by_all_ranks(two_ranks: Path, kind: WeightsKind) -> None:
+    """And they go on: what follows in that process is the test before."""
+    short, strange = found_by(two_ranks, kind)["refusals"]
+    assert re.match(r"checkpoint cut: policy: shard-00002-\S+ has \d+ bytes, not \d+", short)
+    assert "policy: stranger.safetensors is a foreign file" in strange
+
+
+async def test_followers_learn_with_the_loop(
+    tiny_policy: Path, tmp_path: Path, two_ranks: Path
+) -> None:
+    """Intake, ledger, checkpoints and publications are the first rank's."""
+    expected = await online(tiny_policy, tmp_path / "one")
+    found = json.loads((two_ranks / "online.json").read_text())
+    assert found == pytest.approx(dict(expected), rel=1e-4, abs=1e-5)
 
 
 def test_every_row_has_one_rank() -> None:
@@ -171,4 +283,4 @@ def test_train_under_torchrun_is_train(
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*(Path(argument) for argument in sys.argv[1:]))

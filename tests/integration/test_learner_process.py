@@ -1,30 +1,34 @@
 """A real learner on a tiny model and a real nats-server: it learns, it is killed, it is refused."""
 
-import asyncio
 import os
-import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-from conftest import NatsServer, free_port
-from learner_process import LearnerProcess, feed
+from conftest import NatsServer
+from learner_process import (
+    LearnerProcess,
+    all_used,
+    eventually,
+    feed,
+    make_learner,
+    stable,
+    thumbs_used,
+)
 
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.bus.subjects import reward_model_key, stable_policy_key
 from tuneloop.errors import FailedPrecondition, NotFound
-from tuneloop.policies import WeightsReference
 from tuneloop.rpc.channel import connect
 from tuneloop.rpc.status import error_from_rpc
 from tuneloop.v1 import generation_pb2, learner_pb2, learner_pb2_grpc
 from tuneloop.weights.filesystem import FilesystemStore
 from tuneloop.weights.manifest import from_json
 from tuneloop.weights.shapes import base_model_sha256, check_adapter
-from tuneloop.weights.signing import Verifier, write_key_pair
+from tuneloop.weights.signing import Verifier
 from tuneloop.wire import weights_from_proto
 
 Stub = learner_pb2_grpc.LearnerServiceStub
@@ -34,27 +38,7 @@ Stub = learner_pb2_grpc.LearnerServiceStub
 def learner(
     tmp_path: Path, nats_server: NatsServer, tiny_policy: Path, tiny_reward_model: Path
 ) -> Iterator[LearnerProcess]:
-    private, public = write_key_pair(tmp_path / "keys")
-    port = free_port()
-    settings = {
-        "PORT": port,
-        "METRICS_PORT": free_port(),
-        "MODEL": tiny_policy,
-        "BASE_MODEL_NAME": "tiny",
-        "REWARD_MODEL": tiny_reward_model,
-        "NATS_URL": nats_server.url,
-        "WEIGHTS_URI": tmp_path / "weights",
-        "SIGNING_KEY_FILE": private,
-        "VERIFY_KEY_FILE": public,
-        "DATA_DIR": tmp_path / "learner",
-        "BATCH_SIZE": 4,
-        "BATCH_WAIT_SECONDS": 0.2,
-        "PUBLISH_EVERY_SECONDS": 1,
-        "THREADS": 1,
-        "NICENESS": 0,
-    }
-    environment = {f"TUNELOOP_LEARNER_{name}": str(value) for name, value in settings.items()}
-    process = LearnerProcess(folder=tmp_path, environment=environment | {"OMP_NUM_THREADS": "1"})
+    process = make_learner(tmp_path, nats_server.url, tiny_policy, tiny_reward_model)
     yield process
     process.kill()
     print(process.log)
@@ -74,41 +58,11 @@ async def stub(learner: LearnerProcess) -> AsyncIterator[Stub]:
     await channel.close()
 
 
-async def eventually(check: Callable[[], Any], seconds: float = 90.0) -> Any:
-    """The first true answer of `check`, which may be a coroutine function."""
-    async with asyncio.timeout(seconds):
-        while True:
-            answer = check()
-            if asyncio.iscoroutine(answer):
-                answer = await answer
-            if answer:
-                return answer
-            await asyncio.sleep(0.02)
-
-
 async def status_of(stub: Stub) -> learner_pb2.GetStatusResponse | None:
     try:
         return await stub.GetStatus(learner_pb2.GetStatusRequest(), timeout=5)
     except grpc.aio.AioRpcError:
         return None
-
-
-def thumbs_used(learner: LearnerProcess) -> dict[str, int]:
-    """How many times each thumb the ledger has was used, in one epoch or another."""
-    query = """
-        SELECT feedback.feedback_id, COUNT(uses.sample_id) FROM feedback
-        LEFT JOIN uses ON uses.sample_id = feedback.feedback_id AND uses.objective = 'kto'
-        GROUP BY feedback.feedback_id
-    """
-    with sqlite3.connect(f"file:{learner.ledger}?mode=ro", uri=True) as ledger:
-        return dict(ledger.execute(query).fetchall())
-
-
-async def stable(bus: JetStreamBus) -> WeightsReference | None:
-    entry = await bus.routing(stable_policy_key("tuneloop"))
-    if entry is None:
-        return None
-    return weights_from_proto(generation_pb2.WeightsReference.FromString(entry.value))
 
 
 async def test_thumbs_become_a_version_and_the_service_answers(
@@ -227,12 +181,6 @@ async def run_and_kill(learner: LearnerProcess, steps_taken: int) -> None:
     learner.kill()
 
 
-def all_used(learner: LearnerProcess, total: int) -> bool:
-    used = thumbs_used(learner)
-    assert max(used.values(), default=0) <= 1
-    return len(used) == total and min(used.values()) == 1
-
-
 async def test_it_starts_without_nats_and_takes_up_what_comes_later(
     learner: LearnerProcess, nats_server: NatsServer, stub: Stub
 ) -> None:
@@ -259,7 +207,7 @@ async def test_a_checkpoint_cut_short_is_passed_over(
     await eventually(lambda: ": at step" in learner.log and all_used(learner, 12))
     learner.kill()
     checkpoints = sorted((learner.folder / "learner" / "checkpoints" / "policy").iterdir())
-    largest = max(checkpoints[-1].iterdir(), key=lambda path: path.stat().st_size)
+    largest = max(checkpoints[-1].glob("policy/*"), key=lambda path: path.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
     before = learner.log.count(": step ")
     learner.start()

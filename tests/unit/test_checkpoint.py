@@ -13,14 +13,21 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from policy_samples import SampleMaker
+from torch import nn
 
 from tuneloop.errors import CorruptData
-from tuneloop.learner import checkpoint
-from tuneloop.learner.checkpoint import CheckpointState
+from tuneloop.learner import checkpoint, shards
+from tuneloop.learner.distributed import ALONE
+from tuneloop.learner.optimization import Optimization
 from tuneloop.learner.policy_trainer import PolicyTrainer
 from tuneloop.learner.reward_trainer import RewardTrainer
 from tuneloop.learner.samples import LabelledText
-from tuneloop.learner.trainer_settings import RewardTrainerSettings, TrainerSettings
+from tuneloop.learner.shards import Saved
+from tuneloop.learner.trainer_settings import (
+    OptimizerSettings,
+    RewardTrainerSettings,
+    TrainerSettings,
+)
 from tuneloop.learner.trainer_state import TrainerState
 from tuneloop.policies import WeightsKind
 
@@ -61,13 +68,12 @@ def test_six_steps_are_three_a_checkpoint_and_three_in_a_new_trainer(
     for seed in range(3):
         first.step(make_samples(seed))
     folder = tmp_path / "step-00000003"
-    state = CheckpointState(trainers={"policy": first.state()}, position={"step": 3, "epoch": 0})
-    checkpoint.save(folder, state)
+    checkpoint.save(folder, {"policy": first}, {"step": 3, "epoch": 0})
     loaded = checkpoint.load(folder)
     assert loaded.position == {"step": 3, "epoch": 0}
     # Another seed: everything that differs at the start must come from the checkpoint.
     second = PolicyTrainer(tiny_policy, TrainerSettings(**{**as_options(options), "seed": 99}))
-    second.load_state(loaded.trainers["policy"])
+    loaded.put_back("policy", second)
     for seed in range(3, 6):
         result = second.step(make_samples(seed))
     assert same(straight.state(), second.state())
@@ -91,9 +97,8 @@ def test_the_reward_model_resumes_bit_for_bit(tiny_reward_model: Path, tmp_path:
         straight.step(make_texts(seed))
     for seed in range(2):
         first.step(make_texts(seed))
-    state = CheckpointState(trainers={"reward_model": first.state()})
-    checkpoint.save(tmp_path / "c", state)
-    second.load_state(checkpoint.load(tmp_path / "c").trainers["reward_model"])
+    checkpoint.save(tmp_path / "c", {"reward_model": first})
+    checkpoint.load(tmp_path / "c").put_back("reward_model", second)
     for seed in range(2, 4):
         second.step(make_texts(seed))
     assert same(straight.state(), second.state())
@@ -105,7 +110,7 @@ def draw() -> list[float]:
 
 def test_random_generators_continue_where_they_were(tmp_path: Path) -> None:
     draw()
-    checkpoint.save(tmp_path / "c", CheckpointState(trainers={}))
+    checkpoint.save(tmp_path / "c", {})
     expected = draw()
     random.seed(1)
     np.random.seed(1)
@@ -115,13 +120,35 @@ def test_random_generators_continue_where_they_were(tmp_path: Path) -> None:
     assert draw() == expected
 
 
+class Small:
+    """A matrix and a tensor of nothing, without moments yet."""
+
+    def __init__(self) -> None:
+        tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(0)}
+        named = {name: nn.Parameter(tensor) for name, tensor in tensors.items()}
+        self.optimization = Optimization([(named, 0.1)], OptimizerSettings(learning_rate=0.1))
+
+    def save_state(self, folder: Path) -> Saved:
+        return shards.save(folder, self.optimization.state(), ALONE)
+
+    def read_state(self, folder: Path, saved: Saved) -> None:
+        state = shards.load(folder, saved, self.optimization.blank, ALONE)
+        self.optimization.load_state(state)
+
+
+def read(folder: Path) -> None:
+    checkpoint.load(folder).put_back("policy", Small())
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(0)}
-    trainer = TrainerState(model=tensors, optimizer={}, scheduler={"optimizer_steps": 2})
     folder = tmp_path_factory.mktemp("checkpoints") / "step-00000001"
-    checkpoint.save(folder, CheckpointState(trainers={"policy": trainer}))
+    checkpoint.save(folder, {"policy": Small()})
+    read(folder)
     return folder
+
+
+TENSORS = "policy/shard-00001-model-00001-of-00001.safetensors"
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -136,38 +163,49 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+ENTRY = {"bytes": 1, "sha256": ""}
 SPOIL: dict[str, tuple[Callable[[Path], object], str]] = {
     "no index": (lambda c: (c / "checkpoint.json").unlink(), "no readable checkpoint.json"),
     "empty index": (lambda c: (c / "checkpoint.json").write_text(""), "does not parse"),
     "a list": (lambda c: (c / "checkpoint.json").write_text("[]"), "does not parse"),
     "other format": (
         lambda c: rewrite(c / "checkpoint.json", lambda d: d.update(format="torch")),
-        "not tuneloop-checkpoint version 1",
+        "not tuneloop-checkpoint version 2",
     ),
-    "newer version": (
-        lambda c: rewrite(c / "checkpoint.json", lambda d: d.update(format_version=2)),
-        "not tuneloop-checkpoint version 1",
+    "other version": (
+        lambda c: rewrite(c / "checkpoint.json", lambda d: d.update(format_version=1)),
+        "not tuneloop-checkpoint version 2",
     ),
     "outside file": (
-        lambda c: rewrite(c / "checkpoint.json", lambda d: d["files"].update({"../x.json": {}})),
+        lambda c: rewrite(c / "checkpoint.json", lambda d: d["files"].update({"../x.json": ENTRY})),
         "names a foreign file",
     ),
     "pickle": (
-        lambda c: rewrite(c / "checkpoint.json", lambda d: d["files"].update({"x.pt": {}})),
+        lambda c: rewrite(c / "checkpoint.json", lambda d: d["files"].update({"x.pt": ENTRY})),
         "names a foreign file",
     ),
-    "file gone": (lambda c: (c / "policy.model.safetensors").unlink(), "policy.model.safetensors"),
+    "file gone": (lambda c: (c / TENSORS).unlink(), "policy: .*No such file.*shard-00001"),
+    "folder gone": (lambda c: shutil.rmtree(c / "policy"), "policy: .*No such file.*shard-00001"),
     "file cut": (
-        lambda c: (c / "policy.model.safetensors").write_bytes(b"short"),
-        "policy.model.safetensors has 5 bytes",
+        lambda c: (c / TENSORS).write_bytes(b"short"),
+        "policy: shard-00001-model-00001-of-00001.safetensors has 5 bytes",
     ),
     "bit flipped": (
-        lambda c: flip(c / "policy.model.safetensors"),
-        "policy.model.safetensors has another SHA-256",
+        lambda c: flip(c / TENSORS),
+        "policy: shard-00001-model-00001-of-00001.safetensors has another SHA-256",
     ),
+    "file too many": (
+        lambda c: shutil.copyfile(c / TENSORS, c / "policy" / "stranger.safetensors"),
+        "policy: stranger.safetensors is a foreign file",
+    ),
+    "trainer's files not listed": (
+        lambda c: rewrite(c / "checkpoint.json", lambda d: d["files"].pop(TENSORS)),
+        "policy: shard-00001-model-00001-of-00001.safetensors is a foreign file",
+    ),
+    "random state cut": (lambda c: (c / "random.safetensors").write_bytes(b""), "has 0 bytes"),
     "entry is no entry": (
         lambda c: rewrite(c / "checkpoint.json", lambda d: d["files"].update({"state.json": 3})),
-        "state.json has",
+        "does not parse",
     ),
     "state not listed": (
         lambda c: rewrite(c / "checkpoint.json", lambda d: d["files"].pop("state.json")),
@@ -183,7 +221,7 @@ def test_a_spoiled_checkpoint_is_refused(saved: Path, tmp_path: Path, how: str) 
     spoil, message = SPOIL[how]
     spoil(folder)
     with pytest.raises(CorruptData, match=message):
-        checkpoint.load(folder)
+        read(folder)
 
 
 @settings(
@@ -196,8 +234,8 @@ def test_no_cut_and_no_flipped_byte_goes_unnoticed(
     folder = tmp_path / "copy"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(saved, folder)
-    names = [p.name for p in sorted(folder.iterdir()) if p.name != "checkpoint.json"]
-    path = folder / data.draw(st.sampled_from(names))
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "checkpoint.json"]
+    path = data.draw(st.sampled_from(files))
     content = bytearray(path.read_bytes())
     place = data.draw(st.integers(0, len(content) - 1))
     if data.draw(st.booleans()):
@@ -206,7 +244,7 @@ def test_no_cut_and_no_flipped_byte_goes_unnoticed(
         content[place] ^= 1 << data.draw(st.integers(0, 7))
         path.write_bytes(content)
     with pytest.raises(CorruptData):
-        checkpoint.load(folder)
+        read(folder)
 
 
 def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -237,7 +275,7 @@ def test_a_checkpoint_of_other_settings_is_refused_and_changes_nothing(tiny_poli
 def test_latest_is_the_newest_whole_one_and_prune_keeps_the_newest(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path / "nowhere") is None
     for step in (1, 2, 10):
-        checkpoint.save(tmp_path / f"step-{step:08d}", CheckpointState(trainers={}))
+        checkpoint.save(tmp_path / f"step-{step:08d}", {})
     (tmp_path / "step-00000011").mkdir()  # no index: never finished
     (tmp_path / ".unfinished-step-00000012").mkdir()
     newest = checkpoint.latest(tmp_path)
@@ -252,14 +290,14 @@ def test_a_save_that_is_cut_short_leaves_the_older_checkpoint_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "step-00000001"
-    checkpoint.save(folder, CheckpointState(trainers={}, position={"step": 1}))
+    checkpoint.save(folder, {}, {"step": 1})
 
     def crash(path: Path) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "_sha256", crash)
+    monkeypatch.setattr(checkpoint, "digest_of", crash)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(folder, CheckpointState(trainers={}, position={"step": 2}))
+        checkpoint.save(folder, {}, {"step": 2})
     monkeypatch.undo()
     assert checkpoint.load(folder).position == {"step": 1}
     assert checkpoint.latest(tmp_path) == folder

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
@@ -35,6 +36,9 @@ from tuneloop.weights.filesystem import FilesystemStore
 from tuneloop.weights.shapes import base_model_sha256
 from tuneloop.weights.signing import Signer, Verifier
 
+if TYPE_CHECKING:
+    from tuneloop.learner.distributed import World
+
 logger = logging.getLogger("tuneloop.learner")
 
 
@@ -49,6 +53,8 @@ class Learner:
     loop: Loop
     server: Server
     prompting: Prompting | None
+    dismiss: Callable[[], Awaitable[None]]
+    """Lets the other ranks end; nothing can be trained then."""
 
     async def run(self) -> None:
         """Take in, learn and answer until cancelled; whatever fails ends all."""
@@ -87,7 +93,8 @@ async def assemble(settings: LearnerSettings) -> Learner:
     bus = await JetStreamBus.connect(settings.nats_url, name="tuneloop-learner")
     release = Release(policy=policy, bus=bus, database=database, gate=settings.release)
     worker = Worker()
-    trainees = await make_trainees(settings, database, worker)
+    world = await worker.run(meet)
+    trainees = await make_trainees(settings, database, worker, world)
     prompts = await asyncio.to_thread(load_prompts, settings)
     held_out.hold_out(database, (row.asked.token_ids for row in prompts.evaluation))
     referring = Referring(database, trainees[0][0].trainer)
@@ -131,7 +138,16 @@ async def assemble(settings: LearnerSettings) -> Learner:
         loop=loop,
         server=server,
         prompting=make_prompting(settings, database, prompts, loop),
+        dismiss=lambda: worker.run(world.dismiss),
     )
+
+
+def meet() -> "World":
+    """The ranks that torchrun started, which follow this one."""
+    # torch comes in here.
+    from tuneloop.learner.distributed import join
+
+    return join()
 
 
 def make_prompting(
@@ -178,7 +194,7 @@ def describe_base_models(settings: LearnerSettings) -> dict[str, BaseModel]:
 
 
 async def make_trainees(
-    settings: LearnerSettings, database: Database, worker: Worker
+    settings: LearnerSettings, database: Database, worker: Worker, world: "World"
 ) -> list[tuple[Trainee, Batches]]:
     """Load the models, in the thread that will train them."""
     # torch and transformers come in here.
@@ -195,7 +211,7 @@ async def make_trainees(
         )
 
     def policy_trainer() -> Trainer:
-        return PolicyTraining(settings.model, settings.base_model, settings.trainer())
+        return PolicyTraining(settings.model, settings.base_model, settings.trainer(), world)
 
     policy = await worker.run(trainee, "policy", settings.policy, policy_trainer)
     edit_tokens = await worker.run(EditTokenizer, settings.model)

@@ -2,104 +2,130 @@
 
 A checkpoint is a folder of safetensors and JSON, nothing that runs code when it is read:
 
-    checkpoint.json                 format, and size and SHA-256 of every other file; written last
-    state.json                      position, schedules, random state
-    random.safetensors              torch's random state
-    <trainer>.model.safetensors     what is trained
-    <trainer>.optimizer.safetensors its moments
+    checkpoint.json     format, and size and SHA-256 of every other file; written last
+    state.json          position, schedules, random state
+    random.safetensors  torch's random state
+    <trainer>/          what is trained, and the optimizer's moments, a few files from each rank
 
 It is written under a temporary name, flushed to disk and renamed: a folder with the final name is
-whole. `load` checks every byte all the same.
+whole. Every byte is checked all the same before it is used. The first rank does all of it but the
+trainers' folders (`shards`).
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
-from torch import Tensor
 
 from tuneloop.errors import CorruptData
 from tuneloop.learner.random_state import RandomState
-from tuneloop.learner.trainer_state import TrainerState
+from tuneloop.learner.shards import Digest, Saved, digest_of, problem_of
 
 FORMAT = "tuneloop-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INDEX = "checkpoint.json"
+STATE = "state.json"
+RANDOM = "random.safetensors"
 UNFINISHED = ".unfinished-"
 
 
+class Checkpointed(Protocol):
+    """A trainer whose state can be kept and put back."""
+
+    def save_state(self, folder: Path) -> Saved:
+        """Write its tensors into `folder`, through to the disk; what else is to be kept."""
+        ...
+
+    def read_state(self, folder: Path, saved: Saved) -> None:
+        """Go on from there; raises `CorruptData`, and nothing has changed then."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointState:
-    """Everything a checkpoint holds."""
+class Checkpoint:
+    """A checkpoint on disk; its trainers' tensors are not read yet."""
 
-    trainers: Mapping[str, TrainerState]
+    folder: Path
+    trainers: Mapping[str, Saved]
     """By name: `policy`, `reward_model`."""
-    position: Mapping[str, Any] = field(default_factory=dict)
+    position: Mapping[str, Any]
     """Where the loop was: step, epoch, whatever else is JSON."""
-    random: RandomState = field(default_factory=RandomState.capture)
+    random: RandomState
+
+    def put_back(self, name: str, trainer: Checkpointed) -> None:
+        """Let a trainer, and the random generators, go on from here.
+
+        Raises:
+            CorruptData: it does not fit, or is cut short, changed or foreign; nothing has changed.
+
+        """
+        if name not in self.trainers:
+            raise CorruptData(f"checkpoint {self.folder.name}: not of the {name}")
+        trainer.read_state(self.folder / name, self.trainers[name])
+        self.random.restore()
 
 
-def save(folder: Path, state: CheckpointState) -> None:
+def save(
+    folder: Path, trainers: Mapping[str, Checkpointed], position: Mapping[str, Any] | None = None
+) -> None:
     """Write a checkpoint at `folder`, which appears whole or not at all; replaces an older one."""
+    random = RandomState.capture()
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(UNFINISHED + folder.name)
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    _write_tensors(unfinished / "random.safetensors", state.random.torch)
-    for name, trainer in state.trainers.items():
-        _write_tensors(unfinished / f"{name}.model.safetensors", trainer.model)
-        _write_tensors(unfinished / f"{name}.optimizer.safetensors", trainer.optimizer)
+    saved = {name: trainer.save_state(unfinished / name) for name, trainer in trainers.items()}
+    save_file(dict(random.torch), unfinished / RANDOM)
     document = {
-        "position": dict(state.position),
-        "schedulers": {name: dict(t.scheduler) for name, t in state.trainers.items()},
-        "random": state.random.to_document(),
+        "position": dict(position or {}),
+        "schedulers": {name: dict(of.scheduler) for name, of in saved.items()},
+        "random": random.to_document(),
     }
-    (unfinished / "state.json").write_text(json.dumps(document))
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(unfinished.iterdir())
+    (unfinished / STATE).write_text(json.dumps(document))
+    files = {name: digest_of(unfinished / name) for name in (STATE, RANDOM)}
+    files |= {f"{name}/{file}": d for name, of in saved.items() for file, d in of.files.items()}
+    index = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "files": {name: asdict(digest) for name, digest in sorted(files.items())},
     }
-    index = {"format": FORMAT, "format_version": FORMAT_VERSION, "files": files}
     (unfinished / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    for path in unfinished.iterdir():
-        _flush(path)
-    _flush(unfinished)
+    for name in (INDEX, STATE, RANDOM, *saved, "."):
+        _flush(unfinished / name)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
     _flush(folder.parent)
 
 
-def load(folder: Path) -> CheckpointState:
-    """Read a checkpoint; the caller restores `random`.
+def load(folder: Path) -> Checkpoint:
+    """Open a checkpoint.
 
     Raises:
         CorruptData: it is cut short, changed, foreign or not there; the message says which file.
 
     """
     files = _read_index(folder)
-    contents = {name: _read_verified(folder / name, entry) for name, entry in files.items()}
     try:
-        document = json.loads(contents["state.json"])
+        document = json.loads(_read_verified(folder, STATE, files))
+        tensors = load_tensors(_read_verified(folder, RANDOM, files))
         trainers = {
-            name: TrainerState(
-                model=load_tensors(contents[f"{name}.model.safetensors"]),
-                optimizer=load_tensors(contents[f"{name}.optimizer.safetensors"]),
-                scheduler=scheduler,
-            )
+            name: Saved(scheduler=scheduler, files=_under(name, files))
             for name, scheduler in document["schedulers"].items()
         }
-        tensors = load_tensors(contents["random.safetensors"])
-        random = RandomState.from_document(document["random"], tensors)
-        return CheckpointState(trainers=trainers, position=document["position"], random=random)
+        return Checkpoint(
+            folder=folder,
+            trainers=trainers,
+            position=document["position"],
+            random=RandomState.from_document(document["random"], tensors),
+        )
     except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
         raise CorruptData(f"checkpoint {folder.name}: {error!r}") from error
 
@@ -123,50 +149,40 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def found(folder: Path) -> list[Path]:
-    """The checkpoints of `folder`, oldest first; a damaged one is only told by `load`."""
+    """The checkpoints of `folder`, oldest first; a damaged one is only told by reading it."""
     with contextlib.suppress(FileNotFoundError):
         return sorted(p for p in folder.iterdir() if (p / INDEX).is_file() and p.name[0] != ".")
     return []
 
 
-def _read_index(folder: Path) -> dict[str, dict[str, Any]]:
+def _read_index(folder: Path) -> dict[str, Digest]:
     try:
         index = json.loads((folder / INDEX).read_bytes())
         known = (index["format"], index["format_version"]) == (FORMAT, FORMAT_VERSION)
-        files: dict[str, dict[str, Any]] = dict(index["files"])
+        files = {name: Digest(**entry) for name, entry in index["files"].items()} if known else {}
     except OSError as error:
         raise CorruptData(f"checkpoint {folder.name}: no readable {INDEX}: {error}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptData(f"checkpoint {folder.name}: {INDEX} does not parse: {error}") from error
     if not known:
         raise CorruptData(f"checkpoint {folder.name}: not {FORMAT} version {FORMAT_VERSION}")
     for name in files:
-        if Path(name).name != name or not name.endswith((".safetensors", ".json")):
+        path = Path(name)
+        if ".." in path.parts or path.is_absolute() or path.suffix not in {".safetensors", ".json"}:
             raise CorruptData(f"checkpoint {folder.name}: {INDEX} names a foreign file: {name!r}")
     return files
 
 
-def _read_verified(path: Path, entry: Any) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CorruptData(f"checkpoint {path.parent.name}: {error}") from error
-    wanted = entry.get("bytes") if isinstance(entry, dict) else None
-    if len(content) != wanted:
-        sizes = f"{len(content)} bytes, not {wanted}"
-        raise CorruptData(f"checkpoint {path.parent.name}: {path.name} has {sizes}")
-    if hashlib.sha256(content).hexdigest() != entry.get("sha256"):
-        raise CorruptData(f"checkpoint {path.parent.name}: {path.name} has another SHA-256")
-    return content
+def _under(name: str, files: Mapping[str, Digest]) -> dict[str, Digest]:
+    """What the index says of a trainer's folder."""
+    paths = {Path(path): digest for path, digest in files.items()}
+    return {path.name: digest for path, digest in paths.items() if path.parent == Path(name)}
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _read_verified(folder: Path, name: str, files: Mapping[str, Digest]) -> bytes:
+    if problem := problem_of(folder, name, files[name]):
+        raise CorruptData(f"checkpoint {folder.name}: {problem}")
+    return (folder / name).read_bytes()
 
 
 def _flush(path: Path) -> None:

@@ -76,6 +76,15 @@ class World:
         dist.broadcast_object_list(values, src=0, group=self.commands, device=torch.device("cpu"))
         return values[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, on all of them."""
+        values = [value] * self.size
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.all_gather_object(values, value, group=self.commands)
+        return values
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over the ranks, in place."""
         if self.size > 1:
@@ -202,7 +211,7 @@ def follow(world: World) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     trainer: PolicyTrainer | None = None
-    while (heard := world.hear())[0] != END:
+    while (heard := _heard(world))[0] != END:
         target, method, arguments, named = heard
         try:
             with world.together():
@@ -215,6 +224,14 @@ def follow(world: World) -> None:
                     getattr(called, method)(*arguments, **named)
         except TuneloopError:
             continue  # the leader has met with the same, and says so
+
+
+def _heard(world: World) -> Announcement:
+    try:
+        return world.hear()
+    except RuntimeError as error:
+        logger.error("rank 0 is gone; rank %d ends", world.rank)
+        raise SystemExit(1) from error
 
 
 def is_sharded(tensor: Any) -> bool:

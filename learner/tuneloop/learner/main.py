@@ -22,9 +22,13 @@ logger = logging.getLogger("tuneloop.learner")
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT."""
+    """Run until SIGTERM or SIGINT; of several ranks under torchrun the others help the first."""
     settings = load_or_exit(LearnerSettings)
     start_logging("learner")
+    if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
+        os.nice(settings.niceness)
+        help_the_first()
+        return
     try:
         check(settings)
         lock = take_lock(settings.data_dir)
@@ -43,6 +47,13 @@ def main() -> None:
     # The trainer's thread may be in the middle of a step, of which nothing is committed; an
     # ordinary exit would run into it.
     os._exit(status)
+
+
+def help_the_first() -> None:
+    """Train with the first rank, which has the ledger, the bus and the port, until it ends."""
+    from tuneloop.learner.distributed import follow, join
+
+    follow(join())
 
 
 def check(settings: LearnerSettings) -> None:
@@ -109,5 +120,6 @@ async def end(learner: "Learner", work: asyncio.Task[None], seconds: float) -> N
     try:
         async with asyncio.timeout(seconds):
             await learner.loop.drain()
+            await learner.dismiss()
     except TimeoutError:
         logger.info("a step was cut off; its samples will be used after the next start")

@@ -5,21 +5,16 @@ second copy; with full weights it is a frozen copy. Either way it is version 0.
 """
 
 import contextlib
-import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from tuneloop.errors import WeightsRefused
+from tuneloop.learner import weight_files
 from tuneloop.learner.architecture import (
     add_adapter,
     checkpoint_layers,
@@ -36,23 +31,11 @@ from tuneloop.learner.batching import (
     packed_batches,
     sequence_length,
 )
-from tuneloop.learner.distributed import ALONE, World, like, own_part, shard, whole
+from tuneloop.learner.distributed import ALONE, World, shard, whole
 from tuneloop.learner.forward import Forward, Share, share_of
 from tuneloop.learner.samples import TokenSequence
 from tuneloop.models.reward_model import quiet
 from tuneloop.policies import WeightsKind
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 
 
 class PolicyModel:
@@ -76,8 +59,7 @@ class PolicyModel:
 
         On CPU everything is float32. On a GPU the arithmetic is bfloat16; what is trained, and the
         softmax, stay float32. What `packing`, `gradient_checkpointing` and `compile` do is told in
-        `TrainerSettings`. With several ranks in `world` full weights, and the reference policy's,
-        are sharded; an adapter and its base model are on every rank.
+        `TrainerSettings`. With several ranks in `world` everything is sharded but the value head.
         """
         self.kind = kind
         self.device = torch.device(device)
@@ -85,13 +67,14 @@ class PolicyModel:
         self._world = world
         self._reference: Forward | None = None
         self._gathered: Any = None
+        self._lora = (lora_rank, lora_alpha, seed)
         self._adapted: Any = None
         self._model = self._load()
         self.packs = packing and take_packed_rows(self._model)
         """Whether the model is given packed rows."""
         transform = find_logit_transform(self._model)
         if kind is WeightsKind.LORA:
-            self._adapted = add_adapter(self._model, lora_rank, lora_alpha, seed)
+            self._adapted = add_adapter(self._model, *self._lora)
         if gradient_checkpointing:
             checkpoint_layers(self._model)
         if compile:
@@ -116,13 +99,14 @@ class PolicyModel:
 
     @property
     def _sharded(self) -> bool:
-        return self._world.size > 1 and self.kind is WeightsKind.FULL
+        return self._world.size > 1
 
     @property
     def module(self) -> Any:
         """The transformers model as it is now, adapter on: for `generate`.
 
-        Of sharded weights it is a copy on rank 0, made anew at each call; others have none.
+        Of sharded weights it is a copy on rank 0, brought up to date at each call; others have
+        none.
         """
         if not self._sharded:
             return self._model
@@ -132,10 +116,15 @@ class PolicyModel:
     def gather(self) -> Any:
         """Bring sharded weights together on rank 0, where it returns the model."""
         if self._gathered is None and self._world.leads:
-            self._gathered = self._load().requires_grad_(False)
+            self._gathered = self._load()
+            if self.kind is WeightsKind.LORA:
+                add_adapter(self._gathered, *self._lora)
+            self._gathered.requires_grad_(False)
         copies = dict(self._gathered.named_parameters()) if self._world.leads else {}
         with torch.no_grad():
             for name, parameter in self._model.named_parameters():
+                if not parameter.requires_grad:
+                    continue
                 tensor = whole(parameter.detach())
                 if self._world.leads:
                     copies[name].copy_(tensor)
@@ -248,72 +237,23 @@ class PolicyModel:
     def save_weights(self, folder: Path, *, base_model: str) -> None:
         """Write what generation loads: a PEFT folder, or a `save_pretrained` folder.
 
-        `base_model` is the name of version 0; the machine's paths stay out of what is published.
+        `base_model` is the name of version 0.
         """
-        model = self.gather() if self._sharded else self._model
-        if not self._world.leads:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
         if self._adapted is None:
-            with quiet():
-                model.save_pretrained(folder)
-            for name in TOKENIZER_FILES:
-                if (self._folder / name).is_file():
-                    shutil.copyfile(self._folder / name, folder / name)
+            model = self.gather() if self._sharded else self._model
+            if self._world.leads:
+                weight_files.write_whole(folder, model, tokenizer=self._folder)
             return
-        tensors = {name: t.cpu().contiguous() for name, t in self._adapter_tensors().items()}
-        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        config = self._adapted.peft_config["default"].to_dict()
-        config |= {
-            "base_model_name_or_path": base_model,
-            "inference_mode": True,
-            "target_modules": sorted(config["target_modules"]),
-        }
-        document = json.dumps(config, indent=2, sort_keys=True, default=str)
-        (folder / "adapter_config.json").write_text(document + "\n")
+        tensors = weight_files.adapter_of(self._adapted)
+        if self._world.leads:
+            weight_files.write_adapter(folder, tensors, self._adapted, base_model)
 
     def load_weights(self, folder: Path) -> None:
         """Go on from a published version; raises `WeightsRefused` naming the tensor that differs.
 
         The reference policy stays version 0.
         """
-        expected = self._model.state_dict()
-        files = sorted(folder.glob("model*.safetensors"))
-        if self._adapted is not None:
-            expected = self._adapter_tensors()
-            files = [folder / ADAPTER_WEIGHTS]
-        given: dict[str, Tensor] = {}
-        try:
-            for file in files:
-                given |= load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise WeightsRefused(f"{folder.name}: {error}") from error
-        _check_tensors(given, expected)
-        if self._adapted is not None:
-            set_peft_model_state_dict(self._adapted, given)
-            return
-        with torch.no_grad():
-            for name, tensor in given.items():
-                expected[name].copy_(like(tensor, expected[name]))
-
-    def _adapter_tensors(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = get_peft_model_state_dict(
-            self._adapted, save_embedding_layers=False
-        )
-        return tensors
-
-
-def _check_tensors(given: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Raise `WeightsRefused` unless `given` fits; of tied tensors one name is enough."""
-    given_places = {own_part(expected[name]).data_ptr() for name in given if name in expected}
-    for name in sorted(expected.keys() - given.keys()):
-        if own_part(expected[name]).data_ptr() not in given_places:
-            raise WeightsRefused(f"tensor {name} is missing", param=name)
-    for name, tensor in given.items():
-        if name not in expected:
-            raise WeightsRefused(f"tensor {name} is not one of the model's", param=name)
-        if tensor.shape != expected[name].shape:
-            shapes = f"{tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
-            raise WeightsRefused(f"tensor {name} has shape {shapes}", param=name)
-        if not torch.isfinite(tensor).all():
-            raise WeightsRefused(f"tensor {name} is not finite", param=name)
+        if self._adapted is None:
+            weight_files.read_whole(folder, self._model)
+        else:
+            weight_files.read_adapter(folder, self._adapted)

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from tuneloop.errors import CorruptData
-from tuneloop.learner.distributed import ALONE, World, like, own_part, whole
+from tuneloop.learner.distributed import ALONE, World, own_part, whole
 from tuneloop.learner.gradient_norms import GradientNorms
 from tuneloop.learner.trainer_settings import OptimizerSettings
 from tuneloop.learner.trainer_state import TrainerState
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of a parameter."""
+Shapes = Mapping[str, torch.Size]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,60 +136,79 @@ class Optimization:
         return "gradient_spike" if norms[0] > self._settings.max_grad_norm else ""
 
     def state(self) -> TrainerState:
-        """Return copies of the parameters, their moments and the step count."""
+        """Return copies of the parameters, their moments and the step count, in main memory.
+
+        Of what is sharded a rank copies its own part.
+        """
         optimizer: dict[str, Tensor] = {}
         for name, parameter in self._named.items():
             for moment, tensor in self._adamw.state.get(parameter, {}).items():
-                optimizer[f"{name}.{moment}"] = whole(tensor.detach()).cpu().clone()
+                optimizer[f"{name}.{moment}"] = _copy(tensor)
         return TrainerState(
-            model={n: whole(p.detach()).cpu().clone() for n, p in self._named.items()},
+            model={name: _copy(parameter) for name, parameter in self._named.items()},
             optimizer=optimizer,
             scheduler={"optimizer_steps": self.steps, "gradient_norms": self._norms.state()},
         )
 
     def load_state(self, state: TrainerState) -> None:
         """Go on from `state`; raises `CorruptData`, and changes nothing, if it does not fit."""
-        moments = self._moments_of(state)
+        self._check(_shapes(state.model), _shapes(state.optimizer))
         steps = state.scheduler.get("optimizer_steps")
         if not isinstance(steps, int) or steps < 0:
             raise CorruptData("checkpoint: scheduler.optimizer_steps is not a count")
         norms = GradientNorms.of_state(state.scheduler.get("gradient_norms", {}))
         with torch.no_grad():
             for name, parameter in self._named.items():
-                parameter.copy_(like(state.model[name], parameter))
+                parameter.copy_(state.model[name])
         self._adamw.state.clear()
-        for name, by_moment in moments.items():
+        for key, tensor in state.optimizer.items():
+            name, _, moment = key.rpartition(".")
             parameter = self._named[name]
-            self._adamw.state[parameter] = {
-                moment: _moment(tensor, parameter) for moment, tensor in by_moment.items()
-            }
+            moments = self._adamw.state.setdefault(parameter, {})
+            moments[moment] = tensor.to(parameter.device, copy=True)
         self.steps = steps
         self._norms = norms
         self._resumed_at = steps
 
-    def _moments_of(self, state: TrainerState) -> dict[str, dict[str, Tensor]]:
-        """Check names and shapes; return the moments by parameter."""
-        for name in sorted(self._named.keys() ^ state.model.keys()):
+    def blank(self, model: Shapes, optimizer: Shapes) -> TrainerState:
+        """Room for a state of these shapes, laid out as `state` is; raises `CorruptData`."""
+        self._check(model, optimizer)
+        return TrainerState(
+            model={name: _room(self._named[name]) for name in model},
+            optimizer={
+                key: _room(self._named[key.rpartition(".")[0]]) if shape else torch.empty(())
+                for key, shape in optimizer.items()
+            },
+            scheduler={},
+        )
+
+    def _check(self, model: Shapes, optimizer: Shapes) -> None:
+        """Raise `CorruptData` unless a state of these shapes is of these parameters."""
+        for name in sorted(self._named.keys() ^ model.keys()):
             raise CorruptData(f"checkpoint: tensor {name} is not in both model and checkpoint")
-        moments: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in state.optimizer.items():
+        for key in optimizer:
             name, _, moment = key.rpartition(".")
-            if name not in self._named or moment not in ("step", "exp_avg", "exp_avg_sq"):
+            if name not in self._named or moment not in MOMENTS:
                 raise CorruptData(f"checkpoint: {key} belongs to another optimizer")
-            moments.setdefault(name, {})[moment] = tensor
         for name, parameter in self._named.items():
-            tensors = [state.model[name]]
-            if name in moments:
-                if len(moments[name]) != 3:
-                    raise CorruptData(f"checkpoint: moments of {name} are missing")
-                tensors += [moments[name]["exp_avg"], moments[name]["exp_avg_sq"]]
-            for tensor in tensors:
-                if tensor.shape != parameter.shape:
-                    shapes = f"{tuple(tensor.shape)}, not {tuple(parameter.shape)}"
-                    raise CorruptData(f"checkpoint: {name} has shape {shapes}")
-        return moments
+            shapes = {m: optimizer[f"{name}.{m}"] for m in MOMENTS if f"{name}.{m}" in optimizer}
+            # Before its first step a parameter has none.
+            if len(shapes) not in {0, len(MOMENTS)}:
+                raise CorruptData(f"checkpoint: moments of {name} are missing")
+            shapes.pop("step", None)
+            for shape in (model[name], *shapes.values()):
+                if shape != parameter.shape:
+                    found = f"{tuple(shape)}, not {tuple(parameter.shape)}"
+                    raise CorruptData(f"checkpoint: {name} has shape {found}")
 
 
-def _moment(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
-    """A moment as the optimizer has it: laid out as its parameter is; the step count is plain."""
-    return like(tensor, parameter) if tensor.dim() else tensor.to(parameter.device, copy=True)
+def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _room(parameter: nn.Parameter) -> Tensor:
+    return torch.empty_like(parameter, device="cpu", requires_grad=False)

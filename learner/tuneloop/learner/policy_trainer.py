@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from tuneloop.errors import InvalidRequest
+from tuneloop.learner import shards
 from tuneloop.learner.algorithms import algorithms
 from tuneloop.learner.batching import check_sample
 from tuneloop.learner.descent import Term, descend
@@ -17,6 +18,7 @@ from tuneloop.learner.models import PolicyModel
 from tuneloop.learner.optimization import Optimization
 from tuneloop.learner.plans.plan import Plan
 from tuneloop.learner.samples import PolicySample
+from tuneloop.learner.shards import Saved
 from tuneloop.learner.steering import Steering
 from tuneloop.learner.step_result import StepResult
 from tuneloop.learner.trainer_settings import TrainerSettings
@@ -171,14 +173,27 @@ class PolicyTrainer:
         return self._optimization.finite()
 
     def state(self) -> TrainerState:
-        """What a checkpoint keeps: adapter or weights, value head, optimizer, what adapts."""
-        self._world.announce("trainer", "state")
+        """What a checkpoint keeps: adapter or weights, value head, optimizer, what adapts.
+
+        Of sharded tensors it is this rank's part.
+        """
         state = self._optimization.state()
         return replace(state, scheduler={**state.scheduler, "steering": self._steering.state()})
 
     def load_state(self, state: TrainerState) -> None:
         """Go on from a checkpoint; raises `CorruptData` if it is of another model or settings."""
-        self._world.announce("trainer", "load_state", state)
         steering = Steering.of_state(state.scheduler.get("steering", {}))
         self._optimization.load_state(state)
         self._steering = steering
+
+    def save_state(self, folder: Path) -> Saved:
+        """See `checkpoint.Checkpointed`."""
+        self._world.announce("trainer", "save_state", folder)
+        with self._world.together():
+            return shards.save(folder, self.state(), self._world)
+
+    def read_state(self, folder: Path, saved: Saved) -> None:
+        """See `checkpoint.Checkpointed`."""
+        self._world.announce("trainer", "read_state", folder, saved)
+        with self._world.together():
+            self.load_state(shards.load(folder, saved, self._optimization.blank, self._world))

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from tuneloop.errors import InvalidRequest
+from tuneloop.learner import shards
 from tuneloop.learner.architecture import checkpoint_layers
 from tuneloop.learner.descent import MicroLoss, Term, descend
+from tuneloop.learner.distributed import ALONE
 from tuneloop.learner.losses.kto import balanced_weights
 from tuneloop.learner.losses.means import Mean
 from tuneloop.learner.losses.reward_model import (
@@ -31,6 +33,7 @@ from tuneloop.learner.samples import (
     RatedText,
     RewardSample,
 )
+from tuneloop.learner.shards import Saved
 from tuneloop.learner.step_result import StepResult
 from tuneloop.learner.trainer_settings import RewardTrainerSettings
 from tuneloop.learner.trainer_state import TrainerState
@@ -135,6 +138,14 @@ class RewardTrainer:
     def load_state(self, state: TrainerState) -> None:
         """Go on from a checkpoint; raises `CorruptData` if it is of another model."""
         self._optimization.load_state(state)
+
+    def save_state(self, folder: Path) -> Saved:
+        """See `checkpoint.Checkpointed`."""
+        return shards.save(folder, self.state(), ALONE)
+
+    def read_state(self, folder: Path, saved: Saved) -> None:
+        """See `checkpoint.Checkpointed`."""
+        self.load_state(shards.load(folder, saved, self._optimization.blank, ALONE))
 
     def _encode(self, sample: RewardSample) -> Encoded:
         """The sample's texts as token ids, best first."""

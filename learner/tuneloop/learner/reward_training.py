@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tuneloop.learner import checkpoint
 from tuneloop.learner.reward_trainer import RewardTrainer
 from tuneloop.learner.samples import TokenSequence
 from tuneloop.learner.step_result import StepResult
 from tuneloop.learner.trainer_settings import RewardTrainerSettings
-from tuneloop.learner.training import load, save
 
 
 class RewardTraining:
@@ -33,11 +33,11 @@ class RewardTraining:
 
     def save_checkpoint(self, folder: Path, step: int) -> None:
         """See `Trainer.save_checkpoint`."""
-        save(folder, "reward_model", self._trainer, step)
+        checkpoint.save(folder, {"reward_model": self._trainer}, {"step": step})
 
     def load_checkpoint(self, folder: Path) -> None:
         """See `Trainer.load_checkpoint`."""
-        load(folder, "reward_model", self._trainer)
+        checkpoint.load(folder).put_back("reward_model", self._trainer)
 
     def save_weights(self, folder: Path) -> None:
         """See `Trainer.save_weights`."""

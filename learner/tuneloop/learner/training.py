@@ -1,10 +1,10 @@
-"""The policy's trainer behind the loop's protocol, and how a trainer is checkpointed."""
+"""The policy's trainer behind the loop's protocol."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from tuneloop.errors import CorruptData, InvalidRequest
+from tuneloop.errors import InvalidRequest
 from tuneloop.learner import checkpoint
 from tuneloop.learner.algorithms import algorithms
 from tuneloop.learner.distributed import ALONE, World
@@ -12,7 +12,6 @@ from tuneloop.learner.policy_trainer import PolicyTrainer
 from tuneloop.learner.samples import DemonstrationSample, TokenSequence
 from tuneloop.learner.step_result import StepResult
 from tuneloop.learner.trainer_settings import TrainerSettings
-from tuneloop.learner.trainer_state import TrainerState
 
 
 class PolicyTraining:
@@ -59,39 +58,12 @@ class PolicyTraining:
 
     def save_checkpoint(self, folder: Path, step: int) -> None:
         """See `Trainer.save_checkpoint`."""
-        save(folder, "policy", self._trainer, step)
+        checkpoint.save(folder, {"policy": self._trainer}, {"step": step})
 
     def load_checkpoint(self, folder: Path) -> None:
         """See `Trainer.load_checkpoint`."""
-        load(folder, "policy", self._trainer)
+        checkpoint.load(folder).put_back("policy", self._trainer)
 
     def save_weights(self, folder: Path) -> None:
         """See `Trainer.save_weights`."""
         self._trainer.save_weights(folder, base_model=self._base_model)
-
-
-class Checkpointed(Protocol):
-    """A trainer whose state can be taken and put back."""
-
-    def state(self) -> TrainerState:
-        """All that a checkpoint keeps of it."""
-        ...
-
-    def load_state(self, state: TrainerState) -> None:
-        """Go on from there; raises `CorruptData`."""
-        ...
-
-
-def save(folder: Path, name: str, trainer: Checkpointed, step: int) -> None:
-    """Write a checkpoint of one trainer."""
-    state = checkpoint.CheckpointState(trainers={name: trainer.state()}, position={"step": step})
-    checkpoint.save(folder, state)
-
-
-def load(folder: Path, name: str, trainer: Checkpointed) -> None:
-    """Put a trainer where a checkpoint left it; raises `CorruptData`."""
-    found = checkpoint.load(folder)
-    if name not in found.trainers:
-        raise CorruptData(f"checkpoint {folder.name}: not of the {name}")
-    trainer.load_state(found.trainers[name])
-    found.random.restore()

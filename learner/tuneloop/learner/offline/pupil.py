@@ -4,19 +4,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from tuneloop.learner.checkpoint import Checkpointed
 from tuneloop.learner.distributed import ALONE, World
 from tuneloop.learner.offline.merge import merge_adapter
 from tuneloop.learner.policy_trainer import PolicyTrainer
 from tuneloop.learner.reward_trainer import RewardTrainer
 from tuneloop.learner.step_result import StepResult
 from tuneloop.learner.trainer_settings import RewardTrainerSettings, TrainerSettings
-from tuneloop.learner.trainer_state import TrainerState
 from tuneloop.policies import WeightsKind
 
 ADAPTER = "adapter"
 
 
-class Pupil(Protocol):
+class Pupil(Checkpointed, Protocol):
     """What a run trains."""
 
     name: str
@@ -28,14 +28,6 @@ class Pupil(Protocol):
 
     def step(self, samples: Mapping[str, Sequence[Any]]) -> StepResult:
         """One optimizer step."""
-        ...
-
-    def state(self) -> TrainerState:
-        """What a checkpoint keeps."""
-        ...
-
-    def load_state(self, state: TrainerState) -> None:
-        """Go on from a checkpoint; raises `CorruptData`."""
         ...
 
     def save_version(self, folder: Path) -> None:
@@ -61,8 +53,8 @@ class PolicyPupil:
         self.trainer = PolicyTrainer(model_folder, settings, world)
         self.check = self.trainer.check
         self.step = self.trainer.step
-        self.state = self.trainer.state
-        self.load_state = self.trainer.load_state
+        self.save_state = self.trainer.save_state
+        self.read_state = self.trainer.read_state
 
     def save_version(self, folder: Path) -> None:
         """Write full weights; of LoRA also the adapter, apart."""
@@ -80,8 +72,8 @@ class RewardPupil:
 
     def __init__(self, model_folder: Path, settings: RewardTrainerSettings) -> None:
         self.trainer = RewardTrainer(model_folder, settings)
-        self.state = self.trainer.state
-        self.load_state = self.trainer.load_state
+        self.save_state = self.trainer.save_state
+        self.read_state = self.trainer.read_state
         self.save_version = self.trainer.save_weights
 
     def check(self, objective: str, sample: Any) -> None:

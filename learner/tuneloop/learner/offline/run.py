@@ -75,9 +75,7 @@ class Run:
         return summary
 
     def _resume(self) -> None:
-        self._progress = self._saves.restore(
-            self._pupil.name, self._pupil.load_state, self._screen.line
-        )
+        self._progress = self._saves.restore(self._pupil.name, self._pupil, self._screen.line)
         self._progress.starts += 1
         self._course.resume(self._progress.step)
         if self._progress.step:
@@ -127,7 +125,7 @@ class Run:
         self._progress.seconds += seconds
 
     def _save(self) -> None:
-        self._saves.save(self._pupil.name, self._pupil.state(), self._progress)
+        self._saves.save(self._pupil.name, self._pupil, self._progress)
 
     def _write_version(self) -> None:
         """Put the version's files into the run's folder, the weights last of all."""

@@ -9,8 +9,7 @@ from typing import Any
 
 from tuneloop.errors import CorruptData
 from tuneloop.learner import checkpoint
-from tuneloop.learner.checkpoint import CheckpointState
-from tuneloop.learner.trainer_state import TrainerState
+from tuneloop.learner.checkpoint import Checkpoint, Checkpointed
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,43 +36,36 @@ class Saves:
         self._identity = identity_of(identity)
         self._keep = keep
 
-    def save(self, name: str, trainer: TrainerState, progress: Progress) -> None:
+    def save(self, name: str, trainer: Checkpointed, progress: Progress) -> None:
         """Keep the state after `progress.step` steps, and no more than the newest few."""
-        state = CheckpointState(
-            trainers={name: trainer},
-            position={"run": self._identity, "progress": asdict(progress)},
-        )
-        checkpoint.save(self._folder / f"step-{progress.step:08d}", state)
+        position = {"run": self._identity, "progress": asdict(progress)}
+        checkpoint.save(self._folder / f"step-{progress.step:08d}", {name: trainer}, position)
         checkpoint.prune(self._folder, self._keep)
 
-    def restore(
-        self, name: str, load: Callable[[TrainerState], None], say: Callable[[str], None]
-    ) -> Progress:
+    def restore(self, name: str, trainer: Checkpointed, say: Callable[[str], None]) -> Progress:
         """Go on from the newest checkpoint that can be used; from the beginning where none can.
 
         `say` is told of each that was refused and why.
         """
         for folder in reversed(checkpoint.found(self._folder)):
             try:
-                state = checkpoint.load(folder)
-                progress = self._accepted(state, folder)
-                if name not in state.trainers:
-                    raise CorruptData(f"checkpoint {folder.name}: not of a {name}")
-                load(state.trainers[name])
+                found = checkpoint.load(folder)
+                progress = self._accepted(found)
+                found.put_back(name, trainer)
             except CorruptData as error:
                 say(f"{error.message}; taking the one before")
                 continue
-            state.random.restore()
             return progress
         return Progress()
 
-    def _accepted(self, state: CheckpointState, folder: Path) -> Progress:
-        if state.position.get("run") != self._identity:
-            raise CorruptData(f"checkpoint {folder.name}: of another run, or of other settings")
+    def _accepted(self, found: Checkpoint) -> Progress:
+        name = found.folder.name
+        if found.position.get("run") != self._identity:
+            raise CorruptData(f"checkpoint {name}: of another run, or of other settings")
         try:
-            return Progress(**state.position["progress"])
+            return Progress(**found.position["progress"])
         except (KeyError, TypeError) as error:
-            raise CorruptData(f"checkpoint {folder.name}: no progress in it: {error}") from error
+            raise CorruptData(f"checkpoint {name}: no progress in it: {error}") from error
 
 
 def identity_of(document: Mapping[str, Any]) -> str:
