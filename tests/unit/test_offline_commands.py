@@ -51,6 +51,7 @@ def test_without_the_learners_packages_a_command_says_which() -> None:
         ("ppo", ["--reward", "offline_data:nothing"], 2, "no such function"),
         ("ppo", ["--reward", "offline_data:shorter=much"], 2, "'much' is not a weight"),
         ("ppo", ["--reward", "offline_data:shorter", "--set", "clip=2"], 2, "clip must be"),
+        ("ppo", ["--reward", "offline_data:shorter", "--set", "device=gpu0"], 2, "device gpu0: "),
     ],
 )
 def test_what_is_wrong_is_told_in_a_line(

@@ -35,6 +35,11 @@ def samples(algorithm: str, rows: Sequence[Any], tokens: Tokens, folder: Path) -
     return list(read_samples(algorithm, open_table(str(path)), tokens, "error").samples)
 
 
+def test_an_encoder_writes_no_text(tiny_reward_model: Path) -> None:
+    with pytest.raises(InvalidRequest, match="a BertModel, which writes no text"):
+        Tokens(tiny_reward_model, max_length=None)
+
+
 def test_plain_text_is_taken_as_it_is(tokens: Tokens, tmp_path: Path) -> None:
     [sample] = samples("sft", [{"prompt": "yes ", "completion": "no"}], tokens, tmp_path)
     assert texts_of(tokens, sample.sequence) == ("yes ", "no<|im_end|>")

@@ -9,10 +9,13 @@ from typing import Any, ClassVar
 
 import pytest
 from offline_data import assistant, rows_for, user, write_jsonl
+from tiny_models import make_policy
 
 from tuneloop.errors import InvalidRequest, SettingsError, Unavailable
+from tuneloop.learner.offline.evaluate import EvaluateOptions, evaluate
 from tuneloop.learner.offline.judge_options import JudgeOptions
 from tuneloop.learner.offline.train import TrainOptions, train
+from tuneloop.learner.offline.versions import Versions
 
 
 class ShortIsBetter(BaseHTTPRequestHandler):
@@ -135,6 +138,48 @@ def test_a_judge_that_says_nothing_is_told(
     with pytest.raises(Unavailable, match="no usable verdict"):
         train(options("reward-model", tiny_reward_model, tmp_path, rows, judge=judge))
     assert not (tmp_path / "run" / "verdicts.jsonl").exists()
+
+
+def test_a_judge_that_is_away_is_told(
+    judge: JudgeOptions, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuneloop.reward.judge_endpoint.FIRST_DELAY", 0.0)
+    away = JudgeOptions(url="http://127.0.0.1:1/v1", model="judge", votes=1)
+    rows = [{"prompt": "yes", "completions": ["no", "please no"]}]
+    with pytest.raises(Unavailable, match=r"judge http://127\.0\.0\.1:1/v1: ConnectError"):
+        train(options("dpo", tiny_policy, tmp_path, rows, judge=away))
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", rows_for("ppo", 2))
+    asked = EvaluateOptions(
+        a=str(tiny_policy),
+        b=str(tiny_policy),
+        prompts=str(prompts),
+        versions=Versions(),
+        judge=away,
+    )
+    monkeypatch.setattr("tuneloop.learner.offline.evaluate.measure", None)
+    with pytest.raises(Unavailable, match="ConnectError"):
+        evaluate(asked)
+
+
+def test_a_judge_compares_two_versions(
+    judge: JudgeOptions, tiny_policy: Path, tmp_path: Path
+) -> None:
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", rows_for("ppo", 4))
+    other = make_policy(tmp_path / "other", seed=5)
+    found = evaluate(
+        EvaluateOptions(
+            a=str(tiny_policy),
+            b=str(other),
+            prompts=str(prompts),
+            versions=Versions(),
+            judge=judge,
+            max_tokens=6,
+            samples_per_prompt=2,
+        )
+    )
+    assert found.judged_by == "judge"
+    assert found.win_rate is not None
+    assert 0 <= found.win_rate.low <= found.win_rate.value <= found.win_rate.high <= 1
 
 
 def test_what_a_judge_is_not_for_is_told(

@@ -164,11 +164,33 @@ def test_changed_data_is_refused(options: Any) -> None:
         train(given)
 
 
-def test_a_finished_run_is_not_run_again(options: Any) -> None:
+def test_what_never_got_to_a_checkpoint_may_begin_otherwise(
+    options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_at(monkeypatch, {1})
+    with pytest.raises(Interrupted):
+        train(options("kto", "run"))
+    summary = train(options("kto", "run", "learning_rate=0.01"))
+    assert summary is not None
+    assert summary["starts"] == 1
+    straight = train(options("kto", "straight", "learning_rate=0.01"))
+    assert straight is not None
+    assert summary["weights_sha256"] == straight["weights_sha256"]
+
+
+def test_a_file_is_no_folder_for_a_run(options: Any, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(FailedPrecondition, match="a file, not a folder"):
+        train(options("kto", "run"))
+
+
+def test_a_finished_run_is_not_run_again(options: Any, capsys: pytest.CaptureFixture[str]) -> None:
     given = options("kto", "run")
     summary = train(given)
     written = (given.output / "model.safetensors").stat().st_mtime_ns
+    assert "is over" not in capsys.readouterr().err
     assert train(given) == summary
+    assert "this run is over" in capsys.readouterr().err
     assert (given.output / "model.safetensors").stat().st_mtime_ns == written
 
 

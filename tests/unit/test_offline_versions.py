@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 from tuneloop.cli import app
 from tuneloop.errors import FailedPrecondition, InvalidRequest, NotFound, WeightsRefused
+from tuneloop.learner.commands.evaluate import spelled
 from tuneloop.learner.models import PolicyModel
 from tuneloop.learner.offline.evaluate import EvaluateOptions, evaluate
 from tuneloop.learner.offline.export import export
-from tuneloop.learner.offline.intervals import mean_of, rate_of
+from tuneloop.learner.offline.intervals import Estimate, mean_of, rate_of
 from tuneloop.learner.offline.train import TrainOptions, train
 from tuneloop.learner.offline.versions import Version, Versions
 from tuneloop.models.resolve import resolve
@@ -235,6 +236,23 @@ def test_two_versions_are_compared(service: Path, tmp_path: Path) -> None:
 
 def slots(options: EvaluateOptions) -> dict[str, Any]:
     return {name: getattr(options, name) for name in EvaluateOptions.__slots__}
+
+
+def test_what_does_not_fit_or_cannot_be_written_is_told(
+    service: Path, tiny_policy: Path, tmp_path: Path
+) -> None:
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", rows_for("ppo", 3))
+    versions = Versions(data_dir=service)
+    options = EvaluateOptions(a="0", b="1", prompts=str(prompts), versions=versions, max_tokens=600)
+    with pytest.raises(InvalidRequest, match=r"line 1: .* the 512 that fit; .*lower --max-tokens"):
+        evaluate(options)
+    with pytest.raises(FailedPrecondition, match=r"prompts\.jsonl"):
+        export(versions.find("0"), prompts / "model")
+
+
+def test_rounding_is_not_shown() -> None:
+    assert spelled(Estimate(value=-1.2e-7, low=-4e-7, high=0.00512)) == "0 (0 – 0.0051)"
+    assert spelled(Estimate(value=0.6234, low=0.51, high=73.26)) == "0.623 (0.51 – 73.3)"
 
 
 def test_evaluate_prints_a_table_or_json(service: Path, tmp_path: Path) -> None:

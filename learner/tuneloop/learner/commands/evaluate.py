@@ -113,5 +113,8 @@ def show(comparison: "Comparison", a: str, b: str) -> None:
 
 
 def spelled(estimate: "Estimate") -> str:
-    """`0.62 (0.51 – 0.72)`."""
-    return f"{estimate.value:.3g} ({estimate.low:.3g} – {estimate.high:.3g})"
+    """`0.62 (0.51 – 0.72)`; what is below a ten-thousandth is rounding."""
+    value, low, high = (
+        f"{round(number, 4) + 0.0:.3g}" for number in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value} ({low} – {high})"

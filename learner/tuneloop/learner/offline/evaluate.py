@@ -20,7 +20,7 @@ from tuneloop.learner.offline.rewards import Rewards, load_rewards
 from tuneloop.learner.offline.sampler import Sampler
 from tuneloop.learner.offline.screen import Screen
 from tuneloop.learner.offline.table import open_table
-from tuneloop.learner.offline.tokens import Tokens
+from tuneloop.learner.offline.tokens import Tokens, TooLong
 from tuneloop.learner.offline.versions import Version, Versions
 from tuneloop.models.resolve import resolve
 from tuneloop.weights.files import sha256_of
@@ -54,8 +54,11 @@ def evaluate(options: EvaluateOptions) -> Comparison:
         base = resolve(options.versions.base, options.versions.cache_dir.expanduser())
     rewards = find_rewards(options)
     screen = Screen(every=1)
-    # Before the first answer is sampled: a judge that cannot be is told at once.
-    verdicts = None if options.judge is None else Verdicts(options.judge.make())
+    verdicts = None
+    if options.judge is not None:
+        verdicts = Verdicts(options.judge.make())
+        # Before the first answer is sampled: that takes long.
+        verdicts.probe()
     a, b = (measure(options, version, base, rewards, screen) for version in found)
     judge = None if verdicts is None else lambda questions: preferences_of_b(verdicts, questions)
     return compare(a, b, samples_per_prompt=options.samples_per_prompt, judge=judge)
@@ -80,9 +83,13 @@ def measure(
 ) -> Answers:
     """A version's answers, scored, with their log-ratio to the base where that is defined."""
     tokens = Tokens(version.base, max_length=None, as_chat=options.as_chat)
-    rows = read_prompts(
-        "evaluate", open_table(options.prompts), tokens, room=options.max_tokens, on_long="error"
-    ).samples
+    table = open_table(options.prompts)
+    try:
+        data = read_prompts("evaluate", table, tokens, room=options.max_tokens, on_long="error")
+    except TooLong as error:
+        problem = f"{error.problem}; shorten it, or lower --max-tokens"
+        raise InvalidRequest(problem, param="max_tokens") from error
+    rows = data.samples
     sampler = Sampler(
         tokens.tokenization,
         temperature=options.temperature,

@@ -12,8 +12,8 @@ from tuneloop.learner.offline.versions import Version
 def export(version: Version, output: Path) -> None:
     """Write full weights, configuration and tokenizer; an adapter is merged in.
 
-    `output` appears whole or not at all. Raises `FailedPrecondition` where it exists,
-    `WeightsRefused` where adapter and base do not fit.
+    `output` appears whole or not at all. Raises `FailedPrecondition` where it exists or
+    cannot be written, `WeightsRefused` where adapter and base do not fit.
     """
     output = output.expanduser().absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -31,5 +31,8 @@ def export(version: Version, output: Path) -> None:
         copy_model_files(version.folder, folder)
         copy_model_files(version.base, folder)
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_folder(output, write)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_folder(output, write)
+    except OSError as error:
+        raise FailedPrecondition(f"{output}: {error}", param="output") from error

@@ -39,10 +39,14 @@ class Verdicts:
                 except (ValueError, KeyError, TypeError):
                     continue  # a line that a crash cut short
 
+    def probe(self) -> None:
+        """Ask the judge anything: raises `Unavailable` or `SettingsError` if that cannot work."""
+        result_of(self._judge.rate("What is one plus one?", "Two."))
+
     def ask(self, questions: Sequence[Question]) -> list[Preference]:
         """The judge's preference of each, in order.
 
-        Raises `Unavailable` where the judge gave no usable verdict on any of them.
+        Raises `Unavailable` where the judge gave no usable verdict on any of them, and says why.
         """
         keys = [key_of(self._identity, question) for question in questions]
         missing = {k: q for k, q in zip(keys, questions, strict=True) if k not in self._known}
@@ -54,7 +58,12 @@ class Verdicts:
         preferences = [self._known[key] for key in keys]
         different = [p for p, (_, a, b) in zip(preferences, questions, strict=True) if a != b]
         if different and not any(p.votes for p in different):
-            raise Unavailable("the judge gave no usable verdict on any pair", param="judge")
+            self.probe()  # if it is away this says so
+            raise Unavailable(
+                "the judge answers, but gave no usable verdict on any pair: its replies must end "
+                "with [[1]], [[2]] or [[tie]]",
+                param="judge",
+            )
         return preferences
 
     def _keep(self, keys: Sequence[str], found: Sequence[Preference]) -> None:

@@ -61,6 +61,8 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep a second process off the folder. Raises `FailedPrecondition`."""
+        if self.root.exists() and not self.root.is_dir():
+            raise FailedPrecondition(f"{self.root}: a file, not a folder", param="output")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -78,7 +80,8 @@ class RunFolder:
     def begin(self, wanted: Mapping[str, Any], *, restart: bool) -> None:
         """Note what the run is started with, or check that it is what it was started with.
 
-        Raises `FailedPrecondition` saying what differs; `restart` throws the old run away.
+        Raises `FailedPrecondition` saying what differs; `restart` throws the old run away. So do
+        other settings where there is nothing yet to go on with.
         """
         known = read_json(self.settings)
         if known is None:
@@ -90,17 +93,25 @@ class RunFolder:
                     "--output",
                     param="output",
                 )
-        elif restart:
-            self.clear()
-        elif differing := differences(known, wanted):
-            raise FailedPrecondition(
-                f"{self.root} holds a run with other settings: {'; '.join(differing)}. Give the "
-                "same ones to go on with it, --restart to throw it away, or another --output",
-                param="output",
-            )
         else:
-            return
+            differing = differences(known, wanted)
+            if differing and self.begun and not restart:
+                raise FailedPrecondition(
+                    f"{self.root} holds a run with other settings: {'; '.join(differing)}. Give "
+                    "the same ones to go on with it, --restart to throw it away, or another "
+                    "--output",
+                    param="output",
+                )
+            if not differing and not restart:
+                return
+            self.clear()
         write_json(self.settings, wanted)
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to go on with, or a result."""
+        saved = any(self.checkpoints.glob("step-*"))
+        return saved or self.grown.exists() or self.summary.exists()
 
     def finished(self) -> dict[str, Any] | None:
         """The summary of a run that is over."""

@@ -14,6 +14,9 @@ from tuneloop.learner.samples import TokenSequence
 from tuneloop.models.reward_text import prompt_as_text
 from tuneloop.rollouts import ChatMessage, Prompt
 
+WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""How the classes of models that write text are called."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
@@ -31,9 +34,9 @@ class TooLong(InvalidRequest):
     """A row that does not fit the model; `on_long` decides what becomes of it."""
 
     def __init__(self, row: Fields, what: str, limit: int) -> None:
+        self.problem = f"{row.place}: {what}, more than the {limit} that fit"
         super().__init__(
-            f"{row.place}: {what}, more than the {limit} that fit; shorten it, or leave "
-            "such rows out with --set on_long=drop",
+            f"{self.problem}; shorten it, or leave such rows out with --set on_long=drop",
             param="max_length",
         )
 
@@ -42,7 +45,11 @@ class Tokens:
     """Makes prompts and sequences of rows."""
 
     def __init__(self, folder: Path, *, max_length: int | None, as_chat: bool = False) -> None:
-        """Take the tokenizer and the context length of the model in `folder`."""
+        """Take the tokenizer and the context length of the model in `folder`.
+
+        Raises `InvalidRequest` for a model that writes no text.
+        """
+        check_writes(folder)
         self.tokenization = Tokenization(folder)
         self.max_length = min(max_length or 1 << 30, context_length(folder))
         self._as_chat = as_chat
@@ -118,6 +125,22 @@ def completion_text(completion: Text) -> str:
     if isinstance(completion, str):
         return completion
     return prompt_as_text(completion)
+
+
+def check_writes(folder: Path) -> None:
+    """Raise `InvalidRequest` unless the folder holds a language model with its output layer.
+
+    transformers loads an encoder as one too, with an output layer of random numbers.
+    """
+    from transformers import AutoConfig
+
+    names = AutoConfig.from_pretrained(folder, local_files_only=True).architectures or []
+    if names and not any(name.endswith(WRITERS) for name in names):
+        raise InvalidRequest(
+            f"{folder}: a {', '.join(names)}, which writes no text; a causal language model is "
+            "needed",
+            param="model",
+        )
 
 
 def context_length(folder: Path) -> int:

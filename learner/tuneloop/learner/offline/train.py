@@ -17,6 +17,7 @@ from tuneloop.learner.offline.material import Material
 from tuneloop.learner.offline.rewards import Rewards, load_rewards
 from tuneloop.learner.offline.run_folder import RunFolder
 from tuneloop.learner.offline.run_settings import OBJECTIVES, SAMPLING, Settings, make_settings
+from tuneloop.learner.offline.screen import Screen
 from tuneloop.learner.offline.table import Table, open_table
 from tuneloop.learner.offline.tokens import Tokens
 from tuneloop.models.resolve import resolve
@@ -65,6 +66,7 @@ def train(options: TrainOptions, world: World = ALONE) -> dict[str, Any] | None:
         folder.begin(material.identity, restart=options.restart)
         finished = folder.finished()
         if finished is not None:
+            Screen(every=1).line(f"{folder.root}: this run is over; --restart throws it away")
             return finished
         return assemble(material, folder, world).go()
 
@@ -101,6 +103,7 @@ def gather(options: TrainOptions, folder: RunFolder) -> Material:
     settings = make_settings(
         options.algorithm, options.assignments, fixed_settings(options), sampled=samples
     )
+    check_device(settings.trainer.device)
     model = resolve(options.model, options.cache_dir.expanduser())
     run = settings.run
     tokens = None
@@ -138,6 +141,17 @@ def fixed_settings(options: TrainOptions) -> dict[str, Any]:
     if not any(a.startswith("device=") for a in options.assignments) and torch.cuda.is_available():
         fixed["device"] = "cuda"
     return fixed
+
+
+def check_device(device: str) -> None:
+    """Raise `SettingsError` where torch cannot compute on the device."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        problem = str(error).partition("\n")[0]
+        raise SettingsError(f"device {device}: {problem}", param="device") from error
 
 
 def read_data(
