@@ -157,6 +157,21 @@ def test_steering_survives_a_checkpoint_bit_for_bit_and_refuses_another_thing() 
             Steering.of_state(wrong)
 
 
+def test_class_balance_follows_the_stream_not_the_batch() -> None:
+    maker, options = SampleMaker(), TrainerSettings(reward_decay=0.99)
+    mixed = [
+        replace(thumb, desirable=n % 4 > 0, weight=1.0) for n, thumb in enumerate(maker.thumbs(8))
+    ]
+    steering = Steering().with_rewards({"kto": mixed}, options)
+    assert steering.dials(options).desirable_share == 0.75
+    one_more = [replace(thumb, desirable=False, weight=1.0) for thumb in maker.thumbs(1)]
+    later = steering.with_rewards({"kto": one_more}, options).dials(options).desirable_share
+    decayed = 0.99 * 8
+    assert later == pytest.approx(0.75 * decayed / (decayed + 1))
+    assert Steering().dials(options).desirable_share == 0.5
+    assert Steering.of_state(json.loads(json.dumps(steering.state()))) == steering
+
+
 def make_trainer(folder: Path, **options: Any) -> PolicyTrainer:
     given_options = {"learning_rate": 1e-3, "threads": 1, **options}
     return PolicyTrainer(folder, TrainerSettings(**given_options))

@@ -13,7 +13,7 @@ from torch import Tensor
 from tuneloop.learner.losses.dpo import HIGHEST_FLIP_RATE, DpoLossType, dpo_loss
 from tuneloop.learner.losses.grpo import grpo_loss, rloo_loss
 from tuneloop.learner.losses.kl import KlEstimator, pull_loss
-from tuneloop.learner.losses.kto import balanced_weights, kto_loss, reference_point
+from tuneloop.learner.losses.kto import balanced_weights, class_weights, kto_loss, reference_point
 from tuneloop.learner.losses.means import Mean, log_ratio_kl, mean_over, merge
 from tuneloop.learner.losses.ppo import (
     importance_weights,
@@ -100,6 +100,16 @@ def test_balanced_weights_give_either_class_half() -> None:
     one_sided = balanced_weights(torch.tensor([False, False]), vector(1.0, 1.0))
     assert one_sided.tolist() == [0.5, 0.5]
     assert balanced_weights(torch.tensor([True, False]), vector(0.0, 0.0)).tolist() == [0.0, 0.0]
+
+
+def test_class_weights_give_either_class_of_a_stream_half_up_to_a_limit() -> None:
+    desirable = torch.tensor([True, False, True])
+    assert class_weights(desirable, 0.8, limit=4.0).tolist() == pytest.approx([0.625, 2.5, 0.625])
+    assert class_weights(desirable, 0.99, limit=4.0).tolist() == pytest.approx(
+        [50 / 99, 4, 50 / 99]
+    )
+    assert class_weights(desirable, 0.0, limit=4.0).tolist() == [4.0, 0.5, 4.0]
+    assert class_weights(desirable, 1.0, limit=4.0).tolist() == [0.5, 4.0, 0.5]
 
 
 def plain_dpo(**arguments: Any) -> tuple[Tensor, dict[str, Mean]]:

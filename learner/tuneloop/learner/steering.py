@@ -7,9 +7,10 @@ from typing import Any, Self
 
 from tuneloop.errors import CorruptData
 from tuneloop.learner import kl_control
+from tuneloop.learner.class_balance import ClassBalance
 from tuneloop.learner.plans.dials import Dials
 from tuneloop.learner.rewards import RewardStatistics, priced_reward
-from tuneloop.learner.samples import PolicySample, ScoredGroup, ScoredSample
+from tuneloop.learner.samples import PolicySample, ScoredGroup, ScoredSample, ThumbSample
 from tuneloop.learner.trainer_settings import TrainerSettings
 
 Samples = Mapping[str, Sequence[PolicySample]]
@@ -21,6 +22,7 @@ class Steering:
 
     ppo_rewards: RewardStatistics = field(default_factory=RewardStatistics)
     grpo_rewards: RewardStatistics = field(default_factory=RewardStatistics)
+    thumbs: ClassBalance = field(default_factory=ClassBalance)
     kl_factor: float = 1.0
     """See `Dials.kl_factor`."""
     kl_level: int = 0
@@ -33,6 +35,7 @@ class Steering:
         given = [s for s in samples.get("ppo", ()) if isinstance(s, ScoredSample)]
         groups = [g for g in samples.get("grpo", ()) if isinstance(g, ScoredGroup)]
         priced = [priced_reward(s, settings) for group in groups for s in group.samples]
+        thumbs = [s for s in samples.get("kto", ()) if isinstance(s, ThumbSample)]
         decay = settings.reward_decay
         return replace(
             self,
@@ -40,6 +43,7 @@ class Steering:
             grpo_rewards=self.grpo_rewards.updated(
                 (reward for reward in priced if not math.isnan(reward)), decay
             ),
+            thumbs=self.thumbs.updated(thumbs, decay),
         )
 
     def dials(self, settings: TrainerSettings) -> Dials:
@@ -50,6 +54,7 @@ class Steering:
             critic_only=self.ppo_batches < settings.critic_warmup_steps,
             ppo_rewards=self.ppo_rewards if settings.normalize_rewards else None,
             grpo_rewards=self.grpo_rewards,
+            desirable_share=self.thumbs.desirable_share,
         )
 
     @property
@@ -87,7 +92,8 @@ class Steering:
             plain = dict(state)
             of_ppo = RewardStatistics(**_numbers(plain.pop("ppo_rewards", {})))
             of_grpo = RewardStatistics(**_numbers(plain.pop("grpo_rewards", {})))
-            return cls(ppo_rewards=of_ppo, grpo_rewards=of_grpo, **_numbers(plain))
+            thumbs = ClassBalance(**_numbers(plain.pop("thumbs", {})))
+            return cls(ppo_rewards=of_ppo, grpo_rewards=of_grpo, thumbs=thumbs, **_numbers(plain))
         except (AttributeError, TypeError, ValueError) as error:
             raise CorruptData(f"checkpoint: scheduler.steering: {error}") from error
 

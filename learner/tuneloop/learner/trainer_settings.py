@@ -99,7 +99,7 @@ class TrainerSettings:
     kto_z: Literal["zero", "mismatched"] = "zero"
     """`mismatched` is the paper's estimate, at the price of two more forward passes."""
     desirable_weight: float = 1.0
-    """Factor of thumbs up, after either class was given half of the weight."""
+    """Factor of thumbs up, after either class of late was given half of the weight."""
     undesirable_weight: float = 1.0
     beta_dpo: float = 0.1
     dpo_loss_type: Literal["sigmoid", "sigmoid_norm", "ipo", "robust"] = "robust"
@@ -128,7 +128,7 @@ class TrainerSettings:
     """Rewards in standard deviations from their running mean: for scorers that drift."""
     reward_decay: float = 0.99
     """What a reward weighs in the running mean once another has come; also of the baseline of
-    completions that have no siblings."""
+    completions that have no siblings, and a thumb in KTO's class balance."""
     importance_cap: float = 2.0
     sequence_gate: float = 2.0
     """Sequences whose geometric mean ratio to the sampler is beyond this are left out."""

@@ -42,6 +42,17 @@ def balanced_weights(desirable: Tensor, weights: Tensor) -> Tensor:
     return scaled
 
 
+def class_weights(desirable: Tensor, share: float, *, limit: float) -> Tensor:
+    """Return (N,) λ by which either class of a stream weighs half of it: λ_D·n_D = λ_U·n_U.
+
+    `share` of the stream is desirable; `desirable` (N,) bool. The even end of the range that the
+    paper's equation 9 allows, whose n are those of the whole data set: in a batch of a few either
+    class may be rare by chance. No sample weighs more than `limit`.
+    """
+    up, down = (min(limit, 0.5 / max(part, 1e-9)) for part in (share, 1.0 - share))
+    return torch.where(desirable, up, down)
+
+
 def kto_loss(
     *,
     policy_logps: Tensor,

@@ -19,6 +19,8 @@ class Dials:
     """What PPO's rewards are standardised by, if they are."""
     grpo_rewards: RewardStatistics | None = None
     """Baseline and scale of completions without siblings."""
+    desirable_share: float = 0.5
+    """Share of thumbs that are up, lately."""
 
 
 AT_REST = Dials()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tuneloop.learner.batching import SequenceBatch, collate, micro_batches, sequence_length
 from tuneloop.learner.descent import MicroLoss
-from tuneloop.learner.losses.kto import balanced_weights, kto_loss, reference_point
+from tuneloop.learner.losses.kto import class_weights, kto_loss, reference_point
 from tuneloop.learner.losses.means import Mean, mean_over
 from tuneloop.learner.models import PolicyModel
 from tuneloop.learner.plans.dials import AT_REST, Dials
@@ -16,6 +16,10 @@ from tuneloop.learner.plans.plan import Plan, cut, total_of
 from tuneloop.learner.plans.restraint import restrained
 from tuneloop.learner.samples import ThumbSample, TokenSequence
 from tuneloop.learner.trainer_settings import TrainerSettings
+
+RAREST = 4.0
+"""Most that class balance multiplies a thumb's weight by: one in a hundred must not decide alone.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +48,7 @@ def plan_kto(
     desirable = torch.tensor([s.desirable for s in ordered], device=model.device)
     weights = torch.tensor([s.weight for s in ordered], device=model.device)
     factors = torch.where(desirable, settings.desirable_weight, settings.undesirable_weight)
-    weights = balanced_weights(desirable, weights) * factors
+    weights = weights * factors * class_weights(desirable, dials.desirable_share, limit=RAREST)
     tokens = sum(len(s.sequence.completion_token_ids) for s in samples)
     total_weight = total_of(s.weight for s in samples)
     micro_losses: list[MicroLoss] = []
