@@ -5,15 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from learner_events import make_comparison, make_edit, make_rating, make_rollout, make_score
+from learner_events import (
+    CountingTrainer,
+    make_comparison,
+    make_edit,
+    make_rating,
+    make_rollout,
+    make_score,
+)
 from learner_parts import Parts
 from sqlalchemy import select
 
 from tuneloop.bus.subjects import DEAD_LETTERS
-from tuneloop.learner.batches import shares
+from tuneloop.learner.batches import RewardBatches, shares
 from tuneloop.learner.ledger import agreement, groups, ready, record, references, steps
 from tuneloop.learner.ledger.schema import reference_logprobs, uses
 from tuneloop.learner.samples import ScoredGroup
+from tuneloop.learner.trainee import Trainee
 
 
 @pytest.fixture
@@ -61,6 +69,33 @@ async def test_replays_fill_their_share_and_count_as_later_epochs(tmp_path: Path
     # In the third step the least replayed come first.
     assert sorted(len(found[f"f{n}"]) for n in range(4)) == [2, 2, 2, 2]
     assert ready.counts(parts.database, "kto").used == 6
+
+
+def test_the_reward_model_learns_again_from_labels_it_had(tmp_path: Path) -> None:
+    options = {"reward_batch_size": 4, "reward_replay_fraction": 0.5}
+    parts = Parts(folder=tmp_path, options=options)
+    reader = Trainee(
+        model="reward_model",
+        policy="tuneloop",
+        trainer=CountingTrainer(),
+        database=parts.database,
+        checkpoints=tmp_path / "reader",
+        keep_checkpoints=2,
+    )
+    reader.restore()
+    batches = RewardBatches(parts.database, parts.settings, clock=parts.clock)
+    given = []
+    for start in (0, 2):
+        parts.thumbs(start, 2)
+        batch = batches.form(reader)
+        assert batch is not None
+        given.append({sample.sample_id for sample in batch.samples["reward_model"]})
+        reader.train(batch)
+        reader.commit()
+    assert given == [{"f0", "f1"}, {"f0", "f1", "f2", "f3"}]
+    assert uses_of(parts) == {"f0": [0, 1], "f1": [0, 1], "f2": [0], "f3": [0]}
+    parts.clock.now += 1000
+    assert batches.form(reader) is None
 
 
 async def test_without_new_samples_nothing_is_replayed(tmp_path: Path) -> None:

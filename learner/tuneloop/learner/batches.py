@@ -138,15 +138,27 @@ class RewardBatches:
 
     def form(self, trainee: Trainee, limit: int | None = None) -> Batch | None:
         """As `PolicyBatches.form`."""
-        exclude = trainee.uncommitted.ids("reward_model")
+        settings, exclude = self._settings, trainee.uncommitted.ids("reward_model")
         labels = ready.readiness(self._database, "reward_model", exclude)
-        full = self._settings.reward_batch_size
+        fraction = settings.reward_replay_fraction
+        old = round(settings.reward_batch_size * fraction)
+        full = max(1, settings.reward_batch_size - old)
         queues = {"reward_model": labels}
-        if not _due(queues, settings=self._settings, full=full, now=self._clock()):
+        if not _due(queues, settings=settings, full=full, now=self._clock()):
             return None
         taken, refusals = ready.take(self._database, "reward_model", full, exclude=exclude)
         trainee.refuse(refusals)
-        return cut({"reward_model": list(taken)}, {}, limit)
+        again: list[Any] = []
+        if limit is None and fraction and taken:
+            again = replays(
+                self._database,
+                "reward_model",
+                round(len(taken) * fraction / (1 - fraction)),
+                seed=f"{settings.seed}-{trainee.step}",
+                exclude=exclude,
+            )
+        replayed = {"reward_model": [sample.sample_id for sample in again]}
+        return cut({"reward_model": [*taken, *again]}, replayed if again else {}, limit)
 
 
 def shares(counts: Mapping[str, int], size: int) -> dict[str, int]:

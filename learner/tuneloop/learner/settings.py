@@ -133,6 +133,9 @@ class LearnerSettings(BaseSettings):
     )
 
     reward_batch_size: int = Field(16, ge=1, description="labels in a reward-model step")
+    reward_replay_fraction: float = Field(
+        0.0, ge=0, le=0.75, description="share of those labels that were used before, 0 to 0.75"
+    )
     reward_learning_rate: float = Field(1e-4, gt=0, description="above 0")
 
     threads: int = Field(0, ge=0, description="threads for training; 0 leaves the choice to torch")
