@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,6 +56,12 @@ def by_length(prompts: list[str], completions: list[str], **columns: list[Any]) 
 def trips(prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
     if "trip" in completions:
         raise ValueError("tripped")
+    return [1.0] * len(completions)
+
+
+def waits(prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
+    if "hang" in completions:
+        threading.Event().wait()
     return [1.0] * len(completions)
 
 

@@ -178,6 +178,32 @@ async def test_the_whole_life_of_a_reward_process(
     assert process.stop() == 0
 
 
+async def test_a_function_that_hangs_stops_neither_the_service_nor_its_end(
+    start: Callable[..., Process], bus: JetStreamBus
+) -> None:
+    process = start(
+        TUNELOOP_REWARD_FUNCTIONS='["reward_parts:by_length", "reward_parts:waits"]',
+        TUNELOOP_REWARD_FUNCTION_TIMEOUT_SECONDS="2",
+    )
+    stub = await ready(process)
+    await publish(bus, 1, completion_text="four")
+    assert (await score_of(bus, 1, process)).score.reward == 5.0
+    await publish(bus, 2, completion_text="hang")
+    channel = connect(f"127.0.0.1:{process.port}")
+
+    async def says_so() -> bool:
+        return not await is_serving(channel, "tuneloop.v1.RewardService")
+
+    await eventually(says_so, process)
+    assert await is_serving(channel)
+    request = reward_pb2.ScoreRolloutsRequest(text="q", completions=["four"])
+    (score,) = (await stub.ScoreRollouts(request)).scores
+    assert not score.HasField("reward")
+    assert {r.scorer: r.score for r in score.results}["reward_parts:by_length"] == 4.0
+    assert "scorer reward_parts:waits hangs" in process.log.read_text()
+    assert process.stop() == 0
+
+
 async def _published(bus: JetStreamBus, number: int) -> bool:
     from tuneloop.errors import Unavailable
 

@@ -232,6 +232,14 @@ async def test_the_service_says_that_it_does_not_serve_while_a_scorer_hangs(
         await task
 
 
+async def test_the_end_of_the_process_waits_for_no_function(function: Hanging) -> None:
+    scoring = Scoring([limited(function, "mine:hangs")])
+    task = asyncio.create_task(asyncio.to_thread(scoring.score, [BAD]))
+    await until(lambda: bool(function.calls))
+    scoring.close()
+    assert (await task).failures == {0: "scorer mine:hangs was cut short"}
+
+
 def test_only_with_a_limit_are_functions_given_one() -> None:
     limited_ = build(functions=["reward_parts:by_length"], function_timeout=5.0)
     assert [type(scorer) for scorer in limited_.scorers] == [LimitedScorer]

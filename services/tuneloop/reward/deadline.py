@@ -59,6 +59,11 @@ class Call:
         finally:
             self.done.set()
 
+    def give_up(self) -> None:
+        """Let who waits for it go; it may still run."""
+        self._error = Overdue("was cut short")
+        self.done.set()
+
     def cancel(self) -> bool:
         """Cancel it, which works if it is async; whether the scorer has come back."""
         self._cancelled = True
@@ -84,6 +89,7 @@ class LimitedScorer:
         self._seconds = seconds
         self._calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._call: Call | None = None
         self._left: Call | None = None
 
     @property
@@ -107,6 +113,11 @@ class LimitedScorer:
         left = self._left
         return left is not None and not left.done.is_set()
 
+    def close(self) -> None:
+        """Wait for the scorer no longer: for the end of the process."""
+        if self._call is not None:
+            self._call.give_up()
+
     def score(
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
     ) -> Any:
@@ -118,7 +129,7 @@ class LimitedScorer:
             log.warning("scorer %s came back after at most %.0f s", self.name, waited)
             self._left = None
             metrics.hanging.labels(self.name).set(0)
-        call = Call(lambda: self._scorer.score(prompts, completions, **columns))
+        call = self._call = Call(lambda: self._scorer.score(prompts, completions, **columns))
         self._begin(call)
         if not call.done.wait(self._seconds):
             if not call.cancel():

@@ -64,6 +64,12 @@ class Scoring:
         """Names of functions that have not come back from a batch they were overdue with."""
         return tuple(s.name for s in self._others if isinstance(s, LimitedScorer) and s.hangs)
 
+    def close(self) -> None:
+        """Wait for functions no longer: for the end of the process."""
+        for scorer in self._others:
+            if isinstance(scorer, LimitedScorer):
+                scorer.close()
+
     def score(self, candidates: Sequence[Candidate], *, learn: bool = False) -> ScoredBatch:
         """Score a batch; does not raise where a scorer does.
 

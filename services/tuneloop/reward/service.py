@@ -117,6 +117,8 @@ async def run(settings: RewardSettings) -> None:
             task.cancel()
         await server.stop()
         await bus.close()
+        # The scoring thread is waited for when Python ends.
+        scoring.close()
         executor.shutdown(wait=False, cancel_futures=True)
 
 
