@@ -261,6 +261,8 @@ def test_files_that_cannot_be_read_are_told(
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no such file or folder"):
         open_table(str(tmp_path / "absent.jsonl"))
+    with pytest.raises(NotFound, match="no such file or folder"):
+        open_table("data/absent.jsonl")
     (tmp_path / "folder").mkdir()
     with pytest.raises(NotFound, match="not a folder of `save_to_disk`"):
         open_table(str(tmp_path / "folder"))

@@ -157,7 +157,9 @@ def read_dataset(reference: str) -> Sequence[Row]:
     if not Path(reference).expanduser().exists() and ":" in reference:
         name, _, split = reference.rpartition(":")
     folder = Path(name).expanduser()
-    if not folder.is_dir() and HUB_ID.fullmatch(name) is None:
+    # A path like data/pairs.jsonl has the form of an id; the hub would be asked for half a minute.
+    is_id = HUB_ID.fullmatch(name) is not None and folder.suffix.lower() not in SUFFIXES
+    if not folder.is_dir() and not is_id:
         raise NotFound(
             f"{reference}: no such file or folder, nor the id of a dataset (owner/name)",
             param="data",
