@@ -57,10 +57,15 @@ def test_thumbs_replace_the_weights_of_the_running_service(user: User) -> None:
 
 
 def test_scored_rollouts_are_learned_by_ppo(user: User) -> None:
-    score = httpx.post(
-        f"{user.service.url}/v1/score", json={"prompt": "hi", "completions": ["a", "a longer one"]}
-    ).json()
-    assert score["scores"][0] > score["scores"][1]
+    def score() -> list[float]:
+        # A chat is answered before the rewards are there.
+        body = {"prompt": "hi", "completions": ["a", "a longer one"]}
+        document = httpx.post(f"{user.service.url}/v1/score", json=body, timeout=60).json()
+        return list(document.get("scores", []))
+
+    wait_until(lambda: bool(score()), "an answer of the reward service")
+    short, long = score()
+    assert short > long
 
     def used() -> bool:
         user.chat()
