@@ -73,7 +73,10 @@ def test_what_is_wrong_is_told_in_a_line(
 
 
 def test_a_run_that_was_stopped_goes_on(
-    tmp_path: Path, tiny_policy: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    tiny_policy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     data = write_jsonl(tmp_path / "kto.jsonl", rows_for("kto"))
     given = ["--model", str(tiny_policy), "--data", str(data), "--output", str(tmp_path / "run")]
@@ -89,6 +92,7 @@ def test_a_run_that_was_stopped_goes_on(
     done = CliRunner().invoke(app, ["train", "kto", *given])
     assert done.exit_code == 130
     assert "the same command goes on from here" in done.stderr
+    assert "stopping after this step" in capfd.readouterr().err
     assert not (tmp_path / "run" / "run.json").exists()
     monkeypatch.setattr(Run, "_take", take)
     done = CliRunner().invoke(app, ["train", "kto", *given])

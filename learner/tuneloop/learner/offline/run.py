@@ -1,6 +1,7 @@
 """The run: take it up where it was, learn, keep checkpoints, write the version."""
 
 import hashlib
+import os
 import shutil
 import signal
 import threading
@@ -158,6 +159,8 @@ def stop_asked() -> Iterator[threading.Event]:
 
     def stop(number: int, frame: object) -> None:
         asked.set()
+        # Not print, which may be what was interrupted.
+        os.write(2, b"stopping after this step; once more ends it at once\n")
         for each in numbers:
             signal.signal(each, before[each])
 
