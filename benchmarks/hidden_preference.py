@@ -50,8 +50,8 @@ class Task:
         return sum(token % 2 == parity for token in tokens) / len(tokens)
 
 
-def make_model(folder: Path, seed: int) -> Path:
-    """Write a random 2-layer Llama, hidden size 64."""
+def make_model(folder: Path, seed: int, spread: float = 0.02) -> Path:
+    """Write a random 2-layer Llama, hidden size 64; `spread` is its weights' deviation."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -62,6 +62,7 @@ def make_model(folder: Path, seed: int) -> Path:
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=64,
+        initializer_range=spread,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder

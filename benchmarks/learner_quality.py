@@ -3,7 +3,7 @@
 Three parts, each scored by the hidden preference of `quality_task` on fresh prompts:
 
 `peers`   tuneloop and TRL on the same samples, DPO, KTO, GRPO and PPO, each at the best of the same
-          rates, chosen on a seed that is not among those reported.
+          rates and schedules, chosen on seeds that are not among those reported.
 `thumbs`  the conditional task from thumbs alone: KTO, a reward model and GRPO together.
 `live`    users with flipped thumbs, adversaries, late and rare answers, through the ledger.
 
@@ -25,13 +25,30 @@ from benchmarks.quality_report import draw, report
 from benchmarks.quality_task import Job
 
 RESULTS = Path(__file__).parent / "results"
-RATES = (1e-3, 3e-3, 1e-2)
-TUNING_SEED = 100
-SIDES = ("tuneloop", "trl_tuned", "trl_default")
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+SCHEDULES = ("constant", "linear")
+TUNING_SEEDS = (100, 101, 102)
+"""Never reported: the first chooses the finalists among all settings, the others among those."""
+FINALISTS = 2
+SIDES = ("tuneloop", "trl_tuned")
 METHODS = ("dpo", "kto", "grpo", "ppo")
+RECIPES = ((1.0, 1.0), (0.0, 1.0), (1.0, 0.0))
+"""Weights of KTO and GRPO, where there are thumbs only."""
 PARTS = ("peers", "thumbs", "live")
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSize:
+    """How much is run of a task of the peers."""
+
+    steps: int
+    rates: Sequence[float] = RATES
+    schedules: Sequence[str] = SCHEDULES
+    tuning_seeds: Sequence[int] = TUNING_SEEDS
+    as_it_comes: bool = True
+    """Whether TRL has a row with its defaults, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,20 +56,32 @@ class Size:
     """How much is run."""
 
     seeds: int = 5
-    steps: Mapping[str, int]
-    rates: Sequence[float] = RATES
+    tasks: Mapping[str, TaskSize]
     thumbs_steps: int = 400
-    live_seeds: int = 3
     live_steps: int = 48
 
 
-FULL = Size(steps={"unconditional": 40, "conditional": 120})
+FULL = Size(
+    tasks={
+        "unconditional": TaskSize(steps=40),
+        # Four times the steps: fewer settings.
+        "conditional": TaskSize(
+            steps=160,
+            rates=(1e-3, 3e-3),
+            schedules=("constant",),
+            tuning_seeds=TUNING_SEEDS[:1],
+            as_it_comes=False,
+        ),
+    }
+)
 QUICK = Size(
     seeds=1,
-    steps={"unconditional": 2},
-    rates=(3e-3,),
+    tasks={
+        "unconditional": TaskSize(
+            steps=2, rates=(3e-3,), schedules=("constant",), tuning_seeds=TUNING_SEEDS[:1]
+        )
+    },
     thumbs_steps=2,
-    live_seeds=1,
     live_steps=2,
 )
 
@@ -106,43 +135,56 @@ class Runner:
 
 
 def peers(runner: Runner, size: Size) -> None:
-    """Choose each side's rate on the tuning seed, then run the others at it."""
+    """Choose each side's rate and schedule on the tuning seeds, then run the others with them."""
     from benchmarks.quality_task import run
 
-    for task, steps in size.steps.items():
-        cells = [(method, side) for method in METHODS for side in SIDES]
-        tuning = [
-            Job(
-                task=task,
-                method=method,
-                side=side,
-                seed=TUNING_SEED,
-                rate=rate,
-                schedule=schedule,
-                steps=steps,
-            )
-            for method, side in cells
-            for schedule in schedules_of(method, side)
-            for rate in size.rates
+    for name, task in size.tasks.items():
+        cells = [
+            [
+                Job(
+                    task=name,
+                    method=method,
+                    side=side,
+                    seed=task.tuning_seeds[0],
+                    rate=rate,
+                    schedule=schedule,
+                    steps=task.steps,
+                    points=1,
+                )
+                for schedule in task.schedules
+                for rate in task.rates
+            ]
+            for method in METHODS
+            for side in SIDES
         ]
-        runner.run("peers", run, tuning)
-        best = {
-            cell: max(
-                (job for job in tuning if (job.method, job.side) == cell),
-                key=lambda job: runner.score("peers", job),
-            )
-            for cell in cells
-        }
+        jobs = tuned(runner, cells, task.tuning_seeds)
+        if task.as_it_comes:
+            # TRL has a schedule of its own; the rate is the best of TRL's other row.
+            theirs = [job for job in jobs if job.side == "trl_tuned"]
+            jobs += [replace(job, side="trl_default", schedule="linear") for job in theirs]
         # A seed of all cells after the other: what is interrupted compares all the same.
-        tests = [replace(best[cell], seed=seed) for seed in range(size.seeds) for cell in cells]
-        runner.run("peers", run, tests)
+        runner.run(
+            "peers", run, [replace(job, seed=seed) for seed in range(size.seeds) for job in jobs]
+        )
 
 
-def schedules_of(method: str, side: str) -> Sequence[str]:
-    """What is tried: KTO runs past its best point at a constant rate, on either side."""
-    if side == "trl_default":
-        return ("linear",)
-    return ("constant", "linear") if method == "kto" else ("constant",)
+def tuned(runner: Runner, cells: Sequence[Sequence[Job]], seeds: Sequence[int]) -> list[Job]:
+    """The best of each cell's settings: of all on one seed, then of the finalists on all seeds."""
+    from benchmarks.quality_task import run
+
+    def mean(job: Job, seeds: Sequence[int]) -> float:
+        return sum(runner.score("peers", replace(job, seed=s)) for s in seeds) / len(seeds)
+
+    first, rest = seeds[:1], seeds[1:]
+    runner.run("peers", run, [job for jobs in cells for job in jobs])
+    finalists = [
+        sorted(jobs, key=lambda job: mean(job, first), reverse=True)[:FINALISTS] for jobs in cells
+    ]
+    runner.run(
+        "peers", run, [replace(job, seed=s) for jobs in finalists for job in jobs for s in rest]
+    )
+    best = (max(jobs, key=lambda job: mean(job, seeds)) for jobs in finalists)
+    return [replace(job, points=8) for job in best]
 
 
 def thumbs(runner: Runner, size: Size) -> None:
@@ -153,9 +195,9 @@ def thumbs(runner: Runner, size: Size) -> None:
         "thumbs",
         learn_from_thumbs,
         [
-            ThumbsJob(seed=seed, steps=size.thumbs_steps, combined=combined)
-            for seed in range(size.live_seeds)
-            for combined in (True, False)
+            ThumbsJob(seed=seed, steps=size.thumbs_steps, kto=kto, grpo=grpo)
+            for seed in range(size.seeds)
+            for kto, grpo in RECIPES
         ],
     )
 
@@ -170,7 +212,7 @@ def live(runner: Runner, size: Size) -> None:
         serve_users,
         [
             LiveJob(seed=seed, steps=size.live_steps, flips=flips, response_rate=rate, delay=delay)
-            for seed in range(size.live_seeds)
+            for seed in range(size.seeds)
             for flips in (0.0, 0.1, 0.2)
             for rate, delay in traffic
         ],
@@ -195,11 +237,11 @@ def main() -> None:
     for part, how in (("peers", peers), ("thumbs", thumbs), ("live", live)):
         if not options.report and options.only in (None, part):
             how(runner, size)
-    document = report(journal.rows, device, tuning_seed=TUNING_SEED)
+    document = report(journal.rows, device, TUNING_SEEDS)
     if not options.quick:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
-        draw(journal.rows, tuning_seed=TUNING_SEED)
+        draw(journal.rows, TUNING_SEEDS)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,11 @@ ADVERSARIES = 2
 """Users who always say the opposite: 5 % of all."""
 THUMBS = 32
 """In a step, and on average given on the answers of one version."""
+REWARD_BATCH = 32
+FRESH = 8
+"""Thumbs of a batch of the reward model that it has not learned from before."""
+PUBLISHED = 4
+"""Steps of the policy to a version of the reward model."""
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -79,8 +84,10 @@ class ThumbsJob:
 
     seed: int
     steps: int
-    combined: bool
-    """With the reward model and GRPO; else KTO alone."""
+    kto: float
+    """Weight of KTO."""
+    grpo: float
+    """Weight of GRPO on the reward model's scores; with 0 there is no reward model."""
     rate: float = 3e-3
     reward_rate: float = 1e-3
 
@@ -215,25 +222,17 @@ def learn_from_thumbs(job: ThumbsJob) -> Curve:
     choose, generator = random.Random(job.seed), torch.Generator().manual_seed(job.seed)
     with tempfile.TemporaryDirectory() as scratch:
         folder = make_model(Path(scratch) / "model", job.seed)
-        make_tokenizer().save_pretrained(folder)
-        policy = make_trainer(folder, job.seed, learning_rate=job.rate, beta_grpo=0.0)
+        weights = {"kto": job.kto, "grpo": job.grpo}
+        policy = make_trainer(
+            folder, job.seed, learning_rate=job.rate, beta_grpo=0.0, objective_weights=weights
+        )
         module = policy.model.module
-        reader = Reader(folder, Path(scratch) / "reader", job)
+        reader = Reader(Path(scratch), job)
         curve: Curve = [(0, evaluate(module, conditional=True))]
         for step in range(1, job.steps + 1):
-            told = [
-                ThumbSample(
-                    sample_id=str(number),
-                    sequence=s,
-                    desirable=score_of(s.prompt_token_ids, s.completion_token_ids, conditional=True)
-                    > 0.5,
-                )
-                for number, s in enumerate(
-                    answer(module, random_prompts(THUMBS, choose), generator)
-                )
-            ]
-            samples: dict[str, Any] = {"kto": told}
-            if job.combined:
+            told = thumbs_on(answer(module, random_prompts(THUMBS, choose), generator))
+            samples: dict[str, Any] = {"kto": told} if job.kto else {}
+            if job.grpo:
                 reader.learn(told)
                 if reader.ranks_well:
                     prompts = [p for p in random_prompts(GROUP, choose) for _ in range(GROUP)]
@@ -244,26 +243,44 @@ def learn_from_thumbs(job: ThumbsJob) -> Curve:
         return curve
 
 
-class Reader:
-    """The reward model: learns from thumbs, is heard once it tells unseen ones apart."""
-
-    def __init__(self, backbone: Path, published: Path, job: ThumbsJob) -> None:
-        settings = RewardTrainerSettings(
-            learning_rate=job.reward_rate, threads=1, seed=job.seed, weight_decay=0.0
+def thumbs_on(answers: Answers) -> list[ThumbSample]:
+    """What honest users say of answers to the conditional task."""
+    return [
+        ThumbSample(
+            sample_id=str(number),
+            sequence=s,
+            desirable=score_of(s.prompt_token_ids, s.completion_token_ids, conditional=True) > 0.5,
         )
+        for number, s in enumerate(answers)
+    ]
+
+
+class Reader:
+    """The reward model: learns from thumbs, is heard once it tells unseen ones apart.
+
+    Whether an answer suits its prompt is a product of two parities. Random weights of the usual
+    deviation are next to linear at this width and stay at chance for a hundred thousand thumbs, so
+    the backbone's are 1/√64.
+    """
+
+    def __init__(self, scratch: Path, job: ThumbsJob) -> None:
+        backbone = make_model(scratch / "backbone", job.seed, spread=64**-0.5)
+        make_tokenizer().save_pretrained(backbone)
+        settings = RewardTrainerSettings(learning_rate=job.reward_rate, threads=1, seed=job.seed)
         self._trainer = RewardTrainer(backbone, settings)
-        self._published = published
+        self._published = scratch / "published"
         self._random = random.Random(job.seed)
         self._seen: list[LabelledText] = []
         self._accuracy = 0.5
+        self._publish()
 
     @property
     def ranks_well(self) -> bool:
-        """Whether it is heard: right on 6 of 10 unseen thumbs, over the last steps."""
-        return self._accuracy > 0.6
+        """Whether it is heard: right on 2 of 3 unseen thumbs, over the last steps."""
+        return self._accuracy > 2 / 3
 
     def learn(self, thumbs: Sequence[ThumbSample]) -> None:
-        """Learn from new thumbs, then again from old ones."""
+        """Learn from new thumbs, in batches that are for the most part old ones."""
         fresh = [
             LabelledText(
                 sample_id=thumb.sample_id,
@@ -273,22 +290,36 @@ class Reader:
             )
             for thumb in thumbs
         ]
-        accuracy = self._trainer.step(fresh).metrics["accuracy"]
-        self._accuracy += 0.1 * (accuracy - self._accuracy)
-        self._seen += fresh
-        again = self._random.choices(self._seen, k=4 * len(fresh))
-        self._trainer.step(again)
+        right = [
+            (score > 0) == thumb.desirable
+            for thumb, score in zip(fresh, self._scores([t.sequence for t in thumbs]), strict=True)
+        ]
+        self._accuracy += 0.1 * (sum(right) / len(right) - self._accuracy)
+        for start in range(0, len(fresh), FRESH):
+            new = fresh[start : start + FRESH]
+            self._seen += new
+            self._trainer.step([*new, *self._random.choices(self._seen, k=REWARD_BATCH - FRESH)])
+        if len(self._seen) % (PUBLISHED * len(fresh)) == 0:
+            self._publish()
 
     def groups(self, answers: Answers) -> list[ScoredGroup]:
-        """Answers with its scores as rewards, through a saved version as the service loads it."""
+        """Answers with its scores as rewards."""
+        samples = [
+            replace(sample, reward=reward)
+            for sample, reward in zip(
+                scored(answers, conditional=True), self._scores(answers), strict=True
+            )
+        ]
+        return groups_of(samples)
+
+    def _publish(self) -> None:
         self._trainer.save_weights(self._published)
-        model = load(self._published, 512, "cpu", torch.float32)
-        rewards = model.score(
+        self._model = load(self._published, 512, "cpu", torch.float32)
+
+    def _scores(self, answers: Answers) -> list[float]:
+        """Of the published version, as the service has them."""
+        scores = self._model.score(
             [words_of(s.prompt_token_ids) for s in answers],
             [words_of(s.completion_token_ids) for s in answers],
         )
-        samples = [
-            replace(sample, reward=float("nan") if reward is None else reward)
-            for sample, reward in zip(scored(answers, conditional=True), rewards, strict=True)
-        ]
-        return groups_of(samples)
+        return [float("nan") if score is None else score for score in scores]

@@ -1,33 +1,72 @@
 """What `learner_quality` found: a table, a JSON document and pictures of the curves."""
 
+import math
+import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from tuneloop.learner.offline.intervals import mean_of
 
 CURVES = Path(__file__).parents[1] / "docs" / "quality"
 KEYS: Mapping[str, Sequence[str]] = {
     "peers": ("task", "method", "side"),
-    "thumbs": ("combined",),
+    "thumbs": ("kto", "grpo"),
     "live": ("flips", "response_rate", "delay"),
 }
 """What tells the cells of a part's table apart; a cell's runs differ in the seed."""
 
+T95 = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Student's t, two-sided 95 %, by degrees of freedom (none in the first)."""
+
 Rows = Sequence[Mapping[str, Any]]
 
 
-def cells_of(rows: Rows, part: str, tuning_seed: int) -> dict[tuple[Any, ...], Rows]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A mean over seeds and its 95 % interval."""
+
+    mean: float
+    ends: tuple[float, float] | None
+    """None of a single seed."""
+
+    def __str__(self) -> str:
+        if self.ends is None:
+            return f"{self.mean:.3f}"
+        return f"{self.mean:.3f} ({self.ends[0]:.3f} to {self.ends[1]:.3f})"
+
+
+def figure_of(values: Sequence[float]) -> Figure:
+    """The mean of up to 10 independent values, and its interval by Student's t."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Figure(mean=mean, ends=None)
+    half = T95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    return Figure(mean=mean, ends=(mean - half, mean + half))
+
+
+def end_of(run: Mapping[str, Any]) -> float:
+    """The score after the last step."""
+    return float(run["curve"][-1][-1])
+
+
+def difference(runs: Rows, peer: Rows) -> Figure | None:
+    """How far runs end above a peer's of the same seeds, hence from the same model and data."""
+    ends = {run["seed"]: end_of(run) for run in peer}
+    both = [end_of(run) - ends[run["seed"]] for run in runs if run["seed"] in ends]
+    return figure_of(both) if both else None
+
+
+def cells_of(rows: Rows, part: str, tuning_seeds: Collection[int]) -> dict[tuple[Any, ...], Rows]:
     """Runs by cell, without those that only chose the rate."""
     cells: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
-        if row["part"] == part and row["seed"] != tuning_seed:
+        if row["part"] == part and row["seed"] not in tuning_seeds:
             cells[tuple(row[key] for key in KEYS[part])].append(row)
     return dict(sorted(cells.items(), key=lambda item: item[0]))
 
 
-def report(rows: Rows, device: str, *, tuning_seed: int) -> dict[str, Any]:
+def report(rows: Rows, device: str, tuning_seeds: Collection[int]) -> dict[str, Any]:
     """Print a table of each part; return the document to keep."""
     from rich.console import Console
     from rich.table import Table
@@ -35,49 +74,48 @@ def report(rows: Rows, device: str, *, tuning_seed: int) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     for part, keys in KEYS.items():
         found = []
-        table = Table(*keys, "rate", "seeds", "start", "end", "95 % interval", title=part)
-        for cell, runs in cells_of(rows, part, tuning_seed).items():
-            end = mean_of([run["curve"][-1][-1] for run in runs])
-            start = mean_of([run["curve"][0][-1] for run in runs])
-            rate = runs[0].get("rate", "")
-            found.append(
-                {
-                    **dict(zip(keys, cell, strict=True)),
-                    "rate": rate,
-                    "schedule": runs[0].get("schedule", ""),
-                    "steps": runs[0]["steps"],
-                    "seeds": sorted(run["seed"] for run in runs),
-                    "score": end.value,
-                    "interval": [end.low, end.high],
-                    "curves": [run["curve"] for run in runs],
-                }
-            )
-            interval = f"{end.low:.3f}-{end.high:.3f}"
-            figures = [str(rate), str(len(runs)), f"{start.value:.3f}", f"{end.value:.3f}"]
-            table.add_row(*map(str, cell), *figures, interval)
+        table = Table(*keys, "rate", "schedule", "seeds", "end", "above TRL", title=part)
+        cells = cells_of(rows, part, tuning_seeds)
+        for cell, runs in cells.items():
+            end, above = figure_of([end_of(run) for run in runs]), None
+            if part == "peers" and cell[-1] == "tuneloop":
+                above = difference(runs, cells.get((*cell[:-1], "trl_tuned"), ()))
+            row = {
+                **dict(zip(keys, cell, strict=True)),
+                **{key: runs[0][key] for key in ("rate", "schedule", "steps") if key in runs[0]},
+                "seeds": sorted(run["seed"] for run in runs),
+                "score": end.mean,
+                "interval": end.ends,
+                "curves": [run["curve"] for run in runs],
+            }
+            if above is not None:
+                row |= {"above_trl": above.mean, "above_trl_interval": above.ends}
+            found.append(row)
+            figures = [row.get("rate", ""), row.get("schedule", ""), len(runs), end, above or ""]
+            table.add_row(*map(str, (*cell, *figures)))
         if found:
             parts[part] = found
-            Console().print(table)
+            Console(width=150).print(table)
     tuning = [
-        {key: row[key] for key in (*KEYS["peers"], "rate", "schedule")}
-        | {"score": row["curve"][-1][-1]}
+        {key: row[key] for key in (*KEYS["peers"], "seed", "rate", "schedule")}
+        | {"score": end_of(row)}
         for row in rows
-        if row["part"] == "peers" and row["seed"] == tuning_seed
+        if row["part"] == "peers" and row["seed"] in tuning_seeds
     ]
     return {"device": device, **parts, "tuning": tuning}
 
 
-def draw(rows: Rows, *, tuning_seed: int) -> None:
+def draw(rows: Rows, tuning_seeds: Collection[int]) -> None:
     """Write a picture for each task and method of the peers, and one for each other part."""
-    peers = cells_of(rows, "peers", tuning_seed)
+    peers = cells_of(rows, "peers", tuning_seeds)
     pictures: dict[str, dict[str, Rows]] = defaultdict(dict)
     for (task, method, side), runs in peers.items():
         name = side if method != "ppo" or side == "tuneloop" else f"{side} (RLOO)"
         pictures[f"{task}:{method}"][name] = runs
-    for (combined,), runs in cells_of(rows, "thumbs", tuning_seed).items():
-        label = "KTO + reward model + GRPO" if combined else "KTO"
-        pictures["thumbs:conditional, thumbs alone"][label] = runs
-    for (flips, rate, delay), runs in cells_of(rows, "live", tuning_seed).items():
+    for (kto, grpo), runs in cells_of(rows, "thumbs", tuning_seeds).items():
+        parts = ["KTO"] * bool(kto) + ["reward model", "GRPO"] * bool(grpo)
+        pictures["thumbs:conditional, thumbs alone"][" + ".join(parts)] = runs
+    for (flips, rate, delay), runs in cells_of(rows, "live", tuning_seeds).items():
         panel = f"live:{rate:.0%} answer, {delay} versions late at most"
         pictures[panel][f"{flips:.0%} flipped"] = runs
     figures: dict[str, dict[str, dict[str, Rows]]] = defaultdict(dict)
@@ -89,9 +127,9 @@ def draw(rows: Rows, *, tuning_seed: int) -> None:
 
 
 def _draw(path: Path, panels: Mapping[str, Mapping[str, Rows]]) -> None:
-    from matplotlib.figure import Figure
+    from matplotlib import figure as canvas
 
-    figure = Figure(figsize=(3.4 * max(2, len(panels)), 3.2), layout="constrained")
+    figure = canvas.Figure(figsize=(3.4 * max(2, len(panels)), 3.2), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, (panel, lines) in zip(axes, panels.items(), strict=True):
         for label, runs in lines.items():

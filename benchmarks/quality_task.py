@@ -35,8 +35,6 @@ PROMPT_WORDS = 4
 END = VOCABULARY - 1
 UNKNOWN = VOCABULARY - 2
 GROUP = 8
-POINTS = 8
-"""Of a curve."""
 BATCH = {"dpo": 16, "kto": 32, "grpo": 64, "ppo": 64}
 """Samples of a step: pairs, thumbs, answers."""
 
@@ -56,6 +54,8 @@ class Job:
     schedule: str = "constant"
     """Of the rate: constant, or linear down to 0, which is TRL's default."""
     steps: int
+    points: int = 8
+    """Of the curve."""
 
     @property
     def conditional(self) -> bool:
@@ -85,13 +85,16 @@ def answer(module: Any, prompts: Sequence[Sequence[int]], generator: torch.Gener
     """One answer to each prompt at temperature 1; it never ends early."""
     rows = torch.tensor([list(prompt) for prompt in prompts])
     known: list[torch.Tensor] = []
+    read, cache = rows, None
     for _ in range(WORDS):
-        logprobs = module(input_ids=rows, use_cache=False).logits[:, -1].float().log_softmax(-1)
+        output = module(input_ids=read, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        logprobs = output.logits[:, -1].float().log_softmax(-1)
         mass = logprobs.exp()
         mass[:, END] = 0.0
         chosen = torch.multinomial(mass, 1, generator=generator)
         known.append(logprobs.gather(-1, chosen))
-        rows = torch.cat([rows, chosen], dim=1)
+        rows, read = torch.cat([rows, chosen], dim=1), chosen
     return [
         TokenSequence(
             prompt_token_ids=tuple(row[:PROMPT_WORDS]),
@@ -200,15 +203,15 @@ def run_tuneloop(job: Job, folder: Path) -> Curve:
             rewarded = scored(answers, conditional=job.conditional)
             samples = groups_of(rewarded) if job.method == "grpo" else rewarded
         trainer.step({job.method: samples})
-        if is_point(step + 1, job.steps):
+        if is_point(step + 1, job.steps, job.points):
             score = evaluate(trainer.model.module, conditional=job.conditional)
             curve.append((step + 1, score))
     return curve
 
 
-def is_point(step: int, steps: int) -> bool:
+def is_point(step: int, steps: int, points: int = 8) -> bool:
     """Whether the policy is scored after a step."""
-    return step == steps or step % max(1, steps // POINTS) == 0
+    return step == steps or step % max(1, steps // points) == 0
 
 
 def make_tokenizer() -> Any:
@@ -246,7 +249,7 @@ def run_trl(job: Job, folder: Path) -> Curve:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             """Note a point of the curve."""
-            if is_point(state.global_step, job.steps):
+            if is_point(state.global_step, job.steps, job.points):
                 training = model.training
                 model.eval()
                 curve.append((state.global_step, evaluate(model, conditional=job.conditional)))

@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,11 +76,26 @@ def test_the_seed_that_chose_the_rate_is_not_reported() -> None:
         {**row, "seed": seed, "rate": 1e-3, "steps": 2, "curve": [[0, 0.5], [2, end]]}
         for seed, end in [(0, 0.75), (1, 0.25), (100, choose.random())]
     ]
-    document = report(rows, "here", tuning_seed=100)
+    document = report(rows, "here", {100})
     (cell,) = document["peers"]
     assert cell["score"] == 0.5
     assert cell["seeds"] == [0, 1]
+    assert cell["interval"] == pytest.approx((0.5 - 12.706 * 0.25, 0.5 + 12.706 * 0.25))
     assert len(document["tuning"]) == 1
+
+
+def test_sides_are_compared_seed_by_seed() -> None:
+    def row(side: str, seed: int, end: float) -> dict[str, Any]:
+        key = {"part": "peers", "task": "unconditional", "method": "kto", "side": side}
+        return {**key, "seed": seed, "rate": 1e-3, "steps": 2, "curve": [[0, 0.5], [2, end]]}
+
+    rows = [row("tuneloop", 0, 0.75), row("tuneloop", 1, 0.5), row("tuneloop", 2, 0.0)]
+    rows += [row("trl_tuned", 1, 0.25), row("trl_tuned", 0, 0.75)]
+    ours = next(r for r in report(rows, "here", {100})["peers"] if r["side"] == "tuneloop")
+    assert ours["above_trl"] == pytest.approx(0.125)
+    assert ours["above_trl_interval"] == pytest.approx((0.125 - 1.588, 0.125 + 1.588), abs=1e-3)
+    alone = report(rows[:1], "here", {100})["peers"][0]
+    assert alone["interval"] is None
 
 
 @pytest.mark.slow
@@ -95,7 +111,7 @@ def test_the_whole_benchmark_runs_and_goes_on_where_it_ended(
     for part in (peers, thumbs, live):
         part(Runner(Journal(path), 1), QUICK)
     assert path.read_text().splitlines() == lines
-    document = report(Journal(path).rows, "here", tuning_seed=100)
+    document = report(Journal(path).rows, "here", {100})
     assert {cell["method"] for cell in document["peers"]} == {"dpo", "kto", "grpo", "ppo"}
     assert len(document["peers"]) == 12
     assert all(0 <= cell["score"] <= 1 for cell in document["peers"])
