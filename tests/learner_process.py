@@ -38,10 +38,7 @@ class LearnerProcess:
     def ranks(self) -> list[int]:
         """Processes that torchrun runs now."""
         assert self.process is not None
-        pid = self.process.pid
-        return [
-            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        ]
+        return children_of(self.process.pid)
 
     @property
     def ledger(self) -> Path:
@@ -53,12 +50,8 @@ class LearnerProcess:
         return path.read_text() if path.exists() else ""
 
     def start(self) -> None:
-        command = [
-            *self.torchrun,
-            sys.executable,
-            "-c",
-            "from tuneloop.learner.main import main; main()",
-        ]
+        program = "from tuneloop.learner.main import main; main()"
+        command = [*self.torchrun, sys.executable, "-c", program]
         with (self.folder / "learner.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env={**os.environ, **self.environment}
@@ -103,6 +96,12 @@ def make_learner(folder: Path, nats_url: str, policy: Path, reward_model: Path) 
     }
     environment = {f"TUNELOOP_LEARNER_{name}": str(value) for name, value in settings.items()}
     return LearnerProcess(folder=folder, environment=environment | {"OMP_NUM_THREADS": "1"})
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes that a process started, oldest first."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return sorted(int(child) for path in lists for child in path.read_text().split())
 
 
 async def feed(

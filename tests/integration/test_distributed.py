@@ -6,8 +6,10 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from learner_parts import Parts
+from learner_process import children_of
 from offline_data import rows_for, write_jsonl
 from policy_samples import SampleMaker
 from safetensors.torch import load_file
@@ -111,19 +114,28 @@ async def online(folder: Path, data: Path, world: World = ALONE) -> Mapping[str,
     return parts.store.manifest("tuneloop", 1).metrics
 
 
-def spawn(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+TORCHRUN = Path(sys.executable).with_name("torchrun")
+TWO = (str(TORCHRUN), "--standalone", "--nproc-per-node", "2")
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+
+def spawn(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """Two processes of torchrun."""
-    tests = str(Path(__file__).parents[1])
-    torchrun = Path(sys.executable).with_name("torchrun")
-    command = [str(torchrun), "--standalone", "--nproc-per-node", "2", *arguments]
+    command = [*TWO, *arguments]
     return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env=os.environ | {"PYTHONPATH": tests, "OMP_NUM_THREADS": "1"} | environment,
+        command, capture_output=True, text=True, timeout=240, check=False, env=ENVIRONMENT
     )
+
+
+def spawn_and_kill(arguments: list[str], once_there: Path) -> None:
+    """The same, but kill -9 as soon as a file is there."""
+    process = subprocess.Popen([*TWO, *arguments], stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    while not once_there.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    for pid in (*children_of(process.pid), process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
 
 
 def main(folder: Path, output: Path, alone: Path) -> None:
@@ -247,11 +259,18 @@ def test_every_row_has_one_rank() -> None:
         assert sorted(row for share in found for row in share) == list(range(7))
 
 
-@pytest.mark.parametrize(("algorithm", "kind"), [("grpo", "--full")])
+@pytest.mark.parametrize(
+    ("algorithm", "kind", "killed"),
+    [
+        ("grpo", "--full", False),
+        pytest.param("kto", "--lora", True, marks=pytest.mark.slow),
+        pytest.param("grpo", "--lora", True, marks=pytest.mark.slow),
+    ],
+)
 def test_train_under_torchrun_is_train(
-    tiny_policy: Path, tmp_path: Path, algorithm: str, kind: str
+    tiny_policy: Path, tmp_path: Path, algorithm: str, kind: str, killed: bool
 ) -> None:
-    """The command itself, on two ranks and on one."""
+    """The command itself, on two ranks, killed on the way or not, and on one."""
     data = write_jsonl(tmp_path / "data.jsonl", rows_for(algorithm))
     tuneloop = str(Path(sys.executable).with_name("tuneloop"))
 
@@ -268,15 +287,13 @@ def test_train_under_torchrun_is_train(
         lines = (tmp_path / output / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line)["loss"] for line in lines]
 
-    both = spawn(["--no-python", *arguments("two")])
+    two = ["--no-python", *arguments("two")]
+    if killed:
+        spawn_and_kill(two, tmp_path / "two" / "checkpoints" / "step-00000001")
+    both = spawn(two)
     assert both.returncode == 0, both.stderr[-4000:]
-    tests = str(Path(__file__).parents[1])
-    subprocess.run(
-        arguments("one"),
-        check=True,
-        capture_output=True,
-        env=os.environ | {"PYTHONPATH": tests, "OMP_NUM_THREADS": "1"},
-    )
+    assert ("going on after step" in both.stderr) == killed
+    subprocess.run(arguments("one"), check=True, capture_output=True, env=ENVIRONMENT)
     assert figures("two") == pytest.approx(figures("one"), rel=1e-4, abs=1e-5)
     assert both.stderr.count("samples; loading") + both.stderr.count("prompts; loading") <= 1
     assert (tmp_path / "two" / "model.safetensors").is_file()

@@ -44,7 +44,7 @@ class World:
     local_rank: int = 0
     """Among the processes of this machine: which GPU is its own."""
     commands: Any = None
-    """Process group of the announcements."""
+    """Process group of the announcements and of checkpoints: gloo, also beside NCCL."""
 
     @property
     def leads(self) -> bool:
@@ -61,8 +61,11 @@ class World:
             self._broadcast((target, method, arguments, named))
 
     def dismiss(self) -> None:
-        """Let the followers end."""
-        self.announce(END, "")
+        """Let the followers end, if they have not already."""
+        try:
+            self.announce(END, "")
+        except RuntimeError as error:
+            logger.warning("the other ranks are gone: %s", error)
 
     def hear(self) -> Announcement:
         """What the leader announces next."""
@@ -179,10 +182,16 @@ def join() -> World:
     if size == 1 or "RANK" not in os.environ:
         return ALONE
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     # Without a backend named there is one for each kind of device: gloo, and NCCL where it is.
     if not dist.is_initialized():
-        dist.init_process_group()
+        store, rank, _ = next(rendezvous("env://"))
+        # On one machine torchrun's store outlives a restart, and with it the old ranks' addresses.
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            store = PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
+        dist.init_process_group(store=store, rank=rank, world_size=size)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)

@@ -66,7 +66,12 @@ def save(folder: Path, state: TrainerState, world: World) -> Saved:
     )
     try:
         with _alone_or_not():
-            save_tensors(tensors, storage_writer=writer, no_dist=world.size == 1)
+            save_tensors(
+                tensors,
+                storage_writer=writer,
+                process_group=world.commands,
+                no_dist=world.size == 1,
+            )
     except CheckpointException as error:
         raise OSError(f"checkpoint {folder}: {error}") from error
     mine = _mine((path.name for path in folder.iterdir()), world)
@@ -100,6 +105,7 @@ def load(
             load_tensors(
                 tensors,
                 storage_reader=HuggingFaceStorageReader(str(folder)),
+                process_group=world.commands,
                 no_dist=world.size == 1,
             )
     except (CheckpointException, SafetensorError, OSError, KeyError, ValueError) as error:
