@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from tuneloop.errors import FailedPrecondition, SettingsError, TuneloopError
 from tuneloop.learner.settings import LearnerSettings
+from tuneloop.priority import lower_priority
 from tuneloop.settings import load_or_exit
 from tuneloop.telemetry import serve_metrics, start_logging
 
@@ -36,7 +37,7 @@ def main() -> None:
         sys.stderr.write(f"{error.message}\n")
         raise SystemExit(2 if isinstance(error, SettingsError) else 1) from error
     # Serving comes first where both share a machine.
-    os.nice(settings.niceness)
+    lower_priority(os.getpid(), settings.niceness)
     try:
         status = asyncio.run(serve(settings))
     except TuneloopError as error:

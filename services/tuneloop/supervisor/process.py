@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tuneloop.errors import FailedPrecondition
+from tuneloop.priority import lower_priority
 from tuneloop.supervisor.guard import Guard
 from tuneloop.supervisor.output import LogFile, Terminal
 from tuneloop.supervisor.probes import Probe
@@ -151,8 +152,7 @@ class ManagedProcess:
             # Asked to stop while it was being started.
             self.kill()
         if self.spec.niceness:
-            with contextlib.suppress(ProcessLookupError):
-                os.setpriority(os.PRIO_PROCESS, process.pid, self.spec.niceness)
+            lower_priority(process.pid, self.spec.niceness)
         pumping = asyncio.create_task(self._pump(read_end))
         watching = asyncio.create_task(self._watch())
         try:
