@@ -27,7 +27,7 @@ def main() -> None:
     settings = load_or_exit(LearnerSettings)
     start_logging("learner")
     if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
-        os.nice(settings.niceness)
+        lower_priority(os.getpid(), settings.niceness)
         help_the_first()
         return
     try:
