@@ -2,8 +2,8 @@
 
 Three parts, each scored by the hidden preference of `quality_task` on fresh prompts:
 
-`peers`   tuneloop and TRL on the same samples, DPO, KTO, GRPO and PPO, each at the best of the same
-          rates and schedules, chosen on seeds that are not among those reported.
+`peers`   tuneloop and TRL on the same samples, DPO, KTO, GRPO, RLOO, each at the best of the same
+          rates and schedules, chosen on seeds that are not among those reported; and PPO.
 `thumbs`  the conditional task from thumbs alone: KTO, a reward model and GRPO together.
 `live`    users with flipped thumbs, adversaries, late and rare answers, through the ledger.
 
@@ -30,10 +30,19 @@ SCHEDULES = ("constant", "linear")
 TUNING_SEEDS = (100, 101, 102)
 """Never reported: the first chooses the finalists among all settings, the others among those."""
 FINALISTS = 2
-SIDES = ("tuneloop", "trl_tuned")
-METHODS = ("dpo", "kto", "grpo", "ppo")
-RECIPES = ((1.0, 1.0), (0.0, 1.0), (1.0, 0.0))
+CELLS = (
+    *(
+        (method, side)
+        for method in ("dpo", "kto", "grpo", "rloo")
+        for side in ("tuneloop", "trl_tuned")
+    ),
+    ("ppo", "tuneloop"),
+)
+"""Methods and sides; TRL 1.16 has no PPO."""
+RECIPES = ((1.0, 1.0), (1.0, 0.0))
 """Weights of KTO and GRPO, where there are thumbs only."""
+TRAFFIC = ((0.3, 0), (0.05, 8))
+"""Share of answers that get a thumb, and versions that it comes late at most."""
 PARTS = ("peers", "thumbs", "live")
 
 Row = dict[str, Any]
@@ -57,8 +66,10 @@ class Size:
 
     seeds: int = 5
     tasks: Mapping[str, TaskSize]
-    thumbs_steps: int = 400
-    live_steps: int = 48
+    some_seeds: int = 3
+    """Of the parts that are slow."""
+    thumbs_steps: int = 540
+    live_steps: int = 32
 
 
 FULL = Size(
@@ -69,13 +80,13 @@ FULL = Size(
             steps=160,
             rates=(1e-3, 3e-3),
             schedules=("constant",),
-            tuning_seeds=TUNING_SEEDS[:1],
             as_it_comes=False,
         ),
     }
 )
 QUICK = Size(
     seeds=1,
+    some_seeds=1,
     tasks={
         "unconditional": TaskSize(
             steps=2, rates=(3e-3,), schedules=("constant",), tuning_seeds=TUNING_SEEDS[:1]
@@ -154,8 +165,7 @@ def peers(runner: Runner, size: Size) -> None:
                 for schedule in task.schedules
                 for rate in task.rates
             ]
-            for method in METHODS
-            for side in SIDES
+            for method, side in CELLS
         ]
         jobs = tuned(runner, cells, task.tuning_seeds)
         if task.as_it_comes:
@@ -196,7 +206,7 @@ def thumbs(runner: Runner, size: Size) -> None:
         learn_from_thumbs,
         [
             ThumbsJob(seed=seed, steps=size.thumbs_steps, kto=kto, grpo=grpo)
-            for seed in range(size.seeds)
+            for seed in range(size.some_seeds)
             for kto, grpo in RECIPES
         ],
     )
@@ -206,15 +216,14 @@ def live(runner: Runner, size: Size) -> None:
     """All kinds of users."""
     from benchmarks.quality_live import LiveJob, serve_users
 
-    traffic = [(0.3, 0), (0.3, 8), (0.05, 8)]
     runner.run(
         "live",
         serve_users,
         [
             LiveJob(seed=seed, steps=size.live_steps, flips=flips, response_rate=rate, delay=delay)
-            for seed in range(size.seeds)
+            for seed in range(size.some_seeds)
             for flips in (0.0, 0.1, 0.2)
-            for rate, delay in traffic
+            for rate, delay in TRAFFIC
         ],
     )
 

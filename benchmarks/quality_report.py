@@ -110,8 +110,7 @@ def draw(rows: Rows, tuning_seeds: Collection[int]) -> None:
     peers = cells_of(rows, "peers", tuning_seeds)
     pictures: dict[str, dict[str, Rows]] = defaultdict(dict)
     for (task, method, side), runs in peers.items():
-        name = side if method != "ppo" or side == "tuneloop" else f"{side} (RLOO)"
-        pictures[f"{task}:{method}"][name] = runs
+        pictures[f"{task}:{method}"][side] = runs
     for (kto, grpo), runs in cells_of(rows, "thumbs", tuning_seeds).items():
         parts = ["KTO"] * bool(kto) + ["reward model", "GRPO"] * bool(grpo)
         pictures["thumbs:conditional, thumbs alone"][" + ".join(parts)] = runs

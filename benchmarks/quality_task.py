@@ -35,7 +35,7 @@ PROMPT_WORDS = 4
 END = VOCABULARY - 1
 UNKNOWN = VOCABULARY - 2
 GROUP = 8
-BATCH = {"dpo": 16, "kto": 32, "grpo": 64, "ppo": 64}
+BATCH = {"dpo": 16, "kto": 32, "grpo": 64, "rloo": 64, "ppo": 64}
 """Samples of a step: pairs, thumbs, answers."""
 
 
@@ -46,7 +46,7 @@ class Job:
     task: str
     """unconditional or conditional."""
     method: str
-    """dpo, kto, grpo or ppo."""
+    """dpo, kto, grpo, rloo or ppo."""
     side: str
     """tuneloop, trl_tuned or trl_default."""
     seed: int
@@ -180,7 +180,7 @@ def groups_of(samples: Sequence[ScoredSample]) -> list[ScoredGroup]:
 
 
 def run_tuneloop(job: Job, folder: Path) -> Curve:
-    """Learn with tuneloop's trainer: its defaults but for the rate, and no KL in GRPO and PPO."""
+    """Learn with tuneloop's trainer: its defaults but for the rate, and no KL where it scores."""
     trainer = make_trainer(
         folder,
         job.seed,
@@ -189,6 +189,7 @@ def run_tuneloop(job: Job, folder: Path) -> Curve:
         max_steps=job.steps,
         beta_grpo=0.0,
         kl_coef=0.0,
+        advantage_estimator="rloo" if job.method == "rloo" else "grpo",
     )
     choose, generator = random.Random(job.seed), torch.Generator().manual_seed(job.seed)
     offline = job.method in ("dpo", "kto")
@@ -201,8 +202,8 @@ def run_tuneloop(job: Job, folder: Path) -> Curve:
             prompts = [p for p in random_prompts(size // GROUP, choose) for _ in range(GROUP)]
             answers = answer(trainer.model.module, prompts, generator)
             rewarded = scored(answers, conditional=job.conditional)
-            samples = groups_of(rewarded) if job.method == "grpo" else rewarded
-        trainer.step({job.method: samples})
+            samples = rewarded if job.method == "ppo" else groups_of(rewarded)
+        trainer.step({"grpo" if job.method == "rloo" else job.method: samples})
         if is_point(step + 1, job.steps, job.points):
             score = evaluate(trainer.model.module, conditional=job.conditional)
             curve.append((step + 1, score))
@@ -238,7 +239,7 @@ def words_of(tokens: Sequence[int]) -> str:
 
 
 def run_trl(job: Job, folder: Path) -> Curve:
-    """Learn with TRL's own trainer; for `ppo` that is RLOO, its policy gradient that is left."""
+    """Learn with TRL's own trainer; of `ppo` it has none."""
     from transformers import AutoModelForCausalLM, TrainerCallback
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -267,7 +268,7 @@ def make_trainer_of_trl(job: Job, model: Any, output: Path, callbacks: list[Any]
     GRPO and RLOO.
     """
     trl: Any = importlib.import_module("trl")
-    name = {"dpo": "DPO", "kto": "KTO", "grpo": "GRPO", "ppo": "RLOO"}[job.method]
+    name = job.method.upper()
     make_config, make = getattr(trl, f"{name}Config"), getattr(trl, f"{name}Trainer")
     options: dict[str, Any] = {
         "output_dir": str(output),

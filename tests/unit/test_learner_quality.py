@@ -112,6 +112,6 @@ def test_the_whole_benchmark_runs_and_goes_on_where_it_ended(
         part(Runner(Journal(path), 1), QUICK)
     assert path.read_text().splitlines() == lines
     document = report(Journal(path).rows, "here", {100})
-    assert {cell["method"] for cell in document["peers"]} == {"dpo", "kto", "grpo", "ppo"}
-    assert len(document["peers"]) == 12
+    assert {cell["method"] for cell in document["peers"]} == {"dpo", "kto", "grpo", "rloo", "ppo"}
+    assert len(document["peers"]) == 13
     assert all(0 <= cell["score"] <= 1 for cell in document["peers"])
