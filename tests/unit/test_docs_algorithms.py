@@ -26,7 +26,6 @@ OF_THE_MACHINE = {
     "seed",
     "threads",
     "token_budget",
-    "value_learning_rate",
     "weight_decay",
 }
 """Settings that are no part of an algorithm."""

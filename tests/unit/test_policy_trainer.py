@@ -151,7 +151,7 @@ def test_what_another_policy_sampled_is_gated_out(tiny_policy: Path) -> None:
 
 
 def test_the_value_head_learns_the_return_of_its_rollouts(tiny_policy: Path) -> None:
-    trainer = make_trainer(tiny_policy, learning_rate=1e-6, value_learning_rate=0.02)
+    trainer = make_trainer(tiny_policy, learning_rate=1e-6)
     scored = [replace(s, reward=1.0, stopped=True) for s in SampleMaker().scored(6)]
     losses = [trainer.step({"ppo": scored}).metrics["value_loss"] for _ in range(40)]
     assert losses[0] == pytest.approx(0.5, rel=0.05)

@@ -27,6 +27,9 @@ from tuneloop.learner.trainer_state import TrainerState
 SEEN_LATE = {"clip_fraction", "importance_ratio"}
 """Metrics reported from the last epoch; all others are of the policy before the step."""
 
+VALUE_STEP = 0.64
+"""What a step of Adam may add to a value at the value head's own rate, its inputs being about 1."""
+
 
 class PolicyTrainer:
     """Learns a policy from what each of `algorithms` consumes."""
@@ -57,11 +60,12 @@ class PolicyTrainer:
         if world.size > 1:
             budget = settings.tokens_at_once * world.size
         self._settings = replace(settings, packing=self._model.packs, token_budget=budget)
-        value_head = self._model.value_head.named_parameters(prefix="value_head")
+        value_head = self._model.value_head
+        value_rate = settings.value_learning_rate or VALUE_STEP / value_head.in_features
         self._optimization = Optimization(
             [
                 (self._model.parameters(), settings.optimizer.learning_rate),
-                (dict(value_head), settings.value_learning_rate),
+                (dict(value_head.named_parameters(prefix="value_head")), value_rate),
             ],
             settings.optimizer,
             world,

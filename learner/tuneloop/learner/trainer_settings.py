@@ -119,7 +119,9 @@ class TrainerSettings:
     gamma: float = 1.0
     lam: float = 1.0
     value_coef: float = 0.1
-    value_learning_rate: float = 1e-3
+    value_learning_rate: float | None = None
+    """Of the value head; None is 0.64 over the policy's hidden size: a step then moves a value by
+    about as much in a narrow model as in a wide one."""
     critic_warmup_steps: int = 0
     """First batches of PPO that only fit the value head."""
     whiten_rewards: bool = False
@@ -174,7 +176,7 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         self.optimizer  # noqa: B018 - checks the optimizer's settings
-        for name in ("beta_kto", "beta_dpo", "value_learning_rate", "importance_cap"):
+        for name in ("beta_kto", "beta_dpo", "importance_cap"):
             require(getattr(self, name) > 0, name, "greater than 0")
         for name in ("value_clip", "reward_clip", "epsilon_high"):
             require(getattr(self, name) > 0, name, "greater than 0")
@@ -182,7 +184,7 @@ class TrainerSettings:
             require(getattr(self, name) >= 0, name, "0 or more")
         for name in ("desirable_weight", "undesirable_weight", "critic_warmup_steps"):
             require(getattr(self, name) >= 0, name, "0 or more")
-        for name in ("kl_budget", "kl_target"):
+        for name in ("kl_budget", "kl_target", "value_learning_rate"):
             limit = getattr(self, name)
             require(limit is None or limit > 0, name, "greater than 0, or absent")
         for name in ("gamma", "lam"):
