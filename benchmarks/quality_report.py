@@ -130,14 +130,16 @@ def _draw(path: Path, panels: Mapping[str, Mapping[str, Rows]]) -> None:
 
     figure = canvas.Figure(figsize=(3.4 * max(2, len(panels)), 3.2), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    labels = sorted({label for lines in panels.values() for label in lines})
+    colors = {label: f"C{number}" for number, label in enumerate(labels)}
     for ax, (panel, lines) in zip(axes, panels.items(), strict=True):
         for label, runs in lines.items():
             points = list(zip(*(run["curve"] for run in runs), strict=True))
             steps = [column[0][0] for column in points]
             scores = [[point[1] for point in column] for column in points]
-            (line,) = ax.plot(steps, [sum(s) / len(s) for s in scores], label=label)
+            ax.plot(steps, [sum(s) / len(s) for s in scores], label=label, color=colors[label])
             low, high = [min(s) for s in scores], [max(s) for s in scores]
-            ax.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+            ax.fill_between(steps, low, high, color=colors[label], alpha=0.2, linewidth=0)
         ax.set(title=panel, xlabel="step", ylim=(0.35, 1.02))
         ax.title.set_fontsize(9)
         ax.grid(alpha=0.3)
