@@ -143,6 +143,7 @@ def main(folder: Path, output: Path, alone: Path) -> None:
     world = join()
     if not world.leads:
         follow(world)
+        assert not torch.distributed.is_initialized()
         return
     with led(world):
         figures = asyncio.run(online(folder, output / "online", world))
@@ -158,6 +159,7 @@ def main(folder: Path, output: Path, alone: Path) -> None:
             found["resumed"] = resume(trainer, midway)
             found["resumed_from_one"] = resume(trainer, alone / kind.value / "midway")
             (output / f"{kind.value}.pickle").write_bytes(pickle.dumps(found))
+    assert not torch.distributed.is_initialized()
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,16 @@ class World:
         except RuntimeError as error:
             logger.warning("the other ranks are gone: %s", error)
 
+    def leave(self) -> None:
+        """Part from the other ranks; nothing is done together after it.
+
+        A process that ends with gloo's threads still running is now and then aborted at its exit.
+        """
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
+
     def hear(self) -> Announcement:
         """What the leader announces next."""
         heard: Announcement = self._broadcast(None)
@@ -205,15 +215,16 @@ def join() -> World:
 
 @contextmanager
 def led(world: World) -> Iterator[None]:
-    """Let the followers go at the end, however it comes."""
+    """Let the followers go at the end, however it comes, and leave the group."""
     try:
         yield
     finally:
         world.dismiss()
+        world.leave()
 
 
 def follow(world: World) -> None:
-    """Do as the leader announces, until the end."""
+    """Do as the leader announces, until the end, and leave the group."""
     from tuneloop.learner.policy_trainer import PolicyTrainer
 
     # What is sent to all processes is for the leader: it finishes its step and ends the others.
@@ -233,6 +244,7 @@ def follow(world: World) -> None:
                     getattr(called, method)(*arguments, **named)
         except TuneloopError:
             continue  # the leader has met with the same, and says so
+    world.leave()
 
 
 def _heard(world: World) -> Announcement:
