@@ -109,12 +109,13 @@ def scored(sequences: list[TokenSequence]) -> list[ScoredSample]:
 
 @pytest.mark.parametrize("kind", WeightsKind)
 def test_ppo_learns_what_is_rewarded(sharp_policy: Path, kind: WeightsKind) -> None:
-    rate = 1e-2 if kind is WeightsKind.LORA else 1e-3
+    # With half the batch or twice the rate some seeds fall short: six of six reach 0.96 here.
+    rate = 5e-3 if kind is WeightsKind.LORA else 1e-3
     bandit = Bandit(sharp_policy, kind=kind, learning_rate=rate, ppo_epochs=2)
     assert 0.3 < bandit.liked_share() < 0.7
     rewards = []
     for _ in range(25):
-        result = bandit.trainer.step({"ppo": scored(bandit.sample(16))})
+        result = bandit.trainer.step({"ppo": scored(bandit.sample(32))})
         rewards.append(result.metrics["reward"])
     assert sum(rewards[-5:]) / 5 > 0.9
     assert bandit.liked_share() > 0.9
@@ -224,7 +225,7 @@ def test_kl_in_the_reward_holds_the_policy_back(sharp_policy: Path) -> None:
     for kl_coef in (0.0, 0.5):
         bandit = Bandit(sharp_policy, learning_rate=3e-3, kl_coef=kl_coef)
         for _ in range(15):
-            metrics = bandit.trainer.step({"ppo": scored(bandit.sample(16))}).metrics
+            metrics = bandit.trainer.step({"ppo": scored(bandit.sample(32))}).metrics
         kl[kl_coef] = metrics["kl"]
     assert kl[0.5] < 0.5 * kl[0.0]
 

@@ -20,9 +20,10 @@ def process(request: pytest.FixtureRequest) -> Iterator[tuple[int, bool]]:
 
 
 def session_niceness(pid: int) -> int | None:
-    """Of the session, where Linux schedules by sessions."""
+    """Of the session, where Linux schedules by sessions; the first of all has none to set."""
     autogroup = Path(f"/proc/{pid}/autogroup")
-    return int(autogroup.read_text().split()[-1]) if autogroup.exists() else None
+    words = autogroup.read_text().split() if autogroup.exists() else []
+    return int(words[-1]) if words else None
 
 
 def test_the_process_and_the_session_it_leads_get_nicer(process: tuple[int, bool]) -> None:
