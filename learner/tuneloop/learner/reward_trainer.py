@@ -16,7 +16,7 @@ from tuneloop.learner.architecture import checkpoint_layers
 from tuneloop.learner.descent import MicroLoss, Term, descend
 from tuneloop.learner.distributed import ALONE
 from tuneloop.learner.losses.kto import balanced_weights
-from tuneloop.learner.losses.means import Mean
+from tuneloop.learner.losses.means import Mean, total_of
 from tuneloop.learner.losses.reward_model import (
     bradley_terry_loss,
     ranking_loss,
@@ -111,13 +111,15 @@ class RewardTrainer:
         ratings = [(s, e) for s, e in encoded if isinstance(s, RatedText)]
         given = {
             "thumb_loss": self._micro_losses(
-                balanced(thumbs), self._loss_of_thumbs, total_of(thumbs)
+                balanced(thumbs), self._loss_of_thumbs, total_weight(thumbs)
             ),
-            "pair_loss": self._micro_losses(pairs, self._loss_of_pairs, total_of(pairs)),
+            "pair_loss": self._micro_losses(pairs, self._loss_of_pairs, total_weight(pairs)),
             "ranking_loss": self._micro_losses(
-                rankings, self._loss_of_rankings, total_of(rankings)
+                rankings, self._loss_of_rankings, total_weight(rankings)
             ),
-            "rating_loss": self._micro_losses(ratings, self._loss_of_ratings, total_of(ratings)),
+            "rating_loss": self._micro_losses(
+                ratings, self._loss_of_ratings, total_weight(ratings)
+            ),
         }
         terms = [Term(name=name, micro_losses=parts) for name, parts in given.items() if parts]
         return descend(self._optimization, terms)
@@ -241,9 +243,9 @@ def problem_of(sample: RewardSample) -> str:
     return ""
 
 
-def total_of(items: Sequence[tuple[RewardSample, Encoded]]) -> float:
-    """What a kind's loss is divided by: what its samples weigh; 1 where all weigh 0."""
-    return math.fsum(sample.weight for sample, _ in items) or 1.0
+def total_weight(items: Sequence[tuple[RewardSample, Encoded]]) -> float:
+    """What a kind's loss is divided by."""
+    return total_of(sample.weight for sample, _ in items)
 
 
 def balanced(thumbs: Sequence[tuple[LabelledText, Encoded]]) -> list[tuple[LabelledText, Encoded]]:

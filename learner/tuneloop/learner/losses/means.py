@@ -1,5 +1,6 @@
 """Means that add up: a metric is kept as a sum and a count until the step is over."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,15 @@ class Mean:
     """Scalar, detached."""
     count: Tensor
     """Scalar; 0 when there was nothing to measure."""
+
+
+def total_of(weights: Iterable[float]) -> float:
+    """What a loss is divided by: the weights of its whole batch; 1 where all of them are 0.
+
+    So a batch moves the model as far whatever its samples weigh: a weight says what a sample
+    counts beside others.
+    """
+    return math.fsum(weights) or 1.0
 
 
 def mean_over(values: Tensor, mask: Tensor) -> Mean:

@@ -11,11 +11,11 @@ from tuneloop.learner.advantages import group_advantages, leave_one_out_advantag
 from tuneloop.learner.batching import collate
 from tuneloop.learner.descent import MicroLoss
 from tuneloop.learner.losses.grpo import grpo_loss, rloo_loss
-from tuneloop.learner.losses.means import Mean, mean_over
+from tuneloop.learner.losses.means import Mean, mean_over, total_of
 from tuneloop.learner.losses.ppo import importance_weights
 from tuneloop.learner.models import PolicyModel
 from tuneloop.learner.plans.dials import AT_REST, Dials
-from tuneloop.learner.plans.plan import Plan, PolicyPass, cut, total_of
+from tuneloop.learner.plans.plan import Plan, PolicyPass, cut
 from tuneloop.learner.plans.restraint import restrained
 from tuneloop.learner.plans.rollouts import Rollouts, rollouts_of
 from tuneloop.learner.rewards import priced_reward
@@ -159,14 +159,14 @@ def _micro_losses(
 ) -> list[MicroLoss]:
     tokens = sum(len(sample.sequence.completion_token_ids) for sample in left_out)
     tokens = max(1, tokens + sum(int(rows.loss_mask.sum()) for rows, _ in parts))
-    of_tokens = [s.weight * len(s.sequence.completion_token_ids) for s in left_out]
-    of_tokens += [weight for rows, _ in parts for weight in rows.token_weights]
-    of_sequences = [s.weight for s in left_out]
-    for rows, _ in parts:
-        kept = rows.loss_mask.any(-1).tolist()
-        of_sequences += [s.weight for s, is_kept in zip(rows.samples, kept, strict=True) if is_kept]
     by_sequence = settings.advantage_estimator == "rloo"
-    total = total_of(of_sequences if by_sequence else of_tokens)
+    if by_sequence:
+        weights = [s.weight for s in left_out]
+        weights += [weight for rows, _ in parts for weight in rows.sequence_weights]
+    else:
+        weights = [s.weight * len(s.sequence.completion_token_ids) for s in left_out]
+        weights += [weight for rows, _ in parts for weight in rows.token_weights]
+    total = total_of(weights)
 
     def micro_loss(rows: Rollouts, policy: PolicyPass) -> MicroLoss:
         of_rows = advantages[_numbers(rows)].to(rows.loss_mask.device)

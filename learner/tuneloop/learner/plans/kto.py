@@ -9,10 +9,10 @@ from torch import Tensor
 from tuneloop.learner.batching import SequenceBatch, collate, micro_batches, sequence_length
 from tuneloop.learner.descent import MicroLoss
 from tuneloop.learner.losses.kto import class_weights, kto_loss, reference_point
-from tuneloop.learner.losses.means import Mean, mean_over
+from tuneloop.learner.losses.means import Mean, mean_over, total_of
 from tuneloop.learner.models import PolicyModel
 from tuneloop.learner.plans.dials import AT_REST, Dials
-from tuneloop.learner.plans.plan import Plan, cut, total_of
+from tuneloop.learner.plans.plan import Plan, cut
 from tuneloop.learner.plans.restraint import restrained
 from tuneloop.learner.samples import ThumbSample, TokenSequence
 from tuneloop.learner.trainer_settings import TrainerSettings

@@ -5,8 +5,7 @@ and old log-probs, old values) is computed while planning. Calling a closure run
 gradients and returns that micro-batch's share of the loss.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -60,15 +59,6 @@ class PolicyPass:
         """Return (B, C) log π of the policy as it is now; takes gradients."""
         kept, self._kept = self._kept, None
         return self._model.logprobs(self._batch) if kept is None else kept
-
-
-def total_of(weights: Iterable[float]) -> float:
-    """What a loss is divided by: the weights of its whole batch; 1 where all of them are 0.
-
-    So a batch moves the policy as far whatever its samples weigh: a weight says what a sample
-    counts beside others.
-    """
-    return math.fsum(weights) or 1.0
 
 
 def cut(samples: Sequence[S], settings: TrainerSettings) -> list[list[S]]:

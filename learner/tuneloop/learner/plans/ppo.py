@@ -9,11 +9,11 @@ from torch import Tensor
 from tuneloop.learner.advantages import generalized_advantages, kl_penalized_rewards, whiten
 from tuneloop.learner.batching import SequenceBatch, collate
 from tuneloop.learner.descent import MicroLoss
-from tuneloop.learner.losses.means import Mean, mean_over
+from tuneloop.learner.losses.means import Mean, mean_over, total_of
 from tuneloop.learner.losses.ppo import ppo_policy_loss, value_loss
 from tuneloop.learner.models import PolicyModel
 from tuneloop.learner.plans.dials import AT_REST, Dials
-from tuneloop.learner.plans.plan import Plan, cut, total_of
+from tuneloop.learner.plans.plan import Plan, cut
 from tuneloop.learner.plans.restraint import restrained
 from tuneloop.learner.plans.rollouts import Rollouts, rollouts_of
 from tuneloop.learner.rewards import clipped_reward

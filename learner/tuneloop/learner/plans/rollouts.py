@@ -34,6 +34,12 @@ class Rollouts:
         counts = self.loss_mask.sum(-1).tolist()
         return [s.weight * count for s, count in zip(self.samples, counts, strict=True)]
 
+    @property
+    def sequence_weights(self) -> list[float]:
+        """The sample weights of the sequences that are learned from."""
+        kept = self.loss_mask.any(-1).tolist()
+        return [s.weight for s, is_kept in zip(self.samples, kept, strict=True) if is_kept]
+
 
 def rollouts_of(
     samples: Sequence[ScoredSample],

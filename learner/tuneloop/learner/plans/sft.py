@@ -7,11 +7,11 @@ from torch import Tensor
 
 from tuneloop.learner.batching import SequenceBatch, collate
 from tuneloop.learner.descent import MicroLoss
-from tuneloop.learner.losses.means import Mean
+from tuneloop.learner.losses.means import Mean, total_of
 from tuneloop.learner.losses.sft import sft_loss
 from tuneloop.learner.models import PolicyModel
 from tuneloop.learner.plans.dials import AT_REST, Dials
-from tuneloop.learner.plans.plan import Plan, cut, total_of
+from tuneloop.learner.plans.plan import Plan, cut
 from tuneloop.learner.plans.restraint import restrained
 from tuneloop.learner.samples import DemonstrationSample
 from tuneloop.learner.trainer_settings import TrainerSettings
