@@ -81,22 +81,20 @@ class PolicyBatches:
 
     def _add_replays(self, trainee: Trainee, batch: dict[str, list[Any]]) -> dict[str, list[str]]:
         """Add used samples of the objectives that have new ones; their ids by objective."""
-        fraction = self._settings.replay_fraction
         added: dict[str, list[str]] = {}
         for objective, fresh in batch.items():
-            count = round(len(fresh) * fraction / (1 - fraction))
-            if count == 0:
-                continue
-            again = replays(
+            again = replayed_beside(
+                len(fresh),
+                self._settings.replay_fraction,
                 self._database,
+                trainee,
                 objective,
-                count,
-                seed=f"{self._settings.seed}-{trainee.step}",
-                exclude=trainee.uncommitted.ids(objective),
+                seed=self._settings.seed,
                 edit_tokens=self._edit_tokens,
             )
-            batch[objective] = [*fresh, *again]
-            added[objective] = [sample.sample_id for sample in again]
+            if again:
+                batch[objective] = [*fresh, *again]
+                added[objective] = [sample.sample_id for sample in again]
         return added
 
     def _take_scored(self, trainee: Trainee, objective: str) -> list[Any]:
@@ -149,16 +147,36 @@ class RewardBatches:
         taken, refusals = ready.take(self._database, "reward_model", full, exclude=exclude)
         trainee.refuse(refusals)
         again: list[Any] = []
-        if limit is None and fraction and taken:
-            again = replays(
-                self._database,
-                "reward_model",
-                round(len(taken) * fraction / (1 - fraction)),
-                seed=f"{settings.seed}-{trainee.step}",
-                exclude=exclude,
+        if limit is None:
+            again = replayed_beside(
+                len(taken), fraction, self._database, trainee, "reward_model", seed=settings.seed
             )
         replayed = {"reward_model": [sample.sample_id for sample in again]}
         return cut({"reward_model": [*taken, *again]}, replayed if again else {}, limit)
+
+
+def replayed_beside(
+    fresh: int,
+    fraction: float,
+    database: Database,
+    trainee: Trainee,
+    objective: str,
+    *,
+    seed: int,
+    edit_tokens: EditTokens | None = None,
+) -> list[Any]:
+    """Used samples to go with `fresh` new ones, so that they are `fraction` of the whole."""
+    count = round(fresh * fraction / (1 - fraction))
+    if count == 0:
+        return []
+    return replays(
+        database,
+        objective,
+        count,
+        seed=f"{seed}-{trainee.step}",
+        exclude=trainee.uncommitted.ids(objective),
+        edit_tokens=edit_tokens,
+    )
 
 
 def shares(counts: Mapping[str, int], size: int) -> dict[str, int]:

@@ -26,8 +26,9 @@ def main() -> None:
     """Run until SIGTERM or SIGINT; of several ranks under torchrun the others help the first."""
     settings = load_or_exit(LearnerSettings)
     start_logging("learner")
+    # Serving comes first where both share a machine.
+    lower_priority(os.getpid(), settings.niceness)
     if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
-        lower_priority(os.getpid(), settings.niceness)
         help_the_first()
         return
     try:
@@ -36,8 +37,6 @@ def main() -> None:
     except TuneloopError as error:
         sys.stderr.write(f"{error.message}\n")
         raise SystemExit(2 if isinstance(error, SettingsError) else 1) from error
-    # Serving comes first where both share a machine.
-    lower_priority(os.getpid(), settings.niceness)
     try:
         status = asyncio.run(serve(settings))
     except TuneloopError as error:

@@ -57,8 +57,7 @@ def save(folder: Path, state: TrainerState, world: World) -> Saved:
 
     Raises `OSError` on every rank where one cannot write.
     """
-    tensors = {MODEL + name: tensor for name, tensor in state.model.items()}
-    tensors |= {OPTIMIZER + name: tensor for name, tensor in state.optimizer.items()}
+    tensors = _tensors_of(state)
     writer = HuggingFaceStorageWriter(
         str(folder),
         fqn_to_index_mapping={n: FILE_OF.get(n.rpartition(".")[2], 1) for n in tensors},
@@ -96,15 +95,14 @@ def load(
     if problem := next((p for part in world.gather(found) for p in part if p), ""):
         raise CorruptData(f"checkpoint {folder.parent.name}: {folder.name}: {problem}")
     try:
-        stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+        reader = HuggingFaceStorageReader(str(folder))
+        stored = reader.read_metadata().state_dict_metadata
         shapes = {name: entry.size for name, entry in stored.items()}  # type: ignore[union-attr]
         state = blank(_under(MODEL, shapes), _under(OPTIMIZER, shapes))
-        tensors = {MODEL + name: tensor for name, tensor in state.model.items()}
-        tensors |= {OPTIMIZER + name: tensor for name, tensor in state.optimizer.items()}
         with _alone_or_not():
             load_tensors(
-                tensors,
-                storage_reader=HuggingFaceStorageReader(str(folder)),
+                _tensors_of(state),
+                storage_reader=reader,
                 process_group=world.commands,
                 no_dist=world.size == 1,
             )
@@ -139,6 +137,12 @@ def _names(folder: Path) -> set[str]:
 def _mine(names: Iterable[str], world: World) -> list[str]:
     """The files that this rank hashes."""
     return sorted(names)[world.rank :: world.size]
+
+
+def _tensors_of(state: TrainerState) -> dict[str, Any]:
+    """All tensors by name; loading fills them in place."""
+    model = {MODEL + name: tensor for name, tensor in state.model.items()}
+    return model | {OPTIMIZER + name: tensor for name, tensor in state.optimizer.items()}
 
 
 def _under(prefix: str, shapes: Shapes) -> Shapes:

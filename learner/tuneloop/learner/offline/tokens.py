@@ -49,9 +49,8 @@ class Tokens:
 
         Raises `InvalidRequest` for a model that writes no text.
         """
-        check_writes(folder)
-        self.tokenization = Tokenization(folder)
         self.max_length = min(max_length or 1 << 30, context_length(folder))
+        self.tokenization = Tokenization(folder)
         self._as_chat = as_chat
 
     def asked(self, prompt: Text, row: Fields) -> Asked:
@@ -127,25 +126,21 @@ def completion_text(completion: Text) -> str:
     return prompt_as_text(completion)
 
 
-def check_writes(folder: Path) -> None:
-    """Raise `InvalidRequest` unless the folder holds a language model with its output layer.
+def context_length(folder: Path) -> int:
+    """Tokens the language model in a folder has positions for.
 
-    transformers loads an encoder as one too, with an output layer of random numbers.
+    Raises `InvalidRequest` for a model without an output layer: transformers would load an encoder
+    with one of random numbers.
     """
     from transformers import AutoConfig
 
-    names = AutoConfig.from_pretrained(folder, local_files_only=True).architectures or []
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    names = config.architectures or []
     if names and not any(name.endswith(WRITERS) for name in names):
         raise InvalidRequest(
             f"{folder}: a {', '.join(names)}, which writes no text; a causal language model is "
             "needed",
             param="model",
         )
-
-
-def context_length(folder: Path) -> int:
-    """Tokens the model has positions for."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
-    return int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(positions or 1 << 20)
