@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,17 +139,11 @@ async def test_kill_9_of_the_server_loses_nothing_acknowledged(
     ended = asyncio.Event()
 
     async def publish() -> None:
-        number = 0
         while not ended.is_set():
-            event = b"%d" % number
-            try:
-                await bus.publish(ROLLOUT, event, event_id=event.decode())
-            except Unavailable:
-                # Again with the same id: stored or not, it counts once.
-                await asyncio.sleep(0.02)
-                continue
+            event = b"%d" % len(acknowledged)
+            # Again with the same id until it is known to be stored, and it counts once.
+            await eventually(partial(bus.publish, ROLLOUT, event, event_id=event.decode()))
             acknowledged.add(event)
-            number += 1
 
     publishing = asyncio.create_task(publish())
     for _ in range(3):
