@@ -5,7 +5,6 @@ import gc
 import logging
 import os
 import signal
-import sys
 from typing import Any
 
 from tuneloop.errors import SettingsError, TuneloopError
@@ -28,8 +27,11 @@ def main() -> None:
             status = runner.run(serve(settings))
     except TuneloopError as error:
         logger.error("cannot start: %s", error.message)
-        sys.exit(1)
-    sys.exit(status)
+        status = 1
+    logging.shutdown()
+    # All that had to end has ended; the interpreter's own end would only have vLLM's and triton's
+    # modules complain of one another.
+    os._exit(status)
 
 
 async def serve(settings: GenerationSettings) -> int:
