@@ -1,6 +1,7 @@
 """Policies, versions and where their weights lie. Frozen, slotted, standard library only."""
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -40,6 +41,16 @@ class LoadedVersion:
     policy_version: int
     leases: int
     loaded_time: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerStep:
+    """The learner committed an optimizer step."""
+
+    policy: str
+    step: int
+    metrics: Mapping[str, float]
+    stepped_time: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

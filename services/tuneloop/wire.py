@@ -24,7 +24,7 @@ from tuneloop.feedback import (
     Rating,
     Thumb,
 )
-from tuneloop.policies import Activation, WeightsReference
+from tuneloop.policies import Activation, LearnerStep, WeightsReference
 from tuneloop.rollouts import (
     ChatMessage,
     FinishReason,
@@ -515,3 +515,15 @@ def encode_learner_stepped(
         metrics=dict(metrics),
         stepped_time=timestamp(stepped_time),
     ).SerializeToString()
+
+
+def decode_learner_stepped(data: bytes) -> LearnerStep:
+    """The step of an event; raises `CorruptData`."""
+    message = parse(events_pb2.LearnerStepped, data)
+    require(bool(message.policy), "policy", "missing")
+    return LearnerStep(
+        policy=message.policy,
+        step=message.step,
+        metrics=dict(message.metrics),
+        stepped_time=moment(message.stepped_time, "stepped_time"),
+    )

@@ -194,6 +194,24 @@ async def test_last_is_none_where_nothing_matches(bus: Bus) -> None:
     assert await bus.last(subjects.feedback_with_id("nothing")) is None
 
 
+async def test_events_can_be_read_one_after_another(bus: Bus) -> None:
+    step = subjects.learner_step("tuneloop")
+    for number in range(3):
+        await bus.publish(step, str(number).encode(), event_id=f"step{number}")
+        await bus.publish(
+            subjects.weights_published("tuneloop"), b"version", event_id=f"version{number}"
+        )
+    sequence, found = 0, []
+    while (event := await bus.first_after(step, sequence)) is not None:
+        assert event.sequence > sequence
+        sequence = event.sequence
+        found.append((event.subject, event.data))
+    assert found == [(step, b"0"), (step, b"1"), (step, b"2")]
+    last = await bus.last(step)
+    assert last is not None
+    assert last.sequence == sequence
+
+
 async def test_a_dead_letter_is_kept_and_not_delivered_again(bus: Bus) -> None:
     consumer = await rollouts(bus, ack_wait=0.5)
     await bus.publish(ROLLOUT, b"\xff\xfe", event_id="bad")

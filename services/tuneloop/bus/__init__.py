@@ -117,6 +117,10 @@ class Bus(Protocol):
         """The newest event whose subject matches, or None. Raises `Unavailable`."""
         ...
 
+    async def first_after(self, subject_filter: str, sequence: int) -> StoredEvent | None:
+        """The oldest event after `sequence` that matches, or None. Raises `Unavailable`."""
+        ...
+
     async def consume(
         self, *, stream: str, durable: str, subjects: Sequence[str], ack_wait: float
     ) -> Consumer:

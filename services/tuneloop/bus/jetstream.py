@@ -24,6 +24,7 @@ from tuneloop.bus.streams import (
     api,
     ensure_streams,
     last_message,
+    one_message,
 )
 from tuneloop.errors import Conflict, InvalidRequest, NotFound, Unavailable
 
@@ -133,9 +134,18 @@ class JetStreamBus:
 
     async def last(self, subject_filter: str) -> StoredEvent | None:
         """The newest event that matches; see `Bus.last`."""
+        return await self._one(subject_filter, {"last_by_subj": subject_filter})
+
+    async def first_after(self, subject_filter: str, sequence: int) -> StoredEvent | None:
+        """The oldest event after `sequence` that matches; see `Bus.first_after`."""
+        return await self._one(
+            subject_filter, {"seq": sequence + 1, "next_by_subj": subject_filter}
+        )
+
+    async def _one(self, subject_filter: str, body: dict[str, Any]) -> StoredEvent | None:
         stream = stream_of(subject_filter)
         await self._prepare()
-        found = await last_message(self.connection, stream, subject_filter, TIMEOUT_SECONDS)
+        found = await one_message(self.connection, stream, body, TIMEOUT_SECONDS)
         if found is None:
             return None
         subject, sequence, data, headers = found

@@ -200,6 +200,12 @@ class MemoryBus:
         events = reversed(self.streams[stream_of(subject_filter)].events)
         return next((event for event in events if matches(subject_filter, event.subject)), None)
 
+    async def first_after(self, subject_filter: str, sequence: int) -> StoredEvent | None:
+        """The oldest event after `sequence` that matches; see `Bus.first_after`."""
+        self.check()
+        later = (e for e in self.streams[stream_of(subject_filter)].events if e.sequence > sequence)
+        return next((event for event in later if matches(subject_filter, event.subject)), None)
+
     async def consume(
         self, *, stream: str, durable: str, subjects: Sequence[str], ack_wait: float
     ) -> MemoryConsumer:

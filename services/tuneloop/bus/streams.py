@@ -61,8 +61,14 @@ async def last_message(
     connection: Connection, stream: str, subject_filter: str, seconds: float
 ) -> tuple[str, int, bytes, dict[str, str]] | None:
     """Subject, sequence, data and headers of the newest message that matches, or None."""
+    return await one_message(connection, stream, {"last_by_subj": subject_filter}, seconds)
+
+
+async def one_message(
+    connection: Connection, stream: str, body: dict[str, Any], seconds: float
+) -> tuple[str, int, bytes, dict[str, str]] | None:
+    """The message that `body` asks for, or None."""
     try:
-        body = {"last_by_subj": subject_filter}
         answer = await api(connection, f"STREAM.MSG.GET.{stream}", body, seconds)
     except ApiError as error:
         if error.code == 404:

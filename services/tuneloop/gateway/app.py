@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
-from tuneloop.gateway import feedback, health, learner, page, policies, scoring, users
+from tuneloop.gateway import events, feedback, health, learner, page, policies, scoring, users
 from tuneloop.gateway.auth import Guard
 from tuneloop.gateway.context import open_gateway
 from tuneloop.gateway.edge import CLIENT_WENT_AWAY, BodyLimit, Edge
@@ -29,6 +29,7 @@ routers = (
     scoring.router,
     policies.router,
     learner.router,
+    events.router,
     users.router,
     health.router,
 )
@@ -42,6 +43,7 @@ def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
         used = bus or await JetStreamBus.connect(settings.nats_url, name="gateway", wait=0.5)
         gateway = open_gateway(settings, used)
         app.state.gateway = gateway
+        app.state.feed = events.Feed(gateway)
         try:
             yield
         finally:

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tuneloop.gateway.context import CONTROL_TIMEOUT, gateway_of
+from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.remote import asked
 from tuneloop.v1 import learner_pb2
 
@@ -36,10 +36,13 @@ def evaluation(message: learner_pb2.Evaluation) -> dict[str, Any]:
 @router.get("/v1/learner")
 async def get_learner(request: Request) -> dict[str, Any]:
     """The learner's status."""
+    return await learner_status(gateway_of(request))
+
+
+async def learner_status(gateway: Gateway) -> dict[str, Any]:
+    """The learner's status; raises `Unavailable` while it is away."""
     status: learner_pb2.GetStatusResponse = await asked(
-        gateway_of(request).learner.GetStatus(
-            learner_pb2.GetStatusRequest(), timeout=CONTROL_TIMEOUT
-        )
+        gateway.learner.GetStatus(learner_pb2.GetStatusRequest(), timeout=CONTROL_TIMEOUT)
     )
     return {
         "state": status.state,

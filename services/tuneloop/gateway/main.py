@@ -2,6 +2,7 @@
 
 import gc
 import signal
+import socket
 
 from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.settings import load_or_exit
@@ -17,8 +18,17 @@ def main() -> None:
 
     from tuneloop.gateway.app import create_app
 
+    app = create_app(settings)
+
+    class Server(uvicorn.Server):
+        """Ends the streams that have no end, so that draining waits for answers alone."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.state.feed.close()
+            await super().shutdown(sockets)
+
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -36,7 +46,7 @@ def main() -> None:
         signal.signal(number, leave)
     # What is loaded now stays: looking through it again and again would hold the streams up.
     gc.freeze()
-    uvicorn.Server(config).run()
+    Server(config).run()
 
 
 def leave(*_: object) -> None:

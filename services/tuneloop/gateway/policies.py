@@ -40,7 +40,11 @@ async def list_policies(
 
     Each half is null while the service that knows it is away; 503 only when both are.
     """
-    gateway = gateway_of(request)
+    return await policies_document(gateway_of(request), limit, before)
+
+
+async def policies_document(gateway: Gateway, limit: int, before: int | None) -> dict[str, Any]:
+    """What serves, and the newest versions; raises `Unavailable` where neither is known."""
     serving, versions = await asyncio.gather(
         get_serving(gateway), get_versions(gateway, limit, before), return_exceptions=True
     )

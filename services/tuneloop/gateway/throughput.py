@@ -1,0 +1,76 @@
+"""How much the gateway does: rates over the last seconds, from its own counters."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import Counter, Gauge
+
+from tuneloop.gateway import metrics
+
+WINDOW_SECONDS = 10.0
+COMPLETION_ROUTES = ("/v1/chat/completions", "/v1/completions")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """The counters at one moment."""
+
+    time: float
+    tokens: float
+    requests: float
+
+
+class Throughput:
+    """Tokens and completions a second; null until there are two readings."""
+
+    def __init__(
+        self, listeners: Callable[[], int], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._listeners = listeners
+        self._clock = clock
+        self._readings: deque[Reading] = deque()
+
+    async def latest(self) -> dict[str, Any]:
+        """The rates since the oldest reading within the window."""
+        now = Reading(
+            time=self._clock(),
+            tokens=total(metrics.completion_tokens),
+            requests=total(metrics.http_requests, COMPLETION_ROUTES),
+        )
+        readings = self._readings
+        readings.append(now)
+        # One older than the window stays: it is where the window begins.
+        while len(readings) > 2 and readings[1].time <= now.time - WINDOW_SECONDS:
+            readings.popleft()
+        if readings[0].time < now.time - 2 * WINDOW_SECONDS:
+            # Nobody listened for a while: a mean over that time would say nothing about now.
+            readings.clear()
+            readings.append(now)
+        seconds = now.time - readings[0].time
+        return {
+            "tokens_per_second": rate(now.tokens - readings[0].tokens, seconds),
+            "requests_per_second": rate(now.requests - readings[0].requests, seconds),
+            # Whoever listens to these figures holds a request open too.
+            "in_flight": max(0, int(gauge(metrics.in_flight)) - self._listeners()),
+        }
+
+
+def rate(amount: float, seconds: float) -> float | None:
+    return round(amount / seconds, 2) if seconds > 0 else None
+
+
+def gauge(metric: Gauge) -> float:
+    return next(sample.value for family in metric.collect() for sample in family.samples)
+
+
+def total(counter: Counter, routes: tuple[str, ...] = ()) -> float:
+    """A counter over all its labels, or over the routes named."""
+    return sum(
+        sample.value
+        for metric in counter.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total") and (not routes or sample.labels["route"] in routes)
+    )
