@@ -176,7 +176,14 @@ async def test_only_one_of_twenty_racing_publishers_is_first(bus: Bus) -> None:
     stored = await bus.last(subjects.feedback_with_id("client-id"))
     assert stored is not None
     assert stored.data == str(won.index(True)).encode()
-    assert stored.subject.endswith(f".user{won.index(True)}.client-id")
+    assert stored.subject.endswith(f".user{won.index(True)}")
+
+
+def test_an_id_stands_before_what_varies_with_it() -> None:
+    """JetStream walks over all that is stored beneath the first wildcard of a filter."""
+    before_id, _, after_id = subjects.feedback_with_id("client-id").partition("client-id")
+    assert before_id == "tuneloop.v1.*.feedback."
+    assert set(after_id.split(".")) == {"", "*"}
 
 
 async def test_publish_first_refuses_the_same_event_id_too(bus: Bus) -> None:

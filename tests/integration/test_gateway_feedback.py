@@ -65,7 +65,7 @@ async def test_a_thumb_on_an_answer_is_stored(stack: Stack, http: httpx.AsyncCli
     assert (feedback.policy, feedback.tenant, feedback.user_hash) == ("tuneloop", "default", ANN)
     assert feedback.metadata == {"a": "b"}
     (event,) = stack.bus.streams[subjects.FEEDBACK].events
-    assert event.subject == f"tuneloop.v1.tuneloop.feedback.thumb.{ANN}.{feedback.feedback_id}"
+    assert event.subject == f"tuneloop.v1.tuneloop.feedback.{feedback.feedback_id}.thumb.{ANN}"
     assert accepted("thumb") == before + 1
 
 

@@ -154,7 +154,7 @@ async def forget(stub: Stub, bus: JetStreamBus, learner: LearnerProcess, newest:
     assert (gone.rollouts_removed, gone.feedback_removed, gone.events_purged) == (8, 8, 16)
     assert newest in gone.policy_versions
     assert thumbs_used(learner) == {}
-    assert await bus.last("tuneloop.v1.*.feedback.*.u1.*") is None
+    assert await bus.last("tuneloop.v1.*.feedback.*.*.u1") is None
 
 
 async def test_killed_in_the_middle_of_steps_it_uses_every_thumb_once(

@@ -1,8 +1,10 @@
 """Subjects, streams and routing keys: the only place that spells them.
 
 `tuneloop.v1.<policy>.rollout.generated.<user_hash>`, `….rollout.scored.<user_hash>`,
-`….feedback.<kind>.<user_hash>.<feedback id>`, `….weights.published`, `….weights.activated`,
-`….learner.step`. The user's hash stands in the subject so that forgetting a user is a purge.
+`….feedback.<feedback id>.<kind>.<user_hash>`, `….weights.published`, `….weights.activated`,
+`….learner.step`. The user's hash stands in the subject so that forgetting a user is a purge. A
+feedback's id stands before what varies with it: JetStream looks for it before every publish of a
+client's id, and walks over all that is stored where a wildcard for kinds or users comes first.
 """
 
 import re
@@ -60,21 +62,21 @@ def of_user(user_hash: str) -> list[tuple[str, str]]:
     user = token(user_hash, "user_hash")
     return [
         (ROLLOUTS, f"tuneloop.v1.*.rollout.*.{user}"),
-        (FEEDBACK, f"tuneloop.v1.*.feedback.*.{user}.>"),
+        (FEEDBACK, f"tuneloop.v1.*.feedback.*.*.{user}"),
     ]
 
 
 def feedback(policy: str, kind: str, user_hash: str, feedback_id: str) -> str:
     """Feedback was given."""
     return (
-        f"tuneloop.v1.{token(policy, 'policy')}.feedback.{token(kind, 'kind')}"
-        f".{token(user_hash, 'user')}.{token(feedback_id, 'id')}"
+        f"tuneloop.v1.{token(policy, 'policy')}.feedback.{token(feedback_id, 'id')}"
+        f".{token(kind, 'kind')}.{token(user_hash, 'user')}"
     )
 
 
 def feedback_with_id(feedback_id: str) -> str:
     """Filter for the feedback with an id, whatever its policy, kind and user."""
-    return f"tuneloop.v1.*.feedback.*.*.{token(feedback_id, 'id')}"
+    return f"tuneloop.v1.*.feedback.{token(feedback_id, 'id')}.*.*"
 
 
 def weights_published(policy: str) -> str:
