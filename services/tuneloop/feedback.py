@@ -6,6 +6,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 
+class FeedbackStatus(enum.StrEnum):
+    """What has become of feedback."""
+
+    ACCEPTED = "accepted"
+    RETRACTED = "retracted"
+    """Taken back by whoever gave it."""
+    EXPIRED = "expired"
+    """Too old to learn from, or what it speaks of never came."""
+
+
 class FeedbackKind(enum.StrEnum):
     """The kinds of feedback, as in the HTTP body and in the subject."""
 
@@ -69,6 +79,8 @@ type_of_kind: Mapping[FeedbackKind, type] = {
     FeedbackKind.COMMENT: Comment,
 }
 
+kind_of_type: Mapping[type, FeedbackKind] = {t: kind for kind, t in type_of_kind.items()}
+
 Judgement = Thumb | Rating | Comparison | Ranking | Demonstration | Comment
 
 
@@ -89,10 +101,7 @@ class Feedback:
     @property
     def kind(self) -> FeedbackKind:
         """The kind, from the judgement's type."""
-        for kind, judgement_type in type_of_kind.items():
-            if isinstance(self.judgement, judgement_type):
-                return kind
-        raise AssertionError("a judgement has one of the six types")
+        return kind_of_type[type(self.judgement)]
 
     @property
     def completion_ids(self) -> tuple[str, ...]:
@@ -104,3 +113,15 @@ class Feedback:
                 return ids
             case _:
                 return (self.completion_id,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retraction:
+    """Feedback taken back; its id stays spent."""
+
+    feedback_id: str
+    kind: FeedbackKind
+    policy: str
+    tenant: str
+    user_hash: str
+    retracted_time: datetime

@@ -27,6 +27,8 @@ class RolloutSource(enum.StrEnum):
     """The learner asked, to learn from the answer."""
     EVAL = "eval"
     """The learner asked, to see how well a version answers; never learned from."""
+    IMPORT = "import"
+    """Nobody sampled it: text of a file that was imported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

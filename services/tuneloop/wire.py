@@ -19,9 +19,11 @@ from tuneloop.feedback import (
     Comparison,
     Demonstration,
     Feedback,
+    FeedbackKind,
     Judgement,
     Ranking,
     Rating,
+    Retraction,
     Thumb,
 )
 from tuneloop.policies import Activation, LearnerStep, WeightsReference
@@ -51,6 +53,7 @@ source_to_proto = {
     RolloutSource.USER: rollout_pb2.ROLLOUT_SOURCE_USER,
     RolloutSource.PROMPTS: rollout_pb2.ROLLOUT_SOURCE_PROMPTS,
     RolloutSource.EVAL: rollout_pb2.ROLLOUT_SOURCE_EVAL,
+    RolloutSource.IMPORT: rollout_pb2.ROLLOUT_SOURCE_IMPORT,
 }
 source_of_proto = {number: source for source, number in source_to_proto.items()}
 source_of_proto[rollout_pb2.ROLLOUT_SOURCE_UNSPECIFIED] = RolloutSource.USER
@@ -344,6 +347,11 @@ def decode_rollout_scored(data: bytes) -> ScoredRollout:
 
 def encode_feedback(feedback: Feedback) -> bytes:
     """Event bytes of feedback; deterministic, so that equal feedback has equal bytes."""
+    return feedback_to_proto(feedback).SerializeToString(deterministic=True)
+
+
+def feedback_to_proto(feedback: Feedback) -> events_pb2.FeedbackGiven:
+    """Feedback."""
     message = events_pb2.FeedbackGiven(
         event_id=feedback.feedback_id,
         policy=feedback.policy,
@@ -368,7 +376,7 @@ def encode_feedback(feedback: Feedback) -> bytes:
             message.demonstration.text = text
         case Comment(text=text):
             message.comment.text = text
-    return message.SerializeToString(deterministic=True)
+    return message
 
 
 def judgement_from_proto(message: events_pb2.FeedbackGiven) -> Judgement:
@@ -404,7 +412,11 @@ def judgement_from_proto(message: events_pb2.FeedbackGiven) -> Judgement:
 
 def decode_feedback(data: bytes) -> Feedback:
     """The feedback of an event; raises `CorruptData`."""
-    message = parse(events_pb2.FeedbackGiven, data)
+    return feedback_from_proto(parse(events_pb2.FeedbackGiven, data))
+
+
+def feedback_from_proto(message: events_pb2.FeedbackGiven) -> Feedback:
+    """Feedback; raises `CorruptData`."""
     for field in ("event_id", "policy", "tenant", "user_hash", "completion_id"):
         require(bool(getattr(message, field)), field, "missing")
     return Feedback(
@@ -416,6 +428,40 @@ def decode_feedback(data: bytes) -> Feedback:
         judgement=judgement_from_proto(message),
         accepted_time=moment(message.accepted_time, "accepted_time"),
         metadata=dict(message.metadata),
+    )
+
+
+def retraction_event_id(feedback_id: str) -> str:
+    """Event id of a retraction; no id of feedback has a dot in it."""
+    return f"{feedback_id}.retracted"
+
+
+def encode_retraction(retraction: Retraction) -> bytes:
+    """Event bytes of a retraction."""
+    return events_pb2.FeedbackRetracted(
+        event_id=retraction_event_id(retraction.feedback_id),
+        policy=retraction.policy,
+        tenant=retraction.tenant,
+        user_hash=retraction.user_hash,
+        feedback_id=retraction.feedback_id,
+        kind=retraction.kind.value,
+        retracted_time=timestamp(retraction.retracted_time),
+    ).SerializeToString()
+
+
+def decode_retraction(data: bytes) -> Retraction:
+    """The retraction of an event; raises `CorruptData`."""
+    message = parse(events_pb2.FeedbackRetracted, data)
+    for field in ("policy", "tenant", "user_hash", "feedback_id"):
+        require(bool(getattr(message, field)), field, "missing")
+    require(message.kind in set(FeedbackKind), "kind", f"unknown: {message.kind!r}")
+    return Retraction(
+        feedback_id=message.feedback_id,
+        kind=FeedbackKind(message.kind),
+        policy=message.policy,
+        tenant=message.tenant,
+        user_hash=message.user_hash,
+        retracted_time=moment(message.retracted_time, "retracted_time"),
     )
 
 

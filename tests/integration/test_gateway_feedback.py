@@ -19,7 +19,7 @@ from tuneloop.gateway.completion_ids import CompletionIds
 from tuneloop.gateway.settings import GatewaySettings
 
 ANN = IDS.user_hash("default", "ann")
-ONE = IDS.make("chatcmpl", "default", ANN)
+ONE = IDS.make("chatcmpl", "default", ANN, 3)
 TWO = IDS.make("cmpl", "default", ANN)
 THUMB = {"kind": "thumb", "completion_id": ONE, "value": "up"}
 

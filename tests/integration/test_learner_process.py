@@ -125,7 +125,7 @@ async def labels_of_stable_reward_model(
 
 async def versions_cover(stub: Stub, thumbs: int) -> bool:
     listed = await stub.ListPolicyVersions(learner_pb2.ListPolicyVersionsRequest())
-    manifests = [from_json(v.manifest_json.encode()) for v in listed.versions]
+    manifests = [from_json(v.manifest_json.encode()) for v in listed.versions if v.policy_version]
     return sum(manifest.data.samples["kto"] for manifest in manifests) == thumbs
 
 

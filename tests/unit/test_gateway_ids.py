@@ -12,12 +12,20 @@ IDS = CompletionIds(b"one secret of many")
 
 def test_an_id_tells_for_whom_it_was_made() -> None:
     user_hash = IDS.user_hash("default", "ann")
-    made = IDS.make("chatcmpl", "default", user_hash)
+    made = IDS.make("chatcmpl", "default", user_hash, 4)
     assert IDS.check("default", made, "completion_id").user_hash == user_hash
     assert IDS.check("default", choice_id(made, 3), "completion_id").value == f"{made}.3"
     assert choice_id(made, 0) == made
     assert made.startswith("chatcmpl-")
     assert len(made) == len("chatcmpl-") + 60
+
+
+@pytest.mark.parametrize("n", [1, 2, 64])
+def test_a_choice_that_was_never_asked_for_is_refused(n: int) -> None:
+    made = IDS.make("chatcmpl", "default", IDS.user_hash("default", "ann"), n)
+    assert IDS.check("default", choice_id(made, n - 1), "chosen").value == choice_id(made, n - 1)
+    with pytest.raises(CompletionNotFound):
+        IDS.check("default", choice_id(made, n), "chosen")
 
 
 def test_no_user_is_one_user() -> None:

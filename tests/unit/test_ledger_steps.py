@@ -122,7 +122,7 @@ def test_a_ledger_of_another_schema_version_is_refused(tmp_path: Path) -> None:
     with database.write() as connection:
         connection.execute(update(facts).values(value="99"))
     database.close()
-    with pytest.raises(SettingsError, match=r"schema version 99.*reads versions up to 2"):
+    with pytest.raises(SettingsError, match=r"schema version 99.*reads versions up to 3"):
         Database.at(path)
 
 

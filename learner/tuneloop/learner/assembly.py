@@ -12,8 +12,10 @@ from tuneloop.learner.asking import Generation
 from tuneloop.learner.batches import PolicyBatches, RewardBatches
 from tuneloop.learner.edits import EditTokenizer
 from tuneloop.learner.evaluation import Referring
+from tuneloop.learner.expiry import Expiry
 from tuneloop.learner.fingerprint import fingerprint
 from tuneloop.learner.gauges import keep_fresh
+from tuneloop.learner.importing import Importer
 from tuneloop.learner.intake import Intake, intakes, run_all
 from tuneloop.learner.ledger import held_out, record, references
 from tuneloop.learner.ledger.database import Database
@@ -53,6 +55,7 @@ class Learner:
     loop: Loop
     server: Server
     prompting: Prompting | None
+    expiry: Expiry
     dismiss: Callable[[], Awaitable[None]]
     """Lets the other ranks end; nothing can be trained then."""
 
@@ -62,6 +65,7 @@ class Learner:
             tasks.create_task(run_all(self.bus, self.policy, self.intakes, self.loop.arrived.set))
             tasks.create_task(self.loop.run())
             tasks.create_task(keep_fresh(self.database))
+            tasks.create_task(self.expiry.run())
             if self.prompting is not None:
                 tasks.create_task(self.prompting.run())
 
@@ -84,6 +88,8 @@ async def assemble(settings: LearnerSettings) -> Learner:
         }
     )
     references.keep_for(database, await asyncio.to_thread(fingerprint, settings.model))
+    expiry = Expiry(database, max_age=settings.feedback_max_age, rollout_wait=settings.rollout_wait)
+    await asyncio.to_thread(expiry.go_on)
     record.adopt_scores(database, settings.scored_objective)
     store = FilesystemStore(
         settings.weights_uri,
@@ -120,7 +126,12 @@ async def assemble(settings: LearnerSettings) -> Learner:
     )
     server = Server(host=settings.host, port=settings.port, drain_seconds=1.0)
     servicer = LearnerServicer(
-        policy=policy, database=database, loop=loop, release=release, bus=bus
+        policy=policy,
+        database=database,
+        loop=loop,
+        release=release,
+        bus=bus,
+        importer=Importer(database, policy, settings.model),
     )
     server.add(learner_pb2_grpc.add_LearnerServiceServicer_to_server, servicer)
     await server.start()
@@ -138,6 +149,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
         loop=loop,
         server=server,
         prompting=make_prompting(settings, database, prompts, loop),
+        expiry=expiry,
         dismiss=lambda: worker.run(world.dismiss),
     )
 

@@ -8,6 +8,7 @@ size; they never wait for a clock, since there are always more of them than user
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.learner import metrics
@@ -23,6 +24,16 @@ Clock = Callable[[], float]
 
 JUDGEMENTS = ("dpo", "kto", "sft")
 """Objectives that learn from what users say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Samples towards a step."""
+
+    objective: str
+    """`judgements` stands for sft, kto and dpo, which fill a batch together."""
+    have: int
+    want: int
 
 
 class PolicyBatches:
@@ -61,6 +72,28 @@ class PolicyBatches:
             batch[objective] = self._take_scored(trainee, objective)
         return cut(batch, replayed, limit)
 
+    def progress(self, trainee: Trainee) -> list[Progress]:
+        """How far the next steps are."""
+        settings = self._settings
+        judged = sum(self._readiness(trainee, objective).count for objective in JUDGEMENTS)
+        found = [Progress(objective="judgements", have=judged, want=settings.fresh_batch_size)]
+        objective = settings.scored_objective
+        if settings.weight_of(objective) > 0:
+            scored = self._scored(trainee, objective).count
+            want = settings.ppo_batch_size
+            found.append(Progress(objective=objective, have=scored, want=want))
+        return found
+
+    def _scored(self, trainee: Trainee, objective: str) -> Readiness:
+        if objective == "ppo":
+            return self._readiness(trainee, "ppo")
+        return groups.readiness(
+            self._database,
+            now=self._clock(),
+            wait_seconds=self._settings.group_wait_seconds,
+            exclude=trainee.uncommitted.ids(objective),
+        )
+
     def _readiness(self, trainee: Trainee, objective: str) -> Readiness:
         if self._settings.weight_of(objective) == 0:
             return Readiness(count=0, oldest_time=None)
@@ -91,6 +124,7 @@ class PolicyBatches:
                 objective,
                 seed=self._settings.seed,
                 edit_tokens=self._edit_tokens,
+                not_before=self._settings.oldest_feedback(self._clock()),
             )
             if again:
                 batch[objective] = [*fresh, *again]
@@ -105,16 +139,16 @@ class PolicyBatches:
         oldest_allowed = versions.newest_version(self._database, "policy") - settings.max_staleness
         stale = ready.mark_stale(self._database, objective, oldest_allowed, exclude)
         metrics.rollouts_stale.inc(stale)
-        if objective == "ppo":
-            if self._readiness(trainee, "ppo").count < settings.ppo_batch_size:
-                return []
-            return self._take(trainee, "ppo", settings.ppo_batch_size)
-        now, wait = self._clock(), settings.group_wait_seconds
-        found = groups.readiness(self._database, now=now, wait_seconds=wait, exclude=exclude)
-        if found.count < settings.ppo_batch_size:
+        if self._scored(trainee, objective).count < settings.ppo_batch_size:
             return []
+        if objective == "ppo":
+            return self._take(trainee, "ppo", settings.ppo_batch_size)
         taken, refusals = groups.take(
-            self._database, settings.ppo_batch_size, now=now, wait_seconds=wait, exclude=exclude
+            self._database,
+            settings.ppo_batch_size,
+            now=self._clock(),
+            wait_seconds=settings.group_wait_seconds,
+            exclude=exclude,
         )
         trainee.refuse(refusals)
         return list(taken)
@@ -139,8 +173,7 @@ class RewardBatches:
         settings, exclude = self._settings, trainee.uncommitted.ids("reward_model")
         labels = ready.readiness(self._database, "reward_model", exclude)
         fraction = settings.reward_replay_fraction
-        old = round(settings.reward_batch_size * fraction)
-        full = max(1, settings.reward_batch_size - old)
+        full = settings.fresh_reward_batch_size
         queues = {"reward_model": labels}
         if not _due(queues, settings=settings, full=full, now=self._clock()):
             return None
@@ -149,10 +182,23 @@ class RewardBatches:
         again: list[Any] = []
         if limit is None:
             again = replayed_beside(
-                len(taken), fraction, self._database, trainee, "reward_model", seed=settings.seed
+                len(taken),
+                fraction,
+                self._database,
+                trainee,
+                "reward_model",
+                seed=settings.seed,
+                not_before=settings.oldest_feedback(self._clock()),
             )
         replayed = {"reward_model": [sample.sample_id for sample in again]}
         return cut({"reward_model": [*taken, *again]}, replayed if again else {}, limit)
+
+    def progress(self, trainee: Trainee) -> list[Progress]:
+        """How far the next step is."""
+        exclude = trainee.uncommitted.ids("reward_model")
+        have = ready.readiness(self._database, "reward_model", exclude).count
+        want = self._settings.fresh_reward_batch_size
+        return [Progress(objective="reward_model", have=have, want=want)]
 
 
 def replayed_beside(
@@ -164,6 +210,7 @@ def replayed_beside(
     *,
     seed: int,
     edit_tokens: EditTokens | None = None,
+    not_before: float,
 ) -> list[Any]:
     """Used samples to go with `fresh` new ones, so that they are `fraction` of the whole."""
     count = round(fresh * fraction / (1 - fraction))
@@ -176,6 +223,7 @@ def replayed_beside(
         seed=f"{seed}-{trainee.step}",
         exclude=trainee.uncommitted.ids(objective),
         edit_tokens=edit_tokens,
+        not_before=not_before,
     )
 
 

@@ -15,18 +15,26 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from tuneloop.bus import Bus, Consumer, Delivery
-from tuneloop.bus.subjects import FEEDBACK, LEARNER, ROLLOUTS, feedback_of, rollouts_of
+from tuneloop.bus.subjects import (
+    FEEDBACK,
+    LEARNER,
+    ROLLOUTS,
+    feedback_of,
+    is_retraction,
+    rollouts_of,
+)
 from tuneloop.bus.subjects import weights_activated as activated_subject
 from tuneloop.errors import CorruptData, TuneloopError
-from tuneloop.feedback import Feedback
+from tuneloop.feedback import Feedback, Retraction
 from tuneloop.learner import metrics
-from tuneloop.learner.ledger import lineage, record
+from tuneloop.learner.ledger import ending, lineage, record
 from tuneloop.learner.ledger.database import Database
 from tuneloop.policies import Activation
 from tuneloop.rollouts import Rollout, ScoredRollout
 from tuneloop.wire import (
     decode_activation,
     decode_feedback,
+    decode_retraction,
     decode_rollout_generated,
     decode_rollout_scored,
 )
@@ -142,13 +150,17 @@ def intakes(
         metrics.scores_consumed.inc(new)
         metrics.duplicates.labels("scores").inc(len(events) - new)
 
-    def record_feedback(events: Sequence[tuple[Feedback, int]]) -> None:
+    def record_feedback(events: Sequence[tuple[Feedback | Retraction, int]]) -> None:
+        given = [(event, number) for event, number in events if isinstance(event, Feedback)]
+        taken = [(event, number) for event, number in events if isinstance(event, Retraction)]
         new = record.record_feedback(
-            database, events, clock(), ratings_reward=scored_objective == "grpo"
+            database, given, clock(), ratings_reward=scored_objective == "grpo"
         )
+        retracted = ending.record_retractions(database, taken, clock())
         for feedback in new:
             metrics.feedback_consumed.labels(feedback.kind.value).inc()
-        metrics.duplicates.labels("feedback").inc(len(events) - len(new))
+        metrics.retractions_consumed.inc(retracted)
+        metrics.duplicates.labels("feedback").inc(len(events) - len(new) - retracted)
         if new:
             newest = max(feedback.accepted_time.timestamp() for feedback in new)
             metrics.ledger_lag_seconds.set(max(0.0, clock() - newest))
@@ -177,7 +189,7 @@ def intakes(
             name="feedback",
             stream=FEEDBACK,
             subject=feedback_of(policy),
-            decode=lambda d: (_of_policy(policy, decode_feedback(d.data)), d.sequence),
+            decode=lambda d: (_of_policy(policy, _feedback_event(d)), d.sequence),
             record=record_feedback,
         ),
         Intake(
@@ -195,6 +207,13 @@ def observe_feedback_to_serving(database: Database, activation: Activation) -> N
     served = activation.activated_time.timestamp()
     for accepted in lineage.feedback_times(database, "policy", activation.policy_version):
         metrics.feedback_to_serving.observe(max(0.0, served - accepted))
+
+
+def _feedback_event(delivery: Delivery) -> Feedback | Retraction:
+    """What was said, or that it was taken back; raises `CorruptData`."""
+    if is_retraction(delivery.subject):
+        return decode_retraction(delivery.data)
+    return decode_feedback(delivery.data)
 
 
 def _of_policy(policy: str, event: Any) -> Any:

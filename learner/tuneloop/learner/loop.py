@@ -16,6 +16,7 @@ from tuneloop.bus import Bus
 from tuneloop.bus.subjects import learner_step
 from tuneloop.errors import TuneloopError
 from tuneloop.learner import metrics
+from tuneloop.learner.batches import Progress
 from tuneloop.learner.ledger import ready
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.ready import Refusal
@@ -43,6 +44,10 @@ class Batches(Protocol):
         """See `tuneloop.learner.batches`."""
         ...
 
+    def progress(self, trainee: Trainee) -> list[Progress]:
+        """How far its next steps are."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
@@ -51,6 +56,16 @@ class Pace:
     publish_every_steps: int
     publish_every_seconds: float
     checkpoint_every_steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextVersion:
+    """Steps towards a version."""
+
+    steps_done: int
+    steps_wanted: int
+    seconds_left: float
+    """After which it is published with fewer."""
 
 
 class Loop:
@@ -90,6 +105,22 @@ class Loop:
     def paused(self) -> bool:
         """Whether steps are paused; intake and publication of earlier steps go on."""
         return self._paused
+
+    def progress(self) -> list[Progress]:
+        """How far the next steps of every trainee are."""
+        return [p for trainee, batches in self.trainees for p in batches.progress(trainee)]
+
+    def next_version(self) -> NextVersion | None:
+        """How far the policy's next version is; None while no step waits for one."""
+        policy = next(trainee for trainee, _ in self.trainees if trainee.model == "policy")
+        since = policy.unpublished_since
+        if since is None:
+            return None
+        return NextVersion(
+            steps_done=policy.unpublished_steps,
+            steps_wanted=self._pace.publish_every_steps,
+            seconds_left=max(0.0, since + self._pace.publish_every_seconds - self._clock()),
+        )
 
     def pause(self, paused: bool) -> None:
         """Pause or resume steps, also for after a restart."""

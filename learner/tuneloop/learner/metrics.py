@@ -9,6 +9,13 @@ scores_consumed = Counter("tuneloop_learner_scores_consumed_total", "Scores reco
 feedback_consumed = Counter(
     "tuneloop_learner_feedback_consumed_total", "Feedback recorded in the ledger.", ["kind"]
 )
+retractions_consumed = Counter(
+    "tuneloop_learner_retractions_consumed_total", "Retractions of feedback recorded."
+)
+feedback_expired = Counter(
+    "tuneloop_learner_feedback_expired_total",
+    "Feedback that is too old to learn from, or whose rollout never came.",
+)
 duplicates = Counter(
     "tuneloop_learner_duplicate_events_total",
     "Events that were recorded before and had no effect.",

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
 
 import grpc
@@ -9,21 +10,34 @@ import grpc
 from tuneloop.bus import Bus
 from tuneloop.bus.subjects import of_user, token
 from tuneloop.errors import InvalidRequest, NotFound
-from tuneloop.learner import evaluation
+from tuneloop.learner import collected, evaluation
 from tuneloop.learner.gauges import OBJECTIVES
-from tuneloop.learner.ledger import evaluations, forget, lineage, ready, steps, versions
+from tuneloop.learner.importing import Importer
+from tuneloop.learner.ledger import (
+    browsing,
+    evaluations,
+    exporting,
+    forget,
+    lineage,
+    ready,
+    steps,
+    versions,
+)
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import moment
 from tuneloop.learner.ledger.versions import Version
 from tuneloop.learner.loop import Loop
 from tuneloop.learner.release import Release
 from tuneloop.learner.status import waiting_for
+from tuneloop.policies import ReleaseState
 from tuneloop.v1 import learner_pb2, learner_pb2_grpc
 from tuneloop.wire import timestamp
 
 logger = logging.getLogger("tuneloop.learner.servicer")
 
 PAGE_SIZE = 100
+FEEDBACK_PAGE = 50
+LARGEST_PAGE = 1000
 
 Call: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -32,13 +46,23 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
     """Answers questions about learning and versions, and steers it."""
 
     def __init__(
-        self, *, policy: str, database: Database, loop: Loop, release: Release, bus: Bus
+        self,
+        *,
+        policy: str,
+        database: Database,
+        loop: Loop,
+        release: Release,
+        bus: Bus,
+        importer: Importer,
     ) -> None:
         self._policy = policy
         self._database = database
         self._loop = loop
         self._release = release
         self._bus = bus
+        self._importer = importer
+        self._importing = asyncio.Lock()
+        self._traffic = collected.LatestTraffic(database)
 
     async def GetStatus(
         self, request: learner_pb2.GetStatusRequest, context: Call
@@ -112,6 +136,42 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
             policy_versions=gone.policy_versions,
         )
 
+    async def ListFeedback(
+        self, request: learner_pb2.ListFeedbackRequest, context: Call
+    ) -> learner_pb2.ListFeedbackResponse:
+        """Feedback with what it is about, newest first."""
+        if not 0 <= request.page_size <= LARGEST_PAGE:
+            raise InvalidRequest(f"page_size: 0 to {LARGEST_PAGE}", param="page_size")
+        items, following = await asyncio.to_thread(
+            browsing.browse,
+            self._database,
+            self._policy,
+            collected.filters_of(request),
+            limit=request.page_size or FEEDBACK_PAGE,
+            before=request.before,
+        )
+        return learner_pb2.ListFeedbackResponse(
+            feedback=map(collected.item_to_proto, items), next=following
+        )
+
+    async def ExportData(
+        self, request: learner_pb2.ExportDataRequest, context: Call
+    ) -> AsyncIterator[learner_pb2.ExportDataResponse]:
+        """What was collected, as rows that trainers read."""
+        pages = exporting.pages(self._database, collected.wanted_of(request))
+        while (rows := await asyncio.to_thread(next, pages, None)) is not None:
+            yield learner_pb2.ExportDataResponse(rows=rows)
+
+    async def ImportData(
+        self, request: learner_pb2.ImportDataRequest, context: Call
+    ) -> learner_pb2.ImportDataResponse:
+        """Add judgements of texts that this service did not write."""
+        rows = collected.rows_of(request)
+        async with self._importing:
+            done = await asyncio.to_thread(self._importer.add, request.kind, rows)
+        self._loop.arrived.set()
+        return learner_pb2.ImportDataResponse(added=done.added, known=done.known)
+
     def _check_policy(self, policy: str) -> None:
         if policy not in ("", self._policy):
             raise NotFound(f"no policy {policy!r}; this learner trains {self._policy!r}")
@@ -152,6 +212,22 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
             feedback_events=rows["feedback"],
             evaluation=evaluation.to_proto(evaluation.newest(self._database)),
             base_evaluation=self._evaluation(0),
+            progress=[
+                learner_pb2.Progress(objective=p.objective, have=p.have, want=p.want)
+                for p in self._loop.progress()
+            ],
+            next_version=self._next_version(),
+            staleness=steps.staleness(self._database),
+        )
+
+    def _next_version(self) -> learner_pb2.NextVersion | None:
+        found = self._loop.next_version()
+        if found is None:
+            return None
+        return learner_pb2.NextVersion(
+            steps_done=found.steps_done,
+            steps_wanted=found.steps_wanted,
+            seconds_left=found.seconds_left,
         )
 
     def _evaluation(self, version: int) -> learner_pb2.Evaluation | None:
@@ -159,15 +235,30 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
 
     def _list(self, limit: int, before: int | None) -> learner_pb2.ListPolicyVersionsResponse:
         found = versions.list_versions(self._database, "policy", limit=limit, before=before)
-        return learner_pb2.ListPolicyVersionsResponse(
-            versions=[to_proto(v, self._evaluation(v.version)) for v in found]
+        figures = self._traffic.of([*(version.version for version in found), 0])
+        listed = [
+            to_proto(version, self._evaluation(version.version), figures[version.version])
+            for version in found
+        ]
+        if len(found) < limit and before != 0:
+            listed.append(self._base(figures[0]))
+        return learner_pb2.ListPolicyVersionsResponse(versions=listed)
+
+    def _base(self, figures: learner_pb2.Traffic | None) -> learner_pb2.PolicyVersion:
+        """Version 0: the base model, which nobody published."""
+        stable = versions.stable_version(self._database, "policy") is None
+        return learner_pb2.PolicyVersion(
+            policy=self._policy,
+            state=(ReleaseState.STABLE if stable else ReleaseState.RETIRED).value,
+            evaluation=self._evaluation(0),
+            traffic=figures,
         )
 
     def _lineage(self, number: int) -> learner_pb2.GetLineageResponse:
         version = versions.get_version(self._database, "policy", number)
         used = lineage.uses_of(self._database, "policy", number)
         return learner_pb2.GetLineageResponse(
-            version=to_proto(version, self._evaluation(number)),
+            version=to_proto(version, self._evaluation(number), self._traffic.of([number])[number]),
             ancestors=lineage.ancestors(self._database, "policy", number),
             uses=[
                 learner_pb2.SampleUse(
@@ -182,7 +273,9 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
 
 
 def to_proto(
-    version: Version, evaluated: learner_pb2.Evaluation | None
+    version: Version,
+    evaluated: learner_pb2.Evaluation | None,
+    figures: learner_pb2.Traffic | None,
 ) -> learner_pb2.PolicyVersion:
     """A version on the wire."""
     activated = version.activated_time
@@ -195,4 +288,5 @@ def to_proto(
         created_time=timestamp(version.created_time),
         activated_time=None if activated is None else timestamp(activated),
         evaluation=evaluated,
+        traffic=figures,
     )

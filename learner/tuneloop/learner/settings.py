@@ -12,6 +12,8 @@ from tuneloop.errors import SettingsError
 from tuneloop.learner.trainer_settings import RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
 
+DAY = 86_400.0
+
 Objective = Literal["sft", "kto", "dpo", "ppo", "grpo"]
 
 
@@ -64,6 +66,14 @@ class LearnerSettings(BaseSettings):
     ppo_batch_size: int = Field(8, ge=2, description="scored rollouts in a step, 2 or more")
     group_wait_seconds: float = Field(
         60.0, ge=0, description="longest wait of a group (grpo, rloo) for the scores of all of it"
+    )
+    feedback_max_age_days: float | None = Field(
+        None, gt=0, description="age past which feedback is not learned from; absent: none"
+    )
+    rollout_wait_days: float | None = Field(
+        7.0,
+        gt=0,
+        description="longest wait of feedback for its rollout: the stream keeps those for 7 days",
     )
     max_staleness: int = Field(
         4, ge=0, description="versions a scored rollout may be behind, 0 or more"
@@ -169,6 +179,26 @@ class LearnerSettings(BaseSettings):
     def fresh_batch_size(self) -> int:
         """Judgements of a full batch that were not used before."""
         return max(1, self.batch_size - round(self.batch_size * self.replay_fraction))
+
+    @property
+    def fresh_reward_batch_size(self) -> int:
+        """Labels of a full batch of the reward model's that were not used before."""
+        old = round(self.reward_batch_size * self.reward_replay_fraction)
+        return max(1, self.reward_batch_size - old)
+
+    @property
+    def feedback_max_age(self) -> float | None:
+        """In seconds."""
+        return None if self.feedback_max_age_days is None else DAY * self.feedback_max_age_days
+
+    @property
+    def rollout_wait(self) -> float | None:
+        """In seconds."""
+        return None if self.rollout_wait_days is None else DAY * self.rollout_wait_days
+
+    def oldest_feedback(self, now: float) -> float:
+        """When what may still be learned from was accepted, in seconds since the epoch."""
+        return 0.0 if self.feedback_max_age is None else now - self.feedback_max_age
 
     def weight_of(self, objective: str) -> float:
         """The weight of an objective; that of scored rollouts is 0 where another has them."""

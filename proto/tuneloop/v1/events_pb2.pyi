@@ -121,6 +121,24 @@ class FeedbackGiven(_message.Message):
     metadata: _containers.ScalarMap[str, str]
     def __init__(self, event_id: _Optional[str] = ..., policy: _Optional[str] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., completion_id: _Optional[str] = ..., thumb: _Optional[_Union[Thumb, _Mapping]] = ..., rating: _Optional[_Union[Rating, _Mapping]] = ..., comparison: _Optional[_Union[Comparison, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., demonstration: _Optional[_Union[Demonstration, _Mapping]] = ..., comment: _Optional[_Union[Comment, _Mapping]] = ..., accepted_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
+class FeedbackRetracted(_message.Message):
+    __slots__ = ("event_id", "policy", "tenant", "user_hash", "feedback_id", "kind", "retracted_time")
+    EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    USER_HASH_FIELD_NUMBER: _ClassVar[int]
+    FEEDBACK_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    RETRACTED_TIME_FIELD_NUMBER: _ClassVar[int]
+    event_id: str
+    policy: str
+    tenant: str
+    user_hash: str
+    feedback_id: str
+    kind: str
+    retracted_time: _timestamp_pb2.Timestamp
+    def __init__(self, event_id: _Optional[str] = ..., policy: _Optional[str] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., feedback_id: _Optional[str] = ..., kind: _Optional[str] = ..., retracted_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
 class WeightsPublished(_message.Message):
     __slots__ = ("event_id", "weights", "published_time")
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]

@@ -1,6 +1,8 @@
 import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from tuneloop.v1 import events_pb2 as _events_pb2
+from tuneloop.v1 import rollout_pb2 as _rollout_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -26,7 +28,7 @@ class SampleCount(_message.Message):
     def __init__(self, objective: _Optional[str] = ..., ready: _Optional[int] = ..., used: _Optional[int] = ..., waiting: _Optional[int] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("state", "policy", "step", "policy_version", "reward_model_version", "samples", "last_step_metrics", "last_step_time", "waiting_for", "rollouts", "feedback_events", "evaluation", "base_evaluation")
+    __slots__ = ("state", "policy", "step", "policy_version", "reward_model_version", "samples", "last_step_metrics", "last_step_time", "waiting_for", "rollouts", "feedback_events", "evaluation", "base_evaluation", "progress", "next_version", "staleness")
     class LastStepMetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +49,9 @@ class GetStatusResponse(_message.Message):
     FEEDBACK_EVENTS_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     BASE_EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
     state: str
     policy: str
     step: int
@@ -60,7 +65,30 @@ class GetStatusResponse(_message.Message):
     feedback_events: int
     evaluation: Evaluation
     base_evaluation: Evaluation
-    def __init__(self, state: _Optional[str] = ..., policy: _Optional[str] = ..., step: _Optional[int] = ..., policy_version: _Optional[int] = ..., reward_model_version: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[SampleCount, _Mapping]]] = ..., last_step_metrics: _Optional[_Mapping[str, float]] = ..., last_step_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., waiting_for: _Optional[str] = ..., rollouts: _Optional[int] = ..., feedback_events: _Optional[int] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., base_evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
+    progress: _containers.RepeatedCompositeFieldContainer[Progress]
+    next_version: NextVersion
+    staleness: float
+    def __init__(self, state: _Optional[str] = ..., policy: _Optional[str] = ..., step: _Optional[int] = ..., policy_version: _Optional[int] = ..., reward_model_version: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[SampleCount, _Mapping]]] = ..., last_step_metrics: _Optional[_Mapping[str, float]] = ..., last_step_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., waiting_for: _Optional[str] = ..., rollouts: _Optional[int] = ..., feedback_events: _Optional[int] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., base_evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., progress: _Optional[_Iterable[_Union[Progress, _Mapping]]] = ..., next_version: _Optional[_Union[NextVersion, _Mapping]] = ..., staleness: _Optional[float] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("objective", "have", "want")
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    HAVE_FIELD_NUMBER: _ClassVar[int]
+    WANT_FIELD_NUMBER: _ClassVar[int]
+    objective: str
+    have: int
+    want: int
+    def __init__(self, objective: _Optional[str] = ..., have: _Optional[int] = ..., want: _Optional[int] = ...) -> None: ...
+
+class NextVersion(_message.Message):
+    __slots__ = ("steps_done", "steps_wanted", "seconds_left")
+    STEPS_DONE_FIELD_NUMBER: _ClassVar[int]
+    STEPS_WANTED_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    steps_done: int
+    steps_wanted: int
+    seconds_left: float
+    def __init__(self, steps_done: _Optional[int] = ..., steps_wanted: _Optional[int] = ..., seconds_left: _Optional[float] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("policy_version", "prompts", "scored", "mean_reward", "reward_margin", "mean_length", "length_margin", "kl", "reward_model_version")
@@ -85,7 +113,7 @@ class Evaluation(_message.Message):
     def __init__(self, policy_version: _Optional[int] = ..., prompts: _Optional[int] = ..., scored: _Optional[int] = ..., mean_reward: _Optional[float] = ..., reward_margin: _Optional[float] = ..., mean_length: _Optional[float] = ..., length_margin: _Optional[float] = ..., kl: _Optional[float] = ..., reward_model_version: _Optional[int] = ...) -> None: ...
 
 class PolicyVersion(_message.Message):
-    __slots__ = ("policy", "policy_version", "parent_version", "state", "manifest_json", "created_time", "activated_time", "evaluation")
+    __slots__ = ("policy", "policy_version", "parent_version", "state", "manifest_json", "created_time", "activated_time", "evaluation", "traffic")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     PARENT_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +122,7 @@ class PolicyVersion(_message.Message):
     CREATED_TIME_FIELD_NUMBER: _ClassVar[int]
     ACTIVATED_TIME_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    TRAFFIC_FIELD_NUMBER: _ClassVar[int]
     policy: str
     policy_version: int
     parent_version: int
@@ -102,7 +131,26 @@ class PolicyVersion(_message.Message):
     created_time: _timestamp_pb2.Timestamp
     activated_time: _timestamp_pb2.Timestamp
     evaluation: Evaluation
-    def __init__(self, policy: _Optional[str] = ..., policy_version: _Optional[int] = ..., parent_version: _Optional[int] = ..., state: _Optional[str] = ..., manifest_json: _Optional[str] = ..., created_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., activated_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
+    traffic: Traffic
+    def __init__(self, policy: _Optional[str] = ..., policy_version: _Optional[int] = ..., parent_version: _Optional[int] = ..., state: _Optional[str] = ..., manifest_json: _Optional[str] = ..., created_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., activated_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., traffic: _Optional[_Union[Traffic, _Mapping]] = ...) -> None: ...
+
+class Traffic(_message.Message):
+    __slots__ = ("rollouts", "mean_length", "length_margin", "mean_reward", "reward_margin", "thumbs_up", "thumbs_down")
+    ROLLOUTS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_MARGIN_FIELD_NUMBER: _ClassVar[int]
+    MEAN_REWARD_FIELD_NUMBER: _ClassVar[int]
+    REWARD_MARGIN_FIELD_NUMBER: _ClassVar[int]
+    THUMBS_UP_FIELD_NUMBER: _ClassVar[int]
+    THUMBS_DOWN_FIELD_NUMBER: _ClassVar[int]
+    rollouts: int
+    mean_length: float
+    length_margin: float
+    mean_reward: float
+    reward_margin: float
+    thumbs_up: int
+    thumbs_down: int
+    def __init__(self, rollouts: _Optional[int] = ..., mean_length: _Optional[float] = ..., length_margin: _Optional[float] = ..., mean_reward: _Optional[float] = ..., reward_margin: _Optional[float] = ..., thumbs_up: _Optional[int] = ..., thumbs_down: _Optional[int] = ...) -> None: ...
 
 class ListPolicyVersionsRequest(_message.Message):
     __slots__ = ("policy", "page_size", "before_version")
@@ -219,3 +267,97 @@ class ForgetUserResponse(_message.Message):
     events_purged: int
     policy_versions: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, rollouts_removed: _Optional[int] = ..., feedback_removed: _Optional[int] = ..., events_purged: _Optional[int] = ..., policy_versions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ListFeedbackRequest(_message.Message):
+    __slots__ = ("kind", "value", "policy_version", "user_hash", "status", "page_size", "before")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    USER_HASH_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    value: str
+    policy_version: int
+    user_hash: str
+    status: str
+    page_size: int
+    before: str
+    def __init__(self, kind: _Optional[str] = ..., value: _Optional[str] = ..., policy_version: _Optional[int] = ..., user_hash: _Optional[str] = ..., status: _Optional[str] = ..., page_size: _Optional[int] = ..., before: _Optional[str] = ...) -> None: ...
+
+class JudgedCompletion(_message.Message):
+    __slots__ = ("completion_id", "text", "policy_version")
+    COMPLETION_ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    completion_id: str
+    text: str
+    policy_version: int
+    def __init__(self, completion_id: _Optional[str] = ..., text: _Optional[str] = ..., policy_version: _Optional[int] = ...) -> None: ...
+
+class RecordedFeedback(_message.Message):
+    __slots__ = ("feedback", "status", "chat", "prompt_text", "completions", "used_by_versions")
+    FEEDBACK_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    CHAT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TEXT_FIELD_NUMBER: _ClassVar[int]
+    COMPLETIONS_FIELD_NUMBER: _ClassVar[int]
+    USED_BY_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    feedback: _events_pb2.FeedbackGiven
+    status: str
+    chat: _rollout_pb2.ChatPrompt
+    prompt_text: str
+    completions: _containers.RepeatedCompositeFieldContainer[JudgedCompletion]
+    used_by_versions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, feedback: _Optional[_Union[_events_pb2.FeedbackGiven, _Mapping]] = ..., status: _Optional[str] = ..., chat: _Optional[_Union[_rollout_pb2.ChatPrompt, _Mapping]] = ..., prompt_text: _Optional[str] = ..., completions: _Optional[_Iterable[_Union[JudgedCompletion, _Mapping]]] = ..., used_by_versions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ListFeedbackResponse(_message.Message):
+    __slots__ = ("feedback", "next")
+    FEEDBACK_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    feedback: _containers.RepeatedCompositeFieldContainer[RecordedFeedback]
+    next: str
+    def __init__(self, feedback: _Optional[_Iterable[_Union[RecordedFeedback, _Mapping]]] = ..., next: _Optional[str] = ...) -> None: ...
+
+class ExportDataRequest(_message.Message):
+    __slots__ = ("kind", "policy_version", "since")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    policy_version: int
+    since: _timestamp_pb2.Timestamp
+    def __init__(self, kind: _Optional[str] = ..., policy_version: _Optional[int] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class ExportDataResponse(_message.Message):
+    __slots__ = ("rows",)
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, rows: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ImportDataRequest(_message.Message):
+    __slots__ = ("kind", "rows")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    rows: _containers.RepeatedCompositeFieldContainer[ImportedRow]
+    def __init__(self, kind: _Optional[str] = ..., rows: _Optional[_Iterable[_Union[ImportedRow, _Mapping]]] = ...) -> None: ...
+
+class ImportedRow(_message.Message):
+    __slots__ = ("place", "row", "occurrence")
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    OCCURRENCE_FIELD_NUMBER: _ClassVar[int]
+    place: str
+    row: str
+    occurrence: int
+    def __init__(self, place: _Optional[str] = ..., row: _Optional[str] = ..., occurrence: _Optional[int] = ...) -> None: ...
+
+class ImportDataResponse(_message.Message):
+    __slots__ = ("added", "known")
+    ADDED_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    added: int
+    known: int
+    def __init__(self, added: _Optional[int] = ..., known: _Optional[int] = ...) -> None: ...

@@ -75,6 +75,21 @@ class LearnerServiceStub(object):
                 request_serializer=tuneloop_dot_v1_dot_learner__pb2.ForgetUserRequest.SerializeToString,
                 response_deserializer=tuneloop_dot_v1_dot_learner__pb2.ForgetUserResponse.FromString,
                 _registered_method=True)
+        self.ListFeedback = channel.unary_unary(
+                '/tuneloop.v1.LearnerService/ListFeedback',
+                request_serializer=tuneloop_dot_v1_dot_learner__pb2.ListFeedbackRequest.SerializeToString,
+                response_deserializer=tuneloop_dot_v1_dot_learner__pb2.ListFeedbackResponse.FromString,
+                _registered_method=True)
+        self.ExportData = channel.unary_stream(
+                '/tuneloop.v1.LearnerService/ExportData',
+                request_serializer=tuneloop_dot_v1_dot_learner__pb2.ExportDataRequest.SerializeToString,
+                response_deserializer=tuneloop_dot_v1_dot_learner__pb2.ExportDataResponse.FromString,
+                _registered_method=True)
+        self.ImportData = channel.unary_unary(
+                '/tuneloop.v1.LearnerService/ImportData',
+                request_serializer=tuneloop_dot_v1_dot_learner__pb2.ImportDataRequest.SerializeToString,
+                response_deserializer=tuneloop_dot_v1_dot_learner__pb2.ImportDataResponse.FromString,
+                _registered_method=True)
 
 
 class LearnerServiceServicer(object):
@@ -137,6 +152,27 @@ class LearnerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListFeedback(self, request, context):
+        """Feedback with what it is about, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportData(self, request, context):
+        """What was collected, as rows that trainers read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportData(self, request, context):
+        """Adds judgements of texts that this service did not write.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LearnerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -179,6 +215,21 @@ def add_LearnerServiceServicer_to_server(servicer, server):
                     servicer.ForgetUser,
                     request_deserializer=tuneloop_dot_v1_dot_learner__pb2.ForgetUserRequest.FromString,
                     response_serializer=tuneloop_dot_v1_dot_learner__pb2.ForgetUserResponse.SerializeToString,
+            ),
+            'ListFeedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFeedback,
+                    request_deserializer=tuneloop_dot_v1_dot_learner__pb2.ListFeedbackRequest.FromString,
+                    response_serializer=tuneloop_dot_v1_dot_learner__pb2.ListFeedbackResponse.SerializeToString,
+            ),
+            'ExportData': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportData,
+                    request_deserializer=tuneloop_dot_v1_dot_learner__pb2.ExportDataRequest.FromString,
+                    response_serializer=tuneloop_dot_v1_dot_learner__pb2.ExportDataResponse.SerializeToString,
+            ),
+            'ImportData': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportData,
+                    request_deserializer=tuneloop_dot_v1_dot_learner__pb2.ImportDataRequest.FromString,
+                    response_serializer=tuneloop_dot_v1_dot_learner__pb2.ImportDataResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -398,6 +449,87 @@ class LearnerService(object):
             '/tuneloop.v1.LearnerService/ForgetUser',
             tuneloop_dot_v1_dot_learner__pb2.ForgetUserRequest.SerializeToString,
             tuneloop_dot_v1_dot_learner__pb2.ForgetUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFeedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tuneloop.v1.LearnerService/ListFeedback',
+            tuneloop_dot_v1_dot_learner__pb2.ListFeedbackRequest.SerializeToString,
+            tuneloop_dot_v1_dot_learner__pb2.ListFeedbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportData(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tuneloop.v1.LearnerService/ExportData',
+            tuneloop_dot_v1_dot_learner__pb2.ExportDataRequest.SerializeToString,
+            tuneloop_dot_v1_dot_learner__pb2.ExportDataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportData(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tuneloop.v1.LearnerService/ImportData',
+            tuneloop_dot_v1_dot_learner__pb2.ImportDataRequest.SerializeToString,
+            tuneloop_dot_v1_dot_learner__pb2.ImportDataResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,6 +23,7 @@ class RolloutSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ROLLOUT_SOURCE_USER: _ClassVar[RolloutSource]
     ROLLOUT_SOURCE_PROMPTS: _ClassVar[RolloutSource]
     ROLLOUT_SOURCE_EVAL: _ClassVar[RolloutSource]
+    ROLLOUT_SOURCE_IMPORT: _ClassVar[RolloutSource]
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
@@ -31,6 +32,7 @@ ROLLOUT_SOURCE_UNSPECIFIED: RolloutSource
 ROLLOUT_SOURCE_USER: RolloutSource
 ROLLOUT_SOURCE_PROMPTS: RolloutSource
 ROLLOUT_SOURCE_EVAL: RolloutSource
+ROLLOUT_SOURCE_IMPORT: RolloutSource
 
 class ChatMessage(_message.Message):
     __slots__ = ("role", "content")

@@ -2,9 +2,10 @@
 
 `tuneloop.v1.<policy>.rollout.generated.<user_hash>`, `….rollout.scored.<user_hash>`,
 `….feedback.<feedback id>.<kind>.<user_hash>`, `….weights.published`, `….weights.activated`,
-`….learner.step`. The user's hash stands in the subject so that forgetting a user is a purge. A
-feedback's id stands before what varies with it: JetStream looks for it before every publish of a
-client's id, and walks over all that is stored where a wildcard for kinds or users comes first.
+`….learner.step`. A retraction of feedback has its id and the kind `retracted`. The user's hash
+stands in the subject so that forgetting a user is a purge. A feedback's id stands before what
+varies with it: JetStream looks for it before every publish of a client's id, and walks over all
+that is stored where a wildcard for kinds or users comes first.
 """
 
 import re
@@ -23,6 +24,8 @@ stream_subjects = {
     LEARNER: ["tuneloop.v1.*.weights.>", "tuneloop.v1.*.learner.>"],
     DEAD_LETTERS: ["tuneloop.dead.>"],
 }
+
+RETRACTED = "retracted"
 
 TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
@@ -77,6 +80,16 @@ def feedback(policy: str, kind: str, user_hash: str, feedback_id: str) -> str:
 def feedback_with_id(feedback_id: str) -> str:
     """Filter for the feedback with an id, whatever its policy, kind and user."""
     return f"tuneloop.v1.*.feedback.{token(feedback_id, 'id')}.*.*"
+
+
+def feedback_retracted(policy: str, user_hash: str, feedback_id: str) -> str:
+    """Feedback was taken back."""
+    return feedback(policy, RETRACTED, user_hash, feedback_id)
+
+
+def is_retraction(subject: str) -> bool:
+    """Whether a subject of feedback is that of a retraction."""
+    return subject.split(".")[5] == RETRACTED
 
 
 def weights_published(policy: str) -> str:

@@ -12,11 +12,12 @@ from starlette.responses import Response
 
 from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
-from tuneloop.gateway import events, feedback, health, learner, page, policies, scoring, users
+from tuneloop.gateway import data, events, health, learner, page, policies, scoring, users
 from tuneloop.gateway.auth import Guard
 from tuneloop.gateway.context import open_gateway
 from tuneloop.gateway.edge import CLIENT_WENT_AWAY, BodyLimit, Edge
 from tuneloop.gateway.errors import install_error_handlers
+from tuneloop.gateway.feedback import browse, routes
 from tuneloop.gateway.openai import chat, completions, models
 from tuneloop.gateway.settings import GatewaySettings
 
@@ -25,7 +26,9 @@ routers = (
     chat.router,
     completions.router,
     models.router,
-    feedback.router,
+    routes.router,
+    browse.router,
+    data.router,
     scoring.router,
     policies.router,
     learner.router,

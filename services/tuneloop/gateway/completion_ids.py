@@ -1,8 +1,9 @@
 """Completion ids: capabilities that the gateway can check without a look-up.
 
-`chatcmpl-` or `cmpl-`, then 24 hexadecimal digits of randomness, 16 of the user's hash and 20 of an
-HMAC over tenant, randomness and user. Choice i > 0 of a request is `<id>.<i>`. Whoever shows a
-valid id has seen the completion, so its feedback is accepted; nobody can make one up.
+`chatcmpl-` or `cmpl-`, then 22 hexadecimal digits of randomness, 2 of how many choices were asked
+for, 16 of the user's hash and 20 of an HMAC over tenant and all of these. Choice i > 0 of a request
+is `<id>.<i>`. Whoever shows a valid id has seen the completion, so its feedback is accepted; nobody
+can make one up.
 """
 
 import hashlib
@@ -15,7 +16,8 @@ from tuneloop.gateway.errors import CompletionNotFound
 
 ANONYMOUS = "anonymous"
 FORM = re.compile(
-    r"(?:chatcmpl|cmpl)-(?P<random>[0-9a-f]{24})(?P<user>[0-9a-f]{16})(?P<mac>[0-9a-f]{20})"
+    r"(?:chatcmpl|cmpl)-(?P<body>[0-9a-f]{22}(?P<n>[0-9a-f]{2})(?P<user>[0-9a-f]{16}))"
+    r"(?P<mac>[0-9a-f]{20})"
     r"(?:\.(?P<index>[1-9][0-9]{0,2}))?"
 )
 
@@ -40,9 +42,9 @@ class CompletionIds:
         """Keyed hash of an end user: 16 hexadecimal digits."""
         return self.sign(f"user\0{tenant}\0{user or ANONYMOUS}")[:16]
 
-    def make(self, prefix: str, tenant: str, user_hash: str) -> str:
-        """A new id; `prefix` is `chatcmpl` or `cmpl`."""
-        body = secrets.token_hex(12) + user_hash
+    def make(self, prefix: str, tenant: str, user_hash: str, n: int = 1) -> str:
+        """A new id of a request for `n` choices; `prefix` is `chatcmpl` or `cmpl`."""
+        body = f"{secrets.token_hex(11)}{n:02x}{user_hash}"
         mac = self.sign(f"{tenant}\0{body}")[:20]
         return f"{prefix}-{body}{mac}"
 
@@ -50,8 +52,9 @@ class CompletionIds:
         """The id, verified; raises `CompletionNotFound` for one that this gateway did not make."""
         match = FORM.fullmatch(value)
         if match is not None:
-            expected = self.sign(f"{tenant}\0{match['random']}{match['user']}")[:20]
-            if hmac.compare_digest(expected, match["mac"]):
+            expected = self.sign(f"{tenant}\0{match['body']}")[:20]
+            index_fits = int(match["index"] or 0) < int(match["n"], 16)
+            if hmac.compare_digest(expected, match["mac"]) and index_fits:
                 return CompletionId(value=value, user_hash=match["user"])
         raise CompletionNotFound(f"no completion {value[:100]!r} was given here", param=param)
 

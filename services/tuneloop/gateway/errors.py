@@ -4,6 +4,8 @@
     ├── ModelNotFound           the model field names no policy         code model_not_found
     ├── CompletionNotFound      forged, foreign or misspelt id          code completion_not_found
     └── FeedbackNotFound        no feedback with this id                code feedback_not_found
+    Conflict
+    └── FeedbackRetracted       the id was spent on what was taken back code feedback_retracted
 
 The code is the error's `reason` in lower case. 429 and 503 carry `Retry-After`.
 """
@@ -51,6 +53,12 @@ class FeedbackNotFound(NotFound):
     """No feedback with this id."""
 
     reason = "FEEDBACK_NOT_FOUND"
+
+
+class FeedbackRetracted(Conflict):
+    """The id of feedback that was taken back."""
+
+    reason = "FEEDBACK_RETRACTED"
 
 
 status_of_error: Mapping[type[TuneloopError], tuple[int, str]] = {

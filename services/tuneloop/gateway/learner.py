@@ -33,6 +33,15 @@ def evaluation(message: learner_pb2.Evaluation) -> dict[str, Any]:
     }
 
 
+def publication(message: learner_pb2.NextVersion) -> dict[str, Any]:
+    """How far the next version is."""
+    return {
+        "steps_done": message.steps_done,
+        "steps_wanted": message.steps_wanted,
+        "seconds_left": message.seconds_left,
+    }
+
+
 @router.get("/v1/learner")
 async def get_learner(request: Request) -> dict[str, Any]:
     """The learner's status."""
@@ -59,6 +68,11 @@ async def learner_status(gateway: Gateway) -> dict[str, Any]:
         "waiting_for": status.waiting_for,
         "rollouts": status.rollouts,
         "feedback_events": status.feedback_events,
+        "progress": [
+            {"objective": p.objective, "have": p.have, "want": p.want} for p in status.progress
+        ],
+        "publish": publication(status.next_version) if status.HasField("next_version") else None,
+        "staleness": status.staleness if status.HasField("staleness") else None,
         **{
             name: evaluation(getattr(status, name)) if status.HasField(name) else None
             for name in ("evaluation", "base_evaluation")

@@ -38,3 +38,6 @@ feedback_refused = Counter(
     "Feedback not accepted, by the code of the error that was answered.",
     ["reason"],
 )
+feedback_retracted = Counter(
+    "tuneloop_gateway_feedback_retracted_total", "Retractions stored by the bus and acknowledged."
+)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -157,7 +158,37 @@ def policy_version(version: learner_pb2.PolicyVersion) -> dict[str, Any]:
         "created_time": rfc3339(version.created_time),
         "activated_time": rfc3339(version.activated_time),
         "evaluation": evaluation(version.evaluation) if version.HasField("evaluation") else None,
+        "traffic": traffic(version.traffic) if version.HasField("traffic") else None,
     }
+
+
+def traffic(message: learner_pb2.Traffic) -> dict[str, Any]:
+    """How a version answers users; the thumbs' rate with its 95 % Wilson interval."""
+    optional = {
+        name: getattr(message, name) if message.HasField(name) else None
+        for name in ("length_margin", "mean_reward", "reward_margin")
+    }
+    thumbs = message.thumbs_up + message.thumbs_down
+    low, high = wilson_interval(message.thumbs_up, thumbs) if thumbs else (None, None)
+    return {
+        "rollouts": message.rollouts,
+        "mean_length": message.mean_length,
+        **optional,
+        "thumbs_up": message.thumbs_up,
+        "thumbs_down": message.thumbs_down,
+        "thumbs_rate": message.thumbs_up / thumbs if thumbs else None,
+        "thumbs_low": low,
+        "thumbs_high": high,
+    }
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a rate, good for few trials and for rates near 0 and 1."""
+    rate, z = successes / trials, 1.96
+    denominator = 1 + z * z / trials
+    middle = rate + z * z / (2 * trials)
+    margin = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
+    return max(0.0, (middle - margin) / denominator), min(1.0, (middle + margin) / denominator)
 
 
 def actor(request: Request) -> str:

@@ -44,7 +44,7 @@ def flip_rate(connection: Connection) -> float:
             samples.c.kind.in_(("thumb", "pair")),
             # Each thumb and each pair makes one sample of these.
             samples.c.objective.in_(("kto", "dpo")),
-            samples.c.state != "refused",
+            samples.c.state.not_in(("refused", "retracted")),
         )
         .order_by(samples.c.accepted_time.desc())
         .limit(VERDICTS)

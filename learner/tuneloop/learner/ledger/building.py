@@ -41,8 +41,11 @@ def problem_of(row: Any) -> str | None:
             return "a completion compared with itself"
         if row.chosen_prompt_tokens != row.rejected_prompt_tokens:
             return "the completions answer different prompts"
-    if row.objective in ("ppo", "grpo") and row.chosen_temperature == 0:
-        return "sampled greedily: no importance ratio is defined"
+    if row.objective in ("ppo", "grpo"):
+        if row.chosen_temperature == 0:
+            return "sampled greedily: no importance ratio is defined"
+        if not row.chosen_generation_logprobs:
+            return "no policy sampled it: no importance ratio is defined"
     edited = row.kind == "edit" and row.objective != "sft"
     if edited and text_of(row) == row.chosen_completion_text:
         return "the edit is the answer as it was"

@@ -9,6 +9,7 @@ from tuneloop.learner.ledger.schema import (
     feedback,
     rankings,
     reference_logprobs,
+    retractions,
     rollouts,
     samples,
     scores,
@@ -57,6 +58,14 @@ def forget_user(database: Database, user_hash: str) -> Forgotten:
         connection.execute(delete(samples).where(about_them))
         connection.execute(delete(scores).where(scores.c.completion_id.in_(theirs)))
         connection.execute(delete(rankings).where(rankings.c.feedback_id.in_(feedback_ids)))
+        connection.execute(
+            delete(retractions).where(
+                or_(
+                    retractions.c.user_hash == user_hash,
+                    retractions.c.feedback_id.in_(feedback_ids),
+                )
+            )
+        )
         # A cache, kept by what it is of; nobody can tell whose a row is.
         connection.execute(delete(reference_logprobs))
         feedback_removed = connection.execute(

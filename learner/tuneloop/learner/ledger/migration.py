@@ -1,7 +1,8 @@
 """Bringing an older ledger up to the present schema, in place and in one transaction.
 
-A step for each version, spelled out in SQL, since the tables of `schema` move on. A crash in the
-middle leaves the ledger as it was.
+A step for each version, spelled out in SQL, since the tables of `schema` move on. The rules of
+votes are those of today, so they are applied last, to the tables of today. A crash in the middle
+leaves the ledger as it was.
 """
 
 import hashlib
@@ -19,6 +20,8 @@ def upgrade(connection: Connection, version: int) -> None:
     """Take every step from `version` on."""
     for number in range(version, SCHEMA_VERSION):
         steps[number](connection)
+    if version < 2:
+        _settle(connection)
     connection.execute(
         text("UPDATE facts SET value = :version WHERE name = 'schema_version'"),
         {"version": str(SCHEMA_VERSION)},
@@ -57,7 +60,6 @@ def _all_kinds_of_feedback(connection: Connection) -> None:
     metadata.create_all(connection)
     _describe_rollouts(connection)
     _make_samples(connection)
-    _settle(connection)
 
 
 def _describe_rollouts(connection: Connection) -> None:
@@ -127,5 +129,18 @@ def _settle(connection: Connection) -> None:
         settle_siblings(connection, group_id, 0.0)
 
 
-steps: Mapping[int, Callable[[Connection], None]] = {1: _all_kinds_of_feedback}
+def _feedback_can_end(connection: Connection) -> None:
+    """2 to 3: feedback is retracted and expires."""
+    for statement in (
+        "ALTER TABLE feedback ADD COLUMN status VARCHAR NOT NULL DEFAULT 'accepted'",
+        "CREATE INDEX feedback_time ON feedback (accepted_time)",
+    ):
+        connection.execute(text(statement))
+    metadata.create_all(connection)
+
+
+steps: Mapping[int, Callable[[Connection], None]] = {
+    1: _all_kinds_of_feedback,
+    2: _feedback_can_end,
+}
 """By the version they start from."""

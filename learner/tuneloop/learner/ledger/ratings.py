@@ -15,7 +15,7 @@ def read(connection: Connection) -> Ratings:
     """The last rating of each user on each completion, of the latest ones."""
     query = (
         select(feedback.c.user_hash, feedback.c.completion_id, feedback.c.payload)
-        .where(feedback.c.kind == "rating")
+        .where(feedback.c.kind == "rating", feedback.c.status != "retracted")
         .order_by(feedback.c.accepted_time.desc(), feedback.c.feedback_id.desc())
         .limit(WINDOW)
     )

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, not_, select, update
+from sqlalchemy import ColumnElement, and_, func, not_, or_, select, update
 
 from tuneloop.learner.ledger.building import Builder, EditTokens, Sample, problem_of
 from tuneloop.learner.ledger.database import Database
@@ -90,13 +90,15 @@ def take(
 ) -> tuple[list[Sample], list[Refusal]]:
     """The oldest ready samples of an objective, at most `limit`, without those in `exclude`.
 
+    What users say comes before what was imported, however much that is.
     Taking changes nothing: a sample is used when the step that used it is committed. The second
     list names ready samples that cannot be trained on.
     """
     query = ready_samples(*COLUMNS).where(
         samples.c.objective == objective, samples.c.state == "open"
     )
-    query = query.order_by(samples.c.accepted_time, samples.c.sample_id)
+    imported = chosen.c.source == RolloutSource.IMPORT.value
+    query = query.order_by(imported, samples.c.accepted_time, samples.c.sample_id)
     if exclude:
         query = query.where(samples.c.sample_id.not_in(list(exclude)))
     taken: list[Sample] = []
@@ -201,6 +203,10 @@ FOR_LEARNING = and_(
     chosen.c.source != RolloutSource.EVAL.value,
     chosen.c.prompt_sha256.not_in(select(held_out.c.prompt_sha256)),
 )
+LAST_WORD = or_(
+    samples.c.state == "open", and_(samples.c.state == "used", samples.c.current.is_(True))
+)
+"""What users say now, learned from or not."""
 COLUMNS: list[ColumnElement[Any]] = [
     *samples.c,
     *(column.label(f"chosen_{column.name}") for column in chosen.c),

@@ -6,6 +6,7 @@ from sqlalchemy import Connection, select, update
 
 from tuneloop.feedback import Feedback
 from tuneloop.learner.ledger.database import Database, Row, insert_new
+from tuneloop.learner.ledger.ending import retracted
 from tuneloop.learner.ledger.routing import ranked_completions, samples_of
 from tuneloop.learner.ledger.rows import feedback_row, rollout_row, score_row
 from tuneloop.learner.ledger.schema import (
@@ -40,17 +41,24 @@ def record_feedback(
 ) -> list[Feedback]:
     """Keep feedback, given with its sequence in the stream; the ones that were new.
 
-    It makes its samples at once; those wait for their rollouts by not being ready. With
-    `ratings_reward` a rating is also a reward, for GRPO.
+    It makes its samples at once; those wait for their rollouts by not being ready, and those of
+    what was retracted before it came are retracted. With `ratings_reward` a rating is also a
+    reward, for GRPO.
     """
     with database.write() as connection:
         rows = [feedback_row(event, sequence) for event, sequence in events]
+        gone = retracted(connection, [row["feedback_id"] for row in rows])
+        for row in rows:
+            row["status"] = "retracted" if row["feedback_id"] in gone else "accepted"
         new = insert_new(connection, feedback, rows, ("feedback_id",))
         ranked = [completion for row in new for completion in ranked_completions(row)]
         insert_new(connection, rankings, ranked, ("feedback_id", "position"))
         made = [
             sample for row in new for sample in samples_of(row, now, ratings_reward=ratings_reward)
         ]
+        for sample in made:
+            counts = sample["feedback_id"] not in gone
+            sample |= {"state": "open" if counts else "retracted", "current": counts}
         insert_new(connection, samples, made, ("sample_id", "objective"))
         for spoken in sorted({(s["objective"], s["topic"], s["user_hash"]) for s in made}):
             settle_votes(connection, *spoken)
@@ -60,6 +68,35 @@ def record_feedback(
     fresh = {row["feedback_id"] for row in new}
     first = {event.feedback_id: event for event, _ in reversed(events)}
     return [event for event in reversed(first.values()) if event.feedback_id in fresh]
+
+
+def recorded_feedback(database: Database, feedback_ids: Sequence[str]) -> set[str]:
+    """Which of these are in the ledger, whatever has become of them."""
+    query = select(feedback.c.feedback_id).where(feedback.c.feedback_id.in_(feedback_ids))
+    with database.read() as connection:
+        return set(connection.execute(query).scalars())
+
+
+def record_imports(
+    database: Database, texts: Sequence[Rollout], judgements: Sequence[Feedback], now: float
+) -> int:
+    """Keep texts that no policy sampled with what was said of them; how many judgements are new.
+
+    An answer brought as a demonstration is no edit of another one: there is only SFT on it.
+    """
+    with database.write() as connection:
+        rows = [rollout_row(text) for text in texts]
+        insert_new(connection, rollouts, rows, ("completion_id",))
+        given = [feedback_row(event, 0) for event in judgements]
+        new = insert_new(connection, feedback, given, ("feedback_id",))
+        made = [
+            sample
+            for row in new
+            for sample in samples_of(row, now)
+            if row["kind"] != "demonstration" or sample["objective"] == "sft"
+        ]
+        insert_new(connection, samples, made, ("sample_id", "objective"))
+    return len(new)
 
 
 def record_scores(

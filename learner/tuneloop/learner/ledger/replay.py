@@ -22,10 +22,12 @@ def replays(
     seed: str,
     exclude: Collection[str] = (),
     edit_tokens: EditTokens | None = None,
+    not_before: float = 0.0,
 ) -> list[Sample]:
     """Up to `count` used samples of an objective, those used least first, else at random.
 
-    Only what is still the user's last word. Equal `seed` and ledger give equal samples.
+    Only what is still the user's last word and was accepted since `not_before`. Equal `seed` and
+    ledger give equal samples.
     """
     with database.read() as connection:
         recent = (
@@ -34,6 +36,7 @@ def replays(
                 samples.c.objective == objective,
                 samples.c.state == "used",
                 samples.c.current.is_(True),
+                samples.c.accepted_time >= not_before,
             )
             .order_by(samples.c.accepted_time.desc(), samples.c.sample_id)
             .limit(WINDOW)

@@ -21,7 +21,7 @@ from sqlalchemy import (
     true,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised with every change below, together with a step in `migration` that brings an older ledger
 up to it; a newer one is refused."""
 
@@ -56,7 +56,13 @@ rollouts = Table(
     Column("temperature", Float, nullable=False),
     Column("sampling", Text, nullable=False, comment="JSON"),
     Column("finished_time", Float, nullable=False),
-    Column("source", String, nullable=False, server_default="user", comment="user, prompts, eval"),
+    Column(
+        "source",
+        String,
+        nullable=False,
+        server_default="user",
+        comment="user, prompts, eval, import",
+    ),
     Column("columns", Text, nullable=False, server_default="{}", comment="JSON, of the prompt"),
     Column("group_size", Integer, nullable=False, server_default="1", comment="Siblings asked for"),
     Column("prompt_sha256", String, nullable=False, server_default="", comment="Of prompt_tokens"),
@@ -78,8 +84,26 @@ feedback = Table(
     Column("metadata", Text, nullable=False, comment="JSON"),
     Column("accepted_time", Float, nullable=False),
     Column("sequence", Integer, nullable=False, comment="In the feedback stream"),
+    Column(
+        "status",
+        String,
+        nullable=False,
+        server_default="accepted",
+        comment="accepted, retracted, expired",
+    ),
+    Index("feedback_time", "accepted_time"),
     Index("feedback_votes", "completion_id", "user_hash", "kind"),
     Index("feedback_kind", "kind", "accepted_time"),
+)
+
+retractions = Table(
+    "retractions",
+    metadata,
+    Column("feedback_id", String, primary_key=True),
+    Column("user_hash", String, nullable=False, index=True),
+    Column("retracted_time", Float, nullable=False),
+    Column("sequence", Integer, nullable=False, comment="In the feedback stream"),
+    comment="What was taken back, also before the feedback itself was recorded.",
 )
 
 scores = Table(
@@ -124,7 +148,7 @@ samples = Table(
     Column("sample_id", String, primary_key=True),
     Column("objective", String, primary_key=True),
     Column("kind", String, nullable=False, comment="How it is built: see `routing`"),
-    Column("state", String, nullable=False, comment="open, used, superseded, stale, refused"),
+    Column("state", String, nullable=False, comment="See `votes`, `ready` and `ending`"),
     Column("note", Text, nullable=True, comment="Why it was refused"),
     Column("completion_id", String, nullable=False, comment="The chosen one of a pair"),
     Column("rejected_id", String, nullable=True, comment="The other one of a pair"),

@@ -44,7 +44,7 @@ def commit_steps(
 ) -> int:
     """Commit steps of `model` ("policy" or "reward_model") with their uses; how many uses.
 
-    A sample that was forgotten meanwhile leaves no use.
+    A sample that was forgotten meanwhile leaves no use; one that was retracted stays so.
     """
     with database.write() as connection:
         for step in done:
@@ -65,15 +65,15 @@ def _use(connection: Connection, model: str, step: Step) -> int:
     count = 0
     for objective, sample_ids in step.samples.items():
         for sample_id in sample_ids:
+            same = (samples.c.sample_id == sample_id) & (samples.c.objective == objective)
             row = connection.execute(
-                update(samples)
-                .where(samples.c.sample_id == sample_id, samples.c.objective == objective)
-                .values(state="used")
-                .returning(samples.c.topic, samples.c.user_hash)
+                select(samples.c.state, samples.c.topic, samples.c.user_hash).where(same)
             ).one_or_none()
             if row is None:
                 continue
             _note_use(connection, model, step.step, objective, sample_id, epoch=0)
+            if row.state != "retracted":
+                connection.execute(update(samples).where(same).values(state="used"))
             if row.topic:
                 # A newer verdict may have come while the step ran.
                 settle_votes(connection, objective, row.topic, row.user_hash)
@@ -123,6 +123,41 @@ def newest_step(database: Database, model: str) -> CommittedStep | None:
     )
 
 
+def staleness(database: Database) -> float | None:
+    """Versions that the scored rollouts of the newest step that had any were behind, on average.
+
+    None before the first such step.
+    """
+    scored = select(uses.c.step).where(
+        uses.c.model == "policy", uses.c.objective.in_(("ppo", "grpo")), uses.c.epoch == 0
+    )
+    newest = scored.order_by(uses.c.step.desc()).limit(1)
+    # The version its weights grew from: the newest that has all steps before it.
+    parent = (
+        select(func.coalesce(func.max(versions.c.version), 0))
+        .where(versions.c.model == "policy", versions.c.last_step < uses.c.step)
+        .correlate(uses)
+        .scalar_subquery()
+    )
+    query = (
+        select(func.avg(parent - rollouts.c.oldest_version))
+        .select_from(uses)
+        .join(
+            samples,
+            (samples.c.sample_id == uses.c.sample_id) & (samples.c.objective == uses.c.objective),
+        )
+        .join(rollouts, rollouts.c.completion_id == samples.c.completion_id)
+        .where(
+            uses.c.model == "policy",
+            uses.c.objective.in_(("ppo", "grpo")),
+            uses.c.step == newest.scalar_subquery(),
+        )
+    )
+    with database.read() as connection:
+        mean = connection.execute(query).scalar_one_or_none()
+    return None if mean is None else float(mean)
+
+
 def unpublished_steps(database: Database, model: str, after: int) -> int:
     """Committed steps after step `after` that changed the weights."""
     query = select(func.count()).where(
@@ -165,10 +200,16 @@ def roll_back(database: Database, model: str, step: int, now: float) -> int:
 def _reopen(connection: Connection, sample_id: str, objective: str, now: float) -> None:
     row = connection.execute(
         update(samples)
-        .where(samples.c.sample_id == sample_id, samples.c.objective == objective)
+        .where(
+            samples.c.sample_id == sample_id,
+            samples.c.objective == objective,
+            samples.c.state == "used",
+        )
         .values(state="open")
         .returning(*samples.c)
-    ).one()
+    ).one_or_none()
+    if row is None:  # retracted
+        return
     if row.topic:
         settle_votes(connection, objective, row.topic, row.user_hash)
     if row.kind == "siblings":

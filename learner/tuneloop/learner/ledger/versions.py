@@ -194,6 +194,15 @@ def get_version(database: Database, model: str, version: int) -> Version:
     return found
 
 
+def stable_version(database: Database, model: str) -> int | None:
+    """The version that was released last; None while that is version 0."""
+    query = select(versions.c.version).where(
+        versions.c.model == model, versions.c.state == ReleaseState.STABLE.value
+    )
+    with database.read() as connection:
+        return connection.execute(query).scalar_one_or_none()
+
+
 def unfinished(database: Database, model: str) -> list[Version]:
     """Versions whose publication is not through yet, oldest first."""
     query = (

@@ -7,6 +7,7 @@ which of two completions is better, the order of several), in the order they wer
 * The last verdict counts, unless the newest used one says the same: saying it again changes
   nothing.
 * Every other unused verdict is superseded.
+* A retracted verdict was never given; an expired one is not learned from but has its say.
 * `current` are the last verdict and the used ones that say the same: what may be replayed.
 
 Two completions of one request with opposite thumbs of one user also make a pair, as long as both
@@ -23,8 +24,8 @@ from sqlalchemy import Connection, Select, select, update
 from tuneloop.learner.ledger.database import Row, insert_new
 from tuneloop.learner.ledger.schema import feedback, rollouts, samples
 
-COUNTED = ("open", "used", "superseded")
-"""States that take part; what was refused, or is stale, has no say."""
+COUNTED = ("open", "used", "superseded", "expired")
+"""States that take part; what was refused or retracted, or is stale, has no say."""
 
 
 def settle_votes(connection: Connection, objective: str, topic: str, user_hash: str) -> None:
@@ -41,15 +42,16 @@ def settle_votes(connection: Connection, objective: str, topic: str, user_hash: 
     )
     votes = [row._asdict() for row in connection.execute(query)]
     for vote, state in zip(votes, _states(votes), strict=True):
-        current = vote["verdict"] == votes[-1]["verdict"] and state != "superseded"
+        current = vote["verdict"] == votes[-1]["verdict"] and state in ("open", "used")
         _set(connection, vote, objective, state=state, current=current)
 
 
 def _states(votes: Sequence[Row]) -> list[str]:
     """The state each vote should have; `votes` in the order they were accepted."""
-    states = ["used" if vote["state"] == "used" else "superseded" for vote in votes]
+    settled = ("used", "expired")
+    states = [vote["state"] if vote["state"] in settled else "superseded" for vote in votes]
     said = [vote["verdict"] for vote in votes if vote["state"] == "used"]
-    if states and states[-1] != "used" and said[-1:] != [votes[-1]["verdict"]]:
+    if states and states[-1] not in settled and said[-1:] != [votes[-1]["verdict"]]:
         states[-1] = "open"
     return states
 
@@ -104,10 +106,15 @@ def _known_pairs(completion_ids: list[str]) -> Select[Any]:
 def _opposites(connection: Connection, siblings: dict[str, bytes], now: float) -> dict[str, Row]:
     votes = connection.execute(
         select(feedback)
-        .where(feedback.c.kind == "thumb", feedback.c.completion_id.in_(list(siblings)))
+        .where(
+            feedback.c.kind == "thumb",
+            feedback.c.completion_id.in_(list(siblings)),
+            feedback.c.status != "retracted",
+        )
         .order_by(feedback.c.accepted_time, feedback.c.feedback_id)
     )
     last = {(vote.user_hash, vote.completion_id): vote for vote in votes}
+    last = {key: vote for key, vote in last.items() if vote.status == "accepted"}
     pairs: dict[str, Row] = {}
     for chosen in last.values():
         for rejected in last.values():

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import and_, or_, select
+from sqlalchemy import select
 
 from tuneloop.errors import FailedPrecondition, InvalidRequest
 from tuneloop.learner.edits import EditTokenizer
 from tuneloop.learner.ledger.building import Builder, problem_of
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.ready import COLUMNS, ready_samples
+from tuneloop.learner.ledger.ready import COLUMNS, LAST_WORD, ready_samples
 from tuneloop.learner.ledger.rows import unpack_ids
 from tuneloop.learner.ledger.schema import held_out, rollouts, samples
 from tuneloop.learner.offline.data import Data, OnLong
@@ -56,11 +56,7 @@ def read_ledger(objective: str, reference: str, model: Path) -> Data:
     database = open_ledger(reference)
     if objective != "reward_model":
         check_model(database, reference, model)
-    last_word = or_(
-        samples.c.state == "open",
-        and_(samples.c.state == "used", samples.c.current.is_(True)),
-    )
-    query = ready_samples(*COLUMNS).where(samples.c.objective == objective, last_word)
+    query = ready_samples(*COLUMNS).where(samples.c.objective == objective, LAST_WORD)
     query = query.order_by(samples.c.accepted_time, samples.c.sample_id)
     edit_tokens = None if objective == "reward_model" else EditTokenizer(model)
     with database.read() as connection:

@@ -124,7 +124,7 @@ def request_of(
         )
     user_hash = gateway.ids.user_hash(settings.tenant, body.user)
     return generation_pb2.GenerateRequest(
-        completion_id=gateway.ids.make(prefix, settings.tenant, user_hash),
+        completion_id=gateway.ids.make(prefix, settings.tenant, user_hash, body.n or 1),
         policy=settings.policy,
         sampling=sampling_of(
             body,

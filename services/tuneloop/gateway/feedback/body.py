@@ -1,16 +1,13 @@
-"""`/v1/feedback`: what users say of completions, stored before it is acknowledged.
+"""The body of feedback: what each kind takes, and the event it becomes.
 
-An id chosen by the client makes the call safe to repeat: the same body gives the same answer,
-another body 409. Completion ids are checked by their signature alone, so feedback may come before
-its rollout is in the ledger, or days later.
+Completion ids are checked by their signature alone, so feedback may come before its rollout is in
+the ledger, or days later.
 """
 
 import secrets
-from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -19,11 +16,9 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from starlette.responses import JSONResponse
 
-from tuneloop import wire
 from tuneloop.bus import subjects
-from tuneloop.errors import Conflict, InvalidRequest, TuneloopError
+from tuneloop.errors import InvalidRequest
 from tuneloop.feedback import (
     Comment,
     Comparison,
@@ -35,12 +30,8 @@ from tuneloop.feedback import (
     Rating,
     Thumb,
 )
-from tuneloop.gateway import metrics
-from tuneloop.gateway.context import Gateway, gateway_of
-from tuneloop.gateway.errors import FeedbackNotFound
+from tuneloop.gateway.context import Gateway
 from tuneloop.gateway.text import Text
-
-router = APIRouter(tags=["feedback"])
 
 MAX_COMPLETIONS = 64
 MAX_TEXT = 32_768
@@ -137,7 +128,7 @@ def judgement_of(gateway: Gateway, body: FeedbackRequest) -> Judgement:
             return Comment(text=body.text or "")
 
 
-def feedback_of(gateway: Gateway, body: FeedbackRequest) -> Feedback:
+def feedback_of(gateway: Gateway, body: FeedbackRequest, accepted_time: datetime) -> Feedback:
     """The event of a body; raises `InvalidRequest` and `CompletionNotFound`."""
     check_fields(body)
     feedback_id = subjects.token(body.id, "id") if body.id is not None else new_id()
@@ -164,7 +155,7 @@ def feedback_of(gateway: Gateway, body: FeedbackRequest) -> Feedback:
         ),
         completion_id=about.value,
         judgement=judgement_of(gateway, body),
-        accepted_time=datetime.now(UTC),
+        accepted_time=accepted_time,
         metadata=body.metadata,
     )
 
@@ -172,67 +163,6 @@ def feedback_of(gateway: Gateway, body: FeedbackRequest) -> Feedback:
 def new_id() -> str:
     """An id for feedback whose sender chose none."""
     return f"fb-{secrets.token_hex(12)}"
-
-
-async def store(gateway: Gateway, feedback: Feedback, *, chosen_by_client: bool) -> bool:
-    """Store the event durably; False when this very feedback was stored before.
-
-    Raises `Conflict` when its id holds other feedback, `Unavailable` when the bus is down.
-    """
-    subject = subjects.feedback(
-        feedback.policy, str(feedback.kind), feedback.user_hash, feedback.feedback_id
-    )
-    data = wire.encode_feedback(feedback)
-    if not chosen_by_client:
-        await gateway.bus.publish(subject, data, event_id=feedback.feedback_id)
-        return True
-    any_with_id = subjects.feedback_with_id(feedback.feedback_id)
-    try:
-        await gateway.bus.publish_first(
-            subject, data, event_id=feedback.feedback_id, unique_filter=any_with_id
-        )
-    except Conflict:
-        stored = await gateway.bus.last(any_with_id)
-        if stored is not None:
-            earlier = wire.decode_feedback(stored.data)
-            if replace(earlier, accepted_time=feedback.accepted_time) == feedback:
-                return False
-        raise Conflict(
-            f"feedback {feedback.feedback_id!r} exists with another body", param="id"
-        ) from None
-    return True
-
-
-@router.post("/v1/feedback", status_code=202, response_model=None)
-async def give_feedback(body: FeedbackRequest, request: Request) -> JSONResponse:
-    """Accept feedback: 202 once it is stored durably."""
-    gateway = gateway_of(request)
-    try:
-        feedback = feedback_of(gateway, body)
-        if await store(gateway, feedback, chosen_by_client=body.id is not None):
-            metrics.feedback_accepted.labels(str(feedback.kind)).inc()
-    except TuneloopError as error:
-        metrics.feedback_refused.labels(error.reason.lower()).inc()
-        raise
-    return JSONResponse({"id": feedback.feedback_id, "status": "accepted"}, status_code=202)
-
-
-@router.get("/v1/feedback/{feedback_id}")
-async def get_feedback(feedback_id: str, request: Request) -> dict[str, Any]:
-    """Feedback as it was accepted."""
-    stored = await gateway_of(request).bus.last(subjects.feedback_with_id(feedback_id))
-    if stored is None:
-        raise FeedbackNotFound(f"no feedback {feedback_id!r}", param="id")
-    feedback = wire.decode_feedback(stored.data)
-    return {
-        "id": feedback.feedback_id,
-        "status": "accepted",
-        "kind": str(feedback.kind),
-        "completion_id": feedback.completion_id,
-        **judgement_document(feedback.judgement),
-        "metadata": dict(feedback.metadata),
-        "accepted_time": feedback.accepted_time.isoformat(),
-    }
 
 
 def judgement_document(judgement: Judgement) -> dict[str, Any]:

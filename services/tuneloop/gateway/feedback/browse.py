@@ -1,0 +1,92 @@
+"""`GET /v1/feedback`: what the ledger has, with the prompts and the answers it is about."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+
+from tuneloop import wire
+from tuneloop.feedback import FeedbackKind, FeedbackStatus
+from tuneloop.gateway.context import CONTROL_TIMEOUT, gateway_of
+from tuneloop.gateway.feedback.body import judgement_document
+from tuneloop.gateway.openai.schemas import INT64_MAX
+from tuneloop.gateway.remote import asked
+from tuneloop.gateway.text import Text
+from tuneloop.v1 import learner_pb2
+
+router = APIRouter(tags=["feedback"])
+
+User = Annotated[Text | None, Query(max_length=512)]
+Hash = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
+
+
+@router.get("/v1/feedback")
+async def list_feedback(
+    request: Request,
+    *,
+    kind: FeedbackKind | None = None,
+    value: Literal["up", "down"] | None = None,
+    policy_version: Annotated[int | None, Query(ge=0, le=INT64_MAX)] = None,
+    user: User = None,
+    user_hash: Hash = None,
+    status: FeedbackStatus | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    before: Annotated[str, Query(max_length=200)] = "",
+) -> dict[str, Any]:
+    """Feedback in the ledger, newest first; `next` of one page is `before` of the following."""
+    gateway = gateway_of(request)
+    if user is not None:
+        user_hash = gateway.ids.user_hash(gateway.settings.tenant, user)
+    question = learner_pb2.ListFeedbackRequest(
+        kind=kind or "",
+        value=value or "",
+        policy_version=policy_version,
+        user_hash=user_hash or "",
+        status=status or "",
+        page_size=limit,
+        before=before,
+    )
+    answer: learner_pb2.ListFeedbackResponse = await asked(
+        gateway.learner.ListFeedback(question, timeout=CONTROL_TIMEOUT)
+    )
+    return {
+        "object": "list",
+        "data": [document(item) for item in answer.feedback],
+        "next": answer.next or None,
+    }
+
+
+def document(item: learner_pb2.RecordedFeedback) -> dict[str, Any]:
+    """Feedback with what it is about; null where the rollout is not known."""
+    feedback = wire.feedback_from_proto(item.feedback)
+    by_id = {c.completion_id: c for c in item.completions}
+    about = by_id.get(feedback.completion_id)
+    messages = [{"role": m.role, "content": m.content} for m in item.chat.messages]
+    return {
+        "id": feedback.feedback_id,
+        "kind": feedback.kind,
+        "status": item.status,
+        "completion_id": feedback.completion_id,
+        **judgement_document(feedback.judgement),
+        "user_hash": feedback.user_hash,
+        "metadata": dict(feedback.metadata),
+        "accepted_time": feedback.accepted_time.isoformat(),
+        "policy_version": version_of(about),
+        "prompt": messages or item.prompt_text or None,
+        "completion": None if about is None else about.text,
+        "completions": [
+            {
+                "completion_id": completion_id,
+                "text": by_id[completion_id].text if completion_id in by_id else None,
+                "policy_version": version_of(by_id.get(completion_id)),
+            }
+            for completion_id in feedback.completion_ids
+        ],
+        "used_by_versions": list(item.used_by_versions),
+    }
+
+
+def version_of(completion: learner_pb2.JudgedCompletion | None) -> int | None:
+    """Which version answered; None where none did (imported text) or that is not known."""
+    if completion is None or completion.policy_version < 0:
+        return None
+    return completion.policy_version

@@ -1,0 +1,141 @@
+"""`/v1/feedback`: what users say of completions, stored before it is acknowledged.
+
+An id chosen by the client makes the call safe to repeat: the same body gives the same answer,
+another body 409.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.responses import JSONResponse
+
+from tuneloop.errors import TuneloopError
+from tuneloop.gateway import metrics
+from tuneloop.gateway.context import Gateway, gateway_of
+from tuneloop.gateway.errors import error_body, invalid_request, status_and_type
+from tuneloop.gateway.feedback import store
+from tuneloop.gateway.feedback.body import FeedbackRequest, feedback_of, judgement_document
+
+router = APIRouter(tags=["feedback"])
+
+MAX_BATCH = 1000
+AT_ONCE = 64
+"""Events of a batch on their way to the bus."""
+ACCEPTED = 202
+MULTI_STATUS = 207
+
+
+class FeedbackBatch(BaseModel):
+    """Many bodies of feedback."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    feedback: list[Any] = Field(min_length=1, max_length=MAX_BATCH)
+    """Each as for `POST /v1/feedback`; one that is refused leaves the others be."""
+
+
+@router.post("/v1/feedback", status_code=ACCEPTED, response_model=None)
+async def give_feedback(body: FeedbackRequest, request: Request) -> JSONResponse:
+    """Accept feedback: 202 once it is stored durably."""
+    answer = await accept(gateway_of(request), body, datetime.now(UTC))
+    return JSONResponse(answer, status_code=ACCEPTED)
+
+
+@router.post("/v1/feedback/batch", status_code=ACCEPTED, response_model=None)
+async def give_feedback_batch(batch: FeedbackBatch, request: Request) -> JSONResponse:
+    """Accept feedback, up to 1000 at once: 202 once all is stored durably.
+
+    207 where some was refused: each entry of `data` is then its acknowledgement, or its error and
+    `status_code`.
+    """
+    outcomes = await accept_all(gateway_of(request), batch.feedback)
+    data = [refusal(o) if isinstance(o, TuneloopError) else o for o in outcomes]
+    refused = any(isinstance(outcome, TuneloopError) for outcome in outcomes)
+    return JSONResponse(
+        {"object": "list", "data": data}, status_code=MULTI_STATUS if refused else ACCEPTED
+    )
+
+
+@router.get("/v1/feedback/{feedback_id}")
+async def get_feedback(feedback_id: str, request: Request) -> dict[str, Any]:
+    """Feedback as it was accepted, and whether it was retracted."""
+    found = await store.find(gateway_of(request).bus, feedback_id)
+    feedback = found.feedback
+    return {
+        "id": feedback.feedback_id,
+        "status": found.status,
+        "kind": feedback.kind,
+        "completion_id": feedback.completion_id,
+        **judgement_document(feedback.judgement),
+        "metadata": dict(feedback.metadata),
+        "accepted_time": feedback.accepted_time.isoformat(),
+    }
+
+
+@router.delete("/v1/feedback/{feedback_id}")
+async def retract_feedback(feedback_id: str, request: Request) -> dict[str, Any]:
+    """Retract feedback: nothing learns from it from now on, and its id is spent."""
+    if await store.retract(gateway_of(request).bus, feedback_id):
+        metrics.feedback_retracted.inc()
+    return {"id": feedback_id, "status": "retracted"}
+
+
+async def accept(gateway: Gateway, body: FeedbackRequest, now: datetime) -> dict[str, Any]:
+    """Store one body; its acknowledgement. Raises `TuneloopError`."""
+    try:
+        feedback = feedback_of(gateway, body, now)
+        if await store.store(gateway.bus, feedback, chosen_by_client=body.id is not None):
+            metrics.feedback_accepted.labels(feedback.kind.value).inc()
+    except TuneloopError as error:
+        metrics.feedback_refused.labels(error.reason.lower()).inc()
+        raise
+    return {"id": feedback.feedback_id, "status": "accepted"}
+
+
+async def accept_all(
+    gateway: Gateway, bodies: Sequence[Any]
+) -> list[dict[str, Any] | TuneloopError]:
+    """Store many bodies; in their order, each one's acknowledgement or its error."""
+    now = datetime.now(UTC)
+    turns = asyncio.Semaphore(AT_ONCE)
+    earlier: dict[str, asyncio.Task[Any]] = {}
+
+    async def one(
+        body: Any, when: datetime, after: asyncio.Task[Any] | None
+    ) -> dict[str, Any] | TuneloopError:
+        if after is not None:
+            await after
+        async with turns:
+            try:
+                return await accept(gateway, parsed(body), when)
+            except TuneloopError as error:
+                return error
+
+    tasks = []
+    for number, body in enumerate(bodies):
+        # A later verdict of a batch is the later verdict; and of one id the first is stored.
+        when = now + timedelta(microseconds=number)
+        feedback_id = str(body.get("id")) if isinstance(body, dict) and "id" in body else None
+        after = None if feedback_id is None else earlier.get(feedback_id)
+        task = asyncio.create_task(one(body, when, after))
+        if feedback_id is not None:
+            earlier[feedback_id] = task
+        tasks.append(task)
+    return list(await asyncio.gather(*tasks))
+
+
+def parsed(body: Any) -> FeedbackRequest:
+    """An entry of a batch; raises `InvalidRequest`."""
+    try:
+        return FeedbackRequest.model_validate(body)
+    except ValidationError as error:
+        raise invalid_request(error.errors()) from error
+
+
+def refusal(error: TuneloopError) -> dict[str, Any]:
+    """An entry of a batch's answer."""
+    return {**error_body(error), "status_code": status_and_type(error)[0]}
