@@ -140,6 +140,10 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
     state: str = "waiting"
     kto_ready: int = 4
     calls: list[Any] = field(default_factory=list)
+    recorded: list[learner_pb2.RecordedFeedback] = field(default_factory=list)
+    """What the ledger has, newest first."""
+    rows: list[str] = field(default_factory=lambda: ['{"prompt":"a","completion":"b"}'] * 3)
+    """What is exported."""
 
     def version(self, number: int) -> Any:
         version = learner_pb2.PolicyVersion(
@@ -171,6 +175,8 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
             waiting_for="12 more samples",
             rollouts=30,
             feedback_events=13,
+            progress=[learner_pb2.Progress(objective="judgements", have=self.kto_ready, want=16)],
+            next_version=learner_pb2.NextVersion(steps_done=1, steps_wanted=2, seconds_left=4.5),
         )
 
     async def ListPolicyVersions(self, request: Any, context: Any) -> Any:
@@ -199,6 +205,23 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
         back_to = request.policy_version if request.HasField("policy_version") else self.stable - 1
         self.stable = back_to
         return learner_pb2.RollBackResponse(policy_version=back_to)
+
+    async def ListFeedback(self, request: Any, context: Any) -> Any:
+        self.calls.append(request)
+        start = int(request.before or 0)
+        page = self.recorded[start : start + (request.page_size or 50)]
+        end = start + len(page)
+        following = str(end) if end < len(self.recorded) else ""
+        return learner_pb2.ListFeedbackResponse(feedback=page, next=following)
+
+    async def ExportData(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        self.calls.append(request)
+        for row in self.rows:
+            yield learner_pb2.ExportDataResponse(rows=[row])
+
+    async def ImportData(self, request: Any, context: Any) -> Any:
+        self.calls.append(request)
+        return learner_pb2.ImportDataResponse(added=len(request.rows), known=0)
 
     async def ForgetUser(self, request: Any, context: Any) -> Any:
         self.calls.append(request)

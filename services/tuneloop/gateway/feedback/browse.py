@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request
 
 from tuneloop import wire
 from tuneloop.feedback import FeedbackKind, FeedbackStatus
-from tuneloop.gateway.context import CONTROL_TIMEOUT, gateway_of
+from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.feedback.body import judgement_document
 from tuneloop.gateway.openai.schemas import INT64_MAX
 from tuneloop.gateway.remote import asked
@@ -45,6 +45,13 @@ async def list_feedback(
         page_size=limit,
         before=before,
     )
+    return await feedback_page(gateway, question)
+
+
+async def feedback_page(
+    gateway: Gateway, question: learner_pb2.ListFeedbackRequest
+) -> dict[str, Any]:
+    """A page of the list; raises `Unavailable` while the learner is away."""
     answer: learner_pb2.ListFeedbackResponse = await asked(
         gateway.learner.ListFeedback(question, timeout=CONTROL_TIMEOUT)
     )
