@@ -105,6 +105,7 @@ async def complete(
     *,
     version: int = 0,
     request_id: str = "r",
+    with_tools: bool = False,
     **sampling: object,
 ) -> list[Completed]:
     """Run one request to its end; its completions by index."""
@@ -114,6 +115,7 @@ async def complete(
         prompt_token_ids=tuple(prompt),
         sampling=SamplingParameters(**parameters),  # type: ignore[arg-type]
         policy_version=version,
+        with_tools=with_tools,
     )
     outputs: dict[int, list[EngineOutput]] = {}
     async for output in engine.generate(request):

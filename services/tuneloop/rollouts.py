@@ -32,12 +32,56 @@ class RolloutSource(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A function that the model asked the caller to run."""
+
+    call_id: str
+    name: str
+    arguments: str
+    """A JSON object, as the model wrote it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChatMessage:
     """One turn of a conversation."""
 
     role: str
-    """`system`, `user` or `assistant`."""
+    """`system`, `user`, `assistant` or `tool`."""
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What the assistant asked to be run in this turn."""
+    tool_call_id: str = ""
+    """Which call a turn of role `tool` answers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function that the model may ask the caller to run."""
+
+    name: str
+    description: str = ""
+    parameters: str = ""
+    """JSON schema of the arguments; empty: it takes none."""
+    strict: bool = False
+    """Whether the arguments must satisfy the schema whenever the model calls it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolUse:
+    """Which functions the model may call, and whether it must."""
+
+    tools: tuple[Tool, ...]
+    required: bool = False
+    """The model must call one of them."""
+    name: str = ""
+    """The model must call this one; empty: any."""
+    single: bool = False
+    """At most one call."""
+
+    @property
+    def forced(self) -> bool:
+        """Whether the answer must be a call."""
+        return self.required or bool(self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +102,15 @@ class SamplingParameters:
     top_logprobs: int | None = None
     """Alternatives to report for each token; None reports no log-probs to the caller."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    json_schema: str = ""
+    """JSON schema that the completion must satisfy; empty: none."""
+    structural_tag: str = ""
+    """Structural tag (xgrammar's JSON) that the completion must match; empty: none."""
+
+    @property
+    def constrained(self) -> bool:
+        """Whether tokens that do not fit a grammar are masked; log-probs are those after it."""
+        return bool(self.json_schema or self.structural_tag)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +124,13 @@ class PolicyVersionSpan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What was asked: a conversation, or plain text. Exactly one is set."""
+    """What was asked: a conversation, plain text, or token ids. Exactly one is set."""
 
     messages: tuple[ChatMessage, ...] = ()
     text: str | None = None
     token_ids: tuple[int, ...] | None = None
+    tool_use: ToolUse | None = None
+    """What the model may call; only with a conversation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -37,10 +38,15 @@ from tuneloop.rollouts import (
     Score,
     ScoredRollout,
     ScorerResult,
+    Tool,
+    ToolCall,
+    ToolUse,
 )
 from tuneloop.v1 import events_pb2, generation_pb2, reward_pb2, rollout_pb2
 
 M = TypeVar("M", bound=Message)
+
+TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 finish_reason_to_proto = {
     FinishReason.STOP: rollout_pb2.FINISH_REASON_STOP,
@@ -92,13 +98,79 @@ def moment(stamp: Timestamp, field: str) -> datetime:
 def messages_to_proto(messages: Sequence[ChatMessage]) -> rollout_pb2.ChatPrompt:
     """A conversation."""
     return rollout_pb2.ChatPrompt(
-        messages=[rollout_pb2.ChatMessage(role=m.role, content=m.content) for m in messages]
+        messages=[
+            rollout_pb2.ChatMessage(
+                role=m.role,
+                content=m.content,
+                tool_calls=[
+                    rollout_pb2.ToolCall(call_id=c.call_id, name=c.name, arguments=c.arguments)
+                    for c in m.tool_calls
+                ],
+                tool_call_id=m.tool_call_id,
+            )
+            for m in messages
+        ]
     )
 
 
 def messages_from_proto(chat: rollout_pb2.ChatPrompt) -> tuple[ChatMessage, ...]:
     """A conversation; may be empty."""
-    return tuple(ChatMessage(role=m.role, content=m.content) for m in chat.messages)
+    return tuple(
+        ChatMessage(
+            role=m.role,
+            content=m.content,
+            tool_calls=tuple(
+                ToolCall(call_id=c.call_id, name=c.name, arguments=c.arguments)
+                for c in m.tool_calls
+            ),
+            tool_call_id=m.tool_call_id,
+        )
+        for m in chat.messages
+    )
+
+
+def tool_use_to_proto(use: ToolUse) -> generation_pb2.ToolUse:
+    """Which functions may be called."""
+    return generation_pb2.ToolUse(
+        tools=[
+            generation_pb2.Tool(
+                name=t.name, description=t.description, parameters=t.parameters, strict=t.strict
+            )
+            for t in use.tools
+        ],
+        required=use.required,
+        name=use.name,
+        single=use.single,
+    )
+
+
+def tool_use_from_proto(message: generation_pb2.ToolUse) -> ToolUse:
+    """Which functions may be called; raises `CorruptData` naming `tools` or `tool_choice`."""
+    names = [tool.name for tool in message.tools]
+    require(bool(names), "tools", "at least one")
+    require(all(map(TOOL_NAME.fullmatch, names)), "tools", f"names must match {TOOL_NAME.pattern}")
+    require(len(set(names)) == len(names), "tools", "names must differ")
+    require(not message.name or message.name in names, "tool_choice", "names none of the tools")
+    for tool in message.tools:
+        json_object(tool.parameters or "{}", "tools")
+    return ToolUse(
+        tools=tuple(
+            Tool(name=t.name, description=t.description, parameters=t.parameters, strict=t.strict)
+            for t in message.tools
+        ),
+        required=message.required,
+        name=message.name,
+        single=message.single,
+    )
+
+
+def json_object(text: str, field: str) -> None:
+    """Raise `CorruptData` naming `field` unless `text` is a JSON object."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CorruptData(f"{field}: not JSON: {error}", param=field) from error
+    require(isinstance(value, dict), field, "must be a JSON object")
 
 
 def sampling_to_proto(sampling: SamplingParameters) -> rollout_pb2.SamplingParameters:
@@ -115,6 +187,8 @@ def sampling_to_proto(sampling: SamplingParameters) -> rollout_pb2.SamplingParam
         frequency_penalty=sampling.frequency_penalty,
         top_logprobs=sampling.top_logprobs,
         logit_bias=dict(sampling.logit_bias),
+        json_schema=sampling.json_schema,
+        structural_tag=sampling.structural_tag,
     )
 
 
@@ -129,6 +203,15 @@ def sampling_from_proto(message: rollout_pb2.SamplingParameters) -> SamplingPara
     require(all(message.stop), "stop", "strings must not be empty")
     require(-2 <= message.presence_penalty <= 2, "presence_penalty", "must be from -2 to 2")
     require(-2 <= message.frequency_penalty <= 2, "frequency_penalty", "must be from -2 to 2")
+    require(
+        not (message.json_schema and message.structural_tag),
+        "response_format",
+        "a JSON schema and a structural tag exclude each other",
+    )
+    if message.json_schema:
+        json_object(message.json_schema, "response_format")
+    if message.structural_tag:
+        json_object(message.structural_tag, "structural_tag")
     top_logprobs = message.top_logprobs if message.HasField("top_logprobs") else None
     require(top_logprobs is None or 0 <= top_logprobs <= 20, "top_logprobs", "must be from 0 to 20")
     return SamplingParameters(
@@ -143,6 +226,8 @@ def sampling_from_proto(message: rollout_pb2.SamplingParameters) -> SamplingPara
         frequency_penalty=message.frequency_penalty,
         top_logprobs=top_logprobs,
         logit_bias=dict(message.logit_bias),
+        json_schema=message.json_schema,
+        structural_tag=message.structural_tag,
     )
 
 

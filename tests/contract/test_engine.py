@@ -1,7 +1,9 @@
 """What every engine must do, with LoRA versions; the same tests over both engines."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +13,23 @@ from engine_helpers import Versions, complete, make_adapter, make_engine, teache
 from tuneloop import wire
 from tuneloop.bus import subjects
 from tuneloop.bus.memory import MemoryBus
-from tuneloop.errors import InvalidRequest, WeightsRefused
-from tuneloop.generation.completions import CompletionRequest, Completions, Delta, Final
+from tuneloop.errors import InvalidRequest, SettingsError, WeightsRefused
+from tuneloop.generation.completions import CompletionRequest, Completions, Final
 from tuneloop.generation.engine import Engine, EngineLimits, EngineRequest
+from tuneloop.generation.growing import Delta
 from tuneloop.generation.hot_swap import HotSwap, SwapOptions
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.tokenization import Tokenization
+from tuneloop.generation.tool_calls import merged
 from tuneloop.policies import WeightsKind
-from tuneloop.rollouts import FinishReason, PolicyVersionSpan, Prompt, SamplingParameters
+from tuneloop.rollouts import (
+    FinishReason,
+    PolicyVersionSpan,
+    Prompt,
+    SamplingParameters,
+    Tool,
+    ToolUse,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PROMPT = (1, 300, 310, 320)
@@ -69,6 +80,67 @@ async def test_a_stop_string_ends_the_completion_and_is_not_in_the_text(engine: 
     assert answer.text == whole.text[: whole.text.index(stop)]
     assert answer.finish_reason is FinishReason.STOP
     assert answer.token_ids == whole.token_ids[: len(answer.token_ids)]
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["river", "sea"]}, "deep": {"type": "boolean"}},
+    "required": ["kind", "deep"],
+    "additionalProperties": False,
+}
+WIDE = {"max_tokens": 300, "logit_bias": dict.fromkeys((201, 202, 205, 224), -100.0)}
+"""Room for a small object, whose white space a random model likes too much."""
+
+
+async def test_a_completion_fits_its_json_schema(engine: Engine) -> None:
+    sampling = {"json_schema": json.dumps(SCHEMA), "n": 2} | WIDE
+    for answer in await complete(engine, PROMPT, **sampling):
+        document = json.loads(answer.text)
+        assert document["kind"] in ("river", "sea")
+        assert isinstance(document["deep"], bool)
+        assert answer.finish_reason is FinishReason.STOP
+        # Of the tokens that fit: where only one does, it was certain.
+        assert max(answer.logprobs) == pytest.approx(0, abs=1e-4)
+        assert min(answer.logprobs) < -0.1
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "nothing"},
+        {"type": "object", "properties": {"a": {"$ref": "#/$defs/missing"}}},
+        {"type": "string", "pattern": "("},
+    ],
+)
+async def test_a_schema_that_is_none_is_refused_by_name(engine: Engine, schema: object) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        await complete(engine, PROMPT, json_schema=json.dumps(schema))
+    assert refused.value.param == "response_format"
+    assert len(await complete(engine, PROMPT, max_tokens=2)) == 1
+
+
+async def test_a_forced_call_is_made_and_read(engine: Engine) -> None:
+    tools = (Tool(name="dive", parameters=json.dumps(SCHEMA)), Tool(name="swim"))
+    tool_format = engine.tool_format("hermes")
+    for use, name in (
+        (ToolUse(tools=tools, name="dive", single=True), "dive"),
+        (ToolUse(tools=tools[:1], required=True, single=True), "dive"),
+    ):
+        tag = tool_format.structural_tag(use)
+        (answer,) = await complete(engine, PROMPT, structural_tag=tag, with_tools=True, **WIDE)
+        parser = tool_format.parser(use)
+        text, calls = "", []
+        for output in answer.outputs:
+            ends = output.finish_reason is not None
+            more, found = parser.feed(output.text, output.token_ids, ends=ends)
+            text, calls = text + more, [*calls, *found]
+        (call,) = merged(calls)
+        assert (call.index, call.name, bool(call.call_id), text) == (0, name, True, "")
+        assert json.loads(call.arguments)["kind"] in ("river", "sea")
+    assert tool_format.structural_tag(ToolUse(tools=tools)) == ""
+    assert tool_format.structural_tag(ToolUse(tools=(replace(tools[0], strict=True),)))
+    with pytest.raises(SettingsError, match="TOOL_PARSER=semaphore"):
+        engine.tool_format("semaphore")
 
 
 async def test_n_completions_of_one_prompt_differ(engine: Engine) -> None:

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from tuneloop.errors import InvalidRequest, SettingsError
 from tuneloop.generation.coalescing import coalesce, message_seconds
-from tuneloop.generation.completions import Delta, Final
+from tuneloop.generation.completions import Final
 from tuneloop.generation.detokenization import Detokenizer
+from tuneloop.generation.growing import Delta
 from tuneloop.generation.sampling import choose, processed_logprobs
 from tuneloop.generation.servicer import joined
 from tuneloop.generation.settings import GenerationSettings

@@ -15,7 +15,6 @@ from tuneloop.errors import InvalidRequest, Overloaded, TuneloopError
 from tuneloop.generation import metrics
 from tuneloop.generation.coalescing import coalesce, message_seconds
 from tuneloop.generation.engine import (
-    Candidate,
     Engine,
     EngineLimits,
     EngineOutput,
@@ -23,9 +22,11 @@ from tuneloop.generation.engine import (
     check_limits,
     clip_max_tokens,
 )
+from tuneloop.generation.growing import Delta, Growing
 from tuneloop.generation.hot_swap import HotSwap
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.tokenization import Tokenization, TokenizedPrompt
+from tuneloop.generation.tool_calls import ToolFormat, ToolParser, check_tools, constrained
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import (
     FinishReason,
@@ -59,19 +60,6 @@ class CompletionRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Delta:
-    """What was added to one completion."""
-
-    index: int
-    text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    top_logprobs: tuple[tuple[Candidate, ...], ...]
-    """Empty unless asked for."""
-    policy_version: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Final:
     """The end of one completion."""
 
@@ -83,26 +71,6 @@ class Final:
     policy_version_spans: tuple[PolicyVersionSpan, ...]
     policy_version: int
     prompt_tokens: int
-
-
-@dataclass(slots=True)
-class Growing:
-    """One completion while it is sampled."""
-
-    index: int
-    last_time: float
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
-    finished: bool = False
-
-    def add(self, output: EngineOutput, version: int) -> None:
-        """Append an output; `version` is the one sampling when it arrived."""
-        self.text += output.text
-        self.token_ids += output.token_ids
-        self.logprobs += output.logprobs
-        self.versions += [version] * len(output.token_ids)
 
 
 class Completions:
@@ -117,6 +85,7 @@ class Completions:
         hot_swap: HotSwap,
         publisher: RolloutPublisher,
         max_concurrent: int,
+        tool_format: ToolFormat | None = None,
     ) -> None:
         self.engine = engine
         self.limits = limits
@@ -124,6 +93,7 @@ class Completions:
         self.hot_swap = hot_swap
         self.publisher = publisher
         self.max_concurrent = max_concurrent
+        self.tool_format = tool_format
         self.running = 0
 
     async def stream(self, request: CompletionRequest) -> AsyncGenerator[list[Delta | Final], None]:
@@ -134,7 +104,10 @@ class Completions:
         started = time.monotonic()
         try:
             with self.admitted(request.sampling.n):
+                in_template = self.tokenization.takes_tools
+                check_tools(request.prompt, self.tool_format, in_template=in_template)
                 prompt = self.tokenize(request.prompt)
+                request = self.with_tools(request)
                 if request.clip_max_tokens:
                     sampling = clip_max_tokens(prompt.token_ids, request.sampling, self.limits)
                     request = replace(request, sampling=sampling)
@@ -155,6 +128,8 @@ class Completions:
     def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         """Token ids of the prompt; what is far too long is refused before the work."""
         characters = len(prompt.text or "") + sum(len(m.content) for m in prompt.messages)
+        if prompt.tool_use is not None:
+            characters += sum(len(t.description + t.parameters) for t in prompt.tool_use.tools)
         if characters > MAX_CHARACTERS_PER_TOKEN * self.limits.max_model_len:
             raise InvalidRequest(
                 f"the prompt has {characters} characters; this model takes "
@@ -185,22 +160,23 @@ class Completions:
         self, request: CompletionRequest, prompt: TokenizedPrompt, version: int, started: float
     ) -> AsyncGenerator[Delta | Final, None]:
         """Follow the engine's outputs, and publish each completion at its end or its abortion."""
-        growing = [Growing(i, started) for i in range(request.sampling.n)]
+        growing = [Growing(i, started, self.parser(request)) for i in range(request.sampling.n)]
         outputs = self.engine.generate(
             EngineRequest(
                 request_id=request.completion_id,
                 prompt_token_ids=prompt.token_ids,
                 sampling=request.sampling,
                 policy_version=version,
+                with_tools=request.prompt.tool_use is not None,
             )
         )
         try:
             async for output in outputs:
                 sampled_by = self.sampled_by(version)
                 completion = growing[output.index]
-                completion.add(output, sampled_by)
+                delta = completion.add(output, sampled_by)
                 self.measure(completion, output)
-                yield delta(output, sampled_by)
+                yield delta
                 if output.finish_reason is not None:
                     completion.finished = True
                     yield self.finish(request, prompt, completion, output)
@@ -211,6 +187,18 @@ class Completions:
                 for completion in growing:
                     if not completion.finished:
                         self.abort(request, prompt, completion)
+
+    def with_tools(self, request: CompletionRequest) -> CompletionRequest:
+        """The request with what makes the model keep to the calls asked for."""
+        use = request.prompt.tool_use
+        if use is None or self.tool_format is None:
+            return request
+        return replace(request, sampling=constrained(request.sampling, use, self.tool_format))
+
+    def parser(self, request: CompletionRequest) -> ToolParser | None:
+        """What reads the calls of one completion, where it may have some."""
+        use = request.prompt.tool_use
+        return None if use is None or self.tool_format is None else self.tool_format.parser(use)
 
     def sampled_by(self, leased: int) -> int:
         """The version sampling now for a request that leased one."""
@@ -294,18 +282,6 @@ class Completions:
                 columns=request.columns,
             )
         )
-
-
-def delta(output: EngineOutput, policy_version: int) -> Delta:
-    """An engine's output as the caller gets it."""
-    return Delta(
-        index=output.index,
-        text=output.text,
-        token_ids=output.token_ids,
-        logprobs=output.logprobs,
-        top_logprobs=output.top_logprobs,
-        policy_version=policy_version,
-    )
 
 
 def completion_id(base: str, index: int) -> str:

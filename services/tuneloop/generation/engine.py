@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tuneloop.errors import InvalidRequest
+from tuneloop.generation.tool_calls import ToolFormat
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import FinishReason, PolicyVersionSpan, SamplingParameters
 
@@ -22,6 +23,8 @@ class EngineRequest:
     sampling: SamplingParameters
     policy_version: int
     """0 is the base model. With full weights the engine samples from whatever it holds."""
+    with_tools: bool = False
+    """Calls of functions are read in the text: tags that are special tokens must stay in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +82,10 @@ class Engine(Protocol):
 
     def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """Stream outputs; closing the iterator aborts the request in the engine."""
+        ...
+
+    def tool_format(self, name: str) -> ToolFormat:
+        """How the model spells calls of functions; raises `SettingsError` for an unknown name."""
         ...
 
     async def load_adapter(self, policy_version: int, folder: Path) -> None:

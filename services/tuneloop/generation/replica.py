@@ -51,6 +51,9 @@ class Replica:
             hot_swap=self.hot_swap,
             publisher=self.publisher,
             max_concurrent=settings.max_concurrent_requests,
+            tool_format=self.engine.tool_format(settings.tool_parser)
+            if settings.tool_parser
+            else None,
         )
         base_model = settings.base_model_name or settings.model.name
         servicer = GenerationServicer(completions, base_model=base_model)

@@ -6,7 +6,9 @@ from typing import Any
 from tuneloop import wire
 from tuneloop.bus import subjects
 from tuneloop.errors import InvalidRequest, NotFound
-from tuneloop.generation.completions import CompletionRequest, Completions, Delta, Final
+from tuneloop.generation.completions import CompletionRequest, Completions, Final
+from tuneloop.generation.growing import Delta
+from tuneloop.generation.tool_calls import merged
 from tuneloop.rollouts import Prompt
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc
 
@@ -104,6 +106,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             text=delta.text,
             token_ids=delta.token_ids,
             policy_version=delta.policy_version,
+            tool_calls=[
+                generation_pb2.ToolCallDelta(
+                    index=c.index, call_id=c.call_id, name=c.name, arguments=c.arguments
+                )
+                for c in delta.tool_calls
+            ],
         )
         if with_logprobs:
             decode = self.completions.tokenization.decode
@@ -148,7 +156,11 @@ def prompt_from_proto(request: generation_pb2.GenerateRequest) -> Prompt:
     """The prompt; exactly one kind."""
     match request.WhichOneof("prompt"):
         case "chat":
-            return Prompt(messages=wire.messages_from_proto(request.chat))
+            messages = wire.messages_from_proto(request.chat)
+            if not request.HasField("tool_use"):
+                return Prompt(messages=messages)
+            tool_use = wire.tool_use_from_proto(request.tool_use)
+            return Prompt(messages=messages, tool_use=tool_use)
         case "text":
             return Prompt(text=request.text)
         case "tokens":
@@ -185,6 +197,7 @@ def sum_of(first: Delta | Final, second: Delta) -> Delta:
         logprobs=first.logprobs + second.logprobs,
         top_logprobs=first.top_logprobs + second.top_logprobs,
         policy_version=second.policy_version,
+        tool_calls=merged(first.tool_calls + second.tool_calls),
     )
 
 

@@ -35,6 +35,11 @@ class GenerationSettings(BaseSettings):
     engine: Literal["auto", "vllm", "transformers"] = Field(
         "auto", description="auto (vllm where it is installed), vllm or transformers"
     )
+    tool_parser: str = Field(
+        "",
+        description="format in which the model calls functions: hermes, or with vLLM any that its "
+        "--tool-call-parser takes; empty: requests with tools are refused",
+    )
     weights_kind: WeightsKind = Field(WeightsKind.LORA, description="lora or full")
     max_model_len: int | None = Field(
         None, ge=16, description="tokens in prompt and completion; empty: the model's own limit"

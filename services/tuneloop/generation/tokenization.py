@@ -3,11 +3,13 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tuneloop.errors import InvalidRequest
-from tuneloop.rollouts import ChatMessage, Prompt
+from tuneloop.generation.tool_calls import openai_form
+from tuneloop.rollouts import ChatMessage, Prompt, Tool, ToolCall, ToolUse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +38,22 @@ class Tokenization:
         if prompt.text is not None:
             ids = self.tokenizer(prompt.text).input_ids
             return TokenizedPrompt(text=prompt.text, token_ids=tuple(ids))
-        text = self.render(prompt.messages)
+        text = self.render(prompt.messages, prompt.tool_use)
         # The template has written the special tokens already.
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         return TokenizedPrompt(text=text, token_ids=tuple(ids))
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether the chat template shows functions to the model."""
+        probe = Tool(name="a_function_to_look_for")
+        try:
+            asked = ChatMessage(role="user", content="?")
+            return probe.name in self.render((asked,), ToolUse(tools=(probe,)))
+        except InvalidRequest:
+            return False
+
+    def render(self, messages: Sequence[ChatMessage], tool_use: ToolUse | None = None) -> str:
         """The conversation through the model's chat template, ready for the next answer."""
         from jinja2.exceptions import TemplateError
 
@@ -52,10 +64,10 @@ class Tokenization:
                 "messages: this model has no chat template; use /v1/completions with a prompt",
                 param="messages",
             )
-        turns = [{"role": m.role, "content": m.content} for m in messages]
+        tools = [openai_form(t, strict=False) for t in tool_use.tools] if tool_use else None
         try:
             rendered = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
+                list(map(turn, messages)), tools=tools, tokenize=False, add_generation_prompt=True
             )
         except TemplateError as error:
             raise InvalidRequest(
@@ -71,6 +83,33 @@ class Tokenization:
             )
         except (OverflowError, IndexError, ValueError) as error:
             raise InvalidRequest(f"prompt: token ids cannot be decoded: {error}") from error
+
+
+def turn(message: ChatMessage) -> dict[str, Any]:
+    """A turn as chat templates want it: the arguments of calls as objects."""
+    rendered: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        rendered["tool_calls"] = [
+            {
+                "id": call.call_id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": arguments_of(call)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id:
+        rendered["tool_call_id"] = message.tool_call_id
+    return rendered
+
+
+def arguments_of(call: ToolCall) -> Any:
+    """The arguments of a call; raises `InvalidRequest` where they are no JSON."""
+    try:
+        return json.loads(call.arguments or "{}")
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(
+            f"messages: the arguments of the call of {call.name!r} are not JSON", param="messages"
+        ) from error
 
 
 def stop_token_ids(folder: Path, eos_token_id: int | None) -> frozenset[int]:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from tuneloop.errors import TuneloopError, Unavailable
+from tuneloop.errors import SettingsError, TuneloopError, Unavailable
 from tuneloop.generation.detokenization import Detokenizer
 from tuneloop.generation.engine import (
     Candidate,
@@ -27,8 +27,11 @@ from tuneloop.generation.engine import (
     EngineRequest,
     check_limits,
 )
+from tuneloop.generation.grammars import Grammar, Grammars
+from tuneloop.generation.hermes import HermesFormat
 from tuneloop.generation.sampling import choose, processed_logprobs
 from tuneloop.generation.tokenization import Tokenization
+from tuneloop.generation.tool_calls import SETTING, ToolFormat
 from tuneloop.generation.versioned_model import VersionedModel
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import FinishReason, merge_spans
@@ -54,6 +57,8 @@ class Running:
     cache: Any = None
     """Keys and values of all tokens but the last; None makes the next step compute them all."""
     cancelled: bool = False
+    grammar: Grammar | None = None
+    """What may come next, where the completion must fit a schema."""
 
 
 class TransformersEngine:
@@ -76,6 +81,7 @@ class TransformersEngine:
         self.thread: threading.Thread | None = None
         self.model: VersionedModel
         self.tokenization: Tokenization
+        self.grammars: Grammars
         self.limits: EngineLimits
 
     async def start(self) -> EngineLimits:
@@ -85,6 +91,9 @@ class TransformersEngine:
         self.failure = asyncio.get_running_loop().create_future()
         self.model, self.tokenization = await asyncio.to_thread(
             lambda: (VersionedModel(self.folder), Tokenization(self.folder))
+        )
+        self.grammars = Grammars(
+            self.tokenization.tokenizer, self.model.vocab_size, self.tokenization.stop_token_ids
         )
         own_limit = self.model.max_model_len
         self.limits = EngineLimits(
@@ -120,6 +129,7 @@ class TransformersEngine:
         if self.thread is None or not self.thread.is_alive():
             raise Unavailable("the engine is not running", retry_after=1.0)
         check_limits(request.prompt_token_ids, request.sampling, self.limits)
+        compiled = await asyncio.to_thread(self.grammars.compile, request.sampling)
         loop = asyncio.get_running_loop()
         outputs: asyncio.Queue[EngineOutput | Exception] = asyncio.Queue()
 
@@ -127,6 +137,9 @@ class TransformersEngine:
             loop.call_soon_threadsafe(outputs.put_nowait, output)
 
         completions = [self.begin(request, i, deliver) for i in range(request.sampling.n)]
+        if compiled is not None:
+            for completion in completions:
+                completion.grammar = self.grammars.begin(compiled)
         self.commands.put(lambda: self.running.extend(completions))
         unfinished = len(completions)
         try:
@@ -161,6 +174,12 @@ class TransformersEngine:
             detokenizer=detokenizer,
             generator=generator,
         )
+
+    def tool_format(self, name: str) -> ToolFormat:
+        """The only format there is without vLLM."""
+        if name != "hermes":
+            raise SettingsError(f"{SETTING}={name}: this engine has hermes; vLLM has others")
+        return HermesFormat()
 
     async def load_adapter(self, policy_version: int, folder: Path) -> None:
         """Load an adapter between two turns."""
@@ -243,12 +262,16 @@ class TransformersEngine:
         everything = [*request.prompt_token_ids, *completion.token_ids]
         new = everything if completion.cache is None else everything[-1:]
         logits, completion.cache = self.model.forward(new, completion.cache)
+        if completion.grammar is not None:
+            logits = completion.grammar.allow(logits)
         logprobs = processed_logprobs(logits, sampling, completion.counts)
         if torch.isnan(logprobs).any():
             completion.cancelled = True
             completion.deliver(TuneloopError("the model's output is not a number"))
             return
         token = choose(logprobs, sampling.temperature, completion.generator)
+        if completion.grammar is not None:
+            completion.grammar.accept(token)
         completion.token_ids.append(token)
         completion.counts[token] += 1
         completion.versions.append(version)

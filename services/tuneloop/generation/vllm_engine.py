@@ -24,6 +24,7 @@ from tuneloop.generation.engine import (
     EngineRequest,
     check_limits,
 )
+from tuneloop.generation.tool_calls import ToolFormat
 from tuneloop.generation.vllm_environment import prepare_environment, read_through, start_guard
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import FinishReason, PolicyVersionSpan, SamplingParameters
@@ -121,7 +122,7 @@ class VllmEngine:
         check_limits(request.prompt_token_ids, request.sampling, self.limits)
         stream = self.llm.generate(
             tokens_input(list(request.prompt_token_ids)),
-            sampling_params(request.sampling),
+            sampling_params(request),
             request.request_id,
             lora_request=self.adapter(request.policy_version),
         )
@@ -134,11 +135,19 @@ class VllmEngine:
                     )
                     yield self.convert(completion, request, counts[completion.index])
         except VLLMClientError as error:
-            raise InvalidRequest(str(error)) from error
+            param = "response_format" if request.sampling.constrained else None
+            prefix = f"{param}: " if param else ""
+            raise InvalidRequest(f"{prefix}{error}", param=param) from error
         except EngineDeadError as error:
             raise Unavailable("the engine died and is being restarted", retry_after=5.0) from error
         finally:
             await stream.aclose()
+
+    def tool_format(self, name: str) -> ToolFormat:
+        """One of vLLM's tool parsers."""
+        from tuneloop.generation.vllm_tools import VllmToolFormat
+
+        return VllmToolFormat(name, self.llm.get_tokenizer())
 
     def adapter(self, policy_version: int) -> Any:
         """The adapter to sample with; None for the base model and for full weights."""
@@ -285,10 +294,12 @@ def engine_arguments(options: VllmOptions) -> Any:
     return AsyncEngineArgs(**arguments)
 
 
-def sampling_params(sampling: SamplingParameters) -> Any:
+def sampling_params(request: EngineRequest) -> Any:
     """Sampling parameters as vLLM has them, always with log-probs of the sampled tokens."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
+
+    sampling = request.sampling
 
     return SamplingParams(
         n=sampling.n,
@@ -303,6 +314,19 @@ def sampling_params(sampling: SamplingParameters) -> Any:
         logit_bias=dict(sampling.logit_bias) or None,
         logprobs=sampling.top_logprobs or 0,
         output_kind=RequestOutputKind.DELTA,
+        structured_outputs=structured_outputs(sampling),
+        skip_special_tokens=not request.with_tools,
+    )
+
+
+def structured_outputs(sampling: SamplingParameters) -> Any:
+    """What the completion must match, as vLLM has it; None where it is free."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    if not sampling.constrained:
+        return None
+    return StructuredOutputsParams(
+        json=sampling.json_schema or None, structural_tag=sampling.structural_tag or None
     )
 
 

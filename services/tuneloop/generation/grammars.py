@@ -1,0 +1,78 @@
+"""What a completion may say next, by a JSON schema or a structural tag: xgrammar's masks.
+
+For the engine on plain transformers; vLLM has its own way to the same library.
+"""
+
+import importlib.util
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from tuneloop.errors import InvalidRequest
+from tuneloop.rollouts import SamplingParameters
+
+CACHE_BYTES = 64 * 2**20
+
+
+class Grammar:
+    """Where one completion stands in its grammar."""
+
+    def __init__(self, matcher: Any, vocab_size: int) -> None:
+        from xgrammar import allocate_token_bitmask
+
+        self.matcher = matcher
+        self.mask = allocate_token_bitmask(1, vocab_size)
+
+    def allow(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits [vocab] with every token masked that cannot come next."""
+        from xgrammar import apply_token_bitmask_inplace
+
+        allowed = logits.float().clone()
+        if self.matcher.fill_next_token_bitmask(self.mask):
+            apply_token_bitmask_inplace(allowed[None], self.mask)
+        return allowed
+
+    def accept(self, token: int) -> None:
+        """Go on by the token that was sampled."""
+        self.matcher.accept_token(token)
+
+
+class Grammars:
+    """Compiles what requests ask for; equal ones once."""
+
+    def __init__(self, tokenizer: Any, vocab_size: int, stop_token_ids: Iterable[int]) -> None:
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self.stop_token_ids = sorted(stop_token_ids)
+
+    @cached_property
+    def compiler(self) -> Any:
+        import xgrammar
+
+        info = xgrammar.TokenizerInfo.from_huggingface(
+            self.tokenizer, vocab_size=self.vocab_size, stop_token_ids=self.stop_token_ids
+        )
+        return xgrammar.GrammarCompiler(info, max_threads=1, cache_limit_bytes=CACHE_BYTES)
+
+    def compile(self, sampling: SamplingParameters) -> Any:
+        """The compiled grammar of a request, None for a free one; raises `InvalidRequest`."""
+        if not sampling.constrained:
+            return None
+        param = "response_format" if sampling.json_schema else "structural_tag"
+        if importlib.util.find_spec("xgrammar") is None:
+            raise InvalidRequest(f"{param}: needs the package xgrammar, or vLLM", param=param)
+        try:
+            if sampling.json_schema:
+                return self.compiler.compile_json_schema(sampling.json_schema)
+            return self.compiler.compile_structural_tag(sampling.structural_tag)
+        except (RuntimeError, ValueError) as error:
+            problem = str(error).strip().splitlines()[-1]
+            raise InvalidRequest(f"{param}: {problem}", param=param) from error
+
+    def begin(self, compiled: Any) -> Grammar:
+        """The beginning of a completion in a compiled grammar."""
+        from xgrammar import GrammarMatcher
+
+        return Grammar(GrammarMatcher(compiled), self.vocab_size)

@@ -1,0 +1,57 @@
+"""One completion while it is sampled, and what a caller gets of it."""
+
+from dataclasses import dataclass, field
+
+from tuneloop.generation.engine import Candidate, EngineOutput
+from tuneloop.generation.tool_calls import ToolCallDelta, ToolParser
+
+no_calls: tuple[ToolCallDelta, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """What was added to one completion."""
+
+    index: int
+    text: str
+    """Without what was read as calls of functions."""
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    top_logprobs: tuple[tuple[Candidate, ...], ...]
+    """Empty unless asked for."""
+    policy_version: int
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+
+
+@dataclass(slots=True)
+class Growing:
+    """One completion while it is sampled."""
+
+    index: int
+    last_time: float
+    parser: ToolParser | None = None
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    finished: bool = False
+
+    def add(self, output: EngineOutput, version: int) -> Delta:
+        """Append an output, and say what it adds; `version` is the one sampling it."""
+        self.text += output.text
+        self.token_ids += output.token_ids
+        self.logprobs += output.logprobs
+        self.versions += [version] * len(output.token_ids)
+        text, calls = output.text, no_calls
+        if self.parser is not None:
+            ends = output.finish_reason is not None
+            text, calls = self.parser.feed(output.text, output.token_ids, ends=ends)
+        return Delta(
+            index=output.index,
+            text=text,
+            token_ids=output.token_ids,
+            logprobs=output.logprobs,
+            top_logprobs=output.top_logprobs,
+            policy_version=version,
+            tool_calls=calls,
+        )

@@ -1,0 +1,99 @@
+"""The Hermes format of calls, which Qwen and many others write: JSON between `<tool_call>` tags.
+
+For the engine on plain transformers; vLLM brings its own reading of this and other formats.
+"""
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tuneloop.generation.tool_calls import ToolCallDelta, openai_form
+from tuneloop.rollouts import ToolUse
+
+BEGIN, END = "<tool_call>", "</tool_call>"
+
+
+class HermesFormat:
+    """Hermes with xgrammar's grammar for it."""
+
+    def structural_tag(self, use: ToolUse) -> str:
+        """A grammar where a call is forced or its arguments must fit; else empty."""
+        from xgrammar import get_model_structural_tag
+
+        if not use.forced and not any(tool.strict for tool in use.tools):
+            return ""
+        named = {"type": "function", "function": {"name": use.name}}
+        tag = get_model_structural_tag(
+            "qwen_3",
+            tools=[openai_form(tool, strict=use.forced or tool.strict) for tool in use.tools],
+            tool_choice=named if use.name else "required" if use.required else "auto",
+            reasoning="disabled",
+            parallel_tool_calls=not use.single,
+        )
+        return str(tag.model_dump_json())
+
+    def parser(self, use: ToolUse) -> "HermesParser":
+        """A parser for one completion."""
+        return HermesParser(single=use.single)
+
+
+@dataclass(slots=True, kw_only=True)
+class HermesParser:
+    """Gives each call as soon as it is complete; what is no JSON of a call stays text."""
+
+    single: bool
+    pending: str = ""
+    """Text that may belong to a call."""
+    calls: int = 0
+
+    def feed(
+        self, text: str, token_ids: Sequence[int], *, ends: bool
+    ) -> tuple[str, tuple[ToolCallDelta, ...]]:
+        """The text that is no call, and the calls that are complete."""
+        self.pending += text
+        content: list[str] = []
+        found: list[ToolCallDelta] = []
+        while (begin := self.pending.find(BEGIN)) >= 0:
+            content.append(self.between(self.pending[:begin]))
+            self.pending = self.pending[begin:]
+            end = self.pending.find(END)
+            if end < 0 and not ends:
+                return "".join(content), tuple(found)
+            body_end, rest = (end, end + len(END)) if end >= 0 else (None, len(self.pending))
+            call = self.call(self.pending[len(BEGIN) : body_end])
+            if call is None:
+                content.append(self.pending[:rest])
+            elif not self.single or call.index == 0:
+                found.append(call)
+            self.pending = self.pending[rest:]
+        held_back = 0 if ends else overlap(self.pending, BEGIN)
+        cut = len(self.pending) - held_back
+        content.append(self.between(self.pending[:cut]))
+        self.pending = self.pending[cut:]
+        return "".join(content), tuple(found)
+
+    def between(self, text: str) -> str:
+        """Text outside of calls; the space after a call is none."""
+        return "" if self.calls and not text.strip() else text
+
+    def call(self, body: str) -> ToolCallDelta | None:
+        """The call that is spelled by `body`, if one is."""
+        try:
+            spelled = json.loads(body)
+            name, arguments = spelled["name"], spelled.get("arguments") or {}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+        self.calls += 1
+        return ToolCallDelta(
+            index=self.calls - 1,
+            call_id=f"call_{secrets.token_hex(12)}",
+            name=str(name),
+            arguments=json.dumps(arguments, ensure_ascii=False),
+        )
+
+
+def overlap(text: str, tag: str) -> int:
+    """Length of the longest end of `text` that is the beginning of `tag`, but not all of it."""
+    lengths = range(min(len(tag) - 1, len(text)), 0, -1)
+    return next((length for length in lengths if text.endswith(tag[:length])), 0)
