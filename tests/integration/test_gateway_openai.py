@@ -15,6 +15,15 @@ from tuneloop.errors import InvalidRequest, Overloaded, TuneloopError, Unavailab
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 BODY = {"model": "tuneloop", "messages": MESSAGES}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
+
+
+def function(name: str, parameters: Any) -> Any:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+TOOL = function("look_up", {"type": "object"})
+CALL: Any = {"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
+TITLE = "### Task:\nGenerate a concise, 3-5 word title with an emoji summarizing the chat history."
 TEXT = "Hello, wörld \u2028👋"
 
 
@@ -34,6 +43,10 @@ async def http(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
 async def client(stack: Stack) -> AsyncIterator[AsyncOpenAI]:
     async with AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0) as openai:
         yield openai
+
+
+def json_schema(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
 
 
 def text_part(text: str) -> dict[str, str]:
@@ -226,14 +239,26 @@ async def test_token_prompts(stack: Stack, http: httpx.AsyncClient) -> None:
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
         ({"messages": []}, "messages"),
         ({"messages": "hi"}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0]"),
+        ({"messages": [{"role": "assistant"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].type"),
+        ({"tools": [function("f", 1)]}, "tools[0].function.parameters"),
+        ({"tools": [function("f", {"x": "\ud800"})]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "maybe", "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": {"type": "allowed_tools"}, "tools": [TOOL]}, "tool_choice"),
         ({"functions": [{}]}, "functions"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "grammar"}}, "response_format"),
+        ({"response_format": "json"}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": json_schema("no object")}, "response_format"),
+        ({"response_format": json_schema({"title": "\ud800"})}, "response_format"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {}}, "audio"),
         ({"metadata": {"train": "maybe"}}, "metadata"),
@@ -422,8 +447,135 @@ async def test_a_swap_inside_an_answer_is_told(stack: Stack, http: httpx.AsyncCl
 async def test_the_openai_package_names_the_parameter(client: AsyncOpenAI) -> None:
     with pytest.raises(BadRequestError) as refused:
         await client.chat.completions.create(
-            model="tuneloop",
-            messages=MESSAGES,
-            tools=[{"type": "function", "function": {"name": "f"}}],
+            model="tuneloop", messages=MESSAGES, modalities=["text", "audio"]
         )
-    assert refused.value.param == "tools"
+    assert refused.value.param == "modalities"
+
+
+async def test_schemas_and_functions_reach_generation(
+    stack: Stack, http: httpx.AsyncClient
+) -> None:
+    schema = {"type": "object", "properties": {"größe": {"type": "integer"}}}
+    strict = {"name": "store", "description": "keep it", "strict": True}
+    body = BODY | {
+        "messages": [
+            *MESSAGES,
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "call_1", "content": [text_part("42")]},
+        ],
+        "tools": [TOOL, {"type": "function", "function": strict}],
+        "parallel_tool_calls": False,
+        "response_format": json_schema(schema),
+        "safety_identifier": "ann",
+    }
+    for choice in ("auto", "required", "none", {"type": "function", "function": {"name": "store"}}):
+        answer = await http.post("/v1/chat/completions", json=body | {"tool_choice": choice})
+        assert answer.status_code == 200, answer.text
+    auto, required, none, named = stack.generation.requests
+    assert json.loads(auto.sampling.json_schema) == schema
+    assert "größe" in auto.sampling.json_schema
+    assert auto.user_hash == IDS.user_hash("default", "ann")
+    (call,) = auto.chat.messages[1].tool_calls
+    assert (call.call_id, call.name, call.arguments) == ("call_1", "look_up", "{}")
+    assert auto.chat.messages[1].content == ""
+    result = auto.chat.messages[2]
+    assert (result.role, result.tool_call_id, result.content) == ("tool", "call_1", "42")
+    first, second = auto.tool_use.tools
+    assert (first.name, json.loads(first.parameters), first.strict) == (
+        "look_up",
+        {"type": "object"},
+        False,
+    )
+    assert (second.description, second.parameters, second.strict) == ("keep it", "", True)
+    assert auto.tool_use.single
+    assert [(r.tool_use.required, r.tool_use.name) for r in (auto, required, named)] == [
+        (False, ""),
+        (True, ""),
+        (False, "store"),
+    ]
+    assert not none.HasField("tool_use")
+    await http.post(
+        "/v1/chat/completions", json=BODY | {"response_format": {"type": "json_object"}}
+    )
+    assert json.loads(stack.generation.requests[-1].sampling.json_schema) == {"type": "object"}
+
+
+async def test_calls_of_functions_are_told(stack: Stack, client: AsyncOpenAI) -> None:
+    delta = stack.generation.delta
+    parts = {
+        0: ("call_a", "look_up", '{"word"'),
+        1: ("", "", ': "x"}'),
+        2: ("call_b", "store", "{}"),
+    }
+
+    def calling(request: Any, index: int, piece: str) -> Any:
+        message = delta(request, index, piece)
+        at = stack.generation.pieces.index(piece)
+        message.text = "let me see" if at == 0 else ""
+        if at in parts:
+            call_id, name, arguments = parts[at]
+            message.tool_calls.add(index=at // 2, call_id=call_id, name=name, arguments=arguments)
+        return message
+
+    stack.generation.delta = calling  # type: ignore[method-assign]
+    options: Any = {"model": "tuneloop", "messages": MESSAGES, "tools": [TOOL]}
+    whole = (await client.chat.completions.create(**options)).choices[0]
+    async with client.chat.completions.stream(**options) as stream:
+        streamed = (await stream.get_final_completion()).choices[0]
+    for choice in (whole, streamed):
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.content == "let me see"
+        assert [
+            (c.id, c.type, c.function.name, c.function.arguments)
+            for c in choice.message.tool_calls or ()
+        ] == [
+            ("call_a", "function", "look_up", '{"word": "x"}'),
+            ("call_b", "function", "store", "{}"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("change", "header", "trains"),
+    [
+        ({}, None, True),
+        ({}, "false", False),
+        ({}, "TRUE", True),
+        ({"metadata": {"train": True}}, "false", False),
+        ({"metadata": {"train": "false"}}, "true", False),
+        ({"metadata": {"task": "title_generation"}}, None, False),
+        ({"metadata": {"task": "title_generation", "train": True}}, None, True),
+        ({"messages": [*MESSAGES, {"role": "user", "content": TITLE}]}, None, False),
+        ({"messages": [*MESSAGES, {"role": "user", "content": TITLE}]}, "true", True),
+        ({"messages": [{"role": "user", "content": TITLE}, *MESSAGES]}, None, True),
+        ({"messages": [{"role": "user", "content": f"What is this: {TITLE}"}]}, None, True),
+    ],
+)
+async def test_who_keeps_an_answer_out_of_training(
+    stack: Stack, http: httpx.AsyncClient, change: Any, header: str | None, trains: bool
+) -> None:
+    headers = {} if header is None else {"x-tuneloop-train": header}
+    await http.post("/v1/chat/completions", json=BODY | change, headers=headers)
+    assert stack.generation.requests[0].publish_rollout is trains
+
+
+async def test_the_header_says_yes_or_no(stack: Stack, http: httpx.AsyncClient) -> None:
+    headers = {"x-tuneloop-train": "maybe"}
+    for path, body in (
+        ("/v1/chat/completions", BODY),
+        ("/v1/completions", {"model": "tuneloop", "prompt": "x"}),
+    ):
+        response = await http.post(path, json=body, headers=headers)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "x-tuneloop-train"
+    headers["x-tuneloop-train"] = "false"
+    await http.post("/v1/completions", json={"model": "tuneloop", "prompt": "x"}, headers=headers)
+    assert stack.generation.requests[0].publish_rollout is False
+
+
+async def test_side_tasks_are_learned_from_by_setting() -> None:
+    turn = {"messages": [{"role": "user", "content": TITLE}]}
+    for settings in ({"learn_from_side_tasks": True}, {"side_task_prompts": ()}):
+        async with running_gateway(**settings) as stack:
+            async with httpx.AsyncClient(base_url=stack.url) as http:
+                await http.post("/v1/chat/completions", json=BODY | turn)
+            assert stack.generation.requests[0].publish_rollout is True

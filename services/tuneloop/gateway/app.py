@@ -67,7 +67,7 @@ def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
                 CORSMiddleware,
                 allow_origins=settings.cors_origins,
                 allow_methods=["GET", "POST", "DELETE"],
-                allow_headers=["authorization", "content-type"],
+                allow_headers=["authorization", "content-type", "x-tuneloop-train"],
                 expose_headers=["x-policy-version", "retry-after"],
             ),
             Middleware(Guard, settings=settings),

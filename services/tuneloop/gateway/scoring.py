@@ -6,9 +6,10 @@ from fastapi import APIRouter, Request
 
 from tuneloop import wire
 from tuneloop.gateway.context import gateway_of
+from tuneloop.gateway.openai.messages import conversation
 from tuneloop.gateway.openai.schemas import ScoreRequest
 from tuneloop.gateway.remote import asked
-from tuneloop.rollouts import ChatMessage, Score
+from tuneloop.rollouts import Score
 from tuneloop.v1 import reward_pb2
 
 router = APIRouter(tags=["feedback"])
@@ -24,8 +25,7 @@ async def score(body: ScoreRequest, request: Request) -> dict[str, Any]:
     if body.messages is None:
         message.text = body.prompt or ""
     else:
-        turns = tuple(ChatMessage(role=m.role, content=m.content) for m in body.messages)
-        message.chat.CopyFrom(wire.messages_to_proto(turns))
+        message.chat.CopyFrom(wire.messages_to_proto(conversation(body.messages)))
     answer: reward_pb2.ScoreRolloutsResponse = await asked(
         gateway.reward.ScoreRollouts(message, timeout=SCORE_TIMEOUT)
     )

@@ -1,9 +1,10 @@
 """Settings of the gateway: `TUNELOOP_GATEWAY_*`, and `TUNELOOP_API_KEY`."""
 
 import ipaddress
+import re
 from pathlib import Path
 
-from pydantic import AliasChoices, Field, SecretStr, model_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIN_SECRET_BYTES = 16
@@ -56,6 +57,21 @@ class GatewaySettings(BaseSettings):
     default_temperature: float = Field(
         0.5, ge=0, le=2, description="temperature where the caller names none, 0 to 2"
     )
+    side_task_prompts: Names = Field(
+        (
+            r"### Task:\s+Generate a concise, 3-5 word title",
+            r"### Task:\s+Generate 1-3 broad tags",
+            r"### Task:\s+Suggest 3-5 relevant follow-up questions",
+            r"### Task:\s+You are an autocompletion system",
+            r"### Task:\s+Analyze the chat history to determine the necessity",
+            "Provide a concise, 5-word-or-less title for the conversation",
+        ),
+        description="how the last turn of a request for a title, for tags and the like begins (a "
+        "JSON list of regular expressions); these, and requests with metadata.task, are side tasks",
+    )
+    learn_from_side_tasks: bool = Field(
+        False, description="whether answers to side tasks are learned from like any other"
+    )
     cors_origins: Names = Field(
         (), description='other sites whose pages may call: a JSON list like ["https://app.example"]'
     )
@@ -75,6 +91,17 @@ class GatewaySettings(BaseSettings):
     drain_seconds: float = Field(
         10.0, ge=0, description="how long answers may go on after a stop was asked for, in seconds"
     )
+
+    @field_validator("side_task_prompts")
+    @classmethod
+    def expressions(cls, patterns: Names) -> Names:
+        """Refuse what is no regular expression."""
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        return patterns
 
     @model_validator(mode="after")
     def keyed_beyond_loopback(self) -> "GatewaySettings":

@@ -1,5 +1,6 @@
 """Strings of request bodies: JSON can spell half of a surrogate pair, UTF-8 and protobuf cannot."""
 
+import json
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -12,6 +13,14 @@ def unicode(value: str) -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"is not valid Unicode at character {error.start}") from None
     return value
+
+
+def json_text(value: object) -> str:
+    """`value` as JSON; raises `ValueError` where protobuf or a reader could not take it."""
+    try:
+        return unicode(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
 
 
 Text = Annotated[str, AfterValidator(unicode)]

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 import grpc
 
 from tuneloop import wire
-from tuneloop.errors import Unavailable
+from tuneloop.errors import InvalidRequest, Unavailable
 from tuneloop.gateway import metrics
 from tuneloop.gateway.completion_ids import choice_id
 from tuneloop.gateway.context import Gateway
 from tuneloop.gateway.errors import ModelNotFound
+from tuneloop.gateway.openai.messages import conversation
 from tuneloop.gateway.openai.schemas import ChatRequest, CompletionRequest, SamplingRequest
-from tuneloop.rollouts import ChatMessage, SamplingParameters
+from tuneloop.gateway.openai.tools import tool_use
+from tuneloop.rollouts import SamplingParameters
 from tuneloop.rpc.status import error_from_rpc
 from tuneloop.v1 import generation_pb2, rollout_pb2
 
@@ -34,6 +36,8 @@ class Answer:
     """Monotonic seconds."""
     requests: tuple[generation_pb2.GenerateRequest, ...]
     n: int
+    with_tools: bool
+    """Whether functions may be called."""
     policy_version: int | None = None
     """Of the first event; None before it came."""
     prompt_tokens: int = 0
@@ -72,25 +76,27 @@ class Answer:
         self.finished.add(choice)
 
 
-def chat_answer(gateway: Gateway, body: ChatRequest) -> Answer:
-    """The call of a chat completion; raises `ModelNotFound`."""
-    messages = tuple(
-        # "developer" is OpenAI's newer word for the system's turn; templates know the older one.
-        ChatMessage(role="system" if m.role == "developer" else m.role, content=m.content)
-        for m in body.messages
-    )
+def chat_answer(gateway: Gateway, body: ChatRequest, *, train: bool) -> Answer:
+    """The call of a chat completion; raises `ModelNotFound`, `InvalidRequest`."""
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     limit = body.max_completion_tokens or body.max_tokens
-    request = request_of(gateway, body, "chatcmpl", limit, top_logprobs)
-    request.chat.CopyFrom(wire.messages_to_proto(messages))
+    request = request_of(gateway, body, "chatcmpl", limit, top_logprobs, train=train)
+    request.chat.CopyFrom(wire.messages_to_proto(conversation(body.messages)))
+    request.sampling.json_schema = body.response_format
+    try:
+        use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
+    except ValueError as error:
+        raise InvalidRequest(f"tools: {error}", param="tools") from error
+    if use is not None:
+        request.tool_use.CopyFrom(wire.tool_use_to_proto(use))
     return answer_of(body, [request])
 
 
-def text_answer(gateway: Gateway, body: CompletionRequest) -> Answer:
+def text_answer(gateway: Gateway, body: CompletionRequest, *, train: bool) -> Answer:
     """The calls of a plain completion, one for each prompt; raises `ModelNotFound`."""
     requests = []
     for prompt in body.prompt:
-        request = request_of(gateway, body, "cmpl", body.max_tokens, body.logprobs)
+        request = request_of(gateway, body, "cmpl", body.max_tokens, body.logprobs, train=train)
         if isinstance(prompt, str):
             request.text = prompt
         else:
@@ -106,6 +112,7 @@ def answer_of(body: SamplingRequest, requests: Sequence[generation_pb2.GenerateR
         started=time.monotonic(),
         requests=tuple(requests),
         n=body.n or 1,
+        with_tools=requests[0].HasField("tool_use"),
     )
 
 
@@ -115,6 +122,8 @@ def request_of(
     prefix: str,
     max_tokens: int | None,
     top_logprobs: int | None,
+    *,
+    train: bool,
 ) -> generation_pb2.GenerateRequest:
     """A request without its prompt; raises `ModelNotFound`."""
     settings = gateway.settings
@@ -122,7 +131,7 @@ def request_of(
         raise ModelNotFound(
             f"no model {body.model[:100]!r}; this service has {settings.policy!r}", param="model"
         )
-    user_hash = gateway.ids.user_hash(settings.tenant, body.user)
+    user_hash = gateway.ids.user_hash(settings.tenant, body.user or body.safety_identifier)
     return generation_pb2.GenerateRequest(
         completion_id=gateway.ids.make(prefix, settings.tenant, user_hash, body.n or 1),
         policy=settings.policy,
@@ -135,7 +144,7 @@ def request_of(
         tenant=settings.tenant,
         user_hash=user_hash,
         policy_version=body.policy_version,
-        publish_rollout=body.train,
+        publish_rollout=train,
         clip_max_tokens=max_tokens is None,
     )
 

@@ -8,10 +8,11 @@ from starlette.responses import Response
 from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.openai.calls import chat_answer
 from tuneloop.gateway.openai.chunks import ChunkForm, chunks
-from tuneloop.gateway.openai.collect import collect, whole_response
+from tuneloop.gateway.openai.collect import Choice, collect, whole_response
 from tuneloop.gateway.openai.logprobs import chat_logprobs
 from tuneloop.gateway.openai.schemas import ChatRequest
 from tuneloop.gateway.openai.sse import EventStream, unless_disconnected
+from tuneloop.gateway.openai.training import may_train
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -28,7 +29,8 @@ chat_chunks = ChunkForm(
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation, whole or as a stream."""
     gateway = gateway_of(request)
-    answer = chat_answer(gateway, body)
+    train = may_train(gateway.settings, body, request.headers)
+    answer = chat_answer(gateway, body, train=train)
     with_logprobs = bool(body.logprobs)
     if body.stream:
         stream = chunks(
@@ -49,6 +51,10 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     )
 
 
-def message(text: str) -> dict[str, Any]:
+def message(choice: Choice) -> dict[str, Any]:
     """A choice's message."""
-    return {"message": {"role": "assistant", "content": text, "refusal": None}}
+    document: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.calls:
+        document["content"] = choice.text or None
+        document["tool_calls"] = list(choice.calls.values())
+    return {"message": document}

@@ -32,9 +32,10 @@ class ChunkForm:
     """From positions and the characters sent before to `choices[].logprobs`."""
 
 
-def finish_reason(number: rollout_pb2.FinishReason) -> str:
+def finish_reason(number: rollout_pb2.FinishReason, *, called: bool) -> str:
     """OpenAI's word for why a choice ended; `abort` where the service stopped it."""
-    return str(wire.finish_reason_from_proto.get(number, FinishReason.ABORT))
+    reason = wire.finish_reason_from_proto.get(number, FinishReason.ABORT)
+    return "tool_calls" if called and reason is FinishReason.STOP else str(reason)
 
 
 def spans(final: generation_pb2.GenerateFinal) -> list[dict[str, int]] | None:
@@ -50,6 +51,14 @@ def span(message: rollout_pb2.PolicyVersionSpan) -> dict[str, int]:
         "start": message.start,
         "end": message.end,
     }
+
+
+def call_delta(call: generation_pb2.ToolCallDelta) -> dict[str, Any]:
+    """What was added to a call, in OpenAI's form."""
+    if not call.name:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": call.call_id, "type": "function", "function": function}
 
 
 async def chunks(
@@ -88,18 +97,28 @@ class ChunkWriter:
         self.tail = ',"usage":null}\n\n' if include_usage else "}\n\n"
         self.characters = [0] * answer.choices
         self.opened = [form.opening is None] * answer.choices
+        self.called: set[int] = set()
+        """Choices in which a function was called."""
 
     def piece(self, choice: int, delta: generation_pb2.GenerateDelta) -> bytes:
         """A piece of text; empty where there is nothing to tell (half of a character, say)."""
         opening = self.open(choice, delta.policy_version)
+        calls = self.calls(choice, delta) if self.answer.with_tools and delta.tool_calls else b""
         if not delta.text and not (self.with_logprobs and delta.logprobs):
-            return opening
+            return opening + calls
         logprobs = "null"
         if self.with_logprobs:
             logprobs = json.dumps(self.form.logprobs(delta.logprobs, self.characters[choice]))
         self.characters[choice] += len(delta.text)
         members = self.form.piece % json_string(delta.text)
-        return opening + self.line(choice, delta.policy_version, members, logprobs, "null")
+        return opening + self.line(choice, delta.policy_version, members, logprobs, "null") + calls
+
+    def calls(self, choice: int, delta: generation_pb2.GenerateDelta) -> bytes:
+        """Calls of functions that began or grew."""
+        self.called.add(choice)
+        calls = json.dumps([call_delta(call) for call in delta.tool_calls])
+        members = f'"delta":{{"tool_calls":{calls}}}'
+        return self.line(choice, delta.policy_version, members, "null", "null")
 
     def end(self, choice: int, final: generation_pb2.GenerateFinal) -> bytes:
         """A choice's last chunk, with its reason."""
@@ -107,7 +126,7 @@ class ChunkWriter:
         version_spans = spans(final)
         if version_spans is not None:
             members += f',"policy_version_spans":{json.dumps(version_spans)}'
-        reason = json_string(finish_reason(final.finish_reason))
+        reason = json_string(finish_reason(final.finish_reason, called=choice in self.called))
         opening = self.open(choice, final.policy_version)
         return opening + self.line(choice, final.policy_version, members, "null", reason)
 

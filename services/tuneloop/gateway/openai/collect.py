@@ -20,7 +20,21 @@ class Choice:
 
     pieces: list[str] = field(default_factory=list)
     positions: list[generation_pb2.PositionLogprobs] = field(default_factory=list)
+    calls: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Calls of functions in OpenAI's form, by their index."""
     final: generation_pb2.GenerateFinal = field(default_factory=generation_pb2.GenerateFinal)
+
+    def call(self, delta: generation_pb2.ToolCallDelta) -> None:
+        """Begin a call, or add to its arguments."""
+        call = self.calls.setdefault(
+            delta.index,
+            {
+                "id": delta.call_id,
+                "type": "function",
+                "function": {"name": delta.name, "arguments": ""},
+            },
+        )
+        call["function"]["arguments"] += delta.arguments
 
     @property
     def text(self) -> str:
@@ -38,6 +52,8 @@ async def collect(gateway: Gateway, answer: Answer) -> list[Choice]:
             if event.WhichOneof("event") == "delta":
                 choice.pieces.append(event.delta.text)
                 choice.positions.extend(event.delta.logprobs)
+                for call in event.delta.tool_calls:
+                    choice.call(call)
             else:
                 choice.final = event.final
     metrics.completion_tokens.labels("false").inc(answer.completion_tokens)
@@ -50,10 +66,10 @@ def whole_response(
     choices: list[Choice],
     *,
     object_name: str,
-    members: Callable[[str], dict[str, Any]],
+    members: Callable[[Choice], dict[str, Any]],
     logprobs: Logprobs | None,
 ) -> JSONResponse:
-    """The HTTP response; `members` spells a choice's text, `logprobs` is None where not wanted."""
+    """The HTTP response; `members` spells a choice, `logprobs` is None where not wanted."""
     # The version a caller is told is the one that sampled the last token, as for each chunk.
     version = choices[0].final.policy_version
     document = {
@@ -75,15 +91,15 @@ def whole_choice(
     answer: Answer,
     index: int,
     choice: Choice,
-    members: Callable[[str], dict[str, Any]],
+    members: Callable[[Choice], dict[str, Any]],
     logprobs: Logprobs | None,
 ) -> dict[str, Any]:
     document = {
         "index": index,
         "completion_id": answer.completion_id_of(index),
-        **members(choice.text),
+        **members(choice),
         "logprobs": None if logprobs is None else logprobs(choice.positions, 0),
-        "finish_reason": finish_reason(choice.final.finish_reason),
+        "finish_reason": finish_reason(choice.final.finish_reason, called=bool(choice.calls)),
     }
     version_spans = spans(choice.final)
     return document if version_spans is None else document | {"policy_version_spans": version_spans}

@@ -10,6 +10,7 @@ from tuneloop.gateway.openai.collect import collect, whole_response
 from tuneloop.gateway.openai.logprobs import text_logprobs
 from tuneloop.gateway.openai.schemas import CompletionRequest
 from tuneloop.gateway.openai.sse import EventStream, unless_disconnected
+from tuneloop.gateway.openai.training import may_train
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -26,7 +27,8 @@ text_chunks = ChunkForm(
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Complete plain prompts, whole or as a stream."""
     gateway = gateway_of(request)
-    answer = text_answer(gateway, body)
+    train = may_train(gateway.settings, body, request.headers)
+    answer = text_answer(gateway, body, train=train)
     with_logprobs = body.logprobs is not None
     if body.stream:
         stream = chunks(
@@ -42,6 +44,6 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
         answer,
         await unless_disconnected(request.receive, collect(gateway, answer)),
         object_name="text_completion",
-        members=lambda text: {"text": text},
+        members=lambda choice: {"text": choice.text},
         logprobs=text_logprobs if with_logprobs else None,
     )

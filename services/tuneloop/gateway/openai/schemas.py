@@ -5,10 +5,13 @@ ignored, as clients send new ones all the time.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from tuneloop.gateway.openai.messages import Message
+from tuneloop.gateway.openai.response_format import json_schema
+from tuneloop.gateway.openai.tools import FunctionTool, checked_choice
 from tuneloop.gateway.text import Text, unicode
 
 Prompt = str | tuple[int, ...]
@@ -17,13 +20,11 @@ INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 MAX_TOP_LOGPROBS = 20
 MAX_PROMPTS = 64
+MAX_TOOLS = 128
 
 unsupported: Mapping[str, tuple[object, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"], []),
     "audio": (),
     "web_search_options": (),
@@ -40,21 +41,6 @@ def as_strings(value: object) -> object:
     if not isinstance(values, list | tuple) or not all(isinstance(v, str) and v for v in values):
         raise ValueError("must be a non-empty string or a list of them")
     return tuple(values)
-
-
-def as_text(content: object) -> object:
-    """A message's content: a string, or text parts, which are joined."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise ValueError("must be a string or a list of text parts")
-    texts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise ValueError(f"only text parts are supported, not {kind!r}")
-        texts.append(part["text"])
-    return "".join(texts)
 
 
 def as_prompts(prompt: object) -> tuple[Prompt, ...]:
@@ -76,13 +62,6 @@ def as_prompts(prompt: object) -> tuple[Prompt, ...]:
 
 def is_token_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= INT32_MAX
-
-
-class Message(BaseModel):
-    """One turn; names and other extras are ignored."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Text, BeforeValidator(as_text)]
 
 
 class StreamOptions(BaseModel):
@@ -111,8 +90,10 @@ class SamplingRequest(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Text | None = Field(None, max_length=512)
+    safety_identifier: Text | None = Field(None, max_length=512)
+    """OpenAI's newer word for `user`, which wins over it."""
     metadata: dict[str, Any] | None = None
-    """`{"train": false}` keeps the completion out of learning."""
+    """`{"train": false}` keeps the completion out of learning; `{"task": …}` names a side task."""
     policy_version: int | None = Field(None, ge=0, le=INT64_MAX)
     """Not OpenAI's: answer with this version; it must be loaded."""
 
@@ -133,9 +114,10 @@ class SamplingRequest(BaseModel):
         return metadata
 
     @property
-    def train(self) -> bool:
-        """Whether the completion may be learned from."""
-        return (self.metadata or {}).get("train") not in (False, "false")
+    def train(self) -> bool | None:
+        """Whether the caller lets the completion be learned from; None: it does not say."""
+        said = (self.metadata or {}).get("train")
+        return None if said is None else said in (True, "true")
 
     @property
     def include_usage(self) -> bool:
@@ -158,25 +140,32 @@ class ChatRequest(SamplingRequest):
     """Wins over `max_tokens`."""
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    tools: Any = None
-    tool_choice: Any = None
+    tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: Annotated[Any, BeforeValidator(checked_choice)] = None
+    parallel_tool_calls: bool | None = None
+    response_format: Annotated[str, BeforeValidator(json_schema)] = ""
+    """The JSON schema that the answer must satisfy; empty: none."""
     functions: Any = None
     function_call: Any = None
-    response_format: Any = None
     modalities: Any = None
     audio: Any = None
     web_search_options: Any = None
 
     refuse = field_validator(
-        "tools",
-        "tool_choice",
         "functions",
         "function_call",
-        "response_format",
         "modalities",
         "audio",
         "web_search_options",
     )(classmethod(refuse_unsupported))
+
+    @field_validator("tool_choice")
+    @classmethod
+    def with_tools(cls, value: object, info: Any) -> object:
+        """A choice that forces a call needs something to call."""
+        if value not in (None, "none", "auto") and "tools" in info.data and not info.data["tools"]:
+            raise ValueError("needs tools")
+        return value
 
     @field_validator("top_logprobs")
     @classmethod

@@ -1,0 +1,80 @@
+"""Turns of a conversation in a request body, calls of functions and their results included."""
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
+
+from tuneloop.gateway.text import Text
+from tuneloop.rollouts import ChatMessage, ToolCall
+
+
+class CalledFunction(BaseModel):
+    """The function of a call."""
+
+    name: Text
+    arguments: Text = ""
+
+
+class MessageToolCall(BaseModel):
+    """A call that the assistant made in an earlier turn."""
+
+    id: Text
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Message(BaseModel):
+    """One turn; names and other extras are ignored."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    tool_calls: list[MessageToolCall] | None = None
+    tool_call_id: Text | None = None
+    content: Text = Field(None, validate_default=True)
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def as_text(cls, content: object, info: ValidationInfo) -> object:
+        """A string, or text parts, which are joined; nothing only beside calls of functions."""
+        if isinstance(content, str):
+            return content
+        if content is None and info.data.get("tool_calls"):
+            return ""
+        if not isinstance(content, list):
+            raise ValueError("must be a string or a list of text parts")
+        return "".join(map(text_of, content))
+
+    @model_validator(mode="after")
+    def of_its_role(self) -> Self:
+        """Calls belong to the assistant, and a result names its call."""
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("tool_calls belong to the role 'assistant'")
+        if self.role == "tool" and not self.tool_call_id:
+            raise ValueError("the role 'tool' needs tool_call_id")
+        return self
+
+
+def text_of(part: object) -> str:
+    """The text of a content part; raises `ValueError` for any other kind."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    text = part.get("text") if isinstance(part, dict) else None
+    if kind != "text" or not isinstance(text, str):
+        raise ValueError(f"only text parts are supported, not {kind!r}")
+    return text
+
+
+def conversation(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
+    """The turns as domain values."""
+    return tuple(
+        ChatMessage(
+            # "developer" is OpenAI's newer word for the system's turn; templates know the older.
+            role="system" if m.role == "developer" else m.role,
+            content=m.content,
+            tool_calls=tuple(
+                ToolCall(call_id=c.id, name=c.function.name, arguments=c.function.arguments)
+                for c in m.tool_calls or ()
+            ),
+            tool_call_id=m.tool_call_id or "",
+        )
+        for m in messages
+    )

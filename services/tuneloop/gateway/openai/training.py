@@ -1,0 +1,60 @@
+"""Whether an answer may be learned from: what the caller says, else whether it is a side task.
+
+Chat front ends ask the same model for titles, tags and suggestions. Such answers nobody judges, and
+they would teach the policy to answer like that.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from starlette.datastructures import Headers
+
+from tuneloop.errors import InvalidRequest
+from tuneloop.gateway.openai.schemas import ChatRequest, CompletionRequest
+from tuneloop.gateway.settings import GatewaySettings
+
+HEADER = "x-tuneloop-train"
+PROMPT_CHARACTERS = 500
+"""How much of the last turn is looked at."""
+
+
+def may_train(
+    settings: GatewaySettings, body: ChatRequest | CompletionRequest, headers: Headers
+) -> bool:
+    """Whether the rollout is published; a no from the body or the header decides.
+
+    Raises `InvalidRequest` for a header that says neither.
+    """
+    said = [flag for flag in (body.train, header_flag(headers.get(HEADER))) if flag is not None]
+    if said:
+        return all(said)
+    return settings.learn_from_side_tasks or not is_side_task(settings.side_task_prompts, body)
+
+
+def header_flag(value: str | None) -> bool | None:
+    """The header's word; None where it is absent."""
+    if value is None:
+        return None
+    word = value.strip().lower()
+    if word not in ("true", "false"):
+        raise InvalidRequest(f"{HEADER}: must be true or false", param=HEADER)
+    return word == "true"
+
+
+def is_side_task(patterns: Sequence[str], body: ChatRequest | CompletionRequest) -> bool:
+    """Whether the caller names a task, or the last turn begins like one."""
+    if (body.metadata or {}).get("task"):
+        return True
+    if not patterns or not isinstance(body, ChatRequest):
+        return False
+    return (
+        beginning_of(tuple(patterns)).match(body.messages[-1].content[:PROMPT_CHARACTERS])
+        is not None
+    )
+
+
+@lru_cache(maxsize=4)
+def beginning_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """One expression for all patterns."""
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
