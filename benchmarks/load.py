@@ -1,13 +1,13 @@
 """Concurrent streaming chats against any OpenAI-compatible server, and what came back."""
 
 import asyncio
+import itertools
 import json
-import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
-import httpx
+import aiohttp
 
 PROMPTS = [
     "Tell me about the history of bridges.",
@@ -22,26 +22,73 @@ PROMPTS = [
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChatResult:
+    """One streamed chat; times are of `time.perf_counter`."""
+
+    started: float
+    pieces: tuple[tuple[float, str], ...]
+    """When each piece of text arrived, and the text."""
+    tokens: int
+    """By the server's own usage."""
+
+    @property
+    def first_token_seconds(self) -> float:
+        return self.pieces[0][0] - self.started
+
+    @property
+    def gap_seconds(self) -> list[float]:
+        """Between a piece of text and the next."""
+        times = [arrived for arrived, _ in self.pieces]
+        return [later - earlier for earlier, later in itertools.pairwise(times)]
+
+    @property
+    def seconds_per_token(self) -> float:
+        """From the first piece to the last, for each token after the first."""
+        return (self.pieces[-1][0] - self.pieces[0][0]) / max(1, self.tokens - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadResult:
     """What `streams` concurrent clients saw."""
 
     streams: int
     requests: int
     failed: int
-    completion_tokens: int
     seconds: float
-    first_token_seconds_p50: float
-    first_token_seconds_p99: float
+    chats: tuple[ChatResult, ...] = field(repr=False)
+    """Those that ended well and had any text."""
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(chat.tokens for chat in self.chats)
 
     @property
     def tokens_per_second(self) -> float:
         return self.completion_tokens / self.seconds
 
+    @property
+    def first_token_seconds(self) -> list[float]:
+        return [chat.first_token_seconds for chat in self.chats]
 
-async def one_stream(
-    client: httpx.AsyncClient, prompt: str, *, max_tokens: int
-) -> tuple[int, float]:
-    """One streamed chat: (completion tokens by the server's own usage, seconds to first text)."""
+    @property
+    def gap_seconds(self) -> list[float]:
+        return [gap for chat in self.chats for gap in chat.gap_seconds]
+
+    @property
+    def seconds_per_token(self) -> list[float]:
+        return [chat.seconds_per_token for chat in self.chats]
+
+    @property
+    def first_token_seconds_p50(self) -> float:
+        return percentile(self.first_token_seconds, 0.5)
+
+
+Chat = Callable[[str, int], Awaitable[ChatResult]]
+"""From a prompt and a limit to its tokens to one streamed chat."""
+
+
+async def http_chat(session: aiohttp.ClientSession, prompt: str, max_tokens: int) -> ChatResult:
+    """One streamed chat over HTTP; raises `RuntimeError` for a stream that did not end well."""
     body = {
         "model": "tuneloop",
         "messages": [{"role": "user", "content": prompt}],
@@ -50,64 +97,79 @@ async def one_stream(
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    started = time.perf_counter()
-    first = 0.0
+    pieces: list[tuple[float, str]] = []
     tokens = 0
-    done = False
-    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+    started = time.perf_counter()
+    async with session.post("/v1/chat/completions", json=body) as response:
         response.raise_for_status()
-        async for line in response.aiter_lines():
-            if not line.startswith("data: "):
+        async for line in response.content:
+            arrived = time.perf_counter()
+            if not line.startswith(b"data: "):
                 continue
-            data = line[6:]
-            if data == "[DONE]":
-                done = True
-                break
-            chunk = json.loads(data)
+            if line == b"data: [DONE]\n":
+                return ChatResult(started=started, pieces=tuple(pieces), tokens=tokens)
+            chunk = json.loads(line[6:])
             if "error" in chunk:
                 raise RuntimeError(chunk["error"]["message"])
-            if not first and chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
-                first = time.perf_counter() - started
+            if chunk["choices"] and (text := chunk["choices"][0]["delta"].get("content")):
+                pieces.append((arrived, text))
             if chunk.get("usage"):
                 tokens = chunk["usage"]["completion_tokens"]
-    if not done:
-        raise RuntimeError("the stream ended without [DONE]")
-    return tokens, first
+    raise RuntimeError("the stream ended without [DONE]")
 
 
-async def load(base_url: str, *, streams: int, requests: int, max_tokens: int) -> LoadResult:
-    """`requests` chats, `streams` at a time."""
-    slots = asyncio.Semaphore(streams)
-    results: list[tuple[int, float]] = []
+def session_for(base_url: str, streams: int) -> aiohttp.ClientSession:
+    """A session that keeps as many connections."""
+    return aiohttp.ClientSession(
+        base_url,
+        connector=aiohttp.TCPConnector(limit=streams),
+        timeout=aiohttp.ClientTimeout(total=300),
+    )
+
+
+async def load(
+    base_url: str, *, streams: int, requests: int, max_tokens: int, apart: float = 0.0
+) -> LoadResult:
+    """`requests` chats over HTTP, `streams` at a time; see `load_with`."""
+    async with session_for(base_url, streams) as session:
+
+        async def chat(prompt: str, tokens: int) -> ChatResult:
+            return await http_chat(session, prompt, tokens)
+
+        return await load_with(
+            chat, streams=streams, requests=requests, max_tokens=max_tokens, apart=apart
+        )
+
+
+async def load_with(
+    chat: Chat, *, streams: int, requests: int, max_tokens: int, apart: float = 0.0
+) -> LoadResult:
+    """`requests` chats, `streams` at a time, whose first ones start `apart` seconds one another."""
+    chats: list[ChatResult] = []
     failed = 0
-    limits = httpx.Limits(max_connections=streams, max_keepalive_connections=streams)
+    numbers = iter(range(requests))
 
-    async with httpx.AsyncClient(base_url=base_url, timeout=300, limits=limits) as client:
+    async def stream(numbers: Iterator[int], wait: float) -> None:
+        nonlocal failed
+        await asyncio.sleep(wait)
+        for number in numbers:
+            try:
+                chats.append(await chat(PROMPTS[number % len(PROMPTS)], max_tokens))
+            except (aiohttp.ClientError, RuntimeError, TimeoutError):
+                failed += 1
 
-        async def one(number: int) -> None:
-            nonlocal failed
-            async with slots:
-                try:
-                    prompt = PROMPTS[number % len(PROMPTS)]
-                    results.append(await one_stream(client, prompt, max_tokens=max_tokens))
-                except (httpx.HTTPError, RuntimeError):
-                    failed += 1
-
-        started = time.perf_counter()
-        await asyncio.gather(*(one(i) for i in range(requests)))
-        seconds = time.perf_counter() - started
-    first = sorted(f for _, f in results if f) or [0.0]
+    started = time.perf_counter()
+    await asyncio.gather(*(stream(numbers, i * apart) for i in range(streams)))
     return LoadResult(
         streams=streams,
         requests=requests,
         failed=failed,
-        completion_tokens=sum(tokens for tokens, _ in results),
-        seconds=seconds,
-        first_token_seconds_p50=statistics.median(first),
-        first_token_seconds_p99=percentile(first, 0.99),
+        seconds=time.perf_counter() - started,
+        chats=tuple(chat for chat in chats if chat.pieces),
     )
 
 
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """The value below which `share` of an ordered sequence lies (nearest rank)."""
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` of them lie; 0 where there are none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

@@ -1,0 +1,113 @@
+"""Chat of a real model: the whole of tuneloop beside vLLM's own OpenAI server.
+
+One model, the engine settings of both the same, both started once and then asked in turn, the same
+prompts over the same client. The streams begin apart, as users do, and answer lengths differ, so
+that they stay apart.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.intervals import added, median
+from benchmarks.load import LoadResult, load, percentile
+from benchmarks.loop import free_port, settle, vllm_server
+from tuneloop.supervisor.child import ServiceChild
+
+MAX_MODEL_LEN = 2048
+MAX_TOKENS = 64
+APART_SECONDS = 0.15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Servers:
+    """The two, both up."""
+
+    service: ServiceChild
+    theirs: str
+
+
+@contextlib.contextmanager
+def servers(model: Path, scratch: Path) -> Iterator[Servers]:
+    """Start both, and stop them in the end. PPO is off: a benchmark's chats teach nothing."""
+    settings = {
+        "TUNELOOP_GENERATION_MAX_MODEL_LEN": str(MAX_MODEL_LEN),
+        "TUNELOOP_LEARNER_PPO": "off",
+    }
+    service = ServiceChild(
+        scratch / "data",
+        port=free_port(),
+        arguments=["--model", str(model)],
+        environment=settings,
+    )
+    with service:
+        service.wait_until_ready()
+        with vllm_server(model, scratch / "vllm.log", MAX_MODEL_LEN) as theirs:
+            yield Servers(service=service, theirs=theirs)
+
+
+def measure_model(running: Servers, *, rounds: dict[int, int]) -> list[dict[str, Any]]:
+    """A row for each count of streams, of as many pairs as `rounds` says."""
+    rows = []
+    for streams, pairs_wanted in rounds.items():
+        sides = {"ours": running.service.url, "theirs": running.theirs}
+        for url in sides.values():
+            asyncio.run(run(url, streams, requests=streams))
+        pairs = []
+        for number in range(pairs_wanted):
+            order = list(sides) if number % 2 == 0 else list(reversed(sides))
+            seen = {}
+            for name in order:
+                settle(running.service)
+                seen[name] = asyncio.run(run(sides[name], streams, requests=max(6, 3 * streams)))
+            pairs.append((seen["ours"], seen["theirs"]))
+        rows.append(model_row(streams, pairs))
+    return rows
+
+
+async def run(url: str, streams: int, requests: int) -> LoadResult:
+    """One run."""
+    return await load(
+        url, streams=streams, requests=requests, max_tokens=MAX_TOKENS, apart=APART_SECONDS
+    )
+
+
+def model_row(streams: int, pairs: list[tuple[LoadResult, LoadResult]]) -> dict[str, Any]:
+    """Latencies in milliseconds and tokens/s, and their differences and ratios."""
+    first = [(ms(a.first_token_seconds), ms(b.first_token_seconds)) for a, b in pairs]
+    token = [(ms(a.seconds_per_token), ms(b.seconds_per_token)) for a, b in pairs]
+    gaps = [(ms(a.gap_seconds), ms(b.gap_seconds)) for a, b in pairs]
+    ratios = [a.tokens_per_second / b.tokens_per_second for a, b in pairs]
+    return {
+        "streams": streams,
+        "pairs": len(pairs),
+        "chats": sum(len(a.chats) for a, _ in pairs),
+        "failed": sum(a.failed + b.failed for a, b in pairs),
+        "tuneloop_tokens_per_second": median([a.tokens_per_second for a, _ in pairs]),
+        "vllm_tokens_per_second": median([b.tokens_per_second for _, b in pairs]),
+        "throughput_ratio": median(ratios),
+        "first_token_ms": compared(first),
+        "time_per_token_ms": compared(token),
+        "gap_between_pieces_ms": compared(gaps),
+    }
+
+
+def compared(pairs: list[tuple[list[float], list[float]]]) -> dict[str, Any]:
+    """Both sides' quantiles, and by how much ours is above."""
+    ours = [value for side, _ in pairs for value in side]
+    theirs = [value for _, side in pairs for value in side]
+    return {
+        f"p{round(share * 100)}": {
+            "tuneloop": percentile(ours, share),
+            "vllm": percentile(theirs, share),
+            "added": added(pairs, share),
+        }
+        for share in (0.5, 0.99)
+    }
+
+
+def ms(seconds: list[float]) -> list[float]:
+    return [value * 1e3 for value in seconds]
