@@ -63,6 +63,7 @@ proto: $(DEV) ## Generate the protobuf stubs.
 
 bench: $(DEV) models ## Run the benchmarks; results go to benchmarks/results/.
 	$(BIN)/python -m benchmarks.loop $(ARGS)
+	$(BIN)/python -m benchmarks.gateway
 
 clean: ## Remove the environment and build outputs (not your data in .tuneloop).
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -61,7 +61,7 @@ async def measure_feedback(edge: Edge, *, events: int, rounds: int) -> dict[str,
             "gateway_one_client": Side(give=Posting(session, numbers, 1)),
             "gateway": Side(give=Posting(session, numbers, CLIENTS)),
             "gateway_with_ids": Side(give=Posting(session, numbers, CLIENTS, with_ids=True)),
-            # "gateway_batches": Side(give=PostingBatches(session, numbers)),
+            "gateway_batches": Side(give=PostingBatches(session, numbers)),
         }
         # The gateway makes the stream when it first needs it.
         await sides["gateway"].give(1)
