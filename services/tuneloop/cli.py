@@ -7,6 +7,7 @@ import typer
 
 from tuneloop.commands.chat import chat
 from tuneloop.commands.feedback import feedback_app
+from tuneloop.commands.keys import keys_app
 from tuneloop.commands.policies import policies_app
 from tuneloop.models.commands import models_app
 from tuneloop.supervisor.up import up
@@ -43,6 +44,7 @@ def root(
 app.command()(up)
 app.command()(chat)
 app.add_typer(feedback_app, name="feedback")
+app.add_typer(keys_app, name="keys")
 app.add_typer(policies_app, name="policies")
 app.add_typer(models_app, name="models")
 

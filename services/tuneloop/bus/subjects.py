@@ -115,3 +115,8 @@ def stable_policy_key(policy: str) -> str:
 def reward_model_key(policy: str) -> str:
     """Routing key of the reward model to score with; its value is a serialized WeightsReference."""
     return f"reward_model.{token(policy, 'policy')}.stable"
+
+
+def usage_key(key_id: str) -> str:
+    """Routing key of what an API key has used today: kept here for its compare-and-set."""
+    return f"usage.{token(key_id, 'key')}"

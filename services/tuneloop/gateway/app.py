@@ -1,7 +1,8 @@
 """The HTTP application: its routes, and what every request passes before them."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -12,12 +13,15 @@ from starlette.responses import Response
 
 from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
+from tuneloop.errors import Unavailable
 from tuneloop.gateway import data, events, health, learner, page, policies, scoring, users
 from tuneloop.gateway.auth import Guard
 from tuneloop.gateway.context import open_gateway
-from tuneloop.gateway.edge import CLIENT_WENT_AWAY, BodyLimit, Edge
+from tuneloop.gateway.edge import CLIENT_WENT_AWAY, BodyLimit, Edge, exposed_headers
 from tuneloop.gateway.errors import install_error_handlers
 from tuneloop.gateway.feedback import browse, routes
+from tuneloop.gateway.idempotency import Repeats
+from tuneloop.gateway.keyring import KeyRing
 from tuneloop.gateway.openai import chat, completions, models
 from tuneloop.gateway.settings import GatewaySettings
 
@@ -40,6 +44,7 @@ routers = (
 
 def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
     """The application. With `bus` None it connects to `settings.nats_url` when it starts."""
+    ring = KeyRing(settings.key, settings.keys_file)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -47,9 +52,13 @@ def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
         gateway = open_gateway(settings, used)
         app.state.gateway = gateway
         app.state.feed = events.Feed(gateway)
+        counting = asyncio.create_task(ring.book.keep(used))
         try:
             yield
         finally:
+            counting.cancel()
+            with suppress(Unavailable):
+                await ring.book.flush(used)
             await gateway.close()
             if bus is None:
                 await used.close()
@@ -67,11 +76,14 @@ def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
                 CORSMiddleware,
                 allow_origins=settings.cors_origins,
                 allow_methods=["GET", "POST", "DELETE"],
-                allow_headers=["authorization", "content-type", "x-tuneloop-train"],
-                expose_headers=["x-policy-version", "retry-after"],
+                # Of named sites alone, and no cookie is ever read: their clients send what they
+                # like (`x-stainless-…`, `idempotency-key`).
+                allow_headers=["*"],
+                expose_headers=exposed_headers,
             ),
-            Middleware(Guard, settings=settings),
+            Middleware(Guard, settings=settings, ring=ring),
             Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
+            Middleware(Repeats, settings=settings),
         ],
     )
     for router in routers:

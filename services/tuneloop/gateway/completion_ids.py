@@ -62,6 +62,13 @@ class CompletionIds:
         return hmac.new(self.secret, text.encode(), hashlib.sha256).hexdigest()
 
 
+def user_hash_in(completion_id: str) -> str:
+    """The user's hash in an id that was checked."""
+    match = FORM.fullmatch(completion_id)
+    assert match is not None
+    return match["user"]
+
+
 def choice_id(completion_id: str, index: int) -> str:
     """Id of choice `index` of a request."""
     return completion_id if index == 0 else f"{completion_id}.{index}"

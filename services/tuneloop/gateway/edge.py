@@ -24,6 +24,19 @@ security_headers: Mapping[str, str] = {
     "cross-origin-resource-policy": "same-origin",
 }
 
+exposed_headers = (
+    "x-policy-version",
+    "retry-after",
+    "x-should-retry",
+    "idempotent-replayed",
+    *(
+        f"x-ratelimit-{what}-{unit}"
+        for what in ("limit", "remaining", "reset")
+        for unit in ("requests", "tokens")
+    ),
+)
+"""What pages of other sites may read."""
+
 
 class Edge:
     """ASGI middleware: metrics by route and status, and the headers above on every response."""

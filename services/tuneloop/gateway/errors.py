@@ -4,8 +4,16 @@
     ├── ModelNotFound           the model field names no policy         code model_not_found
     ├── CompletionNotFound      forged, foreign or misspelt id          code completion_not_found
     └── FeedbackNotFound        no feedback with this id                code feedback_not_found
+    Unauthenticated
+    └── InvalidApiKey           a wrong or a revoked key                code invalid_api_key
+    PermissionDenied
+    └── MissingScope            the key is not for this                 code missing_scope
+    Overloaded
+    ├── RateLimitExceeded       too much in a minute                    code rate_limit_exceeded
+    └── QuotaExceeded           too much in a day                       code insufficient_quota
     Conflict
-    └── FeedbackRetracted       the id was spent on what was taken back code feedback_retracted
+    ├── FeedbackRetracted       the id was spent on what was taken back code feedback_retracted
+    └── IdempotencyKeyReused    the key came with another body          code idempotency_key_reused
 
 The code is the error's `reason` in lower case. 429 and 503 carry `Retry-After`.
 """
@@ -61,6 +69,36 @@ class FeedbackRetracted(Conflict):
     reason = "FEEDBACK_RETRACTED"
 
 
+class InvalidApiKey(Unauthenticated):
+    """A key that is not known, or was revoked."""
+
+    reason = "INVALID_API_KEY"
+
+
+class MissingScope(PermissionDenied):
+    """The key is good, but not for this."""
+
+    reason = "MISSING_SCOPE"
+
+
+class RateLimitExceeded(Overloaded):
+    """The caller's limit for a minute is used up; not the service's."""
+
+    reason = "RATE_LIMIT_EXCEEDED"
+
+
+class QuotaExceeded(Overloaded):
+    """The caller's quota for the day is used up."""
+
+    reason = "INSUFFICIENT_QUOTA"
+
+
+class IdempotencyKeyReused(Conflict):
+    """An idempotency key that came with another body before."""
+
+    reason = "IDEMPOTENCY_KEY_REUSED"
+
+
 status_of_error: Mapping[type[TuneloopError], tuple[int, str]] = {
     InvalidRequest: (400, "invalid_request_error"),
     Unauthenticated: (401, "authentication_error"),
@@ -68,6 +106,7 @@ status_of_error: Mapping[type[TuneloopError], tuple[int, str]] = {
     NotFound: (404, "invalid_request_error"),
     Conflict: (409, "conflict_error"),
     FailedPrecondition: (412, "invalid_request_error"),
+    QuotaExceeded: (429, "insufficient_quota"),
     Overloaded: (429, "rate_limit_error"),
     Unavailable: (503, "service_unavailable_error"),
     TuneloopError: (500, "server_error"),
@@ -103,7 +142,17 @@ def error_response(error: TuneloopError) -> JSONResponse:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after or DEFAULT_RETRY_AFTER)))
     if status == 401:
         headers["www-authenticate"] = "Bearer"
+    if isinstance(error, QuotaExceeded | IdempotencyKeyReused):
+        # OpenAI's clients try again on 429 and 409 unless told that it is of no use.
+        headers["x-should-retry"] = "false"
     return JSONResponse(error_body(error), status_code=status, headers=headers)
+
+
+def http_error_response(error: HTTPException) -> JSONResponse:
+    """The whole HTTP response of an error of the framework's."""
+    code = code_of_http_status.get(error.status_code, "invalid_request")
+    content = body(str(error.detail), "invalid_request_error", None, code)
+    return JSONResponse(content, status_code=error.status_code, headers=error.headers)
 
 
 def invalid_request(problems: Sequence[Any]) -> InvalidRequest:
@@ -143,9 +192,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        code = code_of_http_status.get(error.status_code, "invalid_request")
-        content = body(str(error.detail), "invalid_request_error", None, code)
-        return JSONResponse(content, status_code=error.status_code, headers=error.headers)
+        return http_error_response(error)
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         # Starlette raises the error again after this answer, so that the server logs the traceback.

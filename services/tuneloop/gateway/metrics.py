@@ -41,3 +41,9 @@ feedback_refused = Counter(
 feedback_retracted = Counter(
     "tuneloop_gateway_feedback_retracted_total", "Retractions stored by the bus and acknowledged."
 )
+repeats = Counter(
+    "tuneloop_gateway_repeats_total",
+    "Completion requests asked again, by the header that says so and by what became of them: "
+    "joined (the answer was running), replayed (it had ended) or refused.",
+    ["header", "outcome"],
+)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from tuneloop.errors import NotFound, TuneloopError, Unavailable
+from tuneloop.gateway.auth import LOCAL, caller_of
 from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.learner import evaluation, rfc3339
 from tuneloop.gateway.openai.schemas import INT64_MAX
@@ -192,5 +193,8 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 def actor(request: Request) -> str:
-    """Who asks, for the record: the address, as there is one key for all."""
+    """Who asks, for the record: the key's name, else the address."""
+    caller = caller_of(request)
+    if caller is not LOCAL:
+        return caller.name
     return f"http:{request.client.host}" if request.client else "http"

@@ -7,6 +7,9 @@ from pathlib import Path
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from tuneloop.errors import CorruptData
+from tuneloop.gateway.keys import ApiKey, KeyFile
+
 MIN_SECRET_BYTES = 16
 
 Names = tuple[str, ...]
@@ -49,7 +52,26 @@ class GatewaySettings(BaseSettings):
     api_key: SecretStr | None = Field(
         None,
         validation_alias=AliasChoices("TUNELOOP_GATEWAY_API_KEY", "TUNELOOP_API_KEY", "api_key"),
-        description="clients send it as 'Authorization: Bearer …'; unset: none, on loopback only",
+        description="one key for everything, sent as 'Authorization: Bearer …'; "
+        "see keys_file for more of them",
+    )
+    keys_file: Path | None = Field(
+        None,
+        description="file of the keys that `tuneloop keys` makes; unset: none. "
+        "`tuneloop up` sets it to keys/api_keys.json in its data folder",
+    )
+    require_key: bool | None = Field(
+        None,
+        description="whether /v1 needs a key; unset: as soon as one was made. "
+        "false works on loopback only",
+    )
+    public_feedback: bool = Field(
+        False,
+        description="let pages of cors_origins give feedback without a key, "
+        "for completions whose ids they hold",
+    )
+    public_feedback_per_minute: int = Field(
+        30, ge=1, description="feedback without a key that one address may give in a minute"
     )
     default_max_tokens: int = Field(
         256, ge=1, le=1_000_000, description="tokens per completion where the caller names no limit"
@@ -88,6 +110,20 @@ class GatewaySettings(BaseSettings):
     heartbeat_seconds: float = Field(
         15.0, gt=0, description="silence on a stream after which a comment is sent, in seconds"
     )
+    idempotency_seconds: float = Field(
+        600.0,
+        ge=0,
+        description="how long an answer is kept for a repeat with its Idempotency-Key, in seconds",
+    )
+    retry_seconds: float = Field(
+        30.0,
+        ge=0,
+        description="how long an answer is kept for retries of OpenAI's clients, in seconds; "
+        "0: never",
+    )
+    idempotency_max_bytes: int = Field(
+        64 * 1024 * 1024, ge=0, description="bytes of answers kept for repeats and retries"
+    )
     drain_seconds: float = Field(
         10.0, ge=0, description="how long answers may go on after a stop was asked for, in seconds"
     )
@@ -106,11 +142,11 @@ class GatewaySettings(BaseSettings):
     @model_validator(mode="after")
     def keyed_beyond_loopback(self) -> "GatewaySettings":
         """Refuse to serve a network without a key, and to sign without a secret."""
-        if self.api_key is None and not is_loopback(self.host):
-            raise ValueError(
-                f"host is {self.host}, which others can reach: set TUNELOOP_API_KEY, "
-                "or listen on 127.0.0.1"
-            )
+        if not is_loopback(self.host):
+            if self.require_key is False:
+                raise ValueError(f"require_key: must not be false where host is {self.host}")
+            if self.api_key is None and not self.keys_in_file():
+                raise ValueError(keys_wanted(self.host, self.keys_file))
         if (self.secret is None) == (self.secret_file is None):
             raise ValueError(
                 "set one of TUNELOOP_GATEWAY_SECRET and TUNELOOP_GATEWAY_SECRET_FILE: "
@@ -130,10 +166,30 @@ class GatewaySettings(BaseSettings):
         except OSError as error:
             raise ValueError(f"secret_file {self.secret_file}: {error.strerror}") from error
 
+    def keys_in_file(self) -> list[ApiKey]:
+        """The keys of the file that are active."""
+        if self.keys_file is None:
+            return []
+        try:
+            return [key for key in KeyFile(self.keys_file).read() if key.active]
+        except CorruptData as error:
+            raise ValueError(error.message) from error
+
     @property
     def key(self) -> str | None:
-        """The API key, or None where none is needed."""
+        """The key of the environment."""
         return None if self.api_key is None else self.api_key.get_secret_value()
+
+
+def keys_wanted(host: str, keys_file: Path | None) -> str:
+    """What to do where others can reach the gateway and there is no key."""
+    where = f" --file {keys_file}" if keys_file is not None else ""
+    return (
+        f"host is {host}, which others can reach: make a key first with "
+        f"`tuneloop keys create --name admin --scope admin{where}`"
+        + ("" if where else " and name its file in TUNELOOP_GATEWAY_KEYS_FILE")
+        + ", or set TUNELOOP_API_KEY, or listen on 127.0.0.1"
+    )
 
 
 def is_loopback(host: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.errors import FailedPrecondition, SettingsError
+from tuneloop.gateway.keys import FILE_NAME
 from tuneloop.policies import WeightsKind
 from tuneloop.weights.shapes import base_model_sha256
 from tuneloop.weights.signing import write_key_pair
@@ -47,6 +48,11 @@ class DataDir:
     def gateway_secret(self) -> Path:
         """Signs completion ids."""
         return self.keys / "gateway_secret"
+
+    @property
+    def api_keys(self) -> Path:
+        """Hashes of the keys that `tuneloop keys` made."""
+        return self.keys / FILE_NAME
 
     @property
     def weights(self) -> Path:

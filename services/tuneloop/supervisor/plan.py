@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneloop.errors import SettingsError
+from tuneloop.gateway.keys import KeyFile
+from tuneloop.gateway.settings import is_loopback, keys_wanted
 from tuneloop.models.catalog import catalog
 from tuneloop.supervisor import chatter, nats, ports
 from tuneloop.supervisor.data_dir import DataDir
@@ -125,7 +127,7 @@ def make_plan(
         specs=specs,
         url=f"http://{url_host(settings.host)}:{settings.port}",
         nats_url=nats_url,
-        key_needed="TUNELOOP_API_KEY" in environment or "TUNELOOP_GATEWAY_API_KEY" in environment,
+        key_needed=key_needed(settings, data, environment),
         policy=settings.policy,
     )
 
@@ -172,6 +174,7 @@ def gateway(
     }
     if "TUNELOOP_GATEWAY_SECRET" not in environment:
         values["SECRET_FILE"] = str(data.gateway_secret)
+    values["KEYS_FILE"] = str(data.api_keys)
     listening = {
         "TUNELOOP_GATEWAY_HOST": settings.host,
         "TUNELOOP_GATEWAY_PORT": str(settings.port),
@@ -184,6 +187,17 @@ def gateway(
         stage=SECOND_STAGE,
         port=settings.port,
     )
+
+
+def key_needed(settings: SupervisorSettings, data: DataDir, environment: Mapping[str, str]) -> bool:
+    """Whether callers need a key. Raises `SettingsError` where they do and there is none."""
+    file = KeyFile(Path(environment.get("TUNELOOP_GATEWAY_KEYS_FILE") or data.api_keys))
+    keys = file.read()
+    names = ("TUNELOOP_API_KEY", "TUNELOOP_GATEWAY_API_KEY")
+    in_environment = any(environment.get(name) for name in names)
+    if not is_loopback(settings.host) and not in_environment and not any(k.active for k in keys):
+        raise SettingsError(keys_wanted(settings.host, file.path), param="host")
+    return in_environment or bool(keys)
 
 
 def python_main(process: str) -> tuple[str, ...]:

@@ -155,7 +155,9 @@ class Supervisor:
 def announcement(plan: Plan, data: DataDir, seconds: float) -> str:
     """What to do now that it runs."""
     header = " -H 'authorization: Bearer '$TUNELOOP_API_KEY" if plan.key_needed else ""
-    key = "the one in TUNELOOP_API_KEY" if plan.key_needed else "none needed on this machine"
+    key = "none needed on this machine; `tuneloop keys create` makes one for an application"
+    if plan.key_needed:
+        key = "in TUNELOOP_API_KEY; `tuneloop keys list` shows which there are"
     body = f'{{"model": "{plan.policy}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     return f"""
   tuneloop is ready after {seconds:.0f} s

@@ -15,6 +15,8 @@ from starlette.responses import JSONResponse
 
 from tuneloop.errors import TuneloopError
 from tuneloop.gateway import metrics
+from tuneloop.gateway.auth import caller_of
+from tuneloop.gateway.capability import check_own
 from tuneloop.gateway.context import Gateway, gateway_of
 from tuneloop.gateway.errors import error_body, invalid_request, status_and_type
 from tuneloop.gateway.feedback import store
@@ -41,7 +43,8 @@ class FeedbackBatch(BaseModel):
 @router.post("/v1/feedback", status_code=ACCEPTED, response_model=None)
 async def give_feedback(body: FeedbackRequest, request: Request) -> JSONResponse:
     """Accept feedback: 202 once it is stored durably."""
-    answer = await accept(gateway_of(request), body, datetime.now(UTC))
+    public = caller_of(request).public
+    answer = await accept(gateway_of(request), body, datetime.now(UTC), public=public)
     return JSONResponse(answer, status_code=ACCEPTED)
 
 
@@ -84,10 +87,17 @@ async def retract_feedback(feedback_id: str, request: Request) -> dict[str, Any]
     return {"id": feedback_id, "status": "retracted"}
 
 
-async def accept(gateway: Gateway, body: FeedbackRequest, now: datetime) -> dict[str, Any]:
-    """Store one body; its acknowledgement. Raises `TuneloopError`."""
+async def accept(
+    gateway: Gateway, body: FeedbackRequest, now: datetime, *, public: bool = False
+) -> dict[str, Any]:
+    """Store one body, which may come from somebody without a key; its acknowledgement.
+
+    Raises `TuneloopError`.
+    """
     try:
         feedback = feedback_of(gateway, body, now)
+        if public:
+            check_own(feedback)
         if await store.store(gateway.bus, feedback, chosen_by_client=body.id is not None):
             metrics.feedback_accepted.labels(feedback.kind.value).inc()
     except TuneloopError as error:

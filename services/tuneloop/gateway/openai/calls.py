@@ -17,6 +17,7 @@ from tuneloop.gateway.errors import ModelNotFound
 from tuneloop.gateway.openai.messages import conversation
 from tuneloop.gateway.openai.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from tuneloop.gateway.openai.tools import tool_use
+from tuneloop.gateway.spending import Spending
 from tuneloop.rollouts import SamplingParameters
 from tuneloop.rpc.status import error_from_rpc
 from tuneloop.v1 import generation_pb2, rollout_pb2
@@ -177,10 +178,16 @@ async def events(gateway: Gateway, answer: Answer) -> AsyncGenerator[Event]:
     """
     calls = [one_call(gateway, r, i * answer.n) for i, r in enumerate(answer.requests)]
     merged = calls[0] if len(calls) == 1 else interleaved(calls)
-    async with aclosing(merged):
-        async for choice, event in merged:
-            answer.note(choice, event)
-            yield choice, event
+    spending = Spending(answer.requests, answer.n)
+    try:
+        async with aclosing(merged):
+            async for choice, event in merged:
+                answer.note(choice, event)
+                spending.note(choice, event)
+                yield choice, event
+    except (asyncio.CancelledError, GeneratorExit):
+        spending.leave()
+        raise
     if len(answer.finished) < answer.choices:
         raise Unavailable("generation stopped before the answer was complete", retry_after=1.0)
 

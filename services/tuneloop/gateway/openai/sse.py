@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from tuneloop.errors import TuneloopError
 from tuneloop.gateway.errors import error_body
 from tuneloop.gateway.openai.calls import Answer
+from tuneloop.gateway.recording import FAILED
 
 T = TypeVar("T")
 
@@ -44,6 +45,7 @@ class EventStream(Response):
         self.heartbeat_seconds = heartbeat_seconds
         self.started = False
         self.ended = False
+        self.failed = False
         self.last_sent = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,6 +58,8 @@ class EventStream(Response):
                 raise
         finally:
             heart.cancel()
+            if self.failed:
+                scope["state"][FAILED] = True
 
     async def pump(self, send: Send) -> None:
         async with aclosing(self.chunks):
@@ -65,6 +69,7 @@ class EventStream(Response):
             except TuneloopError as error:
                 if not self.started:
                     raise
+                self.failed = True
                 logger.warning("a stream failed half-way: %s", error.message)
                 text = json.dumps(error_body(error))
                 await self.write(send, f"data: {text}\n\n".encode() + DONE)

@@ -1,0 +1,173 @@
+"""API keys: what one is, and the file that holds them.
+
+A key is `tl-` and 256 random bits; the file has its SHA-256 and never the key. A plain hash is
+enough: nobody can try 2^256 keys, and salt or a slow hash only help where people choose secrets.
+A look-up by hash tells nothing through its time either, as a caller cannot steer the hash.
+
+The file is JSON, mode 0600, replaced in one piece under a lock, so that `tuneloop keys` works while
+the gateway runs or before it ever did. Revoked keys stay in it, marked: they say when and what.
+"""
+
+import fcntl
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from tuneloop.errors import Conflict, CorruptData, InvalidRequest, NotFound
+
+PREFIX = "tl-"
+FILE_NAME = "api_keys.json"
+NAME = r"^[A-Za-z0-9._@-]{1,64}$"
+
+Count = Annotated[int, Field(ge=1, le=10**15)]
+
+
+class Scope(StrEnum):
+    """What a key is good for."""
+
+    INFER = "infer"
+    """Ask for completions and scores, list models."""
+    FEEDBACK = "feedback"
+    """Give, read and retract feedback by its id."""
+    ADMIN = "admin"
+    """Everything, what the others may do included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much a key may do; None is without limit."""
+
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    """Of prompts and completions together, as for each that follows."""
+    requests_per_day: Count | None = None
+    """Days begin at 00:00 UTC."""
+    tokens_per_day: Count | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """A key without its secret."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    """Public; the key's usage is kept under it."""
+    name: Annotated[str, Field(pattern=NAME)]
+    """What people call it: one active key has it at a time."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    ends_with: Annotated[str, Field(max_length=8)]
+    """Its last characters, to tell keys apart."""
+    scopes: Annotated[frozenset[Scope], Field(min_length=1)]
+    limits: Limits = field(default_factory=Limits)
+    created_time: datetime
+    revoked_time: datetime | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether it opens anything."""
+        return self.revoked_time is None
+
+    def allows(self, scope: Scope) -> bool:
+        """Whether the key is good for what needs `scope`."""
+        return scope in self.scopes or Scope.ADMIN in self.scopes
+
+
+documents: TypeAdapter[list[ApiKey]] = TypeAdapter(list[ApiKey])
+
+
+def hash_of(key: str) -> str:
+    """What is kept of a key."""
+    return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
+
+
+def new_key(name: str, scopes: Sequence[Scope], limits: Limits) -> tuple[str, ApiKey]:
+    """A key, to be shown once, and what is kept of it. Raises `InvalidRequest`."""
+    secret = PREFIX + secrets.token_urlsafe(32)
+    document = {
+        "id": f"key-{secrets.token_hex(6)}",
+        "name": name,
+        "sha256": hash_of(secret),
+        "ends_with": secret[-4:],
+        "scopes": scopes,
+        "limits": limits,
+        "created_time": datetime.now(UTC).replace(microsecond=0),
+    }
+    try:
+        return secret, TypeAdapter(ApiKey).validate_python(document)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        param = str(problem["loc"][-1])
+        raise InvalidRequest(f"{param}: {problem['msg']}", param=param) from error
+
+
+class KeyFile:
+    """The file of keys at a path; absent means no keys."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.expanduser().absolute()
+
+    def read(self) -> list[ApiKey]:
+        """All keys, revoked ones too. Raises `CorruptData`."""
+        try:
+            return documents.validate_json(self.path.read_bytes())
+        except FileNotFoundError:
+            return []
+        except (OSError, ValidationError) as error:
+            raise CorruptData(f"keys file {self.path}: {error}", param="keys_file") from error
+
+    def add(self, key: ApiKey) -> None:
+        """Add a key. Raises `Conflict` where an active one has its name."""
+        with self.locked():
+            keys = self.read()
+            if any(k.active and k.name == key.name for k in keys):
+                raise Conflict(
+                    f"a key named {key.name!r} exists: choose another name, or revoke it first",
+                    param="name",
+                )
+            self.write([*keys, key])
+
+    def revoke(self, wanted: str) -> ApiKey:
+        """Revoke the active key with this id or name. Raises `NotFound`."""
+        with self.locked():
+            keys = self.read()
+            for index, key in enumerate(keys):
+                if key.active and wanted in (key.id, key.name):
+                    keys[index] = replace(
+                        key, revoked_time=datetime.now(UTC).replace(microsecond=0)
+                    )
+                    self.write(keys)
+                    return keys[index]
+        raise NotFound(f"no active key with the id or name {wanted!r}", param="key")
+
+    def write(self, keys: Sequence[ApiKey]) -> None:
+        """Replace the file, all or nothing."""
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(documents.dump_json(list(keys), indent=2))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(self.path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other writers out; the folder is made where it is absent."""
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The file itself is replaced, and a lock would stay with the one that was.
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)

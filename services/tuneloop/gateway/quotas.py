@@ -1,0 +1,139 @@
+"""What each key has used today, kept in the bus's small table and shared by all gateways.
+
+Every gateway counts by itself and adds what is new to the entry of the key every few seconds, by
+compare-and-set, so nothing is counted twice and a restart forgets nothing that was written. Lost is
+at most what a gateway counted in the `FLUSH_SECONDS` before it was killed; an orderly stop writes
+all. While the bus is away a gateway goes on with what it knows and writes later.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable
+
+from tuneloop.bus import Bus, RoutingEntry, subjects
+from tuneloop.errors import Conflict, Unavailable
+
+logger = logging.getLogger("tuneloop.gateway")
+
+FLUSH_SECONDS = 5.0
+DAY_SECONDS = 86_400
+
+
+def today(now: float | None = None) -> int:
+    """Days since 1970, in UTC."""
+    return int((time.time() if now is None else now) // DAY_SECONDS)
+
+
+def seconds_to_next_day() -> float:
+    """Until 00:00 UTC."""
+    now = time.time()
+    return (today(now) + 1) * DAY_SECONDS - now
+
+
+class Usage:
+    """One key's requests and tokens of one day."""
+
+    def __init__(self, day: Callable[[], int] = today) -> None:
+        self._today = day
+        self._day = day()
+        self._stored = (0, 0)
+        self._new = (0, 0)
+
+    def _turn(self) -> None:
+        """Begin anew on a new day; what was not written yet of the old one no longer matters."""
+        day = self._today()
+        if day != self._day:
+            self._day, self._stored, self._new = day, (0, 0), (0, 0)
+
+    @property
+    def requests(self) -> int:
+        """Of today."""
+        self._turn()
+        return self._stored[0] + self._new[0]
+
+    @property
+    def tokens(self) -> int:
+        """Of today."""
+        self._turn()
+        return self._stored[1] + self._new[1]
+
+    def add(self, *, requests: int = 0, tokens: int = 0) -> None:
+        """Count what was used."""
+        self._turn()
+        self._new = (self._new[0] + requests, self._new[1] + tokens)
+
+    def stored(self, document: bytes | None) -> None:
+        """Take over what the table says, if it is of today."""
+        self._turn()
+        if document is not None and (known := json.loads(document))["day"] == self._day:
+            self._stored = (known["requests"], known["tokens"])
+
+    def to_store(self) -> Callable[[], None] | None:
+        """What to call once the document is stored, or None where nothing is new."""
+        self._turn()
+        if self._new == (0, 0):
+            return None
+        day, (requests, tokens) = self._day, self._new
+
+        def wrote() -> None:
+            # What came meanwhile is still new; if that was midnight, nothing of this matters.
+            if self._day == day:
+                self._stored = (self._stored[0] + requests, self._stored[1] + tokens)
+                self._new = (self._new[0] - requests, self._new[1] - tokens)
+
+        return wrote
+
+    def document(self) -> bytes:
+        """What to store."""
+        self._turn()
+        return json.dumps(
+            {"day": self._day, "requests": self.requests, "tokens": self.tokens}
+        ).encode()
+
+
+class Book:
+    """The usage of every key that has limits."""
+
+    def __init__(self) -> None:
+        self._usage: dict[str, Usage] = {}
+        self._unread: set[str] = set()
+
+    def of(self, key_id: str) -> Usage:
+        """A key's usage; what was stored of it is read with the next flush."""
+        if key_id not in self._usage:
+            self._usage[key_id] = Usage()
+            self._unread.add(key_id)
+        return self._usage[key_id]
+
+    async def keep(self, bus: Bus) -> None:
+        """Flush again and again. Never ends."""
+        while True:
+            try:
+                await self.flush(bus)
+            except Unavailable as error:
+                logger.debug("usage of keys is not stored yet: %s", error.message)
+            await asyncio.sleep(FLUSH_SECONDS)
+
+    async def flush(self, bus: Bus) -> None:
+        """Read what is unread, write what is new. Raises `Unavailable`."""
+        for key_id, usage in list(self._usage.items()):
+            while key_id in self._unread or usage.to_store() is not None:
+                entry = await bus.routing(subjects.usage_key(key_id))
+                self._unread.discard(key_id)
+                usage.stored(None if entry is None else entry.value)
+                await write(bus, key_id, usage, entry)
+
+
+async def write(bus: Bus, key_id: str, usage: Usage, entry: RoutingEntry | None) -> None:
+    """Write what is new over `entry`, unless another gateway was faster."""
+    wrote = usage.to_store()
+    if wrote is None:
+        return
+    revision = None if entry is None else entry.revision
+    with contextlib.suppress(Conflict):
+        key = subjects.usage_key(key_id)
+        await bus.set_routing(key, usage.document(), revision=revision)
+        wrote()
