@@ -1,0 +1,324 @@
+"""Keys at the gateway: scopes, revocation, limits, and what a browser may do without one."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.routing import APIRoute
+from gateway_fakes import IDS, SECRET, Stack, running_gateway
+
+from tuneloop.gateway import keyring
+from tuneloop.gateway.app import create_app
+from tuneloop.gateway.auth import scope_for
+from tuneloop.gateway.keys import KeyFile, Limits, Scope, new_key
+from tuneloop.gateway.settings import GatewaySettings
+
+CHAT = {"model": "tuneloop", "messages": [{"role": "user", "content": "hi"}]}
+TOKENS_OF_CHAT = 11 + 5
+APP = "https://app.example"
+
+
+@pytest.fixture(autouse=True)
+def looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyring, "LOOK_SECONDS", 0.0)
+    monkeypatch.delenv("TUNELOOP_API_KEY", raising=False)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> KeyFile:
+    return KeyFile(tmp_path / "keys.json")
+
+
+def make(file: KeyFile, *scopes: Scope, name: str = "app", **limits: int) -> dict[str, str]:
+    """A key in the file, as a request's headers."""
+    secret, key = new_key(name, scopes or [Scope.INFER], Limits(**limits))
+    file.add(key)
+    return {"authorization": f"Bearer {secret}"}
+
+
+@asynccontextmanager
+async def gateway(file: KeyFile, **settings: Any) -> AsyncIterator[tuple[Stack, httpx.AsyncClient]]:
+    async with (
+        running_gateway(keys_file=file.path, **settings) as stack,
+        httpx.AsyncClient(base_url=stack.url, timeout=20) as http,
+    ):
+        yield stack, http
+
+
+def thumb(of: str | None = None, **more: Any) -> dict[str, Any]:
+    completion_id = IDS.make("chatcmpl", "default", IDS.user_hash("default", of))
+    return {"kind": "thumb", "completion_id": completion_id, "value": "up", **more}
+
+
+def routes() -> Iterator[tuple[str, str]]:
+    app = create_app(GatewaySettings(secret=SECRET))
+    for route in app.routes:
+        if isinstance(route, APIRoute):
+            for method in route.methods:
+                yield method, route.path
+
+
+def test_every_route_needs_the_scope_that_is_written_down() -> None:
+    infer = {
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/completions"),
+        ("POST", "/v1/score"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/{model_id}"),
+    }
+    feedback = {
+        ("POST", "/v1/feedback"),
+        ("POST", "/v1/feedback/batch"),
+        ("GET", "/v1/feedback/{feedback_id}"),
+        ("DELETE", "/v1/feedback/{feedback_id}"),
+    }
+    for method, path in routes():
+        expected: Scope | None = Scope.ADMIN
+        if not path.startswith("/v1/"):
+            expected = None
+        elif (method, path) in infer:
+            expected = Scope.INFER
+        elif (method, path) in feedback:
+            expected = Scope.FEEDBACK
+        assert scope_for(method, path) is expected, (method, path)
+    assert scope_for("GET", "/v1/feedback") is Scope.ADMIN  # the list
+    assert scope_for("POST", "/v1/unheard-of") is Scope.ADMIN
+
+
+async def test_scopes(file: KeyFile) -> None:
+    keys = {scope: make(file, scope, name=str(scope)) for scope in Scope}
+    calls: dict[Scope, tuple[str, str, Any]] = {
+        Scope.INFER: ("POST", "/v1/chat/completions", CHAT),
+        Scope.FEEDBACK: ("POST", "/v1/feedback", thumb()),
+        Scope.ADMIN: ("POST", "/v1/policies/1/promote", None),
+    }
+    async with gateway(file) as (stack, http):
+        for needed, (method, path, body) in calls.items():
+            for scope, headers in keys.items():
+                response = await http.request(method, path, json=body, headers=headers)
+                allowed = scope in (needed, Scope.ADMIN)
+                assert response.is_success is allowed, (scope, path, response.text)
+                if not allowed:
+                    error = response.json()["error"]
+                    assert response.status_code == 403
+                    assert (error["type"], error["code"]) == ("permission_error", "missing_scope")
+                    assert f"needs the scope {needed}" in error["message"]
+                    assert f"has {scope}" in error["message"]
+        assert stack.learner.calls[-1].actor == "key:admin"
+
+
+async def test_keys_come_and_go_while_it_runs(file: KeyFile) -> None:
+    async with gateway(file) as (_, http):
+        assert (await http.get("/v1/models")).status_code == 200  # none was made yet
+        headers = make(file)
+        missing = await http.get("/v1/models")
+        assert missing.status_code == 401
+        assert missing.json()["error"]["code"] == "unauthenticated"
+        assert "tuneloop keys create" in missing.json()["error"]["message"]
+        assert (await http.get("/v1/models", headers=headers)).status_code == 200
+        file.revoke("app")
+        revoked = await http.get("/v1/models", headers=headers)
+        assert (revoked.status_code, revoked.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert "revoked" in revoked.json()["error"]["message"]
+        # The last one is gone: that must not open the door to all.
+        assert (await http.get("/v1/models")).status_code == 401
+        file.path.write_text("{")
+        assert (await http.get("/v1/models")).status_code == 401
+        assert (await http.get("/")).status_code == 200
+
+
+async def test_the_key_of_the_environment_stays_an_admin(file: KeyFile) -> None:
+    headers = make(file)
+    async with gateway(file, api_key="the key") as (_, http):
+        admin = {"authorization": "Bearer the key"}
+        assert (await http.get("/v1/policies", headers=admin)).status_code == 200
+        assert (await http.get("/v1/models", headers=headers)).status_code == 200
+        assert (await http.get("/v1/policies", headers=headers)).status_code == 403
+
+
+async def test_whether_a_key_is_needed_is_a_setting(file: KeyFile) -> None:
+    async with gateway(file, require_key=True) as (_, http):
+        assert (await http.get("/v1/models")).status_code == 401
+        headers = make(file)
+        assert (await http.get("/v1/models", headers=headers)).status_code == 200
+    async with gateway(file, require_key=False) as (_, http):
+        assert (await http.get("/v1/policies")).status_code == 200
+        # Who shows a key is held to it, and a foreign page gets nowhere.
+        assert (await http.get("/v1/policies", headers=headers)).status_code == 403
+        foreign = await http.get("/v1/models", headers={"origin": "https://evil.example"})
+        assert foreign.status_code == 403
+
+
+async def test_a_limit_by_the_minute(file: KeyFile) -> None:
+    headers = make(file, Scope.INFER, Scope.FEEDBACK, requests_per_minute=2)
+    other = make(file, name="other")
+    async with gateway(file) as (stack, http):
+        first = await http.post("/v1/chat/completions", json=CHAT, headers=headers)
+        assert first.headers["x-ratelimit-limit-requests"] == "2"
+        assert first.headers["x-ratelimit-remaining-requests"] == "1"
+        assert first.headers["x-ratelimit-reset-requests"].endswith("s")
+        assert "x-ratelimit-limit-tokens" not in first.headers
+        await http.post("/v1/feedback", json=thumb(), headers=headers)
+        refused = await http.post("/v1/chat/completions", json=CHAT, headers=headers)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        assert 1 <= int(refused.headers["retry-after"]) <= 30
+        assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+        # Reading is free, and another key has its own.
+        assert (await http.get("/v1/models", headers=headers)).status_code == 200
+        free = await http.post("/v1/chat/completions", json=CHAT, headers=other)
+        assert free.status_code == 200
+        assert "x-ratelimit-limit-requests" not in free.headers
+        assert len(stack.generation.requests) == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_tokens_are_counted_as_they_are_used(file: KeyFile, stream: bool) -> None:
+    headers = make(file, tokens_per_minute=1000)
+    async with gateway(file) as (_, http):
+        body = CHAT | {"stream": stream, "n": 2}
+        await http.post("/v1/chat/completions", json=body, headers=headers)
+        told = (await http.get("/v1/models", headers=headers)).headers
+        assert int(told["x-ratelimit-remaining-tokens"]) in range(979, 984)  # 11 + 2 x 5 used
+        prompts = {"model": "tuneloop", "prompt": ["a", "b"]}
+        await http.post("/v1/completions", json=prompts, headers=headers | {"idempotency-key": "k"})
+        await http.post("/v1/completions", json=prompts, headers=headers | {"idempotency-key": "k"})
+        told = (await http.get("/v1/models", headers=headers)).headers
+        assert int(told["x-ratelimit-remaining-tokens"]) in range(947, 955)  # 2 x 16 more
+
+
+async def test_an_answer_left_early_costs_what_was_made(file: KeyFile) -> None:
+    headers = make(file, tokens_per_day=1000)
+    async with gateway(file) as (stack, http):
+        stack.generation.delay = 0.05
+        body = CHAT | {"stream": True, "messages": [{"role": "user", "content": "x" * 400}]}
+        async with http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as got:
+            async for line in got.aiter_lines():
+                if "lo, " in line:
+                    break
+        async with asyncio.timeout(10):
+            await stack.generation.cancelled.wait()
+        told = (await http.get("/v1/models", headers=headers)).headers
+        # Some hundred for the prompt, whose length was not told, and a few that were streamed.
+        assert 800 < int(told["x-ratelimit-remaining-tokens"]) < 898
+
+
+async def test_a_quota_survives_a_restart(file: KeyFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    headers = make(file, tokens_per_day=2 * TOKENS_OF_CHAT)
+    async with gateway(file) as (stack, http):
+        for _ in range(2):
+            answer = await http.post("/v1/chat/completions", json=CHAT, headers=headers)
+        assert answer.headers["x-ratelimit-limit-tokens"] == "32"
+        assert answer.headers["x-ratelimit-remaining-tokens"] == "0"
+        bus = stack.bus
+    monkeypatch.setattr("gateway_fakes.MemoryBus", lambda: bus)
+    async with gateway(file) as (_, http):
+        refused = await http.post("/v1/chat/completions", json=CHAT, headers=headers)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["type"] == "insufficient_quota"
+        assert refused.headers["x-should-retry"] == "false"
+        assert int(refused.headers["retry-after"]) <= 86_400
+
+
+@pytest.fixture
+async def public(file: KeyFile) -> AsyncIterator[tuple[Stack, httpx.AsyncClient]]:
+    make(file)
+    settings = {"public_feedback": True, "cors_origins": (APP,), "public_feedback_per_minute": 8}
+    async with gateway(file, **settings) as pair:
+        yield pair
+
+
+async def test_a_page_may_judge_its_own_completion(
+    public: tuple[Stack, httpx.AsyncClient],
+) -> None:
+    _, http = public
+    page = {"origin": APP}
+    accepted = await http.post("/v1/feedback", json=thumb("ann"), headers=page)
+    assert accepted.status_code == 202
+    assert accepted.headers["access-control-allow-origin"] == APP
+    same = await http.post("/v1/feedback", json=thumb("ann", user="ann"), headers=page)
+    assert same.status_code == 202
+    other = await http.post("/v1/feedback", json=thumb("ann", user="bob"), headers=page)
+    assert (other.status_code, other.json()["error"]["param"]) == (403, "user")
+    forged = thumb() | {"completion_id": "chatcmpl-" + "0" * 60}
+    assert (await http.post("/v1/feedback", json=forged, headers=page)).status_code == 404
+    own, foreign = thumb("ann")["completion_id"], thumb("bob")["completion_id"]
+    pair = {"kind": "comparison", "chosen": own, "rejected": [foreign]}
+    assert (await http.post("/v1/feedback", json=pair, headers=page)).status_code == 403
+    ranking = {"kind": "ranking", "ranking": [own, foreign]}
+    assert (await http.post("/v1/feedback", json=ranking, headers=page)).status_code == 403
+    pair["rejected"] = [thumb("ann")["completion_id"]]
+    assert (await http.post("/v1/feedback", json=pair, headers=page)).status_code == 202
+    for _ in range(2):
+        limited = await http.post("/v1/feedback", json=thumb(), headers=page)
+    assert limited.status_code == 429
+    assert limited.headers["retry-after"]
+
+
+async def test_a_page_may_do_nothing_else(public: tuple[Stack, httpx.AsyncClient]) -> None:
+    _, http = public
+    page = {"origin": APP}
+    given = (await http.post("/v1/feedback", json=thumb(), headers=page)).json()["id"]
+    for method, path, body in (
+        ("POST", "/v1/chat/completions", CHAT),
+        ("POST", "/v1/feedback/batch", {"feedback": [thumb()]}),
+        ("GET", f"/v1/feedback/{given}", None),
+        ("DELETE", f"/v1/feedback/{given}", None),
+        ("GET", "/v1/feedback", None),
+        ("GET", "/v1/policies", None),
+    ):
+        response = await http.request(method, path, json=body, headers=page)
+        assert response.status_code == 401, (method, path)
+    for headers in ({}, {"origin": "https://evil.example"}, {"origin": "null"}):
+        refused = await http.post("/v1/feedback", json=thumb(), headers=headers)
+        assert refused.status_code == 403, headers
+    wrong = page | {"authorization": "Bearer tl-wrong"}
+    assert (await http.post("/v1/feedback", json=thumb(), headers=wrong)).status_code == 401
+
+
+async def test_it_is_off_by_default(file: KeyFile) -> None:
+    make(file)
+    async with gateway(file, cors_origins=(APP,)) as (_, http):
+        refused = await http.post("/v1/feedback", json=thumb(), headers={"origin": APP})
+        assert refused.status_code == 401
+
+
+async def test_browsers_of_named_sites_may_send_what_clients_send(file: KeyFile) -> None:
+    headers = make(file, requests_per_minute=5)
+    async with gateway(file, cors_origins=(APP,)) as (_, http):
+        for method in ("GET", "POST", "DELETE"):
+            wanted = "authorization,content-type,idempotency-key,x-stainless-retry-count"
+            preflight = await http.options(
+                "/v1/feedback/x",
+                headers={
+                    "origin": APP,
+                    "access-control-request-method": method,
+                    "access-control-request-headers": wanted,
+                },
+            )
+            assert preflight.status_code == 200
+            assert preflight.headers["access-control-allow-origin"] == APP
+            assert method in preflight.headers["access-control-allow-methods"]
+            assert preflight.headers["access-control-allow-headers"] == wanted
+        answer = await http.post(
+            "/v1/chat/completions", json=CHAT, headers=headers | {"origin": APP}
+        )
+        exposed = answer.headers["access-control-expose-headers"]
+        for name in ("x-policy-version", "retry-after", "x-ratelimit-remaining-requests"):
+            assert name in exposed
+        # A refusal can be read by the page as well.
+        refused = await http.get("/v1/models", headers={"origin": APP})
+        assert refused.headers["access-control-allow-origin"] == APP
+        foreign = {"origin": "https://evil.example", "access-control-request-method": "POST"}
+        assert (await http.options("/v1/feedback", headers=foreign)).status_code == 400
+
+
+async def test_malformed_hosts_and_origins_are_refused(file: KeyFile) -> None:
+    async with gateway(file) as (_, http):
+        for headers in ({"host": "[::1"}, {"origin": "http://[::1"}):
+            assert (await http.get("/v1/models", headers=headers)).status_code == 403

@@ -1,0 +1,64 @@
+"""`tuneloop up` beyond loopback: not without a key, and it says how to make one."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tuneloop.errors import SettingsError
+from tuneloop.gateway.keys import KeyFile, Limits, Scope, new_key
+from tuneloop.gateway.settings import GatewaySettings
+from tuneloop.settings import load
+from tuneloop.supervisor.data_dir import open_data_dir
+from tuneloop.supervisor.plan import Plan, make_plan
+from tuneloop.supervisor.settings import SupervisorSettings
+from tuneloop.supervisor.supervisor import announcement
+
+SECRET = {"secret": "sixteen bytes or more"}
+
+
+def plan(tmp_path: Path, port: int, **environment: str) -> Plan:
+    return make_plan(
+        SupervisorSettings(data_dir=tmp_path, host="0.0.0.0", port=port),
+        open_data_dir(tmp_path),
+        model=tmp_path / "policy",
+        reward_model=tmp_path / "reward",
+        environment={"PATH": os.environ["PATH"], **environment},
+    )
+
+
+def test_up_tells_how_to_make_a_key(tmp_path: Path, unused_tcp_port: int) -> None:
+    file = KeyFile(tmp_path / "keys" / "api_keys.json")
+    with pytest.raises(SettingsError) as refused:
+        plan(tmp_path, unused_tcp_port)
+    assert f"tuneloop keys create --name admin --scope admin --file {file.path}" in str(
+        refused.value
+    )
+    assert plan(tmp_path, unused_tcp_port, TUNELOOP_API_KEY="k").key_needed
+    key = new_key("app", [Scope.INFER], Limits())[1]
+    file.add(key)
+    ready = plan(tmp_path, unused_tcp_port)
+    assert ready.key_needed
+    environment = next(s.environment for s in ready.specs if s.name == "gateway")
+    assert environment["TUNELOOP_GATEWAY_KEYS_FILE"] == str(file.path)
+    assert "tuneloop keys list" in announcement(ready, open_data_dir(tmp_path), 1.0)
+    file.revoke(key.id)
+    with pytest.raises(SettingsError, match="keys create"):
+        plan(tmp_path, unused_tcp_port)
+
+
+def test_the_gateway_refuses_a_network_without_an_active_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TUNELOOP_API_KEY", raising=False)
+    file = KeyFile(tmp_path / "keys.json")
+    values = SECRET | {"host": "0.0.0.0", "keys_file": file.path}
+    with pytest.raises(SettingsError, match=f"--file {file.path}"):
+        load(GatewaySettings, {}, **values)
+    file.add(new_key("app", [Scope.INFER], Limits())[1])
+    assert load(GatewaySettings, {}, **values).key is None
+    with pytest.raises(SettingsError, match="require_key"):
+        load(GatewaySettings, {}, require_key=False, **values)
+    file.path.write_text("no json")
+    with pytest.raises(SettingsError, match=str(file.path)):
+        load(GatewaySettings, {}, **values)
