@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -13,7 +13,6 @@ from starlette.responses import Response
 
 from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
-from tuneloop.errors import Unavailable
 from tuneloop.gateway import data, events, health, learner, page, policies, scoring, users
 from tuneloop.gateway.auth import Guard
 from tuneloop.gateway.context import open_gateway
@@ -52,13 +51,13 @@ def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
         gateway = open_gateway(settings, used)
         app.state.gateway = gateway
         app.state.feed = events.Feed(gateway)
-        counting = asyncio.create_task(ring.book.keep(used))
+        stopping = asyncio.Event()
+        counting = asyncio.create_task(ring.book.keep(used, stopping))
         try:
             yield
         finally:
-            counting.cancel()
-            with suppress(Unavailable):
-                await ring.book.flush(used)
+            stopping.set()
+            await counting
             await gateway.close()
             if bus is None:
                 await used.close()

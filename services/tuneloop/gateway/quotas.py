@@ -1,9 +1,10 @@
 """What each key has used today, kept in the bus's small table and shared by all gateways.
 
 Every gateway counts by itself and adds what is new to the entry of the key every few seconds, by
-compare-and-set, so nothing is counted twice and a restart forgets nothing that was written. Lost is
-at most what a gateway counted in the `FLUSH_SECONDS` before it was killed; an orderly stop writes
-all. While the bus is away a gateway goes on with what it knows and writes later.
+compare-and-set, so that gateways do not overwrite each other and a restart forgets nothing that was
+written. Lost is at most what a gateway counted in the `FLUSH_SECONDS` before it was killed; an
+orderly stop writes all. A write whose acknowledgement is lost counts those seconds twice. While the
+bus is away a gateway goes on with what it knows and writes later.
 """
 
 import asyncio
@@ -108,14 +109,18 @@ class Book:
             self._unread.add(key_id)
         return self._usage[key_id]
 
-    async def keep(self, bus: Bus) -> None:
-        """Flush again and again. Never ends."""
-        while True:
+    async def keep(self, bus: Bus, stop: asyncio.Event) -> None:
+        """Flush again and again, and once more when `stop` is set."""
+        last = False
+        while not last:
+            last = stop.is_set()
             try:
                 await self.flush(bus)
             except Unavailable as error:
                 logger.debug("usage of keys is not stored yet: %s", error.message)
-            await asyncio.sleep(FLUSH_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_SECONDS):
+                    await stop.wait()
 
     async def flush(self, bus: Bus) -> None:
         """Read what is unread, write what is new. Raises `Unavailable`."""
