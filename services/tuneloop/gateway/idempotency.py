@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tuneloop.errors import InvalidRequest, TuneloopError
 from tuneloop.gateway import metrics
 from tuneloop.gateway.errors import IdempotencyKeyReused, error_response, http_error_response
+from tuneloop.gateway.openai import training
 from tuneloop.gateway.openai.sse import unless_disconnected
 from tuneloop.gateway.recording import Recording, with_body
 from tuneloop.gateway.settings import GatewaySettings
@@ -124,7 +125,7 @@ class Repeats:
         except HTTPException as error:
             await http_error_response(error)(scope, receive, send)
             return
-        fingerprint = hashlib.sha256(scope["path"].encode() + b"\0" + body).digest()
+        fingerprint = fingerprint_of(scope, body)
         asked = Asked(header=header, value=value, body=body, fingerprint=fingerprint)
         try:
             await self.answer(asked, scope, receive, send)
@@ -215,6 +216,12 @@ def asked_again(scope: Scope) -> tuple[str, str] | None:
         if name == b"x-stainless-retry-count" and value.isdigit():
             retries = "x-stainless-retry-count", str(int(value))
     return retries
+
+
+def fingerprint_of(scope: Scope, body: bytes) -> bytes:
+    """A hash of what decides about the answer: where it was sent, the body, and one header."""
+    train = b"".join(value for name, value in scope["headers"] if name == training.HEADER.encode())
+    return hashlib.sha256(b"\0".join((scope["path"].encode(), train, body))).digest()
 
 
 def check_key(asked: Asked, entry: Entry | None) -> None:
