@@ -34,6 +34,8 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
 
     pieces: tuple[str, ...] = ("Hel", "lo, ", "wörld ", "\u2028", "👋")
     policy_version: int = 3
+    loaded_versions: tuple[int, ...] = ()
+    """Other versions that can be asked for by number."""
     delay: float = 0.0
     first_delay: float = 0.0
     fail: TuneloopError | None = None
@@ -66,7 +68,7 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
 
     def delta(self, request: Any, index: int, piece: str) -> Any:
         delta = generation_pb2.GenerateDelta(
-            index=index, text=piece, token_ids=[7], policy_version=self.policy_version
+            index=index, text=piece, token_ids=[7], policy_version=self.version_for(request)
         )
         if request.sampling.HasField("top_logprobs"):
             token = generation_pb2.TokenLogprob(token_id=7, token=piece, logprob=-0.5)
@@ -84,13 +86,17 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
             generation_logprobs=[-0.5] * tokens,
             finish_reason=self.finish_reason,
             usage=generation_pb2.Usage(prompt_tokens=11, completion_tokens=tokens),
-            policy_version=self.policy_version,
+            policy_version=self.version_for(request),
             policy_version_spans=[
                 rollout_pb2.PolicyVersionSpan(
-                    policy_version=self.policy_version, start=0, end=tokens
+                    policy_version=self.version_for(request), start=0, end=tokens
                 )
             ],
         )
+
+    def version_for(self, request: Any) -> int:
+        asked = request.HasField("policy_version")
+        return request.policy_version if asked else self.policy_version
 
     def policy(self) -> Any:
         policy = generation_pb2.Policy(
@@ -100,7 +106,10 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
             weights_kind="lora",
             max_model_len=512,
             engine="fake",
-            loaded_versions=[generation_pb2.LoadedVersion(policy_version=self.policy_version)],
+            loaded_versions=[
+                generation_pb2.LoadedVersion(policy_version=version)
+                for version in sorted({self.policy_version, *self.loaded_versions})
+            ],
         )
         policy.activated_time.FromSeconds(1_700_000_000)
         return policy
@@ -138,10 +147,14 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
 
     stable: int = 3
     state: str = "waiting"
+    newest: int = 3
     kto_ready: int = 4
     calls: list[Any] = field(default_factory=list)
+    traffic: dict[int, learner_pb2.Traffic] = field(default_factory=dict)
     recorded: list[learner_pb2.RecordedFeedback] = field(default_factory=list)
     """What the ledger has, newest first."""
+    refusal: TuneloopError | None = None
+    """Of a promotion."""
     rows: list[str] = field(default_factory=lambda: ['{"prompt":"a","completion":"b"}'] * 3)
     """What is exported."""
 
@@ -155,6 +168,8 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
             '"data": {"samples": {"kto": 16}}}',
         )
         version.created_time.FromSeconds(1_700_000_000 + number)
+        if number in self.traffic:
+            version.traffic.CopyFrom(self.traffic[number])
         if number == self.stable:
             version.evaluation.CopyFrom(
                 learner_pb2.Evaluation(
@@ -181,7 +196,7 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
 
     async def ListPolicyVersions(self, request: Any, context: Any) -> Any:
         self.calls.append(request)
-        newest = request.before_version - 1 if request.HasField("before_version") else 3
+        newest = request.before_version - 1 if request.HasField("before_version") else self.newest
         numbers = range(newest, 0, -1)[: request.page_size or 100]
         return learner_pb2.ListPolicyVersionsResponse(versions=[self.version(n) for n in numbers])
 
@@ -197,6 +212,8 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
 
     async def Promote(self, request: Any, context: Any) -> Any:
         self.calls.append(request)
+        if self.refusal is not None:
+            raise self.refusal
         self.stable = request.policy_version
         return learner_pb2.PromoteResponse(policy_version=self.stable)
 
@@ -209,9 +226,15 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
     async def ListFeedback(self, request: Any, context: Any) -> Any:
         self.calls.append(request)
         start = int(request.before or 0)
-        page = self.recorded[start : start + (request.page_size or 50)]
+        found = [
+            recorded
+            for recorded in self.recorded
+            if request.kind in ("", recorded.feedback.WhichOneof("judgement"))
+            and request.status in ("", recorded.status)
+        ]
+        page = found[start : start + (request.page_size or 50)]
         end = start + len(page)
-        following = str(end) if end < len(self.recorded) else ""
+        following = str(end) if end < len(found) else ""
         return learner_pb2.ListFeedbackResponse(feedback=page, next=following)
 
     async def ExportData(self, request: Any, context: Any) -> AsyncIterator[Any]:

@@ -31,7 +31,7 @@ async def test_a_key_is_asked_for_where_one_is_set() -> None:
         running_gateway(api_key="the key") as stack,
         httpx.AsyncClient(base_url=stack.url) as http,
     ):
-        for path in ("/", "/healthz", "/readyz", "/metrics", "/web/app.js"):
+        for path in ("/", "/healthz", "/readyz", "/metrics", "/web/chat.js"):
             assert (await http.get(path)).status_code == 200, path
         for headers in ({}, {"authorization": "Bearer no"}, {"authorization": "Basic the key"}):
             response = await http.get("/v1/models", headers=headers)
@@ -81,7 +81,7 @@ async def test_named_hosts_and_origins_may_call() -> None:
 
 
 async def test_security_headers_everywhere(http: httpx.AsyncClient) -> None:
-    for path in ("/", "/v1/models", "/nowhere", "/web/style.css"):
+    for path in ("/", "/v1/models", "/nowhere", "/web/base.css"):
         headers = (await http.get(path)).headers
         assert "default-src 'none'" in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"

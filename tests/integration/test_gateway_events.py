@@ -17,7 +17,7 @@ from tuneloop.gateway import events
 from tuneloop.gateway.steps import SHOWN, StepHistory
 from tuneloop.gateway.throughput import Throughput
 
-ALL = {"learner", "policies", "steps", "throughput"}
+ALL = {"learner", "policies", "feedback", "steps", "throughput"}
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +79,7 @@ async def test_everything_first_then_what_changed(stack: Stack) -> None:
         assert latest["policies"] == document
         [step] = latest["steps"]["data"]
         assert (step["step"], step["loss"], step["kl"]) == (1, 0.5, 0.01)
+        assert latest["feedback"] == {"object": "list", "data": [], "next": None}
         assert latest["throughput"]["in_flight"] == 0
 
         stack.generation.policy_version = 4
@@ -96,6 +97,7 @@ async def test_without_the_learner_and_the_bus(stack: Stack) -> None:
     async with listening(stack) as listener:
         latest = await listener.everything()
         assert latest["learner"] is None
+        assert latest["feedback"] is None
         assert latest["steps"] is None
         assert latest["policies"]["policy_version"] == 3
         assert latest["policies"]["data"] is None

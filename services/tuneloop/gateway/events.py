@@ -22,10 +22,12 @@ from starlette.responses import StreamingResponse
 
 from tuneloop.errors import TuneloopError
 from tuneloop.gateway.context import Gateway
+from tuneloop.gateway.feedback.browse import feedback_page
 from tuneloop.gateway.learner import learner_status
 from tuneloop.gateway.policies import policies_document
 from tuneloop.gateway.steps import StepHistory
 from tuneloop.gateway.throughput import Throughput
+from tuneloop.v1 import learner_pb2
 
 logger = logging.getLogger("tuneloop.gateway")
 
@@ -34,6 +36,7 @@ router = APIRouter(tags=["learning"])
 INTERVAL = 1.0
 """Seconds between two questions to a service."""
 VERSIONS = 50
+FEEDBACK = 20
 HEARTBEAT = b": still here\n\n"
 
 Source = Callable[[], Awaitable[Any]]
@@ -43,11 +46,13 @@ class Feed:
     """The latest of each event, and the poller that keeps it so while there are listeners."""
 
     def __init__(self, gateway: Gateway) -> None:
+        latest = learner_pb2.ListFeedbackRequest(page_size=FEEDBACK)
         steps = StepHistory(gateway.bus, gateway.settings.policy)
         throughput = Throughput(lambda: self.listeners)
         self.sources: Mapping[str, Source] = {
             "learner": lambda: learner_status(gateway),
             "policies": lambda: policies_document(gateway, VERSIONS, None),
+            "feedback": lambda: feedback_page(gateway, latest),
             "steps": steps.latest,
             "throughput": throughput.latest,
         }

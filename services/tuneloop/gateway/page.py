@@ -1,4 +1,4 @@
-"""The page at `/`: static files beside this module, no build step."""
+"""The pages: chat at `/`, `/dashboard`, `/feedback`. Static files beside this module, no build."""
 
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,26 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/", response_model=None)
-async def page() -> FileResponse:
-    """The chat page."""
-    return FileResponse(WEB / "index.html", headers={"cache-control": "no-cache"})
+async def chat_page() -> FileResponse:
+    """Chat, with every kind of feedback."""
+    return page("chat.html")
+
+
+@router.get("/dashboard", response_model=None)
+async def dashboard_page() -> FileResponse:
+    """Versions, what they do, and what the learner does."""
+    return page("dashboard.html")
+
+
+@router.get("/feedback", response_model=None)
+async def feedback_page() -> FileResponse:
+    """What has been collected."""
+    return page("feedback.html")
+
+
+def page(name: str) -> FileResponse:
+    """A page; browsers ask each time whether it has changed."""
+    return FileResponse(WEB / name, headers={"cache-control": "no-cache"})
 
 
 class Assets(StaticFiles):
@@ -29,5 +46,5 @@ class Assets(StaticFiles):
 
 
 def mount_assets(app: FastAPI) -> None:
-    """Serve style, scripts and icon."""
+    """Serve styles, scripts and icon."""
     app.mount("/web", Assets(directory=WEB), name="web")

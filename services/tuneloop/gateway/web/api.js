@@ -1,4 +1,6 @@
-// The service's HTTP surface, as the page uses it.
+// The service's HTTP surface, as the pages use it.
+
+import { randomId } from "./dom.js";
 
 const KEY = "tuneloop-key";
 const USER = "tuneloop-user";
@@ -9,11 +11,20 @@ export class ApiError extends Error {
     this.status = status;
     this.retryAfter = retryAfter;
   }
+
+  /** Whether the same call may well succeed a little later. */
+  get passing() {
+    return this.status === 0 || this.status === 429 || this.status === 503;
+  }
 }
 
-export const setKey = (key) => sessionStorage.setItem(KEY, key);
+/** The key stays in this tab. Whoever waits for one is told. */
+export function setKey(key) {
+  sessionStorage.setItem(KEY, key);
+  document.dispatchEvent(new CustomEvent("tuneloop:key-changed"));
+}
 
-/** A name for this browser, made up once: thumbs are counted per user. */
+/** A name for this browser, made up once: judgements are counted per user. */
 export function user() {
   let name = localStorage.getItem(USER);
   if (!name) {
@@ -23,12 +34,7 @@ export function user() {
   return name;
 }
 
-export function randomId() {
-  const bytes = crypto.getRandomValues(new Uint8Array(12));
-  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
-async function call(path, options = {}) {
+export async function call(path, options = {}) {
   const headers = {};
   const key = sessionStorage.getItem(KEY);
   if (key) headers.authorization = `Bearer ${key}`;
@@ -48,19 +54,26 @@ async function call(path, options = {}) {
   } catch {
     // A proxy's error page: the status has to do.
   }
+  if (response.status === 401) document.dispatchEvent(new CustomEvent("tuneloop:key-needed"));
   throw new ApiError(response.status, message, retryAfter);
 }
 
 export const getJson = async (path) => (await call(path)).json();
 
-/** Chunks of a streamed answer, parsed. */
-export async function* streamChat(model, messages, signal) {
+export async function postJson(path, body = {}) {
+  return (await call(path, { method: "POST", body: JSON.stringify(body) })).json();
+}
+
+/** Chunks of a streamed answer, parsed. `options` are further members of the request. */
+export async function* streamChat(model, messages, options, signal) {
+  const body = { model, messages, stream: true, user: user(), ...options };
   const response = await call("/v1/chat/completions", {
     method: "POST",
     signal,
-    body: JSON.stringify({ model, messages, stream: true, user: user() }),
+    body: JSON.stringify(body),
   });
-  for await (const data of events(response.body)) {
+  for await (const { data } of events(response.body)) {
+    if (data === undefined) continue;
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ApiError(503, chunk.error.message);
@@ -69,7 +82,8 @@ export async function* streamChat(model, messages, signal) {
   throw new ApiError(0, "The answer was cut off.");
 }
 
-async function* events(body) {
+/** Server-sent events of a body: `{event, data}`, and `{}` for a comment. */
+export async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
   try {
@@ -79,32 +93,56 @@ async function* events(body) {
       buffer += value;
       let end;
       while ((end = buffer.indexOf("\n\n")) >= 0) {
-        const event = buffer.slice(0, end);
+        yield parsed(buffer.slice(0, end));
         buffer = buffer.slice(end + 2);
-        if (event.startsWith("data: ")) yield event.slice(6);
       }
     }
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(0, "The connection was lost.");
   } finally {
     reader.cancel().catch(() => {});
   }
 }
 
-/** Sends a thumb; with one id throughout, so that a repeat is never counted twice. */
-export async function sendThumb(completionId, value, onWait, stillWanted) {
-  const body = JSON.stringify({
-    id: `page-${randomId()}`,
-    kind: "thumb",
-    completion_id: completionId,
-    value,
-    user: user(),
-  });
-  for (let attempt = 0; ; attempt += 1) {
+function parsed(text) {
+  const fields = {};
+  for (const line of text.split("\n")) {
+    const colon = line.indexOf(": ");
+    if (colon > 0) fields[line.slice(0, colon)] = line.slice(colon + 2);
+  }
+  return fields;
+}
+
+/**
+ * Sends feedback, with one id throughout, so that a repeat is never counted twice; the id.
+ *
+ * While the service cannot store it, it is tried again for as long as `stillWanted` says so.
+ */
+export async function sendFeedback(feedback, { onWait = () => {}, stillWanted = () => true } = {}) {
+  const id = `page-${randomId()}`;
+  const body = { id, user: user(), ...feedback };
+  await patiently(() => postJson("/v1/feedback", body), onWait, stillWanted);
+  return id;
+}
+
+export async function retractFeedback(id, { onWait = () => {}, stillWanted = () => true } = {}) {
+  const path = `/v1/feedback/${encodeURIComponent(id)}`;
+  try {
+    await patiently(() => call(path, { method: "DELETE" }), onWait, stillWanted);
+  } catch (error) {
+    // What was never stored needs no taking back.
+    if (error.status !== 404) throw error;
+  }
+}
+
+async function patiently(attempt, onWait, stillWanted) {
+  for (let tries = 0; ; tries += 1) {
     try {
-      await call("/v1/feedback", { method: "POST", body });
+      await attempt();
       return;
     } catch (error) {
-      const passing = error.status === 0 || error.status === 429 || error.status === 503;
-      if (!passing || attempt >= 30) throw error;
+      if (!error.passing || tries >= 30) throw error;
       onWait();
       await new Promise((resolve) => setTimeout(resolve, (error.retryAfter ?? 2) * 1000));
       if (!stillWanted()) return;

@@ -1,75 +1,95 @@
-// The strip at the top: which version serves, what the learner does, how many thumbs wait.
+// The strip in the bar: which version answers, what the learner does, how many thumbs wait.
 
-import { getJson } from "./api.js";
+import { call } from "./api.js";
+import { el, say } from "./dom.js";
+import { plural } from "./format.js";
+import { listen } from "./live.js";
 
-const INTERVAL = 2000;
-const WORDS = {
+const POLL = 5000;
+
+export const WORDS = {
   waiting: "ready to learn",
   stepping: "learning",
   publishing: "publishing a version",
   paused: "learning is paused",
 };
 
+/** Calls `onVersion(version, before)` when another version begins to answer; null at first. */
 export class Status {
-  constructor({ onVersion, onKeyNeeded }) {
+  constructor({ onVersion, onLoaded = () => {} }) {
     this.onVersion = onVersion;
-    this.onKeyNeeded = onKeyNeeded;
+    this.onLoaded = onLoaded;
     this.policy = "tuneloop";
     this.version = null;
-    this.timer = null;
-    document.addEventListener("visibilitychange", () => this.poll());
+    this.loaded = [];
+    this.badge = el("span", { class: "badge" }, "–");
+    this.learner = el("span", { class: "learner", "data-state": "unknown" }, el("span", { class: "dot", "aria-hidden": "true" }), el("span", {}, "connecting"));
+    this.thumbs = el("span", { class: "wide-only" });
+    this.node = el("div", { class: "status", role: "group", "aria-label": "Status" }, this.badge, this.learner, this.thumbs);
   }
 
-  /** Ask now, and again while somebody looks. */
-  async poll() {
-    clearTimeout(this.timer);
-    if (document.hidden) return;
-    await Promise.all([this.askVersion(), this.askLearner()]);
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.poll(), INTERVAL);
+  start() {
+    listen({
+      policies: (document) => this.takePolicies(document),
+      learner: (status) => this.takeLearner(status),
+      state: (state, error) => this.takeState(state, error),
+    });
   }
 
-  async askVersion() {
-    try {
-      const answer = await getJson("/v1/policies?limit=1");
-      this.policy = answer.policy;
-      if (answer.policy_version !== null) this.see(answer.policy_version);
-      else this.show("version", "starting");
-    } catch (error) {
-      if (error.status === 401) this.onKeyNeeded();
-      else this.show("version", "offline");
+  takePolicies(document) {
+    if (!document || document.policy_version === null) {
+      say(this.badge, "starting");
+      return;
     }
+    this.policy = document.policy;
+    const loaded = document.serving.loaded_versions;
+    if (String(loaded) !== String(this.loaded)) {
+      this.loaded = loaded;
+      this.onLoaded();
+    }
+    this.see(document.policy_version);
   }
 
   /** A version was seen serving, here or in an answer. */
   see(version) {
-    this.show("version", `version ${version}`);
+    say(this.badge, `version ${version}`);
     if (version === this.version) return;
-    if (this.version !== null) this.onVersion(version, this.version);
+    const before = this.version;
     this.version = version;
+    this.onVersion(version, before);
   }
 
-  async askLearner() {
-    try {
-      const learner = await getJson("/v1/learner");
-      document.getElementById("learner").dataset.state = learner.state;
-      this.show("learner-text", WORDS[learner.state] ?? learner.state);
-      this.show("thumbs", waiting(learner.samples));
-    } catch (error) {
-      document.getElementById("learner").dataset.state = "away";
-      this.show("learner-text", error.status === 401 ? "needs a key" : "learner is away");
-      this.show("thumbs", "");
+  takeLearner(status) {
+    this.learner.dataset.state = status ? status.state : "away";
+    say(this.learner.lastChild, status ? (WORDS[status.state] ?? status.state) : "learner is away");
+    const kto = status?.samples.find((sample) => sample.objective === "kto");
+    say(this.thumbs, kto ? `${plural(kto.ready + kto.waiting, "thumb")} waiting` : "");
+  }
+
+  takeState(state, error) {
+    if (state === "live") return;
+    if (state === "away") {
+      say(this.badge, "offline");
+      this.learner.dataset.state = "away";
+      say(this.learner.lastChild, "the service is away");
+      return;
     }
+    // A key that may only chat: which version answers can be asked without one.
+    this.learner.hidden = true;
+    if (error.status !== 401) this.poll();
   }
 
-  show(id, text) {
-    const node = document.getElementById(id);
-    if (node.textContent !== text) node.textContent = text;
+  async poll() {
+    clearTimeout(this.timer);
+    if (!document.hidden) {
+      try {
+        const ready = await (await call("/readyz")).json();
+        this.policy = ready.policy;
+        this.see(ready.policy_version);
+      } catch {
+        say(this.badge, "offline");
+      }
+    }
+    this.timer = setTimeout(() => this.poll(), POLL);
   }
-}
-
-function waiting(samples) {
-  const kto = samples.find((sample) => sample.objective === "kto");
-  const count = kto ? kto.ready + kto.waiting : 0;
-  return `${count} ${count === 1 ? "thumb" : "thumbs"} waiting`;
 }

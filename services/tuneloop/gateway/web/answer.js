@@ -1,0 +1,278 @@
+// One answer on the page: its text, which version wrote it, and what can be said of it.
+
+import { retractFeedback, sendFeedback } from "./api.js";
+import { announce, el, icon, iconButton, say } from "./dom.js";
+import { markdown } from "./markdown.js";
+
+const ENDINGS = {
+  length: "Cut at the length limit.",
+  abort: "Stopped.",
+  cut: "Cut off when the page was left.",
+};
+
+/**
+ * Shows `answer` and keeps showing it as `update` is called. `actions` are the conversation's:
+ * `changed()`, `following(change)`, `retry()`, and `regenerate()` where the answer is the last.
+ */
+export class AnswerView {
+  constructor(answer, actions) {
+    this.answer = answer;
+    this.actions = actions;
+    this.queues = {};
+    /** Stands in the place of the version while that is not to be known. */
+    this.alias = null;
+    this.drawing = false;
+    this.text = el("div", { class: "text" });
+    this.extra = el("div", { class: "extra" });
+    this.note = el("span", { class: "note", role: "status" });
+    this.badge = el("span", { class: "badge" });
+    this.tools = el("div", { class: "tools", role: "group", "aria-label": "Judge this answer" });
+    this.meta = el("footer", { class: "meta", hidden: true }, this.badge, this.tools, this.note);
+    this.node = el("article", { class: "answer", "aria-label": "Answer", tabindex: -1 }, this.text, this.extra, this.meta);
+    this.buildTools();
+    this.update();
+  }
+
+  buildTools() {
+    const thumb = (value, label) =>
+      iconButton(value, label, () => this.press(value), { "aria-pressed": "false", "data-value": value });
+    this.thumbs = [thumb("up", "Good answer"), thumb("down", "Bad answer")];
+    this.regenerate = iconButton("loop", "Ask again", () => this.actions.regenerate());
+    this.tools.append(
+      ...this.thumbs,
+      iconButton("pencil", "Write a better answer", () => this.openEdit()),
+      iconButton("comment", "Comment", () => this.openComment()),
+      iconButton("copy", "Copy", () => this.copy()),
+      this.regenerate,
+    );
+  }
+
+  get finished() {
+    return this.answer.finish !== null || this.answer.failure !== null;
+  }
+
+  /** At most once a frame: a fast model sends more chunks than anybody can read. */
+  update() {
+    if (this.drawing) return;
+    this.drawing = true;
+    requestAnimationFrame(() => {
+      this.drawing = false;
+      this.actions.following(() => this.draw());
+    });
+  }
+
+  draw() {
+    const { answer } = this;
+    this.node.setAttribute("aria-busy", String(!this.finished));
+    if (!this.editor) this.text.replaceChildren(markdown(answer.edit?.text ?? answer.text));
+    this.node.classList.toggle("edited", Boolean(answer.edit));
+    if (!this.finished) return;
+    const judged = Boolean(answer.completionId && answer.text);
+    this.meta.hidden = false;
+    this.badge.hidden = answer.version === null;
+    this.tools.hidden = !judged;
+    this.regenerate.hidden = !this.actions.regenerate;
+    this.showVersion();
+    for (const button of this.thumbs) {
+      button.setAttribute("aria-pressed", String(button.dataset.value === answer.thumb.value));
+    }
+    if (!this.editor && !this.commenting) this.drawExtra();
+    if (answer.failure) return;
+    if (!answer.text) this.tell(answer.finish === "abort" ? "Stopped before the first word." : "The model had nothing to say.");
+    else if (ENDINGS[answer.finish] && !this.note.textContent) this.tell(ENDINGS[answer.finish]);
+  }
+
+  showVersion() {
+    const { version, spans } = this.answer;
+    const several = spans && new Set(spans).size > 1;
+    say(this.badge, this.alias ? this.alias : several ? `versions ${spans[0]} to ${spans.at(-1)}` : `version ${version}`);
+    this.badge.title = several ? "New weights went live while this was being written" : "";
+  }
+
+  drawExtra() {
+    const parts = [];
+    const { answer } = this;
+    if (answer.failure) parts.push(this.failureLine(answer.failure));
+    if (answer.edit) {
+      const original = el("details", {}, el("summary", {}, "What the model wrote"), el("div", { class: "text" }, markdown(answer.text)));
+      parts.push(el("p", { class: "said" }, icon("pencil"), "Your better answer. ", this.undo("Take it back", () => this.takeBack("edit"))), original);
+    }
+    if (answer.comment) {
+      parts.push(el("p", { class: "said" }, icon("comment"), `“${answer.comment.text}” `, this.undo("Take it back", () => this.takeBack("comment"))));
+    }
+    this.extra.replaceChildren(...parts);
+  }
+
+  undo(label, onclick) {
+    return el("button", { type: "button", class: "link", onclick }, label);
+  }
+
+  failureLine(message) {
+    const again = el("button", { type: "button", class: "quiet", onclick: () => this.actions.retry() }, "Try again");
+    return el("p", { class: "failure", role: "alert" }, message, again);
+  }
+
+  tell(text) {
+    this.actions.following(() => say(this.note, text));
+  }
+
+  /* thumbs */
+
+  /** The same thumb again takes it back. */
+  async press(value) {
+    const { thumb } = this.answer;
+    const before = thumb.value;
+    const wanted = before === value ? null : value;
+    thumb.value = wanted;
+    this.draw();
+    await this.store("thumb", {
+      done: wanted === null ? "Taken back." : before === null ? "Thanks. The next version learns from it." : "Changed.",
+      run: async (patience) => {
+        if (wanted !== null) {
+          thumb.ids.push(await sendFeedback(this.feedback({ kind: "thumb", value }), patience));
+          return;
+        }
+        // All of them: else the one before the last would hold again.
+        for (const id of thumb.ids) await retractFeedback(id, patience);
+        thumb.ids = [];
+      },
+      failed: () => {
+        thumb.value = before;
+      },
+    });
+  }
+
+  /* a better answer, a comment */
+
+  openEdit() {
+    const { answer } = this;
+    const box = el("textarea", { class: "box", "aria-label": "The answer as it should have been", maxlength: 30_000 });
+    box.value = answer.edit?.text ?? answer.text;
+    const send = () => this.saveText("edit", { kind: "demonstration", text: box.value.trim() }, "Thanks. The next version learns to say it so.");
+    this.editor = this.form(box, "Save the better answer", send);
+    this.text.replaceChildren(this.editor);
+    grow(box);
+    box.focus();
+  }
+
+  openComment() {
+    const box = el("textarea", { class: "box", "aria-label": "Your comment", maxlength: 4000, rows: 2, placeholder: "What is good or bad about it?" });
+    const send = () => this.saveText("comment", { kind: "comment", text: box.value.trim() }, "Thanks. Kept for the people who train.");
+    this.commenting = this.form(box, "Send the comment", send);
+    this.extra.replaceChildren(this.commenting);
+    this.actions.following(() => box.focus());
+  }
+
+  form(box, label, send) {
+    const form = el(
+      "form",
+      { class: "write" },
+      box,
+      el("div", { class: "actions" }, el("button", { type: "button", class: "quiet", onclick: () => this.closeForms() }, "Cancel"), el("button", { class: "solid" }, label)),
+    );
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      if (box.value.trim()) send();
+    });
+    box.addEventListener("input", () => grow(box));
+    box.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") {
+        event.stopPropagation();
+        this.closeForms();
+      }
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+    });
+    return form;
+  }
+
+  closeForms() {
+    this.editor = null;
+    this.commenting = null;
+    this.draw();
+    this.node.focus();
+  }
+
+  async saveText(name, body, done) {
+    const { answer } = this;
+    const before = answer[name];
+    if (name === "edit" && body.text === (before?.text ?? answer.text).trim()) {
+      this.closeForms();
+      this.tell("Nothing was changed.");
+      return;
+    }
+    answer[name] = { text: body.text, id: null };
+    this.closeForms();
+    await this.store(name, {
+      done,
+      run: async (patience) => {
+        const id = await sendFeedback(this.feedback(body), patience);
+        answer[name].id = id;
+        // The new one stands for the old one.
+        if (before?.id) await retractFeedback(before.id, patience);
+      },
+      failed: () => {
+        answer[name] = before;
+      },
+    });
+  }
+
+  async takeBack(name) {
+    const { answer } = this;
+    const before = answer[name];
+    answer[name] = null;
+    this.draw();
+    this.node.focus();
+    await this.store(name, {
+      done: "Taken back.",
+      run: async (patience) => before.id && retractFeedback(before.id, patience),
+      failed: () => {
+        answer[name] = before;
+      },
+    });
+  }
+
+  feedback(body) {
+    return { completion_id: this.answer.completionId, ...body };
+  }
+
+  /**
+   * What was chosen is shown at once; while it cannot be stored it is tried again. One thing after
+   * another, as the last word counts; a word that was taken back meanwhile is not sent any more.
+   */
+  store(name, { run, done, failed }) {
+    const queue = (this.queues[name] ??= { turn: 0, tail: Promise.resolve() });
+    const turn = (queue.turn += 1);
+    const current = () => queue.turn === turn;
+    this.tell("");
+    const patience = {
+      onWait: () => current() && this.tell("Cannot be stored just now; trying again…"),
+      stillWanted: current,
+    };
+    queue.tail = queue.tail.then(async () => {
+      try {
+        await run(patience);
+        if (current()) this.tell(done);
+      } catch (error) {
+        if (current()) {
+          failed();
+          this.draw();
+          this.tell(`Not stored: ${error.message}`);
+        }
+      }
+      this.actions.changed();
+    });
+    return queue.tail;
+  }
+
+  async copy() {
+    await navigator.clipboard.writeText(this.answer.edit?.text ?? this.answer.text);
+    announce("Copied.");
+    this.tell("Copied.");
+  }
+}
+
+function grow(box) {
+  if (CSS.supports("field-sizing", "content")) return;
+  box.style.height = "auto";
+  box.style.height = `${box.scrollHeight}px`;
+}

@@ -1,0 +1,123 @@
+// The timeline of versions, with promote and roll back.
+
+import { postJson } from "./api.js";
+import { announce, el } from "./dom.js";
+import { ago, moment, percent, plural } from "./format.js";
+import { confirmAction } from "./shell.js";
+
+const FIRST = 8;
+
+export class Timeline {
+  constructor() {
+    this.list = el("ol", { class: "timeline" });
+    this.more = el("button", { type: "button", class: "quiet", hidden: true, onclick: () => this.showAll() });
+    this.back = el("button", { type: "button", class: "quiet", disabled: true, onclick: () => this.rollBack() }, "Roll back");
+    this.node = el(
+      "section",
+      { class: "card versions", "aria-labelledby": "versions-title" },
+      el("div", { class: "head" }, el("h2", { id: "versions-title" }, "Versions"), this.back),
+      this.list,
+      this.more,
+    );
+    this.all = false;
+    this.seen = "";
+  }
+
+  show(document) {
+    this.document = document;
+    const text = JSON.stringify(document);
+    // A list that is built anew under the keyboard would lose its place.
+    if (text === this.seen && this.list.childElementCount) return;
+    this.seen = text;
+    this.draw();
+  }
+
+  get serving() {
+    return this.document?.policy_version ?? null;
+  }
+
+  get known() {
+    return this.document?.data ?? [];
+  }
+
+  draw() {
+    const focused = this.list.contains(document.activeElement) ? document.activeElement.dataset.version : null;
+    const shown = this.all ? this.known : this.known.slice(0, FIRST);
+    this.list.replaceChildren(...shown.map((version) => this.item(version)));
+    if (!shown.length) {
+      const text = this.document?.data ? "No version yet: the first comes with the first step." : "The learner is away; it knows the versions.";
+      this.list.append(el("li", { class: "nothing" }, text));
+    }
+    this.more.hidden = this.all || this.known.length <= FIRST;
+    this.more.textContent = `Show all ${this.known.length}`;
+    this.back.disabled = this.target === null;
+    if (focused) this.list.querySelector(`[data-version="${focused}"]`)?.focus();
+  }
+
+  showAll() {
+    this.all = true;
+    this.draw();
+    this.list.children[FIRST]?.querySelector("button")?.focus();
+  }
+
+  item(version) {
+    const number = version.policy_version;
+    const serves = number === this.serving;
+    const promote = serves
+      ? null
+      : el("button", { type: "button", class: "quiet small", "data-version": number, "aria-label": `Let version ${number} answer`, onclick: () => this.promote(number) }, "Promote");
+    return el(
+      "li",
+      { class: serves ? "serves" : null, "data-number": number },
+      el("div", { class: "name" }, el("strong", {}, `Version ${number}`), el("span", { class: "badge", "data-state": version.state }, version.state || "base"), serves ? el("span", { class: "note" }, "answers now") : null),
+      el("p", { class: "note", title: moment(version.created_time) }, origin(version)),
+      promote,
+    );
+  }
+
+  promote(number) {
+    return this.change({
+      title: `Let version ${number} answer?`,
+      text: `New answers come from version ${number} at once${this.serving === null ? "" : `, no longer from version ${this.serving}`}. You can change it back.`,
+      action: `Promote version ${number}`,
+      run: () => postJson(`/v1/policies/${number}/promote`),
+    });
+  }
+
+  /** Where a roll-back leads to: the parent of the version that answers. */
+  get target() {
+    const serving = this.known.find((version) => version.policy_version === this.serving);
+    return serving && serving.policy_version > 0 ? serving.parent_version : null;
+  }
+
+  rollBack() {
+    const { target } = this;
+    return this.change({
+      title: `Roll back to version ${target}?`,
+      text: `Version ${target} answered before version ${this.serving}; it answers again at once.`,
+      action: `Roll back to version ${target}`,
+      run: () => postJson("/v1/policies/rollback", { policy_version: target }),
+    });
+  }
+
+  async change(question) {
+    let answer = null;
+    const run = async () => {
+      answer = await question.run();
+    };
+    if (await confirmAction({ ...question, run })) announce(`Version ${answer.policy_version} answers from now on.`);
+  }
+}
+
+/** What made it, and what users say of it. */
+function origin(version) {
+  const parts = [];
+  const samples = Object.values(version.samples ?? {}).reduce((sum, one) => sum + one, 0);
+  if (version.policy_version === 0) parts.push("the base model");
+  if (version.created_time) parts.push(ago(version.created_time));
+  if (version.algorithms?.length) parts.push(version.algorithms.join(" + "));
+  if (samples) parts.push(plural(samples, "sample"));
+  if (version.policy_version > 0) parts.push(`from version ${version.parent_version}`);
+  if (version.traffic?.thumbs_rate != null) parts.push(`${percent(version.traffic.thumbs_rate)} thumbs up`);
+  return parts.join(" · ");
+}

@@ -1,0 +1,24 @@
+"""One Chromium for the tests of a module, and a gateway over fakes for each."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest_asyncio
+from browser_page import CHROMIUM, FLAGS
+from gateway_fakes import Stack, running_gateway
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Any]:
+    from playwright.async_api import async_playwright
+
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        await browser.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def stack() -> AsyncIterator[Stack]:
+    async with running_gateway() as running:
+        yield running

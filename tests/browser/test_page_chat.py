@@ -1,0 +1,272 @@
+"""The chat page in a real browser: every kind of feedback, versions, and whatever goes wrong."""
+
+from typing import Any
+
+from browser_page import ask, browser_tests, feedback_of, opened, retracted_ids, until
+from gateway_fakes import Stack, running_gateway
+
+from tuneloop.errors import Unavailable
+from tuneloop.feedback import Comment, Comparison, Demonstration, Thumb
+
+pytestmark = browser_tests
+
+
+def texts(request: Any) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in request.chat.messages]
+
+
+async def status_says(page: Any, text: str) -> None:
+    await page.get_by_role("group", name="Status").get_by_text(text).wait_for()
+
+
+async def test_a_thumb_is_given_changed_and_taken_back(browser: Any, stack: Stack) -> None:
+    async with opened(browser, stack) as page:
+        await status_says(page, "version 3")
+        await status_says(page, "5 thumbs waiting")
+        answer = await ask(page, "hello")
+        assert await answer.locator(".badge").inner_text() == "version 3"
+        assert await page.evaluate("document.activeElement.id") == "prompt"
+
+        up, down = answer.get_by_label("Good answer"), answer.get_by_label("Bad answer")
+        await up.click()
+        await answer.get_by_text("The next version learns from it").wait_for()
+        assert await up.get_attribute("aria-pressed") == "true"
+        await down.click()
+        await answer.get_by_text("Changed.").wait_for()
+        assert await up.get_attribute("aria-pressed") == "false"
+        assert await down.get_attribute("aria-pressed") == "true"
+        first, second = feedback_of(stack)
+        assert (first.judgement, second.judgement) == (Thumb(up=True), Thumb(up=False))
+        assert first.completion_id == second.completion_id
+        assert first.user_hash == second.user_hash == stack.generation.requests[0].user_hash
+
+        await down.click()
+        await answer.get_by_text("Taken back.").wait_for()
+        assert await down.get_attribute("aria-pressed") == "false"
+        assert sorted(retracted_ids(stack)) == sorted([first.feedback_id, second.feedback_id])
+
+
+async def test_a_better_answer_and_a_comment(browser: Any, stack: Stack) -> None:
+    stack.generation.pieces = ("Bees make *wax*.",)
+    async with opened(browser, stack) as page:
+        answer = await ask(page, "What do bees make?")
+        await answer.get_by_label("Write a better answer").click()
+        box = page.get_by_label("The answer as it should have been")
+        assert await box.input_value() == "Bees make *wax*."
+        await box.fill("Bees make honey.")
+        await page.get_by_role("button", name="Save the better answer").click()
+        await answer.get_by_text("The next version learns to say it so").wait_for()
+        assert await answer.locator(".text").first.inner_text() == "Bees make honey."
+        await answer.get_by_text("What the model wrote").click()
+        await answer.get_by_text("Bees make wax.").wait_for()
+
+        await answer.get_by_label("Comment", exact=True).click()
+        await page.keyboard.type("It forgot the honey.")
+        await page.keyboard.press("Control+Enter")
+        await answer.get_by_text("“It forgot the honey.”").wait_for()
+        await until(page, lambda: len(feedback_of(stack)) == 2)
+        edited, commented = (feedback.judgement for feedback in feedback_of(stack))
+        assert edited == Demonstration(text="Bees make honey.")
+        assert commented == Comment(text="It forgot the honey.")
+
+        await ask(page, "And wasps?")
+        said = texts(stack.generation.requests[-1])
+        assert said[1:] == [("assistant", "Bees make honey."), ("user", "And wasps?")]
+
+        await answer.get_by_role("button", name="Take it back").first.click()
+        await answer.get_by_text("Taken back.").wait_for()
+        assert retracted_ids(stack) == [feedback_of(stack)[0].feedback_id]
+        assert await answer.locator(".text").first.inner_text() == "Bees make wax."
+
+
+async def test_regenerate_keeps_every_answer(browser: Any, stack: Stack) -> None:
+    async with opened(browser, stack) as page:
+        stack.generation.pieces = ("first",)
+        answer = await ask(page, "hello")
+        stack.generation.pieces = ("second",)
+        await answer.get_by_role("button", name="Ask again").click()
+        await answer.get_by_text("2 / 2").wait_for()
+        assert await answer.locator(".text").inner_text() == "second"
+        assert texts(stack.generation.requests[-1]) == [("user", "hello")]
+        await page.get_by_label("Previous answer").click()
+        await answer.get_by_text("1 / 2").wait_for()
+        assert await answer.locator(".text").inner_text() == "first"
+        assert await page.evaluate("document.activeElement.ariaLabel") == "Previous answer"
+        await ask(page, "go on")
+        assert texts(stack.generation.requests[-1])[1] == ("assistant", "first")
+        assert await answer.get_by_role("button", name="Ask again").count() == 0
+
+
+async def test_two_samples_side_by_side(browser: Any, stack: Stack) -> None:
+    async with opened(browser, stack) as page:
+        await page.get_by_role("button", name="Side by side").click()
+        pair = await ask(page, "hello")
+        [request] = stack.generation.requests
+        assert request.sampling.n == 2
+        assert not request.HasField("policy_version")
+        assert await pair.count() == 2
+        left, right = request.completion_id, f"{request.completion_id}.1"
+
+        await page.get_by_role("button", name="Answer B is better").click()
+        await page.get_by_text("The next version learns from it").wait_for()
+        assert [f.judgement for f in feedback_of(stack)] == [
+            Comparison(chosen=right, rejected=(left,))
+        ]
+        await page.get_by_role("button", name="Answer A is better").click()
+        await until(page, lambda: len(feedback_of(stack)) == 2)
+        assert feedback_of(stack)[1].judgement == Comparison(chosen=left, rejected=(right,))
+        assert retracted_ids(stack) == []
+
+        await page.get_by_role("button", name="A tie").click()
+        await page.get_by_text("nothing is learned from a tie").wait_for()
+        assert sorted(retracted_ids(stack)) == sorted(f.feedback_id for f in feedback_of(stack))
+        await page.get_by_role("button", name="Side by side").click()
+        await ask(page, "go on")
+        await page.get_by_text("1 / 2").wait_for()
+
+
+async def test_two_versions_side_by_side_are_named_when_one_was_picked(
+    browser: Any, stack: Stack
+) -> None:
+    stack.generation.loaded_versions = (0, 2, 3)
+    async with opened(browser, stack) as page:
+        await status_says(page, "version 3")
+        await page.get_by_role("button", name="Side by side").click()
+        await page.get_by_label("Version of one answer").select_option("3")
+        await page.get_by_label("Version of the other answer").select_option("0")
+        pair = await ask(page, "hello")
+        await page.get_by_text("Which is better?").wait_for()
+        asked = {r.policy_version: r.completion_id for r in stack.generation.requests}
+        assert set(asked) == {0, 3}
+        assert await pair.locator(".badge").all_inner_texts() == ["Answer A", "Answer B"]
+        await page.get_by_role("button", name="Answer A is better").click()
+        await page.get_by_text("The next version learns from it").wait_for()
+        names = await pair.locator(".badge").all_inner_texts()
+        assert sorted(names) == ["version 0", "version 3"]
+        chosen, rejected = (asked[int(name.removeprefix("version "))] for name in names)
+        [given] = feedback_of(stack)
+        assert given.judgement == Comparison(chosen=chosen, rejected=(rejected,))
+
+
+async def test_a_new_version_is_noticed_and_asked_again(browser: Any, stack: Stack) -> None:
+    async with opened(browser, stack) as page:
+        stack.generation.pieces = ("a long answer",)
+        await ask(page, "hello")
+        stack.generation.policy_version = 4
+        await page.get_by_text("Version 4 is live").wait_for()
+        stack.generation.pieces = ("short",)
+        await page.get_by_role("button", name="Ask again to see the difference").click()
+        await page.get_by_role("button", name="Answer B is better").wait_for()
+        answers = page.locator(".answer")
+        assert await answers.locator(".badge").all_inner_texts() == ["version 3", "version 4"]
+        assert await answers.locator(".text").all_inner_texts() == ["a long answer", "short"]
+        assert await page.get_by_text("Version 4 is live").count() == 0
+        await page.get_by_role("button", name="Answer B is better").click()
+        await until(page, lambda: len(feedback_of(stack)) == 1)
+        old, new = (request.completion_id for request in stack.generation.requests)
+        assert feedback_of(stack)[0].judgement == Comparison(chosen=new, rejected=(old,))
+
+        stack.generation.policy_version = 3
+        await page.get_by_text("Back on version 3").wait_for()
+        await page.get_by_role("button", name="New chat").click()
+        await page.get_by_text("Then press a thumb").wait_for()
+        assert await page.get_by_text("Back on version 3").count() == 0
+
+
+async def test_stop_with_the_keyboard(browser: Any, stack: Stack) -> None:
+    stack.generation.pieces = ("word ",) * 10_000
+    stack.generation.delay = 0.02
+    async with opened(browser, stack) as page:
+        await page.fill("#prompt", "go on for ever")
+        await page.keyboard.press("Enter")
+        await page.get_by_role("button", name="Stop answering").wait_for()
+        await page.locator(".answer .text", has_text="word word").wait_for()
+        await page.keyboard.press("Escape")
+        await stack.generation.cancelled.wait()
+        await page.get_by_role("button", name="Send").wait_for()
+        await page.get_by_text("Stopped.").wait_for()
+        await page.get_by_label("Good answer").click()
+        await until(page, lambda: len(feedback_of(stack)) == 1)
+
+
+async def test_errors_are_told_and_can_be_retried(browser: Any, stack: Stack) -> None:
+    async with opened(browser, stack, failures=True) as page:
+        await status_says(page, "version 3")
+        stack.generation.fail = Unavailable("generation is restarting")
+        await page.get_by_role("button", name="Tell me a fun fact about honey.").click()
+        await page.get_by_role("alert").get_by_text("generation is restarting").wait_for()
+        stack.generation.fail = None
+        await page.get_by_role("button", name="Try again").click()
+        await page.get_by_label("Good answer").wait_for()
+        assert await page.locator(".question").count() == 1
+        assert await page.get_by_role("alert").count() == 0
+        assert len(stack.generation.requests[-1].chat.messages) == 1
+
+        stack.bus.go_down()
+        await page.get_by_label("Good answer").click()
+        await page.get_by_text("trying again").wait_for()
+        stack.bus.come_back()
+        await page.get_by_text("The next version learns from it").wait_for()
+        assert len(feedback_of(stack)) == 1
+
+
+async def test_the_conversation_survives_a_reload(browser: Any, stack: Stack) -> None:
+    async with opened(browser, stack) as page:
+        stack.generation.pieces = ("first",)
+        answer = await ask(page, "hello")
+        await answer.get_by_label("Good answer").click()
+        await answer.get_by_text("The next version learns from it").wait_for()
+        stack.generation.policy_version = 4
+        await page.reload()
+        answer = page.locator(".answer")
+        assert await answer.locator(".text").inner_text() == "first"
+        assert await answer.get_by_label("Good answer").get_attribute("aria-pressed") == "true"
+        # What was answered before the reload can be asked again too.
+        await page.get_by_role("button", name="Ask again to see the difference").wait_for()
+        await answer.get_by_label("Good answer").click()
+        await until(page, lambda: len(retracted_ids(stack)) == 1)
+        await ask(page, "go on")
+        assert texts(stack.generation.requests[-1])[:2] == [
+            ("user", "hello"),
+            ("assistant", "first"),
+        ]
+
+
+async def test_what_a_model_writes_stays_text(browser: Any, stack: Stack) -> None:
+    stack.generation.pieces = (
+        "**Bold** <b>not</b> <img src=x onerror=alert(1)> `a < b`\n\n",
+        "- one\n- two\n  - inner\n\n3. three\n\n",
+        "```html\n<script>alert(1)</script>\n```\n\n",
+        "[good](https://example.org/a_b) [bad](javascript:alert(1)) snake_case_name\n\n",
+        "| a | b |\n|---|---|\n| 1 | 2 |\n\n> quoted\n\n```\nopen <fence>",
+    )
+    async with opened(browser, stack) as page:
+        answer = await ask(page, "<i>hello</i>")
+        text = answer.locator(".text")
+        assert await text.locator("b, img, script, i").count() == 0
+        assert await page.locator(".question").inner_text() == "<i>hello</i>"
+        assert await text.locator("strong").inner_text() == "Bold"
+        assert await text.locator("li li").inner_text() == "inner"
+        assert await text.locator("ol").get_attribute("start") == "3"
+        codes = await text.locator("pre").all_inner_texts()
+        assert codes == ["<script>alert(1)</script>", "open <fence>"]
+        [link] = await text.locator("a").all()
+        assert await link.get_attribute("href") == "https://example.org/a_b"
+        assert await link.get_attribute("rel") == "noopener noreferrer nofollow"
+        assert "snake_case_name" in await text.inner_text()
+        assert await text.locator("td").all_inner_texts() == ["1", "2"]
+        assert await text.locator("blockquote").inner_text() == "quoted"
+
+
+async def test_a_key_is_asked_for(browser: Any) -> None:
+    async with (
+        running_gateway(api_key="the key") as stack,
+        opened(browser, stack, failures=True) as page,
+    ):
+        await page.get_by_label("Key", exact=True).fill("the key")
+        await page.keyboard.press("Enter")
+        await status_says(page, "version 3")
+        await ask(page, "hello")
+        assert await page.evaluate("localStorage.getItem('tuneloop-key')") is None
+        await page.reload()
+        await status_says(page, "version 3")

@@ -1,0 +1,125 @@
+"""The dashboard in a real browser: it follows the service by itself, and steers it."""
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from browser_page import browser_tests, opened, until
+from gateway_fakes import Stack
+
+from tuneloop import wire
+from tuneloop.bus import subjects
+from tuneloop.errors import FailedPrecondition
+from tuneloop.v1 import learner_pb2
+
+pytestmark = browser_tests
+
+
+def of_version(page: Any, number: int) -> Any:
+    return page.locator(f'.timeline li[data-number="{number}"]')
+
+
+def chart(page: Any, title: str) -> Any:
+    return page.locator("figure.chart", has=page.get_by_role("heading", name=title, exact=True))
+
+
+async def publish_step(stack: Stack, step: int, **metrics: float) -> None:
+    data = wire.encode_learner_stepped("tuneloop", step, metrics, datetime.now(UTC))
+    await stack.bus.publish(subjects.learner_step("tuneloop"), data, event_id=f"step-{step}")
+
+
+async def test_it_changes_by_itself_when_a_version_goes_live(browser: Any, stack: Stack) -> None:
+    traffic = learner_pb2.Traffic(rollouts=20, mean_length=31, thumbs_up=3, thumbs_down=9)
+    stack.learner.traffic = {1: traffic, 3: traffic}
+    async with opened(browser, stack, "/dashboard") as page:
+        await page.locator("#serving", has_text="version 3").wait_for()
+        await of_version(page, 3).get_by_text("answers now").wait_for()
+        await page.get_by_text("Waits for 12 more samples.").wait_for()
+        assert await page.get_by_role("progressbar", name="thumbs, comparisons, edits").evaluate(
+            "bar => [bar.value, bar.max]"
+        ) == [4, 16]
+        await page.get_by_text("1 of 2, or in 5 s").wait_for()
+        thumbs = chart(page, "Thumbs up")
+        assert await thumbs.locator("circle").count() == 2
+        assert "version 3: 25 % (9 % to 53 %)" in await thumbs.inner_text()
+
+        stack.generation.policy_version = stack.learner.stable = stack.learner.newest = 4
+        stack.learner.state = "stepping"
+        stack.learner.traffic[4] = learner_pb2.Traffic(
+            rollouts=5, mean_length=12, length_margin=2.5, mean_reward=0.5, thumbs_up=5
+        )
+        await page.locator("#serving", has_text="version 4").wait_for()
+        await of_version(page, 4).get_by_text("answers now").wait_for()
+        assert await of_version(page, 3).get_by_text("answers now").count() == 0
+        await page.locator("#learner-word", has_text="learning").wait_for()
+        await thumbs.get_by_text("version 4: 100 %").wait_for()
+        await chart(page, "Length").get_by_text("version 4: 12 (9.5 to 14.5)").wait_for()
+        await chart(page, "Reward").get_by_text("version 4: 0.5").wait_for()
+        await thumbs.get_by_text("As a table").click()
+        assert await thumbs.locator("tbody tr").count() == 3
+
+        await publish_step(stack, 6, loss=0.4, kl=0.02)
+        await chart(page, "Loss").get_by_text("step 6: 0.4").wait_for()
+        await publish_step(stack, 7, loss=0.3)
+        await chart(page, "Loss").get_by_text("step 7: 0.3").wait_for()
+        await chart(page, "KL").get_by_text("step 6: 0.02").wait_for()
+        label = await chart(page, "Loss").get_by_role("img").get_attribute("aria-label")
+        assert label == "Loss by step: step 6: 0.4, … step 7: 0.3"
+
+
+async def test_the_latest_feedback_appears(browser: Any, stack: Stack) -> None:
+    async with opened(browser, stack, "/dashboard") as page:
+        await page.get_by_text("Nobody has said anything yet").wait_for()
+        given = learner_pb2.RecordedFeedback(status="accepted", prompt_text="Why?")
+        given.feedback.event_id = "fb-1"
+        given.feedback.policy = "tuneloop"
+        given.feedback.tenant = "default"
+        given.feedback.user_hash = "abc"
+        given.feedback.completion_id = "chatcmpl-1"
+        given.feedback.comment.text = "Too long."
+        given.feedback.accepted_time.GetCurrentTime()
+        stack.learner.recorded = [given]
+        await page.locator(".latest").get_by_text("Too long.").wait_for()
+        await page.get_by_role("link", name="All feedback").click()
+        await page.get_by_role("heading", name="Feedback", exact=True).wait_for()
+
+
+async def test_promote_and_roll_back(browser: Any, stack: Stack) -> None:
+    async with opened(browser, stack, "/dashboard") as page:
+        await page.get_by_role("button", name="Let version 1 answer").click()
+        dialog = page.get_by_role("dialog", name="Let version 1 answer?")
+        await dialog.get_by_role("button", name="Cancel").click()
+        assert stack.learner.stable == 3
+        await page.get_by_role("button", name="Let version 1 answer").click()
+        await dialog.get_by_role("button", name="Promote version 1").click()
+        await until(page, lambda: stack.learner.stable == 1)
+        await dialog.wait_for(state="hidden")
+
+        stack.generation.policy_version = 2
+        await of_version(page, 2).get_by_text("answers now").wait_for()
+        await page.get_by_role("button", name="Roll back").click()
+        dialog = page.get_by_role("dialog", name="Roll back to version 1?")
+        await dialog.get_by_role("button", name="Roll back to version 1").click()
+        await dialog.wait_for(state="hidden")
+        asked = [c for c in stack.learner.calls if isinstance(c, learner_pb2.RollBackRequest)]
+        assert [request.policy_version for request in asked] == [1]
+
+
+async def test_a_refusal_is_told_in_the_dialog(browser: Any, stack: Stack) -> None:
+    stack.learner.refusal = FailedPrecondition("version 1 is quarantined")
+    async with opened(browser, stack, "/dashboard", failures=True) as page:
+        await page.get_by_role("button", name="Let version 1 answer").click()
+        await page.get_by_role("button", name="Promote version 1").click()
+        await page.get_by_role("alert").get_by_text("version 1 is quarantined").wait_for()
+        await page.keyboard.press("Escape")
+        await page.get_by_role("dialog").wait_for(state="hidden")
+        assert stack.learner.stable == 3
+
+
+async def test_it_says_so_while_services_are_away(browser: Any, stack: Stack) -> None:
+    async with opened(browser, stack, "/dashboard") as page:
+        await page.get_by_text("Waits for 12 more samples.").wait_for()
+        await stack.servers["learner"].stop()
+        await page.get_by_text("What comes in is kept until it is back.").wait_for()
+        await page.locator("#serving", has_text=re.compile("version 3")).wait_for()
+        assert await page.get_by_role("button", name="Roll back").is_disabled()
