@@ -1,0 +1,130 @@
+"""Answers: what came, from which version, and the feedback that can be given on it."""
+
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeAlias, Unpack
+
+from tuneloop.client.judging import Details, Judge, R, Receipt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens counted by the service."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A part of a streamed answer; printed, it is its text."""
+
+    text: str
+    index: int = 0
+    """Which choice it belongs to."""
+    policy_version: int = 0
+
+    def __str__(self) -> str:
+        """The text."""
+        return self.text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice(Generic[R]):
+    """One completion of a prompt."""
+
+    id: str
+    """What feedback names."""
+    text: str
+    policy_version: int
+    """The version that sampled its last token."""
+    finish_reason: str | None
+    """`stop`, `length`, `tool_calls` …; None while it is being written."""
+    index: int = 0
+    message: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """As the next request's `messages` takes it, with its tool calls."""
+    logprobs: Mapping[str, Any] | None = field(default=None, repr=False)
+    judge: Judge[R] = field(repr=False, compare=False)
+    """Where the feedback goes."""
+
+    def thumb(self, value: Literal["up", "down"], **details: Unpack[Details]) -> R:
+        """Say that it is good or bad."""
+        return self.judge.thumb(self, value, **details)
+
+    def rate(self, value: float, **details: Unpack[Details]) -> R:
+        """Give it a number; larger is better."""
+        return self.judge.rate(self, value, **details)
+
+    def edit(self, better: str, **details: Unpack[Details]) -> R:
+        """Say what it should have been."""
+        return self.judge.edit(self, better, **details)
+
+    def comment(self, text: str, **details: Unpack[Details]) -> R:
+        """Remark on it in words."""
+        return self.judge.comment(self, text, **details)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer(Choice[R], Generic[R]):
+    """What one request gave; taken for a completion it is its first choice."""
+
+    model: str
+    choices: tuple[Choice[R], ...]
+    usage: Usage | None
+    """None where a stream was not read to its end."""
+
+
+Completion: TypeAlias = Answer[Receipt]
+AsyncCompletion: TypeAlias = Answer[Coroutine[Any, Any, Receipt]]
+
+
+def answer_from(judge: Judge[R], document: Mapping[str, Any]) -> Answer[R]:
+    """The answer in a response of `/v1/chat/completions`."""
+    version = int(document["policy_version"])
+    choices = tuple(choice_from(judge, choice, version) for choice in document["choices"])
+    return answer_of(judge, choices, str(document["model"]), document.get("usage"))
+
+
+def choice_from(judge: Judge[R], document: Mapping[str, Any], version: int) -> Choice[R]:
+    message = document["message"]
+    return Choice(
+        id=document["completion_id"],
+        text=message.get("content") or "",
+        policy_version=version,
+        finish_reason=document["finish_reason"],
+        index=document["index"],
+        message=message,
+        logprobs=document.get("logprobs"),
+        judge=judge,
+    )
+
+
+def answer_of(
+    judge: Judge[R],
+    choices: Sequence[Choice[R]],
+    model: str,
+    usage: Mapping[str, Any] | None,
+) -> Answer[R]:
+    """An answer of at least one choice."""
+    first = choices[0]
+    return Answer(
+        id=first.id,
+        text=first.text,
+        policy_version=first.policy_version,
+        finish_reason=first.finish_reason,
+        message=first.message,
+        logprobs=first.logprobs,
+        judge=judge,
+        model=model,
+        choices=tuple(choices),
+        usage=None if usage is None else usage_from(usage),
+    )
+
+
+def usage_from(document: Mapping[str, Any]) -> Usage:
+    return Usage(
+        prompt_tokens=document["prompt_tokens"],
+        completion_tokens=document["completion_tokens"],
+        total_tokens=document["total_tokens"],
+    )

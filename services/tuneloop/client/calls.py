@@ -1,0 +1,232 @@
+"""Every call of the HTTP surface: how its request is built and how its answer is read."""
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Generic, TypedDict, TypeVar
+from urllib.parse import quote
+
+import httpx
+
+from tuneloop.client.answers import Answer, answer_from
+from tuneloop.client.failures import error_from_document
+from tuneloop.client.judging import (
+    FeedbackBody,
+    Identified,
+    Judge,
+    R,
+    Receipt,
+    id_of,
+    identified,
+)
+from tuneloop.client.records import (
+    FeedbackItem,
+    FeedbackPage,
+    Policies,
+    PolicyVersion,
+    Scores,
+    page_from,
+    policies_from,
+    record,
+)
+from tuneloop.errors import CorruptData, TuneloopError
+
+T = TypeVar("T")
+
+Prompt = str | Sequence[Mapping[str, Any]]
+"""A question, or the messages of a conversation."""
+
+LARGEST_BATCH = 1000
+
+
+class ChatOptions(TypedDict, total=False):
+    """What a chat may ask for; the names are OpenAI's but for the last four."""
+
+    model: str
+    user: str
+    max_tokens: int
+    temperature: float
+    top_p: float
+    n: int
+    stop: str | list[str]
+    seed: int
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[str, float]
+    logprobs: bool
+    top_logprobs: int
+    response_format: Mapping[str, Any]
+    tools: Sequence[Mapping[str, Any]]
+    tool_choice: str | Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    system: str
+    """A system message in front of the others."""
+    top_k: int
+    policy_version: int
+    """Answer with this version."""
+    train: bool
+    """False keeps the completion out of learning."""
+
+
+class Filters(TypedDict, total=False):
+    """Which feedback to list."""
+
+    kind: str
+    value: str
+    """`up` or `down`."""
+    policy_version: int
+    user: str
+    status: str
+    """`accepted`, `retracted`, `expired`."""
+    limit: int
+    before: str
+    """The page before's `next`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call(Generic[T]):
+    """One request, and how to read its answer."""
+
+    method: str
+    path: str
+    body: Any = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    read: Callable[[Any], T]
+
+    def request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
+        """The request; one that changes something may be sent again under the same key."""
+        key = {} if self.method == "GET" else {"idempotency-key": uuid.uuid4().hex}
+        params = {name: value for name, value in self.params.items() if value is not None}
+        return http.build_request(
+            self.method, self.path, json=self.body, params=params, headers=key
+        )
+
+    def result(self, response: httpx.Response) -> T:
+        """The answer of a success; raises `CorruptData` where something else answers there."""
+        try:
+            return self.read(response.json())
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise CorruptData(
+                f"{response.request.url} answered, but not as tuneloop does: {error!r}"
+            ) from error
+
+
+def anything(method: str, path: str, body: Any) -> Call[Any]:
+    """A call by its path; the answer is its JSON."""
+    return Call(method=method, path=path, body=body, read=lambda document: document)
+
+
+def chat(judge: Judge[R], prompt: Prompt, options: ChatOptions) -> Call[Answer[R]]:
+    """An answer."""
+    return Call(
+        method="POST",
+        path="/v1/chat/completions",
+        body=chat_body(prompt, options),
+        read=partial(answer_from, judge),
+    )
+
+
+def streamed_chat(prompt: Prompt, options: ChatOptions) -> Call[None]:
+    """An answer as it is written; its lines are for an `AnswerReader`."""
+    streaming = {"stream": True, "stream_options": {"include_usage": True}}
+    return Call(
+        method="POST",
+        path="/v1/chat/completions",
+        body=chat_body(prompt, options) | streaming,
+        read=lambda _: None,
+    )
+
+
+def chat_body(prompt: Prompt, options: ChatOptions) -> dict[str, Any]:
+    """The JSON body of a chat."""
+    body: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    system, train = body.pop("system", None), body.pop("train", None)
+    if system is not None:
+        messages = [{"role": "system", "content": system}, *messages]
+    if train is not None:
+        body["metadata"] = {**body.get("metadata", {}), "train": train}
+    return body | {"messages": messages}
+
+
+def give(body: FeedbackBody, user: str | None) -> Call[Receipt]:
+    """Feedback."""
+    return Call(
+        method="POST",
+        path="/v1/feedback",
+        body=identified(body, user),
+        read=partial(record, Receipt),
+    )
+
+
+def batches(
+    bodies: Sequence[FeedbackBody], user: str | None
+) -> Iterator[Call[list[Receipt | TuneloopError]]]:
+    """As many batches as it takes."""
+    for start in range(0, len(bodies), LARGEST_BATCH):
+        batch = [identified(body, user) for body in bodies[start : start + LARGEST_BATCH]]
+        yield Call(
+            method="POST", path="/v1/feedback/batch", body={"feedback": batch}, read=outcomes
+        )
+
+
+def outcomes(document: Mapping[str, Any]) -> list[Receipt | TuneloopError]:
+    """What became of each of a batch."""
+    return [
+        error_from_document(item["error"]) if "error" in item else record(Receipt, item)
+        for item in document["data"]
+    ]
+
+
+def retract(feedback: Identified | str) -> Call[Receipt]:
+    """Take feedback back."""
+    return Call(method="DELETE", path=feedback_path(feedback), read=partial(record, Receipt))
+
+
+def get_feedback(feedback: Identified | str) -> Call[FeedbackItem]:
+    """One feedback."""
+    return Call(method="GET", path=feedback_path(feedback), read=partial(record, FeedbackItem))
+
+
+def feedback_path(feedback: Identified | str) -> str:
+    return f"/v1/feedback/{quote(id_of(feedback), safe='')}"
+
+
+def list_feedback(filters: Filters) -> Call[FeedbackPage]:
+    """A page of what was collected."""
+    return Call(method="GET", path="/v1/feedback", params=filters, read=page_from)
+
+
+def policies(limit: int, before: int | None) -> Call[Policies]:
+    """The newest versions."""
+    params = {"limit": limit, "before": before}
+    return Call(method="GET", path="/v1/policies", params=params, read=policies_from)
+
+
+def policy(version: int) -> Call[PolicyVersion]:
+    """One version."""
+    path = f"/v1/policies/{version}"
+    return Call(method="GET", path=path, read=partial(record, PolicyVersion))
+
+
+def promote(version: int) -> Call[int]:
+    """Serve a version."""
+    return Call(method="POST", path=f"/v1/policies/{version}/promote", read=stable_version)
+
+
+def roll_back(version: int | None) -> Call[int]:
+    """Serve an earlier version."""
+    body = {} if version is None else {"policy_version": version}
+    return Call(method="POST", path="/v1/policies/rollback", body=body, read=stable_version)
+
+
+def stable_version(document: Mapping[str, Any]) -> int:
+    return int(document["policy_version"])
+
+
+def score(prompt: Prompt, completions: Sequence[str]) -> Call[Scores]:
+    """Rewards of completions of one prompt."""
+    asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
+    body = {**asked, "completions": list(completions)}
+    return Call(method="POST", path="/v1/score", body=body, read=partial(record, Scores))

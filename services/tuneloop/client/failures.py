@@ -1,0 +1,114 @@
+"""From what went wrong on the wire to `tuneloop.errors`, and whether to try again."""
+
+import random
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from tuneloop.errors import (
+    Conflict,
+    FailedPrecondition,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    PermissionDenied,
+    TuneloopError,
+    Unauthenticated,
+    Unavailable,
+)
+
+error_of_status: Mapping[int, type[TuneloopError]] = {
+    401: Unauthenticated,
+    403: PermissionDenied,
+    404: NotFound,
+    409: Conflict,
+    412: FailedPrecondition,
+    429: Overloaded,
+    # A proxy in front says 502 and 504 where the gateway itself is away.
+    502: Unavailable,
+    503: Unavailable,
+    504: Unavailable,
+}
+"""The gateway's table the other way round; other 4xx are `InvalidRequest`."""
+
+error_of_type: Mapping[str, type[TuneloopError]] = {
+    "invalid_request_error": InvalidRequest,
+    "authentication_error": Unauthenticated,
+    "permission_error": PermissionDenied,
+    "conflict_error": Conflict,
+    "rate_limit_error": Overloaded,
+    "service_unavailable_error": Unavailable,
+}
+"""For an error inside a stream, whose status was 200."""
+
+NEVER_AGAIN = (httpx.ReadTimeout, httpx.WriteTimeout, httpx.UnsupportedProtocol)
+"""The service had its time, or there is no such URL."""
+
+LONGEST_WAIT = 60.0
+"""A service that wants more patience than this is for the caller to wait for."""
+
+
+def error_from_response(response: httpx.Response) -> TuneloopError:
+    """The error of a response that is not a success, its body read."""
+    status = response.status_code
+    default = InvalidRequest if 400 <= status < 500 else TuneloopError
+    kind = error_of_status.get(status, default)
+    try:
+        details = response.json()["error"]
+        message = str(details["message"])
+    except (ValueError, KeyError, TypeError):
+        url = response.request.url
+        return kind(f"{url} answered with status {status}", retry_after=retry_after(response))
+    return described(kind(message, retry_after=retry_after(response)), details)
+
+
+def error_from_document(details: Mapping[str, Any]) -> TuneloopError:
+    """The error of `{"error": details}` where no status tells its kind."""
+    kind = error_of_type.get(str(details.get("type")), TuneloopError)
+    return described(kind(str(details.get("message"))), details)
+
+
+def described(error: TuneloopError, details: Mapping[str, Any]) -> TuneloopError:
+    """`error` with the parameter and the code that the service named."""
+    error.param = details.get("param")
+    if details.get("code"):
+        error.reason = str(details["code"]).upper()
+    return error
+
+
+def error_from_transport(url: str, error: httpx.TransportError) -> TuneloopError:
+    """No answer, or half of one."""
+    if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
+        return Unavailable(f"no answer from {url} in time: {type(error).__name__}")
+    problem = str(error) or type(error).__name__
+    return Unavailable(
+        f"no answer from {url}: {problem}. Is it running? Start it with: tuneloop up"
+    )
+
+
+def retry_after(response: httpx.Response) -> float | None:
+    """`Retry-After` in seconds, which may also be written as a date."""
+    value = response.headers.get("retry-after")
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+def pause_before_retry(attempt: int, error: TuneloopError) -> float | None:
+    """Seconds to wait after failed attempt number `attempt` (0, 1 …); None: do not try again."""
+    if not isinstance(error, Overloaded | Unavailable):
+        return None
+    if error.retry_after is None:
+        # Many clients fail at once: the random part keeps them from coming back at once.
+        return min(8.0, 0.5 * 2.0**attempt) * random.uniform(0.75, 1.0)  # noqa: S311
+    return error.retry_after if error.retry_after <= LONGEST_WAIT else None

@@ -1,0 +1,151 @@
+"""Both clients against the gateway on a real socket."""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from gateway_fakes import Stack
+from gateway_thread import gateway_in_thread
+
+from tuneloop import errors, wire
+from tuneloop.bus import subjects
+from tuneloop.client import AsyncClient, Client
+from tuneloop.feedback import Comment, Comparison, Demonstration, Ranking, Rating, Thumb
+
+TEXT = "Hello, wörld \u2028👋"
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Stack]:
+    with gateway_in_thread() as stack:
+        yield stack
+
+
+@pytest.fixture
+def stack(running: Stack) -> Iterator[Stack]:
+    yield running
+    running.generation.fail, running.generation.fail_after = None, 0
+    running.generation.requests.clear()
+
+
+@pytest.fixture(params=[Client, AsyncClient])
+async def client(request: pytest.FixtureRequest, stack: Stack) -> AsyncIterator[Any]:
+    made = request.param(stack.url, user="ann", max_retries=0)
+    yield made
+    await done(made.close())
+
+
+async def done(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value
+
+
+async def pieces_of(stream: Any) -> list[Any]:
+    if hasattr(stream, "__aiter__"):
+        return [piece async for piece in stream]
+    return list(stream)
+
+
+def judgements(stack: Stack, after: int) -> list[Any]:
+    events = stack.bus.streams[subjects.FEEDBACK].events[after:]
+    return [wire.decode_feedback(event.data).judgement for event in events]
+
+
+async def test_chat(stack: Stack, client: Any) -> None:
+    completion = await done(
+        client.chat("hello", system="be brief", n=2, temperature=0.0, train=False)
+    )
+    assert (completion.text, completion.policy_version) == (TEXT, 3)
+    assert (completion.finish_reason, completion.usage.completion_tokens) == ("stop", 10)
+    first, second = completion.choices
+    assert second.id == f"{first.id}.1" == f"{completion.id}.1"
+    (request,) = stack.generation.requests
+    assert [m.role for m in request.chat.messages] == ["system", "user"]
+    assert not request.publish_rollout
+    again = [{"role": "user", "content": "hello"}, completion.message]
+    await done(client.chat([*again, {"role": "user", "content": "more"}]))
+    assert stack.generation.requests[1].chat.messages[1].content == TEXT
+
+
+async def test_every_kind_of_feedback(stack: Stack, client: Any) -> None:
+    before = len(stack.bus.streams[subjects.FEEDBACK].events)
+    a = await done(client.chat("hello", n=2))
+    b = a.choices[1]
+    receipt = await done(a.thumb("up"))
+    assert receipt.status == "accepted"
+    assert (await done(client.get_feedback(receipt))).value == "up"
+    await done(b.rate(0.25))
+    await done(a.edit("better", metadata={"by": "hand"}))
+    await done(b.comment("odd"))
+    await done(client.compare(a, b))
+    await done(client.rank([b, a]))
+    assert judgements(stack, before) == [
+        Thumb(up=True),
+        Rating(value=0.25),
+        Demonstration(text="better"),
+        Comment(text="odd"),
+        Comparison(chosen=a.id, rejected=(b.id,)),
+        Ranking(completion_ids=(b.id, a.id)),
+    ]
+    await done(client.thumb(a.id, "down", id=f"mine-{type(client).__name__}"))
+    with pytest.raises(errors.Conflict) as conflict:
+        await done(client.thumb(a, "up", id=f"mine-{type(client).__name__}"))
+    assert conflict.value.param == "id"
+    with pytest.raises(errors.NotFound) as unknown:
+        await done(client.thumb("chatcmpl-made-up", "up"))
+    assert unknown.value.reason == "COMPLETION_NOT_FOUND"
+
+
+async def test_stream(stack: Stack, client: Any) -> None:
+    stream = client.stream("hello", n=2)
+    with pytest.raises(errors.FailedPrecondition):
+        _ = stream.completion
+    pieces = await pieces_of(stream)
+    assert "".join(str(p) for p in pieces if p.index == 1) == TEXT
+    completion = stream.completion
+    assert (completion.text, completion.finish_reason) == (TEXT, "stop")
+    assert completion.usage.completion_tokens == 10
+    assert [choice.policy_version for choice in completion.choices] == [3, 3]
+    assert (await done(completion.choices[1].thumb("down"))).status == "accepted"
+
+
+async def test_a_stream_that_fails_half_way(stack: Stack, client: Any) -> None:
+    stack.generation.fail = errors.Unavailable("the engine died")
+    stack.generation.fail_after = 2
+    stream = client.stream("hello")
+    with pytest.raises(errors.Unavailable, match="the engine died"):
+        await pieces_of(stream)
+    assert (stream.completion.text, stream.completion.finish_reason) == ("Hello, ", None)
+
+
+async def test_leaving_a_stream_stops_the_work(stack: Stack) -> None:
+    stack.generation.first_delay, stack.generation.delay = 0.0, 0.2
+    stack.generation.cancelled.clear()
+    try:
+        async with AsyncClient(stack.url) as client, client.stream("hello") as stream:
+            async for _ in stream:
+                break
+        for _ in range(500):
+            if stack.generation.cancelled.is_set():
+                break
+            await asyncio.sleep(0.01)
+    finally:
+        stack.generation.delay = 0.0
+    assert stack.generation.cancelled.is_set()
+
+
+async def test_policies_and_scores(stack: Stack, client: Any) -> None:
+    policies = await done(client.policies(limit=2))
+    assert policies.policy_version == 3
+    assert [v.policy_version for v in policies.versions] == [3, 2]
+    assert policies.versions[0].evaluation["mean_reward"] == 0.5
+    assert (await done(client.policy(2))).parent_version == 1
+    assert await done(client.promote(1)) == 1
+    assert await done(client.roll_back()) == 0
+    assert await done(client.roll_back(3)) == 3
+    scores = await done(client.score("question", ["four", ""]))
+    assert (scores.scores, scores.reward_model_version) == ([4.0, None], 2)
+    assert (await done(client.request("GET", "/v1/learner")))["state"] == "waiting"
+    with pytest.raises(errors.NotFound, match="no version 9"):
+        await done(client.policy(9))
