@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tuneloop.commands.chat import chat
+from tuneloop.commands.chat import EPILOG, chat
 from tuneloop.commands.feedback import feedback_app
 from tuneloop.commands.keys import keys_app
 from tuneloop.commands.policies import policies_app
@@ -18,7 +18,6 @@ COMMANDS = "tuneloop.commands"
 app = typer.Typer(
     name="tuneloop",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="A language-model service that learns from its users' feedback while it serves them.",
 )
@@ -42,7 +41,7 @@ def root(
 
 
 app.command()(up)
-app.command()(chat)
+app.command(epilog=EPILOG)(chat)
 app.add_typer(feedback_app, name="feedback")
 app.add_typer(keys_app, name="keys")
 app.add_typer(policies_app, name="policies")

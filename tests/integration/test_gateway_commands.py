@@ -1,11 +1,12 @@
 """The commands that talk to a running service, run as processes of their own would."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 
 import pytest
 import typer
-from gateway_fakes import Stack, running_gateway
+from gateway_fakes import FakeGeneration, Stack, running_gateway
 from typer.testing import CliRunner, Result
 
 from tuneloop import wire
@@ -14,6 +15,7 @@ from tuneloop.commands.chat import chat
 from tuneloop.commands.feedback import feedback_app
 from tuneloop.commands.policies import policies_app
 from tuneloop.errors import Unavailable
+from tuneloop.feedback import Comparison, Demonstration
 
 app = typer.Typer()
 app.command()(chat)
@@ -54,11 +56,64 @@ async def test_chat_once(stack: Stack) -> None:
 async def test_chat_with_thumbs(stack: Stack) -> None:
     result = await run(stack, "chat", typed="/up\nhello\n/down\nmore\n/new\nafresh\n/what\n/quit\n")
     assert result.exit_code == 0, result.output
-    assert "no answer to judge" in result.stdout
+    assert "no answer to judge" in result.stderr
     assert [len(request.chat.messages) for request in stack.generation.requests] == [1, 3, 1]
     (vote,) = votes(stack)
     assert vote.completion_id == stack.generation.requests[0].completion_id
     assert vote.user_hash == stack.generation.requests[0].user_hash
+
+
+async def test_chat_for_programs(stack: Stack) -> None:
+    result = await run(stack, "chat", "hello", "--json", "--no-train", "--version", "2")
+    answer = json.loads(result.stdout)
+    assert (answer["policy_version"], answer["finish_reason"]) == (3, "stop")
+    request = stack.generation.requests[0]
+    assert (answer["id"], request.publish_rollout) == (request.completion_id, False)
+    assert request.policy_version == 2
+    result = await run(stack, "chat", "--json")
+    assert (result.exit_code, "needs a question" in result.stderr) == (1, True)
+
+
+async def test_every_judgement_in_a_conversation(stack: Stack) -> None:
+    typed = "/edit x\n/rate 1\n/again\n/undo\nhello\n/rate lots\n/rate 0.5\n+\n/comment odd\n"
+    typed += "/comment\n/edit better\n/edit\n\nmore\n/compare two\n/help\n"
+    result = await run(stack, "chat", typed=typed)
+    assert result.exit_code == 0, result.output
+    given = [str(vote.kind) for vote in votes(stack)]
+    assert given == ["rating", "thumb", "comment", "demonstration"]
+    assert votes(stack)[-1].judgement == Demonstration(text="better")
+    # The conversation went on from the better answer.
+    assert stack.generation.requests[-1].chat.messages[1].content == "better"
+    assert result.stderr.count("no answer to judge") == 2
+    assert "/compare [N]" in result.stderr
+
+
+async def test_comparison_in_a_conversation(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    def from_the_second_on(later: object, before: object) -> property:
+        return property(lambda self: later if len(self.requests) > 1 else before)
+
+    generation = FakeGeneration
+    monkeypatch.setattr(generation, "policy_version", from_the_second_on(4, 3))
+    monkeypatch.setattr(generation, "pieces", from_the_second_on(("An", "other"), ("One",)))
+    result = await run(stack, "chat", typed="hello\n/compare 4\n2\nmore\n")
+    assert result.exit_code == 0, result.output
+    (vote,) = votes(stack)
+    first, second, third = stack.generation.requests
+    assert second.policy_version == 4
+    assert vote.judgement == Comparison(
+        chosen=second.completion_id, rejected=(first.completion_id,)
+    )
+    assert "2 (version 4): Another" in result.stdout
+    assert third.chat.messages[1].content == "Another"
+    assert "Version 4 answers now; it was 3." in result.stderr
+
+
+async def test_a_failure_does_not_end_the_conversation(stack: Stack) -> None:
+    stack.generation.fail = Unavailable("the engine died")
+    result = await run(stack, "chat", typed="hello\n/again\n/up\n/quit\n")
+    assert result.exit_code == 0, result.output
+    assert "the engine died" in result.stderr
+    assert "no answer to judge" in result.stderr
 
 
 async def test_feedback(stack: Stack) -> None:
@@ -71,7 +126,14 @@ async def test_feedback(stack: Stack) -> None:
     other = f"{completion_id}.1"
     result = await run(stack, "feedback", "comparison", completion_id, other)
     assert result.exit_code == 0
-    assert [str(vote.kind) for vote in votes(stack)] == ["thumb", "comparison"]
+    await run(stack, "feedback", "rating", completion_id, "0.5", "--user", "ann")
+    await run(stack, "feedback", "ranking", other, completion_id)
+    await run(stack, "feedback", "demonstration", completion_id, "-", typed="a better one")
+    result = await run(stack, "feedback", "comment", completion_id, "too", "long", "--json")
+    assert json.loads(result.stdout)["status"] == "accepted"
+    kinds = ["thumb", "comparison", "rating", "ranking", "demonstration", "comment"]
+    assert [str(vote.kind) for vote in votes(stack)] == kinds
+    assert votes(stack)[4].judgement == Demonstration(text="a better one")
     result = await run(stack, "feedback", "thumb", "chatcmpl-made-up", "up")
     assert result.exit_code == 1
     assert "no completion 'chatcmpl-made-up'" in result.stderr
@@ -82,7 +144,13 @@ async def test_policies(stack: Stack) -> None:
     rows = [line.split() for line in result.stdout.splitlines()]
     assert rows[1][:3] == ["*", "3", "2"]
     assert [row[0] for row in rows[2:]] == ["2", "1", "0"]
-    assert '"ancestors"' in (await run(stack, "policies", "show", "2")).stdout
+    shown = json.loads((await run(stack, "policies", "show", "2", "--json")).stdout)
+    assert shown["ancestors"] == [1, 0]
+    shown_to_people = (await run(stack, "policies", "show", "3")).stdout
+    assert "evaluation mean_reward" in shown_to_people
+    assert ["fb-1", "kto", "4", "0"] in [line.split() for line in shown_to_people.splitlines()]
+    listed = json.loads((await run(stack, "policies", "list", "--json")).stdout)
+    assert listed["policy_version"] == 3
     assert "version 1" in (await run(stack, "policies", "promote", "1")).stdout
     assert "version 0" in (await run(stack, "policies", "rollback")).stdout
     assert "version 2" in (await run(stack, "policies", "rollback", "2")).stdout

@@ -1,13 +1,23 @@
 """`tuneloop chat`: ask once, or talk and press thumbs."""
 
 import getpass
-from typing import Annotated, Any
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuneloop.commands.client import DEFAULT_URL, ApiKey, Client, Url
+from tuneloop.commands.options import ApiKey, AsJson, Url, connected, fail
+from tuneloop.commands.output import print_json
 
-HELP = "/up and /down judge the last answer, /new starts afresh, /quit ends."
+if TYPE_CHECKING:
+    from tuneloop.client import ChatOptions, Client, Completion
+    from tuneloop.commands.screens import Screen
+
+EPILOG = (
+    "In a conversation + and - on an empty line are thumbs, /help lists the rest.  "
+    'Examples: tuneloop chat · tuneloop chat "Why is the sky blue?" --max-tokens 60 · '
+    "tuneloop chat hello --json"
+)
 
 
 def chat(
@@ -19,76 +29,72 @@ def chat(
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 is greedy.")] = None,
-    url: Url = DEFAULT_URL,
+    version: Annotated[
+        int | None,
+        typer.Option(min=0, help="Ask this version.", show_default="the one that serves"),
+    ] = None,
+    train: Annotated[
+        bool, typer.Option("--train/--no-train", help="Whether the answers may be learned from.")
+    ] = True,
+    user: Annotated[
+        str | None, typer.Option(help="Who asks and judges.", show_default="cli- and your login")
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Chat with the service; thumbs in a conversation teach it."""
-    options = {"max_tokens": max_tokens, "temperature": temperature, "model": model}
-    given = {name: value for name, value in options.items() if value is not None}
-    conversation = Conversation(Client(url, api_key), given, system)
-    if prompt:
-        conversation.ask(" ".join(prompt))
+    """Chat with the service; thumbs, edits and comparisons in a conversation teach it."""
+    options: ChatOptions = {"model": model, "train": train}
+    if max_tokens is not None:
+        options["max_tokens"] = max_tokens
+    if temperature is not None:
+        options["temperature"] = temperature
+    if version is not None:
+        options["policy_version"] = version
+    if system is not None:
+        options["system"] = system
+    user = user or f"cli-{getpass.getuser()}"
+    with connected(url, api_key, user=user) as client:
+        if prompt:
+            once(client, " ".join(prompt), options, as_json=as_json)
+        elif as_json:
+            fail('--json needs a question: tuneloop chat "…" --json')
+        else:
+            from tuneloop.commands.conversation import Conversation
+
+            Conversation(client, options, suitable_screen()).run()
+
+
+def once(client: "Client", question: str, options: "ChatOptions", *, as_json: bool) -> None:
+    """One question, one answer."""
+    if as_json:
+        print_json(document(client.chat(question, **options)))
         return
-    typer.secho(HELP, dim=True, err=True)
-    while True:
-        try:
-            line = input("> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            typer.echo()
-            return
-        if line == "/quit":
-            return
-        conversation.take(line)
+    with client.stream(question, **options) as stream:
+        suitable_screen().show(stream)
+    completion = stream.completion
+    typer.secho(f"[version {completion.policy_version}, {completion.id}]", dim=True, err=True)
 
 
-class Conversation:
-    """Turns so far, and the answer that a thumb would judge."""
+def document(completion: "Completion") -> dict[str, object]:
+    """An answer for programs."""
+    usage = completion.usage
+    return {
+        "id": completion.id,
+        "text": completion.text,
+        "policy_version": completion.policy_version,
+        "finish_reason": completion.finish_reason,
+        "completion_tokens": None if usage is None else usage.completion_tokens,
+    }
 
-    def __init__(self, client: Client, options: dict[str, Any], system: str | None) -> None:
-        self.client = client
-        self.options = {**options, "user": f"cli-{getpass.getuser()}", "stream": True}
-        self.opening = [{"role": "system", "content": system}] if system else []
-        self.messages = list(self.opening)
-        self.last_completion_id: str | None = None
 
-    def take(self, line: str) -> None:
-        """One line of the user's: a command or a question."""
-        if line in ("/up", "/down"):
-            self.judge(line.removeprefix("/"))
-        elif line == "/new":
-            self.messages = list(self.opening)
-            self.last_completion_id = None
-        elif line.startswith("/"):
-            typer.echo(HELP)
-        elif line:
-            self.ask(line)
+def suitable_screen() -> "Screen":
+    """A rich one for people, a plain one for pipes."""
+    from tuneloop.commands.screens import PlainScreen
 
-    def ask(self, text: str) -> None:
-        """Ask and print the answer as it comes."""
-        self.messages.append({"role": "user", "content": text})
-        body = {**self.options, "messages": self.messages}
-        answer, version = "", None
-        for chunk in self.client.stream("/v1/chat/completions", body):
-            version = chunk["policy_version"]
-            for choice in chunk["choices"]:
-                self.last_completion_id = choice["completion_id"]
-                piece = choice["delta"].get("content") or ""
-                answer += piece
-                typer.echo(piece, nl=False)
-        typer.echo()
-        typer.secho(f"[version {version}, {self.last_completion_id}]", dim=True, err=True)
-        self.messages.append({"role": "assistant", "content": answer})
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return PlainScreen()
+    from tuneloop.commands.conversation import commands
+    from tuneloop.commands.terminal import TerminalScreen
 
-    def judge(self, value: str) -> None:
-        """A thumb on the last answer."""
-        if self.last_completion_id is None:
-            typer.echo("There is no answer to judge yet.")
-            return
-        body = {
-            "kind": "thumb",
-            "completion_id": self.last_completion_id,
-            "value": value,
-            "user": self.options["user"],
-        }
-        self.client.call("POST", "/v1/feedback", body)
-        typer.echo("Stored. The next version learns from it.")
+    return TerminalScreen(tuple(commands))

@@ -1,11 +1,12 @@
 """`tuneloop policies`: versions, what made them, and which one serves."""
 
-import json
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
 import typer
 
-from tuneloop.commands.client import DEFAULT_URL, ApiKey, Client, Url
+from tuneloop.commands.options import ApiKey, AsJson, Url, connected
+from tuneloop.commands.output import cell, print_json, print_table
 
 policies_app = typer.Typer(no_args_is_help=True, help="List, show, promote and roll back versions.")
 
@@ -13,58 +14,124 @@ Version = Annotated[int, typer.Argument(min=0, help="Number of the version.")]
 LIMIT = typer.Option(min=1, max=100, help="How many.")
 
 
-@policies_app.command("list")
+@policies_app.command("list", epilog="Example: tuneloop policies list --limit 5")
 def list_versions(
-    limit: Annotated[int, LIMIT] = 20, url: Url = DEFAULT_URL, api_key: ApiKey = None
+    *,
+    limit: Annotated[int, LIMIT] = 20,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
 ) -> None:
     """The newest versions; a star marks the one that serves."""
-    answer = Client(url, api_key).call("GET", f"/v1/policies?limit={limit}")
+    with connected(url, api_key) as client:
+        answer = client.request("GET", f"/v1/policies?limit={limit}")
+    if as_json:
+        print_json(answer)
+        return
     if answer["data"] is None:
         typer.echo("the learner is away: its list of versions cannot be had now", err=True)
-    form = "{:1} {:>7}  {:>6}  {:12} {:20} {}"
-    typer.echo(form.format("", "VERSION", "PARENT", "STATE", "CREATED", "LEARNED FROM"))
     serving = answer["policy_version"]
-    for row in answer["data"] or []:
-        samples = ", ".join(f"{count} {name}" for name, count in row["samples"].items())
-        typer.echo(
-            form.format(
-                "*" if row["policy_version"] == serving else "",
-                row["policy_version"],
-                row["parent_version"],
-                row["state"],
-                (row["created_time"] or "")[:19],
-                samples,
-            ).rstrip()
-        )
-    if any(row["policy_version"] == 0 for row in answer["data"] or []):
+    rows = [row(version, serving) for version in answer["data"] or []]
+    if all(version["policy_version"] != 0 for version in answer["data"] or []):
+        base = {"policy_version": 0, "parent_version": None, "state": "base model"}
+        rows.append(row(base, serving))
+    columns = ("", "VERSION", "PARENT", "STATE", "CREATED", "THUMBS UP", "REWARD", "LEARNED FROM")
+    print_table(columns, rows)
+
+
+@policies_app.command(epilog="Example: tuneloop policies show 3 --json")
+def show(
+    version: Version, *, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None
+) -> None:
+    """A version: its manifest, and which feedback made it."""
+    with connected(url, api_key) as client:
+        answer = client.request("GET", f"/v1/policies/{version}")
+    if as_json:
+        print_json(answer)
         return
-    star = "*" if serving == 0 else ""
-    typer.echo(form.format(star, 0, "", "base model", "", "").rstrip())
+    print_table(("", ""), facts(answer))
+    print_table(("SAMPLE", "OBJECTIVE", "STEP", "EPOCH"), uses(answer))
 
 
-@policies_app.command()
-def show(version: Version, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
-    """A version's manifest and lineage, as JSON."""
-    answer = Client(url, api_key).call("GET", f"/v1/policies/{version}")
-    typer.echo(json.dumps(answer, indent=2))
-
-
-@policies_app.command()
-def promote(version: Version, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+@policies_app.command(epilog="Example: tuneloop policies promote 4")
+def promote(
+    version: Version, *, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None
+) -> None:
     """Make a published version the one that serves."""
-    answer = Client(url, api_key).call("POST", f"/v1/policies/{version}/promote")
-    typer.echo(f"stable: version {answer['policy_version']}")
+    with connected(url, api_key) as client:
+        say_stable(client.promote(version), as_json)
 
 
-@policies_app.command()
+@policies_app.command(epilog="Example: tuneloop policies rollback 2")
 def rollback(
     version: Annotated[
         int | None, typer.Argument(min=0, help="Where to; by default the stable one's parent.")
     ] = None,
-    url: Url = DEFAULT_URL,
+    *,
+    as_json: AsJson = False,
+    url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
     """Go back to an earlier version."""
-    body = {} if version is None else {"policy_version": version}
-    answer = Client(url, api_key).call("POST", "/v1/policies/rollback", body)
-    typer.echo(f"stable: version {answer['policy_version']}")
+    with connected(url, api_key) as client:
+        say_stable(client.roll_back(version), as_json)
+
+
+def say_stable(version: int, as_json: bool) -> None:
+    """Print which version is stable now."""
+    if as_json:
+        print_json({"policy_version": version})
+    else:
+        typer.echo(f"stable: version {version}")
+
+
+def row(version: Mapping[str, Any], serving: int | None) -> tuple[Any, ...]:
+    """A line of the list."""
+    number, traffic = version["policy_version"], version.get("traffic") or {}
+    return (
+        "*" if number == serving else "",
+        number,
+        version["parent_version"],
+        version["state"],
+        (version.get("created_time") or "")[:19],
+        thumbs(traffic),
+        traffic.get("mean_reward"),
+        counts(version.get("samples") or {}),
+    )
+
+
+def thumbs(traffic: Mapping[str, Any]) -> str:
+    """The rate with its interval."""
+    if traffic.get("thumbs_rate") is None:
+        return ""
+    return (
+        f"{traffic['thumbs_rate']:.2f} "
+        f"({traffic['thumbs_low']:.2f} to {traffic['thumbs_high']:.2f})"
+    )
+
+
+def counts(samples: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in samples.items())
+
+
+def facts(answer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is known of a version, a line each."""
+    yield "version", cell(answer["policy_version"])
+    yield "state", cell(answer["state"])
+    yield "ancestors", ", ".join(map(str, answer["ancestors"]))
+    yield "created", cell(answer["created_time"])
+    yield "serving since", cell(answer["activated_time"])
+    yield "algorithms", ", ".join(answer["algorithms"])
+    yield "learned from", counts(answer["samples"])
+    for name, value in answer["metrics"].items():
+        yield f"training {name}", cell(value)
+    for name, value in (answer["evaluation"] or {}).items():
+        yield f"evaluation {name}", cell(value)
+    for name, value in (answer.get("traffic") or {}).items():
+        yield f"traffic {name}", cell(value)
+
+
+def uses(answer: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """The samples it learned from."""
+    for use in answer["uses"]:
+        yield use["sample_id"], use["objective"], use["step"], use["epoch"]

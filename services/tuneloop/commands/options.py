@@ -1,0 +1,46 @@
+"""What the commands that talk to a running service have in common."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from tuneloop.errors import TuneloopError
+
+if TYPE_CHECKING:
+    from tuneloop.client import Client
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        envvar="TUNELOOP_URL", help="Where the service is.", show_default="http://127.0.0.1:8000"
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key", envvar="TUNELOOP_API_KEY", show_default=False, help="Key, where one is needed."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+@contextmanager
+def connected(
+    url: str | None, api_key: str | None, *, user: str | None = None
+) -> Iterator["Client"]:
+    """A client; a failure of one of its calls is told in one line and ends the command."""
+    from tuneloop.client import Client
+
+    with Client(url, api_key=api_key, user=user) as client:
+        try:
+            yield client
+        except TuneloopError as error:
+            fail(error.message)
+
+
+def fail(message: str) -> NoReturn:
+    """Say what is wrong and end with status 1."""
+    typer.echo(message, err=True)
+    raise typer.Exit(1)
