@@ -6,13 +6,21 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from client_records import recorded
 from gateway_fakes import Stack
 from gateway_thread import gateway_in_thread
 
 from tuneloop import errors, wire
 from tuneloop.bus import subjects
 from tuneloop.client import AsyncClient, Client
-from tuneloop.feedback import Comment, Comparison, Demonstration, Ranking, Rating, Thumb
+from tuneloop.feedback import (
+    Comment,
+    Comparison,
+    Demonstration,
+    Ranking,
+    Rating,
+    Thumb,
+)
 
 TEXT = "Hello, wörld \u2028👋"
 
@@ -97,6 +105,36 @@ async def test_every_kind_of_feedback(stack: Stack, client: Any) -> None:
     assert unknown.value.reason == "COMPLETION_NOT_FOUND"
 
 
+async def test_batch_and_retraction(stack: Stack, client: Any) -> None:
+    a = await done(client.chat("hello"))
+    receipt, refused = await done(
+        client.feedback(
+            [
+                {"kind": "thumb", "completion_id": a.id, "value": "up"},
+                {"kind": "thumb", "completion_id": "chatcmpl-made-up", "value": "up"},
+            ]
+        )
+    )
+    assert receipt.status == "accepted"
+    assert (type(refused), refused.reason) == (errors.NotFound, "COMPLETION_NOT_FOUND")
+    assert (await done(client.retract(receipt))).status == "retracted"
+    assert (await done(client.get_feedback(receipt))).status == "retracted"
+    with pytest.raises(errors.NotFound):
+        await done(client.retract("fb-never"))
+
+
+async def test_list(stack: Stack, client: Any) -> None:
+    stack.learner.recorded = [recorded("b", Comment(text="odd")), recorded("a", Thumb(up=True))]
+    page = await done(client.list_feedback(limit=1, kind="comment"))
+    assert [(item.id, item.text, item.completion) for item in page.items] == [
+        ("b", "odd", "an answer")
+    ]
+    rest = await done(client.list_feedback(before=page.next))
+    assert [(item.id, item.value) for item in rest.items] == [("a", "up")]
+    assert rest.next is None
+    assert stack.learner.calls[-2].kind == "comment"
+
+
 async def test_stream(stack: Stack, client: Any) -> None:
     stream = client.stream("hello", n=2)
     with pytest.raises(errors.FailedPrecondition):
@@ -147,5 +185,7 @@ async def test_policies_and_scores(stack: Stack, client: Any) -> None:
     scores = await done(client.score("question", ["four", ""]))
     assert (scores.scores, scores.reward_model_version) == ([4.0, None], 2)
     assert (await done(client.request("GET", "/v1/learner")))["state"] == "waiting"
+    one = await done(client.request("GET", "/v1/policies?limit=1&before=3"))
+    assert [version["policy_version"] for version in one["data"]] == [2]
     with pytest.raises(errors.NotFound, match="no version 9"):
         await done(client.policy(9))

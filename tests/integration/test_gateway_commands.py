@@ -3,9 +3,11 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import typer
+from client_records import recorded
 from gateway_fakes import FakeGeneration, Stack, running_gateway
 from typer.testing import CliRunner, Result
 
@@ -15,7 +17,7 @@ from tuneloop.commands.chat import chat
 from tuneloop.commands.feedback import feedback_app
 from tuneloop.commands.policies import policies_app
 from tuneloop.errors import Unavailable
-from tuneloop.feedback import Comparison, Demonstration
+from tuneloop.feedback import Comment, Comparison, Demonstration
 
 app = typer.Typer()
 app.command()(chat)
@@ -123,7 +125,8 @@ async def test_feedback(stack: Stack) -> None:
     assert result.stdout.strip() == "mine"
     result = await run(stack, "feedback", "show", "mine")
     assert "value: up" in result.stdout
-    other = f"{completion_id}.1"
+    await run(stack, "chat", "hello again")
+    other = stack.generation.requests[1].completion_id
     result = await run(stack, "feedback", "comparison", completion_id, other)
     assert result.exit_code == 0
     await run(stack, "feedback", "rating", completion_id, "0.5", "--user", "ann")
@@ -137,6 +140,43 @@ async def test_feedback(stack: Stack) -> None:
     result = await run(stack, "feedback", "thumb", "chatcmpl-made-up", "up")
     assert result.exit_code == 1
     assert "no completion 'chatcmpl-made-up'" in result.stderr
+
+
+async def test_batch_list_and_retract(stack: Stack, tmp_path: Path) -> None:
+    await run(stack, "chat", "hello")
+    completion_id = stack.generation.requests[0].completion_id
+    file = tmp_path / "thumbs.jsonl"
+    thumb = {"kind": "thumb", "completion_id": completion_id, "value": "up", "id": "mine"}
+    file.write_text(f"{json.dumps(thumb)}\n\n{json.dumps(thumb | {'value': 'down'})}\n")
+    result = await run(stack, "feedback", "batch", str(file))
+    assert (result.exit_code, result.stdout) == (1, "accepted 1, refused 1\n")
+    assert "thumbs.jsonl:3: feedback 'mine' exists" in result.stderr
+    result = await run(stack, "feedback", "batch", "-", "--json", typed=json.dumps(thumb))
+    assert (result.exit_code, json.loads(result.stdout)[0]["id"]) == (0, "mine")
+    for wrong in ("{", "[]"):
+        result = await run(stack, "feedback", "batch", "-", typed=wrong)
+        assert (result.exit_code, "-:1: not" in result.stderr) == (1, True)
+    assert "mine is retracted" in (await run(stack, "feedback", "retract", "mine")).stdout
+    stack.learner.recorded = [
+        recorded("b", Comparison(chosen="one", rejected=("two",))),
+        recorded("a", Comment(text="odd\nindeed")),
+    ]
+    result = await run(stack, "feedback", "list", "--limit", "1", "--kind", "comparison")
+    assert stack.learner.calls[-1].kind == "comparison"
+    assert "one over two" in result.stdout
+    assert "more: --before 1" in result.stderr
+    result = await run(stack, "feedback", "list", "--before", "1")
+    line = result.stdout.splitlines()[1]
+    assert line.split() == ["2026-01-01T00:00:00", "comment", "accepted", "3", "a", "odd", "indeed"]
+    listed = json.loads((await run(stack, "feedback", "list", "--json")).stdout)
+    assert [item["id"] for item in listed["data"]] == ["b", "a"]
+
+
+async def test_undo_in_a_conversation(stack: Stack) -> None:
+    result = await run(stack, "chat", typed="/undo\nhello\n/up\n/undo\n/undo\n")
+    assert result.exit_code == 0, result.output
+    assert "Taken back." in result.stderr
+    assert result.stderr.count("no feedback to take back") == 2
 
 
 async def test_policies(stack: Stack) -> None:

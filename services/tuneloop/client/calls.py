@@ -77,6 +77,8 @@ class Filters(TypedDict, total=False):
     """`up` or `down`."""
     policy_version: int
     user: str
+    user_hash: str
+    """A user as other items name them."""
     status: str
     """`accepted`, `retracted`, `expired`."""
     limit: int
@@ -98,8 +100,9 @@ class Call(Generic[T]):
         """The request; one that changes something may be sent again under the same key."""
         key = {} if self.method == "GET" else {"idempotency-key": uuid.uuid4().hex}
         params = {name: value for name, value in self.params.items() if value is not None}
+        # Given an empty mapping, httpx drops the query that a path has of its own.
         return http.build_request(
-            self.method, self.path, json=self.body, params=params, headers=key
+            self.method, self.path, json=self.body, params=params or None, headers=key
         )
 
     def result(self, response: httpx.Response) -> T:
@@ -174,7 +177,9 @@ def batches(
 def outcomes(document: Mapping[str, Any]) -> list[Receipt | TuneloopError]:
     """What became of each of a batch."""
     return [
-        error_from_document(item["error"]) if "error" in item else record(Receipt, item)
+        error_from_document(item["error"], item["status_code"])
+        if "error" in item
+        else record(Receipt, item)
         for item in document["data"]
     ]
 

@@ -54,8 +54,7 @@ LONGEST_WAIT = 60.0
 def error_from_response(response: httpx.Response) -> TuneloopError:
     """The error of a response that is not a success, its body read."""
     status = response.status_code
-    default = InvalidRequest if 400 <= status < 500 else TuneloopError
-    kind = error_of_status.get(status, default)
+    kind = kind_of_status(status)
     try:
         details = response.json()["error"]
         message = str(details["message"])
@@ -65,9 +64,18 @@ def error_from_response(response: httpx.Response) -> TuneloopError:
     return described(kind(message, retry_after=retry_after(response)), details)
 
 
-def error_from_document(details: Mapping[str, Any]) -> TuneloopError:
-    """The error of `{"error": details}` where no status tells its kind."""
-    kind = error_of_type.get(str(details.get("type")), TuneloopError)
+def kind_of_status(status: int) -> type[TuneloopError]:
+    """The class of an error, by the status that it came with."""
+    default = InvalidRequest if 400 <= status < 500 else TuneloopError
+    return error_of_status.get(status, default)
+
+
+def error_from_document(details: Mapping[str, Any], status: int | None = None) -> TuneloopError:
+    """The error of `{"error": details}`; inside a stream there is no status to tell its class."""
+    if status is not None:
+        kind = kind_of_status(status)
+    else:
+        kind = error_of_type.get(str(details.get("type")), TuneloopError)
     return described(kind(str(details.get("message"))), details)
 
 

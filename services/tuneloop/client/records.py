@@ -68,6 +68,8 @@ class FeedbackItem:
     prompt: Any = None
     """Messages or text."""
     completion: str | None = None
+    completions: list[Mapping[str, Any]] = field(default_factory=list)
+    """`completion_id`, `text` and `policy_version` of each that it speaks of."""
     used_by_versions: list[int] = field(default_factory=list)
 
 

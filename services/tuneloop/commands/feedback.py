@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 from urllib.parse import quote, urlencode
 
 import typer
@@ -12,6 +12,7 @@ import typer
 from tuneloop.commands.options import ApiKey, AsJson, Url, connected, fail
 from tuneloop.commands.output import cell, print_fields, print_json, print_table
 from tuneloop.errors import TuneloopError
+from tuneloop.feedback import FeedbackKind, FeedbackStatus
 
 if TYPE_CHECKING:
     from tuneloop.client import Details, FeedbackBody, Receipt
@@ -134,14 +135,14 @@ def batch(
     api_key: ApiKey = None,
 ) -> None:
     """Send many at once: bodies of POST /v1/feedback. Status 1 where one was refused."""
-    bodies = list(bodies_in(file))
+    numbered = list(bodies_in(file))
     with connected(url, api_key) as client:
-        outcomes = client.feedback(bodies)
+        outcomes = client.feedback([body for _, body in numbered])
     refused = [outcome for outcome in outcomes if isinstance(outcome, TuneloopError)]
     if as_json:
         print_json([outcome_document(outcome) for outcome in outcomes])
     else:
-        for number, outcome in enumerate(outcomes, start=1):
+        for (number, _), outcome in zip(numbered, outcomes, strict=True):
             if isinstance(outcome, TuneloopError):
                 typer.echo(f"{file}:{number}: {outcome.message}", err=True)
         typer.echo(f"accepted {len(outcomes) - len(refused)}, refused {len(refused)}")
@@ -153,16 +154,18 @@ def batch(
 def list_feedback(
     *,
     kind: Annotated[
-        Literal["thumb", "rating", "comparison", "ranking", "demonstration", "comment"] | None,
+        FeedbackKind | None,
         typer.Option(help="Only this kind."),
     ] = None,
-    value: Annotated[str | None, typer.Option(help="Only this value: up or down.")] = None,
+    value: Annotated[
+        Literal["up", "down"] | None, typer.Option(help="Only thumbs with this value.")
+    ] = None,
     version: Annotated[
         int | None, typer.Option(min=0, help="Only on answers of this version.")
     ] = None,
     user: Annotated[str | None, typer.Option(help="Only of this user.")] = None,
     status: Annotated[
-        str | None, typer.Option(help="Only with this status: accepted, retracted, expired.")
+        FeedbackStatus | None, typer.Option(help="Only what has become of it.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
     before: Annotated[
@@ -256,8 +259,8 @@ def outcome_document(outcome: "Receipt | TuneloopError") -> dict[str, Any]:
     return {"id": outcome.id, "status": outcome.status}
 
 
-def bodies_in(file: Path) -> Iterator["FeedbackBody"]:
-    """The bodies of a file of JSON lines; ends the command at a line that is none."""
+def bodies_in(file: Path) -> Iterator[tuple[int, "FeedbackBody"]]:
+    """The bodies of a file of JSON lines, numbered; ends the command at a line that is none."""
     try:
         lines = (sys.stdin.read() if str(file) == "-" else file.read_text()).splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -271,7 +274,7 @@ def bodies_in(file: Path) -> Iterator["FeedbackBody"]:
             fail(f"{file}:{number}: not JSON: {error}")
         if not isinstance(body, dict):
             fail(f"{file}:{number}: not a JSON object")
-        yield body  # type: ignore[misc]
+        yield number, cast("FeedbackBody", body)
 
 
 def row(item: dict[str, Any]) -> tuple[Any, ...]:
