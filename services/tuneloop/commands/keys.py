@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tuneloop.commands.client import fail
+from tuneloop.commands.options import fail
 from tuneloop.errors import TuneloopError
 from tuneloop.gateway.keys import FILE_NAME, ApiKey, KeyFile, Limits, Scope, new_key
 
