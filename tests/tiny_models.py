@@ -74,6 +74,33 @@ def make_policy(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def make_obliging_policy(folder: Path) -> Path:
+    """Write a tiny policy that ends strings, objects and turns soon, and takes functions.
+
+    Its embeddings share one large feature, which the output layer reads as a bias on each token.
+    """
+    import torch
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    make_policy(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TOOL_CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        output = model.lm_head.weight.clone()
+        model.model.embed_tokens.weight[:, 0] = 1.0
+        # The feature reaches the output layer as sqrt(64) = 8, and the temperature is a half.
+        for text, logit in {'"': 4.0, "}": 4.0, "<|im_end|>": 2.0, "Ġ": -8.0, "Ċ": -8.0}.items():
+            output[tokenizer.convert_tokens_to_ids(text), 0] = logit / 8
+        model.config.tie_word_embeddings = False
+        # Functions are spelled nearly letter by letter.
+        model.config.max_position_embeddings = 2048
+        model.lm_head.weight = torch.nn.Parameter(output)
+    model.save_pretrained(folder)
+    return folder
+
+
 def make_reward_model(folder: Path, seed: int = 0) -> Path:
     """Write a random 2-layer BERT backbone with its tokenizer (no score head)."""
     import torch

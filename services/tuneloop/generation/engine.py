@@ -3,6 +3,7 @@
 `vllm_engine` is for production, `transformers_engine` for machines without vLLM and fast tests.
 """
 
+import re
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,6 +107,12 @@ class Engine(Protocol):
         files do not fit; the engine goes on as before.
         """
         ...
+
+
+def grammar_problem(error: Exception) -> str:
+    """What xgrammar says of a grammar, without the place in its sources."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", lines[-1])
 
 
 def clip_max_tokens(

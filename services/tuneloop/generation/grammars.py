@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tuneloop.errors import InvalidRequest
+from tuneloop.generation.engine import grammar_problem
 from tuneloop.rollouts import SamplingParameters
 
 CACHE_BYTES = 64 * 2**20
@@ -68,8 +69,7 @@ class Grammars:
                 return self.compiler.compile_json_schema(sampling.json_schema)
             return self.compiler.compile_structural_tag(sampling.structural_tag)
         except (RuntimeError, ValueError) as error:
-            problem = str(error).strip().splitlines()[-1]
-            raise InvalidRequest(f"{param}: {problem}", param=param) from error
+            raise InvalidRequest(f"{param}: {grammar_problem(error)}", param=param) from error
 
     def begin(self, compiled: Any) -> Grammar:
         """The beginning of a completion in a compiled grammar."""

@@ -7,35 +7,60 @@ import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from tuneloop.generation.tool_calls import ToolCallDelta, openai_form
+from tuneloop.generation.tool_calls import ToolCallDelta, parameters_of
 from tuneloop.rollouts import ToolUse
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 
 
 class HermesFormat:
-    """Hermes with xgrammar's grammar for it."""
+    """Hermes, with a grammar for it."""
 
     def structural_tag(self, use: ToolUse) -> str:
         """A grammar where a call is forced or its arguments must fit; else empty."""
-        from xgrammar import get_model_structural_tag
-
         if not use.forced and not any(tool.strict for tool in use.tools):
             return ""
-        named = {"type": "function", "function": {"name": use.name}}
-        tag = get_model_structural_tag(
-            "qwen_3",
-            tools=[openai_form(tool, strict=use.forced or tool.strict) for tool in use.tools],
-            tool_choice=named if use.name else "required" if use.required else "auto",
-            reasoning="disabled",
-            parallel_tool_calls=not use.single,
+        from xgrammar.structural_tag import (
+            StructuralTag,
+            TagsWithSeparatorFormat,
+            TriggeredTagsFormat,
         )
-        return str(tag.model_dump_json())
+
+        if not use.forced:
+            calls = TriggeredTagsFormat(
+                triggers=[BEGIN], tags=call_tags(use), stop_after_first=use.single
+            )
+            return str(StructuralTag(format=calls).model_dump_json())
+        only_calls = TagsWithSeparatorFormat(
+            tags=call_tags(use),
+            separator="\n",
+            at_least_one=True,
+            stop_after_first=use.single or bool(use.name),
+        )
+        return str(StructuralTag(format=only_calls).model_dump_json())
 
     def parser(self, use: ToolUse) -> "HermesParser":
         """A parser for one completion."""
         return HermesParser(single=use.single)
+
+
+def call_tags(use: ToolUse) -> list[Any]:
+    """One tag for each function that may be called, with the schema of its arguments."""
+    from xgrammar.structural_tag import JSONSchemaFormat, TagFormat
+
+    return [
+        TagFormat(
+            begin=f'{BEGIN}\n{{"name": "{tool.name}", "arguments": ',
+            content=JSONSchemaFormat(
+                json_schema=parameters_of(tool) if use.forced or tool.strict else True
+            ),
+            end=f"}}\n{END}",
+        )
+        for tool in use.tools
+        if use.name in ("", tool.name)
+    ]
 
 
 @dataclass(slots=True, kw_only=True)

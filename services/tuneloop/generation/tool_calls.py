@@ -53,9 +53,18 @@ class ToolFormat(Protocol):
 
 def openai_form(tool: Tool, *, strict: bool) -> dict[str, Any]:
     """The function as chat templates and grammars want it."""
-    function: dict[str, Any] = {"name": tool.name, "description": tool.description}
-    function["parameters"] = json.loads(tool.parameters) if tool.parameters else {"type": "object"}
+    function: dict[str, Any] = {
+        "name": tool.name,
+        "description": tool.description,
+        "parameters": parameters_of(tool),
+    }
     return {"type": "function", "function": function | ({"strict": True} if strict else {})}
+
+
+def parameters_of(tool: Tool) -> dict[str, Any]:
+    """The schema of the function's arguments."""
+    schema: dict[str, Any] = json.loads(tool.parameters or '{"type": "object"}')
+    return schema
 
 
 def check_tools(prompt: Prompt, tool_format: ToolFormat | None, *, in_template: bool) -> None:

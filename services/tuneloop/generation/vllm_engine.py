@@ -23,6 +23,7 @@ from tuneloop.generation.engine import (
     EngineOutput,
     EngineRequest,
     check_limits,
+    grammar_problem,
 )
 from tuneloop.generation.tool_calls import ToolFormat
 from tuneloop.generation.vllm_environment import prepare_environment, read_through, start_guard
@@ -135,9 +136,10 @@ class VllmEngine:
                     )
                     yield self.convert(completion, request, counts[completion.index])
         except VLLMClientError as error:
-            param = "response_format" if request.sampling.constrained else None
-            prefix = f"{param}: " if param else ""
-            raise InvalidRequest(f"{prefix}{error}", param=param) from error
+            if not request.sampling.constrained:
+                raise InvalidRequest(str(error)) from error
+            problem = f"response_format: {grammar_problem(error)}"
+            raise InvalidRequest(problem, param="response_format") from error
         except EngineDeadError as error:
             raise Unavailable("the engine died and is being restarted", retry_after=5.0) from error
         finally:
