@@ -1,5 +1,6 @@
 """The chat page in a real browser: every kind of feedback, versions, and whatever goes wrong."""
 
+from pathlib import Path
 from typing import Any
 
 from browser_page import ask, browser_tests, feedback_of, opened, retracted_ids, until
@@ -7,6 +8,7 @@ from gateway_fakes import Stack, running_gateway
 
 from tuneloop.errors import Unavailable
 from tuneloop.feedback import Comment, Comparison, Demonstration, Thumb
+from tuneloop.gateway.keys import KeyFile, Limits, Scope, new_key
 
 pytestmark = browser_tests
 
@@ -270,3 +272,24 @@ async def test_a_key_is_asked_for(browser: Any) -> None:
         assert await page.evaluate("localStorage.getItem('tuneloop-key')") is None
         await page.reload()
         await status_says(page, "version 3")
+
+
+async def test_a_key_that_may_only_chat_and_judge(browser: Any, tmp_path: Path) -> None:
+    file = KeyFile(tmp_path / "keys.json")
+    secret, key = new_key("app", [Scope.INFER, Scope.FEEDBACK], Limits())
+    file.add(key)
+    async with (
+        running_gateway(keys_file=file.path) as stack,
+        opened(browser, stack, failures=True) as page,
+    ):
+        await page.get_by_label("Key", exact=True).fill(secret)
+        await page.keyboard.press("Enter")
+        await status_says(page, "version 3")
+        answer = await ask(page, "hello")
+        await answer.get_by_label("Good answer").click()
+        await answer.get_by_text("The next version learns from it").wait_for()
+        assert len(feedback_of(stack)) == 1
+        for name in ("Dashboard", "Feedback"):
+            await page.get_by_role("link", name=name).click()
+            await page.get_by_text("needs a key with the scope admin").wait_for()
+            await page.keyboard.press("Escape")

@@ -86,11 +86,11 @@ async def test_the_latest_feedback_appears(browser: Any, stack: Stack) -> None:
 
 async def test_promote_and_roll_back(browser: Any, stack: Stack) -> None:
     async with opened(browser, stack, "/dashboard") as page:
-        await page.get_by_role("button", name="Let version 1 answer").click()
+        await page.get_by_role("button", name="Promote version 1").click()
         dialog = page.get_by_role("dialog", name="Let version 1 answer?")
         await dialog.get_by_role("button", name="Cancel").click()
         assert stack.learner.stable == 3
-        await page.get_by_role("button", name="Let version 1 answer").click()
+        await page.get_by_role("button", name="Promote version 1").click()
         await dialog.get_by_role("button", name="Promote version 1").click()
         await until(page, lambda: stack.learner.stable == 1)
         await dialog.wait_for(state="hidden")
@@ -108,8 +108,8 @@ async def test_promote_and_roll_back(browser: Any, stack: Stack) -> None:
 async def test_a_refusal_is_told_in_the_dialog(browser: Any, stack: Stack) -> None:
     stack.learner.refusal = FailedPrecondition("version 1 is quarantined")
     async with opened(browser, stack, "/dashboard", failures=True) as page:
-        await page.get_by_role("button", name="Let version 1 answer").click()
         await page.get_by_role("button", name="Promote version 1").click()
+        await page.get_by_role("dialog").get_by_role("button", name="Promote version 1").click()
         await page.get_by_role("alert").get_by_text("version 1 is quarantined").wait_for()
         await page.keyboard.press("Escape")
         await page.get_by_role("dialog").wait_for(state="hidden")

@@ -34,7 +34,7 @@ export class Chart {
       { class: "card chart" },
       el("figcaption", {}, el("h3", {}, title), this.readout, el("p", {}, note)),
       this.drawing,
-      el("details", {}, el("summary", {}, "As a table"), el("div", { class: "scrolls", tabindex: 0, role: "region", "aria-label": `${title}, as a table` }, el("table", {}, el("thead", {}, el("tr", {}, ...heads)), this.rows))),
+      el("details", {}, el("summary", {}, "As a table"), el("div", { class: "scrolls", tabindex: 0, role: "group", "aria-label": `${title}, as a table` }, el("table", {}, el("thead", {}, el("tr", {}, ...heads)), this.rows))),
     );
     this.drawing.addEventListener("pointermove", (event) => this.point(event));
     this.drawing.addEventListener("pointerleave", () => this.rest());

@@ -161,7 +161,7 @@ function judgementParts(item) {
 }
 
 const block = (title, text, kind = "") => el("section", { class: `block ${kind}` }, el("h3", {}, title), el("p", {}, text));
-const written = (title, text, kind) => el("section", { class: `block ${kind}` }, el("h3", {}, title), el("div", { class: "text" }, markdown(text)));
+const written = (title, text, kind) => el("section", { class: `block ${kind}` }, el("h3", {}, title), el("div", { class: "text" }, markdown(text, 4)));
 
 function facts(item) {
   const used = item.used_by_versions ?? [];

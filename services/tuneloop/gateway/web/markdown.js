@@ -25,10 +25,19 @@ const INLINE = new RegExp(
   "gu",
 );
 
-/** The whole text. A fence that is still open, as in a stream, counts as code too. */
-export function markdown(text) {
+/**
+ * The whole text. A fence that is still open, as in a stream, counts as code too. Headings begin at
+ * `level`, whatever levels the model chose.
+ */
+export function markdown(text, level = 2) {
   const fragment = document.createDocumentFragment();
   blocks(text.replace(/\r\n?/g, "\n").split("\n"), fragment);
+  const headings = [...fragment.querySelectorAll("[data-level]")];
+  const levels = [...new Set(headings.map((heading) => heading.dataset.level))].sort();
+  for (const heading of headings) {
+    const own = Math.min(6, level + levels.indexOf(heading.dataset.level));
+    heading.replaceWith(el(`h${own}`, {}, ...heading.childNodes));
+  }
   return fragment;
 }
 
@@ -43,8 +52,7 @@ function blocks(lines, parent) {
     } else if (fence) {
       at = codeBlock(lines, at, fence[1], parent);
     } else if (heading) {
-      // The page has levels one and two.
-      parent.append(inline(heading[2], el(`h${Math.min(6, heading[1].length + 2)}`)));
+      parent.append(inline(heading[2], el("div", { "data-level": heading[1].length })));
       at += 1;
     } else if (RULE.test(line)) {
       parent.append(el("hr"));
@@ -135,7 +143,7 @@ function table(lines, start, parent) {
     el("tr", {}, ...cells(line).map((text) => inline(text, el(cell, cell === "th" ? { scope: "col" } : {}))));
   const body = lines.slice(start + 2, end).map((line) => row(line, "td"));
   const node = el("table", {}, el("thead", {}, row(lines[start], "th")), el("tbody", {}, ...body));
-  parent.append(el("div", { class: "scrolls", tabindex: 0, role: "region", "aria-label": "Table" }, node));
+  parent.append(el("div", { class: "scrolls", tabindex: 0, role: "group", "aria-label": "Table" }, node));
   return end;
 }
 

@@ -14,8 +14,8 @@ export class TurnView {
     this.queue = Promise.resolve();
     this.body = el("div", { class: "answers" });
     this.node = el(
-      "section",
-      { class: "turn", "aria-label": "Question and answer" },
+      "div",
+      { class: "turn" },
       el("article", { class: "question", "aria-label": "You" }, el("p", {}, turn.question)),
       this.body,
     );

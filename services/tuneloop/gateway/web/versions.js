@@ -65,7 +65,7 @@ export class Timeline {
     const serves = number === this.serving;
     const promote = serves
       ? null
-      : el("button", { type: "button", class: "quiet small", "data-version": number, "aria-label": `Let version ${number} answer`, onclick: () => this.promote(number) }, "Promote");
+      : el("button", { type: "button", class: "quiet small", "data-version": number, "aria-label": `Promote version ${number}`, onclick: () => this.promote(number) }, "Promote");
     return el(
       "li",
       { class: serves ? "serves" : null, "data-number": number },
