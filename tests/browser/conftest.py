@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+import node_env
+import pytest
 import pytest_asyncio
 from browser_page import CHROMIUM, FLAGS
 from gateway_fakes import Stack, running_gateway
@@ -22,3 +24,9 @@ async def browser() -> AsyncIterator[Any]:
 async def stack() -> AsyncIterator[Stack]:
     async with running_gateway() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def axe_source() -> str:
+    node_env.npm_ci()
+    return (node_env.FOLDER / "node_modules" / "axe-core" / "axe.min.js").read_text()

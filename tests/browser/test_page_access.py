@@ -1,6 +1,5 @@
 """Every page for everybody: axe, the keyboard, screen readers, a phone's width, both schemes."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,16 +20,11 @@ AXE = """async (options) => {
 }"""
 
 
-async def axe_problems(page: Any, source: Path) -> list[str]:
+async def axe_problems(page: Any, source: str) -> list[str]:
     """What axe finds wrong, of whatever impact."""
     # By the debugging protocol, not as a script of the page: its policy would refuse that.
-    await page.evaluate(source.read_text() + "; undefined")
+    await page.evaluate(source + "; undefined")
     return list(await page.evaluate(AXE, {"resultTypes": ["violations"]}))
-
-
-@pytest.fixture
-def axe_source(node_modules: Path) -> Path:
-    return node_modules / "axe-core" / "axe.min.js"
 
 
 def fill(stack: Stack) -> None:
@@ -45,7 +39,9 @@ def fill(stack: Stack) -> None:
     stack.learner.recorded[2].status = "retracted"
     stack.generation.pieces = (
         "# Title\n\n**Bold** `code` [link](https://example.org)\n\n",
-        "1. one\n\n```python\nlong = '" + "long " * 100 + "'\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n",
+        "1. one\n\n```python\nlong = '"
+        + "long " * 100
+        + "'\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n",
         "x" * 300,
     )
 
@@ -76,7 +72,7 @@ async def show_everything(page: Any, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/dashboard", "/feedback"])
 async def test_axe_finds_nothing_and_it_fits_a_phone(
-    browser: Any, stack: Stack, axe_source: Path, path: str
+    browser: Any, stack: Stack, axe_source: str, path: str
 ) -> None:
     fill(stack)
     async with opened(browser, stack, path, color_scheme="light") as page:
@@ -98,9 +94,7 @@ SMALL_TARGETS = """([selector, size]) => [...document.querySelectorAll(selector)
   .map(([name, box]) => `${name}: ${box.width} x ${box.height}`)"""
 
 
-async def test_axe_finds_nothing_in_dialogs(
-    browser: Any, stack: Stack, axe_source: Path
-) -> None:
+async def test_axe_finds_nothing_in_dialogs(browser: Any, stack: Stack, axe_source: str) -> None:
     async with opened(browser, stack, "/dashboard") as page:
         for name in ("Keyboard shortcuts", "Promote version 1"):
             await page.get_by_role("button", name=name).click()

@@ -290,6 +290,6 @@ async def test_a_key_that_may_only_chat_and_judge(browser: Any, tmp_path: Path) 
         await answer.get_by_text("The next version learns from it").wait_for()
         assert len(feedback_of(stack)) == 1
         for name in ("Dashboard", "Feedback"):
-            await page.get_by_role("link", name=name).click()
+            await page.get_by_role("link", name=name, exact=True).click()
             await page.get_by_text("needs a key with the scope admin").wait_for()
             await page.keyboard.press("Escape")
