@@ -9,7 +9,7 @@ from typing import Any
 import uvicorn
 
 from tuneloop.bus.memory import MemoryBus
-from tuneloop.errors import NotFound, TuneloopError
+from tuneloop.errors import InvalidRequest, NotFound, TuneloopError
 from tuneloop.gateway.app import create_app
 from tuneloop.gateway.completion_ids import CompletionIds, choice_id
 from tuneloop.gateway.settings import GatewaySettings
@@ -225,6 +225,8 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
 
     async def ListFeedback(self, request: Any, context: Any) -> Any:
         self.calls.append(request)
+        if request.before and not request.before.isdecimal():
+            raise InvalidRequest("before: not a `next` of this list", param="before")
         start = int(request.before or 0)
         found = [
             recorded

@@ -22,6 +22,7 @@ from tuneloop.gateway.feedback import browse, routes
 from tuneloop.gateway.idempotency import Repeats
 from tuneloop.gateway.keyring import KeyRing
 from tuneloop.gateway.openai import chat, completions, models
+from tuneloop.gateway.openapi import install_openapi
 from tuneloop.gateway.settings import GatewaySettings
 
 routers = (
@@ -90,6 +91,7 @@ def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
     page.mount_assets(app)
     install_error_handlers(app)
     app.add_exception_handler(ClientDisconnect, nobody_listens)
+    install_openapi(app)
     return app
 
 

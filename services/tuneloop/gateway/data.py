@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import StreamingResponse
 
 from tuneloop import wire
+from tuneloop.errors import InvalidRequest
 from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.openai.schemas import INT64_MAX
 from tuneloop.gateway.remote import asked
@@ -38,8 +39,7 @@ async def export(
     """What was collected as JSON lines, oldest first, in TRL's columns."""
     question = learner_pb2.ExportDataRequest(kind=kind, policy_version=policy_version)
     if since is not None:
-        aware = since if since.tzinfo is not None else since.replace(tzinfo=UTC)
-        question.since.CopyFrom(wire.timestamp(aware))
+        question.since.CopyFrom(wire.timestamp(in_utc(since)))
     call = gateway_of(request).learner.ExportData(question)
     # Whatever is wrong shows before the first rows, while there still is a status to answer.
     first: Any = await asked(call.read())
@@ -48,6 +48,14 @@ async def export(
         media_type="application/x-ndjson",
         headers={"content-disposition": f'attachment; filename="{kind}.{format}"'},
     )
+
+
+def in_utc(since: datetime) -> datetime:
+    """The time in UTC, which a time without zone is in. Raises `InvalidRequest`."""
+    try:
+        return since.replace(tzinfo=since.tzinfo or UTC).astimezone(UTC)
+    except OverflowError as error:
+        raise InvalidRequest("since: out of the years 1 to 9999", param="since") from error
 
 
 async def lines(call: Any, first: Any) -> AsyncIterator[bytes]:

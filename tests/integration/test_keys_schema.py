@@ -1,0 +1,103 @@
+"""Requests made up from the OpenAPI document: none may end in an error of the server's."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import httpx
+import hypothesis
+import pytest
+import schemathesis
+from gateway_fakes import SECRET, Stack, running_gateway
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from tuneloop.gateway.app import create_app
+from tuneloop.gateway.auth import scope_for
+from tuneloop.gateway.openapi_parts import examples
+from tuneloop.gateway.settings import GatewaySettings
+
+NEVER_ENDS = "/v1/events"
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """The gateway in a thread of its own: what calls it blocks."""
+    ready: list[Stack] = []
+    started = threading.Event()
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        async with running_gateway() as running:
+            ready.append(running)
+            started.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    assert started.wait(60)
+    yield ready[0]
+    loop.call_soon_threadsafe(stop.set)
+    thread.join(60)
+
+
+schema = schemathesis.openapi.from_dict(create_app(GatewaySettings(secret=SECRET)).openapi())
+
+
+@schema.exclude(path=NEVER_ENDS).parametrize()
+@hypothesis.settings(
+    max_examples=15,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+def test_no_request_ends_in_a_server_error(case: schemathesis.Case, stack: Stack) -> None:
+    case.call_and_validate(base_url=stack.url, checks=CHECKS, timeout=20)
+
+
+def test_the_document_says_what_people_need() -> None:
+    document = schema.raw_schema
+    components = document["components"]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            where = f"{method} {path}"
+            assert operation["description"], where
+            assert "422" not in operation["responses"], where
+            if path.startswith("/v1/"):
+                [needed, nothing] = operation["security"]
+                assert needed == {"ApiKey": [scope_for(method.upper(), path)]}, where
+                assert nothing == {}, where
+                assert {"401", "403", "429", "503"} <= operation["responses"].keys(), where
+    assert components["securitySchemes"]["ApiKey"]["scheme"] == "bearer"
+    chat = document["paths"]["/v1/chat/completions"]["post"]
+    assert {"application/json", "text/event-stream"} == chat["responses"]["200"]["content"].keys()
+    assert {p["name"] for p in chat["parameters"]} == {"Idempotency-Key", "x-tuneloop-train"}
+    for status in components["responses"]:
+        assert components["responses"][status]["content"]["application/json"]["schema"] == {
+            "$ref": "#/components/schemas/Error"
+        }
+
+
+async def test_the_examples_are_good_requests() -> None:
+    """Each is accepted, the completion ids apart, which are made up."""
+    async with (
+        running_gateway() as running,
+        httpx.AsyncClient(base_url=running.url, timeout=20) as http,
+    ):
+        for path, shown in examples.items():
+            for name, body in shown.items():
+                response = await http.post(path, json=body)
+                made_up = response.status_code == 404 and path == "/v1/feedback"
+                assert response.is_success or made_up, (path, name, response.text)
