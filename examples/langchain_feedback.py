@@ -1,7 +1,7 @@
 """A LangChain chain whose answers are judged: `python -m examples.langchain_feedback`.
 
-Needs `pip install langchain-openai`. LangChain keeps the id that feedback names in the message's
-`response_metadata`, also at the end of a stream.
+Needs `pip install langchain-openai`. LangChain keeps the id that feedback names in a message's
+`response_metadata`, but not where it streams: there it is read from the response's headers.
 """
 
 import os
@@ -22,6 +22,7 @@ def main() -> None:
         api_key=os.environ.get("TUNELOOP_API_KEY") or "none",
         model="tuneloop",
         max_tokens=64,
+        include_response_headers=True,
     )
     prompt = ChatPromptTemplate.from_messages(
         [("system", "You answer in {language}."), ("user", "{question}")]
@@ -37,8 +38,8 @@ def main() -> None:
         print(piece.content, end="", flush=True)
         pieces.append(piece)
     print()
-    whole = reduce(add, pieces)
-    tuneloop.edit(whole.id, "A humorous poem of five lines.")
+    completion_id = reduce(add, pieces).response_metadata["headers"]["x-completion-id"]
+    tuneloop.edit(completion_id, "A humorous poem of five lines.")
     print("judged both")
 
 

@@ -66,6 +66,7 @@ async def test_chat_whole(stack: Stack, http: httpx.AsyncClient) -> None:
     response = await http.post("/v1/chat/completions", json=BODY | {"user": "ann"})
     document = response.json()
     assert response.headers["x-policy-version"] == "3"
+    assert response.headers["x-completion-id"] == stack.generation.requests[-1].completion_id
     assert document["policy_version"] == 3
     assert document["object"] == "chat.completion"
     choice = document["choices"][0]
@@ -439,6 +440,7 @@ async def test_a_swap_inside_an_answer_is_told(stack: Stack, http: httpx.AsyncCl
     assert document["choices"][0]["policy_version_spans"] == spans
     response = await http.post("/v1/chat/completions", json=BODY | {"stream": True})
     assert response.headers["x-policy-version"] == "3"
+    assert response.headers["x-completion-id"] == stack.generation.requests[-1].completion_id
     last = json.loads(response.text.split("\n\n")[-3].removeprefix("data: "))
     assert last["policy_version"] == 4
     assert last["choices"][0]["policy_version_spans"] == spans

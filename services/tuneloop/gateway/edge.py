@@ -26,6 +26,7 @@ security_headers: Mapping[str, str] = {
 
 exposed_headers = (
     "x-policy-version",
+    "x-completion-id",
     "retry-after",
     "x-should-retry",
     "idempotent-replayed",

@@ -84,7 +84,9 @@ def whole_response(
         ],
         "usage": answer.usage(),
     }
-    return JSONResponse(document, headers={"x-policy-version": str(version)})
+    # Some clients keep the headers of an answer, but not its id.
+    headers = {"x-policy-version": str(version), "x-completion-id": answer.completion_id}
+    return JSONResponse(document, headers=headers)
 
 
 def whole_choice(

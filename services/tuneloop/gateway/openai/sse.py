@@ -88,6 +88,7 @@ class EventStream(Response):
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
+            (b"x-completion-id", self.answer.completion_id.encode()),
         ]
         # Unknown only where the first token was slower than a heartbeat; chunks always carry it.
         if self.answer.policy_version is not None:

@@ -1,0 +1,116 @@
+"""Every example, run as its README says, against one gateway over fakes."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser_page import feedback_of
+from gateway_fakes import Stack
+from gateway_thread import gateway_in_thread
+
+from tuneloop.bus import subjects
+from tuneloop.feedback import Comparison, Demonstration, Thumb
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+TEXT = "Hello, wörld \u2028👋"
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    with gateway_in_thread() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def fresh(stack: Stack) -> None:
+    stack.generation.requests.clear()
+    stack.bus.streams[subjects.FEEDBACK].events.clear()
+
+
+def run(stack: Stack, *command: object, cwd: Path = ROOT) -> str:
+    environment = os.environ | {"TUNELOOP_URL": stack.url, "TUNELOOP_API_KEY": ""}
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+def judgements(stack: Stack) -> list[Any]:
+    return [feedback.judgement for feedback in feedback_of(stack)]
+
+
+def test_curl(stack: Stack) -> None:
+    output = run(stack, "sh", EXAMPLES / "curl.sh")
+    first, _, second = (request.completion_id for request in stack.generation.requests)
+    assert judgements(stack)[:3] == [
+        Thumb(up=True),
+        Comparison(chosen=second, rejected=(first,)),
+        Demonstration(text="Rayleigh scattering."),
+    ]
+    assert "data: [DONE]" in output
+    assert f'{{"id":"curl-{first}","status":"retracted"}}' in output
+    assert '"policy_version":3' in output.splitlines()[-1]
+
+
+def test_openai_sdk(stack: Stack) -> None:
+    output = run(stack, sys.executable, "-m", "examples.openai_feedback")
+    streamed, two = stack.generation.requests
+    assert judgements(stack) == [
+        Thumb(up=True),
+        Comparison(chosen=two.completion_id, rejected=(f"{two.completion_id}.1",)),
+    ]
+    assert f"{TEXT}\nthumb up for {streamed.completion_id}" in output
+
+
+def test_langchain(stack: Stack) -> None:
+    output = run(stack, sys.executable, "-m", "examples.langchain_feedback")
+    assert output == f"{TEXT}\n{TEXT}\njudged both\n"
+    assert stack.generation.requests[0].chat.messages[0].content == "You answer in English."
+    assert judgements(stack) == [
+        Thumb(up=True),
+        Demonstration(text="A humorous poem of five lines."),
+    ]
+
+
+def test_grpc(stack: Stack) -> None:
+    address = f"127.0.0.1:{stack.servers['generation'].port}"
+    lines = run(stack, sys.executable, "-m", "examples.grpc_client", address).split("\n")
+    assert lines[0] == "tuneloop.v1.GenerationService is SERVING"
+    assert lines[1:3] == [TEXT, "version 3, FINISH_REASON_STOP"]
+    assert lines[3] == (
+        "services: grpc.health.v1.Health, grpc.reflection.v1alpha.ServerReflection, "
+        "tuneloop.v1.GenerationService"
+    )
+    assert lines[4] == "tiny serves version 3"
+
+
+def test_node(stack: Stack, tmp_path: Path) -> None:
+    from node_env import FOLDER, node, npm_ci
+
+    npm_ci()
+    shutil.copy(EXAMPLES / "node_ai" / "chat.mjs", tmp_path)
+    (tmp_path / "node_modules").symlink_to(FOLDER / "node_modules")
+    output = run(stack, node(), "chat.mjs", "Hello?", cwd=tmp_path)
+    (request,) = stack.generation.requests
+    assert request.chat.messages[0].content == "Hello?"
+    assert output == f"{TEXT}\nthumb up for {request.completion_id}\n"
+    assert judgements(stack) == [Thumb(up=True)]
+
+
+def test_every_example_is_in_the_readme() -> None:
+    readme = (EXAMPLES / "README.md").read_text()
+    for path in EXAMPLES.iterdir():
+        if not path.name.startswith(("README", "_", ".")):
+            assert f"({path.name})" in readme, path.name
