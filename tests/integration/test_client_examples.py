@@ -12,6 +12,7 @@ import pytest
 from browser_page import feedback_of
 from gateway_fakes import Stack
 from gateway_thread import gateway_in_thread
+from node_env import FOLDER, node, npm_ci
 
 from tuneloop.bus import subjects
 from tuneloop.feedback import Comparison, Demonstration, Thumb
@@ -97,8 +98,6 @@ def test_grpc(stack: Stack) -> None:
 
 
 def test_node(stack: Stack, tmp_path: Path) -> None:
-    from node_env import FOLDER, node, npm_ci
-
     npm_ci()
     shutil.copy(EXAMPLES / "node_ai" / "chat.mjs", tmp_path)
     (tmp_path / "node_modules").symlink_to(FOLDER / "node_modules")
