@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from docs import render_settings
+from docs import render_api, render_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -17,6 +17,11 @@ def test_settings_page_is_current() -> None:
     assert render_settings.PAGE.read_text() == render_settings.render(), (
         "docs/settings.md is out of date: python -m docs.render_settings"
     )
+
+
+def test_table_of_openai_fields_is_current() -> None:
+    page = render_api.PAGE.read_text()
+    assert page == render_api.render(page), "docs/api.md is out of date: python -m docs.render_api"
 
 
 def test_every_setting_has_a_meaning() -> None:

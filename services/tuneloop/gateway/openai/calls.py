@@ -83,7 +83,6 @@ def chat_answer(gateway: Gateway, body: ChatRequest, *, train: bool) -> Answer:
     limit = body.max_completion_tokens or body.max_tokens
     request = request_of(gateway, body, "chatcmpl", limit, top_logprobs, train=train)
     request.chat.CopyFrom(wire.messages_to_proto(conversation(body.messages)))
-    request.sampling.json_schema = body.response_format
     try:
         use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
     except ValueError as error:
@@ -167,6 +166,7 @@ def sampling_of(
             frequency_penalty=body.frequency_penalty or 0.0,
             top_logprobs=top_logprobs,
             logit_bias=body.logit_bias or {},
+            json_schema=body.response_format,
         )
     )
 

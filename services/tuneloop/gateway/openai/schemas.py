@@ -28,6 +28,8 @@ unsupported: Mapping[str, tuple[object, ...]] = {
     "modalities": (["text"], []),
     "audio": (),
     "web_search_options": (),
+    "moderation": (),
+    "verbosity": ("medium",),
     "suffix": ("",),
     "echo": (False,),
     "best_of": (1,),
@@ -87,6 +89,8 @@ class SamplingRequest(BaseModel):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    response_format: Annotated[str, BeforeValidator(json_schema)] = ""
+    """The JSON schema that the answer must satisfy; empty: none."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Text | None = Field(None, max_length=512)
@@ -143,13 +147,13 @@ class ChatRequest(SamplingRequest):
     tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: Annotated[Any, BeforeValidator(checked_choice)] = None
     parallel_tool_calls: bool | None = None
-    response_format: Annotated[str, BeforeValidator(json_schema)] = ""
-    """The JSON schema that the answer must satisfy; empty: none."""
     functions: Any = None
     function_call: Any = None
     modalities: Any = None
     audio: Any = None
     web_search_options: Any = None
+    moderation: Any = None
+    verbosity: Any = None
 
     refuse = field_validator(
         "functions",
@@ -157,6 +161,8 @@ class ChatRequest(SamplingRequest):
         "modalities",
         "audio",
         "web_search_options",
+        "moderation",
+        "verbosity",
     )(classmethod(refuse_unsupported))
 
     @field_validator("tool_choice")
