@@ -14,6 +14,7 @@ from tuneloop.errors import InvalidRequest, Overloaded, TuneloopError, Unavailab
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 BODY = {"model": "tuneloop", "messages": MESSAGES}
+SCHEMA = "response_format.json_schema"
 IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
 
 
@@ -250,16 +251,16 @@ async def test_token_prompts(stack: Stack, http: httpx.AsyncClient) -> None:
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].type"),
         ({"tools": [function("f", 1)]}, "tools[0].function.parameters"),
-        ({"tools": [function("f", {"x": "\ud800"})]}, "tools"),
+        ({"tools": [function("f", {"x": "\ud800"})]}, "tools[0].function.parameters"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": "maybe", "tools": [TOOL]}, "tool_choice"),
         ({"tool_choice": {"type": "allowed_tools"}, "tools": [TOOL]}, "tool_choice"),
         ({"functions": [{}]}, "functions"),
-        ({"response_format": {"type": "grammar"}}, "response_format"),
+        ({"response_format": {"type": "grammar"}}, "response_format.type"),
         ({"response_format": "json"}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
-        ({"response_format": json_schema("no object")}, "response_format"),
-        ({"response_format": json_schema({"title": "\ud800"})}, "response_format"),
+        ({"response_format": json_schema("no object")}, f"{SCHEMA}.schema"),
+        ({"response_format": json_schema({"title": "\ud800"})}, f"{SCHEMA}.schema"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {}}, "audio"),
         ({"metadata": {"train": "maybe"}}, "metadata"),

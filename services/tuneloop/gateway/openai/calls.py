@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 import grpc
 
 from tuneloop import wire
-from tuneloop.errors import InvalidRequest, Unavailable
+from tuneloop.errors import Unavailable
 from tuneloop.gateway import metrics
 from tuneloop.gateway.completion_ids import choice_id
 from tuneloop.gateway.context import Gateway
 from tuneloop.gateway.errors import ModelNotFound
 from tuneloop.gateway.openai.messages import conversation
+from tuneloop.gateway.openai.response_format import schema_text
 from tuneloop.gateway.openai.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from tuneloop.gateway.openai.tools import tool_use
 from tuneloop.gateway.spending import Spending
@@ -78,15 +79,12 @@ class Answer:
 
 
 def chat_answer(gateway: Gateway, body: ChatRequest, *, train: bool) -> Answer:
-    """The call of a chat completion; raises `ModelNotFound`, `InvalidRequest`."""
+    """The call of a chat completion; raises `ModelNotFound`."""
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     limit = body.max_completion_tokens or body.max_tokens
     request = request_of(gateway, body, "chatcmpl", limit, top_logprobs, train=train)
     request.chat.CopyFrom(wire.messages_to_proto(conversation(body.messages)))
-    try:
-        use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
-    except ValueError as error:
-        raise InvalidRequest(f"tools: {error}", param="tools") from error
+    use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
     if use is not None:
         request.tool_use.CopyFrom(wire.tool_use_to_proto(use))
     return answer_of(body, [request])
@@ -166,7 +164,7 @@ def sampling_of(
             frequency_penalty=body.frequency_penalty or 0.0,
             top_logprobs=top_logprobs,
             logit_bias=body.logit_bias or {},
-            json_schema=body.response_format,
+            json_schema=schema_text(body.response_format),
         )
     )
 

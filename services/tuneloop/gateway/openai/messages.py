@@ -24,6 +24,13 @@ class MessageToolCall(BaseModel):
     function: CalledFunction
 
 
+class TextPart(BaseModel):
+    """A part of a turn's content; text is the only kind there is."""
+
+    type: Literal["text"]
+    text: str
+
+
 class Message(BaseModel):
     """One turn; names and other extras are ignored."""
 
@@ -32,7 +39,7 @@ class Message(BaseModel):
     tool_call_id: Text | None = None
     content: Text = Field(None, validate_default=True)
 
-    @field_validator("content", mode="before")
+    @field_validator("content", mode="before", json_schema_input_type=str | list[TextPart] | None)
     @classmethod
     def as_text(cls, content: object, info: ValidationInfo) -> object:
         """A string, or text parts, which are joined; nothing only beside calls of functions."""

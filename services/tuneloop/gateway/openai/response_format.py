@@ -1,35 +1,51 @@
-"""`response_format` of a request body, as the JSON schema that the answer must satisfy."""
+"""`response_format` of a request body: the form that the answer must have."""
 
-from typing import Any
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tuneloop.gateway.text import json_text
 
 ANY_OBJECT = '{"type":"object"}'
 
 
-def json_schema(value: object) -> str:
-    """The schema as JSON, empty for plain text; raises `ValueError` for what is no format."""
-    if value is None:
+class NamedSchema(BaseModel):
+    """A JSON schema; it holds with or without `strict`."""
+
+    name: str
+    description: str | None = None
+    definition: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+    @field_validator("definition")
+    @classmethod
+    def sendable(cls, definition: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Refuse what cannot be passed on."""
+        json_text(definition)
+        return definition
+
+
+class ResponseFormat(BaseModel):
+    """Plain text, any JSON object, or what a schema says."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @model_validator(mode="after")
+    def with_schema(self) -> Self:
+        """The type `json_schema` needs one."""
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("json_schema is missing")
+        return self
+
+
+def schema_text(response_format: ResponseFormat | None) -> str:
+    """The JSON schema that the answer must satisfy; empty for plain text."""
+    if response_format is None or response_format.type == "text":
         return ""
-    kind = value.get("type") if isinstance(value, dict) else None
-    match kind:
-        case "text":
-            return ""
-        case "json_object":
-            return ANY_OBJECT
-        case "json_schema":
-            assert isinstance(value, dict)
-            return named_schema(value.get("json_schema"))
-    raise ValueError("must be an object with type 'text', 'json_object' or 'json_schema'")
-
-
-def named_schema(value: Any) -> str:
-    """The schema of `{"name", "schema", "strict"}`; it holds with or without `strict`."""
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        raise ValueError("json_schema must be an object with a name and a schema")
-    schema = value.get("schema")
-    if schema is None:
+    named = response_format.json_schema if response_format.type == "json_schema" else None
+    if named is None or named.definition is None:
         return ANY_OBJECT
-    if not isinstance(schema, dict):
-        raise ValueError("json_schema.schema must be an object")
-    return json_text(schema)
+    return json_text(named.definition)

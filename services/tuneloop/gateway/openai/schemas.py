@@ -10,8 +10,8 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from tuneloop.gateway.openai.messages import Message
-from tuneloop.gateway.openai.response_format import json_schema
-from tuneloop.gateway.openai.tools import FunctionTool, checked_choice
+from tuneloop.gateway.openai.response_format import ResponseFormat
+from tuneloop.gateway.openai.tools import FunctionTool, ToolChoice, checked_choice
 from tuneloop.gateway.text import Text, unicode
 
 Prompt = str | tuple[int, ...]
@@ -84,13 +84,16 @@ class SamplingRequest(BaseModel):
     top_k: int | None = Field(None, ge=-1, le=INT32_MAX)
     """Not OpenAI's; -1 and 0 keep all tokens."""
     n: int | None = Field(None, ge=1, le=64)
-    stop: Annotated[tuple[Text, ...], BeforeValidator(as_strings), Field(max_length=16)] = ()
+    stop: Annotated[
+        tuple[Text, ...],
+        BeforeValidator(as_strings, json_schema_input_type=str | list[str] | None),
+        Field(max_length=16),
+    ] = ()
     seed: int | None = Field(None, ge=-INT64_MAX - 1, le=INT64_MAX)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    response_format: Annotated[str, BeforeValidator(json_schema)] = ""
-    """The JSON schema that the answer must satisfy; empty: none."""
+    response_format: ResponseFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Text | None = Field(None, max_length=512)
@@ -145,7 +148,9 @@ class ChatRequest(SamplingRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS)
-    tool_choice: Annotated[Any, BeforeValidator(checked_choice)] = None
+    tool_choice: Annotated[
+        Any, BeforeValidator(checked_choice, json_schema_input_type=ToolChoice | None)
+    ] = None
     parallel_tool_calls: bool | None = None
     functions: Any = None
     function_call: Any = None
@@ -185,7 +190,12 @@ class ChatRequest(SamplingRequest):
 class CompletionRequest(SamplingRequest):
     """`POST /v1/completions`."""
 
-    prompt: Annotated[tuple[Prompt, ...], BeforeValidator(as_prompts)]
+    prompt: Annotated[
+        tuple[Prompt, ...],
+        BeforeValidator(
+            as_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
+        ),
+    ]
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     suffix: Any = None
     echo: Any = None

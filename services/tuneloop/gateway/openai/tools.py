@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from tuneloop.gateway.text import Text, json_text
 from tuneloop.rollouts import Tool, ToolUse
@@ -21,12 +21,36 @@ class Function(BaseModel):
     """JSON schema of its arguments."""
     strict: bool | None = None
 
+    @field_validator("parameters")
+    @classmethod
+    def sendable(cls, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Refuse what cannot be passed on."""
+        json_text(parameters)
+        return parameters
+
 
 class FunctionTool(BaseModel):
     """A tool; functions are the only kind there is."""
 
     type: Literal["function"]
     function: Function
+
+
+class Named(BaseModel):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedChoice(BaseModel):
+    """The choice of one function."""
+
+    type: Literal["function"]
+    function: Named
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedChoice
+"""What `tool_choice` may be, for the schema."""
 
 
 def checked_choice(value: object) -> object:
@@ -48,7 +72,7 @@ def chosen_name(value: object) -> str:
 def tool_use(
     tools: list[FunctionTool] | None, choice: object, parallel: bool | None
 ) -> ToolUse | None:
-    """What may be called; None where nothing may. Raises `ValueError` for a schema that is bad."""
+    """What may be called; None where nothing may."""
     if not tools or choice == "none":
         return None
     return ToolUse(
