@@ -31,7 +31,7 @@ from rich.console import Console
 
 from benchmarks.gateway_edge import Edge, edge
 from benchmarks.gateway_feedback import measure_feedback
-from benchmarks.gateway_model import measure_model, servers
+from benchmarks.gateway_model import FULL, QUICK, measure_model, servers
 from benchmarks.gateway_pace import measure_pace
 from benchmarks.gateway_table import table
 from benchmarks.loop import RESULTS, device_name
@@ -69,7 +69,7 @@ def machine() -> dict[str, Any]:
 
 def measure_edge(running: Edge, *, quick: bool) -> dict[str, Any]:
     """The gateway by itself."""
-    rounds, events = (2, 400) if quick else (8, 4000)
+    rounds, events = (2, 400) if quick else (5, 4000)
     pace = run(measure_pace(running, streams=STREAMS, rounds=rounds))
     console.print("the gateway's own price: measured")
     feedback = run(measure_feedback(running, events=events, rounds=rounds))
@@ -81,11 +81,10 @@ def measure_chat(model: str, *, quick: bool) -> dict[str, Any]:
     """Chat of a model."""
     cache_dir = Path(os.environ.get("TUNELOOP_CACHE_DIR", Path.home() / ".cache" / "tuneloop"))
     folder = resolve(model, cache_dir)
-    rounds = {1: 1, 8: 1, 32: 1} if quick else {8: 8, 1: 4, 32: 5}
     with tempfile.TemporaryDirectory() as scratch, servers(folder, Path(scratch)) as running:
-        rows = measure_model(running, rounds=rounds)
+        rows = measure_model(running, QUICK if quick else FULL)
     console.print("chat of a model: measured")
-    return {"model": model, "chat": sorted(rows, key=lambda row: row["streams"])}
+    return {"model": model, "chat": rows}
 
 
 def main() -> int:

@@ -1,13 +1,12 @@
 """Chat of a real model: the whole of tuneloop beside vLLM's own OpenAI server.
 
 One model, the engine settings of both the same, both started once and then asked in turn, the same
-prompts over the same client. The streams begin apart, as users do, and answer lengths differ, so
-that they stay apart.
+prompts over the same client. The streams begin apart, as users do.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,28 @@ from benchmarks.loop import free_port, settle, vllm_server
 from tuneloop.supervisor.child import ServiceChild
 
 MAX_MODEL_LEN = 2048
-MAX_TOKENS = 64
 APART_SECONDS = 0.15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to measure, and how often."""
+
+    streams: int
+    max_tokens: int
+    """Short answers: many first tokens in little time."""
+    chats: int
+    """In each run, for every stream."""
+    pairs: int
+
+
+FULL = (
+    Plan(streams=1, max_tokens=64, chats=4, pairs=2),
+    Plan(streams=8, max_tokens=16, chats=8, pairs=6),
+    Plan(streams=8, max_tokens=64, chats=3, pairs=4),
+    Plan(streams=32, max_tokens=64, chats=3, pairs=2),
+)
+QUICK = tuple(Plan(streams=n, max_tokens=16, chats=2, pairs=2) for n in (1, 8, 32))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,40 +68,45 @@ def servers(model: Path, scratch: Path) -> Iterator[Servers]:
             yield Servers(service=service, theirs=theirs)
 
 
-def measure_model(running: Servers, *, rounds: dict[int, int]) -> list[dict[str, Any]]:
-    """A row for each count of streams, of as many pairs as `rounds` says."""
+def measure_model(running: Servers, plans: Sequence[Plan]) -> list[dict[str, Any]]:
+    """A row for each plan."""
     rows = []
-    for streams, pairs_wanted in rounds.items():
+    for plan in plans:
         sides = {"ours": running.service.url, "theirs": running.theirs}
         for url in sides.values():
-            asyncio.run(run(url, streams, requests=streams))
+            asyncio.run(run(url, plan, chats=1))
         pairs = []
-        for number in range(pairs_wanted):
+        for number in range(plan.pairs):
             order = list(sides) if number % 2 == 0 else list(reversed(sides))
             seen = {}
             for name in order:
                 settle(running.service)
-                seen[name] = asyncio.run(run(sides[name], streams, requests=max(6, 3 * streams)))
+                seen[name] = asyncio.run(run(sides[name], plan, chats=plan.chats))
             pairs.append((seen["ours"], seen["theirs"]))
-        rows.append(model_row(streams, pairs))
+        rows.append(model_row(plan, pairs))
     return rows
 
 
-async def run(url: str, streams: int, requests: int) -> LoadResult:
+async def run(url: str, plan: Plan, chats: int) -> LoadResult:
     """One run."""
     return await load(
-        url, streams=streams, requests=requests, max_tokens=MAX_TOKENS, apart=APART_SECONDS
+        url,
+        streams=plan.streams,
+        requests=chats * plan.streams,
+        max_tokens=plan.max_tokens,
+        apart=APART_SECONDS,
     )
 
 
-def model_row(streams: int, pairs: list[tuple[LoadResult, LoadResult]]) -> dict[str, Any]:
+def model_row(plan: Plan, pairs: list[tuple[LoadResult, LoadResult]]) -> dict[str, Any]:
     """Latencies in milliseconds and tokens/s, and their differences and ratios."""
     first = [(ms(a.first_token_seconds), ms(b.first_token_seconds)) for a, b in pairs]
     token = [(ms(a.seconds_per_token), ms(b.seconds_per_token)) for a, b in pairs]
     gaps = [(ms(a.gap_seconds), ms(b.gap_seconds)) for a, b in pairs]
     ratios = [a.tokens_per_second / b.tokens_per_second for a, b in pairs]
     return {
-        "streams": streams,
+        "streams": plan.streams,
+        "max_tokens": plan.max_tokens,
         "pairs": len(pairs),
         "chats": sum(len(a.chats) for a, _ in pairs),
         "failed": sum(a.failed + b.failed for a, b in pairs),

@@ -5,7 +5,7 @@ import json
 from benchmarks.gateway import machine, run
 from benchmarks.gateway_edge import edge
 from benchmarks.gateway_feedback import BATCH, measure_feedback
-from benchmarks.gateway_model import model_row
+from benchmarks.gateway_model import QUICK, model_row
 from benchmarks.gateway_pace import measure_pace
 from benchmarks.gateway_table import SIDES, table
 from benchmarks.load import ChatResult, LoadResult
@@ -21,10 +21,10 @@ def test_it_measures_the_gateway_and_feedback() -> None:
     # Nothing that was acknowledged is missing, and nothing else is there.
     assert feedback["stored"] == feedback["acknowledged"] > 0
     assert set(feedback["sides"]) == set(SIDES)
-    chat = [model_row(8, [(steady(0.1), steady(0.05))] * 2)]
+    chat = [model_row(QUICK[1], [(steady(0.1), steady(0.05))] * 2)]
     result = {"machine": machine(), "measured_time": "now", "own": rows, "feedback": feedback}
     text = table(json.loads(json.dumps(result | {"model": "tiny", "chat": chat})))
-    assert "| 8 | 20.0 | 40.0 | 0.500 [0.500, 0.500] | 50.0 [50.0, 50.0] |" in text
+    assert "| 8 | 16 | 20.0 | 40.0 | 0.500 [0.500, 0.500] | 50.0 [50.0, 50.0] |" in text
     assert text.count("\n| `POST ") + text.count("\n| JetStream") == len(SIDES)
 
 

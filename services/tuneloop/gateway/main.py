@@ -46,6 +46,8 @@ def main() -> None:
         signal.signal(number, leave)
     # What is loaded now stays: looking through it again and again would hold the streams up.
     gc.freeze()
+    # Requests make many objects and few circles of them: look for those less often.
+    gc.set_threshold(10_000, 10, 10)
     Server(config).run()
 
 
