@@ -10,6 +10,9 @@ RUNTIME := $(VENV)/.runtime-$(ACCELERATOR)
 DEV := $(VENV)/.dev-$(ACCELERATOR)
 NODE_MODULES := tests/node/node_modules/.tests-lock.json
 
+# Two files of tests at a time: much of a test is waiting.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help run demo test test-all lint format proto bench models clean
 
@@ -45,10 +48,10 @@ demo: models ## Simulated users with a hidden taste: watch the thumbs rate climb
 	$(BIN)/python -m examples.demo $(ARGS)
 
 test: $(DEV) $(NODE_MODULES) models ## Set up and run the tests (under 15 minutes on 2 cores).
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(PYTEST) -m "not slow and not gpu" $(ARGS)
 
 test-all: $(DEV) $(NODE_MODULES) models lint ## Every test, the slow ones too.
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	$(PYTEST) -m "not gpu" $(ARGS)
 
 lint: $(DEV) ## Formatting, lint, types, layering, protos and their drift.
 	$(BIN)/ruff format --check .

@@ -92,6 +92,8 @@ async def test_a_thumb_on_an_answer_is_stored(stack: Stack, http: httpx.AsyncCli
         ),
         ({"kind": "comment", "completion_id": ONE, "text": "hm"}, Comment(text="hm"), ONE),
     ],
+    # The ids in it are others in each process.
+    ids=["thumb", "rating", "comparison", "repeated", "ranking", "demonstration", "comment"],
 )
 async def test_every_kind_is_stored_and_read_back(
     stack: Stack, http: httpx.AsyncClient, body: dict[str, Any], judgement: Any, about: str
