@@ -1,6 +1,7 @@
 """The `tuneloop` command. Whatever is heavy is imported by the command that needs it."""
 
-from importlib.metadata import entry_points, version
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated
 
 import typer
@@ -8,6 +9,7 @@ import typer
 from tuneloop.commands.chat import EPILOG, chat
 from tuneloop.commands.doctor import doctor
 from tuneloop.commands.feedback import feedback_app
+from tuneloop.commands.forget import forget
 from tuneloop.commands.keys import keys_app
 from tuneloop.commands.policies import policies_app
 from tuneloop.models.commands import models_app
@@ -15,6 +17,8 @@ from tuneloop.supervisor.up import up
 
 COMMANDS = "tuneloop.commands"
 """Entry points of this group are commands: functions, or a `typer.Typer` of several."""
+
+USE, RUN, TRAIN = "Use it", "Run it", "Learn from files"
 
 app = typer.Typer(
     name="tuneloop",
@@ -41,16 +45,17 @@ def root(
     """Options before a command."""
 
 
-app.command()(up)
-app.command(epilog=EPILOG)(chat)
-app.add_typer(feedback_app, name="feedback")
-app.add_typer(keys_app, name="keys")
-app.add_typer(policies_app, name="policies")
-app.add_typer(models_app, name="models")
-app.command(epilog="Example: tuneloop doctor --process gateway --json")(doctor)
+app.command(rich_help_panel=USE, epilog=EPILOG)(chat)
+app.add_typer(feedback_app, name="feedback", rich_help_panel=USE)
+app.add_typer(policies_app, name="policies", rich_help_panel=USE)
+app.command(rich_help_panel=USE, epilog="Example: tuneloop forget ann --yes")(forget)
+app.command(rich_help_panel=RUN, epilog="Example: tuneloop up --port 8001")(up)
+app.command(rich_help_panel=RUN, epilog="Example: tuneloop doctor --process gateway --json")(doctor)
+app.add_typer(models_app, name="models", rich_help_panel=RUN)
+app.add_typer(keys_app, name="keys", rich_help_panel=RUN)
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def gateway() -> None:
     """Run the HTTP edge alone; settings: TUNELOOP_GATEWAY_…."""
     from tuneloop.gateway.main import main as run
@@ -58,7 +63,7 @@ def gateway() -> None:
     run()
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def generation() -> None:
     """Run the generation service alone; settings: TUNELOOP_GENERATION_…."""
     from tuneloop.generation.main import main as run
@@ -66,7 +71,7 @@ def generation() -> None:
     run()
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def reward() -> None:
     """Run the reward service alone; settings: TUNELOOP_REWARD_…."""
     from tuneloop.reward.main import main as run
@@ -74,7 +79,7 @@ def reward() -> None:
     run()
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def learner() -> None:
     """Run the learner alone; settings: TUNELOOP_LEARNER_…."""
     from tuneloop.learner.main import main as run
@@ -82,17 +87,20 @@ def learner() -> None:
     run()
 
 
-def add_commands() -> None:
+def add_commands(entries: Iterable[EntryPoint]) -> None:
     """Add what other packages offer, the learner's above all: nothing here imports it."""
-    for entry in sorted(entry_points(group=COMMANDS), key=lambda entry: entry.name):
+    known = {info.name for info in (*app.registered_commands, *app.registered_groups)}
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        if entry.name in known:
+            continue
         command = entry.load()
         if isinstance(command, typer.Typer):
-            app.add_typer(command, name=entry.name)
+            app.add_typer(command, name=entry.name, rich_help_panel=TRAIN)
         else:
-            app.command(entry.name)(command)
+            app.command(entry.name, rich_help_panel=TRAIN)(command)
 
 
-add_commands()
+add_commands(entry_points(group=COMMANDS))
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Every example, run as its README says, against one gateway over fakes."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from browser_page import feedback_of
+from client_records import recorded
 from gateway_fakes import Stack
 from gateway_thread import gateway_in_thread
 from node_env import FOLDER, node, npm_ci
@@ -106,6 +108,20 @@ def test_node(stack: Stack, tmp_path: Path) -> None:
     assert request.chat.messages[0].content == "Hello?"
     assert output == f"{TEXT}\nthumb up for {request.completion_id}\n"
     assert judgements(stack) == [Thumb(up=True)]
+
+
+def test_the_page_about_the_client(stack: Stack, tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "client.md").read_text(), re.S)
+    program = tmp_path / "client.py"
+    program.write_text("\n".join(blocks))
+    stack.learner.recorded = [recorded("a", Thumb(up=False))]
+    output = run(stack, sys.executable, program)
+    assert f"{TEXT} 3 stop" in output
+    assert "a question an answer" in output
+    kinds = [type(judgement).__name__ for judgement in judgements(stack)]
+    assert kinds == ["Thumb", "Comparison", "Thumb", "Rating", "Thumb"]
+    assert "12 more samples" in output
+    assert stack.learner.stable == 1
 
 
 def test_every_example_is_in_the_readme() -> None:

@@ -15,6 +15,7 @@ from tuneloop import wire
 from tuneloop.bus import subjects
 from tuneloop.commands.chat import chat
 from tuneloop.commands.feedback import feedback_app
+from tuneloop.commands.forget import forget
 from tuneloop.commands.policies import policies_app
 from tuneloop.errors import Unavailable
 from tuneloop.feedback import Comment, Comparison, Demonstration
@@ -23,6 +24,7 @@ app = typer.Typer()
 app.command()(chat)
 app.add_typer(feedback_app, name="feedback")
 app.add_typer(policies_app, name="policies")
+app.command()(forget)
 
 
 @pytest.fixture
@@ -176,6 +178,16 @@ async def test_undo_in_a_conversation(stack: Stack) -> None:
     assert result.exit_code == 0, result.output
     assert "Taken back." in result.stderr
     assert result.stderr.count("no feedback to take back") == 2
+
+
+async def test_forget(stack: Stack) -> None:
+    refused = await run(stack, "forget", "ann", typed="n\n")
+    assert (refused.exit_code, stack.learner.calls) == (1, [])
+    result = await run(stack, "forget", "ann/bob", typed="y\n")
+    assert "feedback_removed: 1" in result.stdout
+    result = await run(stack, "forget", "ann", "--yes", "--json")
+    assert json.loads(result.stdout)["policy_versions"] == [1]
+    assert len({call.user_hash for call in stack.learner.calls}) == 2
 
 
 async def test_policies(stack: Stack) -> None:
