@@ -5,6 +5,7 @@ import inspect
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import httpx
 import pytest
 from client_records import recorded
 from gateway_fakes import Stack
@@ -190,3 +191,51 @@ async def test_policies_and_scores(stack: Stack, client: Any) -> None:
     assert [version["policy_version"] for version in one["data"]] == [2]
     with pytest.raises(errors.NotFound, match="no version 9"):
         await done(client.policy(9))
+
+
+class Forgetful(httpx.HTTPTransport):
+    """Loses the first answer on its way back, as a broken connection does."""
+
+    lost = False
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        response = super().handle_request(request)
+        if not self.lost:
+            response.read()
+            self.lost = True
+            raise httpx.ReadError("connection reset")
+        return response
+
+
+class AsyncForgetful(httpx.AsyncHTTPTransport):
+    lost = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        if not self.lost:
+            await response.aread()
+            self.lost = True
+            raise httpx.ReadError("connection reset")
+        return response
+
+
+@pytest.mark.parametrize(
+    ("kind", "transport"), [(Client, Forgetful), (AsyncClient, AsyncForgetful)]
+)
+async def test_what_is_sent_again_counts_once(stack: Stack, kind: Any, transport: Any) -> None:
+    client = kind(stack.url, transport=transport())
+    completion = await done(client.chat("hello"))
+    (request,) = stack.generation.requests
+    assert (completion.id, completion.text) == (request.completion_id, TEXT)
+    await done(client.close())
+    before = len(stack.bus.streams[subjects.FEEDBACK].events)
+    client = kind(stack.url, transport=transport())
+    await done(client.thumb(completion.id, "up"))
+    assert judgements(stack, before) == [Thumb(up=True)]
+    await done(client.close())
+    client = kind(stack.url, transport=transport())
+    stream = client.stream("hello")
+    assert "".join(map(str, await pieces_of(stream))) == TEXT
+    assert stream.completion.id == stack.generation.requests[-1].completion_id
+    assert len(stack.generation.requests) == 2
+    await done(client.close())
