@@ -89,7 +89,8 @@ def learner() -> None:
 
 def add_commands(entries: Iterable[EntryPoint]) -> None:
     """Add what other packages offer, the learner's above all: nothing here imports it."""
-    known = {info.name for info in (*app.registered_commands, *app.registered_groups)}
+    known = {command.name for command in app.registered_commands}
+    known |= {group.name for group in app.registered_groups}
     for entry in sorted(entries, key=lambda entry: entry.name):
         if entry.name in known:
             continue
