@@ -10,8 +10,8 @@ RUNTIME := $(VENV)/.runtime-$(ACCELERATOR)
 DEV := $(VENV)/.dev-$(ACCELERATOR)
 NODE_MODULES := tests/node/node_modules/.tests-lock.json
 
-# Two files of tests at a time: much of a test is waiting.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Two files of tests at a time, but one with whole services: much of a test is waiting.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test test-all lint format proto bench models clean

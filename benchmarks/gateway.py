@@ -83,8 +83,10 @@ def measure_chat(model: str, *, quick: bool) -> dict[str, Any]:
     folder = resolve(model, cache_dir)
     with tempfile.TemporaryDirectory() as scratch, servers(folder, Path(scratch)) as running:
         rows = measure_model(running, QUICK if quick else FULL)
-    console.print("chat of a model: measured")
-    return {"model": model, "chat": rows}
+        console.print("chat of a model: measured")
+        events, rounds = (400, 2) if quick else (2000, 3)
+        feedback = run(measure_feedback(running.edge(), events=events, rounds=rounds))
+    return {"model": model, "chat": rows, "feedback_beside_all": feedback}
 
 
 def main() -> int:

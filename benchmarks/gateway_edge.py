@@ -26,6 +26,8 @@ class Edge:
     url: str
     generation_address: str
     nats_url: str
+    secret: bytes
+    """What the gateway signs completion ids with."""
 
 
 @contextlib.contextmanager
@@ -72,6 +74,7 @@ def edge() -> Iterator[Edge]:
             url=f"http://127.0.0.1:{port}",
             generation_address=address,
             nats_url=environment["TUNELOOP_GATEWAY_NATS_URL"],
+            secret=SECRET.encode(),
         )
         wait_until_ready(ready.url)
         yield ready

@@ -19,7 +19,7 @@ import aiohttp
 import nats
 from nats.js import JetStreamContext
 
-from benchmarks.gateway_edge import SECRET, Edge
+from benchmarks.gateway_edge import Edge
 from benchmarks.intervals import median
 from benchmarks.load import percentile, session_for
 from tuneloop import wire
@@ -31,8 +31,6 @@ CLIENTS = 64
 BATCH = 100
 BATCH_CLIENTS = 4
 AT_ONCE = 256
-IDS = CompletionIds(SECRET.encode())
-USER = IDS.user_hash("default", None)
 
 Give = Callable[[int], Awaitable[list[float]]]
 """Gives so many events; returns the seconds each request took."""
@@ -52,16 +50,16 @@ async def measure_feedback(edge: Edge, *, events: int, rounds: int) -> dict[str,
     """Every side in turn, `rounds` times, `events` each; the serial one gives a tenth."""
     client = await nats.connect(edge.nats_url)
     jetstream = client.jetstream(publish_async_max_pending=AT_ONCE)
-    numbers = itertools.count()
+    writer = Writer(edge.secret)
     async with session_for(edge.url, CLIENTS) as session:
         sides = {
-            "jetstream_serial": Side(give=Publishing(jetstream, numbers, at_once=1)),
-            "jetstream_256_at_once": Side(give=Publishing(jetstream, numbers, at_once=AT_ONCE)),
-            "jetstream_publish_async": Side(give=PublishingAsync(jetstream, numbers)),
-            "gateway_one_client": Side(give=Posting(session, numbers, 1)),
-            "gateway": Side(give=Posting(session, numbers, CLIENTS)),
-            "gateway_with_ids": Side(give=Posting(session, numbers, CLIENTS, with_ids=True)),
-            "gateway_batches": Side(give=PostingBatches(session, numbers)),
+            "jetstream_serial": Side(give=Publishing(jetstream, writer, at_once=1)),
+            "jetstream_256_at_once": Side(give=Publishing(jetstream, writer, at_once=AT_ONCE)),
+            "jetstream_publish_async": Side(give=PublishingAsync(jetstream, writer)),
+            "gateway_one_client": Side(give=Posting(session, writer, 1)),
+            "gateway": Side(give=Posting(session, writer, CLIENTS)),
+            "gateway_with_ids": Side(give=Posting(session, writer, CLIENTS, with_ids=True)),
+            "gateway_batches": Side(give=PostingBatches(session, writer)),
         }
         # The gateway makes the stream when it first needs it.
         await sides["gateway"].give(1)
@@ -81,10 +79,10 @@ async def measure_feedback(edge: Edge, *, events: int, rounds: int) -> dict[str,
                     side.seconds += seconds
         kept = await stored(jetstream) - before
     await client.close()
-    return report(sides) | {"acknowledged": given, "stored": kept}
+    return report(sides, len(writer.event()[1])) | {"acknowledged": given, "stored": kept}
 
 
-def report(sides: dict[str, Side]) -> dict[str, Any]:
+def report(sides: dict[str, Side], event_bytes: int) -> dict[str, Any]:
     """Rates, times, and the gateway's rates as shares of the best JetStream had in that round."""
     limits = [
         max(rates)
@@ -102,35 +100,12 @@ def report(sides: dict[str, Side]) -> dict[str, Any]:
             "request_ms_p50": percentile(side.seconds, 0.5) * 1e3,
             "request_ms_p99": percentile(side.seconds, 0.99) * 1e3,
         }
-    return {"sides": rows, "clients": CLIENTS, "batch": BATCH, "event_bytes": len(event(0)[1])}
+    return {"sides": rows, "clients": CLIENTS, "batch": BATCH, "event_bytes": event_bytes}
 
 
 async def stored(jetstream: JetStreamContext) -> int:
     """Messages in the stream of feedback."""
     return int((await jetstream.stream_info(subjects.FEEDBACK)).state.messages)
-
-
-def event(number: int) -> tuple[str, bytes, dict[str, str]]:
-    """Subject, bytes and headers of a thumb, as the gateway would publish it."""
-    feedback_id = f"fb-{number:024d}"
-    feedback = Feedback(
-        feedback_id=feedback_id,
-        policy="tuneloop",
-        tenant="default",
-        user_hash=USER,
-        completion_id=IDS.make("chatcmpl", "default", USER),
-        judgement=Thumb(up=True),
-        accepted_time=datetime.now(UTC),
-    )
-    subject = subjects.feedback("tuneloop", "thumb", USER, feedback_id)
-    return subject, wire.encode_feedback(feedback), {"Nats-Msg-Id": feedback_id}
-
-
-def body(number: int, *, with_id: bool) -> dict[str, Any]:
-    """A thumb as a client sends it."""
-    completion_id = IDS.make("chatcmpl", "default", USER)
-    document = {"kind": "thumb", "completion_id": completion_id, "value": "up"}
-    return document | ({"id": f"fb-client-{number:015d}"} if with_id else {})
 
 
 async def spread(count: int, workers: int, one: Callable[[int], Awaitable[None]]) -> list[float]:
@@ -148,16 +123,46 @@ async def spread(count: int, workers: int, one: Callable[[int], Awaitable[None]]
     return seconds
 
 
+class Writer:
+    """Makes thumbs for completions of nobody in particular, each with another id."""
+
+    def __init__(self, secret: bytes) -> None:
+        self.ids = CompletionIds(secret)
+        self.user = self.ids.user_hash("default", None)
+        self.numbers = itertools.count()
+
+    def event(self) -> tuple[str, bytes, dict[str, str]]:
+        """Subject, bytes and headers as the gateway would publish them."""
+        feedback_id = f"fb-{next(self.numbers):024d}"
+        feedback = Feedback(
+            feedback_id=feedback_id,
+            policy="tuneloop",
+            tenant="default",
+            user_hash=self.user,
+            completion_id=self.ids.make("chatcmpl", "default", self.user),
+            judgement=Thumb(up=True),
+            accepted_time=datetime.now(UTC),
+        )
+        subject = subjects.feedback("tuneloop", "thumb", self.user, feedback_id)
+        return subject, wire.encode_feedback(feedback), {"Nats-Msg-Id": feedback_id}
+
+    def body(self, *, with_id: bool = False) -> dict[str, Any]:
+        """As a client sends it."""
+        completion_id = self.ids.make("chatcmpl", "default", self.user)
+        document = {"kind": "thumb", "completion_id": completion_id, "value": "up"}
+        return document | ({"id": f"fb-client-{next(self.numbers):015d}"} if with_id else {})
+
+
 class Publishing:
     """nats-py's `publish`, which waits for the acknowledgement."""
 
-    def __init__(self, jetstream: JetStreamContext, numbers: Iterator[int], at_once: int) -> None:
+    def __init__(self, jetstream: JetStreamContext, writer: Writer, at_once: int) -> None:
         self.jetstream = jetstream
-        self.numbers = numbers
+        self.writer = writer
         self.at_once = at_once
 
     async def __call__(self, count: int) -> list[float]:
-        events = [event(next(self.numbers)) for _ in range(count)]
+        events = [self.writer.event() for _ in range(count)]
 
         async def one(turn: int) -> None:
             subject, data, headers = events[turn]
@@ -169,12 +174,12 @@ class Publishing:
 class PublishingAsync:
     """nats-py's `publish_async`: 256 sent before their acknowledgements are waited for."""
 
-    def __init__(self, jetstream: JetStreamContext, numbers: Iterator[int]) -> None:
+    def __init__(self, jetstream: JetStreamContext, writer: Writer) -> None:
         self.jetstream = jetstream
-        self.numbers = numbers
+        self.writer = writer
 
     async def __call__(self, count: int) -> list[float]:
-        events = [event(next(self.numbers)) for _ in range(count)]
+        events = [self.writer.event() for _ in range(count)]
         started = time.perf_counter()
         acknowledgements = []
         for subject, data, headers in events:
@@ -191,18 +196,18 @@ class Posting:
     def __init__(
         self,
         session: aiohttp.ClientSession,
-        numbers: Iterator[int],
+        writer: Writer,
         clients: int,
         *,
         with_ids: bool = False,
     ) -> None:
         self.session = session
-        self.numbers = numbers
+        self.writer = writer
         self.clients = clients
         self.with_ids = with_ids
 
     async def __call__(self, count: int) -> list[float]:
-        bodies = [encoded(body(next(self.numbers), with_id=self.with_ids)) for _ in range(count)]
+        bodies = [encoded(self.writer.body(with_id=self.with_ids)) for _ in range(count)]
 
         async def one(turn: int) -> None:
             await post(self.session, "/v1/feedback", bodies[turn])
@@ -213,15 +218,15 @@ class Posting:
 class PostingBatches:
     """`POST /v1/feedback/batch` from a few clients."""
 
-    def __init__(self, session: aiohttp.ClientSession, numbers: Iterator[int]) -> None:
+    def __init__(self, session: aiohttp.ClientSession, writer: Writer) -> None:
         self.session = session
-        self.numbers = numbers
+        self.writer = writer
 
     async def __call__(self, count: int) -> list[float]:
         bodies = []
         for start in range(0, count, BATCH):
-            numbers = itertools.islice(self.numbers, min(BATCH, count - start))
-            bodies.append(encoded({"feedback": [body(n, with_id=False) for n in numbers]}))
+            size = min(BATCH, count - start)
+            bodies.append(encoded({"feedback": [self.writer.body() for _ in range(size)]}))
 
         async def one(turn: int) -> None:
             await post(self.session, "/v1/feedback/batch", bodies[turn])

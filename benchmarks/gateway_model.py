@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gateway_edge import Edge
 from benchmarks.intervals import added, median
 from benchmarks.load import LoadResult, load, percentile
 from benchmarks.loop import free_port, settle, vllm_server
@@ -47,6 +48,18 @@ class Servers:
 
     service: ServiceChild
     theirs: str
+
+    def edge(self) -> Edge:
+        """Where feedback goes in ours."""
+        state = self.service.run_state()
+        generation = state["processes"]["generation"]["port"]
+        secret = self.service.data_dir / "keys" / "gateway_secret"
+        return Edge(
+            url=self.service.url,
+            generation_address=f"127.0.0.1:{generation}",
+            nats_url=state["nats_url"],
+            secret=secret.read_bytes().strip(),
+        )
 
 
 @contextlib.contextmanager

@@ -27,7 +27,9 @@ def table(result: dict[str, Any]) -> str:
     if "own" in result:
         lines += ["", *own(result["own"]), "", *feedback(result["feedback"])]
     if "chat" in result:
-        lines += ["", *chat(result["model"], result["chat"])]
+        lines += ["", *chat(result["model"], result["chat"]), ""]
+        lines += ["With all of tuneloop running, the learner taking in what comes:", ""]
+        lines += feedback(result["feedback_beside_all"])
     return "\n".join(lines) + "\n"
 
 

@@ -23,9 +23,10 @@ def test_it_measures_the_gateway_and_feedback() -> None:
     assert set(feedback["sides"]) == set(SIDES)
     chat = [model_row(QUICK[1], [(steady(0.1), steady(0.05))] * 2)]
     result = {"machine": machine(), "measured_time": "now", "own": rows, "feedback": feedback}
-    text = table(json.loads(json.dumps(result | {"model": "tiny", "chat": chat})))
+    result |= {"model": "tiny", "chat": chat, "feedback_beside_all": feedback}
+    text = table(json.loads(json.dumps(result)))
     assert "| 8 | 16 | 20.0 | 40.0 | 0.500 [0.500, 0.500] | 50.0 [50.0, 50.0] |" in text
-    assert text.count("\n| `POST ") + text.count("\n| JetStream") == len(SIDES)
+    assert text.count("\n| `POST ") + text.count("\n| JetStream") == 2 * len(SIDES)
 
 
 def steady(pace: float) -> LoadResult:
