@@ -1,12 +1,14 @@
 """`tuneloop up` beyond loopback: not without a key, and it says how to make one."""
 
 import os
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tuneloop.errors import SettingsError
-from tuneloop.gateway.keys import KeyFile, Limits, Scope, new_key
+from tuneloop.gateway.keys import KeyFile, Limits, Scope, hash_of, new_key
 from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.settings import load
 from tuneloop.supervisor.data_dir import open_data_dir
@@ -31,9 +33,11 @@ def test_up_tells_how_to_make_a_key(tmp_path: Path, unused_tcp_port: int) -> Non
     file = KeyFile(tmp_path / "keys" / "api_keys.json")
     with pytest.raises(SettingsError) as refused:
         plan(tmp_path, unused_tcp_port)
-    assert f"tuneloop keys create --name admin --scope admin --file {file.path}" in str(
-        refused.value
-    )
+    command = next(line for line in str(refused.value).splitlines() if "keys create" in line)
+    made = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True)
+    assert plan(tmp_path, unused_tcp_port).key_needed
+    assert file.read()[0].sha256 == hash_of(made.stdout.strip())
+    file.revoke("admin")
     assert plan(tmp_path, unused_tcp_port, TUNELOOP_API_KEY="k").key_needed
     key = new_key("app", [Scope.INFER], Limits())[1]
     file.add(key)

@@ -12,6 +12,9 @@ import fcntl
 import hashlib
 import os
 import secrets
+import shlex
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -108,6 +111,14 @@ def new_key(name: str, scopes: Sequence[Scope], limits: Limits) -> tuple[str, Ap
         problem = error.errors()[0]
         param = str(problem["loc"][-1])
         raise InvalidRequest(f"{param}: {problem['msg']}", param=param) from error
+
+
+def create_command(name: str, scope: Scope, path: Path | None) -> str:
+    """The command line that makes a key, as it can be typed on this machine."""
+    installed = shutil.which("tuneloop") is not None
+    program = "tuneloop" if installed else str(Path(sys.executable).with_name("tuneloop"))
+    words = [program, "keys", "create", "--name", name, "--scope", scope.value]
+    return shlex.join([*words, *(() if path is None else ("--file", str(path)))])
 
 
 class KeyFile:

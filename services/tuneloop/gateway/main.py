@@ -39,8 +39,7 @@ def main() -> None:
         timeout_keep_alive=30,
         backlog=2048,
     )
-    key = "with a key" if settings.key else "no key needed"
-    logger.info("serving on http://%s:%d (%s)", settings.host, settings.port, key)
+    logger.info("serving on http://%s:%d", settings.host, settings.port)
     # uvicorn drains on a signal and then raises it once more: the end asked for is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, leave)

@@ -8,7 +8,7 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator, model_vali
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tuneloop.errors import CorruptData
-from tuneloop.gateway.keys import ApiKey, KeyFile
+from tuneloop.gateway.keys import ApiKey, KeyFile, Scope, create_command
 
 MIN_SECRET_BYTES = 16
 
@@ -183,12 +183,11 @@ class GatewaySettings(BaseSettings):
 
 def keys_wanted(host: str, keys_file: Path | None) -> str:
     """What to do where others can reach the gateway and there is no key."""
-    where = f" --file {keys_file}" if keys_file is not None else ""
+    name_it = "" if keys_file else "and name its file in TUNELOOP_GATEWAY_KEYS_FILE, "
     return (
-        f"host is {host}, which others can reach: make a key first with "
-        f"`tuneloop keys create --name admin --scope admin{where}`"
-        + ("" if where else " and name its file in TUNELOOP_GATEWAY_KEYS_FILE")
-        + ", or set TUNELOOP_API_KEY, or listen on 127.0.0.1"
+        f"host is {host}, which others can reach, and there is no key. Make one with\n"
+        f"  {create_command('admin', Scope.ADMIN, keys_file)}\n"
+        f"{name_it}or set TUNELOOP_API_KEY, or listen on 127.0.0.1"
     )
 
 

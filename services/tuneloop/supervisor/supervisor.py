@@ -155,9 +155,9 @@ class Supervisor:
 def announcement(plan: Plan, data: DataDir, seconds: float) -> str:
     """What to do now that it runs."""
     header = " -H 'authorization: Bearer '$TUNELOOP_API_KEY" if plan.key_needed else ""
-    key = "none needed on this machine; `tuneloop keys create` makes one for an application"
+    key = "none needed on this machine; `tuneloop keys create` makes them"
     if plan.key_needed:
-        key = "in TUNELOOP_API_KEY; `tuneloop keys list` shows which there are"
+        key = "in TUNELOOP_API_KEY; `tuneloop keys list` tells which there are"
     body = f'{{"model": "{plan.policy}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     return f"""
   tuneloop is ready after {seconds:.0f} s
