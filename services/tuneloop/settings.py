@@ -46,8 +46,12 @@ def describe(settings_class: type[BaseSettings], error: ValidationError) -> str:
     prefix = settings_class.model_config.get("env_prefix", "").upper()
     lines = []
     for problem in error.errors():
+        if not problem["loc"]:
+            # About several settings at once: its input is all of them, secrets too.
+            lines.append(str(problem["msg"]).removeprefix("Value error, "))
+            continue
         path = "__".join(str(part) for part in problem["loc"]).upper()
-        field = settings_class.model_fields.get(str(problem["loc"][0])) if problem["loc"] else None
+        field = settings_class.model_fields.get(str(problem["loc"][0]))
         meaning = f" ({field.description})" if field is not None and field.description else ""
         lines.append(f"{prefix}{path}={problem['input']!r}: {problem['msg']}{meaning}")
     return "\n".join(lines)

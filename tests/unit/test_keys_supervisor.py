@@ -66,3 +66,15 @@ def test_the_gateway_refuses_a_network_without_an_active_key(
     file.path.write_text("no json")
     with pytest.raises(SettingsError, match=str(file.path)):
         load(GatewaySettings, {}, **values)
+
+
+def test_what_is_wrong_together_is_told_without_the_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TUNELOOP_API_KEY", raising=False)
+    monkeypatch.setenv("TUNELOOP_GATEWAY_SECRET", "sixteen bytes or more")
+    monkeypatch.setenv("TUNELOOP_GATEWAY_HOST", "0.0.0.0")
+    with pytest.raises(SettingsError) as refused:
+        load(GatewaySettings)
+    assert "sixteen bytes" not in refused.value.message
+    assert refused.value.message.startswith("host is 0.0.0.0")
