@@ -87,7 +87,7 @@ class Guard:
         self.trusted_hosts = {host.lower() for host in settings.trusted_hosts}
         self.origins = frozenset(settings.cors_origins)
         self.public_feedback = settings.public_feedback
-        self.addresses = AddressLimits(settings.public_feedback_per_minute)
+        self.addresses = AddressLimits(settings.public_feedback_per_minute, ring.clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 401, 403 or 429, or pass on."""
