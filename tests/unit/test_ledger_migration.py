@@ -1,16 +1,17 @@
-"""A ledger of schema version 1, made by the release that wrote it, is brought up to date."""
+"""Ledgers of earlier schema versions, made by what wrote them, are brought up to date."""
 
 import sqlite3
 from pathlib import Path
 
 import pytest
-from learner_events import edit_tokens
+from learner_events import edit_tokens, make_thumb
 from sqlalchemy import inspect, select, text
 
-from tuneloop.learner.ledger import migration, ready, steps
+from tuneloop.feedback import Retraction
+from tuneloop.learner.ledger import ending, migration, ready, steps
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import prompt_sha256
-from tuneloop.learner.ledger.schema import SCHEMA_VERSION, metadata, rollouts, samples
+from tuneloop.learner.ledger.schema import SCHEMA_VERSION, feedback, metadata, rollouts, samples
 from tuneloop.learner.samples import RankedText, RatedText
 
 DUMP = Path(__file__).parent.parent / "ledger_v1.sql"
@@ -93,3 +94,41 @@ def test_a_crash_in_the_middle_leaves_the_old_ledger(
         assert connection.execute(text("PRAGMA integrity_check")).scalar_one() == "ok"
         assert connection.execute(text("PRAGMA foreign_key_check")).all() == []
         assert len(set(connection.execute(select(samples.c.kind)).scalars())) == 7
+
+
+SECOND = Path(__file__).parent.parent / "ledger_v2.sql"
+
+
+def test_from_version_2_feedback_can_be_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(SECOND.read_text())
+    ledger = Database.at(path)
+    assert ledger.fact("schema_version") == str(SCHEMA_VERSION)
+    before = {objective: ready_ids(ledger, objective) for objective in ("kto", "dpo", "sft", "ppo")}
+    assert before["kto"] == ["t2", "t4"]
+    assert before["sft"] == ["e1"]
+    assert before["ppo"] == ["a"]
+    siblings, *named = before["dpo"]
+    assert siblings.startswith("siblings-")
+    assert named == ["p1", "k1.0-1", "e1"]
+    assert ready.counts(ledger, "kto").waiting == 1
+    with ledger.read() as connection:
+        assert set(connection.execute(select(feedback.c.status)).scalars()) == {"accepted"}
+    event = make_thumb("t2", "b", False, second=1)
+    taken = Retraction(
+        feedback_id="t2",
+        kind=event.kind,
+        policy=event.policy,
+        tenant=event.tenant,
+        user_hash=event.user_hash,
+        retracted_time=event.accepted_time,
+    )
+    assert ending.record_retractions(ledger, [(taken, 11)], 0.0) == 1
+    assert ready_ids(ledger, "dpo") == named
+    upgraded, new = inspect(ledger.engine), inspect(Database.at(tmp_path / "new").engine)
+    for table in metadata.tables:
+        columns = [{c["name"] for c in found.get_columns(table)} for found in (upgraded, new)]
+        indexes = [{i["name"] for i in found.get_indexes(table)} for found in (upgraded, new)]
+        assert columns[0] == columns[1]
+        assert indexes[0] == indexes[1]
