@@ -280,7 +280,7 @@ class Feedback(RuleBasedStateMachine):
     @precondition(lambda self: self.bus.connected)
     @rule(data=st.data(), name=st.sampled_from(["feedback", "rollouts"]), crash=st.booleans())
     def deliver(self, data: st.DataObject, name: str, crash: bool) -> None:
-        """Some of what waits, in any order; after a crash, what was not acknowledged comes again."""
+        """Some of what waits, in any order; a crash keeps it from being acknowledged."""
         self.run(self.take_in(self.intakes[name], data, crash))
 
     async def take_in(self, intake: Intake, data: st.DataObject, crash: bool) -> None:
