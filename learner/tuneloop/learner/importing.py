@@ -19,7 +19,7 @@ from tuneloop.feedback import Comparison, Demonstration, Feedback, Judgement, Th
 from tuneloop.learner.ledger import record
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import compact
-from tuneloop.learner.offline.fields import Fields, Form, Text, choose_form
+from tuneloop.learner.offline.fields import Fields, Text, choose_form
 from tuneloop.learner.offline.policy_rows import ANSWERED, LABELLED
 from tuneloop.learner.offline.preferences import EXPLICIT, IMPLICIT, check_answer, preferences
 from tuneloop.learner.offline.table import Table
@@ -62,6 +62,46 @@ class Imported:
     known: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What a row says."""
+
+    prompt: Text
+    answers: tuple[Text, ...]
+    """The chosen one first."""
+    label: bool | None = None
+    """Whether the answer is desirable."""
+
+
+Reader = Callable[[Fields], Said]
+
+
+def reader(kind: str, table: Table) -> Reader:
+    """How rows of a kind are read; raises `InvalidRequest` for another kind or other columns.
+
+    What it returns raises `InvalidRequest` naming the row that is wrong.
+    """
+    if kind not in forms_of_kind:
+        raise InvalidRequest(f"kind: one of {', '.join(forms_of_kind)}", param="kind")
+    form = choose_form(table, forms_of_kind[kind], kind)
+
+    def pair(row: Fields) -> Said:
+        [found] = preferences(row, form)
+        return Said(prompt=found.prompt, answers=(found.chosen, found.rejected))
+
+    def answer(row: Fields) -> Said:
+        label = row["label"].flag() if form is LABELLED else None
+        return Said(prompt=row["prompt"].text(), answers=(row["completion"].text(),), label=label)
+
+    def checked(row: Fields) -> Said:
+        said = pair(row) if kind == "pairs" else answer(row)
+        for text in said.answers:
+            check_answer(text, "the completion", row)
+        return said
+
+    return checked
+
+
 class Importer:
     """Adds rows to a ledger, in the tokens of its policy."""
 
@@ -88,15 +128,12 @@ class Importer:
 
     def add(self, kind: str, rows: Sequence[ImportedRow]) -> Imported:
         """Add all rows, or none: raises `InvalidRequest` naming the first that is wrong."""
-        if kind not in forms_of_kind:
-            raise InvalidRequest(f"kind: one of {', '.join(forms_of_kind)}", param="kind")
-        table = Table(name="the file", rows=[row.row for row in rows])
-        form = choose_form(table, forms_of_kind[kind], kind)
+        read = reader(kind, Table(name="the file", rows=[row.row for row in rows]))
         # A row of an export says which feedback it is: perhaps this ledger's own.
         named = [str(row.row.get("feedback_id", "")) for row in rows]
         own = record.recorded_feedback(self._database, named)
         strange = [row for row, name in zip(rows, named, strict=True) if name not in own]
-        made = [self._made(kind, form, row) for row in strange]
+        made = [self._made(kind, read, row) for row in strange]
         added = record.record_imports(
             self._database,
             [rollout for rollouts, _ in made for rollout in rollouts],
@@ -105,25 +142,20 @@ class Importer:
         )
         return Imported(added=added, known=len(rows) - added)
 
-    def _made(self, kind: str, form: Form, row: ImportedRow) -> tuple[list[Rollout], Feedback]:
+    def _made(self, kind: str, read: Reader, row: ImportedRow) -> tuple[list[Rollout], Feedback]:
         fields = Fields(row.row, row.place)
-        match kind:
-            case "pairs":
-                [found] = preferences(fields, form)
-                rollouts = [
-                    self._rollout(found.prompt, answer, fields)
-                    for answer in (found.chosen, found.rejected)
-                ]
-                first, second = (rollout.completion_id for rollout in rollouts)
-                if first == second:
-                    raise fields.wrong("chosen and rejected are the same")
-                judgement: Judgement = Comparison(chosen=first, rejected=(second,))
-            case "thumbs":
-                rollouts = [self._answered(fields)]
-                judgement = Thumb(up=fields["label"].flag())
-            case _:
-                rollouts = [self._answered(fields)]
-                judgement = Demonstration(text=rollouts[0].completion_text)
+        said = read(fields)
+        rollouts = [self._rollout(said.prompt, answer, fields) for answer in said.answers]
+        first, *others = (rollout.completion_id for rollout in rollouts)
+        if first in others:
+            raise fields.wrong("chosen and rejected are the same")
+        judgement: Judgement
+        if others:
+            judgement = Comparison(chosen=first, rejected=tuple(others))
+        elif said.label is not None:
+            judgement = Thumb(up=said.label)
+        else:
+            judgement = Demonstration(text=rollouts[0].completion_text)
         name = digest(kind, json.dumps(row.row, sort_keys=True), row.occurrence)
         return rollouts, Feedback(
             feedback_id=f"{IMPORT}-{name}",
@@ -131,16 +163,12 @@ class Importer:
             tenant=IMPORT,
             # Each row is somebody's own word, whoever that was.
             user_hash=name[:16],
-            completion_id=rollouts[0].completion_id,
+            completion_id=first,
             judgement=judgement,
             accepted_time=self._now(),
         )
 
-    def _answered(self, row: Fields) -> Rollout:
-        return self._rollout(row["prompt"].text(), row["completion"].text(), row)
-
     def _rollout(self, prompt: Text, completion: Text, row: Fields) -> Rollout:
-        check_answer(completion, "the completion", row)
         asked = self.tokens.asked(prompt, row)
         try:
             sequence = self.tokens.sequence(asked, completion, row)

@@ -1,33 +1,110 @@
-"""`tuneloop export`: a version as a plain model folder."""
+"""`tuneloop export`: weights as a plain model folder, or what users said as a file."""
 
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from tuneloop.errors import TuneloopError
+from tuneloop.commands.client import DEFAULT_URL, ApiKey, Url
+from tuneloop.errors import SettingsError, TuneloopError
 from tuneloop.learner.commands.options import fail, missing
 from tuneloop.models.commands import DEFAULT_CACHE_DIR, CacheDir
+
+Kind = Literal["pairs", "thumbs", "demonstrations", "rollouts"]
 
 
 def export(
     *,
-    weights: Annotated[str, typer.Option(help="Number of a version in --data-dir, or a folder.")],
-    output: Annotated[Path, typer.Option(help="Folder to write.")],
-    data_dir: Annotated[Path | None, typer.Option(help="Data folder of tuneloop up.")] = None,
+    kind: Annotated[Kind | None, typer.Option(help="What was collected, to export.")] = None,
+    form: Annotated[
+        Literal["jsonl", "parquet"], typer.Option("--format", help="Of the file.")
+    ] = "jsonl",
+    policy_version: Annotated[
+        int | None, typer.Option(min=0, help="Only answers of this version.")
+    ] = None,
+    since: Annotated[
+        datetime | None, typer.Option(help="Only what was accepted since then (UTC).")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Instead: a version, by its number in --data-dir or its folder."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="File (or folder) to write.", show_default="standard output"),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Data folder of tuneloop up, to read instead of asking a service."),
+    ] = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
     base: Annotated[str | None, typer.Option(help="Model that adapters are put on.")] = None,
     policy: Annotated[str, typer.Option(help="Name of the policy.")] = "tuneloop",
     cache_dir: CacheDir = DEFAULT_CACHE_DIR,
 ) -> None:
-    """Merge a version into full weights that any program loads."""
+    """Write what users said as a file to train on, or a version's weights as a plain model.
+
+    --kind pairs, thumbs, demonstrations or rollouts writes a file in the columns that TRL's
+    trainers read. --weights merges a version into full weights that any program loads.
+    """
     try:
+        if (kind is None) == (weights is None):
+            raise SettingsError("say what to export: --kind or --weights")
+        if kind is not None:
+            from tuneloop.learner.offline.data_files import write_rows
+
+            pages = ledger_pages if data_dir is not None else service_pages
+            rows = pages(kind, policy_version, since, data_dir=data_dir, url=url, api_key=api_key)
+            count = write_rows(rows, kind, form, output)
+            typer.echo(f"{count} rows", err=True)
+            return
+        if output is None:
+            raise SettingsError("name the folder to write with --output")
         from tuneloop.learner.offline.export import export as run
         from tuneloop.learner.offline.versions import Versions
 
         versions = Versions(data_dir=data_dir, base=base, policy=policy, cache_dir=cache_dir)
-        run(versions.find(weights), output)
+        run(versions.find(str(weights)), output)
     except ModuleNotFoundError as error:
         raise fail(missing(error)) from error
     except TuneloopError as error:
         raise fail(error) from error
     typer.echo(output)
+
+
+def service_pages(
+    kind: str,
+    policy_version: int | None,
+    since: datetime | None,
+    *,
+    data_dir: Path | None,
+    url: str,
+    api_key: str | None,
+) -> Iterable[Sequence[str]]:
+    """The rows of a running service."""
+    from tuneloop.learner.offline.service import Service
+
+    moment = None if since is None else since.replace(tzinfo=UTC).isoformat()
+    filters = {"policy_version": policy_version, "since": moment}
+    return Service(url, api_key).export(kind, filters)
+
+
+def ledger_pages(
+    kind: str,
+    policy_version: int | None,
+    since: datetime | None,
+    *,
+    data_dir: Path | None,
+    url: str,
+    api_key: str | None,
+) -> Iterable[Sequence[str]]:
+    """The rows of a ledger on disk, whether its service runs or not."""
+    from tuneloop.learner.ledger.exporting import Wanted, pages
+    from tuneloop.learner.offline.ledger_data import open_ledger
+
+    seconds = None if since is None else since.replace(tzinfo=UTC).timestamp()
+    wanted = Wanted(kind=kind, policy_version=policy_version, since=seconds)
+    return pages(open_ledger(str(data_dir)), wanted)

@@ -1,0 +1,54 @@
+"""`tuneloop import`: judgements there already are, to begin with."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tuneloop.commands.client import DEFAULT_URL, ApiKey, Url
+from tuneloop.errors import TuneloopError
+from tuneloop.learner.commands.options import fail, missing
+from tuneloop.models.commands import DEFAULT_CACHE_DIR, CacheDir
+
+
+def import_data(
+    file: Annotated[str, typer.Argument(help="File (.jsonl, .json, .parquet, .csv) or dataset.")],
+    *,
+    kind: Annotated[
+        Literal["pairs", "thumbs", "demonstrations"], typer.Option(help="What its rows are.")
+    ],
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Data folder of tuneloop up while it is stopped."),
+    ] = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    base: Annotated[
+        str | None, typer.Option(help="Model of --data-dir, where it is not the one it names.")
+    ] = None,
+    policy: Annotated[str, typer.Option(help="Name of the policy.")] = "tuneloop",
+    cache_dir: CacheDir = DEFAULT_CACHE_DIR,
+) -> None:
+    """Add existing preference data to what a service learns from; a row is added once.
+
+    Columns: prompt, chosen, rejected (pairs); prompt, completion, label (thumbs); prompt,
+    completion (demonstrations); texts or conversations.
+    """
+    try:
+        from tuneloop.learner.offline.seeding import seed, stopped_ledger
+        from tuneloop.learner.offline.service import Service
+        from tuneloop.learner.offline.table import open_table
+        from tuneloop.learner.offline.versions import Versions
+
+        table = open_table(file)
+        if data_dir is None:
+            done = seed(table, kind, Service(url, api_key).add)
+        else:
+            versions = Versions(data_dir=data_dir, base=base, policy=policy, cache_dir=cache_dir)
+            with stopped_ledger(data_dir, versions) as add:
+                done = seed(table, kind, add)
+    except ModuleNotFoundError as error:
+        raise fail(missing(error)) from error
+    except TuneloopError as error:
+        raise fail(error) from error
+    typer.echo(f"{done.added} rows added, {done.known} known before")
