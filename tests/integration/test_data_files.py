@@ -20,7 +20,7 @@ from learner_events import (
 )
 from typer.testing import CliRunner, Result
 
-from tuneloop.errors import FailedPrecondition, InvalidRequest, Unavailable
+from tuneloop.errors import InvalidRequest, Unavailable
 from tuneloop.learner.commands.export import export
 from tuneloop.learner.commands.import_data import import_data
 from tuneloop.learner.importing import ImportedRow, Importer
@@ -192,7 +192,7 @@ def test_standard_output_and_what_is_wrong(data_dir: Path) -> None:
         (("--kind", "pairs", "--weights", "1"), "--kind or --weights"),
         (("--weights", "1"), "--output"),
         (("--kind", "pairs", "--format", "parquet"), "--output"),
-        (("--kind", "pairs", "--url", "http://127.0.0.1:9"), "no whole answer"),
+        (("--kind", "pairs", "--url", "http://127.0.0.1:9"), "no answer from"),
         (("--kind", "pairs", "--data-dir", data_dir / "nowhere"), "no ledger there"),
     ):
         done = run("export", *arguments)
@@ -387,7 +387,7 @@ def test_a_running_service() -> None:
     ]
     assert dict(asked[-1].url.params) == {"kind": "pairs", "policy_version": "3"}
     answer = httpx.Response(400, json={"error": {"message": "file, line 1: is empty"}})
-    with pytest.raises(FailedPrecondition, match="line 1: is empty"):
+    with pytest.raises(InvalidRequest, match="line 1: is empty"):
         client.add("thumbs", rows({"prompt": "a"}))
     answer = httpx.Response(503, text="<html>")
     with pytest.raises(Unavailable, match="status 503"):

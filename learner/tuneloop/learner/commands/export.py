@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tuneloop.commands.client import DEFAULT_URL, ApiKey, Url
+from tuneloop.commands.options import ApiKey, Url
 from tuneloop.errors import SettingsError, TuneloopError
 from tuneloop.learner.commands.options import fail, missing
 from tuneloop.models.commands import DEFAULT_CACHE_DIR, CacheDir
@@ -39,7 +39,7 @@ def export(
         Path | None,
         typer.Option(help="Data folder of tuneloop up, to read instead of asking a service."),
     ] = None,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: ApiKey = None,
     base: Annotated[str | None, typer.Option(help="Model that adapters are put on.")] = None,
     policy: Annotated[str, typer.Option(help="Name of the policy.")] = "tuneloop",
@@ -81,7 +81,7 @@ def service_pages(
     since: datetime | None,
     *,
     data_dir: Path | None,
-    url: str,
+    url: str | None,
     api_key: str | None,
 ) -> Iterable[Sequence[str]]:
     """The rows of a running service."""
@@ -98,7 +98,7 @@ def ledger_pages(
     since: datetime | None,
     *,
     data_dir: Path | None,
-    url: str,
+    url: str | None,
     api_key: str | None,
 ) -> Iterable[Sequence[str]]:
     """The rows of a ledger on disk, whether its service runs or not."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tuneloop.commands.client import DEFAULT_URL, ApiKey, Url
+from tuneloop.commands.options import ApiKey, Url
 from tuneloop.errors import TuneloopError
 from tuneloop.learner.commands.options import fail, missing
 from tuneloop.models.commands import DEFAULT_CACHE_DIR, CacheDir
@@ -21,7 +21,7 @@ def import_data(
         Path | None,
         typer.Option(help="Data folder of tuneloop up while it is stopped."),
     ] = None,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: ApiKey = None,
     base: Annotated[
         str | None, typer.Option(help="Model of --data-dir, where it is not the one it names.")
