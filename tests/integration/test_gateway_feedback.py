@@ -278,4 +278,14 @@ async def test_on_jetstream_racing_repeats_store_one(nats_server: Any) -> None:
         assert (await http.get("/v1/feedback/race")).json()["value"] == winner
         again = await http.post("/v1/feedback", json=up | {"value": winner})
         assert again.status_code == 202
+        gone = await asyncio.gather(*(http.delete("/v1/feedback/race") for _ in range(5)))
+        assert {a.status_code for a in gone} == {200}
+        nats_server.kill()
+        nats_server.start()
+        async with asyncio.timeout(30):
+            while (read := await http.get("/v1/feedback/race")).status_code == 503:
+                await asyncio.sleep(0.05)
+        assert (read.json()["status"], read.json()["value"]) == ("retracted", winner)
+        late = await http.post("/v1/feedback", json=up | {"value": winner})
+        assert (late.status_code, late.json()["error"]["code"]) == (409, "feedback_retracted")
     await bus.close()
