@@ -164,9 +164,13 @@ async def test_the_list(stack: Stack, http: httpx.AsyncClient) -> None:
         recorded("b", Comparison(chosen="one", rejected=("two",)), "one"),
         recorded("a", Thumb(up=False)),
     ]
-    page = (await http.get("/v1/feedback?limit=1&kind=comparison&user=ann&policy_version=0")).json()
+    await http.get("/v1/feedback?kind=thumb&value=down&status=expired&user_hash=abc")
     asked = stack.learner.calls[-1]
-    assert (asked.kind, asked.user_hash, asked.page_size) == ("comparison", ANN, 1)
+    assert (asked.kind, asked.value, asked.status) == ("thumb", "down", "expired")
+    assert (asked.user_hash, asked.HasField("policy_version")) == ("abc", False)
+    page = (await http.get("/v1/feedback?limit=1&user=ann&policy_version=0")).json()
+    asked = stack.learner.calls[-1]
+    assert (asked.user_hash, asked.page_size) == (ANN, 1)
     assert (asked.HasField("policy_version"), asked.policy_version) == (True, 0)
     [item] = page["data"]
     assert item["chosen"] == "one"
