@@ -1,5 +1,6 @@
 """Node and the npm packages of tests/node, for tests that need them."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -20,12 +21,14 @@ def node() -> Path:
 def npm_ci() -> None:
     """Install what tests/node/package-lock.json names, where that was not done."""
     lock, installed = FOLDER / "package-lock.json", FOLDER / "node_modules" / ".tests-lock.json"
-    if installed.exists() and installed.read_bytes() == lock.read_bytes():
-        installed.touch()
-        return
     npm = node().parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    subprocess.run([node(), npm, "ci"], cwd=FOLDER, env=environment(), check=True)
-    shutil.copyfile(lock, installed)
+    with lock.open() as held:
+        # Several test processes may come here at once.
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not installed.exists() or installed.read_bytes() != lock.read_bytes():
+            subprocess.run([node(), npm, "ci"], cwd=FOLDER, env=environment(), check=True)
+            shutil.copyfile(lock, installed)
+        installed.touch()
 
 
 def run_node(arguments: Sequence[object]) -> "subprocess.CompletedProcess[str]":

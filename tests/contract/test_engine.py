@@ -139,8 +139,40 @@ async def test_a_forced_call_is_made_and_read(engine: Engine) -> None:
         assert json.loads(call.arguments)["kind"] in ("river", "sea")
     assert tool_format.structural_tag(ToolUse(tools=tools)) == ""
     assert tool_format.structural_tag(ToolUse(tools=(replace(tools[0], strict=True),)))
-    with pytest.raises(SettingsError, match="TOOL_PARSER=semaphore"):
-        engine.tool_format("semaphore")
+    for name in ("semaphore", "mistral"):
+        with pytest.raises(SettingsError, match=f"TOOL_PARSER={name}"):
+            engine.tool_format(name)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize(
+    ("text", "content", "names"),
+    [
+        ("nothing to call, 1 < 2 <tool", "nothing to call, 1 < 2 <tool", []),
+        ("let me see <tool_call>\n{CALL_A}\n</tool_call>", "let me see ", ["a"]),
+        ("<tool_call>{CALL_A}</tool_call>\n<tool_call>{CALL_B}</tool_call>", "", ["a", "b"]),
+    ],
+)
+async def test_calls_are_read_in_pieces_of_any_size(
+    engine: Engine, text: str, content: str, names: list[str], size: int
+) -> None:
+    spelled = {f"CALL_{n.upper()}": json.dumps({"name": n, "arguments": {"x": n}}) for n in "ab"}
+    for key, call in spelled.items():
+        text = text.replace(f"{{{key}}}", call)
+    pieces = [text[i : i + size] for i in range(0, len(text), size)]
+    tools = (Tool(name="a"), Tool(name="b"))
+    for single in (False, True):
+        parser = engine.tool_format("hermes").parser(ToolUse(tools=tools, single=single))
+        said, calls = "", []
+        for position, piece in enumerate([*pieces, ""]):
+            more, found = parser.feed(piece, (), ends=position == len(pieces))
+            said, calls = said + more, [*calls, *found]
+        expected = names[:1] if single else names
+        assert [call.name for call in merged(calls)] == expected
+        assert [json.loads(call.arguments) for call in merged(calls)] == [
+            {"x": name} for name in expected
+        ]
+        assert said.strip() == content.strip()
 
 
 async def test_n_completions_of_one_prompt_differ(engine: Engine) -> None:

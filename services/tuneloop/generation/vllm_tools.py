@@ -5,7 +5,7 @@ from typing import Any
 
 from tuneloop.errors import InvalidRequest, SettingsError
 from tuneloop.generation.tool_calls import SETTING, ToolCallDelta, openai_form
-from tuneloop.rollouts import ToolUse
+from tuneloop.rollouts import Tool, ToolUse
 
 
 class VllmToolFormat:
@@ -20,6 +20,10 @@ class VllmToolFormat:
         self.name = name
         self.tokenizer = tokenizer
         self.parser_class = ToolParserManager.get_tool_parser(name)
+        try:
+            self.parser(ToolUse(tools=(Tool(name="any"),))).feed("?", (), ends=True)
+        except (RuntimeError, ValueError) as error:
+            raise SettingsError(f"{SETTING}={name} does not suit this model: {error}") from error
 
     def structural_tag(self, use: ToolUse) -> str:
         """The parser's own grammar, where a call is forced or its arguments must fit."""
