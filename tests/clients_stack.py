@@ -14,7 +14,7 @@ from conftest import NatsServer, free_port
 from engine_helpers import Versions
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
-STARTED_WITHIN = 180.0
+STARTED_WITHIN = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)

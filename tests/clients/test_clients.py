@@ -46,7 +46,10 @@ MUST_DIVE: Any = {"type": "function", "function": {"name": "Dive"}}
 
 @pytest.fixture(
     scope="module",
-    params=["transformers", pytest.param("vllm", marks=[pytest.mark.slow, pytest.mark.vllm])],
+    params=[
+        "transformers",
+        pytest.param("vllm", marks=[pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(900)]),
+    ],
 )
 def stack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
