@@ -16,6 +16,7 @@ from tuneloop.doctor import machine, model_files, network, packages, torch_build
 from tuneloop.doctor.finding import Finding, State
 from tuneloop.doctor.machine import Gpu
 from tuneloop.doctor.torch_build import TorchBuild
+from tuneloop.supervisor.settings import SupervisorSettings
 
 
 @pytest.fixture
@@ -185,6 +186,34 @@ def test_port(listener: socket.socket) -> None:
     assert network.check_port("127.0.0.1", port, ours).state == State.OK
     listener.close()
     assert network.check_port("127.0.0.1", port, None).state == State.OK
+
+
+def test_inner_ports(listener: socket.socket) -> None:
+    port = listener.getsockname()[1]
+    environment = {"TUNELOOP_LEARNER_METRICS_PORT": str(port)}
+    taken, *_ = network.check_inner_ports(environment, None)
+    assert (taken.state, f"{port} (learner metrics)" in taken.found) == (State.PROBLEM, True)
+    assert "TUNELOOP_LEARNER_METRICS_PORT" in (taken.mend or "")
+    ours = {"processes": {"learner": {"port": 1, "metrics_port": port, "pid": 1}}}
+    assert states(network.check_inner_ports(environment, ours)) == ["ok"]
+
+
+def test_taken_ports_that_nobody_insists_on(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = listener.getsockname()[1]
+    monkeypatch.setattr(network, "DEFAULT_PORTS", {"reward": port})
+    taken, _ = network.check_inner_ports({}, None)
+    assert (taken.state, "another is chosen" in taken.found) == (State.OK, True)
+
+
+def test_keys(tmp_path: Path) -> None:
+    def check(host: str, **environment: str) -> Finding:
+        return network.check_keys(SupervisorSettings(host=host, data_dir=tmp_path), environment)
+
+    assert check("127.0.0.1").found == "none needed on this machine"
+    assert check("0.0.0.0").state == State.PROBLEM
+    assert check("0.0.0.0", TUNELOOP_API_KEY="secret").found == "callers need one"
 
 
 def test_nats_binary(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ def examine(settings: SupervisorSettings, processes: Set[str]) -> Iterator[Findi
     yield from check_environment()
     if "gateway" in processes:
         yield network.check_port(settings.host, settings.port, state)
+        yield network.check_keys(settings, os.environ)
+    yield from network.check_inner_ports(os.environ, state)
     yield network.check_nats_binary(settings.nats_server)
     bus = os.environ.get("TUNELOOP_GATEWAY_NATS_URL")
     yield network.check_nats_server(bus if state is None else state["nats_url"])

@@ -13,6 +13,8 @@ from tuneloop.doctor.finding import Finding, fine, problem, warning
 from tuneloop.errors import SettingsError, TuneloopError
 from tuneloop.supervisor import ports
 from tuneloop.supervisor.data_dir import DataDir, is_alive
+from tuneloop.supervisor.plan import DEFAULT_PORTS, LOCAL, key_needed, port_setting
+from tuneloop.supervisor.settings import SupervisorSettings
 
 TESTED_NATS = (2, 11)
 """Older ones lack what the streams need."""
@@ -53,14 +55,42 @@ def check_service(state: Mapping[str, Any] | None, data_dir: Path) -> Iterator[F
 
 
 def check_port(host: str, port: int, state: Mapping[str, Any] | None) -> Finding:
-    """The port of page and API; the others are chosen free."""
+    """The port of page and API."""
     if ports.is_free(host, port):
         return fine("port", f"{port} is free")
-    gateway = {} if state is None else state["processes"].get("gateway", {})
-    if gateway.get("port") == port:
-        return fine("port", f"{port} is this service's own (process {gateway['pid']})")
+    owner = our_process(port, state)
+    if owner is not None:
+        return fine("port", f"{port} is this service's own ({owner})")
     mend = f"stop that program, or: tuneloop up --port {port + 1}"
     return problem("port", f"{port} is held by {holder_of(port)}", mend)
+
+
+def check_inner_ports(
+    environment: Mapping[str, str], state: Mapping[str, Any] | None
+) -> Iterator[Finding]:
+    """The ports between the processes; where one is taken and not set, another is chosen."""
+    fit = []
+    for name, preferred in DEFAULT_PORTS.items():
+        setting = port_setting(name)
+        wanted = environment.get(setting, "")
+        port = int(wanted) if wanted.isdecimal() else preferred
+        if ports.is_free(LOCAL, port) or our_process(port, state) is not None:
+            fit.append(str(port))
+            continue
+        found = f"{port} ({name.replace('_', ' ')}) is held by {holder_of(port)}"
+        if wanted:
+            yield problem("port", found, f"stop that program, or set {setting} to another port")
+        else:
+            yield fine("port", f"{found}; another is chosen")
+    yield fine("port", f"{', '.join(fit) or 'none'} of the inner ones are free, or our own")
+
+
+def our_process(port: int, state: Mapping[str, Any] | None) -> str | None:
+    """Which process of the running service has a port."""
+    for name, process in ({} if state is None else state["processes"]).items():
+        if port in (process["port"], process.get("metrics_port")):
+            return f"{name}, process {process['pid']}"
+    return None
 
 
 def holder_of(port: int) -> str:
@@ -76,6 +106,16 @@ def holder_of(port: int) -> str:
     except psutil.Error:
         pass
     return "another program, of another user it seems"
+
+
+def check_keys(settings: SupervisorSettings, environment: Mapping[str, str]) -> Finding:
+    """Whether there is a key where one is needed."""
+    data = DataDir(root=settings.data_dir.expanduser().absolute())
+    try:
+        needed = key_needed(settings, data, environment)
+    except TuneloopError as error:
+        return problem("keys", error.message, "tuneloop keys create --name me")
+    return fine("keys", "callers need one" if needed else "none needed on this machine")
 
 
 def check_nats_binary(wanted: Path | None) -> Finding:

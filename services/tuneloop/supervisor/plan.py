@@ -57,8 +57,7 @@ def choose_ports(host: str, port: int, environment: Mapping[str, str]) -> dict[s
     taken = {port}
     chosen: dict[str, int] = {}
     for name, preferred in DEFAULT_PORTS.items():
-        setting = f"TUNELOOP_{name.upper().replace('_METRICS', '_METRICS_PORT')}"
-        setting = setting if name.endswith("_metrics") else f"{setting}_PORT"
+        setting = port_setting(name)
         wanted = environment.get(setting)
         if wanted is None:
             chosen[name] = ports.take(LOCAL, preferred, taken)
@@ -68,6 +67,11 @@ def choose_ports(host: str, port: int, environment: Mapping[str, str]) -> dict[s
         ports.require_free(LOCAL, int(wanted))
         chosen[name] = int(wanted)
     return chosen
+
+
+def port_setting(name: str) -> str:
+    """The environment variable that fixes one of `DEFAULT_PORTS`."""
+    return f"TUNELOOP_{name.upper()}_PORT"
 
 
 def make_plan(
