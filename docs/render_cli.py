@@ -9,6 +9,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 from typer.cli import get_docs_for_click
+from typer.core import TyperGroup
 from typer.main import get_command
 from typer.models import Context
 
@@ -51,6 +52,8 @@ def render() -> str:
     offered = project["entry-points"][COMMANDS]
     add_commands(EntryPoint(name, value, COMMANDS) for name, value in offered.items())
     command = get_command(app)
+    assert isinstance(command, TyperGroup)
+    command.commands = dict(sorted(command.commands.items()))
     page = get_docs_for_click(obj=command, ctx=Context(command), name="tuneloop")
     _, _, commands = page.partition("\n## ")
     text = LIST_OF_COMMANDS.sub("", f"## {commands}")
