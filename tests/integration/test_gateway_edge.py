@@ -252,6 +252,7 @@ async def test_the_process_starts_alone_and_ends_on_sigterm() -> None:
         "TUNELOOP_GATEWAY_SECRET": SECRET,
         "TUNELOOP_GATEWAY_NATS_URL": f"nats://127.0.0.1:{free_port()}",
         "TUNELOOP_GATEWAY_GENERATION_ADDRESS": f"127.0.0.1:{free_port()}",
+        "TUNELOOP_GATEWAY_DRAIN_SECONDS": "3600",
     }
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tuneloop.gateway.main", env=environment
@@ -268,8 +269,12 @@ async def test_the_process_starts_alone_and_ends_on_sigterm() -> None:
                     await asyncio.sleep(0.1)
             assert (await http.get(f"{url}/readyz")).status_code == 503
             assert (await http.post(f"{url}/v1/chat/completions", json=CHAT)).status_code == 503
-            process.send_signal(signal.SIGTERM)
-            assert await process.wait() == 0
+            async with http.stream("GET", f"{url}/v1/events") as listening:
+                chunks = listening.aiter_text()
+                await anext(chunks)
+                # A listener's stream has no end: it is ended, and not waited for.
+                process.send_signal(signal.SIGTERM)
+                assert await process.wait() == 0
     finally:
         if process.returncode is None:
             process.kill()

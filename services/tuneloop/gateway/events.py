@@ -15,6 +15,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -24,7 +25,7 @@ from tuneloop.errors import TuneloopError
 from tuneloop.gateway.context import Gateway
 from tuneloop.gateway.feedback.browse import feedback_page
 from tuneloop.gateway.learner import learner_status
-from tuneloop.gateway.policies import policies_document
+from tuneloop.gateway.policies import get_serving, policies_document
 from tuneloop.gateway.steps import StepHistory
 from tuneloop.gateway.throughput import Throughput
 from tuneloop.v1 import learner_pb2
@@ -35,6 +36,8 @@ router = APIRouter(tags=["learning"])
 
 INTERVAL = 1.0
 """Seconds between two questions to a service."""
+VERSIONS_INTERVAL = 5.0
+"""Seconds between two lists of versions, while the same one serves: the learner counts for each."""
 VERSIONS = 50
 FEEDBACK = 20
 HEARTBEAT = b": still here\n\n"
@@ -51,7 +54,7 @@ class Feed:
         throughput = Throughput(lambda: self.listeners)
         self.sources: Mapping[str, Source] = {
             "learner": lambda: learner_status(gateway),
-            "policies": lambda: policies_document(gateway, VERSIONS, None),
+            "policies": Policies(gateway).latest,
             "feedback": lambda: feedback_page(gateway, latest),
             "steps": steps.latest,
             "throughput": throughput.latest,
@@ -131,6 +134,26 @@ class Feed:
     def _notify(self) -> None:
         self._change.set()
         self._change = asyncio.Event()
+
+
+class Policies:
+    """What serves, asked every time, with the versions, asked when that changes or now and then."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._document: dict[str, Any] = {}
+        self._due = 0.0
+
+    async def latest(self) -> dict[str, Any]:
+        """As `GET /v1/policies`; raises `Unavailable` where nothing is known."""
+        now = asyncio.get_running_loop().time()
+        if self._document.get("data") is not None and now < self._due:
+            with suppress(TuneloopError):
+                if await get_serving(self._gateway) == self._document["serving"]:
+                    return self._document
+        self._document = await policies_document(self._gateway, VERSIONS, None)
+        self._due = now + VERSIONS_INTERVAL
+        return self._document
 
 
 @router.get(

@@ -87,11 +87,11 @@ const used = (status) => status.samples.reduce((sum, sample) => sum + sample.use
 const waiting = (status) => (status.state === "waiting" && status.waiting_for ? `Waits for ${status.waiting_for}.` : status.last_step_time ? `Last step ${ago(status.last_step_time)}.` : "");
 
 function showProgress(status) {
-  const rows = (status?.progress ?? []).map(({ objective, have, want }) => [OBJECTIVES[objective] ?? objective, have, want, `${count(have)} of ${count(want)}`]);
+  const rows = (status?.progress ?? []).map(({ objective, have, want }) => [OBJECTIVES[objective] ?? objective, have, want, have < want ? `${count(have)} of ${count(want)}` : `${count(have)} ready`]);
   const publish = status?.publish;
   if (publish) {
-    const soon = publish.seconds_left === null ? "" : `, or in ${Math.max(0, Math.round(publish.seconds_left))} s`;
-    rows.push(["steps to the next version", publish.steps_done, publish.steps_wanted, `${publish.steps_done} of ${publish.steps_wanted}${soon}`]);
+    const soon = publish.seconds_left > 0 ? `, or in ${Math.ceil(publish.seconds_left)} s` : "";
+    rows.push(["steps to a version", publish.steps_done, publish.steps_wanted, `${publish.steps_done} of ${publish.steps_wanted}${soon}`]);
   }
   const list = $("progress");
   // Kept where it can be, so that the bars move and are not built anew.
@@ -115,7 +115,7 @@ function showThroughput(rates) {
 }
 
 function showFeedback(document) {
-  const items = (document?.data ?? []).slice(0, 12).map((item) =>
+  const items = (document?.data ?? []).slice(0, 8).map((item) =>
     el(
       "li",
       { class: `kind-${item.kind}`, "data-value": item.kind === "thumb" ? item.value : null },
@@ -147,16 +147,22 @@ const showSince = () => say($("since"), since ? `since ${ago(since)}` : "");
 
 // The service says only what has changed: rates go on, also when they stay as they are.
 let tokens = 0;
+setInterval(() => spark.add(tokens), 1000);
+
+// … and what was "just now" grows older.
+const latest = {};
 setInterval(() => {
-  spark.add(tokens);
   showSince();
-}, 1000);
+  if ("learner" in latest) showLearner(latest.learner);
+  if ("feedback" in latest) showFeedback(latest.feedback);
+  timeline.draw();
+}, 20_000);
 
 listen({
   policies: showPolicies,
-  learner: showLearner,
   steps: showSteps,
-  feedback: showFeedback,
+  learner: (status) => showLearner((latest.learner = status)),
+  feedback: (document) => showFeedback((latest.feedback = document)),
   throughput: (rates) => {
     tokens = rates?.tokens_per_second ?? 0;
     showThroughput(rates);

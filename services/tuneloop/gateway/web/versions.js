@@ -42,13 +42,14 @@ export class Timeline {
 
   draw() {
     const focused = this.list.contains(document.activeElement) ? document.activeElement.dataset.version : null;
-    const shown = this.all ? this.known : this.known.slice(0, FIRST);
+    // The one that answers is always among them.
+    const shown = this.known.filter(({ policy_version: number }, index) => this.all || index < FIRST || number === this.serving);
     this.list.replaceChildren(...shown.map((version) => this.item(version)));
     if (!shown.length) {
       const text = this.document?.data ? "No version yet: the first comes with the first step." : "The learner is away; it knows the versions.";
       this.list.append(el("li", { class: "nothing" }, text));
     }
-    this.more.hidden = this.all || this.known.length <= FIRST;
+    this.more.hidden = shown.length === this.known.length;
     this.more.textContent = `Show all ${this.known.length}`;
     this.back.disabled = this.target === null;
     if (focused) this.list.querySelector(`[data-version="${focused}"]`)?.focus();
