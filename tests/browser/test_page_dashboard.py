@@ -122,4 +122,5 @@ async def test_it_says_so_while_services_are_away(browser: Any, stack: Stack) ->
         await stack.servers["learner"].stop()
         await page.get_by_text("What comes in is kept until it is back.").wait_for()
         await page.locator("#serving", has_text=re.compile("version 3")).wait_for()
+        await page.get_by_text("The learner is away; it knows the versions.").wait_for()
         assert await page.get_by_role("button", name="Roll back").is_disabled()
