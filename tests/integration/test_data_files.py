@@ -301,6 +301,7 @@ def test_people_may_agree(importer: Importer, tmp_path: Path) -> None:
         ("pairs", {"prompt": "a", "chosen": "b", "rejected": "b"}, "are the same"),
         ("pairs", {"prompt": "a", "chosen": "b", "rejected": 3}, "rejected is a int"),
         ("thumbs", {"prompt": "a", "completion": "", "label": True}, "completion is empty"),
+        ("thumbs", {"prompt": "\ud800", "completion": "b", "label": True}, "not valid Unicode"),
         ("thumbs", {"prompt": "a", "completion": "b", "label": "maybe"}, "label is 'maybe'"),
         ("demonstrations", {"prompt": "a", "completion": ASK}, "not the assistant's"),
         ("demonstrations", {"prompt": "a", "completion": "word " * 5000}, "that fit"),

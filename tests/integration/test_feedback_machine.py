@@ -50,7 +50,7 @@ START = 1_800_000_000.0
 
 
 def judgements() -> list[dict[str, Any]]:
-    """All there is to say; thumbs and comparisons, which have most to do with each other, twice."""
+    """All there is to say; what has most to do with each other more often."""
     said: list[dict[str, Any]] = []
     for about in COMPLETIONS:
         for kind, values in (("thumb", ("up", "down")), ("rating", (1, 4.5))):
@@ -61,7 +61,8 @@ def judgements() -> list[dict[str, Any]]:
         for ids in permutations(COMPLETIONS, count):
             said.append({"kind": "comparison", "chosen": ids[0], "rejected": list(ids[1:])})
             said.append({"kind": "ranking", "ranking": list(ids)})
-    return said + [body for body in said if body["kind"] in ("thumb", "comparison")]
+    often = [body for body in said if body["kind"] in ("thumb", "comparison")]
+    return said + often + [b for b in often if b.get("completion_id") in SIBLINGS]
 
 
 JUDGEMENTS = judgements()
@@ -104,8 +105,8 @@ WEIGHTS = {
     "deliver_feedback": 8,
     "deliver_rollouts": 3,
     "disturb": 1,
-    "learn": 6,
-    "go_back": 1,
+    "learn": 8,
+    "go_back": 2,
     "wait": 1,
 }
 

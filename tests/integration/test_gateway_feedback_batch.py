@@ -202,7 +202,8 @@ async def test_export_and_import(stack: Stack, http: httpx.AsyncClient) -> None:
     assert stack.learner.calls[-1].since.seconds == 1767225600
     stack.learner.rows = []
     assert (await http.get("/v1/export?kind=pairs")).text == ""
-    for query in ("", "?kind=comments", "?kind=pairs&format=csv"):
+    early = "?kind=pairs&since=0001-01-01T00:00:00%2B14:00"
+    for query in ("", "?kind=comments", "?kind=pairs&format=csv", early):
         assert (await http.get(f"/v1/export{query}")).status_code == 400
     rows = [{"place": "line 1", "row": {"prompt": "a"}}]
     body = {"kind": "thumbs", "rows": rows}

@@ -144,6 +144,10 @@ class Importer:
 
     def _made(self, kind: str, read: Reader, row: ImportedRow) -> tuple[list[Rollout], Feedback]:
         fields = Fields(row.row, row.place)
+        try:
+            json.dumps(row.row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise fields.wrong("a text that is not valid Unicode") from error
         said = read(fields)
         rollouts = [self._rollout(said.prompt, answer, fields) for answer in said.answers]
         first, *others = (rollout.completion_id for rollout in rollouts)
