@@ -1,7 +1,9 @@
 """Chat of a real model: the whole of tuneloop beside vLLM's own OpenAI server.
 
 One model, the engine settings of both the same, both started once and then asked in turn, the same
-prompts over the same client. The streams begin apart, as users do.
+prompts over the same client. The streams begin apart, as users do. Chats are kept out of training,
+so that gateway and generation are compared with what does the same; one row is of chats that are
+scored and learned from while the next ones are answered.
 """
 
 import asyncio
@@ -31,13 +33,16 @@ class Plan:
     chats: int
     """In each run, for every stream."""
     pairs: int
+    train: bool = False
+    """Whether our side learns from them meanwhile: then reward and learner work as well."""
 
 
 FULL = (
+    Plan(streams=8, max_tokens=16, chats=8, pairs=5),
+    Plan(streams=8, max_tokens=64, chats=3, pairs=3),
     Plan(streams=1, max_tokens=64, chats=4, pairs=2),
-    Plan(streams=8, max_tokens=16, chats=8, pairs=6),
-    Plan(streams=8, max_tokens=64, chats=3, pairs=4),
-    Plan(streams=32, max_tokens=64, chats=3, pairs=2),
+    Plan(streams=32, max_tokens=64, chats=2, pairs=2),
+    Plan(streams=8, max_tokens=64, chats=3, pairs=3, train=True),
 )
 QUICK = tuple(Plan(streams=n, max_tokens=16, chats=2, pairs=2) for n in (1, 8, 32))
 
@@ -93,7 +98,8 @@ def measure_model(running: Servers, plans: Sequence[Plan]) -> list[dict[str, Any
             order = list(sides) if number % 2 == 0 else list(reversed(sides))
             seen = {}
             for name in order:
-                settle(running.service)
+                if plan.train:
+                    settle(running.service)
                 seen[name] = asyncio.run(run(sides[name], plan, chats=plan.chats))
             pairs.append((seen["ours"], seen["theirs"]))
         rows.append(model_row(plan, pairs))
@@ -108,6 +114,7 @@ async def run(url: str, plan: Plan, chats: int) -> LoadResult:
         requests=chats * plan.streams,
         max_tokens=plan.max_tokens,
         apart=APART_SECONDS,
+        train=plan.train,
     )
 
 
@@ -120,6 +127,7 @@ def model_row(plan: Plan, pairs: list[tuple[LoadResult, LoadResult]]) -> dict[st
     return {
         "streams": plan.streams,
         "max_tokens": plan.max_tokens,
+        "train": plan.train,
         "pairs": len(pairs),
         "chats": sum(len(a.chats) for a, _ in pairs),
         "failed": sum(a.failed + b.failed for a, b in pairs),

@@ -68,16 +68,17 @@ def chat(model: str, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield f"Chat with {model}, `tuneloop up` beside vLLM's own server:"
     yield ""
     yield (
-        "| streams | tokens each | tokens/s | vLLM's | ratio "
+        "| streams | tokens each | learning | tokens/s | vLLM's | ratio "
         "| added to the first token p50, ms | p99, ms "
         "| first token p50, ms | vLLM's | added per token p50, ms | p99, ms | failed |"
     )
-    yield "| ---: " * 12 + "|"
+    yield "| ---: " * 13 + "|"
     for row in rows:
         first, token = row["first_token_ms"], row["time_per_token_ms"]
         cells = (
             str(row["streams"]),
             str(row["max_tokens"]),
+            "yes" if row["train"] else "no",
             f"{row['tuneloop_tokens_per_second']['value']:.1f}",
             f"{row['vllm_tokens_per_second']['value']:.1f}",
             interval(row["throughput_ratio"], 3),

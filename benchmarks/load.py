@@ -105,7 +105,7 @@ async def http_chat(session: aiohttp.ClientSession, prompt: str, max_tokens: int
     pieces: list[tuple[float, str]] = []
     tokens = 0
     started = time.perf_counter()
-    async with session.post("/v1/chat/completions", json=body, headers=HEADERS) as response:
+    async with session.post("/v1/chat/completions", json=body) as response:
         response.raise_for_status()
         async for line in response.content:
             arrived = time.perf_counter()
@@ -123,20 +123,27 @@ async def http_chat(session: aiohttp.ClientSession, prompt: str, max_tokens: int
     raise RuntimeError("the stream ended without [DONE]")
 
 
-def session_for(base_url: str, streams: int) -> aiohttp.ClientSession:
-    """A session that keeps as many connections."""
+def session_for(base_url: str, streams: int, *, train: bool = True) -> aiohttp.ClientSession:
+    """A session that keeps as many connections; its chats may be learned from, or not."""
     return aiohttp.ClientSession(
         base_url,
+        headers=HEADERS if train else HEADERS | {"x-tuneloop-train": "false"},
         connector=aiohttp.TCPConnector(limit=streams),
         timeout=aiohttp.ClientTimeout(total=300),
     )
 
 
 async def load(
-    base_url: str, *, streams: int, requests: int, max_tokens: int, apart: float = 0.0
+    base_url: str,
+    *,
+    streams: int,
+    requests: int,
+    max_tokens: int,
+    apart: float = 0.0,
+    train: bool = True,
 ) -> LoadResult:
     """`requests` chats over HTTP, `streams` at a time; see `load_with`."""
-    async with session_for(base_url, streams) as session:
+    async with session_for(base_url, streams, train=train) as session:
 
         async def chat(prompt: str, tokens: int) -> ChatResult:
             return await http_chat(session, prompt, tokens)

@@ -25,7 +25,7 @@ def test_it_measures_the_gateway_and_feedback() -> None:
     result = {"machine": machine(), "measured_time": "now", "own": rows, "feedback": feedback}
     result |= {"model": "tiny", "chat": chat, "feedback_beside_all": feedback}
     text = table(json.loads(json.dumps(result)))
-    assert "| 8 | 16 | 20.0 | 40.0 | 0.500 [0.500, 0.500] | 50.0 [50.0, 50.0] |" in text
+    assert "| 8 | 16 | no | 20.0 | 40.0 | 0.500 [0.500, 0.500] | 50.0 [50.0, 50.0] |" in text
     assert text.count("\n| `POST ") + text.count("\n| JetStream") == 2 * len(SIDES)
 
 
