@@ -236,7 +236,7 @@ def test_the_guard_kills_what_a_killed_process_leaves_behind(cleanly: bool) -> N
     child, guard = (psutil.Process(int(pid)) for pid in parent.stdout.readline().split())
     while not any("psutil" in mapping.path for mapping in guard.memory_maps()):
         time.sleep(0.1)
-    time.sleep(2)  # it looks at its parent's children twice a second
+    time.sleep(3)  # it looks at its parent's children every two seconds
     if not cleanly:
         parent.kill()
     parent.communicate()

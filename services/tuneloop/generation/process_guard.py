@@ -12,8 +12,8 @@ import sys
 
 import psutil
 
-INTERVAL = 0.5
-"""Seconds between looks at the descendants."""
+INTERVAL = 2.0
+"""Seconds between looks at the descendants: each reads all of /proc, beside an engine at work."""
 GRACE = 1.0
 """Seconds that they get to end by themselves."""
 
