@@ -10,8 +10,11 @@ RUNTIME := $(VENV)/.runtime-$(ACCELERATOR)
 DEV := $(VENV)/.dev-$(ACCELERATOR)
 NODE_MODULES := tests/node/node_modules/.tests-lock.json
 
-# Two files of tests at a time, but one with whole services: much of a test is waiting.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+# Two files of tests at a time, as much of a test is waiting; whole services one after another.
+define pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not services and $(1)" $(ARGS) || [ $$? = 5 ]
+	$(BIN)/python -m pytest -m "services and $(1)" $(ARGS) || [ $$? = 5 ]
+endef
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test test-all lint format proto bench models clean
@@ -48,10 +51,10 @@ demo: models ## Simulated users with a hidden taste: watch the thumbs rate climb
 	$(BIN)/python -m examples.demo $(ARGS)
 
 test: $(DEV) $(NODE_MODULES) models ## Set up and run the tests (under 15 minutes on 2 cores).
-	$(PYTEST) -m "not slow and not gpu" $(ARGS)
+	$(call pytest,not slow and not gpu)
 
 test-all: $(DEV) $(NODE_MODULES) models lint ## Every test, the slow ones too.
-	$(PYTEST) -m "not gpu" $(ARGS)
+	$(call pytest,not gpu)
 
 lint: $(DEV) ## Formatting, lint, types, layering, protos and their drift.
 	$(BIN)/ruff format --check .

@@ -19,17 +19,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+# First, as markers select tests when its own turn comes.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each file to one process; those with whole services, first and in turn, to the same."""
+    """Mark the files with whole services or vLLM: `make test` runs them one after another."""
     with_engine = {item.path for item in items if item.get_closest_marker("vllm")}
-
-    def is_heavy(item: pytest.Item) -> bool:
-        return item.path in with_engine or item.path.parent.name == "e2e"
-
     for item in items:
-        group = "services" if is_heavy(item) else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=is_heavy, reverse=True)
+        if item.path in with_engine or item.path.parent.name == "e2e":
+            item.add_marker("services")
 
 
 @pytest.fixture(scope="module")
