@@ -27,6 +27,8 @@ from sqlalchemy import select
 from tuneloop import wire
 from tuneloop.bus import subjects
 from tuneloop.bus.memory import MemoryBus
+from tuneloop.errors import CorruptData
+from tuneloop.feedback import Retraction
 from tuneloop.gateway.app import create_app
 from tuneloop.gateway.completion_ids import CompletionIds, choice_id
 from tuneloop.gateway.settings import GatewaySettings
@@ -303,7 +305,7 @@ class Feedback(RuleBasedStateMachine):
             for delivery in taken:
                 try:
                     event = intake.decode(delivery)
-                except wire.CorruptData:
+                except CorruptData:
                     continue
                 intake.record([event])
                 self.note(event)
@@ -313,7 +315,7 @@ class Feedback(RuleBasedStateMachine):
         for delivery in taken:
             try:
                 self.note(intake.decode(delivery))
-            except wire.CorruptData:
+            except CorruptData:
                 continue
         await intake.handle(self.bus, durable, taken)
 
@@ -322,7 +324,7 @@ class Feedback(RuleBasedStateMachine):
         if isinstance(event, tuple):
             known = {given.id: given for given in self.order}
             said = event[0]
-            if isinstance(said, wire.Retraction):
+            if isinstance(said, Retraction):
                 self.model.retracted.add(said.feedback_id)
             else:
                 self.model.record(known[said.feedback_id], self.day)

@@ -18,7 +18,7 @@ from tuneloop.commands.feedback import feedback_app
 from tuneloop.commands.forget import forget
 from tuneloop.commands.policies import policies_app
 from tuneloop.errors import Unavailable
-from tuneloop.feedback import Comment, Comparison, Demonstration
+from tuneloop.feedback import Comment, Comparison, Demonstration, Feedback
 
 app = typer.Typer()
 app.command()(chat)
@@ -40,7 +40,7 @@ async def run(stack: Stack, *arguments: str, typed: str | None = None) -> Result
     )
 
 
-def votes(stack: Stack) -> list[wire.Feedback]:
+def votes(stack: Stack) -> list[Feedback]:
     return [wire.decode_feedback(e.data) for e in stack.bus.streams[subjects.FEEDBACK].events]
 
 

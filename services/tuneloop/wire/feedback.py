@@ -1,0 +1,139 @@
+"""Feedback and its retraction, and their events."""
+
+import math
+
+from tuneloop.errors import CorruptData
+from tuneloop.feedback import (
+    Comment,
+    Comparison,
+    Demonstration,
+    Feedback,
+    FeedbackKind,
+    Judgement,
+    Ranking,
+    Rating,
+    Retraction,
+    Thumb,
+)
+from tuneloop.v1 import events_pb2
+from tuneloop.wire.fields import moment, parse, require, timestamp
+
+
+def encode_feedback(feedback: Feedback) -> bytes:
+    """Event bytes of feedback; deterministic, so that equal feedback has equal bytes."""
+    return feedback_to_proto(feedback).SerializeToString(deterministic=True)
+
+
+def feedback_to_proto(feedback: Feedback) -> events_pb2.FeedbackGiven:
+    """Feedback."""
+    message = events_pb2.FeedbackGiven(
+        event_id=feedback.feedback_id,
+        policy=feedback.policy,
+        tenant=feedback.tenant,
+        user_hash=feedback.user_hash,
+        completion_id=feedback.completion_id,
+        accepted_time=timestamp(feedback.accepted_time),
+        metadata=dict(feedback.metadata),
+    )
+    match feedback.judgement:
+        case Thumb(up=up):
+            value = events_pb2.THUMB_VALUE_UP if up else events_pb2.THUMB_VALUE_DOWN
+            message.thumb.value = value
+        case Rating(value=rating):
+            message.rating.value = rating
+        case Comparison(chosen=chosen, rejected=rejected):
+            message.comparison.chosen = chosen
+            message.comparison.rejected.extend(rejected)
+        case Ranking(completion_ids=ids):
+            message.ranking.completion_ids.extend(ids)
+        case Demonstration(text=text):
+            message.demonstration.text = text
+        case Comment(text=text):
+            message.comment.text = text
+    return message
+
+
+def judgement_from_proto(message: events_pb2.FeedbackGiven) -> Judgement:
+    """The judgement of a feedback event; raises `CorruptData` where it is missing or empty."""
+    match message.WhichOneof("judgement"):
+        case "thumb":
+            value = message.thumb.value
+            known = (events_pb2.THUMB_VALUE_UP, events_pb2.THUMB_VALUE_DOWN)
+            require(value in known, "thumb.value", "must be up or down")
+            return Thumb(up=value == events_pb2.THUMB_VALUE_UP)
+        case "rating":
+            require(math.isfinite(message.rating.value), "rating.value", "must be finite")
+            return Rating(value=message.rating.value)
+        case "comparison":
+            require(bool(message.comparison.chosen), "comparison.chosen", "missing")
+            require(len(message.comparison.rejected) > 0, "comparison.rejected", "missing")
+            return Comparison(
+                chosen=message.comparison.chosen, rejected=tuple(message.comparison.rejected)
+            )
+        case "ranking":
+            ids = tuple(message.ranking.completion_ids)
+            require(len(ids) >= 2, "ranking", "needs two completions or more")
+            return Ranking(completion_ids=ids)
+        case "demonstration":
+            require(bool(message.demonstration.text), "demonstration.text", "missing")
+            return Demonstration(text=message.demonstration.text)
+        case "comment":
+            require(bool(message.comment.text), "comment.text", "missing")
+            return Comment(text=message.comment.text)
+        case _:
+            raise CorruptData("judgement: missing", param="judgement")
+
+
+def decode_feedback(data: bytes) -> Feedback:
+    """The feedback of an event; raises `CorruptData`."""
+    return feedback_from_proto(parse(events_pb2.FeedbackGiven, data))
+
+
+def feedback_from_proto(message: events_pb2.FeedbackGiven) -> Feedback:
+    """Feedback; raises `CorruptData`."""
+    for field in ("event_id", "policy", "tenant", "user_hash", "completion_id"):
+        require(bool(getattr(message, field)), field, "missing")
+    return Feedback(
+        feedback_id=message.event_id,
+        policy=message.policy,
+        tenant=message.tenant,
+        user_hash=message.user_hash,
+        completion_id=message.completion_id,
+        judgement=judgement_from_proto(message),
+        accepted_time=moment(message.accepted_time, "accepted_time"),
+        metadata=dict(message.metadata),
+    )
+
+
+def retraction_event_id(feedback_id: str) -> str:
+    """Event id of a retraction; no id of feedback has a dot in it."""
+    return f"{feedback_id}.retracted"
+
+
+def encode_retraction(retraction: Retraction) -> bytes:
+    """Event bytes of a retraction."""
+    return events_pb2.FeedbackRetracted(
+        event_id=retraction_event_id(retraction.feedback_id),
+        policy=retraction.policy,
+        tenant=retraction.tenant,
+        user_hash=retraction.user_hash,
+        feedback_id=retraction.feedback_id,
+        kind=retraction.kind.value,
+        retracted_time=timestamp(retraction.retracted_time),
+    ).SerializeToString()
+
+
+def decode_retraction(data: bytes) -> Retraction:
+    """The retraction of an event; raises `CorruptData`."""
+    message = parse(events_pb2.FeedbackRetracted, data)
+    for field in ("policy", "tenant", "user_hash", "feedback_id"):
+        require(bool(getattr(message, field)), field, "missing")
+    require(message.kind in set(FeedbackKind), "kind", f"unknown: {message.kind!r}")
+    return Retraction(
+        feedback_id=message.feedback_id,
+        kind=FeedbackKind(message.kind),
+        policy=message.policy,
+        tenant=message.tenant,
+        user_hash=message.user_hash,
+        retracted_time=moment(message.retracted_time, "retracted_time"),
+    )
