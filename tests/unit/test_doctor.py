@@ -188,8 +188,10 @@ def test_port(listener: socket.socket) -> None:
     assert network.check_port("127.0.0.1", port, None).state == State.OK
 
 
-def test_inner_ports(listener: socket.socket) -> None:
+def test_inner_ports(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     port = listener.getsockname()[1]
+    # Of the others it would depend on what else runs here.
+    monkeypatch.setattr(network, "DEFAULT_PORTS", {"learner_metrics": port})
     environment = {"TUNELOOP_LEARNER_METRICS_PORT": str(port)}
     taken, *_ = network.check_inner_ports(environment, None)
     assert (taken.state, f"{port} (learner metrics)" in taken.found) == (State.PROBLEM, True)
