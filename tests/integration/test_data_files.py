@@ -184,6 +184,14 @@ def test_a_file_without_rows_still_has_columns(data_dir: Path, tmp_path: Path) -
     assert "label" in pandas.read_parquet(table).columns
 
 
+def test_a_name_says_the_format_where_nothing_else_does(data_dir: Path, tmp_path: Path) -> None:
+    table, lines = tmp_path / "pairs.parquet", tmp_path / "said.parquet"
+    run("export", "--kind", "pairs", "--data-dir", data_dir, "--output", table)
+    assert "chosen" in pandas.read_parquet(table).columns
+    run("export", "--kind", "pairs", "--format", "jsonl", "--data-dir", data_dir, "--output", lines)
+    assert "chosen" in json.loads(lines.read_text().splitlines()[0])
+
+
 def test_standard_output_and_what_is_wrong(data_dir: Path) -> None:
     done = run("export", "--kind", "demonstrations", "--data-dir", data_dir)
     assert json.loads(done.stdout)["completion"] == says("As it should be.")

@@ -19,8 +19,11 @@ def export(
     *,
     kind: Annotated[Kind | None, typer.Option(help="What was collected, to export.")] = None,
     form: Annotated[
-        Literal["jsonl", "parquet"], typer.Option("--format", help="Of the file.")
-    ] = "jsonl",
+        Literal["jsonl", "parquet"] | None,
+        typer.Option(
+            "--format", help="Of the file.", show_default="parquet for FILE.parquet, else jsonl"
+        ),
+    ] = None,
     policy_version: Annotated[
         int | None, typer.Option(min=0, help="Only answers of this version.")
     ] = None,
@@ -58,7 +61,8 @@ def export(
 
             pages = ledger_pages if data_dir is not None else service_pages
             rows = pages(kind, policy_version, since, data_dir=data_dir, url=url, api_key=api_key)
-            count = write_rows(rows, kind, form, output)
+            of_name = "parquet" if output and output.suffix == ".parquet" else "jsonl"
+            count = write_rows(rows, kind, form or of_name, output)
             typer.echo(f"{count} rows", err=True)
             return
         if output is None:
