@@ -14,7 +14,7 @@ import httpx
 
 from tuneloop.supervisor.child import ServiceChild
 
-SECONDS = 240.0
+SECONDS = 120
 """Bound of every wait; a healthy machine needs a fraction of it."""
 
 
