@@ -34,8 +34,6 @@ def user(
             "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
             "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "1",
             "TUNELOOP_LEARNER_LEARNING_RATE": "1e-3",
-            # Eight streams leave a nicer learner no time for five swaps on two cores.
-            "TUNELOOP_LEARNER_NICENESS": "0",
             "TUNELOOP_GENERATION_KV_CACHE_GIB": "0.25",
         },
     )
