@@ -78,11 +78,13 @@ async def opened(
 
 
 async def ask(page: Any, text: str) -> Any:
-    """Send a message; the answer's element, once it has ended."""
+    """Send a message; the answer's element, once it has ended. An answer that failed fails here."""
     before = await page.locator(".turn").count()
     await page.fill("#prompt", text)
     await page.keyboard.press("Enter")
     answer = page.locator(".turn").nth(before).locator(".answer")
+    await answer.locator("footer.meta").first.wait_for()
+    assert await answer.locator(".failure").all_inner_texts() == []
     await answer.locator(".tools").first.wait_for()
     return answer
 

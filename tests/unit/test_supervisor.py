@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,15 @@ async def test_killing_a_parent_ends_its_children_too(tmp_path: Path) -> None:
         await until(lambda: not runs(child))
         await until(lambda: state(tmp_path)["processes"]["generation"]["pid"] not in (pid, None))
     assert "was ended by SIGKILL" in output.getvalue()
+
+
+async def test_processes_share_a_session_and_are_as_nice_as_asked(tmp_path: Path) -> None:
+    nice = replace(spec("reward", SLEEPER), niceness=7)
+    async with supervised(tmp_path, nice):
+        pid = await until(lambda: state(tmp_path)["processes"]["reward"]["pid"])
+        assert os.getpgid(pid) == pid
+        assert os.getsid(pid) == os.getsid(0)
+        assert os.getpriority(os.PRIO_PROCESS, pid) == 7
 
 
 async def test_stages_start_in_order_and_stop_in_reverse(tmp_path: Path) -> None:

@@ -137,7 +137,9 @@ class ManagedProcess:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=write_end,
                 stderr=write_end,
-                start_new_session=True,
+                # A group can be killed as a whole. Not a session: Linux may schedule by session,
+                # and niceness counts among the processes of one.
+                process_group=0,
             )
         except OSError as error:
             os.close(read_end)
