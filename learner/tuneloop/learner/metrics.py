@@ -89,6 +89,28 @@ publish_failures = Counter(
     "Publications that stopped half way and will go on.",
     ["model"],
 )
+release_decisions = Counter(
+    "tuneloop_release_decisions_total",
+    "Decisions about versions: by kind (gate, canary, promote, …) and what came of it.",
+    ["kind", "outcome"],
+)
+versions_quarantined = Counter(
+    "tuneloop_versions_quarantined_total",
+    "Versions that failed the gate, lost as a canary or were rolled back.",
+)
+gate_seconds = Histogram(
+    "tuneloop_release_gate_seconds",
+    "Seconds the gate took to examine a candidate.",
+    buckets=(1, 2.5, 5, 10, 20, 30, 60, 120, 300),
+)
+gate_held = Gauge(
+    "tuneloop_release_gate_held",
+    "1 while a candidate waits because generation or reward cannot be asked, else 0.",
+)
+samples_set_aside = Counter(
+    "tuneloop_learner_samples_set_aside_total",
+    "Samples not trained on again, since several quarantined versions had learned from them.",
+)
 policy_version = Gauge("tuneloop_learner_policy_version", "Newest version published.", ["model"])
 feedback_to_serving = Histogram(
     "tuneloop_learner_feedback_to_serving_seconds",

@@ -227,3 +227,33 @@ promotions = Table(
     Column("actor", String, nullable=False),
     Column("time", Float, nullable=False),
 )
+
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("model", String, nullable=False, comment="policy or reward_model"),
+    Column("version", Integer, nullable=False),
+    Column("kind", String, nullable=False, comment="See `decisions.Kind`"),
+    Column("outcome", String, nullable=False, comment="pass, fail, hold, promote, roll_back, …"),
+    Column("numbers", Text, nullable=False, comment="JSON: all that was measured"),
+    Column("reason", Text, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("time", Float, nullable=False),
+    Index("decisions_version", "model", "version"),
+    comment="What was decided about versions, by whom and on which figures; never changed.",
+)
+
+undone_uses = Table(
+    "undone_uses",
+    metadata,
+    Column("model", String, primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("sample_id", String, primary_key=True),
+    Column("objective", String, primary_key=True),
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    Column("step", Integer, nullable=False),
+    Column("blamed", Boolean, nullable=False, comment="The version was refused for what it is"),
+    Index("undone_uses_sample", "sample_id", "objective"),
+    comment="What a quarantined version had learned from, before it was put back.",
+)
