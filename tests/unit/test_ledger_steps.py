@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from learner_events import make_comparison, make_rollout, make_score, make_thumb
-from sqlalchemy import select, update
+from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 
 from tuneloop.errors import CorruptData, SettingsError
 from tuneloop.learner.ledger import forget, lineage, ready, record, steps, versions
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.schema import facts, feedback, rollouts, uses
+from tuneloop.learner.ledger.schema import feedback, rollouts, uses
 
 
 @pytest.fixture
@@ -120,9 +120,9 @@ def test_a_ledger_of_another_schema_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     database = Database.at(path)
     with database.write() as connection:
-        connection.execute(update(facts).values(value="99"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0099_later'"))
     database.close()
-    with pytest.raises(SettingsError, match=r"schema version 99.*reads versions up to 3"):
+    with pytest.raises(SettingsError, match=r"revision 0099_later.*reads revisions up to 0"):
         Database.at(path)
 
 

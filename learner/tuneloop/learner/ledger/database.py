@@ -1,24 +1,31 @@
 """The ledger's database: opening it, its transactions, and the facts it keeps of itself.
 
-One process writes. SQLite runs with a write-ahead log and `synchronous=FULL`, so that what a
-transaction committed survives `kill -9` and power loss alike.
+One process writes. What a transaction committed survives `kill -9` and power loss alike. While the
+database cannot be used (it is away, its disk is full) everything raises `Unavailable`, and nothing
+of the transaction is kept.
 """
 
 import logging
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, select
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import Connection, Table, make_url, select
+from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, OperationalError
 
-from tuneloop.errors import CorruptData, SettingsError
-from tuneloop.learner.ledger.migration import upgrade
-from tuneloop.learner.ledger.schema import SCHEMA_VERSION, facts, metadata
+from tuneloop.errors import CorruptData, SettingsError, Unavailable
+from tuneloop.learner.ledger import postgres, sqlite
+from tuneloop.learner.ledger.schema import facts
 
 logger = logging.getLogger("tuneloop.learner.ledger")
+
+RECONNECT_SECONDS = 30.0
+"""How long a transaction waits for a server to come back before it begins."""
+RETRY_SECONDS = 1.0
+LOCK_SECONDS = 3.0
 
 Row = dict[str, Any]
 
@@ -26,20 +33,38 @@ Row = dict[str, Any]
 class Database:
     """An open ledger. Safe to use from several threads; writers take turns."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, writer: bool = False) -> None:
         """Open `url`; make the tables in an empty database, bring an older ledger up to date.
 
-        Raises `CorruptData` when it is no database, `SettingsError` when its schema is newer.
+        The one `writer` of a server's ledger keeps others out; a file's is kept by a lock beside
+        it. Raises `CorruptData` when it is no ledger, `SettingsError` when its schema is newer,
+        `FailedPrecondition` when another learner writes, `Unavailable` when it cannot be opened.
         """
-        self.engine = create_engine(url)
-        self._turn = threading.Lock()
-        if self.engine.dialect.name == "sqlite":
-            _tune_sqlite(self.engine)
         try:
-            self._prepare()
+            parsed = make_url(url)
+        except ArgumentError as error:
+            raise SettingsError(f"ledger_url: {error}", param="ledger_url") from error
+        self.name = str(parsed)
+        """Its URL, without the password."""
+        self._turn = threading.Lock()
+        self._lease: postgres.Lease | None = None
+        match parsed.get_backend_name():
+            case "sqlite":
+                self.engine = sqlite.make_engine(parsed)
+            case "postgresql" | "postgres":
+                self.engine = postgres.make_engine(parsed)
+                self._lease = postgres.Lease(self.engine, self.name)
+            case other:
+                problem = f"ledger_url: {other!r} is neither sqlite nor postgresql"
+                raise SettingsError(problem, param="ledger_url")
+        try:
+            self._prepare(writer)
         except DatabaseError as error:
-            self.engine.dispose()
-            raise CorruptData(f"{url}: cannot be read as a ledger: {error.orig}") from error
+            self.close()
+            raise CorruptData(f"{self.name}: cannot be read as a ledger: {error.orig}") from error
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def at(cls, path: Path) -> "Database":
@@ -47,42 +72,64 @@ class Database:
         path.parent.mkdir(parents=True, exist_ok=True)
         return cls(f"sqlite:///{path}")
 
-    def _prepare(self) -> None:
-        known = set(inspect(self.engine).get_table_names())
-        if known and "facts" not in known:
-            raise CorruptData(f"{self.engine.url}: a database, but not a ledger")
-        if not known:
-            with self.write() as connection:
-                metadata.create_all(connection)
-                values = {"name": "schema_version", "value": str(SCHEMA_VERSION)}
-                connection.execute(facts.insert().values(values))
+    def _prepare(self, writer: bool) -> None:
+        # alembic comes in here, and what it applies to the tables needs this module.
+        from tuneloop.learner.ledger.migration import is_current, prepare
+
+        with self.read() as connection:
+            current = is_current(connection)
+        if current and not writer:
             return
-        found = self.fact("schema_version")
-        if found is None or not found.isdecimal() or not 0 < int(found) <= SCHEMA_VERSION:
-            raise SettingsError(
-                f"{self.engine.url}: a ledger of schema version {found}, this learner reads "
-                f"versions up to {SCHEMA_VERSION}; use another data directory or a newer release"
-            )
-        if int(found) < SCHEMA_VERSION:
-            with self.write() as connection:
-                upgrade(connection, int(found))
-            logger.info(
-                "the ledger was brought from schema version %s to %d", found, SCHEMA_VERSION
-            )
+        if self._lease is not None:
+            with self._errors():
+                self._lease.take(LOCK_SECONDS)
+        with self.write() as connection:
+            before, after = prepare(connection, self.name)
+            if self._lease is not None:
+                self._lease.number_writer(connection)
+        if before not in (None, after):
+            logger.info("the ledger was brought from revision %s to %s", before, after)
+        if self._lease is not None and not writer:
+            self._lease.release()
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that writes: all of it is kept, or nothing when the block raises."""
-        with self._turn, self.engine.connect() as plain:
+        with self._turn, self._errors(), self._connected() as plain:
+            if self._lease is not None:
+                self._lease.renew()
             connection = plain.execution_options(immediate=True)
             with connection.begin():
+                if self._lease is not None:
+                    self._lease.check(connection)
                 yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that sees one state of the ledger."""
-        with self.engine.connect() as connection, connection.begin():
+        with self._errors(), self._connected() as connection, connection.begin():
             yield connection
+
+    def _connected(self) -> Connection:
+        """A connection that works; waits for a server that is just away."""
+        if self._lease is None:
+            return self.engine.connect()
+        started = time.monotonic()
+        while True:
+            try:
+                return self.engine.connect()
+            except OperationalError as error:
+                if time.monotonic() >= started + RECONNECT_SECONDS:
+                    raise
+                logger.warning("ledger %s: %s; trying on", self.name, error.orig)
+                time.sleep(RETRY_SECONDS)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OperationalError, InterfaceError) as error:
+            raise Unavailable(f"ledger {self.name}: {error.orig}", retry_after=5) from error
 
     def fact(self, name: str) -> str | None:
         """A fact the ledger keeps of itself, or None."""
@@ -108,13 +155,15 @@ class Database:
                 self.set_fact(name, value)
             elif found != value:
                 raise SettingsError(
-                    f"{self.engine.url}: made for {name} {found!r}, not {value!r}; "
+                    f"{self.name}: made for {name} {found!r}, not {value!r}; "
                     "choose another data directory for another model",
                     param=name,
                 )
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, and let another learner write."""
+        if self._lease is not None:
+            self._lease.release()
         self.engine.dispose()
 
 
@@ -132,22 +181,3 @@ def insert_new(
     if new:
         connection.execute(table.insert(), new)
     return new
-
-
-def _tune_sqlite(engine: Engine) -> None:
-    @event.listens_for(engine, "connect")
-    def on_connect(connection: Any, record: Any) -> None:
-        # The driver must not begin transactions by itself: the events below do.
-        connection.isolation_level = None
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-            "busy_timeout=30000",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def on_begin(connection: Connection) -> None:
-        immediate = connection.get_execution_options().get("immediate", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")

@@ -1,146 +1,129 @@
-"""Bringing an older ledger up to the present schema, in place and in one transaction.
+"""Bringing a ledger to the present schema, in place and in one transaction.
 
-A step for each version, spelled out in SQL, since the tables of `schema` move on. The rules of
-votes are those of today, so they are applied last, to the tables of today. A crash in the middle
-leaves the ledger as it was.
+Each change of `schema` is a revision in `migrations/versions`, one after another; alembic keeps in
+the ledger which one it is at. The rules of samples and votes are those of today, so they are
+applied last, to the tables of today. A crash in the middle leaves the ledger as it was.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping
+import threading
+from functools import cache
+from pathlib import Path
 
-from sqlalchemy import Connection, text
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, delete, func, inspect, select
 
-from tuneloop.learner.ledger.schema import SCHEMA_VERSION, metadata
+from tuneloop.errors import CorruptData, SettingsError
+from tuneloop.learner.ledger.database import insert_new
+from tuneloop.learner.ledger.routing import ranked_completions, samples_of
+from tuneloop.learner.ledger.schema import facts, feedback, metadata, rankings, rollouts, samples
+from tuneloop.learner.ledger.votes import settle_siblings, settle_votes
 
-ROWS_AT_ONCE = 1000
+FOLDER = Path(__file__).with_name("migrations")
+OLD_FACT = "schema_version"
+"""By which ledgers were numbered before alembic."""
+OLD_REVISIONS = {
+    "1": "0001_first",
+    "2": "0002_all_kinds_of_feedback",
+    "3": "0003_feedback_ends",
+}
+ONLY_KEPT = ("ranking", "demonstration", "rating")
+"""Kinds of feedback that the first revision stored and made nothing of."""
+
+_alembic = threading.Lock()
+"""Its operations are module globals."""
 
 
-def upgrade(connection: Connection, version: int) -> None:
-    """Take every step from `version` on."""
-    for number in range(version, SCHEMA_VERSION):
-        steps[number](connection)
-    if version < 2:
-        _settle(connection)
-    connection.execute(
-        text("UPDATE facts SET value = :version WHERE name = 'schema_version'"),
-        {"version": str(SCHEMA_VERSION)},
+def is_current(connection: Connection) -> bool:
+    """Whether nothing is to be done."""
+    return MigrationContext.configure(connection).get_current_revision() == newest()
+
+
+def prepare(connection: Connection, name: str) -> tuple[str | None, str]:
+    """Make the tables or bring them up to date; the revisions before and after.
+
+    `name` is of the ledger, for messages. Raises `CorruptData` for a database that is no ledger,
+    `SettingsError` for a ledger of a newer release.
+    """
+    with _alembic:
+        scripts = ScriptDirectory.from_config(configuration(connection))
+        head = newest()
+        known = set(inspect(connection).get_table_names())
+        if not known:
+            metadata.create_all(connection)
+            MigrationContext.configure(connection).stamp(scripts, head)
+            return None, head
+        if "facts" not in known:
+            raise CorruptData(f"{name}: a database, but not a ledger")
+        found = revision_of(connection, scripts)
+        if found not in {script.revision for script in scripts.walk_revisions()}:
+            raise SettingsError(
+                f"{name}: a ledger of revision {found}, this learner reads revisions up to {head}; "
+                "use another data directory or a newer release"
+            )
+        if found != head:
+            command.upgrade(configuration(connection), head)
+            if found == "0001_first":
+                learn_from_all(connection)
+    return found, head
+
+
+@cache
+def newest() -> str:
+    """The revision of a ledger made now."""
+    head = ScriptDirectory(str(FOLDER)).get_current_head()
+    assert head is not None
+    return head
+
+
+def configuration(connection: Connection) -> Config:
+    """Of alembic, for this connection."""
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def revision_of(connection: Connection, scripts: ScriptDirectory) -> str | None:
+    """The ledger's revision, which a ledger from before alembic is given here."""
+    context = MigrationContext.configure(connection)
+    found = context.get_current_revision()
+    if found is not None:
+        return found
+    numbered = select(facts.c.value).where(facts.c.name == OLD_FACT)
+    number = connection.execute(numbered).scalar_one_or_none()
+    revision = OLD_REVISIONS.get(number or "")
+    if revision is None:
+        return number
+    context.stamp(scripts, revision)
+    # A release that reads only numbered ledgers refuses one without a number, and says so.
+    connection.execute(delete(facts).where(facts.c.name == OLD_FACT))
+    return revision
+
+
+def learn_from_all(connection: Connection) -> None:
+    """Samples of what was only kept; then the rules of verdicts and of siblings."""
+    kept = (
+        select(feedback)
+        .where(feedback.c.kind.in_(ONLY_KEPT))
+        .order_by(feedback.c.accepted_time, feedback.c.feedback_id)
     )
-
-
-def _all_kinds_of_feedback(connection: Connection) -> None:
-    """1 to 2: topics and verdicts, sources of rollouts, samples of kinds that were only kept."""
-    for statement in (
-        "ALTER TABLE rollouts ADD COLUMN source VARCHAR NOT NULL DEFAULT 'user'",
-        "ALTER TABLE rollouts ADD COLUMN columns TEXT NOT NULL DEFAULT '{}'",
-        "ALTER TABLE rollouts ADD COLUMN group_size INTEGER NOT NULL DEFAULT 1",
-        "ALTER TABLE rollouts ADD COLUMN prompt_sha256 VARCHAR NOT NULL DEFAULT ''",
-        "ALTER TABLE samples ADD COLUMN kind VARCHAR NOT NULL DEFAULT 'score'",
-        "ALTER TABLE samples ADD COLUMN weight FLOAT NOT NULL DEFAULT 1",
-        "ALTER TABLE samples ADD COLUMN topic VARCHAR NOT NULL DEFAULT ''",
-        "ALTER TABLE samples ADD COLUMN verdict VARCHAR NOT NULL DEFAULT ''",
-        "ALTER TABLE samples ADD COLUMN current BOOLEAN NOT NULL DEFAULT true",
-        "ALTER TABLE samples ADD COLUMN reported BOOLEAN NOT NULL DEFAULT false",
-        "UPDATE samples SET kind = 'thumb', topic = 'thumb:' || completion_id,"
-        " verdict = CASE WHEN up THEN 'up' ELSE 'down' END WHERE up IS NOT NULL",
-        "UPDATE samples SET kind = CASE WHEN feedback_id IS NULL THEN 'siblings' ELSE 'pair' END,"
-        " verdict = completion_id WHERE rejected_id IS NOT NULL",
-        "UPDATE samples SET topic = CASE WHEN completion_id < rejected_id"
-        " THEN 'pair:' || completion_id || '|' || rejected_id"
-        " ELSE 'pair:' || rejected_id || '|' || completion_id END WHERE kind = 'pair'",
-        # Dead letters of these were never sent and would only be news of old.
-        "UPDATE samples SET reported = true WHERE state = 'refused'",
-        "ALTER TABLE samples DROP COLUMN up",
-        "CREATE INDEX rollouts_source ON rollouts (source, policy_version)",
-        "CREATE INDEX feedback_kind ON feedback (kind, accepted_time)",
-        "CREATE INDEX scores_time ON scores (scored_time)",
-        "CREATE INDEX samples_topic ON samples (topic, objective, user_hash)",
-    ):
-        connection.execute(text(statement))
-    metadata.create_all(connection)
-    _describe_rollouts(connection)
-    _make_samples(connection)
-
-
-def _describe_rollouts(connection: Connection) -> None:
-    last = ""
-    while True:
-        query = text(
-            "SELECT completion_id, prompt_tokens, sampling FROM rollouts"
-            " WHERE completion_id > :last ORDER BY completion_id LIMIT :limit"
-        )
-        rows = connection.execute(query, {"last": last, "limit": ROWS_AT_ONCE}).all()
-        if not rows:
-            return
-        connection.execute(
-            text(
-                "UPDATE rollouts SET prompt_sha256 = :hash, group_size = :size"
-                " WHERE completion_id = :id"
-            ),
-            [
-                {
-                    "id": row.completion_id,
-                    "hash": hashlib.sha256(row.prompt_tokens).hexdigest(),
-                    "size": json.loads(row.sampling)["n"],
-                }
-                for row in rows
-            ],
-        )
-        last = rows[-1].completion_id
-
-
-def _make_samples(connection: Connection) -> None:
-    """Samples of the feedback that version 1 stored and made nothing of."""
-    from tuneloop.learner.ledger.routing import ranked_completions, samples_of
-
-    query = text(
-        "SELECT * FROM feedback WHERE kind IN ('ranking', 'demonstration', 'rating')"
-        " ORDER BY accepted_time, feedback_id"
-    )
-    for row in connection.execute(query).mappings().all():
-        for table, made in (
-            ("rankings", ranked_completions(dict(row))),
-            ("samples", samples_of(dict(row), row["accepted_time"])),
-        ):
-            for values in made:
-                names = ", ".join(values)
-                places = ", ".join(f":{name}" for name in values)
-                connection.execute(
-                    text(f"INSERT INTO {table} ({names}) VALUES ({places})"),  # noqa: S608
-                    values,
-                )
-
-
-def _settle(connection: Connection) -> None:
-    """Apply the rules of verdicts where there is more than one, and of siblings."""
-    from tuneloop.learner.ledger.votes import settle_siblings, settle_votes
-
-    several = text(
-        "SELECT objective, topic, user_hash FROM samples WHERE topic <> ''"
-        " GROUP BY objective, topic, user_hash HAVING count(*) > 1"
-    )
-    for row in connection.execute(several).all():
-        settle_votes(connection, *row)
-    groups = text(
-        "SELECT DISTINCT group_id FROM rollouts JOIN samples"
-        " ON samples.completion_id = rollouts.completion_id WHERE samples.kind = 'siblings'"
+    for row in connection.execute(kept).mappings().all():
+        values = dict(row)
+        insert_new(connection, rankings, ranked_completions(values), ("feedback_id", "position"))
+        made = samples_of(values, values["accepted_time"])
+        insert_new(connection, samples, made, ("sample_id", "objective"))
+    spoken_of = (samples.c.objective, samples.c.topic, samples.c.user_hash)
+    several = select(*spoken_of).where(samples.c.topic != "").group_by(*spoken_of)
+    for objective, topic, user_hash in connection.execute(several.having(func.count() > 1)).all():
+        settle_votes(connection, objective, topic, user_hash)
+    groups = (
+        select(rollouts.c.group_id)
+        .join(samples, samples.c.completion_id == rollouts.c.completion_id)
+        .where(samples.c.kind == "siblings")
+        .distinct()
     )
     for group_id in connection.execute(groups).scalars().all():
         settle_siblings(connection, group_id, 0.0)
-
-
-def _feedback_can_end(connection: Connection) -> None:
-    """2 to 3: feedback is retracted and expires."""
-    for statement in (
-        "ALTER TABLE feedback ADD COLUMN status VARCHAR NOT NULL DEFAULT 'accepted'",
-        "CREATE INDEX feedback_time ON feedback (accepted_time)",
-    ):
-        connection.execute(text(statement))
-    metadata.create_all(connection)
-
-
-steps: Mapping[int, Callable[[Connection], None]] = {
-    1: _all_kinds_of_feedback,
-    2: _feedback_can_end,
-}
-"""By the version they start from."""

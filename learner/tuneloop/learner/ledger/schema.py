@@ -1,8 +1,11 @@
-"""Tables of the ledger: SQLAlchemy Core, SQLite here, nothing that Postgres lacks.
+"""Tables of the ledger: SQLAlchemy Core, for SQLite and Postgres.
 
 Each table's key is what makes an event that comes twice have one effect. Times are seconds since
-the epoch (UTC), so that both databases order and compare them alike.
+the epoch (UTC), so that both databases order and compare them alike. Every change here comes with a
+revision in `migrations/versions` that brings an older ledger up to it; a newer one is refused.
 """
+
+from typing import Any
 
 from sqlalchemy import (
     Boolean,
@@ -16,16 +19,25 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
     UniqueConstraint,
     false,
     true,
 )
 
-SCHEMA_VERSION = 3
-"""Raised with every change below, together with a step in `migration` that brings an older ledger
-up to it; a newer one is refused."""
-
 metadata = MetaData()
+
+
+class PlainText(TypeDecorator[str]):
+    """Text of users and models, in which there may be a NUL; Postgres keeps none."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        """Put the character for what cannot be shown in its place."""
+        return None if value is None else value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
 
 facts = Table(
     "facts",
@@ -44,8 +56,8 @@ rollouts = Table(
     Column("tenant", String, nullable=False),
     Column("user_hash", String, nullable=False, index=True),
     Column("messages", Text, nullable=False, comment="JSON: [[role, content], …]"),
-    Column("prompt_text", Text, nullable=False),
-    Column("completion_text", Text, nullable=False),
+    Column("prompt_text", PlainText, nullable=False),
+    Column("completion_text", PlainText, nullable=False),
     Column("prompt_tokens", LargeBinary, nullable=False, comment="int32, little-endian"),
     Column("completion_tokens", LargeBinary, nullable=False, comment="int32, little-endian"),
     Column("generation_logprobs", LargeBinary, nullable=False, comment="float32, little-endian"),
@@ -149,7 +161,7 @@ samples = Table(
     Column("objective", String, primary_key=True),
     Column("kind", String, nullable=False, comment="How it is built: see `routing`"),
     Column("state", String, nullable=False, comment="See `votes`, `ready` and `ending`"),
-    Column("note", Text, nullable=True, comment="Why it was refused"),
+    Column("note", PlainText, nullable=True, comment="Why it was refused"),
     Column("completion_id", String, nullable=False, comment="The chosen one of a pair"),
     Column("rejected_id", String, nullable=True, comment="The other one of a pair"),
     Column("weight", Float, nullable=False, server_default="1"),

@@ -53,6 +53,8 @@ def traffic(database: Database, versions: Sequence[int]) -> dict[int, Traffic]:
 
 def mean_of_sums(count: int, total: float, squares: float) -> Mean:
     """The mean of values whose sum and sum of squares are known."""
+    # Postgres adds whole numbers up in decimals.
+    total, squares = float(total), float(squares)
     mean = total / count
     if count < 2:
         return Mean(value=mean, margin=None)
