@@ -27,7 +27,11 @@ INTRODUCTION = """# Settings
 Each process reads its settings from the environment, once, at start. A value that does not fit, or
 a name with the process's prefix that nothing reads, stops the process with a message that names it.
 `tuneloop up` gives its processes what they need to find each other; whatever you set yourself in
-the environment wins. `TUNELOOP_LOG_LEVEL` (DEBUG, INFO, WARNING, ERROR) works in every process.
+the environment wins.
+
+Four things work in every process: `TUNELOOP_LOG_LEVEL` (DEBUG, INFO, WARNING, ERROR),
+`TUNELOOP_LOG_FORMAT` (text, json), `TUNELOOP_LOG_QUOTES` (no, yes: whether log lines may quote
+prompts and completions) and OpenTelemetry's `OTEL_…`; see [observability.md](observability.md).
 
 This page is generated: `python -m docs.render_settings`.
 """

@@ -97,6 +97,8 @@ class Feedback:
     judgement: Judgement
     accepted_time: datetime
     metadata: Mapping[str, str] = field(default_factory=dict)
+    traceparent: str = field(default="", compare=False)
+    """The trace it belongs to; empty where nobody traces."""
 
     @property
     def kind(self) -> FeedbackKind:

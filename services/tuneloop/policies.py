@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 
@@ -32,6 +32,8 @@ class WeightsReference:
     uri: str
     """Folder of the version in the weight store."""
     manifest_sha256: str
+    traceparent: str = field(default="", compare=False)
+    """The trace it belongs to; empty where nobody traces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,3 +64,5 @@ class Activation:
     replica: str
     activated_time: datetime
     swap_seconds: float
+    traceparent: str = field(default="", compare=False)
+    """The trace it belongs to; empty where nobody traces."""

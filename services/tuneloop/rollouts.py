@@ -158,6 +158,8 @@ class Rollout:
     source: RolloutSource = RolloutSource.USER
     columns: Mapping[str, Any] = field(default_factory=dict)
     """What else the prompts file says of the prompt, JSON values by name; for reward functions."""
+    traceparent: str = field(default="", compare=False)
+    """The trace it belongs to; empty where nobody traces."""
 
     @property
     def oldest_policy_version(self) -> int:
@@ -204,6 +206,8 @@ class ScoredRollout:
     score: Score
     reward_model_version: int
     scored_time: datetime
+    traceparent: str = field(default="", compare=False)
+    """The trace it belongs to; empty where nobody traces."""
 
 
 def merge_spans(versions: Sequence[int]) -> tuple[PolicyVersionSpan, ...]:

@@ -64,7 +64,7 @@ class Learner:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(run_all(self.bus, self.policy, self.intakes, self.loop.arrived.set))
             tasks.create_task(self.loop.run())
-            tasks.create_task(keep_fresh(self.database))
+            tasks.create_task(keep_fresh(self.database, self.loop.progress))
             tasks.create_task(self.expiry.run())
             if self.prompting is not None:
                 tasks.create_task(self.prompting.run())

@@ -1,8 +1,10 @@
 """Gauges of what the ledger holds, refreshed now and then."""
 
 import asyncio
+from collections.abc import Callable, Sequence
 
 from tuneloop.learner import evaluation, metrics
+from tuneloop.learner.batches import Progress
 from tuneloop.learner.ledger import forget, ready
 from tuneloop.learner.ledger.database import Database
 
@@ -22,8 +24,15 @@ def refresh(database: Database) -> None:
     evaluation.show(database)
 
 
-async def keep_fresh(database: Database) -> None:
+def show_progress(progress: Sequence[Progress]) -> None:
+    """How full the next batches are."""
+    for part in progress:
+        metrics.batch_fill.labels(part.objective).set(part.have / max(1, part.want))
+
+
+async def keep_fresh(database: Database, progress: Callable[[], Sequence[Progress]]) -> None:
     """Refresh for ever."""
     while True:
         await asyncio.to_thread(refresh, database)
+        show_progress(await asyncio.to_thread(progress))
         await asyncio.sleep(EVERY_SECONDS)

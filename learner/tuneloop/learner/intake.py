@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from tuneloop import tracing
 from tuneloop.bus import Bus, Consumer, Delivery
 from tuneloop.bus.subjects import (
     FEEDBACK,
@@ -26,7 +27,7 @@ from tuneloop.bus.subjects import (
 from tuneloop.bus.subjects import weights_activated as activated_subject
 from tuneloop.errors import CorruptData, TuneloopError
 from tuneloop.feedback import Feedback, Retraction
-from tuneloop.learner import metrics
+from tuneloop.learner import metrics, trail
 from tuneloop.learner.ledger import ending, lineage, record
 from tuneloop.learner.ledger.database import Database
 from tuneloop.policies import Activation
@@ -88,6 +89,7 @@ class Intake:
 
     async def handle(self, bus: Bus, durable: str, deliveries: Sequence[Delivery]) -> None:
         """Record deliveries and acknowledge them."""
+        started_ns = time.time_ns()
         events: list[tuple[Delivery, Any]] = []
         for delivery in deliveries:
             try:
@@ -98,11 +100,15 @@ class Intake:
         try:
             await asyncio.to_thread(self.record, [event for _, event in events])
         except SQLAlchemyError as error:
-            logger.error("%s: a batch could not be recorded: %s", durable, error)
+            # Postgres quotes whole rows in the lines that follow the first.
+            problem = str(error).partition("\n")[0]
+            logger.error("%s: a batch could not be recorded: %s", durable, problem)
             # One event must not keep the others out.
             for delivery, event in events:
                 await self._handle_alone(bus, durable, delivery, event)
             return
+        if tracing.on():
+            trail.take_in((event for _, event in events), started_ns)
         for delivery, _ in events:
             await delivery.ack()
 

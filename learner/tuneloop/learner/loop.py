@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
+from tuneloop import tracing
 from tuneloop.bus import Bus
 from tuneloop.bus.subjects import learner_step
 from tuneloop.errors import TuneloopError
-from tuneloop.learner import metrics
+from tuneloop.learner import metrics, trail
 from tuneloop.learner.batches import Progress
 from tuneloop.learner.ledger import ready
 from tuneloop.learner.ledger.database import Database
@@ -165,8 +166,15 @@ class Loop:
 
     async def _step(self, trainee: Trainee, batch: Batch) -> None:
         self.state = "stepping"
+        links = trail.links_of(batch) if tracing.on() else ()
+        attributes: tracing.Attributes = {
+            "tuneloop.model": trainee.model,
+            "tuneloop.samples": len(batch),
+        }
         try:
-            result = await self._worker.run(trainee.train, batch)
+            with tracing.span("step", links=links, attributes=attributes):
+                result = await self._worker.run(trainee.train, batch)
+                trail.stepped(trainee.model)
         except (TuneloopError, RuntimeError, ValueError, ArithmeticError) as error:
             await self._failed(trainee, batch, error)
             return
@@ -230,7 +238,10 @@ class Loop:
             self.state = "publishing"
             await self._commit(trainee)
             figures = self.last_metrics.get(trainee.model, {})
-            await self._worker.run(self._publisher.save, trainee, figures)
+            *links, last = trail.steps_of(trainee.model) or ("",)
+            with tracing.span("make version", parent=last, links=links):
+                version = await self._worker.run(self._publisher.save, trainee, figures)
+                trail.made(trainee.model, version)
         await self._publisher.push(trainee)
 
     def _version_due(self, trainee: Trainee) -> bool:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from tuneloop import disk, tracing
 from tuneloop.errors import FailedPrecondition, SettingsError, TuneloopError
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.priority import lower_priority
@@ -26,6 +27,7 @@ def main() -> None:
     """Run until SIGTERM or SIGINT; of several ranks under torchrun the others help the first."""
     settings = load_or_exit(LearnerSettings)
     start_logging("learner")
+    tracing.start("learner")
     # Serving comes first where both share a machine.
     lower_priority(os.getpid(), settings.niceness)
     if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
@@ -43,6 +45,7 @@ def main() -> None:
         logger.error("cannot start: %s", error.message)
         status = 2 if isinstance(error, SettingsError) else 1
     lock.close()
+    tracing.stop()
     logging.shutdown()
     # The trainer's thread may be in the middle of a step, of which nothing is committed; an
     # ordinary exit would run into it.
@@ -92,6 +95,7 @@ async def serve(settings: LearnerSettings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     serve_metrics(settings.host, settings.metrics_port)
+    disk.watch("data", settings.data_dir)
     # SQLAlchemy, grpc and, once models are loaded, torch come in here.
     from tuneloop.learner.assembly import assemble
 

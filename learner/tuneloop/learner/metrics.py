@@ -39,6 +39,12 @@ samples = Gauge(
     "Samples by objective and state: ready, waiting for a rollout, used.",
     ["objective", "state"],
 )
+batch_fill = Gauge(
+    "tuneloop_learner_batch_fill_ratio",
+    "Samples that are ready by those that a full batch takes: from 1 on a step is due. Objective "
+    "judgements stands for sft, kto and dpo together.",
+    ["objective"],
+)
 rollouts_stale = Counter(
     "tuneloop_learner_rollouts_stale_total", "Scored rollouts left out as older than max_staleness."
 )
@@ -56,6 +62,10 @@ steps_skipped = Counter(
 steps_failed = Counter(
     "tuneloop_learner_steps_failed_total", "Steps that raised and will be tried again.", ["model"]
 )
+for model in ("policy", "reward_model"):
+    # There from the start, so that the first one is an increase.
+    steps.labels(model)
+    steps_failed.labels(model)
 step_seconds = Histogram(
     "tuneloop_learner_step_seconds",
     "Seconds of an optimizer step.",

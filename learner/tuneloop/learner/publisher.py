@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tuneloop import tracing
 from tuneloop.bus import Bus
 from tuneloop.bus.subjects import weights_published
 from tuneloop.errors import Conflict, Overloaded, Unavailable, WeightsRefused
-from tuneloop.learner import metrics
+from tuneloop.learner import metrics, trail
 from tuneloop.learner.durable import keep_only, write_folder
 from tuneloop.learner.ledger import agreement, lineage, steps, versions
 from tuneloop.learner.ledger.database import Database
@@ -178,6 +179,16 @@ class Publisher:
         return True
 
     async def _bring_on(self, version: Version) -> None:
+        model, number = version.model, version.version
+        made = trail.of_version(model, number)
+        attributes: tracing.Attributes = {
+            "tuneloop.model": model,
+            "tuneloop.policy_version": number,
+        }
+        with tracing.span("publish version", kind="producer", parent=made, attributes=attributes):
+            await self._advance(version)
+
+    async def _advance(self, version: Version) -> None:
         model, number, stage = version.model, version.version, version.stage
         if stage == "saved":
             await asyncio.to_thread(self._send_to_store, version)

@@ -23,28 +23,32 @@ THUMB_VALUE_UP: ThumbValue
 THUMB_VALUE_DOWN: ThumbValue
 
 class RolloutGenerated(_message.Message):
-    __slots__ = ("event_id", "rollout")
+    __slots__ = ("event_id", "rollout", "traceparent")
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     ROLLOUT_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     rollout: _rollout_pb2.Rollout
-    def __init__(self, event_id: _Optional[str] = ..., rollout: _Optional[_Union[_rollout_pb2.Rollout, _Mapping]] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, event_id: _Optional[str] = ..., rollout: _Optional[_Union[_rollout_pb2.Rollout, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class RolloutScored(_message.Message):
-    __slots__ = ("event_id", "policy", "completion_id", "score", "reward_model_version", "scored_time")
+    __slots__ = ("event_id", "policy", "completion_id", "score", "reward_model_version", "scored_time", "traceparent")
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_ID_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     REWARD_MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SCORED_TIME_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     policy: str
     completion_id: str
     score: _reward_pb2.Score
     reward_model_version: int
     scored_time: _timestamp_pb2.Timestamp
-    def __init__(self, event_id: _Optional[str] = ..., policy: _Optional[str] = ..., completion_id: _Optional[str] = ..., score: _Optional[_Union[_reward_pb2.Score, _Mapping]] = ..., reward_model_version: _Optional[int] = ..., scored_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, event_id: _Optional[str] = ..., policy: _Optional[str] = ..., completion_id: _Optional[str] = ..., score: _Optional[_Union[_reward_pb2.Score, _Mapping]] = ..., reward_model_version: _Optional[int] = ..., scored_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class Thumb(_message.Message):
     __slots__ = ("value",)
@@ -85,7 +89,7 @@ class Comment(_message.Message):
     def __init__(self, text: _Optional[str] = ...) -> None: ...
 
 class FeedbackGiven(_message.Message):
-    __slots__ = ("event_id", "policy", "tenant", "user_hash", "completion_id", "thumb", "rating", "comparison", "ranking", "demonstration", "comment", "accepted_time", "metadata")
+    __slots__ = ("event_id", "policy", "tenant", "user_hash", "completion_id", "thumb", "rating", "comparison", "ranking", "demonstration", "comment", "accepted_time", "metadata", "traceparent")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +110,7 @@ class FeedbackGiven(_message.Message):
     COMMENT_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_TIME_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     policy: str
     tenant: str
@@ -119,7 +124,8 @@ class FeedbackGiven(_message.Message):
     comment: Comment
     accepted_time: _timestamp_pb2.Timestamp
     metadata: _containers.ScalarMap[str, str]
-    def __init__(self, event_id: _Optional[str] = ..., policy: _Optional[str] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., completion_id: _Optional[str] = ..., thumb: _Optional[_Union[Thumb, _Mapping]] = ..., rating: _Optional[_Union[Rating, _Mapping]] = ..., comparison: _Optional[_Union[Comparison, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., demonstration: _Optional[_Union[Demonstration, _Mapping]] = ..., comment: _Optional[_Union[Comment, _Mapping]] = ..., accepted_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, event_id: _Optional[str] = ..., policy: _Optional[str] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., completion_id: _Optional[str] = ..., thumb: _Optional[_Union[Thumb, _Mapping]] = ..., rating: _Optional[_Union[Rating, _Mapping]] = ..., comparison: _Optional[_Union[Comparison, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., demonstration: _Optional[_Union[Demonstration, _Mapping]] = ..., comment: _Optional[_Union[Comment, _Mapping]] = ..., accepted_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class FeedbackRetracted(_message.Message):
     __slots__ = ("event_id", "policy", "tenant", "user_hash", "feedback_id", "kind", "retracted_time")
@@ -150,20 +156,22 @@ class WeightsPublished(_message.Message):
     def __init__(self, event_id: _Optional[str] = ..., weights: _Optional[_Union[_generation_pb2.WeightsReference, _Mapping]] = ..., published_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class PolicyActivated(_message.Message):
-    __slots__ = ("event_id", "policy", "policy_version", "replica", "activated_time", "swap_seconds")
+    __slots__ = ("event_id", "policy", "policy_version", "replica", "activated_time", "swap_seconds", "traceparent")
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     ACTIVATED_TIME_FIELD_NUMBER: _ClassVar[int]
     SWAP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     policy: str
     policy_version: int
     replica: str
     activated_time: _timestamp_pb2.Timestamp
     swap_seconds: float
-    def __init__(self, event_id: _Optional[str] = ..., policy: _Optional[str] = ..., policy_version: _Optional[int] = ..., replica: _Optional[str] = ..., activated_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., swap_seconds: _Optional[float] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, event_id: _Optional[str] = ..., policy: _Optional[str] = ..., policy_version: _Optional[int] = ..., replica: _Optional[str] = ..., activated_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., swap_seconds: _Optional[float] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class LearnerStepped(_message.Message):
     __slots__ = ("event_id", "policy", "step", "metrics", "stepped_time")

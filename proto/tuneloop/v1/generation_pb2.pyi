@@ -162,16 +162,18 @@ class GenerateResponse(_message.Message):
     def __init__(self, delta: _Optional[_Union[GenerateDelta, _Mapping]] = ..., final: _Optional[_Union[GenerateFinal, _Mapping]] = ...) -> None: ...
 
 class WeightsReference(_message.Message):
-    __slots__ = ("policy", "policy_version", "uri", "manifest_sha256")
+    __slots__ = ("policy", "policy_version", "uri", "manifest_sha256", "traceparent")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     URI_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_SHA256_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     policy: str
     policy_version: int
     uri: str
     manifest_sha256: str
-    def __init__(self, policy: _Optional[str] = ..., policy_version: _Optional[int] = ..., uri: _Optional[str] = ..., manifest_sha256: _Optional[str] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, policy: _Optional[str] = ..., policy_version: _Optional[int] = ..., uri: _Optional[str] = ..., manifest_sha256: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class LoadWeightsRequest(_message.Message):
     __slots__ = ("weights", "activate")

@@ -155,6 +155,8 @@ class JetStreamBus:
         self, *, stream: str, durable: str, subjects: Sequence[str], ack_wait: float
     ) -> JetStreamConsumer:
         """Open a durable consumer; see `Bus.consume`."""
+        # There from the start, so that the first one is an increase.
+        metrics.dead_letters.labels(durable)
         configuration = {
             "durable_name": durable,
             "name": durable,

@@ -210,6 +210,8 @@ class MemoryBus:
         self, *, stream: str, durable: str, subjects: Sequence[str], ack_wait: float
     ) -> MemoryConsumer:
         """Open a durable consumer; see `Bus.consume`."""
+        # There from the start, so that the first one is an increase.
+        metrics.dead_letters.labels(durable)
         self.check()
         known = self._durables.setdefault(
             (stream, durable), Durable(stream=stream, subjects=(), ack_wait=ack_wait)

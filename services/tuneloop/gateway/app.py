@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from tuneloop import tracing
 from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.gateway import data, events, health, learner, page, policies, scoring, users
@@ -24,6 +25,7 @@ from tuneloop.gateway.keyring import KeyRing
 from tuneloop.gateway.openai import chat, completions, models
 from tuneloop.gateway.openapi import install_openapi
 from tuneloop.gateway.settings import GatewaySettings
+from tuneloop.gateway.tracing import Traced
 
 routers = (
     page.router,
@@ -71,6 +73,7 @@ def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
         middleware=[
+            *([Middleware(Traced)] if tracing.on() else []),
             Middleware(Edge),
             Middleware(
                 CORSMiddleware,

@@ -4,6 +4,7 @@ import gc
 import signal
 import socket
 
+from tuneloop import tracing
 from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.settings import load_or_exit
 from tuneloop.telemetry import start_logging
@@ -13,6 +14,7 @@ def main() -> None:
     """Read the settings, then serve until SIGTERM or SIGINT."""
     settings = load_or_exit(GatewaySettings)
     logger = start_logging("gateway")
+    tracing.start("gateway")
 
     import uvicorn
 

@@ -38,6 +38,8 @@ feedback_refused = Counter(
     "Feedback not accepted, by the code of the error that was answered.",
     ["reason"],
 )
+# There from the start, so that the first one is an increase.
+feedback_refused.labels("unavailable")
 feedback_retracted = Counter(
     "tuneloop_gateway_feedback_retracted_total", "Retractions stored by the bus and acknowledged."
 )

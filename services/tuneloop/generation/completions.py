@@ -57,6 +57,8 @@ class CompletionRequest:
     clip_max_tokens: bool
     source: RolloutSource = RolloutSource.USER
     columns: Mapping[str, Any] = field(default_factory=dict)
+    traceparent: str = ""
+    """Of the call; empty where nobody traces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +282,7 @@ class Completions:
                 finished_time=datetime.now(UTC),
                 source=request.source,
                 columns=request.columns,
+                traceparent=request.traceparent,
             )
         )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from tuneloop import tracing
 from tuneloop.errors import FailedPrecondition, NotFound, TuneloopError, Unavailable, WeightsRefused
 from tuneloop.generation import metrics
 from tuneloop.generation.admission import check_fits, check_manifest
@@ -148,7 +149,12 @@ class HotSwap:
         Raises `WeightsRefused`, `NotFound` or `Unavailable`; then the old version goes on serving.
         A swap that has begun is carried through even when its caller is cancelled.
         """
-        return await asyncio.shield(self.in_background(self.swap(reference, at_start)))
+        with tracing.span(
+            "activate version",
+            parent=reference.traceparent,
+            attributes={"tuneloop.policy_version": reference.policy_version},
+        ):
+            return await asyncio.shield(self.in_background(self.swap(reference, at_start)))
 
     def in_background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A task that is kept until it is done."""
@@ -264,6 +270,7 @@ class HotSwap:
                 replica=self.options.replica,
                 activated_time=self.activated_time,
                 swap_seconds=seconds,
+                traceparent=tracing.traceparent(),
             )
         )
 

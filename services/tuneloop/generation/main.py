@@ -7,6 +7,7 @@ import os
 import signal
 from typing import Any
 
+from tuneloop import disk, tracing
 from tuneloop.errors import SettingsError, TuneloopError
 from tuneloop.generation.settings import GenerationSettings
 from tuneloop.settings import load_or_exit
@@ -19,6 +20,7 @@ def main() -> None:
     """Run until SIGTERM or SIGINT; exit status 1 when the engine has died."""
     settings = load_or_exit(GenerationSettings)
     start_logging("generation")
+    tracing.start("generation")
 
     import uvloop
 
@@ -28,6 +30,7 @@ def main() -> None:
     except TuneloopError as error:
         logger.error("cannot start: %s", error.message)
         status = 1
+    tracing.stop()
     logging.shutdown()
     # All that had to end has ended; the interpreter's own end would only have vLLM's and triton's
     # modules complain of one another.
@@ -40,6 +43,7 @@ async def serve(settings: GenerationSettings) -> int:
     if not (settings.model / "config.json").exists():
         raise SettingsError(f"TUNELOOP_GENERATION_MODEL: no model in {settings.model}")
     serve_metrics(settings.host, settings.metrics_port)
+    disk.watch("weights_cache", settings.weights_cache_dir)
 
     from tuneloop.bus.jetstream import JetStreamBus
     from tuneloop.generation.replica import make_replica

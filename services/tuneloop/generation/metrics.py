@@ -44,6 +44,9 @@ pause_seconds = Histogram(
 swaps_refused = Counter(
     "tuneloop_swaps_refused_total", "Versions that were not loaded, by what refused them.", ["by"]
 )
+for part in ("store", "check", "engine"):
+    # There from the start, so that the first one is an increase.
+    swaps_refused.labels(part)
 feedback_to_serving = Histogram(
     "tuneloop_feedback_to_serving_seconds",
     "Seconds from the oldest feedback in a new version to that version serving.",
@@ -57,4 +60,6 @@ rollouts_retried = Counter(
 rollouts_dropped = Counter(
     "tuneloop_rollouts_dropped_total", "Rollouts that could not be stored, by reason.", ["reason"]
 )
+for reason in ("invalid", "overflow", "refused", "shutdown"):
+    rollouts_dropped.labels(reason)
 rollout_buffer_length = Gauge("tuneloop_rollout_buffer_length", "Events waiting to be stored.")

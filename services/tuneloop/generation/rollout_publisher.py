@@ -12,7 +12,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from tuneloop import wire
+from tuneloop import tracing, wire
 from tuneloop.bus import Bus, subjects
 from tuneloop.errors import TuneloopError, Unavailable
 from tuneloop.generation import metrics
@@ -35,6 +35,8 @@ class Event:
     subject: str
     event_id: str
     data: bytes
+    traceparent: str
+    """Of what it tells of; empty where nobody traces."""
 
 
 class RolloutPublisher:
@@ -58,13 +60,16 @@ class RolloutPublisher:
             return
         subject = subjects.rollout_generated(rollout.policy, rollout.user_hash)
         data = wire.encode_rollout_generated(rollout)
-        self.put(Event(subject=subject, event_id=wire.rollout_event_id(rollout), data=data))
+        event_id = wire.rollout_event_id(rollout)
+        traceparent = rollout.traceparent
+        self.put(Event(subject=subject, event_id=event_id, data=data, traceparent=traceparent))
 
     def publish_activation(self, activation: Activation) -> None:
         """Take the news that a version serves."""
         subject = subjects.weights_activated(activation.policy)
         event_id = wire.activation_event_id(activation)
-        self.put(Event(subject=subject, event_id=event_id, data=wire.encode_activation(activation)))
+        data, traceparent = wire.encode_activation(activation), activation.traceparent
+        self.put(Event(subject=subject, event_id=event_id, data=data, traceparent=traceparent))
 
     def put(self, event: Event) -> None:
         """Add to the buffer; the oldest gives way when it is full."""
@@ -124,7 +129,9 @@ class RolloutPublisher:
     async def attempt(self, event: Event) -> bool:
         """Publish once; False when it is worth another try."""
         try:
-            await self.bus.publish(event.subject, event.data, event_id=event.event_id)
+            name = "publish rollout" if ".rollout." in event.subject else "publish activation"
+            with tracing.span(name, kind="producer", parent=event.traceparent):
+                await self.bus.publish(event.subject, event.data, event_id=event.event_id)
         except Unavailable as error:
             metrics.rollouts_retried.inc()
             logger.debug("%s is kept for later: %s", event.event_id, error)

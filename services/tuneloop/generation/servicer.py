@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from tuneloop import wire
+from tuneloop import tracing, wire
 from tuneloop.bus import subjects
 from tuneloop.errors import InvalidRequest, NotFound
 from tuneloop.generation.completions import CompletionRequest, Completions, Final
@@ -149,6 +149,7 @@ def completion_request(request: generation_pb2.GenerateRequest) -> CompletionReq
         clip_max_tokens=request.clip_max_tokens,
         source=wire.source_from_proto(request.source),
         columns=wire.columns_from_proto(request.columns),
+        traceparent=tracing.traceparent(),
     )
 
 

@@ -14,13 +14,14 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from tuneloop import wire
+from tuneloop import tracing, wire
 from tuneloop.bus import Bus, Consumer, Delivery, subjects
 from tuneloop.errors import InvalidRequest, TuneloopError, Unavailable
 from tuneloop.reward import metrics
 from tuneloop.reward.scorer import candidate_of
 from tuneloop.reward.scoring import ScoredBatch, Scoring
 from tuneloop.rollouts import FinishReason, Rollout, Score, ScoredRollout
+from tuneloop.telemetry import quote
 
 log = logging.getLogger("tuneloop.reward")
 
@@ -106,6 +107,7 @@ class RolloutConsumer:
         if not items:
             return
         candidates = [candidate_of(item.rollout) for item in items]
+        started_ns = time.time_ns()
         loop = asyncio.get_running_loop()
         async with working_on(items):
             try:
@@ -116,18 +118,24 @@ class RolloutConsumer:
                 log.exception("could not score %d rollouts", len(items))
                 await asyncio.gather(*(self._retry(item.delivery) for item in items))
                 return
-        await asyncio.gather(*(self._settle(item, row, scored) for row, item in enumerate(items)))
+        await asyncio.gather(
+            *(self._settle(item, row, scored, started_ns) for row, item in enumerate(items))
+        )
 
-    async def _settle(self, item: Item, row: int, batch: ScoredBatch) -> None:
+    async def _settle(self, item: Item, row: int, batch: ScoredBatch, started_ns: int) -> None:
         """Publish a score; what a scorer failed on comes again, and is a dead letter in the end."""
         problem = batch.failures.get(row)
         if problem is None:
-            await self._publish(item, batch.scores[row], batch)
+            traceparent = tracing.emit(
+                "score", kind="consumer", parent=item.rollout.traceparent, started_ns=started_ns
+            )
+            await self._publish(item, batch.scores[row], batch, traceparent)
         elif item.delivery.deliveries < MAX_DELIVERIES:
             await self._retry(item.delivery)
         else:
-            reason = f"completion {item.rollout.completion_id}: {problem}"
-            await self._bury(item.delivery, reason)
+            where = f"completion {item.rollout.completion_id}"
+            gist = f"{where}: a scorer failed"
+            await self._bury(item.delivery, f"{where}: {problem}", gist)
 
     async def _take(self, delivery: Delivery) -> Item | None:
         """The rollout of a delivery; None where there is nothing to score, which is settled."""
@@ -148,12 +156,15 @@ class RolloutConsumer:
             return None
         return Item(delivery=delivery, rollout=rollout)
 
-    async def _bury(self, delivery: Delivery, reason: str) -> None:
-        log.error("rollout %d of the stream: %s", delivery.sequence, reason)
+    async def _bury(self, delivery: Delivery, reason: str, gist: str = "") -> None:
+        """Make a dead letter; `gist` is its reason where that may quote the completion."""
+        log.error("rollout %d of the stream: %s", delivery.sequence, quote(reason, gist or reason))
         await self._bus.dead_letter(delivery, consumer=DURABLE, reason=reason)
         metrics.rollouts.labels("dead").inc()
 
-    async def _publish(self, item: Item, score: Score, batch: ScoredBatch) -> None:
+    async def _publish(
+        self, item: Item, score: Score, batch: ScoredBatch, traceparent: str
+    ) -> None:
         """Store a score, then acknowledge its rollout."""
         rollout = item.rollout
         scored = ScoredRollout(
@@ -162,6 +173,7 @@ class RolloutConsumer:
             score=score,
             reward_model_version=batch.reward_model_version,
             scored_time=datetime.now(UTC),
+            traceparent=traceparent,
         )
         try:
             await self._bus.publish(

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 
+from tuneloop import tracing
 from tuneloop.errors import TuneloopError
 from tuneloop.reward.settings import RewardSettings
 from tuneloop.settings import load_or_exit
@@ -14,6 +15,7 @@ def main() -> None:
     """Score until SIGTERM or SIGINT."""
     settings = load_or_exit(RewardSettings)
     log = start_logging("reward")
+    tracing.start("reward")
     # Reward functions are found beside where the process is started, as with `python -m`.
     sys.path.append(os.getcwd())
     from tuneloop.reward.service import run

@@ -43,6 +43,9 @@ swap_seconds = Histogram(
 swaps_refused = Counter(
     "tuneloop_reward_swaps_refused_total", "Versions refused, by kind of error.", ["reason"]
 )
+for reason in ("CORRUPT_DATA", "WEIGHTS_REFUSED", "INTERNAL"):
+    # There from the start, so that the first one is an increase.
+    swaps_refused.labels(reason)
 judge_replies = Counter(
     "tuneloop_reward_judge_replies_total",
     "Replies of the judge: parsed, unparsed (no verdict in it), refused (too long, or against the "

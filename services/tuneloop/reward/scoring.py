@@ -18,6 +18,7 @@ from tuneloop.reward.reward_model import RewardModelScorer
 from tuneloop.reward.scorer import Candidate, Scorer, columns_of
 from tuneloop.reward.verdicts import Columns, Failure, Verdict, ask, check_columns
 from tuneloop.rollouts import Score, ScorerResult
+from tuneloop.telemetry import quote
 
 log = logging.getLogger("tuneloop.reward")
 
@@ -89,8 +90,9 @@ class Scoring:
                 count(scorer, verdict)
                 if isinstance(verdict, Failure):
                     failures[row] = f"scorer {scorer.name} {verdict.problem}"
-                    where = candidates[row].completion_id or f"{candidates[row].completion!r:.60}"
-                    log.warning("completion %s: %s", where, failures[row])
+                    where = candidates[row].completion_id or f"{row + 1} of a request"
+                    problem = quote(verdict.problem, verdict.gist)
+                    log.warning("completion %s: scorer %s %s", where, scorer.name, problem)
         scores = tuple(self._combine(verdicts, row) for row in range(len(candidates)))
         for score in scores:
             if score.reward is not None:

@@ -6,8 +6,10 @@ row to blame is found and the others get their scores; but not where it was over
 
 import inspect
 import math
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tuneloop.errors import InvalidRequest
@@ -26,7 +28,9 @@ class Failure:
     reason: str
     """`error`, `timeout`, `wrong_length`, `wrong_type`, `not_a_number` or `not_finite`."""
     problem: str
-    """For people: `raised ValueError: no such key`."""
+    """For people: `raised ValueError: no such key`. It may quote what was scored."""
+    gist: str
+    """The same without what it may quote: `raised ValueError at my_rewards.py:12`."""
 
     def at(
         self, scorer: str, row: int, completion: str, places: Sequence[str] | None
@@ -105,20 +109,28 @@ def _call(
         if inspect.isawaitable(answer):
             answer = result_of(answer)
     except Overdue as error:
-        return Failure(reason="timeout", problem=str(error))
+        return Failure(reason="timeout", problem=str(error), gist=str(error))
     except Exception as error:
-        return Failure(reason="error", problem=f"raised {type(error).__name__}: {error}")
+        return raised(error)
     # Arrays and tensors give plain numbers at once; what is iterable but no row of scores does not
     # pass for one.
     answer = answer.tolist() if hasattr(answer, "tolist") else answer
     if isinstance(answer, str | bytes | Mapping) or not hasattr(answer, "__iter__"):
         problem = f"returned {type(answer).__name__}, not a list of numbers"
-        return Failure(reason="wrong_type", problem=problem)
+        return Failure(reason="wrong_type", problem=problem, gist=problem)
     scores = list(answer)
     if len(scores) != len(completions):
         problem = f"returned {len(scores)} scores for {len(completions)} completions"
-        return Failure(reason="wrong_length", problem=problem)
+        return Failure(reason="wrong_length", problem=problem, gist=problem)
     return scores
+
+
+def raised(error: Exception) -> Failure:
+    """What a scorer raised, or returned in place of a score."""
+    name = type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return Failure(reason="error", problem=f"raised {name}: {error}", gist=f"raised {name}{place}")
 
 
 def checked(value: object) -> Verdict:
@@ -129,13 +141,16 @@ def checked(value: object) -> Verdict:
     if value is None:
         return None
     if isinstance(value, Exception):
-        return Failure(reason="error", problem=f"raised {type(value).__name__}: {value}")
+        return raised(value)
     try:
         number = None if isinstance(value, str | bytes) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError, RuntimeError):
         number = None
     if number is None:
-        return Failure(reason="not_a_number", problem=f"returned {value!r:.80}, not a number")
+        gist = f"returned {type(value).__name__}, not a number"
+        problem = f"returned {value!r:.80}, not a number"
+        return Failure(reason="not_a_number", problem=problem, gist=gist)
     if not math.isfinite(number):
-        return Failure(reason="not_finite", problem=f"returned {number}, not a finite number")
+        problem = f"returned {number}, not a finite number"
+        return Failure(reason="not_finite", problem=problem, gist=problem)
     return number

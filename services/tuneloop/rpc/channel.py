@@ -2,6 +2,8 @@
 
 import grpc
 
+from tuneloop.rpc.tracing import client_interceptors
+
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 OPTIONS: tuple[tuple[str, int | str], ...] = (
@@ -27,4 +29,4 @@ def connect(address: str) -> grpc.aio.Channel:
     Returns at once; calls fail with UNAVAILABLE until somebody listens. Call it inside a running
     event loop.
     """
-    return grpc.aio.insecure_channel(address, options=OPTIONS)
+    return grpc.aio.insecure_channel(address, options=OPTIONS, interceptors=client_interceptors())

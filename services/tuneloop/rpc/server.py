@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection
 from tuneloop.errors import SettingsError
 from tuneloop.rpc.channel import MAX_MESSAGE_BYTES
 from tuneloop.rpc.interceptors import ErrorInterceptor
+from tuneloop.rpc.tracing import server_interceptors
 
 log = logging.getLogger("tuneloop.rpc")
 
@@ -33,7 +34,7 @@ class Server:
         self._names: list[str] = []
         self._health = health_aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor()],
+            interceptors=[*server_interceptors(), ErrorInterceptor()],
             options=[
                 ("grpc.max_send_message_length", max_message_bytes),
                 ("grpc.max_receive_message_length", max_message_bytes),

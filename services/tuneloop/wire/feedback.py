@@ -20,7 +20,7 @@ from tuneloop.wire.fields import moment, parse, require, timestamp
 
 
 def encode_feedback(feedback: Feedback) -> bytes:
-    """Event bytes of feedback; deterministic, so that equal feedback has equal bytes."""
+    """Event bytes of feedback; deterministic: equal feedback of one trace has equal bytes."""
     return feedback_to_proto(feedback).SerializeToString(deterministic=True)
 
 
@@ -34,6 +34,7 @@ def feedback_to_proto(feedback: Feedback) -> events_pb2.FeedbackGiven:
         completion_id=feedback.completion_id,
         accepted_time=timestamp(feedback.accepted_time),
         metadata=dict(feedback.metadata),
+        traceparent=feedback.traceparent or None,
     )
     match feedback.judgement:
         case Thumb(up=up):
@@ -102,6 +103,7 @@ def feedback_from_proto(message: events_pb2.FeedbackGiven) -> Feedback:
         judgement=judgement_from_proto(message),
         accepted_time=moment(message.accepted_time, "accepted_time"),
         metadata=dict(message.metadata),
+        traceparent=message.traceparent,
     )
 
 

@@ -15,6 +15,7 @@ def weights_to_proto(weights: WeightsReference) -> generation_pb2.WeightsReferen
         policy_version=weights.policy_version,
         uri=weights.uri,
         manifest_sha256=weights.manifest_sha256,
+        traceparent=weights.traceparent or None,
     )
 
 
@@ -28,6 +29,7 @@ def weights_from_proto(message: generation_pb2.WeightsReference) -> WeightsRefer
         policy_version=message.policy_version,
         uri=message.uri,
         manifest_sha256=message.manifest_sha256,
+        traceparent=message.traceparent,
     )
 
 
@@ -42,7 +44,13 @@ def decode_routing(data: bytes) -> WeightsReference:
     if message.policy_version != 0:
         return weights_from_proto(message)
     require(bool(message.policy), "policy", "missing")
-    return WeightsReference(policy=message.policy, policy_version=0, uri="", manifest_sha256="")
+    return WeightsReference(
+        policy=message.policy,
+        policy_version=0,
+        uri="",
+        manifest_sha256="",
+        traceparent=message.traceparent,
+    )
 
 
 def encode_weights_published(weights: WeightsReference, published_time: datetime) -> bytes:
@@ -76,6 +84,7 @@ def encode_activation(activation: Activation) -> bytes:
         replica=activation.replica,
         activated_time=timestamp(activation.activated_time),
         swap_seconds=activation.swap_seconds,
+        traceparent=activation.traceparent or None,
     ).SerializeToString()
 
 
@@ -90,6 +99,7 @@ def decode_activation(data: bytes) -> Activation:
         replica=message.replica,
         activated_time=moment(message.activated_time, "activated_time"),
         swap_seconds=message.swap_seconds,
+        traceparent=message.traceparent,
     )
 
 

@@ -103,7 +103,7 @@ def rollout_to_proto(rollout: Rollout) -> rollout_pb2.Rollout:
     )
 
 
-def rollout_from_proto(message: rollout_pb2.Rollout) -> Rollout:
+def rollout_from_proto(message: rollout_pb2.Rollout, traceparent: str) -> Rollout:
     """A rollout; ids, lengths, log-probs and spans are checked."""
     for field in ("completion_id", "group_id", "policy", "tenant", "user_hash"):
         require(bool(getattr(message, field)), field, "missing")
@@ -144,6 +144,7 @@ def rollout_from_proto(message: rollout_pb2.Rollout) -> Rollout:
         finished_time=moment(message.finished_time, "finished_time"),
         source=source_from_proto(message.source),
         columns=columns_from_proto(message.columns),
+        traceparent=traceparent,
     )
 
 
@@ -155,10 +156,13 @@ def rollout_event_id(rollout: Rollout) -> str:
 def encode_rollout_generated(rollout: Rollout) -> bytes:
     """Event bytes of a finished rollout."""
     return events_pb2.RolloutGenerated(
-        event_id=rollout_event_id(rollout), rollout=rollout_to_proto(rollout)
+        event_id=rollout_event_id(rollout),
+        rollout=rollout_to_proto(rollout),
+        traceparent=rollout.traceparent or None,
     ).SerializeToString()
 
 
 def decode_rollout_generated(data: bytes) -> Rollout:
     """The rollout of an event; raises `CorruptData`."""
-    return rollout_from_proto(parse(events_pb2.RolloutGenerated, data).rollout)
+    message = parse(events_pb2.RolloutGenerated, data)
+    return rollout_from_proto(message.rollout, message.traceparent)

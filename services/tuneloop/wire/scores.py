@@ -54,6 +54,7 @@ def encode_rollout_scored(scored: ScoredRollout) -> bytes:
         score=score_to_proto(scored.score),
         reward_model_version=scored.reward_model_version,
         scored_time=timestamp(scored.scored_time),
+        traceparent=scored.traceparent or None,
     ).SerializeToString()
 
 
@@ -68,4 +69,5 @@ def decode_rollout_scored(data: bytes) -> ScoredRollout:
         score=score_from_proto(message.score),
         reward_model_version=message.reward_model_version,
         scored_time=moment(message.scored_time, "scored_time"),
+        traceparent=message.traceparent,
     )

@@ -39,6 +39,8 @@ def make_engine(url: URL) -> Engine:
             url.set(drivername=DRIVER),
             # A read sees one state of the ledger from its beginning to its end.
             isolation_level="REPEATABLE READ",
+            # Errors would name the parameters of their statement: the texts of a whole batch.
+            hide_parameters=True,
             pool_pre_ping=True,
             connect_args=options | KEEPALIVE,
         )

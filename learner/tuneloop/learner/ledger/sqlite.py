@@ -8,7 +8,8 @@ from sqlalchemy.engine import URL
 
 def make_engine(url: URL) -> Engine:
     """An engine whose commits survive `kill -9` and loss of power."""
-    engine = create_engine(url)
+    # Errors would name the parameters of their statement: the texts of a whole batch.
+    engine = create_engine(url, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, record: Any) -> None:

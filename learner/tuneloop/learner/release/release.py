@@ -9,16 +9,18 @@ person's decision.
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from tuneloop.bus import Bus, RoutingEntry
 from tuneloop.bus.subjects import reward_model_key, stable_policy_key
 from tuneloop.errors import Conflict, FailedPrecondition, InvalidRequest
+from tuneloop.learner import trail
 from tuneloop.learner.ledger import versions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.policies import WeightsReference
 from tuneloop.v1 import generation_pb2
-from tuneloop.wire import parse, weights_to_proto
+from tuneloop.wire import encode_routing, parse
 
 logger = logging.getLogger("tuneloop.learner.release")
 
@@ -117,7 +119,9 @@ class Release:
         raise Conflict("the routing table keeps changing; try again", retry_after=1.0)
 
     async def _set(self, model: str, target: WeightsReference, entry: RoutingEntry | None) -> bool:
-        value = weights_to_proto(target).SerializeToString()
+        # Generation's loading of it then belongs to the trace in which it was made.
+        made = trail.of_version(model, target.policy_version)
+        value = encode_routing(replace(target, traceparent=made))
         revision = None if entry is None else entry.revision
         try:
             await self._bus.set_routing(self._keys[model], value, revision=revision)

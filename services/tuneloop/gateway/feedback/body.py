@@ -17,6 +17,7 @@ from pydantic import (
     field_validator,
 )
 
+from tuneloop import tracing
 from tuneloop.bus import subjects
 from tuneloop.errors import InvalidRequest
 from tuneloop.feedback import (
@@ -157,6 +158,7 @@ def feedback_of(gateway: Gateway, body: FeedbackRequest, accepted_time: datetime
         judgement=judgement_of(gateway, body),
         accepted_time=accepted_time,
         metadata=body.metadata,
+        traceparent=tracing.traceparent(),
     )
 
 

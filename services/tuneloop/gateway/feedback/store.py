@@ -8,7 +8,7 @@ condition fails for good: a retracted id is spent.
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from tuneloop import wire
+from tuneloop import tracing, wire
 from tuneloop.bus import Bus, StoredEvent, subjects
 from tuneloop.errors import Conflict
 from tuneloop.feedback import Feedback, FeedbackStatus, Retraction
@@ -33,6 +33,11 @@ async def store(bus: Bus, feedback: Feedback, *, chosen_by_client: bool) -> bool
     subject = subjects.feedback(
         feedback.policy, feedback.kind.value, feedback.user_hash, feedback.feedback_id
     )
+    with tracing.span("publish feedback", kind="producer"):
+        return await _store(bus, subject, feedback, chosen_by_client=chosen_by_client)
+
+
+async def _store(bus: Bus, subject: str, feedback: Feedback, *, chosen_by_client: bool) -> bool:
     data = wire.encode_feedback(feedback)
     if not chosen_by_client:
         await bus.publish(subject, data, event_id=feedback.feedback_id)
