@@ -56,12 +56,15 @@ test: $(DEV) $(NODE_MODULES) models ## Set up and run the tests (under 15 minute
 test-all: $(DEV) $(NODE_MODULES) models lint ## Every test, the slow ones too.
 	$(call pytest,not gpu)
 
-lint: $(DEV) ## Formatting, lint, types, layering, protos and their drift.
+lint: $(DEV) ## Formatting, lint, types, layering, protos and their drift, what is deployed.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/helm lint --strict --quiet deploy/helm/tuneloop --values deploy/helm/test-values.yaml
+	$(BIN)/docker-compose --file deploy/compose.yaml config --quiet
 	@mkdir -p build/stubs && $(BIN)/python -m grpc_tools.protoc -I proto --python_out=build/stubs --pyi_out=build/stubs --grpc_python_out=build/stubs proto/tuneloop/v1/*.proto
 	@for f in build/stubs/tuneloop/v1/*; do cmp -s $$f proto/tuneloop/v1/$${f##*/} || { echo "$${f##*/} is out of date: run make proto" >&2; exit 1; }; done
 

@@ -16,6 +16,10 @@ from tuneloop.rpc.tracing import server_interceptors
 
 log = logging.getLogger("tuneloop.rpc")
 
+CONNECTION_AGE_SECONDS = 300.0
+"""After which a client is asked to connect anew: it then looks its target's name up again, and finds
+the replicas that were added since. Calls in flight end where they began."""
+
 
 class Server:
     """Add services, `start`, `set_serving(True)` when ready, `stop` to drain."""
@@ -27,6 +31,7 @@ class Server:
         port: int,
         drain_seconds: float = 10.0,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        connection_age_seconds: float = CONNECTION_AGE_SECONDS,
     ) -> None:
         self._host = host
         self._wanted_port = port
@@ -44,6 +49,7 @@ class Server:
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
                 ("grpc.http2.max_ping_strikes", 0),
+                ("grpc.max_connection_age_ms", int(connection_age_seconds * 1000)),
             ],
         )
         self.port = 0
