@@ -129,3 +129,11 @@ def test_a_secret_goes_only_to_who_needs_it(services: dict[str, Document]) -> No
     assert readers["postgres_password"] == {"postgres", "learner"}
     for process in PROCESSES:
         assert readers[f"nats_{process}_password"] == {"nats", process}
+
+
+def test_what_is_mounted_from_here_is_here(services: dict[str, Document]) -> None:
+    for name, service in services.items():
+        for volume in service.get("volumes", []):
+            if volume["type"] == "bind":
+                assert Path(volume["source"]).exists(), (name, volume["source"])
+                assert volume["read_only"], name

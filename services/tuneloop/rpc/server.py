@@ -17,7 +17,7 @@ from tuneloop.rpc.tracing import server_interceptors
 log = logging.getLogger("tuneloop.rpc")
 
 CONNECTION_AGE_SECONDS = 300.0
-"""After which a client is asked to connect anew: it looks its target's name up again then, and finds
+"""After which a client is asked to connect anew: it looks its target's name up again, and finds
 the replicas that were added since. Calls in flight end where they began."""
 
 
