@@ -3,8 +3,10 @@
 A test renders it again and compares, so the page cannot fall behind the code.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
@@ -37,7 +39,7 @@ This page is generated: `python -m docs.render_settings`.
 """
 
 
-def default_of(settings_class: type[BaseSettings], name: str) -> str:
+def default_of(settings_class: type[BaseModel], name: str) -> str:
     """The default as a reader would type it; empty where the setting is required."""
     field = settings_class.model_fields[name]
     value = field.get_default(call_default_factory=False)
@@ -46,17 +48,24 @@ def default_of(settings_class: type[BaseSettings], name: str) -> str:
     return "" if value is None or value == "" else f"`{value}`"
 
 
+def rows(settings_class: type[BaseModel], prefix: str) -> Iterator[str]:
+    """A line of the table for each setting; of a group of settings, one for each of its own."""
+    for name, field in settings_class.model_fields.items():
+        full = f"{prefix}{name.upper()}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from rows(field.annotation, f"{full}__")
+            continue
+        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+        yield f"| `{full}` | {default_of(settings_class, name)} | {meaning} |\n"
+
+
 def render() -> str:
     """The whole page."""
     parts = [INTRODUCTION]
     for process, settings_class in PROCESSES.items():
         prefix = settings_class.model_config.get("env_prefix", "").upper()
         parts.append(f"\n## {process}\n\n| setting | default | meaning |\n| --- | --- | --- |\n")
-        for name, field in settings_class.model_fields.items():
-            meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-            parts.append(
-                f"| `{prefix}{name.upper()}` | {default_of(settings_class, name)} | {meaning} |\n"
-            )
+        parts += rows(settings_class, prefix)
     return "".join(parts)
 
 

@@ -18,7 +18,7 @@ from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.schema import uses
 from tuneloop.learner.loop import Loop, Pace
 from tuneloop.learner.publisher import BaseModel, Publisher
-from tuneloop.learner.release import Release
+from tuneloop.learner.release.release import Release
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.trainee import Trainee
 from tuneloop.learner.worker import Worker
@@ -56,7 +56,7 @@ class Parts:
             signing_key_file=keys / "manifest_private.pem",
             verify_key_file=keys / "manifest_public.pem",
             data_dir=self.folder / "learner",
-            **{"batch_size": 4, "checkpoint_every_steps": 1, **self.options},
+            **{"batch_size": 4, "checkpoint_every_steps": 1, "release": "off", **self.options},
         )
         self.database = Database.at(self.settings.data_dir / "ledger.db")
         self.trainer = CountingTrainer()
@@ -67,7 +67,11 @@ class Parts:
             cache_dir=self.folder / "cache",
         )
         self.release = Release(
-            policy="tuneloop", bus=self.bus, database=self.database, gate="off", clock=self.clock
+            policy="tuneloop",
+            bus=self.bus,
+            database=self.database,
+            gate=self.settings.release,
+            clock=self.clock,
         )
         self.publisher = Publisher(
             bus=self.bus,

@@ -93,6 +93,8 @@ def make_learner(folder: Path, nats_url: str, policy: Path, reward_model: Path) 
         "PUBLISH_EVERY_SECONDS": 1,
         "THREADS": 1,
         "NICENESS": 0,
+        # There is no generation service that the gate could ask.
+        "RELEASE": "off",
     }
     environment = {f"TUNELOOP_LEARNER_{name}": str(value) for name, value in settings.items()}
     return LearnerProcess(folder=folder, environment=environment | {"OMP_NUM_THREADS": "1"})

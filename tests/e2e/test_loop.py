@@ -30,6 +30,8 @@ def user(
             *("--engine", "vllm"),
         ],
         environment={
+            # Versions are served as they come; the gate has a test of its own.
+            "TUNELOOP_LEARNER_RELEASE": "off",
             "TUNELOOP_LEARNER_BATCH_SIZE": "4",
             "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
             "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "1",

@@ -17,6 +17,7 @@ from tuneloop.v1 import generation_pb2
 async def parts(tmp_path: Path) -> Parts:
     """A learner that has published versions 1 and 2."""
     parts = Parts(folder=tmp_path)
+    parts.trainee.restore()
     await publish(parts, 0)
     await publish(parts, 8)
     return parts
@@ -33,16 +34,18 @@ def states(parts: Parts) -> dict[int, str]:
     return {version.version: version.state.value for version in found}
 
 
-async def test_rolling_back_serves_the_parent_and_holds_what_comes_next(parts: Parts) -> None:
+async def test_rolling_back_serves_the_last_good_version_and_holds_what_comes_next(
+    parts: Parts,
+) -> None:
     assert await parts.release.roll_back(None, "ann") == 1
     assert await parts.release.stable("policy") == 1
-    assert states(parts) == {1: "stable", 2: "retired"}
+    assert states(parts) == {1: "stable", 2: "quarantined"}
     await publish(parts, 16)
     assert await parts.release.stable("policy") == 1
     assert states(parts)[3] == "candidate"
     assert parts.release.held_by == "ann"
     await parts.release.promote(3, "bob")
-    assert states(parts) == {1: "retired", 2: "retired", 3: "stable"}
+    assert states(parts) == {1: "retired", 2: "quarantined", 3: "stable"}
     await publish(parts, 24)
     assert await parts.release.stable("policy") == 4
     with parts.database.read() as connection:

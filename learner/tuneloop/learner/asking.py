@@ -4,14 +4,24 @@ from dataclasses import dataclass
 
 import grpc
 
+from tuneloop.errors import Unavailable
 from tuneloop.learner.offline.prompt_rows import PromptRow
+from tuneloop.learner.release.answers import Answer
+from tuneloop.policies import WeightsReference
 from tuneloop.rollouts import RolloutSource, SamplingParameters
 from tuneloop.rpc.status import error_from_rpc
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc
-from tuneloop.wire import columns_to_proto, messages_to_proto, sampling_to_proto, source_to_proto
+from tuneloop.wire import (
+    columns_to_proto,
+    messages_to_proto,
+    sampling_to_proto,
+    source_to_proto,
+    weights_to_proto,
+)
 
 CONTROL_SECONDS = 5.0
 ANSWER_SECONDS = 600.0
+LOAD_SECONDS = 120.0
 TENANT = "tuneloop"
 """Of rollouts nobody asked for; their user is named as their source."""
 
@@ -26,6 +36,8 @@ class Question:
     source: RolloutSource
     policy_version: int | None = None
     """The version to answer; None is the one served."""
+    recorded: bool = True
+    """Whether the rollouts go out on the bus."""
 
 
 class Generation:
@@ -53,6 +65,34 @@ class Generation:
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from error
 
+    async def answer(self, question: Question, seconds: float) -> Answer:
+        """The answer to a question of one completion, within `seconds`. Raises `TuneloopError`."""
+        text, final = "", None
+        try:
+            async for response in self._stub.Generate(self._request(question), timeout=seconds):
+                text += response.delta.text
+                if response.HasField("final"):
+                    final = response.final
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from error
+        if final is None:
+            raise Unavailable(f"{question.completion_id}: generation ended without an answer")
+        return Answer(
+            text=text,
+            token_ids=tuple(final.token_ids),
+            logprobs=tuple(final.generation_logprobs),
+        )
+
+    async def load(self, weights: WeightsReference) -> None:
+        """Have a version held without serving it. Raises `TuneloopError`."""
+        request = generation_pb2.LoadWeightsRequest(
+            weights=weights_to_proto(weights), activate=False
+        )
+        try:
+            await self._stub.LoadWeights(request, timeout=LOAD_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from error
+
     def _request(self, question: Question) -> generation_pb2.GenerateRequest:
         asked = question.row.asked
         return generation_pb2.GenerateRequest(
@@ -64,7 +104,7 @@ class Generation:
             tenant=TENANT,
             user_hash=question.source.value,
             policy_version=question.policy_version,
-            publish_rollout=True,
+            publish_rollout=question.recorded,
             source=source_to_proto[question.source],
             columns=columns_to_proto(question.row.columns),
         )

@@ -23,7 +23,10 @@ from tuneloop.learner.loop import Batches, Loop, Pace
 from tuneloop.learner.prompting import Prompting, PromptingOptions
 from tuneloop.learner.prompts import Prompts, load_prompts
 from tuneloop.learner.publisher import BaseModel, Publisher
-from tuneloop.learner.release import Release
+from tuneloop.learner.release.assembly import make_gatekeeper
+from tuneloop.learner.release.gatekeeper import Gatekeeper
+from tuneloop.learner.release.questions import load_questions
+from tuneloop.learner.release.release import Release
 from tuneloop.learner.servicer import LearnerServicer
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.trainee import Trainee
@@ -55,6 +58,7 @@ class Learner:
     loop: Loop
     server: Server
     prompting: Prompting | None
+    gatekeeper: Gatekeeper | None
     expiry: Expiry
     dismiss: Callable[[], Awaitable[None]]
     """Lets the other ranks end; nothing can be trained then."""
@@ -68,6 +72,8 @@ class Learner:
             tasks.create_task(self.expiry.run())
             if self.prompting is not None:
                 tasks.create_task(self.prompting.run())
+            if self.gatekeeper is not None:
+                tasks.create_task(self.gatekeeper.run())
 
     async def close(self) -> None:
         """Answer no more and disconnect."""
@@ -95,6 +101,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
         settings.weights_uri,
         verifier=Verifier.from_file(settings.verify_key_file),
         signer=Signer.from_file(settings.signing_key_file),
+        cache_dir=settings.data_dir / "weights-cache",
     )
     bus = await JetStreamBus.connect(settings.nats_url, name="tuneloop-learner")
     release = Release(policy=policy, bus=bus, database=database, gate=settings.release)
@@ -102,7 +109,9 @@ async def assemble(settings: LearnerSettings) -> Learner:
     world = await worker.run(meet)
     trainees = await make_trainees(settings, database, worker, world)
     prompts = await asyncio.to_thread(load_prompts, settings)
-    held_out.hold_out(database, (row.asked.token_ids for row in prompts.evaluation))
+    questions = await asyncio.to_thread(load_questions, settings, prompts)
+    asked = [*prompts.evaluation, *(() if questions is None else questions.rows)]
+    held_out.hold_out(database, (row.asked.token_ids for row in asked))
     referring = Referring(database, trainees[0][0].trainer)
     loop = Loop(
         trainees=trainees,
@@ -123,6 +132,16 @@ async def assemble(settings: LearnerSettings) -> Learner:
             checkpoint_every_steps=settings.checkpoint_every_steps,
         ),
         between_turns=referring.go_on,
+        set_aside_after=settings.gate.set_aside_after,
+    )
+    gatekeeper = make_gatekeeper(
+        settings,
+        database=database,
+        release=release,
+        store=store,
+        questions=questions,
+        loop=loop,
+        worker=worker,
     )
     server = Server(host=settings.host, port=settings.port, drain_seconds=1.0)
     servicer = LearnerServicer(
@@ -132,6 +151,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
         release=release,
         bus=bus,
         importer=Importer(database, policy, settings.model),
+        gate=lambda: "" if gatekeeper is None else gatekeeper.waiting,
     )
     server.add(learner_pb2_grpc.add_LearnerServiceServicer_to_server, servicer)
     await server.start()
@@ -149,6 +169,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
         loop=loop,
         server=server,
         prompting=make_prompting(settings, database, prompts, loop),
+        gatekeeper=gatekeeper,
         expiry=expiry,
         dismiss=lambda: worker.run(world.dismiss),
     )

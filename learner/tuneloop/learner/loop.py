@@ -82,9 +82,13 @@ class Loop:
         worker: Worker,
         pace: Pace,
         between_turns: Callable[[], None] = lambda: None,
+        set_aside_after: int = 2,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Take `between_turns`: what else to do with the models; it blocks in their thread."""
+        """Take `between_turns`: what else to do with the models; it blocks in their thread.
+
+        `set_aside_after` is that of `GateSettings`.
+        """
         self.trainees = trainees
         self.state = "waiting"
         """`waiting`, `stepping` or `publishing`."""
@@ -97,6 +101,7 @@ class Loop:
         self._worker = worker
         self._pace = pace
         self._between_turns = between_turns
+        self._set_aside_after = set_aside_after
         self._clock = clock
         self._paused = database.fact(PAUSED) == "yes"
         self._not_before: dict[str, float] = {}
@@ -146,6 +151,8 @@ class Loop:
 
     async def turn(self, trainee: Trainee, batches: Batches) -> bool:
         """One turn of one trainee; whether it took a step."""
+        if trainee.model == "policy":
+            await self._worker.run(trainee.rewind, self._set_aside_after)
         batch = await self._next_batch(trainee, batches)
         if batch is not None:
             await self._step(trainee, batch)

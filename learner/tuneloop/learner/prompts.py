@@ -26,10 +26,7 @@ def load_prompts(settings: LearnerSettings) -> Prompts:
     """Read and tokenize the files of the settings; raises `SettingsError` naming the row."""
     if settings.prompts is None and settings.eval_prompts is None:
         return Prompts(training=(), evaluation=())
-    tokens = Tokens(settings.model, max_length=None)
-    if tokens.tokenization.tokenizer.chat_template:
-        # The service is asked as its users ask it.
-        tokens = Tokens(settings.model, max_length=None, as_chat=True)
+    tokens = tokens_of(settings)
     room = settings.prompt_max_tokens
     evaluation = {
         sha256_of(row): row for row in _read("eval_prompts", settings.eval_prompts, tokens, room)
@@ -42,6 +39,14 @@ def load_prompts(settings: LearnerSettings) -> Prompts:
     if settings.prompts is not None and not training:
         raise SettingsError("prompts: every one of them is among eval_prompts", param="prompts")
     return Prompts(training=training, evaluation=list(evaluation.values()))
+
+
+def tokens_of(settings: LearnerSettings) -> Tokens:
+    """Makes prompts as users do: a conversation, where the model has a template for one."""
+    tokens = Tokens(settings.model, max_length=None)
+    if tokens.tokenization.tokenizer.chat_template:
+        return Tokens(settings.model, max_length=None, as_chat=True)
+    return tokens
 
 
 def _read(name: str, path: Path | None, tokens: Tokens, room: int) -> Sequence[PromptRow]:

@@ -23,7 +23,7 @@ from tuneloop.learner.durable import keep_only, write_folder
 from tuneloop.learner.ledger import agreement, lineage, steps, versions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.versions import Version
-from tuneloop.learner.release import Release
+from tuneloop.learner.release.release import Release
 from tuneloop.learner.trainee import Trainee
 from tuneloop.policies import WeightsKind
 from tuneloop.weights.finite import check_finite

@@ -1,8 +1,10 @@
 """LearnerService: each call is a few lines over the ledger, the loop and the release."""
 
 import asyncio
+import json
 import logging
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -15,6 +17,7 @@ from tuneloop.learner.gauges import OBJECTIVES
 from tuneloop.learner.importing import Importer
 from tuneloop.learner.ledger import (
     browsing,
+    decisions,
     evaluations,
     exporting,
     forget,
@@ -24,10 +27,11 @@ from tuneloop.learner.ledger import (
     versions,
 )
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.decisions import Decision
 from tuneloop.learner.ledger.rows import moment
 from tuneloop.learner.ledger.versions import Version
 from tuneloop.learner.loop import Loop
-from tuneloop.learner.release import Release
+from tuneloop.learner.release.release import Release
 from tuneloop.learner.status import waiting_for
 from tuneloop.policies import ReleaseState
 from tuneloop.v1 import learner_pb2, learner_pb2_grpc
@@ -54,13 +58,18 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         release: Release,
         bus: Bus,
         importer: Importer,
+        gate: Callable[[], str] = lambda: "",
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """Take `gate`: what the gate waits for, in words."""
         self._policy = policy
         self._database = database
         self._loop = loop
         self._release = release
         self._bus = bus
         self._importer = importer
+        self._gate = gate
+        self._clock = clock
         self._importing = asyncio.Lock()
         self._traffic = collected.LatestTraffic(database)
 
@@ -109,14 +118,14 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         self, request: learner_pb2.PauseRequest, context: Call
     ) -> learner_pb2.PauseResponse:
         """Stop optimizer steps; intake goes on."""
-        self._loop.pause(True)
+        await asyncio.to_thread(self._pause, True, request.actor)
         return learner_pb2.PauseResponse(state=self._state())
 
     async def Resume(
         self, request: learner_pb2.ResumeRequest, context: Call
     ) -> learner_pb2.ResumeResponse:
         """Start steps again."""
-        self._loop.pause(False)
+        await asyncio.to_thread(self._pause, False, request.actor)
         return learner_pb2.ResumeResponse(state=self._state())
 
     async def ForgetUser(
@@ -176,6 +185,19 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         if policy not in ("", self._policy):
             raise NotFound(f"no policy {policy!r}; this learner trains {self._policy!r}")
 
+    def _pause(self, paused: bool, actor: str) -> None:
+        if paused == self._loop.paused:
+            return
+        self._loop.pause(paused)
+        decisions.record(
+            self._database,
+            version=versions.newest_version(self._database, "policy"),
+            kind="pause" if paused else "resume",
+            outcome="paused" if paused else "resumed",
+            actor=actor or "unknown",
+            now=self._clock(),
+        )
+
     def _state(self) -> str:
         # A step in progress ends before a pause is one.
         if self._loop.paused and self._loop.state == "waiting":
@@ -205,7 +227,8 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
             waiting_for=waiting_for(
                 state=self._state(),
                 connected=self._bus.connected,
-                held_by=self._release.held_by,
+                hold=self._release.hold,
+                gate=self._gate(),
                 counts=counts,
             ),
             rollouts=rows["rollouts"],
@@ -237,7 +260,12 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         found = versions.list_versions(self._database, "policy", limit=limit, before=before)
         figures = self._traffic.of([*(version.version for version in found), 0])
         listed = [
-            to_proto(version, self._evaluation(version.version), figures[version.version])
+            to_proto(
+                version,
+                self._evaluation(version.version),
+                figures[version.version],
+                [decision_to_proto(d) for d in self._decisions(version.version)],
+            )
             for version in found
         ]
         if len(found) < limit and before != 0:
@@ -252,13 +280,22 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
             state=(ReleaseState.STABLE if stable else ReleaseState.RETIRED).value,
             evaluation=self._evaluation(0),
             traffic=figures,
+            decisions=[decision_to_proto(d) for d in self._decisions(0)],
         )
+
+    def _decisions(self, version: int) -> list[Decision]:
+        return decisions.of_version(self._database, "policy", version)
 
     def _lineage(self, number: int) -> learner_pb2.GetLineageResponse:
         version = versions.get_version(self._database, "policy", number)
         used = lineage.uses_of(self._database, "policy", number)
         return learner_pb2.GetLineageResponse(
-            version=to_proto(version, self._evaluation(number), self._traffic.of([number])[number]),
+            version=to_proto(
+                version,
+                self._evaluation(number),
+                self._traffic.of([number])[number],
+                [decision_to_proto(d, with_numbers=True) for d in self._decisions(number)],
+            ),
             ancestors=lineage.ancestors(self._database, "policy", number),
             uses=[
                 learner_pb2.SampleUse(
@@ -276,6 +313,7 @@ def to_proto(
     version: Version,
     evaluated: learner_pb2.Evaluation | None,
     figures: learner_pb2.Traffic | None,
+    decided: Sequence[learner_pb2.Decision],
 ) -> learner_pb2.PolicyVersion:
     """A version on the wire."""
     activated = version.activated_time
@@ -289,4 +327,17 @@ def to_proto(
         activated_time=None if activated is None else timestamp(activated),
         evaluation=evaluated,
         traffic=figures,
+        decisions=decided,
+    )
+
+
+def decision_to_proto(decision: Decision, *, with_numbers: bool = False) -> learner_pb2.Decision:
+    """A decision on the wire."""
+    return learner_pb2.Decision(
+        kind=decision.kind,
+        outcome=decision.outcome,
+        reason=decision.reason,
+        actor=decision.actor,
+        decided_time=timestamp(decision.time),
+        numbers_json=json.dumps(dict(decision.numbers)) if with_numbers else "",
     )

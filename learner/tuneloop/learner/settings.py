@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tuneloop.errors import SettingsError
+from tuneloop.learner.release.settings import GateSettings
 from tuneloop.learner.trainer_settings import RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
 
@@ -84,8 +85,13 @@ class LearnerSettings(BaseSettings):
     )
     checkpoint_every_steps: int = Field(2, ge=1, description="steps to a checkpoint, 1 or more")
     keep_checkpoints: int = Field(2, ge=2, description="checkpoints kept of each model, 2 or more")
-    release: Literal["off", "manual"] = Field(
-        "off", description="off (every version is served at once) or manual (only when promoted)"
+    release: Literal["off", "manual", "gate", "gate+canary"] = Field(
+        "gate",
+        description="how a version comes to serve: off (every one, at once), manual (only when "
+        "promoted), gate (when it is no worse on prompts) or gate+canary (and on a share of users)",
+    )
+    gate: GateSettings = Field(
+        default=GateSettings(), description="what the gate asks of a candidate"
     )
 
     learning_rate: float | None = Field(
@@ -124,7 +130,11 @@ class LearnerSettings(BaseSettings):
     )
 
     generation_address: str = Field(
-        "127.0.0.1:50051", description="host:port that answers `prompts` and `eval_prompts`"
+        "127.0.0.1:50051",
+        description="host:port that answers prompts: the learner's and the gate's",
+    )
+    reward_address: str = Field(
+        "127.0.0.1:50052", description="host:port that scores answers for the gate"
     )
     prompts: Path | None = Field(
         None, description="jsonl file of prompts to sample rollouts of, while users leave room"

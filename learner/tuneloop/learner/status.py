@@ -6,7 +6,7 @@ from tuneloop.learner.ledger.ready import SampleCounts
 
 
 def waiting_for(
-    *, state: str, connected: bool, held_by: str, counts: Mapping[str, SampleCounts]
+    *, state: str, connected: bool, hold: str, gate: str, counts: Mapping[str, SampleCounts]
 ) -> str:
     """One line; empty while it waits for nothing."""
     if state == "paused":
@@ -15,8 +15,10 @@ def waiting_for(
         return "the event bus, which cannot be reached"
     if state != "waiting":
         return ""
-    if held_by:
-        return f"a promotion: {held_by} rolled back, so new versions stay candidates"
+    if gate:
+        return gate
+    if hold:
+        return f"a promotion ({hold}): new versions stay candidates"
     judgements = [counts[objective] for objective in ("sft", "kto", "dpo")]
     ready = sum(count.ready for count in judgements)
     waiting = sum(count.waiting for count in judgements)

@@ -17,7 +17,7 @@ from typing import Any
 from tuneloop.errors import CorruptData, InvalidRequest
 from tuneloop.learner import metrics
 from tuneloop.learner.durable import keep_only
-from tuneloop.learner.ledger import ready, references, steps, versions
+from tuneloop.learner.ledger import quarantine, ready, references, steps, versions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.ready import Refusal
 from tuneloop.learner.samples import ScoredGroup
@@ -27,8 +27,7 @@ from tuneloop.learner.trainer import Trainer
 logger = logging.getLogger("tuneloop.learner.trainee")
 
 BEGINNING = "step-00000000"
-"""Checkpoint of before the first step; until another is committed there is nothing to go back to.
-"""
+"""Checkpoint of before the first step, kept for good: version 0 can always be gone back to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +93,8 @@ class Trainee:
         self.uncommitted = Uncommitted()
         self.unreported = True
         """Whether there may be refused samples without a dead letter."""
-        self._began = False
+        self._fresh = True
+        """Whether the trainer is as it was made."""
         self.failures = 0
         """Steps that raised, one after the other."""
         self._database = database
@@ -114,6 +114,7 @@ class Trainee:
         strangers = keep_only(self._checkpoints, {BEGINNING, *(name for _, name in known)})
         if strangers:
             logger.info("removed uncommitted checkpoints %s", ", ".join(strangers))
+        self._keep_beginning(replace_old=not known)
         for step, name in known:
             folder = self._checkpoints / name
             if not folder.exists():  # pruned
@@ -129,7 +130,9 @@ class Trainee:
             self.step = 0
             if known:
                 logger.error("%s: no usable checkpoint; starting from the base model", self.model)
-            self._begin()
+            if not self._fresh:
+                self.trainer.load_checkpoint(self._checkpoints / BEGINNING)
+        self._fresh = False
         undone = steps.roll_back(self._database, self.model, self.step, self._clock())
         if undone:
             logger.warning(
@@ -139,19 +142,36 @@ class Trainee:
                 undone,
             )
         kept = {name for _, name in steps.checkpoints(self._database, self.model)}
-        keep_only(self._checkpoints, kept if self.step else {BEGINNING})
+        keep_only(self._checkpoints, kept | {BEGINNING})
         self._find_place()
         logger.info("%s: at step %d, version %d", self.model, self.step, self.parent)
 
-    def _begin(self) -> None:
-        """Take the weights of before the first step; the first time, keep them to come back to."""
+    def _keep_beginning(self, *, replace_old: bool) -> None:
+        """Write the checkpoint of before the first step while the trainer is as it was made."""
         folder = self._checkpoints / BEGINNING
-        if self._began:
-            self.trainer.load_checkpoint(folder)
-        else:
+        if self._fresh and (replace_old or not folder.exists()):
             shutil.rmtree(folder, ignore_errors=True)
             self.trainer.save_checkpoint(folder, 0)
-        self._began = True
+
+    def rewind(self, set_aside_after: int) -> bool:
+        """After a quarantine: go on from the last good version; whether there was one to undo.
+
+        What was learned since counts as never used, but for samples that were behind
+        `set_aside_after` quarantines.
+        """
+        put_back = quarantine.put_back(self._database, self._clock(), set_aside_after)
+        if put_back is None:
+            return False
+        self.restore()
+        metrics.samples_set_aside.inc(put_back.set_aside)
+        logger.warning(
+            "%s: goes on from version %d; %d samples were put back, %d set aside",
+            self.model,
+            put_back.good,
+            put_back.samples - put_back.set_aside,
+            put_back.set_aside,
+        )
+        return True
 
     def _find_place(self) -> None:
         head = versions.head(self._database, self.model)
@@ -170,6 +190,7 @@ class Trainee:
         are then those of the last checkpoint again.
         """
         started = time.perf_counter()
+        self._fresh = False
         remaining = references.with_references(
             self._database,
             batch.samples,
@@ -262,9 +283,11 @@ class Trainee:
         self._prune()
 
     def _prune(self) -> None:
-        known = [name for _, name in steps.checkpoints(self._database, self.model)]
-        for name in (BEGINNING, *known[self._keep_checkpoints :]):
-            shutil.rmtree(self._checkpoints / name, ignore_errors=True)
+        known = steps.checkpoints(self._database, self.model)
+        wanted = versions.steps_to_keep(self._database, self.model)
+        for step, name in known[self._keep_checkpoints :]:
+            if step not in wanted:
+                shutil.rmtree(self._checkpoints / name, ignore_errors=True)
 
     def published(self, version: int) -> None:
         """The weights as they are now were saved as `version`."""

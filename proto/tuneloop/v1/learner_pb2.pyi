@@ -113,7 +113,7 @@ class Evaluation(_message.Message):
     def __init__(self, policy_version: _Optional[int] = ..., prompts: _Optional[int] = ..., scored: _Optional[int] = ..., mean_reward: _Optional[float] = ..., reward_margin: _Optional[float] = ..., mean_length: _Optional[float] = ..., length_margin: _Optional[float] = ..., kl: _Optional[float] = ..., reward_model_version: _Optional[int] = ...) -> None: ...
 
 class PolicyVersion(_message.Message):
-    __slots__ = ("policy", "policy_version", "parent_version", "state", "manifest_json", "created_time", "activated_time", "evaluation", "traffic")
+    __slots__ = ("policy", "policy_version", "parent_version", "state", "manifest_json", "created_time", "activated_time", "evaluation", "traffic", "decisions")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     PARENT_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +123,7 @@ class PolicyVersion(_message.Message):
     ACTIVATED_TIME_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
     policy: str
     policy_version: int
     parent_version: int
@@ -132,7 +133,24 @@ class PolicyVersion(_message.Message):
     activated_time: _timestamp_pb2.Timestamp
     evaluation: Evaluation
     traffic: Traffic
-    def __init__(self, policy: _Optional[str] = ..., policy_version: _Optional[int] = ..., parent_version: _Optional[int] = ..., state: _Optional[str] = ..., manifest_json: _Optional[str] = ..., created_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., activated_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., traffic: _Optional[_Union[Traffic, _Mapping]] = ...) -> None: ...
+    decisions: _containers.RepeatedCompositeFieldContainer[Decision]
+    def __init__(self, policy: _Optional[str] = ..., policy_version: _Optional[int] = ..., parent_version: _Optional[int] = ..., state: _Optional[str] = ..., manifest_json: _Optional[str] = ..., created_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., activated_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., traffic: _Optional[_Union[Traffic, _Mapping]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ...) -> None: ...
+
+class Decision(_message.Message):
+    __slots__ = ("kind", "outcome", "reason", "actor", "decided_time", "numbers_json")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    DECIDED_TIME_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_JSON_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    outcome: str
+    reason: str
+    actor: str
+    decided_time: _timestamp_pb2.Timestamp
+    numbers_json: str
+    def __init__(self, kind: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., actor: _Optional[str] = ..., decided_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., numbers_json: _Optional[str] = ...) -> None: ...
 
 class Traffic(_message.Message):
     __slots__ = ("rollouts", "mean_length", "length_margin", "mean_reward", "reward_margin", "thumbs_up", "thumbs_down")
@@ -231,8 +249,10 @@ class RollBackResponse(_message.Message):
     def __init__(self, policy_version: _Optional[int] = ...) -> None: ...
 
 class PauseRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("actor",)
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    actor: str
+    def __init__(self, actor: _Optional[str] = ...) -> None: ...
 
 class PauseResponse(_message.Message):
     __slots__ = ("state",)
@@ -241,8 +261,10 @@ class PauseResponse(_message.Message):
     def __init__(self, state: _Optional[str] = ...) -> None: ...
 
 class ResumeRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("actor",)
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    actor: str
+    def __init__(self, actor: _Optional[str] = ...) -> None: ...
 
 class ResumeResponse(_message.Message):
     __slots__ = ("state",)

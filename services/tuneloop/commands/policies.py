@@ -8,7 +8,10 @@ import typer
 from tuneloop.commands.options import ApiKey, AsJson, Url, connected
 from tuneloop.commands.output import cell, print_json, print_table
 
-policies_app = typer.Typer(no_args_is_help=True, help="List, show, promote and roll back versions.")
+policies_app = typer.Typer(
+    no_args_is_help=True,
+    help="List, show, promote and roll back versions; pause and resume learning.",
+)
 
 Version = Annotated[int, typer.Argument(min=0, help="Number of the version.")]
 LIMIT = typer.Option(min=1, max=100, help="How many.")
@@ -43,13 +46,18 @@ def list_versions(
 def show(
     version: Version, *, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None
 ) -> None:
-    """A version: its manifest, and which feedback made it."""
+    """A version: its manifest, what was decided about it, and which feedback made it."""
     with connected(url, api_key) as client:
         answer = client.request("GET", f"/v1/policies/{version}")
     if as_json:
         print_json(answer)
         return
     print_table(("", ""), facts(answer))
+    print_table(("MANIFEST", ""), flat(answer.get("manifest") or {}))
+    print_table(("DECIDED", "BY", "WHAT", "OUTCOME", "REASON"), decisions(answer))
+    for decision in answer.get("decisions", []):
+        if numbers := decision.get("numbers"):
+            print_table((f"{decision['kind']} {decision['outcome']}".upper(), ""), flat(numbers))
     print_table(("SAMPLE", "OBJECTIVE", "STEP", "EPOCH"), uses(answer))
 
 
@@ -65,16 +73,38 @@ def promote(
 @policies_app.command(epilog="Example: tuneloop policies rollback 2")
 def rollback(
     version: Annotated[
-        int | None, typer.Argument(min=0, help="Where to; by default the stable one's parent.")
+        int | None, typer.Argument(min=0, help="Where to; by default the last good one.")
     ] = None,
     *,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Go back to an earlier version."""
+    """Go back to an earlier version; those after it are quarantined."""
     with connected(url, api_key) as client:
         say_stable(client.roll_back(version), as_json)
+
+
+@policies_app.command(epilog="Example: tuneloop policies pause")
+def pause(*, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None) -> None:
+    """Stop learning until it is resumed; answers go on, and feedback is kept."""
+    steer("pause", as_json, url, api_key)
+
+
+@policies_app.command(epilog="Example: tuneloop policies resume")
+def resume(*, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None) -> None:
+    """Learn again."""
+    steer("resume", as_json, url, api_key)
+
+
+def steer(action: str, as_json: bool, url: str | None, api_key: str | None) -> None:
+    """Pause or resume the learner, and print its state."""
+    with connected(url, api_key) as client:
+        answer = client.request("POST", f"/v1/learner/{action}")
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo(f"the learner: {answer['state']}")
 
 
 def say_stable(version: int, as_json: bool) -> None:
@@ -129,6 +159,32 @@ def facts(answer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"evaluation {name}", cell(value)
     for name, value in (answer.get("traffic") or {}).items():
         yield f"traffic {name}", cell(value)
+
+
+def decisions(answer: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """What was decided about it, a line each."""
+    for decision in answer.get("decisions", []):
+        yield (
+            (decision["decided_time"] or "")[:19],
+            decision["actor"],
+            decision["kind"],
+            decision["outcome"],
+            decision["reason"],
+        )
+
+
+def flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every value of a document, a line each, under its path."""
+    for name, value in document.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            for number, item in enumerate(value):
+                yield from flat({str(number): item}, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            yield f"{prefix}{name}", ", ".join(cell(item) for item in value)
+        else:
+            yield f"{prefix}{name}", cell(value)
 
 
 def uses(answer: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:

@@ -1,10 +1,11 @@
-"""`GET /v1/learner`: what the learner has, does and waits for."""
+"""`/v1/learner`: what the learner has, does and waits for; pausing and resuming it."""
 
 from typing import Any
 
 from fastapi import APIRouter, Request
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from tuneloop.gateway.auth import LOCAL, caller_of
 from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.remote import asked
 from tuneloop.v1 import learner_pb2
@@ -46,6 +47,36 @@ def publication(message: learner_pb2.NextVersion) -> dict[str, Any]:
 async def get_learner(request: Request) -> dict[str, Any]:
     """The learner's status."""
     return await learner_status(gateway_of(request))
+
+
+@router.post("/v1/learner/pause")
+async def pause(request: Request) -> dict[str, Any]:
+    """Stop learning until it is resumed; answers go on, and feedback is kept."""
+    gateway = gateway_of(request)
+    message = learner_pb2.PauseRequest(actor=actor(request))
+    answer: learner_pb2.PauseResponse = await asked(
+        gateway.learner.Pause(message, timeout=CONTROL_TIMEOUT)
+    )
+    return {"state": answer.state}
+
+
+@router.post("/v1/learner/resume")
+async def resume(request: Request) -> dict[str, Any]:
+    """Learn again."""
+    gateway = gateway_of(request)
+    message = learner_pb2.ResumeRequest(actor=actor(request))
+    answer: learner_pb2.ResumeResponse = await asked(
+        gateway.learner.Resume(message, timeout=CONTROL_TIMEOUT)
+    )
+    return {"state": answer.state}
+
+
+def actor(request: Request) -> str:
+    """Who asks, for the record: the key's name, else the address."""
+    caller = caller_of(request)
+    if caller is not LOCAL:
+        return caller.name
+    return f"http:{request.client.host}" if request.client else "http"
 
 
 async def learner_status(gateway: Gateway) -> dict[str, Any]:

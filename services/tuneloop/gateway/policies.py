@@ -9,9 +9,8 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from tuneloop.errors import NotFound, TuneloopError, Unavailable
-from tuneloop.gateway.auth import LOCAL, caller_of
 from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
-from tuneloop.gateway.learner import evaluation, rfc3339
+from tuneloop.gateway.learner import actor, evaluation, rfc3339
 from tuneloop.gateway.openai.schemas import INT64_MAX
 from tuneloop.gateway.remote import asked
 from tuneloop.v1 import generation_pb2, learner_pb2
@@ -29,7 +28,7 @@ class RollBackRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     policy_version: int | None = Field(None, ge=0, le=INT64_MAX)
-    """None goes back to the parent of the stable version."""
+    """None goes back to the last good version before the stable one."""
 
 
 @router.get("/v1/policies")
@@ -68,7 +67,7 @@ async def policies_document(gateway: Gateway, limit: int, before: int | None) ->
 
 @router.get("/v1/policies/{version}")
 async def get_policy_version(version: Version, request: Request) -> dict[str, Any]:
-    """A version's manifest and lineage."""
+    """A version's manifest, lineage and what was decided about it."""
     gateway = gateway_of(request)
     answer: learner_pb2.GetLineageResponse = await asked(
         gateway.learner.GetLineage(
@@ -86,6 +85,7 @@ async def get_policy_version(version: Version, request: Request) -> dict[str, An
             {"sample_id": u.sample_id, "objective": u.objective, "step": u.step, "epoch": u.epoch}
             for u in answer.uses
         ],
+        "decisions": [decision(d, with_numbers=True) for d in answer.version.decisions],
     }
 
 
@@ -104,7 +104,10 @@ async def promote(version: Version, request: Request) -> dict[str, Any]:
 
 @router.post("/v1/policies/rollback")
 async def roll_back(request: Request, body: RollBackRequest | None = None) -> dict[str, Any]:
-    """Go back to an earlier version: the parent of the stable one, or the one named."""
+    """Go back to an earlier version: the last good one before the stable, or the one named.
+
+    The versions after it are quarantined, and what they learned from is learned anew.
+    """
     gateway = gateway_of(request)
     message = learner_pb2.RollBackRequest(
         policy=gateway.settings.policy,
@@ -160,6 +163,20 @@ def policy_version(version: learner_pb2.PolicyVersion) -> dict[str, Any]:
         "activated_time": rfc3339(version.activated_time),
         "evaluation": evaluation(version.evaluation) if version.HasField("evaluation") else None,
         "traffic": traffic(version.traffic) if version.HasField("traffic") else None,
+        "decisions": [decision(d) for d in version.decisions],
+    }
+
+
+def decision(message: learner_pb2.Decision, *, with_numbers: bool = False) -> dict[str, Any]:
+    """A decision about a version; in lists without the numbers it was decided on."""
+    numbers = {"numbers": json.loads(message.numbers_json or "{}")} if with_numbers else {}
+    return {
+        "kind": message.kind,
+        "outcome": message.outcome,
+        "reason": message.reason,
+        "actor": message.actor,
+        "decided_time": rfc3339(message.decided_time),
+        **numbers,
     }
 
 
@@ -190,11 +207,3 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     middle = rate + z * z / (2 * trials)
     margin = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
     return max(0.0, (middle - margin) / denominator), min(1.0, (middle + margin) / denominator)
-
-
-def actor(request: Request) -> str:
-    """Who asks, for the record: the key's name, else the address."""
-    caller = caller_of(request)
-    if caller is not LOCAL:
-        return caller.name
-    return f"http:{request.client.host}" if request.client else "http"

@@ -108,6 +108,7 @@ def make_plan(
         "SIGNING_KEY_FILE": str(data.private_key),
         "DATA_DIR": str(data.learner),
         "GENERATION_ADDRESS": f"{LOCAL}:{chosen['generation']}",
+        "REWARD_ADDRESS": f"{LOCAL}:{chosen['reward']}",
     }
     config = nats.write_config(data.nats, port=chosen["nats"])
     background = THIRD_STAGE if (os.cpu_count() or 1) < STAGGER_BELOW_CORES else SECOND_STAGE

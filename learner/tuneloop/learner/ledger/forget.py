@@ -13,6 +13,7 @@ from tuneloop.learner.ledger.schema import (
     rollouts,
     samples,
     scores,
+    undone_uses,
     uses,
 )
 
@@ -53,7 +54,12 @@ def forget_user(database: Database, user_hash: str) -> Forgotten:
         learned = select(uses.c.policy_version).where(
             used, uses.c.model == "policy", uses.c.policy_version.is_not(None)
         )
-        versions = sorted(set(connection.execute(learned).scalars()))
+        undone = tuple_(undone_uses.c.sample_id, undone_uses.c.objective).in_(doomed)
+        quarantined = select(undone_uses.c.version).where(undone, undone_uses.c.model == "policy")
+        versions = sorted(
+            {*connection.execute(learned).scalars(), *connection.execute(quarantined).scalars()}
+        )
+        connection.execute(delete(undone_uses).where(undone))
         connection.execute(delete(uses).where(used))
         connection.execute(delete(samples).where(about_them))
         connection.execute(delete(scores).where(scores.c.completion_id.in_(theirs)))

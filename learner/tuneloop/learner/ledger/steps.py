@@ -135,7 +135,11 @@ def staleness(database: Database) -> float | None:
     # The version its weights grew from: the newest that has all steps before it.
     parent = (
         select(func.coalesce(func.max(versions.c.version), 0))
-        .where(versions.c.model == "policy", versions.c.last_step < uses.c.step)
+        .where(
+            versions.c.model == "policy",
+            versions.c.last_step < uses.c.step,
+            versions.c.abandoned.is_(False),
+        )
         .correlate(uses)
         .scalar_subquery()
     )
@@ -180,21 +184,28 @@ def roll_back(database: Database, model: str, step: int, now: float) -> int:
     Versions published from them stay published, but nothing grows from them any more.
     """
     with database.write() as connection:
-        undone = connection.execute(
-            delete(uses)
-            .where(uses.c.model == model, uses.c.step > step)
-            .returning(uses.c.sample_id, uses.c.objective, uses.c.epoch)
-        ).all()
-        connection.execute(delete(steps).where(steps.c.model == model, steps.c.step > step))
-        connection.execute(
-            update(versions)
-            .where(versions.c.model == model, versions.c.last_step > step)
-            .values(abandoned=True)
-        )
-        for sample_id, objective, epoch in undone:
-            if epoch == 0:
-                _reopen(connection, sample_id, objective, now)
-    return len(undone)
+        return len(undo_after(connection, model, step, now))
+
+
+def undo_after(
+    connection: Connection, model: str, step: int, now: float
+) -> Sequence[tuple[str, str]]:
+    """`roll_back` inside a transaction; (sample id, objective) of each use."""
+    undone = connection.execute(
+        delete(uses)
+        .where(uses.c.model == model, uses.c.step > step)
+        .returning(uses.c.sample_id, uses.c.objective, uses.c.epoch)
+    ).all()
+    connection.execute(delete(steps).where(steps.c.model == model, steps.c.step > step))
+    connection.execute(
+        update(versions)
+        .where(versions.c.model == model, versions.c.last_step > step)
+        .values(abandoned=True)
+    )
+    for sample_id, objective, epoch in undone:
+        if epoch == 0:
+            _reopen(connection, sample_id, objective, now)
+    return [(sample_id, objective) for sample_id, objective, _ in undone]
 
 
 def _reopen(connection: Connection, sample_id: str, objective: str, now: float) -> None:

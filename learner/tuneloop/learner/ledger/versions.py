@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import Connection, and_, delete, exists, func, select, update
 
 from tuneloop.errors import NotFound
 from tuneloop.learner.ledger.database import Database
@@ -14,6 +14,13 @@ from tuneloop.learner.ledger.schema import promotions, uses, versions
 from tuneloop.policies import ReleaseState, WeightsReference
 
 STAGES = ("saved", "stored", "announced", "released")
+GOOD = and_(
+    versions.c.state != ReleaseState.QUARANTINED.value,
+    exists().where(
+        promotions.c.model == versions.c.model, promotions.c.version == versions.c.version
+    ),
+)
+"""Has been stable, and was not taken back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +141,7 @@ def _set(database: Database, model: str, version: int, **values: Any) -> None:
 
 
 def release(
-    database: Database,
+    connection: Connection,
     model: str,
     version: int,
     *,
@@ -144,27 +151,35 @@ def release(
     now: float,
 ) -> None:
     """Record that `version` is the stable one now, instead of `previous`, and who did it."""
-    with database.write() as connection:
-        connection.execute(
-            update(versions)
-            .where(versions.c.model == model, versions.c.state == ReleaseState.STABLE.value)
-            .values(state=ReleaseState.RETIRED.value)
+    connection.execute(
+        update(versions)
+        .where(versions.c.model == model, versions.c.state == ReleaseState.STABLE.value)
+        .values(state=ReleaseState.RETIRED.value)
+    )
+    connection.execute(
+        update(versions)
+        .where(versions.c.model == model, versions.c.version == version)
+        .values(state=ReleaseState.STABLE.value)
+    )
+    connection.execute(
+        promotions.insert().values(
+            model=model,
+            version=version,
+            previous=previous,
+            action=action,
+            actor=actor,
+            time=now,
         )
-        connection.execute(
-            update(versions)
-            .where(versions.c.model == model, versions.c.version == version)
-            .values(state=ReleaseState.STABLE.value)
-        )
-        connection.execute(
-            promotions.insert().values(
-                model=model,
-                version=version,
-                previous=previous,
-                action=action,
-                actor=actor,
-                time=now,
-            )
-        )
+    )
+
+
+def retire(connection: Connection, version: int) -> None:
+    """A candidate of the policy that will not be decided about."""
+    connection.execute(
+        update(versions)
+        .where(versions.c.model == "policy", versions.c.version == version)
+        .values(state=ReleaseState.RETIRED.value)
+    )
 
 
 def newest_version(database: Database, model: str) -> int:
@@ -201,6 +216,47 @@ def stable_version(database: Database, model: str) -> int | None:
     )
     with database.read() as connection:
         return connection.execute(query).scalar_one_or_none()
+
+
+def good_before(database: Database, version: int) -> int:
+    """The newest version of the policy below `version` that has been stable and may be again.
+
+    0 is the base model, which always may.
+    """
+    query = select(func.max(versions.c.version)).where(
+        versions.c.model == "policy", versions.c.version < version, GOOD
+    )
+    with database.read() as connection:
+        return connection.execute(query).scalar_one() or 0
+
+
+def candidates(database: Database) -> list[Version]:
+    """Published versions of the policy that nobody has decided about for good, newest first."""
+    query = select(versions).where(
+        versions.c.model == "policy",
+        versions.c.state == ReleaseState.CANDIDATE.value,
+        versions.c.stage == "released",
+        versions.c.abandoned.is_(False),
+    )
+    return _all(database, query.order_by(versions.c.version.desc()))
+
+
+def steps_to_keep(database: Database, model: str) -> set[int]:
+    """The steps whose checkpoints learning may have to go back to.
+
+    Of the two newest good versions, one of which is stable, and of the newest that may become so.
+    """
+    lasting = (versions.c.model == model, versions.c.abandoned.is_(False))
+    undecided = versions.c.state.in_((ReleaseState.CANDIDATE.value, ReleaseState.CANARY.value))
+    newest = versions.c.version.desc()
+    with database.read() as connection:
+        return {
+            step
+            for kind in (GOOD, undecided)
+            for step in connection.execute(
+                select(versions.c.last_step).where(*lasting, kind).order_by(newest).limit(2)
+            ).scalars()
+        }
 
 
 def unfinished(database: Database, model: str) -> list[Version]:

@@ -1,11 +1,12 @@
 // The dashboard: what answers, what is learned, and what that does, live.
 
+import { postJson } from "./api.js";
 import { Chart, Sparkline } from "./charts.js";
 import { $, el, say } from "./dom.js";
 import { headline, kindIcon, question } from "./feedback-text.js";
 import { ago, count, figure, moment, percent, plural } from "./format.js";
 import { listen } from "./live.js";
-import { askForKey, openShell } from "./shell.js";
+import { askForKey, confirmAction, openShell } from "./shell.js";
 import { WORDS } from "./status.js";
 import { Timeline } from "./versions.js";
 
@@ -71,6 +72,7 @@ function showLearner(status) {
   const state = status?.state ?? "away";
   $("learner-state").dataset.state = state;
   say($("learner-word"), status ? (WORDS[state] ?? state) : "away");
+  showPause(state);
   say($("waiting-for"), status ? waiting(status) : "What comes in is kept until it is back.");
   showProgress(status);
   say($("feedback-count"), status ? count(status.feedback_events) : "–");
@@ -80,6 +82,19 @@ function showLearner(status) {
   say($("step-loss"), figure(loss));
   say($("step-kl"), figure(kl));
   say($("staleness"), figure(status?.staleness));
+}
+
+/** Learning can be paused; answering goes on, and what is said meanwhile is kept. */
+function showPause(state) {
+  const paused = state === "paused";
+  $("pause").disabled = state === "away";
+  say($("pause"), paused ? "Resume" : "Pause");
+  $("pause").onclick = () => {
+    const question = paused
+      ? { title: "Learn again?", text: "What was said meanwhile is learned from.", action: "Resume learning", run: () => postJson("/v1/learner/resume") }
+      : { title: "Pause learning?", text: "Answers go on, and what is said is kept until learning is resumed.", action: "Pause learning", run: () => postJson("/v1/learner/pause") };
+    confirmAction(question);
+  };
 }
 
 const used = (status) => status.samples.reduce((sum, sample) => sum + sample.used, 0);

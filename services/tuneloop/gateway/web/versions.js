@@ -20,6 +20,7 @@ export class Timeline {
       this.more,
     );
     this.all = false;
+    this.opened = new Set();
     this.seen = "";
   }
 
@@ -72,6 +73,7 @@ export class Timeline {
       { class: serves ? "serves" : null, "data-number": number },
       el("div", { class: "name" }, el("strong", {}, `Version ${number}`), el("span", { class: "badge", "data-state": version.state }, version.state || "base"), serves ? el("span", { class: "note" }, "answers now") : null),
       el("p", { class: "note", title: moment(version.created_time) }, origin(version)),
+      decided(version, this.opened),
       promote,
     );
   }
@@ -85,17 +87,18 @@ export class Timeline {
     });
   }
 
-  /** Where a roll-back leads to: the parent of the version that answers. */
+  /** Where a roll-back leads to: the last version that answered before and was not taken back. */
   get target() {
-    const serving = this.known.find((version) => version.policy_version === this.serving);
-    return serving && serving.policy_version > 0 ? serving.parent_version : null;
+    if (!this.serving) return null;
+    const good = this.known.filter((version) => version.policy_version < this.serving && version.state === "retired" && !passedOver(version));
+    return Math.max(0, ...good.map((version) => version.policy_version));
   }
 
   rollBack() {
     const { target } = this;
     return this.change({
       title: `Roll back to version ${target}?`,
-      text: `Version ${target} answered before version ${this.serving}; it answers again at once.`,
+      text: `Version ${target} answers again at once. Version ${this.serving} is quarantined: what it learned from is learned anew, and no newer version answers until you promote one.`,
       action: `Roll back to version ${target}`,
       run: () => postJson("/v1/policies/rollback", { policy_version: target }),
     });
@@ -108,6 +111,38 @@ export class Timeline {
     };
     if (await confirmAction({ ...question, run })) announce(`Version ${answer.policy_version} answers from now on.`);
   }
+}
+
+/** Whether it never answered, since a newer one came first or what it grew from was refused. */
+const passedOver = (version) => (version.decisions ?? []).some(({ outcome }) => outcome === "superseded" || outcome === "retired");
+
+const OUTCOMES = {
+  pass: "passed",
+  fail: "failed",
+  hold: "waits",
+  promote: "made it answer",
+  roll_back: "went back to it",
+  quarantined: "quarantined it",
+  retired: "retired it",
+  superseded: "passed it over",
+  paused: "paused learning",
+  resumed: "resumed learning",
+};
+
+/** What was decided about it, the last first; `opened` are the versions whose list is open. */
+function decided(version, opened) {
+  const decisions = [...(version.decisions ?? [])].reverse();
+  if (!decisions.length) return null;
+  const line = ({ kind, outcome, reason, actor, decided_time: time }) => {
+    const who = actor === kind ? actor : `${actor}, ${kind}`;
+    return el("li", { title: moment(time) }, el("strong", {}, `${who}: ${OUTCOMES[outcome] ?? outcome}`), reason ? ` – ${reason}` : "");
+  };
+  const number = version.policy_version;
+  const details = el("details", { class: "decisions" }, el("summary", { class: "note" }, plural(decisions.length, "decision")), el("ul", {}, ...decisions.map(line)));
+  // The list of versions is drawn anew; what was open stays so.
+  details.open = opened.has(number);
+  details.addEventListener("toggle", () => (details.open ? opened.add(number) : opened.delete(number)));
+  return details;
 }
 
 /** What made it, and what users say of it. */

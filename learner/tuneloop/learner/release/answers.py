@@ -1,0 +1,98 @@
+"""Answers to the gate's prompts, and what can be told of them without a judge."""
+
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneloop.learner.release.comparison import Comparison
+
+NGRAM = 4
+TEMPLATE = re.compile(r"<\|\w+\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>")
+"""What chat templates of today put around turns; in an answer it is a template that broke."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A version's answer to one prompt."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    """With the token that ended it, if one did."""
+    logprobs: tuple[float, ...]
+    """As sampled; one for each token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measures:
+    """What a version's answers come to, each a mean over the prompts."""
+
+    answers: int
+    length: float
+    """In tokens."""
+    repetition: float
+    """Share of 4-grams of an answer that stood in it before."""
+    empty: float
+    """Share of answers without a visible character."""
+    leaked: float
+    """Share of answers that hold tokens of the chat template."""
+    kl: float | None
+    """To the base model, by token, on its own answers; None where nothing could be compared."""
+
+
+def measure(
+    answers: Sequence[Answer],
+    reference_logprobs: Sequence[Sequence[float]],
+    special_ids: Collection[int],
+) -> Measures:
+    """Measure one answer or more; `reference_logprobs` are the base model's, () where unknown."""
+    count = len(answers)
+    return Measures(
+        answers=count,
+        length=math.fsum(len(answer.token_ids) for answer in answers) / count,
+        repetition=math.fsum(repetition(answer.token_ids) for answer in answers) / count,
+        empty=sum(not answer.text.strip() for answer in answers) / count,
+        leaked=sum(leaks(answer, special_ids) for answer in answers) / count,
+        kl=_kl(answers, reference_logprobs),
+    )
+
+
+def repetition(token_ids: Sequence[int]) -> float:
+    """Share of an answer's 4-grams that stood in it before; 0 for an answer without any."""
+    grams = [tuple(token_ids[i : i + NGRAM]) for i in range(len(token_ids) - NGRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def leaks(answer: Answer, special_ids: Collection[int]) -> bool:
+    """Whether tokens of the template stand in it, before the one that may end it."""
+    inside = answer.token_ids[:-1]
+    return any(token in special_ids for token in inside) or bool(TEMPLATE.search(answer.text))
+
+
+def _kl(answers: Sequence[Answer], reference_logprobs: Sequence[Sequence[float]]) -> float | None:
+    """Mean of log π − log π_ref over the tokens, whatever answer they are of."""
+    differences = [
+        sampled - reference
+        for answer, references in zip(answers, reference_logprobs, strict=True)
+        if references
+        for sampled, reference in zip(answer.logprobs, references, strict=True)
+    ]
+    return math.fsum(differences) / len(differences) if differences else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """All that the gate has looked at."""
+
+    change: float
+    """Norm of the change as a share of that of the base weights changed."""
+    change_norm: float
+    stable_version: int
+    candidate: Measures | None
+    """None where the version cannot answer before it serves (full weights)."""
+    stable: Measures | None
+    reward: Comparison | None
+    """None while no scorer has something to say."""
+    rewards: Mapping[str, Any]
+    """By name `candidate` and `stable`, one for each pair; who scored."""

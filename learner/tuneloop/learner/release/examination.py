@@ -1,0 +1,209 @@
+"""The examination of a candidate: its weights, then its answers next to the stable version's.
+
+Both answer the same prompts at temperature 0, through the running generation service, which holds
+the candidate without routing anybody to it. The stable version's answers are kept: it is asked
+once, and not at all when it was a candidate of this process. What cannot be asked raises, so that
+a version is never decided about on half of what there is to know.
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tuneloop.errors import Unavailable, WeightsRefused
+from tuneloop.learner.asking import Question
+from tuneloop.learner.ledger.versions import Version
+from tuneloop.learner.offline.tokens import Asked
+from tuneloop.learner.release.answers import Answer, Examined, Measures, measure
+from tuneloop.learner.release.change import Change, Distance
+from tuneloop.learner.release.comparison import Comparison, compare
+from tuneloop.learner.release.questions import Questions
+from tuneloop.learner.release.settings import GateSettings
+from tuneloop.learner.release.verdict import Verdict, judge, refused
+from tuneloop.learner.samples import TokenSequence
+from tuneloop.policies import WeightsKind, WeightsReference
+from tuneloop.rollouts import RolloutSource, SamplingParameters, Score
+from tuneloop.weights.finite import check_finite
+from tuneloop.weights.store import WeightStore
+
+ANSWER_SECONDS = 60.0
+KEPT = 4
+"""Versions whose answers are remembered."""
+
+ReferenceLogprobs = Callable[[Sequence[TokenSequence]], Awaitable[list[tuple[float, ...]]]]
+
+
+class Answering(Protocol):
+    """The generation service; see `tuneloop.learner.asking`."""
+
+    async def load(self, weights: WeightsReference) -> None:
+        """Have a version held without serving it."""
+        ...
+
+    async def answer(self, question: Question, seconds: float) -> Answer:
+        """The answer to a question, within `seconds`."""
+        ...
+
+
+class Judging(Protocol):
+    """The reward service; see `tuneloop.learner.release.scoring`."""
+
+    async def scores(self, asked: Asked, completions: Sequence[str]) -> list[Score]:
+        """One score for each completion of a prompt."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """A version's answers, in the order of the questions."""
+
+    answers: Sequence[Answer]
+    measures: Measures
+
+
+class Examiner:
+    """Examines one candidate at a time."""
+
+    def __init__(
+        self,
+        *,
+        generation: Answering,
+        scoring: Judging,
+        store: WeightStore,
+        distance: Distance,
+        questions: Questions,
+        reference_logprobs: ReferenceLogprobs,
+        kind: WeightsKind,
+        settings: GateSettings,
+    ) -> None:
+        self._generation = generation
+        self._scoring = scoring
+        self._store = store
+        self._distance = distance
+        self._questions = questions
+        self._reference_logprobs = reference_logprobs
+        self._kind = kind
+        self._settings = settings
+        self._known: dict[int, Answered] = {}
+
+    async def examine(self, candidate: Version, stable: Version | None) -> Verdict:
+        """Examine a stored candidate; `stable` is None while the base model serves.
+
+        Raises `TuneloopError` when a service cannot be asked: then nothing is known of it.
+        """
+        try:
+            change = await asyncio.to_thread(self._change_of, candidate.reference)
+            answered = before = None
+            if self._kind is WeightsKind.LORA:
+                before = await self._answered(stable)
+                answered = await self._answered(candidate)
+        except WeightsRefused as error:
+            return refused(f"its weights are refused: {error.message}")
+        reward: Comparison | None = None
+        rewards: dict[str, Any] = {}
+        if answered is not None and before is not None:
+            reward, rewards = await self._compare_rewards(answered, before)
+        examined = Examined(
+            change=change.relative,
+            change_norm=change.norm,
+            stable_version=0 if stable is None else stable.version,
+            candidate=None if answered is None else answered.measures,
+            stable=None if before is None else before.measures,
+            reward=reward,
+            rewards=rewards,
+        )
+        return judge(examined, self._settings)
+
+    def _change_of(self, reference: WeightsReference) -> Change:
+        folder: Path
+        _, folder = self._store.fetch(reference)
+        check_finite(folder)
+        return self._distance.of(folder)
+
+    async def _answered(self, version: Version | None) -> Answered:
+        """The answers of a version, None being the base model; asked for where not yet known."""
+        number = 0 if version is None else version.version
+        if number not in self._known:
+            if version is not None:
+                await self._generation.load(version.reference)
+            answers = await self._ask(number)
+            references = await self._reference_logprobs(
+                [
+                    TokenSequence(
+                        prompt_token_ids=row.asked.token_ids,
+                        completion_token_ids=answer.token_ids,
+                        generation_logprobs=answer.logprobs,
+                        temperature=1.0,
+                    )
+                    for row, answer in zip(self._questions.rows, answers, strict=True)
+                ]
+            )
+            measures = measure(answers, references, self._questions.special_ids)
+            self._known[number] = Answered(answers=answers, measures=measures)
+            while len(self._known) > KEPT:
+                del self._known[next(iter(self._known))]
+        # Last in order, so that what is still compared with is forgotten last.
+        self._known[number] = self._known.pop(number)
+        return self._known[number]
+
+    async def _ask(self, version: int) -> list[Answer]:
+        room = asyncio.Semaphore(self._settings.concurrency)
+
+        async def ask(number: int) -> Answer:
+            question = Question(
+                completion_id=f"gate-{version}-{number}",
+                row=self._questions.rows[number],
+                sampling=SamplingParameters(
+                    temperature=0.0, max_tokens=self._settings.max_tokens, seed=0
+                ),
+                source=RolloutSource.EVAL,
+                policy_version=version,
+                recorded=False,
+            )
+            async with room:
+                return await self._generation.answer(question, ANSWER_SECONDS)
+
+        return await _all(ask(number) for number in range(len(self._questions.rows)))
+
+    async def _compare_rewards(
+        self, candidate: Answered, stable: Answered
+    ) -> tuple[Comparison | None, dict[str, Any]]:
+        """Both versions' answers to a prompt are scored in one call, so by the same scorers."""
+        scored = await _all(
+            self._scoring.scores(row.asked, [ours.text, theirs.text])
+            for row, ours, theirs in zip(
+                self._questions.rows, candidate.answers, stable.answers, strict=True
+            )
+        )
+        pairs = [
+            (ours.reward, theirs.reward)
+            for ours, theirs in scored
+            if ours.informative and theirs.informative
+            if ours.reward is not None and theirs.reward is not None
+        ]
+        if not pairs:
+            return None, {}
+        first, second = ([pair[side] for pair in pairs] for side in (0, 1))
+        scorers = {r.scorer for score in scored[0] for r in score.results if r.informative}
+        rewards = {
+            "candidate": first,
+            "stable": second,
+            "candidate_mean": math.fsum(first) / len(first),
+            "stable_mean": math.fsum(second) / len(second),
+            "scorers": sorted(scorers),
+        }
+        return compare(first, second, self._settings.confidence), rewards
+
+
+async def _all(calls: Any) -> list[Any]:
+    """The results in order; after a failure the other calls are awaited, then it is raised."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    if not results:
+        raise Unavailable("the gate has no prompts to ask")
+    return results

@@ -1,0 +1,177 @@
+"""Releases through the real processes: what is good is promoted, what is poisoned never serves."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from e2e_client import User, wait_until
+from typer.testing import CliRunner
+
+from tuneloop.commands.policies import policies_app
+from tuneloop.supervisor.child import ServiceChild
+
+pytestmark = pytest.mark.timeout(600)
+
+TESTS = Path(__file__).parent.parent
+POISON = "0 0 0 0 0 0 0 0 0 0 0 0"
+
+
+@pytest.fixture(scope="module")
+def user(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_policy: Path,
+    tiny_reward_model: Path,
+    free_port_of_module: int,
+) -> Iterator[User]:
+    service = ServiceChild(
+        tmp_path_factory.mktemp("release"),
+        port=free_port_of_module,
+        arguments=[
+            *("--model", str(tiny_policy), "--reward-model", str(tiny_reward_model)),
+            *("--engine", "transformers"),
+        ],
+        environment={
+            "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
+            "TUNELOOP_REWARD_FUNCTIONS": '["e2e_reward:no_noise"]',
+            "TUNELOOP_LEARNER_BATCH_SIZE": "8",
+            "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
+            "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "4",
+            "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "3",
+            "TUNELOOP_LEARNER_WARMUP_STEPS": "0",
+            "TUNELOOP_LEARNER_LEARNING_RATE": "2e-2",
+            "TUNELOOP_LEARNER_PPO": "off",
+            "TUNELOOP_LEARNER_GATE__MAX_TOKENS": "16",
+        },
+    )
+    with service:
+        service.wait_until_ready()
+        yield User(service)
+
+
+@contextmanager
+def chatting(user: User) -> Iterator[list[dict[str, Any]]]:
+    """Somebody chats all the while; every answer, none of which may fail."""
+    answers: list[dict[str, Any]] = []
+    failures: list[BaseException] = []
+    stop = threading.Event()
+
+    def chat() -> None:
+        while not stop.is_set():
+            try:
+                answers.append(user.chat("go on"))
+            except (AssertionError, httpx.HTTPError) as error:
+                failures.append(error)
+
+    thread = threading.Thread(target=chat)
+    thread.start()
+    try:
+        yield answers
+    finally:
+        stop.set()
+        thread.join()
+    assert failures == []
+    assert answers
+
+
+def versions(user: User) -> dict[int, dict[str, Any]]:
+    return {v["policy_version"]: v for v in user.get("/v1/policies")["data"]}
+
+
+def in_state(user: User, state: str) -> list[int]:
+    return sorted(number for number, v in versions(user).items() if v["state"] == state)
+
+
+def show(user: User, version: int) -> str:
+    """What `tuneloop policies show` prints."""
+    result = CliRunner().invoke(policies_app, ["show", str(version), "--url", user.service.url])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def praise(user: User, count: int) -> None:
+    for _ in range(count):
+        assert user.press(user.chat("tell me more")["id"], up=True).status_code == 202
+
+
+def poison(user: User, count: int) -> None:
+    """Examples of noise, as answers that should have been given."""
+    for number in range(count):
+        response = httpx.post(
+            f"{user.service.url}/v1/feedback",
+            json={
+                "kind": "demonstration",
+                "completion_id": user.chat(f"question {number}")["id"],
+                "text": POISON,
+                "user": f"stranger-{number}",
+            },
+            timeout=30,
+        )
+        assert response.status_code == 202, response.text
+
+
+def test_a_good_candidate_is_promoted_by_the_gate(user: User) -> None:
+    with chatting(user):
+        praise(user, 8)
+        wait_until(lambda: user.serving_version() >= 1, "the first candidate has passed")
+    stable = user.serving_version()
+    shown = user.get(f"/v1/policies/{stable}")
+    assert [d["kind"] for d in shown["decisions"]] == ["gate", "promote"]
+    gate, promote = shown["decisions"]
+    assert (gate["outcome"], promote["actor"]) == ("pass", "gate")
+    assert gate["numbers"]["reward"]["pairs"] == gate["numbers"]["candidate"]["answers"] == 12
+    assert gate["numbers"]["rewards"]["scorers"] == ["no_noise"]
+    assert gate["numbers"]["candidate"]["kl"] is not None
+
+
+def test_a_poisoned_batch_never_serves(user: User) -> None:
+    stable = user.serving_version()
+    with chatting(user) as answers:
+        poison(user, 32)
+        wait_until(lambda: in_state(user, "quarantined") != [], "the poisoned candidate is refused")
+        refused = in_state(user, "quarantined")[0]
+        wait_until(
+            lambda: len(in_state(user, "quarantined")) >= 2, "and again, learned from once more"
+        )
+    assert user.serving_version() == stable
+    assert {answer["policy_version"] for answer in answers} == {stable}
+
+    shown = user.get(f"/v1/policies/{refused}")
+    gate, quarantine = shown["decisions"]
+    assert (gate["kind"], gate["outcome"]) == ("gate", "fail")
+    assert (quarantine["kind"], quarantine["outcome"]) == ("quarantine", "quarantined")
+    assert gate["numbers"]["reward"]["high"] < 0
+    assert "mean reward fell" in gate["reason"]
+    printed = show(user, refused)
+    assert "mean reward fell" in printed
+    assert "base_model_sha256" in printed
+
+
+def test_what_spoilt_two_candidates_is_set_aside_and_learning_goes_on(user: User) -> None:
+    stable = user.serving_version()
+    wait_until(lambda: objective(user, "sft")["ready"] == 0, "the poison is set aside")
+    praise(user, 8)
+    wait_until(lambda: user.serving_version() > stable, "the next good candidate has passed")
+    serving = user.get(f"/v1/policies/{user.serving_version()}")
+    assert stable in serving["ancestors"]
+    assert not set(in_state(user, "quarantined")) & set(serving["ancestors"])
+    assert "sft" not in serving["samples"]
+
+
+def test_a_person_rolls_back_and_nothing_is_promoted_by_itself(user: User) -> None:
+    before = user.serving_version()
+    response = httpx.post(f"{user.service.url}/v1/policies/rollback", timeout=30)
+    assert response.status_code == 200, response.text
+    good = response.json()["policy_version"]
+    assert good < before
+    wait_until(lambda: user.serving_version() == good, "the version before serves again")
+    assert versions(user)[before]["state"] == "quarantined"
+    wait_until(lambda: "rolled back" in user.get("/v1/learner")["waiting_for"], "it says so")
+
+
+def objective(user: User, name: str) -> dict[str, Any]:
+    return next(s for s in user.get("/v1/learner")["samples"] if s["objective"] == name)
