@@ -124,7 +124,7 @@ def test_a_good_candidate_is_promoted_by_the_gate(user: User) -> None:
     gate, promote = shown["decisions"]
     assert (gate["outcome"], promote["actor"]) == ("pass", "gate")
     assert gate["numbers"]["reward"]["pairs"] == gate["numbers"]["candidate"]["answers"] == 12
-    assert gate["numbers"]["rewards"]["scorers"] == ["no_noise"]
+    assert gate["numbers"]["rewards"]["scorers"] == ["e2e_reward:no_noise"]
     assert gate["numbers"]["candidate"]["kl"] is not None
 
 
