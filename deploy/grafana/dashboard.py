@@ -209,6 +209,16 @@ ROWS: dict[str, Sequence[Panel]] = {
             ("max(tuneloop_reward_model_version)", "reward model"),
         ),
         panel(
+            "Decisions",
+            "short",
+            (
+                "sum by (kind, outcome) (increase(tuneloop_release_decisions_total[1h]))",
+                "{{kind}}: {{outcome}}",
+            ),
+            ("sum(increase(tuneloop_versions_quarantined_total[1h]))", "quarantined"),
+            meaning="In an hour.",
+        ),
+        panel(
             "From feedback to serving",
             "s",
             *quantiles("tuneloop_learner_feedback_to_serving_seconds"),

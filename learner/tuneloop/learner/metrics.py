@@ -104,6 +104,9 @@ release_decisions = Counter(
     "Decisions about versions: by kind (gate, canary, promote, …) and what came of it.",
     ["kind", "outcome"],
 )
+for verdict in ("promote", "hold", "roll_back"):
+    # There from the start, so that the first one is an increase.
+    release_decisions.labels("canary", verdict)
 versions_quarantined = Counter(
     "tuneloop_versions_quarantined_total",
     "Versions that failed the gate, lost as a canary or were rolled back.",
