@@ -1,0 +1,67 @@
+"""A collector of OpenTelemetry's over HTTP, in a thread of the test."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A span and the service it is of."""
+
+    service: str
+    span: Any
+
+    @property
+    def trace(self) -> str:
+        return str(self.span.trace_id.hex())
+
+
+@dataclass
+class Collector:
+    endpoint: str = ""
+    batches: list[Any] = field(default_factory=list)
+
+    def spans(self) -> list[Collected]:
+        return [
+            Collected(service_of(resource), span)
+            for batch in list(self.batches)
+            for resource in batch.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+
+def service_of(resource_spans: Any) -> str:
+    names = {a.key: a.value.string_value for a in resource_spans.resource.attributes}
+    return str(names["service.name"])
+
+
+@contextmanager
+def collecting() -> Iterator[Collector]:
+    collector = Collector()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            collector.batches.append(service.ExportTraceServiceRequest.FromString(body))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    collector.endpoint = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield collector
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
