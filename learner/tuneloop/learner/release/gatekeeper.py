@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from tuneloop import tracing
 from tuneloop.errors import TuneloopError
-from tuneloop.learner import metrics
+from tuneloop.learner import metrics, trail
 from tuneloop.learner.ledger import decisions, versions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.versions import Version
@@ -167,7 +168,9 @@ class Gatekeeper:
                 stable = await asyncio.to_thread(
                     versions.get_version, self._database, "policy", number
                 )
-            verdict = await self._examiner.examine(candidate, stable)
+            made = trail.of_version("policy", candidate.version)
+            with tracing.span("gate", parent=made):
+                verdict = await self._examiner.examine(candidate, stable)
         except TuneloopError as error:
             self._hold(candidate, error)
             return None
