@@ -36,6 +36,8 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
     policy_version: int = 3
     loaded_versions: tuple[int, ...] = ()
     """Other versions that can be asked for by number."""
+    canary: tuple[int, float, bool] | None = None
+    """Version, share, whether it is loaded."""
     delay: float = 0.0
     first_delay: float = 0.0
     fail: TuneloopError | None = None
@@ -112,6 +114,11 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
             ],
         )
         policy.activated_time.FromSeconds(1_700_000_000)
+        if self.canary is not None:
+            version, share, loaded = self.canary
+            policy.canary.policy_version = version
+            policy.canary.share = share
+            policy.canary.loaded = loaded
         return policy
 
     async def GetPolicy(self, request: Any, context: Any) -> Any:

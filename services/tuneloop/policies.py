@@ -1,6 +1,7 @@
 """Policies, versions and where their weights lie. Frozen, slotted, standard library only."""
 
 import enum
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -34,6 +35,22 @@ class WeightsReference:
     manifest_sha256: str
     traceparent: str = field(default="", compare=False)
     """The trace it belongs to; empty where nobody traces."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanaryRoute:
+    """A version that answers a share of the users beside the stable one."""
+
+    weights: WeightsReference
+    share: float
+    """Above 0 to 1."""
+    salt: str
+    """Hashed with each user, so that every canary gets users of its own."""
+
+    def takes(self, key: str) -> bool:
+        """Whether a user (by hash) is in the share: always the same answer for one salt."""
+        digest = hashlib.sha256(f"{self.salt}\0{key}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") < self.share * 2**64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

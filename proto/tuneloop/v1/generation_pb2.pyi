@@ -41,7 +41,7 @@ class ToolUse(_message.Message):
     def __init__(self, tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., required: bool = ..., name: _Optional[str] = ..., single: bool = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("completion_id", "policy", "chat", "text", "tokens", "sampling", "tenant", "user_hash", "policy_version", "publish_rollout", "clip_max_tokens", "source", "columns", "tool_use")
+    __slots__ = ("completion_id", "policy", "chat", "text", "tokens", "sampling", "tenant", "user_hash", "policy_version", "publish_rollout", "clip_max_tokens", "source", "columns", "tool_use", "route_by")
     class ColumnsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +63,7 @@ class GenerateRequest(_message.Message):
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
     TOOL_USE_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_BY_FIELD_NUMBER: _ClassVar[int]
     completion_id: str
     policy: str
     chat: _rollout_pb2.ChatPrompt
@@ -77,7 +78,8 @@ class GenerateRequest(_message.Message):
     source: _rollout_pb2.RolloutSource
     columns: _containers.ScalarMap[str, str]
     tool_use: ToolUse
-    def __init__(self, completion_id: _Optional[str] = ..., policy: _Optional[str] = ..., chat: _Optional[_Union[_rollout_pb2.ChatPrompt, _Mapping]] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenPrompt, _Mapping]] = ..., sampling: _Optional[_Union[_rollout_pb2.SamplingParameters, _Mapping]] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., policy_version: _Optional[int] = ..., publish_rollout: bool = ..., clip_max_tokens: bool = ..., source: _Optional[_Union[_rollout_pb2.RolloutSource, str]] = ..., columns: _Optional[_Mapping[str, str]] = ..., tool_use: _Optional[_Union[ToolUse, _Mapping]] = ...) -> None: ...
+    route_by: str
+    def __init__(self, completion_id: _Optional[str] = ..., policy: _Optional[str] = ..., chat: _Optional[_Union[_rollout_pb2.ChatPrompt, _Mapping]] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenPrompt, _Mapping]] = ..., sampling: _Optional[_Union[_rollout_pb2.SamplingParameters, _Mapping]] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., policy_version: _Optional[int] = ..., publish_rollout: bool = ..., clip_max_tokens: bool = ..., source: _Optional[_Union[_rollout_pb2.RolloutSource, str]] = ..., columns: _Optional[_Mapping[str, str]] = ..., tool_use: _Optional[_Union[ToolUse, _Mapping]] = ..., route_by: _Optional[str] = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
     __slots__ = ("token_id", "token", "logprob")
@@ -175,6 +177,36 @@ class WeightsReference(_message.Message):
     traceparent: str
     def __init__(self, policy: _Optional[str] = ..., policy_version: _Optional[int] = ..., uri: _Optional[str] = ..., manifest_sha256: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
+class CanaryRoute(_message.Message):
+    __slots__ = ("weights", "share", "salt")
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    weights: WeightsReference
+    share: float
+    salt: str
+    def __init__(self, weights: _Optional[_Union[WeightsReference, _Mapping]] = ..., share: _Optional[float] = ..., salt: _Optional[str] = ...) -> None: ...
+
+class Canary(_message.Message):
+    __slots__ = ("policy_version", "share", "loaded")
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    LOADED_FIELD_NUMBER: _ClassVar[int]
+    policy_version: int
+    share: float
+    loaded: bool
+    def __init__(self, policy_version: _Optional[int] = ..., share: _Optional[float] = ..., loaded: bool = ...) -> None: ...
+
+class Outcomes(_message.Message):
+    __slots__ = ("policy_version", "answered", "failed")
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    policy_version: int
+    answered: int
+    failed: int
+    def __init__(self, policy_version: _Optional[int] = ..., answered: _Optional[int] = ..., failed: _Optional[int] = ...) -> None: ...
+
 class LoadWeightsRequest(_message.Message):
     __slots__ = ("weights", "activate")
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
@@ -204,7 +236,7 @@ class LoadedVersion(_message.Message):
     def __init__(self, policy_version: _Optional[int] = ..., leases: _Optional[int] = ..., loaded_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Policy(_message.Message):
-    __slots__ = ("name", "policy_version", "base_model", "weights_kind", "max_model_len", "loaded_versions", "activated_time", "engine")
+    __slots__ = ("name", "policy_version", "base_model", "weights_kind", "max_model_len", "loaded_versions", "activated_time", "engine", "outcomes", "counted_by", "canary")
     NAME_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -213,6 +245,9 @@ class Policy(_message.Message):
     LOADED_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATED_TIME_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    COUNTED_BY_FIELD_NUMBER: _ClassVar[int]
+    CANARY_FIELD_NUMBER: _ClassVar[int]
     name: str
     policy_version: int
     base_model: str
@@ -221,7 +256,10 @@ class Policy(_message.Message):
     loaded_versions: _containers.RepeatedCompositeFieldContainer[LoadedVersion]
     activated_time: _timestamp_pb2.Timestamp
     engine: str
-    def __init__(self, name: _Optional[str] = ..., policy_version: _Optional[int] = ..., base_model: _Optional[str] = ..., weights_kind: _Optional[str] = ..., max_model_len: _Optional[int] = ..., loaded_versions: _Optional[_Iterable[_Union[LoadedVersion, _Mapping]]] = ..., activated_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., engine: _Optional[str] = ...) -> None: ...
+    outcomes: _containers.RepeatedCompositeFieldContainer[Outcomes]
+    counted_by: str
+    canary: Canary
+    def __init__(self, name: _Optional[str] = ..., policy_version: _Optional[int] = ..., base_model: _Optional[str] = ..., weights_kind: _Optional[str] = ..., max_model_len: _Optional[int] = ..., loaded_versions: _Optional[_Iterable[_Union[LoadedVersion, _Mapping]]] = ..., activated_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., engine: _Optional[str] = ..., outcomes: _Optional[_Iterable[_Union[Outcomes, _Mapping]]] = ..., counted_by: _Optional[str] = ..., canary: _Optional[_Union[Canary, _Mapping]] = ...) -> None: ...
 
 class GetPolicyRequest(_message.Message):
     __slots__ = ("policy",)

@@ -112,6 +112,11 @@ def stable_policy_key(policy: str) -> str:
     return f"policy.{token(policy, 'policy')}.stable"
 
 
+def canary_policy_key(policy: str) -> str:
+    """Routing key of what a share of the users gets; its value is a serialized CanaryRoute."""
+    return f"policy.{token(policy, 'policy')}.canary"
+
+
 def reward_model_key(policy: str) -> str:
     """Routing key of the reward model to score with; its value is a serialized WeightsReference."""
     return f"reward_model.{token(policy, 'policy')}.stable"

@@ -6,6 +6,7 @@ import grpc
 from fastapi import Request
 
 from tuneloop.bus import Bus
+from tuneloop.gateway.canary import CanaryReplica
 from tuneloop.gateway.completion_ids import CompletionIds
 from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.rpc.channel import connect
@@ -27,11 +28,15 @@ class Gateway:
     generation: generation_pb2_grpc.GenerationServiceStub
     reward: reward_pb2_grpc.RewardServiceStub
     learner: learner_pb2_grpc.LearnerServiceStub
+    canary: CanaryReplica | None
+    """Where full weights have a replica for it."""
 
     async def close(self) -> None:
         """Close the channels. The bus belongs to whoever made it."""
         for channel in self.channels:
             await channel.close()
+        if self.canary is not None:
+            await self.canary.close()
 
 
 def open_gateway(settings: GatewaySettings, bus: Bus) -> Gateway:
@@ -48,6 +53,9 @@ def open_gateway(settings: GatewaySettings, bus: Bus) -> Gateway:
         generation=generation_pb2_grpc.GenerationServiceStub(generation),
         reward=reward_pb2_grpc.RewardServiceStub(reward),
         learner=learner_pb2_grpc.LearnerServiceStub(learner),
+        canary=CanaryReplica(settings.canary_address, bus, settings.policy)
+        if settings.canary_address
+        else None,
     )
 
 

@@ -135,6 +135,16 @@ async def get_serving(gateway: Gateway) -> dict[str, Any]:
         "engine": policy.engine,
         "max_model_len": policy.max_model_len,
         "loaded_versions": [v.policy_version for v in policy.loaded_versions],
+        "canary": canary(policy.canary) if policy.HasField("canary") else None,
+    }
+
+
+def canary(message: generation_pb2.Canary) -> dict[str, Any]:
+    """The version that a share of the users gets."""
+    return {
+        "policy_version": message.policy_version,
+        "share": message.share,
+        "loaded": message.loaded,
     }
 
 

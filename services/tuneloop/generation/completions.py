@@ -24,6 +24,7 @@ from tuneloop.generation.engine import (
 )
 from tuneloop.generation.growing import Delta, Growing
 from tuneloop.generation.hot_swap import HotSwap
+from tuneloop.generation.outcomes import Outcomes
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.tokenization import Tokenization, TokenizedPrompt
 from tuneloop.generation.tool_calls import ToolFormat, ToolParser, check_tools, constrained
@@ -55,6 +56,8 @@ class CompletionRequest:
     """Serve this version rather than the stable one."""
     publish_rollout: bool
     clip_max_tokens: bool
+    route_by: str = ""
+    """By which a canary's share is told from the rest; empty: it gets no canary."""
     source: RolloutSource = RolloutSource.USER
     columns: Mapping[str, Any] = field(default_factory=dict)
     traceparent: str = ""
@@ -96,6 +99,7 @@ class Completions:
         self.publisher = publisher
         self.max_concurrent = max_concurrent
         self.tool_format = tool_format
+        self.outcomes = Outcomes()
         self.running = 0
 
     async def stream(self, request: CompletionRequest) -> AsyncGenerator[list[Delta | Final], None]:
@@ -115,7 +119,10 @@ class Completions:
                     request = replace(request, sampling=sampling)
                 check_limits(prompt.token_ids, request.sampling, self.limits)
                 metrics.prompt_tokens.inc(len(prompt.token_ids))
-                with self.hot_swap.lease(request.policy_version) as lease:
+                with (
+                    self.hot_swap.lease(request.policy_version, route_by=request.route_by) as lease,
+                    self.outcomes.counted(lease.policy_version, bool(request.route_by)),
+                ):
                     events = self.collect(request, prompt, lease.policy_version, started)
                     batches = coalesce(events, lambda: message_seconds(self.running))
                     try:

@@ -2,17 +2,17 @@
 
 Invariants: a version serves only after its manifest, files and shapes were checked and the engine
 has loaded it; a request keeps the version it began with (LoRA), held by a lease; a version is
-dropped only when no request holds it. Whatever is refused changes nothing.
+dropped only when no request holds it and no new one would get it. Whatever is refused changes
+nothing.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 from tuneloop import tracing
@@ -20,7 +20,14 @@ from tuneloop.errors import FailedPrecondition, NotFound, TuneloopError, Unavail
 from tuneloop.generation import metrics
 from tuneloop.generation.admission import check_fits, check_manifest
 from tuneloop.generation.engine import Engine
-from tuneloop.policies import Activation, LoadedVersion, WeightsKind, WeightsReference
+from tuneloop.generation.lease import Lease, Live
+from tuneloop.policies import (
+    Activation,
+    CanaryRoute,
+    LoadedVersion,
+    WeightsKind,
+    WeightsReference,
+)
 from tuneloop.weights.manifest import Manifest
 from tuneloop.weights.store import WeightStore
 
@@ -42,17 +49,6 @@ class Swap:
     """Of those, how long nothing could be sampled."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Live:
-    """A version in the engine's memory."""
-
-    loaded_time: datetime
-    last_served: float
-    leases: int = 0
-    manifest: Manifest | None = None
-    """None for the base model."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwapOptions:
     """What the swaps of one policy depend on."""
@@ -62,29 +58,6 @@ class SwapOptions:
     base_model: Path
     max_live_versions: int
     max_lora_rank: int
-
-
-@dataclass(slots=True)
-class Lease:
-    """Holds a version in memory while a request uses it; a context manager."""
-
-    hot_swap: "HotSwap"
-    policy_version: int
-    live: Live
-    released: bool = field(default=False, init=False)
-
-    def __enter__(self) -> "Lease":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if not self.released:
-            self.released = True
-            self.hot_swap.release(self.live)
 
 
 class HotSwap:
@@ -102,6 +75,8 @@ class HotSwap:
         self.options = options
         self.on_activated = on_activated
         self.serving = 0
+        self.canary: CanaryRoute | None = None
+        """What a share of the users gets as soon as it is in memory."""
         self.activated_time = datetime.now(UTC)
         self.newest = 0
         self.live = {0: Live(loaded_time=self.activated_time, last_served=time.monotonic())}
@@ -110,9 +85,12 @@ class HotSwap:
         self.trimming = False
         metrics.policy_version.labels(options.policy).set(0)
 
-    def lease(self, policy_version: int | None = None) -> Lease:
-        """Hold the served version, or the one asked for; raises `NotFound` if it is not loaded."""
-        version = self.serving if policy_version is None else policy_version
+    def lease(self, policy_version: int | None = None, *, route_by: str = "") -> Lease:
+        """Hold the version asked for, or the one that `route_by` gets (empty: the stable one).
+
+        Raises `NotFound` for one that was asked for and is not loaded.
+        """
+        version = self.version_for(route_by) if policy_version is None else policy_version
         live = self.live.get(version)
         if live is None:
             loaded = ", ".join(str(v) for v in sorted(self.live))
@@ -122,7 +100,18 @@ class HotSwap:
             )
         live.leases += 1
         live.last_served = time.monotonic()
-        return Lease(self, version, live)
+        return Lease(self.release, version, live)
+
+    def version_for(self, route_by: str) -> int:
+        """The canary for a user in its share, while it is in memory; else the served version."""
+        route = self.canary
+        if route is None or not route_by or route.weights.policy_version not in self.live:
+            return self.serving
+        arm, version = "stable", self.serving
+        if route.takes(route_by):
+            arm, version = "canary", route.weights.policy_version
+        metrics.canary_requests.labels(arm).inc()
+        return version
 
     def release(self, live: Live) -> None:
         """Give a version back; full weights may have been replaced under the lease."""
@@ -294,8 +283,11 @@ class HotSwap:
 
     async def drop_beyond(self, keep: int) -> None:
         """Drop versions nobody holds, least recently served first, until `keep` adapters remain."""
+        routed = {self.serving}
+        if self.canary is not None:
+            routed.add(self.canary.weights.policy_version)
         idle = sorted(
-            (v for v in self.adapters() if v != self.serving and self.live[v].leases == 0),
+            (v for v in self.adapters() if v not in routed and self.live[v].leases == 0),
             key=lambda v: self.live[v].last_served,
         )
         for version in idle[: max(0, len(self.adapters()) - keep)]:

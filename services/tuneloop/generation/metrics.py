@@ -29,6 +29,11 @@ running_requests = Gauge("tuneloop_running_requests", "Requests being answered."
 
 policy_version = Gauge("tuneloop_policy_version", "The version served now.", ["policy"])
 loaded_versions = Gauge("tuneloop_loaded_versions", "Versions in the engine's memory.")
+canary_requests = Counter(
+    "tuneloop_canary_requests_total",
+    "Users' requests while a canary is in memory, by arm: canary or stable.",
+    ["arm"],
+)
 swap_seconds = Histogram(
     "tuneloop_swap_seconds",
     "Seconds from the notice of a version to serving it.",

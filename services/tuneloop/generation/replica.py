@@ -107,7 +107,7 @@ def make_replica(settings: GenerationSettings, bus: Bus) -> Replica:
         settings=settings,
         engine=engine,
         hot_swap=hot_swap,
-        routing=Routing(bus, hot_swap, settings.policy),
+        routing=Routing(bus, hot_swap, settings.policy, settings.role),
         publisher=publisher,
         server=Server(host=settings.host, port=settings.port, drain_seconds=settings.drain_seconds),
         tasks=[],

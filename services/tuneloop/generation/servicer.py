@@ -9,7 +9,7 @@ from tuneloop.errors import InvalidRequest, NotFound
 from tuneloop.generation.completions import CompletionRequest, Completions, Final
 from tuneloop.generation.growing import Delta
 from tuneloop.generation.tool_calls import merged
-from tuneloop.rollouts import Prompt
+from tuneloop.rollouts import Prompt, RolloutSource
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc
 
 MAX_ID_LENGTH = 256
@@ -97,6 +97,22 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             ],
             activated_time=wire.timestamp(self.hot_swap.activated_time),
             engine=engine.name,
+            outcomes=[
+                generation_pb2.Outcomes(policy_version=v, answered=c.answered, failed=c.failed)
+                for v, c in self.completions.outcomes.by_version()
+            ],
+            counted_by=self.completions.outcomes.counted_by,
+            canary=self.canary(),
+        )
+
+    def canary(self) -> generation_pb2.Canary | None:
+        """The version that a share of the users gets."""
+        route = self.hot_swap.canary
+        if route is None:
+            return None
+        version = route.weights.policy_version
+        return generation_pb2.Canary(
+            policy_version=version, share=route.share, loaded=version in self.hot_swap.live
         )
 
     def delta_to_proto(self, delta: Delta, with_logprobs: bool) -> generation_pb2.GenerateDelta:
@@ -138,6 +154,8 @@ def completion_request(request: generation_pb2.GenerateRequest) -> CompletionReq
             f"completion_id: must have 1 to {MAX_ID_LENGTH} characters", param="completion_id"
         )
     sampling = wire.sampling_from_proto(request.sampling)
+    source = wire.source_from_proto(request.source)
+    route_by = request.route_by or request.user_hash or request.completion_id
     return CompletionRequest(
         completion_id=request.completion_id,
         prompt=prompt_from_proto(request),
@@ -147,7 +165,11 @@ def completion_request(request: generation_pb2.GenerateRequest) -> CompletionReq
         policy_version=request.policy_version if request.HasField("policy_version") else None,
         publish_rollout=request.publish_rollout if request.HasField("publish_rollout") else True,
         clip_max_tokens=request.clip_max_tokens,
-        source=wire.source_from_proto(request.source),
+        # Only users take part in a canary, and only where they leave the version to us.
+        route_by=route_by
+        if source is RolloutSource.USER and not request.HasField("policy_version")
+        else "",
+        source=source,
         columns=wire.columns_from_proto(request.columns),
         traceparent=tracing.traceparent(),
     )

@@ -30,6 +30,11 @@ class GenerationSettings(BaseSettings):
     replica: str = Field(
         default_factory=socket.gethostname, description="name of this replica in events"
     )
+    role: Literal["stable", "canary"] = Field(
+        "stable",
+        description="stable, or canary: serve the canary's version to whoever asks this replica. "
+        "For full weights, of which a replica holds one version; adapters need one role only",
+    )
     model: Path = Field(description="folder of the base model: config, safetensors, tokenizer")
     base_model_name: str = Field("", description="name of the base model; empty: the folder's")
     engine: Literal["auto", "vllm", "transformers"] = Field(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 
-from tuneloop.policies import Activation, LearnerStep, WeightsReference
+from tuneloop.policies import Activation, CanaryRoute, LearnerStep, WeightsReference
 from tuneloop.v1 import events_pb2, generation_pb2
 from tuneloop.wire.fields import moment, parse, require, timestamp
 
@@ -50,6 +50,28 @@ def decode_routing(data: bytes) -> WeightsReference:
         uri="",
         manifest_sha256="",
         traceparent=message.traceparent,
+    )
+
+
+def encode_canary(route: CanaryRoute | None, policy: str) -> bytes:
+    """A value of the routing table: the canary, or that there is none."""
+    if route is None:
+        none = generation_pb2.WeightsReference(policy=policy)
+        return generation_pb2.CanaryRoute(weights=none).SerializeToString()
+    return generation_pb2.CanaryRoute(
+        weights=weights_to_proto(route.weights), share=route.share, salt=route.salt
+    ).SerializeToString()
+
+
+def decode_canary(data: bytes) -> CanaryRoute | None:
+    """A value of the routing table; None where there is no canary. Raises `CorruptData`."""
+    message = parse(generation_pb2.CanaryRoute, data)
+    if message.weights.policy_version == 0:
+        return None
+    require(0 < message.share <= 1, "share", "must be above 0 and at most 1")
+    require(bool(message.salt), "salt", "missing")
+    return CanaryRoute(
+        weights=weights_from_proto(message.weights), share=message.share, salt=message.salt
     )
 
 

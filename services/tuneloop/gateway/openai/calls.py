@@ -1,6 +1,7 @@
 """Calls of the generation service: how a body becomes requests, and their events in one stream."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -11,6 +12,7 @@ import grpc
 from tuneloop import wire
 from tuneloop.errors import Unavailable
 from tuneloop.gateway import metrics
+from tuneloop.gateway.canary import CanaryReplica
 from tuneloop.gateway.completion_ids import choice_id
 from tuneloop.gateway.context import Gateway
 from tuneloop.gateway.errors import ModelNotFound
@@ -21,7 +23,9 @@ from tuneloop.gateway.openai.tools import tool_use
 from tuneloop.gateway.spending import Spending
 from tuneloop.rollouts import SamplingParameters
 from tuneloop.rpc.status import error_from_rpc
-from tuneloop.v1 import generation_pb2, rollout_pb2
+from tuneloop.v1 import generation_pb2, generation_pb2_grpc, rollout_pb2
+
+logger = logging.getLogger("tuneloop.gateway")
 
 Event = tuple[int, generation_pb2.GenerateResponse]
 """A choice's index in the HTTP answer, and what happened to it."""
@@ -129,9 +133,11 @@ def request_of(
         raise ModelNotFound(
             f"no model {body.model[:100]!r}; this service has {settings.policy!r}", param="model"
         )
-    user_hash = gateway.ids.user_hash(settings.tenant, body.user or body.safety_identifier)
+    user = body.user or body.safety_identifier
+    user_hash = gateway.ids.user_hash(settings.tenant, user)
+    completion_id = gateway.ids.make(prefix, settings.tenant, user_hash, body.n or 1)
     return generation_pb2.GenerateRequest(
-        completion_id=gateway.ids.make(prefix, settings.tenant, user_hash, body.n or 1),
+        completion_id=completion_id,
         policy=settings.policy,
         sampling=sampling_of(
             body,
@@ -144,6 +150,8 @@ def request_of(
         policy_version=body.policy_version,
         publish_rollout=train,
         clip_max_tokens=max_tokens is None,
+        # Those who have no name share one hash: all of them would be in a canary, or none.
+        route_by=user_hash if user else completion_id,
     )
 
 
@@ -190,11 +198,44 @@ async def events(gateway: Gateway, answer: Answer) -> AsyncGenerator[Event]:
         raise Unavailable("generation stopped before the answer was complete", retry_after=1.0)
 
 
-async def one_call(
+def one_call(
     gateway: Gateway, request: generation_pb2.GenerateRequest, first_choice: int
 ) -> AsyncGenerator[Event]:
+    """Events of one call, by the canary's replica where it is meant to answer and does."""
+    if gateway.canary is not None and gateway.canary.takes(request):
+        return by_canary(gateway, gateway.canary, request, first_choice)
+    return call_events(gateway, gateway.generation, request, first_choice)
+
+
+async def by_canary(
+    gateway: Gateway,
+    canary: CanaryReplica,
+    request: generation_pb2.GenerateRequest,
+    first_choice: int,
+) -> AsyncGenerator[Event]:
+    """Events of a call of the canary's replica; of the stable one where that does not answer."""
+    for service in (canary.generation, gateway.generation):
+        begun = False
+        try:
+            async with aclosing(call_events(gateway, service, request, first_choice)) as call:
+                async for event in call:
+                    begun = True
+                    yield event
+            return
+        except Unavailable:
+            if begun or service is gateway.generation:
+                raise
+            logger.warning("the canary's replica does not answer; the stable one does")
+
+
+async def call_events(
+    gateway: Gateway,
+    service: generation_pb2_grpc.GenerationServiceStub,
+    request: generation_pb2.GenerateRequest,
+    first_choice: int,
+) -> AsyncGenerator[Event]:
     """Events of one call; leaving it early cancels the call, which aborts the request."""
-    call = gateway.generation.Generate(request, timeout=gateway.settings.request_timeout_seconds)
+    call = service.Generate(request, timeout=gateway.settings.request_timeout_seconds)
     try:
         async for event in call:
             index = event.delta.index if event.WhichOneof("event") == "delta" else event.final.index
