@@ -10,6 +10,8 @@ from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.learner.asking import Generation
 from tuneloop.learner.batches import PolicyBatches, RewardBatches
+from tuneloop.learner.canary.assembly import end_left_over, make_canary
+from tuneloop.learner.canary.controller import Canary
 from tuneloop.learner.edits import EditTokenizer
 from tuneloop.learner.evaluation import Referring
 from tuneloop.learner.expiry import Expiry
@@ -59,6 +61,8 @@ class Learner:
     server: Server
     prompting: Prompting | None
     gatekeeper: Gatekeeper | None
+    left_over: Canary | None
+    """What may still be on trial, where canaries are off."""
     expiry: Expiry
     dismiss: Callable[[], Awaitable[None]]
     """Lets the other ranks end; nothing can be trained then."""
@@ -74,6 +78,8 @@ class Learner:
                 tasks.create_task(self.prompting.run())
             if self.gatekeeper is not None:
                 tasks.create_task(self.gatekeeper.run())
+            if self.left_over is not None:
+                tasks.create_task(end_left_over(self.left_over))
 
     async def close(self) -> None:
         """Answer no more and disconnect."""
@@ -134,12 +140,14 @@ async def assemble(settings: LearnerSettings) -> Learner:
         between_turns=referring.go_on,
         set_aside_after=settings.gate.set_aside_after,
     )
+    canary = make_canary(settings, bus=bus, database=database, release=release)
     gatekeeper = make_gatekeeper(
         settings,
         database=database,
         release=release,
         store=store,
         questions=questions,
+        canary=canary if settings.release == "gate+canary" else None,
         loop=loop,
         worker=worker,
     )
@@ -170,6 +178,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
         server=server,
         prompting=make_prompting(settings, database, prompts, loop),
         gatekeeper=gatekeeper,
+        left_over=None if settings.release == "gate+canary" else canary,
         expiry=expiry,
         dismiss=lambda: worker.run(world.dismiss),
     )

@@ -141,6 +141,24 @@ eval_length = Gauge("tuneloop_learner_eval_length_tokens", "Its mean length on t
 eval_kl = Gauge(
     "tuneloop_learner_eval_kl", "Its mean KL to the reference policy by token, on the eval prompts."
 )
+canary_version = Gauge("tuneloop_canary_version", "The version on trial as a canary; 0: none.")
+canary_share = Gauge("tuneloop_canary_share", "Share of the users who get the canary, 0-1.")
+canary_difference = Gauge(
+    "tuneloop_canary_difference",
+    "Bounds of canary minus stable, always valid: low or high, of thumbs, reward or errors "
+    "(higher is better).",
+    ["figure", "bound"],
+)
+canary_observations = Gauge(
+    "tuneloop_canary_observations",
+    "What the comparison rests on: users, for errors requests, by arm (canary or stable).",
+    ["figure", "arm"],
+)
+canary_verdicts = Counter(
+    "tuneloop_canary_verdicts_total",
+    "Canaries that ended: promote, roll_back, hold or stop (ended by others).",
+    ["outcome"],
+)
 paused = Gauge("tuneloop_learner_paused", "1 while steps are paused, else 0.")
 
 BY_NAME = {"kl": kl, "reward": reward, "clip_fraction": clip_fraction}

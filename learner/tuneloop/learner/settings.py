@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tuneloop.errors import SettingsError
+from tuneloop.learner.canary.settings import CanarySettings
 from tuneloop.learner.release.settings import GateSettings
 from tuneloop.learner.trainer_settings import RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
@@ -92,6 +93,9 @@ class LearnerSettings(BaseSettings):
     )
     gate: GateSettings = Field(
         default=GateSettings(), description="what the gate asks of a candidate"
+    )
+    canary: CanarySettings = Field(
+        default=CanarySettings(), description="the trial of a version with release gate+canary"
     )
 
     learning_rate: float | None = Field(

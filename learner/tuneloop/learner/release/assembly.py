@@ -7,7 +7,7 @@ from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.loop import Loop
 from tuneloop.learner.release.change import Distance
 from tuneloop.learner.release.examination import Examiner
-from tuneloop.learner.release.gatekeeper import Gatekeeper
+from tuneloop.learner.release.gatekeeper import Canary, Gatekeeper
 from tuneloop.learner.release.questions import Questions
 from tuneloop.learner.release.release import Release
 from tuneloop.learner.release.scoring import Scoring
@@ -25,6 +25,7 @@ def make_gatekeeper(
     release: Release,
     store: WeightStore,
     questions: Questions | None,
+    canary: Canary | None,
     loop: Loop,
     worker: Worker,
 ) -> Gatekeeper | None:
@@ -50,6 +51,6 @@ def make_gatekeeper(
             settings=settings.gate,
         ),
         settings=settings.gate,
-        canary=None,
+        canary=canary,
         pause=lambda: loop.pause(True),
     )

@@ -1,0 +1,81 @@
+"""The ledger's part of a canary: its state, the state of its version, and what was decided."""
+
+from sqlalchemy import ColumnElement, Connection, and_, select
+
+from tuneloop.learner.canary.state import State
+from tuneloop.learner.ledger import decisions
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.schema import facts, versions
+from tuneloop.policies import ReleaseState
+
+ACTOR = "canary"
+FACT = "canary"
+
+
+def kept(database: Database) -> State | None:
+    """The canary that was running, or None."""
+    text = database.fact(FACT)
+    return State.from_json(text) if text else None
+
+
+def begin(database: Database, state: State, now: float) -> None:
+    """A version is on trial."""
+    with database.write() as connection:
+        _set_version(connection, state.version, ReleaseState.CANARY)
+        _keep(connection, state)
+        decisions.record_in(
+            connection,
+            version=state.version,
+            kind="canary",
+            outcome="start",
+            numbers={"share": state.share},
+            reason=f"answers {state.share:.0%} of the users",
+            actor=ACTOR,
+            now=now,
+        )
+
+
+def keep(database: Database, state: State) -> None:
+    """What it has seen so far."""
+    with database.write() as connection:
+        _keep(connection, state)
+
+
+def decide(database: Database, state: State, now: float) -> None:
+    """Its verdict is in; from here on it is only to be carried out."""
+    assert state.verdict is not None
+    with database.write() as connection:
+        _keep(connection, state)
+        decisions.record_in(
+            connection,
+            version=state.version,
+            kind="canary",
+            outcome=state.verdict.outcome,
+            numbers=state.verdict.numbers,
+            reason=state.verdict.reason,
+            actor=ACTOR,
+            now=now,
+        )
+
+
+def end(database: Database, version: int) -> None:
+    """It is over. A version that nobody else has decided about is retired."""
+    with database.write() as connection:
+        found = select(versions.c.state).where(_of(version))
+        if connection.execute(found).scalar_one() == ReleaseState.CANARY.value:
+            # No candidate any more, or it would be tried again; a person may promote it still.
+            _set_version(connection, version, ReleaseState.RETIRED)
+        connection.execute(facts.delete().where(facts.c.name == FACT))
+
+
+def _keep(connection: Connection, state: State) -> None:
+    connection.execute(facts.delete().where(facts.c.name == FACT))
+    connection.execute(facts.insert().values(name=FACT, value=state.to_json()))
+
+
+def _set_version(connection: Connection, version: int, state: ReleaseState) -> None:
+    connection.execute(versions.update().where(_of(version)).values(state=state.value))
+
+
+def _of(version: int) -> ColumnElement[bool]:
+    return and_(versions.c.model == "policy", versions.c.version == version)
