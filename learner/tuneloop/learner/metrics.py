@@ -154,11 +154,6 @@ canary_observations = Gauge(
     "What the comparison rests on: users, for errors requests, by arm (canary or stable).",
     ["figure", "arm"],
 )
-canary_verdicts = Counter(
-    "tuneloop_canary_verdicts_total",
-    "Canaries that ended: promote, roll_back, hold or stop (ended by others).",
-    ["outcome"],
-)
 paused = Gauge("tuneloop_learner_paused", "1 while steps are paused, else 0.")
 
 BY_NAME = {"kl": kl, "reward": reward, "clip_fraction": clip_fraction}

@@ -263,7 +263,6 @@ class Canary:
             await self._set_route(None)
         await asyncio.to_thread(record.end, self._database, state.version)
         self._state = None
-        metrics.canary_verdicts.labels(verdict.outcome).inc()
         self._show_share()
 
     def _show_share(self) -> None:
