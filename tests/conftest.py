@@ -8,9 +8,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from tiny_models import make_policy, make_reward_model
+
+if TYPE_CHECKING:
+    from postgres_server import Postgres
 
 
 def free_port() -> int:
@@ -91,3 +95,12 @@ def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> "Iterator[Postgres]":
+    """A real Postgres, for all tests of a session that ask for it."""
+    from postgres_server import running_postgres
+
+    with running_postgres() as server:
+        yield server

@@ -90,7 +90,7 @@ class Learner:
 async def assemble(settings: LearnerSettings) -> Learner:
     """Open the ledger and the bus, load the models, start answering."""
     policy = settings.policy
-    database = Database.at(settings.data_dir / "ledger.db")
+    database = await asyncio.to_thread(open_ledger, settings)
     base_models = await asyncio.to_thread(describe_base_models, settings)
     database.belongs_to(
         {
@@ -182,6 +182,13 @@ async def assemble(settings: LearnerSettings) -> Learner:
         expiry=expiry,
         dismiss=lambda: worker.run(world.dismiss),
     )
+
+
+def open_ledger(settings: LearnerSettings) -> Database:
+    """The ledger to write; raises `SettingsError`, `FailedPrecondition`, `Unavailable`."""
+    if settings.ledger_url is None:
+        return Database.at(settings.data_dir / "ledger.db")
+    return Database(settings.ledger_url.get_secret_value(), writer=True)
 
 
 def meet() -> "World":

@@ -25,7 +25,7 @@ from tuneloop.bus.subjects import (
     rollouts_of,
 )
 from tuneloop.bus.subjects import weights_activated as activated_subject
-from tuneloop.errors import CorruptData, TuneloopError
+from tuneloop.errors import CorruptData, FailedPrecondition, TuneloopError
 from tuneloop.feedback import Feedback, Retraction
 from tuneloop.learner import metrics, trail
 from tuneloop.learner.ledger import ending, lineage, record
@@ -82,6 +82,9 @@ class Intake:
                         await self.handle(bus, durable, deliveries)
                         arrived()
                     await self._note_lag(consumer)
+            except FailedPrecondition:
+                # Another learner has the ledger: this one must end.
+                raise
             except TuneloopError as error:
                 # The bus is down; deliveries in hand come again once it is back.
                 logger.warning("%s: %s; trying again", durable, error)

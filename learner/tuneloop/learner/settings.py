@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tuneloop.errors import SettingsError
@@ -50,6 +50,11 @@ class LearnerSettings(BaseSettings):
     signing_key_file: Path = Field(description="PEM file of the private key for manifests")
     verify_key_file: Path = Field(description="PEM file of the public key for manifests")
     data_dir: Path = Field(description="folder for the ledger and the checkpoints")
+    ledger_url: SecretStr | None = Field(
+        None,
+        description="postgresql://user:password@host:5432/database of the ledger; absent: SQLite, "
+        "in data_dir",
+    )
 
     weights_kind: WeightsKind = Field(WeightsKind.LORA, description="lora or full")
     batch_size: int = Field(16, ge=1, description="judgements in a step, 1 or more")

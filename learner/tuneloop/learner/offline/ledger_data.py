@@ -1,7 +1,7 @@
 """The feedback a service has collected, as data to train on: `--data ledger:DATA_DIR`.
 
 Everything that may be learned from and is still the user's last word is read, used online before or
-not; the ledger's accounting is left as it is.
+not; the ledger's accounting is left as it is. A ledger on Postgres is named by its URL.
 """
 
 import hashlib
@@ -36,11 +36,14 @@ def is_ledger(reference: str) -> bool:
 
 
 def open_ledger(reference: str) -> Database:
-    """Open the ledger of a data folder of `tuneloop up`, or a ledger's file.
+    """Open the ledger of a data folder of `tuneloop up`, a ledger's file, or one on Postgres.
 
     Raises `InvalidRequest` where there is none.
     """
-    path = Path(reference.removeprefix(PREFIX)).expanduser()
+    place = reference.removeprefix(PREFIX)
+    if "://" in place:
+        return Database(place)
+    path = Path(place).expanduser()
     for candidate in (path, path / "learner" / "ledger.db", path / "ledger.db"):
         if candidate.is_file():
             return Database.at(candidate)
