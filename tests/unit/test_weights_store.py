@@ -2,116 +2,22 @@
 
 import dataclasses
 import json
-import uuid
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from weights_parts import Place, make_manifest, make_weights
 
-from tuneloop.errors import Conflict, FailedPrecondition, NotFound, Unavailable, WeightsRefused
-from tuneloop.policies import WeightsKind, WeightsReference
+from tuneloop.errors import FailedPrecondition, Unavailable, WeightsRefused
+from tuneloop.policies import WeightsReference
 from tuneloop.weights.filesystem import FilesystemStore
-from tuneloop.weights.manifest import Manifest, ManifestFile, to_json
+from tuneloop.weights.manifest import ManifestFile, to_json
 from tuneloop.weights.signing import Signer, Verifier, write_key_pair
-
-NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-
-
-def make_manifest(version: int = 1, policy: str = "tuneloop") -> Manifest:
-    return Manifest(
-        policy=policy,
-        version=version,
-        parent=version - 1,
-        kind=WeightsKind.LORA,
-        base_model="tiny",
-        base_model_sha256="0" * 64,
-        files=(),
-        created_time=NOW,
-    )
-
-
-def make_weights(folder: Path, value: float = 1.0) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({"w": np.full((4, 2), value, dtype=np.float32)}, folder / "model.safetensors")
-    (folder / "config.json").write_text("{}")
-    (folder / "README.md").write_text("written by PEFT")
-    return folder
-
-
-@dataclasses.dataclass
-class Place:
-    root: str
-    keys: tuple[Path, Path]
-    cache: Path
-
-    def store(self) -> FilesystemStore:
-        return FilesystemStore(
-            self.root,
-            signer=Signer.from_file(self.keys[0]),
-            verifier=Verifier.from_file(self.keys[1]),
-            cache_dir=self.cache,
-        )
-
-
-@pytest.fixture(params=["local", "memory"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    local = request.param == "local"
-    root = str(tmp_path / "store") if local else f"memory://bucket-{uuid.uuid4().hex}/weights"
-    return Place(root=root, keys=write_key_pair(tmp_path / "keys"), cache=tmp_path / "cache")
 
 
 @pytest.fixture
 def local(tmp_path: Path) -> Place:
     root = str(tmp_path / "store")
     return Place(root=root, keys=write_key_pair(tmp_path / "keys"), cache=tmp_path / "cache")
-
-
-def test_a_published_version_is_fetched_whole(place: Place, tmp_path: Path) -> None:
-    weights = make_weights(tmp_path / "w")
-    reference = place.store().publish(weights, make_manifest())
-    manifest, folder = place.store().fetch(reference)
-    assert manifest.version == 1
-    assert {f.name for f in manifest.files} == {"model.safetensors", "config.json"}
-    for file in manifest.files:
-        assert (folder / file.name).read_bytes() == (weights / file.name).read_bytes()
-    assert place.store().fetch(reference)[1] == folder
-    assert place.store().manifest("tuneloop", 1) == manifest
-
-
-def test_versions_are_listed_in_order(place: Place, tmp_path: Path) -> None:
-    store = place.store()
-    assert store.versions("tuneloop") == []
-    for version in (10, 2, 1):
-        store.publish(make_weights(tmp_path / "w", version), make_manifest(version))
-    assert store.versions("tuneloop") == [1, 2, 10]
-    assert store.versions("other") == []
-
-
-def test_publishing_the_same_again_gives_the_same_reference(place: Place, tmp_path: Path) -> None:
-    weights = make_weights(tmp_path / "w")
-    first = place.store().publish(weights, make_manifest())
-    later = dataclasses.replace(make_manifest(), created_time=NOW + timedelta(hours=1))
-    assert place.store().publish(weights, later) == first
-
-
-def test_other_content_under_the_same_version_is_a_conflict(place: Place, tmp_path: Path) -> None:
-    reference = place.store().publish(make_weights(tmp_path / "a"), make_manifest())
-    with pytest.raises(Conflict, match="version 1"):
-        place.store().publish(make_weights(tmp_path / "b", 2.0), make_manifest())
-    assert place.store().fetch(reference)[0].version == 1
-
-
-def test_an_unknown_version_is_not_found(place: Place, tmp_path: Path) -> None:
-    reference = place.store().publish(make_weights(tmp_path / "w"), make_manifest())
-    absent = dataclasses.replace(
-        reference, policy_version=2, uri=reference.uri.replace("00000001", "00000002")
-    )
-    with pytest.raises(NotFound):
-        place.store().fetch(absent)
-    with pytest.raises(NotFound, match="no version 2"):
-        place.store().manifest("tuneloop", 2)
 
 
 def published(local: Place, tmp_path: Path) -> tuple[WeightsReference, Path]:

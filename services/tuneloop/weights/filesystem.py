@@ -1,8 +1,8 @@
 """A weight store in a folder: local, or any file system fsspec knows (`s3://bucket/prefix`).
 
 A version is `<root>/<policy>/<version:08d>/`. On a local disk it appears by one rename of a synced
-folder; elsewhere its manifest is written last. Readers copy a version into their cache and verify
-the copy, so that what was verified is what is loaded.
+folder; elsewhere by its manifest, written last and only where there is none. Readers copy a version
+into their cache and verify the copy, so that what was verified is what is loaded.
 """
 
 import contextlib
@@ -15,11 +15,19 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
 
-from tuneloop.errors import Conflict, FailedPrecondition, NotFound, Unavailable, WeightsRefused
+from tuneloop.errors import (
+    Conflict,
+    FailedPrecondition,
+    NotFound,
+    SettingsError,
+    Unavailable,
+    WeightsRefused,
+)
 from tuneloop.policies import WeightsKind, WeightsReference
 from tuneloop.weights.files import check_names, describe_folder, verify_file
 from tuneloop.weights.manifest import MANIFEST_NAME, Manifest, from_json, to_json
@@ -29,6 +37,7 @@ MAX_MANIFEST_BYTES = 1_000_000
 CACHED_VERSIONS = {WeightsKind.LORA: 8, WeightsKind.FULL: 2}
 """Versions of a policy that stay in the cache; full weights are large."""
 POLICY = re.compile(r"[A-Za-z0-9_-]{1,128}")
+REMOTE_ERRORS = frozenset({"botocore.exceptions", "aiohttp.client_exceptions"})
 
 
 class FilesystemStore:
@@ -42,7 +51,7 @@ class FilesystemStore:
         cache_dir: Path | None = None,
         signer: Signer | None = None,
     ) -> None:
-        self._fs, self._root = fsspec.core.url_to_fs(root)
+        self._fs, self._root = open_root(root)
         self._local = isinstance(self._fs, LocalFileSystem)
         self._verifier = verifier
         self._signer = signer
@@ -68,10 +77,7 @@ class FilesystemStore:
     def _store(self, folder: Path, manifest: Manifest, target: str) -> bytes:
         """Write the version; the manifest that stands there in the end, ours or a faster one's."""
         if not self._local:
-            for file in manifest.files:
-                self._fs.put_file(str(folder / file.name), f"{target}/{file.name}")
-            self._fs.pipe_file(f"{target}/{MANIFEST_NAME}", to_json(manifest))
-            return to_json(manifest)
+            return self._store_remotely(folder, manifest, target)
         final = Path(target)
         partial = final.with_name(f".publishing-{final.name}-{uuid.uuid4().hex}")
         partial.mkdir(parents=True)
@@ -88,6 +94,17 @@ class FilesystemStore:
             for leftover in final.parent.glob(f".publishing-{final.name}-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
         return (final / MANIFEST_NAME).read_bytes()
+
+    def _store_remotely(self, folder: Path, manifest: Manifest, target: str) -> bytes:
+        """As `_store`: files without a manifest are no version, and the first manifest stays."""
+        for file in manifest.files:
+            self._fs.put_file(str(folder / file.name), f"{target}/{file.name}")
+        document = to_json(manifest)
+        try:
+            self._fs.pipe_file(f"{target}/{MANIFEST_NAME}", document, mode="create")
+        except FileExistsError:
+            return self._read_manifest(target) or document
+        return document
 
     def _reference(self, manifest: Manifest, stored: bytes, target: str) -> WeightsReference:
         """Reference to the stored version; raises `Conflict` where it is not `manifest`'s."""
@@ -173,7 +190,7 @@ class FilesystemStore:
         """See `WeightStore.versions`."""
         folder = self._policy_path(policy)
         with store_errors(folder):
-            self._fs.invalidate_cache(folder)
+            self._fs.invalidate_cache()
             if not self._fs.exists(folder):
                 return []
             names = [str(path).rsplit("/", 1)[-1] for path in self._fs.ls(folder, detail=False)]
@@ -215,6 +232,18 @@ class FilesystemStore:
         return f"{self._version_path(policy, version)}/{MANIFEST_NAME}"
 
 
+def open_root(root: str) -> tuple[Any, str]:
+    """The file system of a folder or URL, and the path there; raises `SettingsError`."""
+    try:
+        fs, path = fsspec.core.url_to_fs(root)
+    except ImportError as error:
+        hint = ': pip install "tuneloop[s3]"' if root.startswith(("s3:", "s3a:")) else ""
+        raise SettingsError(f"weights_uri: {error}{hint}", param="weights_uri") from error
+    except ValueError as error:
+        raise SettingsError(f"weights_uri: {error}", param="weights_uri") from error
+    return fs, str(path)
+
+
 def is_whole(folder: Path, manifest: Manifest) -> bool:
     """Whether a cached copy has every file of the manifest, unchanged."""
     try:
@@ -247,5 +276,8 @@ def store_errors(where: str) -> Iterator[None]:
     """Say `Unavailable` where the file system fails, with the place."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        # The client of S3 has errors of its own for a server that is away or knows no such key.
+        if not isinstance(error, OSError) and type(error).__module__ not in REMOTE_ERRORS:
+            raise
         raise Unavailable(f"weight store: {where}: {error}", retry_after=5) from error
