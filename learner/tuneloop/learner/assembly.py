@@ -109,7 +109,12 @@ async def assemble(settings: LearnerSettings) -> Learner:
         signer=Signer.from_file(settings.signing_key_file),
         cache_dir=settings.data_dir / "weights-cache",
     )
-    bus = await JetStreamBus.connect(settings.nats_url, name="tuneloop-learner")
+    bus = await JetStreamBus.connect(
+        settings.nats_url,
+        name="tuneloop-learner",
+        access=settings.nats_access,
+        replicas=settings.nats_replicas,
+    )
     release = Release(policy=policy, bus=bus, database=database, gate=settings.release)
     worker = Worker()
     world = await worker.run(meet)

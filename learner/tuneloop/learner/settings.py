@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
+from tuneloop.bus.settings import BusSettings
 from tuneloop.errors import SettingsError
 from tuneloop.learner.canary.settings import CanarySettings
 from tuneloop.learner.release.settings import GateSettings
@@ -19,7 +20,7 @@ DAY = 86_400.0
 Objective = Literal["sft", "kto", "dpo", "ppo", "grpo"]
 
 
-class LearnerSettings(BaseSettings):
+class LearnerSettings(BusSettings):
     """Everything the learner can be told."""
 
     model_config = SettingsConfigDict(
@@ -45,7 +46,6 @@ class LearnerSettings(BaseSettings):
     reward_model: Path | None = Field(
         None, description="folder of the reward model's backbone; absent trains no reward model"
     )
-    nats_url: str = Field("nats://127.0.0.1:4222", description="nats://host:port")
     weights_uri: str = Field(description="folder or URI of the weight store")
     signing_key_file: Path = Field(description="PEM file of the private key for manifests")
     verify_key_file: Path = Field(description="PEM file of the public key for manifests")

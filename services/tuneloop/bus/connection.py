@@ -7,10 +7,10 @@ lost, since the answer will not come: callers see `Unavailable` at once rather t
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +18,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from tuneloop.bus import metrics
+from tuneloop.bus.access import Access
 from tuneloop.errors import InvalidRequest, SettingsError, Unavailable
 
 log = logging.getLogger("tuneloop.bus")
@@ -25,6 +26,7 @@ log = logging.getLogger("tuneloop.bus")
 RETRY_AFTER_SECONDS = 2.0
 REPORT_EVERY_SECONDS = 60.0
 SCHEMES = ("nats", "tls", "ws", "wss")
+DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE)
 
 
 def check_url(url: str) -> None:
@@ -40,12 +42,15 @@ def check_url(url: str) -> None:
 class Connection:
     """The client, whether it is connected, and requests that end when it is not."""
 
-    def __init__(self, url: str, *, name: str, credentials: Path | None = None) -> None:
+    def __init__(self, url: str, *, name: str, access: Access | None = None) -> None:
         check_url(url)
         self.url = url
+        self._name = name
         self._options: dict[str, Any] = {
             "servers": [part.strip() for part in url.split(",")],
             "name": name,
+            # Answers come to subjects of its own, so that no other identity may listen to them.
+            "inbox_prefix": f"_INBOX.{name}",
             "max_reconnect_attempts": -1,
             "reconnect_time_wait": 0.25,
             "connect_timeout": 2,
@@ -55,13 +60,16 @@ class Connection:
             "disconnected_cb": self._on_disconnected,
             "reconnected_cb": self._on_connected,
         }
-        if credentials is not None:
-            self._options["user_credentials"] = str(credentials)
+        if access is not None:
+            self._options |= access.options()
         self.epoch = 0
         """Grows with every connection made: server-side state may be gone when it changed."""
         self._client: Any = None
         self._connected = asyncio.Event()
-        self._waiting: set[asyncio.Timeout] = set()
+        self._waiting: dict[asyncio.Timeout, str] = {}
+        """What is waited for, by the subject it was asked on."""
+        self._denied: dict[asyncio.Timeout, str] = {}
+        self._problem = ""
         self._task: asyncio.Task[None] | None = None
         self._reported = 0.0
 
@@ -88,18 +96,25 @@ class Connection:
 
     def unavailable(self, problem: str = "cannot be reached") -> Unavailable:
         """The error to raise while the bus is down."""
-        return Unavailable(f"the event bus {problem}", retry_after=RETRY_AFTER_SECONDS)
+        known = f": {self._problem}" if self._problem and not self.connected else ""
+        return Unavailable(f"the event bus {problem}{known}", retry_after=RETRY_AFTER_SECONDS)
 
     @asynccontextmanager
-    async def waiting(self, seconds: float) -> AsyncIterator[Any]:
-        """Yield the client; raise `Unavailable` after `seconds`, or when the connection is lost."""
+    async def waiting(self, seconds: float, subject: str = "") -> AsyncIterator[Any]:
+        """Yield the client; raise `Unavailable` after `seconds`, or when the connection is lost.
+
+        At once, too, when the server does not allow what is asked on `subject`.
+        """
         client = self.client
         scope = asyncio.timeout(seconds)
         try:
             async with scope:
-                self._waiting.add(scope)
+                self._waiting[scope] = subject
                 yield client
         except (TimeoutError, OSError) as error:
+            denied = self._denied.pop(scope, None)
+            if denied is not None:
+                raise self.unavailable(f"does not allow {self._name} {denied}") from error
             problem = "did not answer in time" if self.connected else "was lost while it was asked"
             raise self.unavailable(problem) from error
         except nats.errors.MaxPayloadError as error:
@@ -107,7 +122,8 @@ class Connection:
         except nats.errors.Error as error:
             raise self.unavailable(f"failed: {error}") from error
         finally:
-            self._waiting.discard(scope)
+            self._waiting.pop(scope, None)
+            self._denied.pop(scope, None)
 
     async def request(
         self,
@@ -118,7 +134,7 @@ class Connection:
         headers: Mapping[str, str] | None = None,
     ) -> bytes:
         """Send a request and return the answer's bytes; raises `Unavailable`."""
-        async with self.waiting(seconds) as client:
+        async with self.waiting(seconds, subject) as client:
             sent = dict(headers) if headers else None
             message = await client.request(subject, data, timeout=seconds + 1, headers=sent)
         answer: bytes = message.data
@@ -166,22 +182,42 @@ class Connection:
             log.info("the event bus can be reached again")
         self.epoch += 1
         self._reported = 0.0
+        self._problem = ""
         metrics.connected.set(1)
         self._connected.set()
 
     async def _on_disconnected(self) -> None:
         metrics.connected.set(0)
-        now = asyncio.get_running_loop().time()
         for scope in list(self._waiting):
-            if scope.when() is not None:
-                scope.reschedule(now)
+            _end(scope)
+
+    def _deny(self, verb: str, subject: str) -> None:
+        """End what waits for an answer that will not come: the server refused the question."""
+        what = f"to {'publish' if verb == 'publish' else 'subscribe'} to {subject}"
+        log.error("the event bus does not allow %s %s", self._name, what)
+        for scope, asked in list(self._waiting.items()):
+            if asked.lower() == subject:
+                self._denied[scope] = what
+                _end(scope)
 
     async def _report(self, error: Exception) -> None:
+        denied = DENIED.search(str(error))
+        if denied is not None:
+            # nats-py has it in small letters.
+            self._deny(denied[1].lower(), denied[2].lower())
+            return
+        if not self.connected:
+            self._problem = str(error) or type(error).__name__
         # nats-py reports every attempt, four a second: one line a minute says as much.
         now = time.monotonic()
         if now - self._reported >= REPORT_EVERY_SECONDS or self.connected:
             self._reported = now
             log.warning("event bus at %s: %s", self.url, error or type(error).__name__)
+
+
+def _end(scope: asyncio.Timeout) -> None:
+    if scope.when() is not None:
+        scope.reschedule(asyncio.get_running_loop().time())
 
 
 def _setter(event: asyncio.Event) -> Any:

@@ -8,11 +8,11 @@ nothing here waits for an answer that a lost connection can no longer bring.
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 from tuneloop.bus import Delivery, PublishReceipt, RoutingEntry, StoredEvent, metrics, subjects
+from tuneloop.bus.access import Access
 from tuneloop.bus.connection import Connection
 from tuneloop.bus.matching import stream_of
 from tuneloop.bus.pull import JetStreamDelivery, Puller
@@ -70,9 +70,12 @@ class JetStreamConsumer:
 class JetStreamBus:
     """`Bus` on JetStream; make it with `connect`."""
 
-    def __init__(self, connection: Connection, limits: StreamLimits | None) -> None:
+    def __init__(
+        self, connection: Connection, limits: StreamLimits | None, replicas: int = 1
+    ) -> None:
         self.connection = connection
         self._limits = limits
+        self._replicas = replicas
         self._prepared_epoch = -1
         self._preparing = asyncio.Lock()
 
@@ -82,18 +85,20 @@ class JetStreamBus:
         url: str,
         *,
         name: str = "tuneloop",
-        credentials: Path | None = None,
+        access: Access | None = None,
+        replicas: int = 1,
         limits: StreamLimits | None = None,
         wait: float = 2.0,
     ) -> "JetStreamBus":
         """Connect to `url` (several, separated by commas, for a cluster).
 
         Returns after `wait` seconds even when no server could be reached, and keeps trying.
-        `credentials` is a NATS .creds file. Raises `SettingsError` for a malformed URL.
+        `replicas` are the copies a cluster keeps of each stream. Raises `SettingsError` for a
+        malformed URL, and for files of `access` that cannot be used.
         """
-        connection = Connection(url, name=name, credentials=credentials)
+        connection = Connection(url, name=name, access=access)
         await connection.start(wait)
-        return cls(connection, limits)
+        return cls(connection, limits, replicas)
 
     @property
     def connected(self) -> bool:
@@ -284,7 +289,7 @@ class JetStreamBus:
         async with self._preparing:
             epoch = self.connection.epoch
             if self._prepared_epoch != epoch:
-                await ensure_streams(self.connection, self._limits)
+                await ensure_streams(self.connection, self._limits, self._replicas)
                 self._prepared_epoch = epoch
 
     async def _store(

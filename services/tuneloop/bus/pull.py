@@ -102,7 +102,7 @@ class Puller:
         subject = f"{API}.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}"
         reply = f"{self._inbox}.{self._requests}"
         give_up = asyncio.get_running_loop().time() + seconds + GRACE_SECONDS
-        async with self._connection.waiting(seconds + 2 * GRACE_SECONDS) as client:
+        async with self._connection.waiting(seconds + 2 * GRACE_SECONDS, subject) as client:
             await client.publish(subject, json.dumps(request).encode(), reply=reply)
             while len(self._messages) < limit and self._status is None:
                 self._arrived.clear()

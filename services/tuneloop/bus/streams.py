@@ -32,8 +32,6 @@ class StreamLimits:
     other_bytes: int = GIB // 8
     """For versions and steps, and for dead letters."""
     other_days: float = 30.0
-    replicas: int = 1
-    """Copies in a NATS cluster."""
 
 
 class ApiError(Exception):
@@ -82,8 +80,11 @@ async def one_message(
     return message["subject"], message["seq"], data, headers
 
 
-def configurations(limits: StreamLimits) -> list[dict[str, Any]]:
-    """JetStream's configuration of every stream and of the routing bucket."""
+def configurations(limits: StreamLimits, replicas: int = 1) -> list[dict[str, Any]]:
+    """JetStream's configuration of every stream and of the routing bucket.
+
+    `replicas` are the copies in a NATS cluster.
+    """
     sizes: dict[str, tuple[int, float, str]] = {
         subjects.ROLLOUTS: (limits.rollout_bytes, limits.rollout_days, "old"),
         subjects.FEEDBACK: (limits.feedback_bytes, 0, "new"),
@@ -93,7 +94,7 @@ def configurations(limits: StreamLimits) -> list[dict[str, Any]]:
     common: dict[str, Any] = {
         "retention": "limits",
         "storage": "file",
-        "num_replicas": limits.replicas,
+        "num_replicas": replicas,
         "duplicate_window": 120 * NANOSECONDS,
         "max_msgs": -1,
         "max_msg_size": -1,
@@ -124,20 +125,45 @@ def configurations(limits: StreamLimits) -> list[dict[str, Any]]:
     return [*streams, bucket]
 
 
-async def ensure_streams(connection: Connection, limits: StreamLimits | None) -> None:
-    """Make what is absent. What exists is changed only to `limits` given on purpose.
+async def ensure_streams(
+    connection: Connection, limits: StreamLimits | None, replicas: int = 1
+) -> None:
+    """Make what is absent; change what exists only to `limits` or `replicas` given on purpose.
 
-    Raises `Unavailable`; its message says so when the server's storage is too small.
+    Raises `Unavailable`; its message says so when the server's storage is too small, and when this
+    process may not make streams and they are not there.
     """
-    for configuration in configurations(limits or StreamLimits()):
-        name = configuration["name"]
-        try:
-            await api(connection, f"STREAM.CREATE.{name}", configuration, 5.0)
-        except ApiError as error:
-            if error.err_code != IN_USE_WITH_OTHER_CONFIGURATION:
-                raise failed(name, error) from error
-            if limits is not None:
-                await update_stream(connection, configuration)
+    for configuration in configurations(limits or StreamLimits(), replicas):
+        # Looked up first: in production only the learner may make them.
+        found = await stream_configuration(connection, configuration["name"])
+        if found is None:
+            await make_stream(connection, configuration)
+        elif limits is not None:
+            await update_stream(connection, configuration)
+        elif replicas > 1 and found["num_replicas"] != replicas:
+            await update_stream(connection, found | {"num_replicas": replicas})
+
+
+async def stream_configuration(connection: Connection, name: str) -> dict[str, Any] | None:
+    """What a stream is like; None where there is none."""
+    try:
+        info = await api(connection, f"STREAM.INFO.{name}", {}, 5.0)
+    except ApiError as error:
+        if error.code == 404:
+            return None
+        raise failed(name, error) from error
+    configuration: dict[str, Any] = info["config"]
+    return configuration
+
+
+async def make_stream(connection: Connection, configuration: dict[str, Any]) -> None:
+    """Make a stream; another process may be just as fast."""
+    name = configuration["name"]
+    try:
+        await api(connection, f"STREAM.CREATE.{name}", configuration, 5.0)
+    except ApiError as error:
+        if error.err_code != IN_USE_WITH_OTHER_CONFIGURATION:
+            raise failed(name, error) from error
 
 
 async def update_stream(connection: Connection, configuration: dict[str, Any]) -> None:
@@ -147,7 +173,7 @@ async def update_stream(connection: Connection, configuration: dict[str, Any]) -
         await api(connection, f"STREAM.UPDATE.{name}", configuration, 5.0)
     except ApiError as error:
         raise failed(name, error) from error
-    log.info("stream %s: limits updated", name)
+    log.info("stream %s: updated", name)
 
 
 def failed(stream: str, error: ApiError) -> Unavailable:

@@ -50,7 +50,13 @@ def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        used = bus or await JetStreamBus.connect(settings.nats_url, name="gateway", wait=0.5)
+        used = bus or await JetStreamBus.connect(
+            settings.nats_url,
+            name="gateway",
+            access=settings.nats_access,
+            replicas=settings.nats_replicas,
+            wait=0.5,
+        )
         gateway = open_gateway(settings, used)
         app.state.gateway = gateway
         app.state.feed = events.Feed(gateway)

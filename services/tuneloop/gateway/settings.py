@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
+from tuneloop.bus.settings import BusSettings
 from tuneloop.errors import CorruptData
 from tuneloop.gateway.keys import ApiKey, KeyFile, Scope, create_command
 
@@ -15,7 +16,7 @@ MIN_SECRET_BYTES = 16
 Names = tuple[str, ...]
 
 
-class GatewaySettings(BaseSettings):
+class GatewaySettings(BusSettings):
     """What the HTTP edge needs to know. It keeps no state of its own."""
 
     model_config = SettingsConfigDict(
@@ -39,7 +40,6 @@ class GatewaySettings(BaseSettings):
     )
     reward_address: str = Field("127.0.0.1:50052", description="host:port of reward's gRPC")
     learner_address: str = Field("127.0.0.1:50053", description="host:port of the learner's gRPC")
-    nats_url: str = Field("nats://127.0.0.1:4222", description="URL of the NATS server")
     policy: str = Field(
         "tuneloop",
         pattern=r"^[A-Za-z0-9_-]{1,128}$",

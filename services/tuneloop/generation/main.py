@@ -48,7 +48,12 @@ async def serve(settings: GenerationSettings) -> int:
     from tuneloop.bus.jetstream import JetStreamBus
     from tuneloop.generation.replica import make_replica
 
-    bus = await JetStreamBus.connect(settings.nats_url, name="tuneloop-generation")
+    bus = await JetStreamBus.connect(
+        settings.nats_url,
+        name="tuneloop-generation",
+        access=settings.nats_access,
+        replicas=settings.nats_replicas,
+    )
     replica = make_replica(settings, bus)
     starting = asyncio.create_task(replica.start())
     await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)

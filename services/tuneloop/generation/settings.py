@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
+from tuneloop.bus.settings import BusSettings
 from tuneloop.policies import WeightsKind
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-class GenerationSettings(BaseSettings):
+class GenerationSettings(BusSettings):
     """What to serve, where, and how much of the machine to use for it."""
 
     model_config = SettingsConfigDict(
@@ -61,7 +62,6 @@ class GenerationSettings(BaseSettings):
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="share of the GPU's memory, above 0 to 1"
     )
-    nats_url: str = Field("nats://127.0.0.1:4222", description="URL of NATS")
     weights_uri: str = Field(
         "./.tuneloop/weights", description="folder or fsspec URL of the weight store"
     )

@@ -83,7 +83,12 @@ async def run(settings: RewardSettings) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     scoring = load_scoring(settings)
-    bus = await JetStreamBus.connect(settings.nats_url, name="tuneloop-reward")
+    bus = await JetStreamBus.connect(
+        settings.nats_url,
+        name="tuneloop-reward",
+        access=settings.nats_access,
+        replicas=settings.nats_replicas,
+    )
     server = Server(host=settings.host, port=settings.port, drain_seconds=settings.drain_seconds)
     # One thread scores: torch itself uses `threads`, and functions need not be thread-safe.
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
+from tuneloop.bus.settings import BusSettings
 from tuneloop.reward.judge import CONSTITUTION, JudgeSettings
 from tuneloop.reward.judge_endpoint import EndpointSettings
 
 
-class RewardSettings(BaseSettings):
+class RewardSettings(BusSettings):
     """With what to score, and where."""
 
     model_config = SettingsConfigDict(
@@ -84,7 +85,6 @@ class RewardSettings(BaseSettings):
         0.5, ge=0, le=10, description="wait for more rollouts after the first, 0 to 10 seconds"
     )
     threads: int = Field(1, ge=0, description="CPU threads to compute with; 0: all")
-    nats_url: str = Field("nats://127.0.0.1:4222", description="URL of NATS")
     weights_uri: str = Field(
         "./.tuneloop/weights", description="folder or fsspec URL of the weight store"
     )
