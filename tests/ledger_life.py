@@ -135,9 +135,16 @@ def publish(ledger: Database, version: int) -> None:
         policy="tuneloop", policy_version=version, uri="s3://b/x", manifest_sha256="0" * 64
     )
     versions.mark_stored(ledger, "policy", version, reference, "{}")
-    versions.release(
-        ledger, "policy", version, previous=version - 1, action="publish", actor="x", now=104.0
-    )
+    with ledger.write() as connection:
+        versions.release(
+            connection,
+            "policy",
+            version,
+            previous=version - 1,
+            action="publish",
+            actor="x",
+            now=104.0,
+        )
     activation = Activation(
         policy="tuneloop",
         policy_version=version,

@@ -15,7 +15,16 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
 
 from tuneloop.errors import FailedPrecondition, NotFound, SettingsError
-from tuneloop.learner.ledger import ending, forget, migration, ready, record, steps, versions
+from tuneloop.learner.ledger import (
+    ending,
+    forget,
+    migration,
+    quarantine,
+    ready,
+    record,
+    steps,
+    versions,
+)
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.schema import metadata, rollouts
 
@@ -96,6 +105,21 @@ def test_every_use_counts_once_and_can_be_undone(ledger: Database) -> None:
     assert [sample.sample_id for sample in again] == ["t1", "t2", "t4"]
     assert ready.counts(ledger, "kto").used == 0
     assert versions.head(ledger, "policy") is None
+
+
+def test_what_a_quarantined_version_learned_from_is_put_back(ledger: Database) -> None:
+    take_in(ledger, EVENTS)
+    learn(ledger)
+    used = ready.counts(ledger, "kto").used
+    with ledger.write() as connection:
+        quarantine.mark(
+            connection, 2, 2, reason="bad", numbers={}, actor="x", kind="quarantine", now=106.0
+        )
+    done = quarantine.put_back(ledger, 107.0, 2)
+    assert done is not None
+    assert done.good == 1
+    assert ready.counts(ledger, "kto").used < used
+    assert quarantine.put_back(ledger, 108.0, 2) is None
 
 
 def test_a_user_is_forgotten(ledger: Database) -> None:
