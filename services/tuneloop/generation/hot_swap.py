@@ -138,11 +138,7 @@ class HotSwap:
         Raises `WeightsRefused`, `NotFound` or `Unavailable`; then the old version goes on serving.
         A swap that has begun is carried through even when its caller is cancelled.
         """
-        with tracing.span(
-            "activate version",
-            parent=reference.traceparent,
-            attributes={"tuneloop.policy_version": reference.policy_version},
-        ):
+        with span_of("activate version", reference):
             return await asyncio.shield(self.in_background(self.swap(reference, at_start)))
 
     def in_background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -171,7 +167,8 @@ class HotSwap:
         """Bring a version into memory without serving it; LoRA only. Raises as `activate`."""
         if self.engine.weights_kind is WeightsKind.FULL:
             raise FailedPrecondition("full weights cannot be loaded without being served")
-        await asyncio.shield(self.in_background(self.bring_in(reference)))
+        with span_of("load version", reference):
+            await asyncio.shield(self.in_background(self.bring_in(reference)))
 
     async def bring_in(self, reference: WeightsReference) -> None:
         """`load`, one at a time with all other changes."""
@@ -306,3 +303,9 @@ class HotSwap:
             logger.error("could not drop an old version: %s", error.message)
         finally:
             self.trimming = False
+
+
+def span_of(name: str, reference: WeightsReference) -> AbstractContextManager[None]:
+    """A span of what is done with a version, in the trace in which it was made."""
+    attributes: tracing.Attributes = {"tuneloop.policy_version": reference.policy_version}
+    return tracing.span(name, parent=reference.traceparent, attributes=attributes)

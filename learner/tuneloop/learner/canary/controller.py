@@ -9,13 +9,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from tuneloop import wire
 from tuneloop.bus import Bus
 from tuneloop.bus.subjects import canary_policy_key
 from tuneloop.errors import FailedPrecondition, TuneloopError
-from tuneloop.learner import metrics
+from tuneloop.learner import metrics, trail
 from tuneloop.learner.canary import evidence, record
 from tuneloop.learner.canary.evidence import Comparison, Figure
 from tuneloop.learner.canary.settings import CanarySettings
@@ -172,7 +173,10 @@ class Canary:
 
     def _route(self, state: State) -> CanaryRoute:
         found = versions.get_version(self._database, "policy", state.version)
-        return CanaryRoute(weights=found.reference, share=state.share, salt=state.salt)
+        # Generation's loading of it then belongs to the trace in which it was made.
+        made = trail.of_version("policy", state.version)
+        weights = replace(found.reference, traceparent=made)
+        return CanaryRoute(weights=weights, share=state.share, salt=state.salt)
 
     async def _set_route(self, route: CanaryRoute | None) -> None:
         key, value = canary_policy_key(self._policy), wire.encode_canary(route, self._policy)
