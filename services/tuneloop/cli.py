@@ -11,6 +11,7 @@ from tuneloop.commands.doctor import doctor
 from tuneloop.commands.feedback import feedback_app
 from tuneloop.commands.forget import forget
 from tuneloop.commands.keys import keys_app
+from tuneloop.commands.lineage import lineage_app
 from tuneloop.commands.policies import policies_app
 from tuneloop.models.commands import models_app
 from tuneloop.supervisor.up import up
@@ -48,6 +49,7 @@ def root(
 app.command(rich_help_panel=USE, epilog=EPILOG)(chat)
 app.add_typer(feedback_app, name="feedback", rich_help_panel=USE)
 app.add_typer(policies_app, name="policies", rich_help_panel=USE)
+app.add_typer(lineage_app, name="lineage", rich_help_panel=USE)
 app.command(rich_help_panel=USE, epilog="Example: tuneloop forget ann --yes")(forget)
 app.command(rich_help_panel=RUN, epilog="Example: tuneloop up --port 8001")(up)
 app.command(rich_help_panel=RUN, epilog="Example: tuneloop doctor --process gateway --json")(doctor)

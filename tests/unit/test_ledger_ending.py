@@ -190,7 +190,7 @@ def test_a_retracted_verdict_says_nothing_of_raters(ledger: Database) -> None:
 def test_forgetting_a_user_forgets_their_retractions(ledger: Database) -> None:
     event = make_thumb("t", "a", user="u7")
     retract(ledger, event)
-    forget.forget_user(ledger, "u7")
+    forget.forget_user(ledger, "u7", 0.0)
     with ledger.read() as connection:
         assert connection.execute(select(retractions)).all() == []
 

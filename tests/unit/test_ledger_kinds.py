@@ -156,6 +156,6 @@ def test_only_what_is_still_meant_is_replayed_and_what_was_replayed_least(
 def test_forgetting_takes_rankings_of_others_that_name_their_completions(ledger: Database) -> None:
     add(ledger, make_rollout("mine", user="u1"), make_rollout("theirs", user="u2"))
     add(ledger, make_ranking("k1", "mine", "theirs", user="u1"), make_edit("e1", "mine", "x"))
-    gone = forget.forget_user(ledger, "u2")
+    gone = forget.forget_user(ledger, "u2", 0.0)
     assert (gone.rollouts, gone.feedback) == (1, 1)
     assert ids(ledger, "dpo") == ["e1"]

@@ -98,7 +98,7 @@ def test_forgetting_a_user_leaves_nothing_of_theirs(ledger: Database) -> None:
     record.record_scores(ledger, [make_score("x1")], 0.0)
     steps.commit_steps(ledger, "policy", [step(1, "f0", "g1")], "one", 0.0)
     add_version(ledger, 1, 0, 1)
-    gone = forget.forget_user(ledger, "u2")
+    gone = forget.forget_user(ledger, "u2", 0.0)
     assert gone == forget.Forgotten(rollouts=1, feedback=3, policy_versions=(1,))
     with ledger.read() as connection:
         kept = set(connection.execute(select(feedback.c.feedback_id)).scalars())
@@ -106,13 +106,13 @@ def test_forgetting_a_user_leaves_nothing_of_theirs(ledger: Database) -> None:
         assert "x1" not in connection.execute(select(rollouts.c.completion_id)).scalars().all()
         assert connection.execute(select(uses.c.sample_id)).scalars().all() == ["f0"]
     assert forget.row_counts(ledger)["scores"] == 0
-    assert forget.forget_user(ledger, "u2").rollouts == 0
+    assert forget.forget_user(ledger, "u2", 0.0).rollouts == 0
 
 
 def test_a_step_that_used_a_forgotten_sample_commits_without_it(ledger: Database) -> None:
     record.record_rollouts(ledger, [make_rollout("x1", user="u2")], 0.0)
     record.record_feedback(ledger, [(make_thumb("g1", "x1", user="u2"), 1)], 0.0)
-    forget.forget_user(ledger, "u2")
+    forget.forget_user(ledger, "u2", 0.0)
     assert steps.commit_steps(ledger, "policy", [step(1, "f0", "g1")], "one", 0.0) == 1
 
 

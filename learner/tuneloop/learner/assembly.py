@@ -17,6 +17,7 @@ from tuneloop.learner.evaluation import Referring
 from tuneloop.learner.expiry import Expiry
 from tuneloop.learner.fingerprint import fingerprint
 from tuneloop.learner.gauges import keep_fresh
+from tuneloop.learner.guards.watch import Watch
 from tuneloop.learner.importing import Importer
 from tuneloop.learner.intake import Intake, intakes, run_all
 from tuneloop.learner.ledger import held_out, record, references
@@ -31,6 +32,7 @@ from tuneloop.learner.release.questions import load_questions
 from tuneloop.learner.release.release import Release
 from tuneloop.learner.servicer import LearnerServicer
 from tuneloop.learner.settings import LearnerSettings
+from tuneloop.learner.trained_with import trained_with
 from tuneloop.learner.trainee import Trainee
 from tuneloop.learner.trainer import Trainer
 from tuneloop.learner.worker import Worker
@@ -64,6 +66,7 @@ class Learner:
     left_over: Canary | None
     """What may still be on trial, where canaries are off."""
     expiry: Expiry
+    watch: Watch
     dismiss: Callable[[], Awaitable[None]]
     """Lets the other ranks end; nothing can be trained then."""
 
@@ -74,6 +77,7 @@ class Learner:
             tasks.create_task(self.loop.run())
             tasks.create_task(keep_fresh(self.database, self.loop.progress))
             tasks.create_task(self.expiry.run())
+            tasks.create_task(self.watch.run())
             if self.prompting is not None:
                 tasks.create_task(self.prompting.run())
             if self.gatekeeper is not None:
@@ -133,6 +137,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
             release=release,
             outbox=settings.data_dir / "outbox",
             base_models=base_models,
+            trained_with=trained_with(settings),
         ),
         database=database,
         bus=bus,
@@ -156,6 +161,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
         loop=loop,
         worker=worker,
     )
+    watch = Watch(database, settings.guards)
     server = Server(host=settings.host, port=settings.port, drain_seconds=1.0)
     servicer = LearnerServicer(
         policy=policy,
@@ -165,6 +171,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
         bus=bus,
         importer=Importer(database, policy, settings.model),
         gate=lambda: "" if gatekeeper is None else gatekeeper.waiting,
+        watch=watch,
     )
     server.add(learner_pb2_grpc.add_LearnerServiceServicer_to_server, servicer)
     await server.start()
@@ -185,6 +192,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
         gatekeeper=gatekeeper,
         left_over=None if settings.release == "gate+canary" else canary,
         expiry=expiry,
+        watch=watch,
         dismiss=lambda: worker.run(world.dismiss),
     )
 

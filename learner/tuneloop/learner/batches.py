@@ -4,6 +4,9 @@ A step is formed when a batch is full, or when the oldest sample has waited long
 thumb of one user is learned from in seconds and a crowd's are learned from together. Part of a
 batch of judgements may be used ones again. Scored rollouts join a step in batches of their own
 size; they never wait for a clock, since there are always more of them than users' judgements.
+
+Of a queue that is longer than its part of the batch every user's oldest go first, up to the share
+that one user may be of it; what a sample then counts is `guards.trust`'s.
 """
 
 import time
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.learner import metrics
+from tuneloop.learner.guards.trust import Trust
 from tuneloop.learner.ledger import groups, ready, versions
 from tuneloop.learner.ledger.building import EditTokens
 from tuneloop.learner.ledger.database import Database
@@ -52,6 +56,7 @@ class PolicyBatches:
         self._settings = settings
         self._edit_tokens = edit_tokens
         self._clock = clock
+        self._trust = Trust(database, settings.guards, clock=clock)
 
     def form(self, trainee: Trainee, limit: int | None = None) -> Batch | None:
         """The samples of the next step, or None while it is too early.
@@ -70,7 +75,7 @@ class PolicyBatches:
                 replayed = self._add_replays(trainee, batch)
         for objective in ("ppo", "grpo"):
             batch[objective] = self._take_scored(trainee, objective)
-        return cut(batch, replayed, limit)
+        return cut(self._trust.of(batch), replayed, limit)
 
     def progress(self, trainee: Trainee) -> list[Progress]:
         """How far the next steps are."""
@@ -108,6 +113,7 @@ class PolicyBatches:
             count,
             exclude=trainee.uncommitted.ids(objective),
             edit_tokens=self._edit_tokens,
+            of_each_user=of_each_user(count, self._trust),
         )
         trainee.refuse(refusals)
         return list(taken)
@@ -167,6 +173,7 @@ class RewardBatches:
         self._database = database
         self._settings = settings
         self._clock = clock
+        self._trust = Trust(database, settings.guards, clock=clock)
 
     def form(self, trainee: Trainee, limit: int | None = None) -> Batch | None:
         """As `PolicyBatches.form`."""
@@ -177,7 +184,13 @@ class RewardBatches:
         queues = {"reward_model": labels}
         if not _due(queues, settings=settings, full=full, now=self._clock()):
             return None
-        taken, refusals = ready.take(self._database, "reward_model", full, exclude=exclude)
+        taken, refusals = ready.take(
+            self._database,
+            "reward_model",
+            full,
+            exclude=exclude,
+            of_each_user=of_each_user(full, self._trust),
+        )
         trainee.refuse(refusals)
         again: list[Any] = []
         if limit is None:
@@ -191,7 +204,8 @@ class RewardBatches:
                 not_before=settings.oldest_feedback(self._clock()),
             )
         replayed = {"reward_model": [sample.sample_id for sample in again]}
-        return cut({"reward_model": [*taken, *again]}, replayed if again else {}, limit)
+        batch = self._trust.of({"reward_model": [*taken, *again]})
+        return cut(batch, replayed if again else {}, limit)
 
     def progress(self, trainee: Trainee) -> list[Progress]:
         """How far the next step is."""
@@ -225,6 +239,11 @@ def replayed_beside(
         edit_tokens=edit_tokens,
         not_before=not_before,
     )
+
+
+def of_each_user(count: int, trust: Trust) -> int:
+    """How many samples of one user go before all others of theirs."""
+    return max(1, int(count * trust.share_of_user()))
 
 
 def shares(counts: Mapping[str, int], size: int) -> dict[str, int]:

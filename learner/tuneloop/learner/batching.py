@@ -119,6 +119,8 @@ def _problem_of_numbers(
             return f"reward {reward} is not finite"
         case PairSample(flip_rate=rate) if not 0 <= rate < 0.5:
             return f"flip rate {rate} is not in [0, 0.5)"
+    if not 0 <= sample.trust <= 1:
+        return f"trust {sample.trust} is not between 0 and 1"
     usable = math.isfinite(sample.weight) and sample.weight >= 0
     return "" if usable else f"weight {sample.weight} is not a number from 0 up"
 

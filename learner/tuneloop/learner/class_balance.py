@@ -18,8 +18,8 @@ class ClassBalance:
 
     def updated(self, thumbs: Sequence[ThumbSample], decay: float) -> Self:
         """Return the balance with a batch of thumbs, whose order does not matter."""
-        up = math.fsum(thumb.weight for thumb in thumbs if thumb.desirable)
-        down = math.fsum(thumb.weight for thumb in thumbs if not thumb.desirable)
+        up = math.fsum(thumb.weight * thumb.trust for thumb in thumbs if thumb.desirable)
+        down = math.fsum(thumb.weight * thumb.trust for thumb in thumbs if not thumb.desirable)
         faded: float = decay ** (up + down)
         return type(self)(up=self.up * faded + up, down=self.down * faded + down)
 

@@ -7,7 +7,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -105,6 +106,7 @@ class Loop:
         self._clock = clock
         self._paused = database.fact(PAUSED) == "yes"
         self._not_before: dict[str, float] = {}
+        self._turning = asyncio.Lock()
         metrics.paused.set(self._paused)
 
     @property
@@ -149,8 +151,27 @@ class Loop:
             if not any(busy):
                 await self._wait()
 
+    @asynccontextmanager
+    async def standing_still(self) -> AsyncIterator[None]:
+        """No turn runs inside, and what was trained before is committed."""
+        async with self._turning:
+            for trainee, _ in self.trainees:
+                await self._commit(trainee)
+            yield
+
+    async def publish_soon(self, model: str) -> None:
+        """Make a version of the steps that have none yet. Call it while `standing_still`."""
+        for trainee, _ in self.trainees:
+            if trainee.model == model and trainee.unpublished_steps:
+                figures = self.last_metrics.get(model, {})
+                await self._worker.run(self._publisher.save, trainee, figures)
+
     async def turn(self, trainee: Trainee, batches: Batches) -> bool:
         """One turn of one trainee; whether it took a step."""
+        async with self._turning:
+            return await self._turn(trainee, batches)
+
+    async def _turn(self, trainee: Trainee, batches: Batches) -> bool:
         if trainee.model == "policy":
             await self._worker.run(trainee.rewind, self._set_aside_after)
         batch = await self._next_batch(trainee, batches)
@@ -266,13 +287,16 @@ class Loop:
         while refused := await self._worker.run(ready.unreported, self._database, REFUSALS):
             for refusal in refused:
                 name = f"{refusal.objective}-{refusal.sample_id}"
+                letter = asdict(refusal)
+                user_hash = letter.pop("user_hash")
                 try:
                     await self._bus.bury(
-                        json.dumps(asdict(refusal)).encode(),
+                        json.dumps(letter).encode(),
                         consumer=consumer,
                         origin=name,
                         reason=refusal.reason,
                         event_id=f"{consumer}-{name}",
+                        user_hash=user_hash,
                     )
                 except TuneloopError as error:
                     logger.info("a dead letter waits for the bus: %s", error)

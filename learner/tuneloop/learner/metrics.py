@@ -156,5 +156,17 @@ canary_observations = Gauge(
 )
 paused = Gauge("tuneloop_learner_paused", "1 while steps are paused, else 0.")
 
+guard_alarm = Gauge(
+    "tuneloop_guard_alarm", "1 while an alarm of this name is raised, else 0.", ["name"]
+)
+guard_limited = Counter(
+    "tuneloop_guard_samples_limited_total",
+    "Samples that counted less than their weight, by their rater or by one user's share.",
+    ["objective"],
+)
+guard_raters_muted = Gauge(
+    "tuneloop_guard_raters_muted", "Raters whose judgements count nothing, as others contradict."
+)
+
 BY_NAME = {"kl": kl, "reward": reward, "clip_fraction": clip_fraction}
 """Figures of a policy's step that have a gauge of their own."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 from tuneloop import tracing
 from tuneloop.bus import Bus
@@ -58,14 +59,17 @@ class Publisher:
         release: Release,
         outbox: Path,
         base_models: Mapping[str, BaseModel],
+        trained_with: Mapping[str, str] = MappingProxyType({}),
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """Take `trained_with`: the settings of each model's training, as JSON."""
         self._bus = bus
         self._store = store
         self._database = database
         self._release = release
         self._outbox = outbox
         self._base_models = base_models
+        self._trained_with = trained_with
         self._clock = clock
         self._retry_time = 0.0
         self._retry_seconds = FIRST_RETRY_SECONDS
@@ -123,6 +127,7 @@ class Publisher:
             last_step=trainee.step,
             manifest=to_json(manifest).decode(),
             created_time=created_time,
+            settings=self._trained_with.get(trainee.model, "{}"),
         )
         trainee.published(version)
         return version

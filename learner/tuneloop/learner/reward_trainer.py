@@ -234,6 +234,8 @@ def problem_of(sample: RewardSample) -> str:
     """What is wrong with a sample's numbers; empty where nothing is."""
     if not (math.isfinite(sample.weight) and sample.weight >= 0):
         return f"weight {sample.weight} is not a number from 0 up"
+    if not 0 <= sample.trust <= 1:
+        return f"trust {sample.trust} is not between 0 and 1"
     if isinstance(sample, PreferredText) and not math.isfinite(sample.margin):
         return f"margin {sample.margin} is not finite"
     if isinstance(sample, RatedText) and not math.isfinite(sample.rating):
@@ -270,7 +272,7 @@ def head_name(module: Any) -> str:
 
 
 def _weights(samples: Sequence[RewardSample], scores: Tensor) -> Tensor:
-    return scores.new_tensor([sample.weight for sample in samples])
+    return scores.new_tensor([sample.weight * sample.trust for sample in samples])
 
 
 def _refused(sample: RewardSample, problem: str) -> InvalidRequest:

@@ -2,6 +2,10 @@
 
 The ledger makes them, batching turns them into tensors. `sample_id` is what the accounting of uses
 is kept by: a feedback id, or a completion id for scored rollouts.
+
+`weight` says what a sample counts beside others: a loss is divided by the weights of its batch.
+`trust`, 0 to 1, is how much of that counts (see `guards`); no loss is divided by it, so that a
+batch of distrusted samples makes a small step.
 """
 
 from dataclasses import dataclass
@@ -29,6 +33,7 @@ class DemonstrationSample:
     sample_id: str
     sequence: TokenSequence
     weight: float = 1.0
+    trust: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +44,7 @@ class ThumbSample:
     sequence: TokenSequence
     desirable: bool
     weight: float = 1.0
+    trust: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +57,7 @@ class PairSample:
     flip_rate: float = 0.0
     """Probability that the preference is the wrong way round, from the agreement of raters."""
     weight: float = 1.0
+    trust: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +72,7 @@ class ScoredSample:
     stopped: bool
     """True when the completion ended at its end-of-turn token or a stop string."""
     weight: float = 1.0
+    trust: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +97,7 @@ class LabelledText:
     completion: str
     desirable: bool
     weight: float = 1.0
+    trust: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +110,7 @@ class PreferredText:
     rejected: str
     margin: float = 0.0
     weight: float = 1.0
+    trust: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +123,7 @@ class RatedText:
     rating: float
     """In standard deviations from the mean of the user's ratings."""
     weight: float = 1.0
+    trust: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +134,7 @@ class RankedText:
     prompt: str
     completions: tuple[str, ...]
     weight: float = 1.0
+    trust: float = 1.0
 
 
 PolicySample = DemonstrationSample | ThumbSample | PairSample | ScoredSample | ScoredGroup

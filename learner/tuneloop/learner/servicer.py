@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeAlias
@@ -10,10 +9,12 @@ from typing import Any, TypeAlias
 import grpc
 
 from tuneloop.bus import Bus
-from tuneloop.bus.subjects import of_user, token
+from tuneloop.bus.subjects import token
 from tuneloop.errors import InvalidRequest, NotFound
-from tuneloop.learner import collected, evaluation
+from tuneloop.learner import collected, evaluation, provenance
+from tuneloop.learner.forgetting import Forgetting
 from tuneloop.learner.gauges import OBJECTIVES
+from tuneloop.learner.guards.watch import Watch
 from tuneloop.learner.importing import Importer
 from tuneloop.learner.ledger import (
     browsing,
@@ -22,6 +23,7 @@ from tuneloop.learner.ledger import (
     exporting,
     forget,
     lineage,
+    reached,
     ready,
     steps,
     versions,
@@ -36,8 +38,6 @@ from tuneloop.learner.status import waiting_for
 from tuneloop.policies import ReleaseState
 from tuneloop.v1 import learner_pb2, learner_pb2_grpc
 from tuneloop.wire import timestamp
-
-logger = logging.getLogger("tuneloop.learner.servicer")
 
 PAGE_SIZE = 100
 FEEDBACK_PAGE = 50
@@ -58,6 +58,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         release: Release,
         bus: Bus,
         importer: Importer,
+        watch: Watch,
         gate: Callable[[], str] = lambda: "",
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -70,6 +71,8 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         self._importer = importer
         self._gate = gate
         self._clock = clock
+        self._watch = watch
+        self._forgetting = Forgetting(database, bus, loop)
         self._importing = asyncio.Lock()
         self._traffic = collected.LatestTraffic(database)
 
@@ -131,19 +134,23 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
     async def ForgetUser(
         self, request: learner_pb2.ForgetUserRequest, context: Call
     ) -> learner_pb2.ForgetUserResponse:
-        """Remove a user's rows and events; the events first, so that none comes again."""
+        """Remove a user's rows and events."""
+        return await self._forgetting.forget(request.user_hash)
+
+    async def GetFeedbackLineage(
+        self, request: learner_pb2.GetFeedbackLineageRequest, context: Call
+    ) -> learner_pb2.GetFeedbackLineageResponse:
+        """Which versions a feedback event reached."""
+        found = await asyncio.to_thread(reached.of_feedback, self._database, request.feedback_id)
+        return provenance.feedback_to_proto(found)
+
+    async def GetUserLineage(
+        self, request: learner_pb2.GetUserLineageRequest, context: Call
+    ) -> learner_pb2.GetUserLineageResponse:
+        """What there is of a user, and which versions it reached."""
         user_hash = token(request.user_hash, "user_hash")
-        purged = 0
-        for stream, subject_filter in of_user(user_hash):
-            purged += await self._bus.purge(stream, subject_filter)
-        gone = await asyncio.to_thread(forget.forget_user, self._database, user_hash)
-        logger.info("forgot a user: %d rollouts, %d feedback", gone.rollouts, gone.feedback)
-        return learner_pb2.ForgetUserResponse(
-            rollouts_removed=gone.rollouts,
-            feedback_removed=gone.feedback,
-            events_purged=purged,
-            policy_versions=gone.policy_versions,
-        )
+        found = await asyncio.to_thread(reached.of_user, self._database, user_hash)
+        return provenance.user_to_proto(found)
 
     async def ListFeedback(
         self, request: learner_pb2.ListFeedbackRequest, context: Call
@@ -241,6 +248,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
             ],
             next_version=self._next_version(),
             staleness=steps.staleness(self._database),
+            alarms=provenance.alarms_to_proto(self._watch.raised),
         )
 
     def _next_version(self) -> learner_pb2.NextVersion | None:
@@ -288,7 +296,6 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
 
     def _lineage(self, number: int) -> learner_pb2.GetLineageResponse:
         version = versions.get_version(self._database, "policy", number)
-        used = lineage.uses_of(self._database, "policy", number)
         return learner_pb2.GetLineageResponse(
             version=to_proto(
                 version,
@@ -297,15 +304,8 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
                 [decision_to_proto(d, with_numbers=True) for d in self._decisions(number)],
             ),
             ancestors=lineage.ancestors(self._database, "policy", number),
-            uses=[
-                learner_pb2.SampleUse(
-                    sample_id=use.sample_id,
-                    objective=use.objective,
-                    step=use.step,
-                    epoch=use.epoch,
-                )
-                for use in used
-            ],
+            uses=provenance.uses_to_proto(lineage.uses_of(self._database, "policy", number)),
+            settings_json=version.settings,
         )
 
 

@@ -11,6 +11,7 @@ from pydantic_settings import SettingsConfigDict
 from tuneloop.bus.settings import BusSettings
 from tuneloop.errors import SettingsError
 from tuneloop.learner.canary.settings import CanarySettings
+from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.release.settings import GateSettings
 from tuneloop.learner.trainer_settings import RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
@@ -166,6 +167,10 @@ class LearnerSettings(BusSettings):
         0.0, ge=0, le=0.75, description="share of those labels that were used before, 0 to 0.75"
     )
     reward_learning_rate: float = Field(1e-4, gt=0, description="above 0")
+
+    guards: GuardSettings = Field(
+        GuardSettings(), description="what one user may weigh, and when an alarm is raised"
+    )
 
     threads: int = Field(0, ge=0, description="threads for training; 0 leaves the choice to torch")
     niceness: int = Field(10, ge=0, le=19, description="0 (as important as serving) to 19")

@@ -28,7 +28,7 @@ class SampleCount(_message.Message):
     def __init__(self, objective: _Optional[str] = ..., ready: _Optional[int] = ..., used: _Optional[int] = ..., waiting: _Optional[int] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("state", "policy", "step", "policy_version", "reward_model_version", "samples", "last_step_metrics", "last_step_time", "waiting_for", "rollouts", "feedback_events", "evaluation", "base_evaluation", "progress", "next_version", "staleness")
+    __slots__ = ("state", "policy", "step", "policy_version", "reward_model_version", "samples", "last_step_metrics", "last_step_time", "waiting_for", "rollouts", "feedback_events", "evaluation", "base_evaluation", "progress", "next_version", "staleness", "alarms")
     class LastStepMetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,7 @@ class GetStatusResponse(_message.Message):
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     NEXT_VERSION_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
+    ALARMS_FIELD_NUMBER: _ClassVar[int]
     state: str
     policy: str
     step: int
@@ -68,7 +69,25 @@ class GetStatusResponse(_message.Message):
     progress: _containers.RepeatedCompositeFieldContainer[Progress]
     next_version: NextVersion
     staleness: float
-    def __init__(self, state: _Optional[str] = ..., policy: _Optional[str] = ..., step: _Optional[int] = ..., policy_version: _Optional[int] = ..., reward_model_version: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[SampleCount, _Mapping]]] = ..., last_step_metrics: _Optional[_Mapping[str, float]] = ..., last_step_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., waiting_for: _Optional[str] = ..., rollouts: _Optional[int] = ..., feedback_events: _Optional[int] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., base_evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., progress: _Optional[_Iterable[_Union[Progress, _Mapping]]] = ..., next_version: _Optional[_Union[NextVersion, _Mapping]] = ..., staleness: _Optional[float] = ...) -> None: ...
+    alarms: _containers.RepeatedCompositeFieldContainer[Alarm]
+    def __init__(self, state: _Optional[str] = ..., policy: _Optional[str] = ..., step: _Optional[int] = ..., policy_version: _Optional[int] = ..., reward_model_version: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[SampleCount, _Mapping]]] = ..., last_step_metrics: _Optional[_Mapping[str, float]] = ..., last_step_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., waiting_for: _Optional[str] = ..., rollouts: _Optional[int] = ..., feedback_events: _Optional[int] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., base_evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., progress: _Optional[_Iterable[_Union[Progress, _Mapping]]] = ..., next_version: _Optional[_Union[NextVersion, _Mapping]] = ..., staleness: _Optional[float] = ..., alarms: _Optional[_Iterable[_Union[Alarm, _Mapping]]] = ...) -> None: ...
+
+class Alarm(_message.Message):
+    __slots__ = ("name", "since", "numbers")
+    class NumbersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    since: _timestamp_pb2.Timestamp
+    numbers: _containers.ScalarMap[str, float]
+    def __init__(self, name: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., numbers: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("objective", "have", "want")
@@ -195,26 +214,34 @@ class GetLineageRequest(_message.Message):
     def __init__(self, policy: _Optional[str] = ..., policy_version: _Optional[int] = ...) -> None: ...
 
 class SampleUse(_message.Message):
-    __slots__ = ("sample_id", "objective", "step", "epoch")
+    __slots__ = ("sample_id", "objective", "step", "epoch", "feedback_id", "completion_id", "rejected_id")
     SAMPLE_ID_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FEEDBACK_ID_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_ID_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_ID_FIELD_NUMBER: _ClassVar[int]
     sample_id: str
     objective: str
     step: int
     epoch: int
-    def __init__(self, sample_id: _Optional[str] = ..., objective: _Optional[str] = ..., step: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+    feedback_id: str
+    completion_id: str
+    rejected_id: str
+    def __init__(self, sample_id: _Optional[str] = ..., objective: _Optional[str] = ..., step: _Optional[int] = ..., epoch: _Optional[int] = ..., feedback_id: _Optional[str] = ..., completion_id: _Optional[str] = ..., rejected_id: _Optional[str] = ...) -> None: ...
 
 class GetLineageResponse(_message.Message):
-    __slots__ = ("version", "ancestors", "uses")
+    __slots__ = ("version", "ancestors", "uses", "settings_json")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ANCESTORS_FIELD_NUMBER: _ClassVar[int]
     USES_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_JSON_FIELD_NUMBER: _ClassVar[int]
     version: PolicyVersion
     ancestors: _containers.RepeatedScalarFieldContainer[int]
     uses: _containers.RepeatedCompositeFieldContainer[SampleUse]
-    def __init__(self, version: _Optional[_Union[PolicyVersion, _Mapping]] = ..., ancestors: _Optional[_Iterable[int]] = ..., uses: _Optional[_Iterable[_Union[SampleUse, _Mapping]]] = ...) -> None: ...
+    settings_json: str
+    def __init__(self, version: _Optional[_Union[PolicyVersion, _Mapping]] = ..., ancestors: _Optional[_Iterable[int]] = ..., uses: _Optional[_Iterable[_Union[SampleUse, _Mapping]]] = ..., settings_json: _Optional[str] = ...) -> None: ...
 
 class PromoteRequest(_message.Message):
     __slots__ = ("policy", "policy_version", "actor")
@@ -279,16 +306,22 @@ class ForgetUserRequest(_message.Message):
     def __init__(self, user_hash: _Optional[str] = ...) -> None: ...
 
 class ForgetUserResponse(_message.Message):
-    __slots__ = ("rollouts_removed", "feedback_removed", "events_purged", "policy_versions")
+    __slots__ = ("rollouts_removed", "feedback_removed", "events_purged", "policy_versions", "descended_versions", "reward_model_versions", "rebuild_from")
     ROLLOUTS_REMOVED_FIELD_NUMBER: _ClassVar[int]
     FEEDBACK_REMOVED_FIELD_NUMBER: _ClassVar[int]
     EVENTS_PURGED_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    DESCENDED_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    REWARD_MODEL_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    REBUILD_FROM_FIELD_NUMBER: _ClassVar[int]
     rollouts_removed: int
     feedback_removed: int
     events_purged: int
     policy_versions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, rollouts_removed: _Optional[int] = ..., feedback_removed: _Optional[int] = ..., events_purged: _Optional[int] = ..., policy_versions: _Optional[_Iterable[int]] = ...) -> None: ...
+    descended_versions: _containers.RepeatedScalarFieldContainer[int]
+    reward_model_versions: _containers.RepeatedScalarFieldContainer[int]
+    rebuild_from: int
+    def __init__(self, rollouts_removed: _Optional[int] = ..., feedback_removed: _Optional[int] = ..., events_purged: _Optional[int] = ..., policy_versions: _Optional[_Iterable[int]] = ..., descended_versions: _Optional[_Iterable[int]] = ..., reward_model_versions: _Optional[_Iterable[int]] = ..., rebuild_from: _Optional[int] = ...) -> None: ...
 
 class ListFeedbackRequest(_message.Message):
     __slots__ = ("kind", "value", "policy_version", "user_hash", "status", "page_size", "before")
@@ -383,3 +416,120 @@ class ImportDataResponse(_message.Message):
     added: int
     known: int
     def __init__(self, added: _Optional[int] = ..., known: _Optional[int] = ...) -> None: ...
+
+class Reach(_message.Message):
+    __slots__ = ("direct", "descended")
+    DIRECT_FIELD_NUMBER: _ClassVar[int]
+    DESCENDED_FIELD_NUMBER: _ClassVar[int]
+    direct: _containers.RepeatedScalarFieldContainer[int]
+    descended: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, direct: _Optional[_Iterable[int]] = ..., descended: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class GetFeedbackLineageRequest(_message.Message):
+    __slots__ = ("feedback_id",)
+    FEEDBACK_ID_FIELD_NUMBER: _ClassVar[int]
+    feedback_id: str
+    def __init__(self, feedback_id: _Optional[str] = ...) -> None: ...
+
+class SampleLineage(_message.Message):
+    __slots__ = ("sample_id", "objective", "state", "steps")
+    SAMPLE_ID_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    sample_id: str
+    objective: str
+    state: str
+    steps: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, sample_id: _Optional[str] = ..., objective: _Optional[str] = ..., state: _Optional[str] = ..., steps: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class GetFeedbackLineageResponse(_message.Message):
+    __slots__ = ("feedback_id", "kind", "status", "user_hash", "completion_ids", "accepted_time", "samples", "policy", "reward_model")
+    FEEDBACK_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    USER_HASH_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_IDS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_TIME_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
+    feedback_id: str
+    kind: str
+    status: str
+    user_hash: str
+    completion_ids: _containers.RepeatedScalarFieldContainer[str]
+    accepted_time: _timestamp_pb2.Timestamp
+    samples: _containers.RepeatedCompositeFieldContainer[SampleLineage]
+    policy: Reach
+    reward_model: Reach
+    def __init__(self, feedback_id: _Optional[str] = ..., kind: _Optional[str] = ..., status: _Optional[str] = ..., user_hash: _Optional[str] = ..., completion_ids: _Optional[_Iterable[str]] = ..., accepted_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., samples: _Optional[_Iterable[_Union[SampleLineage, _Mapping]]] = ..., policy: _Optional[_Union[Reach, _Mapping]] = ..., reward_model: _Optional[_Union[Reach, _Mapping]] = ...) -> None: ...
+
+class GetUserLineageRequest(_message.Message):
+    __slots__ = ("user_hash",)
+    USER_HASH_FIELD_NUMBER: _ClassVar[int]
+    user_hash: str
+    def __init__(self, user_hash: _Optional[str] = ...) -> None: ...
+
+class ForgottenRecord(_message.Message):
+    __slots__ = ("time", "rollouts", "feedback", "policy_versions", "reward_model_versions")
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    ROLLOUTS_FIELD_NUMBER: _ClassVar[int]
+    FEEDBACK_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    REWARD_MODEL_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    time: _timestamp_pb2.Timestamp
+    rollouts: int
+    feedback: int
+    policy_versions: _containers.RepeatedScalarFieldContainer[int]
+    reward_model_versions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., rollouts: _Optional[int] = ..., feedback: _Optional[int] = ..., policy_versions: _Optional[_Iterable[int]] = ..., reward_model_versions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class GetUserLineageResponse(_message.Message):
+    __slots__ = ("rollouts", "feedback", "samples", "policy", "reward_model", "rebuild_from", "forgotten")
+    class SamplesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    ROLLOUTS_FIELD_NUMBER: _ClassVar[int]
+    FEEDBACK_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
+    REBUILD_FROM_FIELD_NUMBER: _ClassVar[int]
+    FORGOTTEN_FIELD_NUMBER: _ClassVar[int]
+    rollouts: int
+    feedback: int
+    samples: _containers.ScalarMap[str, int]
+    policy: Reach
+    reward_model: Reach
+    rebuild_from: int
+    forgotten: _containers.RepeatedCompositeFieldContainer[ForgottenRecord]
+    def __init__(self, rollouts: _Optional[int] = ..., feedback: _Optional[int] = ..., samples: _Optional[_Mapping[str, int]] = ..., policy: _Optional[_Union[Reach, _Mapping]] = ..., reward_model: _Optional[_Union[Reach, _Mapping]] = ..., rebuild_from: _Optional[int] = ..., forgotten: _Optional[_Iterable[_Union[ForgottenRecord, _Mapping]]] = ...) -> None: ...
+
+class RebuildPolicyRequest(_message.Message):
+    __slots__ = ("policy", "policy_version", "before_user_hash", "actor")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_USER_HASH_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    policy: str
+    policy_version: int
+    before_user_hash: str
+    actor: str
+    def __init__(self, policy: _Optional[str] = ..., policy_version: _Optional[int] = ..., before_user_hash: _Optional[str] = ..., actor: _Optional[str] = ...) -> None: ...
+
+class RebuildPolicyResponse(_message.Message):
+    __slots__ = ("policy_version", "restored_version", "left_behind", "samples_put_back")
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LEFT_BEHIND_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_PUT_BACK_FIELD_NUMBER: _ClassVar[int]
+    policy_version: int
+    restored_version: int
+    left_behind: _containers.RepeatedScalarFieldContainer[int]
+    samples_put_back: int
+    def __init__(self, policy_version: _Optional[int] = ..., restored_version: _Optional[int] = ..., left_behind: _Optional[_Iterable[int]] = ..., samples_put_back: _Optional[int] = ...) -> None: ...

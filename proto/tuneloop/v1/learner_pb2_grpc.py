@@ -90,6 +90,21 @@ class LearnerServiceStub(object):
                 request_serializer=tuneloop_dot_v1_dot_learner__pb2.ImportDataRequest.SerializeToString,
                 response_deserializer=tuneloop_dot_v1_dot_learner__pb2.ImportDataResponse.FromString,
                 _registered_method=True)
+        self.GetFeedbackLineage = channel.unary_unary(
+                '/tuneloop.v1.LearnerService/GetFeedbackLineage',
+                request_serializer=tuneloop_dot_v1_dot_learner__pb2.GetFeedbackLineageRequest.SerializeToString,
+                response_deserializer=tuneloop_dot_v1_dot_learner__pb2.GetFeedbackLineageResponse.FromString,
+                _registered_method=True)
+        self.GetUserLineage = channel.unary_unary(
+                '/tuneloop.v1.LearnerService/GetUserLineage',
+                request_serializer=tuneloop_dot_v1_dot_learner__pb2.GetUserLineageRequest.SerializeToString,
+                response_deserializer=tuneloop_dot_v1_dot_learner__pb2.GetUserLineageResponse.FromString,
+                _registered_method=True)
+        self.RebuildPolicy = channel.unary_unary(
+                '/tuneloop.v1.LearnerService/RebuildPolicy',
+                request_serializer=tuneloop_dot_v1_dot_learner__pb2.RebuildPolicyRequest.SerializeToString,
+                response_deserializer=tuneloop_dot_v1_dot_learner__pb2.RebuildPolicyResponse.FromString,
+                _registered_method=True)
 
 
 class LearnerServiceServicer(object):
@@ -173,6 +188,27 @@ class LearnerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetFeedbackLineage(self, request, context):
+        """Which versions a feedback event reached.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUserLineage(self, request, context):
+        """What there is of a user, and which versions it reached.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RebuildPolicy(self, request, context):
+        """Trains again, on what is left, from a version before the present one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LearnerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -230,6 +266,21 @@ def add_LearnerServiceServicer_to_server(servicer, server):
                     servicer.ImportData,
                     request_deserializer=tuneloop_dot_v1_dot_learner__pb2.ImportDataRequest.FromString,
                     response_serializer=tuneloop_dot_v1_dot_learner__pb2.ImportDataResponse.SerializeToString,
+            ),
+            'GetFeedbackLineage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFeedbackLineage,
+                    request_deserializer=tuneloop_dot_v1_dot_learner__pb2.GetFeedbackLineageRequest.FromString,
+                    response_serializer=tuneloop_dot_v1_dot_learner__pb2.GetFeedbackLineageResponse.SerializeToString,
+            ),
+            'GetUserLineage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUserLineage,
+                    request_deserializer=tuneloop_dot_v1_dot_learner__pb2.GetUserLineageRequest.FromString,
+                    response_serializer=tuneloop_dot_v1_dot_learner__pb2.GetUserLineageResponse.SerializeToString,
+            ),
+            'RebuildPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.RebuildPolicy,
+                    request_deserializer=tuneloop_dot_v1_dot_learner__pb2.RebuildPolicyRequest.FromString,
+                    response_serializer=tuneloop_dot_v1_dot_learner__pb2.RebuildPolicyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -530,6 +581,87 @@ class LearnerService(object):
             '/tuneloop.v1.LearnerService/ImportData',
             tuneloop_dot_v1_dot_learner__pb2.ImportDataRequest.SerializeToString,
             tuneloop_dot_v1_dot_learner__pb2.ImportDataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFeedbackLineage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tuneloop.v1.LearnerService/GetFeedbackLineage',
+            tuneloop_dot_v1_dot_learner__pb2.GetFeedbackLineageRequest.SerializeToString,
+            tuneloop_dot_v1_dot_learner__pb2.GetFeedbackLineageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUserLineage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tuneloop.v1.LearnerService/GetUserLineage',
+            tuneloop_dot_v1_dot_learner__pb2.GetUserLineageRequest.SerializeToString,
+            tuneloop_dot_v1_dot_learner__pb2.GetUserLineageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebuildPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tuneloop.v1.LearnerService/RebuildPolicy',
+            tuneloop_dot_v1_dot_learner__pb2.RebuildPolicyRequest.SerializeToString,
+            tuneloop_dot_v1_dot_learner__pb2.RebuildPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -132,12 +132,19 @@ class Bus(Protocol):
         ...
 
     async def bury(
-        self, data: bytes, *, consumer: str, origin: str, reason: str, event_id: str
+        self,
+        data: bytes,
+        *,
+        consumer: str,
+        origin: str,
+        reason: str,
+        event_id: str,
+        user_hash: str = "",
     ) -> None:
         """Store as a dead letter what turned out useless after its events were acknowledged.
 
-        `origin` says where it came from. Safe to repeat with the same `event_id`; raises
-        `Unavailable`.
+        `origin` says where it came from, `user_hash` whom it is about. Safe to repeat with the
+        same `event_id`; raises `Unavailable`.
         """
         ...
 

@@ -186,14 +186,21 @@ class JetStreamBus:
             "Tuneloop-Sequence": str(delivery.sequence),
             "Tuneloop-Deliveries": str(delivery.deliveries),
         }
-        subject = f"tuneloop.dead.{consumer}"
+        subject = subjects.dead_letter(consumer, subjects.user_in(delivery.subject))
         receipt = await self._store(subject, delivery.data, headers, TIMEOUT_SECONDS)
         await delivery.ack()
         if not receipt.duplicate:
             metrics.dead_letters.labels(consumer).inc()
 
     async def bury(
-        self, data: bytes, *, consumer: str, origin: str, reason: str, event_id: str
+        self,
+        data: bytes,
+        *,
+        consumer: str,
+        origin: str,
+        reason: str,
+        event_id: str,
+        user_hash: str = "",
     ) -> None:
         """Store a dead letter; see `Bus.bury`. Raises `Unavailable`."""
         headers = {
@@ -201,7 +208,8 @@ class JetStreamBus:
             "Tuneloop-Reason": " ".join(reason.split())[:REASON_CHARACTERS],
             "Tuneloop-Origin": origin,
         }
-        receipt = await self._store(f"tuneloop.dead.{consumer}", data, headers, TIMEOUT_SECONDS)
+        subject = subjects.dead_letter(consumer, user_hash)
+        receipt = await self._store(subject, data, headers, TIMEOUT_SECONDS)
         if not receipt.duplicate:
             metrics.dead_letters.labels(consumer).inc()
 

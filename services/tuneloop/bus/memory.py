@@ -8,9 +8,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-from tuneloop.bus import Delivery, PublishReceipt, RoutingEntry, StoredEvent, metrics
+from tuneloop.bus import Delivery, PublishReceipt, RoutingEntry, StoredEvent, metrics, subjects
 from tuneloop.bus.matching import matches, stream_of
-from tuneloop.bus.subjects import stream_subjects
 from tuneloop.errors import Conflict, NotFound, Unavailable
 
 
@@ -131,7 +130,7 @@ class MemoryBus:
     """`Bus` in the memory of one event loop."""
 
     def __init__(self) -> None:
-        self.streams = {name: Stream() for name in stream_subjects}
+        self.streams = {name: Stream() for name in subjects.stream_subjects}
         self.connected = True
         self._durables: dict[tuple[str, str], Durable] = {}
         self._routing: dict[str, RoutingEntry] = {}
@@ -228,17 +227,26 @@ class MemoryBus:
             "Tuneloop-Deliveries": str(delivery.deliveries),
         }
         event_id = f"dead-{consumer}-{stream_of(delivery.subject)}-{delivery.sequence}"
-        receipt = self._store(f"tuneloop.dead.{consumer}", delivery.data, event_id, headers)
+        subject = subjects.dead_letter(consumer, subjects.user_in(delivery.subject))
+        receipt = self._store(subject, delivery.data, event_id, headers)
         await delivery.ack()
         if not receipt.duplicate:
             metrics.dead_letters.labels(consumer).inc()
 
     async def bury(
-        self, data: bytes, *, consumer: str, origin: str, reason: str, event_id: str
+        self,
+        data: bytes,
+        *,
+        consumer: str,
+        origin: str,
+        reason: str,
+        event_id: str,
+        user_hash: str = "",
     ) -> None:
         """Store a dead letter; see `Bus.bury`."""
         headers = {"Tuneloop-Reason": " ".join(reason.split()), "Tuneloop-Origin": origin}
-        receipt = self._store(f"tuneloop.dead.{consumer}", data, f"dead-{event_id}", headers)
+        subject = subjects.dead_letter(consumer, user_hash)
+        receipt = self._store(subject, data, f"dead-{event_id}", headers)
         if not receipt.duplicate:
             metrics.dead_letters.labels(consumer).inc()
 

@@ -2,7 +2,8 @@
 
 `tuneloop.v1.<policy>.rollout.generated.<user_hash>`, `….rollout.scored.<user_hash>`,
 `….feedback.<feedback id>.<kind>.<user_hash>`, `….weights.published`, `….weights.activated`,
-`….learner.step`. A retraction of feedback has its id and the kind `retracted`. The user's hash
+`….learner.step`. A retraction of feedback has its id and the kind `retracted`. Dead letters are
+`tuneloop.dead.<consumer>`, with `.<user_hash>` where they are about somebody. The user's hash
 stands in the subject so that forgetting a user is a purge. A feedback's id stands before what
 varies with it: JetStream looks for it before every publish of a client's id, and walks over all
 that is stored where a wildcard for kinds or users comes first.
@@ -66,7 +67,20 @@ def of_user(user_hash: str) -> list[tuple[str, str]]:
     return [
         (ROLLOUTS, f"tuneloop.v1.*.rollout.*.{user}"),
         (FEEDBACK, f"tuneloop.v1.*.feedback.*.*.{user}"),
+        (DEAD_LETTERS, f"tuneloop.dead.*.{user}"),
     ]
+
+
+def user_in(subject: str) -> str:
+    """The user's hash in the subject of a rollout or of feedback; empty in others."""
+    tokens = subject.split(".")
+    return tokens[-1] if len(tokens) > 4 and tokens[3] in ("rollout", "feedback") else ""
+
+
+def dead_letter(consumer: str, user_hash: str = "") -> str:
+    """What a consumer could not handle, about a user where that is known."""
+    about = f".{token(user_hash, 'user')}" if user_hash else ""
+    return f"tuneloop.dead.{token(consumer, 'consumer')}{about}"
 
 
 def feedback(policy: str, kind: str, user_hash: str, feedback_id: str) -> str:

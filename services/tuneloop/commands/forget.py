@@ -1,6 +1,7 @@
 """`tuneloop forget`: remove an end user's data."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -19,10 +20,25 @@ def forget(
 ) -> None:
     """Remove a user's rollouts and feedback, and name the versions that learned from them.
 
-    What those versions learned stays in them: roll back, or train without them.
+    What those versions learned stays in them, as weights are not unlearned: `tuneloop policies
+    rebuild` trains again without them.
     """
     if not yes:
         typer.confirm(f"Remove everything of {user}? It cannot be had back", abort=True, err=True)
     with connected(url, api_key) as client:
         answer = client.request("DELETE", f"/v1/users/{quote(user, safe='')}")
-    (print_json if as_json else print_fields)(answer)
+    if as_json:
+        print_json(answer)
+        return
+    print_fields(answer)
+    offer_rebuild(user, answer)
+
+
+def offer_rebuild(user: str, answer: Mapping[str, Any]) -> None:
+    """Say what can be done about weights that learned from the user."""
+    if answer["rebuild_from"] is not None:
+        typer.echo(
+            f"To train again from version {answer['rebuild_from']}, the last one before them, on "
+            f"what is left:\n  tuneloop policies rebuild --before-user {user!r}",
+            err=True,
+        )

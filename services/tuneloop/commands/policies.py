@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tuneloop.commands.options import ApiKey, AsJson, Url, connected
-from tuneloop.commands.output import cell, print_json, print_table
+from tuneloop.commands.options import ApiKey, AsJson, Url, connected, fail
+from tuneloop.commands.output import cell, print_fields, print_json, print_table
 
 policies_app = typer.Typer(
     no_args_is_help=True,
@@ -58,7 +58,7 @@ def show(
     for decision in answer.get("decisions", []):
         if numbers := decision.get("numbers"):
             print_table((f"{decision['kind']} {decision['outcome']}".upper(), ""), flat(numbers))
-    print_table(("SAMPLE", "OBJECTIVE", "STEP", "EPOCH"), uses(answer))
+    print_table(("SAMPLE", "OBJECTIVE", "STEP", "EPOCH", "COMPLETIONS"), uses(answer))
 
 
 @policies_app.command(epilog="Example: tuneloop policies promote 4")
@@ -107,6 +107,36 @@ def steer(action: str, as_json: bool, url: str | None, api_key: str | None) -> N
         typer.echo(f"the learner: {answer['state']}")
 
 
+@policies_app.command(epilog="Example: tuneloop policies rebuild --before-user ann --yes")
+def rebuild(
+    version: Annotated[
+        int | None, typer.Argument(min=0, help="The version to train again from.")
+    ] = None,
+    *,
+    before_user: Annotated[
+        str | None, typer.Option(help="Instead: the last one that had not learned from this user.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Go back to an earlier version and train again from there, on all feedback that is left.
+
+    The versions after it are quarantined and stop serving. Where its checkpoint is gone training
+    begins at the base model, which the answer says.
+    """
+    if (version is None) == (before_user is None):
+        fail("say from where: a VERSION or --before-user")
+    if not yes:
+        start = f"version {version}" if before_user is None else f"before {before_user}"
+        typer.confirm(f"Leave every version after that ({start})?", abort=True, err=True)
+    body = {"policy_version": version, "before_user": before_user}
+    with connected(url, api_key) as client:
+        answer = client.request("POST", "/v1/policies/rebuild", body)
+    (print_json if as_json else print_fields)(answer)
+
+
 def say_stable(version: int, as_json: bool) -> None:
     """Print which version is stable now."""
     if as_json:
@@ -153,6 +183,8 @@ def facts(answer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "serving since", cell(answer["activated_time"])
     yield "algorithms", ", ".join(answer["algorithms"])
     yield "learned from", counts(answer["samples"])
+    for name, value in answer["settings"].items():
+        yield f"setting {name}", cell(value)
     for name, value in answer["metrics"].items():
         yield f"training {name}", cell(value)
     for name, value in (answer["evaluation"] or {}).items():
@@ -190,4 +222,5 @@ def flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 def uses(answer: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
     """The samples it learned from."""
     for use in answer["uses"]:
-        yield use["sample_id"], use["objective"], use["step"], use["epoch"]
+        about = ", ".join(use["completion_ids"])
+        yield use["sample_id"], use["objective"], use["step"], use["epoch"], about

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from tuneloop import tracing
 from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
-from tuneloop.gateway import data, events, health, learner, page, policies, scoring, users
+from tuneloop.gateway import data, events, health, learner, lineage, page, policies, scoring, users
 from tuneloop.gateway.auth import Guard
 from tuneloop.gateway.context import open_gateway
 from tuneloop.gateway.edge import CLIENT_WENT_AWAY, BodyLimit, Edge, exposed_headers
@@ -40,6 +40,7 @@ routers = (
     learner.router,
     events.router,
     users.router,
+    lineage.router,
     health.router,
 )
 

@@ -108,4 +108,8 @@ async def learner_status(gateway: Gateway) -> dict[str, Any]:
             name: evaluation(getattr(status, name)) if status.HasField(name) else None
             for name in ("evaluation", "base_evaluation")
         },
+        "alarms": [
+            {"name": a.name, "since": rfc3339(a.since), "numbers": dict(sorted(a.numbers.items()))}
+            for a in status.alarms
+        ],
     }

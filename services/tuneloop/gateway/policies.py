@@ -8,16 +8,20 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from tuneloop.errors import NotFound, TuneloopError, Unavailable
+from tuneloop.errors import InvalidRequest, NotFound, TuneloopError, Unavailable
 from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.learner import actor, evaluation, rfc3339
+from tuneloop.gateway.lineage import hash_of
 from tuneloop.gateway.openai.schemas import INT64_MAX
 from tuneloop.gateway.remote import asked
+from tuneloop.gateway.text import Text
 from tuneloop.v1 import generation_pb2, learner_pb2
 
 router = APIRouter(tags=["policies"])
 
 RELEASE_TIMEOUT = 30.0
+REBUILD_TIMEOUT = 300.0
+"""The learner ends the step in progress first."""
 
 Version = Annotated[int, Path(ge=0, le=INT64_MAX)]
 
@@ -29,6 +33,16 @@ class RollBackRequest(BaseModel):
 
     policy_version: int | None = Field(None, ge=0, le=INT64_MAX)
     """None goes back to the last good version before the stable one."""
+
+
+class RebuildRequest(BaseModel):
+    """Where to train again from: a version, or before a user."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    policy_version: int | None = Field(None, ge=0, le=INT64_MAX)
+    before_user: Text | None = Field(None, min_length=1, max_length=512)
+    """The last version that had not learned from them."""
 
 
 @router.get("/v1/policies")
@@ -82,10 +96,18 @@ async def get_policy_version(version: Version, request: Request) -> dict[str, An
         "manifest": json.loads(answer.version.manifest_json or "null"),
         "ancestors": list(answer.ancestors),
         "uses": [
-            {"sample_id": u.sample_id, "objective": u.objective, "step": u.step, "epoch": u.epoch}
-            for u in answer.uses
+            {
+                "sample_id": use.sample_id,
+                "objective": use.objective,
+                "step": use.step,
+                "epoch": use.epoch,
+                "feedback_id": use.feedback_id or None,
+                "completion_ids": [i for i in (use.completion_id, use.rejected_id) if i],
+            }
+            for use in answer.uses
         ],
         "decisions": [decision(d, with_numbers=True) for d in answer.version.decisions],
+        "settings": json.loads(answer.settings_json or "{}"),
     }
 
 
@@ -118,6 +140,36 @@ async def roll_back(request: Request, body: RollBackRequest | None = None) -> di
         gateway.learner.RollBack(message, timeout=RELEASE_TIMEOUT)
     )
     return {"policy": gateway.settings.policy, "policy_version": answer.policy_version}
+
+
+@router.post("/v1/policies/rebuild")
+async def rebuild(body: RebuildRequest, request: Request) -> dict[str, Any]:
+    """Leave the versions after one, and train again from there on the feedback that is left.
+
+    `restored_version` is the one whose checkpoint there still was: that one, or 0, the base model.
+    """
+    gateway = gateway_of(request)
+    if (body.policy_version is None) == (body.before_user is None):
+        raise InvalidRequest(
+            "policy_version: give it, or before_user, and not both", param="policy_version"
+        )
+    user = body.before_user
+    message = learner_pb2.RebuildPolicyRequest(
+        policy=gateway.settings.policy,
+        policy_version=body.policy_version,
+        before_user_hash=None if user is None else hash_of(gateway, user),
+        actor=actor(request),
+    )
+    answer: learner_pb2.RebuildPolicyResponse = await asked(
+        gateway.learner.RebuildPolicy(message, timeout=REBUILD_TIMEOUT)
+    )
+    return {
+        "policy": gateway.settings.policy,
+        "policy_version": answer.policy_version,
+        "restored_version": answer.restored_version,
+        "left_behind": list(answer.left_behind),
+        "samples_put_back": answer.samples_put_back,
+    }
 
 
 async def get_serving(gateway: Gateway) -> dict[str, Any]:

@@ -20,6 +20,11 @@ class Use:
     objective: str
     step: int
     epoch: int
+    feedback_id: str | None = None
+    """Absent for scored rollouts, and for pairs of siblings, which two thumbs make."""
+    completion_id: str = ""
+    """The chosen one of a pair."""
+    rejected_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +53,8 @@ def uses_of(database: Database, model: str, version: int) -> list[Use]:
     """The samples a version learned from, since its parent."""
     query = (
         select(uses.c.sample_id, uses.c.objective, uses.c.step, uses.c.epoch)
+        .add_columns(samples.c.feedback_id, samples.c.completion_id, samples.c.rejected_id)
+        .join(samples, same_sample)
         .where(uses.c.model == model, uses.c.policy_version == version)
         .order_by(uses.c.step, uses.c.objective, uses.c.sample_id)
     )

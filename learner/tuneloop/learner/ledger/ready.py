@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, not_, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, func, not_, or_, select, update
 
 from tuneloop.learner.ledger.building import Builder, EditTokens, Sample, problem_of
 from tuneloop.learner.ledger.database import Database
@@ -53,6 +53,8 @@ class Refusal:
     sample_id: str
     objective: str
     reason: str
+    user_hash: str = ""
+    """Whose it is, where that is known."""
 
 
 def readiness(database: Database, objective: str, exclude: Collection[str] = ()) -> Readiness:
@@ -87,10 +89,12 @@ def take(
     *,
     exclude: Collection[str] = (),
     edit_tokens: EditTokens | None = None,
+    of_each_user: int | None = None,
 ) -> tuple[list[Sample], list[Refusal]]:
     """The oldest ready samples of an objective, at most `limit`, without those in `exclude`.
 
-    What users say comes before what was imported, however much that is.
+    What users say comes before what was imported, however much that is. Of each user the oldest
+    `of_each_user` come before all others, so that nobody's flood keeps others waiting.
     Taking changes nothing: a sample is used when the step that used it is committed. The second
     list names ready samples that cannot be trained on.
     """
@@ -98,9 +102,13 @@ def take(
         samples.c.objective == objective, samples.c.state == "open"
     )
     imported = chosen.c.source == RolloutSource.IMPORT.value
-    query = query.order_by(imported, samples.c.accepted_time, samples.c.sample_id)
     if exclude:
         query = query.where(samples.c.sample_id.not_in(list(exclude)))
+    if of_each_user is None or of_each_user >= limit:
+        query = query.order_by(imported, *AGE)
+    else:
+        number = func.row_number().over(partition_by=WHOSE, order_by=AGE)
+        query = query.order_by(imported, number > of_each_user, *AGE)
     taken: list[Sample] = []
     refusals: list[Refusal] = []
     with database.read() as connection:
@@ -134,14 +142,21 @@ def refuse(database: Database, refusals: Sequence[Refusal]) -> None:
 def unreported(database: Database, limit: int) -> list[Refusal]:
     """Refused samples of which no dead letter was sent yet, oldest first."""
     query = (
-        select(samples.c.sample_id, samples.c.objective, samples.c.note)
+        with_rollouts(
+            samples.c.sample_id, samples.c.objective, samples.c.note, WHOSE.label("user_hash")
+        )
         .where(samples.c.state == "refused", samples.c.reported.is_(False))
         .order_by(samples.c.accepted_time, samples.c.sample_id)
         .limit(limit)
     )
     with database.read() as connection:
         return [
-            Refusal(sample_id=row.sample_id, objective=row.objective, reason=row.note or "")
+            Refusal(
+                sample_id=row.sample_id,
+                objective=row.objective,
+                reason=row.note or "",
+                user_hash=row.user_hash or "",
+            )
             for row in connection.execute(query)
         ]
 
@@ -207,6 +222,9 @@ LAST_WORD = or_(
     samples.c.state == "open", and_(samples.c.state == "used", samples.c.current.is_(True))
 )
 """What users say now, learned from or not."""
+WHOSE = case((samples.c.user_hash == "", chosen.c.user_hash), else_=samples.c.user_hash)
+"""Who judged; of a scored rollout, who asked."""
+AGE = (samples.c.accepted_time, samples.c.sample_id)
 COLUMNS: list[ColumnElement[Any]] = [
     *samples.c,
     *(column.label(f"chosen_{column.name}") for column in chosen.c),

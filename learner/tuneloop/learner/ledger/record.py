@@ -7,6 +7,7 @@ from sqlalchemy import Connection, select, update
 from tuneloop.feedback import Feedback
 from tuneloop.learner.ledger.database import Database, Row, insert_new
 from tuneloop.learner.ledger.ending import retracted
+from tuneloop.learner.ledger.forget import forgotten_times
 from tuneloop.learner.ledger.routing import ranked_completions, samples_of
 from tuneloop.learner.ledger.rows import feedback_row, rollout_row, score_row
 from tuneloop.learner.ledger.schema import (
@@ -23,9 +24,13 @@ from tuneloop.rollouts import Rollout, ScoredRollout
 
 
 def record_rollouts(database: Database, events: Sequence[Rollout], now: float) -> int:
-    """Keep rollouts; how many were new. `now` is the time of recording."""
+    """Keep rollouts; how many were new. `now` is the time of recording.
+
+    What was on its way when its user was forgotten is not kept, nor is feedback.
+    """
     with database.write() as connection:
         rows = [rollout_row(rollout) for rollout in events]
+        rows = _not_forgotten(connection, rows, "finished_time")
         new = insert_new(connection, rollouts, rows, ("completion_id",))
         for group_id in sorted({row["group_id"] for row in new}):
             settle_siblings(connection, group_id, now)
@@ -47,6 +52,7 @@ def record_feedback(
     """
     with database.write() as connection:
         rows = [feedback_row(event, sequence) for event, sequence in events]
+        rows = _not_forgotten(connection, rows, "accepted_time")
         gone = retracted(connection, [row["feedback_id"] for row in rows])
         for row in rows:
             row["status"] = "retracted" if row["feedback_id"] in gone else "accepted"
@@ -172,6 +178,12 @@ def record_activation(database: Database, model: str, activation: Activation) ->
             .values(activated_time=activation.activated_time.timestamp())
         )
         return first.rowcount == 1
+
+
+def _not_forgotten(connection: Connection, rows: Sequence[Row], time: str) -> list[Row]:
+    """The rows but those from before their user was forgotten."""
+    forgotten = forgotten_times(connection, {row["user_hash"] for row in rows})
+    return [row for row in rows if row[time] > forgotten.get(row["user_hash"], float("-inf"))]
 
 
 def _groups(connection: Connection, completion_ids: Iterable[str]) -> list[str]:

@@ -226,6 +226,7 @@ versions = Table(
     Column("created_time", Float, nullable=False),
     Column("activated_time", Float, nullable=True),
     Column("abandoned", Boolean, nullable=False, comment="Its steps were rolled back"),
+    Column("settings", Text, nullable=False, server_default="{}", comment="JSON: of its training"),
 )
 
 promotions = Table(
@@ -268,4 +269,28 @@ undone_uses = Table(
     Column("blamed", Boolean, nullable=False, comment="The version was refused for what it is"),
     Index("undone_uses_sample", "sample_id", "objective"),
     comment="What a quarantined version had learned from, before it was put back.",
+)
+
+forgotten = Table(
+    "forgotten",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("user_hash", String, nullable=False, index=True),
+    Column("time", Float, nullable=False),
+    Column("rollouts", Integer, nullable=False),
+    Column("feedback", Integer, nullable=False),
+    Column("policy_versions", Text, nullable=False, comment="JSON: that had used them"),
+    Column("reward_model_versions", Text, nullable=False, comment="JSON: that had used them"),
+    comment="That users were forgotten, and which weights still carry them.",
+)
+
+alarms = Table(
+    "alarms",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("raised_time", Float, nullable=False),
+    Column("cleared_time", Float, nullable=True, comment="Absent while it is raised"),
+    Column("numbers", Text, nullable=False, comment="JSON: what it was told by, at first"),
+    Index("alarms_name", "name", "raised_time"),
 )

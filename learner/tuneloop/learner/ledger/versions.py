@@ -43,6 +43,8 @@ class Version:
     manifest_sha256: str
     created_time: datetime
     activated_time: datetime | None
+    settings: str = "{}"
+    """JSON: of its training."""
 
     @property
     def reference(self) -> WeightsReference:
@@ -66,6 +68,7 @@ def add_version(
     last_step: int,
     manifest: str,
     created_time: datetime,
+    settings: str = "{}",
 ) -> None:
     """Record a version whose weights are saved, and give it the uses no version has yet."""
     with database.write() as connection:
@@ -85,6 +88,7 @@ def add_version(
                 created_time=created_time.timestamp(),
                 activated_time=None,
                 abandoned=False,
+                settings=settings,
             )
         )
         connection.execute(
@@ -304,4 +308,5 @@ def _version(row: Any) -> Version:
         manifest_sha256=row.manifest_sha256,
         created_time=moment(row.created_time),
         activated_time=None if row.activated_time is None else moment(row.activated_time),
+        settings=row.settings,
     )

@@ -56,7 +56,7 @@ def _rows(model: PolicyModel, group: Sequence[PairSample], settings: TrainerSett
     return PairRows(
         batch=batch,
         ref_logprobs=model.reference_logprobs(batch),
-        weights=torch.tensor([s.weight for s in group], device=model.device),
+        weights=torch.tensor([s.weight * s.trust for s in group], device=model.device),
         flip_rates=torch.tensor(rates, device=model.device),
     )
 

@@ -221,7 +221,7 @@ def _rloo(
         loss_mask=kept,
         cap=settings.importance_cap,
     )
-    weights = torch.tensor([s.weight for s in rows.samples], device=logprobs.device)
+    weights = torch.tensor([s.weight * s.trust for s in rows.samples], device=logprobs.device)
     return rloo_loss(
         policy_logps=logprobs.sum(-1),
         old_logps=old_logps,

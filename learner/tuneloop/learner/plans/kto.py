@@ -46,7 +46,7 @@ def plan_kto(
         z = mismatched_reference_point(model, samples, settings).reshape(1)
     ordered = [sample for group in groups for sample in group]
     desirable = torch.tensor([s.desirable for s in ordered], device=model.device)
-    weights = torch.tensor([s.weight for s in ordered], device=model.device)
+    weights = torch.tensor([s.weight * s.trust for s in ordered], device=model.device)
     factors = torch.where(desirable, settings.desirable_weight, settings.undesirable_weight)
     weights = weights * factors * class_weights(desirable, dials.desirable_share, limit=RAREST)
     tokens = sum(len(s.sequence.completion_token_ids) for s in samples)

@@ -66,7 +66,7 @@ def rollouts_of(
         limit=settings.sequence_gate,
     )
     device = old_logprobs.device
-    weights = torch.tensor([s.weight for s in samples], device=device)
+    weights = torch.tensor([s.weight * s.trust for s in samples], device=device)
     rewards = torch.tensor([s.reward for s in samples], device=device)
     stopped = torch.tensor([s.stopped for s in samples], device=device)
     everything = torch.ones_like(stopped)

@@ -31,7 +31,7 @@ def plan_sft(
     for group in cut(samples, settings):
         batch = collate([s.sequence for s in group], model.device)
         ref_logprobs = None if settings.kl_budget is None else model.reference_logprobs(batch)
-        weights = torch.tensor([s.weight for s in group], device=model.device)
+        weights = torch.tensor([s.weight * s.trust for s in group], device=model.device)
         micro_losses.append(
             _micro_loss(
                 model,

@@ -1,0 +1,183 @@
+"""Alarms: what says that the policy goes astray, or that somebody leads it there.
+
+| name | raised when |
+| --- | --- |
+| reward_hacking | the mean reward of the newest versions is above that of those before, and their thumbs rate is below, both by three standard errors |
+| dominant_user | one of three users or more gave at least `dominance` of the latest thumbs |
+| kl | the newest figure of KL to the base model is above its limit |
+| length | answers are `length_ratio` times longer or shorter than before, by three standard errors |
+| repetition | the share of repeated 4-grams is up by `repetition`, by three standard errors |
+
+Three standard errors, since alarms are looked at again and again: one look is wrong by chance once
+in 700 times on either side. Figures of fewer than `least` answers or thumbs say nothing.
+"""  # noqa: E501 (a table)
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+from tuneloop.learner.guards.settings import GuardSettings
+
+NAMES = ("reward_hacking", "dominant_user", "kl", "length", "repetition")
+ERRORS = 3.0
+GRAM = 4
+LEAST_USERS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sums:
+    """Some values: enough for their mean and its standard error."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Self:
+        """Of these values."""
+        known = list(values)
+        return cls(
+            count=len(known), total=math.fsum(known), squares=math.fsum(v * v for v in known)
+        )
+
+    @property
+    def mean(self) -> float:
+        """Of one value or more."""
+        return self.total / self.count
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean, of two values or more."""
+        variance = max(0.0, self.squares - self.count * self.mean**2) / (self.count - 1)
+        return math.sqrt(variance / self.count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """How some versions answered users, and what was said of it."""
+
+    thumbs: Sums = field(default_factory=Sums)
+    """1 for up, 0 for down."""
+    reward: Sums = field(default_factory=Sums)
+    length: Sums = field(default_factory=Sums)
+    """In tokens."""
+    repetition: Sums = field(default_factory=Sums)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """All that alarms look at."""
+
+    newest: Figures
+    before: Figures
+    thumbs_by_user: Mapping[str, int] = field(default_factory=dict)
+    """Of the latest thumbs."""
+    kl: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """Something is wrong."""
+
+    name: str
+    numbers: Mapping[str, float]
+    """What it was told by."""
+
+
+def alarms(seen: Seen, settings: GuardSettings) -> list[Alarm]:
+    """Those that the figures raise."""
+    found = (
+        reward_hacking(seen.newest, seen.before, settings.least),
+        dominant_user(seen.thumbs_by_user, settings.dominance, settings.least),
+        runaway_kl(seen.kl, settings.kl),
+        runaway_length(seen.newest.length, seen.before.length, settings),
+        runaway_repetition(seen.newest.repetition, seen.before.repetition, settings),
+    )
+    return [alarm for alarm in found if alarm is not None]
+
+
+def reward_hacking(newest: Figures, before: Figures, least: int) -> Alarm | None:
+    """Whether reward rises while thumbs fall."""
+    reward = _change(newest.reward, before.reward, least)
+    thumbs = _change(_smoothed(newest.thumbs), _smoothed(before.thumbs), least)
+    if reward is None or thumbs is None or not (reward.up and thumbs.down):
+        return None
+    return Alarm(
+        name="reward_hacking",
+        numbers={
+            "reward": newest.reward.mean,
+            "reward_before": before.reward.mean,
+            "thumbs_rate": newest.thumbs.mean,
+            "thumbs_rate_before": before.thumbs.mean,
+        },
+    )
+
+
+def dominant_user(thumbs_by_user: Mapping[str, int], dominance: float, least: int) -> Alarm | None:
+    """Whether one user gives most of the thumbs. Of one or two users somebody always does."""
+    total = sum(thumbs_by_user.values())
+    if total < least or len(thumbs_by_user) < LEAST_USERS:
+        return None
+    most = max(thumbs_by_user.values())
+    if most < dominance * total:
+        return None
+    numbers = {"share": most / total, "thumbs": total, "users": len(thumbs_by_user)}
+    return Alarm(name="dominant_user", numbers=numbers)
+
+
+def runaway_kl(kl: float | None, limit: float) -> Alarm | None:
+    """Whether the policy is far from the base model."""
+    if kl is None or kl <= limit:
+        return None
+    return Alarm(name="kl", numbers={"kl": kl, "limit": limit})
+
+
+def runaway_length(newest: Sums, before: Sums, settings: GuardSettings) -> Alarm | None:
+    """Whether answers have become far longer or shorter."""
+    change = _change(newest, before, settings.least)
+    if change is None or min(newest.mean, before.mean) <= 0:
+        return None
+    ratio = newest.mean / before.mean
+    large = ratio >= settings.length_ratio or ratio <= 1 / settings.length_ratio
+    if not (large and (change.up or change.down)):
+        return None
+    numbers = {"length": newest.mean, "length_before": before.mean, "ratio": ratio}
+    return Alarm(name="length", numbers=numbers)
+
+
+def runaway_repetition(newest: Sums, before: Sums, settings: GuardSettings) -> Alarm | None:
+    """Whether answers repeat themselves."""
+    change = _change(newest, before, settings.least)
+    if change is None or not change.up or newest.mean - before.mean < settings.repetition:
+        return None
+    numbers = {"repetition": newest.mean, "repetition_before": before.mean}
+    return Alarm(name="repetition", numbers=numbers)
+
+
+def repeated(token_ids: Sequence[int]) -> float:
+    """The share of 4-grams that came before in the same answer, 0 to 1; 0 of a short answer."""
+    grams = [tuple(token_ids[i : i + GRAM]) for i in range(len(token_ids) - GRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    up: bool
+    down: bool
+
+
+def _change(newest: Sums, before: Sums, least: int) -> _Change | None:
+    """Whether the mean moved by more than chance; None where there are too few values."""
+    if min(newest.count, before.count) < least:
+        return None
+    difference = newest.mean - before.mean
+    chance = ERRORS * math.hypot(newest.error, before.error)
+    return _Change(up=difference > chance, down=-difference > chance)
+
+
+def _smoothed(thumbs: Sums) -> Sums:
+    """With one of each more: a few that are all alike are not certain."""
+    if thumbs.count == 0:
+        return thumbs
+    return Sums(count=thumbs.count + 2, total=thumbs.total + 1, squares=thumbs.squares + 1)

@@ -1,0 +1,183 @@
+"""How reliable each rater is: the model of Dawid and Skene with one coin for each rater.
+
+Dawid and Skene 1979, https://doi.org/10.2307/2346806; with one coin as in Ghosh, Kale and McAfee
+2011, https://doi.org/10.1145/1993574.1993599. Votes on one thing are noisy readings of one truth:
+rater r says it with probability p_r and the opposite else. EM, for votes v = ±1:
+
+    E: log odds that t is "up" = logit π + Σ_r c_rt · v_rt · logit p_r
+    M: p_r = (α + Σ_t P(truth_t = v_rt)) / (α + β + n_r)
+
+p_r begins at its prior mean α/(α + β), which is above one half and so says which way is up. π is
+the share of "up" among the truths of a family (thumbs, or pairs). Things that one rater alone
+judged say nothing and are left out.
+
+The model takes raters for independent, and a ring that judges the same things alike would be
+believed for its number. So a vote counts c_rt = 1 / (1 + Σ_s J_rs) over the others s who say the
+same of t, where J_rs is the number of things that r and s judged alike, by the number that either
+judged: those who always say the same of the same things are one voice. (Ours; the papers have
+c = 1.) Should more than half of the people come out with less than half a weight, the model has
+taken liars for honest or there is no common truth: then nobody is weighed.
+
+The weight of a rater is (2p − 1)/(2p₀ − 1), from 0 to 1, where p₀ is the prior mean: 2p − 1 is the
+part of a vote of accuracy p that is not undone by its errors (Natarajan et al. 2013, lemma 1). Who
+is always contradicted gets 0, and never a weight below it: to listen to the opposite of a liar
+would give liars the say.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+ROUNDS = 50
+TOLERANCE = 1e-4
+LEAST_RATERS = 3
+"""Two can only contradict each other."""
+MOST_ON_A_TOPIC = 32
+"""Latest votes on one thing that count: all pairs of them are looked at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prior:
+    """What is believed of a rater before any vote: Beta(right, wrong)."""
+
+    right: float = 8.0
+    wrong: float = 2.0
+
+    @property
+    def mean(self) -> float:
+        """Accuracy."""
+        return self.right / (self.right + self.wrong)
+
+
+PEOPLE = Prior()
+MACHINE = Prior(right=3.0, wrong=2.0)
+"""The reward model as one more rater: of little say until people bear it out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vote:
+    """What one rater says of one thing."""
+
+    topic: str
+    """A completion, or two of them in a fixed order."""
+    rater: str
+    up: bool
+    """It is good; or the first of the two is better."""
+    family: str = "thumb"
+    """Topics whose truths are "up" about as often."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reliability:
+    """What the votes say of a rater."""
+
+    accuracy: float
+    """Posterior mean of p."""
+    overlapping: int
+    """Their votes on things that others judged too."""
+
+    @property
+    def weight(self) -> float:
+        """What each of their judgements weighs, 0 to 1."""
+        return max(0.0, min(1.0, (2 * self.accuracy - 1) / (2 * PEOPLE.mean - 1)))
+
+
+def reliabilities(votes: Sequence[Vote], machines: Collection[str] = ()) -> dict[str, Reliability]:
+    """The reliability of each rater who judged what others judged; the rest are as the prior.
+
+    Of several votes of one rater on one thing the last counts. Nobody is judged before
+    `LEAST_RATERS` people have.
+    """
+    by_topic = _overlapping(votes)
+    judged = Counter(rater for cast in by_topic.values() for rater in cast)
+    if len(judged.keys() - set(machines)) < LEAST_RATERS:
+        return {}
+    voices = _voices(by_topic, judged)
+    prior_of = {rater: MACHINE if rater in machines else PEOPLE for rater in judged}
+    accuracies = {rater: prior.mean for rater, prior in prior_of.items()}
+    for _ in range(ROUNDS):
+        right = _right(by_topic, voices, accuracies)
+        before, accuracies = accuracies, {}
+        for rater, prior in prior_of.items():
+            total = prior.right + prior.wrong + judged[rater]
+            accuracies[rater] = (prior.right + right[rater]) / total
+        if max(abs(accuracies[rater] - before[rater]) for rater in before) < TOLERANCE:
+            break
+    found = {
+        rater: Reliability(accuracy=accuracy, overlapping=judged[rater])
+        for rater, accuracy in accuracies.items()
+    }
+    people = [found[rater].weight for rater in found.keys() - set(machines)]
+    return {} if 2 * sum(weight < 0.5 for weight in people) > len(people) else found
+
+
+def _overlapping(votes: Sequence[Vote]) -> dict[str, dict[str, Vote]]:
+    by_topic: defaultdict[str, dict[str, Vote]] = defaultdict(dict)
+    for vote in votes:
+        by_topic[vote.topic][vote.rater] = vote
+    return {
+        topic: dict(list(cast.items())[-MOST_ON_A_TOPIC:])
+        for topic, cast in by_topic.items()
+        if len(cast) > 1
+    }
+
+
+def _voices(
+    by_topic: Mapping[str, Mapping[str, Vote]], judged: Mapping[str, int]
+) -> dict[str, dict[str, float]]:
+    """What each vote counts, c: less of those who always say the same of the same things."""
+    both: Counter[tuple[str, str]] = Counter()
+    alike: Counter[tuple[str, str]] = Counter()
+    for cast in by_topic.values():
+        for one, other in combinations(sorted(cast), 2):
+            both[one, other] += 1
+            alike[one, other] += cast[one].up == cast[other].up
+    voices: dict[str, dict[str, float]] = {}
+    for topic, cast in by_topic.items():
+        echoes = dict.fromkeys(cast, 1.0)
+        for pair in combinations(sorted(cast), 2):
+            if cast[pair[0]].up == cast[pair[1]].up:
+                either = judged[pair[0]] + judged[pair[1]] - both[pair]
+                for rater in pair:
+                    echoes[rater] += alike[pair] / either
+        voices[topic] = {rater: 1 / echo for rater, echo in echoes.items()}
+    return voices
+
+
+def _right(
+    by_topic: Mapping[str, Mapping[str, Vote]],
+    voices: Mapping[str, Mapping[str, float]],
+    accuracies: Mapping[str, float],
+) -> dict[str, float]:
+    """How many votes of each rater are expected to be right."""
+    said = {
+        topic: math.fsum(
+            math.copysign(voices[topic][rater], vote.up - 0.5) * _logit(accuracies[rater])
+            for rater, vote in cast.items()
+        )
+        for topic, cast in by_topic.items()
+    }
+    families: defaultdict[str, list[str]] = defaultdict(list)
+    for topic, cast in by_topic.items():
+        families[next(iter(cast.values())).family].append(topic)
+    right = dict.fromkeys(accuracies, 0.0)
+    for topics in families.values():
+        ups = math.fsum(_probability(said[topic]) for topic in topics)
+        base = _logit((1 + ups) / (2 + len(topics)))
+        for topic in topics:
+            up = _probability(base + said[topic])
+            for rater, vote in by_topic[topic].items():
+                right[rater] += up if vote.up else 1 - up
+    return right
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
+def _probability(log_odds: float) -> float:
+    if log_odds < 0:
+        return 1 - _probability(-log_odds)
+    return 1 / (1 + math.exp(-log_odds))

@@ -1,0 +1,144 @@
+"""Who judged what, for the guards: votes on the same things, and whose a batch's samples are."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, func, select
+
+from tuneloop.learner.guards.raters import Vote
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.schema import feedback, rollouts, samples, scores
+from tuneloop.rollouts import RolloutSource
+
+VOTES = 4096
+"""Latest thumbs and comparisons that raters are judged by."""
+ROWS_AT_ONCE = 500
+REWARD_MODEL = "reward model"
+"""As a rater. No user's hash has a space."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """Whose a sample is."""
+
+    user: str
+    """Empty for what the service asked itself."""
+    tenant: str
+
+
+def votes(database: Database) -> list[Vote]:
+    """The latest votes, in the order they were given, and the reward model's on the same things.
+
+    The reward model votes with the first score it gave an answer, which had not learned from the
+    thumbs on it, against what it gives others: as many are good to it as are good to people.
+    """
+    latest = (
+        select(samples.c.topic, samples.c.user_hash, samples.c.verdict, samples.c.accepted_time)
+        .where(
+            samples.c.kind.in_(("thumb", "pair")),
+            # Each thumb and each pair makes one sample of these.
+            samples.c.objective.in_(("kto", "dpo")),
+            samples.c.state.not_in(("refused", "retracted")),
+        )
+        .order_by(samples.c.accepted_time.desc(), samples.c.sample_id.desc())
+        .limit(VOTES)
+    )
+    with database.read() as connection:
+        rows = connection.execute(latest).all()[::-1]
+        given = [vote_of(row.topic, row.user_hash, row.verdict) for row in rows]
+        first = _first_scores(connection, {i for vote in given for i in judged(vote.topic)})
+    return given + machine_votes(given, first)
+
+
+def vote_of(topic: str, rater: str, verdict: str) -> Vote:
+    """A vote on a topic of `routing`."""
+    family, _, about = topic.partition(":")
+    up = verdict == "up" if family == "thumb" else verdict == about.split("|")[0]
+    return Vote(topic=topic, rater=rater, up=up, family=family)
+
+
+def judged(topic: str) -> list[str]:
+    """The completions a topic is about."""
+    return topic.partition(":")[2].split("|")
+
+
+def machine_votes(given: Sequence[Vote], score: Mapping[str, float]) -> list[Vote]:
+    """What the reward model says of the topics of `given`, where it scored their completions."""
+    thumbs = {vote.topic: vote for vote in given if vote.family == "thumb"}
+    scored = [score[i] for topic in thumbs for i in judged(topic) if i in score]
+    threshold = 0.0
+    if scored:
+        ups = statistics.fmean(vote.up for vote in given if vote.family == "thumb")
+        threshold = sorted(scored)[min(len(scored) - 1, round((1 - ups) * len(scored)))]
+    found: list[Vote] = []
+    for topic, family in {vote.topic: vote.family for vote in given}.items():
+        known = [score[i] for i in judged(topic) if i in score]
+        if family == "thumb" and known:
+            up = known[0] >= threshold
+        elif len(known) == 2 and known[0] != known[1]:
+            up = known[0] > known[1]
+        else:
+            continue
+        found.append(Vote(topic=topic, rater=REWARD_MODEL, up=up, family=family))
+    return found
+
+
+def _first_scores(connection: Connection, completion_ids: set[str]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    ids = sorted(completion_ids)
+    for start in range(0, len(ids), ROWS_AT_ONCE):
+        query = (
+            select(scores.c.completion_id, scores.c.results)
+            .where(scores.c.completion_id.in_(ids[start : start + ROWS_AT_ONCE]))
+            .order_by(scores.c.reward_model_version)
+        )
+        for row in connection.execute(query):
+            score = informed_score(row.results)
+            if score is not None:
+                found.setdefault(row.completion_id, score)
+    return found
+
+
+def informed_score(results: str) -> float | None:
+    """The reward model's own score among the results of a row, once it has something to say."""
+    for result in json.loads(results):
+        if result["scorer"] == "reward_model" and result["informative"]:
+            return None if result["score"] is None else float(result["score"])
+    return None
+
+
+def active(database: Database, window: int) -> tuple[int, int]:
+    """How many users, and how many tenants, gave the latest feedback."""
+    latest = (
+        select(feedback.c.user_hash, feedback.c.tenant)
+        .where(feedback.c.status != "retracted")
+        .order_by(feedback.c.accepted_time.desc(), feedback.c.feedback_id.desc())
+        .limit(window)
+        .subquery()
+    )
+    counted = select(
+        func.count(latest.c.user_hash.distinct()), func.count(latest.c.tenant.distinct())
+    )
+    with database.read() as connection:
+        users, tenants = connection.execute(counted).one()
+    return users, tenants
+
+
+def owners(database: Database, objective: str, sample_ids: Sequence[str]) -> dict[str, Owner]:
+    """Whose each sample is: who judged, or for a scored rollout who asked."""
+    query = (
+        select(samples.c.sample_id, samples.c.user_hash, rollouts.c.tenant, rollouts.c.source)
+        .add_columns(rollouts.c.user_hash.label("asker"))
+        .join(rollouts, rollouts.c.completion_id == samples.c.completion_id)
+        .where(samples.c.objective == objective, samples.c.sample_id.in_(sample_ids))
+    )
+    own = (RolloutSource.PROMPTS.value, RolloutSource.EVAL.value)
+    with database.read() as connection:
+        return {
+            row.sample_id: Owner(
+                user=row.user_hash or ("" if row.source in own else row.asker), tenant=row.tenant
+            )
+            for row in connection.execute(query)
+        }

@@ -1,0 +1,112 @@
+"""Forgetting a user with a real nats-server: the ledger, every stream and the exports."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from conftest import NatsServer
+from learner_events import make_rollout, make_score, make_thumb
+from learner_parts import Parts, until
+
+from tuneloop.bus import subjects
+from tuneloop.bus.jetstream import JetStreamBus
+from tuneloop.bus.streams import api
+from tuneloop.feedback import Retraction
+from tuneloop.learner.forgetting import Forgetting
+from tuneloop.learner.ledger import forget
+from tuneloop.learner.ledger.exporting import KINDS, Wanted, pages
+from tuneloop.wire import (
+    encode_feedback,
+    encode_retraction,
+    encode_rollout_generated,
+    encode_rollout_scored,
+)
+
+STREAMS = (subjects.ROLLOUTS, subjects.FEEDBACK, subjects.DEAD_LETTERS, subjects.LEARNER)
+
+
+@pytest.fixture
+async def bus(nats_server: NatsServer) -> AsyncIterator[JetStreamBus]:
+    connected = await JetStreamBus.connect(nats_server.url, name="test")
+    yield connected
+    await connected.close()
+
+
+async def publish_all(bus: JetStreamBus, user: str) -> None:
+    """What a user leaves: answers, scores, thumbs, one taken back, and an event that is broken."""
+    for number in range(4):
+        name = f"{user}-c{number}"
+        rollout, score = make_rollout(name, user=user), make_score(name)
+        thumb = make_thumb(f"{name}-f", name, number % 2 == 0, user=user)
+        generated = subjects.rollout_generated("tuneloop", user)
+        scored = subjects.rollout_scored("tuneloop", user)
+        given = subjects.feedback("tuneloop", "thumb", user, f"{name}-f")
+        await bus.publish(generated, encode_rollout_generated(rollout), event_id=f"r-{name}")
+        await bus.publish(scored, encode_rollout_scored(score), event_id=f"s-{name}")
+        await bus.publish(given, encode_feedback(thumb), event_id=f"{name}-f")
+    taken_back = Retraction(
+        feedback_id=f"{user}-c3-f",
+        kind=thumb.kind,
+        policy="tuneloop",
+        tenant="default",
+        user_hash=user,
+        retracted_time=thumb.accepted_time,
+    )
+    subject = subjects.feedback_retracted("tuneloop", user, f"{user}-c3-f")
+    await bus.publish(subject, encode_retraction(taken_back), event_id=f"x-{user}")
+    broken = subjects.rollout_generated("tuneloop", user)
+    await bus.publish(broken, f"of {user}".encode(), event_id=f"broken-{user}")
+
+
+async def stored(bus: JetStreamBus, stream: str) -> list[str]:
+    """Every event of a stream: its subject, its headers and its data."""
+    info = await api(bus.connection, f"STREAM.INFO.{stream}", {"subjects_filter": ">"}, 5.0)
+    found = []
+    for subject in info["state"].get("subjects") or {}:
+        sequence = 0
+        while (event := await bus.first_after(subject, sequence)) is not None:
+            sequence = event.sequence
+            found.append(f"{event.subject} {dict(event.headers)} {event.data!r}")
+    return found
+
+
+async def test_nothing_of_a_forgotten_user_is_left(tmp_path: Path, bus: JetStreamBus) -> None:
+    parts = Parts(folder=tmp_path, bus=bus)  # type: ignore[arg-type]
+    await publish_all(bus, "ann")
+    await publish_all(bus, "bob")
+    async with parts.taking_in():
+        await until(lambda: forget.row_counts(parts.database)["feedback"] == 8)
+        await until(lambda: forget.row_counts(parts.database)["scores"] == 8)
+        while len(await stored(bus, subjects.DEAD_LETTERS)) < 2:
+            await asyncio.sleep(0.01)
+    await parts.turn()
+    await parts.turn()
+    before = {stream: await stored(bus, stream) for stream in STREAMS}
+    assert all("ann" in "".join(before[stream]) for stream in STREAMS[:3])
+    forgetting = Forgetting(parts.database, bus, parts.loop, clock=parts.clock)
+    answer = await forgetting.forget("ann")
+    assert (answer.rollouts_removed, answer.feedback_removed) == (4, 4)
+    # Four answers, four scores, four thumbs, one taken back; one broken, and its dead letter.
+    assert answer.events_purged == 15
+    assert list(answer.policy_versions) == [1]
+    for stream in STREAMS:
+        left = await stored(bus, stream)
+        assert not [event for event in left if "ann" in event]
+        assert len(left) == len([event for event in before[stream] if "ann" not in event])
+    for kind in KINDS:
+        rows = [row for page in pages(parts.database, Wanted(kind=kind)) for row in page]
+        assert "ann" not in "".join(rows)
+    assert "bob" in "".join(
+        row for page in pages(parts.database, Wanted(kind="thumbs")) for row in page
+    )
+    # A learner that starts anew, from the streams as they are, learns nothing of them again.
+    async with parts.taking_in():
+        late = make_rollout("ann-c9", user="ann")
+        subject = subjects.rollout_generated("tuneloop", "ann")
+        await bus.publish(subject, encode_rollout_generated(late), event_id="late")
+        fresh = make_rollout("bob-c9", user="bob")
+        subject = subjects.rollout_generated("tuneloop", "bob")
+        await bus.publish(subject, encode_rollout_generated(fresh), event_id="fresh")
+        await until(lambda: forget.row_counts(parts.database)["rollouts"] == 5)
+    assert forget.forget_user(parts.database, "ann", parts.clock()).rollouts == 0

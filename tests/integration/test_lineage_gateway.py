@@ -1,0 +1,171 @@
+"""Lineage, forgetting and rebuilding over HTTP and from the command line."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+import typer
+from gateway_fakes import FakeLearner, Stack, running_gateway
+from typer.testing import CliRunner, Result
+
+from tuneloop.commands.forget import forget
+from tuneloop.commands.lineage import lineage_app
+from tuneloop.commands.policies import policies_app
+from tuneloop.errors import NotFound
+from tuneloop.gateway.auth import scope_for
+from tuneloop.gateway.keys import Scope
+from tuneloop.v1 import learner_pb2
+
+app = typer.Typer()
+app.add_typer(lineage_app, name="lineage")
+app.add_typer(policies_app, name="policies")
+app.command()(forget)
+
+
+class Learner(FakeLearner):
+    """A learner that knows one feedback and one user."""
+
+    async def GetFeedbackLineage(self, request: Any, context: Any) -> Any:
+        if request.feedback_id != "fb-1":
+            raise NotFound(f"no feedback {request.feedback_id!r}", param="feedback_id")
+        sample = learner_pb2.SampleLineage(
+            sample_id="fb-1", objective="kto", state="used", steps=[3, 5]
+        )
+        answer = learner_pb2.GetFeedbackLineageResponse(
+            feedback_id="fb-1",
+            kind="thumb",
+            status="accepted",
+            completion_ids=["c1"],
+            samples=[sample],
+            policy=learner_pb2.Reach(direct=[2], descended=[3, 4]),
+        )
+        answer.accepted_time.FromSeconds(1_700_000_000)
+        return answer
+
+    async def GetUserLineage(self, request: Any, context: Any) -> Any:
+        self.calls.append(request)
+        record = learner_pb2.ForgottenRecord(rollouts=2, feedback=1, policy_versions=[2])
+        record.time.FromSeconds(1_700_000_000)
+        return learner_pb2.GetUserLineageResponse(
+            rollouts=4,
+            feedback=3,
+            samples={"used": 2, "open": 1},
+            policy=learner_pb2.Reach(direct=[2]),
+            rebuild_from=1,
+            forgotten=[record],
+        )
+
+    async def RebuildPolicy(self, request: Any, context: Any) -> Any:
+        self.calls.append(request)
+        return learner_pb2.RebuildPolicyResponse(
+            policy_version=1, restored_version=0, left_behind=[2, 3], samples_put_back=9
+        )
+
+    async def ForgetUser(self, request: Any, context: Any) -> Any:
+        answer = await super().ForgetUser(request, context)
+        answer.descended_versions.append(2)
+        answer.rebuild_from = 0
+        return answer
+
+    async def GetStatus(self, request: Any, context: Any) -> Any:
+        status = await super().GetStatus(request, context)
+        alarm = status.alarms.add(name="kl", numbers={"kl": 3.0})
+        alarm.since.FromSeconds(1_700_000_000)
+        return status
+
+
+@pytest.fixture
+async def stack(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stack]:
+    monkeypatch.setattr("gateway_fakes.FakeLearner", Learner)
+    async with running_gateway() as running:
+        yield running
+
+
+async def run(stack: Stack, *arguments: str, typed: str | None = None) -> Result:
+    environment = {"TUNELOOP_URL": stack.url, "TUNELOOP_API_KEY": ""}
+    return await asyncio.to_thread(
+        CliRunner().invoke, app, list(arguments), input=typed, env=environment
+    )
+
+
+async def test_lineage_of_feedback(stack: Stack) -> None:
+    async with httpx.AsyncClient(base_url=stack.url) as client:
+        answer = (await client.get("/v1/lineage/feedback/fb-1")).json()
+        missing = await client.get("/v1/lineage/feedback/fb-2")
+    assert answer["policy"] == {"direct": [2], "descended": [3, 4]}
+    assert answer["samples"][0]["steps"] == [3, 5]
+    assert (missing.status_code, missing.json()["error"]["param"]) == (404, "feedback_id")
+    assert json.loads((await run(stack, "lineage", "feedback", "fb-1", "--json")).stdout) == answer
+    shown = (await run(stack, "lineage", "feedback", "fb-1")).stdout
+    assert "versions 3, 4" in shown
+    assert "3, 5" in shown
+
+
+async def test_lineage_of_a_user(stack: Stack) -> None:
+    async with httpx.AsyncClient(base_url=stack.url) as client:
+        answer = (await client.get("/v1/lineage/users/ann%2Fbob")).json()
+    assert (answer["id"], answer["rebuild_from"]) == ("ann/bob", 1)
+    assert answer["samples"] == {"open": 1, "used": 2}
+    assert answer["forgotten"][0]["policy_versions"] == [2]
+    printed = await run(stack, "lineage", "user", "ann/bob", "--json")
+    assert json.loads(printed.stdout) == answer
+    assert len({call.user_hash for call in stack.learner.calls}) == 1
+    assert "2 rollouts and 1 feedback" in (await run(stack, "lineage", "user", "ann")).stdout
+
+
+async def test_forgetting_says_that_weights_are_not_unlearned_and_offers_a_rebuild(
+    stack: Stack,
+) -> None:
+    result = await run(stack, "forget", "ann", "--yes")
+    assert "Weights are not unlearned" in result.stdout
+    assert "tuneloop policies rebuild --before-user 'ann'" in result.stderr
+    answer = json.loads((await run(stack, "forget", "ann", "--yes", "--json")).stdout)
+    assert (answer["policy_versions"], answer["descended_versions"]) == ([1], [2])
+    assert answer["rebuild_from"] == 0
+
+
+async def test_rebuilding(stack: Stack) -> None:
+    result = await run(stack, "policies", "rebuild", "--before-user", "ann", "--yes", "--json")
+    assert json.loads(result.stdout) == {
+        "policy": "tuneloop",
+        "policy_version": 1,
+        "restored_version": 0,
+        "left_behind": [2, 3],
+        "samples_put_back": 9,
+    }
+    assert "restored_version: 0" in (await run(stack, "policies", "rebuild", "1", "--yes")).stdout
+    of_user, of_version = stack.learner.calls
+    assert (of_user.WhichOneof("start"), of_version.policy_version) == ("before_user_hash", 1)
+    assert of_user.actor == "http:127.0.0.1"
+    for wrong in ((), ("1", "--before-user", "ann")):
+        assert "say from where" in (await run(stack, "policies", "rebuild", *wrong)).stderr
+    refused = await run(stack, "policies", "rebuild", "1", typed="n\n")
+    assert (refused.exit_code, len(stack.learner.calls)) == (1, 2)
+    async with httpx.AsyncClient(base_url=stack.url) as client:
+        for body in ({}, {"policy_version": 1, "before_user": "ann"}, {"policy_version": -1}):
+            answer = await client.post("/v1/policies/rebuild", json=body)
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "policy_version")
+
+
+async def test_alarms_are_in_the_status(stack: Stack) -> None:
+    async with httpx.AsyncClient(base_url=stack.url) as client:
+        status = (await client.get("/v1/learner")).json()
+    assert status["alarms"] == [
+        {"name": "kl", "since": "2023-11-14T22:13:20Z", "numbers": {"kl": 3.0}}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        pytest.param("GET", "/v1/lineage/feedback/fb-1", id="feedback"),
+        pytest.param("GET", "/v1/lineage/users/ann", id="user"),
+        pytest.param("POST", "/v1/policies/rebuild", id="rebuild"),
+        pytest.param("DELETE", "/v1/users/ann", id="forget"),
+    ],
+)
+def test_only_admins_may(method: str, path: str) -> None:
+    assert scope_for(method, path) is Scope.ADMIN
