@@ -72,7 +72,7 @@ async def stored(bus: JetStreamBus, stream: str) -> list[str]:
 
 
 async def test_nothing_of_a_forgotten_user_is_left(tmp_path: Path, bus: JetStreamBus) -> None:
-    parts = Parts(folder=tmp_path, bus=bus)  # type: ignore[arg-type]
+    parts = Parts(folder=tmp_path, bus=bus, options={"publish_every_steps": 1})  # type: ignore[arg-type]
     await publish_all(bus, "ann")
     await publish_all(bus, "bob")
     async with parts.taking_in():

@@ -42,14 +42,15 @@ def test_a_ring_that_judges_together_is_outvoted_by_what_others_say_elsewhere() 
 
 
 def test_where_most_would_count_nothing_nobody_is_weighed() -> None:
-    """Eight who judge three at a time, and a ring of twelve that says the opposite of everything."""
+    """Eight who judge three at a time, and a ring of twelve that says the opposite together."""
     chance = random.Random(0)
     votes = []
     for n in range(200):
         good = chance.random() < 0.6
         for rater in chance.sample(range(8), 3):
             votes.append(Vote(topic=f"t{n}", rater=f"r{rater}", up=good))
-        votes += [Vote(topic=f"t{n}", rater=f"ring{rater}", up=not good) for rater in range(12)]
+        if n < 120:
+            votes += [Vote(topic=f"t{n}", rater=f"ring{r}", up=not good) for r in range(12)]
     assert reliabilities(votes) == {}
     smaller = [vote for vote in votes if vote.rater not in {f"ring{n}" for n in range(4, 12)}]
     found = reliabilities(smaller)

@@ -12,10 +12,12 @@ the share of "up" among the truths of a family (thumbs, or pairs). Things that o
 judged say nothing and are left out.
 
 The model takes raters for independent, and a ring that judges the same things alike would be
-believed for its number. So a vote counts c_rt = 1 / (1 + Σ_s J_rs) over the others s who say the
-same of t, where J_rs is the number of things that r and s judged alike, by the number that either
-judged: those who always say the same of the same things are one voice. (Ours; the papers have
-c = 1.) Should more than half of the people come out with less than half a weight, the model has
+believed for its number. So a vote counts c_rt = 1 / (1 + Σ_s E_rs) over the others s who say the
+same of t. E_rs is the share of what r and s judged alike among what both judged, times how far both
+meet more often than by chance: (m − e) / (max(n_r, n_s) − e), at least 0, of m meetings where
+e = n_r · n_s / T are expected among all T things. Those who always come together and say the same
+are one voice; a panel that judges everything is not suspect. (Ours; the papers have c = 1.)
+Should more than half of the people come out with less than half a weight, the model has
 taken liars for honest or there is no common truth: then nobody is weighed.
 
 The weight of a rater is (2p − 1)/(2p₀ − 1), from 0 to 1, where p₀ is the prior mean: 2p − 1 is the
@@ -90,11 +92,12 @@ def reliabilities(votes: Sequence[Vote], machines: Collection[str] = ()) -> dict
     Of several votes of one rater on one thing the last counts. Nobody is judged before
     `LEAST_RATERS` people have.
     """
-    by_topic = _overlapping(votes)
+    everything = _by_topic(votes)
+    by_topic = {topic: cast for topic, cast in everything.items() if len(cast) > 1}
     judged = Counter(rater for cast in by_topic.values() for rater in cast)
     if len(judged.keys() - set(machines)) < LEAST_RATERS:
         return {}
-    voices = _voices(by_topic, judged)
+    voices = _voices(by_topic, judged, len(everything))
     prior_of = {rater: MACHINE if rater in machines else PEOPLE for rater in judged}
     accuracies = {rater: prior.mean for rater, prior in prior_of.items()}
     for _ in range(ROUNDS):
@@ -113,36 +116,38 @@ def reliabilities(votes: Sequence[Vote], machines: Collection[str] = ()) -> dict
     return {} if 2 * sum(weight < 0.5 for weight in people) > len(people) else found
 
 
-def _overlapping(votes: Sequence[Vote]) -> dict[str, dict[str, Vote]]:
+def _by_topic(votes: Sequence[Vote]) -> dict[str, dict[str, Vote]]:
     by_topic: defaultdict[str, dict[str, Vote]] = defaultdict(dict)
     for vote in votes:
         by_topic[vote.topic][vote.rater] = vote
-    return {
-        topic: dict(list(cast.items())[-MOST_ON_A_TOPIC:])
-        for topic, cast in by_topic.items()
-        if len(cast) > 1
-    }
+    return {topic: dict(list(cast.items())[-MOST_ON_A_TOPIC:]) for topic, cast in by_topic.items()}
 
 
 def _voices(
-    by_topic: Mapping[str, Mapping[str, Vote]], judged: Mapping[str, int]
+    by_topic: Mapping[str, Mapping[str, Vote]], judged: Mapping[str, int], topics: int
 ) -> dict[str, dict[str, float]]:
-    """What each vote counts, c: less of those who always say the same of the same things."""
+    """What each vote counts, c: less of those who come together and say the same."""
     both: Counter[tuple[str, str]] = Counter()
     alike: Counter[tuple[str, str]] = Counter()
     for cast in by_topic.values():
-        for one, other in combinations(sorted(cast), 2):
-            both[one, other] += 1
-            alike[one, other] += cast[one].up == cast[other].up
+        for pair in combinations(sorted(cast), 2):
+            both[pair] += 1
+            alike[pair] += cast[pair[0]].up == cast[pair[1]].up
+    echo: dict[tuple[str, str], float] = {}
+    for pair, met in both.items():
+        counts = [judged[rater] for rater in pair]
+        expected = math.prod(counts) / topics
+        room = max(counts) - expected
+        beyond = max(0.0, met - expected) / room if room > 0 else 0.0
+        echo[pair] = beyond * alike[pair] / met
     voices: dict[str, dict[str, float]] = {}
     for topic, cast in by_topic.items():
         echoes = dict.fromkeys(cast, 1.0)
         for pair in combinations(sorted(cast), 2):
             if cast[pair[0]].up == cast[pair[1]].up:
-                either = judged[pair[0]] + judged[pair[1]] - both[pair]
                 for rater in pair:
-                    echoes[rater] += alike[pair] / either
-        voices[topic] = {rater: 1 / echo for rater, echo in echoes.items()}
+                    echoes[rater] += echo[pair]
+        voices[topic] = {rater: 1 / total for rater, total in echoes.items()}
     return voices
 
 

@@ -9,36 +9,47 @@ class GuardSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     user_share: float = Field(
-        0.25,
+        default=0.25,
         gt=0,
         le=1,
         description="most that one user's judgements weigh in a batch, of 1; 1 is no limit, and "
         "with fewer users than it allows for each has an equal share",
     )
     tenant_share: float = Field(
-        1.0, gt=0, le=1, description="the same for one tenant; 1 is no limit"
+        default=1.0, gt=0, le=1, description="the same for one tenant; 1 is no limit"
     )
     rater_weights: bool = Field(
-        True, description="whether judgements weigh less of raters whom the others contradict"
+        default=True,
+        description="whether judgements weigh less of raters whom the others contradict",
     )
     window: int = Field(
-        256, ge=16, description="latest thumbs in which alarms look for a user who dominates"
+        default=256,
+        ge=16,
+        description="latest thumbs in which alarms look for a user who dominates",
     )
     least: int = Field(
-        30, ge=5, description="thumbs, or answers, below which figures raise no alarm"
+        default=30, ge=5, description="thumbs, or answers, below which figures raise no alarm"
     )
     dominance: float = Field(
-        0.5, gt=0, le=1, description="share of the latest thumbs at which one user dominates"
+        default=0.5,
+        gt=0,
+        le=1,
+        description="share of the latest thumbs at which one user dominates",
     )
     kl: float = Field(
-        2.0, gt=0, description="KL to the base model, in nats per token, that is an alarm"
+        default=2.0, gt=0, description="KL to the base model, in nats per token, that is an alarm"
     )
     length_ratio: float = Field(
-        2.0, gt=1, description="answers so many times longer or shorter than before are an alarm"
+        default=2.0,
+        gt=1,
+        description="answers so many times longer or shorter than before are an alarm",
     )
     repetition: float = Field(
-        0.3, gt=0, le=1, description="rise of the share of repeated 4-grams that is an alarm"
+        default=0.3,
+        gt=0,
+        le=1,
+        description="rise of the share of repeated 4-grams that is an alarm",
     )
     hold: bool = Field(
-        False, description="whether new versions stay candidates while there is an alarm"
+        default=False, description="whether new versions stay candidates while there is an alarm"
     )

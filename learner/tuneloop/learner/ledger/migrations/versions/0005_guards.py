@@ -29,6 +29,4 @@ def upgrade() -> None:
         sa.Column("numbers", sa.Text, nullable=False),
     )
     op.create_index("alarms_name", "alarms", ["name", "raised_time"])
-    op.add_column(
-        "versions", sa.Column("settings", sa.Text, nullable=False, server_default="{}")
-    )
+    op.add_column("versions", sa.Column("settings", sa.Text, nullable=False, server_default="{}"))
