@@ -1,6 +1,7 @@
 """Forgetting while the learner works: no step slips between, no version goes unnamed."""
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ from learner_parts import Parts
 from sqlalchemy import select
 
 from tuneloop.bus.subjects import DEAD_LETTERS, of_user
-from tuneloop.errors import InvalidRequest, Unavailable
+from tuneloop.errors import FailedPrecondition, InvalidRequest, Unavailable
 from tuneloop.learner.forgetting import Forgetting
-from tuneloop.learner.ledger import forget, record
+from tuneloop.learner.ledger import decisions, forget, lineage, reached, record
 from tuneloop.learner.ledger.schema import rollouts
+from tuneloop.learner.rebuilding import Rebuilding
 
 
 @pytest.fixture
@@ -44,6 +46,59 @@ async def test_steps_that_no_version_has_yet_become_one_first(parts: Parts) -> N
     thumbs_of(parts, "bob", 4)
     assert await parts.turn()
     assert list((await forgetting(parts).forget("ann")).policy_versions) == [1]
+
+
+async def version_of(parts: Parts, user: str) -> None:
+    thumbs_of(parts, user, 4)
+    assert await parts.turn()
+    async with parts.loop.standing_still():
+        await parts.loop.publish_soon("policy")
+    await parts.turn()
+
+
+async def test_training_begins_again_before_a_user_on_what_is_left(parts: Parts) -> None:
+    for user in ("bob", "ann", "cat"):
+        await version_of(parts, user)
+    assert await parts.release.stable("policy") == 3
+    assert (await forgetting(parts).forget("ann")).rebuild_from == 1
+    rebuilding = Rebuilding(parts.database, parts.release, parts.loop)
+    answer = await rebuilding.before_user("ann", "eve")
+    assert (answer.policy_version, answer.restored_version) == (1, 1)
+    assert (list(answer.left_behind), answer.samples_put_back) == ([2, 3], 4)
+    assert await parts.release.stable("policy") == 1
+    assert parts.trainer.learned == [f"kto:bob-c{n}-f" for n in range(4)]
+    assert await parts.turn()
+    assert parts.trainer.learned[4:] == [f"kto:cat-c{n}-f" for n in range(4)]
+    assert reached.of_user(parts.database, "ann").rebuild_from is None
+    # What they had learned stays on the record of the versions that were left.
+    assert [use.sample_id for use in lineage.uses_of(parts.database, "policy", 3)] == [
+        f"cat-c{n}-f" for n in range(4)
+    ]
+    assert reached.of_user(parts.database, "cat").policy.direct == (3,)
+    decided = decisions.of_version(parts.database, "policy", 2)
+    assert [(d.kind, d.actor) for d in decided][-1] == ("rebuild", "eve")
+    with pytest.raises(FailedPrecondition, match="has not learned from this user"):
+        await rebuilding.before_user("ann", "eve")
+
+
+async def test_where_the_checkpoint_is_gone_the_base_model_is_begun_with(parts: Parts) -> None:
+    parts.trainee.restore()
+    for user in ("bob", "ann", "cat"):
+        await version_of(parts, user)
+    shutil.rmtree(parts.settings.data_dir / "checkpoints" / "policy" / "step-00000001")
+    rebuilding = Rebuilding(parts.database, parts.release, parts.loop)
+    answer = await rebuilding.to_version(1, "eve")
+    assert (answer.policy_version, answer.restored_version) == (1, 0)
+    assert answer.samples_put_back == 12
+    assert parts.trainer.learned == []
+
+
+async def test_only_what_the_present_version_grew_from_can_be_rebuilt(parts: Parts) -> None:
+    await version_of(parts, "bob")
+    rebuilding = Rebuilding(parts.database, parts.release, parts.loop)
+    for version in (1, 2):
+        with pytest.raises(InvalidRequest, match="grew from"):
+            await rebuilding.to_version(version, "eve")
 
 
 async def test_of_who_was_not_learned_from_no_version_is_made(parts: Parts) -> None:

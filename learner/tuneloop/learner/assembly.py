@@ -119,7 +119,14 @@ async def assemble(settings: LearnerSettings) -> Learner:
         access=settings.nats_access,
         replicas=settings.nats_replicas,
     )
-    release = Release(policy=policy, bus=bus, database=database, gate=settings.release)
+    watch = Watch(database, settings.guards)
+    release = Release(
+        policy=policy,
+        bus=bus,
+        database=database,
+        gate=settings.release,
+        alarm=lambda: watch.holding,
+    )
     worker = Worker()
     world = await worker.run(meet)
     trainees = await make_trainees(settings, database, worker, world)
@@ -161,7 +168,6 @@ async def assemble(settings: LearnerSettings) -> Learner:
         loop=loop,
         worker=worker,
     )
-    watch = Watch(database, settings.guards)
     server = Server(host=settings.host, port=settings.port, drain_seconds=1.0)
     servicer = LearnerServicer(
         policy=policy,

@@ -166,6 +166,15 @@ class Loop:
                 figures = self.last_metrics.get(model, {})
                 await self._worker.run(self._publisher.save, trainee, figures)
 
+    async def rewind(self) -> int:
+        """Undo what a quarantine asks for; the version the policy goes on from.
+
+        Call it while `standing_still`.
+        """
+        policy = next(trainee for trainee, _ in self.trainees if trainee.model == "policy")
+        await self._worker.run(policy.rewind, self._set_aside_after)
+        return policy.parent
+
     async def turn(self, trainee: Trainee, batches: Batches) -> bool:
         """One turn of one trainee; whether it took a step."""
         async with self._turning:

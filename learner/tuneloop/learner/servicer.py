@@ -33,6 +33,7 @@ from tuneloop.learner.ledger.decisions import Decision
 from tuneloop.learner.ledger.rows import moment
 from tuneloop.learner.ledger.versions import Version
 from tuneloop.learner.loop import Loop
+from tuneloop.learner.rebuilding import Rebuilding
 from tuneloop.learner.release.release import Release
 from tuneloop.learner.status import waiting_for
 from tuneloop.policies import ReleaseState
@@ -73,6 +74,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         self._clock = clock
         self._watch = watch
         self._forgetting = Forgetting(database, bus, loop)
+        self._rebuilding = Rebuilding(database, release, loop)
         self._importing = asyncio.Lock()
         self._traffic = collected.LatestTraffic(database)
 
@@ -151,6 +153,18 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         user_hash = token(request.user_hash, "user_hash")
         found = await asyncio.to_thread(reached.of_user, self._database, user_hash)
         return provenance.user_to_proto(found)
+
+    async def RebuildPolicy(
+        self, request: learner_pb2.RebuildPolicyRequest, context: Call
+    ) -> learner_pb2.RebuildPolicyResponse:
+        """Train again, on what is left, from an earlier version."""
+        self._check_policy(request.policy)
+        match request.WhichOneof("start"):
+            case "policy_version":
+                return await self._rebuilding.to_version(request.policy_version, request.actor)
+            case "before_user_hash":
+                return await self._rebuilding.before_user(request.before_user_hash, request.actor)
+        raise InvalidRequest("start: a version or a user", param="start")
 
     async def ListFeedback(
         self, request: learner_pb2.ListFeedbackRequest, context: Call

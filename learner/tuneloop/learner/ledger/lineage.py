@@ -7,7 +7,7 @@ from sqlalchemy import func, select
 
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import moment
-from tuneloop.learner.ledger.schema import feedback, samples, uses, versions
+from tuneloop.learner.ledger.schema import feedback, samples, undone_uses, uses, versions
 
 same_sample = (samples.c.sample_id == uses.c.sample_id) & (samples.c.objective == uses.c.objective)
 
@@ -50,16 +50,32 @@ def ancestors(database: Database, model: str, version: int) -> list[int]:
 
 
 def uses_of(database: Database, model: str, version: int) -> list[Use]:
-    """The samples a version learned from, since its parent."""
-    query = (
-        select(uses.c.sample_id, uses.c.objective, uses.c.step, uses.c.epoch)
-        .add_columns(samples.c.feedback_id, samples.c.completion_id, samples.c.rejected_id)
+    """The samples a version learned from, since its parent; also where that was put back since."""
+    about = (samples.c.feedback_id, samples.c.completion_id, samples.c.rejected_id)
+    used = (
+        select(uses.c.sample_id, uses.c.objective, uses.c.step, uses.c.epoch, *about)
         .join(samples, same_sample)
         .where(uses.c.model == model, uses.c.policy_version == version)
-        .order_by(uses.c.step, uses.c.objective, uses.c.sample_id)
+    )
+    put_back = (
+        select(
+            undone_uses.c.sample_id,
+            undone_uses.c.objective,
+            undone_uses.c.step,
+            undone_uses.c.epoch,
+            *about,
+        )
+        .join(
+            samples,
+            (samples.c.sample_id == undone_uses.c.sample_id)
+            & (samples.c.objective == undone_uses.c.objective),
+        )
+        .where(undone_uses.c.model == model, undone_uses.c.version == version)
     )
     with database.read() as connection:
-        return [Use(**row._asdict()) for row in connection.execute(query)]
+        rows = [*connection.execute(used), *connection.execute(put_back)]
+    found = [Use(**row._asdict()) for row in rows]
+    return sorted(found, key=lambda use: (use.step, use.objective, use.sample_id, use.epoch))
 
 
 def learned_from(database: Database, model: str, up_to_step: int) -> LearnedFrom:
