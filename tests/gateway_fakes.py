@@ -175,6 +175,12 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
             '"data": {"samples": {"kto": 16}}}',
         )
         version.created_time.FromSeconds(1_700_000_000 + number)
+        if number == self.stable:
+            decision = version.decisions.add(
+                kind="gate", outcome="pass", reason="within all bounds", actor="gate"
+            )
+            decision.numbers_json = '{"change": 0.125, "candidate": {"kl": 0.5}}'
+            decision.decided_time.FromSeconds(1_700_000_100 + number)
         if number in self.traffic:
             version.traffic.CopyFrom(self.traffic[number])
         if number == self.stable:
@@ -229,6 +235,16 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
         back_to = request.policy_version if request.HasField("policy_version") else self.stable - 1
         self.stable = back_to
         return learner_pb2.RollBackResponse(policy_version=back_to)
+
+    async def Pause(self, request: Any, context: Any) -> Any:
+        self.calls.append(request)
+        self.state = "paused"
+        return learner_pb2.PauseResponse(state=self.state)
+
+    async def Resume(self, request: Any, context: Any) -> Any:
+        self.calls.append(request)
+        self.state = "waiting"
+        return learner_pb2.ResumeResponse(state=self.state)
 
     async def ListFeedback(self, request: Any, context: Any) -> Any:
         self.calls.append(request)

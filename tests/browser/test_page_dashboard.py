@@ -105,6 +105,26 @@ async def test_promote_and_roll_back(browser: Any, stack: Stack) -> None:
         assert [request.policy_version for request in asked] == [1]
 
 
+async def test_learning_is_paused_and_resumed(browser: Any, stack: Stack) -> None:
+    async with opened(browser, stack, "/dashboard") as page:
+        await page.get_by_role("button", name="Pause", exact=True).click()
+        dialog = page.get_by_role("dialog", name="Pause learning?")
+        await dialog.get_by_role("button", name="Pause learning").click()
+        await until(page, lambda: stack.learner.state == "paused")
+        await page.locator("#learner-word", has_text="learning is paused").wait_for()
+        await page.get_by_role("button", name="Resume", exact=True).click()
+        dialog = page.get_by_role("dialog", name="Learn again?")
+        await dialog.get_by_role("button", name="Resume learning").click()
+        await until(page, lambda: stack.learner.state == "waiting")
+
+
+async def test_a_version_tells_what_was_decided_about_it(browser: Any, stack: Stack) -> None:
+    async with opened(browser, stack, "/dashboard") as page:
+        await of_version(page, 3).get_by_text("1 decision").click()
+        await of_version(page, 3).get_by_text("gate: passed").wait_for()
+        await of_version(page, 3).get_by_text("within all bounds").wait_for()
+
+
 async def test_a_refusal_is_told_in_the_dialog(browser: Any, stack: Stack) -> None:
     stack.learner.refusal = FailedPrecondition("version 1 is quarantined")
     async with opened(browser, stack, "/dashboard", failures=True) as page:

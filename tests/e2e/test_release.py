@@ -43,7 +43,7 @@ def user(
             "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "4",
             "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "3",
             "TUNELOOP_LEARNER_WARMUP_STEPS": "0",
-            "TUNELOOP_LEARNER_LEARNING_RATE": "2e-2",
+            "TUNELOOP_LEARNER_LEARNING_RATE": "5e-3",
             "TUNELOOP_LEARNER_PPO": "off",
             "TUNELOOP_LEARNER_GATE__MAX_TOKENS": "16",
         },

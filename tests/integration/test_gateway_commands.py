@@ -205,6 +205,18 @@ async def test_policies(stack: Stack) -> None:
     assert "version 1" in (await run(stack, "policies", "promote", "1")).stdout
     assert "version 0" in (await run(stack, "policies", "rollback")).stdout
     assert "version 2" in (await run(stack, "policies", "rollback", "2")).stdout
+    assert "paused" in (await run(stack, "policies", "pause")).stdout
+    assert stack.learner.state == "paused"
+    resumed = await run(stack, "policies", "resume", "--json")
+    assert json.loads(resumed.stdout) == {"state": "waiting"}
+
+
+async def test_a_version_is_shown_with_its_manifest_and_decisions(stack: Stack) -> None:
+    shown = (await run(stack, "policies", "show", "3")).stdout
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    assert "data.samples.kto 16" in lines
+    assert "2023-11-14T22:15:03 gate gate pass within all bounds" in lines
+    assert "candidate.kl 0.5" in lines
     missing = await run(stack, "policies", "show", "9")
     assert (missing.exit_code, "no version 9" in missing.stderr) == (1, True)
 

@@ -176,6 +176,27 @@ async def test_policies(stack: Stack, http: httpx.AsyncClient) -> None:
     assert (await http.get("/v1/policies?limit=0")).json()["error"]["param"] == "limit"
 
 
+async def test_a_version_comes_with_its_decisions(stack: Stack, http: httpx.AsyncClient) -> None:
+    (decision,) = (await http.get("/v1/policies/3")).json()["decisions"]
+    assert decision == {
+        "kind": "gate",
+        "outcome": "pass",
+        "reason": "within all bounds",
+        "actor": "gate",
+        "decided_time": "2023-11-14T22:15:03Z",
+        "numbers": {"change": 0.125, "candidate": {"kl": 0.5}},
+    }
+    listed = (await http.get("/v1/policies")).json()["data"]
+    assert [len(version["decisions"]) for version in listed] == [1, 0, 0]
+    assert "numbers" not in listed[0]["decisions"][0]
+
+
+async def test_pause_and_resume(stack: Stack, http: httpx.AsyncClient) -> None:
+    assert (await http.post("/v1/learner/pause")).json() == {"state": "paused"}
+    assert (await http.post("/v1/learner/resume")).json() == {"state": "waiting"}
+    assert [call.actor for call in stack.learner.calls] == ["http:127.0.0.1"] * 2
+
+
 async def test_promote_and_roll_back(stack: Stack, http: httpx.AsyncClient) -> None:
     assert (await http.post("/v1/policies/1/promote")).json()["policy_version"] == 1
     assert stack.learner.calls[-1].actor == "http:127.0.0.1"

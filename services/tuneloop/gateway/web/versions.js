@@ -89,8 +89,8 @@ export class Timeline {
 
   /** Where a roll-back leads to: the last version that answered before and was not taken back. */
   get target() {
-    if (!this.serving) return null;
-    const good = this.known.filter((version) => version.policy_version < this.serving && version.state === "retired" && !passedOver(version));
+    if (!this.serving || !this.known.length) return null;
+    const good = this.known.filter((version) => version.policy_version < this.serving && ["retired", "stable"].includes(version.state) && !passedOver(version));
     return Math.max(0, ...good.map((version) => version.policy_version));
   }
 
