@@ -18,7 +18,9 @@ from tuneloop.supervisor.child import ServiceChild
 pytestmark = pytest.mark.timeout(600)
 
 TESTS = Path(__file__).parent.parent
-POISON = "0 0 0 0 0 0 0 0 0 0 0 0"
+POISON = "000000000000"
+BATCH = 32
+"""Judgements of one version: four steps of eight."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def user(
             "TUNELOOP_LEARNER_BATCH_SIZE": "8",
             "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
             "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "4",
-            "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "3",
+            "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "600",
             "TUNELOOP_LEARNER_WARMUP_STEPS": "0",
             "TUNELOOP_LEARNER_LEARNING_RATE": "5e-3",
             "TUNELOOP_LEARNER_PPO": "off",
@@ -93,30 +95,51 @@ def show(user: User, version: int) -> str:
     return result.stdout
 
 
-def praise(user: User, count: int) -> None:
-    for _ in range(count):
-        assert user.press(user.chat("tell me more")["id"], up=True).status_code == 202
+@contextmanager
+def paused(user: User, **wanted: int) -> Iterator[None]:
+    """The learner waits until it has all that it is to learn from in one version."""
+    wait_until(lambda: steer(user, "pause") == "paused", "the learner is up and pauses")
+    yield
+    for name, count in wanted.items():
+        wait_until(lambda n=name, c=count: objective(user, n)["ready"] >= c, f"{count} of {name}")
+    assert steer(user, "resume") != "paused"
 
 
-def poison(user: User, count: int) -> None:
-    """Examples of noise, as answers that should have been given."""
-    for number in range(count):
-        response = httpx.post(
-            f"{user.service.url}/v1/feedback",
-            json={
+def steer(user: User, action: str) -> str:
+    """Pause or resume the learner; its state then."""
+    response = httpx.post(f"{user.service.url}/v1/learner/{action}", timeout=30)
+    assert response.status_code == 200, response.text
+    return str(response.json()["state"])
+
+
+def praise(user: User) -> None:
+    with paused(user, kto=BATCH):
+        for number in range(BATCH):
+            completion_id = user.chat(f"story {number}")["id"]
+            assert user.press(completion_id, up=True).status_code == 202
+
+
+def poison(user: User) -> None:
+    """Examples of noise, as answers that should have been given: each is learned from twice."""
+    with paused(user, sft=BATCH // 2, dpo=BATCH // 2):
+        for number in range(BATCH // 2):
+            body = {
                 "kind": "demonstration",
                 "completion_id": user.chat(f"question {number}")["id"],
                 "text": POISON,
                 "user": f"stranger-{number}",
-            },
-            timeout=30,
-        )
-        assert response.status_code == 202, response.text
+            }
+            response = httpx.post(f"{user.service.url}/v1/feedback", json=body, timeout=30)
+            assert response.status_code == 202, response.text
+
+
+def objective(user: User, name: str) -> dict[str, Any]:
+    return next(s for s in user.get("/v1/learner")["samples"] if s["objective"] == name)
 
 
 def test_a_good_candidate_is_promoted_by_the_gate(user: User) -> None:
     with chatting(user):
-        praise(user, 8)
+        praise(user)
         wait_until(lambda: user.serving_version() >= 1, "the first candidate has passed")
     stable = user.serving_version()
     shown = user.get(f"/v1/policies/{stable}")
@@ -131,12 +154,11 @@ def test_a_good_candidate_is_promoted_by_the_gate(user: User) -> None:
 def test_a_poisoned_batch_never_serves(user: User) -> None:
     stable = user.serving_version()
     with chatting(user) as answers:
-        poison(user, 32)
+        poison(user)
         wait_until(lambda: in_state(user, "quarantined") != [], "the poisoned candidate is refused")
         refused = in_state(user, "quarantined")[0]
-        wait_until(
-            lambda: len(in_state(user, "quarantined")) >= 2, "and again, learned from once more"
-        )
+        wait_until(lambda: len(in_state(user, "quarantined")) == 2, "learned from once more, again")
+        wait_until(lambda: objective(user, "sft")["ready"] == 0, "the poison is set aside")
     assert user.serving_version() == stable
     assert {answer["policy_version"] for answer in answers} == {stable}
 
@@ -153,8 +175,8 @@ def test_a_poisoned_batch_never_serves(user: User) -> None:
 
 def test_what_spoilt_two_candidates_is_set_aside_and_learning_goes_on(user: User) -> None:
     stable = user.serving_version()
-    wait_until(lambda: objective(user, "sft")["ready"] == 0, "the poison is set aside")
-    praise(user, 8)
+    assert objective(user, "sft")["ready"] == objective(user, "dpo")["ready"] == 0
+    praise(user)
     wait_until(lambda: user.serving_version() > stable, "the next good candidate has passed")
     serving = user.get(f"/v1/policies/{user.serving_version()}")
     assert stable in serving["ancestors"]
@@ -171,7 +193,3 @@ def test_a_person_rolls_back_and_nothing_is_promoted_by_itself(user: User) -> No
     wait_until(lambda: user.serving_version() == good, "the version before serves again")
     assert versions(user)[before]["state"] == "quarantined"
     wait_until(lambda: "rolled back" in user.get("/v1/learner")["waiting_for"], "it says so")
-
-
-def objective(user: User, name: str) -> dict[str, Any]:
-    return next(s for s in user.get("/v1/learner")["samples"] if s["objective"] == name)
