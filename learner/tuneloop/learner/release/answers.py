@@ -38,7 +38,11 @@ class Measures:
     leaked: float
     """Share of answers that hold tokens of the chat template."""
     kl: float | None
-    """To the base model, by token, on its own answers; None where nothing could be compared."""
+    """To the base model, by token, on its own answers; None where nothing could be compared.
+
+    The answers are each token's likeliest, not samples, so it is an estimate of how sure the version
+    is of what the base model would not say: far off it is large, close by it may fall below 0.
+    """
 
 
 def measure(
