@@ -10,7 +10,7 @@ from engine_helpers import Versions, make_adapter, make_engine
 from gateway_fakes import FakeReward, serve
 
 from tuneloop.bus.memory import MemoryBus
-from tuneloop.errors import Unavailable
+from tuneloop.errors import NotFound, Unavailable
 from tuneloop.generation.completions import Completions
 from tuneloop.generation.hot_swap import HotSwap, SwapOptions
 from tuneloop.generation.rollout_publisher import RolloutPublisher
@@ -37,8 +37,13 @@ class Asked(Generation):
     """The generation service, and which versions it was asked for."""
 
     versions: list[int]
+    lacks = 0
+    """How many answers come from a replica that does not hold the version."""
 
     async def answer(self, question: Question, seconds: float) -> Answer:
+        if question.policy_version and self.lacks:
+            self.lacks -= 1
+            raise NotFound("version 1 is not loaded")
         self.versions.append(question.policy_version or 0)
         return await super().answer(question, seconds)
 
@@ -163,6 +168,15 @@ async def test_a_candidate_answers_beside_the_stable_version_and_serves_nobody(
     # What the first one answered as a candidate is what it answers as the stable version.
     assert again["stable"] == numbers["candidate"]
     assert bench.asked.versions.count(1) == bench.asked.versions.count(2) == count
+
+
+async def test_a_replica_that_lacks_the_candidate_is_told_to_load_it(
+    bench: Bench, tiny_policy: Path, tmp_path: Path
+) -> None:
+    candidate = bench.publish(1, make_adapter(tiny_policy, tmp_path / "one", seed=1))
+    bench.asked.lacks = 3
+    numbers = (await bench.examiner.examine(candidate, None)).numbers
+    assert numbers["candidate"]["answers"] == len(BUILT_IN)
 
 
 async def test_weights_that_generation_refuses_fail(

@@ -40,8 +40,8 @@ class Measures:
     kl: float | None
     """To the base model, by token, on its own answers; None where nothing could be compared.
 
-    The answers are each token's likeliest, not samples, so it is an estimate of how sure the version
-    is of what the base model would not say: far off it is large, close by it may fall below 0.
+    The answers are each token's likeliest, not samples: it tells how sure the version is of what
+    the base model would not say. Far off it is large; close by it may fall below 0.
     """
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tuneloop.errors import Unavailable, WeightsRefused
+from tuneloop.errors import NotFound, Unavailable, WeightsRefused
 from tuneloop.learner.asking import Question
 from tuneloop.learner.ledger.versions import Version
 from tuneloop.learner.offline.tokens import Asked
@@ -30,6 +30,8 @@ from tuneloop.weights.finite import check_finite
 from tuneloop.weights.store import WeightStore
 
 ANSWER_SECONDS = 60.0
+ATTEMPTS = 4
+"""To get an answer of a version that the replica asked does not hold."""
 KEPT = 4
 """Versions whose answers are remembered."""
 
@@ -129,7 +131,7 @@ class Examiner:
         if number not in self._known:
             if version is not None:
                 await self._generation.load(version.reference)
-            answers = await self._ask(number)
+            answers = await self._ask(number, None if version is None else version.reference)
             references = await self._reference_logprobs(
                 [
                     TokenSequence(
@@ -149,7 +151,7 @@ class Examiner:
         self._known[number] = self._known.pop(number)
         return self._known[number]
 
-    async def _ask(self, version: int) -> list[Answer]:
+    async def _ask(self, version: int, reference: WeightsReference | None) -> list[Answer]:
         room = asyncio.Semaphore(self._settings.concurrency)
 
         async def ask(number: int) -> Answer:
@@ -164,9 +166,20 @@ class Examiner:
                 recorded=False,
             )
             async with room:
-                return await self._generation.answer(question, ANSWER_SECONDS)
+                return await self._answer(question, reference)
 
         return await _all(ask(number) for number in range(len(self._questions.rows)))
+
+    async def _answer(self, question: Question, reference: WeightsReference | None) -> Answer:
+        """The answer; of several replicas one that lacks the version is told to load it."""
+        for _ in range(ATTEMPTS):
+            try:
+                return await self._generation.answer(question, ANSWER_SECONDS)
+            except NotFound:
+                if reference is None:
+                    raise
+                await self._generation.load(reference)
+        return await self._generation.answer(question, ANSWER_SECONDS)
 
     async def _compare_rewards(
         self, candidate: Answered, stable: Answered
