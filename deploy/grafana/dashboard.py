@@ -199,6 +199,19 @@ ROWS: dict[str, Sequence[Panel]] = {
             ),
         ),
     ),
+    "Guards": (
+        panel("Alarms", "short", ("max by (name) (tuneloop_guard_alarm)", "{{name}}")),
+        panel("Raters muted", "short", "max(tuneloop_guard_raters_muted)"),
+        panel(
+            "Samples that count less",
+            "short",
+            (
+                f"sum by (objective) (rate(tuneloop_guard_samples_limited_total[{RATE}])) * 60",
+                "{{objective}} a minute",
+            ),
+        ),
+        panel("Set aside", "short", "sum(increase(tuneloop_learner_samples_set_aside_total[1h]))"),
+    ),
     "Release": (
         panel(
             "Versions",
