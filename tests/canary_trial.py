@@ -38,6 +38,7 @@ class Clock:
 class Replica:
     """What a generation replica tells."""
 
+    loads: int = CANARY
     loaded: bool = True
     away: bool = False
     counted_by: str = "process-1"
@@ -48,7 +49,7 @@ class Replica:
         if self.away:
             raise Unavailable("away")
         policy = generation_pb2.Policy(counted_by=self.counted_by)
-        policy.canary.policy_version = CANARY
+        policy.canary.policy_version = self.loads
         policy.canary.loaded = self.loaded
         for version, (answered, failed) in self.counts.items():
             policy.outcomes.add(policy_version=version, answered=answered, failed=failed)

@@ -10,7 +10,7 @@ from gateway_fakes import FakeGeneration, Stack, running_gateway, serve
 
 from tuneloop import wire
 from tuneloop.bus.subjects import canary_policy_key
-from tuneloop.errors import InvalidRequest, Unavailable
+from tuneloop.errors import InvalidRequest, Overloaded, Unavailable
 from tuneloop.policies import CanaryRoute, WeightsReference
 from tuneloop.rpc.server import Server
 from tuneloop.v1 import generation_pb2_grpc
@@ -85,8 +85,9 @@ async def test_who_has_no_name_is_routed_request_by_request(replicas: Replicas) 
 
 async def test_a_canary_s_replica_that_is_away_is_not_missed(replicas: Replicas) -> None:
     await replicas.set_route(ROUTE)
-    replicas.canary.fail = Unavailable("draining")
-    assert {await replicas.chat(user) for user in USERS} == {3}
+    for problem in (Unavailable("draining"), Overloaded("too many")):
+        replicas.canary.fail = problem
+        assert {await replicas.chat(user) for user in USERS} == {3}
     await replicas.server.stop()
     assert {await replicas.chat(user) for user in USERS} == {3}
 

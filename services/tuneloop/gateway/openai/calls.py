@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from tuneloop import wire
-from tuneloop.errors import Unavailable
+from tuneloop.errors import Overloaded, Unavailable
 from tuneloop.gateway import metrics
 from tuneloop.gateway.canary import CanaryReplica
 from tuneloop.gateway.completion_ids import choice_id
@@ -222,7 +222,7 @@ async def by_canary(
                     begun = True
                     yield event
             return
-        except Unavailable:
+        except (Unavailable, Overloaded):
             if begun or service is gateway.generation:
                 raise
             logger.warning("the canary's replica does not answer; the stable one does")
