@@ -58,6 +58,9 @@ async def test_it_changes_by_itself_when_a_version_goes_live(browser: Any, stack
         await thumbs.get_by_text("As a table").click()
         assert await thumbs.locator("tbody tr").count() == 3
 
+        stack.generation.canary = (5, 0.1, True)
+        await page.get_by_text("Version 5 is tried on 10 % of the users").wait_for()
+
         await publish_step(stack, 6, loss=0.4, kl=0.02)
         await chart(page, "Loss").get_by_text("step 6: 0.4").wait_for()
         await publish_step(stack, 7, loss=0.3)

@@ -40,12 +40,14 @@ $("spark").append(spark.node);
 
 let since = null;
 
+const tried = (canary) => (canary ? `. Version ${canary.policy_version} is tried on ${percent(canary.share)} of the users` : "");
+
 function showPolicies(document) {
   const serving = document?.serving ?? null;
   say($("serving"), serving ? `version ${serving.policy_version}` : "–");
   since = serving?.activated_time ?? null;
   showSince();
-  say($("model"), serving ? `${serving.base_model}, ${serving.engine}` : "Generation is away.");
+  say($("model"), serving ? `${serving.base_model}, ${serving.engine}${tried(serving.canary)}` : "Generation is away.");
   timeline.show(document);
   const versions = [...(document?.data ?? [])].sort((one, other) => one.policy_version - other.policy_version);
   const marked = document?.policy_version ?? null;
