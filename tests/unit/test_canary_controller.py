@@ -202,6 +202,18 @@ async def test_a_verdict_that_cannot_be_carried_out_is_tried_again_and_taken_onc
     assert len(trial.release.promoted) + len(trial.release.quarantined) == 1
 
 
+async def test_a_promotion_that_is_refused_is_on_record(tmp_path: Path) -> None:
+    options = {"deadline_action": "promote", "deadline_seconds": 100.0}
+    trial = Trial(folder=tmp_path, options=options)
+    await started(trial)
+    trial.release.fails = FailedPrecondition("alarm: kl; only a person promotes now")
+    await trial.tick(100)
+    assert (trial.canary.version, await trial.route()) == (None, None)
+    assert (trial.release.promoted, state_of(trial)) == ([], "retired")
+    assert outcomes(trial) == ["start", "promote", "stop"]
+    assert "alarm: kl" in decisions.of_version(trial.database, "policy", CANARY)[-1].reason
+
+
 async def promoted_by_somebody(trial: Trial) -> None:
     trial.release.serving = 7
 

@@ -1,7 +1,7 @@
 """What counts as evidence: everybody once, each on the arm the route gave them."""
 
 from canary_trial import CANARY, STABLE
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneloop.learner.canary.errors import ErrorTally
@@ -51,6 +51,7 @@ def test_users_without_a_name_count_request_by_request() -> None:
     assert first_of_each(ROUTE, votes) == votes
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.floats(-1e6, 1e6))
 def test_a_rank_is_a_share(scale: list[float], value: float) -> None:
     scale = sorted(scale)
@@ -78,11 +79,11 @@ def test_nothing_is_decided_on_fewer_than_min_events() -> None:
     figures = compare(
         ROUTE, thumbs=votes, rewards=[], earlier_rewards=[], errors=ErrorTally(), alpha=0.05
     )
-    settings = CanarySettings(min_events=min(len(OF_CANARY), len(OF_STABLE)))
-    verdict = judge(figures, settings, {})
+    enough = CanarySettings(min_events=min(len(OF_CANARY), len(OF_STABLE)))
+    verdict = judge(figures, enough, {})
     assert verdict is not None
     assert verdict.outcome == "roll_back"
-    more = CanarySettings(min_events=settings.min_events + 1)
+    more = CanarySettings(min_events=enough.min_events + 1)
     assert judge(figures, more, {}) is None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from engine_helpers import make_adapter, make_full_weights
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from swap_bench import Bench
 
@@ -34,6 +34,7 @@ def reference(version: int) -> WeightsReference:
     )
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=9), st.floats(0.01, 1), st.integers(1, 99))
 def test_a_route_survives_the_table(salt: str, share: float, version: int) -> None:
     found = route(reference(version), share, salt)

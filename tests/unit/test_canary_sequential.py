@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneloop.learner.sequential import (
@@ -21,6 +21,7 @@ EQUAL = np.array([0.0])
 difference = st.floats(-1, 1)
 
 
+@settings(deadline=None)
 @given(st.lists(difference, max_size=40), difference)
 def test_no_bet_is_worth_more_than_it_costs(history: list[float], claim: float) -> None:
     """If the claim is true, the next observation changes the capital by nothing on average."""
@@ -33,6 +34,7 @@ def test_no_bet_is_worth_more_than_it_costs(history: list[float], claim: float) 
     assert chance * up + (1 - chance) * down == pytest.approx(before)
 
 
+@settings(deadline=None)
 @given(st.lists(difference, max_size=60))
 def test_bounds_are_in_order_and_mirror_each_other(values: list[float]) -> None:
     low, high = lower_bound(values, 0.05), upper_bound(values, 0.05)
@@ -42,6 +44,7 @@ def test_bounds_are_in_order_and_mirror_each_other(values: list[float]) -> None:
     assert low <= lower_bound(values, 0.2)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), max_size=60))
 def test_every_block_has_both_arms_and_none_is_used_twice(seen: list[tuple[bool, float]]) -> None:
     observations = [Observation(canary=canary, value=value) for canary, value in seen]

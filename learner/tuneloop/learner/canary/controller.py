@@ -265,6 +265,12 @@ class Canary:
         except FailedPrecondition as error:
             logger.error("canary %d: %s: %s", state.version, verdict.outcome, error.message)
             await self._set_route(None)
+            refused = Verdict(
+                outcome="stop", reason=f"{verdict.outcome} refused: {error.message}", numbers={}
+            )
+            await asyncio.to_thread(
+                record.note, self._database, state.version, refused, self._clock()
+            )
         await asyncio.to_thread(record.end, self._database, state.version)
         self._state = None
         self._show_share()

@@ -2,7 +2,7 @@
 
 from sqlalchemy import ColumnElement, Connection, and_, select
 
-from tuneloop.learner.canary.state import State
+from tuneloop.learner.canary.state import State, Verdict
 from tuneloop.learner.ledger import decisions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.schema import facts, versions
@@ -46,16 +46,13 @@ def decide(database: Database, state: State, now: float) -> None:
     assert state.verdict is not None
     with database.write() as connection:
         _keep(connection, state)
-        decisions.record_in(
-            connection,
-            version=state.version,
-            kind="canary",
-            outcome=state.verdict.outcome,
-            numbers=state.verdict.numbers,
-            reason=state.verdict.reason,
-            actor=ACTOR,
-            now=now,
-        )
+        _note(connection, state.version, state.verdict, now)
+
+
+def note(database: Database, version: int, verdict: Verdict, now: float) -> None:
+    """What became of a verdict that could not be carried out."""
+    with database.write() as connection:
+        _note(connection, version, verdict, now)
 
 
 def end(database: Database, version: int) -> None:
@@ -66,6 +63,19 @@ def end(database: Database, version: int) -> None:
             # No candidate any more, or it would be tried again; a person may promote it still.
             _set_version(connection, version, ReleaseState.RETIRED)
         connection.execute(facts.delete().where(facts.c.name == FACT))
+
+
+def _note(connection: Connection, version: int, verdict: Verdict, now: float) -> None:
+    decisions.record_in(
+        connection,
+        version=version,
+        kind="canary",
+        outcome=verdict.outcome,
+        numbers=verdict.numbers,
+        reason=verdict.reason,
+        actor=ACTOR,
+        now=now,
+    )
 
 
 def _keep(connection: Connection, state: State) -> None:
