@@ -168,7 +168,9 @@ async def assemble(settings: LearnerSettings) -> Learner:
         loop=loop,
         worker=worker,
     )
-    server = Server(host=settings.host, port=settings.port, drain_seconds=1.0)
+    server = Server(
+        host=settings.host, port=settings.port, tls=settings.grpc_tls, drain_seconds=1.0
+    )
     servicer = LearnerServicer(
         policy=policy,
         database=database,
@@ -225,7 +227,9 @@ def make_prompting(
     if not (prompts.training or prompts.evaluation):
         return None
     return Prompting(
-        generation=Generation(connect(settings.generation_address), settings.policy),
+        generation=Generation(
+            connect(settings.generation_address, settings.grpc_tls), settings.policy
+        ),
         database=database,
         prompts=prompts,
         options=PromptingOptions(

@@ -15,14 +15,17 @@ from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.release.settings import GateSettings
 from tuneloop.learner.trainer_settings import RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
+from tuneloop.rpc.settings import RpcSettings
 
 DAY = 86_400.0
 
 Objective = Literal["sft", "kto", "dpo", "ppo", "grpo"]
 
 
-class LearnerSettings(BusSettings):
+class LearnerSettings(BusSettings, RpcSettings):
     """Everything the learner can be told."""
+
+    calls_grpc = True
 
     model_config = SettingsConfigDict(
         env_prefix="TUNELOOP_LEARNER_",

@@ -14,6 +14,7 @@ from tuneloop.bus import Bus, subjects
 from tuneloop.errors import CorruptData
 from tuneloop.policies import CanaryRoute
 from tuneloop.rpc.channel import connect
+from tuneloop.rpc.tls import Tls
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc
 
 logger = logging.getLogger("tuneloop.gateway")
@@ -22,9 +23,9 @@ logger = logging.getLogger("tuneloop.gateway")
 class CanaryReplica:
     """The canary's replica and its users; call it inside the event loop."""
 
-    def __init__(self, address: str, bus: Bus, policy: str) -> None:
+    def __init__(self, address: str, bus: Bus, policy: str, tls: Tls | None = None) -> None:
         self.route: CanaryRoute | None = None
-        self.channel = connect(address)
+        self.channel = connect(address, tls)
         self.generation = generation_pb2_grpc.GenerationServiceStub(self.channel)
         self._bus = bus
         self._key = subjects.canary_policy_key(policy)

@@ -41,9 +41,10 @@ class Gateway:
 
 def open_gateway(settings: GatewaySettings, bus: Bus) -> Gateway:
     """Connect to the services; call it inside the event loop. Nothing needs to be up yet."""
-    generation = connect(settings.generation_address)
-    reward = connect(settings.reward_address)
-    learner = connect(settings.learner_address)
+    tls = settings.grpc_tls
+    generation = connect(settings.generation_address, tls)
+    reward = connect(settings.reward_address, tls)
+    learner = connect(settings.learner_address, tls)
     return Gateway(
         settings=settings,
         ids=CompletionIds(settings.secret_bytes()),
@@ -53,7 +54,7 @@ def open_gateway(settings: GatewaySettings, bus: Bus) -> Gateway:
         generation=generation_pb2_grpc.GenerationServiceStub(generation),
         reward=reward_pb2_grpc.RewardServiceStub(reward),
         learner=learner_pb2_grpc.LearnerServiceStub(learner),
-        canary=CanaryReplica(settings.canary_address, bus, settings.policy)
+        canary=CanaryReplica(settings.canary_address, bus, settings.policy, tls)
         if settings.canary_address
         else None,
     )

@@ -10,14 +10,17 @@ from pydantic_settings import SettingsConfigDict
 from tuneloop.bus.settings import BusSettings
 from tuneloop.errors import CorruptData
 from tuneloop.gateway.keys import ApiKey, KeyFile, Scope, create_command
+from tuneloop.rpc.settings import RpcSettings
 
 MIN_SECRET_BYTES = 16
 
 Names = tuple[str, ...]
 
 
-class GatewaySettings(BusSettings):
+class GatewaySettings(BusSettings, RpcSettings):
     """What the HTTP edge needs to know. It keeps no state of its own."""
+
+    serves_grpc, calls_grpc = False, True
 
     model_config = SettingsConfigDict(
         env_prefix="TUNELOOP_GATEWAY_",

@@ -109,7 +109,12 @@ def make_replica(settings: GenerationSettings, bus: Bus) -> Replica:
         hot_swap=hot_swap,
         routing=Routing(bus, hot_swap, settings.policy, settings.role),
         publisher=publisher,
-        server=Server(host=settings.host, port=settings.port, drain_seconds=settings.drain_seconds),
+        server=Server(
+            host=settings.host,
+            port=settings.port,
+            tls=settings.grpc_tls,
+            drain_seconds=settings.drain_seconds,
+        ),
         tasks=[],
     )
 

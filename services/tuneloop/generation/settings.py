@@ -9,11 +9,12 @@ from pydantic_settings import SettingsConfigDict
 
 from tuneloop.bus.settings import BusSettings
 from tuneloop.policies import WeightsKind
+from tuneloop.rpc.settings import RpcSettings
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-class GenerationSettings(BusSettings):
+class GenerationSettings(BusSettings, RpcSettings):
     """What to serve, where, and how much of the machine to use for it."""
 
     model_config = SettingsConfigDict(

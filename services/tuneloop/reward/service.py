@@ -89,7 +89,12 @@ async def run(settings: RewardSettings) -> None:
         access=settings.nats_access,
         replicas=settings.nats_replicas,
     )
-    server = Server(host=settings.host, port=settings.port, drain_seconds=settings.drain_seconds)
+    server = Server(
+        host=settings.host,
+        port=settings.port,
+        tls=settings.grpc_tls,
+        drain_seconds=settings.drain_seconds,
+    )
     # One thread scores: torch itself uses `threads`, and functions need not be thread-safe.
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
     consumer = RolloutConsumer(

@@ -8,9 +8,10 @@ from pydantic_settings import SettingsConfigDict
 from tuneloop.bus.settings import BusSettings
 from tuneloop.reward.judge import CONSTITUTION, JudgeSettings
 from tuneloop.reward.judge_endpoint import EndpointSettings
+from tuneloop.rpc.settings import RpcSettings
 
 
-class RewardSettings(BusSettings):
+class RewardSettings(BusSettings, RpcSettings):
     """With what to score, and where."""
 
     model_config = SettingsConfigDict(

@@ -2,6 +2,7 @@
 
 import grpc
 
+from tuneloop.rpc.tls import Tls
 from tuneloop.rpc.tracing import client_interceptors
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -23,10 +24,18 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
 )
 
 
-def connect(address: str) -> grpc.aio.Channel:
+def connect(address: str, tls: Tls | None = None, *, name: str | None = None) -> grpc.aio.Channel:
     """A channel to `host:port` (or any gRPC target, such as `dns:///name:port` for replicas).
+
+    With `tls` the server must have a certificate of that host, or of `name`.
 
     Returns at once; calls fail with UNAVAILABLE until somebody listens. Call it inside a running
     event loop.
     """
-    return grpc.aio.insecure_channel(address, options=OPTIONS, interceptors=client_interceptors())
+    options = OPTIONS if name is None else (*OPTIONS, ("grpc.ssl_target_name_override", name))
+    interceptors = client_interceptors()
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
+    return grpc.aio.secure_channel(
+        address, tls.channel_credentials(), options=options, interceptors=interceptors
+    )

@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection
 from tuneloop.errors import SettingsError
 from tuneloop.rpc.channel import MAX_MESSAGE_BYTES
 from tuneloop.rpc.interceptors import ErrorInterceptor
+from tuneloop.rpc.tls import Tls
 from tuneloop.rpc.tracing import server_interceptors
 
 log = logging.getLogger("tuneloop.rpc")
@@ -29,12 +30,14 @@ class Server:
         *,
         host: str,
         port: int,
+        tls: Tls | None = None,
         drain_seconds: float = 10.0,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         connection_age_seconds: float = CONNECTION_AGE_SECONDS,
     ) -> None:
         self._host = host
         self._wanted_port = port
+        self._tls = tls
         self._drain_seconds = drain_seconds
         self._names: list[str] = []
         self._health = health_aio.HealthServicer()
@@ -77,7 +80,7 @@ class Server:
         await self.set_serving(False)
         address = f"{self._host}:{self._wanted_port}"
         try:
-            self.port = self._server.add_insecure_port(address)
+            self.port = self._bind(address)
         except RuntimeError as error:
             raise SettingsError(
                 f"cannot listen on {address}: is it taken?", param="port"
@@ -85,6 +88,11 @@ class Server:
         await self._server.start()
         log.info("gRPC on %s:%d: %s", self._host, self.port, ", ".join(self._names))
         return self.port
+
+    def _bind(self, address: str) -> int:
+        if self._tls is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, self._tls.server_credentials())
 
     async def set_serving(self, serving: bool, service: str | None = None) -> None:
         """What health checks are told: of `service`, or of the server and each of its services."""

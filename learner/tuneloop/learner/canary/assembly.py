@@ -28,7 +28,10 @@ def make_canary(
         bus=bus,
         database=database,
         release=release,
-        generation=[Generation(connect(address), settings.policy) for address in addresses],
+        generation=[
+            Generation(connect(address, settings.grpc_tls), settings.policy)
+            for address in addresses
+        ],
         settings=settings.canary,
     )
 

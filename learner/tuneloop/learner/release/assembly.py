@@ -41,8 +41,10 @@ def make_gatekeeper(
         database=database,
         release=release,
         examiner=Examiner(
-            generation=Generation(connect(settings.generation_address), settings.policy),
-            scoring=Scoring(connect(settings.reward_address)),
+            generation=Generation(
+                connect(settings.generation_address, settings.grpc_tls), settings.policy
+            ),
+            scoring=Scoring(connect(settings.reward_address, settings.grpc_tls)),
             store=store,
             distance=Distance(settings.model, settings.weights_kind),
             questions=questions,

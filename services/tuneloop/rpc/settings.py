@@ -1,0 +1,47 @@
+"""TLS between the processes: settings that all four share."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings
+
+from tuneloop.rpc.tls import Tls
+
+
+class RpcSettings(BaseSettings):
+    """Part of each process's settings; nothing set is gRPC without TLS."""
+
+    serves_grpc: ClassVar[bool] = True
+    calls_grpc: ClassVar[bool] = False
+
+    grpc_tls_cert_file: Path | None = Field(
+        None, description="PEM file of this process's certificate for gRPC, with its key"
+    )
+    grpc_tls_key_file: Path | None = Field(None, description="PEM file of that certificate's key")
+    grpc_tls_ca_file: Path | None = Field(
+        None,
+        description="PEM file of the authority of the other processes' certificates: a server "
+        "takes only clients that show one, a client only such servers",
+    )
+
+    @model_validator(mode="after")
+    def whole_tls(self) -> "RpcSettings":
+        """Refuse TLS that is set by half."""
+        if (self.grpc_tls_cert_file is None) != (self.grpc_tls_key_file is None):
+            raise ValueError("grpc_tls_cert_file and grpc_tls_key_file: set both or neither")
+        certified, believes = self.grpc_tls_cert_file is not None, self.grpc_tls_ca_file is not None
+        if self.serves_grpc and believes and not certified:
+            raise ValueError("grpc_tls_cert_file: set it where grpc_tls_ca_file is set")
+        if self.calls_grpc and certified and not believes:
+            raise ValueError("grpc_tls_ca_file: set it where grpc_tls_cert_file is set")
+        return self
+
+    @property
+    def grpc_tls(self) -> Tls | None:
+        """Read from the files; raises `SettingsError`."""
+        if self.grpc_tls_cert_file is None and self.grpc_tls_ca_file is None:
+            return None
+        return Tls.from_files(
+            ca=self.grpc_tls_ca_file, cert=self.grpc_tls_cert_file, key=self.grpc_tls_key_file
+        )
