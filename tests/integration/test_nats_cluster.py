@@ -104,11 +104,7 @@ async def test_no_acknowledged_event_is_lost_when_leaders_die(cluster: dict[str,
         while True:
             try:
                 # Once there is a leader of all, this makes the streams.
-                await buses[0].publish(
-                    subjects.feedback("tuneloop", "thumb", "u1", "first"),
-                    b"first",
-                    event_id="first",
-                )
+                await buses[0].publish(first, b"first", event_id="first")
                 break
             except Unavailable:
                 await asyncio.sleep(0.2)

@@ -1,12 +1,14 @@
 """deploy/nats with a real server: each process can do its job on NATS, and nothing else."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import nats
+import nkeys
 import pytest
 import trustme
 from conftest import free_port
@@ -281,3 +283,29 @@ async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not holds():
             await asyncio.sleep(0.02)
+
+
+async def test_an_nkey_in_place_of_a_password(tmp_path: Path) -> None:
+    seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+    public = nkeys.from_seed(bytearray(seed)).public_key.decode()
+    (tmp_path / "seed").write_bytes(seed)
+    port = free_port()
+    config = tmp_path / "nats.conf"
+    config.write_text(
+        f'listen: "127.0.0.1:{port}"\njetstream {{ store_dir: "{tmp_path}/data" }}\n'
+        f"authorization {{ users: [ {{ nkey: {public} }} ] }}\n"
+    )
+    server = Server(config=config, port=port)
+    server.start()
+    server.wait()
+    try:
+        url = f"nats://127.0.0.1:{port}"
+        access = Access(nkey_seed_file=tmp_path / "seed")
+        bus = await JetStreamBus.connect(url, name="gateway", access=access)
+        assert await bus.routing("policy.tuneloop.stable") is None
+        await bus.close()
+        stranger = await JetStreamBus.connect(url, name="gateway", wait=0.5)
+        await until(lambda: "uthorization" in stranger.connection.unavailable().message)
+        await stranger.close()
+    finally:
+        server.kill()

@@ -83,6 +83,7 @@ def make_plan(
     environment: Mapping[str, str],
 ) -> Plan:
     """Work everything out; `model` and `reward_model` are folders. Raises `SettingsError`."""
+    refuse_tls(environment)
     binary = nats.find_binary(settings.nats_server)
     chosen = choose_ports(settings.host, settings.port, environment)
     nats_url = f"nats://{LOCAL}:{chosen['nats']}"
@@ -135,6 +136,14 @@ def make_plan(
         key_needed=key_needed(settings, data, environment),
         policy=settings.policy,
     )
+
+
+def refuse_tls(environment: Mapping[str, str]) -> None:
+    """Raise `SettingsError` where a process would listen with TLS, which none here expects."""
+    for name in environment:
+        if name.startswith("TUNELOOP_") and "_GRPC_TLS_" in name:
+            problem = f"{name}: the processes of tuneloop up reach each other on 127.0.0.1, no TLS"
+            raise SettingsError(problem, param=name)
 
 
 def service(
