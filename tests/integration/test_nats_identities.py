@@ -63,24 +63,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("nats")
     make_certificate(trustme.CA(), folder / "tls", "localhost", "127.0.0.1")
     port = free_port()
-    config = (DEPLOY / "nats.conf").read_text()
-    for there, here in (
-        ("/etc/nats/tls", str(folder / "tls")),
-        ('"/data"', f'"{folder / "data"}"'),
-        ("0.0.0.0:4222", f"127.0.0.1:{port}"),
-        ('http: "0.0.0.0:8222"', ""),
-        ("sync_interval: always", ""),
-    ):
-        assert there in config
-        config = config.replace(there, here)
-    (folder / "nats.conf").write_text(config)
-    (folder / "permissions.conf").write_bytes((DEPLOY / "permissions.conf").read_bytes())
+    for file in DEPLOY.iterdir():
+        text = file.read_text()
+        for there, here in (
+            ("/etc/nats-tls", str(folder / "tls")),
+            ('"/data"', f'"{folder / "data"}"'),
+            ("0.0.0.0:4222", f"127.0.0.1:{port}"),
+            ('http: "0.0.0.0:8222"', ""),
+            ("sync_interval: always", ""),
+        ):
+            text = text.replace(there, here)
+        (folder / file.name).write_text(text)
     passwords = {f"NATS_{who.upper()}_PASSWORD": f"pw-{who}" for who in (*NAMES, "admin")}
-    server = Server(
-        config=folder / "nats.conf",
-        port=port,
-        environment=passwords | {"NATS_SERVER_NAME": "one"},
-    )
+    server = Server(config=folder / "nats-tls.conf", port=port, environment=passwords)
     server.start()
     server.wait()
     yield server
