@@ -125,7 +125,7 @@ def test_what_a_quarantined_version_learned_from_is_put_back(ledger: Database) -
 def test_a_user_is_forgotten(ledger: Database) -> None:
     take_in(ledger, EVENTS)
     learn(ledger)
-    gone = forget.forget_user(ledger, "u1")
+    gone = forget.forget_user(ledger, "u1", 200.0)
     assert gone.rollouts == 2
     assert gone.policy_versions == (1, 2)
     assert {line.user_hash for line in rows(ledger)} == {"u2", "u3", "learner"}
