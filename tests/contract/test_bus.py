@@ -224,7 +224,7 @@ async def test_a_dead_letter_is_kept_and_not_delivered_again(bus: Bus) -> None:
     await bus.publish(ROLLOUT, b"\xff\xfe", event_id="bad")
     [delivery] = await all_due(consumer)
     await bus.dead_letter(delivery, consumer="test", reason="does not\nparse")
-    letter = await bus.last("tuneloop.dead.test")
+    letter = await bus.last("tuneloop.dead.test.user1")
     assert letter is not None
     assert letter.data == b"\xff\xfe"
     assert letter.headers["Tuneloop-Reason"] == "does not parse"
@@ -245,6 +245,11 @@ async def test_what_is_buried_is_a_dead_letter_once(bus: Bus) -> None:
     again = await bus.last("tuneloop.dead.test")
     assert again is not None
     assert again.sequence == letter.sequence + 1
+    about = {"consumer": "test", "origin": "kto-f3", "reason": "", "event_id": "f3"}
+    await bus.bury(b"{}", user_hash="user1", **about)
+    assert await bus.purge(subjects.DEAD_LETTERS, "tuneloop.dead.*.user1") == 1
+    assert await bus.last("tuneloop.dead.test.user1") is None
+    assert await bus.last("tuneloop.dead.test") == again
 
 
 async def test_purge_removes_one_users_events(bus: Bus) -> None:

@@ -142,7 +142,7 @@ async def test_the_whole_life_of_a_reward_process(
     assert scored.score.reward == 2.0
     assert scored.reward_model_version == 0
     assert [result.informative for result in scored.score.results] == [False, True]
-    dead = await eventually(lambda: bus.last("tuneloop.dead.reward"), process)
+    dead = await eventually(lambda: bus.last("tuneloop.dead.reward.*"), process)
     assert dead.data == b"\xff\xff"
 
     # A trained reward model takes over while the process runs.

@@ -107,8 +107,11 @@ async def test_poison_becomes_a_dead_letter_and_holds_nothing_up(parts: Parts) -
         in reasons[feedback("tuneloop", "thumb", "u1", "foreign")]
     )
     assert {e.subject for e in parts.bus.streams[DEAD_LETTERS].events} == {
-        f"tuneloop.dead.learner-tuneloop-{name}"
-        for name in ("feedback", "rollouts", "scores", "activations")
+        "tuneloop.dead.learner-tuneloop-activations",
+        *(
+            f"tuneloop.dead.learner-tuneloop-{name}.u1"
+            for name in ("feedback", "rollouts", "scores")
+        ),
     }
 
 

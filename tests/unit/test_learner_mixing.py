@@ -281,7 +281,7 @@ async def test_a_refused_sample_is_a_dead_letter_once_and_learning_goes_on(parts
     await parts.turn()
     await parts.turn()
     (letter,) = parts.bus.streams[DEAD_LETTERS].events
-    assert letter.subject == "tuneloop.dead.learner-tuneloop-samples"
+    assert letter.subject == "tuneloop.dead.learner-tuneloop-samples.u1"
     assert letter.headers["Tuneloop-Reason"] == "sample f2: too long"
     body = json.loads(letter.data)
     assert body == {"sample_id": "f2", "objective": "kto", "reason": "sample f2: too long"}

@@ -20,7 +20,7 @@ from tuneloop.learner.ledger import forget, lineage, reached, record, references
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.exporting import Wanted, pages
 from tuneloop.learner.ledger.reached import Reach
-from tuneloop.learner.ledger.schema import forgotten, metadata
+from tuneloop.learner.ledger.schema import forgotten, metadata, samples, scores
 from tuneloop.rollouts import RolloutSource
 
 
@@ -150,6 +150,16 @@ def test_what_was_on_its_way_when_a_user_was_forgotten_is_not_kept(ledger: Datab
     # Who comes back is a user like any other.
     back = make_thumb("ann-back", "bob-c1", user="ann", second=11)
     assert len(record.record_feedback(ledger, [(back, 2)], 0.0)) == 1
+
+
+def test_a_score_that_came_too_late_goes_when_they_are_forgotten_again(ledger: Database) -> None:
+    forget.forget_user(ledger, "ann", 0.0)
+    record.record_scores(ledger, [make_score("ann-c1"), make_score("bob-c1")], 0.0)
+    forget.forget_user(ledger, "ann", 0.0)
+    with ledger.read() as connection:
+        assert connection.execute(select(scores.c.completion_id)).scalars().all() == ["bob-c1"]
+        open_scores = select(samples.c.sample_id).where(samples.c.kind == "score")
+        assert connection.execute(open_scores).scalars().all() == ["bob-c1"]
 
 
 def test_eval_answers_of_a_user_are_forgotten_too(ledger: Database) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, or_, select, tuple_
+from sqlalchemy import Connection, Table, and_, delete, func, or_, select, true, tuple_
 
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.lineage import same_sample
@@ -120,6 +120,8 @@ def forget_user(database: Database, user_hash: str, now: float) -> Forgotten:
             connection.execute(delete(table).where(of_them))
         connection.execute(delete(samples).where(about_them))
         connection.execute(delete(scores).where(scores.c.completion_id.in_(own)))
+        for table in (scores, samples):
+            connection.execute(delete(table).where(_stray(table, user_hash)))
         connection.execute(delete(rankings).where(rankings.c.feedback_id.in_(feedback_ids)))
         connection.execute(
             delete(retractions).where(
@@ -143,6 +145,14 @@ def forget_user(database: Database, user_hash: str, now: float) -> Forgotten:
         )
         connection.execute(forgotten.insert().values(_row(user_hash, gone, now)))
     return gone
+
+
+def _stray(table: Table, user_hash: str) -> Any:
+    """Scores of theirs that came after they were forgotten: the gateway's ids carry the hash."""
+    known = select(rollouts.c.completion_id)
+    about_them = table.c.completion_id.contains(user_hash, autoescape=True)
+    alone = table.c.completion_id.not_in(known)
+    return and_(about_them, alone, table.c.kind == "score" if table is samples else true())
 
 
 def records(database: Database, user_hash: str) -> list[Record]:
