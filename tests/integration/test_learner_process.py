@@ -1,5 +1,6 @@
 """A real learner on a tiny model and a real nats-server: it learns, it is killed, it is refused."""
 
+import json
 import os
 import subprocess
 import sys
@@ -104,6 +105,8 @@ async def test_thumbs_become_a_version_and_the_service_answers(
     )
     assert lineage.ancestors[-1] == 0
     assert all(use.objective == "kto" and use.epoch == 0 for use in lineage.uses)
+    assert json.loads(lineage.settings_json)["batch_size"] == 4
+    await trace(stub, lineage, newest.policy_version)
     await steer(stub, bus, newest.policy_version)
     await forget(stub, bus, learner, newest.policy_version)
     assert learner.terminate() == 0
@@ -127,6 +130,18 @@ async def versions_cover(stub: Stub, thumbs: int) -> bool:
     listed = await stub.ListPolicyVersions(learner_pb2.ListPolicyVersionsRequest())
     manifests = [from_json(v.manifest_json.encode()) for v in listed.versions if v.policy_version]
     return sum(manifest.data.samples["kto"] for manifest in manifests) == thumbs
+
+
+async def trace(stub: Stub, lineage: learner_pb2.GetLineageResponse, newest: int) -> None:
+    """From a version to its feedback, and from that and its user to the version."""
+    feedback_id = lineage.uses[0].feedback_id
+    asked = learner_pb2.GetFeedbackLineageRequest(feedback_id=feedback_id)
+    found = await stub.GetFeedbackLineage(asked)
+    assert list(found.policy.direct) == [newest]
+    assert list(found.completion_ids) == [lineage.uses[0].completion_id]
+    user = await stub.GetUserLineage(learner_pb2.GetUserLineageRequest(user_hash=found.user_hash))
+    assert {*user.policy.direct, *user.policy.descended} >= {newest}
+    assert (user.rollouts, user.feedback, user.rebuild_from) == (8, 8, 0)
 
 
 async def steer(stub: Stub, bus: JetStreamBus, newest: int) -> None:

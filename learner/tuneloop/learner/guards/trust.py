@@ -42,6 +42,8 @@ class Trust:
 
     def of(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """The samples by objective, each with what it counts."""
+        if not any(batch.values()):
+            return {}
         users, tenants = judgements.active(self._database, ACTIVE)
         user_share = effective_share(self._settings.user_share, users)
         tenant_share = effective_share(self._settings.tenant_share, tenants)
