@@ -76,8 +76,8 @@ async def test_nothing_of_a_forgotten_user_is_left(tmp_path: Path, bus: JetStrea
     await publish_all(bus, "ann")
     await publish_all(bus, "bob")
     async with parts.taking_in():
-        await until(lambda: forget.row_counts(parts.database)["feedback"] == 8)
-        await until(lambda: forget.row_counts(parts.database)["scores"] == 8)
+        for table in ("rollouts", "feedback", "scores"):
+            await until(lambda table=table: forget.row_counts(parts.database)[table] == 8)
         while len(await stored(bus, subjects.DEAD_LETTERS)) < 2:
             await asyncio.sleep(0.01)
     await parts.turn()
@@ -89,7 +89,7 @@ async def test_nothing_of_a_forgotten_user_is_left(tmp_path: Path, bus: JetStrea
     assert (answer.rollouts_removed, answer.feedback_removed) == (4, 4)
     # Four answers, four scores, four thumbs, one taken back; one broken, and its dead letter.
     assert answer.events_purged == 15
-    assert list(answer.policy_versions) == [1]
+    assert {1} <= set(answer.policy_versions) <= {1, 2}
     for stream in STREAMS:
         left = await stored(bus, stream)
         assert not [event for event in left if "ann" in event]
