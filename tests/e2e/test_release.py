@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tuneloop.commands.policies import policies_app
 from tuneloop.supervisor.child import ServiceChild
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 TESTS = Path(__file__).parent.parent
 POISON = "000000000000"

@@ -1,12 +1,13 @@
 """A candidate is examined by a real engine over gRPC, next to the stable version."""
 
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from engine_helpers import Versions, make_adapter, make_engine
+from engine_helpers import Versions, complete, make_adapter, make_engine, make_full_weights
 from gateway_fakes import FakeReward, serve
 
 from tuneloop.bus.memory import MemoryBus
@@ -23,9 +24,11 @@ from tuneloop.learner.release.answers import Answer
 from tuneloop.learner.release.change import Distance
 from tuneloop.learner.release.examination import Examiner
 from tuneloop.learner.release.questions import BUILT_IN, load_questions
+from tuneloop.learner.release.rehearsal import Rehearsals
 from tuneloop.learner.release.scoring import Scoring
 from tuneloop.learner.samples import TokenSequence
 from tuneloop.learner.settings import LearnerSettings
+from tuneloop.learner.trainer_settings import TrainerSettings
 from tuneloop.learner.training import PolicyTraining
 from tuneloop.policies import ReleaseState, WeightsKind, WeightsReference
 from tuneloop.rpc.channel import connect
@@ -133,7 +136,7 @@ async def bench(tiny_policy: Path, tmp_path: Path) -> AsyncIterator[Bench]:
         distance=Distance(tiny_policy, WeightsKind.LORA),
         questions=questions,
         reference_logprobs=reference_logprobs,  # type: ignore[arg-type]
-        kind=WeightsKind.LORA,
+        rehearsals=None,
         settings=settings.gate,
     )
     yield Bench(
@@ -195,3 +198,51 @@ async def test_without_generation_nothing_is_said_of_a_candidate(
     await bench.generation.stop()
     with pytest.raises(Unavailable):
         await bench.examiner.examine(candidate, None)
+
+
+async def test_full_weights_answer_in_the_trainer_as_they_will_in_the_engine(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    folder = make_full_weights(tiny_policy, tmp_path / "other", seed=3)
+    for file in tiny_policy.glob("*token*"):
+        shutil.copy(file, folder)
+    settings = TrainerSettings(kind=WeightsKind.FULL, threads=1)
+    trainer = PolicyTraining(folder, "tiny", settings)
+    prompts = [(1, 20, 21), (1, 30, 31, 32, 33)]
+    rehearsals = Rehearsals(tmp_path / "rehearsals", trainer, prompts, 8)
+
+    rehearsals.take(7)
+
+    answers = rehearsals.of(7)
+    assert answers is not None
+    assert rehearsals.of(8) is None
+    engine = make_engine("transformers", folder, WeightsKind.FULL)
+    await engine.start()
+    for prompt, answer in zip(prompts, answers, strict=True):
+        (served,) = await complete(engine, prompt, temperature=0.0, max_tokens=8)
+        assert list(answer.token_ids) == served.token_ids
+        assert answer.text == served.text
+        assert answer.logprobs == pytest.approx(served.logprobs, abs=1e-4)
+    await engine.stop()
+    for version in range(8, 12):
+        rehearsals.take(version)
+    assert rehearsals.of(7) is None
+    assert rehearsals.of(8) == rehearsals.of(11) == answers
+
+
+async def test_full_weights_are_examined_by_what_they_answered_in_the_trainer(
+    bench: Bench, tiny_policy: Path, tmp_path: Path
+) -> None:
+    class Taken:
+        def of(self, version: int) -> list[Answer] | None:
+            answer = Answer(text="aaaa", token_ids=(5, 5, 5, 5), logprobs=(-0.1,) * 4)
+            return [answer] * len(BUILT_IN) if version == 1 else None
+
+    bench.examiner._rehearsals = Taken()
+    candidate = bench.publish(1, make_adapter(tiny_policy, tmp_path / "one", seed=1))
+    numbers = (await bench.examiner.examine(candidate, None)).numbers
+    assert numbers["rewards"]["candidate"] == [4.0] * numbers["reward"]["pairs"]
+    assert set(bench.asked.versions) == {0}
+    unknown = bench.publish(2, make_adapter(tiny_policy, tmp_path / "two", seed=2))
+    with pytest.raises(NotFound, match="not loaded"):
+        await bench.examiner.examine(unknown, None)

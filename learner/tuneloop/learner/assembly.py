@@ -26,7 +26,7 @@ from tuneloop.learner.loop import Batches, Loop, Pace
 from tuneloop.learner.prompting import Prompting, PromptingOptions
 from tuneloop.learner.prompts import Prompts, load_prompts
 from tuneloop.learner.publisher import BaseModel, Publisher
-from tuneloop.learner.release.assembly import make_gatekeeper
+from tuneloop.learner.release.assembly import make_gatekeeper, make_rehearsals
 from tuneloop.learner.release.gatekeeper import Gatekeeper
 from tuneloop.learner.release.questions import load_questions
 from tuneloop.learner.release.release import Release
@@ -134,7 +134,9 @@ async def assemble(settings: LearnerSettings) -> Learner:
     questions = await asyncio.to_thread(load_questions, settings, prompts)
     asked = [*prompts.evaluation, *(() if questions is None else questions.rows)]
     held_out.hold_out(database, (row.asked.token_ids for row in asked))
-    referring = Referring(database, trainees[0][0].trainer)
+    trainer = trainees[0][0].trainer
+    referring = Referring(database, trainer)
+    rehearsals = await asyncio.to_thread(make_rehearsals, settings, questions, trainer)
     loop = Loop(
         trainees=trainees,
         publisher=Publisher(
@@ -145,6 +147,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
             outbox=settings.data_dir / "outbox",
             base_models=base_models,
             trained_with=trained_with(settings),
+            rehearse=lambda version: None if rehearsals is None else rehearsals.take(version),
         ),
         database=database,
         bus=bus,
@@ -164,6 +167,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
         release=release,
         store=store,
         questions=questions,
+        rehearsals=rehearsals,
         canary=canary if settings.release == "gate+canary" else None,
         loop=loop,
         worker=worker,

@@ -60,9 +60,13 @@ class Publisher:
         outbox: Path,
         base_models: Mapping[str, BaseModel],
         trained_with: Mapping[str, str] = MappingProxyType({}),
+        rehearse: Callable[[int], None] = lambda version: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Take `trained_with`: the settings of each model's training, as JSON."""
+        """Take `trained_with`: the settings of each model's training, as JSON.
+
+        `rehearse` has the policy's trainer answer as the version that is being saved.
+        """
         self._bus = bus
         self._store = store
         self._database = database
@@ -70,6 +74,7 @@ class Publisher:
         self._outbox = outbox
         self._base_models = base_models
         self._trained_with = trained_with
+        self._rehearse = rehearse
         self._clock = clock
         self._retry_time = 0.0
         self._retry_seconds = FIRST_RETRY_SECONDS
@@ -117,6 +122,9 @@ class Publisher:
             files=(),
             created_time=created_time,
         )
+        if trainee.model == "policy":
+            # First, so that a version that is known can also be examined.
+            self._rehearse(version)
         versions.add_version(
             self._database,
             model=trainee.model,

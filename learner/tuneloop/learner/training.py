@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.errors import InvalidRequest
+from tuneloop.generation.tokenization import Tokenization
 from tuneloop.learner import checkpoint
 from tuneloop.learner.algorithms import algorithms
 from tuneloop.learner.distributed import ALONE, World
 from tuneloop.learner.policy_trainer import PolicyTrainer
+from tuneloop.learner.release.answers import Answer
+from tuneloop.learner.release.rehearsal import rehearse
 from tuneloop.learner.samples import DemonstrationSample, TokenSequence
 from tuneloop.learner.step_result import StepResult
 from tuneloop.learner.trainer_settings import TrainerSettings
@@ -26,9 +29,15 @@ class PolicyTraining:
     ) -> None:
         self._trainer = PolicyTrainer(model_folder, settings, world)
         self._base_model = base_model
+        self._model_folder = model_folder
         self._token_budget = settings.tokens_at_once
         compared = {"kto", "dpo", "ppo"} | ({"grpo"} if settings.beta_grpo > 0 else set())
         self.needs_reference = frozenset(compared if settings.kl_budget is None else algorithms)
+
+    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Answer]:
+        """The likeliest answer of the weights as they are to each prompt (token ids)."""
+        tokenization = Tokenization(self._model_folder)
+        return rehearse(self._trainer.model.module, tokenization, prompts, max_tokens)
 
     def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
         """See `Trainer.reference_logprobs`."""

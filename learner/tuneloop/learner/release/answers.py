@@ -93,9 +93,8 @@ class Examined:
     """Norm of the change as a share of that of the base weights changed."""
     change_norm: float
     stable_version: int
-    candidate: Measures | None
-    """None where the version cannot answer before it serves (full weights)."""
-    stable: Measures | None
+    candidate: Measures
+    stable: Measures
     reward: Comparison | None
     """None while no scorer has something to say."""
     rewards: Mapping[str, Any]

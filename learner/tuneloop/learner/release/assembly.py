@@ -1,6 +1,7 @@
 """The gate's parts, put together from the learner's settings."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tuneloop.learner.asking import Generation
 from tuneloop.learner.ledger.database import Database
@@ -13,9 +14,14 @@ from tuneloop.learner.release.release import Release
 from tuneloop.learner.release.scoring import Scoring
 from tuneloop.learner.samples import TokenSequence
 from tuneloop.learner.settings import LearnerSettings
+from tuneloop.learner.trainer import Trainer
 from tuneloop.learner.worker import Worker
+from tuneloop.policies import WeightsKind
 from tuneloop.rpc.channel import connect
 from tuneloop.weights.store import WeightStore
+
+if TYPE_CHECKING:
+    from tuneloop.learner.release.rehearsal import Rehearsals
 
 
 def make_gatekeeper(
@@ -25,6 +31,7 @@ def make_gatekeeper(
     release: Release,
     store: WeightStore,
     questions: Questions | None,
+    rehearsals: "Rehearsals | None",
     canary: Canary | None,
     loop: Loop,
     worker: Worker,
@@ -49,10 +56,30 @@ def make_gatekeeper(
             distance=Distance(settings.model, settings.weights_kind),
             questions=questions,
             reference_logprobs=reference_logprobs,
-            kind=settings.weights_kind,
+            rehearsals=rehearsals,
             settings=settings.gate,
         ),
         settings=settings.gate,
         canary=canary,
         pause=lambda: loop.pause(True),
+    )
+
+
+def make_rehearsals(
+    settings: LearnerSettings, questions: Questions | None, trainer: Trainer
+) -> "Rehearsals | None":
+    """What takes down the answers of full weights; None without a gate, and for LoRA."""
+    if questions is None or settings.weights_kind is not WeightsKind.FULL:
+        return None
+    # torch comes in here.
+    from tuneloop.learner.release.rehearsal import Rehearsals
+    from tuneloop.learner.training import PolicyTraining
+
+    if not isinstance(trainer, PolicyTraining):
+        raise AssertionError("the policy's trainer can be asked")
+    return Rehearsals(
+        settings.data_dir / "rehearsals",
+        trainer,
+        [row.asked.token_ids for row in questions.rows],
+        settings.gate.max_tokens,
     )

@@ -1,9 +1,10 @@
 """The examination of a candidate: its weights, then its answers next to the stable version's.
 
 Both answer the same prompts at temperature 0, through the running generation service, which holds
-the candidate without routing anybody to it. The stable version's answers are kept: it is asked
-once, and not at all when it was a candidate of this process. What cannot be asked raises, so that
-a version is never decided about on half of what there is to know.
+the candidate without routing anybody to it; full weights answer in the trainer (`rehearsal`). The
+stable version's answers are kept: it is asked once, and not at all when it was a candidate of this
+process. What cannot be asked raises, so that a version is never decided about on half of what there
+is to know.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ from tuneloop.learner.release.questions import Questions
 from tuneloop.learner.release.settings import GateSettings
 from tuneloop.learner.release.verdict import Verdict, judge, refused
 from tuneloop.learner.samples import TokenSequence
-from tuneloop.policies import WeightsKind, WeightsReference
+from tuneloop.policies import WeightsReference
 from tuneloop.rollouts import RolloutSource, SamplingParameters, Score
 from tuneloop.weights.finite import check_finite
 from tuneloop.weights.store import WeightStore
@@ -47,6 +48,14 @@ class Answering(Protocol):
 
     async def answer(self, question: Question, seconds: float) -> Answer:
         """The answer to a question, within `seconds`."""
+        ...
+
+
+class Rehearsed(Protocol):
+    """See `tuneloop.learner.release.rehearsal`."""
+
+    def of(self, version: int) -> list[Answer] | None:
+        """What a version answered in the trainer."""
         ...
 
 
@@ -78,16 +87,17 @@ class Examiner:
         distance: Distance,
         questions: Questions,
         reference_logprobs: ReferenceLogprobs,
-        kind: WeightsKind,
+        rehearsals: Rehearsed | None,
         settings: GateSettings,
     ) -> None:
+        """Take `rehearsals` of full weights; None where generation holds versions aside (LoRA)."""
         self._generation = generation
         self._scoring = scoring
         self._store = store
         self._distance = distance
         self._questions = questions
         self._reference_logprobs = reference_logprobs
-        self._kind = kind
+        self._rehearsals = rehearsals
         self._settings = settings
         self._known: dict[int, Answered] = {}
 
@@ -98,22 +108,17 @@ class Examiner:
         """
         try:
             change = await asyncio.to_thread(self._change_of, candidate.reference)
-            answered = before = None
-            if self._kind is WeightsKind.LORA:
-                before = await self._answered(stable)
-                answered = await self._answered(candidate)
+            before = await self._answered(stable)
+            answered = await self._answered(candidate)
         except WeightsRefused as error:
             return refused(f"its weights are refused: {error.message}")
-        reward: Comparison | None = None
-        rewards: dict[str, Any] = {}
-        if answered is not None and before is not None:
-            reward, rewards = await self._compare_rewards(answered, before)
+        reward, rewards = await self._compare_rewards(answered, before)
         examined = Examined(
             change=change.relative,
             change_norm=change.norm,
             stable_version=0 if stable is None else stable.version,
-            candidate=None if answered is None else answered.measures,
-            stable=None if before is None else before.measures,
+            candidate=answered.measures,
+            stable=before.measures,
             reward=reward,
             rewards=rewards,
         )
@@ -129,9 +134,7 @@ class Examiner:
         """The answers of a version, None being the base model; asked for where not yet known."""
         number = 0 if version is None else version.version
         if number not in self._known:
-            if version is not None:
-                await self._generation.load(version.reference)
-            answers = await self._ask(number, None if version is None else version.reference)
+            answers = await self._answers_of(version)
             references = await self._reference_logprobs(
                 [
                     TokenSequence(
@@ -150,6 +153,16 @@ class Examiner:
         # Last in order, so that what is still compared with is forgotten last.
         self._known[number] = self._known.pop(number)
         return self._known[number]
+
+    async def _answers_of(self, version: Version | None) -> Sequence[Answer]:
+        if version is None:
+            return await self._ask(0, None)
+        if self._rehearsals is None:
+            await self._generation.load(version.reference)
+            return await self._ask(version.version, version.reference)
+        rehearsed = await asyncio.to_thread(self._rehearsals.of, version.version)
+        # The stable version can be asked; a candidate that was not rehearsed is held.
+        return await self._ask(version.version, None) if rehearsed is None else rehearsed
 
     async def _ask(self, version: int, reference: WeightsReference | None) -> list[Answer]:
         room = asyncio.Semaphore(self._settings.concurrency)

@@ -20,10 +20,11 @@ class Verdict:
 
 def judge(examined: Examined, settings: GateSettings) -> Verdict:
     """A candidate passes when it breaks no bound."""
-    problems = [*_of_weights(examined, settings)]
-    if examined.candidate is not None and examined.stable is not None:
-        problems += _of_answers(examined.candidate, examined.stable, settings)
-    problems += _of_reward(examined, settings)
+    problems = [
+        *_of_weights(examined, settings),
+        *_of_answers(examined.candidate, examined.stable, settings),
+        *_of_reward(examined, settings),
+    ]
     return Verdict(
         passed=not problems,
         reason="; ".join(problems) or _summary(examined),
@@ -75,8 +76,6 @@ def _of_reward(examined: Examined, settings: GateSettings) -> Iterator[str]:
 
 def _summary(examined: Examined) -> str:
     reward = examined.reward
-    if examined.candidate is None:
-        return "the weights are within bounds; full weights cannot answer before they serve"
     if reward is None:
         return "within all bounds; no scorer has anything to say yet"
     return (
