@@ -200,12 +200,16 @@ async def test_without_generation_nothing_is_said_of_a_candidate(
         await bench.examiner.examine(candidate, None)
 
 
+def with_tokenizer(folder: Path, base: Path) -> Path:
+    for file in base.glob("*token*"):
+        shutil.copy(file, folder)
+    return folder
+
+
 async def test_full_weights_answer_in_the_trainer_as_they_will_in_the_engine(
     tiny_policy: Path, tmp_path: Path
 ) -> None:
-    folder = make_full_weights(tiny_policy, tmp_path / "other", seed=3)
-    for file in tiny_policy.glob("*token*"):
-        shutil.copy(file, folder)
+    folder = with_tokenizer(make_full_weights(tiny_policy, tmp_path / "other", seed=3), tiny_policy)
     settings = TrainerSettings(kind=WeightsKind.FULL, threads=1)
     trainer = PolicyTraining(folder, "tiny", settings)
     prompts = [(1, 20, 21), (1, 30, 31, 32, 33)]

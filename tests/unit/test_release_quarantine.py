@@ -94,7 +94,7 @@ async def test_what_a_refused_version_had_learned_stays_on_record(parts: Parts) 
         rows = connection.execute(select(undone_uses)).all()
     assert {row.sample_id for row in rows} == set(numbered(8, 16))
     assert {(row.version, row.blamed) for row in rows} == {(2, True)}
-    gone = forget.forget_user(parts.database, "u1")
+    gone = forget.forget_user(parts.database, "u1", now=parts.clock())
     assert gone.policy_versions == (1, 2)
     with parts.database.read() as connection:
         assert connection.execute(select(undone_uses)).all() == []
