@@ -69,6 +69,26 @@ async def test_calls_are_spread_over_replicas(replicas: list[tuple[Server, Named
     assert {number: answered.count(number) for number in (1, 2, 3)} == {1: 10, 2: 10, 3: 10}
 
 
+async def test_a_replica_that_drains_loses_no_call(replicas: list[tuple[Server, Named]]) -> None:
+    leaving, named = replicas[0]
+    async with connect(target(replicas)) as channel:
+        stub = reward_pb2_grpc.RewardServiceStub(channel)
+        while not all(other.callers for _, other in replicas):
+            await ask(stub)
+        named.go_on.clear()
+        named.entered.clear()
+        calls = [asyncio.create_task(ask(stub)) for _ in range(6)]
+        await named.entered.wait()
+        stopping = asyncio.create_task(leaving.stop())
+        while not stopping.done():
+            calls.append(asyncio.create_task(ask(stub)))
+            await asyncio.sleep(0.005)
+            if len(calls) == 100:
+                named.go_on.set()
+        assert set(await asyncio.gather(*calls)) == {1, 2, 3}
+        assert {await ask(stub) for _ in range(20)} == {2, 3}
+
+
 async def test_clients_are_sent_to_look_for_new_replicas_and_lose_no_call() -> None:
     server, named = await start(1, connection_age_seconds=0.2)
     async with connect(f"127.0.0.1:{server.port}") as channel:

@@ -1,5 +1,6 @@
 """A gRPC server with health, reflection, error statuses, metrics and a graceful end."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,27 @@ CONNECTION_AGE_SECONDS = 300.0
 the replicas that were added since. Calls in flight end where they began."""
 
 
+NOTICE_SECONDS = 0.25
+"""Between saying that no more is served and refusing it: clients must have heard, and what they sent
+until then must have come."""
+
+
+class Health(health_aio.HealthServicer):  # type: ignore[misc]
+    """Health that knows whether anybody watches it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watchers = 0
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
+        """Tell of every change, until the client goes."""
+        self.watchers += 1
+        try:
+            await super().Watch(request, context)
+        finally:
+            self.watchers -= 1
+
+
 class Server:
     """Add services, `start`, `set_serving(True)` when ready, `stop` to drain."""
 
@@ -40,7 +62,7 @@ class Server:
         self._tls = tls
         self._drain_seconds = drain_seconds
         self._names: list[str] = []
-        self._health = health_aio.HealthServicer()
+        self._health = Health()
         self._server = grpc.aio.server(
             interceptors=[*server_interceptors(), ErrorInterceptor()],
             options=[
@@ -101,6 +123,8 @@ class Server:
             await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
     async def stop(self) -> None:
-        """Refuse new calls, let those in flight end within `drain_seconds`, then cancel them."""
+        """Send clients elsewhere, let calls in flight end within `drain_seconds`, then cancel them."""
         await self._health.enter_graceful_shutdown()
+        if self._health.watchers:
+            await asyncio.sleep(NOTICE_SECONDS)
         await self._server.stop(self._drain_seconds)
