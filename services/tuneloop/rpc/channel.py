@@ -24,8 +24,9 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.service_config", SERVICE_CONFIG),
-    # Retrying is the caller's decision: a generation sent twice is two rollouts.
-    ("grpc.enable_retries", 0),
+    # Of calls that no server has seen, and without a policy of no others: beyond that, retrying is
+    # the caller's decision, as a generation sent twice is two rollouts.
+    ("grpc.enable_retries", 1),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),

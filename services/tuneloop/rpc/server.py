@@ -24,8 +24,8 @@ the replicas that were added since. Calls in flight end where they began."""
 
 
 NOTICE_SECONDS = 0.25
-"""Between saying that no more is served and refusing it: clients must have heard, and what they sent
-until then must have come."""
+"""Between saying that no more is served and refusing it: clients must have heard, and what they had
+sent must have come."""
 
 
 class Health(health_aio.HealthServicer):  # type: ignore[misc]
@@ -123,7 +123,7 @@ class Server:
             await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
     async def stop(self) -> None:
-        """Send clients elsewhere, let calls in flight end within `drain_seconds`, then cancel them."""
+        """Send clients away, let calls in flight end within `drain_seconds`, then cancel them."""
         await self._health.enter_graceful_shutdown()
         if self._health.watchers:
             await asyncio.sleep(NOTICE_SECONDS)

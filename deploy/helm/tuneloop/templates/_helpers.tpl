@@ -139,6 +139,8 @@ livenessProbe:
 - {name: {{ $prefix }}_NATS_REPLICAS, value: {{ .root.Values.nats.replicas | quote }}}
 {{- if .root.Values.tls.natsSecret }}
 - {name: {{ $prefix }}_NATS_TLS_CA_FILE, value: /etc/tuneloop/nats-tls/ca.crt}
+- {name: {{ $prefix }}_NATS_TLS_CERT_FILE, value: /etc/tuneloop/nats-tls/tls.crt}
+- {name: {{ $prefix }}_NATS_TLS_KEY_FILE, value: /etc/tuneloop/nats-tls/tls.key}
 {{- end }}
 {{- if .root.Values.tls.grpcSecret }}
 - {name: {{ $prefix }}_GRPC_TLS_CERT_FILE, value: /etc/tuneloop/grpc-tls/tls.crt}
@@ -191,8 +193,7 @@ livenessProbe:
     defaultMode: 0440
     items: [{key: {{ .process }}, path: password}]
 {{- with .root.Values.tls.natsSecret }}
-- name: nats-tls
-  secret: {secretName: {{ . }}, defaultMode: 0440, items: [{key: ca.crt, path: ca.crt}]}
+- {name: nats-tls, secret: {secretName: {{ . }}, defaultMode: 0440}}
 {{- end }}
 {{- with .root.Values.tls.grpcSecret }}
 - {name: grpc-tls, secret: {secretName: {{ . }}, defaultMode: 0440}}
