@@ -124,6 +124,9 @@ async def test_ready_only_when_a_chat_would_be_answered(
     assert (await http.get("/readyz")).status_code == 503
     assert (await http.get("/healthz")).status_code == 200
     await stack.servers["generation"].set_serving(True)
+    # The gateway hears of it by itself, a moment later.
+    while (await http.get("/readyz")).status_code == 503:
+        await asyncio.sleep(0.01)
     assert (await http.get("/readyz")).status_code == 200
     await stack.servers["generation"].stop()
     away = await http.get("/readyz")
