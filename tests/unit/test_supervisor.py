@@ -239,7 +239,7 @@ def test_ports_the_user_sets_are_kept(unused_tcp_port_factory: Callable[[], int]
     gateway, learner = unused_tcp_port_factory(), unused_tcp_port_factory()
     chosen = choose_ports("127.0.0.1", gateway, {"TUNELOOP_LEARNER_PORT": str(learner)})
     assert chosen["learner"] == learner
-    assert len({gateway, *chosen.values()}) == 8
+    assert len({gateway, *chosen.values()}) == 9
     with pytest.raises(SettingsError, match="TUNELOOP_REWARD_METRICS_PORT='x'"):
         choose_ports("127.0.0.1", gateway, {"TUNELOOP_REWARD_METRICS_PORT": "x"})
 

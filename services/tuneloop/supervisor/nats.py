@@ -29,14 +29,15 @@ def find_binary(wanted: Path | None) -> Path:
     )
 
 
-def write_config(folder: Path, *, port: int) -> Path:
+def write_config(folder: Path, *, port: int, monitor_port: int | None = None) -> Path:
     """Write the server's configuration into `folder`; its path."""
     config = folder / "nats.conf"
+    monitoring = "" if monitor_port is None else f'http: "127.0.0.1:{monitor_port}"\n'
     # `sync_interval: always` makes an acknowledged event survive a loss of power.
     config.write_text(
         f"""\
 listen: "127.0.0.1:{port}"
-server_name: tuneloop
+{monitoring}server_name: tuneloop
 max_payload: {MAX_PAYLOAD}
 jetstream {{
   store_dir: {json.dumps(str(folder / "jetstream"))}

@@ -46,6 +46,9 @@ class Terminal:
         except (BrokenPipeError, ValueError):
             # Whoever read this is gone; the log files go on.
             self._stream = None
+        except OSError:
+            # It goes to a file on a disk that is full: the line is lost, the service goes on.
+            return
 
 
 class LogFile:

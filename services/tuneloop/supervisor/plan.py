@@ -17,13 +17,14 @@ from tuneloop.gateway.settings import is_loopback, keys_wanted
 from tuneloop.models.catalog import catalog
 from tuneloop.supervisor import chatter, nats, ports
 from tuneloop.supervisor.data_dir import DataDir
-from tuneloop.supervisor.probes import answers_http, listens, serves_grpc
+from tuneloop.supervisor.probes import answers_http, can_be_cured, listens, serves_grpc
 from tuneloop.supervisor.process import ProcessSpec
 from tuneloop.supervisor.settings import SupervisorSettings
 
 LOCAL = "127.0.0.1"
 DEFAULT_PORTS = {
     "nats": 4222,
+    "nats_monitor": 8222,
     "generation": 50051,
     "reward": 50052,
     "learner": 50053,
@@ -111,7 +112,7 @@ def make_plan(
         "GENERATION_ADDRESS": f"{LOCAL}:{chosen['generation']}",
         "REWARD_ADDRESS": f"{LOCAL}:{chosen['reward']}",
     }
-    config = nats.write_config(data.nats, port=chosen["nats"])
+    config = nats.write_config(data.nats, port=chosen["nats"], monitor_port=chosen["nats_monitor"])
     background = THIRD_STAGE if (os.cpu_count() or 1) < STAGGER_BELOW_CORES else SECOND_STAGE
     specs = (
         ProcessSpec(
@@ -121,6 +122,7 @@ def make_plan(
             probe=listens(LOCAL, chosen["nats"]),
             stage=FIRST_STAGE,
             port=chosen["nats"],
+            ailing=can_be_cured(LOCAL, chosen["nats_monitor"], data.nats),
             shown=nats.is_worth_showing,
         ),
         service("generation", generation, chosen, environment, stage=SECOND_STAGE),

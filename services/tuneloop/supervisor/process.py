@@ -20,6 +20,8 @@ log = logging.getLogger("tuneloop.supervisor")
 SETTINGS_ARE_WRONG = 2
 """Exit status of a process that refuses its settings: starting it again would not help."""
 PROBE_SECONDS = 0.25
+AILING_SECONDS = 2.0
+"""Between two looks at whether a process that runs still works."""
 DRAIN_SECONDS = 2.0
 
 
@@ -52,6 +54,8 @@ class ProcessSpec:
     port: int
     metrics_port: int | None = None
     niceness: int = 0
+    ailing: Probe | None = None
+    """Says that it runs but will not work again before it is started anew."""
     shown: Callable[[str], bool] = field(default=show_everything)
     """Which lines of its output belong on the terminal; the log file has all."""
 
@@ -82,6 +86,7 @@ class ManagedProcess:
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
         self._ended.set()
+        self._ready_at: float | None = None
 
     async def keep_running(self) -> None:
         """Start, and start again, until stopped.
@@ -149,6 +154,7 @@ class ManagedProcess:
         self._guard.add(process.pid)
         self._ended.clear()
         self.pid = process.pid
+        self._ready_at = None
         self._changed()
         if self._stopping.is_set():
             # Asked to stop while it was being started.
@@ -163,7 +169,7 @@ class ManagedProcess:
             # Also what it started and left behind: an engine's own process holds memory and ports.
             self._guard.end(process.pid)
             watching.cancel()
-            [ready_at] = await asyncio.gather(watching, return_exceptions=True)
+            await asyncio.gather(watching, return_exceptions=True)
             with contextlib.suppress(TimeoutError):
                 # Only a process that left the group could still hold the other end.
                 async with asyncio.timeout(DRAIN_SECONDS):
@@ -172,7 +178,7 @@ class ManagedProcess:
             self.ready.clear()
             self._ended.set()
             self._changed()
-        ready_seconds = loop.time() - ready_at if isinstance(ready_at, float) else 0.0
+        ready_seconds = 0.0 if self._ready_at is None else loop.time() - self._ready_at
         return status, ready_seconds
 
     async def _pump(self, descriptor: int) -> None:
@@ -187,13 +193,21 @@ class ManagedProcess:
         self._log.end()
         transport.close()
 
-    async def _watch(self) -> float:
-        """Probe until it is ready; when that was, by the loop's clock."""
+    async def _watch(self) -> None:
+        """Probe until it is ready, then end it should it ail."""
         while not await self.spec.probe():
             await asyncio.sleep(PROBE_SECONDS)
+        self._ready_at = asyncio.get_running_loop().time()
         self.ready.set()
         self._changed()
-        return asyncio.get_running_loop().time()
+        if self.spec.ailing is None:
+            return
+        while not await self.spec.ailing():
+            await asyncio.sleep(AILING_SECONDS)
+        self._say("runs but does not work any more; ending it")
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
 
     def _say(self, text: str) -> None:
         self._terminal.line("tuneloop", f"{self.spec.name} {text}")
