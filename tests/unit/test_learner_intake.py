@@ -7,7 +7,7 @@ import pytest
 from learner_events import START, make_rollout, make_score, make_thumb
 from learner_parts import Parts, until
 from prometheus_client import REGISTRY
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError
 
 from tuneloop.bus.subjects import (
     DEAD_LETTERS,
@@ -19,6 +19,7 @@ from tuneloop.bus.subjects import (
     rollout_scored,
     weights_activated,
 )
+from tuneloop.errors import Unavailable
 from tuneloop.feedback import Feedback
 from tuneloop.learner import intake
 from tuneloop.learner.ledger import ready, record
@@ -124,7 +125,7 @@ async def test_an_event_is_not_acknowledged_before_the_ledger_has_it(
     def full(database: Any, events: Any, now: float, **options: Any) -> Any:
         attempts.append(len(events))
         if len(attempts) < 4:
-            raise OperationalError("INSERT", {}, Exception("disk is full"))
+            raise Unavailable("the disk is full")
         return really(database, events, now, **options)
 
     monkeypatch.setattr(record, "record_feedback", full)
@@ -137,6 +138,27 @@ async def test_an_event_is_not_acknowledged_before_the_ledger_has_it(
     assert parts.bus.streams[DEAD_LETTERS].events == []
 
 
+async def test_a_ledger_that_is_away_for_long_costs_no_event(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = []
+    really = record.record_feedback
+
+    def away(database: Any, events: Any, now: float, **options: Any) -> Any:
+        attempts.append(len(events))
+        if len(attempts) < 3 * intake.MAX_DELIVERIES:
+            raise Unavailable("the connection was refused")
+        return really(database, events, now, **options)
+
+    monkeypatch.setattr(record, "record_feedback", away)
+    await send(parts, make_thumb("f1", "c1"))
+    await send(parts, make_thumb("f2", "c2"))
+    async with parts.taking_in():
+        await until(lambda: ready.counts(parts.database, "kto").waiting == 2)
+        await until(lambda: open_events(parts) == 0)
+    assert parts.bus.streams[DEAD_LETTERS].events == []
+
+
 async def test_what_can_never_be_recorded_ends_as_a_dead_letter(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +166,7 @@ async def test_what_can_never_be_recorded_ends_as_a_dead_letter(
 
     def picky(database: Any, events: Any, now: float, **options: Any) -> Any:
         if any(event.feedback_id == "cursed" for event, _ in events):
-            raise OperationalError("INSERT", {}, Exception("no"))
+            raise DataError("INSERT", {}, Exception("no"))
         return really(database, events, now, **options)
 
     monkeypatch.setattr(record, "record_feedback", picky)

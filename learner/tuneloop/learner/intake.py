@@ -2,7 +2,8 @@
 
 An event is acknowledged after the ledger has committed it, so it may come again but is never lost;
 the ledger's keys give it one effect. What cannot be decoded becomes a dead letter at once, what
-cannot be recorded comes again and becomes one after `MAX_DELIVERIES`.
+cannot be recorded comes again and becomes one after `MAX_DELIVERIES`. While the ledger itself
+cannot be written (its disk is full, its server away) events wait, for however long it takes.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from tuneloop.bus.subjects import (
     rollouts_of,
 )
 from tuneloop.bus.subjects import weights_activated as activated_subject
-from tuneloop.errors import CorruptData, FailedPrecondition, TuneloopError
+from tuneloop.errors import CorruptData, FailedPrecondition, TuneloopError, Unavailable
 from tuneloop.feedback import Feedback, Retraction
 from tuneloop.learner import metrics, trail
 from tuneloop.learner.ledger import ending, lineage, record
@@ -102,6 +103,9 @@ class Intake:
                 await bus.dead_letter(delivery, consumer=durable, reason=error.message)
         try:
             await asyncio.to_thread(self.record, [event for _, event in events])
+        except Unavailable as error:
+            await self._wait_for_the_ledger([delivery for delivery, _ in events], error)
+            return
         except SQLAlchemyError as error:
             # Postgres quotes whole rows in the lines that follow the first.
             problem = str(error).partition("\n")[0]
@@ -118,6 +122,9 @@ class Intake:
     async def _handle_alone(self, bus: Bus, durable: str, delivery: Delivery, event: Any) -> None:
         try:
             await asyncio.to_thread(self.record, [event])
+        except Unavailable as error:
+            await self._wait_for_the_ledger([delivery], error)
+            return
         except SQLAlchemyError as error:
             metrics.intake_failures.labels(self.name).inc()
             if delivery.deliveries > MAX_DELIVERIES:
@@ -127,6 +134,16 @@ class Intake:
                 await delivery.nak(RETRY_SECONDS * delivery.deliveries)
             return
         await delivery.ack()
+
+    async def _wait_for_the_ledger(
+        self, deliveries: Sequence[Delivery], error: Unavailable
+    ) -> None:
+        """Send deliveries back: no event is at fault, so that none becomes a dead letter."""
+        metrics.intake_failures.labels(self.name).inc()
+        logger.error("%s wait: %s", self.name, error.message)
+        for delivery in deliveries:
+            await delivery.nak(RETRY_SECONDS)
+        await asyncio.sleep(RETRY_SECONDS)
 
     async def _note_lag(self, consumer: Consumer) -> None:
         metrics.consumer_lag.labels(self.name).set(await consumer.pending())
