@@ -283,6 +283,18 @@ def list_versions(
     return _all(database, query.order_by(versions.c.version.desc()).limit(limit))
 
 
+def all_versions(database: Database, model: str) -> list[Version]:
+    """Every version there is, oldest first."""
+    return _all(
+        database, select(versions).where(versions.c.model == model).order_by(versions.c.version)
+    )
+
+
+def mark_place(database: Database, model: str, version: int, uri: str) -> None:
+    """The version's folder lies elsewhere now."""
+    _set(database, model, version, uri=uri)
+
+
 def _all(database: Database, query: Any) -> list[Version]:
     with database.read() as connection:
         return [_version(row) for row in connection.execute(query)]

@@ -1,0 +1,105 @@
+"""Streams as files: JetStream's own snapshots, its consumers and where they are included.
+
+They are taken while everybody publishes and consumes, and are of one moment each. `nats stream
+backup` and `nats stream restore` use the same requests and the same files.
+"""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from tuneloop.bus.connection import Connection
+from tuneloop.bus.streams import ApiError, api
+from tuneloop.errors import Conflict, CorruptData, NotFound, Unavailable
+
+META, DATA = "backup.json", "stream.tar.s2"
+CHUNK_BYTES = 64 * 1024
+ANSWER_SECONDS = 10.0
+RESTORE_SECONDS = 600.0
+"""How long the server may work on what it was sent."""
+
+
+async def stream_names(connection: Connection) -> list[str]:
+    """Every stream there is, by name. Raises `Unavailable`."""
+    names: list[str] = []
+    while True:
+        page = await api(connection, "STREAM.NAMES", {"offset": len(names)}, ANSWER_SECONDS)
+        names += page["streams"] or []
+        if len(names) >= page["total"] or not page["streams"]:
+            return sorted(names)
+
+
+async def snapshot(connection: Connection, stream: str, folder: Path) -> int:
+    """Write a stream into `folder`; how many messages it holds.
+
+    Raises `NotFound`, `Unavailable`.
+    """
+    await asyncio.to_thread(folder.mkdir, parents=True)
+    inbox = connection.client.new_inbox()
+    chunks: asyncio.Queue[Any] = asyncio.Queue()
+    subscription = await connection.client.subscribe(inbox, cb=chunks.put)
+    try:
+        request = {"deliver_subject": inbox, "chunk_size": CHUNK_BYTES}
+        document = await api(connection, f"STREAM.SNAPSHOT.{stream}", request, ANSWER_SECONDS)
+        with (folder / DATA).open("wb") as file:
+            while message := await next_chunk(connection, chunks, stream):
+                if message.reply:
+                    await connection.client.publish(message.reply, b"")
+                await asyncio.to_thread(file.write, message.data)
+    except ApiError as error:
+        if error.code == 404:
+            raise NotFound(f"no stream {stream!r}", param="stream") from error
+        raise connection.unavailable(f"gave no snapshot of {stream}: {error}") from error
+    finally:
+        await subscription.unsubscribe()
+    meta = {"config": document["config"], "state": document["state"]}
+    (folder / META).write_text(json.dumps(meta, indent=2) + "\n")
+    return int(document["state"]["messages"])
+
+
+async def next_chunk(
+    connection: Connection, chunks: "asyncio.Queue[Any]", stream: str
+) -> Any | None:
+    """The next piece of a snapshot; None at its end. Raises `Unavailable` when it is cut off."""
+    async with connection.waiting(ANSWER_SECONDS):
+        message = await chunks.get()
+    if message.data:
+        return message
+    status = (message.headers or {}).get("Status", "204")
+    if not status.startswith("204"):
+        what = (message.headers or {}).get("Description", status)
+        raise Unavailable(f"the event bus cut the snapshot of {stream} off: {what}")
+    return None
+
+
+async def restore(connection: Connection, folder: Path) -> int:
+    """Make the stream that `folder` holds; how many messages it has.
+
+    Raises `Conflict` when there is one of that name, `CorruptData`, `Unavailable`.
+    """
+    try:
+        meta = json.loads((folder / META).read_text())
+        stream = meta["config"]["name"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CorruptData(f"{folder}: no snapshot of a stream: {error}") from error
+    try:
+        answer = await api(connection, f"STREAM.RESTORE.{stream}", meta, ANSWER_SECONDS)
+        subject = answer["deliver_subject"]
+        with (folder / DATA).open("rb") as file:
+            while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                refused(await connection.request(subject, chunk, seconds=ANSWER_SECONDS))
+        done = refused(await connection.request(subject, b"", seconds=RESTORE_SECONDS))
+    except ApiError as error:
+        if error.code == 400:
+            raise Conflict(f"stream {stream} cannot be restored: {error}") from error
+        raise Unavailable(f"stream {stream} cannot be restored: {error}") from error
+    return int(done["state"]["messages"])
+
+
+def refused(answer: bytes) -> dict[str, Any]:
+    """The answer to a piece of a stream; raises `ApiError`."""
+    document: dict[str, Any] = json.loads(answer) if answer else {}
+    if "error" in document:
+        raise ApiError(document["error"])
+    return document
