@@ -17,7 +17,7 @@ define pytest
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-all lint format proto bench models clean
+.PHONY: help run demo test test-all chaos lint format proto bench models clean
 
 help: ## List the commands.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,9 @@ test: $(DEV) $(NODE_MODULES) models ## Set up and run the tests (under 15 minute
 test-all: $(DEV) $(NODE_MODULES) models lint ## Every test, the slow ones too.
 	$(call pytest,not gpu)
 
+chaos: $(DEV) ## Kill, freeze and cut off everything under load, then audit (ten minutes).
+	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
+
 lint: $(DEV) ## Formatting, lint, types, layering, protos and their drift, what is deployed.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -78,6 +81,7 @@ proto: $(DEV) ## Generate the protobuf stubs.
 bench: $(DEV) models ## Run the benchmarks; results go to benchmarks/results/.
 	$(BIN)/python -m benchmarks.loop $(ARGS)
 	$(BIN)/python -m benchmarks.gateway
+	$(BIN)/python -m benchmarks.hot_swap
 
 clean: ## Remove the environment and build outputs (not your data in .tuneloop).
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,134 @@
+"""One run: start everything, let users and faults loose, wait until it is quiet, audit."""
+
+import asyncio
+import contextlib
+import random
+import shutil
+import socket
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chaos.audit import Audit, audit, open_thumbs
+from chaos.clients import users
+from chaos.deliveries import Disorder
+from chaos.disk import small_disk
+from chaos.faults import PROCESSES, Stage, course, faults
+
+from tuneloop.supervisor.child import ServiceChild
+
+SETTLE_SECONDS = 240.0
+PAUSE = 1.0, 6.0
+"""Shortest and longest time between two faults."""
+ENVIRONMENT = {
+    "TUNELOOP_LEARNER_BATCH_SIZE": "4",
+    "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
+    "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "4",
+    "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "2",
+    "TUNELOOP_LEARNER_RELEASE": "off",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to run, for how long."""
+
+    folder: Path
+    """Empty; becomes the small disk the data is on."""
+    policy: Path
+    reward_model: Path
+    seconds: float
+    """Faults begin for this long; each is brought to its end."""
+    seed: int
+    users: int = 4
+    faults: Sequence[str] = tuple(faults)
+    keep: Path | None = None
+    """Folder to copy the data to in the end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What was done, and what was found."""
+
+    faults: Counter[str]
+    disorder: Counter[str]
+    seconds: float
+    audit: Audit
+
+    def lines(self) -> list[str]:
+        """All counts, then all problems."""
+        head = [f"{self.seconds:.0f} s of chaos"]
+        done = [f"  {count} × {name}" for name, count in sorted(self.faults.items())]
+        done += [f"  {count} events {name}" for name, count in sorted(self.disorder.items())]
+        found = [f"  {name}: {count}" for name, count in self.audit.counts.items()]
+        wrong = [f"  {problem}" for problem in self.audit.problems]
+        return [*head, *done, "audit", *found, *(["WRONG", *wrong] if wrong else ["all is well"])]
+
+
+async def run(options: Options) -> Outcome:
+    """Do it; raises `TimeoutError` when the service does not come back."""
+    with small_disk(options.folder) as disk:
+        service = ServiceChild(
+            options.folder / "data",
+            port=free_port(),
+            arguments=[
+                *("--model", str(options.policy), "--reward-model", str(options.reward_model)),
+                *("--engine", "transformers"),
+            ],
+            environment=ENVIRONMENT,
+        )
+        stage = Stage(service, disk, random.Random(options.seed))
+        try:
+            with service:
+                return await run_on(stage, options)
+        finally:
+            if options.keep is not None:
+                shutil.copytree(service.data_dir, options.keep)
+
+
+async def run_on(stage: Stage, options: Options) -> Outcome:
+    """Users and faults on a service that starts."""
+    disorder = Disorder(stage.service, random.Random(options.seed + 1))
+    await asyncio.to_thread(stage.service.wait_until_ready)
+    await stage.until_ready(PROCESSES)
+    started = time.monotonic()
+    async with users(stage.service.url, options.users, options.seed) as memory:
+        meddling = asyncio.create_task(disorder.run())
+        try:
+            await wreak_havoc(stage, options)
+        finally:
+            meddling.cancel()
+            await asyncio.gather(meddling, return_exceptions=True)
+    seconds = time.monotonic() - started
+    await stage.until_ready(PROCESSES)
+    with contextlib.suppress(TimeoutError):  # the audit says what is missing
+        async with asyncio.timeout(SETTLE_SECONDS):
+            while open_thumbs(stage.service.data_dir, memory):
+                await asyncio.sleep(1)
+    await asyncio.to_thread(stage.service.stop)
+    found = audit(stage.service.data_dir, memory, stage.outages)
+    return Outcome(
+        faults=Counter(stage.done), disorder=disorder.counts, seconds=seconds, audit=found
+    )
+
+
+async def wreak_havoc(stage: Stage, options: Options) -> None:
+    """One fault after the other, each at least once if the time suffices."""
+    until = time.monotonic() + options.seconds
+    possible = [n for n in options.faults if n != "disk full" or stage.disk is not None]
+    for name in course(possible, stage.chance):
+        await asyncio.sleep(stage.chance.uniform(*PAUSE))
+        if time.monotonic() > until:
+            return
+        print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
+        await faults[name](stage)
+        stage.done.append(name)
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
