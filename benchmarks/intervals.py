@@ -36,3 +36,13 @@ def added(pairs: Sequence[Pair], share: float) -> Estimate:
         return float(np.quantile(ours, share) - np.quantile(theirs, share))
 
     return estimate(arrays, difference)
+
+
+def quantile_ratio(pairs: Sequence[Pair], share: float) -> Estimate:
+    """Our quantile over theirs, over all pairs."""
+
+    def ratio(drawn: list[Any]) -> float:
+        ours, theirs = (np.concatenate(side) for side in zip(*drawn, strict=True))
+        return float(np.quantile(ours, share) / np.quantile(theirs, share))
+
+    return estimate([(np.asarray(ours), np.asarray(theirs)) for ours, theirs in pairs], ratio)
