@@ -279,7 +279,7 @@ def test_with_tls_the_probes_of_kubernetes_are_not_used() -> None:
         if process in ("generation", "reward", "learner"):
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 command = pod["containers"][0][probe]["exec"]["command"]
-                assert command == ["tuneloop-healthcheck", process]
+                assert command == ["python", "-m", "tuneloop.rpc.probe", process]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def environments() -> dict[str, dict[str, dict[str, str]]]:
         }
     for name, settings in (
         ("chart", ()),
-        ("chart with tls", ('tls.natsSecret="nats"',)),
+        ("chart with tls", ('tls.grpcSecret="grpc"', 'tls.natsSecret="nats"')),
     ):
         deployed = pods(rendered(*settings))
         found[name] = {p: environment_of(deployed[p]["containers"][0]) for p in PROCESSES}

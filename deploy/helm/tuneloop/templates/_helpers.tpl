@@ -99,7 +99,7 @@ capabilities: {drop: [ALL]}
 {{- define "tuneloop.grpcProbes" -}}
 {{- $probe := printf "grpc: {port: %v}" .port -}}
 {{- if .root.Values.tls.grpcSecret -}}
-{{- $probe = printf "exec: {command: [tuneloop-healthcheck, %s]}" .process -}}
+{{- $probe = printf "exec: {command: [python, -m, tuneloop.rpc.probe, %s]}" .process -}}
 {{- end -}}
 startupProbe:
   {{ $probe }}
