@@ -277,6 +277,42 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
             rollouts_removed=2, feedback_removed=1, events_purged=3, policy_versions=[1]
         )
 
+    async def GetFeedbackLineage(self, request: Any, context: Any) -> Any:
+        if request.feedback_id != "fb-1":
+            raise NotFound(f"no feedback {request.feedback_id!r}", param="feedback_id")
+        sample = learner_pb2.SampleLineage(
+            sample_id="fb-1", objective="kto", state="used", steps=[3, 5]
+        )
+        answer = learner_pb2.GetFeedbackLineageResponse(
+            feedback_id="fb-1",
+            kind="thumb",
+            status="accepted",
+            completion_ids=["c1"],
+            samples=[sample],
+            policy=learner_pb2.Reach(direct=[2], descended=[3, 4]),
+        )
+        answer.accepted_time.FromSeconds(1_700_000_000)
+        return answer
+
+    async def GetUserLineage(self, request: Any, context: Any) -> Any:
+        self.calls.append(request)
+        record = learner_pb2.ForgottenRecord(rollouts=2, feedback=1, policy_versions=[2])
+        record.time.FromSeconds(1_700_000_000)
+        return learner_pb2.GetUserLineageResponse(
+            rollouts=4,
+            feedback=3,
+            samples={"used": 2, "open": 1},
+            policy=learner_pb2.Reach(direct=[2]),
+            rebuild_from=1,
+            forgotten=[record],
+        )
+
+    async def RebuildPolicy(self, request: Any, context: Any) -> Any:
+        self.calls.append(request)
+        return learner_pb2.RebuildPolicyResponse(
+            policy_version=1, restored_version=0, left_behind=[2, 3], samples_put_back=9
+        )
+
 
 @dataclass
 class Stack:

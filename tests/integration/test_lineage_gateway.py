@@ -14,10 +14,8 @@ from typer.testing import CliRunner, Result
 from tuneloop.commands.forget import forget
 from tuneloop.commands.lineage import lineage_app
 from tuneloop.commands.policies import policies_app
-from tuneloop.errors import NotFound
 from tuneloop.gateway.auth import scope_for
 from tuneloop.gateway.keys import Scope
-from tuneloop.v1 import learner_pb2
 
 app = typer.Typer()
 app.add_typer(lineage_app, name="lineage")
@@ -26,43 +24,7 @@ app.command()(forget)
 
 
 class Learner(FakeLearner):
-    """A learner that knows one feedback and one user."""
-
-    async def GetFeedbackLineage(self, request: Any, context: Any) -> Any:
-        if request.feedback_id != "fb-1":
-            raise NotFound(f"no feedback {request.feedback_id!r}", param="feedback_id")
-        sample = learner_pb2.SampleLineage(
-            sample_id="fb-1", objective="kto", state="used", steps=[3, 5]
-        )
-        answer = learner_pb2.GetFeedbackLineageResponse(
-            feedback_id="fb-1",
-            kind="thumb",
-            status="accepted",
-            completion_ids=["c1"],
-            samples=[sample],
-            policy=learner_pb2.Reach(direct=[2], descended=[3, 4]),
-        )
-        answer.accepted_time.FromSeconds(1_700_000_000)
-        return answer
-
-    async def GetUserLineage(self, request: Any, context: Any) -> Any:
-        self.calls.append(request)
-        record = learner_pb2.ForgottenRecord(rollouts=2, feedback=1, policy_versions=[2])
-        record.time.FromSeconds(1_700_000_000)
-        return learner_pb2.GetUserLineageResponse(
-            rollouts=4,
-            feedback=3,
-            samples={"used": 2, "open": 1},
-            policy=learner_pb2.Reach(direct=[2]),
-            rebuild_from=1,
-            forgotten=[record],
-        )
-
-    async def RebuildPolicy(self, request: Any, context: Any) -> Any:
-        self.calls.append(request)
-        return learner_pb2.RebuildPolicyResponse(
-            policy_version=1, restored_version=0, left_behind=[2, 3], samples_put_back=9
-        )
+    """A learner that is alarmed, and whose versions can be built again."""
 
     async def ForgetUser(self, request: Any, context: Any) -> Any:
         answer = await super().ForgetUser(request, context)
