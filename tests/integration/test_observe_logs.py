@@ -81,7 +81,7 @@ async def test_what_is_asked_answered_and_judged_is_not_logged(
 @pytest.mark.parametrize(
     ("sabotage", "said"),
     [
-        ("ALTER TABLE rollouts DROP COLUMN columns", "trying again"),
+        ("ALTER TABLE rollouts DROP COLUMN columns", "wait: ledger"),
         (
             "CREATE TRIGGER sabotage BEFORE INSERT ON rollouts "
             "BEGIN SELECT RAISE(ABORT, 'no more'); END",

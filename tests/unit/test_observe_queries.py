@@ -94,6 +94,12 @@ def test_alerts_say_how_bad_it_is_and_where_to_read_on() -> None:
         assert rule["annotations"]["runbook"] == anchor
 
 
+def test_the_run_book_has_a_section_for_each_alert() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    sections = set(re.findall(r"^#+ (\w+)$", page, re.MULTILINE))
+    assert {rule["alert"] for rule in rules()} <= sections
+
+
 def test_every_alert_is_tested() -> None:
     """By `promtool test rules`, which runs where there is a promtool."""
     fires, quiet = set(), set()
