@@ -107,9 +107,9 @@ def compared(low: float, high: float) -> Comparison:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"change": 0.51}, "the change is 0.51 of the base weights"),
+        ({"change": 1.01}, "the change is 1.01 of the base weights"),
         ({"change": math.nan}, "the change is nan"),
-        ({"candidate": replace(FINE, kl=5.1)}, "KL to the base model is 5.1"),
+        ({"candidate": replace(FINE, kl=8.1)}, "KL to the base model is 8.1"),
         ({"candidate": replace(FINE, kl=math.nan)}, "KL to the base model is nan"),
         ({"candidate": replace(FINE, length=3.9)}, "0.195 times as long"),
         ({"candidate": replace(FINE, length=101.0)}, "5.05 times as long"),
@@ -142,7 +142,7 @@ def test_what_is_no_worse_passes(changes: dict[str, object]) -> None:
     verdict = judge(replace(PASSES, **changes), GateSettings())  # type: ignore[arg-type]
     assert verdict.passed, verdict.reason
     assert verdict.numbers["candidate"]["length"] == 20.0
-    assert verdict.numbers["settings"]["max_kl"] == 5.0
+    assert verdict.numbers["settings"]["max_kl"] == 8.0
     json.dumps(dict(verdict.numbers))
 
 

@@ -116,6 +116,20 @@ async def test_one_that_fails_is_quarantined_and_not_asked_about_again(gate: Gat
     assert await gate.parts.release.stable("policy") == 0
 
 
+async def test_what_a_person_promoted_meanwhile_is_left_alone(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slowly(candidate: Version, stable: Version | None) -> Verdict:
+        await gate.parts.release.promote(candidate.version, "ann")
+        return FAILED
+
+    monkeypatch.setattr(gate.examiner, "examine", slowly)
+    await gate.publish()
+    await gate.keeper.turn()
+    assert gate.state(1) == "stable"
+    assert gate.history(1) == [("promote", "promote"), ("gate", "fail")]
+
+
 async def test_while_generation_is_away_it_neither_passes_nor_fails(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

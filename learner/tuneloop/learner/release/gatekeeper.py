@@ -112,6 +112,11 @@ class Gatekeeper:
         outcome = await asyncio.to_thread(self._outcome, candidate)
         if outcome is None and time.monotonic() >= self._retry_time:
             outcome = await self._examine(candidate)
+        now = await asyncio.to_thread(
+            versions.get_version, self._database, "policy", candidate.version
+        )
+        if now.state is not ReleaseState.CANDIDATE:
+            return  # a person was faster
         if outcome == "fail":
             await self._refuse(candidate)
         elif outcome == "pass":

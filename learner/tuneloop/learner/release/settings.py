@@ -30,13 +30,13 @@ class GateSettings(BaseModel):
         "of candidate minus stable lies below minus this",
     )
     max_change: float = Field(
-        default=0.5,
+        default=1.0,
         gt=0,
         description="largest norm of the change, as a share of the norm of the base weights "
         "changed",
     )
     max_kl: float = Field(
-        default=5.0,
+        default=8.0,
         gt=0,
         description="largest KL to the base model, in nats per token of its answers",
     )
