@@ -1,9 +1,8 @@
 """LearnerService: each call is a few lines over the ledger, the loop and the release."""
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeAlias
 
 import grpc
@@ -11,7 +10,7 @@ import grpc
 from tuneloop.bus import Bus
 from tuneloop.bus.subjects import token
 from tuneloop.errors import InvalidRequest, NotFound
-from tuneloop.learner import collected, evaluation, provenance
+from tuneloop.learner import collected, describing, evaluation, provenance
 from tuneloop.learner.forgetting import Forgetting
 from tuneloop.learner.gauges import OBJECTIVES
 from tuneloop.learner.guards.watch import Watch
@@ -31,7 +30,6 @@ from tuneloop.learner.ledger import (
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.decisions import Decision
 from tuneloop.learner.ledger.rows import moment
-from tuneloop.learner.ledger.versions import Version
 from tuneloop.learner.loop import Loop
 from tuneloop.learner.rebuilding import Rebuilding
 from tuneloop.learner.release.release import Release
@@ -282,11 +280,11 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         found = versions.list_versions(self._database, "policy", limit=limit, before=before)
         figures = self._traffic.of([*(version.version for version in found), 0])
         listed = [
-            to_proto(
+            describing.version_to_proto(
                 version,
                 self._evaluation(version.version),
                 figures[version.version],
-                [decision_to_proto(d) for d in self._decisions(version.version)],
+                [describing.decision_to_proto(d) for d in self._decisions(version.version)],
             )
             for version in found
         ]
@@ -302,7 +300,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
             state=(ReleaseState.STABLE if stable else ReleaseState.RETIRED).value,
             evaluation=self._evaluation(0),
             traffic=figures,
-            decisions=[decision_to_proto(d) for d in self._decisions(0)],
+            decisions=[describing.decision_to_proto(d) for d in self._decisions(0)],
         )
 
     def _decisions(self, version: int) -> list[Decision]:
@@ -311,47 +309,16 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
     def _lineage(self, number: int) -> learner_pb2.GetLineageResponse:
         version = versions.get_version(self._database, "policy", number)
         return learner_pb2.GetLineageResponse(
-            version=to_proto(
+            version=describing.version_to_proto(
                 version,
                 self._evaluation(number),
                 self._traffic.of([number])[number],
-                [decision_to_proto(d, with_numbers=True) for d in self._decisions(number)],
+                [
+                    describing.decision_to_proto(d, with_numbers=True)
+                    for d in self._decisions(number)
+                ],
             ),
             ancestors=lineage.ancestors(self._database, "policy", number),
             uses=provenance.uses_to_proto(lineage.uses_of(self._database, "policy", number)),
             settings_json=version.settings,
         )
-
-
-def to_proto(
-    version: Version,
-    evaluated: learner_pb2.Evaluation | None,
-    figures: learner_pb2.Traffic | None,
-    decided: Sequence[learner_pb2.Decision],
-) -> learner_pb2.PolicyVersion:
-    """A version on the wire."""
-    activated = version.activated_time
-    return learner_pb2.PolicyVersion(
-        policy=version.policy,
-        policy_version=version.version,
-        parent_version=version.parent,
-        state=version.state.value,
-        manifest_json=version.manifest,
-        created_time=timestamp(version.created_time),
-        activated_time=None if activated is None else timestamp(activated),
-        evaluation=evaluated,
-        traffic=figures,
-        decisions=decided,
-    )
-
-
-def decision_to_proto(decision: Decision, *, with_numbers: bool = False) -> learner_pb2.Decision:
-    """A decision on the wire."""
-    return learner_pb2.Decision(
-        kind=decision.kind,
-        outcome=decision.outcome,
-        reason=decision.reason,
-        actor=decision.actor,
-        decided_time=timestamp(decision.time),
-        numbers_json=json.dumps(dict(decision.numbers)) if with_numbers else "",
-    )
