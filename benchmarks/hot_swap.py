@@ -93,6 +93,7 @@ def main() -> int:
     parser.add_argument("--engine", default="vllm", choices=("vllm", "transformers"))
     parser.add_argument("--only", choices=[kind.value for kind in WeightsKind])
     parser.add_argument("--quick", action="store_true", help="few swaps, for a look")
+    parser.add_argument("--remark", default="", help="what else the machine did meanwhile")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     arguments = parser.parse_args()
     prepare_environment(threads=0)
@@ -106,6 +107,7 @@ def main() -> int:
         "measured_time": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": model.name,
         "engine": arguments.engine,
+        "remark": arguments.remark,
     }
     for kind, plan in plans.items():
         fresh = plan.rounds * plan.swaps + 1

@@ -49,7 +49,7 @@ def table(result: dict[str, Any]) -> str:
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, Python "
         f"{machine['python']}, {result['measured_time']}. {result['model']} on "
         f"{result['engine']}, eight streams over the generation service's gRPC stream. "
-        "`python -m benchmarks.hot_swap`; in brackets 95 % intervals.",
+        f"`python -m benchmarks.hot_swap`; in brackets 95 % intervals. {result['remark']}".rstrip(),
         "",
         "A gap lies between two messages of a stream, as its client sees them. Under load the "
         "service joins the tokens of up to 250 ms (at eight streams on two cores: of 100 ms) in "
