@@ -17,7 +17,7 @@ from tuneloop.supervisor.data_dir import is_alive
 from tuneloop.supervisor.process import AILING_SECONDS
 
 PROCESSES = ("nats", "generation", "reward", "learner", "gateway")
-RECOVERY_SECONDS = 180.0
+RECOVERY_SECONDS = 300.0
 PAST_ACK_WAIT = 65.0
 """Longer than any consumer's ack_wait (60 s)."""
 SHORT_FREEZE = 4.0

@@ -122,6 +122,7 @@ async def wreak_havoc(stage: Stage, options: Options) -> None:
         await asyncio.sleep(stage.chance.uniform(*PAUSE))
         if time.monotonic() > until:
             return
+        await stage.until_ready(PROCESSES)
         print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
         await faults[name](stage)
         stage.done.append(name)
