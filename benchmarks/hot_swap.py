@@ -22,6 +22,8 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,6 +98,8 @@ def main() -> int:
     parser.add_argument("--remark", default="", help="what else the machine did meanwhile")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     arguments = parser.parse_args()
+    # Leave nothing running behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     prepare_environment(threads=0)
     cache_dir = Path(os.environ.get("TUNELOOP_CACHE_DIR", Path.home() / ".cache" / "tuneloop"))
     model = resolve(arguments.model, cache_dir)

@@ -12,6 +12,8 @@ anything is wrong.
 import argparse
 import asyncio
 import secrets
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -29,6 +31,8 @@ def main() -> int:
     parser.add_argument("--fault", action="append", choices=list(faults), help="only these")
     parser.add_argument("--keep", type=Path, help="new folder for a copy of the data")
     arguments = parser.parse_args()
+    # Leave nothing running behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     seed = secrets.randbelow(10**6) if arguments.seed is None else arguments.seed
     print(f"seed {seed}")
     with tempfile.TemporaryDirectory() as scratch:
