@@ -40,6 +40,7 @@ class Asked(Generation):
     """The generation service, and which versions it was asked for."""
 
     versions: list[int]
+    fails_after: int | None = None
     lacks = 0
     """How many answers come from a replica that does not hold the version."""
 
@@ -47,6 +48,8 @@ class Asked(Generation):
         if question.policy_version and self.lacks:
             self.lacks -= 1
             raise NotFound("version 1 is not loaded")
+        if self.fails_after is not None and len(self.versions) >= self.fails_after:
+            raise Unavailable("generation restarts")
         self.versions.append(question.policy_version or 0)
         return await super().answer(question, seconds)
 
@@ -180,6 +183,18 @@ async def test_a_replica_that_lacks_the_candidate_is_told_to_load_it(
     bench.asked.lacks = 3
     numbers = (await bench.examiner.examine(candidate, None)).numbers
     assert numbers["candidate"]["answers"] == len(BUILT_IN)
+
+
+async def test_what_was_answered_before_a_restart_is_not_asked_again(
+    bench: Bench, tiny_policy: Path, tmp_path: Path
+) -> None:
+    candidate = bench.publish(1, make_adapter(tiny_policy, tmp_path / "one", seed=1))
+    bench.asked.fails_after = 5
+    with pytest.raises(Unavailable):
+        await bench.examiner.examine(candidate, None)
+    bench.asked.fails_after = None
+    await bench.examiner.examine(candidate, None)
+    assert len(bench.asked.versions) == 2 * len(BUILT_IN)
 
 
 async def test_weights_that_generation_refuses_fail(

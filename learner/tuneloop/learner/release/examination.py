@@ -30,7 +30,7 @@ from tuneloop.rollouts import RolloutSource, SamplingParameters, Score
 from tuneloop.weights.finite import check_finite
 from tuneloop.weights.store import WeightStore
 
-ANSWER_SECONDS = 60.0
+ANSWER_SECONDS = 180.0
 ATTEMPTS = 4
 """To get an answer of a version that the replica asked does not hold."""
 KEPT = 4
@@ -100,6 +100,8 @@ class Examiner:
         self._rehearsals = rehearsals
         self._settings = settings
         self._known: dict[int, Answered] = {}
+        self._heard: dict[tuple[int, int], Answer] = {}
+        """Answers, by version and question, of versions that have not answered all yet."""
 
     async def examine(self, candidate: Version, stable: Version | None) -> Verdict:
         """Examine a stored candidate; `stable` is None while the base model serves.
@@ -148,6 +150,7 @@ class Examiner:
             )
             measures = measure(answers, references, self._questions.special_ids)
             self._known[number] = Answered(answers=answers, measures=measures)
+            self._heard = {key: heard for key, heard in self._heard.items() if key[0] != number}
             while len(self._known) > KEPT:
                 del self._known[next(iter(self._known))]
         # Last in order, so that what is still compared with is forgotten last.
@@ -179,7 +182,9 @@ class Examiner:
                 recorded=False,
             )
             async with room:
-                return await self._answer(question, reference)
+                if (version, number) not in self._heard:
+                    self._heard[version, number] = await self._answer(question, reference)
+            return self._heard[version, number]
 
         return await _all(ask(number) for number in range(len(self._questions.rows)))
 
