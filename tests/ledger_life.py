@@ -21,17 +21,21 @@ from learner_events import (
 from tuneloop.feedback import Comment, Feedback, Retraction
 from tuneloop.learner.ledger import (
     agreement,
+    arms,
     browsing,
     decisions,
     ending,
     evaluations,
     exporting,
+    figures,
     forget,
     groups,
     held_out,
+    judgements,
     lineage,
     prompted,
     ratings,
+    reached,
     ready,
     record,
     references,
@@ -212,10 +216,24 @@ def everything(ledger: Database) -> dict[str, Any]:
         ],
         "rows": forget.row_counts(ledger),
     }
+    answers |= {
+        "arms": by_user(arms.thumbs(ledger, [0, 1], 0.0)),
+        "arms' rewards": by_user(arms.rewards(ledger, [0, 1], 0.0)),
+        "earlier rewards": sorted(arms.earlier_rewards(ledger, 0, 1e12)),
+        "what alarms see": figures.seen(ledger, least=1, window=9),
+        "votes": sorted(judgements.votes(ledger), key=repr),
+        "active": judgements.active(ledger, 9),
+        "owners": judgements.owners(ledger, "kto", ["t1", "t3"]),
+        "reached": [reached.of_user(ledger, user) for user in ("u1", "u2", "nobody")],
+    }
     for kind in exporting.KINDS:
         found = list(exporting.pages(ledger, exporting.Wanted(kind=kind)))
         answers[f"exported {kind}"] = sorted(line for page in found for line in page)
     return answers
+
+
+def by_user(found: Sequence[arms.Judged]) -> list[arms.Judged]:
+    return sorted(found, key=lambda given: (given.user_hash, given.group_id, given.value))
 
 
 def by_id(found: Sequence[Any]) -> list[Any]:
