@@ -102,8 +102,8 @@ async def test_retracted(stack: Stack, http: httpx.AsyncClient) -> None:
     _, taken = events(stack)
     assert wire.decode_retraction(taken.data).feedback_id == "gone"
     # What forgets the user finds it too.
-    [(_, _), (_, of_user)] = subjects.of_user(ANN)
-    assert await stack.bus.purge(subjects.FEEDBACK, of_user) == 2
+    of_user = dict(subjects.of_user(ANN))
+    assert await stack.bus.purge(subjects.FEEDBACK, of_user[subjects.FEEDBACK]) == 2
 
 
 async def test_a_retracted_id_is_spent(http: httpx.AsyncClient) -> None:

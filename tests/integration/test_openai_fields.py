@@ -38,6 +38,8 @@ def without_id(request: generation_pb2.GenerateRequest | None) -> generation_pb2
     copy = generation_pb2.GenerateRequest()
     copy.CopyFrom(request)
     copy.ClearField("completion_id")
+    # Without a user it is the completion's id.
+    copy.ClearField("route_by")
     return copy
 
 

@@ -1,12 +1,13 @@
 """TLS between the processes: settings that all four share."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings
 
-from tuneloop.rpc.tls import Tls
+if TYPE_CHECKING:
+    from tuneloop.rpc.tls import Tls
 
 
 class RpcSettings(BaseSettings):
@@ -38,10 +39,13 @@ class RpcSettings(BaseSettings):
         return self
 
     @property
-    def grpc_tls(self) -> Tls | None:
+    def grpc_tls(self) -> "Tls | None":
         """Read from the files; raises `SettingsError`."""
         if self.grpc_tls_cert_file is None and self.grpc_tls_ca_file is None:
             return None
+        # gRPC comes in only where it is used.
+        from tuneloop.rpc.tls import Tls
+
         return Tls.from_files(
             ca=self.grpc_tls_ca_file, cert=self.grpc_tls_cert_file, key=self.grpc_tls_key_file
         )

@@ -1,11 +1,14 @@
 """`tuneloop backup` and `tuneloop restore`: everything that a data folder holds, as one folder."""
 
 import asyncio
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuneloop.commands.options import AsJson
+from tuneloop.commands.output import print_json
 from tuneloop.errors import TuneloopError
 from tuneloop.learner.commands.options import fail, missing
 
@@ -19,6 +22,7 @@ def backup(
     target: Annotated[Path, typer.Argument(help="New folder for the backup.")],
     *,
     data_dir: DataFolder = Path(".tuneloop"),
+    as_json: AsJson = False,
 ) -> None:
     """Copy all that tuneloop up keeps, while it runs or not; keys and texts of users included."""
     try:
@@ -31,13 +35,14 @@ def backup(
         raise fail(missing(error)) from error
     except TuneloopError as error:
         raise fail(error) from error
-    typer.echo(f"{target}: {described(copied)}")
+    tell(target, copied, as_json=as_json)
 
 
 def restore(
     source: Annotated[Path, typer.Argument(help="Folder that tuneloop backup made.")],
     *,
     data_dir: DataFolder = Path(".tuneloop"),
+    as_json: AsJson = False,
 ) -> None:
     """Make a new data folder of a backup; tuneloop up then goes on from it."""
     try:
@@ -50,13 +55,16 @@ def restore(
         raise fail(missing(error)) from error
     except TuneloopError as error:
         raise fail(error) from error
-    typer.echo(f"{data_dir}: {described(copied)}")
+    tell(data_dir, copied, as_json=as_json)
 
 
-def described(copied: "Copied") -> str:
-    """What was copied, in a line."""
+def tell(folder: Path, copied: "Copied", *, as_json: bool) -> None:
+    """Say what was copied."""
+    if as_json:
+        print_json(asdict(copied))
+        return
     serving = "the base model" if copied.stable is None else f"version {copied.stable}"
-    return (
-        f"{copied.feedback} feedback in the ledger, {copied.events} events in the streams, "
-        f"{copied.versions} versions; {serving} serves"
+    typer.echo(
+        f"{folder}: {copied.feedback} feedback in the ledger, {copied.events} events in the "
+        f"streams, {copied.versions} versions; {serving} serves"
     )
