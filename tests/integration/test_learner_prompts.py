@@ -92,6 +92,7 @@ async def parts(tiny_policy: Path, tmp_path: Path) -> AsyncIterator[Parts]:
         GenerationServicer(completions, base_model="tiny"),
     )
     port = await server.start()
+    await server.set_serving(True)
     options["generation_address"] = f"127.0.0.1:{port}"
     known = parts.settings.model_dump(exclude_unset=True)
     parts.settings = LearnerSettings(**{**known, **options})
