@@ -28,7 +28,8 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
     # the caller's decision, as a generation sent twice is two rollouts.
     ("grpc.enable_retries", 1),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    # How long to connect may take, in spite of its name: a busy peer is slow to greet.
+    ("grpc.min_reconnect_backoff_ms", 10_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 

@@ -1,0 +1,62 @@
+"""Channels in front of peers that are slow, or not there yet."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tuneloop.rpc.channel import connect
+from tuneloop.rpc.server import Server
+
+GREETING_SECONDS = 0.6
+
+
+@asynccontextmanager
+async def serving(port: int = 0) -> AsyncIterator[int]:
+    server = Server(host="127.0.0.1", port=port, drain_seconds=0.1)
+    await server.start()
+    await server.set_serving(True)
+    yield server.port
+    await server.stop()
+
+
+@asynccontextmanager
+async def slow_to_greet(port: int) -> AsyncIterator[int]:
+    """A port in front of `port` whose first bytes come late, as from a process that is busy."""
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            writer.write(data)
+        writer.close()
+
+    async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(GREETING_SECONDS)
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(forward(reader, far_writer), forward(far_reader, writer))
+
+    proxy = await asyncio.start_server(accepted, "127.0.0.1", 0)
+    yield proxy.sockets[0].getsockname()[1]
+    proxy.close()
+
+
+async def healthy(port: int, *, wait: bool = False) -> bool:
+    async with connect(f"127.0.0.1:{port}") as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        answer = await check(health_pb2.HealthCheckRequest(), wait_for_ready=wait, timeout=15)
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def test_a_busy_peer_has_time_to_greet() -> None:
+    async with serving() as port, slow_to_greet(port) as slow:
+        assert await healthy(slow)
+
+
+async def test_a_peer_that_comes_later_is_found(
+    unused_tcp_port_factory: Callable[[], int],
+) -> None:
+    port = unused_tcp_port_factory()
+    waiting = asyncio.create_task(healthy(port, wait=True))
+    await asyncio.sleep(0.5)
+    async with serving(port):
+        assert await waiting
