@@ -219,6 +219,7 @@ async def test_a_version_is_shown_with_its_manifest_and_decisions(stack: Stack) 
     assert "candidate.kl 0.5" in lines
     missing = await run(stack, "policies", "show", "9")
     assert (missing.exit_code, "no version 9" in missing.stderr) == (1, True)
+    assert all(line == line.rstrip() for line in shown.splitlines())
 
 
 async def test_failures_are_one_line(stack: Stack) -> None:

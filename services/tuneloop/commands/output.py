@@ -41,7 +41,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         table.add_column(column, no_wrap=True, overflow="ellipsis" if last else "fold")
     for row in rows:
         table.add_row(*(Text(cell(value)) for value in row))
-    console().print(table)
+    screen = console()
+    with screen.capture() as captured:
+        screen.print(table)
+    # Without the padding: one long value would make every line as long.
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def print_fields(document: Mapping[str, Any]) -> None:
