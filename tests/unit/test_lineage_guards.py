@@ -19,13 +19,13 @@ from tuneloop.learner.guards.alarms import (
     Seen,
     Sums,
     alarms,
-    repeated,
 )
 from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.guards.shares import effective_share, factors
 from tuneloop.learner.guards.watch import Watch
 from tuneloop.learner.ledger import figures, record, steps
 from tuneloop.learner.losses.kto import kto_loss
+from tuneloop.learner.repetition import repetition
 from tuneloop.learner.samples import ThumbSample, TokenSequence
 
 weights_and_owners = st.dictionaries(
@@ -249,9 +249,9 @@ def test_alarms(seen: Seen, names: list[str]) -> None:
 
 
 def test_repeated_4_grams() -> None:
-    assert repeated([1, 2, 3]) == 0.0
-    assert repeated([1, 2, 3, 4, 5, 6]) == 0.0
-    assert repeated([7] * 13) == pytest.approx(0.9)
+    assert repetition([1, 2, 3]) == 0.0
+    assert repetition([1, 2, 3, 4, 5, 6]) == 0.0
+    assert repetition([7] * 13) == pytest.approx(0.9)
 
 
 def answered(parts: Parts, version: int, count: int, *, up: int, reward: float) -> None:

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from tuneloop.learner.release.answers import Answer, Examined, Measures, measure, repetition
+from tuneloop.learner.release.answers import Answer, Examined, Measures, measure
 from tuneloop.learner.release.change import Distance
 from tuneloop.learner.release.comparison import Comparison, compare, t_quantile
 from tuneloop.learner.release.settings import GateSettings
 from tuneloop.learner.release.verdict import judge
+from tuneloop.learner.repetition import repetition
 from tuneloop.policies import WeightsKind
 
 

@@ -13,7 +13,7 @@ in 700 times on either side. Figures of fewer than `least` answers or thumbs say
 """  # noqa: E501 (a table)
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -21,7 +21,6 @@ from tuneloop.learner.guards.settings import GuardSettings
 
 NAMES = ("reward_hacking", "dominant_user", "kl", "length", "repetition")
 ERRORS = 3.0
-GRAM = 4
 LEAST_USERS = 3
 
 
@@ -153,12 +152,6 @@ def runaway_repetition(newest: Sums, before: Sums, settings: GuardSettings) -> A
         return None
     numbers = {"repetition": newest.mean, "repetition_before": before.mean}
     return Alarm(name="repetition", numbers=numbers)
-
-
-def repeated(token_ids: Sequence[int]) -> float:
-    """The share of 4-grams that came before in the same answer, 0 to 1; 0 of a short answer."""
-    grams = [tuple(token_ids[i : i + GRAM]) for i in range(len(token_ids) - GRAM + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 @dataclass(frozen=True, slots=True)

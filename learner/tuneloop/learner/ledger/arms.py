@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import and_, func, select
 
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.schema import feedback, rollouts, scores
-from tuneloop.rollouts import RolloutSource
+from tuneloop.learner.ledger.schema import rollouts, scores
+from tuneloop.learner.ledger.user_answers import last_thumbs, of_versions
 
 EARLIER = 500
 """Newest rewards from before, which later ones are compared with."""
@@ -29,31 +29,8 @@ class Judged:
 
 def thumbs(database: Database, versions: Sequence[int], since: float) -> list[Judged]:
     """Thumbs on answers given `since`; of each rater's on an answer the last counts."""
-    last = func.row_number().over(
-        partition_by=(feedback.c.completion_id, feedback.c.user_hash),
-        order_by=(feedback.c.accepted_time.desc(), feedback.c.feedback_id.desc()),
-    )
-    ranked = (
-        select(
-            rollouts.c.user_hash,
-            rollouts.c.group_id,
-            rollouts.c.policy_version,
-            feedback.c.up,
-            feedback.c.sequence,
-            feedback.c.feedback_id,
-            last.label("rank"),
-        )
-        .join(rollouts, rollouts.c.completion_id == feedback.c.completion_id)
-        .where(
-            _answers(versions, since),
-            feedback.c.kind == "thumb",
-            feedback.c.status != "retracted",
-        )
-        .subquery()
-    )
-    query = (
-        select(ranked).where(ranked.c.rank == 1).order_by(ranked.c.sequence, ranked.c.feedback_id)
-    )
+    last = last_thumbs(_answers(versions, since))
+    query = select(last).order_by(last.c.sequence, last.c.feedback_id)
     with database.read() as connection:
         return [_judged(row, float(row.up)) for row in connection.execute(query)]
 
@@ -69,7 +46,7 @@ def rewards(database: Database, versions: Sequence[int], since: float) -> list[J
 
 def earlier_rewards(database: Database, version: int, until: float) -> list[float]:
     """The newest rewards of a version's answers that were given before."""
-    before = and_(_of_users([version]), rollouts.c.finished_time < until)
+    before = and_(of_versions([version]), rollouts.c.finished_time < until)
     query = _newest_scores(before).order_by(rollouts.c.finished_time.desc()).limit(EARLIER)
     with database.read() as connection:
         return [row.reward for row in connection.execute(query)]
@@ -91,14 +68,8 @@ def _newest_scores(condition: Any) -> Any:
     )
 
 
-def _of_users(versions: Sequence[int]) -> Any:
-    return and_(
-        rollouts.c.source == RolloutSource.USER.value, rollouts.c.policy_version.in_(versions)
-    )
-
-
 def _answers(versions: Sequence[int], since: float) -> Any:
-    return and_(_of_users(versions), rollouts.c.finished_time >= since)
+    return and_(of_versions(versions), rollouts.c.finished_time >= since)
 
 
 def _judged(row: Any, value: float) -> Judged:

@@ -4,22 +4,20 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import and_, case, func, select
+from sqlalchemy import case, func, select
 
-from tuneloop.learner.guards.alarms import Figures, Seen, Sums, repeated
+from tuneloop.learner.guards.alarms import Figures, Seen, Sums
 from tuneloop.learner.ledger import evaluations, steps
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import unpack_ids
 from tuneloop.learner.ledger.schema import feedback, rollouts, scores
-from tuneloop.rollouts import RolloutSource
+from tuneloop.learner.ledger.user_answers import last_thumbs, length, of_users, of_versions
+from tuneloop.learner.repetition import repetition
 
 VERSIONS = 64
 """Latest versions that are looked at, of those that answered users."""
 ANSWERS = 128
 """Latest answers whose repetition is counted, of the newest versions and of those before."""
-BYTES_PER_TOKEN = 4
-
-of_users = rollouts.c.source == RolloutSource.USER.value
 
 
 def seen(database: Database, *, least: int, window: int) -> Seen:
@@ -78,8 +76,7 @@ def _split(database: Database, least: int) -> tuple[list[int], list[int]]:
 def _figures(database: Database, versions: Collection[int]) -> Figures:
     if not versions:
         return Figures()
-    chosen = and_(of_users, rollouts.c.policy_version.in_(versions))
-    length = func.length(rollouts.c.completion_tokens) / BYTES_PER_TOKEN
+    chosen = of_versions(versions)
     lengths = select(func.count(), func.sum(length), func.sum(length * length)).where(chosen)
     latest = (
         select(rollouts.c.completion_tokens)
@@ -93,24 +90,14 @@ def _figures(database: Database, versions: Collection[int]) -> Figures:
             thumbs=_sums(connection.execute(_thumbs(chosen)).one()),
             reward=_sums(connection.execute(_rewards(chosen)).one()),
             length=_sums(connection.execute(lengths).one()),
-            repetition=Sums.of(repeated(unpack_ids(blob)) for blob in tokens),
+            repetition=Sums.of(repetition(unpack_ids(blob)) for blob in tokens),
         )
 
 
 def _thumbs(chosen: Any) -> Any:
-    """Of each user's thumbs on an answer the last."""
-    last = func.row_number().over(
-        partition_by=(feedback.c.completion_id, feedback.c.user_hash),
-        order_by=(feedback.c.accepted_time.desc(), feedback.c.feedback_id.desc()),
-    )
-    ranked = (
-        select(case((feedback.c.up, 1), else_=0).label("up"), last.label("rank"))
-        .join(rollouts, rollouts.c.completion_id == feedback.c.completion_id)
-        .where(chosen, feedback.c.kind == "thumb", feedback.c.status != "retracted")
-        .subquery()
-    )
-    ups = func.sum(ranked.c.up)
-    return select(func.count(), ups, ups).where(ranked.c.rank == 1)
+    last = last_thumbs(chosen)
+    ups = func.sum(case((last.c.up, 1), else_=0))
+    return select(func.count(), ups, ups).select_from(last)
 
 
 def _rewards(chosen: Any) -> Any:

@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, func, select
+from sqlalchemy import Connection, case, func, select
 
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.evaluations import CONFIDENCE, Mean
-from tuneloop.learner.ledger.schema import feedback, rollouts, scores
-from tuneloop.rollouts import RolloutSource
-
-BYTES_PER_TOKEN = 4
+from tuneloop.learner.ledger.schema import rollouts, scores
+from tuneloop.learner.ledger.user_answers import last_thumbs, length, of_versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +60,7 @@ def mean_of_sums(count: int, total: float, squares: float) -> Mean:
     return Mean(value=mean, margin=CONFIDENCE * math.sqrt(variance / count))
 
 
-def _of_users(versions: Sequence[int]) -> Any:
-    return and_(
-        rollouts.c.source == RolloutSource.USER.value, rollouts.c.policy_version.in_(versions)
-    )
-
-
 def _lengths(connection: Connection, versions: Sequence[int]) -> dict[int, Any]:
-    length = func.length(rollouts.c.completion_tokens) / BYTES_PER_TOKEN
     query = (
         select(
             rollouts.c.policy_version,
@@ -77,7 +68,7 @@ def _lengths(connection: Connection, versions: Sequence[int]) -> dict[int, Any]:
             func.sum(length).label("total"),
             func.sum(length * length).label("squares"),
         )
-        .where(_of_users(versions))
+        .where(of_versions(versions))
         .group_by(rollouts.c.policy_version)
     )
     return {row.policy_version: row for row in connection.execute(query)}
@@ -90,7 +81,7 @@ def _rewards(connection: Connection, versions: Sequence[int]) -> dict[int, Mean]
     ranked = (
         select(rollouts.c.policy_version, scores.c.reward, newest.label("rank"))
         .join(rollouts, rollouts.c.completion_id == scores.c.completion_id)
-        .where(_of_users(versions), scores.c.reward.is_not(None))
+        .where(of_versions(versions), scores.c.reward.is_not(None))
         .subquery()
     )
     query = (
@@ -110,21 +101,10 @@ def _rewards(connection: Connection, versions: Sequence[int]) -> dict[int, Mean]
 
 
 def _thumbs(connection: Connection, versions: Sequence[int]) -> dict[int, tuple[int, int]]:
-    last = func.row_number().over(
-        partition_by=(feedback.c.completion_id, feedback.c.user_hash),
-        order_by=(feedback.c.accepted_time.desc(), feedback.c.feedback_id.desc()),
-    )
-    ranked = (
-        select(rollouts.c.policy_version, feedback.c.up, last.label("rank"))
-        .join(rollouts, rollouts.c.completion_id == feedback.c.completion_id)
-        .where(_of_users(versions), feedback.c.kind == "thumb", feedback.c.status != "retracted")
-        .subquery()
-    )
-    up = func.sum(case((ranked.c.up, 1), else_=0))
-    query = (
-        select(ranked.c.policy_version, up.label("up"), func.count().label("number"))
-        .where(ranked.c.rank == 1)
-        .group_by(ranked.c.policy_version)
+    last = last_thumbs(of_versions(versions))
+    up = func.sum(case((last.c.up, 1), else_=0))
+    query = select(last.c.policy_version, up.label("up"), func.count().label("number")).group_by(
+        last.c.policy_version
     )
     return {
         row.policy_version: (int(row.up), row.number - int(row.up))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.learner.release.comparison import Comparison
+from tuneloop.learner.repetition import repetition
 
-NGRAM = 4
 TEMPLATE = re.compile(r"<\|\w+\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>")
 """What chat templates of today put around turns; in an answer it is a template that broke."""
 
@@ -60,12 +60,6 @@ def measure(
         leaked=sum(leaks(answer, special_ids) for answer in answers) / count,
         kl=_kl(answers, reference_logprobs),
     )
-
-
-def repetition(token_ids: Sequence[int]) -> float:
-    """Share of an answer's 4-grams that stood in it before; 0 for an answer without any."""
-    grams = [tuple(token_ids[i : i + NGRAM]) for i in range(len(token_ids) - NGRAM + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def leaks(answer: Answer, special_ids: Collection[int]) -> bool:

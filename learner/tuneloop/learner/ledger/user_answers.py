@@ -1,0 +1,46 @@
+"""Answers to users and the thumbs on them, as every count of them takes them."""
+
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import and_, func, select
+
+from tuneloop.learner.ledger.schema import feedback, rollouts
+from tuneloop.rollouts import RolloutSource
+
+BYTES_PER_TOKEN = 4
+
+of_users = rollouts.c.source == RolloutSource.USER.value
+length = func.length(rollouts.c.completion_tokens) / BYTES_PER_TOKEN
+"""Of an answer, in tokens."""
+
+
+def of_versions(versions: Collection[int]) -> Any:
+    """Condition: an answer of one of these versions to a user."""
+    return and_(of_users, rollouts.c.policy_version.in_(versions))
+
+
+def last_thumbs(answers: Any) -> Any:
+    """Subquery: of each rater's thumbs on an answer the last that was not retracted.
+
+    `answers` is a condition on rollouts; `user_hash` is of the user who asked.
+    """
+    last = func.row_number().over(
+        partition_by=(feedback.c.completion_id, feedback.c.user_hash),
+        order_by=(feedback.c.accepted_time.desc(), feedback.c.feedback_id.desc()),
+    )
+    ranked = (
+        select(
+            rollouts.c.user_hash,
+            rollouts.c.group_id,
+            rollouts.c.policy_version,
+            feedback.c.up,
+            feedback.c.sequence,
+            feedback.c.feedback_id,
+            last.label("rank"),
+        )
+        .join(rollouts, rollouts.c.completion_id == feedback.c.completion_id)
+        .where(answers, feedback.c.kind == "thumb", feedback.c.status != "retracted")
+        .subquery()
+    )
+    return select(ranked).where(ranked.c.rank == 1).subquery()
