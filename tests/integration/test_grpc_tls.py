@@ -105,15 +105,16 @@ async def test_without_an_authority_a_server_takes_every_client(
     await server.stop()
 
 
+@pytest.mark.parametrize("module", ["tuneloop.rpc.probe", "tuneloop.commands.healthcheck"])
 async def test_the_probe_asks_with_the_processs_own_settings(
-    server: Server, generation: Certificate
+    server: Server, generation: Certificate, module: str
 ) -> None:
     def probe(**settings: object) -> subprocess.CompletedProcess[str]:
         environment = {
             f"TUNELOOP_GENERATION_{name.upper()}": str(value) for name, value in settings.items()
         }
         return subprocess.run(
-            [sys.executable, "-m", "tuneloop.rpc.probe", "generation"],
+            [sys.executable, "-c", f"from {module} import main; main()", "generation"],
             env={**os.environ, **environment},
             capture_output=True,
             text=True,

@@ -38,14 +38,18 @@ def main() -> None:
         sys.stderr.write(f"which process? one of {', '.join(PORTS)}\n")
         raise SystemExit(2)
     try:
-        prefix = f"TUNELOOP_{name.upper()}_"
-        # An argument of pydantic-settings that type checkers do not see.
-        found = ProbeSettings(_env_prefix=prefix)  # type: ignore[call-arg]
+        found = settings_of(name)
         serving = asyncio.run(serves(found, found.port or PORTS[name]))
     except (SettingsError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(2) from error
     raise SystemExit(0 if serving else 1)
+
+
+def settings_of(process: str) -> ProbeSettings:
+    """From the environment; raises `ValueError`."""
+    # An argument of pydantic-settings that type checkers do not see.
+    return ProbeSettings(_env_prefix=f"TUNELOOP_{process.upper()}_")  # type: ignore[call-arg]
 
 
 async def serves(settings: ProbeSettings, port: int) -> bool:
