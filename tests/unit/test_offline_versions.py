@@ -222,11 +222,15 @@ def test_two_versions_are_compared(service: Path, tmp_path: Path) -> None:
     assert found.prompts == 12
     kl_a, kl_b = found.figures["KL to base"]
     assert kl_a.value == pytest.approx(0.0, abs=1e-4)
-    assert kl_b.value > 0
+    assert kl_b.value != pytest.approx(0.0, abs=1e-4)
+    assert kl_b.low < kl_b.value < kl_b.high
     assert found.figures["reward"][0].value < 0
     assert found.win_rate is not None
     assert found.judged_by == "reward"
     assert evaluate(options) == found
+    # The random numbers are those of the prompts, wherever their file stands.
+    moved = write_jsonl(tmp_path / "another place.jsonl", rows_for("ppo"))
+    assert evaluate(EvaluateOptions(**{**slots(options), "prompts": str(moved)})) == found
     same = evaluate(EvaluateOptions(**{**slots(options), "b": "0"}))
     assert same.win_rate is not None
     # The same random numbers: two times the same version is a tie in every completion.

@@ -74,11 +74,10 @@ def answer(
     model = load_policy(version)
     each = range(sampling.samples_per_prompt)
     wanted = [(row, i) for row in rows for i in each]
-    sampled = sampling.sampler.sample(
-        model,
-        [row.asked.token_ids for row, _ in wanted],
-        [f"{sampling.seed}, {row.place}, {i}" for row, i in wanted],
-    )
+    # By number, not by the row's place: that holds the file's path, and a file that was moved is
+    # to be answered as before.
+    seeds = [f"{sampling.seed}, prompt {n}, {i}" for n in range(len(rows)) for i in each]
+    sampled = sampling.sampler.sample(model, [row.asked.token_ids for row, _ in wanted], seeds)
     attempts = [
         Attempt(row=row, sampled=completion, name=f"{row.place}, completion {i + 1}")
         for (row, i), completion in zip(wanted, sampled, strict=True)

@@ -61,10 +61,12 @@ class Attempts:
         """
         each = range(self._samples_per_prompt)
         wanted = [(row, i) for row in rows for i in each]
+        # By number, not by the row's place: that holds the path of the file.
+        seeds = [
+            f"{self._seed}, {occasion}, prompt {n}, {i}" for n in range(len(rows)) for i in each
+        ]
         sampled = self._sampler.sample(
-            self._model.module,
-            [row.asked.token_ids for row, _ in wanted],
-            [f"{self._seed}, {occasion}, {row.place}, {i}" for row, i in wanted],
+            self._model.module, [row.asked.token_ids for row, _ in wanted], seeds
         )
         return [
             Attempt(row=row, sampled=completion, name=f"{row.place}, completion {i + 1}")
