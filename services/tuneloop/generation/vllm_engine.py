@@ -36,6 +36,8 @@ logger = logging.getLogger("tuneloop.generation")
 MAX_LOGPROBS = 20
 HEALTH_INTERVAL = 0.5
 """Seconds between looks at whether the engine's processes live."""
+STAGING_INTERVAL = 0.05
+"""Seconds between looks at whether new weights are loaded."""
 STOP_SECONDS = 1.0
 """How long the engine's processes get to end by themselves."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -232,17 +234,28 @@ class VllmEngine:
         async with self.weights_lock:
             await asyncio.to_thread(shapes.check_full, self.options.model, folder)
             await asyncio.to_thread(read_through, folder)
+            await self.stage_weights(policy_version, folder)
             paused = time.monotonic()
             await self.llm.pause_generation(mode="keep", clear_cache=True)
             # Not resumed after a failure: what it sampled then would be from mixed weights.
-            await self.replace_weights(policy_version, folder)
+            await self.commit_weights(policy_version, folder)
             await self.llm.resume_generation()
             return time.monotonic() - paused
 
-    async def replace_weights(self, policy_version: int, folder: Path) -> None:
-        """Load checked files into the paused engine; a failure leaves it unable to go on."""
+    async def stage_weights(self, policy_version: int, folder: Path) -> None:
+        """Load what can be loaded while decoding goes on; a failure changes nothing."""
         try:
-            await self.llm.collective_rpc("replace_weights", args=(str(folder),))
+            await self.llm.collective_rpc("stage_weights", args=(str(folder),))
+            while not all(await self.llm.collective_rpc("staged")):
+                await asyncio.sleep(STAGING_INTERVAL)
+        except Exception as error:
+            self.raise_if_dead(error)
+            raise WeightsRefused(f"version {policy_version}: {first_line(error)}") from error
+
+    async def commit_weights(self, policy_version: int, folder: Path) -> None:
+        """Put checked files into the paused engine; a failure leaves it unable to go on."""
+        try:
+            await self.llm.collective_rpc("commit_weights", args=(str(folder),))
             await self.llm.update_weight_version(str(policy_version))
         except Exception as error:
             # Some tensors are the new ones by now, and vLLM has no way back.

@@ -1,9 +1,9 @@
 """What runs inside vLLM's worker process, which imports this module by name.
 
-Two things vLLM 0.32 gets wrong on a CPU are put right here: the reload of tied output layers, by
-a worker extension, and LoRA in mixed batches, by a kernel class of our own. For the second vLLM
-has no narrower hook than the method of its CPU platform that names the class, which is replaced
-in this process. On a GPU nothing is changed.
+A worker extension loads full weights without a long pause (`vllm_staging`). LoRA in mixed batches,
+which vLLM 0.32 gets wrong on a CPU, is put right by a kernel class of our own; vLLM has no narrower
+hook for it than the method of its CPU platform that names the class, which is replaced in this
+process. On a GPU nothing is changed.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.platforms import current_platform
+
+from tuneloop.generation.vllm_staging import Staging
 
 if TYPE_CHECKING:
     PunicaWrapperCPU: Any = object
@@ -22,25 +24,33 @@ Group = tuple[int, torch.Tensor | None]
 
 
 class ReloadExtension:
-    """Adds a reload that also reaches a tied output layer; mixed into vLLM's worker class."""
+    """Full weights in two parts, of which only the second needs a pause; mixed into vLLM's worker.
+
+    On a CPU the weights are loaded into a twin of the model, beside the decoding, and then take
+    the old ones' places. On a GPU, where memory for a twin is lacking, all is done in the pause.
+    """
 
     reload_weights: Any
     model_runner: Any
     device: Any
+    staging: Staging | None = None
 
-    def replace_weights(self, folder: str) -> None:
-        """Load all weights of `folder` in place.
+    def stage_weights(self, folder: str) -> None:
+        """Begin to load all weights of `folder`; see `staged`."""
+        on_cpu = self.device.type == "cpu"
+        self.staging = Staging(self.model_runner, folder) if on_cpu else None
 
-        On a CPU vLLM keeps a packed copy of the output layer's weights. Where that layer is tied
-        to the input embeddings no file holds its weights, so `reload_weights` passes it by and it
-        would go on computing with the old ones: it is packed afresh here.
-        """
-        self.reload_weights(weights_path=folder)
-        if self.device.type != "cpu":
+    def staged(self) -> bool:
+        """Whether `commit_weights` may be called; raises what the loading has raised."""
+        return self.staging is None or self.staging.ready()
+
+    def commit_weights(self, folder: str) -> None:
+        """Compute with the weights of `folder` from now on; nothing is being decoded."""
+        if self.staging is None:
+            self.reload_weights(weights_path=folder)
             return
-        for module in self.model_runner.get_model().modules():
-            if hasattr(module, "cpu_linear") and hasattr(module, "org_vocab_size"):
-                module.quant_method.process_weights_after_loading(module)
+        self.staging.commit()
+        self.staging = None
 
 
 class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]

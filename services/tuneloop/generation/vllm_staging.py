@@ -1,0 +1,146 @@
+"""Loads full weights beside the model in use: decoding stops only while they change places.
+
+Runs in vLLM's worker process, on a CPU. vLLM's own reload takes the weights apart layer by layer
+in the live model, which must stand still all the while. Here the same reload runs on a twin: the
+same layers with parameters of their own.
+"""
+
+import copy
+import os
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.model_executor.model_loader.reload.inplace import reload_weights
+from vllm.model_executor.model_loader.reload.layerwise import LAYERWISE_INFO
+from vllm.model_executor.model_loader.reload.types import LayerReloadingInfo
+
+NICENESS = 10
+"""Of the thread that loads: decoding goes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """A layer, its twin, and the attributes that the twin began with."""
+
+    layer: nn.Module
+    twin: nn.Module
+    before: dict[str, Any]
+
+
+class Staging:
+    """One set of weights on its way into the model; memory holds both until `commit`."""
+
+    def __init__(self, model_runner: Any, folder: str) -> None:
+        """Begin to load the weights of `folder` in a thread."""
+        self._model_runner = model_runner
+        self._folder = folder
+        self._twins: list[Twin] = []
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="stage weights", daemon=True)
+        self._thread.start()
+
+    def ready(self) -> bool:
+        """Whether everything is loaded; raises what the loading has raised."""
+        if self._thread.is_alive():
+            return False
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def commit(self) -> None:
+        """Put the loaded weights into the model; nothing may be computing with it."""
+        for pair in self._twins:
+            live, loaded = pair.layer.__dict__, pair.twin.__dict__
+            live["_parameters"].update(loaded["_parameters"])
+            live["_buffers"].update(loaded["_buffers"])
+            # Packed copies of weights hang on attributes.
+            live.update(
+                (name, value)
+                for name, value in loaded.items()
+                if name not in TENSORS and pair.before.get(name) is not value
+            )
+        self._model_runner.reset_lora_state()
+        self._model_runner.reset_encoder_cache()
+        self._model_runner.reset_mm_cache()
+
+    def _run(self) -> None:
+        try:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+            with torch.inference_mode():
+                self._load()
+        except Exception as error:
+            self._error = error
+
+    def _load(self) -> None:
+        model = self._model_runner.get_model()
+        twins: dict[int, Twin] = {}
+        twin = twin_of(model, twins, {})
+        reload_weights(
+            self._model_runner.vllm_config,
+            twin,
+            weights_iterator=None,
+            weights_path=self._folder,
+            is_checkpoint_format=True,
+        )
+        pack_tied_output(twin)
+        self._twins = list(twins.values())
+
+
+TENSORS = ("_parameters", "_buffers", "_modules")
+
+
+def twin_of(layer: nn.Module, twins: dict[int, Twin], tensors: dict[int, torch.Tensor]) -> Any:
+    """The same layers with copies of all parameters and buffers.
+
+    What is one module or one tensor in the model is one in the twin; everything else (key-value
+    caches, kernels) is shared.
+    """
+    if id(layer) in twins:
+        return twins[id(layer)].twin
+    twin = object.__new__(type(layer))
+    twin.__dict__ = dict(layer.__dict__)
+    twins[id(layer)] = Twin(layer, twin, dict(layer.__dict__))
+    for kind in ("_parameters", "_buffers"):
+        twin.__dict__[kind] = {
+            name: None if tensor is None else tensors.setdefault(id(tensor), copy_of(tensor))
+            for name, tensor in layer.__dict__[kind].items()
+        }
+    twin.__dict__["_modules"] = {
+        name: None if child is None else twin_of(child, twins, tensors)
+        for name, child in layer.__dict__["_modules"].items()
+    }
+    LAYERWISE_INFO[twin] = reloading_info_of(layer)
+    return twin
+
+
+def reloading_info_of(layer: nn.Module) -> LayerReloadingInfo:
+    """What vLLM noted of the layer, copied: a reload hangs its own loaders on these tensors."""
+    known = LAYERWISE_INFO[layer]
+    parameters, buffers = (
+        {name: copy_of(tensor) for name, tensor in tensors.items()}
+        for tensors in known.restore_metadata
+    )
+    return LayerReloadingInfo((parameters, buffers), known.restore_device)
+
+
+def copy_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Its own memory, the same class and attributes (vLLM hangs loaders on parameters)."""
+    made = tensor.data.clone()
+    made.__class__ = tensor.__class__
+    made.__dict__ = copy.copy(tensor.__dict__)
+    return made
+
+
+def pack_tied_output(model: nn.Module) -> None:
+    """Pack an output layer that is tied to the input embeddings.
+
+    On a CPU vLLM 0.32 keeps a packed copy of the output layer's weights. Where the layer is tied no
+    file holds its weights, so the reload passes it by and it would go on with the old ones.
+    """
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "cpu_linear") and hasattr(module, "org_vocab_size"):
+            module.quant_method.process_weights_after_loading(module)
