@@ -1,4 +1,4 @@
-"""Users who chat and press thumbs without a pause, and remember all that they were told."""
+"""Users who chat and press thumbs all the time, and remember all that they were told."""
 
 import asyncio
 import json
@@ -15,6 +15,9 @@ import httpx
 ATTEMPTS = 12
 """How often a thumb that was not acknowledged is pressed again, always with the same id."""
 RETRY_SECONDS = 1.0
+THOUGHT_SECONDS = 1.0
+"""Longest time a user reads before going on: without any, tiny answers take all processors, and
+what is killed takes minutes to start again."""
 REMEMBERED = 50
 """Answers that a user may still judge."""
 SHARES = {"stream": 0.5, "thumb": 0.8, "repeat": 0.15, "clash": 0.05, "retract": 0.05}
@@ -82,6 +85,7 @@ class User:
                     await self._noting_failure("chat", self._chat)
                 if self._completions and self._wants("thumb"):
                     await self._judge(stopping)
+                await asyncio.sleep(self._chance.uniform(0, THOUGHT_SECONDS))
 
     def _wants(self, what: str) -> bool:
         return self._chance.random() < SHARES[what]

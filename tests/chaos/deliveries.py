@@ -38,9 +38,7 @@ class Disorder:
     async def run(self) -> None:
         """Publish again and send back, in turn; a bus that is down is left alone."""
         while True:
-            with contextlib.suppress(
-                nats.errors.Error, OSError, TimeoutError, ValueError, KeyError
-            ):
+            with contextlib.suppress(*ABSENT):
                 async with asyncio.timeout(20):
                     await self._once()
             await asyncio.sleep(PAUSE_SECONDS)

@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tuneloop.rpc.channel import connect
+from tuneloop.rpc.channel import connect, reconnected
 from tuneloop.rpc.server import Server
 
 GREETING_SECONDS = 0.6
@@ -38,6 +40,23 @@ async def slow_to_greet(port: int) -> AsyncIterator[int]:
     proxy = await asyncio.start_server(accepted, "127.0.0.1", 0)
     yield proxy.sockets[0].getsockname()[1]
     proxy.close()
+
+
+async def test_a_call_waits_for_a_peer_that_is_coming_back(
+    unused_tcp_port_factory: Callable[[], int],
+) -> None:
+    port = unused_tcp_port_factory()
+    async with connect(f"127.0.0.1:{port}") as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        # Long enough without anybody for the longest pause between two attempts.
+        for _ in range(2):
+            await reconnected(channel)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await check(health_pb2.HealthCheckRequest())
+        async with serving(port):
+            await reconnected(channel)
+            answer = await check(health_pb2.HealthCheckRequest())
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 async def healthy(port: int, *, wait: bool = False) -> bool:

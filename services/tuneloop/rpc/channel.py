@@ -1,5 +1,7 @@
 """Channels to the services."""
 
+import asyncio
+import contextlib
 import json
 
 import grpc
@@ -14,6 +16,9 @@ SERVICE_CONFIG = json.dumps(
 )
 """Calls go to the replicas in turn, and to none that says it does not serve: one that is about to
 stop says so first (see `tuneloop.rpc.server`), so that no call meets its end."""
+
+RECONNECT_SECONDS = 3.0
+"""Within which a channel has found a peer that is up again: the longest backoff and its jitter."""
 
 OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -49,3 +54,16 @@ def connect(address: str, tls: Tls | None = None, *, name: str | None = None) ->
     return grpc.aio.secure_channel(
         address, tls.channel_credentials(), options=options, interceptors=interceptors
     )
+
+
+async def reconnected(channel: grpc.aio.Channel) -> None:
+    """Wait for a connection that was lost and may be there again in a moment.
+
+    Until then calls fail at once, although the peer may serve. Returns after `RECONNECT_SECONDS`
+    in any case: the call will say what is wrong.
+    """
+    if channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(RECONNECT_SECONDS):
+            await channel.channel_ready()

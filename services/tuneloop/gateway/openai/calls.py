@@ -22,6 +22,7 @@ from tuneloop.gateway.openai.schemas import ChatRequest, CompletionRequest, Samp
 from tuneloop.gateway.openai.tools import tool_use
 from tuneloop.gateway.spending import Spending
 from tuneloop.rollouts import SamplingParameters
+from tuneloop.rpc.channel import reconnected
 from tuneloop.rpc.status import error_from_rpc
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc, rollout_pb2
 
@@ -235,6 +236,8 @@ async def call_events(
     first_choice: int,
 ) -> AsyncGenerator[Event]:
     """Events of one call; leaving it early cancels the call, which aborts the request."""
+    if service is gateway.generation:
+        await reconnected(gateway.generation_channel)
     call = service.Generate(request, timeout=gateway.settings.request_timeout_seconds)
     try:
         async for event in call:
