@@ -12,8 +12,8 @@ NODE_MODULES := tests/node/node_modules/.tests-lock.json
 
 # Two files of tests at a time, as much of a test is waiting; whole services one after another.
 define pytest
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not services and $(1)" $(ARGS) || [ $$? = 5 ]
-	$(BIN)/python -m pytest -m "services and $(1)" $(ARGS) || [ $$? = 5 ]
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not services and $(1)" $(2) $(ARGS) || [ $$? = 5 ]
+	$(BIN)/python -m pytest -m "services and $(1)" $(2) $(ARGS) || [ $$? = 5 ]
 endef
 
 .DEFAULT_GOAL := help
@@ -54,7 +54,7 @@ test: $(DEV) $(NODE_MODULES) models ## Set up and run the tests (under 15 minute
 	$(call pytest,not slow and not gpu)
 
 test-all: $(DEV) $(NODE_MODULES) models lint ## Every test, the slow ones too.
-	$(call pytest,not gpu)
+	$(call pytest,not gpu,--hypothesis-profile=exploring)
 
 chaos: $(DEV) ## Kill, freeze and cut off everything under load, then audit (ten minutes).
 	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)

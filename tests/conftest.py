@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 from tiny_models import make_policy, make_reward_model
 
 if TYPE_CHECKING:
     from postgres_server import Postgres
+
+# The same examples each time, and none fails because the machine was busy; `make test-all` looks
+# for new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("exploring", deadline=None)
+settings.load_profile("repeatable")
 
 
 def free_port() -> int:
