@@ -6,7 +6,7 @@ Real processes under `tuneloop up` with tiny models, users who chat and press th
 and faults one after the other: `kill -9` of any process, SIGSTOP past ack_wait, restarts of NATS,
 a full disk (where this may mount a tmpfs), events delivered twice and in another order. In the end
 an audit of ledger, versions and answers, whose counts are printed; the exit status is 1 when
-anything is wrong.
+anything is wrong, and the data (logs too) is kept then.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import secrets
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from chaos.faults import faults
@@ -46,6 +47,7 @@ def main() -> int:
             users=arguments.users,
             faults=arguments.fault or tuple(faults),
             keep=arguments.keep,
+            keep_failed=Path(tempfile.gettempdir(), f"tuneloop-chaos-{int(time.time())}"),
         )
         outcome = asyncio.run(run(options))
     print("\n".join(outcome.lines()))

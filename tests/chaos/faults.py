@@ -71,14 +71,18 @@ class Stage:
 
     async def until_ready(self, names: Iterable[str], other_than: Iterable[int] = ()) -> None:
         """Wait until these run, under new ids, and are ready; raises `TimeoutError`."""
-        old = set(other_than)
-        async with asyncio.timeout(RECOVERY_SECONDS):
-            while True:
-                with contextlib.suppress(FileNotFoundError, ValueError):
-                    state = self.processes()
-                    if all(state[n]["ready"] and state[n]["pid"] not in old for n in names):
-                        return
-                await asyncio.sleep(0.1)
+        old, wanted, state = set(other_than), list(names), {}
+        try:
+            async with asyncio.timeout(RECOVERY_SECONDS):
+                while True:
+                    with contextlib.suppress(FileNotFoundError, ValueError):
+                        state = self.processes()
+                        if all(state[n]["ready"] and state[n]["pid"] not in old for n in wanted):
+                            return
+                    await asyncio.sleep(0.1)
+        except TimeoutError as error:
+            problem = f"not all of {', '.join(wanted)} came back: {state}"
+            raise TimeoutError(problem) from error
 
 
 Fault = Callable[[Stage], Awaitable[None]]

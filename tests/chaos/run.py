@@ -45,7 +45,9 @@ class Options:
     users: int = 4
     faults: Sequence[str] = tuple(faults)
     keep: Path | None = None
-    """Folder to copy the data to in the end."""
+    """New folder for a copy of the data, in the end."""
+    keep_failed: Path | None = None
+    """The same, where something went wrong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +82,17 @@ async def run(options: Options) -> Outcome:
             environment=ENVIRONMENT,
         )
         stage = Stage(service, disk, random.Random(options.seed))
+        keep = options.keep or options.keep_failed
         try:
             with service:
-                return await run_on(stage, options)
+                outcome = await run_on(stage, options)
+            if not outcome.audit.problems:
+                keep = options.keep
+            return outcome
         finally:
-            if options.keep is not None:
-                shutil.copytree(service.data_dir, options.keep)
+            if keep is not None:
+                shutil.copytree(service.data_dir, keep)
+                print(f"the data is in {keep}", flush=True)
 
 
 async def run_on(stage: Stage, options: Options) -> Outcome:
