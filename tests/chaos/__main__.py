@@ -26,7 +26,7 @@ from tiny_models import make_policy, make_reward_model
 def main() -> int:
     """Run and report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=420, help="how long faults begin")
+    parser.add_argument("--seconds", type=float, default=600, help="how long faults begin")
     parser.add_argument("--seed", type=int, default=None, help="of users and faults")
     parser.add_argument("--users", type=int, default=4)
     parser.add_argument("--fault", action="append", choices=list(faults), help="only these")

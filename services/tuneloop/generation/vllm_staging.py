@@ -37,7 +37,7 @@ class Staging:
         """Begin to load the weights of `folder` in a thread."""
         self._model_runner = model_runner
         self._folder = folder
-        self._twins: list[Twin] = []
+        self._twins: dict[int, Twin] = {}
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="stage weights", daemon=True)
         self._thread.start()
@@ -52,7 +52,7 @@ class Staging:
 
     def commit(self) -> None:
         """Put the loaded weights into the model; nothing may be computing with it."""
-        for pair in self._twins:
+        for pair in self._twins.values():
             live, loaded = pair.layer.__dict__, pair.twin.__dict__
             live["_parameters"].update(loaded["_parameters"])
             live["_buffers"].update(loaded["_buffers"])
@@ -65,6 +65,7 @@ class Staging:
         self._model_runner.reset_lora_state()
         self._model_runner.reset_encoder_cache()
         self._model_runner.reset_mm_cache()
+        discard(self._twins)
 
     def _run(self) -> None:
         try:
@@ -73,11 +74,11 @@ class Staging:
                 self._load()
         except Exception as error:
             self._error = error
+            discard(self._twins)
 
     def _load(self) -> None:
         model = self._model_runner.get_model()
-        twins: dict[int, Twin] = {}
-        twin = twin_of(model, twins, {})
+        twin = twin_of(model, self._twins, {})
         reload_weights(
             self._model_runner.vllm_config,
             twin,
@@ -86,7 +87,6 @@ class Staging:
             is_checkpoint_format=True,
         )
         pack_tied_output(twin)
-        self._twins = list(twins.values())
 
 
 TENSORS = ("_parameters", "_buffers", "_modules")
@@ -124,6 +124,17 @@ def reloading_info_of(layer: nn.Module) -> LayerReloadingInfo:
         for tensors in known.restore_metadata
     )
     return LayerReloadingInfo((parameters, buffers), known.restore_device)
+
+
+def discard(twins: dict[int, Twin]) -> None:
+    """Take twins apart: vLLM's notes of a layer hold on to the layer, and so to its weights."""
+    for pair in twins.values():
+        notes = LAYERWISE_INFO.pop(pair.twin, None)
+        if notes is not None:
+            # After a failure it holds what was half loaded.
+            notes.reset()
+        pair.twin.__dict__.clear()
+    twins.clear()
 
 
 def copy_of(tensor: torch.Tensor) -> torch.Tensor:
