@@ -73,7 +73,10 @@ class Streams:
                 return
             self.requests += 1
             try:
-                await self._chat(stream, PROMPTS[(stream + number) % len(PROMPTS)])
+                prompt = PROMPTS[(stream + number) % len(PROMPTS)]
+                # Never the same one twice, as users' are not: the prefix cache, cold after a swap,
+                # would make the load without swaps another one.
+                await self._chat(stream, f"Question {number} of user {stream}: {prompt}")
             except grpc.aio.AioRpcError as error:
                 self.failures.append(f"{error.code().name}: {error.details()}")
 

@@ -8,9 +8,12 @@ nothing.
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +32,7 @@ from tuneloop.policies import (
     WeightsKind,
     WeightsReference,
 )
+from tuneloop.priority import lower_priority
 from tuneloop.weights.manifest import Manifest
 from tuneloop.weights.store import WeightStore
 
@@ -37,6 +41,9 @@ T = TypeVar("T")
 
 HEADROOM = 2
 """Adapters the engine can hold beyond `max_live_versions`, while old requests still run."""
+
+CHECKING_NICENESS = 10
+"""Of the thread that fetches and checks files: sampling goes first on a processor both want."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +91,11 @@ class HotSwap:
         self.lock = asyncio.Lock()
         self.tasks: set[asyncio.Task[Any]] = set()
         self.trimming = False
+        self.checking = ThreadPoolExecutor(
+            max_workers=1,
+            thread_name_prefix="weights",
+            initializer=lambda: lower_priority(threading.get_native_id(), CHECKING_NICENESS),
+        )
         metrics.policy_version.labels(options.policy).set(0)
 
     def lease(self, policy_version: int | None = None, *, route_by: str = "") -> Lease:
@@ -190,7 +202,7 @@ class HotSwap:
             raise
         try:
             check_manifest(manifest, reference, self.engine.weights_kind)
-            await asyncio.to_thread(self.check_files, manifest, folder)
+            await self.aside(self.check_files, manifest, folder)
         except WeightsRefused as error:
             self.refused("check", reference, error)
             raise
@@ -212,7 +224,12 @@ class HotSwap:
             raise WeightsRefused(
                 f"policy: {reference.policy!r} is not {self.options.policy!r}", param="policy"
             )
-        return await asyncio.to_thread(self.store.fetch, reference)
+        return await self.aside(self.store.fetch, reference)
+
+    async def aside(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Do it in the thread that yields to sampling, in the trace of who asks."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.checking, copy_context().run, work, *arguments)
 
     def check_files(self, manifest: Manifest, folder: Path) -> None:
         """Raise `WeightsRefused` unless the files fit the base model."""
