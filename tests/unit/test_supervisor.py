@@ -116,6 +116,26 @@ async def test_killing_a_parent_ends_its_children_too(tmp_path: Path) -> None:
     assert "was ended by SIGKILL" in output.getvalue()
 
 
+@pytest.mark.parametrize("failure", [RuntimeError("no"), asyncio.CancelledError(), None])
+async def test_a_probe_that_fails_or_hangs_is_tried_again(
+    tmp_path: Path, failure: BaseException | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuneloop.supervisor.process.PROBE_LIMIT_SECONDS", 0.2)
+    probed: list[int] = []
+
+    async def probe() -> bool:
+        probed.append(1)
+        if len(probed) == 1 and failure is not None:
+            raise failure
+        if len(probed) == 1:
+            await asyncio.Event().wait()
+        return True
+
+    async with supervised(tmp_path, replace(spec("reward", SLEEPER), probe=probe)):
+        await until(lambda: state(tmp_path)["processes"]["reward"]["ready"])
+    assert len(probed) == 2
+
+
 async def test_processes_share_a_session_and_are_as_nice_as_asked(tmp_path: Path) -> None:
     nice = replace(spec("reward", SLEEPER), niceness=7)
     async with supervised(tmp_path, nice):

@@ -22,6 +22,8 @@ SETTINGS_ARE_WRONG = 2
 PROBE_SECONDS = 0.25
 AILING_SECONDS = 2.0
 """Between two looks at whether a process that runs still works."""
+PROBE_LIMIT_SECONDS = 15.0
+"""After which a probe has failed; probes have shorter limits themselves."""
 DRAIN_SECONDS = 2.0
 
 
@@ -195,19 +197,37 @@ class ManagedProcess:
 
     async def _watch(self) -> None:
         """Probe until it is ready, then end it should it ail."""
-        while not await self.spec.probe():
+        while not await self._succeeds(self.spec.probe):
             await asyncio.sleep(PROBE_SECONDS)
         self._ready_at = asyncio.get_running_loop().time()
         self.ready.set()
         self._changed()
         if self.spec.ailing is None:
             return
-        while not await self.spec.ailing():
+        while not await self._succeeds(self.spec.ailing):
             await asyncio.sleep(AILING_SECONDS)
         self._say("runs but does not work any more; ending it")
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
+
+    async def _succeeds(self, probe: Probe) -> bool:
+        """What the probe says; False when it fails in any way, as the next one may not."""
+        probing = asyncio.ensure_future(probe())
+        try:
+            await asyncio.wait({probing}, timeout=PROBE_LIMIT_SECONDS)
+        finally:
+            probing.cancel()
+        if not probing.done():
+            problem = f"no answer within {PROBE_LIMIT_SECONDS:g} s"
+        elif probing.cancelled():
+            problem = "cancelled"
+        elif (error := probing.exception()) is not None:
+            problem = repr(error)
+        else:
+            return probing.result()
+        self._say(f"could not be probed: {problem}")
+        return False
 
     def _say(self, text: str) -> None:
         self._terminal.line("tuneloop", f"{self.spec.name} {text}")
