@@ -418,7 +418,8 @@ class TestFeedback(Feedback.TestCase):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 class TestFeedbackAtLength(Feedback.TestCase):
     """Other steps each time, and many."""
 
-    settings = settings(quick, max_examples=500, stateful_step_count=10, derandomize=False)
+    settings = settings(quick, max_examples=250, stateful_step_count=10, derandomize=False)
