@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -207,6 +208,24 @@ async def test_stopping_lets_a_call_in_flight_end(served: Served) -> None:
     served.scripted.go_on.set()
     assert (await call).reward_model_version == 3
     await stopping
+
+
+async def test_a_port_that_a_connection_has_is_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as somebody, socket.socket() as connection:
+        connection.bind(("127.0.0.1", 0))
+        port = int(connection.getsockname()[1])
+        connection.connect(somebody.getsockname())
+        accepted, _ = somebody.accept()
+        server = Server(host="127.0.0.1", port=port, drain_seconds=0.1)
+        starting = asyncio.create_task(server.start())
+        await asyncio.sleep(0.6)
+        assert not starting.done()
+        # Whoever ends it first keeps the port for a minute: not the one that is waited for.
+        accepted.close()
+        assert connection.recv(1) == b""
+        connection.close()
+        assert await starting == port
+    await server.stop()
 
 
 async def test_a_taken_port_is_refused(served: Served) -> None:

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 from supervised import PARENT, SLEEPER, make_supervisor, spec
 
+from tuneloop import ports
 from tuneloop.errors import FailedPrecondition, SettingsError
 from tuneloop.policies import WeightsKind
-from tuneloop.supervisor import chatter, nats, ports
+from tuneloop.supervisor import chatter, nats
 from tuneloop.supervisor.data_dir import check_model, open_data_dir
 from tuneloop.supervisor.output import LogFile, Terminal
 from tuneloop.supervisor.plan import choose_ports, make_plan

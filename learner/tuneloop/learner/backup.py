@@ -26,7 +26,7 @@ from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
 
-from tuneloop import wire
+from tuneloop import ports, wire
 from tuneloop.bus import snapshots, subjects
 from tuneloop.bus.connection import Connection
 from tuneloop.bus.jetstream import JetStreamBus
@@ -34,7 +34,7 @@ from tuneloop.errors import FailedPrecondition, InvalidRequest, Unavailable
 from tuneloop.learner.ledger import steps, versions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.policies import WeightsReference
-from tuneloop.supervisor import nats, ports
+from tuneloop.supervisor import nats
 from tuneloop.supervisor.data_dir import DataDir, lock
 
 logger = logging.getLogger("tuneloop.learner.backup")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tuneloop import ports
 from tuneloop.doctor.finding import Finding, fine, problem, warning
 from tuneloop.errors import SettingsError, TuneloopError
-from tuneloop.supervisor import ports
 from tuneloop.supervisor.data_dir import DataDir, is_alive
 from tuneloop.supervisor.plan import DEFAULT_PORTS, LOCAL, key_needed, port_setting
 from tuneloop.supervisor.settings import SupervisorSettings

@@ -11,6 +11,7 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from tuneloop.errors import SettingsError
+from tuneloop.ports import until_released
 from tuneloop.rpc.channel import MAX_MESSAGE_BYTES
 from tuneloop.rpc.interceptors import ErrorInterceptor
 from tuneloop.rpc.tls import Tls
@@ -101,6 +102,8 @@ class Server:
         reflection.enable_server_reflection(names, self._server)
         await self.set_serving(False)
         address = f"{self._host}:{self._wanted_port}"
+        if self._wanted_port:
+            await until_released(self._host.strip("[]"), self._wanted_port)
         try:
             self.port = self._bind(address)
         except RuntimeError as error:

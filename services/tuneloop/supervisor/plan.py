@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tuneloop import ports
 from tuneloop.errors import SettingsError
 from tuneloop.gateway.keys import KeyFile
 from tuneloop.gateway.settings import is_loopback, keys_wanted
 from tuneloop.models.catalog import catalog
-from tuneloop.supervisor import chatter, nats, ports
+from tuneloop.supervisor import chatter, nats
 from tuneloop.supervisor.data_dir import DataDir
 from tuneloop.supervisor.probes import answers_http, can_be_cured, listens, serves_grpc
 from tuneloop.supervisor.process import ProcessSpec

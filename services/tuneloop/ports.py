@@ -1,8 +1,57 @@
 """TCP ports: whether one is free, and which to take."""
 
+import asyncio
+import errno
+import logging
 import socket
+import time
 
 from tuneloop.errors import SettingsError
+
+log = logging.getLogger("tuneloop.ports")
+
+RELEASE_SECONDS = 75.0
+"""The kernel keeps the port of a connection for a minute after its end (TIME_WAIT)."""
+RELEASE_INTERVAL = 0.25
+
+
+async def until_released(host: str, port: int) -> None:
+    """Wait while a port is held by an outgoing connection, or by what is left of one.
+
+    From 32768 up Linux gives ports to whoever connects anywhere, also one that a service listened
+    on until it was killed a moment ago. Returns at once where another program listens on it, and
+    after `RELEASE_SECONDS` in any case: binding will say what is wrong.
+    """
+    deadline = time.monotonic() + RELEASE_SECONDS
+    said = False
+    while time.monotonic() < deadline and is_held(host, port):
+        if await asyncio.to_thread(is_listened_on, host, port):
+            return
+        if not said:
+            log.warning("port %d was given to a connection; waiting until it is free", port)
+            said = True
+        await asyncio.sleep(RELEASE_INTERVAL)
+
+
+def is_held(host: str, port: int) -> bool:
+    """Whether somebody else has the port of this address, which exists."""
+    with socket.socket(family_of(host)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
+
+
+def is_listened_on(host: str, port: int) -> bool:
+    """Whether a connection to it is taken."""
+    with socket.socket(family_of(host)) as probe:
+        probe.settimeout(2)
+        try:
+            return probe.connect_ex((host, port)) == 0
+        except OSError:
+            return False
 
 
 def is_free(host: str, port: int) -> bool:
