@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,8 @@ from tiny_models import make_policy, make_reward_model
 
 if TYPE_CHECKING:
     from postgres_server import Postgres
+
+    from tuneloop.bus.jetstream import JetStreamBus
 
 # The same examples each time, and none fails because the machine was busy; `make test-all` looks
 # for new ones.
@@ -102,6 +104,16 @@ def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture
+async def bus(nats_server: NatsServer) -> "AsyncIterator[JetStreamBus]":
+    """A connection of the test's own."""
+    from tuneloop.bus.jetstream import JetStreamBus
+
+    connected = await JetStreamBus.connect(nats_server.url, name="test")
+    yield connected
+    await connected.close()
 
 
 @pytest.fixture(scope="session")

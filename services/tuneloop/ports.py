@@ -33,37 +33,38 @@ async def until_released(host: str, port: int) -> None:
         await asyncio.sleep(RELEASE_INTERVAL)
 
 
+def is_free(host: str, port: int) -> bool:
+    """Whether this process could listen on `host:port` now."""
+    return binding_error(host, port) is None
+
+
 def is_held(host: str, port: int) -> bool:
     """Whether somebody else has the port of this address, which exists."""
+    error = binding_error(host, port)
+    return error is not None and error.errno == errno.EADDRINUSE
+
+
+def binding_error(host: str, port: int) -> OSError | None:
+    """What binding as servers do ends with; None when it works."""
     with socket.socket(family_of(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            return error.errno == errno.EADDRINUSE
-    return False
+            return error
+    return None
 
 
 def is_listened_on(host: str, port: int) -> bool:
-    """Whether a connection to it is taken."""
-    with socket.socket(family_of(host)) as probe:
-        probe.settimeout(2)
-        try:
-            return probe.connect_ex((host, port)) == 0
-        except OSError:
-            return False
-
-
-def is_free(host: str, port: int) -> bool:
-    """Whether this process could listen on `host:port` now."""
-    with socket.socket(family_of(host)) as probe:
-        # As servers do: a port in TIME_WAIT is free, one that is listened on is not.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+    """Whether a connection is taken; raises `socket.gaierror` for a host that does not exist."""
+    for family, kind, protocol, _, address in socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM
+    ):
+        with socket.socket(family, kind, protocol) as probe:
+            probe.settimeout(2)
+            if probe.connect_ex(address) == 0:
+                return True
+    return False
 
 
 def take(host: str, preferred: int, taken: set[int]) -> int:
@@ -82,15 +83,10 @@ def require_free(host: str, port: int) -> None:
     if is_free(host, port):
         return
     try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        taken = is_listened_on(host, port)
     except socket.gaierror as error:
         raise SettingsError(f"host {host!r}: {error.strerror}", param="host") from error
-    for family, kind, protocol, _, address in addresses:
-        with socket.socket(family, kind, protocol) as probe:
-            probe.settimeout(2)
-            if probe.connect_ex(address) == 0:
-                break
-    else:
+    if not taken:
         raise SettingsError(
             f"cannot listen on {host}:{port}: not an address of this machine, a privileged port, "
             "or one that another program holds; choose another with --host and --port",

@@ -1,7 +1,11 @@
-"""How much of a busy processor a process gets beside others."""
+"""How much of a busy processor a process or a thread gets beside others."""
 
 import contextlib
 import os
+import threading
+
+BACKGROUND_NICENESS = 10
+"""Of a thread that works beside sampling."""
 
 
 def lower_priority(pid: int, niceness: int) -> None:
@@ -14,3 +18,8 @@ def lower_priority(pid: int, niceness: int) -> None:
         # Nobody but root may take niceness back.
         niceness = max(niceness, os.getpriority(os.PRIO_PROCESS, pid))
         os.setpriority(os.PRIO_PROCESS, pid, niceness)
+
+
+def lower_thread_priority() -> None:
+    """Have this thread, and those it starts, yield to sampling on a processor both want."""
+    lower_priority(threading.get_native_id(), BACKGROUND_NICENESS)

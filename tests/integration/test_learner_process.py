@@ -46,13 +46,6 @@ def learner(
 
 
 @pytest.fixture
-async def bus(nats_server: NatsServer) -> AsyncIterator[JetStreamBus]:
-    connected = await JetStreamBus.connect(nats_server.url, name="test")
-    yield connected
-    await connected.close()
-
-
-@pytest.fixture
 async def stub(learner: LearnerProcess) -> AsyncIterator[Stub]:
     channel = connect(f"127.0.0.1:{learner.environment['TUNELOOP_LEARNER_PORT']}")
     yield Stub(channel)

@@ -1,7 +1,7 @@
 """A real learner, its ledger on Postgres and its weights in a bucket, through what goes wrong."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,13 +50,6 @@ def learner(
     yield process
     process.kill()
     print(process.log)
-
-
-@pytest.fixture
-async def bus(nats_server: NatsServer) -> AsyncIterator[JetStreamBus]:
-    connected = await JetStreamBus.connect(nats_server.url, name="test")
-    yield connected
-    await connected.close()
 
 
 def restart_if_ended(learner: LearnerProcess) -> None:

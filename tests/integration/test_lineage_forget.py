@@ -1,11 +1,8 @@
 """Forgetting a user with a real nats-server: the ledger, every stream and the exports."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
-from conftest import NatsServer
 from learner_events import make_rollout, make_score, make_thumb
 from learner_parts import Parts, until
 
@@ -24,13 +21,6 @@ from tuneloop.wire import (
 )
 
 STREAMS = (subjects.ROLLOUTS, subjects.FEEDBACK, subjects.DEAD_LETTERS, subjects.LEARNER)
-
-
-@pytest.fixture
-async def bus(nats_server: NatsServer) -> AsyncIterator[JetStreamBus]:
-    connected = await JetStreamBus.connect(nats_server.url, name="test")
-    yield connected
-    await connected.close()
 
 
 async def publish_all(bus: JetStreamBus, user: str) -> None:

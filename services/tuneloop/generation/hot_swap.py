@@ -8,7 +8,6 @@ nothing.
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +31,7 @@ from tuneloop.policies import (
     WeightsKind,
     WeightsReference,
 )
-from tuneloop.priority import lower_priority
+from tuneloop.priority import lower_thread_priority
 from tuneloop.weights.manifest import Manifest
 from tuneloop.weights.store import WeightStore
 
@@ -41,9 +40,6 @@ T = TypeVar("T")
 
 HEADROOM = 2
 """Adapters the engine can hold beyond `max_live_versions`, while old requests still run."""
-
-CHECKING_NICENESS = 10
-"""Of the thread that fetches and checks files: sampling goes first on a processor both want."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +90,7 @@ class HotSwap:
         self.checking = ThreadPoolExecutor(
             max_workers=1,
             thread_name_prefix="weights",
-            initializer=lambda: lower_priority(threading.get_native_id(), CHECKING_NICENESS),
+            initializer=lower_thread_priority,
         )
         metrics.policy_version.labels(options.policy).set(0)
 

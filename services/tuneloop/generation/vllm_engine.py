@@ -1,7 +1,7 @@
-"""The engine on vLLM's `AsyncLLM`; with `vllm_worker`, the only modules that import vllm.
+"""The engine on vLLM's `AsyncLLM`; its worker's side is in `vllm_worker` and `vllm_staging`.
 
 LoRA versions are adapters with `lora_int_id == policy_version`; an id is never loaded twice with
-other weights. Full weights are replaced in place between `pause_generation(mode="keep")` and
+other weights. Full weights change places between `pause_generation(mode="keep")` and
 `resume_generation`; vLLM labels every token with the weights that sampled it, and those labels
 become `policy_version_spans`.
 """

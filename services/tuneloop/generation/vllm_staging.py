@@ -6,7 +6,6 @@ same layers with parameters of their own.
 """
 
 import copy
-import os
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +16,7 @@ from vllm.model_executor.model_loader.reload.inplace import reload_weights
 from vllm.model_executor.model_loader.reload.layerwise import LAYERWISE_INFO
 from vllm.model_executor.model_loader.reload.types import LayerReloadingInfo
 
-NICENESS = 10
-"""Of the thread that loads: decoding goes first."""
+from tuneloop.priority import lower_thread_priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,7 @@ class Staging:
 
     def _run(self) -> None:
         try:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+            lower_thread_priority()
             with torch.inference_mode():
                 self._load()
         except Exception as error:
@@ -104,9 +102,12 @@ def twin_of(layer: nn.Module, twins: dict[int, Twin], tensors: dict[int, torch.T
     twin.__dict__ = dict(layer.__dict__)
     twins[id(layer)] = Twin(layer, twin, dict(layer.__dict__))
     for kind in ("_parameters", "_buffers"):
+        own = layer.__dict__[kind]
+        for tensor in own.values():
+            if tensor is not None and id(tensor) not in tensors:
+                tensors[id(tensor)] = copy_of(tensor)
         twin.__dict__[kind] = {
-            name: None if tensor is None else tensors.setdefault(id(tensor), copy_of(tensor))
-            for name, tensor in layer.__dict__[kind].items()
+            name: None if tensor is None else tensors[id(tensor)] for name, tensor in own.items()
         }
     twin.__dict__["_modules"] = {
         name: None if child is None else twin_of(child, twins, tensors)

@@ -14,7 +14,7 @@ import torch
 from tuneloop.learner.models import PolicyModel
 from tuneloop.learner.offline.intervals import Estimate, mean_of, rate_of
 from tuneloop.learner.offline.prompt_rows import PromptRow
-from tuneloop.learner.offline.prompted import Attempt
+from tuneloop.learner.offline.prompted import Attempt, ask
 from tuneloop.learner.offline.rewards import Rewards
 from tuneloop.learner.offline.sampler import Sampler
 from tuneloop.learner.offline.versions import Version
@@ -71,17 +71,13 @@ def answer(
     version: Version, rows: Sequence[PromptRow], sampling: Sampling, rewards: Rewards | None
 ) -> Answers:
     """Ask a version every prompt, and score what it says."""
-    model = load_policy(version)
-    each = range(sampling.samples_per_prompt)
-    wanted = [(row, i) for row in rows for i in each]
-    # By number, not by the row's place: that holds the file's path, and a file that was moved is
-    # to be answered as before.
-    seeds = [f"{sampling.seed}, prompt {n}, {i}" for n in range(len(rows)) for i in each]
-    sampled = sampling.sampler.sample(model, [row.asked.token_ids for row, _ in wanted], seeds)
-    attempts = [
-        Attempt(row=row, sampled=completion, name=f"{row.place}, completion {i + 1}")
-        for (row, i), completion in zip(wanted, sampled, strict=True)
-    ]
+    attempts = ask(
+        load_policy(version),
+        sampling.sampler,
+        rows,
+        samples_per_prompt=sampling.samples_per_prompt,
+        seed=sampling.seed,
+    )
     scores: Sequence[float | None] = [None] * len(attempts)
     if rewards is not None:
         scores = rewards.score([attempt.answer for attempt in attempts])

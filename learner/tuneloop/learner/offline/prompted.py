@@ -59,19 +59,29 @@ class Attempts:
 
         `occasion` names the place in the run: the same prompt gets other completions at another.
         """
-        each = range(self._samples_per_prompt)
-        wanted = [(row, i) for row in rows for i in each]
-        # By number, not by the row's place: that holds the path of the file.
-        seeds = [
-            f"{self._seed}, {occasion}, prompt {n}, {i}" for n in range(len(rows)) for i in each
-        ]
-        sampled = self._sampler.sample(
-            self._model.module, [row.asked.token_ids for row, _ in wanted], seeds
+        return ask(
+            self._model.module,
+            self._sampler,
+            rows,
+            samples_per_prompt=self._samples_per_prompt,
+            seed=f"{self._seed}, {occasion}",
         )
-        return [
-            Attempt(row=row, sampled=completion, name=f"{row.place}, completion {i + 1}")
-            for (row, i), completion in zip(wanted, sampled, strict=True)
-        ]
+
+
+def ask(
+    model: Any, sampler: Sampler, rows: Sequence[PromptRow], *, samples_per_prompt: int, seed: str
+) -> list[Attempt]:
+    """`samples_per_prompt` completions of each prompt by a transformers model, in order."""
+    each = range(samples_per_prompt)
+    wanted = [(row, i) for row in rows for i in each]
+    # By number, not by the row's place: that holds the file's path, and a file that was moved is to
+    # be answered as before.
+    seeds = [f"{seed}, prompt {n}, {i}" for n in range(len(rows)) for i in each]
+    sampled = sampler.sample(model, [row.asked.token_ids for row, _ in wanted], seeds)
+    return [
+        Attempt(row=row, sampled=completion, name=f"{row.place}, completion {i + 1}")
+        for (row, i), completion in zip(wanted, sampled, strict=True)
+    ]
 
 
 class PromptedCourse:
