@@ -35,7 +35,7 @@ from benchmarks.gateway_model import FULL, QUICK, measure_model, servers
 from benchmarks.gateway_pace import measure_pace
 from benchmarks.gateway_table import table
 from benchmarks.loop import RESULTS, device_name
-from tuneloop.generation.vllm_environment import prepare_environment
+from tuneloop.generation.vllm.environment import prepare_environment
 from tuneloop.models.resolve import resolve
 
 T = TypeVar("T")

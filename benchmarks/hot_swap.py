@@ -37,7 +37,7 @@ from benchmarks.hot_swap_service import CACHED_FULL_VERSIONS, service
 from benchmarks.hot_swap_table import table
 from benchmarks.intervals import Estimate, median
 from benchmarks.loop import RESULTS, device_name
-from tuneloop.generation.vllm_environment import prepare_environment
+from tuneloop.generation.vllm.environment import prepare_environment
 from tuneloop.models.resolve import resolve
 from tuneloop.policies import WeightsKind
 

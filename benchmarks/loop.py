@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.load import LoadResult, load
-from tuneloop.generation.vllm_environment import prepare_environment
+from tuneloop.generation.vllm.environment import prepare_environment
 from tuneloop.models.resolve import resolve
 from tuneloop.supervisor.child import ServiceChild
 

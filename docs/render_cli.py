@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 from typer.models import Context
 
-from tuneloop.cli import COMMANDS, add_commands, app
+from tuneloop.cli.app import COMMANDS, add_commands, app
 
 PAGE = Path(__file__).with_name("cli.md")
 INTRODUCTION = """# The command line
@@ -45,7 +45,7 @@ EXAMPLE = re.compile(r"^Example: (tuneloop .*)$", re.MULTILINE)
 
 def render() -> str:
     """The whole page."""
-    from tuneloop.commands.conversation import HELP
+    from tuneloop.cli.chat.conversation import HELP
 
     project = tomllib.loads(PAGE.parents[1].joinpath("pyproject.toml").read_text())["project"]
     # What is installed may be older than what is written.

@@ -69,10 +69,10 @@ def teacher_forced(
 def make_engine(name: str, model: Path, kind: WeightsKind) -> Engine:
     """An engine on the tiny model, small enough to share a machine with other tests."""
     if name == "transformers":
-        from tuneloop.generation.transformers_engine import TransformersEngine
+        from tuneloop.generation.transformers.engine import TransformersEngine
 
         return TransformersEngine(model, kind, None, threads=1)
-    from tuneloop.generation.vllm_engine import VllmEngine, VllmOptions
+    from tuneloop.generation.vllm.engine import VllmEngine, VllmOptions
 
     options = VllmOptions(
         model=model,

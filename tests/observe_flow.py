@@ -17,11 +17,11 @@ from tuneloop import tracing
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.generation.completions import Completions
 from tuneloop.generation.engine import EngineLimits, EngineOutput, EngineRequest
-from tuneloop.generation.hot_swap import HotSwap, SwapOptions
+from tuneloop.generation.prompts import Tokenization
 from tuneloop.generation.rollout_publisher import RolloutPublisher
-from tuneloop.generation.routing import Routing
 from tuneloop.generation.servicer import GenerationServicer
-from tuneloop.generation.tokenization import Tokenization
+from tuneloop.generation.swap.hot_swap import HotSwap, SwapOptions
+from tuneloop.generation.swap.routing import Routing
 from tuneloop.learner import trail
 from tuneloop.learner.ledger import ready
 from tuneloop.policies import WeightsKind

@@ -7,7 +7,7 @@ from pathlib import Path
 from engine_helpers import Versions
 
 from tuneloop.generation.engine import EngineLimits, EngineOutput, EngineRequest
-from tuneloop.generation.hot_swap import HotSwap, SwapOptions
+from tuneloop.generation.swap.hot_swap import HotSwap, SwapOptions
 from tuneloop.policies import Activation, WeightsKind, WeightsReference
 
 

@@ -8,7 +8,7 @@ from gateway_fakes import Stack, running_gateway
 
 from tuneloop.errors import Unavailable
 from tuneloop.feedback import Comment, Comparison, Demonstration, Thumb
-from tuneloop.gateway.keys import KeyFile, Limits, Scope, new_key
+from tuneloop.gateway.keys.store import KeyFile, Limits, Scope, new_key
 
 pytestmark = browser_tests
 

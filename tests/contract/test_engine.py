@@ -16,10 +16,10 @@ from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import InvalidRequest, SettingsError, WeightsRefused
 from tuneloop.generation.completions import CompletionRequest, Completions, Final
 from tuneloop.generation.engine import Engine, EngineLimits, EngineRequest
-from tuneloop.generation.growing import Delta
-from tuneloop.generation.hot_swap import HotSwap, SwapOptions
+from tuneloop.generation.partial_completion import Delta
+from tuneloop.generation.prompts import Tokenization
 from tuneloop.generation.rollout_publisher import RolloutPublisher
-from tuneloop.generation.tokenization import Tokenization
+from tuneloop.generation.swap.hot_swap import HotSwap, SwapOptions
 from tuneloop.generation.tool_calls import merged
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import (

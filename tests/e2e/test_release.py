@@ -12,7 +12,7 @@ import pytest
 from e2e_client import User, wait_until
 from typer.testing import CliRunner
 
-from tuneloop.commands.policies import policies_app
+from tuneloop.cli.policies import policies_app
 from tuneloop.supervisor.child import ServiceChild
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

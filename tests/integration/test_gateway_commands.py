@@ -13,10 +13,10 @@ from typer.testing import CliRunner, Result
 
 from tuneloop import wire
 from tuneloop.bus import subjects
-from tuneloop.commands.chat import chat
-from tuneloop.commands.feedback import feedback_app
-from tuneloop.commands.forget import forget
-from tuneloop.commands.policies import policies_app
+from tuneloop.cli.chat.command import chat
+from tuneloop.cli.feedback import feedback_app
+from tuneloop.cli.forget import forget
+from tuneloop.cli.policies import policies_app
 from tuneloop.errors import Unavailable
 from tuneloop.feedback import Comment, Comparison, Demonstration, Feedback
 

@@ -13,9 +13,9 @@ from gateway_fakes import Stack, running_gateway
 
 from tuneloop import wire
 from tuneloop.bus import subjects
-from tuneloop.gateway import events
-from tuneloop.gateway.steps import SHOWN, StepHistory
-from tuneloop.gateway.throughput import Throughput
+from tuneloop.gateway.events import feed as events
+from tuneloop.gateway.events.steps import SHOWN, StepHistory
+from tuneloop.gateway.events.throughput import Throughput
 
 ALL = {"learner", "policies", "feedback", "steps", "throughput"}
 

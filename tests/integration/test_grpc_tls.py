@@ -16,8 +16,7 @@ from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.generation.settings import GenerationSettings
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.reward.settings import RewardSettings
-from tuneloop.rpc.channel import connect
-from tuneloop.rpc.health import is_serving
+from tuneloop.rpc.channel import connect, is_serving
 from tuneloop.rpc.server import Server
 from tuneloop.rpc.tls import Tls
 from tuneloop.settings import load
@@ -105,7 +104,7 @@ async def test_without_an_authority_a_server_takes_every_client(
     await server.stop()
 
 
-@pytest.mark.parametrize("module", ["tuneloop.rpc.probe", "tuneloop.commands.healthcheck"])
+@pytest.mark.parametrize("module", ["tuneloop.rpc.probe", "tuneloop.cli.healthcheck"])
 async def test_the_probe_asks_with_the_processs_own_settings(
     server: Server, generation: Certificate, module: str
 ) -> None:

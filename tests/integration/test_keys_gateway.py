@@ -12,10 +12,10 @@ import pytest
 from fastapi.routing import APIRoute
 from gateway_fakes import IDS, SECRET, Stack, running_gateway
 
-from tuneloop.gateway import keyring
 from tuneloop.gateway.app import create_app
-from tuneloop.gateway.auth import scope_for
-from tuneloop.gateway.keys import KeyFile, Limits, Scope, new_key
+from tuneloop.gateway.edge.authentication import scope_for
+from tuneloop.gateway.keys import ring
+from tuneloop.gateway.keys.store import KeyFile, Limits, Scope, new_key
 from tuneloop.gateway.settings import GatewaySettings
 
 CHAT = {"model": "tuneloop", "messages": [{"role": "user", "content": "hi"}]}
@@ -26,8 +26,8 @@ APP = "https://app.example"
 @pytest.fixture(autouse=True)
 def time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing fills up while a test runs, and every look at the file of keys is due."""
-    monkeypatch.setattr(keyring, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr("tuneloop.gateway.app.KeyRing", partial(keyring.KeyRing, clock=lambda: 0.0))
+    monkeypatch.setattr(ring, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("tuneloop.gateway.app.KeyRing", partial(ring.KeyRing, clock=lambda: 0.0))
     monkeypatch.delenv("TUNELOOP_API_KEY", raising=False)
 
 

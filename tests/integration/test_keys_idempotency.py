@@ -268,7 +268,7 @@ async def test_openais_client_gets_the_answer_that_it_lost(stack: Stack) -> None
 
 
 async def test_callers_do_not_share_keys(tmp_path: Any) -> None:
-    from tuneloop.gateway.keys import KeyFile, Limits, Scope, new_key
+    from tuneloop.gateway.keys.store import KeyFile, Limits, Scope, new_key
 
     file = KeyFile(tmp_path / "keys.json")
     tokens = []

@@ -3,7 +3,7 @@
 from conftest import NatsServer
 
 from tuneloop.bus.jetstream import JetStreamBus
-from tuneloop.gateway.quotas import Book
+from tuneloop.gateway.edge.quotas import Book
 
 
 async def test_usage_is_kept_by_jetstream(nats_server: NatsServer) -> None:

@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tuneloop.gateway.app import create_app
-from tuneloop.gateway.auth import scope_for
+from tuneloop.gateway.edge.authentication import scope_for
 from tuneloop.gateway.openapi_parts import examples
 from tuneloop.gateway.settings import GatewaySettings
 

@@ -17,10 +17,10 @@ from learner_parts import Parts, until
 from sqlalchemy import select
 
 from tuneloop.generation.completions import Completions
-from tuneloop.generation.hot_swap import HotSwap, SwapOptions
+from tuneloop.generation.prompts import Tokenization
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.servicer import GenerationServicer
-from tuneloop.generation.tokenization import Tokenization
+from tuneloop.generation.swap.hot_swap import HotSwap, SwapOptions
 from tuneloop.learner.asking import Generation
 from tuneloop.learner.assembly import make_prompting
 from tuneloop.learner.batches import PolicyBatches
@@ -33,7 +33,7 @@ from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.training import PolicyTraining
 from tuneloop.policies import WeightsKind
 from tuneloop.reward.consumer import RolloutConsumer
-from tuneloop.reward.functions import FunctionScorer
+from tuneloop.reward.scorers.functions import FunctionScorer
 from tuneloop.reward.scoring import Scoring
 from tuneloop.rpc.server import Server
 from tuneloop.v1 import generation_pb2_grpc

@@ -11,11 +11,11 @@ import typer
 from gateway_fakes import FakeLearner, Stack, running_gateway
 from typer.testing import CliRunner, Result
 
-from tuneloop.commands.forget import forget
-from tuneloop.commands.lineage import lineage_app
-from tuneloop.commands.policies import policies_app
-from tuneloop.gateway.auth import scope_for
-from tuneloop.gateway.keys import Scope
+from tuneloop.cli.forget import forget
+from tuneloop.cli.lineage import lineage_app
+from tuneloop.cli.policies import policies_app
+from tuneloop.gateway.edge.authentication import scope_for
+from tuneloop.gateway.keys.store import Scope
 
 app = typer.Typer()
 app.add_typer(lineage_app, name="lineage")

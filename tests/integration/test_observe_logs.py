@@ -19,8 +19,8 @@ from tuneloop.errors import Unavailable
 from tuneloop.learner import intake
 from tuneloop.learner.ledger import record
 from tuneloop.reward.consumer import MAX_DELIVERIES, RolloutConsumer
-from tuneloop.reward.functions import FunctionScorer
 from tuneloop.reward.scorer import Candidate
+from tuneloop.reward.scorers.functions import FunctionScorer
 from tuneloop.reward.scoring import Scoring
 from tuneloop.telemetry import JsonFormatter
 

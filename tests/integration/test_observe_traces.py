@@ -8,7 +8,7 @@ from observe_flow import ANSWER, Flow, flowing, recorded, spans
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from tuneloop.generation.hot_swap import HotSwap
+from tuneloop.generation.swap.hot_swap import HotSwap
 
 __all__ = ["spans"]
 

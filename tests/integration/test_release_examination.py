@@ -13,10 +13,10 @@ from gateway_fakes import FakeReward, serve
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import NotFound, Unavailable
 from tuneloop.generation.completions import Completions
-from tuneloop.generation.hot_swap import HotSwap, SwapOptions
+from tuneloop.generation.prompts import Tokenization
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.servicer import GenerationServicer
-from tuneloop.generation.tokenization import Tokenization
+from tuneloop.generation.swap.hot_swap import HotSwap, SwapOptions
 from tuneloop.learner.asking import Generation, Question
 from tuneloop.learner.ledger.versions import Version
 from tuneloop.learner.prompts import Prompts

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.vllm
 def test_a_twin_is_tied_as_the_model_is_and_leaves_nothing_behind() -> None:
     from vllm.model_executor.model_loader.reload import layerwise
 
-    from tuneloop.generation.vllm_staging import Twin, discard, twin_of
+    from tuneloop.generation.vllm.staging import Twin, discard, twin_of
 
     model = nn.ModuleDict({"embed": nn.Embedding(8, 4), "head": nn.Linear(4, 8, bias=False)})
     model["again"] = model["embed"]

@@ -9,9 +9,9 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
+from tuneloop.cli.chat.terminal import TerminalScreen
+from tuneloop.cli.output import cell, printable
 from tuneloop.client import Choice, Piece
-from tuneloop.commands.output import cell, printable
-from tuneloop.commands.terminal import TerminalScreen
 
 
 @pytest.fixture

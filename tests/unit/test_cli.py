@@ -20,7 +20,7 @@ def tuneloop(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPr
 @pytest.mark.parametrize("arguments", [["--help"], ["up", "--help"], ["models", "list"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
-        "import json, sys; from tuneloop.cli import app\n"
+        "import json, sys; from tuneloop.cli.app import app\n"
         f"try: app({arguments!r})\n"
         "except SystemExit: pass\n"
         f"print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from docs import render_cli
-from tuneloop.cli import app
+from tuneloop.cli.app import app
 
 PARENTS = {"feedback", "policies", "models", "keys"}
 
@@ -50,7 +50,7 @@ def test_completion_of_the_shell() -> None:
             "COMP_WORDS": words,
             "COMP_CWORD": str(len(words.split(" ")) - 1),
         }
-        program = "import sys; sys.argv = ['tuneloop']; from tuneloop.cli import main; main()"
+        program = "import sys; sys.argv = ['tuneloop']; from tuneloop.cli.app import main; main()"
         done = subprocess.run(
             [sys.executable, "-c", program], env=environment, capture_output=True, text=True
         )

@@ -12,7 +12,7 @@ import pytest
 
 from tuneloop import errors
 from tuneloop.client import AsyncClient, Client, Receipt
-from tuneloop.client.failures import error_of_status, error_of_type
+from tuneloop.client.exceptions import error_of_status, error_of_type
 from tuneloop.gateway.errors import status_of_error
 
 Handler = Callable[[httpx.Request], httpx.Response]

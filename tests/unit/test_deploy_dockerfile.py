@@ -11,7 +11,7 @@ from deploy_files import PROCESSES, ROOT, Dockerfile
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tuneloop.commands.healthcheck import PROCESSES as CHECKED
+from tuneloop.cli.healthcheck import PROCESSES as CHECKED
 from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.generation.settings import GenerationSettings
 from tuneloop.learner.settings import LearnerSettings

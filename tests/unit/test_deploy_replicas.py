@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from tuneloop.commands.healthcheck import probe_of
+from tuneloop.cli.healthcheck import probe_of
 from tuneloop.errors import SettingsError
 from tuneloop.rpc.channel import connect
 from tuneloop.rpc.server import Server

@@ -18,8 +18,8 @@ from deploy_files import (
 )
 from pydantic_settings import BaseSettings
 
-from tuneloop.gateway.keys import KeyFile, Scope, new_key
-from tuneloop.gateway.keys import Limits as KeyLimits
+from tuneloop.gateway.keys.store import KeyFile, Scope, new_key
+from tuneloop.gateway.keys.store import Limits as KeyLimits
 from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.generation.settings import GenerationSettings
 from tuneloop.learner.settings import LearnerSettings

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from tuneloop.cli import app
+from tuneloop.cli.app import app
 from tuneloop.doctor import machine, model_files, network, packages, torch_build
 from tuneloop.doctor.finding import Finding, State
 from tuneloop.doctor.machine import Gpu

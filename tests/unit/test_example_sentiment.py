@@ -8,7 +8,7 @@ import pytest
 from tiny_models import make_tokenizer
 
 from tuneloop.errors import InvalidRequest
-from tuneloop.reward.scorers import build
+from tuneloop.reward.build import build
 
 FUNCTION = "examples.sentiment.reward:happiness"
 PROMPTS = Path(__file__).parents[2] / "examples/sentiment/prompts.jsonl"

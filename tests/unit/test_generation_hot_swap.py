@@ -20,7 +20,7 @@ from tuneloop.errors import (
     Unavailable,
     WeightsRefused,
 )
-from tuneloop.generation.routing import Routing
+from tuneloop.generation.swap.routing import Routing
 from tuneloop.policies import WeightsKind, WeightsReference
 
 

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from tuneloop.errors import InvalidRequest, SettingsError
 from tuneloop.generation.coalescing import coalesce, message_seconds
 from tuneloop.generation.completions import Final
-from tuneloop.generation.detokenization import Detokenizer
-from tuneloop.generation.growing import Delta
-from tuneloop.generation.sampling import choose, processed_logprobs
+from tuneloop.generation.partial_completion import Delta
+from tuneloop.generation.prompts import Tokenization
 from tuneloop.generation.servicer import joined
 from tuneloop.generation.settings import GenerationSettings
-from tuneloop.generation.tokenization import Tokenization
+from tuneloop.generation.transformers.detokenization import Detokenizer
+from tuneloop.generation.transformers.sampling import choose, processed_logprobs
 from tuneloop.rollouts import ChatMessage, FinishReason, Prompt, SamplingParameters
 from tuneloop.settings import load
 
@@ -224,7 +224,7 @@ def test_a_wrong_setting_is_named_with_what_it_accepts(
 def test_the_guard_kills_what_a_killed_process_leaves_behind(cleanly: bool) -> None:
     parent_code = (
         "import subprocess, sys;"
-        "guard = subprocess.Popen([sys.executable, '-m', 'tuneloop.generation.process_guard'],"
+        "guard = subprocess.Popen([sys.executable, '-m', 'tuneloop.generation.vllm.process_guard'],"
         " stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True);"
         "child = subprocess.Popen(['sleep', '300'], stdout=subprocess.DEVNULL);"
         "print(child.pid, guard.pid, flush=True);"

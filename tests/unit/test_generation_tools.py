@@ -12,9 +12,9 @@ from tiny_models import TOOL_CHAT_TEMPLATE
 
 from tuneloop import wire
 from tuneloop.errors import CorruptData, InvalidRequest
-from tuneloop.generation.hermes import BEGIN, END, HermesFormat, HermesParser
-from tuneloop.generation.tokenization import Tokenization
+from tuneloop.generation.prompts import Tokenization
 from tuneloop.generation.tool_calls import ToolCallDelta, check_tools, constrained, merged
+from tuneloop.generation.transformers.hermes import BEGIN, END, HermesFormat, HermesParser
 from tuneloop.rollouts import ChatMessage, Prompt, SamplingParameters, Tool, ToolCall, ToolUse
 from tuneloop.v1 import generation_pb2
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tuneloop.cli import app
+from tuneloop.cli.app import app
 from tuneloop.errors import Conflict, CorruptData, InvalidRequest, NotFound
-from tuneloop.gateway.keys import KeyFile, Limits, Scope, hash_of, new_key
+from tuneloop.gateway.keys.store import KeyFile, Limits, Scope, hash_of, new_key
 
 
 def tuneloop(*arguments: str, status: int = 0) -> tuple[str, str]:
@@ -95,7 +95,7 @@ def test_writers_at_once_lose_nothing(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     code = (
         "import sys; from pathlib import Path\n"
-        "from tuneloop.gateway.keys import KeyFile, Limits, Scope, new_key\n"
+        "from tuneloop.gateway.keys.store import KeyFile, Limits, Scope, new_key\n"
         "for i in range(8):\n"
         "    key = new_key(f'{sys.argv[2]}-{i}', [Scope.INFER], Limits())[1]\n"
         "    KeyFile(Path(sys.argv[1])).add(key)\n"

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from tuneloop.bus import subjects
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import Overloaded, Unavailable
-from tuneloop.gateway import limits as limits_module
-from tuneloop.gateway.auth import network_of
+from tuneloop.gateway.edge import limits as limits_module
+from tuneloop.gateway.edge.authentication import network_of
+from tuneloop.gateway.edge.limits import AddressLimits, Bucket, Meter, duration
+from tuneloop.gateway.edge.quotas import Book, Usage
 from tuneloop.gateway.errors import QuotaExceeded, RateLimitExceeded
-from tuneloop.gateway.keys import Limits, Scope, new_key
-from tuneloop.gateway.limits import AddressLimits, Bucket, Meter, duration
-from tuneloop.gateway.quotas import Book, Usage
+from tuneloop.gateway.keys.store import Limits, Scope, new_key
 
 
 class Clock:

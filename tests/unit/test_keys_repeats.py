@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.gateway.auth import LOCAL
-from tuneloop.gateway.idempotency import Repeats
+from tuneloop.gateway.edge.authentication import LOCAL
+from tuneloop.gateway.edge.idempotency import Repeats
 from tuneloop.gateway.settings import GatewaySettings
 
 SETTINGS = GatewaySettings(secret="sixteen bytes or more")

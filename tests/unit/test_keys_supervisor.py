@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tuneloop.errors import SettingsError
-from tuneloop.gateway.keys import KeyFile, Limits, Scope, hash_of, new_key
+from tuneloop.gateway.keys.store import KeyFile, Limits, Scope, hash_of, new_key
 from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.settings import load
 from tuneloop.supervisor.data_dir import open_data_dir

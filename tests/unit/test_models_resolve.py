@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tuneloop.cli.models import models_app
 from tuneloop.errors import CorruptData, InvalidRequest, NotFound, Unavailable
 from tuneloop.models import carried
 from tuneloop.models import resolve as resolve_module
@@ -20,7 +21,6 @@ from tuneloop.models.catalog import (
     default_policy_model,
     default_reward_backbone,
 )
-from tuneloop.models.commands import models_app
 from tuneloop.models.resolve import resolve
 
 
@@ -158,9 +158,9 @@ def test_an_unreachable_hub_says_so(tmp_path: Path) -> None:
 def test_pull_prints_folders_and_list_says_what_is_here(
     index: CarriedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tuneloop.models import commands
+    from tuneloop.cli import models
 
-    monkeypatch.setattr(commands, "catalog", {"tiny": index})
+    monkeypatch.setattr(models, "catalog", {"tiny": index})
     cache = ["--cache-dir", str(tmp_path / "cache")]
     runner = CliRunner()
     assert "not fetched" in runner.invoke(models_app, ["list", *cache]).stdout
@@ -182,7 +182,7 @@ def test_the_catalog_pins_every_wheel() -> None:
 
 def test_the_commands_load_nothing_heavy() -> None:
     script = (
-        "import sys, tuneloop.models.commands\n"
+        "import sys, tuneloop.cli.models\n"
         "heavy = {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )

@@ -14,7 +14,7 @@ from offline_data import rows_for, write_jsonl
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from tuneloop.cli import COMMANDS, app
+from tuneloop.cli.app import COMMANDS, app
 from tuneloop.learner.offline.run import Run
 from tuneloop.learner.offline.run_settings import RunSettings
 
@@ -32,7 +32,7 @@ def test_commands_come_from_entry_points() -> None:
 def test_without_the_learners_packages_a_command_says_which() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from tuneloop.cli import app\n"
+        "from tuneloop.cli.app import app\n"
         "app(['train', 'sft', '--model', 'm', '--data', 'd', '--output', 'o'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -143,7 +143,7 @@ def test_a_judge_that_says_nothing_is_told(
 def test_a_judge_that_is_away_is_told(
     judge: JudgeOptions, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuneloop.reward.judge_endpoint.FIRST_DELAY", 0.0)
+    monkeypatch.setattr("tuneloop.reward.scorers.judge_client.FIRST_DELAY", 0.0)
     away = JudgeOptions(url="http://127.0.0.1:1/v1", model="judge", votes=1)
     rows = [{"prompt": "yes", "completions": ["no", "please no"]}]
     with pytest.raises(Unavailable, match=r"judge http://127\.0\.0\.1:1/v1: ConnectError"):

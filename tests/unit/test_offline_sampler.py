@@ -9,7 +9,7 @@ import torch
 from offline_data import shorter
 
 from tuneloop.errors import FailedPrecondition, InvalidRequest
-from tuneloop.generation.tokenization import Tokenization
+from tuneloop.generation.prompts import Tokenization
 from tuneloop.learner.models import PolicyModel
 from tuneloop.learner.offline.order import Order
 from tuneloop.learner.offline.prompt_rows import PromptRow
@@ -17,7 +17,7 @@ from tuneloop.learner.offline.rest import RestPlan, kept_above, quantile
 from tuneloop.learner.offline.rewards import Answer, Rewards, load_rewards
 from tuneloop.learner.offline.sampler import InverseSampling, Sampler, uniforms
 from tuneloop.learner.offline.tokens import Asked
-from tuneloop.reward.functions import FunctionScorer
+from tuneloop.reward.scorers.functions import FunctionScorer
 
 PROMPTS = ["hello world", "the quick brown fox jumps", "yes", "no please thanks"]
 

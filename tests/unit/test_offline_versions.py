@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
-from tuneloop.cli import app
+from tuneloop.cli.app import app
 from tuneloop.errors import FailedPrecondition, InvalidRequest, NotFound, WeightsRefused
 from tuneloop.learner.commands.evaluate import spelled
 from tuneloop.learner.models import PolicyModel
@@ -25,7 +25,7 @@ from tuneloop.learner.offline.versions import Version, Versions
 from tuneloop.models.resolve import resolve
 from tuneloop.models.reward_model import load as load_reward_model
 from tuneloop.policies import WeightsKind
-from tuneloop.reward.reward_model import base_scorer
+from tuneloop.reward.scorers.reward_model import base_scorer
 from tuneloop.weights.filesystem import FilesystemStore
 from tuneloop.weights.manifest import Manifest
 from tuneloop.weights.shapes import base_model_sha256, check_full

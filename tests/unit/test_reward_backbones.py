@@ -22,10 +22,10 @@ from tuneloop.learner.samples import (
 from tuneloop.learner.trainer_settings import RewardTrainerSettings
 from tuneloop.models.reward_model import RewardModel, load
 from tuneloop.policies import WeightsKind
-from tuneloop.reward.hot_swap import HotSwap, SwapOptions
-from tuneloop.reward.reward_model import base_scorer
 from tuneloop.reward.scorer import Candidate
+from tuneloop.reward.scorers.reward_model import base_scorer
 from tuneloop.reward.scoring import Scoring
+from tuneloop.reward.swap import HotSwap, SwapOptions
 from tuneloop.weights.shapes import base_model_sha256
 
 FAMILIES = ("llama", "qwen2", "gpt2")

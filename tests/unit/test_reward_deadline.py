@@ -16,12 +16,13 @@ from reward_parts import by_length, dead_on, publish, rollout, scores_on, until
 
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.reward import consumer as consumer_module
-from tuneloop.reward import deadline, service
+from tuneloop.reward import process
+from tuneloop.reward.build import build
 from tuneloop.reward.consumer import RolloutConsumer
-from tuneloop.reward.deadline import LimitedScorer
-from tuneloop.reward.functions import FunctionScorer
 from tuneloop.reward.scorer import Candidate
-from tuneloop.reward.scorers import build
+from tuneloop.reward.scorers import deadline
+from tuneloop.reward.scorers.deadline import LimitedScorer
+from tuneloop.reward.scorers.functions import FunctionScorer
 from tuneloop.reward.scoring import ScoredBatch, Scoring
 
 GOOD, BAD = [Candidate(prompt="p", completion=text) for text in ("good", "hang")]
@@ -217,16 +218,16 @@ class Health:
 async def test_the_service_says_that_it_does_not_serve_while_a_scorer_hangs(
     function: Hanging, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "HEALTH_SECONDS", 0.01)
+    monkeypatch.setattr(process, "HEALTH_SECONDS", 0.01)
     hangs, server = limited(function, "mine:hangs"), Health()
     scoring = Scoring([hangs])
-    task = asyncio.create_task(service.tell_health(server, scoring))  # type: ignore[arg-type]
+    task = asyncio.create_task(process.tell_health(server, scoring))  # type: ignore[arg-type]
     with impatient(hangs):
         await asyncio.to_thread(scoring.score, [BAD])
     await until(lambda: len(server.told) == 1)
     function.released.set()
     await until(lambda: len(server.told) == 2)
-    assert server.told == [(False, service.SERVICE), (True, service.SERVICE)]
+    assert server.told == [(False, process.SERVICE), (True, process.SERVICE)]
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task

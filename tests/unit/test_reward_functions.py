@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.errors import InvalidRequest, SettingsError
-from tuneloop.reward.functions import FunctionScorer, load_function
-from tuneloop.reward.scorers import build
+from tuneloop.reward.build import build
+from tuneloop.reward.scorers.functions import FunctionScorer, load_function
 from tuneloop.reward.verdicts import score_rows
 
 ROWS = ["a", "bb", "bad", "dddd"]

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from tuneloop.errors import InvalidRequest, SettingsError, Unavailable
-from tuneloop.reward import judge_endpoint
-from tuneloop.reward.judge import (
+from tuneloop.reward.build import build
+from tuneloop.reward.process import load_scoring
+from tuneloop.reward.scorers import judge_client
+from tuneloop.reward.scorers.judge import (
     Judge,
     JudgeSettings,
     Preference,
@@ -27,10 +29,8 @@ from tuneloop.reward.judge import (
     parse_verdict,
     untagged,
 )
-from tuneloop.reward.judge_endpoint import EndpointSettings
-from tuneloop.reward.judge_scorer import JudgeScorer
-from tuneloop.reward.scorers import build
-from tuneloop.reward.service import load_scoring
+from tuneloop.reward.scorers.judge_client import EndpointSettings
+from tuneloop.reward.scorers.judge_scorer import JudgeScorer
 from tuneloop.reward.settings import RewardSettings
 from tuneloop.reward.verdicts import score_rows
 
@@ -105,7 +105,7 @@ def settings(url: str, *, votes: int = 1, **options: Any) -> JudgeSettings:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_endpoint, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(judge_client, "FIRST_DELAY", 0.01)
 
 
 def shown(body: dict[str, Any]) -> tuple[str, ...]:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneloop.reward.functions import FunctionScorer
 from tuneloop.reward.normalization import CARRIED, WINDOW, Normalizer, RunningStatistics
 from tuneloop.reward.scorer import Candidate
+from tuneloop.reward.scorers.functions import FunctionScorer
 from tuneloop.reward.scoring import Scoring
 
 

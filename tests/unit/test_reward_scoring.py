@@ -12,11 +12,11 @@ from reward_parts import ROLLOUT, Publisher, constant_model
 
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import CorruptData, SettingsError
-from tuneloop.reward.functions import FunctionScorer, load_function
-from tuneloop.reward.reward_model import base_scorer, is_informative
+from tuneloop.reward.process import load_scoring, make_hot_swap
 from tuneloop.reward.scorer import Candidate, candidate_of
+from tuneloop.reward.scorers.functions import FunctionScorer, load_function
+from tuneloop.reward.scorers.reward_model import base_scorer, is_informative
 from tuneloop.reward.scoring import Scoring, combine
-from tuneloop.reward.service import load_scoring, make_hot_swap
 from tuneloop.reward.settings import RewardSettings
 from tuneloop.rollouts import ScorerResult
 from tuneloop.settings import load

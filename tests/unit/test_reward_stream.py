@@ -17,11 +17,11 @@ from tuneloop.errors import Unavailable, WeightsRefused
 from tuneloop.policies import WeightsReference
 from tuneloop.reward import consumer as consumer_module
 from tuneloop.reward.consumer import RolloutConsumer
-from tuneloop.reward.functions import FunctionScorer, load_function
-from tuneloop.reward.hot_swap import HotSwap, SwapOptions
-from tuneloop.reward.reward_model import base_scorer
 from tuneloop.reward.scorer import Candidate
+from tuneloop.reward.scorers.functions import FunctionScorer, load_function
+from tuneloop.reward.scorers.reward_model import base_scorer
 from tuneloop.reward.scoring import ScoredBatch, Scoring
+from tuneloop.reward.swap import HotSwap, SwapOptions
 from tuneloop.rollouts import FinishReason
 from tuneloop.weights.shapes import base_model_sha256
 

@@ -21,7 +21,8 @@ from supervised import PARENT, SLEEPER, make_supervisor, spec
 from tuneloop import ports
 from tuneloop.errors import FailedPrecondition, SettingsError
 from tuneloop.policies import WeightsKind
-from tuneloop.supervisor import chatter, nats
+from tuneloop.supervisor import nats
+from tuneloop.supervisor import output as chatter
 from tuneloop.supervisor.data_dir import check_model, open_data_dir
 from tuneloop.supervisor.output import LogFile, Terminal
 from tuneloop.supervisor.plan import choose_ports, make_plan
@@ -337,7 +338,7 @@ def test_a_progress_bar_leaves_its_last_state(tmp_path: Path) -> None:
     ],
 )
 def test_the_terminal_shows_what_can_be_used(line: str, shown: bool) -> None:
-    assert chatter.is_worth_showing(line) is shown
+    assert chatter.is_useful_line(line) is shown
 
 
 def test_a_terminal_that_went_away_is_no_error() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tuneloop.generation.tokenization import Tokenization
+from tuneloop.generation.prompts import Tokenization
 
 
 class EditTokenizer:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.errors import InvalidRequest
-from tuneloop.generation.tokenization import Tokenization
+from tuneloop.generation.prompts import Tokenization
 from tuneloop.learner import checkpoint
 from tuneloop.learner.algorithms import algorithms
 from tuneloop.learner.distributed import ALONE, World

@@ -14,7 +14,6 @@ from typing import Any
 from tuneloop.bus import Delivery, PublishReceipt, RoutingEntry, StoredEvent, metrics, subjects
 from tuneloop.bus.access import Access
 from tuneloop.bus.connection import Connection
-from tuneloop.bus.matching import stream_of
 from tuneloop.bus.pull import JetStreamDelivery, Puller
 from tuneloop.bus.streams import (
     NANOSECONDS,
@@ -26,6 +25,7 @@ from tuneloop.bus.streams import (
     last_message,
     one_message,
 )
+from tuneloop.bus.subjects import stream_of
 from tuneloop.errors import Conflict, InvalidRequest, NotFound, Unavailable
 
 WRONG_LAST_SEQUENCE = {10071, 10164}

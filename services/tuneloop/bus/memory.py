@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from tuneloop.bus import Delivery, PublishReceipt, RoutingEntry, StoredEvent, metrics, subjects
-from tuneloop.bus.matching import matches, stream_of
+from tuneloop.bus.subjects import matches, stream_of
 from tuneloop.errors import Conflict, NotFound, Unavailable
 
 

@@ -14,10 +14,19 @@ import re
 from tuneloop.errors import InvalidRequest
 
 ROLLOUTS = "TUNELOOP_ROLLOUTS"
+
+
 FEEDBACK = "TUNELOOP_FEEDBACK"
+
+
 LEARNER = "TUNELOOP_LEARNER"
+
+
 DEAD_LETTERS = "TUNELOOP_DEAD_LETTERS"
+
+
 ROUTING_BUCKET = "tuneloop_routing"
+
 
 stream_subjects = {
     ROLLOUTS: ["tuneloop.v1.*.rollout.>"],
@@ -26,7 +35,9 @@ stream_subjects = {
     DEAD_LETTERS: ["tuneloop.dead.>"],
 }
 
+
 RETRACTED = "retracted"
+
 
 TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
@@ -139,3 +150,33 @@ def reward_model_key(policy: str) -> str:
 def usage_key(key_id: str) -> str:
     """Routing key of what an API key has used today: kept here for its compare-and-set."""
     return f"usage.{token(key_id, 'key')}"
+
+
+stream_of_family = {
+    "rollout": ROLLOUTS,
+    "feedback": FEEDBACK,
+    "weights": LEARNER,
+    "learner": LEARNER,
+}
+
+
+def stream_of(subject: str) -> str:
+    """The stream that stores `subject` (which may be a filter); raises `InvalidRequest`."""
+    tokens = subject.split(".")
+    if tokens[:2] == ["tuneloop", "dead"] and len(tokens) > 2:
+        return DEAD_LETTERS
+    stream = stream_of_family.get(tokens[3]) if len(tokens) > 4 else None
+    if stream is None or tokens[:2] != ["tuneloop", "v1"]:
+        raise InvalidRequest(f"subject: no stream stores {subject!r}", param="subject")
+    return stream
+
+
+def matches(subject_filter: str, subject: str) -> bool:
+    """Whether `subject` matches: `*` stands for one token, a final `>` for one or more."""
+    wanted, tokens = subject_filter.split("."), subject.split(".")
+    for position, want in enumerate(wanted):
+        if want == ">":
+            return len(tokens) > position
+        if position >= len(tokens) or want not in ("*", tokens[position]):
+            return False
+    return len(wanted) == len(tokens)

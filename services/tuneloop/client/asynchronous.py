@@ -11,11 +11,11 @@ from tuneloop.client import calls
 from tuneloop.client.answers import AsyncCompletion, Piece
 from tuneloop.client.calls import Call, ChatOptions, Filters, Prompt
 from tuneloop.client.connection import connection
+from tuneloop.client.exceptions import error_from_transport
 from tuneloop.client.exchange import Reply, exchange, origin
-from tuneloop.client.failures import error_from_transport
 from tuneloop.client.judging import FeedbackBody, Identified, Judge, Receipt
-from tuneloop.client.reading import AnswerReader
 from tuneloop.client.records import FeedbackItem, FeedbackPage, Policies, PolicyVersion, Scores
+from tuneloop.client.streaming import AnswerReader
 from tuneloop.errors import TuneloopError
 
 T = TypeVar("T")

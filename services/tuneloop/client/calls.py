@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx
 
 from tuneloop.client.answers import Answer, answer_from
-from tuneloop.client.failures import error_from_document
+from tuneloop.client.exceptions import error_from_document
 from tuneloop.client.judging import (
     FeedbackBody,
     Identified,

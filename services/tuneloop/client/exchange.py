@@ -8,7 +8,7 @@ from collections.abc import Generator
 
 import httpx
 
-from tuneloop.client.failures import (
+from tuneloop.client.exceptions import (
     NEVER_AGAIN,
     error_from_response,
     error_from_transport,

@@ -14,18 +14,29 @@ from starlette.responses import Response
 from tuneloop import tracing
 from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
-from tuneloop.gateway import data, events, health, learner, lineage, page, policies, scoring, users
-from tuneloop.gateway.auth import Guard
 from tuneloop.gateway.context import open_gateway
-from tuneloop.gateway.edge import CLIENT_WENT_AWAY, BodyLimit, Edge, exposed_headers
+from tuneloop.gateway.edge.authentication import Guard
+from tuneloop.gateway.edge.edge import CLIENT_WENT_AWAY, BodyLimit, Edge, exposed_headers
+from tuneloop.gateway.edge.idempotency import Repeats
+from tuneloop.gateway.edge.tracing import Traced
 from tuneloop.gateway.errors import install_error_handlers
+from tuneloop.gateway.events import feed
 from tuneloop.gateway.feedback import browse, routes
-from tuneloop.gateway.idempotency import Repeats
-from tuneloop.gateway.keyring import KeyRing
-from tuneloop.gateway.openai import chat, completions, models
+from tuneloop.gateway.keys.ring import KeyRing
+from tuneloop.gateway.openai import chat, completions
 from tuneloop.gateway.openapi import install_openapi
+from tuneloop.gateway.routes import (
+    data,
+    health,
+    learner,
+    lineage,
+    models,
+    page,
+    policies,
+    scoring,
+    users,
+)
 from tuneloop.gateway.settings import GatewaySettings
-from tuneloop.gateway.tracing import Traced
 
 routers = (
     page.router,
@@ -38,7 +49,7 @@ routers = (
     scoring.router,
     policies.router,
     learner.router,
-    events.router,
+    feed.router,
     users.router,
     lineage.router,
     health.router,
@@ -60,7 +71,7 @@ def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
         )
         gateway = open_gateway(settings, used)
         app.state.gateway = gateway
-        app.state.feed = events.Feed(gateway)
+        app.state.feed = feed.Feed(gateway)
         stopping = asyncio.Event()
         counting = asyncio.create_task(ring.book.keep(used, stopping))
         try:

@@ -9,8 +9,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from tuneloop.gateway.auth import scope_for
-from tuneloop.gateway.keys import Scope
+from tuneloop.gateway.edge.authentication import scope_for
+from tuneloop.gateway.keys.store import Scope
 from tuneloop.gateway.openapi_parts import (
     Document,
     answers,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tuneloop.gateway.edge import exposed_headers
+from tuneloop.gateway.edge.edge import exposed_headers
 
 Document = dict[str, Any]
 

@@ -9,7 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from tuneloop.bus.settings import BusSettings
 from tuneloop.errors import CorruptData
-from tuneloop.gateway.keys import ApiKey, KeyFile, Scope, create_command
+from tuneloop.gateway.keys.store import ApiKey, KeyFile, Scope, create_command
 from tuneloop.rpc.settings import RpcSettings
 
 MIN_SECRET_BYTES = 16

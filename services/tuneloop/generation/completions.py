@@ -22,11 +22,11 @@ from tuneloop.generation.engine import (
     check_limits,
     clip_max_tokens,
 )
-from tuneloop.generation.growing import Delta, Growing
-from tuneloop.generation.hot_swap import HotSwap
 from tuneloop.generation.outcomes import Outcomes
+from tuneloop.generation.partial_completion import Delta, Growing
+from tuneloop.generation.prompts import Tokenization, TokenizedPrompt
 from tuneloop.generation.rollout_publisher import RolloutPublisher
-from tuneloop.generation.tokenization import Tokenization, TokenizedPrompt
+from tuneloop.generation.swap.hot_swap import HotSwap
 from tuneloop.generation.tool_calls import ToolFormat, ToolParser, check_tools, constrained
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import (

@@ -7,7 +7,7 @@ from tuneloop import tracing, wire
 from tuneloop.bus import subjects
 from tuneloop.errors import InvalidRequest, NotFound
 from tuneloop.generation.completions import CompletionRequest, Completions, Final
-from tuneloop.generation.growing import Delta
+from tuneloop.generation.partial_completion import Delta
 from tuneloop.generation.tool_calls import merged
 from tuneloop.rollouts import Prompt, RolloutSource
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc

@@ -18,7 +18,7 @@ def main() -> None:
     tracing.start("reward")
     # Reward functions are found beside where the process is started, as with `python -m`.
     sys.path.append(os.getcwd())
-    from tuneloop.reward.service import run
+    from tuneloop.reward.process import run
 
     try:
         asyncio.run(run(settings))

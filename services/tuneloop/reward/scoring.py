@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tuneloop.reward import metrics
-from tuneloop.reward.deadline import LimitedScorer
 from tuneloop.reward.normalization import Normalizer
-from tuneloop.reward.reward_model import RewardModelScorer
 from tuneloop.reward.scorer import Candidate, Scorer, columns_of
+from tuneloop.reward.scorers.deadline import LimitedScorer
+from tuneloop.reward.scorers.reward_model import RewardModelScorer
 from tuneloop.reward.verdicts import Columns, Failure, Verdict, ask, check_columns
 from tuneloop.rollouts import Score, ScorerResult
 from tuneloop.telemetry import quote

@@ -6,8 +6,8 @@ from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from tuneloop.bus.settings import BusSettings
-from tuneloop.reward.judge import CONSTITUTION, JudgeSettings
-from tuneloop.reward.judge_endpoint import EndpointSettings
+from tuneloop.reward.scorers.judge import CONSTITUTION, JudgeSettings
+from tuneloop.reward.scorers.judge_client import EndpointSettings
 from tuneloop.rpc.settings import RpcSettings
 
 

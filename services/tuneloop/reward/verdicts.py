@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.errors import InvalidRequest
-from tuneloop.reward.background import result_of
-from tuneloop.reward.deadline import Overdue
 from tuneloop.reward.scorer import Scorer
+from tuneloop.reward.scorers.background import result_of
+from tuneloop.reward.scorers.deadline import Overdue
 
 Columns = Mapping[str, Sequence[Any]]
 """What else is known of the rows: one value for each row, by name."""

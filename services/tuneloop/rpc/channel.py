@@ -5,11 +5,13 @@ import contextlib
 import json
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tuneloop.rpc.tls import Tls
 from tuneloop.rpc.tracing import client_interceptors
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+
 
 SERVICE_CONFIG = json.dumps(
     {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
@@ -17,8 +19,10 @@ SERVICE_CONFIG = json.dumps(
 """Calls go to the replicas in turn, and to none that says it does not serve: one that is about to
 stop says so first (see `tuneloop.rpc.server`), so that no call meets its end."""
 
+
 RECONNECT_SECONDS = 3.0
 """Within which a channel has found a peer that is up again: the longest backoff and its jitter."""
+
 
 OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -67,3 +71,14 @@ async def reconnected(channel: grpc.aio.Channel) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(RECONNECT_SECONDS):
             await channel.channel_ready()
+
+
+async def is_serving(channel: grpc.aio.Channel, service: str = "", seconds: float = 2.0) -> bool:
+    """True when `service` (empty: the whole server) says SERVING within `seconds`."""
+    stub = health_pb2_grpc.HealthStub(channel)
+    request = health_pb2.HealthCheckRequest(service=service)
+    try:
+        response = await stub.Check(request, timeout=seconds)
+    except grpc.aio.AioRpcError:
+        return False
+    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)

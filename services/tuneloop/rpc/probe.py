@@ -13,8 +13,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from tuneloop.errors import SettingsError
-from tuneloop.rpc.channel import connect
-from tuneloop.rpc.health import is_serving
+from tuneloop.rpc.channel import connect, is_serving
 from tuneloop.rpc.settings import RpcSettings
 from tuneloop.rpc.tls import Tls
 

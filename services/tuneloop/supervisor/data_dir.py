@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.errors import FailedPrecondition, SettingsError
-from tuneloop.gateway.keys import FILE_NAME
+from tuneloop.gateway.keys.store import FILE_NAME
 from tuneloop.policies import WeightsKind
 from tuneloop.weights.shapes import base_model_sha256
 from tuneloop.weights.signing import write_key_pair

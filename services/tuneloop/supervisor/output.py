@@ -1,6 +1,7 @@
 """The output of the processes: prefixed lines on the terminal, and one log file for each."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,14 @@ COLOURS = {
     "gateway": "\033[32m",
     "tuneloop": "\033[1m",
 }
+
+
 RESET = "\033[0m"
+
+
 NAME_WIDTH = 10
+
+
 MAX_LOG_BYTES = 20 * 1024 * 1024
 
 
@@ -94,3 +101,20 @@ class LogFile:
         text = line.decode(errors="replace")
         if self._shown(text):
             self._terminal.line(self._name, text)
+
+
+CHATTER = re.compile(
+    r"""
+    ^\(\w[\w-]*\ pid=\d+\)\ (?:DEBUG|INFO|WARNING)   # vLLM's processes; their errors are shown
+    | ^Loading\ safetensors\ checkpoint\ shards
+    | Triton\ is\ (?:not\ )?installed
+    | ^\[W\d+\ .*\ \w+\.cpp:\d+\]\ Warning           # PyTorch's C++
+    | (?:Future|Deprecation|User)Warning:
+    """,
+    re.VERBOSE,
+)
+
+
+def is_useful_line(line: str) -> bool:
+    """Whether a line of a service belongs on the terminal."""
+    return bool(line.strip()) and CHATTER.search(line) is None

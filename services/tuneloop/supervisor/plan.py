@@ -13,10 +13,10 @@ from pathlib import Path
 
 from tuneloop import ports
 from tuneloop.errors import SettingsError
-from tuneloop.gateway.keys import KeyFile
+from tuneloop.gateway.keys.store import KeyFile
 from tuneloop.gateway.settings import is_loopback, keys_wanted
 from tuneloop.models.catalog import catalog
-from tuneloop.supervisor import chatter, nats
+from tuneloop.supervisor import nats, output
 from tuneloop.supervisor.data_dir import DataDir
 from tuneloop.supervisor.probes import answers_http, can_be_cured, listens, serves_grpc
 from tuneloop.supervisor.process import ProcessSpec
@@ -170,7 +170,7 @@ def service(
         port=port,
         metrics_port=metrics_port,
         niceness=niceness,
-        shown=chatter.is_worth_showing,
+        shown=output.is_useful_line,
     )
 
 

@@ -46,8 +46,7 @@ def serves_grpc(host: str, port: int) -> Probe:
     """Ready when its gRPC health says SERVING."""
 
     async def probe() -> bool:
-        from tuneloop.rpc.channel import connect
-        from tuneloop.rpc.health import is_serving
+        from tuneloop.rpc.channel import connect, is_serving
 
         # Only where somebody listens: a failed channel would log and back off.
         if not await listens(host, port)():

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from tuneloop.errors import FailedPrecondition
 from tuneloop.priority import lower_priority
-from tuneloop.supervisor.guard import Guard
 from tuneloop.supervisor.output import LogFile, Terminal
 from tuneloop.supervisor.probes import Probe
+from tuneloop.supervisor.reaper import Guard
 
 log = logging.getLogger("tuneloop.supervisor")
 

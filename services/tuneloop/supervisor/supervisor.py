@@ -9,10 +9,10 @@ from collections.abc import Coroutine
 from datetime import UTC, datetime
 
 from tuneloop.supervisor.data_dir import DataDir, write_json
-from tuneloop.supervisor.guard import Guard
 from tuneloop.supervisor.output import Terminal
 from tuneloop.supervisor.plan import Plan
 from tuneloop.supervisor.process import BackOff, ManagedProcess
+from tuneloop.supervisor.reaper import Guard
 
 
 class Supervisor:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuneloop.commands.options import AsJson
-from tuneloop.commands.output import print_json
+from tuneloop.cli.options import AsJson
+from tuneloop.cli.output import print_json
 from tuneloop.errors import TuneloopError
 from tuneloop.learner.commands.options import fail, missing
 

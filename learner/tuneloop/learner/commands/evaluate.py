@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuneloop.cli.models import DEFAULT_CACHE_DIR, CacheDir
 from tuneloop.errors import TuneloopError
 from tuneloop.learner.commands.options import (
     Constitution,
@@ -18,7 +19,6 @@ from tuneloop.learner.commands.options import (
     fail,
     missing,
 )
-from tuneloop.models.commands import DEFAULT_CACHE_DIR, CacheDir
 
 if TYPE_CHECKING:
     from tuneloop.learner.offline.evaluation import Comparison

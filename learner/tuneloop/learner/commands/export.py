@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from tuneloop.commands.options import ApiKey, Url
+from tuneloop.cli.models import DEFAULT_CACHE_DIR, CacheDir
+from tuneloop.cli.options import ApiKey, Url
 from tuneloop.errors import SettingsError, TuneloopError
 from tuneloop.learner.commands.options import fail, missing
-from tuneloop.models.commands import DEFAULT_CACHE_DIR, CacheDir
 
 Kind = Literal["pairs", "thumbs", "demonstrations", "rollouts"]
 

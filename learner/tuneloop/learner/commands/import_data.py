@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from tuneloop.commands.options import ApiKey, Url
+from tuneloop.cli.models import DEFAULT_CACHE_DIR, CacheDir
+from tuneloop.cli.options import ApiKey, Url
 from tuneloop.errors import TuneloopError
 from tuneloop.learner.commands.options import fail, missing
-from tuneloop.models.commands import DEFAULT_CACHE_DIR, CacheDir
 
 
 def import_data(

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from tuneloop.cli.models import DEFAULT_CACHE_DIR, CacheDir
 from tuneloop.errors import TuneloopError
 from tuneloop.learner.commands.options import (
     Constitution,
@@ -17,7 +18,6 @@ from tuneloop.learner.commands.options import (
     fail,
     missing,
 )
-from tuneloop.models.commands import DEFAULT_CACHE_DIR, CacheDir
 from tuneloop.policies import WeightsKind
 
 STOPPED = 130

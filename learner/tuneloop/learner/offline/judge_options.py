@@ -4,8 +4,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneloop.reward.judge import CONSTITUTION, Judge, JudgeSettings
-from tuneloop.reward.judge_endpoint import EndpointSettings
+from tuneloop.reward.scorers.judge import CONSTITUTION, Judge, JudgeSettings
+from tuneloop.reward.scorers.judge_client import EndpointSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from tuneloop.learner.offline.reward_rows import as_prompt
 from tuneloop.learner.offline.table import Table
 from tuneloop.learner.offline.tokens import Tokens, completion_text
 from tuneloop.learner.samples import PairSample, PreferredText
-from tuneloop.reward.judge import Preference
+from tuneloop.reward.scorers.judge import Preference
 
 FORMS = (EXPLICIT, IMPLICIT, RANKED)
 """Rows with answers to judge; which of them was preferred in the data is not looked at."""

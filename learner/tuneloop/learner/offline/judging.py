@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tuneloop.errors import Unavailable
-from tuneloop.reward.background import result_of
-from tuneloop.reward.judge import Judge, Preference
+from tuneloop.reward.scorers.background import result_of
+from tuneloop.reward.scorers.judge import Judge, Preference
 
 Question = tuple[str, str, str]
 """A prompt and two answers, a and b."""

@@ -14,10 +14,10 @@ import torch
 
 from tuneloop.errors import InvalidRequest, SettingsError
 from tuneloop.learner.offline.prompt_rows import PromptRow
-from tuneloop.reward.functions import load_function
-from tuneloop.reward.judge import Judge
-from tuneloop.reward.judge_scorer import JudgeScorer
 from tuneloop.reward.scorer import Scorer
+from tuneloop.reward.scorers.functions import load_function
+from tuneloop.reward.scorers.judge import Judge
+from tuneloop.reward.scorers.judge_scorer import JudgeScorer
 from tuneloop.reward.verdicts import score_rows
 
 TAKEN = ("prompts", "completions", "messages", "finish_reason")
@@ -87,7 +87,7 @@ def load_rewards(
     """
     scorers: list[Scorer] = [function_scorer(reference) for reference in functions]
     if reward_model is not None:
-        from tuneloop.reward.reward_model import base_scorer
+        from tuneloop.reward.scorers.reward_model import base_scorer
 
         scorer = base_scorer(
             reward_model,

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from tuneloop.errors import FailedPrecondition
-from tuneloop.generation.tokenization import Tokenization
+from tuneloop.generation.prompts import Tokenization
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 
 from tuneloop.client import Client
-from tuneloop.client.failures import error_from_response, error_from_transport
+from tuneloop.client.exceptions import error_from_response, error_from_transport
 from tuneloop.learner.importing import Imported, ImportedRow
 
 PAGE = 256

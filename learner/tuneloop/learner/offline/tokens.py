@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneloop.errors import InvalidRequest
-from tuneloop.generation.tokenization import Tokenization
+from tuneloop.generation.prompts import Tokenization
 from tuneloop.learner.offline.fields import Fields, Text
 from tuneloop.learner.samples import TokenSequence
 from tuneloop.models.reward_text import prompt_as_text

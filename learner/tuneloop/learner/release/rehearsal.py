@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from transformers import GenerationConfig
 
-from tuneloop.generation.tokenization import Tokenization
+from tuneloop.generation.prompts import Tokenization
 from tuneloop.learner.offline.sampler import only_config
 from tuneloop.learner.release.answers import Answer
 

@@ -32,7 +32,7 @@ from tuneloop.feedback import (
     Thumb,
 )
 from tuneloop.gateway.context import Gateway
-from tuneloop.gateway.text import Text
+from tuneloop.gateway.unicode import Text
 
 MAX_COMPLETIONS = 64
 MAX_TEXT = 32_768

@@ -9,8 +9,8 @@ from tuneloop.feedback import FeedbackKind, FeedbackStatus
 from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.feedback.body import judgement_document
 from tuneloop.gateway.openai.schemas import INT64_MAX
-from tuneloop.gateway.remote import asked
-from tuneloop.gateway.text import Text
+from tuneloop.gateway.unicode import Text
+from tuneloop.rpc.call import call
 from tuneloop.v1 import learner_pb2
 
 router = APIRouter(tags=["feedback"])
@@ -52,7 +52,7 @@ async def feedback_page(
     gateway: Gateway, question: learner_pb2.ListFeedbackRequest
 ) -> dict[str, Any]:
     """A page of the list; raises `Unavailable` while the learner is away."""
-    answer: learner_pb2.ListFeedbackResponse = await asked(
+    answer: learner_pb2.ListFeedbackResponse = await call(
         gateway.learner.ListFeedback(question, timeout=CONTROL_TIMEOUT)
     )
     return {

@@ -15,12 +15,12 @@ from starlette.responses import JSONResponse
 
 from tuneloop.errors import TuneloopError
 from tuneloop.gateway import metrics
-from tuneloop.gateway.auth import caller_of
-from tuneloop.gateway.capability import check_own
 from tuneloop.gateway.context import Gateway, gateway_of
+from tuneloop.gateway.edge.authentication import caller_of
 from tuneloop.gateway.errors import error_body, invalid_request, status_and_type
 from tuneloop.gateway.feedback import store
 from tuneloop.gateway.feedback.body import FeedbackRequest, feedback_of, judgement_document
+from tuneloop.gateway.feedback.public_feedback import check_own
 
 router = APIRouter(tags=["feedback"])
 

@@ -15,12 +15,12 @@ from tuneloop.gateway import metrics
 from tuneloop.gateway.canary import CanaryReplica
 from tuneloop.gateway.completion_ids import choice_id
 from tuneloop.gateway.context import Gateway
+from tuneloop.gateway.edge.spending import Spending
 from tuneloop.gateway.errors import ModelNotFound
 from tuneloop.gateway.openai.messages import conversation
 from tuneloop.gateway.openai.response_format import schema_text
 from tuneloop.gateway.openai.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from tuneloop.gateway.openai.tools import tool_use
-from tuneloop.gateway.spending import Spending
 from tuneloop.rollouts import SamplingParameters
 from tuneloop.rpc.channel import reconnected
 from tuneloop.rpc.status import error_from_rpc

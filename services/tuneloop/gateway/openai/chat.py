@@ -6,12 +6,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from tuneloop.gateway.context import gateway_of
+from tuneloop.gateway.edge.disconnect import unless_disconnected
 from tuneloop.gateway.openai.calls import chat_answer
 from tuneloop.gateway.openai.chunks import ChunkForm, chunks
 from tuneloop.gateway.openai.collect import Choice, collect, whole_response
 from tuneloop.gateway.openai.logprobs import chat_logprobs
 from tuneloop.gateway.openai.schemas import ChatRequest
-from tuneloop.gateway.openai.sse import EventStream, unless_disconnected
+from tuneloop.gateway.openai.sse import EventStream
 from tuneloop.gateway.openai.training import may_train
 
 router = APIRouter(tags=["OpenAI"])

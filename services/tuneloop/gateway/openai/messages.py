@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
-from tuneloop.gateway.text import Text
+from tuneloop.gateway.unicode import Text
 from tuneloop.rollouts import ChatMessage, ToolCall
 
 

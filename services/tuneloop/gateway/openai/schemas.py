@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from tuneloop.gateway.openai.messages import Message
 from tuneloop.gateway.openai.response_format import ResponseFormat
 from tuneloop.gateway.openai.tools import FunctionTool, ToolChoice, checked_choice
-from tuneloop.gateway.text import Text, unicode
+from tuneloop.gateway.unicode import Text, unicode
 
 Prompt = str | tuple[int, ...]
 

@@ -9,25 +9,27 @@ the connection.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tuneloop.errors import TuneloopError
+from tuneloop.gateway.edge.disconnect import unless_disconnected
+from tuneloop.gateway.edge.recording import FAILED
 from tuneloop.gateway.errors import error_body
 from tuneloop.gateway.openai.calls import Answer
-from tuneloop.gateway.recording import FAILED
-
-T = TypeVar("T")
 
 logger = logging.getLogger("tuneloop.gateway")
 
+
 DONE = b"data: [DONE]\n\n"
+
+
 HEARTBEAT = b": still at work\n\n"
+
 
 # ASCII only: U+2028 and its like end a line for clients that split text rather than bytes.
 json_string = json.encoder.encode_basestring_ascii
@@ -103,23 +105,3 @@ class EventStream(Response):
             await asyncio.sleep(max(0.0, self.last_sent + self.heartbeat_seconds - loop.time()))
             if not self.ended and loop.time() - self.last_sent >= self.heartbeat_seconds:
                 await self.write(send, HEARTBEAT)
-
-
-async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """`work`'s result; cancels it and raises `ClientDisconnect` when the client goes away first."""
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(disconnected(receive))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientDisconnect
-    finally:
-        leaving.cancel()
-        working.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from tuneloop.gateway.text import Text, json_text
+from tuneloop.gateway.unicode import Text, json_text
 from tuneloop.rollouts import Tool, ToolUse
 
 CHOICES = "must be 'none', 'auto', 'required' or {'type': 'function', 'function': {'name': …}}"

@@ -1,0 +1,1 @@
+"""`tuneloop chat`: the conversation and the screens it takes place on."""

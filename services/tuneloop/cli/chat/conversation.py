@@ -1,0 +1,189 @@
+"""A conversation on a screen: its turns, and the feedback on them."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tuneloop.errors import TuneloopError
+
+if TYPE_CHECKING:
+    from tuneloop.cli.chat.screens import Screen
+    from tuneloop.client import ChatOptions, Choice, Client, Receipt
+
+    Completion = Choice[Receipt]
+
+HELP = """\
+/up, +            the last answer is good
+/down, -          the last answer is bad
+/rate NUMBER      give it a number; larger is better
+/edit [TEXT]      what it should have been; without a text you change the answer
+/comment TEXT     a remark on it
+/compare [N]      a second answer, from version N if you name one: which is better?
+/again            ask the same again
+/undo             take your last feedback back
+/new              start afresh
+/quit             end"""
+STORED = "Stored. The next version learns from it."
+NOTHING = "There is no answer to judge yet."
+
+
+class Conversation:
+    """Turns so far, the answer that feedback would judge, and the feedback that can be undone."""
+
+    def __init__(self, client: "Client", options: "ChatOptions", screen: "Screen") -> None:
+        self.client = client
+        self.options = options
+        self.screen = screen
+        self.messages: list[Mapping[str, Any]] = []
+        self.last: Completion | None = None
+        self.version: int | None = None
+        self.given: list[Receipt] = []
+
+    def run(self) -> None:
+        """Take lines until the user has had enough."""
+        while True:
+            try:
+                line = self.screen.line(judging=self.last is not None).strip()
+            except (EOFError, KeyboardInterrupt):
+                return
+            if line == "/quit":
+                return
+            try:
+                self.take({"+": "/up", "-": "/down"}.get(line, line))
+            except TuneloopError as error:
+                self.screen.note(error.message)
+
+    def take(self, line: str) -> None:
+        """One line: a command or a question."""
+        name, _, rest = line.partition(" ")
+        if name.startswith("/"):
+            commands.get(name, commands["/help"])(self, rest.strip())
+        elif line:
+            self.messages.append({"role": "user", "content": line})
+            if not self.ask():
+                self.messages.pop()
+
+    def ask(self) -> bool:
+        """Show the answer to the messages as it comes, and remember it; False: there was none."""
+        completion = self.answered()
+        if completion is None:
+            return False
+        if self.version is not None and completion.policy_version != self.version:
+            self.screen.note(
+                f"Version {completion.policy_version} answers now; it was {self.version}."
+            )
+        self.screen.note(f"version {completion.policy_version} · {completion.id}")
+        self.version, self.last = completion.policy_version, completion
+        self.messages.append(completion.message)
+        return True
+
+    def answered(self) -> "Completion | None":
+        """The answer, or as much of it as there was when the user stopped it or it failed."""
+        with self.client.stream(self.messages, **self.options) as stream:
+            try:
+                self.screen.show(stream)
+            except (KeyboardInterrupt, TuneloopError) as reason:
+                stopped = isinstance(reason, KeyboardInterrupt)
+                self.screen.note("stopped" if stopped else str(reason))
+            try:
+                return stream.completion
+            except TuneloopError:  # not even a first piece
+                return None
+
+    def judge(self, feedback: Callable[["Completion"], "Receipt"]) -> None:
+        """Feedback on the last answer."""
+        if self.last is None:
+            self.screen.note(NOTHING)
+            return
+        self.given.append(feedback(self.last))
+        self.screen.note(STORED)
+
+    def rate(self, number: str) -> None:
+        """`/rate 0.8`."""
+        try:
+            value = float(number)
+        except ValueError:
+            self.screen.note("a number, please: /rate 0.8")
+            return
+        self.judge(lambda answer: answer.rate(value))
+
+    def comment(self, text: str) -> None:
+        """`/comment too long`."""
+        if not text:
+            self.screen.note("some words, please: /comment too long")
+            return
+        self.judge(lambda answer: answer.comment(text))
+
+    def edit(self, text: str) -> None:
+        """The better answer, with which the conversation goes on."""
+        if self.last is None:
+            self.screen.note(NOTHING)
+            return
+        better = text or self.screen.edited(self.last.text)
+        if better is None:
+            self.screen.note("left as it was")
+            return
+        self.judge(lambda answer: answer.edit(better))
+        self.messages[-1] = {"role": "assistant", "content": better}
+
+    def compare(self, version: str) -> None:
+        """A second answer beside the first; the better one stays in the conversation."""
+        if self.last is None:
+            self.screen.note(NOTHING)
+            return
+        options = self.options.copy()
+        if version:
+            if not version.isdecimal():
+                self.screen.note("the number of a version, please: /compare 3")
+                return
+            options["policy_version"] = int(version)
+        first = self.last
+        second = self.client.chat(self.messages[:-1], **options)
+        if second.text == first.text:
+            self.screen.note("The second answer is the same: there is nothing to compare.")
+            return
+        self.screen.show_both(first, second)
+        meanings = {"1": "the first", "2": "the second", "0": "neither"}
+        chosen = self.screen.choice("Which is better?", meanings)
+        if chosen == "0":
+            return
+        better, worse = (first, second) if chosen == "1" else (second, first)
+        self.judge(lambda _: self.client.compare(better, worse))
+        self.last, self.messages[-1] = better, better.message
+
+    def again(self) -> None:
+        """Another answer in place of the last."""
+        if self.last is None:
+            self.screen.note("There is nothing to ask again yet.")
+            return
+        kept = self.messages.pop()
+        if not self.ask():
+            self.messages.append(kept)
+
+    def undo(self) -> None:
+        """Retract the feedback given last."""
+        if not self.given:
+            self.screen.note("There is no feedback to take back.")
+            return
+        self.client.retract(self.given[-1])
+        self.given.pop()
+        self.screen.note("Taken back.")
+
+    def forget(self) -> None:
+        """A new conversation."""
+        self.messages.clear()
+        self.last = None
+
+
+commands: Mapping[str, Callable[[Conversation, str], None]] = {
+    "/up": lambda talk, _: talk.judge(lambda answer: answer.thumb("up")),
+    "/down": lambda talk, _: talk.judge(lambda answer: answer.thumb("down")),
+    "/rate": Conversation.rate,
+    "/edit": Conversation.edit,
+    "/comment": Conversation.comment,
+    "/compare": Conversation.compare,
+    "/again": lambda talk, _: talk.again(),
+    "/undo": lambda talk, _: talk.undo(),
+    "/new": lambda talk, _: talk.forget(),
+    "/help": lambda talk, _: talk.screen.note(HELP),
+}
+"""What a line that begins with a slash does; an unknown one shows the help."""

@@ -1,0 +1,89 @@
+"""`tuneloop doctor`: what this machine has, what it lacks, and how to mend that."""
+
+import enum
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tuneloop.cli.options import AsJson, fail
+from tuneloop.cli.output import print_json, printable
+from tuneloop.errors import TuneloopError
+
+if TYPE_CHECKING:
+    from tuneloop.doctor.finding import Finding
+
+
+class Process(enum.StrEnum):
+    """A part of the service that a machine may run."""
+
+    GATEWAY = "gateway"
+    GENERATION = "generation"
+    REWARD = "reward"
+    LEARNER = "learner"
+
+
+MARKS = {"ok": ("ok", "green"), "warning": ("note", "yellow"), "problem": ("wrong", "red")}
+
+
+def doctor(
+    *,
+    process: Annotated[
+        list[Process] | None,
+        typer.Option(help="Only what this process needs; may be repeated.", show_default="all"),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="As for tuneloop up.")] = None,
+    reward_model: Annotated[str | None, typer.Option(help="As for tuneloop up.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="As for tuneloop up.")] = None,
+    host: Annotated[str | None, typer.Option(help="As for tuneloop up.")] = None,
+    port: Annotated[int | None, typer.Option(help="As for tuneloop up.")] = None,
+    nats_server: Annotated[Path | None, typer.Option(help="As for tuneloop up.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check packages, models, ports, NATS, disk, memory and GPU, and say how to mend each.
+
+    The status is 1 where something would keep the service from running.
+    """
+    from tuneloop.doctor.examination import examine
+    from tuneloop.settings import load
+    from tuneloop.supervisor.settings import SupervisorSettings
+
+    options = {
+        "model": model,
+        "reward_model": reward_model,
+        "data_dir": data_dir,
+        "host": host,
+        "port": port,
+        "nats_server": nats_server,
+    }
+    try:
+        settings = load(
+            SupervisorSettings,
+            environ={},  # a name that nothing reads is a finding here
+            **{name: value for name, value in options.items() if value is not None},
+        )
+    except TuneloopError as error:
+        fail(error.message)
+    findings = []
+    for finding in examine(settings, {one.value for one in process or Process}):
+        findings.append(finding)
+        if not as_json:
+            show(finding)
+    problems = sum(finding.state == "problem" for finding in findings)
+    if as_json:
+        print_json({"ok": not problems, "findings": [asdict(finding) for finding in findings]})
+    else:
+        typer.echo("Nothing is in the way." if not problems else f"To mend: {problems}.")
+    if problems:
+        raise typer.Exit(1)
+
+
+def show(finding: "Finding") -> None:
+    """A finding on a line, and under it how to mend it."""
+    mark, colour = MARKS[finding.state]
+    typer.echo(
+        f"{typer.style(f'{mark:6}', fg=colour)} {finding.check:13} {printable(finding.found)}"
+    )
+    if finding.mend is not None:
+        typer.echo(f"{'':20} {typer.style('→', dim=True)} {finding.mend}")

@@ -1,0 +1,302 @@
+"""`tuneloop feedback`: judge completions by their ids, and read what was collected."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from urllib.parse import quote, urlencode
+
+import typer
+
+from tuneloop.cli.options import ApiKey, AsJson, Url, connected, fail
+from tuneloop.cli.output import cell, print_fields, print_json, print_table
+from tuneloop.errors import TuneloopError
+from tuneloop.feedback import FeedbackKind, FeedbackStatus
+
+if TYPE_CHECKING:
+    from tuneloop.client import Details, FeedbackBody, Receipt
+
+feedback_app = typer.Typer(
+    no_args_is_help=True, help="Judge completions by their ids; list, show and retract feedback."
+)
+
+Completion = Annotated[str, typer.Argument(help="Id of the completion.")]
+User = Annotated[
+    str | None, typer.Option(help="Who judges; by default whoever the completion was made for.")
+]
+FeedbackId = Annotated[
+    str | None, typer.Option("--id", help="Id of the feedback, so that a repeat is not counted.")
+]
+Words = Annotated[list[str], typer.Argument(help="The words; - reads standard input.")]
+
+
+@feedback_app.command(epilog="Example: tuneloop feedback thumb chatcmpl-… up --user ann")
+def thumb(
+    completion: Completion,
+    value: Annotated[Literal["up", "down"], typer.Argument(help="up or down.")],
+    *,
+    user: User = None,
+    feedback_id: FeedbackId = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Say that a completion is good or bad."""
+    with connected(url, api_key) as client:
+        say(client.thumb(completion, value, **details(user, feedback_id)), as_json)
+
+
+@feedback_app.command(epilog="Example: tuneloop feedback rating chatcmpl-… 0.8")
+def rating(
+    completion: Completion,
+    value: Annotated[float, typer.Argument(help="A number; larger is better.")],
+    *,
+    user: User = None,
+    feedback_id: FeedbackId = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Give a completion a number."""
+    with connected(url, api_key) as client:
+        say(client.rate(completion, value, **details(user, feedback_id)), as_json)
+
+
+@feedback_app.command(epilog="Example: tuneloop feedback comparison chatcmpl-A chatcmpl-B")
+def comparison(
+    chosen: Annotated[str, typer.Argument(help="The better completion.")],
+    rejected: Annotated[list[str], typer.Argument(help="The worse ones.")],
+    *,
+    user: User = None,
+    feedback_id: FeedbackId = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Say that one completion is better than others."""
+    with connected(url, api_key) as client:
+        say(client.compare(chosen, *rejected, **details(user, feedback_id)), as_json)
+
+
+@feedback_app.command(epilog="Example: tuneloop feedback ranking chatcmpl-A chatcmpl-B chatcmpl-C")
+def ranking(
+    best_first: Annotated[list[str], typer.Argument(help="Completions, the best first.")],
+    *,
+    user: User = None,
+    feedback_id: FeedbackId = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Order completions, the best first."""
+    with connected(url, api_key) as client:
+        say(client.rank(best_first, **details(user, feedback_id)), as_json)
+
+
+@feedback_app.command(epilog="Example: tuneloop feedback demonstration chatcmpl-… - < better.txt")
+def demonstration(
+    completion: Completion,
+    text: Words,
+    *,
+    user: User = None,
+    feedback_id: FeedbackId = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Say what the answer should have been."""
+    with connected(url, api_key) as client:
+        say(client.edit(completion, words(text), **details(user, feedback_id)), as_json)
+
+
+@feedback_app.command(epilog='Example: tuneloop feedback comment chatcmpl-… "too long"')
+def comment(
+    completion: Completion,
+    text: Words,
+    *,
+    user: User = None,
+    feedback_id: FeedbackId = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Remark on a completion in words."""
+    with connected(url, api_key) as client:
+        say(client.comment(completion, words(text), **details(user, feedback_id)), as_json)
+
+
+@feedback_app.command(epilog="Example: tuneloop feedback batch thumbs.jsonl")
+def batch(
+    file: Annotated[Path, typer.Argument(help="JSON lines, one body each; - is standard input.")],
+    *,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Send many at once: bodies of POST /v1/feedback. Status 1 where one was refused."""
+    numbered = list(bodies_in(file))
+    with connected(url, api_key) as client:
+        outcomes = client.feedback([body for _, body in numbered])
+    refused = [outcome for outcome in outcomes if isinstance(outcome, TuneloopError)]
+    if as_json:
+        print_json([outcome_document(outcome) for outcome in outcomes])
+    else:
+        for (number, _), outcome in zip(numbered, outcomes, strict=True):
+            if isinstance(outcome, TuneloopError):
+                typer.echo(f"{file}:{number}: {outcome.message}", err=True)
+        typer.echo(f"accepted {len(outcomes) - len(refused)}, refused {len(refused)}")
+    if refused:
+        raise typer.Exit(1)
+
+
+@feedback_app.command("list", epilog="Example: tuneloop feedback list --kind thumb --value down")
+def list_feedback(
+    *,
+    kind: Annotated[
+        FeedbackKind | None,
+        typer.Option(help="Only this kind."),
+    ] = None,
+    value: Annotated[
+        Literal["up", "down"] | None, typer.Option(help="Only thumbs with this value.")
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option(min=0, help="Only on answers of this version.")
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="Only of this user.")] = None,
+    status: Annotated[
+        FeedbackStatus | None, typer.Option(help="Only what has become of it.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
+    before: Annotated[
+        str | None, typer.Option(help="Read on: what the page before said to give here.")
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """What was collected, newest first."""
+    filters = {
+        "kind": kind,
+        "value": value,
+        "policy_version": version,
+        "user": user,
+        "status": status,
+        "limit": limit,
+        "before": before,
+    }
+    query = urlencode({name: value for name, value in filters.items() if value is not None})
+    with connected(url, api_key) as client:
+        page = client.request("GET", f"/v1/feedback?{query}")
+    if as_json:
+        print_json(page)
+        return
+    columns = ("TIME", "KIND", "STATUS", "VERSION", "ID", "JUDGEMENT")
+    print_table(columns, map(row, page["data"]))
+    if page["next"] is not None:
+        typer.echo(f"more: --before {page['next']}", err=True)
+
+
+@feedback_app.command(epilog="Example: tuneloop feedback show fb-…")
+def show(
+    feedback_id: Annotated[str, typer.Argument(help="Id of the feedback.")],
+    *,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Show one feedback."""
+    with connected(url, api_key) as client:
+        document = client.request("GET", f"/v1/feedback/{quote(feedback_id, safe='')}")
+    (print_json if as_json else print_fields)(document)
+
+
+@feedback_app.command(epilog="Example: tuneloop feedback retract fb-…")
+def retract(
+    feedback_id: Annotated[str, typer.Argument(help="Id of the feedback.")],
+    *,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Take feedback back: no later batch learns from it."""
+    with connected(url, api_key) as client:
+        receipt = client.retract(feedback_id)
+    if as_json:
+        print_json(outcome_document(receipt))
+    else:
+        typer.echo(f"{receipt.id} is retracted; versions that learned from it stay as they are")
+
+
+def details(user: str | None, feedback_id: str | None) -> "Details":
+    """What was said of the feedback itself."""
+    given: Details = {}
+    if user is not None:
+        given["user"] = user
+    if feedback_id is not None:
+        given["id"] = feedback_id
+    return given
+
+
+def words(given: list[str]) -> str:
+    """The text of an argument; `-` is standard input."""
+    return sys.stdin.read() if given == ["-"] else " ".join(given)
+
+
+def say(receipt: "Receipt", as_json: bool) -> None:
+    """Print the id: the feedback is stored."""
+    if as_json:
+        print_json(outcome_document(receipt))
+    else:
+        typer.echo(receipt.id)
+
+
+def outcome_document(outcome: "Receipt | TuneloopError") -> dict[str, Any]:
+    """A receipt or a refusal as JSON."""
+    if isinstance(outcome, TuneloopError):
+        code = outcome.reason.lower()
+        return {"error": {"message": outcome.message, "param": outcome.param, "code": code}}
+    return {"id": outcome.id, "status": outcome.status}
+
+
+def bodies_in(file: Path) -> Iterator[tuple[int, "FeedbackBody"]]:
+    """The bodies of a file of JSON lines, numbered; ends the command at a line that is none."""
+    try:
+        lines = (sys.stdin.read() if str(file) == "-" else file.read_text()).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{file}: {error}")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            body = json.loads(line)
+        except ValueError as error:
+            fail(f"{file}:{number}: not JSON: {error}")
+        if not isinstance(body, dict):
+            fail(f"{file}:{number}: not a JSON object")
+        yield number, cast("FeedbackBody", body)
+
+
+def row(item: dict[str, Any]) -> tuple[Any, ...]:
+    """A line of the list."""
+    return (
+        item["accepted_time"][:19],
+        item["kind"],
+        item["status"],
+        item.get("policy_version"),
+        item["id"],
+        judgement(item),
+    )
+
+
+def judgement(item: dict[str, Any]) -> str:
+    """What was said, in a few words."""
+    match item["kind"]:
+        case "comparison":
+            return f"{item['chosen']} over {', '.join(item['rejected'])}"
+        case "ranking":
+            return " over ".join(item["ranking"])
+        case "demonstration" | "comment":
+            return cell(item["text"])
+        case _:
+            return cell(item["value"])

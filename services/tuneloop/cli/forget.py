@@ -1,0 +1,44 @@
+"""`tuneloop forget`: remove an end user's data."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from tuneloop.cli.options import ApiKey, AsJson, Url, connected
+from tuneloop.cli.output import print_fields, print_json
+
+
+def forget(
+    user: Annotated[str, typer.Argument(help="The user, as the application names them.")],
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Remove a user's rollouts and feedback, and name the versions that learned from them.
+
+    What those versions learned stays in them, as weights are not unlearned: `tuneloop policies
+    rebuild` trains again without them.
+    """
+    if not yes:
+        typer.confirm(f"Remove everything of {user}? It cannot be had back", abort=True, err=True)
+    with connected(url, api_key) as client:
+        answer = client.request("DELETE", f"/v1/users/{quote(user, safe='')}")
+    if as_json:
+        print_json(answer)
+        return
+    print_fields(answer)
+    offer_rebuild(user, answer)
+
+
+def offer_rebuild(user: str, answer: Mapping[str, Any]) -> None:
+    """Say what can be done about weights that learned from the user."""
+    if answer["rebuild_from"] is not None:
+        typer.echo(
+            f"To train again from version {answer['rebuild_from']}, the last one before them, on "
+            f"what is left:\n  tuneloop policies rebuild --before-user {user!r}",
+            err=True,
+        )

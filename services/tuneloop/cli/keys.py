@@ -1,0 +1,156 @@
+"""`tuneloop keys`: make, list and revoke the keys of a gateway on this machine."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tuneloop.cli.options import fail
+from tuneloop.errors import TuneloopError
+from tuneloop.gateway.keys.store import FILE_NAME, ApiKey, KeyFile, Limits, Scope, new_key
+
+keys_app = typer.Typer(
+    no_args_is_help=True,
+    help="Make, list and revoke API keys. It works while the service runs or is stopped; "
+    "a running gateway notices within seconds.",
+)
+
+DataDir = Annotated[
+    Path,
+    typer.Option(
+        envvar="TUNELOOP_SUPERVISOR_DATA_DIR", help="Data folder of `tuneloop up` that holds them."
+    ),
+]
+File = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="TUNELOOP_GATEWAY_KEYS_FILE",
+        help="File that holds them, instead.",
+        show_default=f"keys/{FILE_NAME} in the data folder",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DEFAULT_DATA_DIR = Path(".tuneloop")
+
+
+@keys_app.command()
+def create(
+    name: Annotated[str, typer.Option(help="What to call it: letters, digits, . _ @ -")],
+    *,
+    scope: Annotated[
+        list[Scope] | None,
+        typer.Option(
+            help="What it is good for: infer, feedback, or admin for everything. "
+            "Give it again for more than one.",
+            show_default="infer and feedback",
+        ),
+    ] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Limit.")] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Limit, of prompts and completions together.")
+    ] = None,
+    requests_per_day: Annotated[int | None, typer.Option(min=1, help="Quota, by UTC days.")] = None,
+    tokens_per_day: Annotated[int | None, typer.Option(min=1, help="Quota, by UTC days.")] = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    file: File = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and print it. It is shown this once; the file keeps its hash."""
+    limits = Limits(
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        requests_per_day=requests_per_day,
+        tokens_per_day=tokens_per_day,
+    )
+    store = key_file(data_dir, file)
+    try:
+        secret, key = new_key(name, scope or [Scope.INFER, Scope.FEEDBACK], limits)
+        store.add(key)
+    except TuneloopError as error:
+        fail(error.message)
+    except OSError as error:
+        fail(f"keys file {store.path}: {error.strerror}")
+    if as_json:
+        typer.echo(json.dumps({"key": secret, **document(key)}))
+        return
+    typer.echo(secret)
+    allowed = " and ".join(sorted(key.scopes))
+    typer.secho(
+        f"{key.name} ({key.id}) may: {allowed}. Note the key now, it cannot be shown again.\n"
+        "Commands and examples read it from TUNELOOP_API_KEY; clients send it as "
+        "'Authorization: Bearer …'.",
+        err=True,
+        dim=True,
+    )
+
+
+@keys_app.command("list")
+def list_keys(
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="Revoked ones too.")] = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    file: File = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the keys, without their secrets."""
+    try:
+        keys = [k for k in key_file(data_dir, file).read() if everything or k.active]
+    except TuneloopError as error:
+        fail(error.message)
+    if as_json:
+        typer.echo(json.dumps([document(key) for key in keys], indent=2))
+        return
+    form = "{:18} {:20} {:8} {:22} {:20} {}"
+    typer.echo(form.format("ID", "NAME", "KEY", "SCOPES", "CREATED", "LIMITS").rstrip())
+    for key in keys:
+        created = key.created_time.isoformat()[:19]
+        told = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in limits_of(key).items())
+        if key.revoked_time is not None:
+            told = f"revoked {key.revoked_time.isoformat()[:19]}"
+        scopes = ", ".join(sorted(key.scopes))
+        line = form.format(key.id, key.name, f"…{key.ends_with}", scopes, created, told)
+        typer.echo(line.rstrip())
+
+
+@keys_app.command()
+def revoke(
+    key: Annotated[str, typer.Argument(help="Id or name of the key.")],
+    *,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    file: File = None,
+    as_json: AsJson = False,
+) -> None:
+    """End a key for good. Answers that stream already go on to their end."""
+    store = key_file(data_dir, file)
+    try:
+        revoked = store.revoke(key)
+    except TuneloopError as error:
+        fail(error.message)
+    except OSError as error:
+        fail(f"keys file {store.path}: {error.strerror}")
+    typer.echo(json.dumps(document(revoked)) if as_json else f"revoked {revoked.name}")
+
+
+def key_file(data_dir: Path, file: Path | None) -> KeyFile:
+    """The file that is meant."""
+    return KeyFile(file or data_dir / "keys" / FILE_NAME)
+
+
+def document(key: ApiKey) -> dict[str, Any]:
+    """A key as JSON."""
+    return {
+        "id": key.id,
+        "name": key.name,
+        "ends_with": key.ends_with,
+        "scopes": sorted(key.scopes),
+        "limits": limits_of(key),
+        "created_time": key.created_time.isoformat(),
+        "revoked_time": None if key.revoked_time is None else key.revoked_time.isoformat(),
+    }
+
+
+def limits_of(key: ApiKey) -> dict[str, int]:
+    """The limits that are set, by name."""
+    given = {name: getattr(key.limits, name) for name in Limits.__dataclass_fields__}
+    return {name: value for name, value in given.items() if value is not None}

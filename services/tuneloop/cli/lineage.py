@@ -1,0 +1,71 @@
+"""`tuneloop lineage`: which versions feedback, or a user, reached."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from tuneloop.cli.options import ApiKey, AsJson, Url, connected
+from tuneloop.cli.output import cell, print_json, print_table
+
+lineage_app = typer.Typer(no_args_is_help=True, help="Which versions feedback, or a user, reached.")
+
+
+@lineage_app.command(epilog="Example: tuneloop lineage feedback fb-1 --json")
+def feedback(
+    feedback_id: Annotated[str, typer.Argument(metavar="ID", help="Of the feedback.")],
+    *,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """What became of a feedback event, and the versions it reached."""
+    with connected(url, api_key) as client:
+        answer = client.request("GET", f"/v1/lineage/feedback/{quote(feedback_id, safe='')}")
+    if as_json:
+        print_json(answer)
+        return
+    print_table(("", ""), facts(answer, ("id", "kind", "status", "accepted_time")))
+    rows = [
+        (s["sample_id"], s["objective"], s["state"], listed(s["steps"])) for s in answer["samples"]
+    ]
+    print_table(("SAMPLE", "OBJECTIVE", "STATE", "STEPS"), rows)
+
+
+@lineage_app.command(epilog="Example: tuneloop lineage user ann --json")
+def user(
+    user: Annotated[str, typer.Argument(help="The user, as the application names them.")],
+    *,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """What there is of a user, and the versions it reached, what was forgotten included."""
+    with connected(url, api_key) as client:
+        answer = client.request("GET", f"/v1/lineage/users/{quote(user, safe='')}")
+    if as_json:
+        print_json(answer)
+        return
+    print_table(("", ""), facts(answer, ("id", "rollouts", "feedback", "rebuild_from")))
+    for record in answer["forgotten"]:
+        typer.echo(
+            f"forgotten {record['time']}: {record['rollouts']} rollouts and {record['feedback']} "
+            f"feedback, which versions {listed(record['policy_versions'])} had learned from"
+        )
+
+
+def facts(answer: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """What is known, a line each."""
+    for name in names:
+        if answer[name] is not None:
+            yield name.replace("_", " "), cell(answer[name])
+    for model in ("policy", "reward_model"):
+        for how in ("direct", "descended"):
+            if answer[model][how]:
+                yield f"{model.replace('_', ' ')}, {how}", f"versions {listed(answer[model][how])}"
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Numbers, or that there are none."""
+    return ", ".join(map(str, numbers)) or "none"

@@ -1,0 +1,226 @@
+"""`tuneloop policies`: versions, what made them, and which one serves."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from tuneloop.cli.options import ApiKey, AsJson, Url, connected, fail
+from tuneloop.cli.output import cell, print_fields, print_json, print_table
+
+policies_app = typer.Typer(
+    no_args_is_help=True,
+    help="List, show, promote and roll back versions; pause and resume learning.",
+)
+
+Version = Annotated[int, typer.Argument(min=0, help="Number of the version.")]
+LIMIT = typer.Option(min=1, max=100, help="How many.")
+
+
+@policies_app.command("list", epilog="Example: tuneloop policies list --limit 5")
+def list_versions(
+    *,
+    limit: Annotated[int, LIMIT] = 20,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """The newest versions; a star marks the one that serves."""
+    with connected(url, api_key) as client:
+        answer = client.request("GET", f"/v1/policies?limit={limit}")
+    if as_json:
+        print_json(answer)
+        return
+    if answer["data"] is None:
+        typer.echo("the learner is away: its list of versions cannot be had now", err=True)
+    serving = answer["policy_version"]
+    rows = [row(version, serving) for version in answer["data"] or []]
+    if all(version["policy_version"] != 0 for version in answer["data"] or []):
+        base = {"policy_version": 0, "parent_version": None, "state": "base model"}
+        rows.append(row(base, serving))
+    columns = ("", "VERSION", "PARENT", "STATE", "CREATED", "THUMBS UP", "REWARD", "LEARNED FROM")
+    print_table(columns, rows)
+
+
+@policies_app.command(epilog="Example: tuneloop policies show 3 --json")
+def show(
+    version: Version, *, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None
+) -> None:
+    """A version: its manifest, what was decided about it, and which feedback made it."""
+    with connected(url, api_key) as client:
+        answer = client.request("GET", f"/v1/policies/{version}")
+    if as_json:
+        print_json(answer)
+        return
+    print_table(("", ""), facts(answer))
+    print_table(("MANIFEST", ""), flat(answer.get("manifest") or {}))
+    print_table(("DECIDED", "BY", "WHAT", "OUTCOME", "REASON"), decisions(answer))
+    for decision in answer.get("decisions", []):
+        if numbers := decision.get("numbers"):
+            print_table((f"{decision['kind']} {decision['outcome']}".upper(), ""), flat(numbers))
+    print_table(("SAMPLE", "OBJECTIVE", "STEP", "EPOCH", "COMPLETIONS"), uses(answer))
+
+
+@policies_app.command(epilog="Example: tuneloop policies promote 4")
+def promote(
+    version: Version, *, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None
+) -> None:
+    """Make a published version the one that serves."""
+    with connected(url, api_key) as client:
+        say_stable(client.promote(version), as_json)
+
+
+@policies_app.command(epilog="Example: tuneloop policies rollback 2")
+def rollback(
+    version: Annotated[
+        int | None, typer.Argument(min=0, help="Where to; by default the last good one.")
+    ] = None,
+    *,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Go back to an earlier version; those after it are quarantined."""
+    with connected(url, api_key) as client:
+        say_stable(client.roll_back(version), as_json)
+
+
+@policies_app.command(epilog="Example: tuneloop policies pause")
+def pause(*, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None) -> None:
+    """Stop learning until it is resumed; answers go on, and feedback is kept."""
+    steer("pause", as_json, url, api_key)
+
+
+@policies_app.command(epilog="Example: tuneloop policies resume")
+def resume(*, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None) -> None:
+    """Learn again."""
+    steer("resume", as_json, url, api_key)
+
+
+def steer(action: str, as_json: bool, url: str | None, api_key: str | None) -> None:
+    """Pause or resume the learner, and print its state."""
+    with connected(url, api_key) as client:
+        answer = client.request("POST", f"/v1/learner/{action}")
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo(f"the learner: {answer['state']}")
+
+
+@policies_app.command(epilog="Example: tuneloop policies rebuild --before-user ann --yes")
+def rebuild(
+    version: Annotated[
+        int | None, typer.Argument(min=0, help="The version to train again from.")
+    ] = None,
+    *,
+    before_user: Annotated[
+        str | None, typer.Option(help="Instead: the last one that had not learned from this user.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Go back to an earlier version and train again from there, on all feedback that is left.
+
+    The versions after it are quarantined and stop serving. Where its checkpoint is gone training
+    begins at the base model, which the answer says.
+    """
+    if (version is None) == (before_user is None):
+        fail("say from where: a VERSION or --before-user")
+    if not yes:
+        start = f"version {version}" if before_user is None else f"before {before_user}"
+        typer.confirm(f"Leave every version after that ({start})?", abort=True, err=True)
+    body = {"policy_version": version, "before_user": before_user}
+    with connected(url, api_key) as client:
+        answer = client.request("POST", "/v1/policies/rebuild", body)
+    (print_json if as_json else print_fields)(answer)
+
+
+def say_stable(version: int, as_json: bool) -> None:
+    """Print which version is stable now."""
+    if as_json:
+        print_json({"policy_version": version})
+    else:
+        typer.echo(f"stable: version {version}")
+
+
+def row(version: Mapping[str, Any], serving: int | None) -> tuple[Any, ...]:
+    """A line of the list."""
+    number, traffic = version["policy_version"], version.get("traffic") or {}
+    return (
+        "*" if number == serving else "",
+        number,
+        version["parent_version"],
+        version["state"],
+        (version.get("created_time") or "")[:19],
+        thumbs(traffic),
+        traffic.get("mean_reward"),
+        counts(version.get("samples") or {}),
+    )
+
+
+def thumbs(traffic: Mapping[str, Any]) -> str:
+    """The rate with its interval."""
+    if traffic.get("thumbs_rate") is None:
+        return ""
+    return (
+        f"{traffic['thumbs_rate']:.2f} "
+        f"({traffic['thumbs_low']:.2f} to {traffic['thumbs_high']:.2f})"
+    )
+
+
+def counts(samples: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in samples.items())
+
+
+def facts(answer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is known of a version, a line each."""
+    yield "version", cell(answer["policy_version"])
+    yield "state", cell(answer["state"])
+    yield "ancestors", ", ".join(map(str, answer["ancestors"]))
+    yield "created", cell(answer["created_time"])
+    yield "serving since", cell(answer["activated_time"])
+    yield "algorithms", ", ".join(answer["algorithms"])
+    yield "learned from", counts(answer["samples"])
+    for name, value in answer["settings"].items():
+        yield f"setting {name}", cell(value)
+    for name, value in answer["metrics"].items():
+        yield f"training {name}", cell(value)
+    for name, value in (answer["evaluation"] or {}).items():
+        yield f"evaluation {name}", cell(value)
+    for name, value in (answer.get("traffic") or {}).items():
+        yield f"traffic {name}", cell(value)
+
+
+def decisions(answer: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """What was decided about it, a line each."""
+    for decision in answer.get("decisions", []):
+        yield (
+            (decision["decided_time"] or "")[:19],
+            decision["actor"],
+            decision["kind"],
+            decision["outcome"],
+            decision["reason"],
+        )
+
+
+def flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every value of a document, a line each, under its path."""
+    for name, value in document.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            for number, item in enumerate(value):
+                yield from flat({str(number): item}, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            yield f"{prefix}{name}", ", ".join(cell(item) for item in value)
+        else:
+            yield f"{prefix}{name}", cell(value)
+
+
+def uses(answer: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """The samples it learned from."""
+    for use in answer["uses"]:
+        about = ", ".join(use["completion_ids"])
+        yield use["sample_id"], use["objective"], use["step"], use["epoch"], about

@@ -1,0 +1,118 @@
+"""A streamed answer, line by line, without any I/O."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic
+
+from tuneloop.client.answers import Answer, Choice, Piece, answer_of
+from tuneloop.client.exceptions import error_from_document
+from tuneloop.client.judging import Judge, R
+from tuneloop.errors import CorruptData, FailedPrecondition, Unavailable
+
+
+@dataclass(slots=True)
+class Growing:
+    """A choice that is being written."""
+
+    id: str
+    policy_version: int = 0
+    pieces: list[str] = field(default_factory=list)
+    tool_calls: dict[int, dict[str, Any]] = field(default_factory=dict)
+    logprobs: dict[str, list[Any]] = field(default_factory=dict)
+    finish_reason: str | None = None
+
+    def take(self, choice: Mapping[str, Any], version: int) -> str:
+        """Add one chunk's share; its text."""
+        self.policy_version = version
+        self.finish_reason = choice["finish_reason"] or self.finish_reason
+        for name, positions in (choice.get("logprobs") or {}).items():
+            self.logprobs.setdefault(name, []).extend(positions or [])
+        delta = choice["delta"]
+        for call in delta.get("tool_calls") or []:
+            merge(self.tool_calls.setdefault(call["index"], {}), call)
+        text = delta.get("content") or ""
+        self.pieces.append(text)
+        return text
+
+    def message(self) -> dict[str, Any]:
+        """The assistant's turn so far."""
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(self.pieces)}
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {name: value for name, value in call.items() if name != "index"}
+                for _, call in sorted(self.tool_calls.items())
+            ]
+        return message
+
+
+def merge(call: dict[str, Any], delta: Mapping[str, Any]) -> None:
+    """Add a tool call's delta: its arguments come in pieces, the rest comes once."""
+    for name, value in delta.items():
+        if isinstance(value, Mapping):
+            merge(call.setdefault(name, {}), value)
+        elif name == "arguments":
+            call[name] = call.get(name, "") + value
+        elif value is not None:
+            call[name] = value
+
+
+class AnswerReader(Generic[R]):
+    """Takes the lines of a stream, gives pieces, and knows the answer so far."""
+
+    def __init__(self, judge: Judge[R]) -> None:
+        self._judge = judge
+        self._choices: dict[int, Growing] = {}
+        self._model = ""
+        self._usage: Mapping[str, Any] | None = None
+        self.done = False
+
+    def feed(self, line: str) -> Iterator[Piece]:
+        """The pieces of one line. Raises the error that the service sent half-way."""
+        if line == "data: [DONE]":
+            self.done = True
+        if self.done or not line.startswith("data: "):
+            return
+        try:
+            yield from self._take(json.loads(line.removeprefix("data: ")))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptData(f"a chunk that tuneloop would not send: {line[:200]!r}") from error
+
+    def _take(self, chunk: Mapping[str, Any]) -> Iterator[Piece]:
+        if "error" in chunk:
+            raise error_from_document(chunk["error"])
+        self._model, version = chunk["model"], chunk["policy_version"]
+        self._usage = chunk.get("usage") or self._usage
+        for choice in chunk["choices"]:
+            index = choice["index"]
+            growing = self._choices.setdefault(index, Growing(choice["completion_id"]))
+            text = growing.take(choice, version)
+            if text:
+                yield Piece(text=text, index=index, policy_version=version)
+
+    def end(self) -> None:
+        """Raise `Unavailable` where the stream ended before the answer did."""
+        if not self.done:
+            raise Unavailable("the answer was cut off")
+
+    @property
+    def answer(self) -> Answer[R]:
+        """The answer as far as it came. Raises `FailedPrecondition` before its first piece."""
+        if not self._choices:
+            raise FailedPrecondition("nothing of the answer has come yet: iterate over the stream")
+        choices = [self._choice(index) for index in sorted(self._choices)]
+        return answer_of(self._judge, choices, self._model, self._usage)
+
+    def _choice(self, index: int) -> Choice[R]:
+        growing = self._choices[index]
+        message = growing.message()
+        return Choice(
+            id=growing.id,
+            text=message["content"],
+            policy_version=growing.policy_version,
+            finish_reason=growing.finish_reason,
+            index=index,
+            message=message,
+            logprobs=growing.logprobs or None,
+            judge=self._judge,
+        )

@@ -1,0 +1,226 @@
+"""Who may call what: a key with the right scope, or nobody's key on this machine alone.
+
+While no key was ever made the gateway listens on loopback alone (`settings` refuses anything else)
+and everybody there may do everything. A browser on the machine can still be led here by a foreign
+page, so that requests are refused whose `Host` is not a name of this machine (DNS rebinding) or
+whose `Origin` is another site (request forgery).
+"""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from fastapi import Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tuneloop.errors import PermissionDenied, TuneloopError, Unauthenticated
+from tuneloop.gateway.edge.limits import AddressLimits, Meter
+from tuneloop.gateway.edge.spending import meter_of_request
+from tuneloop.gateway.errors import InvalidApiKey, MissingScope, error_response
+from tuneloop.gateway.keys import store
+from tuneloop.gateway.keys.ring import KeyRing
+from tuneloop.gateway.settings import GatewaySettings, is_loopback
+
+PROTECTED = "/v1/"
+"""The page, health, metrics and schema hold nothing of users and need no key."""
+
+READS = ("GET", "HEAD")
+
+needed_scope = tuple(
+    (method, re.compile(path), scope)
+    for method, path, scope in (
+        ("POST", r"/v1/chat/completions", store.Scope.INFER),
+        ("POST", r"/v1/completions", store.Scope.INFER),
+        ("POST", r"/v1/score", store.Scope.INFER),
+        ("GET", r"/v1/models(/.*)?", store.Scope.INFER),
+        ("POST", r"/v1/feedback(/batch)?", store.Scope.FEEDBACK),
+        # Whoever holds an id was told it when the feedback was accepted; lists are for admins.
+        ("GET", r"/v1/feedback/.+", store.Scope.FEEDBACK),
+        ("DELETE", r"/v1/feedback/.+", store.Scope.FEEDBACK),
+    )
+)
+"""By method and path; whatever is not here needs `admin`."""
+
+
+def scope_for(method: str, path: str) -> store.Scope | None:
+    """The scope that a request needs; None where it needs no key."""
+    if not path.startswith(PROTECTED):
+        return None
+    for of_method, pattern, scope in needed_scope:
+        if method == of_method and pattern.fullmatch(path):
+            return scope
+    return store.Scope.ADMIN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who is behind a request."""
+
+    id: str
+    """Tells callers apart: a key's id, `local` for all without a key on this machine."""
+    name: str
+    """For the record."""
+    public: bool = False
+    """Nobody known: it may only judge completions whose ids it shows."""
+
+
+LOCAL = Caller(id="local", name="local")
+PUBLIC = Caller(id="public", name="public", public=True)
+
+
+def caller_of(request: Request) -> Caller:
+    """Who is behind the request, for a handler."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+class Guard:
+    """ASGI middleware that lets through who may call, and counts what limits count."""
+
+    def __init__(self, app: ASGIApp, *, settings: GatewaySettings, ring: KeyRing) -> None:
+        self.app = app
+        self.ring = ring
+        self.require_key = settings.require_key
+        self.on_loopback = is_loopback(settings.host)
+        self.trusted_hosts = {host.lower() for host in settings.trusted_hosts}
+        self.origins = frozenset(settings.cors_origins)
+        self.public_feedback = settings.public_feedback
+        self.addresses = AddressLimits(settings.public_feedback_per_minute, ring.clock)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 401, 403 or 429, or pass on."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        meter = None
+        try:
+            caller, meter = self.identify(scope, Headers(scope=scope))
+            if meter is not None and scope["method"] not in READS:
+                needed = scope_for(scope["method"], scope["path"])
+                meter.admit(generates=needed is store.Scope.INFER)
+        except TuneloopError as refusal:
+            await error_response(refusal)(scope, receive, with_limits(send, meter))
+            return
+        scope.setdefault("state", {})["caller"] = caller
+        if meter is None:
+            await self.app(scope, receive, send)
+            return
+        metered = meter_of_request.set(meter)
+        try:
+            await self.app(scope, receive, with_limits(send, meter))
+        finally:
+            meter_of_request.reset(metered)
+
+    def identify(self, scope: Scope, headers: Headers) -> tuple[Caller, Meter | None]:
+        """Who calls, and what limits them. Raises why the request may not pass."""
+        path, method = scope["path"], scope["method"]
+        needed = scope_for(method, path)
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        given = given.strip() if scheme.lower() == "bearer" else ""
+        key = self.ring.find(given) if given and needed is not None else None
+        if key is not None and needed is not None:
+            return self.holder(key, needed, f"{method} {path}")
+        if self.open_to_all:
+            self.check_same_site(headers)
+            return LOCAL, None
+        if needed is None:
+            return PUBLIC, None
+        if given:
+            raise InvalidApiKey("a wrong key: it is not among this gateway's keys")
+        if self.public_feedback and (method, path) == ("POST", "/v1/feedback"):
+            self.check_public(scope, headers)
+            return PUBLIC, None
+        raise Unauthenticated(
+            "no key: send 'Authorization: Bearer <key>'; `tuneloop keys create` makes one"
+        )
+
+    @property
+    def open_to_all(self) -> bool:
+        """Whether no key is needed: on loopback, while none was made or the setting says so."""
+        if not self.on_loopback or self.require_key:
+            return False
+        return self.require_key is False or self.ring.empty
+
+    def holder(
+        self, key: store.ApiKey, needed: store.Scope, asked: str
+    ) -> tuple[Caller, Meter | None]:
+        """The holder of a key. Raises `InvalidApiKey` and `MissingScope`."""
+        if not key.active:
+            raise InvalidApiKey(f"the key {key.name!r} was revoked")
+        if not key.allows(needed):
+            has = " and ".join(sorted(key.scopes))
+            raise MissingScope(f"{asked[:100]} needs the scope {needed}; {key.name!r} has {has}")
+        return Caller(id=key.id, name=f"key:{key.name}"), self.ring.meter(key)
+
+    def check_same_site(self, headers: Headers) -> None:
+        """Without a key: raise where another site is behind the request."""
+        host = headers.get("host", "")
+        name = (hostname(host) or "").lower()
+        if not is_loopback(name) and name not in self.trusted_hosts:
+            raise PermissionDenied(
+                f"host {name[:100]!r} is not this machine: make a key with `tuneloop keys create`, "
+                "or name the host in TUNELOOP_GATEWAY_TRUSTED_HOSTS"
+            )
+        self.check_origin(headers, optional=True)
+
+    def check_origin(self, headers: Headers, *, optional: bool) -> None:
+        """Raise unless the page behind the request is our own or one of `cors_origins`."""
+        origin = headers.get("origin")
+        if origin is None and optional:
+            return
+        own = origin is not None and netloc(origin) == headers.get("host", "")
+        if not own and origin not in self.origins:
+            raise PermissionDenied(
+                f"pages of {(origin or 'no origin')[:100]} may not call: "
+                "name it in TUNELOOP_GATEWAY_CORS_ORIGINS"
+            )
+
+    def check_public(self, scope: Scope, headers: Headers) -> None:
+        """Raise unless a page that may sends this, and not too often."""
+        self.check_origin(headers, optional=False)
+        client = scope.get("client")
+        self.addresses.admit(network_of(client[0] if client else ""))
+
+
+def with_limits(send: Send, meter: Meter | None) -> Send:
+    """`send`, with the headers of the key's limits; they are read when the response begins."""
+    if meter is None:
+        return send
+
+    async def send_with_limits(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in meter.headers():
+                headers[name] = value
+        await send(message)
+
+    return send_with_limits
+
+
+def hostname(host: str) -> str | None:
+    """The name in a `Host` header; None where it is malformed."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+def netloc(origin: str) -> str | None:
+    """Host and port of an origin; None where it is malformed."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
+
+
+def network_of(address: str) -> str:
+    """What one sender has: an IPv4 address, or a /64 of IPv6."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if parsed.version == 4:
+        return address
+    return str(ipaddress.IPv6Network((int(parsed), 64), strict=False))

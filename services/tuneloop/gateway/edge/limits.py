@@ -1,0 +1,164 @@
+"""How much each key may do: limits by the minute, quotas by the day, and the headers that tell.
+
+A limit by the minute is a bucket that holds a minute's worth and fills steadily. Requests are paid
+before they run. What an answer costs in tokens shows only while it is made, so tokens are paid as
+they come, the bucket may go below zero, and the next request waits until it is above again; the
+libraries at hand price a call before it is made. Buckets live in this process: several gateways
+behind one address allow several times the limit. Quotas are shared and kept, see `quotas`.
+"""
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+from tuneloop.gateway.edge.quotas import Usage, seconds_to_next_day
+from tuneloop.gateway.errors import QuotaExceeded, RateLimitExceeded
+from tuneloop.gateway.keys.store import ApiKey, Limits
+
+MINUTE = 60.0
+MAX_ADDRESSES = 10_000
+
+Clock = Callable[[], float]
+
+
+class Bucket:
+    """`capacity` units, which come back within a minute."""
+
+    def __init__(self, capacity: int, clock: Clock = time.monotonic) -> None:
+        self.capacity = capacity
+        self.clock = clock
+        self._level = float(capacity)
+        self._at = clock()
+
+    @property
+    def level(self) -> float:
+        """What is left now; below zero where more was used than there was."""
+        now = self.clock()
+        self._level = min(self.capacity, self._level + (now - self._at) * self.capacity / MINUTE)
+        self._at = now
+        return self._level
+
+    def take(self, units: int) -> None:
+        """Use `units`, whether they are there or not."""
+        self._level = self.level - units
+
+    def seconds_until(self, wanted: float) -> float:
+        """When the level will be `wanted`."""
+        return max(0.0, (wanted - self.level) * MINUTE / self.capacity)
+
+
+class Meter:
+    """What one key has left."""
+
+    def __init__(self, key: ApiKey, usage: Usage, clock: Clock = time.monotonic) -> None:
+        limits = key.limits
+        self.name = key.name
+        self.limits = limits
+        self.usage = usage
+        self.requests = bucket(limits.requests_per_minute, clock)
+        self.tokens = bucket(limits.tokens_per_minute, clock)
+
+    def admit(self, *, generates: bool) -> None:
+        """Count one request, or raise why it has to wait: `RateLimitExceeded`, `QuotaExceeded`.
+
+        `generates` says that it will cost tokens: others pass when only those are used up.
+        """
+        of_key = f"the key {self.name!r}"
+        self.check_day("requests", self.limits.requests_per_day, self.usage.requests)
+        if self.requests is not None and self.requests.level < 1:
+            raise RateLimitExceeded(
+                f"{of_key} may make {self.requests.capacity} requests a minute",
+                retry_after=self.requests.seconds_until(1),
+            )
+        if generates:
+            self.check_day("tokens", self.limits.tokens_per_day, self.usage.tokens)
+            if self.tokens is not None and self.tokens.level <= 0:
+                raise RateLimitExceeded(
+                    f"{of_key} may use {self.tokens.capacity} tokens a minute",
+                    retry_after=self.tokens.seconds_until(1),
+                )
+        if self.requests is not None:
+            self.requests.take(1)
+        self.usage.add(requests=1)
+
+    def check_day(self, unit: str, allowed: int | None, used: int) -> None:
+        """Raise `QuotaExceeded` where a day's quota is used up."""
+        if allowed is not None and used >= allowed:
+            raise QuotaExceeded(
+                f"the key {self.name!r} may use {allowed} {unit} a day (UTC)",
+                retry_after=seconds_to_next_day(),
+            )
+
+    def charge(self, tokens: int) -> None:
+        """Count tokens that were used."""
+        if self.tokens is not None:
+            self.tokens.take(tokens)
+        self.usage.add(tokens=tokens)
+
+    def headers(self) -> Iterator[tuple[str, str]]:
+        """Limits, what is left and when all of it is back, spelled as OpenAI does.
+
+        Where only the day is limited they tell of the day.
+        """
+        for unit, bucket_, per_day in (
+            ("requests", self.requests, self.limits.requests_per_day),
+            ("tokens", self.tokens, self.limits.tokens_per_day),
+        ):
+            if bucket_ is not None:
+                left = max(0, math.floor(bucket_.level))
+                yield from told(
+                    unit, bucket_.capacity, left, bucket_.seconds_until(bucket_.capacity)
+                )
+            elif per_day is not None:
+                left = max(0, per_day - getattr(self.usage, unit))
+                yield from told(unit, per_day, left, seconds_to_next_day())
+
+
+def told(unit: str, limit: int, left: int, seconds: float) -> Iterator[tuple[str, str]]:
+    """The three headers of one unit."""
+    yield f"x-ratelimit-limit-{unit}", str(limit)
+    yield f"x-ratelimit-remaining-{unit}", str(left)
+    yield f"x-ratelimit-reset-{unit}", duration(seconds)
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI writes it: `120ms`, `12s`, `6m0s`, `2h0m0s`."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    whole = math.ceil(seconds)
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    if hours:
+        return f"{hours}h{minutes}m{rest}s"
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
+
+
+def bucket(limit: int | None, clock: Clock) -> Bucket | None:
+    return None if limit is None else Bucket(limit, clock)
+
+
+def limited(limits: Limits) -> bool:
+    """Whether there is anything to count."""
+    return limits != Limits()
+
+
+class AddressLimits:
+    """A limit for each network address, of which so many are remembered."""
+
+    def __init__(self, per_minute: int, clock: Clock = time.monotonic) -> None:
+        self.per_minute = per_minute
+        self.clock = clock
+        self.buckets: OrderedDict[str, Bucket] = OrderedDict()
+
+    def admit(self, address: str) -> None:
+        """Count a request of `address`. Raises `RateLimitExceeded`."""
+        found = self.buckets.pop(address, None) or Bucket(self.per_minute, self.clock)
+        self.buckets[address] = found
+        if len(self.buckets) > MAX_ADDRESSES:
+            self.buckets.popitem(last=False)
+        if found.level < 1:
+            raise RateLimitExceeded(
+                f"{self.per_minute} of these a minute may come from one address",
+                retry_after=found.seconds_until(1),
+            )
+        found.take(1)

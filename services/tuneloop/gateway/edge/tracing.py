@@ -1,0 +1,49 @@
+"""A span around each HTTP request, in the caller's trace if it names one."""
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tuneloop import tracing
+from tuneloop.gateway.edge.edge import method_of, route_of
+
+UNTRACED = frozenset({"/metrics", "/healthz", "/readyz"})
+"""Asked every few seconds, by machines."""
+
+
+class Traced:
+    """ASGI middleware; only where traces are on."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on inside a span, which is named by its route once that is known."""
+        if scope["type"] != "http" or scope["path"] in UNTRACED:
+            await self.app(scope, receive, send)
+            return
+
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                note_answer(message)
+            await send(message)
+
+        method = method_of(scope)
+        parent = Headers(scope=scope).get(tracing.TRACEPARENT, "")
+        with tracing.span(method, kind="server", parent=parent):
+            try:
+                await self.app(scope, receive, noted)
+            finally:
+                route = route_of(scope)
+                tracing.rename(f"{method} {route}")
+                tracing.annotate({"http.request.method": method, "http.route": route})
+
+
+def note_answer(start: Message) -> None:
+    """Say in the current span how the request was answered."""
+    headers = Headers(raw=start["headers"])
+    status = int(start["status"])
+    tracing.annotate({"http.response.status_code": status})
+    if status >= 500:
+        tracing.failed(str(status))
+    if "x-completion-id" in headers:
+        tracing.annotate({"tuneloop.completion_id": headers["x-completion-id"]})

@@ -1,0 +1,175 @@
+"""`GET /v1/events`: what the service does, live, as server-sent events.
+
+One poller asks the services for all listeners together, and only while somebody listens. An event
+is the whole of what it names and is sent when that has changed, so that a listener who is slow or
+comes late misses nothing that still holds:
+
+* `learner`: as `GET /v1/learner`; null while the learner is away
+* `policies`: as `GET /v1/policies`; null while nobody knows
+* `feedback`: the latest, as `GET /v1/feedback`; null while the learner is away
+* `steps`: loss and KL of the last optimizer steps; null while the bus is away
+* `throughput`: of this gateway
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import StreamingResponse
+
+from tuneloop.errors import TuneloopError
+from tuneloop.gateway.context import Gateway
+from tuneloop.gateway.events.steps import StepHistory
+from tuneloop.gateway.events.throughput import Throughput
+from tuneloop.gateway.feedback.browse import feedback_page
+from tuneloop.gateway.routes.learner import learner_status
+from tuneloop.gateway.routes.policies import get_serving, policies_document
+from tuneloop.v1 import learner_pb2
+
+logger = logging.getLogger("tuneloop.gateway")
+
+router = APIRouter(tags=["learning"])
+
+INTERVAL = 1.0
+"""Seconds between two questions to a service."""
+VERSIONS_INTERVAL = 5.0
+"""Seconds between two lists of versions, while the same one serves: the learner counts for each."""
+VERSIONS = 50
+FEEDBACK = 20
+HEARTBEAT = b": still here\n\n"
+
+Source = Callable[[], Awaitable[Any]]
+
+
+class Feed:
+    """The latest of each event, and the poller that keeps it so while there are listeners."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        latest = learner_pb2.ListFeedbackRequest(page_size=FEEDBACK)
+        steps = StepHistory(gateway.bus, gateway.settings.policy)
+        throughput = Throughput(lambda: self.listeners)
+        self.sources: Mapping[str, Source] = {
+            "learner": lambda: learner_status(gateway),
+            "policies": Policies(gateway).latest,
+            "feedback": lambda: feedback_page(gateway, latest),
+            "steps": steps.latest,
+            "throughput": throughput.latest,
+        }
+        self.listeners = 0
+        self.closed = False
+        self._latest: dict[str, tuple[int, bytes]] = {}
+        self._revision = 0
+        self._change = asyncio.Event()
+        self._polling: list[asyncio.Task[None]] = []
+
+    async def listen(self, heartbeat_seconds: float) -> AsyncGenerator[bytes]:
+        """Every event now, then each as it changes, and comments while nothing does."""
+        self.listeners += 1
+        if self.listeners == 1:
+            self._start()
+        seen = 0
+        try:
+            # At once, so that the listener knows that it is heard.
+            yield HEARTBEAT
+            while not self.closed:
+                change = self._change
+                fresh = [data for revision, data in self._latest.values() if revision > seen]
+                seen = self._revision
+                if fresh:
+                    yield b"".join(fresh)
+                    continue
+                try:
+                    async with asyncio.timeout(heartbeat_seconds):
+                        await change.wait()
+                except TimeoutError:
+                    yield HEARTBEAT
+        finally:
+            self.listeners -= 1
+            if self.listeners == 0:
+                self._stop()
+
+    def close(self) -> None:
+        """End every listener's stream: a server that drains would wait for them."""
+        self.closed = True
+        self._stop()
+        self._notify()
+
+    def _start(self) -> None:
+        # What was known when the last listener left may be long past.
+        self._latest.clear()
+        self._polling = [
+            asyncio.create_task(self._poll(name, source)) for name, source in self.sources.items()
+        ]
+
+    def _stop(self) -> None:
+        for task in self._polling:
+            task.cancel()
+        self._polling = []
+
+    async def _poll(self, name: str, source: Source) -> None:
+        while True:
+            try:
+                document = await source()
+            except TuneloopError:
+                document = None
+            except Exception:
+                # One broken answer must not end the others' news.
+                logger.exception("%s cannot be told to listeners", name)
+                document = None
+            self._tell(name, document)
+            await asyncio.sleep(INTERVAL)
+
+    def _tell(self, name: str, document: Any) -> None:
+        data = f"event: {name}\ndata: {json.dumps(document)}\n\n".encode()
+        if name in self._latest and self._latest[name][1] == data:
+            return
+        self._revision += 1
+        self._latest[name] = (self._revision, data)
+        self._notify()
+
+    def _notify(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
+
+
+class Policies:
+    """What serves, asked every time, with the versions, asked when that changes or now and then."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._document: dict[str, Any] = {}
+        self._due = 0.0
+
+    async def latest(self) -> dict[str, Any]:
+        """As `GET /v1/policies`; raises `Unavailable` where nothing is known."""
+        now = asyncio.get_running_loop().time()
+        if self._document.get("data") is not None and now < self._due:
+            with suppress(TuneloopError):
+                if await get_serving(self._gateway) == self._document["serving"]:
+                    return self._document
+        self._document = await policies_document(self._gateway, VERSIONS, None)
+        self._due = now + VERSIONS_INTERVAL
+        return self._document
+
+
+@router.get(
+    "/v1/events",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {}}}},
+)
+async def listen(request: Request) -> StreamingResponse:
+    """What the service does, live: events `learner`, `policies`, `feedback`, `steps`, `throughput`.
+
+    The stream has no end.
+    """
+    feed: Feed = request.app.state.feed
+    heartbeat_seconds: float = request.app.state.gateway.settings.heartbeat_seconds
+    return StreamingResponse(
+        feed.listen(heartbeat_seconds),
+        media_type="text/event-stream",
+        headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+    )

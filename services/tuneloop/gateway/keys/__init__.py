@@ -1,0 +1,1 @@
+"""API keys: the file that holds them, and the look-up that requests use."""

@@ -1,0 +1,100 @@
+"""The keys as the gateway sees them: looked up by hash, read again when their file changes."""
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tuneloop.errors import CorruptData
+from tuneloop.gateway.edge.limits import Meter, limited
+from tuneloop.gateway.edge.quotas import Book, Usage
+from tuneloop.gateway.keys.store import ApiKey, KeyFile, Scope, hash_of
+
+logger = logging.getLogger("tuneloop.gateway")
+
+LOOK_SECONDS = 1.0
+"""A key made or revoked counts after at most so long: a look is one `stat`."""
+
+
+class KeyRing:
+    """The key of the environment and those of the file, with what each has left."""
+
+    def __init__(
+        self, api_key: str | None, path: Path | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.file = None if path is None else KeyFile(path)
+        self.clock = clock
+        self.book = Book()
+        self._of_environment = (
+            {} if api_key is None else {hash_of(api_key): environment_key(api_key)}
+        )
+        self._by_hash = self._of_environment
+        self._meters: dict[str, Meter] = {}
+        self._looked = float("-inf")
+        self._seen: object = None
+        self.look()
+
+    @property
+    def empty(self) -> bool:
+        """Whether no key was ever made; revoked ones count, lest revoking the last opens all."""
+        self.look()
+        return not self._by_hash
+
+    def find(self, given: str) -> ApiKey | None:
+        """The key, revoked or not, or None."""
+        self.look()
+        return self._by_hash.get(hash_of(given))
+
+    def meter(self, key: ApiKey) -> Meter | None:
+        """What a key has left; None where it has no limits."""
+        if not limited(key.limits):
+            return None
+        known = self._meters.get(key.id)
+        if known is None or known.limits != key.limits:
+            by_day = key.limits.requests_per_day or key.limits.tokens_per_day
+            usage = self.book.of(key.id) if by_day else Usage()
+            known = self._meters[key.id] = Meter(key, usage, self.clock)
+        return known
+
+    def look(self) -> None:
+        """Read the file again if it is another one now."""
+        now = self.clock()
+        if self.file is None or now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        seen = identity(self.file.path)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            keys = self.file.read()
+        except CorruptData as error:
+            # What was revoked before stays revoked, and nobody is locked out by a slip.
+            logger.error("%s; the keys that were read before go on", error.message)
+            return
+        self._by_hash = {key.sha256: key for key in keys} | self._of_environment
+        for key in keys:
+            self.meter(key)
+        logger.info("%d keys are active", sum(key.active for key in keys))
+
+
+def identity(path: Path) -> object:
+    """What changes when the file is replaced; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def environment_key(api_key: str) -> ApiKey:
+    """`TUNELOOP_API_KEY` as a key: it may do everything."""
+    return ApiKey(
+        id="environment",
+        name="TUNELOOP_API_KEY",
+        sha256=hash_of(api_key),
+        ends_with="",
+        scopes=frozenset({Scope.ADMIN}),
+        created_time=datetime.now(UTC),
+    )

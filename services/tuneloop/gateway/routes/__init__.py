@@ -1,0 +1,1 @@
+"""Routes outside the OpenAI API and feedback, one resource a module."""

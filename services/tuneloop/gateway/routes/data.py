@@ -1,0 +1,111 @@
+"""`/v1/export` and `/v1/import`: what was collected, in and out, in the columns trainers read."""
+
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import grpc
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import StreamingResponse
+
+from tuneloop import wire
+from tuneloop.errors import InvalidRequest
+from tuneloop.gateway.context import gateway_of
+from tuneloop.gateway.openai.schemas import INT64_MAX
+from tuneloop.gateway.unicode import Text
+from tuneloop.rpc.call import call
+from tuneloop.rpc.status import error_from_rpc
+from tuneloop.v1 import learner_pb2
+
+router = APIRouter(tags=["data"])
+
+IMPORT_TIMEOUT = 120.0
+MAX_ROWS = 1000
+
+ExportKind = Literal["pairs", "thumbs", "demonstrations", "rollouts"]
+
+
+@router.get("/v1/export", response_class=StreamingResponse)
+async def export(
+    request: Request,
+    *,
+    kind: ExportKind,
+    format: Literal["jsonl"] = "jsonl",
+    policy_version: Annotated[int | None, Query(ge=0, le=INT64_MAX)] = None,
+    since: datetime | None = None,
+) -> StreamingResponse:
+    """What was collected as JSON lines, oldest first, in TRL's columns."""
+    question = learner_pb2.ExportDataRequest(kind=kind, policy_version=policy_version)
+    if since is not None:
+        question.since.CopyFrom(wire.timestamp(in_utc(since)))
+    call = gateway_of(request).learner.ExportData(question)
+    # Whatever is wrong shows before the first rows, while there still is a status to answer.
+    first: Any = await call(call.read())
+    return StreamingResponse(
+        lines(call, first),
+        media_type="application/x-ndjson",
+        headers={"content-disposition": f'attachment; filename="{kind}.{format}"'},
+    )
+
+
+def in_utc(since: datetime) -> datetime:
+    """The time in UTC, which a time without zone is in. Raises `InvalidRequest`."""
+    try:
+        return since.replace(tzinfo=since.tzinfo or UTC).astimezone(UTC)
+    except OverflowError as error:
+        raise InvalidRequest("since: out of the years 1 to 9999", param="since") from error
+
+
+async def lines(call: Any, first: Any) -> AsyncIterator[bytes]:
+    """The rows, one a line; ends the call with the answer."""
+    message = first
+    try:
+        while message is not grpc.aio.EOF:
+            yield "".join(f"{row}\n" for row in message.rows).encode()
+            message = await call.read()
+    except grpc.aio.AioRpcError as error:
+        raise error_from_rpc(error) from error
+    finally:
+        call.cancel()
+
+
+class ImportedRow(BaseModel):
+    """A row of a file, and where it stands there."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    place: Text = Field(min_length=1, max_length=1024)
+    row: dict[Text, Any]
+    occurrence: int = Field(0, ge=0, le=2**31 - 1)
+    """How many rows before it in its file are equal to it."""
+
+
+class ImportRequest(BaseModel):
+    """Judgements of texts that this service did not write."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    kind: Literal["pairs", "thumbs", "demonstrations"]
+    rows: list[ImportedRow] = Field(min_length=1, max_length=MAX_ROWS)
+
+
+@router.post("/v1/import")
+async def import_rows(body: ImportRequest, request: Request) -> dict[str, Any]:
+    """Add rows to the ledger: all of them, or none where one is wrong. Safe to repeat."""
+    question = learner_pb2.ImportDataRequest(
+        kind=body.kind,
+        rows=[
+            learner_pb2.ImportedRow(
+                place=row.place,
+                row=json.dumps(row.row),
+                occurrence=row.occurrence,
+            )
+            for row in body.rows
+        ],
+    )
+    answer: learner_pb2.ImportDataResponse = await call(
+        gateway_of(request).learner.ImportData(question, timeout=IMPORT_TIMEOUT)
+    )
+    return {"kind": body.kind, "added": answer.added, "known": answer.known}

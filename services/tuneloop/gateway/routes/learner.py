@@ -1,0 +1,115 @@
+"""`/v1/learner`: what the learner has, does and waits for; pausing and resuming it."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
+from tuneloop.gateway.edge.authentication import LOCAL, caller_of
+from tuneloop.rpc.call import call
+from tuneloop.v1 import learner_pb2
+
+router = APIRouter(tags=["learning"])
+
+
+def rfc3339(stamp: Timestamp) -> str | None:
+    """A timestamp as text in UTC, or None where it is not set."""
+    return stamp.ToJsonString() if stamp.seconds else None
+
+
+def evaluation(message: learner_pb2.Evaluation) -> dict[str, Any]:
+    """How a version answers the eval prompts; null where it is not known yet."""
+    optional = {
+        name: getattr(message, name) if message.HasField(name) else None
+        for name in ("mean_reward", "reward_margin", "length_margin", "kl")
+    }
+    return {
+        "policy_version": message.policy_version,
+        "prompts": message.prompts,
+        "scored": message.scored,
+        "mean_length": message.mean_length,
+        "reward_model_version": message.reward_model_version,
+        **optional,
+    }
+
+
+def publication(message: learner_pb2.NextVersion) -> dict[str, Any]:
+    """How far the next version is."""
+    return {
+        "steps_done": message.steps_done,
+        "steps_wanted": message.steps_wanted,
+        "seconds_left": message.seconds_left,
+    }
+
+
+@router.get("/v1/learner")
+async def get_learner(request: Request) -> dict[str, Any]:
+    """The learner's status."""
+    return await learner_status(gateway_of(request))
+
+
+@router.post("/v1/learner/pause")
+async def pause(request: Request) -> dict[str, Any]:
+    """Stop learning until it is resumed; answers go on, and feedback is kept."""
+    gateway = gateway_of(request)
+    message = learner_pb2.PauseRequest(actor=actor(request))
+    answer: learner_pb2.PauseResponse = await call(
+        gateway.learner.Pause(message, timeout=CONTROL_TIMEOUT)
+    )
+    return {"state": answer.state}
+
+
+@router.post("/v1/learner/resume")
+async def resume(request: Request) -> dict[str, Any]:
+    """Learn again."""
+    gateway = gateway_of(request)
+    message = learner_pb2.ResumeRequest(actor=actor(request))
+    answer: learner_pb2.ResumeResponse = await call(
+        gateway.learner.Resume(message, timeout=CONTROL_TIMEOUT)
+    )
+    return {"state": answer.state}
+
+
+def actor(request: Request) -> str:
+    """Who asks, for the record: the key's name, else the address."""
+    caller = caller_of(request)
+    if caller is not LOCAL:
+        return caller.name
+    return f"http:{request.client.host}" if request.client else "http"
+
+
+async def learner_status(gateway: Gateway) -> dict[str, Any]:
+    """The learner's status; raises `Unavailable` while it is away."""
+    status: learner_pb2.GetStatusResponse = await call(
+        gateway.learner.GetStatus(learner_pb2.GetStatusRequest(), timeout=CONTROL_TIMEOUT)
+    )
+    return {
+        "state": status.state,
+        "policy": status.policy,
+        "step": status.step,
+        "policy_version": status.policy_version,
+        "reward_model_version": status.reward_model_version,
+        "samples": [
+            {"objective": s.objective, "ready": s.ready, "used": s.used, "waiting": s.waiting}
+            for s in status.samples
+        ],
+        "last_step_metrics": dict(status.last_step_metrics),
+        "last_step_time": rfc3339(status.last_step_time),
+        "waiting_for": status.waiting_for,
+        "rollouts": status.rollouts,
+        "feedback_events": status.feedback_events,
+        "progress": [
+            {"objective": p.objective, "have": p.have, "want": p.want} for p in status.progress
+        ],
+        "publish": publication(status.next_version) if status.HasField("next_version") else None,
+        "staleness": status.staleness if status.HasField("staleness") else None,
+        **{
+            name: evaluation(getattr(status, name)) if status.HasField(name) else None
+            for name in ("evaluation", "base_evaluation")
+        },
+        "alarms": [
+            {"name": a.name, "since": rfc3339(a.since), "numbers": dict(sorted(a.numbers.items()))}
+            for a in status.alarms
+        ],
+    }

@@ -1,0 +1,86 @@
+"""`/v1/lineage`: which versions a feedback event, or a user, reached."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request
+
+from tuneloop.gateway.context import Gateway, gateway_of
+from tuneloop.gateway.routes.learner import rfc3339
+from tuneloop.rpc.call import call
+from tuneloop.v1 import learner_pb2
+
+router = APIRouter(tags=["lineage"])
+
+LINEAGE_TIMEOUT = 30.0
+
+FeedbackId = Annotated[str, Path(min_length=1, max_length=128)]
+
+
+@router.get("/v1/lineage/feedback/{feedback_id}")
+async def feedback_lineage(feedback_id: FeedbackId, request: Request) -> dict[str, Any]:
+    """What became of a feedback event, and the versions it reached."""
+    answer: learner_pb2.GetFeedbackLineageResponse = await call(
+        gateway_of(request).learner.GetFeedbackLineage(
+            learner_pb2.GetFeedbackLineageRequest(feedback_id=feedback_id), timeout=LINEAGE_TIMEOUT
+        )
+    )
+    return {
+        "id": answer.feedback_id,
+        "kind": answer.kind,
+        "status": answer.status,
+        "user_hash": answer.user_hash,
+        "completion_ids": list(answer.completion_ids),
+        "accepted_time": rfc3339(answer.accepted_time),
+        "samples": [
+            {
+                "sample_id": sample.sample_id,
+                "objective": sample.objective,
+                "state": sample.state,
+                "steps": list(sample.steps),
+            }
+            for sample in answer.samples
+        ],
+        "policy": reach(answer.policy),
+        "reward_model": reach(answer.reward_model),
+    }
+
+
+@router.get("/v1/lineage/users/{user_id:path}")
+async def user_lineage(user_id: str, request: Request) -> dict[str, Any]:
+    """What there is of a user, and the versions it reached, what was forgotten included."""
+    gateway = gateway_of(request)
+    answer: learner_pb2.GetUserLineageResponse = await call(
+        gateway.learner.GetUserLineage(
+            learner_pb2.GetUserLineageRequest(user_hash=hash_of(gateway, user_id)),
+            timeout=LINEAGE_TIMEOUT,
+        )
+    )
+    return {
+        "id": user_id,
+        "rollouts": answer.rollouts,
+        "feedback": answer.feedback,
+        "samples": dict(sorted(answer.samples.items())),
+        "policy": reach(answer.policy),
+        "reward_model": reach(answer.reward_model),
+        "rebuild_from": answer.rebuild_from if answer.HasField("rebuild_from") else None,
+        "forgotten": [
+            {
+                "time": rfc3339(record.time),
+                "rollouts": record.rollouts,
+                "feedback": record.feedback,
+                "policy_versions": list(record.policy_versions),
+                "reward_model_versions": list(record.reward_model_versions),
+            }
+            for record in answer.forgotten
+        ],
+    }
+
+
+def reach(message: learner_pb2.Reach) -> dict[str, list[int]]:
+    """Versions whose own steps used it, and those that grew from them."""
+    return {"direct": list(message.direct), "descended": list(message.descended)}
+
+
+def hash_of(gateway: Gateway, user_id: str) -> str:
+    """What stands for a user in events and in the ledger."""
+    return gateway.ids.user_hash(gateway.settings.tenant, user_id)

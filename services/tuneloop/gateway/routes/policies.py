@@ -1,0 +1,271 @@
+"""`/v1/policies`: the versions, what made them, and which one serves."""
+
+import asyncio
+import json
+import math
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from tuneloop.errors import InvalidRequest, NotFound, TuneloopError, Unavailable
+from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
+from tuneloop.gateway.openai.schemas import INT64_MAX
+from tuneloop.gateway.routes.learner import actor, evaluation, rfc3339
+from tuneloop.gateway.routes.lineage import hash_of
+from tuneloop.gateway.unicode import Text
+from tuneloop.rpc.call import call
+from tuneloop.v1 import generation_pb2, learner_pb2
+
+router = APIRouter(tags=["policies"])
+
+RELEASE_TIMEOUT = 30.0
+REBUILD_TIMEOUT = 300.0
+"""The learner ends the step in progress first."""
+
+Version = Annotated[int, Path(ge=0, le=INT64_MAX)]
+
+
+class RollBackRequest(BaseModel):
+    """Where to go back to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    policy_version: int | None = Field(None, ge=0, le=INT64_MAX)
+    """None goes back to the last good version before the stable one."""
+
+
+class RebuildRequest(BaseModel):
+    """Where to train again from: a version, or before a user."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    policy_version: int | None = Field(None, ge=0, le=INT64_MAX)
+    before_user: Text | None = Field(None, min_length=1, max_length=512)
+    """The last version that had not learned from them."""
+
+
+@router.get("/v1/policies")
+async def list_policies(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    before: Annotated[int | None, Query(ge=0, le=INT64_MAX)] = None,
+) -> dict[str, Any]:
+    """What serves now, and the newest versions.
+
+    Each half is null while the service that knows it is away; 503 only when both are.
+    """
+    return await policies_document(gateway_of(request), limit, before)
+
+
+async def policies_document(gateway: Gateway, limit: int, before: int | None) -> dict[str, Any]:
+    """What serves, and the newest versions; raises `Unavailable` where neither is known."""
+    serving, versions = await asyncio.gather(
+        get_serving(gateway), get_versions(gateway, limit, before), return_exceptions=True
+    )
+    for outcome in (serving, versions):
+        if isinstance(outcome, BaseException) and not isinstance(outcome, TuneloopError):
+            raise outcome
+    if isinstance(serving, TuneloopError) and isinstance(versions, TuneloopError):
+        raise Unavailable(
+            f"neither generation nor the learner answers: {serving.message}", retry_after=1.0
+        ) from serving
+    return {
+        "object": "list",
+        "policy": gateway.settings.policy,
+        "policy_version": None if isinstance(serving, BaseException) else serving["policy_version"],
+        "serving": None if isinstance(serving, BaseException) else serving,
+        "data": None if isinstance(versions, BaseException) else versions,
+    }
+
+
+@router.get("/v1/policies/{version}")
+async def get_policy_version(version: Version, request: Request) -> dict[str, Any]:
+    """A version's manifest, lineage and what was decided about it."""
+    gateway = gateway_of(request)
+    answer: learner_pb2.GetLineageResponse = await call(
+        gateway.learner.GetLineage(
+            learner_pb2.GetLineageRequest(policy=gateway.settings.policy, policy_version=version),
+            timeout=RELEASE_TIMEOUT,
+        )
+    )
+    if not answer.version.policy:
+        raise NotFound(f"no version {version} of {gateway.settings.policy}", param="version")
+    return {
+        **policy_version(answer.version),
+        "manifest": json.loads(answer.version.manifest_json or "null"),
+        "ancestors": list(answer.ancestors),
+        "uses": [
+            {
+                "sample_id": use.sample_id,
+                "objective": use.objective,
+                "step": use.step,
+                "epoch": use.epoch,
+                "feedback_id": use.feedback_id or None,
+                "completion_ids": [i for i in (use.completion_id, use.rejected_id) if i],
+            }
+            for use in answer.uses
+        ],
+        "decisions": [decision(d, with_numbers=True) for d in answer.version.decisions],
+        "settings": json.loads(answer.settings_json or "{}"),
+    }
+
+
+@router.post("/v1/policies/{version}/promote")
+async def promote(version: Version, request: Request) -> dict[str, Any]:
+    """Make a published version the one that serves."""
+    gateway = gateway_of(request)
+    message = learner_pb2.PromoteRequest(
+        policy=gateway.settings.policy, policy_version=version, actor=actor(request)
+    )
+    answer: learner_pb2.PromoteResponse = await call(
+        gateway.learner.Promote(message, timeout=RELEASE_TIMEOUT)
+    )
+    return {"policy": gateway.settings.policy, "policy_version": answer.policy_version}
+
+
+@router.post("/v1/policies/rollback")
+async def roll_back(request: Request, body: RollBackRequest | None = None) -> dict[str, Any]:
+    """Go back to an earlier version: the last good one before the stable, or the one named.
+
+    The versions after it are quarantined, and what they learned from is learned anew.
+    """
+    gateway = gateway_of(request)
+    message = learner_pb2.RollBackRequest(
+        policy=gateway.settings.policy,
+        policy_version=None if body is None else body.policy_version,
+        actor=actor(request),
+    )
+    answer: learner_pb2.RollBackResponse = await call(
+        gateway.learner.RollBack(message, timeout=RELEASE_TIMEOUT)
+    )
+    return {"policy": gateway.settings.policy, "policy_version": answer.policy_version}
+
+
+@router.post("/v1/policies/rebuild")
+async def rebuild(body: RebuildRequest, request: Request) -> dict[str, Any]:
+    """Leave the versions after one, and train again from there on the feedback that is left.
+
+    `restored_version` is the one whose checkpoint there still was: that one, or 0, the base model.
+    """
+    gateway = gateway_of(request)
+    if (body.policy_version is None) == (body.before_user is None):
+        raise InvalidRequest(
+            "policy_version: give it, or before_user, and not both", param="policy_version"
+        )
+    user = body.before_user
+    message = learner_pb2.RebuildPolicyRequest(
+        policy=gateway.settings.policy,
+        policy_version=body.policy_version,
+        before_user_hash=None if user is None else hash_of(gateway, user),
+        actor=actor(request),
+    )
+    answer: learner_pb2.RebuildPolicyResponse = await call(
+        gateway.learner.RebuildPolicy(message, timeout=REBUILD_TIMEOUT)
+    )
+    return {
+        "policy": gateway.settings.policy,
+        "policy_version": answer.policy_version,
+        "restored_version": answer.restored_version,
+        "left_behind": list(answer.left_behind),
+        "samples_put_back": answer.samples_put_back,
+    }
+
+
+async def get_serving(gateway: Gateway) -> dict[str, Any]:
+    """What generation serves and holds."""
+    request = generation_pb2.GetPolicyRequest(policy=gateway.settings.policy)
+    answer: generation_pb2.GetPolicyResponse = await call(
+        gateway.generation.GetPolicy(request, timeout=CONTROL_TIMEOUT)
+    )
+    policy = answer.policy
+    return {
+        "policy_version": policy.policy_version,
+        "activated_time": rfc3339(policy.activated_time),
+        "base_model": policy.base_model,
+        "weights_kind": policy.weights_kind,
+        "engine": policy.engine,
+        "max_model_len": policy.max_model_len,
+        "loaded_versions": [v.policy_version for v in policy.loaded_versions],
+        "canary": canary(policy.canary) if policy.HasField("canary") else None,
+    }
+
+
+def canary(message: generation_pb2.Canary) -> dict[str, Any]:
+    """The version that a share of the users gets."""
+    return {
+        "policy_version": message.policy_version,
+        "share": message.share,
+        "loaded": message.loaded,
+    }
+
+
+async def get_versions(gateway: Gateway, limit: int, before: int | None) -> list[dict[str, Any]]:
+    """The learner's newest versions."""
+    request = learner_pb2.ListPolicyVersionsRequest(
+        policy=gateway.settings.policy, page_size=limit, before_version=before
+    )
+    answer: learner_pb2.ListPolicyVersionsResponse = await call(
+        gateway.learner.ListPolicyVersions(request, timeout=CONTROL_TIMEOUT)
+    )
+    return [policy_version(version) for version in answer.versions]
+
+
+def policy_version(version: learner_pb2.PolicyVersion) -> dict[str, Any]:
+    """A version without its manifest."""
+    manifest = json.loads(version.manifest_json or "{}")
+    return {
+        "policy_version": version.policy_version,
+        "parent_version": version.parent_version,
+        "state": version.state,
+        "algorithms": manifest.get("algorithms", []),
+        "metrics": manifest.get("metrics", {}),
+        "samples": manifest.get("data", {}).get("samples", {}),
+        "created_time": rfc3339(version.created_time),
+        "activated_time": rfc3339(version.activated_time),
+        "evaluation": evaluation(version.evaluation) if version.HasField("evaluation") else None,
+        "traffic": traffic(version.traffic) if version.HasField("traffic") else None,
+        "decisions": [decision(d) for d in version.decisions],
+    }
+
+
+def decision(message: learner_pb2.Decision, *, with_numbers: bool = False) -> dict[str, Any]:
+    """A decision about a version; in lists without the numbers it was decided on."""
+    numbers = {"numbers": json.loads(message.numbers_json or "{}")} if with_numbers else {}
+    return {
+        "kind": message.kind,
+        "outcome": message.outcome,
+        "reason": message.reason,
+        "actor": message.actor,
+        "decided_time": rfc3339(message.decided_time),
+        **numbers,
+    }
+
+
+def traffic(message: learner_pb2.Traffic) -> dict[str, Any]:
+    """How a version answers users; the thumbs' rate with its 95 % Wilson interval."""
+    optional = {
+        name: getattr(message, name) if message.HasField(name) else None
+        for name in ("length_margin", "mean_reward", "reward_margin")
+    }
+    thumbs = message.thumbs_up + message.thumbs_down
+    low, high = wilson_interval(message.thumbs_up, thumbs) if thumbs else (None, None)
+    return {
+        "rollouts": message.rollouts,
+        "mean_length": message.mean_length,
+        **optional,
+        "thumbs_up": message.thumbs_up,
+        "thumbs_down": message.thumbs_down,
+        "thumbs_rate": message.thumbs_up / thumbs if thumbs else None,
+        "thumbs_low": low,
+        "thumbs_high": high,
+    }
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a rate, good for few trials and for rates near 0 and 1."""
+    rate, z = successes / trials, 1.96
+    denominator = 1 + z * z / trials
+    middle = rate + z * z / (2 * trials)
+    margin = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
+    return max(0.0, (middle - margin) / denominator), min(1.0, (middle + margin) / denominator)

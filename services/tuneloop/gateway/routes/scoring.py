@@ -1,0 +1,45 @@
+"""`POST /v1/score`: the reward service over HTTP."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from tuneloop import wire
+from tuneloop.gateway.context import gateway_of
+from tuneloop.gateway.openai.messages import conversation
+from tuneloop.gateway.openai.schemas import ScoreRequest
+from tuneloop.rollouts import Score
+from tuneloop.rpc.call import call
+from tuneloop.v1 import reward_pb2
+
+router = APIRouter(tags=["feedback"])
+
+SCORE_TIMEOUT = 60.0
+
+
+@router.post("/v1/score")
+async def score(body: ScoreRequest, request: Request) -> dict[str, Any]:
+    """Score completions of one prompt; null where no scorer could."""
+    gateway = gateway_of(request)
+    message = reward_pb2.ScoreRolloutsRequest(completions=body.completions)
+    if body.messages is None:
+        message.text = body.prompt or ""
+    else:
+        message.chat.CopyFrom(wire.messages_to_proto(conversation(body.messages)))
+    answer: reward_pb2.ScoreRolloutsResponse = await call(
+        gateway.reward.ScoreRollouts(message, timeout=SCORE_TIMEOUT)
+    )
+    scores = [wire.score_from_proto(s) for s in answer.scores]
+    return {
+        "scores": [s.reward for s in scores],
+        "reward_model_version": answer.reward_model_version,
+        "results": [results(s) for s in scores],
+    }
+
+
+def results(score: Score) -> list[dict[str, Any]]:
+    """The scorers behind one reward."""
+    return [
+        {"scorer": r.scorer, "score": r.score, "weight": r.weight, "informative": r.informative}
+        for r in score.results
+    ]

@@ -1,0 +1,47 @@
+"""`DELETE /v1/users/{id}`: forget an end user."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from tuneloop.gateway.context import gateway_of
+from tuneloop.gateway.routes.lineage import hash_of
+from tuneloop.rpc.call import call
+from tuneloop.v1 import learner_pb2
+
+router = APIRouter(tags=["users"])
+
+FORGET_TIMEOUT = 300.0
+"""The learner ends the step in progress first."""
+NOTE = (
+    "Rows and events are gone. Weights are not unlearned: these versions still carry what they "
+    "learned."
+)
+
+
+@router.delete("/v1/users/{user_id:path}")
+async def forget_user(user_id: str, request: Request) -> dict[str, Any]:
+    """Remove a user's rollouts and feedback; name the versions that had learned from them.
+
+    Weights are not unlearned. `rebuild_from` is the last version that had not learned from them:
+    what `POST /v1/policies/rebuild` goes back to.
+    """
+    gateway = gateway_of(request)
+    user_hash = hash_of(gateway, user_id)
+    removed: learner_pb2.ForgetUserResponse = await call(
+        gateway.learner.ForgetUser(
+            learner_pb2.ForgetUserRequest(user_hash=user_hash), timeout=FORGET_TIMEOUT
+        )
+    )
+    return {
+        "id": user_id,
+        "deleted": True,
+        "rollouts_removed": removed.rollouts_removed,
+        "feedback_removed": removed.feedback_removed,
+        "events_purged": removed.events_purged,
+        "policy_versions": list(removed.policy_versions),
+        "descended_versions": list(removed.descended_versions),
+        "reward_model_versions": list(removed.reward_model_versions),
+        "rebuild_from": removed.rebuild_from if removed.HasField("rebuild_from") else None,
+        "note": NOTE if removed.policy_versions or removed.reward_model_versions else None,
+    }

@@ -1,0 +1,158 @@
+"""One generation replica: engine, hot swap, routing, publisher and gRPC server, wired together."""
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from tuneloop.bus import Bus
+from tuneloop.errors import SettingsError
+from tuneloop.generation.completions import Completions
+from tuneloop.generation.engine import Engine, EngineRequest
+from tuneloop.generation.prompts import Tokenization
+from tuneloop.generation.rollout_publisher import RolloutPublisher
+from tuneloop.generation.servicer import GenerationServicer
+from tuneloop.generation.settings import GenerationSettings
+from tuneloop.generation.swap.hot_swap import HEADROOM, HotSwap, SwapOptions
+from tuneloop.generation.swap.routing import Routing
+from tuneloop.rollouts import SamplingParameters
+from tuneloop.rpc.server import Server
+from tuneloop.v1 import generation_pb2_grpc
+from tuneloop.weights.filesystem import FilesystemStore
+from tuneloop.weights.signing import Verifier
+
+logger = logging.getLogger("tuneloop.generation")
+
+
+@dataclass(slots=True, kw_only=True)
+class Replica:
+    """The parts, in the order they start."""
+
+    settings: GenerationSettings
+    engine: Engine
+    hot_swap: HotSwap
+    routing: Routing
+    publisher: RolloutPublisher
+    server: Server
+    tasks: list[asyncio.Task[Any]]
+
+    async def start(self) -> None:
+        """Load the model and the stable version; serve once the engine answers."""
+        settings = self.settings
+        limits = await self.engine.start()
+        self.publisher.start()
+        await self.routing.activate_stable()
+        completions = Completions(
+            engine=self.engine,
+            limits=limits,
+            tokenization=Tokenization(settings.model),
+            hot_swap=self.hot_swap,
+            publisher=self.publisher,
+            max_concurrent=settings.max_concurrent_requests,
+            tool_format=self.engine.tool_format(settings.tool_parser)
+            if settings.tool_parser
+            else None,
+        )
+        base_model = settings.base_model_name or settings.model.name
+        servicer = GenerationServicer(completions, base_model=base_model)
+        self.server.add(generation_pb2_grpc.add_GenerationServiceServicer_to_server, servicer)
+        await answer_once(self.engine, self.hot_swap.serving)
+        await self.server.start()
+        await self.server.set_serving(True)
+        logger.info(
+            "ready: %s, version %d, on %s", base_model, self.hot_swap.serving, self.engine.name
+        )
+
+    def background(self) -> list[asyncio.Task[Any]]:
+        """Tasks that never end by themselves while all is well."""
+        if not self.tasks:
+            self.tasks.append(asyncio.create_task(self.routing.run(), name="routing"))
+            self.tasks.append(asyncio.create_task(self.engine.failed(), name="engine"))
+            if self.publisher.task is not None:
+                self.tasks.append(self.publisher.task)
+        return self.tasks
+
+    async def stop(self) -> None:
+        """Refuse new requests, let the running ones end for a while, publish, stop the engine."""
+        await self.server.stop()
+        await self.publisher.stop(self.settings.drain_seconds)
+        for task in self.tasks:
+            task.cancel()
+        for task in self.tasks:
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task  # its error, if any, was reported by whoever watched it
+        await self.engine.stop()
+
+
+def make_replica(settings: GenerationSettings, bus: Bus) -> Replica:
+    """Wire the parts; nothing is started."""
+    publisher = RolloutPublisher(bus, buffer_size=settings.rollout_buffer_size)
+    engine = make_engine(settings)
+    store = FilesystemStore(
+        settings.weights_uri,
+        verifier=Verifier.from_file(settings.verify_key_file),
+        cache_dir=settings.weights_cache_dir,
+    )
+    options = SwapOptions(
+        policy=settings.policy,
+        replica=settings.replica,
+        base_model=settings.model,
+        max_live_versions=settings.max_live_versions,
+        max_lora_rank=settings.max_lora_rank,
+    )
+    hot_swap = HotSwap(engine, store, options, publisher.publish_activation)
+    return Replica(
+        settings=settings,
+        engine=engine,
+        hot_swap=hot_swap,
+        routing=Routing(bus, hot_swap, settings.policy, settings.role),
+        publisher=publisher,
+        server=Server(
+            host=settings.host,
+            port=settings.port,
+            tls=settings.grpc_tls,
+            drain_seconds=settings.drain_seconds,
+        ),
+        tasks=[],
+    )
+
+
+def make_engine(settings: GenerationSettings) -> Engine:
+    """The engine the settings name; `auto` is vLLM where it is installed."""
+    installed = importlib.util.find_spec("vllm") is not None
+    if settings.engine == "vllm" and not installed:
+        raise SettingsError("TUNELOOP_GENERATION_ENGINE=vllm: vllm is not installed")
+    if settings.engine == "transformers" or not installed:
+        from tuneloop.generation.transformers.engine import TransformersEngine
+
+        return TransformersEngine(
+            settings.model, settings.weights_kind, settings.max_model_len, settings.threads
+        )
+    from tuneloop.generation.vllm.engine import VllmEngine, VllmOptions
+
+    return VllmEngine(
+        VllmOptions(
+            model=settings.model,
+            weights_kind=settings.weights_kind,
+            max_model_len=settings.max_model_len,
+            max_lora_rank=settings.max_lora_rank,
+            max_adapters=settings.max_live_versions + HEADROOM,
+            kv_cache_gib=settings.kv_cache_gib,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            threads=settings.threads,
+        )
+    )
+
+
+async def answer_once(engine: Engine, policy_version: int) -> None:
+    """One token from the version served: proof that a request would be answered."""
+    request = EngineRequest(
+        request_id="start",
+        prompt_token_ids=(0,),
+        sampling=SamplingParameters(max_tokens=1),
+        policy_version=policy_version,
+    )
+    async for _ in engine.generate(request):
+        pass

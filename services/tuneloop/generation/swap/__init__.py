@@ -1,0 +1,1 @@
+"""Hot swap: which version serves, and how the next one takes over."""

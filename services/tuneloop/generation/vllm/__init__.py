@@ -1,0 +1,1 @@
+"""The engine on vLLM. No other package imports vLLM."""

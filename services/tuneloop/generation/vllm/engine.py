@@ -1,0 +1,371 @@
+"""The engine on vLLM's `AsyncLLM`; its worker's side is in `vllm_worker` and `vllm_staging`.
+
+LoRA versions are adapters with `lora_int_id == policy_version`; an id is never loaded twice with
+other weights. Full weights change places between `pause_generation(mode="keep")` and
+`resume_generation`; vLLM labels every token with the weights that sampled it, and those labels
+become `policy_version_spans`.
+"""
+
+import asyncio
+import logging
+import secrets
+import subprocess
+import time
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.errors import InvalidRequest, Unavailable, WeightsRefused
+from tuneloop.generation.engine import (
+    Candidate,
+    EngineLimits,
+    EngineOutput,
+    EngineRequest,
+    check_limits,
+    grammar_problem,
+)
+from tuneloop.generation.tool_calls import ToolFormat
+from tuneloop.generation.vllm.environment import prepare_environment, read_through, start_guard
+from tuneloop.policies import WeightsKind
+from tuneloop.rollouts import FinishReason, PolicyVersionSpan, SamplingParameters
+from tuneloop.weights import shapes
+
+logger = logging.getLogger("tuneloop.generation")
+
+MAX_LOGPROBS = 20
+HEALTH_INTERVAL = 0.5
+"""Seconds between looks at whether the engine's processes live."""
+STAGING_INTERVAL = 0.05
+"""Seconds between looks at whether new weights are loaded."""
+STOP_SECONDS = 1.0
+"""How long the engine's processes get to end by themselves."""
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The ranks vLLM can be started with; a smaller adapter fits a larger one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmOptions:
+    """How to start the engine."""
+
+    model: Path
+    weights_kind: WeightsKind
+    max_model_len: int | None
+    """None takes the model's own limit."""
+    max_lora_rank: int
+    max_adapters: int
+    """Adapters in memory at once; more would evict one that requests still use."""
+    kv_cache_gib: float
+    """On a CPU: memory of the key-value cache."""
+    gpu_memory_utilization: float
+    """On a GPU: the share of its memory to use."""
+    threads: int
+    """On a CPU: threads to compute with; 0 takes all this process may use."""
+
+
+class VllmEngine:
+    """Continuous batching, many adapters in one batch; runs in processes of its own."""
+
+    name = "vllm"
+
+    def __init__(self, options: VllmOptions) -> None:
+        self.options = options
+        self.weights_kind = options.weights_kind
+        self.limits: EngineLimits | None = None
+        self.llm: Any = None
+        self.guard: subprocess.Popen[bytes] | None = None
+        self.adapters: dict[int, Any] = {}
+        self.broken: str | None = None
+        self.weights_lock = asyncio.Lock()
+
+    async def start(self) -> EngineLimits:
+        """Load the base model (version 0) and be ready."""
+        prepare_environment(self.options.threads)
+        self.guard = start_guard()
+        started = time.monotonic()
+        # In a thread, the import too: a signal to stop must not wait for it.
+        self.llm = await asyncio.to_thread(start_llm, self.options)
+        await self.llm.update_weight_version("0")
+        model_config = self.llm.model_config
+        self.limits = EngineLimits(
+            max_model_len=model_config.max_model_len,
+            vocab_size=model_config.get_vocab_size(),
+            max_logprobs=MAX_LOGPROBS,
+        )
+        logger.info("vLLM is ready after %.1f s", time.monotonic() - started)
+        return self.limits
+
+    async def stop(self) -> None:
+        """Abort what runs and end the engine's processes."""
+        if self.llm is not None:
+            # It takes the end of its processes for a crash, and says so at length.
+            logging.getLogger("vllm").setLevel(logging.CRITICAL)
+            await asyncio.to_thread(self.llm.shutdown, STOP_SECONDS)
+            self.llm = None
+        if self.guard is not None:
+            await asyncio.to_thread(self.guard.communicate, b"stopped")
+            self.guard = None
+
+    async def failed(self) -> str:
+        """Return, with a reason, when the engine's processes have died; else never."""
+        while self.broken is None:
+            if self.llm is not None and self.llm.errored:
+                self.broken = "vLLM's engine process died"
+            await asyncio.sleep(HEALTH_INTERVAL)
+        return self.broken
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
+        """Stream outputs; closing the iterator aborts the request."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.inputs import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if self.llm is None or self.limits is None:
+            raise Unavailable("the engine is not running", retry_after=1.0)
+        check_limits(request.prompt_token_ids, request.sampling, self.limits)
+        stream = self.llm.generate(
+            tokens_input(list(request.prompt_token_ids)),
+            sampling_params(request),
+            request.request_id,
+            lora_request=self.adapter(request.policy_version),
+        )
+        counts: dict[int, int] = {}
+        try:
+            async for output in stream:
+                for completion in output.outputs:
+                    counts[completion.index] = counts.get(completion.index, 0) + len(
+                        completion.token_ids
+                    )
+                    yield self.convert(completion, request, counts[completion.index])
+        except VLLMClientError as error:
+            if not request.sampling.constrained:
+                raise InvalidRequest(str(error)) from error
+            problem = f"response_format: {grammar_problem(error)}"
+            raise InvalidRequest(problem, param="response_format") from error
+        except EngineDeadError as error:
+            raise Unavailable("the engine died and is being restarted", retry_after=5.0) from error
+        finally:
+            await stream.aclose()
+
+    def tool_format(self, name: str) -> ToolFormat:
+        """One of vLLM's tool parsers."""
+        from tuneloop.generation.vllm.tools import VllmToolFormat
+
+        return VllmToolFormat(name, self.llm.get_tokenizer())
+
+    def adapter(self, policy_version: int) -> Any:
+        """The adapter to sample with; None for the base model and for full weights."""
+        if self.weights_kind is WeightsKind.FULL or policy_version == 0:
+            return None
+        adapter = self.adapters.get(policy_version)
+        if adapter is None:
+            raise Unavailable(f"version {policy_version} is not loaded", retry_after=1.0)
+        return adapter
+
+    def convert(self, completion: Any, request: EngineRequest, tokens: int) -> EngineOutput:
+        """One of vLLM's outputs as ours; `tokens` is how many the completion has so far."""
+        token_ids = tuple(completion.token_ids)
+        positions = completion.logprobs or []
+        return EngineOutput(
+            index=completion.index,
+            text=completion.text,
+            token_ids=token_ids,
+            logprobs=tuple(
+                position[token].logprob
+                for position, token in zip(positions, token_ids, strict=True)
+            ),
+            top_logprobs=tuple(
+                top_candidates(position, request.sampling.top_logprobs) for position in positions
+            )
+            if request.sampling.top_logprobs is not None
+            else (),
+            finish_reason=finish_reason(completion.finish_reason),
+            policy_version_spans=self.spans(completion, request, tokens),
+        )
+
+    def spans(
+        self, completion: Any, request: EngineRequest, tokens: int
+    ) -> tuple[PolicyVersionSpan, ...]:
+        """Which version sampled which tokens; empty before the end."""
+        if completion.finish_reason is None or tokens == 0:
+            return ()
+        if self.weights_kind is WeightsKind.LORA:
+            version = request.policy_version
+            return (PolicyVersionSpan(policy_version=version, start=0, end=tokens),)
+        return tuple(
+            PolicyVersionSpan(policy_version=int(span.version), start=span.start, end=span.end)
+            for span in completion.weight_versions or ()
+        )
+
+    async def load_adapter(self, policy_version: int, folder: Path) -> None:
+        """Load an adapter beside the others while decoding goes on."""
+        from vllm.lora.request import LoRARequest
+
+        adapter = LoRARequest(
+            lora_name=f"version-{policy_version}",
+            lora_int_id=policy_version,
+            lora_path=str(folder),
+        )
+        try:
+            loaded = await self.llm.add_lora(adapter)
+        except Exception as error:
+            self.raise_if_dead(error)
+            raise WeightsRefused(f"version {policy_version}: {first_line(error)}") from error
+        if not loaded:
+            raise WeightsRefused(f"version {policy_version}: vLLM did not load the adapter")
+        self.adapters[policy_version] = adapter
+
+    async def drop_adapter(self, policy_version: int) -> None:
+        """Forget an adapter that no request holds."""
+        if self.adapters.pop(policy_version, None) is None:
+            return
+        try:
+            await self.llm.remove_lora(policy_version)
+        except Exception as error:
+            self.raise_if_dead(error)
+            raise Unavailable(f"version {policy_version} was not dropped: {error}") from error
+
+    async def load_full_weights(self, policy_version: int, folder: Path) -> float:
+        """Replace the weights in place; returns the seconds in which nothing was sampled.
+
+        Requests in flight keep their tokens; their key-value cache is computed afresh by the new
+        weights (`clear_cache`), so that every later log-prob is what those weights say.
+        """
+        async with self.weights_lock:
+            await asyncio.to_thread(shapes.check_full, self.options.model, folder)
+            await asyncio.to_thread(read_through, folder)
+            await self.stage_weights(policy_version, folder)
+            paused = time.monotonic()
+            await self.llm.pause_generation(mode="keep", clear_cache=True)
+            # Not resumed after a failure: what it sampled then would be from mixed weights.
+            await self.commit_weights(policy_version, folder)
+            await self.llm.resume_generation()
+            return time.monotonic() - paused
+
+    async def stage_weights(self, policy_version: int, folder: Path) -> None:
+        """Load what can be loaded while decoding goes on; a failure changes nothing."""
+        try:
+            await self.llm.collective_rpc("stage_weights", args=(str(folder),))
+            while not all(await self.llm.collective_rpc("staged")):
+                await asyncio.sleep(STAGING_INTERVAL)
+        except Exception as error:
+            self.raise_if_dead(error)
+            raise WeightsRefused(f"version {policy_version}: {first_line(error)}") from error
+
+    async def commit_weights(self, policy_version: int, folder: Path) -> None:
+        """Put checked files into the paused engine; a failure leaves it unable to go on."""
+        try:
+            await self.llm.collective_rpc("commit_weights", args=(str(folder),))
+            await self.llm.update_weight_version(str(policy_version))
+        except Exception as error:
+            # Some tensors are the new ones by now, and vLLM has no way back.
+            self.broken = f"replacing the weights by version {policy_version} failed: {error}"
+            raise Unavailable(self.broken, retry_after=5.0) from error
+
+    def raise_if_dead(self, error: Exception) -> None:
+        """Raise `Unavailable` when `error` came from an engine that is no more."""
+        if self.llm is None or self.llm.errored:
+            raise Unavailable("the engine died and is being restarted", retry_after=5.0) from error
+
+
+def start_llm(options: VllmOptions) -> Any:
+    """Import vLLM and start its processes; blocks for half a minute on a CPU."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    return AsyncLLM.from_engine_args(engine_arguments(options))
+
+
+def engine_arguments(options: VllmOptions) -> Any:
+    """`AsyncEngineArgs` for this machine."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+
+    arguments: dict[str, Any] = {
+        "model": str(options.model),
+        "max_model_len": options.max_model_len,
+        "logprobs_mode": "processed_logprobs",
+        "max_logprobs": MAX_LOGPROBS,
+        "disable_log_stats": True,
+        "enable_prefix_caching": True,
+        "use_tqdm_on_load": False,
+        # The default is 0: after each start the same requests would get the same answers.
+        "seed": secrets.randbelow(2**31),
+        "worker_extension_cls": "tuneloop.generation.vllm.worker.ReloadExtension",
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+    }
+    if current_platform.is_cpu():
+        arguments |= {
+            "dtype": "float32",  # bfloat16 is emulated, and four times slower
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": int(options.kv_cache_gib * 2**30),
+        }
+    if options.weights_kind is WeightsKind.LORA:
+        arguments |= {
+            "enable_lora": True,
+            "max_loras": options.max_adapters,
+            "max_cpu_loras": options.max_adapters,
+            "max_lora_rank": next(rank for rank in LORA_RANKS if rank >= options.max_lora_rank),
+        }
+    return AsyncEngineArgs(**arguments)
+
+
+def sampling_params(request: EngineRequest) -> Any:
+    """Sampling parameters as vLLM has them, always with log-probs of the sampled tokens."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    sampling = request.sampling
+
+    return SamplingParams(
+        n=sampling.n,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_tokens,
+        stop=list(sampling.stop),
+        seed=sampling.seed,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=dict(sampling.logit_bias) or None,
+        logprobs=sampling.top_logprobs or 0,
+        output_kind=RequestOutputKind.DELTA,
+        structured_outputs=structured_outputs(sampling),
+        skip_special_tokens=not request.with_tools,
+    )
+
+
+def structured_outputs(sampling: SamplingParameters) -> Any:
+    """What the completion must match, as vLLM has it; None where it is free."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    if not sampling.constrained:
+        return None
+    return StructuredOutputsParams(
+        json=sampling.json_schema or None, structural_tag=sampling.structural_tag or None
+    )
+
+
+def top_candidates(position: Mapping[int, Any], count: int | None) -> tuple[Candidate, ...]:
+    """The `count` most likely tokens of one position, best first."""
+    ranked = sorted(position.items(), key=lambda item: -item[1].logprob)
+    return tuple(
+        Candidate(token_id=token, token=entry.decoded_token or "", logprob=entry.logprob)
+        for token, entry in ranked[: count or 0]
+        if entry.logprob > float("-inf")
+    )
+
+
+def finish_reason(reason: str | None) -> FinishReason | None:
+    """Our finish reason of vLLM's; an error inside the engine raises `Unavailable`."""
+    match reason:
+        case None:
+            return None
+        case "stop" | "length" | "abort":
+            return FinishReason(reason)
+        case _:
+            raise Unavailable(f"vLLM ended the completion with {reason!r}", retry_after=1.0)
+
+
+def first_line(error: Exception) -> str:
+    """The error in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

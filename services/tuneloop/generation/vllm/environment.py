@@ -1,0 +1,41 @@
+"""The surroundings of vLLM: environment variables, its processes' guard, the disk cache."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+
+def prepare_environment(threads: int) -> None:
+    """Set what vLLM reads from the environment; its processes inherit it."""
+    os.environ.update(
+        VLLM_NO_USAGE_STATS="1",
+        VLLM_DO_NOT_TRACK="1",
+        HF_HUB_OFFLINE="1",
+        TOKENIZERS_PARALLELISM="false",
+    )
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    cpus = sorted(os.sched_getaffinity(0))
+    chosen = cpus[: threads or len(cpus)]
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(str(cpu) for cpu in chosen)
+    # Intel's OpenMP lets idle threads sleep after a few milliseconds; GNU's spin and starve the
+    # learner on the same machine.
+    openmp = Path(sysconfig.get_path("data")) / "lib" / "libiomp5.so"
+    if openmp.exists() and "libiomp" not in os.environ.get("LD_PRELOAD", ""):
+        preloaded = os.environ.get("LD_PRELOAD", "")
+        os.environ["LD_PRELOAD"] = f"{openmp}:{preloaded}" if preloaded else str(openmp)
+
+
+def start_guard() -> "subprocess.Popen[bytes]":
+    """A process that kills vLLM's processes should this one be killed."""
+    command = [sys.executable, "-m", "tuneloop.generation.vllm.process_guard"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def read_through(folder: Path) -> None:
+    """Read the weights once, so that loading them while paused does not wait for a disk."""
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass

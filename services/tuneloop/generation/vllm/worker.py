@@ -1,0 +1,145 @@
+"""What runs inside vLLM's worker process, which imports this module by name.
+
+A worker extension loads full weights without a long pause (`vllm_staging`). LoRA in mixed batches,
+which vLLM 0.32 gets wrong on a CPU, is put right by a kernel class of our own; vLLM has no narrower
+hook for it than the method of its CPU platform that names the class, which is replaced in this
+process. On a GPU nothing is changed.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.platforms import current_platform
+
+from tuneloop.generation.vllm.staging import Staging
+
+if TYPE_CHECKING:
+    PunicaWrapperCPU: Any = object
+else:
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+Group = tuple[int, torch.Tensor | None]
+"""An adapter's slot, and the rows of the batch that use it; None for all rows."""
+
+
+class ReloadExtension:
+    """Full weights in two parts, of which only the second needs a pause; mixed into vLLM's worker.
+
+    On a CPU the weights are loaded into a twin of the model, beside the decoding, and then take
+    the old ones' places. On a GPU, where memory for a twin is lacking, all is done in the pause.
+    """
+
+    reload_weights: Any
+    model_runner: Any
+    device: Any
+    staging: Staging | None = None
+
+    def stage_weights(self, folder: str) -> None:
+        """Begin to load all weights of `folder`; see `staged`."""
+        on_cpu = self.device.type == "cpu"
+        self.staging = Staging(self.model_runner, folder) if on_cpu else None
+
+    def staged(self) -> bool:
+        """Whether `commit_weights` may be called; raises what the loading has raised."""
+        return self.staging is None or self.staging.ready()
+
+    def commit_weights(self, folder: str) -> None:
+        """Compute with the weights of `folder` from now on; nothing is being decoded."""
+        if self.staging is None:
+            self.reload_weights(weights_path=folder)
+            return
+        self.staging.commit()
+        self.staging = None
+
+
+class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
+    """LoRA on a CPU by one product for each adapter in the batch.
+
+    vLLM's own copies an adapter's weights once for every token, which made decoding eight times
+    slower; and it looks rows without an adapter up at slot -1, the last one, whatever lies there.
+    """
+
+    token_groups: Sequence[Group] = ()
+    sampler_groups: Sequence[Group] = ()
+
+    def update_metadata(self, *args: Any, **kwargs: Any) -> None:
+        """Note which rows of the next batch use which adapter."""
+        super().update_metadata(*args, **kwargs)
+        self.token_groups = groups_of(self.token_lora_indices)
+        self.sampler_groups = groups_of(self.sampler_indices)
+
+    def add_lora_linear(  # noqa: PLR0917 - vLLM's signature
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        lora_b_stacked: tuple[torch.Tensor, ...],
+        scale: float,
+        output_slices: tuple[int, ...],
+        **kwargs: Any,
+    ) -> None:
+        """Add x·Aᵀ·Bᵀ·scale to y [tokens, out], slice by slice, in place.
+
+        A is [slots, 1, rank, in] and B [slots, 1, out, rank].
+        """
+        for slot, rows in self.token_groups:
+            chosen = x if rows is None else x[rows]
+            start = 0
+            for half_a, half_b, size in zip(
+                lora_a_stacked, lora_b_stacked, output_slices, strict=True
+            ):
+                delta = scale * (chosen @ half_a[slot, 0].T) @ half_b[slot, 0].T
+                add_rows(y[:, start : start + size], rows, delta)
+                start += size
+
+    def add_lora_embedding(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_b_stacked: torch.Tensor,
+        add_inputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Add x·Bᵀ to y [tokens, out] in place; x [tokens, rank] went through A already."""
+        for slot, rows in self.token_groups:
+            chosen = x if rows is None else x[rows]
+            add_rows(y, rows, chosen.to(y.dtype) @ lora_b_stacked[slot, 0].T)
+
+    def add_lora_logits(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: torch.Tensor,
+        lora_b_stacked: torch.Tensor,
+        scale: float,
+        **kwargs: Any,
+    ) -> None:
+        """Add x·Aᵀ·Bᵀ·scale to the logits y [requests, vocab] in place."""
+        y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        for slot, rows in self.sampler_groups:
+            chosen = x if rows is None else x[rows]
+            delta = scale * (chosen @ lora_a_stacked[slot, 0].T) @ lora_b_stacked[slot, 0].T
+            # The adapter's vocabulary may be padded otherwise than the model's.
+            width = min(delta.shape[1], y.shape[1])
+            add_rows(y[:, :width], rows, delta[:, :width])
+
+
+def groups_of(slots: torch.Tensor) -> list[Group]:
+    """Rows by adapter slot; rows without an adapter (slot -1) are in no group."""
+    distinct = sorted(set(slots.tolist()))
+    if len(distinct) == 1:
+        return [(slot, None) for slot in distinct if slot >= 0]
+    return [(slot, (slots == slot).nonzero()[:, 0]) for slot in distinct if slot >= 0]
+
+
+def add_rows(y: torch.Tensor, rows: torch.Tensor | None, delta: torch.Tensor) -> None:
+    """Add delta to the given rows of y, in place."""
+    if rows is None:
+        y += delta.to(y.dtype)
+    else:
+        y.index_add_(0, rows, delta.to(y.dtype))
+
+
+if current_platform.is_cpu():
+    current_platform.get_punica_wrapper = lambda: f"{__name__}.{GroupedLora.__name__}"

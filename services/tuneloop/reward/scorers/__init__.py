@@ -1,0 +1,1 @@
+"""Scorers: Python functions, a judge model, a reward model."""

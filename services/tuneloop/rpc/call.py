@@ -1,0 +1,18 @@
+"""Unary calls of the services, with their errors as ours."""
+
+from collections.abc import Awaitable
+from typing import TypeVar
+
+import grpc
+
+from tuneloop.rpc.status import error_from_rpc
+
+T = TypeVar("T")
+
+
+async def call(call: Awaitable[T]) -> T:
+    """The call's answer; raises the `TuneloopError` that the service raised."""
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise error_from_rpc(error) from error
