@@ -10,14 +10,14 @@ import torch
 from benchmarks.attack_tables import Policy, RewardModel
 from benchmarks.attack_world import ANSWERS, PROMPTS, World
 from tuneloop.feedback import Feedback, Thumb
-from tuneloop.learner.batches import PolicyBatches, RewardBatches
+from tuneloop.learner.batching.batcher import PolicyBatches, RewardBatches
+from tuneloop.learner.batching.trust import Trust
 from tuneloop.learner.guards.settings import GuardSettings
-from tuneloop.learner.guards.trust import Trust
-from tuneloop.learner.guards.watch import Watch
-from tuneloop.learner.ledger import record
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.monitoring.alarm_monitor import Watch
 from tuneloop.learner.settings import LearnerSettings
-from tuneloop.learner.trainee import Trainee
+from tuneloop.learner.training_run import Trainee
 from tuneloop.rollouts import (
     ChatMessage,
     FinishReason,
@@ -89,9 +89,9 @@ class Service:
             scored.append(self._scored(name, prompt, answer))
             for vote in world.votes(prompt, answer):
                 given.append((self._thumb(name, vote.rater, vote.up), len(given)))
-        record.record_rollouts(self._database, rollouts, self.now)
-        record.record_scores(self._database, scored, self.now)
-        record.record_feedback(self._database, given, self.now)
+        recorder.record_rollouts(self._database, rollouts, self.now)
+        recorder.record_scores(self._database, scored, self.now)
+        recorder.record_feedback(self._database, given, self.now)
         self.thumbs += len(given)
 
     def learn(self) -> None:

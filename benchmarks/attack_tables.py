@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tuneloop.learner.class_balance import ClassBalance
 from tuneloop.learner.losses.kto import balanced_weights, class_weights, kto_loss
 from tuneloop.learner.losses.means import total_of
 from tuneloop.learner.losses.reward_model import thumb_loss
 from tuneloop.learner.samples import LabelledText, ThumbSample, TokenSequence
-from tuneloop.learner.step_result import StepResult
+from tuneloop.learner.trainer.adaptive import ClassBalance
+from tuneloop.learner.trainer.base import StepResult
 
 BETA = 0.1
 POLICY_RATE = 0.1

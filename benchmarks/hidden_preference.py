@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from tuneloop.learner.policy_trainer import PolicyTrainer
 from tuneloop.learner.samples import (
     DemonstrationSample,
     PairSample,
@@ -25,7 +24,8 @@ from tuneloop.learner.samples import (
     ThumbSample,
     TokenSequence,
 )
-from tuneloop.learner.trainer_settings import TrainerSettings
+from tuneloop.learner.trainer.policy import PolicyTrainer
+from tuneloop.learner.trainer.settings import TrainerSettings
 from tuneloop.policies import WeightsKind
 
 VOCABULARY = 64

@@ -24,9 +24,9 @@ from benchmarks.hidden_preference import (
     random_prompts,
     sample,
 )
-from tuneloop.learner.reward_trainer import RewardTrainer
 from tuneloop.learner.samples import PreferredText
-from tuneloop.learner.trainer_settings import RewardTrainerSettings
+from tuneloop.learner.trainer.reward_model import RewardTrainer
+from tuneloop.learner.trainer.settings import RewardTrainerSettings
 
 CURVES = Path(__file__).parents[1] / "docs" / "curves"
 SEEDS = range(4)

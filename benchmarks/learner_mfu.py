@@ -86,10 +86,10 @@ def measure_utilization(
     """Time SFT steps on rows with half prompt and half completion, after two to warm up."""
     import torch
 
-    from tuneloop.learner.memory import peak_memory_bytes
-    from tuneloop.learner.policy_trainer import PolicyTrainer
     from tuneloop.learner.samples import DemonstrationSample, TokenSequence
-    from tuneloop.learner.trainer_settings import TrainerSettings
+    from tuneloop.learner.trainer.base import peak_memory_bytes
+    from tuneloop.learner.trainer.policy import PolicyTrainer
+    from tuneloop.learner.trainer.settings import TrainerSettings
     from tuneloop.policies import WeightsKind
 
     on_gpu = device.startswith("cuda")

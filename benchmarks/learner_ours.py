@@ -10,8 +10,8 @@ from benchmarks.learner_work import Work
 
 def tuneloop_step(side: Side, work: Work) -> Step:
     """The learner, as the service and `tuneloop train` run it."""
-    from tuneloop.learner.policy_trainer import PolicyTrainer
-    from tuneloop.learner.trainer_settings import TrainerSettings
+    from tuneloop.learner.trainer.policy import PolicyTrainer
+    from tuneloop.learner.trainer.settings import TrainerSettings
     from tuneloop.policies import WeightsKind
 
     if work.objective == "reward_model":
@@ -87,9 +87,9 @@ def tuneloop_samples(model: Any, work: Work, token_budget: int) -> list[Any]:
 
 def tuneloop_reward_step(side: Side, work: Work) -> Step:
     """The reward trainer."""
-    from tuneloop.learner.reward_trainer import RewardTrainer
     from tuneloop.learner.samples import PreferredText
-    from tuneloop.learner.trainer_settings import RewardTrainerSettings
+    from tuneloop.learner.trainer.reward_model import RewardTrainer
+    from tuneloop.learner.trainer.settings import RewardTrainerSettings
 
     settings = RewardTrainerSettings(
         learning_rate=LEARNING_RATE,

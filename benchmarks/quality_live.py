@@ -30,15 +30,15 @@ from benchmarks.quality_task import (
     words_of,
 )
 from tuneloop.feedback import Feedback, Thumb
-from tuneloop.learner.batches import PolicyBatches
-from tuneloop.learner.ledger import record
+from tuneloop.learner.batching.batcher import PolicyBatches
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.reward_trainer import RewardTrainer
+from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.samples import LabelledText, ScoredGroup, ThumbSample, TokenSequence
 from tuneloop.learner.settings import LearnerSettings
-from tuneloop.learner.trainee import Trainee
-from tuneloop.learner.trainer_settings import RewardTrainerSettings
-from tuneloop.learner.training import PolicyTraining
+from tuneloop.learner.trainer.policy import PolicyTraining
+from tuneloop.learner.trainer.reward_model import RewardTrainer
+from tuneloop.learner.trainer.settings import RewardTrainerSettings
+from tuneloop.learner.training_run import Trainee
 from tuneloop.models.reward_model import load, quiet
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import (
@@ -203,8 +203,8 @@ def serve_users(job: LiveJob) -> Curve:
         while version < job.steps:
             prompts = random_prompts(round(THUMBS / job.response_rate), choose)
             served = users.read(version, answer(serving, prompts, generator))
-            record.record_rollouts(database, served, 0.0)
-            record.record_feedback(database, users.arriving(version), 0.0)
+            recorder.record_rollouts(database, served, 0.0)
+            recorder.record_feedback(database, users.arriving(version), 0.0)
             batch = batches.form(trainee)
             if batch is not None:
                 trainee.train(batch)

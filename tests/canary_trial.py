@@ -13,11 +13,12 @@ from tuneloop import wire
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.bus.subjects import canary_policy_key
 from tuneloop.errors import Unavailable
-from tuneloop.learner.canary.controller import Canary
-from tuneloop.learner.canary.settings import CanarySettings
-from tuneloop.learner.ledger import record, versions
+from tuneloop.learner.ledger.accounting import versions
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.schema import versions as versions_table
+from tuneloop.learner.release.canary.controller import Canary
+from tuneloop.learner.release.canary.settings import CanarySettings
 from tuneloop.policies import CanaryRoute, WeightsReference
 from tuneloop.v1 import generation_pb2
 
@@ -182,12 +183,12 @@ class Trial:
             make_rollout(f"c{number}", group_id=f"g{number}", user=user, version=version),
             finished_time=datetime.fromtimestamp(self.clock() + 0.1, UTC),
         )
-        record.record_rollouts(self.database, [rollout], self.clock())
+        recorder.record_rollouts(self.database, [rollout], self.clock())
         if up is not None:
             thumb = make_thumb(f"f{number}", f"c{number}", up, user=user, second=number)
-            record.record_feedback(self.database, [(thumb, number)], self.clock())
+            recorder.record_feedback(self.database, [(thumb, number)], self.clock())
         if reward is not None:
-            record.record_scores(self.database, [make_score(f"c{number}", reward)], self.clock())
+            recorder.record_scores(self.database, [make_score(f"c{number}", reward)], self.clock())
 
 
 def everybody(count: int) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tuneloop.learner.batching import SequenceBatch
+from tuneloop.learner.models.batch import SequenceBatch
 from tuneloop.learner.samples import TokenSequence
 
 

@@ -18,8 +18,8 @@ from tuneloop.feedback import (
     Thumb,
 )
 from tuneloop.learner.samples import TokenSequence
-from tuneloop.learner.step_result import StepResult
-from tuneloop.learner.trainee import ids_of
+from tuneloop.learner.trainer.base import StepResult
+from tuneloop.learner.training_run import ids_of
 from tuneloop.rollouts import (
     ChatMessage,
     FinishReason,

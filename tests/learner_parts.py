@@ -11,17 +11,17 @@ from learner_events import CountingTrainer, edit_tokens, make_rollout, make_thum
 from sqlalchemy import select
 
 from tuneloop.bus.memory import MemoryBus
-from tuneloop.learner.batches import PolicyBatches
-from tuneloop.learner.intake import intakes, run_all
-from tuneloop.learner.ledger import record
+from tuneloop.learner.batching.batcher import PolicyBatches
+from tuneloop.learner.intake.consumers import intakes, run_all
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.schema import uses
 from tuneloop.learner.loop import Loop, Pace
-from tuneloop.learner.publisher import BaseModel, Publisher
-from tuneloop.learner.release.release import Release
+from tuneloop.learner.model_thread import Worker
+from tuneloop.learner.release.promotion import Release
+from tuneloop.learner.release.publisher import BaseModel, Publisher
 from tuneloop.learner.settings import LearnerSettings
-from tuneloop.learner.trainee import Trainee
-from tuneloop.learner.worker import Worker
+from tuneloop.learner.training_run import Trainee
 from tuneloop.policies import WeightsKind
 from tuneloop.weights.filesystem import FilesystemStore
 from tuneloop.weights.signing import Signer, Verifier, write_key_pair
@@ -116,11 +116,11 @@ class Parts:
     def thumbs(self, start: int, count: int) -> None:
         """Put thumbs with their rollouts into the ledger."""
         numbers = range(start, start + count)
-        record.record_rollouts(
+        recorder.record_rollouts(
             self.database, [make_rollout(f"c{n}") for n in numbers], self.clock()
         )
         thumbs = [(make_thumb(f"f{n}", f"c{n}", n % 2 == 0, second=n), n) for n in numbers]
-        record.record_feedback(self.database, thumbs, self.clock())
+        recorder.record_feedback(self.database, thumbs, self.clock())
 
     async def turn(self) -> bool:
         """One turn of the loop."""

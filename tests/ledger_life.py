@@ -19,32 +19,34 @@ from learner_events import (
 )
 
 from tuneloop.feedback import Comment, Feedback, Retraction
-from tuneloop.learner.ledger import (
-    agreement,
-    arms,
-    browsing,
+from tuneloop.learner.ledger.accounting import (
     decisions,
-    ending,
-    evaluations,
-    exporting,
-    figures,
-    forget,
-    groups,
-    held_out,
-    judgements,
+    downstream,
+    forget_user,
     lineage,
-    prompted,
-    ratings,
-    reached,
-    ready,
-    record,
-    references,
-    replay,
     steps,
-    traffic,
     versions,
 )
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events import lifecycle, recorder
+from tuneloop.learner.ledger.queue import (
+    agreement,
+    groups,
+    prompts,
+    ratings,
+    ready,
+    ref_logprobs,
+    replay,
+)
+from tuneloop.learner.ledger.reports import (
+    alarm_figures,
+    canary_traffic,
+    evaluations,
+    export,
+    feedback,
+    rater_votes,
+    traffic,
+)
 from tuneloop.policies import Activation, WeightsReference
 from tuneloop.rollouts import Rollout, RolloutSource, ScoredRollout
 
@@ -88,18 +90,18 @@ def take_in(ledger: Database, events: Sequence[Any]) -> None:
     for number, event in enumerate(events):
         match event:
             case Rollout():
-                record.record_rollouts(ledger, [event], 100.0)
+                recorder.record_rollouts(ledger, [event], 100.0)
             case Feedback():
-                record.record_feedback(ledger, [(event, number)], 100.0, ratings_reward=True)
+                recorder.record_feedback(ledger, [(event, number)], 100.0, ratings_reward=True)
             case ScoredRollout():
-                record.record_scores(ledger, [event], 100.0)
+                recorder.record_scores(ledger, [event], 100.0)
             case Retraction():
-                ending.record_retractions(ledger, [(event, number)], 100.0)
+                lifecycle.record_retractions(ledger, [(event, number)], 100.0)
 
 
 def learn(ledger: Database) -> None:
     """Train twice on what is there, publish, release, go half the way back, decide."""
-    held_out.hold_out(ledger, [(4, 4)])
+    prompts.hold_out(ledger, [(4, 4)])
     for number in (1, 2):
         taken = {o: ready.take(ledger, o, 2, edit_tokens=edit_tokens)[0] for o in ("kto", "dpo")}
         used = {o: [sample.sample_id for sample in found] for o, found in taken.items()}
@@ -117,7 +119,7 @@ def learn(ledger: Database) -> None:
     steps.commit_steps(ledger, "policy", [last], "step-3", 103.0)
     refusal = ready.Refusal(sample_id="e1", objective="sft", reason="too\0long")
     ready.refuse(ledger, [refusal])
-    references.save(ledger, {"key": (-0.5, -0.25)})
+    ref_logprobs.save(ledger, {"key": (-0.5, -0.25)})
     decisions.record(
         ledger, version=2, kind="gate", outcome="pass", numbers={"n": 1}, actor="gate", now=105.0
     )
@@ -156,7 +158,7 @@ def publish(ledger: Database, version: int) -> None:
         swap_seconds=0.1,
         activated_time=START,
     )
-    record.record_activation(ledger, "policy", activation)
+    recorder.record_activation(ledger, "policy", activation)
 
 
 def retraction_of(event: Feedback) -> Retraction:
@@ -182,7 +184,7 @@ def everything(ledger: Database) -> dict[str, Any]:
     with ledger.read() as connection:
         answers["flip rate"] = agreement.flip_rate(connection)
         answers["ratings"] = ratings.read(connection).standardised("u1", 4.0)
-    with_pages = browsing.browse(ledger, "tuneloop", browsing.Filters(), limit=5)
+    with_pages = feedback.browse(ledger, "tuneloop", feedback.Filters(), limit=5)
     answers |= {
         "refused": ready.unreported(ledger, 9),
         "groups": groups.take(ledger, 9, now=1e9, wait_seconds=0.0),
@@ -191,13 +193,13 @@ def everything(ledger: Database) -> dict[str, Any]:
         "evaluation": evaluations.evaluate(ledger, 1),
         "newest evaluated": evaluations.newest_evaluated(ledger),
         "browsed": with_pages,
-        "next page": browsing.browse(
-            ledger, "tuneloop", browsing.Filters(), limit=9, before=with_pages[1] or "9e9.x"
+        "next page": feedback.browse(
+            ledger, "tuneloop", feedback.Filters(), limit=9, before=with_pages[1] or "9e9.x"
         ),
-        "outstanding": prompted.outstanding(ledger, 1, 0),
-        "asked": prompted.recorded(ledger, {"g1", "none"}),
+        "outstanding": prompts.outstanding(ledger, 1, 0),
+        "asked": prompts.recorded(ledger, {"g1", "none"}),
         "replays": by_id(replay.replays(ledger, "kto", 2, seed="s", edit_tokens=edit_tokens)),
-        "references": references.load(ledger, ["key", "none"]),
+        "references": ref_logprobs.load(ledger, ["key", "none"]),
         "checkpoints": steps.checkpoints(ledger, "policy"),
         "newest step": steps.newest_step(ledger, "policy"),
         "staleness": steps.staleness(ledger),
@@ -214,25 +216,25 @@ def everything(ledger: Database) -> dict[str, Any]:
             asdict(decision) | {"number": None}
             for decision in decisions.of_version(ledger, "policy", 2)
         ],
-        "rows": forget.row_counts(ledger),
+        "rows": forget_user.row_counts(ledger),
     }
     answers |= {
-        "arms": by_user(arms.thumbs(ledger, [0, 1], 0.0)),
-        "arms' rewards": by_user(arms.rewards(ledger, [0, 1], 0.0)),
-        "earlier rewards": sorted(arms.earlier_rewards(ledger, 0, 1e12)),
-        "what alarms see": figures.seen(ledger, least=1, window=9),
-        "votes": sorted(judgements.votes(ledger), key=repr),
-        "active": judgements.active(ledger, 9),
-        "owners": judgements.owners(ledger, "kto", ["t1", "t3"]),
-        "reached": [reached.of_user(ledger, user) for user in ("u1", "u2", "nobody")],
+        "arms": by_user(canary_traffic.thumbs(ledger, [0, 1], 0.0)),
+        "arms' rewards": by_user(canary_traffic.rewards(ledger, [0, 1], 0.0)),
+        "earlier rewards": sorted(canary_traffic.earlier_rewards(ledger, 0, 1e12)),
+        "what alarms see": alarm_figures.seen(ledger, least=1, window=9),
+        "votes": sorted(rater_votes.votes(ledger), key=repr),
+        "active": rater_votes.active(ledger, 9),
+        "owners": rater_votes.owners(ledger, "kto", ["t1", "t3"]),
+        "reached": [downstream.of_user(ledger, user) for user in ("u1", "u2", "nobody")],
     }
-    for kind in exporting.KINDS:
-        found = list(exporting.pages(ledger, exporting.Wanted(kind=kind)))
+    for kind in export.KINDS:
+        found = list(export.pages(ledger, export.Wanted(kind=kind)))
         answers[f"exported {kind}"] = sorted(line for page in found for line in page)
     return answers
 
 
-def by_user(found: Sequence[arms.Judged]) -> list[arms.Judged]:
+def by_user(found: Sequence[canary_traffic.Judged]) -> list[canary_traffic.Judged]:
     return sorted(found, key=lambda given: (given.user_hash, given.group_id, given.value))
 
 

@@ -22,8 +22,8 @@ from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.servicer import GenerationServicer
 from tuneloop.generation.swap.hot_swap import HotSwap, SwapOptions
 from tuneloop.generation.swap.routing import Routing
-from tuneloop.learner import trail
-from tuneloop.learner.ledger import ready
+from tuneloop.learner import trace_links
+from tuneloop.learner.ledger.queue import ready
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import FinishReason
 from tuneloop.v1 import generation_pb2_grpc
@@ -137,8 +137,8 @@ async def recorded(flow: Flow, *, ready_samples: int) -> None:
 def spans() -> Iterator[InMemorySpanExporter]:
     """Traces of this process are on."""
     exporter = InMemorySpanExporter()
-    trail.clear()
+    trace_links.clear()
     tracing.start_with(SimpleSpanProcessor(exporter), "test")
     yield exporter
     tracing.stop()
-    trail.clear()
+    trace_links.clear()

@@ -15,17 +15,11 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
 
 from tuneloop.errors import FailedPrecondition, NotFound, SettingsError
-from tuneloop.learner.ledger import (
-    ending,
-    forget,
-    migration,
-    quarantine,
-    ready,
-    record,
-    steps,
-    versions,
-)
+from tuneloop.learner.ledger import migration
+from tuneloop.learner.ledger.accounting import forget_user, quarantine, steps, versions
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events import lifecycle, recorder
+from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.schema import metadata, rollouts
 
 
@@ -88,7 +82,7 @@ def test_a_read_sees_one_state_of_the_ledger(ledger: Database) -> None:
     count = select(func.count()).select_from(rollouts)
     with ledger.read() as reading:
         assert reading.execute(count).scalar_one() == 0
-        record.record_rollouts(ledger, ROLLOUTS, 0.0)
+        recorder.record_rollouts(ledger, ROLLOUTS, 0.0)
         assert reading.execute(count).scalar_one() == 0
     with ledger.read() as reading:
         assert reading.execute(count).scalar_one() == len(ROLLOUTS)
@@ -125,7 +119,7 @@ def test_what_a_quarantined_version_learned_from_is_put_back(ledger: Database) -
 def test_a_user_is_forgotten(ledger: Database) -> None:
     take_in(ledger, EVENTS)
     learn(ledger)
-    gone = forget.forget_user(ledger, "u1", 200.0)
+    gone = forget_user.forget_user(ledger, "u1", 200.0)
     assert gone.rollouts == 2
     assert gone.policy_versions == (1, 2)
     assert {line.user_hash for line in rows(ledger)} == {"u2", "u3", "learner"}
@@ -139,13 +133,13 @@ def rows(ledger: Database) -> list[Any]:
 def test_feedback_ends(ledger: Database) -> None:
     take_in(ledger, EVENTS)
     first = FEEDBACK[0]
-    assert ending.record_retractions(ledger, [(retraction_of(first), 1)], 0.0) == 1
-    assert ending.expire(ledger, 1e12, max_age=1.0, rollout_wait=1.0) == len(FEEDBACK) - 2
+    assert lifecycle.record_retractions(ledger, [(retraction_of(first), 1)], 0.0) == 1
+    assert lifecycle.expire(ledger, 1e12, max_age=1.0, rollout_wait=1.0) == len(FEEDBACK) - 2
     assert ready.take(ledger, "kto", 9)[0] == []
 
 
 def test_texts_with_a_nul_are_kept_without_it(ledger: Database) -> None:
-    record.record_rollouts(ledger, [make_rollout("n", text="before\0after")], 0.0)
+    recorder.record_rollouts(ledger, [make_rollout("n", text="before\0after")], 0.0)
     assert rows(ledger)[0].completion_text == "before\N{REPLACEMENT CHARACTER}after"
 
 
@@ -211,11 +205,11 @@ def test_a_learner_that_lost_its_lock_to_another_writes_nothing_more(postgres: P
     cut_off(postgres, url)
     second = Database(url, writer=True)
     with pytest.raises(FailedPrecondition, match="another learner"):
-        record.record_feedback(first, [(make_thumb("t1", "a"), 1)], 0.0)
+        recorder.record_feedback(first, [(make_thumb("t1", "a"), 1)], 0.0)
     second.close()
     # Its lock is free again, but its number is not the newest.
     with pytest.raises(FailedPrecondition, match="has taken the ledger"):
-        record.record_feedback(first, [(make_thumb("t1", "a"), 1)], 0.0)
+        recorder.record_feedback(first, [(make_thumb("t1", "a"), 1)], 0.0)
     assert ready.counts(first, "kto").waiting == 0
     first.close()
 
@@ -226,9 +220,9 @@ def test_a_learner_goes_on_after_its_connections_were_lost(
     monkeypatch.setattr("tuneloop.learner.ledger.database.LOCK_SECONDS", 0.2)
     url = postgres.database()
     ledger = Database(url, writer=True)
-    record.record_rollouts(ledger, ROLLOUTS, 0.0)
+    recorder.record_rollouts(ledger, ROLLOUTS, 0.0)
     cut_off(postgres, url)
-    record.record_feedback(ledger, [(FEEDBACK[0], 1)], 0.0)
+    recorder.record_feedback(ledger, [(FEEDBACK[0], 1)], 0.0)
     assert len(ready.take(ledger, "kto", 9, edit_tokens=edit_tokens)[0]) == 1
     with pytest.raises(FailedPrecondition):
         Database(url, writer=True)

@@ -10,20 +10,13 @@ from postgres_server import Postgres
 
 from tuneloop.learner.guards.alarms import Alarm
 from tuneloop.learner.guards.raters import Vote
-from tuneloop.learner.ledger import (
-    alarms,
-    figures,
-    forget,
-    judgements,
-    reached,
-    ready,
-    record,
-    steps,
-    versions,
-)
+from tuneloop.learner.ledger.accounting import downstream, forget_user, steps, versions
+from tuneloop.learner.ledger.accounting.downstream import Reach
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.judgements import Owner
-from tuneloop.learner.ledger.reached import Reach
+from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.queue import ready
+from tuneloop.learner.ledger.reports import alarm_figures, alarms, rater_votes
+from tuneloop.learner.ledger.reports.rater_votes import Owner
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -37,14 +30,14 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]
     database = Database(url, writer=True)
     names = ["ann-1", "ann-2", "ann-3", "ann-4", "bob-1"]
     rollouts = [make_rollout(name, user=name[:3]) for name in names]
-    record.record_rollouts(database, rollouts, 0.0)
-    record.record_scores(database, [make_score(name, n) for n, name in enumerate(names)], 0.0)
+    recorder.record_rollouts(database, rollouts, 0.0)
+    recorder.record_scores(database, [make_score(name, n) for n, name in enumerate(names)], 0.0)
     thumbs = [
         (make_thumb(f"{name}-f", name, n != 1, user=name[:3], second=n), n)
         for n, name in enumerate(names)
     ]
     judged = make_comparison("bob-2-f", "ann-1", "ann-2", user="bob", second=9)
-    record.record_feedback(database, [*thumbs, (judged, 9)], 0.0)
+    recorder.record_feedback(database, [*thumbs, (judged, 9)], 0.0)
     step = steps.Step(step=1, samples={"kto": ["ann-1-f"]}, skipped=False, metrics={"kl": 0.5})
     steps.commit_steps(database, "policy", [step], "step-1", 0.0)
     versions.add_version(
@@ -63,13 +56,13 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]
 
 
 def test_lineage_and_forgetting(ledger: Database) -> None:
-    assert reached.of_feedback(ledger, "ann-1-f").policy == Reach(direct=(1,))
-    ann = reached.of_user(ledger, "ann")
+    assert downstream.of_feedback(ledger, "ann-1-f").policy == Reach(direct=(1,))
+    ann = downstream.of_user(ledger, "ann")
     assert (ann.rollouts, ann.feedback, ann.rebuild_from) == (4, 4, 0)
     assert ann.samples == {"open": 13, "used": 1}
-    gone = forget.forget_user(ledger, "ann", START.timestamp() + 20)
-    assert gone == forget.Forgotten(rollouts=4, feedback=5, policy_versions=(1,))
-    assert forget.row_counts(ledger) == {
+    gone = forget_user.forget_user(ledger, "ann", START.timestamp() + 20)
+    assert gone == forget_user.Forgotten(rollouts=4, feedback=5, policy_versions=(1,))
+    assert forget_user.row_counts(ledger) == {
         "rollouts": 1,
         "feedback": 1,
         "scores": 1,
@@ -77,26 +70,26 @@ def test_lineage_and_forgetting(ledger: Database) -> None:
         "uses": 0,
     }
     late = make_thumb("ann-1-f", "ann-1", user="ann")
-    assert record.record_feedback(ledger, [(late, 1)], 0.0) == []
-    assert reached.of_user(ledger, "ann").policy == Reach(direct=(1,))
+    assert recorder.record_feedback(ledger, [(late, 1)], 0.0) == []
+    assert downstream.of_user(ledger, "ann").policy == Reach(direct=(1,))
 
 
 def test_votes_and_owners(ledger: Database) -> None:
-    votes = judgements.votes(ledger)
+    votes = rater_votes.votes(ledger)
     said = Vote(topic="pair:ann-1|ann-2", rater="bob", up=True, family="pair")
     assert votes[:6][-1] == said
-    machine = {v.topic: v.up for v in votes if v.rater == judgements.REWARD_MODEL}
+    machine = {v.topic: v.up for v in votes if v.rater == rater_votes.REWARD_MODEL}
     # One in five is bad to people, and so it is to the reward model.
     assert machine == {
         **{f"thumb:{name}": name != "ann-1" for name in ("ann-1", "ann-2", "ann-3", "ann-4")},
         "thumb:bob-1": True,
         "pair:ann-1|ann-2": False,
     }
-    assert judgements.active(ledger, 10) == (2, 1)
-    assert judgements.owners(ledger, "kto", ["bob-1-f"]) == {
+    assert rater_votes.active(ledger, 10) == (2, 1)
+    assert rater_votes.owners(ledger, "kto", ["bob-1-f"]) == {
         "bob-1-f": Owner(user="bob", tenant="default")
     }
-    assert judgements.owners(ledger, "ppo", ["ann-1"])["ann-1"].user == "ann"
+    assert rater_votes.owners(ledger, "ppo", ["ann-1"])["ann-1"].user == "ann"
 
 
 def test_one_of_each_user_goes_first(ledger: Database) -> None:
@@ -105,7 +98,7 @@ def test_one_of_each_user_goes_first(ledger: Database) -> None:
 
 
 def test_figures_and_alarms(ledger: Database) -> None:
-    seen = figures.seen(ledger, least=2, window=10)
+    seen = alarm_figures.seen(ledger, least=2, window=10)
     assert (seen.newest.thumbs.mean, seen.newest.reward.mean, seen.newest.length.mean) == (
         0.8,
         2.0,

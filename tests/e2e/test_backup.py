@@ -11,8 +11,8 @@ from e2e_client import User, kto_uses, wait_until
 from typer.testing import CliRunner
 
 from tuneloop.errors import InvalidRequest
-from tuneloop.learner.backup import back_up, restore
 from tuneloop.learner.commands import backup as commands
+from tuneloop.learner.commands.backup_copy import back_up, restore
 from tuneloop.supervisor.child import ServiceChild
 from tuneloop.supervisor.data_dir import DataDir
 

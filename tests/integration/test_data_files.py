@@ -23,16 +23,17 @@ from typer.testing import CliRunner, Result
 from tuneloop.errors import InvalidRequest, Unavailable
 from tuneloop.learner.commands.export import export
 from tuneloop.learner.commands.import_data import import_data
-from tuneloop.learner.importing import ImportedRow, Importer
-from tuneloop.learner.ledger import ready, record
-from tuneloop.learner.ledger.building import problem_of
+from tuneloop.learner.data.table import open_table
+from tuneloop.learner.intake.importer import ImportedRow, Importer
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.exporting import Wanted, pages
-from tuneloop.learner.ledger.held_out import hold_out
+from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.queue import ready
+from tuneloop.learner.ledger.queue.build_samples import problem_of
+from tuneloop.learner.ledger.queue.prompts import hold_out
+from tuneloop.learner.ledger.reports.export import Wanted, pages
 from tuneloop.learner.main import take_lock
-from tuneloop.learner.offline.seeding import seed
-from tuneloop.learner.offline.service import Service
-from tuneloop.learner.offline.table import open_table
+from tuneloop.learner.offline.import_file import seed
+from tuneloop.learner.offline.service_client import Service
 from tuneloop.rollouts import Rollout, RolloutSource
 from tuneloop.weights.shapes import base_model_sha256
 
@@ -64,9 +65,9 @@ def data_dir(tiny_policy: Path, tmp_path: Path) -> Path:
     ]
     evaluated = make_rollout("eval", source=RolloutSource.EVAL)
     held = make_rollout("held", prompt=(1, 9))
-    record.record_rollouts(ledger, [*answers, evaluated, held], 0.0)
+    recorder.record_rollouts(ledger, [*answers, evaluated, held], 0.0)
     hold_out(ledger, [(1, 9)])
-    record.record_scores(
+    recorder.record_scores(
         ledger, [make_score("c1", 0.5), make_score("c1", 0.25, reward_model_version=2)], 0.0
     )
     events = [
@@ -78,7 +79,7 @@ def data_dir(tiny_policy: Path, tmp_path: Path) -> Path:
         make_thumb("held out", "held", second=5),
         make_thumb("waits", "nowhere", second=6),
     ]
-    record.record_feedback(ledger, [(event, 0) for event in events], 0.0)
+    recorder.record_feedback(ledger, [(event, 0) for event in events], 0.0)
     ledger.close()
     return root
 
@@ -127,7 +128,7 @@ def test_filters(data_dir: Path) -> None:
 
 def test_pages_lose_and_repeat_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = {kind: rows_of(data_dir, kind) for kind in ("pairs", "thumbs", "rollouts")}
-    monkeypatch.setattr("tuneloop.learner.ledger.exporting.PAGE", 1)
+    monkeypatch.setattr("tuneloop.learner.ledger.reports.export.PAGE", 1)
     assert {kind: rows_of(data_dir, kind) for kind in whole} == whole
 
 
@@ -139,8 +140,8 @@ def plain(completion_id: str) -> Rollout:
 
 def test_one_plain_prompt_makes_all_plain(data_dir: Path) -> None:
     ledger = ledger_of(data_dir)
-    record.record_rollouts(ledger, [plain("p")], 0.0)
-    record.record_feedback(ledger, [(make_thumb("plain", "p", second=9), 0)], 0.0)
+    recorder.record_rollouts(ledger, [plain("p")], 0.0)
+    recorder.record_feedback(ledger, [(make_thumb("plain", "p", second=9), 0)], 0.0)
     ledger.close()
     assert {type(row["prompt"]) for row in rows_of(data_dir, "thumbs")} == {str}
     assert rows_of(data_dir, "thumbs")[0]["prompt"] == "<user>Hi"
@@ -334,9 +335,9 @@ def test_wrong_columns(importer: Importer) -> None:
 def test_users_come_before_what_was_imported(importer: Importer) -> None:
     importer.add("thumbs", rows({"prompt": "a", "completion": "b", "label": True}))
     ledger = database(importer)
-    record.record_rollouts(ledger, [make_rollout("c")], 0.0)
+    recorder.record_rollouts(ledger, [make_rollout("c")], 0.0)
     late = make_thumb("user", "c", second=10**9)
-    record.record_feedback(ledger, [(late, 1)], 0.0)
+    recorder.record_feedback(ledger, [(late, 1)], 0.0)
     [first], _ = ready.take(ledger, "kto", 1, edit_tokens=edit_tokens)
     assert first.sample_id == "user"
 

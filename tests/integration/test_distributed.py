@@ -23,12 +23,12 @@ from policy_samples import SampleMaker
 from safetensors.torch import load_file
 
 from tuneloop.errors import CorruptData
-from tuneloop.learner import checkpoint
-from tuneloop.learner.distributed import ALONE, World, follow, join, led, shares
-from tuneloop.learner.policy_trainer import PolicyTrainer
-from tuneloop.learner.trainer_settings import TrainerSettings
-from tuneloop.learner.trainer_state import TrainerState
-from tuneloop.learner.training import PolicyTraining
+from tuneloop.learner.models.world import ALONE, World, join, led, shares
+from tuneloop.learner.trainer import checkpoint
+from tuneloop.learner.trainer.base import TrainerState
+from tuneloop.learner.trainer.followers import follow
+from tuneloop.learner.trainer.policy import PolicyTrainer, PolicyTraining
+from tuneloop.learner.trainer.settings import TrainerSettings
 from tuneloop.policies import WeightsKind
 
 OBJECTIVES = ("sft", "kto", "dpo", "ppo", "grpo")

@@ -32,9 +32,11 @@ from tuneloop.feedback import Retraction
 from tuneloop.gateway.app import create_app
 from tuneloop.gateway.completion_ids import CompletionIds, choice_id
 from tuneloop.gateway.settings import GatewaySettings
-from tuneloop.learner.intake import Intake, intakes
-from tuneloop.learner.ledger import ending, ready, steps
+from tuneloop.learner.intake.consumers import Intake, intakes
+from tuneloop.learner.ledger.accounting import steps
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events import lifecycle
+from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.schema import feedback, retractions, rollouts, samples, uses
 
 OBJECTIVES = ("sft", "kto", "dpo", "reward_model")
@@ -356,7 +358,7 @@ class Feedback(RuleBasedStateMachine):
 
     def wait(self, source: random.Random) -> None:
         self.day += source.choice([1.0, 8.0])
-        ending.expire(
+        lifecycle.expire(
             self.database, START + self.day * DAY, max_age=None, rollout_wait=WAIT_DAYS * DAY
         )
         self.model.expire(self.order, self.day, WAIT_DAYS)

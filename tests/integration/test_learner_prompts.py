@@ -21,16 +21,19 @@ from tuneloop.generation.prompts import Tokenization
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.servicer import GenerationServicer
 from tuneloop.generation.swap.hot_swap import HotSwap, SwapOptions
-from tuneloop.learner.asking import Generation
-from tuneloop.learner.assembly import make_prompting
-from tuneloop.learner.batches import PolicyBatches
-from tuneloop.learner.edits import EditTokenizer
-from tuneloop.learner.evaluation import Referring
-from tuneloop.learner.ledger import evaluations, held_out, ready, record
+from tuneloop.learner.app.learner import make_prompting
+from tuneloop.learner.batching.batcher import PolicyBatches
+from tuneloop.learner.clients.generation import Generation
+from tuneloop.learner.data.tokenize import EditTokenizer
+from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.queue import prompts as held_out
+from tuneloop.learner.ledger.queue import ready
+from tuneloop.learner.ledger.reports import evaluations
 from tuneloop.learner.ledger.schema import rollouts
-from tuneloop.learner.prompts import load_prompts
+from tuneloop.learner.monitoring.reference_fill import Referring
+from tuneloop.learner.prompts.prompt_sets import load_prompts
 from tuneloop.learner.settings import LearnerSettings
-from tuneloop.learner.training import PolicyTraining
+from tuneloop.learner.trainer.policy import PolicyTraining
 from tuneloop.policies import WeightsKind
 from tuneloop.reward.consumer import RolloutConsumer
 from tuneloop.reward.scorers.functions import FunctionScorer
@@ -135,7 +138,7 @@ async def test_a_prompts_file_and_a_reward_function_make_a_version(parts: Parts)
             first = sorted(connection.execute(query).scalars())[:2]
         edited = make_edit("e1", first[0], "the capital", second=1)
         ranked = make_ranking("k1", first[0], f"{first[0].partition('.')[0]}.3", second=2)
-        record.record_feedback(parts.database, [(edited, 1), (ranked, 2)], parts.clock())
+        recorder.record_feedback(parts.database, [(edited, 1), (ranked, 2)], parts.clock())
         parts.clock.now += 10
         assert await parts.turn()
         parts.loop.pause(True)

@@ -6,9 +6,9 @@ import pytest
 from learner_parts import Parts
 from safetensors.torch import load_file
 
-from tuneloop.learner.ledger import versions
-from tuneloop.learner.trainer_settings import TrainerSettings
-from tuneloop.learner.training import PolicyTraining
+from tuneloop.learner.ledger.accounting import versions
+from tuneloop.learner.trainer.policy import PolicyTraining
+from tuneloop.learner.trainer.settings import TrainerSettings
 from tuneloop.policies import WeightsKind
 from tuneloop.weights.shapes import check_adapter, check_full
 

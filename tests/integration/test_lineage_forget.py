@@ -10,9 +10,9 @@ from tuneloop.bus import subjects
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.bus.streams import api
 from tuneloop.feedback import Retraction
-from tuneloop.learner.forgetting import Forgetting
-from tuneloop.learner.ledger import forget
-from tuneloop.learner.ledger.exporting import KINDS, Wanted, pages
+from tuneloop.learner.ledger.accounting import forget_user
+from tuneloop.learner.ledger.reports.export import KINDS, Wanted, pages
+from tuneloop.learner.service.forget_user import Forgetting
 from tuneloop.wire import (
     encode_feedback,
     encode_retraction,
@@ -67,7 +67,7 @@ async def test_nothing_of_a_forgotten_user_is_left(tmp_path: Path, bus: JetStrea
     await publish_all(bus, "bob")
     async with parts.taking_in():
         for table in ("rollouts", "feedback", "scores"):
-            await until(lambda table=table: forget.row_counts(parts.database)[table] == 8)
+            await until(lambda table=table: forget_user.row_counts(parts.database)[table] == 8)
         while len(await stored(bus, subjects.DEAD_LETTERS)) < 2:
             await asyncio.sleep(0.01)
     await parts.turn()
@@ -98,5 +98,5 @@ async def test_nothing_of_a_forgotten_user_is_left(tmp_path: Path, bus: JetStrea
         fresh = make_rollout("bob-c9", user="bob")
         subject = subjects.rollout_generated("tuneloop", "bob")
         await bus.publish(subject, encode_rollout_generated(fresh), event_id="fresh")
-        await until(lambda: forget.row_counts(parts.database)["rollouts"] == 5)
-    assert forget.forget_user(parts.database, "ann", parts.clock()).rollouts == 0
+        await until(lambda: forget_user.row_counts(parts.database)["rollouts"] == 5)
+    assert forget_user.forget_user(parts.database, "ann", parts.clock()).rollouts == 0

@@ -16,8 +16,8 @@ from tuneloop import wire
 from tuneloop.bus import subjects
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import Unavailable
-from tuneloop.learner import intake
-from tuneloop.learner.ledger import record
+from tuneloop.learner.intake import consumers
+from tuneloop.learner.ledger.events import recorder
 from tuneloop.reward.consumer import MAX_DELIVERIES, RolloutConsumer
 from tuneloop.reward.scorer import Candidate
 from tuneloop.reward.scorers.functions import FunctionScorer
@@ -56,7 +56,7 @@ def log() -> Iterator[Lines]:
 async def test_what_is_asked_answered_and_judged_is_not_logged(
     log: Lines, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(consumers, "RETRY_SECONDS", 0.01)
     async with flowing(tiny_policy, tmp_path) as flow:
         answer = await flow.ask(SECRET)
         assert answer.status_code == 200
@@ -99,7 +99,7 @@ async def test_a_ledger_that_fails_does_not_tell_what_it_was_given(
             connection.exec_driver_sql(sabotage)
         made = rollout(1, completion_text=SECRET, prompt_text=SECRET)
         with pytest.raises((SQLAlchemyError, Unavailable)) as caught:
-            record.record_rollouts(flow.learner.database, [made], 0.0)
+            recorder.record_rollouts(flow.learner.database, [made], 0.0)
         assert SECRET not in "".join(traceback.format_exception(caught.value))
         await flow.ask(SECRET)
         await until(lambda: any(said in line for line in log.lines))

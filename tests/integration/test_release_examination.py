@@ -17,19 +17,18 @@ from tuneloop.generation.prompts import Tokenization
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.servicer import GenerationServicer
 from tuneloop.generation.swap.hot_swap import HotSwap, SwapOptions
-from tuneloop.learner.asking import Generation, Question
-from tuneloop.learner.ledger.versions import Version
-from tuneloop.learner.prompts import Prompts
-from tuneloop.learner.release.answers import Answer
-from tuneloop.learner.release.change import Distance
-from tuneloop.learner.release.examination import Examiner
-from tuneloop.learner.release.questions import BUILT_IN, load_questions
-from tuneloop.learner.release.rehearsal import Rehearsals
-from tuneloop.learner.release.scoring import Scoring
-from tuneloop.learner.samples import TokenSequence
+from tuneloop.learner.clients.generation import Generation, Question
+from tuneloop.learner.clients.reward import Scoring
+from tuneloop.learner.ledger.accounting.versions import Version
+from tuneloop.learner.prompts.prompt_sets import Prompts
+from tuneloop.learner.release.gate.evaluator import Examiner
+from tuneloop.learner.release.gate.local_answers import Rehearsals
+from tuneloop.learner.release.gate.prompts import BUILT_IN, load_questions
+from tuneloop.learner.release.gate.weight_delta import Distance
+from tuneloop.learner.samples import SampledAnswer, TokenSequence
 from tuneloop.learner.settings import LearnerSettings
-from tuneloop.learner.trainer_settings import TrainerSettings
-from tuneloop.learner.training import PolicyTraining
+from tuneloop.learner.trainer.policy import PolicyTraining
+from tuneloop.learner.trainer.settings import TrainerSettings
 from tuneloop.policies import ReleaseState, WeightsKind, WeightsReference
 from tuneloop.rpc.channel import connect
 from tuneloop.rpc.server import Server
@@ -44,7 +43,7 @@ class Asked(Generation):
     lacks = 0
     """How many answers come from a replica that does not hold the version."""
 
-    async def answer(self, question: Question, seconds: float) -> Answer:
+    async def answer(self, question: Question, seconds: float) -> SampledAnswer:
         if question.policy_version and self.lacks:
             self.lacks -= 1
             raise NotFound("version 1 is not loaded")
@@ -253,8 +252,8 @@ async def test_full_weights_are_examined_by_what_they_answered_in_the_trainer(
     bench: Bench, tiny_policy: Path, tmp_path: Path
 ) -> None:
     class Taken:
-        def of(self, version: int) -> list[Answer] | None:
-            answer = Answer(text="aaaa", token_ids=(5, 5, 5, 5), logprobs=(-0.1,) * 4)
+        def of(self, version: int) -> list[SampledAnswer] | None:
+            answer = SampledAnswer(text="aaaa", token_ids=(5, 5, 5, 5), logprobs=(-0.1,) * 4)
             return [answer] * len(BUILT_IN) if version == 1 else None
 
     bench.examiner._rehearsals = Taken()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tuneloop.learner.advantages import generalized_advantages, kl_penalized_rewards, whiten
 from tuneloop.learner.losses.ppo import ppo_policy_loss
+from tuneloop.learner.trainer.advantages import generalized_advantages, kl_penalized_rewards, whiten
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from policy_samples import VOCAB_SIZE, SampleMaker
 
 from tuneloop.errors import InvalidRequest
-from tuneloop.learner.batching import check_sample, collate, micro_batches
+from tuneloop.learner.models.batch import check_sample, collate, micro_batches
 from tuneloop.learner.samples import ScoredGroup, TokenSequence
 
 CPU = torch.device("cpu")

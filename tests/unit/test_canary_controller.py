@@ -7,7 +7,7 @@ import pytest
 from canary_trial import CANARY, STABLE, Trial, everybody
 
 from tuneloop.errors import FailedPrecondition, Unavailable
-from tuneloop.learner.ledger import decisions, versions
+from tuneloop.learner.ledger.accounting import decisions, versions
 
 
 @pytest.fixture

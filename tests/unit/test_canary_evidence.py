@@ -4,10 +4,10 @@ from canary_trial import CANARY, STABLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.learner.canary.errors import ErrorTally
-from tuneloop.learner.canary.evidence import compare, first_of_each, judge, rank
-from tuneloop.learner.canary.settings import CanarySettings
-from tuneloop.learner.ledger.arms import Judged
+from tuneloop.learner.ledger.reports.canary_traffic import Judged
+from tuneloop.learner.release.canary.comparison import compare, first_of_each, judge, rank
+from tuneloop.learner.release.canary.error_rates import ErrorTally
+from tuneloop.learner.release.canary.settings import CanarySettings
 from tuneloop.policies import CanaryRoute, WeightsReference
 from tuneloop.v1 import generation_pb2
 

@@ -8,14 +8,14 @@ from learner_parts import Parts
 
 from tuneloop import wire
 from tuneloop.bus.subjects import canary_policy_key
-from tuneloop.learner.canary.assembly import end_left_over
-from tuneloop.learner.canary.controller import Canary
-from tuneloop.learner.canary.settings import CanarySettings
-from tuneloop.learner.ledger import decisions, versions
-from tuneloop.learner.ledger.versions import Version
-from tuneloop.learner.release.gatekeeper import Gatekeeper
-from tuneloop.learner.release.settings import GateSettings
-from tuneloop.learner.release.verdict import Verdict
+from tuneloop.learner.app.canary import end_left_over
+from tuneloop.learner.ledger.accounting import decisions, versions
+from tuneloop.learner.ledger.accounting.versions import Version
+from tuneloop.learner.release.canary.controller import Canary
+from tuneloop.learner.release.canary.settings import CanarySettings
+from tuneloop.learner.release.gate.controller import Gatekeeper
+from tuneloop.learner.release.gate.settings import GateSettings
+from tuneloop.learner.release.gate.verdict import Verdict
 
 
 class Passing:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.learner.sequential import (
+from tuneloop.learner.stats.sequential import (
     CLAIMS,
     Observation,
     differences,

@@ -16,19 +16,19 @@ from policy_samples import SampleMaker
 from torch import nn
 
 from tuneloop.errors import CorruptData
-from tuneloop.learner import checkpoint, shards
-from tuneloop.learner.distributed import ALONE
-from tuneloop.learner.optimization import Optimization
-from tuneloop.learner.policy_trainer import PolicyTrainer
-from tuneloop.learner.reward_trainer import RewardTrainer
+from tuneloop.learner.models.world import ALONE
 from tuneloop.learner.samples import LabelledText
-from tuneloop.learner.shards import Saved
-from tuneloop.learner.trainer_settings import (
+from tuneloop.learner.trainer import checkpoint, checkpoint_shards
+from tuneloop.learner.trainer.base import TrainerState
+from tuneloop.learner.trainer.checkpoint_shards import Saved
+from tuneloop.learner.trainer.optimizer import Optimization
+from tuneloop.learner.trainer.policy import PolicyTrainer
+from tuneloop.learner.trainer.reward_model import RewardTrainer
+from tuneloop.learner.trainer.settings import (
     OptimizerSettings,
     RewardTrainerSettings,
     TrainerSettings,
 )
-from tuneloop.learner.trainer_state import TrainerState
 from tuneloop.policies import WeightsKind
 
 
@@ -129,10 +129,10 @@ class Small:
         self.optimization = Optimization([(named, 0.1)], OptimizerSettings(learning_rate=0.1))
 
     def save_state(self, folder: Path) -> Saved:
-        return shards.save(folder, self.optimization.state(), ALONE)
+        return checkpoint_shards.save(folder, self.optimization.state(), ALONE)
 
     def read_state(self, folder: Path, saved: Saved) -> None:
-        state = shards.load(folder, saved, self.optimization.blank, ALONE)
+        state = checkpoint_shards.load(folder, saved, self.optimization.blank, ALONE)
         self.optimization.load_state(state)
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from policy_samples import SampleMaker
 
-from tuneloop.learner.algorithms import algorithms
-from tuneloop.learner.policy_trainer import PolicyTrainer
-from tuneloop.learner.trainer_settings import CHOICES, TrainerSettings
+from tuneloop.learner.trainer.algorithms import algorithms
+from tuneloop.learner.trainer.policy import PolicyTrainer
+from tuneloop.learner.trainer.settings import CHOICES, TrainerSettings
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "algorithms.md").read_text()

@@ -9,12 +9,12 @@ import torch
 from given_model import GivenModel, total_loss
 from torch import Tensor
 
-from tuneloop.learner.advantages import group_advantages, leave_one_out_advantages
-from tuneloop.learner.plans.dials import Dials
-from tuneloop.learner.plans.grpo import plan_grpo
-from tuneloop.learner.rewards import RewardStatistics
+from tuneloop.learner.objectives.grpo import plan_grpo
 from tuneloop.learner.samples import ScoredGroup, ScoredSample, TokenSequence
-from tuneloop.learner.trainer_settings import TrainerSettings
+from tuneloop.learner.trainer.adaptive import Dials
+from tuneloop.learner.trainer.advantages import group_advantages, leave_one_out_advantages
+from tuneloop.learner.trainer.rewards import RewardStatistics
+from tuneloop.learner.trainer.settings import TrainerSettings
 
 WIDTH = 4
 

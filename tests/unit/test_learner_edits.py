@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from tuneloop.learner.edits import EditTokenizer
-from tuneloop.learner.fingerprint import fingerprint
+from tuneloop.learner.data.tokenize import EditTokenizer
+from tuneloop.learner.files import fingerprint
 
 
 def test_an_edit_ends_as_answers_do_and_holds_no_special_token(tiny_policy: Path) -> None:

@@ -21,8 +21,9 @@ from tuneloop.bus.subjects import (
 )
 from tuneloop.errors import Unavailable
 from tuneloop.feedback import Feedback
-from tuneloop.learner import intake
-from tuneloop.learner.ledger import ready, record
+from tuneloop.learner.intake import consumers
+from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.queue import ready
 from tuneloop.policies import Activation
 from tuneloop.rollouts import Rollout, ScoredRollout
 from tuneloop.v1 import events_pb2
@@ -36,8 +37,8 @@ from tuneloop.wire import (
 
 @pytest.fixture
 def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
-    monkeypatch.setattr(intake, "RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(intake, "FETCH_SECONDS", 0.2)
+    monkeypatch.setattr(consumers, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(consumers, "FETCH_SECONDS", 0.2)
     return Parts(folder=tmp_path)
 
 
@@ -120,7 +121,7 @@ async def test_an_event_is_not_acknowledged_before_the_ledger_has_it(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts = []
-    really = record.record_feedback
+    really = recorder.record_feedback
 
     def full(database: Any, events: Any, now: float, **options: Any) -> Any:
         attempts.append(len(events))
@@ -128,7 +129,7 @@ async def test_an_event_is_not_acknowledged_before_the_ledger_has_it(
             raise Unavailable("the disk is full")
         return really(database, events, now, **options)
 
-    monkeypatch.setattr(record, "record_feedback", full)
+    monkeypatch.setattr(recorder, "record_feedback", full)
     await send(parts, make_thumb("f1", "c1"))
     async with parts.taking_in():
         await until(lambda: len(attempts) >= 2)
@@ -142,15 +143,15 @@ async def test_a_ledger_that_is_away_for_long_costs_no_event(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts = []
-    really = record.record_feedback
+    really = recorder.record_feedback
 
     def away(database: Any, events: Any, now: float, **options: Any) -> Any:
         attempts.append(len(events))
-        if len(attempts) < 3 * intake.MAX_DELIVERIES:
+        if len(attempts) < 3 * consumers.MAX_DELIVERIES:
             raise Unavailable("the connection was refused")
         return really(database, events, now, **options)
 
-    monkeypatch.setattr(record, "record_feedback", away)
+    monkeypatch.setattr(recorder, "record_feedback", away)
     await send(parts, make_thumb("f1", "c1"))
     await send(parts, make_thumb("f2", "c2"))
     async with parts.taking_in():
@@ -162,21 +163,21 @@ async def test_a_ledger_that_is_away_for_long_costs_no_event(
 async def test_what_can_never_be_recorded_ends_as_a_dead_letter(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really = record.record_feedback
+    really = recorder.record_feedback
 
     def picky(database: Any, events: Any, now: float, **options: Any) -> Any:
         if any(event.feedback_id == "cursed" for event, _ in events):
             raise DataError("INSERT", {}, Exception("no"))
         return really(database, events, now, **options)
 
-    monkeypatch.setattr(record, "record_feedback", picky)
+    monkeypatch.setattr(recorder, "record_feedback", picky)
     await send(parts, make_thumb("cursed", "c1"))
     await send(parts, make_thumb("good", "c2"))
     async with parts.taking_in():
         await until(lambda: ready.counts(parts.database, "kto").waiting == 1)
         await until(lambda: len(parts.bus.streams[DEAD_LETTERS].events) == 1)
     (dead,) = parts.bus.streams[DEAD_LETTERS].events
-    assert dead.headers["Tuneloop-Deliveries"] == str(intake.MAX_DELIVERIES + 1)
+    assert dead.headers["Tuneloop-Deliveries"] == str(consumers.MAX_DELIVERIES + 1)
 
 
 async def test_intake_goes_on_when_the_bus_comes_back(parts: Parts) -> None:

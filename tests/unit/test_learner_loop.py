@@ -12,8 +12,10 @@ from prometheus_client import REGISTRY
 
 from tuneloop.bus.subjects import stable_policy_key
 from tuneloop.errors import Unavailable
-from tuneloop.learner import publisher
-from tuneloop.learner.ledger import lineage, ready, record, steps, versions
+from tuneloop.learner.ledger.accounting import lineage, steps, versions
+from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.queue import ready
+from tuneloop.learner.release import publisher
 from tuneloop.policies import ReleaseState
 from tuneloop.v1 import generation_pb2
 from tuneloop.wire import decode_weights_published, weights_from_proto
@@ -91,8 +93,8 @@ async def test_versions_follow_each_other_without_gaps(parts: Parts) -> None:
 async def test_pairs_and_scores_join_the_thumbs(parts: Parts) -> None:
     parts.thumbs(0, 8)
     comparison = make_comparison("p0", "c0", "c1", second=1)
-    record.record_feedback(parts.database, [(comparison, 9)], parts.clock())
-    record.record_scores(parts.database, [make_score(f"c{n}") for n in range(8)], 0.0)
+    recorder.record_feedback(parts.database, [(comparison, 9)], parts.clock())
+    recorder.record_scores(parts.database, [make_score(f"c{n}") for n in range(8)], 0.0)
     await parts.turn()
     assert sorted(parts.trainer.learned) == sorted(
         ["dpo:p0", "kto:f0", "kto:f1", "kto:f2", *(f"ppo:c{n}" for n in range(8))]
@@ -103,11 +105,11 @@ async def test_ppo_waits_for_a_batch_of_its_own_and_stays_out_when_off(tmp_path:
     for option, expected in (("auto", True), ("off", False)):
         parts = Parts(folder=tmp_path / option, options={"ppo": option})
         rollouts = [make_rollout(f"c{n}") for n in range(8)]
-        record.record_rollouts(parts.database, rollouts, 0.0)
-        record.record_scores(parts.database, [make_score(f"c{n}") for n in range(7)], 0.0)
+        recorder.record_rollouts(parts.database, rollouts, 0.0)
+        recorder.record_scores(parts.database, [make_score(f"c{n}") for n in range(7)], 0.0)
         parts.clock.now += 1000
         assert not await parts.turn()
-        record.record_scores(parts.database, [make_score("c7")], 0.0)
+        recorder.record_scores(parts.database, [make_score("c7")], 0.0)
         assert await parts.turn() is expected
 
 
@@ -119,7 +121,7 @@ async def test_rollouts_older_than_max_staleness_are_left_out(
     """They are of version 0, and 4 versions may lie between."""
     parts = Parts(folder=tmp_path, options={"policy_gradient": objective})
     rollouts = [make_rollout(f"c{n}", group_id="g", n=8) for n in range(8)]
-    record.record_rollouts(parts.database, rollouts, 0.0)
+    recorder.record_rollouts(parts.database, rollouts, 0.0)
     for version in range(1, newest + 1):
         versions.add_version(
             parts.database,
@@ -134,7 +136,7 @@ async def test_rollouts_older_than_max_staleness_are_left_out(
         )
         versions.mark_stage(parts.database, "policy", version, "released")
     scores = [make_score(f"c{n}", float(n)) for n in range(8)]
-    record.record_scores(parts.database, scores, 0.0, objective=objective)
+    recorder.record_scores(parts.database, scores, 0.0, objective=objective)
     before = count_of("tuneloop_learner_rollouts_stale_total")
     assert await parts.turn() is learns
     assert count_of("tuneloop_learner_rollouts_stale_total") == before + (0 if learns else 8)
@@ -289,7 +291,7 @@ async def test_a_publication_cut_at_any_stage_is_finished_after_a_restart(
 async def test_while_the_bus_is_down_it_learns_on_and_publishes_later(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuneloop.learner.publisher.FIRST_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("tuneloop.learner.release.publisher.FIRST_RETRY_SECONDS", 0.0)
     parts = parts.again()
     parts.bus.go_down()
     for round_number in range(2):

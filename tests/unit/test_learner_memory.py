@@ -4,8 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from tuneloop.learner.memory import peak_memory_bytes
-from tuneloop.learner.step_result import StepResult
+from tuneloop.learner.trainer.base import StepResult, peak_memory_bytes
 
 
 def test_the_peak_is_in_bytes_and_at_least_what_the_kernel_counts() -> None:

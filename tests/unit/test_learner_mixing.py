@@ -17,11 +17,13 @@ from learner_parts import Parts
 from sqlalchemy import select
 
 from tuneloop.bus.subjects import DEAD_LETTERS
-from tuneloop.learner.batches import RewardBatches, shares
-from tuneloop.learner.ledger import agreement, groups, ready, record, references, steps
+from tuneloop.learner.batching.batcher import RewardBatches, shares
+from tuneloop.learner.ledger.accounting import steps
+from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.queue import agreement, groups, ready, ref_logprobs
 from tuneloop.learner.ledger.schema import reference_logprobs, uses
 from tuneloop.learner.samples import ScoredGroup
-from tuneloop.learner.trainee import Trainee
+from tuneloop.learner.training_run import Trainee
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def test_queues_share_a_batch_alike_and_leave_no_room_empty() -> None:
 async def test_every_kind_of_feedback_is_in_one_step(parts: Parts) -> None:
     parts.thumbs(0, 2)
     events = [make_comparison("p", "c0", "c1", second=5), make_edit("e", "c0", "ab", second=6)]
-    record.record_feedback(parts.database, [(event, 1) for event in events], parts.clock())
+    recorder.record_feedback(parts.database, [(event, 1) for event in events], parts.clock())
     parts.clock.now += 10
     await parts.turn()
     assert sorted(parts.trainer.learned) == ["dpo:e", "dpo:p", "kto:f0", "sft:e"]
@@ -128,10 +130,10 @@ async def test_replays_are_the_same_after_a_crash(tmp_path: Path) -> None:
 
 def score_group(parts: Parts, name: str, size: int, scored: int, start: float = 0.0) -> None:
     members = [f"{name}.{n}" for n in range(size)]
-    record.record_rollouts(
+    recorder.record_rollouts(
         parts.database, [make_rollout(m, group_id=name, n=size) for m in members], 0.0
     )
-    record.record_scores(
+    recorder.record_scores(
         parts.database,
         [make_score(m, start + n) for n, m in enumerate(members[:scored])],
         parts.clock(),
@@ -153,7 +155,7 @@ def test_a_group_waits_for_all_its_scores_or_for_the_clock(parts: Parts) -> None
     assert [sample.reward for sample in group.samples] == [0.0, 1.0, 2.0]
     parts.clock.now -= 60
     late = make_score("g.3", None)
-    record.record_scores(parts.database, [late], parts.clock(), objective="grpo")
+    recorder.record_scores(parts.database, [late], parts.clock(), objective="grpo")
     # It came and cannot be scored: the others need not wait, and it is no 0.
     assert len(grpo(parts)[0].samples) == 3
 
@@ -169,11 +171,11 @@ def test_groups_are_taken_whole(parts: Parts) -> None:
 
 def test_a_single_rollout_is_compared_with_others_of_its_kind(parts: Parts) -> None:
     singles = [make_rollout(f"s{n}", prompt=(1, n % 2)) for n in range(9)]
-    record.record_rollouts(parts.database, singles, 0.0)
+    recorder.record_rollouts(parts.database, singles, 0.0)
 
     def score(number: int) -> None:
         event = make_score(f"s{number}", float(number))
-        record.record_scores(parts.database, [event], parts.clock(), objective="grpo")
+        recorder.record_scores(parts.database, [event], parts.clock(), objective="grpo")
 
     for number in range(8):
         score(number)
@@ -211,9 +213,9 @@ async def test_a_member_left_alone_has_no_baseline_and_waits(tmp_path: Path) -> 
 
 
 def test_a_rating_is_a_reward_whose_mean_is_known(parts: Parts) -> None:
-    record.record_rollouts(parts.database, [make_rollout(f"c{n}") for n in range(2)], 0.0)
+    recorder.record_rollouts(parts.database, [make_rollout(f"c{n}") for n in range(2)], 0.0)
     ratings = [(make_rating(f"r{n}", f"c{n}", float(n)), n) for n in range(2)]
-    record.record_feedback(parts.database, ratings, 0.0, ratings_reward=True)
+    recorder.record_feedback(parts.database, ratings, 0.0, ratings_reward=True)
     low, high = grpo(parts)
     assert (low.baseline, high.baseline) == (0.0, 0.0)
     assert low.samples[0].reward == pytest.approx(-1.0)
@@ -222,49 +224,49 @@ def test_a_rating_is_a_reward_whose_mean_is_known(parts: Parts) -> None:
 
 
 def test_scored_rollouts_go_to_the_objective_that_is_set(parts: Parts) -> None:
-    record.record_rollouts(parts.database, [make_rollout("a"), make_rollout("b")], 0.0)
-    record.record_scores(parts.database, [make_score("a")], 0.0, objective="ppo")
-    assert record.adopt_scores(parts.database, "grpo") == 1
+    recorder.record_rollouts(parts.database, [make_rollout("a"), make_rollout("b")], 0.0)
+    recorder.record_scores(parts.database, [make_score("a")], 0.0, objective="ppo")
+    assert recorder.adopt_scores(parts.database, "grpo") == 1
     again = make_score("a", reward_model_version=2)
-    record.record_scores(parts.database, [again, make_score("b")], 0.0, objective="ppo")
+    recorder.record_scores(parts.database, [again, make_score("b")], 0.0, objective="ppo")
     assert ready.counts(parts.database, "grpo").ready == 1
     assert ready.counts(parts.database, "ppo").ready == 1
 
 
 async def test_reference_logprobs_are_computed_once_for_each_sequence(parts: Parts) -> None:
     parts.thumbs(0, 4)
-    record.record_scores(parts.database, [make_score(f"c{n}") for n in range(4)], 0.0)
+    recorder.record_scores(parts.database, [make_score(f"c{n}") for n in range(4)], 0.0)
     await parts.turn()
     assert len(parts.trainer.referred) == 1  # all four are the same tokens
-    record.record_rollouts(parts.database, [make_rollout("x", completion=(5, 2))], 0.0)
+    recorder.record_rollouts(parts.database, [make_rollout("x", completion=(5, 2))], 0.0)
     parts.thumbs(4, 3)
-    record.record_feedback(
+    recorder.record_feedback(
         parts.database, [(make_comparison("p", "x", "c0", second=9), 9)], parts.clock()
     )
     await parts.turn()
     assert [s.completion_token_ids for s in parts.trainer.referred[1:]] == [(5, 2)]
     batch, _ = ready.take(parts.database, "dpo", 9)
-    references.keep_for(parts.database, "one")
-    references.keep_for(parts.database, "one")
+    ref_logprobs.keep_for(parts.database, "one")
+    ref_logprobs.keep_for(parts.database, "one")
     with parts.database.read() as connection:
         assert connection.execute(select(reference_logprobs)).all() == []
     assert batch == []
 
 
 def test_other_temperatures_are_other_sequences(parts: Parts) -> None:
-    record.record_rollouts(
+    recorder.record_rollouts(
         parts.database, [make_rollout("a", temperature=0.5), make_rollout("b")], 0.0
     )
-    record.record_scores(parts.database, [make_score("a"), make_score("b")], 0.0)
+    recorder.record_scores(parts.database, [make_score("a"), make_score("b")], 0.0)
     taken, _ = ready.take(parts.database, "ppo", 9)
-    filled = references.with_references(
+    filled = ref_logprobs.with_references(
         parts.database,
         {"ppo": taken},
         needed_by={"ppo"},
         compute=lambda sequences: [(-s.temperature,) * 3 for s in sequences],
     )
     assert [s.sequence.ref_logprobs[0] for s in filled["ppo"]] == pytest.approx([-0.5, -0.7])
-    kept = references.with_references(
+    kept = ref_logprobs.with_references(
         parts.database, {"grpo": taken}, needed_by=(), compute=lambda s: []
     )
     assert kept["grpo"][0].sequence.ref_logprobs == (-0.5, -0.5, -0.5)
@@ -305,11 +307,11 @@ async def test_weights_that_are_not_finite_are_undone_and_their_sample_is_found(
 
 def test_the_flip_rate_starts_at_zero_and_follows_disagreement(parts: Parts) -> None:
     database = parts.database
-    record.record_rollouts(database, [make_rollout("a"), make_rollout("b")], 0.0)
+    recorder.record_rollouts(database, [make_rollout("a"), make_rollout("b")], 0.0)
 
     def compare(name: str, chosen: str, rejected: str, user: str) -> None:
         event = make_comparison(name, chosen, rejected, user=user)
-        record.record_feedback(database, [(event, 1)], 0.0)
+        recorder.record_feedback(database, [(event, 1)], 0.0)
 
     def estimate() -> float:
         with database.read() as connection:
@@ -325,7 +327,7 @@ def test_the_flip_rate_starts_at_zero_and_follows_disagreement(parts: Parts) -> 
         make_comparison(f"p{n}", *(("a", "b") if n % 10 else ("b", "a")), user=f"u{n}")
         for n in range(2, 200)
     ]
-    record.record_feedback(database, [(event, 1) for event in many], 0.0)
+    recorder.record_feedback(database, [(event, 1) for event in many], 0.0)
     # One in ten says the opposite: all pairs of users differ with 2 · 0.1 · 0.9.
     assert estimate() == pytest.approx(0.1, abs=0.02)
     assert agreement.flip_rate_of(0.18) == pytest.approx(0.1)

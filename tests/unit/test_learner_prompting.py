@@ -11,14 +11,17 @@ from learner_events import make_rollout, make_score, make_thumb
 from learner_parts import Clock, Parts
 
 from tuneloop.errors import InvalidRequest, NotFound, SettingsError, Unavailable
-from tuneloop.learner import evaluation
-from tuneloop.learner.asking import Question
-from tuneloop.learner.ledger import evaluations, held_out, prompted, ready, record
+from tuneloop.learner.clients.generation import Question
+from tuneloop.learner.data.prompt_rows import PromptRow
+from tuneloop.learner.data.tokenize import Asked
+from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.queue import prompts, ready
+from tuneloop.learner.ledger.reports import evaluations
 from tuneloop.learner.ledger.rows import prompt_sha256
-from tuneloop.learner.offline.prompt_rows import PromptRow
-from tuneloop.learner.offline.tokens import Asked
-from tuneloop.learner.prompting import Prompting, PromptingOptions
-from tuneloop.learner.prompts import Prompts, load_prompts, shuffled
+from tuneloop.learner.monitoring import reference_fill
+from tuneloop.learner.prompts.prompt_sets import Prompts, load_prompts, shuffled
+from tuneloop.learner.prompts.sampler import Prompting, PromptingOptions
+from tuneloop.learner.service import convert
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.rollouts import RolloutSource, SamplingParameters
 from tuneloop.v1 import generation_pb2
@@ -74,15 +77,15 @@ class FakeGeneration:
             )
             for name in names
         ]
-        record.record_rollouts(self.parts.database, rollouts, 0.0)
+        recorder.record_rollouts(self.parts.database, rollouts, 0.0)
         scores = [make_score(name, float(len(self.asked))) for name in names]
-        record.record_scores(self.parts.database, scores if self.scores else [], 0.0)
+        recorder.record_scores(self.parts.database, scores if self.scores else [], 0.0)
 
 
 @pytest.fixture
 def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
-    monkeypatch.setattr("tuneloop.learner.prompting.POLL_SECONDS", 0.001)
-    monkeypatch.setattr("tuneloop.learner.prompting.RETRY_SECONDS", 0.001)
+    monkeypatch.setattr("tuneloop.learner.prompts.sampler.POLL_SECONDS", 0.001)
+    monkeypatch.setattr("tuneloop.learner.prompts.sampler.RETRY_SECONDS", 0.001)
     return Parts(folder=tmp_path)
 
 
@@ -121,7 +124,7 @@ async def test_no_more_is_asked_than_may_wait_to_be_learned_from(parts: Parts) -
     await turns(asker)
     assert sources(generation) == ["prompts"] * 3
     assert len({question.row.place for question in generation.asked}) == 3
-    assert prompted.outstanding(parts.database, 0, 0) == 3
+    assert prompts.outstanding(parts.database, 0, 0) == 3
     # Once one was learned from, the next is asked: each before any comes again.
     first = generation.asked[0].completion_id
     ready.refuse(
@@ -221,17 +224,17 @@ async def test_generation_that_is_away_is_asked_again(parts: Parts) -> None:
 
 def test_held_out_prompts_are_not_learned_from_whoever_sends_them(parts: Parts) -> None:
     ledger = parts.database
-    record.record_rollouts(
+    recorder.record_rollouts(
         ledger, [make_rollout("mine", prompt=(1, 9)), make_rollout("free", prompt=(1, 8))], 0.0
     )
     thumbs = [(make_thumb("f1", "mine"), 1), (make_thumb("f2", "free"), 2)]
-    record.record_feedback(ledger, thumbs, 0.0)
-    record.record_scores(ledger, [make_score("mine"), make_score("free")], 0.0)
-    held_out.hold_out(ledger, [(1, 9)])
+    recorder.record_feedback(ledger, thumbs, 0.0)
+    recorder.record_scores(ledger, [make_score("mine"), make_score("free")], 0.0)
+    prompts.hold_out(ledger, [(1, 9)])
     for objective, left in (("kto", "f2"), ("reward_model", "f2"), ("ppo", "free")):
         assert [s.sample_id for s in ready.take(ledger, objective, 9)[0]] == [left]
         assert ready.counts(ledger, objective) == ready.SampleCounts(ready=1, waiting=0, used=0)
-    held_out.hold_out(ledger, [])
+    prompts.hold_out(ledger, [])
     assert len(ready.take(ledger, "kto", 9)[0]) == 2
 
 
@@ -244,10 +247,10 @@ def test_a_version_is_judged_by_its_answers(parts: Parts) -> None:
         )
         for n in range(3)
     ]
-    record.record_rollouts(ledger, answers, 0.0)
-    record.record_scores(ledger, [make_score("e0", 1.0), make_score("e1", 2.0)], 0.0)
+    recorder.record_rollouts(ledger, answers, 0.0)
+    recorder.record_scores(ledger, [make_score("e0", 1.0), make_score("e1", 2.0)], 0.0)
     later = make_score("e1", 4.0, reward_model_version=3)
-    record.record_scores(ledger, [later, make_score("e2", None)], 0.0)
+    recorder.record_scores(ledger, [later, make_score("e2", None)], 0.0)
     assert ready.take(ledger, "ppo", 9) == ([], [])
     found = evaluations.evaluate(ledger, 1)
     assert found is not None
@@ -258,12 +261,12 @@ def test_a_version_is_judged_by_its_answers(parts: Parts) -> None:
     assert found.reward.margin == pytest.approx(1.96 * 1.5)
     assert found.length.value == 3.0
     assert found.reward_model_version == 3
-    evaluation.Referring(ledger, parts.trainer).go_on()
+    reference_fill.Referring(ledger, parts.trainer).go_on()
     found = evaluations.evaluate(ledger, 1)
     assert found is not None
     # Sampled at -0.5 a token, -0.25 by the reference.
     assert found.kl == pytest.approx(-0.25)
-    wire = evaluation.to_proto(found)
+    wire = convert.evaluation_to_proto(found)
     assert wire is not None
     assert math.isclose(wire.mean_reward, 2.5)
     assert evaluations.newest_evaluated(ledger) == 1

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneloop.learner.ratings import LIMIT, Ratings, Scale, scale_of
+from tuneloop.learner.ledger.queue.ratings import LIMIT, Ratings, Scale, scale_of
 
 RATINGS = st.lists(st.integers(-10, 10).map(float), min_size=1, max_size=8)
 

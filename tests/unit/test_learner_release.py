@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from tuneloop.bus.subjects import stable_policy_key
 from tuneloop.errors import Conflict, FailedPrecondition, InvalidRequest, NotFound, Unavailable
-from tuneloop.learner.ledger import versions
+from tuneloop.learner.ledger.accounting import versions
 from tuneloop.learner.ledger.schema import promotions
 from tuneloop.v1 import generation_pb2
 

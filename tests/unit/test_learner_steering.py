@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from policy_samples import SampleMaker
 
 from tuneloop.errors import CorruptData
-from tuneloop.learner import kl_control
-from tuneloop.learner.gradient_norms import LEAST, WINDOW, GradientNorms
-from tuneloop.learner.policy_trainer import PolicyTrainer
-from tuneloop.learner.rewards import RewardStatistics, clipped_reward, priced_reward
 from tuneloop.learner.samples import ScoredGroup, ScoredSample
-from tuneloop.learner.steering import Steering
-from tuneloop.learner.trainer_settings import TrainerSettings
-from tuneloop.learner.trainer_state import TrainerState
+from tuneloop.learner.trainer import adaptive
+from tuneloop.learner.trainer.adaptive import Steering
+from tuneloop.learner.trainer.base import TrainerState
+from tuneloop.learner.trainer.optimizer import LEAST, WINDOW, GradientNorms
+from tuneloop.learner.trainer.policy import PolicyTrainer
+from tuneloop.learner.trainer.rewards import RewardStatistics, clipped_reward, priced_reward
+from tuneloop.learner.trainer.settings import TrainerSettings
 
 DECAY = 0.9
 rewards = st.floats(-1e6, 1e6)
@@ -98,7 +98,7 @@ def test_rewards_are_clipped_priced_and_may_be_unknown() -> None:
 
 def test_the_kl_coefficient_is_adapted_as_ziegler_does() -> None:
     def adapted(kl: float) -> float:
-        return kl_control.adapted_factor(2.0, kl=kl, target=6.0, horizon=1000, completions=100)
+        return adaptive.adapted_factor(2.0, kl=kl, target=6.0, horizon=1000, completions=100)
 
     assert adapted(6.0) == 2.0
     assert adapted(6.6) == pytest.approx(2.0 * (1 + 0.1 * 0.1))
@@ -109,13 +109,13 @@ def test_the_kl_coefficient_is_adapted_as_ziegler_does() -> None:
 def test_past_the_kl_budget_training_backs_off_step_by_step_and_comes_back() -> None:
     level, levels = 0, []
     for kl in [0.5, 0.7, 0.9, *[0.9] * 10, 0.2, 0.1, 0.1]:
-        level = kl_control.next_level(level, kl=kl, budget=0.6)
+        level = adaptive.next_level(level, kl=kl, budget=0.6)
         levels.append(level)
     assert levels[:3] == [0, 1, 2]
-    assert levels[-4] == kl_control.HIGHEST_LEVEL
-    assert levels[-1] == kl_control.HIGHEST_LEVEL - 3
-    assert [kl_control.rate_factor(n) for n in (0, 1, 3)] == [1.0, 0.5, 0.25]
-    assert [kl_control.pull(n) for n in (0, 1, 2, 3)] == [0.0, 1.0, 2.0, 4.0]
+    assert levels[-4] == adaptive.HIGHEST_LEVEL
+    assert levels[-1] == adaptive.HIGHEST_LEVEL - 3
+    assert [adaptive.rate_factor(n) for n in (0, 1, 3)] == [1.0, 0.5, 0.25]
+    assert [adaptive.pull(n) for n in (0, 1, 2, 3)] == [0.0, 1.0, 2.0, 4.0]
 
 
 def test_a_spike_is_told_from_what_is_usual_and_a_change_for_good_is_accepted() -> None:

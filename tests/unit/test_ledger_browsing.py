@@ -16,11 +16,13 @@ from learner_events import (
 
 from tuneloop.errors import InvalidRequest
 from tuneloop.feedback import Comment, FeedbackKind, FeedbackStatus, Retraction
-from tuneloop.learner.collected import LatestTraffic
-from tuneloop.learner.ledger import ending, ready, record, steps, versions
-from tuneloop.learner.ledger.browsing import Filters, Item, browse
+from tuneloop.learner.ledger.accounting import steps, versions
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.traffic import traffic
+from tuneloop.learner.ledger.events import lifecycle, recorder
+from tuneloop.learner.ledger.queue import ready
+from tuneloop.learner.ledger.reports.feedback import Filters, Item, browse
+from tuneloop.learner.ledger.reports.traffic import traffic
+from tuneloop.learner.service.convert import LatestTraffic
 from tuneloop.rollouts import RolloutSource
 
 
@@ -30,7 +32,7 @@ def ledger(tmp_path: Path) -> Database:
 
 
 def give(ledger: Database, *events: object) -> None:
-    record.record_feedback(ledger, [(event, n) for n, event in enumerate(events)], 0.0)  # type: ignore[misc]
+    recorder.record_feedback(ledger, [(event, n) for n, event in enumerate(events)], 0.0)  # type: ignore[misc]
 
 
 def retract(ledger: Database, feedback_id: str, kind: FeedbackKind) -> None:
@@ -42,7 +44,7 @@ def retract(ledger: Database, feedback_id: str, kind: FeedbackKind) -> None:
         user_hash="u1",
         retracted_time=START,
     )
-    ending.record_retractions(ledger, [(event, 9)], 0.0)
+    lifecycle.record_retractions(ledger, [(event, 9)], 0.0)
 
 
 def listed(ledger: Database, limit: int = 50, before: str = "", **filters: object) -> list[Item]:
@@ -78,7 +80,7 @@ def test_what_it_is_about_and_who_learned_from_it(ledger: Database) -> None:
         make_rollout("a", group_id="g", n=2, text="A", version=2),
         make_rollout("b", group_id="g", n=2, text="B", version=2),
     ]
-    record.record_rollouts(ledger, answers, 0.0)
+    recorder.record_rollouts(ledger, answers, 0.0)
     give(
         ledger,
         make_thumb("up", "a"),
@@ -127,15 +129,15 @@ def test_traffic_by_version(ledger: Database) -> None:
     rewards = [0.5, -1.0, 2.0]
     for n, (length, reward) in enumerate(zip(lengths, rewards, strict=True)):
         answer = make_rollout(f"c{n}", completion=range(length), version=1)
-        record.record_rollouts(ledger, [answer], 0.0)
+        recorder.record_rollouts(ledger, [answer], 0.0)
         scored = [make_score(f"c{n}", -9.0), make_score(f"c{n}", reward, reward_model_version=2)]
-        record.record_scores(ledger, scored, 0.0)
+        recorder.record_scores(ledger, scored, 0.0)
     others = [
         make_rollout("base"),
         make_rollout("eval", version=1, source=RolloutSource.EVAL),
         make_rollout("prompt", version=1, source=RolloutSource.PROMPTS),
     ]
-    record.record_rollouts(ledger, others, 0.0)
+    recorder.record_rollouts(ledger, others, 0.0)
     give(
         ledger,
         make_thumb("t0", "c0"),
@@ -165,7 +167,7 @@ def test_traffic_is_not_counted_for_every_look(ledger: Database) -> None:
     now = 0.0
     latest = LatestTraffic(ledger, seconds=2.0, clock=lambda: now)
     assert latest.of([0]) == {0: None}
-    record.record_rollouts(ledger, [make_rollout("a"), make_rollout("b", version=1)], 0.0)
+    recorder.record_rollouts(ledger, [make_rollout("a"), make_rollout("b", version=1)], 0.0)
     found = latest.of([0, 1])
     assert (found[0], found[1].rollouts if found[1] else None) == (None, 1)
     now = 2.5
@@ -176,9 +178,9 @@ def test_traffic_is_not_counted_for_every_look(ledger: Database) -> None:
 def test_staleness_of_the_last_scored_batch(ledger: Database) -> None:
     assert steps.staleness(ledger) is None
     answers = [make_rollout(f"c{n}", version=version) for n, version in enumerate((0, 0, 1, 2))]
-    record.record_rollouts(ledger, answers, 0.0)
-    record.record_scores(ledger, [make_score(f"c{n}", 0.5) for n in range(4)], 0.0)
-    record.record_rollouts(ledger, [make_rollout("k")], 0.0)
+    recorder.record_rollouts(ledger, answers, 0.0)
+    recorder.record_scores(ledger, [make_score(f"c{n}", 0.5) for n in range(4)], 0.0)
+    recorder.record_rollouts(ledger, [make_rollout("k")], 0.0)
     give(ledger, make_thumb("t", "k"))
 
     def learn(number: int, **samples: list[str]) -> None:

@@ -19,10 +19,12 @@ from learner_events import (
 from sqlalchemy import select
 
 from tuneloop.feedback import Comment, Feedback, Retraction
-from tuneloop.learner.ledger import agreement, ending, forget, ready, record, steps
+from tuneloop.learner.ledger.accounting import forget_user, steps
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.ratings import read as read_ratings
-from tuneloop.learner.ledger.replay import replays
+from tuneloop.learner.ledger.events import lifecycle, recorder
+from tuneloop.learner.ledger.queue import agreement, ready
+from tuneloop.learner.ledger.queue.ratings import read as read_ratings
+from tuneloop.learner.ledger.queue.replay import replays
 from tuneloop.learner.ledger.schema import feedback, retractions, samples, uses
 
 OBJECTIVES = ("sft", "kto", "dpo", "reward_model")
@@ -36,7 +38,7 @@ def ledger(tmp_path: Path) -> Database:
 
 
 def give(ledger: Database, *events: Feedback, now: float = START_SECONDS) -> None:
-    record.record_feedback(ledger, [(event, n) for n, event in enumerate(events)], now)
+    recorder.record_feedback(ledger, [(event, n) for n, event in enumerate(events)], now)
 
 
 def retraction_of(event: Feedback) -> Retraction:
@@ -52,11 +54,11 @@ def retraction_of(event: Feedback) -> Retraction:
 
 def retract(ledger: Database, *events: Feedback) -> int:
     taken = [(retraction_of(event), 100 + n) for n, event in enumerate(events)]
-    return ending.record_retractions(ledger, taken, START_SECONDS)
+    return lifecycle.record_retractions(ledger, taken, START_SECONDS)
 
 
 def answers(ledger: Database, *ids: str, **kwargs: Any) -> None:
-    record.record_rollouts(ledger, [make_rollout(i, **kwargs) for i in ids], START_SECONDS)
+    recorder.record_rollouts(ledger, [make_rollout(i, **kwargs) for i in ids], START_SECONDS)
 
 
 def ready_ids(ledger: Database) -> dict[str, list[str]]:
@@ -190,14 +192,14 @@ def test_a_retracted_verdict_says_nothing_of_raters(ledger: Database) -> None:
 def test_forgetting_a_user_forgets_their_retractions(ledger: Database) -> None:
     event = make_thumb("t", "a", user="u7")
     retract(ledger, event)
-    forget.forget_user(ledger, "u7", 0.0)
+    forget_user.forget_user(ledger, "u7", 0.0)
     with ledger.read() as connection:
         assert connection.execute(select(retractions)).all() == []
 
 
 def expire(ledger: Database, days: float, **limits: float | None) -> int:
     seconds = {"max_age": None, "rollout_wait": None} | limits
-    return ending.expire(ledger, START_SECONDS + days * DAY, **seconds)
+    return lifecycle.expire(ledger, START_SECONDS + days * DAY, **seconds)
 
 
 def test_old_feedback_expires(ledger: Database) -> None:

@@ -16,9 +16,11 @@ from learner_events import (
 )
 
 from tuneloop.feedback import Comment, Feedback
-from tuneloop.learner.ledger import forget, ready, record, steps
+from tuneloop.learner.ledger.accounting import forget_user, steps
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.replay import replays
+from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.queue import ready
+from tuneloop.learner.ledger.queue.replay import replays
 from tuneloop.learner.samples import (
     DemonstrationSample,
     PairSample,
@@ -37,9 +39,9 @@ def ledger(tmp_path: Path) -> Database:
 def add(ledger: Database, *events: Rollout | Feedback) -> None:
     for event in events:
         if isinstance(event, Rollout):
-            record.record_rollouts(ledger, [event], 100.0)
+            recorder.record_rollouts(ledger, [event], 100.0)
         else:
-            record.record_feedback(ledger, [(event, 1)], 100.0, ratings_reward=True)
+            recorder.record_feedback(ledger, [(event, 1)], 100.0, ratings_reward=True)
 
 
 def take(ledger: Database, objective: str) -> list[Any]:
@@ -108,8 +110,8 @@ def test_ratings_are_standardised_by_user(ledger: Database) -> None:
 
 def test_a_comment_is_only_kept(ledger: Database) -> None:
     add(ledger, make_rollout("c1"), make_feedback("m1", "c1", Comment(text="hm")))
-    assert forget.row_counts(ledger)["feedback"] == 1
-    assert forget.row_counts(ledger)["samples"] == 0
+    assert forget_user.row_counts(ledger)["feedback"] == 1
+    assert forget_user.row_counts(ledger)["samples"] == 0
 
 
 def test_the_last_edit_rating_and_comparison_of_a_user_count(ledger: Database) -> None:
@@ -156,6 +158,6 @@ def test_only_what_is_still_meant_is_replayed_and_what_was_replayed_least(
 def test_forgetting_takes_rankings_of_others_that_name_their_completions(ledger: Database) -> None:
     add(ledger, make_rollout("mine", user="u1"), make_rollout("theirs", user="u2"))
     add(ledger, make_ranking("k1", "mine", "theirs", user="u1"), make_edit("e1", "mine", "x"))
-    gone = forget.forget_user(ledger, "u2", 0.0)
+    gone = forget_user.forget_user(ledger, "u2", 0.0)
     assert (gone.rollouts, gone.feedback) == (1, 1)
     assert ids(ledger, "dpo") == ["e1"]

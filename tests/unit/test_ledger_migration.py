@@ -11,8 +11,11 @@ from ledger_drift import drift_of
 from sqlalchemy import create_engine, select, text
 
 from tuneloop.feedback import Retraction
-from tuneloop.learner.ledger import ending, migration, ready, steps
+from tuneloop.learner.ledger import migration
+from tuneloop.learner.ledger.accounting import steps
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events import lifecycle
+from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.rows import prompt_sha256
 from tuneloop.learner.ledger.schema import feedback, rollouts, samples
 from tuneloop.learner.samples import RankedText, RatedText
@@ -122,7 +125,7 @@ def test_from_version_2_feedback_can_be_taken_back(tmp_path: Path) -> None:
         user_hash=event.user_hash,
         retracted_time=event.accepted_time,
     )
-    assert ending.record_retractions(ledger, [(taken, 11)], 0.0) == 1
+    assert lifecycle.record_retractions(ledger, [(taken, 11)], 0.0) == 1
     assert ready_ids(ledger, "dpo") == named
     assert drift_of(ledger) == []
 

@@ -20,8 +20,10 @@ from learner_events import (
 from sqlalchemy import select
 
 from tuneloop.feedback import Feedback
-from tuneloop.learner.ledger import ready, record, steps
+from tuneloop.learner.ledger.accounting import steps
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.schema import samples
 from tuneloop.learner.samples import LabelledText, PairSample, PreferredText, ScoredSample
 from tuneloop.rollouts import Rollout, ScoredRollout
@@ -36,11 +38,11 @@ def add(ledger: Database, *events: Any) -> None:
     for event in events:
         match event:
             case Rollout():
-                record.record_rollouts(ledger, [event], 100.0)
+                recorder.record_rollouts(ledger, [event], 100.0)
             case Feedback():
-                record.record_feedback(ledger, [(event, 1)], 100.0, ratings_reward=True)
+                recorder.record_feedback(ledger, [(event, 1)], 100.0, ratings_reward=True)
             case ScoredRollout():
-                record.record_scores(ledger, [event], 100.0)
+                recorder.record_scores(ledger, [event], 100.0)
 
 
 def take(ledger: Database, objective: str) -> list[Any]:
@@ -69,11 +71,11 @@ def test_a_thumb_before_its_rollout_waits_for_it(ledger: Database) -> None:
 
 def test_events_that_come_twice_have_one_effect(ledger: Database) -> None:
     rollout, thumb, score = make_rollout("c1"), make_thumb("f1", "c1"), make_score("c1")
-    assert record.record_rollouts(ledger, [rollout, rollout], 0.0) == 1
-    assert record.record_rollouts(ledger, [rollout], 0.0) == 0
-    assert record.record_feedback(ledger, [(thumb, 1), (thumb, 2)], 0.0) == [thumb]
-    assert record.record_feedback(ledger, [(thumb, 3)], 0.0) == []
-    assert record.record_scores(ledger, [score, score], 0.0) == 1
+    assert recorder.record_rollouts(ledger, [rollout, rollout], 0.0) == 1
+    assert recorder.record_rollouts(ledger, [rollout], 0.0) == 0
+    assert recorder.record_feedback(ledger, [(thumb, 1), (thumb, 2)], 0.0) == [thumb]
+    assert recorder.record_feedback(ledger, [(thumb, 3)], 0.0) == []
+    assert recorder.record_scores(ledger, [score, score], 0.0) == 1
     assert len(take(ledger, "kto")) == len(take(ledger, "ppo")) == 1
 
 

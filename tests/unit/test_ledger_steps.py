@@ -10,8 +10,10 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 
 from tuneloop.errors import CorruptData, SettingsError
-from tuneloop.learner.ledger import forget, lineage, ready, record, steps, versions
+from tuneloop.learner.ledger.accounting import forget_user, lineage, steps, versions
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.schema import feedback, rollouts, uses
 
 
@@ -20,8 +22,8 @@ def ledger(tmp_path: Path) -> Database:
     database = Database.at(tmp_path / "ledger.db")
     completions = [make_rollout(f"c{n}") for n in range(6)]
     thumbs = [(make_thumb(f"f{n}", f"c{n}", second=n), n) for n in range(6)]
-    record.record_rollouts(database, completions, 0.0)
-    record.record_feedback(database, thumbs, 0.0)
+    recorder.record_rollouts(database, completions, 0.0)
+    recorder.record_feedback(database, thumbs, 0.0)
     return database
 
 
@@ -59,7 +61,7 @@ def test_rolling_back_opens_the_samples_again(ledger: Database) -> None:
     steps.commit_steps(ledger, "policy", [step(2, "f1"), step(3, "f2")], "three", 0.0)
     add_version(ledger, 1, 0, 1)
     add_version(ledger, 2, 1, 3, parent=1)
-    record.record_feedback(ledger, [(make_thumb("f2-down", "c2", up=False, second=9), 9)], 0.0)
+    recorder.record_feedback(ledger, [(make_thumb("f2-down", "c2", up=False, second=9), 9)], 0.0)
     assert steps.roll_back(ledger, "policy", 1, 0.0) == 2
     ids = [s.sample_id for s in ready.take(ledger, "kto", 9)[0]]
     # f2 was replaced by a newer thumb while it was used; it must not come back beside it.
@@ -88,31 +90,31 @@ def test_a_version_owns_the_uses_since_its_parent(ledger: Database) -> None:
 
 
 def test_forgetting_a_user_leaves_nothing_of_theirs(ledger: Database) -> None:
-    record.record_rollouts(ledger, [make_rollout("x1", user="u2"), make_rollout("x2")], 0.0)
+    recorder.record_rollouts(ledger, [make_rollout("x1", user="u2"), make_rollout("x2")], 0.0)
     events = [
         make_thumb("g1", "x1", user="u2"),
         make_thumb("g2", "x2", user="u2"),
         make_comparison("g3", "x2", "x1", user="u3"),
     ]
-    record.record_feedback(ledger, [(event, 1) for event in events], 0.0)
-    record.record_scores(ledger, [make_score("x1")], 0.0)
+    recorder.record_feedback(ledger, [(event, 1) for event in events], 0.0)
+    recorder.record_scores(ledger, [make_score("x1")], 0.0)
     steps.commit_steps(ledger, "policy", [step(1, "f0", "g1")], "one", 0.0)
     add_version(ledger, 1, 0, 1)
-    gone = forget.forget_user(ledger, "u2", 0.0)
-    assert gone == forget.Forgotten(rollouts=1, feedback=3, policy_versions=(1,))
+    gone = forget_user.forget_user(ledger, "u2", 0.0)
+    assert gone == forget_user.Forgotten(rollouts=1, feedback=3, policy_versions=(1,))
     with ledger.read() as connection:
         kept = set(connection.execute(select(feedback.c.feedback_id)).scalars())
         assert kept == {f"f{n}" for n in range(6)}
         assert "x1" not in connection.execute(select(rollouts.c.completion_id)).scalars().all()
         assert connection.execute(select(uses.c.sample_id)).scalars().all() == ["f0"]
-    assert forget.row_counts(ledger)["scores"] == 0
-    assert forget.forget_user(ledger, "u2", 0.0).rollouts == 0
+    assert forget_user.row_counts(ledger)["scores"] == 0
+    assert forget_user.forget_user(ledger, "u2", 0.0).rollouts == 0
 
 
 def test_a_step_that_used_a_forgotten_sample_commits_without_it(ledger: Database) -> None:
-    record.record_rollouts(ledger, [make_rollout("x1", user="u2")], 0.0)
-    record.record_feedback(ledger, [(make_thumb("g1", "x1", user="u2"), 1)], 0.0)
-    forget.forget_user(ledger, "u2", 0.0)
+    recorder.record_rollouts(ledger, [make_rollout("x1", user="u2")], 0.0)
+    recorder.record_feedback(ledger, [(make_thumb("g1", "x1", user="u2"), 1)], 0.0)
+    forget_user.forget_user(ledger, "u2", 0.0)
     assert steps.commit_steps(ledger, "policy", [step(1, "f0", "g1")], "one", 0.0) == 1
 
 

@@ -11,10 +11,11 @@ from sqlalchemy import select
 
 from tuneloop.bus.subjects import DEAD_LETTERS, of_user
 from tuneloop.errors import FailedPrecondition, InvalidRequest, Unavailable
-from tuneloop.learner.forgetting import Forgetting
-from tuneloop.learner.ledger import decisions, forget, lineage, reached, record
+from tuneloop.learner.ledger.accounting import decisions, downstream, forget_user, lineage
+from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.schema import rollouts
-from tuneloop.learner.rebuilding import Rebuilding
+from tuneloop.learner.service.forget_user import Forgetting
+from tuneloop.learner.service.rebuild import Rebuilding
 
 
 @pytest.fixture
@@ -26,9 +27,9 @@ def parts(tmp_path: Path) -> Parts:
 
 def thumbs_of(parts: Parts, user: str, count: int) -> None:
     names = [f"{user}-c{n}" for n in range(count)]
-    record.record_rollouts(parts.database, [make_rollout(c, user=user) for c in names], 0.0)
+    recorder.record_rollouts(parts.database, [make_rollout(c, user=user) for c in names], 0.0)
     thumbs = [(make_thumb(f"{c}-f", c, user=user), n) for n, c in enumerate(names)]
-    record.record_feedback(parts.database, thumbs, 0.0)
+    recorder.record_feedback(parts.database, thumbs, 0.0)
 
 
 def forgetting(parts: Parts) -> Forgetting:
@@ -69,12 +70,12 @@ async def test_training_begins_again_before_a_user_on_what_is_left(parts: Parts)
     assert parts.trainer.learned == [f"kto:bob-c{n}-f" for n in range(4)]
     assert await parts.turn()
     assert parts.trainer.learned[4:] == [f"kto:cat-c{n}-f" for n in range(4)]
-    assert reached.of_user(parts.database, "ann").rebuild_from is None
+    assert downstream.of_user(parts.database, "ann").rebuild_from is None
     # What they had learned stays on the record of the versions that were left.
     assert [use.sample_id for use in lineage.uses_of(parts.database, "policy", 3)] == [
         f"cat-c{n}-f" for n in range(4)
     ]
-    assert reached.of_user(parts.database, "cat").policy.direct == (3,)
+    assert downstream.of_user(parts.database, "cat").policy.direct == (3,)
     decided = decisions.of_version(parts.database, "policy", 2)
     assert [(d.kind, d.actor) for d in decided][-1] == ("rebuild", "eve")
     with pytest.raises(FailedPrecondition, match="has not learned from this user"):
@@ -126,7 +127,7 @@ async def test_while_the_bus_is_away_nothing_is_forgotten_by_halves(parts: Parts
         await forgetting(parts).forget("ann")
     with parts.database.read() as connection:
         assert connection.execute(select(rollouts.c.completion_id)).scalars().all() == ["ann-c0"]
-    assert forget.records(parts.database, "ann") == []
+    assert forget_user.records(parts.database, "ann") == []
     with pytest.raises(InvalidRequest, match="user_hash"):
         await forgetting(parts).forget("a.b")
 

@@ -12,7 +12,6 @@ from learner_parts import Parts
 
 from tuneloop.errors import InvalidRequest
 from tuneloop.learner import metrics
-from tuneloop.learner.batching import check_sample
 from tuneloop.learner.guards.alarms import (
     NAMES,
     Figures,
@@ -22,11 +21,14 @@ from tuneloop.learner.guards.alarms import (
 )
 from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.guards.shares import effective_share, factors
-from tuneloop.learner.guards.watch import Watch
-from tuneloop.learner.ledger import figures, record, steps
+from tuneloop.learner.ledger.accounting import steps
+from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.reports import alarm_figures
 from tuneloop.learner.losses.kto import kto_loss
-from tuneloop.learner.repetition import repetition
+from tuneloop.learner.models.batch import check_sample
+from tuneloop.learner.monitoring.alarm_monitor import Watch
 from tuneloop.learner.samples import ThumbSample, TokenSequence
+from tuneloop.learner.stats.repetition import repetition
 
 weights_and_owners = st.dictionaries(
     st.text(min_size=1, max_size=3),
@@ -68,11 +70,11 @@ def parts(tmp_path: Path) -> Parts:
 def thumbs(parts: Parts, user: str, count: int, *, start: int, up: bool = True) -> None:
     numbers = range(start, start + count)
     rollouts = [make_rollout(f"{user}-c{n}", user=f"asker-{n}") for n in numbers]
-    record.record_rollouts(parts.database, rollouts, parts.clock())
+    recorder.record_rollouts(parts.database, rollouts, parts.clock())
     given_ = [
         (make_thumb(f"{user}-f{n}", f"{user}-c{n}", up, user=user, second=n), n) for n in numbers
     ]
-    record.record_feedback(parts.database, given_, parts.clock())
+    recorder.record_feedback(parts.database, given_, parts.clock())
 
 
 def form(parts: Parts) -> dict[str, ThumbSample]:
@@ -120,13 +122,13 @@ def test_a_lone_flood_makes_a_smaller_step(parts: Parts) -> None:
 
 def test_who_is_always_contradicted_counts_nothing(parts: Parts) -> None:
     names = [f"c{n}" for n in range(40)]
-    record.record_rollouts(parts.database, [make_rollout(c, user="asker") for c in names], 0.0)
+    recorder.record_rollouts(parts.database, [make_rollout(c, user="asker") for c in names], 0.0)
     given_ = [
         (make_thumb(f"{user}-{c}", c, user != "liar", user=user, second=n), n)
         for n, c in enumerate(names)
         for user in ("ann", "bob", "cat", "liar")
     ]
-    record.record_feedback(parts.database, given_, parts.clock())
+    recorder.record_feedback(parts.database, given_, parts.clock())
     trust = {name: sample.trust for name, sample in form(parts).items()}
     assert trust["liar-c0"] == 0.0
     assert trust["ann-c0"] == 1.0
@@ -134,9 +136,9 @@ def test_who_is_always_contradicted_counts_nothing(parts: Parts) -> None:
 
 
 def test_one_vote_per_user_and_completion(parts: Parts) -> None:
-    record.record_rollouts(parts.database, [make_rollout("c1")], 0.0)
+    recorder.record_rollouts(parts.database, [make_rollout("c1")], 0.0)
     votes = [(make_thumb(f"f{n}", "c1", n % 2 == 0, second=n), n) for n in range(20)]
-    record.record_feedback(parts.database, votes, parts.clock())
+    recorder.record_feedback(parts.database, votes, parts.clock())
     parts.clock.now += 60
     assert list(form(parts)) == ["f19"]
 
@@ -144,12 +146,12 @@ def test_one_vote_per_user_and_completion(parts: Parts) -> None:
 def test_ratings_of_a_group_are_trusted_alike(tmp_path: Path) -> None:
     parts = Parts(folder=tmp_path, options={"policy_gradient": "grpo", "ppo_batch_size": 2})
     names = [f"c{n}" for n in range(4)]
-    record.record_rollouts(parts.database, [make_rollout(c) for c in names], 0.0)
+    recorder.record_rollouts(parts.database, [make_rollout(c) for c in names], 0.0)
     ratings = [
         (make_rating(f"f{n}", c, float(n), user="flood" if n < 3 else "ann"), n)
         for n, c in enumerate(names)
     ]
-    record.record_feedback(parts.database, ratings, 0.0, ratings_reward=True)
+    recorder.record_feedback(parts.database, ratings, 0.0, ratings_reward=True)
     batch = parts.batches.form(parts.trainee)
     assert batch is not None
     (first, *_) = batch.samples["grpo"]
@@ -258,21 +260,21 @@ def answered(parts: Parts, version: int, count: int, *, up: int, reward: float) 
     """Answers of a version with thumbs, `up` of ten up, each by a user of its own."""
     names = [f"v{version}-{n}" for n in range(count)]
     rollouts = [make_rollout(c, version=version, completion=range(20)) for c in names]
-    record.record_rollouts(parts.database, rollouts, 0.0)
+    recorder.record_rollouts(parts.database, rollouts, 0.0)
     scored = [make_score(c, reward + n % 2) for n, c in enumerate(names)]
-    record.record_scores(parts.database, scored, 0.0)
+    recorder.record_scores(parts.database, scored, 0.0)
     votes = [
         (make_thumb(f"f-{c}", c, n % 10 < up, user=f"u{n}", second=version), n)
         for n, c in enumerate(names)
     ]
-    record.record_feedback(parts.database, votes, 0.0)
+    recorder.record_feedback(parts.database, votes, 0.0)
 
 
 def test_figures_of_the_newest_versions_and_of_those_before(parts: Parts) -> None:
     answered(parts, 0, 40, up=8, reward=0.0)
     answered(parts, 1, 20, up=2, reward=5.0)
     answered(parts, 2, 20, up=2, reward=5.0)
-    seen = figures.seen(parts.database, least=30, window=50)
+    seen = alarm_figures.seen(parts.database, least=30, window=50)
     assert (seen.newest.thumbs.count, seen.newest.thumbs.mean) == (40, 0.2)
     assert (seen.before.thumbs.count, seen.before.thumbs.mean) == (40, 0.8)
     assert (seen.newest.reward.mean, seen.before.reward.mean) == (5.5, 0.5)

@@ -16,10 +16,12 @@ from learner_events import (
 from sqlalchemy import select
 
 from tuneloop.errors import NotFound
-from tuneloop.learner.ledger import forget, lineage, reached, record, references, steps, versions
+from tuneloop.learner.ledger.accounting import downstream, forget_user, lineage, steps, versions
+from tuneloop.learner.ledger.accounting.downstream import Reach
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.exporting import Wanted, pages
-from tuneloop.learner.ledger.reached import Reach
+from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.queue import ref_logprobs
+from tuneloop.learner.ledger.reports.export import Wanted, pages
 from tuneloop.learner.ledger.schema import forgotten, metadata, samples, scores
 from tuneloop.rollouts import RolloutSource
 
@@ -29,11 +31,11 @@ def ledger(tmp_path: Path) -> Database:
     """Ann's and Bob's thumbs in two versions, of which 2 grew from 1, and 3 from 2."""
     database = Database.at(tmp_path / "ledger.db")
     rollouts = [make_rollout(f"{user}-c{n}", user=user) for user in ("ann", "bob") for n in (1, 2)]
-    record.record_rollouts(database, rollouts, 0.0)
+    recorder.record_rollouts(database, rollouts, 0.0)
     thumbs = [
         (make_thumb(f"{r.completion_id}-f", r.completion_id, user=r.user_hash), 1) for r in rollouts
     ]
-    record.record_feedback(database, thumbs, 0.0)
+    recorder.record_feedback(database, thumbs, 0.0)
     publish(database, 1, "bob-c1-f")
     publish(database, 2, "ann-c1-f")
     publish(database, 3, "bob-c2-f")
@@ -62,7 +64,7 @@ def publish(database: Database, version: int, *sample_ids: str, model: str = "po
 
 def test_feedback_reaches_versions_that_used_it_and_what_grew_from_them(ledger: Database) -> None:
     publish(ledger, 1, "ann-c1-f", model="reward_model")
-    found = reached.of_feedback(ledger, "ann-c1-f")
+    found = downstream.of_feedback(ledger, "ann-c1-f")
     assert found.policy == Reach(direct=(2,), descended=(3,))
     assert found.reward_model == Reach(direct=(1,))
     assert (found.kind, found.status, found.user_hash) == ("thumb", "accepted", "ann")
@@ -70,18 +72,18 @@ def test_feedback_reaches_versions_that_used_it_and_what_grew_from_them(ledger: 
         ("kto", "used", (2,)),
         ("reward_model", "used", (1,)),
     ]
-    assert reached.of_feedback(ledger, "ann-c2-f").policy == Reach()
+    assert downstream.of_feedback(ledger, "ann-c2-f").policy == Reach()
     with pytest.raises(NotFound, match="no feedback 'f9'"):
-        reached.of_feedback(ledger, "f9")
+        downstream.of_feedback(ledger, "f9")
 
 
 def test_a_pair_of_siblings_is_of_both_its_thumbs(ledger: Database) -> None:
     pair = [make_rollout(f"s{n}", group_id="g", user="cat", n=2) for n in (1, 2)]
-    record.record_rollouts(ledger, pair, 0.0)
+    recorder.record_rollouts(ledger, pair, 0.0)
     thumbs = [(make_thumb(f"s{n}-f", f"s{n}", n == 1, user="cat"), n) for n in (1, 2)]
-    record.record_feedback(ledger, thumbs, 0.0)
+    recorder.record_feedback(ledger, thumbs, 0.0)
     for feedback_id in ("s1-f", "s2-f"):
-        found = reached.of_feedback(ledger, feedback_id)
+        found = downstream.of_feedback(ledger, feedback_id)
         assert [s.objective for s in found.samples] == ["dpo", "kto", "reward_model"]
 
 
@@ -89,15 +91,15 @@ def test_a_user_reaches_what_learned_from_their_judgements_and_of_their_answers(
     ledger: Database,
 ) -> None:
     judged = make_comparison("cat-f", "ann-c1", "bob-c1", user="cat")
-    record.record_feedback(ledger, [(judged, 1)], 0.0)
-    found = reached.of_user(ledger, "ann")
+    recorder.record_feedback(ledger, [(judged, 1)], 0.0)
+    found = downstream.of_user(ledger, "ann")
     assert (found.rollouts, found.feedback) == (2, 2)
     # The comparison of two answers, of which one was made for her, is of her too.
     assert found.samples == {"open": 5, "used": 1}
     assert found.policy == Reach(direct=(2,), descended=(3,))
     assert found.rebuild_from == 1
-    assert reached.of_user(ledger, "bob").rebuild_from == 0
-    nobody = reached.of_user(ledger, "dan")
+    assert downstream.of_user(ledger, "bob").rebuild_from == 0
+    nobody = downstream.of_user(ledger, "dan")
     assert (nobody.rollouts, nobody.policy, nobody.rebuild_from) == (0, Reach(), None)
 
 
@@ -109,7 +111,7 @@ def test_a_version_names_its_feedback_its_rollouts_and_its_settings(ledger: Data
 
 def test_forgetting_keeps_only_that_it_happened(ledger: Database) -> None:
     publish(ledger, 1, "ann-c1-f", "ann-c2-f", model="reward_model")
-    record.record_feedback(
+    recorder.record_feedback(
         ledger,
         [
             (make_ranking("cat-r", "bob-c1", "ann-c1", "bob-c2", user="cat"), 1),
@@ -118,11 +120,11 @@ def test_forgetting_keeps_only_that_it_happened(ledger: Database) -> None:
         ],
         0.0,
     )
-    record.record_scores(ledger, [make_score("ann-c1"), make_score("bob-c1")], 0.0)
-    references.save(ledger, {"key": (-1.0,)})
+    recorder.record_scores(ledger, [make_score("ann-c1"), make_score("bob-c1")], 0.0)
+    ref_logprobs.save(ledger, {"key": (-1.0,)})
     now = START.timestamp() + 10
-    gone = forget.forget_user(ledger, "ann", now)
-    assert gone == forget.Forgotten(
+    gone = forget_user.forget_user(ledger, "ann", now)
+    assert gone == forget_user.Forgotten(
         rollouts=2, feedback=4, policy_versions=(2,), reward_model_versions=(1,)
     )
     with ledger.read() as connection:
@@ -134,7 +136,7 @@ def test_forgetting_keeps_only_that_it_happened(ledger: Database) -> None:
     for kind in ("thumbs", "pairs", "rollouts"):
         rows = [row for page in pages(ledger, Wanted(kind=kind)) for row in page]
         assert "ann" not in "".join(rows)
-    found = reached.of_user(ledger, "ann")
+    found = downstream.of_user(ledger, "ann")
     assert (found.rollouts, found.feedback, found.samples) == (0, 0, {})
     assert found.policy == Reach(direct=(2,), descended=(3,))
     assert found.reward_model == Reach(direct=(1,))
@@ -143,19 +145,19 @@ def test_forgetting_keeps_only_that_it_happened(ledger: Database) -> None:
 
 
 def test_what_was_on_its_way_when_a_user_was_forgotten_is_not_kept(ledger: Database) -> None:
-    forget.forget_user(ledger, "ann", START.timestamp() + 10)
+    forget_user.forget_user(ledger, "ann", START.timestamp() + 10)
     late = make_thumb("ann-c1-f", "ann-c1", user="ann", second=9)
-    assert record.record_feedback(ledger, [(late, 1)], 0.0) == []
-    assert record.record_rollouts(ledger, [make_rollout("ann-c1", user="ann")], 0.0) == 0
+    assert recorder.record_feedback(ledger, [(late, 1)], 0.0) == []
+    assert recorder.record_rollouts(ledger, [make_rollout("ann-c1", user="ann")], 0.0) == 0
     # Who comes back is a user like any other.
     back = make_thumb("ann-back", "bob-c1", user="ann", second=11)
-    assert len(record.record_feedback(ledger, [(back, 2)], 0.0)) == 1
+    assert len(recorder.record_feedback(ledger, [(back, 2)], 0.0)) == 1
 
 
 def test_a_score_that_came_too_late_goes_when_they_are_forgotten_again(ledger: Database) -> None:
-    forget.forget_user(ledger, "ann", 0.0)
-    record.record_scores(ledger, [make_score("ann-c1"), make_score("bob-c1")], 0.0)
-    forget.forget_user(ledger, "ann", 0.0)
+    forget_user.forget_user(ledger, "ann", 0.0)
+    recorder.record_scores(ledger, [make_score("ann-c1"), make_score("bob-c1")], 0.0)
+    forget_user.forget_user(ledger, "ann", 0.0)
     with ledger.read() as connection:
         assert connection.execute(select(scores.c.completion_id)).scalars().all() == ["bob-c1"]
         open_scores = select(samples.c.sample_id).where(samples.c.kind == "score")
@@ -164,10 +166,10 @@ def test_a_score_that_came_too_late_goes_when_they_are_forgotten_again(ledger: D
 
 def test_eval_answers_of_a_user_are_forgotten_too(ledger: Database) -> None:
     asked = make_rollout("ann-eval", user="ann", source=RolloutSource.EVAL)
-    record.record_rollouts(ledger, [asked], 0.0)
-    assert forget.forget_user(ledger, "ann", 0.0).rollouts == 3
+    recorder.record_rollouts(ledger, [asked], 0.0)
+    assert forget_user.forget_user(ledger, "ann", 0.0).rollouts == 3
 
 
 def test_nothing_is_to_be_built_again_where_the_line_was_left(ledger: Database) -> None:
     steps.roll_back(ledger, "policy", 1, 0.0)
-    assert reached.of_user(ledger, "ann").rebuild_from is None
+    assert downstream.of_user(ledger, "ann").rebuild_from is None

@@ -9,12 +9,12 @@ import trl_reference
 from torch import Tensor
 from trl_reference import lengths_mask, random_logprobs
 
-from tuneloop.learner.advantages import group_advantages, leave_one_out_advantages
 from tuneloop.learner.losses.dpo import DpoLossType, dpo_loss
 from tuneloop.learner.losses.grpo import grpo_loss, rloo_loss
 from tuneloop.learner.losses.kto import kto_loss, reference_point
 from tuneloop.learner.losses.ppo import importance_weights
 from tuneloop.learner.losses.sft import sft_loss
+from tuneloop.learner.trainer.advantages import group_advantages, leave_one_out_advantages
 
 EXACT = {"rtol": 0.0, "atol": 1e-9}
 

@@ -15,8 +15,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from tuneloop.cli.app import COMMANDS, app
-from tuneloop.learner.offline.run import Run
-from tuneloop.learner.offline.run_settings import RunSettings
+from tuneloop.learner.offline.run.run import Run
+from tuneloop.learner.offline.run.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text()

@@ -9,9 +9,9 @@ import pytest
 from offline_data import assistant, user, write_jsonl
 
 from tuneloop.errors import InvalidRequest, NotFound
-from tuneloop.learner.offline.data import convert, read_prompts, read_samples, read_texts
-from tuneloop.learner.offline.table import open_table
-from tuneloop.learner.offline.tokens import Tokens
+from tuneloop.learner.data.rows import convert, read_prompts, read_samples, read_texts
+from tuneloop.learner.data.table import open_table
+from tuneloop.learner.data.tokenize import Tokens
 
 PAIR = {"prompt": "yes", "chosen": "no", "rejected": "please"}
 THUMB = {"prompt": "yes", "completion": "no", "label": True}

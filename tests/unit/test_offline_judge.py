@@ -12,8 +12,8 @@ from offline_data import assistant, rows_for, user, write_jsonl
 from tiny_models import make_policy
 
 from tuneloop.errors import InvalidRequest, SettingsError, Unavailable
-from tuneloop.learner.offline.evaluate import EvaluateOptions, evaluate
-from tuneloop.learner.offline.judge_options import JudgeOptions
+from tuneloop.learner.offline.compare import EvaluateOptions, evaluate
+from tuneloop.learner.offline.sources.judge import JudgeOptions
 from tuneloop.learner.offline.train import TrainOptions, train
 from tuneloop.learner.offline.versions import Versions
 
@@ -54,7 +54,7 @@ class ShortIsBetter(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeOptions]:
-    monkeypatch.setattr("tuneloop.learner.offline.run.draw", lambda *a, **k: False)
+    monkeypatch.setattr("tuneloop.learner.offline.run.run.draw", lambda *a, **k: False)
     ShortIsBetter.asked.clear()
     ShortIsBetter.silent = False
     server = ThreadingHTTPServer(("127.0.0.1", 0), ShortIsBetter)
@@ -156,7 +156,7 @@ def test_a_judge_that_is_away_is_told(
         versions=Versions(),
         judge=away,
     )
-    monkeypatch.setattr("tuneloop.learner.offline.evaluate.measure", None)
+    monkeypatch.setattr("tuneloop.learner.offline.compare.measure", None)
     with pytest.raises(Unavailable, match="ConnectError"):
         evaluate(asked)
 

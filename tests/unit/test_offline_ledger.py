@@ -7,10 +7,10 @@ import pytest
 from learner_events import make_comparison, make_edit, make_rollout, make_thumb
 
 from tuneloop.errors import FailedPrecondition, InvalidRequest
-from tuneloop.learner.ledger import record
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.held_out import hold_out
-from tuneloop.learner.offline.ledger_data import read_ledger, read_ledger_prompts
+from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.queue.prompts import hold_out
+from tuneloop.learner.offline.sources.ledger_rows import read_ledger, read_ledger_prompts
 from tuneloop.learner.offline.train import TrainOptions, train
 from tuneloop.weights.shapes import base_model_sha256
 
@@ -22,11 +22,11 @@ def data_dir(tiny_policy: Path, tmp_path: Path) -> Path:
     database.belongs_to({"base model": base_model_sha256(tiny_policy)})
     rollouts = [make_rollout(f"c{n}", prompt=(1, 5, 6 + n), text=f"Hello {n}.") for n in range(4)]
     rollouts.append(make_rollout("d0", prompt=(1, 5, 6), text="Bye.", completion=(9, 2)))
-    record.record_rollouts(database, rollouts, 0.0)
+    recorder.record_rollouts(database, rollouts, 0.0)
     events = [make_thumb(f"t{n}", f"c{n}", n % 2 == 0, user=f"u{n}", second=n) for n in range(4)]
     events.append(make_comparison("p0", "d0", "c0", second=5, user="u9"))
     events.append(make_edit("e0", "c1", "Hello!", second=6, user="u8"))
-    record.record_feedback(database, [(event, i) for i, event in enumerate(events)], 0.0)
+    recorder.record_feedback(database, [(event, i) for i, event in enumerate(events)], 0.0)
     database.close()
     return tmp_path
 
@@ -64,7 +64,7 @@ def test_prompts_are_those_users_asked_once(data_dir: Path, tiny_policy: Path) -
 def test_a_run_learns_from_the_ledger(
     data_dir: Path, tiny_policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuneloop.learner.offline.run.draw", lambda *a, **k: False)
+    monkeypatch.setattr("tuneloop.learner.offline.run.run.draw", lambda *a, **k: False)
     summary = train(
         TrainOptions(
             algorithm="kto",

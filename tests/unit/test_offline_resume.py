@@ -9,7 +9,7 @@ import pytest
 from offline_data import rows_for, write_jsonl
 
 from tuneloop.errors import FailedPrecondition, SettingsError
-from tuneloop.learner.offline.run import Run
+from tuneloop.learner.offline.run.run import Run
 from tuneloop.learner.offline.train import TrainOptions, train
 from tuneloop.policies import WeightsKind
 
@@ -33,7 +33,7 @@ class Interrupted(BaseException):
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than all else together."""
-    monkeypatch.setattr("tuneloop.learner.offline.run.draw", lambda *a, **k: False)
+    monkeypatch.setattr("tuneloop.learner.offline.run.run.draw", lambda *a, **k: False)
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from offline_data import shorter
 
 from tuneloop.errors import FailedPrecondition, InvalidRequest
 from tuneloop.generation.prompts import Tokenization
-from tuneloop.learner.models import PolicyModel
-from tuneloop.learner.offline.order import Order
-from tuneloop.learner.offline.prompt_rows import PromptRow
-from tuneloop.learner.offline.rest import RestPlan, kept_above, quantile
-from tuneloop.learner.offline.rewards import Answer, Rewards, load_rewards
-from tuneloop.learner.offline.sampler import InverseSampling, Sampler, uniforms
-from tuneloop.learner.offline.tokens import Asked
+from tuneloop.learner.data.prompt_rows import PromptRow
+from tuneloop.learner.data.tokenize import Asked
+from tuneloop.learner.models.policy import PolicyModel
+from tuneloop.learner.models.sampling import InverseSampling, Sampler, uniforms
+from tuneloop.learner.offline.sources.base import Order
+from tuneloop.learner.offline.sources.rest import RestPlan, kept_above, quantile
+from tuneloop.learner.offline.sources.rewards import Answer, Rewards, load_rewards
 from tuneloop.reward.scorers.functions import FunctionScorer
 
 PROMPTS = ["hello world", "the quick brown fox jumps", "yes", "no please thanks"]

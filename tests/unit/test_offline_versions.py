@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 from tuneloop.cli.app import app
 from tuneloop.errors import FailedPrecondition, InvalidRequest, NotFound, WeightsRefused
 from tuneloop.learner.commands.evaluate import spelled
-from tuneloop.learner.models import PolicyModel
-from tuneloop.learner.offline.evaluate import EvaluateOptions, evaluate
+from tuneloop.learner.models.policy import PolicyModel
+from tuneloop.learner.offline.compare import EvaluateOptions, evaluate
 from tuneloop.learner.offline.export import export
-from tuneloop.learner.offline.intervals import Estimate, mean_of, rate_of
 from tuneloop.learner.offline.train import TrainOptions, train
 from tuneloop.learner.offline.versions import Version, Versions
+from tuneloop.learner.stats.intervals import Estimate, mean_of, rate_of
 from tuneloop.models.resolve import resolve
 from tuneloop.models.reward_model import load as load_reward_model
 from tuneloop.policies import WeightsKind
@@ -36,7 +36,7 @@ REWARD = ["offline_data:shorter"]
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tuneloop.learner.offline.run.draw", lambda *a, **k: False)
+    monkeypatch.setattr("tuneloop.learner.offline.run.run.draw", lambda *a, **k: False)
 
 
 def trained(algorithm: str, model: Path, folder: Path, **changes: Any) -> Path:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from tuneloop.learner.attention import packed_attention, visibility
-from tuneloop.learner.batching import packed_batches
-from tuneloop.learner.packing import Segment, pack, packed_length, pad
+from tuneloop.learner.models.attention import packed_attention, visibility
+from tuneloop.learner.models.batch import packed_batches
+from tuneloop.learner.models.packing import Segment, pack, packed_length, pad
 from tuneloop.learner.samples import TokenSequence
 
 CPU = torch.device("cpu")

@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from tuneloop.errors import SettingsError
-from tuneloop.learner.batching import collate, packed_batches
-from tuneloop.learner.models import PolicyModel
+from tuneloop.learner.models.batch import collate, packed_batches
+from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.samples import TokenSequence
 from tuneloop.policies import WeightsKind
 
@@ -241,7 +241,7 @@ def test_entropies_are_those_of_the_distribution(make_folder: Callable[[str], Pa
 def test_a_model_without_layers_to_checkpoint_is_refused(
     make_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tuneloop.learner import architecture
+    from tuneloop.learner.models import architecture
 
     monkeypatch.setattr(architecture, "GradientCheckpointingLayer", tuple)
     with pytest.raises(SettingsError, match="gradient_checkpointing"):

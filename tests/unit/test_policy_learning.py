@@ -10,8 +10,7 @@ import torch
 from policy_samples import SampleMaker
 from transformers import AutoModelForCausalLM
 
-from tuneloop.learner.batching import collate
-from tuneloop.learner.policy_trainer import PolicyTrainer
+from tuneloop.learner.models.batch import collate
 from tuneloop.learner.samples import (
     DemonstrationSample,
     PairSample,
@@ -20,7 +19,8 @@ from tuneloop.learner.samples import (
     ThumbSample,
     TokenSequence,
 )
-from tuneloop.learner.trainer_settings import TrainerSettings
+from tuneloop.learner.trainer.policy import PolicyTrainer
+from tuneloop.learner.trainer.settings import TrainerSettings
 from tuneloop.policies import WeightsKind
 
 ANSWERS = range(10, 18)

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from tuneloop.errors import WeightsRefused
-from tuneloop.learner.batching import SequenceBatch, collate
-from tuneloop.learner.models import PolicyModel
+from tuneloop.learner.models.batch import SequenceBatch, collate
+from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.samples import TokenSequence
 from tuneloop.policies import WeightsKind
 

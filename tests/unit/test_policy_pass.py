@@ -9,12 +9,12 @@ import torch
 from policy_samples import SampleMaker
 from torch import Tensor
 
-from tuneloop.learner.batching import SequenceBatch
-from tuneloop.learner.plans import grpo
-from tuneloop.learner.plans.plan import PolicyPass
-from tuneloop.learner.policy_trainer import PolicyTrainer
+from tuneloop.learner.models.batch import SequenceBatch
+from tuneloop.learner.objectives import grpo
+from tuneloop.learner.objectives.base import PolicyPass
 from tuneloop.learner.samples import ScoredGroup
-from tuneloop.learner.trainer_settings import TrainerSettings
+from tuneloop.learner.trainer.policy import PolicyTrainer
+from tuneloop.learner.trainer.settings import TrainerSettings
 
 
 def make_groups() -> list[ScoredGroup]:

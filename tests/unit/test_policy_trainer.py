@@ -12,10 +12,10 @@ from policy_samples import SampleMaker
 from torch import Tensor
 
 from tuneloop.errors import InvalidRequest, SettingsError
-from tuneloop.learner.plans.kto import plan_kto
-from tuneloop.learner.policy_trainer import PolicyTrainer
+from tuneloop.learner.objectives.kto import plan_kto
 from tuneloop.learner.samples import PolicySample, ScoredGroup
-from tuneloop.learner.trainer_settings import RewardTrainerSettings, TrainerSettings
+from tuneloop.learner.trainer.policy import PolicyTrainer
+from tuneloop.learner.trainer.settings import RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
 
 Samples = Mapping[str, Sequence[PolicySample]]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from given_model import GivenModel, total_loss
 
-from tuneloop.learner.plans.dials import Dials
-from tuneloop.learner.plans.ppo import plan_ppo
+from tuneloop.learner.objectives.ppo import plan_ppo
 from tuneloop.learner.samples import ScoredSample, TokenSequence
-from tuneloop.learner.trainer_settings import TrainerSettings
+from tuneloop.learner.trainer.adaptive import Dials
+from tuneloop.learner.trainer.settings import TrainerSettings
 
 LENGTHS = (5, 2, 7, 3, 1, 4)
 WIDTH = max(LENGTHS)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tuneloop.learner.ledger import decisions
+from tuneloop.learner.ledger.accounting import decisions
 from tuneloop.learner.ledger.database import Database
 
 

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from tuneloop.learner.release.answers import Answer, Examined, Measures, measure
-from tuneloop.learner.release.change import Distance
-from tuneloop.learner.release.comparison import Comparison, compare, t_quantile
-from tuneloop.learner.release.settings import GateSettings
-from tuneloop.learner.release.verdict import judge
-from tuneloop.learner.repetition import repetition
+from tuneloop.learner.release.gate.answers import Examined, Measures, measure
+from tuneloop.learner.release.gate.settings import GateSettings
+from tuneloop.learner.release.gate.verdict import judge
+from tuneloop.learner.release.gate.weight_delta import Distance
+from tuneloop.learner.samples import SampledAnswer
+from tuneloop.learner.stats.paired import Comparison, compare, t_quantile
+from tuneloop.learner.stats.repetition import repetition
 from tuneloop.policies import WeightsKind
 
 
@@ -58,8 +59,8 @@ def test_swapping_the_versions_mirrors_the_interval(pairs: list[tuple[float, flo
     assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
 
 
-def answer(*token_ids: int, text: str = "Fine.", logprob: float = -0.5) -> Answer:
-    return Answer(text=text, token_ids=token_ids, logprobs=(logprob,) * len(token_ids))
+def answer(*token_ids: int, text: str = "Fine.", logprob: float = -0.5) -> SampledAnswer:
+    return SampledAnswer(text=text, token_ids=token_ids, logprobs=(logprob,) * len(token_ids))
 
 
 def test_repetition_is_the_share_of_4_grams_that_came_before() -> None:

@@ -6,12 +6,12 @@ import pytest
 from learner_parts import Parts
 
 from tuneloop.errors import TuneloopError, Unavailable
-from tuneloop.learner.ledger import decisions, versions
-from tuneloop.learner.ledger.versions import Version
-from tuneloop.learner.release import gatekeeper
-from tuneloop.learner.release.gatekeeper import Gatekeeper
-from tuneloop.learner.release.settings import GateSettings
-from tuneloop.learner.release.verdict import Verdict
+from tuneloop.learner.ledger.accounting import decisions, versions
+from tuneloop.learner.ledger.accounting.versions import Version
+from tuneloop.learner.release.gate import controller
+from tuneloop.learner.release.gate.controller import Gatekeeper
+from tuneloop.learner.release.gate.settings import GateSettings
+from tuneloop.learner.release.gate.verdict import Verdict
 
 PASSED = Verdict(passed=True, reason="within all bounds", numbers={"kl": 0.1})
 FAILED = Verdict(passed=False, reason="it babbles", numbers={"kl": 9.0})
@@ -133,7 +133,7 @@ async def test_what_a_person_promoted_meanwhile_is_left_alone(
 async def test_while_generation_is_away_it_neither_passes_nor_fails(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gatekeeper, "FIRST_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(controller, "FIRST_RETRY_SECONDS", 0.0)
     gate.keeper._retry_seconds = 0.0
     gate.examiner.says = Unavailable("generation does not answer")
     await gate.publish()

@@ -6,9 +6,10 @@ import pytest
 from learner_parts import Parts
 from sqlalchemy import select
 
-from tuneloop.learner.ledger import decisions, forget, quarantine, ready, versions
+from tuneloop.learner.ledger.accounting import decisions, forget_user, quarantine, versions
+from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.schema import samples, undone_uses
-from tuneloop.learner.trainee import BEGINNING
+from tuneloop.learner.training_run import BEGINNING
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ async def test_what_a_refused_version_had_learned_stays_on_record(parts: Parts) 
         rows = connection.execute(select(undone_uses)).all()
     assert {row.sample_id for row in rows} == set(numbered(8, 16))
     assert {(row.version, row.blamed) for row in rows} == {(2, True)}
-    gone = forget.forget_user(parts.database, "u1", now=parts.clock())
+    gone = forget_user.forget_user(parts.database, "u1", now=parts.clock())
     assert gone.policy_versions == (1, 2)
     with parts.database.read() as connection:
         assert connection.execute(select(undone_uses)).all() == []

@@ -10,8 +10,7 @@ from reward_parts import Publisher, make_decoder
 
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import CorruptData, InvalidRequest
-from tuneloop.learner.reward_adapter import merged_weights
-from tuneloop.learner.reward_trainer import RewardTrainer, head_name
+from tuneloop.learner.models.lora import merged_weights
 from tuneloop.learner.samples import (
     LabelledText,
     PreferredText,
@@ -19,7 +18,8 @@ from tuneloop.learner.samples import (
     RatedText,
     RewardSample,
 )
-from tuneloop.learner.trainer_settings import RewardTrainerSettings
+from tuneloop.learner.trainer.reward_model import RewardTrainer, head_name
+from tuneloop.learner.trainer.settings import RewardTrainerSettings
 from tuneloop.models.reward_model import RewardModel, load
 from tuneloop.policies import WeightsKind
 from tuneloop.reward.scorer import Candidate

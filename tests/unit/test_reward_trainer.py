@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tuneloop.errors import InvalidRequest
-from tuneloop.learner.reward_trainer import RewardTrainer, balanced
 from tuneloop.learner.samples import LabelledText, PreferredText, RankedText, RewardSample
-from tuneloop.learner.trainer_settings import RewardTrainerSettings
+from tuneloop.learner.trainer.reward_model import RewardTrainer, balanced
+from tuneloop.learner.trainer.settings import RewardTrainerSettings
 from tuneloop.models.reward_model import load
 
 GOOD = ("the quick brown fox", "yes thanks", "a short story about a river", "Paris.")

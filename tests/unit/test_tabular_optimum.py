@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tuneloop.learner.advantages import (
+from tuneloop.learner.losses.dpo import DpoLossType, dpo_loss
+from tuneloop.learner.losses.grpo import grpo_loss, rloo_loss
+from tuneloop.learner.losses.kl import KlEstimator
+from tuneloop.learner.losses.ppo import ppo_policy_loss, value_loss
+from tuneloop.learner.trainer.advantages import (
     generalized_advantages,
     group_advantages,
     kl_penalized_rewards,
     leave_one_out_advantages,
 )
-from tuneloop.learner.losses.dpo import DpoLossType, dpo_loss
-from tuneloop.learner.losses.grpo import grpo_loss, rloo_loss
-from tuneloop.learner.losses.kl import KlEstimator
-from tuneloop.learner.losses.ppo import ppo_policy_loss, value_loss
 
 BETA = 0.3
 TOKENS = 3

@@ -17,15 +17,15 @@ from tuneloop import tracing
 from tuneloop.bus import Bus
 from tuneloop.bus.subjects import learner_step
 from tuneloop.errors import TuneloopError
-from tuneloop.learner import metrics, trail
-from tuneloop.learner.batches import Progress
-from tuneloop.learner.ledger import ready
+from tuneloop.learner import metrics, trace_links
+from tuneloop.learner.batching.batcher import Progress
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.ready import Refusal
-from tuneloop.learner.publisher import Publisher
-from tuneloop.learner.step_result import StepResult
-from tuneloop.learner.trainee import Batch, Trainee, ids_of
-from tuneloop.learner.worker import Worker
+from tuneloop.learner.ledger.queue import ready
+from tuneloop.learner.ledger.queue.ready import Refusal
+from tuneloop.learner.model_thread import Worker
+from tuneloop.learner.release.publisher import Publisher
+from tuneloop.learner.trainer.base import StepResult
+from tuneloop.learner.training_run import Batch, Trainee, ids_of
 from tuneloop.wire import encode_learner_stepped
 
 logger = logging.getLogger("tuneloop.learner.loop")
@@ -43,7 +43,7 @@ class Batches(Protocol):
     """Forms the next batch of a trainee, or None while it is too early."""
 
     def form(self, trainee: Trainee, limit: int | None = None) -> Batch | None:
-        """See `tuneloop.learner.batches`."""
+        """See `tuneloop.learner.batching.batcher`."""
         ...
 
     def progress(self, trainee: Trainee) -> list[Progress]:
@@ -203,7 +203,7 @@ class Loop:
 
     async def _step(self, trainee: Trainee, batch: Batch) -> None:
         self.state = "stepping"
-        links = trail.links_of(batch) if tracing.on() else ()
+        links = trace_links.links_of(batch) if tracing.on() else ()
         attributes: tracing.Attributes = {
             "tuneloop.model": trainee.model,
             "tuneloop.samples": len(batch),
@@ -211,7 +211,7 @@ class Loop:
         try:
             with tracing.span("step", links=links, attributes=attributes):
                 result = await self._worker.run(trainee.train, batch)
-                trail.stepped(trainee.model)
+                trace_links.stepped(trainee.model)
         except (TuneloopError, RuntimeError, ValueError, ArithmeticError) as error:
             await self._failed(trainee, batch, error)
             return
@@ -275,10 +275,10 @@ class Loop:
             self.state = "publishing"
             await self._commit(trainee)
             figures = self.last_metrics.get(trainee.model, {})
-            *links, last = trail.steps_of(trainee.model) or ("",)
+            *links, last = trace_links.steps_of(trainee.model) or ("",)
             with tracing.span("make version", parent=last, links=links):
                 version = await self._worker.run(self._publisher.save, trainee, figures)
-                trail.made(trainee.model, version)
+                trace_links.made(trainee.model, version)
         await self._publisher.push(trainee)
 
     def _version_due(self, trainee: Trainee) -> bool:

@@ -18,7 +18,7 @@ from tuneloop.settings import load_or_exit
 from tuneloop.telemetry import serve_metrics, start_logging
 
 if TYPE_CHECKING:
-    from tuneloop.learner.assembly import Learner
+    from tuneloop.learner.app.learner import Learner
 
 logger = logging.getLogger("tuneloop.learner")
 
@@ -54,7 +54,8 @@ def main() -> None:
 
 def help_the_first() -> None:
     """Train with the first rank, which has the ledger, the bus and the port, until it ends."""
-    from tuneloop.learner.distributed import follow, join
+    from tuneloop.learner.models.world import join
+    from tuneloop.learner.trainer.followers import follow
 
     follow(join())
 
@@ -97,7 +98,7 @@ async def serve(settings: LearnerSettings) -> int:
     serve_metrics(settings.host, settings.metrics_port)
     telemetry.watch("data", settings.data_dir)
     # SQLAlchemy, grpc and, once models are loaded, torch come in here.
-    from tuneloop.learner.assembly import assemble
+    from tuneloop.learner.app.learner import assemble
 
     starting = asyncio.create_task(assemble(settings))
     stop = asyncio.create_task(stopping.wait())

@@ -138,4 +138,17 @@ class RankedText:
 
 
 PolicySample = DemonstrationSample | ThumbSample | PairSample | ScoredSample | ScoredGroup
+
+
 RewardSample = LabelledText | PreferredText | RatedText | RankedText
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledAnswer:
+    """A version's answer to one prompt."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    """With the token that ended it, if one did."""
+    logprobs: tuple[float, ...]
+    """As sampled; one for each token."""

@@ -10,10 +10,10 @@ from pydantic_settings import SettingsConfigDict
 
 from tuneloop.bus.settings import BusSettings
 from tuneloop.errors import SettingsError
-from tuneloop.learner.canary.settings import CanarySettings
 from tuneloop.learner.guards.settings import GuardSettings
-from tuneloop.learner.release.settings import GateSettings
-from tuneloop.learner.trainer_settings import RewardTrainerSettings, TrainerSettings
+from tuneloop.learner.release.canary.settings import CanarySettings
+from tuneloop.learner.release.gate.settings import GateSettings
+from tuneloop.learner.trainer.settings import RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
 from tuneloop.rpc.settings import RpcSettings
 

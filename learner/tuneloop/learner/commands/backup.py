@@ -13,7 +13,7 @@ from tuneloop.errors import TuneloopError
 from tuneloop.learner.commands.options import fail, missing
 
 if TYPE_CHECKING:
-    from tuneloop.learner.backup import Copied
+    from tuneloop.learner.commands.backup_copy import Copied
 
 DataFolder = Annotated[Path, typer.Option(help="Data folder of tuneloop up.")]
 
@@ -26,7 +26,7 @@ def backup(
 ) -> None:
     """Copy all that tuneloop up keeps, while it runs or not; keys and texts of users included."""
     try:
-        from tuneloop.learner.backup import back_up
+        from tuneloop.learner.commands.backup_copy import back_up
         from tuneloop.supervisor.data_dir import DataDir
 
         data = DataDir(root=data_dir.expanduser().absolute())
@@ -46,7 +46,7 @@ def restore(
 ) -> None:
     """Make a new data folder of a backup; tuneloop up then goes on from it."""
     try:
-        from tuneloop.learner.backup import restore as restore_from
+        from tuneloop.learner.commands.backup_copy import restore as restore_from
         from tuneloop.supervisor.data_dir import DataDir
 
         data = DataDir(root=data_dir.expanduser().absolute())

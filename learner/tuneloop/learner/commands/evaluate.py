@@ -21,8 +21,8 @@ from tuneloop.learner.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from tuneloop.learner.offline.evaluation import Comparison
-    from tuneloop.learner.offline.intervals import Estimate
+    from tuneloop.learner.offline.compare import Comparison
+    from tuneloop.learner.stats.intervals import Estimate
 
 
 def evaluate(
@@ -57,9 +57,9 @@ def evaluate(
 ) -> None:
     """Compare two versions on prompts: reward, KL, length, win rate, with 95 % intervals."""
     try:
-        from tuneloop.learner.offline.evaluate import EvaluateOptions
-        from tuneloop.learner.offline.evaluate import evaluate as run
-        from tuneloop.learner.offline.judge_options import JudgeOptions
+        from tuneloop.learner.offline.compare import EvaluateOptions
+        from tuneloop.learner.offline.compare import evaluate as run
+        from tuneloop.learner.offline.sources.judge import JudgeOptions
         from tuneloop.learner.offline.versions import Versions
 
         judge_options = None

@@ -57,7 +57,7 @@ def export(
         if (kind is None) == (weights is None):
             raise SettingsError("say what to export: --kind or --weights")
         if kind is not None:
-            from tuneloop.learner.offline.data_files import write_rows
+            from tuneloop.learner.data.data_files import write_rows
 
             pages = ledger_pages if data_dir is not None else service_pages
             rows = pages(kind, policy_version, since, data_dir=data_dir, url=url, api_key=api_key)
@@ -89,7 +89,7 @@ def service_pages(
     api_key: str | None,
 ) -> Iterable[Sequence[str]]:
     """The rows of a running service."""
-    from tuneloop.learner.offline.service import Service
+    from tuneloop.learner.offline.service_client import Service
 
     moment = None if since is None else since.replace(tzinfo=UTC).isoformat()
     filters = {"policy_version": policy_version, "since": moment}
@@ -106,8 +106,8 @@ def ledger_pages(
     api_key: str | None,
 ) -> Iterable[Sequence[str]]:
     """The rows of a ledger on disk, whether its service runs or not."""
-    from tuneloop.learner.ledger.exporting import Wanted, pages
-    from tuneloop.learner.offline.ledger_data import open_ledger
+    from tuneloop.learner.ledger.reports.export import Wanted, pages
+    from tuneloop.learner.offline.sources.ledger_rows import open_ledger
 
     seconds = None if since is None else since.replace(tzinfo=UTC).timestamp()
     wanted = Wanted(kind=kind, policy_version=policy_version, since=seconds)

@@ -35,9 +35,9 @@ def import_data(
     completion (demonstrations); texts or conversations.
     """
     try:
-        from tuneloop.learner.offline.seeding import seed, stopped_ledger
-        from tuneloop.learner.offline.service import Service
-        from tuneloop.learner.offline.table import open_table
+        from tuneloop.learner.data.table import open_table
+        from tuneloop.learner.offline.import_file import seed, stopped_ledger
+        from tuneloop.learner.offline.service_client import Service
         from tuneloop.learner.offline.versions import Versions
 
         table = open_table(file)

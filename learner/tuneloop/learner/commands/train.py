@@ -68,11 +68,12 @@ def train(
     Killed or stopped, the same command goes on where it was, to the very same weights.
     """
     try:
-        from tuneloop.learner.distributed import follow, join, led
-        from tuneloop.learner.offline.judge_options import JudgeOptions
-        from tuneloop.learner.offline.summary import print_summary
+        from tuneloop.learner.models.world import join, led
+        from tuneloop.learner.offline.run.report import print_summary
+        from tuneloop.learner.offline.sources.judge import JudgeOptions
         from tuneloop.learner.offline.train import TrainOptions
         from tuneloop.learner.offline.train import train as run
+        from tuneloop.learner.trainer.followers import follow
 
         world = join()
         if not world.leads:

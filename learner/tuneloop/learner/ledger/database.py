@@ -8,12 +8,12 @@ of the transaction is kept.
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Table, make_url, select
+from sqlalchemy import Connection, make_url, select
 from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, OperationalError
 
 from tuneloop.errors import CorruptData, SettingsError, Unavailable
@@ -22,10 +22,16 @@ from tuneloop.learner.ledger.schema import facts
 
 logger = logging.getLogger("tuneloop.learner.ledger")
 
+
 RECONNECT_SECONDS = 30.0
 """How long a transaction waits for a server to come back before it begins."""
+
+
 RETRY_SECONDS = 1.0
+
+
 LOCK_SECONDS = 3.0
+
 
 Row = dict[str, Any]
 
@@ -165,19 +171,3 @@ class Database:
         if self._lease is not None:
             self._lease.release()
         self.engine.dispose()
-
-
-def insert_new(
-    connection: Connection, table: Table, rows: Sequence[Row], key: Sequence[str]
-) -> list[Row]:
-    """Insert the rows whose `key` is not there yet; returns them. The first of a key wins."""
-    if not rows:
-        return []
-    first = {tuple(row[name] for name in key): row for row in reversed(rows)}
-    columns = [table.c[name] for name in key]
-    candidates = select(*columns).where(columns[0].in_([row[key[0]] for row in rows]))
-    known = {tuple(found) for found in connection.execute(candidates)}
-    new = [row for identity, row in reversed(first.items()) if identity not in known]
-    if new:
-        connection.execute(table.insert(), new)
-    return new

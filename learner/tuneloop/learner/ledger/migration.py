@@ -16,10 +16,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, delete, func, inspect, select
 
 from tuneloop.errors import CorruptData, SettingsError
-from tuneloop.learner.ledger.database import insert_new
-from tuneloop.learner.ledger.routing import ranked_completions, samples_of
+from tuneloop.learner.ledger.events.sample_rules import ranked_completions, samples_of
+from tuneloop.learner.ledger.events.verdict_rules import settle_siblings, settle_votes
+from tuneloop.learner.ledger.rows import insert_new
 from tuneloop.learner.ledger.schema import facts, feedback, metadata, rankings, rollouts, samples
-from tuneloop.learner.ledger.votes import settle_siblings, settle_votes
 
 FOLDER = Path(__file__).with_name("migrations")
 OLD_FACT = "schema_version"

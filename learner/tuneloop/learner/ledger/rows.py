@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from sqlalchemy import Connection, Table, select
+
 from tuneloop.feedback import Feedback, Thumb
 from tuneloop.learner.ledger.database import Row
 from tuneloop.rollouts import Rollout, ScoredRollout
@@ -107,3 +109,19 @@ def score_row(scored: ScoredRollout) -> Row:
         "results": compact([dataclasses.asdict(result) for result in scored.score.results]),
         "scored_time": scored.scored_time.timestamp(),
     }
+
+
+def insert_new(
+    connection: Connection, table: Table, rows: Sequence[Row], key: Sequence[str]
+) -> list[Row]:
+    """Insert the rows whose `key` is not there yet; returns them. The first of a key wins."""
+    if not rows:
+        return []
+    first = {tuple(row[name] for name in key): row for row in reversed(rows)}
+    columns = [table.c[name] for name in key]
+    candidates = select(*columns).where(columns[0].in_([row[key[0]] for row in rows]))
+    known = {tuple(found) for found in connection.execute(candidates)}
+    new = [row for identity, row in reversed(first.items()) if identity not in known]
+    if new:
+        connection.execute(table.insert(), new)
+    return new

@@ -6,7 +6,7 @@
 * RLOO: Ahmadian et al. 2024, https://arxiv.org/abs/2402.14740: the completion is one
   action, so the ratio is that of whole sequences; clipped as PPO's for batches used more than once.
 
-The advantages come from `tuneloop.learner.advantages`. The three policies are those of PPO.
+The advantages come from `tuneloop.learner.trainer.advantages`. The three policies are those of PPO.
 """
 
 import torch

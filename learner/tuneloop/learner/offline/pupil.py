@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tuneloop.learner.checkpoint import Checkpointed
-from tuneloop.learner.distributed import ALONE, World
-from tuneloop.learner.offline.merge import merge_adapter
-from tuneloop.learner.policy_trainer import PolicyTrainer
-from tuneloop.learner.reward_trainer import RewardTrainer
-from tuneloop.learner.step_result import StepResult
-from tuneloop.learner.trainer_settings import RewardTrainerSettings, TrainerSettings
+from tuneloop.learner.models.world import ALONE, World
+from tuneloop.learner.offline.export import merge_adapter
+from tuneloop.learner.trainer.base import StepResult
+from tuneloop.learner.trainer.checkpoint import Checkpointed
+from tuneloop.learner.trainer.policy import PolicyTrainer
+from tuneloop.learner.trainer.reward_model import RewardTrainer
+from tuneloop.learner.trainer.settings import RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
 
 ADAPTER = "adapter"

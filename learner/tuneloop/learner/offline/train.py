@@ -1,28 +1,55 @@
 """`tuneloop train`: from options to a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tuneloop.errors import SettingsError
-from tuneloop.learner.distributed import ALONE, World
-from tuneloop.learner.offline.assembly import assemble
-from tuneloop.learner.offline.data import Data, read_prompts, read_samples, read_texts
-from tuneloop.learner.offline.judge_options import JudgeOptions
-from tuneloop.learner.offline.judged import has_answers, judged_pairs
-from tuneloop.learner.offline.judging import Verdicts
-from tuneloop.learner.offline.ledger_data import is_ledger, read_ledger, read_ledger_prompts
-from tuneloop.learner.offline.material import Material
-from tuneloop.learner.offline.rewards import Rewards, load_rewards
-from tuneloop.learner.offline.run_folder import RunFolder
-from tuneloop.learner.offline.run_settings import OBJECTIVES, SAMPLING, Settings, make_settings
-from tuneloop.learner.offline.screen import Screen
-from tuneloop.learner.offline.table import Table, open_table
-from tuneloop.learner.offline.tokens import Tokens
+from tuneloop.learner.data.rows import Data, read_prompts, read_samples, read_texts
+from tuneloop.learner.data.table import Table, open_table
+from tuneloop.learner.data.tokenize import Tokens
+from tuneloop.learner.models.world import ALONE, World
+from tuneloop.learner.offline.build import assemble
+from tuneloop.learner.offline.run.console import Screen
+from tuneloop.learner.offline.run.folder import RunFolder
+from tuneloop.learner.offline.run.settings import OBJECTIVES, SAMPLING, Settings, make_settings
+from tuneloop.learner.offline.sources.judge import JudgeOptions, Verdicts
+from tuneloop.learner.offline.sources.judged import has_answers, judged_pairs
+from tuneloop.learner.offline.sources.ledger_rows import is_ledger, read_ledger, read_ledger_prompts
+from tuneloop.learner.offline.sources.rewards import Rewards, load_rewards
 from tuneloop.models.resolve import resolve
 from tuneloop.policies import WeightsKind
 from tuneloop.weights.files import sha256_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """Model, data, rewards and settings of a run."""
+
+    algorithm: str
+    model: Path
+    """Folder of version 0."""
+    model_name: str
+    settings: Settings
+    samples: Sequence[Any]
+    """Samples of the objective, or prompts."""
+    dropped: int
+    """Rows left out as too long."""
+    tokens: Tokens | None
+    """None for the reward model."""
+    rewards: Rewards | None
+    """None where the data, or a judge, says which answers are better."""
+    verdicts: Verdicts | None
+    """A judge that compares what the policy samples; None where none does."""
+    identity: Mapping[str, Any]
+    """What decides the result, as JSON: a run goes on only with the same."""
+
+    @property
+    def objective(self) -> str:
+        """What the samples are called in a step."""
+        return OBJECTIVES.get(self.algorithm, self.algorithm)
+
 
 JUDGED = (*SAMPLING, "dpo", "reward-model")
 """These can learn from a judge."""

@@ -1,0 +1,1 @@
+"""The learner's parts, put together from its settings."""

@@ -1,0 +1,1 @@
+"""What a step takes: which samples, and how much each counts."""

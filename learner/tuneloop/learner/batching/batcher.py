@@ -1,0 +1,283 @@
+"""When there is enough to learn from, and what goes into a step together.
+
+A step is formed when a batch is full, or when the oldest sample has waited long enough, so that one
+thumb of one user is learned from in seconds and a crowd's are learned from together. Part of a
+batch of judgements may be used ones again. Scored rollouts join a step in batches of their own
+size; they never wait for a clock, since there are always more of them than users' judgements.
+
+Of a queue that is longer than its part of the batch every user's oldest go first, up to the share
+that one user may be of it; what a sample then counts is `guards.trust`'s.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tuneloop.learner import metrics
+from tuneloop.learner.batching.trust import Trust
+from tuneloop.learner.ledger.accounting import versions
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.queue import groups, ready
+from tuneloop.learner.ledger.queue.build_samples import EditTokens
+from tuneloop.learner.ledger.queue.ready import Readiness
+from tuneloop.learner.ledger.queue.replay import replays
+from tuneloop.learner.settings import LearnerSettings
+from tuneloop.learner.training_run import Batch, Trainee
+
+Clock = Callable[[], float]
+
+JUDGEMENTS = ("dpo", "kto", "sft")
+"""Objectives that learn from what users say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Samples towards a step."""
+
+    objective: str
+    """`judgements` stands for sft, kto and dpo, which fill a batch together."""
+    have: int
+    want: int
+
+
+class PolicyBatches:
+    """Batches of judgements (kto, dpo, sft) and of scored rollouts (ppo or grpo) for the policy."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: LearnerSettings,
+        *,
+        edit_tokens: EditTokens | None = None,
+        clock: Clock = time.time,
+    ) -> None:
+        """Take `edit_tokens` to learn from edited answers; they cannot be taken without."""
+        self._database = database
+        self._settings = settings
+        self._edit_tokens = edit_tokens
+        self._clock = clock
+        self._trust = Trust(database, settings.guards, clock=clock)
+
+    def form(self, trainee: Trainee, limit: int | None = None) -> Batch | None:
+        """The samples of the next step, or None while it is too early.
+
+        `limit` is the most samples in all, after a step that failed.
+        """
+        batch: dict[str, list[Any]] = {}
+        replayed: dict[str, list[str]] = {}
+        queues = {objective: self._readiness(trainee, objective) for objective in JUDGEMENTS}
+        fresh = self._settings.fresh_batch_size
+        if _due(queues, settings=self._settings, full=fresh, now=self._clock()):
+            counts = {objective: queue.count for objective, queue in queues.items()}
+            for objective, count in shares(counts, fresh).items():
+                batch[objective] = self._take(trainee, objective, count)
+            if limit is None:
+                replayed = self._add_replays(trainee, batch)
+        for objective in ("ppo", "grpo"):
+            batch[objective] = self._take_scored(trainee, objective)
+        return cut(self._trust.of(batch), replayed, limit)
+
+    def progress(self, trainee: Trainee) -> list[Progress]:
+        """How far the next steps are."""
+        settings = self._settings
+        judged = sum(self._readiness(trainee, objective).count for objective in JUDGEMENTS)
+        found = [Progress(objective="judgements", have=judged, want=settings.fresh_batch_size)]
+        objective = settings.scored_objective
+        if settings.weight_of(objective) > 0:
+            scored = self._scored(trainee, objective).count
+            want = settings.ppo_batch_size
+            found.append(Progress(objective=objective, have=scored, want=want))
+        return found
+
+    def _scored(self, trainee: Trainee, objective: str) -> Readiness:
+        if objective == "ppo":
+            return self._readiness(trainee, "ppo")
+        return groups.readiness(
+            self._database,
+            now=self._clock(),
+            wait_seconds=self._settings.group_wait_seconds,
+            exclude=trainee.uncommitted.ids(objective),
+        )
+
+    def _readiness(self, trainee: Trainee, objective: str) -> Readiness:
+        if self._settings.weight_of(objective) == 0:
+            return Readiness(count=0, oldest_time=None)
+        return ready.readiness(self._database, objective, trainee.uncommitted.ids(objective))
+
+    def _take(self, trainee: Trainee, objective: str, count: int) -> list[Any]:
+        if count == 0:
+            return []
+        taken, refusals = ready.take(
+            self._database,
+            objective,
+            count,
+            exclude=trainee.uncommitted.ids(objective),
+            edit_tokens=self._edit_tokens,
+            of_each_user=of_each_user(count, self._trust),
+        )
+        trainee.refuse(refusals)
+        return list(taken)
+
+    def _add_replays(self, trainee: Trainee, batch: dict[str, list[Any]]) -> dict[str, list[str]]:
+        """Add used samples of the objectives that have new ones; their ids by objective."""
+        added: dict[str, list[str]] = {}
+        for objective, fresh in batch.items():
+            again = replayed_beside(
+                len(fresh),
+                self._settings.replay_fraction,
+                self._database,
+                trainee,
+                objective,
+                seed=self._settings.seed,
+                edit_tokens=self._edit_tokens,
+                not_before=self._settings.oldest_feedback(self._clock()),
+            )
+            if again:
+                batch[objective] = [*fresh, *again]
+                added[objective] = [sample.sample_id for sample in again]
+        return added
+
+    def _take_scored(self, trainee: Trainee, objective: str) -> list[Any]:
+        """A batch of scored rollouts, once there are enough for one."""
+        settings, exclude = self._settings, trainee.uncommitted.ids(objective)
+        if settings.weight_of(objective) == 0:
+            return []
+        oldest_allowed = versions.newest_version(self._database, "policy") - settings.max_staleness
+        stale = ready.mark_stale(self._database, objective, oldest_allowed, exclude)
+        metrics.rollouts_stale.inc(stale)
+        if self._scored(trainee, objective).count < settings.ppo_batch_size:
+            return []
+        if objective == "ppo":
+            return self._take(trainee, "ppo", settings.ppo_batch_size)
+        taken, refusals = groups.take(
+            self._database,
+            settings.ppo_batch_size,
+            now=self._clock(),
+            wait_seconds=settings.group_wait_seconds,
+            exclude=exclude,
+        )
+        trainee.refuse(refusals)
+        return list(taken)
+
+
+class RewardBatches:
+    """Batches of labels, ratings and preferences for the reward model."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: LearnerSettings,
+        *,
+        clock: Clock = time.time,
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._clock = clock
+        self._trust = Trust(database, settings.guards, clock=clock)
+
+    def form(self, trainee: Trainee, limit: int | None = None) -> Batch | None:
+        """As `PolicyBatches.form`."""
+        settings, exclude = self._settings, trainee.uncommitted.ids("reward_model")
+        labels = ready.readiness(self._database, "reward_model", exclude)
+        fraction = settings.reward_replay_fraction
+        full = settings.fresh_reward_batch_size
+        queues = {"reward_model": labels}
+        if not _due(queues, settings=settings, full=full, now=self._clock()):
+            return None
+        taken, refusals = ready.take(
+            self._database,
+            "reward_model",
+            full,
+            exclude=exclude,
+            of_each_user=of_each_user(full, self._trust),
+        )
+        trainee.refuse(refusals)
+        again: list[Any] = []
+        if limit is None:
+            again = replayed_beside(
+                len(taken),
+                fraction,
+                self._database,
+                trainee,
+                "reward_model",
+                seed=settings.seed,
+                not_before=settings.oldest_feedback(self._clock()),
+            )
+        replayed = {"reward_model": [sample.sample_id for sample in again]}
+        batch = self._trust.of({"reward_model": [*taken, *again]})
+        return cut(batch, replayed if again else {}, limit)
+
+    def progress(self, trainee: Trainee) -> list[Progress]:
+        """How far the next step is."""
+        exclude = trainee.uncommitted.ids("reward_model")
+        have = ready.readiness(self._database, "reward_model", exclude).count
+        want = self._settings.fresh_reward_batch_size
+        return [Progress(objective="reward_model", have=have, want=want)]
+
+
+def replayed_beside(
+    fresh: int,
+    fraction: float,
+    database: Database,
+    trainee: Trainee,
+    objective: str,
+    *,
+    seed: int,
+    edit_tokens: EditTokens | None = None,
+    not_before: float,
+) -> list[Any]:
+    """Used samples to go with `fresh` new ones, so that they are `fraction` of the whole."""
+    count = round(fresh * fraction / (1 - fraction))
+    if count == 0:
+        return []
+    return replays(
+        database,
+        objective,
+        count,
+        seed=f"{seed}-{trainee.step}",
+        exclude=trainee.uncommitted.ids(objective),
+        edit_tokens=edit_tokens,
+        not_before=not_before,
+    )
+
+
+def of_each_user(count: int, trust: Trust) -> int:
+    """How many samples of one user go before all others of theirs."""
+    return max(1, int(count * trust.share_of_user()))
+
+
+def shares(counts: Mapping[str, int], size: int) -> dict[str, int]:
+    """How many samples of each queue go into a batch: alike, and what one lacks to the others."""
+    taken = dict.fromkeys(counts, 0)
+    while size > sum(taken.values()):
+        open_queues = [name for name, count in counts.items() if count > taken[name]]
+        if not open_queues:
+            break
+        for name in open_queues[: size - sum(taken.values())]:
+            taken[name] += 1
+    return taken
+
+
+def cut(
+    batch: Mapping[str, list[Any]], replayed: Mapping[str, list[str]], limit: int | None
+) -> Batch | None:
+    """The batch, with at most `limit` samples in all; None when there are none."""
+    kept: dict[str, list[Any]] = {}
+    room = sum(map(len, batch.values())) if limit is None else limit
+    for objective, samples in batch.items():
+        if samples[:room]:
+            kept[objective] = samples[:room]
+            room -= len(kept[objective])
+    return Batch(samples=kept, replayed=replayed) if kept else None
+
+
+def _due(
+    queues: Mapping[str, Readiness], *, settings: LearnerSettings, full: int, now: float
+) -> bool:
+    count = sum(queue.count for queue in queues.values())
+    if count >= full:
+        return True
+    times = [queue.oldest_time for queue in queues.values() if queue.oldest_time is not None]
+    waited = bool(times) and now - min(times) >= settings.batch_wait_seconds
+    return waited and count >= min(settings.min_batch_size, full)

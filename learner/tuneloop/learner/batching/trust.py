@@ -1,0 +1,103 @@
+"""How much each sample of a batch counts: by who judged, and by how much of the batch is theirs."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tuneloop.learner import metrics
+from tuneloop.learner.guards.raters import Reliability, reliabilities
+from tuneloop.learner.guards.settings import GuardSettings
+from tuneloop.learner.guards.shares import effective_share, factors
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.reports import rater_votes
+from tuneloop.learner.samples import ScoredGroup
+
+EVERY_SECONDS = 30.0
+"""How often raters are judged anew."""
+ACTIVE = 256
+"""Latest feedback by whose users it is told how many there are."""
+
+
+class Trust:
+    """Puts `trust` into samples."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: GuardSettings,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._clock = clock
+        self._judged_time = float("-inf")
+        self._raters: Mapping[str, Reliability] = {}
+
+    def share_of_user(self) -> float:
+        """The most that one user may be of a batch."""
+        users, _ = rater_votes.active(self._database, ACTIVE)
+        return effective_share(self._settings.user_share, users)
+
+    def of(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """The samples by objective, each with what it counts."""
+        if not any(batch.values()):
+            return {}
+        users, tenants = rater_votes.active(self._database, ACTIVE)
+        user_share = effective_share(self._settings.user_share, users)
+        tenant_share = effective_share(self._settings.tenant_share, tenants)
+        raters = self.raters()
+        found: dict[str, list[Any]] = {}
+        for objective, group in batch.items():
+            ids = [i for sample in group for i in _ids(sample)]
+            owners = rater_votes.owners(self._database, objective, ids)
+            user_of = {i: owner.user for i, owner in owners.items()}
+            tenant_of = {i: owner.tenant for i, owner in owners.items()}
+            weights = {i: weight for sample in group for i, weight in _weights(sample).items()}
+            of_user = factors(weights, user_of, user_share)
+            of_tenant = factors(
+                {i: weight * of_user[i] for i, weight in weights.items()}, tenant_of, tenant_share
+            )
+            trust = {
+                i: of_user[i] * of_tenant[i] * _weight(raters, user_of.get(i, "")) for i in weights
+            }
+            found[objective] = [_with_trust(sample, trust) for sample in group]
+            metrics.guard_limited.labels(objective).inc(sum(t < 1 for t in trust.values()))
+        return found
+
+    def raters(self) -> Mapping[str, Reliability]:
+        """What is known of the raters by their agreement; empty where it does not count."""
+        if not self._settings.rater_weights:
+            return {}
+        if self._clock() - self._judged_time >= EVERY_SECONDS:
+            votes = rater_votes.votes(self._database)
+            self._raters = reliabilities(votes, machines=(rater_votes.REWARD_MODEL,))
+            self._judged_time = self._clock()
+            muted = sum(rater.weight == 0 for rater in self._raters.values())
+            metrics.guard_raters_muted.set(muted)
+        return self._raters
+
+
+def _weight(raters: Mapping[str, Reliability], user: str) -> float:
+    known = raters.get(user)
+    return 1.0 if known is None else known.weight
+
+
+def _ids(sample: Any) -> list[str]:
+    return list(_weights(sample))
+
+
+def _weights(sample: Any) -> dict[str, float]:
+    if isinstance(sample, ScoredGroup):
+        return {member.sample_id: member.weight for member in sample.samples}
+    return {sample.sample_id: sample.weight}
+
+
+def _with_trust(sample: Any, trust: Mapping[str, float]) -> Any:
+    if isinstance(sample, ScoredGroup):
+        members = tuple(_with_trust(member, trust) for member in sample.samples)
+        return replace(sample, samples=members)
+    if trust[sample.sample_id] == 1.0:
+        return sample
+    return replace(sample, trust=trust[sample.sample_id])

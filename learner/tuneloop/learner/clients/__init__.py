@@ -1,0 +1,1 @@
+"""The generation and reward services, as the learner uses them."""

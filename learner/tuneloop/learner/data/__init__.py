@@ -1,0 +1,1 @@
+"""Rows of files, datasets and exports as samples."""

@@ -1,0 +1,125 @@
+"""Rows to samples of the policy: demonstrations (sft), thumbs (kto), pairs (dpo)."""
+
+from collections.abc import Callable, Sequence
+
+from tuneloop.learner.data.fields import Fields, Form, Text, choose_form
+from tuneloop.learner.data.preferences import (
+    EXPLICIT,
+    IMPLICIT,
+    RANKED,
+    check_answer,
+    last_answer,
+    preferences,
+)
+from tuneloop.learner.data.table import Table
+from tuneloop.learner.data.tokenize import Tokens, TooLong
+from tuneloop.learner.samples import (
+    DemonstrationSample,
+    PairSample,
+    PolicySample,
+    ThumbSample,
+    TokenSequence,
+)
+
+ANSWERED = Form(columns=("prompt", "completion"))
+CONVERSATION = Form(columns=("messages",))
+PLAIN = Form(columns=("text",))
+LABELLED = Form(columns=("prompt", "completion", "label"))
+
+FORMS = {
+    "sft": (ANSWERED, CONVERSATION, PLAIN),
+    "kto": (LABELLED, EXPLICIT, IMPLICIT),
+    "dpo": (EXPLICIT, IMPLICIT, RANKED),
+}
+
+Maker = Callable[[Fields], Sequence[PolicySample]]
+
+
+def sample_maker(algorithm: str, table: Table, tokens: Tokens) -> Maker:
+    """How a row of `table` becomes samples; raises `InvalidRequest` for other columns."""
+    form = choose_form(table, FORMS[algorithm], algorithm)
+    makers: dict[str, Callable[[Fields, Form, Tokens], Sequence[PolicySample]]] = {
+        "sft": demonstrations,
+        "kto": thumbs,
+        "dpo": pairs,
+    }
+    make = makers[algorithm]
+    return lambda row: make(row, form, tokens)
+
+
+def demonstrations(row: Fields, form: Form, tokens: Tokens) -> list[DemonstrationSample]:
+    """An answer as it should be; of a conversation, every turn of the assistant."""
+    if form is PLAIN:
+        return [DemonstrationSample(sample_id=row.place, sequence=whole_text(row, tokens))]
+    if form is ANSWERED:
+        turns = [(row["prompt"].text(), row["completion"].text())]
+    else:
+        turns = last_answer(row["messages"].messages())
+        if not turns:
+            raise row.wrong("messages has no answer of the assistant's to learn from")
+    names = [
+        row.place if len(turns) == 1 else f"{row.place}, answer {i + 1}" for i in range(len(turns))
+    ]
+    return [
+        DemonstrationSample(sample_id=name, sequence=answered(prompt, completion, row, tokens))
+        for name, (prompt, completion) in zip(names, turns, strict=True)
+    ]
+
+
+def thumbs(row: Fields, form: Form, tokens: Tokens) -> list[ThumbSample]:
+    """A labelled answer; a pair is a thumb up and a thumb down."""
+    if form is LABELLED:
+        sequence = answered(row["prompt"].text(), row["completion"].text(), row, tokens)
+        return [ThumbSample(sample_id=row.place, sequence=sequence, desirable=row["label"].flag())]
+    [pair] = preferences(row, form)
+    return [
+        ThumbSample(
+            sample_id=f"{row.place}, {name}",
+            sequence=answered(pair.prompt, answer, row, tokens),
+            desirable=name == "chosen",
+        )
+        for name, answer in (("chosen", pair.chosen), ("rejected", pair.rejected))
+    ]
+
+
+def pairs(row: Fields, form: Form, tokens: Tokens) -> list[PairSample]:
+    """A pair; a ranking is all its pairs."""
+    found = preferences(row, form)
+    names = [
+        row.place if len(found) == 1 else f"{row.place}, pair {i + 1}" for i in range(len(found))
+    ]
+    return [
+        PairSample(
+            sample_id=name,
+            chosen=answered(pair.prompt, pair.chosen, row, tokens),
+            rejected=answered(pair.prompt, pair.rejected, row, tokens),
+            weight=pair.weight,
+        )
+        for name, pair in zip(names, found, strict=True)
+    ]
+
+
+def answered(prompt: Text, completion: Text, row: Fields, tokens: Tokens) -> TokenSequence:
+    """One completion of a prompt as token ids."""
+    check_answer(completion, "the completion", row)
+    return tokens.sequence(tokens.asked(prompt, row), completion, row)
+
+
+def whole_text(row: Fields, tokens: Tokens) -> TokenSequence:
+    """A text without a prompt: all but its first token is learned."""
+    tokenizer = tokens.tokenization.tokenizer
+    ids = [int(i) for i in tokenizer(row["text"].string()).input_ids]
+    if tokenizer.bos_token_id is not None and ids[:1] != [tokenizer.bos_token_id]:
+        ids.insert(0, int(tokenizer.bos_token_id))
+    if tokenizer.eos_token_id is not None:
+        ids.append(int(tokenizer.eos_token_id))
+    if len(ids) < 2:
+        raise row.wrong("text is a single token: nothing can be predicted")
+    if len(ids) > tokens.max_length:
+        raise TooLong(row, f"{len(ids)} tokens", tokens.max_length)
+    return TokenSequence(
+        prompt_token_ids=tuple(ids[:1]),
+        completion_token_ids=tuple(ids[1:]),
+        generation_logprobs=(),
+        temperature=1.0,
+    )

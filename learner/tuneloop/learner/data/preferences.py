@@ -1,0 +1,93 @@
+"""Rows with a chosen and a rejected answer, as TRL has them, or with answers best first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from tuneloop.learner.data.fields import Fields, Form, Text
+from tuneloop.rollouts import ChatMessage
+
+EXPLICIT = Form(columns=("prompt", "chosen", "rejected"))
+IMPLICIT = Form(columns=("chosen", "rejected"))
+RANKED = Form(columns=("prompt", "completions"))
+"""`completions` are best first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """Two answers of one prompt."""
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+    weight: float = 1.0
+
+
+def preferences(row: Fields, form: Form) -> Sequence[Preference]:
+    """The row's pairs: one, or all of a ranking, which together weigh as one."""
+    if form.columns == RANKED.columns:
+        prompt, completions = row["prompt"].text(), row["completions"].texts()
+        pairs = list(combinations(completions, 2))
+        return [
+            Preference(prompt=prompt, chosen=better, rejected=worse, weight=1.0 / len(pairs))
+            for better, worse in pairs
+        ]
+    chosen, rejected = row["chosen"].text(), row["rejected"].text()
+    if chosen == rejected:
+        raise row.wrong("chosen and rejected are the same")
+    if "prompt" in row and not (is_whole(chosen) and is_whole(rejected)):
+        return [Preference(prompt=row["prompt"].text(), chosen=chosen, rejected=rejected)]
+    return [split_prompt(chosen, rejected, row)]
+
+
+def is_whole(text: Text) -> bool:
+    """Whether it is a conversation with its questions, not an answer alone."""
+    return not isinstance(text, str) and text[0].role != "assistant"
+
+
+def split_prompt(chosen: Text, rejected: Text, row: Fields) -> Preference:
+    """Take what both begin with as the prompt; raises `InvalidRequest`."""
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        if not (isinstance(chosen, str) and isinstance(rejected, str)):
+            raise row.wrong("chosen and rejected are not both text or both conversations")
+        shared = common_prefix(chosen, rejected)
+        # Cut between words: a prompt must not end inside a token of the answers.
+        length = len(shared.rstrip()) if shared != shared.rstrip() else shared.rfind(" ")
+        prompt: Text = shared[: max(0, length)]
+    else:
+        length = 0
+        for one, other in zip(chosen, rejected, strict=False):
+            if one != other:
+                break
+            length += 1
+        prompt = chosen[:length]
+    if not prompt:
+        raise row.wrong("chosen and rejected do not begin with the same prompt")
+    rest = chosen[len(prompt) :], rejected[len(prompt) :]
+    for name, answer in zip(("chosen", "rejected"), rest, strict=True):
+        if not answer:
+            raise row.wrong(f"{name} has no answer after the prompt")
+        check_answer(answer, name, row)
+    return Preference(prompt=prompt, chosen=rest[0], rejected=rest[1])
+
+
+def common_prefix(one: str, other: str) -> str:
+    """What both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    length = next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+    return one[:length]
+
+
+def check_answer(answer: Text, name: str, row: Fields) -> None:
+    """Raise `InvalidRequest` unless a conversation's answer is the assistant's."""
+    if not isinstance(answer, str) and any(m.role != "assistant" for m in answer):
+        raise row.wrong(f"{name} holds turns that are not the assistant's after the prompt")
+
+
+def last_answer(messages: tuple[ChatMessage, ...]) -> list[tuple[Text, Text]]:
+    """Each assistant's turn with all that came before it."""
+    return [
+        (messages[:index], (message,))
+        for index, message in enumerate(messages)
+        if message.role == "assistant" and index > 0
+    ]

@@ -1,0 +1,99 @@
+"""Rows to samples of the reward model: pairs, rankings, labels, ratings."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from tuneloop.learner.data.fields import Fields, Form, Text, choose_form
+from tuneloop.learner.data.preferences import EXPLICIT, IMPLICIT, RANKED, preferences
+from tuneloop.learner.data.table import Table
+from tuneloop.learner.data.tokenize import completion_text
+from tuneloop.learner.ledger.queue.ratings import Ratings
+from tuneloop.learner.samples import (
+    LabelledText,
+    PreferredText,
+    RankedText,
+    RatedText,
+    RewardSample,
+)
+from tuneloop.models.reward_text import prompt_as_text
+
+LABELLED = Form(columns=("prompt", "completion", "label"))
+RATED = Form(columns=("prompt", "completion", "rating"), optional=("user",))
+SCORED = Form(columns=("prompt", "completion", "score"), optional=("user",))
+FORMS = (
+    dataclasses.replace(EXPLICIT, optional=("margin",)),
+    RANKED,
+    LABELLED,
+    RATED,
+    SCORED,
+    dataclasses.replace(IMPLICIT, optional=("margin",)),
+)
+
+
+def sample_maker(table: Table) -> Callable[[Fields], Sequence[RewardSample]]:
+    """How a row of `table` becomes samples; raises `InvalidRequest` for other columns."""
+    form = choose_form(table, FORMS, "reward-model")
+    rated = RatedRows(table, form.columns[-1]) if form in (RATED, SCORED) else None
+
+    def make(row: Fields) -> list[RewardSample]:
+        return [sample(row, form) if rated is None else rated.sample(row)]
+
+    return make
+
+
+def sample(row: Fields, form: Form) -> RewardSample:
+    """One row."""
+    if form is LABELLED:
+        return LabelledText(
+            sample_id=row.place,
+            prompt=as_prompt(row["prompt"].text()),
+            completion=completion_text(row["completion"].text()),
+            desirable=row["label"].flag(),
+        )
+    if form is RANKED:
+        return RankedText(
+            sample_id=row.place,
+            prompt=as_prompt(row["prompt"].text()),
+            completions=tuple(map(completion_text, row["completions"].texts())),
+        )
+    [pair] = preferences(row, form)
+    return PreferredText(
+        sample_id=row.place,
+        prompt=as_prompt(pair.prompt),
+        chosen=completion_text(pair.chosen),
+        rejected=completion_text(pair.rejected),
+        margin=row["margin"].number() if "margin" in row else 0.0,
+    )
+
+
+class RatedRows:
+    """Rated answers, each rating measured against its user's others."""
+
+    def __init__(self, table: Table, column: str) -> None:
+        """Read every rating; without a `user` column all are one user's."""
+        self._column = column
+        by_user: defaultdict[str, list[float]] = defaultdict(list)
+        for index, row in enumerate(table.rows):
+            fields = Fields(row, table.place(index))
+            by_user[user_of(fields)].append(fields[column].number())
+        self._ratings = Ratings(by_user)
+
+    def sample(self, row: Fields) -> RatedText:
+        """One rated answer."""
+        return RatedText(
+            sample_id=row.place,
+            prompt=as_prompt(row["prompt"].text()),
+            completion=completion_text(row["completion"].text()),
+            rating=self._ratings.standardised(user_of(row), row[self._column].number()),
+        )
+
+
+def user_of(row: Fields) -> str:
+    """Who rated."""
+    return str(row.row.get("user", ""))
+
+
+def as_prompt(prompt: Text) -> str:
+    """A prompt as the reward model reads it, here as in the service."""
+    return prompt if isinstance(prompt, str) else prompt_as_text(prompt)

@@ -1,0 +1,163 @@
+"""Texts as token ids, exactly as the service would have seen and produced them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneloop.errors import InvalidRequest
+from tuneloop.generation.prompts import Tokenization
+from tuneloop.learner.data.fields import Fields, Text
+from tuneloop.learner.samples import TokenSequence
+from tuneloop.models.reward_text import prompt_as_text
+from tuneloop.rollouts import ChatMessage, Prompt
+
+WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""How the classes of models that write text are called."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A prompt, as the model gets it and as a reader does."""
+
+    text: str
+    """What a reward function or a reward model reads."""
+    messages: tuple[ChatMessage, ...]
+    """Empty where the prompt is plain text."""
+    rendered: str
+    token_ids: tuple[int, ...]
+
+
+class TooLong(InvalidRequest):
+    """A row that does not fit the model; `on_long` decides what becomes of it."""
+
+    def __init__(self, row: Fields, what: str, limit: int) -> None:
+        self.problem = f"{row.place}: {what}, more than the {limit} that fit"
+        super().__init__(
+            f"{self.problem}; shorten it, or leave such rows out with --set on_long=drop",
+            param="max_length",
+        )
+
+
+class Tokens:
+    """Makes prompts and sequences of rows."""
+
+    def __init__(self, folder: Path, *, max_length: int | None, as_chat: bool = False) -> None:
+        """Take the tokenizer and the context length of the model in `folder`.
+
+        Raises `InvalidRequest` for a model that writes no text.
+        """
+        self.max_length = min(max_length or 1 << 30, context_length(folder))
+        self.tokenization = Tokenization(folder)
+        self._as_chat = as_chat
+
+    def asked(self, prompt: Text, row: Fields) -> Asked:
+        """A prompt of the row; raises `InvalidRequest` naming the row."""
+        if isinstance(prompt, str) and self._as_chat:
+            prompt = (ChatMessage(role="user", content=prompt),)
+        try:
+            if isinstance(prompt, str):
+                tokenized = self.tokenization.tokenize(Prompt(text=prompt))
+                messages: tuple[ChatMessage, ...] = ()
+            else:
+                tokenized = self.tokenization.tokenize(Prompt(messages=prompt))
+                messages = prompt
+        except InvalidRequest as error:
+            problem = error.message.replace("; use /v1/completions with a prompt", "")
+            raise row.wrong(problem) from error
+        return Asked(
+            text=prompt_as_text(messages, tokenized.text),
+            messages=messages,
+            rendered=tokenized.text,
+            token_ids=tokenized.token_ids,
+        )
+
+    def sequence(self, asked: Asked, completion: Text, row: Fields) -> TokenSequence:
+        """The prompt with one completion; raises `TooLong` where it does not fit."""
+        ids = self._completion_ids(asked, completion)
+        length = len(asked.token_ids) + len(ids)
+        if length > self.max_length:
+            raise TooLong(row, f"{length} tokens in prompt and completion", self.max_length)
+        return TokenSequence(
+            prompt_token_ids=asked.token_ids,
+            completion_token_ids=ids,
+            generation_logprobs=(),
+            temperature=1.0,
+        )
+
+    def _completion_ids(self, asked: Asked, completion: Text) -> tuple[int, ...]:
+        tokenizer = self.tokenization.tokenizer
+        stops = self.tokenization.stop_token_ids
+        ids = [
+            int(i)
+            for i in tokenizer(self._answer(asked, completion), add_special_tokens=False).input_ids
+        ]
+        ends = [index for index, token in enumerate(ids) if token in stops]
+        if asked.messages and ends:
+            # Templates write a line break after the end of a turn; no policy samples it.
+            return tuple(ids[: ends[-1] + 1])
+        if not (ids and ids[-1] in stops) and tokenizer.eos_token_id is not None:
+            ids.append(int(tokenizer.eos_token_id))
+        return tuple(ids)
+
+    def _answer(self, asked: Asked, completion: Text) -> str:
+        """What follows the rendered prompt."""
+        if isinstance(completion, str):
+            if not asked.messages:
+                return completion
+            completion = (ChatMessage(role="assistant", content=completion),)
+        content = "".join(message.content for message in completion)
+        if not asked.messages:
+            return content
+        turns = [{"role": m.role, "content": m.content} for m in (*asked.messages, *completion)]
+        whole = str(self.tokenization.tokenizer.apply_chat_template(turns, tokenize=False))
+        if whole.startswith(asked.rendered):
+            return whole[len(asked.rendered) :]
+        # Some templates write a finished answer otherwise than one to come (hidden reasoning).
+        return content
+
+
+def completion_text(completion: Text) -> str:
+    """A completion as its reader sees it."""
+    if isinstance(completion, str):
+        return completion
+    return prompt_as_text(completion)
+
+
+def context_length(folder: Path) -> int:
+    """Tokens the language model in a folder has positions for.
+
+    Raises `InvalidRequest` for a model without an output layer: transformers would load an encoder
+    with one of random numbers.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    names = config.architectures or []
+    if names and not any(name.endswith(WRITERS) for name in names):
+        raise InvalidRequest(
+            f"{folder}: a {', '.join(names)}, which writes no text; a causal language model is "
+            "needed",
+            param="model",
+        )
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(positions or 1 << 20)
+
+
+class EditTokenizer:
+    """Tokenizes answers with the policy's tokenizer."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load the tokenizer from the model's folder."""
+        self._tokenization = Tokenization(folder)
+
+    def __call__(self, text: str, original: Sequence[int]) -> tuple[int, ...]:
+        """Token ids of `text`, ended as the original answer was.
+
+        A user's text never becomes a special token, whatever it spells. An original that was cut
+        off says nothing of how to end: the tokenizer's end of sequence does then.
+        """
+        tokenizer = self._tokenization.tokenizer
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        stops = self._tokenization.stop_token_ids
+        ends = original[-1] if original and original[-1] in stops else tokenizer.eos_token_id
+        return (*ids, ends) if ends is not None else tuple(ids)

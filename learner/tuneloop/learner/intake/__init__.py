@@ -1,0 +1,1 @@
+"""Events in: from the streams, or from files, into the ledger."""

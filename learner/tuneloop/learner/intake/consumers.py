@@ -1,0 +1,258 @@
+"""From the streams into the ledger: decode, record in one transaction, then acknowledge.
+
+An event is acknowledged after the ledger has committed it, so it may come again but is never lost;
+the ledger's keys give it one effect. What cannot be decoded becomes a dead letter at once, what
+cannot be recorded comes again and becomes one after `MAX_DELIVERIES`. While the ledger itself
+cannot be written (its disk is full, its server away) events wait, for however long it takes.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from tuneloop import tracing
+from tuneloop.bus import Bus, Consumer, Delivery
+from tuneloop.bus.subjects import (
+    FEEDBACK,
+    LEARNER,
+    ROLLOUTS,
+    feedback_of,
+    is_retraction,
+    rollouts_of,
+)
+from tuneloop.bus.subjects import weights_activated as activated_subject
+from tuneloop.errors import CorruptData, FailedPrecondition, TuneloopError, Unavailable
+from tuneloop.feedback import Feedback, Retraction
+from tuneloop.learner import metrics, trace_links
+from tuneloop.learner.ledger.accounting import lineage
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events import lifecycle, recorder
+from tuneloop.policies import Activation
+from tuneloop.rollouts import Rollout, ScoredRollout
+from tuneloop.wire import (
+    decode_activation,
+    decode_feedback,
+    decode_retraction,
+    decode_rollout_generated,
+    decode_rollout_scored,
+)
+
+logger = logging.getLogger("tuneloop.learner.intake.consumers")
+
+BATCH = 256
+MAX_DELIVERIES = 5
+ACK_WAIT_SECONDS = 60.0
+FETCH_SECONDS = 5.0
+RETRY_SECONDS = 2.0
+
+Decode = Callable[[Delivery], Any]
+Record = Callable[[Sequence[Any]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intake:
+    """One durable consumer of the learner."""
+
+    name: str
+    """Of the consumer; its durable is `learner-<policy>-<name>`."""
+    stream: str
+    subject: str
+    decode: Decode
+    """Raises `CorruptData`."""
+    record: Record
+    """Blocks; one transaction for all events given."""
+
+    async def run(self, bus: Bus, policy: str, arrived: Callable[[], None]) -> None:
+        """Consume until cancelled; `arrived` is called after each batch that was recorded."""
+        durable = f"learner-{policy}-{self.name}"
+        while True:
+            try:
+                consumer = await bus.consume(
+                    stream=self.stream,
+                    durable=durable,
+                    subjects=[self.subject],
+                    ack_wait=ACK_WAIT_SECONDS,
+                )
+                while True:
+                    deliveries = await consumer.fetch(BATCH, FETCH_SECONDS)
+                    if deliveries:
+                        await self.handle(bus, durable, deliveries)
+                        arrived()
+                    await self._note_lag(consumer)
+            except FailedPrecondition:
+                # Another learner has the ledger: this one must end.
+                raise
+            except TuneloopError as error:
+                # The bus is down; deliveries in hand come again once it is back.
+                logger.warning("%s: %s; trying again", durable, error)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def handle(self, bus: Bus, durable: str, deliveries: Sequence[Delivery]) -> None:
+        """Record deliveries and acknowledge them."""
+        started_ns = time.time_ns()
+        events: list[tuple[Delivery, Any]] = []
+        for delivery in deliveries:
+            try:
+                events.append((delivery, self.decode(delivery)))
+            except CorruptData as error:
+                logger.warning("%s: dead letter %d: %s", durable, delivery.sequence, error)
+                await bus.dead_letter(delivery, consumer=durable, reason=error.message)
+        try:
+            await asyncio.to_thread(self.record, [event for _, event in events])
+        except Unavailable as error:
+            await self._wait_for_the_ledger([delivery for delivery, _ in events], error)
+            return
+        except SQLAlchemyError as error:
+            # Postgres quotes whole rows in the lines that follow the first.
+            problem = str(error).partition("\n")[0]
+            logger.error("%s: a batch could not be recorded: %s", durable, problem)
+            # One event must not keep the others out.
+            for delivery, event in events:
+                await self._handle_alone(bus, durable, delivery, event)
+            return
+        if tracing.on():
+            trace_links.take_in((event for _, event in events), started_ns)
+        for delivery, _ in events:
+            await delivery.ack()
+
+    async def _handle_alone(self, bus: Bus, durable: str, delivery: Delivery, event: Any) -> None:
+        try:
+            await asyncio.to_thread(self.record, [event])
+        except Unavailable as error:
+            await self._wait_for_the_ledger([delivery], error)
+            return
+        except SQLAlchemyError as error:
+            metrics.intake_failures.labels(self.name).inc()
+            if delivery.deliveries > MAX_DELIVERIES:
+                reason = f"could not be recorded: {type(error).__name__}"
+                await bus.dead_letter(delivery, consumer=durable, reason=reason)
+            else:
+                await delivery.nak(RETRY_SECONDS * delivery.deliveries)
+            return
+        await delivery.ack()
+
+    async def _wait_for_the_ledger(
+        self, deliveries: Sequence[Delivery], error: Unavailable
+    ) -> None:
+        """Send deliveries back: no event is at fault, so that none becomes a dead letter."""
+        metrics.intake_failures.labels(self.name).inc()
+        logger.error("%s wait: %s", self.name, error.message)
+        for delivery in deliveries:
+            await delivery.nak(RETRY_SECONDS)
+        await asyncio.sleep(RETRY_SECONDS)
+
+    async def _note_lag(self, consumer: Consumer) -> None:
+        metrics.consumer_lag.labels(self.name).set(await consumer.pending())
+
+
+def intakes(
+    database: Database,
+    policy: str,
+    *,
+    scored_objective: str = "ppo",
+    all_scores_count: bool = False,
+    clock: Callable[[], float] = time.time,
+) -> list[Intake]:
+    """The four consumers of the learner of `policy`.
+
+    Scores make samples of `scored_objective`, with `all_scores_count` even if no scorer calls them
+    informative. For GRPO so do ratings; PPO's value head would have to learn two scales at once, so
+    it gets them through the reward model.
+    """
+
+    def record_rollouts(events: Sequence[Rollout]) -> None:
+        new = recorder.record_rollouts(database, events, clock())
+        metrics.rollouts_consumed.inc(new)
+        metrics.duplicates.labels("rollouts").inc(len(events) - new)
+
+    def record_scores(events: Sequence[ScoredRollout]) -> None:
+        new = recorder.record_scores(
+            database, events, clock(), objective=scored_objective, all_count=all_scores_count
+        )
+        metrics.scores_consumed.inc(new)
+        metrics.duplicates.labels("scores").inc(len(events) - new)
+
+    def record_feedback(events: Sequence[tuple[Feedback | Retraction, int]]) -> None:
+        given = [(event, number) for event, number in events if isinstance(event, Feedback)]
+        taken = [(event, number) for event, number in events if isinstance(event, Retraction)]
+        new = recorder.record_feedback(
+            database, given, clock(), ratings_reward=scored_objective == "grpo"
+        )
+        retracted = lifecycle.record_retractions(database, taken, clock())
+        for feedback in new:
+            metrics.feedback_consumed.labels(feedback.kind.value).inc()
+        metrics.retractions_consumed.inc(retracted)
+        metrics.duplicates.labels("feedback").inc(len(events) - len(new) - retracted)
+        if new:
+            newest = max(feedback.accepted_time.timestamp() for feedback in new)
+            metrics.ledger_lag_seconds.set(max(0.0, clock() - newest))
+
+    def record_activations(events: Sequence[Activation]) -> None:
+        for activation in events:
+            if recorder.record_activation(database, "policy", activation):
+                observe_feedback_to_serving(database, activation)
+
+    return [
+        Intake(
+            name="rollouts",
+            stream=ROLLOUTS,
+            subject=rollouts_of(policy, "generated"),
+            decode=lambda d: _of_policy(policy, decode_rollout_generated(d.data)),
+            record=record_rollouts,
+        ),
+        Intake(
+            name="scores",
+            stream=ROLLOUTS,
+            subject=rollouts_of(policy, "scored"),
+            decode=lambda d: _of_policy(policy, decode_rollout_scored(d.data)),
+            record=record_scores,
+        ),
+        Intake(
+            name="feedback",
+            stream=FEEDBACK,
+            subject=feedback_of(policy),
+            decode=lambda d: (_of_policy(policy, _feedback_event(d)), d.sequence),
+            record=record_feedback,
+        ),
+        Intake(
+            name="activations",
+            stream=LEARNER,
+            subject=activated_subject(policy),
+            decode=lambda d: _of_policy(policy, decode_activation(d.data)),
+            record=record_activations,
+        ),
+    ]
+
+
+def observe_feedback_to_serving(database: Database, activation: Activation) -> None:
+    """Note how long each feedback took until the version that learned from it served."""
+    served = activation.activated_time.timestamp()
+    for accepted in lineage.feedback_times(database, "policy", activation.policy_version):
+        metrics.feedback_to_serving.observe(max(0.0, served - accepted))
+
+
+def _feedback_event(delivery: Delivery) -> Feedback | Retraction:
+    """What was said, or that it was taken back; raises `CorruptData`."""
+    if is_retraction(delivery.subject):
+        return decode_retraction(delivery.data)
+    return decode_feedback(delivery.data)
+
+
+def _of_policy(policy: str, event: Any) -> Any:
+    """The event, if its body names the policy its subject does; else raise `CorruptData`."""
+    if event.policy != policy:
+        raise CorruptData(f"policy: {event.policy!r} on a subject of {policy!r}", param="policy")
+    return event
+
+
+async def run_all(
+    bus: Bus, policy: str, consumers: Sequence[Intake], arrived: Callable[[], None]
+) -> None:
+    """Run consumers until cancelled; one that fails unexpectedly ends all."""
+    running: list[Awaitable[None]] = [c.run(bus, policy, arrived) for c in consumers]
+    await asyncio.gather(*running)

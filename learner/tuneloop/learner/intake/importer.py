@@ -1,0 +1,215 @@
+"""Judgements of texts that this service did not write, into the ledger.
+
+A row becomes rollouts without versions and without a sampler's log-probs, and the feedback on them:
+KTO, DPO, SFT and the reward model learn from it; PPO and GRPO never do. Ids are hashes of the
+content, so that a row that comes again adds nothing.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tuneloop.errors import InvalidRequest
+from tuneloop.feedback import Comparison, Demonstration, Feedback, Judgement, Thumb
+from tuneloop.learner.data.fields import Fields, Text, choose_form
+from tuneloop.learner.data.policy_rows import ANSWERED, LABELLED
+from tuneloop.learner.data.preferences import EXPLICIT, IMPLICIT, check_answer, preferences
+from tuneloop.learner.data.table import Table
+from tuneloop.learner.data.tokenize import Tokens, TooLong, completion_text
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.rows import compact
+from tuneloop.rollouts import (
+    FinishReason,
+    PolicyVersionSpan,
+    Rollout,
+    RolloutSource,
+    SamplingParameters,
+)
+
+IMPORT = "import"
+"""Tenant of imported rows, and what their ids begin with."""
+NO_VERSION = -1
+
+forms_of_kind = {
+    "pairs": (EXPLICIT, IMPLICIT),
+    "thumbs": (LABELLED,),
+    "demonstrations": (ANSWERED,),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedRow:
+    """A row of a file."""
+
+    place: str
+    """Where it stands, for messages."""
+    row: dict[str, Any]
+    occurrence: int = 0
+    """How many rows before it in its file are equal to it: people may agree."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """What became of rows."""
+
+    added: int
+    known: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What a row says."""
+
+    prompt: Text
+    answers: tuple[Text, ...]
+    """The chosen one first."""
+    label: bool | None = None
+    """Whether the answer is desirable."""
+
+
+Reader = Callable[[Fields], Said]
+
+
+def reader(kind: str, table: Table) -> Reader:
+    """How rows of a kind are read; raises `InvalidRequest` for another kind or other columns.
+
+    What it returns raises `InvalidRequest` naming the row that is wrong.
+    """
+    if kind not in forms_of_kind:
+        raise InvalidRequest(f"kind: one of {', '.join(forms_of_kind)}", param="kind")
+    form = choose_form(table, forms_of_kind[kind], kind)
+
+    def pair(row: Fields) -> Said:
+        [found] = preferences(row, form)
+        return Said(prompt=found.prompt, answers=(found.chosen, found.rejected))
+
+    def answer(row: Fields) -> Said:
+        label = row["label"].flag() if form is LABELLED else None
+        return Said(prompt=row["prompt"].text(), answers=(row["completion"].text(),), label=label)
+
+    def checked(row: Fields) -> Said:
+        said = pair(row) if kind == "pairs" else answer(row)
+        for text in said.answers:
+            check_answer(text, "the completion", row)
+        return said
+
+    return checked
+
+
+class Importer:
+    """Adds rows to a ledger, in the tokens of its policy."""
+
+    def __init__(
+        self,
+        database: Database,
+        policy: str,
+        model: Path,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._database = database
+        self._policy = policy
+        self._model = model
+        self._clock = clock
+        self._tokens: Tokens | None = None
+
+    @property
+    def tokens(self) -> Tokens:
+        """The policy's tokenizer and chat template, loaded when first needed."""
+        if self._tokens is None:
+            self._tokens = Tokens(self._model, max_length=None)
+        return self._tokens
+
+    def add(self, kind: str, rows: Sequence[ImportedRow]) -> Imported:
+        """Add all rows, or none: raises `InvalidRequest` naming the first that is wrong."""
+        read = reader(kind, Table(name="the file", rows=[row.row for row in rows]))
+        # A row of an export says which feedback it is: perhaps this ledger's own.
+        named = [str(row.row.get("feedback_id", "")) for row in rows]
+        own = recorder.recorded_feedback(self._database, named)
+        strange = [row for row, name in zip(rows, named, strict=True) if name not in own]
+        made = [self._made(kind, read, row) for row in strange]
+        added = recorder.record_imports(
+            self._database,
+            [rollout for rollouts, _ in made for rollout in rollouts],
+            [feedback for _, feedback in made],
+            self._clock(),
+        )
+        return Imported(added=added, known=len(rows) - added)
+
+    def _made(self, kind: str, read: Reader, row: ImportedRow) -> tuple[list[Rollout], Feedback]:
+        fields = Fields(row.row, row.place)
+        try:
+            json.dumps(row.row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise fields.wrong("a text that is not valid Unicode") from error
+        said = read(fields)
+        rollouts = [self._rollout(said.prompt, answer, fields) for answer in said.answers]
+        first, *others = (rollout.completion_id for rollout in rollouts)
+        if first in others:
+            raise fields.wrong("chosen and rejected are the same")
+        judgement: Judgement
+        if others:
+            judgement = Comparison(chosen=first, rejected=tuple(others))
+        elif said.label is not None:
+            judgement = Thumb(up=said.label)
+        else:
+            judgement = Demonstration(text=rollouts[0].completion_text)
+        name = digest(kind, json.dumps(row.row, sort_keys=True), row.occurrence)
+        return rollouts, Feedback(
+            feedback_id=f"{IMPORT}-{name}",
+            policy=self._policy,
+            tenant=IMPORT,
+            # Each row is somebody's own word, whoever that was.
+            user_hash=name[:16],
+            completion_id=first,
+            judgement=judgement,
+            accepted_time=self._now(),
+        )
+
+    def _rollout(self, prompt: Text, completion: Text, row: Fields) -> Rollout:
+        asked = self.tokens.asked(prompt, row)
+        try:
+            sequence = self.tokens.sequence(asked, completion, row)
+        except TooLong as error:
+            raise InvalidRequest(error.problem) from error
+        text = completion_text(completion)
+        turns = compact([[m.role, m.content] for m in asked.messages])
+        completion_id = f"{IMPORT}-{digest(turns, asked.rendered, text)}"
+        return Rollout(
+            completion_id=completion_id,
+            group_id=completion_id,
+            policy=self._policy,
+            tenant=IMPORT,
+            user_hash=IMPORT,
+            messages=asked.messages,
+            prompt_text=asked.rendered,
+            completion_text=text,
+            prompt_token_ids=sequence.prompt_token_ids,
+            completion_token_ids=sequence.completion_token_ids,
+            generation_logprobs=(),
+            finish_reason=FinishReason.STOP,
+            policy_version_spans=(
+                PolicyVersionSpan(
+                    policy_version=NO_VERSION, start=0, end=len(sequence.completion_token_ids)
+                ),
+            ),
+            sampling=SamplingParameters(
+                temperature=1.0, max_tokens=len(sequence.completion_token_ids)
+            ),
+            finished_time=self._now(),
+            source=RolloutSource.IMPORT,
+        )
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
+
+
+def digest(*parts: object) -> str:
+    """32 hexadecimal digits of what these are."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

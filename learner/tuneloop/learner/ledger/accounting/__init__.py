@@ -1,0 +1,1 @@
+"""Steps, versions and decisions: which sample reached which weights."""

@@ -1,0 +1,193 @@
+"""Which versions feedback, or all that is there of a user, reached: by being used, and by descent.
+
+A version reaches those that grew from it. What the policy learned by way of the reward model's
+scores is not followed: every score is a little of everybody's feedback.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import and_, func, or_, select
+
+from tuneloop.errors import NotFound
+from tuneloop.learner.ledger.accounting import forget_user, lineage, versions
+from tuneloop.learner.ledger.accounting.forget_user import Record, touching, versions_used
+from tuneloop.learner.ledger.accounting.lineage import same_sample
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.rows import moment
+from tuneloop.learner.ledger.schema import feedback, rollouts, samples, uses
+from tuneloop.learner.ledger.schema import versions as all_versions
+
+MODELS = ("policy", "reward_model")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """Versions of one model."""
+
+    direct: tuple[int, ...] = ()
+    """Their own steps used it."""
+    descended: tuple[int, ...] = ()
+    """They grew from those."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleUses:
+    """A sample that feedback made, and the steps that used it."""
+
+    sample_id: str
+    objective: str
+    state: str
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedbackLineage:
+    """What became of one feedback event."""
+
+    feedback_id: str
+    kind: str
+    status: str
+    user_hash: str
+    completion_ids: tuple[str, ...]
+    accepted_time: datetime
+    samples: tuple[SampleUses, ...]
+    policy: Reach
+    reward_model: Reach
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserLineage:
+    """What there is of a user, and what learned from it."""
+
+    rollouts: int
+    feedback: int
+    samples: Mapping[str, int]
+    """By state; of their judgements, and of others' on what they were answered."""
+    policy: Reach
+    reward_model: Reach
+    rebuild_from: int | None
+    """The last version that had not learned from them; None where what is trained on has not."""
+    forgotten: tuple[Record, ...] = field(default=())
+
+
+def of_feedback(database: Database, feedback_id: str) -> FeedbackLineage:
+    """The lineage of a feedback event; raises `NotFound`."""
+    with database.read() as connection:
+        query = select(feedback).where(feedback.c.feedback_id == feedback_id)
+        row = connection.execute(query).one_or_none()
+        if row is None:
+            raise NotFound(
+                f"no feedback {feedback_id[:100]!r} in the ledger: never recorded, not yet, "
+                "or forgotten",
+                param="feedback_id",
+            )
+        made = made_by(row)
+        found = connection.execute(
+            select(samples.c.sample_id, samples.c.objective, samples.c.state)
+            .where(made)
+            .order_by(samples.c.objective, samples.c.sample_id)
+        ).all()
+        used = connection.execute(
+            select(uses.c.sample_id, uses.c.objective, uses.c.step)
+            .join(samples, same_sample)
+            .where(made)
+            .order_by(uses.c.step)
+        ).all()
+        direct = {model: set(versions_used(connection, made, model)) for model in MODELS}
+    return FeedbackLineage(
+        feedback_id=row.feedback_id,
+        kind=row.kind,
+        status=row.status,
+        user_hash=row.user_hash,
+        completion_ids=tuple(json.loads(row.completion_ids)),
+        accepted_time=moment(row.accepted_time),
+        samples=tuple(
+            SampleUses(
+                sample_id=sample.sample_id,
+                objective=sample.objective,
+                state=sample.state,
+                steps=tuple(
+                    use.step
+                    for use in used
+                    if (use.sample_id, use.objective) == (sample.sample_id, sample.objective)
+                ),
+            )
+            for sample in found
+        ),
+        policy=reach(database, "policy", direct["policy"]),
+        reward_model=reach(database, "reward_model", direct["reward_model"]),
+    )
+
+
+def made_by(row: Any) -> Any:
+    """The samples of a row of `feedback`: its own, and pairs of siblings that it is half of."""
+    own = samples.c.feedback_id == row.feedback_id
+    if row.kind != "thumb":
+        return own
+    either = or_(
+        samples.c.completion_id == row.completion_id, samples.c.rejected_id == row.completion_id
+    )
+    halves = and_(samples.c.kind == "siblings", samples.c.user_hash == row.user_hash, either)
+    return or_(own, halves)
+
+
+def of_user(database: Database, user_hash: str) -> UserLineage:
+    """The lineage of a user, forgotten ones too; of nobody it is empty."""
+    about = touching(user_hash)
+    records = forget_user.records(database, user_hash)
+    with database.read() as connection:
+        states = connection.execute(select(samples.c.state).where(about)).scalars()
+        by_state = Counter(states)
+        answered = connection.execute(
+            select(func.count()).where(rollouts.c.user_hash == user_hash)
+        ).scalar_one()
+        judged = connection.execute(
+            select(func.count()).where(feedback.c.user_hash == user_hash)
+        ).scalar_one()
+        direct = {model: set(versions_used(connection, about, model)) for model in MODELS}
+    for record in records:
+        direct["policy"] |= set(record.forgotten.policy_versions)
+        direct["reward_model"] |= set(record.forgotten.reward_model_versions)
+    return UserLineage(
+        rollouts=answered,
+        feedback=judged,
+        samples=dict(sorted(by_state.items())),
+        policy=reach(database, "policy", direct["policy"]),
+        reward_model=reach(database, "reward_model", direct["reward_model"]),
+        rebuild_from=last_before(database, "policy", direct["policy"]),
+        forgotten=tuple(records),
+    )
+
+
+def reach(database: Database, model: str, direct: Collection[int]) -> Reach:
+    """These versions, and all that grew from them."""
+    with database.read() as connection:
+        query = select(all_versions.c.version, all_versions.c.parent).where(
+            all_versions.c.model == model
+        )
+        parent_of = {row.version: row.parent for row in connection.execute(query)}
+    descended: set[int] = set()
+    # A parent is older than its children.
+    for version in sorted(parent_of):
+        parent = parent_of[version]
+        if version not in direct and (parent in direct or parent in descended):
+            descended.add(version)
+    return Reach(direct=tuple(sorted(direct)), descended=tuple(sorted(descended)))
+
+
+def last_before(database: Database, model: str, direct: Collection[int]) -> int | None:
+    """The newest version before all of `direct` on the line that is trained on.
+
+    None where none of them is on it: nothing has to be built again.
+    """
+    head = versions.head(database, model)
+    if head is None:
+        return None
+    line = [head.version, *lineage.ancestors(database, model, head.version)]
+    used = [place for place, version in enumerate(line) if version in direct]
+    return line[used[-1] + 1] if used else None

@@ -1,0 +1,193 @@
+"""Forgetting a user: every row of theirs, and which versions had learned from them.
+
+What stays is that they were forgotten: the keyed hash of their name, when, how much there was, and
+the numbers of the versions whose weights carry it.
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Table, and_, delete, func, or_, select, true, tuple_
+
+from tuneloop.learner.ledger.accounting.lineage import same_sample
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.rows import moment
+from tuneloop.learner.ledger.schema import (
+    feedback,
+    forgotten,
+    rankings,
+    reference_logprobs,
+    retractions,
+    rollouts,
+    samples,
+    scores,
+    undone_uses,
+    uses,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forgotten:
+    """What was removed."""
+
+    rollouts: int
+    feedback: int
+    policy_versions: tuple[int, ...]
+    """Versions of the policy that had used them; their weights still carry that."""
+    reward_model_versions: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """That a user was forgotten."""
+
+    time: datetime
+    forgotten: Forgotten
+
+
+def theirs(user_hash: str) -> Any:
+    """Completions made for a user."""
+    return select(rollouts.c.completion_id).where(rollouts.c.user_hash == user_hash)
+
+
+def touching(user_hash: str) -> Any:
+    """Samples of a user's judgements, and of others' judgements of what they were answered."""
+    own = theirs(user_hash)
+    ranking_them = select(rankings.c.feedback_id).where(rankings.c.completion_id.in_(own))
+    return or_(
+        samples.c.user_hash == user_hash,
+        samples.c.completion_id.in_(own),
+        samples.c.rejected_id.in_(own),
+        samples.c.feedback_id.in_(ranking_them),
+    )
+
+
+def versions_used(connection: Connection, chosen: Any, model: str) -> tuple[int, ...]:
+    """Versions of a model whose own steps used one of the chosen samples, quarantined ones too."""
+    used = (
+        select(uses.c.policy_version)
+        .join(samples, same_sample)
+        .where(chosen, uses.c.model == model, uses.c.policy_version.is_not(None))
+    )
+    put_back = (
+        select(undone_uses.c.version)
+        .join(
+            samples,
+            (samples.c.sample_id == undone_uses.c.sample_id)
+            & (samples.c.objective == undone_uses.c.objective),
+        )
+        .where(chosen, undone_uses.c.model == model)
+    )
+    return tuple(sorted(connection.execute(used.union(put_back)).scalars()))
+
+
+def used_since_a_version(database: Database, user_hash: str, model: str) -> bool:
+    """Whether steps that no version has yet used what is there of a user."""
+    query = (
+        select(func.count())
+        .select_from(uses)
+        .join(samples, same_sample)
+        .where(touching(user_hash), uses.c.model == model, uses.c.policy_version.is_(None))
+    )
+    with database.read() as connection:
+        return bool(connection.execute(query).scalar_one())
+
+
+def forget_user(database: Database, user_hash: str, now: float) -> Forgotten:
+    """Remove the user's rollouts and feedback, others' feedback on them, and every use of them."""
+    own = theirs(user_hash)
+    spoken_of = select(samples.c.feedback_id).where(
+        touching(user_hash), samples.c.feedback_id.is_not(None)
+    )
+    judgements = or_(
+        feedback.c.user_hash == user_hash,
+        feedback.c.completion_id.in_(own),
+        feedback.c.feedback_id.in_(spoken_of),
+    )
+    with database.write() as connection:
+        policy_versions = versions_used(connection, touching(user_hash), "policy")
+        reward_model_versions = versions_used(connection, touching(user_hash), "reward_model")
+        feedback_ids = list(
+            connection.execute(select(feedback.c.feedback_id).where(judgements)).scalars()
+        )
+        about_them = or_(touching(user_hash), samples.c.feedback_id.in_(feedback_ids))
+        doomed = select(samples.c.sample_id, samples.c.objective).where(about_them)
+        for table in (uses, undone_uses):
+            of_them = tuple_(table.c.sample_id, table.c.objective).in_(doomed)
+            connection.execute(delete(table).where(of_them))
+        connection.execute(delete(samples).where(about_them))
+        connection.execute(delete(scores).where(scores.c.completion_id.in_(own)))
+        for table in (scores, samples):
+            connection.execute(delete(table).where(_stray(table, user_hash)))
+        connection.execute(delete(rankings).where(rankings.c.feedback_id.in_(feedback_ids)))
+        connection.execute(
+            delete(retractions).where(
+                or_(
+                    retractions.c.user_hash == user_hash,
+                    retractions.c.feedback_id.in_(feedback_ids),
+                )
+            )
+        )
+        # A cache, kept by what it is of; nobody can tell whose a row is.
+        connection.execute(delete(reference_logprobs))
+        gone = Forgotten(
+            feedback=connection.execute(
+                delete(feedback).where(feedback.c.feedback_id.in_(feedback_ids))
+            ).rowcount,
+            rollouts=connection.execute(
+                delete(rollouts).where(rollouts.c.user_hash == user_hash)
+            ).rowcount,
+            policy_versions=policy_versions,
+            reward_model_versions=reward_model_versions,
+        )
+        connection.execute(forgotten.insert().values(_row(user_hash, gone, now)))
+    return gone
+
+
+def _stray(table: Table, user_hash: str) -> Any:
+    """Scores of theirs that came after they were forgotten: the gateway's ids carry the hash."""
+    known = select(rollouts.c.completion_id)
+    about_them = table.c.completion_id.contains(user_hash, autoescape=True)
+    alone = table.c.completion_id.not_in(known)
+    return and_(about_them, alone, table.c.kind == "score" if table is samples else true())
+
+
+def records(database: Database, user_hash: str) -> list[Record]:
+    """When a user was forgotten, oldest first: they may have come back."""
+    query = select(forgotten).where(forgotten.c.user_hash == user_hash).order_by(forgotten.c.number)
+    with database.read() as connection:
+        return [
+            Record(
+                time=moment(row.time),
+                forgotten=Forgotten(
+                    rollouts=row.rollouts,
+                    feedback=row.feedback,
+                    policy_versions=tuple(json.loads(row.policy_versions)),
+                    reward_model_versions=tuple(json.loads(row.reward_model_versions)),
+                ),
+            )
+            for row in connection.execute(query)
+        ]
+
+
+def row_counts(database: Database) -> dict[str, int]:
+    """Rows of the tables that grow with traffic."""
+    tables = (rollouts, feedback, scores, samples, uses)
+    with database.read() as connection:
+        return {
+            table.name: connection.execute(select(func.count()).select_from(table)).scalar_one()
+            for table in tables
+        }
+
+
+def _row(user_hash: str, gone: Forgotten, now: float) -> dict[str, Any]:
+    return {
+        "user_hash": user_hash,
+        "time": now,
+        "rollouts": gone.rollouts,
+        "feedback": gone.feedback,
+        "policy_versions": json.dumps(gone.policy_versions),
+        "reward_model_versions": json.dumps(gone.reward_model_versions),
+    }

@@ -1,0 +1,196 @@
+"""Quarantine: a version of the policy is refused for good, and what it had learned is put back.
+
+First the versions are marked, in the transaction that also routes away from them; later, between
+two steps, the uses after the last good version are undone. Whether that is still to be done can
+always be read here, so a crash in between only delays it. A sample that has led to several
+quarantines is set aside, so that the same batch does not spoil one candidate after another.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from sqlalchemy import Connection, exists, func, insert, literal, select, update
+
+from tuneloop.learner.ledger.accounting import decisions, steps
+from tuneloop.learner.ledger.accounting.versions import GOOD
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.schema import decisions as decisions_table
+from tuneloop.learner.ledger.schema import samples, undone_uses, uses, versions
+from tuneloop.policies import ReleaseState
+
+Kind: TypeAlias = Literal["quarantine", "rebuild"]
+"""Why versions are taken back: for what they are, or to learn again without somebody's data."""
+
+POLICY = "policy"
+MARKED = (
+    versions.c.model == POLICY,
+    versions.c.state == ReleaseState.QUARANTINED.value,
+    versions.c.abandoned.is_(False),
+)
+"""Quarantined, and their steps are not undone yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutBack:
+    """What undoing a quarantined version's steps came to."""
+
+    good: int
+    """The version learning goes on from."""
+    samples: int
+    set_aside: int
+
+
+def mark(
+    connection: Connection,
+    first: int,
+    last: int,
+    *,
+    reason: str,
+    numbers: Mapping[str, Any],
+    actor: str,
+    kind: Kind,
+    now: float,
+) -> None:
+    """Quarantine versions `first` to `last` and retire what grew from them, with a decision each.
+
+    Only what is taken back as `quarantine` puts blame on the samples.
+    """
+    line = (versions.c.model == POLICY, versions.c.abandoned.is_(False))
+    between = versions.c.version.between(first, last)
+    refused = connection.execute(
+        update(versions)
+        .where(*line, between)
+        .values(state=ReleaseState.QUARANTINED.value)
+        .returning(versions.c.version)
+    ).scalars()
+    # One that was put back before, and promoted all the same, is quarantined a second time.
+    connection.execute(
+        update(versions)
+        .where(versions.c.model == POLICY, versions.c.version == last)
+        .values(state=ReleaseState.QUARANTINED.value)
+    )
+    for version in sorted({*refused, last}):
+        decisions.record_in(
+            connection,
+            version=version,
+            kind=kind,
+            outcome="quarantined",
+            numbers=numbers,
+            reason=reason,
+            actor=actor,
+            now=now,
+        )
+    grown = connection.execute(
+        update(versions)
+        .where(
+            *line,
+            versions.c.version > last,
+            versions.c.state.in_((ReleaseState.CANDIDATE.value, ReleaseState.CANARY.value)),
+        )
+        .values(state=ReleaseState.RETIRED.value)
+        .returning(versions.c.version)
+    ).scalars()
+    for version in sorted(grown):
+        decisions.record_in(
+            connection,
+            version=version,
+            kind=kind,
+            outcome="retired",
+            reason=f"grew from version {last}, which is quarantined",
+            actor=actor,
+            now=now,
+        )
+
+
+def put_back(database: Database, now: float, set_aside_after: int) -> PutBack | None:
+    """Undo the steps after the last good version; None when no quarantine asks for it."""
+    if not _is_due(database):
+        return None
+    with database.write() as connection:
+        first = connection.execute(select(func.min(versions.c.version)).where(*MARKED)).scalar_one()
+        good = connection.execute(
+            select(versions.c.version, versions.c.last_step)
+            .where(
+                versions.c.model == POLICY,
+                versions.c.version < first,
+                versions.c.abandoned.is_(False),
+                GOOD,
+            )
+            .order_by(versions.c.version.desc())
+            .limit(1)
+        ).one_or_none()
+        step = 0 if good is None else good.last_step
+        _remember(connection, step)
+        undone = steps.undo_after(connection, POLICY, step, now)
+        spoilt = _blamed_often(connection, undone, set_aside_after)
+        for sample_id, objective in spoilt:
+            _set_aside(connection, sample_id, objective)
+    return PutBack(
+        good=0 if good is None else good.version, samples=len(undone), set_aside=len(spoilt)
+    )
+
+
+def _is_due(database: Database) -> bool:
+    with database.read() as connection:
+        return connection.execute(select(literal(1)).where(*MARKED).limit(1)).first() is not None
+
+
+def _remember(connection: Connection, step: int) -> None:
+    """Keep which version had learned from what; blamed is what the last refused one knew."""
+    refused = exists().where(
+        decisions_table.c.model == versions.c.model,
+        decisions_table.c.version == versions.c.version,
+        decisions_table.c.kind == "quarantine",
+        decisions_table.c.outcome == "quarantined",
+    )
+    blamed_until = connection.execute(
+        select(func.coalesce(func.max(versions.c.last_step), 0)).where(*MARKED, refused)
+    ).scalar_one()
+    connection.execute(
+        insert(undone_uses).from_select(
+            ["model", "version", "sample_id", "objective", "epoch", "step", "blamed"],
+            select(
+                uses.c.model,
+                uses.c.policy_version,
+                uses.c.sample_id,
+                uses.c.objective,
+                uses.c.epoch,
+                uses.c.step,
+                uses.c.step <= blamed_until,
+            ).where(uses.c.model == POLICY, uses.c.step > step, uses.c.policy_version.is_not(None)),
+        )
+    )
+
+
+def _blamed_often(
+    connection: Connection, undone: Sequence[tuple[str, str]], often: int
+) -> Collection[tuple[str, str]]:
+    """Those of the samples that led to a quarantine `often` times; a replay does not count."""
+    same = (undone_uses.c.sample_id, undone_uses.c.objective)
+    query = (
+        select(*same)
+        .where(undone_uses.c.blamed.is_(True), undone_uses.c.epoch == 0)
+        .group_by(*same)
+        .having(func.count() >= often)
+    )
+    counted = {(row.sample_id, row.objective) for row in connection.execute(query)}
+    return sorted(counted & set(undone))
+
+
+def _set_aside(connection: Connection, sample_id: str, objective: str) -> None:
+    led_to = select(undone_uses.c.version).where(
+        undone_uses.c.sample_id == sample_id,
+        undone_uses.c.objective == objective,
+        undone_uses.c.blamed.is_(True),
+    )
+    named = ", ".join(str(v) for v in sorted(set(connection.execute(led_to).scalars())))
+    connection.execute(
+        update(samples)
+        .where(
+            samples.c.sample_id == sample_id,
+            samples.c.objective == objective,
+            samples.c.state == "open",
+        )
+        .values(state="set_aside", note=f"versions {named} learned from it and were quarantined")
+    )

@@ -1,0 +1,228 @@
+"""Committed steps and the samples they used: the accounting that makes each use count once.
+
+A step is committed after its checkpoint is on disk, in one transaction with its uses. What is not
+committed did not happen: after a crash its samples are open and its checkpoint is unknown here.
+
+Epoch 0 is a sample's first use, of which there is exactly one; replays count as later epochs.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection, delete, func, select, update
+
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events.verdict_rules import settle_siblings, settle_votes
+from tuneloop.learner.ledger.schema import rollouts, samples, steps, uses, versions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """An optimizer step and what it used."""
+
+    step: int
+    samples: Mapping[str, Sequence[str]]
+    """Sample ids by objective."""
+    skipped: bool
+    metrics: Mapping[str, float]
+    replayed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Ids by objective of samples that were used before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommittedStep:
+    """The newest step of a model."""
+
+    step: int
+    metrics: Mapping[str, float]
+    committed_time: float
+
+
+def commit_steps(
+    database: Database, model: str, done: Sequence[Step], checkpoint: str, now: float
+) -> int:
+    """Commit steps of `model` ("policy" or "reward_model") with their uses; how many uses.
+
+    A sample that was forgotten meanwhile leaves no use; one that was retracted stays so.
+    """
+    with database.write() as connection:
+        for step in done:
+            connection.execute(
+                steps.insert().values(
+                    model=model,
+                    step=step.step,
+                    checkpoint=checkpoint,
+                    skipped=step.skipped,
+                    metrics=json.dumps(dict(step.metrics)),
+                    committed_time=now,
+                )
+            )
+        return sum(_use(connection, model, step) for step in done)
+
+
+def _use(connection: Connection, model: str, step: Step) -> int:
+    count = 0
+    for objective, sample_ids in step.samples.items():
+        for sample_id in sample_ids:
+            same = (samples.c.sample_id == sample_id) & (samples.c.objective == objective)
+            row = connection.execute(
+                select(samples.c.state, samples.c.topic, samples.c.user_hash).where(same)
+            ).one_or_none()
+            if row is None:
+                continue
+            _note_use(connection, model, step.step, objective, sample_id, epoch=0)
+            if row.state != "retracted":
+                connection.execute(update(samples).where(same).values(state="used"))
+            if row.topic:
+                # A newer verdict may have come while the step ran.
+                settle_votes(connection, objective, row.topic, row.user_hash)
+            count += 1
+    for objective, sample_ids in step.replayed.items():
+        for sample_id in sample_ids:
+            same = (uses.c.sample_id == sample_id) & (uses.c.objective == objective)
+            newest = connection.execute(select(func.max(uses.c.epoch)).where(same)).scalar_one()
+            if newest is None:  # forgotten meanwhile
+                continue
+            _note_use(connection, model, step.step, objective, sample_id, epoch=newest + 1)
+            count += 1
+    return count
+
+
+def _note_use(
+    connection: Connection, model: str, step: int, objective: str, sample_id: str, *, epoch: int
+) -> None:
+    connection.execute(
+        uses.insert().values(
+            sample_id=sample_id, objective=objective, epoch=epoch, model=model, step=step
+        )
+    )
+
+
+def checkpoints(database: Database, model: str) -> list[tuple[int, str]]:
+    """(last step, name) of each committed checkpoint, newest first."""
+    query = (
+        select(func.max(steps.c.step), steps.c.checkpoint)
+        .where(steps.c.model == model)
+        .group_by(steps.c.checkpoint)
+        .order_by(func.max(steps.c.step).desc())
+    )
+    with database.read() as connection:
+        return [(step, name) for step, name in connection.execute(query)]
+
+
+def newest_step(database: Database, model: str) -> CommittedStep | None:
+    """The newest committed step of a model, or None."""
+    query = select(steps).where(steps.c.model == model).order_by(steps.c.step.desc()).limit(1)
+    with database.read() as connection:
+        row = connection.execute(query).one_or_none()
+    if row is None:
+        return None
+    return CommittedStep(
+        step=row.step, metrics=json.loads(row.metrics), committed_time=row.committed_time
+    )
+
+
+def staleness(database: Database) -> float | None:
+    """Versions that the scored rollouts of the newest step that had any were behind, on average.
+
+    None before the first such step.
+    """
+    scored = select(uses.c.step).where(
+        uses.c.model == "policy", uses.c.objective.in_(("ppo", "grpo")), uses.c.epoch == 0
+    )
+    newest = scored.order_by(uses.c.step.desc()).limit(1)
+    # The version its weights grew from: the newest that has all steps before it.
+    parent = (
+        select(func.coalesce(func.max(versions.c.version), 0))
+        .where(
+            versions.c.model == "policy",
+            versions.c.last_step < uses.c.step,
+            versions.c.abandoned.is_(False),
+        )
+        .correlate(uses)
+        .scalar_subquery()
+    )
+    query = (
+        select(func.avg(parent - rollouts.c.oldest_version))
+        .select_from(uses)
+        .join(
+            samples,
+            (samples.c.sample_id == uses.c.sample_id) & (samples.c.objective == uses.c.objective),
+        )
+        .join(rollouts, rollouts.c.completion_id == samples.c.completion_id)
+        .where(
+            uses.c.model == "policy",
+            uses.c.objective.in_(("ppo", "grpo")),
+            uses.c.step == newest.scalar_subquery(),
+        )
+    )
+    with database.read() as connection:
+        mean = connection.execute(query).scalar_one_or_none()
+    return None if mean is None else float(mean)
+
+
+def unpublished_steps(database: Database, model: str, after: int) -> int:
+    """Committed steps after step `after` that changed the weights."""
+    query = select(func.count()).where(
+        steps.c.model == model, steps.c.step > after, steps.c.skipped.is_(False)
+    )
+    with database.read() as connection:
+        return int(connection.execute(query).scalar_one())
+
+
+def used_samples(database: Database, objective: str) -> int:
+    """Samples that committed steps of an objective used."""
+    query = select(func.count()).where(uses.c.objective == objective, uses.c.epoch == 0)
+    with database.read() as connection:
+        return int(connection.execute(query).scalar_one())
+
+
+def roll_back(database: Database, model: str, step: int, now: float) -> int:
+    """Undo the steps after `step`: their samples are open again; how many uses there were.
+
+    Versions published from them stay published, but nothing grows from them any more.
+    """
+    with database.write() as connection:
+        return len(undo_after(connection, model, step, now))
+
+
+def undo_after(
+    connection: Connection, model: str, step: int, now: float
+) -> Sequence[tuple[str, str]]:
+    """`roll_back` inside a transaction; (sample id, objective) of each use."""
+    undone = connection.execute(
+        delete(uses)
+        .where(uses.c.model == model, uses.c.step > step)
+        .returning(uses.c.sample_id, uses.c.objective, uses.c.epoch)
+    ).all()
+    connection.execute(delete(steps).where(steps.c.model == model, steps.c.step > step))
+    connection.execute(
+        update(versions)
+        .where(versions.c.model == model, versions.c.last_step > step)
+        .values(abandoned=True)
+    )
+    for sample_id, objective, epoch in undone:
+        if epoch == 0:
+            _reopen(connection, sample_id, objective, now)
+    return [(sample_id, objective) for sample_id, objective, _ in undone]
+
+
+def _reopen(connection: Connection, sample_id: str, objective: str, now: float) -> None:
+    row = connection.execute(
+        update(samples)
+        .where(
+            samples.c.sample_id == sample_id,
+            samples.c.objective == objective,
+            samples.c.state == "used",
+        )
+        .values(state="open")
+        .returning(*samples.c)
+    ).one_or_none()
+    if row is None:  # retracted
+        return
+    if row.topic:
+        settle_votes(connection, objective, row.topic, row.user_hash)
+    if row.kind == "siblings":
+        query = select(rollouts.c.group_id).where(rollouts.c.completion_id == row.completion_id)
+        settle_siblings(connection, connection.execute(query).scalar_one(), now)

@@ -1,0 +1,1 @@
+"""Events as rows: what is recorded, and which samples it makes."""

@@ -1,0 +1,158 @@
+"""How feedback ends: taken back by whoever gave it, or too old to learn from.
+
+Its open samples end with it, and the pairs of siblings it was half of. What steps have used stays
+on the record of those steps and is not taken again: of retracted feedback never, of expired
+feedback not by replays (see `replay`).
+"""
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, exists, not_, select, update
+
+from tuneloop.feedback import FeedbackKind, FeedbackStatus, Retraction
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events.verdict_rules import settle_siblings, settle_votes
+from tuneloop.learner.ledger.queue.ready import ALL_RECORDED, with_rollouts
+from tuneloop.learner.ledger.rows import insert_new
+from tuneloop.learner.ledger.schema import feedback, retractions, rollouts, samples
+
+ROWS_AT_ONCE = 500
+
+
+def record_retractions(
+    database: Database, events: Sequence[tuple[Retraction, int]], now: float
+) -> int:
+    """Keep retractions, given with their sequence in the stream; how many were new.
+
+    One that comes before its feedback wins all the same: see `record.record_feedback`.
+    """
+    rows = [
+        {
+            "feedback_id": event.feedback_id,
+            "user_hash": event.user_hash,
+            "retracted_time": event.retracted_time.timestamp(),
+            "sequence": sequence,
+        }
+        for event, sequence in events
+    ]
+    with database.write() as connection:
+        new = insert_new(connection, retractions, rows, ("feedback_id",))
+        ids = [row["feedback_id"] for row in new]
+        connection.execute(
+            update(feedback)
+            .where(feedback.c.feedback_id.in_(ids))
+            .values(status=FeedbackStatus.RETRACTED.value)
+        )
+        connection.execute(
+            update(samples)
+            .where(
+                samples.c.feedback_id.in_(ids),
+                samples.c.state.in_(("open", "used", "superseded", "expired")),
+            )
+            .values(state="retracted", current=False)
+        )
+        settle(connection, ids, now)
+    return len(new)
+
+
+def retracted(connection: Connection, feedback_ids: Sequence[str]) -> set[str]:
+    """Which of these are retracted."""
+    query = select(retractions.c.feedback_id).where(retractions.c.feedback_id.in_(feedback_ids))
+    return set(connection.execute(query).scalars())
+
+
+def expire(
+    database: Database, now: float, *, max_age: float | None, rollout_wait: float | None
+) -> int:
+    """End what is too old, or has waited too long for its rollout; how much feedback ended.
+
+    `max_age` counts from when feedback was accepted, `rollout_wait` from when the ledger learned of
+    it, both in seconds; None is for ever. A rollout that comes later does not bring it back.
+    Comments are not learned from and do not expire.
+    """
+    ended: set[str] = set()
+    with database.write() as connection:
+        if max_age is not None:
+            ended |= _expire_old(connection, now - max_age)
+        if rollout_wait is not None:
+            ended |= _expire_waiting(connection, now - rollout_wait)
+        ids = sorted(ended)
+        for start in range(0, len(ids), ROWS_AT_ONCE):
+            settle(connection, ids[start : start + ROWS_AT_ONCE], now)
+    return len(ended)
+
+
+def _expire_old(connection: Connection, accepted_before: float) -> set[str]:
+    ended = connection.execute(
+        update(feedback)
+        .where(
+            feedback.c.accepted_time < accepted_before,
+            feedback.c.status == FeedbackStatus.ACCEPTED.value,
+            feedback.c.kind != FeedbackKind.COMMENT.value,
+        )
+        .values(status=FeedbackStatus.EXPIRED.value)
+        .returning(feedback.c.feedback_id)
+    )
+    ids = set(ended.scalars())
+    connection.execute(
+        update(samples)
+        .where(
+            samples.c.accepted_time < accepted_before,
+            samples.c.state == "open",
+            samples.c.feedback_id.is_not(None),
+        )
+        .values(state="expired", current=False)
+    )
+    return ids
+
+
+def _expire_waiting(connection: Connection, recorded_before: float) -> set[str]:
+    """Samples that wait; and feedback of which nothing but such samples is left."""
+    waiting = with_rollouts(samples.c.sample_id, samples.c.objective, samples.c.feedback_id).where(
+        samples.c.recorded_time < recorded_before,
+        samples.c.state == "open",
+        samples.c.feedback_id.is_not(None),
+        not_(ALL_RECORDED),
+    )
+    rows = connection.execute(waiting).all()
+    for row in rows:
+        connection.execute(
+            update(samples)
+            .where(samples.c.sample_id == row.sample_id, samples.c.objective == row.objective)
+            .values(state="expired", current=False)
+        )
+    ids = sorted({row.feedback_id for row in rows})
+    other = samples.alias()
+    for start in range(0, len(ids), ROWS_AT_ONCE):
+        connection.execute(
+            update(feedback)
+            .where(
+                feedback.c.feedback_id.in_(ids[start : start + ROWS_AT_ONCE]),
+                not_(
+                    exists().where(
+                        other.c.feedback_id == feedback.c.feedback_id, other.c.state != "expired"
+                    )
+                ),
+            )
+            .values(status=FeedbackStatus.EXPIRED.value)
+        )
+    return set(ids)
+
+
+def settle(connection: Connection, feedback_ids: Sequence[str], now: float) -> None:
+    """Apply the rules of votes and of siblings to all that this feedback has a say in."""
+    spoken = select(samples.c.objective, samples.c.topic, samples.c.user_hash).where(
+        samples.c.feedback_id.in_(feedback_ids), samples.c.topic != ""
+    )
+    for row in sorted(set(map(tuple, connection.execute(spoken)))):
+        settle_votes(connection, *row)
+    groups = (
+        select(rollouts.c.group_id)
+        .join(feedback, feedback.c.completion_id == rollouts.c.completion_id)
+        .where(
+            feedback.c.feedback_id.in_(feedback_ids),
+            feedback.c.kind == FeedbackKind.THUMB.value,
+        )
+    )
+    for group_id in sorted(set(connection.execute(groups).scalars())):
+        settle_siblings(connection, group_id, now)

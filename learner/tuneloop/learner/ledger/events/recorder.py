@@ -1,0 +1,182 @@
+"""Events into the ledger: each in one transaction with the samples it makes, each only once."""
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import Connection, select, update
+
+from tuneloop.feedback import Feedback
+from tuneloop.learner.ledger.database import Database, Row
+from tuneloop.learner.ledger.events.forgotten_times import forgotten_times
+from tuneloop.learner.ledger.events.lifecycle import retracted
+from tuneloop.learner.ledger.events.sample_rules import (
+    ranked_completions,
+    samples_of,
+    scored_sample,
+)
+from tuneloop.learner.ledger.events.verdict_rules import settle_siblings, settle_votes
+from tuneloop.learner.ledger.rows import feedback_row, insert_new, rollout_row, score_row
+from tuneloop.learner.ledger.schema import (
+    feedback,
+    rankings,
+    rollouts,
+    samples,
+    scores,
+    versions,
+)
+from tuneloop.policies import Activation
+from tuneloop.rollouts import Rollout, ScoredRollout
+
+
+def record_rollouts(database: Database, events: Sequence[Rollout], now: float) -> int:
+    """Keep rollouts; how many were new. `now` is the time of recording.
+
+    What was on its way when its user was forgotten is not kept, nor is feedback.
+    """
+    with database.write() as connection:
+        rows = [rollout_row(rollout) for rollout in events]
+        rows = _not_forgotten(connection, rows, "finished_time")
+        new = insert_new(connection, rollouts, rows, ("completion_id",))
+        for group_id in sorted({row["group_id"] for row in new}):
+            settle_siblings(connection, group_id, now)
+    return len(new)
+
+
+def record_feedback(
+    database: Database,
+    events: Sequence[tuple[Feedback, int]],
+    now: float,
+    *,
+    ratings_reward: bool = False,
+) -> list[Feedback]:
+    """Keep feedback, given with its sequence in the stream; the ones that were new.
+
+    It makes its samples at once; those wait for their rollouts by not being ready, and those of
+    what was retracted before it came are retracted. With `ratings_reward` a rating is also a
+    reward, for GRPO.
+    """
+    with database.write() as connection:
+        rows = [feedback_row(event, sequence) for event, sequence in events]
+        rows = _not_forgotten(connection, rows, "accepted_time")
+        gone = retracted(connection, [row["feedback_id"] for row in rows])
+        for row in rows:
+            row["status"] = "retracted" if row["feedback_id"] in gone else "accepted"
+        new = insert_new(connection, feedback, rows, ("feedback_id",))
+        ranked = [completion for row in new for completion in ranked_completions(row)]
+        insert_new(connection, rankings, ranked, ("feedback_id", "position"))
+        made = [
+            sample for row in new for sample in samples_of(row, now, ratings_reward=ratings_reward)
+        ]
+        for sample in made:
+            counts = sample["feedback_id"] not in gone
+            sample |= {"state": "open" if counts else "retracted", "current": counts}
+        insert_new(connection, samples, made, ("sample_id", "objective"))
+        for spoken in sorted({(s["objective"], s["topic"], s["user_hash"]) for s in made}):
+            settle_votes(connection, *spoken)
+        thumbs = {row["completion_id"] for row in new if row["kind"] == "thumb"}
+        for group_id in _groups(connection, thumbs):
+            settle_siblings(connection, group_id, now)
+    fresh = {row["feedback_id"] for row in new}
+    first = {event.feedback_id: event for event, _ in reversed(events)}
+    return [event for event in reversed(first.values()) if event.feedback_id in fresh]
+
+
+def recorded_feedback(database: Database, feedback_ids: Sequence[str]) -> set[str]:
+    """Which of these are in the ledger, whatever has become of them."""
+    query = select(feedback.c.feedback_id).where(feedback.c.feedback_id.in_(feedback_ids))
+    with database.read() as connection:
+        return set(connection.execute(query).scalars())
+
+
+def record_imports(
+    database: Database, texts: Sequence[Rollout], judgements: Sequence[Feedback], now: float
+) -> int:
+    """Keep texts that no policy sampled with what was said of them; how many judgements are new.
+
+    An answer brought as a demonstration is no edit of another one: there is only SFT on it.
+    """
+    with database.write() as connection:
+        rows = [rollout_row(text) for text in texts]
+        insert_new(connection, rollouts, rows, ("completion_id",))
+        given = [feedback_row(event, 0) for event in judgements]
+        new = insert_new(connection, feedback, given, ("feedback_id",))
+        made = [
+            sample
+            for row in new
+            for sample in samples_of(row, now)
+            if row["kind"] != "demonstration" or sample["objective"] == "sft"
+        ]
+        insert_new(connection, samples, made, ("sample_id", "objective"))
+    return len(new)
+
+
+def record_scores(
+    database: Database,
+    events: Sequence[ScoredRollout],
+    now: float,
+    *,
+    objective: str = "ppo",
+    all_count: bool = False,
+) -> int:
+    """Keep scores; how many were new.
+
+    An informative score makes a sample of `objective`; with `all_count` every one with a reward
+    does.
+    """
+    with database.write() as connection:
+        rows = [score_row(event) for event in events]
+        key = ("completion_id", "reward_model_version")
+        new = insert_new(connection, scores, rows, key)
+        made = [
+            scored_sample(row, objective, now)
+            for row in new
+            if row["reward"] is not None and (row["informative"] or all_count)
+        ]
+        ids = {sample["sample_id"] for sample in made}
+        known = select(samples.c.sample_id).where(
+            samples.c.sample_id.in_(ids), samples.c.kind == "score"
+        )
+        # Under the other objective, perhaps: a rollout is learned from once.
+        known_ids = set(connection.execute(known).scalars())
+        fresh = [sample for sample in made if sample["sample_id"] not in known_ids]
+        insert_new(connection, samples, fresh, ("sample_id", "objective"))
+    return len(new)
+
+
+def adopt_scores(database: Database, objective: str) -> int:
+    """Give scored rollouts that wait for another objective to this one; how many."""
+    with database.write() as connection:
+        return connection.execute(
+            update(samples)
+            .where(
+                samples.c.kind == "score",
+                samples.c.state == "open",
+                samples.c.objective != objective,
+            )
+            .values(objective=objective)
+        ).rowcount
+
+
+def record_activation(database: Database, model: str, activation: Activation) -> bool:
+    """Keep when a version first served; False when that was known, or the version is not."""
+    with database.write() as connection:
+        first = connection.execute(
+            update(versions)
+            .where(
+                versions.c.model == model,
+                versions.c.version == activation.policy_version,
+                versions.c.activated_time.is_(None),
+            )
+            .values(activated_time=activation.activated_time.timestamp())
+        )
+        return first.rowcount == 1
+
+
+def _not_forgotten(connection: Connection, rows: Sequence[Row], time: str) -> list[Row]:
+    """The rows but those from before their user was forgotten."""
+    forgotten = forgotten_times(connection, {row["user_hash"] for row in rows})
+    return [row for row in rows if row[time] > forgotten.get(row["user_hash"], float("-inf"))]
+
+
+def _groups(connection: Connection, completion_ids: Iterable[str]) -> list[str]:
+    query = select(rollouts.c.group_id).where(rollouts.c.completion_id.in_(list(completion_ids)))
+    return sorted(set(connection.execute(query).scalars()))

@@ -1,0 +1,177 @@
+"""Which samples a feedback event makes: the table of the design, in code.
+
+| feedback | objective: kind of sample |
+| --- | --- |
+| thumb | kto: thumb; reward_model: thumb |
+| comparison | dpo: pair for each rejected; reward_model: pair for each rejected |
+| ranking | dpo: pair for each two, weighted 1/C(K,2); reward_model: ranking |
+| demonstration | sft: edit; dpo: edit ≻ original; reward_model: edit ≻ original |
+| rating | reward_model: rating; grpo: rating, where rated answers are rewards |
+| comment | none |
+
+`topic` is what a verdict is about and `verdict` what it says of it: of the verdicts of one user on
+one topic only the last counts (see `votes`). The two ways to say which of two completions is better
+share their topic.
+"""
+
+import hashlib
+import json
+from itertools import combinations
+from math import comb
+
+from sqlalchemy import Connection, select
+
+from tuneloop.learner.ledger.database import Row
+from tuneloop.learner.ledger.schema import (
+    feedback,
+)
+
+PAIR_OBJECTIVES = ("dpo", "reward_model")
+
+
+def samples_of(row: Row, now: float, *, ratings_reward: bool = False) -> list[Row]:
+    """The sample rows a row of `feedback` makes; with `ratings_reward` a rating is also a reward.
+
+    They wait for the rollouts they speak of by not being ready.
+    """
+    judgement = json.loads(row["payload"])
+    match row["kind"]:
+        case "thumb":
+            verdict = "up" if row["up"] else "down"
+            made = [_single(row, o, "thumb", verdict) for o in ("kto", "reward_model")]
+        case "comparison":
+            made = [
+                _pair(row, objective, judgement["chosen"], rejected, number)
+                for number, rejected in enumerate(judgement["rejected"])
+                for objective in PAIR_OBJECTIVES
+            ]
+        case "ranking":
+            made = _of_ranking(row, judgement["completion_ids"])
+        case "demonstration":
+            verdict = hashlib.sha256(judgement["text"].encode()).hexdigest()
+            made = [_single(row, o, "edit", verdict) for o in ("sft", "dpo", "reward_model")]
+        case "rating":
+            objectives = ("reward_model", "grpo") if ratings_reward else ("reward_model",)
+            made = [_single(row, o, "rating", repr(judgement["value"])) for o in objectives]
+        case _:
+            made = []
+    common = {
+        "state": "open",
+        "user_hash": row["user_hash"],
+        "feedback_id": row["feedback_id"],
+        "accepted_time": row["accepted_time"],
+        "recorded_time": now,
+    }
+    return [common | sample for sample in made]
+
+
+def ranked_completions(row: Row) -> list[Row]:
+    """The rows of `rankings` a row of `feedback` makes."""
+    if row["kind"] != "ranking":
+        return []
+    return [
+        {"feedback_id": row["feedback_id"], "position": position, "completion_id": completion_id}
+        for position, completion_id in enumerate(json.loads(row["payload"])["completion_ids"])
+    ]
+
+
+def pair_topic(first: str, second: str) -> str:
+    """The topic of which of two completions is better."""
+    return "pair:" + "|".join(sorted((first, second)))
+
+
+def _of_ranking(row: Row, ids: list[str]) -> list[Row]:
+    pairs = [
+        _pair(row, "dpo", ids[better], ids[worse], f"{better}-{worse}")
+        | {"weight": 1 / comb(len(ids), 2)}
+        for better, worse in combinations(range(len(ids)), 2)
+    ]
+    whole = {
+        "sample_id": row["feedback_id"],
+        "objective": "reward_model",
+        "kind": "ranking",
+        "completion_id": ids[0],
+        "rejected_id": None,
+        "weight": 1.0,
+        "topic": "ranking:" + "|".join(sorted(ids)),
+        "verdict": "|".join(ids),
+    }
+    return [*pairs, whole]
+
+
+def _single(row: Row, objective: str, kind: str, verdict: str) -> Row:
+    return {
+        "sample_id": row["feedback_id"],
+        "objective": objective,
+        "kind": kind,
+        "completion_id": row["completion_id"],
+        "rejected_id": None,
+        "weight": 1.0,
+        "topic": f"{kind}:{row['completion_id']}",
+        "verdict": verdict,
+    }
+
+
+def _pair(row: Row, objective: str, chosen: str, rejected: str, number: int | str) -> Row:
+    suffix = "" if number == 0 else f".{number}"
+    return {
+        "sample_id": row["feedback_id"] + suffix,
+        "objective": objective,
+        "kind": "pair",
+        "completion_id": chosen,
+        "rejected_id": rejected,
+        "weight": 1.0,
+        "topic": pair_topic(chosen, rejected),
+        "verdict": chosen,
+    }
+
+
+def scored_sample(row: Row, objective: str, now: float) -> Row:
+    return {
+        "sample_id": row["completion_id"],
+        "objective": objective,
+        "kind": "score",
+        "state": "open",
+        "completion_id": row["completion_id"],
+        "user_hash": "",
+        "accepted_time": row["scored_time"],
+        "recorded_time": now,
+    }
+
+
+def opposites(connection: Connection, siblings: dict[str, bytes], now: float) -> dict[str, Row]:
+    votes = connection.execute(
+        select(feedback)
+        .where(
+            feedback.c.kind == "thumb",
+            feedback.c.completion_id.in_(list(siblings)),
+            feedback.c.status != "retracted",
+        )
+        .order_by(feedback.c.accepted_time, feedback.c.feedback_id)
+    )
+    last = {(vote.user_hash, vote.completion_id): vote for vote in votes}
+    last = {key: vote for key, vote in last.items() if vote.status == "accepted"}
+    pairs: dict[str, Row] = {}
+    for chosen in last.values():
+        for rejected in last.values():
+            opposite = chosen.user_hash == rejected.user_hash and chosen.up and not rejected.up
+            same_prompt = siblings[chosen.completion_id] == siblings[rejected.completion_id]
+            if not (opposite and same_prompt):
+                continue
+            name = f"{chosen.user_hash}\0{chosen.completion_id}\0{rejected.completion_id}"
+            sample_id = f"siblings-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+            pairs[sample_id] = {
+                "sample_id": sample_id,
+                "objective": "dpo",
+                "kind": "siblings",
+                "state": "open",
+                "completion_id": chosen.completion_id,
+                "rejected_id": rejected.completion_id,
+                "weight": 1.0,
+                "topic": "",
+                "verdict": chosen.completion_id,
+                "user_hash": chosen.user_hash,
+                "accepted_time": max(chosen.accepted_time, rejected.accepted_time),
+                "recorded_time": now,
+            }
+    return pairs

@@ -1,0 +1,104 @@
+"""Which verdicts and which pairs of siblings count: a function of what is recorded and is used.
+
+Rules, for the verdicts of one user on one topic (a thumb, a rating or an edit of one completion,
+which of two completions is better, the order of several), in the order they were accepted:
+
+* A used verdict stays used.
+* The last verdict counts, unless the newest used one says the same: saying it again changes
+  nothing.
+* Every other unused verdict is superseded.
+* A retracted verdict was never given; an expired one is not learned from but has its say.
+* `current` are the last verdict and the used ones that say the same: what may be replayed.
+
+Two completions of one request with opposite thumbs of one user also make a pair, as long as both
+thumbs are the user's last word on them. Since the rules read the recorded state and not the order
+in which it came, any interleaving and any repetition of events ends in the same samples.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Select, select, update
+
+from tuneloop.learner.ledger.database import Row
+from tuneloop.learner.ledger.events.sample_rules import opposites
+from tuneloop.learner.ledger.rows import insert_new
+from tuneloop.learner.ledger.schema import rollouts, samples
+
+COUNTED = ("open", "used", "superseded", "expired")
+"""States that take part; what was refused or retracted, or is stale, has no say."""
+
+
+def settle_votes(connection: Connection, objective: str, topic: str, user_hash: str) -> None:
+    """Apply the rules to the verdicts of one user on one topic."""
+    query = (
+        select(samples.c.sample_id, samples.c.state, samples.c.verdict, samples.c.current)
+        .where(
+            samples.c.topic == topic,
+            samples.c.objective == objective,
+            samples.c.user_hash == user_hash,
+            samples.c.state.in_(COUNTED),
+        )
+        .order_by(samples.c.accepted_time, samples.c.sample_id)
+    )
+    votes = [row._asdict() for row in connection.execute(query)]
+    for vote, state in zip(votes, _states(votes), strict=True):
+        current = vote["verdict"] == votes[-1]["verdict"] and state in ("open", "used")
+        _set(connection, vote, objective, state=state, current=current)
+
+
+def _states(votes: Sequence[Row]) -> list[str]:
+    """The state each vote should have; `votes` in the order they were accepted."""
+    settled = ("used", "expired")
+    states = [vote["state"] if vote["state"] in settled else "superseded" for vote in votes]
+    said = [vote["verdict"] for vote in votes if vote["state"] == "used"]
+    if states and states[-1] not in settled and said[-1:] != [votes[-1]["verdict"]]:
+        states[-1] = "open"
+    return states
+
+
+def _set(connection: Connection, found: Row, objective: str, **values: Any) -> None:
+    if all(found[name] == value for name, value in values.items()):
+        return
+    connection.execute(
+        update(samples)
+        .where(samples.c.sample_id == found["sample_id"], samples.c.objective == objective)
+        .values(values)
+    )
+
+
+def settle_siblings(connection: Connection, group_id: str, now: float) -> None:
+    """Make the pairs that opposite thumbs on completions of one request imply, and undo others."""
+    siblings = {
+        row.completion_id: row.prompt_tokens
+        for row in connection.execute(
+            select(rollouts.c.completion_id, rollouts.c.prompt_tokens).where(
+                rollouts.c.group_id == group_id
+            )
+        )
+    }
+    if len(siblings) < 2:
+        return
+    wanted = opposites(connection, siblings, now)
+    for row in connection.execute(_known_pairs(list(siblings))).all():
+        pair, known = wanted.get(row.sample_id), row._asdict()
+        if pair is None:
+            state = "used" if row.state == "used" else "superseded"
+            _set(connection, known, "dpo", state=state, current=False)
+        elif row.state == "used":
+            _set(connection, known, "dpo", current=True)
+        else:
+            # It is as old as the later of the two thumbs, whichever was recorded first.
+            accepted_time = pair["accepted_time"]
+            _set(connection, known, "dpo", state="open", current=True, accepted_time=accepted_time)
+    insert_new(connection, samples, list(wanted.values()), ("sample_id", "objective"))
+
+
+def _known_pairs(completion_ids: list[str]) -> Select[Any]:
+    columns = (samples.c.sample_id, samples.c.state, samples.c.current, samples.c.accepted_time)
+    return select(*columns).where(
+        samples.c.objective == "dpo",
+        samples.c.kind == "siblings",
+        samples.c.completion_id.in_(completion_ids),
+        samples.c.state.in_(COUNTED),
+    )

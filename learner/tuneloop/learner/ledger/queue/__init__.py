@@ -1,0 +1,1 @@
+"""Samples that wait to be learned from, as trainers take them."""

@@ -1,0 +1,184 @@
+"""Rows of ready samples as what the trainers take."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from tuneloop.learner.ledger.queue import agreement, ratings
+from tuneloop.learner.ledger.queue.ratings import Ratings
+from tuneloop.learner.ledger.rows import unpack_ids, unpack_logprobs
+from tuneloop.learner.ledger.schema import rankings, rollouts, scores
+from tuneloop.learner.samples import (
+    DemonstrationSample,
+    LabelledText,
+    PairSample,
+    PolicySample,
+    PreferredText,
+    RankedText,
+    RatedText,
+    RewardSample,
+    ScoredGroup,
+    ScoredSample,
+    ThumbSample,
+    TokenSequence,
+)
+from tuneloop.models.reward_text import prompt_as_text
+from tuneloop.rollouts import ChatMessage, FinishReason
+
+Sample = PolicySample | RewardSample
+
+EditTokens = Callable[[str, Sequence[int]], tuple[int, ...]]
+"""Token ids of an edited answer, with the end of turn; given the tokens of the original."""
+
+
+def problem_of(row: Any) -> str | None:
+    """Why a ready sample cannot be trained on, or None."""
+    if row.rejected_id is not None:
+        if row.rejected_id == row.completion_id:
+            return "a completion compared with itself"
+        if row.chosen_prompt_tokens != row.rejected_prompt_tokens:
+            return "the completions answer different prompts"
+    if row.objective in ("ppo", "grpo"):
+        if row.chosen_temperature == 0:
+            return "sampled greedily: no importance ratio is defined"
+        if not row.chosen_generation_logprobs:
+            return "no policy sampled it: no importance ratio is defined"
+    edited = row.kind == "edit" and row.objective != "sft"
+    if edited and text_of(row) == row.chosen_completion_text:
+        return "the edit is the answer as it was"
+    return None
+
+
+def text_of(row: Any) -> str:
+    """The edited answer of a demonstration."""
+    return str(json.loads(row.payload)["text"])
+
+
+class Builder:
+    """Builds the samples of one read of the ledger."""
+
+    def __init__(self, connection: Connection, edit_tokens: EditTokens | None) -> None:
+        self._connection = connection
+        self._edit_tokens = edit_tokens
+
+    def build(self, row: Any) -> Sample:
+        """The sample of a row that has no problem."""
+        match row.objective:
+            case "kto":
+                return ThumbSample(
+                    sample_id=row.sample_id,
+                    sequence=sequence_of(row, "chosen"),
+                    desirable=row.verdict == "up",
+                )
+            case "sft":
+                return DemonstrationSample(sample_id=row.sample_id, sequence=self._edited(row))
+            case "dpo":
+                return self._pair(row)
+            case "ppo":
+                return self.scored(row)
+            case "grpo":
+                # The mean of a user's ratings is what to expect of one: 0.
+                rated = self.scored(row)
+                return ScoredGroup(sample_id=row.sample_id, samples=(rated,), baseline=0.0)
+        return self._reward_sample(row)
+
+    def scored(self, row: Any) -> ScoredSample:
+        """A rollout with its reward: its score, or the rating somebody gave it."""
+        rated = row.kind == "rating"
+        return ScoredSample(
+            sample_id=row.sample_id,
+            sequence=sequence_of(row, "chosen"),
+            reward=self._rating(row) if rated else reward_of(self._connection, row.completion_id),
+            policy_version=row.chosen_oldest_version,
+            stopped=row.chosen_finish_reason == FinishReason.STOP,
+        )
+
+    def _pair(self, row: Any) -> PairSample:
+        edited = row.kind == "edit"
+        return PairSample(
+            sample_id=row.sample_id,
+            chosen=self._edited(row) if edited else sequence_of(row, "chosen"),
+            rejected=sequence_of(row, "chosen" if edited else "rejected"),
+            # Who wrote a better answer did not press the wrong button.
+            flip_rate=0.0 if edited else self._flip_rate,
+            weight=row.weight,
+        )
+
+    def _edited(self, row: Any) -> TokenSequence:
+        """The edited answer after the rollout's prompt, at the temperature that is served."""
+        assert self._edit_tokens is not None, "edits are taken with the policy's tokenizer"
+        original = sequence_of(row, "chosen")
+        return TokenSequence(
+            prompt_token_ids=original.prompt_token_ids,
+            completion_token_ids=self._edit_tokens(text_of(row), original.completion_token_ids),
+            generation_logprobs=(),
+            temperature=original.temperature,
+        )
+
+    def _reward_sample(self, row: Any) -> RewardSample:
+        common = {"sample_id": row.sample_id, "prompt": prompt_of(row), "weight": row.weight}
+        answer = row.chosen_completion_text
+        match row.kind:
+            case "thumb":
+                return LabelledText(**common, completion=answer, desirable=row.verdict == "up")
+            case "rating":
+                return RatedText(**common, completion=answer, rating=self._rating(row))
+            case "edit":
+                return PreferredText(**common, chosen=text_of(row), rejected=answer)
+            case "ranking":
+                return RankedText(**common, completions=self._ranked(row.feedback_id))
+        return PreferredText(**common, chosen=answer, rejected=row.rejected_completion_text)
+
+    def _ranked(self, feedback_id: str) -> tuple[str, ...]:
+        query = (
+            select(rollouts.c.completion_text)
+            .join(rankings, rankings.c.completion_id == rollouts.c.completion_id)
+            .where(rankings.c.feedback_id == feedback_id)
+            .order_by(rankings.c.position)
+        )
+        return tuple(self._connection.execute(query).scalars())
+
+    def _rating(self, row: Any) -> float:
+        value = float(json.loads(row.payload)["value"])
+        return self._ratings.standardised(row.user_hash, value)
+
+    @cached_property
+    def _ratings(self) -> Ratings:
+        return ratings.read(self._connection)
+
+    @cached_property
+    def _flip_rate(self) -> float:
+        return agreement.flip_rate(self._connection)
+
+
+def sequence_of(row: Any, which: str) -> TokenSequence:
+    """Prompt and completion of the `chosen` or the `rejected` rollout of a row."""
+    columns = row._mapping
+    return TokenSequence(
+        prompt_token_ids=unpack_ids(columns[f"{which}_prompt_tokens"]),
+        completion_token_ids=unpack_ids(columns[f"{which}_completion_tokens"]),
+        generation_logprobs=unpack_logprobs(columns[f"{which}_generation_logprobs"]),
+        # At temperature 0 no scale is defined; preferences are compared at the model's own.
+        temperature=columns[f"{which}_temperature"] or 1.0,
+    )
+
+
+def prompt_of(row: Any) -> str:
+    """The prompt as the reward model reads it."""
+    turns = json.loads(row.chosen_messages)
+    messages = [ChatMessage(role=role, content=content) for role, content in turns]
+    return prompt_as_text(messages, row.chosen_prompt_text)
+
+
+def reward_of(connection: Connection, completion_id: str) -> float:
+    """The reward by the newest reward model among the scores that count most."""
+    query = (
+        select(scores.c.reward)
+        .where(scores.c.completion_id == completion_id, scores.c.reward.is_not(None))
+        .order_by(scores.c.informative.desc(), scores.c.reward_model_version.desc())
+        .limit(1)
+    )
+    return float(connection.execute(query).scalar_one())

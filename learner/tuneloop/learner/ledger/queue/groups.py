@@ -1,0 +1,202 @@
+"""Scored rollouts for GRPO: the completions of one request together, single ones with a baseline.
+
+A group is ready when the scores of all completions that were asked for have arrived, or some time
+after the first of them. A completion that could not be scored is left out of its group.
+
+A completion without siblings needs something else to be compared with. Its baseline is the mean
+reward of other rollouts of the same kind (tenant and source), drawn to that of other answers to the
+same prompt as far as there are any. The baseline does not depend on the completion itself, so the
+gradient stays unbiased. Its reward alone would be none: it pushes every answer the same way.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, func, or_, select
+
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.queue.build_samples import Builder, problem_of
+from tuneloop.learner.ledger.queue.ready import COLUMNS, Readiness, Refusal, chosen, ready_samples
+from tuneloop.learner.ledger.schema import rollouts, samples, scores
+from tuneloop.learner.samples import ScoredGroup
+from tuneloop.rollouts import FinishReason
+
+OBJECTIVE = "grpo"
+WINDOW = 256
+"""Latest rewards that a baseline is made of."""
+LEAST_OTHERS = 8
+"""Rewards of others below which there is no baseline yet."""
+DOMAIN_WEIGHT = 4.0
+"""Answers to the same prompt that the mean of the domain weighs as much as."""
+LOOK_AHEAD = 1024
+"""Waiting rollouts that are looked at."""
+KIND_OF_PROMPT = ("tenant", "source", "prompt_sha256")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reward:
+    """One scored rollout among those a baseline is made of."""
+
+    completion_id: str
+    prompt_sha256: str
+    reward: float
+
+
+def readiness(
+    database: Database, *, now: float, wait_seconds: float, exclude: Collection[str] = ()
+) -> Readiness:
+    """Rollouts in groups that are ready, without those in `exclude`."""
+    with database.read() as connection:
+        groups = Waiting(connection).groups(now - wait_seconds, exclude)
+    rows = [row for group in groups for row in group]
+    oldest = min((row.recorded_time for row in rows), default=None)
+    return Readiness(count=len(rows), oldest_time=oldest)
+
+
+def take(
+    database: Database,
+    limit: int,
+    *,
+    now: float,
+    wait_seconds: float,
+    exclude: Collection[str] = (),
+) -> tuple[list[ScoredGroup], list[Refusal]]:
+    """The oldest ready groups, as many as `limit` rollouts allow but at least one.
+
+    A rating is a group of its own, whose reward is compared with the mean of the user's ratings.
+    """
+    taken: list[ScoredGroup] = []
+    refusals: list[Refusal] = []
+    count = 0
+    with database.read() as connection:
+        waiting = Waiting(connection)
+        builder = Builder(connection, None)
+        for group in waiting.groups(now - wait_seconds, exclude):
+            if taken and count + len(group) > limit:
+                break
+            rows = waiting.whole(group)
+            problems = {row.sample_id: problem_of(row) for row in rows}
+            refusals += [
+                Refusal(sample_id=sample_id, objective=OBJECTIVE, reason=problem)
+                for sample_id, problem in problems.items()
+                if problem is not None
+            ]
+            good = [row for row in rows if problems[row.sample_id] is None]
+            if group[0].kind == "rating" and good:
+                rated = builder.build(good[0])
+                assert isinstance(rated, ScoredGroup)
+                taken.append(rated)
+            elif good:
+                taken.append(
+                    ScoredGroup(
+                        sample_id=group[0].group_id,
+                        samples=tuple(builder.scored(row) for row in good),
+                        baseline=None if len(good) > 1 else waiting.baseline(good[0]),
+                    )
+                )
+            count += len(good)
+    return taken, refusals
+
+
+class Waiting:
+    """The scored rollouts that wait for a step, in one read of the ledger."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._rewards: dict[tuple[str, str], list[Reward]] = {}
+
+    def groups(self, latest: float, exclude: Collection[str]) -> list[list[Any]]:
+        """The ready ones by group, oldest first; those that came after `latest` only if whole."""
+        query = (
+            ready_samples(
+                samples.c.sample_id,
+                samples.c.kind,
+                samples.c.completion_id,
+                samples.c.recorded_time,
+                chosen.c.group_id,
+                chosen.c.group_size,
+                chosen.c.tenant,
+                chosen.c.source,
+                chosen.c.prompt_sha256,
+            )
+            .where(samples.c.objective == OBJECTIVE, samples.c.state == "open")
+            .order_by(samples.c.accepted_time, samples.c.sample_id)
+            .limit(LOOK_AHEAD)
+        )
+        if exclude:
+            query = query.where(samples.c.sample_id.not_in(list(exclude)))
+        groups: dict[tuple[str, str], list[Any]] = {}
+        for row in self._connection.execute(query):
+            alone = row.kind == "rating"
+            key = (row.kind, row.sample_id if alone else row.group_id)
+            groups.setdefault(key, []).append(row)
+        arrived = self._arrived([group_id for kind, group_id in groups if kind == "score"])
+        return [group for group in groups.values() if self._is_ready(group, arrived, latest)]
+
+    def whole(self, group: Sequence[Any]) -> list[Any]:
+        """The rows of a group with all that a sample is built of."""
+        ids = [row.sample_id for row in group]
+        query = ready_samples(*COLUMNS).where(
+            samples.c.objective == OBJECTIVE, samples.c.sample_id.in_(ids)
+        )
+        return list(self._connection.execute(query.order_by(samples.c.sample_id)))
+
+    def baseline(self, row: Any) -> float | None:
+        """What to expect of a single completion; None while too little is known."""
+        columns = row._mapping
+        named = {name: columns.get(name, columns.get(f"chosen_{name}")) for name in KIND_OF_PROMPT}
+        others = [
+            reward
+            for reward in self._latest_rewards(named["tenant"], named["source"])
+            if reward.completion_id != row.completion_id
+        ]
+        if len(others) < LEAST_OTHERS:
+            return None
+        mean = math.fsum(reward.reward for reward in others) / len(others)
+        same = [r.reward for r in others if r.prompt_sha256 == named["prompt_sha256"]]
+        return (math.fsum(same) + DOMAIN_WEIGHT * mean) / (len(same) + DOMAIN_WEIGHT)
+
+    def _is_ready(self, group: list[Any], arrived: dict[str, int], latest: float) -> bool:
+        first = group[0]
+        if first.kind == "rating":
+            return True
+        whole = arrived.get(first.group_id, 0) >= first.group_size
+        if not whole and min(row.recorded_time for row in group) > latest:
+            return False
+        return len(group) > 1 or self.baseline(first) is not None
+
+    def _arrived(self, group_ids: Sequence[str]) -> dict[str, int]:
+        """How many completions of each group were scored or never will be."""
+        settled = or_(
+            rollouts.c.finish_reason == FinishReason.ABORT.value,
+            rollouts.c.completion_id.in_(select(scores.c.completion_id)),
+        )
+        query = (
+            select(rollouts.c.group_id, func.count())
+            .where(rollouts.c.group_id.in_(group_ids), settled)
+            .group_by(rollouts.c.group_id)
+        )
+        return {row[0]: row[1] for row in self._connection.execute(query)}
+
+    def _latest_rewards(self, tenant: str, source: str) -> list[Reward]:
+        """The newest reward of each of the latest scored rollouts of a kind."""
+        if (tenant, source) in self._rewards:
+            return self._rewards[tenant, source]
+        query = (
+            select(scores.c.completion_id, rollouts.c.prompt_sha256, scores.c.reward)
+            .join(rollouts, rollouts.c.completion_id == scores.c.completion_id)
+            .where(
+                rollouts.c.tenant == tenant,
+                rollouts.c.source == source,
+                scores.c.reward.is_not(None),
+            )
+            .order_by(scores.c.scored_time.desc(), scores.c.reward_model_version.desc())
+            .limit(WINDOW)
+        )
+        newest: dict[str, Reward] = {}
+        for row in self._connection.execute(query):
+            newest.setdefault(row.completion_id, Reward(**row._asdict()))
+        self._rewards[tenant, source] = list(newest.values())
+        return self._rewards[tenant, source]

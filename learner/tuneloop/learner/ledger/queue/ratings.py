@@ -1,0 +1,81 @@
+"""Ratings on one scale: in standard deviations from the mean of the user who gave them."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, select
+
+from tuneloop.learner.ledger.schema import feedback
+
+PRIOR = 1.0
+"""Ratings of the crowd that each user is credited with."""
+
+
+LIMIT = 3.0
+"""Standard deviations beyond which a rating says no more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How ratings are spread."""
+
+    mean: float
+    deviation: float
+
+    def standardised(self, value: float) -> float:
+        """A rating in standard deviations, at most `LIMIT`; 0 where all ratings are equal."""
+        if self.deviation < 1e-9 * max(1.0, abs(self.mean)):
+            return 0.0
+        return max(-LIMIT, min(LIMIT, (value - self.mean) / self.deviation))
+
+
+def scale_of(ratings: Sequence[float], crowd: Scale | None = None) -> Scale:
+    """Mean and standard deviation of ratings, and of `PRIOR` more that are spread like `crowd`.
+
+    With n ratings and the crowd's mean m₀ and variance v₀, both divided by n + PRIOR:
+    mean = (Σ r + PRIOR·m₀), variance = (Σ (r − mean)² + PRIOR·(v₀ + (m₀ − mean)²)).
+    """
+    prior = 0.0 if crowd is None else PRIOR
+    crowd = crowd or Scale(mean=0.0, deviation=0.0)
+    weight = len(ratings) + prior
+    if weight == 0:
+        return crowd
+    mean = (math.fsum(ratings) + prior * crowd.mean) / weight
+    spread = math.fsum((rating - mean) ** 2 for rating in ratings)
+    spread += prior * (crowd.deviation**2 + (crowd.mean - mean) ** 2)
+    return Scale(mean=mean, deviation=math.sqrt(spread / weight))
+
+
+class Ratings:
+    """Every user's ratings, each user on a scale of their own."""
+
+    def __init__(self, by_user: Mapping[str, Sequence[float]]) -> None:
+        self._crowd = scale_of([rating for given in by_user.values() for rating in given])
+        self._scales = {user: scale_of(given, self._crowd) for user, given in by_user.items()}
+
+    def standardised(self, user: str, value: float) -> float:
+        """A rating in standard deviations from its user's mean; the crowd's for an unknown user."""
+        return self._scales.get(user, self._crowd).standardised(value)
+
+
+WINDOW = 8192
+"""Latest ratings that are looked at."""
+
+
+def read(connection: Connection) -> Ratings:
+    """The last rating of each user on each completion, of the latest ones."""
+    query = (
+        select(feedback.c.user_hash, feedback.c.completion_id, feedback.c.payload)
+        .where(feedback.c.kind == "rating", feedback.c.status != "retracted")
+        .order_by(feedback.c.accepted_time.desc(), feedback.c.feedback_id.desc())
+        .limit(WINDOW)
+    )
+    last: dict[tuple[str, str], str] = {}
+    for row in connection.execute(query):
+        last.setdefault((row.user_hash, row.completion_id), row.payload)
+    by_user: dict[str, list[float]] = {}
+    for (user_hash, _), payload in last.items():
+        by_user.setdefault(user_hash, []).append(float(json.loads(payload)["value"]))
+    return Ratings(by_user)

@@ -1,0 +1,250 @@
+"""Samples that can be trained on now: their event and every rollout it speaks of are recorded.
+
+A rollout that was sampled to evaluate a version, and any answer to a prompt that is held out for
+that, is never part of one.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, case, func, not_, or_, select, update
+
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.queue.build_samples import Builder, EditTokens, Sample, problem_of
+from tuneloop.learner.ledger.schema import (
+    feedback,
+    held_out,
+    rankings,
+    rollouts,
+    samples,
+    uses,
+)
+from tuneloop.rollouts import RolloutSource
+
+chosen = rollouts.alias("chosen")
+rejected = rollouts.alias("rejected")
+ranked = rollouts.alias("ranked")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readiness:
+    """How many samples of an objective are ready, and since when the first of them has been."""
+
+    count: int
+    oldest_time: float | None
+    """Seconds since the epoch at which the oldest ready one was recorded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleCounts:
+    """Samples of one objective."""
+
+    ready: int
+    waiting: int
+    """Recorded, but a rollout it speaks of is not."""
+    used: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A sample that can never be trained on, and why."""
+
+    sample_id: str
+    objective: str
+    reason: str
+    user_hash: str = ""
+    """Whose it is, where that is known."""
+
+
+def readiness(database: Database, objective: str, exclude: Collection[str] = ()) -> Readiness:
+    """Count the ready samples of an objective, without those in `exclude`."""
+    query = ready_samples(func.count(), func.min(samples.c.recorded_time)).where(
+        samples.c.objective == objective, samples.c.state == "open"
+    )
+    if exclude:
+        query = query.where(samples.c.sample_id.not_in(list(exclude)))
+    with database.read() as connection:
+        count, oldest = connection.execute(query).one()
+    return Readiness(count=count, oldest_time=oldest)
+
+
+def counts(database: Database, objective: str) -> SampleCounts:
+    """Ready, waiting and used samples of an objective."""
+    is_open = and_(samples.c.objective == objective, samples.c.state == "open")
+    waiting = with_rollouts(func.count()).where(is_open, not_(ALL_RECORDED))
+    used = select(func.count()).where(uses.c.objective == objective, uses.c.epoch == 0)
+    with database.read() as connection:
+        return SampleCounts(
+            ready=connection.execute(ready_samples(func.count()).where(is_open)).scalar_one(),
+            waiting=connection.execute(waiting).scalar_one(),
+            used=connection.execute(used).scalar_one(),
+        )
+
+
+def take(
+    database: Database,
+    objective: str,
+    limit: int,
+    *,
+    exclude: Collection[str] = (),
+    edit_tokens: EditTokens | None = None,
+    of_each_user: int | None = None,
+) -> tuple[list[Sample], list[Refusal]]:
+    """The oldest ready samples of an objective, at most `limit`, without those in `exclude`.
+
+    What users say comes before what was imported, however much that is. Of each user the oldest
+    `of_each_user` come before all others, so that nobody's flood keeps others waiting.
+    Taking changes nothing: a sample is used when the step that used it is committed. The second
+    list names ready samples that cannot be trained on.
+    """
+    query = ready_samples(*COLUMNS).where(
+        samples.c.objective == objective, samples.c.state == "open"
+    )
+    imported = chosen.c.source == RolloutSource.IMPORT.value
+    if exclude:
+        query = query.where(samples.c.sample_id.not_in(list(exclude)))
+    if of_each_user is None or of_each_user >= limit:
+        query = query.order_by(imported, *AGE)
+    else:
+        number = func.row_number().over(partition_by=WHOSE, order_by=AGE)
+        query = query.order_by(imported, number > of_each_user, *AGE)
+    taken: list[Sample] = []
+    refusals: list[Refusal] = []
+    with database.read() as connection:
+        builder = Builder(connection, edit_tokens)
+        for row in connection.execute(query.limit(limit)).all():
+            problem = problem_of(row)
+            if problem is None:
+                taken.append(builder.build(row))
+            else:
+                refusals.append(
+                    Refusal(sample_id=row.sample_id, objective=objective, reason=problem)
+                )
+    return taken, refusals
+
+
+def refuse(database: Database, refusals: Sequence[Refusal]) -> None:
+    """Take samples out for good, with the reason kept beside them."""
+    with database.write() as connection:
+        for refusal in refusals:
+            connection.execute(
+                update(samples)
+                .where(
+                    samples.c.sample_id == refusal.sample_id,
+                    samples.c.objective == refusal.objective,
+                    samples.c.state == "open",
+                )
+                .values(state="refused", note=refusal.reason)
+            )
+
+
+def unreported(database: Database, limit: int) -> list[Refusal]:
+    """Refused samples of which no dead letter was sent yet, oldest first."""
+    query = (
+        with_rollouts(
+            samples.c.sample_id, samples.c.objective, samples.c.note, WHOSE.label("user_hash")
+        )
+        .where(samples.c.state == "refused", samples.c.reported.is_(False))
+        .order_by(samples.c.accepted_time, samples.c.sample_id)
+        .limit(limit)
+    )
+    with database.read() as connection:
+        return [
+            Refusal(
+                sample_id=row.sample_id,
+                objective=row.objective,
+                reason=row.note or "",
+                user_hash=row.user_hash or "",
+            )
+            for row in connection.execute(query)
+        ]
+
+
+def mark_reported(database: Database, refusal: Refusal) -> None:
+    """A dead letter was sent of a refused sample."""
+    with database.write() as connection:
+        connection.execute(
+            update(samples)
+            .where(
+                samples.c.sample_id == refusal.sample_id,
+                samples.c.objective == refusal.objective,
+            )
+            .values(reported=True)
+        )
+
+
+def mark_stale(
+    database: Database, objective: str, oldest_allowed: int, exclude: Collection[str] = ()
+) -> int:
+    """Take out scored samples with tokens of versions below `oldest_allowed`; how many there were.
+
+    For the objectives that learn from a policy's own samples: `ppo` and `grpo`.
+    """
+    old = (
+        select(samples.c.sample_id)
+        .join(rollouts, rollouts.c.completion_id == samples.c.completion_id)
+        .where(
+            samples.c.objective == objective,
+            samples.c.state == "open",
+            rollouts.c.oldest_version < oldest_allowed,
+        )
+    )
+    with database.read() as connection:
+        stale = set(connection.execute(old).scalars()) - set(exclude)
+    if stale:
+        with database.write() as connection:
+            for sample_id in stale:
+                connection.execute(
+                    update(samples)
+                    .where(samples.c.sample_id == sample_id, samples.c.objective == objective)
+                    .values(state="stale")
+                )
+    return len(stale)
+
+
+ALL_RECORDED = and_(
+    chosen.c.completion_id.is_not(None),
+    samples.c.rejected_id.is_(None) | rejected.c.completion_id.is_not(None),
+    (samples.c.kind != "ranking")
+    | not_(
+        select(rankings.c.position)
+        .outerjoin(ranked, ranked.c.completion_id == rankings.c.completion_id)
+        .where(rankings.c.feedback_id == samples.c.feedback_id, ranked.c.completion_id.is_(None))
+        .exists()
+    ),
+)
+FOR_LEARNING = and_(
+    chosen.c.source != RolloutSource.EVAL.value,
+    chosen.c.prompt_sha256.not_in(select(held_out.c.prompt_sha256)),
+)
+LAST_WORD = or_(
+    samples.c.state == "open", and_(samples.c.state == "used", samples.c.current.is_(True))
+)
+"""What users say now, learned from or not."""
+WHOSE = case((samples.c.user_hash == "", chosen.c.user_hash), else_=samples.c.user_hash)
+"""Who judged; of a scored rollout, who asked."""
+AGE = (samples.c.accepted_time, samples.c.sample_id)
+COLUMNS: list[ColumnElement[Any]] = [
+    *samples.c,
+    *(column.label(f"chosen_{column.name}") for column in chosen.c),
+    *(column.label(f"rejected_{column.name}") for column in rejected.c),
+    feedback.c.payload,
+]
+"""What `Builder` reads."""
+
+
+def with_rollouts(*columns: ColumnElement[Any]) -> Any:
+    """Select from samples, with the rollouts and the feedback they speak of where there are any."""
+    return (
+        select(*columns)
+        .select_from(samples)
+        .outerjoin(chosen, chosen.c.completion_id == samples.c.completion_id)
+        .outerjoin(rejected, rejected.c.completion_id == samples.c.rejected_id)
+        .outerjoin(feedback, feedback.c.feedback_id == samples.c.feedback_id)
+    )
+
+
+def ready_samples(*columns: ColumnElement[Any]) -> Any:
+    """Select from the samples whose rollouts are all there and may be learned from."""
+    return with_rollouts(*columns).where(ALL_RECORDED, FOR_LEARNING)

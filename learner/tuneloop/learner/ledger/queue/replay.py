@@ -1,0 +1,59 @@
+"""Used preference samples, to be learned from once more beside new ones."""
+
+import random
+from collections.abc import Collection
+
+from sqlalchemy import func, select
+
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.queue.build_samples import Builder, EditTokens, Sample
+from tuneloop.learner.ledger.queue.ready import COLUMNS, ready_samples
+from tuneloop.learner.ledger.schema import samples, uses
+
+WINDOW = 2048
+"""Latest used samples that are chosen from."""
+
+
+def replays(
+    database: Database,
+    objective: str,
+    count: int,
+    *,
+    seed: str,
+    exclude: Collection[str] = (),
+    edit_tokens: EditTokens | None = None,
+    not_before: float = 0.0,
+) -> list[Sample]:
+    """Up to `count` used samples of an objective, those used least first, else at random.
+
+    Only what is still the user's last word and was accepted since `not_before`. Equal `seed` and
+    ledger give equal samples.
+    """
+    with database.read() as connection:
+        recent = (
+            ready_samples(samples.c.sample_id)
+            .where(
+                samples.c.objective == objective,
+                samples.c.state == "used",
+                samples.c.current.is_(True),
+                samples.c.accepted_time >= not_before,
+            )
+            .order_by(samples.c.accepted_time.desc(), samples.c.sample_id)
+            .limit(WINDOW)
+        )
+        ids = [i for i in connection.execute(recent).scalars() if i not in set(exclude)]
+        counted = (
+            select(uses.c.sample_id, func.count())
+            .where(uses.c.objective == objective, uses.c.sample_id.in_(ids))
+            .group_by(uses.c.sample_id)
+        )
+        used = {row[0]: row[1] for row in connection.execute(counted)}
+        # Not for secrets: the same samples must come again after a crash.
+        random.Random(seed).shuffle(ids)  # noqa: S311
+        chosen = sorted(ids, key=lambda sample_id: used.get(sample_id, 0))[:count]
+        query = ready_samples(*COLUMNS).where(
+            samples.c.objective == objective, samples.c.sample_id.in_(chosen)
+        )
+        builder = Builder(connection, edit_tokens)
+        rows = {row.sample_id: row for row in connection.execute(query)}
+        return [builder.build(rows[sample_id]) for sample_id in chosen]

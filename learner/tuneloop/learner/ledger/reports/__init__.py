@@ -1,0 +1,1 @@
+"""What people and monitors read from the ledger."""

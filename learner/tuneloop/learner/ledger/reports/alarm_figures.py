@@ -1,0 +1,131 @@
+"""What alarms look at: figures of the versions that answer now, and of those before them."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from sqlalchemy import case, func, select
+
+from tuneloop.learner.guards.alarms import Figures, Seen, Sums
+from tuneloop.learner.ledger.accounting import steps
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.reports import evaluations
+from tuneloop.learner.ledger.reports.answers import last_thumbs, length, of_users, of_versions
+from tuneloop.learner.ledger.rows import unpack_ids
+from tuneloop.learner.ledger.schema import feedback, rollouts, scores
+from tuneloop.learner.stats.repetition import repetition
+
+VERSIONS = 64
+"""Latest versions that are looked at, of those that answered users."""
+ANSWERS = 128
+"""Latest answers whose repetition is counted, of the newest versions and of those before."""
+
+
+def seen(database: Database, *, least: int, window: int) -> Seen:
+    """All that alarms look at.
+
+    The newest versions are as many as have `least` thumbs and answers together, so that a version
+    that was just published is not judged by its first answers.
+    """
+    newest, before = _split(database, least)
+    return Seen(
+        newest=_figures(database, newest),
+        before=_figures(database, before),
+        thumbs_by_user=thumbs_by_user(database, window),
+        kl=_kl(database),
+    )
+
+
+def thumbs_by_user(database: Database, window: int) -> Mapping[str, int]:
+    """Who gave the latest thumbs, how many each."""
+    latest = (
+        select(feedback.c.user_hash)
+        .where(feedback.c.kind == "thumb", feedback.c.status != "retracted")
+        .order_by(feedback.c.accepted_time.desc(), feedback.c.feedback_id.desc())
+        .limit(window)
+    )
+    with database.read() as connection:
+        return Counter(connection.execute(latest).scalars())
+
+
+def _split(database: Database, least: int) -> tuple[list[int], list[int]]:
+    answered = (
+        select(rollouts.c.policy_version, func.count())
+        .where(of_users)
+        .group_by(rollouts.c.policy_version)
+        .order_by(rollouts.c.policy_version.desc())
+        .limit(VERSIONS)
+    )
+    judged = (
+        select(rollouts.c.policy_version, func.count())
+        .join(feedback, feedback.c.completion_id == rollouts.c.completion_id)
+        .where(of_users, feedback.c.kind == "thumb", feedback.c.status != "retracted")
+        .group_by(rollouts.c.policy_version)
+    )
+    with database.read() as connection:
+        answers = {row[0]: row[1] for row in connection.execute(answered)}
+        thumbs = {row[0]: row[1] for row in connection.execute(judged)}
+    newest: list[int] = []
+    for version in answers:
+        enough = sum(thumbs.get(v, 0) for v in newest) >= least
+        if enough and sum(answers[v] for v in newest) >= least:
+            break
+        newest.append(version)
+    return newest, [version for version in answers if version not in newest]
+
+
+def _figures(database: Database, versions: Collection[int]) -> Figures:
+    if not versions:
+        return Figures()
+    chosen = of_versions(versions)
+    lengths = select(func.count(), func.sum(length), func.sum(length * length)).where(chosen)
+    latest = (
+        select(rollouts.c.completion_tokens)
+        .where(chosen)
+        .order_by(rollouts.c.finished_time.desc(), rollouts.c.completion_id)
+        .limit(ANSWERS)
+    )
+    with database.read() as connection:
+        tokens = connection.execute(latest).scalars().all()
+        return Figures(
+            thumbs=_sums(connection.execute(_thumbs(chosen)).one()),
+            reward=_sums(connection.execute(_rewards(chosen)).one()),
+            length=_sums(connection.execute(lengths).one()),
+            repetition=Sums.of(repetition(unpack_ids(blob)) for blob in tokens),
+        )
+
+
+def _thumbs(chosen: Any) -> Any:
+    last = last_thumbs(chosen)
+    ups = func.sum(case((last.c.up, 1), else_=0))
+    return select(func.count(), ups, ups).select_from(last)
+
+
+def _rewards(chosen: Any) -> Any:
+    """Of each answer its first reward: given before anything was learned from it."""
+    first = func.row_number().over(
+        partition_by=scores.c.completion_id, order_by=scores.c.reward_model_version
+    )
+    ranked = (
+        select(scores.c.reward, first.label("rank"))
+        .join(rollouts, rollouts.c.completion_id == scores.c.completion_id)
+        .where(chosen, scores.c.reward.is_not(None))
+        .subquery()
+    )
+    squares = func.sum(ranked.c.reward * ranked.c.reward)
+    return select(func.count(), func.sum(ranked.c.reward), squares).where(ranked.c.rank == 1)
+
+
+def _sums(row: Any) -> Sums:
+    count, total, squares = row
+    return Sums(count=count, total=float(total or 0.0), squares=float(squares or 0.0))
+
+
+def _kl(database: Database) -> float | None:
+    """Of the newest version that answered the eval prompts; else of the newest step."""
+    version = evaluations.newest_evaluated(database)
+    evaluated = None if version is None else evaluations.evaluate(database, version)
+    if evaluated is not None and evaluated.kl is not None:
+        return evaluated.kl
+    last = steps.newest_step(database, "policy")
+    return None if last is None else last.metrics.get("kl")

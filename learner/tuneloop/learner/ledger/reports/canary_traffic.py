@@ -1,0 +1,81 @@
+"""What users of two versions were given and what they said of it, in the order in which it came."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, func, select
+
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.reports.answers import last_thumbs, of_versions
+from tuneloop.learner.ledger.schema import rollouts, scores
+
+EARLIER = 500
+"""Newest rewards from before, which later ones are compared with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """An answer to a user and what it came to."""
+
+    user_hash: str
+    """Of the user who asked."""
+    group_id: str
+    """Of the request."""
+    policy_version: int
+    value: float
+    """A thumb as 0 or 1, or a reward."""
+
+
+def thumbs(database: Database, versions: Sequence[int], since: float) -> list[Judged]:
+    """Thumbs on answers given `since`; of each rater's on an answer the last counts."""
+    last = last_thumbs(_answers(versions, since))
+    query = select(last).order_by(last.c.sequence, last.c.feedback_id)
+    with database.read() as connection:
+        return [_judged(row, float(row.up)) for row in connection.execute(query)]
+
+
+def rewards(database: Database, versions: Sequence[int], since: float) -> list[Judged]:
+    """Rewards of answers given `since`, by the newest reward model that scored each."""
+    query = _newest_scores(_answers(versions, since)).order_by(
+        scores.c.scored_time, scores.c.completion_id
+    )
+    with database.read() as connection:
+        return [_judged(row, row.reward) for row in connection.execute(query)]
+
+
+def earlier_rewards(database: Database, version: int, until: float) -> list[float]:
+    """The newest rewards of a version's answers that were given before."""
+    before = and_(of_versions([version]), rollouts.c.finished_time < until)
+    query = _newest_scores(before).order_by(rollouts.c.finished_time.desc()).limit(EARLIER)
+    with database.read() as connection:
+        return [row.reward for row in connection.execute(query)]
+
+
+def _newest_scores(condition: Any) -> Any:
+    others = scores.alias()
+    newest = (
+        select(func.max(others.c.reward_model_version))
+        .where(others.c.completion_id == scores.c.completion_id)
+        .scalar_subquery()
+    )
+    return (
+        select(
+            rollouts.c.user_hash, rollouts.c.group_id, rollouts.c.policy_version, scores.c.reward
+        )
+        .join(scores, scores.c.completion_id == rollouts.c.completion_id)
+        .where(condition, scores.c.reward.is_not(None), scores.c.reward_model_version == newest)
+    )
+
+
+def _answers(versions: Sequence[int], since: float) -> Any:
+    return and_(of_versions(versions), rollouts.c.finished_time >= since)
+
+
+def _judged(row: Any, value: float) -> Judged:
+    return Judged(
+        user_hash=row.user_hash,
+        group_id=row.group_id,
+        policy_version=row.policy_version,
+        value=value,
+    )

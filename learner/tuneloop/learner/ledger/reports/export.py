@@ -1,0 +1,238 @@
+"""What was collected, as rows in the columns that TRL's trainers read.
+
+| kind | columns |
+| --- | --- |
+| pairs | prompt, chosen, rejected; kind of feedback, feedback_id, policy_version, accepted_time |
+| thumbs | prompt, completion, label; feedback_id, policy_version, accepted_time |
+| demonstrations | prompt, completion; feedback_id, policy_version, accepted_time |
+| rollouts | prompt, completion, reward; versions, finish_reason, completion_id, finished_time |
+
+Rows are what users say now: the last word of each, nothing retracted or expired, nothing of prompts
+that are held out. Prompts and answers are conversations where every prompt was one; else all are
+texts, prompts as the model was given them, so that a file's columns have one type.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, func, or_, select
+
+from tuneloop.errors import InvalidRequest
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.queue.build_samples import problem_of, text_of
+from tuneloop.learner.ledger.queue.ready import COLUMNS, LAST_WORD, chosen, ready_samples
+from tuneloop.learner.ledger.rows import compact, moment
+from tuneloop.learner.ledger.schema import feedback, held_out, samples, scores
+from tuneloop.rollouts import RolloutSource
+
+PAGE = 256
+
+objective_of_kind = {"pairs": "dpo", "thumbs": "kto", "demonstrations": "sft"}
+KINDS = (*objective_of_kind, "rollouts")
+
+Row = dict[str, Any]
+Place = tuple[float, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What to export."""
+
+    kind: str
+    policy_version: int | None = None
+    """Of the answer, or of the chosen one; None takes all."""
+    since: float | None = None
+    """Seconds since the epoch at which feedback was accepted or a rollout finished."""
+
+
+def pages(database: Database, wanted: Wanted) -> Iterator[list[str]]:
+    """JSON objects, oldest first, a page at a time; raises `InvalidRequest` for another kind."""
+    if wanted.kind not in KINDS:
+        raise InvalidRequest(f"kind: one of {', '.join(KINDS)}", param="kind")
+    read = read_rollouts if wanted.kind == "rollouts" else read_samples
+    with database.read() as connection:
+        conversational = not connection.execute(read(wanted, plain=True).limit(1)).first()
+    after: Place | None = None
+    while True:
+        with database.read() as connection:
+            rows = connection.execute(read(wanted, after=after).limit(PAGE)).all()
+        made = [
+            compact(row_makers[wanted.kind](Texts(row, conversational)))
+            for row in rows
+            if wanted.kind == "rollouts" or problem_of(row) is None
+        ]
+        if made:
+            yield made
+        if len(rows) < PAGE:
+            return
+        after = place_of(rows[-1], wanted.kind)
+
+
+def place_of(row: Any, kind: str) -> Place:
+    """Where in the order a row is."""
+    if kind == "rollouts":
+        return row.chosen_finished_time, row.chosen_completion_id
+    return row.accepted_time, row.sample_id
+
+
+def read_samples(wanted: Wanted, *, plain: bool = False, after: Place | None = None) -> Any:
+    """The samples of an objective; with `plain` only those whose prompt is no conversation."""
+    query = ready_samples(*COLUMNS, feedback.c.kind.label("feedback_kind")).where(
+        samples.c.objective == objective_of_kind[wanted.kind], LAST_WORD
+    )
+    return narrowed(
+        query,
+        wanted,
+        time=samples.c.accepted_time,
+        name=samples.c.sample_id,
+        plain=plain,
+        after=after,
+    )
+
+
+def read_rollouts(wanted: Wanted, *, plain: bool = False, after: Place | None = None) -> Any:
+    """The rollouts of users and of the learner's own prompts, with their newest rewards."""
+    newest = func.row_number().over(
+        partition_by=scores.c.completion_id, order_by=scores.c.reward_model_version.desc()
+    )
+    ranked = (
+        select(
+            scores.c.completion_id,
+            scores.c.reward,
+            scores.c.reward_model_version,
+            newest.label("rank"),
+        )
+        .where(scores.c.reward.is_not(None))
+        .subquery()
+    )
+    query = (
+        select(
+            *(column.label(f"chosen_{column.name}") for column in chosen.c),
+            ranked.c.reward,
+            ranked.c.reward_model_version,
+        )
+        .select_from(chosen)
+        .outerjoin(
+            ranked, and_(ranked.c.completion_id == chosen.c.completion_id, ranked.c.rank == 1)
+        )
+        .where(
+            chosen.c.source.in_((RolloutSource.USER.value, RolloutSource.PROMPTS.value)),
+            chosen.c.prompt_sha256.not_in(select(held_out.c.prompt_sha256)),
+        )
+    )
+    return narrowed(
+        query,
+        wanted,
+        time=chosen.c.finished_time,
+        name=chosen.c.completion_id,
+        plain=plain,
+        after=after,
+    )
+
+
+def narrowed(
+    query: Any, wanted: Wanted, *, time: Any, name: Any, plain: bool, after: Place | None
+) -> Any:
+    """The query for what is wanted, in order, from a place on."""
+    if plain:
+        query = query.where(chosen.c.messages == "[]")
+    if wanted.policy_version is not None:
+        query = query.where(chosen.c.policy_version == wanted.policy_version)
+    if wanted.since is not None:
+        query = query.where(time >= wanted.since)
+    if after is not None:
+        query = query.where(or_(time > after[0], and_(time == after[0], name > after[1])))
+    return query.order_by(time, name)
+
+
+class Texts:
+    """A row's texts in one of the two forms."""
+
+    def __init__(self, row: Any, conversational: bool) -> None:
+        self.row = row
+        self._conversational = conversational
+
+    @property
+    def prompt(self) -> str | list[Mapping[str, str]]:
+        """The conversation, or the prompt as the model was given it."""
+        if not self._conversational:
+            return str(self.row.chosen_prompt_text)
+        turns = json.loads(self.row.chosen_messages)
+        return [{"role": role, "content": content} for role, content in turns]
+
+    def answer(self, text: str) -> str | list[Mapping[str, str]]:
+        """An answer to it."""
+        return [{"role": "assistant", "content": text}] if self._conversational else text
+
+    def of_feedback(self) -> Row:
+        """Where the row comes from."""
+        return {
+            "feedback_id": self.row.feedback_id,
+            "policy_version": version_or_none(self.row.chosen_policy_version),
+            "accepted_time": moment(self.row.accepted_time).isoformat(),
+        }
+
+
+def pair(texts: Texts) -> Row:
+    """A preference; one that two thumbs imply is of the kind `thumb`."""
+    row = texts.row
+    edited = row.kind == "edit"
+    return {
+        "prompt": texts.prompt,
+        "chosen": texts.answer(text_of(row) if edited else row.chosen_completion_text),
+        "rejected": texts.answer(
+            row.chosen_completion_text if edited else row.rejected_completion_text
+        ),
+        "kind": row.feedback_kind or "thumb",
+        **texts.of_feedback(),
+    }
+
+
+def thumb(texts: Texts) -> Row:
+    """A labelled answer."""
+    return {
+        "prompt": texts.prompt,
+        "completion": texts.answer(texts.row.chosen_completion_text),
+        "label": texts.row.verdict == "up",
+        **texts.of_feedback(),
+    }
+
+
+def demonstration(texts: Texts) -> Row:
+    """An answer as it should be."""
+    return {
+        "prompt": texts.prompt,
+        "completion": texts.answer(text_of(texts.row)),
+        **texts.of_feedback(),
+    }
+
+
+def rollout(texts: Texts) -> Row:
+    """An answer with its reward, null where it has none."""
+    row = texts.row
+    return {
+        "prompt": texts.prompt,
+        "completion": texts.answer(row.chosen_completion_text),
+        "reward": row.reward,
+        "reward_model_version": row.reward_model_version,
+        "policy_version": row.chosen_policy_version,
+        "oldest_policy_version": row.chosen_oldest_version,
+        "finish_reason": row.chosen_finish_reason,
+        "completion_id": row.chosen_completion_id,
+        "finished_time": moment(row.chosen_finished_time).isoformat(),
+    }
+
+
+def version_or_none(version: int) -> int | None:
+    """A version; None for text that no policy wrote."""
+    return version if version >= 0 else None
+
+
+row_makers: Mapping[str, Callable[[Texts], Row]] = {
+    "pairs": pair,
+    "thumbs": thumb,
+    "demonstrations": demonstration,
+    "rollouts": rollout,
+}

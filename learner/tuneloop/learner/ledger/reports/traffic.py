@@ -1,0 +1,112 @@
+"""How versions answer users, and what users say of it: figures for the dashboard.
+
+Of each user's thumbs on an answer the last counts that was not retracted; of its rewards the newest
+reward model's. Margins are 1.96 standard errors of the mean.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, case, func, select
+
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.reports.answers import last_thumbs, length, of_versions
+from tuneloop.learner.ledger.reports.evaluations import CONFIDENCE, Mean
+from tuneloop.learner.ledger.schema import rollouts, scores
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Users' requests to one version."""
+
+    rollouts: int
+    length: Mean
+    """In tokens."""
+    reward: Mean | None
+    """None before an answer was scored."""
+    thumbs_up: int
+    thumbs_down: int
+
+
+def traffic(database: Database, versions: Sequence[int]) -> dict[int, Traffic]:
+    """The figures of each of these versions that has answered."""
+    with database.read() as connection:
+        lengths = _lengths(connection, versions)
+        rewards = _rewards(connection, versions)
+        thumbs = _thumbs(connection, versions)
+    found = {}
+    for version, row in lengths.items():
+        up, down = thumbs.get(version, (0, 0))
+        found[version] = Traffic(
+            rollouts=row.number,
+            length=mean_of_sums(row.number, row.total, row.squares),
+            reward=rewards.get(version),
+            thumbs_up=up,
+            thumbs_down=down,
+        )
+    return found
+
+
+def mean_of_sums(count: int, total: float, squares: float) -> Mean:
+    """The mean of values whose sum and sum of squares are known."""
+    # Postgres adds whole numbers up in decimals.
+    total, squares = float(total), float(squares)
+    mean = total / count
+    if count < 2:
+        return Mean(value=mean, margin=None)
+    variance = max(0.0, squares - count * mean * mean) / (count - 1)
+    return Mean(value=mean, margin=CONFIDENCE * math.sqrt(variance / count))
+
+
+def _lengths(connection: Connection, versions: Sequence[int]) -> dict[int, Any]:
+    query = (
+        select(
+            rollouts.c.policy_version,
+            func.count().label("number"),
+            func.sum(length).label("total"),
+            func.sum(length * length).label("squares"),
+        )
+        .where(of_versions(versions))
+        .group_by(rollouts.c.policy_version)
+    )
+    return {row.policy_version: row for row in connection.execute(query)}
+
+
+def _rewards(connection: Connection, versions: Sequence[int]) -> dict[int, Mean]:
+    newest = func.row_number().over(
+        partition_by=scores.c.completion_id, order_by=scores.c.reward_model_version.desc()
+    )
+    ranked = (
+        select(rollouts.c.policy_version, scores.c.reward, newest.label("rank"))
+        .join(rollouts, rollouts.c.completion_id == scores.c.completion_id)
+        .where(of_versions(versions), scores.c.reward.is_not(None))
+        .subquery()
+    )
+    query = (
+        select(
+            ranked.c.policy_version,
+            func.count().label("number"),
+            func.sum(ranked.c.reward).label("total"),
+            func.sum(ranked.c.reward * ranked.c.reward).label("squares"),
+        )
+        .where(ranked.c.rank == 1)
+        .group_by(ranked.c.policy_version)
+    )
+    return {
+        row.policy_version: mean_of_sums(row.number, row.total, row.squares)
+        for row in connection.execute(query)
+    }
+
+
+def _thumbs(connection: Connection, versions: Sequence[int]) -> dict[int, tuple[int, int]]:
+    last = last_thumbs(of_versions(versions))
+    up = func.sum(case((last.c.up, 1), else_=0))
+    query = select(last.c.policy_version, up.label("up"), func.count().label("number")).group_by(
+        last.c.policy_version
+    )
+    return {
+        row.policy_version: (int(row.up), row.number - int(row.up))
+        for row in connection.execute(query)
+    }

@@ -1,0 +1,1 @@
+"""The networks: the policy, the reward model, and how batches pass through them."""

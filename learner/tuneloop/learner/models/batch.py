@@ -1,0 +1,243 @@
+"""Samples to tensors: checked, cut into micro-batches by a token budget, collated.
+
+Where the tokens stand in the model is private to `packing` and `models`: a loss sees (B, C)
+log-probs and a `loss_mask` and cannot tell a padded batch from a packed one.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from tuneloop.errors import InvalidRequest
+from tuneloop.learner.models.packing import TokenLayout, pack, packed_length, pad
+from tuneloop.learner.samples import (
+    DemonstrationSample,
+    PairSample,
+    PolicySample,
+    ScoredGroup,
+    ScoredSample,
+    ThumbSample,
+    TokenSequence,
+)
+
+T = TypeVar("T")
+
+GREEDY = 1e-5
+"""A temperature below this means greedy decoding, as in vLLM."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SequenceBatch:
+    """B prompts with one completion each; C is the length of the longest completion."""
+
+    sequences: Sequence[TokenSequence]
+    packed: TokenLayout
+    """The sequences in one row."""
+    targets: Tensor  # (N,) int64
+    """The completion tokens, row after row; N is the number of completion tokens."""
+    temperatures: Tensor  # (N,) float32
+    loss_mask: Tensor  # (B, C) bool
+    """True on completion tokens; its true places, in row order, are the N targets."""
+    generation_logprobs: Tensor  # (B, C) float32
+    """NaN where the sampler's log-prob is not known."""
+    ref_logprobs: Tensor | None  # (B, C) float32
+    """The reference policy's, 0 where masked; None unless every row has them."""
+
+    def padded(self) -> TokenLayout:
+        """The sequences one to a row, for models that cannot be given a packed row."""
+        return pad(self.sequences, self.targets.device)
+
+    @property
+    def tokens(self) -> int:
+        """Completion tokens."""
+        return self.targets.numel()
+
+    def scatter(self, flat: Tensor) -> Tensor:
+        """Put a value for each target, (N,), into place, (B, C); 0 where masked."""
+        padded = torch.zeros(self.loss_mask.shape, dtype=flat.dtype, device=flat.device)
+        return padded.masked_scatter(self.loss_mask, flat)
+
+
+def sequences_of(sample: PolicySample) -> tuple[TokenSequence, ...]:
+    """The token sequences of a sample: one, chosen and rejected, or those of a group."""
+    match sample:
+        case PairSample():
+            return (sample.chosen, sample.rejected)
+        case ScoredGroup():
+            return tuple(scored.sequence for scored in sample.samples)
+        case _:
+            return (sample.sequence,)
+
+
+def sequence_length(sequence: TokenSequence) -> int:
+    """Tokens in prompt and completion."""
+    return len(sequence.prompt_token_ids) + len(sequence.completion_token_ids)
+
+
+def check_sample(sample: PolicySample, *, max_length: int, vocab_size: int) -> None:
+    """Raise `InvalidRequest` if it cannot be learned from.
+
+    `param` is the id of the sample, or of the member of a group that is at fault.
+    """
+    if isinstance(sample, ScoredGroup):
+        if problem := _problem_of_group(sample):
+            raise _refused(sample, problem)
+        for member in sample.samples:
+            # NaN is the reward of a completion that could not be scored.
+            known = replace(member, reward=0.0) if math.isnan(member.reward) else member
+            check_sample(known, max_length=max_length, vocab_size=vocab_size)
+        return
+    for sequence in sequences_of(sample):
+        problem = _problem_of(sequence, max_length=max_length, vocab_size=vocab_size)
+        if problem:
+            raise _refused(sample, problem)
+    if problem := _problem_of_numbers(sample):
+        raise _refused(sample, problem)
+
+
+def _refused(sample: PolicySample, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"sample {sample.sample_id}: {problem}", param=sample.sample_id)
+
+
+def _problem_of_group(group: ScoredGroup) -> str:
+    if not group.samples:
+        return "a group without completions"
+    if group.baseline is not None and not math.isfinite(group.baseline):
+        return f"baseline {group.baseline} is not finite"
+    return ""
+
+
+def _problem_of_numbers(
+    sample: DemonstrationSample | ThumbSample | PairSample | ScoredSample,
+) -> str:
+    match sample:
+        case ScoredSample(reward=reward) if not math.isfinite(reward):
+            return f"reward {reward} is not finite"
+        case PairSample(flip_rate=rate) if not 0 <= rate < 0.5:
+            return f"flip rate {rate} is not in [0, 0.5)"
+    if not 0 <= sample.trust <= 1:
+        return f"trust {sample.trust} is not between 0 and 1"
+    usable = math.isfinite(sample.weight) and sample.weight >= 0
+    return "" if usable else f"weight {sample.weight} is not a number from 0 up"
+
+
+def _problem_of(sequence: TokenSequence, *, max_length: int, vocab_size: int) -> str:
+    prompt, completion = sequence.prompt_token_ids, sequence.completion_token_ids
+    if not prompt or not completion:
+        return "the completion is empty" if prompt else "the prompt is empty"
+    if (length := sequence_length(sequence)) > max_length:
+        return f"{length} tokens, more than the {max_length} that fit"
+    if min(*prompt, *completion) < 0 or max(*prompt, *completion) >= vocab_size:
+        return f"a token id is outside the vocabulary of {vocab_size}"
+    if not (math.isfinite(sequence.temperature) and sequence.temperature >= 0):
+        return f"temperature {sequence.temperature} is not a number from 0 up"
+    known = {"generation": sequence.generation_logprobs, "reference": sequence.ref_logprobs}
+    problems = (
+        _problem_of_logprobs(name, logprobs, len(completion)) for name, logprobs in known.items()
+    )
+    return next(filter(None, problems), "")
+
+
+def _problem_of_logprobs(name: str, logprobs: Sequence[float], tokens: int) -> str:
+    if logprobs and len(logprobs) != tokens:
+        return f"{len(logprobs)} {name} log-probs for {tokens} completion tokens"
+    # The sampler rounds: a certain token may come out a little above 0.
+    if not all(math.isfinite(logprob) and logprob <= 1e-3 for logprob in logprobs):
+        return f"a {name} log-prob is not a finite number below 0"
+    return ""
+
+
+def micro_batches(
+    items: Sequence[T], *, length: Callable[[T], int], rows: int, token_budget: int
+) -> list[list[T]]:
+    """Cut items into batches of at most `token_budget` padded tokens, longest first.
+
+    An item takes `rows` rows of its `length`. Sorting keeps the padding small; one item that is
+    larger than the budget makes a batch of its own.
+    """
+    batches: list[list[T]] = []
+    room = 0
+    for item in sorted(items, key=length, reverse=True):
+        if not batches or len(batches[-1]) >= room:
+            batches.append([])
+            room = max(1, token_budget // (rows * length(item)))
+        batches[-1].append(item)
+    return batches
+
+
+def packed_batches(
+    items: Sequence[T],
+    *,
+    sequences: Callable[[T], Sequence[TokenSequence]],
+    token_budget: int,
+) -> list[list[T]]:
+    """Cut items into batches of at most `token_budget` packed tokens; shared prompts count once.
+
+    Items with one prompt stay together as far as the budget allows, and the largest such groups are
+    placed first, each where there is room. One item that is larger than the budget makes a batch of
+    its own.
+    """
+    by_prompt: dict[tuple[int, ...], list[T]] = {}
+    for item in items:
+        by_prompt.setdefault(sequences(item)[0].prompt_token_ids, []).append(item)
+
+    pieces: list[list[T]] = []
+    costs: list[int] = []
+    for group in by_prompt.values():
+        prompts: set[tuple[int, ...]] = set()
+        for item in group:
+            rows = sequences(item)
+            new = {s.prompt_token_ids for s in rows} - prompts
+            cost = sum(map(len, new)) + sum(len(s.completion_token_ids) for s in rows)
+            if not prompts or costs[-1] + cost > token_budget:
+                prompts = set()
+                pieces.append([])
+                costs.append(0)
+                cost = packed_length(rows)
+            pieces[-1].append(item)
+            costs[-1] += cost
+            prompts |= {s.prompt_token_ids for s in rows}
+    batches: list[list[T]] = []
+    rooms: list[int] = []
+    for index in sorted(range(len(pieces)), key=lambda index: -costs[index]):
+        place = next((i for i, room in enumerate(rooms) if room >= costs[index]), len(batches))
+        if place == len(batches):
+            batches.append([])
+            rooms.append(token_budget)
+        batches[place].extend(pieces[index])
+        rooms[place] -= costs[index]
+    return batches
+
+
+def collate(sequences: Sequence[TokenSequence], device: torch.device) -> SequenceBatch:
+    """Make a batch on `device`; the sequences must have passed `check_sample`."""
+    shape = (len(sequences), max(len(s.completion_token_ids) for s in sequences))
+    loss_mask = torch.zeros(shape, dtype=torch.bool)
+    generation_logprobs = torch.full(shape, math.nan)
+    known = all(s.ref_logprobs for s in sequences)
+    ref_logprobs = torch.zeros(shape) if known else None
+    targets: list[int] = []
+    temperatures: list[float] = []
+    for row, s in enumerate(sequences):
+        tokens = len(s.completion_token_ids)
+        loss_mask[row, :tokens] = True
+        greedy = s.temperature < GREEDY
+        if s.generation_logprobs and not greedy:
+            generation_logprobs[row, :tokens] = torch.tensor(s.generation_logprobs)
+        if ref_logprobs is not None:
+            ref_logprobs[row, :tokens] = torch.tensor(s.ref_logprobs)
+        targets.extend(s.completion_token_ids)
+        temperatures.extend([1.0 if greedy else s.temperature] * tokens)
+    return SequenceBatch(
+        sequences=tuple(sequences),
+        packed=pack(sequences, device),
+        targets=torch.tensor(targets, device=device),
+        temperatures=torch.tensor(temperatures, device=device),
+        loss_mask=loss_mask.to(device),
+        generation_logprobs=generation_logprobs.to(device),
+        ref_logprobs=None if ref_logprobs is None else ref_logprobs.to(device),
+    )

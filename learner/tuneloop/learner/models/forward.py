@@ -1,0 +1,83 @@
+"""One pass of a model over a batch, as a module, so that FSDP can shard all of it."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tuneloop.learner.models.architecture import run_body, run_whole
+from tuneloop.learner.models.batch import SequenceBatch, collate
+from tuneloop.learner.models.lm_head import LogitTransform, logprobs_of_logits, token_logprobs
+from tuneloop.learner.models.world import World, shares
+
+
+class Run(NamedTuple):
+    """What one pass over a batch gives; N completion tokens."""
+
+    logprobs: Tensor  # (N,)
+    hidden: Tensor  # (N, H)
+    entropies: Tensor  # (N,), or empty where they were not asked for
+
+
+class Share(NamedTuple):
+    """The sequences of a batch that a rank runs."""
+
+    batch: SequenceBatch
+    places: Tensor | None
+    """(n,) int64: where their targets stand among those of the whole batch; fewer than the targets
+    where a rank has no share and runs a sequence for nothing. None: the whole batch."""
+
+
+class Forward(nn.Module):
+    """A causal language model that gives log-probs of completions."""
+
+    def __init__(self, model: Any, transform: LogitTransform | None, *, packs: bool) -> None:
+        """Take what `architecture` found out about the model."""
+        super().__init__()
+        self.model = model
+        self._transform = transform
+        self._packs = packs
+
+    def of(self, model: Any) -> "Forward":
+        """The same of another model of the same family."""
+        return Forward(model, self._transform, packs=self._packs)
+
+    def forward(self, batch: SequenceBatch, *, entropies: bool = False) -> Run:
+        """Run the model over a batch."""
+        model = self.model
+        layout = batch.packed if self._packs else batch.padded()
+        kind = batch.targets.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+            if self._transform is None:
+                logits, hidden = run_whole(model, layout)
+                logprobs, measured = logprobs_of_logits(
+                    logits, targets=batch.targets, temperatures=batch.temperatures
+                )
+            else:
+                hidden = run_body(model, layout)[layout.sources]
+                logprobs, measured = token_logprobs(
+                    hidden,
+                    model.get_output_embeddings(),
+                    targets=batch.targets,
+                    temperatures=batch.temperatures,
+                    transform=self._transform,
+                    entropies=entropies,
+                )
+        return Run(logprobs=logprobs, hidden=hidden, entropies=measured)
+
+
+def share_of(batch: SequenceBatch, world: World) -> Share:
+    """What this rank runs of a batch. All ranks run something: a sharded model needs them all."""
+    if world.size == 1:
+        return Share(batch=batch, places=None)
+    rows = shares(batch.sequences, world.size)[world.rank]
+    device = batch.targets.device
+    mine = torch.zeros(len(batch.sequences), 1, dtype=torch.bool, device=device)
+    mine[rows] = True
+    places = mine.expand_as(batch.loss_mask)[batch.loss_mask].nonzero()[:, 0]
+    sequences = [batch.sequences[row] for row in rows] or [min(batch.sequences, key=_length)]
+    return Share(batch=collate(sequences, device), places=places)
+
+
+def _length(sequence: Any) -> int:
+    return len(sequence.prompt_token_ids) + len(sequence.completion_token_ids)

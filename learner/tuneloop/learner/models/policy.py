@@ -1,0 +1,259 @@
+"""The policy that learns, the reference policy it is held to, and the value head.
+
+With LoRA the reference policy is the base model with the adapter switched off, so there is no
+second copy; with full weights it is a frozen copy. Either way it is version 0.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from tuneloop.learner.models import weight_files
+from tuneloop.learner.models.architecture import (
+    checkpoint_layers,
+    compile_layers,
+    find_logit_transform,
+    layers_of,
+    take_packed_rows,
+)
+from tuneloop.learner.models.attention import PACKED
+from tuneloop.learner.models.batch import (
+    SequenceBatch,
+    collate,
+    micro_batches,
+    packed_batches,
+    sequence_length,
+)
+from tuneloop.learner.models.forward import Forward, Share, share_of
+from tuneloop.learner.models.lora import add_adapter
+from tuneloop.learner.models.world import ALONE, World, shard, whole
+from tuneloop.learner.samples import TokenSequence
+from tuneloop.models.reward_model import quiet
+from tuneloop.policies import WeightsKind
+
+
+class PolicyModel:
+    """A causal language model with an adapter or all its weights to train."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        kind: WeightsKind = WeightsKind.LORA,
+        lora_rank: int = 16,
+        lora_alpha: int = 32,
+        seed: int = 0,
+        device: str = "cpu",
+        packing: bool = True,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        world: World = ALONE,
+    ) -> None:
+        """Load version 0 from a `save_pretrained` folder; dropout stays off for ever.
+
+        On CPU everything is float32. On a GPU the arithmetic is bfloat16; what is trained, and the
+        softmax, stay float32. What `packing`, `gradient_checkpointing` and `compile` do is told in
+        `TrainerSettings`. With several ranks in `world` everything is sharded but the value head.
+        """
+        self.kind = kind
+        self.device = torch.device(device)
+        self._folder = folder
+        self._world = world
+        self._reference: Forward | None = None
+        self._gathered: Any = None
+        self._lora = (lora_rank, lora_alpha, seed)
+        self._adapted: Any = None
+        self._model = self._load()
+        self.packs = packing and take_packed_rows(self._model)
+        """Whether the model is given packed rows."""
+        transform = find_logit_transform(self._model)
+        if kind is WeightsKind.LORA:
+            self._adapted = add_adapter(self._model, *self._lora)
+        if gradient_checkpointing:
+            checkpoint_layers(self._model)
+        if compile:
+            compile_layers(self._model)
+        self._forward = Forward(self._model, transform, packs=self.packs)
+        if self._sharded:
+            shard(self._forward, layers_of(self._model), world)
+        hidden_size = self._model.get_output_embeddings().weight.shape[1]
+        self.value_head = nn.Linear(hidden_size, 1, device=self.device)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    def _load(self) -> Any:
+        """Version 0, in evaluation mode."""
+        frozen_in_half = self.kind is WeightsKind.LORA and self.device.type == "cuda"
+        dtype = torch.bfloat16 if frozen_in_half else torch.float32
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                self._folder, dtype=dtype, local_files_only=True, use_safetensors=True
+            )
+        return model.to(self.device).eval()
+
+    @property
+    def _sharded(self) -> bool:
+        return self._world.size > 1
+
+    @property
+    def module(self) -> Any:
+        """The transformers model as it is now, adapter on: for `generate`.
+
+        Of sharded weights it is a copy on rank 0, brought up to date at each call; others have
+        none.
+        """
+        if not self._sharded:
+            return self._model
+        self._world.announce("model", "gather")
+        return self.gather()
+
+    def gather(self) -> Any:
+        """Bring sharded weights together on rank 0, where it returns the model."""
+        if self._gathered is None and self._world.leads:
+            self._gathered = self._load()
+            if self.kind is WeightsKind.LORA:
+                add_adapter(self._gathered, *self._lora)
+            self._gathered.requires_grad_(False)
+        copies = dict(self._gathered.named_parameters()) if self._world.leads else {}
+        with torch.no_grad():
+            for name, parameter in self._model.named_parameters():
+                if not parameter.requires_grad:
+                    continue
+                tensor = whole(parameter.detach())
+                if self._world.leads:
+                    copies[name].copy_(tensor)
+        return self._gathered
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding: token ids are below it."""
+        return int(self._model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def max_length(self) -> int:
+        """Tokens the model has positions for."""
+        config = self._model.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What training changes, by name; without the value head."""
+        root: nn.Module = self._adapted or self._model
+        return {name: p for name, p in root.named_parameters() if p.requires_grad}
+
+    def logprobs(self, batch: SequenceBatch) -> Tensor:
+        """Return (B, C) log π of each completion token, at its temperature; takes gradients."""
+        share = share_of(batch, self._world)
+        return self._placed(batch, share, self._forward(share.batch).logprobs)
+
+    def logprobs_and_entropies(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Return (B, C) log-probs, and (B, C) entropies in nats, which take no gradients."""
+        share = share_of(batch, self._world)
+        run = self._forward(share.batch, entropies=True)
+        entropies = self._placed(batch, share, run.entropies)
+        return self._placed(batch, share, run.logprobs), entropies
+
+    def logprobs_and_values(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Return (B, C) log-probs, and (B, C) values of the states the tokens were chosen in.
+
+        The value head reads detached hidden states: its loss cannot move the policy.
+        """
+        share = share_of(batch, self._world)
+        run = self._forward(share.batch)
+        values = self.value_head(run.hidden.detach().float()).squeeze(-1)
+        return self._placed(batch, share, run.logprobs), self._placed(batch, share, values)
+
+    @torch.no_grad()
+    def reference_logprobs(self, batch: SequenceBatch) -> Tensor:
+        """Return (B, C) log π_ref of each completion token, at its temperature.
+
+        What the batch knows from an earlier pass is not computed again.
+        """
+        if batch.ref_logprobs is not None:
+            return batch.ref_logprobs
+        with self._reference_policy() as reference:
+            share = share_of(batch, self._world)
+            return self._placed(batch, share, reference(share.batch).logprobs)
+
+    def _placed(self, batch: SequenceBatch, share: Share, flat: Tensor) -> Tensor:
+        """Put what all ranks computed of their shares into place, (B, C)."""
+        if share.places is not None:
+            flat = self._world.put_together(flat, share.places, batch.tokens)
+        return batch.scatter(flat)
+
+    def compute_reference_logprobs(
+        self, sequences: Sequence[TokenSequence], *, token_budget: int
+    ) -> list[tuple[float, ...]]:
+        """Return log π_ref of each completion's tokens, to be kept as their `ref_logprobs`.
+
+        Computed whatever they carry already; `token_budget` is that of `TrainerSettings`.
+        """
+        self._world.announce(
+            "model", "compute_reference_logprobs", list(sequences), token_budget=token_budget
+        )
+        known: dict[int, tuple[float, ...]] = {}
+        numbered = list(enumerate(sequences))
+        if self.packs:
+            groups = packed_batches(
+                numbered, sequences=lambda item: (item[1],), token_budget=token_budget
+            )
+        else:
+            groups = micro_batches(
+                numbered,
+                length=lambda item: sequence_length(item[1]),
+                rows=1,
+                token_budget=token_budget,
+            )
+        for group in groups:
+            batch = collate([replace(s, ref_logprobs=()) for _, s in group], self.device)
+            rows = self.reference_logprobs(batch).tolist()
+            for (number, s), row in zip(group, rows, strict=True):
+                known[number] = tuple(row[: len(s.completion_token_ids)])
+        return [known[number] for number, _ in numbered]
+
+    @contextlib.contextmanager
+    def _reference_policy(self) -> Iterator[Forward]:
+        if self._adapted is not None:
+            with self._adapted.disable_adapter():
+                yield self._forward
+            return
+        if self._reference is None:
+            # Only now: what learns from demonstrations, or knows its reference log-probs, has no
+            # use for a second copy.
+            model = self._load().requires_grad_(False)
+            if self.packs:
+                with quiet():
+                    model.set_attn_implementation(PACKED)
+            self._reference = self._forward.of(model)
+            if self._sharded:
+                shard(self._reference, layers_of(model), self._world)
+        yield self._reference
+
+    def save_weights(self, folder: Path, *, base_model: str) -> None:
+        """Write what generation loads: a PEFT folder, or a `save_pretrained` folder.
+
+        `base_model` is the name of version 0.
+        """
+        if self._adapted is None:
+            model = self.gather() if self._sharded else self._model
+            if self._world.leads:
+                weight_files.write_whole(folder, model, tokenizer=self._folder)
+            return
+        tensors = weight_files.adapter_of(self._adapted)
+        if self._world.leads:
+            weight_files.write_adapter(folder, tensors, self._adapted, base_model)
+
+    def load_weights(self, folder: Path) -> None:
+        """Go on from a published version; raises `WeightsRefused` naming the tensor that differs.
+
+        The reference policy stays version 0.
+        """
+        if self._adapted is None:
+            weight_files.read_whole(folder, self._model)
+        else:
+            weight_files.read_adapter(folder, self._adapted)

@@ -1,0 +1,232 @@
+"""Completions of the model in training: sampled with their exact log-probs, or the likeliest."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from tuneloop.errors import FailedPrecondition
+from tuneloop.generation.prompts import Tokenization
+from tuneloop.learner.samples import SampledAnswer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """One completion."""
+
+    token_ids: tuple[int, ...]
+    """With the token that ended it, if one did."""
+    logprobs: tuple[float, ...]
+    text: str
+    stopped: bool
+    """False when it ran into the limit."""
+
+
+class Sampler:
+    """Samples from a causal language model with one tokenizer."""
+
+    def __init__(
+        self,
+        tokenization: Tokenization,
+        *,
+        temperature: float,
+        max_tokens: int,
+        batch_size: int,
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """`report` is told how many completions of a call are done, and how many there are."""
+        self._report = report
+        self._tokenization = tokenization
+        self._temperature = temperature
+        self._max_tokens = max_tokens
+        self._batch_size = batch_size
+
+    def sample(
+        self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[str]
+    ) -> list[Sampled]:
+        """One completion of each prompt (token ids), in order; `seeds` decide which.
+
+        `model` is a transformers model with `generate`; its mode is left as it is.
+        """
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        found: dict[int, Sampled] = {}
+        for start in range(0, len(order), self._batch_size):
+            chosen = order[start : start + self._batch_size]
+            completions = self._batch(
+                model, [prompts[i] for i in chosen], [seeds[i] for i in chosen]
+            )
+            found.update(zip(chosen, completions, strict=True))
+            self._report(len(found), len(order))
+        return [found[i] for i in range(len(prompts))]
+
+    @torch.no_grad()
+    def _batch(
+        self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[str]
+    ) -> list[Sampled]:
+        stops = sorted(self._tokenization.stop_token_ids)
+        pad = stops[0] if stops else 0
+        width = max(map(len, prompts))
+        input_ids = torch.full((len(prompts), width), pad, dtype=torch.int64)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, prompt in enumerate(prompts):
+            input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            attention_mask[row, width - len(prompt) :] = 1
+        choose = InverseSampling(uniforms(seeds, self._max_tokens), self._temperature)
+        config = GenerationConfig(
+            max_new_tokens=self._max_tokens,
+            do_sample=False,
+            eos_token_id=stops or None,
+            pad_token_id=pad,
+            use_cache=True,
+        )
+        with only_config(model):
+            model.generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([choose]),
+            )
+        tokens, logprobs = choose.result()
+        return [
+            self._cut(row_tokens, row_logprobs)
+            for row_tokens, row_logprobs in zip(tokens, logprobs, strict=True)
+        ]
+
+    def _cut(self, tokens: Sequence[int], logprobs: Sequence[float]) -> Sampled:
+        """A completion up to and with its end token."""
+        stops = self._tokenization.stop_token_ids
+        end = next((i for i, token in enumerate(tokens) if token in stops), None)
+        length = len(tokens) if end is None else end + 1
+        return Sampled(
+            token_ids=tuple(tokens[:length]),
+            logprobs=tuple(logprobs[:length]),
+            text=self._tokenization.decode(tokens[: length if end is None else end]),
+            stopped=end is not None,
+        )
+
+
+class InverseSampling(LogitsProcessor):  # type: ignore[misc]
+    """Chooses the next token itself, notes its log-prob, and leaves `generate` no other choice."""
+
+    def __init__(self, numbers: Tensor, temperature: float) -> None:
+        """Take one number in [0, 1) for each row and token, (B, tokens) float64."""
+        self._numbers = numbers
+        self._temperature = temperature
+        self._chosen: list[Tensor] = []
+        self._logprobs: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return (B, vocabulary) scores, −∞ but for the token chosen in each row."""
+        logprobs = torch.log_softmax(scores.float() / self._temperature, dim=-1)
+        cumulative = logprobs.double().exp().cumsum(-1)
+        numbers = self._numbers[:, len(self._chosen)].to(scores.device).unsqueeze(-1)
+        # Scaled to the sum, which rounding leaves a little off 1; a token of no mass is never hit.
+        target = numbers * cumulative[:, -1:]
+        chosen = torch.searchsorted(cumulative, target, right=True)
+        chosen = chosen.clamp(max=scores.shape[-1] - 1)
+        self._chosen.append(chosen)
+        self._logprobs.append(logprobs.gather(-1, chosen))
+        return torch.full_like(scores, -math.inf).scatter(-1, chosen, 0.0)
+
+    def result(self) -> tuple[list[list[int]], list[list[float]]]:
+        """The tokens chosen and their log-probs, by row; after an end token they mean nothing."""
+        logprobs = torch.cat(self._logprobs, -1)
+        if not torch.isfinite(logprobs).all():
+            raise FailedPrecondition(
+                "the model's output is not a number: its weights have diverged"
+            )
+        return torch.cat(self._chosen, -1).tolist(), logprobs.tolist()
+
+
+def uniforms(seeds: Sequence[str], count: int) -> Tensor:
+    """Numbers in [0, 1), (B, count) float64: a row of them for each seed."""
+    rows = []
+    for seed in seeds:
+        number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big") >> 1
+        generator = torch.Generator().manual_seed(number)
+        rows.append(torch.rand(count, generator=generator, dtype=torch.float64))
+    return torch.stack(rows)
+
+
+@contextmanager
+def only_config(model: Any) -> Iterator[None]:
+    """Keep the model's own generation defaults (penalties, top-p) out of what is sampled."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+GREEDY_BATCH = 8
+"""Prompts in a batch: the logits of every token are kept."""
+
+
+@torch.no_grad()
+def greedy_answers(
+    model: Any, tokenization: Tokenization, prompts: Sequence[Sequence[int]], max_tokens: int
+) -> list[SampledAnswer]:
+    """The likeliest answer of a transformers model to each prompt (token ids), in order."""
+    stops = sorted(tokenization.stop_token_ids)
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_tokens,
+        eos_token_id=stops or None,
+        pad_token_id=stops[0] if stops else 0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return [
+        answer
+        for start in range(0, len(prompts), GREEDY_BATCH)
+        for answer in _greedy_batch(
+            model, tokenization, prompts[start : start + GREEDY_BATCH], config
+        )
+    ]
+
+
+def _greedy_batch(
+    model: Any,
+    tokenization: Tokenization,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+) -> list[SampledAnswer]:
+    width = max(map(len, prompts))
+    input_ids = torch.full((len(prompts), width), config.pad_token_id, dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        attention_mask[row, width - len(prompt) :] = 1
+    with only_config(model):
+        output = model.generate(
+            input_ids.to(model.device),
+            attention_mask=attention_mask.to(model.device),
+            generation_config=config,
+        )
+    tokens = output.sequences[:, width:]
+    logits = torch.stack(output.logits, dim=1).float()
+    logprobs = torch.log_softmax(logits, dim=-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    return [
+        _cut_answer(tokenization, row_tokens, row_logprobs)
+        for row_tokens, row_logprobs in zip(tokens.tolist(), logprobs.tolist(), strict=True)
+    ]
+
+
+def _cut_answer(
+    tokenization: Tokenization, tokens: Sequence[int], logprobs: Sequence[float]
+) -> SampledAnswer:
+    stops = tokenization.stop_token_ids
+    end = next((i for i, token in enumerate(tokens) if token in stops), None)
+    length = len(tokens) if end is None else end + 1
+    return SampledAnswer(
+        text=tokenization.decode(tokens[: length if end is None else end]),
+        token_ids=tuple(tokens[:length]),
+        logprobs=tuple(logprobs[:length]),
+    )

@@ -1,0 +1,65 @@
+"""Looks at the alarms now and then: metrics, the log, and whether new versions wait."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+
+from tuneloop.learner import metrics
+from tuneloop.learner.guards.alarms import NAMES, alarms
+from tuneloop.learner.guards.settings import GuardSettings
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.reports import alarm_figures
+from tuneloop.learner.ledger.reports import alarms as ledger_alarms
+from tuneloop.learner.ledger.reports.alarms import Raised
+
+logger = logging.getLogger("tuneloop.learner.guards")
+
+EVERY_SECONDS = 10.0
+
+
+class Watch:
+    """The alarms that are raised."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: GuardSettings,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.raised: tuple[Raised, ...] = ()
+        self._database = database
+        self._settings = settings
+        self._clock = clock
+        for name in NAMES:
+            metrics.guard_alarm.labels(name).set(0)
+
+    @property
+    def holding(self) -> str:
+        """The alarm for which new versions stay candidates; empty where none does."""
+        return self.raised[0].name if self._settings.hold and self.raised else ""
+
+    def look(self) -> None:
+        """Look once; a new alarm is logged once, and so is its end."""
+        settings = self._settings
+        seen = alarm_figures.seen(self._database, least=settings.least, window=settings.window)
+        raised, new, ended = ledger_alarms.record(
+            self._database, alarms(seen, settings), self._clock()
+        )
+        self.raised = tuple(raised)
+        for alarm in raised:
+            if alarm.name in new:
+                logger.warning("alarm: %s %s", alarm.name, json.dumps(dict(alarm.numbers)))
+        for name in ended:
+            logger.info("alarm ended: %s", name)
+        on = {alarm.name for alarm in raised}
+        for name in NAMES:
+            metrics.guard_alarm.labels(name).set(name in on)
+
+    async def run(self) -> None:
+        """Look for ever."""
+        while True:
+            await asyncio.to_thread(self.look)
+            await asyncio.sleep(EVERY_SECONDS)

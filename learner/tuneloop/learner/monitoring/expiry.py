@@ -1,0 +1,50 @@
+"""Feedback that is too old to learn from, found now and then."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from tuneloop.learner import metrics
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events import lifecycle
+
+logger = logging.getLogger("tuneloop.learner.monitoring.expiry")
+
+EVERY_SECONDS = 60.0
+
+
+class Expiry:
+    """Ends feedback by age, both limits in seconds; None is no limit."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        max_age: float | None,
+        rollout_wait: float | None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._database = database
+        self._max_age = max_age
+        self._rollout_wait = rollout_wait
+        self._clock = clock
+
+    def go_on(self) -> int:
+        """End what is too old now; how much feedback that was."""
+        ended = lifecycle.expire(
+            self._database,
+            self._clock(),
+            max_age=self._max_age,
+            rollout_wait=self._rollout_wait,
+        )
+        if ended:
+            metrics.feedback_expired.inc(ended)
+            logger.info("%d feedback expired", ended)
+        return ended
+
+    async def run(self) -> None:
+        """Look for ever."""
+        while True:
+            await asyncio.sleep(EVERY_SECONDS)
+            await asyncio.to_thread(self.go_on)

@@ -1,0 +1,55 @@
+"""Gauges of what the ledger holds, refreshed now and then."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from tuneloop.learner import metrics
+from tuneloop.learner.batching.batcher import Progress
+from tuneloop.learner.ledger.accounting import forget_user
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.queue import ready
+from tuneloop.learner.ledger.reports.evaluations import newest_evaluation
+
+EVERY_SECONDS = 5.0
+
+
+OBJECTIVES = ("sft", "kto", "dpo", "ppo", "grpo", "reward_model")
+
+
+def refresh(database: Database) -> None:
+    """Read the ledger once into the gauges."""
+    for table, rows in forget_user.row_counts(database).items():
+        metrics.ledger_rows.labels(table).set(rows)
+    for objective in OBJECTIVES:
+        counts = ready.counts(database, objective)
+        metrics.samples.labels(objective, "ready").set(counts.ready)
+        metrics.samples.labels(objective, "waiting").set(counts.waiting)
+        metrics.samples.labels(objective, "used").set(counts.used)
+    show_evaluation(database)
+
+
+def show_progress(progress: Sequence[Progress]) -> None:
+    """How full the next batches are."""
+    for part in progress:
+        metrics.batch_fill.labels(part.objective).set(part.have / max(1, part.want))
+
+
+async def keep_fresh(database: Database, progress: Callable[[], Sequence[Progress]]) -> None:
+    """Refresh for ever."""
+    while True:
+        await asyncio.to_thread(refresh, database)
+        show_progress(await asyncio.to_thread(progress))
+        await asyncio.sleep(EVERY_SECONDS)
+
+
+def show_evaluation(database: Database) -> None:
+    """The newest evaluation in the gauges."""
+    found = newest_evaluation(database)
+    if found is None:
+        return
+    metrics.eval_version.set(found.policy_version)
+    metrics.eval_length.set(found.length.value)
+    if found.reward is not None:
+        metrics.eval_reward.set(found.reward.value)
+    if found.kl is not None:
+        metrics.eval_kl.set(found.kl)

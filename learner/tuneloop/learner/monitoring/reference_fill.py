@@ -1,0 +1,27 @@
+"""Reference log-probs of evaluated answers, filled in beside training."""
+
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.queue import ref_logprobs
+from tuneloop.learner.ledger.reports import evaluations
+from tuneloop.learner.trainer.base import Trainer
+
+
+class Referring:
+    """Computes what the KL of evaluated versions lacks: the reference policy's log-probs."""
+
+    def __init__(self, database: Database, trainer: Trainer) -> None:
+        self._database = database
+        self._trainer = trainer
+        self._seen = 0
+
+    def go_on(self) -> None:
+        """Compute for the answers that came since the last call; in the trainer's thread."""
+        count = evaluations.answers_recorded(self._database)
+        if count == self._seen:
+            return
+        self._seen = count
+        missing = evaluations.without_reference(self._database)
+        if missing:
+            computed = self._trainer.reference_logprobs(list(missing.values()))
+            known = {k: v for k, v in zip(missing, computed, strict=True) if v}
+            ref_logprobs.save(self._database, known)

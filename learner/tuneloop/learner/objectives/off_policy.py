@@ -1,0 +1,89 @@
+"""What PPO and GRPO share: a micro-batch of scored completions, corrected for who sampled them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tuneloop.learner.losses.means import Mean, mean_over
+from tuneloop.learner.losses.ppo import importance_weights, sequence_gate
+from tuneloop.learner.models.batch import SequenceBatch
+from tuneloop.learner.samples import ScoredSample
+from tuneloop.learner.trainer.settings import TrainerSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollouts:
+    """What a micro-batch holds fixed while the policy moves; tensors are (B, C)."""
+
+    samples: Sequence[ScoredSample]
+    batch: SequenceBatch
+    loss_mask: Tensor
+    """The batch's, without the sequences that the gate left out."""
+    old_logprobs: Tensor
+    ref_logprobs: Tensor | None
+    generation_logprobs: Tensor
+    """The sampler's; where they are not known, the sampler is taken to be the old policy."""
+    weights: Tensor
+    """Importance weight times sample weight."""
+
+    @property
+    def token_weights(self) -> list[float]:
+        """Of each sequence, its sample weight times the tokens of it that are learned from."""
+        counts = self.loss_mask.sum(-1).tolist()
+        return [s.weight * count for s, count in zip(self.samples, counts, strict=True)]
+
+    @property
+    def sequence_weights(self) -> list[float]:
+        """The sample weights of the sequences that are learned from."""
+        kept = self.loss_mask.any(-1).tolist()
+        return [s.weight for s, is_kept in zip(self.samples, kept, strict=True) if is_kept]
+
+
+def rollouts_of(
+    samples: Sequence[ScoredSample],
+    batch: SequenceBatch,
+    settings: TrainerSettings,
+    *,
+    old_logprobs: Tensor,
+    ref_logprobs: Tensor | None,
+) -> tuple[Rollouts, dict[str, Mean]]:
+    """Return `samples`, collated as `batch`, with their off-policy correction, and its metrics."""
+    generation_logprobs = batch.generation_logprobs.where(
+        ~batch.generation_logprobs.isnan(), old_logprobs
+    )
+    importance = importance_weights(
+        old_logprobs=old_logprobs,
+        generation_logprobs=generation_logprobs,
+        loss_mask=batch.loss_mask,
+        cap=settings.importance_cap,
+    )
+    kept = sequence_gate(
+        old_logprobs=old_logprobs,
+        generation_logprobs=generation_logprobs,
+        loss_mask=batch.loss_mask,
+        limit=settings.sequence_gate,
+    )
+    device = old_logprobs.device
+    weights = torch.tensor([s.weight * s.trust for s in samples], device=device)
+    rewards = torch.tensor([s.reward for s in samples], device=device)
+    stopped = torch.tensor([s.stopped for s in samples], device=device)
+    everything = torch.ones_like(stopped)
+    metrics = {
+        "reward": mean_over(rewards, ~rewards.isnan()),
+        "stopped_fraction": mean_over(stopped.to(rewards.dtype), everything),
+        "importance_weight": mean_over(importance, batch.loss_mask),
+        "gated_fraction": mean_over((~kept).to(rewards.dtype), everything),
+        "surprisal": mean_over(-old_logprobs, batch.loss_mask),
+    }
+    rollouts = Rollouts(
+        samples=samples,
+        batch=batch,
+        loss_mask=batch.loss_mask & kept.unsqueeze(-1),
+        old_logprobs=old_logprobs,
+        ref_logprobs=ref_logprobs,
+        generation_logprobs=generation_logprobs,
+        weights=importance * weights.unsqueeze(-1),
+    )
+    return rollouts, metrics

@@ -1,0 +1,1 @@
+"""A run: its folder, settings, checkpoints, and what a person sees of it."""

@@ -1,0 +1,73 @@
+"""Checkpoints of a run: written every so many steps, the newest good one of this run taken up."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.errors import CorruptData
+from tuneloop.learner.trainer import checkpoint
+from tuneloop.learner.trainer.checkpoint import Checkpoint, Checkpointed
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """Where a run is, and what it took so far."""
+
+    step: int = 0
+    """Steps done."""
+    skipped: int = 0
+    tokens: int = 0
+    """Completion tokens learned from."""
+    seconds: float = 0.0
+    """In steps and sampling, over all the processes the run lived in."""
+    starts: int = 0
+    """How often it was started."""
+
+
+class Saves:
+    """The checkpoints of one run."""
+
+    def __init__(self, folder: Path, *, identity: Mapping[str, Any], keep: int) -> None:
+        """`identity` is what the run was started with: checkpoints of another are refused."""
+        self._folder = folder
+        self._identity = identity_of(identity)
+        self._keep = keep
+
+    def save(self, name: str, trainer: Checkpointed, progress: Progress) -> None:
+        """Keep the state after `progress.step` steps, and no more than the newest few."""
+        position = {"run": self._identity, "progress": asdict(progress)}
+        checkpoint.save(self._folder / f"step-{progress.step:08d}", {name: trainer}, position)
+        checkpoint.prune(self._folder, self._keep)
+
+    def restore(self, name: str, trainer: Checkpointed, say: Callable[[str], None]) -> Progress:
+        """Go on from the newest checkpoint that can be used; from the beginning where none can.
+
+        `say` is told of each that was refused and why.
+        """
+        for folder in reversed(checkpoint.found(self._folder)):
+            try:
+                found = checkpoint.load(folder)
+                progress = self._accepted(found)
+                found.put_back(name, trainer)
+            except CorruptData as error:
+                say(f"{error.message}; taking the one before")
+                continue
+            return progress
+        return Progress()
+
+    def _accepted(self, found: Checkpoint) -> Progress:
+        name = found.folder.name
+        if found.position.get("run") != self._identity:
+            raise CorruptData(f"checkpoint {name}: of another run, or of other settings")
+        try:
+            return Progress(**found.position["progress"])
+        except (KeyError, TypeError) as error:
+            raise CorruptData(f"checkpoint {name}: no progress in it: {error}") from error
+
+
+def identity_of(document: Mapping[str, Any]) -> str:
+    """SHA-256 of what a run was started with."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,174 @@
+"""The run: take it up where it was, learn, keep checkpoints, write the version."""
+
+import hashlib
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.learner.files import write_folder
+from tuneloop.learner.offline.pupil import Pupil
+from tuneloop.learner.offline.run.checkpoints import Progress, Saves
+from tuneloop.learner.offline.run.console import Screen
+from tuneloop.learner.offline.run.folder import RunFolder, write_json
+from tuneloop.learner.offline.run.metrics_log import Journal, read_figures
+from tuneloop.learner.offline.run.report import draw, summarize
+from tuneloop.learner.offline.sources.base import Course
+from tuneloop.learner.trainer.base import StepResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How often a run does what besides learning."""
+
+    max_steps: int | None
+    save_steps: int
+    save_total_limit: int
+
+
+class Run:
+    """One training run in its folder."""
+
+    def __init__(
+        self,
+        *,
+        title: str,
+        folder: RunFolder,
+        identity: Mapping[str, Any],
+        pupil: Pupil,
+        course: Course,
+        pace: Pace,
+        screen: Screen,
+    ) -> None:
+        self._title = title
+        self._folder = folder
+        self._identity = identity
+        self._pupil = pupil
+        self._course = course
+        self._pace = pace
+        self._screen = screen
+        self._saves = Saves(folder.checkpoints, identity=identity, keep=pace.save_total_limit)
+        self._progress = Progress()
+
+    @property
+    def _total(self) -> int:
+        return min(self._course.steps, self._pace.max_steps or self._course.steps)
+
+    def go(self) -> dict[str, Any] | None:
+        """Train to the end; the summary, or None when the user stopped it (it can be resumed)."""
+        self._resume()
+        with stop_asked() as stopping:
+            finished = self._learn(stopping)
+        if not finished:
+            return None
+        self._write_version()
+        figures = read_figures(self._folder.metrics)
+        draw(figures, self._folder.curves, title=self._title)
+        summary = summarize(self._identity, self._progress, figures, self._weights())
+        write_json(self._folder.summary, summary)
+        return summary
+
+    def _resume(self) -> None:
+        self._progress = self._saves.restore(self._pupil.name, self._pupil, self._screen.line)
+        self._progress.starts += 1
+        self._course.resume(self._progress.step)
+        if self._progress.step:
+            self._screen.line(f"going on after step {self._progress.step}")
+
+    def _learn(self, stopping: threading.Event) -> bool:
+        """Take the steps that are left; whether the run came to its end."""
+        journal = Journal(self._folder.metrics, self._folder.tensorboard, step=self._progress.step)
+        saved = self._progress.step
+        try:
+            with self._screen.bar(self._title, self._total, self._progress.step):
+                while not stopping.is_set():
+                    step = self._progress.step
+                    if step > saved and (
+                        step % self._pace.save_steps == 0 or self._course.due(step)
+                    ):
+                        self._save()
+                        saved = step
+                    if not self._take(step, journal):
+                        self._save()
+                        return True
+            self._save()
+            return False
+        finally:
+            journal.close()
+
+    def _take(self, step: int, journal: Journal) -> bool:
+        """One lesson; False when there is none left."""
+        started = time.perf_counter()
+        lesson = None if step >= self._total else self._course.lesson(step)
+        if lesson is None:
+            return False
+        result = self._pupil.step(lesson.samples)
+        seconds = time.perf_counter() - started
+        self._note(result, seconds)
+        figures = {**lesson.metrics, **result.metrics, "epoch": lesson.epoch, "seconds": seconds}
+        journal.write(step + 1, figures)
+        if result.skipped:
+            self._screen.line(f"step {step + 1} left the weights as they were: {result.reason}")
+        self._screen.step(step + 1, self._total, figures)
+        return True
+
+    def _note(self, result: StepResult, seconds: float) -> None:
+        self._progress.step += 1
+        self._progress.skipped += result.skipped
+        self._progress.tokens += int(result.metrics.get("tokens", 0))
+        self._progress.seconds += seconds
+
+    def _save(self) -> None:
+        self._saves.save(self._pupil.name, self._pupil, self._progress)
+
+    def _write_version(self) -> None:
+        """Put the version's files into the run's folder, the weights last of all."""
+        staged = self._folder.root / "version"
+        write_folder(staged, self._pupil.save_version)
+        shutil.rmtree(self._folder.adapter, ignore_errors=True)
+        for path in sorted(staged.iterdir(), key=lambda p: (p.suffix == ".safetensors", p.name)):
+            path.rename(self._folder.root / path.name)
+        staged.rmdir()
+
+    def _weights(self) -> dict[str, str]:
+        """SHA-256 of every weights file of the version."""
+        return {
+            path.name: sha256_of(path) for path in sorted(self._folder.root.glob("*.safetensors"))
+        }
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def stop_asked() -> Iterator[threading.Event]:
+    """An event set by the first Ctrl-C or SIGTERM, for a stop between steps; a second one ends."""
+    asked = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def stop(number: int, frame: object) -> None:
+        asked.set()
+        # Not print, which may be what was interrupted.
+        os.write(2, b"stopping after this step; once more ends it at once\n")
+        for each in numbers:
+            signal.signal(each, before[each])
+
+    if threading.current_thread() is threading.main_thread():
+        for number in numbers:
+            signal.signal(number, stop)
+    try:
+        yield asked
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number in numbers:
+                signal.signal(number, before[number])

@@ -1,0 +1,192 @@
+"""Settings of a training run: `--set key=value`, checked, with TRL's names where TRL has one.
+
+A key is looked up in `RunSettings`, then in the settings of the trainer (`TrainerSettings` of the
+policy, `RewardTrainerSettings` of the reward model).
+"""
+
+import dataclasses
+import difflib
+import json
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tuneloop.errors import SettingsError
+from tuneloop.learner.trainer.settings import (
+    TRL_NAMES,
+    RewardTrainerSettings,
+    TrainerSettings,
+    require,
+)
+
+ALGORITHMS = ("sft", "reward-model", "dpo", "kto", "ppo", "grpo", "rest")
+SAMPLING = ("ppo", "grpo", "rest")
+"""These sample their own completions and need a reward."""
+OBJECTIVES = {"reward-model": "reward_model", "rest": "sft"}
+"""What the samples of an algorithm are called in a step, where it is not its own name."""
+
+TRL_RUN_NAMES = {
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "num_generations": "samples_per_prompt",
+    "response_length": "max_completion_length",
+    "lora_r": "lora_rank",
+}
+"""What TRL calls settings of a run that have another name here."""
+OWN_OPTIONS = {
+    "kind": "--lora or --full",
+    "seed": "--seed",
+    "objective_weights": "it has one objective only",
+    "resume_warmup_steps": "a resumed run goes on exactly as if nothing had happened",
+}
+"""Settings of the trainers that are not for `--set`, and what is or why."""
+
+
+HARMLESS = {"save_steps", "save_total_limit", "logging_steps"}
+"""These may change between the starts of one run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """How a run goes over its data."""
+
+    batch_size: int = 16
+    """Samples in an optimizer step; with sampling, completions."""
+    epochs: int = 1
+    """Passes over the data; with `rest`, over what each improve step keeps."""
+    max_steps: int | None = None
+    """Ends the run earlier."""
+    save_steps: int = 50
+    """Steps between checkpoints."""
+    save_total_limit: int = 2
+    """Checkpoints kept."""
+    logging_steps: int = 10
+    """Steps between lines where output is no terminal."""
+    on_long: Literal["error", "drop"] = "error"
+    """What becomes of a row that does not fit the model."""
+    as_chat: bool = False
+    """Whether a plain prompt is the question of a conversation."""
+    samples_per_prompt: int = 1
+    """Completions sampled for each prompt."""
+    temperature: float = 1.0
+    """Of sampling; log-probs are compared at the same one."""
+    max_completion_length: int = 128
+    """Most tokens sampled for a completion."""
+    sampling_batch_size: int = 32
+    """Completions sampled at once; bounds memory, never changes which are sampled."""
+    grow_steps: int = 2
+    """With `rest`: how often the policy samples a new data set."""
+    improve_steps: int = 2
+    """With `rest`: how often each is filtered and learned from."""
+    threshold_start: float = 0.5
+    """With `rest`: the share of completions the first improve step leaves out."""
+    threshold_end: float = 0.75
+    """With `rest`: the share the last one leaves out."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "batch_size",
+            "epochs",
+            "save_steps",
+            "save_total_limit",
+            "logging_steps",
+            "samples_per_prompt",
+            "max_completion_length",
+            "sampling_batch_size",
+            "grow_steps",
+            "improve_steps",
+        ):
+            require(getattr(self, name) >= 1, name, "1 or more")
+        require(self.max_steps is None or self.max_steps >= 1, "max_steps", "1 or more")
+        require(self.temperature > 0, "temperature", "greater than 0")
+        rising = 0 <= self.threshold_start <= self.threshold_end < 1
+        require(rising, "threshold_start", "0 or more, at most threshold_end, which is below 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that decides what a run computes."""
+
+    run: RunSettings
+    trainer: TrainerSettings | RewardTrainerSettings
+
+    def document(self) -> dict[str, Any]:
+        """What decides the result, by name, as JSON."""
+        everything = {**dataclasses.asdict(self.trainer), **dataclasses.asdict(self.run)}
+        kept = {name: value for name, value in everything.items() if name not in HARMLESS}
+        document: dict[str, Any] = json.loads(json.dumps(kept))
+        return document
+
+
+def make_settings(
+    algorithm: str, assignments: Iterable[str], fixed: Mapping[str, Any], *, sampled: bool
+) -> Settings:
+    """Settings of `key=value` assignments; `fixed` are the trainer's from other options.
+
+    `sampled` says whether completions come from the policy. Raises `SettingsError` naming the key.
+    """
+    reward_model = algorithm == "reward-model"
+    trainer: type[Any] = RewardTrainerSettings if reward_model else TrainerSettings
+    names = TRL_RUN_NAMES | dict(TRL_NAMES.get(OBJECTIVES.get(algorithm, algorithm), {}))
+    owners: dict[type[Any], dict[str, Any]] = {RunSettings: {}, trainer: {}}
+    for assignment in assignments:
+        given, equals, text = (part.strip() for part in assignment.partition("="))
+        key = names.get(given, given)
+        owner = next((c for c in owners if key in field_names(c)), None)
+        if not equals or owner is None:
+            raise unknown(assignment, key, owners)
+        require(key not in owners[owner], key, "set once")
+        owners[owner][key] = parse(owner, key, text)
+    run = RunSettings(**{**default_run(algorithm, sampled=sampled), **owners[RunSettings]})
+    if owners[trainer].get("lr_scheduler_type", "constant") != "constant":
+        # How many steps there are is known with the data; until then any number will do.
+        fixed = {**fixed, "max_steps": run.max_steps or 1}
+    settings = Settings(run=run, trainer=trainer(**owners[trainer], **fixed))
+    if sampled and settings.run.batch_size % settings.run.samples_per_prompt:
+        raise SettingsError(
+            f"batch_size {settings.run.batch_size} must be a multiple of samples_per_prompt "
+            f"{settings.run.samples_per_prompt}: a step takes all completions of a prompt",
+            param="batch_size",
+        )
+    return settings
+
+
+def default_run(algorithm: str, *, sampled: bool) -> dict[str, Any]:
+    """Where an algorithm departs from the defaults."""
+    if not sampled:
+        return {}
+    return {"samples_per_prompt": {"grpo": 8, "rest": 4, "dpo": 2}.get(algorithm, 1)}
+
+
+def field_names(owner: type[Any]) -> list[str]:
+    """What `--set` may name of a settings class."""
+    return [f.name for f in dataclasses.fields(owner) if f.name not in OWN_OPTIONS]
+
+
+def parse(owner: type[Any], key: str, text: str) -> Any:
+    """The value of a field from text, by the field's type; raises `SettingsError`."""
+    from pydantic import TypeAdapter, ValidationError
+
+    wanted = typing.get_type_hints(owner)[key]
+    adapter: TypeAdapter[Any] = TypeAdapter(wanted)
+    value: Any = None if text.lower() == "none" else text
+    try:
+        if text.startswith(("[", "{")):
+            return adapter.validate_json(text)
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        raise SettingsError(f"--set {key}={text}: {problem}", param=key) from error
+
+
+def unknown(assignment: str, key: str, owners: Iterable[type[Any]]) -> SettingsError:
+    """What to raise about an assignment that sets nothing."""
+    names = sorted({name for owner in owners for name in field_names(owner)})
+    if key in OWN_OPTIONS:
+        return SettingsError(f"--set {assignment}: not here; {OWN_OPTIONS[key]}", param=key)
+    if "=" not in assignment:
+        return SettingsError(f"--set {assignment}: write key=value", param=key)
+    close = difflib.get_close_matches(key, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
+    return SettingsError(f"--set {assignment}: no such setting; {hint}", param=key)

@@ -1,0 +1,158 @@
+"""RLAIF: preferences of a judge, between answers of the data or of the policy itself."""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+from tuneloop.errors import InvalidRequest
+from tuneloop.learner.data.fields import Fields, Text, choose_form
+from tuneloop.learner.data.preferences import EXPLICIT, IMPLICIT, RANKED, preferences
+from tuneloop.learner.data.prompt_rows import PromptRow
+from tuneloop.learner.data.reward_rows import as_prompt
+from tuneloop.learner.data.rows import Data, OnLong, convert
+from tuneloop.learner.data.table import Table
+from tuneloop.learner.data.tokenize import Tokens, completion_text
+from tuneloop.learner.offline.sources.base import Lesson, Order
+from tuneloop.learner.offline.sources.judge import Verdicts
+from tuneloop.learner.offline.sources.on_policy import Attempt, Attempts, mean, seen
+from tuneloop.learner.samples import PairSample, PreferredText
+from tuneloop.reward.scorers.judge import Preference
+
+FORMS = (EXPLICIT, IMPLICIT, RANKED)
+"""Rows with answers to judge; which of them was preferred in the data is not looked at."""
+
+
+def has_answers(table: Table) -> bool:
+    """Whether the rows hold answers to judge, not prompts alone."""
+    columns = set(table.columns)
+    return any(columns.issuperset(form.columns) for form in FORMS)
+
+
+def judged_pairs(table: Table, verdicts: Verdicts, tokens: Tokens | None, on_long: OnLong) -> Data:
+    """The judge's pairs of the answers in each row; ties are left out.
+
+    With `tokens` samples of the policy (dpo), else of the reward model. Raises `InvalidRequest`
+    naming the row at fault, `Unavailable` where the judge is.
+    """
+    form = choose_form(table, FORMS, "a judge")
+    rows = [Fields(row, table.place(i)) for i, row in enumerate(table.rows)]
+    pairs = [preferences(row, form) for row in rows]
+    questions = [
+        (as_prompt(pair.prompt), completion_text(pair.chosen), completion_text(pair.rejected))
+        for of_row in pairs
+        for pair in of_row
+    ]
+    answers = verdicts.ask(questions)
+    if all(preference.chosen is None for preference in answers):
+        raise InvalidRequest(f"{table.name}: the judge prefers no answer to another", param="judge")
+    asked = iter(answers)
+    found = {
+        row.place: [(pair.prompt, pair.chosen, pair.rejected, next(asked)) for pair in of_row]
+        for row, of_row in zip(rows, pairs, strict=True)
+    }
+
+    def make(row: Fields) -> Sequence[PairSample | PreferredText]:
+        return [
+            judged_sample(f"{row.place}, pair {i + 1}", row, judged, tokens)
+            for i, judged in enumerate(found[row.place])
+            if judged[3].chosen is not None
+        ]
+
+    return convert(table, make, on_long)
+
+
+def judged_sample(
+    name: str, row: Fields, judged: tuple[Text, Text, Text, Preference], tokens: Tokens | None
+) -> PairSample | PreferredText:
+    """One decided pair."""
+    prompt, a, b, preference = judged
+    chosen, rejected = (a, b) if preference.chosen == "a" else (b, a)
+    if tokens is None:
+        return PreferredText(
+            sample_id=name,
+            prompt=as_prompt(prompt),
+            chosen=completion_text(chosen),
+            rejected=completion_text(rejected),
+        )
+    asked = tokens.asked(prompt, row)
+    return PairSample(
+        sample_id=name,
+        chosen=tokens.sequence(asked, chosen, row),
+        rejected=tokens.sequence(asked, rejected, row),
+        flip_rate=preference.flip_rate,
+    )
+
+
+class JudgedCourse:
+    """DPO on completions of the policy itself, compared by a judge.
+
+    Guo et al. 2024, https://arxiv.org/abs/2402.04792, section 3.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[PromptRow],
+        order: Order,
+        *,
+        attempts: Attempts,
+        verdicts: Verdicts,
+        samples_per_prompt: int,
+        temperature: float,
+    ) -> None:
+        self._rows = rows
+        self._order = order
+        self._attempts = attempts
+        self._verdicts = verdicts
+        self._samples_per_prompt = samples_per_prompt
+        self._temperature = temperature
+
+    @property
+    def steps(self) -> int:
+        """See `Course.steps`."""
+        return self._order.steps
+
+    def lesson(self, step: int) -> Lesson | None:
+        """See `Course.lesson`."""
+        if step >= self.steps:
+            return None
+        rows = [self._rows[i] for i in self._order.rows(step)]
+        attempts = self._attempts.make(rows, f"step {step}")
+        size = self._samples_per_prompt
+        pairs = [
+            pair
+            for start in range(0, len(attempts), size)
+            for pair in combinations(attempts[start : start + size], 2)
+        ]
+        questions = [(a.row.asked.text, a.sampled.text, b.sampled.text) for a, b in pairs]
+        found = self._verdicts.ask(questions)
+        samples = [
+            self._sample(a, b, preference)
+            for (a, b), preference in zip(pairs, found, strict=True)
+            if preference.chosen is not None
+        ]
+        figures = {**seen(attempts, [None] * len(attempts))}
+        figures.pop("unscored_fraction")
+        figures["decided_fraction"] = len(samples) / len(pairs)
+        if samples:
+            figures["judge_confidence"] = mean([p.confidence for p in found if p.chosen])
+        return Lesson(
+            samples={"dpo": samples},
+            epoch=(step + 1) / self._order.steps_per_epoch,
+            metrics=figures,
+        )
+
+    def _sample(self, a: Attempt, b: Attempt, preference: Preference) -> PairSample:
+        chosen, rejected = (a, b) if preference.chosen == "a" else (b, a)
+        return PairSample(
+            sample_id=f"{a.name} and {b.name}",
+            chosen=chosen.sequence(self._temperature),
+            rejected=rejected.sequence(self._temperature),
+            flip_rate=preference.flip_rate,
+            weight=2.0 / (self._samples_per_prompt * (self._samples_per_prompt - 1)),
+        )
+
+    def due(self, step: int) -> bool:
+        """See `Course.due`."""
+        return False
+
+    def resume(self, step: int) -> None:
+        """See `Course.resume`: every step follows from its number, the weights and the verdicts."""

@@ -1,0 +1,179 @@
+"""The course over prompts: each step samples completions and scores them.
+
+They are sampled with the weights of that step; the random numbers of a completion follow from the
+seed and its place in the run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneloop.errors import FailedPrecondition
+from tuneloop.learner.data.prompt_rows import PromptRow
+from tuneloop.learner.models.policy import PolicyModel
+from tuneloop.learner.models.sampling import Sampled, Sampler
+from tuneloop.learner.offline.sources.base import Lesson, Order
+from tuneloop.learner.offline.sources.rewards import Answer, Rewards
+from tuneloop.learner.samples import ScoredGroup, ScoredSample, TokenSequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A completion of a prompt that the policy sampled."""
+
+    row: PromptRow
+    sampled: Sampled
+    name: str
+    """Place of the row, and which completion of it."""
+
+    @property
+    def answer(self) -> Answer:
+        """It, to be scored."""
+        reason = "stop" if self.sampled.stopped else "length"
+        return Answer(row=self.row, completion=self.sampled.text, finish_reason=reason)
+
+    def sequence(self, temperature: float) -> TokenSequence:
+        """It, to be learned from."""
+        return TokenSequence(
+            prompt_token_ids=self.row.asked.token_ids,
+            completion_token_ids=self.sampled.token_ids,
+            generation_logprobs=self.sampled.logprobs,
+            temperature=temperature,
+        )
+
+
+class Attempts:
+    """Samples completions of prompts from the policy in training."""
+
+    def __init__(
+        self, model: PolicyModel, sampler: Sampler, *, samples_per_prompt: int, seed: str
+    ) -> None:
+        self._model = model
+        self._sampler = sampler
+        self._samples_per_prompt = samples_per_prompt
+        self._seed = seed
+
+    def make(self, rows: Sequence[PromptRow], occasion: str) -> list[Attempt]:
+        """All completions of each prompt, one prompt after the other.
+
+        `occasion` names the place in the run: the same prompt gets other completions at another.
+        """
+        return ask(
+            self._model.module,
+            self._sampler,
+            rows,
+            samples_per_prompt=self._samples_per_prompt,
+            seed=f"{self._seed}, {occasion}",
+        )
+
+
+def ask(
+    model: Any, sampler: Sampler, rows: Sequence[PromptRow], *, samples_per_prompt: int, seed: str
+) -> list[Attempt]:
+    """`samples_per_prompt` completions of each prompt by a transformers model, in order."""
+    each = range(samples_per_prompt)
+    wanted = [(row, i) for row in rows for i in each]
+    # By number, not by the row's place: that holds the file's path, and a file that was moved is to
+    # be answered as before.
+    seeds = [f"{seed}, prompt {n}, {i}" for n in range(len(rows)) for i in each]
+    sampled = sampler.sample(model, [row.asked.token_ids for row, _ in wanted], seeds)
+    return [
+        Attempt(row=row, sampled=completion, name=f"{row.place}, completion {i + 1}")
+        for (row, i), completion in zip(wanted, sampled, strict=True)
+    ]
+
+
+class PromptedCourse:
+    """PPO or GRPO on completions of the policy itself."""
+
+    def __init__(
+        self,
+        objective: str,
+        rows: Sequence[PromptRow],
+        order: Order,
+        *,
+        attempts: Attempts,
+        rewards: Rewards,
+        samples_per_prompt: int,
+        temperature: float,
+    ) -> None:
+        """`objective` is ppo or grpo; `order` is over prompts."""
+        self._objective = objective
+        self._rows = rows
+        self._order = order
+        self._attempts = attempts
+        self._rewards = rewards
+        self._samples_per_prompt = samples_per_prompt
+        self._temperature = temperature
+
+    @property
+    def steps(self) -> int:
+        """See `Course.steps`."""
+        return self._order.steps
+
+    def lesson(self, step: int) -> Lesson | None:
+        """See `Course.lesson`."""
+        if step >= self.steps:
+            return None
+        rows = [self._rows[i] for i in self._order.rows(step)]
+        attempts = self._attempts.make(rows, f"step {step}")
+        rewards = self._rewards.score([attempt.answer for attempt in attempts])
+        groups = [
+            self._group(attempts[start : start + self._samples_per_prompt], rewards[start:])
+            for start in range(0, len(attempts), self._samples_per_prompt)
+        ]
+        samples: list[Any] = [group for group in groups if group.samples]
+        if self._objective != "grpo":
+            samples = [sample for group in samples for sample in group.samples]
+        if not samples:
+            first, last = rows[0].place, rows[-1].place
+            raise FailedPrecondition(f"{first} to {last}: the reward scored no completion at all")
+        return Lesson(
+            samples={self._objective: samples},
+            epoch=(step + 1) / self._order.steps_per_epoch,
+            metrics=seen(attempts, rewards),
+        )
+
+    def _group(self, attempts: Sequence[Attempt], rewards: Sequence[float | None]) -> ScoredGroup:
+        """The completions of one prompt that got a score; what got none is left out, never 0."""
+        return ScoredGroup(
+            sample_id=attempts[0].row.place,
+            samples=tuple(
+                ScoredSample(
+                    sample_id=attempt.name,
+                    sequence=attempt.sequence(self._temperature),
+                    reward=reward,
+                    policy_version=0,
+                    stopped=attempt.sampled.stopped,
+                )
+                for attempt, reward in zip(attempts, rewards, strict=False)
+                if reward is not None
+            ),
+        )
+
+    def due(self, step: int) -> bool:
+        """See `Course.due`."""
+        return False
+
+    def resume(self, step: int) -> None:
+        """See `Course.resume`: every step follows from its number and the weights."""
+
+
+def seen(attempts: Sequence[Attempt], rewards: Sequence[float | None]) -> dict[str, float]:
+    """Figures of sampled completions."""
+    known = [reward for reward in rewards if reward is not None]
+    figures = {
+        "completion_length": mean([len(a.sampled.token_ids) for a in attempts]),
+        "stopped_fraction": mean([a.sampled.stopped for a in attempts]),
+    }
+    if known:
+        figures["reward"] = mean(known)
+        figures["reward_deviation"] = mean([(r - figures["reward"]) ** 2 for r in known]) ** 0.5
+    if len(known) < len(rewards):
+        figures["unscored_fraction"] = 1 - len(known) / len(rewards)
+    return figures
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of one or more values."""
+    return sum(values) / len(values)

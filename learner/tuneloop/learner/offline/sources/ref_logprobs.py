@@ -1,0 +1,63 @@
+"""Log-probs of the reference policy, computed once for a run that passes over its data repeatedly.
+
+They are kept in the run's folder: a resumed run must go on with the very same numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from tuneloop.learner.models.policy import PolicyModel
+from tuneloop.learner.samples import PairSample, ThumbSample, TokenSequence
+
+Sample = ThumbSample | PairSample
+
+
+def with_reference(
+    samples: Sequence[Sample], model: PolicyModel, path: Path, *, run: str, token_budget: int
+) -> list[Sample]:
+    """The samples with their sequences' `ref_logprobs`, from `path` where run `run` wrote it."""
+    sequences = [s for sample in samples for s in sequences_of(sample)]
+    lengths = [len(s.completion_token_ids) for s in sequences]
+    known = read(path, run)
+    if known is None or known.numel() != sum(lengths):
+        computed = model.compute_reference_logprobs(sequences, token_budget=token_budget)
+        known = torch.tensor([value for row in computed for value in row], dtype=torch.float32)
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        save_file({"logprobs": known}, partial, metadata={"run": run})
+        partial.rename(path)
+    rows = iter(torch.split(known, lengths))
+    return [fill(sample, rows) for sample in samples]
+
+
+def sequences_of(sample: Sample) -> tuple[TokenSequence, ...]:
+    """One sequence, or chosen and rejected."""
+    if isinstance(sample, PairSample):
+        return sample.chosen, sample.rejected
+    return (sample.sequence,)
+
+
+def fill(sample: Sample, rows: Any) -> Sample:
+    """The sample with the next rows in its sequences."""
+    filled = [replace(s, ref_logprobs=tuple(next(rows).tolist())) for s in sequences_of(sample)]
+    if isinstance(sample, PairSample):
+        return replace(sample, chosen=filled[0], rejected=filled[1])
+    return replace(sample, sequence=filled[0])
+
+
+def read(path: Path, run: str) -> torch.Tensor | None:
+    """What run `run` wrote; None where it wrote nothing that is whole."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("run") != run:
+                return None
+            tensor: torch.Tensor = file.get_tensor("logprobs")
+            return tensor
+    except (OSError, SafetensorError):
+        return None

@@ -1,0 +1,80 @@
+"""Prompts the learner asks about: to learn from the answers, and to see how well a version does."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneloop.errors import SettingsError, TuneloopError
+from tuneloop.learner.data.fields import Fields
+from tuneloop.learner.data.prompt_rows import PromptRow, prompt_form, prompt_row
+from tuneloop.learner.data.table import open_table
+from tuneloop.learner.data.tokenize import Tokens
+from tuneloop.learner.ledger.rows import prompt_sha256
+from tuneloop.learner.settings import LearnerSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """Both lists; no prompt stands in both, and none twice among the eval prompts."""
+
+    training: Sequence[PromptRow]
+    evaluation: Sequence[PromptRow]
+
+
+def load_prompts(settings: LearnerSettings) -> Prompts:
+    """Read and tokenize the files of the settings; raises `SettingsError` naming the row."""
+    if settings.prompts is None and settings.eval_prompts is None:
+        return Prompts(training=(), evaluation=())
+    tokens = tokens_of(settings)
+    room = settings.prompt_max_tokens
+    evaluation = {
+        sha256_of(row): row for row in _read("eval_prompts", settings.eval_prompts, tokens, room)
+    }
+    training = [
+        row
+        for row in _read("prompts", settings.prompts, tokens, room)
+        if sha256_of(row) not in evaluation
+    ]
+    if settings.prompts is not None and not training:
+        raise SettingsError("prompts: every one of them is among eval_prompts", param="prompts")
+    return Prompts(training=training, evaluation=list(evaluation.values()))
+
+
+def tokens_of(settings: LearnerSettings) -> Tokens:
+    """Makes prompts as users do: a conversation, where the model has a template for one."""
+    tokens = Tokens(settings.model, max_length=None)
+    if tokens.tokenization.tokenizer.chat_template:
+        return Tokens(settings.model, max_length=None, as_chat=True)
+    return tokens
+
+
+def _read(name: str, path: Path | None, tokens: Tokens, room: int) -> Sequence[PromptRow]:
+    if path is None:
+        return ()
+    try:
+        table = open_table(str(path))
+        form = prompt_form(table, name)
+        return [
+            prompt_row(table, form, tokens, room, Fields(row, table.place(index)))
+            for index, row in enumerate(table.rows)
+        ]
+    except TuneloopError as error:
+        message = error.message.replace(", or leave such rows out with --set on_long=drop", "")
+        raise SettingsError(f"{name}: {message}", param=name) from error
+
+
+def sha256_of(row: PromptRow) -> str:
+    """What the ledger knows the prompt by."""
+    return prompt_sha256(row.asked.token_ids)
+
+
+def shuffled(count: int, seed: int, position: int) -> Iterator[tuple[int, int]]:
+    """(position, index) from `position` on, for ever: each round in an order of its own."""
+    while True:
+        order = list(range(count))
+        # Not for secrets: a restart must go on where it was.
+        random.Random(f"{seed}-{position // count}").shuffle(order)  # noqa: S311
+        for index in order[position % count :]:
+            yield position, index
+            position += 1

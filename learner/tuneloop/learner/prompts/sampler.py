@@ -1,0 +1,203 @@
+"""Keeps the generation service at work on the learner's own prompts while users leave it room.
+
+Every version answers the eval prompts, the newest first; then the prompts to learn from are asked,
+round after round, no further ahead of the learner than `prompts_in_flight`. Nothing new is asked
+while a user is being answered. The rollouts come back over the bus like any other.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from secrets import token_hex
+from typing import Protocol
+
+from tuneloop.errors import NotFound, TuneloopError
+from tuneloop.learner import metrics
+from tuneloop.learner.clients.generation import Question
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.queue import prompts as prompted
+from tuneloop.learner.ledger.reports import evaluations
+from tuneloop.learner.prompts.prompt_sets import Prompts, sha256_of, shuffled
+from tuneloop.policies import WeightsKind
+from tuneloop.rollouts import RolloutSource, SamplingParameters
+from tuneloop.v1 import generation_pb2
+
+logger = logging.getLogger("tuneloop.learner.prompts.sampler")
+
+POLL_SECONDS = 0.5
+RETRY_SECONDS = 5.0
+LOST_SECONDS = 60.0
+"""After which an answer that never came over the bus is asked for again."""
+POSITION = "prompts asked"
+"""Fact of the ledger: how many prompts were asked."""
+
+
+class Asked(Protocol):
+    """The generation service; see `tuneloop.learner.clients.generation`."""
+
+    async def policy(self) -> generation_pb2.Policy:
+        """What is served and held now."""
+        ...
+
+    async def ask(self, question: Question) -> None:
+        """Have a question answered."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptingOptions:
+    """How to ask."""
+
+    sampling: SamplingParameters
+    """Of rollouts to learn from; `n` are sampled of each prompt."""
+    seed: int
+    in_flight: int
+    concurrency: int
+    max_staleness: int
+
+
+class Prompting:
+    """Asks for rollouts until cancelled."""
+
+    def __init__(
+        self,
+        *,
+        generation: Asked,
+        database: Database,
+        prompts: Prompts,
+        options: PromptingOptions,
+        learning: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take `learning`: whether rollouts to learn from are wanted now."""
+        self._generation = generation
+        self._database = database
+        self._prompts = prompts
+        self._options = options
+        self._learning = learning
+        self._clock = clock
+        self._running: set[asyncio.Task[None]] = set()
+        self._asked: dict[str, float] = {}
+        """When each question was asked whose answer is not in the ledger yet."""
+        self._gone: set[int] = set()
+        """Versions that could not answer the eval prompts while they were held."""
+        position = int(database.fact(POSITION) or 0)
+        self._order = shuffled(max(1, len(prompts.training)), options.seed, position)
+
+    async def run(self) -> None:
+        """Ask for ever; a service that is away is asked again later."""
+        away = False
+        try:
+            while True:
+                try:
+                    await self._turn()
+                    away = False
+                except TuneloopError as error:
+                    if not away:
+                        logger.info("prompts wait for generation: %s", error.message)
+                    away = True
+                    await asyncio.sleep(RETRY_SECONDS)
+        finally:
+            for task in self._running:
+                task.cancel()
+
+    async def _turn(self) -> None:
+        """Start one question if there is room for it, else wait a little."""
+        question = None
+        if len(self._running) < self._options.concurrency:
+            question = await self._next_question(await self._generation.policy())
+        if question is None:
+            await self._wait()
+            return
+        self._asked[question.completion_id] = self._clock()
+        task = asyncio.create_task(self._answer(question), name=question.completion_id)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _wait(self) -> None:
+        waiting = set(self._running) if len(self._running) >= self._options.concurrency else set()
+        if waiting:
+            await asyncio.wait(waiting, timeout=POLL_SECONDS, return_when="FIRST_COMPLETED")
+        else:
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _answer(self, question: Question) -> None:
+        try:
+            await self._generation.ask(question)
+            metrics.prompts_asked.labels(question.source.value).inc()
+        except NotFound:
+            # Between the look and the question the version was given up.
+            if question.policy_version is not None:
+                self._gone.add(question.policy_version)
+        except TuneloopError as error:
+            # It counts as asked for a while, so that what fails at once is not asked for at once.
+            logger.info("%s was not answered: %s", question.completion_id, error.message)
+
+    async def _next_question(self, policy: generation_pb2.Policy) -> Question | None:
+        requests = sum(version.leases for version in policy.loaded_versions)
+        if requests > len(self._running):
+            return None  # users come first
+        await asyncio.to_thread(self._forget_answered)
+        evaluation = await asyncio.to_thread(self._next_evaluation, policy)
+        if evaluation is not None or not self._prompts.training or not self._learning():
+            return evaluation
+        return await asyncio.to_thread(self._next_prompt, policy.policy_version)
+
+    def _forget_answered(self) -> None:
+        """Drop the questions that are answered in the ledger, or that were lost."""
+        arrived = prompted.recorded(self._database, set(self._asked))
+        lost = self._clock() - LOST_SECONDS
+        running = {task.get_name() for task in self._running}
+        self._asked = {
+            name: asked
+            for name, asked in self._asked.items()
+            if name in running or (name not in arrived and asked > lost)
+        }
+
+    def _next_evaluation(self, policy: generation_pb2.Policy) -> Question | None:
+        """An eval prompt that a version in memory has not answered, the newest version first."""
+        if not self._prompts.evaluation:
+            return None
+        held = {policy.policy_version}
+        if policy.weights_kind == WeightsKind.LORA.value:
+            held |= {version.policy_version for version in policy.loaded_versions}
+        for version in sorted(held - self._gone, reverse=True):
+            answered = evaluations.answered(self._database, version)
+            for number, row in enumerate(self._prompts.evaluation):
+                completion_id = f"eval-{policy.name}-{version}-{sha256_of(row)[:16]}"
+                if completion_id in answered or completion_id in self._asked:
+                    continue
+                return Question(
+                    completion_id=completion_id,
+                    row=row,
+                    sampling=self._evaluation_sampling(number),
+                    source=RolloutSource.EVAL,
+                    policy_version=version,
+                )
+        return None
+
+    def _evaluation_sampling(self, number: int) -> SamplingParameters:
+        """The same luck for every version: differences are the version's."""
+        sampling = self._options.sampling
+        return SamplingParameters(
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens,
+            seed=self._options.seed + number,
+        )
+
+    def _next_prompt(self, serving: int) -> Question | None:
+        oldest = max(0, serving - self._options.max_staleness)
+        waiting = prompted.outstanding(self._database, serving, oldest)
+        asked = sum(name.startswith("prompt-") for name in self._asked)
+        if waiting + asked >= self._options.in_flight:
+            return None
+        position, index = next(self._order)
+        self._database.set_fact(POSITION, str(position + 1))
+        return Question(
+            completion_id=f"prompt-{token_hex(16)}",
+            row=self._prompts.training[index],
+            sampling=self._options.sampling,
+            source=RolloutSource.PROMPTS,
+        )

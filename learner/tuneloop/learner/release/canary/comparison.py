@@ -1,0 +1,170 @@
+"""What a canary's traffic says: each figure of both arms, and the verdict, if there is one.
+
+Everybody counts once, with the first judgement that came: several votes of one user are not
+independent, and counting each would make the test surer than it may be. Requests without a user are
+routed one by one, so each of them counts. Higher is better throughout: errors come as a difference
+of success rates.
+"""
+
+import bisect
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+from tuneloop.learner.ledger.reports.canary_traffic import Judged
+from tuneloop.learner.release.canary.error_rates import ErrorTally
+from tuneloop.learner.release.canary.settings import CanarySettings
+from tuneloop.learner.release.canary.store import Verdict
+from tuneloop.learner.stats.sequential import Observation, differences, lower_bound, upper_bound
+from tuneloop.policies import CanaryRoute
+
+Figure: TypeAlias = Literal["thumbs", "reward", "errors"]
+
+FIGURES: tuple[Figure, ...] = ("thumbs", "reward", "errors")
+STRAYS = 3
+"""Requests on the other arm than the user's own, after which a hash is that of unnamed users."""
+FEWEST_EARLIER = 20
+"""Rewards to compare with; where there are fewer from before, the first of stable's serve."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One figure of both arms: shares of thumbs up, mean ranks of rewards, rates of errors."""
+
+    canary: int
+    """Users; for errors requests."""
+    stable: int
+    canary_mean: float | None
+    stable_mean: float | None
+    low: float
+    """The canary is better than stable by more than this, at level alpha …"""
+    high: float
+    """… and by less than this, at a third of alpha: any of three figures may roll it back."""
+
+
+def first_of_each(route: CanaryRoute, judged: Sequence[Judged]) -> list[Judged]:
+    """The first judgement of everybody whom the route put where they were answered."""
+    canary = route.weights.policy_version
+    strays: defaultdict[str, set[str]] = defaultdict(set)
+    for answer in judged:
+        if route.takes(answer.user_hash) != (answer.policy_version == canary):
+            strays[answer.user_hash].add(answer.group_id)
+    unnamed = {user for user, groups in strays.items() if len(groups) >= STRAYS}
+    found: dict[str, Judged] = {}
+    for answer in judged:
+        key = answer.group_id if answer.user_hash in unnamed else answer.user_hash
+        # Who asked for a version, or was answered by stable while the canary was away, chose or
+        # got an arm in another way, and would blur the comparison.
+        if route.takes(key) == (answer.policy_version == canary):
+            found.setdefault(key, answer)
+    return list(found.values())
+
+
+def compare(
+    route: CanaryRoute,
+    *,
+    thumbs: Sequence[Judged],
+    rewards: Sequence[Judged],
+    earlier_rewards: Sequence[float],
+    errors: ErrorTally,
+    alpha: float,
+) -> dict[Figure, Comparison]:
+    """Every figure, as far as it is known."""
+    canary = route.weights.policy_version
+    votes = first_of_each(route, thumbs)
+    return {
+        "thumbs": _of_users(votes, [vote.value for vote in votes], canary, alpha),
+        "reward": _reward(first_of_each(route, rewards), earlier_rewards, canary, alpha),
+        "errors": _of_requests(errors, alpha),
+    }
+
+
+def judge(
+    figures: dict[Figure, Comparison], settings: CanarySettings, numbers: dict[str, Any]
+) -> Verdict | None:
+    """Roll back what any figure shows to be worse; promote what is shown to be no worse."""
+    known = {
+        name: c for name, c in figures.items() if min(c.canary, c.stable) >= settings.min_events
+    }
+    worse = [name for name, c in known.items() if c.high <= 0]
+    if worse:
+        reason = ", ".join(
+            f"{name} {shown(figures[name].canary_mean)} against {shown(figures[name].stable_mean)}"
+            for name in worse
+        )
+        return Verdict(outcome="roll_back", reason=f"worse than stable: {reason}", numbers=numbers)
+    decisive = known.get(settings.decide_by)
+    if decisive is not None and decisive.low >= -settings.margin:
+        return Verdict(
+            outcome="promote",
+            reason=f"{settings.decide_by} {shown(decisive.canary_mean)} against "
+            f"{shown(decisive.stable_mean)}: worse by less than {settings.margin:g} at most",
+            numbers=numbers,
+        )
+    return None
+
+
+def as_numbers(figures: dict[Figure, Comparison]) -> dict[str, Any]:
+    """For the record."""
+    return {name: asdict(comparison) for name, comparison in figures.items()}
+
+
+def shown(mean: float | None) -> str:
+    """A mean for people."""
+    return "unknown" if mean is None else f"{mean:.3f}"
+
+
+def _of_users(
+    users: Sequence[Judged], values: Sequence[float], canary: int, alpha: float
+) -> Comparison:
+    arms = [user.policy_version == canary for user in users]
+    observations = [Observation(canary=a, value=v) for a, v in zip(arms, values, strict=True)]
+    blocks = differences(observations)
+    mine = [o.value for o in observations if o.canary]
+    others = [o.value for o in observations if not o.canary]
+    return Comparison(
+        canary=len(mine),
+        stable=len(others),
+        canary_mean=sum(mine) / len(mine) if mine else None,
+        stable_mean=sum(others) / len(others) if others else None,
+        low=lower_bound(blocks, alpha),
+        high=upper_bound(blocks, alpha / len(FIGURES)),
+    )
+
+
+def _reward(
+    users: Sequence[Judged], earlier: Sequence[float], canary: int, alpha: float
+) -> Comparison:
+    """Rewards as their rank among earlier ones of stable: a scale from 0 to 1, whoever scores."""
+    scale, later = sorted(earlier), list(users)
+    if len(scale) < FEWEST_EARLIER:
+        of_stable = [user for user in users if user.policy_version != canary]
+        first = of_stable[: FEWEST_EARLIER - len(scale)]
+        taken = {user.group_id for user in first}
+        scale = sorted([*scale, *(user.value for user in first)])
+        later = [user for user in users if user.group_id not in taken]
+    if len(scale) < FEWEST_EARLIER:
+        later = []
+    ranks = [rank(user.value, scale) for user in later]
+    return _of_users(later, ranks, canary, alpha)
+
+
+def rank(value: float, scale: Sequence[float]) -> float:
+    """The share of a sorted scale that lies below a value; what is equal counts half."""
+    return (bisect.bisect_left(scale, value) + bisect.bisect_right(scale, value)) / (2 * len(scale))
+
+
+def _of_requests(errors: ErrorTally, alpha: float) -> Comparison:
+    def rate(arm: str) -> float | None:
+        requests, failures = errors.total[arm]
+        return failures / requests if requests else None
+
+    return Comparison(
+        canary=errors.total["canary"][0],
+        stable=errors.total["stable"][0],
+        canary_mean=rate("canary"),
+        stable_mean=rate("stable"),
+        low=lower_bound(errors.blocks, alpha),
+        high=upper_bound(errors.blocks, alpha / len(FIGURES)),
+    )

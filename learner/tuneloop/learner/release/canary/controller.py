@@ -1,0 +1,292 @@
+"""A canary from its start to its verdict: routed, watched, then promoted, held or rolled back.
+
+All it must remember is in the ledger, so a restart goes on where it was; all it does to the routing
+table and to the release is safe to repeat. Whatever cannot be reached is tried again by the next
+`tick`.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from tuneloop import wire
+from tuneloop.bus import Bus
+from tuneloop.bus.subjects import canary_policy_key
+from tuneloop.errors import FailedPrecondition, TuneloopError
+from tuneloop.learner import metrics, trace_links
+from tuneloop.learner.ledger.accounting import versions
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.reports import canary_traffic
+from tuneloop.learner.release.canary import comparison, store
+from tuneloop.learner.release.canary.comparison import Comparison, Figure
+from tuneloop.learner.release.canary.settings import CanarySettings
+from tuneloop.learner.release.canary.store import State, Verdict
+from tuneloop.policies import CanaryRoute, ReleaseState
+from tuneloop.v1 import generation_pb2
+
+logger = logging.getLogger("tuneloop.learner.release.canary")
+
+LOOK_SECONDS = 1.0
+"""Between two looks at the traffic, at least."""
+LOOK_SHARE = 20
+"""Looks take at most one in so many seconds."""
+
+
+class Releasing(Protocol):
+    """What makes versions stable, or takes them back."""
+
+    async def stable(self, model: str) -> int:
+        """The version that serves; raises `Unavailable`."""
+        ...
+
+    async def promote(self, version: int, actor: str) -> int:
+        """Make a version serve everybody."""
+        ...
+
+    async def quarantine(
+        self,
+        version: int,
+        reason: str,
+        numbers: Mapping[str, Any] | None = None,
+        *,
+        actor: str = "learner",
+    ) -> None:
+        """Refuse a version for good."""
+        ...
+
+
+class Serving(Protocol):
+    """A generation replica, as far as it tells what it does."""
+
+    async def policy(self) -> generation_pb2.Policy:
+        """What it serves, and how its answers ended; raises `TuneloopError`."""
+        ...
+
+
+class Canary:
+    """At most one version at a time, on trial."""
+
+    def __init__(
+        self,
+        *,
+        policy: str,
+        bus: Bus,
+        database: Database,
+        release: Releasing,
+        generation: Sequence[Serving],
+        settings: CanarySettings,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._policy = policy
+        self._bus = bus
+        self._database = database
+        self._release = release
+        self._generation = generation
+        self._settings = settings
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._next_look = 0.0
+        self._state = store.kept(database)
+        self._show_share()
+
+    @property
+    def version(self) -> int | None:
+        """The version on trial."""
+        return None if self._state is None else self._state.version
+
+    def start(self, version: int) -> None:
+        """Try a stored version on a share of the users; the next `tick` routes it.
+
+        Raises `FailedPrecondition` while another is on trial.
+        """
+        if self._state is not None:
+            raise FailedPrecondition(f"version {self._state.version} is the canary already")
+        state = State(
+            version=version,
+            share=self._settings.share,
+            salt=f"{self._policy}-{version}",
+            started=self._clock(),
+        )
+        store.begin(self._database, state, state.started)
+        self._state = state
+        self._next_look = 0.0
+        self._show_share()
+        logger.info("version %d is the canary for %.0f%% of the users", version, 100 * state.share)
+
+    async def stop(self, reason: str) -> None:
+        """End the trial without a verdict; its users go back to the stable version.
+
+        Raises `Unavailable` or `Conflict` when the routing table cannot be changed: then the next
+        `tick` does it.
+        """
+        async with self._lock:
+            if self._state is None:
+                return
+            await self._decide(self._state, Verdict(outcome="stop", reason=reason, numbers={}))
+
+    async def tick(self) -> None:
+        """Go on: route, look, decide, carry out. Never raises for what may be better later."""
+        async with self._lock:
+            state = self._state
+            if state is None:
+                return
+            try:
+                await self._go_on(state)
+            except TuneloopError as error:
+                logger.warning("the canary waits: %s", error.message)
+
+    async def _go_on(self, state: State) -> None:
+        if state.verdict is not None:
+            await self._carry_out(state, state.verdict)
+            return
+        gone = await self._given_up_by_others(state)
+        if gone:
+            await self._decide(state, Verdict(outcome="stop", reason=gone, numbers={}))
+            return
+        await self._set_route(self._route(state))
+        if self._clock() < self._next_look:
+            return
+        began = time.monotonic()
+        await self._watch_generation(state)
+        verdict = await self._look(state)
+        took = time.monotonic() - began
+        self._next_look = self._clock() + max(LOOK_SECONDS, LOOK_SHARE * took)
+        if verdict is not None:
+            await self._decide(state, verdict)
+
+    async def _given_up_by_others(self, state: State) -> str:
+        """Why there is nothing to decide any more; empty while there is."""
+        stable = await self._release.stable("policy")
+        if state.stable is None:
+            state.stable = stable
+            await asyncio.to_thread(store.keep, self._database, state)
+        if stable != state.stable:
+            return f"version {stable} was made stable meanwhile"
+        found = await asyncio.to_thread(
+            versions.get_version, self._database, "policy", state.version
+        )
+        if found.state is not ReleaseState.CANARY:
+            return f"it became {found.state.value} meanwhile"
+        return ""
+
+    def _route(self, state: State) -> CanaryRoute:
+        found = versions.get_version(self._database, "policy", state.version)
+        # Generation's loading of it then belongs to the trace in which it was made.
+        made = trace_links.of_version("policy", state.version)
+        weights = replace(found.reference, traceparent=made)
+        return CanaryRoute(weights=weights, share=state.share, salt=state.salt)
+
+    async def _set_route(self, route: CanaryRoute | None) -> None:
+        key, value = canary_policy_key(self._policy), wire.encode_canary(route, self._policy)
+        entry = await self._bus.routing(key)
+        if entry is None and route is None:
+            return
+        if entry is None or entry.value != value:
+            revision = None if entry is None else entry.revision
+            await self._bus.set_routing(key, value, revision=revision)
+
+    async def _watch_generation(self, state: State) -> None:
+        """Count how answers ended, and note when the canary could first be served."""
+        loaded = grown = False
+        for replica in self._generation:
+            try:
+                policy = await replica.policy()
+            except TuneloopError as error:
+                logger.info("generation does not tell how answers ended: %s", error.message)
+                continue
+            loaded |= policy.canary.policy_version == state.version and policy.canary.loaded
+            grown |= state.errors.note(policy, canary=state.version, stable=state.stable or 0)
+        if state.counted_from is None and loaded:
+            state.counted_from = self._clock()
+            grown = True
+        if grown:
+            await asyncio.to_thread(store.keep, self._database, state)
+
+    async def _look(self, state: State) -> Verdict | None:
+        """Compare the arms; the verdict, if it can be given."""
+        figures: dict[Figure, Comparison] = {}
+        if state.counted_from is not None:
+            figures = await asyncio.to_thread(self._figures, state, state.counted_from)
+            _show(figures)
+        numbers = {
+            "stable_version": state.stable,
+            "share": state.share,
+            "seconds": round(self._clock() - state.started, 1),
+            **comparison.as_numbers(figures),
+        }
+        verdict = comparison.judge(figures, self._settings, numbers)
+        if verdict is not None or numbers["seconds"] < self._settings.deadline_seconds:
+            return verdict
+        if not figures:
+            reason = "no replica could load it before the deadline"
+            return Verdict(outcome="hold", reason=reason, numbers=numbers)
+        return Verdict(
+            outcome=self._settings.deadline_action,
+            reason="the deadline came before the traffic could decide",
+            numbers=numbers,
+        )
+
+    def _figures(self, state: State, since: float) -> dict[Figure, Comparison]:
+        stable = state.stable or 0
+        both = (state.version, stable)
+        return comparison.compare(
+            self._route(state),
+            thumbs=canary_traffic.thumbs(self._database, both, since),
+            rewards=canary_traffic.rewards(self._database, both, since),
+            earlier_rewards=canary_traffic.earlier_rewards(self._database, stable, since),
+            errors=state.errors,
+            alpha=self._settings.alpha,
+        )
+
+    async def _decide(self, state: State, verdict: Verdict) -> None:
+        """Write the verdict down for good, then carry it out."""
+        if state.verdict is None:
+            state.verdict = verdict
+            await asyncio.to_thread(store.decide, self._database, state, self._clock())
+            logger.info("canary %d: %s: %s", state.version, verdict.outcome, verdict.reason)
+        await self._carry_out(state, state.verdict)
+
+    async def _carry_out(self, state: State, verdict: Verdict) -> None:
+        """Do what was decided; every part may have been done before."""
+        try:
+            if verdict.outcome == "promote" and await self._release.stable("policy") == (
+                state.stable
+            ):
+                await self._release.promote(state.version, store.ACTOR)
+            # Its users leave a bad version before anything else is done about it.
+            await self._set_route(None)
+            found = versions.get_version(self._database, "policy", state.version)
+            if verdict.outcome == "roll_back" and found.state is not ReleaseState.QUARANTINED:
+                await self._release.quarantine(
+                    state.version, verdict.reason, verdict.numbers, actor=store.ACTOR
+                )
+        except FailedPrecondition as error:
+            logger.error("canary %d: %s: %s", state.version, verdict.outcome, error.message)
+            await self._set_route(None)
+            refused = Verdict(
+                outcome="stop", reason=f"{verdict.outcome} refused: {error.message}", numbers={}
+            )
+            await asyncio.to_thread(
+                store.note, self._database, state.version, refused, self._clock()
+            )
+        await asyncio.to_thread(store.end, self._database, state.version)
+        self._state = None
+        self._show_share()
+
+    def _show_share(self) -> None:
+        metrics.canary_version.set(0 if self._state is None else self._state.version)
+        metrics.canary_share.set(0.0 if self._state is None else self._state.share)
+        if self._state is None:
+            metrics.canary_difference.clear()
+            metrics.canary_observations.clear()
+
+
+def _show(figures: Mapping[Figure, Comparison]) -> None:
+    for name, found in figures.items():
+        metrics.canary_difference.labels(name, "low").set(found.low)
+        metrics.canary_difference.labels(name, "high").set(found.high)
+        metrics.canary_observations.labels(name, "canary").set(found.canary)
+        metrics.canary_observations.labels(name, "stable").set(found.stable)

@@ -1,0 +1,87 @@
+"""Answers to the gate's prompts, and what can be told of them without a judge."""
+
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneloop.learner.samples import SampledAnswer
+from tuneloop.learner.stats.paired import Comparison
+from tuneloop.learner.stats.repetition import repetition
+
+TEMPLATE = re.compile(r"<\|\w+\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>")
+"""What chat templates of today put around turns; in an answer it is a template that broke."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measures:
+    """What a version's answers come to, each a mean over the prompts."""
+
+    answers: int
+    length: float
+    """In tokens."""
+    repetition: float
+    """Share of 4-grams of an answer that stood in it before."""
+    empty: float
+    """Share of answers without a visible character."""
+    leaked: float
+    """Share of answers that hold tokens of the chat template."""
+    kl: float | None
+    """To the base model, by token, on its own answers; None where nothing could be compared.
+
+    The answers are each token's likeliest, not samples: it tells how sure the version is of what
+    the base model would not say. Far off it is large; close by it may fall below 0.
+    """
+
+
+def measure(
+    answers: Sequence[SampledAnswer],
+    reference_logprobs: Sequence[Sequence[float]],
+    special_ids: Collection[int],
+) -> Measures:
+    """Measure one answer or more; `reference_logprobs` are the base model's, () where unknown."""
+    count = len(answers)
+    return Measures(
+        answers=count,
+        length=math.fsum(len(answer.token_ids) for answer in answers) / count,
+        repetition=math.fsum(repetition(answer.token_ids) for answer in answers) / count,
+        empty=sum(not answer.text.strip() for answer in answers) / count,
+        leaked=sum(leaks(answer, special_ids) for answer in answers) / count,
+        kl=_kl(answers, reference_logprobs),
+    )
+
+
+def leaks(answer: SampledAnswer, special_ids: Collection[int]) -> bool:
+    """Whether tokens of the template stand in it, before the one that may end it."""
+    inside = answer.token_ids[:-1]
+    return any(token in special_ids for token in inside) or bool(TEMPLATE.search(answer.text))
+
+
+def _kl(
+    answers: Sequence[SampledAnswer], reference_logprobs: Sequence[Sequence[float]]
+) -> float | None:
+    """Mean of log π − log π_ref over the tokens, whatever answer they are of."""
+    differences = [
+        sampled - reference
+        for answer, references in zip(answers, reference_logprobs, strict=True)
+        if references
+        for sampled, reference in zip(answer.logprobs, references, strict=True)
+    ]
+    return math.fsum(differences) / len(differences) if differences else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """All that the gate has looked at."""
+
+    change: float
+    """Norm of the change as a share of that of the base weights changed."""
+    change_norm: float
+    stable_version: int
+    candidate: Measures
+    stable: Measures
+    reward: Comparison | None
+    """None while no scorer has something to say."""
+    rewards: Mapping[str, Any]
+    """By name `candidate` and `stable`, one for each pair; who scored."""

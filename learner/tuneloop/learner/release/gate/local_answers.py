@@ -1,0 +1,83 @@
+"""A candidate's answers by the trainer's own model, for weights that generation cannot hold aside.
+
+Full weights serve as soon as generation has them, so their answers are taken where they are made:
+in the trainer, while the version is saved, and kept on disk until it is decided about. Greedy, like
+the gate's questions to generation.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+from tuneloop.learner.samples import SampledAnswer
+
+logger = logging.getLogger("tuneloop.learner.rehearsal")
+
+
+KEPT = 4
+"""Versions whose answers stay on disk."""
+
+
+class Answering(Protocol):
+    """A trainer whose model can be asked."""
+
+    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
+        """The likeliest answer of the weights as they are to each prompt (token ids)."""
+        ...
+
+
+class Rehearsals:
+    """The answers of versions to the gate's prompts."""
+
+    def __init__(
+        self,
+        folder: Path,
+        trainer: Answering,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+    ) -> None:
+        self._folder = folder
+        self._trainer = trainer
+        self._prompts = prompts
+        self._max_tokens = max_tokens
+
+    def take(self, version: int) -> None:
+        """Have the trainer answer as `version`, which it is now; blocks, in the trainer's thread.
+
+        A version that could not answer is published all the same, and held by the gate.
+        """
+        try:
+            answers = self._trainer.answers(self._prompts, self._max_tokens)
+        except (RuntimeError, ValueError) as error:
+            logger.error("version %d could not answer the gate's prompts: %s", version, error)
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        document = json.dumps([asdict(answer) for answer in answers])
+        partial = self._folder / ".unfinished"
+        partial.write_text(document)
+        partial.rename(self._path(version))
+        for old in sorted(self._folder.glob("*.json"))[:-KEPT]:
+            old.unlink()
+
+    def of(self, version: int) -> list[SampledAnswer] | None:
+        """What a version answered; None where nobody asked it, or asked something else."""
+        try:
+            rows = json.loads(self._path(version).read_text())
+        except FileNotFoundError:
+            return None
+        if len(rows) != len(self._prompts):
+            return None
+        return [
+            SampledAnswer(
+                text=row["text"],
+                token_ids=tuple(row["token_ids"]),
+                logprobs=tuple(row["logprobs"]),
+            )
+            for row in rows
+        ]
+
+    def _path(self, version: int) -> Path:
+        return self._folder / f"{version:08d}.json"

@@ -1,0 +1,84 @@
+"""From what was measured to a decision, and its reasons in words. Nothing here asks anybody."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tuneloop.learner.release.gate.answers import Examined, Measures
+from tuneloop.learner.release.gate.settings import GateSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the gate says of a candidate."""
+
+    passed: bool
+    reason: str
+    """For people: every bound it broke, or what it was judged by."""
+    numbers: Mapping[str, Any]
+
+
+def judge(examined: Examined, settings: GateSettings) -> Verdict:
+    """A candidate passes when it breaks no bound."""
+    problems = [
+        *_of_weights(examined, settings),
+        *_of_answers(examined.candidate, examined.stable, settings),
+        *_of_reward(examined, settings),
+    ]
+    return Verdict(
+        passed=not problems,
+        reason="; ".join(problems) or _summary(examined),
+        numbers={**asdict(examined), "settings": settings.model_dump()},
+    )
+
+
+def refused(reason: str) -> Verdict:
+    """A candidate that is not even weights: there is nothing to measure."""
+    return Verdict(passed=False, reason=reason, numbers={})
+
+
+def _of_weights(examined: Examined, settings: GateSettings) -> Iterator[str]:
+    # Written so that a figure that is not a number breaks its bound.
+    if not examined.change <= settings.max_change:
+        yield (
+            f"the change is {examined.change:.3g} of the base weights, "
+            f"more than {settings.max_change:g}"
+        )
+
+
+def _of_answers(candidate: Measures, stable: Measures, settings: GateSettings) -> Iterator[str]:
+    if candidate.kl is not None and not candidate.kl <= settings.max_kl:
+        yield f"KL to the base model is {candidate.kl:.3g}, more than {settings.max_kl:g}"
+    ratio = candidate.length / max(stable.length, 1.0)
+    if not settings.min_length_ratio <= ratio <= settings.max_length_ratio:
+        yield (
+            f"its answers are {ratio:.3g} times as long as the stable version's, not "
+            f"{settings.min_length_ratio:g} to {settings.max_length_ratio:g}"
+        )
+    for name, what, most in (
+        ("repetition", "repeated 4-grams", settings.max_repetition_rise),
+        ("empty", "empty answers", settings.max_broken_rise),
+        ("leaked", "answers with tokens of the chat template", settings.max_broken_rise),
+    ):
+        now, before = getattr(candidate, name), getattr(stable, name)
+        if not now - before <= most:
+            yield f"the share of {what} rose from {before:.2f} to {now:.2f}"
+
+
+def _of_reward(examined: Examined, settings: GateSettings) -> Iterator[str]:
+    reward = examined.reward
+    if reward is not None and reward.high < -settings.reward_margin:
+        yield (
+            f"mean reward fell by {-reward.difference:.3g} "
+            f"({reward.confidence:.0%} interval {reward.low:.3g} to {reward.high:.3g})"
+        )
+
+
+def _summary(examined: Examined) -> str:
+    reward = examined.reward
+    if reward is None:
+        return "within all bounds; no scorer has anything to say yet"
+    return (
+        f"within all bounds; reward {reward.difference:+.3g} "
+        f"({reward.confidence:.0%} interval {reward.low:.3g} to {reward.high:.3g})"
+    )

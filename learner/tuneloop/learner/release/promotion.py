@@ -1,0 +1,308 @@
+"""Which version is served: the routing table's entry, changed by compare-and-set, and who did it.
+
+The routing table is what generation and reward follow; the ledger keeps the history of it. With the
+gate `off` every published version is made stable at once; else it is a candidate until the gate, a
+canary or a person promotes it. Once a person has rolled back, nothing is promoted by itself until a
+person promotes something: the loop never undoes a person's decision.
+
+A version that is rolled back, or refused, is quarantined. What the learner had learned with it is
+put back by the loop (see `ledger.quarantine`).
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal, TypeAlias
+
+from sqlalchemy import Connection
+
+from tuneloop.bus import Bus, RoutingEntry
+from tuneloop.bus.subjects import reward_model_key, stable_policy_key
+from tuneloop.errors import Conflict, FailedPrecondition, InvalidRequest
+from tuneloop.learner import metrics, trace_links
+from tuneloop.learner.ledger.accounting import decisions, lineage, versions
+from tuneloop.learner.ledger.accounting.quarantine import Kind, mark
+from tuneloop.learner.ledger.database import Database
+from tuneloop.policies import ReleaseState, WeightsReference
+from tuneloop.v1 import generation_pb2
+from tuneloop.wire import encode_routing, parse
+
+logger = logging.getLogger("tuneloop.learner.release")
+
+Gate: TypeAlias = Literal["off", "manual", "gate", "gate+canary"]
+
+ATTEMPTS = 5
+AUTOMATIC = frozenset({"gate", "canary", "learner"})
+"""Actors that are no persons."""
+HELD = "release_held_by"
+"""Fact of the ledger: who rolled back; empty when versions are released as they come."""
+
+
+class Release:
+    """Makes versions stable, for the policy and for its reward model."""
+
+    def __init__(
+        self,
+        *,
+        policy: str,
+        bus: Bus,
+        database: Database,
+        gate: Gate,
+        alarm: Callable[[], str] = lambda: "",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Take `alarm`: the name of one that is raised and holds releases, else empty."""
+        self._keys = {
+            "policy": stable_policy_key(policy),
+            "reward_model": reward_model_key(policy),
+        }
+        self._names = {"policy": policy, "reward_model": f"{policy}-reward-model"}
+        self._bus = bus
+        self._database = database
+        self._gate = gate
+        self._alarm = alarm
+        self._clock = clock
+
+    @property
+    def held_by(self) -> str:
+        """Who rolled back and has not promoted since; empty when nobody."""
+        return self._database.fact(HELD) or ""
+
+    @property
+    def hold(self) -> str:
+        """Why nothing is promoted by itself, in words; empty where nothing stands against it."""
+        if held_by := self.held_by:
+            return f"{held_by} rolled back"
+        alarm = self._alarm()
+        return f"alarm: {alarm}" if alarm else ""
+
+    async def stable(self, model: str) -> int:
+        """The version the routing table names; 0 when it names none. Raises `Unavailable`."""
+        return _version_of(await self._bus.routing(self._keys[model]))
+
+    async def offer(self, model: str, version: int) -> bool:
+        """Make a just published version stable where nothing is to be asked first; whether it is.
+
+        Reward models do not answer anybody, and are not asked about.
+        """
+        if model == "policy" and (self._gate != "off" or self.hold):
+            return False
+        found = versions.get_version(self._database, model, version)
+        if found.state is not ReleaseState.CANDIDATE:
+            # Stable already, or its line was given up before it was published.
+            return found.state is ReleaseState.STABLE
+        for _ in range(ATTEMPTS):
+            entry = await self._bus.routing(self._keys[model])
+            stable = _version_of(entry)
+            if stable > version:
+                return False
+            if stable < version and not await self._set(model, found.reference, entry):
+                continue
+            with self._database.write() as connection:
+                self._record(
+                    connection, model, version, previous=stable, action="publish", actor="learner"
+                )
+            return True
+        raise Conflict("the routing table keeps changing; try again", retry_after=1.0)
+
+    async def promote(self, version: int, actor: str) -> int:
+        """Make a stored version of the policy stable. Raises `NotFound`, `FailedPrecondition`.
+
+        A person's promotion lifts the hold of an earlier roll-back; nobody else's passes it.
+        """
+        if actor in AUTOMATIC and (hold := self.hold):
+            raise FailedPrecondition(f"{hold}; only a person promotes now")
+        await self._move(version, "promote", actor)
+        if actor not in AUTOMATIC:
+            self._database.set_fact(HELD, "")
+        return version
+
+    async def roll_back(self, version: int | None, actor: str) -> int:
+        """Go back to an earlier version of the policy, by default the last good one.
+
+        The versions after it are quarantined, and nothing is promoted by itself until somebody
+        promotes. Raises `NotFound`, `FailedPrecondition` when there is nothing to go back to.
+        """
+        stable = await self.stable("policy")
+        if stable == 0:
+            raise FailedPrecondition("version 0 is served; there is nothing to go back to")
+        if version is None:
+            version = versions.good_before(self._database, stable)
+        if version >= stable:
+            raise InvalidRequest(
+                f"policy_version: {version} is not before {stable}, the stable one",
+                param="policy_version",
+            )
+        self._check_not_quarantined(version)
+        self._database.set_fact(HELD, actor or "unknown")
+        await self._take_back(version + 1, stable, to=version, actor=actor or "unknown")
+        return version
+
+    async def quarantine(
+        self,
+        version: int,
+        reason: str,
+        numbers: Mapping[str, Any] | None = None,
+        *,
+        actor: str = "learner",
+        kind: Kind = "quarantine",
+    ) -> None:
+        """Refuse a version of the policy for good, and all that grew from it.
+
+        Where one of them serves, the last good version before them does again. Raises
+        `Unavailable` when the routing table would have to be changed and cannot be.
+        """
+        versions.get_version(self._database, "policy", version)
+        stable = await self.stable("policy")
+        line = {stable, *lineage.ancestors(self._database, "policy", stable)}
+        serves = version in line
+        await self._take_back(
+            version,
+            stable if serves else version,
+            to=versions.good_before(self._database, version) if serves else None,
+            actor=actor,
+            reason=reason,
+            numbers=numbers or {},
+            kind=kind,
+        )
+
+    def supersede(self, version: int, by: int, actor: str) -> None:
+        """Retire a candidate that was not decided about when a newer one came."""
+        with self._database.write() as connection:
+            versions.retire(connection, version)
+            decisions.record_in(
+                connection,
+                version=version,
+                kind="gate",
+                outcome="superseded",
+                reason=f"version {by} came before it was decided about",
+                actor=actor,
+                now=self._clock(),
+            )
+        logger.info("version %d is superseded by version %d", version, by)
+
+    async def _take_back(
+        self,
+        first: int,
+        last: int,
+        *,
+        to: int | None,
+        actor: str,
+        reason: str = "",
+        numbers: Mapping[str, Any] | None = None,
+        kind: Kind = "quarantine",
+    ) -> None:
+        """Quarantine versions `first` to `last`, and serve version `to` where it is given."""
+
+        def refuse(connection: Connection) -> None:
+            mark(
+                connection,
+                first,
+                last,
+                reason=reason or f"{actor} rolled back to version {to}",
+                numbers=numbers or {},
+                actor=actor,
+                kind=kind,
+                now=self._clock(),
+            )
+
+        if to is not None:
+            await self._move(to, "roll back", actor, also=refuse)
+        else:
+            with self._database.write() as connection:
+                refuse(connection)
+        metrics.versions_quarantined.inc(last - first + 1)
+        logger.warning("version %d is quarantined by %s: %s", last, actor, reason)
+
+    def _check_not_quarantined(self, version: int) -> None:
+        if version == 0:
+            return
+        found = versions.get_version(self._database, "policy", version)
+        if found.state is ReleaseState.QUARANTINED:
+            raise FailedPrecondition(
+                f"version {version} is quarantined; promote it if it is to serve all the same"
+            )
+
+    async def _move(
+        self,
+        version: int,
+        action: Literal["promote", "roll back"],
+        actor: str,
+        also: Callable[[Connection], None] = lambda connection: None,
+    ) -> None:
+        target = WeightsReference(
+            policy=self._names["policy"], policy_version=0, uri="", manifest_sha256=""
+        )
+        if version != 0:
+            found = versions.get_version(self._database, "policy", version)
+            if found.stage == "saved":
+                raise FailedPrecondition(f"version {version} is not in the weight store yet")
+            target = found.reference
+        for _ in range(ATTEMPTS):
+            entry = await self._bus.routing(self._keys["policy"])
+            if await self._set("policy", target, entry):
+                with self._database.write() as connection:
+                    previous = _version_of(entry)
+                    self._record(
+                        connection,
+                        "policy",
+                        version,
+                        previous=previous,
+                        action=action,
+                        actor=actor or "unknown",
+                    )
+                    also(connection)
+                return
+        raise Conflict("the routing table keeps changing; try again", retry_after=1.0)
+
+    async def _set(self, model: str, target: WeightsReference, entry: RoutingEntry | None) -> bool:
+        # Generation's loading of it then belongs to the trace in which it was made.
+        made = trace_links.of_version(model, target.policy_version)
+        value = encode_routing(replace(target, traceparent=made))
+        revision = None if entry is None else entry.revision
+        try:
+            await self._bus.set_routing(self._keys[model], value, revision=revision)
+        except Conflict:
+            return False
+        return True
+
+    def _record(
+        self,
+        connection: Connection,
+        model: str,
+        version: int,
+        *,
+        previous: int,
+        action: Literal["publish", "promote", "roll back"],
+        actor: str,
+    ) -> None:
+        now = self._clock()
+        versions.release(
+            connection,
+            model,
+            version,
+            previous=previous,
+            action=action,
+            actor=actor,
+            now=now,
+        )
+        decisions.record_in(
+            connection,
+            model=model,
+            version=version,
+            kind=action,
+            outcome="roll_back" if action == "roll back" else "promote",
+            numbers={"previous": previous},
+            reason=f"serves instead of version {previous}",
+            actor=actor,
+            now=now,
+        )
+        logger.info("%s: version %d is stable (%s by %s)", model, version, action, actor)
+
+
+def _version_of(entry: RoutingEntry | None) -> int:
+    # Version 0 has no weights in the store, so this is not `wire.weights_from_proto`.
+    if entry is None:
+        return 0
+    return int(parse(generation_pb2.WeightsReference, entry.value).policy_version)

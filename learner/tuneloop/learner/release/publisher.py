@@ -1,0 +1,244 @@
+"""Publishing a version: saved, stored, announced, released; each stage is safe to repeat.
+
+The ledger remembers how far a version came, so that a crash or a bus that is down only delays it.
+The manifest is written once, when the weights are saved, and gives the same bytes at every attempt.
+"""
+
+import asyncio
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+
+from tuneloop import tracing
+from tuneloop.bus import Bus
+from tuneloop.bus.subjects import weights_published
+from tuneloop.errors import Conflict, Overloaded, Unavailable, WeightsRefused
+from tuneloop.learner import metrics, trace_links
+from tuneloop.learner.files import keep_only, write_folder
+from tuneloop.learner.ledger.accounting import lineage, steps, versions
+from tuneloop.learner.ledger.accounting.versions import Version
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.queue import agreement
+from tuneloop.learner.release.promotion import Release
+from tuneloop.learner.training_run import Trainee
+from tuneloop.policies import WeightsKind
+from tuneloop.weights.finite import check_finite
+from tuneloop.weights.manifest import Manifest, ManifestData, from_json, to_json
+from tuneloop.weights.store import WeightStore
+from tuneloop.wire import encode_weights_published
+
+logger = logging.getLogger("tuneloop.learner.release.publisher")
+
+FIRST_RETRY_SECONDS = 1.0
+LAST_RETRY_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """What version 0 of a model is, as manifests name it."""
+
+    name: str
+    sha256: str
+    kind: WeightsKind
+
+
+class Publisher:
+    """Makes versions of trainees and brings them to the stores and the routing table."""
+
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        store: WeightStore,
+        database: Database,
+        release: Release,
+        outbox: Path,
+        base_models: Mapping[str, BaseModel],
+        trained_with: Mapping[str, str] = MappingProxyType({}),
+        rehearse: Callable[[int], None] = lambda version: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Take `trained_with`: the settings of each model's training, as JSON.
+
+        `rehearse` has the policy's trainer answer as the version that is being saved.
+        """
+        self._bus = bus
+        self._store = store
+        self._database = database
+        self._release = release
+        self._outbox = outbox
+        self._base_models = base_models
+        self._trained_with = trained_with
+        self._rehearse = rehearse
+        self._clock = clock
+        self._retry_time = 0.0
+        self._retry_seconds = FIRST_RETRY_SECONDS
+
+    def save(self, trainee: Trainee, last_metrics: Mapping[str, float]) -> int:
+        """Save the trainee's weights as its next version; blocks. All its steps are committed.
+
+        Returns the version's number. From here on the version survives a crash. Raises
+        `WeightsRefused` when a weight is not finite: such weights never leave the learner.
+        """
+        version = self._next_number(trainee)
+        folder = self._folder(trainee.model, version)
+        write_folder(folder, trainee.trainer.save_weights)
+        try:
+            check_finite(folder)
+        except WeightsRefused:
+            shutil.rmtree(folder)
+            raise
+        learned = lineage.learned_from(self._database, trainee.model, trainee.step)
+        created_time = datetime.fromtimestamp(self._clock(), UTC)
+        base = self._base_models[trainee.model]
+        figures = {name: v for name, v in last_metrics.items() if math.isfinite(v)}
+        if trainee.model == "reward_model":
+            # By these the reward service decides whether the version has something to say.
+            figures["labels"] = float(steps.used_samples(self._database, "reward_model"))
+            accuracy = agreement.ranking_accuracy(self._database)
+            if accuracy is not None:
+                figures["ranking_accuracy"] = accuracy
+        manifest = Manifest(
+            policy=trainee.policy,
+            version=version,
+            parent=trainee.parent,
+            kind=base.kind,
+            base_model=base.name,
+            base_model_sha256=base.sha256,
+            algorithms=tuple(sorted(learned.samples)),
+            metrics=figures,
+            data=ManifestData(
+                samples=learned.samples,
+                first_step=trainee.published_step,
+                last_step=trainee.step,
+                oldest_feedback_time=learned.oldest_feedback_time,
+                newest_feedback_time=learned.newest_feedback_time,
+            ),
+            files=(),
+            created_time=created_time,
+        )
+        if trainee.model == "policy":
+            # First, so that a version that is known can also be examined.
+            self._rehearse(version)
+        versions.add_version(
+            self._database,
+            model=trainee.model,
+            version=version,
+            policy=trainee.policy,
+            parent=trainee.parent,
+            first_step=trainee.published_step,
+            last_step=trainee.step,
+            manifest=to_json(manifest).decode(),
+            created_time=created_time,
+            settings=self._trained_with.get(trainee.model, "{}"),
+        )
+        trainee.published(version)
+        return version
+
+    def _next_number(self, trainee: Trainee) -> int:
+        newest = versions.newest_version(self._database, trainee.model)
+        try:
+            # A store may hold versions of a ledger that was lost; theirs are not ours to replace.
+            newest = max([newest, *self._store.versions(trainee.policy)])
+        except Unavailable as error:
+            logger.warning("the weight store cannot be asked for its versions: %s", error)
+        return newest + 1
+
+    def clean(self, model: str) -> bool:
+        """At start: drop saved versions whose files are gone and files no version needs.
+
+        Returns whether a version was dropped.
+        """
+        saved = [v for v in versions.unfinished(self._database, model) if v.stage == "saved"]
+        lost = [v for v in saved if not self._folder(model, v.version).is_dir()]
+        for version in reversed(lost):
+            logger.error("%s: the files of version %d are gone", model, version.version)
+            versions.drop_version(self._database, model, version.version)
+        kept = {f"{v.version:08d}" for v in saved if v not in lost}
+        keep_only(self._outbox / model, kept)
+        return bool(lost)
+
+    async def push(self, trainee: Trainee) -> bool:
+        """Bring every unfinished version of a trainee on; False when something must be retried.
+
+        After a failure it does nothing until some seconds have passed.
+        """
+        if time.monotonic() < self._retry_time:
+            return False
+        try:
+            for version in await asyncio.to_thread(
+                versions.unfinished, self._database, trainee.model
+            ):
+                await self._bring_on(version)
+        except (Unavailable, Overloaded) as error:
+            metrics.publish_failures.labels(trainee.model).inc()
+            logger.warning(
+                "publishing is held up, next try in %.0f s: %s", self._retry_seconds, error
+            )
+            self._retry_time = time.monotonic() + self._retry_seconds
+            self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
+            return False
+        except (Conflict, WeightsRefused) as error:
+            metrics.publish_failures.labels(trainee.model).inc()
+            logger.error("%s: a version was refused by the store: %s", trainee.model, error)
+            await asyncio.to_thread(self._drop_saved, trainee)
+            return False
+        self._retry_seconds = FIRST_RETRY_SECONDS
+        return True
+
+    async def _bring_on(self, version: Version) -> None:
+        model, number = version.model, version.version
+        made = trace_links.of_version(model, number)
+        attributes: tracing.Attributes = {
+            "tuneloop.model": model,
+            "tuneloop.policy_version": number,
+        }
+        with tracing.span("publish version", kind="producer", parent=made, attributes=attributes):
+            await self._advance(version)
+
+    async def _advance(self, version: Version) -> None:
+        model, number, stage = version.model, version.version, version.stage
+        if stage == "saved":
+            await asyncio.to_thread(self._send_to_store, version)
+            version = await asyncio.to_thread(versions.get_version, self._database, model, number)
+            stage = "stored"
+        if stage == "stored":
+            await self._bus.publish(
+                weights_published(version.policy),
+                encode_weights_published(version.reference, version.created_time),
+                event_id=f"weights-{version.policy}-{number}",
+            )
+            await asyncio.to_thread(versions.mark_stage, self._database, model, number, "announced")
+        released = await self._release.offer(model, number)
+        await asyncio.to_thread(versions.mark_stage, self._database, model, number, "released")
+        metrics.versions_published.labels(model).inc()
+        metrics.policy_version.labels(model).set(number)
+        logger.info(
+            "%s: version %d published%s", model, number, "" if released else " as a candidate"
+        )
+
+    def _send_to_store(self, version: Version) -> None:
+        folder = self._folder(version.model, version.version)
+        manifest = from_json(version.manifest.encode())
+        reference = self._store.publish(folder, manifest)
+        stored = self._store.manifest(version.policy, version.version)
+        versions.mark_stored(
+            self._database, version.model, version.version, reference, to_json(stored).decode()
+        )
+        shutil.rmtree(folder)
+
+    def _drop_saved(self, trainee: Trainee) -> None:
+        for version in reversed(versions.unfinished(self._database, trainee.model)):
+            if version.stage == "saved":
+                versions.drop_version(self._database, trainee.model, version.version)
+                shutil.rmtree(self._folder(trainee.model, version.version), ignore_errors=True)
+        trainee.unpublish()
+
+    def _folder(self, model: str, version: int) -> Path:
+        return self._outbox / model / f"{version:08d}"

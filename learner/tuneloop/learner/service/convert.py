@@ -1,0 +1,255 @@
+"""Ledger values as messages of `LearnerService`, and back."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from tuneloop.errors import InvalidRequest
+from tuneloop.feedback import FeedbackKind, FeedbackStatus
+from tuneloop.learner.intake.importer import ImportedRow
+from tuneloop.learner.ledger.accounting.decisions import Decision
+from tuneloop.learner.ledger.accounting.downstream import FeedbackLineage, Reach, UserLineage
+from tuneloop.learner.ledger.accounting.lineage import Use
+from tuneloop.learner.ledger.accounting.versions import Version
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.reports.alarms import Raised
+from tuneloop.learner.ledger.reports.evaluations import Evaluation
+from tuneloop.learner.ledger.reports.export import Wanted
+from tuneloop.learner.ledger.reports.feedback import Filters, Item
+from tuneloop.learner.ledger.reports.traffic import Traffic, traffic
+from tuneloop.v1 import learner_pb2
+from tuneloop.wire import feedback_to_proto, messages_to_proto, timestamp
+
+
+def version_to_proto(
+    version: Version,
+    evaluated: learner_pb2.Evaluation | None,
+    figures: learner_pb2.Traffic | None,
+    decided: Sequence[learner_pb2.Decision],
+) -> learner_pb2.PolicyVersion:
+    """A version on the wire."""
+    activated = version.activated_time
+    return learner_pb2.PolicyVersion(
+        policy=version.policy,
+        policy_version=version.version,
+        parent_version=version.parent,
+        state=version.state.value,
+        manifest_json=version.manifest,
+        created_time=timestamp(version.created_time),
+        activated_time=None if activated is None else timestamp(activated),
+        evaluation=evaluated,
+        traffic=figures,
+        decisions=decided,
+    )
+
+
+def decision_to_proto(decision: Decision, *, with_numbers: bool = False) -> learner_pb2.Decision:
+    """A decision on the wire."""
+    return learner_pb2.Decision(
+        kind=decision.kind,
+        outcome=decision.outcome,
+        reason=decision.reason,
+        actor=decision.actor,
+        decided_time=timestamp(decision.time),
+        numbers_json=json.dumps(dict(decision.numbers)) if with_numbers else "",
+    )
+
+
+def uses_to_proto(uses: Iterable[Use]) -> list[learner_pb2.SampleUse]:
+    """The samples a version learned from."""
+    return [
+        learner_pb2.SampleUse(
+            sample_id=use.sample_id,
+            objective=use.objective,
+            step=use.step,
+            epoch=use.epoch,
+            feedback_id=use.feedback_id or "",
+            completion_id=use.completion_id,
+            rejected_id=use.rejected_id or "",
+        )
+        for use in uses
+    ]
+
+
+def feedback_lineage_to_proto(lineage: FeedbackLineage) -> learner_pb2.GetFeedbackLineageResponse:
+    """What became of a feedback event."""
+    return learner_pb2.GetFeedbackLineageResponse(
+        feedback_id=lineage.feedback_id,
+        kind=lineage.kind,
+        status=lineage.status,
+        user_hash=lineage.user_hash,
+        completion_ids=lineage.completion_ids,
+        accepted_time=timestamp(lineage.accepted_time),
+        samples=[
+            learner_pb2.SampleLineage(
+                sample_id=sample.sample_id,
+                objective=sample.objective,
+                state=sample.state,
+                steps=sample.steps,
+            )
+            for sample in lineage.samples
+        ],
+        policy=reach_to_proto(lineage.policy),
+        reward_model=reach_to_proto(lineage.reward_model),
+    )
+
+
+def user_to_proto(lineage: UserLineage) -> learner_pb2.GetUserLineageResponse:
+    """What there is of a user, and what learned from it."""
+    return learner_pb2.GetUserLineageResponse(
+        rollouts=lineage.rollouts,
+        feedback=lineage.feedback,
+        samples=lineage.samples,
+        policy=reach_to_proto(lineage.policy),
+        reward_model=reach_to_proto(lineage.reward_model),
+        rebuild_from=lineage.rebuild_from,
+        forgotten=[
+            learner_pb2.ForgottenRecord(
+                time=timestamp(record.time),
+                rollouts=record.forgotten.rollouts,
+                feedback=record.forgotten.feedback,
+                policy_versions=record.forgotten.policy_versions,
+                reward_model_versions=record.forgotten.reward_model_versions,
+            )
+            for record in lineage.forgotten
+        ],
+    )
+
+
+def reach_to_proto(reach: Reach) -> learner_pb2.Reach:
+    """Versions that something reached."""
+    return learner_pb2.Reach(direct=reach.direct, descended=reach.descended)
+
+
+def alarms_to_proto(raised: Iterable[Raised]) -> list[learner_pb2.Alarm]:
+    """The alarms that are raised."""
+    return [
+        learner_pb2.Alarm(name=alarm.name, since=timestamp(alarm.since), numbers=alarm.numbers)
+        for alarm in raised
+    ]
+
+
+THUMBS = {"": None, "up": True, "down": False}
+
+
+def filters_of(request: learner_pb2.ListFeedbackRequest) -> Filters:
+    """What to list; raises `InvalidRequest`."""
+    kinds, statuses = set(FeedbackKind), set(FeedbackStatus)
+    for name, value, known in (
+        ("kind", request.kind, {"", *kinds}),
+        ("value", request.value, set(THUMBS)),
+        ("status", request.status, {"", *statuses}),
+    ):
+        if value not in known:
+            raise InvalidRequest(f"{name}: one of {', '.join(sorted(known - {''}))}", param=name)
+    return Filters(
+        kind=FeedbackKind(request.kind) if request.kind else None,
+        up=THUMBS[request.value],
+        policy_version=request.policy_version if request.HasField("policy_version") else None,
+        user_hash=request.user_hash or None,
+        status=FeedbackStatus(request.status) if request.status else None,
+    )
+
+
+def item_to_proto(item: Item) -> learner_pb2.RecordedFeedback:
+    """Feedback with what is known of it."""
+    return learner_pb2.RecordedFeedback(
+        feedback=feedback_to_proto(item.feedback),
+        status=item.status.value,
+        chat=messages_to_proto(item.messages) if item.messages else None,
+        prompt_text=item.prompt_text,
+        completions=[
+            learner_pb2.JudgedCompletion(
+                completion_id=c.completion_id, text=c.text, policy_version=c.policy_version
+            )
+            for c in item.completions
+        ],
+        used_by_versions=item.used_by_versions,
+    )
+
+
+def wanted_of(request: learner_pb2.ExportDataRequest) -> Wanted:
+    """What to export."""
+    since = request.since
+    return Wanted(
+        kind=request.kind,
+        policy_version=request.policy_version if request.HasField("policy_version") else None,
+        since=since.seconds + since.nanos * 1e-9 if request.HasField("since") else None,
+    )
+
+
+def rows_of(request: learner_pb2.ImportDataRequest) -> list[ImportedRow]:
+    """What to import; raises `InvalidRequest` naming the row that is no object."""
+    rows = []
+    for given in request.rows:
+        try:
+            row = json.loads(given.row)
+        except ValueError as error:
+            raise InvalidRequest(f"{given.place}: not JSON: {error}", param="rows") from error
+        if not isinstance(row, dict):
+            raise InvalidRequest(f"{given.place}: not an object with columns", param="rows")
+        rows.append(ImportedRow(place=given.place, row=row, occurrence=given.occurrence))
+    return rows
+
+
+class LatestTraffic:
+    """Traffic by version, counted anew at most every `seconds`: pages ask for it all the time."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        seconds: float = 2.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._seconds = seconds
+        self._clock = clock
+        self._known: dict[int, tuple[float, learner_pb2.Traffic | None]] = {}
+
+    def of(self, versions: Sequence[int]) -> dict[int, learner_pb2.Traffic | None]:
+        """The figures of these versions; None for one that has answered nothing."""
+        now = self._clock()
+        old = [
+            version
+            for version in versions
+            if now - self._known.get(version, (float("-inf"), None))[0] >= self._seconds
+        ]
+        if old:
+            found = traffic(self._database, old)
+            for version in old:
+                figures = found.get(version)
+                message = None if figures is None else traffic_to_proto(figures)
+                self._known[version] = (now, message)
+        return {version: self._known[version][1] for version in versions}
+
+
+def traffic_to_proto(figures: Traffic) -> learner_pb2.Traffic:
+    """Users' requests to a version."""
+    reward = figures.reward
+    return learner_pb2.Traffic(
+        rollouts=figures.rollouts,
+        mean_length=figures.length.value,
+        length_margin=figures.length.margin,
+        mean_reward=None if reward is None else reward.value,
+        reward_margin=None if reward is None else reward.margin,
+        thumbs_up=figures.thumbs_up,
+        thumbs_down=figures.thumbs_down,
+    )
+
+
+def evaluation_to_proto(found: Evaluation | None) -> learner_pb2.Evaluation | None:
+    """An evaluation on the wire; None stays absent."""
+    if found is None:
+        return None
+    return learner_pb2.Evaluation(
+        policy_version=found.policy_version,
+        prompts=found.prompts,
+        scored=found.scored,
+        mean_reward=None if found.reward is None else found.reward.value,
+        reward_margin=None if found.reward is None else found.reward.margin,
+        mean_length=found.length.value,
+        length_margin=found.length.margin,
+        kl=found.kl,
+        reward_model_version=found.reward_model_version,
+    )

@@ -1,0 +1,63 @@
+"""Forgetting a user, in the ledger and on the bus, while the learner stands still."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from tuneloop.bus import Bus
+from tuneloop.bus.subjects import of_user, token
+from tuneloop.learner.ledger.accounting import downstream, forget_user
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.loop import Loop
+from tuneloop.v1 import learner_pb2
+
+logger = logging.getLogger("tuneloop.learner.service.forget_user")
+
+
+class Forgetting:
+    """Removes a user's rows and events, and says what had learned from them."""
+
+    def __init__(
+        self,
+        database: Database,
+        bus: Bus,
+        loop: Loop,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._database = database
+        self._bus = bus
+        self._loop = loop
+        self._clock = clock
+
+    async def forget(self, user: str) -> learner_pb2.ForgetUserResponse:
+        """Forget a user by their hash; safe to repeat. Raises `InvalidRequest`, `Unavailable`.
+
+        The events go first, so that none comes again. What steps have learned that no version has
+        yet becomes a version before, so that every version that learned from them has its number.
+        """
+        user_hash = token(user, "user_hash")
+        async with self._loop.standing_still():
+            for model in downstream.MODELS:
+                if await asyncio.to_thread(
+                    forget_user.used_since_a_version, self._database, user_hash, model
+                ):
+                    await self._loop.publish_soon(model)
+            purged = 0
+            for stream, subject_filter in of_user(user_hash):
+                purged += await self._bus.purge(stream, subject_filter)
+            gone = await asyncio.to_thread(
+                forget_user.forget_user, self._database, user_hash, self._clock()
+            )
+        lineage = await asyncio.to_thread(downstream.of_user, self._database, user_hash)
+        logger.info("forgot a user: %d rollouts, %d feedback", gone.rollouts, gone.feedback)
+        return learner_pb2.ForgetUserResponse(
+            rollouts_removed=gone.rollouts,
+            feedback_removed=gone.feedback,
+            events_purged=purged,
+            policy_versions=lineage.policy.direct,
+            descended_versions=lineage.policy.descended,
+            reward_model_versions=lineage.reward_model.direct,
+            rebuild_from=lineage.rebuild_from,
+        )

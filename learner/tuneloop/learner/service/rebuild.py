@@ -1,0 +1,75 @@
+"""Rebuilding: going back to an earlier version and training again from there, on what is left.
+
+The versions after it are quarantined, without blame on what they learned from, and stop serving;
+the learner goes on from the checkpoint of the last version before them that served, or from the
+base model where that is gone. The reward model is not rebuilt.
+"""
+
+import asyncio
+
+from tuneloop.bus.subjects import token
+from tuneloop.errors import FailedPrecondition, InvalidRequest
+from tuneloop.learner.ledger.accounting import downstream, forget_user, lineage, versions
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.loop import Loop
+from tuneloop.learner.release.promotion import Release
+from tuneloop.v1 import learner_pb2
+
+
+class Rebuilding:
+    """Takes the policy back to before a version, or before a user."""
+
+    def __init__(self, database: Database, release: Release, loop: Loop) -> None:
+        self._database = database
+        self._release = release
+        self._loop = loop
+
+    async def before_user(self, user: str, actor: str) -> learner_pb2.RebuildPolicyResponse:
+        """Go back to the last version that had not learned from a user, by their hash.
+
+        Raises `FailedPrecondition` where what is trained on has not either.
+        """
+        user_hash = token(user, "before_user_hash")
+        async with self._loop.standing_still():
+            if await asyncio.to_thread(
+                forget_user.used_since_a_version, self._database, user_hash, "policy"
+            ):
+                await self._loop.publish_soon("policy")
+            found = await asyncio.to_thread(downstream.of_user, self._database, user_hash)
+            if found.rebuild_from is None:
+                raise FailedPrecondition("what is trained on has not learned from this user")
+            return await self._to(found.rebuild_from, actor)
+
+    async def to_version(self, version: int, actor: str) -> learner_pb2.RebuildPolicyResponse:
+        """Go back to a version of the present line; raises `InvalidRequest` for another."""
+        async with self._loop.standing_still():
+            return await self._to(version, actor)
+
+    async def _to(self, version: int, actor: str) -> learner_pb2.RebuildPolicyResponse:
+        after = await asyncio.to_thread(self._after, version)
+        uses = forget_user.row_counts(self._database)["uses"]
+        await self._release.quarantine(
+            after[-1],
+            f"rebuilt from version {version} by {actor or 'unknown'}",
+            actor=actor or "unknown",
+            kind="rebuild",
+        )
+        restored = await self._loop.rewind()
+        return learner_pb2.RebuildPolicyResponse(
+            policy_version=version,
+            restored_version=restored,
+            left_behind=after[::-1],
+            samples_put_back=uses - forget_user.row_counts(self._database)["uses"],
+        )
+
+    def _after(self, version: int) -> list[int]:
+        """The versions that grew from `version` down to the present one, newest first."""
+        head = versions.head(self._database, "policy")
+        newest = 0 if head is None else head.version
+        line = [newest, *lineage.ancestors(self._database, "policy", newest)]
+        if version not in line[1:]:
+            raise InvalidRequest(
+                f"policy_version: {version} is not one that the present one, {newest}, grew from",
+                param="policy_version",
+            )
+        return line[: line.index(version)]

@@ -1,0 +1,1 @@
+"""Statistics: pure functions, standard library only."""

@@ -1,0 +1,97 @@
+"""Which spans lead to which: from the events taken in to the step that used them and its version.
+
+Kept in memory and bounded: what was taken in before the last start, or long ago, is not linked to.
+Only where traces are on.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tuneloop import tracing
+from tuneloop.feedback import Feedback
+from tuneloop.learner.training_run import Batch, ids_of
+from tuneloop.policies import Activation
+from tuneloop.rollouts import Rollout, ScoredRollout
+
+EVENTS = 10_000
+VERSIONS = 100
+LINKS = 128
+"""Spans take no more links by default."""
+
+_events: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+"""By feedback or completion id: the spans of its intake."""
+_steps: dict[str, list[str]] = {}
+"""By model: the spans of steps since its last version."""
+_versions: OrderedDict[tuple[str, int], str] = OrderedDict()
+
+
+def clear() -> None:
+    """Forget everything."""
+    for kept in (_events, _steps, _versions):
+        kept.clear()
+
+
+def take_in(events: Iterable[Any], started_ns: int) -> None:
+    """Make the spans of events of an intake that have just been recorded."""
+    for event in events:
+        match event:
+            case (Feedback() as feedback, int()):
+                completions = [s for c in feedback.completion_ids for s in _events.get(c, ())]
+                made = _emit("take in feedback", feedback.traceparent, started_ns)
+                _keep(_events, feedback.feedback_id, (*made, *completions), EVENTS)
+            case Rollout():
+                made = _emit("take in rollout", event.traceparent, started_ns)
+                _keep(_events, event.completion_id, made, EVENTS)
+            case ScoredRollout():
+                earlier = _events.get(event.completion_id, ())
+                made = _emit("take in score", event.traceparent, started_ns)
+                _keep(_events, event.completion_id, (*earlier, *made), EVENTS)
+            case Activation():
+                _emit("take in activation", event.traceparent, started_ns)
+            case _:
+                """A retraction: nothing is learned from it."""
+
+
+def links_of(batch: Batch) -> list[str]:
+    """Spans that the step of a batch comes from."""
+    ids = (i for group in batch.samples.values() for sample in group for i in ids_of(sample))
+    # A sample is named by its feedback, of whose id no part has a dot, or by its completion.
+    found = (_events.get(i) or _events.get(i.partition(".")[0], ()) for i in ids)
+    return list(dict.fromkeys(span for spans in found for span in spans))[:LINKS]
+
+
+def stepped(model: str) -> None:
+    """The current span is that of a step."""
+    span = tracing.traceparent()
+    if span:
+        _steps.setdefault(model, []).append(span)
+
+
+def steps_of(model: str) -> list[str]:
+    """Spans of the steps of the version that is being made; they count once."""
+    return _steps.pop(model, [])
+
+
+def made(model: str, version: int) -> None:
+    """The current span is that in which a version was made."""
+    span = tracing.traceparent()
+    if span:
+        _keep(_versions, (model, version), span, VERSIONS)
+
+
+def of_version(model: str, version: int) -> str:
+    """The span in which a version was made; empty where it is not known."""
+    return _versions.get((model, version), "")
+
+
+def _emit(name: str, parent: str, started_ns: int) -> Sequence[str]:
+    span = tracing.emit(name, kind="consumer", parent=parent, started_ns=started_ns)
+    return (span,) if span else ()
+
+
+def _keep(kept: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> None:
+    kept[key] = value
+    kept.move_to_end(key)
+    while len(kept) > most:
+        kept.popitem(last=False)

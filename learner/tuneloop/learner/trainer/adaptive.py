@@ -1,0 +1,183 @@
+"""What adapts from step to step: running rewards, KL control, class balance; and its state."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
+
+from tuneloop.errors import CorruptData
+from tuneloop.learner.samples import PolicySample, ScoredGroup, ScoredSample, ThumbSample
+from tuneloop.learner.trainer.rewards import RewardStatistics, priced_reward
+from tuneloop.learner.trainer.settings import TrainerSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dials:
+    """Where everything stands that adapts; as it is made, nothing does."""
+
+    kl_factor: float = 1.0
+    """Factor of `kl_coef`, adapted to `kl_target`."""
+    kl_pull: float = 0.0
+    """Weight of an extra loss that pulls to the reference policy, past the KL budget."""
+    critic_only: bool = False
+    """Whether PPO fits the value head only."""
+    ppo_rewards: RewardStatistics | None = None
+    """What PPO's rewards are standardised by, if they are."""
+    grpo_rewards: RewardStatistics | None = None
+    """Baseline and scale of completions without siblings."""
+    desirable_share: float = 0.5
+    """Share of thumbs that are up, lately."""
+
+
+AT_REST = Dials()
+"""Nothing adapts."""
+
+
+HIGHEST_LEVEL = 8
+"""Backing off further would change nothing that matters: the rate is at a ninth by then."""
+
+
+FIRST_PULL = 1.0
+"""Weight of the pull to the reference policy when the budget is first exceeded."""
+
+
+def adapted_factor(
+    factor: float, *, kl: float, target: float, horizon: int, completions: int
+) -> float:
+    """Return the next factor of `kl_coef`, after a batch of `completions` with KL divergence `kl`.
+
+    Ziegler et al. 2019, https://arxiv.org/abs/1909.08593: proportional control of the
+    logarithm, by at most a fifth over `horizon` completions. `kl` and `target` in nats per
+    completion; `kl` is an estimate and may be negative.
+    """
+    error = max(-0.2, min(0.2, kl / target - 1.0))
+    return factor * (1.0 + error * min(1.0, completions / horizon))
+
+
+def next_level(level: int, *, kl: float, budget: float) -> int:
+    """Return how far training is backed off, after a step that measured `kl` nats per token."""
+    return min(HIGHEST_LEVEL, level + 1) if kl > budget else max(0, level - 1)
+
+
+def rate_factor(level: int) -> float:
+    """Factor of the learning rate at a level: 1, ½, ⅓ and so on."""
+    return 1.0 / (1 + level)
+
+
+def pull(level: int) -> float:
+    """Weight of the pull to the reference policy at a level: 0, then doubling."""
+    return FIRST_PULL * 2.0 ** (level - 1) if level else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassBalance:
+    """Weights of the thumbs seen, the newest weighing most."""
+
+    up: float = 0.0
+    """Each thumb's weight, times the decay for each unit of weight that came later."""
+    down: float = 0.0
+
+    def updated(self, thumbs: Sequence[ThumbSample], decay: float) -> Self:
+        """Return the balance with a batch of thumbs, whose order does not matter."""
+        up = math.fsum(thumb.weight * thumb.trust for thumb in thumbs if thumb.desirable)
+        down = math.fsum(thumb.weight * thumb.trust for thumb in thumbs if not thumb.desirable)
+        faded: float = decay ** (up + down)
+        return type(self)(up=self.up * faded + up, down=self.down * faded + down)
+
+    @property
+    def desirable_share(self) -> float:
+        """Share of the weight that is up; one half as long as there is none."""
+        total = self.up + self.down
+        return self.up / total if total > 0 else 0.5
+
+
+Samples = Mapping[str, Sequence[PolicySample]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steering:
+    """Where it stands before a step; a step that is skipped leaves it as it was."""
+
+    ppo_rewards: RewardStatistics = field(default_factory=RewardStatistics)
+    grpo_rewards: RewardStatistics = field(default_factory=RewardStatistics)
+    thumbs: ClassBalance = field(default_factory=ClassBalance)
+    kl_factor: float = 1.0
+    """See `Dials.kl_factor`."""
+    kl_level: int = 0
+    """How far training is backed off, from 0."""
+    ppo_batches: int = 0
+    """Batches PPO has learned from."""
+
+    def with_rewards(self, samples: Samples, settings: TrainerSettings) -> Self:
+        """Count the rewards of a batch, which are then standardised by what includes them."""
+        given = [s for s in samples.get("ppo", ()) if isinstance(s, ScoredSample)]
+        groups = [g for g in samples.get("grpo", ()) if isinstance(g, ScoredGroup)]
+        priced = [priced_reward(s, settings) for group in groups for s in group.samples]
+        thumbs = [s for s in samples.get("kto", ()) if isinstance(s, ThumbSample)]
+        decay = settings.reward_decay
+        return replace(
+            self,
+            ppo_rewards=self.ppo_rewards.updated((s.reward for s in given), decay),
+            grpo_rewards=self.grpo_rewards.updated(
+                (reward for reward in priced if not math.isnan(reward)), decay
+            ),
+            thumbs=self.thumbs.updated(thumbs, decay),
+        )
+
+    def dials(self, settings: TrainerSettings) -> Dials:
+        """What the plans of this step are told."""
+        return Dials(
+            kl_factor=self.kl_factor,
+            kl_pull=pull(self.kl_level),
+            critic_only=self.ppo_batches < settings.critic_warmup_steps,
+            ppo_rewards=self.ppo_rewards if settings.normalize_rewards else None,
+            grpo_rewards=self.grpo_rewards,
+            desirable_share=self.thumbs.desirable_share,
+        )
+
+    @property
+    def rate_factor(self) -> float:
+        """Factor of the learning rate."""
+        return rate_factor(self.kl_level)
+
+    def after(
+        self, metrics: Mapping[str, float], samples: Samples, settings: TrainerSettings
+    ) -> Self:
+        """Where it stands after a step on `samples` that measured `metrics`."""
+        kl, completion_kl = metrics.get("kl"), metrics.get("completion_kl")
+        level, factor = self.kl_level, self.kl_factor
+        if settings.kl_budget is not None and kl is not None:
+            level = next_level(level, kl=kl, budget=settings.kl_budget)
+        if settings.kl_target is not None and completion_kl is not None:
+            factor = adapted_factor(
+                factor,
+                kl=completion_kl,
+                target=settings.kl_target,
+                horizon=settings.kl_horizon,
+                completions=len(samples["ppo"]),
+            )
+        batches = self.ppo_batches + bool(samples.get("ppo"))
+        return replace(self, kl_level=level, kl_factor=factor, ppo_batches=batches)
+
+    def state(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def of_state(cls, state: Any) -> Self:
+        """Return it as it was; raises `CorruptData`. What an older checkpoint lacks starts anew."""
+        try:
+            plain = dict(state)
+            of_ppo = RewardStatistics(**_numbers(plain.pop("ppo_rewards", {})))
+            of_grpo = RewardStatistics(**_numbers(plain.pop("grpo_rewards", {})))
+            thumbs = ClassBalance(**_numbers(plain.pop("thumbs", {})))
+            return cls(ppo_rewards=of_ppo, grpo_rewards=of_grpo, thumbs=thumbs, **_numbers(plain))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise CorruptData(f"checkpoint: scheduler.steering: {error}") from error
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in values.items():
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"{name} is {value!r}, not a number")
+    return dict(values)

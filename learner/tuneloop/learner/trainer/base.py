@@ -1,0 +1,89 @@
+"""What the loop asks of a trainer, whatever model it trains, and what a step comes to."""
+
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tuneloop.learner.samples import TokenSequence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def peak_memory_bytes() -> int:
+    """Most memory held so far: of the GPU where one was used, else resident in this process."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """The metrics of a step, and whether it changed the weights."""
+
+    metrics: Mapping[str, float]
+    skipped: bool = False
+    """True when the weights are as they were before."""
+    reason: str = ""
+    """Why it was skipped: `non_finite_loss`, `non_finite_gradient`, `gradient_spike`, `no_samples`,
+    `no_spread` (every group's rewards are the same)."""
+    peak_memory_bytes: int = field(default_factory=peak_memory_bytes, compare=False)
+    """Most memory held up to the end of the step, in bytes: of the GPU, else of the process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerState:
+    """Tensors by name, and plain values; a checkpoint holds one for each trainer."""
+
+    model: Mapping[str, "Tensor"]
+    """What is trained."""
+    optimizer: Mapping[str, "Tensor"]
+    """`<parameter>.<moment>` of the optimizer."""
+    scheduler: Mapping[str, Any]
+    """Where the learning rate is; JSON."""
+
+
+class Trainer(Protocol):
+    """A model and its optimizer. All methods block and are called from one thread."""
+
+    @property
+    def needs_reference(self) -> frozenset[str]:
+        """Objectives whose steps compare the policy with the reference policy."""
+        ...
+
+    def step(self, samples: Mapping[str, Sequence[Any]]) -> StepResult:
+        """One optimizer step on samples by objective.
+
+        Raises `InvalidRequest` with `param` the sample's id when one cannot be learned from; the
+        weights are then as they were.
+        """
+        ...
+
+    def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        """Log-probs of the completion tokens by the reference policy, at each one's temperature.
+
+        () for a sequence that cannot be learned from; `step` says why.
+        """
+        ...
+
+    def finite(self) -> bool:
+        """Whether every weight is a number."""
+        ...
+
+    def save_checkpoint(self, folder: Path, step: int) -> None:
+        """Write all that is needed to go on; `folder` appears on disk whole or not at all."""
+        ...
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """Go on from a checkpoint; raises `CorruptData`, and nothing has changed then."""
+        ...
+
+    def save_weights(self, folder: Path) -> None:
+        """Write the weights as a version's files into an empty folder."""
+        ...

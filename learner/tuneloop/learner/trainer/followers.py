@@ -1,0 +1,38 @@
+"""The ranks beside the first: they repeat every call of its trainer."""
+
+import signal
+
+from tuneloop.errors import TuneloopError
+from tuneloop.learner.models.world import END, Announcement, World, logger
+
+
+def follow(world: World) -> None:
+    """Do as the leader announces, until the end, and leave the group."""
+    from tuneloop.learner.trainer.policy import PolicyTrainer
+
+    # What is sent to all processes is for the leader: it finishes its step and ends the others.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    trainer: PolicyTrainer | None = None
+    while (heard := _heard(world))[0] != END:
+        target, method, arguments, named = heard
+        try:
+            with world.together():
+                if target == "make":
+                    folder, settings = arguments
+                    trainer = PolicyTrainer(folder, settings, world)
+                else:
+                    assert trainer is not None
+                    called = trainer if target == "trainer" else trainer.model
+                    getattr(called, method)(*arguments, **named)
+        except TuneloopError:
+            continue  # the leader has met with the same, and says so
+    world.leave()
+
+
+def _heard(world: World) -> Announcement:
+    try:
+        return world.hear()
+    except RuntimeError as error:
+        logger.error("rank 0 is gone; rank %d ends", world.rank)
+        raise SystemExit(1) from error

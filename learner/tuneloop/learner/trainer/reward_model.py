@@ -1,0 +1,316 @@
+"""One step of the reward model on every kind of feedback: thumbs, pairs, rankings, ratings."""
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tuneloop.errors import InvalidRequest
+from tuneloop.learner.losses.kto import balanced_weights
+from tuneloop.learner.losses.means import Mean, total_of
+from tuneloop.learner.losses.reward_model import (
+    bradley_terry_loss,
+    ranking_loss,
+    rating_loss,
+    thumb_loss,
+)
+from tuneloop.learner.models.architecture import checkpoint_layers
+from tuneloop.learner.models.lora import add_reward_adapter, merged_weights
+from tuneloop.learner.models.reward import Encoded, Scores
+from tuneloop.learner.models.world import ALONE
+from tuneloop.learner.samples import (
+    LabelledText,
+    PreferredText,
+    RankedText,
+    RatedText,
+    RewardSample,
+    TokenSequence,
+)
+from tuneloop.learner.trainer import checkpoint, checkpoint_shards
+from tuneloop.learner.trainer.base import StepResult, TrainerState
+from tuneloop.learner.trainer.checkpoint_shards import Saved
+from tuneloop.learner.trainer.gradient_step import MicroLoss, Term, descend
+from tuneloop.learner.trainer.optimizer import Optimization
+from tuneloop.learner.trainer.settings import RewardTrainerSettings
+from tuneloop.models.reward_model import RewardModel, load
+from tuneloop.policies import WeightsKind
+
+S = TypeVar("S", LabelledText, PreferredText, RankedText, RatedText)
+
+
+Loss = tuple[Tensor, dict[str, Mean]]
+
+
+LossOf = Callable[[Tensor, Sequence[S], float], Loss]
+"""From (B, K) scores of B samples with K texts each, and what all of the step's weigh."""
+
+
+class RewardTrainer:
+    """Learns to score completions from what people, or a judge, say of them."""
+
+    def __init__(self, model_folder: Path, settings: RewardTrainerSettings) -> None:
+        """Load a classifier, or a backbone that gets a head of zeros, from `model_folder`.
+
+        Raises `CorruptData` where the folder is neither.
+        """
+        self._settings = settings
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        frozen_in_half = settings.kind is WeightsKind.LORA and settings.device.startswith("cuda")
+        dtype = torch.bfloat16 if frozen_in_half else torch.float32
+        self._model: RewardModel = load(model_folder, settings.max_length, settings.device, dtype)
+        module = self._model.module
+        head = head_name(module)
+        self._scores = Scores(self._model, packing=settings.packing)
+        if settings.kind is WeightsKind.LORA:
+            add_reward_adapter(
+                module,
+                head=head,
+                rank=settings.lora_rank,
+                alpha=settings.lora_alpha,
+                seed=settings.seed,
+            )
+        if settings.gradient_checkpointing:
+            checkpoint_layers(module)
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        own = {name: p for name, p in trained.items() if name.startswith(f"{head}.")}
+        backbone = {name: p for name, p in trained.items() if name not in own}
+        self._optimization = Optimization(
+            [(backbone, settings.learning_rate), (own, settings.head_learning_rate)],
+            settings.optimizer,
+        )
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps taken."""
+        return self._optimization.steps
+
+    def check(self, sample: RewardSample) -> None:
+        """Raise `InvalidRequest`, `param` the sample's id, if `step` could not learn from it."""
+        self._encode(sample)
+
+    def step(self, samples: Sequence[RewardSample]) -> StepResult:
+        """Take one optimizer step on samples of any kinds.
+
+        Each kind is divided by the weights of its own samples, then they are summed. Thumbs up and
+        thumbs down weigh half each: users press one far more than the other, and the head must
+        not learn that instead of what they like. Metrics are of
+        the model before the step: `accuracy` is on samples it had not seen.
+
+        Raises:
+            InvalidRequest: a sample cannot be learned from; nothing has changed. `param` names it.
+
+        """
+        if not samples:
+            return StepResult(metrics={}, skipped=True, reason="no_samples")
+        encoded = [(sample, self._encode(sample)) for sample in samples]
+        thumbs = [(s, e) for s, e in encoded if isinstance(s, LabelledText)]
+        pairs = [(s, e) for s, e in encoded if isinstance(s, PreferredText)]
+        rankings = [(s, e) for s, e in encoded if isinstance(s, RankedText)]
+        ratings = [(s, e) for s, e in encoded if isinstance(s, RatedText)]
+        given = {
+            "thumb_loss": self._micro_losses(
+                balanced(thumbs), self._loss_of_thumbs, total_weight(thumbs)
+            ),
+            "pair_loss": self._micro_losses(pairs, self._loss_of_pairs, total_weight(pairs)),
+            "ranking_loss": self._micro_losses(
+                rankings, self._loss_of_rankings, total_weight(rankings)
+            ),
+            "rating_loss": self._micro_losses(
+                ratings, self._loss_of_ratings, total_weight(ratings)
+            ),
+        }
+        terms = [Term(name=name, micro_losses=parts) for name, parts in given.items() if parts]
+        return descend(self._optimization, terms)
+
+    def save_weights(self, folder: Path) -> None:
+        """Write a version's files: a plain `AutoModelForSequenceClassification` folder."""
+        lora = self._settings.kind is WeightsKind.LORA
+        self._model.save(folder, merged_weights(self._model.module) if lora else None)
+
+    def finite(self) -> bool:
+        """Whether every weight in training is a number."""
+        return self._optimization.finite()
+
+    def state(self) -> TrainerState:
+        """What a checkpoint keeps: weights, optimizer, schedule."""
+        return self._optimization.state()
+
+    def load_state(self, state: TrainerState) -> None:
+        """Go on from a checkpoint; raises `CorruptData` if it is of another model."""
+        self._optimization.load_state(state)
+
+    def save_state(self, folder: Path) -> Saved:
+        """See `checkpoint.Checkpointed`."""
+        return checkpoint_shards.save(folder, self.state(), ALONE)
+
+    def read_state(self, folder: Path, saved: Saved) -> None:
+        """See `checkpoint.Checkpointed`."""
+        self.load_state(checkpoint_shards.load(folder, saved, self._optimization.blank, ALONE))
+
+    def _encode(self, sample: RewardSample) -> Encoded:
+        """The sample's texts as token ids, best first."""
+        if problem := problem_of(sample):
+            raise _refused(sample, problem)
+        completions = texts_of(sample)
+        encodings = self._model.encode([sample.prompt] * len(completions), completions)
+        fitting = tuple(encoding for encoding in encodings if encoding is not None)
+        if len(fitting) < len(encodings):
+            raise _refused(sample, f"more than the {self._model.max_length} tokens that fit")
+        return fitting
+
+    def _micro_losses(
+        self, items: Sequence[tuple[S, Encoded]], loss_of: "LossOf[S]", total: float
+    ) -> list[MicroLoss]:
+        """Cut a kind's samples; all texts of a sample stay in one micro-batch."""
+        by_texts: defaultdict[int, list[tuple[S, Encoded]]] = defaultdict(list)
+        for item in items:
+            by_texts[len(item[1])].append(item)
+
+        def micro_loss(group: Sequence[tuple[S, Encoded]]) -> MicroLoss:
+            def run() -> Loss:
+                scores = self._scores.of([encoded for _, encoded in group])
+                return loss_of(scores, [sample for sample, _ in group], total)
+
+            return run
+
+        return [
+            micro_loss(group)
+            for alike in by_texts.values()
+            for group in self._scores.cut(alike, self._settings.token_budget)
+        ]
+
+    def _loss_of_thumbs(self, scores: Tensor, thumbs: Sequence[LabelledText], total: float) -> Loss:
+        labels = [sample.desirable for sample in thumbs]
+        return thumb_loss(
+            scores=scores[:, 0],
+            desirable=torch.tensor(labels, device=scores.device),
+            weights=_weights(thumbs, scores),
+            total_weight=total,
+        )
+
+    def _loss_of_pairs(self, scores: Tensor, pairs: Sequence[PreferredText], total: float) -> Loss:
+        return bradley_terry_loss(
+            chosen_scores=scores[:, 0],
+            rejected_scores=scores[:, 1],
+            margins=scores.new_tensor([sample.margin for sample in pairs]),
+            weights=_weights(pairs, scores),
+            total_weight=total,
+        )
+
+    def _loss_of_rankings(
+        self, scores: Tensor, rankings: Sequence[RankedText], total: float
+    ) -> Loss:
+        return ranking_loss(
+            scores=scores,
+            weights=_weights(rankings, scores),
+            total_weight=total,
+            kind=self._settings.ranking_loss,
+        )
+
+    def _loss_of_ratings(self, scores: Tensor, ratings: Sequence[RatedText], total: float) -> Loss:
+        return rating_loss(
+            scores=scores[:, 0],
+            ratings=scores.new_tensor([sample.rating for sample in ratings]),
+            weights=_weights(ratings, scores),
+            total_weight=total,
+            kind=self._settings.rating_loss,
+        )
+
+
+def texts_of(sample: RewardSample) -> tuple[str, ...]:
+    """The completions of a sample, best first."""
+    match sample:
+        case LabelledText() | RatedText():
+            return (sample.completion,)
+        case PreferredText():
+            return (sample.chosen, sample.rejected)
+        case RankedText():
+            return sample.completions
+
+
+def problem_of(sample: RewardSample) -> str:
+    """What is wrong with a sample's numbers; empty where nothing is."""
+    if not (math.isfinite(sample.weight) and sample.weight >= 0):
+        return f"weight {sample.weight} is not a number from 0 up"
+    if not 0 <= sample.trust <= 1:
+        return f"trust {sample.trust} is not between 0 and 1"
+    if isinstance(sample, PreferredText) and not math.isfinite(sample.margin):
+        return f"margin {sample.margin} is not finite"
+    if isinstance(sample, RatedText) and not math.isfinite(sample.rating):
+        return f"rating {sample.rating} is not finite"
+    if isinstance(sample, RankedText) and len(sample.completions) < 2:
+        return f"a ranking of {len(sample.completions)} answers says nothing"
+    return ""
+
+
+def total_weight(items: Sequence[tuple[RewardSample, Encoded]]) -> float:
+    """What a kind's loss is divided by."""
+    return total_of(sample.weight for sample, _ in items)
+
+
+def balanced(thumbs: Sequence[tuple[LabelledText, Encoded]]) -> list[tuple[LabelledText, Encoded]]:
+    """The thumbs with weights by which either verdict weighs half."""
+    desirable = torch.tensor([sample.desirable for sample, _ in thumbs], dtype=torch.bool)
+    weights = torch.tensor([sample.weight for sample, _ in thumbs], dtype=torch.float64)
+    scaled = balanced_weights(desirable, weights).tolist()
+    return [
+        (dataclasses.replace(sample, weight=weight), encodings)
+        for (sample, encodings), weight in zip(thumbs, scaled, strict=True)
+    ]
+
+
+def head_name(module: Any) -> str:
+    """The last linear layer with one output."""
+    heads: list[str] = [
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear) and part.out_features == 1
+    ]
+    return heads[-1]
+
+
+def _weights(samples: Sequence[RewardSample], scores: Tensor) -> Tensor:
+    return scores.new_tensor([sample.weight * sample.trust for sample in samples])
+
+
+def _refused(sample: RewardSample, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"sample {sample.sample_id}: {problem}", param=sample.sample_id)
+
+
+class RewardTraining:
+    """`Trainer` of the reward model."""
+
+    needs_reference: frozenset[str] = frozenset()
+
+    def __init__(self, model_folder: Path, settings: RewardTrainerSettings) -> None:
+        self._trainer = RewardTrainer(model_folder, settings)
+
+    def step(self, samples: Mapping[str, Sequence[Any]]) -> StepResult:
+        """See `Trainer.step`."""
+        return self._trainer.step(samples["reward_model"])
+
+    def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        """There is no reference policy here."""
+        return [()] * len(sequences)
+
+    def finite(self) -> bool:
+        """See `Trainer.finite`."""
+        return self._trainer.finite()
+
+    def save_checkpoint(self, folder: Path, step: int) -> None:
+        """See `Trainer.save_checkpoint`."""
+        checkpoint.save(folder, {"reward_model": self._trainer}, {"step": step})
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """See `Trainer.load_checkpoint`."""
+        checkpoint.load(folder).put_back("reward_model", self._trainer)
+
+    def save_weights(self, folder: Path) -> None:
+        """See `Trainer.save_weights`."""
+        self._trainer.save_weights(folder)

@@ -1,0 +1,318 @@
+"""A model in training and its accounting: batch, step, commit, restore.
+
+The invariant: a sample's use and the weights that learned from it become durable together. A step
+lives in memory until its checkpoint is on disk; then one ledger transaction commits the step, its
+uses and the checkpoint's name. A crash before that transaction undoes all three, a crash after it
+none, so every sample is used exactly once in the weights that go on.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tuneloop.errors import CorruptData, InvalidRequest
+from tuneloop.learner import metrics
+from tuneloop.learner.files import keep_only
+from tuneloop.learner.ledger.accounting import quarantine, steps, versions
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.queue import ready, ref_logprobs
+from tuneloop.learner.ledger.queue.ready import Refusal
+from tuneloop.learner.samples import ScoredGroup
+from tuneloop.learner.trainer.base import StepResult, Trainer
+
+logger = logging.getLogger("tuneloop.learner.training_run")
+
+BEGINNING = "step-00000000"
+"""Checkpoint of before the first step, kept for good: version 0 can always be gone back to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The samples of one step."""
+
+    samples: Mapping[str, Sequence[Any]]
+    """By objective, replays included."""
+    replayed: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """Ids by objective of those that were used before."""
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self.samples.values())
+
+
+@dataclass(slots=True, kw_only=True)
+class Uncommitted:
+    """Steps taken whose checkpoint is not committed."""
+
+    taken: list[steps.Step] = field(default_factory=list)
+
+    def ids(self, objective: str) -> list[str]:
+        """Samples of an objective that they used."""
+        return [
+            sample_id
+            for step in self.taken
+            for used in (step.samples, step.replayed)
+            for sample_id in used.get(objective, ())
+        ]
+
+
+class Trainee:
+    """One model (`policy` or `reward_model`), its trainer, its place in the ledger.
+
+    All methods block and are called from the trainer's thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        policy: str,
+        trainer: Trainer,
+        database: Database,
+        checkpoints: Path,
+        keep_checkpoints: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.model = model
+        self.policy = policy
+        """Name in manifests."""
+        self.trainer = trainer
+        self.step = 0
+        """Optimizer steps taken, committed or not."""
+        self.unpublished_steps = 0
+        """Steps since the last version that changed the weights."""
+        self.unpublished_since: float | None = None
+        """When the first of them was taken."""
+        self.parent = 0
+        """The version the weights grew from."""
+        self.published_step = 0
+        """The last step that version had."""
+        self.uncommitted = Uncommitted()
+        self.unreported = True
+        """Whether there may be refused samples without a dead letter."""
+        self._fresh = True
+        """Whether the trainer is as it was made."""
+        self.failures = 0
+        """Steps that raised, one after the other."""
+        self._database = database
+        self._checkpoints = checkpoints
+        self._keep_checkpoints = keep_checkpoints
+        self._clock = clock
+
+    def restore(self) -> None:
+        """Go on from the newest committed checkpoint that can be read.
+
+        Checkpoints the ledger does not know are deleted. Where the newest are damaged, the steps
+        after the last good one are undone in the ledger, so that their samples are used again.
+        """
+        self._checkpoints.mkdir(parents=True, exist_ok=True)
+        self.uncommitted = Uncommitted()
+        known = steps.checkpoints(self._database, self.model)
+        strangers = keep_only(self._checkpoints, {BEGINNING, *(name for _, name in known)})
+        if strangers:
+            logger.info("removed uncommitted checkpoints %s", ", ".join(strangers))
+        self._keep_beginning(replace_old=not known)
+        for step, name in known:
+            folder = self._checkpoints / name
+            if not folder.exists():  # pruned
+                continue
+            try:
+                self.trainer.load_checkpoint(folder)
+            except CorruptData as error:
+                logger.error("%s: checkpoint %s cannot be used: %s", self.model, name, error)
+                continue
+            self.step = step
+            break
+        else:
+            self.step = 0
+            if known:
+                logger.error("%s: no usable checkpoint; starting from the base model", self.model)
+            if not self._fresh:
+                self.trainer.load_checkpoint(self._checkpoints / BEGINNING)
+        self._fresh = False
+        undone = steps.roll_back(self._database, self.model, self.step, self._clock())
+        if undone:
+            logger.warning(
+                "%s: went back to step %d; %d samples will be used again",
+                self.model,
+                self.step,
+                undone,
+            )
+        kept = {name for _, name in steps.checkpoints(self._database, self.model)}
+        keep_only(self._checkpoints, kept | {BEGINNING})
+        self._find_place()
+        logger.info("%s: at step %d, version %d", self.model, self.step, self.parent)
+
+    def _keep_beginning(self, *, replace_old: bool) -> None:
+        """Write the checkpoint of before the first step while the trainer is as it was made."""
+        folder = self._checkpoints / BEGINNING
+        if self._fresh and (replace_old or not folder.exists()):
+            shutil.rmtree(folder, ignore_errors=True)
+            self.trainer.save_checkpoint(folder, 0)
+
+    def rewind(self, set_aside_after: int) -> bool:
+        """After a quarantine: go on from the last good version; whether there was one to undo.
+
+        What was learned since counts as never used, but for samples that were behind
+        `set_aside_after` quarantines.
+        """
+        put_back = quarantine.put_back(self._database, self._clock(), set_aside_after)
+        if put_back is None:
+            return False
+        self.restore()
+        metrics.samples_set_aside.inc(put_back.set_aside)
+        logger.warning(
+            "%s: goes on from version %d; %d samples were put back, %d set aside",
+            self.model,
+            put_back.good,
+            put_back.samples - put_back.set_aside,
+            put_back.set_aside,
+        )
+        return True
+
+    def _find_place(self) -> None:
+        head = versions.head(self._database, self.model)
+        self.parent = 0 if head is None else head.version
+        self.published_step = 0 if head is None else head.last_step
+        self.unpublished_steps = steps.unpublished_steps(
+            self._database, self.model, self.published_step
+        )
+        self.unpublished_since = self._clock() if self.unpublished_steps else None
+
+    def train(self, batch: Batch) -> StepResult:
+        """Take one step; what it used counts once the step is committed.
+
+        A sample the trainer refuses is taken out for good and the rest is tried again. Raises
+        whatever the trainer raises; `ArithmeticError` when the weights came out not finite, which
+        are then those of the last checkpoint again.
+        """
+        started = time.perf_counter()
+        self._fresh = False
+        remaining = ref_logprobs.with_references(
+            self._database,
+            batch.samples,
+            needed_by=self.trainer.needs_reference,
+            compute=self.trainer.reference_logprobs,
+        )
+        while any(remaining.values()):
+            try:
+                result = self.trainer.step(remaining)
+            except InvalidRequest as error:
+                self._drop(remaining, error)
+                continue
+            if not result.skipped and not self.trainer.finite():
+                self.restore()
+                raise ArithmeticError("the step made weights that are not finite; it was undone")
+            metrics.step_seconds.labels(self.model).observe(time.perf_counter() - started)
+            self._note(remaining, batch.replayed, result)
+            return result
+        return StepResult(metrics={}, skipped=True, reason="no_samples")
+
+    def _drop(self, remaining: dict[str, list[Any]], error: InvalidRequest) -> None:
+        """Refuse what the trainer named; of a group, its other members where two or more remain.
+
+        One member that is left alone has lost its baseline: it waits for a later step.
+        """
+        refusals: list[Refusal] = []
+        for objective, samples in remaining.items():
+            for sample in samples:
+                ids = ids_of(sample)
+                named = [i for i in ids if i == error.param]
+                if sample.sample_id == error.param:
+                    named = ids
+                refusals += [
+                    Refusal(sample_id=i, objective=objective, reason=error.message) for i in named
+                ]
+        if not refusals:
+            raise error
+        self.refuse(refusals)
+        for objective, samples in remaining.items():
+            refused = {r.sample_id for r in refusals if r.objective == objective}
+            samples[:] = [left for s in samples if (left := without(s, refused)) is not None]
+
+    def refuse(self, refusals: Sequence[Refusal]) -> None:
+        """Take samples out for good; the loop sends their dead letters."""
+        if not refusals:
+            return
+        ready.refuse(self._database, refusals)
+        self.unreported = True
+        for refusal in refusals:
+            metrics.samples_refused.labels(refusal.objective).inc()
+            logger.warning("sample %s refused: %s", refusal.sample_id, refusal.reason)
+
+    def _note(
+        self,
+        used: Mapping[str, Sequence[Any]],
+        replayed: Mapping[str, Collection[str]],
+        result: StepResult,
+    ) -> None:
+        self.step += 1
+        ids = {name: [i for s in group for i in ids_of(s)] for name, group in used.items()}
+        again = {name: set(replayed.get(name, ())) for name in ids}
+        fresh = {name: [i for i in ids[name] if i not in again[name]] for name in ids}
+        replays = {name: [i for i in ids[name] if i in again[name]] for name in ids}
+        self.uncommitted.taken.append(
+            steps.Step(
+                step=self.step,
+                samples={name: group for name, group in fresh.items() if group},
+                replayed={name: group for name, group in replays.items() if group},
+                skipped=result.skipped,
+                metrics=result.metrics,
+            )
+        )
+        if result.skipped:
+            return
+        self.unpublished_steps += 1
+        if self.unpublished_since is None:
+            self.unpublished_since = self._clock()
+
+    def commit(self) -> None:
+        """Write a checkpoint, then commit the steps taken since the last one."""
+        if not self.uncommitted.taken:
+            return
+        with metrics.checkpoint_seconds.time():
+            name = f"step-{self.step:08d}"
+            self.trainer.save_checkpoint(self._checkpoints / name, self.step)
+            steps.commit_steps(
+                self._database, self.model, self.uncommitted.taken, name, self._clock()
+            )
+        self.uncommitted = Uncommitted()
+        self._prune()
+
+    def _prune(self) -> None:
+        known = steps.checkpoints(self._database, self.model)
+        wanted = versions.steps_to_keep(self._database, self.model)
+        for step, name in known[self._keep_checkpoints :]:
+            if step not in wanted:
+                shutil.rmtree(self._checkpoints / name, ignore_errors=True)
+
+    def published(self, version: int) -> None:
+        """The weights as they are now were saved as `version`."""
+        self.parent = version
+        self.published_step = self.step
+        self.unpublished_steps = 0
+        self.unpublished_since = None
+
+    def unpublish(self) -> None:
+        """A version was dropped before anybody saw it: its steps wait for another number."""
+        self._find_place()
+
+
+def without(sample: Any, refused: Collection[str]) -> Any | None:
+    """What is left of a sample; None where nothing of it can be learned from in this step."""
+    kept = [i for i in ids_of(sample) if i not in refused]
+    if len(kept) == len(ids_of(sample)):
+        return sample
+    if len(kept) < 2:
+        return None
+    return replace(sample, samples=tuple(m for m in sample.samples if m.sample_id in kept))
+
+
+def ids_of(sample: Any) -> list[str]:
+    """The ledger's samples in a sample: its own id, or those of a group's members."""
+    if isinstance(sample, ScoredGroup):
+        return [member.sample_id for member in sample.samples]
+    return [sample.sample_id]
