@@ -3,7 +3,7 @@
 Of 40 raters 8 are adversaries (20 %), and the others press the wrong thumb one time in ten. A
 policy that is a table answers 24 prompts, 8 answers each, half of them good, and learns by KTO; a
 reward model that is a table learns beside it and scores every answer. All between is the service's
-own: the ledger, the batches, the guards, `Trainee`, the losses. Attacks:
+own: the ledger, the batches, the guards, `TrainingRun`, the losses. Attacks:
 
 `opposite`   adversaries give as many thumbs as others, each the wrong way round
 `collusion`  they push one bad answer to each prompt; all judge whatever one of them meets

@@ -1,4 +1,4 @@
-"""The service of `attack`: the ledger, batches, guards and trainees, and tables for models."""
+"""The service of `attack`: the ledger, batches, guards and training runs, and tables for models."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -10,14 +10,14 @@ import torch
 from benchmarks.attack_tables import Policy, RewardModel
 from benchmarks.attack_world import ANSWERS, PROMPTS, World
 from tuneloop.feedback import Feedback, Thumb
-from tuneloop.learner.batching.batcher import PolicyBatches, RewardBatches
+from tuneloop.learner.batching.batcher import PolicyBatcher, RewardBatcher
 from tuneloop.learner.batching.trust import Trust
 from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
-from tuneloop.learner.monitoring.alarm_monitor import Watch
+from tuneloop.learner.monitoring.alarm_monitor import AlarmMonitor
 from tuneloop.learner.settings import LearnerSettings
-from tuneloop.learner.training_run import Trainee
+from tuneloop.learner.training_run import TrainingRun
 from tuneloop.rollouts import (
     ChatMessage,
     FinishReason,
@@ -59,15 +59,15 @@ class Service:
         self._guards = settings.guards
         self._database = Database.at(folder / "ledger.db")
         self._turns = (
-            (self._trainee("policy", self.policy, folder), PolicyBatches),
-            (self._trainee("reward_model", self._reward_model, folder), RewardBatches),
+            (self._trainee("policy", self.policy, folder), PolicyBatcher),
+            (self._trainee("reward_model", self._reward_model, folder), RewardBatcher),
         )
         self._batches = [
             make(self._database, settings, clock=lambda: self.now) for _, make in self._turns
         ]
 
-    def _trainee(self, model: str, trainer: Any, folder: Path) -> Trainee:
-        return Trainee(
+    def _trainee(self, model: str, trainer: Any, folder: Path) -> TrainingRun:
+        return TrainingRun(
             model=model,
             policy=model,
             trainer=trainer,
@@ -96,10 +96,10 @@ class Service:
 
     def learn(self) -> None:
         """Take the steps that are due."""
-        for (trainee, _), batches in zip(self._turns, self._batches, strict=True):
-            while (batch := batches.form(trainee)) is not None:
-                trainee.train(batch)
-                trainee.commit()
+        for (training_run, _), batches in zip(self._turns, self._batches, strict=True):
+            while (batch := batches.form(training_run)) is not None:
+                training_run.train(batch)
+                training_run.commit()
 
     def rater_weights(self) -> dict[str, float]:
         """What the guards make of the raters."""
@@ -108,7 +108,7 @@ class Service:
 
     def alarms(self) -> tuple[str, ...]:
         """Those that are raised now."""
-        watch = Watch(self._database, self._guards, clock=lambda: self.now)
+        watch = AlarmMonitor(self._database, self._guards, clock=lambda: self.now)
         watch.look()
         return tuple(alarm.name for alarm in watch.raised)
 

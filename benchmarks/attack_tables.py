@@ -24,7 +24,7 @@ RAREST = 4.0
 
 
 class Table:
-    """A number for each answer to each prompt, and Adam on it: a `Trainer` for `Trainee`."""
+    """A number for each answer to each prompt, and Adam on it: a `Trainer` for `TrainingRun`."""
 
     needs_reference: frozenset[str] = frozenset()
 

@@ -30,7 +30,7 @@ from benchmarks.quality_task import (
     words_of,
 )
 from tuneloop.feedback import Feedback, Thumb
-from tuneloop.learner.batching.batcher import PolicyBatches
+from tuneloop.learner.batching.batcher import PolicyBatcher
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.samples import LabelledText, ScoredGroup, ThumbSample, TokenSequence
@@ -38,7 +38,7 @@ from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.trainer.policy import PolicyTraining
 from tuneloop.learner.trainer.reward_model import RewardTrainer
 from tuneloop.learner.trainer.settings import RewardTrainerSettings
-from tuneloop.learner.training_run import Trainee
+from tuneloop.learner.training_run import TrainingRun
 from tuneloop.models.reward_model import load, quiet
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import (
@@ -185,7 +185,7 @@ def serve_users(job: LiveJob) -> Curve:
         }
         settings = LearnerSettings(**options)
         database = Database.at(folder / "ledger.db")
-        trainee = Trainee(
+        training_run = TrainingRun(
             model="policy",
             policy=POLICY,
             trainer=PolicyTraining(settings.model, "tiny", settings.trainer()),
@@ -193,8 +193,8 @@ def serve_users(job: LiveJob) -> Curve:
             checkpoints=folder / "checkpoints",
             keep_checkpoints=1,
         )
-        trainee.restore()
-        batches = PolicyBatches(database, settings)
+        training_run.restore()
+        batches = PolicyBatcher(database, settings)
         users, choose = Users(job), random.Random(job.seed)
         generator = torch.Generator().manual_seed(job.seed)
         serving = serve(settings.model)
@@ -205,12 +205,12 @@ def serve_users(job: LiveJob) -> Curve:
             served = users.read(version, answer(serving, prompts, generator))
             recorder.record_rollouts(database, served, 0.0)
             recorder.record_feedback(database, users.arriving(version), 0.0)
-            batch = batches.form(trainee)
+            batch = batches.form(training_run)
             if batch is not None:
-                trainee.train(batch)
-                trainee.commit()
+                training_run.train(batch)
+                training_run.commit()
             version += 1
-            trainee.trainer.save_weights(folder / "served")
+            training_run.trainer.save_weights(folder / "served")
             serving = serve(folder / "served")
             if is_point(version, job.steps):
                 curve.append((version, evaluate(serving, conditional=False)))

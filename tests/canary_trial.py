@@ -17,7 +17,7 @@ from tuneloop.learner.ledger.accounting import versions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.schema import versions as versions_table
-from tuneloop.learner.release.canary.controller import Canary
+from tuneloop.learner.release.canary.controller import CanaryController
 from tuneloop.learner.release.canary.settings import CanarySettings
 from tuneloop.policies import CanaryRoute, WeightsReference
 from tuneloop.v1 import generation_pb2
@@ -122,8 +122,8 @@ class Trial:
                 self.publish(version)
         self.canary = self.make()
 
-    def make(self) -> Canary:
-        return Canary(
+    def make(self) -> CanaryController:
+        return CanaryController(
             policy="tuneloop",
             bus=self.bus,
             database=self.database,

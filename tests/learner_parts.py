@@ -11,17 +11,17 @@ from learner_events import CountingTrainer, edit_tokens, make_rollout, make_thum
 from sqlalchemy import select
 
 from tuneloop.bus.memory import MemoryBus
-from tuneloop.learner.batching.batcher import PolicyBatches
-from tuneloop.learner.intake.consumers import intakes, run_all
+from tuneloop.learner.batching.batcher import PolicyBatcher
+from tuneloop.learner.intake.consumers import make_consumers, run_consumers
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.schema import uses
-from tuneloop.learner.loop import Loop, Pace
-from tuneloop.learner.model_thread import Worker
-from tuneloop.learner.release.promotion import Release
+from tuneloop.learner.loop import Loop, LoopSchedule
+from tuneloop.learner.model_thread import ModelThread
+from tuneloop.learner.release.promotion import Promotion
 from tuneloop.learner.release.publisher import BaseModel, Publisher
 from tuneloop.learner.settings import LearnerSettings
-from tuneloop.learner.training_run import Trainee
+from tuneloop.learner.training_run import TrainingRun
 from tuneloop.policies import WeightsKind
 from tuneloop.weights.filesystem import FilesystemStore
 from tuneloop.weights.signing import Signer, Verifier, write_key_pair
@@ -66,7 +66,7 @@ class Parts:
             signer=Signer.from_file(self.settings.signing_key_file),
             cache_dir=self.folder / "cache",
         )
-        self.release = Release(
+        self.release = Promotion(
             policy="tuneloop",
             bus=self.bus,
             database=self.database,
@@ -82,7 +82,7 @@ class Parts:
             base_models={"policy": BaseModel(name="tiny", sha256="00", kind=WeightsKind.LORA)},
             clock=self.clock,
         )
-        self.trainee = Trainee(
+        self.training_run = TrainingRun(
             model="policy",
             policy="tuneloop",
             trainer=self.trainer,
@@ -91,16 +91,16 @@ class Parts:
             keep_checkpoints=self.settings.keep_checkpoints,
             clock=self.clock,
         )
-        self.batches = PolicyBatches(
+        self.batches = PolicyBatcher(
             self.database, self.settings, edit_tokens=edit_tokens, clock=self.clock
         )
         self.loop = Loop(
-            trainees=[(self.trainee, self.batches)],
+            training_runs=[(self.training_run, self.batches)],
             publisher=self.publisher,
             database=self.database,
             bus=self.bus,
-            worker=Worker(),
-            pace=Pace(
+            worker=ModelThread(),
+            pace=LoopSchedule(
                 publish_every_steps=self.settings.publish_every_steps,
                 publish_every_seconds=self.settings.publish_every_seconds,
                 checkpoint_every_steps=self.settings.checkpoint_every_steps,
@@ -124,7 +124,7 @@ class Parts:
 
     async def turn(self) -> bool:
         """One turn of the loop."""
-        return await self.loop.turn(self.trainee, self.batches)
+        return await self.loop.turn(self.training_run, self.batches)
 
     def used(self) -> dict[str, int]:
         """The step that used each sample; fails if one was used twice."""
@@ -136,13 +136,15 @@ class Parts:
     @asynccontextmanager
     async def taking_in(self) -> AsyncIterator[None]:
         """Intake runs inside."""
-        consumers = intakes(
+        consumers = make_consumers(
             self.database,
             "tuneloop",
             scored_objective=self.settings.scored_objective,
             clock=self.clock,
         )
-        task = asyncio.create_task(run_all(self.bus, "tuneloop", consumers, self.loop.arrived.set))
+        task = asyncio.create_task(
+            run_consumers(self.bus, "tuneloop", consumers, self.loop.arrived.set)
+        )
         try:
             yield
         finally:

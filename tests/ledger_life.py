@@ -184,7 +184,7 @@ def everything(ledger: Database) -> dict[str, Any]:
     with ledger.read() as connection:
         answers["flip rate"] = agreement.flip_rate(connection)
         answers["ratings"] = ratings.read(connection).standardised("u1", 4.0)
-    with_pages = feedback.browse(ledger, "tuneloop", feedback.Filters(), limit=5)
+    with_pages = feedback.browse(ledger, "tuneloop", feedback.FeedbackFilters(), limit=5)
     answers |= {
         "refused": ready.unreported(ledger, 9),
         "groups": groups.take(ledger, 9, now=1e9, wait_seconds=0.0),
@@ -194,7 +194,7 @@ def everything(ledger: Database) -> dict[str, Any]:
         "newest evaluated": evaluations.newest_evaluated(ledger),
         "browsed": with_pages,
         "next page": feedback.browse(
-            ledger, "tuneloop", feedback.Filters(), limit=9, before=with_pages[1] or "9e9.x"
+            ledger, "tuneloop", feedback.FeedbackFilters(), limit=9, before=with_pages[1] or "9e9.x"
         ),
         "outstanding": prompts.outstanding(ledger, 1, 0),
         "asked": prompts.recorded(ledger, {"g1", "none"}),
@@ -234,7 +234,7 @@ def everything(ledger: Database) -> dict[str, Any]:
     return answers
 
 
-def by_user(found: Sequence[canary_traffic.Judged]) -> list[canary_traffic.Judged]:
+def by_user(found: Sequence[canary_traffic.JudgedAnswer]) -> list[canary_traffic.JudgedAnswer]:
     return sorted(found, key=lambda given: (given.user_hash, given.group_id, given.value))
 
 

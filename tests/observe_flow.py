@@ -137,8 +137,8 @@ async def recorded(flow: Flow, *, ready_samples: int) -> None:
 def spans() -> Iterator[InMemorySpanExporter]:
     """Traces of this process are on."""
     exporter = InMemorySpanExporter()
-    trace_links.clear()
+    trace_links.clear_links()
     tracing.start_with(SimpleSpanProcessor(exporter), "test")
     yield exporter
     tracing.stop()
-    trace_links.clear()
+    trace_links.clear_links()

@@ -9,7 +9,7 @@ from pathlib import Path
 from tuneloop.errors import FailedPrecondition
 from tuneloop.supervisor.data_dir import lock, open_data_dir
 from tuneloop.supervisor.output import Terminal
-from tuneloop.supervisor.plan import Plan
+from tuneloop.supervisor.plan import ProcessPlan
 from tuneloop.supervisor.process import BackOff, ProcessSpec
 from tuneloop.supervisor.supervisor import Supervisor
 
@@ -45,7 +45,7 @@ def make_supervisor(
     stop_seconds: float = 5.0,
     back_off: BackOff | None = None,
 ) -> Supervisor:
-    plan = Plan(
+    plan = ProcessPlan(
         specs=tuple(specs),
         url="http://127.0.0.1:1",
         nats_url="nats://127.0.0.1:1",

@@ -107,7 +107,7 @@ free_bytes = Gauge(
 size_bytes = Gauge("tuneloop_disk_size_bytes", "Bytes of that disk in all.", ["folder"])
 
 
-def watch(name: str, folder: Path) -> None:
+def watch_disks(name: str, folder: Path) -> None:
     """Show the disk of `folder`, which need not exist yet, under `name`."""
 
     def usage() -> "shutil._ntuple_diskusage":

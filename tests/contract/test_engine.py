@@ -14,7 +14,7 @@ from tuneloop import wire
 from tuneloop.bus import subjects
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import InvalidRequest, SettingsError, WeightsRefused
-from tuneloop.generation.completions import CompletionRequest, Completions, Final
+from tuneloop.generation.completions import Completions, Final, GenerationRequest
 from tuneloop.generation.engine import Engine, EngineLimits, EngineRequest
 from tuneloop.generation.partial_completion import Delta
 from tuneloop.generation.prompts import Tokenization
@@ -413,7 +413,7 @@ async def test_five_swaps_under_eight_concurrent_streams(
 
 async def one_answer(completions: Completions, completion_id: str) -> Final:
     """One request to its end; its deltas must add up to its final."""
-    request = CompletionRequest(
+    request = GenerationRequest(
         completion_id=completion_id,
         prompt=Prompt(token_ids=PROMPT),
         sampling=SamplingParameters(temperature=1.0, max_tokens=30, logit_bias=NO_EOS),

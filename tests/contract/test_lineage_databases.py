@@ -11,7 +11,7 @@ from postgres_server import Postgres
 from tuneloop.learner.guards.alarms import Alarm
 from tuneloop.learner.guards.raters import Vote
 from tuneloop.learner.ledger.accounting import downstream, forget_user, steps, versions
-from tuneloop.learner.ledger.accounting.downstream import Reach
+from tuneloop.learner.ledger.accounting.downstream import Downstream
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.queue import ready
@@ -56,7 +56,7 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]
 
 
 def test_lineage_and_forgetting(ledger: Database) -> None:
-    assert downstream.of_feedback(ledger, "ann-1-f").policy == Reach(direct=(1,))
+    assert downstream.of_feedback(ledger, "ann-1-f").policy == Downstream(direct=(1,))
     ann = downstream.of_user(ledger, "ann")
     assert (ann.rollouts, ann.feedback, ann.rebuild_from) == (4, 4, 0)
     assert ann.samples == {"open": 13, "used": 1}
@@ -71,7 +71,7 @@ def test_lineage_and_forgetting(ledger: Database) -> None:
     }
     late = make_thumb("ann-1-f", "ann-1", user="ann")
     assert recorder.record_feedback(ledger, [(late, 1)], 0.0) == []
-    assert downstream.of_user(ledger, "ann").policy == Reach(direct=(1,))
+    assert downstream.of_user(ledger, "ann").policy == Downstream(direct=(1,))
 
 
 def test_votes_and_owners(ledger: Database) -> None:

@@ -33,7 +33,7 @@ from tuneloop.learner.ledger.queue.prompts import hold_out
 from tuneloop.learner.ledger.reports.export import Wanted, pages
 from tuneloop.learner.main import take_lock
 from tuneloop.learner.offline.import_file import seed
-from tuneloop.learner.offline.service_client import Service
+from tuneloop.learner.offline.service_client import RunningService
 from tuneloop.rollouts import Rollout, RolloutSource
 from tuneloop.weights.shapes import base_model_sha256
 
@@ -383,7 +383,7 @@ def test_a_running_service() -> None:
         asked.append(request)
         return answer
 
-    client = Service("http://host/", "key", httpx.MockTransport(service))
+    client = RunningService("http://host/", "key", httpx.MockTransport(service))
     done = client.add("thumbs", rows({"prompt": "a"}))
     assert (done.added, done.known) == (2, 1)
     assert asked[-1].headers["authorization"] == "Bearer key"

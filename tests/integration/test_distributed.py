@@ -23,7 +23,7 @@ from policy_samples import SampleMaker
 from safetensors.torch import load_file
 
 from tuneloop.errors import CorruptData
-from tuneloop.learner.models.world import ALONE, World, join, led, shares
+from tuneloop.learner.models.world import ALONE, World, dismiss_followers, join, shard_sequences
 from tuneloop.learner.trainer import checkpoint
 from tuneloop.learner.trainer.base import TrainerState
 from tuneloop.learner.trainer.followers import follow
@@ -108,8 +108,10 @@ async def online(folder: Path, data: Path, world: World = ALONE) -> Mapping[str,
     parts.thumbs(0, 8)
     for again in (False, True):
         parts = parts.again() if again else parts
-        parts.trainee.trainer = PolicyTraining(folder, "tiny", settings(WeightsKind.FULL), world)
-        parts.trainee.restore()
+        parts.training_run.trainer = PolicyTraining(
+            folder, "tiny", settings(WeightsKind.FULL), world
+        )
+        parts.training_run.restore()
         await parts.turn()
     return parts.store.manifest("tuneloop", 1).metrics
 
@@ -141,11 +143,11 @@ def spawn_and_kill(arguments: list[str], once_there: Path) -> None:
 def main(folder: Path, output: Path, alone: Path) -> None:
     """What each of the two processes runs."""
     world = join()
-    if not world.leads:
+    if not world.is_leader:
         follow(world)
         assert not torch.distributed.is_initialized()
         return
-    with led(world):
+    with dismiss_followers(world):
         figures = asyncio.run(online(folder, output / "online", world))
         (output / "online.json").write_text(json.dumps(dict(figures)))
         for kind in WeightsKind:
@@ -256,7 +258,7 @@ async def test_followers_learn_with_the_loop(
 def test_every_row_has_one_rank() -> None:
     sequences = [sample.sequence for sample in SampleMaker().thumbs(7)]
     for size in (1, 2, 3, 9):
-        found = shares(sequences, size)
+        found = shard_sequences(sequences, size)
         assert len(found) == size
         assert sorted(row for share in found for row in share) == list(range(7))
 

@@ -32,7 +32,7 @@ from tuneloop.feedback import Retraction
 from tuneloop.gateway.app import create_app
 from tuneloop.gateway.completion_ids import CompletionIds, choice_id
 from tuneloop.gateway.settings import GatewaySettings
-from tuneloop.learner.intake.consumers import Intake, intakes
+from tuneloop.learner.intake.consumers import IntakeConsumer, make_consumers
 from tuneloop.learner.ledger.accounting import steps
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import lifecycle
@@ -125,7 +125,7 @@ class Feedback(RuleBasedStateMachine):
         self.database = Database.at(Path(self.folder.name) / "ledger.db")
         self.bus = MemoryBus()
         self.day = 0.0
-        consumers = intakes(self.database, "tuneloop", clock=lambda: START + self.day * DAY)
+        consumers = make_consumers(self.database, "tuneloop", clock=lambda: START + self.day * DAY)
         self.intakes = {intake.name: intake for intake in consumers}
         self.order: list[Given] = []
         """Accepted on the stream."""
@@ -291,7 +291,7 @@ class Feedback(RuleBasedStateMachine):
     def deliver_rollouts(self, source: random.Random) -> None:
         self.run(self.take_in(self.intakes["rollouts"], source))
 
-    async def take_in(self, intake: Intake, source: random.Random) -> None:
+    async def take_in(self, intake: IntakeConsumer, source: random.Random) -> None:
         """All or some of what waits, in any order; a crash keeps it from being acknowledged."""
         durable = f"learner-tuneloop-{intake.name}"
         consumer = await self.bus.consume(

@@ -21,16 +21,16 @@ from tuneloop.generation.prompts import Tokenization
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.servicer import GenerationServicer
 from tuneloop.generation.swap.hot_swap import HotSwap, SwapOptions
-from tuneloop.learner.app.learner import make_prompting
-from tuneloop.learner.batching.batcher import PolicyBatches
-from tuneloop.learner.clients.generation import Generation
+from tuneloop.learner.app.learner import make_prompt_sampler
+from tuneloop.learner.batching.batcher import PolicyBatcher
+from tuneloop.learner.clients.generation import GenerationClient
 from tuneloop.learner.data.tokenize import EditTokenizer
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.queue import prompts as held_out
 from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.reports import evaluations
 from tuneloop.learner.ledger.schema import rollouts
-from tuneloop.learner.monitoring.reference_fill import Referring
+from tuneloop.learner.monitoring.reference_fill import ReferenceFill
 from tuneloop.learner.prompts.prompt_sets import load_prompts
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.trainer.policy import PolicyTraining
@@ -99,8 +99,8 @@ async def parts(tiny_policy: Path, tmp_path: Path) -> AsyncIterator[Parts]:
     options["generation_address"] = f"127.0.0.1:{port}"
     known = parts.settings.model_dump(exclude_unset=True)
     parts.settings = LearnerSettings(**{**known, **options})
-    parts.trainee.trainer = PolicyTraining(tiny_policy, "tiny", parts.settings.trainer())
-    parts.batches = PolicyBatches(
+    parts.training_run.trainer = PolicyTraining(tiny_policy, "tiny", parts.settings.trainer())
+    parts.batches = PolicyBatcher(
         parts.database, parts.settings, edit_tokens=EditTokenizer(tiny_policy), clock=parts.clock
     )
     with ThreadPoolExecutor(1) as executor:
@@ -125,10 +125,10 @@ async def test_a_prompts_file_and_a_reward_function_make_a_version(parts: Parts)
     seen.clear()
     prompts = load_prompts(parts.settings)
     held_out.hold_out(parts.database, (row.asked.token_ids for row in prompts.evaluation))
-    prompting = make_prompting(parts.settings, parts.database, prompts, parts.loop)
-    assert prompting is not None
-    assert isinstance(prompting._generation, Generation)
-    asking = asyncio.create_task(prompting.run())
+    prompt_sampler = make_prompt_sampler(parts.settings, parts.database, prompts, parts.loop)
+    assert prompt_sampler is not None
+    assert isinstance(prompt_sampler._generation, GenerationClient)
+    asking = asyncio.create_task(prompt_sampler.run())
     async with parts.taking_in():
         await until(lambda: evaluations.evaluate(parts.database, 0) is not None, 60)
         await until(lambda: ready.counts(parts.database, "grpo").ready >= 16, 60)
@@ -158,7 +158,7 @@ async def test_a_prompts_file_and_a_reward_function_make_a_version(parts: Parts)
         for p, b in zip(call["prompts"], call["bonus"], strict=True)
     }
     assert told["tell me a story"] == 1
-    Referring(parts.database, parts.trainee.trainer).go_on()
+    ReferenceFill(parts.database, parts.training_run.trainer).go_on()
     judged = evaluations.evaluate(parts.database, 0)
     assert judged is not None
     assert (judged.prompts, judged.scored) == (1, 1)

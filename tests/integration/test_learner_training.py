@@ -15,7 +15,7 @@ from tuneloop.weights.shapes import check_adapter, check_full
 
 def with_policy(parts: Parts, model: Path, kind: WeightsKind) -> Parts:
     settings = TrainerSettings(kind=kind, learning_rate=1e-3, threads=1)
-    parts.trainee.trainer = PolicyTraining(model, "tiny", settings)
+    parts.training_run.trainer = PolicyTraining(model, "tiny", settings)
     return parts
 
 
@@ -38,7 +38,7 @@ async def test_versions_fit_the_base_model_and_a_restart_changes_no_bit(
         await parts.turn()
         if restarts:
             parts = with_policy(parts.again(), tiny_policy, kind)
-            parts.trainee.restore()
+            parts.training_run.restore()
         await parts.turn()
         folders.append(await published(parts, 1))
     if kind is WeightsKind.LORA:

@@ -12,7 +12,7 @@ from tuneloop.bus.streams import api
 from tuneloop.feedback import Retraction
 from tuneloop.learner.ledger.accounting import forget_user
 from tuneloop.learner.ledger.reports.export import KINDS, Wanted, pages
-from tuneloop.learner.service.forget_user import Forgetting
+from tuneloop.learner.service.forget_user import ForgetUser
 from tuneloop.wire import (
     encode_feedback,
     encode_retraction,
@@ -74,7 +74,7 @@ async def test_nothing_of_a_forgotten_user_is_left(tmp_path: Path, bus: JetStrea
     await parts.turn()
     before = {stream: await stored(bus, stream) for stream in STREAMS}
     assert all("ann" in "".join(before[stream]) for stream in STREAMS[:3])
-    forgetting = Forgetting(parts.database, bus, parts.loop, clock=parts.clock)
+    forgetting = ForgetUser(parts.database, bus, parts.loop, clock=parts.clock)
     answer = await forgetting.forget("ann")
     assert (answer.rollouts_removed, answer.feedback_removed) == (4, 4)
     # Four answers, four scores, four thumbs, one taken back; one broken, and its dead letter.

@@ -17,14 +17,14 @@ from tuneloop.generation.prompts import Tokenization
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.servicer import GenerationServicer
 from tuneloop.generation.swap.hot_swap import HotSwap, SwapOptions
-from tuneloop.learner.clients.generation import Generation, Question
-from tuneloop.learner.clients.reward import Scoring
+from tuneloop.learner.clients.generation import GenerationClient, PromptRequest
+from tuneloop.learner.clients.reward import RewardClient
 from tuneloop.learner.ledger.accounting.versions import Version
 from tuneloop.learner.prompts.prompt_sets import Prompts
-from tuneloop.learner.release.gate.evaluator import Examiner
-from tuneloop.learner.release.gate.local_answers import Rehearsals
-from tuneloop.learner.release.gate.prompts import BUILT_IN, load_questions
-from tuneloop.learner.release.gate.weight_delta import Distance
+from tuneloop.learner.release.gate.evaluator import CandidateEvaluator
+from tuneloop.learner.release.gate.local_answers import LocalAnswers
+from tuneloop.learner.release.gate.prompts import BUILT_IN, load_gate_prompts
+from tuneloop.learner.release.gate.weight_delta import BaseDistance
 from tuneloop.learner.samples import SampledAnswer, TokenSequence
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.trainer.policy import PolicyTraining
@@ -35,7 +35,7 @@ from tuneloop.rpc.server import Server
 from tuneloop.v1 import generation_pb2_grpc, reward_pb2_grpc
 
 
-class Asked(Generation):
+class Asked(GenerationClient):
     """The generation service, and which versions it was asked for."""
 
     versions: list[int]
@@ -43,7 +43,7 @@ class Asked(Generation):
     lacks = 0
     """How many answers come from a replica that does not hold the version."""
 
-    async def answer(self, question: Question, seconds: float) -> SampledAnswer:
+    async def answer(self, question: PromptRequest, seconds: float) -> SampledAnswer:
         if question.policy_version and self.lacks:
             self.lacks -= 1
             raise NotFound("version 1 is not loaded")
@@ -57,7 +57,7 @@ class Asked(Generation):
 class Bench:
     """An examiner before a generation and a reward service."""
 
-    examiner: Examiner
+    evaluator: CandidateEvaluator
     asked: Asked
     generation: Server
     hot_swap: HotSwap
@@ -122,7 +122,7 @@ async def bench(tiny_policy: Path, tmp_path: Path) -> AsyncIterator[Bench]:
         threads=1,
         gate={"max_tokens": 8},
     )
-    questions = load_questions(settings, Prompts(training=(), evaluation=()))
+    questions = load_gate_prompts(settings, Prompts(training=(), evaluation=()))
     assert questions is not None
     trainer = PolicyTraining(tiny_policy, "tiny", settings.trainer())
 
@@ -131,18 +131,22 @@ async def bench(tiny_policy: Path, tmp_path: Path) -> AsyncIterator[Bench]:
 
     asked = Asked(connect(f"127.0.0.1:{generation.port}"), "tuneloop")
     asked.versions = []
-    examiner = Examiner(
+    evaluator = CandidateEvaluator(
         generation=asked,
-        scoring=Scoring(connect(f"127.0.0.1:{reward.port}")),
+        scoring=RewardClient(connect(f"127.0.0.1:{reward.port}")),
         store=versions.store,
-        distance=Distance(tiny_policy, WeightsKind.LORA),
+        distance=BaseDistance(tiny_policy, WeightsKind.LORA),
         questions=questions,
         reference_logprobs=reference_logprobs,  # type: ignore[arg-type]
-        rehearsals=None,
+        local_answers=None,
         settings=settings.gate,
     )
     yield Bench(
-        examiner=examiner, asked=asked, generation=generation, hot_swap=hot_swap, versions=versions
+        evaluator=evaluator,
+        asked=asked,
+        generation=generation,
+        hot_swap=hot_swap,
+        versions=versions,
     )
     await generation.stop()
     await reward.stop()
@@ -155,7 +159,7 @@ async def test_a_candidate_answers_beside_the_stable_version_and_serves_nobody(
     one = bench.publish(1, make_adapter(tiny_policy, tmp_path / "one", seed=1))
     two = bench.publish(2, make_adapter(tiny_policy, tmp_path / "two", seed=2))
 
-    numbers = (await bench.examiner.examine(one, None)).numbers
+    numbers = (await bench.evaluator.examine(one, None)).numbers
 
     assert bench.hot_swap.serving == 0
     count = len(BUILT_IN)
@@ -168,7 +172,7 @@ async def test_a_candidate_answers_beside_the_stable_version_and_serves_nobody(
     assert numbers["reward"]["pairs"] == len(numbers["rewards"]["candidate"])
     assert numbers["rewards"]["scorers"] == ["length"]
 
-    again = (await bench.examiner.examine(two, one)).numbers
+    again = (await bench.evaluator.examine(two, one)).numbers
 
     # What the first one answered as a candidate is what it answers as the stable version.
     assert again["stable"] == numbers["candidate"]
@@ -180,7 +184,7 @@ async def test_a_replica_that_lacks_the_candidate_is_told_to_load_it(
 ) -> None:
     candidate = bench.publish(1, make_adapter(tiny_policy, tmp_path / "one", seed=1))
     bench.asked.lacks = 3
-    numbers = (await bench.examiner.examine(candidate, None)).numbers
+    numbers = (await bench.evaluator.examine(candidate, None)).numbers
     assert numbers["candidate"]["answers"] == len(BUILT_IN)
 
 
@@ -190,9 +194,9 @@ async def test_what_was_answered_before_a_restart_is_not_asked_again(
     candidate = bench.publish(1, make_adapter(tiny_policy, tmp_path / "one", seed=1))
     bench.asked.fails_after = 5
     with pytest.raises(Unavailable):
-        await bench.examiner.examine(candidate, None)
+        await bench.evaluator.examine(candidate, None)
     bench.asked.fails_after = None
-    await bench.examiner.examine(candidate, None)
+    await bench.evaluator.examine(candidate, None)
     assert len(bench.asked.versions) == 2 * len(BUILT_IN)
 
 
@@ -200,7 +204,7 @@ async def test_weights_that_generation_refuses_fail(
     bench: Bench, tiny_policy: Path, tmp_path: Path
 ) -> None:
     folder = make_adapter(tiny_policy, tmp_path / "one", seed=1, rank=32)
-    verdict = await bench.examiner.examine(bench.publish(1, folder), None)
+    verdict = await bench.evaluator.examine(bench.publish(1, folder), None)
     assert not verdict.passed
     assert "its weights are refused" in verdict.reason
 
@@ -211,7 +215,7 @@ async def test_without_generation_nothing_is_said_of_a_candidate(
     candidate = bench.publish(1, make_adapter(tiny_policy, tmp_path / "one", seed=1))
     await bench.generation.stop()
     with pytest.raises(Unavailable):
-        await bench.examiner.examine(candidate, None)
+        await bench.evaluator.examine(candidate, None)
 
 
 def with_tokenizer(folder: Path, base: Path) -> Path:
@@ -227,13 +231,13 @@ async def test_full_weights_answer_in_the_trainer_as_they_will_in_the_engine(
     settings = TrainerSettings(kind=WeightsKind.FULL, threads=1)
     trainer = PolicyTraining(folder, "tiny", settings)
     prompts = [(1, 20, 21), (1, 30, 31, 32, 33)]
-    rehearsals = Rehearsals(tmp_path / "rehearsals", trainer, prompts, 8)
+    local_answers = LocalAnswers(tmp_path / "rehearsals", trainer, prompts, 8)
 
-    rehearsals.take(7)
+    local_answers.take(7)
 
-    answers = rehearsals.of(7)
+    answers = local_answers.of(7)
     assert answers is not None
-    assert rehearsals.of(8) is None
+    assert local_answers.of(8) is None
     engine = make_engine("transformers", folder, WeightsKind.FULL)
     await engine.start()
     for prompt, answer in zip(prompts, answers, strict=True):
@@ -243,9 +247,9 @@ async def test_full_weights_answer_in_the_trainer_as_they_will_in_the_engine(
         assert answer.logprobs == pytest.approx(served.logprobs, abs=1e-4)
     await engine.stop()
     for version in range(8, 12):
-        rehearsals.take(version)
-    assert rehearsals.of(7) is None
-    assert rehearsals.of(8) == rehearsals.of(11) == answers
+        local_answers.take(version)
+    assert local_answers.of(7) is None
+    assert local_answers.of(8) == local_answers.of(11) == answers
 
 
 async def test_full_weights_are_examined_by_what_they_answered_in_the_trainer(
@@ -256,11 +260,11 @@ async def test_full_weights_are_examined_by_what_they_answered_in_the_trainer(
             answer = SampledAnswer(text="aaaa", token_ids=(5, 5, 5, 5), logprobs=(-0.1,) * 4)
             return [answer] * len(BUILT_IN) if version == 1 else None
 
-    bench.examiner._rehearsals = Taken()
+    bench.evaluator._local_answers = Taken()
     candidate = bench.publish(1, make_adapter(tiny_policy, tmp_path / "one", seed=1))
-    numbers = (await bench.examiner.examine(candidate, None)).numbers
+    numbers = (await bench.evaluator.examine(candidate, None)).numbers
     assert numbers["rewards"]["candidate"] == [4.0] * numbers["reward"]["pairs"]
     assert set(bench.asked.versions) == {0}
     unknown = bench.publish(2, make_adapter(tiny_policy, tmp_path / "two", seed=2))
     with pytest.raises(NotFound, match="not loaded"):
-        await bench.examiner.examine(unknown, None)
+        await bench.evaluator.examine(unknown, None)

@@ -4,7 +4,7 @@ from canary_trial import CANARY, STABLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.learner.ledger.reports.canary_traffic import Judged
+from tuneloop.learner.ledger.reports.canary_traffic import JudgedAnswer
 from tuneloop.learner.release.canary.comparison import compare, first_of_each, judge, rank
 from tuneloop.learner.release.canary.error_rates import ErrorTally
 from tuneloop.learner.release.canary.settings import CanarySettings
@@ -21,10 +21,10 @@ OF_CANARY = [user for user in USERS if ROUTE.takes(user)]
 OF_STABLE = [user for user in USERS if not ROUTE.takes(user)]
 
 
-def judged(user: str, value: float, *, version: int | None = None, group: str = "") -> Judged:
+def judged(user: str, value: float, *, version: int | None = None, group: str = "") -> JudgedAnswer:
     if version is None:
         version = CANARY if ROUTE.takes(user) else STABLE
-    return Judged(
+    return JudgedAnswer(
         user_hash=user, group_id=group or f"g-{user}", policy_version=version, value=value
     )
 

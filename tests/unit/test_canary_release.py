@@ -11,18 +11,18 @@ from tuneloop.bus.subjects import canary_policy_key
 from tuneloop.learner.app.canary import end_left_over
 from tuneloop.learner.ledger.accounting import decisions, versions
 from tuneloop.learner.ledger.accounting.versions import Version
-from tuneloop.learner.release.canary.controller import Canary
+from tuneloop.learner.release.canary.controller import CanaryController
 from tuneloop.learner.release.canary.settings import CanarySettings
-from tuneloop.learner.release.gate.controller import Gatekeeper
+from tuneloop.learner.release.gate.controller import GateController
 from tuneloop.learner.release.gate.settings import GateSettings
-from tuneloop.learner.release.gate.verdict import Verdict
+from tuneloop.learner.release.gate.verdict import GateVerdict
 
 
 class Passing:
     """A gate that everything passes."""
 
-    async def examine(self, candidate: Version, stable: Version | None) -> Verdict:
-        return Verdict(passed=True, reason="", numbers={})
+    async def examine(self, candidate: Version, stable: Version | None) -> GateVerdict:
+        return GateVerdict(passed=True, reason="", numbers={})
 
 
 class Releases:
@@ -30,9 +30,9 @@ class Releases:
 
     def __init__(self, folder: Path, action: str) -> None:
         self.parts = Parts(folder=folder, options={"release": "gate+canary"})
-        self.parts.trainee.restore()
+        self.parts.training_run.restore()
         self.replica = Replica()
-        self.canary = Canary(
+        self.canary = CanaryController(
             policy="tuneloop",
             bus=self.parts.bus,
             database=self.parts.database,
@@ -43,10 +43,10 @@ class Releases:
             ),
             clock=self.parts.clock,
         )
-        self.keeper = Gatekeeper(
+        self.keeper = GateController(
             database=self.parts.database,
             release=self.parts.release,
-            examiner=Passing(),
+            evaluator=Passing(),
             settings=GateSettings(),
             canary=self.canary,
             pause=lambda: None,

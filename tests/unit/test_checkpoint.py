@@ -21,7 +21,7 @@ from tuneloop.learner.samples import LabelledText
 from tuneloop.learner.trainer import checkpoint, checkpoint_shards
 from tuneloop.learner.trainer.base import TrainerState
 from tuneloop.learner.trainer.checkpoint_shards import Saved
-from tuneloop.learner.trainer.optimizer import Optimization
+from tuneloop.learner.trainer.optimizer import Optimizer
 from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.reward_model import RewardTrainer
 from tuneloop.learner.trainer.settings import (
@@ -126,7 +126,7 @@ class Small:
     def __init__(self) -> None:
         tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(0)}
         named = {name: nn.Parameter(tensor) for name, tensor in tensors.items()}
-        self.optimization = Optimization([(named, 0.1)], OptimizerSettings(learning_rate=0.1))
+        self.optimization = Optimizer([(named, 0.1)], OptimizerSettings(learning_rate=0.1))
 
     def save_state(self, folder: Path) -> Saved:
         return checkpoint_shards.save(folder, self.optimization.state(), ALONE)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tuneloop.cli.app import app
 from tuneloop.doctor import machine, model_files, network, packages, torch_build
-from tuneloop.doctor.finding import Finding, State
+from tuneloop.doctor.finding import Finding, FindingState
 from tuneloop.doctor.machine import Gpu
 from tuneloop.doctor.torch_build import TorchBuild
 from tuneloop.supervisor.settings import SupervisorSettings
@@ -112,7 +112,7 @@ def test_torch_against_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert states(torch_build.check_torch(cpu, [])) == ["ok", "warning"]
     assert states(torch_build.check_torch(cpu, [gpu()])) == ["problem", "warning"]
     (old,) = torch_build.check_torch(cuda, [gpu("535.104")])
-    assert (old.state, "needs driver 580" in old.found) == (State.PROBLEM, True)
+    assert (old.state, "needs driver 580" in old.found) == (FindingState.PROBLEM, True)
 
 
 def test_the_build_is_read_without_importing_torch() -> None:
@@ -139,7 +139,7 @@ def test_memory_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(machine, "CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text("2147483648\n")
     finding = machine.check_memory(running=False)
-    assert (finding.state, finding.found) == (State.PROBLEM, "2.0 GiB, 2.0 free")
+    assert (finding.state, finding.found) == (FindingState.PROBLEM, "2.0 GiB, 2.0 free")
     (tmp_path / "memory.max").write_text("max\n")
     assert machine.cgroup_number("memory.max") is None
     total = psutil.virtual_memory().total
@@ -149,22 +149,22 @@ def test_memory_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.touch()
-    assert machine.check_disk("disk", file / "below", "--data-dir").state == State.PROBLEM
+    assert machine.check_disk("disk", file / "below", "--data-dir").state == FindingState.PROBLEM
     monkeypatch.setattr(machine, "DISK_WANTED", 0)
-    assert machine.check_disk("disk", tmp_path / "new", "--data-dir").state == State.OK
+    assert machine.check_disk("disk", tmp_path / "new", "--data-dir").state == FindingState.OK
     monkeypatch.setattr(machine, "DISK_NEEDED", 1 << 62)
     full = machine.check_disk("disk", tmp_path, "--data-dir")
-    assert (full.state, "--data-dir" in (full.mend or "")) == (State.PROBLEM, True)
+    assert (full.state, "--data-dir" in (full.mend or "")) == (FindingState.PROBLEM, True)
 
 
 def test_model_files(tmp_path: Path, tiny_policy: Path) -> None:
     def check(reference: object) -> Finding:
         return model_files.check_model("model", str(reference), tmp_path)
 
-    assert check(tiny_policy).state == State.OK
+    assert check(tiny_policy).state == FindingState.OK
     assert check("smollm2-135m-instruct").mend == "tuneloop models pull smollm2-135m-instruct"
-    assert check("./nowhere").state == State.PROBLEM
-    assert check("nobody/nothing-of-the-kind").state == State.WARNING
+    assert check("./nowhere").state == FindingState.PROBLEM
+    assert check("nobody/nothing-of-the-kind").state == FindingState.WARNING
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in tiny_policy.iterdir():
@@ -173,7 +173,7 @@ def test_model_files(tmp_path: Path, tiny_policy: Path) -> None:
     whole = weights.read_bytes()
     for damaged in (whole[:-1], whole[:5], whole + b"x", b"\xff" * 64, whole[:8] + b"[" * 5000):
         weights.write_bytes(damaged)
-        assert check(copy).state == State.PROBLEM, damaged[:20]
+        assert check(copy).state == FindingState.PROBLEM, damaged[:20]
     (copy / "config.json").unlink()
     assert "no config.json" in check(copy).found
 
@@ -181,11 +181,11 @@ def test_model_files(tmp_path: Path, tiny_policy: Path) -> None:
 def test_port(listener: socket.socket) -> None:
     port = listener.getsockname()[1]
     taken = network.check_port("127.0.0.1", port, None)
-    assert (taken.state, f"process {os.getpid()}" in taken.found) == (State.PROBLEM, True)
+    assert (taken.state, f"process {os.getpid()}" in taken.found) == (FindingState.PROBLEM, True)
     ours = {"processes": {"gateway": {"port": port, "pid": 1}}}
-    assert network.check_port("127.0.0.1", port, ours).state == State.OK
+    assert network.check_port("127.0.0.1", port, ours).state == FindingState.OK
     listener.close()
-    assert network.check_port("127.0.0.1", port, None).state == State.OK
+    assert network.check_port("127.0.0.1", port, None).state == FindingState.OK
 
 
 def test_inner_ports(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,7 @@ def test_inner_ports(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(network, "DEFAULT_PORTS", {"learner_metrics": port})
     environment = {"TUNELOOP_LEARNER_METRICS_PORT": str(port)}
     taken, *_ = network.check_inner_ports(environment, None)
-    assert (taken.state, f"{port} (learner metrics)" in taken.found) == (State.PROBLEM, True)
+    assert (taken.state, f"{port} (learner metrics)" in taken.found) == (FindingState.PROBLEM, True)
     assert "TUNELOOP_LEARNER_METRICS_PORT" in (taken.mend or "")
     ours = {"processes": {"learner": {"port": 1, "metrics_port": port, "pid": 1}}}
     assert states(network.check_inner_ports(environment, ours)) == ["ok"]
@@ -206,7 +206,7 @@ def test_taken_ports_that_nobody_insists_on(
     port = listener.getsockname()[1]
     monkeypatch.setattr(network, "DEFAULT_PORTS", {"reward": port})
     taken, _ = network.check_inner_ports({}, None)
-    assert (taken.state, "another is chosen" in taken.found) == (State.OK, True)
+    assert (taken.state, "another is chosen" in taken.found) == (FindingState.OK, True)
 
 
 def test_keys(tmp_path: Path) -> None:
@@ -214,18 +214,20 @@ def test_keys(tmp_path: Path) -> None:
         return network.check_keys(SupervisorSettings(host=host, data_dir=tmp_path), environment)
 
     assert check("127.0.0.1").found == "none needed on this machine"
-    assert check("0.0.0.0").state == State.PROBLEM
+    assert check("0.0.0.0").state == FindingState.PROBLEM
     assert check("0.0.0.0", TUNELOOP_API_KEY="secret").found == "callers need one"
 
 
 def test_nats_binary(tmp_path: Path) -> None:
-    assert network.check_nats_binary(None).state == State.OK
+    assert network.check_nats_binary(None).state == FindingState.OK
     old = program(tmp_path, "old", "echo 'nats-server: v2.9.0'")
     assert "too old" in network.check_nats_binary(old).found
     other = program(tmp_path, "other", "echo hello")
     assert "not a nats-server" in network.check_nats_binary(other).found
-    assert network.check_nats_binary(tmp_path / "none").state == State.PROBLEM
-    assert network.check_nats_binary(program(tmp_path, "bad", "exit 3")).state == State.PROBLEM
+    assert network.check_nats_binary(tmp_path / "none").state == FindingState.PROBLEM
+    assert (
+        network.check_nats_binary(program(tmp_path, "bad", "exit 3")).state == FindingState.PROBLEM
+    )
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,7 @@ def test_nats_by_its_greeting(listener: socket.socket, greeting: bytes, state: s
     assert network.check_nats_server(url).state == state
     thread.join()
     listener.close()
-    assert network.check_nats_server(url).state == State.PROBLEM
+    assert network.check_nats_server(url).state == FindingState.PROBLEM
 
 
 def test_a_service_that_runs(tmp_path: Path, listener: socket.socket) -> None:

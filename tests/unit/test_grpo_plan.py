@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tuneloop.learner.objectives.grpo import plan_grpo
 from tuneloop.learner.samples import ScoredGroup, ScoredSample, TokenSequence
-from tuneloop.learner.trainer.adaptive import Dials
+from tuneloop.learner.trainer.adaptive import StepControls
 from tuneloop.learner.trainer.advantages import group_advantages, leave_one_out_advantages
 from tuneloop.learner.trainer.rewards import RewardStatistics
 from tuneloop.learner.trainer.settings import TrainerSettings
@@ -50,7 +50,7 @@ def group(name: int, rewards: Sequence[float], baseline: float | None = None) ->
 
 
 def gradient_of(
-    groups: Sequence[ScoredGroup], dials: Dials | None = None, **options: Any
+    groups: Sequence[ScoredGroup], controls: StepControls | None = None, **options: Any
 ) -> tuple[Tensor, GivenModel]:
     """The gradient by the log-probs, one row for each completion; at the old policy."""
     sequences = [s.sequence for g in groups for s in g.samples]
@@ -58,7 +58,7 @@ def gradient_of(
     reference = old - 0.25
     model: Any = GivenModel(sequences, old=old, policy=old, reference=reference)
     settings = TrainerSettings(**{"beta_grpo": 0.0, **options})
-    total_loss(plan_grpo(model, groups, settings, dials or Dials()))
+    total_loss(plan_grpo(model, groups, settings, controls or StepControls()))
     gradient = model.policy.grad
     return (torch.zeros_like(old) if gradient is None else gradient), model
 
@@ -101,7 +101,7 @@ def test_what_was_not_scored_counts_for_nothing() -> None:
 
 
 def test_a_completion_without_siblings_is_measured_by_a_baseline() -> None:
-    running = Dials(grpo_rewards=RewardStatistics(weight=50.0, mean=0.4, variance=0.25))
+    running = StepControls(grpo_rewards=RewardStatistics(weight=50.0, mean=0.4, variance=0.25))
     lone = [group(1, [1.0]), group(2, [0.0], baseline=0.6)]
     gradient, _ = gradient_of(lone, running)
     of_rewards = torch.tensor([(1.0 - 0.4) / 0.5001, (0.0 - 0.6) / 0.5001])
@@ -110,7 +110,7 @@ def test_a_completion_without_siblings_is_measured_by_a_baseline() -> None:
     torch.testing.assert_close(plain[:, 0], torch.tensor([-0.3, 0.3]))
     unknown, _ = gradient_of([lone[0]])
     assert not unknown.any()
-    wild = Dials(grpo_rewards=RewardStatistics(weight=1.0, mean=0.4, variance=0.0))
+    wild = StepControls(grpo_rewards=RewardStatistics(weight=1.0, mean=0.4, variance=0.0))
     bounded, _ = gradient_of([lone[0]], wild)
     assert bounded[0, 0] == -10.0
 
@@ -139,7 +139,7 @@ def test_the_kl_term_pulls_towards_the_reference() -> None:
 
 def test_past_the_kl_budget_every_token_is_pulled_too() -> None:
     free, _ = gradient_of([group(1, [1.0, 0.0])])
-    pulled, _ = gradient_of([group(1, [1.0, 0.0])], Dials(kl_pull=2.0), kl_budget=0.01)
+    pulled, _ = gradient_of([group(1, [1.0, 0.0])], StepControls(kl_pull=2.0), kl_budget=0.01)
     mask = torch.tensor([[1.0, 0, 0, 0], [1.0, 1.0, 0, 0]])
     torch.testing.assert_close(pulled - free, 2.0 * 0.25 * mask / 3)
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tuneloop.cli.app import app
 from tuneloop.errors import Conflict, CorruptData, InvalidRequest, NotFound
-from tuneloop.gateway.keys.store import KeyFile, Limits, Scope, hash_of, new_key
+from tuneloop.gateway.keys.store import KeyFile, Limits, Scope, hash_key, new_key
 
 
 def tuneloop(*arguments: str, status: int = 0) -> tuple[str, str]:
@@ -39,7 +39,7 @@ def test_a_key_is_shown_once_and_kept_as_a_hash(tmp_path: Path) -> None:
     assert secret not in text
     assert secret.removeprefix("tl-") not in text
     [key] = KeyFile(path).read()
-    assert (key.sha256, key.scopes) == (hash_of(secret), {Scope.INFER, Scope.FEEDBACK})
+    assert (key.sha256, key.scopes) == (hash_key(secret), {Scope.INFER, Scope.FEEDBACK})
     assert key.limits == Limits(tokens_per_day=500)
     for file in (path, path.parent):
         assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0

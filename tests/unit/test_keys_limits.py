@@ -10,7 +10,7 @@ from tuneloop.errors import Overloaded, Unavailable
 from tuneloop.gateway.edge import limits as limits_module
 from tuneloop.gateway.edge.authentication import network_of
 from tuneloop.gateway.edge.limits import AddressLimits, Bucket, Meter, duration
-from tuneloop.gateway.edge.quotas import Book, Usage
+from tuneloop.gateway.edge.quotas import Book, KeyUsage
 from tuneloop.gateway.errors import QuotaExceeded, RateLimitExceeded
 from tuneloop.gateway.keys.store import Limits, Scope, new_key
 
@@ -23,9 +23,9 @@ class Clock:
         return self.now
 
 
-def meter(clock: Clock, usage: Usage | None = None, **given: int) -> Meter:
+def meter(clock: Clock, usage: KeyUsage | None = None, **given: int) -> Meter:
     _, key = new_key("app", [Scope.INFER], Limits(**given))
-    return Meter(key, usage or Usage(), clock)
+    return Meter(key, usage or KeyUsage(), clock)
 
 
 @settings(deadline=None)
@@ -83,7 +83,7 @@ def test_requests_are_counted_before_and_tokens_after() -> None:
 
 def test_quotas_turn_with_the_day(monkeypatch: pytest.MonkeyPatch) -> None:
     day = 100
-    usage = Usage(lambda: day)
+    usage = KeyUsage(lambda: day)
     app = meter(Clock(), usage, requests_per_day=2, tokens_per_day=10)
     app.admit(generates=True)
     app.charge(11)

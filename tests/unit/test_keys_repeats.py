@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneloop.gateway.edge.authentication import LOCAL
-from tuneloop.gateway.edge.idempotency import Repeats
+from tuneloop.gateway.edge.idempotency import Idempotency
 from tuneloop.gateway.settings import GatewaySettings
 
 SETTINGS = GatewaySettings(secret="sixteen bytes or more")
@@ -57,7 +57,7 @@ class Client:
     replayed: bool = False
     hung_up: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def ask(self, app: Repeats) -> None:
+    async def ask(self, app: Idempotency) -> None:
         first = True
 
         async def receive() -> Any:
@@ -107,7 +107,7 @@ async def played(steps: list[tuple[str, int, int]]) -> None:
         runs.append(Run(len(runs)))
         await runs[-1].answer(receive, send)
 
-    app = Repeats(behind, settings=SETTINGS)
+    app = Idempotency(behind, settings=SETTINGS)
     clients: list[Client] = []
     # In the end, everything being settled, one more asks and the answer may end.
     for action, which, turns in [*steps, ("settle", 0, 40), ("ask", 0, 40), ("end", 0, 40)]:

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from tuneloop.errors import SettingsError
-from tuneloop.gateway.keys.store import KeyFile, Limits, Scope, hash_of, new_key
+from tuneloop.gateway.keys.store import KeyFile, Limits, Scope, hash_key, new_key
 from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.settings import load
 from tuneloop.supervisor.data_dir import open_data_dir
-from tuneloop.supervisor.plan import Plan, make_plan
+from tuneloop.supervisor.plan import ProcessPlan, make_plan
 from tuneloop.supervisor.settings import SupervisorSettings
 from tuneloop.supervisor.supervisor import announcement
 
 SECRET = {"secret": "sixteen bytes or more"}
 
 
-def plan(tmp_path: Path, port: int, **environment: str) -> Plan:
+def plan(tmp_path: Path, port: int, **environment: str) -> ProcessPlan:
     return make_plan(
         SupervisorSettings(data_dir=tmp_path, host="0.0.0.0", port=port),
         open_data_dir(tmp_path),
@@ -36,7 +36,7 @@ def test_up_tells_how_to_make_a_key(tmp_path: Path, unused_tcp_port: int) -> Non
     command = next(line for line in str(refused.value).splitlines() if "keys create" in line)
     made = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True)
     assert plan(tmp_path, unused_tcp_port).key_needed
-    assert file.read()[0].sha256 == hash_of(made.stdout.strip())
+    assert file.read()[0].sha256 == hash_key(made.stdout.strip())
     file.revoke("admin")
     assert plan(tmp_path, unused_tcp_port, TUNELOOP_API_KEY="k").key_needed
     key = new_key("app", [Scope.INFER], Limits())[1]

@@ -206,7 +206,7 @@ async def test_a_crash_before_the_commit_uses_the_samples_again(parts: Parts) ->
     folder = parts.settings.data_dir / "checkpoints" / "policy" / "step-00000001"
     parts.trainer.save_checkpoint(folder, 1)
     parts = parts.again()
-    parts.trainee.restore()
+    parts.training_run.restore()
     assert not folder.exists()
     assert parts.trainer.learned == []
     await parts.turn()
@@ -217,7 +217,7 @@ async def test_a_restart_goes_on_from_the_committed_step(parts: Parts) -> None:
     parts.thumbs(0, 4)
     await parts.turn()
     parts = parts.again()
-    parts.trainee.restore()
+    parts.training_run.restore()
     parts.thumbs(4, 4)
     await parts.turn()
     assert parts.used() == {**{f"f{n}": 1 for n in range(4)}, **{f"f{n}": 2 for n in range(4, 8)}}
@@ -237,9 +237,9 @@ async def test_damaged_checkpoints_are_passed_over_and_their_samples_used_again(
     for name in names[-damaged:]:
         (folder / name / "state.json").write_text('["kto:f')
     parts = parts.again()
-    parts.trainee.restore()
+    parts.training_run.restore()
     start = 3 - damaged if damaged == 1 else 0
-    assert parts.trainee.step == start
+    assert parts.training_run.step == start
     while await parts.turn():
         pass
     # Whatever the weights have learned, the accounting says the same, once for each.
@@ -277,7 +277,7 @@ async def test_a_publication_cut_at_any_stage_is_finished_after_a_restart(
             await parts.turn()
     parts = parts.again()
     parts.publisher.clean("policy")
-    parts.trainee.restore()
+    parts.training_run.restore()
     parts.clock.now += 100
     await parts.turn()
     assert parts.store.versions("tuneloop") == [1]

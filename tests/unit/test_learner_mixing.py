@@ -17,13 +17,13 @@ from learner_parts import Parts
 from sqlalchemy import select
 
 from tuneloop.bus.subjects import DEAD_LETTERS
-from tuneloop.learner.batching.batcher import RewardBatches, shares
+from tuneloop.learner.batching.batcher import RewardBatcher, share_evenly
 from tuneloop.learner.ledger.accounting import steps
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.queue import agreement, groups, ready, ref_logprobs
 from tuneloop.learner.ledger.schema import reference_logprobs, uses
 from tuneloop.learner.samples import ScoredGroup
-from tuneloop.learner.training_run import Trainee
+from tuneloop.learner.training_run import TrainingRun
 
 
 @pytest.fixture
@@ -42,10 +42,10 @@ def uses_of(parts: Parts) -> dict[str, list[int]]:
 
 
 def test_queues_share_a_batch_alike_and_leave_no_room_empty() -> None:
-    assert shares({"dpo": 9, "kto": 9, "sft": 9}, 6) == {"dpo": 2, "kto": 2, "sft": 2}
-    assert shares({"dpo": 1, "kto": 9, "sft": 0}, 6) == {"dpo": 1, "kto": 5, "sft": 0}
-    assert shares({"dpo": 1, "kto": 1, "sft": 0}, 6) == {"dpo": 1, "kto": 1, "sft": 0}
-    assert sum(shares({"dpo": 9, "kto": 9, "sft": 9}, 4).values()) == 4
+    assert share_evenly({"dpo": 9, "kto": 9, "sft": 9}, 6) == {"dpo": 2, "kto": 2, "sft": 2}
+    assert share_evenly({"dpo": 1, "kto": 9, "sft": 0}, 6) == {"dpo": 1, "kto": 5, "sft": 0}
+    assert share_evenly({"dpo": 1, "kto": 1, "sft": 0}, 6) == {"dpo": 1, "kto": 1, "sft": 0}
+    assert sum(share_evenly({"dpo": 9, "kto": 9, "sft": 9}, 4).values()) == 4
 
 
 async def test_every_kind_of_feedback_is_in_one_step(parts: Parts) -> None:
@@ -76,7 +76,7 @@ async def test_replays_fill_their_share_and_count_as_later_epochs(tmp_path: Path
 def test_the_reward_model_learns_again_from_labels_it_had(tmp_path: Path) -> None:
     options = {"reward_batch_size": 4, "reward_replay_fraction": 0.5}
     parts = Parts(folder=tmp_path, options=options)
-    reader = Trainee(
+    reader = TrainingRun(
         model="reward_model",
         policy="tuneloop",
         trainer=CountingTrainer(),
@@ -85,7 +85,7 @@ def test_the_reward_model_learns_again_from_labels_it_had(tmp_path: Path) -> Non
         keep_checkpoints=2,
     )
     reader.restore()
-    batches = RewardBatches(parts.database, parts.settings, clock=parts.clock)
+    batches = RewardBatcher(parts.database, parts.settings, clock=parts.clock)
     given = []
     for start in (0, 2):
         parts.thumbs(start, 2)
@@ -118,11 +118,11 @@ async def test_replays_are_the_same_after_a_crash(tmp_path: Path) -> None:
         parts.thumbs(2, 2)
         if crash:
             # A step whose commit never came.
-            batch = parts.batches.form(parts.trainee)
+            batch = parts.batches.form(parts.training_run)
             assert batch is not None
-            parts.trainee.train(batch)
+            parts.training_run.train(batch)
             parts = parts.again()
-            parts.trainee.restore()
+            parts.training_run.restore()
         await parts.turn()
         learned.append(parts.trainer.learned)
     assert learned[0] == learned[1]
@@ -293,7 +293,7 @@ async def test_weights_that_are_not_finite_are_undone_and_their_sample_is_found(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tuneloop.learner.loop.LONGEST_PAUSE_SECONDS", 0.0)
-    parts.trainee.restore()
+    parts.training_run.restore()
     parts.thumbs(0, 4)
     parts.trainer.breaks_on = {"f1"}
     parts.clock.now += 10

@@ -11,16 +11,16 @@ from learner_events import make_rollout, make_score, make_thumb
 from learner_parts import Clock, Parts
 
 from tuneloop.errors import InvalidRequest, NotFound, SettingsError, Unavailable
-from tuneloop.learner.clients.generation import Question
+from tuneloop.learner.clients.generation import PromptRequest
 from tuneloop.learner.data.prompt_rows import PromptRow
-from tuneloop.learner.data.tokenize import Asked
+from tuneloop.learner.data.tokenize import PromptTokens
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.queue import prompts, ready
 from tuneloop.learner.ledger.reports import evaluations
 from tuneloop.learner.ledger.rows import prompt_sha256
 from tuneloop.learner.monitoring import reference_fill
 from tuneloop.learner.prompts.prompt_sets import Prompts, load_prompts, shuffled
-from tuneloop.learner.prompts.sampler import Prompting, PromptingOptions
+from tuneloop.learner.prompts.sampler import PromptSampler, PromptSamplerOptions
 from tuneloop.learner.service import convert
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.rollouts import RolloutSource, SamplingParameters
@@ -28,7 +28,9 @@ from tuneloop.v1 import generation_pb2
 
 
 def prompt(number: int) -> PromptRow:
-    asked = Asked(text=f"q{number}", messages=(), rendered=f"q{number}", token_ids=(1, number))
+    asked = PromptTokens(
+        text=f"q{number}", messages=(), rendered=f"q{number}", token_ids=(1, number)
+    )
     return PromptRow(place=f"line {number}", asked=asked, columns={"answer": number})
 
 
@@ -37,7 +39,7 @@ class FakeGeneration:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.asked: list[Question] = []
+        self.asked: list[PromptRequest] = []
         self.serving = 0
         self.leases = 0
         self.loaded = {0}
@@ -57,7 +59,7 @@ class FakeGeneration:
             ],
         )
 
-    async def ask(self, question: Question) -> None:
+    async def ask(self, question: PromptRequest) -> None:
         self.asked.append(question)
         version = self.serving if question.policy_version is None else question.policy_version
         if version not in self.loaded:
@@ -89,14 +91,14 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
     return Parts(folder=tmp_path)
 
 
-def prompting(
+def prompt_sampler(
     parts: Parts, generation: FakeGeneration, clock: Clock | None = None, **lists: Any
-) -> Prompting:
-    return Prompting(
+) -> PromptSampler:
+    return PromptSampler(
         generation=generation,
         database=parts.database,
         prompts=Prompts(**{"training": (), "evaluation": (), **lists}),
-        options=PromptingOptions(
+        options=PromptSamplerOptions(
             sampling=SamplingParameters(temperature=0.7, n=2, max_tokens=16),
             seed=0,
             in_flight=3,
@@ -108,7 +110,7 @@ def prompting(
     )
 
 
-async def turns(asker: Prompting, count: int = 30) -> None:
+async def turns(asker: PromptSampler, count: int = 30) -> None:
     for _ in range(count):
         await asker._turn()
         await asyncio.sleep(0)
@@ -120,7 +122,7 @@ def sources(generation: FakeGeneration) -> list[str]:
 
 async def test_no_more_is_asked_than_may_wait_to_be_learned_from(parts: Parts) -> None:
     generation = FakeGeneration(parts)
-    asker = prompting(parts, generation, training=[prompt(n) for n in range(4)])
+    asker = prompt_sampler(parts, generation, training=[prompt(n) for n in range(4)])
     await turns(asker)
     assert sources(generation) == ["prompts"] * 3
     assert len({question.row.place for question in generation.asked}) == 3
@@ -141,7 +143,7 @@ async def test_no_more_is_asked_than_may_wait_to_be_learned_from(parts: Parts) -
 async def test_an_idle_scorer_is_not_fed_for_ever(parts: Parts) -> None:
     generation = FakeGeneration(parts)
     generation.scores = False
-    asker = prompting(parts, generation, training=[prompt(n) for n in range(4)])
+    asker = prompt_sampler(parts, generation, training=[prompt(n) for n in range(4)])
     await turns(asker)
     assert len(generation.asked) == 3
     generation.serving = 1
@@ -152,7 +154,7 @@ async def test_an_idle_scorer_is_not_fed_for_ever(parts: Parts) -> None:
 
 async def test_users_come_first_and_a_pause_asks_nothing(parts: Parts) -> None:
     generation = FakeGeneration(parts)
-    asker = prompting(parts, generation, training=[prompt(0)], evaluation=[prompt(9)])
+    asker = prompt_sampler(parts, generation, training=[prompt(0)], evaluation=[prompt(9)])
     generation.leases = 1
     await turns(asker)
     assert generation.asked == []
@@ -169,7 +171,7 @@ async def test_users_come_first_and_a_pause_asks_nothing(parts: Parts) -> None:
 async def test_every_version_answers_each_eval_prompt_once(parts: Parts) -> None:
     generation = FakeGeneration(parts)
     lists = {"evaluation": [prompt(7), prompt(8)]}
-    asker = prompting(parts, generation, **lists)
+    asker = prompt_sampler(parts, generation, **lists)
     await turns(asker)
     generation.serving, generation.loaded = 2, {0, 1, 2}
     await turns(asker)
@@ -178,14 +180,14 @@ async def test_every_version_answers_each_eval_prompt_once(parts: Parts) -> None
     assert asked == [(version, f"line {7 + n}", n) for version in (0, 2, 1) for n in (0, 1)]
     assert all(question.sampling.n == 1 for question in generation.asked)
     # After a restart nothing is asked again.
-    await turns(prompting(parts, generation, **lists))
+    await turns(prompt_sampler(parts, generation, **lists))
     assert len(generation.asked) == 6
 
 
 async def test_a_version_that_is_gone_is_passed_over(parts: Parts) -> None:
     generation = FakeGeneration(parts)
     generation.serving = 3
-    asker = prompting(parts, generation, evaluation=[prompt(7), prompt(8)])
+    asker = prompt_sampler(parts, generation, evaluation=[prompt(7), prompt(8)])
     await turns(asker)
     # Version 3 could not be leased; version 0 could.
     assert {q.policy_version for q in generation.asked[-2:]} == {0}
@@ -194,13 +196,13 @@ async def test_a_version_that_is_gone_is_passed_over(parts: Parts) -> None:
 
 async def test_a_question_that_fails_at_once_is_not_asked_for_at_once(parts: Parts) -> None:
     class Refusing(FakeGeneration):
-        async def ask(self, question: Question) -> None:
+        async def ask(self, question: PromptRequest) -> None:
             self.asked.append(question)
             raise InvalidRequest("the prompt has 900 tokens")
 
     clock = Clock()
     generation = Refusing(parts)
-    asker = prompting(parts, generation, evaluation=[prompt(7)], clock=clock)
+    asker = prompt_sampler(parts, generation, evaluation=[prompt(7)], clock=clock)
     await turns(asker)
     assert len(generation.asked) == 1
     clock.now += 61
@@ -211,7 +213,7 @@ async def test_a_question_that_fails_at_once_is_not_asked_for_at_once(parts: Par
 async def test_generation_that_is_away_is_asked_again(parts: Parts) -> None:
     generation = FakeGeneration(parts)
     generation.away = True
-    asker = prompting(parts, generation, training=[prompt(0)])
+    asker = prompt_sampler(parts, generation, training=[prompt(0)])
     task = asyncio.create_task(asker.run())
     await asyncio.sleep(0.02)
     assert generation.asked == []
@@ -261,7 +263,7 @@ def test_a_version_is_judged_by_its_answers(parts: Parts) -> None:
     assert found.reward.margin == pytest.approx(1.96 * 1.5)
     assert found.length.value == 3.0
     assert found.reward_model_version == 3
-    reference_fill.Referring(ledger, parts.trainer).go_on()
+    reference_fill.ReferenceFill(ledger, parts.trainer).go_on()
     found = evaluations.evaluate(ledger, 1)
     assert found is not None
     # Sampled at -0.5 a token, -0.25 by the reference.

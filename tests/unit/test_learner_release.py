@@ -17,7 +17,7 @@ from tuneloop.v1 import generation_pb2
 async def parts(tmp_path: Path) -> Parts:
     """A learner that has published versions 1 and 2."""
     parts = Parts(folder=tmp_path)
-    parts.trainee.restore()
+    parts.training_run.restore()
     await publish(parts, 0)
     await publish(parts, 8)
     return parts

@@ -16,7 +16,7 @@ from policy_samples import SampleMaker
 from tuneloop.errors import CorruptData
 from tuneloop.learner.samples import ScoredGroup, ScoredSample
 from tuneloop.learner.trainer import adaptive
-from tuneloop.learner.trainer.adaptive import Steering
+from tuneloop.learner.trainer.adaptive import AdaptiveState
 from tuneloop.learner.trainer.base import TrainerState
 from tuneloop.learner.trainer.optimizer import LEAST, WINDOW, GradientNorms
 from tuneloop.learner.trainer.policy import PolicyTrainer
@@ -137,8 +137,10 @@ def test_norms_that_are_none_are_corrupt_data(state: Any) -> None:
         GradientNorms.of_state(state)
 
 
-def steered(samples: Mapping[str, Any], options: TrainerSettings, **metrics: float) -> Steering:
-    return Steering().with_rewards(samples, options).after(metrics, samples, options)
+def steered(
+    samples: Mapping[str, Any], options: TrainerSettings, **metrics: float
+) -> AdaptiveState:
+    return AdaptiveState().with_rewards(samples, options).after(metrics, samples, options)
 
 
 def test_steering_survives_a_checkpoint_bit_for_bit_and_refuses_another_thing() -> None:
@@ -148,13 +150,13 @@ def test_steering_survives_a_checkpoint_bit_for_bit_and_refuses_another_thing() 
     before = steered(samples, options, kl=0.2, completion_kl=3.3)
     assert before.kl_level == 1
     assert before.kl_factor > 1
-    assert Steering.of_state(json.loads(json.dumps(before.state()))) == before
-    assert Steering().dials(options).critic_only
-    assert not before.dials(options).critic_only
-    assert Steering.of_state({}) == Steering()
+    assert AdaptiveState.of_state(json.loads(json.dumps(before.state()))) == before
+    assert AdaptiveState().controls(options).critic_only
+    assert not before.controls(options).critic_only
+    assert AdaptiveState.of_state({}) == AdaptiveState()
     for wrong in ({"kl_level": "1"}, {"kl_level": math.nan}, {"other": 1}, {"ppo_rewards": 3}, 7):
         with pytest.raises(CorruptData, match="steering"):
-            Steering.of_state(wrong)
+            AdaptiveState.of_state(wrong)
 
 
 def test_class_balance_follows_the_stream_not_the_batch() -> None:
@@ -162,14 +164,14 @@ def test_class_balance_follows_the_stream_not_the_batch() -> None:
     mixed = [
         replace(thumb, desirable=n % 4 > 0, weight=1.0) for n, thumb in enumerate(maker.thumbs(8))
     ]
-    steering = Steering().with_rewards({"kto": mixed}, options)
-    assert steering.dials(options).desirable_share == 0.75
+    adaptive = AdaptiveState().with_rewards({"kto": mixed}, options)
+    assert adaptive.controls(options).desirable_share == 0.75
     one_more = [replace(thumb, desirable=False, weight=1.0) for thumb in maker.thumbs(1)]
-    later = steering.with_rewards({"kto": one_more}, options).dials(options).desirable_share
+    later = adaptive.with_rewards({"kto": one_more}, options).controls(options).desirable_share
     decayed = 0.99 * 8
     assert later == pytest.approx(0.75 * decayed / (decayed + 1))
-    assert Steering().dials(options).desirable_share == 0.5
-    assert Steering.of_state(json.loads(json.dumps(steering.state()))) == steering
+    assert AdaptiveState().controls(options).desirable_share == 0.5
+    assert AdaptiveState.of_state(json.loads(json.dumps(adaptive.state()))) == adaptive
 
 
 def make_trainer(folder: Path, **options: Any) -> PolicyTrainer:

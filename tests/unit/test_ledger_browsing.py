@@ -20,7 +20,7 @@ from tuneloop.learner.ledger.accounting import steps, versions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import lifecycle, recorder
 from tuneloop.learner.ledger.queue import ready
-from tuneloop.learner.ledger.reports.feedback import Filters, Item, browse
+from tuneloop.learner.ledger.reports.feedback import FeedbackEntry, FeedbackFilters, browse
 from tuneloop.learner.ledger.reports.traffic import traffic
 from tuneloop.learner.service.convert import LatestTraffic
 from tuneloop.rollouts import RolloutSource
@@ -47,11 +47,13 @@ def retract(ledger: Database, feedback_id: str, kind: FeedbackKind) -> None:
     lifecycle.record_retractions(ledger, [(event, 9)], 0.0)
 
 
-def listed(ledger: Database, limit: int = 50, before: str = "", **filters: object) -> list[Item]:
-    return browse(ledger, "tuneloop", Filters(**filters), limit=limit, before=before)[0]  # type: ignore[arg-type]
+def listed(
+    ledger: Database, limit: int = 50, before: str = "", **filters: object
+) -> list[FeedbackEntry]:
+    return browse(ledger, "tuneloop", FeedbackFilters(**filters), limit=limit, before=before)[0]  # type: ignore[arg-type]
 
 
-def ids(items: list[Item]) -> list[str]:
+def ids(items: list[FeedbackEntry]) -> list[str]:
     return [item.feedback.feedback_id for item in items]
 
 
@@ -62,7 +64,7 @@ def test_pages_are_newest_first_and_lose_nothing(ledger: Database) -> None:
     seen: list[str] = []
     before = ""
     while True:
-        items, before = browse(ledger, "tuneloop", Filters(), limit=3, before=before)
+        items, before = browse(ledger, "tuneloop", FeedbackFilters(), limit=3, before=before)
         seen += ids(items)
         if not before:
             break

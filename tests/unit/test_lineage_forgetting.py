@@ -14,8 +14,8 @@ from tuneloop.errors import FailedPrecondition, InvalidRequest, Unavailable
 from tuneloop.learner.ledger.accounting import decisions, downstream, forget_user, lineage
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.schema import rollouts
-from tuneloop.learner.service.forget_user import Forgetting
-from tuneloop.learner.service.rebuild import Rebuilding
+from tuneloop.learner.service.forget_user import ForgetUser
+from tuneloop.learner.service.rebuild import Rebuild
 
 
 @pytest.fixture
@@ -32,14 +32,14 @@ def thumbs_of(parts: Parts, user: str, count: int) -> None:
     recorder.record_feedback(parts.database, thumbs, 0.0)
 
 
-def forgetting(parts: Parts) -> Forgetting:
-    return Forgetting(parts.database, parts.bus, parts.loop, clock=parts.clock)
+def forgetting(parts: Parts) -> ForgetUser:
+    return ForgetUser(parts.database, parts.bus, parts.loop, clock=parts.clock)
 
 
 async def test_steps_that_no_version_has_yet_become_one_first(parts: Parts) -> None:
     thumbs_of(parts, "ann", 4)
     assert await parts.turn()
-    assert parts.trainee.uncommitted.taken
+    assert parts.training_run.uncommitted.taken
     answer = await forgetting(parts).forget("ann")
     assert list(answer.policy_versions) == [1]
     assert answer.rebuild_from == 0
@@ -52,7 +52,7 @@ async def test_steps_that_no_version_has_yet_become_one_first(parts: Parts) -> N
 async def version_of(parts: Parts, user: str) -> None:
     thumbs_of(parts, user, 4)
     assert await parts.turn()
-    async with parts.loop.standing_still():
+    async with parts.loop.paused_turns():
         await parts.loop.publish_soon("policy")
     await parts.turn()
 
@@ -62,7 +62,7 @@ async def test_training_begins_again_before_a_user_on_what_is_left(parts: Parts)
         await version_of(parts, user)
     assert await parts.release.stable("policy") == 3
     assert (await forgetting(parts).forget("ann")).rebuild_from == 1
-    rebuilding = Rebuilding(parts.database, parts.release, parts.loop)
+    rebuilding = Rebuild(parts.database, parts.release, parts.loop)
     answer = await rebuilding.before_user("ann", "eve")
     assert (answer.policy_version, answer.restored_version) == (1, 1)
     assert (list(answer.left_behind), answer.samples_put_back) == ([2, 3], 4)
@@ -83,11 +83,11 @@ async def test_training_begins_again_before_a_user_on_what_is_left(parts: Parts)
 
 
 async def test_where_the_checkpoint_is_gone_the_base_model_is_begun_with(parts: Parts) -> None:
-    parts.trainee.restore()
+    parts.training_run.restore()
     for user in ("bob", "ann", "cat"):
         await version_of(parts, user)
     shutil.rmtree(parts.settings.data_dir / "checkpoints" / "policy" / "step-00000001")
-    rebuilding = Rebuilding(parts.database, parts.release, parts.loop)
+    rebuilding = Rebuild(parts.database, parts.release, parts.loop)
     answer = await rebuilding.to_version(1, "eve")
     assert (answer.policy_version, answer.restored_version) == (1, 0)
     assert answer.samples_put_back == 12
@@ -96,7 +96,7 @@ async def test_where_the_checkpoint_is_gone_the_base_model_is_begun_with(parts: 
 
 async def test_only_what_the_present_version_grew_from_can_be_rebuilt(parts: Parts) -> None:
     await version_of(parts, "bob")
-    rebuilding = Rebuilding(parts.database, parts.release, parts.loop)
+    rebuilding = Rebuild(parts.database, parts.release, parts.loop)
     for version in (1, 2):
         with pytest.raises(InvalidRequest, match="grew from"):
             await rebuilding.to_version(version, "eve")
@@ -108,7 +108,7 @@ async def test_of_who_was_not_learned_from_no_version_is_made(parts: Parts) -> N
     thumbs_of(parts, "ann", 1)
     answer = await forgetting(parts).forget("ann")
     assert (list(answer.policy_versions), answer.HasField("rebuild_from")) == ([], False)
-    assert parts.trainee.unpublished_steps == 1
+    assert parts.training_run.unpublished_steps == 1
 
 
 async def test_a_turn_in_progress_ends_first(parts: Parts) -> None:

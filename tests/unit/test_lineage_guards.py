@@ -26,7 +26,7 @@ from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.reports import alarm_figures
 from tuneloop.learner.losses.kto import kto_loss
 from tuneloop.learner.models.batch import check_sample
-from tuneloop.learner.monitoring.alarm_monitor import Watch
+from tuneloop.learner.monitoring.alarm_monitor import AlarmMonitor
 from tuneloop.learner.samples import ThumbSample, TokenSequence
 from tuneloop.learner.stats.repetition import repetition
 
@@ -78,7 +78,7 @@ def thumbs(parts: Parts, user: str, count: int, *, start: int, up: bool = True) 
 
 
 def form(parts: Parts) -> dict[str, ThumbSample]:
-    batch = parts.batches.form(parts.trainee)
+    batch = parts.batches.form(parts.training_run)
     assert batch is not None
     return {sample.sample_id: sample for sample in batch.samples["kto"]}
 
@@ -152,7 +152,7 @@ def test_ratings_of_a_group_are_trusted_alike(tmp_path: Path) -> None:
         for n, c in enumerate(names)
     ]
     recorder.record_feedback(parts.database, ratings, 0.0, ratings_reward=True)
-    batch = parts.batches.form(parts.trainee)
+    batch = parts.batches.form(parts.training_run)
     assert batch is not None
     (first, *_) = batch.samples["grpo"]
     assert 0 < first.samples[0].trust <= 1
@@ -287,7 +287,7 @@ def test_an_alarm_is_told_once_and_outlives_a_restart(
 ) -> None:
     caplog.set_level("INFO", logger="tuneloop.learner.guards")
     settings_ = GuardSettings(hold=True)
-    watch = Watch(parts.database, settings_, clock=parts.clock)
+    watch = AlarmMonitor(parts.database, settings_, clock=parts.clock)
     watch.look()
     assert (watch.raised, watch.holding) == ((), "")
     answered(parts, 0, 40, up=8, reward=0.0)
@@ -298,7 +298,7 @@ def test_an_alarm_is_told_once_and_outlives_a_restart(
     assert alarm.numbers["thumbs_rate"] == 0.2
     assert metrics.guard_alarm.labels("reward_hacking")._value.get() == 1
     parts.clock.now += 100
-    again = Watch(parts.database, GuardSettings(), clock=parts.clock)
+    again = AlarmMonitor(parts.database, GuardSettings(), clock=parts.clock)
     again.look()
     assert again.raised[0].since == alarm.since
     assert again.holding == ""

@@ -17,7 +17,7 @@ from sqlalchemy import select
 
 from tuneloop.errors import NotFound
 from tuneloop.learner.ledger.accounting import downstream, forget_user, lineage, steps, versions
-from tuneloop.learner.ledger.accounting.downstream import Reach
+from tuneloop.learner.ledger.accounting.downstream import Downstream
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.queue import ref_logprobs
@@ -65,14 +65,14 @@ def publish(database: Database, version: int, *sample_ids: str, model: str = "po
 def test_feedback_reaches_versions_that_used_it_and_what_grew_from_them(ledger: Database) -> None:
     publish(ledger, 1, "ann-c1-f", model="reward_model")
     found = downstream.of_feedback(ledger, "ann-c1-f")
-    assert found.policy == Reach(direct=(2,), descended=(3,))
-    assert found.reward_model == Reach(direct=(1,))
+    assert found.policy == Downstream(direct=(2,), descended=(3,))
+    assert found.reward_model == Downstream(direct=(1,))
     assert (found.kind, found.status, found.user_hash) == ("thumb", "accepted", "ann")
     assert [(s.objective, s.state, s.steps) for s in found.samples] == [
         ("kto", "used", (2,)),
         ("reward_model", "used", (1,)),
     ]
-    assert downstream.of_feedback(ledger, "ann-c2-f").policy == Reach()
+    assert downstream.of_feedback(ledger, "ann-c2-f").policy == Downstream()
     with pytest.raises(NotFound, match="no feedback 'f9'"):
         downstream.of_feedback(ledger, "f9")
 
@@ -96,11 +96,11 @@ def test_a_user_reaches_what_learned_from_their_judgements_and_of_their_answers(
     assert (found.rollouts, found.feedback) == (2, 2)
     # The comparison of two answers, of which one was made for her, is of her too.
     assert found.samples == {"open": 5, "used": 1}
-    assert found.policy == Reach(direct=(2,), descended=(3,))
+    assert found.policy == Downstream(direct=(2,), descended=(3,))
     assert found.rebuild_from == 1
     assert downstream.of_user(ledger, "bob").rebuild_from == 0
     nobody = downstream.of_user(ledger, "dan")
-    assert (nobody.rollouts, nobody.policy, nobody.rebuild_from) == (0, Reach(), None)
+    assert (nobody.rollouts, nobody.policy, nobody.rebuild_from) == (0, Downstream(), None)
 
 
 def test_a_version_names_its_feedback_its_rollouts_and_its_settings(ledger: Database) -> None:
@@ -138,8 +138,8 @@ def test_forgetting_keeps_only_that_it_happened(ledger: Database) -> None:
         assert "ann" not in "".join(rows)
     found = downstream.of_user(ledger, "ann")
     assert (found.rollouts, found.feedback, found.samples) == (0, 0, {})
-    assert found.policy == Reach(direct=(2,), descended=(3,))
-    assert found.reward_model == Reach(direct=(1,))
+    assert found.policy == Downstream(direct=(2,), descended=(3,))
+    assert found.reward_model == Downstream(direct=(1,))
     assert found.rebuild_from == 1
     assert [(r.forgotten, r.time.timestamp()) for r in found.forgotten] == [(gone, now)]
 

@@ -129,7 +129,7 @@ def test_a_malformed_parent_begins_a_trace_of_its_own(spans: InMemorySpanExporte
 def test_disks_are_watched_before_their_folder_is_there(tmp_path: Path) -> None:
     from prometheus_client import REGISTRY
 
-    telemetry.watch("data", tmp_path / "not" / "yet")
+    telemetry.watch_disks("data", tmp_path / "not" / "yet")
     free = REGISTRY.get_sample_value("tuneloop_disk_free_bytes", {"folder": "data"})
     size = REGISTRY.get_sample_value("tuneloop_disk_size_bytes", {"folder": "data"})
     assert free is not None

@@ -11,18 +11,18 @@ from offline_data import assistant, user, write_jsonl
 from tuneloop.errors import InvalidRequest, NotFound
 from tuneloop.learner.data.rows import convert, read_prompts, read_samples, read_texts
 from tuneloop.learner.data.table import open_table
-from tuneloop.learner.data.tokenize import Tokens
+from tuneloop.learner.data.tokenize import PromptTokenizer
 
 PAIR = {"prompt": "yes", "chosen": "no", "rejected": "please"}
 THUMB = {"prompt": "yes", "completion": "no", "label": True}
 
 
 @pytest.fixture(scope="module")
-def tokens(tiny_policy: Path) -> Tokens:
-    return Tokens(tiny_policy, max_length=None)
+def tokens(tiny_policy: Path) -> PromptTokenizer:
+    return PromptTokenizer(tiny_policy, max_length=None)
 
 
-def texts_of(tokens: Tokens, sequence: Any) -> tuple[str, str]:
+def texts_of(tokens: PromptTokenizer, sequence: Any) -> tuple[str, str]:
     decode = tokens.tokenization.decode
     return (
         decode(sequence.prompt_token_ids, skip_special_tokens=False),
@@ -30,23 +30,25 @@ def texts_of(tokens: Tokens, sequence: Any) -> tuple[str, str]:
     )
 
 
-def samples(algorithm: str, rows: Sequence[Any], tokens: Tokens, folder: Path) -> list[Any]:
+def samples(
+    algorithm: str, rows: Sequence[Any], tokens: PromptTokenizer, folder: Path
+) -> list[Any]:
     path = write_jsonl(folder / "data.jsonl", rows)
     return list(read_samples(algorithm, open_table(str(path)), tokens, "error").samples)
 
 
 def test_an_encoder_writes_no_text(tiny_reward_model: Path) -> None:
     with pytest.raises(InvalidRequest, match="a BertModel, which writes no text"):
-        Tokens(tiny_reward_model, max_length=None)
+        PromptTokenizer(tiny_reward_model, max_length=None)
 
 
-def test_plain_text_is_taken_as_it_is(tokens: Tokens, tmp_path: Path) -> None:
+def test_plain_text_is_taken_as_it_is(tokens: PromptTokenizer, tmp_path: Path) -> None:
     [sample] = samples("sft", [{"prompt": "yes ", "completion": "no"}], tokens, tmp_path)
     assert texts_of(tokens, sample.sequence) == ("yes ", "no<|im_end|>")
     assert sample.sequence.generation_logprobs == ()
 
 
-def test_a_conversation_goes_through_the_template(tokens: Tokens, tmp_path: Path) -> None:
+def test_a_conversation_goes_through_the_template(tokens: PromptTokenizer, tmp_path: Path) -> None:
     row = {"prompt": user("yes"), "completion": assistant("no")}
     [sample] = samples("sft", [row], tokens, tmp_path)
     assert texts_of(tokens, sample.sequence) == (
@@ -56,13 +58,13 @@ def test_a_conversation_goes_through_the_template(tokens: Tokens, tmp_path: Path
 
 
 def test_a_plain_prompt_may_be_a_question(tiny_policy: Path, tmp_path: Path) -> None:
-    tokens = Tokens(tiny_policy, max_length=None, as_chat=True)
+    tokens = PromptTokenizer(tiny_policy, max_length=None, as_chat=True)
     [sample] = samples("sft", [{"prompt": "yes", "completion": "no"}], tokens, tmp_path)
     assert texts_of(tokens, sample.sequence)[0].startswith("<|im_start|>user\nyes<|im_end|>")
     assert texts_of(tokens, sample.sequence)[1] == "no<|im_end|>"
 
 
-def test_every_answer_of_a_conversation_is_learned(tokens: Tokens, tmp_path: Path) -> None:
+def test_every_answer_of_a_conversation_is_learned(tokens: PromptTokenizer, tmp_path: Path) -> None:
     turns = user("yes") + assistant("no") + user("hello") + assistant("world")
     first, second = samples("sft", [{"messages": turns}], tokens, tmp_path)
     assert texts_of(tokens, first.sequence)[1] == "no<|im_end|>"
@@ -71,7 +73,9 @@ def test_every_answer_of_a_conversation_is_learned(tokens: Tokens, tmp_path: Pat
     assert first.sample_id.endswith("data.jsonl, line 1, answer 1")
 
 
-def test_text_alone_is_learned_after_its_first_token(tokens: Tokens, tmp_path: Path) -> None:
+def test_text_alone_is_learned_after_its_first_token(
+    tokens: PromptTokenizer, tmp_path: Path
+) -> None:
     [sample] = samples("sft", [{"text": "hello world"}], tokens, tmp_path)
     assert texts_of(tokens, sample.sequence) == ("<|im_start|>", "hello world<|im_end|>")
 
@@ -88,7 +92,7 @@ def test_text_alone_is_learned_after_its_first_token(tokens: Tokens, tmp_path: P
         },
     ],
 )
-def test_pairs_in_each_form_are_the_same(row: Any, tokens: Tokens, tmp_path: Path) -> None:
+def test_pairs_in_each_form_are_the_same(row: Any, tokens: PromptTokenizer, tmp_path: Path) -> None:
     [pair] = samples("dpo", [row], tokens, tmp_path)
     assert texts_of(tokens, pair.chosen)[1] == "no<|im_end|>"
     assert texts_of(tokens, pair.rejected)[1] == "hello<|im_end|>"
@@ -96,13 +100,13 @@ def test_pairs_in_each_form_are_the_same(row: Any, tokens: Tokens, tmp_path: Pat
     assert texts_of(tokens, pair.chosen)[0].count("yes") == 1
 
 
-def test_a_shared_beginning_is_the_prompt(tokens: Tokens, tmp_path: Path) -> None:
+def test_a_shared_beginning_is_the_prompt(tokens: PromptTokenizer, tmp_path: Path) -> None:
     row = {"chosen": "yes please thanks", "rejected": "yes please think"}
     [pair] = samples("dpo", [row], tokens, tmp_path)
     assert texts_of(tokens, pair.chosen) == ("yes please", " thanks<|im_end|>")
 
 
-def test_a_ranking_is_all_its_pairs(tokens: Tokens, tmp_path: Path) -> None:
+def test_a_ranking_is_all_its_pairs(tokens: PromptTokenizer, tmp_path: Path) -> None:
     row = {"prompt": "yes", "completions": ["no", "please", "hello"]}
     pairs = samples("dpo", [row], tokens, tmp_path)
     found = [
@@ -112,7 +116,7 @@ def test_a_ranking_is_all_its_pairs(tokens: Tokens, tmp_path: Path) -> None:
     assert sum(pair.weight for pair in pairs) == pytest.approx(1.0)
 
 
-def test_labels_in_each_form(tokens: Tokens, tmp_path: Path) -> None:
+def test_labels_in_each_form(tokens: PromptTokenizer, tmp_path: Path) -> None:
     for label, expected in ((True, True), (0, False), ("up", True), ("False", False)):
         [thumb] = samples("kto", [{**THUMB, "label": label}], tokens, tmp_path)
         assert thumb.desirable is expected
@@ -148,7 +152,7 @@ def test_the_reward_model_reads_conversations_as_the_service_does(tmp_path: Path
     assert sample.margin == 0.5
 
 
-def test_prompts_carry_their_other_columns(tokens: Tokens, tmp_path: Path) -> None:
+def test_prompts_carry_their_other_columns(tokens: PromptTokenizer, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": user("yes"), "topic": "a"}])
     [row] = read_prompts("ppo", open_table(str(path)), tokens, room=8, on_long="error").samples
     assert row.asked.text == "yes"
@@ -202,7 +206,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
     ],
 )
 def test_a_problem_names_its_row(
-    algorithm: str, row: Any, problem: str, tokens: Tokens, tmp_path: Path
+    algorithm: str, row: Any, problem: str, tokens: PromptTokenizer, tmp_path: Path
 ) -> None:
     good = {key: value for key, value in row.items() if key not in ("messages",)}
     good = {"dpo": PAIR, "kto": THUMB, "sft": {"prompt": "yes", "completion": "no"}}[algorithm]
@@ -226,7 +230,7 @@ def test_a_rating_that_is_no_number_names_its_row(tmp_path: Path) -> None:
         assert problem in caught.value.message
 
 
-def test_wrong_columns_name_both_sides(tokens: Tokens, tmp_path: Path) -> None:
+def test_wrong_columns_name_both_sides(tokens: PromptTokenizer, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest) as caught:
         samples("dpo", [{"question": "a", "answer": "b"}], tokens, tmp_path)
     message = caught.value.message
@@ -268,7 +272,7 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
         open_table(str(tmp_path / "folder"))
 
 
-def test_rows_too_long_are_an_error_or_left_out(tokens: Tokens, tmp_path: Path) -> None:
+def test_rows_too_long_are_an_error_or_left_out(tokens: PromptTokenizer, tmp_path: Path) -> None:
     rows = [PAIR, {**PAIR, "prompt": "yes " * 600}]
     with pytest.raises(InvalidRequest) as caught:
         samples("dpo", rows, tokens, tmp_path)

@@ -11,12 +11,12 @@ from offline_data import shorter
 from tuneloop.errors import FailedPrecondition, InvalidRequest
 from tuneloop.generation.prompts import Tokenization
 from tuneloop.learner.data.prompt_rows import PromptRow
-from tuneloop.learner.data.tokenize import Asked
+from tuneloop.learner.data.tokenize import PromptTokens
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.models.sampling import InverseSampling, Sampler, uniforms
-from tuneloop.learner.offline.sources.base import Order
+from tuneloop.learner.offline.sources.base import RowOrder
 from tuneloop.learner.offline.sources.rest import RestPlan, kept_above, quantile
-from tuneloop.learner.offline.sources.rewards import Answer, Rewards, load_rewards
+from tuneloop.learner.offline.sources.rewards import RewardInput, Rewards, load_rewards
 from tuneloop.reward.scorers.functions import FunctionScorer
 
 PROMPTS = ["hello world", "the quick brown fox jumps", "yes", "no please thanks"]
@@ -101,20 +101,20 @@ def test_weights_that_diverged_are_told() -> None:
 
 
 def test_every_epoch_takes_every_row_once_in_an_order_of_its_own() -> None:
-    order = Order(count=10, batch_size=4, epochs=2, seed="s")
+    order = RowOrder(count=10, batch_size=4, epochs=2, seed="s")
     assert order.steps == 6
     epochs = [
         [row for step in steps for row in order.rows(step)] for steps in ((0, 1, 2), (3, 4, 5))
     ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10))
     assert epochs[0] != epochs[1]
-    assert order.rows(4) == Order(count=10, batch_size=4, epochs=2, seed="s").rows(4)
+    assert order.rows(4) == RowOrder(count=10, batch_size=4, epochs=2, seed="s").rows(4)
 
 
-def answers(count: int) -> list[Answer]:
-    asked = Asked(text="q", messages=(), rendered="q", token_ids=(1,))
+def answers(count: int) -> list[RewardInput]:
+    asked = PromptTokens(text="q", messages=(), rendered="q", token_ids=(1,))
     return [
-        Answer(
+        RewardInput(
             row=PromptRow(place=f"p.jsonl, line {i + 1}", asked=asked, columns={"n": i}),
             completion="x" * i,
             finish_reason="stop",

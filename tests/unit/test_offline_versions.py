@@ -20,7 +20,7 @@ from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.offline.compare import EvaluateOptions, evaluate
 from tuneloop.learner.offline.export import export
 from tuneloop.learner.offline.train import TrainOptions, train
-from tuneloop.learner.offline.versions import Version, Versions
+from tuneloop.learner.offline.versions import VersionFolder, Versions
 from tuneloop.learner.stats.intervals import Estimate, mean_of, rate_of
 from tuneloop.models.resolve import resolve
 from tuneloop.models.reward_model import load as load_reward_model
@@ -201,7 +201,7 @@ def test_an_adapter_that_does_not_fit_is_refused(tiny_policy: Path, tmp_path: Pa
     name = next(iter(tensors))
     tensors[name] = tensors[name][:, :-1].contiguous()
     save_file(tensors, file)
-    version = Version(name="a", base=tiny_policy, weights=tmp_path / "adapter", adapter=True)
+    version = VersionFolder(name="a", base=tiny_policy, weights=tmp_path / "adapter", adapter=True)
     with pytest.raises(WeightsRefused):
         export(version, tmp_path / "out")
     assert not (tmp_path / "out").exists()

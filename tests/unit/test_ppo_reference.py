@@ -12,7 +12,7 @@ from given_model import GivenModel, total_loss
 
 from tuneloop.learner.objectives.ppo import plan_ppo
 from tuneloop.learner.samples import ScoredSample, TokenSequence
-from tuneloop.learner.trainer.adaptive import Dials
+from tuneloop.learner.trainer.adaptive import StepControls
 from tuneloop.learner.trainer.settings import TrainerSettings
 
 LENGTHS = (5, 2, 7, 3, 1, 4)
@@ -135,7 +135,9 @@ def critic_term(
     return 0.5 * bound, 0.0
 
 
-def plan_of(p: Problem, s: TrainerSettings, dials: Dials | None = None) -> tuple[Any, GivenModel]:
+def plan_of(
+    p: Problem, s: TrainerSettings, controls: StepControls | None = None
+) -> tuple[Any, GivenModel]:
     samples = [
         ScoredSample(
             sample_id=str(i),
@@ -160,7 +162,7 @@ def plan_of(p: Problem, s: TrainerSettings, dials: Dials | None = None) -> tuple
         old_values=torch.tensor(p.old_values),
         values=torch.tensor(p.values),
     )
-    return plan_ppo(model, samples, s, dials or Dials()), model
+    return plan_ppo(model, samples, s, controls or StepControls()), model
 
 
 @pytest.mark.parametrize("budget", [1, 1000])
@@ -205,7 +207,7 @@ def test_the_clips_of_the_reference_are_all_in_use() -> None:
 
 def test_while_the_critic_warms_up_the_policy_has_no_gradient() -> None:
     problem, settings = make_problem(7), TrainerSettings(critic_warmup_steps=1)
-    plan, model = plan_of(problem, settings, Dials(critic_only=True))
+    plan, model = plan_of(problem, settings, StepControls(critic_only=True))
     total_loss(plan)
     assert model.policy.grad is None
     assert model.values is not None
@@ -215,7 +217,9 @@ def test_while_the_critic_warms_up_the_policy_has_no_gradient() -> None:
 
 def test_an_adapted_coefficient_is_the_coefficient() -> None:
     problem = make_problem(7)
-    adapted, adapted_model = plan_of(problem, TrainerSettings(kl_coef=0.1), Dials(kl_factor=3.0))
+    adapted, adapted_model = plan_of(
+        problem, TrainerSettings(kl_coef=0.1), StepControls(kl_factor=3.0)
+    )
     plain, plain_model = plan_of(problem, TrainerSettings(kl_coef=0.1 * 3.0))
     assert float(total_loss(adapted)) == float(total_loss(plain))
     assert torch.equal(adapted_model.policy.grad, plain_model.policy.grad)  # type: ignore[arg-type]

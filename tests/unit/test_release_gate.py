@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from tuneloop.learner.release.gate.answers import Examined, Measures, measure
+from tuneloop.learner.release.gate.answers import GateMeasurements, Measures, measure
 from tuneloop.learner.release.gate.settings import GateSettings
 from tuneloop.learner.release.gate.verdict import judge
-from tuneloop.learner.release.gate.weight_delta import Distance
+from tuneloop.learner.release.gate.weight_delta import BaseDistance
 from tuneloop.learner.samples import SampledAnswer
-from tuneloop.learner.stats.paired import Comparison, compare, t_quantile
+from tuneloop.learner.stats.paired import PairedDifference, paired_difference, t_quantile
 from tuneloop.learner.stats.repetition import repetition
 from tuneloop.policies import WeightsKind
 
@@ -41,18 +41,18 @@ def test_quantiles_are_those_of_the_printed_tables(
 def test_a_comparison_is_the_mean_difference_with_its_t_interval() -> None:
     # Differences 1, 2, 3, 4: mean 2.5, variance 5/3, standard error sqrt(5/12) = 0.645497,
     # times 3.182446 (3 degrees of freedom) = 2.054260.
-    found = compare([2.0, 4.0, 6.0, 8.0], [1.0, 2.0, 3.0, 4.0], 0.95)
+    found = paired_difference([2.0, 4.0, 6.0, 8.0], [1.0, 2.0, 3.0, 4.0], 0.95)
     assert found is not None
     assert (found.pairs, found.difference) == (4, 2.5)
     assert found.low == pytest.approx(2.5 - 2.054260, abs=1e-6)
     assert found.high == pytest.approx(2.5 + 2.054260, abs=1e-6)
-    assert compare([1.0], [2.0], 0.95) is None
+    assert paired_difference([1.0], [2.0], 0.95) is None
 
 
 @given(st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=2, max_size=40))
 def test_swapping_the_versions_mirrors_the_interval(pairs: list[tuple[float, float]]) -> None:
     first, second = [a for a, _ in pairs], [b for _, b in pairs]
-    one, other = compare(first, second, 0.9), compare(second, first, 0.9)
+    one, other = paired_difference(first, second, 0.9), paired_difference(second, first, 0.9)
     assert one is not None
     assert other is not None
     assert one.low <= one.difference <= one.high
@@ -91,7 +91,7 @@ def test_answers_are_measured() -> None:
 
 
 FINE = Measures(answers=12, length=20.0, repetition=0.1, empty=0.0, leaked=0.0, kl=0.2)
-PASSES = Examined(
+PASSES = GateMeasurements(
     change=0.05,
     change_norm=3.0,
     stable_version=4,
@@ -102,8 +102,10 @@ PASSES = Examined(
 )
 
 
-def compared(low: float, high: float) -> Comparison:
-    return Comparison(pairs=12, difference=(low + high) / 2, low=low, high=high, confidence=0.95)
+def compared(low: float, high: float) -> PairedDifference:
+    return PairedDifference(
+        pairs=12, difference=(low + high) / 2, low=low, high=high, confidence=0.95
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,8 +182,8 @@ def test_the_change_of_an_adapter_is_the_norm_of_its_product(tmp_path: Path) -> 
     }
     save_file(merged, tmp_path / "full" / "model.safetensors")
 
-    change = Distance(tmp_path / "base", WeightsKind.LORA).of(tmp_path / "adapter")
-    whole = Distance(tmp_path / "base", WeightsKind.FULL).of(tmp_path / "full")
+    change = BaseDistance(tmp_path / "base", WeightsKind.LORA).of(tmp_path / "adapter")
+    whole = BaseDistance(tmp_path / "base", WeightsKind.FULL).of(tmp_path / "full")
 
     expected = math.sqrt(sum(float((3.0 * b @ a).square().sum()) for a, b in halves.values()))
     touched = math.sqrt(sum(float(base[f"model.{n}.weight"].square().sum()) for n in "qv"))

@@ -9,22 +9,22 @@ from tuneloop.errors import TuneloopError, Unavailable
 from tuneloop.learner.ledger.accounting import decisions, versions
 from tuneloop.learner.ledger.accounting.versions import Version
 from tuneloop.learner.release.gate import controller
-from tuneloop.learner.release.gate.controller import Gatekeeper
+from tuneloop.learner.release.gate.controller import GateController
 from tuneloop.learner.release.gate.settings import GateSettings
-from tuneloop.learner.release.gate.verdict import Verdict
+from tuneloop.learner.release.gate.verdict import GateVerdict
 
-PASSED = Verdict(passed=True, reason="within all bounds", numbers={"kl": 0.1})
-FAILED = Verdict(passed=False, reason="it babbles", numbers={"kl": 9.0})
+PASSED = GateVerdict(passed=True, reason="within all bounds", numbers={"kl": 0.1})
+FAILED = GateVerdict(passed=False, reason="it babbles", numbers={"kl": 9.0})
 
 
 class Examiner:
     """Says what it is told to; remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.says: Verdict | TuneloopError = PASSED
+        self.says: GateVerdict | TuneloopError = PASSED
         self.asked: list[tuple[int, int]] = []
 
-    async def examine(self, candidate: Version, stable: Version | None) -> Verdict:
+    async def examine(self, candidate: Version, stable: Version | None) -> GateVerdict:
         self.asked.append((candidate.version, 0 if stable is None else stable.version))
         if isinstance(self.says, TuneloopError):
             raise self.says
@@ -55,13 +55,13 @@ class Gate:
 
     def __init__(self, parts: Parts, canary: Canary | None = None) -> None:
         self.parts = parts
-        parts.trainee.restore()
-        self.examiner = Examiner()
+        parts.training_run.restore()
+        self.evaluator = Examiner()
         self.paused = 0
-        self.keeper = Gatekeeper(
+        self.keeper = GateController(
             database=parts.database,
             release=parts.release,
-            examiner=self.examiner,
+            evaluator=self.evaluator,
             settings=GateSettings(pause_after=2),
             canary=canary,
             pause=self.pause,
@@ -99,18 +99,18 @@ async def test_a_candidate_that_passes_is_promoted(gate: Gate) -> None:
     await gate.publish()
     await gate.keeper.turn()
     await gate.keeper.turn()
-    assert gate.examiner.asked == [(1, 0), (2, 1)]
+    assert gate.evaluator.asked == [(1, 0), (2, 1)]
     assert gate.history(2) == [("gate", "pass"), ("promote", "promote")]
     (first, _) = decisions.of_version(gate.parts.database, "policy", 1)
     assert (first.numbers, first.reason, first.actor) == ({"kl": 0.1}, "within all bounds", "gate")
 
 
 async def test_one_that_fails_is_quarantined_and_not_asked_about_again(gate: Gate) -> None:
-    gate.examiner.says = FAILED
+    gate.evaluator.says = FAILED
     await gate.publish()
     await gate.keeper.turn()
     await gate.keeper.turn()
-    assert gate.examiner.asked == [(1, 0)]
+    assert gate.evaluator.asked == [(1, 0)]
     assert gate.history(1) == [("gate", "fail"), ("quarantine", "quarantined")]
     assert gate.state(1) == "quarantined"
     assert await gate.parts.release.stable("policy") == 0
@@ -119,11 +119,11 @@ async def test_one_that_fails_is_quarantined_and_not_asked_about_again(gate: Gat
 async def test_what_a_person_promoted_meanwhile_is_left_alone(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def slowly(candidate: Version, stable: Version | None) -> Verdict:
+    async def slowly(candidate: Version, stable: Version | None) -> GateVerdict:
         await gate.parts.release.promote(candidate.version, "ann")
         return FAILED
 
-    monkeypatch.setattr(gate.examiner, "examine", slowly)
+    monkeypatch.setattr(gate.evaluator, "examine", slowly)
     await gate.publish()
     await gate.keeper.turn()
     assert gate.state(1) == "stable"
@@ -135,15 +135,15 @@ async def test_while_generation_is_away_it_neither_passes_nor_fails(
 ) -> None:
     monkeypatch.setattr(controller, "FIRST_RETRY_SECONDS", 0.0)
     gate.keeper._retry_seconds = 0.0
-    gate.examiner.says = Unavailable("generation does not answer")
+    gate.evaluator.says = Unavailable("generation does not answer")
     await gate.publish()
     for _ in range(3):
         await gate.keeper.turn()
-    assert len(gate.examiner.asked) == 3
+    assert len(gate.evaluator.asked) == 3
     assert gate.state(1) == "candidate"
     assert gate.history(1) == [("gate", "hold")]
     assert "generation does not answer" in gate.keeper.waiting
-    gate.examiner.says = PASSED
+    gate.evaluator.says = PASSED
     await gate.keeper.turn()
     assert gate.history(1) == [("gate", "hold"), ("gate", "pass"), ("promote", "promote")]
     assert await gate.parts.release.stable("policy") == 1
@@ -152,18 +152,18 @@ async def test_while_generation_is_away_it_neither_passes_nor_fails(
 
 
 async def test_it_waits_between_two_attempts(gate: Gate) -> None:
-    gate.examiner.says = Unavailable("generation does not answer")
+    gate.evaluator.says = Unavailable("generation does not answer")
     await gate.publish()
     for _ in range(3):
         await gate.keeper.turn()
-    assert len(gate.examiner.asked) == 1
+    assert len(gate.evaluator.asked) == 1
 
 
 async def test_the_newest_candidate_supersedes_the_others(gate: Gate) -> None:
     for _ in range(3):
         await gate.publish()
     await gate.keeper.turn()
-    assert gate.examiner.asked == [(3, 0)]
+    assert gate.evaluator.asked == [(3, 0)]
     assert [gate.state(version) for version in (1, 2, 3)] == ["retired", "retired", "stable"]
     assert gate.history(1) == [("gate", "superseded")]
 
@@ -182,7 +182,7 @@ async def test_a_promotion_that_could_not_be_carried_out_is_made_up_for(gate: Ga
         await gate.keeper.turn()
     gate.parts.bus.set_routing = really  # type: ignore[method-assign]
     await gate.keeper.turn()
-    assert gate.examiner.asked == [(1, 0)]
+    assert gate.evaluator.asked == [(1, 0)]
     assert gate.history(1) == [("gate", "pass"), ("promote", "promote")]
 
 
@@ -202,7 +202,7 @@ async def test_after_a_person_rolled_back_it_looks_and_waits(gate: Gate) -> None
 
 
 async def test_one_failure_after_another_pauses_the_learner(gate: Gate) -> None:
-    gate.examiner.says = FAILED
+    gate.evaluator.says = FAILED
     await gate.publish()
     await gate.keeper.turn()
     assert gate.paused == 0
@@ -224,7 +224,7 @@ async def test_what_passes_is_tried_on_a_share_of_users_while_newer_ones_wait(
     await gate.publish()
     await gate.publish()
     await gate.keeper.turn()
-    assert gate.examiner.asked == [(1, 0)]
+    assert gate.evaluator.asked == [(1, 0)]
     assert gate.history(2) == [("gate", "superseded")]
     assert gate.keeper.waiting == "the canary, version 1"
     await gate.parts.release.promote(1, "canary")

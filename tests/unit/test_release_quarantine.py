@@ -16,7 +16,7 @@ from tuneloop.learner.training_run import BEGINNING
 async def parts(tmp_path: Path) -> Parts:
     """Version 1 is stable, learned from f0 to f7; version 2 is a candidate, from f8 to f15."""
     parts = Parts(folder=tmp_path, options={"release": "gate"})
-    parts.trainee.restore()
+    parts.training_run.restore()
     await publish(parts, 0)
     await parts.release.promote(1, "gate")
     await publish(parts, 8)
@@ -52,13 +52,13 @@ async def test_a_refused_candidate_is_forgotten_by_the_learner(parts: Parts) -> 
     assert await parts.release.stable("policy") == 1
     assert states(parts) == {1: "stable", 2: "quarantined"}
 
-    assert parts.trainee.rewind(set_aside_after=2)
+    assert parts.training_run.rewind(set_aside_after=2)
 
     assert parts.trainer.learned == [f"kto:{name}" for name in numbered(0, 8)]
-    assert (parts.trainee.step, parts.trainee.parent) == (2, 1)
+    assert (parts.training_run.step, parts.training_run.parent) == (2, 1)
     assert parts.used() == {name: 1 + n // 4 for n, name in enumerate(numbered(0, 8))}
     assert open_samples(parts) == numbered(8, 16)
-    assert not parts.trainee.rewind(set_aside_after=2)
+    assert not parts.training_run.rewind(set_aside_after=2)
     (decision,) = decisions.of_version(parts.database, "policy", 2)
     assert (decision.kind, decision.outcome) == ("quarantine", "quarantined")
     assert (decision.reason, decision.actor) == ("it babbles", "gate")
@@ -90,7 +90,7 @@ async def test_samples_behind_two_quarantines_are_set_aside(parts: Parts) -> Non
 
 async def test_what_a_refused_version_had_learned_stays_on_record(parts: Parts) -> None:
     await parts.release.quarantine(2, "it babbles", actor="gate")
-    parts.trainee.rewind(set_aside_after=2)
+    parts.training_run.rewind(set_aside_after=2)
     with parts.database.read() as connection:
         rows = connection.execute(select(undone_uses)).all()
     assert {row.sample_id for row in rows} == set(numbered(8, 16))
@@ -107,7 +107,7 @@ async def test_what_grew_from_a_refused_version_goes_with_it_without_blame(parts
     await parts.turn()
     await parts.release.quarantine(2, "it babbles", actor="gate")
     assert states(parts) == {1: "stable", 2: "quarantined", 3: "retired"}
-    parts.trainee.rewind(set_aside_after=1)
+    parts.training_run.rewind(set_aside_after=1)
     # Only what version 2 knew is to blame for it.
     assert open_samples(parts) == numbered(16, 28)
     assert decisions.of_version(parts.database, "policy", 3)[0].reason == (
@@ -120,9 +120,9 @@ async def test_a_version_passed_over_is_undone_with_the_refused_one_after_it(par
     parts.release.supersede(2, 3, "gate")
     await parts.release.quarantine(3, "it babbles", actor="gate")
     assert states(parts) == {1: "stable", 2: "retired", 3: "quarantined"}
-    parts.trainee.rewind(set_aside_after=2)
+    parts.training_run.rewind(set_aside_after=2)
     # Version 2 never was good: nobody looked at it.
-    assert parts.trainee.parent == 1
+    assert parts.training_run.parent == 1
     assert open_samples(parts) == numbered(8, 24)
 
 
@@ -131,9 +131,9 @@ async def test_taking_back_data_puts_no_blame_on_the_rest(parts: Parts) -> None:
     await parts.release.quarantine(1, "a user is forgotten", actor="ann", kind="rebuild")
     assert await parts.release.stable("policy") == 0
     assert states(parts) == {1: "quarantined", 2: "quarantined"}
-    parts.trainee.rewind(set_aside_after=1)
+    parts.training_run.rewind(set_aside_after=1)
     assert open_samples(parts) == numbered(0, 16)
-    assert (parts.trainee.step, parts.trainee.parent, parts.trainer.learned) == (0, 0, [])
+    assert (parts.training_run.step, parts.training_run.parent, parts.trainer.learned) == (0, 0, [])
     assert {d.kind for d in decisions.of_version(parts.database, "policy", 1)} >= {"rebuild"}
 
 
@@ -155,9 +155,9 @@ async def test_a_person_rolls_back_and_the_learner_with_it(parts: Parts) -> None
 async def test_a_crash_before_the_learner_went_back_only_delays_it(parts: Parts) -> None:
     await parts.release.quarantine(2, "it babbles", actor="gate")
     after = parts.again()
-    after.trainee.restore()
+    after.training_run.restore()
     assert len(after.trainer.learned) == 16
-    assert after.trainee.rewind(set_aside_after=2)
+    assert after.training_run.rewind(set_aside_after=2)
     assert len(after.trainer.learned) == 8
 
 
@@ -165,9 +165,9 @@ async def test_a_crash_between_ledger_and_checkpoint_goes_back_as_well(parts: Pa
     await parts.release.quarantine(2, "it babbles", actor="gate")
     quarantine.put_back(parts.database, parts.clock(), 2)
     after = parts.again()
-    after.trainee.restore()
+    after.training_run.restore()
     assert after.trainer.learned == [f"kto:{name}" for name in numbered(0, 8)]
-    assert after.trainee.parent == 1
+    assert after.training_run.parent == 1
 
 
 async def test_checkpoints_of_what_may_be_gone_back_to_are_kept(parts: Parts) -> None:
@@ -182,11 +182,11 @@ async def test_checkpoints_of_what_may_be_gone_back_to_are_kept(parts: Parts) ->
 
 async def test_a_first_version_that_is_refused_leads_back_to_the_base(tmp_path: Path) -> None:
     parts = Parts(folder=tmp_path, options={"release": "gate"})
-    parts.trainee.restore()
+    parts.training_run.restore()
     await publish(parts, 0)
     after = parts.again()
     await after.release.quarantine(1, "it babbles", actor="gate")
-    after.trainee.restore()
-    after.trainee.rewind(set_aside_after=2)
-    assert (after.trainee.step, after.trainee.parent, after.trainer.learned) == (0, 0, [])
+    after.training_run.restore()
+    after.training_run.rewind(set_aside_after=2)
+    assert (after.training_run.step, after.training_run.parent, after.trainer.learned) == (0, 0, [])
     assert open_samples(after) == numbered(0, 8)

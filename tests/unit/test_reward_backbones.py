@@ -25,7 +25,7 @@ from tuneloop.policies import WeightsKind
 from tuneloop.reward.scorer import Candidate
 from tuneloop.reward.scorers.reward_model import base_scorer
 from tuneloop.reward.scoring import Scoring
-from tuneloop.reward.swap import HotSwap, SwapOptions
+from tuneloop.reward.swap import RewardModelSwap, RewardSwapOptions
 from tuneloop.weights.shapes import base_model_sha256
 
 FAMILIES = ("llama", "qwen2", "gpt2")
@@ -273,13 +273,13 @@ async def test_a_decoder_is_swapped_in_while_scoring(
     publisher = Publisher(base_folder, tmp_path)
     base = base_scorer(base_folder, max_length=512, weight=1.0)
     scoring = Scoring([], base)
-    options = SwapOptions(
+    options = RewardSwapOptions(
         policy="tuneloop",
         base_model_sha256=base_model_sha256(base_folder),
         min_labels=32,
         min_accuracy=0.65,
     )
-    swap = HotSwap(
+    swap = RewardModelSwap(
         bus=MemoryBus(), store=publisher.store(), scoring=scoring, base=base, options=options
     )
     trainer = make_trainer(base_folder, kind=WeightsKind.LORA, head_learning_rate=0.05)

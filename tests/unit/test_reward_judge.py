@@ -23,8 +23,8 @@ from tuneloop.reward.process import load_scoring
 from tuneloop.reward.scorers import judge_client
 from tuneloop.reward.scorers.judge import (
     Judge,
+    JudgePreference,
     JudgeSettings,
-    Preference,
     parse_rating,
     parse_verdict,
     untagged,
@@ -131,7 +131,7 @@ def replies(outcome: str) -> float:
 async def test_a_fair_judge_says_the_same_in_both_orders() -> None:
     async with serving(likes_long) as server, judging(server.url, votes=2, api_key="k") as judge:
         preference = await judge.compare("why?", "short", "a longer answer")
-        assert preference == Preference(probability_a=0.0, votes=2, abstained=0)
+        assert preference == JudgePreference(probability_a=0.0, votes=2, abstained=0)
         assert (preference.chosen, preference.confidence, preference.flip_rate) == ("b", 1.0, 0.0)
         assert (await judge.compare("why?", "a longer answer", "short")).chosen == "a"
         assert (await judge.compare("why?", "four", "five")).chosen is None
@@ -148,7 +148,7 @@ async def test_a_fair_judge_says_the_same_in_both_orders() -> None:
 async def test_a_judge_that_likes_what_it_sees_first_decides_nothing() -> None:
     async with serving(lambda body: "[[1]]") as server, judging(server.url, votes=3) as judge:
         preference = await judge.compare("why?", "a", "b")
-    assert preference == Preference(probability_a=0.5, votes=3, abstained=0)
+    assert preference == JudgePreference(probability_a=0.5, votes=3, abstained=0)
     assert preference.chosen is None
 
 
@@ -186,7 +186,7 @@ async def test_garbage_is_an_abstention_and_counted() -> None:
     async with babble as server, judging(server.url, votes=2) as judge:
         preference = await judge.compare("why?", "a", "b")
         assert await judge.rate("why?", "a") is None
-    assert preference == Preference(probability_a=0.5, votes=0, abstained=2)
+    assert preference == JudgePreference(probability_a=0.5, votes=0, abstained=2)
     assert preference.chosen is None
     assert replies("unparsed") == before + 6
 
@@ -197,7 +197,7 @@ async def test_one_order_without_a_verdict_is_no_vote() -> None:
 
     async with serving(shy) as server, judging(server.url) as judge:
         preference = await judge.compare("why?", "a", "b")
-    assert preference == Preference(probability_a=0.5, votes=0, abstained=1)
+    assert preference == JudgePreference(probability_a=0.5, votes=0, abstained=1)
 
 
 async def test_what_passes_is_tried_again() -> None:
@@ -358,7 +358,7 @@ def test_no_answer_closes_its_tags(text: str) -> None:
 def test_confidence_and_noise_agree(for_a: int, ties: int, for_b: int) -> None:
     votes = for_a + ties + for_b
     p = (for_a + ties / 2) / votes if votes else 0.5
-    preference = Preference(probability_a=p, votes=votes, abstained=0)
+    preference = JudgePreference(probability_a=p, votes=votes, abstained=0)
     assert preference.flip_rate == pytest.approx((1 - preference.confidence) / 2)
     assert (preference.chosen is None) == (for_a == for_b)
     assert 0 <= preference.flip_rate <= 0.5

@@ -21,7 +21,7 @@ from tuneloop.reward.scorer import Candidate
 from tuneloop.reward.scorers.functions import FunctionScorer, load_function
 from tuneloop.reward.scorers.reward_model import base_scorer
 from tuneloop.reward.scoring import ScoredBatch, Scoring
-from tuneloop.reward.swap import HotSwap, SwapOptions
+from tuneloop.reward.swap import RewardModelSwap, RewardSwapOptions
 from tuneloop.rollouts import FinishReason
 from tuneloop.weights.shapes import base_model_sha256
 
@@ -256,12 +256,12 @@ class Swapping:
         self.publisher = Publisher(base_folder, scratch)
         base = base_scorer(base_folder, max_length=512, weight=1.0)
         self.scoring = Scoring([], base)
-        self.hot_swap = HotSwap(
+        self.hot_swap = RewardModelSwap(
             bus=self.bus,
             store=self.publisher.store(),
             scoring=self.scoring,
             base=base,
-            options=SwapOptions(
+            options=RewardSwapOptions(
                 policy="tuneloop",
                 base_model_sha256=base_model_sha256(base_folder),
                 min_labels=32,

@@ -18,14 +18,14 @@ from tuneloop.bus import Bus
 from tuneloop.bus.subjects import learner_step
 from tuneloop.errors import TuneloopError
 from tuneloop.learner import metrics, trace_links
-from tuneloop.learner.batching.batcher import Progress
+from tuneloop.learner.batching.batcher import BatchProgress
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.queue.ready import Refusal
-from tuneloop.learner.model_thread import Worker
+from tuneloop.learner.model_thread import ModelThread
 from tuneloop.learner.release.publisher import Publisher
 from tuneloop.learner.trainer.base import StepResult
-from tuneloop.learner.training_run import Batch, Trainee, ids_of
+from tuneloop.learner.training_run import Batch, TrainingRun, ids_of
 from tuneloop.wire import encode_learner_stepped
 
 logger = logging.getLogger("tuneloop.learner.loop")
@@ -40,19 +40,19 @@ PAUSED = "paused"
 
 
 class Batches(Protocol):
-    """Forms the next batch of a trainee, or None while it is too early."""
+    """Forms the next batch of a training run, or None while it is too early."""
 
-    def form(self, trainee: Trainee, limit: int | None = None) -> Batch | None:
+    def form(self, training_run: TrainingRun, limit: int | None = None) -> Batch | None:
         """See `tuneloop.learner.batching.batcher`."""
         ...
 
-    def progress(self, trainee: Trainee) -> list[Progress]:
+    def progress(self, training_run: TrainingRun) -> list[BatchProgress]:
         """How far its next steps are."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
+class LoopSchedule:
     """How often to commit and to publish."""
 
     publish_every_steps: int
@@ -71,17 +71,17 @@ class NextVersion:
 
 
 class Loop:
-    """Runs trainees until stopped."""
+    """Runs training runs until stopped."""
 
     def __init__(
         self,
         *,
-        trainees: Sequence[tuple[Trainee, Batches]],
+        training_runs: Sequence[tuple[TrainingRun, Batches]],
         publisher: Publisher,
         database: Database,
         bus: Bus,
-        worker: Worker,
-        pace: Pace,
+        worker: ModelThread,
+        pace: LoopSchedule,
         between_turns: Callable[[], None] = lambda: None,
         set_aside_after: int = 2,
         clock: Callable[[], float] = time.time,
@@ -90,7 +90,7 @@ class Loop:
 
         `set_aside_after` is that of `GateSettings`.
         """
-        self.trainees = trainees
+        self.training_runs = training_runs
         self.state = "waiting"
         """`waiting`, `stepping` or `publishing`."""
         self.last_metrics: dict[str, Mapping[str, float]] = {}
@@ -114,13 +114,19 @@ class Loop:
         """Whether steps are paused; intake and publication of earlier steps go on."""
         return self._paused
 
-    def progress(self) -> list[Progress]:
-        """How far the next steps of every trainee are."""
-        return [p for trainee, batches in self.trainees for p in batches.progress(trainee)]
+    def progress(self) -> list[BatchProgress]:
+        """How far the next steps of every training run are."""
+        return [
+            p
+            for training_run, batches in self.training_runs
+            for p in batches.progress(training_run)
+        ]
 
     def next_version(self) -> NextVersion | None:
         """How far the policy's next version is; None while no step waits for one."""
-        policy = next(trainee for trainee, _ in self.trainees if trainee.model == "policy")
+        policy = next(
+            training_run for training_run, _ in self.training_runs if training_run.model == "policy"
+        )
         since = policy.unpublished_since
         if since is None:
             return None
@@ -138,161 +144,170 @@ class Loop:
         self.arrived.set()
 
     async def run(self) -> None:
-        """Restore every trainee, then turn for ever."""
-        for trainee, _ in self.trainees:
-            if await asyncio.to_thread(self._publisher.clean, trainee.model):
-                logger.warning("%s: will publish again", trainee.model)
-            await self._worker.run(trainee.restore)
-            metrics.policy_version.labels(trainee.model).set(trainee.parent)
+        """Restore every training run, then turn for ever."""
+        for training_run, _ in self.training_runs:
+            if await asyncio.to_thread(self._publisher.clean, training_run.model):
+                logger.warning("%s: will publish again", training_run.model)
+            await self._worker.run(training_run.restore)
+            metrics.policy_version.labels(training_run.model).set(training_run.parent)
         while True:
             self.arrived.clear()
-            busy = [await self.turn(trainee, batches) for trainee, batches in self.trainees]
+            busy = [
+                await self.turn(training_run, batches)
+                for training_run, batches in self.training_runs
+            ]
             await self._worker.run(self._between_turns)
             if not any(busy):
                 await self._wait()
 
     @asynccontextmanager
-    async def standing_still(self) -> AsyncIterator[None]:
+    async def paused_turns(self) -> AsyncIterator[None]:
         """No turn runs inside, and what was trained before is committed."""
         async with self._turning:
-            for trainee, _ in self.trainees:
-                await self._commit(trainee)
+            for training_run, _ in self.training_runs:
+                await self._commit(training_run)
             yield
 
     async def publish_soon(self, model: str) -> None:
-        """Make a version of the steps that have none yet. Call it while `standing_still`."""
-        for trainee, _ in self.trainees:
-            if trainee.model == model and trainee.unpublished_steps:
+        """Make a version of the steps that have none yet. Call it while `paused_turns`."""
+        for training_run, _ in self.training_runs:
+            if training_run.model == model and training_run.unpublished_steps:
                 figures = self.last_metrics.get(model, {})
-                await self._worker.run(self._publisher.save, trainee, figures)
+                await self._worker.run(self._publisher.save, training_run, figures)
 
     async def rewind(self) -> int:
         """Undo what a quarantine asks for; the version the policy goes on from.
 
-        Call it while `standing_still`.
+        Call it while `paused_turns`.
         """
-        policy = next(trainee for trainee, _ in self.trainees if trainee.model == "policy")
+        policy = next(
+            training_run for training_run, _ in self.training_runs if training_run.model == "policy"
+        )
         await self._worker.run(policy.rewind, self._set_aside_after)
         return policy.parent
 
-    async def turn(self, trainee: Trainee, batches: Batches) -> bool:
-        """One turn of one trainee; whether it took a step."""
+    async def turn(self, training_run: TrainingRun, batches: Batches) -> bool:
+        """One turn of one training run; whether it took a step."""
         async with self._turning:
-            return await self._turn(trainee, batches)
+            return await self._turn(training_run, batches)
 
-    async def _turn(self, trainee: Trainee, batches: Batches) -> bool:
-        if trainee.model == "policy":
-            await self._worker.run(trainee.rewind, self._set_aside_after)
-        batch = await self._next_batch(trainee, batches)
+    async def _turn(self, training_run: TrainingRun, batches: Batches) -> bool:
+        if training_run.model == "policy":
+            await self._worker.run(training_run.rewind, self._set_aside_after)
+        batch = await self._next_batch(training_run, batches)
         if batch is not None:
-            await self._step(trainee, batch)
-        if len(trainee.uncommitted.taken) >= self._pace.checkpoint_every_steps:
-            await self._commit(trainee)
-        await self._publish(trainee)
-        if trainee.unreported:
-            await self._bury(trainee)
+            await self._step(training_run, batch)
+        if len(training_run.uncommitted.taken) >= self._pace.checkpoint_every_steps:
+            await self._commit(training_run)
+        await self._publish(training_run)
+        if training_run.unreported:
+            await self._bury(training_run)
         self.state = "waiting"
         return batch is not None
 
-    async def _next_batch(self, trainee: Trainee, batches: Batches) -> Batch | None:
-        if self._paused or time.monotonic() < self._not_before.get(trainee.model, 0.0):
+    async def _next_batch(self, training_run: TrainingRun, batches: Batches) -> Batch | None:
+        if self._paused or time.monotonic() < self._not_before.get(training_run.model, 0.0):
             return None
         # After a step that raised, ever smaller batches find the sample it fails on.
-        limit = None if trainee.failures == 0 else max(1, 16 >> trainee.failures)
-        return await self._worker.run(batches.form, trainee, limit)
+        limit = None if training_run.failures == 0 else max(1, 16 >> training_run.failures)
+        return await self._worker.run(batches.form, training_run, limit)
 
-    async def _step(self, trainee: Trainee, batch: Batch) -> None:
+    async def _step(self, training_run: TrainingRun, batch: Batch) -> None:
         self.state = "stepping"
-        links = trace_links.links_of(batch) if tracing.on() else ()
+        links = trace_links.links_of_batch(batch) if tracing.on() else ()
         attributes: tracing.Attributes = {
-            "tuneloop.model": trainee.model,
+            "tuneloop.model": training_run.model,
             "tuneloop.samples": len(batch),
         }
         try:
             with tracing.span("step", links=links, attributes=attributes):
-                result = await self._worker.run(trainee.train, batch)
-                trace_links.stepped(trainee.model)
+                result = await self._worker.run(training_run.train, batch)
+                trace_links.note_step(training_run.model)
         except (TuneloopError, RuntimeError, ValueError, ArithmeticError) as error:
-            await self._failed(trainee, batch, error)
+            await self._failed(training_run, batch, error)
             return
-        trainee.failures = 0
-        self._report(trainee, batch, result)
+        training_run.failures = 0
+        self._report(training_run, batch, result)
 
-    async def _failed(self, trainee: Trainee, batch: Batch, error: Exception) -> None:
-        metrics.steps_failed.labels(trainee.model).inc()
-        logger.error("%s: a step failed", trainee.model, exc_info=error)
-        if len(batch) == 1 and trainee.failures > 0:
+    async def _failed(self, training_run: TrainingRun, batch: Batch, error: Exception) -> None:
+        metrics.steps_failed.labels(training_run.model).inc()
+        logger.error("%s: a step failed", training_run.model, exc_info=error)
+        if len(batch) == 1 and training_run.failures > 0:
             refusals = [
                 Refusal(sample_id=i, objective=objective, reason=f"step failed: {error}")
                 for objective, group in batch.samples.items()
                 for sample in group
                 for i in ids_of(sample)
             ]
-            await self._worker.run(trainee.refuse, refusals)
-            trainee.failures = 0
+            await self._worker.run(training_run.refuse, refusals)
+            training_run.failures = 0
             return
-        pause = min(2.0**trainee.failures, LONGEST_PAUSE_SECONDS)
-        trainee.failures += 1
-        self._not_before[trainee.model] = time.monotonic() + pause
+        pause = min(2.0**training_run.failures, LONGEST_PAUSE_SECONDS)
+        training_run.failures += 1
+        self._not_before[training_run.model] = time.monotonic() + pause
 
-    def _report(self, trainee: Trainee, batch: Batch, result: StepResult) -> None:
-        self.last_metrics[trainee.model] = result.metrics
-        metrics.steps.labels(trainee.model).inc()
+    def _report(self, training_run: TrainingRun, batch: Batch, result: StepResult) -> None:
+        self.last_metrics[training_run.model] = result.metrics
+        metrics.steps.labels(training_run.model).inc()
         if result.skipped:
-            metrics.steps_skipped.labels(trainee.model, result.reason).inc()
-            logger.warning("%s: step %d skipped: %s", trainee.model, trainee.step, result.reason)
+            metrics.steps_skipped.labels(training_run.model, result.reason).inc()
+            logger.warning(
+                "%s: step %d skipped: %s", training_run.model, training_run.step, result.reason
+            )
         for name, value in result.metrics.items():
-            metrics.step_metric.labels(trainee.model, name).set(value)
-            if trainee.model == "policy" and name in metrics.BY_NAME:
+            metrics.step_metric.labels(training_run.model, name).set(value)
+            if training_run.model == "policy" and name in metrics.BY_NAME:
                 metrics.BY_NAME[name].set(value)
-        metrics.loss.labels(trainee.model).set(result.metrics.get("loss", 0.0))
+        metrics.loss.labels(training_run.model).set(result.metrics.get("loss", 0.0))
         norm = result.metrics.get("gradient_norm", 0.0)
-        metrics.gradient_norm.labels(trainee.model).set(norm)
+        metrics.gradient_norm.labels(training_run.model).set(norm)
         sizes = ", ".join(f"{len(group)} {name}" for name, group in batch.samples.items())
         loss = result.metrics.get("loss", float("nan"))
-        logger.info("%s: step %d on %s, loss %.4f", trainee.model, trainee.step, sizes, loss)
+        logger.info(
+            "%s: step %d on %s, loss %.4f", training_run.model, training_run.step, sizes, loss
+        )
 
-    async def _commit(self, trainee: Trainee) -> None:
-        if not trainee.uncommitted.taken:
+    async def _commit(self, training_run: TrainingRun) -> None:
+        if not training_run.uncommitted.taken:
             return
-        await self._worker.run(trainee.commit)
-        if trainee.model == "policy":
-            await self._announce_step(trainee)
+        await self._worker.run(training_run.commit)
+        if training_run.model == "policy":
+            await self._announce_step(training_run)
 
-    async def _announce_step(self, trainee: Trainee) -> None:
+    async def _announce_step(self, training_run: TrainingRun) -> None:
         """Tell whoever listens; nothing depends on it, so a bus that is down is only logged."""
         now = datetime.fromtimestamp(self._clock(), UTC)
-        figures = self.last_metrics.get(trainee.model, {})
-        data = encode_learner_stepped(trainee.policy, trainee.step, figures, now)
-        event_id = f"step-{trainee.policy}-{trainee.step}"
+        figures = self.last_metrics.get(training_run.model, {})
+        data = encode_learner_stepped(training_run.policy, training_run.step, figures, now)
+        event_id = f"step-{training_run.policy}-{training_run.step}"
         try:
-            await self._bus.publish(learner_step(trainee.policy), data, event_id=event_id)
+            await self._bus.publish(learner_step(training_run.policy), data, event_id=event_id)
         except TuneloopError as error:
-            logger.info("step %d was not announced: %s", trainee.step, error)
+            logger.info("step %d was not announced: %s", training_run.step, error)
 
-    async def _publish(self, trainee: Trainee) -> None:
-        if self._version_due(trainee):
+    async def _publish(self, training_run: TrainingRun) -> None:
+        if self._version_due(training_run):
             self.state = "publishing"
-            await self._commit(trainee)
-            figures = self.last_metrics.get(trainee.model, {})
-            *links, last = trace_links.steps_of(trainee.model) or ("",)
+            await self._commit(training_run)
+            figures = self.last_metrics.get(training_run.model, {})
+            *links, last = trace_links.steps_of(training_run.model) or ("",)
             with tracing.span("make version", parent=last, links=links):
-                version = await self._worker.run(self._publisher.save, trainee, figures)
-                trace_links.made(trainee.model, version)
-        await self._publisher.push(trainee)
+                version = await self._worker.run(self._publisher.save, training_run, figures)
+                trace_links.note_version(training_run.model, version)
+        await self._publisher.push(training_run)
 
-    def _version_due(self, trainee: Trainee) -> bool:
-        if trainee.unpublished_since is None:
+    def _version_due(self, training_run: TrainingRun) -> bool:
+        if training_run.unpublished_since is None:
             return False
-        waited = self._clock() - trainee.unpublished_since
+        waited = self._clock() - training_run.unpublished_since
         return (
-            trainee.unpublished_steps >= self._pace.publish_every_steps
+            training_run.unpublished_steps >= self._pace.publish_every_steps
             or waited >= self._pace.publish_every_seconds
         )
 
-    async def _bury(self, trainee: Trainee) -> None:
+    async def _bury(self, training_run: TrainingRun) -> None:
         """Send dead letters of refused samples; those a bus that is down misses go out later."""
-        consumer = f"learner-{trainee.policy}-samples"
+        consumer = f"learner-{training_run.policy}-samples"
         while refused := await self._worker.run(ready.unreported, self._database, REFUSALS):
             for refusal in refused:
                 name = f"{refusal.objective}-{refusal.sample_id}"
@@ -311,7 +326,7 @@ class Loop:
                     logger.info("a dead letter waits for the bus: %s", error)
                     return
                 await self._worker.run(ready.mark_reported, self._database, refusal)
-        trainee.unreported = False
+        training_run.unreported = False
 
     async def _wait(self) -> None:
         try:
@@ -322,5 +337,5 @@ class Loop:
 
     async def drain(self) -> None:
         """Commit what was trained, so that a stop loses no work. Call after `run` was cancelled."""
-        for trainee, _ in self.trainees:
-            await self._worker.run(trainee.commit)
+        for training_run, _ in self.training_runs:
+            await self._worker.run(training_run.commit)

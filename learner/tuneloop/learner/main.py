@@ -96,7 +96,7 @@ async def serve(settings: LearnerSettings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     serve_metrics(settings.host, settings.metrics_port)
-    telemetry.watch("data", settings.data_dir)
+    telemetry.watch_disks("data", settings.data_dir)
     # SQLAlchemy, grpc and, once models are loaded, torch come in here.
     from tuneloop.learner.app.learner import assemble
 

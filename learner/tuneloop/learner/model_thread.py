@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Worker:
+class ModelThread:
     """Runs blocking calls one after the other; await `run` for a result."""
 
     def __init__(self, name: str = "trainer") -> None:

@@ -26,13 +26,13 @@ _steps: dict[str, list[str]] = {}
 _versions: OrderedDict[tuple[str, int], str] = OrderedDict()
 
 
-def clear() -> None:
+def clear_links() -> None:
     """Forget everything."""
     for kept in (_events, _steps, _versions):
         kept.clear()
 
 
-def take_in(events: Iterable[Any], started_ns: int) -> None:
+def link_intake(events: Iterable[Any], started_ns: int) -> None:
     """Make the spans of events of an intake that have just been recorded."""
     for event in events:
         match event:
@@ -53,7 +53,7 @@ def take_in(events: Iterable[Any], started_ns: int) -> None:
                 """A retraction: nothing is learned from it."""
 
 
-def links_of(batch: Batch) -> list[str]:
+def links_of_batch(batch: Batch) -> list[str]:
     """Spans that the step of a batch comes from."""
     ids = (i for group in batch.samples.values() for sample in group for i in ids_of(sample))
     # A sample is named by its feedback, of whose id no part has a dot, or by its completion.
@@ -61,7 +61,7 @@ def links_of(batch: Batch) -> list[str]:
     return list(dict.fromkeys(span for spans in found for span in spans))[:LINKS]
 
 
-def stepped(model: str) -> None:
+def note_step(model: str) -> None:
     """The current span is that of a step."""
     span = tracing.traceparent()
     if span:
@@ -73,14 +73,14 @@ def steps_of(model: str) -> list[str]:
     return _steps.pop(model, [])
 
 
-def made(model: str, version: int) -> None:
+def note_version(model: str, version: int) -> None:
     """The current span is that in which a version was made."""
     span = tracing.traceparent()
     if span:
         _keep(_versions, (model, version), span, VERSIONS)
 
 
-def of_version(model: str, version: int) -> str:
+def span_of_version(model: str, version: int) -> str:
     """The span in which a version was made; empty where it is not known."""
     return _versions.get((model, version), "")
 

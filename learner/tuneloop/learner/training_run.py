@@ -59,7 +59,7 @@ class Uncommitted:
         ]
 
 
-class Trainee:
+class TrainingRun:
     """One model (`policy` or `reward_model`), its trainer, its place in the ledger.
 
     All methods block and are called from the trainer's thread.

@@ -39,7 +39,7 @@ def check_url(url: str) -> None:
             )
 
 
-class Connection:
+class NatsConnection:
     """The client, whether it is connected, and requests that end when it is not."""
 
     def __init__(self, url: str, *, name: str, access: Access | None = None) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tuneloop.bus import Delivery, PublishReceipt, RoutingEntry, StoredEvent, metrics, subjects
 from tuneloop.bus.access import Access
-from tuneloop.bus.connection import Connection
+from tuneloop.bus.connection import NatsConnection
 from tuneloop.bus.pull import JetStreamDelivery, Puller
 from tuneloop.bus.streams import (
     NANOSECONDS,
@@ -71,7 +71,7 @@ class JetStreamBus:
     """`Bus` on JetStream; make it with `connect`."""
 
     def __init__(
-        self, connection: Connection, limits: StreamLimits | None, replicas: int = 1
+        self, connection: NatsConnection, limits: StreamLimits | None, replicas: int = 1
     ) -> None:
         self.connection = connection
         self._limits = limits
@@ -96,7 +96,7 @@ class JetStreamBus:
         `replicas` are the copies a cluster keeps of each stream. Raises `SettingsError` for a
         malformed URL, and for files of `access` that cannot be used.
         """
-        connection = Connection(url, name=name, access=access)
+        connection = NatsConnection(url, name=name, access=access)
         await connection.start(wait)
         return cls(connection, limits, replicas)
 

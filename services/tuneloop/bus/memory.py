@@ -14,7 +14,7 @@ from tuneloop.errors import Conflict, NotFound, Unavailable
 
 
 @dataclass(slots=True)
-class Stream:
+class MemoryStream:
     """Events in order, and the ids seen."""
 
     events: list[StoredEvent] = field(default_factory=list)
@@ -23,7 +23,7 @@ class Stream:
 
 
 @dataclass(slots=True)
-class Progress:
+class ConsumerProgress:
     """How far one consumer is with one event."""
 
     deliveries: int = 0
@@ -39,7 +39,7 @@ class Durable:
     subjects: tuple[str, ...]
     ack_wait: float
     acknowledged: set[int] = field(default_factory=set)
-    progress: dict[int, Progress] = field(default_factory=dict)
+    progress: dict[int, ConsumerProgress] = field(default_factory=dict)
 
 
 class MemoryDelivery:
@@ -120,7 +120,7 @@ class MemoryConsumer:
         return 0.0 if progress is None else progress.due
 
     def _hand_out(self, event: StoredEvent) -> MemoryDelivery:
-        progress = self._durable.progress.setdefault(event.sequence, Progress())
+        progress = self._durable.progress.setdefault(event.sequence, ConsumerProgress())
         progress.deliveries += 1
         progress.due = now() + self._durable.ack_wait
         return MemoryDelivery(self._bus, self._durable, event)
@@ -130,7 +130,7 @@ class MemoryBus:
     """`Bus` in the memory of one event loop."""
 
     def __init__(self) -> None:
-        self.streams = {name: Stream() for name in subjects.stream_subjects}
+        self.streams = {name: MemoryStream() for name in subjects.stream_subjects}
         self.connected = True
         self._durables: dict[tuple[str, str], Durable] = {}
         self._routing: dict[str, RoutingEntry] = {}

@@ -14,7 +14,7 @@ from typing import Any
 
 import nats.errors
 
-from tuneloop.bus.connection import Connection
+from tuneloop.bus.connection import NatsConnection
 from tuneloop.bus.streams import API, NANOSECONDS
 
 log = logging.getLogger("tuneloop.bus")
@@ -27,7 +27,7 @@ class Puller:
     """An inbox, and pull requests whose messages arrive in it."""
 
     def __init__(
-        self, connection: Connection, stream: str, ensure: Callable[[], Awaitable[str]]
+        self, connection: NatsConnection, stream: str, ensure: Callable[[], Awaitable[str]]
     ) -> None:
         self._connection = connection
         self._stream = stream
@@ -134,7 +134,7 @@ class JetStreamDelivery:
 
     __slots__ = ("_connection", "_message", "_metadata")
 
-    def __init__(self, connection: Connection, message: Any) -> None:
+    def __init__(self, connection: NatsConnection, message: Any) -> None:
         self._connection = connection
         self._message = message
         self._metadata = message.metadata

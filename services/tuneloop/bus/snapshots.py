@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tuneloop.bus.connection import Connection
+from tuneloop.bus.connection import NatsConnection
 from tuneloop.bus.streams import ApiError, api
 from tuneloop.errors import Conflict, CorruptData, NotFound, Unavailable
 
@@ -20,7 +20,7 @@ RESTORE_SECONDS = 600.0
 """How long the server may work on what it was sent."""
 
 
-async def stream_names(connection: Connection) -> list[str]:
+async def stream_names(connection: NatsConnection) -> list[str]:
     """Every stream there is, by name. Raises `Unavailable`."""
     names: list[str] = []
     while True:
@@ -30,7 +30,7 @@ async def stream_names(connection: Connection) -> list[str]:
             return sorted(names)
 
 
-async def snapshot(connection: Connection, stream: str, folder: Path) -> int:
+async def snapshot(connection: NatsConnection, stream: str, folder: Path) -> int:
     """Write a stream into `folder`; how many messages it holds.
 
     Raises `NotFound`, `Unavailable`.
@@ -59,7 +59,7 @@ async def snapshot(connection: Connection, stream: str, folder: Path) -> int:
 
 
 async def next_chunk(
-    connection: Connection, chunks: "asyncio.Queue[Any]", stream: str
+    connection: NatsConnection, chunks: "asyncio.Queue[Any]", stream: str
 ) -> Any | None:
     """The next piece of a snapshot; None at its end. Raises `Unavailable` when it is cut off."""
     async with connection.waiting(ANSWER_SECONDS):
@@ -73,7 +73,7 @@ async def next_chunk(
     return None
 
 
-async def restore(connection: Connection, folder: Path) -> int:
+async def restore(connection: NatsConnection, folder: Path) -> int:
     """Make the stream that `folder` holds; how many messages it has.
 
     Raises `Conflict` when there is one of that name, `CorruptData`, `Unavailable`.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.bus import subjects
-from tuneloop.bus.connection import Connection
+from tuneloop.bus.connection import NatsConnection
 from tuneloop.errors import Unavailable
 
 log = logging.getLogger("tuneloop.bus")
@@ -43,7 +43,7 @@ class ApiError(Exception):
         self.err_code = int(error.get("err_code", 0))
 
 
-async def api(connection: Connection, verb: str, body: dict[str, Any], seconds: float) -> Any:
+async def api(connection: NatsConnection, verb: str, body: dict[str, Any], seconds: float) -> Any:
     """Call JetStream's API; raises `ApiError`, or `Unavailable` while JetStream is down."""
     answer = await connection.request(f"{API}.{verb}", json.dumps(body).encode(), seconds=seconds)
     document = json.loads(answer)
@@ -56,14 +56,14 @@ async def api(connection: Connection, verb: str, body: dict[str, Any], seconds: 
 
 
 async def last_message(
-    connection: Connection, stream: str, subject_filter: str, seconds: float
+    connection: NatsConnection, stream: str, subject_filter: str, seconds: float
 ) -> tuple[str, int, bytes, dict[str, str]] | None:
     """Subject, sequence, data and headers of the newest message that matches, or None."""
     return await one_message(connection, stream, {"last_by_subj": subject_filter}, seconds)
 
 
 async def one_message(
-    connection: Connection, stream: str, body: dict[str, Any], seconds: float
+    connection: NatsConnection, stream: str, body: dict[str, Any], seconds: float
 ) -> tuple[str, int, bytes, dict[str, str]] | None:
     """The message that `body` asks for, or None."""
     try:
@@ -126,7 +126,7 @@ def configurations(limits: StreamLimits, replicas: int = 1) -> list[dict[str, An
 
 
 async def ensure_streams(
-    connection: Connection, limits: StreamLimits | None, replicas: int = 1
+    connection: NatsConnection, limits: StreamLimits | None, replicas: int = 1
 ) -> None:
     """Make what is absent; change what exists only to `limits` or `replicas` given on purpose.
 
@@ -144,7 +144,7 @@ async def ensure_streams(
             await update_stream(connection, found | {"num_replicas": replicas})
 
 
-async def stream_configuration(connection: Connection, name: str) -> dict[str, Any] | None:
+async def stream_configuration(connection: NatsConnection, name: str) -> dict[str, Any] | None:
     """What a stream is like; None where there is none."""
     try:
         info = await api(connection, f"STREAM.INFO.{name}", {}, 5.0)
@@ -156,7 +156,7 @@ async def stream_configuration(connection: Connection, name: str) -> dict[str, A
     return configuration
 
 
-async def make_stream(connection: Connection, configuration: dict[str, Any]) -> None:
+async def make_stream(connection: NatsConnection, configuration: dict[str, Any]) -> None:
     """Make a stream; another process may be just as fast."""
     name = configuration["name"]
     try:
@@ -166,7 +166,7 @@ async def make_stream(connection: Connection, configuration: dict[str, Any]) -> 
             raise failed(name, error) from error
 
 
-async def update_stream(connection: Connection, configuration: dict[str, Any]) -> None:
+async def update_stream(connection: NatsConnection, configuration: dict[str, Any]) -> None:
     """Give an existing stream this configuration."""
     name = configuration["name"]
     try:

@@ -4,7 +4,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeAlias, Unpack
 
-from tuneloop.client.judging import Details, Judge, R, Receipt
+from tuneloop.client.judging import Details, FeedbackMethods, R, Receipt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class Choice(Generic[R]):
     message: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """As the next request's `messages` takes it, with its tool calls."""
     logprobs: Mapping[str, Any] | None = field(default=None, repr=False)
-    judge: Judge[R] = field(repr=False, compare=False)
+    judge: FeedbackMethods[R] = field(repr=False, compare=False)
     """Where the feedback goes."""
 
     def thumb(self, value: Literal["up", "down"], **details: Unpack[Details]) -> R:
@@ -79,14 +79,14 @@ Completion: TypeAlias = Answer[Receipt]
 AsyncCompletion: TypeAlias = Answer[Coroutine[Any, Any, Receipt]]
 
 
-def answer_from(judge: Judge[R], document: Mapping[str, Any]) -> Answer[R]:
+def answer_from(judge: FeedbackMethods[R], document: Mapping[str, Any]) -> Answer[R]:
     """The answer in a response of `/v1/chat/completions`."""
     version = int(document["policy_version"])
     choices = tuple(choice_from(judge, choice, version) for choice in document["choices"])
     return answer_of(judge, choices, str(document["model"]), document.get("usage"))
 
 
-def choice_from(judge: Judge[R], document: Mapping[str, Any], version: int) -> Choice[R]:
+def choice_from(judge: FeedbackMethods[R], document: Mapping[str, Any], version: int) -> Choice[R]:
     message = document["message"]
     return Choice(
         id=document["completion_id"],
@@ -101,7 +101,7 @@ def choice_from(judge: Judge[R], document: Mapping[str, Any], version: int) -> C
 
 
 def answer_of(
-    judge: Judge[R],
+    judge: FeedbackMethods[R],
     choices: Sequence[Choice[R]],
     model: str,
     usage: Mapping[str, Any] | None,

@@ -9,11 +9,11 @@ import httpx
 
 from tuneloop.client import calls
 from tuneloop.client.answers import AsyncCompletion, Piece
-from tuneloop.client.calls import Call, ChatOptions, Filters, Prompt
+from tuneloop.client.calls import ApiCall, ChatOptions, Filters, Prompt
 from tuneloop.client.connection import connection
 from tuneloop.client.exceptions import error_from_transport
 from tuneloop.client.exchange import Reply, exchange, origin
-from tuneloop.client.judging import FeedbackBody, Identified, Judge, Receipt
+from tuneloop.client.judging import FeedbackBody, FeedbackMethods, Identified, Receipt
 from tuneloop.client.records import FeedbackItem, FeedbackPage, Policies, PolicyVersion, Scores
 from tuneloop.client.streaming import AnswerReader
 from tuneloop.errors import TuneloopError
@@ -30,7 +30,9 @@ class AsyncStream:
     """
 
     def __init__(
-        self, judge: Judge[Given], start: Callable[[], Coroutine[Any, Any, httpx.Response]]
+        self,
+        judge: FeedbackMethods[Given],
+        start: Callable[[], Coroutine[Any, Any, httpx.Response]],
     ) -> None:
         self._reader = AnswerReader(judge)
         self._start = start
@@ -73,7 +75,7 @@ class AsyncStream:
         await self.close()
 
 
-class AsyncClient(Judge[Given]):
+class AsyncClient(FeedbackMethods[Given]):
     """A running service. Close it, or use it in an `async with`."""
 
     def __init__(
@@ -169,10 +171,10 @@ class AsyncClient(Judge[Given]):
         """Close the connections."""
         await self.close()
 
-    async def _send(self, call: Call[T]) -> T:
+    async def _send(self, call: ApiCall[T]) -> T:
         return call.result(await self._exchange(call, stream=False))
 
-    async def _exchange(self, call: Call[Any], *, stream: bool) -> httpx.Response:
+    async def _exchange(self, call: ApiCall[Any], *, stream: bool) -> httpx.Response:
         """Drive `exchange`: send what it says and wait where it says."""
         steps = exchange(call.request(self._http), self.connection.max_retries)
         reply: Reply = None

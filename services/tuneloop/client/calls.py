@@ -13,8 +13,8 @@ from tuneloop.client.answers import Answer, answer_from
 from tuneloop.client.exceptions import error_from_document
 from tuneloop.client.judging import (
     FeedbackBody,
+    FeedbackMethods,
     Identified,
-    Judge,
     R,
     Receipt,
     id_of,
@@ -87,7 +87,7 @@ class Filters(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call(Generic[T]):
+class ApiCall(Generic[T]):
     """One request, and how to read its answer."""
 
     method: str
@@ -115,14 +115,14 @@ class Call(Generic[T]):
             ) from error
 
 
-def anything(method: str, path: str, body: Any) -> Call[Any]:
+def anything(method: str, path: str, body: Any) -> ApiCall[Any]:
     """A call by its path; the answer is its JSON."""
-    return Call(method=method, path=path, body=body, read=lambda document: document)
+    return ApiCall(method=method, path=path, body=body, read=lambda document: document)
 
 
-def chat(judge: Judge[R], prompt: Prompt, options: ChatOptions) -> Call[Answer[R]]:
+def chat(judge: FeedbackMethods[R], prompt: Prompt, options: ChatOptions) -> ApiCall[Answer[R]]:
     """An answer."""
-    return Call(
+    return ApiCall(
         method="POST",
         path="/v1/chat/completions",
         body=chat_body(prompt, options),
@@ -130,10 +130,10 @@ def chat(judge: Judge[R], prompt: Prompt, options: ChatOptions) -> Call[Answer[R
     )
 
 
-def streamed_chat(prompt: Prompt, options: ChatOptions) -> Call[None]:
+def streamed_chat(prompt: Prompt, options: ChatOptions) -> ApiCall[None]:
     """An answer as it is written; its lines are for an `AnswerReader`."""
     streaming = {"stream": True, "stream_options": {"include_usage": True}}
-    return Call(
+    return ApiCall(
         method="POST",
         path="/v1/chat/completions",
         body=chat_body(prompt, options) | streaming,
@@ -153,9 +153,9 @@ def chat_body(prompt: Prompt, options: ChatOptions) -> dict[str, Any]:
     return body | {"messages": messages}
 
 
-def give(body: FeedbackBody, user: str | None) -> Call[Receipt]:
+def give(body: FeedbackBody, user: str | None) -> ApiCall[Receipt]:
     """Feedback."""
-    return Call(
+    return ApiCall(
         method="POST",
         path="/v1/feedback",
         body=identified(body, user),
@@ -165,11 +165,11 @@ def give(body: FeedbackBody, user: str | None) -> Call[Receipt]:
 
 def batches(
     bodies: Sequence[FeedbackBody], user: str | None
-) -> Iterator[Call[list[Receipt | TuneloopError]]]:
+) -> Iterator[ApiCall[list[Receipt | TuneloopError]]]:
     """As many batches as it takes."""
     for start in range(0, len(bodies), LARGEST_BATCH):
         batch = [identified(body, user) for body in bodies[start : start + LARGEST_BATCH]]
-        yield Call(
+        yield ApiCall(
             method="POST", path="/v1/feedback/batch", body={"feedback": batch}, read=outcomes
         )
 
@@ -184,54 +184,54 @@ def outcomes(document: Mapping[str, Any]) -> list[Receipt | TuneloopError]:
     ]
 
 
-def retract(feedback: Identified | str) -> Call[Receipt]:
+def retract(feedback: Identified | str) -> ApiCall[Receipt]:
     """Take feedback back."""
-    return Call(method="DELETE", path=feedback_path(feedback), read=partial(record, Receipt))
+    return ApiCall(method="DELETE", path=feedback_path(feedback), read=partial(record, Receipt))
 
 
-def get_feedback(feedback: Identified | str) -> Call[FeedbackItem]:
+def get_feedback(feedback: Identified | str) -> ApiCall[FeedbackItem]:
     """One feedback."""
-    return Call(method="GET", path=feedback_path(feedback), read=partial(record, FeedbackItem))
+    return ApiCall(method="GET", path=feedback_path(feedback), read=partial(record, FeedbackItem))
 
 
 def feedback_path(feedback: Identified | str) -> str:
     return f"/v1/feedback/{quote(id_of(feedback), safe='')}"
 
 
-def list_feedback(filters: Filters) -> Call[FeedbackPage]:
+def list_feedback(filters: Filters) -> ApiCall[FeedbackPage]:
     """A page of what was collected."""
-    return Call(method="GET", path="/v1/feedback", params=filters, read=page_from)
+    return ApiCall(method="GET", path="/v1/feedback", params=filters, read=page_from)
 
 
-def policies(limit: int, before: int | None) -> Call[Policies]:
+def policies(limit: int, before: int | None) -> ApiCall[Policies]:
     """The newest versions."""
     params = {"limit": limit, "before": before}
-    return Call(method="GET", path="/v1/policies", params=params, read=policies_from)
+    return ApiCall(method="GET", path="/v1/policies", params=params, read=policies_from)
 
 
-def policy(version: int) -> Call[PolicyVersion]:
+def policy(version: int) -> ApiCall[PolicyVersion]:
     """One version."""
     path = f"/v1/policies/{version}"
-    return Call(method="GET", path=path, read=partial(record, PolicyVersion))
+    return ApiCall(method="GET", path=path, read=partial(record, PolicyVersion))
 
 
-def promote(version: int) -> Call[int]:
+def promote(version: int) -> ApiCall[int]:
     """Serve a version."""
-    return Call(method="POST", path=f"/v1/policies/{version}/promote", read=stable_version)
+    return ApiCall(method="POST", path=f"/v1/policies/{version}/promote", read=stable_version)
 
 
-def roll_back(version: int | None) -> Call[int]:
+def roll_back(version: int | None) -> ApiCall[int]:
     """Serve an earlier version."""
     body = {} if version is None else {"policy_version": version}
-    return Call(method="POST", path="/v1/policies/rollback", body=body, read=stable_version)
+    return ApiCall(method="POST", path="/v1/policies/rollback", body=body, read=stable_version)
 
 
 def stable_version(document: Mapping[str, Any]) -> int:
     return int(document["policy_version"])
 
 
-def score(prompt: Prompt, completions: Sequence[str]) -> Call[Scores]:
+def score(prompt: Prompt, completions: Sequence[str]) -> ApiCall[Scores]:
     """Rewards of completions of one prompt."""
     asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
     body = {**asked, "completions": list(completions)}
-    return Call(method="POST", path="/v1/score", body=body, read=partial(record, Scores))
+    return ApiCall(method="POST", path="/v1/score", body=body, read=partial(record, Scores))

@@ -62,7 +62,7 @@ class Receipt:
     """`accepted` or `retracted`."""
 
 
-class Judge(Generic[R]):
+class FeedbackMethods(Generic[R]):
     """The ways to judge; `Completion | str` everywhere, as an id is all that is needed."""
 
     @abstractmethod

@@ -7,12 +7,12 @@ from typing import Any, Generic
 
 from tuneloop.client.answers import Answer, Choice, Piece, answer_of
 from tuneloop.client.exceptions import error_from_document
-from tuneloop.client.judging import Judge, R
+from tuneloop.client.judging import FeedbackMethods, R
 from tuneloop.errors import CorruptData, FailedPrecondition, Unavailable
 
 
 @dataclass(slots=True)
-class Growing:
+class PartialAnswer:
     """A choice that is being written."""
 
     id: str
@@ -60,9 +60,9 @@ def merge(call: dict[str, Any], delta: Mapping[str, Any]) -> None:
 class AnswerReader(Generic[R]):
     """Takes the lines of a stream, gives pieces, and knows the answer so far."""
 
-    def __init__(self, judge: Judge[R]) -> None:
+    def __init__(self, judge: FeedbackMethods[R]) -> None:
         self._judge = judge
-        self._choices: dict[int, Growing] = {}
+        self._choices: dict[int, PartialAnswer] = {}
         self._model = ""
         self._usage: Mapping[str, Any] | None = None
         self.done = False
@@ -85,7 +85,7 @@ class AnswerReader(Generic[R]):
         self._usage = chunk.get("usage") or self._usage
         for choice in chunk["choices"]:
             index = choice["index"]
-            growing = self._choices.setdefault(index, Growing(choice["completion_id"]))
+            growing = self._choices.setdefault(index, PartialAnswer(choice["completion_id"]))
             text = growing.take(choice, version)
             if text:
                 yield Piece(text=text, index=index, policy_version=version)

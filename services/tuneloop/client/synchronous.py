@@ -9,11 +9,11 @@ import httpx
 
 from tuneloop.client import calls
 from tuneloop.client.answers import Completion, Piece
-from tuneloop.client.calls import Call, ChatOptions, Filters, Prompt
+from tuneloop.client.calls import ApiCall, ChatOptions, Filters, Prompt
 from tuneloop.client.connection import connection
 from tuneloop.client.exceptions import error_from_transport
 from tuneloop.client.exchange import Reply, exchange, origin
-from tuneloop.client.judging import FeedbackBody, Identified, Judge, Receipt
+from tuneloop.client.judging import FeedbackBody, FeedbackMethods, Identified, Receipt
 from tuneloop.client.records import FeedbackItem, FeedbackPage, Policies, PolicyVersion, Scores
 from tuneloop.client.streaming import AnswerReader
 from tuneloop.errors import TuneloopError
@@ -27,7 +27,9 @@ class Stream:
     Leaving it early (`break` in a `with`, or `close`) stops the service's work on it.
     """
 
-    def __init__(self, judge: Judge[Receipt], start: Callable[[], httpx.Response]) -> None:
+    def __init__(
+        self, judge: FeedbackMethods[Receipt], start: Callable[[], httpx.Response]
+    ) -> None:
         self._reader = AnswerReader(judge)
         self._start = start
         self._response: httpx.Response | None = None
@@ -68,7 +70,7 @@ class Stream:
         self.close()
 
 
-class Client(Judge[Receipt]):
+class Client(FeedbackMethods[Receipt]):
     """A running service; usable from several threads. Close it, or use it in a `with`."""
 
     def __init__(
@@ -164,10 +166,10 @@ class Client(Judge[Receipt]):
         """Close the connections."""
         self.close()
 
-    def _send(self, call: Call[T]) -> T:
+    def _send(self, call: ApiCall[T]) -> T:
         return call.result(self._exchange(call, stream=False))
 
-    def _exchange(self, call: Call[Any], *, stream: bool) -> httpx.Response:
+    def _exchange(self, call: ApiCall[Any], *, stream: bool) -> httpx.Response:
         """Drive `exchange`: send what it says and wait where it says."""
         steps = exchange(call.request(self._http), self.connection.max_retries)
         reply: Reply = None

@@ -4,7 +4,7 @@ import enum
 from dataclasses import dataclass
 
 
-class State(enum.StrEnum):
+class FindingState(enum.StrEnum):
     """How bad it is."""
 
     OK = "ok"
@@ -19,7 +19,7 @@ class Finding:
     """One thing that was looked at."""
 
     check: str
-    state: State
+    state: FindingState
     found: str
     mend: str | None = None
     """What to do about it, as a command where one does it."""
@@ -27,14 +27,14 @@ class Finding:
 
 def fine(check: str, found: str) -> Finding:
     """As it should be."""
-    return Finding(check=check, state=State.OK, found=found)
+    return Finding(check=check, state=FindingState.OK, found=found)
 
 
 def warning(check: str, found: str, mend: str) -> Finding:
     """Not as good as it could be."""
-    return Finding(check=check, state=State.WARNING, found=found, mend=mend)
+    return Finding(check=check, state=FindingState.WARNING, found=found, mend=mend)
 
 
 def problem(check: str, found: str, mend: str) -> Finding:
     """In the way."""
-    return Finding(check=check, state=State.PROBLEM, found=found, mend=mend)
+    return Finding(check=check, state=FindingState.PROBLEM, found=found, mend=mend)

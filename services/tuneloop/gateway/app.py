@@ -15,9 +15,9 @@ from tuneloop import tracing
 from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.gateway.context import open_gateway
-from tuneloop.gateway.edge.authentication import Guard
+from tuneloop.gateway.edge.authentication import Authentication
 from tuneloop.gateway.edge.edge import CLIENT_WENT_AWAY, BodyLimit, Edge, exposed_headers
-from tuneloop.gateway.edge.idempotency import Repeats
+from tuneloop.gateway.edge.idempotency import Idempotency
 from tuneloop.gateway.edge.tracing import Traced
 from tuneloop.gateway.errors import install_error_handlers
 from tuneloop.gateway.events import feed
@@ -102,9 +102,9 @@ def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
                 allow_headers=["*"],
                 expose_headers=exposed_headers,
             ),
-            Middleware(Guard, settings=settings, ring=ring),
+            Middleware(Authentication, settings=settings, ring=ring),
             Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
-            Middleware(Repeats, settings=settings),
+            Middleware(Idempotency, settings=settings),
         ],
     )
     for router in routers:

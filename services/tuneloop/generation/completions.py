@@ -23,7 +23,7 @@ from tuneloop.generation.engine import (
     clip_max_tokens,
 )
 from tuneloop.generation.outcomes import Outcomes
-from tuneloop.generation.partial_completion import Delta, Growing
+from tuneloop.generation.partial_completion import Delta, PartialCompletion
 from tuneloop.generation.prompts import Tokenization, TokenizedPrompt
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.swap.hot_swap import HotSwap
@@ -44,7 +44,7 @@ MAX_CHARACTERS_PER_TOKEN = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompletionRequest:
+class GenerationRequest:
     """What a caller asks of the generation service."""
 
     completion_id: str
@@ -102,7 +102,7 @@ class Completions:
         self.outcomes = Outcomes()
         self.running = 0
 
-    async def stream(self, request: CompletionRequest) -> AsyncGenerator[list[Delta | Final], None]:
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[list[Delta | Final], None]:
         """Deltas and one final for each of the n completions; closing it aborts them.
 
         Raises `InvalidRequest`, `NotFound` (no such version), `Overloaded`, `Unavailable`.
@@ -166,10 +166,12 @@ class Completions:
             metrics.running_requests.dec()
 
     async def collect(
-        self, request: CompletionRequest, prompt: TokenizedPrompt, version: int, started: float
+        self, request: GenerationRequest, prompt: TokenizedPrompt, version: int, started: float
     ) -> AsyncGenerator[Delta | Final, None]:
         """Follow the engine's outputs, and publish each completion at its end or its abortion."""
-        growing = [Growing(i, started, self.parser(request)) for i in range(request.sampling.n)]
+        growing = [
+            PartialCompletion(i, started, self.parser(request)) for i in range(request.sampling.n)
+        ]
         outputs = self.engine.generate(
             EngineRequest(
                 request_id=request.completion_id,
@@ -197,14 +199,14 @@ class Completions:
                     if not completion.finished:
                         self.abort(request, prompt, completion)
 
-    def with_tools(self, request: CompletionRequest) -> CompletionRequest:
+    def with_tools(self, request: GenerationRequest) -> GenerationRequest:
         """The request with what makes the model keep to the calls asked for."""
         use = request.prompt.tool_use
         if use is None or self.tool_format is None:
             return request
         return replace(request, sampling=constrained(request.sampling, use, self.tool_format))
 
-    def parser(self, request: CompletionRequest) -> ToolParser | None:
+    def parser(self, request: GenerationRequest) -> ToolParser | None:
         """What reads the calls of one completion, where it may have some."""
         use = request.prompt.tool_use
         return None if use is None or self.tool_format is None else self.tool_format.parser(use)
@@ -214,7 +216,7 @@ class Completions:
         full = self.engine.weights_kind is WeightsKind.FULL
         return self.hot_swap.serving if full else leased
 
-    def measure(self, completion: Growing, output: EngineOutput) -> None:
+    def measure(self, completion: PartialCompletion, output: EngineOutput) -> None:
         """Latencies and token counts of one output."""
         if not output.token_ids:
             return
@@ -227,9 +229,9 @@ class Completions:
 
     def finish(
         self,
-        request: CompletionRequest,
+        request: GenerationRequest,
         prompt: TokenizedPrompt,
-        completion: Growing,
+        completion: PartialCompletion,
         output: EngineOutput,
     ) -> Final:
         """The final of a completion; its rollout is handed to the publisher."""
@@ -252,7 +254,7 @@ class Completions:
         )
 
     def abort(
-        self, request: CompletionRequest, prompt: TokenizedPrompt, completion: Growing
+        self, request: GenerationRequest, prompt: TokenizedPrompt, completion: PartialCompletion
     ) -> None:
         """The caller went away, or the engine failed: keep what was sampled."""
         spans = merge_spans(completion.versions)
@@ -260,9 +262,9 @@ class Completions:
 
     def publish(
         self,
-        request: CompletionRequest,
+        request: GenerationRequest,
         prompt: TokenizedPrompt,
-        completion: Growing,
+        completion: PartialCompletion,
         reason: FinishReason,
         spans: tuple[PolicyVersionSpan, ...],
     ) -> None:

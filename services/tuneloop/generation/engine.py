@@ -29,7 +29,7 @@ class EngineRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class TokenCandidate:
     """A token and its natural log-prob."""
 
     token_id: int
@@ -46,7 +46,7 @@ class EngineOutput:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     """As sampled: after temperature, top-k and top-p. One for each of `token_ids`."""
-    top_logprobs: tuple[tuple[Candidate, ...], ...]
+    top_logprobs: tuple[tuple[TokenCandidate, ...], ...]
     """Best first, for each of `token_ids`; empty unless asked for."""
     finish_reason: FinishReason | None = None
     policy_version_spans: tuple[PolicyVersionSpan, ...] = ()

@@ -43,7 +43,7 @@ async def serve(settings: GenerationSettings) -> int:
     if not (settings.model / "config.json").exists():
         raise SettingsError(f"TUNELOOP_GENERATION_MODEL: no model in {settings.model}")
     serve_metrics(settings.host, settings.metrics_port)
-    telemetry.watch("weights_cache", settings.weights_cache_dir)
+    telemetry.watch_disks("weights_cache", settings.weights_cache_dir)
 
     from tuneloop.bus.jetstream import JetStreamBus
     from tuneloop.generation.service import make_replica

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from tuneloop.generation.engine import Candidate, EngineOutput
+from tuneloop.generation.engine import EngineOutput, TokenCandidate
 from tuneloop.generation.tool_calls import ToolCallDelta, ToolParser
 
 no_calls: tuple[ToolCallDelta, ...] = ()
@@ -17,14 +17,14 @@ class Delta:
     """Without what was read as calls of functions."""
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    top_logprobs: tuple[tuple[Candidate, ...], ...]
+    top_logprobs: tuple[tuple[TokenCandidate, ...], ...]
     """Empty unless asked for."""
     policy_version: int
     tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(slots=True)
-class Growing:
+class PartialCompletion:
     """One completion while it is sampled."""
 
     index: int

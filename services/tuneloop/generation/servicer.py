@@ -6,7 +6,7 @@ from typing import Any
 from tuneloop import tracing, wire
 from tuneloop.bus import subjects
 from tuneloop.errors import InvalidRequest, NotFound
-from tuneloop.generation.completions import CompletionRequest, Completions, Final
+from tuneloop.generation.completions import Completions, Final, GenerationRequest
 from tuneloop.generation.partial_completion import Delta
 from tuneloop.generation.tool_calls import merged
 from tuneloop.rollouts import Prompt, RolloutSource
@@ -147,7 +147,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         return message
 
 
-def completion_request(request: generation_pb2.GenerateRequest) -> CompletionRequest:
+def completion_request(request: generation_pb2.GenerateRequest) -> GenerationRequest:
     """The request as a domain value; raises `InvalidRequest` naming the field at fault."""
     if not 0 < len(request.completion_id) <= MAX_ID_LENGTH:
         raise InvalidRequest(
@@ -156,7 +156,7 @@ def completion_request(request: generation_pb2.GenerateRequest) -> CompletionReq
     sampling = wire.sampling_from_proto(request.sampling)
     source = wire.source_from_proto(request.source)
     route_by = request.route_by or request.user_hash or request.completion_id
-    return CompletionRequest(
+    return GenerationRequest(
         completion_id=request.completion_id,
         prompt=prompt_from_proto(request),
         sampling=sampling,

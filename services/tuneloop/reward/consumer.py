@@ -38,7 +38,7 @@ LAG_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
+class QueuedRollout:
     """A delivery and the rollout it holds."""
 
     delivery: Delivery
@@ -122,7 +122,9 @@ class RolloutConsumer:
             *(self._settle(item, row, scored, started_ns) for row, item in enumerate(items))
         )
 
-    async def _settle(self, item: Item, row: int, batch: ScoredBatch, started_ns: int) -> None:
+    async def _settle(
+        self, item: QueuedRollout, row: int, batch: ScoredBatch, started_ns: int
+    ) -> None:
         """Publish a score; what a scorer failed on comes again, and is a dead letter in the end."""
         problem = batch.failures.get(row)
         if problem is None:
@@ -137,7 +139,7 @@ class RolloutConsumer:
             gist = f"{where}: a scorer failed"
             await self._bury(item.delivery, f"{where}: {problem}", gist)
 
-    async def _take(self, delivery: Delivery) -> Item | None:
+    async def _take(self, delivery: Delivery) -> QueuedRollout | None:
         """The rollout of a delivery; None where there is nothing to score, which is settled."""
         try:
             if delivery.deliveries > MAX_DELIVERIES:
@@ -154,7 +156,7 @@ class RolloutConsumer:
             metrics.rollouts.labels("aborted").inc()
             await delivery.ack()
             return None
-        return Item(delivery=delivery, rollout=rollout)
+        return QueuedRollout(delivery=delivery, rollout=rollout)
 
     async def _bury(self, delivery: Delivery, reason: str, gist: str = "") -> None:
         """Make a dead letter; `gist` is its reason where that may quote the completion."""
@@ -163,7 +165,7 @@ class RolloutConsumer:
         metrics.rollouts.labels("dead").inc()
 
     async def _publish(
-        self, item: Item, score: Score, batch: ScoredBatch, traceparent: str
+        self, item: QueuedRollout, score: Score, batch: ScoredBatch, traceparent: str
     ) -> None:
         """Store a score, then acknowledge its rollout."""
         rollout = item.rollout
@@ -203,7 +205,7 @@ class RolloutConsumer:
 
 
 @contextlib.asynccontextmanager
-async def working_on(items: Sequence[Item]) -> AsyncIterator[None]:
+async def working_on(items: Sequence[QueuedRollout]) -> AsyncIterator[None]:
     """Keep deliveries from being sent to somebody else while they are worked on."""
 
     async def beat() -> None:

@@ -18,7 +18,7 @@ from tuneloop.reward.scorers.reward_model import RewardModelScorer
 from tuneloop.reward.scoring import Scoring
 from tuneloop.reward.servicer import RewardServicer
 from tuneloop.reward.settings import RewardSettings
-from tuneloop.reward.swap import HotSwap, SwapOptions
+from tuneloop.reward.swap import RewardModelSwap, RewardSwapOptions
 from tuneloop.rpc.server import Server
 from tuneloop.telemetry import serve_metrics
 from tuneloop.v1 import reward_pb2_grpc
@@ -58,7 +58,7 @@ def load_scoring(settings: RewardSettings) -> Scoring:
 
 def make_hot_swap(
     settings: RewardSettings, bus: Bus, scoring: Scoring, base: RewardModelScorer
-) -> HotSwap:
+) -> RewardModelSwap:
     """The hot swap of the reward model; raises `SettingsError` without a key to verify with."""
     assert settings.model is not None
     store = FilesystemStore(
@@ -66,13 +66,13 @@ def make_hot_swap(
         verifier=Verifier.from_file(settings.verify_key_file),
         cache_dir=settings.weights_cache_dir,
     )
-    options = SwapOptions(
+    options = RewardSwapOptions(
         policy=settings.policy,
         base_model_sha256=base_model_sha256(settings.model),
         min_labels=settings.min_labels,
         min_accuracy=settings.min_accuracy,
     )
-    return HotSwap(bus=bus, store=store, scoring=scoring, base=base, options=options)
+    return RewardModelSwap(bus=bus, store=store, scoring=scoring, base=base, options=options)
 
 
 async def run(settings: RewardSettings) -> None:
@@ -114,7 +114,7 @@ async def run(settings: RewardSettings) -> None:
     )
     await server.start()
     serve_metrics(settings.host, settings.metrics_port)
-    telemetry.watch("weights_cache", settings.weights_cache_dir)
+    telemetry.watch_disks("weights_cache", settings.weights_cache_dir)
     consuming = asyncio.create_task(consumer.run(), name="consumer")
     await server.set_serving(True)
     tasks.append(asyncio.create_task(tell_health(server, scoring), name="health"))

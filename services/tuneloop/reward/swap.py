@@ -27,7 +27,7 @@ LONGEST_DELAY = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SwapOptions:
+class RewardSwapOptions:
     """What a version must be to be let in."""
 
     policy: str
@@ -37,7 +37,7 @@ class SwapOptions:
     min_accuracy: float
 
 
-class HotSwap:
+class RewardModelSwap:
     """Keeps `scoring` on the version that the routing table names."""
 
     def __init__(
@@ -47,7 +47,7 @@ class HotSwap:
         store: WeightStore,
         scoring: Scoring,
         base: RewardModelScorer,
-        options: SwapOptions,
+        options: RewardSwapOptions,
     ) -> None:
         self._bus = bus
         self._store = store

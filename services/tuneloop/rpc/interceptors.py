@@ -81,7 +81,7 @@ def guarded(method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
     """`behaviour` with one answer (or one that writes its stream itself), guarded."""
 
     async def call(request: Any, context: Any) -> Any:
-        async with guard(method, request, context):
+        async with translate_errors(method, request, context):
             return await behaviour(request, context)
 
     return call
@@ -91,7 +91,7 @@ def guarded_stream(method: str, behaviour: Callable[..., Any]) -> Callable[..., 
     """`behaviour` that yields its answers, guarded."""
 
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-        async with guard(method, request, context):
+        async with translate_errors(method, request, context):
             answers = behaviour(request, context)
             try:
                 async for answer in answers:
@@ -103,7 +103,7 @@ def guarded_stream(method: str, behaviour: Callable[..., Any]) -> Callable[..., 
 
 
 @asynccontextmanager
-async def guard(method: str, request: Any, context: Any) -> AsyncIterator[None]:
+async def translate_errors(method: str, request: Any, context: Any) -> AsyncIterator[None]:
     """Turn what is raised inside into a status, and count the outcome."""
     started = time.perf_counter()
     code = grpc.StatusCode.OK

@@ -42,7 +42,7 @@ FIRST_STAGE, SECOND_STAGE, THIRD_STAGE = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class ProcessPlan:
     """What to run, and how it is reached."""
 
     specs: tuple[ProcessSpec, ...]
@@ -83,7 +83,7 @@ def make_plan(
     model: Path,
     reward_model: Path,
     environment: Mapping[str, str],
-) -> Plan:
+) -> ProcessPlan:
     """Work everything out; `model` and `reward_model` are folders. Raises `SettingsError`."""
     refuse_tls(environment)
     binary = nats.find_binary(settings.nats_server)
@@ -132,7 +132,7 @@ def make_plan(
         service("learner", learner, chosen, environment, stage=background),
         gateway(settings, data, chosen, nats_url, environment),
     )
-    return Plan(
+    return ProcessPlan(
         specs=specs,
         url=f"http://{url_host(settings.host)}:{settings.port}",
         nats_url=nats_url,

@@ -13,7 +13,7 @@ from tuneloop.errors import FailedPrecondition
 from tuneloop.priority import lower_priority
 from tuneloop.supervisor.output import LogFile, Terminal
 from tuneloop.supervisor.probes import Probe
-from tuneloop.supervisor.reaper import Guard
+from tuneloop.supervisor.reaper import Reaper
 
 log = logging.getLogger("tuneloop.supervisor")
 
@@ -69,7 +69,7 @@ class ManagedProcess:
         self,
         spec: ProcessSpec,
         *,
-        guard: Guard,
+        guard: Reaper,
         terminal: Terminal,
         log_folder: Path,
         back_off: BackOff,

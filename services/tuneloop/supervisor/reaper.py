@@ -44,7 +44,7 @@ log = logging.getLogger("tuneloop.supervisor")
 SCRIPT = Path(__file__).with_name("reaper.py")
 
 
-class Guard:
+class Reaper:
     """Starts the guardian, and again should it die; tells it of groups."""
 
     def __init__(self, lock_descriptor: int | None = None) -> None:

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 
 from tuneloop.supervisor.data_dir import DataDir, write_json
 from tuneloop.supervisor.output import Terminal
-from tuneloop.supervisor.plan import Plan
+from tuneloop.supervisor.plan import ProcessPlan
 from tuneloop.supervisor.process import BackOff, ManagedProcess
-from tuneloop.supervisor.reaper import Guard
+from tuneloop.supervisor.reaper import Reaper
 
 
 class Supervisor:
@@ -20,7 +20,7 @@ class Supervisor:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ProcessPlan,
         data: DataDir,
         *,
         terminal: Terminal,
@@ -37,7 +37,7 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._guard = Guard(lock_descriptor)
+        self._guard = Reaper(lock_descriptor)
         self._processes = [
             ManagedProcess(
                 spec,
@@ -152,7 +152,7 @@ class Supervisor:
             write_json(self._data.run_file, document)
 
 
-def announcement(plan: Plan, data: DataDir, seconds: float) -> str:
+def announcement(plan: ProcessPlan, data: DataDir, seconds: float) -> str:
     """What to do now that it runs."""
     header = " -H 'authorization: Bearer '$TUNELOOP_API_KEY" if plan.key_needed else ""
     key = "none needed on this machine; `tuneloop keys create` makes them"

@@ -5,9 +5,9 @@ import logging
 
 from tuneloop.bus import Bus
 from tuneloop.errors import TuneloopError
-from tuneloop.learner.clients.generation import Generation
+from tuneloop.learner.clients.generation import GenerationClient
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.release.canary.controller import Canary, Releasing
+from tuneloop.learner.release.canary.controller import CanaryController, VersionRelease
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.rpc.channel import connect
 
@@ -17,26 +17,26 @@ RETRY_SECONDS = 5.0
 
 
 def make_canary(
-    settings: LearnerSettings, *, bus: Bus, database: Database, release: Releasing
-) -> Canary:
+    settings: LearnerSettings, *, bus: Bus, database: Database, release: VersionRelease
+) -> CanaryController:
     """What tries versions on users. Call it inside the event loop."""
     addresses = [settings.generation_address]
     if settings.canary.address:
         addresses.append(settings.canary.address)
-    return Canary(
+    return CanaryController(
         policy=settings.policy,
         bus=bus,
         database=database,
         release=release,
         generation=[
-            Generation(connect(address, settings.grpc_tls), settings.policy)
+            GenerationClient(connect(address, settings.grpc_tls), settings.policy)
             for address in addresses
         ],
         settings=settings.canary,
     )
 
 
-async def end_left_over(canary: Canary) -> None:
+async def end_left_over(canary: CanaryController) -> None:
     """Where nothing is tried on users any more, end the trial that an earlier run left."""
     while canary.version is not None:
         try:

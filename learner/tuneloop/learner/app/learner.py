@@ -9,35 +9,35 @@ from typing import TYPE_CHECKING
 from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.learner.app.canary import end_left_over, make_canary
-from tuneloop.learner.app.gate import make_gatekeeper, make_rehearsals
-from tuneloop.learner.batching.batcher import PolicyBatches, RewardBatches
-from tuneloop.learner.clients.generation import Generation
+from tuneloop.learner.app.gate import make_gate, make_local_answers
+from tuneloop.learner.batching.batcher import PolicyBatcher, RewardBatcher
+from tuneloop.learner.clients.generation import GenerationClient
 from tuneloop.learner.data.tokenize import EditTokenizer
 from tuneloop.learner.files import fingerprint
-from tuneloop.learner.intake.consumers import Intake, intakes, run_all
+from tuneloop.learner.intake.consumers import IntakeConsumer, make_consumers, run_consumers
 from tuneloop.learner.intake.importer import Importer
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.queue import prompts as held_out
 from tuneloop.learner.ledger.queue import ref_logprobs
-from tuneloop.learner.loop import Batches, Loop, Pace
-from tuneloop.learner.model_thread import Worker
-from tuneloop.learner.monitoring.alarm_monitor import Watch
+from tuneloop.learner.loop import Batches, Loop, LoopSchedule
+from tuneloop.learner.model_thread import ModelThread
+from tuneloop.learner.monitoring.alarm_monitor import AlarmMonitor
 from tuneloop.learner.monitoring.expiry import Expiry
 from tuneloop.learner.monitoring.gauges import keep_fresh
-from tuneloop.learner.monitoring.reference_fill import Referring
+from tuneloop.learner.monitoring.reference_fill import ReferenceFill
 from tuneloop.learner.prompts.prompt_sets import Prompts, load_prompts
-from tuneloop.learner.prompts.sampler import Prompting, PromptingOptions
-from tuneloop.learner.release.canary.controller import Canary
-from tuneloop.learner.release.gate.controller import Gatekeeper
-from tuneloop.learner.release.gate.prompts import load_questions
+from tuneloop.learner.prompts.sampler import PromptSampler, PromptSamplerOptions
+from tuneloop.learner.release.canary.controller import CanaryController
+from tuneloop.learner.release.gate.controller import GateController
+from tuneloop.learner.release.gate.prompts import load_gate_prompts
 from tuneloop.learner.release.manifest import trained_with
-from tuneloop.learner.release.promotion import Release
+from tuneloop.learner.release.promotion import Promotion
 from tuneloop.learner.release.publisher import BaseModel, Publisher
 from tuneloop.learner.service.servicer import LearnerServicer
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.trainer.base import Trainer
-from tuneloop.learner.training_run import Trainee
+from tuneloop.learner.training_run import TrainingRun
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import SamplingParameters
 from tuneloop.rpc.channel import connect
@@ -60,30 +60,32 @@ class Learner:
     policy: str
     bus: Bus
     database: Database
-    intakes: list[Intake]
+    intakes: list[IntakeConsumer]
     loop: Loop
     server: Server
-    prompting: Prompting | None
-    gatekeeper: Gatekeeper | None
-    left_over: Canary | None
+    prompt_sampler: PromptSampler | None
+    gate_controller: GateController | None
+    left_over: CanaryController | None
     """What may still be on trial, where canaries are off."""
     expiry: Expiry
-    watch: Watch
+    watch: AlarmMonitor
     dismiss: Callable[[], Awaitable[None]]
     """Lets the other ranks end; nothing can be trained then."""
 
     async def run(self) -> None:
         """Take in, learn and answer until cancelled; whatever fails ends all."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(run_all(self.bus, self.policy, self.intakes, self.loop.arrived.set))
+            tasks.create_task(
+                run_consumers(self.bus, self.policy, self.intakes, self.loop.arrived.set)
+            )
             tasks.create_task(self.loop.run())
             tasks.create_task(keep_fresh(self.database, self.loop.progress))
             tasks.create_task(self.expiry.run())
             tasks.create_task(self.watch.run())
-            if self.prompting is not None:
-                tasks.create_task(self.prompting.run())
-            if self.gatekeeper is not None:
-                tasks.create_task(self.gatekeeper.run())
+            if self.prompt_sampler is not None:
+                tasks.create_task(self.prompt_sampler.run())
+            if self.gate_controller is not None:
+                tasks.create_task(self.gate_controller.run())
             if self.left_over is not None:
                 tasks.create_task(end_left_over(self.left_over))
 
@@ -121,26 +123,26 @@ async def assemble(settings: LearnerSettings) -> Learner:
         access=settings.nats_access,
         replicas=settings.nats_replicas,
     )
-    watch = Watch(database, settings.guards)
-    release = Release(
+    watch = AlarmMonitor(database, settings.guards)
+    release = Promotion(
         policy=policy,
         bus=bus,
         database=database,
         gate=settings.release,
         alarm=lambda: watch.holding,
     )
-    worker = Worker()
-    world = await worker.run(meet)
-    trainees = await make_trainees(settings, database, worker, world)
+    worker = ModelThread()
+    world = await worker.run(join_ranks)
+    training_runs = await make_training_runs(settings, database, worker, world)
     prompts = await asyncio.to_thread(load_prompts, settings)
-    questions = await asyncio.to_thread(load_questions, settings, prompts)
+    questions = await asyncio.to_thread(load_gate_prompts, settings, prompts)
     asked = [*prompts.evaluation, *(() if questions is None else questions.rows)]
     held_out.hold_out(database, (row.asked.token_ids for row in asked))
-    trainer = trainees[0][0].trainer
-    referring = Referring(database, trainer)
-    rehearsals = await asyncio.to_thread(make_rehearsals, settings, questions, trainer)
+    trainer = training_runs[0][0].trainer
+    reference_fill = ReferenceFill(database, trainer)
+    local_answers = await asyncio.to_thread(make_local_answers, settings, questions, trainer)
     loop = Loop(
-        trainees=trainees,
+        training_runs=training_runs,
         publisher=Publisher(
             bus=bus,
             store=store,
@@ -149,27 +151,27 @@ async def assemble(settings: LearnerSettings) -> Learner:
             outbox=settings.data_dir / "outbox",
             base_models=base_models,
             trained_with=trained_with(settings),
-            rehearse=lambda version: None if rehearsals is None else rehearsals.take(version),
+            rehearse=lambda version: None if local_answers is None else local_answers.take(version),
         ),
         database=database,
         bus=bus,
         worker=worker,
-        pace=Pace(
+        pace=LoopSchedule(
             publish_every_steps=settings.publish_every_steps,
             publish_every_seconds=settings.publish_every_seconds,
             checkpoint_every_steps=settings.checkpoint_every_steps,
         ),
-        between_turns=referring.go_on,
+        between_turns=reference_fill.go_on,
         set_aside_after=settings.gate.set_aside_after,
     )
     canary = make_canary(settings, bus=bus, database=database, release=release)
-    gatekeeper = make_gatekeeper(
+    gate_controller = make_gate(
         settings,
         database=database,
         release=release,
         store=store,
         questions=questions,
-        rehearsals=rehearsals,
+        local_answers=local_answers,
         canary=canary if settings.release == "gate+canary" else None,
         loop=loop,
         worker=worker,
@@ -184,7 +186,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
         release=release,
         bus=bus,
         importer=Importer(database, policy, settings.model),
-        gate=lambda: "" if gatekeeper is None else gatekeeper.waiting,
+        gate=lambda: "" if gate_controller is None else gate_controller.waiting,
         watch=watch,
     )
     server.add(learner_pb2_grpc.add_LearnerServiceServicer_to_server, servicer)
@@ -194,7 +196,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
         policy=policy,
         bus=bus,
         database=database,
-        intakes=intakes(
+        intakes=make_consumers(
             database,
             policy,
             scored_objective=settings.scored_objective,
@@ -202,8 +204,8 @@ async def assemble(settings: LearnerSettings) -> Learner:
         ),
         loop=loop,
         server=server,
-        prompting=make_prompting(settings, database, prompts, loop),
-        gatekeeper=gatekeeper,
+        prompt_sampler=make_prompt_sampler(settings, database, prompts, loop),
+        gate_controller=gate_controller,
         left_over=None if settings.release == "gate+canary" else canary,
         expiry=expiry,
         watch=watch,
@@ -218,7 +220,7 @@ def open_ledger(settings: LearnerSettings) -> Database:
     return Database(settings.ledger_url.get_secret_value(), writer=True)
 
 
-def meet() -> "World":
+def join_ranks() -> "World":
     """The ranks that torchrun started, which follow this one."""
     # torch comes in here.
     from tuneloop.learner.models.world import join
@@ -226,19 +228,19 @@ def meet() -> "World":
     return join()
 
 
-def make_prompting(
+def make_prompt_sampler(
     settings: LearnerSettings, database: Database, prompts: Prompts, loop: Loop
-) -> Prompting | None:
+) -> PromptSampler | None:
     """What asks the learner's own prompts; None without any. Call it inside the event loop."""
     if not (prompts.training or prompts.evaluation):
         return None
-    return Prompting(
-        generation=Generation(
+    return PromptSampler(
+        generation=GenerationClient(
             connect(settings.generation_address, settings.grpc_tls), settings.policy
         ),
         database=database,
         prompts=prompts,
-        options=PromptingOptions(
+        options=PromptSamplerOptions(
             sampling=SamplingParameters(
                 temperature=settings.prompt_temperature,
                 max_tokens=settings.prompt_max_tokens,
@@ -271,15 +273,15 @@ def describe_base_models(settings: LearnerSettings) -> dict[str, BaseModel]:
     return found
 
 
-async def make_trainees(
-    settings: LearnerSettings, database: Database, worker: Worker, world: "World"
-) -> list[tuple[Trainee, Batches]]:
+async def make_training_runs(
+    settings: LearnerSettings, database: Database, worker: ModelThread, world: "World"
+) -> list[tuple[TrainingRun, Batches]]:
     """Load the models, in the thread that will train them."""
     # torch and transformers come in here.
     from tuneloop.learner.trainer.policy import PolicyTraining
 
-    def trainee(model: str, name: str, build: Callable[[], Trainer]) -> Trainee:
-        return Trainee(
+    def training_run(model: str, name: str, build: Callable[[], Trainer]) -> TrainingRun:
+        return TrainingRun(
             model=model,
             policy=name,
             trainer=build(),
@@ -291,10 +293,10 @@ async def make_trainees(
     def policy_trainer() -> Trainer:
         return PolicyTraining(settings.model, settings.base_model, settings.trainer(), world)
 
-    policy = await worker.run(trainee, "policy", settings.policy, policy_trainer)
+    policy = await worker.run(training_run, "policy", settings.policy, policy_trainer)
     edit_tokens = await worker.run(EditTokenizer, settings.model)
-    batches = PolicyBatches(database, settings, edit_tokens=edit_tokens)
-    made: list[tuple[Trainee, Batches]] = [(policy, batches)]
+    batches = PolicyBatcher(database, settings, edit_tokens=edit_tokens)
+    made: list[tuple[TrainingRun, Batches]] = [(policy, batches)]
     backbone = settings.reward_model
     if backbone is not None:
         from tuneloop.learner.trainer.reward_model import RewardTraining
@@ -303,6 +305,6 @@ async def make_trainees(
             return RewardTraining(backbone, settings.reward_trainer())
 
         name = f"{settings.policy}-reward-model"
-        reward_model = await worker.run(trainee, "reward_model", name, reward_trainer)
-        made.append((reward_model, RewardBatches(database, settings)))
+        reward_model = await worker.run(training_run, "reward_model", name, reward_trainer)
+        made.append((reward_model, RewardBatcher(database, settings)))
     return made

@@ -23,7 +23,7 @@ from tuneloop.learner.ledger.queue.build_samples import EditTokens
 from tuneloop.learner.ledger.queue.ready import Readiness
 from tuneloop.learner.ledger.queue.replay import replays
 from tuneloop.learner.settings import LearnerSettings
-from tuneloop.learner.training_run import Batch, Trainee
+from tuneloop.learner.training_run import Batch, TrainingRun
 
 Clock = Callable[[], float]
 
@@ -32,7 +32,7 @@ JUDGEMENTS = ("dpo", "kto", "sft")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class BatchProgress:
     """Samples towards a step."""
 
     objective: str
@@ -41,7 +41,7 @@ class Progress:
     want: int
 
 
-class PolicyBatches:
+class PolicyBatcher:
     """Batches of judgements (kto, dpo, sft) and of scored rollouts (ppo or grpo) for the policy."""
 
     def __init__(
@@ -59,67 +59,69 @@ class PolicyBatches:
         self._clock = clock
         self._trust = Trust(database, settings.guards, clock=clock)
 
-    def form(self, trainee: Trainee, limit: int | None = None) -> Batch | None:
+    def form(self, training_run: TrainingRun, limit: int | None = None) -> Batch | None:
         """The samples of the next step, or None while it is too early.
 
         `limit` is the most samples in all, after a step that failed.
         """
         batch: dict[str, list[Any]] = {}
         replayed: dict[str, list[str]] = {}
-        queues = {objective: self._readiness(trainee, objective) for objective in JUDGEMENTS}
+        queues = {objective: self._readiness(training_run, objective) for objective in JUDGEMENTS}
         fresh = self._settings.fresh_batch_size
         if _due(queues, settings=self._settings, full=fresh, now=self._clock()):
             counts = {objective: queue.count for objective, queue in queues.items()}
-            for objective, count in shares(counts, fresh).items():
-                batch[objective] = self._take(trainee, objective, count)
+            for objective, count in share_evenly(counts, fresh).items():
+                batch[objective] = self._take(training_run, objective, count)
             if limit is None:
-                replayed = self._add_replays(trainee, batch)
+                replayed = self._add_replays(training_run, batch)
         for objective in ("ppo", "grpo"):
-            batch[objective] = self._take_scored(trainee, objective)
-        return cut(self._trust.of(batch), replayed, limit)
+            batch[objective] = self._take_scored(training_run, objective)
+        return limit_batch(self._trust.of(batch), replayed, limit)
 
-    def progress(self, trainee: Trainee) -> list[Progress]:
+    def progress(self, training_run: TrainingRun) -> list[BatchProgress]:
         """How far the next steps are."""
         settings = self._settings
-        judged = sum(self._readiness(trainee, objective).count for objective in JUDGEMENTS)
-        found = [Progress(objective="judgements", have=judged, want=settings.fresh_batch_size)]
+        judged = sum(self._readiness(training_run, objective).count for objective in JUDGEMENTS)
+        found = [BatchProgress(objective="judgements", have=judged, want=settings.fresh_batch_size)]
         objective = settings.scored_objective
         if settings.weight_of(objective) > 0:
-            scored = self._scored(trainee, objective).count
+            scored = self._scored(training_run, objective).count
             want = settings.ppo_batch_size
-            found.append(Progress(objective=objective, have=scored, want=want))
+            found.append(BatchProgress(objective=objective, have=scored, want=want))
         return found
 
-    def _scored(self, trainee: Trainee, objective: str) -> Readiness:
+    def _scored(self, training_run: TrainingRun, objective: str) -> Readiness:
         if objective == "ppo":
-            return self._readiness(trainee, "ppo")
+            return self._readiness(training_run, "ppo")
         return groups.readiness(
             self._database,
             now=self._clock(),
             wait_seconds=self._settings.group_wait_seconds,
-            exclude=trainee.uncommitted.ids(objective),
+            exclude=training_run.uncommitted.ids(objective),
         )
 
-    def _readiness(self, trainee: Trainee, objective: str) -> Readiness:
+    def _readiness(self, training_run: TrainingRun, objective: str) -> Readiness:
         if self._settings.weight_of(objective) == 0:
             return Readiness(count=0, oldest_time=None)
-        return ready.readiness(self._database, objective, trainee.uncommitted.ids(objective))
+        return ready.readiness(self._database, objective, training_run.uncommitted.ids(objective))
 
-    def _take(self, trainee: Trainee, objective: str, count: int) -> list[Any]:
+    def _take(self, training_run: TrainingRun, objective: str, count: int) -> list[Any]:
         if count == 0:
             return []
         taken, refusals = ready.take(
             self._database,
             objective,
             count,
-            exclude=trainee.uncommitted.ids(objective),
+            exclude=training_run.uncommitted.ids(objective),
             edit_tokens=self._edit_tokens,
-            of_each_user=of_each_user(count, self._trust),
+            of_each_user=samples_of_each_user(count, self._trust),
         )
-        trainee.refuse(refusals)
+        training_run.refuse(refusals)
         return list(taken)
 
-    def _add_replays(self, trainee: Trainee, batch: dict[str, list[Any]]) -> dict[str, list[str]]:
+    def _add_replays(
+        self, training_run: TrainingRun, batch: dict[str, list[Any]]
+    ) -> dict[str, list[str]]:
         """Add used samples of the objectives that have new ones; their ids by objective."""
         added: dict[str, list[str]] = {}
         for objective, fresh in batch.items():
@@ -127,7 +129,7 @@ class PolicyBatches:
                 len(fresh),
                 self._settings.replay_fraction,
                 self._database,
-                trainee,
+                training_run,
                 objective,
                 seed=self._settings.seed,
                 edit_tokens=self._edit_tokens,
@@ -138,18 +140,18 @@ class PolicyBatches:
                 added[objective] = [sample.sample_id for sample in again]
         return added
 
-    def _take_scored(self, trainee: Trainee, objective: str) -> list[Any]:
+    def _take_scored(self, training_run: TrainingRun, objective: str) -> list[Any]:
         """A batch of scored rollouts, once there are enough for one."""
-        settings, exclude = self._settings, trainee.uncommitted.ids(objective)
+        settings, exclude = self._settings, training_run.uncommitted.ids(objective)
         if settings.weight_of(objective) == 0:
             return []
         oldest_allowed = versions.newest_version(self._database, "policy") - settings.max_staleness
         stale = ready.mark_stale(self._database, objective, oldest_allowed, exclude)
         metrics.rollouts_stale.inc(stale)
-        if self._scored(trainee, objective).count < settings.ppo_batch_size:
+        if self._scored(training_run, objective).count < settings.ppo_batch_size:
             return []
         if objective == "ppo":
-            return self._take(trainee, "ppo", settings.ppo_batch_size)
+            return self._take(training_run, "ppo", settings.ppo_batch_size)
         taken, refusals = groups.take(
             self._database,
             settings.ppo_batch_size,
@@ -157,11 +159,11 @@ class PolicyBatches:
             wait_seconds=settings.group_wait_seconds,
             exclude=exclude,
         )
-        trainee.refuse(refusals)
+        training_run.refuse(refusals)
         return list(taken)
 
 
-class RewardBatches:
+class RewardBatcher:
     """Batches of labels, ratings and preferences for the reward model."""
 
     def __init__(
@@ -176,9 +178,9 @@ class RewardBatches:
         self._clock = clock
         self._trust = Trust(database, settings.guards, clock=clock)
 
-    def form(self, trainee: Trainee, limit: int | None = None) -> Batch | None:
+    def form(self, training_run: TrainingRun, limit: int | None = None) -> Batch | None:
         """As `PolicyBatches.form`."""
-        settings, exclude = self._settings, trainee.uncommitted.ids("reward_model")
+        settings, exclude = self._settings, training_run.uncommitted.ids("reward_model")
         labels = ready.readiness(self._database, "reward_model", exclude)
         fraction = settings.reward_replay_fraction
         full = settings.fresh_reward_batch_size
@@ -190,37 +192,37 @@ class RewardBatches:
             "reward_model",
             full,
             exclude=exclude,
-            of_each_user=of_each_user(full, self._trust),
+            of_each_user=samples_of_each_user(full, self._trust),
         )
-        trainee.refuse(refusals)
+        training_run.refuse(refusals)
         again: list[Any] = []
         if limit is None:
             again = replayed_beside(
                 len(taken),
                 fraction,
                 self._database,
-                trainee,
+                training_run,
                 "reward_model",
                 seed=settings.seed,
                 not_before=settings.oldest_feedback(self._clock()),
             )
         replayed = {"reward_model": [sample.sample_id for sample in again]}
         batch = self._trust.of({"reward_model": [*taken, *again]})
-        return cut(batch, replayed if again else {}, limit)
+        return limit_batch(batch, replayed if again else {}, limit)
 
-    def progress(self, trainee: Trainee) -> list[Progress]:
+    def progress(self, training_run: TrainingRun) -> list[BatchProgress]:
         """How far the next step is."""
-        exclude = trainee.uncommitted.ids("reward_model")
+        exclude = training_run.uncommitted.ids("reward_model")
         have = ready.readiness(self._database, "reward_model", exclude).count
         want = self._settings.fresh_reward_batch_size
-        return [Progress(objective="reward_model", have=have, want=want)]
+        return [BatchProgress(objective="reward_model", have=have, want=want)]
 
 
 def replayed_beside(
     fresh: int,
     fraction: float,
     database: Database,
-    trainee: Trainee,
+    training_run: TrainingRun,
     objective: str,
     *,
     seed: int,
@@ -235,19 +237,19 @@ def replayed_beside(
         database,
         objective,
         count,
-        seed=f"{seed}-{trainee.step}",
-        exclude=trainee.uncommitted.ids(objective),
+        seed=f"{seed}-{training_run.step}",
+        exclude=training_run.uncommitted.ids(objective),
         edit_tokens=edit_tokens,
         not_before=not_before,
     )
 
 
-def of_each_user(count: int, trust: Trust) -> int:
+def samples_of_each_user(count: int, trust: Trust) -> int:
     """How many samples of one user go before all others of theirs."""
     return max(1, int(count * trust.share_of_user()))
 
 
-def shares(counts: Mapping[str, int], size: int) -> dict[str, int]:
+def share_evenly(counts: Mapping[str, int], size: int) -> dict[str, int]:
     """How many samples of each queue go into a batch: alike, and what one lacks to the others."""
     taken = dict.fromkeys(counts, 0)
     while size > sum(taken.values()):
@@ -259,7 +261,7 @@ def shares(counts: Mapping[str, int], size: int) -> dict[str, int]:
     return taken
 
 
-def cut(
+def limit_batch(
     batch: Mapping[str, list[Any]], replayed: Mapping[str, list[str]], limit: int | None
 ) -> Batch | None:
     """The batch, with at most `limit` samples in all; None when there are none."""

@@ -27,7 +27,7 @@ TENANT = "tuneloop"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class PromptRequest:
     """A prompt and how to answer it."""
 
     completion_id: str
@@ -40,7 +40,7 @@ class Question:
     """Whether the rollouts go out on the bus."""
 
 
-class Generation:
+class GenerationClient:
     """The generation service, as the learner uses it."""
 
     def __init__(self, channel: grpc.aio.Channel, policy: str) -> None:
@@ -57,7 +57,7 @@ class Generation:
         policy: generation_pb2.Policy = answer.policy
         return policy
 
-    async def ask(self, question: Question) -> None:
+    async def ask(self, question: PromptRequest) -> None:
         """Have a question answered: the rollouts come over the bus. Raises `TuneloopError`."""
         try:
             async for _ in self._stub.Generate(self._request(question), timeout=ANSWER_SECONDS):
@@ -65,7 +65,7 @@ class Generation:
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from error
 
-    async def answer(self, question: Question, seconds: float) -> SampledAnswer:
+    async def answer(self, question: PromptRequest, seconds: float) -> SampledAnswer:
         """The answer to a question of one completion, within `seconds`. Raises `TuneloopError`."""
         text, final = "", None
         try:
@@ -93,7 +93,7 @@ class Generation:
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from error
 
-    def _request(self, question: Question) -> generation_pb2.GenerateRequest:
+    def _request(self, question: PromptRequest) -> generation_pb2.GenerateRequest:
         asked = question.row.asked
         return generation_pb2.GenerateRequest(
             completion_id=question.completion_id,

@@ -28,7 +28,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tuneloop import ports, wire
 from tuneloop.bus import snapshots, subjects
-from tuneloop.bus.connection import Connection
+from tuneloop.bus.connection import NatsConnection
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.errors import FailedPrecondition, InvalidRequest, Unavailable
 from tuneloop.learner.ledger.accounting import steps, versions
@@ -102,7 +102,7 @@ async def copy_streams(data: DataDir, folder: Path) -> int:
         os.close(descriptor)
 
 
-async def take_snapshots(connection: Connection, folder: Path) -> int:
+async def take_snapshots(connection: NatsConnection, folder: Path) -> int:
     """One folder for each stream."""
     return sum(
         [
@@ -252,9 +252,9 @@ async def route(url: str, stable: dict[str, WeightsReference], policy: str) -> N
 
 
 @contextlib.asynccontextmanager
-async def connected(url: str) -> AsyncIterator[Connection]:
+async def connected(url: str) -> AsyncIterator[NatsConnection]:
     """A connection to a server that runs. Raises `Unavailable`."""
-    connection = Connection(url, name="tuneloop-backup")
+    connection = NatsConnection(url, name="tuneloop-backup")
     await connection.start(START_SECONDS)
     try:
         if not connection.connected:

@@ -21,7 +21,7 @@ from tuneloop.learner.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from tuneloop.learner.offline.compare import Comparison
+    from tuneloop.learner.offline.compare import VersionComparison
     from tuneloop.learner.stats.intervals import Estimate
 
 
@@ -96,7 +96,7 @@ def evaluate(
         show(comparison, a, b)
 
 
-def show(comparison: "Comparison", a: str, b: str) -> None:
+def show(comparison: "VersionComparison", a: str, b: str) -> None:
     """Print the table."""
     from rich.console import Console
     from rich.table import Table

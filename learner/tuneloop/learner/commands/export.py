@@ -89,11 +89,11 @@ def service_pages(
     api_key: str | None,
 ) -> Iterable[Sequence[str]]:
     """The rows of a running service."""
-    from tuneloop.learner.offline.service_client import Service
+    from tuneloop.learner.offline.service_client import RunningService
 
     moment = None if since is None else since.replace(tzinfo=UTC).isoformat()
     filters = {"policy_version": policy_version, "since": moment}
-    return Service(url, api_key).export(kind, filters)
+    return RunningService(url, api_key).export(kind, filters)
 
 
 def ledger_pages(

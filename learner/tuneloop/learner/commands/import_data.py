@@ -37,12 +37,12 @@ def import_data(
     try:
         from tuneloop.learner.data.table import open_table
         from tuneloop.learner.offline.import_file import seed, stopped_ledger
-        from tuneloop.learner.offline.service_client import Service
+        from tuneloop.learner.offline.service_client import RunningService
         from tuneloop.learner.offline.versions import Versions
 
         table = open_table(file)
         if data_dir is None:
-            done = seed(table, kind, Service(url, api_key).add)
+            done = seed(table, kind, RunningService(url, api_key).add)
         else:
             versions = Versions(data_dir=data_dir, base=base, policy=policy, cache_dir=cache_dir)
             with stopped_ledger(data_dir, versions) as add:

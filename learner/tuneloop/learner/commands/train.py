@@ -68,7 +68,7 @@ def train(
     Killed or stopped, the same command goes on where it was, to the very same weights.
     """
     try:
-        from tuneloop.learner.models.world import join, led
+        from tuneloop.learner.models.world import dismiss_followers, join
         from tuneloop.learner.offline.run.report import print_summary
         from tuneloop.learner.offline.sources.judge import JudgeOptions
         from tuneloop.learner.offline.train import TrainOptions
@@ -76,7 +76,7 @@ def train(
         from tuneloop.learner.trainer.followers import follow
 
         world = join()
-        if not world.leads:
+        if not world.is_leader:
             follow(world)
             return
         judge_options = None
@@ -102,7 +102,7 @@ def train(
             restart=restart,
             cache_dir=cache_dir,
         )
-        with led(world):
+        with dismiss_followers(world):
             summary = run(options, world)
     except ModuleNotFoundError as error:
         raise fail(missing(error)) from error

@@ -12,7 +12,7 @@ from tuneloop.learner.data.preferences import (
     preferences,
 )
 from tuneloop.learner.data.table import Table
-from tuneloop.learner.data.tokenize import Tokens, TooLong
+from tuneloop.learner.data.tokenize import PromptTokenizer, TooLong
 from tuneloop.learner.samples import (
     DemonstrationSample,
     PairSample,
@@ -35,10 +35,10 @@ FORMS = {
 Maker = Callable[[Fields], Sequence[PolicySample]]
 
 
-def sample_maker(algorithm: str, table: Table, tokens: Tokens) -> Maker:
+def sample_maker(algorithm: str, table: Table, tokens: PromptTokenizer) -> Maker:
     """How a row of `table` becomes samples; raises `InvalidRequest` for other columns."""
     form = choose_form(table, FORMS[algorithm], algorithm)
-    makers: dict[str, Callable[[Fields, Form, Tokens], Sequence[PolicySample]]] = {
+    makers: dict[str, Callable[[Fields, Form, PromptTokenizer], Sequence[PolicySample]]] = {
         "sft": demonstrations,
         "kto": thumbs,
         "dpo": pairs,
@@ -47,7 +47,7 @@ def sample_maker(algorithm: str, table: Table, tokens: Tokens) -> Maker:
     return lambda row: make(row, form, tokens)
 
 
-def demonstrations(row: Fields, form: Form, tokens: Tokens) -> list[DemonstrationSample]:
+def demonstrations(row: Fields, form: Form, tokens: PromptTokenizer) -> list[DemonstrationSample]:
     """An answer as it should be; of a conversation, every turn of the assistant."""
     if form is PLAIN:
         return [DemonstrationSample(sample_id=row.place, sequence=whole_text(row, tokens))]
@@ -66,7 +66,7 @@ def demonstrations(row: Fields, form: Form, tokens: Tokens) -> list[Demonstratio
     ]
 
 
-def thumbs(row: Fields, form: Form, tokens: Tokens) -> list[ThumbSample]:
+def thumbs(row: Fields, form: Form, tokens: PromptTokenizer) -> list[ThumbSample]:
     """A labelled answer; a pair is a thumb up and a thumb down."""
     if form is LABELLED:
         sequence = answered(row["prompt"].text(), row["completion"].text(), row, tokens)
@@ -82,7 +82,7 @@ def thumbs(row: Fields, form: Form, tokens: Tokens) -> list[ThumbSample]:
     ]
 
 
-def pairs(row: Fields, form: Form, tokens: Tokens) -> list[PairSample]:
+def pairs(row: Fields, form: Form, tokens: PromptTokenizer) -> list[PairSample]:
     """A pair; a ranking is all its pairs."""
     found = preferences(row, form)
     names = [
@@ -99,13 +99,13 @@ def pairs(row: Fields, form: Form, tokens: Tokens) -> list[PairSample]:
     ]
 
 
-def answered(prompt: Text, completion: Text, row: Fields, tokens: Tokens) -> TokenSequence:
+def answered(prompt: Text, completion: Text, row: Fields, tokens: PromptTokenizer) -> TokenSequence:
     """One completion of a prompt as token ids."""
     check_answer(completion, "the completion", row)
     return tokens.sequence(tokens.asked(prompt, row), completion, row)
 
 
-def whole_text(row: Fields, tokens: Tokens) -> TokenSequence:
+def whole_text(row: Fields, tokens: PromptTokenizer) -> TokenSequence:
     """A text without a prompt: all but its first token is learned."""
     tokenizer = tokens.tokenization.tokenizer
     ids = [int(i) for i in tokenizer(row["text"].string()).input_ids]

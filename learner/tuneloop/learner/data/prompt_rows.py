@@ -6,7 +6,7 @@ from typing import Any
 
 from tuneloop.learner.data.fields import Fields, Form, choose_form
 from tuneloop.learner.data.table import Table
-from tuneloop.learner.data.tokenize import Asked, Tokens, TooLong
+from tuneloop.learner.data.tokenize import PromptTokenizer, PromptTokens, TooLong
 
 FORMS = (Form(columns=("prompt",)), Form(columns=("messages",)))
 
@@ -16,12 +16,14 @@ class PromptRow:
     """A prompt and whatever else its row says, for the reward function."""
 
     place: str
-    asked: Asked
+    asked: PromptTokens
     columns: Mapping[str, Any]
     """Every other column."""
 
 
-def prompt_row(table: Table, form: Form, tokens: Tokens, room: int, row: Fields) -> PromptRow:
+def prompt_row(
+    table: Table, form: Form, tokens: PromptTokenizer, room: int, row: Fields
+) -> PromptRow:
     """One prompt with room for `room` tokens of completion; raises `TooLong`."""
     name = form.columns[0]
     if name == "messages":

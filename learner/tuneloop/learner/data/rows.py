@@ -9,13 +9,13 @@ from tuneloop.learner.data import policy_rows, reward_rows
 from tuneloop.learner.data.fields import Fields
 from tuneloop.learner.data.prompt_rows import PromptRow, prompt_form, prompt_row
 from tuneloop.learner.data.table import Table
-from tuneloop.learner.data.tokenize import Tokens, TooLong
+from tuneloop.learner.data.tokenize import PromptTokenizer, TooLong
 
 OnLong = Literal["error", "drop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Data:
+class RowsData:
     """What a run learns from, and what its record says of it."""
 
     samples: Sequence[Any]
@@ -31,19 +31,21 @@ class Data:
         return {"data_sha256": self.sha256, "rows": self.rows, "dropped_rows": self.dropped}
 
 
-def read_samples(algorithm: str, table: Table, tokens: Tokens, on_long: OnLong) -> Data:
+def read_samples(
+    algorithm: str, table: Table, tokens: PromptTokenizer, on_long: OnLong
+) -> RowsData:
     """The policy's samples of a table; raises `InvalidRequest` naming the row."""
     return convert(table, policy_rows.sample_maker(algorithm, table, tokens), on_long)
 
 
-def read_texts(table: Table) -> Data:
+def read_texts(table: Table) -> RowsData:
     """The reward model's samples of a table; raises `InvalidRequest` naming the row."""
     return convert(table, reward_rows.sample_maker(table), "error")
 
 
 def read_prompts(
-    algorithm: str, table: Table, tokens: Tokens, *, room: int, on_long: OnLong
-) -> Data:
+    algorithm: str, table: Table, tokens: PromptTokenizer, *, room: int, on_long: OnLong
+) -> RowsData:
     """Prompts with room for a completion of `room` tokens; raises `InvalidRequest`."""
     form = prompt_form(table, algorithm)
 
@@ -53,7 +55,7 @@ def read_prompts(
     return convert(table, make, on_long)
 
 
-def convert(table: Table, make: Callable[[Fields], Sequence[Any]], on_long: OnLong) -> Data:
+def convert(table: Table, make: Callable[[Fields], Sequence[Any]], on_long: OnLong) -> RowsData:
     """Every row's samples, in order; rows that are too long end it all, or are left out."""
     samples: list[Any] = []
     dropped = 0
@@ -67,4 +69,4 @@ def convert(table: Table, make: Callable[[Fields], Sequence[Any]], on_long: OnLo
     if not samples:
         problem = "every row is too long for the model" if dropped else "no row has a sample"
         raise InvalidRequest(f"{table.name}: {problem}", param="data")
-    return Data(samples=samples, sha256=table.sha256(), rows=len(table.rows), dropped=dropped)
+    return RowsData(samples=samples, sha256=table.sha256(), rows=len(table.rows), dropped=dropped)

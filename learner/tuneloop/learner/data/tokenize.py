@@ -16,7 +16,7 @@ WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class PromptTokens:
     """A prompt, as the model gets it and as a reader does."""
 
     text: str
@@ -38,7 +38,7 @@ class TooLong(InvalidRequest):
         )
 
 
-class Tokens:
+class PromptTokenizer:
     """Makes prompts and sequences of rows."""
 
     def __init__(self, folder: Path, *, max_length: int | None, as_chat: bool = False) -> None:
@@ -50,7 +50,7 @@ class Tokens:
         self.tokenization = Tokenization(folder)
         self._as_chat = as_chat
 
-    def asked(self, prompt: Text, row: Fields) -> Asked:
+    def asked(self, prompt: Text, row: Fields) -> PromptTokens:
         """A prompt of the row; raises `InvalidRequest` naming the row."""
         if isinstance(prompt, str) and self._as_chat:
             prompt = (ChatMessage(role="user", content=prompt),)
@@ -64,14 +64,14 @@ class Tokens:
         except InvalidRequest as error:
             problem = error.message.replace("; use /v1/completions with a prompt", "")
             raise row.wrong(problem) from error
-        return Asked(
+        return PromptTokens(
             text=prompt_as_text(messages, tokenized.text),
             messages=messages,
             rendered=tokenized.text,
             token_ids=tokenized.token_ids,
         )
 
-    def sequence(self, asked: Asked, completion: Text, row: Fields) -> TokenSequence:
+    def sequence(self, asked: PromptTokens, completion: Text, row: Fields) -> TokenSequence:
         """The prompt with one completion; raises `TooLong` where it does not fit."""
         ids = self._completion_ids(asked, completion)
         length = len(asked.token_ids) + len(ids)
@@ -84,7 +84,7 @@ class Tokens:
             temperature=1.0,
         )
 
-    def _completion_ids(self, asked: Asked, completion: Text) -> tuple[int, ...]:
+    def _completion_ids(self, asked: PromptTokens, completion: Text) -> tuple[int, ...]:
         tokenizer = self.tokenization.tokenizer
         stops = self.tokenization.stop_token_ids
         ids = [
@@ -99,7 +99,7 @@ class Tokens:
             ids.append(int(tokenizer.eos_token_id))
         return tuple(ids)
 
-    def _answer(self, asked: Asked, completion: Text) -> str:
+    def _answer(self, asked: PromptTokens, completion: Text) -> str:
         """What follows the rendered prompt."""
         if isinstance(completion, str):
             if not asked.messages:

@@ -55,7 +55,7 @@ Record = Callable[[Sequence[Any]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Intake:
+class IntakeConsumer:
     """One durable consumer of the learner."""
 
     name: str
@@ -116,7 +116,7 @@ class Intake:
                 await self._handle_alone(bus, durable, delivery, event)
             return
         if tracing.on():
-            trace_links.take_in((event for _, event in events), started_ns)
+            trace_links.link_intake((event for _, event in events), started_ns)
         for delivery, _ in events:
             await delivery.ack()
 
@@ -150,14 +150,14 @@ class Intake:
         metrics.consumer_lag.labels(self.name).set(await consumer.pending())
 
 
-def intakes(
+def make_consumers(
     database: Database,
     policy: str,
     *,
     scored_objective: str = "ppo",
     all_scores_count: bool = False,
     clock: Callable[[], float] = time.time,
-) -> list[Intake]:
+) -> list[IntakeConsumer]:
     """The four consumers of the learner of `policy`.
 
     Scores make samples of `scored_objective`, with `all_scores_count` even if no scorer calls them
@@ -198,28 +198,28 @@ def intakes(
                 observe_feedback_to_serving(database, activation)
 
     return [
-        Intake(
+        IntakeConsumer(
             name="rollouts",
             stream=ROLLOUTS,
             subject=rollouts_of(policy, "generated"),
             decode=lambda d: _of_policy(policy, decode_rollout_generated(d.data)),
             record=record_rollouts,
         ),
-        Intake(
+        IntakeConsumer(
             name="scores",
             stream=ROLLOUTS,
             subject=rollouts_of(policy, "scored"),
             decode=lambda d: _of_policy(policy, decode_rollout_scored(d.data)),
             record=record_scores,
         ),
-        Intake(
+        IntakeConsumer(
             name="feedback",
             stream=FEEDBACK,
             subject=feedback_of(policy),
             decode=lambda d: (_of_policy(policy, _feedback_event(d)), d.sequence),
             record=record_feedback,
         ),
-        Intake(
+        IntakeConsumer(
             name="activations",
             stream=LEARNER,
             subject=activated_subject(policy),
@@ -250,8 +250,8 @@ def _of_policy(policy: str, event: Any) -> Any:
     return event
 
 
-async def run_all(
-    bus: Bus, policy: str, consumers: Sequence[Intake], arrived: Callable[[], None]
+async def run_consumers(
+    bus: Bus, policy: str, consumers: Sequence[IntakeConsumer], arrived: Callable[[], None]
 ) -> None:
     """Run consumers until cancelled; one that fails unexpectedly ends all."""
     running: list[Awaitable[None]] = [c.run(bus, policy, arrived) for c in consumers]

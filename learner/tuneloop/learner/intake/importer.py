@@ -20,7 +20,7 @@ from tuneloop.learner.data.fields import Fields, Text, choose_form
 from tuneloop.learner.data.policy_rows import ANSWERED, LABELLED
 from tuneloop.learner.data.preferences import EXPLICIT, IMPLICIT, check_answer, preferences
 from tuneloop.learner.data.table import Table
-from tuneloop.learner.data.tokenize import Tokens, TooLong, completion_text
+from tuneloop.learner.data.tokenize import PromptTokenizer, TooLong, completion_text
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.rows import compact
@@ -63,7 +63,7 @@ class Imported:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
+class RowJudgement:
     """What a row says."""
 
     prompt: Text
@@ -73,10 +73,10 @@ class Said:
     """Whether the answer is desirable."""
 
 
-Reader = Callable[[Fields], Said]
+Reader = Callable[[Fields], RowJudgement]
 
 
-def reader(kind: str, table: Table) -> Reader:
+def row_reader(kind: str, table: Table) -> Reader:
     """How rows of a kind are read; raises `InvalidRequest` for another kind or other columns.
 
     What it returns raises `InvalidRequest` naming the row that is wrong.
@@ -85,15 +85,17 @@ def reader(kind: str, table: Table) -> Reader:
         raise InvalidRequest(f"kind: one of {', '.join(forms_of_kind)}", param="kind")
     form = choose_form(table, forms_of_kind[kind], kind)
 
-    def pair(row: Fields) -> Said:
+    def pair(row: Fields) -> RowJudgement:
         [found] = preferences(row, form)
-        return Said(prompt=found.prompt, answers=(found.chosen, found.rejected))
+        return RowJudgement(prompt=found.prompt, answers=(found.chosen, found.rejected))
 
-    def answer(row: Fields) -> Said:
+    def answer(row: Fields) -> RowJudgement:
         label = row["label"].flag() if form is LABELLED else None
-        return Said(prompt=row["prompt"].text(), answers=(row["completion"].text(),), label=label)
+        return RowJudgement(
+            prompt=row["prompt"].text(), answers=(row["completion"].text(),), label=label
+        )
 
-    def checked(row: Fields) -> Said:
+    def checked(row: Fields) -> RowJudgement:
         said = pair(row) if kind == "pairs" else answer(row)
         for text in said.answers:
             check_answer(text, "the completion", row)
@@ -117,18 +119,18 @@ class Importer:
         self._policy = policy
         self._model = model
         self._clock = clock
-        self._tokens: Tokens | None = None
+        self._tokens: PromptTokenizer | None = None
 
     @property
-    def tokens(self) -> Tokens:
+    def tokens(self) -> PromptTokenizer:
         """The policy's tokenizer and chat template, loaded when first needed."""
         if self._tokens is None:
-            self._tokens = Tokens(self._model, max_length=None)
+            self._tokens = PromptTokenizer(self._model, max_length=None)
         return self._tokens
 
     def add(self, kind: str, rows: Sequence[ImportedRow]) -> Imported:
         """Add all rows, or none: raises `InvalidRequest` naming the first that is wrong."""
-        read = reader(kind, Table(name="the file", rows=[row.row for row in rows]))
+        read = row_reader(kind, Table(name="the file", rows=[row.row for row in rows]))
         # A row of an export says which feedback it is: perhaps this ledger's own.
         named = [str(row.row.get("feedback_id", "")) for row in rows]
         own = recorder.recorded_feedback(self._database, named)

@@ -53,13 +53,13 @@ class Database:
         self.name = str(parsed)
         """Its URL, without the password."""
         self._turn = threading.Lock()
-        self._lease: postgres.Lease | None = None
+        self._lease: postgres.WriterLease | None = None
         match parsed.get_backend_name():
             case "sqlite":
                 self.engine = sqlite.make_engine(parsed)
             case "postgresql" | "postgres":
                 self.engine = postgres.make_engine(parsed)
-                self._lease = postgres.Lease(self.engine, self.name)
+                self._lease = postgres.WriterLease(self.engine, self.name)
             case other:
                 problem = f"ledger_url: {other!r} is neither sqlite nor postgresql"
                 raise SettingsError(problem, param="ledger_url")

@@ -49,7 +49,7 @@ def make_engine(url: URL) -> Engine:
         raise SettingsError(problem, param="ledger_url") from error
 
 
-class Lease:
+class WriterLease:
     """The right to write, from `take` until `release` or the end of the process."""
 
     def __init__(self, engine: Engine, name: str) -> None:

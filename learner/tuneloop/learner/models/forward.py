@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from tuneloop.learner.models.architecture import run_body, run_whole
 from tuneloop.learner.models.batch import SequenceBatch, collate
 from tuneloop.learner.models.lm_head import LogitTransform, logprobs_of_logits, token_logprobs
-from tuneloop.learner.models.world import World, shares
+from tuneloop.learner.models.world import World, shard_sequences
 
 
-class Run(NamedTuple):
+class ForwardOutput(NamedTuple):
     """What one pass over a batch gives; N completion tokens."""
 
     logprobs: Tensor  # (N,)
@@ -19,7 +19,7 @@ class Run(NamedTuple):
     entropies: Tensor  # (N,), or empty where they were not asked for
 
 
-class Share(NamedTuple):
+class RankShard(NamedTuple):
     """The sequences of a batch that a rank runs."""
 
     batch: SequenceBatch
@@ -42,7 +42,7 @@ class Forward(nn.Module):
         """The same of another model of the same family."""
         return Forward(model, self._transform, packs=self._packs)
 
-    def forward(self, batch: SequenceBatch, *, entropies: bool = False) -> Run:
+    def forward(self, batch: SequenceBatch, *, entropies: bool = False) -> ForwardOutput:
         """Run the model over a batch."""
         model = self.model
         layout = batch.packed if self._packs else batch.padded()
@@ -63,20 +63,20 @@ class Forward(nn.Module):
                     transform=self._transform,
                     entropies=entropies,
                 )
-        return Run(logprobs=logprobs, hidden=hidden, entropies=measured)
+        return ForwardOutput(logprobs=logprobs, hidden=hidden, entropies=measured)
 
 
-def share_of(batch: SequenceBatch, world: World) -> Share:
+def share_of(batch: SequenceBatch, world: World) -> RankShard:
     """What this rank runs of a batch. All ranks run something: a sharded model needs them all."""
     if world.size == 1:
-        return Share(batch=batch, places=None)
-    rows = shares(batch.sequences, world.size)[world.rank]
+        return RankShard(batch=batch, places=None)
+    rows = shard_sequences(batch.sequences, world.size)[world.rank]
     device = batch.targets.device
     mine = torch.zeros(len(batch.sequences), 1, dtype=torch.bool, device=device)
     mine[rows] = True
     places = mine.expand_as(batch.loss_mask)[batch.loss_mask].nonzero()[:, 0]
     sequences = [batch.sequences[row] for row in rows] or [min(batch.sequences, key=_length)]
-    return Share(batch=collate(sequences, device), places=places)
+    return RankShard(batch=collate(sequences, device), places=places)
 
 
 def _length(sequence: Any) -> int:

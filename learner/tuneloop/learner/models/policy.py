@@ -30,9 +30,9 @@ from tuneloop.learner.models.batch import (
     packed_batches,
     sequence_length,
 )
-from tuneloop.learner.models.forward import Forward, Share, share_of
+from tuneloop.learner.models.forward import Forward, RankShard, share_of
 from tuneloop.learner.models.lora import add_adapter
-from tuneloop.learner.models.world import ALONE, World, shard, whole
+from tuneloop.learner.models.world import ALONE, World, full_tensor, shard
 from tuneloop.learner.samples import TokenSequence
 from tuneloop.models.reward_model import quiet
 from tuneloop.policies import WeightsKind
@@ -115,18 +115,18 @@ class PolicyModel:
 
     def gather(self) -> Any:
         """Bring sharded weights together on rank 0, where it returns the model."""
-        if self._gathered is None and self._world.leads:
+        if self._gathered is None and self._world.is_leader:
             self._gathered = self._load()
             if self.kind is WeightsKind.LORA:
                 add_adapter(self._gathered, *self._lora)
             self._gathered.requires_grad_(False)
-        copies = dict(self._gathered.named_parameters()) if self._world.leads else {}
+        copies = dict(self._gathered.named_parameters()) if self._world.is_leader else {}
         with torch.no_grad():
             for name, parameter in self._model.named_parameters():
                 if not parameter.requires_grad:
                     continue
-                tensor = whole(parameter.detach())
-                if self._world.leads:
+                tensor = full_tensor(parameter.detach())
+                if self._world.is_leader:
                     copies[name].copy_(tensor)
         return self._gathered
 
@@ -180,10 +180,10 @@ class PolicyModel:
             share = share_of(batch, self._world)
             return self._placed(batch, share, reference(share.batch).logprobs)
 
-    def _placed(self, batch: SequenceBatch, share: Share, flat: Tensor) -> Tensor:
+    def _placed(self, batch: SequenceBatch, share: RankShard, flat: Tensor) -> Tensor:
         """Put what all ranks computed of their shares into place, (B, C)."""
         if share.places is not None:
-            flat = self._world.put_together(flat, share.places, batch.tokens)
+            flat = self._world.gather_rows(flat, share.places, batch.tokens)
         return batch.scatter(flat)
 
     def compute_reference_logprobs(
@@ -241,11 +241,11 @@ class PolicyModel:
         """
         if self._adapted is None:
             model = self.gather() if self._sharded else self._model
-            if self._world.leads:
+            if self._world.is_leader:
                 weight_files.write_whole(folder, model, tokenizer=self._folder)
             return
         tensors = weight_files.adapter_of(self._adapted)
-        if self._world.leads:
+        if self._world.is_leader:
             weight_files.write_adapter(folder, tensors, self._adapted, base_model)
 
     def load_weights(self, folder: Path) -> None:

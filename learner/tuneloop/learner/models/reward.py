@@ -23,7 +23,7 @@ Encoded = tuple[Encoding, ...]
 T = TypeVar("T")
 
 
-class Scores:
+class RewardScores:
     """Runs a reward model on samples of K texts each."""
 
     def __init__(self, model: RewardModel, *, packing: bool) -> None:

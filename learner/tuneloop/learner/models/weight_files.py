@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tuneloop.errors import WeightsRefused
-from tuneloop.learner.models.world import like, own_part, whole
+from tuneloop.learner.models.world import full_tensor, local_tensor, shard_like
 from tuneloop.models.reward_model import quiet
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -41,7 +41,9 @@ def write_whole(folder: Path, model: Any, tokenizer: Path) -> None:
 
 def adapter_of(adapted: Any) -> dict[str, Tensor]:
     """The tensors of an adapter, whole; a collective call where it is sharded."""
-    return {name: whole(t).cpu().contiguous() for name, t in _adapter_tensors(adapted).items()}
+    return {
+        name: full_tensor(t).cpu().contiguous() for name, t in _adapter_tensors(adapted).items()
+    }
 
 
 def write_adapter(
@@ -84,7 +86,7 @@ def _put(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     _check(given, expected)
     with torch.no_grad():
         for name, tensor in given.items():
-            expected[name].copy_(like(tensor, expected[name]))
+            expected[name].copy_(shard_like(tensor, expected[name]))
 
 
 def _adapter_tensors(adapted: Any) -> dict[str, Tensor]:
@@ -103,10 +105,10 @@ def _tensors_of(file: Path) -> dict[str, Tensor]:
 
 def _check(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raise `WeightsRefused` unless `given` fits; of tied tensors one name is enough."""
-    given_places = {own_part(expected[name]).data_ptr() for name in given if name in expected}
+    given_places = {local_tensor(expected[name]).data_ptr() for name in given if name in expected}
     given_places -= {0}  # of what this rank has no part of
     for name in sorted(expected.keys() - given.keys()):
-        if own_part(expected[name]).data_ptr() not in given_places:
+        if local_tensor(expected[name]).data_ptr() not in given_places:
             raise WeightsRefused(f"tensor {name} is missing", param=name)
     for name, tensor in given.items():
         if name not in expected:

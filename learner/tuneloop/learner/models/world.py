@@ -51,7 +51,7 @@ class World:
     """Process group of the announcements and of checkpoints: gloo, also beside NCCL."""
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         """Whether this is rank 0."""
         return self.rank == 0
 
@@ -61,7 +61,7 @@ class World:
 
     def announce(self, target: str, method: str, *arguments: Any, **named: Any) -> None:
         """Have the followers call a method of `trainer` or `model` that the leader now calls."""
-        if self.size > 1 and self.leads:
+        if self.size > 1 and self.is_leader:
             self._broadcast((target, method, arguments, named))
 
     def dismiss(self) -> None:
@@ -71,7 +71,7 @@ class World:
         except RuntimeError as error:
             logger.warning("the other ranks are gone: %s", error)
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """Part from the other ranks; nothing is done together after it.
 
         A process that ends with gloo's threads still running is now and then aborted at its exit.
@@ -81,7 +81,7 @@ class World:
 
             dist.destroy_process_group()
 
-    def hear(self) -> Announcement:
+    def receive(self) -> Announcement:
         """What the leader announces next."""
         heard: Announcement = self._broadcast(None)
         return heard
@@ -110,19 +110,19 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def every(self, fact: bool, device: torch.device) -> bool:
+    def all_true(self, fact: bool, device: torch.device) -> bool:
         """Whether a fact holds on every rank."""
         if self.size == 1:
             return fact
         return float(self.sum(torch.tensor(float(not fact), device=device))) == 0.0
 
-    def put_together(self, values: Tensor, places: Tensor, total: int) -> Tensor:
+    def gather_rows(self, values: Tensor, places: Tensor, total: int) -> Tensor:
         """Return (total,) values, those of this rank at its `places`; differentiable.
 
         `values` may be more than `places`: the first are taken. The gradient of a rank's values is
         its own part of the whole's, which every rank has.
         """
-        whole: Tensor = _Together.apply(values, places, total, self)  # type: ignore[no-untyped-call]
+        whole: Tensor = _GatherRows.apply(values, places, total, self)  # type: ignore[no-untyped-call]
         return whole
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
@@ -171,7 +171,7 @@ ALONE = World()
 """One process, which is all there is."""
 
 
-class _Together(torch.autograd.Function):
+class _GatherRows(torch.autograd.Function):
     """Zeros with each rank's values in place, summed: the sum rounds nothing."""
 
     @staticmethod
@@ -218,13 +218,13 @@ def join() -> World:
 
 
 @contextmanager
-def led(world: World) -> Iterator[None]:
+def dismiss_followers(world: World) -> Iterator[None]:
     """Let the followers go at the end, however it comes, and leave the group."""
     try:
         yield
     finally:
         world.dismiss()
-        world.leave()
+        world.close()
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -232,19 +232,19 @@ def is_sharded(tensor: Any) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Any) -> Tensor:
+def full_tensor(tensor: Any) -> Tensor:
     """The tensor with the parts of all ranks; a collective call where it is sharded."""
     full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
     return full
 
 
-def own_part(tensor: Any) -> Tensor:
+def local_tensor(tensor: Any) -> Tensor:
     """What this rank holds of the tensor."""
     local: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
     return local
 
 
-def like(tensor: Tensor, pattern: Any) -> Tensor:
+def shard_like(tensor: Tensor, pattern: Any) -> Tensor:
     """A copy of a whole tensor on the device of `pattern`, sharded as that is."""
     moved = tensor.to(pattern.device, copy=True)
     if not is_sharded(pattern):
@@ -270,7 +270,7 @@ def shard(model: torch.nn.Module, layers: Sequence[torch.nn.Module], world: Worl
         sharded.set_force_sum_reduction_for_comms(True)
 
 
-def shares(sequences: Sequence[TokenSequence], size: int) -> list[list[int]]:
+def shard_sequences(sequences: Sequence[TokenSequence], size: int) -> list[list[int]]:
     """Divide the rows of a batch into `size` shares of about equal cost; some may be empty.
 
     Rows with one prompt stay together, to have it computed once, where there are enough prompts.

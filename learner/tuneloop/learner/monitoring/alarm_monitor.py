@@ -19,7 +19,7 @@ logger = logging.getLogger("tuneloop.learner.guards")
 EVERY_SECONDS = 10.0
 
 
-class Watch:
+class AlarmMonitor:
     """The alarms that are raised."""
 
     def __init__(

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from tuneloop.learner import metrics
-from tuneloop.learner.batching.batcher import Progress
+from tuneloop.learner.batching.batcher import BatchProgress
 from tuneloop.learner.ledger.accounting import forget_user
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import ready
@@ -28,13 +28,13 @@ def refresh(database: Database) -> None:
     show_evaluation(database)
 
 
-def show_progress(progress: Sequence[Progress]) -> None:
+def show_progress(progress: Sequence[BatchProgress]) -> None:
     """How full the next batches are."""
     for part in progress:
         metrics.batch_fill.labels(part.objective).set(part.have / max(1, part.want))
 
 
-async def keep_fresh(database: Database, progress: Callable[[], Sequence[Progress]]) -> None:
+async def keep_fresh(database: Database, progress: Callable[[], Sequence[BatchProgress]]) -> None:
     """Refresh for ever."""
     while True:
         await asyncio.to_thread(refresh, database)

@@ -6,7 +6,7 @@ from tuneloop.learner.ledger.reports import evaluations
 from tuneloop.learner.trainer.base import Trainer
 
 
-class Referring:
+class ReferenceFill:
     """Computes what the KL of evaluated versions lacks: the reference policy's log-probs."""
 
     def __init__(self, database: Database, trainer: Trainer) -> None:

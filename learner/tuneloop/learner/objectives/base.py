@@ -23,7 +23,7 @@ from tuneloop.learner.models.batch import (
 )
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.samples import PolicySample
-from tuneloop.learner.trainer.adaptive import Dials
+from tuneloop.learner.trainer.adaptive import StepControls
 from tuneloop.learner.trainer.gradient_step import MicroLoss
 from tuneloop.learner.trainer.settings import TrainerSettings
 
@@ -82,17 +82,17 @@ def restrained(
     batch: SequenceBatch,
     logprobs: Tensor,
     ref_logprobs: Tensor | None,
-    dials: Dials,
+    controls: StepControls,
     total_tokens: int,
 ) -> tuple[Tensor, dict[str, Mean]]:
-    """Return a micro-batch's loss with the pull of `dials` added, its metrics with `kl` added.
+    """Return a micro-batch's loss with the pull of `controls` added, its metrics with `kl` added.
 
     `logprobs` and `ref_logprobs` are (B, C); without the latter nothing is measured nor added.
     """
     if ref_logprobs is None:
         return loss, metrics
     measured = metrics | {"kl": log_ratio_kl(logprobs, ref_logprobs, batch.loss_mask)}
-    if dials.kl_pull == 0:
+    if controls.kl_pull == 0:
         return loss, measured
     pull = pull_loss(
         policy_logprobs=logprobs,
@@ -100,4 +100,4 @@ def restrained(
         loss_mask=batch.loss_mask,
         total_tokens=total_tokens,
     )
-    return loss + dials.kl_pull * pull, measured
+    return loss + controls.kl_pull * pull, measured

@@ -12,7 +12,7 @@ from tuneloop.learner.models.batch import SequenceBatch, collate
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.objectives.base import Plan, cut, restrained
 from tuneloop.learner.samples import PairSample
-from tuneloop.learner.trainer.adaptive import AT_REST, Dials
+from tuneloop.learner.trainer.adaptive import AT_REST, StepControls
 from tuneloop.learner.trainer.gradient_step import MicroLoss
 from tuneloop.learner.trainer.settings import TrainerSettings
 
@@ -33,7 +33,7 @@ def plan_dpo(
     model: PolicyModel,
     samples: Sequence[PairSample],
     settings: TrainerSettings,
-    dials: Dials = AT_REST,
+    controls: StepControls = AT_REST,
 ) -> Plan:
     """Plan DPO on a batch of pairs."""
     groups = [_rows(model, group, settings) for group in cut(samples, settings)]
@@ -41,7 +41,7 @@ def plan_dpo(
     total_weight = total_of(s.weight for s in samples)
     return Plan(
         micro_losses=[
-            _micro_loss(model, rows, settings, dials, total_weight=total_weight, tokens=tokens)
+            _micro_loss(model, rows, settings, controls, total_weight=total_weight, tokens=tokens)
             for rows in groups
         ],
         tokens=tokens,
@@ -64,7 +64,7 @@ def _micro_loss(
     model: PolicyModel,
     rows: PairRows,
     settings: TrainerSettings,
-    dials: Dials,
+    controls: StepControls,
     *,
     total_weight: float,
     tokens: int,
@@ -94,7 +94,7 @@ def _micro_loss(
             batch=rows.batch,
             logprobs=logprobs,
             ref_logprobs=rows.ref_logprobs,
-            dials=dials,
+            controls=controls,
             total_tokens=tokens,
         )
 

@@ -15,7 +15,7 @@ from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.objectives.base import Plan, PolicyPass, cut, restrained
 from tuneloop.learner.objectives.off_policy import Rollouts, rollouts_of
 from tuneloop.learner.samples import ScoredGroup, ScoredSample
-from tuneloop.learner.trainer.adaptive import AT_REST, Dials
+from tuneloop.learner.trainer.adaptive import AT_REST, StepControls
 from tuneloop.learner.trainer.advantages import group_advantages, leave_one_out_advantages
 from tuneloop.learner.trainer.gradient_step import MicroLoss
 from tuneloop.learner.trainer.rewards import priced_reward
@@ -41,14 +41,14 @@ def plan_grpo(
     model: PolicyModel,
     samples: Sequence[ScoredGroup],
     settings: TrainerSettings,
-    dials: Dials = AT_REST,
+    controls: StepControls = AT_REST,
 ) -> Plan:
     """Plan GRPO, or RLOO, on a batch of groups.
 
     Those without spread are not computed, but counted: were the loss divided by the others alone,
     the last group that is not solved would move the policy as far as a full batch does.
     """
-    groups = [_group(group, settings, dials) for group in samples]
+    groups = [_group(group, settings, controls) for group in samples]
     has_spread = [
         bool((_advantages(g, g.rewards, settings).abs() > NO_ADVANTAGE).any()) for g in groups
     ]
@@ -80,7 +80,7 @@ def plan_grpo(
         micro_losses=_micro_losses(
             [(rows, policy) for rows, _, policy in measured],
             settings,
-            dials,
+            controls,
             advantages=advantages,
             left_out=left_out,
         ),
@@ -89,10 +89,10 @@ def plan_grpo(
     )
 
 
-def _group(group: ScoredGroup, settings: TrainerSettings, dials: Dials) -> Group:
+def _group(group: ScoredGroup, settings: TrainerSettings, controls: StepControls) -> Group:
     priced = [(sample, priced_reward(sample, settings)) for sample in group.samples]
     scored = [(sample, reward) for sample, reward in priced if not math.isnan(reward)]
-    baseline, running = group.baseline, dials.grpo_rewards
+    baseline, running = group.baseline, controls.grpo_rewards
     if baseline is None and len(scored) == 1 and running is not None:
         baseline = running.mean
     return Group(
@@ -151,7 +151,7 @@ def _numbers(rows: Rollouts) -> list[int]:
 def _micro_losses(
     parts: Sequence[tuple[Rollouts, PolicyPass]],
     settings: TrainerSettings,
-    dials: Dials,
+    controls: StepControls,
     *,
     advantages: Tensor,
     left_out: Sequence[ScoredSample],
@@ -180,7 +180,7 @@ def _micro_losses(
                 batch=rows.batch,
                 logprobs=logprobs,
                 ref_logprobs=rows.ref_logprobs,
-                dials=dials,
+                controls=controls,
                 total_tokens=tokens,
             )
 

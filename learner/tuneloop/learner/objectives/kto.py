@@ -12,7 +12,7 @@ from tuneloop.learner.models.batch import SequenceBatch, collate, micro_batches,
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.objectives.base import Plan, cut, restrained
 from tuneloop.learner.samples import ThumbSample, TokenSequence
-from tuneloop.learner.trainer.adaptive import AT_REST, Dials
+from tuneloop.learner.trainer.adaptive import AT_REST, StepControls
 from tuneloop.learner.trainer.gradient_step import MicroLoss
 from tuneloop.learner.trainer.settings import TrainerSettings
 
@@ -36,7 +36,7 @@ def plan_kto(
     model: PolicyModel,
     samples: Sequence[ThumbSample],
     settings: TrainerSettings,
-    dials: Dials = AT_REST,
+    controls: StepControls = AT_REST,
 ) -> Plan:
     """Plan KTO on a batch of thumbs."""
     groups = cut(samples, settings)
@@ -47,7 +47,7 @@ def plan_kto(
     desirable = torch.tensor([s.desirable for s in ordered], device=model.device)
     weights = torch.tensor([s.weight * s.trust for s in ordered], device=model.device)
     factors = torch.where(desirable, settings.desirable_weight, settings.undesirable_weight)
-    weights = weights * factors * class_weights(desirable, dials.desirable_share, limit=RAREST)
+    weights = weights * factors * class_weights(desirable, controls.desirable_share, limit=RAREST)
     tokens = sum(len(s.sequence.completion_token_ids) for s in samples)
     total_weight = total_of(s.weight for s in samples)
     micro_losses: list[MicroLoss] = []
@@ -62,7 +62,9 @@ def plan_kto(
             weights=weights[of_group],
         )
         micro_losses.append(
-            _micro_loss(model, rows, settings, dials, z=z, total_weight=total_weight, tokens=tokens)
+            _micro_loss(
+                model, rows, settings, controls, z=z, total_weight=total_weight, tokens=tokens
+            )
         )
         start = of_group.stop
     measured = {"kto_z": mean_over(z, torch.ones_like(z, dtype=torch.bool))}
@@ -73,7 +75,7 @@ def _micro_loss(
     model: PolicyModel,
     rows: ThumbRows,
     settings: TrainerSettings,
-    dials: Dials,
+    controls: StepControls,
     *,
     z: Tensor,
     total_weight: float,
@@ -96,7 +98,7 @@ def _micro_loss(
             batch=rows.batch,
             logprobs=logprobs,
             ref_logprobs=rows.ref_logprobs,
-            dials=dials,
+            controls=controls,
             total_tokens=tokens,
         )
 

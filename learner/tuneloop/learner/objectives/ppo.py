@@ -13,7 +13,7 @@ from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.objectives.base import Plan, cut, restrained
 from tuneloop.learner.objectives.off_policy import Rollouts, rollouts_of
 from tuneloop.learner.samples import ScoredSample
-from tuneloop.learner.trainer.adaptive import AT_REST, Dials
+from tuneloop.learner.trainer.adaptive import AT_REST, StepControls
 from tuneloop.learner.trainer.advantages import generalized_advantages, kl_penalized_rewards, whiten
 from tuneloop.learner.trainer.gradient_step import MicroLoss
 from tuneloop.learner.trainer.rewards import clipped_reward
@@ -46,10 +46,10 @@ def plan_ppo(
     model: PolicyModel,
     samples: Sequence[ScoredSample],
     settings: TrainerSettings,
-    dials: Dials = AT_REST,
+    controls: StepControls = AT_REST,
 ) -> Plan:
     """Plan PPO on a batch of scored completions."""
-    measured = [measure(model, group, settings, dials) for group in cut(samples, settings)]
+    measured = [measure(model, group, settings, controls) for group in cut(samples, settings)]
     groups = [rows for rows, _ in measured]
     rewards = [rows.rewards for rows in groups]
     if settings.whiten_rewards:
@@ -77,7 +77,7 @@ def plan_ppo(
                 model,
                 rows,
                 settings,
-                dials,
+                controls,
                 advantages=advantage,
                 returns=returns,
                 total_tokens=tokens,
@@ -91,14 +91,17 @@ def plan_ppo(
 
 
 def measure(
-    model: PolicyModel, samples: Sequence[ScoredSample], settings: TrainerSettings, dials: Dials
+    model: PolicyModel,
+    samples: Sequence[ScoredSample],
+    settings: TrainerSettings,
+    controls: StepControls,
 ) -> tuple[PpoRows, dict[str, Mean]]:
     """Return what is fixed for a micro-batch, and its metrics."""
     batch = collate([s.sequence for s in samples], model.device)
     old_logprobs, old_values = model.logprobs_and_values(batch)
     ref_logprobs = model.reference_logprobs(batch)
-    scores = [clipped_reward(s, settings, dials.ppo_rewards) for s in samples]
-    kl_coef = settings.kl_coef * dials.kl_factor
+    scores = [clipped_reward(s, settings, controls.ppo_rewards) for s in samples]
+    kl_coef = settings.kl_coef * controls.kl_factor
     rewards = kl_penalized_rewards(
         scores=torch.tensor(scores, device=model.device),
         old_logprobs=old_logprobs,
@@ -138,7 +141,7 @@ def _micro_loss(
     model: PolicyModel,
     rows: PpoRows,
     settings: TrainerSettings,
-    dials: Dials,
+    controls: StepControls,
     *,
     advantages: Tensor,
     returns: Tensor,
@@ -155,7 +158,7 @@ def _micro_loss(
             value_clip=settings.value_clip,
             total_tokens=total_tokens,
         )
-        if dials.critic_only:
+        if controls.critic_only:
             return settings.value_coef * critic_loss, critic_metrics
         policy_loss, policy_metrics = ppo_policy_loss(
             policy_logprobs=logprobs,
@@ -173,7 +176,7 @@ def _micro_loss(
             batch=rows.batch,
             logprobs=logprobs,
             ref_logprobs=rows.ref_logprobs,
-            dials=dials,
+            controls=controls,
             total_tokens=total_tokens,
         )
 

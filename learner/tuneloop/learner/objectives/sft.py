@@ -11,7 +11,7 @@ from tuneloop.learner.models.batch import SequenceBatch, collate
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.objectives.base import Plan, cut, restrained
 from tuneloop.learner.samples import DemonstrationSample
-from tuneloop.learner.trainer.adaptive import AT_REST, Dials
+from tuneloop.learner.trainer.adaptive import AT_REST, StepControls
 from tuneloop.learner.trainer.gradient_step import MicroLoss
 from tuneloop.learner.trainer.settings import TrainerSettings
 
@@ -21,7 +21,7 @@ def plan_sft(
     model: PolicyModel,
     samples: Sequence[DemonstrationSample],
     settings: TrainerSettings,
-    dials: Dials = AT_REST,
+    controls: StepControls = AT_REST,
 ) -> Plan:
     """Plan SFT on a batch of demonstrations; the reference policy runs only for a KL budget."""
     total_tokens = sum(len(s.sequence.completion_token_ids) for s in samples)
@@ -35,7 +35,7 @@ def plan_sft(
             _micro_loss(
                 model,
                 batch,
-                dials,
+                controls,
                 weights=weights,
                 ref_logprobs=ref_logprobs,
                 total_tokens=total_tokens,
@@ -48,7 +48,7 @@ def plan_sft(
 def _micro_loss(
     model: PolicyModel,
     batch: SequenceBatch,
-    dials: Dials,
+    controls: StepControls,
     *,
     weights: Tensor,
     ref_logprobs: Tensor | None,
@@ -69,7 +69,7 @@ def _micro_loss(
             batch=batch,
             logprobs=logprobs,
             ref_logprobs=ref_logprobs,
-            dials=dials,
+            controls=controls,
             total_tokens=total_tokens,
         )
 

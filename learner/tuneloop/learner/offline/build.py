@@ -13,101 +13,101 @@ from tuneloop.learner.models.sampling import Sampler
 from tuneloop.learner.models.world import ALONE, World
 from tuneloop.learner.offline.pupil import PolicyPupil, Pupil, RewardPupil
 from tuneloop.learner.offline.run.checkpoints import identity_of
-from tuneloop.learner.offline.run.console import Screen
+from tuneloop.learner.offline.run.console import Console
 from tuneloop.learner.offline.run.folder import RunFolder
-from tuneloop.learner.offline.run.run import Pace, Run
-from tuneloop.learner.offline.sources.base import Course, FixedCourse, Order
-from tuneloop.learner.offline.sources.judged import JudgedCourse
-from tuneloop.learner.offline.sources.on_policy import Attempts, PromptedCourse
+from tuneloop.learner.offline.run.inputs import RunInputs
+from tuneloop.learner.offline.run.run import Run, SaveSchedule
+from tuneloop.learner.offline.sources.base import FixedSource, RowOrder, TrainSource
+from tuneloop.learner.offline.sources.judged import JudgedSource
+from tuneloop.learner.offline.sources.on_policy import CompletionSampler, OnPolicySource
 from tuneloop.learner.offline.sources.ref_logprobs import with_reference
-from tuneloop.learner.offline.sources.rest import RestCourse, RestPlan
-from tuneloop.learner.offline.train import Material
+from tuneloop.learner.offline.sources.rest import RestPlan, RestSource
 from tuneloop.learner.trainer.settings import TrainerSettings
 
 TOO_LONG = "tokens that fit"
 """What trainers say of a sample that is too long for them."""
 
 
-def assemble(material: Material, folder: RunFolder, world: World = ALONE) -> Run:
+def assemble(inputs: RunInputs, folder: RunFolder, world: World = ALONE) -> Run:
     """Load the model and make the run; raises `InvalidRequest` for a sample it cannot take."""
-    seed = material.settings.trainer.seed
+    seed = inputs.settings.trainer.seed
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    run = material.settings.run
-    screen = Screen(every=run.logging_steps)
-    note = f", {material.dropped} rows left out as too long" if material.dropped else ""
-    screen.line(f"{len(material.samples)} samples{note}; loading {material.model_name}")
-    pupil, course = pupil_and_course(material, folder, screen, world)
+    run = inputs.settings.run
+    console = Console(every=run.logging_steps)
+    note = f", {inputs.dropped} rows left out as too long" if inputs.dropped else ""
+    console.line(f"{len(inputs.samples)} samples{note}; loading {inputs.model_name}")
+    pupil, source = trainer_and_source(inputs, folder, console, world)
     return Run(
-        title=f"{material.algorithm} {material.model_name}",
+        title=f"{inputs.algorithm} {inputs.model_name}",
         folder=folder,
-        identity=material.identity,
+        identity=inputs.identity,
         pupil=pupil,
-        course=course,
-        pace=Pace(
+        source=source,
+        pace=SaveSchedule(
             max_steps=run.max_steps,
             save_steps=run.save_steps,
             save_total_limit=run.save_total_limit,
         ),
-        screen=screen,
+        console=console,
     )
 
 
-def pupil_and_course(
-    material: Material, folder: RunFolder, screen: Screen, world: World
-) -> tuple[Pupil, Course]:
+def trainer_and_source(
+    inputs: RunInputs, folder: RunFolder, console: Console, world: World
+) -> tuple[Pupil, TrainSource]:
     """The trainer, and what it learns from at each step."""
-    if material.algorithm == "reward-model":
-        order = order_of(material, len(material.samples))
-        pupil = RewardPupil(material.model, falling(material, order))
-        samples = checked(material, pupil, screen)
-        course = FixedCourse(material.objective, samples, order_of(material, len(samples)))
-        return pupil, course
-    order = order_of(material, len(material.samples))
-    policy = PolicyPupil(material.model, material.model_name, falling(material, order), world)
-    if material.rewards is None and material.verdicts is None:
-        samples = checked(material, policy, screen)
-        return policy, fixed_course(material, policy, samples, folder)
-    return policy, sampled_course(material, policy, order, folder, screen)
+    if inputs.algorithm == "reward-model":
+        order = order_of(inputs, len(inputs.samples))
+        pupil = RewardPupil(inputs.model, with_decay_horizon(inputs, order))
+        samples = check_samples(inputs, pupil, console)
+        source = FixedSource(inputs.objective, samples, order_of(inputs, len(samples)))
+        return pupil, source
+    order = order_of(inputs, len(inputs.samples))
+    policy = PolicyPupil(inputs.model, inputs.model_name, with_decay_horizon(inputs, order), world)
+    if inputs.rewards is None and inputs.verdicts is None:
+        samples = check_samples(inputs, policy, console)
+        return policy, fixed_source(inputs, policy, samples, folder)
+    return policy, sampled_source(inputs, policy, order, folder, console)
 
 
-def order_of(material: Material, count: int) -> Order:
+def order_of(inputs: RunInputs, count: int) -> RowOrder:
     """The order over rows: samples, or prompts."""
-    run = material.settings.run
-    return Order(
+    run = inputs.settings.run
+    return RowOrder(
         count=count,
         batch_size=max(1, run.batch_size // run.samples_per_prompt),
         epochs=run.epochs,
-        seed=f"seed {material.settings.trainer.seed}",
+        seed=f"seed {inputs.settings.trainer.seed}",
     )
 
 
-def falling(material: Material, order: Order) -> Any:
+def with_decay_horizon(inputs: RunInputs, order: RowOrder) -> Any:
     """The trainer's settings; a rate that falls is told when it has to be at 0."""
-    trainer = material.settings.trainer
+    trainer = inputs.settings.trainer
     if trainer.lr_scheduler_type == "constant":
         return trainer
-    if material.algorithm == "rest":
+    if inputs.algorithm == "rest":
         raise SettingsError(
             "lr_scheduler_type must be constant with rest: how many steps it takes depends on the "
             "rewards",
             param="lr_scheduler_type",
         )
-    steps = min(order.steps, material.settings.run.max_steps or order.steps)
+    steps = min(order.steps, inputs.settings.run.max_steps or order.steps)
     if isinstance(trainer, TrainerSettings):
         repeats = {"ppo": trainer.ppo_epochs, "grpo": trainer.grpo_epochs}
-        steps *= repeats.get(material.objective, 1)
+        steps *= repeats.get(inputs.objective, 1)
     return replace(trainer, max_steps=steps)
 
 
-def checked(material: Material, pupil: Pupil, screen: Screen) -> Sequence[Any]:
+def check_samples(inputs: RunInputs, pupil: Pupil, console: Console) -> Sequence[Any]:
     """The samples the trainer can learn from; those too long for it are an error or left out."""
-    drop = material.settings.run.on_long == "drop"
+    drop = inputs.settings.run.on_long == "drop"
     kept = []
-    for sample in material.samples:
+    for sample in inputs.samples:
         try:
-            pupil.check(material.objective, sample)
+            pupil.check(inputs.objective, sample)
         except InvalidRequest as error:
             if TOO_LONG not in error.message:
                 raise
@@ -116,59 +116,59 @@ def checked(material: Material, pupil: Pupil, screen: Screen) -> Sequence[Any]:
                 raise InvalidRequest(f"{error.message}; {hint}", param="max_length") from error
         else:
             kept.append(sample)
-    if len(kept) < len(material.samples):
-        screen.line(f"{len(material.samples) - len(kept)} samples left out as too long")
+    if len(kept) < len(inputs.samples):
+        console.line(f"{len(inputs.samples) - len(kept)} samples left out as too long")
     if not kept:
         raise InvalidRequest("every sample is too long for the model", param="data")
     return kept
 
 
-def fixed_course(
-    material: Material, pupil: PolicyPupil, samples: Sequence[Any], folder: RunFolder
-) -> FixedCourse:
+def fixed_source(
+    inputs: RunInputs, pupil: PolicyPupil, samples: Sequence[Any], folder: RunFolder
+) -> FixedSource:
     """Passes over samples; where there are several, reference log-probs are computed once."""
-    order = order_of(material, len(samples))
-    if order.epochs > 1 and material.objective in ("kto", "dpo"):
+    order = order_of(inputs, len(samples))
+    if order.epochs > 1 and inputs.objective in ("kto", "dpo"):
         samples = with_reference(
             samples,
             pupil.trainer.model,
             folder.reference,
-            run=identity_of(material.identity),
+            run=identity_of(inputs.identity),
             token_budget=pupil.settings.tokens_at_once,
         )
-    return FixedCourse(material.objective, samples, order)
+    return FixedSource(inputs.objective, samples, order)
 
 
-def sampled_course(
-    material: Material, pupil: PolicyPupil, order: Order, folder: RunFolder, screen: Screen
-) -> Course:
+def sampled_source(
+    inputs: RunInputs, pupil: PolicyPupil, order: RowOrder, folder: RunFolder, console: Console
+) -> TrainSource:
     """Completions of the policy itself, scored."""
-    assert material.tokens is not None
-    run = material.settings.run
+    assert inputs.tokens is not None
+    run = inputs.settings.run
     sampler = Sampler(
-        material.tokens.tokenization,
+        inputs.tokens.tokenization,
         temperature=run.temperature,
         max_tokens=run.max_completion_length,
         batch_size=run.sampling_batch_size,
-        report=screen.sampled,
+        report=console.sampled,
     )
-    attempts = Attempts(
+    attempts = CompletionSampler(
         pupil.trainer.model,
         sampler,
         samples_per_prompt=run.samples_per_prompt,
         seed=order.seed,
     )
-    if material.verdicts is not None:
-        return JudgedCourse(
-            material.samples,
+    if inputs.verdicts is not None:
+        return JudgedSource(
+            inputs.samples,
             order,
             attempts=attempts,
-            verdicts=material.verdicts,
+            verdicts=inputs.verdicts,
             samples_per_prompt=run.samples_per_prompt,
             temperature=run.temperature,
         )
-    assert material.rewards is not None
-    if material.algorithm == "rest":
+    assert inputs.rewards is not None
+    if inputs.algorithm == "rest":
         plan = RestPlan(
             grow_steps=run.grow_steps,
             improve_steps=run.improve_steps,
@@ -178,20 +178,20 @@ def sampled_course(
             batch_size=run.batch_size,
             seed=order.seed,
         )
-        return RestCourse(
-            material.samples,
+        return RestSource(
+            inputs.samples,
             plan,
             attempts=attempts,
-            rewards=material.rewards,
+            rewards=inputs.rewards,
             folder=folder.grown,
             samples_per_prompt=run.samples_per_prompt,
         )
-    return PromptedCourse(
-        material.objective,
-        material.samples,
+    return OnPolicySource(
+        inputs.objective,
+        inputs.samples,
         order,
         attempts=attempts,
-        rewards=material.rewards,
+        rewards=inputs.rewards,
         samples_per_prompt=run.samples_per_prompt,
         temperature=run.temperature,
     )

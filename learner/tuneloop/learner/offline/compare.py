@@ -11,14 +11,14 @@ from tuneloop.errors import InvalidRequest
 from tuneloop.learner.data.prompt_rows import PromptRow
 from tuneloop.learner.data.rows import read_prompts
 from tuneloop.learner.data.table import open_table
-from tuneloop.learner.data.tokenize import Tokens, TooLong
+from tuneloop.learner.data.tokenize import PromptTokenizer, TooLong
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.models.sampling import Sampler
-from tuneloop.learner.offline.run.console import Screen
+from tuneloop.learner.offline.run.console import Console
 from tuneloop.learner.offline.sources.judge import JudgeOptions, Question, Verdicts
-from tuneloop.learner.offline.sources.on_policy import Attempt, ask
+from tuneloop.learner.offline.sources.on_policy import SampledCompletion, ask
 from tuneloop.learner.offline.sources.rewards import Rewards, load_rewards
-from tuneloop.learner.offline.versions import Version, Versions
+from tuneloop.learner.offline.versions import VersionFolder, Versions
 from tuneloop.learner.stats.intervals import Estimate, mean_of, rate_of
 from tuneloop.models.resolve import resolve
 from tuneloop.models.reward_model import quiet
@@ -41,7 +41,7 @@ class Sampling:
 class Answers:
     """What a version answered: completions of each prompt, one prompt after the other."""
 
-    attempts: Sequence[Attempt]
+    attempts: Sequence[SampledCompletion]
     rewards: Sequence[float | None]
     kl: Sequence[float] = ()
     """log π − log π_base of each completion, nats: its mean is the KL divergence. Empty where the
@@ -49,7 +49,7 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class VersionComparison:
     """Two versions, measured alike."""
 
     prompts: int
@@ -72,7 +72,7 @@ class Comparison:
 
 
 def answer(
-    version: Version, rows: Sequence[PromptRow], sampling: Sampling, rewards: Rewards | None
+    version: VersionFolder, rows: Sequence[PromptRow], sampling: Sampling, rewards: Rewards | None
 ) -> Answers:
     """Ask a version every prompt, and score what it says."""
     attempts = ask(
@@ -88,7 +88,7 @@ def answer(
     return Answers(attempts=attempts, rewards=scores)
 
 
-def load_policy(version: Version) -> Any:
+def load_policy(version: VersionFolder) -> Any:
     """The version as a transformers model."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -118,7 +118,7 @@ def log_ratios(answers: Answers, base: Path, temperature: float) -> list[float]:
 
 def compare(
     a: Answers, b: Answers, *, samples_per_prompt: int, judge: Compare | None
-) -> Comparison:
+) -> VersionComparison:
     """Every figure of both, and how often B wins."""
 
     def by_prompt(values: Sequence[float | None]) -> list[float]:
@@ -136,7 +136,7 @@ def compare(
             measured[name] = pair
     outcomes, judged_by = outcomes_of(a, b, judge)
     wins = by_prompt(outcomes)
-    return Comparison(
+    return VersionComparison(
         prompts=len(a.attempts) // samples_per_prompt,
         figures={name: (mean_of(x), mean_of(y)) for name, (x, y) in measured.items()},
         win_rate=rate_of(sum(wins), len(wins)) if wins else None,
@@ -186,7 +186,7 @@ class EvaluateOptions:
     seed: int = 0
 
 
-def evaluate(options: EvaluateOptions) -> Comparison:
+def evaluate(options: EvaluateOptions) -> VersionComparison:
     """Compare two versions. Raises `TuneloopError` for what is wrong with options or prompts."""
     if options.temperature <= 0 or options.samples_per_prompt < 1 or options.max_tokens < 1:
         raise InvalidRequest("temperature must be above 0, samples and max-tokens 1 or more")
@@ -195,13 +195,13 @@ def evaluate(options: EvaluateOptions) -> Comparison:
     if options.versions.base is not None:
         base = resolve(options.versions.base, options.versions.cache_dir.expanduser())
     rewards = find_rewards(options)
-    screen = Screen(every=1)
+    console = Console(every=1)
     verdicts = None
     if options.judge is not None:
         verdicts = Verdicts(options.judge.make())
         # Before the first answer is sampled: that takes long.
         verdicts.probe()
-    a, b = (measure(options, version, base, rewards, screen) for version in found)
+    a, b = (measure(options, version, base, rewards, console) for version in found)
     judge = None if verdicts is None else lambda questions: preferences_of_b(verdicts, questions)
     return compare(a, b, samples_per_prompt=options.samples_per_prompt, judge=judge)
 
@@ -218,13 +218,13 @@ def find_rewards(options: EvaluateOptions) -> Rewards | None:
 
 def measure(
     options: EvaluateOptions,
-    version: Version,
+    version: VersionFolder,
     base: Path,
     rewards: Rewards | None,
-    screen: Screen,
+    console: Console,
 ) -> Answers:
     """A version's answers, scored, with their log-ratio to the base where that is defined."""
-    tokens = Tokens(version.base, max_length=None, as_chat=options.as_chat)
+    tokens = PromptTokenizer(version.base, max_length=None, as_chat=options.as_chat)
     table = open_table(options.prompts)
     try:
         data = read_prompts("evaluate", table, tokens, room=options.max_tokens, on_long="error")
@@ -237,14 +237,14 @@ def measure(
         temperature=options.temperature,
         max_tokens=options.max_tokens,
         batch_size=32,
-        report=screen.sampled,
+        report=console.sampled,
     )
     sampling = Sampling(
         sampler=sampler,
         samples_per_prompt=options.samples_per_prompt,
         seed=f"evaluate, seed {options.seed}",
     )
-    with screen.bar(f"asking {version.name}", len(rows) * options.samples_per_prompt):
+    with console.bar(f"asking {version.name}", len(rows) * options.samples_per_prompt):
         answers = answer(version, rows, sampling, rewards)
     if same_tokenizer(version.base, base):
         return replace(answers, kl=log_ratios(answers, base, options.temperature))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tuneloop.errors import FailedPrecondition, WeightsRefused
 from tuneloop.learner.files import write_folder
-from tuneloop.learner.offline.versions import Version
+from tuneloop.learner.offline.versions import VersionFolder
 from tuneloop.models.reward_model import quiet
 
 MODEL_FILES = ("*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model")
@@ -49,7 +49,7 @@ def copy_model_files(base: Path, output: Path) -> None:
                 shutil.copyfile(path, output / path.name)
 
 
-def export(version: Version, output: Path) -> None:
+def export(version: VersionFolder, output: Path) -> None:
     """Write full weights, configuration and tokenizer; an adapter is merged in.
 
     `output` appears whole or not at all. Raises `FailedPrecondition` where it exists or

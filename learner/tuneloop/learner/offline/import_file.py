@@ -9,7 +9,7 @@ from pathlib import Path
 from tuneloop.errors import TuneloopError
 from tuneloop.learner.data.fields import Fields
 from tuneloop.learner.data.table import Table
-from tuneloop.learner.intake.importer import Imported, ImportedRow, Importer, reader
+from tuneloop.learner.intake.importer import Imported, ImportedRow, Importer, row_reader
 from tuneloop.learner.main import take_lock
 from tuneloop.learner.offline.sources.ledger_rows import check_model, open_ledger
 from tuneloop.learner.offline.versions import Versions
@@ -26,7 +26,7 @@ def seed(table: Table, kind: str, add: Add) -> Imported:
     What stops it later (a text that does not fit the model, a service that goes away) leaves the
     pieces before it added; the same file again adds the rest.
     """
-    read = reader(kind, table)
+    read = row_reader(kind, table)
     for index, row in enumerate(table.rows):
         read(Fields(row, table.place(index)))
     added = known = 0

@@ -12,7 +12,7 @@ from tuneloop.learner.intake.importer import Imported, ImportedRow
 PAGE = 256
 
 
-class Service:
+class RunningService:
     """A service that exports and imports; every call raises `TuneloopError` where it fails."""
 
     def __init__(

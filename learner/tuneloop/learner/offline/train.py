@@ -1,18 +1,19 @@
 """`tuneloop train`: from options to a run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tuneloop.errors import SettingsError
-from tuneloop.learner.data.rows import Data, read_prompts, read_samples, read_texts
+from tuneloop.learner.data.rows import RowsData, read_prompts, read_samples, read_texts
 from tuneloop.learner.data.table import Table, open_table
-from tuneloop.learner.data.tokenize import Tokens
+from tuneloop.learner.data.tokenize import PromptTokenizer
 from tuneloop.learner.models.world import ALONE, World
 from tuneloop.learner.offline.build import assemble
-from tuneloop.learner.offline.run.console import Screen
+from tuneloop.learner.offline.run.console import Console
 from tuneloop.learner.offline.run.folder import RunFolder
+from tuneloop.learner.offline.run.inputs import RunInputs
 from tuneloop.learner.offline.run.settings import OBJECTIVES, SAMPLING, Settings, make_settings
 from tuneloop.learner.offline.sources.judge import JudgeOptions, Verdicts
 from tuneloop.learner.offline.sources.judged import has_answers, judged_pairs
@@ -21,35 +22,6 @@ from tuneloop.learner.offline.sources.rewards import Rewards, load_rewards
 from tuneloop.models.resolve import resolve
 from tuneloop.policies import WeightsKind
 from tuneloop.weights.files import sha256_of
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Material:
-    """Model, data, rewards and settings of a run."""
-
-    algorithm: str
-    model: Path
-    """Folder of version 0."""
-    model_name: str
-    settings: Settings
-    samples: Sequence[Any]
-    """Samples of the objective, or prompts."""
-    dropped: int
-    """Rows left out as too long."""
-    tokens: Tokens | None
-    """None for the reward model."""
-    rewards: Rewards | None
-    """None where the data, or a judge, says which answers are better."""
-    verdicts: Verdicts | None
-    """A judge that compares what the policy samples; None where none does."""
-    identity: Mapping[str, Any]
-    """What decides the result, as JSON: a run goes on only with the same."""
-
-    @property
-    def objective(self) -> str:
-        """What the samples are called in a step."""
-        return OBJECTIVES.get(self.algorithm, self.algorithm)
-
 
 JUDGED = (*SAMPLING, "dpo", "reward-model")
 """These can learn from a judge."""
@@ -89,13 +61,13 @@ def train(options: TrainOptions, world: World = ALONE) -> dict[str, Any] | None:
     check_rewards(options)
     folder = RunFolder(options.output)
     with folder.locked():
-        material = gather(options, folder)
-        folder.begin(material.identity, restart=options.restart)
+        inputs = gather_inputs(options, folder)
+        folder.begin(inputs.identity, restart=options.restart)
         finished = folder.finished()
         if finished is not None:
-            Screen(every=1).line(f"{folder.root}: this run is over; --restart throws it away")
+            Console(every=1).line(f"{folder.root}: this run is over; --restart throws it away")
             return finished
-        return assemble(material, folder, world).go()
+        return assemble(inputs, folder, world).go()
 
 
 def check_rewards(options: TrainOptions) -> None:
@@ -118,7 +90,7 @@ def check_rewards(options: TrainOptions) -> None:
         raise SettingsError(f"--judge is for {', '.join(JUDGED)}", param="judge")
 
 
-def gather(options: TrainOptions, folder: RunFolder) -> Material:
+def gather_inputs(options: TrainOptions, folder: RunFolder) -> RunInputs:
     """Find the model, read the data, load the rewards, ask the judge of answers in the data."""
     table = None if is_ledger(options.data) else open_table(options.data)
     compares = options.judge is not None and options.algorithm not in SAMPLING
@@ -135,7 +107,7 @@ def gather(options: TrainOptions, folder: RunFolder) -> Material:
     run = settings.run
     tokens = None
     if options.algorithm != "reward-model":
-        tokens = Tokens(model, max_length=settings.trainer.max_length, as_chat=run.as_chat)
+        tokens = PromptTokenizer(model, max_length=settings.trainer.max_length, as_chat=run.as_chat)
     rewards = read_rewards(options) if options.algorithm in SAMPLING else None
     verdicts = read_verdicts(options, folder) if compares else None
     if answered:
@@ -144,7 +116,7 @@ def gather(options: TrainOptions, folder: RunFolder) -> Material:
         data = judged_pairs(table, verdicts, tokens, run.on_long)
     else:
         data = read_data(options, settings, model, tokens, table, samples=samples)
-    return Material(
+    return RunInputs(
         algorithm=options.algorithm,
         model=model,
         model_name=options.model,
@@ -185,11 +157,11 @@ def read_data(
     options: TrainOptions,
     settings: Settings,
     model: Path,
-    tokens: Tokens | None,
+    tokens: PromptTokenizer | None,
     table: Table | None,
     *,
     samples: bool,
-) -> Data:
+) -> RowsData:
     """Samples, or prompts; raises `InvalidRequest` naming the row at fault."""
     on_long, room = settings.run.on_long, settings.run.max_completion_length
     if table is None:
@@ -222,7 +194,7 @@ def read_verdicts(options: TrainOptions, folder: RunFolder) -> Verdicts:
 
 
 def identity_of(
-    options: TrainOptions, settings: Settings, model: Path, data: Data, rewards: Rewards | None
+    options: TrainOptions, settings: Settings, model: Path, data: RowsData, rewards: Rewards | None
 ) -> dict[str, Any]:
     """What decides the result: a run goes on only with the same."""
     return {

@@ -21,7 +21,7 @@ from tuneloop.weights.signing import Verifier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
+class VersionFolder:
     """Where the weights of a version are."""
 
     name: str
@@ -47,17 +47,17 @@ class Versions:
     policy: str = "tuneloop"
     cache_dir: Path = Path("~/.cache/tuneloop")
 
-    def find(self, reference: str) -> Version:
+    def find(self, reference: str) -> VersionFolder:
         """The version of a name; raises `NotFound`, `InvalidRequest`, `WeightsRefused`."""
         if reference.isdecimal() and not Path(reference).exists():
             return self._numbered(int(reference))
         folder = Path(reference).expanduser()
         if (folder / "adapter_config.json").is_file():
             base = self._resolve(self.base or base_of(folder))
-            return Version(name=reference, base=base, weights=folder.resolve(), adapter=True)
-        return Version(name=reference, base=self._resolve(reference))
+            return VersionFolder(name=reference, base=base, weights=folder.resolve(), adapter=True)
+        return VersionFolder(name=reference, base=self._resolve(reference))
 
-    def _numbered(self, number: int) -> Version:
+    def _numbered(self, number: int) -> VersionFolder:
         """A version of the weight store, its signature and every file verified."""
         if self.data_dir is None:
             raise NotFound(
@@ -66,7 +66,7 @@ class Versions:
         root = self.data_dir.expanduser().absolute()
         base = self._resolve(self.base or base_of_service(root))
         if number == 0:
-            return Version(name="0", base=base)
+            return VersionFolder(name="0", base=base)
         key = root / "keys" / "manifest_public.pem"
         store = FilesystemStore(str(root / "weights"), verifier=Verifier.from_file(key))
         manifest = store.manifest(self.policy, number)
@@ -80,7 +80,7 @@ class Versions:
         for file in manifest.files:
             verify_file(folder / file.name, file)
         adapter = manifest.kind is WeightsKind.LORA
-        return Version(name=str(number), base=base, weights=folder, adapter=adapter)
+        return VersionFolder(name=str(number), base=base, weights=folder, adapter=adapter)
 
     def _resolve(self, reference: str) -> Path:
         return resolve(reference, self.cache_dir.expanduser())

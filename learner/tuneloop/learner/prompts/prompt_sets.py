@@ -9,7 +9,7 @@ from tuneloop.errors import SettingsError, TuneloopError
 from tuneloop.learner.data.fields import Fields
 from tuneloop.learner.data.prompt_rows import PromptRow, prompt_form, prompt_row
 from tuneloop.learner.data.table import open_table
-from tuneloop.learner.data.tokenize import Tokens
+from tuneloop.learner.data.tokenize import PromptTokenizer
 from tuneloop.learner.ledger.rows import prompt_sha256
 from tuneloop.learner.settings import LearnerSettings
 
@@ -41,15 +41,15 @@ def load_prompts(settings: LearnerSettings) -> Prompts:
     return Prompts(training=training, evaluation=list(evaluation.values()))
 
 
-def tokens_of(settings: LearnerSettings) -> Tokens:
+def tokens_of(settings: LearnerSettings) -> PromptTokenizer:
     """Makes prompts as users do: a conversation, where the model has a template for one."""
-    tokens = Tokens(settings.model, max_length=None)
+    tokens = PromptTokenizer(settings.model, max_length=None)
     if tokens.tokenization.tokenizer.chat_template:
-        return Tokens(settings.model, max_length=None, as_chat=True)
+        return PromptTokenizer(settings.model, max_length=None, as_chat=True)
     return tokens
 
 
-def _read(name: str, path: Path | None, tokens: Tokens, room: int) -> Sequence[PromptRow]:
+def _read(name: str, path: Path | None, tokens: PromptTokenizer, room: int) -> Sequence[PromptRow]:
     if path is None:
         return ()
     try:

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from tuneloop.errors import NotFound, TuneloopError
 from tuneloop.learner import metrics
-from tuneloop.learner.clients.generation import Question
+from tuneloop.learner.clients.generation import PromptRequest
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import prompts as prompted
 from tuneloop.learner.ledger.reports import evaluations
@@ -34,20 +34,20 @@ POSITION = "prompts asked"
 """Fact of the ledger: how many prompts were asked."""
 
 
-class Asked(Protocol):
+class GenerationService(Protocol):
     """The generation service; see `tuneloop.learner.clients.generation`."""
 
     async def policy(self) -> generation_pb2.Policy:
         """What is served and held now."""
         ...
 
-    async def ask(self, question: Question) -> None:
+    async def ask(self, question: PromptRequest) -> None:
         """Have a question answered."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PromptingOptions:
+class PromptSamplerOptions:
     """How to ask."""
 
     sampling: SamplingParameters
@@ -58,16 +58,16 @@ class PromptingOptions:
     max_staleness: int
 
 
-class Prompting:
+class PromptSampler:
     """Asks for rollouts until cancelled."""
 
     def __init__(
         self,
         *,
-        generation: Asked,
+        generation: GenerationService,
         database: Database,
         prompts: Prompts,
-        options: PromptingOptions,
+        options: PromptSamplerOptions,
         learning: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -123,7 +123,7 @@ class Prompting:
         else:
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _answer(self, question: Question) -> None:
+    async def _answer(self, question: PromptRequest) -> None:
         try:
             await self._generation.ask(question)
             metrics.prompts_asked.labels(question.source.value).inc()
@@ -135,7 +135,7 @@ class Prompting:
             # It counts as asked for a while, so that what fails at once is not asked for at once.
             logger.info("%s was not answered: %s", question.completion_id, error.message)
 
-    async def _next_question(self, policy: generation_pb2.Policy) -> Question | None:
+    async def _next_question(self, policy: generation_pb2.Policy) -> PromptRequest | None:
         requests = sum(version.leases for version in policy.loaded_versions)
         if requests > len(self._running):
             return None  # users come first
@@ -156,7 +156,7 @@ class Prompting:
             if name in running or (name not in arrived and asked > lost)
         }
 
-    def _next_evaluation(self, policy: generation_pb2.Policy) -> Question | None:
+    def _next_evaluation(self, policy: generation_pb2.Policy) -> PromptRequest | None:
         """An eval prompt that a version in memory has not answered, the newest version first."""
         if not self._prompts.evaluation:
             return None
@@ -169,7 +169,7 @@ class Prompting:
                 completion_id = f"eval-{policy.name}-{version}-{sha256_of(row)[:16]}"
                 if completion_id in answered or completion_id in self._asked:
                     continue
-                return Question(
+                return PromptRequest(
                     completion_id=completion_id,
                     row=row,
                     sampling=self._evaluation_sampling(number),
@@ -187,7 +187,7 @@ class Prompting:
             seed=self._options.seed + number,
         )
 
-    def _next_prompt(self, serving: int) -> Question | None:
+    def _next_prompt(self, serving: int) -> PromptRequest | None:
         oldest = max(0, serving - self._options.max_staleness)
         waiting = prompted.outstanding(self._database, serving, oldest)
         asked = sum(name.startswith("prompt-") for name in self._asked)
@@ -195,7 +195,7 @@ class Prompting:
             return None
         position, index = next(self._order)
         self._database.set_fact(POSITION, str(position + 1))
-        return Question(
+        return PromptRequest(
             completion_id=f"prompt-{token_hex(16)}",
             row=self._prompts.training[index],
             sampling=self._options.sampling,

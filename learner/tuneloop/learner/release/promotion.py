@@ -39,7 +39,7 @@ HELD = "release_held_by"
 """Fact of the ledger: who rolled back; empty when versions are released as they come."""
 
 
-class Release:
+class Promotion:
     """Makes versions stable, for the policy and for its reward model."""
 
     def __init__(
@@ -258,7 +258,7 @@ class Release:
 
     async def _set(self, model: str, target: WeightsReference, entry: RoutingEntry | None) -> bool:
         # Generation's loading of it then belongs to the trace in which it was made.
-        made = trace_links.of_version(model, target.policy_version)
+        made = trace_links.span_of_version(model, target.policy_version)
         value = encode_routing(replace(target, traceparent=made))
         revision = None if entry is None else entry.revision
         try:

@@ -25,8 +25,8 @@ from tuneloop.learner.ledger.accounting import lineage, steps, versions
 from tuneloop.learner.ledger.accounting.versions import Version
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import agreement
-from tuneloop.learner.release.promotion import Release
-from tuneloop.learner.training_run import Trainee
+from tuneloop.learner.release.promotion import Promotion
+from tuneloop.learner.training_run import TrainingRun
 from tuneloop.policies import WeightsKind
 from tuneloop.weights.finite import check_finite
 from tuneloop.weights.manifest import Manifest, ManifestData, from_json, to_json
@@ -49,7 +49,7 @@ class BaseModel:
 
 
 class Publisher:
-    """Makes versions of trainees and brings them to the stores and the routing table."""
+    """Makes versions of training runs and brings them to the stores and the routing table."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Publisher:
         bus: Bus,
         store: WeightStore,
         database: Database,
-        release: Release,
+        release: Promotion,
         outbox: Path,
         base_models: Mapping[str, BaseModel],
         trained_with: Mapping[str, str] = MappingProxyType({}),
@@ -80,34 +80,34 @@ class Publisher:
         self._retry_time = 0.0
         self._retry_seconds = FIRST_RETRY_SECONDS
 
-    def save(self, trainee: Trainee, last_metrics: Mapping[str, float]) -> int:
-        """Save the trainee's weights as its next version; blocks. All its steps are committed.
+    def save(self, training_run: TrainingRun, last_metrics: Mapping[str, float]) -> int:
+        """Save the training run's weights as its next version; blocks. All its steps are committed.
 
         Returns the version's number. From here on the version survives a crash. Raises
         `WeightsRefused` when a weight is not finite: such weights never leave the learner.
         """
-        version = self._next_number(trainee)
-        folder = self._folder(trainee.model, version)
-        write_folder(folder, trainee.trainer.save_weights)
+        version = self._next_number(training_run)
+        folder = self._folder(training_run.model, version)
+        write_folder(folder, training_run.trainer.save_weights)
         try:
             check_finite(folder)
         except WeightsRefused:
             shutil.rmtree(folder)
             raise
-        learned = lineage.learned_from(self._database, trainee.model, trainee.step)
+        learned = lineage.learned_from(self._database, training_run.model, training_run.step)
         created_time = datetime.fromtimestamp(self._clock(), UTC)
-        base = self._base_models[trainee.model]
+        base = self._base_models[training_run.model]
         figures = {name: v for name, v in last_metrics.items() if math.isfinite(v)}
-        if trainee.model == "reward_model":
+        if training_run.model == "reward_model":
             # By these the reward service decides whether the version has something to say.
             figures["labels"] = float(steps.used_samples(self._database, "reward_model"))
             accuracy = agreement.ranking_accuracy(self._database)
             if accuracy is not None:
                 figures["ranking_accuracy"] = accuracy
         manifest = Manifest(
-            policy=trainee.policy,
+            policy=training_run.policy,
             version=version,
-            parent=trainee.parent,
+            parent=training_run.parent,
             kind=base.kind,
             base_model=base.name,
             base_model_sha256=base.sha256,
@@ -115,37 +115,37 @@ class Publisher:
             metrics=figures,
             data=ManifestData(
                 samples=learned.samples,
-                first_step=trainee.published_step,
-                last_step=trainee.step,
+                first_step=training_run.published_step,
+                last_step=training_run.step,
                 oldest_feedback_time=learned.oldest_feedback_time,
                 newest_feedback_time=learned.newest_feedback_time,
             ),
             files=(),
             created_time=created_time,
         )
-        if trainee.model == "policy":
+        if training_run.model == "policy":
             # First, so that a version that is known can also be examined.
             self._rehearse(version)
         versions.add_version(
             self._database,
-            model=trainee.model,
+            model=training_run.model,
             version=version,
-            policy=trainee.policy,
-            parent=trainee.parent,
-            first_step=trainee.published_step,
-            last_step=trainee.step,
+            policy=training_run.policy,
+            parent=training_run.parent,
+            first_step=training_run.published_step,
+            last_step=training_run.step,
             manifest=to_json(manifest).decode(),
             created_time=created_time,
-            settings=self._trained_with.get(trainee.model, "{}"),
+            settings=self._trained_with.get(training_run.model, "{}"),
         )
-        trainee.published(version)
+        training_run.published(version)
         return version
 
-    def _next_number(self, trainee: Trainee) -> int:
-        newest = versions.newest_version(self._database, trainee.model)
+    def _next_number(self, training_run: TrainingRun) -> int:
+        newest = versions.newest_version(self._database, training_run.model)
         try:
             # A store may hold versions of a ledger that was lost; theirs are not ours to replace.
-            newest = max([newest, *self._store.versions(trainee.policy)])
+            newest = max([newest, *self._store.versions(training_run.policy)])
         except Unavailable as error:
             logger.warning("the weight store cannot be asked for its versions: %s", error)
         return newest + 1
@@ -164,8 +164,8 @@ class Publisher:
         keep_only(self._outbox / model, kept)
         return bool(lost)
 
-    async def push(self, trainee: Trainee) -> bool:
-        """Bring every unfinished version of a trainee on; False when something must be retried.
+    async def push(self, training_run: TrainingRun) -> bool:
+        """Bring every unfinished version of a training run on; False when something must be retried.
 
         After a failure it does nothing until some seconds have passed.
         """
@@ -173,11 +173,11 @@ class Publisher:
             return False
         try:
             for version in await asyncio.to_thread(
-                versions.unfinished, self._database, trainee.model
+                versions.unfinished, self._database, training_run.model
             ):
                 await self._bring_on(version)
         except (Unavailable, Overloaded) as error:
-            metrics.publish_failures.labels(trainee.model).inc()
+            metrics.publish_failures.labels(training_run.model).inc()
             logger.warning(
                 "publishing is held up, next try in %.0f s: %s", self._retry_seconds, error
             )
@@ -185,16 +185,16 @@ class Publisher:
             self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
             return False
         except (Conflict, WeightsRefused) as error:
-            metrics.publish_failures.labels(trainee.model).inc()
-            logger.error("%s: a version was refused by the store: %s", trainee.model, error)
-            await asyncio.to_thread(self._drop_saved, trainee)
+            metrics.publish_failures.labels(training_run.model).inc()
+            logger.error("%s: a version was refused by the store: %s", training_run.model, error)
+            await asyncio.to_thread(self._drop_saved, training_run)
             return False
         self._retry_seconds = FIRST_RETRY_SECONDS
         return True
 
     async def _bring_on(self, version: Version) -> None:
         model, number = version.model, version.version
-        made = trace_links.of_version(model, number)
+        made = trace_links.span_of_version(model, number)
         attributes: tracing.Attributes = {
             "tuneloop.model": model,
             "tuneloop.policy_version": number,
@@ -233,12 +233,12 @@ class Publisher:
         )
         shutil.rmtree(folder)
 
-    def _drop_saved(self, trainee: Trainee) -> None:
-        for version in reversed(versions.unfinished(self._database, trainee.model)):
+    def _drop_saved(self, training_run: TrainingRun) -> None:
+        for version in reversed(versions.unfinished(self._database, training_run.model)):
             if version.stage == "saved":
-                versions.drop_version(self._database, trainee.model, version.version)
-                shutil.rmtree(self._folder(trainee.model, version.version), ignore_errors=True)
-        trainee.unpublish()
+                versions.drop_version(self._database, training_run.model, version.version)
+                shutil.rmtree(self._folder(training_run.model, version.version), ignore_errors=True)
+        training_run.unpublish()
 
     def _folder(self, model: str, version: int) -> Path:
         return self._outbox / model / f"{version:08d}"

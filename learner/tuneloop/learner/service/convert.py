@@ -8,14 +8,14 @@ from tuneloop.errors import InvalidRequest
 from tuneloop.feedback import FeedbackKind, FeedbackStatus
 from tuneloop.learner.intake.importer import ImportedRow
 from tuneloop.learner.ledger.accounting.decisions import Decision
-from tuneloop.learner.ledger.accounting.downstream import FeedbackLineage, Reach, UserLineage
+from tuneloop.learner.ledger.accounting.downstream import Downstream, FeedbackLineage, UserLineage
 from tuneloop.learner.ledger.accounting.lineage import Use
 from tuneloop.learner.ledger.accounting.versions import Version
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.reports.alarms import Raised
 from tuneloop.learner.ledger.reports.evaluations import Evaluation
 from tuneloop.learner.ledger.reports.export import Wanted
-from tuneloop.learner.ledger.reports.feedback import Filters, Item
+from tuneloop.learner.ledger.reports.feedback import FeedbackEntry, FeedbackFilters
 from tuneloop.learner.ledger.reports.traffic import Traffic, traffic
 from tuneloop.v1 import learner_pb2
 from tuneloop.wire import feedback_to_proto, messages_to_proto, timestamp
@@ -116,7 +116,7 @@ def user_to_proto(lineage: UserLineage) -> learner_pb2.GetUserLineageResponse:
     )
 
 
-def reach_to_proto(reach: Reach) -> learner_pb2.Reach:
+def reach_to_proto(reach: Downstream) -> learner_pb2.Reach:
     """Versions that something reached."""
     return learner_pb2.Reach(direct=reach.direct, descended=reach.descended)
 
@@ -132,7 +132,7 @@ def alarms_to_proto(raised: Iterable[Raised]) -> list[learner_pb2.Alarm]:
 THUMBS = {"": None, "up": True, "down": False}
 
 
-def filters_of(request: learner_pb2.ListFeedbackRequest) -> Filters:
+def filters_of(request: learner_pb2.ListFeedbackRequest) -> FeedbackFilters:
     """What to list; raises `InvalidRequest`."""
     kinds, statuses = set(FeedbackKind), set(FeedbackStatus)
     for name, value, known in (
@@ -142,7 +142,7 @@ def filters_of(request: learner_pb2.ListFeedbackRequest) -> Filters:
     ):
         if value not in known:
             raise InvalidRequest(f"{name}: one of {', '.join(sorted(known - {''}))}", param=name)
-    return Filters(
+    return FeedbackFilters(
         kind=FeedbackKind(request.kind) if request.kind else None,
         up=THUMBS[request.value],
         policy_version=request.policy_version if request.HasField("policy_version") else None,
@@ -151,7 +151,7 @@ def filters_of(request: learner_pb2.ListFeedbackRequest) -> Filters:
     )
 
 
-def item_to_proto(item: Item) -> learner_pb2.RecordedFeedback:
+def item_to_proto(item: FeedbackEntry) -> learner_pb2.RecordedFeedback:
     """Feedback with what is known of it."""
     return learner_pb2.RecordedFeedback(
         feedback=feedback_to_proto(item.feedback),

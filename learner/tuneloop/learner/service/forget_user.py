@@ -15,7 +15,7 @@ from tuneloop.v1 import learner_pb2
 logger = logging.getLogger("tuneloop.learner.service.forget_user")
 
 
-class Forgetting:
+class ForgetUser:
     """Removes a user's rows and events, and says what had learned from them."""
 
     def __init__(
@@ -38,7 +38,7 @@ class Forgetting:
         yet becomes a version before, so that every version that learned from them has its number.
         """
         user_hash = token(user, "user_hash")
-        async with self._loop.standing_still():
+        async with self._loop.paused_turns():
             for model in downstream.MODELS:
                 if await asyncio.to_thread(
                     forget_user.used_since_a_version, self._database, user_hash, model

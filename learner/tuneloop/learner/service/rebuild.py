@@ -12,14 +12,14 @@ from tuneloop.errors import FailedPrecondition, InvalidRequest
 from tuneloop.learner.ledger.accounting import downstream, forget_user, lineage, versions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.loop import Loop
-from tuneloop.learner.release.promotion import Release
+from tuneloop.learner.release.promotion import Promotion
 from tuneloop.v1 import learner_pb2
 
 
-class Rebuilding:
+class Rebuild:
     """Takes the policy back to before a version, or before a user."""
 
-    def __init__(self, database: Database, release: Release, loop: Loop) -> None:
+    def __init__(self, database: Database, release: Promotion, loop: Loop) -> None:
         self._database = database
         self._release = release
         self._loop = loop
@@ -30,7 +30,7 @@ class Rebuilding:
         Raises `FailedPrecondition` where what is trained on has not either.
         """
         user_hash = token(user, "before_user_hash")
-        async with self._loop.standing_still():
+        async with self._loop.paused_turns():
             if await asyncio.to_thread(
                 forget_user.used_since_a_version, self._database, user_hash, "policy"
             ):
@@ -42,7 +42,7 @@ class Rebuilding:
 
     async def to_version(self, version: int, actor: str) -> learner_pb2.RebuildPolicyResponse:
         """Go back to a version of the present line; raises `InvalidRequest` for another."""
-        async with self._loop.standing_still():
+        async with self._loop.paused_turns():
             return await self._to(version, actor)
 
     async def _to(self, version: int, actor: str) -> learner_pb2.RebuildPolicyResponse:

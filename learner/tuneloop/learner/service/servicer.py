@@ -25,12 +25,12 @@ from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.reports import evaluations, export, feedback
 from tuneloop.learner.ledger.rows import moment
 from tuneloop.learner.loop import Loop
-from tuneloop.learner.monitoring.alarm_monitor import Watch
+from tuneloop.learner.monitoring.alarm_monitor import AlarmMonitor
 from tuneloop.learner.monitoring.gauges import OBJECTIVES
-from tuneloop.learner.release.promotion import Release
+from tuneloop.learner.release.promotion import Promotion
 from tuneloop.learner.service import convert
-from tuneloop.learner.service.forget_user import Forgetting
-from tuneloop.learner.service.rebuild import Rebuilding
+from tuneloop.learner.service.forget_user import ForgetUser
+from tuneloop.learner.service.rebuild import Rebuild
 from tuneloop.learner.service.status import waiting_for
 from tuneloop.policies import ReleaseState
 from tuneloop.v1 import learner_pb2, learner_pb2_grpc
@@ -52,10 +52,10 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         policy: str,
         database: Database,
         loop: Loop,
-        release: Release,
+        release: Promotion,
         bus: Bus,
         importer: Importer,
-        watch: Watch,
+        watch: AlarmMonitor,
         gate: Callable[[], str] = lambda: "",
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -69,8 +69,8 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         self._gate = gate
         self._clock = clock
         self._watch = watch
-        self._forgetting = Forgetting(database, bus, loop)
-        self._rebuilding = Rebuilding(database, release, loop)
+        self._forgetting = ForgetUser(database, bus, loop)
+        self._rebuilding = Rebuild(database, release, loop)
         self._importing = asyncio.Lock()
         self._traffic = convert.LatestTraffic(database)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class PairedDifference:
     """Candidate minus stable, over pairs."""
 
     pairs: int
@@ -20,9 +20,9 @@ class Comparison:
     confidence: float
 
 
-def compare(
+def paired_difference(
     candidate: Sequence[float], stable: Sequence[float], confidence: float
-) -> Comparison | None:
+) -> PairedDifference | None:
     """The mean difference of the pairs with its interval; None for fewer than two of them."""
     differences = [one - other for one, other in zip(candidate, stable, strict=True)]
     count = len(differences)
@@ -31,7 +31,7 @@ def compare(
     mean = math.fsum(differences) / count
     variance = math.fsum((value - mean) ** 2 for value in differences) / (count - 1)
     margin = t_quantile((1 + confidence) / 2, count - 1) * math.sqrt(variance / count)
-    return Comparison(
+    return PairedDifference(
         pairs=count,
         difference=mean,
         low=mean - margin,

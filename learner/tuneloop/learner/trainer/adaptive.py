@@ -12,7 +12,7 @@ from tuneloop.learner.trainer.settings import TrainerSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dials:
+class StepControls:
     """Where everything stands that adapts; as it is made, nothing does."""
 
     kl_factor: float = 1.0
@@ -29,7 +29,7 @@ class Dials:
     """Share of thumbs that are up, lately."""
 
 
-AT_REST = Dials()
+AT_REST = StepControls()
 """Nothing adapts."""
 
 
@@ -95,7 +95,7 @@ Samples = Mapping[str, Sequence[PolicySample]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Steering:
+class AdaptiveState:
     """Where it stands before a step; a step that is skipped leaves it as it was."""
 
     ppo_rewards: RewardStatistics = field(default_factory=RewardStatistics)
@@ -124,9 +124,9 @@ class Steering:
             thumbs=self.thumbs.updated(thumbs, decay),
         )
 
-    def dials(self, settings: TrainerSettings) -> Dials:
+    def controls(self, settings: TrainerSettings) -> StepControls:
         """What the plans of this step are told."""
-        return Dials(
+        return StepControls(
             kl_factor=self.kl_factor,
             kl_pull=pull(self.kl_level),
             critic_only=self.ppo_batches < settings.critic_warmup_steps,

@@ -18,7 +18,7 @@ from tuneloop.learner.samples import (
     ScoredSample,
     ThumbSample,
 )
-from tuneloop.learner.trainer.adaptive import Dials
+from tuneloop.learner.trainer.adaptive import StepControls
 from tuneloop.learner.trainer.settings import TrainerSettings
 
 
@@ -28,7 +28,7 @@ class Algorithm:
 
     consumes: type
     """The sample type."""
-    plan: Callable[[PolicyModel, Sequence[Any], TrainerSettings, Dials], Plan]
+    plan: Callable[[PolicyModel, Sequence[Any], TrainerSettings, StepControls], Plan]
     epochs: Callable[[TrainerSettings], int] = lambda settings: 1
     """Optimizer steps on one batch."""
 

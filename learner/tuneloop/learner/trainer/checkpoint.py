@@ -132,14 +132,14 @@ def load(folder: Path) -> Checkpoint:
 
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint of `folder`, by name (`step-00000012`); None if there is none."""
-    every = found(folder)
-    return every[-1] if every else None
+    all_true = found(folder)
+    return all_true[-1] if all_true else None
 
 
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints of `folder`, and what was never finished."""
-    every = found(folder)
-    for path in every[: max(0, len(every) - keep)]:
+    all_true = found(folder)
+    for path in all_true[: max(0, len(all_true) - keep)]:
         # First out of the way, so that a crash leaves no half-deleted checkpoint behind.
         condemned = path.with_name(UNFINISHED + path.name)
         shutil.rmtree(condemned, ignore_errors=True)

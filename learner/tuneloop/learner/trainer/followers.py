@@ -14,7 +14,7 @@ def follow(world: World) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     trainer: PolicyTrainer | None = None
-    while (heard := _heard(world))[0] != END:
+    while (heard := _received(world))[0] != END:
         target, method, arguments, named = heard
         try:
             with world.together():
@@ -27,12 +27,12 @@ def follow(world: World) -> None:
                     getattr(called, method)(*arguments, **named)
         except TuneloopError:
             continue  # the leader has met with the same, and says so
-    world.leave()
+    world.close()
 
 
-def _heard(world: World) -> Announcement:
+def _received(world: World) -> Announcement:
     try:
-        return world.hear()
+        return world.receive()
     except RuntimeError as error:
         logger.error("rank 0 is gone; rank %d ends", world.rank)
         raise SystemExit(1) from error

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from tuneloop.learner.losses.means import Mean, merge
 from tuneloop.learner.trainer.base import StepResult
-from tuneloop.learner.trainer.optimizer import Optimization
+from tuneloop.learner.trainer.optimizer import Optimizer
 
 MicroLoss = Callable[[], tuple[Tensor, dict[str, Mean]]]
 """Runs the model on one micro-batch; returns its share of the loss, with a graph, and metrics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Term:
+class LossTerm:
     """One loss of the sum."""
 
     name: str
@@ -25,9 +25,9 @@ class Term:
     weight: float = 1.0
 
 
-def descend(
-    optimization: Optimization,
-    terms: Sequence[Term],
+def accumulate_and_step(
+    optimization: Optimizer,
+    terms: Sequence[LossTerm],
     measured: Sequence[Mapping[str, Mean]] = (),
 ) -> StepResult:
     """Take one optimizer step down the weighted sum of `terms`.

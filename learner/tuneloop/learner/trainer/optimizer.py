@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tuneloop.errors import CorruptData
-from tuneloop.learner.models.world import ALONE, World, own_part, whole
+from tuneloop.learner.models.world import ALONE, World, full_tensor, local_tensor
 from tuneloop.learner.trainer.base import TrainerState
 from tuneloop.learner.trainer.settings import OptimizerSettings
 
@@ -79,7 +79,7 @@ class AppliedGradient:
     """`non_finite_gradient` or `gradient_spike`: nothing has changed. Empty: it was applied."""
 
 
-class Optimization:
+class Optimizer:
     """AdamW over groups of named parameters, each group with its own rate and its own clip."""
 
     def __init__(
@@ -142,9 +142,9 @@ class Optimization:
 
     def finite(self) -> bool:
         """Whether every parameter is; only a rate far too high makes one that is not."""
-        parts = [own_part(p) for p in self._named.values()]
+        parts = [local_tensor(p) for p in self._named.values()]
         finite = all(bool(torch.isfinite(part).all()) for part in parts)
-        return self._world.every(finite, parts[0].device)
+        return self._world.all_true(finite, parts[0].device)
 
     def zero_grad(self) -> None:
         """Forget gradients, also those of a step that was given up."""
@@ -160,7 +160,7 @@ class Optimization:
         for group in self._adamw.param_groups:
             gradients = [p.grad for p in group["params"] if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
-            norms.append(None if norm is None else whole(norm))
+            norms.append(None if norm is None else full_tensor(norm))
         values = [0.0 if norm is None else float(norm) for norm in norms]
         if reason := self._refusal(kind, values):
             self.zero_grad()

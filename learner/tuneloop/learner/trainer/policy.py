@@ -18,12 +18,12 @@ from tuneloop.learner.models.world import ALONE, World
 from tuneloop.learner.objectives.base import Plan
 from tuneloop.learner.samples import DemonstrationSample, PolicySample, SampledAnswer, TokenSequence
 from tuneloop.learner.trainer import checkpoint, checkpoint_shards
-from tuneloop.learner.trainer.adaptive import Steering
+from tuneloop.learner.trainer.adaptive import AdaptiveState
 from tuneloop.learner.trainer.algorithms import algorithms
 from tuneloop.learner.trainer.base import StepResult, TrainerState
 from tuneloop.learner.trainer.checkpoint_shards import Saved
-from tuneloop.learner.trainer.gradient_step import Term, descend
-from tuneloop.learner.trainer.optimizer import Optimization
+from tuneloop.learner.trainer.gradient_step import LossTerm, accumulate_and_step
+from tuneloop.learner.trainer.optimizer import Optimizer
 from tuneloop.learner.trainer.settings import TrainerSettings
 
 SEEN_LATE = {"clip_fraction", "importance_ratio"}
@@ -65,7 +65,7 @@ class PolicyTrainer:
         self._settings = replace(settings, packing=self._model.packs, token_budget=budget)
         value_head = self._model.value_head
         value_rate = settings.value_learning_rate or VALUE_STEP / value_head.in_features
-        self._optimization = Optimization(
+        self._optimization = Optimizer(
             [
                 (self._model.parameters(), settings.optimizer.learning_rate),
                 (dict(value_head.named_parameters(prefix="value_head")), value_rate),
@@ -73,7 +73,7 @@ class PolicyTrainer:
             settings.optimizer,
             world,
         )
-        self._steering = Steering()
+        self._adaptive = AdaptiveState()
 
     @property
     def model(self) -> PolicyModel:
@@ -120,17 +120,17 @@ class PolicyTrainer:
 
     def _step(self, given: Mapping[str, Sequence[PolicySample]]) -> StepResult:
         """Take the step that `step` has checked."""
-        steering = self._steering.with_rewards(given, self._settings)
-        dials = steering.dials(self._settings)
+        adaptive = self._adaptive.with_rewards(given, self._settings)
+        controls = adaptive.controls(self._settings)
         plans = {
-            name: algorithms[name].plan(self._model, batch, self._settings, dials)
+            name: algorithms[name].plan(self._model, batch, self._settings, controls)
             for name, batch in given.items()
         }
-        self._optimization.rate_factor = steering.rate_factor
+        self._optimization.rate_factor = adaptive.rate_factor
         result = self._descend(plans)
         if result.skipped:
             return result
-        self._steering = steering.after(result.metrics, given, self._settings)
+        self._adaptive = adaptive.after(result.metrics, given, self._settings)
         return self._repeat(plans, result)
 
     def _repeat(self, plans: Mapping[str, Plan], result: StepResult) -> StepResult:
@@ -149,7 +149,7 @@ class PolicyTrainer:
         """Take one optimizer step on all plans, or none if `descend` refuses it."""
         weights = self._settings.objective_weights
         terms = [
-            Term(
+            LossTerm(
                 name=f"{name}_loss",
                 micro_losses=plan.micro_losses,
                 weight=weights.get(name, 1.0),
@@ -160,7 +160,7 @@ class PolicyTrainer:
         measured = [metrics for plan in plans.values() for metrics in plan.metrics]
         if not terms:
             return StepResult(metrics=merge(measured), skipped=True, reason="no_spread")
-        result = descend(self._optimization, terms, measured)
+        result = accumulate_and_step(self._optimization, terms, measured)
         tokens = float(sum(plan.tokens for plan in plans.values()))
         return replace(result, metrics={**result.metrics, "tokens": tokens})
 
@@ -185,13 +185,13 @@ class PolicyTrainer:
         Of sharded tensors it is this rank's part.
         """
         state = self._optimization.state()
-        return replace(state, scheduler={**state.scheduler, "steering": self._steering.state()})
+        return replace(state, scheduler={**state.scheduler, "steering": self._adaptive.state()})
 
     def load_state(self, state: TrainerState) -> None:
         """Go on from a checkpoint; raises `CorruptData` if it is of another model or settings."""
-        steering = Steering.of_state(state.scheduler.get("steering", {}))
+        adaptive = AdaptiveState.of_state(state.scheduler.get("steering", {}))
         self._optimization.load_state(state)
-        self._steering = steering
+        self._adaptive = adaptive
 
     def save_state(self, folder: Path) -> Saved:
         """See `checkpoint.Checkpointed`."""

@@ -21,7 +21,7 @@ from tuneloop.learner.losses.reward_model import (
 )
 from tuneloop.learner.models.architecture import checkpoint_layers
 from tuneloop.learner.models.lora import add_reward_adapter, merged_weights
-from tuneloop.learner.models.reward import Encoded, Scores
+from tuneloop.learner.models.reward import Encoded, RewardScores
 from tuneloop.learner.models.world import ALONE
 from tuneloop.learner.samples import (
     LabelledText,
@@ -34,8 +34,8 @@ from tuneloop.learner.samples import (
 from tuneloop.learner.trainer import checkpoint, checkpoint_shards
 from tuneloop.learner.trainer.base import StepResult, TrainerState
 from tuneloop.learner.trainer.checkpoint_shards import Saved
-from tuneloop.learner.trainer.gradient_step import MicroLoss, Term, descend
-from tuneloop.learner.trainer.optimizer import Optimization
+from tuneloop.learner.trainer.gradient_step import LossTerm, MicroLoss, accumulate_and_step
+from tuneloop.learner.trainer.optimizer import Optimizer
 from tuneloop.learner.trainer.settings import RewardTrainerSettings
 from tuneloop.models.reward_model import RewardModel, load
 from tuneloop.policies import WeightsKind
@@ -66,7 +66,7 @@ class RewardTrainer:
         self._model: RewardModel = load(model_folder, settings.max_length, settings.device, dtype)
         module = self._model.module
         head = head_name(module)
-        self._scores = Scores(self._model, packing=settings.packing)
+        self._scores = RewardScores(self._model, packing=settings.packing)
         if settings.kind is WeightsKind.LORA:
             add_reward_adapter(
                 module,
@@ -80,7 +80,7 @@ class RewardTrainer:
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         own = {name: p for name, p in trained.items() if name.startswith(f"{head}.")}
         backbone = {name: p for name, p in trained.items() if name not in own}
-        self._optimization = Optimization(
+        self._optimization = Optimizer(
             [(backbone, settings.learning_rate), (own, settings.head_learning_rate)],
             settings.optimizer,
         )
@@ -125,8 +125,8 @@ class RewardTrainer:
                 ratings, self._loss_of_ratings, total_weight(ratings)
             ),
         }
-        terms = [Term(name=name, micro_losses=parts) for name, parts in given.items() if parts]
-        return descend(self._optimization, terms)
+        terms = [LossTerm(name=name, micro_losses=parts) for name, parts in given.items() if parts]
+        return accumulate_and_step(self._optimization, terms)
 
     def save_weights(self, folder: Path) -> None:
         """Write a version's files: a plain `AutoModelForSequenceClassification` folder."""

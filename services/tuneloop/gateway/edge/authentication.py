@@ -76,7 +76,7 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
-class Guard:
+class Authentication:
     """ASGI middleware that lets through who may call, and counts what limits count."""
 
     def __init__(self, app: ASGIApp, *, settings: GatewaySettings, ring: KeyRing) -> None:

@@ -37,7 +37,7 @@ Name = tuple[str, str, bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class IdempotentRequest:
     """A request that may be a repeat."""
 
     header: str
@@ -64,7 +64,7 @@ class Entry:
 
 
 @dataclass(slots=True, kw_only=True)
-class Table:
+class RequestTable:
     """Recordings by name: those that run, and good ones that have ended, oldest first."""
 
     max_bytes: int
@@ -97,7 +97,7 @@ class Table:
             self.drop(*next((n, e) for n, e in self.entries.items() if e.timer is not None))
 
 
-class Repeats:
+class Idempotency:
     """ASGI middleware that answers a repeated request with the first one's answer."""
 
     def __init__(self, app: ASGIApp, *, settings: GatewaySettings) -> None:
@@ -106,11 +106,11 @@ class Repeats:
             "idempotency-key": settings.idempotency_seconds,
             "x-stainless-retry-count": settings.retry_seconds,
         }
-        self.table = Table(max_bytes=settings.idempotency_max_bytes)
+        self.table = RequestTable(max_bytes=settings.idempotency_max_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Join, replay, refuse, or run."""
-        told = asked_again(scope)
+        told = repeated_request(scope)
         if told is None:
             await self.app(scope, receive, send)
             return
@@ -126,14 +126,16 @@ class Repeats:
             await http_error_response(error)(scope, receive, send)
             return
         fingerprint = fingerprint_of(scope, body)
-        asked = Asked(header=header, value=value, body=body, fingerprint=fingerprint)
+        asked = IdempotentRequest(header=header, value=value, body=body, fingerprint=fingerprint)
         try:
             await self.answer(asked, scope, receive, send)
         except TuneloopError as error:
             metrics.repeats.labels(header, "refused").inc()
             await error_response(error)(scope, receive, send)
 
-    async def answer(self, asked: Asked, scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(
+        self, asked: IdempotentRequest, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Answer a request that has one of the headers. Raises why it is refused."""
         by_key = asked.header == "idempotency-key"
         which = asked.value.encode() if by_key else asked.fingerprint
@@ -158,7 +160,7 @@ class Repeats:
             scope["route"] = entry.recording.scope["route"]
         await follow(entry.recording, receive, send, replayed=True)
 
-    def start(self, name: Name, asked: Asked, scope: Scope) -> Recording:
+    def start(self, name: Name, asked: IdempotentRequest, scope: Scope) -> Recording:
         """Run the application in a task of its own, under `name`."""
         recording = Recording(asked.fingerprint, scope, lambda: self.failed(name, entry))
         entry = self.table.entries[name] = Entry(recording=recording)
@@ -205,7 +207,7 @@ async def follow(recording: Recording, receive: Receive, send: Send, *, replayed
         recording.leave()
 
 
-def asked_again(scope: Scope) -> tuple[str, str] | None:
+def repeated_request(scope: Scope) -> tuple[str, str] | None:
     """The header by which a repeat would be known and its value, or None where there is none."""
     if scope["type"] != "http" or scope["path"] not in PATHS or scope["method"] != "POST":
         return None
@@ -224,7 +226,7 @@ def fingerprint_of(scope: Scope, body: bytes) -> bytes:
     return hashlib.sha256(b"\0".join((scope["path"].encode(), train, body))).digest()
 
 
-def check_key(asked: Asked, entry: Entry | None) -> None:
+def check_key(asked: IdempotentRequest, entry: Entry | None) -> None:
     """Raise `InvalidRequest` for a key that is none, `IdempotencyKeyReused` for another body."""
     if not 1 <= len(asked.value) <= MAX_KEY:
         raise InvalidRequest(

@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from tuneloop.gateway.edge.quotas import Usage, seconds_to_next_day
+from tuneloop.gateway.edge.quotas import KeyUsage, seconds_to_next_day
 from tuneloop.gateway.errors import QuotaExceeded, RateLimitExceeded
 from tuneloop.gateway.keys.store import ApiKey, Limits
 
@@ -51,7 +51,7 @@ class Bucket:
 class Meter:
     """What one key has left."""
 
-    def __init__(self, key: ApiKey, usage: Usage, clock: Clock = time.monotonic) -> None:
+    def __init__(self, key: ApiKey, usage: KeyUsage, clock: Clock = time.monotonic) -> None:
         limits = key.limits
         self.name = key.name
         self.limits = limits
@@ -107,15 +107,17 @@ class Meter:
         ):
             if bucket_ is not None:
                 left = max(0, math.floor(bucket_.level))
-                yield from told(
+                yield from ratelimit_headers(
                     unit, bucket_.capacity, left, bucket_.seconds_until(bucket_.capacity)
                 )
             elif per_day is not None:
                 left = max(0, per_day - getattr(self.usage, unit))
-                yield from told(unit, per_day, left, seconds_to_next_day())
+                yield from ratelimit_headers(unit, per_day, left, seconds_to_next_day())
 
 
-def told(unit: str, limit: int, left: int, seconds: float) -> Iterator[tuple[str, str]]:
+def ratelimit_headers(
+    unit: str, limit: int, left: int, seconds: float
+) -> Iterator[tuple[str, str]]:
     """The three headers of one unit."""
     yield f"x-ratelimit-limit-{unit}", str(limit)
     yield f"x-ratelimit-remaining-{unit}", str(left)

@@ -34,7 +34,7 @@ def seconds_to_next_day() -> float:
     return (today(now) + 1) * DAY_SECONDS - now
 
 
-class Usage:
+class KeyUsage:
     """One key's requests and tokens of one day."""
 
     def __init__(self, day: Callable[[], int] = today) -> None:
@@ -99,13 +99,13 @@ class Book:
     """The usage of every key that has limits."""
 
     def __init__(self) -> None:
-        self._usage: dict[str, Usage] = {}
+        self._usage: dict[str, KeyUsage] = {}
         self._unread: set[str] = set()
 
-    def of(self, key_id: str) -> Usage:
+    def of(self, key_id: str) -> KeyUsage:
         """A key's usage; what was stored of it is read with the next flush."""
         if key_id not in self._usage:
-            self._usage[key_id] = Usage()
+            self._usage[key_id] = KeyUsage()
             self._unread.add(key_id)
         return self._usage[key_id]
 
@@ -132,7 +132,7 @@ class Book:
                 await write(bus, key_id, usage, entry)
 
 
-async def write(bus: Bus, key_id: str, usage: Usage, entry: RoutingEntry | None) -> None:
+async def write(bus: Bus, key_id: str, usage: KeyUsage, entry: RoutingEntry | None) -> None:
     """Write what is new over `entry`, unless another gateway was faster."""
     wrote = usage.to_store()
     if wrote is None:

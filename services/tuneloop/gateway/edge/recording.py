@@ -87,7 +87,7 @@ class Recording:
             if position < len(self._messages):
                 message = self._messages[position]
                 position += 1
-                await send(started(message, replayed) if "headers" in message else message)
+                await send(start_recording(message, replayed) if "headers" in message else message)
             elif self.ended:
                 break
             else:
@@ -123,7 +123,7 @@ def nothing() -> None:
     """Nobody needs to be told any more."""
 
 
-def started(message: Message, replayed: bool) -> Message:
+def start_recording(message: Message, replayed: bool) -> Message:
     """The response's start as a copy: middleware writes into its headers."""
     headers: list[Any] = list(message["headers"])
     if replayed:

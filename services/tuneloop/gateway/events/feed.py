@@ -54,7 +54,7 @@ class Feed:
         throughput = Throughput(lambda: self.listeners)
         self.sources: Mapping[str, Source] = {
             "learner": lambda: learner_status(gateway),
-            "policies": Policies(gateway).latest,
+            "policies": PolicyChanges(gateway).latest,
             "feedback": lambda: feedback_page(gateway, latest),
             "steps": steps.latest,
             "throughput": throughput.latest,
@@ -136,7 +136,7 @@ class Feed:
         self._change = asyncio.Event()
 
 
-class Policies:
+class PolicyChanges:
     """What serves, asked every time, with the versions, asked when that changes or now and then."""
 
     def __init__(self, gateway: Gateway) -> None:

@@ -5,7 +5,7 @@ from tuneloop.feedback import Comparison, Feedback, Ranking
 from tuneloop.gateway.completion_ids import user_hash_in
 
 
-def check_own(feedback: Feedback) -> None:
+def check_own_completion(feedback: Feedback) -> None:
     """Raise `PermissionDenied` unless the user, and each completion, is the first completion's.
 
     The ids in `feedback` are checked already.

@@ -20,7 +20,7 @@ from tuneloop.gateway.edge.authentication import caller_of
 from tuneloop.gateway.errors import error_body, invalid_request, status_and_type
 from tuneloop.gateway.feedback import store
 from tuneloop.gateway.feedback.body import FeedbackRequest, feedback_of, judgement_document
-from tuneloop.gateway.feedback.public_feedback import check_own
+from tuneloop.gateway.feedback.public_feedback import check_own_completion
 
 router = APIRouter(tags=["feedback"])
 
@@ -97,7 +97,7 @@ async def accept(
     try:
         feedback = feedback_of(gateway, body, now)
         if public:
-            check_own(feedback)
+            check_own_completion(feedback)
         if await store.store(gateway.bus, feedback, chosen_by_client=body.id is not None):
             metrics.feedback_accepted.labels(feedback.kind.value).inc()
     except TuneloopError as error:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tuneloop.errors import CorruptData
 from tuneloop.gateway.edge.limits import Meter, limited
-from tuneloop.gateway.edge.quotas import Book, Usage
-from tuneloop.gateway.keys.store import ApiKey, KeyFile, Scope, hash_of
+from tuneloop.gateway.edge.quotas import Book, KeyUsage
+from tuneloop.gateway.keys.store import ApiKey, KeyFile, Scope, hash_key
 
 logger = logging.getLogger("tuneloop.gateway")
 
@@ -27,7 +27,7 @@ class KeyRing:
         self.clock = clock
         self.book = Book()
         self._of_environment = (
-            {} if api_key is None else {hash_of(api_key): environment_key(api_key)}
+            {} if api_key is None else {hash_key(api_key): environment_key(api_key)}
         )
         self._by_hash = self._of_environment
         self._meters: dict[str, Meter] = {}
@@ -44,7 +44,7 @@ class KeyRing:
     def find(self, given: str) -> ApiKey | None:
         """The key, revoked or not, or None."""
         self.look()
-        return self._by_hash.get(hash_of(given))
+        return self._by_hash.get(hash_key(given))
 
     def meter(self, key: ApiKey) -> Meter | None:
         """What a key has left; None where it has no limits."""
@@ -53,7 +53,7 @@ class KeyRing:
         known = self._meters.get(key.id)
         if known is None or known.limits != key.limits:
             by_day = key.limits.requests_per_day or key.limits.tokens_per_day
-            usage = self.book.of(key.id) if by_day else Usage()
+            usage = self.book.of(key.id) if by_day else KeyUsage()
             known = self._meters[key.id] = Meter(key, usage, self.clock)
         return known
 
@@ -93,7 +93,7 @@ def environment_key(api_key: str) -> ApiKey:
     return ApiKey(
         id="environment",
         name="TUNELOOP_API_KEY",
-        sha256=hash_of(api_key),
+        sha256=hash_key(api_key),
         ends_with="",
         scopes=frozenset({Scope.ADMIN}),
         created_time=datetime.now(UTC),

@@ -88,7 +88,7 @@ class ApiKey:
 documents: TypeAdapter[list[ApiKey]] = TypeAdapter(list[ApiKey])
 
 
-def hash_of(key: str) -> str:
+def hash_key(key: str) -> str:
     """What is kept of a key."""
     return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
 
@@ -99,7 +99,7 @@ def new_key(name: str, scopes: Sequence[Scope], limits: Limits) -> tuple[str, Ap
     document = {
         "id": f"key-{secrets.token_hex(6)}",
         "name": name,
-        "sha256": hash_of(secret),
+        "sha256": hash_key(secret),
         "ends_with": secret[-4:],
         "scopes": scopes,
         "limits": limits,

@@ -33,7 +33,7 @@ Event = tuple[int, generation_pb2.GenerateResponse]
 
 
 @dataclass(slots=True, kw_only=True)
-class Answer:
+class GeneratedAnswer:
     """One HTTP answer in the making: its id, its calls and what they say of the version."""
 
     completion_id: str
@@ -83,7 +83,7 @@ class Answer:
         self.finished.add(choice)
 
 
-def chat_answer(gateway: Gateway, body: ChatRequest, *, train: bool) -> Answer:
+def chat_answer(gateway: Gateway, body: ChatRequest, *, train: bool) -> GeneratedAnswer:
     """The call of a chat completion; raises `ModelNotFound`."""
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     limit = body.max_completion_tokens or body.max_tokens
@@ -95,7 +95,7 @@ def chat_answer(gateway: Gateway, body: ChatRequest, *, train: bool) -> Answer:
     return answer_of(body, [request])
 
 
-def text_answer(gateway: Gateway, body: CompletionRequest, *, train: bool) -> Answer:
+def text_answer(gateway: Gateway, body: CompletionRequest, *, train: bool) -> GeneratedAnswer:
     """The calls of a plain completion, one for each prompt; raises `ModelNotFound`."""
     requests = []
     for prompt in body.prompt:
@@ -108,8 +108,10 @@ def text_answer(gateway: Gateway, body: CompletionRequest, *, train: bool) -> An
     return answer_of(body, requests)
 
 
-def answer_of(body: SamplingRequest, requests: Sequence[generation_pb2.GenerateRequest]) -> Answer:
-    return Answer(
+def answer_of(
+    body: SamplingRequest, requests: Sequence[generation_pb2.GenerateRequest]
+) -> GeneratedAnswer:
+    return GeneratedAnswer(
         completion_id=requests[0].completion_id,
         created=int(time.time()),
         started=time.monotonic(),
@@ -178,7 +180,7 @@ def sampling_of(
     )
 
 
-async def events(gateway: Gateway, answer: Answer) -> AsyncGenerator[Event]:
+async def events(gateway: Gateway, answer: GeneratedAnswer) -> AsyncGenerator[Event]:
     """Every event of the answer, choices interleaved; closing it cancels the calls.
 
     Raises what the service raised, and `Unavailable` when a choice ended without its final event.

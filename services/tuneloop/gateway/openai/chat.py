@@ -9,7 +9,7 @@ from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.edge.disconnect import unless_disconnected
 from tuneloop.gateway.openai.calls import chat_answer
 from tuneloop.gateway.openai.chunks import ChunkForm, chunks
-from tuneloop.gateway.openai.collect import Choice, collect, whole_response
+from tuneloop.gateway.openai.collect import WholeChoice, collect, whole_response
 from tuneloop.gateway.openai.logprobs import chat_logprobs
 from tuneloop.gateway.openai.schemas import ChatRequest
 from tuneloop.gateway.openai.sse import EventStream
@@ -52,7 +52,7 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     )
 
 
-def message(choice: Choice) -> dict[str, Any]:
+def message(choice: WholeChoice) -> dict[str, Any]:
     """A choice's message."""
     document: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
     if choice.calls:

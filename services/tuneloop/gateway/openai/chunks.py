@@ -9,7 +9,7 @@ from typing import Any
 from tuneloop import wire
 from tuneloop.gateway import metrics
 from tuneloop.gateway.context import Gateway
-from tuneloop.gateway.openai.calls import Answer, events
+from tuneloop.gateway.openai.calls import GeneratedAnswer, events
 from tuneloop.gateway.openai.sse import DONE, json_string
 from tuneloop.rollouts import FinishReason
 from tuneloop.v1 import generation_pb2, rollout_pb2
@@ -62,7 +62,12 @@ def call_delta(call: generation_pb2.ToolCallDelta) -> dict[str, Any]:
 
 
 async def chunks(
-    gateway: Gateway, answer: Answer, form: ChunkForm, *, include_usage: bool, with_logprobs: bool
+    gateway: Gateway,
+    answer: GeneratedAnswer,
+    form: ChunkForm,
+    *,
+    include_usage: bool,
+    with_logprobs: bool,
 ) -> AsyncGenerator[bytes]:
     """The whole stream of one answer, `[DONE]` included."""
     writer = ChunkWriter(answer, gateway.settings.policy, form, include_usage, with_logprobs)
@@ -84,7 +89,12 @@ class ChunkWriter:
     """Writes the chunks of one answer."""
 
     def __init__(
-        self, answer: Answer, model: str, form: ChunkForm, include_usage: bool, with_logprobs: bool
+        self,
+        answer: GeneratedAnswer,
+        model: str,
+        form: ChunkForm,
+        include_usage: bool,
+        with_logprobs: bool,
     ) -> None:
         self.answer = answer
         self.form = form

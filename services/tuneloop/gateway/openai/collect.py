@@ -9,13 +9,13 @@ from starlette.responses import JSONResponse
 
 from tuneloop.gateway import metrics
 from tuneloop.gateway.context import Gateway
-from tuneloop.gateway.openai.calls import Answer, events
+from tuneloop.gateway.openai.calls import GeneratedAnswer, events
 from tuneloop.gateway.openai.chunks import Logprobs, finish_reason, spans
 from tuneloop.v1 import generation_pb2
 
 
 @dataclass(slots=True)
-class Choice:
+class WholeChoice:
     """One finished or growing choice."""
 
     pieces: list[str] = field(default_factory=list)
@@ -42,9 +42,9 @@ class Choice:
         return "".join(self.pieces)
 
 
-async def collect(gateway: Gateway, answer: Answer) -> list[Choice]:
+async def collect(gateway: Gateway, answer: GeneratedAnswer) -> list[WholeChoice]:
     """Run the answer to its end."""
-    choices = [Choice() for _ in range(answer.choices)]
+    choices = [WholeChoice() for _ in range(answer.choices)]
     stream = events(gateway, answer)
     async with aclosing(stream):
         async for index, event in stream:
@@ -62,11 +62,11 @@ async def collect(gateway: Gateway, answer: Answer) -> list[Choice]:
 
 def whole_response(
     gateway: Gateway,
-    answer: Answer,
-    choices: list[Choice],
+    answer: GeneratedAnswer,
+    choices: list[WholeChoice],
     *,
     object_name: str,
-    members: Callable[[Choice], dict[str, Any]],
+    members: Callable[[WholeChoice], dict[str, Any]],
     logprobs: Logprobs | None,
 ) -> JSONResponse:
     """The HTTP response; `members` spells a choice, `logprobs` is None where not wanted."""
@@ -90,10 +90,10 @@ def whole_response(
 
 
 def whole_choice(
-    answer: Answer,
+    answer: GeneratedAnswer,
     index: int,
-    choice: Choice,
-    members: Callable[[Choice], dict[str, Any]],
+    choice: WholeChoice,
+    members: Callable[[WholeChoice], dict[str, Any]],
     logprobs: Logprobs | None,
 ) -> dict[str, Any]:
     document = {

@@ -20,7 +20,7 @@ from tuneloop.errors import TuneloopError
 from tuneloop.gateway.edge.disconnect import unless_disconnected
 from tuneloop.gateway.edge.recording import FAILED
 from tuneloop.gateway.errors import error_body
-from tuneloop.gateway.openai.calls import Answer
+from tuneloop.gateway.openai.calls import GeneratedAnswer
 
 logger = logging.getLogger("tuneloop.gateway")
 
@@ -39,7 +39,7 @@ class EventStream(Response):
     """Sends `chunks`; cancels them when the client goes away."""
 
     def __init__(
-        self, answer: Answer, chunks: AsyncGenerator[bytes], heartbeat_seconds: float
+        self, answer: GeneratedAnswer, chunks: AsyncGenerator[bytes], heartbeat_seconds: float
     ) -> None:
         super().__init__()
         self.answer = answer

@@ -71,7 +71,7 @@ async def lines(call: Any, first: Any) -> AsyncIterator[bytes]:
         call.cancel()
 
 
-class ImportedRow(BaseModel):
+class ImportRow(BaseModel):
     """A row of a file, and where it stands there."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
@@ -88,7 +88,7 @@ class ImportRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     kind: Literal["pairs", "thumbs", "demonstrations"]
-    rows: list[ImportedRow] = Field(min_length=1, max_length=MAX_ROWS)
+    rows: list[ImportRow] = Field(min_length=1, max_length=MAX_ROWS)
 
 
 @router.post("/v1/import")

@@ -51,7 +51,7 @@ async def user_lineage(user_id: str, request: Request) -> dict[str, Any]:
     gateway = gateway_of(request)
     answer: learner_pb2.GetUserLineageResponse = await call(
         gateway.learner.GetUserLineage(
-            learner_pb2.GetUserLineageRequest(user_hash=hash_of(gateway, user_id)),
+            learner_pb2.GetUserLineageRequest(user_hash=user_hash_of(gateway, user_id)),
             timeout=LINEAGE_TIMEOUT,
         )
     )
@@ -81,6 +81,6 @@ def reach(message: learner_pb2.Reach) -> dict[str, list[int]]:
     return {"direct": list(message.direct), "descended": list(message.descended)}
 
 
-def hash_of(gateway: Gateway, user_id: str) -> str:
+def user_hash_of(gateway: Gateway, user_id: str) -> str:
     """What stands for a user in events and in the ledger."""
     return gateway.ids.user_hash(gateway.settings.tenant, user_id)

@@ -12,7 +12,7 @@ from tuneloop.errors import InvalidRequest, NotFound, TuneloopError, Unavailable
 from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.openai.schemas import INT64_MAX
 from tuneloop.gateway.routes.learner import actor, evaluation, rfc3339
-from tuneloop.gateway.routes.lineage import hash_of
+from tuneloop.gateway.routes.lineage import user_hash_of
 from tuneloop.gateway.unicode import Text
 from tuneloop.rpc.call import call
 from tuneloop.v1 import generation_pb2, learner_pb2
@@ -157,7 +157,7 @@ async def rebuild(body: RebuildRequest, request: Request) -> dict[str, Any]:
     message = learner_pb2.RebuildPolicyRequest(
         policy=gateway.settings.policy,
         policy_version=body.policy_version,
-        before_user_hash=None if user is None else hash_of(gateway, user),
+        before_user_hash=None if user is None else user_hash_of(gateway, user),
         actor=actor(request),
     )
     answer: learner_pb2.RebuildPolicyResponse = await call(

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from tuneloop.gateway.context import gateway_of
-from tuneloop.gateway.routes.lineage import hash_of
+from tuneloop.gateway.routes.lineage import user_hash_of
 from tuneloop.rpc.call import call
 from tuneloop.v1 import learner_pb2
 
@@ -27,7 +27,7 @@ async def forget_user(user_id: str, request: Request) -> dict[str, Any]:
     what `POST /v1/policies/rebuild` goes back to.
     """
     gateway = gateway_of(request)
-    user_hash = hash_of(gateway, user_id)
+    user_hash = user_hash_of(gateway, user_id)
     removed: learner_pb2.ForgetUserResponse = await call(
         gateway.learner.ForgetUser(
             learner_pb2.ForgetUserRequest(user_hash=user_hash), timeout=FORGET_TIMEOUT

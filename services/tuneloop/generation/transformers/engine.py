@@ -20,10 +20,10 @@ import torch
 
 from tuneloop.errors import SettingsError, TuneloopError, Unavailable
 from tuneloop.generation.engine import (
-    Candidate,
     EngineLimits,
     EngineOutput,
     EngineRequest,
+    TokenCandidate,
     check_limits,
 )
 from tuneloop.generation.prompts import Tokenization
@@ -301,11 +301,11 @@ class TransformersEngine:
             policy_version_spans=merge_spans(completion.versions) if reason else (),
         )
 
-    def candidates(self, logprobs: torch.Tensor, count: int) -> tuple[Candidate, ...]:
+    def candidates(self, logprobs: torch.Tensor, count: int) -> tuple[TokenCandidate, ...]:
         """The most likely tokens, best first; those that cannot be sampled are left out."""
         values, ids = logprobs.topk(count)
         return tuple(
-            Candidate(
+            TokenCandidate(
                 token_id=token,
                 token=self.tokenization.decode([token], skip_special_tokens=False),
                 logprob=value,

@@ -18,10 +18,10 @@ from typing import Any
 
 from tuneloop.errors import InvalidRequest, Unavailable, WeightsRefused
 from tuneloop.generation.engine import (
-    Candidate,
     EngineLimits,
     EngineOutput,
     EngineRequest,
+    TokenCandidate,
     check_limits,
     grammar_problem,
 )
@@ -345,11 +345,11 @@ def structured_outputs(sampling: SamplingParameters) -> Any:
     )
 
 
-def top_candidates(position: Mapping[int, Any], count: int | None) -> tuple[Candidate, ...]:
+def top_candidates(position: Mapping[int, Any], count: int | None) -> tuple[TokenCandidate, ...]:
     """The `count` most likely tokens of one position, best first."""
     ranked = sorted(position.items(), key=lambda item: -item[1].logprob)
     return tuple(
-        Candidate(token_id=token, token=entry.decoded_token or "", logprob=entry.logprob)
+        TokenCandidate(token_id=token, token=entry.decoded_token or "", logprob=entry.logprob)
         for token, entry in ranked[: count or 0]
         if entry.logprob > float("-inf")
     )

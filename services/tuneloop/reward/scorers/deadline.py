@@ -30,7 +30,7 @@ class Overdue(Exception):
     """A scorer took too long, or has not come back from an earlier batch."""
 
 
-class Call:
+class ScorerCall:
     """One call of a scorer, made in another thread."""
 
     def __init__(self, score: Callable[[], Any]) -> None:
@@ -87,10 +87,10 @@ class LimitedScorer:
     def __init__(self, scorer: Scorer, seconds: float) -> None:
         self._scorer = scorer
         self._seconds = seconds
-        self._calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[ScorerCall] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._call: Call | None = None
-        self._left: Call | None = None
+        self._call: ScorerCall | None = None
+        self._left: ScorerCall | None = None
 
     @property
     def name(self) -> str:
@@ -129,7 +129,7 @@ class LimitedScorer:
             log.warning("scorer %s came back after at most %.0f s", self.name, waited)
             self._left = None
             metrics.hanging.labels(self.name).set(0)
-        call = self._call = Call(lambda: self._scorer.score(prompts, completions, **columns))
+        call = self._call = ScorerCall(lambda: self._scorer.score(prompts, completions, **columns))
         self._begin(call)
         if not call.done.wait(self._seconds):
             if not call.cancel():
@@ -145,7 +145,7 @@ class LimitedScorer:
             raise Overdue(f"took longer than {self._seconds:g} s")
         return call.result()
 
-    def _begin(self, call: Call) -> None:
+    def _begin(self, call: ScorerCall) -> None:
         """Hand a call to the scorer's thread: always the same, for functions that care."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)

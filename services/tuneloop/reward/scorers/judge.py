@@ -69,7 +69,7 @@ class JudgeSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Preference:
+class JudgePreference:
     """Which of two answers the judge prefers, and how surely."""
 
     probability_a: float
@@ -124,22 +124,22 @@ class Judge:
         """Close the connections."""
         await self._endpoint.close()
 
-    async def compare(self, prompt: str, a: str, b: str) -> Preference:
+    async def compare(self, prompt: str, a: str, b: str) -> JudgePreference:
         """Which answer is better; an abstention where the judge gives no usable verdict.
 
         Raises `SettingsError` where the endpoint refuses every request (wrong key, no such model).
         """
         if a == b:
-            return Preference(probability_a=0.5, votes=0, abstained=0)
+            return JudgePreference(probability_a=0.5, votes=0, abstained=0)
         votes = await asyncio.gather(*(self._vote(prompt, a, b) for _ in range(self._votes)))
         counted = [vote for vote in votes if vote is not None]
-        return Preference(
+        return JudgePreference(
             probability_a=sum(counted) / len(counted) if counted else 0.5,
             votes=len(counted),
             abstained=len(votes) - len(counted),
         )
 
-    async def compare_all(self, rows: Sequence[tuple[str, str, str]]) -> list[Preference]:
+    async def compare_all(self, rows: Sequence[tuple[str, str, str]]) -> list[JudgePreference]:
         """`compare` for each (prompt, a, b), in order, as many at once as the endpoint takes."""
         return await asyncio.gather(*(self.compare(*row) for row in rows))
 

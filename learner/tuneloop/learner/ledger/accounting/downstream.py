@@ -26,7 +26,7 @@ MODELS = ("policy", "reward_model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reach:
+class Downstream:
     """Versions of one model."""
 
     direct: tuple[int, ...] = ()
@@ -56,8 +56,8 @@ class FeedbackLineage:
     completion_ids: tuple[str, ...]
     accepted_time: datetime
     samples: tuple[SampleUses, ...]
-    policy: Reach
-    reward_model: Reach
+    policy: Downstream
+    reward_model: Downstream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +68,8 @@ class UserLineage:
     feedback: int
     samples: Mapping[str, int]
     """By state; of their judgements, and of others' on what they were answered."""
-    policy: Reach
-    reward_model: Reach
+    policy: Downstream
+    reward_model: Downstream
     rebuild_from: int | None
     """The last version that had not learned from them; None where what is trained on has not."""
     forgotten: tuple[Record, ...] = field(default=())
@@ -119,8 +119,8 @@ def of_feedback(database: Database, feedback_id: str) -> FeedbackLineage:
             )
             for sample in found
         ),
-        policy=reach(database, "policy", direct["policy"]),
-        reward_model=reach(database, "reward_model", direct["reward_model"]),
+        policy=downstream_of(database, "policy", direct["policy"]),
+        reward_model=downstream_of(database, "reward_model", direct["reward_model"]),
     )
 
 
@@ -157,14 +157,14 @@ def of_user(database: Database, user_hash: str) -> UserLineage:
         rollouts=answered,
         feedback=judged,
         samples=dict(sorted(by_state.items())),
-        policy=reach(database, "policy", direct["policy"]),
-        reward_model=reach(database, "reward_model", direct["reward_model"]),
+        policy=downstream_of(database, "policy", direct["policy"]),
+        reward_model=downstream_of(database, "reward_model", direct["reward_model"]),
         rebuild_from=last_before(database, "policy", direct["policy"]),
         forgotten=tuple(records),
     )
 
 
-def reach(database: Database, model: str, direct: Collection[int]) -> Reach:
+def downstream_of(database: Database, model: str, direct: Collection[int]) -> Downstream:
     """These versions, and all that grew from them."""
     with database.read() as connection:
         query = select(all_versions.c.version, all_versions.c.parent).where(
@@ -177,7 +177,7 @@ def reach(database: Database, model: str, direct: Collection[int]) -> Reach:
         parent = parent_of[version]
         if version not in direct and (parent in direct or parent in descended):
             descended.add(version)
-    return Reach(direct=tuple(sorted(direct)), descended=tuple(sorted(descended)))
+    return Downstream(direct=tuple(sorted(direct)), descended=tuple(sorted(descended)))
 
 
 def last_before(database: Database, model: str, direct: Collection[int]) -> int | None:

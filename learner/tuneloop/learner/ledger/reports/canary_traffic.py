@@ -15,7 +15,7 @@ EARLIER = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class JudgedAnswer:
     """An answer to a user and what it came to."""
 
     user_hash: str
@@ -27,7 +27,7 @@ class Judged:
     """A thumb as 0 or 1, or a reward."""
 
 
-def thumbs(database: Database, versions: Sequence[int], since: float) -> list[Judged]:
+def thumbs(database: Database, versions: Sequence[int], since: float) -> list[JudgedAnswer]:
     """Thumbs on answers given `since`; of each rater's on an answer the last counts."""
     last = last_thumbs(_answers(versions, since))
     query = select(last).order_by(last.c.sequence, last.c.feedback_id)
@@ -35,7 +35,7 @@ def thumbs(database: Database, versions: Sequence[int], since: float) -> list[Ju
         return [_judged(row, float(row.up)) for row in connection.execute(query)]
 
 
-def rewards(database: Database, versions: Sequence[int], since: float) -> list[Judged]:
+def rewards(database: Database, versions: Sequence[int], since: float) -> list[JudgedAnswer]:
     """Rewards of answers given `since`, by the newest reward model that scored each."""
     query = _newest_scores(_answers(versions, since)).order_by(
         scores.c.scored_time, scores.c.completion_id
@@ -72,8 +72,8 @@ def _answers(versions: Sequence[int], since: float) -> Any:
     return and_(of_versions(versions), rollouts.c.finished_time >= since)
 
 
-def _judged(row: Any, value: float) -> Judged:
-    return Judged(
+def _judged(row: Any, value: float) -> JudgedAnswer:
+    return JudgedAnswer(
         user_hash=row.user_hash,
         group_id=row.group_id,
         policy_version=row.policy_version,

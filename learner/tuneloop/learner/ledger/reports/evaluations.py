@@ -27,7 +27,7 @@ ANSWERS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class EvaluationAnswer:
     """One answer to an eval prompt."""
 
     policy_version: int
@@ -41,7 +41,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mean:
+class MeanWithMargin:
     """A mean and half the width of its 95 % interval, which needs two values."""
 
     value: float
@@ -55,9 +55,9 @@ class Evaluation:
     policy_version: int
     prompts: int
     scored: int
-    reward: Mean | None
+    reward: MeanWithMargin | None
     """None before an answer was scored."""
-    length: Mean
+    length: MeanWithMargin
     """In tokens."""
     kl: float | None
     """In nats per token; None before the reference log-probs of every answer are known."""
@@ -109,7 +109,7 @@ def answered(database: Database, version: int) -> set[str]:
         return set(connection.execute(query).scalars())
 
 
-def answers(database: Database, version: int) -> list[Answer]:
+def answers(database: Database, version: int) -> list[EvaluationAnswer]:
     """A version's answers by prompt, each with its newest score."""
     of_version = select(rollouts.c.completion_id).where(
         rollouts.c.source == RolloutSource.EVAL.value, rollouts.c.policy_version == version
@@ -136,7 +136,7 @@ def answers(database: Database, version: int) -> list[Answer]:
     sequences = [_sequence(row) for row in rows]
     known = ref_logprobs.load(database, map(ref_logprobs.key_of, sequences))
     return [
-        Answer(
+        EvaluationAnswer(
             policy_version=version,
             prompt_sha256=row.prompt_sha256,
             prompt=row.prompt_text,
@@ -149,14 +149,14 @@ def answers(database: Database, version: int) -> list[Answer]:
     ]
 
 
-def mean_of(values: Sequence[float]) -> Mean:
+def mean_of(values: Sequence[float]) -> MeanWithMargin:
     """The mean of one value or more."""
     count = len(values)
     mean = math.fsum(values) / count
     if count < 2:
-        return Mean(value=mean, margin=None)
+        return MeanWithMargin(value=mean, margin=None)
     variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    return Mean(value=mean, margin=CONFIDENCE * math.sqrt(variance / count))
+    return MeanWithMargin(value=mean, margin=CONFIDENCE * math.sqrt(variance / count))
 
 
 def without_reference(database: Database) -> Mapping[str, TokenSequence]:

@@ -16,7 +16,7 @@ from tuneloop.rollouts import ChatMessage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Filters:
+class FeedbackFilters:
     """What to list; None does not filter."""
 
     kind: FeedbackKind | None = None
@@ -28,7 +28,7 @@ class Filters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class JudgedCompletion:
     """A completion that feedback speaks of."""
 
     completion_id: str
@@ -37,7 +37,7 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
+class FeedbackEntry:
     """Feedback with what is known of it."""
 
     feedback: Feedback
@@ -45,13 +45,13 @@ class Item:
     messages: tuple[ChatMessage, ...] = ()
     prompt_text: str = ""
     """Empty before a rollout it speaks of is known."""
-    completions: tuple[Judged, ...] = ()
+    completions: tuple[JudgedCompletion, ...] = ()
     used_by_versions: tuple[int, ...] = field(default=())
 
 
 def browse(
-    database: Database, policy: str, filters: Filters, *, limit: int, before: str = ""
-) -> tuple[list[Item], str]:
+    database: Database, policy: str, filters: FeedbackFilters, *, limit: int, before: str = ""
+) -> tuple[list[FeedbackEntry], str]:
     """At most `limit`, newest first, and where the next page begins (empty on the last).
 
     Raises `InvalidRequest` where `before` is no such place.
@@ -95,7 +95,7 @@ def place_of(before: str) -> tuple[float, str]:
         raise InvalidRequest("before: not a `next` of this list", param="before") from error
 
 
-def described(connection: Connection, policy: str, rows: Sequence[Any]) -> list[Item]:
+def described(connection: Connection, policy: str, rows: Sequence[Any]) -> list[FeedbackEntry]:
     """Rows of `feedback` with the rollouts they speak of and the versions that used them."""
     about = {row.feedback_id: json.loads(row.completion_ids) for row in rows}
     ids = sorted({completion for named in about.values() for completion in named})
@@ -108,13 +108,13 @@ def described(connection: Connection, policy: str, rows: Sequence[Any]) -> list[
         found = [known[i] for i in about[row.feedback_id] if i in known]
         turns = json.loads(found[0].messages) if found else []
         items.append(
-            Item(
+            FeedbackEntry(
                 feedback=feedback_of(row, policy),
                 status=FeedbackStatus(row.status),
                 messages=tuple(ChatMessage(role=r, content=c) for r, c in turns),
                 prompt_text=found[0].prompt_text if found else "",
                 completions=tuple(
-                    Judged(
+                    JudgedCompletion(
                         completion_id=rollout.completion_id,
                         text=rollout.completion_text,
                         policy_version=rollout.policy_version,

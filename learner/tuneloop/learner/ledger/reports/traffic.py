@@ -13,7 +13,7 @@ from sqlalchemy import Connection, case, func, select
 
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.reports.answers import last_thumbs, length, of_versions
-from tuneloop.learner.ledger.reports.evaluations import CONFIDENCE, Mean
+from tuneloop.learner.ledger.reports.evaluations import CONFIDENCE, MeanWithMargin
 from tuneloop.learner.ledger.schema import rollouts, scores
 
 
@@ -22,9 +22,9 @@ class Traffic:
     """Users' requests to one version."""
 
     rollouts: int
-    length: Mean
+    length: MeanWithMargin
     """In tokens."""
-    reward: Mean | None
+    reward: MeanWithMargin | None
     """None before an answer was scored."""
     thumbs_up: int
     thumbs_down: int
@@ -49,15 +49,15 @@ def traffic(database: Database, versions: Sequence[int]) -> dict[int, Traffic]:
     return found
 
 
-def mean_of_sums(count: int, total: float, squares: float) -> Mean:
+def mean_of_sums(count: int, total: float, squares: float) -> MeanWithMargin:
     """The mean of values whose sum and sum of squares are known."""
     # Postgres adds whole numbers up in decimals.
     total, squares = float(total), float(squares)
     mean = total / count
     if count < 2:
-        return Mean(value=mean, margin=None)
+        return MeanWithMargin(value=mean, margin=None)
     variance = max(0.0, squares - count * mean * mean) / (count - 1)
-    return Mean(value=mean, margin=CONFIDENCE * math.sqrt(variance / count))
+    return MeanWithMargin(value=mean, margin=CONFIDENCE * math.sqrt(variance / count))
 
 
 def _lengths(connection: Connection, versions: Sequence[int]) -> dict[int, Any]:
@@ -74,7 +74,7 @@ def _lengths(connection: Connection, versions: Sequence[int]) -> dict[int, Any]:
     return {row.policy_version: row for row in connection.execute(query)}
 
 
-def _rewards(connection: Connection, versions: Sequence[int]) -> dict[int, Mean]:
+def _rewards(connection: Connection, versions: Sequence[int]) -> dict[int, MeanWithMargin]:
     newest = func.row_number().over(
         partition_by=scores.c.completion_id, order_by=scores.c.reward_model_version.desc()
     )

@@ -13,7 +13,7 @@ from tuneloop.learner.trainer.checkpoint import Checkpoint, Checkpointed
 
 
 @dataclass(slots=True, kw_only=True)
-class Progress:
+class RunProgress:
     """Where a run is, and what it took so far."""
 
     step: int = 0
@@ -27,7 +27,7 @@ class Progress:
     """How often it was started."""
 
 
-class Saves:
+class CheckpointManager:
     """The checkpoints of one run."""
 
     def __init__(self, folder: Path, *, identity: Mapping[str, Any], keep: int) -> None:
@@ -36,13 +36,13 @@ class Saves:
         self._identity = identity_of(identity)
         self._keep = keep
 
-    def save(self, name: str, trainer: Checkpointed, progress: Progress) -> None:
+    def save(self, name: str, trainer: Checkpointed, progress: RunProgress) -> None:
         """Keep the state after `progress.step` steps, and no more than the newest few."""
         position = {"run": self._identity, "progress": asdict(progress)}
         checkpoint.save(self._folder / f"step-{progress.step:08d}", {name: trainer}, position)
         checkpoint.prune(self._folder, self._keep)
 
-    def restore(self, name: str, trainer: Checkpointed, say: Callable[[str], None]) -> Progress:
+    def restore(self, name: str, trainer: Checkpointed, say: Callable[[str], None]) -> RunProgress:
         """Go on from the newest checkpoint that can be used; from the beginning where none can.
 
         `say` is told of each that was refused and why.
@@ -56,14 +56,14 @@ class Saves:
                 say(f"{error.message}; taking the one before")
                 continue
             return progress
-        return Progress()
+        return RunProgress()
 
-    def _accepted(self, found: Checkpoint) -> Progress:
+    def _accepted(self, found: Checkpoint) -> RunProgress:
         name = found.folder.name
         if found.position.get("run") != self._identity:
             raise CorruptData(f"checkpoint {name}: of another run, or of other settings")
         try:
-            return Progress(**found.position["progress"])
+            return RunProgress(**found.position["progress"])
         except (KeyError, TypeError) as error:
             raise CorruptData(f"checkpoint {name}: no progress in it: {error}") from error
 

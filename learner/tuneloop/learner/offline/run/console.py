@@ -13,7 +13,7 @@ LONG = 256
 """Completions whose sampling is worth a line of its own."""
 
 
-class Screen:
+class Console:
     """Writes to standard error."""
 
     def __init__(self, *, every: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 FigureRow = Mapping[str, float]
 
 
-class Journal:
+class MetricsLog:
     """Writes the figures of steps as they are taken."""
 
     def __init__(self, metrics: Path, tensorboard: Path, *, step: int) -> None:

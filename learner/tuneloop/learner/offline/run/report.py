@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tuneloop.learner.offline.run.checkpoints import Progress
+from tuneloop.learner.offline.run.checkpoints import RunProgress
 from tuneloop.learner.offline.run.metrics_log import FigureRow
 from tuneloop.learner.trainer.base import peak_memory_bytes
 
@@ -18,7 +18,7 @@ NOT_MEASURED = {"step", "epoch", "seconds", "learning_rate"}
 
 def summarize(
     identity: Mapping[str, Any],
-    progress: Progress,
+    progress: RunProgress,
     figures: Sequence[FigureRow],
     weights: Mapping[str, str],
 ) -> dict[str, Any]:

@@ -14,17 +14,17 @@ from typing import Any
 
 from tuneloop.learner.files import write_folder
 from tuneloop.learner.offline.pupil import Pupil
-from tuneloop.learner.offline.run.checkpoints import Progress, Saves
-from tuneloop.learner.offline.run.console import Screen
+from tuneloop.learner.offline.run.checkpoints import CheckpointManager, RunProgress
+from tuneloop.learner.offline.run.console import Console
 from tuneloop.learner.offline.run.folder import RunFolder, write_json
-from tuneloop.learner.offline.run.metrics_log import Journal, read_figures
+from tuneloop.learner.offline.run.metrics_log import MetricsLog, read_figures
 from tuneloop.learner.offline.run.report import draw, summarize
-from tuneloop.learner.offline.sources.base import Course
+from tuneloop.learner.offline.sources.base import TrainSource
 from tuneloop.learner.trainer.base import StepResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
+class SaveSchedule:
     """How often a run does what besides learning."""
 
     max_steps: int | None
@@ -42,23 +42,25 @@ class Run:
         folder: RunFolder,
         identity: Mapping[str, Any],
         pupil: Pupil,
-        course: Course,
-        pace: Pace,
-        screen: Screen,
+        source: TrainSource,
+        pace: SaveSchedule,
+        console: Console,
     ) -> None:
         self._title = title
         self._folder = folder
         self._identity = identity
         self._pupil = pupil
-        self._course = course
+        self._source = source
         self._pace = pace
-        self._screen = screen
-        self._saves = Saves(folder.checkpoints, identity=identity, keep=pace.save_total_limit)
-        self._progress = Progress()
+        self._console = console
+        self._checkpoints = CheckpointManager(
+            folder.checkpoints, identity=identity, keep=pace.save_total_limit
+        )
+        self._progress = RunProgress()
 
     @property
     def _total(self) -> int:
-        return min(self._course.steps, self._pace.max_steps or self._course.steps)
+        return min(self._source.steps, self._pace.max_steps or self._source.steps)
 
     def go(self) -> dict[str, Any] | None:
         """Train to the end; the summary, or None when the user stopped it (it can be resumed)."""
@@ -75,47 +77,56 @@ class Run:
         return summary
 
     def _resume(self) -> None:
-        self._progress = self._saves.restore(self._pupil.name, self._pupil, self._screen.line)
+        self._progress = self._checkpoints.restore(
+            self._pupil.name, self._pupil, self._console.line
+        )
         self._progress.starts += 1
-        self._course.resume(self._progress.step)
+        self._source.resume(self._progress.step)
         if self._progress.step:
-            self._screen.line(f"going on after step {self._progress.step}")
+            self._console.line(f"going on after step {self._progress.step}")
 
     def _learn(self, stopping: threading.Event) -> bool:
         """Take the steps that are left; whether the run came to its end."""
-        journal = Journal(self._folder.metrics, self._folder.tensorboard, step=self._progress.step)
+        metrics_log = MetricsLog(
+            self._folder.metrics, self._folder.tensorboard, step=self._progress.step
+        )
         saved = self._progress.step
         try:
-            with self._screen.bar(self._title, self._total, self._progress.step):
+            with self._console.bar(self._title, self._total, self._progress.step):
                 while not stopping.is_set():
                     step = self._progress.step
                     if step > saved and (
-                        step % self._pace.save_steps == 0 or self._course.due(step)
+                        step % self._pace.save_steps == 0 or self._source.due(step)
                     ):
                         self._save()
                         saved = step
-                    if not self._take(step, journal):
+                    if not self._take(step, metrics_log):
                         self._save()
                         return True
             self._save()
             return False
         finally:
-            journal.close()
+            metrics_log.close()
 
-    def _take(self, step: int, journal: Journal) -> bool:
+    def _take(self, step: int, metrics_log: MetricsLog) -> bool:
         """One lesson; False when there is none left."""
         started = time.perf_counter()
-        lesson = None if step >= self._total else self._course.lesson(step)
-        if lesson is None:
+        train_step = None if step >= self._total else self._source.train_step(step)
+        if train_step is None:
             return False
-        result = self._pupil.step(lesson.samples)
+        result = self._pupil.step(train_step.samples)
         seconds = time.perf_counter() - started
         self._note(result, seconds)
-        figures = {**lesson.metrics, **result.metrics, "epoch": lesson.epoch, "seconds": seconds}
-        journal.write(step + 1, figures)
+        figures = {
+            **train_step.metrics,
+            **result.metrics,
+            "epoch": train_step.epoch,
+            "seconds": seconds,
+        }
+        metrics_log.write(step + 1, figures)
         if result.skipped:
-            self._screen.line(f"step {step + 1} left the weights as they were: {result.reason}")
-        self._screen.step(step + 1, self._total, figures)
+            self._console.line(f"step {step + 1} left the weights as they were: {result.reason}")
+        self._console.step(step + 1, self._total, figures)
         return True
 
     def _note(self, result: StepResult, seconds: float) -> None:
@@ -125,7 +136,7 @@ class Run:
         self._progress.seconds += seconds
 
     def _save(self) -> None:
-        self._saves.save(self._pupil.name, self._pupil, self._progress)
+        self._checkpoints.save(self._pupil.name, self._pupil, self._progress)
 
     def _write_version(self) -> None:
         """Put the version's files into the run's folder, the weights last of all."""

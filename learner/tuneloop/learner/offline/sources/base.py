@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class RowOrder:
     """A new permutation of all rows in every epoch; the last step of an epoch may be smaller."""
 
     count: int
@@ -40,7 +40,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lesson:
+class TrainStep:
     """The samples of one step."""
 
     samples: Mapping[str, Sequence[Any]]
@@ -51,7 +51,7 @@ class Lesson:
     """What was seen while sampling."""
 
 
-class Course(Protocol):
+class TrainSource(Protocol):
     """The steps of a run."""
 
     @property
@@ -59,7 +59,7 @@ class Course(Protocol):
         """How many there are, as far as is known now."""
         ...
 
-    def lesson(self, step: int) -> Lesson | None:
+    def train_step(self, step: int) -> TrainStep | None:
         """The samples of a step, counted from 0; None when the run is over."""
         ...
 
@@ -72,10 +72,10 @@ class Course(Protocol):
         ...
 
 
-class FixedCourse:
+class FixedSource:
     """Passes over samples in batches."""
 
-    def __init__(self, objective: str, samples: Sequence[Any], order: Order) -> None:
+    def __init__(self, objective: str, samples: Sequence[Any], order: RowOrder) -> None:
         self._objective = objective
         self._samples = samples
         self._order = order
@@ -85,13 +85,13 @@ class FixedCourse:
         """See `Course.steps`."""
         return self._order.steps
 
-    def lesson(self, step: int) -> Lesson | None:
-        """See `Course.lesson`."""
+    def train_step(self, step: int) -> TrainStep | None:
+        """See `Course.train_step`."""
         if step >= self.steps:
             return None
         chosen = [self._samples[row] for row in self._order.rows(step)]
         epoch = (step + 1) / self._order.steps_per_epoch
-        return Lesson(samples={self._objective: chosen}, epoch=epoch)
+        return TrainStep(samples={self._objective: chosen}, epoch=epoch)
 
     def due(self, step: int) -> bool:
         """See `Course.due`."""

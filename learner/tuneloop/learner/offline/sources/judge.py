@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tuneloop.errors import Unavailable
 from tuneloop.reward.scorers.background import result_of
-from tuneloop.reward.scorers.judge import CONSTITUTION, Judge, JudgeSettings, Preference
+from tuneloop.reward.scorers.judge import CONSTITUTION, Judge, JudgePreference, JudgeSettings
 from tuneloop.reward.scorers.judge_client import EndpointSettings
 
 Question = tuple[str, str, str]
@@ -27,13 +27,13 @@ class Verdicts:
         self._judge = judge
         self._identity = identity
         self._path = path
-        self._known: dict[str, Preference] = {}
+        self._known: dict[str, JudgePreference] = {}
         if path is not None and path.exists():
             for line in path.read_text().splitlines():
                 try:
                     row = json.loads(line)
                     question = row.pop("question")
-                    self._known[question] = Preference(**row)
+                    self._known[question] = JudgePreference(**row)
                 except (ValueError, KeyError, TypeError):
                     continue  # a line that a crash cut short
 
@@ -41,7 +41,7 @@ class Verdicts:
         """Ask the judge anything: raises `Unavailable` or `SettingsError` if that cannot work."""
         result_of(self._judge.rate("What is one plus one?", "Two."))
 
-    def ask(self, questions: Sequence[Question]) -> list[Preference]:
+    def ask(self, questions: Sequence[Question]) -> list[JudgePreference]:
         """The judge's preference of each, in order.
 
         Raises `Unavailable` where the judge gave no usable verdict on any of them, and says why.
@@ -64,7 +64,7 @@ class Verdicts:
             )
         return preferences
 
-    def _keep(self, keys: Sequence[str], found: Sequence[Preference]) -> None:
+    def _keep(self, keys: Sequence[str], found: Sequence[JudgePreference]) -> None:
         self._known.update(zip(keys, found, strict=True))
         if self._path is None or not any(preference.votes for preference in found):
             return  # a judge that is away is asked again

@@ -8,14 +8,19 @@ from tuneloop.learner.data.fields import Fields, Text, choose_form
 from tuneloop.learner.data.preferences import EXPLICIT, IMPLICIT, RANKED, preferences
 from tuneloop.learner.data.prompt_rows import PromptRow
 from tuneloop.learner.data.reward_rows import as_prompt
-from tuneloop.learner.data.rows import Data, OnLong, convert
+from tuneloop.learner.data.rows import OnLong, RowsData, convert
 from tuneloop.learner.data.table import Table
-from tuneloop.learner.data.tokenize import Tokens, completion_text
-from tuneloop.learner.offline.sources.base import Lesson, Order
+from tuneloop.learner.data.tokenize import PromptTokenizer, completion_text
+from tuneloop.learner.offline.sources.base import RowOrder, TrainStep
 from tuneloop.learner.offline.sources.judge import Verdicts
-from tuneloop.learner.offline.sources.on_policy import Attempt, Attempts, mean, seen
+from tuneloop.learner.offline.sources.on_policy import (
+    CompletionSampler,
+    SampledCompletion,
+    mean,
+    seen,
+)
 from tuneloop.learner.samples import PairSample, PreferredText
-from tuneloop.reward.scorers.judge import Preference
+from tuneloop.reward.scorers.judge import JudgePreference
 
 FORMS = (EXPLICIT, IMPLICIT, RANKED)
 """Rows with answers to judge; which of them was preferred in the data is not looked at."""
@@ -27,7 +32,9 @@ def has_answers(table: Table) -> bool:
     return any(columns.issuperset(form.columns) for form in FORMS)
 
 
-def judged_pairs(table: Table, verdicts: Verdicts, tokens: Tokens | None, on_long: OnLong) -> Data:
+def judged_pairs(
+    table: Table, verdicts: Verdicts, tokens: PromptTokenizer | None, on_long: OnLong
+) -> RowsData:
     """The judge's pairs of the answers in each row; ties are left out.
 
     With `tokens` samples of the policy (dpo), else of the reward model. Raises `InvalidRequest`
@@ -61,7 +68,10 @@ def judged_pairs(table: Table, verdicts: Verdicts, tokens: Tokens | None, on_lon
 
 
 def judged_sample(
-    name: str, row: Fields, judged: tuple[Text, Text, Text, Preference], tokens: Tokens | None
+    name: str,
+    row: Fields,
+    judged: tuple[Text, Text, Text, JudgePreference],
+    tokens: PromptTokenizer | None,
 ) -> PairSample | PreferredText:
     """One decided pair."""
     prompt, a, b, preference = judged
@@ -82,7 +92,7 @@ def judged_sample(
     )
 
 
-class JudgedCourse:
+class JudgedSource:
     """DPO on completions of the policy itself, compared by a judge.
 
     Guo et al. 2024, https://arxiv.org/abs/2402.04792, section 3.
@@ -91,9 +101,9 @@ class JudgedCourse:
     def __init__(
         self,
         rows: Sequence[PromptRow],
-        order: Order,
+        order: RowOrder,
         *,
-        attempts: Attempts,
+        attempts: CompletionSampler,
         verdicts: Verdicts,
         samples_per_prompt: int,
         temperature: float,
@@ -110,8 +120,8 @@ class JudgedCourse:
         """See `Course.steps`."""
         return self._order.steps
 
-    def lesson(self, step: int) -> Lesson | None:
-        """See `Course.lesson`."""
+    def train_step(self, step: int) -> TrainStep | None:
+        """See `Course.train_step`."""
         if step >= self.steps:
             return None
         rows = [self._rows[i] for i in self._order.rows(step)]
@@ -134,13 +144,15 @@ class JudgedCourse:
         figures["decided_fraction"] = len(samples) / len(pairs)
         if samples:
             figures["judge_confidence"] = mean([p.confidence for p in found if p.chosen])
-        return Lesson(
+        return TrainStep(
             samples={"dpo": samples},
             epoch=(step + 1) / self._order.steps_per_epoch,
             metrics=figures,
         )
 
-    def _sample(self, a: Attempt, b: Attempt, preference: Preference) -> PairSample:
+    def _sample(
+        self, a: SampledCompletion, b: SampledCompletion, preference: JudgePreference
+    ) -> PairSample:
         chosen, rejected = (a, b) if preference.chosen == "a" else (b, a)
         return PairSample(
             sample_id=f"{a.name} and {b.name}",

@@ -15,8 +15,8 @@ from sqlalchemy import select
 from tuneloop.errors import FailedPrecondition, InvalidRequest
 from tuneloop.learner.data.fields import Fields
 from tuneloop.learner.data.prompt_rows import PromptRow
-from tuneloop.learner.data.rows import Data, OnLong
-from tuneloop.learner.data.tokenize import Asked, EditTokenizer, TooLong
+from tuneloop.learner.data.rows import OnLong, RowsData
+from tuneloop.learner.data.tokenize import EditTokenizer, PromptTokens, TooLong
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue.build_samples import Builder, problem_of
 from tuneloop.learner.ledger.queue.ready import COLUMNS, LAST_WORD, ready_samples
@@ -49,7 +49,7 @@ def open_ledger(reference: str) -> Database:
     raise InvalidRequest(f"{reference}: no ledger there (looked for ledger.db)", param="data")
 
 
-def read_ledger(objective: str, reference: str, model: Path) -> Data:
+def read_ledger(objective: str, reference: str, model: Path) -> RowsData:
     """Every sample of an objective, oldest first.
 
     Raises `InvalidRequest` where there is none, `FailedPrecondition` where the policy's samples are
@@ -69,7 +69,9 @@ def read_ledger(objective: str, reference: str, model: Path) -> Data:
     return as_data(found, reference, f"no feedback for {objective}")
 
 
-def read_ledger_prompts(reference: str, model: Path, *, max_length: int, on_long: OnLong) -> Data:
+def read_ledger_prompts(
+    reference: str, model: Path, *, max_length: int, on_long: OnLong
+) -> RowsData:
     """Every prompt that users asked, once, oldest first; those held out for evaluation are not.
 
     `max_length` is what the model has for a prompt. Raises as `read_ledger`, and `TooLong`.
@@ -105,7 +107,7 @@ def read_ledger_prompts(reference: str, model: Path, *, max_length: int, on_long
 def prompt_of(row: Any, ids: tuple[int, ...], place: str) -> PromptRow:
     """A rollout's prompt."""
     messages = tuple(ChatMessage(role=r, content=c) for r, c in json.loads(row.messages))
-    asked = Asked(
+    asked = PromptTokens(
         text=prompt_as_text(messages, row.prompt_text),
         messages=messages,
         rendered=row.prompt_text,
@@ -125,9 +127,9 @@ def check_model(database: Database, reference: str, model: Path) -> None:
         )
 
 
-def as_data(found: Sequence[Any], reference: str, none: str, *, dropped: int = 0) -> Data:
+def as_data(found: Sequence[Any], reference: str, none: str, *, dropped: int = 0) -> RowsData:
     """Samples with a hash of what they are; raises `InvalidRequest` where there are none."""
     if not found:
         raise InvalidRequest(f"{reference}: {none} in this ledger", param="data")
     digest = hashlib.sha256("\n".join(map(repr, found)).encode()).hexdigest()
-    return Data(samples=found, sha256=digest, rows=len(found) + dropped, dropped=dropped)
+    return RowsData(samples=found, sha256=digest, rows=len(found) + dropped, dropped=dropped)

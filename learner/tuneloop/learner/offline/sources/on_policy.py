@@ -12,13 +12,13 @@ from tuneloop.errors import FailedPrecondition
 from tuneloop.learner.data.prompt_rows import PromptRow
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.models.sampling import Sampled, Sampler
-from tuneloop.learner.offline.sources.base import Lesson, Order
-from tuneloop.learner.offline.sources.rewards import Answer, Rewards
+from tuneloop.learner.offline.sources.base import RowOrder, TrainStep
+from tuneloop.learner.offline.sources.rewards import RewardInput, Rewards
 from tuneloop.learner.samples import ScoredGroup, ScoredSample, TokenSequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class SampledCompletion:
     """A completion of a prompt that the policy sampled."""
 
     row: PromptRow
@@ -27,10 +27,10 @@ class Attempt:
     """Place of the row, and which completion of it."""
 
     @property
-    def answer(self) -> Answer:
+    def answer(self) -> RewardInput:
         """It, to be scored."""
         reason = "stop" if self.sampled.stopped else "length"
-        return Answer(row=self.row, completion=self.sampled.text, finish_reason=reason)
+        return RewardInput(row=self.row, completion=self.sampled.text, finish_reason=reason)
 
     def sequence(self, temperature: float) -> TokenSequence:
         """It, to be learned from."""
@@ -42,7 +42,7 @@ class Attempt:
         )
 
 
-class Attempts:
+class CompletionSampler:
     """Samples completions of prompts from the policy in training."""
 
     def __init__(
@@ -53,7 +53,7 @@ class Attempts:
         self._samples_per_prompt = samples_per_prompt
         self._seed = seed
 
-    def make(self, rows: Sequence[PromptRow], occasion: str) -> list[Attempt]:
+    def make(self, rows: Sequence[PromptRow], occasion: str) -> list[SampledCompletion]:
         """All completions of each prompt, one prompt after the other.
 
         `occasion` names the place in the run: the same prompt gets other completions at another.
@@ -69,7 +69,7 @@ class Attempts:
 
 def ask(
     model: Any, sampler: Sampler, rows: Sequence[PromptRow], *, samples_per_prompt: int, seed: str
-) -> list[Attempt]:
+) -> list[SampledCompletion]:
     """`samples_per_prompt` completions of each prompt by a transformers model, in order."""
     each = range(samples_per_prompt)
     wanted = [(row, i) for row in rows for i in each]
@@ -78,21 +78,21 @@ def ask(
     seeds = [f"{seed}, prompt {n}, {i}" for n in range(len(rows)) for i in each]
     sampled = sampler.sample(model, [row.asked.token_ids for row, _ in wanted], seeds)
     return [
-        Attempt(row=row, sampled=completion, name=f"{row.place}, completion {i + 1}")
+        SampledCompletion(row=row, sampled=completion, name=f"{row.place}, completion {i + 1}")
         for (row, i), completion in zip(wanted, sampled, strict=True)
     ]
 
 
-class PromptedCourse:
+class OnPolicySource:
     """PPO or GRPO on completions of the policy itself."""
 
     def __init__(
         self,
         objective: str,
         rows: Sequence[PromptRow],
-        order: Order,
+        order: RowOrder,
         *,
-        attempts: Attempts,
+        attempts: CompletionSampler,
         rewards: Rewards,
         samples_per_prompt: int,
         temperature: float,
@@ -111,8 +111,8 @@ class PromptedCourse:
         """See `Course.steps`."""
         return self._order.steps
 
-    def lesson(self, step: int) -> Lesson | None:
-        """See `Course.lesson`."""
+    def train_step(self, step: int) -> TrainStep | None:
+        """See `Course.train_step`."""
         if step >= self.steps:
             return None
         rows = [self._rows[i] for i in self._order.rows(step)]
@@ -128,13 +128,15 @@ class PromptedCourse:
         if not samples:
             first, last = rows[0].place, rows[-1].place
             raise FailedPrecondition(f"{first} to {last}: the reward scored no completion at all")
-        return Lesson(
+        return TrainStep(
             samples={self._objective: samples},
             epoch=(step + 1) / self._order.steps_per_epoch,
             metrics=seen(attempts, rewards),
         )
 
-    def _group(self, attempts: Sequence[Attempt], rewards: Sequence[float | None]) -> ScoredGroup:
+    def _group(
+        self, attempts: Sequence[SampledCompletion], rewards: Sequence[float | None]
+    ) -> ScoredGroup:
         """The completions of one prompt that got a score; what got none is left out, never 0."""
         return ScoredGroup(
             sample_id=attempts[0].row.place,
@@ -159,7 +161,9 @@ class PromptedCourse:
         """See `Course.resume`: every step follows from its number and the weights."""
 
 
-def seen(attempts: Sequence[Attempt], rewards: Sequence[float | None]) -> dict[str, float]:
+def seen(
+    attempts: Sequence[SampledCompletion], rewards: Sequence[float | None]
+) -> dict[str, float]:
     """Figures of sampled completions."""
     known = [reward for reward in rewards if reward is not None]
     figures = {

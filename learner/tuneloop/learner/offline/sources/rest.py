@@ -15,8 +15,8 @@ from pathlib import Path
 from tuneloop.errors import FailedPrecondition
 from tuneloop.learner.data.prompt_rows import PromptRow
 from tuneloop.learner.offline.run.folder import read_json, write_json
-from tuneloop.learner.offline.sources.base import Lesson, Order
-from tuneloop.learner.offline.sources.on_policy import Attempts, seen
+from tuneloop.learner.offline.sources.base import RowOrder, TrainStep
+from tuneloop.learner.offline.sources.on_policy import CompletionSampler, seen
 from tuneloop.learner.offline.sources.rewards import Rewards
 from tuneloop.learner.samples import DemonstrationSample, TokenSequence
 
@@ -55,7 +55,7 @@ class Grown:
     first_step: int
     samples: Sequence[DemonstrationSample]
     thresholds: Sequence[float]
-    orders: Sequence[tuple[list[int], Order]]
+    orders: Sequence[tuple[list[int], RowOrder]]
     """For each improve step the completions it keeps and the order it takes them in."""
     figures: dict[str, float]
 
@@ -73,7 +73,7 @@ class Grown:
         return improve, offset
 
 
-class RestCourse:
+class RestSource:
     """Grow and improve in turn."""
 
     def __init__(
@@ -81,7 +81,7 @@ class RestCourse:
         rows: Sequence[PromptRow],
         plan: RestPlan,
         *,
-        attempts: Attempts,
+        attempts: CompletionSampler,
         rewards: Rewards,
         folder: Path,
         samples_per_prompt: int,
@@ -101,8 +101,8 @@ class RestCourse:
         done = self._grown[-1].last_step if self._grown else 0
         return done + (self._plan.grow_steps - len(self._grown)) * self._guess
 
-    def lesson(self, step: int) -> Lesson | None:
-        """See `Course.lesson`."""
+    def train_step(self, step: int) -> TrainStep | None:
+        """See `Course.train_step`."""
         if self._starts_grow(step):
             self._grow(step)
         if not self._grown or step >= self._grown[-1].last_step:
@@ -116,7 +116,7 @@ class RestCourse:
         figures |= {"threshold": grown.thresholds[improve], "kept": float(len(kept))}
         if step == grown.first_step:
             figures |= grown.figures
-        return Lesson(samples={"sft": chosen}, epoch=float(number + 1), metrics=figures)
+        return TrainStep(samples={"sft": chosen}, epoch=float(number + 1), metrics=figures)
 
     def due(self, step: int) -> bool:
         """Whether a data set is grown with the weights at this step. See `Course.due`."""
@@ -170,7 +170,7 @@ class RestCourse:
         orders = []
         for improve, threshold in enumerate(thresholds):
             kept = kept_above(rewards, threshold)
-            order = Order(
+            order = RowOrder(
                 count=len(kept),
                 batch_size=self._plan.batch_size,
                 epochs=self._plan.epochs,

@@ -25,7 +25,7 @@ TAKEN = ("prompts", "completions", "messages", "finish_reason")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class RewardInput:
     """A completion to score."""
 
     row: PromptRow
@@ -45,7 +45,7 @@ class Rewards:
         """What the reward is made of, for the run's record."""
         return [f"{scorer.name}={scorer.weight:g}" for scorer in self._scorers]
 
-    def score(self, answers: Sequence[Answer]) -> list[float | None]:
+    def score(self, answers: Sequence[RewardInput]) -> list[float | None]:
         """The reward of each answer; None where a scorer declares that it cannot score it.
 
         Raises `InvalidRequest` naming the row when a scorer raises, returns something else than a
@@ -65,7 +65,7 @@ class Rewards:
         return totals
 
 
-def columns_of(answers: Sequence[Answer]) -> Mapping[str, list[Any]]:
+def columns_of(answers: Sequence[RewardInput]) -> Mapping[str, list[Any]]:
     """What else a scorer is given, one value for each answer."""
     names = dict.fromkeys(name for a in answers for name in a.row.columns if name not in TAKEN)
     columns: dict[str, list[Any]] = {

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
-from tuneloop.learner.ledger.reports.canary_traffic import Judged
+from tuneloop.learner.ledger.reports.canary_traffic import JudgedAnswer
 from tuneloop.learner.release.canary.error_rates import ErrorTally
 from tuneloop.learner.release.canary.settings import CanarySettings
-from tuneloop.learner.release.canary.store import Verdict
+from tuneloop.learner.release.canary.store import CanaryVerdict
 from tuneloop.learner.stats.sequential import Observation, differences, lower_bound, upper_bound
 from tuneloop.policies import CanaryRoute
 
@@ -29,7 +29,7 @@ FEWEST_EARLIER = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class ArmComparison:
     """One figure of both arms: shares of thumbs up, mean ranks of rewards, rates of errors."""
 
     canary: int
@@ -43,7 +43,7 @@ class Comparison:
     """… and by less than this, at a third of alpha: any of three figures may roll it back."""
 
 
-def first_of_each(route: CanaryRoute, judged: Sequence[Judged]) -> list[Judged]:
+def first_of_each(route: CanaryRoute, judged: Sequence[JudgedAnswer]) -> list[JudgedAnswer]:
     """The first judgement of everybody whom the route put where they were answered."""
     canary = route.weights.policy_version
     strays: defaultdict[str, set[str]] = defaultdict(set)
@@ -51,7 +51,7 @@ def first_of_each(route: CanaryRoute, judged: Sequence[Judged]) -> list[Judged]:
         if route.takes(answer.user_hash) != (answer.policy_version == canary):
             strays[answer.user_hash].add(answer.group_id)
     unnamed = {user for user, groups in strays.items() if len(groups) >= STRAYS}
-    found: dict[str, Judged] = {}
+    found: dict[str, JudgedAnswer] = {}
     for answer in judged:
         key = answer.group_id if answer.user_hash in unnamed else answer.user_hash
         # Who asked for a version, or was answered by stable while the canary was away, chose or
@@ -64,12 +64,12 @@ def first_of_each(route: CanaryRoute, judged: Sequence[Judged]) -> list[Judged]:
 def compare(
     route: CanaryRoute,
     *,
-    thumbs: Sequence[Judged],
-    rewards: Sequence[Judged],
+    thumbs: Sequence[JudgedAnswer],
+    rewards: Sequence[JudgedAnswer],
     earlier_rewards: Sequence[float],
     errors: ErrorTally,
     alpha: float,
-) -> dict[Figure, Comparison]:
+) -> dict[Figure, ArmComparison]:
     """Every figure, as far as it is known."""
     canary = route.weights.policy_version
     votes = first_of_each(route, thumbs)
@@ -81,8 +81,8 @@ def compare(
 
 
 def judge(
-    figures: dict[Figure, Comparison], settings: CanarySettings, numbers: dict[str, Any]
-) -> Verdict | None:
+    figures: dict[Figure, ArmComparison], settings: CanarySettings, numbers: dict[str, Any]
+) -> CanaryVerdict | None:
     """Roll back what any figure shows to be worse; promote what is shown to be no worse."""
     known = {
         name: c for name, c in figures.items() if min(c.canary, c.stable) >= settings.min_events
@@ -93,10 +93,12 @@ def judge(
             f"{name} {shown(figures[name].canary_mean)} against {shown(figures[name].stable_mean)}"
             for name in worse
         )
-        return Verdict(outcome="roll_back", reason=f"worse than stable: {reason}", numbers=numbers)
+        return CanaryVerdict(
+            outcome="roll_back", reason=f"worse than stable: {reason}", numbers=numbers
+        )
     decisive = known.get(settings.decide_by)
     if decisive is not None and decisive.low >= -settings.margin:
-        return Verdict(
+        return CanaryVerdict(
             outcome="promote",
             reason=f"{settings.decide_by} {shown(decisive.canary_mean)} against "
             f"{shown(decisive.stable_mean)}: worse by less than {settings.margin:g} at most",
@@ -105,7 +107,7 @@ def judge(
     return None
 
 
-def as_numbers(figures: dict[Figure, Comparison]) -> dict[str, Any]:
+def as_numbers(figures: dict[Figure, ArmComparison]) -> dict[str, Any]:
     """For the record."""
     return {name: asdict(comparison) for name, comparison in figures.items()}
 
@@ -116,14 +118,14 @@ def shown(mean: float | None) -> str:
 
 
 def _of_users(
-    users: Sequence[Judged], values: Sequence[float], canary: int, alpha: float
-) -> Comparison:
+    users: Sequence[JudgedAnswer], values: Sequence[float], canary: int, alpha: float
+) -> ArmComparison:
     arms = [user.policy_version == canary for user in users]
     observations = [Observation(canary=a, value=v) for a, v in zip(arms, values, strict=True)]
     blocks = differences(observations)
     mine = [o.value for o in observations if o.canary]
     others = [o.value for o in observations if not o.canary]
-    return Comparison(
+    return ArmComparison(
         canary=len(mine),
         stable=len(others),
         canary_mean=sum(mine) / len(mine) if mine else None,
@@ -134,8 +136,8 @@ def _of_users(
 
 
 def _reward(
-    users: Sequence[Judged], earlier: Sequence[float], canary: int, alpha: float
-) -> Comparison:
+    users: Sequence[JudgedAnswer], earlier: Sequence[float], canary: int, alpha: float
+) -> ArmComparison:
     """Rewards as their rank among earlier ones of stable: a scale from 0 to 1, whoever scores."""
     scale, later = sorted(earlier), list(users)
     if len(scale) < FEWEST_EARLIER:
@@ -155,12 +157,12 @@ def rank(value: float, scale: Sequence[float]) -> float:
     return (bisect.bisect_left(scale, value) + bisect.bisect_right(scale, value)) / (2 * len(scale))
 
 
-def _of_requests(errors: ErrorTally, alpha: float) -> Comparison:
+def _of_requests(errors: ErrorTally, alpha: float) -> ArmComparison:
     def rate(arm: str) -> float | None:
         requests, failures = errors.total[arm]
         return failures / requests if requests else None
 
-    return Comparison(
+    return ArmComparison(
         canary=errors.total["canary"][0],
         stable=errors.total["stable"][0],
         canary_mean=rate("canary"),

@@ -21,9 +21,9 @@ from tuneloop.learner.ledger.accounting import versions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.reports import canary_traffic
 from tuneloop.learner.release.canary import comparison, store
-from tuneloop.learner.release.canary.comparison import Comparison, Figure
+from tuneloop.learner.release.canary.comparison import ArmComparison, Figure
 from tuneloop.learner.release.canary.settings import CanarySettings
-from tuneloop.learner.release.canary.store import State, Verdict
+from tuneloop.learner.release.canary.store import CanaryState, CanaryVerdict
 from tuneloop.policies import CanaryRoute, ReleaseState
 from tuneloop.v1 import generation_pb2
 
@@ -35,7 +35,7 @@ LOOK_SHARE = 20
 """Looks take at most one in so many seconds."""
 
 
-class Releasing(Protocol):
+class VersionRelease(Protocol):
     """What makes versions stable, or takes them back."""
 
     async def stable(self, model: str) -> int:
@@ -58,7 +58,7 @@ class Releasing(Protocol):
         ...
 
 
-class Serving(Protocol):
+class ServingReplica(Protocol):
     """A generation replica, as far as it tells what it does."""
 
     async def policy(self) -> generation_pb2.Policy:
@@ -66,7 +66,7 @@ class Serving(Protocol):
         ...
 
 
-class Canary:
+class CanaryController:
     """At most one version at a time, on trial."""
 
     def __init__(
@@ -75,8 +75,8 @@ class Canary:
         policy: str,
         bus: Bus,
         database: Database,
-        release: Releasing,
-        generation: Sequence[Serving],
+        release: VersionRelease,
+        generation: Sequence[ServingReplica],
         settings: CanarySettings,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -89,7 +89,7 @@ class Canary:
         self._clock = clock
         self._lock = asyncio.Lock()
         self._next_look = 0.0
-        self._state = store.kept(database)
+        self._state = store.load_state(database)
         self._show_share()
 
     @property
@@ -104,13 +104,13 @@ class Canary:
         """
         if self._state is not None:
             raise FailedPrecondition(f"version {self._state.version} is the canary already")
-        state = State(
+        state = CanaryState(
             version=version,
             share=self._settings.share,
             salt=f"{self._policy}-{version}",
             started=self._clock(),
         )
-        store.begin(self._database, state, state.started)
+        store.begin_canary(self._database, state, state.started)
         self._state = state
         self._next_look = 0.0
         self._show_share()
@@ -125,7 +125,9 @@ class Canary:
         async with self._lock:
             if self._state is None:
                 return
-            await self._decide(self._state, Verdict(outcome="stop", reason=reason, numbers={}))
+            await self._decide(
+                self._state, CanaryVerdict(outcome="stop", reason=reason, numbers={})
+            )
 
     async def tick(self) -> None:
         """Go on: route, look, decide, carry out. Never raises for what may be better later."""
@@ -138,13 +140,13 @@ class Canary:
             except TuneloopError as error:
                 logger.warning("the canary waits: %s", error.message)
 
-    async def _go_on(self, state: State) -> None:
+    async def _go_on(self, state: CanaryState) -> None:
         if state.verdict is not None:
             await self._carry_out(state, state.verdict)
             return
         gone = await self._given_up_by_others(state)
         if gone:
-            await self._decide(state, Verdict(outcome="stop", reason=gone, numbers={}))
+            await self._decide(state, CanaryVerdict(outcome="stop", reason=gone, numbers={}))
             return
         await self._set_route(self._route(state))
         if self._clock() < self._next_look:
@@ -157,12 +159,12 @@ class Canary:
         if verdict is not None:
             await self._decide(state, verdict)
 
-    async def _given_up_by_others(self, state: State) -> str:
+    async def _given_up_by_others(self, state: CanaryState) -> str:
         """Why there is nothing to decide any more; empty while there is."""
         stable = await self._release.stable("policy")
         if state.stable is None:
             state.stable = stable
-            await asyncio.to_thread(store.keep, self._database, state)
+            await asyncio.to_thread(store.save_state, self._database, state)
         if stable != state.stable:
             return f"version {stable} was made stable meanwhile"
         found = await asyncio.to_thread(
@@ -172,10 +174,10 @@ class Canary:
             return f"it became {found.state.value} meanwhile"
         return ""
 
-    def _route(self, state: State) -> CanaryRoute:
+    def _route(self, state: CanaryState) -> CanaryRoute:
         found = versions.get_version(self._database, "policy", state.version)
         # Generation's loading of it then belongs to the trace in which it was made.
-        made = trace_links.of_version("policy", state.version)
+        made = trace_links.span_of_version("policy", state.version)
         weights = replace(found.reference, traceparent=made)
         return CanaryRoute(weights=weights, share=state.share, salt=state.salt)
 
@@ -188,7 +190,7 @@ class Canary:
             revision = None if entry is None else entry.revision
             await self._bus.set_routing(key, value, revision=revision)
 
-    async def _watch_generation(self, state: State) -> None:
+    async def _watch_generation(self, state: CanaryState) -> None:
         """Count how answers ended, and note when the canary could first be served."""
         loaded = grown = False
         for replica in self._generation:
@@ -203,11 +205,11 @@ class Canary:
             state.counted_from = self._clock()
             grown = True
         if grown:
-            await asyncio.to_thread(store.keep, self._database, state)
+            await asyncio.to_thread(store.save_state, self._database, state)
 
-    async def _look(self, state: State) -> Verdict | None:
+    async def _look(self, state: CanaryState) -> CanaryVerdict | None:
         """Compare the arms; the verdict, if it can be given."""
-        figures: dict[Figure, Comparison] = {}
+        figures: dict[Figure, ArmComparison] = {}
         if state.counted_from is not None:
             figures = await asyncio.to_thread(self._figures, state, state.counted_from)
             _show(figures)
@@ -222,14 +224,14 @@ class Canary:
             return verdict
         if not figures:
             reason = "no replica could load it before the deadline"
-            return Verdict(outcome="hold", reason=reason, numbers=numbers)
-        return Verdict(
+            return CanaryVerdict(outcome="hold", reason=reason, numbers=numbers)
+        return CanaryVerdict(
             outcome=self._settings.deadline_action,
             reason="the deadline came before the traffic could decide",
             numbers=numbers,
         )
 
-    def _figures(self, state: State, since: float) -> dict[Figure, Comparison]:
+    def _figures(self, state: CanaryState, since: float) -> dict[Figure, ArmComparison]:
         stable = state.stable or 0
         both = (state.version, stable)
         return comparison.compare(
@@ -241,15 +243,15 @@ class Canary:
             alpha=self._settings.alpha,
         )
 
-    async def _decide(self, state: State, verdict: Verdict) -> None:
+    async def _decide(self, state: CanaryState, verdict: CanaryVerdict) -> None:
         """Write the verdict down for good, then carry it out."""
         if state.verdict is None:
             state.verdict = verdict
-            await asyncio.to_thread(store.decide, self._database, state, self._clock())
+            await asyncio.to_thread(store.save_verdict, self._database, state, self._clock())
             logger.info("canary %d: %s: %s", state.version, verdict.outcome, verdict.reason)
         await self._carry_out(state, state.verdict)
 
-    async def _carry_out(self, state: State, verdict: Verdict) -> None:
+    async def _carry_out(self, state: CanaryState, verdict: CanaryVerdict) -> None:
         """Do what was decided; every part may have been done before."""
         try:
             if verdict.outcome == "promote" and await self._release.stable("policy") == (
@@ -266,13 +268,13 @@ class Canary:
         except FailedPrecondition as error:
             logger.error("canary %d: %s: %s", state.version, verdict.outcome, error.message)
             await self._set_route(None)
-            refused = Verdict(
+            refused = CanaryVerdict(
                 outcome="stop", reason=f"{verdict.outcome} refused: {error.message}", numbers={}
             )
             await asyncio.to_thread(
-                store.note, self._database, state.version, refused, self._clock()
+                store.note_failed_verdict, self._database, state.version, refused, self._clock()
             )
-        await asyncio.to_thread(store.end, self._database, state.version)
+        await asyncio.to_thread(store.end_canary, self._database, state.version)
         self._state = None
         self._show_share()
 
@@ -284,7 +286,7 @@ class Canary:
             metrics.canary_observations.clear()
 
 
-def _show(figures: Mapping[Figure, Comparison]) -> None:
+def _show(figures: Mapping[Figure, ArmComparison]) -> None:
     for name, found in figures.items():
         metrics.canary_difference.labels(name, "low").set(found.low)
         metrics.canary_difference.labels(name, "high").set(found.high)

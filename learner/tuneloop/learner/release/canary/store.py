@@ -16,7 +16,7 @@ Outcome: TypeAlias = Literal["promote", "roll_back", "hold", "stop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class CanaryVerdict:
     """How a canary ends."""
 
     outcome: Outcome
@@ -26,7 +26,7 @@ class Verdict:
 
 
 @dataclass(slots=True, kw_only=True)
-class State:
+class CanaryState:
     """A canary from its start until its verdict was carried out."""
 
     version: int
@@ -39,7 +39,7 @@ class State:
     counted_from: float | None = None
     """When it was in generation's memory: traffic counts from here."""
     errors: ErrorTally = field(default_factory=ErrorTally)
-    verdict: Verdict | None = None
+    verdict: CanaryVerdict | None = None
     """Decided, and not carried out yet."""
 
     def to_json(self) -> str:
@@ -47,12 +47,12 @@ class State:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "State":
+    def from_json(cls, text: str) -> "CanaryState":
         """As it was kept."""
         found = json.loads(text)
         found["errors"] = ErrorTally(**found["errors"])
         if found["verdict"] is not None:
-            found["verdict"] = Verdict(**found["verdict"])
+            found["verdict"] = CanaryVerdict(**found["verdict"])
         return cls(**found)
 
 
@@ -62,13 +62,13 @@ ACTOR = "canary"
 FACT = "canary"
 
 
-def kept(database: Database) -> State | None:
+def load_state(database: Database) -> CanaryState | None:
     """The canary that was running, or None."""
     text = database.fact(FACT)
-    return State.from_json(text) if text else None
+    return CanaryState.from_json(text) if text else None
 
 
-def begin(database: Database, state: State, now: float) -> None:
+def begin_canary(database: Database, state: CanaryState, now: float) -> None:
     """A version is on trial."""
     with database.write() as connection:
         _set_version(connection, state.version, ReleaseState.CANARY)
@@ -85,13 +85,13 @@ def begin(database: Database, state: State, now: float) -> None:
         )
 
 
-def keep(database: Database, state: State) -> None:
+def save_state(database: Database, state: CanaryState) -> None:
     """What it has seen so far."""
     with database.write() as connection:
         _keep(connection, state)
 
 
-def decide(database: Database, state: State, now: float) -> None:
+def save_verdict(database: Database, state: CanaryState, now: float) -> None:
     """Its verdict is in; from here on it is only to be carried out."""
     assert state.verdict is not None
     with database.write() as connection:
@@ -99,13 +99,15 @@ def decide(database: Database, state: State, now: float) -> None:
         _note(connection, state.version, state.verdict, now)
 
 
-def note(database: Database, version: int, verdict: Verdict, now: float) -> None:
+def note_failed_verdict(
+    database: Database, version: int, verdict: CanaryVerdict, now: float
+) -> None:
     """What became of a verdict that could not be carried out."""
     with database.write() as connection:
         _note(connection, version, verdict, now)
 
 
-def end(database: Database, version: int) -> None:
+def end_canary(database: Database, version: int) -> None:
     """It is over. A version that nobody else has decided about is retired."""
     with database.write() as connection:
         found = select(versions.c.state).where(_of(version))
@@ -115,7 +117,7 @@ def end(database: Database, version: int) -> None:
         connection.execute(facts.delete().where(facts.c.name == FACT))
 
 
-def _note(connection: Connection, version: int, verdict: Verdict, now: float) -> None:
+def _note(connection: Connection, version: int, verdict: CanaryVerdict, now: float) -> None:
     decisions.record_in(
         connection,
         version=version,
@@ -128,7 +130,7 @@ def _note(connection: Connection, version: int, verdict: Verdict, now: float) ->
     )
 
 
-def _keep(connection: Connection, state: State) -> None:
+def _keep(connection: Connection, state: CanaryState) -> None:
     connection.execute(facts.delete().where(facts.c.name == FACT))
     connection.execute(facts.insert().values(name=FACT, value=state.to_json()))
 

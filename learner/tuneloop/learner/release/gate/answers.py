@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.learner.samples import SampledAnswer
-from tuneloop.learner.stats.paired import Comparison
+from tuneloop.learner.stats.paired import PairedDifference
 from tuneloop.learner.stats.repetition import repetition
 
 TEMPLATE = re.compile(r"<\|\w+\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>")
@@ -72,7 +72,7 @@ def _kl(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Examined:
+class GateMeasurements:
     """All that the gate has looked at."""
 
     change: float
@@ -81,7 +81,7 @@ class Examined:
     stable_version: int
     candidate: Measures
     stable: Measures
-    reward: Comparison | None
+    reward: PairedDifference | None
     """None while no scorer has something to say."""
     rewards: Mapping[str, Any]
     """By name `candidate` and `stable`, one for each pair; who scored."""

@@ -19,8 +19,8 @@ from tuneloop.learner.ledger.accounting import decisions, versions
 from tuneloop.learner.ledger.accounting.versions import Version
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.release.gate.settings import GateSettings
-from tuneloop.learner.release.gate.verdict import Verdict
-from tuneloop.learner.release.promotion import Release
+from tuneloop.learner.release.gate.verdict import GateVerdict
+from tuneloop.learner.release.promotion import Promotion
 from tuneloop.policies import ReleaseState
 
 logger = logging.getLogger("tuneloop.learner.gatekeeper")
@@ -31,15 +31,15 @@ LAST_RETRY_SECONDS = 30.0
 GATE: Final = "gate"
 
 
-class Examining(Protocol):
+class Evaluator(Protocol):
     """See `tuneloop.learner.release.gate.evaluator`."""
 
-    async def examine(self, candidate: Version, stable: Version | None) -> Verdict:
+    async def examine(self, candidate: Version, stable: Version | None) -> GateVerdict:
         """Judge a candidate; raises `TuneloopError` when a service cannot be asked."""
         ...
 
 
-class Canary(Protocol):
+class CanaryTrial(Protocol):
     """Tries a version that has passed on a share of the users; see `release.canary`."""
 
     @property
@@ -60,17 +60,17 @@ class Canary(Protocol):
         ...
 
 
-class Gatekeeper:
+class GateController:
     """Decides about candidates until cancelled."""
 
     def __init__(
         self,
         *,
         database: Database,
-        release: Release,
-        examiner: Examining,
+        release: Promotion,
+        evaluator: Evaluator,
         settings: GateSettings,
-        canary: Canary | None,
+        canary: CanaryTrial | None,
         pause: Callable[[], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -79,7 +79,7 @@ class Gatekeeper:
         """What it waits for, in words; empty where it waits for nothing."""
         self._database = database
         self._release = release
-        self._examiner = examiner
+        self._evaluator = evaluator
         self._settings = settings
         self._canary = canary
         self._pause = pause
@@ -122,7 +122,7 @@ class Gatekeeper:
         elif outcome == "pass":
             await self._let_pass(candidate)
 
-    async def _look_after(self, canary: Canary) -> None:
+    async def _look_after(self, canary: CanaryTrial) -> None:
         await canary.tick()
         if canary.version is None:
             return
@@ -173,9 +173,9 @@ class Gatekeeper:
                 stable = await asyncio.to_thread(
                     versions.get_version, self._database, "policy", number
                 )
-            made = trace_links.of_version("policy", candidate.version)
+            made = trace_links.span_of_version("policy", candidate.version)
             with tracing.span("gate", parent=made):
-                verdict = await self._examiner.examine(candidate, stable)
+                verdict = await self._evaluator.examine(candidate, stable)
         except TuneloopError as error:
             self._hold(candidate, error)
             return None
@@ -212,7 +212,7 @@ class Gatekeeper:
         self._retry_seconds = FIRST_RETRY_SECONDS
         metrics.gate_held.set(0)
 
-    def _record(self, candidate: Version, outcome: str, verdict: Verdict) -> None:
+    def _record(self, candidate: Version, outcome: str, verdict: GateVerdict) -> None:
         decisions.record(
             self._database,
             version=candidate.version,

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tuneloop.errors import NotFound, Unavailable, WeightsRefused
-from tuneloop.learner.clients.generation import Question
-from tuneloop.learner.data.tokenize import Asked
+from tuneloop.learner.clients.generation import PromptRequest
+from tuneloop.learner.data.tokenize import PromptTokens
 from tuneloop.learner.ledger.accounting.versions import Version
-from tuneloop.learner.release.gate.answers import Examined, Measures, measure
-from tuneloop.learner.release.gate.prompts import Questions
+from tuneloop.learner.release.gate.answers import GateMeasurements, Measures, measure
+from tuneloop.learner.release.gate.prompts import GatePrompts
 from tuneloop.learner.release.gate.settings import GateSettings
-from tuneloop.learner.release.gate.verdict import Verdict, judge, refused
-from tuneloop.learner.release.gate.weight_delta import Change, Distance
+from tuneloop.learner.release.gate.verdict import GateVerdict, judge, refused
+from tuneloop.learner.release.gate.weight_delta import BaseDistance, WeightDelta
 from tuneloop.learner.samples import SampledAnswer, TokenSequence
-from tuneloop.learner.stats.paired import Comparison, compare
+from tuneloop.learner.stats.paired import PairedDifference, paired_difference
 from tuneloop.policies import WeightsReference
 from tuneloop.rollouts import RolloutSource, SamplingParameters, Score
 from tuneloop.weights.finite import check_finite
@@ -39,19 +39,19 @@ KEPT = 4
 ReferenceLogprobs = Callable[[Sequence[TokenSequence]], Awaitable[list[tuple[float, ...]]]]
 
 
-class Answering(Protocol):
+class AnswersPrompts(Protocol):
     """The generation service; see `tuneloop.learner.clients.generation`."""
 
     async def load(self, weights: WeightsReference) -> None:
         """Have a version held without serving it."""
         ...
 
-    async def answer(self, question: Question, seconds: float) -> SampledAnswer:
+    async def answer(self, question: PromptRequest, seconds: float) -> SampledAnswer:
         """The answer to a question, within `seconds`."""
         ...
 
 
-class Rehearsed(Protocol):
+class KeptAnswers(Protocol):
     """See `tuneloop.learner.release.gate.local_answers`."""
 
     def of(self, version: int) -> list[SampledAnswer] | None:
@@ -59,51 +59,51 @@ class Rehearsed(Protocol):
         ...
 
 
-class Judging(Protocol):
+class ScoresAnswers(Protocol):
     """The reward service; see `tuneloop.learner.clients.reward`."""
 
-    async def scores(self, asked: Asked, completions: Sequence[str]) -> list[Score]:
+    async def scores(self, asked: PromptTokens, completions: Sequence[str]) -> list[Score]:
         """One score for each completion of a prompt."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
+class MeasuredAnswers:
     """A version's answers, in the order of the questions."""
 
     answers: Sequence[SampledAnswer]
     measures: Measures
 
 
-class Examiner:
+class CandidateEvaluator:
     """Examines one candidate at a time."""
 
     def __init__(
         self,
         *,
-        generation: Answering,
-        scoring: Judging,
+        generation: AnswersPrompts,
+        scoring: ScoresAnswers,
         store: WeightStore,
-        distance: Distance,
-        questions: Questions,
+        distance: BaseDistance,
+        questions: GatePrompts,
         reference_logprobs: ReferenceLogprobs,
-        rehearsals: Rehearsed | None,
+        local_answers: KeptAnswers | None,
         settings: GateSettings,
     ) -> None:
-        """Take `rehearsals` of full weights; None where generation holds versions aside (LoRA)."""
+        """Take `local_answers` for full weights; None where generation can hold versions (LoRA)."""
         self._generation = generation
         self._scoring = scoring
         self._store = store
         self._distance = distance
         self._questions = questions
         self._reference_logprobs = reference_logprobs
-        self._rehearsals = rehearsals
+        self._local_answers = local_answers
         self._settings = settings
-        self._known: dict[int, Answered] = {}
+        self._known: dict[int, MeasuredAnswers] = {}
         self._heard: dict[tuple[int, int], SampledAnswer] = {}
         """Answers, by version and question, of versions that have not answered all yet."""
 
-    async def examine(self, candidate: Version, stable: Version | None) -> Verdict:
+    async def examine(self, candidate: Version, stable: Version | None) -> GateVerdict:
         """Examine a stored candidate; `stable` is None while the base model serves.
 
         Raises `TuneloopError` when a service cannot be asked: then nothing is known of it.
@@ -115,7 +115,7 @@ class Examiner:
         except WeightsRefused as error:
             return refused(f"its weights are refused: {error.message}")
         reward, rewards = await self._compare_rewards(answered, before)
-        examined = Examined(
+        examined = GateMeasurements(
             change=change.relative,
             change_norm=change.norm,
             stable_version=0 if stable is None else stable.version,
@@ -126,13 +126,13 @@ class Examiner:
         )
         return judge(examined, self._settings)
 
-    def _change_of(self, reference: WeightsReference) -> Change:
+    def _change_of(self, reference: WeightsReference) -> WeightDelta:
         folder: Path
         _, folder = self._store.fetch(reference)
         check_finite(folder)
         return self._distance.of(folder)
 
-    async def _answered(self, version: Version | None) -> Answered:
+    async def _answered(self, version: Version | None) -> MeasuredAnswers:
         """The answers of a version, None being the base model; asked for where not yet known."""
         number = 0 if version is None else version.version
         if number not in self._known:
@@ -149,7 +149,7 @@ class Examiner:
                 ]
             )
             measures = measure(answers, references, self._questions.special_ids)
-            self._known[number] = Answered(answers=answers, measures=measures)
+            self._known[number] = MeasuredAnswers(answers=answers, measures=measures)
             self._heard = {key: heard for key, heard in self._heard.items() if key[0] != number}
             while len(self._known) > KEPT:
                 del self._known[next(iter(self._known))]
@@ -160,10 +160,10 @@ class Examiner:
     async def _answers_of(self, version: Version | None) -> Sequence[SampledAnswer]:
         if version is None:
             return await self._ask(0, None)
-        if self._rehearsals is None:
+        if self._local_answers is None:
             await self._generation.load(version.reference)
             return await self._ask(version.version, version.reference)
-        rehearsed = await asyncio.to_thread(self._rehearsals.of, version.version)
+        rehearsed = await asyncio.to_thread(self._local_answers.of, version.version)
         # The stable version can be asked; a candidate that was not rehearsed is held.
         return await self._ask(version.version, None) if rehearsed is None else rehearsed
 
@@ -171,7 +171,7 @@ class Examiner:
         room = asyncio.Semaphore(self._settings.concurrency)
 
         async def ask(number: int) -> SampledAnswer:
-            question = Question(
+            question = PromptRequest(
                 completion_id=f"gate-{version}-{number}",
                 row=self._questions.rows[number],
                 sampling=SamplingParameters(
@@ -189,7 +189,7 @@ class Examiner:
         return await _all(ask(number) for number in range(len(self._questions.rows)))
 
     async def _answer(
-        self, question: Question, reference: WeightsReference | None
+        self, question: PromptRequest, reference: WeightsReference | None
     ) -> SampledAnswer:
         """The answer; of several replicas one that lacks the version is told to load it."""
         for _ in range(ATTEMPTS):
@@ -202,8 +202,8 @@ class Examiner:
         return await self._generation.answer(question, ANSWER_SECONDS)
 
     async def _compare_rewards(
-        self, candidate: Answered, stable: Answered
-    ) -> tuple[Comparison | None, dict[str, Any]]:
+        self, candidate: MeasuredAnswers, stable: MeasuredAnswers
+    ) -> tuple[PairedDifference | None, dict[str, Any]]:
         """Both versions' answers to a prompt are scored in one call, so by the same scorers."""
         scored = await _all(
             self._scoring.scores(row.asked, [ours.text, theirs.text])
@@ -228,7 +228,7 @@ class Examiner:
             "stable_mean": math.fsum(second) / len(second),
             "scorers": sorted(scorers),
         }
-        return compare(first, second, self._settings.confidence), rewards
+        return paired_difference(first, second, self._settings.confidence), rewards
 
 
 async def _all(calls: Any) -> list[Any]:

@@ -21,7 +21,7 @@ KEPT = 4
 """Versions whose answers stay on disk."""
 
 
-class Answering(Protocol):
+class AnswersGreedily(Protocol):
     """A trainer whose model can be asked."""
 
     def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
@@ -29,13 +29,13 @@ class Answering(Protocol):
         ...
 
 
-class Rehearsals:
+class LocalAnswers:
     """The answers of versions to the gate's prompts."""
 
     def __init__(
         self,
         folder: Path,
-        trainer: Answering,
+        trainer: AnswersGreedily,
         prompts: Sequence[Sequence[int]],
         max_tokens: int,
     ) -> None:

@@ -28,7 +28,7 @@ BUILT_IN = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Questions:
+class GatePrompts:
     """The prompts, and what is needed to read their answers."""
 
     rows: Sequence[PromptRow]
@@ -36,7 +36,7 @@ class Questions:
     """Tokens that no answer holds, but for the one that ends it."""
 
 
-def load_questions(settings: LearnerSettings, prompts: Prompts) -> Questions | None:
+def load_gate_prompts(settings: LearnerSettings, prompts: Prompts) -> GatePrompts | None:
     """The first eval prompts of the user's, else the built-in ones; None without a gate.
 
     Raises `SettingsError`.
@@ -57,7 +57,7 @@ def load_questions(settings: LearnerSettings, prompts: Prompts) -> Questions | N
             ]
         except TuneloopError as error:
             raise SettingsError(f"gate: {error.message}", param="gate") from error
-    return Questions(
+    return GatePrompts(
         rows=rows[: settings.gate.prompts],
         special_ids=frozenset(map(int, tokens.tokenization.tokenizer.all_special_ids)),
     )

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tuneloop.learner.release.gate.answers import Examined, Measures
+from tuneloop.learner.release.gate.answers import GateMeasurements, Measures
 from tuneloop.learner.release.gate.settings import GateSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class GateVerdict:
     """What the gate says of a candidate."""
 
     passed: bool
@@ -18,26 +18,26 @@ class Verdict:
     numbers: Mapping[str, Any]
 
 
-def judge(examined: Examined, settings: GateSettings) -> Verdict:
+def judge(examined: GateMeasurements, settings: GateSettings) -> GateVerdict:
     """A candidate passes when it breaks no bound."""
     problems = [
         *_of_weights(examined, settings),
         *_of_answers(examined.candidate, examined.stable, settings),
         *_of_reward(examined, settings),
     ]
-    return Verdict(
+    return GateVerdict(
         passed=not problems,
         reason="; ".join(problems) or _summary(examined),
         numbers={**asdict(examined), "settings": settings.model_dump()},
     )
 
 
-def refused(reason: str) -> Verdict:
+def refused(reason: str) -> GateVerdict:
     """A candidate that is not even weights: there is nothing to measure."""
-    return Verdict(passed=False, reason=reason, numbers={})
+    return GateVerdict(passed=False, reason=reason, numbers={})
 
 
-def _of_weights(examined: Examined, settings: GateSettings) -> Iterator[str]:
+def _of_weights(examined: GateMeasurements, settings: GateSettings) -> Iterator[str]:
     # Written so that a figure that is not a number breaks its bound.
     if not examined.change <= settings.max_change:
         yield (
@@ -65,7 +65,7 @@ def _of_answers(candidate: Measures, stable: Measures, settings: GateSettings) -
             yield f"the share of {what} rose from {before:.2f} to {now:.2f}"
 
 
-def _of_reward(examined: Examined, settings: GateSettings) -> Iterator[str]:
+def _of_reward(examined: GateMeasurements, settings: GateSettings) -> Iterator[str]:
     reward = examined.reward
     if reward is not None and reward.high < -settings.reward_margin:
         yield (
@@ -74,7 +74,7 @@ def _of_reward(examined: Examined, settings: GateSettings) -> Iterator[str]:
         )
 
 
-def _summary(examined: Examined) -> str:
+def _summary(examined: GateMeasurements) -> str:
     reward = examined.reward
     if reward is None:
         return "within all bounds; no scorer has anything to say yet"

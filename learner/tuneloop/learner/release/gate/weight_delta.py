@@ -15,7 +15,7 @@ from tuneloop.weights.shapes import base_names, module_of, read_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class WeightDelta:
     """A distance from the base model."""
 
     norm: float
@@ -27,7 +27,7 @@ class Change:
         return self.norm / self.base_norm if self.base_norm else math.inf
 
 
-class Distance:
+class BaseDistance:
     """Measures versions against one base model, whose norms are computed once."""
 
     def __init__(self, base: Path, kind: WeightsKind) -> None:
@@ -35,7 +35,7 @@ class Distance:
         self._kind = kind
         self._norms: dict[str, float] = {}
 
-    def of(self, version: Path) -> Change:
+    def of(self, version: Path) -> WeightDelta:
         """The change of a version's folder; blocks."""
         with _Tensors(self._base) as base, _Tensors(version) as given:
             if self._kind is WeightsKind.FULL:
@@ -43,7 +43,7 @@ class Distance:
             config = read_config(version, "adapter_config.json")
             return self._of_adapter(base, given, config["lora_alpha"] / config["r"])
 
-    def _of_adapter(self, base: "_Tensors", given: "_Tensors", scale: float) -> Change:
+    def _of_adapter(self, base: "_Tensors", given: "_Tensors", scale: float) -> WeightDelta:
         squares = base_squares = 0.0
         for module in sorted({module_of(name) for name in given.names}):
             a = given.double(f"{module}.lora_A.weight")
@@ -53,14 +53,14 @@ class Distance:
             name = next(name for name in base_names(module) if name in base.names)
             base_squares += self._norm(base, name) ** 2
         # Rounding may leave the sum a hair below 0 where the change is 0.
-        return Change(norm=math.sqrt(max(0.0, squares)), base_norm=math.sqrt(base_squares))
+        return WeightDelta(norm=math.sqrt(max(0.0, squares)), base_norm=math.sqrt(base_squares))
 
-    def _of_full(self, base: "_Tensors", given: "_Tensors") -> Change:
+    def _of_full(self, base: "_Tensors", given: "_Tensors") -> WeightDelta:
         squares = base_squares = 0.0
         for name in sorted(base.names & given.names):
             squares += float((given.double(name) - base.double(name)).square().sum())
             base_squares += self._norm(base, name) ** 2
-        return Change(norm=math.sqrt(squares), base_norm=math.sqrt(base_squares))
+        return WeightDelta(norm=math.sqrt(squares), base_norm=math.sqrt(base_squares))
 
     def _norm(self, base: "_Tensors", name: str) -> float:
         if name not in self._norms:
