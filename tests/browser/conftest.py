@@ -3,11 +3,11 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-import node_env
 import pytest
 import pytest_asyncio
-from browser_page import CHROMIUM, FLAGS
-from gateway_fakes import Stack, running_gateway
+from support import node_env
+from support.browser_page import CHROMIUM, FLAGS
+from support.gateway_fakes import Stack, running_gateway
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import uvicorn
-from browser_page import browser_tests, feedback_of
-from gateway_fakes import IDS, PromptServer, Stack
+from support.browser_page import browser_tests, feedback_of
+from support.gateway_fakes import IDS, PromptServer, Stack
 
 from examples.thumbs_app.app import app
 from tuneloop.errors import Overloaded

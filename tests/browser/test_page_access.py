@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from browser_page import ask, browser_tests, feedback_of, opened, until
-from gateway_fakes import Stack
-from page_samples import recorded
+from support.browser_page import ask, browser_tests, feedback_of, opened, until
+from support.gateway_fakes import Stack
+from support.page_samples import recorded
 
 from tuneloop.feedback import Comparison, Thumb
 from tuneloop.v1 import learner_pb2

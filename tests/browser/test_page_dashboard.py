@@ -4,8 +4,8 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
-from browser_page import browser_tests, opened, until
-from gateway_fakes import Stack
+from support.browser_page import browser_tests, opened, until
+from support.gateway_fakes import Stack
 
 from tuneloop import wire
 from tuneloop.bus import subjects

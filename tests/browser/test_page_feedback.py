@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from browser_page import browser_tests, opened, retracted_ids
-from gateway_fakes import IDS, Stack
-from page_samples import recorded
+from support.browser_page import browser_tests, opened, retracted_ids
+from support.gateway_fakes import IDS, Stack
+from support.page_samples import recorded
 
 from tuneloop import wire
 from tuneloop.bus import subjects

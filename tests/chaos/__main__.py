@@ -20,7 +20,7 @@ from pathlib import Path
 
 from chaos.faults import faults
 from chaos.run import Options, run
-from tiny_models import make_policy, make_reward_model
+from support.tiny_models import make_policy, make_reward_model
 
 
 def main() -> int:

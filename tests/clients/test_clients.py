@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import grpc
 import pytest
-from clients_stack import ClientStack, running_stack
-from node_env import npm_ci, run_node
 from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 from pydantic import BaseModel
-from tiny_models import make_obliging_policy
+from support.clients_stack import ClientStack, running_stack
+from support.node_env import npm_ci, run_node
+from support.tiny_models import make_obliging_policy
 
 from tuneloop import wire
 from tuneloop.bus import subjects

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from engine_helpers import Versions, complete, make_adapter, make_engine, teacher_forced
+from support.engine_helpers import Versions, complete, make_adapter, make_engine, teacher_forced
 
 from tuneloop import wire
 from tuneloop.bus import subjects

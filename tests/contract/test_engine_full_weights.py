@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from engine_helpers import Completed, complete, make_engine, make_full_weights, teacher_forced
 from safetensors.torch import load_file, save_file
+from support.engine_helpers import (
+    Completed,
+    complete,
+    make_engine,
+    make_full_weights,
+    teacher_forced,
+)
 
 from tuneloop.errors import WeightsRefused
 from tuneloop.generation.engine import Engine, EngineOutput, EngineRequest

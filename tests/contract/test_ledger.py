@@ -7,12 +7,20 @@ from typing import Any
 
 import pytest
 from alembic import command
-from learner_events import edit_tokens, make_rollout, make_thumb
-from ledger_drift import drift_of
-from ledger_life import EVENTS, FEEDBACK, ROLLOUTS, everything, learn, retraction_of, take_in
-from postgres_server import Postgres
 from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
+from support.learner_events import edit_tokens, make_rollout, make_thumb
+from support.ledger_drift import drift_of
+from support.ledger_life import (
+    EVENTS,
+    FEEDBACK,
+    ROLLOUTS,
+    everything,
+    learn,
+    retraction_of,
+    take_in,
+)
+from support.postgres_server import Postgres
 
 from tuneloop.errors import FailedPrecondition, NotFound, SettingsError
 from tuneloop.learner.ledger import migration

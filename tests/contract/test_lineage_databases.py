@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from learner_events import START, make_comparison, make_rollout, make_score, make_thumb
-from postgres_server import Postgres
+from support.learner_events import START, make_comparison, make_rollout, make_score, make_thumb
+from support.postgres_server import Postgres
 
 from tuneloop.learner.guards.alarms import Alarm
 from tuneloop.learner.guards.raters import Vote

@@ -10,8 +10,8 @@ from pathlib import Path
 import fsspec.core
 import pytest
 import s3fs
-from s3_server import S3, running_s3
-from weights_parts import NOW, Place, make_manifest, make_weights
+from support.s3_server import S3, running_s3
+from support.weights_parts import NOW, Place, make_manifest, make_weights
 
 from tuneloop.errors import Conflict, NotFound, SettingsError, Unavailable, WeightsRefused
 from tuneloop.weights.manifest import MANIFEST_NAME

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e_client import User, kto_uses, wait_until
+from support.e2e_client import User, kto_uses, wait_until
 from typer.testing import CliRunner
 
 from tuneloop.errors import InvalidRequest

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from e2e_client import User, wait_until
+from support.e2e_client import User, wait_until
 
 from tuneloop.supervisor.child import ServiceChild
 

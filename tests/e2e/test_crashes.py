@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from e2e_client import (
+from support.e2e_client import (
     User,
     kill,
     kto_uses,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from e2e_client import User, wait_until, wait_until_each_thumb_is_used_once
+from support.e2e_client import User, wait_until, wait_until_each_thumb_is_used_once
 
 from tuneloop.supervisor.child import ServiceChild
 
@@ -33,7 +33,7 @@ def user(
         ],
         environment={
             "PYTHONPATH": str(TESTS),
-            "TUNELOOP_REWARD_FUNCTIONS": '["e2e_reward:brevity"]',
+            "TUNELOOP_REWARD_FUNCTIONS": '["support.e2e_reward:brevity"]',
             # Versions are served as they come; the gate has a test of its own.
             "TUNELOOP_LEARNER_RELEASE": "off",
             "TUNELOOP_LEARNER_BATCH_SIZE": "4",

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from e2e_client import User, read_stream, wait_until, wait_until_each_thumb_is_used_once
+from support.e2e_client import User, read_stream, wait_until, wait_until_each_thumb_is_used_once
 
 from tuneloop.supervisor.child import ServiceChild
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from e2e_client import User, wait_until
-from otlp_collector import Collector, collecting
 from prometheus_client.parser import text_string_to_metric_families
+from support.e2e_client import User, wait_until
+from support.otlp_collector import Collector, collecting
 
 from docs import render_metrics
 from tuneloop.supervisor.child import ServiceChild

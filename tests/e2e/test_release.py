@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from e2e_client import User, wait_until
+from support.e2e_client import User, wait_until
 from typer.testing import CliRunner
 
 from tuneloop.cli.policies import policies_app
@@ -39,7 +39,7 @@ def user(
         ],
         environment={
             "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
-            "TUNELOOP_REWARD_FUNCTIONS": '["e2e_reward:no_noise"]',
+            "TUNELOOP_REWARD_FUNCTIONS": '["support.e2e_reward:no_noise"]',
             "TUNELOOP_LEARNER_BATCH_SIZE": "8",
             "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
             "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "4",
@@ -147,7 +147,7 @@ def test_a_good_candidate_is_promoted_by_the_gate(user: User) -> None:
     gate, promote = shown["decisions"]
     assert (gate["outcome"], promote["actor"]) == ("pass", "gate")
     assert gate["numbers"]["reward"]["pairs"] == gate["numbers"]["candidate"]["answers"] == 12
-    assert gate["numbers"]["rewards"]["scorers"] == ["e2e_reward:no_noise"]
+    assert gate["numbers"]["rewards"]["scorers"] == ["support.e2e_reward:no_noise"]
     assert gate["numbers"]["candidate"]["kl"] is not None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway_fakes import FakeGeneration, Stack, running_gateway, serve
+from support.gateway_fakes import FakeGeneration, Stack, running_gateway, serve
 
 from tuneloop import wire
 from tuneloop.bus.subjects import canary_policy_key

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_page import feedback_of
-from client_records import recorded
-from gateway_fakes import Stack
-from gateway_thread import gateway_in_thread
-from node_env import FOLDER, node, npm_ci
+from support.browser_page import feedback_of
+from support.client_records import recorded
+from support.gateway_fakes import Stack
+from support.gateway_thread import gateway_in_thread
+from support.node_env import FOLDER, node, npm_ci
 
 from tuneloop.bus import subjects
 from tuneloop.feedback import Comparison, Demonstration, Thumb

@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
-from client_records import recorded
-from gateway_fakes import Stack
-from gateway_thread import gateway_in_thread
+from support.client_records import recorded
+from support.gateway_fakes import Stack
+from support.gateway_thread import gateway_in_thread
 
 from tuneloop import errors, wire
 from tuneloop.bus import subjects

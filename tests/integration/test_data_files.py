@@ -10,7 +10,7 @@ import httpx
 import pandas
 import pytest
 import typer
-from learner_events import (
+from support.learner_events import (
     edit_tokens,
     make_comparison,
     make_edit,

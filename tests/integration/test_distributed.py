@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from learner_parts import Parts
-from learner_process import children_of
-from offline_data import rows_for, write_jsonl
-from policy_samples import SampleMaker
 from safetensors.torch import load_file
+from support.learner_parts import Parts
+from support.learner_process import children_of
+from support.offline_data import rows_for, write_jsonl
+from support.policy_samples import SampleMaker
 
 from tuneloop.errors import CorruptData
 from tuneloop.learner.models.world import ALONE, World, dismiss_followers, join, shard_sequences

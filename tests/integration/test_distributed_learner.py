@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import NatsServer
-from learner_process import LearnerProcess, all_used, eventually, feed, make_learner, stable
+from support.learner_process import LearnerProcess, all_used, eventually, feed, make_learner, stable
 
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.policies import WeightsKind

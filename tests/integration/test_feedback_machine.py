@@ -16,13 +16,13 @@ from typing import Any
 
 import httpx
 import pytest
-from feedback_model import Given, Key, LedgerModel
-from gateway_fakes import IDS, SECRET
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
-from learner_events import edit_tokens, make_rollout
 from sqlalchemy import select
+from support.feedback_model import Given, Key, LedgerModel
+from support.gateway_fakes import IDS, SECRET
+from support.learner_events import edit_tokens, make_rollout
 
 from tuneloop import wire
 from tuneloop.bus import subjects

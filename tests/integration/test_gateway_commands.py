@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import typer
-from client_records import recorded
-from gateway_fakes import FakeGeneration, Stack, running_gateway
+from support.client_records import recorded
+from support.gateway_fakes import FakeGeneration, Stack, running_gateway
 from typer.testing import CliRunner, Result
 
 from tuneloop import wire

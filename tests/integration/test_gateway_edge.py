@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 from conftest import free_port
-from gateway_fakes import SECRET, Stack, running_gateway
+from support.gateway_fakes import SECRET, Stack, running_gateway
 
 CHAT = {"model": "tuneloop", "messages": [{"role": "user", "content": "hi"}]}
 

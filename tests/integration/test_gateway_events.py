@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway_fakes import Stack, running_gateway
+from support.gateway_fakes import Stack, running_gateway
 
 from tuneloop import wire
 from tuneloop.bus import subjects

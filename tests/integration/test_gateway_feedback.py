@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway_fakes import IDS, SECRET, Stack, running_gateway
 from prometheus_client import REGISTRY
+from support.gateway_fakes import IDS, SECRET, Stack, running_gateway
 
 from tuneloop import wire
 from tuneloop.bus import subjects

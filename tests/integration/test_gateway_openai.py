@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway_fakes import IDS, Stack, running_gateway
 from openai import APIError, AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
+from support.gateway_fakes import IDS, Stack, running_gateway
 
 from tuneloop.errors import InvalidRequest, Overloaded, TuneloopError, Unavailable
 

@@ -13,7 +13,7 @@ import grpc
 import psutil
 import pytest
 from conftest import NatsServer, free_port
-from engine_helpers import Versions, make_adapter
+from support.engine_helpers import Versions, make_adapter
 
 from tuneloop import wire
 from tuneloop.bus import subjects

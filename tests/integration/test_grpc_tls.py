@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from nats_servers import Certificate, make_certificate
+from support.nats_servers import Certificate, make_certificate
 
 from tuneloop.errors import SettingsError
 from tuneloop.gateway.settings import GatewaySettings

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.routing import APIRoute
-from gateway_fakes import IDS, SECRET, Stack, running_gateway
+from support.gateway_fakes import IDS, SECRET, Stack, running_gateway
 
 from tuneloop.gateway.app import create_app
 from tuneloop.gateway.edge.authentication import scope_for

@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway_fakes import Stack, running_gateway
 from openai import AsyncOpenAI
+from support.gateway_fakes import Stack, running_gateway
 
 from tuneloop.errors import Overloaded, Unavailable
 

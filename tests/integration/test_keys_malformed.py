@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from gateway_fakes import running_gateway
+from support.gateway_fakes import running_gateway
 
 PATHS = [
     ("GET", "/v1/export?kind=pairs&since=0001-01-01T00:00:00%2B10:00"),

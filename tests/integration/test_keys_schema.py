@@ -8,13 +8,13 @@ import httpx
 import hypothesis
 import pytest
 import schemathesis
-from gateway_fakes import SECRET, Stack, running_gateway
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
     status_code_conformance,
 )
+from support.gateway_fakes import SECRET, Stack, running_gateway
 
 from tuneloop.gateway.app import create_app
 from tuneloop.gateway.edge.authentication import scope_for

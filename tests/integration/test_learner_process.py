@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 from conftest import NatsServer
-from learner_process import (
+from support.learner_process import (
     LearnerProcess,
     all_used,
     eventually,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from conftest import NatsServer, free_port
-from learner_process import LearnerProcess, eventually, feed, make_learner, stable
-from postgres_server import Postgres
-from s3_server import S3, running_s3
+from support.learner_process import LearnerProcess, eventually, feed, make_learner, stable
+from support.postgres_server import Postgres
+from support.s3_server import S3, running_s3
 
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.weights.filesystem import FilesystemStore

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_helpers import Versions, make_engine
-from learner_events import make_edit, make_ranking
-from learner_parts import Parts, until
 from sqlalchemy import select
+from support.engine_helpers import Versions, make_engine
+from support.learner_events import make_edit, make_ranking
+from support.learner_parts import Parts, until
 
 from tuneloop.generation.completions import Completions
 from tuneloop.generation.prompts import Tokenization

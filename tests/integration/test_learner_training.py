@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from learner_parts import Parts
 from safetensors.torch import load_file
+from support.learner_parts import Parts
 
 from tuneloop.learner.ledger.accounting import versions
 from tuneloop.learner.trainer.policy import PolicyTraining

@@ -3,8 +3,8 @@
 import asyncio
 from pathlib import Path
 
-from learner_events import make_rollout, make_score, make_thumb
-from learner_parts import Parts, until
+from support.learner_events import make_rollout, make_score, make_thumb
+from support.learner_parts import Parts, until
 
 from tuneloop.bus import subjects
 from tuneloop.bus.jetstream import JetStreamBus

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 import typer
-from gateway_fakes import FakeLearner, Stack, running_gateway
+from support.gateway_fakes import FakeLearner, Stack, running_gateway
 from typer.testing import CliRunner, Result
 
 from tuneloop.cli.forget import forget

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import free_port
-from nats_servers import Server
+from support.nats_servers import Server
 
 from tuneloop.bus import subjects
 from tuneloop.bus.jetstream import JetStreamBus

@@ -12,7 +12,7 @@ import nkeys
 import pytest
 import trustme
 from conftest import free_port
-from nats_servers import Certificate, Server, make_certificate
+from support.nats_servers import Certificate, Server, make_certificate
 
 from tuneloop.bus import subjects
 from tuneloop.bus.access import Access

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as service_grpc
-from otlp_collector import Collector, collecting
+from support.otlp_collector import Collector, collecting
 
 from tuneloop import tracing
 

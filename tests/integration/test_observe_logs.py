@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from learner_parts import until
-from observe_flow import ANSWER, flowing
-from reward_parts import rollout
 from sqlalchemy.exc import SQLAlchemyError
+from support.learner_parts import until
+from support.observe_flow import ANSWER, flowing
+from support.reward_parts import rollout
 
 from tuneloop import wire
 from tuneloop.bus import subjects

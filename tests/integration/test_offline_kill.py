@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from offline_data import rows_for, write_jsonl
+from support.offline_data import rows_for, write_jsonl
 
 from tuneloop.learner.offline.train import TrainOptions, train
 

@@ -6,10 +6,10 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from gateway_fakes import Stack, running_gateway
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
-from openai_fields import BODIES, CHAT, FIELDS, OURS, TEXT, OpenAIField
+from support.gateway_fakes import Stack, running_gateway
+from support.openai_fields import BODIES, CHAT, FIELDS, OURS, TEXT, OpenAIField
 
 from tuneloop.v1 import generation_pb2
 

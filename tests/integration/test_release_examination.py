@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from engine_helpers import Versions, complete, make_adapter, make_engine, make_full_weights
-from gateway_fakes import FakeReward, serve
+from support.engine_helpers import Versions, complete, make_adapter, make_engine, make_full_weights
+from support.gateway_fakes import FakeReward, serve
 
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import NotFound, Unavailable

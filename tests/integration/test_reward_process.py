@@ -1,6 +1,7 @@
 """The reward process over a real nats-server: scores, swaps, drains, and says what is wrong."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import NatsServer, free_port
-from reward_parts import Publisher, rollout
+from support.reward_parts import Publisher, rollout
 
 from tuneloop import wire
 from tuneloop.bus import subjects
@@ -129,8 +130,8 @@ async def test_the_whole_life_of_a_reward_process(
     nats_server: NatsServer,
 ) -> None:
     process = start(
-        TUNELOOP_REWARD_FUNCTIONS='["reward_parts:by_length"]',
-        TUNELOOP_REWARD_WEIGHTS='{"reward_parts:by_length": 0.5}',
+        TUNELOOP_REWARD_FUNCTIONS='["support.reward_parts:by_length"]',
+        TUNELOOP_REWARD_WEIGHTS='{"support.reward_parts:by_length": 0.5}',
     )
     # Bytes that are no rollout, in front of one.
     subject = subjects.rollout_generated("tuneloop", "u0")
@@ -181,7 +182,9 @@ async def test_a_function_that_hangs_stops_neither_the_service_nor_its_end(
     start: Callable[..., Process], bus: JetStreamBus
 ) -> None:
     process = start(
-        TUNELOOP_REWARD_FUNCTIONS='["reward_parts:by_length", "reward_parts:waits"]',
+        TUNELOOP_REWARD_FUNCTIONS=json.dumps(
+            ["support.reward_parts:by_length", "support.reward_parts:waits"]
+        ),
         TUNELOOP_REWARD_FUNCTION_TIMEOUT_SECONDS="2",
     )
     stub = await ready(process)
@@ -198,7 +201,7 @@ async def test_a_function_that_hangs_stops_neither_the_service_nor_its_end(
     request = reward_pb2.ScoreRolloutsRequest(text="q", completions=["four"])
     (score,) = (await stub.ScoreRollouts(request)).scores
     assert not score.HasField("reward")
-    assert {r.scorer: r.score for r in score.results}["reward_parts:by_length"] == 4.0
+    assert {r.scorer: r.score for r in score.results}["support.reward_parts:by_length"] == 4.0
     assert "scorer reward_parts:waits hangs" in process.log.read_text()
     assert process.stop() == 0
 
@@ -242,7 +245,7 @@ async def test_it_answers_without_a_bus_and_refuses_bad_requests(
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"TUNELOOP_REWARD_FUNCTIONS": '["reward_parts:absent"]'}, "no such function"),
+        ({"TUNELOOP_REWARD_FUNCTIONS": '["support.reward_parts:absent"]'}, "no such function"),
         ({"TUNELOOP_REWARD_MODELS": "x"}, "did you mean TUNELOOP_REWARD_MODEL?"),
     ],
 )

@@ -165,7 +165,7 @@ class Publisher:
         return bool(lost)
 
     async def push(self, training_run: TrainingRun) -> bool:
-        """Bring every unfinished version of a training run on; False when something must be retried.
+        """Bring every unfinished version of a run on; False when something must be retried.
 
         After a failure it does nothing until some seconds have passed.
         """

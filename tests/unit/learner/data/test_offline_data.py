@@ -1,0 +1,294 @@
+"""Data sets as people have them: every accepted form is read, every problem names its row."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.offline_data import assistant, user, write_jsonl
+
+from tuneloop.errors import InvalidRequest, NotFound
+from tuneloop.learner.data.rows import convert, read_prompts, read_samples, read_texts
+from tuneloop.learner.data.table import open_table
+from tuneloop.learner.data.tokenize import PromptTokenizer
+
+PAIR = {"prompt": "yes", "chosen": "no", "rejected": "please"}
+THUMB = {"prompt": "yes", "completion": "no", "label": True}
+
+
+@pytest.fixture(scope="module")
+def tokens(tiny_policy: Path) -> PromptTokenizer:
+    return PromptTokenizer(tiny_policy, max_length=None)
+
+
+def texts_of(tokens: PromptTokenizer, sequence: Any) -> tuple[str, str]:
+    decode = tokens.tokenization.decode
+    return (
+        decode(sequence.prompt_token_ids, skip_special_tokens=False),
+        decode(sequence.completion_token_ids, skip_special_tokens=False),
+    )
+
+
+def samples(
+    algorithm: str, rows: Sequence[Any], tokens: PromptTokenizer, folder: Path
+) -> list[Any]:
+    path = write_jsonl(folder / "data.jsonl", rows)
+    return list(read_samples(algorithm, open_table(str(path)), tokens, "error").samples)
+
+
+def test_an_encoder_writes_no_text(tiny_reward_model: Path) -> None:
+    with pytest.raises(InvalidRequest, match="a BertModel, which writes no text"):
+        PromptTokenizer(tiny_reward_model, max_length=None)
+
+
+def test_plain_text_is_taken_as_it_is(tokens: PromptTokenizer, tmp_path: Path) -> None:
+    [sample] = samples("sft", [{"prompt": "yes ", "completion": "no"}], tokens, tmp_path)
+    assert texts_of(tokens, sample.sequence) == ("yes ", "no<|im_end|>")
+    assert sample.sequence.generation_logprobs == ()
+
+
+def test_a_conversation_goes_through_the_template(tokens: PromptTokenizer, tmp_path: Path) -> None:
+    row = {"prompt": user("yes"), "completion": assistant("no")}
+    [sample] = samples("sft", [row], tokens, tmp_path)
+    assert texts_of(tokens, sample.sequence) == (
+        "<|im_start|>user\nyes<|im_end|>\n<|im_start|>assistant\n",
+        "no<|im_end|>",
+    )
+
+
+def test_a_plain_prompt_may_be_a_question(tiny_policy: Path, tmp_path: Path) -> None:
+    tokens = PromptTokenizer(tiny_policy, max_length=None, as_chat=True)
+    [sample] = samples("sft", [{"prompt": "yes", "completion": "no"}], tokens, tmp_path)
+    assert texts_of(tokens, sample.sequence)[0].startswith("<|im_start|>user\nyes<|im_end|>")
+    assert texts_of(tokens, sample.sequence)[1] == "no<|im_end|>"
+
+
+def test_every_answer_of_a_conversation_is_learned(tokens: PromptTokenizer, tmp_path: Path) -> None:
+    turns = user("yes") + assistant("no") + user("hello") + assistant("world")
+    first, second = samples("sft", [{"messages": turns}], tokens, tmp_path)
+    assert texts_of(tokens, first.sequence)[1] == "no<|im_end|>"
+    assert "no<|im_end|>\n<|im_start|>user\nhello" in texts_of(tokens, second.sequence)[0]
+    assert texts_of(tokens, second.sequence)[1] == "world<|im_end|>"
+    assert first.sample_id.endswith("data.jsonl, line 1, answer 1")
+
+
+def test_text_alone_is_learned_after_its_first_token(
+    tokens: PromptTokenizer, tmp_path: Path
+) -> None:
+    [sample] = samples("sft", [{"text": "hello world"}], tokens, tmp_path)
+    assert texts_of(tokens, sample.sequence) == ("<|im_start|>", "hello world<|im_end|>")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": user("yes"), "chosen": assistant("no"), "rejected": assistant("hello")},
+        {"chosen": user("yes") + assistant("no"), "rejected": user("yes") + assistant("hello")},
+        {
+            "prompt": "yes",
+            "chosen": user("yes") + assistant("no"),
+            "rejected": user("yes") + assistant("hello"),
+        },
+    ],
+)
+def test_pairs_in_each_form_are_the_same(row: Any, tokens: PromptTokenizer, tmp_path: Path) -> None:
+    [pair] = samples("dpo", [row], tokens, tmp_path)
+    assert texts_of(tokens, pair.chosen)[1] == "no<|im_end|>"
+    assert texts_of(tokens, pair.rejected)[1] == "hello<|im_end|>"
+    assert pair.chosen.prompt_token_ids == pair.rejected.prompt_token_ids
+    assert texts_of(tokens, pair.chosen)[0].count("yes") == 1
+
+
+def test_a_shared_beginning_is_the_prompt(tokens: PromptTokenizer, tmp_path: Path) -> None:
+    row = {"chosen": "yes please thanks", "rejected": "yes please think"}
+    [pair] = samples("dpo", [row], tokens, tmp_path)
+    assert texts_of(tokens, pair.chosen) == ("yes please", " thanks<|im_end|>")
+
+
+def test_a_ranking_is_all_its_pairs(tokens: PromptTokenizer, tmp_path: Path) -> None:
+    row = {"prompt": "yes", "completions": ["no", "please", "hello"]}
+    pairs = samples("dpo", [row], tokens, tmp_path)
+    found = [
+        (texts_of(tokens, p.chosen)[1][:2], texts_of(tokens, p.rejected)[1][:2]) for p in pairs
+    ]
+    assert found == [("no", "pl"), ("no", "he"), ("pl", "he")]
+    assert sum(pair.weight for pair in pairs) == pytest.approx(1.0)
+
+
+def test_labels_in_each_form(tokens: PromptTokenizer, tmp_path: Path) -> None:
+    for label, expected in ((True, True), (0, False), ("up", True), ("False", False)):
+        [thumb] = samples("kto", [{**THUMB, "label": label}], tokens, tmp_path)
+        assert thumb.desirable is expected
+    chosen, rejected = samples("kto", [PAIR], tokens, tmp_path)
+    assert (chosen.desirable, rejected.desirable) == (True, False)
+
+
+def test_ratings_are_in_deviations_of_their_user(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "a", "completion": "b", "rating": rating, "user": name}
+        for name, rating in (("ann", 1), ("ann", 3), ("bob", 9), ("bob", 9))
+    ]
+    path = write_jsonl(tmp_path / "ratings.jsonl", rows)
+    # Of all: mean 5.5, variance 12.75. With one such rating Ann has mean 9.5 / 3 and variance
+    # 7.6389, Bob 23.5 / 3 and 6.9722.
+    expected = [-2.16667 / 2.76386, -0.16667 / 2.76386, 1.16667 / 2.64050, 1.16667 / 2.64050]
+    found = [s.rating for s in read_texts(open_table(str(path))).samples]
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_ratings_of_one_user_are_plain_z_scores(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": "b", "score": score} for score in (1, 2, 3, 6)]
+    path = write_jsonl(tmp_path / "scores.jsonl", rows)
+    found = [s.rating for s in read_texts(open_table(str(path))).samples]
+    assert found == pytest.approx([(score - 3) / 3.5**0.5 for score in (1, 2, 3, 6)])
+
+
+def test_the_reward_model_reads_conversations_as_the_service_does(tmp_path: Path) -> None:
+    row = {"prompt": user("yes"), "chosen": assistant("no"), "rejected": assistant("please")}
+    path = write_jsonl(tmp_path / "pairs.jsonl", [{**row, "margin": 0.5}])
+    [sample] = read_texts(open_table(str(path))).samples
+    assert (sample.prompt, sample.chosen, sample.rejected) == ("yes", "no", "please")
+    assert sample.margin == 0.5
+
+
+def test_prompts_carry_their_other_columns(tokens: PromptTokenizer, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": user("yes"), "topic": "a"}])
+    [row] = read_prompts("ppo", open_table(str(path)), tokens, room=8, on_long="error").samples
+    assert row.asked.text == "yes"
+    assert row.columns == {"topic": "a"}
+
+
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [PAIR, {**PAIR, "prompt": "line\nbreak"}]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text(
+        'prompt,chosen,rejected\nyes,no,please\n"line\nbreak",no,please\n'
+    )
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)}).save_to_disk(
+        tmp_path / "splits"
+    )
+    for name in ("a.jsonl", "a.json", "a.parquet", "a.csv", "saved", "splits", "splits:train"):
+        table = open_table(str(tmp_path / name))
+        assert list(table.rows) == rows, name
+        assert table.sha256() == open_table(str(tmp_path / "a.jsonl")).sha256()
+    assert open_table(str(tmp_path / "a.csv")).place(1).endswith("a.csv, line 3")
+    with pytest.raises(NotFound, match="no split 'test', only train"):
+        open_table(f"{tmp_path / 'splits'}:test")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "row", "problem"),
+    [
+        ("dpo", {**PAIR, "chosen": ""}, "chosen is empty"),
+        ("dpo", {**PAIR, "chosen": None}, "chosen is null"),
+        ("dpo", {**PAIR, "chosen": 3}, "chosen is a int, not text"),
+        ("dpo", {**PAIR, "chosen": float("nan")}, "chosen is a float, not text"),
+        ("dpo", {**PAIR, "chosen": "please"}, "chosen and rejected are the same"),
+        ("dpo", {"prompt": "yes", "chosen": "no"}, "rejected is missing"),
+        ("dpo", {**PAIR, "chosen": [{"role": "bot", "content": "no"}]}, "role 'bot'"),
+        ("dpo", {**PAIR, "chosen": [{"role": "assistant"}]}, "no text in content"),
+        ("kto", {**THUMB, "completion": "  "}, "completion is empty"),
+        ("kto", {**THUMB, "label": "maybe"}, "label is 'maybe', not true or false"),
+        ("kto", {**THUMB, "label": float("nan")}, "label is nan, not true or false"),
+        ("sft", {"messages": user("yes")}, "no answer of the assistant"),
+        ("sft", {"messages": []}, "messages is empty"),
+        ("sft", {"prompt": "yes", "completion": user("no")}, "not the assistant's"),
+        ("dpo", {"prompt": "yes", "completions": ["no"]}, "not a list of two or more"),
+        ("dpo", {"prompt": "yes", "completions": ["no", 1]}, "completions[1] is a int"),
+    ],
+)
+def test_a_problem_names_its_row(
+    algorithm: str, row: Any, problem: str, tokens: PromptTokenizer, tmp_path: Path
+) -> None:
+    good = {key: value for key, value in row.items() if key not in ("messages",)}
+    good = {"dpo": PAIR, "kto": THUMB, "sft": {"prompt": "yes", "completion": "no"}}[algorithm]
+    if "messages" in row:
+        good = {"messages": user("yes") + assistant("no")}
+    if "completions" in row:
+        good = {"prompt": "yes", "completions": ["no", "please"]}
+    with pytest.raises(InvalidRequest) as caught:
+        samples(algorithm, [good, row], tokens, tmp_path)
+    assert "data.jsonl, line 2: " in caught.value.message
+    assert problem in caught.value.message
+
+
+def test_a_rating_that_is_no_number_names_its_row(tmp_path: Path) -> None:
+    for value, problem in (("good", "'good', not a number"), (float("nan"), "nan"), (None, "null")):
+        row = {"prompt": "a", "completion": "b", "rating": value}
+        path = write_jsonl(tmp_path / "ratings.jsonl", [{**row, "rating": 1}, row])
+        with pytest.raises(InvalidRequest) as caught:
+            read_texts(open_table(str(path)))
+        assert "ratings.jsonl, line 2: rating is" in caught.value.message
+        assert problem in caught.value.message
+
+
+def test_wrong_columns_name_both_sides(tokens: PromptTokenizer, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        samples("dpo", [{"question": "a", "answer": "b"}], tokens, tmp_path)
+    message = caught.value.message
+    assert "dpo learns from the columns prompt, chosen, rejected; or chosen, rejected" in message
+    assert "the data has question, answer" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.jsonl", "", "the file is empty"),
+        ("a.jsonl", "\n\n", "no rows"),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt": ', "a.jsonl, line 2: not JSON"),
+        ("a.jsonl", '{"prompt": "a"}\n[1]\n', "a.jsonl, line 2: a list, not an object"),
+        ("a.json", '{"prompt": "a"}', "not a JSON list of objects"),
+        ("a.json", "[", "not JSON"),
+        ("a.csv", "prompt,label\n", "no rows"),
+        ("a.csv", "prompt,label\na,1\nb\n", "a.csv, line 3: fields do not match prompt, label"),
+        ("a.parquet", "nonsense", "cannot be read as Parquet"),
+        ("a.txt", "hello", "not one of .jsonl, .json, .parquet, .csv"),
+    ],
+)
+def test_files_that_cannot_be_read_are_told(
+    name: str, content: str, problem: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InvalidRequest) as caught:
+        open_table(str(tmp_path / name))
+    assert problem in caught.value.message
+
+
+def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no such file or folder"):
+        open_table(str(tmp_path / "absent.jsonl"))
+    with pytest.raises(NotFound, match="no such file or folder"):
+        open_table("data/absent.jsonl")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(NotFound, match="not a folder of `save_to_disk`"):
+        open_table(str(tmp_path / "folder"))
+
+
+def test_rows_too_long_are_an_error_or_left_out(tokens: PromptTokenizer, tmp_path: Path) -> None:
+    rows = [PAIR, {**PAIR, "prompt": "yes " * 600}]
+    with pytest.raises(InvalidRequest) as caught:
+        samples("dpo", rows, tokens, tmp_path)
+    assert "data.jsonl, line 2: " in caught.value.message
+    assert "more than the 512 that fit" in caught.value.message
+    assert "on_long=drop" in caught.value.message
+    data = read_samples("dpo", open_table(str(tmp_path / "data.jsonl")), tokens, "drop")
+    assert (len(data.samples), data.rows, data.dropped) == (1, 2, 1)
+    path = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "yes " * 250}])
+    assert read_prompts("ppo", open_table(str(path)), tokens, room=4, on_long="error").samples
+    with pytest.raises(InvalidRequest, match="and 300 for the completion, more than the 512"):
+        read_prompts("ppo", open_table(str(path)), tokens, room=300, on_long="error")
+    with pytest.raises(InvalidRequest, match="every row is too long"):
+        read_prompts("ppo", open_table(str(path)), tokens, room=300, on_long="drop")
+
+
+def test_rows_are_converted_in_order(tmp_path: Path) -> None:
+    table = open_table(str(write_jsonl(tmp_path / "a.jsonl", [{"n": 1}, {"n": 2}])))
+    assert convert(table, lambda row: [row["n"].number()] * 2, "error").samples == [1, 1, 2, 2]

@@ -1,0 +1,103 @@
+"""Promotion and roll-back: the routing table, the ledger's history, and who holds what."""
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+from support.learner_parts import Parts
+
+from tuneloop.bus.subjects import stable_policy_key
+from tuneloop.errors import Conflict, FailedPrecondition, InvalidRequest, NotFound, Unavailable
+from tuneloop.learner.ledger.accounting import versions
+from tuneloop.learner.ledger.schema import promotions
+from tuneloop.v1 import generation_pb2
+
+
+@pytest.fixture
+async def parts(tmp_path: Path) -> Parts:
+    """A learner that has published versions 1 and 2."""
+    parts = Parts(folder=tmp_path)
+    parts.training_run.restore()
+    await publish(parts, 0)
+    await publish(parts, 8)
+    return parts
+
+
+async def publish(parts: Parts, start: int) -> None:
+    parts.thumbs(start, 8)
+    await parts.turn()
+    await parts.turn()
+
+
+def states(parts: Parts) -> dict[int, str]:
+    found = versions.list_versions(parts.database, "policy", limit=9)
+    return {version.version: version.state.value for version in found}
+
+
+async def test_rolling_back_serves_the_last_good_version_and_holds_what_comes_next(
+    parts: Parts,
+) -> None:
+    assert await parts.release.roll_back(None, "ann") == 1
+    assert await parts.release.stable("policy") == 1
+    assert states(parts) == {1: "stable", 2: "quarantined"}
+    await publish(parts, 16)
+    assert await parts.release.stable("policy") == 1
+    assert states(parts)[3] == "candidate"
+    assert parts.release.held_by == "ann"
+    await parts.release.promote(3, "bob")
+    assert states(parts) == {1: "retired", 2: "quarantined", 3: "stable"}
+    await publish(parts, 24)
+    assert await parts.release.stable("policy") == 4
+    with parts.database.read() as connection:
+        query = select(promotions.c.action, promotions.c.actor, promotions.c.version)
+        history = [tuple(row) for row in connection.execute(query.order_by(promotions.c.number))]
+    assert history == [
+        ("publish", "learner", 1),
+        ("publish", "learner", 2),
+        ("roll back", "ann", 1),
+        ("promote", "bob", 3),
+        ("publish", "learner", 4),
+    ]
+
+
+async def test_rolling_back_to_version_0_serves_the_base_model(parts: Parts) -> None:
+    assert await parts.release.roll_back(0, "ann") == 0
+    entry = await parts.bus.routing(stable_policy_key("tuneloop"))
+    assert entry is not None
+    reference = generation_pb2.WeightsReference.FromString(entry.value)
+    assert (reference.policy, reference.policy_version, reference.uri) == ("tuneloop", 0, "")
+    assert "stable" not in states(parts).values()
+    with pytest.raises(FailedPrecondition, match="nothing to go back to"):
+        await parts.release.roll_back(None, "ann")
+
+
+async def test_what_cannot_be_served_is_refused(parts: Parts) -> None:
+    with pytest.raises(NotFound, match="no version 9"):
+        await parts.release.promote(9, "ann")
+    with pytest.raises(InvalidRequest, match="not before 2"):
+        await parts.release.roll_back(2, "ann")
+    assert parts.release.held_by == ""
+    assert await parts.release.stable("policy") == 2
+
+
+async def test_a_change_by_somebody_else_is_seen_before_it_is_overwritten(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = parts.bus.set_routing
+    refusals = iter([Conflict("changed"), Conflict("changed")])
+
+    async def contended(key: str, value: bytes, *, revision: int | None) -> object:
+        for refusal in refusals:
+            raise refusal
+        return await really(key, value, revision=revision)
+
+    monkeypatch.setattr(parts.bus, "set_routing", contended)
+    assert await parts.release.promote(1, "ann") == 1
+    assert await parts.release.stable("policy") == 1
+
+
+async def test_while_the_bus_is_down_nothing_is_promoted(parts: Parts) -> None:
+    parts.bus.go_down()
+    with pytest.raises(Unavailable):
+        await parts.release.promote(1, "ann")
+    assert states(parts) == {1: "retired", 2: "stable"}
