@@ -11,6 +11,15 @@ from docs import render_api, render_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+PAGES = [
+    page
+    for pattern in ("*.md", "docs/*.md", "examples/**/*.md")
+    for page in ROOT.glob(pattern)
+    if "node_modules" not in page.parts
+]
+SOURCES = "benchmarks|deploy|docs|examples|learner/tuneloop|proto|services|tests"
+GENERATED = {"deploy/secrets", "deploy/secrets/grafana_password"}
+"""Paths that `deploy/secrets.sh` writes."""
 
 
 def test_settings_page_is_current() -> None:
@@ -39,6 +48,44 @@ def test_settings_of_the_readme_exist() -> None:
 def test_paths_of_the_readme_exist() -> None:
     for path in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_and_modules_of_a_page_exist(page: Path) -> None:
+    text = page.read_text()
+    named = [p.rstrip("./") for p in re.findall(rf"(?<![\w./-])(?:{SOURCES})/[\w./-]*", text)]
+    missing = [p for p in named if p not in GENERATED and not _path_exists(p)]
+    modules = re.findall(r"`(tuneloop(?:\.[a-z]\w*)+)`", text)
+    missing += [m for m in modules if not _module_exists(m)]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        if re.match(r"[a-z]+:", target):
+            continue
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        assert not anchor or anchor in _anchors(linked), target
+
+
+def _path_exists(path: str) -> bool:
+    """Tell whether a path exists; a trailing `_` stands for every name that begins so."""
+    return (ROOT / path).exists() or (path.endswith("_") and any(ROOT.glob(f"{path}*")))
+
+
+def _module_exists(name: str) -> bool:
+    path = name.replace(".", "/")
+    roots = [ROOT / source / path for source in ("proto", "services", "learner")]
+    return any(root.is_dir() or root.with_suffix(".py").is_file() for root in roots)
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h).lower().replace(" ", "-") for h in headings}
 
 
 def test_make_targets_of_the_readme_exist() -> None:
