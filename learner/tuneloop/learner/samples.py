@@ -9,6 +9,27 @@ batch of distrusted samples makes a small step.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Objective(StrEnum):
+    """What a sample is for: the name that ledger rows, manifests and metrics carry.
+
+    An objective says what a sample is; an algorithm (`trainer.algorithms`) how it is learned from.
+    """
+
+    SFT = "sft"
+    """Demonstrations."""
+    KTO = "kto"
+    """Thumbs."""
+    DPO = "dpo"
+    """Pairs of a chosen and a rejected completion."""
+    PPO = "ppo"
+    """Scored completions."""
+    GRPO = "grpo"
+    """Scored completions, grouped by prompt."""
+    REWARD_MODEL = "reward_model"
+    """Labels, preferences, ratings and rankings for the reward model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
