@@ -283,7 +283,7 @@ def test_train_under_torchrun_is_train(
         options += ["--output", str(tmp_path / output), kind]
         values = ["batch_size=4", "threads=1", "save_steps=1"]
         if algorithm == "grpo":
-            options += ["--reward", "offline_data:shorter"]
+            options += ["--reward", "support.offline_data:shorter"]
             values += ["max_completion_length=6", "samples_per_prompt=2"]
         return [tuneloop, "train", algorithm, *options, *(f"--set={value}" for value in values)]
 

@@ -15,7 +15,7 @@ from tuneloop.learner.offline.train import TrainOptions, train
 
 TUNELOOP = str(Path(sys.executable).with_name("tuneloop"))
 STEPS = 24
-REWARD = "offline_data:shorter"
+REWARD = "support.offline_data:shorter"
 SETTINGS = (
     "batch_size=2",
     "epochs=4",

@@ -202,7 +202,7 @@ async def test_a_function_that_hangs_stops_neither_the_service_nor_its_end(
     (score,) = (await stub.ScoreRollouts(request)).scores
     assert not score.HasField("reward")
     assert {r.scorer: r.score for r in score.results}["support.reward_parts:by_length"] == 4.0
-    assert "scorer reward_parts:waits hangs" in process.log.read_text()
+    assert "scorer support.reward_parts:waits hangs" in process.log.read_text()
     assert process.stop() == 0
 
 

@@ -156,7 +156,9 @@ def test_build_adds_up_by_weight_without_a_service(tiny_reward_model: Path) -> N
     length, odd = "support.reward_parts:by_length", "support.reward_parts:odd_answers"
     scoring = build(functions=[length, odd], weights={length: 0.5})
     assert scoring.rewards(["q"] * 2, ["four", "none"], {}) == [4.0, None]
-    with pytest.raises(InvalidRequest, match=r"^line 9: reward reward_parts:odd_answers .*nan"):
+    with pytest.raises(
+        InvalidRequest, match=r"^line 9: reward support.reward_parts:odd_answers .*nan"
+    ):
         scoring.rewards(["q"] * 2, ["four", "nan"], {}, places=["line 8", "line 9"])
     with_model = build(functions=[length], reward_model=tiny_reward_model)
     assert with_model.rewards(["q"], ["four"], {}) == [4.0], "an untrained model is not heard"

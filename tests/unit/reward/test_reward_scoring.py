@@ -76,8 +76,11 @@ def test_a_function_that_raises_costs_one_completion_its_reward(
     assert [score.results[1].score for score in batch.scores] == [4.0, 4.0, 4.0]
     assert [score.reward for score in batch.scores] == [5.0, None, 5.0]
     assert unscored("support.reward_parts:trips", "error") == before + 1
-    assert batch.failures == {1: "scorer reward_parts:trips raised ValueError: tripped"}
-    assert "completion 2 of a request: scorer reward_parts:trips raised ValueError" in caplog.text
+    assert batch.failures == {1: "scorer support.reward_parts:trips raised ValueError: tripped"}
+    assert (
+        "completion 2 of a request: scorer support.reward_parts:trips raised ValueError"
+        in caplog.text
+    )
     assert "at reward_parts.py:" in caplog.text
     assert "tripped" not in caplog.text, "what a function says may quote what it was given"
 

@@ -145,10 +145,11 @@ async def test_what_a_function_fails_on_is_dead_and_the_rest_goes_on() -> None:
         await until(lambda: len(scores_on(bus)) == 4)
     scored = {score.completion_id: score.score.reward for score in scores_on(bus)}
     assert scored == {"chatcmpl-0": 3.0, "chatcmpl-4": None, "chatcmpl-5": 3.0, "chatcmpl-9": 3.0}
+    odd_answers = "scorer support.reward_parts:odd_answers"
     assert sorted(dead_on(bus)) == [
-        "completion chatcmpl-1: scorer reward_parts:odd_answers returned nan, not a finite number",
-        "completion chatcmpl-2: scorer reward_parts:trips raised ValueError: tripped",
-        "completion chatcmpl-3: scorer reward_parts:odd_answers returned 'good', not a number",
+        f"completion chatcmpl-1: {odd_answers} returned nan, not a finite number",
+        "completion chatcmpl-2: scorer support.reward_parts:trips raised ValueError: tripped",
+        f"completion chatcmpl-3: {odd_answers} returned 'good', not a number",
     ]
 
 

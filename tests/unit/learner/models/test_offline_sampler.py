@@ -128,7 +128,7 @@ def rewards_of(function: Any, weight: float = 1.0) -> Rewards:
 
 
 def test_rewards_are_weighted_sums() -> None:
-    loaded = load_rewards(["offline_data:shorter", "offline_data:shorter=-3"], None)
+    loaded = load_rewards(["support.offline_data:shorter", "support.offline_data:shorter=-3"], None)
     assert loaded.score(answers(3)) == pytest.approx([0.0, 0.2, 0.4])
     assert shorter([], []) == []
 

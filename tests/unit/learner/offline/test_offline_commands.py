@@ -47,11 +47,16 @@ def test_without_the_learners_packages_a_command_says_which() -> None:
     [
         ("kto", [], 1, "prompts.jsonl: kto learns from the columns prompt, completion, label"),
         ("ppo", [], 2, "ppo needs a reward"),
-        ("sft", ["--reward", "offline_data:shorter"], 2, "sft learns from the data alone"),
-        ("ppo", ["--reward", "offline_data:nothing"], 2, "no such function"),
-        ("ppo", ["--reward", "offline_data:shorter=much"], 2, "'much' is not a weight"),
-        ("ppo", ["--reward", "offline_data:shorter", "--set", "clip=2"], 2, "clip must be"),
-        ("ppo", ["--reward", "offline_data:shorter", "--set", "device=gpu0"], 2, "device gpu0: "),
+        ("sft", ["--reward", "support.offline_data:shorter"], 2, "sft learns from the data alone"),
+        ("ppo", ["--reward", "support.offline_data:nothing"], 2, "no such function"),
+        ("ppo", ["--reward", "support.offline_data:shorter=much"], 2, "'much' is not a weight"),
+        ("ppo", ["--reward", "support.offline_data:shorter", "--set", "clip=2"], 2, "clip must be"),
+        (
+            "ppo",
+            ["--reward", "support.offline_data:shorter", "--set", "device=gpu0"],
+            2,
+            "device gpu0: ",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_in_a_line(

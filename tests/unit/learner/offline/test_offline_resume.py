@@ -13,7 +13,7 @@ from tuneloop.learner.offline.run.run import Run
 from tuneloop.learner.offline.train import TrainOptions, train
 from tuneloop.policies import WeightsKind
 
-REWARD = ["offline_data:shorter"]
+REWARD = ["support.offline_data:shorter"]
 COMMON = ["threads=1", "save_steps=2", "batch_size=4", "max_completion_length=6"]
 RUNS: dict[str, Sequence[str]] = {
     "sft": ["epochs=2", "lr_scheduler_type=cosine"],

@@ -31,7 +31,7 @@ from tuneloop.weights.manifest import Manifest
 from tuneloop.weights.shapes import base_model_sha256, check_full
 from tuneloop.weights.signing import Signer, Verifier, write_key_pair
 
-REWARD = ["offline_data:shorter"]
+REWARD = ["support.offline_data:shorter"]
 
 
 @pytest.fixture(autouse=True)
