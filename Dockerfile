@@ -121,10 +121,10 @@ COPY --from=generation-packages /opt/tuneloop /opt/tuneloop
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
     pip install --no-cache-dir --no-deps /dist/*.whl
 ENV TUNELOOP_GENERATION_HOST=0.0.0.0 \
-    TUNELOOP_GENERATION_PORT=50051 \
+    TUNELOOP_GENERATION_PORT=15051 \
     TUNELOOP_GENERATION_METRICS_PORT=9101 \
     TUNELOOP_GENERATION_WEIGHTS_CACHE_DIR=/var/cache/tuneloop/weights
-EXPOSE 50051 9101
+EXPOSE 15051 9101
 USER 10001:10001
 HEALTHCHECK --interval=10s --timeout=5s --start-period=600s --retries=3 \
     CMD ["tuneloop-healthcheck", "generation"]
@@ -137,10 +137,10 @@ COPY --from=reward-packages /opt/tuneloop /opt/tuneloop
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
     pip install --no-cache-dir --no-deps /dist/*.whl
 ENV TUNELOOP_REWARD_HOST=0.0.0.0 \
-    TUNELOOP_REWARD_PORT=50052 \
+    TUNELOOP_REWARD_PORT=15052 \
     TUNELOOP_REWARD_METRICS_PORT=9102 \
     TUNELOOP_REWARD_WEIGHTS_CACHE_DIR=/var/cache/tuneloop/weights
-EXPOSE 50052 9102
+EXPOSE 15052 9102
 USER 10001:10001
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["tuneloop-healthcheck", "reward"]
@@ -153,10 +153,10 @@ COPY --from=learner-packages /opt/tuneloop /opt/tuneloop
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
     pip install --no-cache-dir --no-deps /dist/*.whl
 ENV TUNELOOP_LEARNER_HOST=0.0.0.0 \
-    TUNELOOP_LEARNER_PORT=50053 \
+    TUNELOOP_LEARNER_PORT=15053 \
     TUNELOOP_LEARNER_METRICS_PORT=9103 \
     TUNELOOP_LEARNER_DATA_DIR=/var/lib/tuneloop/learner
-EXPOSE 50053 9103
+EXPOSE 15053 9103
 USER 10001:10001
 VOLUME ["/var/lib/tuneloop"]
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \

@@ -62,7 +62,7 @@ def by_reflection(channel: grpc.Channel) -> None:
 
 def main() -> None:
     """Both ways, on one channel."""
-    address = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:50051"
+    address = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:15051"
     with grpc.insecure_channel(address) as channel:
         with_stubs(channel)
         by_reflection(channel)

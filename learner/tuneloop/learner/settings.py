@@ -37,7 +37,7 @@ class LearnerSettings(BusSettings, RpcSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(
-        50053, ge=0, le=65535, description="port for gRPC, 0 to 65535; 0 is any free one"
+        15053, ge=0, le=65535, description="port for gRPC, 0 to 65535; 0 is any free one"
     )
     metrics_port: int = Field(
         9103, ge=0, le=65535, description="port for /metrics, 0 to 65535; 0 is any free one"
@@ -143,11 +143,11 @@ class LearnerSettings(BusSettings, RpcSettings):
     )
 
     generation_address: str = Field(
-        "127.0.0.1:50051",
+        "127.0.0.1:15051",
         description="host:port that answers prompts: the learner's and the gate's",
     )
     reward_address: str = Field(
-        "127.0.0.1:50052", description="host:port that scores answers for the gate"
+        "127.0.0.1:15052", description="host:port that scores answers for the gate"
     )
     prompts: Path | None = Field(
         None, description="jsonl file of prompts to sample rollouts of, while users leave room"

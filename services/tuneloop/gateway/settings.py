@@ -35,14 +35,14 @@ class GatewaySettings(BusSettings, RpcSettings):
         "127.0.0.1", description="address to listen on; others than loopback need a key"
     )
     port: int = Field(8000, ge=0, le=65535, description="TCP port, 0 to 65535; 0 takes a free one")
-    generation_address: str = Field("127.0.0.1:50051", description="host:port of generation's gRPC")
+    generation_address: str = Field("127.0.0.1:15051", description="host:port of generation's gRPC")
     canary_address: str = Field(
         "",
         description="host:port of the generation replica that serves canaries of full weights; "
         "empty: canaries are adapters, which every replica serves",
     )
-    reward_address: str = Field("127.0.0.1:50052", description="host:port of reward's gRPC")
-    learner_address: str = Field("127.0.0.1:50053", description="host:port of the learner's gRPC")
+    reward_address: str = Field("127.0.0.1:15052", description="host:port of reward's gRPC")
+    learner_address: str = Field("127.0.0.1:15053", description="host:port of the learner's gRPC")
     policy: str = Field(
         "tuneloop",
         pattern=r"^[A-Za-z0-9_-]{1,128}$",

@@ -22,7 +22,7 @@ class GenerationSettings(BusSettings, RpcSettings):
     )
 
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: Port = Field(50051, description="gRPC port, 1 to 65535")
+    port: Port = Field(15051, description="gRPC port, 1 to 65535")
     metrics_port: Port = Field(9101, description="port of /metrics, 1 to 65535")
     policy: str = Field(
         "tuneloop",

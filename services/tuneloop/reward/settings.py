@@ -20,7 +20,7 @@ class RewardSettings(BusSettings, RpcSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(
-        50052, ge=0, le=65535, description="gRPC port, 0 to 65535; 0 takes a free one"
+        15052, ge=0, le=65535, description="gRPC port, 0 to 65535; 0 takes a free one"
     )
     metrics_port: int = Field(9102, ge=1, le=65535, description="port of /metrics, 1 to 65535")
     policy: str = Field(

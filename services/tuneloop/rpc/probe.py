@@ -17,7 +17,7 @@ from tuneloop.rpc.channel import connect, is_serving
 from tuneloop.rpc.settings import RpcSettings
 from tuneloop.rpc.tls import Tls
 
-PORTS = {"generation": 50051, "reward": 50052, "learner": 50053}
+PORTS = {"generation": 15051, "reward": 15052, "learner": 15053}
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104
 
 

@@ -26,9 +26,9 @@ LOCAL = "127.0.0.1"
 DEFAULT_PORTS = {
     "nats": 4222,
     "nats_monitor": 8222,
-    "generation": 50051,
-    "reward": 50052,
-    "learner": 50053,
+    "generation": 15051,
+    "reward": 15052,
+    "learner": 15053,
     "generation_metrics": 9101,
     "reward_metrics": 9102,
     "learner_metrics": 9103,
