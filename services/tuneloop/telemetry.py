@@ -6,12 +6,10 @@ Log lines never quote prompts or completions, unless TUNELOOP_LOG_QUOTES says th
 import json
 import logging
 import os
-import shutil
 import sys
 import time
-from pathlib import Path
 
-from prometheus_client import Gauge, start_http_server
+from prometheus_client import start_http_server
 
 from tuneloop import tracing
 
@@ -95,24 +93,3 @@ def quote(text: str, instead: str) -> str:
 def serve_metrics(host: str, port: int) -> None:
     """Serve this process's metrics at http://host:port/metrics."""
     start_http_server(port, addr=host)
-
-
-free_bytes = Gauge(
-    "tuneloop_disk_free_bytes",
-    "Bytes free on the disk of a folder this process writes to: data or weights_cache.",
-    ["folder"],
-)
-
-
-size_bytes = Gauge("tuneloop_disk_size_bytes", "Bytes of that disk in all.", ["folder"])
-
-
-def watch_disks(name: str, folder: Path) -> None:
-    """Show the disk of `folder`, which need not exist yet, under `name`."""
-
-    def usage() -> "shutil._ntuple_diskusage":
-        resolved = folder.resolve()
-        return shutil.disk_usage(next(f for f in (resolved, *resolved.parents) if f.exists()))
-
-    free_bytes.labels(name).set_function(lambda: usage().free)
-    size_bytes.labels(name).set_function(lambda: usage().total)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from tuneloop import telemetry, tracing
+from tuneloop import disk, tracing
 from tuneloop.errors import FailedPrecondition, SettingsError, TuneloopError
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.priority import lower_priority
@@ -96,7 +96,7 @@ async def serve(settings: LearnerSettings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     serve_metrics(settings.host, settings.metrics_port)
-    telemetry.watch_disks("data", settings.data_dir)
+    disk.watch_folder("data", settings.data_dir)
     # SQLAlchemy, grpc and, once models are loaded, torch come in here.
     from tuneloop.learner.app.learner import assemble
 

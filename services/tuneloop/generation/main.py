@@ -7,7 +7,7 @@ import os
 import signal
 from typing import Any
 
-from tuneloop import telemetry, tracing
+from tuneloop import disk, tracing
 from tuneloop.errors import SettingsError, TuneloopError
 from tuneloop.generation.settings import GenerationSettings
 from tuneloop.settings import load_or_exit
@@ -43,7 +43,7 @@ async def serve(settings: GenerationSettings) -> int:
     if not (settings.model / "config.json").exists():
         raise SettingsError(f"TUNELOOP_GENERATION_MODEL: no model in {settings.model}")
     serve_metrics(settings.host, settings.metrics_port)
-    telemetry.watch_disks("weights_cache", settings.weights_cache_dir)
+    disk.watch_folder("weights_cache", settings.weights_cache_dir)
 
     from tuneloop.bus.jetstream import JetStreamBus
     from tuneloop.generation.service import make_replica

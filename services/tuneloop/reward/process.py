@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from tuneloop import telemetry
+from tuneloop import disk
 from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.errors import SettingsError
@@ -114,7 +114,7 @@ async def run(settings: RewardSettings) -> None:
     )
     await server.start()
     serve_metrics(settings.host, settings.metrics_port)
-    telemetry.watch_disks("weights_cache", settings.weights_cache_dir)
+    disk.watch_folder("weights_cache", settings.weights_cache_dir)
     consuming = asyncio.create_task(consumer.run(), name="consumer")
     await server.set_serving(True)
     tasks.append(asyncio.create_task(tell_health(server, scoring), name="health"))

@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from support.observe_flow import spans
 
-from tuneloop import telemetry, tracing
+from tuneloop import disk, tracing
 from tuneloop.telemetry import JsonFormatter, TextFormatter, setting
 
 __all__ = ["spans"]
@@ -129,7 +129,7 @@ def test_a_malformed_parent_begins_a_trace_of_its_own(spans: InMemorySpanExporte
 def test_disks_are_watched_before_their_folder_is_there(tmp_path: Path) -> None:
     from prometheus_client import REGISTRY
 
-    telemetry.watch_disks("data", tmp_path / "not" / "yet")
+    disk.watch_folder("data", tmp_path / "not" / "yet")
     free = REGISTRY.get_sample_value("tuneloop_disk_free_bytes", {"folder": "data"})
     size = REGISTRY.get_sample_value("tuneloop_disk_size_bytes", {"folder": "data"})
     assert free is not None
