@@ -8,8 +8,10 @@ is kept by: a feedback id, or a completion id for scored rollouts.
 batch of distrusted samples makes a small step.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 
 class Objective(StrEnum):
@@ -162,6 +164,38 @@ PolicySample = DemonstrationSample | ThumbSample | PairSample | ScoredSample | S
 
 
 RewardSample = LabelledText | PreferredText | RatedText | RankedText
+
+
+def sequences_of(sample: PolicySample | RewardSample) -> tuple[TokenSequence, ...]:
+    """Return the token sequences of a sample; none of a reward model's, which is text."""
+    match sample:
+        case PairSample():
+            return (sample.chosen, sample.rejected)
+        case DemonstrationSample() | ThumbSample() | ScoredSample():
+            return (sample.sequence,)
+        case ScoredGroup():
+            return tuple(scored.sequence for scored in sample.samples)
+    return ()
+
+
+def with_ref_logprobs(sample: Any, find: Callable[[TokenSequence], tuple[float, ...]]) -> Any:
+    """Return the sample with `ref_logprobs` set to what `find` returns for each sequence.
+
+    `find` is called once for each of `sequences_of(sample)`, in that order; () stands for unknown.
+    """
+
+    def filled(sequence: TokenSequence) -> TokenSequence:
+        return replace(sequence, ref_logprobs=find(sequence))
+
+    match sample:
+        case PairSample():
+            return replace(sample, chosen=filled(sample.chosen), rejected=filled(sample.rejected))
+        case DemonstrationSample() | ThumbSample() | ScoredSample():
+            return replace(sample, sequence=filled(sample.sequence))
+        case ScoredGroup():
+            members = tuple(with_ref_logprobs(scored, find) for scored in sample.samples)
+            return replace(sample, samples=members)
+    return sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

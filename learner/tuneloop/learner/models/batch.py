@@ -22,6 +22,7 @@ from tuneloop.learner.samples import (
     ScoredSample,
     ThumbSample,
     TokenSequence,
+    sequences_of,
 )
 
 T = TypeVar("T")
@@ -60,17 +61,6 @@ class SequenceBatch:
         """Put a value for each target, (N,), into place, (B, C); 0 where masked."""
         padded = torch.zeros(self.loss_mask.shape, dtype=flat.dtype, device=flat.device)
         return padded.masked_scatter(self.loss_mask, flat)
-
-
-def sequences_of(sample: PolicySample) -> tuple[TokenSequence, ...]:
-    """The token sequences of a sample: one, chosen and rejected, or those of a group."""
-    match sample:
-        case PairSample():
-            return (sample.chosen, sample.rejected)
-        case ScoredGroup():
-            return tuple(scored.sequence for scored in sample.samples)
-        case _:
-            return (sample.sequence,)
 
 
 def sequence_length(sequence: TokenSequence) -> int:

@@ -19,10 +19,9 @@ from tuneloop.learner.models.batch import (
     micro_batches,
     packed_batches,
     sequence_length,
-    sequences_of,
 )
 from tuneloop.learner.models.policy import PolicyModel
-from tuneloop.learner.samples import PolicySample
+from tuneloop.learner.samples import PolicySample, sequences_of
 from tuneloop.learner.trainer.adaptive import StepControls
 from tuneloop.learner.trainer.gradient_step import MicroLoss
 from tuneloop.learner.trainer.settings import TrainerSettings

@@ -4,16 +4,14 @@ They are kept in the run's folder: a resumed run must go on with the very same n
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tuneloop.learner.models.policy import PolicyModel
-from tuneloop.learner.samples import PairSample, ThumbSample, TokenSequence
+from tuneloop.learner.samples import PairSample, ThumbSample, sequences_of, with_ref_logprobs
 
 Sample = ThumbSample | PairSample
 
@@ -33,22 +31,7 @@ def with_reference(
         save_file({"logprobs": known}, partial, metadata={"run": run})
         partial.rename(path)
     rows = iter(torch.split(known, lengths))
-    return [fill(sample, rows) for sample in samples]
-
-
-def sequences_of(sample: Sample) -> tuple[TokenSequence, ...]:
-    """One sequence, or chosen and rejected."""
-    if isinstance(sample, PairSample):
-        return sample.chosen, sample.rejected
-    return (sample.sequence,)
-
-
-def fill(sample: Sample, rows: Any) -> Sample:
-    """The sample with the next rows in its sequences."""
-    filled = [replace(s, ref_logprobs=tuple(next(rows).tolist())) for s in sequences_of(sample)]
-    if isinstance(sample, PairSample):
-        return replace(sample, chosen=filled[0], rejected=filled[1])
-    return replace(sample, sequence=filled[0])
+    return [with_ref_logprobs(sample, lambda _: tuple(next(rows).tolist())) for sample in samples]
 
 
 def read(path: Path, run: str) -> torch.Tensor | None:
