@@ -252,7 +252,8 @@ async def test_followers_learn_with_the_loop(
     """Intake, ledger, checkpoints and publications are the first rank's."""
     expected = await online(tiny_policy, tmp_path / "one")
     found = json.loads((two_ranks / "online.json").read_text())
-    assert found == pytest.approx(dict(expected), rel=1e-4, abs=1e-5)
+    # Margins are differences of sums of log-probs: float32 rounds them by 2e-5 on some processors.
+    assert found == pytest.approx(dict(expected), rel=1e-4, abs=5e-5)
 
 
 def test_every_row_has_one_rank() -> None:

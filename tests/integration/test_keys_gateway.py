@@ -219,7 +219,7 @@ async def test_a_quota_survives_a_restart(file: KeyFile, monkeypatch: pytest.Mon
         assert answer.headers["x-ratelimit-limit-tokens"] == "32"
         assert answer.headers["x-ratelimit-remaining-tokens"] == "0"
         bus = stack.bus
-    monkeypatch.setattr("gateway_fakes.MemoryBus", lambda: bus)
+    monkeypatch.setattr("support.gateway_fakes.MemoryBus", lambda: bus)
     async with gateway(file) as (_, http):
         refused = await http.post("/v1/chat/completions", json=CHAT, headers=headers)
         assert refused.status_code == 429

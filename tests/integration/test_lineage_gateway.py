@@ -41,7 +41,7 @@ class Learner(FakeLearner):
 
 @pytest.fixture
 async def stack(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stack]:
-    monkeypatch.setattr("gateway_fakes.FakeLearner", Learner)
+    monkeypatch.setattr("support.gateway_fakes.FakeLearner", Learner)
     async with running_gateway() as running:
         yield running
 

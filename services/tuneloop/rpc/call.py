@@ -10,7 +10,7 @@ from tuneloop.rpc.status import error_from_rpc
 T = TypeVar("T")
 
 
-async def call(call: Awaitable[T]) -> T:
+async def reply_of(call: Awaitable[T]) -> T:
     """The call's answer; raises the `TuneloopError` that the service raised."""
     try:
         return await call

@@ -10,7 +10,7 @@ from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.feedback.body import judgement_document
 from tuneloop.gateway.openai.schemas import INT64_MAX
 from tuneloop.gateway.unicode import Text
-from tuneloop.rpc.call import call
+from tuneloop.rpc.call import reply_of
 from tuneloop.v1 import learner_pb2
 
 router = APIRouter(tags=["feedback"])
@@ -52,7 +52,7 @@ async def feedback_page(
     gateway: Gateway, question: learner_pb2.ListFeedbackRequest
 ) -> dict[str, Any]:
     """A page of the list; raises `Unavailable` while the learner is away."""
-    answer: learner_pb2.ListFeedbackResponse = await call(
+    answer: learner_pb2.ListFeedbackResponse = await reply_of(
         gateway.learner.ListFeedback(question, timeout=CONTROL_TIMEOUT)
     )
     return {

@@ -15,7 +15,7 @@ from tuneloop.errors import InvalidRequest
 from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.openai.schemas import INT64_MAX
 from tuneloop.gateway.unicode import Text
-from tuneloop.rpc.call import call
+from tuneloop.rpc.call import reply_of
 from tuneloop.rpc.status import error_from_rpc
 from tuneloop.v1 import learner_pb2
 
@@ -42,7 +42,7 @@ async def export(
         question.since.CopyFrom(wire.timestamp(in_utc(since)))
     call = gateway_of(request).learner.ExportData(question)
     # Whatever is wrong shows before the first rows, while there still is a status to answer.
-    first: Any = await call(call.read())
+    first: Any = await reply_of(call.read())
     return StreamingResponse(
         lines(call, first),
         media_type="application/x-ndjson",
@@ -105,7 +105,7 @@ async def import_rows(body: ImportRequest, request: Request) -> dict[str, Any]:
             for row in body.rows
         ],
     )
-    answer: learner_pb2.ImportDataResponse = await call(
+    answer: learner_pb2.ImportDataResponse = await reply_of(
         gateway_of(request).learner.ImportData(question, timeout=IMPORT_TIMEOUT)
     )
     return {"kind": body.kind, "added": answer.added, "known": answer.known}

@@ -6,7 +6,7 @@ from starlette.responses import JSONResponse, Response
 
 from tuneloop.errors import TuneloopError, Unavailable
 from tuneloop.gateway.context import Gateway, gateway_of
-from tuneloop.rpc.call import call
+from tuneloop.rpc.call import reply_of
 from tuneloop.rpc.channel import is_serving
 from tuneloop.v1 import generation_pb2
 
@@ -47,7 +47,7 @@ async def served_policy(gateway: Gateway) -> generation_pb2.Policy:
     if not await is_serving(gateway.generation_channel, GENERATION_SERVICE):
         raise Unavailable("generation is not serving yet")
     request = generation_pb2.GetPolicyRequest(policy=gateway.settings.policy)
-    answer: generation_pb2.GetPolicyResponse = await call(
+    answer: generation_pb2.GetPolicyResponse = await reply_of(
         gateway.generation.GetPolicy(request, timeout=READY_TIMEOUT)
     )
     return answer.policy

@@ -7,7 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.edge.authentication import LOCAL, caller_of
-from tuneloop.rpc.call import call
+from tuneloop.rpc.call import reply_of
 from tuneloop.v1 import learner_pb2
 
 router = APIRouter(tags=["learning"])
@@ -54,7 +54,7 @@ async def pause(request: Request) -> dict[str, Any]:
     """Stop learning until it is resumed; answers go on, and feedback is kept."""
     gateway = gateway_of(request)
     message = learner_pb2.PauseRequest(actor=actor(request))
-    answer: learner_pb2.PauseResponse = await call(
+    answer: learner_pb2.PauseResponse = await reply_of(
         gateway.learner.Pause(message, timeout=CONTROL_TIMEOUT)
     )
     return {"state": answer.state}
@@ -65,7 +65,7 @@ async def resume(request: Request) -> dict[str, Any]:
     """Learn again."""
     gateway = gateway_of(request)
     message = learner_pb2.ResumeRequest(actor=actor(request))
-    answer: learner_pb2.ResumeResponse = await call(
+    answer: learner_pb2.ResumeResponse = await reply_of(
         gateway.learner.Resume(message, timeout=CONTROL_TIMEOUT)
     )
     return {"state": answer.state}
@@ -81,7 +81,7 @@ def actor(request: Request) -> str:
 
 async def learner_status(gateway: Gateway) -> dict[str, Any]:
     """The learner's status; raises `Unavailable` while it is away."""
-    status: learner_pb2.GetStatusResponse = await call(
+    status: learner_pb2.GetStatusResponse = await reply_of(
         gateway.learner.GetStatus(learner_pb2.GetStatusRequest(), timeout=CONTROL_TIMEOUT)
     )
     return {

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Request
 
 from tuneloop.gateway.context import Gateway, gateway_of
 from tuneloop.gateway.routes.learner import rfc3339
-from tuneloop.rpc.call import call
+from tuneloop.rpc.call import reply_of
 from tuneloop.v1 import learner_pb2
 
 router = APIRouter(tags=["lineage"])
@@ -19,7 +19,7 @@ FeedbackId = Annotated[str, Path(min_length=1, max_length=128)]
 @router.get("/v1/lineage/feedback/{feedback_id}")
 async def feedback_lineage(feedback_id: FeedbackId, request: Request) -> dict[str, Any]:
     """What became of a feedback event, and the versions it reached."""
-    answer: learner_pb2.GetFeedbackLineageResponse = await call(
+    answer: learner_pb2.GetFeedbackLineageResponse = await reply_of(
         gateway_of(request).learner.GetFeedbackLineage(
             learner_pb2.GetFeedbackLineageRequest(feedback_id=feedback_id), timeout=LINEAGE_TIMEOUT
         )
@@ -49,7 +49,7 @@ async def feedback_lineage(feedback_id: FeedbackId, request: Request) -> dict[st
 async def user_lineage(user_id: str, request: Request) -> dict[str, Any]:
     """What there is of a user, and the versions it reached, what was forgotten included."""
     gateway = gateway_of(request)
-    answer: learner_pb2.GetUserLineageResponse = await call(
+    answer: learner_pb2.GetUserLineageResponse = await reply_of(
         gateway.learner.GetUserLineage(
             learner_pb2.GetUserLineageRequest(user_hash=user_hash_of(gateway, user_id)),
             timeout=LINEAGE_TIMEOUT,

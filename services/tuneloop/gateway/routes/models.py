@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from tuneloop.gateway.context import CONTROL_TIMEOUT, gateway_of
 from tuneloop.gateway.errors import ModelNotFound
-from tuneloop.rpc.call import call
+from tuneloop.rpc.call import reply_of
 from tuneloop.v1 import generation_pb2
 
 router = APIRouter(tags=["OpenAI"])
@@ -30,7 +30,7 @@ async def get_model(model_id: str, request: Request) -> dict[str, Any]:
 async def policies(request: Request) -> list[generation_pb2.Policy]:
     """The policies that this gateway lets callers use."""
     gateway = gateway_of(request)
-    answer: generation_pb2.ListPoliciesResponse = await call(
+    answer: generation_pb2.ListPoliciesResponse = await reply_of(
         gateway.generation.ListPolicies(
             generation_pb2.ListPoliciesRequest(), timeout=CONTROL_TIMEOUT
         )

@@ -14,7 +14,7 @@ from tuneloop.gateway.openai.schemas import INT64_MAX
 from tuneloop.gateway.routes.learner import actor, evaluation, rfc3339
 from tuneloop.gateway.routes.lineage import user_hash_of
 from tuneloop.gateway.unicode import Text
-from tuneloop.rpc.call import call
+from tuneloop.rpc.call import reply_of
 from tuneloop.v1 import generation_pb2, learner_pb2
 
 router = APIRouter(tags=["policies"])
@@ -83,7 +83,7 @@ async def policies_document(gateway: Gateway, limit: int, before: int | None) ->
 async def get_policy_version(version: Version, request: Request) -> dict[str, Any]:
     """A version's manifest, lineage and what was decided about it."""
     gateway = gateway_of(request)
-    answer: learner_pb2.GetLineageResponse = await call(
+    answer: learner_pb2.GetLineageResponse = await reply_of(
         gateway.learner.GetLineage(
             learner_pb2.GetLineageRequest(policy=gateway.settings.policy, policy_version=version),
             timeout=RELEASE_TIMEOUT,
@@ -118,7 +118,7 @@ async def promote(version: Version, request: Request) -> dict[str, Any]:
     message = learner_pb2.PromoteRequest(
         policy=gateway.settings.policy, policy_version=version, actor=actor(request)
     )
-    answer: learner_pb2.PromoteResponse = await call(
+    answer: learner_pb2.PromoteResponse = await reply_of(
         gateway.learner.Promote(message, timeout=RELEASE_TIMEOUT)
     )
     return {"policy": gateway.settings.policy, "policy_version": answer.policy_version}
@@ -136,7 +136,7 @@ async def roll_back(request: Request, body: RollBackRequest | None = None) -> di
         policy_version=None if body is None else body.policy_version,
         actor=actor(request),
     )
-    answer: learner_pb2.RollBackResponse = await call(
+    answer: learner_pb2.RollBackResponse = await reply_of(
         gateway.learner.RollBack(message, timeout=RELEASE_TIMEOUT)
     )
     return {"policy": gateway.settings.policy, "policy_version": answer.policy_version}
@@ -160,7 +160,7 @@ async def rebuild(body: RebuildRequest, request: Request) -> dict[str, Any]:
         before_user_hash=None if user is None else user_hash_of(gateway, user),
         actor=actor(request),
     )
-    answer: learner_pb2.RebuildPolicyResponse = await call(
+    answer: learner_pb2.RebuildPolicyResponse = await reply_of(
         gateway.learner.RebuildPolicy(message, timeout=REBUILD_TIMEOUT)
     )
     return {
@@ -175,7 +175,7 @@ async def rebuild(body: RebuildRequest, request: Request) -> dict[str, Any]:
 async def get_serving(gateway: Gateway) -> dict[str, Any]:
     """What generation serves and holds."""
     request = generation_pb2.GetPolicyRequest(policy=gateway.settings.policy)
-    answer: generation_pb2.GetPolicyResponse = await call(
+    answer: generation_pb2.GetPolicyResponse = await reply_of(
         gateway.generation.GetPolicy(request, timeout=CONTROL_TIMEOUT)
     )
     policy = answer.policy
@@ -205,7 +205,7 @@ async def get_versions(gateway: Gateway, limit: int, before: int | None) -> list
     request = learner_pb2.ListPolicyVersionsRequest(
         policy=gateway.settings.policy, page_size=limit, before_version=before
     )
-    answer: learner_pb2.ListPolicyVersionsResponse = await call(
+    answer: learner_pb2.ListPolicyVersionsResponse = await reply_of(
         gateway.learner.ListPolicyVersions(request, timeout=CONTROL_TIMEOUT)
     )
     return [policy_version(version) for version in answer.versions]

@@ -9,7 +9,7 @@ from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.openai.messages import conversation
 from tuneloop.gateway.openai.schemas import ScoreRequest
 from tuneloop.rollouts import Score
-from tuneloop.rpc.call import call
+from tuneloop.rpc.call import reply_of
 from tuneloop.v1 import reward_pb2
 
 router = APIRouter(tags=["feedback"])
@@ -26,7 +26,7 @@ async def score(body: ScoreRequest, request: Request) -> dict[str, Any]:
         message.text = body.prompt or ""
     else:
         message.chat.CopyFrom(wire.messages_to_proto(conversation(body.messages)))
-    answer: reward_pb2.ScoreRolloutsResponse = await call(
+    answer: reward_pb2.ScoreRolloutsResponse = await reply_of(
         gateway.reward.ScoreRollouts(message, timeout=SCORE_TIMEOUT)
     )
     scores = [wire.score_from_proto(s) for s in answer.scores]

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.routes.lineage import user_hash_of
-from tuneloop.rpc.call import call
+from tuneloop.rpc.call import reply_of
 from tuneloop.v1 import learner_pb2
 
 router = APIRouter(tags=["users"])
@@ -28,7 +28,7 @@ async def forget_user(user_id: str, request: Request) -> dict[str, Any]:
     """
     gateway = gateway_of(request)
     user_hash = user_hash_of(gateway, user_id)
-    removed: learner_pb2.ForgetUserResponse = await call(
+    removed: learner_pb2.ForgetUserResponse = await reply_of(
         gateway.learner.ForgetUser(
             learner_pb2.ForgetUserRequest(user_hash=user_hash), timeout=FORGET_TIMEOUT
         )
