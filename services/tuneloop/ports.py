@@ -8,7 +8,7 @@ import time
 
 from tuneloop.errors import SettingsError
 
-log = logging.getLogger("tuneloop.ports")
+logger = logging.getLogger("tuneloop.ports")
 
 RELEASE_SECONDS = 75.0
 """The kernel keeps the port of a connection for a minute after its end (TIME_WAIT)."""
@@ -28,7 +28,7 @@ async def until_released(host: str, port: int) -> None:
         if await asyncio.to_thread(is_listened_on, host, port):
             return
         if not said:
-            log.warning("port %d was given to a connection; waiting until it is free", port)
+            logger.warning("port %d was given to a connection; waiting until it is free", port)
             said = True
         await asyncio.sleep(RELEASE_INTERVAL)
 

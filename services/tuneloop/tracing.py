@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span
 
-log = logging.getLogger("tuneloop.tracing")
+logger = logging.getLogger("tuneloop.tracing")
 
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
 Attributes = Mapping[str, str | int | float | bool]
@@ -120,10 +120,10 @@ def start(process: str) -> None:
         exporter = _exporter()
     except ImportError as error:
         # Set for every process of a cluster, maybe: no reason not to serve.
-        log.warning("no traces: %s; pip install 'tuneloop[otel]'", error)
+        logger.warning("no traces: %s; pip install 'tuneloop[otel]'", error)
         return
     start_with(BatchSpanProcessor(exporter), process)
-    log.info("traces are sent")
+    logger.info("traces are sent")
 
 
 def _exporter() -> "SpanExporter":

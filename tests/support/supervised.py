@@ -10,7 +10,7 @@ from tuneloop.errors import FailedPrecondition
 from tuneloop.supervisor.data_dir import lock, open_data_dir
 from tuneloop.supervisor.output import Terminal
 from tuneloop.supervisor.plan import ProcessPlan
-from tuneloop.supervisor.process import BackOff, ProcessSpec
+from tuneloop.supervisor.process import ProcessSpec, RestartPolicy
 from tuneloop.supervisor.supervisor import Supervisor
 
 SLEEPER = "print('up', flush=True); import time; time.sleep(3600)"
@@ -43,7 +43,7 @@ def make_supervisor(
     terminal: Terminal,
     lock_descriptor: int | None = None,
     stop_seconds: float = 5.0,
-    back_off: BackOff | None = None,
+    restarts: RestartPolicy | None = None,
 ) -> Supervisor:
     plan = ProcessPlan(
         specs=tuple(specs),
@@ -58,7 +58,7 @@ def make_supervisor(
         terminal=terminal,
         lock_descriptor=lock_descriptor,
         stop_seconds=stop_seconds,
-        back_off=back_off,
+        restarts=restarts,
     )
 
 

@@ -17,11 +17,12 @@ from urllib.parse import urlsplit
 import nats.errors
 from nats.aio.client import Client
 
+from tuneloop.backoff import Backoff
 from tuneloop.bus import metrics
 from tuneloop.bus.access import Access
 from tuneloop.errors import InvalidRequest, SettingsError, Unavailable
 
-log = logging.getLogger("tuneloop.bus")
+logger = logging.getLogger("tuneloop.bus")
 
 RETRY_AFTER_SECONDS = 2.0
 REPORT_EVERY_SECONDS = 60.0
@@ -80,7 +81,7 @@ class NatsConnection:
             async with asyncio.timeout(wait):
                 await self._connected.wait()
         except TimeoutError:
-            log.warning("the event bus at %s cannot be reached yet; trying on", self.url)
+            logger.warning("the event bus at %s cannot be reached yet; trying on", self.url)
 
     @property
     def connected(self) -> bool:
@@ -151,12 +152,12 @@ class NatsConnection:
             try:
                 await self._client.flush(timeout=2)
             except (TimeoutError, nats.errors.Error) as error:
-                log.warning("the event bus did not take what was still to be sent: %s", error)
+                logger.warning("the event bus did not take what was still to be sent: %s", error)
         await self._client.close()
         metrics.connected.set(0)
 
     async def _keep_connected(self) -> None:
-        pause = 0.5
+        delays = Backoff()
         while True:
             closed = asyncio.Event()
             client = Client()
@@ -164,22 +165,21 @@ class NatsConnection:
             try:
                 await client.connect(**self._options, closed_cb=_setter(closed))
                 await self._on_connected()
-                pause = 0.5
+                delays.reset()
                 await closed.wait()
-                log.warning("the event bus closed the connection; connecting anew")
+                logger.warning("the event bus closed the connection; connecting anew")
             except (OSError, nats.errors.Error, TimeoutError) as error:
                 await self._report(error)
             except asyncio.CancelledError:
                 if not client.is_connected:
                     await client.close()
                 raise
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 10.0)
+            await asyncio.sleep(delays.next_delay())
 
     async def _on_connected(self) -> None:
         if self.epoch:
             metrics.reconnects.inc()
-            log.info("the event bus can be reached again")
+            logger.info("the event bus can be reached again")
         self.epoch += 1
         self._reported = 0.0
         self._problem = ""
@@ -194,7 +194,7 @@ class NatsConnection:
     def _deny(self, verb: str, subject: str) -> None:
         """End what waits for an answer that will not come: the server refused the question."""
         what = f"to {'publish' if verb == 'publish' else 'subscribe'} to {subject}"
-        log.error("the event bus does not allow %s %s", self._name, what)
+        logger.error("the event bus does not allow %s %s", self._name, what)
         for scope, asked in list(self._waiting.items()):
             if asked.lower() == subject:
                 self._denied[scope] = what
@@ -212,7 +212,7 @@ class NatsConnection:
         now = time.monotonic()
         if now - self._reported >= REPORT_EVERY_SECONDS or self.connected:
             self._reported = now
-            log.warning("event bus at %s: %s", self.url, error or type(error).__name__)
+            logger.warning("event bus at %s: %s", self.url, error or type(error).__name__)
 
 
 def _end(scope: asyncio.Timeout) -> None:

@@ -17,7 +17,7 @@ import nats.errors
 from tuneloop.bus.connection import NatsConnection
 from tuneloop.bus.streams import API, NANOSECONDS
 
-log = logging.getLogger("tuneloop.bus")
+logger = logging.getLogger("tuneloop.bus")
 
 ENDED = {"404", "408"}
 GRACE_SECONDS = 1.0
@@ -122,7 +122,9 @@ class Puller:
         code, description = self._status
         lost = code == "503" or "Deleted" in description or "not found" in description.lower()
         if lost:
-            log.warning("consumer %s of %s is gone; making it anew", self._consumer, self._stream)
+            logger.warning(
+                "consumer %s of %s is gone; creating it again", self._consumer, self._stream
+            )
             self._epoch = -1
             await self._prepare()
         # Whatever the reason, do not ask again in a tight loop.

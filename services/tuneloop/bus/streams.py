@@ -10,7 +10,7 @@ from tuneloop.bus import subjects
 from tuneloop.bus.connection import NatsConnection
 from tuneloop.errors import Unavailable
 
-log = logging.getLogger("tuneloop.bus")
+logger = logging.getLogger("tuneloop.bus")
 
 API = "$JS.API"
 NANOSECONDS = 1_000_000_000
@@ -173,10 +173,10 @@ async def update_stream(connection: NatsConnection, configuration: dict[str, Any
         await api(connection, f"STREAM.UPDATE.{name}", configuration, 5.0)
     except ApiError as error:
         raise failed(name, error) from error
-    log.info("stream %s: updated", name)
+    logger.info("stream %s: updated", name)
 
 
 def failed(stream: str, error: ApiError) -> Unavailable:
     """The error to raise when a stream can be neither made nor changed."""
-    log.error("stream %s cannot be made: %s", stream, error)
+    logger.error("stream %s cannot be made: %s", stream, error)
     return Unavailable(f"the event bus refused stream {stream}: {error}", retry_after=30.0)

@@ -6,18 +6,15 @@ a replica of adapters. While the canary's replica does not answer, its users get
 """
 
 import asyncio
-import logging
 from contextlib import suppress
 
 from tuneloop import wire
 from tuneloop.bus import Bus, subjects
-from tuneloop.errors import CorruptData
+from tuneloop.bus.follow import Follower
 from tuneloop.policies import CanaryRoute
 from tuneloop.rpc.channel import connect
 from tuneloop.rpc.tls import Tls
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc
-
-logger = logging.getLogger("tuneloop.gateway")
 
 
 class CanaryReplica:
@@ -27,9 +24,13 @@ class CanaryReplica:
         self.route: CanaryRoute | None = None
         self.channel = connect(address, tls)
         self.generation = generation_pb2_grpc.GenerationServiceStub(self.channel)
-        self._bus = bus
-        self._key = subjects.canary_policy_key(policy)
-        self._following = asyncio.create_task(self._follow(), name="canary route")
+        entry = Follower(
+            bus,
+            subjects.canary_policy_key(policy),
+            decode=wire.decode_canary,
+            apply=self._set_route,
+        )
+        self._following = asyncio.create_task(entry.run(), name="canary route")
 
     def takes(self, request: generation_pb2.GenerateRequest) -> bool:
         """Whether the request is for the canary: not where it names a version itself."""
@@ -38,15 +39,11 @@ class CanaryReplica:
         return self.route.takes(request.route_by)
 
     async def close(self) -> None:
-        """Follow no more and disconnect."""
+        """Stop following the routing table, and disconnect."""
         self._following.cancel()
         with suppress(asyncio.CancelledError):
             await self._following
         await self.channel.close()
 
-    async def _follow(self) -> None:
-        async for entry in self._bus.watch_routing(self._key):
-            try:
-                self.route = wire.decode_canary(entry.value)
-            except CorruptData as error:
-                logger.error("ignored a routing entry: %s", error.message)
+    async def _set_route(self, route: CanaryRoute | None) -> None:
+        self.route = route

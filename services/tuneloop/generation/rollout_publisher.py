@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from tuneloop import tracing, wire
+from tuneloop.backoff import Backoff
 from tuneloop.bus import Bus, subjects
 from tuneloop.errors import TuneloopError, Unavailable
 from tuneloop.generation import metrics
@@ -101,14 +102,13 @@ class RolloutPublisher:
 
     async def run(self) -> None:
         """Publish in batches for ever; a batch that fails is tried again later."""
-        delay = FIRST_DELAY
+        delays = Backoff(FIRST_DELAY, LONGEST_DELAY)
         while True:
             await self.arrived.wait()
             if await self.publish_batch():
-                delay = FIRST_DELAY
+                delays.reset()
             else:
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, LONGEST_DELAY)
+                await asyncio.sleep(delays.next_delay())
             if not self.buffer:
                 self.arrived.clear()
                 self.emptied.set()

@@ -23,7 +23,7 @@ from tuneloop.reward.scoring import ScoredBatch, Scoring
 from tuneloop.rollouts import FinishReason, Rollout, Score, ScoredRollout
 from tuneloop.telemetry import quote
 
-log = logging.getLogger("tuneloop.reward")
+logger = logging.getLogger("tuneloop.reward")
 
 DURABLE = "reward"
 GENERATED = "tuneloop.v1.*.rollout.generated.*"
@@ -86,7 +86,7 @@ class RolloutConsumer:
                     await self._observe_lag(consumer)
             except Unavailable as error:
                 if not away:
-                    log.warning("rollouts wait to be scored: %s", error.message)
+                    logger.warning("rollouts wait to be scored: %s", error.message)
                 away = True
                 await asyncio.sleep(IDLE_SECONDS)
 
@@ -115,7 +115,7 @@ class RolloutConsumer:
                 scored = await loop.run_in_executor(self._executor, score)
             except Exception:
                 # A bug, or no memory: the rollouts come again, and are dead letters in the end.
-                log.exception("could not score %d rollouts", len(items))
+                logger.exception("could not score %d rollouts", len(items))
                 await asyncio.gather(*(self._retry(item.delivery) for item in items))
                 return
         await asyncio.gather(
@@ -160,7 +160,9 @@ class RolloutConsumer:
 
     async def _bury(self, delivery: Delivery, reason: str, gist: str = "") -> None:
         """Make a dead letter; `gist` is its reason where that may quote the completion."""
-        log.error("rollout %d of the stream: %s", delivery.sequence, quote(reason, gist or reason))
+        logger.error(
+            "rollout %d of the stream: %s", delivery.sequence, quote(reason, gist or reason)
+        )
         await self._bus.dead_letter(delivery, consumer=DURABLE, reason=reason)
         metrics.rollouts.labels("dead").inc()
 
@@ -185,7 +187,7 @@ class RolloutConsumer:
             )
             await item.delivery.ack()
         except TuneloopError as error:
-            log.warning("score of %s not stored yet: %s", rollout.completion_id, error.message)
+            logger.warning("score of %s not stored yet: %s", rollout.completion_id, error.message)
             await self._retry(item.delivery)
             return
         metrics.rollouts.labels("scored").inc()

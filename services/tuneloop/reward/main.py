@@ -14,7 +14,7 @@ from tuneloop.telemetry import start_logging
 def main() -> None:
     """Score until SIGTERM or SIGINT."""
     settings = load_or_exit(RewardSettings)
-    log = start_logging("reward")
+    logger = start_logging("reward")
     tracing.start("reward")
     # Reward functions are found beside where the process is started, as with `python -m`.
     sys.path.append(os.getcwd())
@@ -23,7 +23,7 @@ def main() -> None:
     try:
         asyncio.run(run(settings))
     except TuneloopError as error:
-        log.error("%s", error.message)
+        logger.error("%s", error.message)
         raise SystemExit(2) from error
 
 

@@ -26,7 +26,7 @@ from tuneloop.weights.filesystem import FilesystemStore
 from tuneloop.weights.shapes import base_model_sha256
 from tuneloop.weights.signing import Verifier
 
-log = logging.getLogger("tuneloop.reward")
+logger = logging.getLogger("tuneloop.reward")
 
 SERVICE = "tuneloop.v1.RewardService"
 HEALTH_SECONDS = 1.0

@@ -20,7 +20,7 @@ from tuneloop.reward.verdicts import Columns, Failure, Verdict, ask, check_colum
 from tuneloop.rollouts import Score, ScorerResult
 from tuneloop.telemetry import quote
 
-log = logging.getLogger("tuneloop.reward")
+logger = logging.getLogger("tuneloop.reward")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ class Scoring:
                     failures[row] = f"scorer {scorer.name} {verdict.problem}"
                     where = candidates[row].completion_id or f"{row + 1} of a request"
                     problem = quote(verdict.problem, verdict.gist)
-                    log.warning("completion %s: scorer %s %s", where, scorer.name, problem)
+                    logger.warning("completion %s: scorer %s %s", where, scorer.name, problem)
         scores = tuple(self._combine(verdicts, row) for row in range(len(candidates)))
         for score in scores:
             if score.reward is not None:

@@ -1,7 +1,7 @@
-"""Follows the routing table: when the reward model's version changes, score with the new one.
+"""Keeps the reward model on the version that the routing table names.
 
-Scoring goes on while a version is fetched, verified and loaded; the switch is one assignment, so a
-batch is scored by one version. What is refused changes nothing.
+Scoring continues while a version is fetched, verified and loaded; the switch is one assignment, so
+each batch is scored by one version. A version that is refused changes nothing.
 """
 
 import asyncio
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from tuneloop import wire
 from tuneloop.bus import Bus, subjects
-from tuneloop.errors import CorruptData, NotFound, TuneloopError, Unavailable, WeightsRefused
+from tuneloop.bus.follow import Follower
+from tuneloop.errors import CorruptData, TuneloopError, WeightsRefused
 from tuneloop.models.reward_model import load
 from tuneloop.policies import WeightsReference
 from tuneloop.reward import metrics
@@ -19,16 +20,12 @@ from tuneloop.reward.scorers.reward_model import RewardModelScorer, is_informati
 from tuneloop.reward.scoring import Scoring
 from tuneloop.weights.store import WeightStore
 
-log = logging.getLogger("tuneloop.reward")
-
-FIRST_DELAY = 0.5
-LONGEST_DELAY = 10.0
-"""Seconds before the second and between later attempts to load a version."""
+logger = logging.getLogger("tuneloop.reward")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardSwapOptions:
-    """What a version must be to be let in."""
+    """The conditions that a version must meet."""
 
     policy: str
     """The policy that is scored; its reward model is `<policy>-reward-model`."""
@@ -49,57 +46,44 @@ class RewardModelSwap:
         base: RewardModelScorer,
         options: RewardSwapOptions,
     ) -> None:
-        self._bus = bus
         self._store = store
         self._scoring = scoring
         self._base = base
         self._options = options
-        self._key = subjects.reward_model_key(options.policy)
+        self._entry = Follower(
+            bus,
+            subjects.reward_model_key(options.policy),
+            decode=wire.decode_routing,
+            apply=self._follow,
+        )
 
     async def activate_stable(self) -> None:
-        """Before the first score: use the version of the routing table, if it can be had."""
+        """Use the version of the routing table; keep the base model if that fails."""
         try:
-            entry = await self._bus.routing(self._key)
-            if entry is not None:
-                await self.activate(wire.decode_routing(entry.value))
+            reference = await self._entry.current()
+            if reference is not None:
+                await self.activate(reference)
         except TuneloopError as error:
-            log.warning("starting with the base reward model: %s", error.message)
+            logger.warning("starting with the base reward model: %s", error.message)
 
     async def run(self) -> None:
-        """Follow the routing table for ever; the newest entry takes the place of older ones."""
-        attempts: asyncio.Task[None] | None = None
-        try:
-            async for entry in self._bus.watch_routing(self._key):
-                if attempts is not None:
-                    attempts.cancel()
-                attempts = asyncio.create_task(self._follow(entry.value))
-        finally:
-            if attempts is not None:
-                attempts.cancel()
+        """Follow the routing table. Never returns."""
+        await self._entry.run()
 
-    async def _follow(self, value: bytes) -> None:
-        """Use the version of one entry; tried again while the store cannot give it."""
-        delay = FIRST_DELAY
-        while True:
-            try:
-                return await self.activate(wire.decode_routing(value))
-            except (Unavailable, NotFound) as error:
-                # A replicated store may show a version a little later than the table.
-                log.warning("reward model: %s", error.message)
-            except WeightsRefused:
-                return None  # counted and logged where it was refused
-            except CorruptData as error:
-                return log.error("ignored a routing entry of the reward model: %s", error.message)
-            except Exception:
-                metrics.swaps_refused.labels("INTERNAL").inc()
-                return log.exception("could not load a reward model")
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, LONGEST_DELAY)
+    async def _follow(self, reference: WeightsReference) -> None:
+        try:
+            await self.activate(reference)
+        except TuneloopError:
+            raise
+        except Exception:
+            # One bad version must not stop a process that has a good one.
+            metrics.swaps_refused.labels("INTERNAL").inc()
+            logger.exception("could not load reward model %d", reference.policy_version)
 
     async def activate(self, reference: WeightsReference) -> None:
         """Load a version and score with it from now on.
 
-        Raises `WeightsRefused`, `NotFound`, `Unavailable`; then scoring goes on as before.
+        Raises `WeightsRefused`, `NotFound`, `Unavailable`; the version in use stays.
         """
         if reference.policy_version == self._scoring.reward_model_version:
             return
@@ -108,17 +92,17 @@ class RewardModelSwap:
             scorer = await asyncio.to_thread(self._load, reference)
         except CorruptData as error:
             metrics.swaps_refused.labels(error.reason).inc()
-            log.error("refused reward model %d: %s", reference.policy_version, error.message)
+            logger.error("refused reward model %d: %s", reference.policy_version, error.message)
             raise
         self._scoring.reward_model = scorer
         metrics.reward_model_version.set(scorer.version)
         metrics.swap_seconds.observe(time.monotonic() - started)
-        log.info(
+        logger.info(
             "reward model version %d%s", scorer.version, "" if scorer.informative else " (learning)"
         )
 
     def _load(self, reference: WeightsReference) -> RewardModelScorer:
-        """The version as a scorer; raises `WeightsRefused` unless it fits the base model."""
+        """Load a version as a scorer. Raises `WeightsRefused` unless it fits the base model."""
         if reference.policy_version == 0:
             return self._base
         expected = f"{self._options.policy}-reward-model"

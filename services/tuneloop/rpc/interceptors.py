@@ -17,12 +17,21 @@ from uuid import uuid4
 
 import grpc
 from google.protobuf.message import DecodeError
+from prometheus_client import Counter, Histogram
 
 from tuneloop.errors import CorruptData, TuneloopError
-from tuneloop.rpc import metrics
 from tuneloop.rpc.status import DETAILS_KEY, code_of, status_from_error
+from tuneloop.telemetry import LATENCY_BUCKETS
 
-log = logging.getLogger("tuneloop.rpc")
+logger = logging.getLogger("tuneloop.rpc")
+
+requests = Counter("tuneloop_rpc_requests_total", "Calls that ended.", ["method", "code"])
+seconds = Histogram(
+    "tuneloop_rpc_seconds",
+    "Time from the start of a call to its end.",
+    ["method"],
+    buckets=LATENCY_BUCKETS,
+)
 
 if TYPE_CHECKING:
     # Generic in the type stubs only.
@@ -124,13 +133,13 @@ async def translate_errors(method: str, request: Any, context: Any) -> AsyncIter
     except Exception as error:
         code = grpc.StatusCode.INTERNAL
         incident = uuid4().hex[:12]
-        log.exception("%s failed [%s]", method, incident)
+        logger.exception("%s failed [%s]", method, incident)
         await refuse(
             context, TuneloopError(f"internal error; the log has it as {incident}"), cause=error
         )
     finally:
-        metrics.requests.labels(method, code.name).inc()
-        metrics.seconds.labels(method).observe(time.perf_counter() - started)
+        requests.labels(method, code.name).inc()
+        seconds.labels(method).observe(time.perf_counter() - started)
 
 
 async def refuse(context: Any, error: TuneloopError, cause: Exception | None = None) -> None:

@@ -17,7 +17,7 @@ from tuneloop.rpc.interceptors import ErrorInterceptor
 from tuneloop.rpc.tls import Tls
 from tuneloop.rpc.tracing import server_interceptors
 
-log = logging.getLogger("tuneloop.rpc")
+logger = logging.getLogger("tuneloop.rpc")
 
 CONNECTION_AGE_SECONDS = 300.0
 """After which a client is asked to connect anew: it looks its target's name up again, and finds
@@ -111,7 +111,7 @@ class Server:
                 f"cannot listen on {address}: is it taken?", param="port"
             ) from error
         await self._server.start()
-        log.info("gRPC on %s:%d: %s", self._host, self.port, ", ".join(self._names))
+        logger.info("gRPC on %s:%d: %s", self._host, self.port, ", ".join(self._names))
         return self.port
 
     def _bind(self, address: str) -> int:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tuneloop.backoff import Backoff
 from tuneloop.errors import FailedPrecondition
 from tuneloop.priority import lower_priority
 from tuneloop.supervisor.output import LogFile, Terminal
 from tuneloop.supervisor.probes import Probe
 from tuneloop.supervisor.reaper import Reaper
 
-log = logging.getLogger("tuneloop.supervisor")
+logger = logging.getLogger("tuneloop.supervisor")
 
 SETTINGS_ARE_WRONG = 2
 """Exit status of a process that refuses its settings: starting it again would not help."""
@@ -33,14 +34,14 @@ def show_everything(line: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BackOff:
-    """How long to wait before a process is started again."""
+class RestartPolicy:
+    """How long to wait before a process that ended is started again, in seconds."""
 
     first: float = 0.5
-    """Seconds; doubled each time."""
+    """Doubled each time."""
     longest: float = 30.0
     healthy_after: float = 60.0
-    """Having been ready for this long, a process begins again with `first`."""
+    """A process that was ready for this long starts over with `first`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,7 @@ class ManagedProcess:
         guard: Reaper,
         terminal: Terminal,
         log_folder: Path,
-        back_off: BackOff,
+        restarts: RestartPolicy,
         changed: Callable[[], None],
     ) -> None:
         self.spec = spec
@@ -83,7 +84,7 @@ class ManagedProcess:
         self._guard = guard
         self._terminal = terminal
         self._log = LogFile(spec.name, log_folder, terminal, spec.shown)
-        self._back_off = back_off
+        self._policy = restarts
         self._changed = changed
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
@@ -95,21 +96,21 @@ class ManagedProcess:
 
         Raises `FailedPrecondition` when it cannot be started at all, or refuses its settings.
         """
-        pause = self._back_off.first
+        delays = Backoff(self._policy.first, self._policy.longest)
         while not self._stopping.is_set():
             status, ready_seconds = await self._run_once()
             if self._stopping.is_set():
                 break
             if status == SETTINGS_ARE_WRONG:
                 raise FailedPrecondition(f"{self.spec.name} refused its settings (see above)")
-            if ready_seconds >= self._back_off.healthy_after:
-                pause = self._back_off.first
+            if ready_seconds >= self._policy.healthy_after:
+                delays.reset()
+            pause = delays.next_delay()
             self._say(f"{describe(status)}; starting it again in {pause:g} s")
             self.restarts += 1
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._stopping.wait()
-            pause = min(pause * 2, self._back_off.longest)
         self._log.close()
 
     async def stop(self, seconds: float) -> None:

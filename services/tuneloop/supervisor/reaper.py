@@ -38,7 +38,7 @@ def main() -> None:
         kill_group(group)
 
 
-log = logging.getLogger("tuneloop.supervisor")
+logger = logging.getLogger("tuneloop.supervisor")
 
 
 SCRIPT = Path(__file__).with_name("reaper.py")
@@ -86,7 +86,7 @@ class Reaper:
         try:
             self._write(line)
         except BrokenPipeError:
-            log.warning("the guardian was killed; starting another")
+            logger.warning("the guardian was killed; starting another")
             self._process.wait()
             self._process = self._start()
             for group in self._groups:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from tuneloop.supervisor.data_dir import DataDir, write_json
 from tuneloop.supervisor.output import Terminal
 from tuneloop.supervisor.plan import ProcessPlan
-from tuneloop.supervisor.process import BackOff, ManagedProcess
+from tuneloop.supervisor.process import ManagedProcess, RestartPolicy
 from tuneloop.supervisor.reaper import Reaper
 
 
@@ -26,7 +26,7 @@ class Supervisor:
         terminal: Terminal,
         lock_descriptor: int | None = None,
         stop_seconds: float = 15.0,
-        back_off: BackOff | None = None,
+        restarts: RestartPolicy | None = None,
     ) -> None:
         self._plan = plan
         self._data = data
@@ -44,7 +44,7 @@ class Supervisor:
                 guard=self._guard,
                 terminal=terminal,
                 log_folder=data.logs,
-                back_off=back_off or BackOff(),
+                restarts=restarts or RestartPolicy(),
                 changed=self._write_run_file,
             )
             for spec in plan.specs

@@ -26,11 +26,11 @@ from tuneloop.supervisor import output as chatter
 from tuneloop.supervisor.data_dir import check_model, open_data_dir
 from tuneloop.supervisor.output import LogFile, Terminal
 from tuneloop.supervisor.plan import choose_ports, make_plan
-from tuneloop.supervisor.process import BackOff, ProcessSpec
+from tuneloop.supervisor.process import ProcessSpec, RestartPolicy
 from tuneloop.supervisor.settings import SupervisorSettings
 
 SCRIPT = Path(__file__).parents[2] / "support" / "supervised.py"
-QUICK = BackOff(first=0.01, longest=0.04, healthy_after=3600)
+QUICK = RestartPolicy(first=0.01, longest=0.04, healthy_after=3600)
 
 
 async def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
@@ -62,12 +62,12 @@ def runs(pid: int) -> bool:
 
 @asynccontextmanager
 async def supervised(
-    data_dir: Path, *specs: ProcessSpec, stop_seconds: float = 5.0, back_off: BackOff = QUICK
+    data_dir: Path, *specs: ProcessSpec, stop_seconds: float = 5.0, restarts: RestartPolicy = QUICK
 ) -> AsyncIterator[io.StringIO]:
     """A running supervisor; what it wrote to the terminal so far."""
     output = io.StringIO()
     supervisor = make_supervisor(
-        data_dir, specs, terminal=Terminal(output), stop_seconds=stop_seconds, back_off=back_off
+        data_dir, specs, terminal=Terminal(output), stop_seconds=stop_seconds, restarts=restarts
     )
     task = asyncio.create_task(supervisor.run())
     try:
@@ -100,9 +100,9 @@ async def test_a_process_that_dies_is_started_again_ever_more_slowly(tmp_path: P
 async def test_a_process_that_was_healthy_begins_again_with_the_first_pause(
     tmp_path: Path,
 ) -> None:
-    healthy = BackOff(first=0.01, longest=0.04, healthy_after=0.0)
+    healthy = RestartPolicy(first=0.01, longest=0.04, healthy_after=0.0)
     flaky = spec("reward", "import time; time.sleep(0.3)")
-    async with supervised(tmp_path, flaky, back_off=healthy) as output:
+    async with supervised(tmp_path, flaky, restarts=healthy) as output:
         await until(lambda: output.getvalue().count("starting it again in 0.01 s") >= 3)
         assert "0.02 s" not in output.getvalue()
 

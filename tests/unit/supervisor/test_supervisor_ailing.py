@@ -19,7 +19,7 @@ from support.supervised import SLEEPER, make_supervisor, spec
 from tuneloop.supervisor.nats import write_config
 from tuneloop.supervisor.output import Terminal
 from tuneloop.supervisor.probes import can_be_cured, listens
-from tuneloop.supervisor.process import BackOff
+from tuneloop.supervisor.process import RestartPolicy
 
 
 async def test_a_process_that_ails_is_started_again(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ async def test_a_process_that_ails_is_started_again(tmp_path: Path) -> None:
     specs = [replace(spec("nats", SLEEPER), ailing=ailing)]
     output = io.StringIO()
     supervisor = make_supervisor(
-        tmp_path, specs, terminal=Terminal(output), back_off=BackOff(first=0.01)
+        tmp_path, specs, terminal=Terminal(output), restarts=RestartPolicy(first=0.01)
     )
     running = asyncio.create_task(supervisor.run())
     async with asyncio.timeout(20):

@@ -20,7 +20,7 @@ from tuneloop.reward import metrics
 from tuneloop.reward.scorer import Scorer
 from tuneloop.reward.scorers.background import Begun
 
-log = logging.getLogger("tuneloop.reward")
+logger = logging.getLogger("tuneloop.reward")
 
 CANCEL_SECONDS = 1.0
 """Longest wait for an overdue call to end once it was cancelled."""
@@ -126,7 +126,7 @@ class LimitedScorer:
             waited = time.monotonic() - self._left.began
             if not self._left.done.is_set():
                 raise Overdue(f"has been at an earlier batch for {waited:.0f} s")
-            log.warning("scorer %s came back after at most %.0f s", self.name, waited)
+            logger.warning("scorer %s came back after at most %.0f s", self.name, waited)
             self._left = None
             metrics.hanging.labels(self.name).set(0)
         call = self._call = ScorerCall(lambda: self._scorer.score(prompts, completions, **columns))
@@ -135,7 +135,7 @@ class LimitedScorer:
             if not call.cancel():
                 self._left = call
                 metrics.hanging.labels(self.name).set(1)
-                log.error(
+                logger.error(
                     "scorer %s hangs: it has not come back from %d completions in %g s; what it "
                     "should score fails until it does",
                     self.name,

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 
+from tuneloop.backoff import Backoff
 from tuneloop.errors import InvalidRequest, SettingsError, Unavailable
 
 FIRST_DELAY = 0.5
@@ -113,9 +114,9 @@ class Endpoint:
         return self._extras
 
     async def _post(self, body: dict[str, Any]) -> str:
-        delay = FIRST_DELAY
+        delays = Backoff(FIRST_DELAY, LONGEST_DELAY)
         for attempt in range(self._settings.retries + 1):
-            wait = delay
+            wait = delays.next_delay()
             try:
                 async with asyncio.timeout(self._settings.timeout_seconds):
                     response = await self._client.post("/chat/completions", json=body)
@@ -130,10 +131,9 @@ class Endpoint:
                     problem = "its answer is no chat completion"
                 else:
                     problem = self._refusal(response)
-                    wait = max(delay, retry_after(response))
+                    wait = max(wait, retry_after(response))
             if attempt < self._settings.retries:
                 await asyncio.sleep(min(wait, LONGEST_DELAY))
-                delay *= 2
         raise Unavailable(f"judge {self._settings.url}: {problem}")
 
     def _refusal(self, response: httpx.Response) -> str:
