@@ -24,6 +24,7 @@ from tuneloop.errors import InvalidRequest, Unavailable
 from tuneloop.learner.commands.export import export
 from tuneloop.learner.commands.import_data import import_data
 from tuneloop.learner.data.table import open_table
+from tuneloop.learner.files import take_lock
 from tuneloop.learner.intake.importer import ImportedRow, Importer
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
@@ -31,7 +32,6 @@ from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.queue.build_samples import problem_of
 from tuneloop.learner.ledger.queue.prompts import hold_out
 from tuneloop.learner.ledger.reports.export import Wanted, pages
-from tuneloop.learner.main import take_lock
 from tuneloop.learner.offline.import_file import seed
 from tuneloop.learner.offline.service_client import RunningService
 from tuneloop.rollouts import Rollout, RolloutSource

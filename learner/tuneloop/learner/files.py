@@ -1,10 +1,15 @@
-"""Folders that are whole or absent, also after a power failure; and which weights they hold."""
+"""Folders that are whole or absent, also after a power failure; a lock; a fingerprint of weights."""
 
+import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
+
+from tuneloop.errors import FailedPrecondition
 
 PARTIAL = ".partial"
 
@@ -61,3 +66,22 @@ def fingerprint(folder: Path) -> str:
                 file.seek(piece * max(0, size - PIECE_BYTES) // (PIECES - 1))
                 digest.update(file.read(PIECE_BYTES))
     return digest.hexdigest()
+
+
+def take_lock(data_dir: Path, wait_seconds: float = 3.0) -> TextIO:
+    """Keep a second learner off the ledger; the lock ends with the process, however it ends.
+
+    Waits for one that is just stopping. Raises `FailedPrecondition`.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    file = (data_dir / "lock").open("w")
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
+                problem = f"another learner works in {data_dir}; stop it first"
+                raise FailedPrecondition(problem) from error
+            time.sleep(0.1)

@@ -1,17 +1,16 @@
 """The learner's process: settings first, then all that runs, until told to stop."""
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from tuneloop import disk, tracing
-from tuneloop.errors import FailedPrecondition, SettingsError, TuneloopError
+from tuneloop.errors import SettingsError, TuneloopError
+from tuneloop.learner.files import take_lock
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.priority import lower_priority
 from tuneloop.settings import load_or_exit
@@ -68,25 +67,6 @@ def check(settings: LearnerSettings) -> None:
         folder: Path | None = getattr(settings, name)
         if folder is not None and not (folder / "config.json").is_file():
             raise SettingsError(f"TUNELOOP_LEARNER_{name.upper()}: no model in {folder}")
-
-
-def take_lock(data_dir: Path, wait_seconds: float = 3.0) -> TextIO:
-    """Keep a second learner off the ledger; the lock ends with the process, however it ends.
-
-    Waits for one that is just stopping. Raises `FailedPrecondition`.
-    """
-    data_dir.mkdir(parents=True, exist_ok=True)
-    file = (data_dir / "lock").open("w")
-    deadline = time.monotonic() + wait_seconds
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except BlockingIOError as error:
-            if time.monotonic() >= deadline:
-                problem = f"another learner works in {data_dir}; stop it first"
-                raise FailedPrecondition(problem) from error
-            time.sleep(0.1)
 
 
 async def serve(settings: LearnerSettings) -> int:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from tuneloop.errors import FailedPrecondition, SettingsError
-from tuneloop.learner.main import check, take_lock
+from tuneloop.learner.files import take_lock
+from tuneloop.learner.main import check
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.policies import WeightsKind
 from tuneloop.settings import load

@@ -9,8 +9,8 @@ from pathlib import Path
 from tuneloop.errors import TuneloopError
 from tuneloop.learner.data.fields import Fields
 from tuneloop.learner.data.table import Table
+from tuneloop.learner.files import take_lock
 from tuneloop.learner.intake.importer import Imported, ImportedRow, Importer, row_reader
-from tuneloop.learner.main import take_lock
 from tuneloop.learner.offline.sources.ledger_rows import check_model, open_ledger
 from tuneloop.learner.offline.versions import Versions
 
