@@ -1,4 +1,4 @@
-"""Folders that are whole or absent, also after a power failure; a lock; a fingerprint of weights."""
+"""Folders that are whole or absent, also after a power failure; a lock; fingerprints of weights."""
 
 import fcntl
 import hashlib
