@@ -97,7 +97,7 @@ class Service:
     def learn(self) -> None:
         """Take the steps that are due."""
         for (training_run, _), batches in zip(self._turns, self._batches, strict=True):
-            while (batch := batches.form(training_run)) is not None:
+            while (batch := training_run.next_batch(batches)) is not None:
                 training_run.train(batch)
                 training_run.commit()
 

@@ -205,7 +205,7 @@ def serve_users(job: LiveJob) -> Curve:
             served = users.read(version, answer(serving, prompts, generator))
             recorder.record_rollouts(database, served, 0.0)
             recorder.record_feedback(database, users.arriving(version), 0.0)
-            batch = batches.form(training_run)
+            batch = training_run.next_batch(batches)
             if batch is not None:
                 training_run.train(batch)
                 training_run.commit()

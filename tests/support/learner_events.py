@@ -17,9 +17,9 @@ from tuneloop.feedback import (
     Rating,
     Thumb,
 )
+from tuneloop.learner.batching.batch import ids_of
 from tuneloop.learner.samples import TokenSequence
 from tuneloop.learner.trainer.base import StepResult
-from tuneloop.learner.training_run import ids_of
 from tuneloop.rollouts import (
     ChatMessage,
     FinishReason,

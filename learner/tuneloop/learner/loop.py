@@ -11,21 +11,20 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Protocol
 
 from tuneloop import tracing
 from tuneloop.bus import Bus
 from tuneloop.bus.subjects import learner_step
 from tuneloop.errors import TuneloopError
 from tuneloop.learner import metrics, trace_links
-from tuneloop.learner.batching.batcher import BatchProgress
+from tuneloop.learner.batching.batch import Batch, Batcher, BatchProgress, ids_of
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.queue.ready import Refusal
 from tuneloop.learner.model_thread import ModelThread
 from tuneloop.learner.release.publisher import Publisher
 from tuneloop.learner.trainer.base import StepResult
-from tuneloop.learner.training_run import Batch, TrainingRun, ids_of
+from tuneloop.learner.training_run import TrainingRun
 from tuneloop.wire import encode_learner_stepped
 
 logger = logging.getLogger("tuneloop.learner.loop")
@@ -37,18 +36,6 @@ REFUSALS = 64
 """Dead letters sent in one go."""
 PAUSED = "paused"
 """Fact of the ledger, so that a pause outlives a restart."""
-
-
-class Batches(Protocol):
-    """Forms the next batch of a training run, or None while it is too early."""
-
-    def form(self, training_run: TrainingRun, limit: int | None = None) -> Batch | None:
-        """See `tuneloop.learner.batching.batcher`."""
-        ...
-
-    def progress(self, training_run: TrainingRun) -> list[BatchProgress]:
-        """How far its next steps are."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +63,7 @@ class Loop:
     def __init__(
         self,
         *,
-        training_runs: Sequence[tuple[TrainingRun, Batches]],
+        training_runs: Sequence[tuple[TrainingRun, Batcher]],
         publisher: Publisher,
         database: Database,
         bus: Bus,
@@ -118,8 +105,8 @@ class Loop:
         """How far the next steps of every training run are."""
         return [
             p
-            for training_run, batches in self.training_runs
-            for p in batches.progress(training_run)
+            for training_run, batcher in self.training_runs
+            for p in batcher.progress(training_run)
         ]
 
     def next_version(self) -> NextVersion | None:
@@ -153,8 +140,8 @@ class Loop:
         while True:
             self.arrived.clear()
             busy = [
-                await self.turn(training_run, batches)
-                for training_run, batches in self.training_runs
+                await self.turn(training_run, batcher)
+                for training_run, batcher in self.training_runs
             ]
             await self._worker.run(self._between_turns)
             if not any(busy):
@@ -186,15 +173,15 @@ class Loop:
         await self._worker.run(policy.rewind, self._set_aside_after)
         return policy.parent
 
-    async def turn(self, training_run: TrainingRun, batches: Batches) -> bool:
+    async def turn(self, training_run: TrainingRun, batcher: Batcher) -> bool:
         """One turn of one training run; whether it took a step."""
         async with self._turning:
-            return await self._turn(training_run, batches)
+            return await self._turn(training_run, batcher)
 
-    async def _turn(self, training_run: TrainingRun, batches: Batches) -> bool:
+    async def _turn(self, training_run: TrainingRun, batcher: Batcher) -> bool:
         if training_run.model == "policy":
             await self._worker.run(training_run.rewind, self._set_aside_after)
-        batch = await self._next_batch(training_run, batches)
+        batch = await self._next_batch(training_run, batcher)
         if batch is not None:
             await self._step(training_run, batch)
         if len(training_run.uncommitted.taken) >= self._pace.checkpoint_every_steps:
@@ -205,12 +192,12 @@ class Loop:
         self.state = "waiting"
         return batch is not None
 
-    async def _next_batch(self, training_run: TrainingRun, batches: Batches) -> Batch | None:
+    async def _next_batch(self, training_run: TrainingRun, batcher: Batcher) -> Batch | None:
         if self._paused or time.monotonic() < self._not_before.get(training_run.model, 0.0):
             return None
         # After a step that raised, ever smaller batches find the sample it fails on.
         limit = None if training_run.failures == 0 else max(1, 16 >> training_run.failures)
-        return await self._worker.run(batches.form, training_run, limit)
+        return await self._worker.run(training_run.next_batch, batcher, limit)
 
     async def _step(self, training_run: TrainingRun, batch: Batch) -> None:
         self.state = "stepping"

@@ -10,7 +10,7 @@ from typing import Any
 
 from tuneloop import tracing
 from tuneloop.feedback import Feedback
-from tuneloop.learner.training_run import Batch, ids_of
+from tuneloop.learner.batching.batch import Batch, ids_of
 from tuneloop.policies import Activation
 from tuneloop.rollouts import Rollout, ScoredRollout
 

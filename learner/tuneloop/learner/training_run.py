@@ -10,37 +10,24 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tuneloop.errors import CorruptData, InvalidRequest
 from tuneloop.learner import metrics
+from tuneloop.learner.batching.batch import Batch, Batcher, ids_of, without_refused
 from tuneloop.learner.files import keep_only
 from tuneloop.learner.ledger.accounting import quarantine, steps, versions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import ready, ref_logprobs
 from tuneloop.learner.ledger.queue.ready import Refusal
-from tuneloop.learner.samples import ScoredGroup
 from tuneloop.learner.trainer.base import StepResult, Trainer
 
 logger = logging.getLogger("tuneloop.learner.training_run")
 
 BEGINNING = "step-00000000"
 """Checkpoint of before the first step, kept for good: version 0 can always be gone back to."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """The samples of one step."""
-
-    samples: Mapping[str, Sequence[Any]]
-    """By objective, replays included."""
-    replayed: Mapping[str, Collection[str]] = field(default_factory=dict)
-    """Ids by objective of those that were used before."""
-
-    def __len__(self) -> int:
-        return sum(len(group) for group in self.samples.values())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -182,6 +169,23 @@ class TrainingRun:
         )
         self.unpublished_since = self._clock() if self.unpublished_steps else None
 
+    def uncommitted_ids(self, objective: str) -> list[str]:
+        """Return the samples of an objective that uncommitted steps used."""
+        return self.uncommitted.ids(objective)
+
+    def next_batch(self, batcher: Batcher, limit: int | None = None) -> Batch | None:
+        """Form a batch of at most `limit` samples and record what forming it found.
+
+        Returns None while it is too early for a step.
+        """
+        formed = batcher.form(self, limit)
+        self.refuse(formed.refusals)
+        for objective, oldest_allowed in formed.oldest_allowed.items():
+            exclude = self.uncommitted_ids(objective)
+            stale = ready.mark_stale(self._database, objective, oldest_allowed, exclude)
+            metrics.rollouts_stale.inc(stale)
+        return formed.batch
+
     def train(self, batch: Batch) -> StepResult:
         """Take one step; what it used counts once the step is committed.
 
@@ -231,7 +235,9 @@ class TrainingRun:
         self.refuse(refusals)
         for objective, samples in remaining.items():
             refused = {r.sample_id for r in refusals if r.objective == objective}
-            samples[:] = [left for s in samples if (left := without(s, refused)) is not None]
+            samples[:] = [
+                left for s in samples if (left := without_refused(s, refused)) is not None
+            ]
 
     def refuse(self, refusals: Sequence[Refusal]) -> None:
         """Take samples out for good; the loop sends their dead letters."""
@@ -299,20 +305,3 @@ class TrainingRun:
     def unpublish(self) -> None:
         """A version was dropped before anybody saw it: its steps wait for another number."""
         self._find_place()
-
-
-def without(sample: Any, refused: Collection[str]) -> Any | None:
-    """What is left of a sample; None where nothing of it can be learned from in this step."""
-    kept = [i for i in ids_of(sample) if i not in refused]
-    if len(kept) == len(ids_of(sample)):
-        return sample
-    if len(kept) < 2:
-        return None
-    return replace(sample, samples=tuple(m for m in sample.samples if m.sample_id in kept))
-
-
-def ids_of(sample: Any) -> list[str]:
-    """The ledger's samples in a sample: its own id, or those of a group's members."""
-    if isinstance(sample, ScoredGroup):
-        return [member.sample_id for member in sample.samples]
-    return [sample.sample_id]

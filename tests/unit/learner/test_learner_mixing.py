@@ -89,7 +89,7 @@ def test_the_reward_model_learns_again_from_labels_it_had(tmp_path: Path) -> Non
     given = []
     for start in (0, 2):
         parts.thumbs(start, 2)
-        batch = batches.form(reader)
+        batch = reader.next_batch(batches)
         assert batch is not None
         given.append({sample.sample_id for sample in batch.samples["reward_model"]})
         reader.train(batch)
@@ -97,7 +97,7 @@ def test_the_reward_model_learns_again_from_labels_it_had(tmp_path: Path) -> Non
     assert given == [{"f0", "f1"}, {"f0", "f1", "f2", "f3"}]
     assert uses_of(parts) == {"f0": [0, 1], "f1": [0, 1], "f2": [0], "f3": [0]}
     parts.clock.now += 1000
-    assert batches.form(reader) is None
+    assert reader.next_batch(batches) is None
 
 
 async def test_without_new_samples_nothing_is_replayed(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ async def test_replays_are_the_same_after_a_crash(tmp_path: Path) -> None:
         parts.thumbs(2, 2)
         if crash:
             # A step whose commit never came.
-            batch = parts.batches.form(parts.training_run)
+            batch = parts.training_run.next_batch(parts.batches)
             assert batch is not None
             parts.training_run.train(batch)
             parts = parts.again()

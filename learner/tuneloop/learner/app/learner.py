@@ -10,6 +10,7 @@ from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.learner.app.canary import end_left_over, make_canary
 from tuneloop.learner.app.gate import make_gate, make_local_answers
+from tuneloop.learner.batching.batch import Batcher
 from tuneloop.learner.batching.batcher import PolicyBatcher, RewardBatcher
 from tuneloop.learner.clients.generation import GenerationClient
 from tuneloop.learner.data.tokenize import EditTokenizer
@@ -20,7 +21,7 @@ from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.queue import prompts as held_out
 from tuneloop.learner.ledger.queue import ref_logprobs
-from tuneloop.learner.loop import Batches, Loop, LoopSchedule
+from tuneloop.learner.loop import Loop, LoopSchedule
 from tuneloop.learner.model_thread import ModelThread
 from tuneloop.learner.monitoring.alarm_monitor import AlarmMonitor
 from tuneloop.learner.monitoring.expiry import Expiry
@@ -275,7 +276,7 @@ def describe_base_models(settings: LearnerSettings) -> dict[str, BaseModel]:
 
 async def make_training_runs(
     settings: LearnerSettings, database: Database, worker: ModelThread, world: "World"
-) -> list[tuple[TrainingRun, Batches]]:
+) -> list[tuple[TrainingRun, Batcher]]:
     """Load the models, in the thread that will train them."""
     # torch and transformers come in here.
     from tuneloop.learner.trainer.policy import PolicyTraining
@@ -296,7 +297,7 @@ async def make_training_runs(
     policy = await worker.run(training_run, "policy", settings.policy, policy_trainer)
     edit_tokens = await worker.run(EditTokenizer, settings.model)
     batches = PolicyBatcher(database, settings, edit_tokens=edit_tokens)
-    made: list[tuple[TrainingRun, Batches]] = [(policy, batches)]
+    made: list[tuple[TrainingRun, Batcher]] = [(policy, batches)]
     backbone = settings.reward_model
     if backbone is not None:
         from tuneloop.learner.trainer.reward_model import RewardTraining

@@ -1,5 +1,8 @@
 """When there is enough to learn from, and what goes into a step together.
 
+Batchers only read the ledger. What they find out on the way (samples that can never be trained on,
+versions too old to learn from) comes back with the batch, and `TrainingRun.next_batch` records it.
+
 A step is formed when a batch is full, or when the oldest sample has waited long enough, so that one
 thumb of one user is learned from in seconds and a crowd's are learned from together. Part of a
 batch of judgements may be used ones again. Scored rollouts join a step in batches of their own
@@ -10,20 +13,19 @@ that one user may be of it; what a sample then counts is `guards.trust`'s.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from tuneloop.learner import metrics
+from tuneloop.learner.batching.batch import Batch, BatchProgress, FormedBatch, RunProgress
 from tuneloop.learner.batching.trust import Trust
 from tuneloop.learner.ledger.accounting import versions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import groups, ready
-from tuneloop.learner.ledger.queue.build_samples import EditTokens
-from tuneloop.learner.ledger.queue.ready import Readiness
+from tuneloop.learner.ledger.queue.build_samples import EditTokens, Sample
+from tuneloop.learner.ledger.queue.ready import Readiness, Refusal
 from tuneloop.learner.ledger.queue.replay import replays
 from tuneloop.learner.settings import LearnerSettings
-from tuneloop.learner.training_run import Batch, TrainingRun
 
 Clock = Callable[[], float]
 
@@ -31,14 +33,22 @@ JUDGEMENTS = ("dpo", "kto", "sft")
 """Objectives that learn from what users say."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchProgress:
-    """Samples towards a step."""
+SCORED = ("ppo", "grpo")
+"""Objectives that learn from scored rollouts."""
 
-    objective: str
-    """`judgements` stands for sft, kto and dpo, which fill a batch together."""
-    have: int
-    want: int
+
+@dataclass(slots=True)
+class Found:
+    """What was taken from the queues for one batch."""
+
+    samples: dict[str, list[Any]] = field(default_factory=dict)
+    refusals: list[Refusal] = field(default_factory=list)
+
+    def add(self, objective: str, taken: tuple[Sequence[Sample], Sequence[Refusal]]) -> None:
+        """Add the samples of an objective and those that cannot be trained on."""
+        samples, refusals = taken
+        self.samples[objective] = list(samples)
+        self.refusals += refusals
 
 
 class PolicyBatcher:
@@ -59,69 +69,78 @@ class PolicyBatcher:
         self._clock = clock
         self._trust = Trust(database, settings.guards, clock=clock)
 
-    def form(self, training_run: TrainingRun, limit: int | None = None) -> Batch | None:
-        """The samples of the next step, or None while it is too early.
+    def form(self, run: RunProgress, limit: int | None = None) -> FormedBatch:
+        """Return the samples of the next step.
 
         `limit` is the most samples in all, after a step that failed.
         """
-        batch: dict[str, list[Any]] = {}
+        found = Found()
         replayed: dict[str, list[str]] = {}
-        queues = {objective: self._readiness(training_run, objective) for objective in JUDGEMENTS}
+        queues = {objective: self._readiness(run, objective) for objective in JUDGEMENTS}
         fresh = self._settings.fresh_batch_size
         if _due(queues, settings=self._settings, full=fresh, now=self._clock()):
             counts = {objective: queue.count for objective, queue in queues.items()}
             for objective, count in share_evenly(counts, fresh).items():
-                batch[objective] = self._take(training_run, objective, count)
+                if count > 0:
+                    found.add(objective, self._take(run, objective, count))
             if limit is None:
-                replayed = self._add_replays(training_run, batch)
-        for objective in ("ppo", "grpo"):
-            batch[objective] = self._take_scored(training_run, objective)
-        return limit_batch(self._trust.of(batch), replayed, limit)
+                replayed = self._add_replays(run, found.samples)
+        oldest_allowed: dict[str, int] = {}
+        for objective in SCORED:
+            if self._settings.weight_of(objective) > 0:
+                oldest_allowed[objective] = self._oldest_allowed()
+                found.add(objective, self._take_scored(run, objective, oldest_allowed[objective]))
+        return FormedBatch(
+            batch=limit_batch(self._trust.of(found.samples), replayed, limit),
+            refusals=found.refusals,
+            oldest_allowed=oldest_allowed,
+        )
 
-    def progress(self, training_run: TrainingRun) -> list[BatchProgress]:
+    def progress(self, run: RunProgress) -> list[BatchProgress]:
         """How far the next steps are."""
         settings = self._settings
-        judged = sum(self._readiness(training_run, objective).count for objective in JUDGEMENTS)
+        judged = sum(self._readiness(run, objective).count for objective in JUDGEMENTS)
         found = [BatchProgress(objective="judgements", have=judged, want=settings.fresh_batch_size)]
         objective = settings.scored_objective
         if settings.weight_of(objective) > 0:
-            scored = self._scored(training_run, objective).count
+            scored = self._scored(run, objective).count
             want = settings.ppo_batch_size
             found.append(BatchProgress(objective=objective, have=scored, want=want))
         return found
 
-    def _scored(self, training_run: TrainingRun, objective: str) -> Readiness:
+    def _scored(
+        self, run: RunProgress, objective: str, oldest_allowed: int | None = None
+    ) -> Readiness:
+        exclude = run.uncommitted_ids(objective)
         if objective == "ppo":
-            return self._readiness(training_run, "ppo")
+            return ready.readiness(self._database, "ppo", exclude, oldest_allowed=oldest_allowed)
         return groups.readiness(
             self._database,
             now=self._clock(),
             wait_seconds=self._settings.group_wait_seconds,
-            exclude=training_run.uncommitted.ids(objective),
+            exclude=exclude,
+            oldest_allowed=oldest_allowed,
         )
 
-    def _readiness(self, training_run: TrainingRun, objective: str) -> Readiness:
+    def _readiness(self, run: RunProgress, objective: str) -> Readiness:
         if self._settings.weight_of(objective) == 0:
             return Readiness(count=0, oldest_time=None)
-        return ready.readiness(self._database, objective, training_run.uncommitted.ids(objective))
+        return ready.readiness(self._database, objective, run.uncommitted_ids(objective))
 
-    def _take(self, training_run: TrainingRun, objective: str, count: int) -> list[Any]:
-        if count == 0:
-            return []
-        taken, refusals = ready.take(
+    def _take(
+        self, run: RunProgress, objective: str, count: int, oldest_allowed: int | None = None
+    ) -> tuple[list[Sample], list[Refusal]]:
+        return ready.take(
             self._database,
             objective,
             count,
-            exclude=training_run.uncommitted.ids(objective),
+            exclude=run.uncommitted_ids(objective),
             edit_tokens=self._edit_tokens,
             of_each_user=samples_of_each_user(count, self._trust),
+            oldest_allowed=oldest_allowed,
         )
-        training_run.refuse(refusals)
-        return list(taken)
 
-    def _add_replays(
-        self, training_run: TrainingRun, batch: dict[str, list[Any]]
-    ) -> dict[str, list[str]]:
+    def _add_replays(self, run: RunProgress, batch: dict[str, list[Any]]) -> dict[str, list[str]]:
         """Add used samples of the objectives that have new ones; their ids by objective."""
         added: dict[str, list[str]] = {}
         for objective, fresh in batch.items():
@@ -129,7 +148,7 @@ class PolicyBatcher:
                 len(fresh),
                 self._settings.replay_fraction,
                 self._database,
-                training_run,
+                run,
                 objective,
                 seed=self._settings.seed,
                 edit_tokens=self._edit_tokens,
@@ -140,27 +159,26 @@ class PolicyBatcher:
                 added[objective] = [sample.sample_id for sample in again]
         return added
 
-    def _take_scored(self, training_run: TrainingRun, objective: str) -> list[Any]:
-        """A batch of scored rollouts, once there are enough for one."""
-        settings, exclude = self._settings, training_run.uncommitted.ids(objective)
-        if settings.weight_of(objective) == 0:
-            return []
-        oldest_allowed = versions.newest_version(self._database, "policy") - settings.max_staleness
-        stale = ready.mark_stale(self._database, objective, oldest_allowed, exclude)
-        metrics.rollouts_stale.inc(stale)
-        if self._scored(training_run, objective).count < settings.ppo_batch_size:
-            return []
+    def _oldest_allowed(self) -> int:
+        return versions.newest_version(self._database, "policy") - self._settings.max_staleness
+
+    def _take_scored(
+        self, run: RunProgress, objective: str, oldest_allowed: int
+    ) -> tuple[Sequence[Sample], list[Refusal]]:
+        """Return a batch of scored rollouts, once there are enough for one."""
+        size = self._settings.ppo_batch_size
+        if self._scored(run, objective, oldest_allowed).count < size:
+            return [], []
         if objective == "ppo":
-            return self._take(training_run, "ppo", settings.ppo_batch_size)
-        taken, refusals = groups.take(
+            return self._take(run, "ppo", size, oldest_allowed)
+        return groups.take(
             self._database,
-            settings.ppo_batch_size,
+            size,
             now=self._clock(),
-            wait_seconds=settings.group_wait_seconds,
-            exclude=exclude,
+            wait_seconds=self._settings.group_wait_seconds,
+            exclude=run.uncommitted_ids(objective),
+            oldest_allowed=oldest_allowed,
         )
-        training_run.refuse(refusals)
-        return list(taken)
 
 
 class RewardBatcher:
@@ -178,15 +196,14 @@ class RewardBatcher:
         self._clock = clock
         self._trust = Trust(database, settings.guards, clock=clock)
 
-    def form(self, training_run: TrainingRun, limit: int | None = None) -> Batch | None:
-        """As `PolicyBatches.form`."""
-        settings, exclude = self._settings, training_run.uncommitted.ids("reward_model")
+    def form(self, run: RunProgress, limit: int | None = None) -> FormedBatch:
+        """As `PolicyBatcher.form`."""
+        settings, exclude = self._settings, run.uncommitted_ids("reward_model")
         labels = ready.readiness(self._database, "reward_model", exclude)
-        fraction = settings.reward_replay_fraction
         full = settings.fresh_reward_batch_size
         queues = {"reward_model": labels}
         if not _due(queues, settings=settings, full=full, now=self._clock()):
-            return None
+            return FormedBatch(batch=None)
         taken, refusals = ready.take(
             self._database,
             "reward_model",
@@ -194,25 +211,24 @@ class RewardBatcher:
             exclude=exclude,
             of_each_user=samples_of_each_user(full, self._trust),
         )
-        training_run.refuse(refusals)
         again: list[Any] = []
         if limit is None:
             again = replayed_beside(
                 len(taken),
-                fraction,
+                settings.reward_replay_fraction,
                 self._database,
-                training_run,
+                run,
                 "reward_model",
                 seed=settings.seed,
                 not_before=settings.oldest_feedback(self._clock()),
             )
-        replayed = {"reward_model": [sample.sample_id for sample in again]}
+        replayed = {"reward_model": [sample.sample_id for sample in again]} if again else {}
         batch = self._trust.of({"reward_model": [*taken, *again]})
-        return limit_batch(batch, replayed if again else {}, limit)
+        return FormedBatch(batch=limit_batch(batch, replayed, limit), refusals=refusals)
 
-    def progress(self, training_run: TrainingRun) -> list[BatchProgress]:
+    def progress(self, run: RunProgress) -> list[BatchProgress]:
         """How far the next step is."""
-        exclude = training_run.uncommitted.ids("reward_model")
+        exclude = run.uncommitted_ids("reward_model")
         have = ready.readiness(self._database, "reward_model", exclude).count
         want = self._settings.fresh_reward_batch_size
         return [BatchProgress(objective="reward_model", have=have, want=want)]
@@ -222,7 +238,7 @@ def replayed_beside(
     fresh: int,
     fraction: float,
     database: Database,
-    training_run: TrainingRun,
+    run: RunProgress,
     objective: str,
     *,
     seed: int,
@@ -237,8 +253,8 @@ def replayed_beside(
         database,
         objective,
         count,
-        seed=f"{seed}-{training_run.step}",
-        exclude=training_run.uncommitted.ids(objective),
+        seed=f"{seed}-{run.step}",
+        exclude=run.uncommitted_ids(objective),
         edit_tokens=edit_tokens,
         not_before=not_before,
     )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from tuneloop.learner import metrics
+from tuneloop.learner.batching.batch import ids_of
 from tuneloop.learner.guards.raters import Reliability, reliabilities
 from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.guards.shares import effective_share, factors
@@ -50,7 +51,7 @@ class Trust:
         raters = self.raters()
         found: dict[str, list[Any]] = {}
         for objective, group in batch.items():
-            ids = [i for sample in group for i in _ids(sample)]
+            ids = [i for sample in group for i in ids_of(sample)]
             owners = rater_votes.owners(self._database, objective, ids)
             user_of = {i: owner.user for i, owner in owners.items()}
             tenant_of = {i: owner.tenant for i, owner in owners.items()}
@@ -82,10 +83,6 @@ class Trust:
 def _weight(raters: Mapping[str, Reliability], user: str) -> float:
     known = raters.get(user)
     return 1.0 if known is None else known.weight
-
-
-def _ids(sample: Any) -> list[str]:
-    return list(_weights(sample))
 
 
 def _weights(sample: Any) -> dict[str, float]:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from tuneloop.learner import metrics
-from tuneloop.learner.batching.batcher import BatchProgress
+from tuneloop.learner.batching.batch import BatchProgress
 from tuneloop.learner.ledger.accounting import forget_user
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import ready

@@ -78,7 +78,7 @@ def thumbs(parts: Parts, user: str, count: int, *, start: int, up: bool = True) 
 
 
 def form(parts: Parts) -> dict[str, ThumbSample]:
-    batch = parts.batches.form(parts.training_run)
+    batch = parts.training_run.next_batch(parts.batches)
     assert batch is not None
     return {sample.sample_id: sample for sample in batch.samples["kto"]}
 
@@ -152,7 +152,7 @@ def test_ratings_of_a_group_are_trusted_alike(tmp_path: Path) -> None:
         for n, c in enumerate(names)
     ]
     recorder.record_feedback(parts.database, ratings, 0.0, ratings_reward=True)
-    batch = parts.batches.form(parts.training_run)
+    batch = parts.training_run.next_batch(parts.batches)
     assert batch is not None
     (first, *_) = batch.samples["grpo"]
     assert 0 < first.samples[0].trust <= 1

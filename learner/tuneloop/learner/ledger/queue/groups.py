@@ -45,11 +45,16 @@ class Reward:
 
 
 def readiness(
-    database: Database, *, now: float, wait_seconds: float, exclude: Collection[str] = ()
+    database: Database,
+    *,
+    now: float,
+    wait_seconds: float,
+    exclude: Collection[str] = (),
+    oldest_allowed: int | None = None,
 ) -> Readiness:
     """Rollouts in groups that are ready, without those in `exclude`."""
     with database.read() as connection:
-        groups = Waiting(connection).groups(now - wait_seconds, exclude)
+        groups = Waiting(connection, oldest_allowed).groups(now - wait_seconds, exclude)
     rows = [row for group in groups for row in group]
     oldest = min((row.recorded_time for row in rows), default=None)
     return Readiness(count=len(rows), oldest_time=oldest)
@@ -62,6 +67,7 @@ def take(
     now: float,
     wait_seconds: float,
     exclude: Collection[str] = (),
+    oldest_allowed: int | None = None,
 ) -> tuple[list[ScoredGroup], list[Refusal]]:
     """The oldest ready groups, as many as `limit` rollouts allow but at least one.
 
@@ -71,7 +77,7 @@ def take(
     refusals: list[Refusal] = []
     count = 0
     with database.read() as connection:
-        waiting = Waiting(connection)
+        waiting = Waiting(connection, oldest_allowed)
         builder = Builder(connection, None)
         for group in waiting.groups(now - wait_seconds, exclude):
             if taken and count + len(group) > limit:
@@ -101,10 +107,14 @@ def take(
 
 
 class Waiting:
-    """The scored rollouts that wait for a step, in one read of the ledger."""
+    """The scored rollouts that wait for a step, in one read of the ledger.
 
-    def __init__(self, connection: Connection) -> None:
+    With `oldest_allowed`, only those that no earlier version of the policy sampled.
+    """
+
+    def __init__(self, connection: Connection, oldest_allowed: int | None = None) -> None:
         self._connection = connection
+        self._oldest_allowed = oldest_allowed
         self._rewards: dict[tuple[str, str], list[Reward]] = {}
 
     def groups(self, latest: float, exclude: Collection[str]) -> list[list[Any]]:
@@ -127,6 +137,8 @@ class Waiting:
         )
         if exclude:
             query = query.where(samples.c.sample_id.not_in(list(exclude)))
+        if self._oldest_allowed is not None:
+            query = query.where(chosen.c.oldest_version >= self._oldest_allowed)
         groups: dict[tuple[str, str], list[Any]] = {}
         for row in self._connection.execute(query):
             alone = row.kind == "rating"

@@ -57,13 +57,24 @@ class Refusal:
     """Whose it is, where that is known."""
 
 
-def readiness(database: Database, objective: str, exclude: Collection[str] = ()) -> Readiness:
-    """Count the ready samples of an objective, without those in `exclude`."""
+def readiness(
+    database: Database,
+    objective: str,
+    exclude: Collection[str] = (),
+    *,
+    oldest_allowed: int | None = None,
+) -> Readiness:
+    """Count the ready samples of an objective, without those in `exclude`.
+
+    With `oldest_allowed`, only those that no earlier version of the policy sampled.
+    """
     query = ready_samples(func.count(), func.min(samples.c.recorded_time)).where(
         samples.c.objective == objective, samples.c.state == "open"
     )
     if exclude:
         query = query.where(samples.c.sample_id.not_in(list(exclude)))
+    if oldest_allowed is not None:
+        query = query.where(chosen.c.oldest_version >= oldest_allowed)
     with database.read() as connection:
         count, oldest = connection.execute(query).one()
     return Readiness(count=count, oldest_time=oldest)
@@ -90,6 +101,7 @@ def take(
     exclude: Collection[str] = (),
     edit_tokens: EditTokens | None = None,
     of_each_user: int | None = None,
+    oldest_allowed: int | None = None,
 ) -> tuple[list[Sample], list[Refusal]]:
     """The oldest ready samples of an objective, at most `limit`, without those in `exclude`.
 
@@ -104,6 +116,8 @@ def take(
     imported = chosen.c.source == RolloutSource.IMPORT.value
     if exclude:
         query = query.where(samples.c.sample_id.not_in(list(exclude)))
+    if oldest_allowed is not None:
+        query = query.where(chosen.c.oldest_version >= oldest_allowed)
     if of_each_user is None or of_each_user >= limit:
         query = query.order_by(imported, *AGE)
     else:
