@@ -114,7 +114,7 @@ def test_what_a_quarantined_version_learned_from_is_put_back(ledger: Database) -
     learn(ledger)
     used = ready.counts(ledger, "kto").used
     with ledger.write() as connection:
-        quarantine.mark(
+        quarantine.mark_quarantined(
             connection, 2, 2, reason="bad", numbers={}, actor="x", kind="quarantine", now=106.0
         )
     done = quarantine.put_back(ledger, 107.0, 2)

@@ -24,6 +24,7 @@ from tuneloop.learner.ledger.accounting import (
     downstream,
     forget_user,
     lineage,
+    promotions,
     steps,
     versions,
 )
@@ -142,7 +143,7 @@ def publish(ledger: Database, version: int) -> None:
     )
     versions.mark_stored(ledger, "policy", version, reference, "{}")
     with ledger.write() as connection:
-        versions.release(
+        promotions.set_stable(
             connection,
             "policy",
             version,

@@ -34,6 +34,34 @@ class Objective(StrEnum):
     """Labels, preferences, ratings and rankings for the reward model."""
 
 
+class ModelRole(StrEnum):
+    """The models that learn."""
+
+    POLICY = "policy"
+    REWARD_MODEL = "reward_model"
+
+
+class SampleState(StrEnum):
+    """What has become of a sample, as the ledger stores it."""
+
+    OPEN = "open"
+    """May be learned from."""
+    USED = "used"
+    """A committed step learned from it."""
+    SUPERSEDED = "superseded"
+    """The user gave a later verdict on the same thing."""
+    RETRACTED = "retracted"
+    """The user took it back."""
+    EXPIRED = "expired"
+    """Too old to learn from."""
+    STALE = "stale"
+    """Sampled by a version that is too old."""
+    REFUSED = "refused"
+    """Can never be trained on."""
+    SET_ASIDE = "set_aside"
+    """Led to several quarantines."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSequence:
     """A prompt and one completion of it, as token ids."""

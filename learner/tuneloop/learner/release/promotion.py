@@ -15,18 +15,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
-from sqlalchemy import Connection
-
 from tuneloop.bus import Bus, RoutingEntry
 from tuneloop.bus.subjects import reward_model_key, stable_policy_key
 from tuneloop.errors import Conflict, FailedPrecondition, InvalidRequest
 from tuneloop.learner import metrics, trace_links
-from tuneloop.learner.ledger.accounting import decisions, lineage, versions
-from tuneloop.learner.ledger.accounting.quarantine import Kind, mark
+from tuneloop.learner.ledger.accounting import lineage, promotions, versions
+from tuneloop.learner.ledger.accounting.promotions import PromotionAction, QuarantineRange
+from tuneloop.learner.ledger.accounting.quarantine import Kind
 from tuneloop.learner.ledger.database import Database
 from tuneloop.policies import ReleaseState, WeightsReference
-from tuneloop.v1 import generation_pb2
-from tuneloop.wire import encode_routing, parse
+from tuneloop.wire import decode_routing, encode_routing
 
 logger = logging.getLogger("tuneloop.learner.release")
 
@@ -99,10 +97,7 @@ class Promotion:
                 return False
             if stable < version and not await self._set(model, found.reference, entry):
                 continue
-            with self._database.write() as connection:
-                self._record(
-                    connection, model, version, previous=stable, action="publish", actor="learner"
-                )
+            self._record(model, version, previous=stable, action="publish", actor="learner")
             return True
         raise Conflict("the routing table keeps changing; try again", retry_after=1.0)
 
@@ -169,17 +164,7 @@ class Promotion:
 
     def supersede(self, version: int, by: int, actor: str) -> None:
         """Retire a candidate that was not decided about when a newer one came."""
-        with self._database.write() as connection:
-            versions.retire(connection, version)
-            decisions.record_in(
-                connection,
-                version=version,
-                kind="gate",
-                outcome="superseded",
-                reason=f"version {by} came before it was decided about",
-                actor=actor,
-                now=self._clock(),
-            )
+        promotions.supersede(self._database, version, by, actor, self._clock())
         logger.info("version %d is superseded by version %d", version, by)
 
     async def _take_back(
@@ -194,24 +179,18 @@ class Promotion:
         kind: Kind = "quarantine",
     ) -> None:
         """Quarantine versions `first` to `last`, and serve version `to` where it is given."""
-
-        def refuse(connection: Connection) -> None:
-            mark(
-                connection,
-                first,
-                last,
-                reason=reason or f"{actor} rolled back to version {to}",
-                numbers=numbers or {},
-                actor=actor,
-                kind=kind,
-                now=self._clock(),
-            )
-
+        quarantined = QuarantineRange(
+            first=first,
+            last=last,
+            reason=reason or f"{actor} rolled back to version {to}",
+            numbers=numbers or {},
+            actor=actor,
+            kind=kind,
+        )
         if to is not None:
-            await self._move(to, "roll back", actor, also=refuse)
+            await self._move(to, "roll back", actor, quarantined)
         else:
-            with self._database.write() as connection:
-                refuse(connection)
+            promotions.quarantine_versions(self._database, quarantined, self._clock())
         metrics.versions_quarantined.inc(last - first + 1)
         logger.warning("version %d is quarantined by %s: %s", last, actor, reason)
 
@@ -229,7 +208,7 @@ class Promotion:
         version: int,
         action: Literal["promote", "roll back"],
         actor: str,
-        also: Callable[[Connection], None] = lambda connection: None,
+        quarantined: QuarantineRange | None = None,
     ) -> None:
         target = WeightsReference(
             policy=self._names["policy"], policy_version=0, uri="", manifest_sha256=""
@@ -242,17 +221,14 @@ class Promotion:
         for _ in range(ATTEMPTS):
             entry = await self._bus.routing(self._keys["policy"])
             if await self._set("policy", target, entry):
-                with self._database.write() as connection:
-                    previous = _version_of(entry)
-                    self._record(
-                        connection,
-                        "policy",
-                        version,
-                        previous=previous,
-                        action=action,
-                        actor=actor or "unknown",
-                    )
-                    also(connection)
+                self._record(
+                    "policy",
+                    version,
+                    previous=_version_of(entry),
+                    action=action,
+                    actor=actor or "unknown",
+                    quarantined=quarantined,
+                )
                 return
         raise Conflict("the routing table keeps changing; try again", retry_after=1.0)
 
@@ -269,40 +245,26 @@ class Promotion:
 
     def _record(
         self,
-        connection: Connection,
         model: str,
         version: int,
         *,
         previous: int,
-        action: Literal["publish", "promote", "roll back"],
+        action: PromotionAction,
         actor: str,
+        quarantined: QuarantineRange | None = None,
     ) -> None:
-        now = self._clock()
-        versions.release(
-            connection,
+        promotions.record_promotion(
+            self._database,
             model,
             version,
             previous=previous,
             action=action,
             actor=actor,
-            now=now,
-        )
-        decisions.record_in(
-            connection,
-            model=model,
-            version=version,
-            kind=action,
-            outcome="roll_back" if action == "roll back" else "promote",
-            numbers={"previous": previous},
-            reason=f"serves instead of version {previous}",
-            actor=actor,
-            now=now,
+            now=self._clock(),
+            quarantined=quarantined,
         )
         logger.info("%s: version %d is stable (%s by %s)", model, version, action, actor)
 
 
 def _version_of(entry: RoutingEntry | None) -> int:
-    # Version 0 has no weights in the store, so this is not `wire.weights_from_proto`.
-    if entry is None:
-        return 0
-    return int(parse(generation_pb2.WeightsReference, entry.value).policy_version)
+    return 0 if entry is None else decode_routing(entry.value).policy_version

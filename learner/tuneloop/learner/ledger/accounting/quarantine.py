@@ -41,7 +41,7 @@ class PutBack:
     set_aside: int
 
 
-def mark(
+def mark_quarantined(
     connection: Connection,
     first: int,
     last: int,

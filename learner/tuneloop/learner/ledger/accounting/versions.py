@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, exists, func, select, update
+from sqlalchemy import and_, delete, exists, func, select, update
 
 from tuneloop.errors import NotFound
 from tuneloop.learner.ledger.database import Database
@@ -142,48 +142,6 @@ def _set(database: Database, model: str, version: int, **values: Any) -> None:
             .where(versions.c.model == model, versions.c.version == version)
             .values(**values)
         )
-
-
-def release(
-    connection: Connection,
-    model: str,
-    version: int,
-    *,
-    previous: int,
-    action: str,
-    actor: str,
-    now: float,
-) -> None:
-    """Record that `version` is the stable one now, instead of `previous`, and who did it."""
-    connection.execute(
-        update(versions)
-        .where(versions.c.model == model, versions.c.state == ReleaseState.STABLE.value)
-        .values(state=ReleaseState.RETIRED.value)
-    )
-    connection.execute(
-        update(versions)
-        .where(versions.c.model == model, versions.c.version == version)
-        .values(state=ReleaseState.STABLE.value)
-    )
-    connection.execute(
-        promotions.insert().values(
-            model=model,
-            version=version,
-            previous=previous,
-            action=action,
-            actor=actor,
-            time=now,
-        )
-    )
-
-
-def retire(connection: Connection, version: int) -> None:
-    """A candidate of the policy that will not be decided about."""
-    connection.execute(
-        update(versions)
-        .where(versions.c.model == "policy", versions.c.version == version)
-        .values(state=ReleaseState.RETIRED.value)
-    )
 
 
 def newest_version(database: Database, model: str) -> int:

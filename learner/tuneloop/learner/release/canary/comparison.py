@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 from tuneloop.learner.ledger.reports.canary_traffic import JudgedAnswer
 from tuneloop.learner.release.canary.error_rates import ErrorTally
 from tuneloop.learner.release.canary.settings import CanarySettings
-from tuneloop.learner.release.canary.store import CanaryVerdict
+from tuneloop.learner.release.canary.state import CanaryVerdict
 from tuneloop.learner.stats.sequential import Observation, differences, lower_bound, upper_bound
 from tuneloop.policies import CanaryRoute
 

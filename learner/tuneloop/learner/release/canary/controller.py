@@ -17,13 +17,13 @@ from tuneloop.bus import Bus
 from tuneloop.bus.subjects import canary_policy_key
 from tuneloop.errors import FailedPrecondition, TuneloopError
 from tuneloop.learner import metrics, trace_links
-from tuneloop.learner.ledger.accounting import versions
+from tuneloop.learner.ledger.accounting import canaries, versions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.reports import canary_traffic
-from tuneloop.learner.release.canary import comparison, store
+from tuneloop.learner.release.canary import comparison
 from tuneloop.learner.release.canary.comparison import ArmComparison, Figure
 from tuneloop.learner.release.canary.settings import CanarySettings
-from tuneloop.learner.release.canary.store import CanaryState, CanaryVerdict
+from tuneloop.learner.release.canary.state import CanaryState, CanaryVerdict
 from tuneloop.policies import CanaryRoute, ReleaseState
 from tuneloop.v1 import generation_pb2
 
@@ -89,7 +89,8 @@ class CanaryController:
         self._clock = clock
         self._lock = asyncio.Lock()
         self._next_look = 0.0
-        self._state = store.load_state(database)
+        kept = canaries.load_state(database)
+        self._state = None if kept is None else CanaryState.from_json(kept)
         self._show_share()
 
     @property
@@ -110,7 +111,13 @@ class CanaryController:
             salt=f"{self._policy}-{version}",
             started=self._clock(),
         )
-        store.begin_canary(self._database, state, state.started)
+        canaries.begin_canary(
+            self._database,
+            version,
+            share=state.share,
+            state=state.to_json(),
+            now=state.started,
+        )
         self._state = state
         self._next_look = 0.0
         self._show_share()
@@ -164,7 +171,7 @@ class CanaryController:
         stable = await self._release.stable("policy")
         if state.stable is None:
             state.stable = stable
-            await asyncio.to_thread(store.save_state, self._database, state)
+            await asyncio.to_thread(canaries.save_state, self._database, state.to_json())
         if stable != state.stable:
             return f"version {stable} was made stable meanwhile"
         found = await asyncio.to_thread(
@@ -205,7 +212,7 @@ class CanaryController:
             state.counted_from = self._clock()
             grown = True
         if grown:
-            await asyncio.to_thread(store.save_state, self._database, state)
+            await asyncio.to_thread(canaries.save_state, self._database, state.to_json())
 
     async def _look(self, state: CanaryState) -> CanaryVerdict | None:
         """Compare the arms; the verdict, if it can be given."""
@@ -247,7 +254,16 @@ class CanaryController:
         """Write the verdict down for good, then carry it out."""
         if state.verdict is None:
             state.verdict = verdict
-            await asyncio.to_thread(store.save_verdict, self._database, state, self._clock())
+            await asyncio.to_thread(
+                canaries.save_verdict,
+                self._database,
+                state.version,
+                outcome=verdict.outcome,
+                reason=verdict.reason,
+                numbers=verdict.numbers,
+                state=state.to_json(),
+                now=self._clock(),
+            )
             logger.info("canary %d: %s: %s", state.version, verdict.outcome, verdict.reason)
         await self._carry_out(state, state.verdict)
 
@@ -257,24 +273,26 @@ class CanaryController:
             if verdict.outcome == "promote" and await self._release.stable("policy") == (
                 state.stable
             ):
-                await self._release.promote(state.version, store.ACTOR)
+                await self._release.promote(state.version, canaries.ACTOR)
             # Its users leave a bad version before anything else is done about it.
             await self._set_route(None)
             found = versions.get_version(self._database, "policy", state.version)
             if verdict.outcome == "roll_back" and found.state is not ReleaseState.QUARANTINED:
                 await self._release.quarantine(
-                    state.version, verdict.reason, verdict.numbers, actor=store.ACTOR
+                    state.version, verdict.reason, verdict.numbers, actor=canaries.ACTOR
                 )
         except FailedPrecondition as error:
             logger.error("canary %d: %s: %s", state.version, verdict.outcome, error.message)
             await self._set_route(None)
-            refused = CanaryVerdict(
-                outcome="stop", reason=f"{verdict.outcome} refused: {error.message}", numbers={}
-            )
             await asyncio.to_thread(
-                store.note_failed_verdict, self._database, state.version, refused, self._clock()
+                canaries.record_failed_verdict,
+                self._database,
+                state.version,
+                outcome="stop",
+                reason=f"{verdict.outcome} refused: {error.message}",
+                now=self._clock(),
             )
-        await asyncio.to_thread(store.end_canary, self._database, state.version)
+        await asyncio.to_thread(canaries.end_canary, self._database, state.version)
         self._state = None
         self._show_share()
 
