@@ -113,8 +113,8 @@ def write_secret(path: Path) -> None:
 def lock(path: Path) -> int:
     """Take the data folder for this process; the descriptor that holds it.
 
-    The lock ends with the last process that has the descriptor: the supervisor and its guardian,
-    which outlives it only to end the processes it left behind. Raises `FailedPrecondition`.
+    The lock ends with the last process that has the descriptor: the supervisor and its reaper,
+    which outlives it only to kill the processes it left behind. Raises `FailedPrecondition`.
     """
     root = path.expanduser().absolute()
     try:

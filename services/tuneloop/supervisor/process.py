@@ -12,9 +12,9 @@ from pathlib import Path
 from tuneloop.backoff import Backoff
 from tuneloop.errors import FailedPrecondition
 from tuneloop.priority import lower_priority
+from tuneloop.reaper import Reaper
 from tuneloop.supervisor.output import LogFile, Terminal
 from tuneloop.supervisor.probes import Probe
-from tuneloop.supervisor.reaper import Reaper
 
 logger = logging.getLogger("tuneloop.supervisor")
 
@@ -70,7 +70,7 @@ class ManagedProcess:
         self,
         spec: ProcessSpec,
         *,
-        guard: Reaper,
+        reaper: Reaper,
         terminal: Terminal,
         log_folder: Path,
         restarts: RestartPolicy,
@@ -81,7 +81,7 @@ class ManagedProcess:
         self.restarts = 0
         self.ready = asyncio.Event()
         """Set while its probe has succeeded since its last start."""
-        self._guard = guard
+        self._reaper = reaper
         self._terminal = terminal
         self._log = LogFile(spec.name, log_folder, terminal, spec.shown)
         self._policy = restarts
@@ -154,7 +154,7 @@ class ManagedProcess:
             raise FailedPrecondition(f"cannot start {self.spec.name}: {error}") from error
         finally:
             os.close(write_end)
-        self._guard.add(process.pid)
+        self._reaper.add_group(process.pid)
         self._ended.clear()
         self.pid = process.pid
         self._ready_at = None
@@ -170,7 +170,7 @@ class ManagedProcess:
             status = await process.wait()
         finally:
             # Also what it started and left behind: an engine's own process holds memory and ports.
-            self._guard.end(process.pid)
+            self._reaper.end_group(process.pid)
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
             with contextlib.suppress(TimeoutError):

@@ -8,11 +8,11 @@ import time
 from collections.abc import Coroutine
 from datetime import UTC, datetime
 
+from tuneloop.reaper import Reaper
 from tuneloop.supervisor.data_dir import DataDir, write_json
 from tuneloop.supervisor.output import Terminal
 from tuneloop.supervisor.plan import ProcessPlan
 from tuneloop.supervisor.process import ManagedProcess, RestartPolicy
-from tuneloop.supervisor.reaper import Reaper
 
 
 class Supervisor:
@@ -37,11 +37,12 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._guard = Reaper(lock_descriptor)
+        held = () if lock_descriptor is None else (lock_descriptor,)
+        self._reaper = Reaper(held_descriptors=held)
         self._processes = [
             ManagedProcess(
                 spec,
-                guard=self._guard,
+                reaper=self._reaper,
                 terminal=terminal,
                 log_folder=data.logs,
                 restarts=restarts or RestartPolicy(),
@@ -71,7 +72,7 @@ class Supervisor:
             self._tasks[0].cancel()
             await self._stop_all()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            self._guard.close()
+            self._reaper.close()
             self._data.run_file.unlink(missing_ok=True)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.remove_signal_handler(number)

@@ -221,26 +221,25 @@ def test_a_wrong_setting_is_named_with_what_it_accepts(
 
 
 @pytest.mark.parametrize("cleanly", [False, True])
-def test_the_guard_kills_what_a_killed_process_leaves_behind(cleanly: bool) -> None:
+def test_the_reaper_kills_what_a_killed_process_leaves_behind(cleanly: bool) -> None:
     parent_code = (
-        "import subprocess, sys;"
-        "guard = subprocess.Popen([sys.executable, '-m', 'tuneloop.generation.vllm.process_guard'],"
-        " stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True);"
+        "import subprocess, sys; from tuneloop.reaper import Reaper;"
+        "reaper = Reaper(descendants=True);"
         "child = subprocess.Popen(['sleep', '300'], stdout=subprocess.DEVNULL);"
-        "print(child.pid, guard.pid, flush=True);"
-        "sys.stdin.read(); guard.communicate(b'stopped')"
+        "print(child.pid, reaper.pid, flush=True);"
+        "sys.stdin.read(); reaper.close()"
     )
     command = [sys.executable, "-c", parent_code]
     parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert parent.stdout is not None
-    child, guard = (psutil.Process(int(pid)) for pid in parent.stdout.readline().split())
-    while not any("psutil" in mapping.path for mapping in guard.memory_maps()):
+    child, reaper = (psutil.Process(int(pid)) for pid in parent.stdout.readline().split())
+    while not any("psutil" in mapping.path for mapping in reaper.memory_maps()):
         time.sleep(0.1)
     time.sleep(3)  # it looks at its parent's children every two seconds
     if not cleanly:
         parent.kill()
     parent.communicate()
-    _, alive = psutil.wait_procs([child, guard], timeout=5 if cleanly else 20)
+    _, alive = psutil.wait_procs([child, reaper], timeout=5 if cleanly else 20)
     assert alive == ([child] if cleanly else [])
     if cleanly:
         child.kill()

@@ -9,7 +9,6 @@ become `policy_version_spans`.
 import asyncio
 import logging
 import secrets
-import subprocess
 import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
@@ -26,8 +25,9 @@ from tuneloop.generation.engine import (
     grammar_problem,
 )
 from tuneloop.generation.tool_calls import ToolFormat
-from tuneloop.generation.vllm.environment import prepare_environment, read_through, start_guard
+from tuneloop.generation.vllm.environment import prepare_environment, read_through
 from tuneloop.policies import WeightsKind
+from tuneloop.reaper import Reaper
 from tuneloop.rollouts import FinishReason, PolicyVersionSpan, SamplingParameters
 from tuneloop.weights import shapes
 
@@ -73,7 +73,7 @@ class VllmEngine:
         self.weights_kind = options.weights_kind
         self.limits: EngineLimits | None = None
         self.llm: Any = None
-        self.guard: subprocess.Popen[bytes] | None = None
+        self.reaper: Reaper | None = None
         self.adapters: dict[int, Any] = {}
         self.broken: str | None = None
         self.weights_lock = asyncio.Lock()
@@ -81,7 +81,7 @@ class VllmEngine:
     async def start(self) -> EngineLimits:
         """Load the base model (version 0) and be ready."""
         prepare_environment(self.options.threads)
-        self.guard = start_guard()
+        self.reaper = Reaper(descendants=True)
         started = time.monotonic()
         # In a thread, the import too: a signal to stop must not wait for it.
         self.llm = await asyncio.to_thread(start_llm, self.options)
@@ -102,9 +102,9 @@ class VllmEngine:
             logging.getLogger("vllm").setLevel(logging.CRITICAL)
             await asyncio.to_thread(self.llm.shutdown, STOP_SECONDS)
             self.llm = None
-        if self.guard is not None:
-            await asyncio.to_thread(self.guard.communicate, b"stopped")
-            self.guard = None
+        if self.reaper is not None:
+            await asyncio.to_thread(self.reaper.close)
+            self.reaper = None
 
     async def failed(self) -> str:
         """Return, with a reason, when the engine's processes have died; else never."""

@@ -1,8 +1,6 @@
-"""The surroundings of vLLM: environment variables, its processes' guard, the disk cache."""
+"""The surroundings of vLLM: environment variables and the disk cache."""
 
 import os
-import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -25,12 +23,6 @@ def prepare_environment(threads: int) -> None:
     if openmp.exists() and "libiomp" not in os.environ.get("LD_PRELOAD", ""):
         preloaded = os.environ.get("LD_PRELOAD", "")
         os.environ["LD_PRELOAD"] = f"{openmp}:{preloaded}" if preloaded else str(openmp)
-
-
-def start_guard() -> "subprocess.Popen[bytes]":
-    """A process that kills vLLM's processes should this one be killed."""
-    command = [sys.executable, "-m", "tuneloop.generation.vllm.process_guard"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def read_through(folder: Path) -> None:
