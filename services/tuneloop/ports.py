@@ -10,9 +10,17 @@ from tuneloop.errors import SettingsError
 
 logger = logging.getLogger("tuneloop.ports")
 
+GRPC_PORTS = {"generation": 15051, "reward": 15052, "learner": 15053}
+"""Below 32768, from which Linux takes the ports of outgoing connections."""
+METRICS_PORTS = {"generation": 9101, "reward": 9102, "learner": 9103}
 RELEASE_SECONDS = 75.0
 """The kernel keeps the port of a connection for a minute after its end (TIME_WAIT)."""
 RELEASE_INTERVAL = 0.25
+
+
+def local_address(process: str) -> str:
+    """Return where a process of this machine serves gRPC, unless it is told otherwise."""
+    return f"127.0.0.1:{GRPC_PORTS[process]}"
 
 
 async def until_released(host: str, port: int) -> None:

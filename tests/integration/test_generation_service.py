@@ -20,7 +20,8 @@ from tuneloop.bus import subjects
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.errors import InvalidRequest, NotFound, Overloaded, TuneloopError, WeightsRefused
 from tuneloop.rollouts import ChatMessage, FinishReason, Rollout, SamplingParameters
-from tuneloop.rpc.channel import connect, is_serving
+from tuneloop.rpc.channel import connect
+from tuneloop.rpc.probe import is_serving
 from tuneloop.rpc.status import error_from_rpc
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc
 

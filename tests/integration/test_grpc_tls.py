@@ -16,7 +16,8 @@ from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.generation.settings import GenerationSettings
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.reward.settings import RewardSettings
-from tuneloop.rpc.channel import connect, is_serving
+from tuneloop.rpc.channel import connect
+from tuneloop.rpc.probe import is_serving
 from tuneloop.rpc.server import Server
 from tuneloop.rpc.tls import Tls
 from tuneloop.settings import load

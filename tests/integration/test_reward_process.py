@@ -19,7 +19,8 @@ from tuneloop.bus import subjects
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.errors import InvalidRequest
 from tuneloop.rollouts import ChatMessage
-from tuneloop.rpc.channel import connect, is_serving
+from tuneloop.rpc.channel import connect
+from tuneloop.rpc.probe import is_serving
 from tuneloop.rpc.status import error_from_rpc
 from tuneloop.v1 import reward_pb2, reward_pb2_grpc
 

@@ -15,6 +15,7 @@ from tuneloop.learner.release.canary.settings import CanarySettings
 from tuneloop.learner.release.gate.settings import GateSettings
 from tuneloop.learner.trainer.settings import RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
+from tuneloop.ports import GRPC_PORTS, METRICS_PORTS, local_address
 from tuneloop.rpc.settings import RpcSettings
 
 DAY = 86_400.0
@@ -37,10 +38,16 @@ class LearnerSettings(BusSettings, RpcSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(
-        15053, ge=0, le=65535, description="port for gRPC, 0 to 65535; 0 is any free one"
+        GRPC_PORTS["learner"],
+        ge=0,
+        le=65535,
+        description="port for gRPC, 0 to 65535; 0 is any free one",
     )
     metrics_port: int = Field(
-        9103, ge=0, le=65535, description="port for /metrics, 0 to 65535; 0 is any free one"
+        METRICS_PORTS["learner"],
+        ge=0,
+        le=65535,
+        description="port for /metrics, 0 to 65535; 0 is any free one",
     )
     policy: str = Field(
         "tuneloop", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="letters, digits, '_' or '-'"
@@ -143,11 +150,11 @@ class LearnerSettings(BusSettings, RpcSettings):
     )
 
     generation_address: str = Field(
-        "127.0.0.1:15051",
+        local_address("generation"),
         description="host:port that answers prompts: the learner's and the gate's",
     )
     reward_address: str = Field(
-        "127.0.0.1:15052", description="host:port that scores answers for the gate"
+        local_address("reward"), description="host:port that scores answers for the gate"
     )
     prompts: Path | None = Field(
         None, description="jsonl file of prompts to sample rollouts of, while users leave room"

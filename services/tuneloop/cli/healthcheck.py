@@ -1,8 +1,7 @@
-"""`tuneloop-healthcheck PROCESS`: status 0 while the process beside it serves, for containers.
+"""`tuneloop-healthcheck PROCESS`: the health check of a container; status 0 if the process serves.
 
-The gateway is asked over HTTP whether a chat would be answered; the others for their gRPC health,
-with their own TLS (`tuneloop.rpc.probe`). The port is the one the process was given in the
-environment.
+It asks the gateway over HTTP whether a chat would be answered, and the others for their gRPC health
+(`tuneloop.rpc.probe`), at the port that the environment gives the process.
 """
 
 import asyncio
@@ -12,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from tuneloop.errors import SettingsError
-from tuneloop.rpc import probe
+from tuneloop.rpc.probe import is_process_serving
 from tuneloop.supervisor.probes import Probe, answers_http
 
 LOCAL = "127.0.0.1"
@@ -21,22 +20,22 @@ READY_PATH = "/readyz"
 
 
 def main() -> None:
-    """Exit with 0 when it serves, 1 when it does not, 2 when it is not known how to ask."""
+    """Exit with 0 if the process serves, 1 if not, 2 if the check cannot tell."""
     try:
-        serves = asyncio.run(ask(probe_of(sys.argv[1:], os.environ)))
+        is_serving = asyncio.run(run_probe(probe_of(sys.argv[1:], os.environ)))
     except (SettingsError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(2) from error
-    raise SystemExit(0 if serves else 1)
+    raise SystemExit(0 if is_serving else 1)
 
 
-async def ask(asking: Probe) -> bool:
-    """What the probe says."""
-    return await asking()
+async def run_probe(probe: Probe) -> bool:
+    """Return what the probe says."""
+    return await probe()
 
 
 def probe_of(arguments: Sequence[str], environment: Mapping[str, str]) -> Probe:
-    """How to ask the process that is named. Raises `SettingsError`, `ValueError`."""
+    """Return the probe of the named process. Raises `SettingsError`."""
     if len(arguments) != 1 or arguments[0] not in PROCESSES:
         raise SettingsError(f"usage: tuneloop-healthcheck {'|'.join(PROCESSES)}", param="process")
     name = f"TUNELOOP_{arguments[0].upper()}_PORT"
@@ -45,4 +44,4 @@ def probe_of(arguments: Sequence[str], environment: Mapping[str, str]) -> Probe:
         raise SettingsError(f"{name}={port!r}: must be the port it listens on", param=name)
     if arguments[0] == "gateway":
         return answers_http(LOCAL, int(port), READY_PATH)
-    return partial(probe.serves, probe.settings_of(arguments[0]), int(port))
+    return partial(is_process_serving, arguments[0], int(port))

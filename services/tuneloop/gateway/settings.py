@@ -10,7 +10,9 @@ from pydantic_settings import SettingsConfigDict
 from tuneloop.bus.settings import BusSettings
 from tuneloop.errors import CorruptData
 from tuneloop.gateway.keys.store import ApiKey, KeyFile, Scope, create_command
+from tuneloop.ports import local_address
 from tuneloop.rpc.settings import RpcSettings
+from tuneloop.settings import AnyPort, Name
 
 MIN_SECRET_BYTES = 16
 
@@ -34,23 +36,21 @@ class GatewaySettings(BusSettings, RpcSettings):
     host: str = Field(
         "127.0.0.1", description="address to listen on; others than loopback need a key"
     )
-    port: int = Field(8000, ge=0, le=65535, description="TCP port, 0 to 65535; 0 takes a free one")
-    generation_address: str = Field("127.0.0.1:15051", description="host:port of generation's gRPC")
+    port: AnyPort = Field(8000, description="TCP port, 0 to 65535; 0 takes a free one")
+    generation_address: str = Field(
+        local_address("generation"), description="host:port of generation's gRPC"
+    )
     canary_address: str = Field(
         "",
         description="host:port of the generation replica that serves canaries of full weights; "
         "empty: canaries are adapters, which every replica serves",
     )
-    reward_address: str = Field("127.0.0.1:15052", description="host:port of reward's gRPC")
-    learner_address: str = Field("127.0.0.1:15053", description="host:port of the learner's gRPC")
-    policy: str = Field(
-        "tuneloop",
-        pattern=r"^[A-Za-z0-9_-]{1,128}$",
-        description="policy served: letters, digits, _ -",
+    reward_address: str = Field(local_address("reward"), description="host:port of reward's gRPC")
+    learner_address: str = Field(
+        local_address("learner"), description="host:port of the learner's gRPC"
     )
-    tenant: str = Field(
-        "default", pattern=r"^[A-Za-z0-9_-]{1,128}$", description="tenant of every request"
-    )
+    policy: Name = Field("tuneloop", description="policy served: letters, digits, _ -")
+    tenant: Name = Field("default", description="tenant of every request")
     secret: SecretStr | None = Field(
         None, description=f"signs completion ids; {MIN_SECRET_BYTES} characters or more"
     )

@@ -20,8 +20,6 @@ from tuneloop.generation.swap.routing import Routing
 from tuneloop.rollouts import SamplingParameters
 from tuneloop.rpc.server import Server
 from tuneloop.v1 import generation_pb2_grpc
-from tuneloop.weights.filesystem import FilesystemStore
-from tuneloop.weights.signing import Verifier
 
 logger = logging.getLogger("tuneloop.generation")
 
@@ -90,11 +88,6 @@ def make_replica(settings: GenerationSettings, bus: Bus) -> Replica:
     """Wire the parts; nothing is started."""
     publisher = RolloutPublisher(bus, buffer_size=settings.rollout_buffer_size)
     engine = make_engine(settings)
-    store = FilesystemStore(
-        settings.weights_uri,
-        verifier=Verifier.from_file(settings.verify_key_file),
-        cache_dir=settings.weights_cache_dir,
-    )
     options = SwapOptions(
         policy=settings.policy,
         replica=settings.replica,
@@ -102,7 +95,7 @@ def make_replica(settings: GenerationSettings, bus: Bus) -> Replica:
         max_live_versions=settings.max_live_versions,
         max_lora_rank=settings.max_lora_rank,
     )
-    hot_swap = HotSwap(engine, store, options, publisher.publish_activation)
+    hot_swap = HotSwap(engine, settings.open_store(), options, publisher.publish_activation)
     return Replica(
         settings=settings,
         engine=engine,

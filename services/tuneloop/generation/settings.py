@@ -2,19 +2,20 @@
 
 import socket
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from tuneloop.bus.settings import BusSettings
 from tuneloop.policies import WeightsKind
+from tuneloop.ports import GRPC_PORTS, METRICS_PORTS
 from tuneloop.rpc.settings import RpcSettings
+from tuneloop.settings import Name, Port
+from tuneloop.weights.settings import WeightsSettings
 
-Port = Annotated[int, Field(ge=1, le=65535)]
 
-
-class GenerationSettings(BusSettings, RpcSettings):
+class GenerationSettings(BusSettings, RpcSettings, WeightsSettings):
     """What to serve, where, and how much of the machine to use for it."""
 
     model_config = SettingsConfigDict(
@@ -22,13 +23,11 @@ class GenerationSettings(BusSettings, RpcSettings):
     )
 
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: Port = Field(15051, description="gRPC port, 1 to 65535")
-    metrics_port: Port = Field(9101, description="port of /metrics, 1 to 65535")
-    policy: str = Field(
-        "tuneloop",
-        pattern=r"^[A-Za-z0-9_-]{1,128}$",
-        description="name of the policy: letters, digits, '_' and '-'",
+    port: Port = Field(GRPC_PORTS["generation"], description="gRPC port, 1 to 65535")
+    metrics_port: Port = Field(
+        METRICS_PORTS["generation"], description="port of /metrics, 1 to 65535"
     )
+    policy: Name = Field("tuneloop", description="name of the policy: letters, digits, '_' and '-'")
     replica: str = Field(
         default_factory=socket.gethostname, description="name of this replica in events"
     )
@@ -62,15 +61,6 @@ class GenerationSettings(BusSettings, RpcSettings):
     kv_cache_gib: float = Field(1.0, gt=0, description="GiB of key-value cache on a CPU")
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="share of the GPU's memory, above 0 to 1"
-    )
-    weights_uri: str = Field(
-        "./.tuneloop/weights", description="folder or fsspec URL of the weight store"
-    )
-    weights_cache_dir: Path = Field(
-        Path(".tuneloop/weights-cache"), description="folder for verified copies of versions"
-    )
-    verify_key_file: Path = Field(
-        Path(".tuneloop/keys/manifest_public.pem"), description="PEM file that verifies manifests"
     )
     rollout_buffer_size: int = Field(
         10_000, ge=1, description="events kept while the bus cannot be reached"

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tuneloop.errors import CorruptData, Unavailable
+from tuneloop.files import rename_folder
 from tuneloop.models.catalog import CarriedModel
-from tuneloop.weights.filesystem import appear
 
 SOURCE_NAME = "source.json"
 STANDARD_ERROR = 2
@@ -78,7 +78,7 @@ def build(model: CarriedModel, folder: Path) -> None:
             # safetensors writes files only their owner can read.
             path.chmod(0o644)
         shutil.rmtree(folder, ignore_errors=True)
-        appear(built, folder)
+        rename_folder(built, folder)
     say(f"model {model.name} is in {folder}")
 
 

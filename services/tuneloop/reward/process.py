@@ -22,9 +22,7 @@ from tuneloop.reward.swap import RewardModelSwap, RewardSwapOptions
 from tuneloop.rpc.server import Server
 from tuneloop.telemetry import serve_metrics
 from tuneloop.v1 import reward_pb2_grpc
-from tuneloop.weights.filesystem import FilesystemStore
 from tuneloop.weights.shapes import base_model_sha256
-from tuneloop.weights.signing import Verifier
 
 logger = logging.getLogger("tuneloop.reward")
 
@@ -61,18 +59,15 @@ def make_hot_swap(
 ) -> RewardModelSwap:
     """The hot swap of the reward model; raises `SettingsError` without a key to verify with."""
     assert settings.model is not None
-    store = FilesystemStore(
-        settings.weights_uri,
-        verifier=Verifier.from_file(settings.verify_key_file),
-        cache_dir=settings.weights_cache_dir,
-    )
     options = RewardSwapOptions(
         policy=settings.policy,
         base_model_sha256=base_model_sha256(settings.model),
         min_labels=settings.min_labels,
         min_accuracy=settings.min_accuracy,
     )
-    return RewardModelSwap(bus=bus, store=store, scoring=scoring, base=base, options=options)
+    return RewardModelSwap(
+        bus=bus, store=settings.open_store(), scoring=scoring, base=base, options=options
+    )
 
 
 async def run(settings: RewardSettings) -> None:

@@ -6,12 +6,15 @@ from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from tuneloop.bus.settings import BusSettings
+from tuneloop.ports import GRPC_PORTS, METRICS_PORTS
 from tuneloop.reward.scorers.judge import CONSTITUTION, JudgeSettings
 from tuneloop.reward.scorers.judge_client import EndpointSettings
 from tuneloop.rpc.settings import RpcSettings
+from tuneloop.settings import AnyPort, Name, Port
+from tuneloop.weights.settings import WeightsSettings
 
 
-class RewardSettings(BusSettings, RpcSettings):
+class RewardSettings(BusSettings, RpcSettings, WeightsSettings):
     """With what to score, and where."""
 
     model_config = SettingsConfigDict(
@@ -19,13 +22,12 @@ class RewardSettings(BusSettings, RpcSettings):
     )
 
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(
-        15052, ge=0, le=65535, description="gRPC port, 0 to 65535; 0 takes a free one"
+    port: AnyPort = Field(
+        GRPC_PORTS["reward"], description="gRPC port, 0 to 65535; 0 takes a free one"
     )
-    metrics_port: int = Field(9102, ge=1, le=65535, description="port of /metrics, 1 to 65535")
-    policy: str = Field(
+    metrics_port: Port = Field(METRICS_PORTS["reward"], description="port of /metrics, 1 to 65535")
+    policy: Name = Field(
         "tuneloop",
-        pattern=r"^[A-Za-z0-9_-]{1,128}$",
         description="policy whose reward model is used: letters, digits, '_' and '-'",
     )
     model: Path | None = Field(
@@ -86,15 +88,6 @@ class RewardSettings(BusSettings, RpcSettings):
         0.5, ge=0, le=10, description="wait for more rollouts after the first, 0 to 10 seconds"
     )
     threads: int = Field(1, ge=0, description="CPU threads to compute with; 0: all")
-    weights_uri: str = Field(
-        "./.tuneloop/weights", description="folder or fsspec URL of the weight store"
-    )
-    weights_cache_dir: Path = Field(
-        Path(".tuneloop/weights-cache"), description="folder for verified copies of versions"
-    )
-    verify_key_file: Path = Field(
-        Path(".tuneloop/keys/manifest_public.pem"), description="PEM file that verifies manifests"
-    )
     drain_seconds: float = Field(
         3.0, ge=0, description="seconds that running calls get to end when the process stops"
     )

@@ -7,15 +7,16 @@ import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tuneloop.errors import FailedPrecondition, SettingsError
+from tuneloop.files import write_file
 from tuneloop.gateway.keys.store import FILE_NAME
 from tuneloop.policies import WeightsKind
 from tuneloop.weights.shapes import base_model_sha256
 from tuneloop.weights.signing import write_key_pair
 
 LOCK_WAIT_SECONDS = 5.0
+SECRET_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,20 +95,10 @@ def open_data_dir(path: Path) -> DataDir:
         data.keys.mkdir(mode=0o700, exist_ok=True)
         write_key_pair(data.keys)
         if not data.gateway_secret.exists():
-            write_secret(data.gateway_secret)
+            write_file(data.gateway_secret, secrets.token_hex(SECRET_BYTES).encode(), mode=0o600)
     except OSError as error:
         raise SettingsError(f"data folder {data.root}: {error}", param="data_dir") from error
     return data
-
-
-def write_secret(path: Path) -> None:
-    """Write 32 random bytes as hex, all or nothing, readable by the owner only."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
 
 
 def lock(path: Path) -> int:
@@ -163,7 +154,7 @@ def check_model(data: DataDir, *, folder: Path, name: str, weights: WeightsKind)
     """
     found = {"name": name, "sha256": base_model_sha256(folder), "weights": weights.value}
     if not data.model_file.exists():
-        write_json(data.model_file, found)
+        write_file(data.model_file, json.dumps(found, indent=2).encode() + b"\n")
         return
     known = json.loads(data.model_file.read_text())
     for key in ("sha256", "weights"):
@@ -174,10 +165,3 @@ def check_model(data: DataDir, *, folder: Path, name: str, weights: WeightsKind)
                 "--data-dir, or the model that this one belongs to with --model and --weights",
                 param="data_dir",
             )
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a JSON file all or nothing."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(document, indent=2) + "\n")
-    partial.rename(path)

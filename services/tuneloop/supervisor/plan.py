@@ -26,12 +26,8 @@ LOCAL = "127.0.0.1"
 DEFAULT_PORTS = {
     "nats": 4222,
     "nats_monitor": 8222,
-    "generation": 15051,
-    "reward": 15052,
-    "learner": 15053,
-    "generation_metrics": 9101,
-    "reward_metrics": 9102,
-    "learner_metrics": 9103,
+    **ports.GRPC_PORTS,
+    **{f"{process}_metrics": port for process, port in ports.METRICS_PORTS.items()},
 }
 STAGGER_BELOW_CORES = 8
 """On fewer cores the learner and the reward service wait until generation has loaded its model."""

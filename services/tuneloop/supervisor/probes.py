@@ -46,16 +46,12 @@ def serves_grpc(host: str, port: int) -> Probe:
     """Ready when its gRPC health says SERVING."""
 
     async def probe() -> bool:
-        from tuneloop.rpc.channel import connect, is_serving
+        from tuneloop.rpc.probe import is_serving_at
 
-        # Only where somebody listens: a failed channel would log and back off.
+        # A channel to a port where nothing listens would log and back off.
         if not await listens(host, port)():
             return False
-        channel = connect(f"{host}:{port}")
-        try:
-            return await is_serving(channel, seconds=TIMEOUT_SECONDS)
-        finally:
-            await channel.close()
+        return await is_serving_at(f"{host}:{port}", seconds=TIMEOUT_SECONDS)
 
     return probe
 

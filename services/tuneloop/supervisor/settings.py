@@ -8,6 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tuneloop.models.catalog import default_policy_model, default_reward_backbone
 from tuneloop.policies import WeightsKind
+from tuneloop.settings import Name, Port
 
 
 class SupervisorSettings(BaseSettings):
@@ -26,18 +27,14 @@ class SupervisorSettings(BaseSettings):
     )
     data_dir: Path = Field(Path(".tuneloop"), description="folder of everything that is kept")
     host: str = Field("127.0.0.1", description="address of the page and the API")
-    port: int = Field(8000, ge=1, le=65535, description="port of the page and the API, 1 to 65535")
+    port: Port = Field(8000, description="port of the page and the API, 1 to 65535")
     engine: Literal["auto", "vllm", "transformers"] = Field(
         "auto", description="auto (vllm where it is installed), vllm or transformers"
     )
     weights: WeightsKind = Field(
         WeightsKind.LORA, description="what learning changes: lora or full"
     )
-    policy: str = Field(
-        "tuneloop",
-        pattern=r"^[A-Za-z0-9_-]{1,128}$",
-        description="name of the policy: letters, digits, '_' and '-'",
-    )
+    policy: Name = Field("tuneloop", description="name of the policy: letters, digits, '_' and '-'")
     nats_server: Path | None = Field(
         None,
         validation_alias=AliasChoices(

@@ -2,14 +2,16 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import time
 from collections.abc import Coroutine
 from datetime import UTC, datetime
 
+from tuneloop.files import write_file
 from tuneloop.reaper import Reaper
-from tuneloop.supervisor.data_dir import DataDir, write_json
+from tuneloop.supervisor.data_dir import DataDir
 from tuneloop.supervisor.output import Terminal
 from tuneloop.supervisor.plan import ProcessPlan
 from tuneloop.supervisor.process import ManagedProcess, RestartPolicy
@@ -150,7 +152,8 @@ class Supervisor:
             "processes": processes,
         }
         with contextlib.suppress(OSError):  # a full disk must not stop the service
-            write_json(self._data.run_file, document)
+            content = json.dumps(document, indent=2).encode() + b"\n"
+            write_file(self._data.run_file, content, synced=False)
 
 
 def announcement(plan: ProcessPlan, data: DataDir, seconds: float) -> str:

@@ -28,6 +28,7 @@ from tuneloop.errors import (
     Unavailable,
     WeightsRefused,
 )
+from tuneloop.files import rename_folder
 from tuneloop.policies import WeightsKind, WeightsReference
 from tuneloop.weights.files import check_names, describe_folder, verify_file
 from tuneloop.weights.manifest import MANIFEST_NAME, Manifest, from_json, to_json
@@ -85,7 +86,7 @@ class FilesystemStore:
             for file in manifest.files:
                 shutil.copyfile(folder / file.name, partial / file.name)
             (partial / MANIFEST_NAME).write_bytes(to_json(manifest))
-            appear(partial, final)
+            rename_folder(partial, final)
         except OSError:
             if not (final / MANIFEST_NAME).exists():
                 raise
@@ -162,7 +163,7 @@ class FilesystemStore:
                     verify_file(partial / file.name, file)
                 (partial / MANIFEST_NAME).write_bytes(stored)
                 shutil.rmtree(cached, ignore_errors=True)
-                appear(partial, cached)
+                rename_folder(partial, cached)
         except Unavailable:
             # Another process of this machine may have been faster.
             if not is_whole(cached, manifest):
@@ -252,23 +253,6 @@ def is_whole(folder: Path, manifest: Manifest) -> bool:
     except (WeightsRefused, OSError):
         return False
     return True
-
-
-def appear(partial: Path, final: Path) -> None:
-    """Sync a folder and its files to disk, then give it its name in one rename."""
-    for path in (*partial.iterdir(), partial):
-        sync(path)
-    partial.rename(final)
-    sync(final.parent)
-
-
-def sync(path: Path) -> None:
-    """Write a file or folder through to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ The signature covers the manifest without its signature, which lists the SHA-256
 import base64
 import binascii
 import dataclasses
-import os
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from tuneloop.errors import SettingsError, WeightsRefused
+from tuneloop.files import write_file
 from tuneloop.weights.manifest import Manifest, to_json
 
 PRIVATE_KEY_NAME = "manifest_private.pem"
@@ -96,10 +96,7 @@ def write_key_pair(folder: Path) -> tuple[Path, Path]:
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    # The public key last: a pair cut short by a crash is made anew.
-    for path, data, mode in ((private_path, private, 0o600), (public_path, public, 0o644)):
-        path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+    # The public key last: a pair that a crash cut short is made again.
+    write_file(private_path, private, mode=0o600)
+    write_file(public_path, public, mode=0o644)
     return private_path, public_path

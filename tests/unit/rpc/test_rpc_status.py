@@ -11,7 +11,8 @@ import pytest
 
 from tuneloop import errors
 from tuneloop.errors import TuneloopError, Unavailable
-from tuneloop.rpc.channel import MAX_MESSAGE_BYTES, connect, is_serving
+from tuneloop.rpc.channel import MAX_MESSAGE_BYTES, connect
+from tuneloop.rpc.probe import is_serving
 from tuneloop.rpc.server import Server
 from tuneloop.rpc.status import code_of, error_from_rpc
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc, reward_pb2, reward_pb2_grpc

@@ -26,6 +26,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from tuneloop.errors import Conflict, CorruptData, InvalidRequest, NotFound
+from tuneloop.files import write_file
 
 PREFIX = "tl-"
 FILE_NAME = "api_keys.json"
@@ -162,13 +163,8 @@ class KeyFile:
 
     def write(self, keys: Sequence[ApiKey]) -> None:
         """Replace the file, all or nothing."""
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(documents.dump_json(list(keys), indent=2))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(self.path)
+        content = documents.dump_json(list(keys), indent=2)
+        write_file(self.path, content, mode=0o600)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

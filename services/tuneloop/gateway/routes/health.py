@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 from tuneloop.errors import TuneloopError, Unavailable
 from tuneloop.gateway.context import Gateway, gateway_of
 from tuneloop.rpc.call import reply_of
-from tuneloop.rpc.channel import is_serving
+from tuneloop.rpc.probe import is_serving
 from tuneloop.v1 import generation_pb2
 
 READY_TIMEOUT = 2.0
