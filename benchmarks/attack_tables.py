@@ -47,11 +47,14 @@ class Table:
         """Whether every number is one."""
         return bool(self.values.isfinite().all())
 
-    def save_checkpoint(self, folder: Path, step: int) -> None:
+    def check(self, objective: str, sample: Any) -> None:
+        """Everything can be learned from."""
+
+    def save_checkpoint(self, folder: Path, position: Mapping[str, Any]) -> None:
         """Only that there is one: nothing is resumed here."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        (folder / "step.json").write_text(json.dumps(step))
+        (folder / "step.json").write_text(json.dumps(position["step"]))
 
     def load_checkpoint(self, folder: Path) -> None:
         """Never asked for."""

@@ -98,7 +98,7 @@ def of_reward_model(folder: Path) -> Callable[[int], Scores]:
         accuracies = []
         for _ in range(STEPS):
             pairs = [random_pair(choose) for _ in range(32)]
-            accuracies.append(trainer.step(pairs).metrics["accuracy"])
+            accuracies.append(trainer.step({"reward_model": pairs}).metrics["accuracy"])
         return accuracies
 
     return run

@@ -111,7 +111,7 @@ def tuneloop_reward_step(side: Side, work: Work) -> Step:
     ]
 
     def step() -> tuple[float, float]:
-        result = trainer.step(samples)
+        result = trainer.step({"reward_model": samples})
         assert not result.skipped, result.reason
         return result.metrics["pair_loss"], result.metrics["gradient_norm"]
 

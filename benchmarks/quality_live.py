@@ -35,7 +35,7 @@ from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.samples import LabelledText, ScoredGroup, ThumbSample, TokenSequence
 from tuneloop.learner.settings import LearnerSettings
-from tuneloop.learner.trainer.policy import PolicyTraining
+from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.reward_model import RewardTrainer
 from tuneloop.learner.trainer.settings import RewardTrainerSettings
 from tuneloop.learner.training_run import TrainingRun
@@ -188,7 +188,7 @@ def serve_users(job: LiveJob) -> Curve:
         training_run = TrainingRun(
             model="policy",
             policy=POLICY,
-            trainer=PolicyTraining(settings.model, "tiny", settings.trainer()),
+            trainer=PolicyTrainer(settings.model, settings.trainer(), base_model="tiny"),
             database=database,
             checkpoints=folder / "checkpoints",
             keep_checkpoints=1,
@@ -306,7 +306,8 @@ class Reader:
         for start in range(0, len(fresh), FRESH):
             new = fresh[start : start + FRESH]
             self._seen += new
-            self._trainer.step([*new, *self._random.choices(self._seen, k=REWARD_BATCH - FRESH)])
+            batch = [*new, *self._random.choices(self._seen, k=REWARD_BATCH - FRESH)]
+            self._trainer.step({"reward_model": batch})
         if len(self._seen) % (PUBLISHED * len(fresh)) == 0:
             self._publish()
 

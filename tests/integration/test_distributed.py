@@ -27,7 +27,7 @@ from tuneloop.learner.models.world import ALONE, World, dismiss_followers, join,
 from tuneloop.learner.trainer import checkpoint
 from tuneloop.learner.trainer.base import TrainerState
 from tuneloop.learner.trainer.followers import follow
-from tuneloop.learner.trainer.policy import PolicyTrainer, PolicyTraining
+from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.settings import TrainerSettings
 from tuneloop.policies import WeightsKind
 
@@ -54,7 +54,7 @@ def settings(kind: WeightsKind) -> TrainerSettings:
 
 def learn(folder: Path, kind: WeightsKind, saved: Path, world: World = ALONE) -> dict[str, Any]:
     """Steps of every objective, with checkpoints midway and at the end, and a version."""
-    trainer = PolicyTrainer(folder, settings(kind), world)
+    trainer = PolicyTrainer(folder, settings(kind), world, base_model="tiny")
     found: dict[str, Any] = {"metrics": []}
     for number, objective in enumerate((*OBJECTIVES, *OBJECTIVES)):
         if number == len(OBJECTIVES):
@@ -64,7 +64,7 @@ def learn(folder: Path, kind: WeightsKind, saved: Path, world: World = ALONE) ->
     found["finite"] = trainer.finite()
     sequences = [sample.sequence for sample in SampleMaker(9).thumbs(3)]
     found["reference"] = trainer.model.compute_reference_logprobs(sequences, token_budget=30)
-    trainer.save_weights(saved / "version", base_model="tiny")
+    trainer.save_weights(saved / "version")
     trainer.load_weights(saved / "version")
     found["generated"] = generate(trainer)
     return found
@@ -108,8 +108,8 @@ async def online(folder: Path, data: Path, world: World = ALONE) -> Mapping[str,
     parts.thumbs(0, 8)
     for again in (False, True):
         parts = parts.again() if again else parts
-        parts.training_run.trainer = PolicyTraining(
-            folder, "tiny", settings(WeightsKind.FULL), world
+        parts.training_run.trainer = PolicyTrainer(
+            folder, settings(WeightsKind.FULL), world, base_model="tiny"
         )
         parts.training_run.restore()
         await parts.turn()

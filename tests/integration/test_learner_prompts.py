@@ -33,7 +33,7 @@ from tuneloop.learner.ledger.schema import rollouts
 from tuneloop.learner.monitoring.reference_fill import ReferenceFill
 from tuneloop.learner.prompts.prompt_sets import load_prompts
 from tuneloop.learner.settings import LearnerSettings
-from tuneloop.learner.trainer.policy import PolicyTraining
+from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.policies import WeightsKind
 from tuneloop.reward.consumer import RolloutConsumer
 from tuneloop.reward.scorers.functions import FunctionScorer
@@ -99,7 +99,9 @@ async def parts(tiny_policy: Path, tmp_path: Path) -> AsyncIterator[Parts]:
     options["generation_address"] = f"127.0.0.1:{port}"
     known = parts.settings.model_dump(exclude_unset=True)
     parts.settings = LearnerSettings(**{**known, **options})
-    parts.training_run.trainer = PolicyTraining(tiny_policy, "tiny", parts.settings.trainer())
+    parts.training_run.trainer = PolicyTrainer(
+        tiny_policy, parts.settings.trainer(), base_model="tiny"
+    )
     parts.batches = PolicyBatcher(
         parts.database, parts.settings, edit_tokens=EditTokenizer(tiny_policy), clock=parts.clock
     )

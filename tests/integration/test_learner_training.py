@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from support.learner_parts import Parts
 
 from tuneloop.learner.ledger.accounting import versions
-from tuneloop.learner.trainer.policy import PolicyTraining
+from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.settings import TrainerSettings
 from tuneloop.policies import WeightsKind
 from tuneloop.weights.shapes import check_adapter, check_full
@@ -15,7 +15,7 @@ from tuneloop.weights.shapes import check_adapter, check_full
 
 def with_policy(parts: Parts, model: Path, kind: WeightsKind) -> Parts:
     settings = TrainerSettings(kind=kind, learning_rate=1e-3, threads=1)
-    parts.training_run.trainer = PolicyTraining(model, "tiny", settings)
+    parts.training_run.trainer = PolicyTrainer(model, settings, base_model="tiny")
     return parts
 
 

@@ -27,7 +27,7 @@ from tuneloop.learner.release.gate.prompts import BUILT_IN, load_gate_prompts
 from tuneloop.learner.release.gate.weight_delta import BaseDistance
 from tuneloop.learner.samples import SampledAnswer, TokenSequence
 from tuneloop.learner.settings import LearnerSettings
-from tuneloop.learner.trainer.policy import PolicyTraining
+from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.settings import TrainerSettings
 from tuneloop.policies import ReleaseState, WeightsKind, WeightsReference
 from tuneloop.rpc.channel import connect
@@ -124,7 +124,7 @@ async def bench(tiny_policy: Path, tmp_path: Path) -> AsyncIterator[Bench]:
     )
     questions = load_gate_prompts(settings, Prompts(training=(), evaluation=()))
     assert questions is not None
-    trainer = PolicyTraining(tiny_policy, "tiny", settings.trainer())
+    trainer = PolicyTrainer(tiny_policy, settings.trainer(), base_model="tiny")
 
     async def reference_logprobs(sequences: list[TokenSequence]) -> list[tuple[float, ...]]:
         return trainer.reference_logprobs(sequences)
@@ -229,7 +229,7 @@ async def test_full_weights_answer_in_the_trainer_as_they_will_in_the_engine(
 ) -> None:
     folder = with_tokenizer(make_full_weights(tiny_policy, tmp_path / "other", seed=3), tiny_policy)
     settings = TrainerSettings(kind=WeightsKind.FULL, threads=1)
-    trainer = PolicyTraining(folder, "tiny", settings)
+    trainer = PolicyTrainer(folder, settings, base_model="tiny")
     prompts = [(1, 20, 21), (1, 30, 31, 32, 33)]
     local_answers = LocalAnswers(tmp_path / "rehearsals", trainer, prompts, 8)
 

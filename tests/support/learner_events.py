@@ -180,7 +180,10 @@ class CountingTrainer:
     def finite(self) -> bool:
         return not self.broken
 
-    def save_checkpoint(self, folder: Path, step: int) -> None:
+    def check(self, objective: str, sample: Any) -> None:
+        pass
+
+    def save_checkpoint(self, folder: Path, position: Mapping[str, Any]) -> None:
         partial = folder.with_name(f".unfinished-{folder.name}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

@@ -8,7 +8,7 @@ is kept by: a feedback id, or a completion id for scored rollouts.
 batch of distrusted samples makes a small step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -60,6 +60,13 @@ class SampleState(StrEnum):
     """Can never be trained on."""
     SET_ASIDE = "set_aside"
     """Led to several quarantines."""
+
+
+JUDGED_OBJECTIVES = (Objective.DPO, Objective.KTO, Objective.SFT)
+"""The policy's from what users say, in the order in which they fill a batch."""
+SCORED_OBJECTIVES = (Objective.PPO, Objective.GRPO)
+"""The policy's from its own completions and their rewards."""
+POLICY_OBJECTIVES = tuple(o for o in Objective if o is not Objective.REWARD_MODEL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +199,15 @@ PolicySample = DemonstrationSample | ThumbSample | PairSample | ScoredSample | S
 
 
 RewardSample = LabelledText | PreferredText | RatedText | RankedText
+
+sample_types: Mapping[str, type] = {
+    Objective.SFT: DemonstrationSample,
+    Objective.KTO: ThumbSample,
+    Objective.DPO: PairSample,
+    Objective.PPO: ScoredSample,
+    Objective.GRPO: ScoredGroup,
+}
+"""The type of the samples of each of the policy's objectives."""
 
 
 def sequences_of(sample: PolicySample | RewardSample) -> tuple[TokenSequence, ...]:

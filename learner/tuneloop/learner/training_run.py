@@ -138,7 +138,7 @@ class TrainingRun:
         folder = self._checkpoints / BEGINNING
         if self._fresh and (replace_old or not folder.exists()):
             shutil.rmtree(folder, ignore_errors=True)
-            self.trainer.save_checkpoint(folder, 0)
+            self.trainer.save_checkpoint(folder, {"step": 0})
 
     def rewind(self, set_aside_after: int) -> bool:
         """After a quarantine: go on from the last good version; whether there was one to undo.
@@ -281,7 +281,7 @@ class TrainingRun:
             return
         with metrics.checkpoint_seconds.time():
             name = f"step-{self.step:08d}"
-            self.trainer.save_checkpoint(self._checkpoints / name, self.step)
+            self.trainer.save_checkpoint(self._checkpoints / name, {"step": self.step})
             steps.commit_steps(
                 self._database, self.model, self.uncommitted.taken, name, self._clock()
             )

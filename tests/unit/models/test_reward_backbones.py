@@ -143,13 +143,13 @@ def test_a_sample_that_is_too_long_is_refused_never_cut(decoder: Path) -> None:
     trainer = make_trainer(decoder)
     long = dataclasses.replace(SAMPLES[4], prompt="river " * 200)
     with pytest.raises(InvalidRequest, match="sample r1: more than the 128 tokens that fit"):
-        trainer.check(long)
+        trainer.check("reward_model", long)
 
 
 def gradients(trainer: RewardTrainer) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """The metrics and gradients of one step, before any clip."""
     taken: dict[str, torch.Tensor] = {}
-    optimization = trainer._optimization
+    optimization = trainer._optimizer
     before = optimization.step
 
     def step(**options: Any) -> Any:
@@ -158,7 +158,7 @@ def gradients(trainer: RewardTrainer) -> tuple[dict[str, float], dict[str, torch
         return before(**options)
 
     optimization.step = step  # type: ignore[method-assign]
-    return dict(trainer.step(SAMPLES).metrics), taken
+    return dict(trainer.step({"reward_model": SAMPLES}).metrics), taken
 
 
 def check_cuts(folder: Path, exact: float, *, packs: bool, **options: Any) -> None:
@@ -211,7 +211,7 @@ def test_the_service_scores_as_the_trainer_computes(
 ) -> None:
     trainer = make_trainer(backbone, kind=kind, learning_rate=3e-3, head_learning_rate=1e-2)
     for _ in range(4):
-        trainer.step(SAMPLES)
+        trainer.step({"reward_model": SAMPLES})
     trainer.save_weights(tmp_path / "trained")
     scorer = base_scorer(tmp_path / "trained", max_length=512, weight=1.0)
     assert scorer.informative
@@ -233,8 +233,8 @@ def test_lora_trains_the_adapter_and_the_head_only(decoder: Path) -> None:
     whole = load(decoder).module.state_dict()
     assert before.keys() == whole.keys()
     assert all(torch.equal(before[name], whole[name]) for name in whole), "B is 0 at first"
-    trainer.step(SAMPLES)
-    trainer.step(SAMPLES)
+    trainer.step({"reward_model": SAMPLES})
+    trainer.step({"reward_model": SAMPLES})
     after = merged_weights(trainer._model.module)
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     assert "score.weight" in changed
@@ -245,25 +245,25 @@ def test_lora_trains_the_adapter_and_the_head_only(decoder: Path) -> None:
 def test_every_kind_is_learned_and_resumed(decoders: dict[str, Path]) -> None:
     options = {"learning_rate": 2e-3, "head_learning_rate": 2e-2}
     trainer = make_trainer(decoders["qwen2"], **options)
-    first = trainer.step(SAMPLES).metrics
+    first = trainer.step({"reward_model": SAMPLES}).metrics
     expected = {"thumb_loss", "pair_loss", "ranking_loss", "rating_loss"}
     assert expected <= first.keys()
     for _ in range(60):
-        trainer.step(SAMPLES)
+        trainer.step({"reward_model": SAMPLES})
     again = make_trainer(decoders["qwen2"], **options)
     again.load_state(trainer.state())
-    last = trainer.step(SAMPLES).metrics
+    last = trainer.step({"reward_model": SAMPLES}).metrics
     assert all(last[name] < 0.7 * first[name] for name in expected), last
     assert last["accuracy"] == 1.0
-    assert again.step(SAMPLES).metrics == last
+    assert again.step({"reward_model": SAMPLES}).metrics == last
 
 
 def test_a_ranking_needs_two_answers(decoders: dict[str, Path]) -> None:
     trainer = make_trainer(decoders["llama"])
     with pytest.raises(InvalidRequest, match="sample r1: a ranking of 1 answers"):
-        trainer.check(RankedText(sample_id="r1", prompt="q", completions=("a",)))
+        trainer.check("reward_model", RankedText(sample_id="r1", prompt="q", completions=("a",)))
     with pytest.raises(InvalidRequest, match="sample s1: rating nan"):
-        trainer.check(dataclasses.replace(SAMPLES[6], rating=float("nan")))
+        trainer.check("reward_model", dataclasses.replace(SAMPLES[6], rating=float("nan")))
 
 
 async def test_a_decoder_is_swapped_in_while_scoring(
@@ -284,7 +284,7 @@ async def test_a_decoder_is_swapped_in_while_scoring(
     )
     trainer = make_trainer(base_folder, kind=WeightsKind.LORA, head_learning_rate=0.05)
     for _ in range(3):
-        trainer.step(SAMPLES)
+        trainer.step({"reward_model": SAMPLES})
     trainer.save_weights(tmp_path / "trained")
     await swap.activate(publisher.publish(1, bias=0.0, folder=tmp_path / "trained"))
     assert scoring.reward_model_version == 1

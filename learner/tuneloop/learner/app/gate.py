@@ -77,9 +77,9 @@ def make_local_answers(
         return None
     # torch comes in here.
     from tuneloop.learner.release.gate.local_answers import LocalAnswers
-    from tuneloop.learner.trainer.policy import PolicyTraining
+    from tuneloop.learner.trainer.policy import PolicyTrainer
 
-    if not isinstance(trainer, PolicyTraining):
+    if not isinstance(trainer, PolicyTrainer):
         raise AssertionError("the policy's trainer can be asked")
     return LocalAnswers(
         settings.data_dir / "rehearsals",

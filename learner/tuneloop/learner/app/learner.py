@@ -279,7 +279,7 @@ async def make_training_runs(
 ) -> list[tuple[TrainingRun, Batcher]]:
     """Load the models, in the thread that will train them."""
     # torch and transformers come in here.
-    from tuneloop.learner.trainer.policy import PolicyTraining
+    from tuneloop.learner.trainer.policy import PolicyTrainer
 
     def training_run(model: str, name: str, build: Callable[[], Trainer]) -> TrainingRun:
         return TrainingRun(
@@ -292,7 +292,9 @@ async def make_training_runs(
         )
 
     def policy_trainer() -> Trainer:
-        return PolicyTraining(settings.model, settings.base_model, settings.trainer(), world)
+        return PolicyTrainer(
+            settings.model, settings.trainer(), world, base_model=settings.base_model
+        )
 
     policy = await worker.run(training_run, "policy", settings.policy, policy_trainer)
     edit_tokens = await worker.run(EditTokenizer, settings.model)
@@ -300,10 +302,10 @@ async def make_training_runs(
     made: list[tuple[TrainingRun, Batcher]] = [(policy, batches)]
     backbone = settings.reward_model
     if backbone is not None:
-        from tuneloop.learner.trainer.reward_model import RewardTraining
+        from tuneloop.learner.trainer.reward_model import RewardTrainer
 
         def reward_trainer() -> Trainer:
-            return RewardTraining(backbone, settings.reward_trainer())
+            return RewardTrainer(backbone, settings.reward_trainer())
 
         name = f"{settings.policy}-reward-model"
         reward_model = await worker.run(training_run, "reward_model", name, reward_trainer)

@@ -1,7 +1,7 @@
 """`tuneloop train`: learn offline, from files, datasets or the ledger."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,6 +18,7 @@ from tuneloop.learner.commands.options import (
     fail,
     missing,
 )
+from tuneloop.learner.trainer.algorithms import offline_algorithms
 from tuneloop.policies import WeightsKind
 
 STOPPED = 130
@@ -25,11 +26,15 @@ STOPPED = 130
 
 KINDS = {None: None, True: WeightsKind.LORA, False: WeightsKind.FULL}
 
-Algorithm = Literal["sft", "reward-model", "dpo", "kto", "ppo", "grpo", "rest"]
+
+if TYPE_CHECKING:
+    AlgorithmName = str
+else:
+    AlgorithmName = Literal[tuple(offline_algorithms())]
 
 
 def train(
-    algorithm: Annotated[Algorithm, typer.Argument(help="What to train, or how.")],
+    algorithm: Annotated[AlgorithmName, typer.Argument(help="What to train, or how.")],
     *,
     model: Annotated[str, typer.Option(help="A folder, a hub id or a catalog name.")],
     data: Annotated[

@@ -1,6 +1,6 @@
 """Rows to samples of the policy: demonstrations (sft), thumbs (kto), pairs (dpo)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tuneloop.learner.data.fields import Fields, Form, Text, choose_form
 from tuneloop.learner.data.preferences import (
@@ -15,6 +15,7 @@ from tuneloop.learner.data.table import Table
 from tuneloop.learner.data.tokenize import PromptTokenizer, TooLong
 from tuneloop.learner.samples import (
     DemonstrationSample,
+    Objective,
     PairSample,
     PolicySample,
     ThumbSample,
@@ -26,24 +27,13 @@ CONVERSATION = Form(columns=("messages",))
 PLAIN = Form(columns=("text",))
 LABELLED = Form(columns=("prompt", "completion", "label"))
 
-FORMS = {
-    "sft": (ANSWERED, CONVERSATION, PLAIN),
-    "kto": (LABELLED, EXPLICIT, IMPLICIT),
-    "dpo": (EXPLICIT, IMPLICIT, RANKED),
-}
-
 Maker = Callable[[Fields], Sequence[PolicySample]]
 
 
-def sample_maker(algorithm: str, table: Table, tokens: PromptTokenizer) -> Maker:
-    """How a row of `table` becomes samples; raises `InvalidRequest` for other columns."""
-    form = choose_form(table, FORMS[algorithm], algorithm)
-    makers: dict[str, Callable[[Fields, Form, PromptTokenizer], Sequence[PolicySample]]] = {
-        "sft": demonstrations,
-        "kto": thumbs,
-        "dpo": pairs,
-    }
-    make = makers[algorithm]
+def sample_maker(objective: Objective, table: Table, tokens: PromptTokenizer, reader: str) -> Maker:
+    """Return how a row of `table` becomes samples; raises `InvalidRequest` for other columns."""
+    forms, make = row_formats[objective]
+    form = choose_form(table, forms, reader)
     return lambda row: make(row, form, tokens)
 
 
@@ -123,3 +113,13 @@ def whole_text(row: Fields, tokens: PromptTokenizer) -> TokenSequence:
         generation_logprobs=(),
         temperature=1.0,
     )
+
+
+RowMaker = Callable[[Fields, Form, PromptTokenizer], Sequence[PolicySample]]
+
+row_formats: Mapping[Objective, tuple[Sequence[Form], RowMaker]] = {
+    Objective.SFT: ((ANSWERED, CONVERSATION, PLAIN), demonstrations),
+    Objective.KTO: ((LABELLED, EXPLICIT, IMPLICIT), thumbs),
+    Objective.DPO: ((EXPLICIT, IMPLICIT, RANKED), pairs),
+}
+"""The columns that rows of an objective's samples can have, and what makes samples of a row."""

@@ -10,6 +10,7 @@ from tuneloop.learner.data.fields import Fields
 from tuneloop.learner.data.prompt_rows import PromptRow, prompt_form, prompt_row
 from tuneloop.learner.data.table import Table
 from tuneloop.learner.data.tokenize import PromptTokenizer, TooLong
+from tuneloop.learner.samples import Objective
 
 OnLong = Literal["error", "drop"]
 
@@ -32,10 +33,14 @@ class RowsData:
 
 
 def read_samples(
-    algorithm: str, table: Table, tokens: PromptTokenizer, on_long: OnLong
+    objective: Objective, table: Table, tokens: PromptTokenizer, on_long: OnLong, reader: str = ""
 ) -> RowsData:
-    """The policy's samples of a table; raises `InvalidRequest` naming the row."""
-    return convert(table, policy_rows.sample_maker(algorithm, table, tokens), on_long)
+    """Return an objective's samples of a table; raises `InvalidRequest` naming the row.
+
+    `reader` is what a message about the columns says they are for: the objective by default.
+    """
+    make = policy_rows.sample_maker(objective, table, tokens, reader or objective)
+    return convert(table, make, on_long)
 
 
 def read_texts(table: Table) -> RowsData:

@@ -1,4 +1,4 @@
-"""A run, put together from its material: the trainer, its course, its folder."""
+"""A run, built from its inputs: the trainer, what it learns from, its folder."""
 
 import random
 from collections.abc import Sequence
@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from tuneloop.errors import InvalidRequest, SettingsError
+from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.models.sampling import Sampler
 from tuneloop.learner.models.world import ALONE, World
-from tuneloop.learner.offline.pupil import PolicyPupil, Pupil, RewardPupil
+from tuneloop.learner.offline.export import write_version
 from tuneloop.learner.offline.run.checkpoints import identity_of
 from tuneloop.learner.offline.run.console import Console
 from tuneloop.learner.offline.run.folder import RunFolder
@@ -20,15 +21,19 @@ from tuneloop.learner.offline.run.run import Run, SaveSchedule
 from tuneloop.learner.offline.sources.base import FixedSource, RowOrder, TrainSource
 from tuneloop.learner.offline.sources.judged import JudgedSource
 from tuneloop.learner.offline.sources.on_policy import CompletionSampler, OnPolicySource
-from tuneloop.learner.offline.sources.ref_logprobs import with_reference
+from tuneloop.learner.offline.sources.ref_logprobs import with_stored_reference
 from tuneloop.learner.offline.sources.rest import RestPlan, RestSource
-from tuneloop.learner.trainer.settings import TrainerSettings
+from tuneloop.learner.trainer.base import Trainer
+from tuneloop.learner.trainer.policy import PolicyTrainer
+from tuneloop.learner.trainer.reward_model import RewardTrainer
+from tuneloop.learner.trainer.settings import RewardTrainerSettings, TrainerSettings
+from tuneloop.policies import WeightsKind
 
 TOO_LONG = "tokens that fit"
 """What trainers say of a sample that is too long for them."""
 
 
-def assemble(inputs: RunInputs, folder: RunFolder, world: World = ALONE) -> Run:
+def build_run(inputs: RunInputs, folder: RunFolder, world: World = ALONE) -> Run:
     """Load the model and make the run; raises `InvalidRequest` for a sample it cannot take."""
     seed = inputs.settings.trainer.seed
     random.seed(seed)
@@ -38,12 +43,13 @@ def assemble(inputs: RunInputs, folder: RunFolder, world: World = ALONE) -> Run:
     console = Console(every=run.logging_steps)
     note = f", {inputs.dropped} rows left out as too long" if inputs.dropped else ""
     console.line(f"{len(inputs.samples)} samples{note}; loading {inputs.model_name}")
-    pupil, source = trainer_and_source(inputs, folder, console, world)
+    trainer, source = trainer_and_source(inputs, folder, console, world)
+    adapter = inputs.facts.trains_policy and inputs.settings.trainer.kind is WeightsKind.LORA
     return Run(
         title=f"{inputs.algorithm} {inputs.model_name}",
         folder=folder,
         identity=inputs.identity,
-        pupil=pupil,
+        trainer=trainer,
         source=source,
         pace=SaveSchedule(
             max_steps=run.max_steps,
@@ -51,25 +57,25 @@ def assemble(inputs: RunInputs, folder: RunFolder, world: World = ALONE) -> Run:
             save_total_limit=run.save_total_limit,
         ),
         console=console,
+        write_version=lambda out: write_version(trainer, inputs.model, out, adapter=adapter),
     )
 
 
 def trainer_and_source(
     inputs: RunInputs, folder: RunFolder, console: Console, world: World
-) -> tuple[Pupil, TrainSource]:
-    """The trainer, and what it learns from at each step."""
-    if inputs.algorithm == "reward-model":
-        order = order_of(inputs, len(inputs.samples))
-        pupil = RewardPupil(inputs.model, with_decay_horizon(inputs, order))
-        samples = check_samples(inputs, pupil, console)
-        source = FixedSource(inputs.objective, samples, order_of(inputs, len(samples)))
-        return pupil, source
+) -> tuple[Trainer, TrainSource]:
+    """Return the trainer, and what it learns from at each step."""
     order = order_of(inputs, len(inputs.samples))
-    policy = PolicyPupil(inputs.model, inputs.model_name, with_decay_horizon(inputs, order), world)
+    settings = with_decay_horizon(inputs, order)
+    if isinstance(settings, RewardTrainerSettings):
+        reward_trainer = RewardTrainer(inputs.model, settings)
+        samples = check_samples(inputs, reward_trainer, console)
+        return reward_trainer, fixed_source(inputs, reward_trainer, samples, folder)
+    trainer = PolicyTrainer(inputs.model, settings, world, base_model=inputs.model_name)
     if inputs.rewards is None and inputs.verdicts is None:
-        samples = check_samples(inputs, policy, console)
-        return policy, fixed_source(inputs, policy, samples, folder)
-    return policy, sampled_source(inputs, policy, order, folder, console)
+        samples = check_samples(inputs, trainer, console)
+        return trainer, fixed_source(inputs, trainer, samples, folder)
+    return trainer, sampled_source(inputs, trainer.model, order, folder, console)
 
 
 def order_of(inputs: RunInputs, count: int) -> RowOrder:
@@ -83,31 +89,32 @@ def order_of(inputs: RunInputs, count: int) -> RowOrder:
     )
 
 
-def with_decay_horizon(inputs: RunInputs, order: RowOrder) -> Any:
-    """The trainer's settings; a rate that falls is told when it has to be at 0."""
+def with_decay_horizon(
+    inputs: RunInputs, order: RowOrder
+) -> TrainerSettings | RewardTrainerSettings:
+    """Return the trainer's settings; those of a falling rate say at which step it is 0."""
     trainer = inputs.settings.trainer
     if trainer.lr_scheduler_type == "constant":
         return trainer
-    if inputs.algorithm == "rest":
+    if inputs.facts.source == "grown":
         raise SettingsError(
-            "lr_scheduler_type must be constant with rest: how many steps it takes depends on the "
-            "rewards",
+            f"lr_scheduler_type must be constant with {inputs.algorithm}: how many steps it takes "
+            "depends on the rewards",
             param="lr_scheduler_type",
         )
     steps = min(order.steps, inputs.settings.run.max_steps or order.steps)
     if isinstance(trainer, TrainerSettings):
-        repeats = {"ppo": trainer.ppo_epochs, "grpo": trainer.grpo_epochs}
-        steps *= repeats.get(inputs.objective, 1)
+        steps *= inputs.facts.epochs(trainer)
     return replace(trainer, max_steps=steps)
 
 
-def check_samples(inputs: RunInputs, pupil: Pupil, console: Console) -> Sequence[Any]:
+def check_samples(inputs: RunInputs, trainer: Trainer, console: Console) -> Sequence[Any]:
     """The samples the trainer can learn from; those too long for it are an error or left out."""
     drop = inputs.settings.run.on_long == "drop"
     kept = []
     for sample in inputs.samples:
         try:
-            pupil.check(inputs.objective, sample)
+            trainer.check(inputs.objective, sample)
         except InvalidRequest as error:
             if TOO_LONG not in error.message:
                 raise
@@ -124,23 +131,24 @@ def check_samples(inputs: RunInputs, pupil: Pupil, console: Console) -> Sequence
 
 
 def fixed_source(
-    inputs: RunInputs, pupil: PolicyPupil, samples: Sequence[Any], folder: RunFolder
+    inputs: RunInputs, trainer: Trainer, samples: Sequence[Any], folder: RunFolder
 ) -> FixedSource:
-    """Passes over samples; where there are several, reference log-probs are computed once."""
+    """Return passes over samples; for several passes, reference log-probs are computed once."""
     order = order_of(inputs, len(samples))
-    if order.epochs > 1 and inputs.objective in ("kto", "dpo"):
-        samples = with_reference(
+    settings = inputs.settings.trainer
+    compared = isinstance(settings, TrainerSettings) and inputs.facts.needs_reference(settings)
+    if order.epochs > 1 and compared:
+        samples = with_stored_reference(
             samples,
-            pupil.trainer.model,
+            trainer.reference_logprobs,
             folder.reference,
             run=identity_of(inputs.identity),
-            token_budget=pupil.settings.tokens_at_once,
         )
     return FixedSource(inputs.objective, samples, order)
 
 
 def sampled_source(
-    inputs: RunInputs, pupil: PolicyPupil, order: RowOrder, folder: RunFolder, console: Console
+    inputs: RunInputs, model: PolicyModel, order: RowOrder, folder: RunFolder, console: Console
 ) -> TrainSource:
     """Completions of the policy itself, scored."""
     assert inputs.tokens is not None
@@ -153,13 +161,14 @@ def sampled_source(
         report=console.sampled,
     )
     attempts = CompletionSampler(
-        pupil.trainer.model,
+        model,
         sampler,
         samples_per_prompt=run.samples_per_prompt,
         seed=order.seed,
     )
     if inputs.verdicts is not None:
         return JudgedSource(
+            inputs.objective,
             inputs.samples,
             order,
             attempts=attempts,
@@ -168,7 +177,7 @@ def sampled_source(
             temperature=run.temperature,
         )
     assert inputs.rewards is not None
-    if inputs.algorithm == "rest":
+    if inputs.facts.source == "grown":
         plan = RestPlan(
             grow_steps=run.grow_steps,
             improve_steps=run.improve_steps,

@@ -6,10 +6,11 @@ from pathlib import Path
 from tuneloop.errors import FailedPrecondition, WeightsRefused
 from tuneloop.learner.files import write_folder
 from tuneloop.learner.offline.versions import VersionFolder
+from tuneloop.learner.trainer.base import Trainer
 from tuneloop.models.reward_model import quiet
 
 MODEL_FILES = ("*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model")
-"""What of a model's folder goes with its weights, unless saving writes it anew."""
+"""What of a model's folder goes with its weights, unless saving writes it again."""
 
 
 def merge_adapter(base: Path, adapter: Path, output: Path) -> None:
@@ -47,6 +48,19 @@ def copy_model_files(base: Path, output: Path) -> None:
             run_record = path.name in ("run.json", "settings.json", "source.json", "manifest.json")
             if not weights_index and not run_record and not (output / path.name).exists():
                 shutil.copyfile(path, output / path.name)
+
+
+ADAPTER = "adapter"
+"""Folder of a LoRA version that holds what was trained, beside the merged weights."""
+
+
+def write_version(trainer: Trainer, base: Path, folder: Path, *, adapter: bool) -> None:
+    """Write what the service and plain transformers load; `adapter` says that it is merged."""
+    if not adapter:
+        trainer.save_weights(folder)
+        return
+    trainer.save_weights(folder / ADAPTER)
+    merge_adapter(base, folder / ADAPTER, folder)
 
 
 def export(version: VersionFolder, output: Path) -> None:

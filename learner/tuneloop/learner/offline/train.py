@@ -10,21 +10,19 @@ from tuneloop.learner.data.rows import RowsData, read_prompts, read_samples, rea
 from tuneloop.learner.data.table import Table, open_table
 from tuneloop.learner.data.tokenize import PromptTokenizer
 from tuneloop.learner.models.world import ALONE, World
-from tuneloop.learner.offline.build import assemble
+from tuneloop.learner.offline.build import build_run
 from tuneloop.learner.offline.run.console import Console
 from tuneloop.learner.offline.run.folder import RunFolder
 from tuneloop.learner.offline.run.inputs import RunInputs
-from tuneloop.learner.offline.run.settings import OBJECTIVES, SAMPLING, Settings, make_settings
+from tuneloop.learner.offline.run.settings import Settings, make_settings
 from tuneloop.learner.offline.sources.judge import JudgeOptions, Verdicts
 from tuneloop.learner.offline.sources.judged import has_answers, judged_pairs
 from tuneloop.learner.offline.sources.ledger_rows import is_ledger, read_ledger, read_ledger_prompts
 from tuneloop.learner.offline.sources.rewards import Rewards, load_rewards
+from tuneloop.learner.trainer.algorithms import Algorithm, algorithms, offline_algorithms
 from tuneloop.models.resolve import resolve
 from tuneloop.policies import WeightsKind
 from tuneloop.weights.files import sha256_of
-
-JUDGED = (*SAMPLING, "dpo", "reward-model")
-"""These can learn from a judge."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +30,7 @@ class TrainOptions:
     """What `tuneloop train` was told."""
 
     algorithm: str
+    """Name of an algorithm that runs offline."""
     model: str
     data: str
     output: Path
@@ -47,15 +46,15 @@ class TrainOptions:
     cache_dir: Path = Path("~/.cache/tuneloop")
 
     @property
-    def objective(self) -> str:
-        """What the samples are called in a step."""
-        return OBJECTIVES.get(self.algorithm, self.algorithm)
+    def facts(self) -> Algorithm:
+        """Return the algorithm's entry in the registry."""
+        return algorithms[self.algorithm]
 
 
 def train(options: TrainOptions, world: World = ALONE) -> dict[str, Any] | None:
-    """Train as told; the summary, or None when the user stopped it.
+    """Train; return the summary, or None when the user stopped the run.
 
-    Everything that can be told to be wrong is, before a model is loaded. With several ranks in
+    Everything that can be checked is checked before a model is loaded. With several ranks in
     `world` this is for the first; the others `follow`. Raises `TuneloopError`.
     """
     check_rewards(options)
@@ -67,13 +66,14 @@ def train(options: TrainOptions, world: World = ALONE) -> dict[str, Any] | None:
         if finished is not None:
             Console(every=1).line(f"{folder.root}: this run is over; --restart throws it away")
             return finished
-        return assemble(inputs, folder, world).go()
+        return build_run(inputs, folder, world).go()
 
 
 def check_rewards(options: TrainOptions) -> None:
     """Raise `SettingsError` for rewards that are absent or would not be used."""
+    offline = offline_algorithms()
     scored = bool(options.rewards) or options.reward_model is not None
-    samples = options.algorithm in SAMPLING
+    samples = options.facts.samples_completions
     if samples and not scored and options.judge is None:
         raise SettingsError(
             f"{options.algorithm} needs a reward: --reward module:function, --reward-model DIR or "
@@ -83,20 +83,22 @@ def check_rewards(options: TrainOptions) -> None:
     if scored and not samples:
         raise SettingsError(
             f"{options.algorithm} learns from the data alone: --reward and --reward-model are for "
-            f"{', '.join(SAMPLING)}",
+            f"{', '.join(name for name in offline if algorithms[name].samples_completions)}",
             param="reward",
         )
-    if options.judge is not None and options.algorithm not in JUDGED:
-        raise SettingsError(f"--judge is for {', '.join(JUDGED)}", param="judge")
+    judged = [n for n in offline if algorithms[n].samples_completions or algorithms[n].takes_judge]
+    if options.judge is not None and options.algorithm not in judged:
+        raise SettingsError(f"--judge is for {', '.join(judged)}", param="judge")
 
 
 def gather_inputs(options: TrainOptions, folder: RunFolder) -> RunInputs:
     """Find the model, read the data, load the rewards, ask the judge of answers in the data."""
     table = None if is_ledger(options.data) else open_table(options.data)
-    compares = options.judge is not None and options.algorithm not in SAMPLING
+    facts = options.facts
+    compares = options.judge is not None and not facts.samples_completions
     answered = compares and table is not None and has_answers(table)
-    samples = options.algorithm in SAMPLING or (compares and not answered)
-    if compares and samples and options.algorithm == "reward-model":
+    samples = facts.samples_completions or (compares and not answered)
+    if compares and samples and not facts.trains_policy:
         columns = "prompt and completions, or chosen and rejected"
         raise SettingsError(f"a judge of a reward model's data needs {columns}", param="data")
     settings = make_settings(
@@ -106,9 +108,9 @@ def gather_inputs(options: TrainOptions, folder: RunFolder) -> RunInputs:
     model = resolve(options.model, options.cache_dir.expanduser())
     run = settings.run
     tokens = None
-    if options.algorithm != "reward-model":
+    if facts.trains_policy:
         tokens = PromptTokenizer(model, max_length=settings.trainer.max_length, as_chat=run.as_chat)
-    rewards = read_rewards(options) if options.algorithm in SAMPLING else None
+    rewards = read_rewards(options) if facts.samples_completions else None
     verdicts = read_verdicts(options, folder) if compares else None
     if answered:
         assert table is not None
@@ -166,7 +168,7 @@ def read_data(
     on_long, room = settings.run.on_long, settings.run.max_completion_length
     if table is None:
         if not samples:
-            return read_ledger(options.objective, options.data, model)
+            return read_ledger(options.facts.objective, options.data, model)
         assert tokens is not None
         longest = tokens.max_length - room
         return read_ledger_prompts(options.data, model, max_length=longest, on_long=on_long)
@@ -174,7 +176,7 @@ def read_data(
         return read_texts(table)
     if samples:
         return read_prompts(options.algorithm, table, tokens, room=room, on_long=on_long)
-    return read_samples(options.algorithm, table, tokens, on_long)
+    return read_samples(options.facts.objective, table, tokens, on_long, options.algorithm)
 
 
 def read_rewards(options: TrainOptions) -> Rewards:

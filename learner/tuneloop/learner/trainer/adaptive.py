@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from tuneloop.errors import CorruptData
-from tuneloop.learner.samples import PolicySample, ScoredGroup, ScoredSample, ThumbSample
+from tuneloop.learner.samples import Objective, PolicySample, ScoredGroup, ScoredSample, ThumbSample
 from tuneloop.learner.trainer.rewards import RewardStatistics, priced_reward
 from tuneloop.learner.trainer.settings import TrainerSettings
 
@@ -102,7 +102,7 @@ class AdaptiveState:
     grpo_rewards: RewardStatistics = field(default_factory=RewardStatistics)
     thumbs: ClassBalance = field(default_factory=ClassBalance)
     kl_factor: float = 1.0
-    """See `Dials.kl_factor`."""
+    """See `StepControls.kl_factor`."""
     kl_level: int = 0
     """How far training is backed off, from 0."""
     ppo_batches: int = 0
@@ -110,10 +110,10 @@ class AdaptiveState:
 
     def with_rewards(self, samples: Samples, settings: TrainerSettings) -> Self:
         """Count the rewards of a batch, which are then standardised by what includes them."""
-        given = [s for s in samples.get("ppo", ()) if isinstance(s, ScoredSample)]
-        groups = [g for g in samples.get("grpo", ()) if isinstance(g, ScoredGroup)]
+        given = [s for s in samples.get(Objective.PPO, ()) if isinstance(s, ScoredSample)]
+        groups = [g for g in samples.get(Objective.GRPO, ()) if isinstance(g, ScoredGroup)]
         priced = [priced_reward(s, settings) for group in groups for s in group.samples]
-        thumbs = [s for s in samples.get("kto", ()) if isinstance(s, ThumbSample)]
+        thumbs = [s for s in samples.get(Objective.KTO, ()) if isinstance(s, ThumbSample)]
         decay = settings.reward_decay
         return replace(
             self,
@@ -154,9 +154,9 @@ class AdaptiveState:
                 kl=completion_kl,
                 target=settings.kl_target,
                 horizon=settings.kl_horizon,
-                completions=len(samples["ppo"]),
+                completions=len(samples[Objective.PPO]),
             )
-        batches = self.ppo_batches + bool(samples.get("ppo"))
+        batches = self.ppo_batches + bool(samples.get(Objective.PPO))
         return replace(self, kl_level=level, kl_factor=factor, ppo_batches=batches)
 
     def state(self) -> dict[str, Any]:

@@ -50,38 +50,49 @@ class TrainerState:
 
 
 class Trainer(Protocol):
-    """A model and its optimizer. All methods block and are called from one thread."""
+    """A model and its optimizer, as the loop and an offline run see it.
+
+    All methods block and are called from one thread.
+    """
 
     @property
     def needs_reference(self) -> frozenset[str]:
         """Objectives whose steps compare the policy with the reference policy."""
         ...
 
+    def check(self, objective: str, sample: Any) -> None:
+        """Raise `InvalidRequest`, `param` the sample's id, if `step` could not learn from it."""
+        ...
+
     def step(self, samples: Mapping[str, Sequence[Any]]) -> StepResult:
-        """One optimizer step on samples by objective.
+        """Take one optimizer step on samples by objective.
 
         Raises `InvalidRequest` with `param` the sample's id when one cannot be learned from; the
-        weights are then as they were.
+        weights are then unchanged.
         """
         ...
 
     def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
-        """Log-probs of the completion tokens by the reference policy, at each one's temperature.
+        """Return the reference policy's log-probs of the completion tokens.
 
-        () for a sequence that cannot be learned from; `step` says why.
+        They are at each sequence's temperature; () for one that cannot be learned from, of which
+        `step` says why.
         """
         ...
 
     def finite(self) -> bool:
-        """Whether every weight is a number."""
+        """Return whether every weight is a number."""
         ...
 
-    def save_checkpoint(self, folder: Path, step: int) -> None:
-        """Write all that is needed to go on; `folder` appears on disk whole or not at all."""
+    def save_checkpoint(self, folder: Path, position: Mapping[str, Any]) -> None:
+        """Write all that training resumes from; `folder` appears on disk whole or not at all.
+
+        `position` is JSON that is kept with it.
+        """
         ...
 
     def load_checkpoint(self, folder: Path) -> None:
-        """Go on from a checkpoint; raises `CorruptData`, and nothing has changed then."""
+        """Resume from a checkpoint; raises `CorruptData`, and nothing has changed then."""
         ...
 
     def save_weights(self, folder: Path) -> None:

@@ -20,7 +20,7 @@ def follow(world: World) -> None:
             with world.together():
                 if target == "make":
                     folder, settings = arguments
-                    trainer = PolicyTrainer(folder, settings, world)
+                    trainer = PolicyTrainer(folder, settings, world, **named)
                 else:
                     assert trainer is not None
                     called = trainer if target == "trainer" else trainer.model

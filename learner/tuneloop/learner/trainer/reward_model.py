@@ -25,6 +25,7 @@ from tuneloop.learner.models.reward import Encoded, RewardScores
 from tuneloop.learner.models.world import ALONE
 from tuneloop.learner.samples import (
     LabelledText,
+    Objective,
     PreferredText,
     RankedText,
     RatedText,
@@ -51,7 +52,9 @@ LossOf = Callable[[Tensor, Sequence[S], float], Loss]
 
 
 class RewardTrainer:
-    """Learns to score completions from what people, or a judge, say of them."""
+    """The `Trainer` of the reward model: learns to score completions from people's judgements."""
+
+    needs_reference: frozenset[str] = frozenset()
 
     def __init__(self, model_folder: Path, settings: RewardTrainerSettings) -> None:
         """Load a classifier, or a backbone that gets a head of zeros, from `model_folder`.
@@ -80,7 +83,7 @@ class RewardTrainer:
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         own = {name: p for name, p in trained.items() if name.startswith(f"{head}.")}
         backbone = {name: p for name, p in trained.items() if name not in own}
-        self._optimization = Optimizer(
+        self._optimizer = Optimizer(
             [(backbone, settings.learning_rate), (own, settings.head_learning_rate)],
             settings.optimizer,
         )
@@ -88,14 +91,18 @@ class RewardTrainer:
     @property
     def optimizer_steps(self) -> int:
         """Optimizer steps taken."""
-        return self._optimization.steps
+        return self._optimizer.steps
 
-    def check(self, sample: RewardSample) -> None:
-        """Raise `InvalidRequest`, `param` the sample's id, if `step` could not learn from it."""
+    def check(self, objective: str, sample: RewardSample) -> None:
+        """See `Trainer.check`."""
         self._encode(sample)
 
-    def step(self, samples: Sequence[RewardSample]) -> StepResult:
-        """Take one optimizer step on samples of any kinds.
+    def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        """Return () for each: there is no reference policy here."""
+        return [()] * len(sequences)
+
+    def step(self, samples: Mapping[str, Sequence[RewardSample]]) -> StepResult:
+        """Take one optimizer step on the samples of `reward_model`, of any kinds.
 
         Each kind is divided by the weights of its own samples, then they are summed. Thumbs up and
         thumbs down weigh half each: users press one far more than the other, and the head must
@@ -106,14 +113,15 @@ class RewardTrainer:
             InvalidRequest: a sample cannot be learned from; nothing has changed. `param` names it.
 
         """
-        if not samples:
+        given = samples[Objective.REWARD_MODEL]
+        if not given:
             return StepResult(metrics={}, skipped=True, reason="no_samples")
-        encoded = [(sample, self._encode(sample)) for sample in samples]
+        encoded = [(sample, self._encode(sample)) for sample in given]
         thumbs = [(s, e) for s, e in encoded if isinstance(s, LabelledText)]
         pairs = [(s, e) for s, e in encoded if isinstance(s, PreferredText)]
         rankings = [(s, e) for s, e in encoded if isinstance(s, RankedText)]
         ratings = [(s, e) for s, e in encoded if isinstance(s, RatedText)]
-        given = {
+        losses = {
             "thumb_loss": self._micro_losses(
                 balanced(thumbs), self._loss_of_thumbs, total_weight(thumbs)
             ),
@@ -125,33 +133,41 @@ class RewardTrainer:
                 ratings, self._loss_of_ratings, total_weight(ratings)
             ),
         }
-        terms = [LossTerm(name=name, micro_losses=parts) for name, parts in given.items() if parts]
-        return accumulate_and_step(self._optimization, terms)
+        terms = [LossTerm(name=name, micro_losses=parts) for name, parts in losses.items() if parts]
+        return accumulate_and_step(self._optimizer, terms)
 
     def save_weights(self, folder: Path) -> None:
         """Write a version's files: a plain `AutoModelForSequenceClassification` folder."""
         lora = self._settings.kind is WeightsKind.LORA
         self._model.save(folder, merged_weights(self._model.module) if lora else None)
 
+    def save_checkpoint(self, folder: Path, position: Mapping[str, Any]) -> None:
+        """See `Trainer.save_checkpoint`."""
+        checkpoint.save(folder, {"reward_model": self}, position)
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """See `Trainer.load_checkpoint`."""
+        checkpoint.load(folder).put_back("reward_model", self)
+
     def finite(self) -> bool:
         """Whether every weight in training is a number."""
-        return self._optimization.finite()
+        return self._optimizer.finite()
 
     def state(self) -> TrainerState:
         """What a checkpoint keeps: weights, optimizer, schedule."""
-        return self._optimization.state()
+        return self._optimizer.state()
 
     def load_state(self, state: TrainerState) -> None:
         """Go on from a checkpoint; raises `CorruptData` if it is of another model."""
-        self._optimization.load_state(state)
+        self._optimizer.load_state(state)
 
     def save_state(self, folder: Path) -> Saved:
-        """See `checkpoint.Checkpointed`."""
+        """See `Checkpointed`."""
         return checkpoint_shards.save(folder, self.state(), ALONE)
 
     def read_state(self, folder: Path, saved: Saved) -> None:
-        """See `checkpoint.Checkpointed`."""
-        self.load_state(checkpoint_shards.load(folder, saved, self._optimization.blank, ALONE))
+        """See `Checkpointed`."""
+        self.load_state(checkpoint_shards.load(folder, saved, self._optimizer.blank, ALONE))
 
     def _encode(self, sample: RewardSample) -> Encoded:
         """The sample's texts as token ids, best first."""
@@ -281,36 +297,3 @@ def _weights(samples: Sequence[RewardSample], scores: Tensor) -> Tensor:
 
 def _refused(sample: RewardSample, problem: str) -> InvalidRequest:
     return InvalidRequest(f"sample {sample.sample_id}: {problem}", param=sample.sample_id)
-
-
-class RewardTraining:
-    """`Trainer` of the reward model."""
-
-    needs_reference: frozenset[str] = frozenset()
-
-    def __init__(self, model_folder: Path, settings: RewardTrainerSettings) -> None:
-        self._trainer = RewardTrainer(model_folder, settings)
-
-    def step(self, samples: Mapping[str, Sequence[Any]]) -> StepResult:
-        """See `Trainer.step`."""
-        return self._trainer.step(samples["reward_model"])
-
-    def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
-        """There is no reference policy here."""
-        return [()] * len(sequences)
-
-    def finite(self) -> bool:
-        """See `Trainer.finite`."""
-        return self._trainer.finite()
-
-    def save_checkpoint(self, folder: Path, step: int) -> None:
-        """See `Trainer.save_checkpoint`."""
-        checkpoint.save(folder, {"reward_model": self._trainer}, {"step": step})
-
-    def load_checkpoint(self, folder: Path) -> None:
-        """See `Trainer.load_checkpoint`."""
-        checkpoint.load(folder).put_back("reward_model", self._trainer)
-
-    def save_weights(self, folder: Path) -> None:
-        """See `Trainer.save_weights`."""
-        self._trainer.save_weights(folder)

@@ -5,24 +5,8 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from tuneloop.errors import SettingsError
+from tuneloop.learner.samples import POLICY_OBJECTIVES
 from tuneloop.policies import WeightsKind
-
-OBJECTIVES = ("sft", "kto", "dpo", "ppo", "grpo")
-
-TRL_NAMES: Mapping[str, Mapping[str, str]] = {
-    "sft": {},
-    "kto": {"beta": "beta_kto"},
-    "dpo": {"beta": "beta_dpo", "loss_type": "dpo_loss_type", "label_smoothing": "flip_rate"},
-    "ppo": {
-        "cliprange": "clip",
-        "cliprange_value": "value_clip",
-        "missing_eos_penalty": "missing_stop_penalty",
-        "num_ppo_epochs": "ppo_epochs",
-        "vf_coef": "value_coef",
-    },
-    "grpo": {"beta": "beta_grpo", "delta": "dual_clip", "num_iterations": "grpo_epochs"},
-}
-"""For each objective, what TRL calls a setting that has another name here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +76,11 @@ class TrainerSettings:
     lora_rank: int = 16
     lora_alpha: int = 32
     objective_weights: Mapping[str, float] = field(
-        default_factory=lambda: dict.fromkeys(OBJECTIVES, 1.0)
+        default_factory=lambda: dict.fromkeys(POLICY_OBJECTIVES, 1.0)
     )
     """Factor of each objective, after it was divided by its own count; 1 where not named."""
+    algorithms: Mapping[str, str] = field(default_factory=dict)
+    """What learns from an objective's samples; the algorithm of the same name where not named."""
     beta_kto: float = 0.1
     kto_z: Literal["zero", "mismatched"] = "zero"
     """`mismatched` is the paper's estimate, at the price of two more forward passes."""
@@ -204,9 +190,10 @@ class TrainerSettings:
             require(getattr(self, name) in choices, name, f"one of {', '.join(choices)}")
         require(self.max_length is None or self.max_length >= 2, "max_length", "2 or more")
         require(self.threads is None or self.threads >= 1, "threads", "1 or more")
-        known = set(self.objective_weights) <= set(OBJECTIVES)
+        objectives = ", ".join(POLICY_OBJECTIVES)
+        known = set(self.objective_weights) <= set(POLICY_OBJECTIVES)
         usable = all(weight >= 0 for weight in self.objective_weights.values())
-        require(known and usable, "objective_weights", f"{', '.join(OBJECTIVES)}: each 0 or more")
+        require(known and usable, "objective_weights", f"{objectives}: each 0 or more")
 
     @property
     def tokens_at_once(self) -> int:

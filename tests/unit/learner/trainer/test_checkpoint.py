@@ -94,13 +94,13 @@ def test_the_reward_model_resumes_bit_for_bit(tiny_reward_model: Path, tmp_path:
     options = RewardTrainerSettings(threads=1, learning_rate=1e-3)
     straight, first, second = (RewardTrainer(tiny_reward_model, options) for _ in range(3))
     for seed in range(4):
-        straight.step(make_texts(seed))
+        straight.step({"reward_model": make_texts(seed)})
     for seed in range(2):
-        first.step(make_texts(seed))
+        first.step({"reward_model": make_texts(seed)})
     checkpoint.save(tmp_path / "c", {"reward_model": first})
     checkpoint.load(tmp_path / "c").put_back("reward_model", second)
     for seed in range(2, 4):
-        second.step(make_texts(seed))
+        second.step({"reward_model": make_texts(seed)})
     assert same(straight.state(), second.state())
 
 

@@ -36,7 +36,7 @@ def make_trainer(folder: Path, **options: float) -> RewardTrainer:
 
 
 def test_a_new_head_scores_nothing_and_its_loss_is_ln_2(tiny_reward_model: Path) -> None:
-    metrics = make_trainer(tiny_reward_model).step(make_samples()).metrics
+    metrics = make_trainer(tiny_reward_model).step({"reward_model": make_samples()}).metrics
     assert metrics["thumb_loss"] == pytest.approx(math.log(2))
     assert metrics["pair_loss"] == pytest.approx(math.log(2))
     assert metrics["loss"] == pytest.approx(2 * math.log(2))
@@ -50,7 +50,7 @@ def test_it_learns_and_its_saved_folder_scores_what_it_learned(
     trainer = make_trainer(tiny_reward_model, learning_rate=2e-3)
     samples = make_samples()
     for _ in range(60):
-        result = trainer.step(samples)
+        result = trainer.step({"reward_model": samples})
     assert result.metrics["accuracy"] == 1.0
     assert result.metrics["loss"] < 0.3
     assert result.metrics["desirable_score"] > result.metrics["undesirable_score"] + 1
@@ -67,8 +67,10 @@ def test_how_the_batch_is_cut_does_not_change_the_step(tiny_reward_model: Path) 
     whole = make_trainer(tiny_reward_model, token_budget=10_000, head_learning_rate=0.05)
     single = make_trainer(tiny_reward_model, token_budget=1, head_learning_rate=0.05)
     for _ in range(3):
-        metrics = dict(whole.step(make_samples()).metrics)
-        assert single.step(make_samples()).metrics == pytest.approx(metrics, rel=1e-3, abs=1e-5)
+        metrics = dict(whole.step({"reward_model": make_samples()}).metrics)
+        assert single.step({"reward_model": make_samples()}).metrics == pytest.approx(
+            metrics, rel=1e-3, abs=1e-5
+        )
     expected, moments = whole.state().optimizer, single.state().optimizer
     for name, moment in expected.items():
         assert torch.allclose(moments[name], moment, rtol=1e-2, atol=1e-5), name
@@ -82,13 +84,13 @@ def test_only_weights_between_samples_count(tiny_reward_model: Path) -> None:
         RankedText(sample_id="r", prompt="tell me", completions=GOOD[:3], weight=0.1)
     ]
     trainer = make_trainer(tiny_reward_model)
-    metrics = trainer.step([*light, *rankings]).metrics
+    metrics = trainer.step({"reward_model": [*light, *rankings]}).metrics
     for name in ("thumb_loss", "pair_loss", "ranking_loss"):
         assert metrics[name] == pytest.approx(math.log(2))
     trainers = [make_trainer(tiny_reward_model) for _ in range(2)]
     for _ in range(2):
         one, other = (
-            trainer.step(samples).metrics
+            trainer.step({"reward_model": samples}).metrics
             for trainer, samples in zip(trainers, (light, heavy), strict=True)
         )
         assert one == pytest.approx(dict(other), rel=1e-3, abs=1e-5)
@@ -96,9 +98,9 @@ def test_only_weights_between_samples_count(tiny_reward_model: Path) -> None:
 
 def test_one_kind_alone_is_enough_and_none_is_skipped(tiny_reward_model: Path) -> None:
     trainer = make_trainer(tiny_reward_model)
-    assert "pair_loss" not in trainer.step(make_samples()[:2]).metrics
-    assert "thumb_loss" not in trainer.step(make_samples()[-2:]).metrics
-    result = trainer.step([])
+    assert "pair_loss" not in trainer.step({"reward_model": make_samples()[:2]}).metrics
+    assert "thumb_loss" not in trainer.step({"reward_model": make_samples()[-2:]}).metrics
+    result = trainer.step({"reward_model": []})
     assert (result.skipped, result.reason) == (True, "no_samples")
     assert trainer.optimizer_steps == 2
 
@@ -112,7 +114,7 @@ def test_a_sample_that_is_too_long_is_refused_never_cut(
     samples[place] = replace(samples[place], prompt="river " * 100)
     before = trainer.state().model
     with pytest.raises(InvalidRequest, match="more than the 40 tokens that fit") as caught:
-        trainer.step(samples)
+        trainer.step({"reward_model": samples})
     assert caught.value.param == samples[place].sample_id
     after = trainer.state().model
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -123,16 +125,16 @@ def test_weights_and_margins_that_are_no_numbers_are_refused(tiny_reward_model: 
     thumb, pair = make_samples()[0], make_samples()[-1]
     assert isinstance(pair, PreferredText)
     with pytest.raises(InvalidRequest, match="weight nan"):
-        trainer.check(replace(thumb, weight=math.nan))
+        trainer.check("reward_model", replace(thumb, weight=math.nan))
     with pytest.raises(InvalidRequest, match="margin inf"):
-        trainer.check(replace(pair, margin=math.inf))
+        trainer.check("reward_model", replace(pair, margin=math.inf))
 
 
 def test_a_language_model_can_be_the_backbone(tiny_policy: Path) -> None:
     trainer = make_trainer(tiny_policy, head_learning_rate=0.02)
-    first = trainer.step(make_samples()).metrics["loss"]
+    first = trainer.step({"reward_model": make_samples()}).metrics["loss"]
     for _ in range(20):
-        last = trainer.step(make_samples()).metrics["loss"]
+        last = trainer.step({"reward_model": make_samples()}).metrics["loss"]
     assert last < first - 0.2
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written every so many steps, the newest good one of this run taken up."""
+"""Checkpoints of a run: written every few steps; the newest good one of this run is resumed."""
 
 import hashlib
 import json
@@ -9,7 +9,8 @@ from typing import Any
 
 from tuneloop.errors import CorruptData
 from tuneloop.learner.trainer import checkpoint
-from tuneloop.learner.trainer.checkpoint import Checkpoint, Checkpointed
+from tuneloop.learner.trainer.base import Trainer
+from tuneloop.learner.trainer.checkpoint import Checkpoint
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,22 +37,21 @@ class CheckpointManager:
         self._identity = identity_of(identity)
         self._keep = keep
 
-    def save(self, name: str, trainer: Checkpointed, progress: RunProgress) -> None:
+    def save(self, trainer: Trainer, progress: RunProgress) -> None:
         """Keep the state after `progress.step` steps, and no more than the newest few."""
         position = {"run": self._identity, "progress": asdict(progress)}
-        checkpoint.save(self._folder / f"step-{progress.step:08d}", {name: trainer}, position)
+        trainer.save_checkpoint(self._folder / f"step-{progress.step:08d}", position)
         checkpoint.prune(self._folder, self._keep)
 
-    def restore(self, name: str, trainer: Checkpointed, say: Callable[[str], None]) -> RunProgress:
-        """Go on from the newest checkpoint that can be used; from the beginning where none can.
+    def restore(self, trainer: Trainer, say: Callable[[str], None]) -> RunProgress:
+        """Resume from the newest checkpoint that can be used; from the beginning where none can.
 
-        `say` is told of each that was refused and why.
+        `say` is told which were refused and why.
         """
         for folder in reversed(checkpoint.found(self._folder)):
             try:
-                found = checkpoint.load(folder)
-                progress = self._accepted(found)
-                found.put_back(name, trainer)
+                progress = self._accepted(checkpoint.load(folder))
+                trainer.load_checkpoint(folder)
             except CorruptData as error:
                 say(f"{error.message}; taking the one before")
                 continue

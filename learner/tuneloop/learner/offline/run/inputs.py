@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.learner.data.tokenize import PromptTokenizer
-from tuneloop.learner.offline.run.settings import OBJECTIVES, Settings
+from tuneloop.learner.offline.run.settings import Settings
 from tuneloop.learner.offline.sources.judge import Verdicts
 from tuneloop.learner.offline.sources.rewards import Rewards
+from tuneloop.learner.samples import Objective
+from tuneloop.learner.trainer.algorithms import Algorithm, algorithms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,11 @@ class RunInputs:
     """What decides the result, as JSON: a run goes on only with the same."""
 
     @property
-    def objective(self) -> str:
-        """What the samples are called in a step."""
-        return OBJECTIVES.get(self.algorithm, self.algorithm)
+    def facts(self) -> Algorithm:
+        """Return the algorithm's entry in the registry."""
+        return algorithms[self.algorithm]
+
+    @property
+    def objective(self) -> Objective:
+        """Return what the samples are called in a step."""
+        return self.facts.objective

@@ -1,4 +1,4 @@
-"""The run: take it up where it was, learn, keep checkpoints, write the version."""
+"""The run: resume where it stopped, learn, keep checkpoints, write the version."""
 
 import hashlib
 import os
@@ -6,21 +6,20 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tuneloop.learner.files import write_folder
-from tuneloop.learner.offline.pupil import Pupil
 from tuneloop.learner.offline.run.checkpoints import CheckpointManager, RunProgress
 from tuneloop.learner.offline.run.console import Console
 from tuneloop.learner.offline.run.folder import RunFolder, write_json
 from tuneloop.learner.offline.run.metrics_log import MetricsLog, read_figures
 from tuneloop.learner.offline.run.report import draw, summarize
 from tuneloop.learner.offline.sources.base import TrainSource
-from tuneloop.learner.trainer.base import StepResult
+from tuneloop.learner.trainer.base import StepResult, Trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,18 +40,21 @@ class Run:
         title: str,
         folder: RunFolder,
         identity: Mapping[str, Any],
-        pupil: Pupil,
+        trainer: Trainer,
         source: TrainSource,
         pace: SaveSchedule,
         console: Console,
+        write_version: Callable[[Path], None],
     ) -> None:
+        """`write_version` writes the finished version's files into an empty folder."""
         self._title = title
         self._folder = folder
         self._identity = identity
-        self._pupil = pupil
+        self._trainer = trainer
         self._source = source
         self._pace = pace
         self._console = console
+        self._write_files = write_version
         self._checkpoints = CheckpointManager(
             folder.checkpoints, identity=identity, keep=pace.save_total_limit
         )
@@ -77,9 +79,7 @@ class Run:
         return summary
 
     def _resume(self) -> None:
-        self._progress = self._checkpoints.restore(
-            self._pupil.name, self._pupil, self._console.line
-        )
+        self._progress = self._checkpoints.restore(self._trainer, self._console.line)
         self._progress.starts += 1
         self._source.resume(self._progress.step)
         if self._progress.step:
@@ -109,12 +109,12 @@ class Run:
             metrics_log.close()
 
     def _take(self, step: int, metrics_log: MetricsLog) -> bool:
-        """One lesson; False when there is none left."""
+        """Take one step; return False when there is none left."""
         started = time.perf_counter()
         train_step = None if step >= self._total else self._source.train_step(step)
         if train_step is None:
             return False
-        result = self._pupil.step(train_step.samples)
+        result = self._trainer.step(train_step.samples)
         seconds = time.perf_counter() - started
         self._note(result, seconds)
         figures = {
@@ -136,12 +136,12 @@ class Run:
         self._progress.seconds += seconds
 
     def _save(self) -> None:
-        self._checkpoints.save(self._pupil.name, self._pupil, self._progress)
+        self._checkpoints.save(self._trainer, self._progress)
 
     def _write_version(self) -> None:
         """Put the version's files into the run's folder, the weights last of all."""
         staged = self._folder.root / "version"
-        write_folder(staged, self._pupil.save_version)
+        write_folder(staged, self._write_files)
         shutil.rmtree(self._folder.adapter, ignore_errors=True)
         for path in sorted(staged.iterdir(), key=lambda p: (p.suffix == ".safetensors", p.name)):
             path.rename(self._folder.root / path.name)

@@ -13,18 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tuneloop.errors import SettingsError
+from tuneloop.learner.trainer.algorithms import algorithms
 from tuneloop.learner.trainer.settings import (
-    TRL_NAMES,
     RewardTrainerSettings,
     TrainerSettings,
     require,
 )
-
-ALGORITHMS = ("sft", "reward-model", "dpo", "kto", "ppo", "grpo", "rest")
-SAMPLING = ("ppo", "grpo", "rest")
-"""These sample their own completions and need a reward."""
-OBJECTIVES = {"reward-model": "reward_model", "rest": "sft"}
-"""What the samples of an algorithm are called in a step, where it is not its own name."""
 
 TRL_RUN_NAMES = {
     "num_train_epochs": "epochs",
@@ -38,6 +32,7 @@ OWN_OPTIONS = {
     "kind": "--lora or --full",
     "seed": "--seed",
     "objective_weights": "it has one objective only",
+    "algorithms": "the algorithm is the command's first argument",
     "resume_warmup_steps": "a resumed run goes on exactly as if nothing had happened",
 }
 """Settings of the trainers that are not for `--set`, and what is or why."""
@@ -112,9 +107,10 @@ class Settings:
     trainer: TrainerSettings | RewardTrainerSettings
 
     def document(self) -> dict[str, Any]:
-        """What decides the result, by name, as JSON."""
+        """Return what decides the result beside the algorithm, by name, as JSON."""
         everything = {**dataclasses.asdict(self.trainer), **dataclasses.asdict(self.run)}
-        kept = {name: value for name, value in everything.items() if name not in HARMLESS}
+        left_out = HARMLESS | {"algorithms"}
+        kept = {name: value for name, value in everything.items() if name not in left_out}
         document: dict[str, Any] = json.loads(json.dumps(kept))
         return document
 
@@ -126,9 +122,9 @@ def make_settings(
 
     `sampled` says whether completions come from the policy. Raises `SettingsError` naming the key.
     """
-    reward_model = algorithm == "reward-model"
-    trainer: type[Any] = RewardTrainerSettings if reward_model else TrainerSettings
-    names = TRL_RUN_NAMES | dict(TRL_NAMES.get(OBJECTIVES.get(algorithm, algorithm), {}))
+    facts = algorithms[algorithm]
+    trainer: type[Any] = TrainerSettings if facts.trains_policy else RewardTrainerSettings
+    names = {**TRL_RUN_NAMES, **facts.trl_names}
     owners: dict[type[Any], dict[str, Any]] = {RunSettings: {}, trainer: {}}
     for assignment in assignments:
         given, equals, text = (part.strip() for part in assignment.partition("="))
@@ -138,11 +134,14 @@ def make_settings(
             raise unknown(assignment, key, owners)
         require(key not in owners[owner], key, "set once")
         owners[owner][key] = parse(owner, key, text)
-    run = RunSettings(**{**default_run(algorithm, sampled=sampled), **owners[RunSettings]})
+    defaults = {"samples_per_prompt": facts.samples_per_prompt} if sampled else {}
+    run = RunSettings(**{**defaults, **owners[RunSettings]})
+    if facts.trains_policy:
+        fixed = {**fixed, "algorithms": {facts.objective: algorithm}}
     if owners[trainer].get("lr_scheduler_type", "constant") != "constant":
         # How many steps there are is known with the data; until then any number will do.
         fixed = {**fixed, "max_steps": run.max_steps or 1}
-    settings = Settings(run=run, trainer=trainer(**owners[trainer], **fixed))
+    settings = Settings(run=run, trainer=trainer(**{**facts.settings, **owners[trainer]}, **fixed))
     if sampled and settings.run.batch_size % settings.run.samples_per_prompt:
         raise SettingsError(
             f"batch_size {settings.run.batch_size} must be a multiple of samples_per_prompt "
@@ -150,13 +149,6 @@ def make_settings(
             param="batch_size",
         )
     return settings
-
-
-def default_run(algorithm: str, *, sampled: bool) -> dict[str, Any]:
-    """Where an algorithm departs from the defaults."""
-    if not sampled:
-        return {}
-    return {"samples_per_prompt": {"grpo": 8, "rest": 4, "dpo": 2}.get(algorithm, 1)}
 
 
 def field_names(owner: type[Any]) -> list[str]:

@@ -82,11 +82,11 @@ class FixedSource:
 
     @property
     def steps(self) -> int:
-        """See `Course.steps`."""
+        """See `TrainSource.steps`."""
         return self._order.steps
 
     def train_step(self, step: int) -> TrainStep | None:
-        """See `Course.train_step`."""
+        """See `TrainSource.train_step`."""
         if step >= self.steps:
             return None
         chosen = [self._samples[row] for row in self._order.rows(step)]
@@ -94,8 +94,8 @@ class FixedSource:
         return TrainStep(samples={self._objective: chosen}, epoch=epoch)
 
     def due(self, step: int) -> bool:
-        """See `Course.due`."""
+        """See `TrainSource.due`."""
         return False
 
     def resume(self, step: int) -> None:
-        """See `Course.resume`: every step follows from its number."""
+        """See `TrainSource.resume`: every step follows from its number."""

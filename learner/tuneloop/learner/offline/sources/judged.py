@@ -19,7 +19,7 @@ from tuneloop.learner.offline.sources.on_policy import (
     mean,
     seen,
 )
-from tuneloop.learner.samples import PairSample, PreferredText
+from tuneloop.learner.samples import Objective, PairSample, PreferredText
 from tuneloop.reward.scorers.judge import JudgePreference
 
 FORMS = (EXPLICIT, IMPLICIT, RANKED)
@@ -100,6 +100,7 @@ class JudgedSource:
 
     def __init__(
         self,
+        objective: Objective,
         rows: Sequence[PromptRow],
         order: RowOrder,
         *,
@@ -108,6 +109,7 @@ class JudgedSource:
         samples_per_prompt: int,
         temperature: float,
     ) -> None:
+        self._objective = objective
         self._rows = rows
         self._order = order
         self._attempts = attempts
@@ -117,11 +119,11 @@ class JudgedSource:
 
     @property
     def steps(self) -> int:
-        """See `Course.steps`."""
+        """See `TrainSource.steps`."""
         return self._order.steps
 
     def train_step(self, step: int) -> TrainStep | None:
-        """See `Course.train_step`."""
+        """See `TrainSource.train_step`."""
         if step >= self.steps:
             return None
         rows = [self._rows[i] for i in self._order.rows(step)]
@@ -145,7 +147,7 @@ class JudgedSource:
         if samples:
             figures["judge_confidence"] = mean([p.confidence for p in found if p.chosen])
         return TrainStep(
-            samples={"dpo": samples},
+            samples={self._objective: samples},
             epoch=(step + 1) / self._order.steps_per_epoch,
             metrics=figures,
         )
@@ -163,8 +165,8 @@ class JudgedSource:
         )
 
     def due(self, step: int) -> bool:
-        """See `Course.due`."""
+        """See `TrainSource.due`."""
         return False
 
     def resume(self, step: int) -> None:
-        """See `Course.resume`: every step follows from its number, the weights and the verdicts."""
+        """See `TrainSource.resume`: its number, the weights and the verdicts decide a step."""

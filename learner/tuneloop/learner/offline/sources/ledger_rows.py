@@ -22,6 +22,7 @@ from tuneloop.learner.ledger.queue.build_samples import Builder, problem_of
 from tuneloop.learner.ledger.queue.ready import COLUMNS, LAST_WORD, ready_samples
 from tuneloop.learner.ledger.rows import unpack_ids
 from tuneloop.learner.ledger.schema import held_out, rollouts, samples
+from tuneloop.learner.samples import Objective
 from tuneloop.models.reward_text import prompt_as_text
 from tuneloop.rollouts import ChatMessage, RolloutSource
 from tuneloop.weights.shapes import base_model_sha256
@@ -49,18 +50,18 @@ def open_ledger(reference: str) -> Database:
     raise InvalidRequest(f"{reference}: no ledger there (looked for ledger.db)", param="data")
 
 
-def read_ledger(objective: str, reference: str, model: Path) -> RowsData:
+def read_ledger(objective: Objective, reference: str, model: Path) -> RowsData:
     """Every sample of an objective, oldest first.
 
     Raises `InvalidRequest` where there is none, `FailedPrecondition` where the policy's samples are
     the tokens of another model.
     """
     database = open_ledger(reference)
-    if objective != "reward_model":
+    if objective is not Objective.REWARD_MODEL:
         check_model(database, reference, model)
     query = ready_samples(*COLUMNS).where(samples.c.objective == objective, LAST_WORD)
     query = query.order_by(samples.c.accepted_time, samples.c.sample_id)
-    edit_tokens = None if objective == "reward_model" else EditTokenizer(model)
+    edit_tokens = None if objective is Objective.REWARD_MODEL else EditTokenizer(model)
     with database.read() as connection:
         builder = Builder(connection, edit_tokens)
         rows = connection.execute(query).all()

@@ -1,4 +1,4 @@
-"""The course over prompts: each step samples completions and scores them.
+"""Steps over prompts: each samples completions and scores them.
 
 They are sampled with the weights of that step; the random numbers of a completion follow from the
 seed and its place in the run.
@@ -14,7 +14,7 @@ from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.models.sampling import Sampled, Sampler
 from tuneloop.learner.offline.sources.base import RowOrder, TrainStep
 from tuneloop.learner.offline.sources.rewards import RewardInput, Rewards
-from tuneloop.learner.samples import ScoredGroup, ScoredSample, TokenSequence
+from tuneloop.learner.samples import Objective, ScoredGroup, ScoredSample, TokenSequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class OnPolicySource:
 
     def __init__(
         self,
-        objective: str,
+        objective: Objective,
         rows: Sequence[PromptRow],
         order: RowOrder,
         *,
@@ -97,7 +97,7 @@ class OnPolicySource:
         samples_per_prompt: int,
         temperature: float,
     ) -> None:
-        """`objective` is ppo or grpo; `order` is over prompts."""
+        """`objective` is of scored completions or groups; `order` is over prompts."""
         self._objective = objective
         self._rows = rows
         self._order = order
@@ -108,11 +108,11 @@ class OnPolicySource:
 
     @property
     def steps(self) -> int:
-        """See `Course.steps`."""
+        """See `TrainSource.steps`."""
         return self._order.steps
 
     def train_step(self, step: int) -> TrainStep | None:
-        """See `Course.train_step`."""
+        """See `TrainSource.train_step`."""
         if step >= self.steps:
             return None
         rows = [self._rows[i] for i in self._order.rows(step)]
@@ -123,7 +123,7 @@ class OnPolicySource:
             for start in range(0, len(attempts), self._samples_per_prompt)
         ]
         samples: list[Any] = [group for group in groups if group.samples]
-        if self._objective != "grpo":
+        if self._objective is not Objective.GRPO:
             samples = [sample for group in samples for sample in group.samples]
         if not samples:
             first, last = rows[0].place, rows[-1].place
@@ -154,11 +154,11 @@ class OnPolicySource:
         )
 
     def due(self, step: int) -> bool:
-        """See `Course.due`."""
+        """See `TrainSource.due`."""
         return False
 
     def resume(self, step: int) -> None:
-        """See `Course.resume`: every step follows from its number and the weights."""
+        """See `TrainSource.resume`: every step follows from its number and the weights."""
 
 
 def seen(

@@ -3,28 +3,29 @@
 They are kept in the run's folder: a resumed run must go on with the very same numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from tuneloop.learner.models.policy import PolicyModel
-from tuneloop.learner.samples import PairSample, ThumbSample, sequences_of, with_ref_logprobs
+from tuneloop.learner.samples import TokenSequence, sequences_of, with_ref_logprobs
 
-Sample = ThumbSample | PairSample
+Compute = Callable[[Sequence[TokenSequence]], Sequence[tuple[float, ...]]]
+"""Returns the reference policy's log-probs of the completion tokens."""
 
 
-def with_reference(
-    samples: Sequence[Sample], model: PolicyModel, path: Path, *, run: str, token_budget: int
-) -> list[Sample]:
-    """The samples with their sequences' `ref_logprobs`, from `path` where run `run` wrote it."""
+def with_stored_reference(
+    samples: Sequence[Any], compute: Compute, path: Path, *, run: str
+) -> list[Any]:
+    """Return the samples with `ref_logprobs`, from `path` if run `run` wrote it, else computed."""
     sequences = [s for sample in samples for s in sequences_of(sample)]
     lengths = [len(s.completion_token_ids) for s in sequences]
     known = read(path, run)
     if known is None or known.numel() != sum(lengths):
-        computed = model.compute_reference_logprobs(sequences, token_budget=token_budget)
+        computed = compute(sequences)
         known = torch.tensor([value for row in computed for value in row], dtype=torch.float32)
         path.parent.mkdir(exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")

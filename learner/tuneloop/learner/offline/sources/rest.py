@@ -18,7 +18,7 @@ from tuneloop.learner.offline.run.folder import read_json, write_json
 from tuneloop.learner.offline.sources.base import RowOrder, TrainStep
 from tuneloop.learner.offline.sources.on_policy import CompletionSampler, seen
 from tuneloop.learner.offline.sources.rewards import Rewards
-from tuneloop.learner.samples import DemonstrationSample, TokenSequence
+from tuneloop.learner.samples import DemonstrationSample, Objective, TokenSequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +97,12 @@ class RestSource:
 
     @property
     def steps(self) -> int:
-        """See `Course.steps`; a guess until the last data set is grown."""
+        """See `TrainSource.steps`; a guess until the last data set is grown."""
         done = self._grown[-1].last_step if self._grown else 0
         return done + (self._plan.grow_steps - len(self._grown)) * self._guess
 
     def train_step(self, step: int) -> TrainStep | None:
-        """See `Course.train_step`."""
+        """See `TrainSource.train_step`."""
         if self._starts_grow(step):
             self._grow(step)
         if not self._grown or step >= self._grown[-1].last_step:
@@ -116,10 +116,10 @@ class RestSource:
         figures |= {"threshold": grown.thresholds[improve], "kept": float(len(kept))}
         if step == grown.first_step:
             figures |= grown.figures
-        return TrainStep(samples={"sft": chosen}, epoch=float(number + 1), metrics=figures)
+        return TrainStep(samples={Objective.SFT: chosen}, epoch=float(number + 1), metrics=figures)
 
     def due(self, step: int) -> bool:
-        """Whether a data set is grown with the weights at this step. See `Course.due`."""
+        """Whether a data set is grown with the weights at this step. See `TrainSource.due`."""
         return self._starts_grow(step)
 
     def _starts_grow(self, step: int) -> bool:
@@ -127,7 +127,7 @@ class RestSource:
         return step >= done and len(self._grown) < self._plan.grow_steps
 
     def resume(self, step: int) -> None:
-        """See `Course.resume`."""
+        """See `TrainSource.resume`."""
         self._grown = []
         for number in range(self._plan.grow_steps):
             path = self._path(number)
