@@ -23,6 +23,7 @@ from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.queue.ready import Refusal
 from tuneloop.learner.model_thread import ModelThread
 from tuneloop.learner.release.publisher import Publisher
+from tuneloop.learner.samples import ModelRole
 from tuneloop.learner.trainer.base import StepResult
 from tuneloop.learner.training_run import TrainingRun
 from tuneloop.wire import encode_learner_stepped
@@ -112,7 +113,9 @@ class Loop:
     def next_version(self) -> NextVersion | None:
         """How far the policy's next version is; None while no step waits for one."""
         policy = next(
-            training_run for training_run, _ in self.training_runs if training_run.model == "policy"
+            training_run
+            for training_run, _ in self.training_runs
+            if training_run.model == ModelRole.POLICY
         )
         since = policy.unpublished_since
         if since is None:
@@ -168,7 +171,9 @@ class Loop:
         Call it while `paused_turns`.
         """
         policy = next(
-            training_run for training_run, _ in self.training_runs if training_run.model == "policy"
+            training_run
+            for training_run, _ in self.training_runs
+            if training_run.model == ModelRole.POLICY
         )
         await self._worker.run(policy.rewind, self._set_aside_after)
         return policy.parent
@@ -179,7 +184,7 @@ class Loop:
             return await self._turn(training_run, batcher)
 
     async def _turn(self, training_run: TrainingRun, batcher: Batcher) -> bool:
-        if training_run.model == "policy":
+        if training_run.model == ModelRole.POLICY:
             await self._worker.run(training_run.rewind, self._set_aside_after)
         batch = await self._next_batch(training_run, batcher)
         if batch is not None:
@@ -243,7 +248,7 @@ class Loop:
             )
         for name, value in result.metrics.items():
             metrics.step_metric.labels(training_run.model, name).set(value)
-            if training_run.model == "policy" and name in metrics.BY_NAME:
+            if training_run.model == ModelRole.POLICY and name in metrics.BY_NAME:
                 metrics.BY_NAME[name].set(value)
         metrics.loss.labels(training_run.model).set(result.metrics.get("loss", 0.0))
         norm = result.metrics.get("gradient_norm", 0.0)
@@ -258,7 +263,7 @@ class Loop:
         if not training_run.uncommitted.taken:
             return
         await self._worker.run(training_run.commit)
-        if training_run.model == "policy":
+        if training_run.model == ModelRole.POLICY:
             await self._announce_step(training_run)
 
     async def _announce_step(self, training_run: TrainingRun) -> None:

@@ -2,6 +2,8 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from tuneloop.learner.samples import ModelRole
+
 rollouts_consumed = Counter(
     "tuneloop_learner_rollouts_consumed_total", "Generated rollouts recorded in the ledger."
 )
@@ -62,7 +64,7 @@ steps_skipped = Counter(
 steps_failed = Counter(
     "tuneloop_learner_steps_failed_total", "Steps that raised and will be tried again.", ["model"]
 )
-for model in ("policy", "reward_model"):
+for model in ModelRole:
     # There from the start, so that the first one is an increase.
     steps.labels(model)
     steps_failed.labels(model)

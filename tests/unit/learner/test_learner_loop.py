@@ -12,7 +12,7 @@ from support.learner_parts import Parts
 
 from tuneloop.bus.subjects import stable_policy_key
 from tuneloop.errors import Unavailable
-from tuneloop.learner.ledger.accounting import lineage, steps, versions
+from tuneloop.learner.ledger.accounting import lineage, promotions, steps, versions
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.release import publisher
@@ -267,7 +267,7 @@ async def test_a_publication_cut_at_any_stage_is_finished_after_a_restart(
         "mark_stored": (versions, "mark_stored"),
         "announce": (publisher, "encode_weights_published"),
         "route": (parts.bus, "set_routing"),
-        "record": (versions, "release"),
+        "record": (promotions, "set_stable"),
     }
     parts.thumbs(0, 8)
     await parts.turn()

@@ -13,7 +13,7 @@ from tuneloop.learner.release.gate.evaluator import CandidateEvaluator
 from tuneloop.learner.release.gate.prompts import GatePrompts
 from tuneloop.learner.release.gate.weight_delta import BaseDistance
 from tuneloop.learner.release.promotion import Promotion
-from tuneloop.learner.samples import TokenSequence
+from tuneloop.learner.samples import ModelRole, TokenSequence
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.trainer.base import Trainer
 from tuneloop.policies import WeightsKind
@@ -42,7 +42,7 @@ def make_gate(
     trainer = next(
         training_run.trainer
         for training_run, _ in loop.training_runs
-        if training_run.model == "policy"
+        if training_run.model == ModelRole.POLICY
     )
 
     async def reference_logprobs(sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:

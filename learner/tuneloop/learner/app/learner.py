@@ -35,6 +35,7 @@ from tuneloop.learner.release.gate.prompts import load_gate_prompts
 from tuneloop.learner.release.manifest import trained_with
 from tuneloop.learner.release.promotion import Promotion
 from tuneloop.learner.release.publisher import BaseModel, Publisher
+from tuneloop.learner.samples import ModelRole
 from tuneloop.learner.service.servicer import LearnerServicer
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.trainer.base import Trainer
@@ -258,15 +259,15 @@ def make_prompt_sampler(
 
 def describe_base_models(settings: LearnerSettings) -> dict[str, BaseModel]:
     """What version 0 of each model is; reads their files' headers."""
-    found = {
-        "policy": BaseModel(
+    found: dict[str, BaseModel] = {
+        ModelRole.POLICY: BaseModel(
             name=settings.base_model,
             sha256=base_model_sha256(settings.model),
             kind=settings.weights_kind,
         )
     }
     if settings.reward_model is not None:
-        found["reward_model"] = BaseModel(
+        found[ModelRole.REWARD_MODEL] = BaseModel(
             name=settings.reward_model.name,
             sha256=base_model_sha256(settings.reward_model),
             kind=WeightsKind.FULL,
@@ -296,7 +297,7 @@ async def make_training_runs(
             settings.model, settings.trainer(), world, base_model=settings.base_model
         )
 
-    policy = await worker.run(training_run, "policy", settings.policy, policy_trainer)
+    policy = await worker.run(training_run, ModelRole.POLICY, settings.policy, policy_trainer)
     edit_tokens = await worker.run(EditTokenizer, settings.model)
     batches = PolicyBatcher(database, settings, edit_tokens=edit_tokens)
     made: list[tuple[TrainingRun, Batcher]] = [(policy, batches)]
@@ -308,6 +309,6 @@ async def make_training_runs(
             return RewardTrainer(backbone, settings.reward_trainer())
 
         name = f"{settings.policy}-reward-model"
-        reward_model = await worker.run(training_run, "reward_model", name, reward_trainer)
+        reward_model = await worker.run(training_run, ModelRole.REWARD_MODEL, name, reward_trainer)
         made.append((reward_model, RewardBatcher(database, settings)))
     return made

@@ -25,15 +25,16 @@ from tuneloop.learner.ledger.queue import groups, ready
 from tuneloop.learner.ledger.queue.build_samples import EditTokens, Sample
 from tuneloop.learner.ledger.queue.ready import Readiness, Refusal
 from tuneloop.learner.ledger.queue.replay import replays
+from tuneloop.learner.samples import ModelRole, Objective
 from tuneloop.learner.settings import LearnerSettings
 
 Clock = Callable[[], float]
 
-JUDGEMENTS = ("dpo", "kto", "sft")
+JUDGEMENTS: tuple[str, ...] = (Objective.DPO, Objective.KTO, Objective.SFT)
 """Objectives that learn from what users say."""
 
 
-SCORED = ("ppo", "grpo")
+SCORED: tuple[str, ...] = (Objective.PPO, Objective.GRPO)
 """Objectives that learn from scored rollouts."""
 
 
@@ -112,8 +113,10 @@ class PolicyBatcher:
         self, run: RunProgress, objective: str, oldest_allowed: int | None = None
     ) -> Readiness:
         exclude = run.uncommitted_ids(objective)
-        if objective == "ppo":
-            return ready.readiness(self._database, "ppo", exclude, oldest_allowed=oldest_allowed)
+        if objective == Objective.PPO:
+            return ready.readiness(
+                self._database, Objective.PPO, exclude, oldest_allowed=oldest_allowed
+            )
         return groups.readiness(
             self._database,
             now=self._clock(),
@@ -160,7 +163,9 @@ class PolicyBatcher:
         return added
 
     def _oldest_allowed(self) -> int:
-        return versions.newest_version(self._database, "policy") - self._settings.max_staleness
+        return (
+            versions.newest_version(self._database, ModelRole.POLICY) - self._settings.max_staleness
+        )
 
     def _take_scored(
         self, run: RunProgress, objective: str, oldest_allowed: int
@@ -169,8 +174,8 @@ class PolicyBatcher:
         size = self._settings.ppo_batch_size
         if self._scored(run, objective, oldest_allowed).count < size:
             return [], []
-        if objective == "ppo":
-            return self._take(run, "ppo", size, oldest_allowed)
+        if objective == Objective.PPO:
+            return self._take(run, Objective.PPO, size, oldest_allowed)
         return groups.take(
             self._database,
             size,
@@ -198,15 +203,15 @@ class RewardBatcher:
 
     def form(self, run: RunProgress, limit: int | None = None) -> FormedBatch:
         """As `PolicyBatcher.form`."""
-        settings, exclude = self._settings, run.uncommitted_ids("reward_model")
-        labels = ready.readiness(self._database, "reward_model", exclude)
+        settings, exclude = self._settings, run.uncommitted_ids(Objective.REWARD_MODEL)
+        labels = ready.readiness(self._database, Objective.REWARD_MODEL, exclude)
         full = settings.fresh_reward_batch_size
-        queues = {"reward_model": labels}
+        queues: dict[str, Readiness] = {Objective.REWARD_MODEL: labels}
         if not _due(queues, settings=settings, full=full, now=self._clock()):
             return FormedBatch(batch=None)
         taken, refusals = ready.take(
             self._database,
-            "reward_model",
+            Objective.REWARD_MODEL,
             full,
             exclude=exclude,
             of_each_user=samples_of_each_user(full, self._trust),
@@ -218,20 +223,22 @@ class RewardBatcher:
                 settings.reward_replay_fraction,
                 self._database,
                 run,
-                "reward_model",
+                Objective.REWARD_MODEL,
                 seed=settings.seed,
                 not_before=settings.oldest_feedback(self._clock()),
             )
-        replayed = {"reward_model": [sample.sample_id for sample in again]} if again else {}
-        batch = self._trust.of({"reward_model": [*taken, *again]})
+        replayed: dict[str, list[str]] = {}
+        if again:
+            replayed[Objective.REWARD_MODEL] = [sample.sample_id for sample in again]
+        batch = self._trust.of({Objective.REWARD_MODEL: [*taken, *again]})
         return FormedBatch(batch=limit_batch(batch, replayed, limit), refusals=refusals)
 
     def progress(self, run: RunProgress) -> list[BatchProgress]:
         """How far the next step is."""
-        exclude = run.uncommitted_ids("reward_model")
-        have = ready.readiness(self._database, "reward_model", exclude).count
+        exclude = run.uncommitted_ids(Objective.REWARD_MODEL)
+        have = ready.readiness(self._database, Objective.REWARD_MODEL, exclude).count
         want = self._settings.fresh_reward_batch_size
-        return [BatchProgress(objective="reward_model", have=have, want=want)]
+        return [BatchProgress(objective=Objective.REWARD_MODEL, have=have, want=want)]
 
 
 def replayed_beside(

@@ -32,6 +32,7 @@ from tuneloop.learner import metrics, trace_links
 from tuneloop.learner.ledger.accounting import lineage
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import lifecycle, recorder
+from tuneloop.learner.samples import ModelRole, Objective
 from tuneloop.policies import Activation
 from tuneloop.rollouts import Rollout, ScoredRollout
 from tuneloop.wire import (
@@ -154,7 +155,7 @@ def make_consumers(
     database: Database,
     policy: str,
     *,
-    scored_objective: str = "ppo",
+    scored_objective: str = Objective.PPO,
     all_scores_count: bool = False,
     clock: Callable[[], float] = time.time,
 ) -> list[IntakeConsumer]:
@@ -181,7 +182,7 @@ def make_consumers(
         given = [(event, number) for event, number in events if isinstance(event, Feedback)]
         taken = [(event, number) for event, number in events if isinstance(event, Retraction)]
         new = recorder.record_feedback(
-            database, given, clock(), ratings_reward=scored_objective == "grpo"
+            database, given, clock(), ratings_reward=scored_objective == Objective.GRPO
         )
         retracted = lifecycle.record_retractions(database, taken, clock())
         for feedback in new:
@@ -194,7 +195,7 @@ def make_consumers(
 
     def record_activations(events: Sequence[Activation]) -> None:
         for activation in events:
-            if recorder.record_activation(database, "policy", activation):
+            if recorder.record_activation(database, ModelRole.POLICY, activation):
                 observe_feedback_to_serving(database, activation)
 
     return [
@@ -232,7 +233,7 @@ def make_consumers(
 def observe_feedback_to_serving(database: Database, activation: Activation) -> None:
     """Note how long each feedback took until the version that learned from it served."""
     served = activation.activated_time.timestamp()
-    for accepted in lineage.feedback_times(database, "policy", activation.policy_version):
+    for accepted in lineage.feedback_times(database, ModelRole.POLICY, activation.policy_version):
         metrics.feedback_to_serving.observe(max(0.0, served - accepted))
 
 

@@ -9,18 +9,16 @@ from tuneloop.learner.ledger.accounting import forget_user
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.reports.evaluations import newest_evaluation
+from tuneloop.learner.samples import Objective
 
 EVERY_SECONDS = 5.0
-
-
-OBJECTIVES = ("sft", "kto", "dpo", "ppo", "grpo", "reward_model")
 
 
 def refresh(database: Database) -> None:
     """Read the ledger once into the gauges."""
     for table, rows in forget_user.row_counts(database).items():
         metrics.ledger_rows.labels(table).set(rows)
-    for objective in OBJECTIVES:
+    for objective in Objective:
         counts = ready.counts(database, objective)
         metrics.samples.labels(objective, "ready").set(counts.ready)
         metrics.samples.labels(objective, "waiting").set(counts.waiting)

@@ -23,6 +23,7 @@ from tuneloop.learner.ledger.accounting import lineage, promotions, versions
 from tuneloop.learner.ledger.accounting.promotions import PromotionAction, QuarantineRange
 from tuneloop.learner.ledger.accounting.quarantine import Kind
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.samples import ModelRole
 from tuneloop.policies import ReleaseState, WeightsReference
 from tuneloop.wire import decode_routing, encode_routing
 
@@ -51,11 +52,11 @@ class Promotion:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Take `alarm`: the name of one that is raised and holds releases, else empty."""
-        self._keys = {
-            "policy": stable_policy_key(policy),
-            "reward_model": reward_model_key(policy),
+        self._keys: dict[str, str] = {
+            ModelRole.POLICY: stable_policy_key(policy),
+            ModelRole.REWARD_MODEL: reward_model_key(policy),
         }
-        self._names = {"policy": policy, "reward_model": f"{policy}-reward-model"}
+        self._names: dict[str, str] = {"policy": policy, "reward_model": f"{policy}-reward-model"}
         self._bus = bus
         self._database = database
         self._gate = gate
@@ -84,7 +85,7 @@ class Promotion:
 
         Reward models do not answer anybody, and are not asked about.
         """
-        if model == "policy" and (self._gate != "off" or self.hold):
+        if model == ModelRole.POLICY and (self._gate != "off" or self.hold):
             return False
         found = versions.get_version(self._database, model, version)
         if found.state is not ReleaseState.CANDIDATE:
@@ -119,7 +120,7 @@ class Promotion:
         The versions after it are quarantined, and nothing is promoted by itself until somebody
         promotes. Raises `NotFound`, `FailedPrecondition` when there is nothing to go back to.
         """
-        stable = await self.stable("policy")
+        stable = await self.stable(ModelRole.POLICY)
         if stable == 0:
             raise FailedPrecondition("version 0 is served; there is nothing to go back to")
         if version is None:
@@ -148,9 +149,9 @@ class Promotion:
         Where one of them serves, the last good version before them does again. Raises
         `Unavailable` when the routing table would have to be changed and cannot be.
         """
-        versions.get_version(self._database, "policy", version)
-        stable = await self.stable("policy")
-        line = {stable, *lineage.ancestors(self._database, "policy", stable)}
+        versions.get_version(self._database, ModelRole.POLICY, version)
+        stable = await self.stable(ModelRole.POLICY)
+        line = {stable, *lineage.ancestors(self._database, ModelRole.POLICY, stable)}
         serves = version in line
         await self._take_back(
             version,
@@ -197,7 +198,7 @@ class Promotion:
     def _check_not_quarantined(self, version: int) -> None:
         if version == 0:
             return
-        found = versions.get_version(self._database, "policy", version)
+        found = versions.get_version(self._database, ModelRole.POLICY, version)
         if found.state is ReleaseState.QUARANTINED:
             raise FailedPrecondition(
                 f"version {version} is quarantined; promote it if it is to serve all the same"
@@ -211,18 +212,18 @@ class Promotion:
         quarantined: QuarantineRange | None = None,
     ) -> None:
         target = WeightsReference(
-            policy=self._names["policy"], policy_version=0, uri="", manifest_sha256=""
+            policy=self._names[ModelRole.POLICY], policy_version=0, uri="", manifest_sha256=""
         )
         if version != 0:
-            found = versions.get_version(self._database, "policy", version)
+            found = versions.get_version(self._database, ModelRole.POLICY, version)
             if found.stage == "saved":
                 raise FailedPrecondition(f"version {version} is not in the weight store yet")
             target = found.reference
         for _ in range(ATTEMPTS):
-            entry = await self._bus.routing(self._keys["policy"])
-            if await self._set("policy", target, entry):
+            entry = await self._bus.routing(self._keys[ModelRole.POLICY])
+            if await self._set(ModelRole.POLICY, target, entry):
                 self._record(
-                    "policy",
+                    ModelRole.POLICY,
                     version,
                     previous=_version_of(entry),
                     action=action,

@@ -26,6 +26,7 @@ from tuneloop.learner.ledger.accounting.versions import Version
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import agreement
 from tuneloop.learner.release.promotion import Promotion
+from tuneloop.learner.samples import ModelRole
 from tuneloop.learner.training_run import TrainingRun
 from tuneloop.policies import WeightsKind
 from tuneloop.weights.finite import check_finite
@@ -98,9 +99,9 @@ class Publisher:
         created_time = datetime.fromtimestamp(self._clock(), UTC)
         base = self._base_models[training_run.model]
         figures = {name: v for name, v in last_metrics.items() if math.isfinite(v)}
-        if training_run.model == "reward_model":
+        if training_run.model == ModelRole.REWARD_MODEL:
             # By these the reward service decides whether the version has something to say.
-            figures["labels"] = float(steps.used_samples(self._database, "reward_model"))
+            figures["labels"] = float(steps.used_samples(self._database, ModelRole.REWARD_MODEL))
             accuracy = agreement.ranking_accuracy(self._database)
             if accuracy is not None:
                 figures["ranking_accuracy"] = accuracy
@@ -123,7 +124,7 @@ class Publisher:
             files=(),
             created_time=created_time,
         )
-        if training_run.model == "policy":
+        if training_run.model == ModelRole.POLICY:
             # First, so that a version that is known can also be examined.
             self._rehearse(version)
         versions.add_version(

@@ -13,6 +13,7 @@ from tuneloop.learner.ledger.accounting import downstream, forget_user, lineage,
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.loop import Loop
 from tuneloop.learner.release.promotion import Promotion
+from tuneloop.learner.samples import ModelRole
 from tuneloop.v1 import learner_pb2
 
 
@@ -32,9 +33,9 @@ class Rebuild:
         user_hash = token(user, "before_user_hash")
         async with self._loop.paused_turns():
             if await asyncio.to_thread(
-                forget_user.used_since_a_version, self._database, user_hash, "policy"
+                forget_user.used_since_a_version, self._database, user_hash, ModelRole.POLICY
             ):
-                await self._loop.publish_soon("policy")
+                await self._loop.publish_soon(ModelRole.POLICY)
             found = await asyncio.to_thread(downstream.of_user, self._database, user_hash)
             if found.rebuild_from is None:
                 raise FailedPrecondition("what is trained on has not learned from this user")
@@ -64,9 +65,9 @@ class Rebuild:
 
     def _after(self, version: int) -> list[int]:
         """The versions that grew from `version` down to the present one, newest first."""
-        head = versions.head(self._database, "policy")
+        head = versions.head(self._database, ModelRole.POLICY)
         newest = 0 if head is None else head.version
-        line = [newest, *lineage.ancestors(self._database, "policy", newest)]
+        line = [newest, *lineage.ancestors(self._database, ModelRole.POLICY, newest)]
         if version not in line[1:]:
             raise InvalidRequest(
                 f"policy_version: {version} is not one that the present one, {newest}, grew from",

@@ -26,8 +26,8 @@ from tuneloop.learner.ledger.reports import evaluations, export, feedback
 from tuneloop.learner.ledger.rows import moment
 from tuneloop.learner.loop import Loop
 from tuneloop.learner.monitoring.alarm_monitor import AlarmMonitor
-from tuneloop.learner.monitoring.gauges import OBJECTIVES
 from tuneloop.learner.release.promotion import Promotion
+from tuneloop.learner.samples import ModelRole, Objective
 from tuneloop.learner.service import convert
 from tuneloop.learner.service.forget_user import ForgetUser
 from tuneloop.learner.service.rebuild import Rebuild
@@ -208,7 +208,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         self._loop.pause(paused)
         decisions.record(
             self._database,
-            version=versions.newest_version(self._database, "policy"),
+            version=versions.newest_version(self._database, ModelRole.POLICY),
             kind="pause" if paused else "resume",
             outcome="paused" if paused else "resumed",
             actor=actor or "unknown",
@@ -222,11 +222,13 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         return self._loop.state
 
     def _status(self) -> learner_pb2.GetStatusResponse:
-        newest = versions.list_versions(self._database, "policy", limit=1)
-        reward_model = versions.list_versions(self._database, "reward_model", limit=1)
-        last = steps.newest_step(self._database, "policy")
+        newest = versions.list_versions(self._database, ModelRole.POLICY, limit=1)
+        reward_model = versions.list_versions(self._database, ModelRole.REWARD_MODEL, limit=1)
+        last = steps.newest_step(self._database, ModelRole.POLICY)
         rows = forget_user.row_counts(self._database)
-        counts = {name: ready.counts(self._database, name) for name in OBJECTIVES}
+        counts: dict[str, ready.SampleCounts] = {
+            name: ready.counts(self._database, name) for name in Objective
+        }
         return learner_pb2.GetStatusResponse(
             state=self._state(),
             policy=self._policy,
@@ -275,7 +277,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         return convert.evaluation_to_proto(evaluations.evaluate(self._database, version))
 
     def _list(self, limit: int, before: int | None) -> learner_pb2.ListPolicyVersionsResponse:
-        found = versions.list_versions(self._database, "policy", limit=limit, before=before)
+        found = versions.list_versions(self._database, ModelRole.POLICY, limit=limit, before=before)
         figures = self._traffic.of([*(version.version for version in found), 0])
         listed = [
             convert.version_to_proto(
@@ -292,7 +294,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
 
     def _base(self, figures: learner_pb2.Traffic | None) -> learner_pb2.PolicyVersion:
         """Version 0: the base model, which nobody published."""
-        stable = versions.stable_version(self._database, "policy") is None
+        stable = versions.stable_version(self._database, ModelRole.POLICY) is None
         return learner_pb2.PolicyVersion(
             policy=self._policy,
             state=(ReleaseState.STABLE if stable else ReleaseState.RETIRED).value,
@@ -302,10 +304,10 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         )
 
     def _decisions(self, version: int) -> list[Decision]:
-        return decisions.of_version(self._database, "policy", version)
+        return decisions.of_version(self._database, ModelRole.POLICY, version)
 
     def _lineage(self, number: int) -> learner_pb2.GetLineageResponse:
-        version = versions.get_version(self._database, "policy", number)
+        version = versions.get_version(self._database, ModelRole.POLICY, number)
         return learner_pb2.GetLineageResponse(
             version=convert.version_to_proto(
                 version,
@@ -313,7 +315,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
                 self._traffic.of([number])[number],
                 [convert.decision_to_proto(d, with_numbers=True) for d in self._decisions(number)],
             ),
-            ancestors=lineage.ancestors(self._database, "policy", number),
-            uses=convert.uses_to_proto(lineage.uses_of(self._database, "policy", number)),
+            ancestors=lineage.ancestors(self._database, ModelRole.POLICY, number),
+            uses=convert.uses_to_proto(lineage.uses_of(self._database, ModelRole.POLICY, number)),
             settings_json=version.settings,
         )

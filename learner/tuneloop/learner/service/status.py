@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from tuneloop.learner.ledger.queue.ready import SampleCounts
+from tuneloop.learner.samples import Objective
 
 
 def waiting_for(
@@ -19,7 +20,7 @@ def waiting_for(
         return gate
     if hold:
         return f"a promotion ({hold}): new versions stay candidates"
-    judgements = [counts[objective] for objective in ("sft", "kto", "dpo")]
+    judgements = [counts[objective] for objective in (Objective.SFT, Objective.KTO, Objective.DPO)]
     ready = sum(count.ready for count in judgements)
     waiting = sum(count.waiting for count in judgements)
     without = "the rollouts that feedback speaks of" if waiting else "feedback"

@@ -16,6 +16,7 @@ from tuneloop.learner import metrics
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import moment
 from tuneloop.learner.ledger.schema import decisions
+from tuneloop.learner.samples import ModelRole
 
 Kind: TypeAlias = Literal[
     "publish", "gate", "canary", "promote", "roll back", "quarantine", "rebuild", "pause", "resume"
@@ -46,7 +47,7 @@ class Decision:
 def record(
     database: Database,
     *,
-    model: str = "policy",
+    model: str = ModelRole.POLICY,
     version: int,
     kind: Kind,
     outcome: str,
@@ -73,7 +74,7 @@ def record(
 def record_in(
     connection: Connection,
     *,
-    model: str = "policy",
+    model: str = ModelRole.POLICY,
     version: int,
     kind: Kind,
     outcome: str,

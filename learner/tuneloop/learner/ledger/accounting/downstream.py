@@ -21,8 +21,9 @@ from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import moment
 from tuneloop.learner.ledger.schema import feedback, rollouts, samples, uses
 from tuneloop.learner.ledger.schema import versions as all_versions
+from tuneloop.learner.samples import ModelRole
 
-MODELS = ("policy", "reward_model")
+MODELS = tuple(ModelRole)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +120,10 @@ def of_feedback(database: Database, feedback_id: str) -> FeedbackLineage:
             )
             for sample in found
         ),
-        policy=downstream_of(database, "policy", direct["policy"]),
-        reward_model=downstream_of(database, "reward_model", direct["reward_model"]),
+        policy=downstream_of(database, ModelRole.POLICY, direct[ModelRole.POLICY]),
+        reward_model=downstream_of(
+            database, ModelRole.REWARD_MODEL, direct[ModelRole.REWARD_MODEL]
+        ),
     )
 
 
@@ -151,15 +154,17 @@ def of_user(database: Database, user_hash: str) -> UserLineage:
         ).scalar_one()
         direct = {model: set(versions_used(connection, about, model)) for model in MODELS}
     for record in records:
-        direct["policy"] |= set(record.forgotten.policy_versions)
-        direct["reward_model"] |= set(record.forgotten.reward_model_versions)
+        direct[ModelRole.POLICY] |= set(record.forgotten.policy_versions)
+        direct[ModelRole.REWARD_MODEL] |= set(record.forgotten.reward_model_versions)
     return UserLineage(
         rollouts=answered,
         feedback=judged,
         samples=dict(sorted(by_state.items())),
-        policy=downstream_of(database, "policy", direct["policy"]),
-        reward_model=downstream_of(database, "reward_model", direct["reward_model"]),
-        rebuild_from=last_before(database, "policy", direct["policy"]),
+        policy=downstream_of(database, ModelRole.POLICY, direct[ModelRole.POLICY]),
+        reward_model=downstream_of(
+            database, ModelRole.REWARD_MODEL, direct[ModelRole.REWARD_MODEL]
+        ),
+        rebuild_from=last_before(database, ModelRole.POLICY, direct[ModelRole.POLICY]),
         forgotten=tuple(records),
     )
 

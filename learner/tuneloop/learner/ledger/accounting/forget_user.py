@@ -26,6 +26,7 @@ from tuneloop.learner.ledger.schema import (
     undone_uses,
     uses,
 )
+from tuneloop.learner.samples import ModelRole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +108,10 @@ def forget_user(database: Database, user_hash: str, now: float) -> Forgotten:
         feedback.c.feedback_id.in_(spoken_of),
     )
     with database.write() as connection:
-        policy_versions = versions_used(connection, touching(user_hash), "policy")
-        reward_model_versions = versions_used(connection, touching(user_hash), "reward_model")
+        policy_versions = versions_used(connection, touching(user_hash), ModelRole.POLICY)
+        reward_model_versions = versions_used(
+            connection, touching(user_hash), ModelRole.REWARD_MODEL
+        )
         feedback_ids = list(
             connection.execute(select(feedback.c.feedback_id).where(judgements)).scalars()
         )

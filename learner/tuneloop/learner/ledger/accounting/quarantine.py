@@ -17,14 +17,14 @@ from tuneloop.learner.ledger.accounting.versions import GOOD
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.schema import decisions as decisions_table
 from tuneloop.learner.ledger.schema import samples, undone_uses, uses, versions
+from tuneloop.learner.samples import ModelRole, SampleState
 from tuneloop.policies import ReleaseState
 
 Kind: TypeAlias = Literal["quarantine", "rebuild"]
 """Why versions are taken back: for what they are, or to learn again without somebody's data."""
 
-POLICY = "policy"
 MARKED = (
-    versions.c.model == POLICY,
+    versions.c.model == ModelRole.POLICY,
     versions.c.state == ReleaseState.QUARANTINED.value,
     versions.c.abandoned.is_(False),
 )
@@ -56,7 +56,7 @@ def mark_quarantined(
 
     Only what is taken back as `quarantine` puts blame on the samples.
     """
-    line = (versions.c.model == POLICY, versions.c.abandoned.is_(False))
+    line = (versions.c.model == ModelRole.POLICY, versions.c.abandoned.is_(False))
     between = versions.c.version.between(first, last)
     refused = connection.execute(
         update(versions)
@@ -67,7 +67,7 @@ def mark_quarantined(
     # One that was put back before, and promoted all the same, is quarantined a second time.
     connection.execute(
         update(versions)
-        .where(versions.c.model == POLICY, versions.c.version == last)
+        .where(versions.c.model == ModelRole.POLICY, versions.c.version == last)
         .values(state=ReleaseState.QUARANTINED.value)
     )
     for version in sorted({*refused, last}):
@@ -112,7 +112,7 @@ def put_back(database: Database, now: float, set_aside_after: int) -> PutBack | 
         good = connection.execute(
             select(versions.c.version, versions.c.last_step)
             .where(
-                versions.c.model == POLICY,
+                versions.c.model == ModelRole.POLICY,
                 versions.c.version < first,
                 versions.c.abandoned.is_(False),
                 GOOD,
@@ -122,7 +122,7 @@ def put_back(database: Database, now: float, set_aside_after: int) -> PutBack | 
         ).one_or_none()
         step = 0 if good is None else good.last_step
         _remember(connection, step)
-        undone = steps.undo_after(connection, POLICY, step, now)
+        undone = steps.undo_after(connection, ModelRole.POLICY, step, now)
         spoilt = _blamed_often(connection, undone, set_aside_after)
         for sample_id, objective in spoilt:
             _set_aside(connection, sample_id, objective)
@@ -158,7 +158,11 @@ def _remember(connection: Connection, step: int) -> None:
                 uses.c.epoch,
                 uses.c.step,
                 uses.c.step <= blamed_until,
-            ).where(uses.c.model == POLICY, uses.c.step > step, uses.c.policy_version.is_not(None)),
+            ).where(
+                uses.c.model == ModelRole.POLICY,
+                uses.c.step > step,
+                uses.c.policy_version.is_not(None),
+            ),
         )
     )
 
@@ -190,7 +194,10 @@ def _set_aside(connection: Connection, sample_id: str, objective: str) -> None:
         .where(
             samples.c.sample_id == sample_id,
             samples.c.objective == objective,
-            samples.c.state == "open",
+            samples.c.state == SampleState.OPEN,
         )
-        .values(state="set_aside", note=f"versions {named} learned from it and were quarantined")
+        .values(
+            state=SampleState.SET_ASIDE,
+            note=f"versions {named} learned from it and were quarantined",
+        )
     )

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, delete, func, select, update
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events.verdict_rules import settle_siblings, settle_votes
 from tuneloop.learner.ledger.schema import rollouts, samples, steps, uses, versions
+from tuneloop.learner.samples import ModelRole, Objective, SampleState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +73,8 @@ def _use(connection: Connection, model: str, step: Step) -> int:
             if row is None:
                 continue
             _note_use(connection, model, step.step, objective, sample_id, epoch=0)
-            if row.state != "retracted":
-                connection.execute(update(samples).where(same).values(state="used"))
+            if row.state != SampleState.RETRACTED:
+                connection.execute(update(samples).where(same).values(state=SampleState.USED))
             if row.topic:
                 # A newer verdict may have come while the step ran.
                 settle_votes(connection, objective, row.topic, row.user_hash)
@@ -129,14 +130,16 @@ def staleness(database: Database) -> float | None:
     None before the first such step.
     """
     scored = select(uses.c.step).where(
-        uses.c.model == "policy", uses.c.objective.in_(("ppo", "grpo")), uses.c.epoch == 0
+        uses.c.model == ModelRole.POLICY,
+        uses.c.objective.in_((Objective.PPO, Objective.GRPO)),
+        uses.c.epoch == 0,
     )
     newest = scored.order_by(uses.c.step.desc()).limit(1)
     # The version its weights grew from: the newest that has all steps before it.
     parent = (
         select(func.coalesce(func.max(versions.c.version), 0))
         .where(
-            versions.c.model == "policy",
+            versions.c.model == ModelRole.POLICY,
             versions.c.last_step < uses.c.step,
             versions.c.abandoned.is_(False),
         )
@@ -152,8 +155,8 @@ def staleness(database: Database) -> float | None:
         )
         .join(rollouts, rollouts.c.completion_id == samples.c.completion_id)
         .where(
-            uses.c.model == "policy",
-            uses.c.objective.in_(("ppo", "grpo")),
+            uses.c.model == ModelRole.POLICY,
+            uses.c.objective.in_((Objective.PPO, Objective.GRPO)),
             uses.c.step == newest.scalar_subquery(),
         )
     )
@@ -214,9 +217,9 @@ def _reopen(connection: Connection, sample_id: str, objective: str, now: float) 
         .where(
             samples.c.sample_id == sample_id,
             samples.c.objective == objective,
-            samples.c.state == "used",
+            samples.c.state == SampleState.USED,
         )
-        .values(state="open")
+        .values(state=SampleState.OPEN)
         .returning(*samples.c)
     ).one_or_none()
     if row is None:  # retracted

@@ -11,6 +11,7 @@ from tuneloop.errors import NotFound
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import moment
 from tuneloop.learner.ledger.schema import promotions, uses, versions
+from tuneloop.learner.samples import ModelRole
 from tuneloop.policies import ReleaseState, WeightsReference
 
 STAGES = ("saved", "stored", "announced", "released")
@@ -186,7 +187,7 @@ def good_before(database: Database, version: int) -> int:
     0 is the base model, which always may.
     """
     query = select(func.max(versions.c.version)).where(
-        versions.c.model == "policy", versions.c.version < version, GOOD
+        versions.c.model == ModelRole.POLICY, versions.c.version < version, GOOD
     )
     with database.read() as connection:
         return connection.execute(query).scalar_one() or 0
@@ -195,7 +196,7 @@ def good_before(database: Database, version: int) -> int:
 def candidates(database: Database) -> list[Version]:
     """Published versions of the policy that nobody has decided about for good, newest first."""
     query = select(versions).where(
-        versions.c.model == "policy",
+        versions.c.model == ModelRole.POLICY,
         versions.c.state == ReleaseState.CANDIDATE.value,
         versions.c.stage == "released",
         versions.c.abandoned.is_(False),

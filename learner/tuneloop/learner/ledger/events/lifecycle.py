@@ -15,6 +15,7 @@ from tuneloop.learner.ledger.events.verdict_rules import settle_siblings, settle
 from tuneloop.learner.ledger.queue.ready import ALL_RECORDED, with_rollouts
 from tuneloop.learner.ledger.rows import insert_new
 from tuneloop.learner.ledger.schema import feedback, retractions, rollouts, samples
+from tuneloop.learner.samples import SampleState
 
 ROWS_AT_ONCE = 500
 
@@ -47,9 +48,16 @@ def record_retractions(
             update(samples)
             .where(
                 samples.c.feedback_id.in_(ids),
-                samples.c.state.in_(("open", "used", "superseded", "expired")),
+                samples.c.state.in_(
+                    (
+                        SampleState.OPEN,
+                        SampleState.USED,
+                        SampleState.SUPERSEDED,
+                        SampleState.EXPIRED,
+                    )
+                ),
             )
-            .values(state="retracted", current=False)
+            .values(state=SampleState.RETRACTED, current=False)
         )
         settle(connection, ids, now)
     return len(new)
@@ -98,10 +106,10 @@ def _expire_old(connection: Connection, accepted_before: float) -> set[str]:
         update(samples)
         .where(
             samples.c.accepted_time < accepted_before,
-            samples.c.state == "open",
+            samples.c.state == SampleState.OPEN,
             samples.c.feedback_id.is_not(None),
         )
-        .values(state="expired", current=False)
+        .values(state=SampleState.EXPIRED, current=False)
     )
     return ids
 
@@ -110,7 +118,7 @@ def _expire_waiting(connection: Connection, recorded_before: float) -> set[str]:
     """Samples that wait; and feedback of which nothing but such samples is left."""
     waiting = with_rollouts(samples.c.sample_id, samples.c.objective, samples.c.feedback_id).where(
         samples.c.recorded_time < recorded_before,
-        samples.c.state == "open",
+        samples.c.state == SampleState.OPEN,
         samples.c.feedback_id.is_not(None),
         not_(ALL_RECORDED),
     )
@@ -119,7 +127,7 @@ def _expire_waiting(connection: Connection, recorded_before: float) -> set[str]:
         connection.execute(
             update(samples)
             .where(samples.c.sample_id == row.sample_id, samples.c.objective == row.objective)
-            .values(state="expired", current=False)
+            .values(state=SampleState.EXPIRED, current=False)
         )
     ids = sorted({row.feedback_id for row in rows})
     other = samples.alias()
@@ -130,7 +138,8 @@ def _expire_waiting(connection: Connection, recorded_before: float) -> set[str]:
                 feedback.c.feedback_id.in_(ids[start : start + ROWS_AT_ONCE]),
                 not_(
                     exists().where(
-                        other.c.feedback_id == feedback.c.feedback_id, other.c.state != "expired"
+                        other.c.feedback_id == feedback.c.feedback_id,
+                        other.c.state != SampleState.EXPIRED,
                     )
                 ),
             )

@@ -23,6 +23,7 @@ from tuneloop.learner.ledger.schema import (
     scores,
     versions,
 )
+from tuneloop.learner.samples import Objective, SampleState
 from tuneloop.policies import Activation
 from tuneloop.rollouts import Rollout, ScoredRollout
 
@@ -68,7 +69,10 @@ def record_feedback(
         ]
         for sample in made:
             counts = sample["feedback_id"] not in gone
-            sample |= {"state": "open" if counts else "retracted", "current": counts}
+            sample |= {
+                "state": SampleState.OPEN if counts else SampleState.RETRACTED,
+                "current": counts,
+            }
         insert_new(connection, samples, made, ("sample_id", "objective"))
         for spoken in sorted({(s["objective"], s["topic"], s["user_hash"]) for s in made}):
             settle_votes(connection, *spoken)
@@ -103,7 +107,7 @@ def record_imports(
             sample
             for row in new
             for sample in samples_of(row, now)
-            if row["kind"] != "demonstration" or sample["objective"] == "sft"
+            if row["kind"] != "demonstration" or sample["objective"] == Objective.SFT
         ]
         insert_new(connection, samples, made, ("sample_id", "objective"))
     return len(new)
@@ -114,7 +118,7 @@ def record_scores(
     events: Sequence[ScoredRollout],
     now: float,
     *,
-    objective: str = "ppo",
+    objective: str = Objective.PPO,
     all_count: bool = False,
 ) -> int:
     """Keep scores; how many were new.
@@ -149,7 +153,7 @@ def adopt_scores(database: Database, objective: str) -> int:
             update(samples)
             .where(
                 samples.c.kind == "score",
-                samples.c.state == "open",
+                samples.c.state == SampleState.OPEN,
                 samples.c.objective != objective,
             )
             .values(objective=objective)

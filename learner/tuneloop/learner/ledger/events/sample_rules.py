@@ -25,8 +25,9 @@ from tuneloop.learner.ledger.database import Row
 from tuneloop.learner.ledger.schema import (
     feedback,
 )
+from tuneloop.learner.samples import Objective, SampleState
 
-PAIR_OBJECTIVES = ("dpo", "reward_model")
+PAIR_OBJECTIVES = (Objective.DPO, Objective.REWARD_MODEL)
 
 
 def samples_of(row: Row, now: float, *, ratings_reward: bool = False) -> list[Row]:
@@ -38,7 +39,9 @@ def samples_of(row: Row, now: float, *, ratings_reward: bool = False) -> list[Ro
     match row["kind"]:
         case "thumb":
             verdict = "up" if row["up"] else "down"
-            made = [_single(row, o, "thumb", verdict) for o in ("kto", "reward_model")]
+            made = [
+                _single(row, o, "thumb", verdict) for o in (Objective.KTO, Objective.REWARD_MODEL)
+            ]
         case "comparison":
             made = [
                 _pair(row, objective, judgement["chosen"], rejected, number)
@@ -49,14 +52,21 @@ def samples_of(row: Row, now: float, *, ratings_reward: bool = False) -> list[Ro
             made = _of_ranking(row, judgement["completion_ids"])
         case "demonstration":
             verdict = hashlib.sha256(judgement["text"].encode()).hexdigest()
-            made = [_single(row, o, "edit", verdict) for o in ("sft", "dpo", "reward_model")]
+            made = [
+                _single(row, o, "edit", verdict)
+                for o in (Objective.SFT, Objective.DPO, Objective.REWARD_MODEL)
+            ]
         case "rating":
-            objectives = ("reward_model", "grpo") if ratings_reward else ("reward_model",)
+            objectives = (
+                (Objective.REWARD_MODEL, Objective.GRPO)
+                if ratings_reward
+                else (Objective.REWARD_MODEL,)
+            )
             made = [_single(row, o, "rating", repr(judgement["value"])) for o in objectives]
         case _:
             made = []
     common = {
-        "state": "open",
+        "state": SampleState.OPEN,
         "user_hash": row["user_hash"],
         "feedback_id": row["feedback_id"],
         "accepted_time": row["accepted_time"],
@@ -82,13 +92,13 @@ def pair_topic(first: str, second: str) -> str:
 
 def _of_ranking(row: Row, ids: list[str]) -> list[Row]:
     pairs = [
-        _pair(row, "dpo", ids[better], ids[worse], f"{better}-{worse}")
+        _pair(row, Objective.DPO, ids[better], ids[worse], f"{better}-{worse}")
         | {"weight": 1 / comb(len(ids), 2)}
         for better, worse in combinations(range(len(ids)), 2)
     ]
     whole = {
         "sample_id": row["feedback_id"],
-        "objective": "reward_model",
+        "objective": Objective.REWARD_MODEL,
         "kind": "ranking",
         "completion_id": ids[0],
         "rejected_id": None,
@@ -131,7 +141,7 @@ def scored_sample(row: Row, objective: str, now: float) -> Row:
         "sample_id": row["completion_id"],
         "objective": objective,
         "kind": "score",
-        "state": "open",
+        "state": SampleState.OPEN,
         "completion_id": row["completion_id"],
         "user_hash": "",
         "accepted_time": row["scored_time"],
@@ -162,9 +172,9 @@ def opposites(connection: Connection, siblings: dict[str, bytes], now: float) ->
             sample_id = f"siblings-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
             pairs[sample_id] = {
                 "sample_id": sample_id,
-                "objective": "dpo",
+                "objective": Objective.DPO,
                 "kind": "siblings",
-                "state": "open",
+                "state": SampleState.OPEN,
                 "completion_id": chosen.completion_id,
                 "rejected_id": rejected.completion_id,
                 "weight": 1.0,

@@ -24,8 +24,9 @@ from tuneloop.learner.ledger.database import Row
 from tuneloop.learner.ledger.events.sample_rules import opposites
 from tuneloop.learner.ledger.rows import insert_new
 from tuneloop.learner.ledger.schema import rollouts, samples
+from tuneloop.learner.samples import Objective, SampleState
 
-COUNTED = ("open", "used", "superseded", "expired")
+COUNTED = (SampleState.OPEN, SampleState.USED, SampleState.SUPERSEDED, SampleState.EXPIRED)
 """States that take part; what was refused or retracted, or is stale, has no say."""
 
 
@@ -43,17 +44,22 @@ def settle_votes(connection: Connection, objective: str, topic: str, user_hash: 
     )
     votes = [row._asdict() for row in connection.execute(query)]
     for vote, state in zip(votes, _states(votes), strict=True):
-        current = vote["verdict"] == votes[-1]["verdict"] and state in ("open", "used")
+        current = vote["verdict"] == votes[-1]["verdict"] and state in (
+            SampleState.OPEN,
+            SampleState.USED,
+        )
         _set(connection, vote, objective, state=state, current=current)
 
 
 def _states(votes: Sequence[Row]) -> list[str]:
     """The state each vote should have; `votes` in the order they were accepted."""
-    settled = ("used", "expired")
-    states = [vote["state"] if vote["state"] in settled else "superseded" for vote in votes]
-    said = [vote["verdict"] for vote in votes if vote["state"] == "used"]
+    settled = (SampleState.USED, SampleState.EXPIRED)
+    states = [
+        vote["state"] if vote["state"] in settled else SampleState.SUPERSEDED for vote in votes
+    ]
+    said = [vote["verdict"] for vote in votes if vote["state"] == SampleState.USED]
     if states and states[-1] not in settled and said[-1:] != [votes[-1]["verdict"]]:
-        states[-1] = "open"
+        states[-1] = SampleState.OPEN
     return states
 
 
@@ -83,21 +89,28 @@ def settle_siblings(connection: Connection, group_id: str, now: float) -> None:
     for row in connection.execute(_known_pairs(list(siblings))).all():
         pair, known = wanted.get(row.sample_id), row._asdict()
         if pair is None:
-            state = "used" if row.state == "used" else "superseded"
-            _set(connection, known, "dpo", state=state, current=False)
-        elif row.state == "used":
-            _set(connection, known, "dpo", current=True)
+            state = SampleState.USED if row.state == SampleState.USED else SampleState.SUPERSEDED
+            _set(connection, known, Objective.DPO, state=state, current=False)
+        elif row.state == SampleState.USED:
+            _set(connection, known, Objective.DPO, current=True)
         else:
             # It is as old as the later of the two thumbs, whichever was recorded first.
             accepted_time = pair["accepted_time"]
-            _set(connection, known, "dpo", state="open", current=True, accepted_time=accepted_time)
+            _set(
+                connection,
+                known,
+                Objective.DPO,
+                state=SampleState.OPEN,
+                current=True,
+                accepted_time=accepted_time,
+            )
     insert_new(connection, samples, list(wanted.values()), ("sample_id", "objective"))
 
 
 def _known_pairs(completion_ids: list[str]) -> Select[Any]:
     columns = (samples.c.sample_id, samples.c.state, samples.c.current, samples.c.accepted_time)
     return select(*columns).where(
-        samples.c.objective == "dpo",
+        samples.c.objective == Objective.DPO,
         samples.c.kind == "siblings",
         samples.c.completion_id.in_(completion_ids),
         samples.c.state.in_(COUNTED),

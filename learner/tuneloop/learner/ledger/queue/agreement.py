@@ -9,6 +9,7 @@ from sqlalchemy import Connection, func, select
 
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.schema import samples, scores
+from tuneloop.learner.samples import Objective, SampleState
 
 WINDOW = 128
 """Latest thumbs that are looked at."""
@@ -43,8 +44,8 @@ def flip_rate(connection: Connection) -> float:
         .where(
             samples.c.kind.in_(("thumb", "pair")),
             # Each thumb and each pair makes one sample of these.
-            samples.c.objective.in_(("kto", "dpo")),
-            samples.c.state.not_in(("refused", "retracted")),
+            samples.c.objective.in_((Objective.KTO, Objective.DPO)),
+            samples.c.state.not_in((SampleState.REFUSED, SampleState.RETRACTED)),
         )
         .order_by(samples.c.accepted_time.desc())
         .limit(VERDICTS)
@@ -108,8 +109,8 @@ def ranking_accuracy(database: Database) -> float | None:
             & (scores.c.reward_model_version == first.c.version),
         )
         .where(
-            samples.c.objective == "reward_model",
-            samples.c.state == "used",
+            samples.c.objective == Objective.REWARD_MODEL,
+            samples.c.state == SampleState.USED,
             samples.c.kind == "thumb",
         )
         .order_by(samples.c.accepted_time.desc())

@@ -14,6 +14,7 @@ from tuneloop.learner.ledger.schema import rankings, rollouts, scores
 from tuneloop.learner.samples import (
     DemonstrationSample,
     LabelledText,
+    Objective,
     PairSample,
     PolicySample,
     PreferredText,
@@ -41,12 +42,12 @@ def problem_of(row: Any) -> str | None:
             return "a completion compared with itself"
         if row.chosen_prompt_tokens != row.rejected_prompt_tokens:
             return "the completions answer different prompts"
-    if row.objective in ("ppo", "grpo"):
+    if row.objective in (Objective.PPO, Objective.GRPO):
         if row.chosen_temperature == 0:
             return "sampled greedily: no importance ratio is defined"
         if not row.chosen_generation_logprobs:
             return "no policy sampled it: no importance ratio is defined"
-    edited = row.kind == "edit" and row.objective != "sft"
+    edited = row.kind == "edit" and row.objective != Objective.SFT
     if edited and text_of(row) == row.chosen_completion_text:
         return "the edit is the answer as it was"
     return None
@@ -67,19 +68,19 @@ class Builder:
     def build(self, row: Any) -> Sample:
         """The sample of a row that has no problem."""
         match row.objective:
-            case "kto":
+            case Objective.KTO:
                 return ThumbSample(
                     sample_id=row.sample_id,
                     sequence=sequence_of(row, "chosen"),
                     desirable=row.verdict == "up",
                 )
-            case "sft":
+            case Objective.SFT:
                 return DemonstrationSample(sample_id=row.sample_id, sequence=self._edited(row))
-            case "dpo":
+            case Objective.DPO:
                 return self._pair(row)
-            case "ppo":
+            case Objective.PPO:
                 return self.scored(row)
-            case "grpo":
+            case Objective.GRPO:
                 # The mean of a user's ratings is what to expect of one: 0.
                 rated = self.scored(row)
                 return ScoredGroup(sample_id=row.sample_id, samples=(rated,), baseline=0.0)

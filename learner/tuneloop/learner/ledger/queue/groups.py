@@ -20,10 +20,10 @@ from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue.build_samples import Builder, problem_of
 from tuneloop.learner.ledger.queue.ready import COLUMNS, Readiness, Refusal, chosen, ready_samples
 from tuneloop.learner.ledger.schema import rollouts, samples, scores
-from tuneloop.learner.samples import ScoredGroup
+from tuneloop.learner.samples import Objective, SampleState, ScoredGroup
 from tuneloop.rollouts import FinishReason
 
-OBJECTIVE = "grpo"
+OBJECTIVE = Objective.GRPO
 WINDOW = 256
 """Latest rewards that a baseline is made of."""
 LEAST_OTHERS = 8
@@ -131,7 +131,7 @@ class Waiting:
                 chosen.c.source,
                 chosen.c.prompt_sha256,
             )
-            .where(samples.c.objective == OBJECTIVE, samples.c.state == "open")
+            .where(samples.c.objective == OBJECTIVE, samples.c.state == SampleState.OPEN)
             .order_by(samples.c.accepted_time, samples.c.sample_id)
             .limit(LOOK_AHEAD)
         )

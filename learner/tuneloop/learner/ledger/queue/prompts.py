@@ -7,6 +7,7 @@ from sqlalchemy import delete, select
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import prompt_sha256
 from tuneloop.learner.ledger.schema import held_out, rollouts, samples
+from tuneloop.learner.samples import SampleState
 from tuneloop.rollouts import RolloutSource
 
 
@@ -42,7 +43,7 @@ def outstanding(database: Database, serving: int, oldest_version: int) -> int:
             states.setdefault(row.group_id, set()).add(row.state)
             newest[row.group_id] = max(row.policy_version, newest.get(row.group_id, 0))
     return sum(
-        "open" in found or (found == {None} and newest[group_id] >= serving)
+        SampleState.OPEN in found or (found == {None} and newest[group_id] >= serving)
         for group_id, found in states.items()
     )
 

@@ -20,6 +20,7 @@ from tuneloop.learner.ledger.schema import (
     samples,
     uses,
 )
+from tuneloop.learner.samples import SampleState
 from tuneloop.rollouts import RolloutSource
 
 chosen = rollouts.alias("chosen")
@@ -69,7 +70,7 @@ def readiness(
     With `oldest_allowed`, only those that no earlier version of the policy sampled.
     """
     query = ready_samples(func.count(), func.min(samples.c.recorded_time)).where(
-        samples.c.objective == objective, samples.c.state == "open"
+        samples.c.objective == objective, samples.c.state == SampleState.OPEN
     )
     if exclude:
         query = query.where(samples.c.sample_id.not_in(list(exclude)))
@@ -82,7 +83,7 @@ def readiness(
 
 def counts(database: Database, objective: str) -> SampleCounts:
     """Ready, waiting and used samples of an objective."""
-    is_open = and_(samples.c.objective == objective, samples.c.state == "open")
+    is_open = and_(samples.c.objective == objective, samples.c.state == SampleState.OPEN)
     waiting = with_rollouts(func.count()).where(is_open, not_(ALL_RECORDED))
     used = select(func.count()).where(uses.c.objective == objective, uses.c.epoch == 0)
     with database.read() as connection:
@@ -111,7 +112,7 @@ def take(
     list names ready samples that cannot be trained on.
     """
     query = ready_samples(*COLUMNS).where(
-        samples.c.objective == objective, samples.c.state == "open"
+        samples.c.objective == objective, samples.c.state == SampleState.OPEN
     )
     imported = chosen.c.source == RolloutSource.IMPORT.value
     if exclude:
@@ -147,9 +148,9 @@ def refuse(database: Database, refusals: Sequence[Refusal]) -> None:
                 .where(
                     samples.c.sample_id == refusal.sample_id,
                     samples.c.objective == refusal.objective,
-                    samples.c.state == "open",
+                    samples.c.state == SampleState.OPEN,
                 )
-                .values(state="refused", note=refusal.reason)
+                .values(state=SampleState.REFUSED, note=refusal.reason)
             )
 
 
@@ -159,7 +160,7 @@ def unreported(database: Database, limit: int) -> list[Refusal]:
         with_rollouts(
             samples.c.sample_id, samples.c.objective, samples.c.note, WHOSE.label("user_hash")
         )
-        .where(samples.c.state == "refused", samples.c.reported.is_(False))
+        .where(samples.c.state == SampleState.REFUSED, samples.c.reported.is_(False))
         .order_by(samples.c.accepted_time, samples.c.sample_id)
         .limit(limit)
     )
@@ -200,7 +201,7 @@ def mark_stale(
         .join(rollouts, rollouts.c.completion_id == samples.c.completion_id)
         .where(
             samples.c.objective == objective,
-            samples.c.state == "open",
+            samples.c.state == SampleState.OPEN,
             rollouts.c.oldest_version < oldest_allowed,
         )
     )
@@ -212,7 +213,7 @@ def mark_stale(
                 connection.execute(
                     update(samples)
                     .where(samples.c.sample_id == sample_id, samples.c.objective == objective)
-                    .values(state="stale")
+                    .values(state=SampleState.STALE)
                 )
     return len(stale)
 
@@ -233,7 +234,8 @@ FOR_LEARNING = and_(
     chosen.c.prompt_sha256.not_in(select(held_out.c.prompt_sha256)),
 )
 LAST_WORD = or_(
-    samples.c.state == "open", and_(samples.c.state == "used", samples.c.current.is_(True))
+    samples.c.state == SampleState.OPEN,
+    and_(samples.c.state == SampleState.USED, samples.c.current.is_(True)),
 )
 """What users say now, learned from or not."""
 WHOSE = case((samples.c.user_hash == "", chosen.c.user_hash), else_=samples.c.user_hash)

@@ -9,6 +9,7 @@ from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue.build_samples import Builder, EditTokens, Sample
 from tuneloop.learner.ledger.queue.ready import COLUMNS, ready_samples
 from tuneloop.learner.ledger.schema import samples, uses
+from tuneloop.learner.samples import SampleState
 
 WINDOW = 2048
 """Latest used samples that are chosen from."""
@@ -34,7 +35,7 @@ def replays(
             ready_samples(samples.c.sample_id)
             .where(
                 samples.c.objective == objective,
-                samples.c.state == "used",
+                samples.c.state == SampleState.USED,
                 samples.c.current.is_(True),
                 samples.c.accepted_time >= not_before,
             )

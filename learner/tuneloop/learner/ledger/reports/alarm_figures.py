@@ -13,6 +13,7 @@ from tuneloop.learner.ledger.reports import evaluations
 from tuneloop.learner.ledger.reports.answers import last_thumbs, length, of_users, of_versions
 from tuneloop.learner.ledger.rows import unpack_ids
 from tuneloop.learner.ledger.schema import feedback, rollouts, scores
+from tuneloop.learner.samples import ModelRole
 from tuneloop.learner.stats.repetition import repetition
 
 VERSIONS = 64
@@ -127,5 +128,5 @@ def _kl(database: Database) -> float | None:
     evaluated = None if version is None else evaluations.evaluate(database, version)
     if evaluated is not None and evaluated.kl is not None:
         return evaluated.kl
-    last = steps.newest_step(database, "policy")
+    last = steps.newest_step(database, ModelRole.POLICY)
     return None if last is None else last.metrics.get("kl")

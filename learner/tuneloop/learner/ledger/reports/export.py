@@ -25,11 +25,16 @@ from tuneloop.learner.ledger.queue.build_samples import problem_of, text_of
 from tuneloop.learner.ledger.queue.ready import COLUMNS, LAST_WORD, chosen, ready_samples
 from tuneloop.learner.ledger.rows import compact, moment
 from tuneloop.learner.ledger.schema import feedback, held_out, samples, scores
+from tuneloop.learner.samples import Objective
 from tuneloop.rollouts import RolloutSource
 
 PAGE = 256
 
-objective_of_kind = {"pairs": "dpo", "thumbs": "kto", "demonstrations": "sft"}
+objective_of_kind = {
+    "pairs": Objective.DPO,
+    "thumbs": Objective.KTO,
+    "demonstrations": Objective.SFT,
+}
 KINDS = (*objective_of_kind, "rollouts")
 
 Row = dict[str, Any]

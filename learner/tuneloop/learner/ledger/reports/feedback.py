@@ -12,6 +12,7 @@ from tuneloop.feedback import Feedback, FeedbackKind, FeedbackStatus, type_of_ki
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import moment
 from tuneloop.learner.ledger.schema import feedback, rollouts, samples, uses
+from tuneloop.learner.samples import ModelRole
 from tuneloop.rollouts import ChatMessage
 
 
@@ -156,7 +157,7 @@ def versions_by_feedback(connection: Connection, rows: Sequence[Any]) -> dict[st
             uses.c.policy_version,
         )
         .join(uses, same)
-        .where(uses.c.model == "policy", uses.c.policy_version.is_not(None))
+        .where(uses.c.model == ModelRole.POLICY, uses.c.policy_version.is_not(None))
     )
     found: dict[str, set[int]] = {}
     by_id = learned.where(samples.c.feedback_id.in_([row.feedback_id for row in rows]))

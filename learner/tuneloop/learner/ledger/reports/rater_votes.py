@@ -10,6 +10,7 @@ from sqlalchemy import Connection, func, select
 from tuneloop.learner.guards.raters import Vote
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.schema import feedback, rollouts, samples, scores
+from tuneloop.learner.samples import Objective, SampleState
 from tuneloop.rollouts import RolloutSource
 
 VOTES = 4096
@@ -39,8 +40,8 @@ def votes(database: Database) -> list[Vote]:
         .where(
             samples.c.kind.in_(("thumb", "pair")),
             # Each thumb and each pair makes one sample of these.
-            samples.c.objective.in_(("kto", "dpo")),
-            samples.c.state.not_in(("refused", "retracted")),
+            samples.c.objective.in_((Objective.KTO, Objective.DPO)),
+            samples.c.state.not_in((SampleState.REFUSED, SampleState.RETRACTED)),
         )
         .order_by(samples.c.accepted_time.desc(), samples.c.sample_id.desc())
         .limit(VOTES)

@@ -24,6 +24,7 @@ from tuneloop.learner.release.canary import comparison
 from tuneloop.learner.release.canary.comparison import ArmComparison, Figure
 from tuneloop.learner.release.canary.settings import CanarySettings
 from tuneloop.learner.release.canary.state import CanaryState, CanaryVerdict
+from tuneloop.learner.samples import ModelRole
 from tuneloop.policies import CanaryRoute, ReleaseState
 from tuneloop.v1 import generation_pb2
 
@@ -168,23 +169,23 @@ class CanaryController:
 
     async def _given_up_by_others(self, state: CanaryState) -> str:
         """Why there is nothing to decide any more; empty while there is."""
-        stable = await self._release.stable("policy")
+        stable = await self._release.stable(ModelRole.POLICY)
         if state.stable is None:
             state.stable = stable
             await asyncio.to_thread(canaries.save_state, self._database, state.to_json())
         if stable != state.stable:
             return f"version {stable} was made stable meanwhile"
         found = await asyncio.to_thread(
-            versions.get_version, self._database, "policy", state.version
+            versions.get_version, self._database, ModelRole.POLICY, state.version
         )
         if found.state is not ReleaseState.CANARY:
             return f"it became {found.state.value} meanwhile"
         return ""
 
     def _route(self, state: CanaryState) -> CanaryRoute:
-        found = versions.get_version(self._database, "policy", state.version)
+        found = versions.get_version(self._database, ModelRole.POLICY, state.version)
         # Generation's loading of it then belongs to the trace in which it was made.
-        made = trace_links.span_of_version("policy", state.version)
+        made = trace_links.span_of_version(ModelRole.POLICY, state.version)
         weights = replace(found.reference, traceparent=made)
         return CanaryRoute(weights=weights, share=state.share, salt=state.salt)
 
@@ -270,13 +271,13 @@ class CanaryController:
     async def _carry_out(self, state: CanaryState, verdict: CanaryVerdict) -> None:
         """Do what was decided; every part may have been done before."""
         try:
-            if verdict.outcome == "promote" and await self._release.stable("policy") == (
+            if verdict.outcome == "promote" and await self._release.stable(ModelRole.POLICY) == (
                 state.stable
             ):
                 await self._release.promote(state.version, canaries.ACTOR)
             # Its users leave a bad version before anything else is done about it.
             await self._set_route(None)
-            found = versions.get_version(self._database, "policy", state.version)
+            found = versions.get_version(self._database, ModelRole.POLICY, state.version)
             if verdict.outcome == "roll_back" and found.state is not ReleaseState.QUARANTINED:
                 await self._release.quarantine(
                     state.version, verdict.reason, verdict.numbers, actor=canaries.ACTOR

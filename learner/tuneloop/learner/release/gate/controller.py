@@ -21,6 +21,7 @@ from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.release.gate.settings import GateSettings
 from tuneloop.learner.release.gate.verdict import GateVerdict
 from tuneloop.learner.release.promotion import Promotion
+from tuneloop.learner.samples import ModelRole
 from tuneloop.policies import ReleaseState
 
 logger = logging.getLogger("tuneloop.learner.gatekeeper")
@@ -113,7 +114,7 @@ class GateController:
         if outcome is None and time.monotonic() >= self._retry_time:
             outcome = await self._examine(candidate)
         now = await asyncio.to_thread(
-            versions.get_version, self._database, "policy", candidate.version
+            versions.get_version, self._database, ModelRole.POLICY, candidate.version
         )
         if now.state is not ReleaseState.CANDIDATE:
             return  # a person was faster
@@ -127,7 +128,7 @@ class GateController:
         if canary.version is None:
             return
         tried = await asyncio.to_thread(
-            versions.get_version, self._database, "policy", canary.version
+            versions.get_version, self._database, ModelRole.POLICY, canary.version
         )
         if tried.state not in (ReleaseState.CANDIDATE, ReleaseState.CANARY):
             await canary.stop(f"version {tried.version} is {tried.state.value} meanwhile")
@@ -143,7 +144,7 @@ class GateController:
             self._release.supersede(older.version, waiting[0].version, GATE)
         if not waiting:
             return None
-        stable = versions.stable_version(self._database, "policy") or 0
+        stable = versions.stable_version(self._database, ModelRole.POLICY) or 0
         if waiting[0].version < stable:
             self._release.supersede(waiting[0].version, stable, GATE)
             return None
@@ -155,7 +156,7 @@ class GateController:
             (
                 decision.outcome
                 for decision in reversed(
-                    decisions.of_version(self._database, "policy", candidate.version)
+                    decisions.of_version(self._database, ModelRole.POLICY, candidate.version)
                 )
                 if decision.kind == GATE and decision.outcome in ("pass", "fail")
             ),
@@ -167,13 +168,13 @@ class GateController:
         started = time.monotonic()
         self.waiting = f"the gate, which examines version {candidate.version}"
         try:
-            number = await self._release.stable("policy")
+            number = await self._release.stable(ModelRole.POLICY)
             stable = None
             if number:
                 stable = await asyncio.to_thread(
-                    versions.get_version, self._database, "policy", number
+                    versions.get_version, self._database, ModelRole.POLICY, number
                 )
-            made = trace_links.span_of_version("policy", candidate.version)
+            made = trace_links.span_of_version(ModelRole.POLICY, candidate.version)
             with tracing.span("gate", parent=made):
                 verdict = await self._evaluator.examine(candidate, stable)
         except TuneloopError as error:
@@ -228,7 +229,11 @@ class GateController:
         reason = await asyncio.to_thread(self._reason, candidate)
         await self._release.quarantine(candidate.version, reason, actor=GATE)
         latest = await asyncio.to_thread(
-            decisions.newest, self._database, "policy", GATE, 10 * self._settings.pause_after
+            decisions.newest,
+            self._database,
+            ModelRole.POLICY,
+            GATE,
+            10 * self._settings.pause_after,
         )
         decided = [d.outcome for d in latest if d.outcome in ("pass", "fail")]
         in_a_row = decided[: self._settings.pause_after]
@@ -245,7 +250,7 @@ class GateController:
             )
 
     def _reason(self, candidate: Version) -> str:
-        found = decisions.of_version(self._database, "policy", candidate.version)
+        found = decisions.of_version(self._database, ModelRole.POLICY, candidate.version)
         return next(d.reason for d in reversed(found) if d.kind == GATE and d.outcome == "fail")
 
     async def _let_pass(self, candidate: Version) -> None:
