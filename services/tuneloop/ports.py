@@ -23,7 +23,7 @@ def local_address(process: str) -> str:
     return f"127.0.0.1:{GRPC_PORTS[process]}"
 
 
-async def until_released(host: str, port: int) -> None:
+async def wait_until_released(host: str, port: int) -> None:
     """Wait while a port is held by an outgoing connection, or by what is left of one.
 
     From 32768 up Linux gives ports to whoever connects anywhere, also one that a service listened
@@ -75,7 +75,7 @@ def is_listened_on(host: str, port: int) -> bool:
     return False
 
 
-def take(host: str, preferred: int, taken: set[int]) -> int:
+def take_port(host: str, preferred: int, taken: set[int]) -> int:
     """`preferred` if it is free, else any free port; the answer is added to `taken`."""
     port = preferred
     while port in taken or not is_free(host, port):

@@ -101,7 +101,7 @@ class Tracing:
 _active: Tracing | None = None
 
 
-def asked(environ: Mapping[str, str]) -> bool:
+def is_asked_for(environ: Mapping[str, str]) -> bool:
     """Whether the environment asks for traces."""
     if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
@@ -112,7 +112,7 @@ def asked(environ: Mapping[str, str]) -> bool:
 
 def start(process: str) -> None:
     """Begin to trace this process, where the environment asks for it."""
-    if not asked(os.environ):
+    if not is_asked_for(os.environ):
         return
     try:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -155,7 +155,7 @@ def stop() -> None:
         tracing.provider.shutdown()
 
 
-def on() -> bool:
+def is_on() -> bool:
     """Whether this process traces."""
     return _active is not None
 
@@ -199,7 +199,7 @@ def rename(name: str) -> None:
         _active.current().update_name(name)
 
 
-def failed(reason: str) -> None:
+def mark_failed(reason: str) -> None:
     """The current span's work failed, though nothing was raised."""
     if _active is not None:
         from opentelemetry.trace import StatusCode

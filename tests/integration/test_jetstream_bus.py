@@ -12,7 +12,7 @@ from conftest import NatsServer
 
 from tuneloop.bus import subjects
 from tuneloop.bus.jetstream import JetStreamBus
-from tuneloop.bus.streams import StreamLimits, api
+from tuneloop.bus.streams import StreamLimits, call_api
 from tuneloop.errors import InvalidRequest, SettingsError, Unavailable
 
 ROLLOUT = subjects.rollout_generated("tuneloop", "user1")
@@ -95,7 +95,7 @@ async def test_limits_given_later_change_the_stream_and_absent_ones_do_not(
     nats_server: NatsServer, bus: JetStreamBus
 ) -> None:
     async def size() -> int:
-        info = await api(bus.connection, f"STREAM.INFO.{subjects.FEEDBACK}", {}, 5.0)
+        info = await call_api(bus.connection, f"STREAM.INFO.{subjects.FEEDBACK}", {}, 5.0)
         return int(info["config"]["max_bytes"])
 
     await bus.publish(FEEDBACK, b"x", event_id="x")
@@ -114,7 +114,7 @@ async def test_a_deleted_consumer_is_made_anew(bus: JetStreamBus) -> None:
         stream=subjects.ROLLOUTS, durable="test", subjects=["tuneloop.v1.>"], ack_wait=30
     )
     await bus.publish(ROLLOUT, b"x", event_id="x")
-    await api(bus.connection, f"CONSUMER.DELETE.{subjects.ROLLOUTS}.test", {}, 5.0)
+    await call_api(bus.connection, f"CONSUMER.DELETE.{subjects.ROLLOUTS}.test", {}, 5.0)
     async with asyncio.timeout(20):
         while not (found := await consumer.fetch(10, 1.0)):
             pass

@@ -8,7 +8,7 @@ from support.learner_parts import Parts, until
 
 from tuneloop.bus import subjects
 from tuneloop.bus.jetstream import JetStreamBus
-from tuneloop.bus.streams import api
+from tuneloop.bus.streams import call_api
 from tuneloop.feedback import Retraction
 from tuneloop.learner.ledger.accounting import forget_user
 from tuneloop.learner.ledger.reports.export import KINDS, Wanted, pages
@@ -51,7 +51,7 @@ async def publish_all(bus: JetStreamBus, user: str) -> None:
 
 async def stored(bus: JetStreamBus, stream: str) -> list[str]:
     """Every event of a stream: its subject, its headers and its data."""
-    info = await api(bus.connection, f"STREAM.INFO.{stream}", {"subjects_filter": ">"}, 5.0)
+    info = await call_api(bus.connection, f"STREAM.INFO.{stream}", {"subjects_filter": ">"}, 5.0)
     found = []
     for subject in info["state"].get("subjects") or {}:
         sequence = 0

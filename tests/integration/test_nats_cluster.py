@@ -11,7 +11,7 @@ from support.nats_servers import Server
 
 from tuneloop.bus import subjects
 from tuneloop.bus.jetstream import JetStreamBus
-from tuneloop.bus.streams import ApiError, api
+from tuneloop.bus.streams import ApiError, call_api
 from tuneloop.errors import Unavailable
 
 pytestmark = pytest.mark.slow
@@ -50,7 +50,7 @@ async def leader_of(bus: JetStreamBus, stream: str) -> str:
     async with asyncio.timeout(60):
         while True:
             try:
-                info = await api(bus.connection, f"STREAM.INFO.{stream}", {}, 5.0)
+                info = await call_api(bus.connection, f"STREAM.INFO.{stream}", {}, 5.0)
             except (Unavailable, ApiError):
                 info = {}
             group = info.get("cluster", {})
@@ -144,6 +144,6 @@ async def test_streams_of_one_server_get_their_copies_later(cluster: dict[str, S
                     break
                 except Unavailable:
                     await asyncio.sleep(0.2)
-        info = await api(bus.connection, f"STREAM.INFO.{subjects.FEEDBACK}", {}, 5.0)
+        info = await call_api(bus.connection, f"STREAM.INFO.{subjects.FEEDBACK}", {}, 5.0)
         assert info["config"]["num_replicas"] == replicas
         await bus.close()

@@ -17,7 +17,7 @@ from support.nats_servers import Certificate, Server, make_certificate
 from tuneloop.bus import subjects
 from tuneloop.bus.access import Access
 from tuneloop.bus.jetstream import JetStreamBus
-from tuneloop.bus.streams import api
+from tuneloop.bus.streams import call_api
 from tuneloop.errors import Conflict, SettingsError, Unavailable
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "nats"
@@ -162,7 +162,7 @@ def publish(subject: str) -> Attempt:
 
 
 def call(verb: str) -> Attempt:
-    return lambda bus: api(bus.connection, verb, {}, 5.0)
+    return lambda bus: call_api(bus.connection, verb, {}, 5.0)
 
 
 def listen(stream: str, durable: str = "spy") -> Attempt:

@@ -8,7 +8,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tuneloop.rpc.channel import connect, reconnected
+from tuneloop.rpc.channel import connect, wait_until_connected
 from tuneloop.rpc.server import Server
 
 GREETING_SECONDS = 0.6
@@ -50,11 +50,11 @@ async def test_a_call_waits_for_a_peer_that_is_coming_back(
         check = health_pb2_grpc.HealthStub(channel).Check
         # Long enough without anybody for the longest pause between two attempts.
         for _ in range(2):
-            await reconnected(channel)
+            await wait_until_connected(channel)
             with pytest.raises(grpc.aio.AioRpcError):
                 await check(health_pb2.HealthCheckRequest())
         async with serving(port):
-            await reconnected(channel)
+            await wait_until_connected(channel)
             answer = await check(health_pb2.HealthCheckRequest())
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 

@@ -206,7 +206,7 @@ class Loop:
 
     async def _step(self, training_run: TrainingRun, batch: Batch) -> None:
         self.state = "stepping"
-        links = trace_links.links_of_batch(batch) if tracing.on() else ()
+        links = trace_links.links_of_batch(batch) if tracing.is_on() else ()
         attributes: tracing.Attributes = {
             "tuneloop.model": training_run.model,
             "tuneloop.samples": len(batch),

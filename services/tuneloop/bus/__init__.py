@@ -1,7 +1,7 @@
-"""The event bus: what the loop asks of it, and its two implementations.
+"""The event bus: durable events between the processes, and the routing table.
 
-`Bus` is the protocol; `tuneloop.bus.jetstream` is the real one, `tuneloop.bus.memory` the double
-for tests. One contract suite runs over both.
+`Bus` is the protocol. `tuneloop.bus.jetstream` implements it on NATS, `tuneloop.bus.memory` is the
+double for tests; one contract suite runs over both.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -27,11 +27,11 @@ class StoredEvent:
     sequence: int
     data: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
-    """What was stored beside the data: a dead letter's reason and origin, for one."""
+    """Stored beside the data: for a dead letter, its reason and origin."""
 
 
 class Delivery(Protocol):
-    """One event handed to a consumer; it comes again unless acknowledged in time."""
+    """One event handed to a consumer; redelivered unless acknowledged in time."""
 
     @property
     def subject(self) -> str: ...
@@ -41,19 +41,19 @@ class Delivery(Protocol):
     def sequence(self) -> int: ...
     @property
     def deliveries(self) -> int:
-        """How often it was handed out, this time included."""
+        """How often it was delivered, including this time."""
         ...
 
     async def ack(self) -> None:
-        """It has taken effect; do not send it again."""
+        """Acknowledge it: it has taken effect."""
         ...
 
     async def nak(self, delay: float = 0.0) -> None:
-        """Send it again after `delay` seconds."""
+        """Ask for it again after `delay` seconds."""
         ...
 
     async def in_progress(self) -> None:
-        """Still at work: start the acknowledgement time afresh."""
+        """Restart the acknowledgement time, while work on it continues."""
         ...
 
 
@@ -61,14 +61,14 @@ class Consumer(Protocol):
     """A durable pull consumer; several processes may share one as a work queue."""
 
     async def fetch(self, limit: int, timeout: float) -> list[Delivery]:  # noqa: ASYNC109
-        """At most `limit` deliveries; an empty list when none came within `timeout` seconds.
+        """Return at most `limit` deliveries, or none if none came within `timeout` seconds.
 
         Raises `Unavailable` while the bus cannot be reached.
         """
         ...
 
     async def pending(self) -> int:
-        """Events not yet acknowledged: the lag."""
+        """Return the lag: the number of events not yet acknowledged."""
         ...
 
 
@@ -82,7 +82,7 @@ class RoutingEntry:
 
 
 class Bus(Protocol):
-    """Durable publish, consume, look-up, purge, and a small compare-and-set table."""
+    """Publishes, consumes, looks up and purges events; keeps a small compare-and-set table."""
 
     async def publish(
         self,
@@ -109,26 +109,26 @@ class Bus(Protocol):
     ) -> PublishReceipt:
         """Store an event only if no event's subject matches `unique_filter` (`*` wildcards).
 
-        Raises `Conflict` when one does, however long ago; `Unavailable` as `publish` does.
+        Raises `Conflict` if one does, however old it is, and `Unavailable` as `publish` does.
         """
         ...
 
     async def last(self, subject_filter: str) -> StoredEvent | None:
-        """The newest event whose subject matches, or None. Raises `Unavailable`."""
+        """Return the newest event whose subject matches, or None. Raises `Unavailable`."""
         ...
 
     async def first_after(self, subject_filter: str, sequence: int) -> StoredEvent | None:
-        """The oldest event after `sequence` that matches, or None. Raises `Unavailable`."""
+        """Return the oldest event after `sequence` that matches, or None. Raises `Unavailable`."""
         ...
 
     async def consume(
         self, *, stream: str, durable: str, subjects: Sequence[str], ack_wait: float
     ) -> Consumer:
-        """Open a durable consumer (created on first use). Raises `Unavailable`."""
+        """Open a durable consumer, creating it on first use. Raises `Unavailable`."""
         ...
 
     async def dead_letter(self, delivery: Delivery, *, consumer: str, reason: str) -> None:
-        """Store a delivery that cannot be handled as a dead letter, then acknowledge it."""
+        """Store a delivery that cannot be processed as a dead letter, then acknowledge it."""
         ...
 
     async def bury(
@@ -141,30 +141,30 @@ class Bus(Protocol):
         event_id: str,
         user_hash: str = "",
     ) -> None:
-        """Store as a dead letter what turned out useless after its events were acknowledged.
+        """Store data as a dead letter whose events were already acknowledged.
 
-        `origin` says where it came from, `user_hash` whom it is about. Safe to repeat with the
-        same `event_id`; raises `Unavailable`.
+        `origin` says where it came from, `user_hash` which user it is about. Safe to repeat with
+        the same `event_id`. Raises `Unavailable`.
         """
         ...
 
     async def purge(self, stream: str, subject_filter: str) -> int:
-        """Delete matching events; how many there were."""
+        """Delete matching events; return their number."""
         ...
 
     async def routing(self, key: str) -> RoutingEntry | None:
-        """The current entry of the routing table, or None. Raises `Unavailable`."""
+        """Return the current entry of the routing table, or None. Raises `Unavailable`."""
         ...
 
     async def set_routing(self, key: str, value: bytes, *, revision: int | None) -> RoutingEntry:
         """Set an entry if it still has `revision` (None: if it does not exist).
 
-        Raises `Conflict` when somebody else was faster, `Unavailable` as above.
+        Raises `Conflict` if another process changed it first, and `Unavailable`.
         """
         ...
 
     def watch_routing(self, key: str) -> AsyncIterator[RoutingEntry]:
-        """The current entry, if any, then each new one; survives reconnects. Never ends."""
+        """Yield the current entry, if any, then each new one, across reconnects. Never ends."""
         ...
 
     @property

@@ -1,8 +1,8 @@
-"""A connection to NATS that is made in the background and made again for as long as it takes.
+"""A connection to NATS, made in the background and retried until it succeeds.
 
-nats-py reconnects by itself, but gives up for good in a few cases (an authorization error, say);
-then this makes a new client. Whatever waits for an answer is interrupted when the connection is
-lost, since the answer will not come: callers see `Unavailable` at once rather than a timeout.
+nats-py reconnects by itself, but gives up in a few cases (an authorization error, for example);
+then this creates a new client. Requests in flight are interrupted when the connection is lost,
+since their answers will not come: callers see `Unavailable` at once rather than a timeout.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ def check_url(url: str) -> None:
 
 
 class NatsConnection:
-    """The client, whether it is connected, and requests that end when it is not."""
+    """A client of NATS whose requests fail as soon as the connection does."""
 
     def __init__(self, url: str, *, name: str, access: Access | None = None) -> None:
         check_url(url)
@@ -50,7 +50,7 @@ class NatsConnection:
         self._options: dict[str, Any] = {
             "servers": [part.strip() for part in url.split(",")],
             "name": name,
-            # Answers come to subjects of its own, so that no other identity may listen to them.
+            # Answers arrive on subjects of its own, which no other identity may subscribe to.
             "inbox_prefix": f"_INBOX.{name}",
             "max_reconnect_attempts": -1,
             "reconnect_time_wait": 0.25,
@@ -64,24 +64,24 @@ class NatsConnection:
         if access is not None:
             self._options |= access.options()
         self.epoch = 0
-        """Grows with every connection made: server-side state may be gone when it changed."""
+        """Increases with every connection: when it changed, state on the server may be gone."""
         self._client: Any = None
         self._connected = asyncio.Event()
         self._waiting: dict[asyncio.Timeout, str] = {}
-        """What is waited for, by the subject it was asked on."""
+        """The subject of each request in flight."""
         self._denied: dict[asyncio.Timeout, str] = {}
         self._problem = ""
         self._task: asyncio.Task[None] | None = None
         self._reported = 0.0
 
     async def start(self, wait: float) -> None:
-        """Begin to connect; return when connected, or after `wait` seconds all the same."""
+        """Start to connect; return when connected, or after `wait` seconds."""
         self._task = asyncio.create_task(self._keep_connected(), name="bus-connection")
         try:
             async with asyncio.timeout(wait):
                 await self._connected.wait()
         except TimeoutError:
-            logger.warning("the event bus at %s cannot be reached yet; trying on", self.url)
+            logger.warning("the event bus at %s cannot be reached yet; still trying", self.url)
 
     @property
     def connected(self) -> bool:
@@ -96,7 +96,7 @@ class NatsConnection:
         return self._client
 
     def unavailable(self, problem: str = "cannot be reached") -> Unavailable:
-        """The error to raise while the bus is down."""
+        """Return the error to raise while the bus is down."""
         known = f": {self._problem}" if self._problem and not self.connected else ""
         return Unavailable(f"the event bus {problem}{known}", retry_after=RETRY_AFTER_SECONDS)
 
@@ -104,7 +104,7 @@ class NatsConnection:
     async def waiting(self, seconds: float, subject: str = "") -> AsyncIterator[Any]:
         """Yield the client; raise `Unavailable` after `seconds`, or when the connection is lost.
 
-        At once, too, when the server does not allow what is asked on `subject`.
+        Also raises it at once if the server denies the request on `subject`.
         """
         client = self.client
         scope = asyncio.timeout(seconds)
@@ -119,7 +119,7 @@ class NatsConnection:
             problem = "did not answer in time" if self.connected else "was lost while it was asked"
             raise self.unavailable(problem) from error
         except nats.errors.MaxPayloadError as error:
-            raise InvalidRequest("the event is larger than the event bus takes") from error
+            raise InvalidRequest("the event is larger than the event bus accepts") from error
         except nats.errors.Error as error:
             raise self.unavailable(f"failed: {error}") from error
         finally:
@@ -134,7 +134,7 @@ class NatsConnection:
         seconds: float,
         headers: Mapping[str, str] | None = None,
     ) -> bytes:
-        """Send a request and return the answer's bytes; raises `Unavailable`."""
+        """Send a request and return the answer's bytes. Raises `Unavailable`."""
         async with self.waiting(seconds, subject) as client:
             sent = dict(headers) if headers else None
             message = await client.request(subject, data, timeout=seconds + 1, headers=sent)
@@ -142,7 +142,7 @@ class NatsConnection:
         return answer
 
     async def close(self) -> None:
-        """Send what is buffered, disconnect and stop."""
+        """Flush, disconnect and stop."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -152,7 +152,7 @@ class NatsConnection:
             try:
                 await self._client.flush(timeout=2)
             except (TimeoutError, nats.errors.Error) as error:
-                logger.warning("the event bus did not take what was still to be sent: %s", error)
+                logger.warning("the event bus did not take the last messages: %s", error)
         await self._client.close()
         metrics.connected.set(0)
 
@@ -163,11 +163,11 @@ class NatsConnection:
             client = Client()
             self._client = client
             try:
-                await client.connect(**self._options, closed_cb=_setter(closed))
+                await client.connect(**self._options, closed_cb=_callback_that_sets(closed))
                 await self._on_connected()
                 delays.reset()
                 await closed.wait()
-                logger.warning("the event bus closed the connection; connecting anew")
+                logger.warning("the event bus closed the connection; connecting again")
             except (OSError, nats.errors.Error, TimeoutError) as error:
                 await self._report(error)
             except asyncio.CancelledError:
@@ -189,38 +189,38 @@ class NatsConnection:
     async def _on_disconnected(self) -> None:
         metrics.connected.set(0)
         for scope in list(self._waiting):
-            _end(scope)
+            _interrupt(scope)
 
-    def _deny(self, verb: str, subject: str) -> None:
-        """End what waits for an answer that will not come: the server refused the question."""
+    def _interrupt_denied(self, verb: str, subject: str) -> None:
+        """Interrupt the requests that the server refused: no answer will come."""
         what = f"to {'publish' if verb == 'publish' else 'subscribe'} to {subject}"
         logger.error("the event bus does not allow %s %s", self._name, what)
         for scope, asked in list(self._waiting.items()):
             if asked.lower() == subject:
                 self._denied[scope] = what
-                _end(scope)
+                _interrupt(scope)
 
     async def _report(self, error: Exception) -> None:
         denied = DENIED.search(str(error))
         if denied is not None:
-            # nats-py has it in small letters.
-            self._deny(denied[1].lower(), denied[2].lower())
+            # nats-py reports it in lower case.
+            self._interrupt_denied(denied[1].lower(), denied[2].lower())
             return
         if not self.connected:
             self._problem = str(error) or type(error).__name__
-        # nats-py reports every attempt, four a second: one line a minute says as much.
+        # nats-py reports every attempt, four a second: one line a minute is enough.
         now = time.monotonic()
         if now - self._reported >= REPORT_EVERY_SECONDS or self.connected:
             self._reported = now
             logger.warning("event bus at %s: %s", self.url, error or type(error).__name__)
 
 
-def _end(scope: asyncio.Timeout) -> None:
+def _interrupt(scope: asyncio.Timeout) -> None:
     if scope.when() is not None:
         scope.reschedule(asyncio.get_running_loop().time())
 
 
-def _setter(event: asyncio.Event) -> Any:
+def _callback_that_sets(event: asyncio.Event) -> Any:
     async def callback() -> None:
         event.set()
 

@@ -1,8 +1,8 @@
 """The event bus on NATS JetStream.
 
-Connects in the background and for as long as it takes; while the server is away every method
-raises `Unavailable`. Streams are made when they are first needed. Unlike nats-py's own helpers,
-nothing here waits for an answer that a lost connection can no longer bring.
+It connects in the background and keeps trying; while the server is away every method raises
+`Unavailable`. Streams are created when they are first needed. Unlike nats-py's own helpers, nothing
+here waits for an answer after the connection is lost.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from tuneloop.bus.streams import (
     ROUTING_STREAM,
     ApiError,
     StreamLimits,
-    api,
+    call_api,
     ensure_streams,
     last_message,
     one_message,
@@ -47,9 +47,9 @@ class JetStreamConsumer:
         self._puller = Puller(bus.connection, stream, self.ensure)
 
     async def ensure(self) -> str:
-        """Make the consumer on the server if it is absent; its name."""
+        """Create the consumer on the server if it is missing; return its name."""
         name: str = self._configuration["durable_name"]
-        await self._bus.make_consumer(self._stream, name, self._configuration)
+        await self._bus.create_consumer(self._stream, name, self._configuration)
         return name
 
     async def fetch(self, limit: int, timeout: float) -> list[Delivery]:  # noqa: ASYNC109
@@ -61,14 +61,14 @@ class JetStreamConsumer:
         """Events not yet acknowledged. Raises `Unavailable`."""
         verb = f"CONSUMER.INFO.{self._stream}.{self._configuration['durable_name']}"
         try:
-            info = await api(self._bus.connection, verb, {}, TIMEOUT_SECONDS)
+            info = await call_api(self._bus.connection, verb, {}, TIMEOUT_SECONDS)
         except ApiError as error:
             raise self._bus.connection.unavailable(f"failed: {error}") from error
         return int(info["num_pending"]) + int(info["num_ack_pending"])
 
 
 class JetStreamBus:
-    """`Bus` on JetStream; make it with `connect`."""
+    """`Bus` on JetStream; open it with `connect`."""
 
     def __init__(
         self, connection: NatsConnection, limits: StreamLimits | None, replicas: int = 1
@@ -92,8 +92,8 @@ class JetStreamBus:
     ) -> "JetStreamBus":
         """Connect to `url` (several, separated by commas, for a cluster).
 
-        Returns after `wait` seconds even when no server could be reached, and keeps trying.
-        `replicas` are the copies a cluster keeps of each stream. Raises `SettingsError` for a
+        Returns after `wait` seconds even if no server could be reached, and keeps trying.
+        `replicas` is how many copies of each stream a cluster keeps. Raises `SettingsError` for a
         malformed URL, and for files of `access` that cannot be used.
         """
         connection = NatsConnection(url, name=name, access=access)
@@ -133,7 +133,7 @@ class JetStreamBus:
         }
         receipt = await self._store(subject, data, headers, timeout)
         if receipt.duplicate:
-            # Known by its id within the duplicate window: it exists, so this was not the first.
+            # A duplicate by its id: the event exists, so this was not the first.
             raise Conflict(f"an event with id {event_id!r} exists", param="id")
         return receipt
 
@@ -160,7 +160,7 @@ class JetStreamBus:
         self, *, stream: str, durable: str, subjects: Sequence[str], ack_wait: float
     ) -> JetStreamConsumer:
         """Open a durable consumer; see `Bus.consume`."""
-        # There from the start, so that the first one is an increase.
+        # Created with 0, so that the first one counts as an increase.
         metrics.dead_letters.labels(durable)
         configuration = {
             "durable_name": durable,
@@ -217,7 +217,7 @@ class JetStreamBus:
         """Delete matching events; how many there were. Raises `Unavailable`."""
         await self._prepare()
         try:
-            answer = await api(
+            answer = await call_api(
                 self.connection, f"STREAM.PURGE.{stream}", {"filter": subject_filter}, 30.0
             )
         except ApiError as error:
@@ -239,12 +239,12 @@ class JetStreamBus:
         try:
             receipt = await self._store(routing_subject(key), value, headers, TIMEOUT_SECONDS)
         except Conflict as error:
-            raise Conflict(f"{key} was changed by somebody else", param="revision") from error
+            raise Conflict(f"{key} was changed by another process", param="revision") from error
         return RoutingEntry(key=key, value=value, revision=receipt.sequence)
 
     async def watch_routing(self, key: str) -> AsyncIterator[RoutingEntry]:
         """The current entry, if any, then each new one; survives reconnects."""
-        puller = Puller(self.connection, ROUTING_STREAM, lambda: self._make_watcher(key))
+        puller = Puller(self.connection, ROUTING_STREAM, lambda: self._create_watcher(key))
         revision: int | None = None
         try:
             while True:
@@ -254,7 +254,7 @@ class JetStreamBus:
                     await asyncio.sleep(WATCH_RETRY_SECONDS)
                     continue
                 for message in messages:
-                    # A consumer made anew begins with the newest entry, which may be known.
+                    # A consumer that was created again starts with the newest entry.
                     if message.metadata.sequence.stream != revision:
                         revision = int(message.metadata.sequence.stream)
                         yield RoutingEntry(key=key, value=bytes(message.data), revision=revision)
@@ -265,17 +265,17 @@ class JetStreamBus:
         """Flush and disconnect."""
         await self.connection.close()
 
-    async def make_consumer(self, stream: str, name: str, configuration: dict[str, Any]) -> None:
-        """Make a consumer, or give it this configuration. Raises `Unavailable`."""
+    async def create_consumer(self, stream: str, name: str, configuration: dict[str, Any]) -> None:
+        """Create a consumer, or update its configuration. Raises `Unavailable`."""
         await self._prepare()
         request = {"stream_name": stream, "config": configuration}
         try:
             verb = f"CONSUMER.CREATE.{stream}.{name}"
-            await api(self.connection, verb, request, TIMEOUT_SECONDS)
+            await call_api(self.connection, verb, request, TIMEOUT_SECONDS)
         except ApiError as error:
             raise self.connection.unavailable(f"refused consumer {name}: {error}") from error
 
-    async def _make_watcher(self, key: str) -> str:
+    async def _create_watcher(self, key: str) -> str:
         name = f"watch-{token_hex(8)}"
         configuration = {
             "name": name,
@@ -287,11 +287,11 @@ class JetStreamBus:
             "mem_storage": True,
             "num_replicas": 1,
         }
-        await self.make_consumer(ROUTING_STREAM, name, configuration)
+        await self.create_consumer(ROUTING_STREAM, name, configuration)
         return name
 
     async def _prepare(self) -> None:
-        """Make the streams, once for each connection: the server may be another one now."""
+        """Create the streams, once per connection: the server may be a different one now."""
         if self._prepared_epoch == self.connection.epoch:
             return
         async with self._preparing:
@@ -308,7 +308,7 @@ class JetStreamBus:
             await self.connection.request(subject, data, seconds=seconds, headers=headers)
         )
         if "error" in answer:
-            raise refusal(ApiError(answer["error"]))
+            raise refusal_error(ApiError(answer["error"]))
         return PublishReceipt(
             stream=answer["stream"],
             sequence=int(answer["seq"]),
@@ -317,15 +317,15 @@ class JetStreamBus:
 
 
 def routing_subject(key: str) -> str:
-    """Where the routing bucket stores a key."""
+    """Return the subject on which the routing bucket stores a key."""
     return f"$KV.{subjects.ROUTING_BUCKET}.{key}"
 
 
-def refusal(error: ApiError) -> Conflict | InvalidRequest | Unavailable:
-    """The error to raise when a stream refused an event."""
+def refusal_error(error: ApiError) -> Conflict | InvalidRequest | Unavailable:
+    """Return the error to raise when a stream refused an event."""
     if error.err_code in WRONG_LAST_SEQUENCE:
         return Conflict("an event with this id exists", param="id")
     if error.code == 400:
         return InvalidRequest(f"the event bus refused the event: {error}")
-    # 503: the stream is full (feedback refuses rather than forget) or has no leader.
+    # 503: the stream is full (that of feedback drops nothing) or has no leader.
     return Unavailable(f"the event bus refused the event: {error}", retry_after=30.0)

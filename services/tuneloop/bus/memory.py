@@ -1,7 +1,7 @@
 """The event bus in memory: the test double of `JetStreamBus`, with the same behaviour.
 
-`go_down` makes every method raise `Unavailable`, as a stopped server does; `come_back` ends that
-with everything that was stored still there.
+`go_down` makes every method raise `Unavailable`, like a stopped server; `come_back` ends that, with
+nothing stored lost.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ class MemoryStream:
 
 @dataclass(slots=True)
 class ConsumerProgress:
-    """How far one consumer is with one event."""
+    """The state of one event for one consumer."""
 
     deliveries: int = 0
     due: float = 0.0
-    """Not handed out before this time of the loop's clock."""
+    """Not delivered before this time of the loop's clock."""
 
 
 @dataclass(slots=True)
 class Durable:
-    """What the bus remembers of a durable consumer."""
+    """What the bus keeps of a durable consumer."""
 
     stream: str
     subjects: tuple[str, ...]
@@ -67,7 +67,7 @@ class MemoryDelivery:
         return self._event.sequence
 
     async def ack(self) -> None:
-        """It has taken effect."""
+        """Acknowledge it."""
         self._bus.check()
         self._durable.acknowledged.add(self.sequence)
 
@@ -78,7 +78,7 @@ class MemoryDelivery:
         self._bus.notify()
 
     async def in_progress(self) -> None:
-        """Start the acknowledgement time afresh."""
+        """Restart the acknowledgement time."""
         self._bus.check()
         self._durable.progress[self.sequence].due = now() + self._durable.ack_wait
 
@@ -138,12 +138,12 @@ class MemoryBus:
         self._change = asyncio.Event()
 
     def go_down(self) -> None:
-        """From now on every method raises `Unavailable`."""
+        """Make every method raise `Unavailable` from now on."""
         self.connected = False
         self.notify()
 
     def come_back(self) -> None:
-        """End of `go_down`; nothing that was stored is lost."""
+        """End `go_down`; nothing stored is lost."""
         self.connected = True
         self.notify()
 
@@ -153,7 +153,7 @@ class MemoryBus:
             raise Unavailable("the event bus cannot be reached", retry_after=2.0)
 
     def notify(self) -> None:
-        """Wake whatever waits for a change."""
+        """Wake everything that waits for a change."""
         self._change.set()
         self._change = asyncio.Event()
 
@@ -209,7 +209,7 @@ class MemoryBus:
         self, *, stream: str, durable: str, subjects: Sequence[str], ack_wait: float
     ) -> MemoryConsumer:
         """Open a durable consumer; see `Bus.consume`."""
-        # There from the start, so that the first one is an increase.
+        # Created with 0, so that the first one counts as an increase.
         metrics.dead_letters.labels(durable)
         self.check()
         known = self._durables.setdefault(
@@ -270,7 +270,7 @@ class MemoryBus:
         self.check()
         current = self._routing.get(key)
         if (current.revision if current else 0) != (revision or 0):
-            raise Conflict(f"{key} was changed by somebody else", param="revision")
+            raise Conflict(f"{key} was changed by another process", param="revision")
         self._revision += 1
         entry = RoutingEntry(key=key, value=value, revision=self._revision)
         self._routing[key] = entry
@@ -290,7 +290,7 @@ class MemoryBus:
                 await change.wait()
 
     async def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: nothing is open."""
 
     def _store(
         self, subject: str, data: bytes, event_id: str, headers: dict[str, str]
@@ -310,5 +310,5 @@ class MemoryBus:
 
 
 def now() -> float:
-    """The clock of the running loop, in seconds."""
+    """Return the time of the running loop's clock, in seconds."""
     return asyncio.get_running_loop().time()

@@ -3,7 +3,5 @@
 from prometheus_client import Counter, Gauge
 
 connected = Gauge("tuneloop_bus_connected", "1 while the event bus can be reached, else 0.")
-reconnects = Counter("tuneloop_bus_reconnects_total", "Connections made anew to the event bus.")
-dead_letters = Counter(
-    "tuneloop_dead_letters_total", "Events given up and kept as dead letters.", ["consumer"]
-)
+reconnects = Counter("tuneloop_bus_reconnects_total", "Reconnections to the event bus.")
+dead_letters = Counter("tuneloop_dead_letters_total", "Events kept as dead letters.", ["consumer"])

@@ -1,8 +1,8 @@
-"""Pulling from a JetStream consumer: what is there at once, else the first thing that comes.
+"""Pulls from a JetStream consumer: what is there now, or else the first message to arrive.
 
-Three requests at most: a no-wait pull of `limit`; if that brought nothing, a pull of one that
-lingers until the timeout; then a no-wait pull of the rest. Nothing is ever asked for that this
-call does not return, so that no event waits in one process's buffer while another is idle.
+A fetch makes three requests at most: a no-wait pull of `limit`; if that brought nothing, a pull of
+one that waits until the timeout; then a no-wait pull of the rest. It never requests more than it
+returns, so that no event waits in one process's buffer while another process is idle.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ GRACE_SECONDS = 1.0
 
 
 class Puller:
-    """An inbox, and pull requests whose messages arrive in it."""
+    """Sends pull requests, whose messages arrive in an inbox."""
 
     def __init__(
         self, connection: NatsConnection, stream: str, ensure: Callable[[], Awaitable[str]]
@@ -32,7 +32,7 @@ class Puller:
         self._connection = connection
         self._stream = stream
         self._ensure = ensure
-        """Makes the consumer on the server if it is absent; returns its name."""
+        """Creates the consumer on the server if it is missing; returns its name."""
         self._consumer = ""
         self._client: Any = None
         self._epoch = -1
@@ -50,7 +50,7 @@ class Puller:
         return self._consumer
 
     async def fetch(self, limit: int, seconds: float) -> list[Any]:
-        """At most `limit` messages; none if nothing came in time. Raises `Unavailable`."""
+        """Return at most `limit` messages, none if none came in time. Raises `Unavailable`."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         async with self._lock:
@@ -65,7 +65,7 @@ class Puller:
             return [self._messages.popleft() for _ in range(min(limit, len(self._messages)))]
 
     async def close(self) -> None:
-        """Give the inbox up."""
+        """Close the inbox."""
         if self._subscription is not None and not self._client.is_closed:
             await self._subscription.unsubscribe()
 
@@ -91,7 +91,7 @@ class Puller:
         self._arrived.set()
 
     async def _pull(self, limit: int, seconds: float) -> None:
-        """Ask for what brings the buffer to `limit`; linger `seconds` when there is nothing."""
+        """Request what fills the buffer to `limit`; wait `seconds` if there is nothing."""
         self._requests += 1
         self._status = None
         request: dict[str, Any] = {"batch": limit - len(self._messages)}
@@ -113,10 +113,10 @@ class Puller:
                     if self._connection.connected:
                         return
                     raise
-        await self._heed()
+        await self._handle_status()
 
-    async def _heed(self) -> None:
-        """Act on what the server said when it ended the pull."""
+    async def _handle_status(self) -> None:
+        """React to the status with which the server ended the pull."""
         if self._status is None or self._status[0] in ENDED:
             return
         code, description = self._status
@@ -127,7 +127,7 @@ class Puller:
             )
             self._epoch = -1
             await self._prepare()
-        # Whatever the reason, do not ask again in a tight loop.
+        # Whatever the reason, do not retry in a tight loop.
         await asyncio.sleep(0.1)
 
 
@@ -163,20 +163,20 @@ class JetStreamDelivery:
 
     @property
     def deliveries(self) -> int:
-        """How often it was handed out, this time included."""
+        """How often it was delivered, including this time."""
         return int(self._metadata.num_delivered)
 
     async def ack(self) -> None:
-        """It has taken effect. Raises `Unavailable`; it is then handed out again."""
+        """Acknowledge it. Raises `Unavailable`; then it will be delivered again."""
         await self._reply(b"+ACK")
 
     async def nak(self, delay: float = 0.0) -> None:
-        """Send it again after `delay` seconds."""
+        """Ask for it again after `delay` seconds."""
         body = json.dumps({"delay": int(delay * NANOSECONDS)}) if delay else ""
         await self._reply(f"-NAK {body}".strip().encode())
 
     async def in_progress(self) -> None:
-        """Start the acknowledgement time afresh."""
+        """Restart the acknowledgement time."""
         await self._reply(b"+WPI")
 
     async def _reply(self, verdict: bytes) -> None:

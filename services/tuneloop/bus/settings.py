@@ -1,4 +1,4 @@
-"""How a process reaches NATS: settings that all four share."""
+"""How a process reaches NATS: settings that all four processes share."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class BusSettings(BaseSettings):
 
     @model_validator(mode="after")
     def whole_access(self) -> "BusSettings":
-        """Refuse an identity or TLS that is set by half."""
+        """Refuse an identity or TLS that is set only in part."""
         if bool(self.nats_user) != (self.nats_password_file is not None):
             raise ValueError("nats_user and nats_password_file: set both or neither")
         identities = ("nats_password_file", "nats_nkey_seed_file", "nats_credentials_file")
@@ -57,7 +57,7 @@ class BusSettings(BaseSettings):
 
     @property
     def nats_access(self) -> Access:
-        """As whom to connect."""
+        """The identity to connect with."""
         return Access(
             user=self.nats_user,
             password_file=self.nats_password_file,

@@ -1,7 +1,7 @@
-"""Streams as files: JetStream's own snapshots, its consumers and where they are included.
+"""Streams as files: JetStream's own snapshots, which include consumers and their positions.
 
-They are taken while everybody publishes and consumes, and are of one moment each. `nats stream
-backup` and `nats stream restore` use the same requests and the same files.
+A snapshot is taken while processes publish and consume, and shows one moment. `nats stream backup`
+and `nats stream restore` use the same requests and the same files.
 """
 
 import asyncio
@@ -10,28 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.bus.connection import NatsConnection
-from tuneloop.bus.streams import ApiError, api
+from tuneloop.bus.streams import ApiError, call_api
 from tuneloop.errors import Conflict, CorruptData, NotFound, Unavailable
 
 META, DATA = "backup.json", "stream.tar.s2"
 CHUNK_BYTES = 64 * 1024
 ANSWER_SECONDS = 10.0
 RESTORE_SECONDS = 600.0
-"""How long the server may work on what it was sent."""
+"""How long the server may take to restore what it was sent."""
 
 
 async def stream_names(connection: NatsConnection) -> list[str]:
-    """Every stream there is, by name. Raises `Unavailable`."""
+    """Return the names of all streams, sorted. Raises `Unavailable`."""
     names: list[str] = []
     while True:
-        page = await api(connection, "STREAM.NAMES", {"offset": len(names)}, ANSWER_SECONDS)
+        page = await call_api(connection, "STREAM.NAMES", {"offset": len(names)}, ANSWER_SECONDS)
         names += page["streams"] or []
         if len(names) >= page["total"] or not page["streams"]:
             return sorted(names)
 
 
 async def snapshot(connection: NatsConnection, stream: str, folder: Path) -> int:
-    """Write a stream into `folder`; how many messages it holds.
+    """Write a stream into `folder`; return how many messages it holds.
 
     Raises `NotFound`, `Unavailable`.
     """
@@ -41,9 +41,9 @@ async def snapshot(connection: NatsConnection, stream: str, folder: Path) -> int
     subscription = await connection.client.subscribe(inbox, cb=chunks.put)
     try:
         request = {"deliver_subject": inbox, "chunk_size": CHUNK_BYTES}
-        document = await api(connection, f"STREAM.SNAPSHOT.{stream}", request, ANSWER_SECONDS)
+        document = await call_api(connection, f"STREAM.SNAPSHOT.{stream}", request, ANSWER_SECONDS)
         with (folder / DATA).open("wb") as file:
-            while message := await next_chunk(connection, chunks, stream):
+            while message := await receive_chunk(connection, chunks, stream):
                 if message.reply:
                     await connection.client.publish(message.reply, b"")
                 await asyncio.to_thread(file.write, message.data)
@@ -58,10 +58,13 @@ async def snapshot(connection: NatsConnection, stream: str, folder: Path) -> int
     return int(document["state"]["messages"])
 
 
-async def next_chunk(
+async def receive_chunk(
     connection: NatsConnection, chunks: "asyncio.Queue[Any]", stream: str
 ) -> Any | None:
-    """The next piece of a snapshot; None at its end. Raises `Unavailable` when it is cut off."""
+    """Return the next piece of a snapshot, or None at its end.
+
+    Raises `Unavailable` if the snapshot is cut off.
+    """
     async with connection.waiting(ANSWER_SECONDS):
         message = await chunks.get()
     if message.data:
@@ -74,9 +77,9 @@ async def next_chunk(
 
 
 async def restore(connection: NatsConnection, folder: Path) -> int:
-    """Make the stream that `folder` holds; how many messages it has.
+    """Create the stream that `folder` holds; return how many messages it has.
 
-    Raises `Conflict` when there is one of that name, `CorruptData`, `Unavailable`.
+    Raises `Conflict` if the stream exists, `CorruptData`, `Unavailable`.
     """
     try:
         meta = json.loads((folder / META).read_text())
@@ -84,12 +87,12 @@ async def restore(connection: NatsConnection, folder: Path) -> int:
     except (OSError, ValueError, KeyError) as error:
         raise CorruptData(f"{folder}: no snapshot of a stream: {error}") from error
     try:
-        answer = await api(connection, f"STREAM.RESTORE.{stream}", meta, ANSWER_SECONDS)
+        answer = await call_api(connection, f"STREAM.RESTORE.{stream}", meta, ANSWER_SECONDS)
         subject = answer["deliver_subject"]
         with (folder / DATA).open("rb") as file:
             while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
-                refused(await connection.request(subject, chunk, seconds=ANSWER_SECONDS))
-        done = refused(await connection.request(subject, b"", seconds=RESTORE_SECONDS))
+                parse_answer(await connection.request(subject, chunk, seconds=ANSWER_SECONDS))
+        done = parse_answer(await connection.request(subject, b"", seconds=RESTORE_SECONDS))
     except ApiError as error:
         if error.code == 400:
             raise Conflict(f"stream {stream} cannot be restored: {error}") from error
@@ -97,8 +100,8 @@ async def restore(connection: NatsConnection, folder: Path) -> int:
     return int(done["state"]["messages"])
 
 
-def refused(answer: bytes) -> dict[str, Any]:
-    """The answer to a piece of a stream; raises `ApiError`."""
+def parse_answer(answer: bytes) -> dict[str, Any]:
+    """Parse the answer to a piece of a stream. Raises `ApiError`."""
     document: dict[str, Any] = json.loads(answer) if answer else {}
     if "error" in document:
         raise ApiError(document["error"])

@@ -1,4 +1,4 @@
-"""The streams and the bucket of the event bus: what they keep, and making them."""
+"""The streams and the bucket of the event bus: their limits, and how they are created."""
 
 import base64
 import json
@@ -28,7 +28,7 @@ class StreamLimits:
     """Oldest rollouts go first beyond this size."""
     rollout_days: float = 7.0
     feedback_bytes: int = GIB
-    """Beyond this size new feedback is refused: nothing acknowledged is ever dropped."""
+    """Beyond this size new feedback is refused: acknowledged feedback is never dropped."""
     other_bytes: int = GIB // 8
     """For versions and steps, and for dead letters."""
     other_days: float = 30.0
@@ -43,8 +43,10 @@ class ApiError(Exception):
         self.err_code = int(error.get("err_code", 0))
 
 
-async def api(connection: NatsConnection, verb: str, body: dict[str, Any], seconds: float) -> Any:
-    """Call JetStream's API; raises `ApiError`, or `Unavailable` while JetStream is down."""
+async def call_api(
+    connection: NatsConnection, verb: str, body: dict[str, Any], seconds: float
+) -> Any:
+    """Call JetStream's API. Raises `ApiError`, or `Unavailable` while JetStream is down."""
     answer = await connection.request(f"{API}.{verb}", json.dumps(body).encode(), seconds=seconds)
     document = json.loads(answer)
     if "error" not in document:
@@ -58,16 +60,16 @@ async def api(connection: NatsConnection, verb: str, body: dict[str, Any], secon
 async def last_message(
     connection: NatsConnection, stream: str, subject_filter: str, seconds: float
 ) -> tuple[str, int, bytes, dict[str, str]] | None:
-    """Subject, sequence, data and headers of the newest message that matches, or None."""
+    """Return subject, sequence, data and headers of the newest message that matches, or None."""
     return await one_message(connection, stream, {"last_by_subj": subject_filter}, seconds)
 
 
 async def one_message(
     connection: NatsConnection, stream: str, body: dict[str, Any], seconds: float
 ) -> tuple[str, int, bytes, dict[str, str]] | None:
-    """The message that `body` asks for, or None."""
+    """Return the message that `body` asks for, or None."""
     try:
-        answer = await api(connection, f"STREAM.MSG.GET.{stream}", body, seconds)
+        answer = await call_api(connection, f"STREAM.MSG.GET.{stream}", body, seconds)
     except ApiError as error:
         if error.code == 404:
             return None
@@ -81,9 +83,9 @@ async def one_message(
 
 
 def configurations(limits: StreamLimits, replicas: int = 1) -> list[dict[str, Any]]:
-    """JetStream's configuration of every stream and of the routing bucket.
+    """Return JetStream's configuration of every stream and of the routing bucket.
 
-    `replicas` are the copies in a NATS cluster.
+    `replicas` is the number of copies in a NATS cluster.
     """
     sizes: dict[str, tuple[int, float, str]] = {
         subjects.ROLLOUTS: (limits.rollout_bytes, limits.rollout_days, "old"),
@@ -128,16 +130,16 @@ def configurations(limits: StreamLimits, replicas: int = 1) -> list[dict[str, An
 async def ensure_streams(
     connection: NatsConnection, limits: StreamLimits | None, replicas: int = 1
 ) -> None:
-    """Make what is absent; change what exists only to `limits` or `replicas` given on purpose.
+    """Create missing streams; change existing ones only to `limits` or `replicas` that were given.
 
-    Raises `Unavailable`; its message says so when the server's storage is too small, and when this
-    process may not make streams and they are not there.
+    Raises `Unavailable`; the message says if the server's storage is too small, or if streams are
+    missing that this process may not create.
     """
     for configuration in configurations(limits or StreamLimits(), replicas):
-        # Looked up first: in production only the learner may make them.
+        # Looked up first: in production only the learner may create them.
         found = await stream_configuration(connection, configuration["name"])
         if found is None:
-            await make_stream(connection, configuration)
+            await create_stream(connection, configuration)
         elif limits is not None:
             await update_stream(connection, configuration)
         elif replicas > 1 and found["num_replicas"] != replicas:
@@ -145,38 +147,38 @@ async def ensure_streams(
 
 
 async def stream_configuration(connection: NatsConnection, name: str) -> dict[str, Any] | None:
-    """What a stream is like; None where there is none."""
+    """Return a stream's configuration, or None if it does not exist."""
     try:
-        info = await api(connection, f"STREAM.INFO.{name}", {}, 5.0)
+        info = await call_api(connection, f"STREAM.INFO.{name}", {}, 5.0)
     except ApiError as error:
         if error.code == 404:
             return None
-        raise failed(name, error) from error
+        raise stream_error(name, error) from error
     configuration: dict[str, Any] = info["config"]
     return configuration
 
 
-async def make_stream(connection: NatsConnection, configuration: dict[str, Any]) -> None:
-    """Make a stream; another process may be just as fast."""
+async def create_stream(connection: NatsConnection, configuration: dict[str, Any]) -> None:
+    """Create a stream, unless another process just did."""
     name = configuration["name"]
     try:
-        await api(connection, f"STREAM.CREATE.{name}", configuration, 5.0)
+        await call_api(connection, f"STREAM.CREATE.{name}", configuration, 5.0)
     except ApiError as error:
         if error.err_code != IN_USE_WITH_OTHER_CONFIGURATION:
-            raise failed(name, error) from error
+            raise stream_error(name, error) from error
 
 
 async def update_stream(connection: NatsConnection, configuration: dict[str, Any]) -> None:
-    """Give an existing stream this configuration."""
+    """Update an existing stream to this configuration."""
     name = configuration["name"]
     try:
-        await api(connection, f"STREAM.UPDATE.{name}", configuration, 5.0)
+        await call_api(connection, f"STREAM.UPDATE.{name}", configuration, 5.0)
     except ApiError as error:
-        raise failed(name, error) from error
+        raise stream_error(name, error) from error
     logger.info("stream %s: updated", name)
 
 
-def failed(stream: str, error: ApiError) -> Unavailable:
-    """The error to raise when a stream can be neither made nor changed."""
-    logger.error("stream %s cannot be made: %s", stream, error)
+def stream_error(stream: str, error: ApiError) -> Unavailable:
+    """Log that a stream can be neither created nor changed; return the error to raise."""
+    logger.error("stream %s cannot be created: %s", stream, error)
     return Unavailable(f"the event bus refused stream {stream}: {error}", retry_after=30.0)

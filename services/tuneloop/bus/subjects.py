@@ -3,10 +3,10 @@
 `tuneloop.v1.<policy>.rollout.generated.<user_hash>`, `….rollout.scored.<user_hash>`,
 `….feedback.<feedback id>.<kind>.<user_hash>`, `….weights.published`, `….weights.activated`,
 `….learner.step`. A retraction of feedback has its id and the kind `retracted`. Dead letters are
-`tuneloop.dead.<consumer>`, with `.<user_hash>` where they are about somebody. The user's hash
-stands in the subject so that forgetting a user is a purge. A feedback's id stands before what
-varies with it: JetStream looks for it before every publish of a client's id, and walks over all
-that is stored where a wildcard for kinds or users comes first.
+`tuneloop.dead.<consumer>`, with `.<user_hash>` if they are about a user. The user's hash is part of
+the subject so that forgetting a user is a purge. A feedback's id comes before its kind and user:
+JetStream searches for it before every publish with a client's id, and would walk over everything
+stored if a wildcard came first.
 """
 
 import re
@@ -43,7 +43,7 @@ TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 def token(value: str, field: str) -> str:
-    """`value`, if it can be one token of a subject; else raise `InvalidRequest` naming `field`."""
+    """Return `value` if it can be one token of a subject, else raise `InvalidRequest`."""
     if TOKEN.fullmatch(value) is None:
         raise InvalidRequest(
             f"{field}: must be 1 to 128 letters, digits, '_' or '-', got {value[:40]!r}",
@@ -63,7 +63,7 @@ def rollout_scored(policy: str, user_hash: str) -> str:
 
 
 def rollouts_of(policy: str, event: str) -> str:
-    """Filter for a policy's rollouts that were `generated` or `scored`."""
+    """Return the filter for a policy's rollouts that were `generated` or `scored`."""
     return f"tuneloop.v1.{token(policy, 'policy')}.rollout.{token(event, 'event')}.*"
 
 
@@ -73,7 +73,7 @@ def feedback_of(policy: str) -> str:
 
 
 def of_user(user_hash: str) -> list[tuple[str, str]]:
-    """(stream, filter) of everything a user's requests and judgements left."""
+    """Return stream and filter of everything that a user's requests and judgements left."""
     user = token(user_hash, "user_hash")
     return [
         (ROLLOUTS, f"tuneloop.v1.*.rollout.*.{user}"),
@@ -83,13 +83,13 @@ def of_user(user_hash: str) -> list[tuple[str, str]]:
 
 
 def user_in(subject: str) -> str:
-    """The user's hash in the subject of a rollout or of feedback; empty in others."""
+    """Return the user's hash in the subject of a rollout or of feedback; empty in others."""
     tokens = subject.split(".")
     return tokens[-1] if len(tokens) > 4 and tokens[3] in ("rollout", "feedback") else ""
 
 
 def dead_letter(consumer: str, user_hash: str = "") -> str:
-    """What a consumer could not handle, about a user where that is known."""
+    """An event that a consumer could not process, about a user if that is known."""
     about = f".{token(user_hash, 'user')}" if user_hash else ""
     return f"tuneloop.dead.{token(consumer, 'consumer')}{about}"
 
@@ -108,7 +108,7 @@ def feedback_with_id(feedback_id: str) -> str:
 
 
 def feedback_retracted(policy: str, user_hash: str, feedback_id: str) -> str:
-    """Feedback was taken back."""
+    """Feedback was retracted."""
     return feedback(policy, RETRACTED, user_hash, feedback_id)
 
 
@@ -123,7 +123,7 @@ def weights_published(policy: str) -> str:
 
 
 def weights_activated(policy: str) -> str:
-    """A version began to serve."""
+    """A version started to serve."""
     return f"tuneloop.v1.{token(policy, 'policy')}.weights.activated"
 
 

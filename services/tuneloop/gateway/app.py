@@ -91,7 +91,7 @@ def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
         middleware=[
-            *([Middleware(Traced)] if tracing.on() else []),
+            *([Middleware(Traced)] if tracing.is_on() else []),
             Middleware(Edge),
             Middleware(
                 CORSMiddleware,

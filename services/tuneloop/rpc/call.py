@@ -1,4 +1,4 @@
-"""Unary calls of the services, with their errors as ours."""
+"""Unary calls of the services, whose errors are raised as `TuneloopError`."""
 
 from collections.abc import Awaitable
 from typing import TypeVar
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 async def reply_of(call: Awaitable[T]) -> T:
-    """The call's answer; raises the `TuneloopError` that the service raised."""
+    """Return the call's answer, or raise the `TuneloopError` that the service raised."""
     try:
         return await call
     except grpc.aio.AioRpcError as error:

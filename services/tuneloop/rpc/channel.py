@@ -15,39 +15,39 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 SERVICE_CONFIG = json.dumps(
     {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
 )
-"""Calls go to the replicas in turn, and to none that says it does not serve: one that is about to
-stop says so first (see `tuneloop.rpc.server`), so that no call meets its end."""
+"""Calls go to the serving replicas in turn. A replica that is about to stop first reports that it
+is not serving (see `tuneloop.rpc.server`), so that no call reaches it."""
 
 
 RECONNECT_SECONDS = 3.0
-"""Within which a channel has found a peer that is up again: the longest backoff and its jitter."""
+"""How long a channel takes to notice that a peer is back: the longest back-off plus its jitter."""
 
 
 OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # A peer that vanished without a word is noticed after half a minute, not after hours.
+    # A peer that vanished silently is noticed after half a minute, not after hours.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.service_config", SERVICE_CONFIG),
-    # Of calls that no server has seen, and without a policy of no others: beyond that, retrying is
-    # the caller's decision, as a generation sent twice is two rollouts.
+    # Without a retry policy only calls that no server has seen are retried. Anything else is the
+    # caller's decision, as a generation sent twice is two rollouts.
     ("grpc.enable_retries", 1),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    # How long to connect may take, in spite of its name: a busy peer is slow to greet.
+    # Despite its name, how long connecting may take: a busy peer answers slowly.
     ("grpc.min_reconnect_backoff_ms", 10_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 
 
 def connect(address: str, tls: Tls | None = None, *, name: str | None = None) -> grpc.aio.Channel:
-    """A channel to `host:port` (or any gRPC target, such as `dns:///name:port` for replicas).
+    """Open a channel to `host:port` (or any gRPC target, such as `dns:///name:port` for replicas).
 
-    With `tls` the server must have a certificate of that host, or of `name`.
+    With `tls` the server must have a certificate for that host, or for `name`.
 
-    Returns at once; calls fail with UNAVAILABLE until somebody listens. Call it inside a running
+    Returns at once; calls fail with UNAVAILABLE until a server listens. Call it inside a running
     event loop.
     """
     options = OPTIONS if name is None else (*OPTIONS, ("grpc.ssl_target_name_override", name))
@@ -59,11 +59,11 @@ def connect(address: str, tls: Tls | None = None, *, name: str | None = None) ->
     )
 
 
-async def reconnected(channel: grpc.aio.Channel) -> None:
-    """Wait for a connection that was lost and may be there again in a moment.
+async def wait_until_connected(channel: grpc.aio.Channel) -> None:
+    """Wait for a connection that was lost and may be back in a moment.
 
-    Until then calls fail at once, although the peer may serve. Returns after `RECONNECT_SECONDS`
-    in any case: the call will say what is wrong.
+    Until then calls fail at once, although the peer may be serving. Returns after
+    `RECONNECT_SECONDS` in any case: the call will report what is wrong.
     """
     if channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
         return

@@ -2,8 +2,8 @@
 
 - A `TuneloopError` becomes its `google.rpc.Status` (see `tuneloop.rpc.status`).
 - Request bytes that are not the expected message become INVALID_ARGUMENT; gRPC for Python itself
-  answers INTERNAL, because it parses before any handler or interceptor is asked.
-- Anything else is a bug: it is logged with an id, and the client is told the id and nothing more.
+  answers INTERNAL, because it parses before any handler or interceptor runs.
+- Anything else is a bug: it is logged with an id, and the client gets the id and nothing more.
 """
 
 import asyncio
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
 
 
 class Malformed:
-    """Stands for a request that did not parse, until a handler can refuse it."""
+    """Stands for a request that did not parse, until an error can be returned."""
 
     def __init__(self, problem: str) -> None:
         self.problem = problem
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Guards calls with one request; streams of requests (reflection has one) pass unchanged."""
+    """Wraps calls with one request; streams of requests (reflection has one) pass unchanged."""
 
     async def intercept_service(
         self, continuation: "Continuation", handler_call_details: grpc.HandlerCallDetails
@@ -63,17 +63,20 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             if handler.response_streaming
             else grpc.unary_unary_rpc_method_handler
         )
-        streams = inspect.isasyncgenfunction(behaviour)
+        yields = inspect.isasyncgenfunction(behaviour)
+        translate = translate_stream_errors if yields else translate_unary_errors
         wrapped: Handler = make(
-            guarded_stream(method, behaviour) if streams else guarded(method, behaviour),
-            request_deserializer=tolerant(handler.request_deserializer),
+            translate(method, behaviour),
+            request_deserializer=tolerant_deserializer(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
         return wrapped
 
 
-def tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
-    """A deserializer that returns `Malformed` where `deserialize` would raise."""
+def tolerant_deserializer(
+    deserialize: Callable[[bytes], Any] | None,
+) -> Callable[[bytes], Any] | None:
+    """Return a deserializer that returns `Malformed` where `deserialize` would raise."""
     if deserialize is None:
         return None
 
@@ -86,8 +89,8 @@ def tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], An
     return parse
 
 
-def guarded(method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
-    """`behaviour` with one answer (or one that writes its stream itself), guarded."""
+def translate_unary_errors(method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a handler that returns one answer, or that writes its stream itself."""
 
     async def call(request: Any, context: Any) -> Any:
         async with translate_errors(method, request, context):
@@ -96,8 +99,8 @@ def guarded(method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def guarded_stream(method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
-    """`behaviour` that yields its answers, guarded."""
+def translate_stream_errors(method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a handler that yields its answers."""
 
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
         async with translate_errors(method, request, context):
@@ -113,19 +116,19 @@ def guarded_stream(method: str, behaviour: Callable[..., Any]) -> Callable[..., 
 
 @asynccontextmanager
 async def translate_errors(method: str, request: Any, context: Any) -> AsyncIterator[None]:
-    """Turn what is raised inside into a status, and count the outcome."""
+    """Turn an exception into a status, and count the outcome."""
     started = time.perf_counter()
     code = grpc.StatusCode.OK
     try:
         if isinstance(request, Malformed):
             raise CorruptData(f"the request is not a valid message: {request.problem}")
         yield
-        code = set_code(context) or grpc.StatusCode.OK
+        code = code_set_by_handler(context) or grpc.StatusCode.OK
     except TuneloopError as error:
         code = code_of(error)
-        await refuse(context, error)
+        await abort_with(context, error)
     except grpc.aio.AbortError:
-        code = set_code(context) or grpc.StatusCode.UNKNOWN
+        code = code_set_by_handler(context) or grpc.StatusCode.UNKNOWN
         raise
     except (asyncio.CancelledError, GeneratorExit):
         code = grpc.StatusCode.CANCELLED
@@ -134,15 +137,15 @@ async def translate_errors(method: str, request: Any, context: Any) -> AsyncIter
         code = grpc.StatusCode.INTERNAL
         incident = uuid4().hex[:12]
         logger.exception("%s failed [%s]", method, incident)
-        await refuse(
-            context, TuneloopError(f"internal error; the log has it as {incident}"), cause=error
+        await abort_with(
+            context, TuneloopError(f"internal error; see the log for {incident}"), cause=error
         )
     finally:
         requests.labels(method, code.name).inc()
         seconds.labels(method).observe(time.perf_counter() - started)
 
 
-async def refuse(context: Any, error: TuneloopError, cause: Exception | None = None) -> None:
+async def abort_with(context: Any, error: TuneloopError, cause: Exception | None = None) -> None:
     """End the call with the status of `error`."""
     status = status_from_error(error)
     metadata = ((DETAILS_KEY, status.SerializeToString()),)
@@ -152,8 +155,8 @@ async def refuse(context: Any, error: TuneloopError, cause: Exception | None = N
         raise aborted from (cause or error)
 
 
-def set_code(context: Any) -> grpc.StatusCode | None:
-    """The code a handler set itself, if any."""
+def code_set_by_handler(context: Any) -> grpc.StatusCode | None:
+    """Return the status code that the handler set itself, if any."""
     code = context.code()
     if isinstance(code, int):
         return next((known for known in grpc.StatusCode if known.value[0] == code), None)

@@ -1,4 +1,4 @@
-"""A gRPC server with health, reflection, error statuses, metrics and a graceful end."""
+"""A gRPC server with health, reflection, error statuses, metrics and graceful shutdown."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from tuneloop.errors import SettingsError
-from tuneloop.ports import until_released
+from tuneloop.ports import wait_until_released
 from tuneloop.rpc.channel import MAX_MESSAGE_BYTES
 from tuneloop.rpc.interceptors import ErrorInterceptor
 from tuneloop.rpc.tls import Tls
@@ -20,24 +20,24 @@ from tuneloop.rpc.tracing import server_interceptors
 logger = logging.getLogger("tuneloop.rpc")
 
 CONNECTION_AGE_SECONDS = 300.0
-"""After which a client is asked to connect anew: it looks its target's name up again, and finds
-the replicas that were added since. Calls in flight end where they began."""
+"""After this a client is asked to reconnect: it resolves its target's name again, and finds
+replicas that were added since. Calls in flight finish on the old connection."""
 
 
 NOTICE_SECONDS = 0.25
-"""Between saying that no more is served and refusing it: clients must have heard, and what they had
-sent must have come."""
+"""Between reporting NOT_SERVING and refusing calls: clients must have noticed, and the calls that
+they had sent must have arrived."""
 
 
 class Health(health_aio.HealthServicer):  # type: ignore[misc]
-    """Health that knows whether anybody watches it."""
+    """The health service, which counts its watchers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.watchers = 0
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
-        """Tell of every change, until the client goes."""
+        """Report every change, until the client disconnects."""
         self.watchers += 1
         try:
             await super().Watch(request, context)
@@ -69,7 +69,7 @@ class Server:
             options=[
                 ("grpc.max_send_message_length", max_message_bytes),
                 ("grpc.max_receive_message_length", max_message_bytes),
-                # Two processes on one port must be an error, not a coin toss for each call.
+                # Two processes on one port must be an error, not a lottery between them.
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_permit_without_calls", 1),
@@ -92,9 +92,9 @@ class Server:
         self._names += [f"tuneloop.v1.{name}" for name in sorted(names)]
 
     async def start(self) -> int:
-        """Listen, not serving yet in the eyes of health checks; the port bound.
+        """Listen, while health checks still report NOT_SERVING; return the port.
 
-        Raises `SettingsError` when the port is taken or the host is not this machine's.
+        Raises `SettingsError` if the port is taken or the host is not this machine's.
         """
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -103,7 +103,7 @@ class Server:
         await self.set_serving(False)
         address = f"{self._host}:{self._wanted_port}"
         if self._wanted_port:
-            await until_released(self._host.strip("[]"), self._wanted_port)
+            await wait_until_released(self._host.strip("[]"), self._wanted_port)
         try:
             self.port = self._bind(address)
         except RuntimeError as error:
@@ -120,13 +120,13 @@ class Server:
         return self._server.add_secure_port(address, self._tls.server_credentials())
 
     async def set_serving(self, serving: bool, service: str | None = None) -> None:
-        """What health checks are told: of `service`, or of the server and each of its services."""
+        """Set what health checks report for `service`, or for the server and all its services."""
         status = health_pb2.HealthCheckResponse
         for name in ("", *self._names) if service is None else (service,):
             await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
     async def stop(self) -> None:
-        """Send clients away, let calls in flight end within `drain_seconds`, then cancel them."""
+        """Send clients elsewhere, give calls in flight `drain_seconds` to end, then cancel them."""
         await self._health.enter_graceful_shutdown()
         if self._health.watchers:
             await asyncio.sleep(NOTICE_SECONDS)

@@ -1,4 +1,4 @@
-"""TLS between the processes: settings that all four share."""
+"""TLS between the processes: settings that all four processes share."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class RpcSettings(BaseSettings):
-    """Part of each process's settings; nothing set is gRPC without TLS."""
+    """Part of each process's settings; with nothing set gRPC has no TLS."""
 
     serves_grpc: ClassVar[bool] = True
     calls_grpc: ClassVar[bool] = False
@@ -28,7 +28,7 @@ class RpcSettings(BaseSettings):
 
     @model_validator(mode="after")
     def whole_tls(self) -> "RpcSettings":
-        """Refuse TLS that is set by half."""
+        """Refuse TLS that is set only in part."""
         if (self.grpc_tls_cert_file is None) != (self.grpc_tls_key_file is None):
             raise ValueError("grpc_tls_cert_file and grpc_tls_key_file: set both or neither")
         certified, believes = self.grpc_tls_cert_file is not None, self.grpc_tls_ca_file is not None
@@ -40,10 +40,10 @@ class RpcSettings(BaseSettings):
 
     @property
     def grpc_tls(self) -> "Tls | None":
-        """Read from the files; raises `SettingsError`."""
+        """The certificates and the key, read from their files. Raises `SettingsError`."""
         if self.grpc_tls_cert_file is None and self.grpc_tls_ca_file is None:
             return None
-        # gRPC comes in only where it is used.
+        # gRPC is imported only where it is used.
         from tuneloop.rpc.tls import Tls
 
         return Tls.from_files(

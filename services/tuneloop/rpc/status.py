@@ -1,7 +1,7 @@
-"""The exception tree as `google.rpc.Status`, and back.
+"""Translates the exception tree to `google.rpc.Status`, and back.
 
-Every error on purpose carries `ErrorInfo{reason, domain}`; a field at fault adds `BadRequest`, a
-time after which trying again makes sense adds `RetryInfo`.
+Every deliberate error carries `ErrorInfo{reason, domain}`; a field at fault adds `BadRequest`, and
+a time to retry after adds `RetryInfo`.
 """
 
 import grpc
@@ -27,7 +27,7 @@ from tuneloop.errors import (
 DOMAIN = "tuneloop"
 DETAILS_KEY = "grpc-status-details-bin"
 MESSAGE_CHARACTERS = 1_500
-"""Status messages travel in HTTP/2 headers, of which peers take 8 KiB or so."""
+"""Status messages travel in HTTP/2 headers, of which peers accept about 8 KiB."""
 
 code_of_error: dict[type[TuneloopError], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -53,18 +53,18 @@ error_of_code = {code: error for error, code in code_of_error.items()} | {
 
 
 def code_of(error: TuneloopError) -> grpc.StatusCode:
-    """The status code of an error: that of its nearest ancestor which has one."""
+    """Return the status code of an error, which is that of its nearest ancestor with a code."""
     codes = (code_of_error.get(base) for base in type(error).__mro__)
     return next((code for code in codes if code is not None), grpc.StatusCode.INTERNAL)
 
 
 def shorten(text: str) -> str:
-    """`text`, cut to what fits into a header."""
+    """Cut `text` to what fits into a header."""
     return text if len(text) <= MESSAGE_CHARACTERS else f"{text[:MESSAGE_CHARACTERS]}…"
 
 
 def status_from_error(error: TuneloopError) -> status_pb2.Status:
-    """The status that tells a client of `error`."""
+    """Return the status that describes `error` to a client."""
     message = shorten(error.message)
     status = status_pb2.Status(code=code_of(error).value[0], message=message)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
@@ -83,10 +83,10 @@ def status_from_error(error: TuneloopError) -> status_pb2.Status:
 
 
 def error_from_rpc(error: grpc.aio.AioRpcError) -> TuneloopError:
-    """The domain error a failed call stands for.
+    """Return the domain error that a failed call stands for.
 
-    What the transport itself reports (nobody listens, a deadline passed) becomes `Unavailable`;
-    an internal error of the other side a plain `TuneloopError`.
+    What the transport itself reports (nothing listens, a deadline passed) becomes `Unavailable`,
+    an internal error of the other side becomes a plain `TuneloopError`.
     """
     status = status_of(error)
     message = error.details() or error.code().name
@@ -105,7 +105,7 @@ def error_from_rpc(error: grpc.aio.AioRpcError) -> TuneloopError:
 
 
 def transport_error(code: grpc.StatusCode, message: str) -> TuneloopError:
-    """The domain error for a status that came without details."""
+    """Return the domain error for a status without details."""
     if code is grpc.StatusCode.UNAVAILABLE:
         return Unavailable(f"the service cannot be reached: {message}", retry_after=2.0)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -116,7 +116,7 @@ def transport_error(code: grpc.StatusCode, message: str) -> TuneloopError:
 
 
 def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
-    """The `google.rpc.Status` among the trailing metadata, if there is a readable one."""
+    """Return the `google.rpc.Status` in the trailing metadata, if there is a valid one."""
     for key, value in error.trailing_metadata() or ():
         if key == DETAILS_KEY and isinstance(value, bytes):
             try:

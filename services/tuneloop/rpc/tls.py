@@ -1,4 +1,4 @@
-"""TLS between the processes: who a server is and, where clients must show one, who a client is."""
+"""TLS between the processes: certificates of servers and, if required, of clients."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from tuneloop.errors import SettingsError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """A process's certificate and the authority it believes, as PEM; either may be absent."""
+    """A process's certificate and the authority that it trusts, as PEM; either may be missing."""
 
     ca: bytes | None = None
     cert: bytes | None = None
@@ -20,7 +20,7 @@ class Tls:
 
     @classmethod
     def from_files(cls, *, ca: Path | None, cert: Path | None, key: Path | None) -> "Tls":
-        """Read and check the files; raises `SettingsError` that names the setting."""
+        """Read and check the files. Raises `SettingsError` naming the setting."""
         tls = cls(
             ca=_read("grpc_tls_ca_file", ca),
             cert=_read("grpc_tls_cert_file", cert),
@@ -49,7 +49,7 @@ class Tls:
             raise SettingsError(f"{name}: not the key of grpc_tls_cert_file", param=name)
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """With an authority only clients it signed for may call."""
+        """Return a server's credentials; with an authority only clients that it signed may call."""
         assert self.cert is not None
         assert self.key is not None
         return grpc.ssl_server_credentials(
@@ -59,7 +59,7 @@ class Tls:
         )
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
-        """The server must be who the address says, by the authority."""
+        """Return a client's credentials: the authority must vouch for the server's name."""
         return grpc.ssl_channel_credentials(
             root_certificates=self.ca, private_key=self.key, certificate_chain=self.cert
         )

@@ -1,4 +1,4 @@
-"""A trace across a gRPC call: its `traceparent` travels as metadata. Only where traces are on."""
+"""Traces across gRPC calls: `traceparent` travels as metadata, if tracing is on."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -14,18 +14,18 @@ PROBES = "/grpc.health.v1.Health/"
 
 
 def client_interceptors() -> Sequence[grpc.aio.ClientInterceptor]:
-    """What a channel needs to pass a trace on."""
-    # gRPC takes an interceptor for one kind of call alone.
-    return (UnaryCalls(), StreamedCalls()) if tracing.on() else ()
+    """Return the interceptors with which a channel passes the trace on."""
+    # In gRPC an interceptor handles one kind of call.
+    return (UnaryCalls(), StreamedCalls()) if tracing.is_on() else ()
 
 
 def server_interceptors() -> Sequence[grpc.aio.ServerInterceptor]:
-    """What a server needs to go on with a caller's trace."""
-    return (ServedCalls(),) if tracing.on() else ()
+    """Return the interceptors with which a server continues the caller's trace."""
+    return (ServedCalls(),) if tracing.is_on() else ()
 
 
 class UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
-    """Adds the trace to calls with one answer."""
+    """Adds the trace to calls that return one answer."""
 
     async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
         """Call with the trace."""
@@ -33,7 +33,7 @@ class UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
 
 
 class StreamedCalls(grpc.aio.UnaryStreamClientInterceptor):
-    """Adds the trace to calls that are answered by a stream."""
+    """Adds the trace to calls that return a stream."""
 
     async def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
         """Call with the trace."""
@@ -41,7 +41,7 @@ class StreamedCalls(grpc.aio.UnaryStreamClientInterceptor):
 
 
 def traced(details: Any) -> Any:
-    """The details of a call, with the current trace among its metadata."""
+    """Return the details of a call with the current trace in its metadata."""
     traceparent = tracing.traceparent()
     if not traceparent:
         return details
@@ -51,7 +51,7 @@ def traced(details: Any) -> Any:
 
 
 class ServedCalls(grpc.aio.ServerInterceptor):
-    """A span around each call with one request."""
+    """Puts a span around each call with one request."""
 
     async def intercept_service(
         self, continuation: "Continuation", handler_call_details: grpc.HandlerCallDetails
@@ -80,7 +80,7 @@ class ServedCalls(grpc.aio.ServerInterceptor):
 
 
 def unary(method: str, parent: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
-    """`behaviour` with one answer, in a span."""
+    """Wrap a handler that returns one answer in a span."""
 
     async def call(request: Any, context: Any) -> Any:
         with span_of(method, parent):
@@ -90,7 +90,7 @@ def unary(method: str, parent: str, behaviour: Callable[..., Any]) -> Callable[.
 
 
 def streamed(method: str, parent: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
-    """`behaviour` that yields its answers, in a span."""
+    """Wrap a handler that yields its answers in a span."""
 
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
         with span_of(method, parent):
@@ -105,7 +105,7 @@ def streamed(method: str, parent: str, behaviour: Callable[..., Any]) -> Callabl
 
 
 def span_of(method: str, parent: str) -> Any:
-    """The span of a call."""
+    """Return the span of a call."""
     service, _, name = method.lstrip("/").partition("/")
     attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
     return tracing.span(f"{service}/{name}", kind="server", parent=parent, attributes=attributes)

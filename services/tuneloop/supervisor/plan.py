@@ -58,7 +58,7 @@ def choose_ports(host: str, port: int, environment: Mapping[str, str]) -> dict[s
         setting = port_setting(name)
         wanted = environment.get(setting)
         if wanted is None:
-            chosen[name] = ports.take(LOCAL, preferred, taken)
+            chosen[name] = ports.take_port(LOCAL, preferred, taken)
             continue
         if not wanted.isdecimal() or not 1 <= int(wanted) <= 65535:
             raise SettingsError(f"{setting}={wanted!r}: must be a port, 1 to 65535", param=setting)

@@ -254,7 +254,7 @@ def test_a_taken_port_is_refused_with_the_way_out() -> None:
         assert f"port {port} on 127.0.0.1 is taken" in refused.value.message
         assert f"--port {port + 1}" in refused.value.message
         taken: set[int] = set()
-        assert ports.take("127.0.0.1", port, taken) != port
+        assert ports.take_port("127.0.0.1", port, taken) != port
 
 
 def test_ports_the_user_sets_are_kept(unused_tcp_port_factory: Callable[[], int]) -> None:

@@ -86,7 +86,7 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
     ids=["nothing", "empty", "endpoint", "endpoint of traces", "no exporter", "disabled"],
 )
 def test_the_standard_variables_turn_traces_on(environment: dict[str, str], expected: bool) -> None:
-    assert tracing.asked(environment) is expected
+    assert tracing.is_asked_for(environment) is expected
 
 
 def test_traces_that_are_off_import_nothing() -> None:
@@ -98,7 +98,7 @@ def test_traces_that_are_off_import_nothing() -> None:
         "tracing.start('gateway')\n"
         "with tracing.span('x', attributes={'a': 1}): tracing.annotate({'b': 2})\n"
         "assert tracing.span('x') is tracing.span('y')\n"
-        "assert (tracing.traceparent(), tracing.ids(), tracing.on()) == ('', ('', ''), False)\n"
+        "assert (tracing.traceparent(), tracing.ids(), tracing.is_on()) == ('', ('', ''), False)\n"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OTEL_")}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
@@ -110,7 +110,7 @@ def test_traces_asked_for_without_the_packages_are_gone_without() -> None:
         "from tuneloop import telemetry, tracing\n"
         "telemetry.start_logging('gateway')\n"
         "tracing.start('gateway')\n"
-        "assert not tracing.on()\n"
+        "assert not tracing.is_on()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | ENDPOINT, capture_output=True, check=True

@@ -267,7 +267,7 @@ async def connected(url: str) -> AsyncIterator[NatsConnection]:
 @contextlib.asynccontextmanager
 async def server(data: DataDir) -> AsyncIterator[str]:
     """A nats-server on the streams of a folder that nobody else uses; its URL."""
-    port = ports.take("127.0.0.1", 4222, set())
+    port = ports.take_port("127.0.0.1", 4222, set())
     config = nats.write_config(data.nats, port=port)
     command: Sequence[str] = [str(nats.find_binary(None)), "-c", str(config)]
     log = data.nats / "backup.log"

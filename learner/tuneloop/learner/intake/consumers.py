@@ -116,7 +116,7 @@ class IntakeConsumer:
             for delivery, event in events:
                 await self._handle_alone(bus, durable, delivery, event)
             return
-        if tracing.on():
+        if tracing.is_on():
             trace_links.link_intake((event for _, event in events), started_ns)
         for delivery, _ in events:
             await delivery.ack()

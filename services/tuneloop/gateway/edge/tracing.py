@@ -44,6 +44,6 @@ def note_answer(start: Message) -> None:
     status = int(start["status"])
     tracing.annotate({"http.response.status_code": status})
     if status >= 500:
-        tracing.failed(str(status))
+        tracing.mark_failed(str(status))
     if "x-completion-id" in headers:
         tracing.annotate({"tuneloop.completion_id": headers["x-completion-id"]})

@@ -22,7 +22,7 @@ from tuneloop.gateway.openai.response_format import schema_text
 from tuneloop.gateway.openai.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from tuneloop.gateway.openai.tools import tool_use
 from tuneloop.rollouts import SamplingParameters
-from tuneloop.rpc.channel import reconnected
+from tuneloop.rpc.channel import wait_until_connected
 from tuneloop.rpc.status import error_from_rpc
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc, rollout_pb2
 
@@ -239,7 +239,7 @@ async def call_events(
 ) -> AsyncGenerator[Event]:
     """Events of one call; leaving it early cancels the call, which aborts the request."""
     if service is gateway.generation:
-        await reconnected(gateway.generation_channel)
+        await wait_until_connected(gateway.generation_channel)
     call = service.Generate(request, timeout=gateway.settings.request_timeout_seconds)
     try:
         async for event in call:
