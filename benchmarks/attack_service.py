@@ -53,7 +53,7 @@ class Service:
             data_dir=folder,
             batch_size=BATCH,
             reward_batch_size=BATCH,
-            ppo="off",
+            policy_gradient="off",
             guards=GuardSettings(**guards),
         )
         self._guards = settings.guards

@@ -72,7 +72,7 @@ def servers(model: Path, scratch: Path) -> Iterator[Servers]:
     """Start both, and stop them in the end. PPO is off: a benchmark's chats teach nothing."""
     settings = {
         "TUNELOOP_GENERATION_MAX_MODEL_LEN": str(MAX_MODEL_LEN),
-        "TUNELOOP_LEARNER_PPO": "off",
+        "TUNELOOP_LEARNER_POLICY_GRADIENT": "off",
     }
     service = ServiceChild(
         scratch / "data",

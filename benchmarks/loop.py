@@ -249,7 +249,7 @@ def main() -> int:
     model = resolve(arguments.model, cache_dir)
     settings = {
         "TUNELOOP_GENERATION_MAX_MODEL_LEN": str(arguments.max_model_len),
-        "TUNELOOP_LEARNER_PPO": "off",
+        "TUNELOOP_LEARNER_POLICY_GRADIENT": "off",
     }
     with tempfile.TemporaryDirectory() as scratch:
         data_dir = Path(scratch) / "data"

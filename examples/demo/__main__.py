@@ -27,7 +27,7 @@ SETTINGS = {
     "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "1",
     "TUNELOOP_LEARNER_LEARNING_RATE": "2e-4",
     "TUNELOOP_LEARNER_BETA_KTO": "0.1",
-    "TUNELOOP_LEARNER_PPO": "off",
+    "TUNELOOP_LEARNER_POLICY_GRADIENT": "off",
     "TUNELOOP_LEARNER_NICENESS": "0",
 }
 """KTO on thumbs alone, one version for each sixteen; without PPO the table shows one thing."""

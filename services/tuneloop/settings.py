@@ -38,9 +38,10 @@ def refuse_unknown_names(settings_class: type[BaseSettings], environ: Mapping[st
     """Raise `SettingsError` for a variable with the class's prefix that it does not read."""
     prefix = settings_class.model_config.get("env_prefix", "").upper()
     known = {f"{prefix}{name}".upper() for name in settings_class.model_fields}
+    old = {f"{prefix}{name}".upper() for name in getattr(settings_class, "old_names", ())}
     for name in environ:
         upper = name.upper()
-        if not upper.startswith(prefix) or upper.split("__")[0] in known:
+        if not upper.startswith(prefix) or upper.split("__")[0] in known | old:
             continue
         close = difflib.get_close_matches(upper, known, n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(sorted(known))}"

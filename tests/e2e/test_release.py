@@ -46,7 +46,7 @@ def user(
             "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "600",
             "TUNELOOP_LEARNER_WARMUP_STEPS": "0",
             "TUNELOOP_LEARNER_LEARNING_RATE": "5e-3",
-            "TUNELOOP_LEARNER_PPO": "off",
+            "TUNELOOP_LEARNER_POLICY_GRADIENT": "off",
             "TUNELOOP_LEARNER_GATE__MAX_TOKENS": "16",
         },
     )

@@ -62,9 +62,9 @@ class SampleState(StrEnum):
     """Led to several quarantines."""
 
 
-JUDGED_OBJECTIVES = (Objective.DPO, Objective.KTO, Objective.SFT)
+JUDGED_OBJECTIVES: tuple[str, ...] = (Objective.DPO, Objective.KTO, Objective.SFT)
 """The policy's from what users say, in the order in which they fill a batch."""
-SCORED_OBJECTIVES = (Objective.PPO, Objective.GRPO)
+SCORED_OBJECTIVES: tuple[str, ...] = (Objective.PPO, Objective.GRPO)
 """The policy's from its own completions and their rewards."""
 POLICY_OBJECTIVES = tuple(o for o in Objective if o is not Objective.REWARD_MODEL)
 

@@ -1,11 +1,13 @@
 """Settings of the learner: TUNELOOP_LEARNER_…, checked at start."""
 
+import logging
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from tuneloop.bus.settings import BusSettings
@@ -13,6 +15,13 @@ from tuneloop.errors import SettingsError
 from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.release.canary.settings import CanarySettings
 from tuneloop.learner.release.gate.settings import GateSettings
+from tuneloop.learner.samples import (
+    JUDGED_OBJECTIVES,
+    POLICY_OBJECTIVES,
+    SCORED_OBJECTIVES,
+    Objective,
+)
+from tuneloop.learner.trainer.algorithms import algorithms, policy_gradients
 from tuneloop.learner.trainer.settings import RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
 from tuneloop.ports import GRPC_PORTS, METRICS_PORTS, local_address
@@ -20,13 +29,15 @@ from tuneloop.rpc.settings import RpcSettings
 
 DAY = 86_400.0
 
-Objective = Literal["sft", "kto", "dpo", "ppo", "grpo"]
+logger = logging.getLogger("tuneloop.learner.settings")
 
 
 class LearnerSettings(BusSettings, RpcSettings):
     """Everything the learner can be told."""
 
     calls_grpc = True
+    old_names: ClassVar[tuple[str, ...]] = ("ppo", "ppo_batch_size")
+    """Accepted for one release; see `with_old_names`."""
 
     model_config = SettingsConfigDict(
         env_prefix="TUNELOOP_LEARNER_",
@@ -74,14 +85,16 @@ class LearnerSettings(BusSettings, RpcSettings):
     replay_fraction: float = Field(
         0.0, ge=0, le=0.75, description="share of a batch of judgements used before, 0 to 0.75"
     )
-    policy_gradient: Literal["ppo", "grpo", "rloo"] = Field(
-        "ppo", description="what learns from scored rollouts: ppo, grpo or rloo"
-    )
-    ppo: Literal["auto", "on", "off"] = Field(
+    policy_gradient: str = Field(
         "auto",
-        description="whether it does: auto (once scores are informative), on (any score) or off",
+        description="what learns from scored rollouts: auto (ppo), off, ppo, grpo or rloo",
     )
-    ppo_batch_size: int = Field(8, ge=2, description="scored rollouts in a step, 2 or more")
+    policy_gradient_batch_size: int = Field(
+        8, ge=2, description="scored rollouts in a step, 2 or more"
+    )
+    uninformative_scores: bool = Field(
+        False, description="whether to learn also from scores that no scorer calls informative yet"
+    )
     group_wait_seconds: float = Field(
         60.0, ge=0, description="longest wait of a group (grpo, rloo) for the scores of all of it"
     )
@@ -120,9 +133,14 @@ class LearnerSettings(BusSettings, RpcSettings):
     lora_rank: int = Field(16, ge=1, le=256, description="1 to 256")
     lora_alpha: int = Field(32, ge=1, description="1 or more")
     max_grad_norm: float = Field(1.0, gt=0, description="above 0")
-    objective_weights: dict[Objective, float] = Field(
-        {"sft": 1.0, "kto": 1.0, "dpo": 1.0, "ppo": 1.0, "grpo": 1.0},
+    objective_weights: dict[str, float] = Field(
+        {objective.value: 1.0 for objective in POLICY_OBJECTIVES},
         description='JSON of objective to weight, such as {"kto": 1, "ppo": 0.5}; 0 is off',
+    )
+    algorithms: dict[str, str] = Field(
+        {},
+        description="JSON of objective (sft, kto, dpo) to the algorithm that learns from its "
+        "samples; absent: the algorithm of the same name",
     )
     beta_kto: float = Field(0.1, gt=0, description="above 0")
     beta_dpo: float = Field(0.1, gt=0, description="above 0")
@@ -205,9 +223,14 @@ class LearnerSettings(BusSettings, RpcSettings):
         return self.base_model_name or self.model.name
 
     @property
-    def scored_objective(self) -> Literal["ppo", "grpo"]:
-        """The objective that learns from scored rollouts; RLOO is an estimator of GRPO's."""
-        return "ppo" if self.policy_gradient == "ppo" else "grpo"
+    def scored_algorithm(self) -> str:
+        """The algorithm that learns from scored rollouts, if any does."""
+        return "ppo" if self.policy_gradient in ("auto", "off") else self.policy_gradient
+
+    @property
+    def scored_objective(self) -> Objective:
+        """The objective of the samples that scored rollouts make."""
+        return algorithms[self.scored_algorithm].objective
 
     @property
     def fresh_batch_size(self) -> int:
@@ -236,24 +259,58 @@ class LearnerSettings(BusSettings, RpcSettings):
 
     def weight_of(self, objective: str) -> float:
         """The weight of an objective; that of scored rollouts is 0 where another has them."""
-        scored = objective in ("ppo", "grpo")
-        if scored and (self.ppo == "off" or objective != self.scored_objective):
+        scored = objective in SCORED_OBJECTIVES
+        if scored and (self.policy_gradient == "off" or objective != self.scored_objective):
             return 0.0
-        return next((w for o, w in self.objective_weights.items() if o == objective), 0.0)
+        return self.objective_weights.get(objective, 0.0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_old_names(cls, given: Any) -> Any:
+        return with_old_names(given, os.environ) if isinstance(given, dict) else given
+
+    @field_validator("policy_gradient")
+    @classmethod
+    def _known_policy_gradient(cls, name: str) -> str:
+        known = ("auto", "off", *policy_gradients())
+        if name not in known:
+            raise ValueError(f"must be one of {', '.join(known)}")
+        return name
+
+    @field_validator("objective_weights")
+    @classmethod
+    def _known_objectives(cls, weights: dict[str, float]) -> dict[str, float]:
+        for objective in weights:
+            if objective not in POLICY_OBJECTIVES:
+                known = ", ".join(POLICY_OBJECTIVES)
+                raise ValueError(f"{objective!r} must be one of {known}")
+        return weights
+
+    @field_validator("algorithms")
+    @classmethod
+    def _known_algorithms(cls, chosen: dict[str, str]) -> dict[str, str]:
+        for objective, name in chosen.items():
+            known = [n for n, a in algorithms.items() if a.online and a.objective == objective]
+            if objective not in JUDGED_OBJECTIVES or name not in known:
+                raise ValueError(
+                    f"{name!r} does not learn from samples of {objective!r}; "
+                    f"these do: {', '.join(known) or 'none'}"
+                )
+        return chosen
 
     @model_validator(mode="after")
     def _room_for_prompts(self) -> "LearnerSettings":
         room = self.prompts_in_flight * self.samples_per_prompt
-        if self.prompts is not None and room < self.ppo_batch_size:
+        if self.prompts is not None and room < self.policy_gradient_batch_size:
             raise ValueError(
-                "prompts_in_flight times samples_per_prompt must be ppo_batch_size or more, "
-                "or no step would ever be full"
+                "prompts_in_flight times samples_per_prompt must be policy_gradient_batch_size "
+                "or more, or no step would ever be full"
             )
         return self
 
     def trainer(self) -> TrainerSettings:
-        """What the policy's trainer is told; raises `SettingsError`."""
-        weights: Mapping[str, float] = {str(o): w for o, w in self.objective_weights.items()}
+        """Return the settings of the policy's trainer; raises `SettingsError`."""
+        chosen = {**self.algorithms, self.scored_objective: self.scored_algorithm}
         named: dict[str, Any] = {
             "kind": self.weights_kind,
             "learning_rate": self.learning_rate,
@@ -263,17 +320,19 @@ class LearnerSettings(BusSettings, RpcSettings):
             "kl_budget": self.kl_budget or None,
             "lora_rank": self.lora_rank,
             "lora_alpha": self.lora_alpha,
-            "objective_weights": weights,
+            "objective_weights": self.objective_weights,
+            "algorithms": chosen,
             "beta_kto": self.beta_kto,
             "beta_dpo": self.beta_dpo,
             "kl_coef": self.kl_coef,
             "ppo_epochs": self.ppo_epochs,
-            "advantage_estimator": "rloo" if self.policy_gradient == "rloo" else "grpo",
             "token_budget": self.token_budget,
             "seed": self.seed,
             "threads": self.threads or None,
             "device": self.torch_device,
         }
+        for name in chosen.values():
+            named |= algorithms[name].settings
         known = {f.name for f in fields(TrainerSettings)}
         for name in self.trainer_settings:
             if name not in known or name in named:
@@ -285,7 +344,7 @@ class LearnerSettings(BusSettings, RpcSettings):
             raise SettingsError(f"trainer_settings: {error}", param="trainer_settings") from error
 
     def reward_trainer(self) -> RewardTrainerSettings:
-        """What the reward model's trainer is told; raises `SettingsError`."""
+        """Return the settings of the reward model's trainer; raises `SettingsError`."""
         return RewardTrainerSettings(
             learning_rate=self.reward_learning_rate,
             resume_warmup_steps=self.resume_warmup_steps,
@@ -293,3 +352,41 @@ class LearnerSettings(BusSettings, RpcSettings):
             threads=self.threads or None,
             device=self.torch_device,
         )
+
+
+def with_old_names(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return settings with `ppo` and `ppo_batch_size` under the names they have now.
+
+    The next release drops the old names. Raises `ValueError` where old and new contradict.
+    """
+    prefix = LearnerSettings.model_config["env_prefix"]
+    old = {k.upper(): v for k, v in environ.items()}
+    settings = {k: v for k, v in given.items() if k not in LearnerSettings.old_names}
+
+    def take(name: str, new: str) -> str | None:
+        value = given.get(name, old.get(f"{prefix}{name}".upper()))
+        if value is not None:
+            logger.warning("%s is now %s", f"{prefix}{name}".upper(), f"{prefix}{new}".upper())
+        return None if value is None else str(value)
+
+    def agree(agrees: bool, name: str, value: str, new: str) -> None:
+        if not agrees:
+            raise ValueError(
+                f"{prefix}{name.upper()}={value} contradicts "
+                f"{prefix}{new.upper()}={settings[new]}; remove the first, which is an old name"
+            )
+
+    size = take("ppo_batch_size", "policy_gradient_batch_size")
+    if size is not None:
+        known = settings.setdefault("policy_gradient_batch_size", size)
+        agree(str(known) == size, "ppo_batch_size", size, "policy_gradient_batch_size")
+    ppo = take("ppo", "policy_gradient")
+    if ppo is not None:
+        if ppo not in ("auto", "on", "off"):
+            raise ValueError(f"{prefix}PPO={ppo!r}: must be auto, on or off")
+        known = settings.setdefault("policy_gradient", "off" if ppo == "off" else "auto")
+        agree((known == "off") == (ppo == "off"), "ppo", ppo, "policy_gradient")
+    if ppo == "on":
+        known = settings.setdefault("uninformative_scores", "true")
+        agree(str(known).lower() in ("true", "1"), "ppo", ppo, "uninformative_scores")
+    return settings

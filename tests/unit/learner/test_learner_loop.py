@@ -103,7 +103,7 @@ async def test_pairs_and_scores_join_the_thumbs(parts: Parts) -> None:
 
 async def test_ppo_waits_for_a_batch_of_its_own_and_stays_out_when_off(tmp_path: Path) -> None:
     for option, expected in (("auto", True), ("off", False)):
-        parts = Parts(folder=tmp_path / option, options={"ppo": option})
+        parts = Parts(folder=tmp_path / option, options={"policy_gradient": option})
         rollouts = [make_rollout(f"c{n}") for n in range(8)]
         recorder.record_rollouts(parts.database, rollouts, 0.0)
         recorder.record_scores(parts.database, [make_score(f"c{n}") for n in range(7)], 0.0)

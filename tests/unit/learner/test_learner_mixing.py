@@ -203,7 +203,9 @@ async def test_a_refused_member_costs_its_group_no_more_than_itself(tmp_path: Pa
 
 
 async def test_a_member_left_alone_has_no_baseline_and_waits(tmp_path: Path) -> None:
-    parts = Parts(folder=tmp_path, options={"policy_gradient": "grpo", "ppo_batch_size": 6})
+    parts = Parts(
+        folder=tmp_path, options={"policy_gradient": "grpo", "policy_gradient_batch_size": 6}
+    )
     score_group(parts, "g", 4, 4)
     score_group(parts, "h", 2, 2)
     parts.trainer.refuses = {"h.1"}

@@ -40,7 +40,7 @@ def test_the_defaults_learn_from_thumbs_in_seconds(environment: pytest.MonkeyPat
 def test_values_come_from_the_environment(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("TUNELOOP_LEARNER_WEIGHTS_KIND", "full")
     environment.setenv("TUNELOOP_LEARNER_OBJECTIVE_WEIGHTS", '{"kto": 1, "ppo": 0.5}')
-    environment.setenv("TUNELOOP_LEARNER_PPO", "off")
+    environment.setenv("TUNELOOP_LEARNER_POLICY_GRADIENT", "off")
     settings = load(LearnerSettings)
     assert settings.trainer().optimizer.learning_rate == 1e-5
     assert settings.weight_of("kto") == 1.0
@@ -60,6 +60,57 @@ def test_one_objective_learns_from_scored_rollouts(environment: pytest.MonkeyPat
     assert (trainer.advantage_estimator, trainer.beta_grpo, trainer.epsilon) == ("rloo", 0.0, 0.1)
     assert trainer.resume_warmup_steps == settings.resume_warmup_steps
     assert settings.reward_trainer().resume_warmup_steps == settings.resume_warmup_steps
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ({"PPO": "off"}, {}, ("off", 8, False)),
+        ({"PPO": "auto"}, {}, ("auto", 8, False)),
+        ({"PPO": "auto"}, {"POLICY_GRADIENT": "grpo"}, ("grpo", 8, False)),
+        ({"PPO": "on"}, {"POLICY_GRADIENT": "rloo"}, ("rloo", 8, True)),
+        ({"PPO_BATCH_SIZE": "4"}, {}, ("auto", 4, False)),
+        ({"PPO_BATCH_SIZE": "4"}, {"POLICY_GRADIENT_BATCH_SIZE": "4"}, ("auto", 4, False)),
+    ],
+)
+def test_old_names_of_policy_gradients_are_accepted_with_a_warning(
+    environment: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    old: dict[str, str],
+    new: dict[str, str],
+    expected: tuple[str, int, bool],
+) -> None:
+    for name, value in (old | new).items():
+        environment.setenv(f"TUNELOOP_LEARNER_{name}", value)
+    settings = load(LearnerSettings)
+    found = (
+        settings.policy_gradient,
+        settings.policy_gradient_batch_size,
+        settings.uninformative_scores,
+    )
+    assert found == expected
+    (name,) = old
+    assert f"TUNELOOP_LEARNER_{name} is now TUNELOOP_LEARNER_POLICY_GRADIENT" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"PPO": "off"}, {"POLICY_GRADIENT": "grpo"}),
+        ({"PPO": "on"}, {"POLICY_GRADIENT": "off"}),
+        ({"PPO": "on"}, {"UNINFORMATIVE_SCORES": "false"}),
+        ({"PPO_BATCH_SIZE": "4"}, {"POLICY_GRADIENT_BATCH_SIZE": "8"}),
+    ],
+)
+def test_an_old_name_that_contradicts_the_new_one_is_refused(
+    environment: pytest.MonkeyPatch, old: dict[str, str], new: dict[str, str]
+) -> None:
+    for name, value in (old | new).items():
+        environment.setenv(f"TUNELOOP_LEARNER_{name}", value)
+    ((old_name, _),), ((new_name, _),) = old.items(), new.items()
+    message = f"TUNELOOP_LEARNER_{old_name}=.+ contradicts TUNELOOP_LEARNER_{new_name}="
+    with pytest.raises(SettingsError, match=message):
+        load(LearnerSettings)
 
 
 def test_a_new_policy_warms_up_within_a_kl_budget(environment: pytest.MonkeyPatch) -> None:
@@ -90,7 +141,7 @@ def test_a_wrong_setting_of_the_trainer_is_named(
 
 def test_prompts_that_could_never_fill_a_step_are_refused(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("TUNELOOP_LEARNER_PROMPTS", "/data/prompts.jsonl")
-    environment.setenv("TUNELOOP_LEARNER_PPO_BATCH_SIZE", "200")
+    environment.setenv("TUNELOOP_LEARNER_POLICY_GRADIENT_BATCH_SIZE", "200")
     with pytest.raises(SettingsError, match="no step would ever be full"):
         load(LearnerSettings)
 
@@ -100,7 +151,10 @@ def test_prompts_that_could_never_fill_a_step_are_refused(environment: pytest.Mo
     [
         ("BATCH_SIZ", "3", "did you mean TUNELOOP_LEARNER_BATCH_SIZE"),
         ("BATCH_SIZE", "0", "TUNELOOP_LEARNER_BATCH_SIZE='0'"),
+        ("POLICY_GRADIENT", "maybe", "auto"),
         ("PPO", "maybe", "auto"),
+        ("ALGORITHMS", '{"kto": "dpo"}', "ALGORITHMS.*'dpo' does not learn from samples of 'kto'"),
+        ("OBJECTIVE_WEIGHTS", '{"reward_model": 1}', "OBJECTIVE_WEIGHTS"),
         ("WEIGHTS_KIND", "half", "lora or full"),
         ("POLICY", "a.b", "TUNELOOP_LEARNER_POLICY"),
         ("NICENESS", "-5", "0 \\(as important as serving\\) to 19"),

@@ -202,7 +202,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
             database,
             policy,
             scored_objective=settings.scored_objective,
-            all_scores_count=settings.ppo == "on",
+            all_scores_count=settings.uninformative_scores,
         ),
         loop=loop,
         server=server,

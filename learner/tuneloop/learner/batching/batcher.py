@@ -25,17 +25,10 @@ from tuneloop.learner.ledger.queue import groups, ready
 from tuneloop.learner.ledger.queue.build_samples import EditTokens, Sample
 from tuneloop.learner.ledger.queue.ready import Readiness, Refusal
 from tuneloop.learner.ledger.queue.replay import replays
-from tuneloop.learner.samples import ModelRole, Objective
+from tuneloop.learner.samples import JUDGED_OBJECTIVES, SCORED_OBJECTIVES, ModelRole, Objective
 from tuneloop.learner.settings import LearnerSettings
 
 Clock = Callable[[], float]
-
-JUDGEMENTS: tuple[str, ...] = (Objective.DPO, Objective.KTO, Objective.SFT)
-"""Objectives that learn from what users say."""
-
-
-SCORED: tuple[str, ...] = (Objective.PPO, Objective.GRPO)
-"""Objectives that learn from scored rollouts."""
 
 
 @dataclass(slots=True)
@@ -77,7 +70,7 @@ class PolicyBatcher:
         """
         found = Found()
         replayed: dict[str, list[str]] = {}
-        queues = {objective: self._readiness(run, objective) for objective in JUDGEMENTS}
+        queues = {objective: self._readiness(run, objective) for objective in JUDGED_OBJECTIVES}
         fresh = self._settings.fresh_batch_size
         if _due(queues, settings=self._settings, full=fresh, now=self._clock()):
             counts = {objective: queue.count for objective, queue in queues.items()}
@@ -87,7 +80,7 @@ class PolicyBatcher:
             if limit is None:
                 replayed = self._add_replays(run, found.samples)
         oldest_allowed: dict[str, int] = {}
-        for objective in SCORED:
+        for objective in SCORED_OBJECTIVES:
             if self._settings.weight_of(objective) > 0:
                 oldest_allowed[objective] = self._oldest_allowed()
                 found.add(objective, self._take_scored(run, objective, oldest_allowed[objective]))
@@ -100,12 +93,12 @@ class PolicyBatcher:
     def progress(self, run: RunProgress) -> list[BatchProgress]:
         """How far the next steps are."""
         settings = self._settings
-        judged = sum(self._readiness(run, objective).count for objective in JUDGEMENTS)
+        judged = sum(self._readiness(run, objective).count for objective in JUDGED_OBJECTIVES)
         found = [BatchProgress(objective="judgements", have=judged, want=settings.fresh_batch_size)]
         objective = settings.scored_objective
         if settings.weight_of(objective) > 0:
             scored = self._scored(run, objective).count
-            want = settings.ppo_batch_size
+            want = settings.policy_gradient_batch_size
             found.append(BatchProgress(objective=objective, have=scored, want=want))
         return found
 
@@ -171,7 +164,7 @@ class PolicyBatcher:
         self, run: RunProgress, objective: str, oldest_allowed: int
     ) -> tuple[Sequence[Sample], list[Refusal]]:
         """Return a batch of scored rollouts, once there are enough for one."""
-        size = self._settings.ppo_batch_size
+        size = self._settings.policy_gradient_batch_size
         if self._scored(run, objective, oldest_allowed).count < size:
             return [], []
         if objective == Objective.PPO:

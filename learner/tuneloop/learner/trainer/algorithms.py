@@ -114,6 +114,7 @@ algorithms: dict[str, Algorithm] = {
         needs_reference=lambda settings: settings.beta_grpo > 0,
         source="policy",
         samples_per_prompt=8,
+        settings={"advantage_estimator": "grpo"},
         trl_names={
             "beta": "beta_grpo",
             "delta": "dual_clip",

@@ -144,7 +144,9 @@ def test_one_vote_per_user_and_completion(parts: Parts) -> None:
 
 
 def test_ratings_of_a_group_are_trusted_alike(tmp_path: Path) -> None:
-    parts = Parts(folder=tmp_path, options={"policy_gradient": "grpo", "ppo_batch_size": 2})
+    parts = Parts(
+        folder=tmp_path, options={"policy_gradient": "grpo", "policy_gradient_batch_size": 2}
+    )
     names = [f"c{n}" for n in range(4)]
     recorder.record_rollouts(parts.database, [make_rollout(c) for c in names], 0.0)
     ratings = [

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, delete, func, select, update
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events.verdict_rules import settle_siblings, settle_votes
 from tuneloop.learner.ledger.schema import rollouts, samples, steps, uses, versions
-from tuneloop.learner.samples import ModelRole, Objective, SampleState
+from tuneloop.learner.samples import SCORED_OBJECTIVES, ModelRole, SampleState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +131,7 @@ def staleness(database: Database) -> float | None:
     """
     scored = select(uses.c.step).where(
         uses.c.model == ModelRole.POLICY,
-        uses.c.objective.in_((Objective.PPO, Objective.GRPO)),
+        uses.c.objective.in_(SCORED_OBJECTIVES),
         uses.c.epoch == 0,
     )
     newest = scored.order_by(uses.c.step.desc()).limit(1)
@@ -156,7 +156,7 @@ def staleness(database: Database) -> float | None:
         .join(rollouts, rollouts.c.completion_id == samples.c.completion_id)
         .where(
             uses.c.model == ModelRole.POLICY,
-            uses.c.objective.in_((Objective.PPO, Objective.GRPO)),
+            uses.c.objective.in_(SCORED_OBJECTIVES),
             uses.c.step == newest.scalar_subquery(),
         )
     )

@@ -12,6 +12,7 @@ from tuneloop.learner.ledger.queue.ratings import Ratings
 from tuneloop.learner.ledger.rows import unpack_ids, unpack_logprobs
 from tuneloop.learner.ledger.schema import rankings, rollouts, scores
 from tuneloop.learner.samples import (
+    SCORED_OBJECTIVES,
     DemonstrationSample,
     LabelledText,
     Objective,
@@ -42,7 +43,7 @@ def problem_of(row: Any) -> str | None:
             return "a completion compared with itself"
         if row.chosen_prompt_tokens != row.rejected_prompt_tokens:
             return "the completions answer different prompts"
-    if row.objective in (Objective.PPO, Objective.GRPO):
+    if row.objective in SCORED_OBJECTIVES:
         if row.chosen_temperature == 0:
             return "sampled greedily: no importance ratio is defined"
         if not row.chosen_generation_logprobs:
