@@ -34,7 +34,7 @@ ARG ACCELERATOR
 WORKDIR /requirements
 COPY deploy/requirements pyproject.toml ./
 RUN python -m venv /opt/tuneloop \
-    && python needed.py pyproject.toml > needed.txt \
+    && python needed.py pyproject.toml serve > needed.txt \
     && pip install --no-cache-dir --constraint "$ACCELERATOR.txt" --requirement needed.txt
 
 # torch, in the build that fits the accelerator: PyTorch's own index has the one without CUDA.

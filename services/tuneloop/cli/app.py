@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tuneloop.cli import processes
 from tuneloop.cli.chat.command import EPILOG, chat
 from tuneloop.cli.doctor import doctor
 from tuneloop.cli.feedback import feedback_app
@@ -14,7 +15,7 @@ from tuneloop.cli.keys import keys_app
 from tuneloop.cli.lineage import lineage_app
 from tuneloop.cli.models import models_app
 from tuneloop.cli.policies import policies_app
-from tuneloop.supervisor.up import up
+from tuneloop.cli.up import up
 
 COMMANDS = "tuneloop.commands"
 """Entry points of this group are commands: functions, or a `typer.Typer` of several."""
@@ -55,38 +56,8 @@ app.command(rich_help_panel=RUN, epilog="Example: tuneloop up --port 8001")(up)
 app.command(rich_help_panel=RUN, epilog="Example: tuneloop doctor --process gateway --json")(doctor)
 app.add_typer(models_app, name="models", rich_help_panel=RUN)
 app.add_typer(keys_app, name="keys", rich_help_panel=RUN)
-
-
-@app.command(rich_help_panel=RUN)
-def gateway() -> None:
-    """Run the HTTP edge alone; settings: TUNELOOP_GATEWAY_…."""
-    from tuneloop.gateway.main import main as run
-
-    run()
-
-
-@app.command(rich_help_panel=RUN)
-def generation() -> None:
-    """Run the generation service alone; settings: TUNELOOP_GENERATION_…."""
-    from tuneloop.generation.main import main as run
-
-    run()
-
-
-@app.command(rich_help_panel=RUN)
-def reward() -> None:
-    """Run the reward service alone; settings: TUNELOOP_REWARD_…."""
-    from tuneloop.reward.main import main as run
-
-    run()
-
-
-@app.command(rich_help_panel=RUN)
-def learner() -> None:
-    """Run the learner alone; settings: TUNELOOP_LEARNER_…."""
-    from tuneloop.learner.main import main as run
-
-    run()
+for process in (processes.gateway, processes.generation, processes.reward, processes.learner):
+    app.command(rich_help_panel=RUN)(process)
 
 
 def add_commands(entries: Iterable[EntryPoint]) -> None:

@@ -1,9 +1,10 @@
 """`tuneloop doctor`: what this machine has, what it lacks, and how to mend that."""
 
 import enum
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,10 +46,6 @@ def doctor(
 
     The status is 1 where something would keep the service from running.
     """
-    from tuneloop.doctor.examination import examine
-    from tuneloop.settings import load
-    from tuneloop.supervisor.settings import SupervisorSettings
-
     options = {
         "model": model,
         "reward_model": reward_model,
@@ -57,16 +54,9 @@ def doctor(
         "port": port,
         "nats_server": nats_server,
     }
-    try:
-        settings = load(
-            SupervisorSettings,
-            environ={},  # a name that nothing reads is a finding here
-            **{name: value for name, value in options.items() if value is not None},
-        )
-    except TuneloopError as error:
-        fail(error.message)
+    given = {name: value for name, value in options.items() if value is not None}
     findings = []
-    for finding in examine(settings, {one.value for one in process or Process}):
+    for finding in examined(given, {one.value for one in process or Process}):
         findings.append(finding)
         if not as_json:
             show(finding)
@@ -77,6 +67,26 @@ def doctor(
         typer.echo("Nothing is in the way." if not problems else f"To mend: {problems}.")
     if problems:
         raise typer.Exit(1)
+
+
+def examined(given: Mapping[str, Any], processes: Set[str]) -> Iterator["Finding"]:
+    """Yield what is found; without the packages of a service only what to install."""
+    from tuneloop.doctor import packages
+
+    try:
+        from tuneloop.doctor.examination import examine
+        from tuneloop.settings import load
+        from tuneloop.supervisor.settings import SupervisorSettings
+    except ModuleNotFoundError as error:
+        yield packages.check_python()
+        yield packages.without_services(error, processes)
+        return
+    try:
+        # A name that nothing reads is a finding here.
+        settings = load(SupervisorSettings, environ={}, **given)
+    except TuneloopError as error:
+        fail(error.message)
+    yield from examine(settings, processes)
 
 
 def show(finding: "Finding") -> None:

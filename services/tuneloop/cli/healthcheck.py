@@ -10,8 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from tuneloop.cli.extras import needs
 from tuneloop.errors import SettingsError
-from tuneloop.rpc.probe import is_process_serving
 from tuneloop.supervisor.probes import Probe, answers_http
 
 LOCAL = "127.0.0.1"
@@ -44,4 +44,7 @@ def probe_of(arguments: Sequence[str], environment: Mapping[str, str]) -> Probe:
         raise SettingsError(f"{name}={port!r}: must be the port it listens on", param=name)
     if arguments[0] == "gateway":
         return answers_http(LOCAL, int(port), READY_PATH)
+    with needs("serve"):
+        from tuneloop.rpc.probe import is_process_serving
+
     return partial(is_process_serving, arguments[0], int(port))

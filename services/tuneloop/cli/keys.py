@@ -1,14 +1,19 @@
 """`tuneloop keys`: make, list and revoke the keys of a gateway on this machine."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tuneloop.cli.extras import needs
 from tuneloop.cli.options import fail
 from tuneloop.errors import TuneloopError
-from tuneloop.gateway.keys.store import FILE_NAME, ApiKey, KeyFile, Limits, Scope, new_key
+from tuneloop.gateway.keys.scopes import Scope
+
+if TYPE_CHECKING:
+    from tuneloop.gateway.keys.store import ApiKey, KeyFile
 
 keys_app = typer.Typer(
     no_args_is_help=True,
@@ -27,7 +32,7 @@ File = Annotated[
     typer.Option(
         envvar="TUNELOOP_GATEWAY_KEYS_FILE",
         help="File that holds them, instead.",
-        show_default=f"keys/{FILE_NAME} in the data folder",
+        show_default="keys/api_keys.json in the data folder",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -57,13 +62,15 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it. It is shown this once; the file keeps its hash."""
+    store = key_file(data_dir, file)
+    from tuneloop.gateway.keys.store import Limits, new_key
+
     limits = Limits(
         requests_per_minute=requests_per_minute,
         tokens_per_minute=tokens_per_minute,
         requests_per_day=requests_per_day,
         tokens_per_day=tokens_per_day,
     )
-    store = key_file(data_dir, file)
     try:
         secret, key = new_key(name, scope or [Scope.INFER, Scope.FEEDBACK], limits)
         store.add(key)
@@ -132,12 +139,15 @@ def revoke(
     typer.echo(json.dumps(document(revoked)) if as_json else f"revoked {revoked.name}")
 
 
-def key_file(data_dir: Path, file: Path | None) -> KeyFile:
-    """The file that is meant."""
+def key_file(data_dir: Path, file: Path | None) -> "KeyFile":
+    """Return the file that is meant."""
+    with needs("serve"):
+        from tuneloop.gateway.keys.store import FILE_NAME, KeyFile
+
     return KeyFile(file or data_dir / "keys" / FILE_NAME)
 
 
-def document(key: ApiKey) -> dict[str, Any]:
+def document(key: "ApiKey") -> dict[str, Any]:
     """A key as JSON."""
     return {
         "id": key.id,
@@ -150,7 +160,6 @@ def document(key: ApiKey) -> dict[str, Any]:
     }
 
 
-def limits_of(key: ApiKey) -> dict[str, int]:
+def limits_of(key: "ApiKey") -> dict[str, int]:
     """The limits that are set, by name."""
-    given = {name: getattr(key.limits, name) for name in Limits.__dataclass_fields__}
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in asdict(key.limits).items() if value is not None}

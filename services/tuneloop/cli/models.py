@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tuneloop.cli.extras import needs
 from tuneloop.errors import TuneloopError
 from tuneloop.models.catalog import catalog, default_policy_model, default_reward_backbone
 
@@ -30,12 +31,13 @@ def pull(
     as_json: AsJson = False,
 ) -> None:
     """Fetch models, so that nothing is downloaded at start; prints their folders."""
-    from tuneloop.models.resolve import resolve
-
     folders: dict[str, str] = {}
     for reference in references or [default_policy_model, default_reward_backbone]:
         try:
-            folders[reference] = str(resolve(reference, cache_dir.expanduser()))
+            with needs("generation"):
+                from tuneloop.models.resolve import resolve
+
+                folders[reference] = str(resolve(reference, cache_dir.expanduser()))
         except TuneloopError as error:
             typer.echo(error.message, err=True)
             raise typer.Exit(1) from error

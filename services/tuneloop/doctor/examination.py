@@ -22,7 +22,7 @@ def examine(settings: SupervisorSettings, processes: Set[str]) -> Iterator[Findi
     state = network.running_service(settings.data_dir)
     running = state is not None
     yield packages.check_python()
-    yield from packages.check_packages(processes - {"gateway"})
+    yield from packages.check_packages(packages.extras_of(processes))
     if processes != {"gateway"}:
         yield from check_accelerator(processes, running=running)
     cache_dir = settings.cache_dir.expanduser()

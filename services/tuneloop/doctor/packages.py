@@ -4,10 +4,12 @@ import platform
 import sys
 from collections.abc import Iterator, Set
 from importlib.metadata import PackageNotFoundError, requires, version
-
-from packaging.requirements import Requirement
+from typing import TYPE_CHECKING
 
 from tuneloop.doctor.finding import Finding, fine, problem, warning
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 OLDEST_PYTHON, TOO_NEW_PYTHON = (3, 11), (3, 14)
 VLLM = "0.32.0"
@@ -20,6 +22,20 @@ def check_python() -> Finding:
         return fine("python", found)
     mend = "install Python 3.11, 3.12 or 3.13 and make a new environment with it"
     return problem("python", found, mend)
+
+
+def extras_of(processes: Set[str]) -> set[str]:
+    """The extras of this package that these processes need."""
+    return {"serve", *processes - {"gateway"}}
+
+
+def without_services(error: ModuleNotFoundError, processes: Set[str]) -> Finding:
+    """What to install where a package that every service needs is missing."""
+    extras = extras_of(processes)
+    # The others bring "serve" with them.
+    wanted = ",".join(sorted(extras - {"serve"} or extras))
+    found = f"{error.name} is not installed: tuneloop {version('tuneloop')} runs no service here"
+    return problem("packages", found, f'pip install "tuneloop[{wanted}]"')
 
 
 def check_packages(extras: Set[str]) -> Iterator[Finding]:
@@ -39,8 +55,10 @@ def check_packages(extras: Set[str]) -> Iterator[Finding]:
         yield fine("packages", f"tuneloop {version('tuneloop')} and {present} that it needs")
 
 
-def requirements(extras: Set[str]) -> list[Requirement]:
+def requirements(extras: Set[str]) -> list["Requirement"]:
     """What this release needs with these extras, those of extras within extras included."""
+    from packaging.requirements import Requirement
+
     wanted, done, found = {"", *extras}, set[str](), dict[str, Requirement]()
     while wanted - done:
         extra = min(wanted - done)

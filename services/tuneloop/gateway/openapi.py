@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from tuneloop.gateway.edge.authentication import scope_for
-from tuneloop.gateway.keys.store import Scope
+from tuneloop.gateway.keys.scopes import Scope
 from tuneloop.gateway.openapi_parts import (
     Document,
     answers,

@@ -9,7 +9,8 @@ from pydantic_settings import SettingsConfigDict
 
 from tuneloop.bus.settings import BusSettings
 from tuneloop.errors import CorruptData
-from tuneloop.gateway.keys.store import ApiKey, KeyFile, Scope, create_command
+from tuneloop.gateway.keys.scopes import Scope
+from tuneloop.gateway.keys.store import ApiKey, KeyFile, create_command
 from tuneloop.ports import local_address
 from tuneloop.rpc.settings import RpcSettings
 from tuneloop.settings import AnyPort, Name

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from tuneloop.cli.extras import missing_package
 from tuneloop.errors import FailedPrecondition, SettingsError, TuneloopError
 
 RewardFunctions = Annotated[
@@ -34,7 +35,5 @@ def fail(error: TuneloopError) -> typer.Exit:
 
 
 def missing(error: ModuleNotFoundError) -> FailedPrecondition:
-    """What to say where the learner's packages are not installed."""
-    return FailedPrecondition(
-        f"this command needs the package {error.name}: pip install 'tuneloop[learner]'"
-    )
+    """Return what to say where the learner's packages are not installed."""
+    return FailedPrecondition(missing_package(error, "learner"))

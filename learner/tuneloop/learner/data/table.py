@@ -205,4 +205,4 @@ def checked_row(row: Any, place: str) -> Row:
 
 def missing_package(package: str, name: str) -> SettingsError:
     """What to say when an optional package is not there."""
-    return SettingsError(f"{name} needs the package {package}: pip install 'tuneloop[learner]'")
+    return SettingsError(f'{name} needs the package {package}: pip install "tuneloop[learner]"')

@@ -19,7 +19,7 @@ from tuneloop.errors import PermissionDenied, TuneloopError, Unauthenticated
 from tuneloop.gateway.edge.limits import AddressLimits, Meter
 from tuneloop.gateway.edge.spending import meter_of_request
 from tuneloop.gateway.errors import InvalidApiKey, MissingScope, error_response
-from tuneloop.gateway.keys import store
+from tuneloop.gateway.keys import scopes, store
 from tuneloop.gateway.keys.ring import KeyRing
 from tuneloop.gateway.settings import GatewaySettings, is_loopback
 
@@ -31,27 +31,27 @@ READS = ("GET", "HEAD")
 needed_scope = tuple(
     (method, re.compile(path), scope)
     for method, path, scope in (
-        ("POST", r"/v1/chat/completions", store.Scope.INFER),
-        ("POST", r"/v1/completions", store.Scope.INFER),
-        ("POST", r"/v1/score", store.Scope.INFER),
-        ("GET", r"/v1/models(/.*)?", store.Scope.INFER),
-        ("POST", r"/v1/feedback(/batch)?", store.Scope.FEEDBACK),
+        ("POST", r"/v1/chat/completions", scopes.Scope.INFER),
+        ("POST", r"/v1/completions", scopes.Scope.INFER),
+        ("POST", r"/v1/score", scopes.Scope.INFER),
+        ("GET", r"/v1/models(/.*)?", scopes.Scope.INFER),
+        ("POST", r"/v1/feedback(/batch)?", scopes.Scope.FEEDBACK),
         # Whoever holds an id was told it when the feedback was accepted; lists are for admins.
-        ("GET", r"/v1/feedback/.+", store.Scope.FEEDBACK),
-        ("DELETE", r"/v1/feedback/.+", store.Scope.FEEDBACK),
+        ("GET", r"/v1/feedback/.+", scopes.Scope.FEEDBACK),
+        ("DELETE", r"/v1/feedback/.+", scopes.Scope.FEEDBACK),
     )
 )
 """By method and path; whatever is not here needs `admin`."""
 
 
-def scope_for(method: str, path: str) -> store.Scope | None:
+def scope_for(method: str, path: str) -> scopes.Scope | None:
     """The scope that a request needs; None where it needs no key."""
     if not path.startswith(PROTECTED):
         return None
     for of_method, pattern, scope in needed_scope:
         if method == of_method and pattern.fullmatch(path):
             return scope
-    return store.Scope.ADMIN
+    return scopes.Scope.ADMIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,7 @@ class Authentication:
             caller, meter = self.identify(scope, Headers(scope=scope))
             if meter is not None and scope["method"] not in READS:
                 needed = scope_for(scope["method"], scope["path"])
-                meter.admit(generates=needed is store.Scope.INFER)
+                meter.admit(generates=needed is scopes.Scope.INFER)
         except TuneloopError as refusal:
             await error_response(refusal)(scope, receive, with_limits(send, meter))
             return
@@ -144,7 +144,7 @@ class Authentication:
         return self.require_key is False or self.ring.empty
 
     def holder(
-        self, key: store.ApiKey, needed: store.Scope, asked: str
+        self, key: store.ApiKey, needed: scopes.Scope, asked: str
     ) -> tuple[Caller, Meter | None]:
         """The holder of a key. Raises `InvalidApiKey` and `MissingScope`."""
         if not key.active:

@@ -9,7 +9,8 @@ from pathlib import Path
 from tuneloop.errors import CorruptData
 from tuneloop.gateway.edge.limits import Meter, limited
 from tuneloop.gateway.edge.quotas import Book, KeyUsage
-from tuneloop.gateway.keys.store import ApiKey, KeyFile, Scope, hash_key
+from tuneloop.gateway.keys.scopes import Scope
+from tuneloop.gateway.keys.store import ApiKey, KeyFile, hash_key
 
 logger = logging.getLogger("tuneloop.gateway")
 

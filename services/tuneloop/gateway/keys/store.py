@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -27,23 +26,13 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from tuneloop.errors import Conflict, CorruptData, InvalidRequest, NotFound
 from tuneloop.files import write_file
+from tuneloop.gateway.keys.scopes import Scope
 
 PREFIX = "tl-"
 FILE_NAME = "api_keys.json"
 NAME = r"^[A-Za-z0-9._@-]{1,64}$"
 
 Count = Annotated[int, Field(ge=1, le=10**15)]
-
-
-class Scope(StrEnum):
-    """What a key is good for."""
-
-    INFER = "infer"
-    """Ask for completions and scores, list models."""
-    FEEDBACK = "feedback"
-    """Give, read and retract feedback by its id."""
-    ADMIN = "admin"
-    """Everything, what the others may do included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,7 @@ def test_without_the_learners_packages_a_command_says_which() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == (
-        "tuneloop: this command needs the package torch: pip install 'tuneloop[learner]'\n"
+        'tuneloop: this command needs the package torch: pip install "tuneloop[learner]"\n'
     )
 
 
