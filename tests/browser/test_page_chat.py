@@ -260,6 +260,22 @@ async def test_what_a_model_writes_stays_text(browser: Any, stack: Stack) -> Non
         assert await text.locator("blockquote").inner_text() == "quoted"
 
 
+async def test_what_is_written_stays_in_place_while_an_answer_grows(
+    browser: Any, stack: Stack
+) -> None:
+    stack.generation.pieces = ("# Title\n\nA *word*.\n\n", "- one\n- two\n\n", *["more "] * 40)
+    stack.generation.delay = 0.02
+    async with opened(browser, stack) as page:
+        await page.fill("#prompt", "hello")
+        await page.keyboard.press("Enter")
+        await page.locator(".answer .text li").nth(1).wait_for()
+        await page.evaluate("kept = [...document.querySelectorAll('.text h2, .text em, .text li')]")
+        assert await page.evaluate("document.querySelector('.answer').ariaBusy") == "true"
+        await page.get_by_label("Good answer").wait_for()
+        assert await page.evaluate("kept.map((node) => node.isConnected)") == [True] * 4
+        assert await page.locator(".answer .text > p").nth(1).inner_text() == ("more " * 40).strip()
+
+
 async def test_a_key_is_asked_for(browser: Any) -> None:
     async with (
         running_gateway(api_key="the key") as stack,

@@ -2,7 +2,7 @@
 
 import { retractFeedback, sendFeedback } from "./api.js";
 import { announce, el, icon, iconButton, say } from "./dom.js";
-import { markdown } from "./markdown.js";
+import { MarkdownView, markdown } from "./markdown.js";
 
 const ENDINGS = {
   length: "Cut at the length limit.",
@@ -22,20 +22,30 @@ export class AnswerView {
     /** Stands in the place of the version while that is not to be known. */
     this.alias = null;
     this.drawing = false;
-    this.text = el("div", { class: "text" });
+    this.view = new MarkdownView();
+    this.text = this.view.node;
     this.extra = el("div", { class: "extra" });
     this.note = el("span", { class: "note", role: "status" });
     this.badge = el("span", { class: "badge" });
     this.tools = el("div", { class: "tools", role: "group", "aria-label": "Judge this answer" });
     this.meta = el("footer", { class: "meta", hidden: true }, this.badge, this.tools, this.note);
-    this.node = el("article", { class: "answer", "aria-label": "Answer", tabindex: -1 }, this.text, this.extra, this.meta);
+    this.node = el(
+      "article",
+      { class: "answer", "aria-label": "Answer", tabindex: -1 },
+      this.text,
+      this.extra,
+      this.meta,
+    );
     this.buildTools();
     this.update();
   }
 
   buildTools() {
     const thumb = (value, label) =>
-      iconButton(value, label, () => this.press(value), { "aria-pressed": "false", "data-value": value });
+      iconButton(value, label, () => this.press(value), {
+        "aria-pressed": "false",
+        "data-value": value,
+      });
     this.thumbs = [thumb("up", "Good answer"), thumb("down", "Bad answer")];
     this.regenerate = iconButton("loop", "Ask again", () => this.actions.regenerate());
     this.tools.append(
@@ -64,7 +74,7 @@ export class AnswerView {
   draw() {
     const { answer } = this;
     this.node.setAttribute("aria-busy", String(!this.finished));
-    if (!this.editor) this.text.replaceChildren(markdown(answer.edit?.text ?? answer.text));
+    if (!this.editor) this.view.show(answer.edit?.text ?? answer.text);
     this.node.classList.toggle("edited", Boolean(answer.edit));
     if (!this.finished) return;
     const judged = Boolean(answer.completionId && answer.text);
@@ -78,14 +88,26 @@ export class AnswerView {
     }
     if (!this.editor && !this.commenting) this.drawExtra();
     if (answer.failure) return;
-    if (!answer.text) this.tell(answer.finish === "abort" ? "Stopped before the first word." : "The model had nothing to say.");
+    if (!answer.text)
+      this.tell(
+        answer.finish === "abort"
+          ? "Stopped before the first word."
+          : "The model had nothing to say.",
+      );
     else if (ENDINGS[answer.finish] && !this.note.textContent) this.tell(ENDINGS[answer.finish]);
   }
 
   showVersion() {
     const { version, spans } = this.answer;
     const several = spans && new Set(spans).size > 1;
-    say(this.badge, this.alias ? this.alias : several ? `versions ${spans[0]} to ${spans.at(-1)}` : `version ${version}`);
+    say(
+      this.badge,
+      this.alias
+        ? this.alias
+        : several
+          ? `versions ${spans[0]} to ${spans.at(-1)}`
+          : `version ${version}`,
+    );
     this.badge.title = several ? "New weights went live while this was being written" : "";
   }
 
@@ -94,11 +116,29 @@ export class AnswerView {
     const { answer } = this;
     if (answer.failure) parts.push(this.failureLine(answer.failure));
     if (answer.edit) {
-      const original = el("details", {}, el("summary", {}, "What the model wrote"), el("div", { class: "text" }, markdown(answer.text)));
-      parts.push(el("p", { class: "said" }, icon("pencil"), "Your better answer. ", this.undo("Take it back", () => this.takeBack("edit"))), original);
+      const summary = el("summary", {}, "What the model wrote");
+      const original = el("details", {}, summary, markdown(answer.text));
+      parts.push(
+        el(
+          "p",
+          { class: "said" },
+          icon("pencil"),
+          "Your better answer. ",
+          this.undo("Take it back", () => this.takeBack("edit")),
+        ),
+        original,
+      );
     }
     if (answer.comment) {
-      parts.push(el("p", { class: "said" }, icon("comment"), `“${answer.comment.text}” `, this.undo("Take it back", () => this.takeBack("comment"))));
+      parts.push(
+        el(
+          "p",
+          { class: "said" },
+          icon("comment"),
+          `“${answer.comment.text}” `,
+          this.undo("Take it back", () => this.takeBack("comment")),
+        ),
+      );
     }
     this.extra.replaceChildren(...parts);
   }
@@ -108,7 +148,11 @@ export class AnswerView {
   }
 
   failureLine(message) {
-    const again = el("button", { type: "button", class: "quiet", onclick: () => this.actions.retry() }, "Try again");
+    const again = el(
+      "button",
+      { type: "button", class: "quiet", onclick: () => this.actions.retry() },
+      "Try again",
+    );
     return el("p", { class: "failure", role: "alert" }, message, again);
   }
 
@@ -126,7 +170,12 @@ export class AnswerView {
     thumb.value = wanted;
     this.draw();
     await this.store("thumb", {
-      done: wanted === null ? "Taken back." : before === null ? "Thanks. The next version learns from it." : "Changed.",
+      done:
+        wanted === null
+          ? "Taken back."
+          : before === null
+            ? "Thanks. The next version learns from it."
+            : "Changed.",
       run: async (patience) => {
         if (wanted !== null) {
           thumb.ids.push(await sendFeedback(this.feedback({ kind: "thumb", value }), patience));
@@ -146,18 +195,39 @@ export class AnswerView {
 
   openEdit() {
     const { answer } = this;
-    const box = el("textarea", { class: "box", "aria-label": "The answer as it should have been", maxlength: 30_000 });
+    const box = el("textarea", {
+      class: "box",
+      "aria-label": "The answer as it should have been",
+      maxlength: 30_000,
+    });
     box.value = answer.edit?.text ?? answer.text;
-    const send = () => this.saveText("edit", { kind: "demonstration", text: box.value.trim() }, "Thanks. The next version learns to say it so.");
-    this.editor = this.form(box, "Save the better answer", send);
-    this.text.replaceChildren(this.editor);
+    const send = () =>
+      this.saveText(
+        "edit",
+        { kind: "demonstration", text: box.value.trim() },
+        "Thanks. The next version learns to say it so.",
+      );
+    const editor = this.form(box, "Save the better answer", send);
+    (this.editor ?? this.text).replaceWith(editor);
+    this.editor = editor;
     grow(box);
     box.focus();
   }
 
   openComment() {
-    const box = el("textarea", { class: "box", "aria-label": "Your comment", maxlength: 4000, rows: 2, placeholder: "What is good or bad about it?" });
-    const send = () => this.saveText("comment", { kind: "comment", text: box.value.trim() }, "Thanks. Kept for the people who train.");
+    const box = el("textarea", {
+      class: "box",
+      "aria-label": "Your comment",
+      maxlength: 4000,
+      rows: 2,
+      placeholder: "What is good or bad about it?",
+    });
+    const send = () =>
+      this.saveText(
+        "comment",
+        { kind: "comment", text: box.value.trim() },
+        "Thanks. Kept for the people who train.",
+      );
     this.commenting = this.form(box, "Send the comment", send);
     this.extra.replaceChildren(this.commenting);
     this.actions.following(() => box.focus());
@@ -168,7 +238,16 @@ export class AnswerView {
       "form",
       { class: "write" },
       box,
-      el("div", { class: "actions" }, el("button", { type: "button", class: "quiet", onclick: () => this.closeForms() }, "Cancel"), el("button", { class: "solid" }, label)),
+      el(
+        "div",
+        { class: "actions" },
+        el(
+          "button",
+          { type: "button", class: "quiet", onclick: () => this.closeForms() },
+          "Cancel",
+        ),
+        el("button", { class: "solid" }, label),
+      ),
     );
     form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -186,6 +265,7 @@ export class AnswerView {
   }
 
   closeForms() {
+    this.editor?.replaceWith(this.text);
     this.editor = null;
     this.commenting = null;
     this.draw();
@@ -240,8 +320,10 @@ export class AnswerView {
    * another, as the last word counts; a word that was taken back meanwhile is not sent any more.
    */
   store(name, { run, done, failed }) {
-    const queue = (this.queues[name] ??= { turn: 0, tail: Promise.resolve() });
-    const turn = (queue.turn += 1);
+    this.queues[name] ??= { turn: 0, tail: Promise.resolve() };
+    const queue = this.queues[name];
+    queue.turn += 1;
+    const { turn } = queue;
     const current = () => queue.turn === turn;
     this.tell("");
     const patience = {

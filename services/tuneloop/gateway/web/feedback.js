@@ -5,7 +5,7 @@ import { $, announce, el, icon, say } from "./dom.js";
 import { headline, kindIcon, question } from "./feedback-text.js";
 import { ago, count, moment } from "./format.js";
 import { markdown } from "./markdown.js";
-import { confirmAction, askForKey, openShell } from "./shell.js";
+import { askForKey, confirmAction, openShell } from "./shell.js";
 
 const PAGE = 50;
 const TYPING = 350;
@@ -29,7 +29,8 @@ function readAddress() {
 
 function wanted() {
   const chosen = new URLSearchParams();
-  for (const [name, value] of new FormData(filters)) if (value.trim()) chosen.set(name, value.trim());
+  for (const [name, value] of new FormData(filters))
+    if (value.trim()) chosen.set(name, value.trim());
   return chosen;
 }
 
@@ -67,7 +68,8 @@ $("more").addEventListener("click", () => load(next));
 /* the list */
 
 async function load(before = null) {
-  const mine = (turn += 1);
+  turn += 1;
+  const mine = turn;
   const query = asQuery(wanted());
   query.set("limit", PAGE);
   if (before) query.set("before", before);
@@ -91,13 +93,18 @@ async function load(before = null) {
 
 function showCount() {
   $("more").hidden = !next;
-  if (shown) say($("found"), next ? `The latest ${count(shown)}` : count(shown) + " found");
+  if (shown) say($("found"), next ? `The latest ${count(shown)}` : `${count(shown)} found`);
   else say($("found"), wanted().size ? "Nothing matches" : "Nobody has said anything yet");
 }
 
 function fail(error, before) {
-  if (error.status === 403) askForKey("This page needs a key with the scope admin. It stays in this tab.");
-  const again = el("button", { type: "button", class: "quiet", onclick: () => load(before) }, "Try again");
+  if (error.status === 403)
+    askForKey("This page needs a key with the scope admin. It stays in this tab.");
+  const again = el(
+    "button",
+    { type: "button", class: "quiet", onclick: () => load(before) },
+    "Try again",
+  );
   $("problem").replaceChildren(error.message, again);
   $("problem").hidden = false;
   say($("found"), shown ? `The latest ${count(shown)}` : "Nothing to show");
@@ -105,7 +112,11 @@ function fail(error, before) {
 
 function itemNode(item) {
   const body = el("div", { class: "body" });
-  const badge = el("span", { class: "badge", "data-state": item.status, hidden: item.status === "accepted" }, item.status);
+  const badge = el(
+    "span",
+    { class: "badge", "data-state": item.status, hidden: item.status === "accepted" },
+    item.status,
+  );
   const details = el(
     "details",
     { class: "item" },
@@ -115,7 +126,11 @@ function itemNode(item) {
       kindIcon(item),
       el("span", { class: "what" }, el("strong", {}, headline(item)), badge),
       el("span", { class: "clip" }, question(item)),
-      el("span", { class: "note", title: moment(item.accepted_time) }, `${item.policy_version === null ? "" : `version ${item.policy_version} · `}${ago(item.accepted_time)}`),
+      el(
+        "span",
+        { class: "note", title: moment(item.accepted_time) },
+        `${item.policy_version === null ? "" : `version ${item.policy_version} · `}${ago(item.accepted_time)}`,
+      ),
     ),
     body,
   );
@@ -148,20 +163,30 @@ function completionParts(item) {
   const several = item.completions?.length > 1 ? item.completions : null;
   if (!several) return item.completion ? [written("Answer", item.completion, "answer")] : [];
   return several.map((completion, index) => {
-    const best = item.kind === "comparison" ? completion.completion_id === item.chosen : index === 0;
+    const best =
+      item.kind === "comparison" ? completion.completion_id === item.chosen : index === 0;
     const place = item.kind === "ranking" ? `Place ${index + 1}` : best ? "Chosen" : "Rejected";
-    const version = completion.policy_version === null ? "" : `, version ${completion.policy_version}`;
-    return written(place + version, completion.text ?? "Not known yet.", best ? "answer chosen" : "answer rejected");
+    const version =
+      completion.policy_version === null ? "" : `, version ${completion.policy_version}`;
+    return written(
+      place + version,
+      completion.text ?? "Not known yet.",
+      best ? "answer chosen" : "answer rejected",
+    );
   });
 }
 
 function judgementParts(item) {
   if (!item.text) return [];
-  return item.kind === "demonstration" ? [written("Better answer", item.text, "answer chosen")] : [block("Comment", item.text, "comment")];
+  return item.kind === "demonstration"
+    ? [written("Better answer", item.text, "answer chosen")]
+    : [block("Comment", item.text, "comment")];
 }
 
-const block = (title, text, kind = "") => el("section", { class: `block ${kind}` }, el("h3", {}, title), el("p", {}, text));
-const written = (title, text, kind) => el("section", { class: `block ${kind}` }, el("h3", {}, title), el("div", { class: "text" }, markdown(text, 4)));
+const block = (title, text, kind = "") =>
+  el("section", { class: `block ${kind}` }, el("h3", {}, title), el("p", {}, text));
+const written = (title, text, kind) =>
+  el("section", { class: `block ${kind}` }, el("h3", {}, title), markdown(text, 4));
 
 function facts(item) {
   const used = item.used_by_versions ?? [];
@@ -176,8 +201,16 @@ function facts(item) {
 }
 
 function actions(item, badge) {
-  const sameUser = el("button", { type: "button", class: "quiet", onclick: () => onlyUser(item.user_hash) }, "Only this user");
-  const retract = el("button", { type: "button", class: "quiet danger", hidden: item.status !== "accepted" }, "Retract");
+  const sameUser = el(
+    "button",
+    { type: "button", class: "quiet", onclick: () => onlyUser(item.user_hash) },
+    "Only this user",
+  );
+  const retract = el(
+    "button",
+    { type: "button", class: "quiet danger", hidden: item.status !== "accepted" },
+    "Retract",
+  );
   retract.addEventListener("click", async () => {
     const done = await confirmAction({
       title: "Retract this feedback?",
@@ -217,7 +250,12 @@ $("export").addEventListener("click", async (event) => {
     const url = URL.createObjectURL(blob);
     el("a", { href: url, download: `${kind}.jsonl` }).click();
     setTimeout(() => URL.revokeObjectURL(url), 60_000);
-    say($("export-note"), blob.size ? `${kind}.jsonl: ${size(blob.size)}.` : "There is nothing of this kind yet: the file is empty.");
+    say(
+      $("export-note"),
+      blob.size
+        ? `${kind}.jsonl: ${size(blob.size)}.`
+        : "There is nothing of this kind yet: the file is empty.",
+    );
   } catch (error) {
     say($("export-note"), `Not exported: ${error.message}`);
   }
@@ -235,7 +273,9 @@ $("export").querySelector("summary").prepend(icon("download"));
 
 function size(bytes) {
   const kilobytes = bytes / 1024;
-  return kilobytes < 1000 ? `${Math.max(1, Math.round(kilobytes))} kB` : `${(kilobytes / 1024).toFixed(1)} MB`;
+  return kilobytes < 1000
+    ? `${Math.max(1, Math.round(kilobytes))} kB`
+    : `${(kilobytes / 1024).toFixed(1)} MB`;
 }
 
 readAddress();
