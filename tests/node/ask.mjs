@@ -20,7 +20,12 @@ const place = jsonSchema({
 
 const whole = await generateText({ model, prompt, maxOutputTokens: 16 });
 
-const stream = streamText({ model, prompt, maxOutputTokens: 16, headers: { "x-tuneloop-train": "false" } });
+const stream = streamText({
+  model,
+  prompt,
+  maxOutputTokens: 16,
+  headers: { "x-tuneloop-train": "false" },
+});
 let streamed = "";
 for await (const piece of stream.textStream) streamed += piece;
 

@@ -30,7 +30,9 @@ async function streamGroup({ model, messages, answers, signal, onChange }) {
   } catch (error) {
     for (const answer of answers.filter((one) => one.finish === null)) {
       if (signal.aborted) answer.finish = "abort";
-      else answer.failure = error instanceof ApiError ? error.message : "Something went wrong in the page.";
+      else
+        answer.failure =
+          error instanceof ApiError ? error.message : "Something went wrong in the page.";
     }
     if (!signal.aborted && !(error instanceof ApiError)) console.error(error);
   }
@@ -44,6 +46,7 @@ function take(answer, chunk, choice) {
   answer.version = chunk.policy_version;
   answer.completionId = choice.completion_id;
   answer.text += choice.delta.content ?? "";
-  if (choice.policy_version_spans) answer.spans = choice.policy_version_spans.map((span) => span.policy_version);
+  if (choice.policy_version_spans)
+    answer.spans = choice.policy_version_spans.map((span) => span.policy_version);
   if (choice.finish_reason) answer.finish = choice.finish_reason;
 }

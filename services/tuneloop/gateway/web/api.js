@@ -91,11 +91,9 @@ export async function* events(body) {
       const { done, value } = await reader.read();
       if (done) return;
       buffer += value;
-      let end;
-      while ((end = buffer.indexOf("\n\n")) >= 0) {
-        yield parsed(buffer.slice(0, end));
-        buffer = buffer.slice(end + 2);
-      }
+      const whole = buffer.split("\n\n");
+      buffer = whole.pop();
+      for (const text of whole) yield parsed(text);
     }
   } catch (error) {
     if (error.name === "AbortError") throw error;

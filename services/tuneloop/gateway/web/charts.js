@@ -34,7 +34,16 @@ export class Chart {
       { class: "card chart" },
       el("figcaption", {}, el("h3", {}, title), this.readout, el("p", {}, note)),
       this.drawing,
-      el("details", {}, el("summary", {}, "As a table"), el("div", { class: "scrolls", tabindex: 0, role: "group", "aria-label": `${title}, as a table` }, el("table", {}, el("thead", {}, el("tr", {}, ...heads)), this.rows))),
+      el(
+        "details",
+        {},
+        el("summary", {}, "As a table"),
+        el(
+          "div",
+          { class: "scrolls", tabindex: 0, role: "group", "aria-label": `${title}, as a table` },
+          el("table", {}, el("thead", {}, el("tr", {}, ...heads)), this.rows),
+        ),
+      ),
     );
     this.drawing.addEventListener("pointermove", (event) => this.point(event));
     this.drawing.addEventListener("pointerleave", () => this.rest());
@@ -52,8 +61,15 @@ export class Chart {
   }
 
   row(point) {
-    const interval = point.low === undefined ? "–" : `${this.format(point.low)} to ${this.format(point.high)}`;
-    return el("tr", {}, el("th", { scope: "row" }, String(point.x)), el("td", {}, this.format(point.y)), el("td", {}, interval));
+    const interval =
+      point.low === undefined ? "–" : `${this.format(point.low)} to ${this.format(point.high)}`;
+    return el(
+      "tr",
+      {},
+      el("th", { scope: "row" }, String(point.x)),
+      el("td", {}, this.format(point.y)),
+      el("td", {}, interval),
+    );
   }
 
   draw() {
@@ -62,19 +78,37 @@ export class Chart {
     this.drawing.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     this.drawing.setAttribute("aria-label", this.summary());
     if (!this.points.length) {
-      this.drawing.replaceChildren(svg("text", { class: "nothing", x: width / 2, y: HEIGHT / 2, "text-anchor": "middle" }, this.empty));
+      this.drawing.replaceChildren(
+        svg(
+          "text",
+          { class: "nothing", x: width / 2, y: HEIGHT / 2, "text-anchor": "middle" },
+          this.empty,
+        ),
+      );
       return;
     }
     const scale = this.scale(width);
     this.scaled = this.points.map((point) => ({ point, x: scale.x(point.x), y: scale.y(point.y) }));
-    this.cursor = svg("line", { class: "cursor", y1: PAD.top, y2: HEIGHT - PAD.bottom, visibility: "hidden" });
-    this.drawing.replaceChildren(...this.axes(scale, width), this.cursor, ...this.intervals(scale), this.line(), ...this.dots());
+    this.cursor = svg("line", {
+      class: "cursor",
+      y1: PAD.top,
+      y2: HEIGHT - PAD.bottom,
+      visibility: "hidden",
+    });
+    this.drawing.replaceChildren(
+      ...this.axes(scale, width),
+      this.cursor,
+      ...this.intervals(scale),
+      this.line(),
+      ...this.dots(),
+    );
   }
 
   scale(width) {
     const xs = this.points.map((point) => point.x);
     let [low, high] = this.bounds ?? this.range();
-    if (low === high) [low, high] = low === 0 ? [0, 1] : [low - Math.abs(low) / 2, low + Math.abs(low) / 2];
+    if (low === high)
+      [low, high] = low === 0 ? [0, 1] : [low - Math.abs(low) / 2, low + Math.abs(low) / 2];
     const [first, last] = [Math.min(...xs), Math.max(...xs)];
     const right = width - PAD.right;
     const bottom = HEIGHT - PAD.bottom;
@@ -83,7 +117,10 @@ export class Chart {
       high,
       first,
       last,
-      x: (value) => (first === last ? (PAD.left + right) / 2 : PAD.left + 8 + ((value - first) / (last - first)) * (right - PAD.left - 16)),
+      x: (value) =>
+        first === last
+          ? (PAD.left + right) / 2
+          : PAD.left + 8 + ((value - first) / (last - first)) * (right - PAD.left - 16),
       y: (value) => bottom - ((value - low) / (high - low)) * (bottom - PAD.top),
     };
   }
@@ -101,12 +138,22 @@ export class Chart {
       const y = scale.y(value);
       return [
         svg("line", { class: "grid", x1: PAD.left, x2: width - PAD.right, y1: y, y2: y }),
-        svg("text", { class: "tick", x: PAD.left - 8, y: y + 4, "text-anchor": "end" }, this.format(value)),
+        svg(
+          "text",
+          { class: "tick", x: PAD.left - 8, y: y + 4, "text-anchor": "end" },
+          this.format(value),
+        ),
       ];
     });
     const along = ticks(scale.first, scale.last, Math.max(2, Math.floor(width / 90)))
       .filter(Number.isInteger)
-      .map((value) => svg("text", { class: "tick", x: scale.x(value), y: HEIGHT - 8, "text-anchor": "middle" }, String(value)));
+      .map((value) =>
+        svg(
+          "text",
+          { class: "tick", x: scale.x(value), y: HEIGHT - 8, "text-anchor": "middle" },
+          String(value),
+        ),
+      );
     return [...across.flat(), ...along];
   }
 
@@ -115,12 +162,17 @@ export class Chart {
       .filter((point) => point.low !== undefined)
       .map((point) => {
         const [x, top, bottom] = [scale.x(point.x), scale.y(point.high), scale.y(point.low)];
-        return svg("path", { class: "interval", d: `M${x} ${top}V${bottom}M${x - 4} ${top}h8M${x - 4} ${bottom}h8` });
+        return svg("path", {
+          class: "interval",
+          d: `M${x} ${top}V${bottom}M${x - 4} ${top}h8M${x - 4} ${bottom}h8`,
+        });
       });
   }
 
   line() {
-    const d = this.scaled.map(({ x, y }, index) => `${index ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
+    const d = this.scaled
+      .map(({ x, y }, index) => `${index ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`)
+      .join("");
     return svg("path", { class: "line", d });
   }
 
@@ -128,14 +180,21 @@ export class Chart {
     // Where they would touch, the line says it all.
     if (this.points.length > 30) return [];
     return this.scaled.map(({ point, x, y }) =>
-      svg("circle", { class: point.x === this.marked ? "dot marked" : "dot", cx: x, cy: y, r: point.x === this.marked ? 5 : 3.5 }),
+      svg("circle", {
+        class: point.x === this.marked ? "dot marked" : "dot",
+        cx: x,
+        cy: y,
+        r: point.x === this.marked ? 5 : 3.5,
+      }),
     );
   }
 
   point(event) {
     if (!this.points.length || !this.scaled) return;
     const at = event.clientX - this.drawing.getBoundingClientRect().left;
-    const nearest = this.scaled.reduce((best, one) => (Math.abs(one.x - at) < Math.abs(best.x - at) ? one : best));
+    const nearest = this.scaled.reduce((best, one) =>
+      Math.abs(one.x - at) < Math.abs(best.x - at) ? one : best,
+    );
     this.cursor.setAttribute("x1", nearest.x);
     this.cursor.setAttribute("x2", nearest.x);
     this.cursor.setAttribute("visibility", "visible");
@@ -150,7 +209,8 @@ export class Chart {
   }
 
   words(point) {
-    const interval = point.low === undefined ? "" : ` (${this.format(point.low)} to ${this.format(point.high)})`;
+    const interval =
+      point.low === undefined ? "" : ` (${this.format(point.low)} to ${this.format(point.high)})`;
     return `${this.xName} ${point.x}: ${this.format(point.y)}${interval}`;
   }
 
@@ -167,7 +227,12 @@ export class Sparkline {
     this.label = label;
     this.length = length;
     this.values = [];
-    this.node = svg("svg", { class: "spark", viewBox: `0 0 ${length} 24`, preserveAspectRatio: "none", "aria-hidden": "true" });
+    this.node = svg("svg", {
+      class: "spark",
+      viewBox: `0 0 ${length} 24`,
+      preserveAspectRatio: "none",
+      "aria-hidden": "true",
+    });
   }
 
   add(value) {
@@ -175,7 +240,12 @@ export class Sparkline {
     this.values.splice(0, this.values.length - this.length);
     const top = Math.max(...this.values, 1e-9);
     const start = this.length - this.values.length;
-    const d = this.values.map((one, index) => `${index ? "L" : "M"}${start + index} ${(23 - (one / top) * 21).toFixed(1)}`).join("");
+    const d = this.values
+      .map(
+        (one, index) =>
+          `${index ? "L" : "M"}${start + index} ${(23 - (one / top) * 21).toFixed(1)}`,
+      )
+      .join("");
     this.node.replaceChildren(svg("path", { d, "vector-effect": "non-scaling-stroke" }));
   }
 }

@@ -105,7 +105,9 @@ function again(turn, { beside }) {
   const fresh = newAnswer();
   turn.answers.push(fresh);
   turn.shown = turn.answers.length - 1;
-  turn.pair = beside ? { left: before, right: turn.shown, blind: false, pick: null, feedbackIds: [] } : null;
+  turn.pair = beside
+    ? { left: before, right: turn.shown, blind: false, pick: null, feedbackIds: [] }
+    : null;
   hideNotice();
   views.get(turn.key).draw();
   toBottom();
@@ -171,9 +173,13 @@ $("ask-again").addEventListener("click", () => {
 const sideBySide = () => $("side-by-side").getAttribute("aria-pressed") === "true";
 
 function chosenVersions() {
-  const values = [$("version-a"), $("version-b")].map(({ value }) => (value === "" ? null : Number(value)));
+  const values = [$("version-a"), $("version-b")].map(({ value }) =>
+    value === "" ? null : Number(value),
+  );
   // The live version by its number is the live version: one request, two samples.
-  return new Set(values.map((value) => value ?? status.version)).size === 1 ? [values[0], values[0]] : values;
+  return new Set(values.map((value) => value ?? status.version)).size === 1
+    ? [values[0], values[0]]
+    : values;
 }
 
 function fillVersions() {
@@ -270,7 +276,19 @@ const pick = (side) => () => {
   if (view?.turn.pair) view.pick(side === "tie" ? side : view.turn.pair[side]);
 };
 
-const newChat = el("button", { type: "button", class: "quiet", id: "new-chat", "aria-label": "New chat", hidden: true, onclick: startOver }, icon("plus"), el("span", { class: "wide-only" }, "New chat"));
+const newChat = el(
+  "button",
+  {
+    type: "button",
+    class: "quiet",
+    id: "new-chat",
+    "aria-label": "New chat",
+    hidden: true,
+    onclick: startOver,
+  },
+  icon("plus"),
+  el("span", { class: "wide-only" }, "New chat"),
+);
 
 openShell({
   extras: [status.node, newChat],
@@ -279,7 +297,11 @@ openShell({
     ["Shift Enter", "Start a new line"],
     ["Escape", "Stop the answer; from the message, go to the last answer"],
     ["/", "Go to the message", () => prompt.focus()],
-    ["u", "Thumb up for the answer in focus, or the last one", onAnswer((view) => view.press("up"))],
+    [
+      "u",
+      "Thumb up for the answer in focus, or the last one",
+      onAnswer((view) => view.press("up")),
+    ],
     ["d", "Thumb down", onAnswer((view) => view.press("down"))],
     ["e", "Write a better answer", onAnswer((view) => view.openEdit())],
     ["c", "Comment", onAnswer((view) => view.openComment())],

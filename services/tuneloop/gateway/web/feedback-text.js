@@ -3,10 +3,24 @@
 import { icon } from "./dom.js";
 import { figure } from "./format.js";
 
-const ICONS = { comparison: "scale", ranking: "list", demonstration: "pencil", comment: "comment", rating: "star" };
-const NAMES = { comparison: "Comparison", ranking: "Ranking", demonstration: "Better answer", comment: "Comment", rating: "Rating", thumb: "Thumb" };
+const ICONS = {
+  comparison: "scale",
+  ranking: "list",
+  demonstration: "pencil",
+  comment: "comment",
+  rating: "star",
+};
+const NAMES = {
+  comparison: "Comparison",
+  ranking: "Ranking",
+  demonstration: "Better answer",
+  comment: "Comment",
+  rating: "Rating",
+  thumb: "Thumb",
+};
 
-export const kindIcon = (item) => icon(item.kind === "thumb" ? item.value : (ICONS[item.kind] ?? "comment"));
+export const kindIcon = (item) =>
+  icon(item.kind === "thumb" ? item.value : (ICONS[item.kind] ?? "comment"));
 
 export function headline(item) {
   if (item.kind === "thumb") return item.value === "up" ? "Thumb up" : "Thumb down";
@@ -19,5 +33,7 @@ export function question(item) {
   const { prompt } = item;
   if (!prompt) return "The prompt is not known yet.";
   if (typeof prompt === "string") return prompt;
-  return prompt.findLast((message) => message.role === "user")?.content ?? prompt.at(-1)?.content ?? "";
+  return (
+    prompt.findLast((message) => message.role === "user")?.content ?? prompt.at(-1)?.content ?? ""
+  );
 }

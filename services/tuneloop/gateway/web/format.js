@@ -33,4 +33,5 @@ export function figure(number) {
   return String(Number(number.toPrecision(3)));
 }
 
-export const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;
+export const plural = (number, one, many = `${one}s`) =>
+  `${count(number)} ${number === 1 ? one : many}`;

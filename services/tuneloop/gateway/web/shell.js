@@ -16,9 +16,21 @@ export function openShell({ extras = [], shortcuts = [] } = {}) {
   const help = shortcutsDialog([...shortcuts, ["?", "Show this list"]]);
   document.body.prepend(
     el("a", { class: "skip", href: "#main" }, "Skip to the content"),
-    el("header", { class: "bar" }, brand(), navigation(), el("div", { class: "extras" }, ...extras), themeButton(), helpButton(help)),
+    el(
+      "header",
+      { class: "bar" },
+      brand(),
+      navigation(),
+      el("div", { class: "extras" }, ...extras),
+      themeButton(),
+      helpButton(help),
+    ),
   );
-  document.body.append(help, keyDialog(), el("div", { id: "announcer", class: "hidden", role: "status" }));
+  document.body.append(
+    help,
+    keyDialog(),
+    el("div", { id: "announcer", class: "hidden", role: "status" }),
+  );
   document.addEventListener("keydown", (event) => {
     if (!mayBeShortcut(event)) return;
     if (event.key === "?") {
@@ -26,7 +38,9 @@ export function openShell({ extras = [], shortcuts = [] } = {}) {
       help.showModal();
       return;
     }
-    const found = shortcuts.find(([keys, , run]) => run && keys.toLowerCase() === event.key.toLowerCase());
+    const found = shortcuts.find(
+      ([keys, , run]) => run && keys.toLowerCase() === event.key.toLowerCase(),
+    );
     if (!found) return;
     event.preventDefault();
     found[2]();
@@ -36,7 +50,8 @@ export function openShell({ extras = [], shortcuts = [] } = {}) {
 /** Single keys act only where nothing is typed, no dialog is open, and they were not switched off. */
 function mayBeShortcut(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return false;
-  if (localStorage.getItem(SINGLE_KEYS) === "off" || document.querySelector("dialog[open]")) return false;
+  if (localStorage.getItem(SINGLE_KEYS) === "off" || document.querySelector("dialog[open]"))
+    return false;
   return !event.target.closest("input, textarea, select, [contenteditable]");
 }
 
@@ -72,16 +87,25 @@ function themeButton() {
 }
 
 function helpButton(help) {
-  return iconButton("keyboard", "Keyboard shortcuts", () => help.showModal(), { class: "tool wide-only" });
+  return iconButton("keyboard", "Keyboard shortcuts", () => help.showModal(), {
+    class: "tool wide-only",
+  });
 }
 
 function shortcutsDialog(shortcuts) {
   const rows = shortcuts.map(([keys, meaning]) =>
-    el("div", {}, el("dt", {}, ...keys.split(" ").map((key) => el("kbd", {}, key))), el("dd", {}, meaning)),
+    el(
+      "div",
+      {},
+      el("dt", {}, ...keys.split(" ").map((key) => el("kbd", {}, key))),
+      el("dd", {}, meaning),
+    ),
   );
   const single = el("input", { type: "checkbox", id: "single-keys" });
   single.checked = localStorage.getItem(SINGLE_KEYS) !== "off";
-  single.addEventListener("change", () => localStorage.setItem(SINGLE_KEYS, single.checked ? "on" : "off"));
+  single.addEventListener("change", () =>
+    localStorage.setItem(SINGLE_KEYS, single.checked ? "on" : "off"),
+  );
   return el(
     "dialog",
     { "aria-labelledby": "shortcuts-title", id: "shortcuts" },

@@ -23,9 +23,20 @@ export class Status {
     this.version = null;
     this.loaded = [];
     this.badge = el("span", { class: "badge" }, "–");
-    this.learner = el("span", { class: "learner", "data-state": "unknown" }, el("span", { class: "dot", "aria-hidden": "true" }), el("span", {}, "connecting"));
+    this.learner = el(
+      "span",
+      { class: "learner", "data-state": "unknown" },
+      el("span", { class: "dot", "aria-hidden": "true" }),
+      el("span", {}, "connecting"),
+    );
     this.thumbs = el("span", { class: "wide-only" });
-    this.node = el("div", { class: "status", role: "group", "aria-label": "Status" }, this.badge, this.learner, this.thumbs);
+    this.node = el(
+      "div",
+      { class: "status", role: "group", "aria-label": "Status" },
+      this.badge,
+      this.learner,
+      this.thumbs,
+    );
   }
 
   start() {

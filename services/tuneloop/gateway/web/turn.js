@@ -1,7 +1,7 @@
 // A question and its answers: one of them with the others to leaf through, or two side by side.
 
-import { retractFeedback, sendFeedback } from "./api.js";
 import { AnswerView } from "./answer.js";
+import { retractFeedback, sendFeedback } from "./api.js";
 import { el, iconButton, say } from "./dom.js";
 
 /** `actions` are the page's: `changed`, `following`, `retry(turn)`, `regenerate(turn)`. */
@@ -26,7 +26,9 @@ export class TurnView {
   get visible() {
     const { turn } = this;
     const shown = turn.pair && this.isLast ? [turn.pair.left, turn.pair.right] : [turn.shown];
-    return shown.filter((index) => turn.answers[index]).map((index) => this.viewOf(turn.answers[index]));
+    return shown
+      .filter((index) => turn.answers[index])
+      .map((index) => this.viewOf(turn.answers[index]));
   }
 
   viewOf(answer) {
@@ -106,7 +108,12 @@ export class TurnView {
     const { pair } = turn;
     this.body.classList.add("pair");
     const ended = left.finished && right.finished;
-    const fit = ended && left.answer.text && right.answer.text && left.answer.completionId && right.answer.completionId;
+    const fit =
+      ended &&
+      left.answer.text &&
+      right.answer.text &&
+      left.answer.completionId &&
+      right.answer.completionId;
     for (const [view, name, index] of [
       [left, "Answer A", pair.left],
       [right, "Answer B", pair.right],
@@ -124,7 +131,17 @@ export class TurnView {
 
   choices(pair) {
     const choose = (pick, label, text) =>
-      el("button", { type: "button", class: "quiet choose", "aria-pressed": String(pair.pick === pick), "aria-label": label, onclick: () => this.pick(pick) }, text);
+      el(
+        "button",
+        {
+          type: "button",
+          class: "quiet choose",
+          "aria-pressed": String(pair.pick === pick),
+          "aria-label": label,
+          onclick: () => this.pick(pick),
+        },
+        text,
+      );
     this.verdict ??= el("span", { class: "note", role: "status" });
     this.chooser = el(
       "div",
@@ -147,7 +164,9 @@ export class TurnView {
     pair.pick = pick;
     turn.shown = pick === "tie" ? pair.left : pick;
     this.draw();
-    [...this.chooser.querySelectorAll("button")].find((button) => button.getAttribute("aria-pressed") === "true").focus();
+    [...this.chooser.querySelectorAll("button")]
+      .find((button) => button.getAttribute("aria-pressed") === "true")
+      .focus();
     this.queue = this.queue.then(() => this.storePick(pair, pick, before));
     this.actions.changed();
   }
@@ -170,7 +189,13 @@ export class TurnView {
         const comparison = { kind: "comparison", chosen, rejected };
         pair.feedbackIds.push(await sendFeedback(comparison, patience));
       }
-      if (wanted()) say(this.verdict, pick === "tie" ? "Both are kept; nothing is learned from a tie." : "Thanks. The next version learns from it.");
+      if (wanted())
+        say(
+          this.verdict,
+          pick === "tie"
+            ? "Both are kept; nothing is learned from a tie."
+            : "Thanks. The next version learns from it.",
+        );
     } catch (error) {
       if (wanted()) {
         pair.pick = before.pick;

@@ -10,8 +10,17 @@ const FIRST = 8;
 export class Timeline {
   constructor() {
     this.list = el("ol", { class: "timeline" });
-    this.more = el("button", { type: "button", class: "quiet", hidden: true, onclick: () => this.showAll() });
-    this.back = el("button", { type: "button", class: "quiet", disabled: true, onclick: () => this.rollBack() }, "Roll back");
+    this.more = el("button", {
+      type: "button",
+      class: "quiet",
+      hidden: true,
+      onclick: () => this.showAll(),
+    });
+    this.back = el(
+      "button",
+      { type: "button", class: "quiet", disabled: true, onclick: () => this.rollBack() },
+      "Roll back",
+    );
     this.node = el(
       "section",
       { class: "card versions", "aria-labelledby": "versions-title" },
@@ -42,12 +51,18 @@ export class Timeline {
   }
 
   draw() {
-    const focused = this.list.contains(document.activeElement) ? document.activeElement.dataset.version : null;
+    const focused = this.list.contains(document.activeElement)
+      ? document.activeElement.dataset.version
+      : null;
     // The one that answers is always among them.
-    const shown = this.known.filter(({ policy_version: number }, index) => this.all || index < FIRST || number === this.serving);
+    const shown = this.known.filter(
+      ({ policy_version: number }, index) => this.all || index < FIRST || number === this.serving,
+    );
     this.list.replaceChildren(...shown.map((version) => this.item(version)));
     if (!shown.length) {
-      const text = this.document?.data ? "No version yet: the first comes with the first step." : "The learner is away; it knows the versions.";
+      const text = this.document?.data
+        ? "No version yet: the first comes with the first step."
+        : "The learner is away; it knows the versions.";
       this.list.append(el("li", { class: "nothing" }, text));
     }
     this.more.hidden = shown.length === this.known.length;
@@ -67,11 +82,27 @@ export class Timeline {
     const serves = number === this.serving;
     const promote = serves
       ? null
-      : el("button", { type: "button", class: "quiet small", "data-version": number, "aria-label": `Promote version ${number}`, onclick: () => this.promote(number) }, "Promote");
+      : el(
+          "button",
+          {
+            type: "button",
+            class: "quiet small",
+            "data-version": number,
+            "aria-label": `Promote version ${number}`,
+            onclick: () => this.promote(number),
+          },
+          "Promote",
+        );
     return el(
       "li",
       { class: serves ? "serves" : null, "data-number": number },
-      el("div", { class: "name" }, el("strong", {}, `Version ${number}`), el("span", { class: "badge", "data-state": version.state }, version.state || "base"), serves ? el("span", { class: "note" }, "answers now") : null),
+      el(
+        "div",
+        { class: "name" },
+        el("strong", {}, `Version ${number}`),
+        el("span", { class: "badge", "data-state": version.state }, version.state || "base"),
+        serves ? el("span", { class: "note" }, "answers now") : null,
+      ),
       el("p", { class: "note", title: moment(version.created_time) }, origin(version)),
       decided(version, this.opened),
       promote,
@@ -90,7 +121,12 @@ export class Timeline {
   /** Where a roll-back leads to: the last version that answered before and was not taken back. */
   get target() {
     if (!this.serving || !this.known.length) return null;
-    const good = this.known.filter((version) => version.policy_version < this.serving && ["retired", "stable"].includes(version.state) && !passedOver(version));
+    const good = this.known.filter(
+      (version) =>
+        version.policy_version < this.serving &&
+        ["retired", "stable"].includes(version.state) &&
+        !passedOver(version),
+    );
     return Math.max(0, ...good.map((version) => version.policy_version));
   }
 
@@ -109,12 +145,16 @@ export class Timeline {
     const run = async () => {
       answer = await question.run();
     };
-    if (await confirmAction({ ...question, run })) announce(`Version ${answer.policy_version} answers from now on.`);
+    if (await confirmAction({ ...question, run }))
+      announce(`Version ${answer.policy_version} answers from now on.`);
   }
 }
 
 /** Whether it never answered, since a newer one came first or what it grew from was refused. */
-const passedOver = (version) => (version.decisions ?? []).some(({ outcome }) => outcome === "superseded" || outcome === "retired");
+const passedOver = (version) =>
+  (version.decisions ?? []).some(
+    ({ outcome }) => outcome === "superseded" || outcome === "retired",
+  );
 
 const OUTCOMES = {
   pass: "passed",
@@ -135,13 +175,25 @@ function decided(version, opened) {
   if (!decisions.length) return null;
   const line = ({ kind, outcome, reason, actor, decided_time: time }) => {
     const who = actor === kind ? actor : `${actor}, ${kind}`;
-    return el("li", { title: moment(time) }, el("strong", {}, `${who}: ${OUTCOMES[outcome] ?? outcome}`), reason ? ` – ${reason}` : "");
+    return el(
+      "li",
+      { title: moment(time) },
+      el("strong", {}, `${who}: ${OUTCOMES[outcome] ?? outcome}`),
+      reason ? ` – ${reason}` : "",
+    );
   };
   const number = version.policy_version;
-  const details = el("details", { class: "decisions" }, el("summary", { class: "note" }, plural(decisions.length, "decision")), el("ul", {}, ...decisions.map(line)));
+  const details = el(
+    "details",
+    { class: "decisions" },
+    el("summary", { class: "note" }, plural(decisions.length, "decision")),
+    el("ul", {}, ...decisions.map(line)),
+  );
   // The list of versions is drawn anew; what was open stays so.
   details.open = opened.has(number);
-  details.addEventListener("toggle", () => (details.open ? opened.add(number) : opened.delete(number)));
+  details.addEventListener("toggle", () =>
+    details.open ? opened.add(number) : opened.delete(number),
+  );
   return details;
 }
 
@@ -154,6 +206,7 @@ function origin(version) {
   if (version.algorithms?.length) parts.push(version.algorithms.join(" + "));
   if (samples) parts.push(plural(samples, "sample"));
   if (version.policy_version > 0) parts.push(`from version ${version.parent_version}`);
-  if (version.traffic?.thumbs_rate != null) parts.push(`${percent(version.traffic.thumbs_rate)} thumbs up`);
+  if (version.traffic?.thumbs_rate != null)
+    parts.push(`${percent(version.traffic.thumbs_rate)} thumbs up`);
   return parts.join(" · ");
 }
