@@ -20,7 +20,7 @@ from tuneloop.generation.partial_completion import Delta
 from tuneloop.generation.prompts import Tokenization
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.swap.hot_swap import HotSwap, SwapOptions
-from tuneloop.generation.tool_calls import merged
+from tuneloop.generation.tool_calls import merge_calls
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import (
     FinishReason,
@@ -134,7 +134,7 @@ async def test_a_forced_call_is_made_and_read(engine: Engine) -> None:
             ends = output.finish_reason is not None
             more, found = parser.feed(output.text, output.token_ids, ends=ends)
             text, calls = text + more, [*calls, *found]
-        (call,) = merged(calls)
+        (call,) = merge_calls(calls)
         assert (call.index, call.name, bool(call.call_id), text) == (0, name, True, "")
         assert json.loads(call.arguments)["kind"] in ("river", "sea")
     assert tool_format.structural_tag(ToolUse(tools=tools)) == ""
@@ -168,8 +168,8 @@ async def test_calls_are_read_in_pieces_of_any_size(
             more, found = parser.feed(piece, (), ends=position == len(pieces))
             said, calls = said + more, [*calls, *found]
         expected = names[:1] if single else names
-        assert [call.name for call in merged(calls)] == expected
-        assert [json.loads(call.arguments) for call in merged(calls)] == [
+        assert [call.name for call in merge_calls(calls)] == expected
+        assert [json.loads(call.arguments) for call in merge_calls(calls)] == [
             {"x": name} for name in expected
         ]
         assert said.strip() == content.strip()

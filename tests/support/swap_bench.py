@@ -29,7 +29,7 @@ class FakeEngine:
 
     async def stop(self) -> None: ...
 
-    async def failed(self) -> str:
+    async def wait_for_failure(self) -> str:
         return await asyncio.Future()
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:

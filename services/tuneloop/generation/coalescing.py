@@ -1,4 +1,4 @@
-"""Joins what a stream yields in quick succession: a message's cost is paid once for several."""
+"""Joins items that a stream yields in quick succession, so that several share one message."""
 
 import asyncio
 import os
@@ -11,13 +11,13 @@ SHORTEST_SECONDS, LONGEST_SECONDS = 0.03, 0.25
 """Bounds of the time whose tokens share a message; at the longest, text comes four times a second.
 """
 MESSAGES_PER_CORE = 40
-"""Messages a second that all streams together may send, for each core of the machine: one costs
-this process and the gateway a quarter of a millisecond, which on a small machine the engine lacks.
+"""Messages a second for all streams together, per core of the machine. A message costs this process
+and the gateway a quarter of a millisecond, which on a small machine is taken from the engine.
 """
 
 
 def message_seconds(streams: int, cores: int | None = None) -> float:
-    """Over how many seconds the tokens of each of `streams` streams are joined."""
+    """Return for how many seconds the tokens of each of `streams` streams are joined."""
     wanted = streams / (MESSAGES_PER_CORE * (cores or os.cpu_count() or 1))
     return min(max(wanted, SHORTEST_SECONDS), LONGEST_SECONDS)
 

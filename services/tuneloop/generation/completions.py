@@ -1,7 +1,7 @@
-"""From a request to a stream of deltas and finals, and from each final to a rollout.
+"""Turns a request into a stream of deltas and finals, and each final into a rollout.
 
-Tokenize, check limits, lease a version, have the engine sample, collect, publish. A completion
-that is cut off is published too, with finish reason `abort`: what was sampled is data.
+The steps: tokenize, check limits, lease a version, sample with the engine, collect, publish. A
+completion that is cut off is published too, with finish reason `abort`: what was sampled is data.
 """
 
 import time
@@ -27,7 +27,7 @@ from tuneloop.generation.partial_completion import Delta, PartialCompletion
 from tuneloop.generation.prompts import Tokenization, TokenizedPrompt
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.swap.hot_swap import HotSwap
-from tuneloop.generation.tool_calls import ToolFormat, ToolParser, check_tools, constrained
+from tuneloop.generation.tool_calls import ToolFormat, ToolParser, check_tools, constrain_to_calls
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import (
     FinishReason,
@@ -40,12 +40,12 @@ from tuneloop.rollouts import (
 )
 
 MAX_CHARACTERS_PER_TOKEN = 100
-"""A prompt longer than this on average is refused before it is tokenized."""
+"""A prompt with more is refused before it is tokenized."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """What a caller asks of the generation service."""
+    """A request to the generation service."""
 
     completion_id: str
     prompt: Prompt
@@ -57,11 +57,11 @@ class GenerationRequest:
     publish_rollout: bool
     clip_max_tokens: bool
     route_by: str = ""
-    """By which a canary's share is told from the rest; empty: it gets no canary."""
+    """Decides whether the request is in a canary's share; empty: it never is."""
     source: RolloutSource = RolloutSource.USER
     columns: Mapping[str, Any] = field(default_factory=dict)
     traceparent: str = ""
-    """Of the call; empty where nobody traces."""
+    """Of the call; empty without tracing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,17 +103,17 @@ class Completions:
         self.running = 0
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[list[Delta | Final], None]:
-        """Deltas and one final for each of the n completions; closing it aborts them.
+        """Yield deltas and one final for each of the n completions; closing it aborts them.
 
         Raises `InvalidRequest`, `NotFound` (no such version), `Overloaded`, `Unavailable`.
         """
         started = time.monotonic()
         try:
-            with self.admitted(request.sampling.n):
+            with self.count_running(request.sampling.n):
                 in_template = self.tokenization.takes_tools
                 check_tools(request.prompt, self.tool_format, in_template=in_template)
                 prompt = self.tokenize(request.prompt)
-                request = self.with_tools(request)
+                request = self.constrain_to_tools(request)
                 if request.clip_max_tokens:
                     sampling = clip_max_tokens(prompt.token_ids, request.sampling, self.limits)
                     request = replace(request, sampling=sampling)
@@ -121,7 +121,7 @@ class Completions:
                 metrics.prompt_tokens.inc(len(prompt.token_ids))
                 with (
                     self.hot_swap.lease(request.policy_version, route_by=request.route_by) as lease,
-                    self.outcomes.counted(lease.policy_version, bool(request.route_by)),
+                    self.outcomes.count_outcome(lease.policy_version, bool(request.route_by)),
                 ):
                     events = self.collect(request, prompt, lease.policy_version, started)
                     batches = coalesce(events, lambda: message_seconds(self.running))
@@ -135,7 +135,7 @@ class Completions:
             raise
 
     def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
-        """Token ids of the prompt; what is far too long is refused before the work."""
+        """Tokenize the prompt, after refusing one that is far too long."""
         characters = len(prompt.text or "") + sum(len(m.content) for m in prompt.messages)
         if prompt.tool_use is not None:
             characters += sum(len(t.description + t.parameters) for t in prompt.tool_use.tools)
@@ -150,8 +150,8 @@ class Completions:
         return self.tokenization.tokenize(prompt)
 
     @contextmanager
-    def admitted(self, completions: int) -> Iterator[None]:
-        """Count the completions while they run; raise `Overloaded` when there are too many."""
+    def count_running(self, completions: int) -> Iterator[None]:
+        """Count the completions while they run; raise `Overloaded` if there are too many."""
         if self.running + completions > self.max_concurrent:
             raise Overloaded(
                 f"{self.running} completions are running, at most {self.max_concurrent} may",
@@ -168,9 +168,10 @@ class Completions:
     async def collect(
         self, request: GenerationRequest, prompt: TokenizedPrompt, version: int, started: float
     ) -> AsyncGenerator[Delta | Final, None]:
-        """Follow the engine's outputs, and publish each completion at its end or its abortion."""
-        growing = [
-            PartialCompletion(i, started, self.parser(request)) for i in range(request.sampling.n)
+        """Yield what the engine samples, and publish each completion when it ends or is aborted."""
+        completions = [
+            PartialCompletion(i, started, self.make_parser(request))
+            for i in range(request.sampling.n)
         ]
         outputs = self.engine.generate(
             EngineRequest(
@@ -184,9 +185,9 @@ class Completions:
         try:
             async for output in outputs:
                 sampled_by = self.sampled_by(version)
-                completion = growing[output.index]
+                completion = completions[output.index]
                 delta = completion.add(output, sampled_by)
-                self.measure(completion, output)
+                self.record_latency(completion, output)
                 yield delta
                 if output.finish_reason is not None:
                     completion.finished = True
@@ -195,29 +196,31 @@ class Completions:
             try:
                 await outputs.aclose()
             finally:
-                for completion in growing:
+                for completion in completions:
                     if not completion.finished:
                         self.abort(request, prompt, completion)
 
-    def with_tools(self, request: GenerationRequest) -> GenerationRequest:
-        """The request with what makes the model keep to the calls asked for."""
+    def constrain_to_tools(self, request: GenerationRequest) -> GenerationRequest:
+        """Return the request with the grammar that holds the model to the calls asked for."""
         use = request.prompt.tool_use
         if use is None or self.tool_format is None:
             return request
-        return replace(request, sampling=constrained(request.sampling, use, self.tool_format))
+        return replace(
+            request, sampling=constrain_to_calls(request.sampling, use, self.tool_format)
+        )
 
-    def parser(self, request: GenerationRequest) -> ToolParser | None:
-        """What reads the calls of one completion, where it may have some."""
+    def make_parser(self, request: GenerationRequest) -> ToolParser | None:
+        """Return a parser for the calls of one completion, if it may have any."""
         use = request.prompt.tool_use
         return None if use is None or self.tool_format is None else self.tool_format.parser(use)
 
     def sampled_by(self, leased: int) -> int:
-        """The version sampling now for a request that leased one."""
+        """Return the version that samples now for a request that leased one."""
         full = self.engine.weights_kind is WeightsKind.FULL
         return self.hot_swap.serving if full else leased
 
-    def measure(self, completion: PartialCompletion, output: EngineOutput) -> None:
-        """Latencies and token counts of one output."""
+    def record_latency(self, completion: PartialCompletion, output: EngineOutput) -> None:
+        """Record the latency and the token count of one output."""
         if not output.token_ids:
             return
         now = time.monotonic()
@@ -234,7 +237,7 @@ class Completions:
         completion: PartialCompletion,
         output: EngineOutput,
     ) -> Final:
-        """The final of a completion; its rollout is handed to the publisher."""
+        """Return the final of a completion, and hand its rollout to the publisher."""
         if output.finish_reason is None:
             raise AssertionError("a final follows a finish reason")
         spans = output.policy_version_spans
@@ -256,7 +259,7 @@ class Completions:
     def abort(
         self, request: GenerationRequest, prompt: TokenizedPrompt, completion: PartialCompletion
     ) -> None:
-        """The caller went away, or the engine failed: keep what was sampled."""
+        """Publish what was sampled after the caller disconnected or the engine failed."""
         spans = merge_spans(completion.versions)
         self.publish(request, prompt, completion, FinishReason.ABORT, spans)
 
@@ -268,7 +271,7 @@ class Completions:
         reason: FinishReason,
         spans: tuple[PolicyVersionSpan, ...],
     ) -> None:
-        """Count a completion and hand its rollout to the publisher; one without tokens has none."""
+        """Count a completion, and hand its rollout to the publisher if it has tokens."""
         metrics.completions.labels(reason.value).inc()
         if not request.publish_rollout or not completion.token_ids:
             return
@@ -297,5 +300,5 @@ class Completions:
 
 
 def completion_id(base: str, index: int) -> str:
-    """The first completion has the request's id, further ones a number after it."""
+    """Return the request's id for the first completion; further ones append a number."""
     return base if index == 0 else f"{base}.{index}"

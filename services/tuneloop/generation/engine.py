@@ -1,6 +1,7 @@
-"""What the generation service asks of an engine. Two implementations, one contract suite.
+"""The protocol of an engine, with two implementations and one contract suite for both.
 
-`vllm_engine` is for production, `transformers_engine` for machines without vLLM and fast tests.
+`generation.vllm` is for production, `generation.transformers` for machines without vLLM and for
+fast tests.
 """
 
 import re
@@ -23,9 +24,9 @@ class EngineRequest:
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParameters
     policy_version: int
-    """0 is the base model. With full weights the engine samples from whatever it holds."""
+    """0 is the base model. With full weights the engine samples from the version it holds."""
     with_tools: bool = False
-    """Calls of functions are read in the text: tags that are special tokens must stay in it."""
+    """Tool calls are parsed from the text: tags that are special tokens must stay in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +40,13 @@ class TokenCandidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOutput:
-    """What was added to completion `index` since the last output; the last has a finish reason."""
+    """What was added to completion `index` since its last output; the final one has a reason."""
 
     index: int
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """As sampled: after temperature, top-k and top-p. One for each of `token_ids`."""
+    """As sampled: after temperature, top-k and top-p. One per token id."""
     top_logprobs: tuple[tuple[TokenCandidate, ...], ...]
     """Best first, for each of `token_ids`; empty unless asked for."""
     finish_reason: FinishReason | None = None
@@ -55,16 +56,16 @@ class EngineOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
-    """What a request may ask for."""
+    """The limits of a request."""
 
     max_model_len: int
-    """Most tokens in prompt and completion together."""
+    """The most tokens in prompt and completion together."""
     vocab_size: int
     max_logprobs: int
 
 
 class Engine(Protocol):
-    """Samples completions from versions, and takes new versions while it does."""
+    """Samples completions from versions, and loads new versions meanwhile."""
 
     name: str
     weights_kind: WeightsKind
@@ -74,11 +75,11 @@ class Engine(Protocol):
         ...
 
     async def stop(self) -> None:
-        """Abort what runs and free everything."""
+        """Abort running requests and free everything."""
         ...
 
-    async def failed(self) -> str:
-        """Return, with the reason, when the engine can never answer again; until then wait."""
+    async def wait_for_failure(self) -> str:
+        """Wait until the engine can never answer again; return the reason."""
         ...
 
     def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
@@ -86,31 +87,31 @@ class Engine(Protocol):
         ...
 
     def tool_format(self, name: str) -> ToolFormat:
-        """How the model spells calls of functions; raises `SettingsError` for an unknown name."""
+        """Return the named format of tool calls. Raises `SettingsError` for an unknown name."""
         ...
 
     async def load_adapter(self, policy_version: int, folder: Path) -> None:
-        """LoRA: make a version available beside the others, without pausing what runs.
+        """LoRA: make a version available beside the others, without pausing running requests.
 
-        Raises `WeightsRefused` when it does not fit; the engine goes on as before.
+        Raises `WeightsRefused` if it does not fit; then nothing changes.
         """
         ...
 
     async def drop_adapter(self, policy_version: int) -> None:
-        """LoRA: forget a version that no request holds."""
+        """LoRA: unload a version that no request holds."""
         ...
 
     async def load_full_weights(self, policy_version: int, folder: Path) -> float:
         """Full weights: replace the weights in place; requests in flight continue on the new ones.
 
-        Returns the seconds in which nothing could be sampled. Raises `WeightsRefused` when the
-        files do not fit; the engine goes on as before.
+        Returns the seconds in which nothing could be sampled. Raises `WeightsRefused` if the files
+        do not fit; then nothing changes.
         """
         ...
 
 
 def grammar_problem(error: Exception) -> str:
-    """What xgrammar says of a grammar, without the place in its sources."""
+    """Return xgrammar's message about a grammar, without the place in its sources."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", lines[-1])
 
@@ -118,7 +119,7 @@ def grammar_problem(error: Exception) -> str:
 def clip_max_tokens(
     prompt_token_ids: Sequence[int], sampling: SamplingParameters, limits: EngineLimits
 ) -> SamplingParameters:
-    """`sampling` with `max_tokens` shortened to the room there is: the caller named no limit."""
+    """Lower `max_tokens` to the room there is, for a caller who named no limit."""
     room = max(1, limits.max_model_len - len(prompt_token_ids))
     return replace(sampling, max_tokens=min(sampling.max_tokens, room))
 
@@ -126,7 +127,7 @@ def clip_max_tokens(
 def check_limits(
     prompt_token_ids: Sequence[int], sampling: SamplingParameters, limits: EngineLimits
 ) -> None:
-    """Raise `InvalidRequest` when the model cannot serve the request."""
+    """Raise `InvalidRequest` if the model cannot serve the request."""
     if not prompt_token_ids:
         raise InvalidRequest("the prompt is empty", param="messages")
     room = limits.max_model_len - len(prompt_token_ids)

@@ -1,4 +1,4 @@
-"""The generation process: settings, then engine, routing and gRPC, until told to stop."""
+"""The generation process: loads the settings, then runs engine, routing and gRPC until stopped."""
 
 import asyncio
 import gc
@@ -17,7 +17,7 @@ logger = logging.getLogger("tuneloop.generation")
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT; exit status 1 when the engine has died."""
+    """Run until SIGTERM or SIGINT; exit with status 1 if the engine died."""
     settings = load_or_exit(GenerationSettings)
     start_logging("generation")
     tracing.start("generation")
@@ -32,13 +32,12 @@ def main() -> None:
         status = 1
     tracing.stop()
     logging.shutdown()
-    # All that had to end has ended; the interpreter's own end would only have vLLM's and triton's
-    # modules complain of one another.
+    # Everything is closed by now; at a normal exit vLLM's and Triton's modules print errors.
     os._exit(status)
 
 
 async def serve(settings: GenerationSettings) -> int:
-    """Start everything in order, wait for the end, drain; the exit status."""
+    """Start everything in order, wait for the end, drain; return the exit status."""
     stop = asyncio.create_task(stop_signal())
     if not (settings.model / "config.json").exists():
         raise SettingsError(f"TUNELOOP_GENERATION_MODEL: no model in {settings.model}")
@@ -58,13 +57,13 @@ async def serve(settings: GenerationSettings) -> int:
     starting = asyncio.create_task(replica.start())
     await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
-        # An engine cannot be stopped while it starts; the processes it has started end with us.
+        # An engine cannot be stopped while it starts; its processes end with this one.
         logger.info("stopped while starting")
         os._exit(0)
     starting.result()
-    # What is loaded now stays: looking through it again and again would hold the streams up.
+    # What is loaded now stays loaded: garbage collection of it would only delay the streams.
     gc.freeze()
-    running = {stop, *replica.background()}
+    running = {stop, *replica.background_tasks()}
     done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
     status = 0 if stop in done else report(done)
     await replica.stop()
@@ -82,7 +81,7 @@ async def stop_signal() -> None:
 
 
 def report(done: set[asyncio.Task[Any]]) -> int:
-    """Log why the process cannot go on; its exit status."""
+    """Log why the process cannot continue; return its exit status."""
     for task in done:
         error = task.exception()
         logger.error("%s ended: %s", task.get_name(), task.result() if error is None else error)

@@ -1,4 +1,4 @@
-"""One completion while it is sampled, and what a caller gets of it."""
+"""A completion while it is sampled, and the deltas that a caller gets."""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ class Delta:
 
     index: int
     text: str
-    """Without what was read as calls of functions."""
+    """Without the parts that were parsed as tool calls."""
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     top_logprobs: tuple[tuple[TokenCandidate, ...], ...]
@@ -37,7 +37,7 @@ class PartialCompletion:
     finished: bool = False
 
     def add(self, output: EngineOutput, version: int) -> Delta:
-        """Append an output, and say what it adds; `version` is the one sampling it."""
+        """Append an output sampled by `version`; return what it adds."""
         self.text += output.text
         self.token_ids += output.token_ids
         self.logprobs += output.logprobs

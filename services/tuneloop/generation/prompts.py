@@ -1,4 +1,4 @@
-"""Prompts to token ids, token ids to text, and the ids that end a completion."""
+"""Turns prompts into token ids and token ids into text; knows the ids that end a completion."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from tuneloop.rollouts import ChatMessage, Prompt, Tool, ToolCall, ToolUse
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizedPrompt:
-    """A prompt as the model gets it."""
+    """A prompt in the form that the model gets."""
 
     text: str
     """Rendered template or plain prompt."""
@@ -31,7 +31,7 @@ class Tokenization:
         self.stop_token_ids = stop_token_ids(folder, self.tokenizer.eos_token_id)
 
     def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
-        """Token ids of a prompt; raises `InvalidRequest` naming the field at fault."""
+        """Tokenize a prompt. Raises `InvalidRequest` naming the field at fault."""
         if prompt.token_ids is not None:
             text = self.decode(prompt.token_ids, skip_special_tokens=False)
             return TokenizedPrompt(text=text, token_ids=prompt.token_ids)
@@ -39,13 +39,13 @@ class Tokenization:
             ids = self.tokenizer(prompt.text).input_ids
             return TokenizedPrompt(text=prompt.text, token_ids=tuple(ids))
         text = self.render(prompt.messages, prompt.tool_use)
-        # The template has written the special tokens already.
+        # The template has already added the special tokens.
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         return TokenizedPrompt(text=text, token_ids=tuple(ids))
 
     @cached_property
     def takes_tools(self) -> bool:
-        """Whether the chat template shows functions to the model."""
+        """Whether the chat template shows tools to the model."""
         probe = Tool(name="a_function_to_look_for")
         try:
             asked = ChatMessage(role="user", content="?")
@@ -54,7 +54,7 @@ class Tokenization:
             return False
 
     def render(self, messages: Sequence[ChatMessage], tool_use: ToolUse | None = None) -> str:
-        """The conversation through the model's chat template, ready for the next answer."""
+        """Render a conversation with the model's chat template, ready for the next answer."""
         from jinja2.exceptions import TemplateError
 
         if not messages:
@@ -67,7 +67,10 @@ class Tokenization:
         tools = [openai_form(t, strict=False) for t in tool_use.tools] if tool_use else None
         try:
             rendered = self.tokenizer.apply_chat_template(
-                list(map(turn, messages)), tools=tools, tokenize=False, add_generation_prompt=True
+                list(map(render_turn, messages)),
+                tools=tools,
+                tokenize=False,
+                add_generation_prompt=True,
             )
         except TemplateError as error:
             raise InvalidRequest(
@@ -76,7 +79,7 @@ class Tokenization:
         return str(rendered)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of token ids; an id outside the vocabulary raises `InvalidRequest`."""
+        """Decode token ids. Raises `InvalidRequest` for an id outside the vocabulary."""
         try:
             return str(
                 self.tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
@@ -85,15 +88,15 @@ class Tokenization:
             raise InvalidRequest(f"prompt: token ids cannot be decoded: {error}") from error
 
 
-def turn(message: ChatMessage) -> dict[str, Any]:
-    """A turn as chat templates want it: the arguments of calls as objects."""
+def render_turn(message: ChatMessage) -> dict[str, Any]:
+    """Return a turn as chat templates expect it, with the arguments of calls as objects."""
     rendered: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.tool_calls:
         rendered["tool_calls"] = [
             {
                 "id": call.call_id,
                 "type": "function",
-                "function": {"name": call.name, "arguments": arguments_of(call)},
+                "function": {"name": call.name, "arguments": parse_arguments(call)},
             }
             for call in message.tool_calls
         ]
@@ -102,8 +105,8 @@ def turn(message: ChatMessage) -> dict[str, Any]:
     return rendered
 
 
-def arguments_of(call: ToolCall) -> Any:
-    """The arguments of a call; raises `InvalidRequest` where they are no JSON."""
+def parse_arguments(call: ToolCall) -> Any:
+    """Parse the arguments of a call. Raises `InvalidRequest` if they are not JSON."""
     try:
         return json.loads(call.arguments or "{}")
     except (ValueError, RecursionError) as error:
@@ -113,7 +116,7 @@ def arguments_of(call: ToolCall) -> Any:
 
 
 def stop_token_ids(folder: Path, eos_token_id: int | None) -> frozenset[int]:
-    """Ids that end a completion: the tokenizer's and those of `generation_config.json`."""
+    """Return the ids that end a completion: the tokenizer's and `generation_config.json`'s."""
     ids = set() if eos_token_id is None else {int(eos_token_id)}
     path = folder / "generation_config.json"
     if path.exists():

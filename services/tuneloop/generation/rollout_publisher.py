@@ -1,7 +1,7 @@
 """Publishes events without ever delaying an answer: a bounded buffer and a background task.
 
-An event is tried until the bus has stored it, always with the same id, so that a retry after a
-lost acknowledgement adds nothing. When the buffer is full the oldest rollout gives way, and
+An event is retried until the bus has stored it, always with the same id, so that a retry after a
+lost acknowledgement adds nothing. When the buffer is full the oldest rollout is dropped, and
 `tuneloop_rollouts_dropped_total` counts it.
 """
 
@@ -23,21 +23,21 @@ from tuneloop.rollouts import Rollout
 logger = logging.getLogger("tuneloop.generation")
 
 CONCURRENCY = 32
-"""Events published at once: one at a time would wait for the disk each time."""
+"""Events published together: one at a time would wait for the disk each time."""
 FIRST_DELAY = 0.2
 LONGEST_DELAY = 5.0
-"""Seconds before the first and between later attempts."""
+"""Seconds before the second and between later attempts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Bytes on their way to the bus."""
+    """An event on its way to the bus."""
 
     subject: str
     event_id: str
     data: bytes
     traceparent: str
-    """Of what it tells of; empty where nobody traces."""
+    """Of the event's cause; empty without tracing."""
 
 
 class RolloutPublisher:
@@ -53,9 +53,9 @@ class RolloutPublisher:
         self.task: asyncio.Task[None] | None = None
 
     def publish(self, rollout: Rollout) -> None:
-        """Take a finished rollout; returns at once and never raises for what the bus does."""
+        """Buffer a finished rollout. Returns at once, and never raises because of the bus."""
         if not all(math.isfinite(logprob) for logprob in rollout.generation_logprobs):
-            # The learner could not use it, and a codec would refuse it for ever.
+            # The learner could not use it, and no decoder would ever accept it.
             logger.error("rollout %s has log-probs that are not finite", rollout.completion_id)
             metrics.rollouts_dropped.labels("invalid").inc()
             return
@@ -66,29 +66,29 @@ class RolloutPublisher:
         self.put(Event(subject=subject, event_id=event_id, data=data, traceparent=traceparent))
 
     def publish_activation(self, activation: Activation) -> None:
-        """Take the news that a version serves."""
+        """Buffer the news that a version serves."""
         subject = subjects.weights_activated(activation.policy)
         event_id = wire.activation_event_id(activation)
         data, traceparent = wire.encode_activation(activation), activation.traceparent
         self.put(Event(subject=subject, event_id=event_id, data=data, traceparent=traceparent))
 
     def put(self, event: Event) -> None:
-        """Add to the buffer; the oldest gives way when it is full."""
+        """Add an event to the buffer; drop the oldest if it is full."""
         if len(self.buffer) >= self.buffer_size:
             dropped = self.buffer.popleft()
             metrics.rollouts_dropped.labels("overflow").inc()
-            logger.error("the bus has been away too long: dropped %s", dropped.event_id)
+            logger.error("the bus has been unavailable for too long: dropped %s", dropped.event_id)
         self.buffer.append(event)
         metrics.rollout_buffer_length.set(len(self.buffer))
         self.emptied.clear()
         self.arrived.set()
 
     def start(self) -> None:
-        """Begin to publish in the background."""
+        """Start to publish in the background."""
         self.task = asyncio.create_task(self.run(), name="rollout publisher")
 
     async def stop(self, drain_seconds: float) -> None:
-        """Publish what is buffered, for at most `drain_seconds`; count what is left."""
+        """Publish what is buffered, for at most `drain_seconds`, and count what is left."""
         patience = drain_seconds if self.bus.connected else min(drain_seconds, FIRST_DELAY)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.emptied.wait(), patience)
@@ -101,7 +101,7 @@ class RolloutPublisher:
             logger.error("stopped with %d events that could not be stored", len(self.buffer))
 
     async def run(self) -> None:
-        """Publish in batches for ever; a batch that fails is tried again later."""
+        """Publish in batches, and retry a batch that fails. Never returns."""
         delays = Backoff(FIRST_DELAY, LONGEST_DELAY)
         while True:
             await self.arrived.wait()
@@ -114,7 +114,10 @@ class RolloutPublisher:
                 self.emptied.set()
 
     async def publish_batch(self) -> bool:
-        """Try the oldest events; whether all were settled. What failed goes back to the front."""
+        """Publish the oldest events; return whether all were settled.
+
+        Those that failed go back to the front.
+        """
         batch = [self.buffer.popleft() for _ in range(min(CONCURRENCY, len(self.buffer)))]
         try:
             settled = await asyncio.gather(*(self.attempt(event) for event in batch))
@@ -127,7 +130,7 @@ class RolloutPublisher:
         return not failed
 
     async def attempt(self, event: Event) -> bool:
-        """Publish once; False when it is worth another try."""
+        """Publish once; return False if it should be retried."""
         try:
             name = "publish rollout" if ".rollout." in event.subject else "publish activation"
             with tracing.span(name, kind="producer", parent=event.traceparent):

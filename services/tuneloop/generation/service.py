@@ -56,36 +56,36 @@ class Replica:
         base_model = settings.base_model_name or settings.model.name
         servicer = GenerationServicer(completions, base_model=base_model)
         self.server.add(generation_pb2_grpc.add_GenerationServiceServicer_to_server, servicer)
-        await answer_once(self.engine, self.hot_swap.serving)
+        await sample_one_token(self.engine, self.hot_swap.serving)
         await self.server.start()
         await self.server.set_serving(True)
         logger.info(
             "ready: %s, version %d, on %s", base_model, self.hot_swap.serving, self.engine.name
         )
 
-    def background(self) -> list[asyncio.Task[Any]]:
-        """Tasks that never end by themselves while all is well."""
+    def background_tasks(self) -> list[asyncio.Task[Any]]:
+        """Return the tasks whose end means a failure."""
         if not self.tasks:
             self.tasks.append(asyncio.create_task(self.routing.run(), name="routing"))
-            self.tasks.append(asyncio.create_task(self.engine.failed(), name="engine"))
+            self.tasks.append(asyncio.create_task(self.engine.wait_for_failure(), name="engine"))
             if self.publisher.task is not None:
                 self.tasks.append(self.publisher.task)
         return self.tasks
 
     async def stop(self) -> None:
-        """Refuse new requests, let the running ones end for a while, publish, stop the engine."""
+        """Refuse new requests, drain the running ones, publish, stop the engine."""
         await self.server.stop()
         await self.publisher.stop(self.settings.drain_seconds)
         for task in self.tasks:
             task.cancel()
         for task in self.tasks:
             with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task  # its error, if any, was reported by whoever watched it
+                await task  # its error, if any, was reported where it was watched
         await self.engine.stop()
 
 
 def make_replica(settings: GenerationSettings, bus: Bus) -> Replica:
-    """Wire the parts; nothing is started."""
+    """Wire the parts, without starting anything."""
     publisher = RolloutPublisher(bus, buffer_size=settings.rollout_buffer_size)
     engine = make_engine(settings)
     options = SwapOptions(
@@ -113,7 +113,7 @@ def make_replica(settings: GenerationSettings, bus: Bus) -> Replica:
 
 
 def make_engine(settings: GenerationSettings) -> Engine:
-    """The engine the settings name; `auto` is vLLM where it is installed."""
+    """Return the engine of the settings; `auto` is vLLM if it is installed."""
     installed = importlib.util.find_spec("vllm") is not None
     if settings.engine == "vllm" and not installed:
         raise SettingsError("TUNELOOP_GENERATION_ENGINE=vllm: vllm is not installed")
@@ -139,8 +139,8 @@ def make_engine(settings: GenerationSettings) -> Engine:
     )
 
 
-async def answer_once(engine: Engine, policy_version: int) -> None:
-    """One token from the version served: proof that a request would be answered."""
+async def sample_one_token(engine: Engine, policy_version: int) -> None:
+    """Sample one token from the served version: proof that a request would be answered."""
     request = EngineRequest(
         request_id="start",
         prompt_token_ids=(0,),

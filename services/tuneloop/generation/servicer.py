@@ -1,4 +1,4 @@
-"""`GenerationService` over gRPC: messages in and out, and nothing else."""
+"""`GenerationService` over gRPC: translates messages, and leaves the work to `Completions`."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from tuneloop.bus import subjects
 from tuneloop.errors import InvalidRequest, NotFound
 from tuneloop.generation.completions import Completions, Final, GenerationRequest
 from tuneloop.generation.partial_completion import Delta
-from tuneloop.generation.tool_calls import merged
+from tuneloop.generation.tool_calls import merge_calls
 from tuneloop.rollouts import Prompt, RolloutSource
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc
 
@@ -28,11 +28,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Stream completions; cancelling the call aborts them."""
         self.check_policy(request.policy)
-        batches = self.completions.stream(completion_request(request))
+        batches = self.completions.stream(request_from_proto(request))
         with_logprobs = request.sampling.HasField("top_logprobs")
         try:
             async for batch in batches:
-                for event in joined(batch):
+                for event in join_deltas(batch):
                     if isinstance(event, Final):
                         yield generation_pb2.GenerateResponse(final=final_to_proto(event))
                     else:
@@ -62,13 +62,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> generation_pb2.GetPolicyResponse:
         """Describe the policy."""
         self.check_policy(request.policy)
-        return generation_pb2.GetPolicyResponse(policy=self.policy())
+        return generation_pb2.GetPolicyResponse(policy=self.describe_policy())
 
     async def ListPolicies(
         self, request: generation_pb2.ListPoliciesRequest, context: Any
     ) -> generation_pb2.ListPoliciesResponse:
         """Describe the only policy."""
-        return generation_pb2.ListPoliciesResponse(policies=[self.policy()])
+        return generation_pb2.ListPoliciesResponse(policies=[self.describe_policy()])
 
     def check_policy(self, name: str) -> None:
         """Raise `NotFound` unless `name` is this policy, or empty."""
@@ -78,8 +78,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 param="model",
             )
 
-    def policy(self) -> generation_pb2.Policy:
-        """The policy as it is now."""
+    def describe_policy(self) -> generation_pb2.Policy:
+        """Return the policy's current state."""
         engine = self.completions.engine
         return generation_pb2.Policy(
             name=self.hot_swap.options.policy,
@@ -102,11 +102,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 for v, c in self.completions.outcomes.by_version()
             ],
             counted_by=self.completions.outcomes.counted_by,
-            canary=self.canary(),
+            canary=self.describe_canary(),
         )
 
-    def canary(self) -> generation_pb2.Canary | None:
-        """The version that a share of the users gets."""
+    def describe_canary(self) -> generation_pb2.Canary | None:
+        """Return the version that a share of the users gets, if any."""
         route = self.hot_swap.canary
         if route is None:
             return None
@@ -116,7 +116,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         )
 
     def delta_to_proto(self, delta: Delta, with_logprobs: bool) -> generation_pb2.GenerateDelta:
-        """A delta, with log-probs when they were asked for."""
+        """Return a delta as a message, with log-probs if they were requested."""
         message = generation_pb2.GenerateDelta(
             index=delta.index,
             text=delta.text,
@@ -147,8 +147,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         return message
 
 
-def completion_request(request: generation_pb2.GenerateRequest) -> GenerationRequest:
-    """The request as a domain value; raises `InvalidRequest` naming the field at fault."""
+def request_from_proto(request: generation_pb2.GenerateRequest) -> GenerationRequest:
+    """Return the request as a domain value. Raises `InvalidRequest` naming the field at fault."""
     if not 0 < len(request.completion_id) <= MAX_ID_LENGTH:
         raise InvalidRequest(
             f"completion_id: must have 1 to {MAX_ID_LENGTH} characters", param="completion_id"
@@ -165,7 +165,7 @@ def completion_request(request: generation_pb2.GenerateRequest) -> GenerationReq
         policy_version=request.policy_version if request.HasField("policy_version") else None,
         publish_rollout=request.publish_rollout if request.HasField("publish_rollout") else True,
         clip_max_tokens=request.clip_max_tokens,
-        # Only users take part in a canary, and only where they leave the version to us.
+        # Only users' requests take part in a canary, and only if they name no version.
         route_by=route_by
         if source is RolloutSource.USER and not request.HasField("policy_version")
         else "",
@@ -176,7 +176,7 @@ def completion_request(request: generation_pb2.GenerateRequest) -> GenerationReq
 
 
 def prompt_from_proto(request: generation_pb2.GenerateRequest) -> Prompt:
-    """The prompt; exactly one kind."""
+    """Return the prompt. Raises `InvalidRequest` unless there is exactly one kind."""
     match request.WhichOneof("prompt"):
         case "chat":
             messages = wire.messages_from_proto(request.chat)
@@ -192,8 +192,8 @@ def prompt_from_proto(request: generation_pb2.GenerateRequest) -> Prompt:
             raise InvalidRequest("prompt: missing", param="prompt")
 
 
-def joined(events: Sequence[Delta | Final]) -> list[Delta | Final]:
-    """The same events with the deltas of one completion in one, as far as a final allows."""
+def join_deltas(events: Sequence[Delta | Final]) -> list[Delta | Final]:
+    """Join the deltas of each completion into one, up to its final."""
     result: list[Delta | Final] = []
     open_delta: dict[int, int] = {}
     for event in events:
@@ -205,12 +205,12 @@ def joined(events: Sequence[Delta | Final]) -> list[Delta | Final]:
             open_delta[event.index] = len(result)
             result.append(event)
         else:
-            result[at] = sum_of(result[at], event)
+            result[at] = add_deltas(result[at], event)
     return result
 
 
-def sum_of(first: Delta | Final, second: Delta) -> Delta:
-    """Two deltas of one completion as one."""
+def add_deltas(first: Delta | Final, second: Delta) -> Delta:
+    """Join two deltas of one completion."""
     if not isinstance(first, Delta):
         raise AssertionError("only deltas are joined")
     return Delta(
@@ -220,12 +220,12 @@ def sum_of(first: Delta | Final, second: Delta) -> Delta:
         logprobs=first.logprobs + second.logprobs,
         top_logprobs=first.top_logprobs + second.top_logprobs,
         policy_version=second.policy_version,
-        tool_calls=merged(first.tool_calls + second.tool_calls),
+        tool_calls=merge_calls(first.tool_calls + second.tool_calls),
     )
 
 
 def final_to_proto(final: Final) -> generation_pb2.GenerateFinal:
-    """The end of a completion."""
+    """Return the end of a completion as a message."""
     return generation_pb2.GenerateFinal(
         index=final.index,
         completion_id=final.completion_id,

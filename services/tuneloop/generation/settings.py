@@ -33,7 +33,7 @@ class GenerationSettings(BusSettings, RpcSettings, WeightsSettings):
     )
     role: Literal["stable", "canary"] = Field(
         "stable",
-        description="stable, or canary: serve the canary's version to whoever asks this replica. "
+        description="stable, or canary: serve the canary's version to all callers of this replica. "
         "For full weights, of which a replica holds one version; adapters need one role only",
     )
     model: Path = Field(description="folder of the base model: config, safetensors, tokenizer")

@@ -1,7 +1,7 @@
-"""Calls of functions: what makes a model write them, what reads them, what a request may ask for.
+"""Tool calls: the protocols of a format and a parser, and the checks of a request.
 
-How a model spells a call is a format, chosen by a setting. A call is first of all text: the rollout
-keeps it as it was sampled, and only the caller is told of the calls that were read in it.
+A setting names the format in which the model writes calls. A call is text first: the rollout keeps
+it as it was sampled, and only the caller sees the calls parsed from it.
 """
 
 import json
@@ -17,7 +17,7 @@ SETTING = "TUNELOOP_GENERATION_TOOL_PARSER"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCallDelta:
-    """What was added to one call of a completion; its first delta has the id and the name."""
+    """What was added to one call of a completion; the first delta has its id and name."""
 
     index: int
     call_id: str
@@ -27,32 +27,32 @@ class ToolCallDelta:
 
 
 class ToolParser(Protocol):
-    """Reads the calls of one growing completion."""
+    """Parses the calls of one completion while it is sampled."""
 
     def feed(
         self, text: str, token_ids: Sequence[int], *, ends: bool
     ) -> tuple[str, tuple[ToolCallDelta, ...]]:
-        """The text that is no call, and what was added to calls; nothing is lost at the end."""
+        """Return the text outside calls, and what was added to calls; `ends` flushes the rest."""
         ...
 
 
 class ToolFormat(Protocol):
-    """How one family of models spells calls."""
+    """The way in which one family of models writes calls."""
 
     def structural_tag(self, use: ToolUse) -> str:
-        """JSON of xgrammar that holds the model to the calls asked for; empty where it is free.
+        """Return xgrammar's JSON that holds the model to the calls asked for; empty if it is free.
 
-        Raises `InvalidRequest` where the format cannot force a call.
+        Raises `InvalidRequest` if the format cannot force a call.
         """
         ...
 
     def parser(self, use: ToolUse) -> ToolParser:
-        """A parser for one completion."""
+        """Return a parser for one completion."""
         ...
 
 
 def openai_form(tool: Tool, *, strict: bool) -> dict[str, Any]:
-    """The function as chat templates and grammars want it."""
+    """Return the tool as chat templates and grammars expect it."""
     function: dict[str, Any] = {
         "name": tool.name,
         "description": tool.description,
@@ -62,13 +62,13 @@ def openai_form(tool: Tool, *, strict: bool) -> dict[str, Any]:
 
 
 def parameters_of(tool: Tool) -> dict[str, Any]:
-    """The schema of the function's arguments."""
+    """Return the schema of the tool's arguments."""
     schema: dict[str, Any] = json.loads(tool.parameters or '{"type": "object"}')
     return schema
 
 
 def check_tools(prompt: Prompt, tool_format: ToolFormat | None, *, in_template: bool) -> None:
-    """Raise `InvalidRequest` where the conversation needs tools that cannot be had here.
+    """Raise `InvalidRequest` if the conversation needs tools that are not available here.
 
     `in_template` says whether the model's chat template shows tools to the model.
     """
@@ -88,10 +88,10 @@ def check_tools(prompt: Prompt, tool_format: ToolFormat | None, *, in_template: 
         raise InvalidRequest("tools: only a conversation can have them", param="tools")
 
 
-def constrained(
+def constrain_to_calls(
     sampling: SamplingParameters, use: ToolUse, tool_format: ToolFormat
 ) -> SamplingParameters:
-    """`sampling` with what makes the model keep to the calls asked for."""
+    """Return `sampling` with the grammar that holds the model to the calls asked for."""
     if sampling.constrained:
         raise InvalidRequest(
             "response_format: excludes tools, unless tool_choice is 'none'", param="response_format"
@@ -99,8 +99,8 @@ def constrained(
     return replace(sampling, structural_tag=tool_format.structural_tag(use))
 
 
-def merged(calls: Sequence[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
-    """The same deltas with those of one call in one."""
+def merge_calls(calls: Sequence[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
+    """Join the deltas of each call into one."""
     by_index: dict[int, ToolCallDelta] = {}
     for call in calls:
         first = by_index.get(call.index)

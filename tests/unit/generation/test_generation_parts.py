@@ -20,7 +20,7 @@ from tuneloop.generation.coalescing import coalesce, message_seconds
 from tuneloop.generation.completions import Final
 from tuneloop.generation.partial_completion import Delta
 from tuneloop.generation.prompts import Tokenization
-from tuneloop.generation.servicer import joined
+from tuneloop.generation.servicer import join_deltas
 from tuneloop.generation.settings import GenerationSettings
 from tuneloop.generation.transformers.detokenization import Detokenizer
 from tuneloop.generation.transformers.sampling import choose, processed_logprobs
@@ -157,7 +157,9 @@ def test_deltas_of_one_completion_are_joined_up_to_its_final() -> None:
         policy_version=0,
         prompt_tokens=1,
     )
-    events = joined([make_delta(0, 1), make_delta(1, 7), make_delta(0, 2), final, make_delta(1, 8)])
+    events = join_deltas(
+        [make_delta(0, 1), make_delta(1, 7), make_delta(0, 2), final, make_delta(1, 8)]
+    )
     assert [getattr(e, "token_ids", None) for e in events] == [(1, 2), (7, 8), (1, 2)]
     assert events[2] is final
 

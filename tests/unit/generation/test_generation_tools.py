@@ -13,7 +13,12 @@ from support.tiny_models import TOOL_CHAT_TEMPLATE
 from tuneloop import wire
 from tuneloop.errors import CorruptData, InvalidRequest
 from tuneloop.generation.prompts import Tokenization
-from tuneloop.generation.tool_calls import ToolCallDelta, check_tools, constrained, merged
+from tuneloop.generation.tool_calls import (
+    ToolCallDelta,
+    check_tools,
+    constrain_to_calls,
+    merge_calls,
+)
 from tuneloop.generation.transformers.hermes import BEGIN, END, HermesFormat, HermesParser
 from tuneloop.rollouts import ChatMessage, Prompt, SamplingParameters, Tool, ToolCall, ToolUse
 from tuneloop.v1 import generation_pb2
@@ -89,7 +94,7 @@ def test_grammars_only_where_something_is_forced() -> None:
     ):
         assert "look_up" in json.dumps(json.loads(tool_format.structural_tag(use)))
     with pytest.raises(InvalidRequest) as refused:
-        constrained(SamplingParameters(json_schema="{}"), USE, tool_format)
+        constrain_to_calls(SamplingParameters(json_schema="{}"), USE, tool_format)
     assert refused.value.param == "response_format"
 
 
@@ -175,5 +180,7 @@ def test_deltas_of_one_call_are_joined() -> None:
     def delta(index: int, name: str, arguments: str) -> ToolCallDelta:
         return ToolCallDelta(index=index, call_id=name, name=name, arguments=arguments)
 
-    joined = merged([delta(0, "a", ""), delta(0, "", "{"), delta(1, "b", "{}"), delta(0, "", "}")])
+    joined = merge_calls(
+        [delta(0, "a", ""), delta(0, "", "{"), delta(1, "b", "{}"), delta(0, "", "}")]
+    )
     assert joined == (delta(0, "a", "{}"), delta(1, "b", "{}"))

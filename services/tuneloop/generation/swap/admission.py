@@ -1,4 +1,4 @@
-"""What a version must be before the engine sees it."""
+"""The checks that a version must pass before the engine loads it."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tuneloop.weights.manifest import Manifest
 
 
 def check_manifest(manifest: Manifest, reference: WeightsReference, kind: WeightsKind) -> None:
-    """Raise `WeightsRefused` unless the manifest describes what was asked for, of this kind."""
+    """Raise `WeightsRefused` unless the manifest describes the version asked for, of this kind."""
     expected = {
         "policy": (manifest.policy, reference.policy),
         "version": (manifest.version, reference.policy_version),
@@ -22,9 +22,9 @@ def check_manifest(manifest: Manifest, reference: WeightsReference, kind: Weight
 
 
 def check_fits(manifest: Manifest, folder: Path, base_model: Path, max_lora_rank: int) -> None:
-    """Raise `WeightsRefused` unless the version was made from this base and every tensor fits.
+    """Raise `WeightsRefused` unless the version is of this base model and every tensor fits.
 
-    Weights that are not finite fit nothing.
+    Weights that are not finite are refused too.
     """
     if manifest.base_model_sha256 != shapes.base_model_sha256(base_model):
         raise WeightsRefused(

@@ -1,8 +1,8 @@
-"""Which version serves, which versions are in memory, and how one follows another.
+"""Decides which version serves and which versions stay in memory, and swaps one for another.
 
 Invariants: a version serves only after its manifest, files and shapes were checked and the engine
-has loaded it; a request keeps the version it began with (LoRA), held by a lease; a version is
-dropped only when no request holds it and no new one would get it. Whatever is refused changes
+has loaded it; a request keeps the version it started with (LoRA), held by a lease; a version is
+dropped only if no request holds it and no new one would get it. A version that is refused changes
 nothing.
 """
 
@@ -50,12 +50,12 @@ class Swap:
     swap_seconds: float
     """From the notice to the switch."""
     pause_seconds: float
-    """Of those, how long nothing could be sampled."""
+    """The part of it in which nothing could be sampled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwapOptions:
-    """What the swaps of one policy depend on."""
+    """The options of one policy's swaps."""
 
     policy: str
     replica: str
@@ -80,13 +80,13 @@ class HotSwap:
         self.on_activated = on_activated
         self.serving = 0
         self.canary: CanaryRoute | None = None
-        """What a share of the users gets as soon as it is in memory."""
+        """A share of the users gets it as soon as it is in memory."""
         self.activated_time = datetime.now(UTC)
         self.newest = 0
         self.live = {0: Live(loaded_time=self.activated_time, last_served=time.monotonic())}
         self.lock = asyncio.Lock()
         self.tasks: set[asyncio.Task[Any]] = set()
-        self.trimming = False
+        self.is_trimming = False
         self.checking = ThreadPoolExecutor(
             max_workers=1,
             thread_name_prefix="weights",
@@ -95,9 +95,9 @@ class HotSwap:
         metrics.policy_version.labels(options.policy).set(0)
 
     def lease(self, policy_version: int | None = None, *, route_by: str = "") -> Lease:
-        """Hold the version asked for, or the one that `route_by` gets (empty: the stable one).
+        """Lease the version asked for, or the one that `route_by` gets (empty: the stable one).
 
-        Raises `NotFound` for one that was asked for and is not loaded.
+        Raises `NotFound` for a version that was asked for and is not loaded.
         """
         version = self.version_for(route_by) if policy_version is None else policy_version
         live = self.live.get(version)
@@ -112,7 +112,7 @@ class HotSwap:
         return Lease(self.release, version, live)
 
     def version_for(self, route_by: str) -> int:
-        """The canary for a user in its share, while it is in memory; else the served version."""
+        """Return the canary for a user in its share if it is in memory, else the served version."""
         route = self.canary
         if route is None or not route_by or route.weights.policy_version not in self.live:
             return self.serving
@@ -123,49 +123,49 @@ class HotSwap:
         return version
 
     def release(self, live: Live) -> None:
-        """Give a version back; full weights may have been replaced under the lease."""
+        """End a lease; full weights may have been replaced under it."""
         live.leases -= 1
         live.last_served = time.monotonic()
-        if len(self.adapters()) > self.options.max_live_versions and not self.trimming:
-            self.trimming = True
-            self.in_background(self.trim())
+        if len(self.adapters()) > self.options.max_live_versions and not self.is_trimming:
+            self.is_trimming = True
+            self.start_task(self.drop_idle_adapters())
 
     def loaded_versions(self) -> list[LoadedVersion]:
-        """What is in memory, oldest version first."""
+        """Return the versions in memory, oldest first."""
         return [
             LoadedVersion(policy_version=v, leases=live.leases, loaded_time=live.loaded_time)
             for v, live in sorted(self.live.items())
         ]
 
     def adapters(self) -> list[int]:
-        """Versions that take an adapter's place in the engine."""
+        """Return the versions that take up room for an adapter in the engine."""
         return [version for version in self.live if version != 0]
 
     async def activate(self, reference: WeightsReference, *, at_start: bool = False) -> Swap:
-        """Make a version serve, loading it first where it is not in memory.
+        """Make a version serve, loading it first if it is not in memory.
 
-        Raises `WeightsRefused`, `NotFound` or `Unavailable`; then the old version goes on serving.
-        A swap that has begun is carried through even when its caller is cancelled.
+        Raises `WeightsRefused`, `NotFound` or `Unavailable`; then the old version stays in use.
+        A swap that has started is completed even if its caller is cancelled.
         """
         with span_of("activate version", reference):
-            return await asyncio.shield(self.in_background(self.swap(reference, at_start)))
+            return await asyncio.shield(self.start_task(self.swap(reference, at_start)))
 
-    def in_background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """A task that is kept until it is done."""
+    def start_task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a task, and keep a reference until it is done."""
         task = asyncio.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
 
     async def swap(self, reference: WeightsReference, at_start: bool) -> Swap:
-        """`activate`, from the first check to the switch."""
+        """Do the work of `activate`, from the first check to serving."""
         started = time.monotonic()
         async with self.lock:
             if reference.policy_version == self.serving:
                 return Swap(policy_version=self.serving, swap_seconds=0.0, pause_seconds=0.0)
             pause = await self.ensure_loaded(reference)
-            self.switch(reference.policy_version, started, pause, at_start)
-            await self.drop_beyond(self.options.max_live_versions)
+            self.serve_version(reference.policy_version, started, pause, at_start)
+            await self.drop_idle_versions(self.options.max_live_versions)
         return Swap(
             policy_version=self.serving,
             swap_seconds=time.monotonic() - started,
@@ -173,19 +173,19 @@ class HotSwap:
         )
 
     async def load(self, reference: WeightsReference) -> None:
-        """Bring a version into memory without serving it; LoRA only. Raises as `activate`."""
+        """Load a version without serving it; LoRA only. Raises as `activate`."""
         if self.engine.weights_kind is WeightsKind.FULL:
             raise FailedPrecondition("full weights cannot be loaded without being served")
         with span_of("load version", reference):
-            await asyncio.shield(self.in_background(self.bring_in(reference)))
+            await asyncio.shield(self.start_task(self.load_when_free(reference)))
 
-    async def bring_in(self, reference: WeightsReference) -> None:
-        """`load`, one at a time with all other changes."""
+    async def load_when_free(self, reference: WeightsReference) -> None:
+        """Do the work of `load`, after other swaps."""
         async with self.lock:
             await self.ensure_loaded(reference)
 
     async def ensure_loaded(self, reference: WeightsReference) -> float:
-        """Load a version that is not in memory; the seconds in which nothing was sampled."""
+        """Load a version that is not in memory; return the seconds in which nothing was sampled."""
         version = reference.policy_version
         if version in self.live:
             return 0.0
@@ -194,36 +194,36 @@ class HotSwap:
         try:
             manifest, folder = await self.fetch(reference)
         except TuneloopError as error:
-            self.refused("store", reference, error)
+            self.report_refusal("store", reference, error)
             raise
         try:
             check_manifest(manifest, reference, self.engine.weights_kind)
-            await self.aside(self.check_files, manifest, folder)
+            await self.run_in_checking_thread(self.check_files, manifest, folder)
         except WeightsRefused as error:
-            self.refused("check", reference, error)
+            self.report_refusal("check", reference, error)
             raise
         try:
             return await self.load_into_engine(version, folder, manifest)
         except TuneloopError as error:
-            self.refused("engine", reference, error)
+            self.report_refusal("engine", reference, error)
             raise
         except Exception as error:
             # One bad version must not stop a service that has a good one.
             logger.exception("the engine failed to load version %d", version)
             refusal = WeightsRefused(f"version {version}: the engine could not load it: {error}")
-            self.refused("engine", reference, refusal)
+            self.report_refusal("engine", reference, refusal)
             raise refusal from error
 
     async def fetch(self, reference: WeightsReference) -> tuple[Manifest, Path]:
-        """A verified local copy of the version."""
+        """Return a verified local copy of the version."""
         if reference.policy != self.options.policy:
             raise WeightsRefused(
                 f"policy: {reference.policy!r} is not {self.options.policy!r}", param="policy"
             )
-        return await self.aside(self.store.fetch, reference)
+        return await self.run_in_checking_thread(self.store.fetch, reference)
 
-    async def aside(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Do it in the thread that yields to sampling, in the trace of who asks."""
+    async def run_in_checking_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Run `work` in a thread with lower priority than sampling, in the caller's trace."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.checking, copy_context().run, work, *arguments)
 
@@ -234,7 +234,7 @@ class HotSwap:
     async def load_into_engine(
         self, version: int, folder: Path, manifest: Manifest | None
     ) -> float:
-        """Have the engine load checked files; the seconds in which nothing was sampled."""
+        """Load checked files into the engine; return the seconds in which nothing was sampled."""
         entry = Live(loaded_time=datetime.now(UTC), last_served=time.monotonic(), manifest=manifest)
         if self.engine.weights_kind is WeightsKind.FULL:
             pause = await self.engine.load_full_weights(version, folder)
@@ -247,8 +247,8 @@ class HotSwap:
         metrics.loaded_versions.set(len(self.live))
         return pause
 
-    def switch(self, version: int, started: float, pause: float, at_start: bool) -> None:
-        """Serve `version` from now on, measure it and tell."""
+    def serve_version(self, version: int, started: float, pause: float, at_start: bool) -> None:
+        """Serve `version` from now on; record and announce it."""
         kind = self.engine.weights_kind.value
         self.serving = version
         self.activated_time = datetime.now(UTC)
@@ -274,26 +274,26 @@ class HotSwap:
             )
         )
 
-    def refused(self, by: str, reference: WeightsReference, error: TuneloopError) -> None:
-        """Count and log a version that was not loaded."""
+    def report_refusal(self, by: str, reference: WeightsReference, error: TuneloopError) -> None:
+        """Count and log a version that could not be loaded."""
         metrics.swaps_refused.labels(by).inc()
         logger.error(
-            "version %d is not loaded, version %d goes on serving: %s",
+            "version %d was not loaded, version %d stays in use: %s",
             reference.policy_version,
             self.serving,
             error.message,
         )
 
     async def make_room(self) -> None:
-        """Drop old versions so that one more fits; `Unavailable` when all are in use."""
-        await self.drop_beyond(self.options.max_live_versions - 1)
+        """Drop old versions so that one more fits. Raises `Unavailable` if all are in use."""
+        await self.drop_idle_versions(self.options.max_live_versions - 1)
         if len(self.adapters()) >= self.options.max_live_versions + HEADROOM:
             raise Unavailable(
-                "every loaded version is still in use; trying again later", retry_after=1.0
+                "every loaded version is still in use; trying again in a moment", retry_after=1.0
             )
 
-    async def drop_beyond(self, keep: int) -> None:
-        """Drop versions nobody holds, least recently served first, until `keep` adapters remain."""
+    async def drop_idle_versions(self, keep: int) -> None:
+        """Drop unused versions, least recently served first, until `keep` adapters remain."""
         routed = {self.serving}
         if self.canary is not None:
             routed.add(self.canary.weights.policy_version)
@@ -302,24 +302,24 @@ class HotSwap:
             key=lambda v: self.live[v].last_served,
         )
         for version in idle[: max(0, len(self.adapters()) - keep)]:
-            # Taken out first: from here on no request can lease it.
+            # Removed first: from here on no request can lease it.
             del self.live[version]
             await self.engine.drop_adapter(version)
             logger.info("dropped version %d from memory", version)
         metrics.loaded_versions.set(len(self.live))
 
-    async def trim(self) -> None:
-        """Drop what became idle."""
+    async def drop_idle_adapters(self) -> None:
+        """Drop versions that became idle."""
         try:
             async with self.lock:
-                await self.drop_beyond(self.options.max_live_versions)
+                await self.drop_idle_versions(self.options.max_live_versions)
         except TuneloopError as error:
             logger.error("could not drop an old version: %s", error.message)
         finally:
-            self.trimming = False
+            self.is_trimming = False
 
 
 def span_of(name: str, reference: WeightsReference) -> AbstractContextManager[None]:
-    """A span of what is done with a version, in the trace in which it was made."""
+    """Return a span for work on a version, in the trace in which it was trained."""
     attributes: tracing.Attributes = {"tuneloop.policy_version": reference.policy_version}
     return tracing.span(name, parent=reference.traceparent, attributes=attributes)

@@ -1,4 +1,4 @@
-"""A version in the engine's memory, and the hold that a request has on it."""
+"""Versions in the engine's memory, and leases that keep them there while requests use them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ class Live:
 
 @dataclass(slots=True)
 class Lease:
-    """Holds a version in memory while a request uses it; a context manager."""
+    """Keeps a version in memory while a request uses it; a context manager."""
 
     release: Callable[[Live], None]
     policy_version: int

@@ -1,16 +1,16 @@
-"""Text of a growing completion, piece by piece, and the search for stop strings in it."""
+"""Decodes a completion token by token, and finds stop strings in its text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 CONTEXT_TOKENS = 6
-"""Tokens decoded before the new ones: what the text of a token depends on."""
+"""Tokens decoded again with each new one, as its text depends on them."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Detokenizer:
-    """Turns token ids into text without ever sending half a character or half a stop string."""
+    """Turns token ids into text, never returning half a character or half a stop string."""
 
     tokenizer: Any
     stop: Sequence[str]
@@ -23,14 +23,14 @@ class Detokenizer:
     stopped: bool = False
 
     def add(self, token_id: int, *, ends: bool) -> str:
-        """Text to send after one more token; `ends` marks the last, whose text is not held back.
+        """Add a token and return the text to send; with `ends` nothing is held back.
 
-        Sets `stopped`, and cuts the text, where a stop string is complete.
+        Sets `stopped`, and cuts the text, if a stop string is complete.
         """
         self.token_ids.append(token_id)
         self.text += self.new_text(ends)
         for stop in self.stop:
-            # It may have begun in what was held back, never in what was sent.
+            # It may start in the text held back, never in the text sent.
             found = self.text.find(stop, self.sent)
             if found >= 0:
                 self.stopped = True
@@ -41,7 +41,7 @@ class Detokenizer:
         return piece
 
     def new_text(self, ends: bool) -> str:
-        """Text of the tokens not read yet; empty while they end inside a character."""
+        """Return the text of the new tokens; empty while they end inside a character."""
         before = self.decode(self.token_ids[self.prefix_start : self.read_end])
         after = self.decode(self.token_ids[self.prefix_start :])
         if after.endswith("\ufffd") and not ends:
@@ -51,5 +51,5 @@ class Detokenizer:
         return after[len(before) :]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text without special tokens."""
+        """Decode, leaving out special tokens."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))

@@ -1,7 +1,7 @@
 """The engine on plain transformers: for machines without vLLM, and for fast tests.
 
 One thread owns the model and advances every running completion by one token in turn, so several
-stream at the same time. Versions are loaded between two turns. It does not batch: vLLM does.
+stream at the same time. Versions are loaded between two turns. It does not batch, as vLLM does.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ MAX_LOGPROBS = 20
 
 @dataclass(slots=True, kw_only=True)
 class Running:
-    """A completion on its way."""
+    """A completion that is being sampled."""
 
     request: EngineRequest
     index: int
@@ -55,14 +55,14 @@ class Running:
     counts: Counter[int] = field(default_factory=Counter)
     versions: list[int] = field(default_factory=list)
     cache: Any = None
-    """Keys and values of all tokens but the last; None makes the next step compute them all."""
+    """Keys and values of all tokens but the last; with None the next step computes them all."""
     cancelled: bool = False
     grammar: Grammar | None = None
-    """What may come next, where the completion must fit a schema."""
+    """Which tokens may come next, if the completion must match a schema."""
 
 
 class TransformersEngine:
-    """Token-by-token sampling of several completions in a thread."""
+    """Samples several completions token by token, in one thread."""
 
     name = "transformers"
 
@@ -107,7 +107,7 @@ class TransformersEngine:
         return self.limits
 
     async def stop(self) -> None:
-        """Abort what runs and end the thread."""
+        """Abort running requests and end the thread."""
         if self.thread is None:
             return
 
@@ -118,8 +118,8 @@ class TransformersEngine:
         await asyncio.to_thread(self.thread.join)
         self.thread = None
 
-    async def failed(self) -> str:
-        """Return, with the reason, when the thread has died; else never."""
+    async def wait_for_failure(self) -> str:
+        """Wait until the thread has died; return the reason."""
         if self.failure is None:
             raise Unavailable("the engine was not started")
         return await asyncio.shield(self.failure)
@@ -159,7 +159,7 @@ class TransformersEngine:
         index: int,
         deliver: Callable[[EngineOutput | Exception], None],
     ) -> Running:
-        """A completion before its first token."""
+        """Return a completion before its first token."""
         generator = torch.Generator()
         if request.sampling.seed is None:
             generator.seed()
@@ -176,23 +176,23 @@ class TransformersEngine:
         )
 
     def tool_format(self, name: str) -> ToolFormat:
-        """The only format there is without vLLM."""
+        """Return the only format available without vLLM."""
         if name != "hermes":
             raise SettingsError(f"{SETTING}={name}: this engine has hermes; vLLM has others")
         return HermesFormat()
 
     async def load_adapter(self, policy_version: int, folder: Path) -> None:
         """Load an adapter between two turns."""
-        await self.between_turns(lambda: self.model.add_adapter(policy_version, folder))
+        await self.run_between_turns(lambda: self.model.add_adapter(policy_version, folder))
 
     async def drop_adapter(self, policy_version: int) -> None:
-        """Forget an adapter."""
-        await self.between_turns(lambda: self.model.drop_adapter(policy_version))
+        """Unload an adapter."""
+        await self.run_between_turns(lambda: self.model.drop_adapter(policy_version))
 
     async def load_full_weights(self, policy_version: int, folder: Path) -> float:
-        """Replace the weights between two turns; the seconds that took.
+        """Replace the weights between two turns; return the seconds that took.
 
-        Caches are thrown away: what runs computes its keys and values afresh by the new weights.
+        Caches are dropped: running completions compute keys and values again with the new weights.
         """
 
         def replace() -> float:
@@ -203,10 +203,10 @@ class TransformersEngine:
                 completion.cache = None
             return time.monotonic() - started
 
-        return await self.between_turns(replace)
+        return await self.run_between_turns(replace)
 
-    async def between_turns(self, command: Callable[[], T]) -> T:
-        """Run `command` on the model's thread; its result or exception."""
+    async def run_between_turns(self, command: Callable[[], T]) -> T:
+        """Run `command` on the model's thread; return its result or raise its exception."""
         if self.thread is None or not self.thread.is_alive():
             raise Unavailable("the engine is not running", retry_after=1.0)
         future: Future[T] = Future()
@@ -215,18 +215,18 @@ class TransformersEngine:
             try:
                 future.set_result(command())
             except Exception as error:
-                future.set_exception(error)  # raised again where it is awaited
+                future.set_exception(error)  # raised where it is awaited
 
         self.commands.put(run)
         return await asyncio.wrap_future(future)
 
     def work(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The thread: commands, then one token for everybody, for ever."""
+        """Run the thread: commands first, then one token for every completion, until stopped."""
         try:
             while not self.stopping:
-                self.take_commands(wait=not self.running)
+                self.run_commands(wait=not self.running)
                 self.running = [c for c in self.running if not c.cancelled]
-                # Sorted, so that the adapter changes once a version and not once a completion.
+                # Sorted, so that the adapter changes once per version, not per completion.
                 for completion in sorted(self.running, key=lambda c: c.request.policy_version):
                     self.advance(completion)
         except Exception as error:
@@ -238,12 +238,12 @@ class TransformersEngine:
                 completion.deliver(Unavailable("the engine has stopped", retry_after=1.0))
 
     def report_failure(self, reason: str) -> None:
-        """Let `failed` return."""
+        """Let `wait_for_failure` return."""
         if self.failure is not None and not self.failure.done():
             self.failure.set_result(reason)
 
-    def take_commands(self, *, wait: bool) -> None:
-        """Run the commands that are there; wait for one if there is nothing else to do."""
+    def run_commands(self, *, wait: bool) -> None:
+        """Run the pending commands; with `wait`, wait for one first."""
         while True:
             try:
                 command = self.commands.get(block=wait)
@@ -253,7 +253,7 @@ class TransformersEngine:
             wait = False
 
     def advance(self, completion: Running) -> None:
-        """One more token for one completion."""
+        """Sample one more token of a completion."""
         request, sampling = completion.request, completion.request.sampling
         version = self.weights_version
         if self.weights_kind is WeightsKind.LORA:
@@ -278,7 +278,7 @@ class TransformersEngine:
         completion.deliver(self.output(completion, token, logprobs))
 
     def output(self, completion: Running, token: int, logprobs: torch.Tensor) -> EngineOutput:
-        """What the new token adds; decides whether the completion ends with it."""
+        """Return what the new token adds; decide whether the completion ends with it."""
         sampling = completion.request.sampling
         at_stop_token = token in self.tokenization.stop_token_ids
         at_limit = len(completion.token_ids) >= sampling.max_tokens
@@ -302,7 +302,7 @@ class TransformersEngine:
         )
 
     def candidates(self, logprobs: torch.Tensor, count: int) -> tuple[TokenCandidate, ...]:
-        """The most likely tokens, best first; those that cannot be sampled are left out."""
+        """Return the most likely tokens, best first, without those that cannot be sampled."""
         values, ids = logprobs.topk(count)
         return tuple(
             TokenCandidate(

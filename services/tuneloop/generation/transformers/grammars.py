@@ -1,6 +1,6 @@
-"""What a completion may say next, by a JSON schema or a structural tag: xgrammar's masks.
+"""Masks tokens that a JSON schema or a structural tag does not allow, with xgrammar.
 
-For the engine on plain transformers; vLLM has its own way to the same library.
+For the engine on plain transformers; vLLM uses the same library by itself.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ CACHE_BYTES = 64 * 2**20
 
 
 class Grammar:
-    """Where one completion stands in its grammar."""
+    """The position of one completion in its grammar."""
 
     def __init__(self, matcher: Any, vocab_size: int) -> None:
         from xgrammar import allocate_token_bitmask
@@ -27,7 +27,7 @@ class Grammar:
         self.mask = allocate_token_bitmask(1, vocab_size)
 
     def allow(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits [vocab] with every token masked that cannot come next."""
+        """Mask the tokens in logits [vocab] that cannot come next."""
         from xgrammar import apply_token_bitmask_inplace
 
         allowed = logits.float().clone()
@@ -36,12 +36,12 @@ class Grammar:
         return allowed
 
     def accept(self, token: int) -> None:
-        """Go on by the token that was sampled."""
+        """Advance by the token that was sampled."""
         self.matcher.accept_token(token)
 
 
 class Grammars:
-    """Compiles what requests ask for; equal ones once."""
+    """Compiles the grammars of requests, equal ones once."""
 
     def __init__(self, tokenizer: Any, vocab_size: int, stop_token_ids: Iterable[int]) -> None:
         self.tokenizer = tokenizer
@@ -58,7 +58,7 @@ class Grammars:
         return xgrammar.GrammarCompiler(info, max_threads=1, cache_limit_bytes=CACHE_BYTES)
 
     def compile(self, sampling: SamplingParameters) -> Any:
-        """The compiled grammar of a request, None for a free one; raises `InvalidRequest`."""
+        """Return a request's compiled grammar, or None without one. Raises `InvalidRequest`."""
         if not sampling.constrained:
             return None
         param = "response_format" if sampling.json_schema else "structural_tag"
@@ -72,7 +72,7 @@ class Grammars:
             raise InvalidRequest(f"{param}: {grammar_problem(error)}", param=param) from error
 
     def begin(self, compiled: Any) -> Grammar:
-        """The beginning of a completion in a compiled grammar."""
+        """Return the start of a completion in a compiled grammar."""
         from xgrammar import GrammarMatcher
 
         return Grammar(GrammarMatcher(compiled), self.vocab_size)

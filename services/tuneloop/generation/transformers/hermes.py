@@ -1,6 +1,6 @@
-"""The Hermes format of calls, which Qwen and many others write: JSON between `<tool_call>` tags.
+"""The Hermes format of tool calls, used by Qwen and many others: JSON between `<tool_call>` tags.
 
-For the engine on plain transformers; vLLM brings its own reading of this and other formats.
+For the engine on plain transformers; vLLM has its own parsers for this and other formats.
 """
 
 import json
@@ -19,7 +19,7 @@ class HermesFormat:
     """Hermes, with a grammar for it."""
 
     def structural_tag(self, use: ToolUse) -> str:
-        """A grammar where a call is forced or its arguments must fit; else empty."""
+        """Return a grammar if a call is forced or its arguments must fit, else nothing."""
         if not use.forced and not any(tool.strict for tool in use.tools):
             return ""
         from xgrammar.structural_tag import (
@@ -42,12 +42,12 @@ class HermesFormat:
         return str(StructuralTag(format=only_calls).model_dump_json())
 
     def parser(self, use: ToolUse) -> "HermesParser":
-        """A parser for one completion."""
+        """Return a parser for one completion."""
         return HermesParser(single=use.single)
 
 
 def call_tags(use: ToolUse) -> list[Any]:
-    """One tag for each function that may be called, with the schema of its arguments."""
+    """Return one tag for each tool that may be called, with the schema of its arguments."""
     from xgrammar.structural_tag import JSONSchemaFormat, TagFormat
 
     return [
@@ -65,7 +65,7 @@ def call_tags(use: ToolUse) -> list[Any]:
 
 @dataclass(slots=True, kw_only=True)
 class HermesParser:
-    """Gives each call as soon as it is complete; what is no JSON of a call stays text."""
+    """Returns each call as soon as it is complete; anything that is not a call stays text."""
 
     single: bool
     pending: str = ""
@@ -75,7 +75,7 @@ class HermesParser:
     def feed(
         self, text: str, token_ids: Sequence[int], *, ends: bool
     ) -> tuple[str, tuple[ToolCallDelta, ...]]:
-        """The text that is no call, and the calls that are complete."""
+        """Return the text outside calls, and the calls that are complete."""
         self.pending += text
         content: list[str] = []
         found: list[ToolCallDelta] = []
@@ -99,11 +99,11 @@ class HermesParser:
         return "".join(content), tuple(found)
 
     def between(self, text: str) -> str:
-        """Text outside of calls; the space after a call is none."""
+        """Return text outside calls, without the space after a call."""
         return "" if self.calls and not text.strip() else text
 
     def call(self, body: str) -> ToolCallDelta | None:
-        """The call that is spelled by `body`, if one is."""
+        """Return the call in `body`, if it is one."""
         try:
             spelled = json.loads(body)
             name, arguments = spelled["name"], spelled.get("arguments") or {}
@@ -119,6 +119,6 @@ class HermesParser:
 
 
 def overlap(text: str, tag: str) -> int:
-    """Length of the longest end of `text` that is the beginning of `tag`, but not all of it."""
+    """Return the length of the longest end of `text` that starts `tag` without completing it."""
     lengths = range(min(len(tag) - 1, len(text)), 0, -1)
     return next((length for length in lengths if text.endswith(tag[:length])), 0)

@@ -12,7 +12,7 @@ from tuneloop.errors import WeightsRefused
 
 
 class VersionedModel:
-    """A causal language model, the version it computes with now, and the ones it can switch to."""
+    """A causal language model, its current version, and the versions it can switch to."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModelForCausalLM
@@ -33,13 +33,13 @@ class VersionedModel:
 
     @property
     def max_model_len(self) -> int:
-        """Positions the model was made for."""
+        """The number of positions that the model supports."""
         return int(self.model.config.max_position_embeddings)
 
     def forward(self, token_ids: list[int], cache: Any) -> tuple[torch.Tensor, Any]:
-        """Logits [vocab] after the last of `token_ids`, on the CPU, and the cache with them in it.
+        """Return logits [vocab] after the last of `token_ids`, on the CPU, and the updated cache.
 
-        `cache` holds what came before; None when `token_ids` is everything.
+        `cache` holds the tokens before them; None if `token_ids` are all tokens.
         """
         with torch.inference_mode():
             output = self.model(
@@ -51,7 +51,7 @@ class VersionedModel:
         return output.logits[0, -1].float().cpu(), output.past_key_values
 
     def select(self, version: int) -> None:
-        """Compute with an adapter from now on; 0 is the base model."""
+        """Use an adapter from now on; 0 is the base model."""
         if self.peft is None or version == self.selected:
             return
         if version == 0:
@@ -62,7 +62,7 @@ class VersionedModel:
         self.selected = version
 
     def add_adapter(self, version: int, folder: Path) -> None:
-        """Load a PEFT adapter beside the others; raises `WeightsRefused` when it does not fit."""
+        """Load a PEFT adapter beside the others. Raises `WeightsRefused` if it does not fit."""
         from peft import PeftModel
 
         name = adapter_name(version)
@@ -77,7 +77,7 @@ class VersionedModel:
         self.peft.eval()
 
     def drop_adapter(self, version: int) -> None:
-        """Forget an adapter."""
+        """Unload an adapter."""
         if self.selected == version:
             self.select(0)
         name = adapter_name(version)
@@ -85,7 +85,7 @@ class VersionedModel:
             self.peft.delete_adapter(name)
 
     def replace_weights(self, folder: Path) -> None:
-        """Copy a folder's weights over the model's; raises `WeightsRefused` before touching any."""
+        """Copy a folder's weights over the model's. Raises `WeightsRefused` before any change."""
         from safetensors.torch import load_file
 
         new: dict[str, torch.Tensor] = {}
@@ -95,7 +95,7 @@ class VersionedModel:
         for name, tensor in new.items():
             if name not in state or state[name].shape != tensor.shape:
                 raise WeightsRefused(f"{name}: does not fit the model", param=name)
-        # A tied output layer is in the state, and may be missing from the files.
+        # A tied output layer is in the state but may be missing from the files.
         given = {state[name].data_ptr() for name in new}
         missing = [name for name, tensor in state.items() if tensor.data_ptr() not in given]
         if missing:
@@ -106,5 +106,5 @@ class VersionedModel:
 
 
 def adapter_name(version: int) -> str:
-    """The name PEFT knows a version by."""
+    """Return the name of a version in PEFT."""
     return f"version-{version}"

@@ -1,4 +1,4 @@
-"""From logits to the next token, the way vLLM's sampler does it.
+"""Samples the next token from logits, in the same way as vLLM's sampler.
 
 Order: logit bias, penalties (presence and frequency, over the completion only), temperature, top-k,
 top-p. The log-probs reported are those of the distribution that was sampled from; a greedy request
@@ -15,9 +15,9 @@ from tuneloop.rollouts import SamplingParameters
 def processed_logprobs(
     logits: torch.Tensor, sampling: SamplingParameters, completion_counts: Mapping[int, int]
 ) -> torch.Tensor:
-    """Log-probs to sample from, float32 [vocab], of logits [vocab].
+    """Return the log-probs to sample from, float32 [vocab], for logits [vocab].
 
-    `completion_counts` says how often each token id stands in the completion so far.
+    `completion_counts` says how often each token id occurs in the completion so far.
     """
     logits = logits.float().clone()
     for token, bias in sampling.logit_bias.items():
@@ -47,7 +47,7 @@ def keep_nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def choose(logprobs: torch.Tensor, temperature: float, generator: torch.Generator) -> int:
-    """Sample a token id from log-probs [vocab]; the most likely one where greedy."""
+    """Sample a token id from log-probs [vocab]; at temperature 0, the most likely one."""
     if temperature == 0:
         return int(logprobs.argmax())
     return int(torch.multinomial(logprobs.exp(), 1, generator=generator))

@@ -1,7 +1,7 @@
-"""The engine on vLLM's `AsyncLLM`; its worker's side is in `vllm_worker` and `vllm_staging`.
+"""The engine on vLLM's `AsyncLLM`; `worker` and `staging` run inside vLLM's worker process.
 
 LoRA versions are adapters with `lora_int_id == policy_version`; an id is never loaded twice with
-other weights. Full weights change places between `pause_generation(mode="keep")` and
+different weights. Full weights are swapped between `pause_generation(mode="keep")` and
 `resume_generation`; vLLM labels every token with the weights that sampled it, and those labels
 become `policy_version_spans`.
 """
@@ -35,23 +35,23 @@ logger = logging.getLogger("tuneloop.generation")
 
 MAX_LOGPROBS = 20
 HEALTH_INTERVAL = 0.5
-"""Seconds between looks at whether the engine's processes live."""
+"""Seconds between checks that the engine's processes are alive."""
 STAGING_INTERVAL = 0.05
-"""Seconds between looks at whether new weights are loaded."""
+"""Seconds between checks whether new weights are loaded."""
 STOP_SECONDS = 1.0
-"""How long the engine's processes get to end by themselves."""
+"""How long the engine's processes get to exit."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks vLLM can be started with; a smaller adapter fits a larger one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmOptions:
-    """How to start the engine."""
+    """The options that the engine starts with."""
 
     model: Path
     weights_kind: WeightsKind
     max_model_len: int | None
-    """None takes the model's own limit."""
+    """None: the model's own limit."""
     max_lora_rank: int
     max_adapters: int
     """Adapters in memory at once; more would evict one that requests still use."""
@@ -60,7 +60,7 @@ class VllmOptions:
     gpu_memory_utilization: float
     """On a GPU: the share of its memory to use."""
     threads: int
-    """On a CPU: threads to compute with; 0 takes all this process may use."""
+    """On a CPU: threads to compute with; 0 uses all that this process may use."""
 
 
 class VllmEngine:
@@ -83,7 +83,7 @@ class VllmEngine:
         prepare_environment(self.options.threads)
         self.reaper = Reaper(descendants=True)
         started = time.monotonic()
-        # In a thread, the import too: a signal to stop must not wait for it.
+        # In a thread, including the import: a signal to stop must not wait for it.
         self.llm = await asyncio.to_thread(start_llm, self.options)
         await self.llm.update_weight_version("0")
         model_config = self.llm.model_config
@@ -96,9 +96,9 @@ class VllmEngine:
         return self.limits
 
     async def stop(self) -> None:
-        """Abort what runs and end the engine's processes."""
+        """Abort running requests and end the engine's processes."""
         if self.llm is not None:
-            # It takes the end of its processes for a crash, and says so at length.
+            # It reports the end of its processes as a crash, in many lines.
             logging.getLogger("vllm").setLevel(logging.CRITICAL)
             await asyncio.to_thread(self.llm.shutdown, STOP_SECONDS)
             self.llm = None
@@ -106,8 +106,8 @@ class VllmEngine:
             await asyncio.to_thread(self.reaper.close)
             self.reaper = None
 
-    async def failed(self) -> str:
-        """Return, with a reason, when the engine's processes have died; else never."""
+    async def wait_for_failure(self) -> str:
+        """Wait until the engine's processes have died; return the reason."""
         while self.broken is None:
             if self.llm is not None and self.llm.errored:
                 self.broken = "vLLM's engine process died"
@@ -148,13 +148,13 @@ class VllmEngine:
             await stream.aclose()
 
     def tool_format(self, name: str) -> ToolFormat:
-        """One of vLLM's tool parsers."""
+        """Return one of vLLM's tool parsers."""
         from tuneloop.generation.vllm.tools import VllmToolFormat
 
         return VllmToolFormat(name, self.llm.get_tokenizer())
 
     def adapter(self, policy_version: int) -> Any:
-        """The adapter to sample with; None for the base model and for full weights."""
+        """Return the adapter to sample with; None for the base model and for full weights."""
         if self.weights_kind is WeightsKind.FULL or policy_version == 0:
             return None
         adapter = self.adapters.get(policy_version)
@@ -163,7 +163,7 @@ class VllmEngine:
         return adapter
 
     def convert(self, completion: Any, request: EngineRequest, tokens: int) -> EngineOutput:
-        """One of vLLM's outputs as ours; `tokens` is how many the completion has so far."""
+        """Convert one of vLLM's outputs; `tokens` is how many the completion has so far."""
         token_ids = tuple(completion.token_ids)
         positions = completion.logprobs or []
         return EngineOutput(
@@ -186,7 +186,7 @@ class VllmEngine:
     def spans(
         self, completion: Any, request: EngineRequest, tokens: int
     ) -> tuple[PolicyVersionSpan, ...]:
-        """Which version sampled which tokens; empty before the end."""
+        """Return which version sampled which tokens; empty before the end."""
         if completion.finish_reason is None or tokens == 0:
             return ()
         if self.weights_kind is WeightsKind.LORA:
@@ -216,7 +216,7 @@ class VllmEngine:
         self.adapters[policy_version] = adapter
 
     async def drop_adapter(self, policy_version: int) -> None:
-        """Forget an adapter that no request holds."""
+        """Unload an adapter that no request holds."""
         if self.adapters.pop(policy_version, None) is None:
             return
         try:
@@ -226,10 +226,10 @@ class VllmEngine:
             raise Unavailable(f"version {policy_version} was not dropped: {error}") from error
 
     async def load_full_weights(self, policy_version: int, folder: Path) -> float:
-        """Replace the weights in place; returns the seconds in which nothing was sampled.
+        """Replace the weights in place; return the seconds in which nothing was sampled.
 
-        Requests in flight keep their tokens; their key-value cache is computed afresh by the new
-        weights (`clear_cache`), so that every later log-prob is what those weights say.
+        Requests in flight keep their tokens; their key-value cache is computed again with the new
+        weights (`clear_cache`), so that every later log-prob is by those weights.
         """
         async with self.weights_lock:
             await asyncio.to_thread(shapes.check_full, self.options.model, folder)
@@ -237,13 +237,13 @@ class VllmEngine:
             await self.stage_weights(policy_version, folder)
             paused = time.monotonic()
             await self.llm.pause_generation(mode="keep", clear_cache=True)
-            # Not resumed after a failure: what it sampled then would be from mixed weights.
+            # Not resumed after a failure: it would sample from mixed weights.
             await self.commit_weights(policy_version, folder)
             await self.llm.resume_generation()
             return time.monotonic() - paused
 
     async def stage_weights(self, policy_version: int, folder: Path) -> None:
-        """Load what can be loaded while decoding goes on; a failure changes nothing."""
+        """Load what can be loaded while decoding continues; a failure changes nothing."""
         try:
             await self.llm.collective_rpc("stage_weights", args=(str(folder),))
             while not all(await self.llm.collective_rpc("staged")):
@@ -253,30 +253,30 @@ class VllmEngine:
             raise WeightsRefused(f"version {policy_version}: {first_line(error)}") from error
 
     async def commit_weights(self, policy_version: int, folder: Path) -> None:
-        """Put checked files into the paused engine; a failure leaves it unable to go on."""
+        """Put checked files into the paused engine; after a failure it cannot continue."""
         try:
             await self.llm.collective_rpc("commit_weights", args=(str(folder),))
             await self.llm.update_weight_version(str(policy_version))
         except Exception as error:
-            # Some tensors are the new ones by now, and vLLM has no way back.
+            # Some tensors may be new by now, and vLLM cannot undo that.
             self.broken = f"replacing the weights by version {policy_version} failed: {error}"
             raise Unavailable(self.broken, retry_after=5.0) from error
 
     def raise_if_dead(self, error: Exception) -> None:
-        """Raise `Unavailable` when `error` came from an engine that is no more."""
+        """Raise `Unavailable` if `error` came from an engine that has died."""
         if self.llm is None or self.llm.errored:
             raise Unavailable("the engine died and is being restarted", retry_after=5.0) from error
 
 
 def start_llm(options: VllmOptions) -> Any:
-    """Import vLLM and start its processes; blocks for half a minute on a CPU."""
+    """Import vLLM and start its processes. Blocks for half a minute on a CPU."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
     return AsyncLLM.from_engine_args(engine_arguments(options))
 
 
 def engine_arguments(options: VllmOptions) -> Any:
-    """`AsyncEngineArgs` for this machine."""
+    """Return `AsyncEngineArgs` for this machine."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
@@ -288,7 +288,7 @@ def engine_arguments(options: VllmOptions) -> Any:
         "disable_log_stats": True,
         "enable_prefix_caching": True,
         "use_tqdm_on_load": False,
-        # The default is 0: after each start the same requests would get the same answers.
+        # With the default of 0 the same requests would get the same answers after each start.
         "seed": secrets.randbelow(2**31),
         "worker_extension_cls": "tuneloop.generation.vllm.worker.ReloadExtension",
         "gpu_memory_utilization": options.gpu_memory_utilization,
@@ -310,7 +310,7 @@ def engine_arguments(options: VllmOptions) -> Any:
 
 
 def sampling_params(request: EngineRequest) -> Any:
-    """Sampling parameters as vLLM has them, always with log-probs of the sampled tokens."""
+    """Return vLLM's sampling parameters, always with log-probs of the sampled tokens."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -335,7 +335,7 @@ def sampling_params(request: EngineRequest) -> Any:
 
 
 def structured_outputs(sampling: SamplingParameters) -> Any:
-    """What the completion must match, as vLLM has it; None where it is free."""
+    """Return vLLM's description of what the completion must match, or None."""
     from vllm.sampling_params import StructuredOutputsParams
 
     if not sampling.constrained:
@@ -346,7 +346,7 @@ def structured_outputs(sampling: SamplingParameters) -> Any:
 
 
 def top_candidates(position: Mapping[int, Any], count: int | None) -> tuple[TokenCandidate, ...]:
-    """The `count` most likely tokens of one position, best first."""
+    """Return the `count` most likely tokens of one position, best first."""
     ranked = sorted(position.items(), key=lambda item: -item[1].logprob)
     return tuple(
         TokenCandidate(token_id=token, token=entry.decoded_token or "", logprob=entry.logprob)
@@ -356,7 +356,7 @@ def top_candidates(position: Mapping[int, Any], count: int | None) -> tuple[Toke
 
 
 def finish_reason(reason: str | None) -> FinishReason | None:
-    """Our finish reason of vLLM's; an error inside the engine raises `Unavailable`."""
+    """Return the finish reason for vLLM's. Raises `Unavailable` for an error in the engine."""
     match reason:
         case None:
             return None
@@ -367,5 +367,5 @@ def finish_reason(reason: str | None) -> FinishReason | None:
 
 
 def first_line(error: Exception) -> str:
-    """The error in one line."""
+    """Return the error in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -1,4 +1,4 @@
-"""The surroundings of vLLM: environment variables and the disk cache."""
+"""Prepares environment variables and the disk cache for vLLM."""
 
 import os
 import sysconfig
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def prepare_environment(threads: int) -> None:
-    """Set what vLLM reads from the environment; its processes inherit it."""
+    """Set the environment variables that vLLM reads; its processes inherit them."""
     os.environ.update(
         VLLM_NO_USAGE_STATS="1",
         VLLM_DO_NOT_TRACK="1",
@@ -17,8 +17,8 @@ def prepare_environment(threads: int) -> None:
     cpus = sorted(os.sched_getaffinity(0))
     chosen = cpus[: threads or len(cpus)]
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(str(cpu) for cpu in chosen)
-    # Intel's OpenMP lets idle threads sleep after a few milliseconds; GNU's spin and starve the
-    # learner on the same machine.
+    # In Intel's OpenMP idle threads sleep after a few milliseconds. In GNU's they spin, and starve
+    # the learner on the same machine.
     openmp = Path(sysconfig.get_path("data")) / "lib" / "libiomp5.so"
     if openmp.exists() and "libiomp" not in os.environ.get("LD_PRELOAD", ""):
         preloaded = os.environ.get("LD_PRELOAD", "")
@@ -26,7 +26,7 @@ def prepare_environment(threads: int) -> None:
 
 
 def read_through(folder: Path) -> None:
-    """Read the weights once, so that loading them while paused does not wait for a disk."""
+    """Read the weights once, so that loading them during the pause does not wait for a disk."""
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
             while file.read(1 << 24):

@@ -1,8 +1,8 @@
-"""Loads full weights beside the model in use: decoding stops only while they change places.
+"""Loads full weights beside the model in use, so that decoding pauses only for the swap.
 
 Runs in vLLM's worker process, on a CPU. vLLM's own reload takes the weights apart layer by layer
-in the live model, which must stand still all the while. Here the same reload runs on a twin: the
-same layers with parameters of their own.
+in the live model, which must not run meanwhile. Here the same reload runs on a twin: the same
+layers with parameters of their own.
 """
 
 import copy
@@ -21,7 +21,7 @@ from tuneloop.priority import lower_thread_priority
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """A layer, its twin, and the attributes that the twin began with."""
+    """A layer, its twin, and the twin's attributes before loading."""
 
     layer: nn.Module
     twin: nn.Module
@@ -29,10 +29,10 @@ class Twin:
 
 
 class Staging:
-    """One set of weights on its way into the model; memory holds both until `commit`."""
+    """A set of weights that is being loaded; memory holds old and new ones until `commit`."""
 
     def __init__(self, model_runner: Any, folder: str) -> None:
-        """Begin to load the weights of `folder` in a thread."""
+        """Start to load the weights of `folder` in a thread."""
         self._model_runner = model_runner
         self._folder = folder
         self._twins: dict[int, Twin] = {}
@@ -41,7 +41,7 @@ class Staging:
         self._thread.start()
 
     def ready(self) -> bool:
-        """Whether everything is loaded; raises what the loading has raised."""
+        """Return whether everything is loaded. Raises what the loading raised."""
         if self._thread.is_alive():
             return False
         if self._error is not None:
@@ -49,12 +49,12 @@ class Staging:
         return True
 
     def commit(self) -> None:
-        """Put the loaded weights into the model; nothing may be computing with it."""
+        """Put the loaded weights into the model, which must not be running."""
         for pair in self._twins.values():
             live, loaded = pair.layer.__dict__, pair.twin.__dict__
             live["_parameters"].update(loaded["_parameters"])
             live["_buffers"].update(loaded["_buffers"])
-            # Packed copies of weights hang on attributes.
+            # Packed copies of weights are kept in attributes.
             live.update(
                 (name, value)
                 for name, value in loaded.items()
@@ -91,10 +91,10 @@ TENSORS = ("_parameters", "_buffers", "_modules")
 
 
 def twin_of(layer: nn.Module, twins: dict[int, Twin], tensors: dict[int, torch.Tensor]) -> Any:
-    """The same layers with copies of all parameters and buffers.
+    """Return the same layers with copies of all parameters and buffers.
 
-    What is one module or one tensor in the model is one in the twin; everything else (key-value
-    caches, kernels) is shared.
+    A module or tensor that is shared in the model is shared in the twin; everything else (key-value
+    caches, kernels) is shared between the two.
     """
     if id(layer) in twins:
         return twins[id(layer)].twin
@@ -118,7 +118,7 @@ def twin_of(layer: nn.Module, twins: dict[int, Twin], tensors: dict[int, torch.T
 
 
 def reloading_info_of(layer: nn.Module) -> LayerReloadingInfo:
-    """What vLLM noted of the layer, copied: a reload hangs its own loaders on these tensors."""
+    """Return a copy of vLLM's reload info for the layer: a reload adds loaders to these tensors."""
     known = LAYERWISE_INFO[layer]
     parameters, buffers = (
         {name: copy_of(tensor) for name, tensor in tensors.items()}
@@ -128,18 +128,18 @@ def reloading_info_of(layer: nn.Module) -> LayerReloadingInfo:
 
 
 def discard(twins: dict[int, Twin]) -> None:
-    """Take twins apart: vLLM's notes of a layer hold on to the layer, and so to its weights."""
+    """Free twins: vLLM's reload info refers to the layer, and so keeps its weights in memory."""
     for pair in twins.values():
         notes = LAYERWISE_INFO.pop(pair.twin, None)
         if notes is not None:
-            # After a failure it holds what was half loaded.
+            # After a failure it holds half-loaded weights.
             notes.reset()
         pair.twin.__dict__.clear()
     twins.clear()
 
 
 def copy_of(tensor: torch.Tensor) -> torch.Tensor:
-    """Its own memory, the same class and attributes (vLLM hangs loaders on parameters)."""
+    """Return a copy with its own memory and the same class and attributes (vLLM's loaders)."""
     made = tensor.data.clone()
     made.__class__ = tensor.__class__
     made.__dict__ = copy.copy(tensor.__dict__)
@@ -149,8 +149,8 @@ def copy_of(tensor: torch.Tensor) -> torch.Tensor:
 def pack_tied_output(model: nn.Module) -> None:
     """Pack an output layer that is tied to the input embeddings.
 
-    On a CPU vLLM 0.32 keeps a packed copy of the output layer's weights. Where the layer is tied no
-    file holds its weights, so the reload passes it by and it would go on with the old ones.
+    On a CPU vLLM 0.32 keeps a packed copy of the output layer's weights. No file holds the weights
+    of a tied layer, so the reload skips it and the packed copy would stay old.
     """
     module: Any
     for module in model.modules():

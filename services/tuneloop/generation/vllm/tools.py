@@ -1,4 +1,4 @@
-"""vLLM's tool parsers: the formats in which models call functions, read as they are sampled."""
+"""vLLM's tool parsers, one for each format of tool calls, fed while a completion is sampled."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from tuneloop.rollouts import Tool, ToolUse
 
 
 class VllmToolFormat:
-    """One of vLLM's parsers, by the name that its `--tool-call-parser` has."""
+    """One of vLLM's parsers, by its name for `--tool-call-parser`."""
 
     def __init__(self, name: str, tokenizer: Any) -> None:
         from vllm.tool_parsers import ToolParserManager
@@ -26,7 +26,7 @@ class VllmToolFormat:
             raise SettingsError(f"{SETTING}={name} does not suit this model: {error}") from error
 
     def structural_tag(self, use: ToolUse) -> str:
-        """The parser's own grammar, where a call is forced or its arguments must fit."""
+        """Return the parser's own grammar, if a call is forced or its arguments must fit."""
         from vllm.tool_parsers.structural_tag_registry import limit_to_single_tool_call
 
         request = chat_request(use)
@@ -42,13 +42,13 @@ class VllmToolFormat:
         return ""
 
     def parser(self, use: ToolUse) -> "VllmToolParser":
-        """A parser for one completion."""
+        """Return a parser for one completion."""
         request = chat_request(use)
         return VllmToolParser(self.parser_class(self.tokenizer, request.tools), request, use.single)
 
 
 class VllmToolParser:
-    """Feeds one of vLLM's parsers, which want everything so far, and its new end."""
+    """Feeds one of vLLM's parsers, which expect all text so far and what is new."""
 
     def __init__(self, parser: Any, request: Any, single: bool) -> None:
         self.parser = parser
@@ -57,13 +57,13 @@ class VllmToolParser:
         self.text = ""
         self.token_ids: list[int] = []
         self.content = 0
-        """Characters passed on as text."""
+        """Characters returned as text."""
         self.called = False
 
     def feed(
         self, text: str, token_ids: Sequence[int], *, ends: bool
     ) -> tuple[str, tuple[ToolCallDelta, ...]]:
-        """The text that is no call, and what was added to calls."""
+        """Return the text outside calls, and what was added to calls."""
         before, ids_before = self.text, self.token_ids
         self.text, self.token_ids = before + text, [*ids_before, *token_ids]
         content, calls = "", []
@@ -81,12 +81,12 @@ class VllmToolParser:
                 last = max(0, len(self.parser.prev_tool_call_arr) - 1)
                 found.append(ToolCallDelta(index=last, call_id="", name="", arguments=rest))
             if not self.called:
-                # Held back for a call that never came.
+                # Held back in case a call would follow.
                 content += self.text[self.content :]
         return content, tuple(found)
 
     def delta(self, call: Any) -> ToolCallDelta:
-        """A delta of vLLM as ours."""
+        """Convert one of vLLM's deltas."""
         function = call.function
         return ToolCallDelta(
             index=call.index,
@@ -97,7 +97,7 @@ class VllmToolParser:
 
 
 def chat_request(use: ToolUse) -> Any:
-    """The request as vLLM's parsers read it: functions and choice, nothing else."""
+    """Return the request for vLLM's parsers: tools and choice, nothing else."""
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
     named = {"type": "function", "function": {"name": use.name}}

@@ -1,9 +1,8 @@
-"""What runs inside vLLM's worker process, which imports this module by name.
+"""Runs inside vLLM's worker process, which imports this module by name.
 
-A worker extension loads full weights without a long pause (`vllm_staging`). LoRA in mixed batches,
-which vLLM 0.32 gets wrong on a CPU, is put right by a kernel class of our own; vLLM has no narrower
-hook for it than the method of its CPU platform that names the class, which is replaced in this
-process. On a GPU nothing is changed.
+A worker extension loads full weights without a long pause (`staging`). A kernel class corrects LoRA
+in mixed batches, which vLLM 0.32 gets wrong on a CPU; vLLM's only hook for it is the method of its
+CPU platform that names the class, which this module replaces. On a GPU nothing is changed.
 """
 
 from collections.abc import Sequence
@@ -24,10 +23,11 @@ Group = tuple[int, torch.Tensor | None]
 
 
 class ReloadExtension:
-    """Full weights in two parts, of which only the second needs a pause; mixed into vLLM's worker.
+    """Loads full weights in two steps, of which only the second needs a pause.
 
-    On a CPU the weights are loaded into a twin of the model, beside the decoding, and then take
-    the old ones' places. On a GPU, where memory for a twin is lacking, all is done in the pause.
+    It is mixed into vLLM's worker. On a CPU the weights are loaded into a twin of the model during
+    decoding, and then replace the old ones. On a GPU, where memory for a twin is lacking,
+    everything happens in the pause.
     """
 
     reload_weights: Any
@@ -36,16 +36,16 @@ class ReloadExtension:
     staging: Staging | None = None
 
     def stage_weights(self, folder: str) -> None:
-        """Begin to load all weights of `folder`; see `staged`."""
+        """Start to load all weights of `folder`; see `staged`."""
         on_cpu = self.device.type == "cpu"
         self.staging = Staging(self.model_runner, folder) if on_cpu else None
 
     def staged(self) -> bool:
-        """Whether `commit_weights` may be called; raises what the loading has raised."""
+        """Return whether `commit_weights` may be called. Raises what the loading raised."""
         return self.staging is None or self.staging.ready()
 
     def commit_weights(self, folder: str) -> None:
-        """Compute with the weights of `folder` from now on; nothing is being decoded."""
+        """Use the weights of `folder` from now on; nothing may be decoding."""
         if self.staging is None:
             self.reload_weights(weights_path=folder)
             return
@@ -54,10 +54,10 @@ class ReloadExtension:
 
 
 class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
-    """LoRA on a CPU by one product for each adapter in the batch.
+    """Computes LoRA on a CPU with one product per adapter in the batch.
 
-    vLLM's own copies an adapter's weights once for every token, which made decoding eight times
-    slower; and it looks rows without an adapter up at slot -1, the last one, whatever lies there.
+    vLLM's own class copies an adapter's weights for every token, which made decoding eight times
+    slower; and it reads slot -1, the last one, for rows without an adapter.
     """
 
     token_groups: Sequence[Group] = ()
@@ -126,7 +126,7 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
 
 
 def groups_of(slots: torch.Tensor) -> list[Group]:
-    """Rows by adapter slot; rows without an adapter (slot -1) are in no group."""
+    """Group rows by adapter slot; rows without an adapter (slot -1) are in no group."""
     distinct = sorted(set(slots.tolist()))
     if len(distinct) == 1:
         return [(slot, None) for slot in distinct if slot >= 0]

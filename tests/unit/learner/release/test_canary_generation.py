@@ -16,7 +16,7 @@ from tuneloop.bus import subjects
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import CorruptData, InvalidRequest, Unavailable
 from tuneloop.generation.outcomes import KEPT, Outcomes
-from tuneloop.generation.servicer import completion_request
+from tuneloop.generation.servicer import request_from_proto
 from tuneloop.generation.swap.routing import Role, Routing
 from tuneloop.policies import CanaryRoute, WeightsKind, WeightsReference
 from tuneloop.v1 import generation_pb2, rollout_pb2
@@ -243,7 +243,7 @@ def request(**values: object) -> generation_pb2.GenerateRequest:
     ids=["user", "unnamed user", "nobody", "names a version", "eval prompt", "own prompt"],
 )
 def test_who_is_routed(values: dict[str, object], expected: str) -> None:
-    assert completion_request(request(**values)).route_by == expected
+    assert request_from_proto(request(**values)).route_by == expected
 
 
 @pytest.mark.parametrize(
@@ -262,13 +262,13 @@ def test_failures_are_the_service_s_own(
     error: BaseException | None, counts: tuple[int, int] | None
 ) -> None:
     outcomes = Outcomes()
-    with outcomes.counted(7, counts=False):
+    with outcomes.count_outcome(7, counts=False):
         pass
     if error is None:
-        with outcomes.counted(7, counts=True):
+        with outcomes.count_outcome(7, counts=True):
             pass
     else:
-        with pytest.raises(type(error)), outcomes.counted(7, counts=True):
+        with pytest.raises(type(error)), outcomes.count_outcome(7, counts=True):
             raise error
     found = [(version, (c.answered, c.failed)) for version, c in outcomes.by_version()]
     assert found == ([] if counts is None else [(7, counts)])
@@ -277,7 +277,7 @@ def test_failures_are_the_service_s_own(
 def test_only_versions_that_answered_lately_are_counted() -> None:
     outcomes = Outcomes()
     for version in [*range(KEPT), 0, KEPT]:
-        with outcomes.counted(version, counts=True):
+        with outcomes.count_outcome(version, counts=True):
             pass
     versions = [version for version, _ in outcomes.by_version()]
     assert len(versions) == KEPT
