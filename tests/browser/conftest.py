@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 from support import node_env
 from support.browser_page import CHROMIUM, FLAGS
-from support.gateway_fakes import Stack, running_gateway
+from support.gateway_stack import Stack, gateway_of_test
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -20,13 +20,14 @@ async def browser() -> AsyncIterator[Any]:
         await browser.close()
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def stack() -> AsyncIterator[Stack]:
-    async with running_gateway() as running:
-        yield running
-
-
 @pytest.fixture(scope="session")
 def axe_source() -> str:
     node_env.npm_ci()
     return (node_env.FOLDER / "node_modules" / "axe-core" / "axe.min.js").read_text()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def stack(request: pytest.FixtureRequest) -> AsyncIterator[Stack]:
+    """The same as in integration tests, on the event loop of `browser`."""
+    async with gateway_of_test(request) as running:
+        yield running

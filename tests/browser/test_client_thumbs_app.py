@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import uvicorn
 from support.browser_page import browser_tests, feedback_of
-from support.gateway_fakes import IDS, PromptServer, Stack
+from support.gateway_fakes import IDS
+from support.gateway_stack import PromptServer, Stack
 
 from examples.thumbs_app.app import app
 from tuneloop.errors import Overloaded

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from support.browser_page import ask, browser_tests, feedback_of, opened, until
-from support.gateway_fakes import Stack
+from support.gateway_stack import Stack
 from support.page_samples import recorded
 
 from tuneloop.feedback import Comparison, Thumb

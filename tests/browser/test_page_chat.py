@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from support.browser_page import ask, browser_tests, feedback_of, opened, retracted_ids, until
-from support.gateway_fakes import Stack, running_gateway
+from support.gateway_stack import Stack, running_gateway
 
 from tuneloop.errors import Unavailable
 from tuneloop.feedback import Comment, Comparison, Demonstration, Thumb

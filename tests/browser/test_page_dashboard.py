@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from support.browser_page import browser_tests, opened, until
-from support.gateway_fakes import Stack
+from support.gateway_stack import Stack
 
 from tuneloop import wire
 from tuneloop.bus import subjects

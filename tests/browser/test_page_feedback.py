@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from support.browser_page import browser_tests, opened, retracted_ids
-from support.gateway_fakes import IDS, Stack
+from support.gateway_fakes import IDS
+from support.gateway_stack import Stack
 from support.page_samples import recorded
 
 from tuneloop import wire

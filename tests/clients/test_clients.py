@@ -51,7 +51,7 @@ MUST_DIVE: Any = {"type": "function", "function": {"name": "Dive"}}
         pytest.param("vllm", marks=[pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(900)]),
     ],
 )
-def stack(
+def services(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ClientStack]:
     root = tmp_path_factory.mktemp("clients")
@@ -61,8 +61,8 @@ def stack(
 
 
 @pytest.fixture
-def openai(stack: ClientStack) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0) as client:
+def openai(services: ClientStack) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{services.url}/v1", api_key="none", max_retries=0) as client:
         yield client
 
 
@@ -132,8 +132,8 @@ def test_openai_calls_functions(openai: OpenAI) -> None:
     assert refused.value.param == "response_format"
 
 
-async def test_openai_async(stack: ClientStack) -> None:
-    async with AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0) as client:
+async def test_openai_async(services: ClientStack) -> None:
+    async with AsyncOpenAI(base_url=f"{services.url}/v1", api_key="none", max_retries=0) as client:
         whole = await client.chat.completions.create(**ASKED)
         stream = await client.chat.completions.create(**ASKED, stream=True)
         reasons = [c.finish_reason async for chunk in stream for c in chunk.choices]
@@ -147,7 +147,7 @@ async def test_openai_async(stack: ClientStack) -> None:
         )
         published = await client.chat.completions.create(**ASKED, logit_bias={"2": -100})
     assert whole.id.startswith("chatcmpl-")
-    bus = await JetStreamBus.connect(stack.nats.url)
+    bus = await JetStreamBus.connect(services.nats.url)
     checked = published.id.removeprefix("chatcmpl-")[24:40]
     while True:
         event = await bus.last(subjects.rollout_generated("tuneloop", checked))
@@ -159,13 +159,13 @@ async def test_openai_async(stack: ClientStack) -> None:
     await bus.close()
 
 
-def test_langchain(stack: ClientStack) -> None:
+def test_langchain(services: ClientStack) -> None:
     from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
     from langchain_openai import ChatOpenAI
 
     model = ChatOpenAI(
         model="tuneloop",
-        base_url=f"{stack.url}/v1",
+        base_url=f"{services.url}/v1",
         api_key="none",  # type: ignore[arg-type]
         max_retries=0,
         stream_usage=True,
@@ -186,7 +186,7 @@ def test_langchain(stack: ClientStack) -> None:
     assert model.bind_tools([Dive]).bind(max_tokens=8).invoke(turns).type == "ai"
 
 
-def test_litellm(stack: ClientStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_litellm(services: ClientStack, monkeypatch: pytest.MonkeyPatch) -> None:
     # Else its import asks the internet for prices.
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     import litellm
@@ -194,7 +194,7 @@ def test_litellm(stack: ClientStack, monkeypatch: pytest.MonkeyPatch) -> None:
     options: Any = {
         "model": "openai/tuneloop",
         "messages": MESSAGES,
-        "api_base": f"{stack.url}/v1",
+        "api_base": f"{services.url}/v1",
         "api_key": "none",
         "num_retries": 0,
     }
@@ -211,9 +211,9 @@ def test_litellm(stack: ClientStack, monkeypatch: pytest.MonkeyPatch) -> None:
         litellm.completion(**options, extra_body={"modalities": ["audio"]})
 
 
-def test_the_ai_sdk(stack: ClientStack) -> None:
+def test_the_ai_sdk(services: ClientStack) -> None:
     npm_ci()
-    ran = run_node(["ask.mjs", stack.url])
+    ran = run_node(["ask.mjs", services.url])
     assert ran.returncode == 0, ran.stderr
     got = json.loads(ran.stdout)
     assert got["version"] == "0"
@@ -228,10 +228,10 @@ def test_the_ai_sdk(stack: ClientStack) -> None:
     assert got["callReason"] == "tool-calls"
 
 
-def test_compatcanary(stack: ClientStack) -> None:
+def test_compatcanary(services: ClientStack) -> None:
     npm_ci()
     scan = ["node_modules/compatcanary/src/cli.js", "scan", "--profile", "chat"]
-    where = ["--base-url", f"{stack.url}/v1", "--model", "tuneloop"]
+    where = ["--base-url", f"{services.url}/v1", "--model", "tuneloop"]
     ran = run_node([*scan, *where, "--format", "json", "--fail-on", "any"])
     assert ran.returncode == 0, ran.stdout + ran.stderr
     report = json.loads(ran.stdout)
@@ -240,14 +240,14 @@ def test_compatcanary(stack: ClientStack) -> None:
     assert {"chat.tool_call", "chat.structured_output", "chat.streaming"} <= set(statuses)
 
 
-def test_grpc_by_reflection(stack: ClientStack) -> None:
+def test_grpc_by_reflection(services: ClientStack) -> None:
     from google.protobuf.descriptor_pool import DescriptorPool
     from google.protobuf.message_factory import GetMessageClass
     from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
         ProtoReflectionDescriptorDatabase,
     )
 
-    with grpc.insecure_channel(stack.generation_address) as channel:
+    with grpc.insecure_channel(services.generation_address) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)
         assert "tuneloop.v1.GenerationService" in database.get_services()
         pool = DescriptorPool(database)
@@ -273,7 +273,7 @@ def test_grpc_by_reflection(stack: ClientStack) -> None:
         assert "response_format" in refused.value.details()
 
 
-def test_grpc_by_stubs_of_ones_own(stack: ClientStack, tmp_path: Path) -> None:
+def test_grpc_by_stubs_of_ones_own(services: ClientStack, tmp_path: Path) -> None:
     protos = sorted((ROOT / "proto" / "tuneloop" / "v1").glob("*.proto"))
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'proto'}"]
     outputs = [f"--python_out={tmp_path}", f"--grpc_python_out={tmp_path}"]
@@ -290,7 +290,7 @@ request = pb.GenerateRequest(completion_id="mine", text="one", sampling=sampling
 print(policy.name, len(last.final.token_ids) > 0)
 """
     ran = subprocess.run(
-        [sys.executable, "-c", program, stack.generation_address],
+        [sys.executable, "-c", program, services.generation_address],
         env={"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -6,7 +6,8 @@ from typing import Any
 
 import httpx
 import pytest
-from support.gateway_fakes import FakeGeneration, Stack, running_gateway, serve
+from support.gateway_fakes import FakeGeneration
+from support.gateway_stack import Stack, running_gateway, serve
 
 from tuneloop import wire
 from tuneloop.bus.subjects import canary_policy_key

@@ -5,35 +5,19 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from support.browser_page import feedback_of
 from support.client_records import recorded
-from support.gateway_fakes import Stack
-from support.gateway_thread import gateway_in_thread
+from support.gateway_stack import Stack
 from support.node_env import FOLDER, node, npm_ci
 
-from tuneloop.bus import subjects
 from tuneloop.feedback import Comparison, Demonstration, Thumb
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 TEXT = "Hello, wörld \u2028👋"
-
-
-@pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    with gateway_in_thread() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def fresh(stack: Stack) -> None:
-    stack.generation.requests.clear()
-    stack.bus.streams[subjects.FEEDBACK].events.clear()
 
 
 def run(stack: Stack, *command: object, cwd: Path = ROOT) -> str:
@@ -54,10 +38,10 @@ def judgements(stack: Stack) -> list[Any]:
     return [feedback.judgement for feedback in feedback_of(stack)]
 
 
-def test_curl(stack: Stack) -> None:
-    output = run(stack, "sh", EXAMPLES / "curl.sh")
-    first, _, second = (request.completion_id for request in stack.generation.requests)
-    assert judgements(stack)[:3] == [
+def test_curl(shared_stack: Stack) -> None:
+    output = run(shared_stack, "sh", EXAMPLES / "curl.sh")
+    first, _, second = (request.completion_id for request in shared_stack.generation.requests)
+    assert judgements(shared_stack)[:3] == [
         Thumb(up=True),
         Comparison(chosen=second, rejected=(first,)),
         Demonstration(text="Rayleigh scattering."),
@@ -67,29 +51,29 @@ def test_curl(stack: Stack) -> None:
     assert '"policy_version":3' in output.splitlines()[-1]
 
 
-def test_openai_sdk(stack: Stack) -> None:
-    output = run(stack, sys.executable, "-m", "examples.openai_feedback")
-    streamed, two = stack.generation.requests
-    assert judgements(stack) == [
+def test_openai_sdk(shared_stack: Stack) -> None:
+    output = run(shared_stack, sys.executable, "-m", "examples.openai_feedback")
+    streamed, two = shared_stack.generation.requests
+    assert judgements(shared_stack) == [
         Thumb(up=True),
         Comparison(chosen=two.completion_id, rejected=(f"{two.completion_id}.1",)),
     ]
     assert f"{TEXT}\nthumb up for {streamed.completion_id}" in output
 
 
-def test_langchain(stack: Stack) -> None:
-    output = run(stack, sys.executable, "-m", "examples.langchain_feedback")
+def test_langchain(shared_stack: Stack) -> None:
+    output = run(shared_stack, sys.executable, "-m", "examples.langchain_feedback")
     assert output == f"{TEXT}\n{TEXT}\njudged both\n"
-    assert stack.generation.requests[0].chat.messages[0].content == "You answer in English."
-    assert judgements(stack) == [
+    assert shared_stack.generation.requests[0].chat.messages[0].content == "You answer in English."
+    assert judgements(shared_stack) == [
         Thumb(up=True),
         Demonstration(text="A humorous poem of five lines."),
     ]
 
 
-def test_grpc(stack: Stack) -> None:
-    address = f"127.0.0.1:{stack.servers['generation'].port}"
-    lines = run(stack, sys.executable, "-m", "examples.grpc_client", address).split("\n")
+def test_grpc(shared_stack: Stack) -> None:
+    address = f"127.0.0.1:{shared_stack.servers['generation'].port}"
+    lines = run(shared_stack, sys.executable, "-m", "examples.grpc_client", address).split("\n")
     assert lines[0] == "tuneloop.v1.GenerationService is SERVING"
     assert lines[1:3] == [TEXT, "version 3, FINISH_REASON_STOP"]
     assert lines[3] == (
@@ -99,29 +83,29 @@ def test_grpc(stack: Stack) -> None:
     assert lines[4] == "tiny serves version 3"
 
 
-def test_node(stack: Stack, tmp_path: Path) -> None:
+def test_node(shared_stack: Stack, tmp_path: Path) -> None:
     npm_ci()
     shutil.copy(EXAMPLES / "node_ai" / "chat.mjs", tmp_path)
     (tmp_path / "node_modules").symlink_to(FOLDER / "node_modules")
-    output = run(stack, node(), "chat.mjs", "Hello?", cwd=tmp_path)
-    (request,) = stack.generation.requests
+    output = run(shared_stack, node(), "chat.mjs", "Hello?", cwd=tmp_path)
+    (request,) = shared_stack.generation.requests
     assert request.chat.messages[0].content == "Hello?"
     assert output == f"{TEXT}\nthumb up for {request.completion_id}\n"
-    assert judgements(stack) == [Thumb(up=True)]
+    assert judgements(shared_stack) == [Thumb(up=True)]
 
 
-def test_the_page_about_the_client(stack: Stack, tmp_path: Path) -> None:
+def test_the_page_about_the_client(shared_stack: Stack, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "client.md").read_text(), re.S)
     program = tmp_path / "client.py"
     program.write_text("\n".join(blocks))
-    stack.learner.recorded = [recorded("a", Thumb(up=False))]
-    output = run(stack, sys.executable, program)
+    shared_stack.learner.recorded = [recorded("a", Thumb(up=False))]
+    output = run(shared_stack, sys.executable, program)
     assert f"{TEXT} 3 stop" in output
     assert "a question an answer" in output
-    kinds = [type(judgement).__name__ for judgement in judgements(stack)]
+    kinds = [type(judgement).__name__ for judgement in judgements(shared_stack)]
     assert kinds == ["Thumb", "Comparison", "Thumb", "Rating", "Thumb"]
     assert "12 more samples" in output
-    assert stack.learner.stable == 1
+    assert shared_stack.learner.stable == 1
 
 
 def test_every_example_is_in_the_readme() -> None:

@@ -2,14 +2,13 @@
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 from support.client_records import recorded
-from support.gateway_fakes import Stack
-from support.gateway_thread import gateway_in_thread
+from support.gateway_stack import Stack
 
 from tuneloop import errors, wire
 from tuneloop.bus import subjects
@@ -26,22 +25,9 @@ from tuneloop.feedback import (
 TEXT = "Hello, wörld \u2028👋"
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Stack]:
-    with gateway_in_thread() as stack:
-        yield stack
-
-
-@pytest.fixture
-def stack(running: Stack) -> Iterator[Stack]:
-    yield running
-    running.generation.fail, running.generation.fail_after = None, 0
-    running.generation.requests.clear()
-
-
 @pytest.fixture(params=[Client, AsyncClient])
-async def client(request: pytest.FixtureRequest, stack: Stack) -> AsyncIterator[Any]:
-    made = request.param(stack.url, user="ann", max_retries=0)
+async def client(request: pytest.FixtureRequest, shared_stack: Stack) -> AsyncIterator[Any]:
+    made = request.param(shared_stack.url, user="ann", max_retries=0)
     yield made
     await done(made.close())
 
@@ -61,7 +47,7 @@ def judgements(stack: Stack, after: int) -> list[Any]:
     return [wire.decode_feedback(event.data).judgement for event in events]
 
 
-async def test_chat(stack: Stack, client: Any) -> None:
+async def test_chat(shared_stack: Stack, client: Any) -> None:
     completion = await done(
         client.chat("hello", system="be brief", n=2, temperature=0.0, train=False)
     )
@@ -69,16 +55,16 @@ async def test_chat(stack: Stack, client: Any) -> None:
     assert (completion.finish_reason, completion.usage.completion_tokens) == ("stop", 10)
     first, second = completion.choices
     assert second.id == f"{first.id}.1" == f"{completion.id}.1"
-    (request,) = stack.generation.requests
+    (request,) = shared_stack.generation.requests
     assert [m.role for m in request.chat.messages] == ["system", "user"]
     assert not request.publish_rollout
     again = [{"role": "user", "content": "hello"}, completion.message]
     await done(client.chat([*again, {"role": "user", "content": "more"}]))
-    assert stack.generation.requests[1].chat.messages[1].content == TEXT
+    assert shared_stack.generation.requests[1].chat.messages[1].content == TEXT
 
 
-async def test_every_kind_of_feedback(stack: Stack, client: Any) -> None:
-    before = len(stack.bus.streams[subjects.FEEDBACK].events)
+async def test_every_kind_of_feedback(shared_stack: Stack, client: Any) -> None:
+    before = len(shared_stack.bus.streams[subjects.FEEDBACK].events)
     a = await done(client.chat("hello", n=2))
     b = a.choices[1]
     receipt = await done(a.thumb("up"))
@@ -89,7 +75,7 @@ async def test_every_kind_of_feedback(stack: Stack, client: Any) -> None:
     await done(b.comment("odd"))
     await done(client.compare(a, b))
     await done(client.rank([b, a]))
-    assert judgements(stack, before) == [
+    assert judgements(shared_stack, before) == [
         Thumb(up=True),
         Rating(value=0.25),
         Demonstration(text="better"),
@@ -106,7 +92,7 @@ async def test_every_kind_of_feedback(stack: Stack, client: Any) -> None:
     assert unknown.value.reason == "COMPLETION_NOT_FOUND"
 
 
-async def test_batch_and_retraction(stack: Stack, client: Any) -> None:
+async def test_batch_and_retraction(shared_stack: Stack, client: Any) -> None:
     a = await done(client.chat("hello"))
     receipt, refused = await done(
         client.feedback(
@@ -124,8 +110,11 @@ async def test_batch_and_retraction(stack: Stack, client: Any) -> None:
         await done(client.retract("fb-never"))
 
 
-async def test_list(stack: Stack, client: Any) -> None:
-    stack.learner.recorded = [recorded("b", Comment(text="odd")), recorded("a", Thumb(up=True))]
+async def test_list(shared_stack: Stack, client: Any) -> None:
+    shared_stack.learner.recorded = [
+        recorded("b", Comment(text="odd")),
+        recorded("a", Thumb(up=True)),
+    ]
     page = await done(client.list_feedback(limit=1))
     assert [(item.id, item.text, item.completion) for item in page.items] == [
         ("b", "odd", "an answer")
@@ -137,7 +126,7 @@ async def test_list(stack: Stack, client: Any) -> None:
     assert [item.id for item in thumbs.items] == ["a"]
 
 
-async def test_stream(stack: Stack, client: Any) -> None:
+async def test_stream(shared_stack: Stack, client: Any) -> None:
     stream = client.stream("hello", n=2)
     with pytest.raises(errors.FailedPrecondition):
         _ = stream.completion
@@ -150,32 +139,32 @@ async def test_stream(stack: Stack, client: Any) -> None:
     assert (await done(completion.choices[1].thumb("down"))).status == "accepted"
 
 
-async def test_a_stream_that_fails_half_way(stack: Stack, client: Any) -> None:
-    stack.generation.fail = errors.Unavailable("the engine died")
-    stack.generation.fail_after = 2
+async def test_a_stream_that_fails_half_way(shared_stack: Stack, client: Any) -> None:
+    shared_stack.generation.fail = errors.Unavailable("the engine died")
+    shared_stack.generation.fail_after = 2
     stream = client.stream("hello")
     with pytest.raises(errors.Unavailable, match="the engine died"):
         await pieces_of(stream)
     assert (stream.completion.text, stream.completion.finish_reason) == ("Hello, ", None)
 
 
-async def test_leaving_a_stream_stops_the_work(stack: Stack) -> None:
-    stack.generation.first_delay, stack.generation.delay = 0.0, 0.2
-    stack.generation.cancelled.clear()
+async def test_leaving_a_stream_stops_the_work(shared_stack: Stack) -> None:
+    shared_stack.generation.first_delay, shared_stack.generation.delay = 0.0, 0.2
+    shared_stack.generation.cancelled.clear()
     try:
-        async with AsyncClient(stack.url) as client, client.stream("hello") as stream:
+        async with AsyncClient(shared_stack.url) as client, client.stream("hello") as stream:
             async for _ in stream:
                 break
         for _ in range(500):
-            if stack.generation.cancelled.is_set():
+            if shared_stack.generation.cancelled.is_set():
                 break
             await asyncio.sleep(0.01)
     finally:
-        stack.generation.delay = 0.0
-    assert stack.generation.cancelled.is_set()
+        shared_stack.generation.delay = 0.0
+    assert shared_stack.generation.cancelled.is_set()
 
 
-async def test_policies_and_scores(stack: Stack, client: Any) -> None:
+async def test_policies_and_scores(shared_stack: Stack, client: Any) -> None:
     policies = await done(client.policies(limit=2))
     assert policies.policy_version == 3
     assert [v.policy_version for v in policies.versions] == [3, 2]
@@ -222,20 +211,22 @@ class AsyncForgetful(httpx.AsyncHTTPTransport):
 @pytest.mark.parametrize(
     ("kind", "transport"), [(Client, Forgetful), (AsyncClient, AsyncForgetful)]
 )
-async def test_what_is_sent_again_counts_once(stack: Stack, kind: Any, transport: Any) -> None:
-    client = kind(stack.url, transport=transport())
+async def test_what_is_sent_again_counts_once(
+    shared_stack: Stack, kind: Any, transport: Any
+) -> None:
+    client = kind(shared_stack.url, transport=transport())
     completion = await done(client.chat("hello"))
-    (request,) = stack.generation.requests
+    (request,) = shared_stack.generation.requests
     assert (completion.id, completion.text) == (request.completion_id, TEXT)
     await done(client.close())
-    before = len(stack.bus.streams[subjects.FEEDBACK].events)
-    client = kind(stack.url, transport=transport())
+    before = len(shared_stack.bus.streams[subjects.FEEDBACK].events)
+    client = kind(shared_stack.url, transport=transport())
     await done(client.thumb(completion.id, "up"))
-    assert judgements(stack, before) == [Thumb(up=True)]
+    assert judgements(shared_stack, before) == [Thumb(up=True)]
     await done(client.close())
-    client = kind(stack.url, transport=transport())
+    client = kind(shared_stack.url, transport=transport())
     stream = client.stream("hello")
     assert "".join(map(str, await pieces_of(stream))) == TEXT
-    assert stream.completion.id == stack.generation.requests[-1].completion_id
-    assert len(stack.generation.requests) == 2
+    assert stream.completion.id == shared_stack.generation.requests[-1].completion_id
+    assert len(shared_stack.generation.requests) == 2
     await done(client.close())

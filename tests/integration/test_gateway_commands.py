@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import typer
 from support.client_records import recorded
-from support.gateway_fakes import FakeGeneration, Stack, running_gateway
+from support.gateway_fakes import FakeGeneration
+from support.gateway_stack import Stack
 from typer.testing import CliRunner, Result
 
 from tuneloop import wire
@@ -25,12 +25,6 @@ app.command()(chat)
 app.add_typer(feedback_app, name="feedback")
 app.add_typer(policies_app, name="policies")
 app.command()(forget)
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[Stack]:
-    async with running_gateway() as running:
-        yield running
 
 
 async def run(stack: Stack, *arguments: str, typed: str | None = None) -> Result:

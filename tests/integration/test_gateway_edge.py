@@ -9,21 +9,10 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 from conftest import free_port
-from support.gateway_fakes import SECRET, Stack, running_gateway
+from support.gateway_fakes import SECRET
+from support.gateway_stack import Stack, running_gateway
 
 CHAT = {"model": "tuneloop", "messages": [{"role": "user", "content": "hi"}]}
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[Stack]:
-    async with running_gateway() as running:
-        yield running
-
-
-@pytest.fixture
-async def http(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=stack.url, timeout=20) as client:
-        yield client
 
 
 async def test_a_key_is_asked_for_where_one_is_set() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.gateway_fakes import Stack, running_gateway
+from support.gateway_stack import Stack
 
 from tuneloop import wire
 from tuneloop.bus import subjects
@@ -23,12 +23,6 @@ ALL = {"learner", "policies", "feedback", "steps", "throughput"}
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "INTERVAL", 0.02)
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[Stack]:
-    async with running_gateway() as running:
-        yield running
 
 
 class Listener:

@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 from prometheus_client import REGISTRY
-from support.gateway_fakes import IDS, SECRET, Stack, running_gateway
+from support.gateway_fakes import IDS, SECRET
+from support.gateway_stack import Stack
 
 from tuneloop import wire
 from tuneloop.bus import subjects
@@ -22,18 +22,6 @@ ANN = IDS.user_hash("default", "ann")
 ONE = IDS.make("chatcmpl", "default", ANN, 3)
 TWO = IDS.make("cmpl", "default", ANN)
 THUMB = {"kind": "thumb", "completion_id": ONE, "value": "up"}
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[Stack]:
-    async with running_gateway() as running:
-        yield running
-
-
-@pytest.fixture
-async def http(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=stack.url, timeout=20) as client:
-        yield client
 
 
 def stored(stack: Stack) -> list[Any]:

@@ -1,13 +1,13 @@
 """Feedback in batches, taken back, listed, exported: what the gateway answers."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import pytest
-from support.gateway_fakes import IDS, Stack, running_gateway
+from support.gateway_fakes import IDS
+from support.gateway_stack import Stack
 
 from tuneloop import wire
 from tuneloop.bus import subjects
@@ -17,18 +17,6 @@ from tuneloop.v1 import learner_pb2, rollout_pb2
 ANN = IDS.user_hash("default", "ann")
 ONE = IDS.make("chatcmpl", "default", ANN, 2)
 THUMB = {"kind": "thumb", "completion_id": ONE, "value": "up"}
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[Stack]:
-    async with running_gateway() as running:
-        yield running
-
-
-@pytest.fixture
-async def http(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=stack.url, timeout=20) as client:
-        yield client
 
 
 def events(stack: Stack) -> list[Any]:

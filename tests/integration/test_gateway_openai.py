@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 from openai import APIError, AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
-from support.gateway_fakes import IDS, Stack, running_gateway
+from support.gateway_fakes import IDS
+from support.gateway_stack import Stack, running_gateway
 
 from tuneloop.errors import InvalidRequest, Overloaded, TuneloopError, Unavailable
 
@@ -26,18 +27,6 @@ TOOL = function("look_up", {"type": "object"})
 CALL: Any = {"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
 TITLE = "### Task:\nGenerate a concise, 3-5 word title with an emoji summarizing the chat history."
 TEXT = "Hello, wörld \u2028👋"
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[Stack]:
-    async with running_gateway() as running:
-        yield running
-
-
-@pytest.fixture
-async def http(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=stack.url, timeout=20) as client:
-        yield client
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.routing import APIRoute
-from support.gateway_fakes import IDS, SECRET, Stack, running_gateway
+from support.gateway_fakes import IDS, SECRET
+from support.gateway_stack import Stack, running_gateway
 
 from tuneloop.gateway.app import create_app
 from tuneloop.gateway.edge.authentication import scope_for
@@ -211,7 +212,7 @@ async def test_an_answer_left_early_costs_what_was_made(file: KeyFile) -> None:
         assert 800 < int(told["x-ratelimit-remaining-tokens"]) < 898
 
 
-async def test_a_quota_survives_a_restart(file: KeyFile, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_quota_survives_a_restart(file: KeyFile) -> None:
     headers = make(file, tokens_per_day=2 * TOKENS_OF_CHAT)
     async with gateway(file) as (stack, http):
         for _ in range(2):
@@ -219,8 +220,7 @@ async def test_a_quota_survives_a_restart(file: KeyFile, monkeypatch: pytest.Mon
         assert answer.headers["x-ratelimit-limit-tokens"] == "32"
         assert answer.headers["x-ratelimit-remaining-tokens"] == "0"
         bus = stack.bus
-    monkeypatch.setattr("support.gateway_fakes.MemoryBus", lambda: bus)
-    async with gateway(file) as (_, http):
+    async with gateway(file, bus=bus) as (_, http):
         refused = await http.post("/v1/chat/completions", json=CHAT, headers=headers)
         assert refused.status_code == 429
         assert refused.json()["error"]["type"] == "insufficient_quota"

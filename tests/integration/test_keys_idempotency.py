@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from openai import AsyncOpenAI
-from support.gateway_fakes import Stack, running_gateway
+from support.gateway_stack import Stack, running_gateway
 
 from tuneloop.errors import Overloaded, Unavailable
 
@@ -20,18 +20,6 @@ KEY = {"idempotency-key": "one"}
 
 def retry(number: int) -> dict[str, str]:
     return {"x-stainless-retry-count": str(number)}
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[Stack]:
-    async with running_gateway() as running:
-        yield running
-
-
-@pytest.fixture
-async def http(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=stack.url, timeout=20) as client:
-        yield client
 
 
 async def until(condition: Any) -> None:

@@ -1,11 +1,9 @@
 """Odd requests that generated ones rarely hit: an error that names the field, never a failure."""
 
-from collections.abc import AsyncIterator
 from urllib.parse import quote
 
 import httpx
 import pytest
-from support.gateway_fakes import running_gateway
 
 PATHS = [
     ("GET", "/v1/export?kind=pairs&since=0001-01-01T00:00:00%2B10:00"),
@@ -32,15 +30,6 @@ BODIES = [
     b"",
     b"1e999",
 ]
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with (
-        running_gateway() as stack,
-        httpx.AsyncClient(base_url=stack.url, timeout=20) as client,
-    ):
-        yield client
 
 
 async def test_paths_and_queries(http: httpx.AsyncClient) -> None:

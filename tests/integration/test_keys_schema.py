@@ -1,12 +1,7 @@
 """Requests made up from the OpenAPI document: none may end in an error of the server's."""
 
-import asyncio
-import threading
-from collections.abc import Iterator
-
 import httpx
 import hypothesis
-import pytest
 import schemathesis
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -14,7 +9,8 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from support.gateway_fakes import SECRET, Stack, running_gateway
+from support.gateway_fakes import SECRET
+from support.gateway_stack import Stack, running_gateway
 
 from tuneloop.gateway.app import create_app
 from tuneloop.gateway.edge.authentication import scope_for
@@ -30,28 +26,6 @@ CHECKS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    """The gateway in a thread of its own: what calls it blocks."""
-    ready: list[Stack] = []
-    started = threading.Event()
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-
-    async def serve() -> None:
-        async with running_gateway() as running:
-            ready.append(running)
-            started.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    assert started.wait(60)
-    yield ready[0]
-    loop.call_soon_threadsafe(stop.set)
-    thread.join(60)
-
-
 schema = schemathesis.openapi.from_dict(create_app(GatewaySettings(secret=SECRET)).openapi())
 
 
@@ -63,8 +37,8 @@ schema = schemathesis.openapi.from_dict(create_app(GatewaySettings(secret=SECRET
     derandomize=True,
     suppress_health_check=list(hypothesis.HealthCheck),
 )
-def test_no_request_ends_in_a_server_error(case: schemathesis.Case, stack: Stack) -> None:
-    case.call_and_validate(base_url=stack.url, checks=CHECKS, timeout=20)
+def test_no_request_ends_in_a_server_error(case: schemathesis.Case, shared_stack: Stack) -> None:
+    case.call_and_validate(base_url=shared_stack.url, checks=CHECKS, timeout=20)
 
 
 def test_the_document_says_what_people_need() -> None:

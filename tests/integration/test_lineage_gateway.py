@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 import typer
-from support.gateway_fakes import FakeLearner, Stack, running_gateway
+from support.gateway_fakes import FakeLearner
+from support.gateway_stack import Stack
 from typer.testing import CliRunner, Result
 
 from tuneloop.cli.forget import forget
@@ -39,11 +39,7 @@ class Learner(FakeLearner):
         return status
 
 
-@pytest.fixture
-async def stack(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stack]:
-    monkeypatch.setattr("support.gateway_fakes.FakeLearner", Learner)
-    async with running_gateway() as running:
-        yield running
+pytestmark = pytest.mark.gateway(learner=Learner)
 
 
 async def run(stack: Stack, *arguments: str, typed: str | None = None) -> Result:

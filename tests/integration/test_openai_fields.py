@@ -1,26 +1,17 @@
 """Each field of OpenAI's bodies does what the table in docs/api.md says of it."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
-from support.gateway_fakes import Stack, running_gateway
+from support.gateway_stack import Stack
 from support.openai_fields import BODIES, CHAT, FIELDS, OURS, TEXT, OpenAIField
 
 from tuneloop.v1 import generation_pb2
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
 CASES = [(field, endpoint) for field in (*FIELDS, *OURS) for endpoint in field.endpoints]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stack() -> AsyncIterator[Stack]:
-    async with running_gateway() as running:
-        yield running
 
 
 async def send(
@@ -47,11 +38,11 @@ def without_id(request: generation_pb2.GenerateRequest | None) -> generation_pb2
     ("field", "endpoint"), CASES, ids=[f"{field.name} {endpoint}" for field, endpoint in CASES]
 )
 async def test_a_field_is_what_the_table_says(
-    stack: Stack, field: OpenAIField, endpoint: str
+    shared_stack: Stack, field: OpenAIField, endpoint: str
 ) -> None:
     plain = BODIES[endpoint] | field.beside
-    before, plain_response = await send(stack, endpoint, plain)
-    request, response = await send(stack, endpoint, plain | {field.name: field.value})
+    before, plain_response = await send(shared_stack, endpoint, plain)
+    request, response = await send(shared_stack, endpoint, plain | {field.name: field.value})
     if field.support == "refused":
         assert response.status_code == 400
         assert response.json()["error"]["param"] == field.name

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from support.engine_helpers import Versions, complete, make_adapter, make_engine, make_full_weights
-from support.gateway_fakes import FakeReward, serve
+from support.gateway_fakes import FakeReward
+from support.gateway_stack import serve
 
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import NotFound, Unavailable

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from support.gateway_fakes import Stack
+from support.gateway_stack import Stack
 
 from tuneloop import wire
 from tuneloop.bus import subjects

@@ -1,19 +1,12 @@
-"""The gateway on a real socket, and the services behind it faked on real grpc.aio servers."""
+"""Fakes of the three services behind the gateway."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
-
-from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import InvalidRequest, NotFound, TuneloopError
-from tuneloop.gateway.app import create_app
 from tuneloop.gateway.completion_ids import CompletionIds, choice_id
-from tuneloop.gateway.settings import GatewaySettings
-from tuneloop.rpc.server import Server
 from tuneloop.v1 import (
     generation_pb2,
     generation_pb2_grpc,
@@ -312,84 +305,3 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
         return learner_pb2.RebuildPolicyResponse(
             policy_version=1, restored_version=0, left_behind=[2, 3], samples_put_back=9
         )
-
-
-@dataclass
-class Stack:
-    """The gateway with everything behind it."""
-
-    url: str
-    generation: FakeGeneration
-    reward: FakeReward
-    learner: FakeLearner
-    bus: MemoryBus
-    servers: dict[str, Server]
-    settings: GatewaySettings
-
-
-async def serve(register: Any, servicer: Any) -> Server:
-    server = Server(host="127.0.0.1", port=0, drain_seconds=0.1)
-    server.add(register, servicer)
-    await server.start()
-    await server.set_serving(True)
-    return server
-
-
-class PromptServer(uvicorn.Server):
-    """uvicorn looks ten times a second whether to stop; many tests cannot wait for that."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ended = asyncio.Event()
-
-    async def main_loop(self) -> None:
-        await self.ended.wait()
-
-
-@asynccontextmanager
-async def running_gateway(**overrides: Any) -> AsyncIterator[Stack]:
-    """The gateway under uvicorn on a free port, over fakes."""
-    generation, reward, learner = FakeGeneration(), FakeReward(), FakeLearner()
-    servers = {
-        "generation": await serve(
-            generation_pb2_grpc.add_GenerationServiceServicer_to_server, generation
-        ),
-        "reward": await serve(reward_pb2_grpc.add_RewardServiceServicer_to_server, reward),
-        "learner": await serve(learner_pb2_grpc.add_LearnerServiceServicer_to_server, learner),
-    }
-    values: dict[str, Any] = {
-        "port": 0,
-        "secret": SECRET,
-        **{f"{name}_address": f"127.0.0.1:{server.port}" for name, server in servers.items()},
-        **overrides,
-    }
-    settings = GatewaySettings(**values)
-    bus = MemoryBus()
-    config = uvicorn.Config(
-        create_app(settings, bus),
-        host="127.0.0.1",
-        port=0,
-        log_config=None,
-        timeout_graceful_shutdown=1,
-    )
-    web = PromptServer(config)
-    running = asyncio.create_task(web.serve())
-    while not web.started:
-        assert not running.done(), "uvicorn did not start"
-        await asyncio.sleep(0.01)
-    port = web.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield Stack(
-            url=f"http://127.0.0.1:{port}",
-            generation=generation,
-            reward=reward,
-            learner=learner,
-            bus=bus,
-            servers=servers,
-            settings=settings,
-        )
-    finally:
-        web.ended.set()
-        await running
-        for server in servers.values():
-            await server.stop()

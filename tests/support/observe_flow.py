@@ -10,7 +10,7 @@ import httpx
 import pytest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from support.gateway_fakes import Stack, running_gateway, serve
+from support.gateway_stack import Stack, running_gateway, serve
 from support.learner_parts import Parts, until
 
 from tuneloop import tracing

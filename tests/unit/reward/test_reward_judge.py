@@ -15,7 +15,8 @@ from fastapi.responses import JSONResponse
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
-from support.gateway_fakes import FakeGeneration, running_gateway
+from support.gateway_fakes import FakeGeneration
+from support.gateway_stack import running_gateway
 
 from tuneloop.errors import InvalidRequest, SettingsError, Unavailable
 from tuneloop.reward.build import build
