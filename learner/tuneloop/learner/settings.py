@@ -1,8 +1,5 @@
 """Settings of the learner: TUNELOOP_LEARNER_…, checked at start."""
 
-import logging
-import os
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 from tuneloop.bus.settings import BusSettings
 from tuneloop.errors import SettingsError
 from tuneloop.learner.guards.settings import GuardSettings
+from tuneloop.learner.old_settings import OLD_NAMES, with_old_names
 from tuneloop.learner.release.canary.settings import CanarySettings
 from tuneloop.learner.release.gate.settings import GateSettings
 from tuneloop.learner.samples import (
@@ -29,15 +27,12 @@ from tuneloop.rpc.settings import RpcSettings
 
 DAY = 86_400.0
 
-logger = logging.getLogger("tuneloop.learner.settings")
-
 
 class LearnerSettings(BusSettings, RpcSettings):
     """Everything the learner can be told."""
 
     calls_grpc = True
-    old_names: ClassVar[tuple[str, ...]] = ("ppo", "ppo_batch_size")
-    """Accepted for one release; see `with_old_names`."""
+    old_names: ClassVar[tuple[str, ...]] = OLD_NAMES
 
     model_config = SettingsConfigDict(
         env_prefix="TUNELOOP_LEARNER_",
@@ -267,7 +262,8 @@ class LearnerSettings(BusSettings, RpcSettings):
     @model_validator(mode="before")
     @classmethod
     def _accept_old_names(cls, given: Any) -> Any:
-        return with_old_names(given, os.environ) if isinstance(given, dict) else given
+        prefix = cls.model_config["env_prefix"]
+        return with_old_names(given, prefix) if isinstance(given, dict) else given
 
     @field_validator("policy_gradient")
     @classmethod
@@ -352,41 +348,3 @@ class LearnerSettings(BusSettings, RpcSettings):
             threads=self.threads or None,
             device=self.torch_device,
         )
-
-
-def with_old_names(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return settings with `ppo` and `ppo_batch_size` under the names they have now.
-
-    The next release drops the old names. Raises `ValueError` where old and new contradict.
-    """
-    prefix = LearnerSettings.model_config["env_prefix"]
-    old = {k.upper(): v for k, v in environ.items()}
-    settings = {k: v for k, v in given.items() if k not in LearnerSettings.old_names}
-
-    def take(name: str, new: str) -> str | None:
-        value = given.get(name, old.get(f"{prefix}{name}".upper()))
-        if value is not None:
-            logger.warning("%s is now %s", f"{prefix}{name}".upper(), f"{prefix}{new}".upper())
-        return None if value is None else str(value)
-
-    def agree(agrees: bool, name: str, value: str, new: str) -> None:
-        if not agrees:
-            raise ValueError(
-                f"{prefix}{name.upper()}={value} contradicts "
-                f"{prefix}{new.upper()}={settings[new]}; remove the first, which is an old name"
-            )
-
-    size = take("ppo_batch_size", "policy_gradient_batch_size")
-    if size is not None:
-        known = settings.setdefault("policy_gradient_batch_size", size)
-        agree(str(known) == size, "ppo_batch_size", size, "policy_gradient_batch_size")
-    ppo = take("ppo", "policy_gradient")
-    if ppo is not None:
-        if ppo not in ("auto", "on", "off"):
-            raise ValueError(f"{prefix}PPO={ppo!r}: must be auto, on or off")
-        known = settings.setdefault("policy_gradient", "off" if ppo == "off" else "auto")
-        agree((known == "off") == (ppo == "off"), "ppo", ppo, "policy_gradient")
-    if ppo == "on":
-        known = settings.setdefault("uninformative_scores", "true")
-        agree(str(known).lower() in ("true", "1"), "ppo", ppo, "uninformative_scores")
-    return settings

@@ -9,8 +9,7 @@ import typer
 
 from tuneloop.cli.options import AsJson
 from tuneloop.cli.output import print_json
-from tuneloop.errors import TuneloopError
-from tuneloop.learner.commands.options import fail, missing
+from tuneloop.learner.commands.options import exit_on_error
 
 if TYPE_CHECKING:
     from tuneloop.learner.commands.backup_copy import Copied
@@ -25,16 +24,12 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Copy all that tuneloop up keeps, while it runs or not; keys and texts of users included."""
-    try:
+    with exit_on_error():
         from tuneloop.learner.commands.backup_copy import back_up
         from tuneloop.supervisor.data_dir import DataDir
 
         data = DataDir(root=data_dir.expanduser().absolute())
         copied = asyncio.run(back_up(data, target.expanduser().absolute()))
-    except ModuleNotFoundError as error:
-        raise fail(missing(error)) from error
-    except TuneloopError as error:
-        raise fail(error) from error
     tell(target, copied, as_json=as_json)
 
 
@@ -44,17 +39,13 @@ def restore(
     data_dir: DataFolder = Path(".tuneloop"),
     as_json: AsJson = False,
 ) -> None:
-    """Make a new data folder of a backup; tuneloop up then goes on from it."""
-    try:
+    """Make a new data folder of a backup; tuneloop up then continues from it."""
+    with exit_on_error():
         from tuneloop.learner.commands.backup_copy import restore as restore_from
         from tuneloop.supervisor.data_dir import DataDir
 
         data = DataDir(root=data_dir.expanduser().absolute())
         copied = asyncio.run(restore_from(source.expanduser().absolute(), data))
-    except ModuleNotFoundError as error:
-        raise fail(missing(error)) from error
-    except TuneloopError as error:
-        raise fail(error) from error
     tell(data_dir, copied, as_json=as_json)
 
 

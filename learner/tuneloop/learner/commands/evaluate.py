@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuneloop.cli.models import DEFAULT_CACHE_DIR, CacheDir
-from tuneloop.errors import TuneloopError
 from tuneloop.learner.commands.options import (
     Constitution,
     JudgeKey,
@@ -16,8 +15,8 @@ from tuneloop.learner.commands.options import (
     JudgeVotes,
     RewardFunctions,
     RewardModel,
-    fail,
-    missing,
+    exit_on_error,
+    judge_options,
 )
 
 if TYPE_CHECKING:
@@ -25,18 +24,24 @@ if TYPE_CHECKING:
     from tuneloop.learner.stats.intervals import Estimate
 
 
+DataDir = Annotated[
+    Path | None, typer.Option(help="Data folder of tuneloop up, for versions by number.")
+]
+Base = Annotated[
+    str | None, typer.Option(help="What KL is measured to.", show_default="what A grew from")
+]
+AsChat = Annotated[
+    bool, typer.Option(help="Take a plain prompt as the question of a conversation.")
+]
+
+
 def evaluate(
     a: Annotated[str, typer.Argument(help="A version: a folder, a number, a model.")],
     b: Annotated[str, typer.Argument(help="Another.")],
     *,
     prompts: Annotated[str, typer.Option(help="File or dataset with prompts.")],
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Data folder of tuneloop up, for versions by number.")
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(help="What KL is measured to.", show_default="what A grew from"),
-    ] = None,
+    data_dir: DataDir = None,
+    base: Base = None,
     policy: Annotated[str, typer.Option(help="Name of the policy.")] = "tuneloop",
     reward: RewardFunctions = None,
     reward_model: RewardModel = None,
@@ -48,29 +53,17 @@ def evaluate(
     samples: Annotated[int, typer.Option(min=1, help="Completions of each prompt.")] = 1,
     temperature: Annotated[float, typer.Option(help="Of sampling, above 0.")] = 0.7,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 128,
-    as_chat: Annotated[
-        bool, typer.Option(help="Take a plain prompt as the question of a conversation.")
-    ] = False,
+    as_chat: AsChat = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     cache_dir: CacheDir = DEFAULT_CACHE_DIR,
 ) -> None:
     """Compare two versions on prompts: reward, KL, length, win rate, with 95 % intervals."""
-    try:
+    with exit_on_error():
         from tuneloop.learner.offline.compare import EvaluateOptions
         from tuneloop.learner.offline.compare import evaluate as run
-        from tuneloop.learner.offline.sources.judge import JudgeOptions
         from tuneloop.learner.offline.versions import Versions
 
-        judge_options = None
-        if judge is not None:
-            judge_options = JudgeOptions(
-                url=judge,
-                model=judge_model,
-                api_key=judge_key,
-                votes=judge_votes,
-                constitution=constitution,
-            )
         options = EvaluateOptions(
             a=a,
             b=b,
@@ -78,7 +71,13 @@ def evaluate(
             versions=Versions(data_dir=data_dir, base=base, policy=policy, cache_dir=cache_dir),
             rewards=reward or [],
             reward_model=reward_model,
-            judge=judge_options,
+            judge=judge_options(
+                judge,
+                model=judge_model,
+                api_key=judge_key,
+                votes=judge_votes,
+                constitution=constitution,
+            ),
             samples_per_prompt=samples,
             temperature=temperature,
             max_tokens=max_tokens,
@@ -86,10 +85,6 @@ def evaluate(
             seed=seed,
         )
         comparison = run(options)
-    except ModuleNotFoundError as error:
-        raise fail(missing(error)) from error
-    except TuneloopError as error:
-        raise fail(error) from error
     if as_json:
         typer.echo(json.dumps({"a": a, "b": b, **comparison.document()}, indent=2))
     else:

@@ -9,8 +9,8 @@ import typer
 
 from tuneloop.cli.models import DEFAULT_CACHE_DIR, CacheDir
 from tuneloop.cli.options import ApiKey, Url
-from tuneloop.errors import SettingsError, TuneloopError
-from tuneloop.learner.commands.options import fail, missing
+from tuneloop.errors import SettingsError
+from tuneloop.learner.commands.options import exit_on_error
 
 Kind = Literal["pairs", "thumbs", "demonstrations", "rollouts"]
 
@@ -53,17 +53,13 @@ def export(
     --kind pairs, thumbs, demonstrations or rollouts writes a file in the columns that TRL's
     trainers read. --weights merges a version into full weights that any program loads.
     """
-    try:
+    with exit_on_error():
         if (kind is None) == (weights is None):
             raise SettingsError("say what to export: --kind or --weights")
         if kind is not None:
-            from tuneloop.learner.data.data_files import write_rows
-
             pages = ledger_pages if data_dir is not None else service_pages
             rows = pages(kind, policy_version, since, data_dir=data_dir, url=url, api_key=api_key)
-            of_name = "parquet" if output and output.suffix == ".parquet" else "jsonl"
-            count = write_rows(rows, kind, form or of_name, output)
-            typer.echo(f"{count} rows", err=True)
+            export_rows(rows, kind, form, output)
             return
         if output is None:
             raise SettingsError("name the folder to write with --output")
@@ -72,11 +68,18 @@ def export(
 
         versions = Versions(data_dir=data_dir, base=base, policy=policy, cache_dir=cache_dir)
         run(versions.find(str(weights)), output)
-    except ModuleNotFoundError as error:
-        raise fail(missing(error)) from error
-    except TuneloopError as error:
-        raise fail(error) from error
     typer.echo(output)
+
+
+def export_rows(
+    rows: Iterable[Sequence[str]], kind: str, form: str | None, output: Path | None
+) -> None:
+    """Write rows to a file, or to standard output, and print how many there are."""
+    from tuneloop.learner.data.data_files import write_rows
+
+    of_name = "parquet" if output and output.suffix == ".parquet" else "jsonl"
+    count = write_rows(rows, kind, form or of_name, output)
+    typer.echo(f"{count} rows", err=True)
 
 
 def service_pages(

@@ -7,8 +7,7 @@ import typer
 
 from tuneloop.cli.models import DEFAULT_CACHE_DIR, CacheDir
 from tuneloop.cli.options import ApiKey, Url
-from tuneloop.errors import TuneloopError
-from tuneloop.learner.commands.options import fail, missing
+from tuneloop.learner.commands.options import exit_on_error
 
 
 def import_data(
@@ -34,7 +33,7 @@ def import_data(
     Columns: prompt, chosen, rejected (pairs); prompt, completion, label (thumbs); prompt,
     completion (demonstrations); texts or conversations.
     """
-    try:
+    with exit_on_error():
         from tuneloop.learner.data.table import open_table
         from tuneloop.learner.offline.import_file import seed, stopped_ledger
         from tuneloop.learner.offline.service_client import RunningService
@@ -47,8 +46,4 @@ def import_data(
             versions = Versions(data_dir=data_dir, base=base, policy=policy, cache_dir=cache_dir)
             with stopped_ledger(data_dir, versions) as add:
                 done = seed(table, kind, add)
-    except ModuleNotFoundError as error:
-        raise fail(missing(error)) from error
-    except TuneloopError as error:
-        raise fail(error) from error
     typer.echo(f"{done.added} rows added, {done.known} known before")

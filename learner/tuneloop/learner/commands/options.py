@@ -1,12 +1,17 @@
-"""What several commands of the learner take, and how they say what is wrong."""
+"""Options that several commands of the learner take, and how errors are printed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tuneloop.cli.extras import missing_package
 from tuneloop.errors import FailedPrecondition, SettingsError, TuneloopError
+
+if TYPE_CHECKING:
+    from tuneloop.learner.offline.sources.judge import JudgeOptions
 
 RewardFunctions = Annotated[
     list[str] | None,
@@ -29,11 +34,30 @@ Constitution = Annotated[
 
 
 def fail(error: TuneloopError) -> typer.Exit:
-    """Say what is wrong; 2 where the call is at fault, else 1."""
+    """Print the error; return the exit: status 2 for wrong arguments, else 1."""
     typer.echo(f"tuneloop: {error.message}", err=True)
     return typer.Exit(2 if isinstance(error, SettingsError) else 1)
 
 
-def missing(error: ModuleNotFoundError) -> FailedPrecondition:
-    """Return what to say where the learner's packages are not installed."""
-    return FailedPrecondition(missing_package(error, "learner"))
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """Print an error of ours, or a missing package, and exit."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise fail(FailedPrecondition(missing_package(error, "learner"))) from error
+    except TuneloopError as error:
+        raise fail(error) from error
+
+
+def judge_options(
+    url: str | None, *, model: str, api_key: str, votes: int, constitution: Path | None
+) -> "JudgeOptions | None":
+    """Return the judge that the options name; None without a URL."""
+    if url is None:
+        return None
+    from tuneloop.learner.offline.sources.judge import JudgeOptions
+
+    return JudgeOptions(
+        url=url, model=model, api_key=api_key, votes=votes, constitution=constitution
+    )

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tuneloop.cli.models import DEFAULT_CACHE_DIR, CacheDir
-from tuneloop.errors import TuneloopError
 from tuneloop.learner.commands.options import (
     Constitution,
     JudgeKey,
@@ -15,49 +14,58 @@ from tuneloop.learner.commands.options import (
     JudgeVotes,
     RewardFunctions,
     RewardModel,
-    fail,
-    missing,
+    exit_on_error,
+    judge_options,
 )
 from tuneloop.learner.trainer.algorithms import offline_algorithms
 from tuneloop.policies import WeightsKind
 
 STOPPED = 130
-"""Exit status of a run that was stopped and can be gone on with."""
+"""Exit status of a run that was stopped and can be resumed."""
 
 KINDS = {None: None, True: WeightsKind.LORA, False: WeightsKind.FULL}
 
 
 if TYPE_CHECKING:
+    from tuneloop.learner.offline.train import TrainOptions
+
     AlgorithmName = str
 else:
     AlgorithmName = Literal[tuple(offline_algorithms())]
+
+Data = Annotated[
+    str,
+    typer.Option(
+        help="A .jsonl, .json, .parquet or .csv file, a save_to_disk folder, a dataset's hub "
+        "id (owner/name:split), or ledger:DATA_DIR."
+    ),
+]
+Output = Annotated[
+    Path, typer.Option(help="Folder for the version; a run that is in it is resumed.")
+]
+Lora = Annotated[
+    bool | None,
+    typer.Option(
+        "--lora/--full",
+        help="Train an adapter, or all the weights.",
+        show_default="an adapter; all the weights of a reward model",
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as learning_rate=1e-4."),
+]
 
 
 def train(
     algorithm: Annotated[AlgorithmName, typer.Argument(help="What to train, or how.")],
     *,
     model: Annotated[str, typer.Option(help="A folder, a hub id or a catalog name.")],
-    data: Annotated[
-        str,
-        typer.Option(
-            help="A .jsonl, .json, .parquet or .csv file, a save_to_disk folder, a dataset's hub "
-            "id (owner/name:split), or ledger:DATA_DIR."
-        ),
-    ],
-    output: Annotated[Path, typer.Option(help="Folder for the version; a run in it goes on.")],
-    lora: Annotated[
-        bool | None,
-        typer.Option(
-            "--lora/--full",
-            help="Train an adapter, or all the weights.",
-            show_default="an adapter; all the weights of a reward model",
-        ),
-    ] = None,
+    data: Data,
+    output: Output,
+    lora: Lora = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as learning_rate=1e-4."),
-    ] = None,
+    settings: Settings = None,
     reward: RewardFunctions = None,
     reward_model: RewardModel = None,
     judge: JudgeUrl = None,
@@ -70,29 +78,11 @@ def train(
 ) -> None:
     """Train on data and write a version that `tuneloop up --model` and transformers load.
 
-    Killed or stopped, the same command goes on where it was, to the very same weights.
+    If it is killed or stopped, the same command resumes it and ends with the very same weights.
     """
-    try:
-        from tuneloop.learner.models.world import dismiss_followers, join
-        from tuneloop.learner.offline.run.report import print_summary
-        from tuneloop.learner.offline.sources.judge import JudgeOptions
+    with exit_on_error():
         from tuneloop.learner.offline.train import TrainOptions
-        from tuneloop.learner.offline.train import train as run
-        from tuneloop.learner.trainer.followers import follow
 
-        world = join()
-        if not world.is_leader:
-            follow(world)
-            return
-        judge_options = None
-        if judge is not None:
-            judge_options = JudgeOptions(
-                url=judge,
-                model=judge_model,
-                api_key=judge_key,
-                votes=judge_votes,
-                constitution=constitution,
-            )
         options = TrainOptions(
             algorithm=algorithm,
             model=model,
@@ -103,17 +93,33 @@ def train(
             assignments=settings or [],
             rewards=reward or [],
             reward_model=reward_model,
-            judge=judge_options,
+            judge=judge_options(
+                judge,
+                model=judge_model,
+                api_key=judge_key,
+                votes=judge_votes,
+                constitution=constitution,
+            ),
             restart=restart,
             cache_dir=cache_dir,
         )
-        with dismiss_followers(world):
-            summary = run(options, world)
-    except ModuleNotFoundError as error:
-        raise fail(missing(error)) from error
-    except TuneloopError as error:
-        raise fail(error) from error
+        run_or_follow(options)
+
+
+def run_or_follow(options: "TrainOptions") -> None:
+    """Run the training, and print its summary; of several ranks all but the first follow."""
+    from tuneloop.learner.models.world import dismiss_followers, join
+    from tuneloop.learner.offline.run.report import print_summary
+    from tuneloop.learner.offline.train import train as run
+    from tuneloop.learner.trainer.followers import follow
+
+    world = join()
+    if not world.is_leader:
+        follow(world)
+        return
+    with dismiss_followers(world):
+        summary = run(options, world)
     if summary is None:
         typer.echo("stopped; the same command goes on from here", err=True)
         raise typer.Exit(STOPPED)
-    print_summary(summary, str(output))
+    print_summary(summary, str(options.output))

@@ -63,6 +63,18 @@ def packed_attention(
             module, query, key, value, block_mask, **options
         )
         return blocks
+    return _by_segment(query, key, value, layout, sliding_window, **options), None
+
+
+def _by_segment(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: TokenLayout,
+    sliding_window: int | None,
+    **options: Any,
+) -> Tensor:
+    """Attend one segment after the other, on a CPU; returns (1, T, heads, head size)."""
     for name in WITHOUT_EQUIVALENT:
         if options.get(name) is not None:
             raise NotImplementedError(f"packed attention has no {name}")
@@ -88,7 +100,7 @@ def packed_attention(
                 enable_gqa=query.shape[1] != key.shape[1],
             )
         )
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+    return torch.cat(parts, dim=2).transpose(1, 2)
 
 
 def _mask(

@@ -40,7 +40,7 @@ class Sampler:
         batch_size: int,
         report: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """`report` is told how many completions of a call are done, and how many there are."""
+        """Call `report` with how many completions of a call are done, and how many there are."""
         self._report = report
         self._tokenization = tokenization
         self._temperature = temperature
@@ -50,7 +50,7 @@ class Sampler:
     def sample(
         self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[str]
     ) -> list[Sampled]:
-        """One completion of each prompt (token ids), in order; `seeds` decide which.
+        """Return one completion of each prompt (token ids), in order; `seeds` decide which.
 
         `model` is a transformers model with `generate`; its mode is left as it is.
         """
@@ -69,46 +69,71 @@ class Sampler:
     def _batch(
         self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[str]
     ) -> list[Sampled]:
-        stops = sorted(self._tokenization.stop_token_ids)
-        pad = stops[0] if stops else 0
-        width = max(map(len, prompts))
-        input_ids = torch.full((len(prompts), width), pad, dtype=torch.int64)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, prompt in enumerate(prompts):
-            input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            attention_mask[row, width - len(prompt) :] = 1
         choose = InverseSampling(uniforms(seeds, self._max_tokens), self._temperature)
-        config = GenerationConfig(
-            max_new_tokens=self._max_tokens,
-            do_sample=False,
-            eos_token_id=stops or None,
-            pad_token_id=pad,
+        generate(
+            model,
+            self._tokenization,
+            prompts,
+            self._max_tokens,
             use_cache=True,
+            logits_processor=LogitsProcessorList([choose]),
         )
-        with only_config(model):
-            model.generate(
-                input_ids=input_ids.to(model.device),
-                attention_mask=attention_mask.to(model.device),
-                generation_config=config,
-                logits_processor=LogitsProcessorList([choose]),
-            )
-        tokens, logprobs = choose.result()
         return [
-            self._cut(row_tokens, row_logprobs)
-            for row_tokens, row_logprobs in zip(tokens, logprobs, strict=True)
+            cut_completion(self._tokenization, *row) for row in zip(*choose.result(), strict=True)
         ]
 
-    def _cut(self, tokens: Sequence[int], logprobs: Sequence[float]) -> Sampled:
-        """A completion up to and with its end token."""
-        stops = self._tokenization.stop_token_ids
-        end = next((i for i, token in enumerate(tokens) if token in stops), None)
-        length = len(tokens) if end is None else end + 1
-        return Sampled(
-            token_ids=tuple(tokens[:length]),
-            logprobs=tuple(logprobs[:length]),
-            text=self._tokenization.decode(tokens[: length if end is None else end]),
-            stopped=end is not None,
+
+def generate(
+    model: Any,
+    tokenization: Tokenization,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    **options: Any,
+) -> tuple[Any, int]:
+    """Run `generate` on prompts padded at their left; return its output and the prompts' width.
+
+    The next token is the likeliest, unless `options` say otherwise: what `generate` and
+    `GenerationConfig` take.
+    """
+    stops = sorted(tokenization.stop_token_ids)
+    pad = stops[0] if stops else 0
+    width = max(map(len, prompts))
+    input_ids = torch.full((len(prompts), width), pad, dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        attention_mask[row, width - len(prompt) :] = 1
+    processors = options.pop("logits_processor", None)
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_tokens,
+        eos_token_id=stops or None,
+        pad_token_id=pad,
+        **options,
+    )
+    with only_config(model):
+        output = model.generate(
+            input_ids=input_ids.to(model.device),
+            attention_mask=attention_mask.to(model.device),
+            generation_config=config,
+            logits_processor=processors,
         )
+    return output, width
+
+
+def cut_completion(
+    tokenization: Tokenization, tokens: Sequence[int], logprobs: Sequence[float]
+) -> Sampled:
+    """Return a completion up to and with the token that ended it."""
+    stops = tokenization.stop_token_ids
+    end = next((i for i, token in enumerate(tokens) if token in stops), None)
+    length = len(tokens) if end is None else end + 1
+    return Sampled(
+        token_ids=tuple(tokens[:length]),
+        logprobs=tuple(logprobs[:length]),
+        text=tokenization.decode(tokens[: length if end is None else end]),
+        stopped=end is not None,
+    )
 
 
 class InverseSampling(LogitsProcessor):  # type: ignore[misc]
@@ -173,60 +198,29 @@ GREEDY_BATCH = 8
 def greedy_answers(
     model: Any, tokenization: Tokenization, prompts: Sequence[Sequence[int]], max_tokens: int
 ) -> list[SampledAnswer]:
-    """The likeliest answer of a transformers model to each prompt (token ids), in order."""
-    stops = sorted(tokenization.stop_token_ids)
-    config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_tokens,
-        eos_token_id=stops or None,
-        pad_token_id=stops[0] if stops else 0,
+    """Return the likeliest answer of a transformers model to each prompt (token ids), in order."""
+    return [
+        SampledAnswer(text=found.text, token_ids=found.token_ids, logprobs=found.logprobs)
+        for start in range(0, len(prompts), GREEDY_BATCH)
+        for found in _likeliest(
+            model, tokenization, prompts[start : start + GREEDY_BATCH], max_tokens
+        )
+    ]
+
+
+def _likeliest(
+    model: Any, tokenization: Tokenization, prompts: Sequence[Sequence[int]], max_tokens: int
+) -> list[Sampled]:
+    output, width = generate(
+        model,
+        tokenization,
+        prompts,
+        max_tokens,
         output_logits=True,
         return_dict_in_generate=True,
     )
-    return [
-        answer
-        for start in range(0, len(prompts), GREEDY_BATCH)
-        for answer in _greedy_batch(
-            model, tokenization, prompts[start : start + GREEDY_BATCH], config
-        )
-    ]
-
-
-def _greedy_batch(
-    model: Any,
-    tokenization: Tokenization,
-    prompts: Sequence[Sequence[int]],
-    config: GenerationConfig,
-) -> list[SampledAnswer]:
-    width = max(map(len, prompts))
-    input_ids = torch.full((len(prompts), width), config.pad_token_id, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        attention_mask[row, width - len(prompt) :] = 1
-    with only_config(model):
-        output = model.generate(
-            input_ids.to(model.device),
-            attention_mask=attention_mask.to(model.device),
-            generation_config=config,
-        )
     tokens = output.sequences[:, width:]
     logits = torch.stack(output.logits, dim=1).float()
     logprobs = torch.log_softmax(logits, dim=-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    return [
-        _cut_answer(tokenization, row_tokens, row_logprobs)
-        for row_tokens, row_logprobs in zip(tokens.tolist(), logprobs.tolist(), strict=True)
-    ]
-
-
-def _cut_answer(
-    tokenization: Tokenization, tokens: Sequence[int], logprobs: Sequence[float]
-) -> SampledAnswer:
-    stops = tokenization.stop_token_ids
-    end = next((i for i, token in enumerate(tokens) if token in stops), None)
-    length = len(tokens) if end is None else end + 1
-    return SampledAnswer(
-        text=tokenization.decode(tokens[: length if end is None else end]),
-        token_ids=tuple(tokens[:length]),
-        logprobs=tuple(logprobs[:length]),
-    )
+    rows = zip(tokens.tolist(), logprobs.tolist(), strict=True)
+    return [cut_completion(tokenization, *row) for row in rows]
