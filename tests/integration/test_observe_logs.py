@@ -19,7 +19,7 @@ from tuneloop.errors import Unavailable
 from tuneloop.learner.intake import consumers
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.reward.consumer import MAX_DELIVERIES, RolloutConsumer
-from tuneloop.reward.scorer import Candidate
+from tuneloop.reward.scorer import ScoringInput
 from tuneloop.reward.scorers.functions import FunctionScorer
 from tuneloop.reward.scoring import Scoring
 from tuneloop.telemetry import JsonFormatter
@@ -119,7 +119,7 @@ async def test_a_reward_function_that_quotes_is_not_quoted(
     log: Lines, monkeypatch: pytest.MonkeyPatch, function: Any
 ) -> None:
     scoring = Scoring([FunctionScorer(name="mine", weight=1.0, function=function)])
-    candidate = Candidate(prompt=SECRET, completion=SECRET)
+    candidate = ScoringInput(prompt=SECRET, completion=SECRET)
     scoring.score([candidate])
     bus = MemoryBus()
     made = rollout(1, completion_text=SECRET)

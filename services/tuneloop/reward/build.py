@@ -1,6 +1,6 @@
-"""Puts together what scores: a reward model's folder, functions, a judge; each with its weight.
+"""Builds the scoring out of a reward model's folder, functions and a judge, each with its weight.
 
-Free of transport: the service builds its scorers with it, and so does training on files.
+It knows no transport: the service builds its scorers with it, and so does training on files.
 
     scoring = build(functions=["my_rewards:brevity"], reward_model=folder, weights={...})
     rewards = scoring.rewards(prompts, completions, columns)
@@ -12,11 +12,10 @@ from pathlib import Path
 
 from tuneloop.errors import SettingsError
 from tuneloop.reward.scorer import Scorer
-from tuneloop.reward.scorers import judge_scorer
+from tuneloop.reward.scorers import judge as judges
 from tuneloop.reward.scorers.deadline import LimitedScorer
 from tuneloop.reward.scorers.functions import load_function
-from tuneloop.reward.scorers.judge import Judge, JudgeSettings
-from tuneloop.reward.scorers.judge_scorer import JudgeScorer
+from tuneloop.reward.scorers.judge import Judge, JudgeScorer, JudgeSettings
 from tuneloop.reward.scorers.reward_model import SCORER_NAME, base_scorer
 from tuneloop.reward.scoring import Scoring
 
@@ -32,17 +31,17 @@ def build(
     normalize: bool = False,
     function_timeout: float | None = None,
 ) -> Scoring:
-    """The weighted sum of all that is named; a scorer that `weights` does not name weighs 1.
+    """Build the weighted sum of all named scorers; a scorer without a weight in `weights` has 1.
 
     Their names in `weights` are `module:function`, `reward_model` and `judge`. `max_length` and
     `device` are the reward model's; `normalize` is as in `Scoring`. `function_timeout` is the most
-    seconds a function may take for a batch; without it a function that hangs is waited for.
+    seconds a function may take for a batch; without it a function that hangs blocks scoring.
 
     Raises:
-        SettingsError: nothing is named, a function cannot be had (`param` "functions"), the
+        SettingsError: nothing is named, a function cannot be loaded (`param` "functions"), the
             constitution cannot be read, or a weight is not a number or names no scorer (`param`
             "weights").
-        CorruptData: the folder is no reward model.
+        CorruptData: the folder is not a reward model.
 
     """
     shares = dict(weights or {})
@@ -54,7 +53,7 @@ def build(
         else:
             others.append(LimitedScorer(function, function_timeout))
     if judge is not None:
-        weight = shares.get(judge_scorer.SCORER_NAME, 1.0)
+        weight = shares.get(judges.SCORER_NAME, 1.0)
         others.append(JudgeScorer(judge=Judge(judge), weight=weight))
     names = [scorer.name for scorer in others] + [SCORER_NAME] * (reward_model is not None)
     if not names:

@@ -1,7 +1,7 @@
-"""Scores every generated rollout: a durable work queue that replicas of this service share.
+"""Scores every generated rollout, from a durable work queue that replicas of this service share.
 
-A rollout is acknowledged after its score was stored, so a crash costs a second scoring at most;
-the event id names completion and reward model version, so the second store adds nothing.
+A rollout is acknowledged after its score was stored, so a crash costs one more scoring at most; the
+event id names completion and reward model version, so storing it again adds nothing.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from tuneloop import tracing, wire
 from tuneloop.bus import Bus, Consumer, Delivery, subjects
 from tuneloop.errors import InvalidRequest, TuneloopError, Unavailable
 from tuneloop.reward import metrics
-from tuneloop.reward.scorer import candidate_of
+from tuneloop.reward.scorer import input_from_rollout
 from tuneloop.reward.scoring import ScoredBatch, Scoring
 from tuneloop.rollouts import FinishReason, Rollout, Score, ScoredRollout
 from tuneloop.telemetry import quote
@@ -32,9 +32,9 @@ MAX_DELIVERIES = 5
 RETRY_DELAY = 2.0
 """Seconds before the second attempt; each later one waits twice as long."""
 IDLE_SECONDS = 1.0
-"""Longest wait for the first rollout of a batch; a stop is noticed after it."""
+"""Longest wait for the first rollout of a batch, and so for a stop to be noticed."""
 LAG_SECONDS = 5.0
-"""Between two looks at the consumer's lag."""
+"""Between two reads of the consumer's lag."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +66,11 @@ class RolloutConsumer:
         self._lag_time = 0.0
 
     def stop(self) -> None:
-        """Let `run` end after the batch in hand."""
+        """Let `run` end after the current batch."""
         self._stopping = True
 
     async def run(self) -> None:
-        """Score until stopped; waits while the bus is away."""
+        """Score until stopped; wait while the bus is unavailable."""
         away = False
         while not self._stopping:
             try:
@@ -91,7 +91,7 @@ class RolloutConsumer:
                 await asyncio.sleep(IDLE_SECONDS)
 
     async def gather(self, consumer: Consumer) -> list[Delivery]:
-        """A batch: as many as fit, or as came within `batch_wait_seconds` of the first."""
+        """Fetch a batch: a full one, or what came within `batch_wait_seconds` of the first."""
         batch = await consumer.fetch(self._batch_size, IDLE_SECONDS)
         deadline = time.monotonic() + self._batch_wait_seconds
         while batch and len(batch) < self._batch_size:
@@ -102,19 +102,19 @@ class RolloutConsumer:
         return batch
 
     async def handle(self, deliveries: Sequence[Delivery]) -> None:
-        """Score a batch and publish; each delivery is acknowledged, sent again, or dead."""
+        """Score a batch and publish it; each delivery is acknowledged, retried or a dead letter."""
         items = [item for d in deliveries if (item := await self._take(d)) is not None]
         if not items:
             return
-        candidates = [candidate_of(item.rollout) for item in items]
+        candidates = [input_from_rollout(item.rollout) for item in items]
         started_ns = time.time_ns()
         loop = asyncio.get_running_loop()
-        async with working_on(items):
+        async with keep_in_progress(items):
             try:
                 score = functools.partial(self._scoring.score, candidates, learn=True)
                 scored = await loop.run_in_executor(self._executor, score)
             except Exception:
-                # A bug, or no memory: the rollouts come again, and are dead letters in the end.
+                # A bug, or no memory: the rollouts are retried, and end as dead letters.
                 logger.exception("could not score %d rollouts", len(items))
                 await asyncio.gather(*(self._retry(item.delivery) for item in items))
                 return
@@ -125,7 +125,7 @@ class RolloutConsumer:
     async def _settle(
         self, item: QueuedRollout, row: int, batch: ScoredBatch, started_ns: int
     ) -> None:
-        """Publish a score; what a scorer failed on comes again, and is a dead letter in the end."""
+        """Publish a score; retry a rollout that a scorer failed on, in the end as a dead letter."""
         problem = batch.failures.get(row)
         if problem is None:
             traceparent = tracing.emit(
@@ -140,26 +140,26 @@ class RolloutConsumer:
             await self._bury(item.delivery, f"{where}: {problem}", gist)
 
     async def _take(self, delivery: Delivery) -> QueuedRollout | None:
-        """The rollout of a delivery; None where there is nothing to score, which is settled."""
+        """Return the rollout of a delivery, or None after settling one with nothing to score."""
         try:
             if delivery.deliveries > MAX_DELIVERIES:
                 await self._bury(delivery, f"failed {delivery.deliveries - 1} times")
                 return None
             rollout = wire.decode_rollout_generated(delivery.data)
-            # Its policy and user must be able to stand in the subject of the score.
+            # Its policy and user must be valid in the subject of the score.
             subjects.rollout_scored(rollout.policy, rollout.user_hash)
         except InvalidRequest as error:
             await self._bury(delivery, error.message)
             return None
         if rollout.finish_reason is FinishReason.ABORT:
-            # Half an answer says nothing about the policy.
+            # A partial answer says nothing about the policy.
             metrics.rollouts.labels("aborted").inc()
             await delivery.ack()
             return None
         return QueuedRollout(delivery=delivery, rollout=rollout)
 
     async def _bury(self, delivery: Delivery, reason: str, gist: str = "") -> None:
-        """Make a dead letter; `gist` is its reason where that may quote the completion."""
+        """Store a dead letter; `gist` is what to log if the reason may quote the completion."""
         logger.error(
             "rollout %d of the stream: %s", delivery.sequence, quote(reason, gist or reason)
         )
@@ -194,9 +194,9 @@ class RolloutConsumer:
 
     async def _retry(self, delivery: Delivery) -> None:
         metrics.rollouts.labels("retried").inc()
-        # A scorer may depend on something that is away for a while.
+        # A scorer may depend on something that is down for a while.
         delay = RETRY_DELAY * 2 ** (delivery.deliveries - 1)
-        # With the bus away it comes again by itself, after ACK_WAIT.
+        # While the bus is down it is redelivered by itself, after ACK_WAIT.
         with contextlib.suppress(Unavailable):
             await delivery.nak(delay)
 
@@ -207,8 +207,8 @@ class RolloutConsumer:
 
 
 @contextlib.asynccontextmanager
-async def working_on(items: Sequence[QueuedRollout]) -> AsyncIterator[None]:
-    """Keep deliveries from being sent to somebody else while they are worked on."""
+async def keep_in_progress(items: Sequence[QueuedRollout]) -> AsyncIterator[None]:
+    """Keep deliveries from being redelivered while they are worked on."""
 
     async def beat() -> None:
         while True:

@@ -16,7 +16,7 @@ def main() -> None:
     settings = load_or_exit(RewardSettings)
     logger = start_logging("reward")
     tracing.start("reward")
-    # Reward functions are found beside where the process is started, as with `python -m`.
+    # Reward functions are also searched for in the working directory, as with `python -m`.
     sys.path.append(os.getcwd())
     from tuneloop.reward.process import run
 

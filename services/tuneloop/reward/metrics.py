@@ -13,7 +13,7 @@ unscored = Counter(
 )
 hanging = Gauge(
     "tuneloop_reward_scorer_hangs",
-    "1 while a function has not come back from a batch that it was overdue with.",
+    "1 while a function has not returned from a batch after its timeout.",
     ["scorer"],
 )
 rollouts = Counter(
@@ -44,7 +44,7 @@ swaps_refused = Counter(
     "tuneloop_reward_swaps_refused_total", "Versions refused, by kind of error.", ["reason"]
 )
 for reason in ("CORRUPT_DATA", "WEIGHTS_REFUSED", "INTERNAL"):
-    # There from the start, so that the first one is an increase.
+    # Created with 0, so that the first one counts as an increase.
     swaps_refused.labels(reason)
 judge_replies = Counter(
     "tuneloop_reward_judge_replies_total",

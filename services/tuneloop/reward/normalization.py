@@ -1,8 +1,8 @@
 """Scores of several scorers on one scale, while the scorers drift.
 
-A reward model's scores are log-odds of any width and change with every version; a function's are
-whatever its author chose. Added up raw, the widest wins. Normalised, each scorer's score counts in
-standard deviations from its own running mean, and the weights mean what they say.
+A reward model's scores are log-odds of any range and change with every version; a function's range
+is its author's choice. Added up raw, the widest range wins. Normalised, each score counts in
+standard deviations from its scorer's running mean, so that the weights have their effect.
 """
 
 import math
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 WINDOW = 1000.0
 """Scores after which older ones fade; the statistics follow a drift within about as many."""
 CARRIED = 64.0
-"""What all scores of earlier versions together count for once the scorer has a new version."""
+"""The weight of all scores of earlier versions once the scorer has a new version."""
 
 
 @dataclass(slots=True)
@@ -29,20 +29,20 @@ class RunningStatistics:
     """Of the population, not the sample."""
 
     def add(self, score: float) -> None:
-        """Take one finite score in."""
+        """Add one finite score."""
         self.count = min(self.count + 1.0, WINDOW)
         difference = score - self.mean
         self.mean += difference / self.count
         self.variance += (difference * (score - self.mean) - self.variance) / self.count
 
     def fade(self) -> None:
-        """Let what was seen so far count for `CARRIED` scores at most."""
+        """Let the scores so far count for `CARRIED` scores at most."""
         self.count = min(self.count, CARRIED)
 
     def normalized(self, score: float) -> float:
-        """Standard deviations from the mean; 0 while all scores were alike, or there was one."""
+        """Return standard deviations from the mean; 0 while all scores were the same."""
         deviation = math.sqrt(self.variance)
-        # Rounding leaves a trace of spread where there is none.
+        # Rounding leaves a tiny spread where there is none.
         if deviation <= 1e-9 * max(1.0, abs(self.mean)):
             return 0.0
         return (score - self.mean) / deviation
@@ -56,7 +56,7 @@ class Normalizer:
         self._versions: dict[str, int] = {}
 
     def learn(self, scorer: str, version: int, scores: Sequence[float | None]) -> None:
-        """Take a batch of scores in; a new version of a scorer lets the older ones' fade."""
+        """Add a batch of scores; with a new version of a scorer the older ones fade."""
         statistics = self._statistics.setdefault(scorer, RunningStatistics())
         if self._versions.setdefault(scorer, version) != version:
             self._versions[scorer] = version
@@ -66,6 +66,6 @@ class Normalizer:
                 statistics.add(score)
 
     def normalized(self, scorer: str, score: float) -> float:
-        """The score on the common scale; as it is, where nothing of the scorer was seen yet."""
+        """Return the score on the common scale; unchanged for a scorer without statistics."""
         statistics = self._statistics.get(scorer)
         return score if statistics is None else statistics.normalized(score)

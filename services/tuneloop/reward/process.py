@@ -1,4 +1,4 @@
-"""The reward process: scorers, consumer, gRPC server and hot swap, run until stopped."""
+"""The reward process: runs scorers, consumer, gRPC server and hot swap until stopped."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ logger = logging.getLogger("tuneloop.reward")
 
 SERVICE = "tuneloop.v1.RewardService"
 HEALTH_SECONDS = 1.0
-"""Between two looks at whether a scorer hangs."""
+"""Between two checks whether a scorer hangs."""
 
 
 def load_scoring(settings: RewardSettings) -> Scoring:
@@ -54,10 +54,10 @@ def load_scoring(settings: RewardSettings) -> Scoring:
         raise SettingsError(f"{name}: {error.message}", param=error.param) from error
 
 
-def make_hot_swap(
+def make_swap(
     settings: RewardSettings, bus: Bus, scoring: Scoring, base: RewardModelScorer
 ) -> RewardModelSwap:
-    """The hot swap of the reward model; raises `SettingsError` without a key to verify with."""
+    """Return the swap of the reward model. Raises `SettingsError` without a key to verify with."""
     assert settings.model is not None
     options = RewardSwapOptions(
         policy=settings.policy,
@@ -71,7 +71,7 @@ def make_hot_swap(
 
 
 async def run(settings: RewardSettings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises `SettingsError` where the settings cannot work."""
+    """Serve until SIGTERM or SIGINT. Raises `SettingsError` if the settings cannot work."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -101,7 +101,7 @@ async def run(settings: RewardSettings) -> None:
     )
     tasks = []
     if scoring.reward_model is not None:
-        hot_swap = make_hot_swap(settings, bus, scoring, scoring.reward_model)
+        hot_swap = make_swap(settings, bus, scoring, scoring.reward_model)
         await hot_swap.activate_stable()
         tasks.append(asyncio.create_task(hot_swap.run(), name="hot swap"))
     server.add(
@@ -112,7 +112,7 @@ async def run(settings: RewardSettings) -> None:
     disk.watch_folder("weights_cache", settings.weights_cache_dir)
     consuming = asyncio.create_task(consumer.run(), name="consumer")
     await server.set_serving(True)
-    tasks.append(asyncio.create_task(tell_health(server, scoring), name="health"))
+    tasks.append(asyncio.create_task(report_health(server, scoring), name="health"))
     try:
         await until_stopped(stop, [consuming, *tasks])
         consumer.stop()
@@ -124,15 +124,15 @@ async def run(settings: RewardSettings) -> None:
             task.cancel()
         await server.stop()
         await bus.close()
-        # The scoring thread is waited for when Python ends.
+        # Python waits for the scoring thread at exit.
         scoring.close()
         executor.shutdown(wait=False, cancel_futures=True)
 
 
-async def tell_health(server: Server, scoring: Scoring) -> None:
-    """Keep saying of the service, not of the server, that it does not serve while a scorer hangs.
+async def report_health(server: Server, scoring: Scoring) -> None:
+    """Report the service, not the server, as NOT_SERVING while a scorer hangs.
 
-    A restart of the process would help; whether it is worth one is for who runs it to say.
+    A restart of the process would help; whether it is worth one is the operator's decision.
     """
     healthy = True
     while True:
@@ -143,7 +143,7 @@ async def tell_health(server: Server, scoring: Scoring) -> None:
 
 
 async def until_stopped(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
-    """Wait for `stop`; a task that ends before is a failure of the process."""
+    """Wait for `stop`; a task that ends before it is a failure of the process."""
     stopped = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()

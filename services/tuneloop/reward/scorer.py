@@ -1,4 +1,4 @@
-"""What a scorer is, and what it is given. Reward models and Python functions are both scorers."""
+"""The protocol of a scorer, and its input. Reward models, functions and judges are scorers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,54 +9,54 @@ from tuneloop.rollouts import ChatMessage, FinishReason, Rollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """One completion to score, and what is known about it."""
+class ScoringInput:
+    """A completion to score, and what is known about it."""
 
     prompt: str
-    """What was asked, as plain text."""
+    """As plain text."""
     completion: str
     messages: tuple[ChatMessage, ...] = ()
-    """The conversation, where the prompt was one."""
+    """The conversation, if the prompt was one."""
     completion_id: str | None = None
     user_hash: str | None = None
     policy_version: int | None = None
     finish_reason: FinishReason | None = None
     """The last four are None for a completion that is not a rollout."""
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """What else the prompts file says of the prompt."""
+    """Further columns of the prompts file."""
 
 
 class Scorer(Protocol):
-    """Gives completions a number; larger is better."""
+    """Gives completions a score; larger is better."""
 
     @property
     def name(self) -> str:
-        """Names the scorer in results, metrics and the weights of the settings."""
+        """The scorer's name in results, metrics and the weights of the settings."""
         ...
 
     @property
     def weight(self) -> float:
-        """Its share in the reward."""
+        """Its weight in the reward."""
         ...
 
     @property
     def informative(self) -> bool:
-        """Whether it has something to say yet."""
+        """Whether its scores mean something yet."""
         ...
 
     def score(
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
     ) -> Any:
-        """A score for each completion, in order; None where it cannot be scored. May raise.
+        """Return a score for each completion, in order; None if it cannot be scored. May raise.
 
-        May return an awaitable of the scores. `verdicts.ask` checks what is returned.
+        May return an awaitable of the scores. `outputs.run_scorer` checks what is returned.
         """
         ...
 
 
-def candidate_of(rollout: Rollout) -> Candidate:
-    """A rollout, to be scored."""
-    return Candidate(
+def input_from_rollout(rollout: Rollout) -> ScoringInput:
+    """Return a rollout as an input."""
+    return ScoringInput(
         prompt=prompt_as_text(rollout.messages, rollout.prompt_text),
         completion=rollout.completion_text,
         messages=rollout.messages,
@@ -68,11 +68,11 @@ def candidate_of(rollout: Rollout) -> Candidate:
     )
 
 
-def columns_of(candidates: Sequence[Candidate]) -> dict[str, list[Any]]:
-    """Everything but prompts and completions, one list for each column.
+def columns_of(candidates: Sequence[ScoringInput]) -> dict[str, list[Any]]:
+    """Return everything but prompts and completions, as one list per column.
 
-    What is known of every rollout has its fixed name; a column of the prompts file by one of these
-    names is left out. Where a row has no such column its value is None.
+    The facts of every rollout have fixed names; a column of the prompts file with one of these
+    names is left out. If a row lacks a column, its value is None.
     """
     names = dict.fromkeys(name for c in candidates for name in c.columns)
     for taken in ("prompts", "completions"):

@@ -1,4 +1,4 @@
-"""All scorers together: every completion gets each scorer's verdict and one reward.
+"""Combines all scorers: every completion gets each scorer's output and one reward.
 
 The reward is the weighted sum of the scores of the informative scorers; while none is informative,
 of all scorers. Where one of them cannot score a completion, or failed on it, the completion has no
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 from tuneloop.reward import metrics
 from tuneloop.reward.normalization import Normalizer
-from tuneloop.reward.scorer import Candidate, Scorer, columns_of
+from tuneloop.reward.outputs import Columns, Failure, ScorerOutput, check_columns, run_scorer
+from tuneloop.reward.scorer import Scorer, ScoringInput, columns_of
 from tuneloop.reward.scorers.deadline import LimitedScorer
 from tuneloop.reward.scorers.reward_model import RewardModelScorer
-from tuneloop.reward.verdicts import Columns, Failure, Verdict, ask, check_columns
 from tuneloop.rollouts import Score, ScorerResult
 from tuneloop.telemetry import quote
 
@@ -30,7 +30,7 @@ class ScoredBatch:
     scores: tuple[Score, ...]
     reward_model_version: int
     failures: Mapping[int, str] = field(default_factory=dict)
-    """Rows that a scorer failed on, and how."""
+    """Rows that a scorer failed on, with the problem."""
 
 
 class Scoring:
@@ -43,7 +43,7 @@ class Scoring:
         *,
         normalize: bool = False,
     ) -> None:
-        """Take what scores; `normalize` adds scores up in standard deviations, not raw."""
+        """Take the scorers; `normalize` adds scores up in standard deviations, not raw."""
         self._others = tuple(others)
         self._normalizer = Normalizer() if normalize else None
         self.reward_model = reward_model
@@ -51,7 +51,7 @@ class Scoring:
 
     @property
     def reward_model_version(self) -> int:
-        """0 where there is no reward model, or an untrained one."""
+        """0 without a reward model, or with the base one."""
         return 0 if self.reward_model is None else self.reward_model.version
 
     @property
@@ -62,44 +62,44 @@ class Scoring:
 
     @property
     def hanging(self) -> tuple[str, ...]:
-        """Names of functions that have not come back from a batch they were overdue with."""
+        """Names of functions that have not returned from a batch after their timeout."""
         return tuple(s.name for s in self._others if isinstance(s, LimitedScorer) and s.hangs)
 
     def close(self) -> None:
-        """Wait for functions no longer: for the end of the process."""
+        """Stop waiting for functions, because the process ends."""
         for scorer in self._others:
             if isinstance(scorer, LimitedScorer):
                 scorer.close()
 
-    def score(self, candidates: Sequence[Candidate], *, learn: bool = False) -> ScoredBatch:
-        """Score a batch; does not raise where a scorer does.
+    def score(self, candidates: Sequence[ScoringInput], *, learn: bool = False) -> ScoredBatch:
+        """Score a batch. Does not raise if a scorer does.
 
-        `learn` takes the scores into the running statistics, where there are any: rollouts are
-        what the scale is measured on, not whatever somebody asks to be scored.
+        `learn` adds the scores to the running statistics, if there are any: the scale is measured
+        on rollouts, not on requests for scores.
         """
         with metrics.batch_seconds.time():
-            verdicts = self._ask(
+            outputs = self._run_scorers(
                 [c.prompt for c in candidates],
                 [c.completion for c in candidates],
                 columns_of(candidates),
                 learn=learn,
             )
         failures: dict[int, str] = {}
-        for scorer, column in verdicts:
-            for row, verdict in enumerate(column):
-                count(scorer, verdict)
-                if isinstance(verdict, Failure):
-                    failures[row] = f"scorer {scorer.name} {verdict.problem}"
+        for scorer, column in outputs:
+            for row, output in enumerate(column):
+                count_output(scorer, output)
+                if isinstance(output, Failure):
+                    failures[row] = f"scorer {scorer.name} {output.problem}"
                     where = candidates[row].completion_id or f"{row + 1} of a request"
-                    problem = quote(verdict.problem, verdict.gist)
+                    problem = quote(output.problem, output.gist)
                     logger.warning("completion %s: scorer %s %s", where, scorer.name, problem)
-        scores = tuple(self._combine(verdicts, row) for row in range(len(candidates)))
+        scores = tuple(self._combine(outputs, row) for row in range(len(candidates)))
         for score in scores:
             if score.reward is not None:
                 metrics.rewards.observe(score.reward)
         return ScoredBatch(
             scores=scores,
-            reward_model_version=max((version_of(scorer) for scorer, _ in verdicts), default=0),
+            reward_model_version=max((version_of(scorer) for scorer, _ in outputs), default=0),
             failures=failures,
         )
 
@@ -111,39 +111,39 @@ class Scoring:
         *,
         places: Sequence[str] | None = None,
     ) -> list[float | None]:
-        """Score rows of a file; None where a scorer declares that it cannot score the completion.
+        """Score rows of a file; None if a scorer declares that it cannot score the completion.
 
-        Statistics, where there are any, learn from these rows first.
+        The running statistics, if there are any, learn from these rows first.
 
         Raises:
-            InvalidRequest: as `verdicts.score_rows`.
+            InvalidRequest: as `outputs.score_rows`.
 
         """
         check_columns(completions, columns)
-        verdicts = self._ask(prompts, completions, columns, learn=True)
+        outputs = self._run_scorers(prompts, completions, columns, learn=True)
         for row in range(len(completions)):
-            for scorer, column in verdicts:
+            for scorer, column in outputs:
                 failure = column[row]
                 if isinstance(failure, Failure):
                     raise failure.at(scorer.name, row, completions[row], places)
-        return [self._combine(verdicts, row).reward for row in range(len(completions))]
+        return [self._combine(outputs, row).reward for row in range(len(completions))]
 
-    def _ask(
+    def _run_scorers(
         self,
         prompts: Sequence[str],
         completions: Sequence[str],
         columns: Columns,
         *,
         learn: bool,
-    ) -> list[tuple[Scorer, list[Verdict]]]:
-        verdicts = [(s, ask(s, prompts, completions, columns)) for s in self.scorers]
+    ) -> list[tuple[Scorer, list[ScorerOutput]]]:
+        outputs = [(s, run_scorer(s, prompts, completions, columns)) for s in self.scorers]
         if learn and self._normalizer is not None:
-            for scorer, column in verdicts:
-                scores = [score_of(verdict) for verdict in column]
+            for scorer, column in outputs:
+                scores = [score_of(output) for output in column]
                 self._normalizer.learn(scorer.name, version_of(scorer), scores)
-        return verdicts
+        return outputs
 
-    def _combine(self, verdicts: Sequence[tuple[Scorer, list[Verdict]]], row: int) -> Score:
+    def _combine(self, outputs: Sequence[tuple[Scorer, list[ScorerOutput]]], row: int) -> Score:
         results = [
             ScorerResult(
                 scorer=scorer.name,
@@ -151,18 +151,18 @@ class Scoring:
                 weight=scorer.weight,
                 informative=scorer.informative,
             )
-            for scorer, column in verdicts
+            for scorer, column in outputs
         ]
-        if any(isinstance(column[row], Failure) for _, column in verdicts):
+        if any(isinstance(column[row], Failure) for _, column in outputs):
             return Score(reward=None, results=tuple(results))
         return combine(results, self._normalizer)
 
 
 def combine(results: Sequence[ScorerResult], normalizer: Normalizer | None = None) -> Score:
-    """One reward out of the verdicts on one completion; the results keep the raw scores."""
-    heard = [r for r in results if r.informative] or results
+    """Combine the results of one completion into a reward; the results keep the raw scores."""
+    counted = [r for r in results if r.informative] or results
     terms: list[float] = []
-    for r in heard:
+    for r in counted:
         if r.score is None:
             return Score(reward=None, results=tuple(results))
         score = r.score if normalizer is None else normalizer.normalized(r.scorer, r.score)
@@ -171,18 +171,18 @@ def combine(results: Sequence[ScorerResult], normalizer: Normalizer | None = Non
 
 
 def version_of(scorer: Scorer) -> int:
-    """The version of a reward model; 0 for scorers that have none."""
+    """Return the version of a reward model; 0 for other scorers."""
     return scorer.version if isinstance(scorer, RewardModelScorer) else 0
 
 
-def score_of(verdict: Verdict) -> float | None:
-    """The number, where there is one."""
-    return None if isinstance(verdict, Failure) else verdict
+def score_of(output: ScorerOutput) -> float | None:
+    """Return the number, or None for a failure."""
+    return None if isinstance(output, Failure) else output
 
 
-def count(scorer: Scorer, verdict: Verdict) -> None:
-    """Count a verdict in the metrics."""
-    match verdict:
+def count_output(scorer: Scorer, output: ScorerOutput) -> None:
+    """Count an output in the metrics."""
+    match output:
         case Failure(reason=reason):
             metrics.unscored.labels(scorer.name, reason).inc()
         case None:

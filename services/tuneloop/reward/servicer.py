@@ -1,4 +1,4 @@
-"""`RewardService` over gRPC: messages in and out, and nothing else."""
+"""`RewardService` over gRPC: translates messages, and leaves the work to `Scoring`."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from tuneloop import wire
 from tuneloop.errors import InvalidRequest, Overloaded
 from tuneloop.models.reward_text import prompt_as_text
-from tuneloop.reward.scorer import Candidate
+from tuneloop.reward.scorer import ScoringInput
 from tuneloop.reward.scoring import Scoring
 from tuneloop.rollouts import ChatMessage
 from tuneloop.v1 import reward_pb2, reward_pb2_grpc
@@ -30,7 +30,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         self, request: reward_pb2.ScoreRolloutsRequest, context: Any
     ) -> reward_pb2.ScoreRolloutsResponse:
         """Score several completions of one prompt."""
-        candidates = candidates_of(request)
+        candidates = inputs_from_request(request)
         if self._waiting >= MAX_WAITING:
             raise Overloaded(f"{MAX_WAITING} calls wait to be scored", retry_after=1)
         self._waiting += 1
@@ -45,8 +45,8 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         )
 
 
-def candidates_of(request: reward_pb2.ScoreRolloutsRequest) -> list[Candidate]:
-    """What is to be scored; raises `InvalidRequest` naming the field at fault."""
+def inputs_from_request(request: reward_pb2.ScoreRolloutsRequest) -> list[ScoringInput]:
+    """Return the completions to score. Raises `InvalidRequest` naming the field at fault."""
     messages: Sequence[ChatMessage] = ()
     match request.WhichOneof("prompt"):
         case "chat":
@@ -64,6 +64,6 @@ def candidates_of(request: reward_pb2.ScoreRolloutsRequest) -> list[Candidate]:
         )
     prompt = prompt_as_text(messages, request.text)
     return [
-        Candidate(prompt=prompt, completion=completion, messages=tuple(messages))
+        ScoringInput(prompt=prompt, completion=completion, messages=tuple(messages))
         for completion in request.completions
     ]

@@ -15,7 +15,7 @@ from tuneloop.weights.settings import WeightsSettings
 
 
 class RewardSettings(BusSettings, RpcSettings, WeightsSettings):
-    """With what to score, and where."""
+    """What to score with, and where to listen."""
 
     model_config = SettingsConfigDict(
         env_prefix="TUNELOOP_REWARD_", env_nested_delimiter="__", extra="forbid", frozen=True
@@ -93,7 +93,7 @@ class RewardSettings(BusSettings, RpcSettings, WeightsSettings):
     )
 
     def judge(self) -> JudgeSettings | None:
-        """The judge, where one is named; raises `SettingsError`."""
+        """Return the judge's settings, if there is one. Raises `SettingsError`."""
         if not self.judge_url:
             return None
         key = self.judge_api_key

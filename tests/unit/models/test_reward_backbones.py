@@ -22,7 +22,7 @@ from tuneloop.learner.trainer.reward_model import RewardTrainer, head_name
 from tuneloop.learner.trainer.settings import RewardTrainerSettings
 from tuneloop.models.reward_model import RewardModel, load
 from tuneloop.policies import WeightsKind
-from tuneloop.reward.scorer import Candidate
+from tuneloop.reward.scorer import ScoringInput
 from tuneloop.reward.scorers.reward_model import base_scorer
 from tuneloop.reward.scoring import Scoring
 from tuneloop.reward.swap import RewardModelSwap, RewardSwapOptions
@@ -288,7 +288,7 @@ async def test_a_decoder_is_swapped_in_while_scoring(
     trainer.save_weights(tmp_path / "trained")
     await swap.activate(publisher.publish(1, bias=0.0, folder=tmp_path / "trained"))
     assert scoring.reward_model_version == 1
-    [score] = scoring.score([Candidate(prompt="hello", completion="world")]).scores
+    [score] = scoring.score([ScoringInput(prompt="hello", completion="world")]).scores
     assert score.informative
     [expected] = load(tmp_path / "trained").score(["hello"], ["world"])
     assert score.reward == expected != 0.0

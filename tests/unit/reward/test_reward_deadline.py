@@ -19,13 +19,13 @@ from tuneloop.reward import consumer as consumer_module
 from tuneloop.reward import process
 from tuneloop.reward.build import build
 from tuneloop.reward.consumer import RolloutConsumer
-from tuneloop.reward.scorer import Candidate
+from tuneloop.reward.scorer import ScoringInput
 from tuneloop.reward.scorers import deadline
 from tuneloop.reward.scorers.deadline import LimitedScorer
 from tuneloop.reward.scorers.functions import FunctionScorer
 from tuneloop.reward.scoring import ScoredBatch, Scoring
 
-GOOD, BAD = [Candidate(prompt="p", completion=text) for text in ("good", "hang")]
+GOOD, BAD = [ScoringInput(prompt="p", completion=text) for text in ("good", "hang")]
 
 
 class Hanging:
@@ -221,7 +221,7 @@ async def test_the_service_says_that_it_does_not_serve_while_a_scorer_hangs(
     monkeypatch.setattr(process, "HEALTH_SECONDS", 0.01)
     hangs, server = limited(function, "mine:hangs"), Health()
     scoring = Scoring([hangs])
-    task = asyncio.create_task(process.tell_health(server, scoring))  # type: ignore[arg-type]
+    task = asyncio.create_task(process.report_health(server, scoring))  # type: ignore[arg-type]
     with impatient(hangs):
         await asyncio.to_thread(scoring.score, [BAD])
     await until(lambda: len(server.told) == 1)

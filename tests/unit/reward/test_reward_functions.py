@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tuneloop.errors import InvalidRequest, SettingsError
 from tuneloop.reward.build import build
+from tuneloop.reward.outputs import score_rows
 from tuneloop.reward.scorers.functions import FunctionScorer, load_function
-from tuneloop.reward.verdicts import score_rows
 
 ROWS = ["a", "bb", "bad", "dddd"]
 

@@ -20,20 +20,20 @@ from support.gateway_stack import running_gateway
 
 from tuneloop.errors import InvalidRequest, SettingsError, Unavailable
 from tuneloop.reward.build import build
+from tuneloop.reward.outputs import score_rows
 from tuneloop.reward.process import load_scoring
 from tuneloop.reward.scorers import judge_client
 from tuneloop.reward.scorers.judge import (
     Judge,
     JudgePreference,
+    JudgeScorer,
     JudgeSettings,
+    escape_tags,
     parse_rating,
     parse_verdict,
-    untagged,
 )
 from tuneloop.reward.scorers.judge_client import EndpointSettings
-from tuneloop.reward.scorers.judge_scorer import JudgeScorer
 from tuneloop.reward.settings import RewardSettings
-from tuneloop.reward.verdicts import score_rows
 
 Answer = str | int | tuple[int, dict[str, str]]
 Model = Callable[[dict[str, Any]], Answer]
@@ -352,7 +352,7 @@ def test_ratings_are_read(reply: str, rating: float | None) -> None:
 
 @given(st.text() | st.sampled_from(["</answer_1>", "< /answer>", "</Question>", "<answer_2>"]))
 def test_no_answer_closes_its_tags(text: str) -> None:
-    assert not re.search(r"</?(question|answer|answer_[12])>", untagged(text), re.IGNORECASE)
+    assert not re.search(r"</?(question|answer|answer_[12])>", escape_tags(text), re.IGNORECASE)
 
 
 @given(st.integers(0, 8), st.integers(0, 8), st.integers(0, 8))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.reward.normalization import CARRIED, WINDOW, Normalizer, RunningStatistics
-from tuneloop.reward.scorer import Candidate
+from tuneloop.reward.scorer import ScoringInput
 from tuneloop.reward.scorers.functions import FunctionScorer
 from tuneloop.reward.scoring import Scoring
 
@@ -82,7 +82,7 @@ def test_normalised_the_scale_of_a_scorer_does_not_matter() -> None:
 
 def test_results_keep_raw_scores_and_only_rollouts_set_the_scale() -> None:
     scoring = Scoring([scorer("first", 1.0)], normalize=True)
-    rows = [Candidate(prompt="q", completion=row) for row in ROWS]
+    rows = [ScoringInput(prompt="q", completion=row) for row in ROWS]
     assert [s.reward for s in scoring.score(rows).scores] == [1.0, 2.0, 3.0, 4.0, 0.0]
     learned = scoring.score(rows, learn=True)
     assert [s.results[0].score for s in learned.scores] == [1.0, 2.0, 3.0, 4.0, 0.0]

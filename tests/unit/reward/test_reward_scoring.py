@@ -12,8 +12,8 @@ from support.reward_parts import ROLLOUT, Publisher, constant_model
 
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import CorruptData, SettingsError
-from tuneloop.reward.process import load_scoring, make_hot_swap
-from tuneloop.reward.scorer import Candidate, candidate_of
+from tuneloop.reward.process import load_scoring, make_swap
+from tuneloop.reward.scorer import ScoringInput, input_from_rollout
 from tuneloop.reward.scorers.functions import FunctionScorer, load_function
 from tuneloop.reward.scorers.reward_model import base_scorer, is_informative
 from tuneloop.reward.scoring import Scoring, combine
@@ -22,8 +22,8 @@ from tuneloop.rollouts import ScorerResult
 from tuneloop.settings import load
 
 
-def candidates(completions: Iterable[str]) -> list[Candidate]:
-    return [Candidate(prompt="q", completion=completion) for completion in completions]
+def candidates(completions: Iterable[str]) -> list[ScoringInput]:
+    return [ScoringInput(prompt="q", completion=completion) for completion in completions]
 
 
 def unscored(scorer: str, reason: str) -> float:
@@ -48,7 +48,7 @@ def test_a_function_is_told_what_is_known() -> None:
         return [0.0]
 
     scorer = FunctionScorer(name="look", weight=1.0, function=look)
-    Scoring([scorer]).score([candidate_of(ROLLOUT)])
+    Scoring([scorer]).score([input_from_rollout(ROLLOUT)])
     question = "what is the capital of France?"
     assert seen == {
         "prompts": [question],
@@ -194,7 +194,7 @@ async def test_a_missing_model_or_key_is_named(tiny_reward_model: Path, tmp_path
     settings = RewardSettings(model=tiny_reward_model, verify_key_file=tmp_path / "absent.pem")
     base = base_scorer(tiny_reward_model, max_length=512, weight=1.0)
     with pytest.raises(SettingsError, match=r"verify key .*absent\.pem"):
-        make_hot_swap(settings, MemoryBus(), Scoring([], base), base)
+        make_swap(settings, MemoryBus(), Scoring([], base), base)
 
 
 def test_something_must_score() -> None:

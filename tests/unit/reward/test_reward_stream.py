@@ -17,7 +17,7 @@ from tuneloop.errors import Unavailable, WeightsRefused
 from tuneloop.policies import WeightsReference
 from tuneloop.reward import consumer as consumer_module
 from tuneloop.reward.consumer import RolloutConsumer
-from tuneloop.reward.scorer import Candidate
+from tuneloop.reward.scorer import ScoringInput
 from tuneloop.reward.scorers.functions import FunctionScorer, load_function
 from tuneloop.reward.scorers.reward_model import base_scorer
 from tuneloop.reward.scoring import ScoredBatch, Scoring
@@ -104,7 +104,7 @@ class Flaky(Scoring):
         super().__init__([load_function("support.reward_parts:by_length", 1.0)])
         self.failures = failures
 
-    def score(self, candidates: Sequence[Candidate], **options: Any) -> ScoredBatch:
+    def score(self, candidates: Sequence[ScoringInput], **options: Any) -> ScoredBatch:
         self.failures -= 1
         if self.failures >= 0:
             raise MemoryError("no memory")
@@ -235,7 +235,7 @@ class Slow(Scoring):
 
     calls = 0
 
-    def score(self, candidates: Sequence[Candidate], **options: Any) -> ScoredBatch:
+    def score(self, candidates: Sequence[ScoringInput], **options: Any) -> ScoredBatch:
         import time
 
         self.calls += 1
@@ -280,7 +280,7 @@ class Swapping:
         await self.bus.set_routing(key, value, revision=entry.revision if entry else None)
 
     def reward(self) -> float | None:
-        return self.scoring.score([Candidate(prompt="q", completion="a")]).scores[0].reward
+        return self.scoring.score([ScoringInput(prompt="q", completion="a")]).scores[0].reward
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""One event loop in a thread of its own, for scorers that are async.
+"""An event loop in a thread of its own, for async scorers.
 
-All of them share it, so that clients and connections an async function keeps stay usable from one
-batch to the next.
+They share it, so that an async function can keep its clients and connections from one batch to the
+next.
 """
 
 import asyncio
@@ -15,11 +15,11 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Begun(Generic[T]):
-    """An awaitable that the loop works on; used from threads without an event loop."""
+class BackgroundCall(Generic[T]):
+    """An awaitable that runs on the loop; for threads without an event loop."""
 
     def __init__(self, awaitable: Awaitable[T]) -> None:
-        """Begin; it has not ended, even if cancelled, before the loop says so."""
+        """Start it; even after `cancel` it has not ended until the loop says so."""
         self._loop = _loop()
         self._awaitable = awaitable
         self._outcome: Future[T] = Future()
@@ -27,11 +27,11 @@ class Begun(Generic[T]):
         self._loop.call_soon_threadsafe(self._start)
 
     def result(self) -> T:
-        """Wait for it; raises what it raises, `CancelledError` where it was cancelled."""
+        """Wait for its result. Raises what it raises, or `CancelledError`."""
         return self._outcome.result()
 
     def cancel(self) -> None:
-        """Ask it to end."""
+        """Cancel it, without waiting."""
         self._loop.call_soon_threadsafe(self._cancel)
 
     def _start(self) -> None:
@@ -39,7 +39,7 @@ class Begun(Generic[T]):
             try:
                 return await self._awaitable
             except (SystemExit, KeyboardInterrupt) as error:
-                # They would end the loop, which all async scorers need.
+                # They would stop the loop, which all async scorers need.
                 raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
         self._task = self._loop.create_task(wait())
@@ -52,7 +52,7 @@ class Begun(Generic[T]):
     def _end(self, task: "asyncio.Task[T]") -> None:
         if task.cancelled():
             if inspect.iscoroutine(self._awaitable):
-                # It may not even have begun, which Python would complain of.
+                # If it never started, Python would warn that it was not awaited.
                 self._awaitable.close()
             self._outcome.set_exception(CancelledError())
         elif (error := task.exception()) is not None:
@@ -62,8 +62,8 @@ class Begun(Generic[T]):
 
 
 def result_of(awaitable: Awaitable[T]) -> T:
-    """Wait for `awaitable` from a thread without an event loop; raises what it raises."""
-    return Begun(awaitable).result()
+    """Wait for `awaitable` in a thread without an event loop. Raises what it raises."""
+    return BackgroundCall(awaitable).result()
 
 
 @functools.cache

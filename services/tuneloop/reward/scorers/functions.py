@@ -1,20 +1,20 @@
-"""Python functions as scorers: the only thing a user must write.
+"""Python functions as scorers: the only code a user has to write.
 
     def reward(prompts: list[str], completions: list[str], **columns) -> list[float]
 
-It gives a number for each completion, larger is better, or None where it cannot say: that
+It returns a number for each completion, larger is better, or None if it cannot score one: that
 completion is then not learned from. It may be `async`. `columns` are lists as long as
-`completions`: whatever else the prompts file says of each prompt, by name, and
+`completions`: the further columns of the prompts file, by name, and
 
 * `messages`: the conversation, a list of `{"role", "content"}`; empty for a plain prompt;
-* `finish_reason`: `stop` or `length`; None for a text that no policy sampled;
+* `finish_reason`: `stop` or `length`; None for text that no policy sampled;
 * in the service also `completion_id`, `user_hash` and `policy_version`, which are None for a
   completion that is not a rollout.
 
-More may come, so take `**columns`. These names win over columns of the prompts file.
+More may be added, so take `**columns`. These names win over columns of the prompts file.
 
     function = load_function("my_rewards:brevity")
-    scores = verdicts.score_rows(function, prompts, completions, {"topic": topics})
+    scores = outputs.score_rows(function, prompts, completions, {"topic": topics})
 """
 
 import importlib
@@ -41,19 +41,19 @@ class FunctionScorer:
     weight: float
     function: Callable[..., Any]
     informative: bool = True
-    """What a function says, it means."""
+    """A function's scores always count."""
 
     def score(
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
     ) -> Any:
-        """Call the function; may raise whatever it raises, and return whatever it returns."""
+        """Call the function; return and raise what it does."""
         return self.function(prompts=list(prompts), completions=list(completions), **columns)
 
 
 def load_function(reference: str, weight: float = 1.0) -> FunctionScorer:
     """Import `module:function` or `path/to/file.py:function`.
 
-    Modules are looked for in the working directory as well. Raises `SettingsError` saying what is
+    Modules are searched for in the working directory too. Raises `SettingsError` saying what is
     wrong with the reference.
     """
     where = f"reward function {reference!r}"
@@ -63,7 +63,7 @@ def load_function(reference: str, weight: float = 1.0) -> FunctionScorer:
     try:
         module = _import(module_name)
     except Exception as error:
-        # Whatever the module raises while it is imported, who named it is at fault.
+        # Whatever the module raises on import, the setting that names it is at fault.
         raise SettingsError(
             f"{where}: {type(error).__name__}: {error}", param="functions"
         ) from error

@@ -1,10 +1,10 @@
-"""A judge: a model that says which of two answers keeps better to a written constitution.
+"""A judge: a model that says which of two answers follows a written constitution better.
 
-Preferences from a model in place of people's (RLAIF; Bai et al. 2022,
-https://arxiv.org/abs/2212.08073; Lee et al. 2023, https://arxiv.org/abs/2309.00267). Judges favour
-the answer they see first, or second (Wang et al. 2023, https://arxiv.org/abs/2305.17926): each vote
-asks in both orders, and two orders that disagree are a tie. Several votes, sampled at a
-temperature, are averaged. What cannot be parsed, or has no answer, is an abstention, and counted.
+Its preferences replace those of people (RLAIF; Bai et al. 2022, https://arxiv.org/abs/2212.08073;
+Lee et al. 2023, https://arxiv.org/abs/2309.00267). Judges favour the answer they see first, or
+second (Wang et al. 2023, https://arxiv.org/abs/2305.17926): each vote asks in both orders, and two
+orders that disagree are a tie. Several votes, sampled at a temperature, are averaged. A reply that
+is missing or cannot be parsed is an abstention, and counted.
 
     judge = Judge(JudgeSettings(endpoint=EndpointSettings(url="http://…/v1", model="…")))
     preference = await judge.compare(prompt, a, b)
@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 
@@ -25,7 +25,7 @@ from tuneloop.reward import metrics
 from tuneloop.reward.scorers.judge_client import Endpoint, EndpointSettings, Message
 
 CONSTITUTION = Path(__file__).with_name("constitution.txt")
-"""The one that is used where none is given."""
+"""The default constitution."""
 
 SYSTEM = """You judge answers to a question by this constitution:
 
@@ -51,17 +51,18 @@ BARE_VERDICT = re.compile(r"\A\W*(?:answer\s+)?(1|2|tie)\W*\Z", re.IGNORECASE)
 RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*(?:/\s*10)?\s*\]\]")
 BARE_RATING = re.compile(r"\A[^\w-]*(\d+(?:\.\d+)?)\s*(?:/\s*10)?\W*\Z")
 
+SCORER_NAME = "judge"
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeSettings:
-    """Who judges, by what, and how often each question is put."""
+    """Which model judges, by which constitution, with how many votes."""
 
     endpoint: EndpointSettings
     constitution: Path = CONSTITUTION
     votes: int = 3
-    """Votes averaged; a comparison takes two requests for each, a rating one."""
+    """Votes averaged; each takes two requests for a comparison, one for a rating."""
 
     def __post_init__(self) -> None:
         if self.votes < 1:
@@ -70,18 +71,18 @@ class JudgeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgePreference:
-    """Which of two answers the judge prefers, and how surely."""
+    """Which of two answers the judge prefers, and how clearly."""
 
     probability_a: float
     """Mean of the votes: 1 for the first answer, 0 for the second, ½ for a tie; ½ without votes."""
     votes: int
     """Votes that counted."""
     abstained: int
-    """Votes that did not: in one order or both there was no verdict."""
+    """Votes that did not count: without a verdict in one order or both."""
 
     @property
     def chosen(self) -> Literal["a", "b"] | None:
-        """The answer preferred; None for a tie, and without votes."""
+        """The preferred answer; None for a tie, and without votes."""
         if self.probability_a == 0.5:
             return None
         return "a" if self.probability_a > 0.5 else "b"
@@ -93,17 +94,17 @@ class JudgePreference:
 
     @property
     def flip_rate(self) -> float:
-        """Share of votes against what is chosen, ties half: the noise of the label, for DPO."""
+        """Share of votes against the choice, with ties as half: the label's noise, for DPO."""
         return min(self.probability_a, 1 - self.probability_a)
 
 
 class Judge:
-    """Compares and rates answers; all its calls must come from one event loop."""
+    """Compares and rates answers. Use it from one event loop."""
 
     def __init__(
         self, settings: JudgeSettings, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
-        """Read the constitution; raises `SettingsError` where it cannot be.
+        """Read the constitution. Raises `SettingsError` if that fails.
 
         `transport` replaces the network.
         """
@@ -125,9 +126,9 @@ class Judge:
         await self._endpoint.close()
 
     async def compare(self, prompt: str, a: str, b: str) -> JudgePreference:
-        """Which answer is better; an abstention where the judge gives no usable verdict.
+        """Return which answer is better; an abstention if the judge gives no usable verdict.
 
-        Raises `SettingsError` where the endpoint refuses every request (wrong key, no such model).
+        Raises `SettingsError` if the endpoint refuses every request (wrong key, no such model).
         """
         if a == b:
             return JudgePreference(probability_a=0.5, votes=0, abstained=0)
@@ -140,15 +141,15 @@ class Judge:
         )
 
     async def compare_all(self, rows: Sequence[tuple[str, str, str]]) -> list[JudgePreference]:
-        """`compare` for each (prompt, a, b), in order, as many at once as the endpoint takes."""
+        """Compare each (prompt, a, b), in order, as many at once as the endpoint allows."""
         return await asyncio.gather(*(self.compare(*row) for row in rows))
 
     async def rate(self, prompt: str, completion: str) -> float | None:
-        """Mean of the votes' ratings, from 1 to 10; None where no reply held one.
+        """Return the mean of the votes' ratings, from 1 to 10; None if no reply had one.
 
-        Raises `Unavailable` where no vote had an answer, `SettingsError` as `compare`.
+        Raises `Unavailable` if no vote got a reply, `SettingsError` as `compare`.
         """
-        content = RATE.format(prompt=untagged(prompt), completion=untagged(completion))
+        content = RATE.format(prompt=escape_tags(prompt), completion=escape_tags(completion))
         asked = (self._reply(content, parse_rating) for _ in range(self._votes))
         replies = await asyncio.gather(*asked, return_exceptions=True)
         away = [reply for reply in replies if isinstance(reply, Unavailable)]
@@ -161,7 +162,7 @@ class Judge:
         return sum(ratings) / len(ratings) if ratings else None
 
     async def _vote(self, prompt: str, a: str, b: str) -> float | None:
-        """1 for a, 0 for b, ½ where the orders disagree; None where either has no verdict."""
+        """Return 1 for a, 0 for b, ½ if the orders disagree, None if either has no verdict."""
         first, second = await asyncio.gather(
             self._verdict(prompt, a, b), self._verdict(prompt, b, a)
         )
@@ -170,9 +171,9 @@ class Judge:
         return first if first == 1 - second else 0.5
 
     async def _verdict(self, prompt: str, first: str, second: str) -> float | None:
-        """1 for the answer shown first, 0 for the second, ½ for a tie."""
+        """Return 1 for the answer shown first, 0 for the second, ½ for a tie."""
         content = COMPARE.format(
-            prompt=untagged(prompt), first=untagged(first), second=untagged(second)
+            prompt=escape_tags(prompt), first=escape_tags(first), second=escape_tags(second)
         )
         try:
             return await self._reply(content, parse_verdict)
@@ -180,7 +181,7 @@ class Judge:
             return None
 
     async def _reply(self, content: str, parse: Callable[[str], T | None]) -> T | None:
-        """One reply, parsed and counted; None where it cannot be, or the request is refused."""
+        """Get one reply and parse it; None if it has no verdict or the request is refused."""
         try:
             reply = await self._endpoint.complete(
                 [self._system, {"role": "user", "content": content}]
@@ -196,18 +197,43 @@ class Judge:
         return parsed
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeScorer:
+    """The judge as a scorer: a rating becomes a score from −1 (1 of 10) to 1 (10 of 10).
+
+    The judge rates in words, as every endpoint returns words but few return log-probs. Comparing
+    two answers uses a judge better; this is for a single answer.
+    """
+
+    judge: Judge
+    weight: float
+    informative: bool = True
+    name: str = SCORER_NAME
+
+    async def score(
+        self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
+    ) -> list[float | BaseException | None]:
+        """Return scores; None if the judge abstains, an error if it cannot be reached."""
+        pairs = zip(prompts, completions, strict=True)
+        ratings = await asyncio.gather(
+            *(self.judge.rate(prompt, completion) for prompt, completion in pairs),
+            return_exceptions=True,
+        )
+        return [(r - 5.5) / 4.5 if isinstance(r, float) else r for r in ratings]
+
+
 def parse_verdict(reply: str) -> float | None:
-    """1 for the first answer, 0 for the second, ½ for a tie; None where the reply does not say."""
+    """Return 1 for the first answer, 0 for the second, ½ for a tie, None without a verdict."""
     found = VERDICT.findall(reply) or BARE_VERDICT.findall(reply)
     return {"1": 1.0, "2": 0.0}.get(found[-1], 0.5) if found else None
 
 
 def parse_rating(reply: str) -> float | None:
-    """The rating; None where the reply holds none from 1 to 10."""
+    """Return the rating; None if the reply has none from 1 to 10."""
     found = RATING.findall(reply) or BARE_RATING.findall(reply)
     return float(found[-1]) if found and 1 <= float(found[-1]) <= 10 else None
 
 
-def untagged(text: str) -> str:
-    """The text, unable to close the tags it stands between."""
+def escape_tags(text: str) -> str:
+    """Escape the tags that the text will stand between, so that it cannot close them."""
     return TAG.sub("&lt;", text)

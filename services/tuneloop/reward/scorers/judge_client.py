@@ -1,4 +1,4 @@
-"""A model behind any OpenAI-compatible endpoint, asked again while it is away."""
+"""A client of a model behind any OpenAI-compatible endpoint, with retries."""
 
 import asyncio
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ LONGEST_DELAY = 30.0
 """Seconds before the second and between later attempts."""
 TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 ABOUT_THE_REQUEST = (400, 413, 422)
-"""Statuses that say the request itself is refused: too long, or against the provider's rules."""
+"""Statuses that refuse the request itself: too long, or against the provider's rules."""
 
 UNLISTED = (httpx.HTTPError, TimeoutError, ValueError, KeyError, TypeError, AttributeError)
-"""An endpoint does not list its models, or not as others do."""
+"""Errors of an endpoint that does not list its models, or in another format."""
 
 Message = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointSettings:
-    """Where the model is, and how patiently it is asked."""
+    """The model's address, sampling and retries."""
 
     url: str
     """With the version: `https://api.openai.com/v1`, `http://127.0.0.1:8000/v1`."""
@@ -54,30 +54,30 @@ class EndpointSettings:
 
 
 class Endpoint:
-    """Asks the model; of one event loop only."""
+    """Sends requests to the model. Use it from one event loop."""
 
     def __init__(
         self, settings: EndpointSettings, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
-        """Take where to ask; `transport` replaces the network."""
+        """Take the settings; `transport` replaces the network."""
         self._settings = settings
         key = settings.api_key
         self._client = httpx.AsyncClient(
             base_url=settings.url.rstrip("/"),
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            # It would hold for each read, and so never for a reply that trickles in.
+            # httpx's timeout is per read, which a reply that trickles in never reaches.
             timeout=httpx.Timeout(None),
             transport=transport,
         )
         self._slots = asyncio.Semaphore(settings.concurrency)
-        self._asking_who = asyncio.Lock()
+        self._extras_lock = asyncio.Lock()
         self._extras: dict[str, Any] | None = None
 
     async def complete(self, messages: Sequence[Message]) -> str:
-        """The model's reply.
+        """Return the model's reply.
 
         Raises:
-            Unavailable: no usable answer in all attempts.
+            Unavailable: no attempt got a usable answer.
             InvalidRequest: this request is refused, for its length or its content.
             SettingsError: no request can work: wrong key, address or model.
 
@@ -88,7 +88,7 @@ class Endpoint:
                 "messages": list(messages),
                 "temperature": self._settings.temperature,
                 "max_tokens": self._settings.max_tokens,
-                **await self._own_service(),
+                **await self._extra_parameters(),
             }
             return await self._post(body)
 
@@ -96,12 +96,12 @@ class Endpoint:
         """Close the connections."""
         await self._client.aclose()
 
-    async def _own_service(self) -> dict[str, Any]:
-        """What keeps a tuneloop gateway from learning, and judging, what its policy says as judge.
+    async def _extra_parameters(self) -> dict[str, Any]:
+        """Return parameters that keep a tuneloop gateway from learning from its own judgements.
 
-        Without it every judgement would be a rollout, to be judged in its turn.
+        Without them every judgement would be a rollout, which would be judged in turn.
         """
-        async with self._asking_who:
+        async with self._extras_lock:
             if self._extras is None:
                 try:
                     async with asyncio.timeout(self._settings.timeout_seconds):
@@ -137,7 +137,7 @@ class Endpoint:
         raise Unavailable(f"judge {self._settings.url}: {problem}")
 
     def _refusal(self, response: httpx.Response) -> str:
-        """What a status that may pass says; raises for one that will not."""
+        """Return the problem of a status worth a retry; raise for any other."""
         problem = f"status {response.status_code}: {response.text[:200]}"
         if response.status_code in TRANSIENT:
             return problem
@@ -148,7 +148,7 @@ class Endpoint:
 
 
 def reply_of(response: httpx.Response) -> str | None:
-    """The text of the first choice; None where there is none."""
+    """Return the text of the first choice, or None."""
     try:
         content = response.json()["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError):
@@ -157,7 +157,7 @@ def reply_of(response: httpx.Response) -> str | None:
 
 
 def retry_after(response: httpx.Response) -> float:
-    """Seconds the endpoint asks to wait; 0 where it does not say, or says a date."""
+    """Return the seconds that the endpoint asks to wait; 0 if it names none, or a date."""
     try:
         return float(response.headers.get("Retry-After", "0"))
     except ValueError:

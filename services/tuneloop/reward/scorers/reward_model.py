@@ -10,14 +10,14 @@ from tuneloop.weights.manifest import Manifest
 
 SCORER_NAME = "reward_model"
 LABELS_METRIC = "labels"
-"""Entry of a manifest's metrics: how many labels the version was trained on."""
+"""Entry of a manifest's metrics: the number of labels that the version was trained on."""
 ACCURACY_METRIC = "ranking_accuracy"
-"""Entry of a manifest's metrics: pairs of a liked and a disliked answer ranked right, 0 to 1."""
+"""Entry of a manifest's metrics: share of pairs of liked and disliked answers ranked correctly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModelScorer:
-    """One immutable version; a swap puts another in its place."""
+    """An immutable version; a swap replaces it as a whole."""
 
     model: RewardModel
     version: int
@@ -29,14 +29,14 @@ class RewardModelScorer:
     def score(
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
     ) -> list[float | None]:
-        """Scores by the model; None for what is longer than it reads."""
+        """Return the model's scores; None for text that is too long for it."""
         return self.model.score(prompts, completions)
 
 
 def base_scorer(
     folder: Path, *, max_length: int, weight: float, device: str = "cpu"
 ) -> RewardModelScorer:
-    """Version 0: informative if the folder holds a finished reward model, not just a backbone.
+    """Load version 0, which is informative if the folder holds a trained reward model.
 
     Raises `CorruptData`.
     """
@@ -45,9 +45,9 @@ def base_scorer(
 
 
 def is_informative(manifest: Manifest, min_labels: int, min_accuracy: float) -> bool:
-    """Whether the version learned enough, and ranks unseen answers well enough, to be heard.
+    """Return whether the version learned enough, and ranks unseen answers well enough, to count.
 
-    A model that knows nothing yet must not be heard: PPO would amplify its noise.
+    A model that knows nothing yet must not count: PPO would amplify its noise.
     """
     enough = manifest.metrics.get(LABELS_METRIC, 0.0) >= min_labels
     return enough and manifest.metrics.get(ACCURACY_METRIC, 0.0) >= min_accuracy

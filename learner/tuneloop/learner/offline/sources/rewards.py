@@ -14,11 +14,10 @@ import torch
 
 from tuneloop.errors import InvalidRequest, SettingsError
 from tuneloop.learner.data.prompt_rows import PromptRow
+from tuneloop.reward.outputs import score_rows
 from tuneloop.reward.scorer import Scorer
 from tuneloop.reward.scorers.functions import load_function
-from tuneloop.reward.scorers.judge import Judge
-from tuneloop.reward.scorers.judge_scorer import JudgeScorer
-from tuneloop.reward.verdicts import score_rows
+from tuneloop.reward.scorers.judge import Judge, JudgeScorer
 
 TAKEN = ("prompts", "completions", "messages", "finish_reason")
 """Names of columns that a reward function is given anyhow."""
