@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tuneloop.errors import SettingsError
+from tuneloop.gateway.keys.store import KeyFile, Limits, Scope, new_key
 from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.settings import load
 
@@ -68,3 +69,32 @@ def test_the_key_is_not_shown() -> None:
     settings = GatewaySettings(api_key="very secret key", **SECRET)
     assert "very secret key" not in repr(settings)
     assert SECRET["secret"] not in repr(settings)
+
+
+def test_the_gateway_refuses_a_network_without_an_active_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TUNELOOP_API_KEY", raising=False)
+    file = KeyFile(tmp_path / "keys.json")
+    values = SECRET | {"host": "0.0.0.0", "keys_file": file.path}
+    with pytest.raises(SettingsError, match=f"--file {file.path}"):
+        load(GatewaySettings, {}, **values)
+    file.add(new_key("app", [Scope.INFER], Limits())[1])
+    assert load(GatewaySettings, {}, **values).key is None
+    with pytest.raises(SettingsError, match="require_key"):
+        load(GatewaySettings, {}, require_key=False, **values)
+    file.path.write_text("no json")
+    with pytest.raises(SettingsError, match=str(file.path)):
+        load(GatewaySettings, {}, **values)
+
+
+def test_what_is_wrong_together_is_told_without_the_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TUNELOOP_API_KEY", raising=False)
+    monkeypatch.setenv("TUNELOOP_GATEWAY_SECRET", "sixteen bytes or more")
+    monkeypatch.setenv("TUNELOOP_GATEWAY_HOST", "0.0.0.0")
+    with pytest.raises(SettingsError) as refused:
+        load(GatewaySettings)
+    assert "sixteen bytes" not in refused.value.message
+    assert refused.value.message.startswith("host is 0.0.0.0")

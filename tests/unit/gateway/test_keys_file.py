@@ -1,10 +1,7 @@
 """The file of keys and the commands that change it."""
 
 import json
-import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -89,21 +86,3 @@ def test_the_file_refuses_what_is_not_a_key(tmp_path: Path) -> None:
         file.path.write_text(json.dumps([document[0] | wrong]))
         with pytest.raises(CorruptData, match=str(file.path)):
             file.read()
-
-
-def test_writers_at_once_lose_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "keys.json"
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from tuneloop.gateway.keys.store import KeyFile, Limits, Scope, new_key\n"
-        "for i in range(8):\n"
-        "    key = new_key(f'{sys.argv[2]}-{i}', [Scope.INFER], Limits())[1]\n"
-        "    KeyFile(Path(sys.argv[1])).add(key)\n"
-    )
-    writers = [
-        subprocess.Popen([sys.executable, "-c", code, str(path), str(n)], env=dict(os.environ))
-        for n in range(3)
-    ]
-    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
-    assert len(KeyFile(path).read()) == 24
-    assert [p.name for p in tmp_path.iterdir() if p.suffix != ".lock"] == ["keys.json"]

@@ -2,14 +2,10 @@
 
 import asyncio
 import math
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -220,37 +216,3 @@ def test_a_wrong_setting_is_named_with_what_it_accepts(
     monkeypatch.setenv(f"TUNELOOP_GENERATION_{name}", value)
     with pytest.raises(SettingsError, match=message):
         load(GenerationSettings)
-
-
-@pytest.mark.parametrize("cleanly", [False, True])
-def test_the_reaper_kills_what_a_killed_process_leaves_behind(cleanly: bool) -> None:
-    parent_code = (
-        "import subprocess, sys; from tuneloop.reaper import Reaper;"
-        "reaper = Reaper(descendants=True);"
-        "child = subprocess.Popen(['sleep', '300'], stdout=subprocess.DEVNULL);"
-        "print(child.pid, reaper.pid, flush=True);"
-        "sys.stdin.read(); reaper.close()"
-    )
-    command = [sys.executable, "-c", parent_code]
-    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert parent.stdout is not None
-    child, reaper = (psutil.Process(int(pid)) for pid in parent.stdout.readline().split())
-    while not any("psutil" in mapping.path for mapping in reaper.memory_maps()):
-        time.sleep(0.1)
-    time.sleep(3)  # it looks at its parent's children every two seconds
-    if not cleanly:
-        parent.kill()
-    parent.communicate()
-    _, alive = psutil.wait_procs([child, reaper], timeout=5 if cleanly else 20)
-    assert alive == ([child] if cleanly else [])
-    if cleanly:
-        child.kill()
-
-
-def test_settings_are_read_without_loading_what_is_heavy() -> None:
-    code = (
-        "import sys, tuneloop.generation.settings, tuneloop.generation.main;"
-        "print([m for m in ('torch', 'vllm', 'transformers', 'fastapi') if m in sys.modules])"
-    )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert answer.stdout.strip() == "[]", answer.stderr

@@ -2,8 +2,6 @@
 
 import dataclasses
 import hashlib
-import subprocess
-import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -137,24 +135,6 @@ def test_an_unknown_name_lists_the_catalog(reference: str, tmp_path: Path) -> No
     assert default_reward_backbone in refused.value.message
 
 
-def test_an_unreachable_hub_says_so(tmp_path: Path) -> None:
-    script = (
-        "import sys; from pathlib import Path; from tuneloop.errors import Unavailable\n"
-        "from tuneloop.models.resolve import resolve\n"
-        "try: resolve('owner/name@main', Path(sys.argv[1]))\n"
-        "except Unavailable as error: print(error.message)\n"
-    )
-    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": ""}
-    answer = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "owner/name: the hub cannot be reached" in answer.stdout
-
-
 def test_pull_prints_folders_and_list_says_what_is_here(
     index: CarriedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,12 +158,3 @@ def test_the_catalog_pins_every_wheel() -> None:
         assert len(model.wheel_sha256) == 64
         assert model.wheel_bytes > 0
         assert model.gguf is None or model.gguf in model.members.values()
-
-
-def test_the_commands_load_nothing_heavy() -> None:
-    script = (
-        "import sys, tuneloop.cli.models\n"
-        "heavy = {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)\n"
-        "sys.exit(f'loaded {heavy}' if heavy else 0)"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True)

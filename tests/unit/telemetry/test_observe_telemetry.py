@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -52,19 +50,6 @@ def test_lines_inside_a_span_have_its_trace(spans: InMemorySpanExporter) -> None
     assert TextFormatter().format(record("said")).endswith("said")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("TUNELOOP_LOG_FORMAT", "xml"), ("TUNELOOP_LOG_LEVEL", "LOUD"), ("TUNELOOP_LOG_QUOTES", "1")],
-)
-def test_a_setting_that_is_wrong_stops_the_process(name: str, value: str) -> None:
-    code = "from tuneloop.telemetry import start_logging; start_logging('gateway')"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, name: value}, capture_output=True
-    )
-    assert done.returncode == 2
-    assert f"{name}='{value}': must be" in done.stderr.decode()
-
-
 def test_values_are_taken_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNELOOP_LOG_LEVEL", "debug")
     assert setting("TUNELOOP_LOG_LEVEL", "INFO", ("DEBUG", "INFO")) == "DEBUG"
@@ -87,35 +72,6 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
 )
 def test_the_standard_variables_turn_traces_on(environment: dict[str, str], expected: bool) -> None:
     assert tracing.is_asked_for(environment) is expected
-
-
-def test_traces_that_are_off_import_nothing() -> None:
-    """Nor does anything else of the edge and of the loop: `opentelemetry` need not be there."""
-    code = (
-        "import sys; sys.modules['opentelemetry'] = None\n"
-        "from tuneloop import tracing\n"
-        "import tuneloop.gateway.app, tuneloop.generation.servicer, tuneloop.learner.loop\n"
-        "tracing.start('gateway')\n"
-        "with tracing.span('x', attributes={'a': 1}): tracing.annotate({'b': 2})\n"
-        "assert tracing.span('x') is tracing.span('y')\n"
-        "assert (tracing.traceparent(), tracing.ids(), tracing.is_on()) == ('', ('', ''), False)\n"
-    )
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("OTEL_")}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-
-
-def test_traces_asked_for_without_the_packages_are_gone_without() -> None:
-    code = (
-        "import sys; sys.modules['opentelemetry'] = None\n"
-        "from tuneloop import telemetry, tracing\n"
-        "telemetry.start_logging('gateway')\n"
-        "tracing.start('gateway')\n"
-        "assert not tracing.is_on()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | ENDPOINT, capture_output=True, check=True
-    )
-    assert "pip install 'tuneloop[otel]'" in done.stderr.decode()
 
 
 def test_a_malformed_parent_begins_a_trace_of_its_own(spans: InMemorySpanExporter) -> None:

@@ -3,8 +3,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -27,19 +25,6 @@ def test_commands_come_from_entry_points() -> None:
     assert names >= {"train", "evaluate", "export"}
     listed = CliRunner().invoke(app, ["--help"]).output
     assert all(re.search(rf"^\W*{name} ", listed, re.MULTILINE) for name in names)
-
-
-def test_without_the_learners_packages_a_command_says_which() -> None:
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from tuneloop.cli.app import app\n"
-        "app(['train', 'sft', '--model', 'm', '--data', 'd', '--output', 'o'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr == (
-        'tuneloop: this command needs the package torch: pip install "tuneloop[learner]"\n'
-    )
 
 
 @pytest.mark.parametrize(

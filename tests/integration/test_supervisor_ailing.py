@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import nats
-import pytest
 from conftest import free_port
 from support.supervised import SLEEPER, make_supervisor, spec
 
@@ -83,13 +82,3 @@ async def test_a_stream_whose_write_failed_is_noticed_once_there_is_room(tmp_pat
         await server.wait()
     # One that is down is not ill: it is started again as it is.
     assert not await ailing()
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_terminal_that_cannot_be_written_loses_lines_and_nothing_else() -> None:
-    full = io.TextIOWrapper(io.BufferedWriter(io.FileIO("/dev/full", "w")))
-    terminal = Terminal(full)
-    terminal.line("nats", "no room for this")
-    terminal.line("nats", "nor for this")
-    with pytest.raises(OSError, match="No space"):
-        full.close()

@@ -9,14 +9,10 @@ import pytest
 
 from tuneloop.errors import SettingsError
 from tuneloop.gateway.keys.store import KeyFile, Limits, Scope, hash_key, new_key
-from tuneloop.gateway.settings import GatewaySettings
-from tuneloop.settings import load
 from tuneloop.supervisor.data_dir import open_data_dir
 from tuneloop.supervisor.plan import ProcessPlan, make_plan
 from tuneloop.supervisor.settings import SupervisorSettings
 from tuneloop.supervisor.supervisor import announcement
-
-SECRET = {"secret": "sixteen bytes or more"}
 
 
 def plan(tmp_path: Path, port: int, **environment: str) -> ProcessPlan:
@@ -49,32 +45,3 @@ def test_up_tells_how_to_make_a_key(tmp_path: Path, unused_tcp_port: int) -> Non
     file.revoke(key.id)
     with pytest.raises(SettingsError, match="keys create"):
         plan(tmp_path, unused_tcp_port)
-
-
-def test_the_gateway_refuses_a_network_without_an_active_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("TUNELOOP_API_KEY", raising=False)
-    file = KeyFile(tmp_path / "keys.json")
-    values = SECRET | {"host": "0.0.0.0", "keys_file": file.path}
-    with pytest.raises(SettingsError, match=f"--file {file.path}"):
-        load(GatewaySettings, {}, **values)
-    file.add(new_key("app", [Scope.INFER], Limits())[1])
-    assert load(GatewaySettings, {}, **values).key is None
-    with pytest.raises(SettingsError, match="require_key"):
-        load(GatewaySettings, {}, require_key=False, **values)
-    file.path.write_text("no json")
-    with pytest.raises(SettingsError, match=str(file.path)):
-        load(GatewaySettings, {}, **values)
-
-
-def test_what_is_wrong_together_is_told_without_the_secrets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("TUNELOOP_API_KEY", raising=False)
-    monkeypatch.setenv("TUNELOOP_GATEWAY_SECRET", "sixteen bytes or more")
-    monkeypatch.setenv("TUNELOOP_GATEWAY_HOST", "0.0.0.0")
-    with pytest.raises(SettingsError) as refused:
-        load(GatewaySettings)
-    assert "sixteen bytes" not in refused.value.message
-    assert refused.value.message.startswith("host is 0.0.0.0")

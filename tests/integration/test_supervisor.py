@@ -20,16 +20,10 @@ from support.supervised import PARENT, SLEEPER, make_supervisor, spec
 
 from tuneloop import ports
 from tuneloop.errors import FailedPrecondition, SettingsError
-from tuneloop.policies import WeightsKind
-from tuneloop.supervisor import nats
-from tuneloop.supervisor import output as chatter
-from tuneloop.supervisor.data_dir import check_model, open_data_dir
-from tuneloop.supervisor.output import LogFile, Terminal
-from tuneloop.supervisor.plan import choose_ports, make_plan
+from tuneloop.supervisor.output import Terminal
 from tuneloop.supervisor.process import ProcessSpec, RestartPolicy
-from tuneloop.supervisor.settings import SupervisorSettings
 
-SCRIPT = Path(__file__).parents[2] / "support" / "supervised.py"
+SCRIPT = Path(__file__).parents[1] / "support" / "supervised.py"
 QUICK = RestartPolicy(first=0.01, longest=0.04, healthy_after=3600)
 
 
@@ -255,94 +249,3 @@ def test_a_taken_port_is_refused_with_the_way_out() -> None:
         assert f"--port {port + 1}" in refused.value.message
         taken: set[int] = set()
         assert ports.take_port("127.0.0.1", port, taken) != port
-
-
-def test_ports_the_user_sets_are_kept(unused_tcp_port_factory: Callable[[], int]) -> None:
-    gateway, learner = unused_tcp_port_factory(), unused_tcp_port_factory()
-    chosen = choose_ports("127.0.0.1", gateway, {"TUNELOOP_LEARNER_PORT": str(learner)})
-    assert chosen["learner"] == learner
-    assert len({gateway, *chosen.values()}) == 9
-    with pytest.raises(SettingsError, match="TUNELOOP_REWARD_METRICS_PORT='x'"):
-        choose_ports("127.0.0.1", gateway, {"TUNELOOP_REWARD_METRICS_PORT": "x"})
-
-
-def test_what_the_user_sets_wins_over_what_is_worked_out(
-    tmp_path: Path, unused_tcp_port: int
-) -> None:
-    settings = SupervisorSettings(data_dir=tmp_path, port=unused_tcp_port)
-    environment = {"TUNELOOP_LEARNER_WEIGHTS_URI": "s3://bucket", "PATH": os.environ["PATH"]}
-    plan = make_plan(
-        settings,
-        open_data_dir(tmp_path),
-        model=tmp_path / "policy",
-        reward_model=tmp_path / "reward",
-        environment=environment,
-    )
-    by_name = {s.name: s.environment for s in plan.specs}
-    assert by_name["learner"]["TUNELOOP_LEARNER_WEIGHTS_URI"] == "s3://bucket"
-    assert by_name["reward"]["TUNELOOP_REWARD_WEIGHTS_URI"] == str(tmp_path / "weights")
-    assert by_name["gateway"]["TUNELOOP_GATEWAY_PORT"] == str(unused_tcp_port)
-    assert not plan.key_needed
-
-
-def test_another_model_on_the_same_data_is_refused(
-    tmp_path: Path, tiny_policy: Path, tiny_reward_model: Path
-) -> None:
-    data = open_data_dir(tmp_path)
-    for _ in range(2):
-        check_model(data, folder=tiny_policy, name="tiny", weights=WeightsKind.LORA)
-    with pytest.raises(FailedPrecondition, match="does not fit other"):
-        check_model(data, folder=tiny_reward_model, name="other", weights=WeightsKind.LORA)
-    with pytest.raises(FailedPrecondition, match="full weights"):
-        check_model(data, folder=tiny_policy, name="tiny", weights=WeightsKind.FULL)
-
-
-def test_secrets_are_made_once_and_for_the_owner_only(tmp_path: Path) -> None:
-    data = open_data_dir(tmp_path)
-    secret = data.gateway_secret.read_text()
-    assert len(secret) == 64
-    assert open_data_dir(tmp_path).gateway_secret.read_text() == secret
-    assert data.gateway_secret.stat().st_mode & 0o077 == 0
-    assert data.private_key.stat().st_mode & 0o077 == 0
-
-
-def test_a_missing_nats_server_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"no program at .*nothing"):
-        nats.find_binary(tmp_path / "nothing")
-
-
-def test_a_progress_bar_leaves_its_last_state(tmp_path: Path) -> None:
-    output = io.StringIO()
-    log = LogFile("learner", tmp_path, Terminal(output), lambda _: True)
-    log.feed(b"10%\r50%\r100%\nhalf a ")
-    log.feed(b"line\n\xff\xfe")
-    log.end()
-    log.close()
-    assert [line.partition("| ")[2] for line in output.getvalue().splitlines()] == [
-        "100%",
-        "half a line",
-        "\ufffd\ufffd",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("line", "shown"),
-    [
-        ("(Worker pid=23462) WARNING 11-21 08:39:13 [cpu_worker.py:114] no tcmalloc", False),
-        ("(EngineCore pid=1) ERROR 11-21 08:39:13 [core.py:1] out of memory", True),
-        ("Loading safetensors checkpoint shards: 100% Completed | 1/1", False),
-        ("2026-11-21T08:39:29.701Z WARNING the event bus closed the connection", True),
-        ("Traceback (most recent call last):", True),
-        ("ModuleNotFoundError: No module named 'x'", True),
-        ("", False),
-    ],
-)
-def test_the_terminal_shows_what_can_be_used(line: str, shown: bool) -> None:
-    assert chatter.is_useful_line(line) is shown
-
-
-def test_a_terminal_that_went_away_is_no_error() -> None:
-    output = io.StringIO()
-    terminal = Terminal(output)
-    output.close()
-    terminal.line("learner", "hello")
