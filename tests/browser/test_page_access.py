@@ -123,14 +123,14 @@ async def test_everything_by_keyboard(browser: Any, stack: Stack) -> None:
         await page.keyboard.press("Control+A")
         await page.keyboard.type("Better.")
         await page.keyboard.press("Control+Enter")
-        await answer.get_by_text("The next version learns to say it so").wait_for()
+        await answer.get_by_text("The next version learns to answer like that").wait_for()
         await page.keyboard.press("r")
         await answer.get_by_text("2 / 2").wait_for()
 
         await page.keyboard.press("?")
         dialog = page.get_by_role("dialog", name="Keyboard shortcuts")
-        await dialog.get_by_text("Thumb up for the answer in focus").wait_for()
-        await dialog.get_by_label("Single keys act").uncheck()
+        await dialog.get_by_text("Thumbs up for the focused answer").wait_for()
+        await dialog.get_by_label("Use single-key shortcuts").uncheck()
         await page.keyboard.press("Escape")
         await dialog.wait_for(state="hidden")
         await page.keyboard.press("?")
@@ -145,7 +145,7 @@ async def test_everything_by_keyboard(browser: Any, stack: Stack) -> None:
             names.append(await page.evaluate("document.activeElement.textContent"))
             outline = "getComputedStyle(document.activeElement).outlineStyle"
             assert await page.evaluate(outline) == "solid"
-        assert names == ["Skip to the content", "tuneloop", "Chat", "Dashboard"]
+        assert names == ["Skip to content", "tuneloop", "Chat", "Dashboard"]
 
 
 async def test_a_pick_by_keyboard(browser: Any, stack: Stack) -> None:
@@ -185,13 +185,13 @@ async def test_colours_can_be_switched_and_stay(browser: Any, stack: Stack) -> N
     background = "getComputedStyle(document.body).backgroundColor"
     async with opened(browser, stack, color_scheme="light") as page:
         light = await page.evaluate(background)
-        await page.get_by_role("button", name="Dark colours").click()
+        await page.get_by_role("button", name="Dark theme").click()
         dark = await page.evaluate(background)
         assert dark != light
         await page.get_by_role("link", name="Dashboard").click()
         await page.get_by_role("heading", name="Dashboard").wait_for()
         assert await page.evaluate(background) == dark
-        await page.get_by_role("button", name="Light colours").click()
+        await page.get_by_role("button", name="Light theme").click()
         assert await page.evaluate(background) == light
 
 

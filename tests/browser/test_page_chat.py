@@ -57,7 +57,7 @@ async def test_a_better_answer_and_a_comment(browser: Any, stack: Stack) -> None
         assert await box.input_value() == "Bees make *wax*."
         await box.fill("Bees make honey.")
         await page.get_by_role("button", name="Save the better answer").click()
-        await answer.get_by_text("The next version learns to say it so").wait_for()
+        await answer.get_by_text("The next version learns to answer like that").wait_for()
         assert await answer.locator(".text").first.inner_text() == "Bees make honey."
         await answer.get_by_text("What the model wrote").click()
         await answer.get_by_text("Bees make wax.").wait_for()
@@ -171,7 +171,7 @@ async def test_a_new_version_is_noticed_and_asked_again(browser: Any, stack: Sta
         stack.generation.policy_version = 3
         await page.get_by_text("Back on version 3").wait_for()
         await page.get_by_role("button", name="New chat").click()
-        await page.get_by_text("Then press a thumb").wait_for()
+        await page.get_by_text("Then rate the answer").wait_for()
         assert await page.get_by_text("Back on version 3").count() == 0
 
 
@@ -307,5 +307,5 @@ async def test_a_key_that_may_only_chat_and_judge(browser: Any, tmp_path: Path) 
         assert len(feedback_of(stack)) == 1
         for name in ("Dashboard", "Feedback"):
             await page.get_by_role("link", name=name, exact=True).click()
-            await page.get_by_text("needs a key with the scope admin").wait_for()
+            await page.get_by_text("needs a key with the admin scope").wait_for()
             await page.keyboard.press("Escape")

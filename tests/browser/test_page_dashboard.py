@@ -33,15 +33,15 @@ async def test_it_changes_by_itself_when_a_version_goes_live(browser: Any, stack
     stack.learner.traffic = {1: traffic, 3: traffic}
     async with opened(browser, stack, "/dashboard") as page:
         await page.locator("#serving", has_text="version 3").wait_for()
-        await of_version(page, 3).get_by_text("answers now").wait_for()
-        await page.get_by_text("Waits for 12 more samples.").wait_for()
+        await of_version(page, 3).get_by_text("live").wait_for()
+        await page.get_by_text("Waiting for 12 more samples.").wait_for()
         assert await page.get_by_role("progressbar", name="thumbs, comparisons, edits").evaluate(
             "bar => [bar.value, bar.max]"
         ) == [4, 16]
         await page.get_by_text("1 of 2, or in 5 s").wait_for()
         thumbs = chart(page, "Thumbs up")
         assert await thumbs.locator("circle").count() == 2
-        assert "version 3: 25 % (9 % to 53 %)" in await thumbs.inner_text()
+        assert "version 3: 25% (9% to 53%)" in await thumbs.inner_text()
 
         stack.generation.policy_version = stack.learner.stable = stack.learner.newest = 4
         stack.learner.state = "stepping"
@@ -49,17 +49,17 @@ async def test_it_changes_by_itself_when_a_version_goes_live(browser: Any, stack
             rollouts=5, mean_length=12, length_margin=2.5, mean_reward=0.5, thumbs_up=5
         )
         await page.locator("#serving", has_text="version 4").wait_for()
-        await of_version(page, 4).get_by_text("answers now").wait_for()
-        assert await of_version(page, 3).get_by_text("answers now").count() == 0
+        await of_version(page, 4).get_by_text("live").wait_for()
+        assert await of_version(page, 3).get_by_text("live").count() == 0
         await page.locator("#learner-word", has_text="learning").wait_for()
-        await thumbs.get_by_text("version 4: 100 %").wait_for()
+        await thumbs.get_by_text("version 4: 100%").wait_for()
         await chart(page, "Length").get_by_text("version 4: 12 (9.5 to 14.5)").wait_for()
         await chart(page, "Reward").get_by_text("version 4: 0.5").wait_for()
         await thumbs.get_by_text("As a table").click()
         assert await thumbs.locator("tbody tr").count() == 3
 
         stack.generation.canary = (5, 0.1, True)
-        await page.get_by_text("Version 5 is tried on 10 % of the users").wait_for()
+        await page.get_by_text("Version 5 is being tried on 10% of users").wait_for()
 
         await publish_step(stack, 6, loss=0.4, kl=0.02)
         await chart(page, "Loss").get_by_text("step 6: 0.4").wait_for()
@@ -70,9 +70,23 @@ async def test_it_changes_by_itself_when_a_version_goes_live(browser: Any, stack
         assert label == "Loss by step: step 6: 0.4, … step 7: 0.3"
 
 
+async def test_intervals_stay_in_range_and_need_five_samples(browser: Any, stack: Stack) -> None:
+    few = learner_pb2.Traffic(rollouts=4, mean_length=68, length_margin=117, thumbs_up=2)
+    some = learner_pb2.Traffic(rollouts=5, mean_length=68, length_margin=117, thumbs_up=2)
+    stack.learner.traffic = {1: some, 3: few}
+    async with opened(browser, stack, "/dashboard") as page:
+        length = chart(page, "Length")
+        await length.get_by_text("version 3: 68 (too few)").wait_for()
+        await length.get_by_text("As a table").click()
+        rows = await length.locator("tbody tr").all_inner_texts()
+        assert rows == ["3\t68\ttoo few", "1\t68\t0 to 185"]
+        await chart(page, "Thumbs up").get_by_text("version 3: 100% (too few)").wait_for()
+        await of_version(page, 3).get_by_text("2 of 2 thumbs up").wait_for()
+
+
 async def test_the_latest_feedback_appears(browser: Any, stack: Stack) -> None:
     async with opened(browser, stack, "/dashboard") as page:
-        await page.get_by_text("Nobody has said anything yet").wait_for()
+        await page.get_by_text("No feedback yet").wait_for()
         given = learner_pb2.RecordedFeedback(status="accepted", prompt_text="Why?")
         given.feedback.event_id = "fb-1"
         given.feedback.policy = "tuneloop"
@@ -90,7 +104,7 @@ async def test_the_latest_feedback_appears(browser: Any, stack: Stack) -> None:
 async def test_promote_and_roll_back(browser: Any, stack: Stack) -> None:
     async with opened(browser, stack, "/dashboard") as page:
         await page.get_by_role("button", name="Promote version 1").click()
-        dialog = page.get_by_role("dialog", name="Let version 1 answer?")
+        dialog = page.get_by_role("dialog", name="Promote version 1?")
         await dialog.get_by_role("button", name="Cancel").click()
         assert stack.learner.stable == 3
         await page.get_by_role("button", name="Promote version 1").click()
@@ -99,7 +113,7 @@ async def test_promote_and_roll_back(browser: Any, stack: Stack) -> None:
         await dialog.wait_for(state="hidden")
 
         stack.generation.policy_version = 2
-        await of_version(page, 2).get_by_text("answers now").wait_for()
+        await of_version(page, 2).get_by_text("live").wait_for()
         await page.get_by_role("button", name="Roll back").click()
         dialog = page.get_by_role("dialog", name="Roll back to version 1?")
         await dialog.get_by_role("button", name="Roll back to version 1").click()
@@ -116,7 +130,7 @@ async def test_learning_is_paused_and_resumed(browser: Any, stack: Stack) -> Non
         await until(page, lambda: stack.learner.state == "paused")
         await page.locator("#learner-word", has_text="learning is paused").wait_for()
         await page.get_by_role("button", name="Resume", exact=True).click()
-        dialog = page.get_by_role("dialog", name="Learn again?")
+        dialog = page.get_by_role("dialog", name="Resume learning?")
         await dialog.get_by_role("button", name="Resume learning").click()
         await until(page, lambda: stack.learner.state == "waiting")
 
@@ -141,9 +155,9 @@ async def test_a_refusal_is_told_in_the_dialog(browser: Any, stack: Stack) -> No
 
 async def test_it_says_so_while_services_are_away(browser: Any, stack: Stack) -> None:
     async with opened(browser, stack, "/dashboard") as page:
-        await page.get_by_text("Waits for 12 more samples.").wait_for()
+        await page.get_by_text("Waiting for 12 more samples.").wait_for()
         await stack.servers["learner"].stop()
-        await page.get_by_text("What comes in is kept until it is back.").wait_for()
+        await page.get_by_text("Feedback is kept until it is back.").wait_for()
         await page.locator("#serving", has_text=re.compile("version 3")).wait_for()
-        await page.get_by_text("The learner is away; it knows the versions.").wait_for()
+        await page.get_by_text("The learner is down. Versions appear when it is back.").wait_for()
         assert await page.get_by_role("button", name="Roll back").is_disabled()

@@ -5,9 +5,9 @@ import { announce, el, icon, iconButton, say } from "./dom.js";
 import { MarkdownView, markdown } from "./markdown.js";
 
 const ENDINGS = {
-  length: "Cut at the length limit.",
+  length: "Stopped at the length limit.",
   abort: "Stopped.",
-  cut: "Cut off when the page was left.",
+  cut: "Cut off when you left the page.",
 };
 
 /**
@@ -27,7 +27,7 @@ export class AnswerView {
     this.extra = el("div", { class: "extra" });
     this.note = el("span", { class: "note", role: "status" });
     this.badge = el("span", { class: "badge" });
-    this.tools = el("div", { class: "tools", role: "group", "aria-label": "Judge this answer" });
+    this.tools = el("div", { class: "tools", role: "group", "aria-label": "Rate this answer" });
     this.meta = el("footer", { class: "meta", hidden: true }, this.badge, this.tools, this.note);
     this.node = el(
       "article",
@@ -92,7 +92,7 @@ export class AnswerView {
       this.tell(
         answer.finish === "abort"
           ? "Stopped before the first word."
-          : "The model had nothing to say.",
+          : "The model gave an empty answer.",
       );
     else if (ENDINGS[answer.finish] && !this.note.textContent) this.tell(ENDINGS[answer.finish]);
   }
@@ -205,7 +205,7 @@ export class AnswerView {
       this.saveText(
         "edit",
         { kind: "demonstration", text: box.value.trim() },
-        "Thanks. The next version learns to say it so.",
+        "Thanks. The next version learns to answer like that.",
       );
     const editor = this.form(box, "Save the better answer", send);
     (this.editor ?? this.text).replaceWith(editor);
@@ -226,9 +226,9 @@ export class AnswerView {
       this.saveText(
         "comment",
         { kind: "comment", text: box.value.trim() },
-        "Thanks. Kept for the people who train.",
+        "Thanks. Saved for the people who train the model.",
       );
-    this.commenting = this.form(box, "Send the comment", send);
+    this.commenting = this.form(box, "Send comment", send);
     this.extra.replaceChildren(this.commenting);
     this.actions.following(() => box.focus());
   }
@@ -277,7 +277,7 @@ export class AnswerView {
     const before = answer[name];
     if (name === "edit" && body.text === (before?.text ?? answer.text).trim()) {
       this.closeForms();
-      this.tell("Nothing was changed.");
+      this.tell("Nothing changed.");
       return;
     }
     answer[name] = { text: body.text, id: null };
@@ -316,8 +316,8 @@ export class AnswerView {
   }
 
   /**
-   * What was chosen is shown at once; while it cannot be stored it is tried again. One thing after
-   * another, as the last word counts; a word that was taken back meanwhile is not sent any more.
+   * Shows a choice at once, and retries while it cannot be saved. One request follows another, since
+   * the last one counts. A choice that was taken back before it was sent is not sent.
    */
   store(name, { run, done, failed }) {
     this.queues[name] ??= { turn: 0, tail: Promise.resolve() };
@@ -327,7 +327,7 @@ export class AnswerView {
     const current = () => queue.turn === turn;
     this.tell("");
     const patience = {
-      onWait: () => current() && this.tell("Cannot be stored just now; trying again…"),
+      onWait: () => current() && this.tell("Not saved yet. Trying again…"),
       stillWanted: current,
     };
     queue.tail = queue.tail.then(async () => {
@@ -338,7 +338,7 @@ export class AnswerView {
         if (current()) {
           failed();
           this.draw();
-          this.tell(`Not stored: ${error.message}`);
+          this.tell(`Not saved: ${error.message}`);
         }
       }
       this.actions.changed();

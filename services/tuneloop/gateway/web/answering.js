@@ -32,7 +32,7 @@ async function streamGroup({ model, messages, answers, signal, onChange }) {
       if (signal.aborted) answer.finish = "abort";
       else
         answer.failure =
-          error instanceof ApiError ? error.message : "Something went wrong in the page.";
+          error instanceof ApiError ? error.message : "Something went wrong on this page.";
     }
     if (!signal.aborted && !(error instanceof ApiError)) console.error(error);
   }

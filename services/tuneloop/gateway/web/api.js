@@ -18,7 +18,7 @@ export class ApiError extends Error {
   }
 }
 
-/** The key stays in this tab. Whoever waits for one is told. */
+/** Keeps the key in this tab, and tells the parts that wait for one. */
 export function setKey(key) {
   sessionStorage.setItem(KEY, key);
   document.dispatchEvent(new CustomEvent("tuneloop:key-changed"));

@@ -1,5 +1,5 @@
-// Small charts in SVG: points with intervals, joined by a line. Drawn for the width there is, with
-// a table of the same figures for whoever cannot see or wants to read them.
+// Small charts in SVG: points with intervals, joined by a line. Drawn for the available width, with
+// a table of the same figures for people who prefer to read them.
 
 import { el, svg } from "./dom.js";
 import { figure } from "./format.js";
@@ -20,7 +20,7 @@ export function ticks(low, high, wanted = 4) {
 
 export class Chart {
   /**
-   * `points` given to `show` are `{x, y, low?, high?}`; `bounds` fixes the axis (`[0, 1]` for a
+   * `points` given to `show` are `{x, y, low?, high?, tooFew?}`; `bounds` fixes the axis (`[0, 1]` for a
    * rate); `format` writes a value, `xName` names the other axis.
    */
   constructor({ title, note, xName, format = figure, bounds = null, empty = "Nothing yet" }) {
@@ -28,7 +28,7 @@ export class Chart {
     this.readout = el("span", { class: "readout" });
     this.drawing = svg("svg", { role: "img", height: HEIGHT });
     this.rows = el("tbody");
-    const heads = [xName, title, "95 % interval"].map((name) => el("th", { scope: "col" }, name));
+    const heads = [xName, title, "95% interval"].map((name) => el("th", { scope: "col" }, name));
     this.node = el(
       "figure",
       { class: "card chart" },
@@ -61,8 +61,7 @@ export class Chart {
   }
 
   row(point) {
-    const interval =
-      point.low === undefined ? "–" : `${this.format(point.low)} to ${this.format(point.high)}`;
+    const interval = this.interval(point) ?? "–";
     return el(
       "tr",
       {},
@@ -181,7 +180,7 @@ export class Chart {
     if (this.points.length > 30) return [];
     return this.scaled.map(({ point, x, y }) =>
       svg("circle", {
-        class: point.x === this.marked ? "dot marked" : "dot",
+        class: `dot${point.x === this.marked ? " marked" : ""}${point.tooFew ? " few" : ""}`,
         cx: x,
         cy: y,
         r: point.x === this.marked ? 5 : 3.5,
@@ -209,9 +208,13 @@ export class Chart {
   }
 
   words(point) {
-    const interval =
-      point.low === undefined ? "" : ` (${this.format(point.low)} to ${this.format(point.high)})`;
-    return `${this.xName} ${point.x}: ${this.format(point.y)}${interval}`;
+    const interval = this.interval(point);
+    return `${this.xName} ${point.x}: ${this.format(point.y)}${interval ? ` (${interval})` : ""}`;
+  }
+
+  interval({ low, high, tooFew }) {
+    if (tooFew) return "too few";
+    return low === undefined ? null : `${this.format(low)} to ${this.format(high)}`;
   }
 
   summary() {

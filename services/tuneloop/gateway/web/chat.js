@@ -21,7 +21,7 @@ const actions = {
   regenerate: (turn) => regenerate(turn),
 };
 
-/* the end stays in sight for whoever reads it */
+/* the end stays in sight while it is being read */
 
 const scroller = document.scrollingElement;
 const toBottom = () => scroller.scrollTo({ top: scroller.scrollHeight });
@@ -94,7 +94,7 @@ async function answer(turn, answers) {
 function tellEnd(answers) {
   const texts = answers.map((one, index) => {
     const name = answers.length > 1 ? `Answer ${"AB"[index]}` : "Answer";
-    return one.failure ? `${name} failed.` : `${name}: ${one.text || "nothing"}`;
+    return one.failure ? `${name} failed.` : `${name}: ${one.text || "no text"}`;
   });
   announce(texts.join(" "));
 }
@@ -295,14 +295,14 @@ openShell({
   shortcuts: [
     ["Enter", "Send the message"],
     ["Shift Enter", "Start a new line"],
-    ["Escape", "Stop the answer; from the message, go to the last answer"],
+    ["Escape", "Stop the answer, or go from the message to the last answer"],
     ["/", "Go to the message", () => prompt.focus()],
     [
       "u",
-      "Thumb up for the answer in focus, or the last one",
+      "Thumbs up for the focused answer, or for the last one",
       onAnswer((view) => view.press("up")),
     ],
-    ["d", "Thumb down", onAnswer((view) => view.press("down"))],
+    ["d", "Thumbs down", onAnswer((view) => view.press("down"))],
     ["e", "Write a better answer", onAnswer((view) => view.openEdit())],
     ["c", "Comment", onAnswer((view) => view.openComment())],
     ["r", "Ask again", () => conversation.last && regenerate(conversation.last)],

@@ -8,6 +8,7 @@ import { ago, count, figure, moment, percent, plural } from "./format.js";
 import { listen } from "./live.js";
 import { askForKey, confirmAction, openShell } from "./shell.js";
 import { WORDS } from "./status.js";
+import { lengthPoints, rewardPoints, thumbPoints } from "./traffic.js";
 import { Timeline } from "./versions.js";
 
 const OBJECTIVES = {
@@ -34,7 +35,7 @@ const spark = new Sparkline("tokens per second");
 const charts = {
   thumbs: new Chart({
     title: "Thumbs up",
-    note: "Share of thumbs on a version's answers, with the 95 % interval.",
+    note: "Share of thumbs that are up, with the 95% interval.",
     xName: "version",
     format: percent,
     bounds: [0, 1],
@@ -42,27 +43,27 @@ const charts = {
   }),
   reward: new Chart({
     title: "Reward",
-    note: "Mean reward of a version's answers, with the 95 % interval.",
+    note: "Mean reward of a version's answers, with the 95% interval.",
     xName: "version",
-    empty: "Nothing scored yet",
+    empty: "No scored answers yet",
   }),
   length: new Chart({
     title: "Length",
-    note: "Mean tokens of a version's answers, with the 95 % interval.",
+    note: "Mean length of a version's answers in tokens, with the 95% interval.",
     xName: "version",
     empty: "No answers yet",
   }),
   loss: new Chart({
     title: "Loss",
-    note: "Of each optimizer step, the last 200.",
+    note: "Loss of each of the last 200 optimizer steps.",
     xName: "step",
-    empty: "No step yet",
+    empty: "No steps yet",
   }),
   kl: new Chart({
     title: "KL",
-    note: "How far each step's policy is from the base model, by token.",
+    note: "KL divergence of each step's policy from the base model, per token.",
     xName: "step",
-    empty: "No step with a KL yet",
+    empty: "No steps with a KL yet",
   }),
 };
 $("by-version").append(charts.thumbs.node, charts.reward.node, charts.length.node);
@@ -74,7 +75,7 @@ let since = null;
 
 const tried = (canary) =>
   canary
-    ? `. Version ${canary.policy_version} is tried on ${percent(canary.share)} of the users`
+    ? `. Version ${canary.policy_version} is being tried on ${percent(canary.share)} of users`
     : "";
 
 function showPolicies(document) {
@@ -86,50 +87,29 @@ function showPolicies(document) {
     $("model"),
     serving
       ? `${serving.base_model}, ${serving.engine}${tried(serving.canary)}`
-      : "Generation is away.",
+      : "The generation service is down.",
   );
   timeline.show(document);
   const versions = [...(document?.data ?? [])].sort(
     (one, other) => one.policy_version - other.policy_version,
   );
   const marked = document?.policy_version ?? null;
-  const traffic = versions
-    .filter((version) => version.traffic)
-    .map(({ policy_version: x, traffic }) => ({ x, ...traffic }));
-  charts.thumbs.show(
-    traffic
-      .filter((one) => one.thumbs_rate !== null)
-      .map((one) => ({ x: one.x, y: one.thumbs_rate, low: one.thumbs_low, high: one.thumbs_high })),
-    marked,
-  );
-  charts.reward.show(points(traffic, "mean_reward", "reward_margin"), marked);
-  charts.length.show(points(traffic, "mean_length", "length_margin"), marked);
-}
-
-function points(traffic, name, margin) {
-  return traffic
-    .filter((one) => one[name] !== null && one[name] !== undefined)
-    .map((one) => {
-      const point = { x: one.x, y: one[name] };
-      if (one[margin] !== null)
-        Object.assign(point, { low: one[name] - one[margin], high: one[name] + one[margin] });
-      return point;
-    });
+  charts.thumbs.show(thumbPoints(versions), marked);
+  charts.reward.show(rewardPoints(versions), marked);
+  charts.length.show(lengthPoints(versions), marked);
 }
 
 function showLearner(status) {
   const state = status?.state ?? "away";
   $("learner-state").dataset.state = state;
-  say($("learner-word"), status ? (WORDS[state] ?? state) : "away");
+  say($("learner-word"), status ? (WORDS[state] ?? state) : "down");
   showPause(state);
-  say($("waiting-for"), status ? waiting(status) : "What comes in is kept until it is back.");
+  say($("waiting-for"), status ? waiting(status) : "Feedback is kept until it is back.");
   showProgress(status);
   say($("feedback-count"), status ? count(status.feedback_events) : "–");
   say(
     $("data-note"),
-    status
-      ? `${plural(status.rollouts, "answer")}, ${plural(used(status), "sample")} learned from`
-      : "",
+    status ? `${plural(status.rollouts, "answer")}, ${plural(used(status), "sample")} used` : "",
   );
   say($("step"), status ? count(status.step) : "–");
   const { loss, kl } = status?.last_step_metrics ?? {};
@@ -138,7 +118,7 @@ function showLearner(status) {
   say($("staleness"), figure(status?.staleness));
 }
 
-/** Learning can be paused; answering goes on, and what is said meanwhile is kept. */
+/** Learning can be paused. Answers go on, and feedback is kept for later. */
 function showPause(state) {
   const paused = state === "paused";
   $("pause").disabled = state === "away";
@@ -146,14 +126,14 @@ function showPause(state) {
   $("pause").onclick = () => {
     const question = paused
       ? {
-          title: "Learn again?",
-          text: "What was said meanwhile is learned from.",
+          title: "Resume learning?",
+          text: "The learner catches up on the feedback given since the pause.",
           action: "Resume learning",
           run: () => postJson("/v1/learner/resume"),
         }
       : {
           title: "Pause learning?",
-          text: "Answers go on, and what is said is kept until learning is resumed.",
+          text: "Answers go on, and feedback is kept until you resume.",
           action: "Pause learning",
           run: () => postJson("/v1/learner/pause"),
         };
@@ -165,7 +145,7 @@ const used = (status) => status.samples.reduce((sum, sample) => sum + sample.use
 
 const waiting = (status) =>
   status.state === "waiting" && status.waiting_for
-    ? `Waits for ${status.waiting_for}.`
+    ? `Waiting for ${status.waiting_for}.`
     : status.last_step_time
       ? `Last step ${ago(status.last_step_time)}.`
       : "";
@@ -181,14 +161,14 @@ function showProgress(status) {
   if (publish) {
     const soon = publish.seconds_left > 0 ? `, or in ${Math.ceil(publish.seconds_left)} s` : "";
     rows.push([
-      "steps to a version",
+      "steps to the next version",
       publish.steps_done,
       publish.steps_wanted,
       `${publish.steps_done} of ${publish.steps_wanted}${soon}`,
     ]);
   }
   const list = $("progress");
-  // Kept where it can be, so that the bars move and are not built anew.
+  // Existing rows are kept, so that the bars move.
   while (list.childElementCount > rows.length) list.lastElementChild.remove();
   rows.forEach(([name, have, want, words], index) => {
     const id = `progress-${index}`;
@@ -242,11 +222,7 @@ function showFeedback(document) {
     );
   if (!items.length)
     items.push(
-      el(
-        "li",
-        { class: "nothing" },
-        document ? "Nobody has said anything yet." : "The learner is away.",
-      ),
+      el("li", { class: "nothing" }, document ? "No feedback yet." : "The learner is down."),
     );
   $("latest").replaceChildren(...items);
 }
@@ -261,15 +237,15 @@ function showSteps(document) {
 }
 
 function showState(state, error) {
-  const words = { live: "live", away: "the service is away; trying again", refused: "needs a key" };
+  const words = { live: "live", away: "service unreachable, retrying", refused: "needs a key" };
   connection.dataset.state = state === "refused" ? "away" : state;
   say(connection.lastChild, words[state]);
   document.body.classList.toggle("stale", state !== "live");
   if (state === "refused" && error.status === 403)
-    askForKey("This page needs a key with the scope admin. It stays in this tab.");
+    askForKey("This page needs a key with the admin scope. The key stays in this tab.");
 }
 
-const showSince = () => say($("since"), since ? `since ${ago(since)}` : "");
+const showSince = () => say($("since"), since ? `Went live ${ago(since)}` : "");
 
 // The service says only what has changed: rates go on, also when they stay as they are.
 let tokens = 0;

@@ -69,12 +69,12 @@ export function iconButton(name, label, onclick, attributes = {}) {
   );
 }
 
-/** Sets text only where it is another: a screen reader would say it again. */
+/** Sets text only if it differs: a screen reader would repeat it. */
 export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** Tells screen readers, and nobody else. */
+/** Tells screen readers only. */
 export function announce(text) {
   say($("announcer"), text);
 }

@@ -23,7 +23,7 @@ export const kindIcon = (item) =>
   icon(item.kind === "thumb" ? item.value : (ICONS[item.kind] ?? "comment"));
 
 export function headline(item) {
-  if (item.kind === "thumb") return item.value === "up" ? "Thumb up" : "Thumb down";
+  if (item.kind === "thumb") return item.value === "up" ? "Thumbs up" : "Thumbs down";
   if (item.kind === "rating") return `Rating ${figure(item.value)}`;
   return NAMES[item.kind] ?? item.kind;
 }

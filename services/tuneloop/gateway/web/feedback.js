@@ -16,7 +16,7 @@ let shown = 0;
 /** Answers to an earlier filter that come late are not shown. */
 let turn = 0;
 
-openShell({ shortcuts: [["/", "Go to the filter", () => filters.elements.kind.focus()]] });
+openShell({ shortcuts: [["/", "Go to the filters", () => filters.elements.kind.focus()]] });
 
 /* filter */
 
@@ -94,12 +94,12 @@ async function load(before = null) {
 function showCount() {
   $("more").hidden = !next;
   if (shown) say($("found"), next ? `The latest ${count(shown)}` : `${count(shown)} found`);
-  else say($("found"), wanted().size ? "Nothing matches" : "Nobody has said anything yet");
+  else say($("found"), wanted().size ? "Nothing matches" : "No feedback yet");
 }
 
 function fail(error, before) {
   if (error.status === 403)
-    askForKey("This page needs a key with the scope admin. It stays in this tab.");
+    askForKey("This page needs a key with the admin scope. The key stays in this tab.");
   const again = el(
     "button",
     { type: "button", class: "quiet", onclick: () => load(before) },
@@ -154,7 +154,7 @@ function parts(item, badge) {
 }
 
 function promptParts(prompt) {
-  if (!prompt) return [block("Prompt", "Its answer has not reached the ledger yet.", "unknown")];
+  if (!prompt) return [block("Prompt", "The answer is not in the ledger yet.", "unknown")];
   if (typeof prompt === "string") return [block("Prompt", prompt)];
   return prompt.map((message) => block(message.role, message.content, message.role));
 }
@@ -165,7 +165,7 @@ function completionParts(item) {
   return several.map((completion, index) => {
     const best =
       item.kind === "comparison" ? completion.completion_id === item.chosen : index === 0;
-    const place = item.kind === "ranking" ? `Place ${index + 1}` : best ? "Chosen" : "Rejected";
+    const place = item.kind === "ranking" ? `Rank ${index + 1}` : best ? "Chosen" : "Rejected";
     const version =
       completion.policy_version === null ? "" : `, version ${completion.policy_version}`;
     return written(
@@ -191,11 +191,11 @@ const written = (title, text, kind) =>
 function facts(item) {
   const used = item.used_by_versions ?? [];
   return [
-    ["Learned from", used.length ? `version ${used.join(", ")}` : "not yet"],
+    ["Used by", used.length ? `version ${used.join(", ")}` : "no version yet"],
     ["User", item.user_hash],
-    ["Given", moment(item.accepted_time)],
-    ["Feedback id", item.id],
-    ["Completion", item.completion_id],
+    ["Date", moment(item.accepted_time)],
+    ["Feedback ID", item.id],
+    ["Completion ID", item.completion_id],
     ...Object.entries(item.metadata ?? {}),
   ].map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)));
 }
@@ -214,7 +214,7 @@ function actions(item, badge) {
   retract.addEventListener("click", async () => {
     const done = await confirmAction({
       title: "Retract this feedback?",
-      text: "Nothing learns from it from now on; versions that did keep what they learned. It stays listed as retracted.",
+      text: "No new version learns from it. Versions that already did keep what they learned. It stays in the list as retracted.",
       action: "Retract",
       run: () => retractFeedback(item.id),
     });
@@ -243,7 +243,7 @@ $("export").addEventListener("click", async (event) => {
   if (!button) return;
   const { kind } = button.dataset;
   button.disabled = true;
-  say($("export-note"), "Collecting…");
+  say($("export-note"), "Exporting…");
   try {
     // Through fetch, as a link cannot carry a key.
     const blob = await (await call(`/v1/export?kind=${kind}&format=jsonl`)).blob();
@@ -254,10 +254,10 @@ $("export").addEventListener("click", async (event) => {
       $("export-note"),
       blob.size
         ? `${kind}.jsonl: ${size(blob.size)}.`
-        : "There is nothing of this kind yet: the file is empty.",
+        : "There is nothing of this kind yet, so the file is empty.",
     );
   } catch (error) {
-    say($("export-note"), `Not exported: ${error.message}`);
+    say($("export-note"), `Export failed: ${error.message}`);
   }
   button.disabled = false;
 });

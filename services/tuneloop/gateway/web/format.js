@@ -24,7 +24,7 @@ export function ago(time) {
 
 export const moment = (time) => (time ? new Date(time).toLocaleString() : "");
 export const count = (number) => whole.format(number);
-export const percent = (share) => `${Math.round(share * 100)} %`;
+export const percent = (share) => `${Math.round(share * 100)}%`;
 
 /** Three figures that mean something, whatever the size. */
 export function figure(number) {

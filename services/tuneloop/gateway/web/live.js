@@ -7,9 +7,9 @@ const LONGEST = 15_000;
 const SILENCE = 60_000;
 
 /**
- * Calls `handlers[event](data)` for each event, while somebody looks at the page.
+ * Calls `handlers[event](data)` for each event, while the page is visible.
  *
- * `handlers.state` hears "live", "away" (it tries again by itself) and "refused" (with the error).
+ * `handlers.state` is called with "live", "away" (it tries again by itself) and "refused" (with the error).
  */
 export function listen(handlers) {
   let controller = null;
@@ -26,7 +26,7 @@ export function listen(handlers) {
       const response = await call("/v1/events", { signal: mine.signal });
       for await (const { event, data } of events(response.body)) {
         if (mine.signal.aborted) return;
-        // A line that is dead without having been closed would stay silent for ever.
+        // A connection that died without being closed would stay silent.
         clearTimeout(watch);
         watch = setTimeout(run, SILENCE);
         delay = SHORTEST;

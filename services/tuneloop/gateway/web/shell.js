@@ -15,7 +15,7 @@ const SINGLE_KEYS = "tuneloop-single-keys";
 export function openShell({ extras = [], shortcuts = [] } = {}) {
   const help = shortcutsDialog([...shortcuts, ["?", "Show this list"]]);
   document.body.prepend(
-    el("a", { class: "skip", href: "#main" }, "Skip to the content"),
+    el("a", { class: "skip", href: "#main" }, "Skip to content"),
     el(
       "header",
       { class: "bar" },
@@ -70,13 +70,13 @@ function themeButton() {
   const root = document.documentElement;
   const system = matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
-  const button = iconButton("moon", "Dark colours", () => {
+  const button = iconButton("moon", "Dark theme", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
     localStorage.setItem(THEME, root.dataset.theme);
     show();
   });
   function show() {
-    const label = isDark() ? "Light colours" : "Dark colours";
+    const label = isDark() ? "Light theme" : "Dark theme";
     button.replaceChildren(icon(isDark() ? "sun" : "moon"));
     button.setAttribute("aria-label", label);
     button.title = label;
@@ -111,7 +111,7 @@ function shortcutsDialog(shortcuts) {
     { "aria-labelledby": "shortcuts-title", id: "shortcuts" },
     el("h2", { id: "shortcuts-title" }, "Keyboard shortcuts"),
     el("dl", { class: "keys" }, ...rows),
-    el("label", { class: "choice" }, single, "Single keys act where nothing is being typed"),
+    el("label", { class: "choice" }, single, "Use single-key shortcuts when not typing"),
     el("form", { method: "dialog" }, el("button", { class: "solid" }, "Close")),
   );
 }
@@ -128,7 +128,11 @@ function keyDialog() {
     "form",
     { id: "key-form" },
     el("h2", { id: "key-title" }, "This service needs a key"),
-    el("p", { id: "key-reason" }, "Whoever runs the service has it. It stays in this tab."),
+    el(
+      "p",
+      { id: "key-reason" },
+      "Ask the people who run the service for one. It stays in this tab.",
+    ),
     el("label", { for: "key" }, "Key"),
     input,
     el("button", { class: "solid" }, "Continue"),

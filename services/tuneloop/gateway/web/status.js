@@ -72,7 +72,7 @@ export class Status {
 
   takeLearner(status) {
     this.learner.dataset.state = status ? status.state : "away";
-    say(this.learner.lastChild, status ? (WORDS[status.state] ?? status.state) : "learner is away");
+    say(this.learner.lastChild, status ? (WORDS[status.state] ?? status.state) : "learner is down");
     const kto = status?.samples.find((sample) => sample.objective === "kto");
     say(this.thumbs, kto ? `${plural(kto.ready + kto.waiting, "thumb")} waiting` : "");
   }
@@ -82,7 +82,7 @@ export class Status {
     if (state === "away") {
       say(this.badge, "offline");
       this.learner.dataset.state = "away";
-      say(this.learner.lastChild, "the service is away");
+      say(this.learner.lastChild, "service unreachable");
       return;
     }
     // A key that may only chat: which version answers can be asked without one.

@@ -174,7 +174,7 @@ export class TurnView {
   async storePick(pair, pick, before) {
     const wanted = () => pair.pick === pick;
     const patience = {
-      onWait: () => wanted() && say(this.verdict, "Cannot be stored just now; trying again…"),
+      onWait: () => wanted() && say(this.verdict, "Not saved yet. Trying again…"),
       stillWanted: wanted,
     };
     try {
@@ -193,7 +193,7 @@ export class TurnView {
         say(
           this.verdict,
           pick === "tie"
-            ? "Both are kept; nothing is learned from a tie."
+            ? "Both are kept. Nothing is learned from a tie."
             : "Thanks. The next version learns from it.",
         );
     } catch (error) {
@@ -201,7 +201,7 @@ export class TurnView {
         pair.pick = before.pick;
         this.turn.shown = before.shown;
         this.draw();
-        say(this.verdict, `Not stored: ${error.message}`);
+        say(this.verdict, `Not saved: ${error.message}`);
       }
     }
     this.actions.changed();

@@ -2,8 +2,9 @@
 
 import { postJson } from "./api.js";
 import { announce, el } from "./dom.js";
-import { ago, moment, percent, plural } from "./format.js";
+import { ago, moment, plural } from "./format.js";
 import { confirmAction } from "./shell.js";
+import { thumbsInWords } from "./traffic.js";
 
 const FIRST = 8;
 
@@ -36,7 +37,7 @@ export class Timeline {
   show(document) {
     this.document = document;
     const text = JSON.stringify(document);
-    // A list that is built anew under the keyboard would lose its place.
+    // Rebuilding the list would lose the keyboard's place.
     if (text === this.seen && this.list.childElementCount) return;
     this.seen = text;
     this.draw();
@@ -61,8 +62,8 @@ export class Timeline {
     this.list.replaceChildren(...shown.map((version) => this.item(version)));
     if (!shown.length) {
       const text = this.document?.data
-        ? "No version yet: the first comes with the first step."
-        : "The learner is away; it knows the versions.";
+        ? "No versions yet. The first one follows the first steps."
+        : "The learner is down. Versions appear when it is back.";
       this.list.append(el("li", { class: "nothing" }, text));
     }
     this.more.hidden = shown.length === this.known.length;
@@ -101,7 +102,7 @@ export class Timeline {
         { class: "name" },
         el("strong", {}, `Version ${number}`),
         el("span", { class: "badge", "data-state": version.state }, version.state || "base"),
-        serves ? el("span", { class: "note" }, "answers now") : null,
+        serves ? el("span", { class: "note" }, "live") : null,
       ),
       el("p", { class: "note", title: moment(version.created_time) }, origin(version)),
       decided(version, this.opened),
@@ -111,8 +112,8 @@ export class Timeline {
 
   promote(number) {
     return this.change({
-      title: `Let version ${number} answer?`,
-      text: `New answers come from version ${number} at once${this.serving === null ? "" : `, no longer from version ${this.serving}`}. You can change it back.`,
+      title: `Promote version ${number}?`,
+      text: `New answers come from version ${number} at once${this.serving === null ? "" : `, instead of version ${this.serving}`}. You can switch back at any time.`,
       action: `Promote version ${number}`,
       run: () => postJson(`/v1/policies/${number}/promote`),
     });
@@ -134,7 +135,7 @@ export class Timeline {
     const { target } = this;
     return this.change({
       title: `Roll back to version ${target}?`,
-      text: `Version ${target} answers again at once. Version ${this.serving} is quarantined: what it learned from is learned anew, and no newer version answers until you promote one.`,
+      text: `Version ${target} answers again at once. Version ${this.serving} is quarantined: a new version learns from its data, and no newer version goes live until you promote one.`,
       action: `Roll back to version ${target}`,
       run: () => postJson("/v1/policies/rollback", { policy_version: target }),
     });
@@ -146,7 +147,7 @@ export class Timeline {
       answer = await question.run();
     };
     if (await confirmAction({ ...question, run }))
-      announce(`Version ${answer.policy_version} answers from now on.`);
+      announce(`Version ${answer.policy_version} is live.`);
   }
 }
 
@@ -159,12 +160,12 @@ const passedOver = (version) =>
 const OUTCOMES = {
   pass: "passed",
   fail: "failed",
-  hold: "waits",
-  promote: "made it answer",
-  roll_back: "went back to it",
+  hold: "waiting",
+  promote: "promoted it",
+  roll_back: "rolled back to it",
   quarantined: "quarantined it",
   retired: "retired it",
-  superseded: "passed it over",
+  superseded: "skipped it",
   paused: "paused learning",
   resumed: "resumed learning",
 };
@@ -189,7 +190,7 @@ function decided(version, opened) {
     el("summary", { class: "note" }, plural(decisions.length, "decision")),
     el("ul", {}, ...decisions.map(line)),
   );
-  // The list of versions is drawn anew; what was open stays so.
+  // The list is rebuilt on each update; what was open stays open.
   details.open = opened.has(number);
   details.addEventListener("toggle", () =>
     details.open ? opened.add(number) : opened.delete(number),
@@ -206,7 +207,6 @@ function origin(version) {
   if (version.algorithms?.length) parts.push(version.algorithms.join(" + "));
   if (samples) parts.push(plural(samples, "sample"));
   if (version.policy_version > 0) parts.push(`from version ${version.parent_version}`);
-  if (version.traffic?.thumbs_rate != null)
-    parts.push(`${percent(version.traffic.thumbs_rate)} thumbs up`);
-  return parts.join(" · ");
+  parts.push(thumbsInWords(version.traffic));
+  return parts.filter(Boolean).join(" · ");
 }

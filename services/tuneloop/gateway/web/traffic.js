@@ -1,0 +1,61 @@
+// What a version's traffic says: values with intervals, as far as there are enough samples.
+
+import { count, percent } from "./format.js";
+
+/** With fewer samples an interval says nothing. */
+export const ENOUGH = 5;
+
+/** Thumbs up of each version; `versions` are those of `GET /v1/policies`. */
+export function thumbPoints(versions) {
+  return pointsOf(versions, (traffic) => ({
+    y: traffic.thumbs_rate,
+    low: traffic.thumbs_low,
+    high: traffic.thumbs_high,
+    samples: thumbsOf(traffic),
+  }));
+}
+
+/** Mean reward; a reward may be any number. */
+export function rewardPoints(versions) {
+  return pointsOf(versions, (traffic) => ({
+    ...around(traffic.mean_reward, traffic.reward_margin),
+    // How many of them were scored is not known; it is no more than this.
+    samples: traffic.rollouts,
+  }));
+}
+
+/** Mean length in tokens, never below zero. */
+export function lengthPoints(versions) {
+  return pointsOf(versions, (traffic) => ({
+    ...around(traffic.mean_length, traffic.length_margin, 0),
+    samples: traffic.rollouts,
+  }));
+}
+
+/** The thumbs of a version in words; empty before the first. */
+export function thumbsInWords(traffic) {
+  const thumbs = traffic ? thumbsOf(traffic) : 0;
+  if (!thumbs) return "";
+  if (thumbs < ENOUGH) return `${count(traffic.thumbs_up)} of ${count(thumbs)} thumbs up`;
+  return `${percent(traffic.thumbs_rate)} thumbs up`;
+}
+
+const thumbsOf = (traffic) => traffic.thumbs_up + traffic.thumbs_down;
+
+const isKnown = (number) => number !== null && number !== undefined;
+
+/** Returns `{x, y, low?, high?, tooFew?}` of each version that has a value. */
+function pointsOf(versions, read) {
+  return versions
+    .filter(({ traffic }) => traffic)
+    .map(({ policy_version: x, traffic }) => ({ x, ...read(traffic) }))
+    .filter(({ y }) => isKnown(y))
+    .map(({ x, y, low, high, samples }) => {
+      if (samples < ENOUGH) return { x, y, tooFew: true };
+      return isKnown(low) ? { x, y, low, high } : { x, y };
+    });
+}
+
+function around(y, margin, least = Number.NEGATIVE_INFINITY) {
+  return isKnown(margin) ? { y, low: Math.max(least, y - margin), high: y + margin } : { y };
+}

@@ -1,0 +1,56 @@
+// What the dashboard says of a version's traffic.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import {
+  lengthPoints,
+  rewardPoints,
+  thumbPoints,
+  thumbsInWords,
+} from "../../services/tuneloop/gateway/web/traffic.js";
+
+const TRAFFIC = {
+  rollouts: 5,
+  mean_length: 68,
+  length_margin: 117,
+  mean_reward: 0.5,
+  reward_margin: 2,
+  thumbs_up: 2,
+  thumbs_down: 3,
+  thumbs_rate: 0.4,
+  thumbs_low: 0.12,
+  thumbs_high: 0.77,
+};
+
+const versions = (...traffics) =>
+  traffics.map((traffic, index) => ({ policy_version: index, traffic }));
+
+test("a length is never below zero, a reward may be", () => {
+  assert.deepEqual(lengthPoints(versions(TRAFFIC)), [{ x: 0, y: 68, low: 0, high: 185 }]);
+  assert.deepEqual(rewardPoints(versions(TRAFFIC)), [{ x: 0, y: 0.5, low: -1.5, high: 2.5 }]);
+  assert.deepEqual(thumbPoints(versions(TRAFFIC)), [{ x: 0, y: 0.4, low: 0.12, high: 0.77 }]);
+});
+
+test("fewer than five samples have no interval", () => {
+  const few = { ...TRAFFIC, rollouts: 4, thumbs_down: 2, thumbs_rate: 0.5 };
+  assert.deepEqual(lengthPoints(versions(few)), [{ x: 0, y: 68, tooFew: true }]);
+  assert.deepEqual(rewardPoints(versions(few)), [{ x: 0, y: 0.5, tooFew: true }]);
+  assert.deepEqual(thumbPoints(versions(few)), [{ x: 0, y: 0.5, tooFew: true }]);
+});
+
+test("what is not known is left out", () => {
+  const unknown = { ...TRAFFIC, mean_reward: null, thumbs_rate: null, length_margin: null };
+  assert.deepEqual(rewardPoints(versions(undefined, unknown)), []);
+  assert.deepEqual(thumbPoints(versions(null, unknown)), []);
+  assert.deepEqual(lengthPoints(versions(null, unknown)), [{ x: 1, y: 68 }]);
+});
+
+test("thumbs in words", () => {
+  assert.equal(thumbsInWords(TRAFFIC), "40% thumbs up");
+  assert.equal(
+    thumbsInWords({ ...TRAFFIC, thumbs_down: 1, thumbs_rate: 2 / 3 }),
+    "2 of 3 thumbs up",
+  );
+  assert.equal(thumbsInWords({ ...TRAFFIC, thumbs_up: 0, thumbs_down: 0 }), "");
+  assert.equal(thumbsInWords(null), "");
+});
