@@ -109,7 +109,7 @@ class Service:
     def alarms(self) -> tuple[str, ...]:
         """Those that are raised now."""
         watch = AlarmMonitor(self._database, self._guards, clock=lambda: self.now)
-        watch.look()
+        watch.check_alarms()
         return tuple(alarm.name for alarm in watch.raised)
 
     def _moment(self) -> datetime:

@@ -63,6 +63,35 @@ class LoadedVersion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VersionOutcomes:
+    """How one version's answers to users ended, since the replica started."""
+
+    policy_version: int
+    answered: int
+    failed: int
+    """Requests the service failed on; what the caller did wrong or cancelled is in neither."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedPolicy:
+    """A policy as one generation replica has it."""
+
+    name: str
+    policy_version: int
+    """The version served now."""
+    weights_kind: str
+    """One of `WeightsKind`."""
+    leases: Mapping[int, int] = field(default_factory=dict)
+    """By version in memory: requests that hold it."""
+    outcomes: tuple[VersionOutcomes, ...] = ()
+    """Of the newest versions only."""
+    counted_by: str = ""
+    """Names the process that counted the outcomes; another after each start."""
+    loaded_canary: int | None = None
+    """The canary's version, once it is in memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerStep:
     """The learner committed an optimizer step."""
 

@@ -160,7 +160,7 @@ async def test_a_prompts_file_and_a_reward_function_make_a_version(parts: Parts)
         for p, b in zip(call["prompts"], call["bonus"], strict=True)
     }
     assert told["tell me a story"] == 1
-    ReferenceFill(parts.database, parts.training_run.trainer).go_on()
+    ReferenceFill(parts.database, parts.training_run.trainer).fill_missing()
     judged = evaluations.evaluate(parts.database, 0)
     assert judged is not None
     assert (judged.prompts, judged.scored) == (1, 1)

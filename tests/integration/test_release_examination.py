@@ -234,11 +234,11 @@ async def test_full_weights_answer_in_the_trainer_as_they_will_in_the_engine(
     prompts = [(1, 20, 21), (1, 30, 31, 32, 33)]
     local_answers = LocalAnswers(tmp_path / "rehearsals", trainer, prompts, 8)
 
-    local_answers.take(7)
+    local_answers.save_answers(7)
 
-    answers = local_answers.of(7)
+    answers = local_answers.of_version(7)
     assert answers is not None
-    assert local_answers.of(8) is None
+    assert local_answers.of_version(8) is None
     engine = make_engine("transformers", folder, WeightsKind.FULL)
     await engine.start()
     for prompt, answer in zip(prompts, answers, strict=True):
@@ -248,16 +248,16 @@ async def test_full_weights_answer_in_the_trainer_as_they_will_in_the_engine(
         assert answer.logprobs == pytest.approx(served.logprobs, abs=1e-4)
     await engine.stop()
     for version in range(8, 12):
-        local_answers.take(version)
-    assert local_answers.of(7) is None
-    assert local_answers.of(8) == local_answers.of(11) == answers
+        local_answers.save_answers(version)
+    assert local_answers.of_version(7) is None
+    assert local_answers.of_version(8) == local_answers.of_version(11) == answers
 
 
 async def test_full_weights_are_examined_by_what_they_answered_in_the_trainer(
     bench: Bench, tiny_policy: Path, tmp_path: Path
 ) -> None:
     class Taken:
-        def of(self, version: int) -> list[SampledAnswer] | None:
+        def of_version(self, version: int) -> list[SampledAnswer] | None:
             answer = SampledAnswer(text="aaaa", token_ids=(5, 5, 5, 5), logprobs=(-0.1,) * 4)
             return [answer] * len(BUILT_IN) if version == 1 else None
 

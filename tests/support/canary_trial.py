@@ -19,8 +19,13 @@ from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.schema import versions as versions_table
 from tuneloop.learner.release.canary.controller import CanaryController
 from tuneloop.learner.release.canary.settings import CanarySettings
-from tuneloop.policies import CanaryRoute, WeightsReference
-from tuneloop.v1 import generation_pb2
+from tuneloop.policies import (
+    CanaryRoute,
+    ServedPolicy,
+    VersionOutcomes,
+    WeightsKind,
+    WeightsReference,
+)
 
 STABLE, CANARY = 1, 2
 
@@ -35,6 +40,23 @@ class Clock:
         return self.now
 
 
+def served_policy(
+    counted_by: str, counts: Mapping[int, tuple[int, int]], loaded_canary: int | None = None
+) -> ServedPolicy:
+    """What a replica tells that has answered and failed `counts` times, by version."""
+    return ServedPolicy(
+        name="tuneloop",
+        policy_version=STABLE,
+        weights_kind=WeightsKind.LORA,
+        outcomes=tuple(
+            VersionOutcomes(policy_version=version, answered=answered, failed=failed)
+            for version, (answered, failed) in counts.items()
+        ),
+        counted_by=counted_by,
+        loaded_canary=loaded_canary,
+    )
+
+
 @dataclass
 class Replica:
     """What a generation replica tells."""
@@ -46,15 +68,11 @@ class Replica:
     counts: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Answered and failed by version."""
 
-    async def policy(self) -> generation_pb2.Policy:
+    async def policy(self) -> ServedPolicy:
         if self.away:
             raise Unavailable("away")
-        policy = generation_pb2.Policy(counted_by=self.counted_by)
-        policy.canary.policy_version = self.loads
-        policy.canary.loaded = self.loaded
-        for version, (answered, failed) in self.counts.items():
-            policy.outcomes.add(policy_version=version, answered=answered, failed=failed)
-        return policy
+        loaded = self.loads if self.loaded else None
+        return served_policy(self.counted_by, self.counts, loaded_canary=loaded)
 
 
 @dataclass

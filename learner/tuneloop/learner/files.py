@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from tuneloop.errors import FailedPrecondition
+from tuneloop.files import sync
 
 PARTIAL = ".partial"
 
@@ -35,15 +35,6 @@ def keep_only(parent: Path, names: set[str]) -> list[str]:
     for path in strangers:
         shutil.rmtree(path)
     return sorted(path.name for path in strangers)
-
-
-def sync(path: Path) -> None:
-    """Ask the disk to keep a file or a folder's entries."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 PIECES = 16

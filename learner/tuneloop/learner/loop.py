@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from tuneloop import tracing
+from tuneloop.backoff import Backoff
 from tuneloop.bus import Bus
 from tuneloop.bus.subjects import learner_step
 from tuneloop.errors import TuneloopError
@@ -28,10 +29,12 @@ from tuneloop.learner.trainer.base import StepResult
 from tuneloop.learner.training_run import TrainingRun
 from tuneloop.wire import encode_learner_stepped
 
-logger = logging.getLogger("tuneloop.learner.loop")
+logger = logging.getLogger("tuneloop.learner")
 
 TICK_SECONDS = 0.5
 """How often time limits (batch wait, publication) are looked at when nothing arrives."""
+FIRST_PAUSE_SECONDS = 1.0
+"""After a step that failed."""
 LONGEST_PAUSE_SECONDS = 60.0
 REFUSALS = 64
 """Dead letters sent in one go."""
@@ -94,6 +97,10 @@ class Loop:
         self._clock = clock
         self._paused = database.fact(PAUSED) == "yes"
         self._not_before: dict[str, float] = {}
+        self._backoffs = {
+            training_run.model: Backoff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+            for training_run, _ in training_runs
+        }
         self._turning = asyncio.Lock()
         metrics.paused.set(self._paused)
 
@@ -219,6 +226,7 @@ class Loop:
             await self._failed(training_run, batch, error)
             return
         training_run.failures = 0
+        self._backoffs[training_run.model].reset()
         self._report(training_run, batch, result)
 
     async def _failed(self, training_run: TrainingRun, batch: Batch, error: Exception) -> None:
@@ -233,9 +241,10 @@ class Loop:
             ]
             await self._worker.run(training_run.refuse, refusals)
             training_run.failures = 0
+            self._backoffs[training_run.model].reset()
             return
-        pause = min(2.0**training_run.failures, LONGEST_PAUSE_SECONDS)
         training_run.failures += 1
+        pause = self._backoffs[training_run.model].next_delay()
         self._not_before[training_run.model] = time.monotonic() + pause
 
     def _report(self, training_run: TrainingRun, batch: Batch, result: StepResult) -> None:

@@ -24,7 +24,7 @@ from tuneloop.learner.ledger.queue import ready, ref_logprobs
 from tuneloop.learner.ledger.queue.ready import Refusal
 from tuneloop.learner.trainer.base import StepResult, Trainer
 
-logger = logging.getLogger("tuneloop.learner.training_run")
+logger = logging.getLogger("tuneloop.learner")
 
 BEGINNING = "step-00000000"
 """Checkpoint of before the first step, kept for good: version 0 can always be gone back to."""

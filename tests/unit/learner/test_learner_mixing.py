@@ -16,6 +16,7 @@ from support.learner_events import (
 )
 from support.learner_parts import Parts
 
+from tuneloop.backoff import Backoff
 from tuneloop.bus.subjects import DEAD_LETTERS
 from tuneloop.learner.batching.batcher import RewardBatcher, share_evenly
 from tuneloop.learner.ledger.accounting import steps
@@ -294,7 +295,7 @@ async def test_a_refused_sample_is_a_dead_letter_once_and_learning_goes_on(parts
 async def test_weights_that_are_not_finite_are_undone_and_their_sample_is_found(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuneloop.learner.loop.LONGEST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(parts.loop, "_backoffs", {"policy": Backoff(0.0)})
     parts.training_run.restore()
     parts.thumbs(0, 4)
     parts.trainer.breaks_on = {"f1"}

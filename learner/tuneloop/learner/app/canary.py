@@ -11,7 +11,7 @@ from tuneloop.learner.release.canary.controller import CanaryController, Version
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.rpc.channel import connect
 
-logger = logging.getLogger("tuneloop.learner.release.canary")
+logger = logging.getLogger("tuneloop.learner.app")
 
 RETRY_SECONDS = 5.0
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,9 @@ from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.learner.app.canary import end_left_over, make_canary
 from tuneloop.learner.app.gate import make_gate, make_local_answers
+from tuneloop.learner.app.models import describe_base_models, join_ranks, make_training_runs
 from tuneloop.learner.batching.batch import Batcher
-from tuneloop.learner.batching.batcher import PolicyBatcher, RewardBatcher
 from tuneloop.learner.clients.generation import GenerationClient
-from tuneloop.learner.data.tokenize import EditTokenizer
 from tuneloop.learner.files import fingerprint
 from tuneloop.learner.intake.consumers import IntakeConsumer, make_consumers, run_consumers
 from tuneloop.learner.intake.importer import Importer
@@ -31,28 +30,24 @@ from tuneloop.learner.prompts.prompt_sets import Prompts, load_prompts
 from tuneloop.learner.prompts.sampler import PromptSampler, PromptSamplerOptions
 from tuneloop.learner.release.canary.controller import CanaryController
 from tuneloop.learner.release.gate.controller import GateController
-from tuneloop.learner.release.gate.prompts import load_gate_prompts
+from tuneloop.learner.release.gate.prompts import GatePrompts, load_gate_prompts
 from tuneloop.learner.release.manifest import trained_with
 from tuneloop.learner.release.promotion import Promotion
 from tuneloop.learner.release.publisher import BaseModel, Publisher
 from tuneloop.learner.samples import ModelRole
 from tuneloop.learner.service.servicer import LearnerServicer
 from tuneloop.learner.settings import LearnerSettings
-from tuneloop.learner.trainer.base import Trainer
 from tuneloop.learner.training_run import TrainingRun
-from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import SamplingParameters
 from tuneloop.rpc.channel import connect
 from tuneloop.rpc.server import Server
-from tuneloop.v1 import learner_pb2_grpc
 from tuneloop.weights.filesystem import FilesystemStore
-from tuneloop.weights.shapes import base_model_sha256
 from tuneloop.weights.signing import Signer, Verifier
 
 if TYPE_CHECKING:
-    from tuneloop.learner.models.world import World
+    from tuneloop.learner.release.gate.local_answers import LocalAnswers
 
-logger = logging.getLogger("tuneloop.learner")
+logger = logging.getLogger("tuneloop.learner.app")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,73 +94,24 @@ class Learner:
 
 async def assemble(settings: LearnerSettings) -> Learner:
     """Open the ledger and the bus, load the models, start answering."""
-    policy = settings.policy
     database = await asyncio.to_thread(open_ledger, settings)
     base_models = await asyncio.to_thread(describe_base_models, settings)
-    database.belongs_to(
-        {
-            "policy": policy,
-            "base model": base_models["policy"].sha256,
-            "kind of weights": settings.weights_kind.value,
-        }
-    )
-    ref_logprobs.keep_for(database, await asyncio.to_thread(fingerprint, settings.model))
+    await asyncio.to_thread(prepare_ledger, settings, database, base_models)
     expiry = Expiry(database, max_age=settings.feedback_max_age, rollout_wait=settings.rollout_wait)
-    await asyncio.to_thread(expiry.go_on)
-    recorder.adopt_scores(database, settings.scored_objective)
-    store = FilesystemStore(
-        settings.weights_uri,
-        verifier=Verifier.from_file(settings.verify_key_file),
-        signer=Signer.from_file(settings.signing_key_file),
-        cache_dir=settings.data_dir / "weights-cache",
-    )
-    bus = await JetStreamBus.connect(
-        settings.nats_url,
-        name="tuneloop-learner",
-        access=settings.nats_access,
-        replicas=settings.nats_replicas,
-    )
+    await asyncio.to_thread(expiry.expire_old_feedback)
+    store, bus = open_store(settings), await connect_bus(settings)
     watch = AlarmMonitor(database, settings.guards)
-    release = Promotion(
-        policy=policy,
-        bus=bus,
-        database=database,
-        gate=settings.release,
-        alarm=lambda: watch.holding,
-    )
+    release = make_promotion(settings, database, bus, watch)
     worker = ModelThread()
     world = await worker.run(join_ranks)
     training_runs = await make_training_runs(settings, database, worker, world)
-    prompts = await asyncio.to_thread(load_prompts, settings)
-    questions = await asyncio.to_thread(load_gate_prompts, settings, prompts)
-    asked = [*prompts.evaluation, *(() if questions is None else questions.rows)]
-    held_out.hold_out(database, (row.asked.token_ids for row in asked))
+    prompts, questions = await asyncio.to_thread(load_own_prompts, settings, database)
     trainer = training_runs[0][0].trainer
-    reference_fill = ReferenceFill(database, trainer)
     local_answers = await asyncio.to_thread(make_local_answers, settings, questions, trainer)
-    loop = Loop(
-        training_runs=training_runs,
-        publisher=Publisher(
-            bus=bus,
-            store=store,
-            database=database,
-            release=release,
-            outbox=settings.data_dir / "outbox",
-            base_models=base_models,
-            trained_with=trained_with(settings),
-            rehearse=lambda version: None if local_answers is None else local_answers.take(version),
-        ),
-        database=database,
-        bus=bus,
-        worker=worker,
-        pace=LoopSchedule(
-            publish_every_steps=settings.publish_every_steps,
-            publish_every_seconds=settings.publish_every_seconds,
-            checkpoint_every_steps=settings.checkpoint_every_steps,
-        ),
-        between_turns=reference_fill.go_on,
-        set_aside_after=settings.gate.set_aside_after,
+    publisher = make_publisher(
+        settings, database, base_models, local_answers, bus=bus, store=store, release=release
     )
+    loop = make_loop(settings, training_runs, publisher, database=database, bus=bus, worker=worker)
     canary = make_canary(settings, bus=bus, database=database, release=release)
     gate_controller = make_gate(
         settings,
@@ -178,34 +124,23 @@ async def assemble(settings: LearnerSettings) -> Learner:
         loop=loop,
         worker=worker,
     )
-    server = Server(
-        host=settings.host, port=settings.port, tls=settings.grpc_tls, drain_seconds=1.0
-    )
     servicer = LearnerServicer(
-        policy=policy,
+        policy=settings.policy,
         database=database,
         loop=loop,
         release=release,
         bus=bus,
-        importer=Importer(database, policy, settings.model),
+        importer=Importer(database, settings.policy, settings.model),
         gate=lambda: "" if gate_controller is None else gate_controller.waiting,
         watch=watch,
     )
-    server.add(learner_pb2_grpc.add_LearnerServiceServicer_to_server, servicer)
-    await server.start()
-    await server.set_serving(True)
     return Learner(
-        policy=policy,
+        policy=settings.policy,
         bus=bus,
         database=database,
-        intakes=make_consumers(
-            database,
-            policy,
-            scored_objective=settings.scored_objective,
-            all_scores_count=settings.uninformative_scores,
-        ),
+        intakes=make_intakes(settings, database),
         loop=loop,
-        server=server,
+        server=await start_server(settings, servicer),
         prompt_sampler=make_prompt_sampler(settings, database, prompts, loop),
         gate_controller=gate_controller,
         left_over=None if settings.release == "gate+canary" else canary,
@@ -222,12 +157,133 @@ def open_ledger(settings: LearnerSettings) -> Database:
     return Database(settings.ledger_url.get_secret_value(), writer=True)
 
 
-def join_ranks() -> "World":
-    """The ranks that torchrun started, which follow this one."""
-    # torch comes in here.
-    from tuneloop.learner.models.world import join
+def prepare_ledger(
+    settings: LearnerSettings, database: Database, base_models: Mapping[str, BaseModel]
+) -> None:
+    """Check that the ledger belongs to these settings, and bring what it caches up to date."""
+    database.belongs_to(
+        {
+            "policy": settings.policy,
+            "base model": base_models[ModelRole.POLICY].sha256,
+            "kind of weights": settings.weights_kind.value,
+        }
+    )
+    ref_logprobs.keep_for(database, fingerprint(settings.model))
+    recorder.adopt_scores(database, settings.scored_objective)
 
-    return join()
+
+def open_store(settings: LearnerSettings) -> FilesystemStore:
+    """Return the store that versions are published to."""
+    return FilesystemStore(
+        settings.weights_uri,
+        verifier=Verifier.from_file(settings.verify_key_file),
+        signer=Signer.from_file(settings.signing_key_file),
+        cache_dir=settings.data_dir / "weights-cache",
+    )
+
+
+async def connect_bus(settings: LearnerSettings) -> Bus:
+    """Connect to the bus; raises `Unavailable`."""
+    return await JetStreamBus.connect(
+        settings.nats_url,
+        name="tuneloop-learner",
+        access=settings.nats_access,
+        replicas=settings.nats_replicas,
+    )
+
+
+def make_promotion(
+    settings: LearnerSettings, database: Database, bus: Bus, watch: AlarmMonitor
+) -> Promotion:
+    """Make what promotes versions; an alarm holds it."""
+    return Promotion(
+        policy=settings.policy,
+        bus=bus,
+        database=database,
+        gate=settings.release,
+        alarm=lambda: watch.holding,
+    )
+
+
+def make_publisher(
+    settings: LearnerSettings,
+    database: Database,
+    base_models: Mapping[str, BaseModel],
+    local_answers: "LocalAnswers | None",
+    *,
+    bus: Bus,
+    store: FilesystemStore,
+    release: Promotion,
+) -> Publisher:
+    """Make what publishes versions."""
+    return Publisher(
+        bus=bus,
+        store=store,
+        database=database,
+        release=release,
+        outbox=settings.data_dir / "outbox",
+        base_models=base_models,
+        trained_with=trained_with(settings),
+        before_publishing=None if local_answers is None else local_answers.save_answers,
+    )
+
+
+def load_own_prompts(
+    settings: LearnerSettings, database: Database
+) -> tuple[Prompts, GatePrompts | None]:
+    """Load the learner's own prompts and the gate's, and hold out those that evaluate."""
+    prompts = load_prompts(settings)
+    questions = load_gate_prompts(settings, prompts)
+    asked = [*prompts.evaluation, *(() if questions is None else questions.rows)]
+    held_out.hold_out(database, (row.asked.token_ids for row in asked))
+    return prompts, questions
+
+
+def make_loop(
+    settings: LearnerSettings,
+    training_runs: Sequence[tuple[TrainingRun, Batcher]],
+    publisher: Publisher,
+    *,
+    database: Database,
+    bus: Bus,
+    worker: ModelThread,
+) -> Loop:
+    """Make the loop of steps and versions."""
+    return Loop(
+        training_runs=training_runs,
+        publisher=publisher,
+        database=database,
+        bus=bus,
+        worker=worker,
+        pace=LoopSchedule(
+            publish_every_steps=settings.publish_every_steps,
+            publish_every_seconds=settings.publish_every_seconds,
+            checkpoint_every_steps=settings.checkpoint_every_steps,
+        ),
+        between_turns=ReferenceFill(database, training_runs[0][0].trainer).fill_missing,
+        set_aside_after=settings.gate.set_aside_after,
+    )
+
+
+def make_intakes(settings: LearnerSettings, database: Database) -> list[IntakeConsumer]:
+    """Make the consumers that record events."""
+    return make_consumers(
+        database,
+        settings.policy,
+        scored_objective=settings.scored_objective,
+        all_scores_count=settings.uninformative_scores,
+    )
+
+
+async def start_server(settings: LearnerSettings, servicer: LearnerServicer) -> Server:
+    """Start answering the learner's calls."""
+    server = Server(
+        host=settings.host, port=settings.port, tls=settings.grpc_tls, drain_seconds=1.0
+    )
+    servicer.add_to(server)
+    await server.start()
+    await server.set_serving(True)
+    return server
 
 
 def make_prompt_sampler(
@@ -255,60 +311,3 @@ def make_prompt_sampler(
         ),
         learning=lambda: not loop.paused and settings.weight_of(settings.scored_objective) > 0,
     )
-
-
-def describe_base_models(settings: LearnerSettings) -> dict[str, BaseModel]:
-    """What version 0 of each model is; reads their files' headers."""
-    found: dict[str, BaseModel] = {
-        ModelRole.POLICY: BaseModel(
-            name=settings.base_model,
-            sha256=base_model_sha256(settings.model),
-            kind=settings.weights_kind,
-        )
-    }
-    if settings.reward_model is not None:
-        found[ModelRole.REWARD_MODEL] = BaseModel(
-            name=settings.reward_model.name,
-            sha256=base_model_sha256(settings.reward_model),
-            kind=WeightsKind.FULL,
-        )
-    return found
-
-
-async def make_training_runs(
-    settings: LearnerSettings, database: Database, worker: ModelThread, world: "World"
-) -> list[tuple[TrainingRun, Batcher]]:
-    """Load the models, in the thread that will train them."""
-    # torch and transformers come in here.
-    from tuneloop.learner.trainer.policy import PolicyTrainer
-
-    def training_run(model: str, name: str, build: Callable[[], Trainer]) -> TrainingRun:
-        return TrainingRun(
-            model=model,
-            policy=name,
-            trainer=build(),
-            database=database,
-            checkpoints=settings.data_dir / "checkpoints" / model,
-            keep_checkpoints=settings.keep_checkpoints,
-        )
-
-    def policy_trainer() -> Trainer:
-        return PolicyTrainer(
-            settings.model, settings.trainer(), world, base_model=settings.base_model
-        )
-
-    policy = await worker.run(training_run, ModelRole.POLICY, settings.policy, policy_trainer)
-    edit_tokens = await worker.run(EditTokenizer, settings.model)
-    batches = PolicyBatcher(database, settings, edit_tokens=edit_tokens)
-    made: list[tuple[TrainingRun, Batcher]] = [(policy, batches)]
-    backbone = settings.reward_model
-    if backbone is not None:
-        from tuneloop.learner.trainer.reward_model import RewardTrainer
-
-        def reward_trainer() -> Trainer:
-            return RewardTrainer(backbone, settings.reward_trainer())
-
-        name = f"{settings.policy}-reward-model"
-        reward_model = await worker.run(training_run, ModelRole.REWARD_MODEL, name, reward_trainer)
-        made.append((reward_model, RewardBatcher(database, settings)))
-    return made

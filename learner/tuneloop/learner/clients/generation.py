@@ -7,7 +7,7 @@ import grpc
 from tuneloop.errors import Unavailable
 from tuneloop.learner.data.prompt_rows import PromptRow
 from tuneloop.learner.samples import SampledAnswer
-from tuneloop.policies import WeightsReference
+from tuneloop.policies import ServedPolicy, VersionOutcomes, WeightsReference
 from tuneloop.rollouts import RolloutSource, SamplingParameters
 from tuneloop.rpc.status import error_from_rpc
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc
@@ -47,15 +47,14 @@ class GenerationClient:
         self._stub = generation_pb2_grpc.GenerationServiceStub(channel)
         self._policy = policy
 
-    async def policy(self) -> generation_pb2.Policy:
-        """What is served and held now; raises `TuneloopError`."""
+    async def policy(self) -> ServedPolicy:
+        """Return what is served and held now; raises `TuneloopError`."""
         request = generation_pb2.GetPolicyRequest(policy=self._policy)
         try:
             answer = await self._stub.GetPolicy(request, timeout=CONTROL_SECONDS)
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from error
-        policy: generation_pb2.Policy = answer.policy
-        return policy
+        return _served_policy(answer.policy)
 
     async def ask(self, question: PromptRequest) -> None:
         """Have a question answered: the rollouts come over the bus. Raises `TuneloopError`."""
@@ -108,3 +107,22 @@ class GenerationClient:
             source=source_to_proto[question.source],
             columns=columns_to_proto(question.row.columns),
         )
+
+
+def _served_policy(policy: generation_pb2.Policy) -> ServedPolicy:
+    return ServedPolicy(
+        name=policy.name,
+        policy_version=policy.policy_version,
+        weights_kind=policy.weights_kind,
+        leases={held.policy_version: held.leases for held in policy.loaded_versions},
+        outcomes=tuple(
+            VersionOutcomes(
+                policy_version=of_version.policy_version,
+                answered=of_version.answered,
+                failed=of_version.failed,
+            )
+            for of_version in policy.outcomes
+        ),
+        counted_by=policy.counted_by,
+        loaded_canary=policy.canary.policy_version if policy.canary.loaded else None,
+    )

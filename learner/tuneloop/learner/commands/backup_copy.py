@@ -37,7 +37,7 @@ from tuneloop.policies import WeightsReference
 from tuneloop.supervisor import nats
 from tuneloop.supervisor.data_dir import DataDir, lock
 
-logger = logging.getLogger("tuneloop.learner.commands.backup_copy")
+logger = logging.getLogger("tuneloop.learner.commands")
 
 MODELS = ("policy", "reward_model")
 ATTEMPTS = 5

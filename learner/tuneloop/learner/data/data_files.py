@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tuneloop.errors import FailedPrecondition, SettingsError
+from tuneloop.files import sync
 from tuneloop.learner.data.table import missing_package
-from tuneloop.learner.files import PARTIAL, sync
+from tuneloop.learner.files import PARTIAL
 
 Pages = Iterable[Sequence[str]]
 """JSON objects, some at a time."""

@@ -43,7 +43,7 @@ from tuneloop.wire import (
     decode_rollout_scored,
 )
 
-logger = logging.getLogger("tuneloop.learner.intake.consumers")
+logger = logging.getLogger("tuneloop.learner.intake")
 
 BATCH = 256
 MAX_DELIVERIES = 5
@@ -151,6 +151,71 @@ class IntakeConsumer:
         metrics.consumer_lag.labels(self.name).set(await consumer.pending())
 
 
+class EventRecorder:
+    """Records events in the ledger, and counts them.
+
+    Scores make samples of `scored_objective`, with `all_scores_count` even if no scorer calls them
+    informative. For GRPO so do ratings; PPO's value head would have to learn two scales at once, so
+    it gets them through the reward model.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        scored_objective: str,
+        all_scores_count: bool,
+        clock: Callable[[], float],
+    ) -> None:
+        self._database = database
+        self._scored_objective = scored_objective
+        self._all_scores_count = all_scores_count
+        self._clock = clock
+
+    def record_rollouts(self, events: Sequence[Rollout]) -> None:
+        """Record what generation sampled."""
+        new = recorder.record_rollouts(self._database, events, self._clock())
+        metrics.rollouts_consumed.inc(new)
+        metrics.duplicates.labels("rollouts").inc(len(events) - new)
+
+    def record_scores(self, events: Sequence[ScoredRollout]) -> None:
+        """Record the scores of rollouts."""
+        new = recorder.record_scores(
+            self._database,
+            events,
+            self._clock(),
+            objective=self._scored_objective,
+            all_count=self._all_scores_count,
+        )
+        metrics.scores_consumed.inc(new)
+        metrics.duplicates.labels("scores").inc(len(events) - new)
+
+    def record_feedback(self, events: Sequence[tuple[Feedback | Retraction, int]]) -> None:
+        """Record feedback and retractions, given with their sequence in the stream."""
+        given = [(event, number) for event, number in events if isinstance(event, Feedback)]
+        taken = [(event, number) for event, number in events if isinstance(event, Retraction)]
+        new = recorder.record_feedback(
+            self._database,
+            given,
+            self._clock(),
+            ratings_reward=self._scored_objective == Objective.GRPO,
+        )
+        retracted = lifecycle.record_retractions(self._database, taken, self._clock())
+        for feedback in new:
+            metrics.feedback_consumed.labels(feedback.kind.value).inc()
+        metrics.retractions_consumed.inc(retracted)
+        metrics.duplicates.labels("feedback").inc(len(events) - len(new) - retracted)
+        if new:
+            newest = max(feedback.accepted_time.timestamp() for feedback in new)
+            metrics.ledger_lag_seconds.set(max(0.0, self._clock() - newest))
+
+    def record_activations(self, events: Sequence[Activation]) -> None:
+        """Record which versions began to serve."""
+        for activation in events:
+            if recorder.record_activation(self._database, ModelRole.POLICY, activation):
+                observe_feedback_to_serving(self._database, activation)
+
+
 def make_consumers(
     database: Database,
     policy: str,
@@ -159,73 +224,44 @@ def make_consumers(
     all_scores_count: bool = False,
     clock: Callable[[], float] = time.time,
 ) -> list[IntakeConsumer]:
-    """The four consumers of the learner of `policy`.
+    """Return the four consumers of the learner of `policy`.
 
-    Scores make samples of `scored_objective`, with `all_scores_count` even if no scorer calls them
-    informative. For GRPO so do ratings; PPO's value head would have to learn two scales at once, so
-    it gets them through the reward model.
+    `EventRecorder` says what scores are for.
     """
-
-    def record_rollouts(events: Sequence[Rollout]) -> None:
-        new = recorder.record_rollouts(database, events, clock())
-        metrics.rollouts_consumed.inc(new)
-        metrics.duplicates.labels("rollouts").inc(len(events) - new)
-
-    def record_scores(events: Sequence[ScoredRollout]) -> None:
-        new = recorder.record_scores(
-            database, events, clock(), objective=scored_objective, all_count=all_scores_count
-        )
-        metrics.scores_consumed.inc(new)
-        metrics.duplicates.labels("scores").inc(len(events) - new)
-
-    def record_feedback(events: Sequence[tuple[Feedback | Retraction, int]]) -> None:
-        given = [(event, number) for event, number in events if isinstance(event, Feedback)]
-        taken = [(event, number) for event, number in events if isinstance(event, Retraction)]
-        new = recorder.record_feedback(
-            database, given, clock(), ratings_reward=scored_objective == Objective.GRPO
-        )
-        retracted = lifecycle.record_retractions(database, taken, clock())
-        for feedback in new:
-            metrics.feedback_consumed.labels(feedback.kind.value).inc()
-        metrics.retractions_consumed.inc(retracted)
-        metrics.duplicates.labels("feedback").inc(len(events) - len(new) - retracted)
-        if new:
-            newest = max(feedback.accepted_time.timestamp() for feedback in new)
-            metrics.ledger_lag_seconds.set(max(0.0, clock() - newest))
-
-    def record_activations(events: Sequence[Activation]) -> None:
-        for activation in events:
-            if recorder.record_activation(database, ModelRole.POLICY, activation):
-                observe_feedback_to_serving(database, activation)
-
+    recording = EventRecorder(
+        database,
+        scored_objective=scored_objective,
+        all_scores_count=all_scores_count,
+        clock=clock,
+    )
     return [
         IntakeConsumer(
             name="rollouts",
             stream=ROLLOUTS,
             subject=rollouts_of(policy, "generated"),
             decode=lambda d: _of_policy(policy, decode_rollout_generated(d.data)),
-            record=record_rollouts,
+            record=recording.record_rollouts,
         ),
         IntakeConsumer(
             name="scores",
             stream=ROLLOUTS,
             subject=rollouts_of(policy, "scored"),
             decode=lambda d: _of_policy(policy, decode_rollout_scored(d.data)),
-            record=record_scores,
+            record=recording.record_scores,
         ),
         IntakeConsumer(
             name="feedback",
             stream=FEEDBACK,
             subject=feedback_of(policy),
             decode=lambda d: (_of_policy(policy, _feedback_event(d)), d.sequence),
-            record=record_feedback,
+            record=recording.record_feedback,
         ),
         IntakeConsumer(
             name="activations",
             stream=LEARNER,
             subject=activated_subject(policy),
             decode=lambda d: _of_policy(policy, decode_activation(d.data)),
-            record=record_activations,
+            record=recording.record_activations,
         ),
     ]
 

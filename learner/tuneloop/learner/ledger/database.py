@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import Connection, make_url, select
 from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, OperationalError
@@ -31,9 +30,6 @@ RETRY_SECONDS = 1.0
 
 
 LOCK_SECONDS = 3.0
-
-
-Row = dict[str, Any]
 
 
 class Database:

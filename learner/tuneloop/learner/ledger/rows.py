@@ -11,8 +11,10 @@ from typing import Any
 from sqlalchemy import Connection, Table, select
 
 from tuneloop.feedback import Feedback, Thumb
-from tuneloop.learner.ledger.database import Row
 from tuneloop.rollouts import Rollout, ScoredRollout
+
+Row = dict[str, Any]
+"""A row to insert, by column."""
 
 
 def pack_ids(values: Sequence[int]) -> bytes:

@@ -25,7 +25,7 @@ from tuneloop.errors import TuneloopError
 from tuneloop.learner.models.packing import packed_length
 from tuneloop.learner.samples import TokenSequence
 
-logger = logging.getLogger("tuneloop.learner.models.world")
+logger = logging.getLogger("tuneloop.learner.models")
 
 
 END = "end"

@@ -14,7 +14,7 @@ from tuneloop.learner.ledger.reports import alarm_figures
 from tuneloop.learner.ledger.reports import alarms as ledger_alarms
 from tuneloop.learner.ledger.reports.alarms import Raised
 
-logger = logging.getLogger("tuneloop.learner.guards")
+logger = logging.getLogger("tuneloop.learner.monitoring")
 
 EVERY_SECONDS = 10.0
 
@@ -41,8 +41,8 @@ class AlarmMonitor:
         """The alarm for which new versions stay candidates; empty where none does."""
         return self.raised[0].name if self._settings.hold and self.raised else ""
 
-    def look(self) -> None:
-        """Look once; a new alarm is logged once, and so is its end."""
+    def check_alarms(self) -> None:
+        """Check the alarms once; log the new ones and those that ended."""
         settings = self._settings
         seen = alarm_figures.seen(self._database, least=settings.least, window=settings.window)
         raised, new, ended = ledger_alarms.record(
@@ -59,7 +59,7 @@ class AlarmMonitor:
             metrics.guard_alarm.labels(name).set(name in on)
 
     async def run(self) -> None:
-        """Look for ever."""
+        """Check the alarms until cancelled."""
         while True:
-            await asyncio.to_thread(self.look)
+            await asyncio.to_thread(self.check_alarms)
             await asyncio.sleep(EVERY_SECONDS)

@@ -9,7 +9,7 @@ from tuneloop.learner import metrics
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import lifecycle
 
-logger = logging.getLogger("tuneloop.learner.monitoring.expiry")
+logger = logging.getLogger("tuneloop.learner.monitoring")
 
 EVERY_SECONDS = 60.0
 
@@ -30,8 +30,8 @@ class Expiry:
         self._rollout_wait = rollout_wait
         self._clock = clock
 
-    def go_on(self) -> int:
-        """End what is too old now; how much feedback that was."""
+    def expire_old_feedback(self) -> int:
+        """Expire what is too old now; return how much feedback that was."""
         ended = lifecycle.expire(
             self._database,
             self._clock(),
@@ -44,7 +44,7 @@ class Expiry:
         return ended
 
     async def run(self) -> None:
-        """Look for ever."""
+        """Expire feedback until cancelled."""
         while True:
             await asyncio.sleep(EVERY_SECONDS)
-            await asyncio.to_thread(self.go_on)
+            await asyncio.to_thread(self.expire_old_feedback)

@@ -14,8 +14,8 @@ class ReferenceFill:
         self._trainer = trainer
         self._seen = 0
 
-    def go_on(self) -> None:
-        """Compute for the answers that came since the last call; in the trainer's thread."""
+    def fill_missing(self) -> None:
+        """Compute them for the answers since the last call; runs in the trainer's thread."""
         count = evaluations.answers_recorded(self._database)
         if count == self._seen:
             return

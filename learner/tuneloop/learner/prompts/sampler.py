@@ -20,11 +20,10 @@ from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import prompts as prompted
 from tuneloop.learner.ledger.reports import evaluations
 from tuneloop.learner.prompts.prompt_sets import Prompts, sha256_of, shuffled
-from tuneloop.policies import WeightsKind
+from tuneloop.policies import ServedPolicy, WeightsKind
 from tuneloop.rollouts import RolloutSource, SamplingParameters
-from tuneloop.v1 import generation_pb2
 
-logger = logging.getLogger("tuneloop.learner.prompts.sampler")
+logger = logging.getLogger("tuneloop.learner.prompts")
 
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 5.0
@@ -37,7 +36,7 @@ POSITION = "prompts asked"
 class GenerationService(Protocol):
     """The generation service; see `tuneloop.learner.clients.generation`."""
 
-    async def policy(self) -> generation_pb2.Policy:
+    async def policy(self) -> ServedPolicy:
         """What is served and held now."""
         ...
 
@@ -135,8 +134,8 @@ class PromptSampler:
             # It counts as asked for a while, so that what fails at once is not asked for at once.
             logger.info("%s was not answered: %s", question.completion_id, error.message)
 
-    async def _next_question(self, policy: generation_pb2.Policy) -> PromptRequest | None:
-        requests = sum(version.leases for version in policy.loaded_versions)
+    async def _next_question(self, policy: ServedPolicy) -> PromptRequest | None:
+        requests = sum(policy.leases.values())
         if requests > len(self._running):
             return None  # users come first
         await asyncio.to_thread(self._forget_answered)
@@ -156,13 +155,13 @@ class PromptSampler:
             if name in running or (name not in arrived and asked > lost)
         }
 
-    def _next_evaluation(self, policy: generation_pb2.Policy) -> PromptRequest | None:
+    def _next_evaluation(self, policy: ServedPolicy) -> PromptRequest | None:
         """An eval prompt that a version in memory has not answered, the newest version first."""
         if not self._prompts.evaluation:
             return None
         held = {policy.policy_version}
-        if policy.weights_kind == WeightsKind.LORA.value:
-            held |= {version.policy_version for version in policy.loaded_versions}
+        if policy.weights_kind == WeightsKind.LORA:
+            held |= set(policy.leases)
         for version in sorted(held - self._gone, reverse=True):
             answered = evaluations.answered(self._database, version)
             for number, row in enumerate(self._prompts.evaluation):

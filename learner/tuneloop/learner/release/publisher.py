@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from tuneloop import tracing
+from tuneloop.backoff import Backoff
 from tuneloop.bus import Bus
 from tuneloop.bus.subjects import weights_published
 from tuneloop.errors import Conflict, Overloaded, Unavailable, WeightsRefused
@@ -34,7 +35,7 @@ from tuneloop.weights.manifest import Manifest, ManifestData, from_json, to_json
 from tuneloop.weights.store import WeightStore
 from tuneloop.wire import encode_weights_published
 
-logger = logging.getLogger("tuneloop.learner.release.publisher")
+logger = logging.getLogger("tuneloop.learner.release")
 
 FIRST_RETRY_SECONDS = 1.0
 LAST_RETRY_SECONDS = 30.0
@@ -62,12 +63,12 @@ class Publisher:
         outbox: Path,
         base_models: Mapping[str, BaseModel],
         trained_with: Mapping[str, str] = MappingProxyType({}),
-        rehearse: Callable[[int], None] = lambda version: None,
+        before_publishing: Callable[[int], None] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Take `trained_with`: the settings of each model's training, as JSON.
 
-        `rehearse` has the policy's trainer answer as the version that is being saved.
+        `before_publishing` is called with a version of the policy whose weights were just saved.
         """
         self._bus = bus
         self._store = store
@@ -76,10 +77,10 @@ class Publisher:
         self._outbox = outbox
         self._base_models = base_models
         self._trained_with = trained_with
-        self._rehearse = rehearse
+        self._before_publishing = before_publishing
         self._clock = clock
         self._retry_time = 0.0
-        self._retry_seconds = FIRST_RETRY_SECONDS
+        self._backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
 
     def save(self, training_run: TrainingRun, last_metrics: Mapping[str, float]) -> int:
         """Save the training run's weights as its next version; blocks. All its steps are committed.
@@ -124,9 +125,9 @@ class Publisher:
             files=(),
             created_time=created_time,
         )
-        if training_run.model == ModelRole.POLICY:
+        if training_run.model == ModelRole.POLICY and self._before_publishing is not None:
             # First, so that a version that is known can also be examined.
-            self._rehearse(version)
+            self._before_publishing(version)
         versions.add_version(
             self._database,
             model=training_run.model,
@@ -179,18 +180,16 @@ class Publisher:
                 await self._bring_on(version)
         except (Unavailable, Overloaded) as error:
             metrics.publish_failures.labels(training_run.model).inc()
-            logger.warning(
-                "publishing is held up, next try in %.0f s: %s", self._retry_seconds, error
-            )
-            self._retry_time = time.monotonic() + self._retry_seconds
-            self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
+            delay = self._backoff.next_delay()
+            logger.warning("publishing is held up, next try in %.0f s: %s", delay, error)
+            self._retry_time = time.monotonic() + delay
             return False
         except (Conflict, WeightsRefused) as error:
             metrics.publish_failures.labels(training_run.model).inc()
             logger.error("%s: a version was refused by the store: %s", training_run.model, error)
             await asyncio.to_thread(self._drop_saved, training_run)
             return False
-        self._retry_seconds = FIRST_RETRY_SECONDS
+        self._backoff.reset()
         return True
 
     async def _bring_on(self, version: Version) -> None:

@@ -12,7 +12,7 @@ from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.loop import Loop
 from tuneloop.v1 import learner_pb2
 
-logger = logging.getLogger("tuneloop.learner.service.forget_user")
+logger = logging.getLogger("tuneloop.learner.service")
 
 
 class ForgetUser:

@@ -33,6 +33,7 @@ from tuneloop.learner.service.forget_user import ForgetUser
 from tuneloop.learner.service.rebuild import Rebuild
 from tuneloop.learner.service.status import waiting_for
 from tuneloop.policies import ReleaseState
+from tuneloop.rpc.server import Server
 from tuneloop.v1 import learner_pb2, learner_pb2_grpc
 from tuneloop.wire import timestamp
 
@@ -73,6 +74,10 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         self._rebuilding = Rebuild(database, release, loop)
         self._importing = asyncio.Lock()
         self._traffic = convert.LatestTraffic(database)
+
+    def add_to(self, server: Server) -> None:
+        """Answer the learner's calls on a server."""
+        server.add(learner_pb2_grpc.add_LearnerServiceServicer_to_server, self)
 
     async def GetStatus(
         self, request: learner_pb2.GetStatusRequest, context: Call

@@ -14,7 +14,6 @@ trainers' folders (`shards`).
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
 from tuneloop.errors import CorruptData
+from tuneloop.files import sync
 from tuneloop.learner.trainer.checkpoint_shards import Digest, Saved, digest_of, problem_of
 from tuneloop.learner.trainer.random_state import RandomState
 
@@ -99,10 +99,10 @@ def save(
     }
     (unfinished / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     for name in (INDEX, STATE, RANDOM, *saved, "."):
-        _flush(unfinished / name)
+        sync(unfinished / name)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
-    _flush(folder.parent)
+    sync(folder.parent)
 
 
 def load(folder: Path) -> Checkpoint:
@@ -183,11 +183,3 @@ def _read_verified(folder: Path, name: str, files: Mapping[str, Digest]) -> byte
     if problem := problem_of(folder, name, files[name]):
         raise CorruptData(f"checkpoint {folder.name}: {problem}")
     return (folder / name).read_bytes()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

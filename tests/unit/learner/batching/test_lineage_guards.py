@@ -287,26 +287,26 @@ def test_figures_of_the_newest_versions_and_of_those_before(parts: Parts) -> Non
 def test_an_alarm_is_told_once_and_outlives_a_restart(
     parts: Parts, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", logger="tuneloop.learner.guards")
+    caplog.set_level("INFO", logger="tuneloop.learner.monitoring")
     settings_ = GuardSettings(hold=True)
     watch = AlarmMonitor(parts.database, settings_, clock=parts.clock)
-    watch.look()
+    watch.check_alarms()
     assert (watch.raised, watch.holding) == ((), "")
     answered(parts, 0, 40, up=8, reward=0.0)
     answered(parts, 1, 40, up=2, reward=5.0)
-    watch.look()
+    watch.check_alarms()
     (alarm,) = watch.raised
     assert alarm.name == watch.holding == "reward_hacking"
     assert alarm.numbers["thumbs_rate"] == 0.2
     assert metrics.guard_alarm.labels("reward_hacking")._value.get() == 1
     parts.clock.now += 100
     again = AlarmMonitor(parts.database, GuardSettings(), clock=parts.clock)
-    again.look()
+    again.check_alarms()
     assert again.raised[0].since == alarm.since
     assert again.holding == ""
     assert caplog.text.count("alarm: reward_hacking") == 1
     answered(parts, 2, 80, up=9, reward=5.0)
-    again.look()
+    again.check_alarms()
     assert again.raised == ()
     assert caplog.text.count("alarm ended: reward_hacking") == 1
     assert metrics.guard_alarm.labels("reward_hacking")._value.get() == 0

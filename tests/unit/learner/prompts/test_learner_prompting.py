@@ -23,8 +23,8 @@ from tuneloop.learner.prompts.prompt_sets import Prompts, load_prompts, shuffled
 from tuneloop.learner.prompts.sampler import PromptSampler, PromptSamplerOptions
 from tuneloop.learner.service import convert
 from tuneloop.learner.settings import LearnerSettings
+from tuneloop.policies import ServedPolicy, WeightsKind
 from tuneloop.rollouts import RolloutSource, SamplingParameters
-from tuneloop.v1 import generation_pb2
 
 
 def prompt(number: int) -> PromptRow:
@@ -46,17 +46,14 @@ class FakeGeneration:
         self.away = False
         self.scores = True
 
-    async def policy(self) -> generation_pb2.Policy:
+    async def policy(self) -> ServedPolicy:
         if self.away:
             raise Unavailable("nobody listens")
-        return generation_pb2.Policy(
+        return ServedPolicy(
             name="tuneloop",
             policy_version=self.serving,
-            weights_kind="lora",
-            loaded_versions=[
-                generation_pb2.LoadedVersion(policy_version=version, leases=self.leases)
-                for version in sorted(self.loaded)
-            ],
+            weights_kind=WeightsKind.LORA,
+            leases=dict.fromkeys(sorted(self.loaded), self.leases),
         )
 
     async def ask(self, question: PromptRequest) -> None:
@@ -263,7 +260,7 @@ def test_a_version_is_judged_by_its_answers(parts: Parts) -> None:
     assert found.reward.margin == pytest.approx(1.96 * 1.5)
     assert found.length.value == 3.0
     assert found.reward_model_version == 3
-    reference_fill.ReferenceFill(ledger, parts.trainer).go_on()
+    reference_fill.ReferenceFill(ledger, parts.trainer).fill_missing()
     found = evaluations.evaluate(ledger, 1)
     assert found is not None
     # Sampled at -0.5 a token, -0.25 by the reference.

@@ -2,14 +2,13 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.canary_trial import CANARY, STABLE
+from support.canary_trial import CANARY, STABLE, served_policy
 
 from tuneloop.learner.ledger.reports.canary_traffic import JudgedAnswer
 from tuneloop.learner.release.canary.comparison import compare, first_of_each, judge, rank
 from tuneloop.learner.release.canary.error_rates import ErrorTally
 from tuneloop.learner.release.canary.settings import CanarySettings
-from tuneloop.policies import CanaryRoute, WeightsReference
-from tuneloop.v1 import generation_pb2
+from tuneloop.policies import CanaryRoute, ServedPolicy, WeightsReference
 
 ROUTE = CanaryRoute(
     weights=WeightsReference(policy="p", policy_version=CANARY, uri="u", manifest_sha256="0"),
@@ -103,20 +102,17 @@ def test_a_canary_better_by_reward_alone_is_not_promoted_where_thumbs_decide() -
     assert verdict.outcome == "promote"
 
 
-def counters(process: str, **arms: tuple[int, int]) -> generation_pb2.Policy:
-    policy = generation_pb2.Policy(counted_by=process)
-    for arm, (answered, failed) in arms.items():
-        version = CANARY if arm == "canary" else STABLE
-        policy.outcomes.add(policy_version=version, answered=answered, failed=failed)
-    policy.outcomes.add(policy_version=99, answered=1, failed=1)
-    return policy
+def counters(process: str, **arms: tuple[int, int]) -> ServedPolicy:
+    versions = {"canary": CANARY, "stable": STABLE}
+    counts = {versions[arm]: ended for arm, ended in arms.items()} | {99: (1, 1)}
+    return served_policy(process, counts)
 
 
 def test_counters_count_from_where_they_were_first_seen() -> None:
     tally = ErrorTally()
 
-    def note(policy: generation_pb2.Policy) -> bool:
-        return tally.note(policy, canary=CANARY, stable=STABLE)
+    def note(policy: ServedPolicy) -> bool:
+        return tally.add_counts(policy, canary=CANARY, stable=STABLE)
 
     assert not note(counters("a", stable=(100, 50)))
     assert not note(counters("b", stable=(10, 0), canary=(5, 5)))
@@ -130,7 +126,7 @@ def test_counters_count_from_where_they_were_first_seen() -> None:
 def test_blocks_of_errors_stay_few() -> None:
     tally = ErrorTally()
     for number in range(20_000):
-        tally.note(
+        tally.add_counts(
             counters("a", stable=(9 * number, 0), canary=(number, 0)),
             canary=CANARY,
             stable=STABLE,

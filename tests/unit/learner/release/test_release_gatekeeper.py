@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from support.learner_parts import Parts
 
+from tuneloop.backoff import Backoff
 from tuneloop.errors import TuneloopError, Unavailable
 from tuneloop.learner.ledger.accounting import decisions, versions
 from tuneloop.learner.ledger.accounting.versions import Version
-from tuneloop.learner.release.gate import controller
 from tuneloop.learner.release.gate.controller import GateController
 from tuneloop.learner.release.gate.settings import GateSettings
 from tuneloop.learner.release.gate.verdict import GateVerdict
@@ -130,11 +130,8 @@ async def test_what_a_person_promoted_meanwhile_is_left_alone(
     assert gate.history(1) == [("promote", "promote"), ("gate", "fail")]
 
 
-async def test_while_generation_is_away_it_neither_passes_nor_fails(
-    gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(controller, "FIRST_RETRY_SECONDS", 0.0)
-    gate.keeper._retry_seconds = 0.0
+async def test_while_generation_is_away_it_neither_passes_nor_fails(gate: Gate) -> None:
+    gate.keeper._backoff = Backoff(0.0)
     gate.evaluator.says = Unavailable("generation does not answer")
     await gate.publish()
     for _ in range(3):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy import Connection, select, update
 
 from tuneloop.feedback import Feedback
-from tuneloop.learner.ledger.database import Database, Row
+from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events.forgotten_times import forgotten_times
 from tuneloop.learner.ledger.events.lifecycle import retracted
 from tuneloop.learner.ledger.events.sample_rules import (
@@ -14,7 +14,7 @@ from tuneloop.learner.ledger.events.sample_rules import (
     scored_sample,
 )
 from tuneloop.learner.ledger.events.verdict_rules import settle_siblings, settle_votes
-from tuneloop.learner.ledger.rows import feedback_row, insert_new, rollout_row, score_row
+from tuneloop.learner.ledger.rows import Row, feedback_row, insert_new, rollout_row, score_row
 from tuneloop.learner.ledger.schema import (
     feedback,
     rankings,

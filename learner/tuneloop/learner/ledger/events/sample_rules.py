@@ -21,7 +21,7 @@ from math import comb
 
 from sqlalchemy import Connection, select
 
-from tuneloop.learner.ledger.database import Row
+from tuneloop.learner.ledger.rows import Row
 from tuneloop.learner.ledger.schema import (
     feedback,
 )

@@ -20,9 +20,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, select, update
 
-from tuneloop.learner.ledger.database import Row
 from tuneloop.learner.ledger.events.sample_rules import opposites
-from tuneloop.learner.ledger.rows import insert_new
+from tuneloop.learner.ledger.rows import Row, insert_new
 from tuneloop.learner.ledger.schema import rollouts, samples
 from tuneloop.learner.samples import Objective, SampleState
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.errors import FailedPrecondition
+from tuneloop.files import write_file
 
 FOLDERS = ("checkpoints", "tensorboard", "adapter", "grown", "version", "version.partial")
 FILES = (
@@ -153,10 +154,5 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write a JSON file, all or nothing, through to the disk."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(document, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    write_file(path, text.encode())

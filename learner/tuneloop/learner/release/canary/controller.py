@@ -25,10 +25,9 @@ from tuneloop.learner.release.canary.comparison import ArmComparison, Figure
 from tuneloop.learner.release.canary.settings import CanarySettings
 from tuneloop.learner.release.canary.state import CanaryState, CanaryVerdict
 from tuneloop.learner.samples import ModelRole
-from tuneloop.policies import CanaryRoute, ReleaseState
-from tuneloop.v1 import generation_pb2
+from tuneloop.policies import CanaryRoute, ReleaseState, ServedPolicy
 
-logger = logging.getLogger("tuneloop.learner.release.canary")
+logger = logging.getLogger("tuneloop.learner.release")
 
 LOOK_SECONDS = 1.0
 """Between two looks at the traffic, at least."""
@@ -62,7 +61,7 @@ class VersionRelease(Protocol):
 class ServingReplica(Protocol):
     """A generation replica, as far as it tells what it does."""
 
-    async def policy(self) -> generation_pb2.Policy:
+    async def policy(self) -> ServedPolicy:
         """What it serves, and how its answers ended; raises `TuneloopError`."""
         ...
 
@@ -138,17 +137,20 @@ class CanaryController:
             )
 
     async def tick(self) -> None:
-        """Go on: route, look, decide, carry out. Never raises for what may be better later."""
+        """Advance the trial: route, look, decide, carry out.
+
+        Errors that the next tick may not meet are only logged.
+        """
         async with self._lock:
             state = self._state
             if state is None:
                 return
             try:
-                await self._go_on(state)
+                await self._advance_trial(state)
             except TuneloopError as error:
                 logger.warning("the canary waits: %s", error.message)
 
-    async def _go_on(self, state: CanaryState) -> None:
+    async def _advance_trial(self, state: CanaryState) -> None:
         if state.verdict is not None:
             await self._carry_out(state, state.verdict)
             return
@@ -207,8 +209,8 @@ class CanaryController:
             except TuneloopError as error:
                 logger.info("generation does not tell how answers ended: %s", error.message)
                 continue
-            loaded |= policy.canary.policy_version == state.version and policy.canary.loaded
-            grown |= state.errors.note(policy, canary=state.version, stable=state.stable or 0)
+            loaded |= policy.loaded_canary == state.version
+            grown |= state.errors.add_counts(policy, canary=state.version, stable=state.stable or 0)
         if state.counted_from is None and loaded:
             state.counted_from = self._clock()
             grown = True

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from tuneloop.v1 import generation_pb2
+from tuneloop.policies import ServedPolicy
 
 BLOCKS_OF_ONE_SIZE = 50
 
@@ -25,8 +25,8 @@ class ErrorTally:
     blocks: list[float] = field(default_factory=list)
     """Stable's error rate minus the canary's: higher is better, as with thumbs."""
 
-    def note(self, policy: generation_pb2.Policy, *, canary: int, stable: int) -> bool:
-        """Take a process's counters; whether they had grown."""
+    def add_counts(self, policy: ServedPolicy, *, canary: int, stable: int) -> bool:
+        """Add a process's counters; return whether they have grown."""
         known = self.seen.get(policy.counted_by)
         now = {
             str(o.policy_version): [o.answered + o.failed, o.failed]

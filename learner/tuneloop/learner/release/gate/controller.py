@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from tuneloop import tracing
+from tuneloop.backoff import Backoff
 from tuneloop.errors import TuneloopError
 from tuneloop.learner import metrics, trace_links
 from tuneloop.learner.ledger.accounting import decisions, versions
@@ -24,7 +25,7 @@ from tuneloop.learner.release.promotion import Promotion
 from tuneloop.learner.samples import ModelRole
 from tuneloop.policies import ReleaseState
 
-logger = logging.getLogger("tuneloop.learner.gatekeeper")
+logger = logging.getLogger("tuneloop.learner.release")
 
 POLL_SECONDS = 1.0
 FIRST_RETRY_SECONDS = 2.0
@@ -88,7 +89,7 @@ class GateController:
         self._held: int | None = None
         """The candidate that could not be examined."""
         self._retry_time = 0.0
-        self._retry_seconds = FIRST_RETRY_SECONDS
+        self._backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
 
     async def run(self) -> None:
         """Decide for ever; what is away is asked again later."""
@@ -189,8 +190,7 @@ class GateController:
 
     def _hold(self, candidate: Version, error: TuneloopError) -> None:
         self.waiting = f"the gate, which cannot examine version {candidate.version}: {error}"
-        self._retry_time = time.monotonic() + self._retry_seconds
-        self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
+        self._retry_time = time.monotonic() + self._backoff.next_delay()
         metrics.gate_held.set(1)
         if self._held == candidate.version:
             return
@@ -210,7 +210,7 @@ class GateController:
         self.waiting = ""
         self._held = None
         self._retry_time = 0.0
-        self._retry_seconds = FIRST_RETRY_SECONDS
+        self._backoff.reset()
         metrics.gate_held.set(0)
 
     def _record(self, candidate: Version, outcome: str, verdict: GateVerdict) -> None:

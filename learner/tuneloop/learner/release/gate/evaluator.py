@@ -1,9 +1,9 @@
 """The examination of a candidate: its weights, then its answers next to the stable version's.
 
 Both answer the same prompts at temperature 0, through the running generation service, which holds
-the candidate without routing anybody to it; full weights answer in the trainer (`rehearsal`). The
-stable version's answers are kept: it is asked once, and not at all when it was a candidate of this
-process. What cannot be asked raises, so that a version is never decided about on half of what there
+the candidate without routing anybody to it; full weights answer in the trainer (`local_answers`).
+The stable version's answers are kept: it is asked once, and not at all if it was a candidate of
+this process. What cannot be asked raises, so that no version is decided about on half of what there
 is to know.
 """
 
@@ -54,7 +54,7 @@ class AnswersPrompts(Protocol):
 class KeptAnswers(Protocol):
     """See `tuneloop.learner.release.gate.local_answers`."""
 
-    def of(self, version: int) -> list[SampledAnswer] | None:
+    def of_version(self, version: int) -> list[SampledAnswer] | None:
         """What a version answered in the trainer."""
         ...
 
@@ -163,9 +163,9 @@ class CandidateEvaluator:
         if self._local_answers is None:
             await self._generation.load(version.reference)
             return await self._ask(version.version, version.reference)
-        rehearsed = await asyncio.to_thread(self._local_answers.of, version.version)
-        # The stable version can be asked; a candidate that was not rehearsed is held.
-        return await self._ask(version.version, None) if rehearsed is None else rehearsed
+        answered = await asyncio.to_thread(self._local_answers.of_version, version.version)
+        # The stable version can be asked; a candidate without saved answers is held.
+        return await self._ask(version.version, None) if answered is None else answered
 
     async def _ask(self, version: int, reference: WeightsReference | None) -> list[SampledAnswer]:
         room = asyncio.Semaphore(self._settings.concurrency)

@@ -12,9 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
+from tuneloop.files import write_file
 from tuneloop.learner.samples import SampledAnswer
 
-logger = logging.getLogger("tuneloop.learner.rehearsal")
+logger = logging.getLogger("tuneloop.learner.release")
 
 
 KEPT = 4
@@ -44,10 +45,10 @@ class LocalAnswers:
         self._prompts = prompts
         self._max_tokens = max_tokens
 
-    def take(self, version: int) -> None:
-        """Have the trainer answer as `version`, which it is now; blocks, in the trainer's thread.
+    def save_answers(self, version: int) -> None:
+        """Save the trainer's answers as those of `version`; blocks, in the trainer's thread.
 
-        A version that could not answer is published all the same, and held by the gate.
+        A version that could not answer is published all the same, and the gate holds it.
         """
         try:
             answers = self._trainer.answers(self._prompts, self._max_tokens)
@@ -56,13 +57,11 @@ class LocalAnswers:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         document = json.dumps([asdict(answer) for answer in answers])
-        partial = self._folder / ".unfinished"
-        partial.write_text(document)
-        partial.rename(self._path(version))
+        write_file(self._path(version), document.encode(), synced=False)
         for old in sorted(self._folder.glob("*.json"))[:-KEPT]:
             old.unlink()
 
-    def of(self, version: int) -> list[SampledAnswer] | None:
+    def of_version(self, version: int) -> list[SampledAnswer] | None:
         """What a version answered; None where nobody asked it, or asked something else."""
         try:
             rows = json.loads(self._path(version).read_text())

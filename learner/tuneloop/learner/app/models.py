@@ -1,0 +1,85 @@
+"""The models that learn, loaded from the learner's settings."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tuneloop.learner.batching.batch import Batcher
+from tuneloop.learner.batching.batcher import PolicyBatcher, RewardBatcher
+from tuneloop.learner.data.tokenize import EditTokenizer
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.model_thread import ModelThread
+from tuneloop.learner.release.publisher import BaseModel
+from tuneloop.learner.samples import ModelRole
+from tuneloop.learner.settings import LearnerSettings
+from tuneloop.learner.trainer.base import Trainer
+from tuneloop.learner.training_run import TrainingRun
+from tuneloop.policies import WeightsKind
+from tuneloop.weights.shapes import base_model_sha256
+
+if TYPE_CHECKING:
+    from tuneloop.learner.models.world import World
+
+
+def join_ranks() -> "World":
+    """The ranks that torchrun started, which follow this one."""
+    # torch comes in here.
+    from tuneloop.learner.models.world import join
+
+    return join()
+
+
+def describe_base_models(settings: LearnerSettings) -> dict[str, BaseModel]:
+    """What version 0 of each model is; reads their files' headers."""
+    found: dict[str, BaseModel] = {
+        ModelRole.POLICY: BaseModel(
+            name=settings.base_model,
+            sha256=base_model_sha256(settings.model),
+            kind=settings.weights_kind,
+        )
+    }
+    if settings.reward_model is not None:
+        found[ModelRole.REWARD_MODEL] = BaseModel(
+            name=settings.reward_model.name,
+            sha256=base_model_sha256(settings.reward_model),
+            kind=WeightsKind.FULL,
+        )
+    return found
+
+
+async def make_training_runs(
+    settings: LearnerSettings, database: Database, worker: ModelThread, world: "World"
+) -> list[tuple[TrainingRun, Batcher]]:
+    """Load the models, in the thread that will train them."""
+    # torch and transformers come in here.
+    from tuneloop.learner.trainer.policy import PolicyTrainer
+
+    def training_run(model: str, name: str, build: Callable[[], Trainer]) -> TrainingRun:
+        return TrainingRun(
+            model=model,
+            policy=name,
+            trainer=build(),
+            database=database,
+            checkpoints=settings.data_dir / "checkpoints" / model,
+            keep_checkpoints=settings.keep_checkpoints,
+        )
+
+    def policy_trainer() -> Trainer:
+        return PolicyTrainer(
+            settings.model, settings.trainer(), world, base_model=settings.base_model
+        )
+
+    policy = await worker.run(training_run, ModelRole.POLICY, settings.policy, policy_trainer)
+    edit_tokens = await worker.run(EditTokenizer, settings.model)
+    batches = PolicyBatcher(database, settings, edit_tokens=edit_tokens)
+    made: list[tuple[TrainingRun, Batcher]] = [(policy, batches)]
+    backbone = settings.reward_model
+    if backbone is not None:
+        from tuneloop.learner.trainer.reward_model import RewardTrainer
+
+        def reward_trainer() -> Trainer:
+            return RewardTrainer(backbone, settings.reward_trainer())
+
+        name = f"{settings.policy}-reward-model"
+        reward_model = await worker.run(training_run, ModelRole.REWARD_MODEL, name, reward_trainer)
+        made.append((reward_model, RewardBatcher(database, settings)))
+    return made
