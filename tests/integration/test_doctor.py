@@ -48,7 +48,7 @@ def test_the_whole_examination(
     problems = [finding for finding in report["findings"] if finding["state"] == "problem"]
     assert [finding["check"] for finding in problems] == ["settings"], problems
     assert "did you mean TUNELOOP_GATEWAY_PORT?" in problems[0]["found"]
-    assert problems[0]["mend"] == "unset TUNELOOP_GATEWAY_PROT"
+    assert problems[0]["remedy"] == "unset TUNELOOP_GATEWAY_PROT"
     assert (result.exit_code, report["ok"]) == (1, False)
     monkeypatch.delenv("TUNELOOP_GATEWAY_PROT")
     gateway = CliRunner().invoke(
@@ -70,7 +70,7 @@ def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         return changed[name] if name in changed else real(name)
 
     monkeypatch.setattr(packages, "installed_version", installed)
-    found = {f.found: f.mend for f in packages.check_packages(set())}
+    found = {f.found: f.remedy for f in packages.check_packages(set())}
     assert found == {
         "httpx 0.1, but httpx>=0.28 is needed": "pip install 'httpx>=0.28'",
         "rich is not installed, but rich>=14 is needed": "pip install 'rich>=14'",
@@ -131,7 +131,7 @@ def test_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert states(machine.check_gpus([found], running=False)) == ["warning"]
     assert states(machine.check_gpus([found], running=True)) == ["ok"]
     program(tmp_path, "nvidia-smi", "echo 'no driver' >&2; exit 9")
-    with pytest.raises(machine.NoAnswer, match="no driver"):
+    with pytest.raises(machine.DriverError, match="no driver"):
         machine.find_gpus()
 
 
@@ -154,7 +154,7 @@ def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.check_disk("disk", tmp_path / "new", "--data-dir").state == FindingState.OK
     monkeypatch.setattr(machine, "DISK_NEEDED", 1 << 62)
     full = machine.check_disk("disk", tmp_path, "--data-dir")
-    assert (full.state, "--data-dir" in (full.mend or "")) == (FindingState.PROBLEM, True)
+    assert (full.state, "--data-dir" in (full.remedy or "")) == (FindingState.PROBLEM, True)
 
 
 def test_model_files(tmp_path: Path, tiny_policy: Path) -> None:
@@ -162,7 +162,7 @@ def test_model_files(tmp_path: Path, tiny_policy: Path) -> None:
         return model_files.check_model("model", str(reference), tmp_path)
 
     assert check(tiny_policy).state == FindingState.OK
-    assert check("smollm2-135m-instruct").mend == "tuneloop models pull smollm2-135m-instruct"
+    assert check("smollm2-135m-instruct").remedy == "tuneloop models pull smollm2-135m-instruct"
     assert check("./nowhere").state == FindingState.PROBLEM
     assert check("nobody/nothing-of-the-kind").state == FindingState.WARNING
     copy = tmp_path / "copy"
@@ -195,7 +195,7 @@ def test_inner_ports(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -
     environment = {"TUNELOOP_LEARNER_METRICS_PORT": str(port)}
     taken, *_ = network.check_inner_ports(environment, None)
     assert (taken.state, f"{port} (learner metrics)" in taken.found) == (FindingState.PROBLEM, True)
-    assert "TUNELOOP_LEARNER_METRICS_PORT" in (taken.mend or "")
+    assert "TUNELOOP_LEARNER_METRICS_PORT" in (taken.remedy or "")
     ours = {"processes": {"learner": {"port": 1, "metrics_port": port, "pid": 1}}}
     assert states(network.check_inner_ports(environment, ours)) == ["ok"]
 

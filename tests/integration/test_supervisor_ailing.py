@@ -17,7 +17,7 @@ from support.supervised import SLEEPER, make_supervisor, spec
 
 from tuneloop.supervisor.nats import write_config
 from tuneloop.supervisor.output import Terminal
-from tuneloop.supervisor.probes import can_be_cured, listens
+from tuneloop.supervisor.probes import accepts_connections, needs_restart
 from tuneloop.supervisor.process import RestartPolicy
 
 
@@ -25,13 +25,13 @@ async def test_a_process_that_ails_is_started_again(tmp_path: Path) -> None:
     looks: Iterator[bool] = iter([True])
     again = asyncio.Event()
 
-    async def ailing() -> bool:
+    async def failing() -> bool:
         ill = next(looks, None)
         if ill is None:
             again.set()
         return bool(ill)
 
-    specs = [replace(spec("nats", SLEEPER), ailing=ailing)]
+    specs = [replace(spec("nats", SLEEPER), failing=failing)]
     output = io.StringIO()
     supervisor = make_supervisor(
         tmp_path, specs, terminal=Terminal(output), restarts=RestartPolicy(first=0.01)
@@ -62,23 +62,23 @@ async def test_a_stream_whose_write_failed_is_noticed_once_there_is_room(tmp_pat
     config = write_config(tmp_path, port=port, monitor_port=monitor_port)
     command = [str(Path(sys.executable).with_name("nats-server")), "-c", str(config)]
     server = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
-    ailing = can_be_cured("127.0.0.1", monitor_port, tmp_path)
+    failing = needs_restart("127.0.0.1", monitor_port, tmp_path)
     try:
-        while not await listens("127.0.0.1", port)():
+        while not await accepts_connections("127.0.0.1", port)():
             await asyncio.sleep(0.05)
         connection = await nats.connect(f"nats://127.0.0.1:{port}")
         await connection.jetstream().add_stream(name="S", subjects=["events"])
         assert await store(connection, 3) == 3
-        assert not await ailing()
+        assert not await failing()
         # As good as a full disk: no file may grow beyond this.
         free = resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (64 * 1024, -1))
         assert await store(connection, 100) < 20
         resource.prlimit(server.pid, resource.RLIMIT_FSIZE, free)
         assert await store(connection, 1) == 0, "the server has got over it by itself"
-        assert await ailing()
+        assert await failing()
         await connection.close()
     finally:
         server.kill()
         await server.wait()
     # One that is down is not ill: it is started again as it is.
-    assert not await ailing()
+    assert not await failing()

@@ -1,4 +1,4 @@
-"""`tuneloop doctor`: what this machine has, what it lacks, and how to mend that."""
+"""`tuneloop doctor`: checks this machine, and says how to fix what is wrong."""
 
 import enum
 from collections.abc import Iterator, Mapping, Set
@@ -42,9 +42,9 @@ def doctor(
     nats_server: Annotated[Path | None, typer.Option(help="As for tuneloop up.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check packages, models, ports, NATS, disk, memory and GPU, and say how to mend each.
+    """Check packages, models, ports, NATS, disk, memory and GPU, and say how to fix each problem.
 
-    The status is 1 where something would keep the service from running.
+    The exit status is 1 if a problem would keep the service from running.
     """
     options = {
         "model": model,
@@ -64,7 +64,8 @@ def doctor(
     if as_json:
         print_json({"ok": not problems, "findings": [asdict(finding) for finding in findings]})
     else:
-        typer.echo("Nothing is in the way." if not problems else f"To mend: {problems}.")
+        counted = f"{problems} problem{'s' if problems > 1 else ''}."
+        typer.echo(counted if problems else "Nothing is in the way.")
     if problems:
         raise typer.Exit(1)
 
@@ -74,7 +75,7 @@ def examined(given: Mapping[str, Any], processes: Set[str]) -> Iterator["Finding
     from tuneloop.doctor import packages
 
     try:
-        from tuneloop.doctor.examination import examine
+        from tuneloop.doctor.checks import run_checks
         from tuneloop.settings import load
         from tuneloop.supervisor.settings import SupervisorSettings
     except ModuleNotFoundError as error:
@@ -86,14 +87,14 @@ def examined(given: Mapping[str, Any], processes: Set[str]) -> Iterator["Finding
         settings = load(SupervisorSettings, environ={}, **given)
     except TuneloopError as error:
         fail(error.message)
-    yield from examine(settings, processes)
+    yield from run_checks(settings, processes)
 
 
 def show(finding: "Finding") -> None:
-    """A finding on a line, and under it how to mend it."""
+    """Print a finding, and below it the remedy."""
     mark, colour = MARKS[finding.state]
     typer.echo(
         f"{typer.style(f'{mark:6}', fg=colour)} {finding.check:13} {printable(finding.found)}"
     )
-    if finding.mend is not None:
-        typer.echo(f"{'':20} {typer.style('→', dim=True)} {finding.mend}")
+    if finding.remedy is not None:
+        typer.echo(f"{'':20} {typer.style('→', dim=True)} {finding.remedy}")

@@ -1,1 +1,1 @@
-"""What `tuneloop doctor` looks at: each module finds out about one part of the machine."""
+"""The checks of `tuneloop doctor`: each module checks one part of the machine."""

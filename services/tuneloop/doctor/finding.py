@@ -1,40 +1,40 @@
-"""What was found, and how to mend it."""
+"""A finding of a check, and its remedy."""
 
 import enum
 from dataclasses import dataclass
 
 
 class FindingState(enum.StrEnum):
-    """How bad it is."""
+    """The severity of a finding."""
 
     OK = "ok"
     WARNING = "warning"
-    """It will run, but worse than it could."""
+    """The service runs, but worse than it could."""
     PROBLEM = "problem"
-    """It will not run."""
+    """The service does not run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     check: str
     state: FindingState
     found: str
-    mend: str | None = None
-    """What to do about it, as a command where one does it."""
+    remedy: str | None = None
+    """What to do about it; a command if one is enough."""
 
 
 def fine(check: str, found: str) -> Finding:
-    """As it should be."""
+    """Return a finding that is fine."""
     return Finding(check=check, state=FindingState.OK, found=found)
 
 
-def warning(check: str, found: str, mend: str) -> Finding:
-    """Not as good as it could be."""
-    return Finding(check=check, state=FindingState.WARNING, found=found, mend=mend)
+def warning(check: str, found: str, remedy: str) -> Finding:
+    """Return a finding that makes the service worse."""
+    return Finding(check=check, state=FindingState.WARNING, found=found, remedy=remedy)
 
 
-def problem(check: str, found: str, mend: str) -> Finding:
-    """In the way."""
-    return Finding(check=check, state=FindingState.PROBLEM, found=found, mend=mend)
+def problem(check: str, found: str, remedy: str) -> Finding:
+    """Return a finding that keeps the service from running."""
+    return Finding(check=check, state=FindingState.PROBLEM, found=found, remedy=remedy)

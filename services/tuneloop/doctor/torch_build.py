@@ -1,4 +1,4 @@
-"""Which torch is installed, and whether it fits the machine; read from its files, not imported."""
+"""Checks whether the installed torch fits the machine, from its files, without importing it."""
 
 import ast
 from collections.abc import Iterator, Sequence
@@ -11,20 +11,20 @@ from tuneloop.doctor.machine import Gpu
 from tuneloop.doctor.packages import installed_version
 
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
-"""By CUDA's major version: drivers run programs of any minor version of it."""
+"""By CUDA's major version: a driver supports all of its minor versions."""
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchBuild:
-    """What `torch/version.py` says."""
+    """The build, as in `torch/version.py`."""
 
     version: str
     cuda: str | None
 
 
 def torch_build() -> TorchBuild | None:
-    """The installed build, or None."""
+    """Return the installed build, or None."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -48,7 +48,7 @@ def torch_build() -> TorchBuild | None:
 
 
 def check_torch(build: TorchBuild | None, gpus: Sequence[Gpu]) -> Iterator[Finding]:
-    """The build against the machine's GPUs and driver; absence is the packages' finding."""
+    """Check the build against GPUs and driver; that it is missing is a finding of `packages`."""
     if build is None:
         return
     found = f"{build.version}, built for " + (f"CUDA {build.cuda}" if build.cuda else "CPU")
@@ -75,7 +75,7 @@ def check_torch(build: TorchBuild | None, gpus: Sequence[Gpu]) -> Iterator[Findi
 
 
 def check_companions() -> Iterator[Finding]:
-    """Packages that pip brings along in builds that do not fit a CPU torch."""
+    """Check packages that pip installs in builds that do not fit a CPU torch."""
     for name in COMPANIONS:
         installed = installed_version(name)
         if installed is not None and not installed.endswith("+cpu"):

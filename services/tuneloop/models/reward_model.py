@@ -99,7 +99,7 @@ class RewardModel:
 
         `weights` are written in place of the module's own.
         """
-        with quiet():
+        with silence_loading():
             self.module.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
 
@@ -119,7 +119,7 @@ def load(
     `max_length` is lowered to what the model's position embeddings take.
     """
     try:
-        with quiet():
+        with silence_loading():
             config = AutoConfig.from_pretrained(folder, num_labels=1)
             tokenizer = AutoTokenizer.from_pretrained(folder)
             # What a new head holds must not depend on who loads it.
@@ -205,7 +205,7 @@ def zero_head(module: Any) -> None:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_loading() -> Iterator[None]:
     """Keep progress bars, and warnings about the new head, which is meant, out of the log."""
     logger = logging.getLogger("transformers")
     level, bars = logger.level, transformers_logging.is_progress_bar_enabled()

@@ -56,7 +56,7 @@ class ServiceChild:
             )
 
     def stop(self) -> int | None:
-        """Stop as Ctrl-C would; the exit status, or None when it was not running."""
+        """Stop as Ctrl-C would; return the exit status, or None if it was not running."""
         if self._process is None:
             return None
         self._process.send_signal(signal.SIGINT)
@@ -67,7 +67,7 @@ class ServiceChild:
             self._process = None
 
     def wait_until_ready(self, seconds: float = 300) -> None:
-        """Until a chat would be answered; raises `Unavailable` with the end of the log if not."""
+        """Wait until a chat would be answered. Raises `Unavailable` with the end of the log."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self._running():
             try:
@@ -80,7 +80,7 @@ class ServiceChild:
         raise Unavailable(f"the service is not ready; the end of {self.log_path}:\n{tail}")
 
     def run_state(self) -> dict[str, Any]:
-        """What the supervisor says of its processes: ids, ports, addresses (`run.json`)."""
+        """Return the state of the processes, ids, ports and addresses, from `run.json`."""
         state: dict[str, Any] = json.loads((self.data_dir / "run.json").read_text())
         return state
 

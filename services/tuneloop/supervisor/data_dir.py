@@ -52,7 +52,7 @@ class DataDir:
 
     @property
     def api_keys(self) -> Path:
-        """Hashes of the keys that `tuneloop keys` made."""
+        """Hashes of the keys that `tuneloop keys` created."""
         return self.keys / FILE_NAME
 
     @property
@@ -72,22 +72,22 @@ class DataDir:
 
     @property
     def logs(self) -> Path:
-        """One log for each process."""
+        """One log per process."""
         return self.root / "logs"
 
     @property
     def run_file(self) -> Path:
-        """What runs now: ids, ports, addresses."""
+        """The running processes: ids, ports, addresses."""
         return self.root / "run.json"
 
     @property
     def model_file(self) -> Path:
-        """Which model everything here belongs to."""
+        """The model that everything here belongs to."""
         return self.root / "model.json"
 
 
 def open_data_dir(path: Path) -> DataDir:
-    """Make the folders and keys that are absent. Raises `SettingsError` when it cannot."""
+    """Create missing folders and keys. Raises `SettingsError` if that fails."""
     data = DataDir(root=path.expanduser().absolute())
     try:
         for folder in (data.nats, data.weights, data.weights_cache, data.learner, data.logs):
@@ -102,7 +102,7 @@ def open_data_dir(path: Path) -> DataDir:
 
 
 def lock(path: Path) -> int:
-    """Take the data folder for this process; the descriptor that holds it.
+    """Lock the data folder for this process; return the descriptor that holds the lock.
 
     The lock ends with the last process that has the descriptor: the supervisor and its reaper,
     which outlives it only to kill the processes it left behind. Raises `FailedPrecondition`.
@@ -119,7 +119,7 @@ def lock(path: Path) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = int(os.pread(descriptor, 32, 0) or 0)
-            # Only wait for one that is already gone, and whose processes are being ended.
+            # Wait only if the holder is already gone and its processes are being killed.
             if is_alive(holder) or time.monotonic() > deadline:
                 os.close(descriptor)
                 raise FailedPrecondition(
@@ -135,7 +135,7 @@ def lock(path: Path) -> int:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process with this id runs."""
+    """Return whether a process with this id runs."""
     if not pid:
         return False
     try:
@@ -150,7 +150,7 @@ def is_alive(pid: int) -> bool:
 def check_model(data: DataDir, *, folder: Path, name: str, weights: WeightsKind) -> None:
     """Refuse a folder whose versions and samples belong to another model or kind of weights.
 
-    Raises `FailedPrecondition`; notes the model where the folder is new.
+    Raises `FailedPrecondition`. In a new folder it records the model.
     """
     found = {"name": name, "sha256": base_model_sha256(folder), "weights": weights.value}
     if not data.model_file.exists():

@@ -1,4 +1,4 @@
-"""The embedded nats-server: where its binary is and how it is configured."""
+"""The embedded nats-server: its binary and its configuration."""
 
 import json
 import shutil
@@ -9,12 +9,12 @@ from tuneloop.errors import SettingsError
 
 MAX_PAYLOAD = 8 * 1024 * 1024
 MAX_FILE_STORE = 64 * 1024**3
-"""Room the streams' limits may add up to. Without it the server takes a share of the free disk,
-and refuses to make the streams on a small one although they are empty."""
+"""The sum that the streams' limits may reach. Without it the server takes a share of the free disk
+as the limit, and on a small disk refuses to create the streams although they are empty."""
 
 
 def find_binary(wanted: Path | None) -> Path:
-    """The nats-server to run. Raises `SettingsError` that says how to get one."""
+    """Return the nats-server to run. Raises `SettingsError` saying how to install one."""
     beside_python = Path(sys.executable).with_name("nats-server")
     for candidate in [wanted] if wanted is not None else [beside_python]:
         if shutil.which(candidate) is not None:
@@ -30,10 +30,10 @@ def find_binary(wanted: Path | None) -> Path:
 
 
 def write_config(folder: Path, *, port: int, monitor_port: int | None = None) -> Path:
-    """Write the server's configuration into `folder`; its path."""
+    """Write the server's configuration into `folder`; return its path."""
     config = folder / "nats.conf"
     monitoring = "" if monitor_port is None else f'http: "127.0.0.1:{monitor_port}"\n'
-    # `sync_interval: always` makes an acknowledged event survive a loss of power.
+    # With `sync_interval: always` an acknowledged event survives a power failure.
     config.write_text(
         f"""\
 listen: "127.0.0.1:{port}"
@@ -50,5 +50,5 @@ jetstream {{
 
 
 def is_worth_showing(line: str) -> bool:
-    """Whether a line of the server's log belongs on the terminal: warnings and worse."""
+    """Return whether a line of the server's log belongs on the terminal: warnings and worse."""
     return "[INF]" not in line and "[DBG]" not in line and bool(line.strip())

@@ -1,4 +1,4 @@
-"""The output of the processes: prefixed lines on the terminal, and one log file for each."""
+"""Writes the output of the processes: prefixed lines on the terminal, and a log file for each."""
 
 import contextlib
 import re
@@ -41,7 +41,7 @@ class Terminal:
         self._write(f"{prefix} | {text}\n")
 
     def plain(self, text: str) -> None:
-        """Write lines of the supervisor's own, without a prefix."""
+        """Write the supervisor's own lines, without a prefix."""
         self._write(f"{text}\n")
 
     def _write(self, text: str) -> None:
@@ -51,10 +51,10 @@ class Terminal:
             self._stream.write(text)
             self._stream.flush()
         except (BrokenPipeError, ValueError):
-            # Whoever read this is gone; the log files go on.
+            # The reader of standard output is gone; the log files continue.
             self._stream = None
         except OSError:
-            # It goes to a file on a disk that is full: the line is lost, the service goes on.
+            # Standard output is a file on a full disk: the line is lost, the service continues.
             return
 
 
@@ -62,11 +62,11 @@ class LogFile:
     """Splits a process's output into lines for its log file and the terminal."""
 
     def __init__(
-        self, name: str, folder: Path, terminal: Terminal, shown: Callable[[str], bool]
+        self, name: str, folder: Path, terminal: Terminal, is_shown: Callable[[str], bool]
     ) -> None:
         self._name = name
         self._terminal = terminal
-        self._shown = shown
+        self._shown = is_shown
         self._partial = b""
         path = folder / f"{name}.log"
         with contextlib.suppress(FileNotFoundError):
@@ -75,7 +75,7 @@ class LogFile:
         self._file = path.open("ab", buffering=0)
 
     def feed(self, data: bytes) -> None:
-        """Take what the process wrote; whole lines are passed on."""
+        """Take output of the process, and pass on whole lines."""
         *lines, self._partial = (self._partial + data).split(b"\n")
         if len(self._partial) > 64 * 1024:
             lines.append(self._partial)
@@ -84,7 +84,7 @@ class LogFile:
             self._pass_on(line)
 
     def end(self) -> None:
-        """Pass on what the process left unfinished."""
+        """Pass on an unfinished last line."""
         if self._partial:
             self._pass_on(self._partial)
             self._partial = b""
@@ -116,5 +116,5 @@ CHATTER = re.compile(
 
 
 def is_useful_line(line: str) -> bool:
-    """Whether a line of a service belongs on the terminal."""
+    """Return whether a line of a service belongs on the terminal."""
     return bool(line.strip()) and CHATTER.search(line) is None

@@ -1,7 +1,7 @@
-"""What to run: the commands, ports and environments of the five processes.
+"""Plans the commands, ports and environments of the five processes.
 
-What the user sets in the environment (`TUNELOOP_LEARNER_…`, say) goes to the process unchanged and
-wins over what is worked out here.
+Variables that the user sets in the environment (such as `TUNELOOP_LEARNER_…`) go to the process
+unchanged and win over the plan.
 """
 
 import os
@@ -18,7 +18,7 @@ from tuneloop.gateway.settings import is_loopback, keys_wanted
 from tuneloop.models.catalog import catalog
 from tuneloop.supervisor import nats, output
 from tuneloop.supervisor.data_dir import DataDir
-from tuneloop.supervisor.probes import answers_http, can_be_cured, listens, serves_grpc
+from tuneloop.supervisor.probes import accepts_connections, answers_http, needs_restart, serves_grpc
 from tuneloop.supervisor.process import ProcessSpec
 from tuneloop.supervisor.settings import SupervisorSettings
 
@@ -30,7 +30,7 @@ DEFAULT_PORTS = {
     **{f"{process}_metrics": port for process, port in ports.METRICS_PORTS.items()},
 }
 STAGGER_BELOW_CORES = 8
-"""On fewer cores the learner and the reward service wait until generation has loaded its model."""
+"""With fewer cores learner and reward wait until generation has loaded its model."""
 GPU_SHARE_OF_GENERATION = "0.5"
 """On one machine the learner trains on the same GPU."""
 
@@ -39,7 +39,7 @@ FIRST_STAGE, SECOND_STAGE, THIRD_STAGE = 0, 1, 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessPlan:
-    """What to run, and how it is reached."""
+    """The processes to run, and their addresses."""
 
     specs: tuple[ProcessSpec, ...]
     url: str
@@ -50,7 +50,7 @@ class ProcessPlan:
 
 
 def choose_ports(host: str, port: int, environment: Mapping[str, str]) -> dict[str, int]:
-    """A port for each process. Raises `SettingsError` when the gateway's is taken."""
+    """Choose a port for each process. Raises `SettingsError` if the gateway's is taken."""
     ports.require_free(host, port)
     taken = {port}
     chosen: dict[str, int] = {}
@@ -68,7 +68,7 @@ def choose_ports(host: str, port: int, environment: Mapping[str, str]) -> dict[s
 
 
 def port_setting(name: str) -> str:
-    """The environment variable that fixes one of `DEFAULT_PORTS`."""
+    """Return the environment variable that sets one of `DEFAULT_PORTS`."""
     return f"TUNELOOP_{name.upper()}_PORT"
 
 
@@ -80,14 +80,53 @@ def make_plan(
     reward_model: Path,
     environment: Mapping[str, str],
 ) -> ProcessPlan:
-    """Work everything out; `model` and `reward_model` are folders. Raises `SettingsError`."""
+    """Make the plan; `model` and `reward_model` are folders. Raises `SettingsError`."""
     refuse_tls(environment)
     binary = nats.find_binary(settings.nats_server)
     chosen = choose_ports(settings.host, settings.port, environment)
-    nats_url = f"nats://{LOCAL}:{chosen['nats']}"
+    values = process_settings(settings, data, chosen, model=model, reward_model=reward_model)
+    config = nats.write_config(data.nats, port=chosen["nats"], monitor_port=chosen["nats_monitor"])
+    background = THIRD_STAGE if (os.cpu_count() or 1) < STAGGER_BELOW_CORES else SECOND_STAGE
+    specs = (
+        ProcessSpec(
+            name="nats",
+            command=(str(binary), "-c", str(config)),
+            environment=environment,
+            probe=accepts_connections(LOCAL, chosen["nats"]),
+            stage=FIRST_STAGE,
+            port=chosen["nats"],
+            failing=needs_restart(LOCAL, chosen["nats_monitor"], data.nats),
+            is_shown=nats.is_worth_showing,
+        ),
+        service_spec("generation", values["generation"], chosen, environment, stage=SECOND_STAGE),
+        service_spec(
+            "reward", values["reward"], chosen, environment, stage=background, niceness=10
+        ),
+        # The learner lowers its own priority, by its setting.
+        service_spec("learner", values["learner"], chosen, environment, stage=background),
+        gateway_spec(settings, data, chosen, environment),
+    )
+    return ProcessPlan(
+        specs=specs,
+        url=f"http://{url_host(settings.host)}:{settings.port}",
+        nats_url=nats_url(chosen),
+        key_needed=key_needed(settings, data, environment),
+        policy=settings.policy,
+    )
+
+
+def process_settings(
+    settings: SupervisorSettings,
+    data: DataDir,
+    chosen: Mapping[str, int],
+    *,
+    model: Path,
+    reward_model: Path,
+) -> dict[str, dict[str, str]]:
+    """Return the settings of generation, reward and learner, by process."""
     common = {
         "POLICY": settings.policy,
-        "NATS_URL": nats_url,
+        "NATS_URL": nats_url(chosen),
         "WEIGHTS_URI": str(data.weights),
         "VERIFY_KEY_FILE": str(data.public_key),
     }
@@ -100,7 +139,6 @@ def make_plan(
     generation = reader | base | {"ENGINE": settings.engine}
     if shutil.which("nvidia-smi"):
         generation["GPU_MEMORY_UTILIZATION"] = GPU_SHARE_OF_GENERATION
-    reward = reader | {"MODEL": str(reward_model)}
     learner = common | base
     learner |= {
         "REWARD_MODEL": str(reward_model),
@@ -109,43 +147,24 @@ def make_plan(
         "GENERATION_ADDRESS": f"{LOCAL}:{chosen['generation']}",
         "REWARD_ADDRESS": f"{LOCAL}:{chosen['reward']}",
     }
-    config = nats.write_config(data.nats, port=chosen["nats"], monitor_port=chosen["nats_monitor"])
-    background = THIRD_STAGE if (os.cpu_count() or 1) < STAGGER_BELOW_CORES else SECOND_STAGE
-    specs = (
-        ProcessSpec(
-            name="nats",
-            command=(str(binary), "-c", str(config)),
-            environment=environment,
-            probe=listens(LOCAL, chosen["nats"]),
-            stage=FIRST_STAGE,
-            port=chosen["nats"],
-            ailing=can_be_cured(LOCAL, chosen["nats_monitor"], data.nats),
-            shown=nats.is_worth_showing,
-        ),
-        service("generation", generation, chosen, environment, stage=SECOND_STAGE),
-        service("reward", reward, chosen, environment, stage=background, niceness=10),
-        # The learner lowers its own priority, by its setting.
-        service("learner", learner, chosen, environment, stage=background),
-        gateway(settings, data, chosen, nats_url, environment),
-    )
-    return ProcessPlan(
-        specs=specs,
-        url=f"http://{url_host(settings.host)}:{settings.port}",
-        nats_url=nats_url,
-        key_needed=key_needed(settings, data, environment),
-        policy=settings.policy,
-    )
+    reward = reader | {"MODEL": str(reward_model)}
+    return {"generation": generation, "reward": reward, "learner": learner}
+
+
+def nats_url(chosen: Mapping[str, int]) -> str:
+    """Return the URL of the nats-server."""
+    return f"nats://{LOCAL}:{chosen['nats']}"
 
 
 def refuse_tls(environment: Mapping[str, str]) -> None:
-    """Raise `SettingsError` where a process would listen with TLS, which none here expects."""
+    """Raise `SettingsError` if a process would listen with TLS, which none here expects."""
     for name in environment:
         if name.startswith("TUNELOOP_") and "_GRPC_TLS_" in name:
-            problem = f"{name}: the processes of tuneloop up reach each other on 127.0.0.1, no TLS"
+            problem = f"{name}: tuneloop up runs on 127.0.0.1 without TLS; unset it"
             raise SettingsError(problem, param=name)
 
 
-def service(
+def service_spec(
     name: str,
     values: Mapping[str, str],
     chosen: Mapping[str, int],
@@ -154,33 +173,32 @@ def service(
     stage: int,
     niceness: int = 0,
 ) -> ProcessSpec:
-    """A gRPC service with its settings."""
+    """Return the spec of a gRPC service."""
     port, metrics_port = chosen[name], chosen[f"{name}_metrics"]
     listening = {"HOST": LOCAL, "PORT": str(port), "METRICS_PORT": str(metrics_port)}
     return ProcessSpec(
         name=name,
-        command=python_main(name),
+        command=main_command(name),
         environment=with_defaults(environment, name, {**values, **listening}),
         probe=serves_grpc(LOCAL, port),
         stage=stage,
         port=port,
         metrics_port=metrics_port,
         niceness=niceness,
-        shown=output.is_useful_line,
+        is_shown=output.is_useful_line,
     )
 
 
-def gateway(
+def gateway_spec(
     settings: SupervisorSettings,
     data: DataDir,
     chosen: Mapping[str, int],
-    nats_url: str,
     environment: Mapping[str, str],
 ) -> ProcessSpec:
-    """The gateway, where `up` was told to have it."""
+    """Return the spec of the gateway, at the address of `tuneloop up`."""
     values = {
         "POLICY": settings.policy,
-        "NATS_URL": nats_url,
+        "NATS_URL": nats_url(chosen),
         "GENERATION_ADDRESS": f"{LOCAL}:{chosen['generation']}",
         "REWARD_ADDRESS": f"{LOCAL}:{chosen['reward']}",
         "LEARNER_ADDRESS": f"{LOCAL}:{chosen['learner']}",
@@ -194,16 +212,16 @@ def gateway(
     }
     return ProcessSpec(
         name="gateway",
-        command=python_main("gateway"),
+        command=main_command("gateway"),
         environment=with_defaults(environment, "gateway", values) | listening,
-        probe=answers_http(reachable(settings.host), settings.port, "/readyz"),
+        probe=answers_http(reachable_host(settings.host), settings.port, "/readyz"),
         stage=SECOND_STAGE,
         port=settings.port,
     )
 
 
 def key_needed(settings: SupervisorSettings, data: DataDir, environment: Mapping[str, str]) -> bool:
-    """Whether callers need a key. Raises `SettingsError` where they do and there is none."""
+    """Return whether callers need a key. Raises `SettingsError` if they do and there is none."""
     file = KeyFile(Path(environment.get("TUNELOOP_GATEWAY_KEYS_FILE") or data.api_keys))
     keys = file.read()
     names = ("TUNELOOP_API_KEY", "TUNELOOP_GATEWAY_API_KEY")
@@ -213,39 +231,39 @@ def key_needed(settings: SupervisorSettings, data: DataDir, environment: Mapping
     return in_environment or bool(keys)
 
 
-def python_main(process: str) -> tuple[str, ...]:
-    """The command of one of our processes; the current folder is on its path, for user's code."""
+def main_command(process: str) -> tuple[str, ...]:
+    """Return the command of a process; the working directory is on its path, for user code."""
     return (sys.executable, "-c", f"from tuneloop.{process}.main import main; main()")
 
 
 def with_defaults(
     environment: Mapping[str, str], process: str, values: Mapping[str, str]
 ) -> dict[str, str]:
-    """The environment of a process: the user's, over `values`, over what suits any of them."""
+    """Return the environment of a process: the user's, over `values`, over common defaults."""
     own = {f"TUNELOOP_{process.upper()}_{name}": value for name, value in values.items()}
     quiet = {
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        # A warning of this kind is two lines, of which the second is source code.
+        # Such a warning takes two lines, of which the second is source code.
         "PYTHONWARNINGS": "ignore::FutureWarning",
     }
     return quiet | own | dict(environment)
 
 
 def model_name(reference: str) -> str:
-    """What to call a model in manifests: a name, never a path of this machine."""
+    """Return a model's name for manifests, which is never a path of this machine."""
     if reference in catalog or not Path(reference).expanduser().is_dir():
         return reference
     return Path(reference).expanduser().resolve().name
 
 
-def reachable(host: str) -> str:
-    """An address by which this machine reaches what listens on `host`."""
+def reachable_host(host: str) -> str:
+    """Return an address at which this machine reaches a server that listens on `host`."""
     return {"0.0.0.0": LOCAL, "::": "::1", "": LOCAL}.get(host, host)  # noqa: S104
 
 
 def url_host(host: str) -> str:
-    """`host` as it is spelled in a URL."""
-    host = reachable(host)
+    """Return `host` as written in a URL."""
+    host = reachable_host(host)
     return f"[{host}]" if ":" in host else host

@@ -1,4 +1,4 @@
-"""How the supervisor knows that a process is ready."""
+"""Probes that tell the supervisor whether a process is ready."""
 
 import asyncio
 import shutil
@@ -13,8 +13,8 @@ ROOM_BYTES = 16 * 1024 * 1024
 """Below this a disk counts as full."""
 
 
-def listens(host: str, port: int) -> Probe:
-    """Ready when it accepts connections."""
+def accepts_connections(host: str, port: int) -> Probe:
+    """Return a probe that is true if the port accepts connections."""
 
     async def probe() -> bool:
         try:
@@ -28,11 +28,11 @@ def listens(host: str, port: int) -> Probe:
     return probe
 
 
-def can_be_cured(host: str, port: int, folder: Path) -> Probe:
-    """True where a nats-server refuses to write although there is room in its `folder` again.
+def needs_restart(host: str, port: int, folder: Path) -> Probe:
+    """Return a probe that is true if a nats-server refuses writes although its disk has room again.
 
-    A stream whose write failed once, on a full disk say, takes nothing more until the server is
-    started anew (2.15); `port` is its monitoring port, where it says so.
+    A stream with a failed write, on a full disk for example, refuses all others until the server is
+    restarted (2.15). `port` is its monitoring port, which reports that.
     """
 
     async def probe() -> bool:
@@ -43,13 +43,13 @@ def can_be_cured(host: str, port: int, folder: Path) -> Probe:
 
 
 def serves_grpc(host: str, port: int) -> Probe:
-    """Ready when its gRPC health says SERVING."""
+    """Return a probe that is true if the gRPC health check says SERVING."""
 
     async def probe() -> bool:
         from tuneloop.rpc.probe import is_serving_at
 
         # A channel to a port where nothing listens would log and back off.
-        if not await listens(host, port)():
+        if not await accepts_connections(host, port)():
             return False
         return await is_serving_at(f"{host}:{port}", seconds=TIMEOUT_SECONDS)
 
@@ -57,7 +57,7 @@ def serves_grpc(host: str, port: int) -> Probe:
 
 
 def answers_http(host: str, port: int, path: str) -> Probe:
-    """Ready when `GET path` answers 200."""
+    """Return a probe that is true if `GET path` answers 200."""
 
     async def probe() -> bool:
         return await http_status(host, port, path) == OK
@@ -66,7 +66,7 @@ def answers_http(host: str, port: int, path: str) -> Probe:
 
 
 async def http_status(host: str, port: int, path: str) -> int | None:
-    """The status of the answer to `GET path`; None where there is no answer."""
+    """Return the status of the answer to `GET path`, or None without an answer."""
     try:
         async with asyncio.timeout(TIMEOUT_SECONDS):
             reader, writer = await asyncio.open_connection(host, port)

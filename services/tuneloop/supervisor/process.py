@@ -1,4 +1,4 @@
-"""One process that is kept running: started, watched, started again when it dies, stopped."""
+"""Keeps one process running: starts it, watches it, restarts it when it dies, stops it."""
 
 import asyncio
 import contextlib
@@ -19,17 +19,17 @@ from tuneloop.supervisor.probes import Probe
 logger = logging.getLogger("tuneloop.supervisor")
 
 SETTINGS_ARE_WRONG = 2
-"""Exit status of a process that refuses its settings: starting it again would not help."""
+"""Exit status of a process that refuses its settings: restarting it would not help."""
 PROBE_SECONDS = 0.25
-AILING_SECONDS = 2.0
-"""Between two looks at whether a process that runs still works."""
+FAILING_SECONDS = 2.0
+"""Between two checks that a running process still works."""
 PROBE_LIMIT_SECONDS = 15.0
-"""After which a probe has failed; probes have shorter limits themselves."""
+"""After this a probe counts as failed; probes have shorter limits themselves."""
 DRAIN_SECONDS = 2.0
 
 
-def show_everything(line: str) -> bool:
-    """Every line belongs on the terminal."""
+def has_text(line: str) -> bool:
+    """Return whether a line is not blank."""
     return bool(line.strip())
 
 
@@ -46,7 +46,7 @@ class RestartPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessSpec:
-    """What to run and how to know that it is ready."""
+    """The command to run, and the probes that tell its state."""
 
     name: str
     command: tuple[str, ...]
@@ -57,9 +57,9 @@ class ProcessSpec:
     port: int
     metrics_port: int | None = None
     niceness: int = 0
-    ailing: Probe | None = None
-    """Says that it runs but will not work again before it is started anew."""
-    shown: Callable[[str], bool] = field(default=show_everything)
+    failing: Probe | None = None
+    """True if it runs, but will not work again until it is restarted."""
+    is_shown: Callable[[str], bool] = field(default=has_text)
     """Which lines of its output belong on the terminal; the log file has all."""
 
 
@@ -80,10 +80,10 @@ class ManagedProcess:
         self.pid: int | None = None
         self.restarts = 0
         self.ready = asyncio.Event()
-        """Set while its probe has succeeded since its last start."""
+        """Set once its probe has succeeded since the last start."""
         self._reaper = reaper
         self._terminal = terminal
-        self._log = LogFile(spec.name, log_folder, terminal, spec.shown)
+        self._log = LogFile(spec.name, log_folder, terminal, spec.is_shown)
         self._policy = restarts
         self._changed = changed
         self._stopping = asyncio.Event()
@@ -92,9 +92,9 @@ class ManagedProcess:
         self._ready_at: float | None = None
 
     async def keep_running(self) -> None:
-        """Start, and start again, until stopped.
+        """Start and restart it until stopped.
 
-        Raises `FailedPrecondition` when it cannot be started at all, or refuses its settings.
+        Raises `FailedPrecondition` if it cannot be started at all, or refuses its settings.
         """
         delays = Backoff(self._policy.first, self._policy.longest)
         while not self._stopping.is_set():
@@ -114,7 +114,7 @@ class ManagedProcess:
         self._log.close()
 
     async def stop(self, seconds: float) -> None:
-        """Ask it to end; kill it, and all it started, when it has not within `seconds`."""
+        """Ask it to end; after `seconds` kill it and everything it started."""
         self._stopping.set()
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -128,14 +128,14 @@ class ManagedProcess:
             await self._ended.wait()
 
     def kill(self) -> None:
-        """Kill it and all it started, now."""
+        """Kill it and everything it started, now."""
         self._stopping.set()
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
     async def _run_once(self) -> tuple[int, float]:
-        """Run until it ends; its exit status, and for how many seconds it was ready."""
+        """Run until it ends; return its exit status, and for how many seconds it was ready."""
         loop = asyncio.get_running_loop()
         read_end, write_end = os.pipe()
         try:
@@ -146,7 +146,7 @@ class ManagedProcess:
                 stdout=write_end,
                 stderr=write_end,
                 # A group can be killed as a whole. Not a session: Linux may schedule by session,
-                # and niceness counts among the processes of one.
+                # and then niceness has an effect only within one.
                 process_group=0,
             )
         except OSError as error:
@@ -160,7 +160,7 @@ class ManagedProcess:
         self._ready_at = None
         self._changed()
         if self._stopping.is_set():
-            # Asked to stop while it was being started.
+            # It was asked to stop while it started.
             self.kill()
         if self.spec.niceness:
             lower_priority(process.pid, self.spec.niceness)
@@ -169,7 +169,7 @@ class ManagedProcess:
         try:
             status = await process.wait()
         finally:
-            # Also what it started and left behind: an engine's own process holds memory and ports.
+            # Also processes that it left behind: an engine's process holds memory and ports.
             self._reaper.end_group(process.pid)
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
@@ -197,23 +197,23 @@ class ManagedProcess:
         transport.close()
 
     async def _watch(self) -> None:
-        """Probe until it is ready, then end it should it ail."""
+        """Probe until it is ready, then end it if its `failing` probe says so."""
         while not await self._succeeds(self.spec.probe):
             await asyncio.sleep(PROBE_SECONDS)
         self._ready_at = asyncio.get_running_loop().time()
         self.ready.set()
         self._changed()
-        if self.spec.ailing is None:
+        if self.spec.failing is None:
             return
-        while not await self._succeeds(self.spec.ailing):
-            await asyncio.sleep(AILING_SECONDS)
+        while not await self._succeeds(self.spec.failing):
+            await asyncio.sleep(FAILING_SECONDS)
         self._say("runs but does not work any more; ending it")
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
 
     async def _succeeds(self, probe: Probe) -> bool:
-        """What the probe says; False when it fails in any way, as the next one may not."""
+        """Return what the probe says; False if it fails, as the next one may succeed."""
         probing = asyncio.ensure_future(probe())
         try:
             await asyncio.wait({probing}, timeout=PROBE_LIMIT_SECONDS)
@@ -235,7 +235,7 @@ class ManagedProcess:
 
 
 def describe(status: int) -> str:
-    """An exit status in words."""
+    """Describe an exit status in words."""
     if status < 0:
         return f"was ended by {signal.Signals(-status).name}"
     return f"ended with status {status}"

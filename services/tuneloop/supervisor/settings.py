@@ -12,7 +12,7 @@ from tuneloop.settings import Name, Port
 
 
 class SupervisorSettings(BaseSettings):
-    """What to run on this machine, and where its data lies."""
+    """What to run on this machine, and where to keep its data."""
 
     model_config = SettingsConfigDict(
         env_prefix="TUNELOOP_SUPERVISOR_", extra="forbid", frozen=True, populate_by_name=True
@@ -25,7 +25,7 @@ class SupervisorSettings(BaseSettings):
         default_reward_backbone,
         description="backbone of the reward model: a catalog name, a folder or a hub id",
     )
-    data_dir: Path = Field(Path(".tuneloop"), description="folder of everything that is kept")
+    data_dir: Path = Field(Path(".tuneloop"), description="folder of all data")
     host: str = Field("127.0.0.1", description="address of the page and the API")
     port: Port = Field(8000, description="port of the page and the API, 1 to 65535")
     engine: Literal["auto", "vllm", "transformers"] = Field(

@@ -1,4 +1,4 @@
-"""Runs a plan: starts the stages in order, keeps every process running, stops them in reverse."""
+"""Runs a plan: starts its stages in order, keeps the processes running, stops them in reverse."""
 
 import asyncio
 import contextlib
@@ -56,7 +56,7 @@ class Supervisor:
     async def run(self) -> None:
         """Run until SIGINT, SIGTERM or SIGHUP, then stop everything.
 
-        Raises `FailedPrecondition`, everything being stopped, when a process cannot be run.
+        Raises `FailedPrecondition`, after stopping everything, if a process cannot be run.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -80,13 +80,13 @@ class Supervisor:
                 loop.remove_signal_handler(number)
 
     def _run_task(self, work: Coroutine[None, None, None]) -> None:
-        """Run `work` beside everything else; `run` is woken when it ends."""
+        """Run `work` in a task, whose end wakes `run`."""
         task = asyncio.create_task(work)
         task.add_done_callback(lambda _: self._wake.set())
         self._tasks.append(task)
 
     async def _start(self) -> None:
-        """Start stage after stage, and say when a chat would be answered."""
+        """Start stage after stage, and announce when a chat would be answered."""
         announcing = asyncio.create_task(self._announce())
         try:
             for stage in sorted({process.spec.stage for process in self._processes}):
@@ -102,7 +102,7 @@ class Supervisor:
             announcing.cancel()
 
     async def _announce(self) -> None:
-        """Print how to use it, as soon as it can be used."""
+        """Print how to use the service, as soon as it can be used."""
         gateways = [process for process in self._processes if process.spec.name == "gateway"]
         for process in gateways:
             await process.ready.wait()
@@ -110,7 +110,7 @@ class Supervisor:
             self._terminal.plain(announcement(self._plan, self._data, took))
 
     async def _stop_all(self) -> None:
-        """Stop the stages in falling order, the gateway before all: it drains what is streaming."""
+        """Stop the stages in reverse, after the gateway, which drains the running streams."""
         running = [process for process in self._processes if process.pid is not None]
         self._terminal.line("tuneloop", "stopping …")
         first = [process for process in running if process.spec.name == "gateway"]
@@ -125,14 +125,14 @@ class Supervisor:
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
-            # Asked twice: somebody is in a hurry. Nothing acknowledged is lost by a kill.
+            # The second signal: do not wait. A kill loses nothing that was acknowledged.
             for process in self._processes:
                 process.kill()
         self._stop.set()
         self._wake.set()
 
     def _write_run_file(self) -> None:
-        """Tell tests, the demo and operators what runs where."""
+        """Write `run.json`, for tests, the demo and operators."""
         processes = {
             process.spec.name: {
                 "pid": process.pid,
@@ -157,7 +157,7 @@ class Supervisor:
 
 
 def announcement(plan: ProcessPlan, data: DataDir, seconds: float) -> str:
-    """What to do now that it runs."""
+    """Return what to print once the service is ready."""
     header = " -H 'authorization: Bearer '$TUNELOOP_API_KEY" if plan.key_needed else ""
     key = "none needed on this machine; `tuneloop keys create` makes them"
     if plan.key_needed:

@@ -1,4 +1,4 @@
-"""Everything on one machine, from settings to the end: what `tuneloop up` runs."""
+"""Runs everything on one machine, for `tuneloop up`."""
 
 import asyncio
 import os

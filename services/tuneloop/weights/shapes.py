@@ -76,7 +76,7 @@ def base_model_sha256(folder: Path) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def stored_twice(name: str) -> bool:
+def may_be_omitted(name: str) -> bool:
     """Whether a checkpoint may hold or omit the tensor: tied heads and computed buffers."""
     buffers = (".position_ids", ".inv_freq", ".masked_bias")
     return name == "lm_head.weight" or name.endswith(buffers)
@@ -87,7 +87,7 @@ def check_full(base_folder: Path, folder: Path) -> None:
     base, given = tensor_shapes(base_folder), tensor_shapes(folder)
     for name in sorted(base.keys() | given.keys()):
         if name not in base or name not in given:
-            if stored_twice(name):
+            if may_be_omitted(name):
                 continue
             problem = "missing" if name in base else "not a tensor of the base model"
             raise WeightsRefused(f"{name}: {problem}", param=name)

@@ -19,7 +19,7 @@ from tuneloop.learner.models.attention import PACKED
 from tuneloop.learner.models.lm_head import LogitTransform
 from tuneloop.learner.models.packing import TokenLayout, pack, pad
 from tuneloop.learner.samples import TokenSequence
-from tuneloop.models.reward_model import quiet
+from tuneloop.models.reward_model import silence_loading
 
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers that know of other tokens only what attention tells them."""
@@ -72,7 +72,7 @@ def take_packed_rows(model: Any) -> bool:
     with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
         expected = run_body(model, padded)[padded.sources].float()
         try:
-            with quiet():
+            with silence_loading():
                 model.set_attn_implementation(PACKED)
                 found = run_body(model, packed)[packed.sources].float()
         except (TypeError, ValueError, NotImplementedError, RuntimeError, KeyError):
@@ -82,7 +82,7 @@ def take_packed_rows(model: Any) -> bool:
     told = not slides or any(packed.windows)
     if told and float(off) < (1e-4 if model.device.type == "cpu" else 3e-2):
         return True
-    with quiet():
+    with silence_loading():
         model.set_attn_implementation(before)
     return False
 

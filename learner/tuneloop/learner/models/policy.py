@@ -34,7 +34,7 @@ from tuneloop.learner.models.forward import Forward, RankShard, share_of
 from tuneloop.learner.models.lora import add_adapter
 from tuneloop.learner.models.world import ALONE, World, full_tensor, shard
 from tuneloop.learner.samples import TokenSequence
-from tuneloop.models.reward_model import quiet
+from tuneloop.models.reward_model import silence_loading
 from tuneloop.policies import WeightsKind
 
 
@@ -91,7 +91,7 @@ class PolicyModel:
         """Version 0, in evaluation mode."""
         frozen_in_half = self.kind is WeightsKind.LORA and self.device.type == "cuda"
         dtype = torch.bfloat16 if frozen_in_half else torch.float32
-        with quiet():
+        with silence_loading():
             model = AutoModelForCausalLM.from_pretrained(
                 self._folder, dtype=dtype, local_files_only=True, use_safetensors=True
             )
@@ -227,7 +227,7 @@ class PolicyModel:
             # use for a second copy.
             model = self._load().requires_grad_(False)
             if self.packs:
-                with quiet():
+                with silence_loading():
                     model.set_attn_implementation(PACKED)
             self._reference = self._forward.of(model)
             if self._sharded:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tuneloop.errors import WeightsRefused
 from tuneloop.learner.models.world import full_tensor, local_tensor, shard_like
-from tuneloop.models.reward_model import quiet
+from tuneloop.models.reward_model import silence_loading
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKENIZER_FILES = (
@@ -32,7 +32,7 @@ TOKENIZER_FILES = (
 def write_whole(folder: Path, model: Any, tokenizer: Path) -> None:
     """Write a `save_pretrained` folder of `model`, with the tokenizer's files from another."""
     folder.mkdir(parents=True, exist_ok=True)
-    with quiet():
+    with silence_loading():
         model.save_pretrained(folder)
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():

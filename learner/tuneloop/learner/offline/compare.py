@@ -21,7 +21,7 @@ from tuneloop.learner.offline.sources.rewards import Rewards, load_rewards
 from tuneloop.learner.offline.versions import VersionFolder, Versions
 from tuneloop.learner.stats.intervals import Estimate, mean_of, rate_of
 from tuneloop.models.resolve import resolve
-from tuneloop.models.reward_model import quiet
+from tuneloop.models.reward_model import silence_loading
 from tuneloop.weights.files import sha256_of
 
 Compare = Callable[[Sequence[tuple[str, str, str]]], Sequence[float | None]]
@@ -95,7 +95,7 @@ def load_policy(version: VersionFolder) -> Any:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    with quiet():
+    with silence_loading():
         folder = version.base if version.adapter else version.folder
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True

@@ -7,7 +7,7 @@ from tuneloop.errors import FailedPrecondition, WeightsRefused
 from tuneloop.learner.files import write_folder
 from tuneloop.learner.offline.versions import VersionFolder
 from tuneloop.learner.trainer.base import Trainer
-from tuneloop.models.reward_model import quiet
+from tuneloop.models.reward_model import silence_loading
 
 MODEL_FILES = ("*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model")
 """What of a model's folder goes with its weights, unless saving writes it again."""
@@ -28,7 +28,7 @@ def merge_adapter(base: Path, adapter: Path, output: Path) -> None:
     check_adapter(base, adapter, max_rank=1 << 16)
     try:
         saved_type = AutoConfig.from_pretrained(base, local_files_only=True).dtype
-        with quiet():
+        with silence_loading():
             model = AutoModelForCausalLM.from_pretrained(
                 base, dtype=torch.float32, local_files_only=True, use_safetensors=True
             )

@@ -1,4 +1,4 @@
-"""All checks in the order in which a reader would mend things."""
+"""All checks, in the order in which to fix their problems."""
 
 import os
 from collections.abc import Iterator, Set
@@ -17,8 +17,8 @@ NEEDS_MODEL = {"generation", "learner"}
 NEEDS_REWARD_MODEL = {"reward", "learner"}
 
 
-def examine(settings: SupervisorSettings, processes: Set[str]) -> Iterator[Finding]:
-    """What a machine that is to run these processes with these settings has, and lacks."""
+def run_checks(settings: SupervisorSettings, processes: Set[str]) -> Iterator[Finding]:
+    """Check a machine that is to run these processes with these settings."""
     state = network.running_service(settings.data_dir)
     running = state is not None
     yield packages.check_python()
@@ -47,11 +47,11 @@ def examine(settings: SupervisorSettings, processes: Set[str]) -> Iterator[Findi
 
 
 def check_accelerator(processes: Set[str], *, running: bool) -> Iterator[Finding]:
-    """GPUs, and the builds that should match them."""
+    """Check the GPUs, and the builds that should match them."""
     try:
         gpus = machine.find_gpus()
-    except machine.NoAnswer as error:
-        yield machine.no_answer(error)
+    except machine.DriverError as error:
+        yield machine.driver_problem(error)
         return
     yield from machine.check_gpus(gpus, running=running)
     yield from torch_build.check_torch(torch_build.torch_build(), gpus)
@@ -60,7 +60,7 @@ def check_accelerator(processes: Set[str], *, running: bool) -> Iterator[Finding
 
 
 def check_environment() -> Iterator[Finding]:
-    """Variables that no process reads, which stop the process whose prefix they have."""
+    """Check for variables that no process reads: they stop the process of their prefix."""
     wrong = False
     for settings_class in (SupervisorSettings, GatewaySettings, GenerationSettings, RewardSettings):
         try:
