@@ -341,7 +341,7 @@ describe("hostile texts take work in proportion to their length:", () => {
         const text = make(size);
         return (await workOf(() => parseBlocks(text))) / text.length;
       };
-      const [small, large] = [await cost(1000), await cost(8000)];
+      const [small, large] = [await cost(500), await cost(4000)];
       assert.ok(large < 1.3 * small, `${small.toFixed(1)} a character, then ${large.toFixed(1)}`);
     });
   }
@@ -349,7 +349,7 @@ describe("hostile texts take work in proportion to their length:", () => {
 
 describe("hostile texts are shown whole and nested no deeper than a browser can bear:", () => {
   for (const [name, make] of Object.entries(HOSTILE)) {
-    test(name, () => assert.ok(depthOf(markdown(make(50_000))) < 100));
+    test(name, () => assert.ok(depthOf(markdown(make(20_000))) < 100));
   }
 
   test("4,000 unclosed `**a ` keep their text", () => {
@@ -369,5 +369,5 @@ describe("hostile texts are shown whole and nested no deeper than a browser can 
 });
 
 function depthOf(node) {
-  return 1 + Math.max(0, ...(node.childNodes?.map(depthOf).slice(0, 50_000) ?? []));
+  return 1 + (node.childNodes ?? []).reduce((deepest, one) => Math.max(deepest, depthOf(one)), 0);
 }
