@@ -29,7 +29,7 @@ DAY = 86_400.0
 
 
 class LearnerSettings(BusSettings, RpcSettings):
-    """Everything the learner can be told."""
+    """All settings of the learner."""
 
     calls_grpc = True
     old_names: ClassVar[tuple[str, ...]] = OLD_NAMES

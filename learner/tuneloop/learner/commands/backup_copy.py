@@ -5,7 +5,7 @@ What is copied later may be newer than what was copied before, and the order mak
 1. the streams, with their consumers: what these have acknowledged is in the ledger by then, what
    they have not is delivered again, and the ledger's keys give it one effect;
 2. the ledger, by SQLite's online backup: one moment of it;
-3. the checkpoints that this ledger goes on from; where one was pruned meanwhile, again from 2;
+3. the checkpoints that this ledger resumes from; where one was pruned meanwhile, again from 2;
 4. the versions that this ledger knows, which never change, and the keys.
 
 What the ledger does not know is left out: it did not happen. A backup holds every secret of the
@@ -79,7 +79,7 @@ async def back_up(data: DataDir, target: Path) -> Copied:
 
 
 def new_folder(target: Path) -> Path:
-    """A folder beside `target`, for the owner only, that takes its name in the end."""
+    """Return a folder beside `target`, for the owner only, that takes its name in the end."""
     if target.exists():
         raise InvalidRequest(f"{target} exists; name a new folder", param="target")
     partial = target.with_name(f".{target.name}-{os.getpid()}")
@@ -88,7 +88,7 @@ def new_folder(target: Path) -> Path:
 
 
 async def copy_streams(data: DataDir, folder: Path) -> int:
-    """Every stream, from the server that runs or from one started for it; how many messages."""
+    """Copy every stream, from the running server or one started for it; count the messages."""
     try:
         descriptor = await asyncio.to_thread(lock, data.root)
     except FailedPrecondition:
@@ -103,7 +103,7 @@ async def copy_streams(data: DataDir, folder: Path) -> int:
 
 
 async def take_snapshots(connection: NatsConnection, folder: Path) -> int:
-    """One folder for each stream."""
+    """Save each stream into a folder of its own."""
     return sum(
         [
             await snapshots.snapshot(connection, name, folder / name)
@@ -113,7 +113,7 @@ async def take_snapshots(connection: NatsConnection, folder: Path) -> int:
 
 
 def copy_files(data: DataDir, target: Path, events: int) -> Copied:
-    """The ledger, and the files it needs; what the backup holds with `events` in its streams."""
+    """Copy the ledger and the files it needs; return what the backup holds."""
     for _ in range(ATTEMPTS):
         copy_database(data.learner / LEDGER, target / "learner" / LEDGER)
         with contextlib.closing(Database.at(target / "learner" / LEDGER)) as ledger:
@@ -128,7 +128,7 @@ def copy_files(data: DataDir, target: Path, events: int) -> Copied:
 
 
 def summary(ledger: Database, events: int, known: int) -> Copied:
-    """What there is, beside `events` and `known` versions."""
+    """Return what there is, beside `events` and `known` versions."""
     with ledger.read() as connection:
         feedback = connection.exec_driver_sql("SELECT COUNT(*) FROM feedback").scalar_one()
     stable = versions.stable_version(ledger, "policy")
@@ -136,7 +136,7 @@ def summary(ledger: Database, events: int, known: int) -> Copied:
 
 
 def copy_database(source: Path, target: Path) -> None:
-    """One moment of a SQLite database that may be written to."""
+    """Copy one moment of a SQLite database that may be written to."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     with (
@@ -147,7 +147,7 @@ def copy_database(source: Path, target: Path) -> None:
 
 
 def copy_checkpoints(data: DataDir, ledger: Database, target: Path) -> bool:
-    """What each model goes on from; False when one is gone."""
+    """Copy what each model resumes from; return False when one is gone."""
     for model in MODELS:
         known = steps.checkpoints(ledger, model)
         if not known:
@@ -162,7 +162,7 @@ def copy_checkpoints(data: DataDir, ledger: Database, target: Path) -> bool:
 
 
 def copy_versions(data: DataDir, ledger: Database, target: Path) -> int:
-    """The versions the ledger knows, stored or still to be; how many are stored."""
+    """Copy the versions the ledger knows, stored or still to be; return how many are stored."""
     count = 0
     for model in MODELS:
         for version in versions.all_versions(ledger, model):
@@ -237,7 +237,7 @@ def relocate(ledger: Database, data: DataDir) -> dict[str, WeightsReference]:
 async def route(url: str, stable: dict[str, WeightsReference], policy: str) -> None:
     """Let the routing table name the stable versions of the ledger, where they lie now.
 
-    A canary's share goes back to stable until the learner, which knows of it, routes it anew.
+    A canary's share goes back to stable until the learner, which knows of it, routes it again.
     """
     values = {key: wire.encode_routing(reference) for key, reference in stable.items()}
     bus = await JetStreamBus.connect(url, name="tuneloop-restore", wait=START_SECONDS)
@@ -253,7 +253,7 @@ async def route(url: str, stable: dict[str, WeightsReference], policy: str) -> N
 
 @contextlib.asynccontextmanager
 async def connected(url: str) -> AsyncIterator[NatsConnection]:
-    """A connection to a server that runs. Raises `Unavailable`."""
+    """Return a connection to a server that runs. Raises `Unavailable`."""
     connection = NatsConnection(url, name="tuneloop-backup")
     await connection.start(START_SECONDS)
     try:
@@ -266,7 +266,7 @@ async def connected(url: str) -> AsyncIterator[NatsConnection]:
 
 @contextlib.asynccontextmanager
 async def server(data: DataDir) -> AsyncIterator[str]:
-    """A nats-server on the streams of a folder that nobody else uses; its URL."""
+    """Return a nats-server on the streams of a folder that nobody else uses; its URL."""
     port = ports.take_port("127.0.0.1", 4222, set())
     config = nats.write_config(data.nats, port=port)
     command: Sequence[str] = [str(nats.find_binary(None)), "-c", str(config)]

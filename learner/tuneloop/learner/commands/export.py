@@ -91,7 +91,7 @@ def service_pages(
     url: str | None,
     api_key: str | None,
 ) -> Iterable[Sequence[str]]:
-    """The rows of a running service."""
+    """Return the rows of a running service."""
     from tuneloop.learner.offline.service_client import RunningService
 
     moment = None if since is None else since.replace(tzinfo=UTC).isoformat()
@@ -108,7 +108,7 @@ def ledger_pages(
     url: str | None,
     api_key: str | None,
 ) -> Iterable[Sequence[str]]:
-    """The rows of a ledger on disk, whether its service runs or not."""
+    """Return the rows of a ledger on disk, whether its service runs or not."""
     from tuneloop.learner.ledger.reports.export import Wanted, pages
     from tuneloop.learner.offline.sources.ledger_rows import open_ledger
 

@@ -74,7 +74,7 @@ def replacing(output: Path) -> Iterator[Path]:
 
 
 def write_lines(pages: Pages, file: TextIO) -> int:
-    """One JSON object a line."""
+    """Write one JSON object a line."""
     count = 0
     for rows in pages:
         file.writelines(f"{row}\n" for row in rows)
@@ -83,7 +83,7 @@ def write_lines(pages: Pages, file: TextIO) -> int:
 
 
 def write_parquet(pages: Pages, kind: str, path: Path) -> int:
-    """A Parquet file; its columns have their types also where all values of one are null."""
+    """Write a Parquet file; its columns have their types also where all values of one are null."""
     try:
         import pyarrow
         import pyarrow.parquet

@@ -26,7 +26,7 @@ class Field:
     name: str
 
     def wrong(self, problem: str) -> InvalidRequest:
-        """What to raise."""
+        """Return the error to raise."""
         return InvalidRequest(f"{self.place}: {self.name} {problem}", param=self.name)
 
     @property
@@ -37,13 +37,13 @@ class Field:
         return self.row[self.name]
 
     def text(self) -> Text:
-        """A string that is not empty, or a conversation."""
+        """Return a string that is not empty, or a conversation."""
         if isinstance(self.value, list):
             return self.messages()
         return self.string()
 
     def string(self) -> str:
-        """A string that is not empty."""
+        """Return a string that is not empty."""
         value = self.value
         if not isinstance(value, str):
             raise self.wrong(f"is a {type(value).__name__}, not text")
@@ -52,7 +52,7 @@ class Field:
         return value
 
     def messages(self) -> tuple[ChatMessage, ...]:
-        """A conversation: `[{"role": …, "content": …}, …]`."""
+        """Return a conversation: `[{"role": …, "content": …}, …]`."""
         value = self.value
         if not isinstance(value, list) or not value:
             raise self.wrong("is not a list of messages" if value else "is empty")
@@ -72,7 +72,7 @@ class Field:
         return ChatMessage(role=role, content=content)
 
     def number(self) -> float:
-        """A finite number; text that spells one counts, as CSV has nothing else."""
+        """Return a finite number; text that spells one counts, as CSV has nothing else."""
         value = self.value
         try:
             number = float(value) if isinstance(value, int | float | str) else None
@@ -93,7 +93,7 @@ class Field:
         return word in TRUE
 
     def texts(self) -> tuple[Text, ...]:
-        """Two or more texts, each a string or a conversation."""
+        """Return two or more texts, each a string or a conversation."""
         value = self.value
         if not isinstance(value, list) or len(value) < 2:
             raise self.wrong("is not a list of two or more")
@@ -118,7 +118,7 @@ class Fields:
         return self.row.get(name) not in (None, "")
 
     def wrong(self, problem: str) -> InvalidRequest:
-        """What to raise about the row as a whole."""
+        """Return the error to raise about the whole row."""
         return InvalidRequest(f"{self.place}: {problem}")
 
 
@@ -136,7 +136,7 @@ class Form:
 
 
 def choose_form(table: Table, forms: Sequence[Form], algorithm: str) -> Form:
-    """The first form whose columns the table has; raises `InvalidRequest` naming both sides."""
+    """Return the first form whose columns the table has; raises `InvalidRequest` with both."""
     columns = set(table.columns)
     for form in forms:
         if columns.issuperset(form.columns):

@@ -38,7 +38,7 @@ def sample_maker(objective: Objective, table: Table, tokens: PromptTokenizer, re
 
 
 def demonstrations(row: Fields, form: Form, tokens: PromptTokenizer) -> list[DemonstrationSample]:
-    """An answer as it should be; of a conversation, every turn of the assistant."""
+    """Return the demonstration of a row; of a conversation, every turn of the assistant."""
     if form is PLAIN:
         return [DemonstrationSample(sample_id=row.place, sequence=whole_text(row, tokens))]
     if form is ANSWERED:
@@ -57,7 +57,7 @@ def demonstrations(row: Fields, form: Form, tokens: PromptTokenizer) -> list[Dem
 
 
 def thumbs(row: Fields, form: Form, tokens: PromptTokenizer) -> list[ThumbSample]:
-    """A labelled answer; a pair is a thumb up and a thumb down."""
+    """Return the thumb of a labelled answer; a pair is a thumb up and a thumb down."""
     if form is LABELLED:
         sequence = answered(row["prompt"].text(), row["completion"].text(), row, tokens)
         return [ThumbSample(sample_id=row.place, sequence=sequence, desirable=row["label"].flag())]
@@ -73,7 +73,7 @@ def thumbs(row: Fields, form: Form, tokens: PromptTokenizer) -> list[ThumbSample
 
 
 def pairs(row: Fields, form: Form, tokens: PromptTokenizer) -> list[PairSample]:
-    """A pair; a ranking is all its pairs."""
+    """Return the pairs of a row; a ranking is all its pairs."""
     found = preferences(row, form)
     names = [
         row.place if len(found) == 1 else f"{row.place}, pair {i + 1}" for i in range(len(found))
@@ -90,13 +90,13 @@ def pairs(row: Fields, form: Form, tokens: PromptTokenizer) -> list[PairSample]:
 
 
 def answered(prompt: Text, completion: Text, row: Fields, tokens: PromptTokenizer) -> TokenSequence:
-    """One completion of a prompt as token ids."""
+    """Return one completion of a prompt as token ids."""
     check_answer(completion, "the completion", row)
     return tokens.sequence(tokens.asked(prompt, row), completion, row)
 
 
 def whole_text(row: Fields, tokens: PromptTokenizer) -> TokenSequence:
-    """A text without a prompt: all but its first token is learned."""
+    """Return a text without a prompt: all but its first token is learned."""
     tokenizer = tokens.tokenization.tokenizer
     ids = [int(i) for i in tokenizer(row["text"].string()).input_ids]
     if tokenizer.bos_token_id is not None and ids[:1] != [tokenizer.bos_token_id]:

@@ -24,7 +24,7 @@ class Preference:
 
 
 def preferences(row: Fields, form: Form) -> Sequence[Preference]:
-    """The row's pairs: one, or all of a ranking, which together weigh as one."""
+    """Return the row's pairs: one, or all of a ranking, which together weigh as one."""
     if form.columns == RANKED.columns:
         prompt, completions = row["prompt"].text(), row["completions"].texts()
         pairs = list(combinations(completions, 2))
@@ -41,7 +41,7 @@ def preferences(row: Fields, form: Form) -> Sequence[Preference]:
 
 
 def is_whole(text: Text) -> bool:
-    """Whether it is a conversation with its questions, not an answer alone."""
+    """Return whether it is a conversation with its questions, not an answer alone."""
     return not isinstance(text, str) and text[0].role != "assistant"
 
 
@@ -72,7 +72,7 @@ def split_prompt(chosen: Text, rejected: Text, row: Fields) -> Preference:
 
 
 def common_prefix(one: str, other: str) -> str:
-    """What both begin with."""
+    """Return what both begin with."""
     pairs = enumerate(zip(one, other, strict=False))
     length = next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
     return one[:length]
@@ -85,7 +85,7 @@ def check_answer(answer: Text, name: str, row: Fields) -> None:
 
 
 def last_answer(messages: tuple[ChatMessage, ...]) -> list[tuple[Text, Text]]:
-    """Each assistant's turn with all that came before it."""
+    """Return each assistant's turn with all that came before it."""
     return [
         (messages[:index], (message,))
         for index, message in enumerate(messages)

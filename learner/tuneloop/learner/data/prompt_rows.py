@@ -24,7 +24,7 @@ class PromptRow:
 def prompt_row(
     table: Table, form: Form, tokens: PromptTokenizer, room: int, row: Fields
 ) -> PromptRow:
-    """One prompt with room for `room` tokens of completion; raises `TooLong`."""
+    """Return one prompt with room for `room` tokens of completion; raises `TooLong`."""
     name = form.columns[0]
     if name == "messages":
         messages = row["messages"].messages()

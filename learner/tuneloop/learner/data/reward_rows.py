@@ -32,7 +32,7 @@ FORMS = (
 
 
 def sample_maker(table: Table) -> Callable[[Fields], Sequence[RewardSample]]:
-    """How a row of `table` becomes samples; raises `InvalidRequest` for other columns."""
+    """Return how a row of `table` becomes samples; raises `InvalidRequest` for other columns."""
     form = choose_form(table, FORMS, "reward-model")
     rated = RatedRows(table, form.columns[-1]) if form in (RATED, SCORED) else None
 
@@ -43,7 +43,7 @@ def sample_maker(table: Table) -> Callable[[Fields], Sequence[RewardSample]]:
 
 
 def sample(row: Fields, form: Form) -> RewardSample:
-    """One row."""
+    """Return the sample of a row."""
     if form is LABELLED:
         return LabelledText(
             sample_id=row.place,
@@ -80,7 +80,7 @@ class RatedRows:
         self._ratings = Ratings(by_user)
 
     def sample(self, row: Fields) -> RatedText:
-        """One rated answer."""
+        """Return one rated answer."""
         return RatedText(
             sample_id=row.place,
             prompt=as_prompt(row["prompt"].text()),
@@ -95,5 +95,5 @@ def user_of(row: Fields) -> str:
 
 
 def as_prompt(prompt: Text) -> str:
-    """A prompt as the reward model reads it, here as in the service."""
+    """Return a prompt as the reward model reads it, here as in the service."""
     return prompt if isinstance(prompt, str) else prompt_as_text(prompt)

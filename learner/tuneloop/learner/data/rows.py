@@ -44,7 +44,7 @@ def read_samples(
 
 
 def read_texts(table: Table) -> RowsData:
-    """The reward model's samples of a table; raises `InvalidRequest` naming the row."""
+    """Return the reward model's samples of a table; raises `InvalidRequest` naming the row."""
     return convert(table, reward_rows.sample_maker(table), "error")
 
 
@@ -61,7 +61,7 @@ def read_prompts(
 
 
 def convert(table: Table, make: Callable[[Fields], Sequence[Any]], on_long: OnLong) -> RowsData:
-    """Every row's samples, in order; rows that are too long end it all, or are left out."""
+    """Return every row's samples, in order; rows that are too long raise or are left out."""
     samples: list[Any] = []
     dropped = 0
     for index, row in enumerate(table.rows):

@@ -1,6 +1,6 @@
 """Rows to learn from, wherever they lie: a file, a folder of `datasets`, a dataset of the hub.
 
-Every row knows its place, so that whatever is wrong with it can be told in a way its author finds.
+Every row knows its place, so that an error names it as its author would look for it.
 """
 
 import csv
@@ -89,7 +89,7 @@ def read_file(path: Path, name: str) -> Table:
 
 
 def read_jsonl(path: Path, name: str) -> Table:
-    """One JSON object a line; blank lines are passed over."""
+    """Read one JSON object a line; blank lines are skipped."""
     rows: list[Row] = []
     lines: list[int] = []
     with path.open(encoding="utf-8-sig") as file:
@@ -106,7 +106,7 @@ def read_jsonl(path: Path, name: str) -> Table:
 
 
 def read_json(path: Path, name: str) -> Table:
-    """A JSON list of objects."""
+    """Read a JSON list of objects."""
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
@@ -138,7 +138,7 @@ def read_csv(path: Path, name: str) -> Table:
 
 
 def read_parquet(path: Path, name: str) -> Table:
-    """A Parquet file."""
+    """Read a Parquet file."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -152,7 +152,7 @@ def read_parquet(path: Path, name: str) -> Table:
 
 
 def read_dataset(reference: str) -> Sequence[Row]:
-    """The rows of a `save_to_disk` folder or a hub dataset, one split of it."""
+    """Read the rows of a `save_to_disk` folder or a hub dataset, one split of it."""
     name, split = reference, None
     if not Path(reference).expanduser().exists() and ":" in reference:
         name, _, split = reference.rpartition(":")
@@ -188,7 +188,7 @@ def read_dataset(reference: str) -> Sequence[Row]:
 
 
 def choose_split(splits: Mapping[str, Any], split: str | None, reference: str) -> Any:
-    """The named split, else `train`, else the only one; raises `NotFound`."""
+    """Return the named split, else `train`, else the only one; raises `NotFound`."""
     wanted = split or ("train" if "train" in splits or len(splits) != 1 else next(iter(splits)))
     if wanted not in splits:
         known = ", ".join(splits)
@@ -204,5 +204,5 @@ def checked_row(row: Any, place: str) -> Row:
 
 
 def missing_package(package: str, name: str) -> SettingsError:
-    """What to say when an optional package is not there."""
+    """Return the error to raise when an optional package is not installed."""
     return SettingsError(f'{name} needs the package {package}: pip install "tuneloop[learner]"')

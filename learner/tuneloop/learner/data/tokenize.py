@@ -51,7 +51,7 @@ class PromptTokenizer:
         self._as_chat = as_chat
 
     def asked(self, prompt: Text, row: Fields) -> PromptTokens:
-        """A prompt of the row; raises `InvalidRequest` naming the row."""
+        """Return a prompt of the row; raises `InvalidRequest` naming the row."""
         if isinstance(prompt, str) and self._as_chat:
             prompt = (ChatMessage(role="user", content=prompt),)
         try:
@@ -72,7 +72,7 @@ class PromptTokenizer:
         )
 
     def sequence(self, asked: PromptTokens, completion: Text, row: Fields) -> TokenSequence:
-        """The prompt with one completion; raises `TooLong` where it does not fit."""
+        """Return the prompt with one completion; raises `TooLong` where it does not fit."""
         ids = self._completion_ids(asked, completion)
         length = len(asked.token_ids) + len(ids)
         if length > self.max_length:
@@ -100,7 +100,7 @@ class PromptTokenizer:
         return tuple(ids)
 
     def _answer(self, asked: PromptTokens, completion: Text) -> str:
-        """What follows the rendered prompt."""
+        """Return what follows the rendered prompt."""
         if isinstance(completion, str):
             if not asked.messages:
                 return completion
@@ -117,7 +117,7 @@ class PromptTokenizer:
 
 
 def completion_text(completion: Text) -> str:
-    """A completion as its reader sees it."""
+    """Return a completion as its reader sees it."""
     if isinstance(completion, str):
         return completion
     return prompt_as_text(completion)

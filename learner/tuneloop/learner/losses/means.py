@@ -19,7 +19,7 @@ class Mean:
 
 
 def total_of(weights: Iterable[float]) -> float:
-    """What a loss is divided by: the weights of its whole batch; 1 where all of them are 0.
+    """Return what a loss is divided by: the weights of its whole batch; 1 where all of them are 0.
 
     So a batch moves the model as far whatever its samples weigh: a weight says what a sample
     counts beside others.
@@ -28,7 +28,7 @@ def total_of(weights: Iterable[float]) -> float:
 
 
 def mean_over(values: Tensor, mask: Tensor) -> Mean:
-    """The mean of `values` where `mask` is true; both of the same shape."""
+    """Return the mean of `values` where `mask` is true; both of the same shape."""
     chosen = mask.to(torch.float64)
     kept = torch.where(mask, values.detach().to(torch.float64), torch.zeros_like(chosen))
     return Mean(kept.sum(), chosen.sum())
@@ -45,7 +45,7 @@ def merge(parts: Iterable[Mapping[str, Mean]]) -> dict[str, float]:
 
 
 def log_ratio_kl(policy_logprobs: Tensor, ref_logprobs: Tensor, loss_mask: Tensor) -> Mean:
-    """How far the policy is from the reference policy: mean over tokens of ½(log π − log π_ref)².
+    """Return the KL to the reference policy: the mean over tokens of ½(log π − log π_ref)².
 
     Schulman's k2 (http://joschu.net/blog/kl-approx.html): never negative, and close to the KL
     divergence while the two are near. All arguments (B, C); nats per token.

@@ -1,6 +1,6 @@
 """What a family of models can do, found out by trying; and what is done to its layers.
 
-Families differ in ways their configurations do not tell: whether attention can be told about packed
+Families differ in ways their configurations do not tell: whether attention accepts packed
 rows, what happens to the logits after the head. Each is tried once at load on a few tokens, and
 what does not come out right is not used.
 """
@@ -44,7 +44,7 @@ def run_whole(model: Any, layout: TokenLayout) -> tuple[Tensor, Tensor]:
 
 
 def inputs_of(layout: TokenLayout) -> dict[str, Any]:
-    """The arguments that put `layout` before a model of transformers."""
+    """Return the arguments that put `layout` before a model of transformers."""
     if not layout.segments:
         return {"input_ids": layout.input_ids}
     # A mask of four dimensions is handed on as it is: none is made for the row, which would be as
@@ -79,8 +79,8 @@ def take_packed_rows(model: Any) -> bool:
             found = torch.full_like(expected, torch.nan)
     off = torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected)
     # The probe is shorter than any window, so layers that keep theirs to themselves come out right.
-    told = not slides or any(packed.windows)
-    if told and float(off) < (1e-4 if model.device.type == "cpu" else 3e-2):
+    uses_window = not slides or any(packed.windows)
+    if uses_window and float(off) < (1e-4 if model.device.type == "cpu" else 3e-2):
         return True
     with silence_loading():
         model.set_attn_implementation(before)
@@ -89,7 +89,7 @@ def take_packed_rows(model: Any) -> bool:
 
 @torch.no_grad()
 def find_logit_transform(model: Any) -> LogitTransform | None:
-    """What the model does to its logits after the head; None if it is something unheard of."""
+    """Return what the model does to its logits after the head; None if that is unknown."""
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1 / (
         getattr(config, "logits_scaling", None) or 1.0
@@ -109,7 +109,7 @@ def find_logit_transform(model: Any) -> LogitTransform | None:
 
 
 def _probe(model: Any) -> list[TokenSequence]:
-    """Two completions of one prompt and one of another."""
+    """Return two completions of one prompt and one of another."""
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
 
     def tokens(*seeds: int) -> tuple[int, ...]:
@@ -132,7 +132,7 @@ def _probe(model: Any) -> list[TokenSequence]:
 
 
 def checkpoint_layers(model: Any) -> None:
-    """Compute each layer again in the backward pass instead of keeping its insides."""
+    """Compute each layer again in the backward pass instead of keeping its activations."""
     for layer in _layers(model, "gradient_checkpointing"):
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 
@@ -144,7 +144,7 @@ def compile_layers(model: Any) -> None:
 
 
 def layers_of(model: Any) -> list[Any]:
-    """The decoder layers; empty where the family does not say what its layers are."""
+    """Return the decoder layers; empty where the family does not say what its layers are."""
     return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
 

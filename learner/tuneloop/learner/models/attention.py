@@ -106,7 +106,7 @@ def _by_segment(
 def _mask(
     layout: TokenLayout, segment: Segment, before: int, window: int | None, *, like: Tensor
 ) -> Tensor | None:
-    """What to add to the scores (length, before + length); None where plain causal will do."""
+    """Return what to add to the scores (length, before + length); None for plain causal."""
     length = segment.length
     hides = window is not None and window < before + length
     if not before and not hides:
@@ -125,7 +125,7 @@ def _mask(
 
 
 def _block_mask(layout: TokenLayout, window: int | None) -> Any:
-    """The same as a block mask of flex attention, for kernels on a GPU."""
+    """Return the same as a block mask of flex attention, for kernels on a GPU."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     name = ("blocks", window)

@@ -49,7 +49,7 @@ class SequenceBatch:
     """The reference policy's, 0 where masked; None unless every row has them."""
 
     def padded(self) -> TokenLayout:
-        """The sequences one to a row, for models that cannot be given a packed row."""
+        """Return the sequences one to a row, for models that cannot be given a packed row."""
         return pad(self.sequences, self.targets.device)
 
     @property

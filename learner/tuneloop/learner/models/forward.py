@@ -39,7 +39,7 @@ class Forward(nn.Module):
         self._packs = packs
 
     def of(self, model: Any) -> "Forward":
-        """The same of another model of the same family."""
+        """Return the same of another model of the same family."""
         return Forward(model, self._transform, packs=self._packs)
 
     def forward(self, batch: SequenceBatch, *, entropies: bool = False) -> ForwardOutput:
@@ -67,7 +67,7 @@ class Forward(nn.Module):
 
 
 def share_of(batch: SequenceBatch, world: World) -> RankShard:
-    """What this rank runs of a batch. All ranks run something: a sharded model needs them all."""
+    """Return this rank's share of a batch. A sharded model needs every rank to run something."""
     if world.size == 1:
         return RankShard(batch=batch, places=None)
     rows = shard_sequences(batch.sequences, world.size)[world.rank]

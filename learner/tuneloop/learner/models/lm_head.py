@@ -67,7 +67,7 @@ def token_logprobs(
 def logprobs_of_logits(
     logits: Tensor, *, targets: Tensor, temperatures: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The same from logits (N, V) that are there already, for families with a head of their own."""
+    """Return the same from given logits (N, V), for families with a head of their own."""
     z = logits.float() / temperatures[:, None]
     logprobs = -nn.functional.cross_entropy(z, targets, reduction="none")
     with torch.no_grad():

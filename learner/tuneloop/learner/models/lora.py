@@ -38,7 +38,7 @@ def add_reward_adapter(module: Any, *, head: str, rank: int, alpha: int, seed: i
 
 @torch.no_grad()
 def merged_weights(module: Any) -> dict[str, Tensor]:
-    """The weights with the adapter added in, by the names they have without it.
+    """Return the weights with the adapter added in, by the names they have without it.
 
     The module stays as it is: merging in place and taking it back would leave rounding behind.
     """

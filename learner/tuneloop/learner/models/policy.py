@@ -55,7 +55,7 @@ class PolicyModel:
         compile: bool = False,
         world: World = ALONE,
     ) -> None:
-        """Load version 0 from a `save_pretrained` folder; dropout stays off for ever.
+        """Load version 0 from a `save_pretrained` folder; dropout stays off.
 
         On CPU everything is float32. On a GPU the arithmetic is bfloat16; what is trained, and the
         softmax, stay float32. What `packing`, `gradient_checkpointing` and `compile` do is told in
@@ -142,7 +142,7 @@ class PolicyModel:
         return int(getattr(config, "max_position_embeddings", None) or 1 << 20)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What training changes, by name; without the value head."""
+        """Return what training changes, by name; without the value head."""
         root: nn.Module = self._adapted or self._model
         return {name: p for name, p in root.named_parameters() if p.requires_grad}
 
@@ -249,7 +249,7 @@ class PolicyModel:
             weight_files.write_adapter(folder, tensors, self._adapted, base_model)
 
     def load_weights(self, folder: Path) -> None:
-        """Go on from a published version; raises `WeightsRefused` naming the tensor that differs.
+        """Load a published version; raises `WeightsRefused` naming the tensor that differs.
 
         The reference policy stays version 0.
         """

@@ -65,7 +65,7 @@ class RewardScores:
 
 
 def sequences_of(encoded: Encoded) -> list[TokenSequence]:
-    """The texts of a sample with what they share as prompt.
+    """Return the texts of a sample with what they share as prompt.
 
     A row's last token predicts nothing and is left out of the row; here it is one more than the
     text has, so that the text's own last token is the one that "predicts" it.

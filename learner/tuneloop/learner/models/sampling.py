@@ -160,7 +160,7 @@ class InverseSampling(LogitsProcessor):  # type: ignore[misc]
         return torch.full_like(scores, -math.inf).scatter(-1, chosen, 0.0)
 
     def result(self) -> tuple[list[list[int]], list[list[float]]]:
-        """The tokens chosen and their log-probs, by row; after an end token they mean nothing."""
+        """Return tokens and log-probs by row; after an end token they mean nothing."""
         logprobs = torch.cat(self._logprobs, -1)
         if not torch.isfinite(logprobs).all():
             raise FailedPrecondition(

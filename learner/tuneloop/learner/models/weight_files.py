@@ -1,4 +1,4 @@
-"""The files of a version's weights: written for generation, and read back to go on from them."""
+"""The files of a version's weights: written for generation, and read back to continue from them."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def write_whole(folder: Path, model: Any, tokenizer: Path) -> None:
 
 
 def adapter_of(adapted: Any) -> dict[str, Tensor]:
-    """The tensors of an adapter, whole; a collective call where it is sharded."""
+    """Return the tensors of an adapter, whole; a collective call where it is sharded."""
     return {
         name: full_tensor(t).cpu().contiguous() for name, t in _adapter_tensors(adapted).items()
     }

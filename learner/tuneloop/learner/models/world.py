@@ -32,11 +32,11 @@ END = "end"
 
 
 Announcement = tuple[str, str, tuple[Any, ...], dict[str, Any]]
-"""Of what, which method, and its arguments."""
+"""Target, method, and its arguments."""
 
 
 PATIENCE = timedelta(days=365)
-"""Followers wait that long to be told something: feedback may not come for days."""
+"""How long followers wait for an announcement: feedback may not come for days."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class World:
         return self.rank == 0
 
     def device(self, name: str) -> str:
-        """The device of this rank: `cuda` is one GPU to a rank."""
+        """Return the device of this rank: `cuda` is one GPU to a rank."""
         return f"cuda:{self.local_rank}" if self.size > 1 and name == "cuda" else name
 
     def announce(self, target: str, method: str, *arguments: Any, **named: Any) -> None:
@@ -65,16 +65,16 @@ class World:
             self._broadcast((target, method, arguments, named))
 
     def dismiss(self) -> None:
-        """Let the followers end, if they have not already."""
+        """Tell the followers to end, if they have not already."""
         try:
             self.announce(END, "")
         except RuntimeError as error:
             logger.warning("the other ranks are gone: %s", error)
 
     def close(self) -> None:
-        """Part from the other ranks; nothing is done together after it.
+        """Leave the other ranks; no collective call is possible afterwards.
 
-        A process that ends with gloo's threads still running is now and then aborted at its exit.
+        A process that ends with gloo's threads still running is sometimes aborted at its exit.
         """
         if self.size > 1:
             import torch.distributed as dist
@@ -82,9 +82,9 @@ class World:
             dist.destroy_process_group()
 
     def receive(self) -> Announcement:
-        """What the leader announces next."""
-        heard: Announcement = self._broadcast(None)
-        return heard
+        """Return what the leader announces next."""
+        announced: Announcement = self._broadcast(None)
+        return announced
 
     def _broadcast(self, value: Any) -> Any:
         import torch.distributed as dist
@@ -94,7 +94,7 @@ class World:
         return values[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, on all of them."""
+        """Return the values of all ranks, on all of them."""
         values = [value] * self.size
         if self.size > 1:
             import torch.distributed as dist
@@ -111,7 +111,7 @@ class World:
         return tensor
 
     def all_true(self, fact: bool, device: torch.device) -> bool:
-        """Whether a fact holds on every rank."""
+        """Return whether a fact holds on every rank."""
         if self.size == 1:
             return fact
         return float(self.sum(torch.tensor(float(not fact), device=device))) == 0.0
@@ -149,9 +149,9 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """End the process where one rank fails alone: the others wait for it in vain.
+        """End the process if this rank fails alone: the others would wait for it without end.
 
-        What torchrun starts again goes on from the last checkpoint. A refused sample is refused on
+        What torchrun restarts resumes from the last checkpoint. A refused sample is refused on
         every rank and is no failure.
         """
         try:
@@ -168,7 +168,7 @@ class World:
 
 
 ALONE = World()
-"""One process, which is all there is."""
+"""A single process."""
 
 
 class _GatherRows(torch.autograd.Function):
@@ -191,7 +191,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def join() -> World:
-    """Meet the other ranks that torchrun started; `ALONE` where it did not start this process."""
+    """Join the other ranks that torchrun started; `ALONE` if it did not start this process."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in os.environ:
         return ALONE
@@ -219,7 +219,7 @@ def join() -> World:
 
 @contextmanager
 def dismiss_followers(world: World) -> Iterator[None]:
-    """Let the followers go at the end, however it comes, and leave the group."""
+    """Dismiss the followers on the way out, also after an error, and leave the group."""
     try:
         yield
     finally:
@@ -228,24 +228,24 @@ def dismiss_followers(world: World) -> Iterator[None]:
 
 
 def is_sharded(tensor: Any) -> bool:
-    """Whether each rank holds a part of the tensor only."""
+    """Return whether each rank holds a part of the tensor only."""
     return hasattr(tensor, "full_tensor")
 
 
 def full_tensor(tensor: Any) -> Tensor:
-    """The tensor with the parts of all ranks; a collective call where it is sharded."""
+    """Return the tensor with the parts of all ranks; a collective call where it is sharded."""
     full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
     return full
 
 
 def local_tensor(tensor: Any) -> Tensor:
-    """What this rank holds of the tensor."""
+    """Return what this rank holds of the tensor."""
     local: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
     return local
 
 
 def shard_like(tensor: Tensor, pattern: Any) -> Tensor:
-    """A copy of a whole tensor on the device of `pattern`, sharded as that is."""
+    """Return a copy of a whole tensor on the device of `pattern`, sharded in the same way."""
     moved = tensor.to(pattern.device, copy=True)
     if not is_sharded(pattern):
         return moved

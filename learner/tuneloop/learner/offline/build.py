@@ -79,7 +79,7 @@ def trainer_and_source(
 
 
 def order_of(inputs: RunInputs, count: int) -> RowOrder:
-    """The order over rows: samples, or prompts."""
+    """Return the order over rows: samples, or prompts."""
     run = inputs.settings.run
     return RowOrder(
         count=count,
@@ -109,7 +109,7 @@ def with_decay_horizon(
 
 
 def check_samples(inputs: RunInputs, trainer: Trainer, console: Console) -> Sequence[Any]:
-    """The samples the trainer can learn from; those too long for it are an error or left out."""
+    """Return the samples the trainer accepts; too long ones are an error or left out."""
     drop = inputs.settings.run.on_long == "drop"
     kept = []
     for sample in inputs.samples:

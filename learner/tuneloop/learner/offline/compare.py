@@ -89,7 +89,7 @@ def answer(
 
 
 def load_policy(version: VersionFolder) -> Any:
-    """The version as a transformers model."""
+    """Return the version as a transformers model."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -119,10 +119,10 @@ def log_ratios(answers: Answers, base: Path, temperature: float) -> list[float]:
 def compare(
     a: Answers, b: Answers, *, samples_per_prompt: int, judge: Compare | None
 ) -> VersionComparison:
-    """Every figure of both, and how often B wins."""
+    """Return every figure of both, and how often B wins."""
 
     def by_prompt(values: Sequence[float | None]) -> list[float]:
-        """The mean of each prompt's values; prompts without any are left out."""
+        """Return the mean of each prompt's values; prompts without any are left out."""
         groups = [
             [v for v in values[start : start + samples_per_prompt] if v is not None]
             for start in range(0, len(values), samples_per_prompt)
@@ -170,7 +170,7 @@ def outcomes_of(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateOptions:
-    """What `tuneloop evaluate` was told."""
+    """The options of `tuneloop evaluate`."""
 
     a: str
     b: str
@@ -207,7 +207,7 @@ def evaluate(options: EvaluateOptions) -> VersionComparison:
 
 
 def find_rewards(options: EvaluateOptions) -> Rewards | None:
-    """The scorers; None where none is named."""
+    """Return the scorers; None where none is named."""
     if not options.rewards and options.reward_model is None:
         return None
     folder = None
@@ -223,7 +223,7 @@ def measure(
     rewards: Rewards | None,
     console: Console,
 ) -> Answers:
-    """A version's answers, scored, with their log-ratio to the base where that is defined."""
+    """Return a version's scored answers, with log-ratios to the base where defined."""
     tokens = PromptTokenizer(version.base, max_length=None, as_chat=options.as_chat)
     table = open_table(options.prompts)
     try:
@@ -252,7 +252,7 @@ def measure(
 
 
 def same_tokenizer(one: Path, other: Path) -> bool:
-    """Whether two models read and write the same tokens."""
+    """Return whether two models read and write the same tokens."""
     if one == other:
         return True
     files = [folder / "tokenizer.json" for folder in (one, other)]
@@ -260,5 +260,5 @@ def same_tokenizer(one: Path, other: Path) -> bool:
 
 
 def preferences_of_b(verdicts: Verdicts, questions: Sequence[Question]) -> list[float | None]:
-    """How much the judge prefers b; None where it abstained."""
+    """Return how much the judge prefers b; None where it abstained."""
     return [1 - p.probability_a if p.votes else None for p in verdicts.ask(questions)]

@@ -27,7 +27,7 @@ from tuneloop.weights.files import sha256_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOptions:
-    """What `tuneloop train` was told."""
+    """The options of `tuneloop train`."""
 
     algorithm: str
     """Name of an algorithm that runs offline."""
@@ -133,7 +133,7 @@ def gather_inputs(options: TrainOptions, folder: RunFolder) -> RunInputs:
 
 
 def fixed_settings(options: TrainOptions) -> dict[str, Any]:
-    """The trainer's settings that are options of their own, and the device."""
+    """Return the trainer's settings that have options of their own, and the device."""
     import torch
 
     fixed: dict[str, Any] = {"seed": options.seed}
@@ -164,7 +164,7 @@ def read_data(
     *,
     samples: bool,
 ) -> RowsData:
-    """Samples, or prompts; raises `InvalidRequest` naming the row at fault."""
+    """Return samples, or prompts; raises `InvalidRequest` naming the row at fault."""
     on_long, room = settings.run.on_long, settings.run.max_completion_length
     if table is None:
         if not samples:
@@ -180,7 +180,7 @@ def read_data(
 
 
 def read_rewards(options: TrainOptions) -> Rewards:
-    """The scorers, loaded."""
+    """Load the scorers."""
     folder = None
     if options.reward_model is not None:
         folder = resolve(options.reward_model, options.cache_dir.expanduser())
@@ -189,7 +189,7 @@ def read_rewards(options: TrainOptions) -> Rewards:
 
 
 def read_verdicts(options: TrainOptions, folder: RunFolder) -> Verdicts:
-    """The judge, and what it said before."""
+    """Return the judge, with the verdicts it gave before."""
     assert options.judge is not None
     judge = options.judge.make()
     return Verdicts(judge, identity=options.judge.identity, path=folder.verdicts)
@@ -198,7 +198,7 @@ def read_verdicts(options: TrainOptions, folder: RunFolder) -> Verdicts:
 def identity_of(
     options: TrainOptions, settings: Settings, model: Path, data: RowsData, rewards: Rewards | None
 ) -> dict[str, Any]:
-    """What decides the result: a run goes on only with the same."""
+    """Return what decides the result; a run resumes only with the same."""
     return {
         "algorithm": options.algorithm,
         "model": options.model,

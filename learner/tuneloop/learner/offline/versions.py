@@ -48,7 +48,7 @@ class Versions:
     cache_dir: Path = Path("~/.cache/tuneloop")
 
     def find(self, reference: str) -> VersionFolder:
-        """The version of a name; raises `NotFound`, `InvalidRequest`, `WeightsRefused`."""
+        """Return the version of a name; raises `NotFound`, `InvalidRequest`, `WeightsRefused`."""
         if reference.isdecimal() and not Path(reference).exists():
             return self._numbered(int(reference))
         folder = Path(reference).expanduser()
@@ -58,7 +58,7 @@ class Versions:
         return VersionFolder(name=reference, base=self._resolve(reference))
 
     def _numbered(self, number: int) -> VersionFolder:
-        """A version of the weight store, its signature and every file verified."""
+        """Return a version of the weight store, its signature and every file verified."""
         if self.data_dir is None:
             raise NotFound(
                 f"version {number}: give the data folder it is in with --data-dir", param="data_dir"
@@ -87,7 +87,7 @@ class Versions:
 
 
 def base_of(adapter: Path) -> str:
-    """The model an adapter was trained on, by its own word; raises `WeightsRefused`."""
+    """Return the model an adapter was trained on, by its own word; raises `WeightsRefused`."""
     try:
         document: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_bytes())
         name = document["base_model_name_or_path"]
@@ -97,7 +97,7 @@ def base_of(adapter: Path) -> str:
 
 
 def base_of_service(data_dir: Path) -> str:
-    """The model that a data folder belongs to; raises `NotFound` where it does not say."""
+    """Return the model that a data folder belongs to; raises `NotFound` where it does not say."""
     try:
         return str(json.loads((data_dir / "model.json").read_bytes())["name"])
     except (OSError, ValueError, KeyError, TypeError) as error:

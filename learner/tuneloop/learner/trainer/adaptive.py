@@ -13,7 +13,7 @@ from tuneloop.learner.trainer.settings import TrainerSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepControls:
-    """Where everything stands that adapts; as it is made, nothing does."""
+    """The current values of everything that adapts; the defaults adapt nothing."""
 
     kl_factor: float = 1.0
     """Factor of `kl_coef`, adapted to `kl_target`."""
@@ -26,7 +26,7 @@ class StepControls:
     grpo_rewards: RewardStatistics | None = None
     """Baseline and scale of completions without siblings."""
     desirable_share: float = 0.5
-    """Share of thumbs that are up, lately."""
+    """Recent share of thumbs that are up."""
 
 
 AT_REST = StepControls()
@@ -96,7 +96,7 @@ Samples = Mapping[str, Sequence[PolicySample]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptiveState:
-    """Where it stands before a step; a step that is skipped leaves it as it was."""
+    """The state before a step; a skipped step leaves it unchanged."""
 
     ppo_rewards: RewardStatistics = field(default_factory=RewardStatistics)
     grpo_rewards: RewardStatistics = field(default_factory=RewardStatistics)
@@ -109,7 +109,7 @@ class AdaptiveState:
     """Batches PPO has learned from."""
 
     def with_rewards(self, samples: Samples, settings: TrainerSettings) -> Self:
-        """Count the rewards of a batch, which are then standardised by what includes them."""
+        """Return the state with the rewards of a batch in it, which it then standardises."""
         given = [s for s in samples.get(Objective.PPO, ()) if isinstance(s, ScoredSample)]
         groups = [g for g in samples.get(Objective.GRPO, ()) if isinstance(g, ScoredGroup)]
         priced = [priced_reward(s, settings) for group in groups for s in group.samples]
@@ -125,7 +125,7 @@ class AdaptiveState:
         )
 
     def controls(self, settings: TrainerSettings) -> StepControls:
-        """What the plans of this step are told."""
+        """Return the controls for the plans of this step."""
         return StepControls(
             kl_factor=self.kl_factor,
             kl_pull=pull(self.kl_level),
@@ -143,7 +143,7 @@ class AdaptiveState:
     def after(
         self, metrics: Mapping[str, float], samples: Samples, settings: TrainerSettings
     ) -> Self:
-        """Where it stands after a step on `samples` that measured `metrics`."""
+        """Return the state after a step on `samples` that measured `metrics`."""
         kl, completion_kl = metrics.get("kl"), metrics.get("completion_kl")
         level, factor = self.kl_level, self.kl_factor
         if settings.kl_budget is not None and kl is not None:
@@ -165,7 +165,7 @@ class AdaptiveState:
 
     @classmethod
     def of_state(cls, state: Any) -> Self:
-        """Return it as it was; raises `CorruptData`. What an older checkpoint lacks starts anew."""
+        """Return a saved state; raises `CorruptData`. What an older one lacks gets its default."""
         try:
             plain = dict(state)
             of_ppo = RewardStatistics(**_numbers(plain.pop("ppo_rewards", {})))

@@ -1,4 +1,4 @@
-"""What the loop asks of a trainer, whatever model it trains, and what a step comes to."""
+"""The trainer of any model, as the loop and offline runs use it, and the result of a step."""
 
 import resource
 import sys
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def peak_memory_bytes() -> int:
-    """Most memory held so far: of the GPU where one was used, else resident in this process."""
+    """Return the most memory held so far: of the GPU if one was used, else of this process."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return int(torch.cuda.max_memory_allocated())
@@ -29,7 +29,7 @@ class StepResult:
 
     metrics: Mapping[str, float]
     skipped: bool = False
-    """True when the weights are as they were before."""
+    """True when the weights have not changed."""
     reason: str = ""
     """Why it was skipped: `non_finite_loss`, `non_finite_gradient`, `gradient_spike`, `no_samples`,
     `no_spread` (every group's rewards are the same)."""

@@ -9,7 +9,7 @@ A checkpoint is a folder of safetensors and JSON, nothing that runs code when it
 
 It is written under a temporary name, flushed to disk and renamed: a folder with the final name is
 whole. Every byte is checked all the same before it is used. The first rank does all of it but the
-trainers' folders (`shards`).
+trainers' folders (`checkpoint_shards`).
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class Checkpointed(Protocol):
         ...
 
     def read_state(self, folder: Path, saved: Saved) -> None:
-        """Go on from there; raises `CorruptData`, and nothing has changed then."""
+        """Resume from there; raises `CorruptData`, and nothing has changed then."""
         ...
 
 
@@ -61,7 +61,7 @@ class Checkpoint:
     random: RandomState
 
     def put_back(self, name: str, trainer: Checkpointed) -> None:
-        """Let a trainer, and the random generators, go on from here.
+        """Restore a trainer and the random generators from this checkpoint.
 
         Raises:
             CorruptData: it does not fit, or is cut short, changed or foreign; nothing has changed.
@@ -131,15 +131,15 @@ def load(folder: Path) -> Checkpoint:
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint of `folder`, by name (`step-00000012`); None if there is none."""
-    all_true = found(folder)
-    return all_true[-1] if all_true else None
+    """Return the newest checkpoint of `folder` by name (`step-00000012`), or None."""
+    checkpoints = found(folder)
+    return checkpoints[-1] if checkpoints else None
 
 
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints of `folder`, and what was never finished."""
-    all_true = found(folder)
-    for path in all_true[: max(0, len(all_true) - keep)]:
+    checkpoints = found(folder)
+    for path in checkpoints[: max(0, len(checkpoints) - keep)]:
         # First out of the way, so that a crash leaves no half-deleted checkpoint behind.
         condemned = path.with_name(UNFINISHED + path.name)
         shutil.rmtree(condemned, ignore_errors=True)
@@ -149,7 +149,7 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def found(folder: Path) -> list[Path]:
-    """The checkpoints of `folder`, oldest first; a damaged one is only told by reading it."""
+    """Return the checkpoints of `folder`, oldest first; damaged ones are among them."""
     with contextlib.suppress(FileNotFoundError):
         return sorted(p for p in folder.iterdir() if (p / INDEX).is_file() and p.name[0] != ".")
     return []
@@ -174,7 +174,7 @@ def _read_index(folder: Path) -> dict[str, Digest]:
 
 
 def _under(name: str, files: Mapping[str, Digest]) -> dict[str, Digest]:
-    """What the index says of a trainer's folder."""
+    """Return the entries of the index for a trainer's folder."""
     paths = {Path(path): digest for path, digest in files.items()}
     return {path.name: digest for path, digest in paths.items() if path.parent == Path(name)}
 

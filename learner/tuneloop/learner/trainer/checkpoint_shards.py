@@ -37,7 +37,7 @@ Shapes = Mapping[str, torch.Size]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Digest:
-    """What a file must be."""
+    """Size and hash that a file must have."""
 
     bytes: int
     sha256: str
@@ -45,7 +45,7 @@ class Digest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """What of a trainer's state is not in its folder."""
+    """The part of a trainer's state that is not in its folder."""
 
     scheduler: Mapping[str, Any]
     files: Mapping[str, Digest]
@@ -119,7 +119,7 @@ def digest_of(path: Path) -> Digest:
 
 
 def problem_of(folder: Path, name: str, wanted: Digest) -> str:
-    """What is wrong with a file; empty where nothing is."""
+    """Return what is wrong with a file; empty if nothing is."""
     path = folder / name
     try:
         size = path.stat().st_size
@@ -135,12 +135,12 @@ def _names(folder: Path) -> set[str]:
 
 
 def _mine(names: Iterable[str], world: World) -> list[str]:
-    """The files that this rank hashes."""
+    """Return the files that this rank hashes."""
     return sorted(names)[world.rank :: world.size]
 
 
 def _tensors_of(state: TrainerState) -> dict[str, Any]:
-    """All tensors by name; loading fills them in place."""
+    """Return all tensors by name; loading fills them in place."""
     model = {MODEL + name: tensor for name, tensor in state.model.items()}
     return model | {OPTIMIZER + name: tensor for name, tensor in state.optimizer.items()}
 
@@ -151,7 +151,7 @@ def _under(prefix: str, shapes: Shapes) -> Shapes:
 
 @contextmanager
 def _alone_or_not() -> Iterator[None]:
-    """It is no mistake that one process saves without a process group."""
+    """Silence the warning that one process saves without a process group."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield

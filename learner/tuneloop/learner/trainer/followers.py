@@ -1,4 +1,4 @@
-"""The ranks beside the first: they repeat every call of its trainer."""
+"""The ranks other than the first: they repeat every call of its trainer."""
 
 import signal
 
@@ -7,15 +7,15 @@ from tuneloop.learner.models.world import END, Announcement, World, logger
 
 
 def follow(world: World) -> None:
-    """Do as the leader announces, until the end, and leave the group."""
+    """Repeat what the leader announces until it ends, then leave the group."""
     from tuneloop.learner.trainer.policy import PolicyTrainer
 
-    # What is sent to all processes is for the leader: it finishes its step and ends the others.
+    # A signal to all processes is for the leader, which finishes its step and ends the others.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     trainer: PolicyTrainer | None = None
-    while (heard := _received(world))[0] != END:
-        target, method, arguments, named = heard
+    while (announced := _received(world))[0] != END:
+        target, method, arguments, named = announced
         try:
             with world.together():
                 if target == "make":
@@ -26,7 +26,7 @@ def follow(world: World) -> None:
                     called = trainer if target == "trainer" else trainer.model
                     getattr(called, method)(*arguments, **named)
         except TuneloopError:
-            continue  # the leader has met with the same, and says so
+            continue  # the leader gets the same error, and reports it
     world.close()
 
 

@@ -1,4 +1,4 @@
-"""Recent gradient norms, and which one is out of all proportion. Standard library only."""
+"""AdamW with clipping and warm-up, and recent gradient norms that reveal a spike."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ class GradientNorms:
         self._recent: dict[str, list[float]] = {}
 
     def is_spike(self, kind: str, norm: float, factor: float) -> bool:
-        """Whether `norm` is more than `factor` times the median of recent ones; remembers it."""
+        """Remember `norm`; return whether it is over `factor` times the median of recent ones."""
         recent = self._recent.get(kind, [])
         spike = len(recent) >= LEAST and norm > factor * median(recent)
         if norm > 0:
@@ -71,7 +71,7 @@ Shapes = Mapping[str, torch.Size]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppliedGradient:
-    """What became of a gradient."""
+    """The outcome of a gradient."""
 
     norm: float
     """Of the first group, before the clip."""
@@ -141,17 +141,17 @@ class Optimizer:
         return 0.5 * (1.0 + math.cos(math.pi * progress))
 
     def finite(self) -> bool:
-        """Whether every parameter is; only a rate far too high makes one that is not."""
+        """Return whether every parameter is finite: a far too high rate makes some that are not."""
         parts = [local_tensor(p) for p in self._named.values()]
         finite = all(bool(torch.isfinite(part).all()) for part in parts)
         return self._world.all_true(finite, parts[0].device)
 
     def zero_grad(self) -> None:
-        """Forget gradients, also those of a step that was given up."""
+        """Clear the gradients, also those of a step that was abandoned."""
         self._adamw.zero_grad(set_to_none=True)
 
     def step(self, kind: str = "") -> AppliedGradient:
-        """Apply the gradients, or forget them if a norm is not finite or out of all proportion.
+        """Apply the gradients, or clear them if a norm is not finite or is a spike.
 
         `kind` names the mix of losses: norms are compared with those of steps of the same kind.
         """
@@ -177,7 +177,7 @@ class Optimizer:
         return AppliedGradient(norm=values[0])
 
     def _refusal(self, kind: str, norms: Sequence[float]) -> str:
-        """Why a step with these norms of the groups is not taken; empty if it is."""
+        """Return why a step with these norms of the groups is skipped; empty if it is taken."""
         if not all(map(math.isfinite, norms)):
             return "non_finite_gradient"
         factor = self._settings.spike_factor
@@ -202,7 +202,7 @@ class Optimizer:
         )
 
     def load_state(self, state: TrainerState) -> None:
-        """Go on from `state`; raises `CorruptData`, and changes nothing, if it does not fit."""
+        """Restore `state`; raises `CorruptData`, and changes nothing, if it does not fit."""
         self._check(_shapes(state.model), _shapes(state.optimizer))
         steps = state.scheduler.get("optimizer_steps")
         if not isinstance(steps, int) or steps < 0:

@@ -38,7 +38,7 @@ SEEN_LATE = {"clip_fraction", "importance_ratio"}
 
 
 VALUE_STEP = 0.64
-"""What a step of Adam may add to a value at the value head's own rate, its inputs being about 1."""
+"""The most that a step of Adam adds to a value at the value head's rate, for inputs of about 1."""
 
 
 class PolicyTrainer:
@@ -233,17 +233,17 @@ class PolicyTrainer:
         checkpoint.load(folder).put_back("policy", self)
 
     def load_weights(self, folder: Path) -> None:
-        """Go on from a published version; raises `WeightsRefused`."""
+        """Load a published version; raises `WeightsRefused`."""
         self._world.announce("trainer", "load_weights", folder)
         self._model.load_weights(folder)
 
     def finite(self) -> bool:
-        """Whether every weight in training is a number."""
+        """See `Trainer.finite`."""
         self._world.announce("trainer", "finite")
         return self._optimizer.finite()
 
     def state(self) -> TrainerState:
-        """What a checkpoint keeps: adapter or weights, value head, optimizer, what adapts.
+        """Return what a checkpoint keeps: adapter or weights, value head, optimizer, what adapts.
 
         Of sharded tensors it is this rank's part.
         """
@@ -251,7 +251,7 @@ class PolicyTrainer:
         return replace(state, scheduler={**state.scheduler, "steering": self._adaptive.state()})
 
     def load_state(self, state: TrainerState) -> None:
-        """Go on from a checkpoint; raises `CorruptData` if it is of another model or settings."""
+        """Restore a saved state; raises `CorruptData` if it is of another model or settings."""
         adaptive = AdaptiveState.of_state(state.scheduler.get("steering", {}))
         self._optimizer.load_state(state)
         self._adaptive = adaptive

@@ -53,7 +53,7 @@ class RandomState:
                 torch.cuda.set_rng_state(state, name)
 
     def to_document(self) -> dict[str, Any]:
-        """What is not a tensor, as JSON."""
+        """Return what is not a tensor, as JSON."""
         version, numbers, gauss = self.python
         return {"python": [version, list(numbers), gauss], "numpy": dict(self.numpy)}
 
@@ -61,7 +61,7 @@ class RandomState:
     def from_document(
         cls, document: Mapping[str, Any], tensors: Mapping[str, Tensor]
     ) -> "RandomState":
-        """The inverse of `to_document`."""
+        """Return the inverse of `to_document`."""
         version, numbers, gauss = document["python"]
         return cls(
             python=(version, tuple(numbers), gauss), numpy=document["numpy"], torch=dict(tensors)

@@ -106,8 +106,8 @@ class RewardTrainer:
 
         Each kind is divided by the weights of its own samples, then they are summed. Thumbs up and
         thumbs down weigh half each: users press one far more than the other, and the head must
-        not learn that instead of what they like. Metrics are of
-        the model before the step: `accuracy` is on samples it had not seen.
+        not learn that instead of what they like. Metrics are of the model before the step:
+        `accuracy` is on samples it had not seen.
 
         Raises:
             InvalidRequest: a sample cannot be learned from; nothing has changed. `param` names it.
@@ -150,15 +150,15 @@ class RewardTrainer:
         checkpoint.load(folder).put_back("reward_model", self)
 
     def finite(self) -> bool:
-        """Whether every weight in training is a number."""
+        """See `Trainer.finite`."""
         return self._optimizer.finite()
 
     def state(self) -> TrainerState:
-        """What a checkpoint keeps: weights, optimizer, schedule."""
+        """Return what a checkpoint keeps: weights, optimizer, schedule."""
         return self._optimizer.state()
 
     def load_state(self, state: TrainerState) -> None:
-        """Go on from a checkpoint; raises `CorruptData` if it is of another model."""
+        """Restore a saved state; raises `CorruptData` if it is of another model."""
         self._optimizer.load_state(state)
 
     def save_state(self, folder: Path) -> Saved:
@@ -170,7 +170,7 @@ class RewardTrainer:
         self.load_state(checkpoint_shards.load(folder, saved, self._optimizer.blank, ALONE))
 
     def _encode(self, sample: RewardSample) -> Encoded:
-        """The sample's texts as token ids, best first."""
+        """Return the sample's texts as token ids, best first."""
         if problem := problem_of(sample):
             raise _refused(sample, problem)
         completions = texts_of(sample)
@@ -240,7 +240,7 @@ class RewardTrainer:
 
 
 def texts_of(sample: RewardSample) -> tuple[str, ...]:
-    """The completions of a sample, best first."""
+    """Return the completions of a sample, best first."""
     match sample:
         case LabelledText() | RatedText():
             return (sample.completion,)
@@ -251,7 +251,7 @@ def texts_of(sample: RewardSample) -> tuple[str, ...]:
 
 
 def problem_of(sample: RewardSample) -> str:
-    """What is wrong with a sample's numbers; empty where nothing is."""
+    """Return what is wrong with a sample's numbers; empty if nothing is."""
     if not (math.isfinite(sample.weight) and sample.weight >= 0):
         return f"weight {sample.weight} is not a number from 0 up"
     if not 0 <= sample.trust <= 1:
@@ -266,12 +266,12 @@ def problem_of(sample: RewardSample) -> str:
 
 
 def total_weight(items: Sequence[tuple[RewardSample, Encoded]]) -> float:
-    """What a kind's loss is divided by."""
+    """Return what a kind's loss is divided by."""
     return total_of(sample.weight for sample, _ in items)
 
 
 def balanced(thumbs: Sequence[tuple[LabelledText, Encoded]]) -> list[tuple[LabelledText, Encoded]]:
-    """The thumbs with weights by which either verdict weighs half."""
+    """Return the thumbs with weights that give thumbs up and thumbs down half each."""
     desirable = torch.tensor([sample.desirable for sample, _ in thumbs], dtype=torch.bool)
     weights = torch.tensor([sample.weight for sample, _ in thumbs], dtype=torch.float64)
     scaled = balanced_weights(desirable, weights).tolist()
@@ -282,7 +282,7 @@ def balanced(thumbs: Sequence[tuple[LabelledText, Encoded]]) -> list[tuple[Label
 
 
 def head_name(module: Any) -> str:
-    """The last linear layer with one output."""
+    """Return the name of the last linear layer with one output."""
     heads: list[str] = [
         name
         for name, part in module.named_modules()

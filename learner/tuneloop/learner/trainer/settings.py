@@ -22,7 +22,7 @@ class OptimizerSettings:
     """Optimizer steps over which the rate grows to its value."""
     resume_warmup_steps: int = 0
     """The same again after each resume from a checkpoint, where the feedback may have changed; 0
-    goes on exactly as if nothing had happened."""
+    continues exactly as if it had not been interrupted."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
     max_steps: int | None = None
     """Optimizer steps after which a falling rate is 0; needed by linear and cosine."""
@@ -85,7 +85,7 @@ class TrainerSettings:
     kto_z: Literal["zero", "mismatched"] = "zero"
     """`mismatched` is the paper's estimate, at the price of two more forward passes."""
     desirable_weight: float = 1.0
-    """Factor of thumbs up, after either class of late was given half of the weight."""
+    """Factor of thumbs up, after thumbs up and down were given half of the weight each."""
     undesirable_weight: float = 1.0
     beta_dpo: float = 0.1
     dpo_loss_type: Literal["sigmoid", "sigmoid_norm", "ipo", "robust"] = "robust"
@@ -115,7 +115,7 @@ class TrainerSettings:
     normalize_rewards: bool = False
     """Rewards in standard deviations from their running mean: for scorers that drift."""
     reward_decay: float = 0.99
-    """What a reward weighs in the running mean once another has come; also of the baseline of
+    """Weight of a reward in the running mean once another has come; also of the baseline of
     completions that have no siblings, and a thumb in KTO's class balance."""
     importance_cap: float = 2.0
     sequence_gate: float = 2.0

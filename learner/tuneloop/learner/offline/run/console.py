@@ -68,7 +68,7 @@ class Console:
             self.line(f"step {step}/{total}  {shown}  {pace:.2f} s/step  {left}")
 
     def sampled(self, done: int, total: int) -> None:
-        """So many completions of so many are sampled; told only where that takes long."""
+        """Show how many completions of how many are sampled, if that takes long."""
         if self._bar is not None:
             self._bar.update(self._task, figures=f"sampled {done}/{total}")
             if self._bar.tasks[0].total == total:

@@ -1,6 +1,6 @@
-"""The folder of a run: what it was started with, what it may go on from, what it leaves behind.
+"""The folder of a run: what it was started with, what it resumes from, what it leaves behind.
 
-settings.json     what decides the result; a run only goes on with the same
+settings.json     what decides the result; a run resumes only with the same
 checkpoints/      to resume from
 metrics.jsonl     a line for each step
 verdicts.jsonl    what a judge said; kept by --restart
@@ -79,10 +79,10 @@ class RunFolder:
             os.close(descriptor)
 
     def begin(self, wanted: Mapping[str, Any], *, restart: bool) -> None:
-        """Note what the run is started with, or check that it is what it was started with.
+        """Record what the run is started with, or check that it has not changed.
 
-        Raises `FailedPrecondition` saying what differs; `restart` throws the old run away. So do
-        other settings where there is nothing yet to go on with.
+        Raises `FailedPrecondition` saying what differs; `restart` discards the old run. So do
+        other settings if there is nothing yet to resume.
         """
         known = read_json(self.settings)
         if known is None:
@@ -90,8 +90,7 @@ class RunFolder:
             ours = {".lock", self.verdicts.name}
             if any(path.name not in ours for path in self.root.iterdir()):
                 raise FailedPrecondition(
-                    f"{self.root}: not empty, and holds no run to go on with; choose another "
-                    "--output",
+                    f"{self.root}: not empty, and holds no run to resume; choose another --output",
                     param="output",
                 )
         else:
@@ -99,7 +98,7 @@ class RunFolder:
             if differing and self.begun and not restart:
                 raise FailedPrecondition(
                     f"{self.root} holds a run with other settings: {'; '.join(differing)}. Give "
-                    "the same ones to go on with it, --restart to throw it away, or another "
+                    "the same ones to resume it, --restart to discard it, or another "
                     "--output",
                     param="output",
                 )
@@ -110,12 +109,12 @@ class RunFolder:
 
     @property
     def begun(self) -> bool:
-        """Whether there is something to go on with, or a result."""
+        """Whether there is something to resume, or a result."""
         saved = any(self.checkpoints.glob("step-*"))
         return saved or self.grown.exists() or self.summary.exists()
 
     def finished(self) -> dict[str, Any] | None:
-        """The summary of a run that is over."""
+        """Return the summary of a run that is over."""
         return read_json(self.summary)
 
     def clear(self) -> None:
@@ -128,7 +127,7 @@ class RunFolder:
 
 
 def differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What differs, each as `name: then, now`."""
+    """Return what differs, each as `name: then, now`."""
     found = []
     for name in sorted(known.keys() | wanted.keys()):
         before, now = known.get(name), wanted.get(name)
@@ -144,7 +143,7 @@ def differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None where there is none that is whole."""
+    """Return a JSON object; None where there is none that is whole."""
     try:
         document = json.loads(path.read_bytes())
     except (OSError, ValueError):

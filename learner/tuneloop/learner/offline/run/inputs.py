@@ -33,7 +33,7 @@ class RunInputs:
     verdicts: Verdicts | None
     """A judge that compares what the policy samples; None where none does."""
     identity: Mapping[str, Any]
-    """What decides the result, as JSON: a run goes on only with the same."""
+    """What decides the result, as JSON: a run resumes only with the same."""
 
     @property
     def facts(self) -> Algorithm:

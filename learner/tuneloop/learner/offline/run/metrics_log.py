@@ -16,7 +16,7 @@ class MetricsLog:
     """Writes the figures of steps as they are taken."""
 
     def __init__(self, metrics: Path, tensorboard: Path, *, step: int) -> None:
-        """Go on after `step` steps."""
+        """Continue after `step` steps."""
         kept = [row for row in read_figures(metrics) if row["step"] <= step]
         partial = metrics.with_name(f".{metrics.name}.partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
@@ -50,7 +50,7 @@ def open_events(folder: Path, first_step: int) -> Any:
 
 
 def read_figures(path: Path) -> list[dict[str, float]]:
-    """All whole lines; a last one that a crash cut short is left out."""
+    """Return all whole lines; a last one that a crash cut short is left out."""
     rows = []
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     for line in lines:

@@ -22,7 +22,7 @@ def summarize(
     figures: Sequence[FigureRow],
     weights: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The document of run.json."""
+    """Return the document of run.json."""
     seconds = round(progress.seconds, 3)
     return {
         **identity,
@@ -37,7 +37,7 @@ def summarize(
 
 
 def ends(figures: Sequence[FigureRow]) -> dict[str, dict[str, float]]:
-    """Each figure's mean over the first and over the last tenth of the run."""
+    """Return each figure's mean over the first and over the last tenth of the run."""
     width = max(1, len(figures) // 10)
     names = dict.fromkeys(name for row in figures for name in row if name not in NOT_MEASURED)
     found = {}
@@ -121,7 +121,7 @@ def draw(figures: Sequence[FigureRow], path: Path, *, title: str) -> bool:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """A running mean over the last tenth of the run."""
+    """Return a running mean over the last tenth of the run."""
     width = max(1, len(values) // 10)
     means = []
     for i in range(len(values)):

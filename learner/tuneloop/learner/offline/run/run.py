@@ -24,7 +24,7 @@ from tuneloop.learner.trainer.base import StepResult, Trainer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaveSchedule:
-    """How often a run does what besides learning."""
+    """When a run ends, and how often it saves a checkpoint."""
 
     max_steps: int | None
     save_steps: int
@@ -169,7 +169,7 @@ def stop_asked() -> Iterator[threading.Event]:
 
     def stop(number: int, frame: object) -> None:
         asked.set()
-        # Not print, which may be what was interrupted.
+        # Not print: the signal may have interrupted one.
         os.write(2, b"stopping after this step; once more ends it at once\n")
         for each in numbers:
             signal.signal(each, before[each])

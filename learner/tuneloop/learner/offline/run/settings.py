@@ -33,7 +33,7 @@ OWN_OPTIONS = {
     "seed": "--seed",
     "objective_weights": "it has one objective only",
     "algorithms": "the algorithm is the command's first argument",
-    "resume_warmup_steps": "a resumed run goes on exactly as if nothing had happened",
+    "resume_warmup_steps": "a resumed run continues as if it had not been interrupted",
 }
 """Settings of the trainers that are not for `--set`, and what is or why."""
 
@@ -152,12 +152,12 @@ def make_settings(
 
 
 def field_names(owner: type[Any]) -> list[str]:
-    """What `--set` may name of a settings class."""
+    """Return what `--set` may name of a settings class."""
     return [f.name for f in dataclasses.fields(owner) if f.name not in OWN_OPTIONS]
 
 
 def parse(owner: type[Any], key: str, text: str) -> Any:
-    """The value of a field from text, by the field's type; raises `SettingsError`."""
+    """Return the value of a field from text, by the field's type; raises `SettingsError`."""
     from pydantic import TypeAdapter, ValidationError
 
     wanted = typing.get_type_hints(owner)[key]
@@ -173,7 +173,7 @@ def parse(owner: type[Any], key: str, text: str) -> Any:
 
 
 def unknown(assignment: str, key: str, owners: Iterable[type[Any]]) -> SettingsError:
-    """What to raise about an assignment that sets nothing."""
+    """Return the error to raise about an assignment that sets nothing."""
     names = sorted({name for owner in owners for name in field_names(owner)})
     if key in OWN_OPTIONS:
         return SettingsError(f"--set {assignment}: not here; {OWN_OPTIONS[key]}", param=key)

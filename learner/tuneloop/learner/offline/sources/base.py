@@ -30,7 +30,7 @@ class RowOrder:
         return self.steps_per_epoch * self.epochs
 
     def rows(self, step: int) -> list[int]:
-        """The rows of a step, counted from 0."""
+        """Return the rows of a step, counted from 0."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         permutation = list(range(self.count))
         # Seeded with text, the generator is the same on every platform and Python.
@@ -48,7 +48,7 @@ class TrainStep:
     epoch: float
     """Passes over the data up to the end of this step."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """What was seen while sampling."""
+    """Figures of the sampled completions."""
 
 
 class TrainSource(Protocol):
@@ -56,19 +56,19 @@ class TrainSource(Protocol):
 
     @property
     def steps(self) -> int:
-        """How many there are, as far as is known now."""
+        """Steps in all, as far as is known now."""
         ...
 
     def train_step(self, step: int) -> TrainStep | None:
-        """The samples of a step, counted from 0; None when the run is over."""
+        """Return the samples of a step, counted from 0; None when the run is over."""
         ...
 
     def due(self, step: int) -> bool:
-        """Whether the weights before this step should be kept, since work follows that is dear."""
+        """Return whether to save the weights before this step, since expensive work follows."""
         ...
 
     def resume(self, step: int) -> None:
-        """Go on before this step; what was prepared for later ones is thrown away."""
+        """Resume before this step; what was prepared for later ones is discarded."""
         ...
 
 

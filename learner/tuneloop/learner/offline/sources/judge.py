@@ -42,7 +42,7 @@ class Verdicts:
         result_of(self._judge.rate("What is one plus one?", "Two."))
 
     def ask(self, questions: Sequence[Question]) -> list[JudgePreference]:
-        """The judge's preference of each, in order.
+        """Return the judge's preference of each, in order.
 
         Raises `Unavailable` where the judge gave no usable verdict on any of them, and says why.
         """
@@ -75,7 +75,7 @@ class Verdicts:
 
 
 def key_of(identity: str, question: Question) -> str:
-    """What a question to a judge is known by."""
+    """Return what a question to a judge is known by."""
     return hashlib.sha256(json.dumps([identity, *question]).encode()).hexdigest()
 
 
@@ -91,7 +91,7 @@ class JudgeOptions:
     votes: int = 3
 
     def make(self) -> Judge:
-        """The judge; raises `SettingsError`."""
+        """Return the judge; raises `SettingsError`."""
         endpoint = EndpointSettings(url=self.url, model=self.model, api_key=self.api_key)
         constitution = self.constitution or CONSTITUTION
         return Judge(JudgeSettings(endpoint=endpoint, constitution=constitution, votes=self.votes))

@@ -1,4 +1,4 @@
-"""RLAIF: preferences of a judge, between answers of the data or of the policy itself."""
+"""RLAIF: a judge's preferences between answers in the data, or of the policy itself."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -27,7 +27,7 @@ FORMS = (EXPLICIT, IMPLICIT, RANKED)
 
 
 def has_answers(table: Table) -> bool:
-    """Whether the rows hold answers to judge, not prompts alone."""
+    """Return whether the rows hold answers to judge, not prompts alone."""
     columns = set(table.columns)
     return any(columns.issuperset(form.columns) for form in FORMS)
 
@@ -35,7 +35,7 @@ def has_answers(table: Table) -> bool:
 def judged_pairs(
     table: Table, verdicts: Verdicts, tokens: PromptTokenizer | None, on_long: OnLong
 ) -> RowsData:
-    """The judge's pairs of the answers in each row; ties are left out.
+    """Return the judge's pairs of the answers in each row; ties are left out.
 
     With `tokens` samples of the policy (dpo), else of the reward model. Raises `InvalidRequest`
     naming the row at fault, `Unavailable` where the judge is.
@@ -73,7 +73,7 @@ def judged_sample(
     judged: tuple[Text, Text, Text, JudgePreference],
     tokens: PromptTokenizer | None,
 ) -> PairSample | PreferredText:
-    """One decided pair."""
+    """Return the sample of a decided pair."""
     prompt, a, b, preference = judged
     chosen, rejected = (a, b) if preference.chosen == "a" else (b, a)
     if tokens is None:

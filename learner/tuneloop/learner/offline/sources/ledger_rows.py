@@ -31,7 +31,7 @@ PREFIX = "ledger:"
 
 
 def is_ledger(reference: str) -> bool:
-    """Whether `--data` names a ledger."""
+    """Return whether `--data` names a ledger."""
     return reference.startswith(PREFIX)
 
 
@@ -51,7 +51,7 @@ def open_ledger(reference: str) -> Database:
 
 
 def read_ledger(objective: Objective, reference: str, model: Path) -> RowsData:
-    """Every sample of an objective, oldest first.
+    """Return every sample of an objective, oldest first.
 
     Raises `InvalidRequest` where there is none, `FailedPrecondition` where the policy's samples are
     the tokens of another model.
@@ -73,7 +73,7 @@ def read_ledger(objective: Objective, reference: str, model: Path) -> RowsData:
 def read_ledger_prompts(
     reference: str, model: Path, *, max_length: int, on_long: OnLong
 ) -> RowsData:
-    """Every prompt that users asked, once, oldest first; those held out for evaluation are not.
+    """Return every prompt that users asked, once, oldest first, without those held out.
 
     `max_length` is what the model has for a prompt. Raises as `read_ledger`, and `TooLong`.
     """
@@ -106,7 +106,7 @@ def read_ledger_prompts(
 
 
 def prompt_of(row: Any, ids: tuple[int, ...], place: str) -> PromptRow:
-    """A rollout's prompt."""
+    """Return a rollout's prompt."""
     messages = tuple(ChatMessage(role=r, content=c) for r, c in json.loads(row.messages))
     asked = PromptTokens(
         text=prompt_as_text(messages, row.prompt_text),

@@ -28,12 +28,12 @@ class SampledCompletion:
 
     @property
     def answer(self) -> RewardInput:
-        """It, to be scored."""
+        """Return the completion for scoring."""
         reason = "stop" if self.sampled.stopped else "length"
         return RewardInput(row=self.row, completion=self.sampled.text, finish_reason=reason)
 
     def sequence(self, temperature: float) -> TokenSequence:
-        """It, to be learned from."""
+        """Return the completion as tokens to learn from."""
         return TokenSequence(
             prompt_token_ids=self.row.asked.token_ids,
             completion_token_ids=self.sampled.token_ids,
@@ -54,7 +54,7 @@ class CompletionSampler:
         self._seed = seed
 
     def make(self, rows: Sequence[PromptRow], occasion: str) -> list[SampledCompletion]:
-        """All completions of each prompt, one prompt after the other.
+        """Return all completions of each prompt, one prompt after the other.
 
         `occasion` names the place in the run: the same prompt gets other completions at another.
         """
@@ -70,11 +70,11 @@ class CompletionSampler:
 def ask(
     model: Any, sampler: Sampler, rows: Sequence[PromptRow], *, samples_per_prompt: int, seed: str
 ) -> list[SampledCompletion]:
-    """`samples_per_prompt` completions of each prompt by a transformers model, in order."""
+    """Return `samples_per_prompt` completions of each prompt by a transformers model, in order."""
     each = range(samples_per_prompt)
     wanted = [(row, i) for row in rows for i in each]
-    # By number, not by the row's place: that holds the file's path, and a file that was moved is to
-    # be answered as before.
+    # By number, not by the row's place: a file that was moved must get the same completions, and
+    # the place holds its path.
     seeds = [f"{seed}, prompt {n}, {i}" for n in range(len(rows)) for i in each]
     sampled = sampler.sample(model, [row.asked.token_ids for row, _ in wanted], seeds)
     return [
@@ -84,7 +84,7 @@ def ask(
 
 
 class OnPolicySource:
-    """PPO or GRPO on completions of the policy itself."""
+    """Scored completions of the policy itself, at each step."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class OnPolicySource:
     def _group(
         self, attempts: Sequence[SampledCompletion], rewards: Sequence[float | None]
     ) -> ScoredGroup:
-        """The completions of one prompt that got a score; what got none is left out, never 0."""
+        """Return the scored completions of one prompt; one without a score is left out, not 0."""
         return ScoredGroup(
             sample_id=attempts[0].row.place,
             samples=tuple(
@@ -164,7 +164,7 @@ class OnPolicySource:
 def seen(
     attempts: Sequence[SampledCompletion], rewards: Sequence[float | None]
 ) -> dict[str, float]:
-    """Figures of sampled completions."""
+    """Return figures of sampled completions."""
     known = [reward for reward in rewards if reward is not None]
     figures = {
         "completion_length": mean([len(a.sampled.token_ids) for a in attempts]),
@@ -179,5 +179,5 @@ def seen(
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean of one or more values."""
+    """Return the mean of one or more values."""
     return sum(values) / len(values)

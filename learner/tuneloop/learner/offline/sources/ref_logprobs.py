@@ -1,6 +1,6 @@
 """Log-probs of the reference policy, computed once for a run that passes over its data repeatedly.
 
-They are kept in the run's folder: a resumed run must go on with the very same numbers.
+They are kept in the run's folder: a resumed run must continue with the very same numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ def with_stored_reference(
 
 
 def read(path: Path, run: str) -> torch.Tensor | None:
-    """What run `run` wrote; None where it wrote nothing that is whole."""
+    """Return what run `run` wrote; None if it wrote nothing that is complete."""
     try:
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("run") != run:

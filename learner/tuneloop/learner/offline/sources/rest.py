@@ -34,7 +34,7 @@ class RestPlan:
     seed: str
 
     def quantile(self, improve: int) -> float:
-        """The share of completions that an improve step leaves out at least."""
+        """Return the share of completions that an improve step leaves out at least."""
         if self.improve_steps == 1:
             return self.threshold_end
         rise = (self.threshold_end - self.threshold_start) / (self.improve_steps - 1)
@@ -50,7 +50,7 @@ class RestPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grown:
-    """A data set of the policy at `first_step`, and the lessons that follow from it."""
+    """A data set of the policy at `first_step`, and the steps that follow from it."""
 
     first_step: int
     samples: Sequence[DemonstrationSample]
@@ -119,7 +119,7 @@ class RestSource:
         return TrainStep(samples={Objective.SFT: chosen}, epoch=float(number + 1), metrics=figures)
 
     def due(self, step: int) -> bool:
-        """Whether a data set is grown with the weights at this step. See `TrainSource.due`."""
+        """See `TrainSource.due`: whether a data set is grown with the weights at this step."""
         return self._starts_grow(step)
 
     def _starts_grow(self, step: int) -> bool:
@@ -187,19 +187,19 @@ class RestSource:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest of `values` that at least `share` of them lie at or below."""
+    """Return the smallest of `values` that at least `share` of them lie at or below."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered) - 1e-9) - 1)]
 
 
 def kept_above(rewards: Sequence[float], threshold: float) -> list[int]:
-    """The completions above the threshold; those at it where none is above."""
+    """Return the completions above the threshold; those at it where none is above."""
     above = [i for i, reward in enumerate(rewards) if reward > threshold]
     return above or [i for i, reward in enumerate(rewards) if reward >= threshold]
 
 
 def demonstration(document: dict) -> DemonstrationSample:  # type: ignore[type-arg]
-    """A grown completion, to be learned as it is."""
+    """Return a grown completion, to be learned as it is."""
     return DemonstrationSample(
         sample_id=document["name"],
         sequence=TokenSequence(

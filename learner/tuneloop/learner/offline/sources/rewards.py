@@ -1,7 +1,7 @@
 """The reward of completions, offline: functions, a reward model, each with its weight.
 
-Online a scorer that fails leaves a score absent and the service goes on. Here somebody waits at a
-terminal: whatever is wrong with a reward ends the run with the row it happened at.
+Online a failing scorer leaves a score absent and the service continues. Here somebody waits at a
+terminal: any error in a reward ends the run with a message that names the row.
 """
 
 import math
@@ -20,7 +20,7 @@ from tuneloop.reward.scorers.functions import load_function
 from tuneloop.reward.scorers.judge import Judge, JudgeScorer
 
 TAKEN = ("prompts", "completions", "messages", "finish_reason")
-"""Names of columns that a reward function is given anyhow."""
+"""Names of columns that every reward function gets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class Rewards:
         return [f"{scorer.name}={scorer.weight:g}" for scorer in self._scorers]
 
     def score(self, answers: Sequence[RewardInput]) -> list[float | None]:
-        """The reward of each answer; None where a scorer declares that it cannot score it.
+        """Return the reward of each answer; None where a scorer declares that it cannot score it.
 
         Raises `InvalidRequest` naming the row when a scorer raises, returns something else than a
         finite number or None, or another number of scores than there are completions.
@@ -65,7 +65,7 @@ class Rewards:
 
 
 def columns_of(answers: Sequence[RewardInput]) -> Mapping[str, list[Any]]:
-    """What else a scorer is given, one value for each answer."""
+    """Return what else a scorer is given, one value for each answer."""
     names = dict.fromkeys(name for a in answers for name in a.row.columns if name not in TAKEN)
     columns: dict[str, list[Any]] = {
         name: [a.row.columns.get(name) for a in answers] for name in names
