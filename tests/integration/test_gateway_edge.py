@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from conftest import free_port
 from support.gateway_fakes import SECRET
 from support.gateway_stack import Stack, running_gateway
+from support.ports import free_port
 
 CHAT = {"model": "tuneloop", "messages": [{"role": "user", "content": "hi"}]}
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
-from conftest import NatsServer, free_port
+from conftest import NatsServer
 from support.engine_helpers import Versions, make_adapter
+from support.ports import free_port
 
 from tuneloop import wire
 from tuneloop.bus import subjects

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import NatsServer, free_port
+from conftest import NatsServer
 from support.learner_process import LearnerProcess, eventually, feed, make_learner, stable
+from support.ports import free_port
 from support.postgres_server import Postgres
 from support.s3_server import S3, running_s3
 

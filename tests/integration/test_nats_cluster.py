@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from conftest import free_port
 from support.nats_servers import Server
+from support.ports import free_port
 
 from tuneloop.bus import subjects
 from tuneloop.bus.jetstream import JetStreamBus

@@ -11,8 +11,8 @@ import nats
 import nkeys
 import pytest
 import trustme
-from conftest import free_port
 from support.nats_servers import Certificate, Server, make_certificate
+from support.ports import free_port
 
 from tuneloop.bus import subjects
 from tuneloop.bus.access import Access

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NatsServer, free_port
+from conftest import NatsServer
+from support.ports import free_port
 from support.reward_parts import Publisher, rollout
 
 from tuneloop import wire

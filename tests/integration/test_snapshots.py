@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from conftest import NatsServer, free_port
+from conftest import NatsServer
+from support.ports import free_port
 
 from tuneloop.bus import snapshots
 from tuneloop.bus.jetstream import JetStreamBus

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import nats
-from conftest import free_port
+from support.ports import free_port
 from support.supervised import SLEEPER, make_supervisor, spec
 
 from tuneloop.supervisor.nats import write_config

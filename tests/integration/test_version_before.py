@@ -18,10 +18,11 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from conftest import NatsServer, free_port
+from conftest import NatsServer
 from safetensors.numpy import load_file
 from support.e2e_client import wait_until
 from support.learner_process import LearnerProcess, eventually
+from support.ports import free_port
 
 from tuneloop.rpc.channel import connect
 from tuneloop.supervisor.child import ServiceChild

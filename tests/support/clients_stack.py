@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from conftest import NatsServer, free_port
+from conftest import NatsServer
 from support.engine_helpers import Versions
+from support.ports import free_port
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
 STARTED_WITHIN = 600.0

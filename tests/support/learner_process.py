@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conftest import free_port
 from support.learner_events import make_rollout, make_thumb
+from support.ports import free_port
 
 from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
