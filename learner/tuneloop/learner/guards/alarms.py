@@ -13,43 +13,15 @@ in 700 times on either side. Figures of fewer than `least` answers or thumbs say
 """  # noqa: E501 (a table)
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Self
 
 from tuneloop.learner.guards.settings import GuardSettings
+from tuneloop.learner.stats.moments import Sums
 
 NAMES = ("reward_hacking", "dominant_user", "kl", "length", "repetition")
 ERRORS = 3.0
 LEAST_USERS = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sums:
-    """Some values: enough for their mean and its standard error."""
-
-    count: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Self:
-        """Of these values."""
-        known = list(values)
-        return cls(
-            count=len(known), total=math.fsum(known), squares=math.fsum(v * v for v in known)
-        )
-
-    @property
-    def mean(self) -> float:
-        """Of one value or more."""
-        return self.total / self.count
-
-    @property
-    def error(self) -> float:
-        """Standard error of the mean, of two values or more."""
-        variance = max(0.0, self.squares - self.count * self.mean**2) / (self.count - 1)
-        return math.sqrt(variance / self.count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tuneloop.learner.stats.moments import mean_and_error
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedDifference:
@@ -28,9 +30,9 @@ def paired_difference(
     count = len(differences)
     if count < 2:
         return None
-    mean = math.fsum(differences) / count
-    variance = math.fsum((value - mean) ** 2 for value in differences) / (count - 1)
-    margin = t_quantile((1 + confidence) / 2, count - 1) * math.sqrt(variance / count)
+    mean, error = mean_and_error(differences)
+    assert error is not None, "there are two of them"
+    margin = t_quantile((1 + confidence) / 2, count - 1) * error
     return PairedDifference(
         pairs=count,
         difference=mean,

@@ -16,7 +16,6 @@ from tuneloop.learner.guards.alarms import (
     NAMES,
     Figures,
     Seen,
-    Sums,
     alarms,
 )
 from tuneloop.learner.guards.settings import GuardSettings
@@ -28,6 +27,7 @@ from tuneloop.learner.losses.kto import kto_loss
 from tuneloop.learner.models.batch import check_sample
 from tuneloop.learner.monitoring.alarm_monitor import AlarmMonitor
 from tuneloop.learner.samples import ThumbSample, TokenSequence
+from tuneloop.learner.stats.moments import Sums
 from tuneloop.learner.stats.repetition import repetition
 
 weights_and_owners = st.dictionaries(

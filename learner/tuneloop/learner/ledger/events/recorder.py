@@ -1,12 +1,11 @@
 """Events into the ledger: each in one transaction with the samples it makes, each only once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 
 from tuneloop.feedback import Feedback
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.events.forgotten_times import forgotten_times
 from tuneloop.learner.ledger.events.lifecycle import retracted
 from tuneloop.learner.ledger.events.sample_rules import (
     ranked_completions,
@@ -17,6 +16,7 @@ from tuneloop.learner.ledger.events.verdict_rules import settle_siblings, settle
 from tuneloop.learner.ledger.rows import Row, feedback_row, insert_new, rollout_row, score_row
 from tuneloop.learner.ledger.schema import (
     feedback,
+    forgotten,
     rankings,
     rollouts,
     samples,
@@ -177,10 +177,20 @@ def record_activation(database: Database, model: str, activation: Activation) ->
 
 def _not_forgotten(connection: Connection, rows: Sequence[Row], time: str) -> list[Row]:
     """The rows but those from before their user was forgotten."""
-    forgotten = forgotten_times(connection, {row["user_hash"] for row in rows})
-    return [row for row in rows if row[time] > forgotten.get(row["user_hash"], float("-inf"))]
+    times = forgotten_times(connection, {row["user_hash"] for row in rows})
+    return [row for row in rows if row[time] > times.get(row["user_hash"], float("-inf"))]
 
 
 def _groups(connection: Connection, completion_ids: Iterable[str]) -> list[str]:
     query = select(rollouts.c.group_id).where(rollouts.c.completion_id.in_(list(completion_ids)))
     return sorted(set(connection.execute(query).scalars()))
+
+
+def forgotten_times(connection: Connection, user_hashes: Collection[str]) -> dict[str, float]:
+    """Return when each of these users was last forgotten, for those who were."""
+    query = (
+        select(forgotten.c.user_hash, func.max(forgotten.c.time))
+        .where(forgotten.c.user_hash.in_(user_hashes))
+        .group_by(forgotten.c.user_hash)
+    )
+    return {row[0]: row[1] for row in connection.execute(query)}

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import case, func, select
 
-from tuneloop.learner.guards.alarms import Figures, Seen, Sums
+from tuneloop.learner.guards.alarms import Figures, Seen
 from tuneloop.learner.ledger.accounting import steps
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.reports import evaluations
@@ -14,6 +14,7 @@ from tuneloop.learner.ledger.reports.answers import last_thumbs, length, of_user
 from tuneloop.learner.ledger.rows import unpack_ids
 from tuneloop.learner.ledger.schema import feedback, rollouts, scores
 from tuneloop.learner.samples import ModelRole
+from tuneloop.learner.stats.moments import Sums
 from tuneloop.learner.stats.repetition import repetition
 
 VERSIONS = 64

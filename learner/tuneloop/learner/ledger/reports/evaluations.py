@@ -16,11 +16,8 @@ from tuneloop.learner.ledger.queue import ref_logprobs
 from tuneloop.learner.ledger.rows import unpack_ids, unpack_logprobs
 from tuneloop.learner.ledger.schema import rollouts, scores
 from tuneloop.learner.samples import TokenSequence
+from tuneloop.learner.stats.moments import MeanWithMargin
 from tuneloop.rollouts import RolloutSource
-
-CONFIDENCE = 1.96
-"""Standard errors to either side for 95 %."""
-
 
 ANSWERS = 512
 """Latest answers whose KL is looked after."""
@@ -38,14 +35,6 @@ class EvaluationAnswer:
     """With reference log-probs once they are known."""
     reward: float | None
     reward_model_version: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeanWithMargin:
-    """A mean and half the width of its 95 % interval, which needs two values."""
-
-    value: float
-    margin: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +65,8 @@ def evaluate(database: Database, version: int) -> Evaluation | None:
         policy_version=version,
         prompts=len(found),
         scored=len(rewards),
-        reward=mean_of(rewards) if rewards else None,
-        length=mean_of(lengths),
+        reward=MeanWithMargin.of(rewards) if rewards else None,
+        length=MeanWithMargin.of(lengths),
         kl=_kl([answer.sequence for answer in found]),
         reward_model_version=max(answer.reward_model_version for answer in found),
     )
@@ -147,16 +136,6 @@ def answers(database: Database, version: int) -> list[EvaluationAnswer]:
         )
         for row, sequence in zip(rows, sequences, strict=True)
     ]
-
-
-def mean_of(values: Sequence[float]) -> MeanWithMargin:
-    """The mean of one value or more."""
-    count = len(values)
-    mean = math.fsum(values) / count
-    if count < 2:
-        return MeanWithMargin(value=mean, margin=None)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    return MeanWithMargin(value=mean, margin=CONFIDENCE * math.sqrt(variance / count))
 
 
 def without_reference(database: Database) -> Mapping[str, TokenSequence]:

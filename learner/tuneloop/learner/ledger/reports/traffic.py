@@ -4,7 +4,6 @@ Of each user's thumbs on an answer the last counts that was not retracted; of it
 reward model's. Margins are 1.96 standard errors of the mean.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,8 @@ from sqlalchemy import Connection, case, func, select
 
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.reports.answers import last_thumbs, length, of_versions
-from tuneloop.learner.ledger.reports.evaluations import CONFIDENCE, MeanWithMargin
 from tuneloop.learner.ledger.schema import rollouts, scores
+from tuneloop.learner.stats.moments import MeanWithMargin, Sums
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +40,7 @@ def traffic(database: Database, versions: Sequence[int]) -> dict[int, Traffic]:
         up, down = thumbs.get(version, (0, 0))
         found[version] = Traffic(
             rollouts=row.number,
-            length=mean_of_sums(row.number, row.total, row.squares),
+            length=_mean(row),
             reward=rewards.get(version),
             thumbs_up=up,
             thumbs_down=down,
@@ -49,15 +48,10 @@ def traffic(database: Database, versions: Sequence[int]) -> dict[int, Traffic]:
     return found
 
 
-def mean_of_sums(count: int, total: float, squares: float) -> MeanWithMargin:
-    """The mean of values whose sum and sum of squares are known."""
+def _mean(row: Any) -> MeanWithMargin:
     # Postgres adds whole numbers up in decimals.
-    total, squares = float(total), float(squares)
-    mean = total / count
-    if count < 2:
-        return MeanWithMargin(value=mean, margin=None)
-    variance = max(0.0, squares - count * mean * mean) / (count - 1)
-    return MeanWithMargin(value=mean, margin=CONFIDENCE * math.sqrt(variance / count))
+    sums = Sums(count=row.number, total=float(row.total), squares=float(row.squares))
+    return MeanWithMargin.of_sums(sums)
 
 
 def _lengths(connection: Connection, versions: Sequence[int]) -> dict[int, Any]:
@@ -94,10 +88,7 @@ def _rewards(connection: Connection, versions: Sequence[int]) -> dict[int, MeanW
         .where(ranked.c.rank == 1)
         .group_by(ranked.c.policy_version)
     )
-    return {
-        row.policy_version: mean_of_sums(row.number, row.total, row.squares)
-        for row in connection.execute(query)
-    }
+    return {row.policy_version: _mean(row) for row in connection.execute(query)}
 
 
 def _thumbs(connection: Connection, versions: Sequence[int]) -> dict[int, tuple[int, int]]:

@@ -1,0 +1,67 @@
+"""Means with their standard errors, from the values or from their sums."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+ERRORS_95 = 1.96
+"""Standard errors to either side for a 95 % interval."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sums:
+    """Some values: enough for their mean and its standard error."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Self:
+        """Sum up these values."""
+        known = list(values)
+        return cls(
+            count=len(known), total=math.fsum(known), squares=math.fsum(v * v for v in known)
+        )
+
+    @property
+    def mean(self) -> float:
+        """The mean of one value or more."""
+        return self.total / self.count
+
+    @property
+    def error(self) -> float:
+        """The standard error of the mean of two values or more."""
+        variance = max(0.0, self.squares - self.count * self.mean**2) / (self.count - 1)
+        return math.sqrt(variance / self.count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeanWithMargin:
+    """A mean and half the width of its 95 % interval, which needs two values."""
+
+    value: float
+    margin: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Return the mean of one value or more."""
+        mean, error = mean_and_error(values)
+        return cls(value=mean, margin=None if error is None else ERRORS_95 * error)
+
+    @classmethod
+    def of_sums(cls, sums: Sums) -> Self:
+        """Return the mean of one value or more of which only the sums are known."""
+        margin = None if sums.count < 2 else ERRORS_95 * sums.error
+        return cls(value=sums.mean, margin=margin)
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean of some values and its standard error, which needs two of them."""
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count < 2:
+        return mean, None
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    return mean, math.sqrt(variance / count)
