@@ -1,142 +1,148 @@
-"""The reward model's one class: new heads, encoding, saving, and what is not a reward model."""
+"""One step of the reward model: it learns, however it is cut, and refuses what is too long."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tuneloop.errors import CorruptData
-from tuneloop.models.reward_model import RewardModel, load
-from tuneloop.models.reward_text import prompt_as_text
-from tuneloop.rollouts import ChatMessage
+from tuneloop.errors import InvalidRequest
+from tuneloop.learner.samples import LabelledText, PreferredText, RankedText, RewardSample
+from tuneloop.learner.trainer.reward_model import RewardTrainer, balanced
+from tuneloop.learner.trainer.settings import RewardTrainerSettings
+from tuneloop.models.reward_model import load
 
-PROMPTS = ["what is the capital of France?", "yes", "tell me a story", "hello world"]
-COMPLETIONS = ["Paris.", "no", "the quick brown fox jumps over the lazy dog " * 4, ""]
-
-
-@pytest.fixture(params=["encoder", "language model"])
-def backbone(request: pytest.FixtureRequest, tiny_policy: Path, tiny_reward_model: Path) -> Path:
-    return tiny_reward_model if request.param == "encoder" else tiny_policy
+GOOD = ("the quick brown fox", "yes thanks", "a short story about a river", "Paris.")
+BAD = ("no no no", "the lazy dog jumps", "mountain and the sea 0 1 2", "system user assistant")
 
 
-def with_random_head(folder: Path) -> RewardModel:
-    model = load(folder)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in list(model.module.parameters())[-2:]:
-        parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
-    return model
+def make_samples() -> list[RewardSample]:
+    thumbs = [
+        LabelledText(sample_id=f"t{i}-{up}", prompt="tell me", completion=words[i], desirable=up)
+        for i in range(4)
+        for up, words in ((True, GOOD), (False, BAD))
+    ]
+    pairs = [
+        PreferredText(sample_id=f"p{i}", prompt="tell me", chosen=GOOD[i], rejected=BAD[i - 1])
+        for i in range(4)
+    ]
+    return [*thumbs, *pairs]
 
 
-def test_a_new_head_scores_everything_zero(backbone: Path) -> None:
-    model = load(backbone)
-    assert not model.trained
-    assert model.score(PROMPTS, COMPLETIONS) == [0.0] * 4
+def make_trainer(folder: Path, **options: float) -> RewardTrainer:
+    settings = RewardTrainerSettings(threads=1, **options)  # type: ignore[arg-type]
+    return RewardTrainer(folder, settings)
 
 
-def test_scores_do_not_depend_on_the_batch(backbone: Path) -> None:
-    model = with_random_head(backbone)
-    together = model.score(PROMPTS, COMPLETIONS)
-    alone = [model.score([p], [c])[0] for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
-    assert together == pytest.approx(alone, abs=1e-5)
-    assert len({round(score or 0, 4) for score in together}) == 4
+def test_a_new_head_scores_nothing_and_its_loss_is_ln_2(tiny_reward_model: Path) -> None:
+    metrics = make_trainer(tiny_reward_model).step({"reward_model": make_samples()}).metrics
+    assert metrics["thumb_loss"] == pytest.approx(math.log(2))
+    assert metrics["pair_loss"] == pytest.approx(math.log(2))
+    assert metrics["loss"] == pytest.approx(2 * math.log(2))
+    assert metrics["desirable_score"] == metrics["undesirable_score"] == 0.0
+    assert metrics["gradient_norm"] > 0 or metrics["gradient_norm"] == 0.0
 
 
-def test_many_rows_keep_their_order(tiny_reward_model: Path) -> None:
-    model = with_random_head(tiny_reward_model)
-    texts = ["word " * (1 + row * 7 % 20) for row in range(40)]
-    together = model.score(["q"] * 40, texts)
-    for row in (0, 13, 39):
-        assert together[row] == pytest.approx(model.score(["q"], [texts[row]])[0], abs=1e-5)
-
-
-def test_what_is_too_long_is_not_scored_and_not_cut(tiny_reward_model: Path) -> None:
-    model = with_random_head(tiny_reward_model)
-    assert model.max_length == 256, "the tiny model has 256 positions"
-    scores = model.score(["q", "q"], ["short", "word " * 500])
-    assert scores[0] is not None
-    assert scores[1] is None
-    [kept] = load(tiny_reward_model, max_length=40).encode(["q"], ["short"])
-    assert kept is not None
-    length = len(kept["input_ids"])
-    assert load(tiny_reward_model, max_length=length).encode(["q"], ["short"]) == [kept]
-    assert load(tiny_reward_model, max_length=length - 1).encode(["q"], ["short"]) == [None]
-
-
-def test_nothing_to_score_gives_nothing(tiny_reward_model: Path) -> None:
-    assert load(tiny_reward_model).score([], []) == []
-
-
-def test_a_saved_model_scores_the_same(backbone: Path, tmp_path: Path) -> None:
-    model = with_random_head(backbone)
-    model.save(tmp_path / "saved")
-    again = load(tmp_path / "saved")
-    assert again.trained
-    assert again.shapes() == model.shapes()
-    assert again.score(PROMPTS, COMPLETIONS) == model.score(PROMPTS, COMPLETIONS)
-
-
-def test_plain_transformers_loads_what_was_saved(tiny_reward_model: Path, tmp_path: Path) -> None:
-    from transformers import AutoModelForSequenceClassification
-
-    with_random_head(tiny_reward_model).save(tmp_path / "saved")
-    module, report = AutoModelForSequenceClassification.from_pretrained(
-        tmp_path / "saved", output_loading_info=True
-    )
-    assert module.config.num_labels == 1
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-
-
-def test_a_new_head_is_the_same_for_everybody(tiny_reward_model: Path) -> None:
-    torch.manual_seed(1)
-    first = load(tiny_reward_model).module.state_dict()
-    torch.manual_seed(2)
-    second = load(tiny_reward_model).module.state_dict()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_gradients_reach_the_head(tiny_reward_model: Path) -> None:
-    model = load(tiny_reward_model)
-    encodings = [e for e in model.encode(["q"] * 2, ["a", "b b"]) if e is not None]
-    model.forward(encodings).sum().backward()
-    assert model.module.classifier.weight.grad.abs().sum() > 0
-
-
-def test_folders_that_are_no_reward_model_are_refused(
+def test_it_learns_and_its_saved_folder_scores_what_it_learned(
     tiny_reward_model: Path, tmp_path: Path
 ) -> None:
-    from transformers import AutoModelForSequenceClassification
-
-    with pytest.raises(CorruptData, match="absent"):
-        load(tmp_path / "absent")
-    model = load(tiny_reward_model)
-    three = AutoModelForSequenceClassification.from_pretrained(tiny_reward_model, num_labels=3)
-    three.save_pretrained(tmp_path / "three")
-    model.tokenizer.save_pretrained(tmp_path / "three")
-    with pytest.raises(CorruptData, match="three"):
-        load(tmp_path / "three")
-    model.save(tmp_path / "cut")
-    weights = tmp_path / "cut" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(CorruptData, match="cut"):
-        load(tmp_path / "cut")
-
-
-def test_a_backbone_with_a_hole_is_refused(tiny_reward_model: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    load(tiny_reward_model).save(tmp_path / "holed")
-    weights = load_file(tmp_path / "holed" / "model.safetensors")
-    hole = next(name for name in weights if "layer.1" in name)
-    del weights[hole]
-    save_file(weights, tmp_path / "holed" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CorruptData, match=hole):
-        load(tmp_path / "holed")
+    trainer = make_trainer(tiny_reward_model, learning_rate=2e-3)
+    samples = make_samples()
+    for _ in range(60):
+        result = trainer.step({"reward_model": samples})
+    assert result.metrics["accuracy"] == 1.0
+    assert result.metrics["loss"] < 0.3
+    assert result.metrics["desirable_score"] > result.metrics["undesirable_score"] + 1
+    trainer.save_weights(tmp_path)
+    model = load(tmp_path)
+    assert model.trained
+    good = model.score(["tell me"] * 4, GOOD)
+    bad = model.score(["tell me"] * 4, BAD)
+    assert min(score for score in good if score is not None) > 0
+    assert max(score for score in bad if score is not None) < 0
 
 
-def test_prompts_are_plain_text() -> None:
-    question = ChatMessage(role="user", content="why?")
-    assert prompt_as_text([], "once upon") == "once upon"
-    assert prompt_as_text([question], "<|im_start|>why?") == "why?"
-    system = ChatMessage(role="system", content="be brief")
-    assert prompt_as_text([system, question]) == "system: be brief\nuser: why?"
+def test_how_the_batch_is_cut_does_not_change_the_step(tiny_reward_model: Path) -> None:
+    whole = make_trainer(tiny_reward_model, token_budget=10_000, head_learning_rate=0.05)
+    single = make_trainer(tiny_reward_model, token_budget=1, head_learning_rate=0.05)
+    for _ in range(3):
+        metrics = dict(whole.step({"reward_model": make_samples()}).metrics)
+        assert single.step({"reward_model": make_samples()}).metrics == pytest.approx(
+            metrics, rel=1e-3, abs=1e-5
+        )
+    expected, moments = whole.state().optimizer, single.state().optimizer
+    for name, moment in expected.items():
+        assert torch.allclose(moments[name], moment, rtol=1e-2, atol=1e-5), name
+
+
+def test_only_weights_between_samples_count(tiny_reward_model: Path) -> None:
+    """By hand: a new head's loss is ln 2 for every sample, and so is their mean, however heavy."""
+    light = [replace(sample, weight=1 / 6) for sample in make_samples()]
+    heavy = [replace(sample, weight=3.0) for sample in make_samples()]
+    rankings: list[RewardSample] = [
+        RankedText(sample_id="r", prompt="tell me", completions=GOOD[:3], weight=0.1)
+    ]
+    trainer = make_trainer(tiny_reward_model)
+    metrics = trainer.step({"reward_model": [*light, *rankings]}).metrics
+    for name in ("thumb_loss", "pair_loss", "ranking_loss"):
+        assert metrics[name] == pytest.approx(math.log(2))
+    trainers = [make_trainer(tiny_reward_model) for _ in range(2)]
+    for _ in range(2):
+        one, other = (
+            trainer.step({"reward_model": samples}).metrics
+            for trainer, samples in zip(trainers, (light, heavy), strict=True)
+        )
+        assert one == pytest.approx(dict(other), rel=1e-3, abs=1e-5)
+
+
+def test_one_kind_alone_is_enough_and_none_is_skipped(tiny_reward_model: Path) -> None:
+    trainer = make_trainer(tiny_reward_model)
+    assert "pair_loss" not in trainer.step({"reward_model": make_samples()[:2]}).metrics
+    assert "thumb_loss" not in trainer.step({"reward_model": make_samples()[-2:]}).metrics
+    result = trainer.step({"reward_model": []})
+    assert (result.skipped, result.reason) == (True, "no_samples")
+    assert trainer.optimizer_steps == 2
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_sample_that_is_too_long_is_refused_never_cut(
+    tiny_reward_model: Path, place: int
+) -> None:
+    trainer = make_trainer(tiny_reward_model, max_length=40)
+    samples = make_samples()
+    samples[place] = replace(samples[place], prompt="river " * 100)
+    before = trainer.state().model
+    with pytest.raises(InvalidRequest, match="more than the 40 tokens that fit") as caught:
+        trainer.step({"reward_model": samples})
+    assert caught.value.param == samples[place].sample_id
+    after = trainer.state().model
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_weights_and_margins_that_are_no_numbers_are_refused(tiny_reward_model: Path) -> None:
+    trainer = make_trainer(tiny_reward_model)
+    thumb, pair = make_samples()[0], make_samples()[-1]
+    assert isinstance(pair, PreferredText)
+    with pytest.raises(InvalidRequest, match="weight nan"):
+        trainer.check("reward_model", replace(thumb, weight=math.nan))
+    with pytest.raises(InvalidRequest, match="margin inf"):
+        trainer.check("reward_model", replace(pair, margin=math.inf))
+
+
+def test_a_language_model_can_be_the_backbone(tiny_policy: Path) -> None:
+    trainer = make_trainer(tiny_policy, head_learning_rate=0.02)
+    first = trainer.step({"reward_model": make_samples()}).metrics["loss"]
+    for _ in range(20):
+        last = trainer.step({"reward_model": make_samples()}).metrics["loss"]
+    assert last < first - 0.2
+
+
+def test_rare_thumbs_up_weigh_as_much_as_many_thumbs_down() -> None:
+    thumbs = [
+        LabelledText(sample_id=f"t{i}", prompt="p", completion="c", desirable=i == 0)
+        for i in range(4)
+    ]
+    weighed = balanced([(thumb, ()) for thumb in thumbs])
+    assert [sample.weight for sample, _ in weighed] == pytest.approx([2.0, 2 / 3, 2 / 3, 2 / 3])
+    assert balanced([]) == []
