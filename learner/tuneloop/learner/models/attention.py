@@ -1,4 +1,4 @@
-"""Attention over a packed row: each segment to itself, causally, and to the prompt it goes on from.
+"""Attention over a packed row: each segment to itself, causally, and to the prompt it continues.
 
 Registered with transformers under the name `PACKED`, so that any model built on its attention
 interface can use it. On a CPU it is a loop over the segments: nothing outside them is computed. On

@@ -1,7 +1,7 @@
 """Where the tokens of a batch stand in the model: in one row without padding, or padded.
 
 The packed row holds every sequence once, one after the other, and a prompt that several of them
-share only once: its completions go on from it, each at the positions it would have had alone. Who
+share only once: its completions continue it, each at the positions it would have had alone. Who
 may attend to whom is said by the segments; `attention` keeps to it.
 """
 

@@ -58,7 +58,7 @@ class PolicyModel:
         """Load version 0 from a `save_pretrained` folder; dropout stays off.
 
         On CPU everything is float32. On a GPU the arithmetic is bfloat16; what is trained, and the
-        softmax, stay float32. What `packing`, `gradient_checkpointing` and `compile` do is told in
+        softmax, stay float32. What `packing`, `gradient_checkpointing` and `compile` do is in
         `TrainerSettings`. With several ranks in `world` everything is sharded but the value head.
         """
         self.kind = kind

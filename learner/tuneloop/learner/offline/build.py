@@ -160,7 +160,7 @@ def sampled_source(
         batch_size=run.sampling_batch_size,
         report=console.sampled,
     )
-    attempts = CompletionSampler(
+    completion_sampler = CompletionSampler(
         model,
         sampler,
         samples_per_prompt=run.samples_per_prompt,
@@ -171,7 +171,7 @@ def sampled_source(
             inputs.objective,
             inputs.samples,
             order,
-            attempts=attempts,
+            sampler=completion_sampler,
             verdicts=inputs.verdicts,
             samples_per_prompt=run.samples_per_prompt,
             temperature=run.temperature,
@@ -190,7 +190,7 @@ def sampled_source(
         return RestSource(
             inputs.samples,
             plan,
-            attempts=attempts,
+            sampler=completion_sampler,
             rewards=inputs.rewards,
             folder=folder.grown,
             samples_per_prompt=run.samples_per_prompt,
@@ -199,7 +199,7 @@ def sampled_source(
         inputs.objective,
         inputs.samples,
         order,
-        attempts=attempts,
+        sampler=completion_sampler,
         rewards=inputs.rewards,
         samples_per_prompt=run.samples_per_prompt,
         temperature=run.temperature,

@@ -16,7 +16,7 @@ from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.models.sampling import Sampler
 from tuneloop.learner.offline.run.console import Console
 from tuneloop.learner.offline.sources.judge import JudgeOptions, Question, Verdicts
-from tuneloop.learner.offline.sources.on_policy import SampledCompletion, ask
+from tuneloop.learner.offline.sources.on_policy import SampledCompletion, sample_completions
 from tuneloop.learner.offline.sources.rewards import Rewards, load_rewards
 from tuneloop.learner.offline.versions import VersionFolder, Versions
 from tuneloop.learner.stats.intervals import Estimate, mean_of, rate_of
@@ -41,7 +41,7 @@ class Sampling:
 class Answers:
     """What a version answered: completions of each prompt, one prompt after the other."""
 
-    attempts: Sequence[SampledCompletion]
+    completions: Sequence[SampledCompletion]
     rewards: Sequence[float | None]
     kl: Sequence[float] = ()
     """log π − log π_base of each completion, nats: its mean is the KL divergence. Empty where the
@@ -75,17 +75,17 @@ def answer(
     version: VersionFolder, rows: Sequence[PromptRow], sampling: Sampling, rewards: Rewards | None
 ) -> Answers:
     """Ask a version every prompt, and score what it says."""
-    attempts = ask(
+    completions = sample_completions(
         load_policy(version),
         sampling.sampler,
         rows,
         samples_per_prompt=sampling.samples_per_prompt,
         seed=sampling.seed,
     )
-    scores: Sequence[float | None] = [None] * len(attempts)
+    scores: Sequence[float | None] = [None] * len(completions)
     if rewards is not None:
-        scores = rewards.score([attempt.answer for attempt in attempts])
-    return Answers(attempts=attempts, rewards=scores)
+        scores = rewards.score([completion.answer for completion in completions])
+    return Answers(completions=completions, rewards=scores)
 
 
 def load_policy(version: VersionFolder) -> Any:
@@ -108,11 +108,11 @@ def load_policy(version: VersionFolder) -> Any:
 def log_ratios(answers: Answers, base: Path, temperature: float) -> list[float]:
     """Log-ratios of the answers to the base model, at the temperature they were sampled."""
     model = PolicyModel(base, device="cuda" if torch.cuda.is_available() else "cpu")
-    sequences = [attempt.sequence(temperature) for attempt in answers.attempts]
+    sequences = [completion.sequence(temperature) for completion in answers.completions]
     base_logprobs = model.compute_reference_logprobs(sequences, token_budget=2048)
     return [
-        sum(attempt.sampled.logprobs) - sum(row)
-        for attempt, row in zip(answers.attempts, base_logprobs, strict=True)
+        sum(completion.sampled.logprobs) - sum(row)
+        for completion, row in zip(answers.completions, base_logprobs, strict=True)
     ]
 
 
@@ -137,7 +137,7 @@ def compare(
     outcomes, judged_by = outcomes_of(a, b, judge)
     wins = by_prompt(outcomes)
     return VersionComparison(
-        prompts=len(a.attempts) // samples_per_prompt,
+        prompts=len(a.completions) // samples_per_prompt,
         figures={name: (mean_of(x), mean_of(y)) for name, (x, y) in measured.items()},
         win_rate=rate_of(sum(wins), len(wins)) if wins else None,
         judged_by=judged_by,
@@ -147,8 +147,8 @@ def compare(
 FIGURES: dict[str, Callable[[Answers], Sequence[float | None]]] = {
     "reward": lambda answers: answers.rewards,
     "KL to base": lambda answers: answers.kl,
-    "tokens": lambda answers: [float(len(a.sampled.token_ids)) for a in answers.attempts],
-    "stopped": lambda answers: [float(a.sampled.stopped) for a in answers.attempts],
+    "tokens": lambda answers: [float(len(a.sampled.token_ids)) for a in answers.completions],
+    "stopped": lambda answers: [float(a.sampled.stopped) for a in answers.completions],
 }
 
 
@@ -159,7 +159,7 @@ def outcomes_of(
     if judge is not None:
         texts = [
             (x.row.asked.text, x.sampled.text, y.sampled.text)
-            for x, y in zip(a.attempts, b.attempts, strict=True)
+            for x, y in zip(a.completions, b.completions, strict=True)
         ]
         return judge(texts), "judge"
     pairs = zip(a.rewards, b.rewards, strict=True)

@@ -46,7 +46,7 @@ class CheckpointManager:
     def restore(self, trainer: Trainer, say: Callable[[str], None]) -> RunProgress:
         """Resume from the newest checkpoint that can be used; from the beginning where none can.
 
-        `say` is told which were refused and why.
+        `say` is called with which were refused and why.
         """
         for folder in reversed(checkpoint.found(self._folder)):
             try:

@@ -16,8 +16,8 @@ from tuneloop.learner.offline.sources.judge import Verdicts
 from tuneloop.learner.offline.sources.on_policy import (
     CompletionSampler,
     SampledCompletion,
+    completion_figures,
     mean,
-    seen,
 )
 from tuneloop.learner.samples import Objective, PairSample, PreferredText
 from tuneloop.reward.scorers.judge import JudgePreference
@@ -104,7 +104,7 @@ class JudgedSource:
         rows: Sequence[PromptRow],
         order: RowOrder,
         *,
-        attempts: CompletionSampler,
+        sampler: CompletionSampler,
         verdicts: Verdicts,
         samples_per_prompt: int,
         temperature: float,
@@ -112,7 +112,7 @@ class JudgedSource:
         self._objective = objective
         self._rows = rows
         self._order = order
-        self._attempts = attempts
+        self._sampler = sampler
         self._verdicts = verdicts
         self._samples_per_prompt = samples_per_prompt
         self._temperature = temperature
@@ -127,12 +127,12 @@ class JudgedSource:
         if step >= self.steps:
             return None
         rows = [self._rows[i] for i in self._order.rows(step)]
-        attempts = self._attempts.make(rows, f"step {step}")
+        completions = self._sampler.sample(rows, f"step {step}")
         size = self._samples_per_prompt
         pairs = [
             pair
-            for start in range(0, len(attempts), size)
-            for pair in combinations(attempts[start : start + size], 2)
+            for start in range(0, len(completions), size)
+            for pair in combinations(completions[start : start + size], 2)
         ]
         questions = [(a.row.asked.text, a.sampled.text, b.sampled.text) for a, b in pairs]
         found = self._verdicts.ask(questions)
@@ -141,7 +141,7 @@ class JudgedSource:
             for (a, b), preference in zip(pairs, found, strict=True)
             if preference.chosen is not None
         ]
-        figures = {**seen(attempts, [None] * len(attempts))}
+        figures = {**completion_figures(completions, [None] * len(completions))}
         figures.pop("unscored_fraction")
         figures["decided_fraction"] = len(samples) / len(pairs)
         if samples:

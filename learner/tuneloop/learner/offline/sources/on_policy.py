@@ -53,12 +53,12 @@ class CompletionSampler:
         self._samples_per_prompt = samples_per_prompt
         self._seed = seed
 
-    def make(self, rows: Sequence[PromptRow], occasion: str) -> list[SampledCompletion]:
+    def sample(self, rows: Sequence[PromptRow], occasion: str) -> list[SampledCompletion]:
         """Return all completions of each prompt, one prompt after the other.
 
         `occasion` names the place in the run: the same prompt gets other completions at another.
         """
-        return ask(
+        return sample_completions(
             self._model.module,
             self._sampler,
             rows,
@@ -67,7 +67,7 @@ class CompletionSampler:
         )
 
 
-def ask(
+def sample_completions(
     model: Any, sampler: Sampler, rows: Sequence[PromptRow], *, samples_per_prompt: int, seed: str
 ) -> list[SampledCompletion]:
     """Return `samples_per_prompt` completions of each prompt by a transformers model, in order."""
@@ -92,7 +92,7 @@ class OnPolicySource:
         rows: Sequence[PromptRow],
         order: RowOrder,
         *,
-        attempts: CompletionSampler,
+        sampler: CompletionSampler,
         rewards: Rewards,
         samples_per_prompt: int,
         temperature: float,
@@ -101,7 +101,7 @@ class OnPolicySource:
         self._objective = objective
         self._rows = rows
         self._order = order
-        self._attempts = attempts
+        self._sampler = sampler
         self._rewards = rewards
         self._samples_per_prompt = samples_per_prompt
         self._temperature = temperature
@@ -116,11 +116,11 @@ class OnPolicySource:
         if step >= self.steps:
             return None
         rows = [self._rows[i] for i in self._order.rows(step)]
-        attempts = self._attempts.make(rows, f"step {step}")
-        rewards = self._rewards.score([attempt.answer for attempt in attempts])
+        completions = self._sampler.sample(rows, f"step {step}")
+        rewards = self._rewards.score([completion.answer for completion in completions])
         groups = [
-            self._group(attempts[start : start + self._samples_per_prompt], rewards[start:])
-            for start in range(0, len(attempts), self._samples_per_prompt)
+            self._group(completions[start : start + self._samples_per_prompt], rewards[start:])
+            for start in range(0, len(completions), self._samples_per_prompt)
         ]
         samples: list[Any] = [group for group in groups if group.samples]
         if self._objective is not Objective.GRPO:
@@ -131,24 +131,24 @@ class OnPolicySource:
         return TrainStep(
             samples={self._objective: samples},
             epoch=(step + 1) / self._order.steps_per_epoch,
-            metrics=seen(attempts, rewards),
+            metrics=completion_figures(completions, rewards),
         )
 
     def _group(
-        self, attempts: Sequence[SampledCompletion], rewards: Sequence[float | None]
+        self, completions: Sequence[SampledCompletion], rewards: Sequence[float | None]
     ) -> ScoredGroup:
         """Return the scored completions of one prompt; one without a score is left out, not 0."""
         return ScoredGroup(
-            sample_id=attempts[0].row.place,
+            sample_id=completions[0].row.place,
             samples=tuple(
                 ScoredSample(
-                    sample_id=attempt.name,
-                    sequence=attempt.sequence(self._temperature),
+                    sample_id=completion.name,
+                    sequence=completion.sequence(self._temperature),
                     reward=reward,
                     policy_version=0,
-                    stopped=attempt.sampled.stopped,
+                    stopped=completion.sampled.stopped,
                 )
-                for attempt, reward in zip(attempts, rewards, strict=False)
+                for completion, reward in zip(completions, rewards, strict=False)
                 if reward is not None
             ),
         )
@@ -161,14 +161,14 @@ class OnPolicySource:
         """See `TrainSource.resume`: every step follows from its number and the weights."""
 
 
-def seen(
-    attempts: Sequence[SampledCompletion], rewards: Sequence[float | None]
+def completion_figures(
+    completions: Sequence[SampledCompletion], rewards: Sequence[float | None]
 ) -> dict[str, float]:
     """Return figures of sampled completions."""
     known = [reward for reward in rewards if reward is not None]
     figures = {
-        "completion_length": mean([len(a.sampled.token_ids) for a in attempts]),
-        "stopped_fraction": mean([a.sampled.stopped for a in attempts]),
+        "completion_length": mean([len(a.sampled.token_ids) for a in completions]),
+        "stopped_fraction": mean([a.sampled.stopped for a in completions]),
     }
     if known:
         figures["reward"] = mean(known)

@@ -16,7 +16,7 @@ from tuneloop.errors import FailedPrecondition
 from tuneloop.learner.data.prompt_rows import PromptRow
 from tuneloop.learner.offline.run.folder import read_json, write_json
 from tuneloop.learner.offline.sources.base import RowOrder, TrainStep
-from tuneloop.learner.offline.sources.on_policy import CompletionSampler, seen
+from tuneloop.learner.offline.sources.on_policy import CompletionSampler, completion_figures
 from tuneloop.learner.offline.sources.rewards import Rewards
 from tuneloop.learner.samples import DemonstrationSample, Objective, TokenSequence
 
@@ -81,7 +81,7 @@ class RestSource:
         rows: Sequence[PromptRow],
         plan: RestPlan,
         *,
-        attempts: CompletionSampler,
+        sampler: CompletionSampler,
         rewards: Rewards,
         folder: Path,
         samples_per_prompt: int,
@@ -89,7 +89,7 @@ class RestSource:
         """Grown data sets are kept in `folder`: they cannot be made again with later weights."""
         self._rows = rows
         self._plan = plan
-        self._attempts = attempts
+        self._sampler = sampler
         self._rewards = rewards
         self._folder = folder
         self._guess = plan.guess(len(rows) * samples_per_prompt)
@@ -143,15 +143,15 @@ class RestSource:
     def _grow(self, step: int) -> None:
         """Sample and score completions of every prompt with the weights as they are."""
         number = len(self._grown)
-        attempts = self._attempts.make(self._rows, f"grow {number}")
-        rewards = self._rewards.score([attempt.answer for attempt in attempts])
+        completions = self._sampler.sample(self._rows, f"grow {number}")
+        rewards = self._rewards.score([completion.answer for completion in completions])
         document = {
             "first_step": step,
-            "figures": seen(attempts, rewards),
+            "figures": completion_figures(completions, rewards),
             "rewards": [r for r in rewards if r is not None],
             "samples": [
                 {"name": a.name, **asdict(a.sequence(1.0)), "generation_logprobs": []}
-                for a, r in zip(attempts, rewards, strict=True)
+                for a, r in zip(completions, rewards, strict=True)
                 if r is not None
             ],
         }
