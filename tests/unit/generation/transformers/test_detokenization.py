@@ -1,0 +1,32 @@
+"""Text that grows a token at a time, and stop strings."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuneloop.generation.transformers.detokenization import Detokenizer
+
+
+class ByteTokenizer:
+    """Token ids are bytes: the hardest case for streaming."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        return bytes(token_ids).decode(errors="replace")
+
+
+@given(st.text(max_size=40), st.lists(st.text(min_size=1, max_size=4), max_size=3))
+def test_pieces_add_up_to_the_text_before_the_first_stop_string(text: str, stop: list[str]) -> None:
+    detokenizer = Detokenizer(tokenizer=ByteTokenizer(), stop=stop)
+    data, pieces = text.encode(), []
+    for position, byte in enumerate(data):
+        pieces.append(detokenizer.add(byte, ends=position == len(data) - 1))
+        if detokenizer.stopped:
+            break
+    cuts = [text.index(s) for s in stop if s in text]
+    if not cuts:
+        assert "".join(pieces) == text
+    else:
+        # Which of several stop strings is complete first decides; none of them is in the text.
+        assert detokenizer.stopped
+        assert text.startswith("".join(pieces))
+        assert not any(s in "".join(pieces) for s in stop)
+    assert not any("\ufffd" in piece for piece in pieces) or "\ufffd" in text
