@@ -14,7 +14,7 @@ from support.gateway_stack import Stack, running_gateway
 
 from tuneloop.gateway.app import create_app
 from tuneloop.gateway.edge.authentication import scope_for
-from tuneloop.gateway.openapi_parts import examples
+from tuneloop.gateway.openapi import examples
 from tuneloop.gateway.settings import GatewaySettings
 
 NEVER_ENDS = "/v1/events"

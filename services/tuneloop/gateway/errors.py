@@ -28,6 +28,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from tuneloop.api.openai import Error
 from tuneloop.errors import (
     Conflict,
     FailedPrecondition,
@@ -123,13 +124,13 @@ def status_and_type(error: TuneloopError) -> tuple[int, str]:
     raise AssertionError("TuneloopError itself is in the table")
 
 
-def error_body(error: TuneloopError) -> dict[str, Any]:
+def error_body(error: TuneloopError) -> Error:
     """The JSON body, also what a stream sends when it fails half-way."""
     _, error_type = status_and_type(error)
     return body(error.message, error_type, error.param, error.reason.lower())
 
 
-def body(message: str, error_type: str, param: str | None, code: str) -> dict[str, Any]:
+def body(message: str, error_type: str, param: str | None, code: str) -> Error:
     """OpenAI's error form."""
     return {"error": {"message": message, "type": error_type, "param": param, "code": code}}
 

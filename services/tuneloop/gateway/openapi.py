@@ -1,27 +1,22 @@
 """`/openapi.json`: FastAPI's document with what it cannot know.
 
-Added are keys and the scope that each operation needs, errors in OpenAI's form in place of
-FastAPI's own, streams, response headers, examples, and the forms of fields that take several.
+Documents are the types of `tuneloop.api`. Added here are keys and the scope that each operation
+needs, errors in OpenAI's form in place of FastAPI's own, streams with their headers, and examples.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import TypeAdapter
 
+from tuneloop.api.openai import ChatCompletionChunk, Error
 from tuneloop.gateway.edge.authentication import scope_for
+from tuneloop.gateway.edge.edge import exposed_headers
 from tuneloop.gateway.keys.scopes import Scope
-from tuneloop.gateway.openapi_parts import (
-    Document,
-    answers,
-    errors,
-    examples,
-    free_forms,
-    ref,
-    response_headers,
-    schemas,
-    stream_example,
-)
+
+Document = dict[str, Any]
 
 DESCRIPTION = """\
 A language-model service that learns from its users' feedback while it serves them.
@@ -32,6 +27,72 @@ Errors are `{"error": {message, type, param, code}}`.
 """
 STREAMS = ("/v1/chat/completions", "/v1/completions")
 KEY = "ApiKey"
+STRING: Document = {"type": "string"}
+
+errors: Mapping[str, str] = {
+    "400": "The request is wrong; `param` names the field.",
+    "401": "No key, or a wrong or revoked one.",
+    "403": "The key lacks the scope, or another site's page calls where no key is set.",
+    "404": "Not found, or a completion id that this service did not give.",
+    "409": "The id or the idempotency key came with another body before.",
+    "412": "Not possible in this state: a version that is not loaded, for example.",
+    "413": "The body is too large.",
+    "429": "A limit of the key is used up, or the service is at its limit: see Retry-After.",
+    "503": "A part is down or starting: see Retry-After.",
+}
+
+MODEL = "tuneloop"
+COMPLETION_ID = "chatcmpl-0123456789abcdef01234567fedcba98765432100123456789abcdef0123"
+conversation: Document = {
+    "model": MODEL,
+    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+}
+examples: Mapping[str, Mapping[str, Document]] = {
+    "/v1/chat/completions": {
+        "whole": conversation,
+        "stream": conversation | {"stream": True, "stream_options": {"include_usage": True}},
+        "kept out of learning": conversation | {"metadata": {"train": False}},
+    },
+    "/v1/completions": {"text": {"model": MODEL, "prompt": "The capital of France is"}},
+    "/v1/score": {"answers": {"prompt": "The capital of France?", "completions": ["Paris.", "?"]}},
+    "/v1/feedback": {
+        "thumb": {"kind": "thumb", "completion_id": COMPLETION_ID, "value": "up"},
+        "edited answer": {
+            "kind": "demonstration",
+            "completion_id": COMPLETION_ID,
+            "text": "Paris.",
+        },
+        "comparison": {
+            "id": "my-own-id-1",
+            "kind": "comparison",
+            "chosen": COMPLETION_ID,
+            "rejected": [f"{COMPLETION_ID}.1"],
+        },
+    },
+}
+"""Request bodies by path and name."""
+
+stream_example = (
+    'data: {"id":"chatcmpl-…","object":"chat.completion.chunk","policy_version":3,'
+    '"choices":[{"index":0,"completion_id":"chatcmpl-…","delta":{"content":"Paris."},'
+    '"logprobs":null,"finish_reason":null}]}\n\ndata: [DONE]\n\n'
+)
+response_headers: Mapping[str, str] = {
+    "x-policy-version": "The policy version that answered.",
+    "idempotent-replayed": "`true` where an earlier request's answer is given again.",
+    **{
+        name: "Of the key's limits, as OpenAI's; absent where it has none."
+        for name in exposed_headers
+        if name.startswith("x-ratelimit-")
+    },
+}
+request_headers: Mapping[str, tuple[str, Document]] = {
+    "Idempotency-Key": (
+        "The same key with the same body is answered once: a repeat joins or gets the answer.",
+        STRING | {"minLength": 1, "maxLength": 256},
+    ),
+    "x-tuneloop-train": ("`false` keeps the completion out of learning.", STRING),
+}
 
 
 def install_openapi(app: FastAPI) -> None:
@@ -39,26 +100,25 @@ def install_openapi(app: FastAPI) -> None:
 
     def completed() -> Document:
         if app.openapi_schema is None:
-            app.openapi_schema = document(app)
+            app.openapi_schema = openapi_document(app)
         return app.openapi_schema
 
     app.openapi = completed  # type: ignore[method-assign]
 
 
-def document(app: FastAPI) -> Document:
-    """The whole document."""
+def openapi_document(app: FastAPI) -> Document:
+    """Return the whole document."""
     made: Document = get_openapi(
         title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes
     )
     components = made["components"]
     for name in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(name, None)
-    components["schemas"].update(schemas)
-    for (model, field), form in free_forms.items():
-        # A name that is gone is an error here, not a line that says nothing.
-        components["schemas"][model]["properties"][field].clear()
-        components["schemas"][model]["properties"][field].update(form)
-    components["responses"] = {status: error(text) for status, text in errors.items()}
+    for kind in (Error, ChatCompletionChunk):
+        schema = TypeAdapter(kind).json_schema(ref_template="#/components/schemas/{model}")
+        components["schemas"].update(schema.pop("$defs", {}))
+        components["schemas"][kind.__name__] = schema
+    components["responses"] = {status: error_response(text) for status, text in errors.items()}
     components["securitySchemes"] = {
         KEY: {
             "type": "http",
@@ -69,39 +129,28 @@ def document(app: FastAPI) -> Document:
     }
     for path, operations in made["paths"].items():
         for method, operation in operations.items():
-            complete(method, path, operation)
+            complete_operation(method, path, operation)
     return made
 
 
-def complete(method: str, path: str, operation: Document) -> None:
-    """Add to one operation what it needs and answers."""
+def complete_operation(method: str, path: str, operation: Document) -> None:
+    """Add to one operation the key it needs, its errors and its examples."""
     responses = operation["responses"]
     responses.pop("422", None)
     scope = scope_for(method.upper(), path)
     body = operation.get("requestBody")
     if scope is not None:
-        secure(operation, scope, public=(method, path) == ("post", "/v1/feedback"))
-        for status in statuses(path, takes_body=body is not None):
+        add_security(operation, scope, public=(method, path) == ("post", "/v1/feedback"))
+        for status in error_statuses(path, takes_body=body is not None):
             responses[status] = {"$ref": f"#/components/responses/{status}"}
-    if (method, path) in answers:
-        status, name = answers[method, path]
-        responses[status]["content"] = {"application/json": {"schema": ref(name)}}
-    if path == "/v1/feedback/batch":
-        responses["207"] = {**responses["202"], "description": "Some of it was refused."}
-    if path == "/readyz":
-        responses["503"] = {"description": "No chat would be answered now.", **some_json()}
-    if path == "/v1/events":
-        responses["200"]["content"] = {"text/event-stream": {}}
-    if path == "/v1/export":
-        responses["200"]["content"] = {"application/x-ndjson": {"schema": {"type": "string"}}}
     if path in examples and body is not None:
         shown = {name: {"value": value} for name, value in examples[path].items()}
         body["content"]["application/json"]["examples"] = shown
     if path in STREAMS:
-        stream(operation)
+        describe_stream(operation)
 
 
-def secure(operation: Document, scope: Scope, *, public: bool) -> None:
+def add_security(operation: Document, scope: Scope, *, public: bool) -> None:
     """Say which key an operation needs."""
     operation["security"] = [{KEY: [scope.value]}, {}]
     note = f"Needs a key with the scope `{scope}`"
@@ -110,8 +159,8 @@ def secure(operation: Document, scope: Scope, *, public: bool) -> None:
     operation["description"] = f"{operation.get('description', '')}\n\n{note}.".strip()
 
 
-def statuses(path: str, *, takes_body: bool) -> list[str]:
-    """The errors that an operation under `/v1/` may answer."""
+def error_statuses(path: str, *, takes_body: bool) -> list[str]:
+    """Return the errors that an operation under `/v1/` may answer."""
     found = ["400", "401", "403", "429", "503"]
     if "{" in path or takes_body or path == "/v1/policies/rollback":
         found += ["404", "409", "412"]
@@ -120,52 +169,36 @@ def statuses(path: str, *, takes_body: bool) -> list[str]:
     return sorted(found)
 
 
-def stream(operation: Document) -> None:
-    """Say how a completion streams, and which headers steer it."""
+def describe_stream(operation: Document) -> None:
+    """Say how a completion streams, and which headers control it."""
     operation["description"] += (
-        "\n\nWith `stream: true` the answer is a stream of server-sent events: chunks as "
-        "`data: {…}`, comments while nothing comes, and `data: [DONE]`. With "
-        "`stream_options.include_usage` the last chunk has `usage` and no choices. A failure after "
-        'the first chunk is sent as `data: {"error": {…}}`.'
+        "\n\nWith `stream: true` the answer is a stream of server-sent events: chunks "
+        "(`ChatCompletionChunk`, or a completion of one piece) as `data: {…}`, comments while "
+        "nothing comes, and `data: [DONE]`. With `stream_options.include_usage` the last chunk has "
+        "`usage` and no choices. A failure after the first chunk is sent as "
+        '`data: {"error": {…}}`.'
     )
     answer = operation["responses"]["200"]
-    answer["content"]["text/event-stream"] = {
-        "examples": {"stream": {"value": stream_example}},
+    answer["content"]["text/event-stream"] = {"examples": {"stream": {"value": stream_example}}}
+    answer["headers"] = {
+        name: {"schema": STRING, "description": text} for name, text in response_headers.items()
     }
-    answer["headers"] = dict(response_headers)
     operation["parameters"] = [
         *operation.get("parameters", []),
-        header(
-            "Idempotency-Key",
-            "The same key with the same body is answered once: a repeat joins or gets the answer.",
-            {"type": "string", "minLength": 1, "maxLength": 256},
-        ),
-        header(
-            "x-tuneloop-train", "`false` keeps the completion out of learning.", {"type": "string"}
+        *(
+            {
+                "name": name,
+                "in": "header",
+                "required": False,
+                "description": description,
+                "schema": schema,
+            }
+            for name, (description, schema) in request_headers.items()
         ),
     ]
 
 
-def header(name: str, description: str, schema: Document) -> Document:
-    """An optional request header."""
-    return {
-        "name": name,
-        "in": "header",
-        "required": False,
-        "description": description,
-        "schema": schema,
-    }
-
-
-def error(description: str) -> Document:
-    """An error's response."""
-    return {
-        "description": description,
-        "content": {"application/json": {"schema": ref("Error")}},
-    }
-
-
-def some_json() -> Document:
-    """Content of which only the form is said."""
-    schema: dict[str, Any] = {"type": "object"}
-    return {"content": {"application/json": {"schema": schema}}}
+def error_response(description: str) -> Document:
+    """Return the response of an error."""
+    schema = {"$ref": "#/components/schemas/Error"}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}

@@ -21,6 +21,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import StreamingResponse
 
+from tuneloop.api.policies import PolicyList
 from tuneloop.errors import TuneloopError
 from tuneloop.gateway.context import Gateway
 from tuneloop.gateway.events.steps import StepHistory
@@ -141,13 +142,13 @@ class PolicyChanges:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._document: dict[str, Any] = {}
+        self._document: PolicyList | None = None
         self._due = 0.0
 
-    async def latest(self) -> dict[str, Any]:
+    async def latest(self) -> PolicyList:
         """As `GET /v1/policies`; raises `Unavailable` where nothing is known."""
         now = asyncio.get_running_loop().time()
-        if self._document.get("data") is not None and now < self._due:
+        if self._document and self._document["data"] is not None and now < self._due:
             with suppress(TuneloopError):
                 if await get_serving(self._gateway) == self._document["serving"]:
                     return self._document
@@ -156,20 +157,24 @@ class PolicyChanges:
         return self._document
 
 
+class EventsResponse(StreamingResponse):
+    """Server-sent events."""
+
+    media_type = "text/event-stream"
+
+
 @router.get(
     "/v1/events",
-    response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {}}}},
+    response_class=EventsResponse,
 )
-async def listen(request: Request) -> StreamingResponse:
+async def listen(request: Request) -> EventsResponse:
     """What the service does, live: events `learner`, `policies`, `feedback`, `steps`, `throughput`.
 
     The stream has no end.
     """
     feed: Feed = request.app.state.feed
     heartbeat_seconds: float = request.app.state.gateway.settings.heartbeat_seconds
-    return StreamingResponse(
+    return EventsResponse(
         feed.listen(heartbeat_seconds),
-        media_type="text/event-stream",
         headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
     )

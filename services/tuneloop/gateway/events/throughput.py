@@ -4,10 +4,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from prometheus_client import Counter, Gauge
 
+from tuneloop.api.learner import Throughput as ThroughputDocument
 from tuneloop.gateway import metrics
 
 WINDOW_SECONDS = 10.0
@@ -33,7 +33,7 @@ class Throughput:
         self._clock = clock
         self._readings: deque[Reading] = deque()
 
-    async def latest(self) -> dict[str, Any]:
+    async def latest(self) -> ThroughputDocument:
         """The rates since the oldest reading within the window."""
         now = Reading(
             time=self._clock(),

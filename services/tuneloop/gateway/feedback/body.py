@@ -14,10 +14,12 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
 )
 
 from tuneloop import tracing
+from tuneloop.api.feedback import Judgement as JudgementDocument
 from tuneloop.bus import subjects
 from tuneloop.errors import InvalidRequest
 from tuneloop.feedback import (
@@ -63,7 +65,10 @@ class FeedbackRequest(BaseModel):
     id: str | None = None
     kind: FeedbackKind
     completion_id: Id | None = None
-    value: Any = None
+    value: Annotated[
+        Any, WithJsonSchema({"anyOf": [{"enum": ["up", "down"]}, {"type": ["number", "null"]}]})
+    ] = None
+    """`up` or `down` for a thumb, a number for a rating."""
     chosen: Id | None = None
     rejected: list[Id] | None = None
     ranking: list[Id] | None = None
@@ -167,7 +172,7 @@ def new_id() -> str:
     return f"fb-{secrets.token_hex(12)}"
 
 
-def judgement_document(judgement: Judgement) -> dict[str, Any]:
+def judgement_document(judgement: Judgement) -> JudgementDocument:
     """A judgement with the names of the body's fields."""
     match judgement:
         case Thumb(up=up):

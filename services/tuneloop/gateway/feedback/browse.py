@@ -1,10 +1,11 @@
 """`GET /v1/feedback`: what the ledger has, with the prompts and the answers it is about."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 
 from tuneloop import wire
+from tuneloop.api.feedback import FeedbackItem, FeedbackPage, Turn
 from tuneloop.feedback import FeedbackKind, FeedbackStatus
 from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.feedback.body import judgement_document
@@ -31,7 +32,7 @@ async def list_feedback(
     status: FeedbackStatus | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     before: Annotated[str, Query(max_length=200)] = "",
-) -> dict[str, Any]:
+) -> FeedbackPage:
     """Feedback in the ledger, newest first; `next` of one page is `before` of the following."""
     gateway = gateway_of(request)
     if user is not None:
@@ -50,24 +51,24 @@ async def list_feedback(
 
 async def feedback_page(
     gateway: Gateway, question: learner_pb2.ListFeedbackRequest
-) -> dict[str, Any]:
+) -> FeedbackPage:
     """A page of the list; raises `Unavailable` while the learner is away."""
     answer: learner_pb2.ListFeedbackResponse = await reply_of(
         gateway.learner.ListFeedback(question, timeout=CONTROL_TIMEOUT)
     )
     return {
         "object": "list",
-        "data": [document(item) for item in answer.feedback],
+        "data": [feedback_item(item) for item in answer.feedback],
         "next": answer.next or None,
     }
 
 
-def document(item: learner_pb2.RecordedFeedback) -> dict[str, Any]:
+def feedback_item(item: learner_pb2.RecordedFeedback) -> FeedbackItem:
     """Feedback with what it is about; null where the rollout is not known."""
     feedback = wire.feedback_from_proto(item.feedback)
     by_id = {c.completion_id: c for c in item.completions}
     about = by_id.get(feedback.completion_id)
-    messages = [{"role": m.role, "content": m.content} for m in item.chat.messages]
+    messages: list[Turn] = [{"role": m.role, "content": m.content} for m in item.chat.messages]
     return {
         "id": feedback.feedback_id,
         "kind": feedback.kind,

@@ -13,6 +13,13 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse
 
+from tuneloop.api.feedback import (
+    Feedback,
+    FeedbackAccepted,
+    FeedbackBatchResult,
+    FeedbackRefused,
+    FeedbackRetracted,
+)
 from tuneloop.errors import TuneloopError
 from tuneloop.gateway import metrics
 from tuneloop.gateway.context import Gateway, gateway_of
@@ -40,7 +47,7 @@ class FeedbackBatch(BaseModel):
     """Each as for `POST /v1/feedback`; one that is refused leaves the others be."""
 
 
-@router.post("/v1/feedback", status_code=ACCEPTED, response_model=None)
+@router.post("/v1/feedback", status_code=ACCEPTED, response_model=FeedbackAccepted)
 async def give_feedback(body: FeedbackRequest, request: Request) -> JSONResponse:
     """Accept feedback: 202 once it is stored durably."""
     public = caller_of(request).public
@@ -48,7 +55,12 @@ async def give_feedback(body: FeedbackRequest, request: Request) -> JSONResponse
     return JSONResponse(answer, status_code=ACCEPTED)
 
 
-@router.post("/v1/feedback/batch", status_code=ACCEPTED, response_model=None)
+@router.post(
+    "/v1/feedback/batch",
+    status_code=ACCEPTED,
+    response_model=FeedbackBatchResult,
+    responses={MULTI_STATUS: {"model": FeedbackBatchResult, "description": "Some was refused."}},
+)
 async def give_feedback_batch(batch: FeedbackBatch, request: Request) -> JSONResponse:
     """Accept feedback, up to 1000 at once: 202 once all is stored durably.
 
@@ -64,7 +76,7 @@ async def give_feedback_batch(batch: FeedbackBatch, request: Request) -> JSONRes
 
 
 @router.get("/v1/feedback/{feedback_id}")
-async def get_feedback(feedback_id: str, request: Request) -> dict[str, Any]:
+async def get_feedback(feedback_id: str, request: Request) -> Feedback:
     """Feedback as it was accepted, and whether it was retracted."""
     found = await store.find(gateway_of(request).bus, feedback_id)
     feedback = found.feedback
@@ -80,7 +92,7 @@ async def get_feedback(feedback_id: str, request: Request) -> dict[str, Any]:
 
 
 @router.delete("/v1/feedback/{feedback_id}")
-async def retract_feedback(feedback_id: str, request: Request) -> dict[str, Any]:
+async def retract_feedback(feedback_id: str, request: Request) -> FeedbackRetracted:
     """Retract feedback: nothing learns from it from now on, and its id is spent."""
     if await store.retract(gateway_of(request).bus, feedback_id):
         metrics.feedback_retracted.inc()
@@ -89,7 +101,7 @@ async def retract_feedback(feedback_id: str, request: Request) -> dict[str, Any]
 
 async def accept(
     gateway: Gateway, body: FeedbackRequest, now: datetime, *, public: bool = False
-) -> dict[str, Any]:
+) -> FeedbackAccepted:
     """Store one body, which may come from somebody without a key; its acknowledgement.
 
     Raises `TuneloopError`.
@@ -108,7 +120,7 @@ async def accept(
 
 async def accept_all(
     gateway: Gateway, bodies: Sequence[Any]
-) -> list[dict[str, Any] | TuneloopError]:
+) -> list[FeedbackAccepted | TuneloopError]:
     """Store many bodies; in their order, each one's acknowledgement or its error."""
     now = datetime.now(UTC)
     turns = asyncio.Semaphore(AT_ONCE)
@@ -116,7 +128,7 @@ async def accept_all(
 
     async def one(
         body: Any, when: datetime, after: asyncio.Task[Any] | None
-    ) -> dict[str, Any] | TuneloopError:
+    ) -> FeedbackAccepted | TuneloopError:
         if after is not None:
             await after
         async with turns:
@@ -146,6 +158,6 @@ def parsed(body: Any) -> FeedbackRequest:
         raise invalid_request(error.errors()) from error
 
 
-def refusal(error: TuneloopError) -> dict[str, Any]:
+def refusal(error: TuneloopError) -> FeedbackRefused:
     """An entry of a batch's answer."""
     return {**error_body(error), "status_code": status_and_type(error)[0]}

@@ -1,10 +1,9 @@
 """`POST /v1/chat/completions`."""
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from tuneloop.api.openai import ChatCompletion, Message
 from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.edge.disconnect import unless_disconnected
 from tuneloop.gateway.openai.calls import chat_answer
@@ -26,7 +25,7 @@ chat_chunks = ChunkForm(
 )
 
 
-@router.post("/v1/chat/completions", response_model=None)
+@router.post("/v1/chat/completions", response_model=ChatCompletion)
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation, whole or as a stream."""
     gateway = gateway_of(request)
@@ -52,9 +51,9 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     )
 
 
-def message(choice: WholeChoice) -> dict[str, Any]:
+def message(choice: WholeChoice) -> dict[str, Message]:
     """A choice's message."""
-    document: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    document: Message = {"role": "assistant", "content": choice.text, "refusal": None}
     if choice.calls:
         document["content"] = choice.text or None
         document["tool_calls"] = list(choice.calls.values())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop import wire
+from tuneloop.api.openai import CalledFunction, PolicyVersionSpan, ToolCallDelta
 from tuneloop.gateway import metrics
 from tuneloop.gateway.context import Gateway
 from tuneloop.gateway.openai.calls import GeneratedAnswer, events
@@ -38,14 +39,14 @@ def finish_reason(number: rollout_pb2.FinishReason, *, called: bool) -> str:
     return "tool_calls" if called and reason is FinishReason.STOP else str(reason)
 
 
-def spans(final: generation_pb2.GenerateFinal) -> list[dict[str, int]] | None:
+def spans(final: generation_pb2.GenerateFinal) -> list[PolicyVersionSpan] | None:
     """Which version sampled which tokens, where it was more than one."""
     if len(final.policy_version_spans) < 2:
         return None
     return [span(s) for s in final.policy_version_spans]
 
 
-def span(message: rollout_pb2.PolicyVersionSpan) -> dict[str, int]:
+def span(message: rollout_pb2.PolicyVersionSpan) -> PolicyVersionSpan:
     return {
         "policy_version": message.policy_version,
         "start": message.start,
@@ -53,11 +54,11 @@ def span(message: rollout_pb2.PolicyVersionSpan) -> dict[str, int]:
     }
 
 
-def call_delta(call: generation_pb2.ToolCallDelta) -> dict[str, Any]:
+def call_delta(call: generation_pb2.ToolCallDelta) -> ToolCallDelta:
     """What was added to a call, in OpenAI's form."""
     if not call.name:
         return {"index": call.index, "function": {"arguments": call.arguments}}
-    function = {"name": call.name, "arguments": call.arguments}
+    function: CalledFunction = {"name": call.name, "arguments": call.arguments}
     return {"index": call.index, "id": call.call_id, "type": "function", "function": function}
 
 

@@ -1,12 +1,13 @@
 """Whole answers: the same events as a stream's, gathered."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.responses import JSONResponse
 
+from tuneloop.api.openai import ToolCall
 from tuneloop.gateway import metrics
 from tuneloop.gateway.context import Gateway
 from tuneloop.gateway.openai.calls import GeneratedAnswer, events
@@ -20,7 +21,7 @@ class WholeChoice:
 
     pieces: list[str] = field(default_factory=list)
     positions: list[generation_pb2.PositionLogprobs] = field(default_factory=list)
-    calls: dict[int, dict[str, Any]] = field(default_factory=dict)
+    calls: dict[int, ToolCall] = field(default_factory=dict)
     """Calls of functions in OpenAI's form, by their index."""
     final: generation_pb2.GenerateFinal = field(default_factory=generation_pb2.GenerateFinal)
 
@@ -66,7 +67,7 @@ def whole_response(
     choices: list[WholeChoice],
     *,
     object_name: str,
-    members: Callable[[WholeChoice], dict[str, Any]],
+    members: Callable[[WholeChoice], Mapping[str, Any]],
     logprobs: Logprobs | None,
 ) -> JSONResponse:
     """The HTTP response; `members` spells a choice, `logprobs` is None where not wanted."""
@@ -93,7 +94,7 @@ def whole_choice(
     answer: GeneratedAnswer,
     index: int,
     choice: WholeChoice,
-    members: Callable[[WholeChoice], dict[str, Any]],
+    members: Callable[[WholeChoice], Mapping[str, Any]],
     logprobs: Logprobs | None,
 ) -> dict[str, Any]:
     document = {

@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from tuneloop.api.openai import Completion
 from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.edge.disconnect import unless_disconnected
 from tuneloop.gateway.openai.calls import text_answer
@@ -24,7 +25,7 @@ text_chunks = ChunkForm(
 )
 
 
-@router.post("/v1/completions", response_model=None)
+@router.post("/v1/completions", response_model=Completion)
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Complete plain prompts, whole or as a stream."""
     gateway = gateway_of(request)

@@ -7,7 +7,15 @@ ignored, as clients send new ones all the time.
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    field_validator,
+    model_validator,
+)
 
 from tuneloop.gateway.openai.messages import Message
 from tuneloop.gateway.openai.response_format import ResponseFormat
@@ -193,7 +201,11 @@ class CompletionRequest(SamplingRequest):
     prompt: Annotated[
         tuple[Prompt, ...],
         BeforeValidator(
-            as_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
+            as_prompts,
+            json_schema_input_type=str
+            | list[str]
+            | list[NonNegativeInt]
+            | list[list[NonNegativeInt]],
         ),
     ]
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import StreamingResponse
 
 from tuneloop import wire
+from tuneloop.api.feedback import ImportResult
 from tuneloop.errors import InvalidRequest
 from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.openai.schemas import INT64_MAX
@@ -27,7 +28,13 @@ MAX_ROWS = 1000
 ExportKind = Literal["pairs", "thumbs", "demonstrations", "rollouts"]
 
 
-@router.get("/v1/export", response_class=StreamingResponse)
+class RowsResponse(StreamingResponse):
+    """JSON lines."""
+
+    media_type = "application/x-ndjson"
+
+
+@router.get("/v1/export", response_class=RowsResponse)
 async def export(
     request: Request,
     *,
@@ -35,7 +42,7 @@ async def export(
     format: Literal["jsonl"] = "jsonl",
     policy_version: Annotated[int | None, Query(ge=0, le=INT64_MAX)] = None,
     since: datetime | None = None,
-) -> StreamingResponse:
+) -> RowsResponse:
     """What was collected as JSON lines, oldest first, in TRL's columns."""
     question = learner_pb2.ExportDataRequest(kind=kind, policy_version=policy_version)
     if since is not None:
@@ -43,9 +50,8 @@ async def export(
     call = gateway_of(request).learner.ExportData(question)
     # Whatever is wrong shows before the first rows, while there still is a status to answer.
     first: Any = await reply_of(call.read())
-    return StreamingResponse(
+    return RowsResponse(
         lines(call, first),
-        media_type="application/x-ndjson",
         headers={"content-disposition": f'attachment; filename="{kind}.{format}"'},
     )
 
@@ -92,7 +98,7 @@ class ImportRequest(BaseModel):
 
 
 @router.post("/v1/import")
-async def import_rows(body: ImportRequest, request: Request) -> dict[str, Any]:
+async def import_rows(body: ImportRequest, request: Request) -> ImportResult:
     """Add rows to the ledger: all of them, or none where one is wrong. Safe to repeat."""
     question = learner_pb2.ImportDataRequest(
         kind=body.kind,

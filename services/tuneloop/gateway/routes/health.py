@@ -2,8 +2,9 @@
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from tuneloop.api.learner import Health, Readiness
 from tuneloop.errors import TuneloopError, Unavailable
 from tuneloop.gateway.context import Gateway, gateway_of
 from tuneloop.rpc.call import reply_of
@@ -17,29 +18,31 @@ router = APIRouter(tags=["operations"])
 
 
 @router.get("/healthz")
-async def healthz() -> dict[str, str]:
+async def healthz() -> Health:
     """200 while the process runs."""
     return {"status": "ok"}
 
 
-@router.get("/readyz", response_model=None)
-async def readyz(request: Request) -> Response:
+@router.get(
+    "/readyz",
+    responses={503: {"model": Readiness, "description": "No chat would be answered now."}},
+)
+async def readyz(request: Request, response: Response) -> Readiness:
     """200 when generation serves this gateway's policy, else 503 with the reason."""
     gateway = gateway_of(request)
     try:
         policy = await served_policy(gateway)
     except TuneloopError as error:
-        document = {"status": "unavailable", "reason": error.message}
-        return JSONResponse(document, status_code=503, headers={"retry-after": "1"})
-    return JSONResponse(
-        {
-            "status": "ready",
-            "policy": policy.name,
-            "policy_version": policy.policy_version,
-            # Answers need no bus; feedback does.
-            "feedback": "accepted" if gateway.bus.connected else "unavailable",
-        }
-    )
+        response.status_code = 503
+        response.headers["retry-after"] = "1"
+        return {"status": "unavailable", "reason": error.message}
+    return {
+        "status": "ready",
+        "policy": policy.name,
+        "policy_version": policy.policy_version,
+        # Answers need no bus; feedback does.
+        "feedback": "accepted" if gateway.bus.connected else "unavailable",
+    }
 
 
 async def served_policy(gateway: Gateway) -> generation_pb2.Policy:

@@ -1,10 +1,11 @@
 """`/v1/learner`: what the learner has, does and waits for; pausing and resuming it."""
 
-from typing import Any
-
 from fastapi import APIRouter, Request
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from tuneloop.api.learner import LearnerState, LearnerStatus, NextVersion
+from tuneloop.api.policies import Evaluation
 from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.edge.authentication import LOCAL, caller_of
 from tuneloop.rpc.call import reply_of
@@ -18,23 +19,27 @@ def rfc3339(stamp: Timestamp) -> str | None:
     return stamp.ToJsonString() if stamp.seconds else None
 
 
-def evaluation(message: learner_pb2.Evaluation) -> dict[str, Any]:
+def optional(message: Message, name: str) -> float | None:
+    """A field of a message, or None where it is not set."""
+    return getattr(message, name) if message.HasField(name) else None
+
+
+def evaluation(message: learner_pb2.Evaluation) -> Evaluation:
     """How a version answers the eval prompts; null where it is not known yet."""
-    optional = {
-        name: getattr(message, name) if message.HasField(name) else None
-        for name in ("mean_reward", "reward_margin", "length_margin", "kl")
-    }
     return {
         "policy_version": message.policy_version,
         "prompts": message.prompts,
         "scored": message.scored,
         "mean_length": message.mean_length,
         "reward_model_version": message.reward_model_version,
-        **optional,
+        "mean_reward": optional(message, "mean_reward"),
+        "reward_margin": optional(message, "reward_margin"),
+        "length_margin": optional(message, "length_margin"),
+        "kl": optional(message, "kl"),
     }
 
 
-def publication(message: learner_pb2.NextVersion) -> dict[str, Any]:
+def publication(message: learner_pb2.NextVersion) -> NextVersion:
     """How far the next version is."""
     return {
         "steps_done": message.steps_done,
@@ -44,13 +49,13 @@ def publication(message: learner_pb2.NextVersion) -> dict[str, Any]:
 
 
 @router.get("/v1/learner")
-async def get_learner(request: Request) -> dict[str, Any]:
+async def get_learner(request: Request) -> LearnerStatus:
     """The learner's status."""
     return await learner_status(gateway_of(request))
 
 
 @router.post("/v1/learner/pause")
-async def pause(request: Request) -> dict[str, Any]:
+async def pause(request: Request) -> LearnerState:
     """Stop learning until it is resumed; answers go on, and feedback is kept."""
     gateway = gateway_of(request)
     message = learner_pb2.PauseRequest(actor=actor(request))
@@ -61,7 +66,7 @@ async def pause(request: Request) -> dict[str, Any]:
 
 
 @router.post("/v1/learner/resume")
-async def resume(request: Request) -> dict[str, Any]:
+async def resume(request: Request) -> LearnerState:
     """Learn again."""
     gateway = gateway_of(request)
     message = learner_pb2.ResumeRequest(actor=actor(request))
@@ -79,7 +84,7 @@ def actor(request: Request) -> str:
     return f"http:{request.client.host}" if request.client else "http"
 
 
-async def learner_status(gateway: Gateway) -> dict[str, Any]:
+async def learner_status(gateway: Gateway) -> LearnerStatus:
     """The learner's status; raises `Unavailable` while it is away."""
     status: learner_pb2.GetStatusResponse = await reply_of(
         gateway.learner.GetStatus(learner_pb2.GetStatusRequest(), timeout=CONTROL_TIMEOUT)
@@ -103,11 +108,11 @@ async def learner_status(gateway: Gateway) -> dict[str, Any]:
             {"objective": p.objective, "have": p.have, "want": p.want} for p in status.progress
         ],
         "publish": publication(status.next_version) if status.HasField("next_version") else None,
-        "staleness": status.staleness if status.HasField("staleness") else None,
-        **{
-            name: evaluation(getattr(status, name)) if status.HasField(name) else None
-            for name in ("evaluation", "base_evaluation")
-        },
+        "staleness": optional(status, "staleness"),
+        "evaluation": evaluation(status.evaluation) if status.HasField("evaluation") else None,
+        "base_evaluation": (
+            evaluation(status.base_evaluation) if status.HasField("base_evaluation") else None
+        ),
         "alarms": [
             {"name": a.name, "since": rfc3339(a.since), "numbers": dict(sorted(a.numbers.items()))}
             for a in status.alarms

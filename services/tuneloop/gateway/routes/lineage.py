@@ -1,9 +1,10 @@
 """`/v1/lineage`: which versions a feedback event, or a user, reached."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
 
+from tuneloop.api.lineage import Downstream, FeedbackLineage, UserLineage
 from tuneloop.gateway.context import Gateway, gateway_of
 from tuneloop.gateway.routes.learner import rfc3339
 from tuneloop.rpc.call import reply_of
@@ -17,7 +18,7 @@ FeedbackId = Annotated[str, Path(min_length=1, max_length=128)]
 
 
 @router.get("/v1/lineage/feedback/{feedback_id}")
-async def feedback_lineage(feedback_id: FeedbackId, request: Request) -> dict[str, Any]:
+async def feedback_lineage(feedback_id: FeedbackId, request: Request) -> FeedbackLineage:
     """What became of a feedback event, and the versions it reached."""
     answer: learner_pb2.GetFeedbackLineageResponse = await reply_of(
         gateway_of(request).learner.GetFeedbackLineage(
@@ -40,13 +41,13 @@ async def feedback_lineage(feedback_id: FeedbackId, request: Request) -> dict[st
             }
             for sample in answer.samples
         ],
-        "policy": reach(answer.policy),
-        "reward_model": reach(answer.reward_model),
+        "policy": downstream(answer.policy),
+        "reward_model": downstream(answer.reward_model),
     }
 
 
 @router.get("/v1/lineage/users/{user_id:path}")
-async def user_lineage(user_id: str, request: Request) -> dict[str, Any]:
+async def user_lineage(user_id: str, request: Request) -> UserLineage:
     """What there is of a user, and the versions it reached, what was forgotten included."""
     gateway = gateway_of(request)
     answer: learner_pb2.GetUserLineageResponse = await reply_of(
@@ -60,8 +61,8 @@ async def user_lineage(user_id: str, request: Request) -> dict[str, Any]:
         "rollouts": answer.rollouts,
         "feedback": answer.feedback,
         "samples": dict(sorted(answer.samples.items())),
-        "policy": reach(answer.policy),
-        "reward_model": reach(answer.reward_model),
+        "policy": downstream(answer.policy),
+        "reward_model": downstream(answer.reward_model),
         "rebuild_from": answer.rebuild_from if answer.HasField("rebuild_from") else None,
         "forgotten": [
             {
@@ -76,7 +77,7 @@ async def user_lineage(user_id: str, request: Request) -> dict[str, Any]:
     }
 
 
-def reach(message: learner_pb2.Reach) -> dict[str, list[int]]:
+def downstream(message: learner_pb2.Reach) -> Downstream:
     """Versions whose own steps used it, and those that grew from them."""
     return {"direct": list(message.direct), "descended": list(message.descended)}
 

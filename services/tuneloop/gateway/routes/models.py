@@ -1,9 +1,8 @@
 """`GET /v1/models`: the policies, as OpenAI's models."""
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 
+from tuneloop.api.openai import Model, ModelList
 from tuneloop.gateway.context import CONTROL_TIMEOUT, gateway_of
 from tuneloop.gateway.errors import ModelNotFound
 from tuneloop.rpc.call import reply_of
@@ -13,13 +12,13 @@ router = APIRouter(tags=["OpenAI"])
 
 
 @router.get("/v1/models")
-async def list_models(request: Request) -> dict[str, Any]:
+async def list_models(request: Request) -> ModelList:
     """Every policy that can be named as `model`."""
     return {"object": "list", "data": [model(p) for p in await policies(request)]}
 
 
 @router.get("/v1/models/{model_id}")
-async def get_model(model_id: str, request: Request) -> dict[str, Any]:
+async def get_model(model_id: str, request: Request) -> Model:
     """One policy."""
     for policy in await policies(request):
         if policy.name == model_id:
@@ -38,7 +37,7 @@ async def policies(request: Request) -> list[generation_pb2.Policy]:
     return [p for p in answer.policies if p.name == gateway.settings.policy]
 
 
-def model(policy: generation_pb2.Policy) -> dict[str, Any]:
+def model(policy: generation_pb2.Policy) -> Model:
     """A policy in OpenAI's form, with what clients of vLLM look for."""
     return {
         "id": policy.name,

@@ -3,15 +3,26 @@
 import asyncio
 import json
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from tuneloop.api.policies import (
+    Activated,
+    CanaryShare,
+    Decision,
+    PolicyList,
+    PolicyVersion,
+    PolicyVersionDetails,
+    Rebuilt,
+    Serving,
+    Traffic,
+)
 from tuneloop.errors import InvalidRequest, NotFound, TuneloopError, Unavailable
 from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.openai.schemas import INT64_MAX
-from tuneloop.gateway.routes.learner import actor, evaluation, rfc3339
+from tuneloop.gateway.routes.learner import actor, evaluation, optional, rfc3339
 from tuneloop.gateway.routes.lineage import user_hash_of
 from tuneloop.gateway.unicode import Text
 from tuneloop.rpc.call import reply_of
@@ -50,7 +61,7 @@ async def list_policies(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     before: Annotated[int | None, Query(ge=0, le=INT64_MAX)] = None,
-) -> dict[str, Any]:
+) -> PolicyList:
     """What serves now, and the newest versions.
 
     Each half is null while the service that knows it is away; 503 only when both are.
@@ -58,7 +69,7 @@ async def list_policies(
     return await policies_document(gateway_of(request), limit, before)
 
 
-async def policies_document(gateway: Gateway, limit: int, before: int | None) -> dict[str, Any]:
+async def policies_document(gateway: Gateway, limit: int, before: int | None) -> PolicyList:
     """What serves, and the newest versions; raises `Unavailable` where neither is known."""
     serving, versions = await asyncio.gather(
         get_serving(gateway), get_versions(gateway, limit, before), return_exceptions=True
@@ -80,7 +91,7 @@ async def policies_document(gateway: Gateway, limit: int, before: int | None) ->
 
 
 @router.get("/v1/policies/{version}")
-async def get_policy_version(version: Version, request: Request) -> dict[str, Any]:
+async def get_policy_version(version: Version, request: Request) -> PolicyVersionDetails:
     """A version's manifest, lineage and what was decided about it."""
     gateway = gateway_of(request)
     answer: learner_pb2.GetLineageResponse = await reply_of(
@@ -92,7 +103,7 @@ async def get_policy_version(version: Version, request: Request) -> dict[str, An
     if not answer.version.policy:
         raise NotFound(f"no version {version} of {gateway.settings.policy}", param="version")
     return {
-        **policy_version(answer.version),
+        **policy_version(answer.version, with_numbers=True),
         "manifest": json.loads(answer.version.manifest_json or "null"),
         "ancestors": list(answer.ancestors),
         "uses": [
@@ -106,13 +117,12 @@ async def get_policy_version(version: Version, request: Request) -> dict[str, An
             }
             for use in answer.uses
         ],
-        "decisions": [decision(d, with_numbers=True) for d in answer.version.decisions],
         "settings": json.loads(answer.settings_json or "{}"),
     }
 
 
 @router.post("/v1/policies/{version}/promote")
-async def promote(version: Version, request: Request) -> dict[str, Any]:
+async def promote(version: Version, request: Request) -> Activated:
     """Make a published version the one that serves."""
     gateway = gateway_of(request)
     message = learner_pb2.PromoteRequest(
@@ -125,7 +135,7 @@ async def promote(version: Version, request: Request) -> dict[str, Any]:
 
 
 @router.post("/v1/policies/rollback")
-async def roll_back(request: Request, body: RollBackRequest | None = None) -> dict[str, Any]:
+async def roll_back(request: Request, body: RollBackRequest | None = None) -> Activated:
     """Go back to an earlier version: the last good one before the stable, or the one named.
 
     The versions after it are quarantined, and what they learned from is learned anew.
@@ -143,7 +153,7 @@ async def roll_back(request: Request, body: RollBackRequest | None = None) -> di
 
 
 @router.post("/v1/policies/rebuild")
-async def rebuild(body: RebuildRequest, request: Request) -> dict[str, Any]:
+async def rebuild(body: RebuildRequest, request: Request) -> Rebuilt:
     """Leave the versions after one, and train again from there on the feedback that is left.
 
     `restored_version` is the one whose checkpoint there still was: that one, or 0, the base model.
@@ -172,7 +182,7 @@ async def rebuild(body: RebuildRequest, request: Request) -> dict[str, Any]:
     }
 
 
-async def get_serving(gateway: Gateway) -> dict[str, Any]:
+async def get_serving(gateway: Gateway) -> Serving:
     """What generation serves and holds."""
     request = generation_pb2.GetPolicyRequest(policy=gateway.settings.policy)
     answer: generation_pb2.GetPolicyResponse = await reply_of(
@@ -191,7 +201,7 @@ async def get_serving(gateway: Gateway) -> dict[str, Any]:
     }
 
 
-def canary(message: generation_pb2.Canary) -> dict[str, Any]:
+def canary(message: generation_pb2.Canary) -> CanaryShare:
     """The version that a share of the users gets."""
     return {
         "policy_version": message.policy_version,
@@ -200,7 +210,7 @@ def canary(message: generation_pb2.Canary) -> dict[str, Any]:
     }
 
 
-async def get_versions(gateway: Gateway, limit: int, before: int | None) -> list[dict[str, Any]]:
+async def get_versions(gateway: Gateway, limit: int, before: int | None) -> list[PolicyVersion]:
     """The learner's newest versions."""
     request = learner_pb2.ListPolicyVersionsRequest(
         policy=gateway.settings.policy, page_size=limit, before_version=before
@@ -211,7 +221,9 @@ async def get_versions(gateway: Gateway, limit: int, before: int | None) -> list
     return [policy_version(version) for version in answer.versions]
 
 
-def policy_version(version: learner_pb2.PolicyVersion) -> dict[str, Any]:
+def policy_version(
+    version: learner_pb2.PolicyVersion, *, with_numbers: bool = False
+) -> PolicyVersion:
     """A version without its manifest."""
     manifest = json.loads(version.manifest_json or "{}")
     return {
@@ -225,35 +237,34 @@ def policy_version(version: learner_pb2.PolicyVersion) -> dict[str, Any]:
         "activated_time": rfc3339(version.activated_time),
         "evaluation": evaluation(version.evaluation) if version.HasField("evaluation") else None,
         "traffic": traffic(version.traffic) if version.HasField("traffic") else None,
-        "decisions": [decision(d) for d in version.decisions],
+        "decisions": [decision(d, with_numbers=with_numbers) for d in version.decisions],
     }
 
 
-def decision(message: learner_pb2.Decision, *, with_numbers: bool = False) -> dict[str, Any]:
+def decision(message: learner_pb2.Decision, *, with_numbers: bool) -> Decision:
     """A decision about a version; in lists without the numbers it was decided on."""
-    numbers = {"numbers": json.loads(message.numbers_json or "{}")} if with_numbers else {}
-    return {
+    found: Decision = {
         "kind": message.kind,
         "outcome": message.outcome,
         "reason": message.reason,
         "actor": message.actor,
         "decided_time": rfc3339(message.decided_time),
-        **numbers,
     }
+    if with_numbers:
+        found["numbers"] = json.loads(message.numbers_json or "{}")
+    return found
 
 
-def traffic(message: learner_pb2.Traffic) -> dict[str, Any]:
+def traffic(message: learner_pb2.Traffic) -> Traffic:
     """How a version answers users; the thumbs' rate with its 95 % Wilson interval."""
-    optional = {
-        name: getattr(message, name) if message.HasField(name) else None
-        for name in ("length_margin", "mean_reward", "reward_margin")
-    }
     thumbs = message.thumbs_up + message.thumbs_down
     low, high = wilson_interval(message.thumbs_up, thumbs) if thumbs else (None, None)
     return {
         "rollouts": message.rollouts,
         "mean_length": message.mean_length,
-        **optional,
+        "length_margin": optional(message, "length_margin"),
+        "mean_reward": optional(message, "mean_reward"),
+        "reward_margin": optional(message, "reward_margin"),
         "thumbs_up": message.thumbs_up,
         "thumbs_down": message.thumbs_down,
         "thumbs_rate": message.thumbs_up / thumbs if thumbs else None,

@@ -1,10 +1,9 @@
 """`POST /v1/score`: the reward service over HTTP."""
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 
 from tuneloop import wire
+from tuneloop.api.feedback import ScorerResult, Scores
 from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.openai.messages import conversation
 from tuneloop.gateway.openai.schemas import ScoreRequest
@@ -18,7 +17,7 @@ SCORE_TIMEOUT = 60.0
 
 
 @router.post("/v1/score")
-async def score(body: ScoreRequest, request: Request) -> dict[str, Any]:
+async def score(body: ScoreRequest, request: Request) -> Scores:
     """Score completions of one prompt; null where no scorer could."""
     gateway = gateway_of(request)
     message = reward_pb2.ScoreRolloutsRequest(completions=body.completions)
@@ -37,7 +36,7 @@ async def score(body: ScoreRequest, request: Request) -> dict[str, Any]:
     }
 
 
-def results(score: Score) -> list[dict[str, Any]]:
+def results(score: Score) -> list[ScorerResult]:
     """The scorers behind one reward."""
     return [
         {"scorer": r.scorer, "score": r.score, "weight": r.weight, "informative": r.informative}

@@ -1,9 +1,8 @@
 """`DELETE /v1/users/{id}`: forget an end user."""
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 
+from tuneloop.api.lineage import ForgottenUser
 from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.routes.lineage import user_hash_of
 from tuneloop.rpc.call import reply_of
@@ -20,7 +19,7 @@ NOTE = (
 
 
 @router.delete("/v1/users/{user_id:path}")
-async def forget_user(user_id: str, request: Request) -> dict[str, Any]:
+async def forget_user(user_id: str, request: Request) -> ForgottenUser:
     """Remove a user's rollouts and feedback; name the versions that had learned from them.
 
     Weights are not unlearned. `rebuild_from` is the last version that had not learned from them:

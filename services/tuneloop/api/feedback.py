@@ -1,0 +1,124 @@
+"""Feedback, its acknowledgements, the scores of the reward service, and imported rows."""
+
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+from tuneloop.api.openai import ErrorDetails
+
+
+class FeedbackAccepted(TypedDict):
+    """Feedback is stored durably."""
+
+    id: str
+    status: Literal["accepted"]
+
+
+class FeedbackRetracted(TypedDict):
+    """Nothing learns from this feedback any more."""
+
+    id: str
+    status: Literal["retracted"]
+
+
+class FeedbackRefused(TypedDict):
+    """An entry of a batch that was refused."""
+
+    error: ErrorDetails
+    status_code: int
+
+
+class FeedbackBatchResult(TypedDict):
+    """`POST /v1/feedback/batch`: an entry for each body, in their order."""
+
+    object: Literal["list"]
+    data: list[FeedbackAccepted | FeedbackRefused]
+
+
+class Judgement(TypedDict, total=False):
+    """What feedback says; which member it has depends on its kind."""
+
+    value: str | float
+    """`up` or `down` of a thumb, the number of a rating."""
+    chosen: str
+    rejected: list[str]
+    """Of a comparison."""
+    ranking: list[str]
+    """Completion ids, best first."""
+    text: str
+    """Of a demonstration or a comment."""
+
+
+class Feedback(Judgement):
+    """`GET /v1/feedback/{id}`: feedback as it was accepted."""
+
+    id: str
+    status: str
+    kind: str
+    completion_id: str
+    metadata: dict[str, str]
+    accepted_time: str
+
+
+class JudgedCompletion(TypedDict):
+    """A completion that feedback is about; null where its rollout is not known."""
+
+    completion_id: str
+    text: str | None
+    policy_version: int | None
+
+
+class Turn(TypedDict):
+    """One message of a prompt."""
+
+    role: str
+    content: str
+
+
+class FeedbackItem(Feedback):
+    """Feedback in the ledger, with what it is about."""
+
+    user_hash: str
+    policy_version: int | None
+    """Which version it judges; null for imported text or where that is not known."""
+    prompt: list[Turn] | str | None
+    completion: str | None
+    completions: list[JudgedCompletion]
+    used_by_versions: list[int]
+
+
+class FeedbackPage(TypedDict):
+    """`GET /v1/feedback`, newest first."""
+
+    object: Literal["list"]
+    data: list[FeedbackItem]
+    next: str | None
+    """What `before` takes to read on; null at the end."""
+
+
+class ScorerResult(TypedDict):
+    """One scorer's part of a reward."""
+
+    scorer: str
+    score: float | None
+    weight: float
+    informative: bool
+    """False while a reward model knows too little to be learned from."""
+
+
+class Scores(TypedDict):
+    """`POST /v1/score`, in the order of the completions."""
+
+    scores: list[float | None]
+    """Null where no scorer could score."""
+    reward_model_version: int
+    results: list[list[ScorerResult]]
+
+
+class ImportResult(TypedDict):
+    """`POST /v1/import`."""
+
+    kind: str
+    added: int
+    known: int
+    """Rows that an earlier import had added."""

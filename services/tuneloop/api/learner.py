@@ -1,0 +1,98 @@
+"""The learner's status, and what the gateway tells of itself."""
+
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+from tuneloop.api.policies import Evaluation
+
+
+class SampleCounts(TypedDict):
+    """Samples of one objective."""
+
+    objective: str
+    ready: int
+    used: int
+    waiting: int
+    """For a rollout or for feedback that is still to come."""
+
+
+class BatchProgress(TypedDict):
+    """How far an objective's next batch is."""
+
+    objective: str
+    have: int
+    want: int
+
+
+class NextVersion(TypedDict):
+    """How far the next version is."""
+
+    steps_done: int
+    steps_wanted: int
+    seconds_left: float
+    """After which it is published with fewer steps."""
+
+
+class Alarm(TypedDict):
+    """An alarm that is raised."""
+
+    name: str
+    since: str | None
+    numbers: dict[str, float]
+
+
+class LearnerState(TypedDict):
+    """`POST /v1/learner/pause` and `/resume`."""
+
+    state: str
+
+
+class LearnerStatus(LearnerState):
+    """`GET /v1/learner`."""
+
+    policy: str
+    step: int
+    policy_version: int
+    reward_model_version: int
+    samples: list[SampleCounts]
+    last_step_metrics: dict[str, float]
+    last_step_time: str | None
+    waiting_for: str
+    """In words, for people."""
+    rollouts: int
+    feedback_events: int
+    progress: list[BatchProgress]
+    publish: NextVersion | None
+    staleness: float | None
+    """Mean age of the last step's rollouts, in versions."""
+    evaluation: Evaluation | None
+    """Of the newest version evaluated."""
+    base_evaluation: Evaluation | None
+    """Of version 0."""
+    alarms: list[Alarm]
+
+
+class Throughput(TypedDict):
+    """The event `throughput`: rates of this gateway over the last seconds, null at first."""
+
+    tokens_per_second: float | None
+    requests_per_second: float | None
+    in_flight: int
+
+
+class Health(TypedDict):
+    """`GET /healthz`."""
+
+    status: Literal["ok"]
+
+
+class Readiness(TypedDict):
+    """`GET /readyz`."""
+
+    status: Literal["ready", "unavailable"]
+    reason: NotRequired[str]
+    """Why no chat would be answered now."""
+    policy: NotRequired[str]
+    policy_version: NotRequired[int]
+    feedback: NotRequired[Literal["accepted", "unavailable"]]

@@ -1,0 +1,170 @@
+"""OpenAI's documents, with the members that tuneloop adds to them."""
+
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+FinishReason = Literal["stop", "length", "tool_calls", "abort"]
+
+
+class ErrorDetails(TypedDict):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    """The field at fault."""
+    code: str
+    """A stable word for programs."""
+
+
+class Error(TypedDict):
+    """The answer of every request that failed."""
+
+    error: ErrorDetails
+
+
+class Usage(TypedDict):
+    """Tokens counted by the service."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class PolicyVersionSpan(TypedDict):
+    """The tokens of a completion, from `start` to before `end`, that one version sampled."""
+
+    policy_version: int
+    start: int
+    end: int
+
+
+class Choice(TypedDict):
+    """What the choices of all answers have in common."""
+
+    index: int
+    completion_id: str
+    """What feedback on this choice names."""
+    logprobs: dict[str, Any] | None
+    policy_version_spans: NotRequired[list[PolicyVersionSpan]]
+    """Only where more than one version sampled the tokens."""
+
+
+class CalledFunction(TypedDict):
+    """A function that the model calls; `arguments` is JSON."""
+
+    name: NotRequired[str]
+    """Absent in later deltas of a call."""
+    arguments: str
+
+
+class ToolCall(TypedDict):
+    """A call of a function."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class Message(TypedDict):
+    """The assistant's turn."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    tool_calls: NotRequired[list[ToolCall]]
+
+
+class ChatChoice(Choice):
+    """One answer to a conversation."""
+
+    message: Message
+    finish_reason: FinishReason
+
+
+class TextChoice(Choice):
+    """One continuation of a prompt."""
+
+    text: str
+    finish_reason: FinishReason
+
+
+class CompletionHead(TypedDict):
+    """What all answers have in common."""
+
+    id: str
+    created: int
+    """Unix seconds."""
+    model: str
+    policy_version: int
+    """The version that sampled the last token."""
+
+
+class ChatCompletion(CompletionHead):
+    """`POST /v1/chat/completions`."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class Completion(CompletionHead):
+    """`POST /v1/completions`."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+    usage: Usage
+
+
+class ToolCallDelta(TypedDict):
+    """What was added to a call; the first delta names the function."""
+
+    index: int
+    function: CalledFunction
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+
+
+class Delta(TypedDict, total=False):
+    """What was added to a message."""
+
+    role: Literal["assistant"]
+    content: str | None
+    tool_calls: list[ToolCallDelta]
+
+
+class ChatChunkChoice(Choice):
+    """A choice of a chunk."""
+
+    delta: Delta
+    finish_reason: FinishReason | None
+
+
+class ChatCompletionChunk(CompletionHead):
+    """One event of a streamed chat completion."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+    usage: NotRequired[Usage | None]
+    """Where it was asked for: null in all chunks but the last."""
+
+
+class Model(TypedDict):
+    """A policy in OpenAI's form, with what clients of vLLM read."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    """The base model."""
+    max_model_len: int
+    policy_version: int
+
+
+class ModelList(TypedDict):
+    """`GET /v1/models`."""
+
+    object: Literal["list"]
+    data: list[Model]

@@ -1,0 +1,138 @@
+"""Policy versions: what serves, where each comes from, what was decided about it."""
+
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+
+class CanaryShare(TypedDict):
+    """The version that a share of the users gets."""
+
+    policy_version: int
+    share: float
+    loaded: bool
+
+
+class Serving(TypedDict):
+    """What generation serves and holds."""
+
+    policy_version: int
+    activated_time: str | None
+    base_model: str
+    weights_kind: str
+    engine: str
+    max_model_len: int
+    loaded_versions: list[int]
+    canary: CanaryShare | None
+
+
+class Evaluation(TypedDict):
+    """How a version answers the eval prompts; null where it is not known yet.
+
+    A margin is half the width of a 95 % interval.
+    """
+
+    policy_version: int
+    prompts: int
+    scored: int
+    mean_length: float
+    reward_model_version: int
+    mean_reward: float | None
+    reward_margin: float | None
+    length_margin: float | None
+    kl: float | None
+
+
+class Traffic(TypedDict):
+    """How a version answers users; the rate of thumbs up with its 95 % Wilson interval."""
+
+    rollouts: int
+    mean_length: float
+    length_margin: float | None
+    mean_reward: float | None
+    reward_margin: float | None
+    thumbs_up: int
+    thumbs_down: int
+    thumbs_rate: float | None
+    thumbs_low: float | None
+    thumbs_high: float | None
+
+
+class Decision(TypedDict):
+    """A decision about a version."""
+
+    kind: str
+    outcome: str
+    reason: str
+    actor: str
+    decided_time: str | None
+    numbers: NotRequired[dict[str, Any]]
+    """What it was decided on; not in lists."""
+
+
+class PolicyVersion(TypedDict):
+    """A version in a list."""
+
+    policy_version: int
+    parent_version: int | None
+    state: str
+    algorithms: list[str]
+    metrics: dict[str, Any]
+    """Of training."""
+    samples: dict[str, int]
+    """How many of each objective it learned from."""
+    created_time: str | None
+    activated_time: str | None
+    evaluation: Evaluation | None
+    traffic: Traffic | None
+    decisions: list[Decision]
+
+
+class Use(TypedDict):
+    """A sample that a version learned from."""
+
+    sample_id: str
+    objective: str
+    step: int
+    epoch: int
+    feedback_id: str | None
+    completion_ids: list[str]
+
+
+class PolicyVersionDetails(PolicyVersion):
+    """`GET /v1/policies/{version}`: with manifest, lineage and settings."""
+
+    manifest: dict[str, Any] | None
+    ancestors: list[int]
+    uses: list[Use]
+    settings: dict[str, Any]
+    """That it was trained with."""
+
+
+class PolicyList(TypedDict):
+    """`GET /v1/policies`; each half is null while the service that knows it is away."""
+
+    object: Literal["list"]
+    policy: str
+    policy_version: int | None
+    """Serving now."""
+    serving: Serving | None
+    data: list[PolicyVersion] | None
+    """Newest first."""
+
+
+class Activated(TypedDict):
+    """The version that serves from now on."""
+
+    policy: str
+    policy_version: int
+
+
+class Rebuilt(Activated):
+    """`POST /v1/policies/rebuild`."""
+
+    restored_version: int
+    """The version whose checkpoint training starts from: that one, or 0."""
+    left_behind: list[int]
+    """Versions that do not serve again."""
+    samples_put_back: int
