@@ -85,7 +85,7 @@ def test_everything_declared_is_imported() -> None:
 
 
 def test_the_base_install_is_the_client_and_the_commands() -> None:
-    assert declared() == {"httpx", "prompt-toolkit", "rich", "typer"}
+    assert declared() == {"httpx", "prompt-toolkit", "rich", "typer", "typing-extensions"}
 
 
 def test_all_brings_everything() -> None:

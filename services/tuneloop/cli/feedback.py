@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode
 
 import typer
 
+from tuneloop.api.feedback import Feedback, FeedbackItem, FeedbackPage
 from tuneloop.cli.options import ApiKey, AsJson, Url, connected, fail
 from tuneloop.cli.output import cell, print_fields, print_json, print_table
 from tuneloop.errors import TuneloopError
@@ -187,7 +188,7 @@ def list_feedback(
     }
     query = urlencode({name: value for name, value in filters.items() if value is not None})
     with connected(url, api_key) as client:
-        page = client.request("GET", f"/v1/feedback?{query}")
+        page: FeedbackPage = client.request("GET", f"/v1/feedback?{query}")
     if as_json:
         print_json(page)
         return
@@ -207,7 +208,7 @@ def show(
 ) -> None:
     """Show one feedback."""
     with connected(url, api_key) as client:
-        document = client.request("GET", f"/v1/feedback/{quote(feedback_id, safe='')}")
+        document: Feedback = client.request("GET", f"/v1/feedback/{quote(feedback_id, safe='')}")
     (print_json if as_json else print_fields)(document)
 
 
@@ -277,19 +278,19 @@ def bodies_in(file: Path) -> Iterator[tuple[int, "FeedbackBody"]]:
         yield number, cast("FeedbackBody", body)
 
 
-def row(item: dict[str, Any]) -> tuple[Any, ...]:
+def row(item: FeedbackItem) -> tuple[Any, ...]:
     """A line of the list."""
     return (
         item["accepted_time"][:19],
         item["kind"],
         item["status"],
-        item.get("policy_version"),
+        item["policy_version"],
         item["id"],
         judgement(item),
     )
 
 
-def judgement(item: dict[str, Any]) -> str:
+def judgement(item: FeedbackItem) -> str:
     """What was said, in a few words."""
     match item["kind"]:
         case "comparison":

@@ -1,11 +1,11 @@
 """`tuneloop forget`: remove an end user's data."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import quote
 
 import typer
 
+from tuneloop.api.lineage import ForgottenUser
 from tuneloop.cli.options import ApiKey, AsJson, Url, connected
 from tuneloop.cli.output import print_fields, print_json
 
@@ -24,9 +24,9 @@ def forget(
     rebuild` trains again without them.
     """
     if not yes:
-        typer.confirm(f"Remove everything of {user}? It cannot be had back", abort=True, err=True)
+        typer.confirm(f"Remove all data of {user}? This cannot be undone", abort=True, err=True)
     with connected(url, api_key) as client:
-        answer = client.request("DELETE", f"/v1/users/{quote(user, safe='')}")
+        answer: ForgottenUser = client.request("DELETE", f"/v1/users/{quote(user, safe='')}")
     if as_json:
         print_json(answer)
         return
@@ -34,7 +34,7 @@ def forget(
     offer_rebuild(user, answer)
 
 
-def offer_rebuild(user: str, answer: Mapping[str, Any]) -> None:
+def offer_rebuild(user: str, answer: ForgottenUser) -> None:
     """Say what can be done about weights that learned from the user."""
     if answer["rebuild_from"] is not None:
         typer.echo(

@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 import typer
 
+from tuneloop.api.lineage import FeedbackLineage, UserLineage
 from tuneloop.cli.options import ApiKey, AsJson, Url, connected
 from tuneloop.cli.output import cell, print_json, print_table
 
@@ -22,7 +23,9 @@ def feedback(
 ) -> None:
     """What became of a feedback event, and the versions it reached."""
     with connected(url, api_key) as client:
-        answer = client.request("GET", f"/v1/lineage/feedback/{quote(feedback_id, safe='')}")
+        answer: FeedbackLineage = client.request(
+            "GET", f"/v1/lineage/feedback/{quote(feedback_id, safe='')}"
+        )
     if as_json:
         print_json(answer)
         return
@@ -43,7 +46,7 @@ def user(
 ) -> None:
     """What there is of a user, and the versions it reached, what was forgotten included."""
     with connected(url, api_key) as client:
-        answer = client.request("GET", f"/v1/lineage/users/{quote(user, safe='')}")
+        answer: UserLineage = client.request("GET", f"/v1/lineage/users/{quote(user, safe='')}")
     if as_json:
         print_json(answer)
         return
@@ -55,15 +58,16 @@ def user(
         )
 
 
-def facts(answer: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[str, str]]:
+def facts(answer: FeedbackLineage | UserLineage, names: Sequence[str]) -> Iterator[tuple[str, str]]:
     """What is known, a line each."""
+    document: Mapping[str, Any] = answer
     for name in names:
-        if answer[name] is not None:
-            yield name.replace("_", " "), cell(answer[name])
-    for model in ("policy", "reward_model"):
-        for how in ("direct", "descended"):
-            if answer[model][how]:
-                yield f"{model.replace('_', ' ')}, {how}", f"versions {listed(answer[model][how])}"
+        if document[name] is not None:
+            yield name.replace("_", " "), cell(document[name])
+    for model, reached in (("policy", answer["policy"]), ("reward model", answer["reward_model"])):
+        for how, versions in (("direct", reached["direct"]), ("descended", reached["descended"])):
+            if versions:
+                yield f"{model}, {how}", f"versions {listed(versions)}"
 
 
 def listed(numbers: Sequence[int]) -> str:

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tuneloop.api.learner import LearnerState
+from tuneloop.api.policies import PolicyList, PolicyVersion, PolicyVersionDetails, Rebuilt, Traffic
 from tuneloop.cli.options import ApiKey, AsJson, Url, connected, fail
 from tuneloop.cli.output import cell, print_fields, print_json, print_table
 
@@ -27,17 +29,16 @@ def list_versions(
 ) -> None:
     """The newest versions; a star marks the one that serves."""
     with connected(url, api_key) as client:
-        answer = client.request("GET", f"/v1/policies?limit={limit}")
+        answer: PolicyList = client.request("GET", f"/v1/policies?limit={limit}")
     if as_json:
         print_json(answer)
         return
     if answer["data"] is None:
-        typer.echo("the learner is away: its list of versions cannot be had now", err=True)
+        typer.echo("the learner does not answer, so its versions are not listed", err=True)
     serving = answer["policy_version"]
     rows = [row(version, serving) for version in answer["data"] or []]
     if all(version["policy_version"] != 0 for version in answer["data"] or []):
-        base = {"policy_version": 0, "parent_version": None, "state": "base model"}
-        rows.append(row(base, serving))
+        rows.append(("*" if serving == 0 else "", 0, None, "base model", "", "", None, ""))
     columns = ("", "VERSION", "PARENT", "STATE", "CREATED", "THUMBS UP", "REWARD", "LEARNED FROM")
     print_table(columns, rows)
 
@@ -48,14 +49,14 @@ def show(
 ) -> None:
     """A version: its manifest, what was decided about it, and which feedback made it."""
     with connected(url, api_key) as client:
-        answer = client.request("GET", f"/v1/policies/{version}")
+        answer: PolicyVersionDetails = client.request("GET", f"/v1/policies/{version}")
     if as_json:
         print_json(answer)
         return
     print_table(("", ""), facts(answer))
     print_table(("MANIFEST", ""), flat(answer.get("manifest") or {}))
     print_table(("DECIDED", "BY", "WHAT", "OUTCOME", "REASON"), decisions(answer))
-    for decision in answer.get("decisions", []):
+    for decision in answer["decisions"]:
         if numbers := decision.get("numbers"):
             print_table((f"{decision['kind']} {decision['outcome']}".upper(), ""), flat(numbers))
     print_table(("SAMPLE", "OBJECTIVE", "STEP", "EPOCH", "COMPLETIONS"), uses(answer))
@@ -100,7 +101,7 @@ def resume(*, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None) 
 def steer(action: str, as_json: bool, url: str | None, api_key: str | None) -> None:
     """Pause or resume the learner, and print its state."""
     with connected(url, api_key) as client:
-        answer = client.request("POST", f"/v1/learner/{action}")
+        answer: LearnerState = client.request("POST", f"/v1/learner/{action}")
     if as_json:
         print_json(answer)
     else:
@@ -133,7 +134,7 @@ def rebuild(
         typer.confirm(f"Leave every version after that ({start})?", abort=True, err=True)
     body = {"policy_version": version, "before_user": before_user}
     with connected(url, api_key) as client:
-        answer = client.request("POST", "/v1/policies/rebuild", body)
+        answer: Rebuilt = client.request("POST", "/v1/policies/rebuild", body)
     (print_json if as_json else print_fields)(answer)
 
 
@@ -145,24 +146,24 @@ def say_stable(version: int, as_json: bool) -> None:
         typer.echo(f"stable: version {version}")
 
 
-def row(version: Mapping[str, Any], serving: int | None) -> tuple[Any, ...]:
-    """A line of the list."""
-    number, traffic = version["policy_version"], version.get("traffic") or {}
+def row(version: PolicyVersion, serving: int | None) -> tuple[Any, ...]:
+    """Return a line of the list."""
+    number, traffic = version["policy_version"], version["traffic"]
     return (
         "*" if number == serving else "",
         number,
         version["parent_version"],
         version["state"],
-        (version.get("created_time") or "")[:19],
+        (version["created_time"] or "")[:19],
         thumbs(traffic),
-        traffic.get("mean_reward"),
-        counts(version.get("samples") or {}),
+        None if traffic is None else traffic["mean_reward"],
+        counts(version["samples"]),
     )
 
 
-def thumbs(traffic: Mapping[str, Any]) -> str:
-    """The rate with its interval."""
-    if traffic.get("thumbs_rate") is None:
+def thumbs(traffic: Traffic | None) -> str:
+    """Return the rate of thumbs up with its interval."""
+    if traffic is None or traffic["thumbs_rate"] is None:
         return ""
     return (
         f"{traffic['thumbs_rate']:.2f} "
@@ -174,7 +175,7 @@ def counts(samples: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in samples.items())
 
 
-def facts(answer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def facts(answer: PolicyVersionDetails) -> Iterator[tuple[str, str]]:
     """What is known of a version, a line each."""
     yield "version", cell(answer["policy_version"])
     yield "state", cell(answer["state"])
@@ -189,13 +190,13 @@ def facts(answer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"training {name}", cell(value)
     for name, value in (answer["evaluation"] or {}).items():
         yield f"evaluation {name}", cell(value)
-    for name, value in (answer.get("traffic") or {}).items():
+    for name, value in (answer["traffic"] or {}).items():
         yield f"traffic {name}", cell(value)
 
 
-def decisions(answer: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+def decisions(answer: PolicyVersionDetails) -> Iterator[tuple[Any, ...]]:
     """What was decided about it, a line each."""
-    for decision in answer.get("decisions", []):
+    for decision in answer["decisions"]:
         yield (
             (decision["decided_time"] or "")[:19],
             decision["actor"],
@@ -219,7 +220,7 @@ def flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield f"{prefix}{name}", cell(value)
 
 
-def uses(answer: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+def uses(answer: PolicyVersionDetails) -> Iterator[tuple[Any, ...]]:
     """The samples it learned from."""
     for use in answer["uses"]:
         about = ", ".join(use["completion_ids"])

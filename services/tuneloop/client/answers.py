@@ -4,6 +4,8 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeAlias, Unpack
 
+from tuneloop.api.openai import ChatChoice, ChatCompletion
+from tuneloop.api.openai import Usage as UsageDocument
 from tuneloop.client.judging import Details, FeedbackMethods, R, Receipt
 
 
@@ -79,14 +81,14 @@ Completion: TypeAlias = Answer[Receipt]
 AsyncCompletion: TypeAlias = Answer[Coroutine[Any, Any, Receipt]]
 
 
-def answer_from(judge: FeedbackMethods[R], document: Mapping[str, Any]) -> Answer[R]:
+def answer_from(judge: FeedbackMethods[R], document: ChatCompletion) -> Answer[R]:
     """The answer in a response of `/v1/chat/completions`."""
     version = int(document["policy_version"])
     choices = tuple(choice_from(judge, choice, version) for choice in document["choices"])
     return answer_of(judge, choices, str(document["model"]), document.get("usage"))
 
 
-def choice_from(judge: FeedbackMethods[R], document: Mapping[str, Any], version: int) -> Choice[R]:
+def choice_from(judge: FeedbackMethods[R], document: ChatChoice, version: int) -> Choice[R]:
     message = document["message"]
     return Choice(
         id=document["completion_id"],
@@ -104,7 +106,7 @@ def answer_of(
     judge: FeedbackMethods[R],
     choices: Sequence[Choice[R]],
     model: str,
-    usage: Mapping[str, Any] | None,
+    usage: UsageDocument | None,
 ) -> Answer[R]:
     """An answer of at least one choice."""
     first = choices[0]
@@ -122,7 +124,7 @@ def answer_of(
     )
 
 
-def usage_from(document: Mapping[str, Any]) -> Usage:
+def usage_from(document: UsageDocument) -> Usage:
     return Usage(
         prompt_tokens=document["prompt_tokens"],
         completion_tokens=document["completion_tokens"],

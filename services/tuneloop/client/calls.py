@@ -9,6 +9,8 @@ from urllib.parse import quote
 
 import httpx
 
+from tuneloop.api.feedback import FeedbackBatchResult
+from tuneloop.api.policies import Activated
 from tuneloop.client.answers import Answer, answer_from
 from tuneloop.client.exceptions import error_from_document
 from tuneloop.client.judging import (
@@ -174,12 +176,12 @@ def batches(
         )
 
 
-def outcomes(document: Mapping[str, Any]) -> list[Receipt | TuneloopError]:
+def outcomes(document: FeedbackBatchResult) -> list[Receipt | TuneloopError]:
     """What became of each of a batch."""
     return [
-        error_from_document(item["error"], item["status_code"])
-        if "error" in item
-        else record(Receipt, item)
+        record(Receipt, item)
+        if "id" in item
+        else error_from_document(item["error"], item["status_code"])
         for item in document["data"]
     ]
 
@@ -226,7 +228,7 @@ def roll_back(version: int | None) -> ApiCall[int]:
     return ApiCall(method="POST", path="/v1/policies/rollback", body=body, read=stable_version)
 
 
-def stable_version(document: Mapping[str, Any]) -> int:
+def stable_version(document: Activated) -> int:
     return int(document["policy_version"])
 
 

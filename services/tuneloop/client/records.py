@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
+from tuneloop.api import feedback, policies
+
 T = TypeVar("T")
 
 
@@ -22,8 +24,8 @@ class PolicyVersion:
     """How many of each kind it learned from."""
     created_time: str | None = None
     activated_time: str | None = None
-    evaluation: Mapping[str, Any] | None = None
-    traffic: Mapping[str, Any] | None = None
+    evaluation: policies.Evaluation | None = None
+    traffic: policies.Traffic | None = None
     """Thumbs, rewards and lengths of what it answered."""
 
 
@@ -65,10 +67,10 @@ class FeedbackItem:
     metadata: Mapping[str, str] = field(default_factory=dict)
     policy_version: int | None = None
     """Which version it judges, where its rollout is known."""
-    prompt: Any = None
+    prompt: list[feedback.Turn] | str | None = None
     """Messages or text."""
     completion: str | None = None
-    completions: list[Mapping[str, Any]] = field(default_factory=list)
+    completions: list[feedback.JudgedCompletion] = field(default_factory=list)
     """`completion_id`, `text` and `policy_version` of each that it speaks of."""
     used_by_versions: list[int] = field(default_factory=list)
 
@@ -88,7 +90,7 @@ def record(kind: type[T], document: Mapping[str, Any]) -> T:
     return kind(**{name: value for name, value in document.items() if name in names})
 
 
-def policies_from(document: Mapping[str, Any]) -> Policies:
+def policies_from(document: policies.PolicyList) -> Policies:
     """The answer of `GET /v1/policies`."""
     rows = document["data"]
     return Policies(
@@ -98,7 +100,7 @@ def policies_from(document: Mapping[str, Any]) -> Policies:
     )
 
 
-def page_from(document: Mapping[str, Any]) -> FeedbackPage:
+def page_from(document: feedback.FeedbackPage) -> FeedbackPage:
     """The answer of `GET /v1/feedback`."""
     items = tuple(record(FeedbackItem, item) for item in document["data"])
     return FeedbackPage(items=items, next=document["next"])

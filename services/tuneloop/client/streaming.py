@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
+from tuneloop.api.openai import ChatCompletionChunk, Usage
 from tuneloop.client.answers import Answer, Choice, Piece, answer_of
 from tuneloop.client.exceptions import error_from_document
 from tuneloop.client.judging import FeedbackMethods, R
@@ -64,7 +65,7 @@ class AnswerReader(Generic[R]):
         self._judge = judge
         self._choices: dict[int, PartialAnswer] = {}
         self._model = ""
-        self._usage: Mapping[str, Any] | None = None
+        self._usage: Usage | None = None
         self.done = False
 
     def feed(self, line: str) -> Iterator[Piece]:
@@ -74,13 +75,14 @@ class AnswerReader(Generic[R]):
         if self.done or not line.startswith("data: "):
             return
         try:
-            yield from self._take(json.loads(line.removeprefix("data: ")))
+            document = json.loads(line.removeprefix("data: "))
+            if "error" in document:
+                raise error_from_document(document["error"])
+            yield from self._take(document)
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptData(f"a chunk that tuneloop would not send: {line[:200]!r}") from error
 
-    def _take(self, chunk: Mapping[str, Any]) -> Iterator[Piece]:
-        if "error" in chunk:
-            raise error_from_document(chunk["error"])
+    def _take(self, chunk: ChatCompletionChunk) -> Iterator[Piece]:
         self._model, version = chunk["model"], chunk["policy_version"]
         self._usage = chunk.get("usage") or self._usage
         for choice in chunk["choices"]:
