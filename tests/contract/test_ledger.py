@@ -102,7 +102,7 @@ def test_every_use_counts_once_and_can_be_undone(ledger: Database) -> None:
     assert ready.counts(ledger, "kto").used == 3
     assert versions.stable_version(ledger, "policy") == 2
     assert steps.roll_back(ledger, "policy", 0, 200.0) > 4
-    again = ready.take(ledger, "kto", 9)[0]
+    again = ready.take_samples(ledger, "kto", 9)[0]
     # That of the prompt held out meanwhile is not learned from any more.
     assert [sample.sample_id for sample in again] == ["t1", "t2", "t4"]
     assert ready.counts(ledger, "kto").used == 0
@@ -142,8 +142,10 @@ def test_feedback_ends(ledger: Database) -> None:
     take_in(ledger, EVENTS)
     first = FEEDBACK[0]
     assert lifecycle.record_retractions(ledger, [(retraction_of(first), 1)], 0.0) == 1
-    assert lifecycle.expire(ledger, 1e12, max_age=1.0, rollout_wait=1.0) == len(FEEDBACK) - 2
-    assert ready.take(ledger, "kto", 9)[0] == []
+    assert (
+        lifecycle.expire_feedback(ledger, 1e12, max_age=1.0, rollout_wait=1.0) == len(FEEDBACK) - 2
+    )
+    assert ready.take_samples(ledger, "kto", 9)[0] == []
 
 
 def test_texts_with_a_nul_are_kept_without_it(ledger: Database) -> None:
@@ -231,7 +233,7 @@ def test_a_learner_goes_on_after_its_connections_were_lost(
     recorder.record_rollouts(ledger, ROLLOUTS, 0.0)
     cut_off(postgres, url)
     recorder.record_feedback(ledger, [(FEEDBACK[0], 1)], 0.0)
-    assert len(ready.take(ledger, "kto", 9, edit_tokens=edit_tokens)[0]) == 1
+    assert len(ready.take_samples(ledger, "kto", 9, edit_tokens=edit_tokens)[0]) == 1
     with pytest.raises(FailedPrecondition):
         Database(url, writer=True)
     ledger.close()

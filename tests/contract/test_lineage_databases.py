@@ -93,7 +93,7 @@ def test_votes_and_owners(ledger: Database) -> None:
 
 
 def test_one_of_each_user_goes_first(ledger: Database) -> None:
-    taken, _ = ready.take(ledger, "kto", 2, of_each_user=1)
+    taken, _ = ready.take_samples(ledger, "kto", 2, of_each_user=1)
     assert [sample.sample_id for sample in taken] == ["ann-2-f", "bob-1-f"]
 
 
@@ -107,8 +107,8 @@ def test_figures_and_alarms(ledger: Database) -> None:
     assert (seen.before.thumbs.count, seen.kl) == (0, 0.5)
     assert seen.thumbs_by_user == {"ann": 4, "bob": 1}
     found = [Alarm(name="kl", numbers={"kl": 3.0})]
-    raised, new, ended = alarms.record(ledger, found, 5.0)
+    raised, new, ended = alarms.record_alarms(ledger, found, 5.0)
     assert ([a.since.timestamp() for a in raised], new, ended) == ([5.0], ["kl"], [])
-    assert alarms.record(ledger, found, 6.0)[0][0].since.timestamp() == 5.0
-    assert alarms.record(ledger, [], 7.0) == ([], [], ["kl"])
-    assert alarms.record(ledger, found, 8.0)[0][0].since.timestamp() == 8.0
+    assert alarms.record_alarms(ledger, found, 6.0)[0][0].since.timestamp() == 5.0
+    assert alarms.record_alarms(ledger, [], 7.0) == ([], [], ["kl"])
+    assert alarms.record_alarms(ledger, found, 8.0)[0][0].since.timestamp() == 8.0

@@ -281,7 +281,7 @@ def test_imports_are_the_tokens_of_the_policy(importer: Importer) -> None:
             {"prompt": "Once upon", "completion": " a time.", "label": 0},
         ),
     )
-    taken, refusals = ready.take(database(importer), "kto", 9)
+    taken, refusals = ready.take_samples(database(importer), "kto", 9)
     assert refusals == []
     sequences = {sample.desirable: sample.sequence for sample in taken}
     tokenizer = importer.tokens.tokenization.tokenizer
@@ -300,7 +300,7 @@ def test_people_may_agree(importer: Importer, tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(r) + "\n" for r in (row, row, row | {"label": False})))
     done = seed(open_table(str(path)), "thumbs", importer.add)
     assert done.added == 3
-    taken, _ = ready.take(database(importer), "kto", 9)
+    taken, _ = ready.take_samples(database(importer), "kto", 9)
     assert sorted(sample.desirable for sample in taken) == [False, True, True]
 
 
@@ -338,7 +338,7 @@ def test_users_come_before_what_was_imported(importer: Importer) -> None:
     recorder.record_rollouts(ledger, [make_rollout("c")], 0.0)
     late = make_thumb("user", "c", second=10**9)
     recorder.record_feedback(ledger, [(late, 1)], 0.0)
-    [first], _ = ready.take(ledger, "kto", 1, edit_tokens=edit_tokens)
+    [first], _ = ready.take_samples(ledger, "kto", 1, edit_tokens=edit_tokens)
     assert first.sample_id == "user"
 
 

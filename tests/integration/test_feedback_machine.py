@@ -337,7 +337,7 @@ class Feedback(RuleBasedStateMachine):
 
     def learn(self, source: random.Random) -> None:
         objective = source.choice(OBJECTIVES)
-        taken, refusals = ready.take(self.database, objective, 2, edit_tokens=edit_tokens)
+        taken, refusals = ready.take_samples(self.database, objective, 2, edit_tokens=edit_tokens)
         assert refusals == []
         if not taken:
             return
@@ -358,7 +358,7 @@ class Feedback(RuleBasedStateMachine):
 
     def wait(self, source: random.Random) -> None:
         self.day += source.choice([1.0, 8.0])
-        lifecycle.expire(
+        lifecycle.expire_feedback(
             self.database, START + self.day * DAY, max_age=None, rollout_wait=WAIT_DAYS * DAY
         )
         self.model.expire(self.order, self.day, WAIT_DAYS)

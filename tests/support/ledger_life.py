@@ -104,7 +104,9 @@ def learn(ledger: Database) -> None:
     """Train twice on what is there, publish, release, go half the way back, decide."""
     prompts.hold_out(ledger, [(4, 4)])
     for number in (1, 2):
-        taken = {o: ready.take(ledger, o, 2, edit_tokens=edit_tokens)[0] for o in ("kto", "dpo")}
+        taken = {
+            o: ready.take_samples(ledger, o, 2, edit_tokens=edit_tokens)[0] for o in ("kto", "dpo")
+        }
         used = {o: [sample.sample_id for sample in found] for o, found in taken.items()}
         done = steps.Step(step=number, samples=used, skipped=False, metrics={"loss": 0.5})
         steps.commit_steps(ledger, "policy", [done], f"step-{number}", 100.0 + number)
@@ -112,7 +114,7 @@ def learn(ledger: Database) -> None:
     again = replay.replays(ledger, "kto", 2, seed="s", edit_tokens=edit_tokens)
     last = steps.Step(
         step=3,
-        samples={"ppo": [s.sample_id for s in ready.take(ledger, "ppo", 9)[0]]},
+        samples={"ppo": [s.sample_id for s in ready.take_samples(ledger, "ppo", 9)[0]]},
         skipped=False,
         metrics={},
         replayed={"kto": [sample.sample_id for sample in again]},
@@ -120,8 +122,8 @@ def learn(ledger: Database) -> None:
     steps.commit_steps(ledger, "policy", [last], "step-3", 103.0)
     refusal = ready.Refusal(sample_id="e1", objective="sft", reason="too\0long")
     ready.refuse(ledger, [refusal])
-    ref_logprobs.save(ledger, {"key": (-0.5, -0.25)})
-    decisions.record(
+    ref_logprobs.save_logprobs(ledger, {"key": (-0.5, -0.25)})
+    decisions.record_decision(
         ledger, version=2, kind="gate", outcome="pass", numbers={"n": 1}, actor="gate", now=105.0
     )
 
@@ -180,7 +182,7 @@ def everything(ledger: Database) -> dict[str, Any]:
         answers[objective] = (
             ready.counts(ledger, objective),
             ready.readiness(ledger, objective),
-            by_id(ready.take(ledger, objective, 99, edit_tokens=edit_tokens)[0]),
+            by_id(ready.take_samples(ledger, objective, 99, edit_tokens=edit_tokens)[0]),
         )
     with ledger.read() as connection:
         answers["flip rate"] = agreement.flip_rate(connection)
@@ -188,7 +190,7 @@ def everything(ledger: Database) -> dict[str, Any]:
     with_pages = feedback.browse(ledger, "tuneloop", feedback.FeedbackFilters(), limit=5)
     answers |= {
         "refused": ready.unreported(ledger, 9),
-        "groups": groups.take(ledger, 9, now=1e9, wait_seconds=0.0),
+        "groups": groups.take_groups(ledger, 9, now=1e9, wait_seconds=0.0),
         "accuracy": agreement.ranking_accuracy(ledger),
         "traffic": traffic.traffic(ledger, [0, 1, 2]),
         "evaluation": evaluations.evaluate(ledger, 1),
@@ -200,7 +202,7 @@ def everything(ledger: Database) -> dict[str, Any]:
         "outstanding": prompts.outstanding(ledger, 1, 0),
         "asked": prompts.recorded(ledger, {"g1", "none"}),
         "replays": by_id(replay.replays(ledger, "kto", 2, seed="s", edit_tokens=edit_tokens)),
-        "references": ref_logprobs.load(ledger, ["key", "none"]),
+        "references": ref_logprobs.load_logprobs(ledger, ["key", "none"]),
         "checkpoints": steps.checkpoints(ledger, "policy"),
         "newest step": steps.newest_step(ledger, "policy"),
         "staleness": steps.staleness(ledger),

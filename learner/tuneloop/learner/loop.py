@@ -143,7 +143,7 @@ class Loop:
     async def run(self) -> None:
         """Restore every training run, then turn for ever."""
         for training_run, _ in self.training_runs:
-            if await asyncio.to_thread(self._publisher.clean, training_run.model):
+            if await asyncio.to_thread(self._publisher.drop_unfinished, training_run.model):
                 logger.warning("%s: will publish again", training_run.model)
             await self._worker.run(training_run.restore)
             metrics.policy_version.labels(training_run.model).set(training_run.parent)
@@ -170,7 +170,7 @@ class Loop:
         for training_run, _ in self.training_runs:
             if training_run.model == model and training_run.unpublished_steps:
                 figures = self.last_metrics.get(model, {})
-                await self._worker.run(self._publisher.save, training_run, figures)
+                await self._worker.run(self._publisher.save_version, training_run, figures)
 
     async def rewind(self) -> int:
         """Undo what a quarantine asks for; the version the policy goes on from.
@@ -200,7 +200,7 @@ class Loop:
             await self._commit(training_run)
         await self._publish(training_run)
         if training_run.unreported:
-            await self._bury(training_run)
+            await self._send_dead_letters(training_run)
         self.state = "waiting"
         return batch is not None
 
@@ -223,13 +223,15 @@ class Loop:
                 result = await self._worker.run(training_run.train, batch)
                 trace_links.note_step(training_run.model)
         except (TuneloopError, RuntimeError, ValueError, ArithmeticError) as error:
-            await self._failed(training_run, batch, error)
+            await self._handle_failure(training_run, batch, error)
             return
         training_run.failures = 0
         self._backoffs[training_run.model].reset()
-        self._report(training_run, batch, result)
+        self._report_step(training_run, batch, result)
 
-    async def _failed(self, training_run: TrainingRun, batch: Batch, error: Exception) -> None:
+    async def _handle_failure(
+        self, training_run: TrainingRun, batch: Batch, error: Exception
+    ) -> None:
         metrics.steps_failed.labels(training_run.model).inc()
         logger.error("%s: a step failed", training_run.model, exc_info=error)
         if len(batch) == 1 and training_run.failures > 0:
@@ -247,7 +249,7 @@ class Loop:
         pause = self._backoffs[training_run.model].next_delay()
         self._not_before[training_run.model] = time.monotonic() + pause
 
-    def _report(self, training_run: TrainingRun, batch: Batch, result: StepResult) -> None:
+    def _report_step(self, training_run: TrainingRun, batch: Batch, result: StepResult) -> None:
         self.last_metrics[training_run.model] = result.metrics
         metrics.steps.labels(training_run.model).inc()
         if result.skipped:
@@ -293,9 +295,11 @@ class Loop:
             figures = self.last_metrics.get(training_run.model, {})
             *links, last = trace_links.steps_of(training_run.model) or ("",)
             with tracing.span("make version", parent=last, links=links):
-                version = await self._worker.run(self._publisher.save, training_run, figures)
+                version = await self._worker.run(
+                    self._publisher.save_version, training_run, figures
+                )
                 trace_links.note_version(training_run.model, version)
-        await self._publisher.push(training_run)
+        await self._publisher.publish_pending(training_run)
 
     def _version_due(self, training_run: TrainingRun) -> bool:
         if training_run.unpublished_since is None:
@@ -306,7 +310,7 @@ class Loop:
             or waited >= self._pace.publish_every_seconds
         )
 
-    async def _bury(self, training_run: TrainingRun) -> None:
+    async def _send_dead_letters(self, training_run: TrainingRun) -> None:
         """Send dead letters of refused samples; those a bus that is down misses go out later."""
         consumer = f"learner-{training_run.policy}-samples"
         while refused := await self._worker.run(ready.unreported, self._database, REFUSALS):

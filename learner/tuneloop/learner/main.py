@@ -30,10 +30,10 @@ def main() -> None:
     # Serving comes first where both share a machine.
     lower_priority(os.getpid(), settings.niceness)
     if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
-        help_the_first()
+        follow_first_rank()
         return
     try:
-        check(settings)
+        check_settings(settings)
         lock = take_lock(settings.data_dir)
     except TuneloopError as error:
         sys.stderr.write(f"{error.message}\n")
@@ -51,7 +51,7 @@ def main() -> None:
     os._exit(status)
 
 
-def help_the_first() -> None:
+def follow_first_rank() -> None:
     """Train with the first rank, which has the ledger, the bus and the port, until it ends."""
     from tuneloop.learner.models.world import join
     from tuneloop.learner.trainer.followers import follow
@@ -59,7 +59,7 @@ def help_the_first() -> None:
     follow(join())
 
 
-def check(settings: LearnerSettings) -> None:
+def check_settings(settings: LearnerSettings) -> None:
     """Raise `SettingsError` for what can be told before anything heavy is loaded."""
     settings.trainer()
     settings.reward_trainer()
@@ -92,12 +92,12 @@ async def serve(settings: LearnerSettings) -> int:
     if failed:
         logger.error("the learner failed; committed work is kept", exc_info=work.exception())
     else:
-        await end(learner, work, settings.drain_seconds)
+        await stop_learner(learner, work, settings.drain_seconds)
     await learner.close()
     return 1 if failed else 0
 
 
-async def end(learner: "Learner", work: asyncio.Task[None], seconds: float) -> None:
+async def stop_learner(learner: "Learner", work: asyncio.Task[None], seconds: float) -> None:
     """Stop taking in, let the step in progress end within `seconds`, commit."""
     logger.info("stopping")
     work.cancel()

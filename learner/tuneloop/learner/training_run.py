@@ -295,13 +295,13 @@ class TrainingRun:
             if step not in wanted:
                 shutil.rmtree(self._checkpoints / name, ignore_errors=True)
 
-    def published(self, version: int) -> None:
+    def mark_published(self, version: int) -> None:
         """The weights as they are now were saved as `version`."""
         self.parent = version
         self.published_step = self.step
         self.unpublished_steps = 0
         self.unpublished_since = None
 
-    def unpublish(self) -> None:
+    def mark_dropped(self) -> None:
         """A version was dropped before anybody saw it: its steps wait for another number."""
         self._find_place()

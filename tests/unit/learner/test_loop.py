@@ -276,7 +276,7 @@ async def test_a_publication_cut_at_any_stage_is_finished_after_a_restart(
         with pytest.raises(Killed):
             await parts.turn()
     parts = parts.again()
-    parts.publisher.clean("policy")
+    parts.publisher.drop_unfinished("policy")
     parts.training_run.restore()
     parts.clock.now += 100
     await parts.turn()

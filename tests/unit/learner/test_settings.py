@@ -6,7 +6,7 @@ import pytest
 
 from tuneloop.errors import FailedPrecondition, SettingsError
 from tuneloop.learner.files import take_lock
-from tuneloop.learner.main import check
+from tuneloop.learner.main import check_settings
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.policies import WeightsKind
 from tuneloop.settings import load
@@ -174,7 +174,7 @@ def test_a_folder_without_a_model_is_refused(
 ) -> None:
     environment.setenv("TUNELOOP_LEARNER_MODEL", str(tmp_path))
     with pytest.raises(SettingsError, match="TUNELOOP_LEARNER_MODEL: no model in"):
-        check(load(LearnerSettings))
+        check_settings(load(LearnerSettings))
 
 
 def test_two_learners_never_share_a_ledger(tmp_path: Path) -> None:

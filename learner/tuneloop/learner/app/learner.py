@@ -168,7 +168,7 @@ def prepare_ledger(
             "kind of weights": settings.weights_kind.value,
         }
     )
-    ref_logprobs.keep_for(database, fingerprint(settings.model))
+    ref_logprobs.set_base_model(database, fingerprint(settings.model))
     recorder.adopt_scores(database, settings.scored_objective)
 
 

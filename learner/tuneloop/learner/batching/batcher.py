@@ -3,13 +3,13 @@
 Batchers only read the ledger. What they find out on the way (samples that can never be trained on,
 versions too old to learn from) comes back with the batch, and `TrainingRun.next_batch` records it.
 
-A step is formed when a batch is full, or when the oldest sample has waited long enough, so that one
-thumb of one user is learned from in seconds and a crowd's are learned from together. Part of a
-batch of judgements may be used ones again. Scored rollouts join a step in batches of their own
-size; they never wait for a clock, since there are always more of them than users' judgements.
+A step is due when a batch is full, or when the oldest sample has waited long enough: one user's
+thumb is learned from in seconds, and many users' thumbs are learned from together. Part of a batch
+of judgements may be replays of used ones. Scored rollouts join a step in batches of their own size;
+they need no time limit, since there are always more of them than users' judgements.
 
-Of a queue that is longer than its part of the batch every user's oldest go first, up to the share
-that one user may be of it; what a sample then counts is `guards.trust`'s.
+If a queue is longer than its part of the batch, every user's oldest samples go first, up to the
+share that one user may have; `batching.trust` says how much each sample then counts.
 """
 
 import time
@@ -56,7 +56,7 @@ class PolicyBatcher:
         edit_tokens: EditTokens | None = None,
         clock: Clock = time.time,
     ) -> None:
-        """Take `edit_tokens` to learn from edited answers; they cannot be taken without."""
+        """Learning from edited answers needs `edit_tokens`."""
         self._database = database
         self._settings = settings
         self._edit_tokens = edit_tokens
@@ -85,13 +85,13 @@ class PolicyBatcher:
                 oldest_allowed[objective] = self._oldest_allowed()
                 found.add(objective, self._take_scored(run, objective, oldest_allowed[objective]))
         return FormedBatch(
-            batch=limit_batch(self._trust.of(found.samples), replayed, limit),
+            batch=limit_batch(self._trust.add_trust(found.samples), replayed, limit),
             refusals=found.refusals,
             oldest_allowed=oldest_allowed,
         )
 
     def progress(self, run: RunProgress) -> list[BatchProgress]:
-        """How far the next steps are."""
+        """Return how far the next steps are."""
         settings = self._settings
         judged = sum(self._readiness(run, objective).count for objective in JUDGED_OBJECTIVES)
         found = [BatchProgress(objective="judgements", have=judged, want=settings.fresh_batch_size)]
@@ -126,7 +126,7 @@ class PolicyBatcher:
     def _take(
         self, run: RunProgress, objective: str, count: int, oldest_allowed: int | None = None
     ) -> tuple[list[Sample], list[Refusal]]:
-        return ready.take(
+        return ready.take_samples(
             self._database,
             objective,
             count,
@@ -137,7 +137,7 @@ class PolicyBatcher:
         )
 
     def _add_replays(self, run: RunProgress, batch: dict[str, list[Any]]) -> dict[str, list[str]]:
-        """Add used samples of the objectives that have new ones; their ids by objective."""
+        """Add used samples of the objectives that have new ones; return their ids by objective."""
         added: dict[str, list[str]] = {}
         for objective, fresh in batch.items():
             again = replayed_beside(
@@ -169,7 +169,7 @@ class PolicyBatcher:
             return [], []
         if objective == Objective.PPO:
             return self._take(run, Objective.PPO, size, oldest_allowed)
-        return groups.take(
+        return groups.take_groups(
             self._database,
             size,
             now=self._clock(),
@@ -202,7 +202,7 @@ class RewardBatcher:
         queues: dict[str, Readiness] = {Objective.REWARD_MODEL: labels}
         if not _due(queues, settings=settings, full=full, now=self._clock()):
             return FormedBatch(batch=None)
-        taken, refusals = ready.take(
+        taken, refusals = ready.take_samples(
             self._database,
             Objective.REWARD_MODEL,
             full,
@@ -223,11 +223,11 @@ class RewardBatcher:
         replayed: dict[str, list[str]] = {}
         if again:
             replayed[Objective.REWARD_MODEL] = [sample.sample_id for sample in again]
-        batch = self._trust.of({Objective.REWARD_MODEL: [*taken, *again]})
+        batch = self._trust.add_trust({Objective.REWARD_MODEL: [*taken, *again]})
         return FormedBatch(batch=limit_batch(batch, replayed, limit), refusals=refusals)
 
     def progress(self, run: RunProgress) -> list[BatchProgress]:
-        """How far the next step is."""
+        """Return how far the next step is."""
         exclude = run.uncommitted_ids(Objective.REWARD_MODEL)
         have = ready.readiness(self._database, Objective.REWARD_MODEL, exclude).count
         want = self._settings.fresh_reward_batch_size
@@ -245,7 +245,7 @@ def replayed_beside(
     edit_tokens: EditTokens | None = None,
     not_before: float,
 ) -> list[Any]:
-    """Used samples to go with `fresh` new ones, so that they are `fraction` of the whole."""
+    """Return used samples to add to `fresh` new ones, so that they are `fraction` of all."""
     count = round(fresh * fraction / (1 - fraction))
     if count == 0:
         return []
@@ -261,12 +261,12 @@ def replayed_beside(
 
 
 def samples_of_each_user(count: int, trust: Trust) -> int:
-    """How many samples of one user go before all others of theirs."""
+    """Return how many samples of one user go before all their others."""
     return max(1, int(count * trust.share_of_user()))
 
 
 def share_evenly(counts: Mapping[str, int], size: int) -> dict[str, int]:
-    """How many samples of each queue go into a batch: alike, and what one lacks to the others."""
+    """Return how many samples each queue gives to a batch: equal parts, filled up by others."""
     taken = dict.fromkeys(counts, 0)
     while size > sum(taken.values()):
         open_queues = [name for name, count in counts.items() if count > taken[name]]
@@ -280,7 +280,7 @@ def share_evenly(counts: Mapping[str, int], size: int) -> dict[str, int]:
 def limit_batch(
     batch: Mapping[str, list[Any]], replayed: Mapping[str, list[str]], limit: int | None
 ) -> Batch | None:
-    """The batch, with at most `limit` samples in all; None when there are none."""
+    """Return the batch with at most `limit` samples in all; None if there are none."""
     kept: dict[str, list[Any]] = {}
     room = sum(map(len, batch.values())) if limit is None else limit
     for objective, samples in batch.items():

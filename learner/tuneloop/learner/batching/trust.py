@@ -1,4 +1,4 @@
-"""How much each sample of a batch counts: by who judged, and by how much of the batch is theirs."""
+"""How much each sample of a batch counts, by who judged it and how much of the batch is theirs."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +15,13 @@ from tuneloop.learner.ledger.reports import rater_votes
 from tuneloop.learner.samples import ScoredGroup
 
 EVERY_SECONDS = 30.0
-"""How often raters are judged anew."""
+"""How often the reliability of raters is computed."""
 ACTIVE = 256
-"""Latest feedback by whose users it is told how many there are."""
+"""The number of latest feedback events whose users count as active."""
 
 
 class Trust:
-    """Puts `trust` into samples."""
+    """Sets the `trust` of samples."""
 
     def __init__(
         self,
@@ -37,12 +37,12 @@ class Trust:
         self._raters: Mapping[str, Reliability] = {}
 
     def share_of_user(self) -> float:
-        """The most that one user may be of a batch."""
+        """Return the largest share of a batch that one user may have."""
         users, _ = rater_votes.active(self._database, ACTIVE)
         return effective_share(self._settings.user_share, users)
 
-    def of(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """The samples by objective, each with what it counts."""
+    def add_trust(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """Return the samples by objective, each with its trust."""
         if not any(batch.values()):
             return {}
         users, tenants = rater_votes.active(self._database, ACTIVE)
@@ -68,7 +68,7 @@ class Trust:
         return found
 
     def raters(self) -> Mapping[str, Reliability]:
-        """What is known of the raters by their agreement; empty where it does not count."""
+        """Return the reliability of raters by their agreement; empty if that is switched off."""
         if not self._settings.rater_weights:
             return {}
         if self._clock() - self._judged_time >= EVERY_SECONDS:

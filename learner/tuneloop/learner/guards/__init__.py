@@ -1,5 +1,5 @@
-"""What keeps a few users from steering the policy, and what says that it goes astray.
+"""Keep a few users from steering the policy, and raise alarms when it goes wrong.
 
 Pure functions over figures: `raters` (how reliable each rater is), `shares` (how much of a batch
-one of them is), `alarms`. `trust` puts the first two into a batch, `watch` looks at the alarms.
+one user may be), `alarms`. `batching.trust` applies the first two, `monitoring` checks the alarms.
 """

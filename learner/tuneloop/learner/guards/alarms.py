@@ -1,4 +1,4 @@
-"""Alarms: what says that the policy goes astray, or that somebody leads it there.
+"""Alarms: signs that the policy goes wrong, or that one user steers it.
 
 | name | raised when |
 | --- | --- |
@@ -8,8 +8,8 @@
 | length | answers are `length_ratio` times longer or shorter than before, by three standard errors |
 | repetition | the share of repeated 4-grams is up by `repetition`, by three standard errors |
 
-Three standard errors, since alarms are looked at again and again: one look is wrong by chance once
-in 700 times on either side. Figures of fewer than `least` answers or thumbs say nothing.
+Three standard errors, since alarms are checked again and again: one check is wrong by chance once in
+700 times on either side. Figures of fewer than `least` answers or thumbs raise nothing.
 """  # noqa: E501 (a table)
 
 import math
@@ -26,7 +26,7 @@ LEAST_USERS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """How some versions answered users, and what was said of it."""
+    """How some versions answered users, and how users judged it."""
 
     thumbs: Sums = field(default_factory=Sums)
     """1 for up, 0 for down."""
@@ -38,12 +38,12 @@ class Figures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """All that alarms look at."""
+    """All figures that alarms check."""
 
     newest: Figures
     before: Figures
     thumbs_by_user: Mapping[str, int] = field(default_factory=dict)
-    """Of the latest thumbs."""
+    """How many of the latest thumbs each user gave."""
     kl: float | None = None
 
 
@@ -53,11 +53,11 @@ class Alarm:
 
     name: str
     numbers: Mapping[str, float]
-    """What it was told by."""
+    """The figures that raised it."""
 
 
 def alarms(seen: Seen, settings: GuardSettings) -> list[Alarm]:
-    """Those that the figures raise."""
+    """Return the alarms that the figures raise."""
     found = (
         reward_hacking(seen.newest, seen.before, settings.least),
         dominant_user(seen.thumbs_by_user, settings.dominance, settings.least),
@@ -69,7 +69,7 @@ def alarms(seen: Seen, settings: GuardSettings) -> list[Alarm]:
 
 
 def reward_hacking(newest: Figures, before: Figures, least: int) -> Alarm | None:
-    """Whether reward rises while thumbs fall."""
+    """Check whether reward rises while thumbs fall."""
     reward = _change(newest.reward, before.reward, least)
     thumbs = _change(_smoothed(newest.thumbs), _smoothed(before.thumbs), least)
     if reward is None or thumbs is None or not (reward.up and thumbs.down):
@@ -86,7 +86,7 @@ def reward_hacking(newest: Figures, before: Figures, least: int) -> Alarm | None
 
 
 def dominant_user(thumbs_by_user: Mapping[str, int], dominance: float, least: int) -> Alarm | None:
-    """Whether one user gives most of the thumbs. Of one or two users somebody always does."""
+    """Check whether one of at least `LEAST_USERS` users gives most of the thumbs."""
     total = sum(thumbs_by_user.values())
     if total < least or len(thumbs_by_user) < LEAST_USERS:
         return None
@@ -98,14 +98,14 @@ def dominant_user(thumbs_by_user: Mapping[str, int], dominance: float, least: in
 
 
 def runaway_kl(kl: float | None, limit: float) -> Alarm | None:
-    """Whether the policy is far from the base model."""
+    """Check whether the policy is too far from the base model."""
     if kl is None or kl <= limit:
         return None
     return Alarm(name="kl", numbers={"kl": kl, "limit": limit})
 
 
 def runaway_length(newest: Sums, before: Sums, settings: GuardSettings) -> Alarm | None:
-    """Whether answers have become far longer or shorter."""
+    """Check whether answers have become far longer or shorter."""
     change = _change(newest, before, settings.least)
     if change is None or min(newest.mean, before.mean) <= 0:
         return None
@@ -118,7 +118,7 @@ def runaway_length(newest: Sums, before: Sums, settings: GuardSettings) -> Alarm
 
 
 def runaway_repetition(newest: Sums, before: Sums, settings: GuardSettings) -> Alarm | None:
-    """Whether answers repeat themselves."""
+    """Check whether answers repeat themselves more."""
     change = _change(newest, before, settings.least)
     if change is None or not change.up or newest.mean - before.mean < settings.repetition:
         return None
@@ -133,7 +133,7 @@ class _Change:
 
 
 def _change(newest: Sums, before: Sums, least: int) -> _Change | None:
-    """Whether the mean moved by more than chance; None where there are too few values."""
+    """Return whether the mean moved by more than chance; None if there are too few values."""
     if min(newest.count, before.count) < least:
         return None
     difference = newest.mean - before.mean
@@ -142,7 +142,7 @@ def _change(newest: Sums, before: Sums, least: int) -> _Change | None:
 
 
 def _smoothed(thumbs: Sums) -> Sums:
-    """With one of each more: a few that are all alike are not certain."""
+    """Add one of each, so that a few equal thumbs do not count as certain."""
     if thumbs.count == 0:
         return thumbs
     return Sums(count=thumbs.count + 2, total=thumbs.total + 1, squares=thumbs.squares + 1)

@@ -17,13 +17,13 @@ same of t. E_rs is the share of what r and s judged alike among what both judged
 meet more often than by chance: (m − e) / (max(n_r, n_s) − e), at least 0, of m meetings where
 e = n_r · n_s / T are expected among all T things. Those who always come together and say the same
 are one voice; a panel that judges everything is not suspect. (Ours; the papers have c = 1.)
-Should more than half of the people come out with less than half a weight, the model has
-taken liars for honest or there is no common truth: then nobody is weighed.
+If more than half of the people get less than half a weight, the model has taken liars for honest
+raters, or there is no common truth: then every rater counts in full.
 
 The weight of a rater is (2p − 1)/(2p₀ − 1), from 0 to 1, where p₀ is the prior mean: 2p − 1 is the
-part of a vote of accuracy p that is not undone by its errors (Natarajan et al. 2013, lemma 1). Who
-is always contradicted gets 0, and never a weight below it: to listen to the opposite of a liar
-would give liars the say.
+part of a vote of accuracy p that is not undone by its errors (Natarajan et al. 2013, lemma 1). A
+rater who is always contradicted gets 0, never a negative weight: following the opposite of a liar
+would let liars decide.
 """
 
 import math
@@ -35,14 +35,14 @@ from itertools import combinations
 ROUNDS = 50
 TOLERANCE = 1e-4
 LEAST_RATERS = 3
-"""Two can only contradict each other."""
+"""Two raters can only contradict each other."""
 MOST_ON_A_TOPIC = 32
-"""Latest votes on one thing that count: all pairs of them are looked at."""
+"""The most votes on one thing that count: all pairs of them are compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prior:
-    """What is believed of a rater before any vote: Beta(right, wrong)."""
+    """The prior of a rater's accuracy: Beta(right, wrong)."""
 
     right: float = 8.0
     wrong: float = 2.0
@@ -55,12 +55,12 @@ class Prior:
 
 PEOPLE = Prior()
 MACHINE = Prior(right=3.0, wrong=2.0)
-"""The reward model as one more rater: of little say until people bear it out."""
+"""The reward model as one more rater: it counts little until people agree with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vote:
-    """What one rater says of one thing."""
+    """What one rater says about one thing."""
 
     topic: str
     """A completion, or two of them in a fixed order."""
@@ -73,7 +73,7 @@ class Vote:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reliability:
-    """What the votes say of a rater."""
+    """What the votes say about a rater."""
 
     accuracy: float
     """Posterior mean of p."""
@@ -82,15 +82,14 @@ class Reliability:
 
     @property
     def weight(self) -> float:
-        """What each of their judgements weighs, 0 to 1."""
+        """The weight of each of their judgements, 0 to 1."""
         return max(0.0, min(1.0, (2 * self.accuracy - 1) / (2 * PEOPLE.mean - 1)))
 
 
 def reliabilities(votes: Sequence[Vote], machines: Collection[str] = ()) -> dict[str, Reliability]:
-    """The reliability of each rater who judged what others judged; the rest are as the prior.
+    """Return the reliability of each rater who judged what others judged; others have the prior.
 
-    Of several votes of one rater on one thing the last counts. Nobody is judged before
-    `LEAST_RATERS` people have.
+    A rater's last vote on a thing counts. Nobody is judged before there are `LEAST_RATERS` people.
     """
     everything = _by_topic(votes)
     by_topic = {topic: cast for topic, cast in everything.items() if len(cast) > 1}
@@ -126,7 +125,7 @@ def _by_topic(votes: Sequence[Vote]) -> dict[str, dict[str, Vote]]:
 def _voices(
     by_topic: Mapping[str, Mapping[str, Vote]], judged: Mapping[str, int], topics: int
 ) -> dict[str, dict[str, float]]:
-    """What each vote counts, c: less of those who come together and say the same."""
+    """Return how much each vote counts, c: less for raters who always appear and agree together."""
     both: Counter[tuple[str, str]] = Counter()
     alike: Counter[tuple[str, str]] = Counter()
     for cast in by_topic.values():
@@ -156,7 +155,7 @@ def _right(
     voices: Mapping[str, Mapping[str, float]],
     accuracies: Mapping[str, float],
 ) -> dict[str, float]:
-    """How many votes of each rater are expected to be right."""
+    """Return how many votes of each rater are expected to be right."""
     said = {
         topic: math.fsum(
             math.copysign(voices[topic][rater], vote.up - 0.5) * _logit(accuracies[rater])

@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class GuardSettings(BaseModel):
-    """What one user may weigh, and when an alarm is raised."""
+    """How much one user may weigh, and when alarms are raised."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,4 @@
-"""How much of a batch one user, or one tenant, may be."""
+"""How much of a batch one user or one tenant may be."""
 
 import math
 from collections import defaultdict
@@ -8,9 +8,9 @@ SampleId = str
 
 
 def effective_share(share: float, parties: int) -> float:
-    """The share that can be held: with fewer parties than 1/share, an equal part for each.
+    """Return the share that can be enforced: with fewer parties than 1/share, an equal part.
 
-    One user alone, as on one's own machine, is all there is to learn from.
+    A single user, as on one's own machine, may be all of a batch.
     """
     return max(share, 1.0 / max(1, parties))
 
@@ -18,10 +18,10 @@ def effective_share(share: float, parties: int) -> float:
 def factors(
     weights: Mapping[SampleId, float], owners: Mapping[SampleId, str], share: float
 ) -> dict[SampleId, float]:
-    """Factors, 0 to 1, by which no owner weighs more than `share` of all the weights as given.
+    """Return factors, 0 to 1, so that no owner weighs more than `share` of the original weights.
 
-    What is taken from one is not given to others: where one user fills a batch the step is smaller,
-    and who adds a single judgement to it gains nothing. Samples without an owner are left alone.
+    What one loses is not given to others: if one user fills a batch the step is smaller, and adding
+    a single judgement to it gains nothing. Samples without an owner are unchanged.
     """
     limit = share * math.fsum(weights.values())
     of_owner: defaultdict[str, float] = defaultdict(float)

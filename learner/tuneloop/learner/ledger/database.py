@@ -1,8 +1,8 @@
-"""The ledger's database: opening it, its transactions, and the facts it keeps of itself.
+"""The ledger's database: how it is opened, its transactions, and facts about the ledger itself.
 
-One process writes. What a transaction committed survives `kill -9` and power loss alike. While the
-database cannot be used (it is away, its disk is full) everything raises `Unavailable`, and nothing
-of the transaction is kept.
+One process writes. A committed transaction survives `kill -9` and a power failure. While the
+database cannot be used (it is unreachable, or its disk is full) every call raises `Unavailable`,
+and nothing of the transaction is kept.
 """
 
 import logging
@@ -23,7 +23,7 @@ logger = logging.getLogger("tuneloop.learner.ledger")
 
 
 RECONNECT_SECONDS = 30.0
-"""How long a transaction waits for a server to come back before it begins."""
+"""How long a transaction waits for a server that is away before it gives up."""
 
 
 RETRY_SECONDS = 1.0
@@ -36,11 +36,12 @@ class Database:
     """An open ledger. Safe to use from several threads; writers take turns."""
 
     def __init__(self, url: str, *, writer: bool = False) -> None:
-        """Open `url`; make the tables in an empty database, bring an older ledger up to date.
+        """Open `url`; create the tables in an empty database, migrate an older ledger.
 
-        The one `writer` of a server's ledger keeps others out; a file's is kept by a lock beside
-        it. Raises `CorruptData` when it is no ledger, `SettingsError` when its schema is newer,
-        `FailedPrecondition` when another learner writes, `Unavailable` when it cannot be opened.
+        The one `writer` of a ledger on a server keeps other writers out; a lock file does that for
+        a SQLite file. Raises `CorruptData` if the database is not a ledger, `SettingsError` if its
+        schema is newer, `FailedPrecondition` if another learner writes to it, and `Unavailable` if
+        it cannot be opened.
         """
         try:
             parsed = make_url(url)
@@ -75,7 +76,7 @@ class Database:
         return cls(f"sqlite:///{path}")
 
     def _prepare(self, writer: bool) -> None:
-        # alembic comes in here, and what it applies to the tables needs this module.
+        # Imported here because alembic is slow to import.
         from tuneloop.learner.ledger.migration import is_current, prepare
 
         with self.read() as connection:
@@ -96,7 +97,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that writes: all of it is kept, or nothing when the block raises."""
+        """Begin a transaction that writes: all of it is kept, or nothing if the block raises."""
         with self._turn, self._errors(), self._connected() as plain:
             if self._lease is not None:
                 self._lease.renew()
@@ -108,12 +109,12 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that sees one state of the ledger."""
+        """Begin a transaction that sees one state of the ledger."""
         with self._errors(), self._connected() as connection, connection.begin():
             yield connection
 
     def _connected(self) -> Connection:
-        """A connection that works; waits for a server that is just away."""
+        """Return a connection; waits for a server that is away for a moment."""
         if self._lease is None:
             return self.engine.connect()
         started = time.monotonic()
@@ -123,7 +124,7 @@ class Database:
             except OperationalError as error:
                 if time.monotonic() >= started + RECONNECT_SECONDS:
                     raise
-                logger.warning("ledger %s: %s; trying on", self.name, error.orig)
+                logger.warning("ledger %s: %s; trying again", self.name, error.orig)
                 time.sleep(RETRY_SECONDS)
 
     @contextmanager
@@ -134,19 +135,19 @@ class Database:
             raise Unavailable(f"ledger {self.name}: {error.orig}", retry_after=5) from error
 
     def fact(self, name: str) -> str | None:
-        """A fact the ledger keeps of itself, or None."""
+        """Return a fact about the ledger itself, or None."""
         with self.read() as connection:
             query = select(facts.c.value).where(facts.c.name == name)
             return connection.execute(query).scalar_one_or_none()
 
     def set_fact(self, name: str, value: str) -> None:
-        """Keep a fact, in place of an earlier one."""
+        """Store a fact about the ledger, replacing an earlier one."""
         with self.write() as connection:
             connection.execute(facts.delete().where(facts.c.name == name))
             connection.execute(facts.insert().values(name=name, value=value))
 
     def belongs_to(self, identity: Mapping[str, str]) -> None:
-        """Keep what the ledger belongs to; raise `SettingsError` when it belongs to another.
+        """Record what the ledger belongs to; raise `SettingsError` if it belongs to something else.
 
         `identity` names what must not change under checkpoints and versions: the policy, the base
         model's hash, the kind of weights.

@@ -1,8 +1,8 @@
-"""Bringing a ledger to the present schema, in place and in one transaction.
+"""Migrate a ledger to the current schema, in place and in one transaction.
 
-Each change of `schema` is a revision in `migrations/versions`, one after another; alembic keeps in
-the ledger which one it is at. The rules of samples and votes are those of today, so they are
-applied last, to the tables of today. A crash in the middle leaves the ledger as it was.
+Each change of `schema` is a revision in `migrations/versions`, one after another; alembic records
+in the ledger which one it is at. The rules of samples and votes are the current ones, so they are
+applied last, to the current tables. A crash in the middle leaves the ledger as it was.
 """
 
 import threading
@@ -23,29 +23,29 @@ from tuneloop.learner.ledger.schema import facts, feedback, metadata, rankings, 
 
 FOLDER = Path(__file__).with_name("migrations")
 OLD_FACT = "schema_version"
-"""By which ledgers were numbered before alembic."""
+"""The fact that numbered ledgers before alembic did."""
 OLD_REVISIONS = {
     "1": "0001_first",
     "2": "0002_all_kinds_of_feedback",
     "3": "0003_feedback_ends",
 }
 ONLY_KEPT = ("ranking", "demonstration", "rating")
-"""Kinds of feedback that the first revision stored and made nothing of."""
+"""Kinds of feedback that the first revision stored without making samples of them."""
 
 _alembic = threading.Lock()
-"""Its operations are module globals."""
+"""Held while alembic works: its operations are module globals."""
 
 
 def is_current(connection: Connection) -> bool:
-    """Whether nothing is to be done."""
+    """Return whether the ledger is at the newest revision."""
     return MigrationContext.configure(connection).get_current_revision() == newest()
 
 
 def prepare(connection: Connection, name: str) -> tuple[str | None, str]:
-    """Make the tables or bring them up to date; the revisions before and after.
+    """Create the tables or migrate them; return the revisions before and after.
 
-    `name` is of the ledger, for messages. Raises `CorruptData` for a database that is no ledger,
-    `SettingsError` for a ledger of a newer release.
+    `name` is that of the ledger, for messages. Raises `CorruptData` for a database that is not a
+    ledger, and `SettingsError` for a ledger of a newer release.
     """
     with _alembic:
         scripts = ScriptDirectory.from_config(configuration(connection))
@@ -72,14 +72,14 @@ def prepare(connection: Connection, name: str) -> tuple[str | None, str]:
 
 @cache
 def newest() -> str:
-    """The revision of a ledger made now."""
+    """Return the revision of a new ledger."""
     head = ScriptDirectory(str(FOLDER)).get_current_head()
     assert head is not None
     return head
 
 
 def configuration(connection: Connection) -> Config:
-    """Of alembic, for this connection."""
+    """Return alembic's configuration for this connection."""
     config = Config()
     config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
     config.attributes["connection"] = connection
@@ -87,7 +87,7 @@ def configuration(connection: Connection) -> Config:
 
 
 def revision_of(connection: Connection, scripts: ScriptDirectory) -> str | None:
-    """The ledger's revision, which a ledger from before alembic is given here."""
+    """Return the ledger's revision; a ledger from before alembic is stamped with one."""
     context = MigrationContext.configure(connection)
     found = context.get_current_revision()
     if found is not None:
@@ -104,7 +104,7 @@ def revision_of(connection: Connection, scripts: ScriptDirectory) -> str | None:
 
 
 def learn_from_all(connection: Connection) -> None:
-    """Samples of what was only kept; then the rules of verdicts and of siblings."""
+    """Make samples of feedback that was only stored, then apply the rules of verdicts."""
     kept = (
         select(feedback)
         .where(feedback.c.kind.in_(ONLY_KEPT))

@@ -1,9 +1,9 @@
 """Postgres under the ledger: connections that notice a dead peer, and one writer at a time.
 
-The writer holds an advisory lock of the database for as long as its session lasts. A session can
-end without its process (a restart of the database, a broken network), and another learner may take
-the lock then; so whoever takes it also raises a number in the ledger, and every write looks whether
-the number is still its own. Two learners never write one ledger, whatever they believe.
+The writer holds an advisory lock of the database while its session lasts. A session can end while
+its process goes on (the database restarts, the network breaks), and another learner may then take
+the lock. So each writer that takes it also raises a number in the ledger, and every write checks
+that the number is still its own. Two learners can never both write to one ledger.
 """
 
 import logging
@@ -26,20 +26,20 @@ WRITER = "writer"
 """Fact of the ledger: the number of its last writer."""
 CONNECT_SECONDS = 5
 KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
-"""In seconds and probes; asked of both ends, so that the lock of a machine that vanished is freed
-within half a minute."""
+"""Seconds and probes, set at both ends: the lock of a machine that vanished is free again within
+half a minute."""
 
 
 def make_engine(url: URL) -> Engine:
-    """An engine on psycopg; raises `SettingsError` where that is not installed."""
+    """Return an engine on psycopg; raises `SettingsError` if that is not installed."""
     of_server = " ".join(f"-c tcp_{name}={value}" for name, value in KEEPALIVE.items())
     options: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "options": of_server}
     try:
         return create_engine(
             url.set(drivername=DRIVER),
-            # A read sees one state of the ledger from its beginning to its end.
+            # A read sees one state of the ledger from start to end.
             isolation_level="REPEATABLE READ",
-            # Errors would name the parameters of their statement: the texts of a whole batch.
+            # Errors would quote the parameters of their statement: the texts of a whole batch.
             hide_parameters=True,
             pool_pre_ping=True,
             connect_args=options | KEEPALIVE,
@@ -59,9 +59,9 @@ class WriterLease:
         self._number: str | None = None
 
     def take(self, wait_seconds: float) -> None:
-        """Take the lock; waits for a learner that is just stopping.
+        """Take the lock; waits for a learner that is stopping.
 
-        Raises `FailedPrecondition` where another learner keeps it.
+        Raises `FailedPrecondition` if another learner holds it.
         """
         session = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         deadline = time.monotonic() + wait_seconds
@@ -75,7 +75,7 @@ class WriterLease:
         self._session = session
 
     def number_writer(self, connection: Connection) -> None:
-        """Keep all earlier writers out: their number is not the newest any more."""
+        """Lock all earlier writers out: their number is no longer the newest."""
         query = select(facts.c.value).where(facts.c.name == WRITER)
         last = connection.execute(query).scalar_one_or_none()
         self._number = str(int(last or 0) + 1)
@@ -86,7 +86,7 @@ class WriterLease:
             connection.execute(known.values(value=self._number))
 
     def check(self, connection: Connection) -> None:
-        """Raise `FailedPrecondition` where another writer has come; none comes until commit."""
+        """Raise `FailedPrecondition` if another writer took over; none can until the commit."""
         if self._number is None:
             return
         query = select(facts.c.value).where(facts.c.name == WRITER).with_for_update(read=True)
@@ -110,6 +110,6 @@ class WriterLease:
         """Let another learner write."""
         session, self._session = self._session, None
         if session is not None:
-            # The connection itself ends, and the lock with it: a pooled one would keep it.
+            # Close the connection itself: in the pool it would keep the lock.
             session.invalidate()
             session.close()

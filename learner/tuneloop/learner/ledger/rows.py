@@ -1,4 +1,4 @@
-"""Domain values as ledger rows and back. The only place that knows how a column is encoded."""
+"""Convert domain values to ledger rows and back. Only this module knows how columns are encoded."""
 
 import dataclasses
 import hashlib
@@ -18,42 +18,42 @@ Row = dict[str, Any]
 
 
 def pack_ids(values: Sequence[int]) -> bytes:
-    """Token ids as little-endian int32."""
+    """Encode token ids as little-endian int32."""
     return struct.pack(f"<{len(values)}i", *values)
 
 
 def unpack_ids(blob: bytes) -> tuple[int, ...]:
-    """Token ids of `pack_ids`."""
+    """Decode token ids of `pack_ids`."""
     return struct.unpack(f"<{len(blob) // 4}i", blob)
 
 
 def pack_logprobs(values: Sequence[float]) -> bytes:
-    """Log-probs as little-endian float32: what they are on the wire."""
+    """Encode log-probs as little-endian float32, as on the wire."""
     return struct.pack(f"<{len(values)}f", *values)
 
 
 def unpack_logprobs(blob: bytes) -> tuple[float, ...]:
-    """Log-probs of `pack_logprobs`."""
+    """Decode log-probs of `pack_logprobs`."""
     return struct.unpack(f"<{len(blob) // 4}f", blob)
 
 
 def prompt_sha256(prompt_token_ids: Sequence[int]) -> str:
-    """By which a prompt is known, whoever sends it."""
+    """Return the hash that identifies a prompt, independent of its sender."""
     return hashlib.sha256(pack_ids(prompt_token_ids)).hexdigest()
 
 
 def compact(value: Any) -> str:
-    """JSON without spaces."""
+    """Return a value as JSON without spaces."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def moment(seconds: float) -> datetime:
-    """The aware datetime of a time column."""
+    """Return the aware datetime of a time column."""
     return datetime.fromtimestamp(seconds, UTC)
 
 
 def rollout_row(rollout: Rollout) -> Row:
-    """A row of `rollouts`."""
+    """Return a row of `rollouts`."""
     sampling = dataclasses.asdict(rollout.sampling)
     return {
         "completion_id": rollout.completion_id,
@@ -84,7 +84,7 @@ def rollout_row(rollout: Rollout) -> Row:
 
 
 def feedback_row(feedback: Feedback, sequence: int) -> Row:
-    """A row of `feedback`."""
+    """Return a row of `feedback`."""
     judgement = feedback.judgement
     return {
         "feedback_id": feedback.feedback_id,
@@ -102,7 +102,7 @@ def feedback_row(feedback: Feedback, sequence: int) -> Row:
 
 
 def score_row(scored: ScoredRollout) -> Row:
-    """A row of `scores`."""
+    """Return a row of `scores`."""
     return {
         "completion_id": scored.completion_id,
         "reward_model_version": scored.reward_model_version,
@@ -116,7 +116,7 @@ def score_row(scored: ScoredRollout) -> Row:
 def insert_new(
     connection: Connection, table: Table, rows: Sequence[Row], key: Sequence[str]
 ) -> list[Row]:
-    """Insert the rows whose `key` is not there yet; returns them. The first of a key wins."""
+    """Insert the rows whose `key` is new and return them. The first row of a key wins."""
     if not rows:
         return []
     first = {tuple(row[name] for name in key): row for row in reversed(rows)}

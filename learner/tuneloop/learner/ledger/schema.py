@@ -1,8 +1,8 @@
 """Tables of the ledger: SQLAlchemy Core, for SQLite and Postgres.
 
-Each table's key is what makes an event that comes twice have one effect. Times are seconds since
+Each table's key makes an event that comes twice have one effect. Times are seconds since
 the epoch (UTC), so that both databases order and compare them alike. Every change here comes with a
-revision in `migrations/versions` that brings an older ledger up to it; a newer one is refused.
+revision in `migrations/versions` that migrates an older ledger; a newer ledger is refused.
 """
 
 from typing import Any
@@ -29,13 +29,13 @@ metadata = MetaData()
 
 
 class PlainText(TypeDecorator[str]):
-    """Text of users and models, in which there may be a NUL; Postgres keeps none."""
+    """Text of users and models, which may contain NUL; Postgres cannot store it."""
 
     impl = Text
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
-        """Put the character for what cannot be shown in its place."""
+        """Replace NUL with the replacement character."""
         return None if value is None else value.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
@@ -143,7 +143,7 @@ held_out = Table(
     "held_out",
     metadata,
     Column("prompt_sha256", String, primary_key=True),
-    comment="Prompts that are only evaluated on, whoever sends them.",
+    comment="Prompts that are only evaluated on.",
 )
 
 reference_logprobs = Table(
@@ -159,8 +159,8 @@ samples = Table(
     metadata,
     Column("sample_id", String, primary_key=True),
     Column("objective", String, primary_key=True),
-    Column("kind", String, nullable=False, comment="How it is built: see `routing`"),
-    Column("state", String, nullable=False, comment="See `votes`, `ready` and `ending`"),
+    Column("kind", String, nullable=False, comment="How it is built: see `sample_rules`"),
+    Column("state", String, nullable=False, comment="See `SampleState`"),
     Column("note", PlainText, nullable=True, comment="Why it was refused"),
     Column("completion_id", String, nullable=False, comment="The chosen one of a pair"),
     Column("rejected_id", String, nullable=True, comment="The other one of a pair"),

@@ -1,4 +1,4 @@
-"""SQLite under the ledger: commits that last, and transactions that begin when told to."""
+"""SQLite under the ledger: durable commits, and transactions that begin explicitly."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from sqlalchemy.engine import URL
 
 
 def make_engine(url: URL) -> Engine:
-    """An engine whose commits survive `kill -9` and loss of power."""
-    # Errors would name the parameters of their statement: the texts of a whole batch.
+    """Return an engine whose commits survive `kill -9` and a power failure."""
+    # Errors would quote the parameters of their statement: the texts of a whole batch.
     engine = create_engine(url, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, record: Any) -> None:
-        # The driver must not begin transactions by itself: the events below do.
+        # The events below begin transactions, so the driver must not.
         connection.isolation_level = None
         for pragma in (
             "journal_mode=WAL",

@@ -45,7 +45,7 @@ class AlarmMonitor:
         """Check the alarms once; log the new ones and those that ended."""
         settings = self._settings
         seen = alarm_figures.seen(self._database, least=settings.least, window=settings.window)
-        raised, new, ended = ledger_alarms.record(
+        raised, new, ended = ledger_alarms.record_alarms(
             self._database, alarms(seen, settings), self._clock()
         )
         self.raised = tuple(raised)

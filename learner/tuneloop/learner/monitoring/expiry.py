@@ -32,7 +32,7 @@ class Expiry:
 
     def expire_old_feedback(self) -> int:
         """Expire what is too old now; return how much feedback that was."""
-        ended = lifecycle.expire(
+        ended = lifecycle.expire_feedback(
             self._database,
             self._clock(),
             max_age=self._max_age,

@@ -24,4 +24,4 @@ class ReferenceFill:
         if missing:
             computed = self._trainer.reference_logprobs(list(missing.values()))
             known = {k: v for k, v in zip(missing, computed, strict=True) if v}
-            ref_logprobs.save(self._database, known)
+            ref_logprobs.save_logprobs(self._database, known)

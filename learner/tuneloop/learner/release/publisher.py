@@ -82,7 +82,7 @@ class Publisher:
         self._retry_time = 0.0
         self._backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
 
-    def save(self, training_run: TrainingRun, last_metrics: Mapping[str, float]) -> int:
+    def save_version(self, training_run: TrainingRun, last_metrics: Mapping[str, float]) -> int:
         """Save the training run's weights as its next version; blocks. All its steps are committed.
 
         Returns the version's number. From here on the version survives a crash. Raises
@@ -140,7 +140,7 @@ class Publisher:
             created_time=created_time,
             settings=self._trained_with.get(training_run.model, "{}"),
         )
-        training_run.published(version)
+        training_run.mark_published(version)
         return version
 
     def _next_number(self, training_run: TrainingRun) -> int:
@@ -152,7 +152,7 @@ class Publisher:
             logger.warning("the weight store cannot be asked for its versions: %s", error)
         return newest + 1
 
-    def clean(self, model: str) -> bool:
+    def drop_unfinished(self, model: str) -> bool:
         """At start: drop saved versions whose files are gone and files no version needs.
 
         Returns whether a version was dropped.
@@ -166,7 +166,7 @@ class Publisher:
         keep_only(self._outbox / model, kept)
         return bool(lost)
 
-    async def push(self, training_run: TrainingRun) -> bool:
+    async def publish_pending(self, training_run: TrainingRun) -> bool:
         """Bring every unfinished version of a run on; False when something must be retried.
 
         After a failure it does nothing until some seconds have passed.
@@ -238,7 +238,7 @@ class Publisher:
             if version.stage == "saved":
                 versions.drop_version(self._database, training_run.model, version.version)
                 shutil.rmtree(self._folder(training_run.model, version.version), ignore_errors=True)
-        training_run.unpublish()
+        training_run.mark_dropped()
 
     def _folder(self, model: str, version: int) -> Path:
         return self._outbox / model / f"{version:08d}"

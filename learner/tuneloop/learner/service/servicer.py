@@ -211,7 +211,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         if paused == self._loop.paused:
             return
         self._loop.pause(paused)
-        decisions.record(
+        decisions.record_decision(
             self._database,
             version=versions.newest_version(self._database, ModelRole.POLICY),
             kind="pause" if paused else "resume",

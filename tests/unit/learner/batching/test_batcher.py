@@ -144,7 +144,7 @@ def score_group(parts: Parts, name: str, size: int, scored: int, start: float = 
 
 def grpo(parts: Parts, limit: int = 99, **kwargs: Any) -> list[ScoredGroup]:
     options = {"now": parts.clock(), "wait_seconds": 60.0, **kwargs}
-    return groups.take(parts.database, limit, **options)[0]
+    return groups.take_groups(parts.database, limit, **options)[0]
 
 
 def test_a_group_waits_for_all_its_scores_or_for_the_clock(parts: Parts) -> None:
@@ -248,9 +248,9 @@ async def test_reference_logprobs_are_computed_once_for_each_sequence(parts: Par
     )
     await parts.turn()
     assert [s.completion_token_ids for s in parts.trainer.referred[1:]] == [(5, 2)]
-    batch, _ = ready.take(parts.database, "dpo", 9)
-    ref_logprobs.keep_for(parts.database, "one")
-    ref_logprobs.keep_for(parts.database, "one")
+    batch, _ = ready.take_samples(parts.database, "dpo", 9)
+    ref_logprobs.set_base_model(parts.database, "one")
+    ref_logprobs.set_base_model(parts.database, "one")
     with parts.database.read() as connection:
         assert connection.execute(select(reference_logprobs)).all() == []
     assert batch == []
@@ -261,7 +261,7 @@ def test_other_temperatures_are_other_sequences(parts: Parts) -> None:
         parts.database, [make_rollout("a", temperature=0.5), make_rollout("b")], 0.0
     )
     recorder.record_scores(parts.database, [make_score("a"), make_score("b")], 0.0)
-    taken, _ = ready.take(parts.database, "ppo", 9)
+    taken, _ = ready.take_samples(parts.database, "ppo", 9)
     filled = ref_logprobs.with_references(
         parts.database,
         {"ppo": taken},

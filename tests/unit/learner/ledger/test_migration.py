@@ -32,7 +32,7 @@ def old(tmp_path: Path) -> Path:
 
 
 def ready_ids(ledger: Database, objective: str) -> list[str]:
-    taken, refusals = ready.take(ledger, objective, 99, edit_tokens=edit_tokens)
+    taken, refusals = ready.take_samples(ledger, objective, 99, edit_tokens=edit_tokens)
     assert refusals == []
     return [sample.sample_id for sample in taken]
 
@@ -49,7 +49,7 @@ def test_every_event_it_holds_can_be_learned_from(old: Path) -> None:
     assert siblings.startswith("siblings-")
     assert (ranked, edited) == ("k1.0-1", "e1")
     assert ready_ids(ledger, "ppo") == ["a"]
-    texts, _ = ready.take(ledger, "reward_model", 99)
+    texts, _ = ready.take_samples(ledger, "reward_model", 99)
     kinds = {sample.sample_id: type(sample) for sample in texts}
     assert (kinds["r1"], kinds["r2"], kinds["k1"]) == (RatedText, RatedText, RankedText)
     assert ready.unreported(ledger, 9) == []

@@ -46,7 +46,7 @@ def add(ledger: Database, *events: Any) -> None:
 
 
 def take(ledger: Database, objective: str) -> list[Any]:
-    return ready.take(ledger, objective, 100, edit_tokens=edit_tokens)[0]
+    return ready.take_samples(ledger, objective, 100, edit_tokens=edit_tokens)[0]
 
 
 def use(ledger: Database, step: int, **used: list[str]) -> None:
@@ -112,11 +112,11 @@ def test_a_comparison_makes_a_pair_for_each_rejected_completion(ledger: Database
 def test_a_pair_of_different_prompts_is_refused_with_the_reason(ledger: Database) -> None:
     add(ledger, make_rollout("c1", prompt=(1, 2)), make_rollout("c2", prompt=(1, 3)))
     add(ledger, make_comparison("f1", "c1", "c2"))
-    taken, refusals = ready.take(ledger, "dpo", 10)
+    taken, refusals = ready.take_samples(ledger, "dpo", 10)
     assert taken == []
     assert refusals[0].reason == "the completions answer different prompts"
     ready.refuse(ledger, refusals)
-    assert ready.take(ledger, "dpo", 10) == ([], [])
+    assert ready.take_samples(ledger, "dpo", 10) == ([], [])
     with ledger.read() as connection:
         query = select(samples.c.state, samples.c.note).where(samples.c.objective == "dpo")
         assert connection.execute(query).one() == ("refused", refusals[0].reason)
@@ -149,7 +149,7 @@ def test_only_informative_scores_make_ppo_samples(ledger: Database) -> None:
 
 def test_a_rollout_sampled_greedily_is_no_ppo_sample(ledger: Database) -> None:
     add(ledger, make_rollout("c1", temperature=0.0), make_score("c1"), make_thumb("f1", "c1"))
-    taken, refusals = ready.take(ledger, "ppo", 10)
+    taken, refusals = ready.take_samples(ledger, "ppo", 10)
     assert taken == []
     assert "greedily" in refusals[0].reason
     assert take(ledger, "kto")[0].sequence.temperature == 1.0

@@ -231,10 +231,10 @@ def test_held_out_prompts_are_not_learned_from_whoever_sends_them(parts: Parts) 
     recorder.record_scores(ledger, [make_score("mine"), make_score("free")], 0.0)
     prompts.hold_out(ledger, [(1, 9)])
     for objective, left in (("kto", "f2"), ("reward_model", "f2"), ("ppo", "free")):
-        assert [s.sample_id for s in ready.take(ledger, objective, 9)[0]] == [left]
+        assert [s.sample_id for s in ready.take_samples(ledger, objective, 9)[0]] == [left]
         assert ready.counts(ledger, objective) == ready.SampleCounts(ready=1, waiting=0, used=0)
     prompts.hold_out(ledger, [])
-    assert len(ready.take(ledger, "kto", 9)[0]) == 2
+    assert len(ready.take_samples(ledger, "kto", 9)[0]) == 2
 
 
 def test_a_version_is_judged_by_its_answers(parts: Parts) -> None:
@@ -250,7 +250,7 @@ def test_a_version_is_judged_by_its_answers(parts: Parts) -> None:
     recorder.record_scores(ledger, [make_score("e0", 1.0), make_score("e1", 2.0)], 0.0)
     later = make_score("e1", 4.0, reward_model_version=3)
     recorder.record_scores(ledger, [later, make_score("e2", None)], 0.0)
-    assert ready.take(ledger, "ppo", 9) == ([], [])
+    assert ready.take_samples(ledger, "ppo", 9) == ([], [])
     found = evaluations.evaluate(ledger, 1)
     assert found is not None
     assert (found.prompts, found.scored, found.kl) == (3, 2, None)

@@ -87,7 +87,7 @@ def _record(
     numbers: Mapping[str, Any],
     now: float,
 ) -> None:
-    decisions.record_in(
+    decisions.record_decision_in(
         connection,
         version=version,
         kind="canary",

@@ -34,9 +34,9 @@ class Decision:
     version: int
     kind: Kind
     outcome: str
-    """What came of it: `pass`, `fail`, `hold`, `promote`, `roll_back`, `superseded`, …"""
+    """Its result: `pass`, `fail`, `hold`, `promote`, `roll_back`, `superseded`, …"""
     numbers: Mapping[str, Any]
-    """All that was measured, as JSON has it."""
+    """Everything that was measured, in JSON types."""
     reason: str
     """In words, for people."""
     actor: str
@@ -44,7 +44,7 @@ class Decision:
     time: datetime
 
 
-def record(
+def record_decision(
     database: Database,
     *,
     model: str = ModelRole.POLICY,
@@ -56,9 +56,9 @@ def record(
     actor: str,
     now: float,
 ) -> None:
-    """Keep a decision for good, in a transaction of its own."""
+    """Record a decision in its own transaction."""
     with database.write() as connection:
-        record_in(
+        record_decision_in(
             connection,
             model=model,
             version=version,
@@ -71,7 +71,7 @@ def record(
         )
 
 
-def record_in(
+def record_decision_in(
     connection: Connection,
     *,
     model: str = ModelRole.POLICY,
@@ -83,7 +83,7 @@ def record_in(
     actor: str,
     now: float,
 ) -> None:
-    """Keep a decision together with what a transaction does about it."""
+    """Record a decision in the transaction that carries it out."""
     metrics.release_decisions.labels(kind, outcome).inc()
     connection.execute(
         decisions.insert().values(
@@ -100,7 +100,7 @@ def record_in(
 
 
 def of_version(database: Database, model: str, version: int) -> list[Decision]:
-    """What was decided about a version, oldest first."""
+    """Return the decisions about a version, oldest first."""
     query = (
         select(decisions)
         .where(decisions.c.model == model, decisions.c.version == version)
@@ -111,7 +111,7 @@ def of_version(database: Database, model: str, version: int) -> list[Decision]:
 
 
 def newest(database: Database, model: str, kind: Kind, limit: int) -> list[Decision]:
-    """The latest decisions of a kind, newest first."""
+    """Return the latest decisions of a kind, newest first."""
     query = (
         select(decisions)
         .where(decisions.c.model == model, decisions.c.kind == kind)
@@ -137,7 +137,7 @@ def _decision(row: Any) -> Decision:
 
 
 def _plain(value: Any) -> Any:
-    """The value without what JSON has no number for: not a number and infinite become null."""
+    """Return the value with null in place of NaN and infinity, which JSON lacks."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,7 +1,7 @@
-"""Which versions feedback, or all that is there of a user, reached: by being used, and by descent.
+"""Which versions one piece of feedback, or all data of one user, reached: by use and by descent.
 
-A version reaches those that grew from it. What the policy learned by way of the reward model's
-scores is not followed: every score is a little of everybody's feedback.
+Data in a version also reaches the versions that grew from it. What the policy learned through the
+reward model's scores is not followed: every score carries a little of all feedback.
 """
 
 import json
@@ -31,9 +31,9 @@ class Downstream:
     """Versions of one model."""
 
     direct: tuple[int, ...] = ()
-    """Their own steps used it."""
+    """Versions whose own steps used it."""
     descended: tuple[int, ...] = ()
-    """They grew from those."""
+    """Versions that grew from those."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,21 +63,21 @@ class FeedbackLineage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserLineage:
-    """What there is of a user, and what learned from it."""
+    """The data of a user, and the versions that learned from it."""
 
     rollouts: int
     feedback: int
     samples: Mapping[str, int]
-    """By state; of their judgements, and of others' on what they were answered."""
+    """Counts by state, of their judgements and of others' judgements on answers to them."""
     policy: Downstream
     reward_model: Downstream
     rebuild_from: int | None
-    """The last version that had not learned from them; None where what is trained on has not."""
+    """The last version that had not learned from them; None if the current line has not."""
     forgotten: tuple[Record, ...] = field(default=())
 
 
 def of_feedback(database: Database, feedback_id: str) -> FeedbackLineage:
-    """The lineage of a feedback event; raises `NotFound`."""
+    """Return the lineage of a feedback event; raises `NotFound`."""
     with database.read() as connection:
         query = select(feedback).where(feedback.c.feedback_id == feedback_id)
         row = connection.execute(query).one_or_none()
@@ -128,7 +128,7 @@ def of_feedback(database: Database, feedback_id: str) -> FeedbackLineage:
 
 
 def made_by(row: Any) -> Any:
-    """The samples of a row of `feedback`: its own, and pairs of siblings that it is half of."""
+    """Return the samples of a row of `feedback`: its own, and pairs of siblings it is half of."""
     own = samples.c.feedback_id == row.feedback_id
     if row.kind != "thumb":
         return own
@@ -140,7 +140,7 @@ def made_by(row: Any) -> Any:
 
 
 def of_user(database: Database, user_hash: str) -> UserLineage:
-    """The lineage of a user, forgotten ones too; of nobody it is empty."""
+    """Return the lineage of a user, also of a forgotten one; empty for an unknown user."""
     about = touching(user_hash)
     records = forget_user.records(database, user_hash)
     with database.read() as connection:
@@ -170,7 +170,7 @@ def of_user(database: Database, user_hash: str) -> UserLineage:
 
 
 def downstream_of(database: Database, model: str, direct: Collection[int]) -> Downstream:
-    """These versions, and all that grew from them."""
+    """Return these versions and all that grew from them."""
     with database.read() as connection:
         query = select(all_versions.c.version, all_versions.c.parent).where(
             all_versions.c.model == model
@@ -186,9 +186,9 @@ def downstream_of(database: Database, model: str, direct: Collection[int]) -> Do
 
 
 def last_before(database: Database, model: str, direct: Collection[int]) -> int | None:
-    """The newest version before all of `direct` on the line that is trained on.
+    """Return the newest version before all of `direct` on the line that is trained on.
 
-    None where none of them is on it: nothing has to be built again.
+    None if none of them is on that line: nothing has to be rebuilt.
     """
     head = versions.head(database, model)
     if head is None:

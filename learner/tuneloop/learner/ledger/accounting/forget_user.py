@@ -1,7 +1,7 @@
-"""Forgetting a user: every row of theirs, and which versions had learned from them.
+"""Forget a user: delete every row of theirs, and say which versions had learned from them.
 
-What stays is that they were forgotten: the keyed hash of their name, when, how much there was, and
-the numbers of the versions whose weights carry it.
+The record of this stays: the keyed hash of their name, the time, how much was deleted, and the
+versions whose weights still carry it.
 """
 
 import json
@@ -36,25 +36,25 @@ class Forgotten:
     rollouts: int
     feedback: int
     policy_versions: tuple[int, ...]
-    """Versions of the policy that had used them; their weights still carry that."""
+    """Versions of the policy that had used them, and whose weights still carry it."""
     reward_model_versions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """That a user was forgotten."""
+    """The record that a user was forgotten."""
 
     time: datetime
     forgotten: Forgotten
 
 
 def theirs(user_hash: str) -> Any:
-    """Completions made for a user."""
+    """Select the completions made for a user."""
     return select(rollouts.c.completion_id).where(rollouts.c.user_hash == user_hash)
 
 
 def touching(user_hash: str) -> Any:
-    """Samples of a user's judgements, and of others' judgements of what they were answered."""
+    """Select the samples of a user's judgements, and of others' judgements on their answers."""
     own = theirs(user_hash)
     ranking_them = select(rankings.c.feedback_id).where(rankings.c.completion_id.in_(own))
     return or_(
@@ -66,7 +66,7 @@ def touching(user_hash: str) -> Any:
 
 
 def versions_used(connection: Connection, chosen: Any, model: str) -> tuple[int, ...]:
-    """Versions of a model whose own steps used one of the chosen samples, quarantined ones too."""
+    """Return versions whose own steps used one of the samples, quarantined ones too."""
     used = (
         select(uses.c.policy_version)
         .join(samples, same_sample)
@@ -85,7 +85,7 @@ def versions_used(connection: Connection, chosen: Any, model: str) -> tuple[int,
 
 
 def used_since_a_version(database: Database, user_hash: str, model: str) -> bool:
-    """Whether steps that no version has yet used what is there of a user."""
+    """Return whether steps that no version has yet used data of a user."""
     query = (
         select(func.count())
         .select_from(uses)
@@ -133,7 +133,7 @@ def forget_user(database: Database, user_hash: str, now: float) -> Forgotten:
                 )
             )
         )
-        # A cache, kept by what it is of; nobody can tell whose a row is.
+        # A cache keyed by hashes: whose a row is cannot be told.
         connection.execute(delete(reference_logprobs))
         gone = Forgotten(
             feedback=connection.execute(
@@ -150,7 +150,7 @@ def forget_user(database: Database, user_hash: str, now: float) -> Forgotten:
 
 
 def _stray(table: Table, user_hash: str) -> Any:
-    """Scores of theirs that came after they were forgotten: the gateway's ids carry the hash."""
+    """Select scores that came after their user was forgotten: the gateway's ids carry the hash."""
     known = select(rollouts.c.completion_id)
     about_them = table.c.completion_id.contains(user_hash, autoescape=True)
     alone = table.c.completion_id.not_in(known)
@@ -158,7 +158,7 @@ def _stray(table: Table, user_hash: str) -> Any:
 
 
 def records(database: Database, user_hash: str) -> list[Record]:
-    """When a user was forgotten, oldest first: they may have come back."""
+    """Return when a user was forgotten, oldest first: they may have come back."""
     query = select(forgotten).where(forgotten.c.user_hash == user_hash).order_by(forgotten.c.number)
     with database.read() as connection:
         return [
@@ -176,7 +176,7 @@ def records(database: Database, user_hash: str) -> list[Record]:
 
 
 def row_counts(database: Database) -> dict[str, int]:
-    """Rows of the tables that grow with traffic."""
+    """Count the rows of the tables that grow with traffic."""
     tables = (rollouts, feedback, scores, samples, uses)
     with database.read() as connection:
         return {

@@ -21,7 +21,7 @@ class Use:
     step: int
     epoch: int
     feedback_id: str | None = None
-    """Absent for scored rollouts, and for pairs of siblings, which two thumbs make."""
+    """None for scored rollouts, and for pairs of siblings, which two thumbs make."""
     completion_id: str = ""
     """The chosen one of a pair."""
     rejected_id: str | None = None
@@ -32,13 +32,13 @@ class LearnedFrom:
     """What a range of steps used."""
 
     samples: dict[str, int]
-    """How many by objective, each once however often it was replayed."""
+    """Counts by objective; a sample counts once however often it was replayed."""
     oldest_feedback_time: datetime | None
     newest_feedback_time: datetime | None
 
 
 def ancestors(database: Database, model: str, version: int) -> list[int]:
-    """The versions it grew from, nearest first, down to 0."""
+    """Return the versions it grew from, nearest first, down to 0."""
     with database.read() as connection:
         query = select(versions.c.version, versions.c.parent).where(versions.c.model == model)
         parent_of = {row.version: row.parent for row in connection.execute(query)}
@@ -50,7 +50,7 @@ def ancestors(database: Database, model: str, version: int) -> list[int]:
 
 
 def uses_of(database: Database, model: str, version: int) -> list[Use]:
-    """The samples a version learned from, since its parent; also where that was put back since."""
+    """Return the samples a version learned from since its parent, even if put back later."""
     about = (samples.c.feedback_id, samples.c.completion_id, samples.c.rejected_id)
     used = (
         select(uses.c.sample_id, uses.c.objective, uses.c.step, uses.c.epoch, *about)
@@ -79,7 +79,7 @@ def uses_of(database: Database, model: str, version: int) -> list[Use]:
 
 
 def learned_from(database: Database, model: str, up_to_step: int) -> LearnedFrom:
-    """What the steps up to `up_to_step` used that no version has yet."""
+    """Return what the steps up to `up_to_step` used that no version has yet."""
     unpublished = (
         uses.c.model == model,
         uses.c.policy_version.is_(None),
@@ -108,7 +108,7 @@ def learned_from(database: Database, model: str, up_to_step: int) -> LearnedFrom
 
 
 def feedback_times(database: Database, model: str, version: int) -> list[float]:
-    """When each feedback a version learned from first was accepted, in seconds since the epoch."""
+    """Return when each feedback that a version was the first to use was accepted."""
     query = (
         select(feedback.c.feedback_id, feedback.c.accepted_time)
         .distinct()

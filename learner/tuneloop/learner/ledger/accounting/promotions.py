@@ -53,7 +53,7 @@ def record_promotion(
             actor=actor,
             now=now,
         )
-        decisions.record_in(
+        decisions.record_decision_in(
             connection,
             model=model,
             version=version,
@@ -82,7 +82,7 @@ def supersede(database: Database, version: int, by: int, actor: str, now: float)
             .where(versions.c.model == ModelRole.POLICY, versions.c.version == version)
             .values(state=ReleaseState.RETIRED.value)
         )
-        decisions.record_in(
+        decisions.record_decision_in(
             connection,
             version=version,
             kind="gate",

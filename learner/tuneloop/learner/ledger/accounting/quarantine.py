@@ -1,9 +1,9 @@
-"""Quarantine: a version of the policy is refused for good, and what it had learned is put back.
+"""Quarantine: a version of the policy is refused for good, and what it learned is put back.
 
-First the versions are marked, in the transaction that also routes away from them; later, between
-two steps, the uses after the last good version are undone. Whether that is still to be done can
-always be read here, so a crash in between only delays it. A sample that has led to several
-quarantines is set aside, so that the same batch does not spoil one candidate after another.
+First the versions are marked, in the transaction that also records what serves instead. Later,
+between two steps, the uses after the last good version are undone. The ledger always says whether
+that is still due, so a crash in between only delays it. A sample that led to several quarantines
+is set aside, so that one batch does not spoil one candidate after another.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -21,7 +21,7 @@ from tuneloop.learner.samples import ModelRole, SampleState
 from tuneloop.policies import ReleaseState
 
 Kind: TypeAlias = Literal["quarantine", "rebuild"]
-"""Why versions are taken back: for what they are, or to learn again without somebody's data."""
+"""Why versions are taken back: they are bad, or a user's data is to be removed from them."""
 
 MARKED = (
     versions.c.model == ModelRole.POLICY,
@@ -33,10 +33,10 @@ MARKED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PutBack:
-    """What undoing a quarantined version's steps came to."""
+    """What was put back after a quarantine."""
 
     good: int
-    """The version learning goes on from."""
+    """The version that learning continues from."""
     samples: int
     set_aside: int
 
@@ -54,7 +54,7 @@ def mark_quarantined(
 ) -> None:
     """Quarantine versions `first` to `last` and retire what grew from them, with a decision each.
 
-    Only what is taken back as `quarantine` puts blame on the samples.
+    Only versions of kind `quarantine` put blame on their samples.
     """
     line = (versions.c.model == ModelRole.POLICY, versions.c.abandoned.is_(False))
     between = versions.c.version.between(first, last)
@@ -64,14 +64,14 @@ def mark_quarantined(
         .values(state=ReleaseState.QUARANTINED.value)
         .returning(versions.c.version)
     ).scalars()
-    # One that was put back before, and promoted all the same, is quarantined a second time.
+    # A version that was put back and then promoted anyway is quarantined a second time.
     connection.execute(
         update(versions)
         .where(versions.c.model == ModelRole.POLICY, versions.c.version == last)
         .values(state=ReleaseState.QUARANTINED.value)
     )
     for version in sorted({*refused, last}):
-        decisions.record_in(
+        decisions.record_decision_in(
             connection,
             version=version,
             kind=kind,
@@ -92,7 +92,7 @@ def mark_quarantined(
         .returning(versions.c.version)
     ).scalars()
     for version in sorted(grown):
-        decisions.record_in(
+        decisions.record_decision_in(
             connection,
             version=version,
             kind=kind,
@@ -104,7 +104,7 @@ def mark_quarantined(
 
 
 def put_back(database: Database, now: float, set_aside_after: int) -> PutBack | None:
-    """Undo the steps after the last good version; None when no quarantine asks for it."""
+    """Undo the steps after the last good version; return None if no quarantine asks for it."""
     if not _is_due(database):
         return None
     with database.write() as connection:
@@ -137,7 +137,7 @@ def _is_due(database: Database) -> bool:
 
 
 def _remember(connection: Connection, step: int) -> None:
-    """Keep which version had learned from what; blamed is what the last refused one knew."""
+    """Record which version had learned from what; blame what the last refused one had used."""
     refused = exists().where(
         decisions_table.c.model == versions.c.model,
         decisions_table.c.version == versions.c.version,
@@ -170,7 +170,7 @@ def _remember(connection: Connection, step: int) -> None:
 def _blamed_often(
     connection: Connection, undone: Sequence[tuple[str, str]], often: int
 ) -> Collection[tuple[str, str]]:
-    """Those of the samples that led to a quarantine `often` times; a replay does not count."""
+    """Return the samples that led to a quarantine `often` times; replays do not count."""
     same = (undone_uses.c.sample_id, undone_uses.c.objective)
     query = (
         select(*same)

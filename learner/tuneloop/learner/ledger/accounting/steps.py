@@ -33,7 +33,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommittedStep:
-    """The newest step of a model."""
+    """The newest committed step of a model."""
 
     step: int
     metrics: Mapping[str, float]
@@ -43,9 +43,9 @@ class CommittedStep:
 def commit_steps(
     database: Database, model: str, done: Sequence[Step], checkpoint: str, now: float
 ) -> int:
-    """Commit steps of `model` ("policy" or "reward_model") with their uses; how many uses.
+    """Commit steps of `model` ("policy" or "reward_model") with their uses; return how many.
 
-    A sample that was forgotten meanwhile leaves no use; one that was retracted stays so.
+    A sample that was forgotten in the meantime leaves no use; a retracted one stays retracted.
     """
     with database.write() as connection:
         for step in done:
@@ -76,14 +76,14 @@ def _use(connection: Connection, model: str, step: Step) -> int:
             if row.state != SampleState.RETRACTED:
                 connection.execute(update(samples).where(same).values(state=SampleState.USED))
             if row.topic:
-                # A newer verdict may have come while the step ran.
+                # A newer verdict may have come during the step.
                 settle_votes(connection, objective, row.topic, row.user_hash)
             count += 1
     for objective, sample_ids in step.replayed.items():
         for sample_id in sample_ids:
             same = (uses.c.sample_id == sample_id) & (uses.c.objective == objective)
             newest = connection.execute(select(func.max(uses.c.epoch)).where(same)).scalar_one()
-            if newest is None:  # forgotten meanwhile
+            if newest is None:  # forgotten in the meantime
                 continue
             _note_use(connection, model, step.step, objective, sample_id, epoch=newest + 1)
             count += 1
@@ -101,7 +101,7 @@ def _note_use(
 
 
 def checkpoints(database: Database, model: str) -> list[tuple[int, str]]:
-    """(last step, name) of each committed checkpoint, newest first."""
+    """Return (last step, name) of each committed checkpoint, newest first."""
     query = (
         select(func.max(steps.c.step), steps.c.checkpoint)
         .where(steps.c.model == model)
@@ -113,7 +113,7 @@ def checkpoints(database: Database, model: str) -> list[tuple[int, str]]:
 
 
 def newest_step(database: Database, model: str) -> CommittedStep | None:
-    """The newest committed step of a model, or None."""
+    """Return the newest committed step of a model, or None."""
     query = select(steps).where(steps.c.model == model).order_by(steps.c.step.desc()).limit(1)
     with database.read() as connection:
         row = connection.execute(query).one_or_none()
@@ -125,9 +125,9 @@ def newest_step(database: Database, model: str) -> CommittedStep | None:
 
 
 def staleness(database: Database) -> float | None:
-    """Versions that the scored rollouts of the newest step that had any were behind, on average.
+    """Return how many versions behind the newest step's scored rollouts were, on average.
 
-    None before the first such step.
+    Steps without scored rollouts are passed over; None before the first with some.
     """
     scored = select(uses.c.step).where(
         uses.c.model == ModelRole.POLICY,
@@ -166,7 +166,7 @@ def staleness(database: Database) -> float | None:
 
 
 def unpublished_steps(database: Database, model: str, after: int) -> int:
-    """Committed steps after step `after` that changed the weights."""
+    """Count the committed steps after step `after` that changed the weights."""
     query = select(func.count()).where(
         steps.c.model == model, steps.c.step > after, steps.c.skipped.is_(False)
     )
@@ -175,16 +175,16 @@ def unpublished_steps(database: Database, model: str, after: int) -> int:
 
 
 def used_samples(database: Database, objective: str) -> int:
-    """Samples that committed steps of an objective used."""
+    """Count the samples of an objective that committed steps used."""
     query = select(func.count()).where(uses.c.objective == objective, uses.c.epoch == 0)
     with database.read() as connection:
         return int(connection.execute(query).scalar_one())
 
 
 def roll_back(database: Database, model: str, step: int, now: float) -> int:
-    """Undo the steps after `step`: their samples are open again; how many uses there were.
+    """Undo the steps after `step` and reopen their samples; return how many uses there were.
 
-    Versions published from them stay published, but nothing grows from them any more.
+    Versions published from them stay published, but nothing grows from them.
     """
     with database.write() as connection:
         return len(undo_after(connection, model, step, now))
@@ -193,7 +193,7 @@ def roll_back(database: Database, model: str, step: int, now: float) -> int:
 def undo_after(
     connection: Connection, model: str, step: int, now: float
 ) -> Sequence[tuple[str, str]]:
-    """`roll_back` inside a transaction; (sample id, objective) of each use."""
+    """Roll back inside a transaction; return (sample id, objective) of each use."""
     undone = connection.execute(
         delete(uses)
         .where(uses.c.model == model, uses.c.step > step)

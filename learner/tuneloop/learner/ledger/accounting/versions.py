@@ -21,7 +21,7 @@ GOOD = and_(
         promotions.c.model == versions.c.model, promotions.c.version == versions.c.version
     ),
 )
-"""Has been stable, and was not taken back."""
+"""The version has been stable and was not taken back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class Version:
     parent: int
     state: ReleaseState
     stage: str
-    """How far its publication came: one of `STAGES`."""
+    """How far its publication got: one of `STAGES`."""
     first_step: int
     last_step: int
     manifest: str
@@ -45,11 +45,11 @@ class Version:
     created_time: datetime
     activated_time: datetime | None
     settings: str = "{}"
-    """JSON: of its training."""
+    """The settings it was trained with, as JSON."""
 
     @property
     def reference(self) -> WeightsReference:
-        """Where its weights lie; only meaningful once stored."""
+        """Where its weights are; only meaningful once stored."""
         return WeightsReference(
             policy=self.policy,
             policy_version=self.version,
@@ -104,7 +104,7 @@ def add_version(
 
 
 def drop_version(database: Database, model: str, version: int) -> None:
-    """Take back a version nobody has seen: its uses wait for another number."""
+    """Delete a version that was never published; its uses wait for another one."""
     with database.write() as connection:
         connection.execute(
             update(uses)
@@ -119,7 +119,7 @@ def drop_version(database: Database, model: str, version: int) -> None:
 def mark_stored(
     database: Database, model: str, version: int, reference: WeightsReference, manifest: str
 ) -> None:
-    """The weight store holds the version."""
+    """Record that the weight store holds the version."""
     _set(
         database,
         model,
@@ -132,7 +132,7 @@ def mark_stored(
 
 
 def mark_stage(database: Database, model: str, version: int, stage: str) -> None:
-    """The version's publication came to `stage`."""
+    """Record that the version's publication reached `stage`."""
     _set(database, model, version, stage=stage)
 
 
@@ -146,14 +146,14 @@ def _set(database: Database, model: str, version: int, **values: Any) -> None:
 
 
 def newest_version(database: Database, model: str) -> int:
-    """The newest version's number; 0 before the first."""
+    """Return the newest version's number; 0 before the first."""
     query = select(func.max(versions.c.version)).where(versions.c.model == model)
     with database.read() as connection:
         return connection.execute(query).scalar_one() or 0
 
 
 def head(database: Database, model: str) -> Version | None:
-    """The newest version whose steps were not rolled back: what the next one grows from."""
+    """Return the newest version whose steps were not rolled back: the next one grows from it."""
     query = (
         select(versions)
         .where(versions.c.model == model, versions.c.abandoned.is_(False))
@@ -164,7 +164,7 @@ def head(database: Database, model: str) -> Version | None:
 
 
 def get_version(database: Database, model: str, version: int) -> Version:
-    """A version; raises `NotFound`."""
+    """Return a version; raises `NotFound`."""
     query = select(versions).where(versions.c.model == model, versions.c.version == version)
     found = _first(database, query)
     if found is None:
@@ -173,7 +173,7 @@ def get_version(database: Database, model: str, version: int) -> Version:
 
 
 def stable_version(database: Database, model: str) -> int | None:
-    """The version that was released last; None while that is version 0."""
+    """Return the stable version; None while that is version 0."""
     query = select(versions.c.version).where(
         versions.c.model == model, versions.c.state == ReleaseState.STABLE.value
     )
@@ -182,7 +182,7 @@ def stable_version(database: Database, model: str) -> int | None:
 
 
 def good_before(database: Database, version: int) -> int:
-    """The newest version of the policy below `version` that has been stable and may be again.
+    """Return the newest version of the policy below `version` that may be stable again.
 
     0 is the base model, which always may.
     """
@@ -194,7 +194,7 @@ def good_before(database: Database, version: int) -> int:
 
 
 def candidates(database: Database) -> list[Version]:
-    """Published versions of the policy that nobody has decided about for good, newest first."""
+    """Return the published candidates of the policy, newest first."""
     query = select(versions).where(
         versions.c.model == ModelRole.POLICY,
         versions.c.state == ReleaseState.CANDIDATE.value,
@@ -205,9 +205,9 @@ def candidates(database: Database) -> list[Version]:
 
 
 def steps_to_keep(database: Database, model: str) -> set[int]:
-    """The steps whose checkpoints learning may have to go back to.
+    """Return the steps whose checkpoints a roll-back may need.
 
-    Of the two newest good versions, one of which is stable, and of the newest that may become so.
+    Those of the two newest good versions and of the two newest undecided ones.
     """
     lasting = (versions.c.model == model, versions.c.abandoned.is_(False))
     undecided = versions.c.state.in_((ReleaseState.CANDIDATE.value, ReleaseState.CANARY.value))
@@ -223,7 +223,7 @@ def steps_to_keep(database: Database, model: str) -> set[int]:
 
 
 def unfinished(database: Database, model: str) -> list[Version]:
-    """Versions whose publication is not through yet, oldest first."""
+    """Return the versions whose publication is unfinished, oldest first."""
     query = (
         select(versions)
         .where(versions.c.model == model, versions.c.stage != "released")
@@ -235,7 +235,7 @@ def unfinished(database: Database, model: str) -> list[Version]:
 def list_versions(
     database: Database, model: str, *, limit: int, before: int | None = None
 ) -> list[Version]:
-    """Stored versions, newest first, below `before`."""
+    """Return stored versions below `before`, newest first."""
     query = select(versions).where(versions.c.model == model, versions.c.stage != "saved")
     if before is not None:
         query = query.where(versions.c.version < before)
@@ -243,14 +243,14 @@ def list_versions(
 
 
 def all_versions(database: Database, model: str) -> list[Version]:
-    """Every version there is, oldest first."""
+    """Return every version, oldest first."""
     return _all(
         database, select(versions).where(versions.c.model == model).order_by(versions.c.version)
     )
 
 
 def mark_place(database: Database, model: str, version: int, uri: str) -> None:
-    """The version's folder lies elsewhere now."""
+    """Record that the version's folder was moved."""
     _set(database, model, version, uri=uri)
 
 

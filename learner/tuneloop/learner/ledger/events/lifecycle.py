@@ -1,8 +1,8 @@
-"""How feedback ends: taken back by whoever gave it, or too old to learn from.
+"""How feedback ends: its user retracts it, or it gets too old to learn from.
 
-Its open samples end with it, and the pairs of siblings it was half of. What steps have used stays
-on the record of those steps and is not taken again: of retracted feedback never, of expired
-feedback not by replays (see `replay`).
+Its open samples end with it, and so do the pairs of siblings it was half of. What steps have used
+stays on record and is not used again: retracted feedback never, expired feedback not as a replay
+(see `queue.replay`).
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ ROWS_AT_ONCE = 500
 def record_retractions(
     database: Database, events: Sequence[tuple[Retraction, int]], now: float
 ) -> int:
-    """Keep retractions, given with their sequence in the stream; how many were new.
+    """Record retractions, given with their sequence in the stream; return how many were new.
 
-    One that comes before its feedback wins all the same: see `record.record_feedback`.
+    A retraction that comes before its feedback still wins: see `recorder.record_feedback`.
     """
     rows = [
         {
@@ -59,24 +59,24 @@ def record_retractions(
             )
             .values(state=SampleState.RETRACTED, current=False)
         )
-        settle(connection, ids, now)
+        settle_feedback(connection, ids, now)
     return len(new)
 
 
 def retracted(connection: Connection, feedback_ids: Sequence[str]) -> set[str]:
-    """Which of these are retracted."""
+    """Return which of these are retracted."""
     query = select(retractions.c.feedback_id).where(retractions.c.feedback_id.in_(feedback_ids))
     return set(connection.execute(query).scalars())
 
 
-def expire(
+def expire_feedback(
     database: Database, now: float, *, max_age: float | None, rollout_wait: float | None
 ) -> int:
-    """End what is too old, or has waited too long for its rollout; how much feedback ended.
+    """Expire feedback that is too old or waited too long for its rollout; return how much.
 
-    `max_age` counts from when feedback was accepted, `rollout_wait` from when the ledger learned of
-    it, both in seconds; None is for ever. A rollout that comes later does not bring it back.
-    Comments are not learned from and do not expire.
+    `max_age` counts from when feedback was accepted, `rollout_wait` from when the ledger recorded
+    it, both in seconds; None is no limit. A rollout that comes later does not revive it. Comments
+    are not learned from and do not expire.
     """
     ended: set[str] = set()
     with database.write() as connection:
@@ -86,7 +86,7 @@ def expire(
             ended |= _expire_waiting(connection, now - rollout_wait)
         ids = sorted(ended)
         for start in range(0, len(ids), ROWS_AT_ONCE):
-            settle(connection, ids[start : start + ROWS_AT_ONCE], now)
+            settle_feedback(connection, ids[start : start + ROWS_AT_ONCE], now)
     return len(ended)
 
 
@@ -115,7 +115,7 @@ def _expire_old(connection: Connection, accepted_before: float) -> set[str]:
 
 
 def _expire_waiting(connection: Connection, recorded_before: float) -> set[str]:
-    """Samples that wait; and feedback of which nothing but such samples is left."""
+    """Expire samples that wait, and feedback of which only such samples are left."""
     waiting = with_rollouts(samples.c.sample_id, samples.c.objective, samples.c.feedback_id).where(
         samples.c.recorded_time < recorded_before,
         samples.c.state == SampleState.OPEN,
@@ -148,8 +148,8 @@ def _expire_waiting(connection: Connection, recorded_before: float) -> set[str]:
     return set(ids)
 
 
-def settle(connection: Connection, feedback_ids: Sequence[str], now: float) -> None:
-    """Apply the rules of votes and of siblings to all that this feedback has a say in."""
+def settle_feedback(connection: Connection, feedback_ids: Sequence[str], now: float) -> None:
+    """Apply the rules of votes and of siblings to everything this feedback affects."""
     spoken = select(samples.c.objective, samples.c.topic, samples.c.user_hash).where(
         samples.c.feedback_id.in_(feedback_ids), samples.c.topic != ""
     )

@@ -1,4 +1,4 @@
-"""Events into the ledger: each in one transaction with the samples it makes, each only once."""
+"""Record events: each once, in one transaction with the samples it makes."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -29,9 +29,9 @@ from tuneloop.rollouts import Rollout, ScoredRollout
 
 
 def record_rollouts(database: Database, events: Sequence[Rollout], now: float) -> int:
-    """Keep rollouts; how many were new. `now` is the time of recording.
+    """Record rollouts; return how many were new. `now` is the time of recording.
 
-    What was on its way when its user was forgotten is not kept, nor is feedback.
+    Rollouts that were on their way when their user was forgotten are dropped; so is feedback.
     """
     with database.write() as connection:
         rows = [rollout_row(rollout) for rollout in events]
@@ -49,11 +49,11 @@ def record_feedback(
     *,
     ratings_reward: bool = False,
 ) -> list[Feedback]:
-    """Keep feedback, given with its sequence in the stream; the ones that were new.
+    """Record feedback, given with its sequence in the stream; return what was new.
 
-    It makes its samples at once; those wait for their rollouts by not being ready, and those of
-    what was retracted before it came are retracted. With `ratings_reward` a rating is also a
-    reward, for GRPO.
+    It makes its samples at once: they are not ready until their rollouts are recorded. Samples of
+    feedback that was retracted before it came are retracted. With `ratings_reward` a rating is
+    also a reward, for GRPO.
     """
     with database.write() as connection:
         rows = [feedback_row(event, sequence) for event, sequence in events]
@@ -85,7 +85,7 @@ def record_feedback(
 
 
 def recorded_feedback(database: Database, feedback_ids: Sequence[str]) -> set[str]:
-    """Which of these are in the ledger, whatever has become of them."""
+    """Return which of these are in the ledger, in any state."""
     query = select(feedback.c.feedback_id).where(feedback.c.feedback_id.in_(feedback_ids))
     with database.read() as connection:
         return set(connection.execute(query).scalars())
@@ -94,9 +94,9 @@ def recorded_feedback(database: Database, feedback_ids: Sequence[str]) -> set[st
 def record_imports(
     database: Database, texts: Sequence[Rollout], judgements: Sequence[Feedback], now: float
 ) -> int:
-    """Keep texts that no policy sampled with what was said of them; how many judgements are new.
+    """Record texts that no policy sampled, and their judgements; return how many of those are new.
 
-    An answer brought as a demonstration is no edit of another one: there is only SFT on it.
+    An imported demonstration does not edit another answer, so it is only used for SFT.
     """
     with database.write() as connection:
         rows = [rollout_row(text) for text in texts]
@@ -121,9 +121,9 @@ def record_scores(
     objective: str = Objective.PPO,
     all_count: bool = False,
 ) -> int:
-    """Keep scores; how many were new.
+    """Record scores; return how many were new.
 
-    An informative score makes a sample of `objective`; with `all_count` every one with a reward
+    An informative score makes a sample of `objective`; with `all_count` every score with a reward
     does.
     """
     with database.write() as connection:
@@ -139,7 +139,7 @@ def record_scores(
         known = select(samples.c.sample_id).where(
             samples.c.sample_id.in_(ids), samples.c.kind == "score"
         )
-        # Under the other objective, perhaps: a rollout is learned from once.
+        # Perhaps under the other objective: a rollout is learned from once.
         known_ids = set(connection.execute(known).scalars())
         fresh = [sample for sample in made if sample["sample_id"] not in known_ids]
         insert_new(connection, samples, fresh, ("sample_id", "objective"))
@@ -147,7 +147,7 @@ def record_scores(
 
 
 def adopt_scores(database: Database, objective: str) -> int:
-    """Give scored rollouts that wait for another objective to this one; how many."""
+    """Move open scored samples of another objective to this one; return how many."""
     with database.write() as connection:
         return connection.execute(
             update(samples)
@@ -161,7 +161,7 @@ def adopt_scores(database: Database, objective: str) -> int:
 
 
 def record_activation(database: Database, model: str, activation: Activation) -> bool:
-    """Keep when a version first served; False when that was known, or the version is not."""
+    """Record when a version first served; return False if that or the version is not new."""
     with database.write() as connection:
         first = connection.execute(
             update(versions)
@@ -176,7 +176,7 @@ def record_activation(database: Database, model: str, activation: Activation) ->
 
 
 def _not_forgotten(connection: Connection, rows: Sequence[Row], time: str) -> list[Row]:
-    """The rows but those from before their user was forgotten."""
+    """Return the rows without those from before their user was forgotten."""
     times = forgotten_times(connection, {row["user_hash"] for row in rows})
     return [row for row in rows if row[time] > times.get(row["user_hash"], float("-inf"))]
 

@@ -1,4 +1,4 @@
-"""Which samples a feedback event makes: the table of the design, in code.
+"""Which samples a feedback event makes.
 
 | feedback | objective: kind of sample |
 | --- | --- |
@@ -9,9 +9,9 @@
 | rating | reward_model: rating; grpo: rating, where rated answers are rewards |
 | comment | none |
 
-`topic` is what a verdict is about and `verdict` what it says of it: of the verdicts of one user on
-one topic only the last counts (see `votes`). The two ways to say which of two completions is better
-share their topic.
+`topic` is what a verdict is about and `verdict` what it says: of one user's verdicts on one topic
+only the last counts (see `verdict_rules`). The two ways to say which of two completions is better
+share a topic.
 """
 
 import hashlib
@@ -31,9 +31,9 @@ PAIR_OBJECTIVES = (Objective.DPO, Objective.REWARD_MODEL)
 
 
 def samples_of(row: Row, now: float, *, ratings_reward: bool = False) -> list[Row]:
-    """The sample rows a row of `feedback` makes; with `ratings_reward` a rating is also a reward.
+    """Return the sample rows of a row of `feedback`; `ratings_reward` makes a rating a reward too.
 
-    They wait for the rollouts they speak of by not being ready.
+    They are not ready until the rollouts they refer to are recorded.
     """
     judgement = json.loads(row["payload"])
     match row["kind"]:
@@ -76,7 +76,7 @@ def samples_of(row: Row, now: float, *, ratings_reward: bool = False) -> list[Ro
 
 
 def ranked_completions(row: Row) -> list[Row]:
-    """The rows of `rankings` a row of `feedback` makes."""
+    """Return the rows of `rankings` of a row of `feedback`."""
     if row["kind"] != "ranking":
         return []
     return [
@@ -86,7 +86,7 @@ def ranked_completions(row: Row) -> list[Row]:
 
 
 def pair_topic(first: str, second: str) -> str:
-    """The topic of which of two completions is better."""
+    """Return the topic "which of these two completions is better"."""
     return "pair:" + "|".join(sorted((first, second)))
 
 

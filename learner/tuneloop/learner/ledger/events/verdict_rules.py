@@ -1,4 +1,4 @@
-"""Which verdicts and which pairs of siblings count: a function of what is recorded and is used.
+"""Which verdicts and which pairs of siblings count: a function of what is recorded and used.
 
 Rules, for the verdicts of one user on one topic (a thumb, a rating or an edit of one completion,
 which of two completions is better, the order of several), in the order they were accepted:
@@ -7,12 +7,12 @@ which of two completions is better, the order of several), in the order they wer
 * The last verdict counts, unless the newest used one says the same: saying it again changes
   nothing.
 * Every other unused verdict is superseded.
-* A retracted verdict was never given; an expired one is not learned from but has its say.
-* `current` are the last verdict and the used ones that say the same: what may be replayed.
+* A retracted verdict counts as never given; an expired one is not learned from but still counts.
+* `current` marks the last verdict and the used ones that say the same: they may be replayed.
 
 Two completions of one request with opposite thumbs of one user also make a pair, as long as both
 thumbs are the user's last word on them. Since the rules read the recorded state and not the order
-in which it came, any interleaving and any repetition of events ends in the same samples.
+in which it came, any order and any repetition of events leads to the same samples.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from tuneloop.learner.ledger.schema import rollouts, samples
 from tuneloop.learner.samples import Objective, SampleState
 
 COUNTED = (SampleState.OPEN, SampleState.USED, SampleState.SUPERSEDED, SampleState.EXPIRED)
-"""States that take part; what was refused or retracted, or is stale, has no say."""
+"""States that take part; refused, retracted and stale samples do not."""
 
 
 def settle_votes(connection: Connection, objective: str, topic: str, user_hash: str) -> None:
@@ -51,7 +51,7 @@ def settle_votes(connection: Connection, objective: str, topic: str, user_hash: 
 
 
 def _states(votes: Sequence[Row]) -> list[str]:
-    """The state each vote should have; `votes` in the order they were accepted."""
+    """Return the state each vote should have; `votes` are in the order they were accepted."""
     settled = (SampleState.USED, SampleState.EXPIRED)
     states = [
         vote["state"] if vote["state"] in settled else SampleState.SUPERSEDED for vote in votes
@@ -73,7 +73,7 @@ def _set(connection: Connection, found: Row, objective: str, **values: Any) -> N
 
 
 def settle_siblings(connection: Connection, group_id: str, now: float) -> None:
-    """Make the pairs that opposite thumbs on completions of one request imply, and undo others."""
+    """Make the pairs that opposite thumbs on one request's completions imply; supersede others."""
     siblings = {
         row.completion_id: row.prompt_tokens
         for row in connection.execute(
@@ -93,7 +93,7 @@ def settle_siblings(connection: Connection, group_id: str, now: float) -> None:
         elif row.state == SampleState.USED:
             _set(connection, known, Objective.DPO, current=True)
         else:
-            # It is as old as the later of the two thumbs, whichever was recorded first.
+            # The pair is as old as the later of its two thumbs, in whichever order they came.
             accepted_time = pair["accepted_time"]
             _set(
                 connection,

@@ -1,4 +1,4 @@
-"""How far judgements can be trusted: raters' among each other, and the reward model's."""
+"""How far judgements can be trusted: how raters agree, and how well the reward model ranks."""
 
 import json
 import math
@@ -12,26 +12,26 @@ from tuneloop.learner.ledger.schema import samples, scores
 from tuneloop.learner.samples import Objective, SampleState
 
 WINDOW = 128
-"""Latest thumbs that are looked at."""
+"""The number of latest thumbs to use."""
 LEAST_OF_EACH = 8
-"""Thumbs up, and thumbs down, below which the share says too little."""
+"""The fewest thumbs up, and thumbs down, for a share to mean anything."""
 
 VERDICTS = 4096
-"""Latest thumbs and comparisons that agreement is judged by."""
+"""The number of latest thumbs and comparisons that agreement is computed from."""
 PRIOR = 20.0
-"""Agreeing pairs of verdicts that are taken for granted: the estimate starts at 0."""
+"""Agreeing pairs of verdicts that are assumed: the estimate starts at 0."""
 HIGHEST_FLIP_RATE = 0.4
 """The robust loss divides by 1 − 2ε."""
 
 
 def flip_rate(connection: Connection) -> float:
-    """Probability ε that a verdict is the wrong way round, from verdicts on the same thing.
+    """Return the probability ε that a verdict is flipped, from verdicts on the same thing.
 
     Two verdicts on one completion (thumbs), or on which of two is better (comparisons, rankings),
     by two users or by one user twice, are two noisy readings of one truth. Each flipped with
     probability ε, they differ with probability d = 2ε(1 − ε), hence ε = (1 − √(1 − 2d)) / 2. `d` is
-    drawn to 0 as if `PRIOR` pairs had agreed. Tastes that differ count as noise: there is one
-    policy for all.
+    shrunk towards 0 as if `PRIOR` more pairs had agreed. Differing tastes count as noise: there is
+    one policy for all.
     """
     latest = (
         select(
@@ -72,14 +72,14 @@ def flip_rate(connection: Connection) -> float:
 
 
 def flip_rate_of(disagreement: float) -> float:
-    """ε of the share `d` of pairs of verdicts that differ."""
+    """Return ε for the share `d` of pairs of verdicts that differ."""
     if disagreement >= 0.5:
         return HIGHEST_FLIP_RATE
     return min(HIGHEST_FLIP_RATE, (1 - math.sqrt(1 - 2 * disagreement)) / 2)
 
 
 def _disagreement(verdicts: Sequence[str]) -> tuple[float, float]:
-    """How many independent pairs several users' verdicts are worth, and the share that differs."""
+    """Return how many independent pairs the verdicts are worth, and the share that differs."""
     count = len(verdicts)
     if count < 2:
         return 0.0, 0.0
@@ -89,11 +89,11 @@ def _disagreement(verdicts: Sequence[str]) -> tuple[float, float]:
 
 
 def ranking_accuracy(database: Database) -> float | None:
-    """Share of pairs of one liked and one disliked answer that the reward model ranked right.
+    """Return the share of pairs (liked, disliked) that the reward model ranked correctly.
 
     Each answer counts with its first score, given before its thumb was trained on, so this is
-    accuracy on unseen data (the area under the ROC curve; a tie counts half). None where there are
-    too few thumbs of either kind.
+    accuracy on unseen data (the area under the ROC curve; a tie counts half). None if there
+    are too few thumbs of either kind.
     """
     first = (
         select(scores.c.completion_id, func.min(scores.c.reward_model_version).label("version"))
@@ -130,7 +130,7 @@ def ranking_accuracy(database: Database) -> float | None:
 
 
 def reward_model_score(results: str) -> float | None:
-    """The reward model's own score among the results of a row."""
+    """Return the reward model's own score among the results of a row."""
     for result in json.loads(results):
         if result["scorer"] == "reward_model" and result["score"] is not None:
             return float(result["score"])

@@ -1,4 +1,4 @@
-"""Rows of ready samples as what the trainers take."""
+"""Turn rows of ready samples into the samples that trainers take."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -33,11 +33,11 @@ from tuneloop.rollouts import ChatMessage, FinishReason
 Sample = PolicySample | RewardSample
 
 EditTokens = Callable[[str, Sequence[int]], tuple[int, ...]]
-"""Token ids of an edited answer, with the end of turn; given the tokens of the original."""
+"""Returns the token ids of an edited answer and its end of turn, given the original's tokens."""
 
 
 def problem_of(row: Any) -> str | None:
-    """Why a ready sample cannot be trained on, or None."""
+    """Return why a ready sample cannot be trained on, or None."""
     if row.rejected_id is not None:
         if row.rejected_id == row.completion_id:
             return "a completion compared with itself"
@@ -55,7 +55,7 @@ def problem_of(row: Any) -> str | None:
 
 
 def text_of(row: Any) -> str:
-    """The edited answer of a demonstration."""
+    """Return the edited answer of a demonstration."""
     return str(json.loads(row.payload)["text"])
 
 
@@ -67,7 +67,7 @@ class Builder:
         self._edit_tokens = edit_tokens
 
     def build(self, row: Any) -> Sample:
-        """The sample of a row that has no problem."""
+        """Return the sample of a row that has no problem."""
         match row.objective:
             case Objective.KTO:
                 return ThumbSample(
@@ -82,13 +82,13 @@ class Builder:
             case Objective.PPO:
                 return self.scored(row)
             case Objective.GRPO:
-                # The mean of a user's ratings is what to expect of one: 0.
+                # The expected rating is the mean of the user's ratings, which is 0.
                 rated = self.scored(row)
                 return ScoredGroup(sample_id=row.sample_id, samples=(rated,), baseline=0.0)
         return self._reward_sample(row)
 
     def scored(self, row: Any) -> ScoredSample:
-        """A rollout with its reward: its score, or the rating somebody gave it."""
+        """Return a rollout with its reward: its score, or the rating a user gave it."""
         rated = row.kind == "rating"
         return ScoredSample(
             sample_id=row.sample_id,
@@ -104,13 +104,13 @@ class Builder:
             sample_id=row.sample_id,
             chosen=self._edited(row) if edited else sequence_of(row, "chosen"),
             rejected=sequence_of(row, "chosen" if edited else "rejected"),
-            # Who wrote a better answer did not press the wrong button.
+            # A user who wrote a better answer did not press the wrong button.
             flip_rate=0.0 if edited else self._flip_rate,
             weight=row.weight,
         )
 
     def _edited(self, row: Any) -> TokenSequence:
-        """The edited answer after the rollout's prompt, at the temperature that is served."""
+        """Return the edited answer after the rollout's prompt, at the serving temperature."""
         assert self._edit_tokens is not None, "edits are taken with the policy's tokenizer"
         original = sequence_of(row, "chosen")
         return TokenSequence(
@@ -157,26 +157,26 @@ class Builder:
 
 
 def sequence_of(row: Any, which: str) -> TokenSequence:
-    """Prompt and completion of the `chosen` or the `rejected` rollout of a row."""
+    """Return prompt and completion of the `chosen` or the `rejected` rollout of a row."""
     columns = row._mapping
     return TokenSequence(
         prompt_token_ids=unpack_ids(columns[f"{which}_prompt_tokens"]),
         completion_token_ids=unpack_ids(columns[f"{which}_completion_tokens"]),
         generation_logprobs=unpack_logprobs(columns[f"{which}_generation_logprobs"]),
-        # At temperature 0 no scale is defined; preferences are compared at the model's own.
+        # Temperature 0 has no log-probs; preferences are then compared at temperature 1.
         temperature=columns[f"{which}_temperature"] or 1.0,
     )
 
 
 def prompt_of(row: Any) -> str:
-    """The prompt as the reward model reads it."""
+    """Return the prompt as the reward model reads it."""
     turns = json.loads(row.chosen_messages)
     messages = [ChatMessage(role=role, content=content) for role, content in turns]
     return prompt_as_text(messages, row.chosen_prompt_text)
 
 
 def reward_of(connection: Connection, completion_id: str) -> float:
-    """The reward by the newest reward model among the scores that count most."""
+    """Return the newest reward model's reward, from an informative score if there is one."""
     query = (
         select(scores.c.reward)
         .where(scores.c.completion_id == completion_id, scores.c.reward.is_not(None))

@@ -3,10 +3,10 @@
 A group is ready when the scores of all completions that were asked for have arrived, or some time
 after the first of them. A completion that could not be scored is left out of its group.
 
-A completion without siblings needs something else to be compared with. Its baseline is the mean
-reward of other rollouts of the same kind (tenant and source), drawn to that of other answers to the
-same prompt as far as there are any. The baseline does not depend on the completion itself, so the
-gradient stays unbiased. Its reward alone would be none: it pushes every answer the same way.
+A completion without siblings is compared with other requests. Its baseline is the mean reward of
+other rollouts of the same kind (tenant and source), shrunk towards the mean of other answers to the
+same prompt if there are any. The baseline does not depend on the completion itself, so the gradient
+stays unbiased. Without a baseline its reward would push every answer the same way.
 """
 
 import math
@@ -25,19 +25,19 @@ from tuneloop.rollouts import FinishReason
 
 OBJECTIVE = Objective.GRPO
 WINDOW = 256
-"""Latest rewards that a baseline is made of."""
+"""The number of latest rewards that a baseline is computed from."""
 LEAST_OTHERS = 8
-"""Rewards of others below which there is no baseline yet."""
+"""The fewest rewards of other rollouts that make a baseline."""
 DOMAIN_WEIGHT = 4.0
-"""Answers to the same prompt that the mean of the domain weighs as much as."""
+"""The number of answers to the same prompt that the mean of its kind weighs as much as."""
 LOOK_AHEAD = 1024
-"""Waiting rollouts that are looked at."""
+"""The most waiting rollouts to read."""
 KIND_OF_PROMPT = ("tenant", "source", "prompt_sha256")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
-    """One scored rollout among those a baseline is made of."""
+    """One scored rollout of a baseline."""
 
     completion_id: str
     prompt_sha256: str
@@ -52,7 +52,7 @@ def readiness(
     exclude: Collection[str] = (),
     oldest_allowed: int | None = None,
 ) -> Readiness:
-    """Rollouts in groups that are ready, without those in `exclude`."""
+    """Count the rollouts in ready groups, without those in `exclude`."""
     with database.read() as connection:
         groups = Waiting(connection, oldest_allowed).groups(now - wait_seconds, exclude)
     rows = [row for group in groups for row in group]
@@ -60,7 +60,7 @@ def readiness(
     return Readiness(count=len(rows), oldest_time=oldest)
 
 
-def take(
+def take_groups(
     database: Database,
     limit: int,
     *,
@@ -69,7 +69,7 @@ def take(
     exclude: Collection[str] = (),
     oldest_allowed: int | None = None,
 ) -> tuple[list[ScoredGroup], list[Refusal]]:
-    """The oldest ready groups, as many as `limit` rollouts allow but at least one.
+    """Return the oldest ready groups, as many as `limit` rollouts allow but at least one.
 
     A rating is a group of its own, whose reward is compared with the mean of the user's ratings.
     """
@@ -118,7 +118,7 @@ class Waiting:
         self._rewards: dict[tuple[str, str], list[Reward]] = {}
 
     def groups(self, latest: float, exclude: Collection[str]) -> list[list[Any]]:
-        """The ready ones by group, oldest first; those that came after `latest` only if whole."""
+        """Return the ready groups, oldest first; a group newer than `latest` only if complete."""
         query = (
             ready_samples(
                 samples.c.sample_id,
@@ -148,7 +148,7 @@ class Waiting:
         return [group for group in groups.values() if self._is_ready(group, arrived, latest)]
 
     def whole(self, group: Sequence[Any]) -> list[Any]:
-        """The rows of a group with all that a sample is built of."""
+        """Return the rows of a group with every column that a sample is built from."""
         ids = [row.sample_id for row in group]
         query = ready_samples(*COLUMNS).where(
             samples.c.objective == OBJECTIVE, samples.c.sample_id.in_(ids)
@@ -156,7 +156,7 @@ class Waiting:
         return list(self._connection.execute(query.order_by(samples.c.sample_id)))
 
     def baseline(self, row: Any) -> float | None:
-        """What to expect of a single completion; None while too little is known."""
+        """Return the expected reward of a single completion; None while too little is known."""
         columns = row._mapping
         named = {name: columns.get(name, columns.get(f"chosen_{name}")) for name in KIND_OF_PROMPT}
         others = [
@@ -180,7 +180,7 @@ class Waiting:
         return len(group) > 1 or self.baseline(first) is not None
 
     def _arrived(self, group_ids: Sequence[str]) -> dict[str, int]:
-        """How many completions of each group were scored or never will be."""
+        """Return how many completions of each group were scored or never will be."""
         settled = or_(
             rollouts.c.finish_reason == FinishReason.ABORT.value,
             rollouts.c.completion_id.in_(select(scores.c.completion_id)),
@@ -193,7 +193,7 @@ class Waiting:
         return {row[0]: row[1] for row in self._connection.execute(query)}
 
     def _latest_rewards(self, tenant: str, source: str) -> list[Reward]:
-        """The newest reward of each of the latest scored rollouts of a kind."""
+        """Return the newest reward of each of the latest scored rollouts of a kind."""
         if (tenant, source) in self._rewards:
             return self._rewards[tenant, source]
         query = (

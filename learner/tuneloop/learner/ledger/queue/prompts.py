@@ -12,18 +12,18 @@ from tuneloop.rollouts import RolloutSource
 
 
 def recorded(database: Database, group_ids: set[str]) -> set[str]:
-    """Which of these groups have a rollout in the ledger."""
+    """Return which of these groups have a rollout in the ledger."""
     query = select(rollouts.c.group_id).where(rollouts.c.group_id.in_(group_ids)).distinct()
     with database.read() as connection:
         return set(connection.execute(query).scalars())
 
 
 def outstanding(database: Database, serving: int, oldest_version: int) -> int:
-    """Prompts with rollouts from `oldest_version` on that have led to nothing yet.
+    """Count prompts with rollouts since `oldest_version` that nothing was learned from yet.
 
-    A prompt is done with when one of its rollouts was used or is stale. Where none ever made a
-    sample (no scorer had anything to say) it is done with once another version serves: asking the
-    same version for more would be as idle.
+    A prompt is done once one of its rollouts was used or is stale. If none ever made a sample (no
+    scorer had anything to say) it is done once another version serves: asking the same version
+    again would bring nothing either.
     """
     query = (
         select(rollouts.c.group_id, rollouts.c.policy_version, samples.c.state)
@@ -49,7 +49,7 @@ def outstanding(database: Database, serving: int, oldest_version: int) -> int:
 
 
 def hold_out(database: Database, prompts: Iterable[tuple[int, ...]]) -> None:
-    """Hold out these prompts, given as token ids, in place of those held out before."""
+    """Hold out these prompts, given as token ids, replacing those held out before."""
     hashes = sorted({prompt_sha256(prompt) for prompt in prompts})
     with database.write() as connection:
         connection.execute(delete(held_out))

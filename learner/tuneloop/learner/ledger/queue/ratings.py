@@ -1,4 +1,4 @@
-"""Ratings on one scale: in standard deviations from the mean of the user who gave them."""
+"""Put ratings on one scale: standard deviations from the mean of the user who gave them."""
 
 import json
 import math
@@ -10,29 +10,29 @@ from sqlalchemy import Connection, select
 from tuneloop.learner.ledger.schema import feedback
 
 PRIOR = 1.0
-"""Ratings of the crowd that each user is credited with."""
+"""The number of ratings of the crowd that each user starts with."""
 
 
 LIMIT = 3.0
-"""Standard deviations beyond which a rating says no more."""
+"""The most standard deviations that a rating counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """How ratings are spread."""
+    """The mean and spread of ratings."""
 
     mean: float
     deviation: float
 
     def standardised(self, value: float) -> float:
-        """A rating in standard deviations, at most `LIMIT`; 0 where all ratings are equal."""
+        """Return a rating in standard deviations, at most `LIMIT`; 0 if all ratings are equal."""
         if self.deviation < 1e-9 * max(1.0, abs(self.mean)):
             return 0.0
         return max(-LIMIT, min(LIMIT, (value - self.mean) / self.deviation))
 
 
 def scale_of(ratings: Sequence[float], crowd: Scale | None = None) -> Scale:
-    """Mean and standard deviation of ratings, and of `PRIOR` more that are spread like `crowd`.
+    """Return mean and deviation of ratings and of `PRIOR` more that are spread like `crowd`.
 
     With n ratings and the crowd's mean m₀ and variance v₀, both divided by n + PRIOR:
     mean = (Σ r + PRIOR·m₀), variance = (Σ (r − mean)² + PRIOR·(v₀ + (m₀ − mean)²)).
@@ -56,16 +56,16 @@ class Ratings:
         self._scales = {user: scale_of(given, self._crowd) for user, given in by_user.items()}
 
     def standardised(self, user: str, value: float) -> float:
-        """A rating in standard deviations from its user's mean; the crowd's for an unknown user."""
+        """Return a rating in deviations from its user's mean; the crowd's for unknown users."""
         return self._scales.get(user, self._crowd).standardised(value)
 
 
 WINDOW = 8192
-"""Latest ratings that are looked at."""
+"""The number of latest ratings to use."""
 
 
 def read(connection: Connection) -> Ratings:
-    """The last rating of each user on each completion, of the latest ones."""
+    """Read the last rating of each user on each completion, among the latest ones."""
     query = (
         select(feedback.c.user_hash, feedback.c.completion_id, feedback.c.payload)
         .where(feedback.c.kind == "rating", feedback.c.status != "retracted")

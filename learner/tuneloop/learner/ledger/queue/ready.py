@@ -1,7 +1,7 @@
-"""Samples that can be trained on now: their event and every rollout it speaks of are recorded.
+"""Samples that can be trained on now: their event and every rollout it refers to are recorded.
 
-A rollout that was sampled to evaluate a version, and any answer to a prompt that is held out for
-that, is never part of one.
+Rollouts that were sampled to evaluate a version, and answers to prompts that are held out for that,
+are never part of a sample.
 """
 
 from collections.abc import Collection, Sequence
@@ -30,20 +30,20 @@ ranked = rollouts.alias("ranked")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
-    """How many samples of an objective are ready, and since when the first of them has been."""
+    """How many samples of an objective are ready, and since when the oldest one is."""
 
     count: int
     oldest_time: float | None
-    """Seconds since the epoch at which the oldest ready one was recorded."""
+    """When the oldest ready one was recorded, in seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleCounts:
-    """Samples of one objective."""
+    """How many samples of one objective there are."""
 
     ready: int
     waiting: int
-    """Recorded, but a rollout it speaks of is not."""
+    """Recorded, but a rollout they refer to is not."""
     used: int
 
 
@@ -55,7 +55,7 @@ class Refusal:
     objective: str
     reason: str
     user_hash: str = ""
-    """Whose it is, where that is known."""
+    """Whose sample it is, if known."""
 
 
 def readiness(
@@ -82,7 +82,7 @@ def readiness(
 
 
 def counts(database: Database, objective: str) -> SampleCounts:
-    """Ready, waiting and used samples of an objective."""
+    """Count the ready, waiting and used samples of an objective."""
     is_open = and_(samples.c.objective == objective, samples.c.state == SampleState.OPEN)
     waiting = with_rollouts(func.count()).where(is_open, not_(ALL_RECORDED))
     used = select(func.count()).where(uses.c.objective == objective, uses.c.epoch == 0)
@@ -94,7 +94,7 @@ def counts(database: Database, objective: str) -> SampleCounts:
         )
 
 
-def take(
+def take_samples(
     database: Database,
     objective: str,
     limit: int,
@@ -104,12 +104,13 @@ def take(
     of_each_user: int | None = None,
     oldest_allowed: int | None = None,
 ) -> tuple[list[Sample], list[Refusal]]:
-    """The oldest ready samples of an objective, at most `limit`, without those in `exclude`.
+    """Return the oldest ready samples of an objective, at most `limit`, without `exclude`.
 
-    What users say comes before what was imported, however much that is. Of each user the oldest
-    `of_each_user` come before all others, so that nobody's flood keeps others waiting.
-    Taking changes nothing: a sample is used when the step that used it is committed. The second
-    list names ready samples that cannot be trained on.
+    Users' feedback comes before imported feedback. The oldest `of_each_user` samples of each user
+    come before all others, so that one user's flood keeps nobody waiting. With `oldest_allowed`,
+    only samples that no earlier version of the policy sampled. This changes nothing: a sample is
+    used once the step that used it is committed. The second list names ready samples that cannot
+    be trained on.
     """
     query = ready_samples(*COLUMNS).where(
         samples.c.objective == objective, samples.c.state == SampleState.OPEN
@@ -140,7 +141,7 @@ def take(
 
 
 def refuse(database: Database, refusals: Sequence[Refusal]) -> None:
-    """Take samples out for good, with the reason kept beside them."""
+    """Refuse samples for good, and record why."""
     with database.write() as connection:
         for refusal in refusals:
             connection.execute(
@@ -155,7 +156,7 @@ def refuse(database: Database, refusals: Sequence[Refusal]) -> None:
 
 
 def unreported(database: Database, limit: int) -> list[Refusal]:
-    """Refused samples of which no dead letter was sent yet, oldest first."""
+    """Return refused samples whose dead letter was not sent yet, oldest first."""
     query = (
         with_rollouts(
             samples.c.sample_id, samples.c.objective, samples.c.note, WHOSE.label("user_hash")
@@ -177,7 +178,7 @@ def unreported(database: Database, limit: int) -> list[Refusal]:
 
 
 def mark_reported(database: Database, refusal: Refusal) -> None:
-    """A dead letter was sent of a refused sample."""
+    """Record that the dead letter of a refused sample was sent."""
     with database.write() as connection:
         connection.execute(
             update(samples)
@@ -192,9 +193,9 @@ def mark_reported(database: Database, refusal: Refusal) -> None:
 def mark_stale(
     database: Database, objective: str, oldest_allowed: int, exclude: Collection[str] = ()
 ) -> int:
-    """Take out scored samples with tokens of versions below `oldest_allowed`; how many there were.
+    """Mark scored samples with tokens of versions below `oldest_allowed` stale; return how many.
 
-    For the objectives that learn from a policy's own samples: `ppo` and `grpo`.
+    For the objectives that learn from the policy's own samples: `ppo` and `grpo`.
     """
     old = (
         select(samples.c.sample_id)
@@ -237,9 +238,9 @@ LAST_WORD = or_(
     samples.c.state == SampleState.OPEN,
     and_(samples.c.state == SampleState.USED, samples.c.current.is_(True)),
 )
-"""What users say now, learned from or not."""
+"""What users say now, whether it was learned from or not."""
 WHOSE = case((samples.c.user_hash == "", chosen.c.user_hash), else_=samples.c.user_hash)
-"""Who judged; of a scored rollout, who asked."""
+"""The user who judged; for a scored rollout, the user who asked."""
 AGE = (samples.c.accepted_time, samples.c.sample_id)
 COLUMNS: list[ColumnElement[Any]] = [
     *samples.c,
@@ -247,11 +248,11 @@ COLUMNS: list[ColumnElement[Any]] = [
     *(column.label(f"rejected_{column.name}") for column in rejected.c),
     feedback.c.payload,
 ]
-"""What `Builder` reads."""
+"""The columns `Builder` reads."""
 
 
 def with_rollouts(*columns: ColumnElement[Any]) -> Any:
-    """Select from samples, with the rollouts and the feedback they speak of where there are any."""
+    """Select from samples, joined with the rollouts and the feedback they refer to, if recorded."""
     return (
         select(*columns)
         .select_from(samples)
@@ -262,5 +263,5 @@ def with_rollouts(*columns: ColumnElement[Any]) -> Any:
 
 
 def ready_samples(*columns: ColumnElement[Any]) -> Any:
-    """Select from the samples whose rollouts are all there and may be learned from."""
+    """Select from the samples whose rollouts are all recorded and may be learned from."""
     return with_rollouts(*columns).where(ALL_RECORDED, FOR_LEARNING)

@@ -1,8 +1,8 @@
-"""What the reference policy gives each completion token: computed once, kept, put into samples.
+"""The reference policy's log-probs of completion tokens: computed once, stored, put into samples.
 
-Kept by what a sequence is (its tokens and temperature), so that one completion in several samples,
-objectives and epochs is computed once. Good for one base model: `keep_for` empties the cache when
-another one is served.
+They are stored by a hash of the sequence's tokens and temperature, so one completion in several
+samples, objectives and epochs is computed once. They belong to one base model: `set_base_model`
+empties the cache when another one is served.
 """
 
 import hashlib
@@ -26,15 +26,15 @@ from tuneloop.learner.samples import (
 )
 
 REFERENCE = "reference policy"
-"""Fact of the ledger: what the log-probs are of."""
+"""The ledger's fact that names the base model of the log-probs."""
 ROWS_AT_ONCE = 500
 
 Compute = Callable[[Sequence[TokenSequence]], Sequence[tuple[float, ...]]]
-"""The reference policy's log-probs of the completion tokens; () for what it cannot take."""
+"""Returns the reference policy's log-probs of completion tokens; () where it cannot score one."""
 
 
-def keep_for(database: Database, identity: str) -> None:
-    """Keep the log-probs if they are of this base model, else forget them all."""
+def set_base_model(database: Database, identity: str) -> None:
+    """Name the base model that is served; delete the log-probs if they are of another one."""
     if database.fact(REFERENCE) == identity:
         return
     with database.write() as connection:
@@ -49,9 +49,9 @@ def with_references(
     needed_by: Collection[str],
     compute: Compute,
 ) -> dict[str, list[Any]]:
-    """The samples by objective with reference log-probs, as far as they are known.
+    """Return the samples by objective with the reference log-probs that are known.
 
-    What the objectives of `needed_by` lack is computed and kept.
+    Those that the objectives of `needed_by` lack are computed and stored.
     """
     sequences = {
         objective: {
@@ -62,7 +62,7 @@ def with_references(
         }
         for objective, group in samples.items()
     }
-    known = load(database, [key for group in sequences.values() for key in group])
+    known = load_logprobs(database, [key for group in sequences.values() for key in group])
     missing = {
         key: sequence
         for objective in sequences.keys() & set(needed_by)
@@ -72,7 +72,7 @@ def with_references(
     if missing:
         computed = compute(list(missing.values()))
         fresh = {k: logprobs for k, logprobs in zip(missing, computed, strict=True) if logprobs}
-        save(database, fresh)
+        save_logprobs(database, fresh)
         known |= fresh
     return {
         objective: [_with_known(sample, known) for sample in group]
@@ -80,8 +80,8 @@ def with_references(
     }
 
 
-def load(database: Database, keys: Iterable[str]) -> dict[str, tuple[float, ...]]:
-    """What is known of the sequences with these keys."""
+def load_logprobs(database: Database, keys: Iterable[str]) -> dict[str, tuple[float, ...]]:
+    """Return the log-probs that are known for these keys."""
     found: dict[str, tuple[float, ...]] = {}
     wanted = sorted(set(keys))
     with database.read() as connection:
@@ -93,15 +93,15 @@ def load(database: Database, keys: Iterable[str]) -> dict[str, tuple[float, ...]
     return found
 
 
-def save(database: Database, logprobs: Mapping[str, Sequence[float]]) -> None:
-    """Keep log-probs by key."""
+def save_logprobs(database: Database, logprobs: Mapping[str, Sequence[float]]) -> None:
+    """Store log-probs by key."""
     rows = [{"sequence": key, "logprobs": pack_logprobs(v)} for key, v in logprobs.items()]
     with database.write() as connection:
         insert_new(connection, reference_logprobs, rows, ("sequence",))
 
 
 def key_of(sequence: TokenSequence) -> str:
-    """What a sequence's log-probs are kept by."""
+    """Return the key of a sequence's log-probs."""
     prompt = sequence.prompt_token_ids
     head = struct.pack("<dq", sequence.temperature, len(prompt))
     tokens = pack_ids((*prompt, *sequence.completion_token_ids))
@@ -121,7 +121,7 @@ def sequences_of(sample: Any) -> tuple[TokenSequence, ...]:
 
 
 def filled(sequence: TokenSequence, known: Mapping[str, tuple[float, ...]]) -> TokenSequence:
-    """The sequence with its log-probs, where they are known."""
+    """Return the sequence with its log-probs, if known."""
     logprobs = sequence.ref_logprobs or known.get(key_of(sequence), ())
     return replace(sequence, ref_logprobs=logprobs)
 

@@ -1,4 +1,4 @@
-"""Used preference samples, to be learned from once more beside new ones."""
+"""Used preference samples that are learned from again beside new ones."""
 
 import random
 from collections.abc import Collection
@@ -12,7 +12,7 @@ from tuneloop.learner.ledger.schema import samples, uses
 from tuneloop.learner.samples import SampleState
 
 WINDOW = 2048
-"""Latest used samples that are chosen from."""
+"""The number of latest used samples to choose from."""
 
 
 def replays(
@@ -25,10 +25,10 @@ def replays(
     edit_tokens: EditTokens | None = None,
     not_before: float = 0.0,
 ) -> list[Sample]:
-    """Up to `count` used samples of an objective, those used least first, else at random.
+    """Return up to `count` used samples of an objective: the least used first, else at random.
 
-    Only what is still the user's last word and was accepted since `not_before`. Equal `seed` and
-    ledger give equal samples.
+    Only what is still the user's last word and was accepted since `not_before`. The same `seed` and
+    ledger give the same samples.
     """
     with database.read() as connection:
         recent = (
@@ -49,7 +49,7 @@ def replays(
             .group_by(uses.c.sample_id)
         )
         used = {row[0]: row[1] for row in connection.execute(counted)}
-        # Not for secrets: the same samples must come again after a crash.
+        # Not cryptographic: the same samples must come again after a crash.
         random.Random(seed).shuffle(ids)  # noqa: S311
         chosen = sorted(ids, key=lambda sample_id: used.get(sample_id, 0))[:count]
         query = ready_samples(*COLUMNS).where(

@@ -1,4 +1,4 @@
-"""What alarms look at: figures of the versions that answer now, and of those before them."""
+"""The figures alarms check: those of the versions that answer now, and of those before them."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -18,13 +18,13 @@ from tuneloop.learner.stats.moments import Sums
 from tuneloop.learner.stats.repetition import repetition
 
 VERSIONS = 64
-"""Latest versions that are looked at, of those that answered users."""
+"""The number of latest versions to read, among those that answered users."""
 ANSWERS = 128
-"""Latest answers whose repetition is counted, of the newest versions and of those before."""
+"""The number of latest answers whose repetition is computed, for either set of versions."""
 
 
 def seen(database: Database, *, least: int, window: int) -> Seen:
-    """All that alarms look at.
+    """Read all figures that alarms check.
 
     The newest versions are as many as have `least` thumbs and answers together, so that a version
     that was just published is not judged by its first answers.
@@ -39,7 +39,7 @@ def seen(database: Database, *, least: int, window: int) -> Seen:
 
 
 def thumbs_by_user(database: Database, window: int) -> Mapping[str, int]:
-    """Who gave the latest thumbs, how many each."""
+    """Return how many of the latest thumbs each user gave."""
     latest = (
         select(feedback.c.user_hash)
         .where(feedback.c.kind == "thumb", feedback.c.status != "retracted")
@@ -104,7 +104,7 @@ def _thumbs(chosen: Any) -> Any:
 
 
 def _rewards(chosen: Any) -> Any:
-    """Of each answer its first reward: given before anything was learned from it."""
+    """Read the first reward of each answer: it came before anything was learned from it."""
     first = func.row_number().over(
         partition_by=scores.c.completion_id, order_by=scores.c.reward_model_version
     )
@@ -124,7 +124,7 @@ def _sums(row: Any) -> Sums:
 
 
 def _kl(database: Database) -> float | None:
-    """Of the newest version that answered the eval prompts; else of the newest step."""
+    """Return the KL of the newest evaluated version, else of the newest step."""
     version = evaluations.newest_evaluated(database)
     evaluated = None if version is None else evaluations.evaluate(database, version)
     if evaluated is not None and evaluated.kl is not None:

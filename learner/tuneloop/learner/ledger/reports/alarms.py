@@ -1,4 +1,4 @@
-"""Alarms over time: since when each is raised, so that a restart neither forgets nor repeats it."""
+"""Alarms over time: since when each is raised, so that a restart neither loses nor repeats it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,13 @@ class Raised:
     name: str
     since: datetime
     numbers: Mapping[str, float]
-    """What it is told by now."""
+    """The figures that raise it now."""
 
 
-def record(
+def record_alarms(
     database: Database, found: Sequence[Alarm], now: float
 ) -> tuple[list[Raised], list[str], list[str]]:
-    """Keep which alarms are raised; all of them, and the names of the new and of the ended ones."""
+    """Record the raised alarms; return them, the names of new ones and of those that ended."""
     names = {alarm.name for alarm in found}
     with database.write() as connection:
         still = alarms.c.cleared_time.is_(None)

@@ -1,4 +1,4 @@
-"""Answers to users and the thumbs on them, as every count of them takes them."""
+"""Answers to users and the thumbs on them, as every report counts them."""
 
 from collections.abc import Collection
 from typing import Any
@@ -12,16 +12,16 @@ BYTES_PER_TOKEN = 4
 
 of_users = rollouts.c.source == RolloutSource.USER.value
 length = func.length(rollouts.c.completion_tokens) / BYTES_PER_TOKEN
-"""Of an answer, in tokens."""
+"""The length of an answer in tokens."""
 
 
 def of_versions(versions: Collection[int]) -> Any:
-    """Condition: an answer of one of these versions to a user."""
+    """Return the condition "an answer of one of these versions to a user"."""
     return and_(of_users, rollouts.c.policy_version.in_(versions))
 
 
 def last_thumbs(answers: Any) -> Any:
-    """Subquery: of each rater's thumbs on an answer the last that was not retracted.
+    """Return a subquery of each rater's last thumb on each answer, without retracted ones.
 
     `answers` is a condition on rollouts; `user_hash` is of the user who asked.
     """

@@ -1,4 +1,4 @@
-"""What users of two versions were given and what they said of it, in the order in which it came."""
+"""Answers of two versions and what users said about them, in order of arrival."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,24 +11,24 @@ from tuneloop.learner.ledger.reports.answers import last_thumbs, of_versions
 from tuneloop.learner.ledger.schema import rollouts, scores
 
 EARLIER = 500
-"""Newest rewards from before, which later ones are compared with."""
+"""The number of newest earlier rewards that later ones are compared with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedAnswer:
-    """An answer to a user and what it came to."""
+    """An answer to a user and how it was judged."""
 
     user_hash: str
-    """Of the user who asked."""
+    """The hash of the user who asked."""
     group_id: str
-    """Of the request."""
+    """The group of the request."""
     policy_version: int
     value: float
     """A thumb as 0 or 1, or a reward."""
 
 
 def thumbs(database: Database, versions: Sequence[int], since: float) -> list[JudgedAnswer]:
-    """Thumbs on answers given `since`; of each rater's on an answer the last counts."""
+    """Return thumbs on answers given `since`: each rater's last one on each answer."""
     last = last_thumbs(_answers(versions, since))
     query = select(last).order_by(last.c.sequence, last.c.feedback_id)
     with database.read() as connection:
@@ -36,7 +36,7 @@ def thumbs(database: Database, versions: Sequence[int], since: float) -> list[Ju
 
 
 def rewards(database: Database, versions: Sequence[int], since: float) -> list[JudgedAnswer]:
-    """Rewards of answers given `since`, by the newest reward model that scored each."""
+    """Return rewards of answers given `since`, by the newest reward model that scored each."""
     query = _newest_scores(_answers(versions, since)).order_by(
         scores.c.scored_time, scores.c.completion_id
     )
@@ -45,7 +45,7 @@ def rewards(database: Database, versions: Sequence[int], since: float) -> list[J
 
 
 def earlier_rewards(database: Database, version: int, until: float) -> list[float]:
-    """The newest rewards of a version's answers that were given before."""
+    """Return the newest rewards of a version's answers given before `since`."""
     before = and_(of_versions([version]), rollouts.c.finished_time < until)
     query = _newest_scores(before).order_by(rollouts.c.finished_time.desc()).limit(EARLIER)
     with database.read() as connection:

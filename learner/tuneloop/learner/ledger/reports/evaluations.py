@@ -20,7 +20,7 @@ from tuneloop.learner.stats.moments import MeanWithMargin
 from tuneloop.rollouts import RolloutSource
 
 ANSWERS = 512
-"""Latest answers whose KL is looked after."""
+"""The number of latest answers whose reference log-probs are filled in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class EvaluationAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What a version's answers come to."""
+    """The figures of a version's answers."""
 
     policy_version: int
     prompts: int
@@ -51,11 +51,11 @@ class Evaluation:
     kl: float | None
     """In nats per token; None before the reference log-probs of every answer are known."""
     reward_model_version: int
-    """That scored last; rewards compare within one."""
+    """The reward model that scored last; only rewards of one reward model compare."""
 
 
 def evaluate(database: Database, version: int) -> Evaluation | None:
-    """How a version answers; None when it has answered nothing."""
+    """Return the figures of a version; None if it answered nothing."""
     found = answers(database, version)
     if not found:
         return None
@@ -73,7 +73,7 @@ def evaluate(database: Database, version: int) -> Evaluation | None:
 
 
 def newest_evaluated(database: Database) -> int | None:
-    """The newest version that has answered an eval prompt."""
+    """Return the newest version that answered an eval prompt."""
     query = select(func.max(rollouts.c.policy_version)).where(
         rollouts.c.source == RolloutSource.EVAL.value
     )
@@ -83,14 +83,14 @@ def newest_evaluated(database: Database) -> int | None:
 
 
 def answers_recorded(database: Database) -> int:
-    """Answers of all versions."""
+    """Count the answers of all versions."""
     query = select(func.count()).where(rollouts.c.source == RolloutSource.EVAL.value)
     with database.read() as connection:
         return int(connection.execute(query).scalar_one())
 
 
 def answered(database: Database, version: int) -> set[str]:
-    """Completion ids of a version's answers."""
+    """Return the completion ids of a version's answers."""
     query = select(rollouts.c.completion_id).where(
         rollouts.c.source == RolloutSource.EVAL.value, rollouts.c.policy_version == version
     )
@@ -99,7 +99,7 @@ def answered(database: Database, version: int) -> set[str]:
 
 
 def answers(database: Database, version: int) -> list[EvaluationAnswer]:
-    """A version's answers by prompt, each with its newest score."""
+    """Return a version's answers by prompt, each with its newest score."""
     of_version = select(rollouts.c.completion_id).where(
         rollouts.c.source == RolloutSource.EVAL.value, rollouts.c.policy_version == version
     )
@@ -123,7 +123,7 @@ def answers(database: Database, version: int) -> list[EvaluationAnswer]:
     with database.read() as connection:
         rows = connection.execute(query).all()
     sequences = [_sequence(row) for row in rows]
-    known = ref_logprobs.load(database, map(ref_logprobs.key_of, sequences))
+    known = ref_logprobs.load_logprobs(database, map(ref_logprobs.key_of, sequences))
     return [
         EvaluationAnswer(
             policy_version=version,
@@ -139,7 +139,7 @@ def answers(database: Database, version: int) -> list[EvaluationAnswer]:
 
 
 def without_reference(database: Database) -> Mapping[str, TokenSequence]:
-    """The latest answers whose reference log-probs are not known yet, by key."""
+    """Return the latest answers whose reference log-probs are not known yet, by key."""
     query = (
         select(rollouts)
         .where(rollouts.c.source == RolloutSource.EVAL.value)
@@ -149,7 +149,7 @@ def without_reference(database: Database) -> Mapping[str, TokenSequence]:
     with database.read() as connection:
         sequences = [_sequence(row) for row in connection.execute(query)]
     keys = {ref_logprobs.key_of(sequence): sequence for sequence in sequences}
-    known = ref_logprobs.load(database, keys)
+    known = ref_logprobs.load_logprobs(database, keys)
     return {key: sequence for key, sequence in keys.items() if key not in known}
 
 
@@ -176,6 +176,6 @@ def _kl(sequences: Sequence[TokenSequence]) -> float | None:
 
 
 def newest_evaluation(database: Database) -> Evaluation | None:
-    """The newest version's evaluation."""
+    """Return the newest version's evaluation."""
     version = newest_evaluated(database)
     return None if version is None else evaluate(database, version)

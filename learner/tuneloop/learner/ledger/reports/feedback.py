@@ -1,4 +1,4 @@
-"""Feedback as people look at it: newest first, with its texts and the versions that used it."""
+"""Feedback as people browse it: newest first, with its texts and the versions that used it."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class FeedbackFilters:
 
     kind: FeedbackKind | None = None
     up: bool | None = None
-    """Thumbs of this value."""
+    """Only thumbs of this value."""
     policy_version: int | None = None
     user_hash: str | None = None
     status: FeedbackStatus | None = None
@@ -30,7 +30,7 @@ class FeedbackFilters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedCompletion:
-    """A completion that feedback speaks of."""
+    """A completion that feedback refers to."""
 
     completion_id: str
     text: str
@@ -45,7 +45,7 @@ class FeedbackEntry:
     status: FeedbackStatus
     messages: tuple[ChatMessage, ...] = ()
     prompt_text: str = ""
-    """Empty before a rollout it speaks of is known."""
+    """Empty until a rollout it refers to is recorded."""
     completions: tuple[JudgedCompletion, ...] = ()
     used_by_versions: tuple[int, ...] = field(default=())
 
@@ -53,9 +53,9 @@ class FeedbackEntry:
 def browse(
     database: Database, policy: str, filters: FeedbackFilters, *, limit: int, before: str = ""
 ) -> tuple[list[FeedbackEntry], str]:
-    """At most `limit`, newest first, and where the next page begins (empty on the last).
+    """Return at most `limit`, newest first, and where the next page begins (empty on the last).
 
-    Raises `InvalidRequest` where `before` is no such place.
+    Raises `InvalidRequest` if `before` is not such a place.
     """
     query = select(feedback).order_by(
         feedback.c.accepted_time.desc(), feedback.c.feedback_id.desc()
@@ -88,7 +88,7 @@ def browse(
 
 
 def place_of(before: str) -> tuple[float, str]:
-    """Time and id of a place between pages; ids have no dots."""
+    """Return time and id of a place between pages; ids have no dots."""
     seconds, _, feedback_id = before.rpartition(".")
     try:
         return float(seconds), feedback_id
@@ -97,7 +97,7 @@ def place_of(before: str) -> tuple[float, str]:
 
 
 def described(connection: Connection, policy: str, rows: Sequence[Any]) -> list[FeedbackEntry]:
-    """Rows of `feedback` with the rollouts they speak of and the versions that used them."""
+    """Return rows of `feedback` with the rollouts they refer to and the versions that used them."""
     about = {row.feedback_id: json.loads(row.completion_ids) for row in rows}
     ids = sorted({completion for named in about.values() for completion in named})
     columns = ("completion_id", "messages", "prompt_text", "completion_text", "policy_version")
@@ -129,7 +129,7 @@ def described(connection: Connection, policy: str, rows: Sequence[Any]) -> list[
 
 
 def feedback_of(row: Any, policy: str) -> Feedback:
-    """The feedback of a row."""
+    """Return the feedback of a row."""
     judgement = json.loads(row.payload)
     lists = {name: tuple(value) for name, value in judgement.items() if isinstance(value, list)}
     kind = FeedbackKind(row.kind)
@@ -146,7 +146,7 @@ def feedback_of(row: Any, policy: str) -> Feedback:
 
 
 def versions_by_feedback(connection: Connection, rows: Sequence[Any]) -> dict[str, set[int]]:
-    """Versions of the policy that learned from each feedback, or from a pair it is half of."""
+    """Return the policy versions that learned from each feedback, or from a pair it is half of."""
     same = and_(samples.c.sample_id == uses.c.sample_id, samples.c.objective == uses.c.objective)
     learned = (
         select(

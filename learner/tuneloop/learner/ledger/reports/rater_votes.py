@@ -14,26 +14,26 @@ from tuneloop.learner.samples import Objective, SampleState
 from tuneloop.rollouts import RolloutSource
 
 VOTES = 4096
-"""Latest thumbs and comparisons that raters are judged by."""
+"""The number of latest thumbs and comparisons that raters are judged by."""
 ROWS_AT_ONCE = 500
 REWARD_MODEL = "reward model"
-"""As a rater. No user's hash has a space."""
+"""The reward model as a rater. No user's hash has a space."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """Whose a sample is."""
+    """The user and the tenant of a sample."""
 
     user: str
-    """Empty for what the service asked itself."""
+    """Empty for prompts of the service itself."""
     tenant: str
 
 
 def votes(database: Database) -> list[Vote]:
-    """The latest votes, in the order they were given, and the reward model's on the same things.
+    """Return the latest votes in order, and the reward model's votes on the same things.
 
-    The reward model votes with the first score it gave an answer, which had not learned from the
-    thumbs on it, against what it gives others: as many are good to it as are good to people.
+    The reward model votes with its first score of an answer, from before it learned from the
+    thumbs on it, compared with its other scores: it calls as many good as people do.
     """
     latest = (
         select(samples.c.topic, samples.c.user_hash, samples.c.verdict, samples.c.accepted_time)
@@ -54,19 +54,19 @@ def votes(database: Database) -> list[Vote]:
 
 
 def vote_of(topic: str, rater: str, verdict: str) -> Vote:
-    """A vote on a topic of `routing`."""
+    """Return the vote of a row."""
     family, _, about = topic.partition(":")
     up = verdict == "up" if family == "thumb" else verdict == about.split("|")[0]
     return Vote(topic=topic, rater=rater, up=up, family=family)
 
 
 def judged(topic: str) -> list[str]:
-    """The completions a topic is about."""
+    """Return the completions a topic is about."""
     return topic.partition(":")[2].split("|")
 
 
 def machine_votes(given: Sequence[Vote], score: Mapping[str, float]) -> list[Vote]:
-    """What the reward model says of the topics of `given`, where it scored their completions."""
+    """Return the reward model's votes on the topics of `given` whose completions it scored."""
     thumbs = {vote.topic: vote for vote in given if vote.family == "thumb"}
     scored = [score[i] for topic in thumbs for i in judged(topic) if i in score]
     threshold = 0.0
@@ -103,7 +103,7 @@ def _first_scores(connection: Connection, completion_ids: set[str]) -> dict[str,
 
 
 def informed_score(results: str) -> float | None:
-    """The reward model's own score among the results of a row, once it has something to say."""
+    """Return the reward model's own informative score among the results of a row, or None."""
     for result in json.loads(results):
         if result["scorer"] == "reward_model" and result["informative"]:
             return None if result["score"] is None else float(result["score"])
@@ -111,7 +111,7 @@ def informed_score(results: str) -> float | None:
 
 
 def active(database: Database, window: int) -> tuple[int, int]:
-    """How many users, and how many tenants, gave the latest feedback."""
+    """Return how many users and how many tenants gave the latest feedback."""
     latest = (
         select(feedback.c.user_hash, feedback.c.tenant)
         .where(feedback.c.status != "retracted")
@@ -128,7 +128,7 @@ def active(database: Database, window: int) -> tuple[int, int]:
 
 
 def owners(database: Database, objective: str, sample_ids: Sequence[str]) -> dict[str, Owner]:
-    """Whose each sample is: who judged, or for a scored rollout who asked."""
+    """Return the owner of each sample: who judged, or for a scored rollout who asked."""
     query = (
         select(samples.c.sample_id, samples.c.user_hash, rollouts.c.tenant, rollouts.c.source)
         .add_columns(rollouts.c.user_hash.label("asker"))

@@ -1,7 +1,7 @@
 """How versions answer users, and what users say of it: figures for the dashboard.
 
-Of each user's thumbs on an answer the last counts that was not retracted; of its rewards the newest
-reward model's. Margins are 1.96 standard errors of the mean.
+Each user's last thumb on an answer counts, unless it was retracted, and the newest reward model's
+reward. Margins are 1.96 standard errors of the mean.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Traffic:
 
 
 def traffic(database: Database, versions: Sequence[int]) -> dict[int, Traffic]:
-    """The figures of each of these versions that has answered."""
+    """Return the figures of each of these versions that has answered."""
     with database.read() as connection:
         lengths = _lengths(connection, versions)
         rewards = _rewards(connection, versions)
@@ -49,7 +49,7 @@ def traffic(database: Database, versions: Sequence[int]) -> dict[int, Traffic]:
 
 
 def _mean(row: Any) -> MeanWithMargin:
-    # Postgres adds whole numbers up in decimals.
+    # Postgres returns sums of integers as decimals.
     sums = Sums(count=row.number, total=float(row.total), squares=float(row.squares))
     return MeanWithMargin.of_sums(sums)
 

@@ -196,7 +196,7 @@ class GateController:
             return
         self._held = candidate.version
         logger.warning("version %d waits: %s", candidate.version, error.message)
-        decisions.record(
+        decisions.record_decision(
             self._database,
             version=candidate.version,
             kind=GATE,
@@ -214,7 +214,7 @@ class GateController:
         metrics.gate_held.set(0)
 
     def _record(self, candidate: Version, outcome: str, verdict: GateVerdict) -> None:
-        decisions.record(
+        decisions.record_decision(
             self._database,
             version=candidate.version,
             kind=GATE,
@@ -239,7 +239,7 @@ class GateController:
         in_a_row = decided[: self._settings.pause_after]
         if in_a_row == ["fail"] * self._settings.pause_after:
             self._pause()
-            decisions.record(
+            decisions.record_decision(
                 self._database,
                 version=candidate.version,
                 kind="pause",

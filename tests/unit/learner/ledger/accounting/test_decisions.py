@@ -9,7 +9,7 @@ from tuneloop.learner.ledger.database import Database
 def test_decisions_of_a_version_come_back_in_order_with_all_their_numbers(tmp_path: Path) -> None:
     database = Database.at(tmp_path / "ledger.db")
     numbers = {"reward": {"difference": -0.25, "low": -0.5, "high": 0.0}, "prompts": 12}
-    decisions.record(
+    decisions.record_decision(
         database,
         version=3,
         kind="gate",
@@ -19,11 +19,13 @@ def test_decisions_of_a_version_come_back_in_order_with_all_their_numbers(tmp_pa
         actor="gate",
         now=1000.0,
     )
-    decisions.record(
+    decisions.record_decision(
         database, version=3, kind="quarantine", outcome="roll_back", actor="gate", now=1001.0
     )
-    decisions.record(database, version=4, kind="gate", outcome="pass", actor="gate", now=1002.0)
-    decisions.record(
+    decisions.record_decision(
+        database, version=4, kind="gate", outcome="pass", actor="gate", now=1002.0
+    )
+    decisions.record_decision(
         database,
         model="reward_model",
         version=3,
@@ -45,7 +47,7 @@ def test_decisions_of_a_version_come_back_in_order_with_all_their_numbers(tmp_pa
 
 def test_a_figure_that_is_not_a_number_is_kept_as_unknown(tmp_path: Path) -> None:
     database = Database.at(tmp_path / "ledger.db")
-    decisions.record(
+    decisions.record_decision(
         database,
         version=1,
         kind="gate",

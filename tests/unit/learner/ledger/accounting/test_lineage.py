@@ -121,7 +121,7 @@ def test_forgetting_keeps_only_that_it_happened(ledger: Database) -> None:
         0.0,
     )
     recorder.record_scores(ledger, [make_score("ann-c1"), make_score("bob-c1")], 0.0)
-    ref_logprobs.save(ledger, {"key": (-1.0,)})
+    ref_logprobs.save_logprobs(ledger, {"key": (-1.0,)})
     now = START.timestamp() + 10
     gone = forget_user.forget_user(ledger, "ann", now)
     assert gone == forget_user.Forgotten(

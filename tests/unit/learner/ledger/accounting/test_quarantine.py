@@ -40,7 +40,7 @@ def states(parts: Parts) -> dict[int, str]:
 
 
 def open_samples(parts: Parts) -> list[str]:
-    return [sample.sample_id for sample in ready.take(parts.database, "kto", 99)[0]]
+    return [sample.sample_id for sample in ready.take_samples(parts.database, "kto", 99)[0]]
 
 
 def numbered(first: int, last: int) -> list[str]:

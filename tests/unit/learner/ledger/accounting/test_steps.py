@@ -52,7 +52,12 @@ def test_a_sample_cannot_be_used_twice(ledger: Database) -> None:
     with pytest.raises(IntegrityError):
         steps.commit_steps(ledger, "policy", [step(2, "f2", "f1")], "two", 0.0)
     # All of it is kept or nothing: f2 is still to be used.
-    assert [s.sample_id for s in ready.take(ledger, "kto", 9)[0]] == ["f2", "f3", "f4", "f5"]
+    assert [s.sample_id for s in ready.take_samples(ledger, "kto", 9)[0]] == [
+        "f2",
+        "f3",
+        "f4",
+        "f5",
+    ]
     assert steps.checkpoints(ledger, "policy") == [(1, "one")]
 
 
@@ -63,7 +68,7 @@ def test_rolling_back_opens_the_samples_again(ledger: Database) -> None:
     add_version(ledger, 2, 1, 3, parent=1)
     recorder.record_feedback(ledger, [(make_thumb("f2-down", "c2", up=False, second=9), 9)], 0.0)
     assert steps.roll_back(ledger, "policy", 1, 0.0) == 2
-    ids = [s.sample_id for s in ready.take(ledger, "kto", 9)[0]]
+    ids = [s.sample_id for s in ready.take_samples(ledger, "kto", 9)[0]]
     # f2 was replaced by a newer thumb while it was used; it must not come back beside it.
     assert ids == ["f1", "f3", "f4", "f5", "f2-down"]
     head = versions.head(ledger, "policy")

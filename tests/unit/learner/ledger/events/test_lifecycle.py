@@ -64,7 +64,7 @@ def answers(ledger: Database, *ids: str, **kwargs: Any) -> None:
 def ready_ids(ledger: Database) -> dict[str, list[str]]:
     found = {}
     for objective in OBJECTIVES:
-        taken, _ = ready.take(ledger, objective, 99, edit_tokens=edit_tokens)
+        taken, _ = ready.take_samples(ledger, objective, 99, edit_tokens=edit_tokens)
         found[objective] = [sample.sample_id for sample in taken]
     return {objective: ids for objective, ids in found.items() if ids}
 
@@ -199,7 +199,7 @@ def test_forgetting_a_user_forgets_their_retractions(ledger: Database) -> None:
 
 def expire(ledger: Database, days: float, **limits: float | None) -> int:
     seconds = {"max_age": None, "rollout_wait": None} | limits
-    return lifecycle.expire(ledger, START_SECONDS + days * DAY, **seconds)
+    return lifecycle.expire_feedback(ledger, START_SECONDS + days * DAY, **seconds)
 
 
 def test_old_feedback_expires(ledger: Database) -> None:

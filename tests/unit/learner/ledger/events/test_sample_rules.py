@@ -45,7 +45,7 @@ def add(ledger: Database, *events: Rollout | Feedback) -> None:
 
 
 def take(ledger: Database, objective: str) -> list[Any]:
-    return ready.take(ledger, objective, 100, edit_tokens=edit_tokens)[0]
+    return ready.take_samples(ledger, objective, 100, edit_tokens=edit_tokens)[0]
 
 
 def ids(ledger: Database, objective: str) -> list[str]:
@@ -77,7 +77,7 @@ def test_an_edit_is_a_demonstration_and_preferred_to_the_answer(ledger: Database
 def test_an_edit_that_changes_nothing_is_no_preference(ledger: Database) -> None:
     add(ledger, make_rollout("c1", text="same"), make_edit("e1", "c1", "same"))
     assert len(take(ledger, "sft")) == 1
-    taken, refusals = ready.take(ledger, "dpo", 9, edit_tokens=edit_tokens)
+    taken, refusals = ready.take_samples(ledger, "dpo", 9, edit_tokens=edit_tokens)
     assert taken == []
     assert refusals[0].reason == "the edit is the answer as it was"
 

@@ -90,7 +90,7 @@ def test_what_it_is_about_and_who_learned_from_it(ledger: Database) -> None:
         make_comparison("c", "a", "b", "x", second=2),
         make_feedback("m", "x", Comment(text="hm"), second=3),
     )
-    taken, _ = ready.take(ledger, "dpo", 99)
+    taken, _ = ready.take_samples(ledger, "dpo", 99)
     pair = next(s.sample_id for s in taken if s.sample_id.startswith("siblings"))
     done = [
         steps.Step(step=1, samples={"kto": ["up"]}, skipped=False, metrics={}),
