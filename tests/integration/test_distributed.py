@@ -26,8 +26,7 @@ from tuneloop.errors import CorruptData
 from tuneloop.learner.models.world import ALONE, World, dismiss_followers, join, shard_sequences
 from tuneloop.learner.trainer import checkpoint
 from tuneloop.learner.trainer.base import TrainerState
-from tuneloop.learner.trainer.followers import follow
-from tuneloop.learner.trainer.policy import PolicyTrainer
+from tuneloop.learner.trainer.policy import PolicyTrainer, follow
 from tuneloop.learner.trainer.settings import TrainerSettings
 from tuneloop.policies import WeightsKind
 

@@ -14,7 +14,7 @@ from support.gateway_stack import Stack
 from tuneloop import wire
 from tuneloop.bus import subjects
 from tuneloop.gateway.events import feed as events
-from tuneloop.gateway.events.steps import SHOWN, StepHistory
+from tuneloop.gateway.events.feed import SHOWN, StepHistory
 from tuneloop.gateway.events.throughput import Throughput
 
 ALL = {"learner", "policies", "feedback", "steps", "throughput"}

@@ -38,8 +38,6 @@ def keep_only(parent: Path, names: set[str]) -> list[str]:
 
 
 PIECES = 16
-
-
 PIECE_BYTES = 1 << 16
 
 

@@ -196,8 +196,6 @@ class RankedText:
 
 
 PolicySample = DemonstrationSample | ThumbSample | PairSample | ScoredSample | ScoredGroup
-
-
 RewardSample = LabelledText | PreferredText | RatedText | RankedText
 
 sample_types: Mapping[str, type] = {

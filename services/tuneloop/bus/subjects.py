@@ -14,17 +14,9 @@ import re
 from tuneloop.errors import InvalidRequest
 
 ROLLOUTS = "TUNELOOP_ROLLOUTS"
-
-
 FEEDBACK = "TUNELOOP_FEEDBACK"
-
-
 LEARNER = "TUNELOOP_LEARNER"
-
-
 DEAD_LETTERS = "TUNELOOP_DEAD_LETTERS"
-
-
 ROUTING_BUCKET = "tuneloop_routing"
 
 
@@ -37,8 +29,6 @@ stream_subjects = {
 
 
 RETRACTED = "retracted"
-
-
 TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import typer
 
-from tuneloop.api.lineage import ForgottenUser
+from tuneloop.api.policies import ForgottenUser
 from tuneloop.cli.options import ApiKey, AsJson, Url, connected
 from tuneloop.cli.output import print_fields, print_json
 

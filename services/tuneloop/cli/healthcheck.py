@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from tuneloop.cli.extras import needs
+from tuneloop.cli.processes import needs
 from tuneloop.errors import SettingsError
 from tuneloop.supervisor.probes import Probe, answers_http
 

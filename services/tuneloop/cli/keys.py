@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuneloop.cli.extras import needs
 from tuneloop.cli.options import fail
+from tuneloop.cli.processes import needs
 from tuneloop.errors import TuneloopError
 from tuneloop.gateway.keys.scopes import Scope
 

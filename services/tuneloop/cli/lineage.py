@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import typer
 
-from tuneloop.api.lineage import FeedbackLineage, UserLineage
+from tuneloop.api.policies import FeedbackLineage, UserLineage
 from tuneloop.cli.options import ApiKey, AsJson, Url, connected
 from tuneloop.cli.output import cell, print_json, print_table
 

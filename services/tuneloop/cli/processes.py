@@ -1,10 +1,23 @@
-"""The processes of a service, each by itself: commands of `tuneloop`, and programs of their own.
+"""Commands that need more than the base install: what is missing, and starting the processes."""
 
-Only the standard library is imported before the process is: `tuneloop-gateway` and its like start
-here, and say what to install where their packages are missing.
-"""
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from tuneloop.cli.extras import needs
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """End the program with a line that names `extra` where a package cannot be imported."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("tuneloop"):
+            raise
+        raise SystemExit(f"tuneloop: {missing_package(error, extra)}") from error
+
+
+def missing_package(error: ModuleNotFoundError, extra: str) -> str:
+    """Return which package a command needs, and how to install it."""
+    return f'this command needs the package {error.name}: pip install "tuneloop[{extra}]"'
 
 
 def gateway() -> None:

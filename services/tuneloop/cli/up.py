@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tuneloop.cli.extras import needs
+from tuneloop.cli.processes import needs
 from tuneloop.errors import TuneloopError
 from tuneloop.models.catalog import default_policy_model, default_reward_backbone
 from tuneloop.policies import WeightsKind

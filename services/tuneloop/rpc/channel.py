@@ -10,15 +10,11 @@ from tuneloop.rpc.tls import Tls
 from tuneloop.rpc.tracing import client_interceptors
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-
-
 SERVICE_CONFIG = json.dumps(
     {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
 )
 """Calls go to the serving replicas in turn. A replica that is about to stop first reports that it
 is not serving (see `tuneloop.rpc.server`), so that no call reaches it."""
-
-
 RECONNECT_SECONDS = 3.0
 """How long a channel takes to notice that a peer is back: the longest back-off plus its jitter."""
 

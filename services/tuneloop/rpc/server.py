@@ -22,8 +22,6 @@ logger = logging.getLogger("tuneloop.rpc")
 CONNECTION_AGE_SECONDS = 300.0
 """After this a client is asked to reconnect: it resolves its target's name again, and finds
 replicas that were added since. Calls in flight finish on the old connection."""
-
-
 NOTICE_SECONDS = 0.25
 """Between reporting NOT_SERVING and refusing calls: clients must have noticed, and the calls that
 they had sent must have arrived."""

@@ -18,11 +18,7 @@ COLOURS = {
 
 
 RESET = "\033[0m"
-
-
 NAME_WIDTH = 10
-
-
 MAX_LOG_BYTES = 20 * 1024 * 1024
 
 

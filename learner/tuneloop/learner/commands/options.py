@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuneloop.cli.extras import missing_package
+from tuneloop.cli.processes import missing_package
 from tuneloop.errors import FailedPrecondition, SettingsError, TuneloopError
 
 if TYPE_CHECKING:

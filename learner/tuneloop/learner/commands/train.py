@@ -111,7 +111,7 @@ def run_or_follow(options: "TrainOptions") -> None:
     from tuneloop.learner.models.world import dismiss_followers, join
     from tuneloop.learner.offline.run.report import print_summary
     from tuneloop.learner.offline.train import train as run
-    from tuneloop.learner.trainer.followers import follow
+    from tuneloop.learner.trainer.policy import follow
 
     world = join()
     if not world.is_leader:

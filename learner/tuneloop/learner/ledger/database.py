@@ -20,15 +20,9 @@ from tuneloop.learner.ledger import postgres, sqlite
 from tuneloop.learner.ledger.schema import facts
 
 logger = logging.getLogger("tuneloop.learner.ledger")
-
-
 RECONNECT_SECONDS = 30.0
 """How long a transaction waits for a server that is away before it gives up."""
-
-
 RETRY_SECONDS = 1.0
-
-
 LOCK_SECONDS = 3.0
 
 

@@ -16,8 +16,8 @@ from tuneloop.learner.offline.export import write_version
 from tuneloop.learner.offline.run.checkpoints import identity_of
 from tuneloop.learner.offline.run.console import Console
 from tuneloop.learner.offline.run.folder import RunFolder
-from tuneloop.learner.offline.run.inputs import RunInputs
 from tuneloop.learner.offline.run.run import Run, SaveSchedule
+from tuneloop.learner.offline.run.settings import RunInputs
 from tuneloop.learner.offline.sources.base import FixedSource, RowOrder, TrainSource
 from tuneloop.learner.offline.sources.judged import JudgedSource
 from tuneloop.learner.offline.sources.on_policy import CompletionSampler, OnPolicySource

@@ -13,8 +13,7 @@ from tuneloop.learner.models.world import ALONE, World
 from tuneloop.learner.offline.build import build_run
 from tuneloop.learner.offline.run.console import Console
 from tuneloop.learner.offline.run.folder import RunFolder
-from tuneloop.learner.offline.run.inputs import RunInputs
-from tuneloop.learner.offline.run.settings import Settings, make_settings
+from tuneloop.learner.offline.run.settings import RunInputs, Settings, make_settings
 from tuneloop.learner.offline.sources.judge import JudgeOptions, Verdicts
 from tuneloop.learner.offline.sources.judged import has_answers, judged_pairs
 from tuneloop.learner.offline.sources.ledger_rows import is_ledger, read_ledger, read_ledger_prompts

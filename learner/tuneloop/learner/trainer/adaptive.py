@@ -31,12 +31,8 @@ class StepControls:
 
 AT_REST = StepControls()
 """Nothing adapts."""
-
-
 HIGHEST_LEVEL = 8
 """Backing off further would change nothing that matters: the rate is at a ninth by then."""
-
-
 FIRST_PULL = 1.0
 """Weight of the pull to the reference policy when the budget is first exceeded."""
 

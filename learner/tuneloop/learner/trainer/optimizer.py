@@ -16,8 +16,6 @@ from tuneloop.learner.trainer.settings import OptimizerSettings
 
 WINDOW = 20
 """Norms remembered of each kind of step."""
-
-
 LEAST = 10
 """Norms below which none is called a spike."""
 
@@ -64,8 +62,6 @@ def _is_norm(value: Any) -> bool:
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of a parameter."""
-
-
 Shapes = Mapping[str, torch.Size]
 
 

@@ -1,6 +1,7 @@
 """One step of the policy: plan every objective, add up their gradients, step once."""
 
 import math
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +9,13 @@ from typing import Any
 
 import torch
 
-from tuneloop.errors import InvalidRequest
+from tuneloop.errors import InvalidRequest, TuneloopError
 from tuneloop.generation.prompts import Tokenization
 from tuneloop.learner.losses.means import merge
 from tuneloop.learner.models.batch import check_sample
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.models.sampling import greedy_answers
-from tuneloop.learner.models.world import ALONE, World
+from tuneloop.learner.models.world import ALONE, END, Announcement, World, logger
 from tuneloop.learner.objectives.base import Plan
 from tuneloop.learner.samples import (
     POLICY_OBJECTIVES,
@@ -35,8 +36,6 @@ from tuneloop.learner.trainer.settings import TrainerSettings
 
 SEEN_LATE = {"clip_fraction", "importance_ratio"}
 """Metrics reported from the last epoch; all others are of the policy before the step."""
-
-
 VALUE_STEP = 0.64
 """The most that a step of Adam adds to a value at the value head's rate, for inputs of about 1."""
 
@@ -269,3 +268,33 @@ class PolicyTrainer:
             self.load_state(
                 checkpoint_shards.load(folder, saved, self._optimizer.blank, self._world)
             )
+
+
+def follow(world: World) -> None:
+    """Repeat what the leader announces until it ends, then leave the group."""
+    # A signal to all processes is for the leader, which finishes its step and ends the others.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    trainer: PolicyTrainer | None = None
+    while (announced := _received(world))[0] != END:
+        target, method, arguments, named = announced
+        try:
+            with world.together():
+                if target == "make":
+                    folder, settings = arguments
+                    trainer = PolicyTrainer(folder, settings, world, **named)
+                else:
+                    assert trainer is not None
+                    called = trainer if target == "trainer" else trainer.model
+                    getattr(called, method)(*arguments, **named)
+        except TuneloopError:
+            continue  # the leader gets the same error, and reports it
+    world.close()
+
+
+def _received(world: World) -> Announcement:
+    try:
+        return world.receive()
+    except RuntimeError as error:
+        logger.error("rank 0 is gone; rank %d ends", world.rank)
+        raise SystemExit(1) from error

@@ -42,11 +42,7 @@ from tuneloop.models.reward_model import RewardModel, load
 from tuneloop.policies import WeightsKind
 
 S = TypeVar("S", LabelledText, PreferredText, RankedText, RatedText)
-
-
 Loss = tuple[Tensor, dict[str, Mean]]
-
-
 LossOf = Callable[[Tensor, Sequence[S], float], Loss]
 """From (B, K) scores of B samples with K texts each, and what all of the step's weigh."""
 

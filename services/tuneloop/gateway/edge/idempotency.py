@@ -23,8 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tuneloop.errors import InvalidRequest, TuneloopError
 from tuneloop.gateway import metrics
-from tuneloop.gateway.edge.disconnect import unless_disconnected
-from tuneloop.gateway.edge.recording import Recording, with_body
+from tuneloop.gateway.edge.recording import Recording, unless_disconnected, with_body
 from tuneloop.gateway.errors import IdempotencyKeyReused, error_response, http_error_response
 from tuneloop.gateway.openai import training
 from tuneloop.gateway.settings import GatewaySettings

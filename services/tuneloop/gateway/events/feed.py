@@ -21,20 +21,58 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import StreamingResponse
 
+from tuneloop import wire
 from tuneloop.api.policies import PolicyList
+from tuneloop.bus import Bus, subjects
 from tuneloop.errors import TuneloopError
 from tuneloop.gateway.context import Gateway
-from tuneloop.gateway.events.steps import StepHistory
 from tuneloop.gateway.events.throughput import Throughput
 from tuneloop.gateway.feedback.browse import feedback_page
 from tuneloop.gateway.routes.learner import learner_status
 from tuneloop.gateway.routes.policies import get_serving, policies_document
 from tuneloop.v1 import learner_pb2
 
+SHOWN = 200
+FIGURES = ("loss", "kl")
+
+
+class StepHistory:
+    """The last steps; each event is read once, in the order they were stored."""
+
+    def __init__(self, bus: Bus, policy: str) -> None:
+        self._bus = bus
+        self._subject = subjects.learner_step(policy)
+        self._sequence: int | None = None
+        self._steps: list[dict[str, Any]] = []
+
+    async def latest(self) -> dict[str, Any]:
+        """The steps, oldest first; raises `Unavailable` while the bus is away."""
+        newest = await self._bus.last(self._subject)
+        if newest is None:
+            self._steps = []
+            return self._document()
+        if self._sequence is None or newest.sequence < self._sequence:
+            # The first time, and after a bus with other data came back.
+            self._steps, self._sequence = [], max(0, newest.sequence - SHOWN)
+        while self._sequence < newest.sequence:
+            event = await self._bus.first_after(self._subject, self._sequence)
+            if event is None:
+                break
+            self._sequence = event.sequence
+            stepped = wire.decode_learner_stepped(event.data)
+            figures = {name: stepped.metrics.get(name) for name in FIGURES}
+            self._steps.append(
+                {"step": stepped.step, "time": stepped.stepped_time.isoformat(), **figures}
+            )
+        del self._steps[:-SHOWN]
+        return self._document()
+
+    def _document(self) -> dict[str, Any]:
+        return {"object": "list", "data": list(self._steps)}
+
+
 logger = logging.getLogger("tuneloop.gateway")
-
 router = APIRouter(tags=["learning"])
-
 INTERVAL = 1.0
 """Seconds between two questions to a service."""
 VERSIONS_INTERVAL = 5.0
@@ -42,7 +80,6 @@ VERSIONS_INTERVAL = 5.0
 VERSIONS = 50
 FEEDBACK = 20
 HEARTBEAT = b": still here\n\n"
-
 Source = Callable[[], Awaitable[Any]]
 
 

@@ -21,7 +21,7 @@ from pydantic import (
 from tuneloop import tracing
 from tuneloop.api.feedback import Judgement as JudgementDocument
 from tuneloop.bus import subjects
-from tuneloop.errors import InvalidRequest
+from tuneloop.errors import InvalidRequest, PermissionDenied
 from tuneloop.feedback import (
     Comment,
     Comparison,
@@ -33,15 +33,16 @@ from tuneloop.feedback import (
     Rating,
     Thumb,
 )
+from tuneloop.gateway.completion_ids import user_hash_in
 from tuneloop.gateway.context import Gateway
 from tuneloop.gateway.unicode import Text
 
 MAX_COMPLETIONS = 64
 MAX_TEXT = 32_768
-
 Id = Annotated[Text, StringConstraints(max_length=256)]
 Key = Annotated[Text, StringConstraints(min_length=1, max_length=64)]
 Value = Annotated[Text, StringConstraints(max_length=512)]
+
 
 fields_of_kind = {
     FeedbackKind.THUMB: {"completion_id", "value"},
@@ -185,3 +186,24 @@ def judgement_document(judgement: Judgement) -> JudgementDocument:
             return {"ranking": list(ids)}
         case Demonstration(text=text) | Comment(text=text):
             return {"text": text}
+
+
+def check_own_completion(feedback: Feedback) -> None:
+    """Raise `PermissionDenied` unless the user, and each completion, is the first completion's.
+
+    The ids in `feedback` are checked already.
+    """
+    if feedback.user_hash != user_hash_in(feedback.completion_id):
+        raise PermissionDenied("user: only a key may name another user", param="user")
+    match feedback.judgement:
+        case Comparison(chosen=chosen, rejected=rejected):
+            named = (chosen, *rejected)
+        case Ranking(completion_ids=named):
+            pass
+        case _:
+            named = ()
+    if any(user_hash_in(completion_id) != feedback.user_hash for completion_id in named):
+        raise PermissionDenied(
+            "completion_id: only a key may compare the completions of different users",
+            param="completion_id",
+        )

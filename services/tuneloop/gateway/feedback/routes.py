@@ -26,8 +26,12 @@ from tuneloop.gateway.context import Gateway, gateway_of
 from tuneloop.gateway.edge.authentication import caller_of
 from tuneloop.gateway.errors import error_body, invalid_request, status_and_type
 from tuneloop.gateway.feedback import store
-from tuneloop.gateway.feedback.body import FeedbackRequest, feedback_of, judgement_document
-from tuneloop.gateway.feedback.public_feedback import check_own_completion
+from tuneloop.gateway.feedback.body import (
+    FeedbackRequest,
+    check_own_completion,
+    feedback_of,
+    judgement_document,
+)
 
 router = APIRouter(tags=["feedback"])
 

@@ -5,11 +5,10 @@ from starlette.responses import Response
 
 from tuneloop.api.openai import ChatCompletion, Message
 from tuneloop.gateway.context import gateway_of
-from tuneloop.gateway.edge.disconnect import unless_disconnected
+from tuneloop.gateway.edge.recording import unless_disconnected
 from tuneloop.gateway.openai.calls import chat_answer
-from tuneloop.gateway.openai.chunks import ChunkForm, chunks
+from tuneloop.gateway.openai.chunks import ChunkForm, chat_logprobs, chunks
 from tuneloop.gateway.openai.collect import WholeChoice, collect, whole_response
-from tuneloop.gateway.openai.logprobs import chat_logprobs
 from tuneloop.gateway.openai.schemas import ChatRequest
 from tuneloop.gateway.openai.sse import EventStream
 from tuneloop.gateway.openai.training import may_train

@@ -5,11 +5,10 @@ from starlette.responses import Response
 
 from tuneloop.api.openai import Completion
 from tuneloop.gateway.context import gateway_of
-from tuneloop.gateway.edge.disconnect import unless_disconnected
+from tuneloop.gateway.edge.recording import unless_disconnected
 from tuneloop.gateway.openai.calls import text_answer
-from tuneloop.gateway.openai.chunks import ChunkForm, chunks
+from tuneloop.gateway.openai.chunks import ChunkForm, chunks, text_logprobs
 from tuneloop.gateway.openai.collect import collect, whole_response
-from tuneloop.gateway.openai.logprobs import text_logprobs
 from tuneloop.gateway.openai.schemas import CompletionRequest
 from tuneloop.gateway.openai.sse import EventStream
 from tuneloop.gateway.openai.training import may_train

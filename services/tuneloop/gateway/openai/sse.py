@@ -17,17 +17,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tuneloop.errors import TuneloopError
-from tuneloop.gateway.edge.disconnect import unless_disconnected
-from tuneloop.gateway.edge.recording import FAILED
+from tuneloop.gateway.edge.recording import FAILED, unless_disconnected
 from tuneloop.gateway.errors import error_body
 from tuneloop.gateway.openai.calls import GeneratedAnswer
 
 logger = logging.getLogger("tuneloop.gateway")
-
-
 DONE = b"data: [DONE]\n\n"
-
-
 HEARTBEAT = b": still at work\n\n"
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
 
-from tuneloop.api.lineage import Downstream, FeedbackLineage, UserLineage
+from tuneloop.api.policies import Downstream, FeedbackLineage, UserLineage
 from tuneloop.gateway.context import Gateway, gateway_of
 from tuneloop.gateway.routes.learner import rfc3339
 from tuneloop.rpc.call import reply_of

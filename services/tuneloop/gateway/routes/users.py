@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request
 
-from tuneloop.api.lineage import ForgottenUser
+from tuneloop.api.policies import ForgottenUser
 from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.routes.lineage import user_hash_of
 from tuneloop.rpc.call import reply_of

@@ -11,8 +11,6 @@ from tuneloop.learner.ledger.schema import feedback
 
 PRIOR = 1.0
 """The number of ratings of the crowd that each user starts with."""
-
-
 LIMIT = 3.0
 """The most standard deviations that a rating counts."""
 

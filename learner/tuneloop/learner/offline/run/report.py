@@ -11,8 +11,6 @@ from tuneloop.learner.offline.run.metrics_log import FigureRow
 from tuneloop.learner.trainer.base import peak_memory_bytes
 
 PACKAGES = ("tuneloop", "torch", "transformers", "peft")
-
-
 NOT_MEASURED = {"step", "epoch", "seconds", "learning_rate"}
 
 
@@ -86,8 +84,6 @@ SHOWN = (
     "gradient_norm",
 )
 """In the order they are looked for; the first six that the run has."""
-
-
 LIMIT = 6
 
 

@@ -8,12 +8,17 @@ import dataclasses
 import difflib
 import json
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from tuneloop.errors import SettingsError
-from tuneloop.learner.trainer.algorithms import algorithms
+from tuneloop.learner.data.tokenize import PromptTokenizer
+from tuneloop.learner.offline.sources.judge import Verdicts
+from tuneloop.learner.offline.sources.rewards import Rewards
+from tuneloop.learner.samples import Objective
+from tuneloop.learner.trainer.algorithms import Algorithm, algorithms
 from tuneloop.learner.trainer.settings import (
     RewardTrainerSettings,
     TrainerSettings,
@@ -28,6 +33,8 @@ TRL_RUN_NAMES = {
     "lora_r": "lora_rank",
 }
 """What TRL calls settings of a run that have another name here."""
+
+
 OWN_OPTIONS = {
     "kind": "--lora or --full",
     "seed": "--seed",
@@ -36,8 +43,6 @@ OWN_OPTIONS = {
     "resume_warmup_steps": "a resumed run continues as if it had not been interrupted",
 }
 """Settings of the trainers that are not for `--set`, and what is or why."""
-
-
 HARMLESS = {"save_steps", "save_total_limit", "logging_steps"}
 """These may change between the starts of one run."""
 
@@ -182,3 +187,36 @@ def unknown(assignment: str, key: str, owners: Iterable[type[Any]]) -> SettingsE
     close = difflib.get_close_matches(key, names, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
     return SettingsError(f"--set {assignment}: no such setting; {hint}", param=key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInputs:
+    """Model, data, rewards and settings of a run."""
+
+    algorithm: str
+    model: Path
+    """Folder of version 0."""
+    model_name: str
+    settings: Settings
+    samples: Sequence[Any]
+    """Samples of the objective, or prompts."""
+    dropped: int
+    """Rows left out as too long."""
+    tokens: PromptTokenizer | None
+    """None for the reward model."""
+    rewards: Rewards | None
+    """None where the data, or a judge, says which answers are better."""
+    verdicts: Verdicts | None
+    """A judge that compares what the policy samples; None where none does."""
+    identity: Mapping[str, Any]
+    """What decides the result, as JSON: a run resumes only with the same."""
+
+    @property
+    def facts(self) -> Algorithm:
+        """Return the algorithm's entry in the registry."""
+        return algorithms[self.algorithm]
+
+    @property
+    def objective(self) -> Objective:
+        """Return what the samples are called in a step."""
+        return self.facts.objective

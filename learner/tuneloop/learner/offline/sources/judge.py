@@ -13,8 +13,6 @@ from tuneloop.reward.scorers.judge_client import EndpointSettings
 
 Question = tuple[str, str, str]
 """A prompt and two answers, a and b."""
-
-
 AT_ONCE = 64
 """Questions between two writes to the disk."""
 
