@@ -11,12 +11,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, make_url, select
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, select
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, OperationalError
 
 from tuneloop.errors import CorruptData, SettingsError, Unavailable
-from tuneloop.learner.ledger import postgres, sqlite
+from tuneloop.learner.ledger import postgres
 from tuneloop.learner.ledger.schema import facts
 
 logger = logging.getLogger("tuneloop.learner.ledger")
@@ -47,7 +49,7 @@ class Database:
         self._lease: postgres.WriterLease | None = None
         match parsed.get_backend_name():
             case "sqlite":
-                self.engine = sqlite.make_engine(parsed)
+                self.engine = make_sqlite_engine(parsed)
             case "postgresql" | "postgres":
                 self.engine = postgres.make_engine(parsed)
                 self._lease = postgres.WriterLease(self.engine, self.name)
@@ -162,3 +164,28 @@ class Database:
         if self._lease is not None:
             self._lease.release()
         self.engine.dispose()
+
+
+def make_sqlite_engine(url: URL) -> Engine:
+    """Return an engine whose commits survive `kill -9` and a power failure."""
+    # Errors would quote the parameters of their statement: the texts of a whole batch.
+    engine = create_engine(url, hide_parameters=True)
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, record: Any) -> None:
+        # The events below begin transactions, so the driver must not.
+        connection.isolation_level = None
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "busy_timeout=30000",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        immediate = connection.get_execution_options().get("immediate", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    return engine

@@ -26,6 +26,7 @@ from tuneloop.learner.models.packing import packed_length
 from tuneloop.learner.samples import TokenSequence
 
 logger = logging.getLogger("tuneloop.learner.models")
+
 END = "end"
 Announcement = tuple[str, str, tuple[Any, ...], dict[str, Any]]
 """Target, method, and its arguments."""

@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger("tuneloop.gateway")
+
 FAILED = "answer_failed"
 """Set in the state of a request whose stream reported a failure after it had begun."""
 OVERHEAD_BYTES = 2048

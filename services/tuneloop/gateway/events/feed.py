@@ -72,6 +72,7 @@ class StepHistory:
 
 
 logger = logging.getLogger("tuneloop.gateway")
+
 router = APIRouter(tags=["learning"])
 INTERVAL = 1.0
 """Seconds between two questions to a service."""

@@ -22,6 +22,7 @@ from tuneloop.gateway.errors import error_body
 from tuneloop.gateway.openai.calls import GeneratedAnswer
 
 logger = logging.getLogger("tuneloop.gateway")
+
 DONE = b"data: [DONE]\n\n"
 HEARTBEAT = b": still at work\n\n"
 

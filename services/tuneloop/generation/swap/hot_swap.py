@@ -36,6 +36,7 @@ from tuneloop.weights.manifest import Manifest
 from tuneloop.weights.store import WeightStore
 
 logger = logging.getLogger("tuneloop.generation")
+
 T = TypeVar("T")
 
 HEADROOM = 2

@@ -37,6 +37,7 @@ from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import FinishReason, merge_spans
 
 logger = logging.getLogger("tuneloop.generation")
+
 T = TypeVar("T")
 
 MAX_LOGPROBS = 20

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.learner.guards.shares import effective_share, factors
+from tuneloop.learner.batching.trust import effective_share, factors
 
 weights_and_owners = st.dictionaries(
     st.text(min_size=1, max_size=3),

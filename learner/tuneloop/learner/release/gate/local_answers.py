@@ -16,6 +16,7 @@ from tuneloop.files import write_file
 from tuneloop.learner.samples import SampledAnswer
 
 logger = logging.getLogger("tuneloop.learner.release")
+
 KEPT = 4
 """Versions whose answers stay on disk."""
 
