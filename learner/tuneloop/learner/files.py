@@ -1,4 +1,4 @@
-"""Folders that are whole or absent, also after a power failure; a lock; fingerprints of weights."""
+"""Folders that appear whole or not at all, the lock of a data folder, fingerprints of weights."""
 
 import fcntl
 import hashlib
@@ -30,7 +30,7 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def keep_only(parent: Path, names: set[str]) -> list[str]:
-    """Remove the folders of `parent` that are not in `names`; the names removed."""
+    """Remove the folders of `parent` that are not in `names`; return the names removed."""
     strangers = [p for p in parent.iterdir() if p.name not in names] if parent.exists() else []
     for path in strangers:
         shutil.rmtree(path)
@@ -42,9 +42,9 @@ PIECE_BYTES = 1 << 16
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash of the names and sizes of the safetensors files and of pieces spread over each.
+    """Hash the names and sizes of the safetensors files, and pieces spread over each.
 
-    Not a proof: it tells models apart that were trained apart, as every tensor differs then.
+    This tells models apart that were trained differently, as every tensor differs then.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
@@ -58,9 +58,9 @@ def fingerprint(folder: Path) -> str:
 
 
 def take_lock(data_dir: Path, wait_seconds: float = 3.0) -> TextIO:
-    """Keep a second learner off the ledger; the lock ends with the process, however it ends.
+    """Lock the data folder against a second learner; the lock ends with the process.
 
-    Waits for one that is just stopping. Raises `FailedPrecondition`.
+    Waits for a learner that is stopping. Raises `FailedPrecondition`.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     file = (data_dir / "lock").open("w")

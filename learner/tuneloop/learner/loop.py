@@ -1,6 +1,6 @@
 """The loop: batch, step, commit, publish, for the policy and for the reward model in turn.
 
-Intake feeds the ledger on its own; what this loop needs from it is only to be woken.
+Intake writes to the ledger by itself; it only has to wake this loop.
 """
 
 import asyncio
@@ -32,14 +32,14 @@ from tuneloop.wire import encode_learner_stepped
 logger = logging.getLogger("tuneloop.learner")
 
 TICK_SECONDS = 0.5
-"""How often time limits (batch wait, publication) are looked at when nothing arrives."""
+"""How often time limits (batch wait, publication) are checked when nothing arrives."""
 FIRST_PAUSE_SECONDS = 1.0
 """After a step that failed."""
 LONGEST_PAUSE_SECONDS = 60.0
 REFUSALS = 64
-"""Dead letters sent in one go."""
+"""The most dead letters read at once."""
 PAUSED = "paused"
-"""Fact of the ledger, so that a pause outlives a restart."""
+"""The ledger's fact of a pause, which outlives a restart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ class NextVersion:
     steps_done: int
     steps_wanted: int
     seconds_left: float
-    """After which it is published with fewer."""
+    """After this time it is published with fewer steps."""
 
 
 class Loop:
@@ -77,7 +77,7 @@ class Loop:
         set_aside_after: int = 2,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Take `between_turns`: what else to do with the models; it blocks in their thread.
+        """`between_turns` does other work with the models, blocking in their thread.
 
         `set_aside_after` is that of `GateSettings`.
         """
@@ -85,7 +85,7 @@ class Loop:
         self.state = "waiting"
         """`waiting`, `stepping` or `publishing`."""
         self.last_metrics: dict[str, Mapping[str, float]] = {}
-        """Figures of the last step by model."""
+        """The metrics of the last step by model."""
         self.arrived = asyncio.Event()
         self._publisher = publisher
         self._database = database
@@ -106,11 +106,11 @@ class Loop:
 
     @property
     def paused(self) -> bool:
-        """Whether steps are paused; intake and publication of earlier steps go on."""
+        """Whether steps are paused; intake and publication of earlier steps continue."""
         return self._paused
 
     def progress(self) -> list[BatchProgress]:
-        """How far the next steps of every training run are."""
+        """Return how far the next steps of every training run are."""
         return [
             p
             for training_run, batcher in self.training_runs
@@ -118,7 +118,7 @@ class Loop:
         ]
 
     def next_version(self) -> NextVersion | None:
-        """How far the policy's next version is; None while no step waits for one."""
+        """Return how far the policy's next version is; None while no step waits for one."""
         policy = next(
             training_run
             for training_run, _ in self.training_runs
@@ -134,14 +134,14 @@ class Loop:
         )
 
     def pause(self, paused: bool) -> None:
-        """Pause or resume steps, also for after a restart."""
+        """Pause or resume steps; this outlives a restart."""
         self._database.set_fact(PAUSED, "yes" if paused else "no")
         self._paused = paused
         metrics.paused.set(paused)
         self.arrived.set()
 
     async def run(self) -> None:
-        """Restore every training run, then turn for ever."""
+        """Restore every training run, then take turns until cancelled."""
         for training_run, _ in self.training_runs:
             if await asyncio.to_thread(self._publisher.drop_unfinished, training_run.model):
                 logger.warning("%s: will publish again", training_run.model)
@@ -159,23 +159,23 @@ class Loop:
 
     @asynccontextmanager
     async def paused_turns(self) -> AsyncIterator[None]:
-        """No turn runs inside, and what was trained before is committed."""
+        """Commit what was trained, and run no turn inside the block."""
         async with self._turning:
             for training_run, _ in self.training_runs:
                 await self._commit(training_run)
             yield
 
     async def publish_soon(self, model: str) -> None:
-        """Make a version of the steps that have none yet. Call it while `paused_turns`."""
+        """Make a version of the steps that have none yet. Call this inside `paused_turns`."""
         for training_run, _ in self.training_runs:
             if training_run.model == model and training_run.unpublished_steps:
                 figures = self.last_metrics.get(model, {})
                 await self._worker.run(self._publisher.save_version, training_run, figures)
 
     async def rewind(self) -> int:
-        """Undo what a quarantine asks for; the version the policy goes on from.
+        """Undo what a quarantine asks for; return the version the policy continues from.
 
-        Call it while `paused_turns`.
+        Call this inside `paused_turns`.
         """
         policy = next(
             training_run
@@ -186,7 +186,7 @@ class Loop:
         return policy.parent
 
     async def turn(self, training_run: TrainingRun, batcher: Batcher) -> bool:
-        """One turn of one training run; whether it took a step."""
+        """Run one turn of one training run; return whether it took a step."""
         async with self._turning:
             return await self._turn(training_run, batcher)
 
@@ -207,7 +207,7 @@ class Loop:
     async def _next_batch(self, training_run: TrainingRun, batcher: Batcher) -> Batch | None:
         if self._paused or time.monotonic() < self._not_before.get(training_run.model, 0.0):
             return None
-        # After a step that raised, ever smaller batches find the sample it fails on.
+        # After a step that raised, smaller and smaller batches find the sample at fault.
         limit = None if training_run.failures == 0 else max(1, 16 >> training_run.failures)
         return await self._worker.run(training_run.next_batch, batcher, limit)
 
@@ -278,7 +278,7 @@ class Loop:
             await self._announce_step(training_run)
 
     async def _announce_step(self, training_run: TrainingRun) -> None:
-        """Tell whoever listens; nothing depends on it, so a bus that is down is only logged."""
+        """Announce a step. Nothing depends on it, so a bus that is down is only logged."""
         now = datetime.fromtimestamp(self._clock(), UTC)
         figures = self.last_metrics.get(training_run.model, {})
         data = encode_learner_stepped(training_run.policy, training_run.step, figures, now)
@@ -311,7 +311,7 @@ class Loop:
         )
 
     async def _send_dead_letters(self, training_run: TrainingRun) -> None:
-        """Send dead letters of refused samples; those a bus that is down misses go out later."""
+        """Send dead letters of refused samples; while the bus is down they wait."""
         consumer = f"learner-{training_run.policy}-samples"
         while refused := await self._worker.run(ready.unreported, self._database, REFUSALS):
             for refusal in refused:
@@ -341,6 +341,6 @@ class Loop:
             return
 
     async def drain(self) -> None:
-        """Commit what was trained, so that a stop loses no work. Call after `run` was cancelled."""
+        """Commit what was trained, so that a stop loses no work; call this after `run` ended."""
         for training_run, _ in self.training_runs:
             await self._worker.run(training_run.commit)

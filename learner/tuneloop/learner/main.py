@@ -1,4 +1,4 @@
-"""The learner's process: settings first, then all that runs, until told to stop."""
+"""The learner's process: read the settings, then run until a signal stops it."""
 
 import asyncio
 import logging
@@ -23,11 +23,11 @@ logger = logging.getLogger("tuneloop.learner")
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT; of several ranks under torchrun the others help the first."""
+    """Run until SIGTERM or SIGINT; under torchrun the other ranks follow the first."""
     settings = load_or_exit(LearnerSettings)
     start_logging("learner")
     tracing.start("learner")
-    # Serving comes first where both share a machine.
+    # Serving has priority if both share a machine.
     lower_priority(os.getpid(), settings.niceness)
     if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
         follow_first_rank()
@@ -46,8 +46,8 @@ def main() -> None:
     lock.close()
     tracing.stop()
     logging.shutdown()
-    # The trainer's thread may be in the middle of a step, of which nothing is committed; an
-    # ordinary exit would run into it.
+    # The trainer's thread may be in the middle of an uncommitted step: an ordinary exit
+    # would tear down torch under it.
     os._exit(status)
 
 
@@ -60,7 +60,7 @@ def follow_first_rank() -> None:
 
 
 def check_settings(settings: LearnerSettings) -> None:
-    """Raise `SettingsError` for what can be told before anything heavy is loaded."""
+    """Raise `SettingsError` for what can be checked before anything heavy is loaded."""
     settings.trainer()
     settings.reward_trainer()
     for name in ("model", "reward_model"):
@@ -70,14 +70,14 @@ def check_settings(settings: LearnerSettings) -> None:
 
 
 async def serve(settings: LearnerSettings) -> int:
-    """Start everything, wait for the end, commit what was trained; the exit status."""
+    """Start everything, wait for the end, commit what was trained; return the exit status."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     serve_metrics(settings.host, settings.metrics_port)
     disk.watch_folder("data", settings.data_dir)
-    # SQLAlchemy, grpc and, once models are loaded, torch come in here.
+    # This imports SQLAlchemy, grpc and, once models are loaded, torch.
     from tuneloop.learner.app.learner import assemble
 
     starting = asyncio.create_task(assemble(settings))
@@ -98,7 +98,7 @@ async def serve(settings: LearnerSettings) -> int:
 
 
 async def stop_learner(learner: "Learner", work: asyncio.Task[None], seconds: float) -> None:
-    """Stop taking in, let the step in progress end within `seconds`, commit."""
+    """Stop intake, let the step in progress end within `seconds`, and commit."""
     logger.info("stopping")
     work.cancel()
     await asyncio.wait({work})

@@ -1,7 +1,7 @@
 """One thread for everything that touches a model.
 
 Training must not block the event loop, and torch's thread settings belong to the thread that made
-them, so models are built, trained and saved on one and the same. It is a daemon: a step in
+them, so models are built, trained and saved in the same one. It is a daemon thread: a step in
 progress never keeps the process from ending.
 """
 
@@ -28,7 +28,7 @@ class ModelThread:
         return self._unfinished > 0
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
-        """The result of `function(*args)`, or what it raised."""
+        """Return the result of `function(*args)`, or raise what it raised."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 

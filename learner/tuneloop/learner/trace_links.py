@@ -1,7 +1,7 @@
-"""Which spans lead to which: from the events taken in to the step that used them and its version.
+"""Links between spans: from the intake of events to the step that used them and its version.
 
-Kept in memory and bounded: what was taken in before the last start, or long ago, is not linked to.
-Only where traces are on.
+They are kept in memory, and only so many: events from before the last start, or from long ago, are
+not linked. Only used while tracing is on.
 """
 
 from collections import OrderedDict
@@ -17,7 +17,7 @@ from tuneloop.rollouts import Rollout, ScoredRollout
 EVENTS = 10_000
 VERSIONS = 100
 LINKS = 128
-"""Spans take no more links by default."""
+"""The default limit of links in a span."""
 
 _events: OrderedDict[str, tuple[str, ...]] = OrderedDict()
 """By feedback or completion id: the spans of its intake."""
@@ -27,13 +27,13 @@ _versions: OrderedDict[tuple[str, int], str] = OrderedDict()
 
 
 def clear_links() -> None:
-    """Forget everything."""
+    """Drop all links."""
     for kept in (_events, _steps, _versions):
         kept.clear()
 
 
 def link_intake(events: Iterable[Any], started_ns: int) -> None:
-    """Make the spans of events of an intake that have just been recorded."""
+    """Emit the spans of events that were just recorded."""
     for event in events:
         match event:
             case (Feedback() as feedback, int()):
@@ -54,34 +54,34 @@ def link_intake(events: Iterable[Any], started_ns: int) -> None:
 
 
 def links_of_batch(batch: Batch) -> list[str]:
-    """Spans that the step of a batch comes from."""
+    """Return the spans that the step of a batch comes from."""
     ids = (i for group in batch.samples.values() for sample in group for i in ids_of(sample))
-    # A sample is named by its feedback, of whose id no part has a dot, or by its completion.
+    # A sample is named after its feedback, whose id has no dot, or after its completion.
     found = (_events.get(i) or _events.get(i.partition(".")[0], ()) for i in ids)
     return list(dict.fromkeys(span for spans in found for span in spans))[:LINKS]
 
 
 def note_step(model: str) -> None:
-    """The current span is that of a step."""
+    """Record the current span as that of a step."""
     span = tracing.traceparent()
     if span:
         _steps.setdefault(model, []).append(span)
 
 
 def steps_of(model: str) -> list[str]:
-    """Spans of the steps of the version that is being made; they count once."""
+    """Return and drop the spans of the steps of the version that is being made."""
     return _steps.pop(model, [])
 
 
 def note_version(model: str, version: int) -> None:
-    """The current span is that in which a version was made."""
+    """Record the current span as that in which a version was made."""
     span = tracing.traceparent()
     if span:
         _keep(_versions, (model, version), span, VERSIONS)
 
 
 def span_of_version(model: str, version: int) -> str:
-    """The span in which a version was made; empty where it is not known."""
+    """Return the span in which a version was made; empty if unknown."""
     return _versions.get((model, version), "")
 
 

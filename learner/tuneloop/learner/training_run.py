@@ -3,7 +3,7 @@
 The invariant: a sample's use and the weights that learned from it become durable together. A step
 lives in memory until its checkpoint is on disk; then one ledger transaction commits the step, its
 uses and the checkpoint's name. A crash before that transaction undoes all three, a crash after it
-none, so every sample is used exactly once in the weights that go on.
+none, so every sample is used exactly once in the weights that are trained further.
 """
 
 import logging
@@ -27,17 +27,17 @@ from tuneloop.learner.trainer.base import StepResult, Trainer
 logger = logging.getLogger("tuneloop.learner")
 
 BEGINNING = "step-00000000"
-"""Checkpoint of before the first step, kept for good: version 0 can always be gone back to."""
+"""The checkpoint from before the first step. It is never deleted, for roll-backs to version 0."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Uncommitted:
-    """Steps taken whose checkpoint is not committed."""
+    """Steps whose checkpoint is not committed yet."""
 
     taken: list[steps.Step] = field(default_factory=list)
 
     def ids(self, objective: str) -> list[str]:
-        """Samples of an objective that they used."""
+        """Return the samples of an objective that they used."""
         return [
             sample_id
             for step in self.taken
@@ -81,19 +81,19 @@ class TrainingRun:
         self.unreported = True
         """Whether there may be refused samples without a dead letter."""
         self._fresh = True
-        """Whether the trainer is as it was made."""
+        """Whether the trainer has not been trained or restored yet."""
         self.failures = 0
-        """Steps that raised, one after the other."""
+        """Consecutive steps that raised."""
         self._database = database
         self._checkpoints = checkpoints
         self._keep_checkpoints = keep_checkpoints
         self._clock = clock
 
     def restore(self) -> None:
-        """Go on from the newest committed checkpoint that can be read.
+        """Continue from the newest committed checkpoint that can be read.
 
-        Checkpoints the ledger does not know are deleted. Where the newest are damaged, the steps
-        after the last good one are undone in the ledger, so that their samples are used again.
+        Checkpoints the ledger does not know are deleted. If the newest are damaged, the steps after
+        the last good one are undone in the ledger, so that their samples are used again.
         """
         self._checkpoints.mkdir(parents=True, exist_ok=True)
         self.uncommitted = Uncommitted()
@@ -134,16 +134,16 @@ class TrainingRun:
         logger.info("%s: at step %d, version %d", self.model, self.step, self.parent)
 
     def _keep_beginning(self, *, replace_old: bool) -> None:
-        """Write the checkpoint of before the first step while the trainer is as it was made."""
+        """Write the checkpoint from before the first step, while the trainer is still fresh."""
         folder = self._checkpoints / BEGINNING
         if self._fresh and (replace_old or not folder.exists()):
             shutil.rmtree(folder, ignore_errors=True)
             self.trainer.save_checkpoint(folder, {"step": 0})
 
     def rewind(self, set_aside_after: int) -> bool:
-        """After a quarantine: go on from the last good version; whether there was one to undo.
+        """After a quarantine, continue from the last good version; return whether there was one.
 
-        What was learned since counts as never used, but for samples that were behind
+        What was learned since counts as never used, except for samples that led to
         `set_aside_after` quarantines.
         """
         put_back = quarantine.put_back(self._database, self._clock(), set_aside_after)
@@ -189,9 +189,9 @@ class TrainingRun:
     def train(self, batch: Batch) -> StepResult:
         """Take one step; what it used counts once the step is committed.
 
-        A sample the trainer refuses is taken out for good and the rest is tried again. Raises
-        whatever the trainer raises; `ArithmeticError` when the weights came out not finite, which
-        are then those of the last checkpoint again.
+        A sample the trainer refuses is refused for good, and the rest is tried again. Raises what
+        the trainer raises, and `ArithmeticError` if the new weights are not finite; the weights of
+        the last checkpoint are then restored.
         """
         started = time.perf_counter()
         self._fresh = False
@@ -216,9 +216,10 @@ class TrainingRun:
         return StepResult(metrics={}, skipped=True, reason="no_samples")
 
     def _drop(self, remaining: dict[str, list[Any]], error: InvalidRequest) -> None:
-        """Refuse what the trainer named; of a group, its other members where two or more remain.
+        """Refuse what the trainer named, and drop it from the batch.
 
-        One member that is left alone has lost its baseline: it waits for a later step.
+        Other members of its group stay if two or more remain. A single one has lost its baseline:
+        it waits for a later step.
         """
         refusals: list[Refusal] = []
         for objective, samples in remaining.items():
@@ -240,7 +241,7 @@ class TrainingRun:
             ]
 
     def refuse(self, refusals: Sequence[Refusal]) -> None:
-        """Take samples out for good; the loop sends their dead letters."""
+        """Refuse samples for good; the loop sends their dead letters."""
         if not refusals:
             return
         ready.refuse(self._database, refusals)
@@ -296,12 +297,12 @@ class TrainingRun:
                 shutil.rmtree(self._checkpoints / name, ignore_errors=True)
 
     def mark_published(self, version: int) -> None:
-        """The weights as they are now were saved as `version`."""
+        """Record that the current weights were saved as `version`."""
         self.parent = version
         self.published_step = self.step
         self.unpublished_steps = 0
         self.unpublished_since = None
 
     def mark_dropped(self) -> None:
-        """A version was dropped before anybody saw it: its steps wait for another number."""
+        """Record that an unpublished version was dropped: its steps wait for another one."""
         self._find_place()

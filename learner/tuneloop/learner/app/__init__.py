@@ -1,1 +1,1 @@
-"""The learner's parts, put together from its settings."""
+"""Build the learner's parts from its settings."""

@@ -1,4 +1,4 @@
-"""The canary's parts, put together from the learner's settings."""
+"""Build the canary from the learner's settings."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ RETRY_SECONDS = 5.0
 def make_canary(
     settings: LearnerSettings, *, bus: Bus, database: Database, release: VersionRelease
 ) -> CanaryController:
-    """What tries versions on users. Call it inside the event loop."""
+    """Build the canary controller. Call this inside the event loop."""
     addresses = [settings.generation_address]
     if settings.canary.address:
         addresses.append(settings.canary.address)
@@ -37,7 +37,7 @@ def make_canary(
 
 
 async def end_left_over(canary: CanaryController) -> None:
-    """Where nothing is tried on users any more, end the trial that an earlier run left."""
+    """End the trial that an earlier run left, now that canaries are off."""
     while canary.version is not None:
         try:
             await canary.stop("new versions are not tried on users any more")

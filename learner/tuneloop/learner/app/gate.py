@@ -1,4 +1,4 @@
-"""The gate's parts, put together from the learner's settings."""
+"""Build the gate from the learner's settings."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ def make_gate(
     loop: Loop,
     worker: ModelThread,
 ) -> GateController | None:
-    """What decides about candidates; None without questions. Call it inside the event loop."""
+    """Build the gate; None without prompts for it. Call this inside the event loop."""
     if questions is None:
         return None
     trainer = next(
@@ -72,10 +72,10 @@ def make_gate(
 def make_local_answers(
     settings: LearnerSettings, questions: GatePrompts | None, trainer: Trainer
 ) -> "LocalAnswers | None":
-    """What takes down the answers of full weights; None without a gate, and for LoRA."""
+    """Build what saves the answers of full weights; None without a gate, and for LoRA."""
     if questions is None or settings.weights_kind is not WeightsKind.FULL:
         return None
-    # torch comes in here.
+    # This imports torch.
     from tuneloop.learner.release.gate.local_answers import LocalAnswers
     from tuneloop.learner.trainer.policy import PolicyTrainer
 

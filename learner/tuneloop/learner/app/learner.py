@@ -1,4 +1,4 @@
-"""The learner's parts, put together from its settings."""
+"""Build the learner from its settings."""
 
 import asyncio
 import logging
@@ -63,14 +63,14 @@ class Learner:
     prompt_sampler: PromptSampler | None
     gate_controller: GateController | None
     left_over: CanaryController | None
-    """What may still be on trial, where canaries are off."""
+    """A canary of an earlier run, if canaries are off now."""
     expiry: Expiry
     watch: AlarmMonitor
     dismiss: Callable[[], Awaitable[None]]
-    """Lets the other ranks end; nothing can be trained then."""
+    """Lets the other ranks end; nothing can be trained after that."""
 
     async def run(self) -> None:
-        """Take in, learn and answer until cancelled; whatever fails ends all."""
+        """Record events, learn and answer until cancelled; any failure ends all."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(
                 run_consumers(self.bus, self.policy, self.intakes, self.loop.arrived.set)
@@ -87,7 +87,7 @@ class Learner:
                 tasks.create_task(end_left_over(self.left_over))
 
     async def close(self) -> None:
-        """Answer no more and disconnect."""
+        """Stop answering and disconnect."""
         await self.server.stop()
         await self.bus.close()
 
@@ -151,7 +151,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
 
 
 def open_ledger(settings: LearnerSettings) -> Database:
-    """The ledger to write; raises `SettingsError`, `FailedPrecondition`, `Unavailable`."""
+    """Open the ledger; raises `SettingsError`, `FailedPrecondition`, `Unavailable`."""
     if settings.ledger_url is None:
         return Database.at(settings.data_dir / "ledger.db")
     return Database(settings.ledger_url.get_secret_value(), writer=True)
@@ -289,7 +289,7 @@ async def start_server(settings: LearnerSettings, servicer: LearnerServicer) -> 
 def make_prompt_sampler(
     settings: LearnerSettings, database: Database, prompts: Prompts, loop: Loop
 ) -> PromptSampler | None:
-    """What asks the learner's own prompts; None without any. Call it inside the event loop."""
+    """Build the sampler of the learner's own prompts; None without any. Needs the event loop."""
     if not (prompts.training or prompts.evaluation):
         return None
     return PromptSampler(

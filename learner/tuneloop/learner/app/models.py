@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 def join_ranks() -> "World":
-    """The ranks that torchrun started, which follow this one."""
-    # torch comes in here.
+    """Return the ranks that torchrun started, which follow this one."""
+    # This imports torch.
     from tuneloop.learner.models.world import join
 
     return join()
 
 
 def describe_base_models(settings: LearnerSettings) -> dict[str, BaseModel]:
-    """What version 0 of each model is; reads their files' headers."""
+    """Return what version 0 of each model is, from the headers of its files."""
     found: dict[str, BaseModel] = {
         ModelRole.POLICY: BaseModel(
             name=settings.base_model,
@@ -50,7 +50,7 @@ async def make_training_runs(
     settings: LearnerSettings, database: Database, worker: ModelThread, world: "World"
 ) -> list[tuple[TrainingRun, Batcher]]:
     """Load the models, in the thread that will train them."""
-    # torch and transformers come in here.
+    # This imports torch and transformers.
     from tuneloop.learner.trainer.policy import PolicyTrainer
 
     def training_run(model: str, name: str, build: Callable[[], Trainer]) -> TrainingRun:

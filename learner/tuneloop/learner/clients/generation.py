@@ -1,4 +1,4 @@
-"""Asking the running generation service, as a user's request would."""
+"""Ask the running generation service, as a user's request would."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ CONTROL_SECONDS = 5.0
 ANSWER_SECONDS = 600.0
 LOAD_SECONDS = 120.0
 TENANT = "tuneloop"
-"""Of rollouts nobody asked for; their user is named as their source."""
+"""Tenant of rollouts that no user asked for; their user is their source."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class PromptRequest:
     sampling: SamplingParameters
     source: RolloutSource
     policy_version: int | None = None
-    """The version to answer; None is the one served."""
+    """The version that answers; None is the one served."""
     recorded: bool = True
     """Whether the rollouts go out on the bus."""
 
@@ -57,7 +57,7 @@ class GenerationClient:
         return _served_policy(answer.policy)
 
     async def ask(self, question: PromptRequest) -> None:
-        """Have a question answered: the rollouts come over the bus. Raises `TuneloopError`."""
+        """Have a prompt answered; the rollouts come over the bus. Raises `TuneloopError`."""
         try:
             async for _ in self._stub.Generate(self._request(question), timeout=ANSWER_SECONDS):
                 pass
@@ -65,7 +65,7 @@ class GenerationClient:
             raise error_from_rpc(error) from error
 
     async def answer(self, question: PromptRequest, seconds: float) -> SampledAnswer:
-        """The answer to a question of one completion, within `seconds`. Raises `TuneloopError`."""
+        """Return the one completion of a prompt, within `seconds`. Raises `TuneloopError`."""
         text, final = "", None
         try:
             async for response in self._stub.Generate(self._request(question), timeout=seconds):
@@ -83,7 +83,7 @@ class GenerationClient:
         )
 
     async def load(self, weights: WeightsReference) -> None:
-        """Have a version held without serving it. Raises `TuneloopError`."""
+        """Have a version loaded without serving it. Raises `TuneloopError`."""
         request = generation_pb2.LoadWeightsRequest(
             weights=weights_to_proto(weights), activate=False
         )

@@ -20,7 +20,7 @@ class RewardClient:
         self._stub = reward_pb2_grpc.RewardServiceStub(channel)
 
     async def scores(self, asked: PromptTokens, completions: Sequence[str]) -> list[Score]:
-        """One score for each completion, by the same scorers. Raises `TuneloopError`."""
+        """Return one score for each completion, by the same scorers. Raises `TuneloopError`."""
         request = reward_pb2.ScoreRolloutsRequest(
             chat=messages_to_proto(asked.messages) if asked.messages else None,
             text=None if asked.messages else asked.text,

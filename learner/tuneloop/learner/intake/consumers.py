@@ -1,9 +1,9 @@
 """From the streams into the ledger: decode, record in one transaction, then acknowledge.
 
 An event is acknowledged after the ledger has committed it, so it may come again but is never lost;
-the ledger's keys give it one effect. What cannot be decoded becomes a dead letter at once, what
-cannot be recorded comes again and becomes one after `MAX_DELIVERIES`. While the ledger itself
-cannot be written (its disk is full, its server away) events wait, for however long it takes.
+the ledger's keys give it one effect. An event that cannot be decoded becomes a dead letter at once;
+one that cannot be recorded comes again and becomes one after `MAX_DELIVERIES`. While the ledger
+itself cannot be written (its disk is full, its server is down) events wait without a limit.
 """
 
 import asyncio
@@ -60,13 +60,13 @@ class IntakeConsumer:
     """One durable consumer of the learner."""
 
     name: str
-    """Of the consumer; its durable is `learner-<policy>-<name>`."""
+    """The consumer's name; its durable is `learner-<policy>-<name>`."""
     stream: str
     subject: str
     decode: Decode
-    """Raises `CorruptData`."""
+    """Decodes a delivery; raises `CorruptData`."""
     record: Record
-    """Blocks; one transaction for all events given."""
+    """Records events in one transaction; blocks."""
 
     async def run(self, bus: Bus, policy: str, arrived: Callable[[], None]) -> None:
         """Consume until cancelled; `arrived` is called after each batch that was recorded."""
@@ -86,10 +86,10 @@ class IntakeConsumer:
                         arrived()
                     await self._note_lag(consumer)
             except FailedPrecondition:
-                # Another learner has the ledger: this one must end.
+                # Another learner took the ledger over: this one must end.
                 raise
             except TuneloopError as error:
-                # The bus is down; deliveries in hand come again once it is back.
+                # The bus is down; unacknowledged deliveries come again once it is back.
                 logger.warning("%s: %s; trying again", durable, error)
                 await asyncio.sleep(RETRY_SECONDS)
 
@@ -109,10 +109,10 @@ class IntakeConsumer:
             await self._wait_for_the_ledger([delivery for delivery, _ in events], error)
             return
         except SQLAlchemyError as error:
-            # Postgres quotes whole rows in the lines that follow the first.
+            # After the first line Postgres quotes whole rows.
             problem = str(error).partition("\n")[0]
             logger.error("%s: a batch could not be recorded: %s", durable, problem)
-            # One event must not keep the others out.
+            # One bad event must not block the others.
             for delivery, event in events:
                 await self._handle_alone(bus, durable, delivery, event)
             return
@@ -140,7 +140,7 @@ class IntakeConsumer:
     async def _wait_for_the_ledger(
         self, deliveries: Sequence[Delivery], error: Unavailable
     ) -> None:
-        """Send deliveries back: no event is at fault, so that none becomes a dead letter."""
+        """Send deliveries back. No event is at fault, so none becomes a dead letter."""
         metrics.intake_failures.labels(self.name).inc()
         logger.error("%s wait: %s", self.name, error.message)
         for delivery in deliveries:
@@ -267,21 +267,21 @@ def make_consumers(
 
 
 def observe_feedback_to_serving(database: Database, activation: Activation) -> None:
-    """Note how long each feedback took until the version that learned from it served."""
+    """Observe how long each feedback took until the version that learned from it served."""
     served = activation.activated_time.timestamp()
     for accepted in lineage.feedback_times(database, ModelRole.POLICY, activation.policy_version):
         metrics.feedback_to_serving.observe(max(0.0, served - accepted))
 
 
 def _feedback_event(delivery: Delivery) -> Feedback | Retraction:
-    """What was said, or that it was taken back; raises `CorruptData`."""
+    """Decode feedback or a retraction; raises `CorruptData`."""
     if is_retraction(delivery.subject):
         return decode_retraction(delivery.data)
     return decode_feedback(delivery.data)
 
 
 def _of_policy(policy: str, event: Any) -> Any:
-    """The event, if its body names the policy its subject does; else raise `CorruptData`."""
+    """Return the event; raise `CorruptData` if its policy is not that of its subject."""
     if event.policy != policy:
         raise CorruptData(f"policy: {event.policy!r} on a subject of {policy!r}", param="policy")
     return event
@@ -290,6 +290,6 @@ def _of_policy(policy: str, event: Any) -> Any:
 async def run_consumers(
     bus: Bus, policy: str, consumers: Sequence[IntakeConsumer], arrived: Callable[[], None]
 ) -> None:
-    """Run consumers until cancelled; one that fails unexpectedly ends all."""
+    """Run consumers until cancelled; an unexpected failure of one ends all."""
     running: list[Awaitable[None]] = [c.run(bus, policy, arrived) for c in consumers]
     await asyncio.gather(*running)

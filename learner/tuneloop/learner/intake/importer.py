@@ -1,8 +1,8 @@
-"""Judgements of texts that this service did not write, into the ledger.
+"""Import judgements of texts that this service did not write.
 
 A row becomes rollouts without versions and without a sampler's log-probs, and the feedback on them:
 KTO, DPO, SFT and the reward model learn from it; PPO and GRPO never do. Ids are hashes of the
-content, so that a row that comes again adds nothing.
+content, so importing a row twice adds nothing.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from tuneloop.rollouts import (
 )
 
 IMPORT = "import"
-"""Tenant of imported rows, and what their ids begin with."""
+"""Tenant of imported rows, and the prefix of their ids."""
 NO_VERSION = -1
 
 forms_of_kind = {
@@ -48,15 +48,15 @@ class ImportedRow:
     """A row of a file."""
 
     place: str
-    """Where it stands, for messages."""
+    """Where it is in the file, for messages."""
     row: dict[str, Any]
     occurrence: int = 0
-    """How many rows before it in its file are equal to it: people may agree."""
+    """How many equal rows come before it in its file: several people may agree."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """What became of rows."""
+    """How many rows were added or known."""
 
     added: int
     known: int
@@ -64,7 +64,7 @@ class Imported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowJudgement:
-    """What a row says."""
+    """The judgement of a row."""
 
     prompt: Text
     answers: tuple[Text, ...]
@@ -77,9 +77,9 @@ Reader = Callable[[Fields], RowJudgement]
 
 
 def row_reader(kind: str, table: Table) -> Reader:
-    """How rows of a kind are read; raises `InvalidRequest` for another kind or other columns.
+    """Return a reader of rows of a kind; raises `InvalidRequest` for another kind or columns.
 
-    What it returns raises `InvalidRequest` naming the row that is wrong.
+    The reader raises `InvalidRequest` naming the row that is wrong.
     """
     if kind not in forms_of_kind:
         raise InvalidRequest(f"kind: one of {', '.join(forms_of_kind)}", param="kind")
@@ -105,7 +105,7 @@ def row_reader(kind: str, table: Table) -> Reader:
 
 
 class Importer:
-    """Adds rows to a ledger, in the tokens of its policy."""
+    """Adds rows to a ledger, tokenized for its policy."""
 
     def __init__(
         self,
@@ -129,9 +129,9 @@ class Importer:
         return self._tokens
 
     def add(self, kind: str, rows: Sequence[ImportedRow]) -> Imported:
-        """Add all rows, or none: raises `InvalidRequest` naming the first that is wrong."""
+        """Add all rows or none; raises `InvalidRequest` naming the first that is wrong."""
         read = row_reader(kind, Table(name="the file", rows=[row.row for row in rows]))
-        # A row of an export says which feedback it is: perhaps this ledger's own.
+        # A row of an export names its feedback, which this ledger may have already.
         named = [str(row.row.get("feedback_id", "")) for row in rows]
         own = recorder.recorded_feedback(self._database, named)
         strange = [row for row, name in zip(rows, named, strict=True) if name not in own]
@@ -167,7 +167,7 @@ class Importer:
             feedback_id=f"{IMPORT}-{name}",
             policy=self._policy,
             tenant=IMPORT,
-            # Each row is somebody's own word, whoever that was.
+            # Each row counts as another user's judgement.
             user_hash=name[:16],
             completion_id=first,
             judgement=judgement,
@@ -213,5 +213,5 @@ class Importer:
 
 
 def digest(*parts: object) -> str:
-    """32 hexadecimal digits of what these are."""
+    """Return a hash of the parts, 32 hexadecimal digits."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Looks at the alarms now and then: metrics, the log, and whether new versions wait."""
+"""Check the alarms regularly: metrics, the log, and whether new versions wait."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ class AlarmMonitor:
 
     @property
     def holding(self) -> str:
-        """The alarm for which new versions stay candidates; empty where none does."""
+        """The alarm that keeps new versions candidates; empty if none does."""
         return self.raised[0].name if self._settings.hold and self.raised else ""
 
     def check_alarms(self) -> None:

@@ -1,4 +1,4 @@
-"""Feedback that is too old to learn from, found now and then."""
+"""Expire feedback that is too old to learn from, regularly."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ EVERY_SECONDS = 60.0
 
 
 class Expiry:
-    """Ends feedback by age, both limits in seconds; None is no limit."""
+    """Expires feedback by age; both limits are in seconds, None is no limit."""
 
     def __init__(
         self,

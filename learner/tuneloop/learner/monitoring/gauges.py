@@ -1,4 +1,4 @@
-"""Gauges of what the ledger holds, refreshed now and then."""
+"""Gauges of what the ledger holds, refreshed regularly."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -27,13 +27,13 @@ def refresh(database: Database) -> None:
 
 
 def show_progress(progress: Sequence[BatchProgress]) -> None:
-    """How full the next batches are."""
+    """Show how full the next batches are."""
     for part in progress:
         metrics.batch_fill.labels(part.objective).set(part.have / max(1, part.want))
 
 
 async def keep_fresh(database: Database, progress: Callable[[], Sequence[BatchProgress]]) -> None:
-    """Refresh for ever."""
+    """Refresh the gauges until cancelled."""
     while True:
         await asyncio.to_thread(refresh, database)
         show_progress(await asyncio.to_thread(progress))
@@ -41,7 +41,7 @@ async def keep_fresh(database: Database, progress: Callable[[], Sequence[BatchPr
 
 
 def show_evaluation(database: Database) -> None:
-    """The newest evaluation in the gauges."""
+    """Show the newest evaluation."""
     found = newest_evaluation(database)
     if found is None:
         return

@@ -1,4 +1,4 @@
-"""Reference log-probs of evaluated answers, filled in beside training."""
+"""Fill in the reference log-probs of evaluated answers beside training."""
 
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import ref_logprobs
@@ -7,7 +7,7 @@ from tuneloop.learner.trainer.base import Trainer
 
 
 class ReferenceFill:
-    """Computes what the KL of evaluated versions lacks: the reference policy's log-probs."""
+    """Computes the reference policy's log-probs that the KL of evaluated versions needs."""
 
     def __init__(self, database: Database, trainer: Trainer) -> None:
         self._database = database

@@ -1,4 +1,4 @@
-"""Prompts the learner asks about: to learn from the answers, and to see how well a version does."""
+"""Prompts of the learner's own: some to learn from, some to evaluate versions on."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from tuneloop.learner.settings import LearnerSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompts:
-    """Both lists; no prompt stands in both, and none twice among the eval prompts."""
+    """Both lists; no prompt is in both, and no eval prompt comes twice."""
 
     training: Sequence[PromptRow]
     evaluation: Sequence[PromptRow]
@@ -42,7 +42,7 @@ def load_prompts(settings: LearnerSettings) -> Prompts:
 
 
 def tokens_of(settings: LearnerSettings) -> PromptTokenizer:
-    """Makes prompts as users do: a conversation, where the model has a template for one."""
+    """Makes prompts as users do: a conversation, if the model has a chat template."""
     tokens = PromptTokenizer(settings.model, max_length=None)
     if tokens.tokenization.tokenizer.chat_template:
         return PromptTokenizer(settings.model, max_length=None, as_chat=True)
@@ -65,15 +65,15 @@ def _read(name: str, path: Path | None, tokens: PromptTokenizer, room: int) -> S
 
 
 def sha256_of(row: PromptRow) -> str:
-    """What the ledger knows the prompt by."""
+    """Return the hash that the ledger knows the prompt by."""
     return prompt_sha256(row.asked.token_ids)
 
 
 def shuffled(count: int, seed: int, position: int) -> Iterator[tuple[int, int]]:
-    """(position, index) from `position` on, for ever: each round in an order of its own."""
+    """Yield (position, index) from `position` on, without end; each round has its own order."""
     while True:
         order = list(range(count))
-        # Not for secrets: a restart must go on where it was.
+        # Not cryptographic: a restart must continue where it was.
         random.Random(f"{seed}-{position // count}").shuffle(order)  # noqa: S311
         for index in order[position % count :]:
             yield position, index

@@ -1,8 +1,8 @@
-"""Keeps the generation service at work on the learner's own prompts while users leave it room.
+"""Sample answers to the learner's own prompts while users leave generation idle.
 
-Every version answers the eval prompts, the newest first; then the prompts to learn from are asked,
-round after round, no further ahead of the learner than `prompts_in_flight`. Nothing new is asked
-while a user is being answered. The rollouts come back over the bus like any other.
+Every version answers the eval prompts, the newest first. Then the prompts to learn from are asked,
+round after round, at most `prompts_in_flight` ahead of the learner. Nothing new is asked while a
+user is being answered. The rollouts come back over the bus like any other.
 """
 
 import asyncio
@@ -28,29 +28,29 @@ logger = logging.getLogger("tuneloop.learner.prompts")
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 5.0
 LOST_SECONDS = 60.0
-"""After which an answer that never came over the bus is asked for again."""
+"""After this long, an answer that never came over the bus is asked for again."""
 POSITION = "prompts asked"
-"""Fact of the ledger: how many prompts were asked."""
+"""The ledger's fact that counts the prompts asked."""
 
 
 class GenerationService(Protocol):
     """The generation service; see `tuneloop.learner.clients.generation`."""
 
     async def policy(self) -> ServedPolicy:
-        """What is served and held now."""
+        """Return what is served and held now."""
         ...
 
     async def ask(self, question: PromptRequest) -> None:
-        """Have a question answered."""
+        """Have a prompt answered."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSamplerOptions:
-    """How to ask."""
+    """How to sample, and how much at once."""
 
     sampling: SamplingParameters
-    """Of rollouts to learn from; `n` are sampled of each prompt."""
+    """For rollouts to learn from; `n` are sampled for each prompt."""
     seed: int
     in_flight: int
     concurrency: int
@@ -70,7 +70,7 @@ class PromptSampler:
         learning: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take `learning`: whether rollouts to learn from are wanted now."""
+        """`learning` says whether rollouts to learn from are wanted now."""
         self._generation = generation
         self._database = database
         self._prompts = prompts
@@ -79,14 +79,14 @@ class PromptSampler:
         self._clock = clock
         self._running: set[asyncio.Task[None]] = set()
         self._asked: dict[str, float] = {}
-        """When each question was asked whose answer is not in the ledger yet."""
+        """When each prompt was asked whose answer is not in the ledger yet."""
         self._gone: set[int] = set()
-        """Versions that could not answer the eval prompts while they were held."""
+        """Versions that were unloaded before they answered the eval prompts."""
         position = int(database.fact(POSITION) or 0)
         self._order = shuffled(max(1, len(prompts.training)), options.seed, position)
 
     async def run(self) -> None:
-        """Ask for ever; a service that is away is asked again later."""
+        """Ask until cancelled; a service that is down is asked again later."""
         away = False
         try:
             while True:
@@ -103,7 +103,7 @@ class PromptSampler:
                 task.cancel()
 
     async def _turn(self) -> None:
-        """Start one question if there is room for it, else wait a little."""
+        """Ask one prompt if there is room for it, else wait a little."""
         question = None
         if len(self._running) < self._options.concurrency:
             question = await self._next_question(await self._generation.policy())
@@ -127,11 +127,11 @@ class PromptSampler:
             await self._generation.ask(question)
             metrics.prompts_asked.labels(question.source.value).inc()
         except NotFound:
-            # Between the look and the question the version was given up.
+            # The version was unloaded in the meantime.
             if question.policy_version is not None:
                 self._gone.add(question.policy_version)
         except TuneloopError as error:
-            # It counts as asked for a while, so that what fails at once is not asked for at once.
+            # It counts as asked for a while, so that a prompt that fails is not retried at once.
             logger.info("%s was not answered: %s", question.completion_id, error.message)
 
     async def _next_question(self, policy: ServedPolicy) -> PromptRequest | None:
@@ -145,7 +145,7 @@ class PromptSampler:
         return await asyncio.to_thread(self._next_prompt, policy.policy_version)
 
     def _forget_answered(self) -> None:
-        """Drop the questions that are answered in the ledger, or that were lost."""
+        """Drop the prompts whose answers are in the ledger or were lost."""
         arrived = prompted.recorded(self._database, set(self._asked))
         lost = self._clock() - LOST_SECONDS
         running = {task.get_name() for task in self._running}
@@ -156,7 +156,7 @@ class PromptSampler:
         }
 
     def _next_evaluation(self, policy: ServedPolicy) -> PromptRequest | None:
-        """An eval prompt that a version in memory has not answered, the newest version first."""
+        """Return an eval prompt that a loaded version has not answered, newest version first."""
         if not self._prompts.evaluation:
             return None
         held = {policy.policy_version}
@@ -178,7 +178,7 @@ class PromptSampler:
         return None
 
     def _evaluation_sampling(self, number: int) -> SamplingParameters:
-        """The same luck for every version: differences are the version's."""
+        """Use the same seed for every version, so that differences are the version's."""
         sampling = self._options.sampling
         return SamplingParameters(
             temperature=sampling.temperature,

@@ -1,4 +1,4 @@
-"""The settings a version was trained with, for its lineage: what steers learning, no secrets."""
+"""The settings a version was trained with, for its lineage: those of learning, no secrets."""
 
 import json
 from collections.abc import Mapping

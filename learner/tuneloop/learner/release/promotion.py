@@ -1,12 +1,12 @@
 """Which version is served: the routing table's entry, changed by compare-and-set, and who did it.
 
-The routing table is what generation and reward follow; the ledger keeps the history of it. With the
-gate `off` every published version is made stable at once; else it is a candidate until the gate, a
-canary or a person promotes it. Once a person has rolled back, nothing is promoted by itself until a
+Generation and reward follow the routing table; the ledger keeps its history. With the gate `off`
+every published version becomes stable at once; otherwise it is a candidate until the gate, a canary
+or a person promotes it. After a person rolled back, nothing is promoted automatically until a
 person promotes something: the loop never undoes a person's decision.
 
-A version that is rolled back, or refused, is quarantined. What the learner had learned with it is
-put back by the loop (see `ledger.quarantine`).
+A version that is rolled back or refused is quarantined. The loop puts back what the learner had
+learned with it (see `ledger.accounting.quarantine`).
 """
 
 import logging
@@ -33,9 +33,9 @@ Gate: TypeAlias = Literal["off", "manual", "gate", "gate+canary"]
 
 ATTEMPTS = 5
 AUTOMATIC = frozenset({"gate", "canary", "learner"})
-"""Actors that are no persons."""
+"""Actors that are not people."""
 HELD = "release_held_by"
-"""Fact of the ledger: who rolled back; empty when versions are released as they come."""
+"""The ledger's fact that says who rolled back; empty while versions are promoted normally."""
 
 
 class Promotion:
@@ -51,7 +51,7 @@ class Promotion:
         alarm: Callable[[], str] = lambda: "",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Take `alarm`: the name of one that is raised and holds releases, else empty."""
+        """`alarm` returns the name of an alarm that holds releases, or an empty string."""
         self._keys: dict[str, str] = {
             ModelRole.POLICY: stable_policy_key(policy),
             ModelRole.REWARD_MODEL: reward_model_key(policy),
@@ -65,31 +65,31 @@ class Promotion:
 
     @property
     def held_by(self) -> str:
-        """Who rolled back and has not promoted since; empty when nobody."""
+        """Who rolled back and has not promoted since; empty if nobody."""
         return self._database.fact(HELD) or ""
 
     @property
     def hold(self) -> str:
-        """Why nothing is promoted by itself, in words; empty where nothing stands against it."""
+        """Why nothing is promoted automatically, in words; empty if it is."""
         if held_by := self.held_by:
             return f"{held_by} rolled back"
         alarm = self._alarm()
         return f"alarm: {alarm}" if alarm else ""
 
     async def stable(self, model: str) -> int:
-        """The version the routing table names; 0 when it names none. Raises `Unavailable`."""
+        """Return the version the routing table names; 0 if none. Raises `Unavailable`."""
         return _version_of(await self._bus.routing(self._keys[model]))
 
     async def offer(self, model: str, version: int) -> bool:
-        """Make a just published version stable where nothing is to be asked first; whether it is.
+        """Make a newly published version stable if nobody has to decide; return whether it is.
 
-        Reward models do not answer anybody, and are not asked about.
+        Reward models answer no users, so they need no decision.
         """
         if model == ModelRole.POLICY and (self._gate != "off" or self.hold):
             return False
         found = versions.get_version(self._database, model, version)
         if found.state is not ReleaseState.CANDIDATE:
-            # Stable already, or its line was given up before it was published.
+            # Stable already, or its line was abandoned before it was published.
             return found.state is ReleaseState.STABLE
         for _ in range(ATTEMPTS):
             entry = await self._bus.routing(self._keys[model])
@@ -105,7 +105,7 @@ class Promotion:
     async def promote(self, version: int, actor: str) -> int:
         """Make a stored version of the policy stable. Raises `NotFound`, `FailedPrecondition`.
 
-        A person's promotion lifts the hold of an earlier roll-back; nobody else's passes it.
+        A person's promotion lifts the hold of an earlier roll-back; other promotions respect it.
         """
         if actor in AUTOMATIC and (hold := self.hold):
             raise FailedPrecondition(f"{hold}; only a person promotes now")
@@ -117,8 +117,8 @@ class Promotion:
     async def roll_back(self, version: int | None, actor: str) -> int:
         """Go back to an earlier version of the policy, by default the last good one.
 
-        The versions after it are quarantined, and nothing is promoted by itself until somebody
-        promotes. Raises `NotFound`, `FailedPrecondition` when there is nothing to go back to.
+        The versions after it are quarantined, and nothing is promoted automatically until a person
+        promotes. Raises `NotFound`, and `FailedPrecondition` if there is nothing to go back to.
         """
         stable = await self.stable(ModelRole.POLICY)
         if stable == 0:
@@ -146,8 +146,8 @@ class Promotion:
     ) -> None:
         """Refuse a version of the policy for good, and all that grew from it.
 
-        Where one of them serves, the last good version before them does again. Raises
-        `Unavailable` when the routing table would have to be changed and cannot be.
+        If one of them serves, the last good version before them replaces it. Raises `Unavailable`
+        if the routing table has to be changed and cannot be.
         """
         versions.get_version(self._database, ModelRole.POLICY, version)
         stable = await self.stable(ModelRole.POLICY)
@@ -179,7 +179,7 @@ class Promotion:
         numbers: Mapping[str, Any] | None = None,
         kind: Kind = "quarantine",
     ) -> None:
-        """Quarantine versions `first` to `last`, and serve version `to` where it is given."""
+        """Quarantine versions `first` to `last`, and serve version `to` if given."""
         quarantined = QuarantineRange(
             first=first,
             last=last,
@@ -234,7 +234,7 @@ class Promotion:
         raise Conflict("the routing table keeps changing; try again", retry_after=1.0)
 
     async def _set(self, model: str, target: WeightsReference, entry: RoutingEntry | None) -> bool:
-        # Generation's loading of it then belongs to the trace in which it was made.
+        # So that generation's loading belongs to the trace in which the version was made.
         made = trace_links.span_of_version(model, target.policy_version)
         value = encode_routing(replace(target, traceparent=made))
         revision = None if entry is None else entry.revision

@@ -1,7 +1,7 @@
 """Publishing a version: saved, stored, announced, released; each stage is safe to repeat.
 
-The ledger remembers how far a version came, so that a crash or a bus that is down only delays it.
-The manifest is written once, when the weights are saved, and gives the same bytes at every attempt.
+The ledger records how far a version got, so a crash or a bus that is down only delays it. The
+manifest is written once, when the weights are saved, and has the same bytes at every attempt.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ class BaseModel:
 
 
 class Publisher:
-    """Makes versions of training runs and brings them to the stores and the routing table."""
+    """Makes versions of training runs and publishes them to the store and the routing table."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Publisher:
         before_publishing: Callable[[int], None] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Take `trained_with`: the settings of each model's training, as JSON.
+        """`trained_with` has the settings of each model's training, as JSON.
 
         `before_publishing` is called with a version of the policy whose weights were just saved.
         """
@@ -85,8 +85,8 @@ class Publisher:
     def save_version(self, training_run: TrainingRun, last_metrics: Mapping[str, float]) -> int:
         """Save the training run's weights as its next version; blocks. All its steps are committed.
 
-        Returns the version's number. From here on the version survives a crash. Raises
-        `WeightsRefused` when a weight is not finite: such weights never leave the learner.
+        Returns the version's number. From then on the version survives a crash. Raises
+        `WeightsRefused` if a weight is not finite: such weights never leave the learner.
         """
         version = self._next_number(training_run)
         folder = self._folder(training_run.model, version)
@@ -101,7 +101,7 @@ class Publisher:
         base = self._base_models[training_run.model]
         figures = {name: v for name, v in last_metrics.items() if math.isfinite(v)}
         if training_run.model == ModelRole.REWARD_MODEL:
-            # By these the reward service decides whether the version has something to say.
+            # By these the reward service decides whether to use the version.
             figures["labels"] = float(steps.used_samples(self._database, ModelRole.REWARD_MODEL))
             accuracy = agreement.ranking_accuracy(self._database)
             if accuracy is not None:
@@ -126,7 +126,7 @@ class Publisher:
             created_time=created_time,
         )
         if training_run.model == ModelRole.POLICY and self._before_publishing is not None:
-            # First, so that a version that is known can also be examined.
+            # First, so that every recorded version can be examined.
             self._before_publishing(version)
         versions.add_version(
             self._database,
@@ -146,14 +146,14 @@ class Publisher:
     def _next_number(self, training_run: TrainingRun) -> int:
         newest = versions.newest_version(self._database, training_run.model)
         try:
-            # A store may hold versions of a ledger that was lost; theirs are not ours to replace.
+            # A store may hold versions of a ledger that was lost; do not overwrite them.
             newest = max([newest, *self._store.versions(training_run.policy)])
         except Unavailable as error:
             logger.warning("the weight store cannot be asked for its versions: %s", error)
         return newest + 1
 
     def drop_unfinished(self, model: str) -> bool:
-        """At start: drop saved versions whose files are gone and files no version needs.
+        """At start, drop saved versions whose files are gone, and files no version needs.
 
         Returns whether a version was dropped.
         """
@@ -167,9 +167,9 @@ class Publisher:
         return bool(lost)
 
     async def publish_pending(self, training_run: TrainingRun) -> bool:
-        """Bring every unfinished version of a run on; False when something must be retried.
+        """Advance every unfinished version of a run; return False if something must be retried.
 
-        After a failure it does nothing until some seconds have passed.
+        After a failure this does nothing until a delay has passed.
         """
         if time.monotonic() < self._retry_time:
             return False

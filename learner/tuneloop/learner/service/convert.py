@@ -1,4 +1,4 @@
-"""Ledger values as messages of `LearnerService`, and back."""
+"""Convert ledger values to messages of `LearnerService`, and back."""
 
 import json
 import time
@@ -72,7 +72,7 @@ def uses_to_proto(uses: Iterable[Use]) -> list[learner_pb2.SampleUse]:
 
 
 def feedback_lineage_to_proto(lineage: FeedbackLineage) -> learner_pb2.GetFeedbackLineageResponse:
-    """What became of a feedback event."""
+    """The lineage of a feedback event."""
     return learner_pb2.GetFeedbackLineageResponse(
         feedback_id=lineage.feedback_id,
         kind=lineage.kind,
@@ -95,7 +95,7 @@ def feedback_lineage_to_proto(lineage: FeedbackLineage) -> learner_pb2.GetFeedba
 
 
 def user_to_proto(lineage: UserLineage) -> learner_pb2.GetUserLineageResponse:
-    """What there is of a user, and what learned from it."""
+    """The lineage of a user."""
     return learner_pb2.GetUserLineageResponse(
         rollouts=lineage.rollouts,
         feedback=lineage.feedback,
@@ -133,7 +133,7 @@ THUMBS = {"": None, "up": True, "down": False}
 
 
 def filters_of(request: learner_pb2.ListFeedbackRequest) -> FeedbackFilters:
-    """What to list; raises `InvalidRequest`."""
+    """Return what to list; raises `InvalidRequest`."""
     kinds, statuses = set(FeedbackKind), set(FeedbackStatus)
     for name, value, known in (
         ("kind", request.kind, {"", *kinds}),
@@ -179,7 +179,7 @@ def wanted_of(request: learner_pb2.ExportDataRequest) -> Wanted:
 
 
 def rows_of(request: learner_pb2.ImportDataRequest) -> list[ImportedRow]:
-    """What to import; raises `InvalidRequest` naming the row that is no object."""
+    """Return the rows to import; raises `InvalidRequest` naming one that is not an object."""
     rows = []
     for given in request.rows:
         try:
@@ -193,7 +193,7 @@ def rows_of(request: learner_pb2.ImportDataRequest) -> list[ImportedRow]:
 
 
 class LatestTraffic:
-    """Traffic by version, counted anew at most every `seconds`: pages ask for it all the time."""
+    """Traffic by version, counted at most every `seconds`: pages ask for it all the time."""
 
     def __init__(
         self,
@@ -208,7 +208,7 @@ class LatestTraffic:
         self._known: dict[int, tuple[float, learner_pb2.Traffic | None]] = {}
 
     def of(self, versions: Sequence[int]) -> dict[int, learner_pb2.Traffic | None]:
-        """The figures of these versions; None for one that has answered nothing."""
+        """Return the figures of these versions; None for one that answered nothing."""
         now = self._clock()
         old = [
             version

@@ -1,4 +1,4 @@
-"""Forgetting a user, in the ledger and on the bus, while the learner stands still."""
+"""Forget a user, in the ledger and on the bus, while no step runs."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ logger = logging.getLogger("tuneloop.learner.service")
 
 
 class ForgetUser:
-    """Removes a user's rows and events, and says what had learned from them."""
+    """Deletes a user's rows and events, and says what had learned from them."""
 
     def __init__(
         self,
@@ -34,8 +34,8 @@ class ForgetUser:
     async def forget(self, user: str) -> learner_pb2.ForgetUserResponse:
         """Forget a user by their hash; safe to repeat. Raises `InvalidRequest`, `Unavailable`.
 
-        The events go first, so that none comes again. What steps have learned that no version has
-        yet becomes a version before, so that every version that learned from them has its number.
+        The events are deleted first, so that none comes again. Before that, steps that no version
+        has yet become a version, so that every version that learned from the user has a number.
         """
         user_hash = token(user, "user_hash")
         async with self._loop.paused_turns():

@@ -1,8 +1,8 @@
-"""Rebuilding: going back to an earlier version and training again from there, on what is left.
+"""Rebuild: go back to an earlier version and train again from there, on the data that is left.
 
-The versions after it are quarantined, without blame on what they learned from, and stop serving;
-the learner goes on from the checkpoint of the last version before them that served, or from the
-base model where that is gone. The reward model is not rebuilt.
+The versions after it are quarantined, without blame on what they learned from, and stop serving.
+The learner continues from the checkpoint of the last version before them that served, or from the
+base model if that is gone. The reward model is not rebuilt.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ class Rebuild:
     async def before_user(self, user: str, actor: str) -> learner_pb2.RebuildPolicyResponse:
         """Go back to the last version that had not learned from a user, by their hash.
 
-        Raises `FailedPrecondition` where what is trained on has not either.
+        Raises `FailedPrecondition` if the current line has not learned from them.
         """
         user_hash = token(user, "before_user_hash")
         async with self._loop.paused_turns():
@@ -42,7 +42,7 @@ class Rebuild:
             return await self._to(found.rebuild_from, actor)
 
     async def to_version(self, version: int, actor: str) -> learner_pb2.RebuildPolicyResponse:
-        """Go back to a version of the present line; raises `InvalidRequest` for another."""
+        """Go back to a version of the current line; raises `InvalidRequest` for another."""
         async with self._loop.paused_turns():
             return await self._to(version, actor)
 
@@ -64,7 +64,7 @@ class Rebuild:
         )
 
     def _after(self, version: int) -> list[int]:
-        """The versions that grew from `version` down to the present one, newest first."""
+        """Return the versions from `version` (excluded) to the current one, newest first."""
         head = versions.head(self._database, ModelRole.POLICY)
         newest = 0 if head is None else head.version
         line = [newest, *lineage.ancestors(self._database, ModelRole.POLICY, newest)]

@@ -45,7 +45,7 @@ Call: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
-    """Answers questions about learning and versions, and steers it."""
+    """Reports on learning and versions, and controls them."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         gate: Callable[[], str] = lambda: "",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Take `gate`: what the gate waits for, in words."""
+        """`gate` returns what the gate waits for, in words."""
         self._policy = policy
         self._database = database
         self._loop = loop
@@ -82,13 +82,13 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
     async def GetStatus(
         self, request: learner_pb2.GetStatusRequest, context: Call
     ) -> learner_pb2.GetStatusResponse:
-        """What the learner has, does and waits for."""
+        """Return what the learner has, does and waits for."""
         return await asyncio.to_thread(self._status)
 
     async def ListPolicyVersions(
         self, request: learner_pb2.ListPolicyVersionsRequest, context: Call
     ) -> learner_pb2.ListPolicyVersionsResponse:
-        """Versions, newest first."""
+        """Return versions, newest first."""
         self._check_policy(request.policy)
         if request.page_size < 0:
             raise InvalidRequest("page_size: must not be negative", param="page_size")
@@ -99,7 +99,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
     async def GetLineage(
         self, request: learner_pb2.GetLineageRequest, context: Call
     ) -> learner_pb2.GetLineageResponse:
-        """What made a version: parents, steps, feedback and rollouts."""
+        """Return what made a version: parents, steps, feedback and rollouts."""
         self._check_policy(request.policy)
         return await asyncio.to_thread(self._lineage, request.policy_version)
 
@@ -137,20 +137,20 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
     async def ForgetUser(
         self, request: learner_pb2.ForgetUserRequest, context: Call
     ) -> learner_pb2.ForgetUserResponse:
-        """Remove a user's rows and events."""
+        """Delete a user's rows and events."""
         return await self._forgetting.forget(request.user_hash)
 
     async def GetFeedbackLineage(
         self, request: learner_pb2.GetFeedbackLineageRequest, context: Call
     ) -> learner_pb2.GetFeedbackLineageResponse:
-        """Which versions a feedback event reached."""
+        """Return which versions a feedback event reached."""
         found = await asyncio.to_thread(downstream.of_feedback, self._database, request.feedback_id)
         return convert.feedback_lineage_to_proto(found)
 
     async def GetUserLineage(
         self, request: learner_pb2.GetUserLineageRequest, context: Call
     ) -> learner_pb2.GetUserLineageResponse:
-        """What there is of a user, and which versions it reached."""
+        """Return a user's data, and which versions it reached."""
         user_hash = token(request.user_hash, "user_hash")
         found = await asyncio.to_thread(downstream.of_user, self._database, user_hash)
         return convert.user_to_proto(found)
@@ -158,7 +158,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
     async def RebuildPolicy(
         self, request: learner_pb2.RebuildPolicyRequest, context: Call
     ) -> learner_pb2.RebuildPolicyResponse:
-        """Train again, on what is left, from an earlier version."""
+        """Train again from an earlier version, on the data that is left."""
         self._check_policy(request.policy)
         match request.WhichOneof("start"):
             case "policy_version":
@@ -170,7 +170,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
     async def ListFeedback(
         self, request: learner_pb2.ListFeedbackRequest, context: Call
     ) -> learner_pb2.ListFeedbackResponse:
-        """Feedback with what it is about, newest first."""
+        """Return feedback with what it is about, newest first."""
         if not 0 <= request.page_size <= LARGEST_PAGE:
             raise InvalidRequest(f"page_size: 0 to {LARGEST_PAGE}", param="page_size")
         items, following = await asyncio.to_thread(
@@ -188,7 +188,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
     async def ExportData(
         self, request: learner_pb2.ExportDataRequest, context: Call
     ) -> AsyncIterator[learner_pb2.ExportDataResponse]:
-        """What was collected, as rows that trainers read."""
+        """Return collected data as rows that trainers read."""
         pages = export.pages(self._database, convert.wanted_of(request))
         while (rows := await asyncio.to_thread(next, pages, None)) is not None:
             yield learner_pb2.ExportDataResponse(rows=rows)
@@ -221,7 +221,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         )
 
     def _state(self) -> str:
-        # A step in progress ends before a pause is one.
+        # A step in progress ends before the pause counts.
         if self._loop.paused and self._loop.state == "waiting":
             return "paused"
         return self._loop.state
@@ -298,7 +298,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         return learner_pb2.ListPolicyVersionsResponse(versions=listed)
 
     def _base(self, figures: learner_pb2.Traffic | None) -> learner_pb2.PolicyVersion:
-        """Version 0: the base model, which nobody published."""
+        """Return version 0: the base model, which was never published."""
         stable = versions.stable_version(self._database, ModelRole.POLICY) is None
         return learner_pb2.PolicyVersion(
             policy=self._policy,

@@ -9,7 +9,7 @@ from tuneloop.learner.samples import Objective
 def waiting_for(
     *, state: str, connected: bool, hold: str, gate: str, counts: Mapping[str, SampleCounts]
 ) -> str:
-    """One line; empty while it waits for nothing."""
+    """Return one line; empty while it waits for nothing."""
     if state == "paused":
         return "somebody to resume it"
     if not connected:

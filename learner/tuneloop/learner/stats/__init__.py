@@ -1,1 +1,1 @@
-"""Statistics: pure functions, standard library only."""
+"""Statistics: pure functions."""

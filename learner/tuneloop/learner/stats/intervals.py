@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals for means and for rates."""
+"""Intervals for means and for rates."""
 
 import math
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ class Estimate:
 
 
 def mean_of(values: Sequence[float], seed: int = 0) -> Estimate:
-    """The mean of independent values with its bootstrap percentile interval (Efron 1979)."""
+    """Return the mean of independent values with its bootstrap percentile interval (Efron 1979)."""
     array = np.asarray(values, dtype=np.float64)
     generator = np.random.default_rng(seed)
-    # A row at a time: with many prompts all resamples at once would fill the memory.
+    # One resample at a time: with many prompts all of them would fill the memory.
     means = [
         float(array[generator.integers(0, len(array), len(array))].mean()) for _ in range(RESAMPLES)
     ]
@@ -32,7 +32,7 @@ def mean_of(values: Sequence[float], seed: int = 0) -> Estimate:
 
 
 def rate_of(wins: float, trials: int) -> Estimate:
-    """A rate with its Wilson score interval (Wilson 1927); a tie is half a win."""
+    """Return a rate with its Wilson score interval (Wilson 1927); a tie is half a win."""
     rate = wins / trials
     spread = Z95**2 / trials
     middle = (rate + spread / 2) / (1 + spread)

@@ -1,4 +1,4 @@
-"""A paired comparison: by how much one version's figures differ from another's on the same prompts.
+"""A paired comparison: how much one version's figures differ from another's on the same prompts.
 
 The interval is Student's t for the mean of the differences, exact for normal differences and
 conservative enough for a dozen prompts, where a bootstrap is too narrow.
@@ -25,7 +25,7 @@ class PairedDifference:
 def paired_difference(
     candidate: Sequence[float], stable: Sequence[float], confidence: float
 ) -> PairedDifference | None:
-    """The mean difference of the pairs with its interval; None for fewer than two of them."""
+    """Return the mean difference of the pairs with its interval; None for fewer than two."""
     differences = [one - other for one, other in zip(candidate, stable, strict=True)]
     count = len(differences)
     if count < 2:
@@ -43,7 +43,7 @@ def paired_difference(
 
 
 def t_quantile(probability: float, freedom: int) -> float:
-    """The value below which Student's t lies with `probability`, 0.5 to 1, by bisection."""
+    """Return the quantile of Student's t at `probability`, 0.5 to 1, by bisection."""
     low, high = 0.0, 1.0
     while t_within(high, freedom) < 2 * probability - 1:
         low, high = high, 2 * high
@@ -57,7 +57,7 @@ def t_quantile(probability: float, freedom: int) -> float:
 
 
 def t_within(bound: float, freedom: int) -> float:
-    """P(|t| < bound), by the finite series for whole degrees of freedom.
+    """Return P(|t| < bound), by the finite series for whole degrees of freedom.
 
     Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
     """

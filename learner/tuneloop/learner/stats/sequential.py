@@ -1,14 +1,14 @@
-"""Is one arm better than the other? An answer that stays honest however often one looks.
+"""Is one arm better than the other? A test that stays valid however often one looks.
 
 Two arms run side by side. Their observations, each in [0, 1], are cut into blocks in the order in
 which they came, and a block gives one difference, canary minus stable (`differences`). Whatever
-both arms share at the time, the hour of the day say, cancels out of it, and given all that came
+both arms share at the time, such as the hour of the day, cancels out, and given all that came
 before its mean is the arms' difference.
 
 The mean of the differences is then estimated by betting (Waudby-Smith and Ramdas, "Estimating means
 of bounded random variables by betting", Journal of the Royal Statistical Society B 86, 2024,
-arXiv:2010.09686). Somebody who claims that the mean is m offers fair bets on it; who bets against
-that with a stake fixed before each observation has, after t of them, the capital
+arXiv:2010.09686). The claim that the mean is m offers fair bets on it; a bettor against it, with a
+stake fixed before each observation, has after t of them the capital
 
     K_t(m) = Π_{i ≤ t} (1 + λ_i(m) · (x_i − m)),   0 ≤ λ_i(m) ≤ c / m
 
@@ -20,7 +20,7 @@ it from above. No claim is made of the distribution, and nothing is asymptotic.
 
 The stakes are those of their approximate GRAPA: λ_i(m) = (μ̂ − m) / (σ̂² + (μ̂ − m)²) cut to the
 range above, with mean and variance of the observations before i, begun with one imagined
-observation of mean 1/2 and variance 1/4. Any other stake fixed in advance would be as honest.
+observation of mean 1/2 and variance 1/4. Any other stake fixed in advance would be as valid.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,14 +35,14 @@ Numbers: TypeAlias = npt.NDArray[np.float64]
 STAKE = 0.75
 """c: the most that one observation may cost, as a share of the capital."""
 CLAIMS = np.linspace(-1.0, 1.0, 201)
-"""Differences that are claimed and tested; a bound is one of them, rounded to the safe side."""
+"""The differences that are tested; a bound is one of them, rounded to the safe side."""
 ROWS = 2048
-"""Observations worked on at a time."""
+"""Observations per vectorized operation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What one user, or one request, came to."""
+    """The outcome of one user or one request."""
 
     canary: bool
     """Which arm."""
@@ -51,10 +51,10 @@ class Observation:
 
 
 def differences(observations: Iterable[Observation]) -> list[float]:
-    """Canary minus stable, from -1 to 1, for each block of observations.
+    """Return canary minus stable, from -1 to 1, for each block of observations.
 
     A block ends with the observation that completes it: the first of whichever arm it lacked. That
-    depends on who came, not on what they said.
+    depends on which arm came, not on the values.
     """
     found = []
     totals, counts = [0.0, 0.0], [0, 0]
@@ -68,23 +68,23 @@ def differences(observations: Iterable[Observation]) -> list[float]:
 
 
 def lower_bound(values: Sequence[float], alpha: float) -> float:
-    """What the mean of differences exceeds, but for a chance of `alpha` over all looks together.
+    """Return a lower bound of the mean difference, wrong with chance `alpha` over all looks.
 
-    -1 where nothing can be said.
+    -1 if nothing can be said.
     """
     refuted = log_capital(values, CLAIMS) >= np.log(1 / alpha)
-    # Claims are refuted from the lowest up to one; an island beyond it does not count.
+    # Claims are refuted from the lowest up; refuted ones beyond a gap do not count.
     first_left = int(np.argmin(refuted)) if not refuted.all() else len(CLAIMS)
     return float(CLAIMS[max(0, first_left - 1)])
 
 
 def upper_bound(values: Sequence[float], alpha: float) -> float:
-    """What the mean of differences is below, likewise; 1 where nothing can be said."""
+    """Return an upper bound likewise; 1 if nothing can be said."""
     return -lower_bound([-value for value in values], alpha)
 
 
 def log_capital(values: Sequence[float], claims: Numbers) -> Numbers:
-    """Logarithm of the capital won against each claim by betting that the mean is higher."""
+    """Return the log of the capital won against each claim by betting on a higher mean."""
     x = (np.asarray(values, dtype=np.float64) + 1) / 2
     m = (claims + 1) / 2
     mean, variance = _known_before(x)
@@ -100,7 +100,7 @@ def log_capital(values: Sequence[float], claims: Numbers) -> Numbers:
 
 
 def _known_before(x: Numbers) -> tuple[Numbers, Numbers]:
-    """Mean and variance of what came before each observation."""
+    """Return mean and variance of what came before each observation."""
     count = np.arange(2, len(x) + 2)
     mean = (0.5 + np.cumsum(x)) / count
     variance = (0.25 + np.cumsum((x - mean) ** 2)) / count

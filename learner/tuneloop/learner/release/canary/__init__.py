@@ -1,1 +1,1 @@
-"""A new version answers a share of the users first, and their judgement decides on it."""
+"""A new version answers a share of the users first, and their feedback decides about it."""

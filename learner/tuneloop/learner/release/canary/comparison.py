@@ -1,9 +1,9 @@
 """What a canary's traffic says: each figure of both arms, and the verdict, if there is one.
 
-Everybody counts once, with the first judgement that came: several votes of one user are not
-independent, and counting each would make the test surer than it may be. Requests without a user are
-routed one by one, so each of them counts. Higher is better throughout: errors come as a difference
-of success rates.
+Every user counts once, with the first judgement that came: several votes of one user are not
+independent, and counting each would overstate the evidence. Requests without a user are routed one
+by one, so each of them counts. Higher is better for every figure: errors count as a difference of
+success rates.
 """
 
 import bisect
@@ -23,9 +23,9 @@ Figure: TypeAlias = Literal["thumbs", "reward", "errors"]
 
 FIGURES: tuple[Figure, ...] = ("thumbs", "reward", "errors")
 STRAYS = 3
-"""Requests on the other arm than the user's own, after which a hash is that of unnamed users."""
+"""Requests on the arm that is not the user's own, after which a hash counts as unnamed users."""
 FEWEST_EARLIER = 20
-"""Rewards to compare with; where there are fewer from before, the first of stable's serve."""
+"""Rewards to compare with; if there are fewer earlier ones, the first of stable's are used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class ArmComparison:
 
 
 def first_of_each(route: CanaryRoute, judged: Sequence[JudgedAnswer]) -> list[JudgedAnswer]:
-    """The first judgement of everybody whom the route put where they were answered."""
+    """Return the first judgement of every user who was answered by the arm of their route."""
     canary = route.weights.policy_version
     strays: defaultdict[str, set[str]] = defaultdict(set)
     for answer in judged:
@@ -54,8 +54,8 @@ def first_of_each(route: CanaryRoute, judged: Sequence[JudgedAnswer]) -> list[Ju
     found: dict[str, JudgedAnswer] = {}
     for answer in judged:
         key = answer.group_id if answer.user_hash in unnamed else answer.user_hash
-        # Who asked for a version, or was answered by stable while the canary was away, chose or
-        # got an arm in another way, and would blur the comparison.
+        # Users who asked for a version, or got stable while the canary was down, were not
+        # assigned to their arm, and would bias the comparison.
         if route.takes(key) == (answer.policy_version == canary):
             found.setdefault(key, answer)
     return list(found.values())
@@ -70,7 +70,7 @@ def compare(
     errors: ErrorTally,
     alpha: float,
 ) -> dict[Figure, ArmComparison]:
-    """Every figure, as far as it is known."""
+    """Return every figure that is known."""
     canary = route.weights.policy_version
     votes = first_of_each(route, thumbs)
     return {
@@ -83,7 +83,7 @@ def compare(
 def judge(
     figures: dict[Figure, ArmComparison], settings: CanarySettings, numbers: dict[str, Any]
 ) -> CanaryVerdict | None:
-    """Roll back what any figure shows to be worse; promote what is shown to be no worse."""
+    """Roll back if any figure shows it to be worse; promote if it is shown to be no worse."""
     known = {
         name: c for name, c in figures.items() if min(c.canary, c.stable) >= settings.min_events
     }
@@ -108,12 +108,12 @@ def judge(
 
 
 def as_numbers(figures: dict[Figure, ArmComparison]) -> dict[str, Any]:
-    """For the record."""
+    """Return the figures as a decision records them."""
     return {name: asdict(comparison) for name, comparison in figures.items()}
 
 
 def shown(mean: float | None) -> str:
-    """A mean for people."""
+    """Format a mean for people."""
     return "unknown" if mean is None else f"{mean:.3f}"
 
 
@@ -138,7 +138,7 @@ def _of_users(
 def _reward(
     users: Sequence[JudgedAnswer], earlier: Sequence[float], canary: int, alpha: float
 ) -> ArmComparison:
-    """Rewards as their rank among earlier ones of stable: a scale from 0 to 1, whoever scores."""
+    """Compare rewards by their rank among stable's earlier ones, from 0 to 1 for every scorer."""
     scale, later = sorted(earlier), list(users)
     if len(scale) < FEWEST_EARLIER:
         of_stable = [user for user in users if user.policy_version != canary]
@@ -153,7 +153,7 @@ def _reward(
 
 
 def rank(value: float, scale: Sequence[float]) -> float:
-    """The share of a sorted scale that lies below a value; what is equal counts half."""
+    """Return the share of a sorted scale below a value; equal values count half."""
     return (bisect.bisect_left(scale, value) + bisect.bisect_right(scale, value)) / (2 * len(scale))
 
 

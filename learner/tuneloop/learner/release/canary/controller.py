@@ -1,8 +1,7 @@
 """A canary from its start to its verdict: routed, watched, then promoted, held or rolled back.
 
-All it must remember is in the ledger, so a restart goes on where it was; all it does to the routing
-table and to the release is safe to repeat. Whatever cannot be reached is tried again by the next
-`tick`.
+Its state is in the ledger, so a restart continues where it was, and everything it does to the
+routing table and the release is safe to repeat. The next `tick` retries what could not be reached.
 """
 
 import asyncio
@@ -30,20 +29,20 @@ from tuneloop.policies import CanaryRoute, ReleaseState, ServedPolicy
 logger = logging.getLogger("tuneloop.learner.release")
 
 LOOK_SECONDS = 1.0
-"""Between two looks at the traffic, at least."""
+"""The shortest time between two checks of the traffic."""
 LOOK_SHARE = 20
-"""Looks take at most one in so many seconds."""
+"""Checks take at most one in this many seconds."""
 
 
 class VersionRelease(Protocol):
-    """What makes versions stable, or takes them back."""
+    """Makes versions stable, or quarantines them."""
 
     async def stable(self, model: str) -> int:
-        """The version that serves; raises `Unavailable`."""
+        """Return the version that serves; raises `Unavailable`."""
         ...
 
     async def promote(self, version: int, actor: str) -> int:
-        """Make a version serve everybody."""
+        """Make a version serve all users."""
         ...
 
     async def quarantine(
@@ -59,10 +58,10 @@ class VersionRelease(Protocol):
 
 
 class ServingReplica(Protocol):
-    """A generation replica, as far as it tells what it does."""
+    """A generation replica that says what it serves."""
 
     async def policy(self) -> ServedPolicy:
-        """What it serves, and how its answers ended; raises `TuneloopError`."""
+        """Return what it serves, and how its answers ended; raises `TuneloopError`."""
         ...
 
 
@@ -126,8 +125,8 @@ class CanaryController:
     async def stop(self, reason: str) -> None:
         """End the trial without a verdict; its users go back to the stable version.
 
-        Raises `Unavailable` or `Conflict` when the routing table cannot be changed: then the next
-        `tick` does it.
+        Raises `Unavailable` or `Conflict` if the routing table cannot be changed; the next `tick`
+        retries.
         """
         async with self._lock:
             if self._state is None:
@@ -170,7 +169,7 @@ class CanaryController:
             await self._decide(state, verdict)
 
     async def _given_up_by_others(self, state: CanaryState) -> str:
-        """Why there is nothing to decide any more; empty while there is."""
+        """Return why there is nothing left to decide; empty while there is."""
         stable = await self._release.stable(ModelRole.POLICY)
         if state.stable is None:
             state.stable = stable
@@ -186,7 +185,7 @@ class CanaryController:
 
     def _route(self, state: CanaryState) -> CanaryRoute:
         found = versions.get_version(self._database, ModelRole.POLICY, state.version)
-        # Generation's loading of it then belongs to the trace in which it was made.
+        # So that generation's loading belongs to the trace in which the version was made.
         made = trace_links.span_of_version(ModelRole.POLICY, state.version)
         weights = replace(found.reference, traceparent=made)
         return CanaryRoute(weights=weights, share=state.share, salt=state.salt)

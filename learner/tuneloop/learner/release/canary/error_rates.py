@@ -11,8 +11,8 @@ BLOCKS_OF_ONE_SIZE = 50
 class ErrorTally:
     """Requests and failures of both arms since a canary began, cut into blocks as they came.
 
-    The counters belong to processes, of which there may be several, and which may be new: what a
-    process had counted when it was first seen is where its counts begin.
+    The counters belong to processes, of which there may be several, and which may restart: each
+    process counts from what it had counted when it was first seen.
     """
 
     seen: dict[str, dict[str, list[int]]] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class ErrorTally:
         return grown
 
     def _close_block(self) -> None:
-        """End the block once it is full: ever larger ones, so that they stay few."""
+        """End the block once it is full. Blocks grow, so that they stay few."""
         (requests, failures), (others, failed) = self.open["canary"], self.open["stable"]
         if others == 0 or requests < 1 + len(self.blocks) // BLOCKS_OF_ONE_SIZE:
             return

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class CanarySettings(BaseModel):
-    """How long a new version is tried on how many users, and what is decided on what."""
+    """How long and on how many users a new version is tried, and what decides."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,4 +1,4 @@
-"""Answers to the gate's prompts, and what can be told of them without a judge."""
+"""Answers to the gate's prompts, and what can be measured without a judge."""
 
 import math
 import re
@@ -11,27 +11,27 @@ from tuneloop.learner.stats.paired import PairedDifference
 from tuneloop.learner.stats.repetition import repetition
 
 TEMPLATE = re.compile(r"<\|\w+\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>")
-"""What chat templates of today put around turns; in an answer it is a template that broke."""
+"""Markers that chat templates put around turns; in an answer they mean a broken template."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measures:
-    """What a version's answers come to, each a mean over the prompts."""
+    """Figures of a version's answers, each a mean over the prompts."""
 
     answers: int
     length: float
     """In tokens."""
     repetition: float
-    """Share of 4-grams of an answer that stood in it before."""
+    """Share of 4-grams of an answer that occurred in it before."""
     empty: float
     """Share of answers without a visible character."""
     leaked: float
-    """Share of answers that hold tokens of the chat template."""
+    """Share of answers with tokens of the chat template."""
     kl: float | None
-    """To the base model, by token, on its own answers; None where nothing could be compared.
+    """KL to the base model per token, on its own answers; None if nothing could be compared.
 
-    The answers are each token's likeliest, not samples: it tells how sure the version is of what
-    the base model would not say. Far off it is large; close by it may fall below 0.
+    The answers are greedy, not sampled, so this says how sure the version is of what the base model
+    would not say. It is large far from the base model, and may be below 0 close to it.
     """
 
 
@@ -53,7 +53,7 @@ def measure(
 
 
 def leaks(answer: SampledAnswer, special_ids: Collection[int]) -> bool:
-    """Whether tokens of the template stand in it, before the one that may end it."""
+    """Return whether tokens of the template occur in it, before the one that may end it."""
     inside = answer.token_ids[:-1]
     return any(token in special_ids for token in inside) or bool(TEMPLATE.search(answer.text))
 
@@ -61,7 +61,7 @@ def leaks(answer: SampledAnswer, special_ids: Collection[int]) -> bool:
 def _kl(
     answers: Sequence[SampledAnswer], reference_logprobs: Sequence[Sequence[float]]
 ) -> float | None:
-    """Mean of log π − log π_ref over the tokens, whatever answer they are of."""
+    """Return the mean of log π − log π_ref over the tokens of all answers."""
     differences = [
         sampled - reference
         for answer, references in zip(answers, reference_logprobs, strict=True)
@@ -73,7 +73,7 @@ def _kl(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateMeasurements:
-    """All that the gate has looked at."""
+    """Everything the gate measured."""
 
     change: float
     """Norm of the change as a share of that of the base weights changed."""
@@ -82,6 +82,6 @@ class GateMeasurements:
     candidate: Measures
     stable: Measures
     reward: PairedDifference | None
-    """None while no scorer has something to say."""
+    """None while no scorer is informative."""
     rewards: Mapping[str, Any]
-    """By name `candidate` and `stable`, one for each pair; who scored."""
+    """The scorers of each pair, by name `candidate` and `stable`."""

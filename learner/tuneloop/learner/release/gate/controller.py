@@ -1,9 +1,8 @@
-"""The gatekeeper: what becomes of each candidate, one at a time, the newest first.
+"""The gate decides about candidates, one at a time, the newest first.
 
-A candidate is examined, and passes or is quarantined. When generation or reward cannot be asked it
-is held and tried again: it never passes by default, and is never refused for what others lack. All
-that is decided is in the ledger before anything is done about it, so that a restart goes on where
-it was.
+A candidate is examined, and passes or is quarantined. While generation or reward cannot be reached
+it is held and tried again: it never passes by default, and is never refused because a service is
+down. Every decision is in the ledger before it is carried out, so that a restart continues there.
 """
 
 import asyncio
@@ -37,12 +36,12 @@ class Evaluator(Protocol):
     """See `tuneloop.learner.release.gate.evaluator`."""
 
     async def examine(self, candidate: Version, stable: Version | None) -> GateVerdict:
-        """Judge a candidate; raises `TuneloopError` when a service cannot be asked."""
+        """Judge a candidate; raises `TuneloopError` if a service cannot be reached."""
         ...
 
 
 class CanaryTrial(Protocol):
-    """Tries a version that has passed on a share of the users; see `release.canary`."""
+    """Tries a version that passed on a share of the users; see `release.canary`."""
 
     @property
     def version(self) -> int | None:
@@ -54,11 +53,11 @@ class CanaryTrial(Protocol):
         ...
 
     async def tick(self) -> None:
-        """Look at what came in, and decide when it is time."""
+        """Check the traffic, and decide when it is time."""
         ...
 
     async def stop(self, reason: str) -> None:
-        """Give up without a verdict."""
+        """End the trial without a verdict."""
         ...
 
 
@@ -76,9 +75,9 @@ class GateController:
         pause: Callable[[], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Take `pause`, which stops learning when one candidate after another fails."""
+        """`pause` stops learning when one candidate after another fails."""
         self.waiting = ""
-        """What it waits for, in words; empty where it waits for nothing."""
+        """What it waits for, in words; empty if nothing."""
         self._database = database
         self._release = release
         self._evaluator = evaluator
@@ -92,7 +91,7 @@ class GateController:
         self._backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
 
     async def run(self) -> None:
-        """Decide for ever; what is away is asked again later."""
+        """Decide until cancelled; services that are down are asked again later."""
         while True:
             try:
                 await self.turn()
@@ -101,7 +100,7 @@ class GateController:
             await asyncio.sleep(POLL_SECONDS)
 
     async def turn(self) -> None:
-        """Look after the canary, and decide about the newest candidate."""
+        """Advance the canary, and decide about the newest candidate."""
         if self._canary is not None:
             await self._look_after(self._canary)
         candidate = await asyncio.to_thread(self._next)
@@ -137,7 +136,7 @@ class GateController:
             await canary.stop(hold)
 
     def _next(self) -> Version | None:
-        """The newest candidate; the older ones are retired."""
+        """Return the newest candidate, and retire the older ones."""
         waiting = versions.candidates(self._database)
         running = None if self._canary is None else self._canary.version
         waiting = [candidate for candidate in waiting if candidate.version != running]
@@ -152,7 +151,7 @@ class GateController:
         return waiting[0]
 
     def _outcome(self, candidate: Version) -> str | None:
-        """What the gate said of it, if it has."""
+        """Return what the gate decided about it, or None."""
         return next(
             (
                 decision.outcome
@@ -165,7 +164,7 @@ class GateController:
         )
 
     async def _examine(self, candidate: Version) -> str | None:
-        """Have it judged; None when it has to be tried again."""
+        """Have it judged; return None if it has to be tried again."""
         started = time.monotonic()
         self.waiting = f"the gate, which examines version {candidate.version}"
         try:

@@ -32,9 +32,9 @@ from tuneloop.weights.store import WeightStore
 
 ANSWER_SECONDS = 180.0
 ATTEMPTS = 4
-"""To get an answer of a version that the replica asked does not hold."""
+"""Attempts to get an answer, as the replica asked may not hold the version."""
 KEPT = 4
-"""Versions whose answers are remembered."""
+"""The number of versions whose answers are kept."""
 
 ReferenceLogprobs = Callable[[Sequence[TokenSequence]], Awaitable[list[tuple[float, ...]]]]
 
@@ -47,7 +47,7 @@ class AnswersPrompts(Protocol):
         ...
 
     async def answer(self, question: PromptRequest, seconds: float) -> SampledAnswer:
-        """The answer to a question, within `seconds`."""
+        """Return the answer to a question, within `seconds`."""
         ...
 
 
@@ -55,7 +55,7 @@ class KeptAnswers(Protocol):
     """See `tuneloop.learner.release.gate.local_answers`."""
 
     def of_version(self, version: int) -> list[SampledAnswer] | None:
-        """What a version answered in the trainer."""
+        """Return what a version answered in the trainer, or None."""
         ...
 
 
@@ -63,7 +63,7 @@ class ScoresAnswers(Protocol):
     """The reward service; see `tuneloop.learner.clients.reward`."""
 
     async def scores(self, asked: PromptTokens, completions: Sequence[str]) -> list[Score]:
-        """One score for each completion of a prompt."""
+        """Return one score for each completion of a prompt."""
         ...
 
 
@@ -90,7 +90,7 @@ class CandidateEvaluator:
         local_answers: KeptAnswers | None,
         settings: GateSettings,
     ) -> None:
-        """Take `local_answers` for full weights; None where generation can hold versions (LoRA)."""
+        """`local_answers` is for full weights; None if generation can hold versions (LoRA)."""
         self._generation = generation
         self._scoring = scoring
         self._store = store
@@ -101,12 +101,12 @@ class CandidateEvaluator:
         self._settings = settings
         self._known: dict[int, MeasuredAnswers] = {}
         self._heard: dict[tuple[int, int], SampledAnswer] = {}
-        """Answers, by version and question, of versions that have not answered all yet."""
+        """Answers by version and question, of versions that have not answered all of them."""
 
     async def examine(self, candidate: Version, stable: Version | None) -> GateVerdict:
         """Examine a stored candidate; `stable` is None while the base model serves.
 
-        Raises `TuneloopError` when a service cannot be asked: then nothing is known of it.
+        Raises `TuneloopError` if a service cannot be reached: then nothing is known about it.
         """
         try:
             change = await asyncio.to_thread(self._change_of, candidate.reference)
@@ -133,7 +133,7 @@ class CandidateEvaluator:
         return self._distance.of(folder)
 
     async def _answered(self, version: Version | None) -> MeasuredAnswers:
-        """The answers of a version, None being the base model; asked for where not yet known."""
+        """Return the answers of a version (None: the base model), asking for unknown ones."""
         number = 0 if version is None else version.version
         if number not in self._known:
             answers = await self._answers_of(version)
@@ -153,7 +153,7 @@ class CandidateEvaluator:
             self._heard = {key: heard for key, heard in self._heard.items() if key[0] != number}
             while len(self._known) > KEPT:
                 del self._known[next(iter(self._known))]
-        # Last in order, so that what is still compared with is forgotten last.
+        # Moved to the end, so that what is still compared with is dropped last.
         self._known[number] = self._known.pop(number)
         return self._known[number]
 
@@ -191,7 +191,7 @@ class CandidateEvaluator:
     async def _answer(
         self, question: PromptRequest, reference: WeightsReference | None
     ) -> SampledAnswer:
-        """The answer; of several replicas one that lacks the version is told to load it."""
+        """Return the answer; a replica that lacks the version is told to load it."""
         for _ in range(ATTEMPTS):
             try:
                 return await self._generation.answer(question, ANSWER_SECONDS)
@@ -204,7 +204,7 @@ class CandidateEvaluator:
     async def _compare_rewards(
         self, candidate: MeasuredAnswers, stable: MeasuredAnswers
     ) -> tuple[PairedDifference | None, dict[str, Any]]:
-        """Both versions' answers to a prompt are scored in one call, so by the same scorers."""
+        """Score both versions' answers to a prompt in one call, so by the same scorers."""
         scored = await _all(
             self._scoring.scores(row.asked, [ours.text, theirs.text])
             for row, ours, theirs in zip(
@@ -232,7 +232,7 @@ class CandidateEvaluator:
 
 
 async def _all(calls: Any) -> list[Any]:
-    """The results in order; after a failure the other calls are awaited, then it is raised."""
+    """Return the results in order; after a failure await the other calls, then raise it."""
     results = await asyncio.gather(*calls, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):

@@ -1,8 +1,8 @@
 """A candidate's answers by the trainer's own model, for weights that generation cannot hold aside.
 
-Full weights serve as soon as generation has them, so their answers are taken where they are made:
-in the trainer, while the version is saved, and kept on disk until it is decided about. Greedy, like
-the gate's questions to generation.
+Full weights serve as soon as generation loads them, so the trainer answers the gate's prompts while
+it saves the version, and the answers stay on disk until the version is decided about. They are
+greedy, like the gate's requests to generation.
 """
 
 import json
@@ -18,14 +18,14 @@ from tuneloop.learner.samples import SampledAnswer
 logger = logging.getLogger("tuneloop.learner.release")
 
 KEPT = 4
-"""Versions whose answers stay on disk."""
+"""The number of versions whose answers stay on disk."""
 
 
 class AnswersGreedily(Protocol):
     """A trainer whose model can be asked."""
 
     def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
-        """The likeliest answer of the weights as they are to each prompt (token ids)."""
+        """Return the current weights' greedy answer to each prompt (token ids)."""
         ...
 
 
@@ -61,7 +61,7 @@ class LocalAnswers:
             old.unlink()
 
     def of_version(self, version: int) -> list[SampledAnswer] | None:
-        """What a version answered; None where nobody asked it, or asked something else."""
+        """Return what a version answered; None if it was asked nothing, or something else."""
         try:
             rows = json.loads(self._path(version).read_text())
         except FileNotFoundError:

@@ -24,20 +24,20 @@ BUILT_IN = (
     "How do I boil an egg?",
     "Say politely that you cannot come to the party on Saturday.",
 )
-"""Asked where `eval_prompts` names no file: short, of many kinds, in nobody's taste."""
+"""Used if `eval_prompts` names no file: short prompts of many kinds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatePrompts:
-    """The prompts, and what is needed to read their answers."""
+    """The prompts, and what is needed to check their answers."""
 
     rows: Sequence[PromptRow]
     special_ids: frozenset[int]
-    """Tokens that no answer holds, but for the one that ends it."""
+    """Tokens that no answer may contain, except for the one that ends it."""
 
 
 def load_gate_prompts(settings: LearnerSettings, prompts: Prompts) -> GatePrompts | None:
-    """The first eval prompts of the user's, else the built-in ones; None without a gate.
+    """Return the user's first eval prompts, or the built-in ones; None without a gate.
 
     Raises `SettingsError`.
     """

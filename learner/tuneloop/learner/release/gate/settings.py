@@ -1,4 +1,4 @@
-"""What the gate asks of a candidate: `TUNELOOP_LEARNER_GATE__…`."""
+"""What the gate requires of a candidate: `TUNELOOP_LEARNER_GATE__…`."""
 
 from typing import Self
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class GateSettings(BaseModel):
-    """Bounds of the gate. They catch what is broken, and leave taste to those who judge."""
+    """Bounds of the gate. They catch what is broken, and leave taste to the users."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 

@@ -1,4 +1,4 @@
-"""From what was measured to a decision, and its reasons in words. Nothing here asks anybody."""
+"""Turn measurements into a decision, with its reasons in words. Pure functions."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -10,16 +10,16 @@ from tuneloop.learner.release.gate.settings import GateSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateVerdict:
-    """What the gate says of a candidate."""
+    """The decision about a candidate."""
 
     passed: bool
     reason: str
-    """For people: every bound it broke, or what it was judged by."""
+    """For people: every bound it broke, or the figures that decided."""
     numbers: Mapping[str, Any]
 
 
 def judge(examined: GateMeasurements, settings: GateSettings) -> GateVerdict:
-    """A candidate passes when it breaks no bound."""
+    """Judge a candidate: it passes if it breaks no bound."""
     problems = [
         *_of_weights(examined, settings),
         *_of_answers(examined.candidate, examined.stable, settings),
@@ -33,12 +33,12 @@ def judge(examined: GateMeasurements, settings: GateSettings) -> GateVerdict:
 
 
 def refused(reason: str) -> GateVerdict:
-    """A candidate that is not even weights: there is nothing to measure."""
+    """Refuse a candidate whose weights are unusable: there is nothing to measure."""
     return GateVerdict(passed=False, reason=reason, numbers={})
 
 
 def _of_weights(examined: GateMeasurements, settings: GateSettings) -> Iterator[str]:
-    # Written so that a figure that is not a number breaks its bound.
+    # Written so that NaN breaks its bound.
     if not examined.change <= settings.max_change:
         yield (
             f"the change is {examined.change:.3g} of the base weights, "

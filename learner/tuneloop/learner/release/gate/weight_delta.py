@@ -23,7 +23,7 @@ class WeightDelta:
 
     @property
     def relative(self) -> float:
-        """As a share of the base weights' norm; infinite where that is 0."""
+        """As a share of the base weights' norm; infinite if that is 0."""
         return self.norm / self.base_norm if self.base_norm else math.inf
 
 
@@ -36,7 +36,7 @@ class BaseDistance:
         self._norms: dict[str, float] = {}
 
     def of(self, version: Path) -> WeightDelta:
-        """The change of a version's folder; blocks."""
+        """Return the distance of the version in a folder; blocks."""
         with _Tensors(self._base) as base, _Tensors(version) as given:
             if self._kind is WeightsKind.FULL:
                 return self._of_full(base, given)
@@ -52,7 +52,7 @@ class BaseDistance:
             squares += scale**2 * float(product.sum())
             name = next(name for name in base_names(module) if name in base.names)
             base_squares += self._norm(base, name) ** 2
-        # Rounding may leave the sum a hair below 0 where the change is 0.
+        # Rounding may leave the sum slightly below 0.
         return WeightDelta(norm=math.sqrt(max(0.0, squares)), base_norm=math.sqrt(base_squares))
 
     def _of_full(self, base: "_Tensors", given: "_Tensors") -> WeightDelta:
@@ -69,7 +69,7 @@ class BaseDistance:
 
 
 class _Tensors:
-    """The tensors of a folder's safetensors files, read one at a time; a context manager."""
+    """The tensors of a folder's safetensors files, read one at a time. A context manager."""
 
     def __init__(self, folder: Path) -> None:
         from safetensors import safe_open
@@ -77,7 +77,7 @@ class _Tensors:
         self._files: list[Any] = [
             safe_open(path, framework="pt") for path in sorted(folder.glob("*.safetensors"))
         ]
-        # A mapping in its methods only: it cannot be iterated over.
+        # It has a mapping's methods, but cannot be iterated over.
         self._file_of = {name: f for f in self._files for name in f.keys()}  # noqa: SIM118
         self.names = set(self._file_of)
 
@@ -89,5 +89,5 @@ class _Tensors:
             file.__exit__(None, None, None)
 
     def double(self, name: str) -> Any:
-        """A tensor in float64."""
+        """Return a tensor in float64."""
         return self._file_of[name].get_tensor(name).double()
