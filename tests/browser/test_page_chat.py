@@ -179,7 +179,7 @@ async def test_stop_with_the_keyboard(browser: Any, stack: Stack) -> None:
     stack.generation.pieces = ("word ",) * 10_000
     stack.generation.delay = 0.02
     async with opened(browser, stack) as page:
-        await page.fill("#prompt", "go on for ever")
+        await page.fill("#prompt", "go on forever")
         await page.keyboard.press("Enter")
         await page.get_by_role("button", name="Stop answering").wait_for()
         await page.locator(".answer .text", has_text="word word").wait_for()

@@ -166,7 +166,7 @@ faults: dict[str, Fault] = {
 
 
 def course(names: Iterable[str], chance: random.Random) -> Iterable[str]:
-    """All of them in some order, then any of them for ever."""
+    """All of them in some order, then any of them without end."""
     once = list(names)
     chance.shuffle(once)
     yield from once

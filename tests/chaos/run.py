@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import random
 import shutil
-import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from chaos.clients import users
 from chaos.deliveries import Disorder
 from chaos.disk import small_disk
 from chaos.faults import PROCESSES, Stage, course, faults
+from support.ports import free_port
 
 from tuneloop.supervisor.child import ServiceChild
 
@@ -133,10 +133,3 @@ async def wreak_havoc(stage: Stage, options: Options) -> None:
         print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
         await faults[name](stage)
         stage.done.append(name)
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

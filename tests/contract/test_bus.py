@@ -2,9 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 import pytest
+from support.waiting import until_available
 
 from tuneloop.bus import Bus, Consumer, Delivery, RoutingEntry, subjects
 from tuneloop.bus.jetstream import JetStreamBus
@@ -37,16 +37,6 @@ async def under_test(request: pytest.FixtureRequest) -> AsyncIterator[BusUnderTe
 @pytest.fixture
 def bus(under_test: BusUnderTest) -> Bus:
     return under_test.bus
-
-
-async def eventually(operation: Callable[[], Any], seconds: float = 15.0) -> Any:
-    """The operation's result, once the bus is back."""
-    async with asyncio.timeout(seconds):
-        while True:
-            try:
-                return await operation()
-            except Unavailable:
-                await asyncio.sleep(0.05)
 
 
 async def rollouts(bus: Bus, durable: str = "test", ack_wait: float = 30.0) -> Consumer:
@@ -301,10 +291,10 @@ async def test_while_down_everything_is_unavailable_and_nothing_is_lost(
     with pytest.raises(Unavailable):
         await bus.routing(KEY)
     under_test.up()
-    await eventually(lambda: bus.publish(ROLLOUT, b"during", event_id="during"))
+    await until_available(lambda: bus.publish(ROLLOUT, b"during", event_id="during"))
     found: list[bytes] = []
     while len(found) < 2:
-        for delivery in await eventually(lambda: consumer.fetch(10, 1.0)):
+        for delivery in await until_available(lambda: consumer.fetch(10, 1.0)):
             found.append(delivery.data)
             await delivery.ack()
     assert found == [b"before", b"during"]
@@ -337,7 +327,9 @@ async def test_a_watch_survives_the_bus_going_down(under_test: BusUnderTest) -> 
         under_test.up()
         value = str(number).encode()
         revision = entry.revision
-        entry = await eventually(lambda v=value, r=revision: bus.set_routing(KEY, v, revision=r))
+        entry = await until_available(
+            lambda v=value, r=revision: bus.set_routing(KEY, v, revision=r)
+        )
         async with asyncio.timeout(15):
             while not seen or seen[-1] != entry:
                 await asyncio.sleep(0.01)

@@ -46,7 +46,7 @@ def ledger(url: str) -> Iterator[Database]:
     database.close()
 
 
-def test_its_tables_are_those_of_the_code_made_anew_or_revision_by_revision(
+def test_its_tables_are_those_of_the_code_made_at_once_or_revision_by_revision(
     ledger: Database, url: str
 ) -> None:
     assert drift_of(ledger) == []

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from conftest import NatsServer
-from support.learner_process import LearnerProcess, all_used, eventually, feed, make_learner, stable
+from support.learner_process import LearnerProcess, all_used, feed, make_learner, stable
+from support.waiting import until
 
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.policies import WeightsKind
@@ -37,12 +38,12 @@ async def test_two_ranks_make_a_version_of_thumbs_and_outlive_the_death_of_one(
     bus = await JetStreamBus.connect(nats_server.url, name="test")
     learner.start()
     await feed(bus, 0, 4)
-    reference = await eventually(lambda: stable(bus))
+    reference = await until(lambda: stable(bus), 90)
     first, second = learner.ranks
     os.kill(second, signal.SIGKILL)
-    await eventually(lambda: not {first, second} & set(learner.ranks))
+    await until(lambda: not {first, second} & set(learner.ranks), 90)
     await feed(bus, 4, 4)
-    await eventually(lambda: all_used(learner, 8))
+    await until(lambda: all_used(learner, 8), 90)
     assert learner.log.count(": at step") == 4  # of policy and reward model, twice
     verifier = Verifier.from_file(tmp_path / "keys" / "manifest_public.pem")
     store = FilesystemStore(

@@ -275,7 +275,7 @@ class Feedback(RuleBasedStateMachine):
         )
 
     def disturb(self, source: random.Random) -> None:
-        """Bytes that are no event, from whoever can reach the bus."""
+        """Bytes that are no event, from anyone who can reach the bus."""
         name, kind = source.choice(["n0", "n1"]), source.choice(["thumb", "retracted"])
         if name not in self.spent:
             self.spent.add(name)

@@ -338,7 +338,7 @@ async def test_vllm_serves_the_stable_version_and_its_crash_ends_the_process(
         children = psutil.Process(service.process.pid).children(recursive=True)
         (core,) = [c for c in children if "EngineCore" in c.name()]
         core.kill()
-        # The supervisor starts what has ended with an error anew.
+        # The supervisor restarts what has ended with an error.
         assert await asyncio.to_thread(service.process.wait, 30) == 1
     finally:
         service.process.kill()

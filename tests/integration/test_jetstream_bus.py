@@ -2,13 +2,13 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import NatsServer
+from support.waiting import until_available
 
 from tuneloop.bus import subjects
 from tuneloop.bus.jetstream import JetStreamBus
@@ -26,15 +26,6 @@ async def bus(nats_server: NatsServer) -> AsyncIterator[JetStreamBus]:
     await bus.close()
 
 
-async def eventually(operation: Callable[[], Any], seconds: float = 15.0) -> Any:
-    async with asyncio.timeout(seconds):
-        while True:
-            try:
-                return await operation()
-            except Unavailable:
-                await asyncio.sleep(0.05)
-
-
 async def test_it_starts_without_a_server_and_connects_when_there_is_one(
     nats_server: NatsServer,
 ) -> None:
@@ -45,7 +36,7 @@ async def test_it_starts_without_a_server_and_connects_when_there_is_one(
         await bus.publish(ROLLOUT, b"x", event_id="x")
     assert refused.value.retry_after is not None
     nats_server.start()
-    receipt = await eventually(lambda: bus.publish(ROLLOUT, b"x", event_id="x"))
+    receipt = await until_available(lambda: bus.publish(ROLLOUT, b"x", event_id="x"))
     assert receipt.sequence == 1
     await bus.close()
 
@@ -109,7 +100,7 @@ async def test_limits_given_later_change_the_stream_and_absent_ones_do_not(
     await third.close()
 
 
-async def test_a_deleted_consumer_is_made_anew(bus: JetStreamBus) -> None:
+async def test_a_deleted_consumer_is_made_again(bus: JetStreamBus) -> None:
     consumer = await bus.consume(
         stream=subjects.ROLLOUTS, durable="test", subjects=["tuneloop.v1.>"], ack_wait=30
     )
@@ -121,13 +112,13 @@ async def test_a_deleted_consumer_is_made_anew(bus: JetStreamBus) -> None:
     assert [delivery.data for delivery in found] == [b"x"]
 
 
-async def test_streams_that_vanished_are_made_anew(nats_server: NatsServer) -> None:
+async def test_streams_that_vanished_are_made_again(nats_server: NatsServer) -> None:
     bus = await JetStreamBus.connect(nats_server.url)
     await bus.publish(ROLLOUT, b"x", event_id="x")
     nats_server.kill()
     (nats_server.data_dir / "jetstream").rename(nats_server.data_dir / "lost")
     nats_server.start()
-    receipt = await eventually(lambda: bus.publish(ROLLOUT, b"y", event_id="y"))
+    receipt = await until_available(lambda: bus.publish(ROLLOUT, b"y", event_id="y"))
     assert receipt.sequence == 1
     await bus.close()
 
@@ -142,7 +133,7 @@ async def test_kill_9_of_the_server_loses_nothing_acknowledged(
         while not ended.is_set():
             event = b"%d" % len(acknowledged)
             # Again with the same id until it is known to be stored, and it counts once.
-            await eventually(partial(bus.publish, ROLLOUT, event, event_id=event.decode()))
+            await until_available(partial(bus.publish, ROLLOUT, event, event_id=event.decode()))
             acknowledged.add(event)
 
     publishing = asyncio.create_task(publish())
@@ -155,7 +146,7 @@ async def test_kill_9_of_the_server_loses_nothing_acknowledged(
         nats_server.start()
     ended.set()
     await publishing
-    consumer = await eventually(
+    consumer = await until_available(
         lambda: bus.consume(
             stream=subjects.ROLLOUTS, durable="audit", subjects=["tuneloop.v1.>"], ack_wait=30
         )
@@ -191,5 +182,5 @@ async def test_a_server_that_refuses_us_now_may_accept_us_later(
     process.kill()
     await process.wait()
     nats_server.start()
-    await eventually(lambda: bus.publish(ROLLOUT, b"y", event_id="y"), seconds=30)
+    await until_available(lambda: bus.publish(ROLLOUT, b"y", event_id="y"), seconds=30)
     await bus.close()

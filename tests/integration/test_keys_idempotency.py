@@ -9,6 +9,7 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 from support.gateway_stack import Stack, running_gateway
+from support.waiting import until
 
 from tuneloop.errors import Overloaded, Unavailable
 
@@ -20,12 +21,6 @@ KEY = {"idempotency-key": "one"}
 
 def retry(number: int) -> dict[str, str]:
     return {"x-stainless-retry-count": str(number)}
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("body", [CHAT, STREAM])
@@ -136,7 +131,7 @@ async def test_the_last_one_to_leave_stops_the_answer(
 
 @pytest.mark.parametrize("body", [CHAT, STREAM])
 @pytest.mark.parametrize(("first", "again"), [(KEY, KEY), (retry(0), retry(1))])
-async def test_after_a_disconnect_a_retry_runs_anew(
+async def test_after_a_disconnect_a_retry_runs_again(
     stack: Stack,
     http: httpx.AsyncClient,
     body: dict[str, Any],
@@ -150,16 +145,16 @@ async def test_after_a_disconnect_a_retry_runs_anew(
     async with asyncio.timeout(10):
         await stack.generation.cancelled.wait()
     stack.generation.delay = 0
-    anew = await http.post(URL, json=body, headers=again)
-    assert anew.status_code == 200
-    assert "idempotent-replayed" not in anew.headers
+    second = await http.post(URL, json=body, headers=again)
+    assert second.status_code == 200
+    assert "idempotent-replayed" not in second.headers
     assert len(stack.generation.requests) == 2
 
 
 async def test_the_same_question_twice_is_two_questions(
     stack: Stack, http: httpx.AsyncClient
 ) -> None:
-    """Retries of requests that nobody can tell apart run anew: no two samples become one."""
+    """Retries of requests that nobody can tell apart run again: no two samples become one."""
     stack.generation.delay = 0.02
     answers = await asyncio.gather(*(http.post(URL, json=CHAT, headers=retry(0)) for _ in range(4)))
     retries = [await http.post(URL, json=CHAT, headers=retry(1)) for _ in range(2)]

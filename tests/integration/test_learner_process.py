@@ -13,12 +13,12 @@ from conftest import NatsServer
 from support.learner_process import (
     LearnerProcess,
     all_used,
-    eventually,
     feed,
     make_learner,
     stable,
     thumbs_used,
 )
+from support.waiting import until
 
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.bus.subjects import reward_model_key, stable_policy_key
@@ -69,7 +69,7 @@ async def test_thumbs_become_a_version_and_the_service_answers(
 ) -> None:
     learner.start()
     await feed(bus, 0, 8, thumb_first=True)
-    reference = await eventually(lambda: stable(bus))
+    reference = await until(lambda: stable(bus), 90)
     assert reference.policy_version >= 1
     verifier = Verifier.from_file(tmp_path / "keys" / "manifest_public.pem")
     store = FilesystemStore(
@@ -79,17 +79,17 @@ async def test_thumbs_become_a_version_and_the_service_answers(
     check_adapter(tiny_policy, folder, max_rank=32)
     assert manifest.base_model == "tiny"
     assert manifest.data.samples["kto"] > 0
-    labels = await eventually(lambda: labels_of_stable_reward_model(bus, store, tiny_reward_model))
+    labels = await until(lambda: labels_of_stable_reward_model(bus, store, tiny_reward_model), 90)
     assert 1 <= labels <= 8
 
-    await eventually(lambda: set(thumbs_used(learner).values()) == {1})
+    await until(lambda: set(thumbs_used(learner).values()) == {1}, 90)
     status = await stub.GetStatus(learner_pb2.GetStatusRequest())
     assert (status.policy, status.rollouts, status.feedback_events) == ("tuneloop", 8, 8)
     assert {c.objective: c.used for c in status.samples}["kto"] == 8
     assert status.last_step_metrics["loss"] > 0
 
     # The last steps' version may still be on its way.
-    await eventually(lambda: versions_cover(stub, 8))
+    await until(lambda: versions_cover(stub, 8), 90)
     listed = await stub.ListPolicyVersions(learner_pb2.ListPolicyVersionsRequest())
     newest = listed.versions[0]
     assert from_json(newest.manifest_json.encode()).version == newest.policy_version
@@ -178,14 +178,14 @@ async def test_killed_in_the_middle_of_steps_it_uses_every_thumb_once(
         assert set(thumbs_used(learner).values()) <= {0, 1}
     assert 0 in thumbs_used(learner).values()
     learner.start()
-    await eventually(lambda: all_used(learner, total))
+    await until(lambda: all_used(learner, total), 90)
 
 
 async def run_and_kill(learner: LearnerProcess, steps_taken: int) -> None:
     """Run it for so many steps, then kill -9 it."""
     goal = learner.log.count(": step ") + steps_taken
     learner.start()
-    await eventually(lambda: learner.log.count(": step ") >= goal)
+    await until(lambda: learner.log.count(": step ") >= goal, 90)
     learner.kill()
 
 
@@ -194,16 +194,16 @@ async def test_it_starts_without_nats_and_takes_up_what_comes_later(
 ) -> None:
     nats_server.kill()
     learner.start()
-    status = await eventually(lambda: status_of(stub))
+    status = await until(lambda: status_of(stub), 90)
     assert status.waiting_for == "the event bus, which cannot be reached"
     nats_server.start()
     bus = await JetStreamBus.connect(nats_server.url, name="test")
     await feed(bus, 0, 4)
-    await eventually(lambda: ": at step" in learner.log and all_used(learner, 4))
+    await until(lambda: ": at step" in learner.log and all_used(learner, 4), 90)
     nats_server.kill()
     nats_server.start()
     await feed(bus, 4, 4)
-    await eventually(lambda: all_used(learner, 8))
+    await until(lambda: all_used(learner, 8), 90)
     await bus.close()
 
 
@@ -212,16 +212,16 @@ async def test_a_checkpoint_cut_short_is_passed_over(
 ) -> None:
     await feed(bus, 0, 12)
     learner.start()
-    await eventually(lambda: ": at step" in learner.log and all_used(learner, 12))
+    await until(lambda: ": at step" in learner.log and all_used(learner, 12), 90)
     learner.kill()
     checkpoints = sorted((learner.folder / "learner" / "checkpoints" / "policy").iterdir())
     largest = max(checkpoints[-1].glob("policy/*"), key=lambda path: path.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
     before = learner.log.count(": step ")
     learner.start()
-    await eventually(lambda: "will be used again" in learner.log)
-    await eventually(lambda: learner.log.count(": step ") > before)
-    await eventually(lambda: all_used(learner, 12))
+    await until(lambda: "will be used again" in learner.log, 90)
+    await until(lambda: learner.log.count(": step ") > before, 90)
+    await until(lambda: all_used(learner, 12), 90)
     assert f"checkpoint {checkpoints[-1].name} cannot be used" in learner.log
     assert largest.name in learner.log
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from conftest import NatsServer
-from support.learner_process import LearnerProcess, eventually, feed, make_learner, stable
+from support.learner_process import LearnerProcess, feed, make_learner, stable
 from support.ports import free_port
 from support.postgres_server import Postgres
 from support.s3_server import S3, running_s3
+from support.waiting import until
 
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.weights.filesystem import FilesystemStore
@@ -54,7 +55,7 @@ def learner(
 
 
 def restart_if_ended(learner: LearnerProcess) -> None:
-    """As whoever runs it does: one in the middle of a transaction ends with a message."""
+    """As its operator does: one in the middle of a transaction ends with a message."""
     assert learner.process is not None
     if learner.process.poll() is not None:
         assert learner.process.returncode == 1
@@ -72,14 +73,14 @@ async def test_every_thumb_is_used_once_whatever_stops(
 
     learner.start()
     await feed(bus, 0, THUMBS // 3)
-    first = await eventually(lambda: stable(bus))
+    first = await until(lambda: stable(bus), 90)
     # The database restarts under it.
     await asyncio.to_thread(postgres.stop)
     await feed(bus, THUMBS // 3, THUMBS // 3)
     await asyncio.sleep(2)
     await asyncio.to_thread(postgres.start)
     restart_if_ended(learner)
-    await eventually(lambda: len(used()) >= 2 * THUMBS // 3, 60)
+    await until(lambda: len(used()) >= 2 * THUMBS // 3, 60)
     restart_if_ended(learner)
     # Somebody starts a second one on another machine.
     other = replace(learner, folder=tmp_path / "other", process=None)
@@ -96,9 +97,9 @@ async def test_every_thumb_is_used_once_whatever_stops(
     learner.kill()
     learner.start()
     await feed(bus, 2 * THUMBS // 3, THUMBS // 3)
-    await eventually(lambda: sum(map(bool, used().values())) == THUMBS, 120)
+    await until(lambda: sum(map(bool, used().values())) == THUMBS, 120)
     assert set(used().values()) == {1}
-    newest = await eventually(lambda: stable(bus))
+    newest = await until(lambda: stable(bus), 90)
     assert newest.policy_version > first.policy_version
     store = FilesystemStore(
         learner.environment["TUNELOOP_LEARNER_WEIGHTS_URI"],

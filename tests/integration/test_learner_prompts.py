@@ -14,7 +14,8 @@ import pytest
 from sqlalchemy import select
 from support.engine_helpers import Versions, make_engine
 from support.learner_events import make_edit, make_ranking
-from support.learner_parts import Parts, until
+from support.learner_parts import Parts
+from support.waiting import until
 
 from tuneloop.generation.completions import Completions
 from tuneloop.generation.prompts import Tokenization

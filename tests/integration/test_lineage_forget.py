@@ -4,7 +4,8 @@ import asyncio
 from pathlib import Path
 
 from support.learner_events import make_rollout, make_score, make_thumb
-from support.learner_parts import Parts, until
+from support.learner_parts import Parts
+from support.waiting import until
 
 from tuneloop.bus import subjects
 from tuneloop.bus.jetstream import JetStreamBus
@@ -90,7 +91,7 @@ async def test_nothing_of_a_forgotten_user_is_left(tmp_path: Path, bus: JetStrea
     assert "bob" in "".join(
         row for page in pages(parts.database, Wanted(kind="thumbs")) for row in page
     )
-    # A learner that starts anew, from the streams as they are, learns nothing of them again.
+    # A new learner, from the streams as they are, learns nothing of them again.
     async with parts.taking_in():
         late = make_rollout("ann-c9", user="ann")
         subject = subjects.rollout_generated("tuneloop", "ann")

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from support.nats_servers import Server
 from support.ports import free_port
+from support.waiting import until
 
 from tuneloop.bus import subjects
 from tuneloop.bus.jetstream import JetStreamBus
@@ -90,12 +91,6 @@ async def stored(bus: JetStreamBus) -> Counter[str]:
     return found
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(90):
-        while not holds():
-            await asyncio.sleep(0.05)
-
-
 async def test_no_acknowledged_event_is_lost_when_leaders_die(cluster: dict[str, Server]) -> None:
     url = ",".join(f"nats://127.0.0.1:{server.port}" for server in cluster.values())
     buses = [await JetStreamBus.connect(url, name=f"p{n}", replicas=3, wait=20) for n in range(3)]
@@ -116,11 +111,11 @@ async def test_no_acknowledged_event_is_lost_when_leaders_die(cluster: dict[str,
     for _ in range(2):
         leader = await leader_of(buses[0], subjects.FEEDBACK)
         before = len(acknowledged)
-        await until(lambda: len(acknowledged) > before + 100)  # noqa: B023
+        await until(lambda: len(acknowledged) > before + 100, seconds=90)  # noqa: B023
         cluster[leader].kill()
         before = len(acknowledged)
         # Every publisher carries on with two servers of three.
-        await until(lambda: len(acknowledged) > before + 300)  # noqa: B023
+        await until(lambda: len(acknowledged) > before + 300, seconds=90)  # noqa: B023
         cluster[leader].start()
         await asyncio.to_thread(cluster[leader].wait)
     stop.set()

@@ -13,6 +13,7 @@ import pytest
 import trustme
 from support.nats_servers import Certificate, Server, make_certificate
 from support.ports import free_port
+from support.waiting import until
 
 from tuneloop.bus import subjects
 from tuneloop.bus.access import Access
@@ -125,7 +126,7 @@ async def test_each_can_do_its_job(site: Site) -> None:
         (delivery,) = await scoring.fetch(1, 5.0)
         await bus["reward"].publish("tuneloop.v1.tuneloop.rollout.scored.u1", b"s", event_id="s1")
         await delivery.ack()
-        await eventually(scoring.pending)
+        await until_drained(scoring.pending)
         first = subjects.feedback_with_id("f1")
         await bus["gateway"].publish_first(FEEDBACK, b"f", event_id="f1", unique_filter=first)
         with pytest.raises(Conflict):
@@ -141,7 +142,7 @@ async def test_each_can_do_its_job(site: Site) -> None:
             )
             for taken in await intake.fetch(9, 5.0):
                 await taken.ack()
-            await eventually(intake.pending)
+            await until_drained(intake.pending)
         await bus["learner"].publish(subjects.learner_step("tuneloop"), b"1", event_id="step")
         assert await bus["gateway"].last(subjects.learner_step("tuneloop")) is not None
         await bus["learner"].bury(b"b", consumer="learner-x", origin="o", reason="r", event_id="b1")
@@ -149,7 +150,7 @@ async def test_each_can_do_its_job(site: Site) -> None:
         await watched.aclose()  # type: ignore[attr-defined]
 
 
-async def eventually(pending: Callable[[], Awaitable[int]]) -> None:
+async def until_drained(pending: Callable[[], Awaitable[int]]) -> None:
     while await pending():
         await asyncio.sleep(0.02)
 
@@ -272,12 +273,6 @@ async def test_without_a_certificate_nobody_gets_in(site: Site) -> None:
     bus = await JetStreamBus.connect(site.url, name="tuneloop-reward", access=access, wait=0.5)
     assert not bus.connected
     await bus.close()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():
-            await asyncio.sleep(0.02)
 
 
 async def test_an_nkey_in_place_of_a_password(tmp_path: Path) -> None:

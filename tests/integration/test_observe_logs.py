@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from sqlalchemy.exc import SQLAlchemyError
-from support.learner_parts import until
 from support.observe_flow import ANSWER, flowing
 from support.reward_parts import rollout
+from support.waiting import until
 
 from tuneloop import wire
 from tuneloop.bus import subjects

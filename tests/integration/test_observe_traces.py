@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from support.learner_parts import until
 from support.observe_flow import ANSWER, Flow, flowing, recorded, spans
+from support.waiting import until
 
 from tuneloop.generation.swap.hot_swap import HotSwap
 

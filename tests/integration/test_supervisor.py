@@ -8,8 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 from support.supervised import PARENT, SLEEPER, make_supervisor, spec
+from support.waiting import until, wait_until
 
 from tuneloop import ports
 from tuneloop.errors import FailedPrecondition, SettingsError
@@ -25,21 +25,6 @@ from tuneloop.supervisor.process import ProcessSpec, RestartPolicy
 
 SCRIPT = Path(__file__).parents[1] / "support" / "supervised.py"
 QUICK = RestartPolicy(first=0.01, longest=0.04, healthy_after=3600)
-
-
-async def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
-    async with asyncio.timeout(seconds):
-        while not (value := condition()):
-            await asyncio.sleep(0.01)
-    return value
-
-
-def until_now(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.01)
-    return value
 
 
 def state(data_dir: Path) -> dict[str, Any]:
@@ -217,7 +202,7 @@ def test_a_killed_supervisor_leaves_no_process_behind(
 ) -> None:
     pids = all_pids(running, tmp_path)
     running.kill()
-    until_now(lambda: not any(runs(pid) for pid in pids))
+    wait_until(lambda: not any(runs(pid) for pid in pids))
     # And the data folder is free again as soon as they are gone.
     again = subprocess.Popen(
         [sys.executable, str(SCRIPT), str(tmp_path)], stdout=subprocess.PIPE, text=True

@@ -21,8 +21,9 @@ import pytest
 from conftest import NatsServer
 from safetensors.numpy import load_file
 from support.e2e_client import wait_until
-from support.learner_process import LearnerProcess, eventually
+from support.learner_process import LearnerProcess
 from support.ports import free_port
+from support.waiting import until
 
 from tuneloop.rpc.channel import connect
 from tuneloop.supervisor.child import ServiceChild
@@ -124,7 +125,7 @@ async def test_the_learner_takes_the_step_that_came_next(
     learner.start()
     async with connect(f"127.0.0.1:{learner.environment['TUNELOOP_LEARNER_PORT']}") as channel:
         stub = learner_pb2_grpc.LearnerServiceStub(channel)
-        status = await eventually(lambda: status_of(stub))
+        status = await until(lambda: status_of(stub), 90)
         assert status.state == "paused"
         assert status.step == known["steps"]["policy"]
         assert status.policy_version == newest
@@ -135,7 +136,7 @@ async def test_the_learner_takes_the_step_that_came_next(
         await check_lineage(stub, newest)
         await stub.Resume(learner_pb2.ResumeRequest())
         made = before / "data" / "weights" / "tuneloop" / f"{newest + 1:08d}"
-        await eventually(made.is_dir)
+        await until(made.is_dir, 90)
     assert learner.terminate() == 0
     adapter = "adapter_model.safetensors"
     assert largest_difference(made / adapter, before / "next-step" / adapter) < ROUNDING

@@ -6,10 +6,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from support.learner_events import make_rollout, make_thumb
 from support.ports import free_port
@@ -136,18 +134,6 @@ async def publish(bus: Bus, subject: str, data: bytes, event_id: str) -> None:
         except Unavailable:
             await asyncio.sleep(0.5)
     raise AssertionError("the bus did not come back")
-
-
-async def eventually(check: Callable[[], Any], seconds: float = 90.0) -> Any:
-    """The first true answer of `check`, which may be a coroutine function."""
-    async with asyncio.timeout(seconds):
-        while True:
-            answer = check()
-            if asyncio.iscoroutine(answer):
-                answer = await answer
-            if answer:
-                return answer
-            await asyncio.sleep(0.02)
 
 
 def thumbs_used(learner: LearnerProcess) -> dict[str, int]:

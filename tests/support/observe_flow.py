@@ -11,7 +11,8 @@ import pytest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from support.gateway_stack import Stack, running_gateway, serve
-from support.learner_parts import Parts, until
+from support.learner_parts import Parts
+from support.waiting import until
 
 from tuneloop import tracing
 from tuneloop.bus.memory import MemoryBus

@@ -31,7 +31,7 @@ class Postgres:
         return self._server.get_uri(database=database)
 
     def run(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
-        """Run a statement as whoever may do everything."""
+        """Run a statement as the superuser."""
         engine = create_engine(
             self.url(database).replace("postgresql", DRIVER, 1), isolation_level="AUTOCOMMIT"
         )

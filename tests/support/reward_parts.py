@@ -1,9 +1,8 @@
 """Rollouts to score, a bus of them, reward functions that misbehave, trained reward models."""
 
-import asyncio
 import dataclasses
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -185,12 +184,6 @@ def make_decoder(folder: Path, family: str) -> Path:
     )
     model_class(config).save_pretrained(folder)
     return folder
-
-
-async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def publish(bus: MemoryBus, made: Rollout) -> None:

@@ -1,7 +1,7 @@
 """A canary beside the stable version: who gets it, what happens where it cannot be had."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.engine_helpers import make_adapter, make_full_weights
 from support.swap_bench import Bench
+from support.waiting import until
 
 from tuneloop import wire
 from tuneloop.bus import subjects
@@ -111,12 +112,6 @@ class Table:
             with self.bench.hot_swap.lease(route_by=user) as lease:
                 found[user] = lease.policy_version
         return found
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_share_of_the_users_gets_the_canary_and_keeps_it(

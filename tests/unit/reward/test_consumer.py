@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.reward_parts import Publisher, dead_on, publish, rollout, scores_on, until
+from support.reward_parts import Publisher, dead_on, publish, rollout, scores_on
+from support.waiting import until
 
 from tuneloop import wire
 from tuneloop.bus import subjects

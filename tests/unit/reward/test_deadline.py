@@ -5,14 +5,14 @@ import contextlib
 import logging
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
-from support.reward_parts import by_length, dead_on, publish, rollout, scores_on, until
+from support.reward_parts import by_length, dead_on, publish, rollout, scores_on
+from support.waiting import until, wait_until
 
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.reward import consumer as consumer_module
@@ -80,13 +80,6 @@ def rewards(batch: ScoredBatch) -> list[float | None]:
     return [score.reward for score in batch.scores]
 
 
-def wait_until_back(scoring: Scoring) -> None:
-    end = time.monotonic() + 20
-    while scoring.hanging:
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_a_function_that_hangs_fails_its_batch_and_is_left_alone_until_it_returns(
     function: Hanging, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -108,7 +101,7 @@ def test_a_function_that_hangs_fails_its_batch_and_is_left_alone_until_it_return
     assert batch.failures[0].startswith("scorer mine:hangs has been at an earlier batch for")
     assert len(function.calls) == 2
     function.released.set()
-    wait_until_back(scoring)
+    wait_until(lambda: not scoring.hanging)
     assert rewards(scoring.score([GOOD])) == [5.0]
     assert count_of("tuneloop_reward_scorer_hangs", scorer="mine:hangs") == 0
     # Always in the same thread, for functions whose clients care.
@@ -157,7 +150,7 @@ def test_one_that_blocks_the_loop_makes_others_overdue_but_nothing_waits(
     assert scoring.hanging == ("mine:blocks", "mine:polite")
     assert rewards(scoring.score([GOOD])) == [None]
     function.released.set()
-    wait_until_back(scoring)
+    wait_until(lambda: not scoring.hanging)
     assert rewards(scoring.score([GOOD])) == [3.0]
 
 

@@ -112,7 +112,7 @@ def test_a_key_pair_is_private_and_kept(tmp_path: Path) -> None:
     assert (private.read_bytes(), public.read_bytes()) == before
 
 
-def test_a_pair_cut_short_is_made_anew(tmp_path: Path) -> None:
+def test_a_pair_cut_short_is_made_again(tmp_path: Path) -> None:
     private, public = write_key_pair(tmp_path)
     public.unlink()
     write_key_pair(tmp_path)

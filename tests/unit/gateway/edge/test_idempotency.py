@@ -96,7 +96,7 @@ actions = st.tuples(
 
 @settings(deadline=None, max_examples=200)
 @given(st.lists(actions, min_size=3, max_size=25))
-def test_whoever_stays_gets_one_whole_answer(steps: list[tuple[str, int, int]]) -> None:
+def test_a_client_that_stays_gets_one_whole_answer(steps: list[tuple[str, int, int]]) -> None:
     asyncio.run(played(steps))
 
 

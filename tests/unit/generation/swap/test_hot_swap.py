@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 from support.engine_helpers import make_adapter, make_full_weights
 from support.swap_bench import Bench, base_reference
+from support.waiting import until
 
 from tuneloop import wire
 from tuneloop.bus import subjects
@@ -195,10 +196,8 @@ async def set_stable(bus: MemoryBus, data: bytes) -> None:
     await bus.set_routing(key, data, revision=entry.revision if entry else None)
 
 
-async def until(bench: Bench, version: int) -> None:
-    async with asyncio.timeout(20):
-        while bench.hot_swap.serving != version:
-            await asyncio.sleep(0.01)
+async def until_serving(bench: Bench, version: int) -> None:
+    await until(lambda: bench.hot_swap.serving == version)
 
 
 async def test_routing_follows_the_table_and_survives_what_is_wrong_in_it(
@@ -216,9 +215,9 @@ async def test_routing_follows_the_table_and_survives_what_is_wrong_in_it(
         await set_stable(bus, data)
         await asyncio.sleep(0.05)
     await set_stable(bus, wire.encode_routing(references[3]))
-    await until(bench, 3)
+    await until_serving(bench, 3)
     await set_stable(bus, wire.encode_routing(base_reference()))
-    await until(bench, 0)
+    await until_serving(bench, 0)
     assert not task.done()
     task.cancel()
 
@@ -235,7 +234,7 @@ async def test_routing_tries_what_is_unavailable_until_a_newer_version_comes(
     assert bench.hot_swap.serving == 0
     bench.engine.failure = None
     await set_stable(bus, wire.encode_routing(references[2]))
-    await until(bench, 2)
+    await until_serving(bench, 2)
     assert bench.engine.adapters == {2}
     task.cancel()
 

@@ -7,7 +7,8 @@ import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy.exc import DataError
 from support.learner_events import START, make_rollout, make_score, make_thumb
-from support.learner_parts import Parts, until
+from support.learner_parts import Parts
+from support.waiting import until
 
 from tuneloop.bus.subjects import (
     DEAD_LETTERS,

@@ -221,7 +221,7 @@ async def test_generation_that_is_away_is_asked_again(parts: Parts) -> None:
     task.cancel()
 
 
-def test_held_out_prompts_are_not_learned_from_whoever_sends_them(parts: Parts) -> None:
+def test_held_out_prompts_are_never_learned_from(parts: Parts) -> None:
     ledger = parts.database
     recorder.record_rollouts(
         ledger, [make_rollout("mine", prompt=(1, 9)), make_rollout("free", prompt=(1, 8))], 0.0
