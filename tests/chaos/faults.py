@@ -14,7 +14,7 @@ from chaos.disk import SmallDisk
 
 from tuneloop.supervisor.child import ServiceChild
 from tuneloop.supervisor.data_dir import is_alive
-from tuneloop.supervisor.process import AILING_SECONDS
+from tuneloop.supervisor.process import FAILING_SECONDS
 
 PROCESSES = ("nats", "generation", "reward", "learner", "gateway")
 RECOVERY_SECONDS = 300.0
@@ -149,7 +149,7 @@ async def disk_full(stage: Stage) -> None:
         with stage.disk.full():
             await asyncio.sleep(DISK_FULL_SECONDS)
         # The supervisor has to see that streams take nothing although there is room.
-        await asyncio.sleep(2 * AILING_SECONDS)
+        await asyncio.sleep(2 * FAILING_SECONDS)
         await stage.until_ready(PROCESSES)
 
 
