@@ -39,7 +39,7 @@ from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.reward_model import RewardTrainer
 from tuneloop.learner.trainer.settings import RewardTrainerSettings
 from tuneloop.learner.training_run import TrainingRun
-from tuneloop.models.reward_model import load, quiet
+from tuneloop.models.reward_model import load, silence_loading
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import (
     ChatMessage,
@@ -161,7 +161,7 @@ def serve(folder: Path) -> Any:
     """A published version, to sample from."""
     from transformers import AutoModelForCausalLM
 
-    with quiet():
+    with silence_loading():
         return AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
