@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
-from tuneloop.learner.app.canary import end_left_over, make_canary
-from tuneloop.learner.app.gate import make_gate, make_local_answers
 from tuneloop.learner.app.models import describe_base_models, join_ranks, make_training_runs
+from tuneloop.learner.app.release import end_left_over, make_canary, make_gate, make_local_answers
 from tuneloop.learner.batching.batch import Batcher
 from tuneloop.learner.clients.generation import GenerationClient
 from tuneloop.learner.files import fingerprint
@@ -31,9 +30,8 @@ from tuneloop.learner.prompts.sampler import PromptSampler, PromptSamplerOptions
 from tuneloop.learner.release.canary.controller import CanaryController
 from tuneloop.learner.release.gate.controller import GateController
 from tuneloop.learner.release.gate.prompts import GatePrompts, load_gate_prompts
-from tuneloop.learner.release.manifest import trained_with
 from tuneloop.learner.release.promotion import Promotion
-from tuneloop.learner.release.publisher import BaseModel, Publisher
+from tuneloop.learner.release.publisher import BaseModel, Publisher, trained_with
 from tuneloop.learner.samples import ModelRole
 from tuneloop.learner.service.servicer import LearnerServicer
 from tuneloop.learner.settings import LearnerSettings

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tuneloop.learner.guards.settings import GuardSettings
-from tuneloop.learner.stats.moments import Sums
+from tuneloop.learner.stats.intervals import Sums
 
 NAMES = ("reward_hacking", "dominant_user", "kl", "length", "repetition")
 ERRORS = 3.0

@@ -5,12 +5,13 @@ manifest is written once, when the weights are saved, and has the same bytes at 
 """
 
 import asyncio
+import json
 import logging
 import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +29,7 @@ from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import agreement
 from tuneloop.learner.release.promotion import Promotion
 from tuneloop.learner.samples import ModelRole
+from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.training_run import TrainingRun
 from tuneloop.policies import WeightsKind
 from tuneloop.weights.finite import check_finite
@@ -36,7 +38,6 @@ from tuneloop.weights.store import WeightStore
 from tuneloop.wire import encode_weights_published
 
 logger = logging.getLogger("tuneloop.learner.release")
-
 FIRST_RETRY_SECONDS = 1.0
 LAST_RETRY_SECONDS = 30.0
 
@@ -242,3 +243,39 @@ class Publisher:
 
     def _folder(self, model: str, version: int) -> Path:
         return self._outbox / model / f"{version:08d}"
+
+
+OF_THE_POLICY = (
+    "batch_size",
+    "min_batch_size",
+    "replay_fraction",
+    "policy_gradient",
+    "policy_gradient_batch_size",
+    "uninformative_scores",
+    "max_staleness",
+    "feedback_max_age_days",
+    "samples_per_prompt",
+    "prompt_temperature",
+    "publish_every_steps",
+    "publish_every_seconds",
+    "release",
+)
+
+
+OF_THE_REWARD_MODEL = ("reward_batch_size", "reward_replay_fraction", "feedback_max_age_days")
+
+
+def trained_with(settings: LearnerSettings) -> Mapping[str, str]:
+    """JSON by model."""
+    given = settings.model_dump(mode="json")
+    guards = given["guards"]
+    policy = {name: given[name] for name in OF_THE_POLICY} | {"guards": guards}
+    reward_model = {name: given[name] for name in OF_THE_REWARD_MODEL} | {"guards": guards}
+    return {
+        "policy": _json(policy | {"trainer": asdict(settings.trainer())}),
+        "reward_model": _json(reward_model | {"trainer": asdict(settings.reward_trainer())}),
+    }
+
+
+def _json(document: Mapping[str, object]) -> str:
+    return json.dumps(document, sort_keys=True, default=str)

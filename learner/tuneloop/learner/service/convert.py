@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tuneloop.errors import InvalidRequest
 from tuneloop.feedback import FeedbackKind, FeedbackStatus
@@ -12,11 +12,13 @@ from tuneloop.learner.ledger.accounting.downstream import Downstream, FeedbackLi
 from tuneloop.learner.ledger.accounting.lineage import Use
 from tuneloop.learner.ledger.accounting.versions import Version
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.queue.ready import SampleCounts
 from tuneloop.learner.ledger.reports.alarms import Raised
 from tuneloop.learner.ledger.reports.evaluations import Evaluation
 from tuneloop.learner.ledger.reports.export import Wanted
 from tuneloop.learner.ledger.reports.feedback import FeedbackEntry, FeedbackFilters
 from tuneloop.learner.ledger.reports.traffic import Traffic, traffic
+from tuneloop.learner.samples import Objective
 from tuneloop.v1 import learner_pb2
 from tuneloop.wire import feedback_to_proto, messages_to_proto, timestamp
 
@@ -253,3 +255,24 @@ def evaluation_to_proto(found: Evaluation | None) -> learner_pb2.Evaluation | No
         kl=found.kl,
         reward_model_version=found.reward_model_version,
     )
+
+
+def waiting_for(
+    *, state: str, connected: bool, hold: str, gate: str, counts: Mapping[str, SampleCounts]
+) -> str:
+    """Return one line; empty while it waits for nothing."""
+    if state == "paused":
+        return "somebody to resume it"
+    if not connected:
+        return "the event bus, which cannot be reached"
+    if state != "waiting":
+        return ""
+    if gate:
+        return gate
+    if hold:
+        return f"a promotion ({hold}): new versions stay candidates"
+    judgements = [counts[objective] for objective in (Objective.SFT, Objective.KTO, Objective.DPO)]
+    ready = sum(count.ready for count in judgements)
+    waiting = sum(count.waiting for count in judgements)
+    without = "the rollouts that feedback speaks of" if waiting else "feedback"
+    return "more feedback, or a few seconds" if ready else without

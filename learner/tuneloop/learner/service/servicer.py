@@ -29,9 +29,9 @@ from tuneloop.learner.monitoring.alarm_monitor import AlarmMonitor
 from tuneloop.learner.release.promotion import Promotion
 from tuneloop.learner.samples import ModelRole, Objective
 from tuneloop.learner.service import convert
+from tuneloop.learner.service.convert import waiting_for
 from tuneloop.learner.service.forget_user import ForgetUser
 from tuneloop.learner.service.rebuild import Rebuild
-from tuneloop.learner.service.status import waiting_for
 from tuneloop.policies import ReleaseState
 from tuneloop.rpc.server import Server
 from tuneloop.v1 import learner_pb2, learner_pb2_grpc

@@ -1,13 +1,72 @@
-"""Intervals for means and for rates."""
+"""Means and rates with their intervals."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
-import numpy as np
-
+ERRORS_95 = 1.96
+"""Standard errors to either side for a 95 % interval."""
 RESAMPLES = 2000
 Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sums:
+    """Some values: enough for their mean and its standard error."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Self:
+        """Sum up these values."""
+        known = list(values)
+        return cls(
+            count=len(known), total=math.fsum(known), squares=math.fsum(v * v for v in known)
+        )
+
+    @property
+    def mean(self) -> float:
+        """The mean of one value or more."""
+        return self.total / self.count
+
+    @property
+    def error(self) -> float:
+        """The standard error of the mean of two values or more."""
+        variance = max(0.0, self.squares - self.count * self.mean**2) / (self.count - 1)
+        return math.sqrt(variance / self.count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeanWithMargin:
+    """A mean and half the width of its 95 % interval, which needs two values."""
+
+    value: float
+    margin: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Return the mean of one value or more."""
+        mean, error = mean_and_error(values)
+        return cls(value=mean, margin=None if error is None else ERRORS_95 * error)
+
+    @classmethod
+    def of_sums(cls, sums: Sums) -> Self:
+        """Return the mean of one value or more of which only the sums are known."""
+        margin = None if sums.count < 2 else ERRORS_95 * sums.error
+        return cls(value=sums.mean, margin=margin)
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean of some values and its standard error, which needs two of them."""
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count < 2:
+        return mean, None
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    return mean, math.sqrt(variance / count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +80,8 @@ class Estimate:
 
 def mean_of(values: Sequence[float], seed: int = 0) -> Estimate:
     """Return the mean of independent values with its bootstrap percentile interval (Efron 1979)."""
+    import numpy as np
+
     array = np.asarray(values, dtype=np.float64)
     generator = np.random.default_rng(seed)
     # One resample at a time: with many prompts all of them would fill the memory.

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuneloop.learner.stats.moments import mean_and_error
+from tuneloop.learner.stats.intervals import mean_and_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.reports import alarm_figures
 from tuneloop.learner.monitoring.alarm_monitor import AlarmMonitor
-from tuneloop.learner.stats.moments import Sums
+from tuneloop.learner.stats.intervals import Sums
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from support.learner_parts import Parts
 
 from tuneloop import wire
 from tuneloop.bus.subjects import canary_policy_key
-from tuneloop.learner.app.canary import end_left_over
+from tuneloop.learner.app.release import end_left_over
 from tuneloop.learner.ledger.accounting import decisions, versions
 from tuneloop.learner.ledger.accounting.versions import Version
 from tuneloop.learner.release.canary.controller import CanaryController

@@ -14,7 +14,7 @@ from tuneloop.learner.ledger.reports.answers import last_thumbs, length, of_user
 from tuneloop.learner.ledger.rows import unpack_ids
 from tuneloop.learner.ledger.schema import feedback, rollouts, scores
 from tuneloop.learner.samples import ModelRole
-from tuneloop.learner.stats.moments import Sums
+from tuneloop.learner.stats.intervals import Sums
 from tuneloop.learner.stats.repetition import repetition
 
 VERSIONS = 64

@@ -16,7 +16,7 @@ from tuneloop.learner.ledger.queue import ref_logprobs
 from tuneloop.learner.ledger.rows import unpack_ids, unpack_logprobs
 from tuneloop.learner.ledger.schema import rollouts, scores
 from tuneloop.learner.samples import TokenSequence
-from tuneloop.learner.stats.moments import MeanWithMargin
+from tuneloop.learner.stats.intervals import MeanWithMargin
 from tuneloop.rollouts import RolloutSource
 
 ANSWERS = 512

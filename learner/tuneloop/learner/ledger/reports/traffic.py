@@ -13,7 +13,7 @@ from sqlalchemy import Connection, case, func, select
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.reports.answers import last_thumbs, length, of_versions
 from tuneloop.learner.ledger.schema import rollouts, scores
-from tuneloop.learner.stats.moments import MeanWithMargin, Sums
+from tuneloop.learner.stats.intervals import MeanWithMargin, Sums
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
