@@ -153,8 +153,15 @@ async def steer(stub: Stub, bus: JetStreamBus, newest: int) -> None:
     reference = await stable(bus)
     assert reference is not None
     assert reference.policy_version == newest
-    assert (await stub.Pause(learner_pb2.PauseRequest())).state == "paused"
-    assert (await stub.Resume(learner_pb2.ResumeRequest())).state == "waiting"
+    await stub.Pause(learner_pb2.PauseRequest())
+    await until(lambda: is_paused(stub))  # after the step in progress
+    # What the roll-back put back may be learned from already.
+    assert (await stub.Resume(learner_pb2.ResumeRequest())).state in {"waiting", "stepping"}
+
+
+async def is_paused(stub: Stub) -> bool:
+    status: learner_pb2.GetStatusResponse = await stub.GetStatus(learner_pb2.GetStatusRequest())
+    return status.state == "paused"
 
 
 async def forget(stub: Stub, bus: JetStreamBus, learner: LearnerProcess, newest: int) -> None:
