@@ -210,6 +210,11 @@ class ScoredRollout:
     """The trace it belongs to; empty where nobody traces."""
 
 
+def choice_id(completion_id: str, index: int) -> str:
+    """Return the id of choice `index` of a request: the request's own for the first one."""
+    return completion_id if index == 0 else f"{completion_id}.{index}"
+
+
 def merge_spans(versions: Sequence[int]) -> tuple[PolicyVersionSpan, ...]:
     """Run-length encode the version of each token; an empty completion has no span."""
     spans: list[PolicyVersionSpan] = []

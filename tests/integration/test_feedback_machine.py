@@ -30,7 +30,7 @@ from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import CorruptData
 from tuneloop.feedback import Retraction
 from tuneloop.gateway.app import create_app
-from tuneloop.gateway.completion_ids import CompletionIds, choice_id
+from tuneloop.gateway.completion_ids import CompletionIds
 from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.learner.intake.consumers import IntakeConsumer, make_consumers
 from tuneloop.learner.ledger.accounting import steps
@@ -38,6 +38,7 @@ from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import lifecycle
 from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.schema import feedback, retractions, rollouts, samples, uses
+from tuneloop.rollouts import choice_id
 
 OBJECTIVES = ("sft", "kto", "dpo", "reward_model")
 HASHES = {user: IDS.user_hash("default", user) for user in ("ann", "bob")}

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tuneloop.errors import InvalidRequest, NotFound, TuneloopError
-from tuneloop.gateway.completion_ids import CompletionIds, choice_id
+from tuneloop.gateway.completion_ids import CompletionIds
+from tuneloop.rollouts import choice_id
 from tuneloop.v1 import (
     generation_pb2,
     generation_pb2_grpc,

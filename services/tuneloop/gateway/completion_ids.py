@@ -1,9 +1,9 @@
 """Completion ids: capabilities that the gateway can check without a look-up.
 
 `chatcmpl-` or `cmpl-`, then 22 hexadecimal digits of randomness, 2 of how many choices were asked
-for, 16 of the user's hash and 20 of an HMAC over tenant and all of these. Choice i > 0 of a request
-is `<id>.<i>`. Whoever shows a valid id has seen the completion, so its feedback is accepted; nobody
-can make one up.
+for, 16 of the user's hash and 20 of an HMAC over tenant and all of these. Further choices of a
+request append their number (`rollouts.choice_id`). A caller with a valid id has seen the
+completion, so its feedback is accepted; nobody can invent one.
 """
 
 import hashlib
@@ -67,8 +67,3 @@ def user_hash_in(completion_id: str) -> str:
     match = FORM.fullmatch(completion_id)
     assert match is not None
     return match["user"]
-
-
-def choice_id(completion_id: str, index: int) -> str:
-    """Id of choice `index` of a request."""
-    return completion_id if index == 0 else f"{completion_id}.{index}"

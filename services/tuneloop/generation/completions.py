@@ -1,7 +1,8 @@
 """Turns a request into a stream of deltas and finals, and each final into a rollout.
 
-The steps: tokenize, check limits, lease a version, sample with the engine, collect, publish. A
-completion that is cut off is published too, with finish reason `abort`: what was sampled is data.
+The steps: tokenize, lease a version, sample with the engine (which checks its limits), collect,
+publish. A completion that is cut off is published too, with finish reason `abort`: what was sampled
+is data.
 """
 
 import time
@@ -19,7 +20,7 @@ from tuneloop.generation.engine import (
     EngineLimits,
     EngineOutput,
     EngineRequest,
-    check_limits,
+    check_prompt_length,
     clip_max_tokens,
 )
 from tuneloop.generation.outcomes import Outcomes
@@ -36,6 +37,7 @@ from tuneloop.rollouts import (
     Rollout,
     RolloutSource,
     SamplingParameters,
+    choice_id,
     merge_spans,
 )
 
@@ -117,8 +119,6 @@ class Completions:
                 if request.clip_max_tokens:
                     sampling = clip_max_tokens(prompt.token_ids, request.sampling, self.limits)
                     request = replace(request, sampling=sampling)
-                check_limits(prompt.token_ids, request.sampling, self.limits)
-                metrics.prompt_tokens.inc(len(prompt.token_ids))
                 with (
                     self.hot_swap.lease(request.policy_version, route_by=request.route_by) as lease,
                     self.outcomes.count_outcome(lease.policy_version, bool(request.route_by)),
@@ -146,7 +146,7 @@ class Completions:
                 param="messages" if prompt.messages else "prompt",
             )
         if prompt.token_ids is not None:
-            check_limits(prompt.token_ids, SamplingParameters(max_tokens=1), self.limits)
+            check_prompt_length(len(prompt.token_ids), self.limits)
         return self.tokenization.tokenize(prompt)
 
     @contextmanager
@@ -187,7 +187,7 @@ class Completions:
                 sampled_by = self.sampled_by(version)
                 completion = completions[output.index]
                 delta = completion.add(output, sampled_by)
-                self.record_latency(completion, output)
+                self.record_output(prompt, completion, output)
                 yield delta
                 if output.finish_reason is not None:
                     completion.finished = True
@@ -219,12 +219,16 @@ class Completions:
         full = self.engine.weights_kind is WeightsKind.FULL
         return self.hot_swap.serving if full else leased
 
-    def record_latency(self, completion: PartialCompletion, output: EngineOutput) -> None:
-        """Record the latency and the token count of one output."""
+    def record_output(
+        self, prompt: TokenizedPrompt, completion: PartialCompletion, output: EngineOutput
+    ) -> None:
+        """Record the latency and the tokens of one output, and of its prompt if it is the first."""
         if not output.token_ids:
             return
         now = time.monotonic()
         first = len(completion.token_ids) == len(output.token_ids)
+        if first and completion.index == 0:
+            metrics.prompt_tokens.inc(len(prompt.token_ids))
         histogram = metrics.time_to_first_token if first else metrics.inter_token_latency
         histogram.observe(now - completion.last_time)
         completion.last_time = now
@@ -247,7 +251,7 @@ class Completions:
         last = spans[-1].policy_version if spans else self.hot_swap.serving
         return Final(
             index=completion.index,
-            completion_id=completion_id(request.completion_id, completion.index),
+            completion_id=choice_id(request.completion_id, completion.index),
             token_ids=tuple(completion.token_ids),
             logprobs=tuple(completion.logprobs),
             finish_reason=output.finish_reason,
@@ -277,7 +281,7 @@ class Completions:
             return
         self.publisher.publish(
             Rollout(
-                completion_id=completion_id(request.completion_id, completion.index),
+                completion_id=choice_id(request.completion_id, completion.index),
                 group_id=request.completion_id,
                 policy=self.hot_swap.options.policy,
                 tenant=request.tenant,
@@ -297,8 +301,3 @@ class Completions:
                 traceparent=request.traceparent,
             )
         )
-
-
-def completion_id(base: str, index: int) -> str:
-    """Return the request's id for the first completion; further ones append a number."""
-    return base if index == 0 else f"{base}.{index}"

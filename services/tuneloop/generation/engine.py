@@ -83,7 +83,10 @@ class Engine(Protocol):
         ...
 
     def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
-        """Stream outputs; closing the iterator aborts the request in the engine."""
+        """Stream outputs; closing the iterator aborts the request in the engine.
+
+        Raises `InvalidRequest` for what is beyond the limits (`check_limits`) before any output.
+        """
         ...
 
     def tool_format(self, name: str) -> ToolFormat:
@@ -124,19 +127,24 @@ def clip_max_tokens(
     return replace(sampling, max_tokens=min(sampling.max_tokens, room))
 
 
+def check_prompt_length(tokens: int, limits: EngineLimits) -> None:
+    """Raise `InvalidRequest` if the prompt is empty or leaves no room for a completion."""
+    if not tokens:
+        raise InvalidRequest("the prompt is empty", param="messages")
+    if tokens >= limits.max_model_len:
+        raise InvalidRequest(
+            f"the prompt has {tokens} tokens; this model takes {limits.max_model_len} in prompt "
+            "and completion together",
+            param="messages",
+        )
+
+
 def check_limits(
     prompt_token_ids: Sequence[int], sampling: SamplingParameters, limits: EngineLimits
 ) -> None:
-    """Raise `InvalidRequest` if the model cannot serve the request."""
-    if not prompt_token_ids:
-        raise InvalidRequest("the prompt is empty", param="messages")
+    """Raise `InvalidRequest` if the model cannot serve the request; every engine calls it once."""
+    check_prompt_length(len(prompt_token_ids), limits)
     room = limits.max_model_len - len(prompt_token_ids)
-    if room < 1:
-        raise InvalidRequest(
-            f"the prompt has {len(prompt_token_ids)} tokens; this model takes "
-            f"{limits.max_model_len} in prompt and completion together",
-            param="messages",
-        )
     if sampling.max_tokens > room:
         raise InvalidRequest(
             f"max_tokens is {sampling.max_tokens}, but only {room} fit after a prompt of "

@@ -85,7 +85,9 @@ class Tokenization:
                 self.tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
             )
         except (OverflowError, IndexError, ValueError) as error:
-            raise InvalidRequest(f"prompt: token ids cannot be decoded: {error}") from error
+            raise InvalidRequest(
+                f"prompt: token ids cannot be decoded: {error}", param="prompt"
+            ) from error
 
 
 def render_turn(message: ChatMessage) -> dict[str, Any]:

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneloop.gateway.completion_ids import CompletionIds, choice_id
+from tuneloop.gateway.completion_ids import CompletionIds
 from tuneloop.gateway.errors import CompletionNotFound
+from tuneloop.rollouts import choice_id
 
 IDS = CompletionIds(b"one secret of many")
 
