@@ -1,6 +1,7 @@
 """Feedback and its retraction, and their events."""
 
 import math
+from typing import assert_never
 
 from tuneloop.errors import CorruptData
 from tuneloop.feedback import (
@@ -51,6 +52,8 @@ def feedback_to_proto(feedback: Feedback) -> events_pb2.FeedbackGiven:
             message.demonstration.text = text
         case Comment(text=text):
             message.comment.text = text
+        case _ as unknown:
+            assert_never(unknown)
     return message
 
 
