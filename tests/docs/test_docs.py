@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,19 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
         linked = (page.parent / path).resolve() if path else page
         assert linked.exists(), target
         assert not anchor or anchor in _anchors(linked), target
+
+
+@pytest.mark.parametrize("container", ["tuneloop", "tuneloop.learner"])
+def test_layers_of_the_architecture_are_those_of_the_contract(container: str) -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    [layers] = [
+        contract["layers"]
+        for contract in contracts["contracts"]
+        if contract.get("containers") == [container]
+    ]
+    # In brackets is what need not exist.
+    listed = "\n".join(layer.strip("()") for layer in layers)
+    assert f"```\n{listed}\n```" in (ROOT / "docs" / "architecture.md").read_text()
 
 
 def _path_exists(path: str) -> bool:
