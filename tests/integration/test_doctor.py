@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from tuneloop.cli.app import app
-from tuneloop.doctor import machine, model_files, network, packages, torch_build
+from tuneloop.doctor import machine, model_files, network, packages
 from tuneloop.doctor.finding import Finding, FindingState
 from tuneloop.doctor.machine import Gpu
-from tuneloop.doctor.torch_build import TorchBuild
+from tuneloop.doctor.packages import TorchBuild
 from tuneloop.supervisor.settings import SupervisorSettings
 
 
@@ -104,21 +104,21 @@ def gpu(driver: str = "580.65.06", used: int = 0) -> Gpu:
 
 
 def test_torch_against_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_build, "installed_version", {"torchvision": "0.26.0"}.get)
+    monkeypatch.setattr(packages, "installed_version", {"torchvision": "0.26.0"}.get)
     cpu, cuda = (TorchBuild(version="2.13.0", cuda=cuda) for cuda in (None, "13.0"))
-    assert states(torch_build.check_torch(cuda, [gpu()])) == ["ok"]
-    assert states(torch_build.check_torch(cuda, [])) == ["ok"]
-    assert states(torch_build.check_torch(None, [])) == []
-    assert states(torch_build.check_torch(cpu, [])) == ["ok", "warning"]
-    assert states(torch_build.check_torch(cpu, [gpu()])) == ["problem", "warning"]
-    (old,) = torch_build.check_torch(cuda, [gpu("535.104")])
+    assert states(packages.check_torch(cuda, [gpu()])) == ["ok"]
+    assert states(packages.check_torch(cuda, [])) == ["ok"]
+    assert states(packages.check_torch(None, [])) == []
+    assert states(packages.check_torch(cpu, [])) == ["ok", "warning"]
+    assert states(packages.check_torch(cpu, [gpu()])) == ["problem", "warning"]
+    (old,) = packages.check_torch(cuda, [gpu("535.104")])
     assert (old.state, "needs driver 580" in old.found) == (FindingState.PROBLEM, True)
 
 
 def test_the_build_is_read_without_importing_torch() -> None:
     import torch
 
-    build = torch_build.torch_build()
+    build = packages.torch_build()
     assert build == TorchBuild(version=str(torch.__version__), cuda=torch.version.cuda)
 
 

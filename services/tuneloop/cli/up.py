@@ -72,12 +72,12 @@ def start(given: Mapping[str, Any]) -> None:
     """Run the service with the settings that options gave until it is stopped."""
     from tuneloop.settings import load
     from tuneloop.supervisor.settings import SupervisorSettings
-    from tuneloop.supervisor.up import run
+    from tuneloop.supervisor.supervisor import run_service
     from tuneloop.telemetry import start_logging
 
     start_logging("supervisor")
     try:
-        run(load(SupervisorSettings, **given))
+        run_service(load(SupervisorSettings, **given))
     except TuneloopError as error:
         typer.echo(f"tuneloop: {in_options(error.message, given)}", err=True)
         raise typer.Exit(2) from error

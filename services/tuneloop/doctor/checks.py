@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Set
 from pathlib import Path
 
-from tuneloop.doctor import machine, model_files, network, packages, torch_build
+from tuneloop.doctor import machine, model_files, network, packages
 from tuneloop.doctor.finding import Finding, fine, problem
 from tuneloop.errors import SettingsError
 from tuneloop.gateway.settings import GatewaySettings
@@ -54,7 +54,7 @@ def check_accelerator(processes: Set[str], *, running: bool) -> Iterator[Finding
         yield machine.driver_problem(error)
         return
     yield from machine.check_gpus(gpus, running=running)
-    yield from torch_build.check_torch(torch_build.torch_build(), gpus)
+    yield from packages.check_torch(packages.torch_build(), gpus)
     if "generation" in processes:
         yield packages.check_vllm(gpu=bool(gpus))
 

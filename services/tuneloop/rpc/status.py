@@ -4,6 +4,9 @@ Every deliberate error carries `ErrorInfo{reason, domain}`; a field at fault add
 a time to retry after adds `RetryInfo`.
 """
 
+from collections.abc import Awaitable
+from typing import TypeVar
+
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
@@ -29,6 +32,7 @@ DETAILS_KEY = "grpc-status-details-bin"
 MESSAGE_CHARACTERS = 1_500
 """Status messages travel in HTTP/2 headers, of which peers accept about 8 KiB."""
 
+
 code_of_error: dict[type[TuneloopError], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
@@ -39,11 +43,15 @@ code_of_error: dict[type[TuneloopError], grpc.StatusCode] = {
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
 }
+
+
 error_of_reason: dict[str, type[TuneloopError]] = {
     "CORRUPT_DATA": CorruptData,
     "WEIGHTS_REFUSED": WeightsRefused,
     "INVALID_SETTING": SettingsError,
 } | {error.reason: error for error in code_of_error}
+
+
 error_of_code = {code: error for error, code in code_of_error.items()} | {
     grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
     grpc.StatusCode.ABORTED: Conflict,
@@ -124,3 +132,14 @@ def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
             except DecodeError:
                 return None
     return None
+
+
+T = TypeVar("T")
+
+
+async def reply_of(call: Awaitable[T]) -> T:
+    """Return the call's answer, or raise the `TuneloopError` that the service raised."""
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise error_from_rpc(error) from error

@@ -16,8 +16,7 @@ from tuneloop.errors import InvalidRequest
 from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.openai.schemas import INT64_MAX
 from tuneloop.gateway.unicode import Text
-from tuneloop.rpc.call import reply_of
-from tuneloop.rpc.status import error_from_rpc
+from tuneloop.rpc.status import error_from_rpc, reply_of
 from tuneloop.v1 import learner_pb2
 
 router = APIRouter(tags=["data"])

@@ -7,8 +7,8 @@ from starlette.responses import Response
 from tuneloop.api.learner import Health, Readiness
 from tuneloop.errors import TuneloopError, Unavailable
 from tuneloop.gateway.context import Gateway, gateway_of
-from tuneloop.rpc.call import reply_of
 from tuneloop.rpc.probe import is_serving
+from tuneloop.rpc.status import reply_of
 from tuneloop.v1 import generation_pb2
 
 READY_TIMEOUT = 2.0

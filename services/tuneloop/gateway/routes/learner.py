@@ -8,7 +8,7 @@ from tuneloop.api.learner import LearnerState, LearnerStatus, NextVersion
 from tuneloop.api.policies import Evaluation
 from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.edge.authentication import LOCAL, caller_of
-from tuneloop.rpc.call import reply_of
+from tuneloop.rpc.status import reply_of
 from tuneloop.v1 import learner_pb2
 
 router = APIRouter(tags=["learning"])

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Request
 from tuneloop.api.policies import Downstream, FeedbackLineage, UserLineage
 from tuneloop.gateway.context import Gateway, gateway_of
 from tuneloop.gateway.routes.learner import rfc3339
-from tuneloop.rpc.call import reply_of
+from tuneloop.rpc.status import reply_of
 from tuneloop.v1 import learner_pb2
 
 router = APIRouter(tags=["lineage"])

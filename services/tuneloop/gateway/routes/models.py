@@ -5,7 +5,7 @@ from fastapi import APIRouter, Request
 from tuneloop.api.openai import Model, ModelList
 from tuneloop.gateway.context import CONTROL_TIMEOUT, gateway_of
 from tuneloop.gateway.errors import ModelNotFound
-from tuneloop.rpc.call import reply_of
+from tuneloop.rpc.status import reply_of
 from tuneloop.v1 import generation_pb2
 
 router = APIRouter(tags=["OpenAI"])

@@ -25,7 +25,7 @@ from tuneloop.gateway.openai.schemas import INT64_MAX
 from tuneloop.gateway.routes.learner import actor, evaluation, optional, rfc3339
 from tuneloop.gateway.routes.lineage import user_hash_of
 from tuneloop.gateway.unicode import Text
-from tuneloop.rpc.call import reply_of
+from tuneloop.rpc.status import reply_of
 from tuneloop.v1 import generation_pb2, learner_pb2
 
 router = APIRouter(tags=["policies"])

@@ -8,7 +8,7 @@ from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.openai.messages import conversation
 from tuneloop.gateway.openai.schemas import ScoreRequest
 from tuneloop.rollouts import Score
-from tuneloop.rpc.call import reply_of
+from tuneloop.rpc.status import reply_of
 from tuneloop.v1 import reward_pb2
 
 router = APIRouter(tags=["feedback"])

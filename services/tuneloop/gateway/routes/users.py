@@ -5,7 +5,7 @@ from fastapi import APIRouter, Request
 from tuneloop.api.policies import ForgottenUser
 from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.routes.lineage import user_hash_of
-from tuneloop.rpc.call import reply_of
+from tuneloop.rpc.status import reply_of
 from tuneloop.v1 import learner_pb2
 
 router = APIRouter(tags=["users"])
