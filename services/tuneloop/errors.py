@@ -18,7 +18,7 @@ Transport codes are assigned in `tuneloop.rpc` and `tuneloop.gateway`; nothing h
 
 
 class TuneloopError(Exception):
-    """Base of all; `reason` is a stable word for programs, the message is for people."""
+    """The base class; `reason` is a stable word for programs, the message is for people."""
 
     reason = "INTERNAL"
 
@@ -28,9 +28,9 @@ class TuneloopError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
-        """The field at fault, where one is."""
+        """The field at fault, if there is one."""
         self.retry_after = retry_after
-        """Seconds after which trying again makes sense, where it does."""
+        """Seconds after which to retry, if that makes sense."""
 
 
 class InvalidRequest(TuneloopError):

@@ -1,4 +1,4 @@
-"""Feedback: what users say of completions. Frozen, slotted, standard library only."""
+"""Feedback of users on completions. Frozen, slotted, standard library only."""
 
 import enum
 from collections.abc import Mapping
@@ -7,13 +7,13 @@ from datetime import datetime
 
 
 class FeedbackStatus(enum.StrEnum):
-    """What has become of feedback."""
+    """The state of feedback."""
 
     ACCEPTED = "accepted"
     RETRACTED = "retracted"
-    """Taken back by whoever gave it."""
+    """Withdrawn by its author."""
     EXPIRED = "expired"
-    """Too old to learn from, or what it speaks of never came."""
+    """Too old to learn from, or its completion never arrived."""
 
 
 class FeedbackKind(enum.StrEnum):
@@ -43,7 +43,7 @@ class Rating:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One completion preferred over others, by their ids."""
+    """A completion preferred over others, by their ids."""
 
     chosen: str
     rejected: tuple[str, ...]
@@ -93,12 +93,12 @@ class Feedback:
     tenant: str
     user_hash: str
     completion_id: str
-    """The completion it is about; the chosen or the first of several."""
+    """Its completion; of several the chosen or the first one."""
     judgement: Judgement
     accepted_time: datetime
     metadata: Mapping[str, str] = field(default_factory=dict)
     traceparent: str = field(default="", compare=False)
-    """The trace it belongs to; empty where nobody traces."""
+    """The trace it belongs to; empty without tracing."""
 
     @property
     def kind(self) -> FeedbackKind:
@@ -107,7 +107,7 @@ class Feedback:
 
     @property
     def completion_ids(self) -> tuple[str, ...]:
-        """Every completion it speaks of."""
+        """Every completion it refers to."""
         match self.judgement:
             case Comparison(chosen=chosen, rejected=rejected):
                 return (chosen, *rejected)
@@ -119,7 +119,7 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retraction:
-    """Feedback taken back; its id stays spent."""
+    """The retraction of feedback; the id cannot be used again."""
 
     feedback_id: str
     kind: FeedbackKind

@@ -1,4 +1,4 @@
-"""Policies, versions and where their weights lie. Frozen, slotted, standard library only."""
+"""Policies, versions and references to weights. Frozen, slotted, standard library only."""
 
 import enum
 import hashlib
@@ -8,14 +8,14 @@ from datetime import datetime
 
 
 class WeightsKind(enum.StrEnum):
-    """What a version's files hold: a LoRA adapter, or all the weights."""
+    """The content of a version's files: a LoRA adapter, or all the weights."""
 
     LORA = "lora"
     FULL = "full"
 
 
 class ReleaseState(enum.StrEnum):
-    """Where a version is in its release."""
+    """The state of a version's release."""
 
     CANDIDATE = "candidate"
     CANARY = "canary"
@@ -26,7 +26,7 @@ class ReleaseState(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsReference:
-    """Where a version lies and what its manifest hashes to; weights never travel otherwise."""
+    """The place of a version and its manifest's hash: weights are passed on only as this."""
 
     policy: str
     policy_version: int
@@ -34,7 +34,7 @@ class WeightsReference:
     """Folder of the version in the weight store."""
     manifest_sha256: str
     traceparent: str = field(default="", compare=False)
-    """The trace it belongs to; empty where nobody traces."""
+    """The trace it belongs to; empty without tracing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,17 +45,17 @@ class CanaryRoute:
     share: float
     """Above 0 to 1."""
     salt: str
-    """Hashed with each user, so that every canary gets users of its own."""
+    """Hashed with each user, so that every canary has its own share of users."""
 
     def takes(self, key: str) -> bool:
-        """Whether a user (by hash) is in the share: always the same answer for one salt."""
+        """Return whether a user (by hash) is in the share: always the same for one salt."""
         digest = hashlib.sha256(f"{self.salt}\0{key}".encode()).digest()
         return int.from_bytes(digest[:8], "big") < self.share * 2**64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedVersion:
-    """A version in the memory of an engine."""
+    """A version in an engine's memory."""
 
     policy_version: int
     leases: int
@@ -103,7 +103,7 @@ class LearnerStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activation:
-    """A generation replica began to serve a version."""
+    """A generation replica started to serve a version."""
 
     policy: str
     policy_version: int
@@ -111,4 +111,4 @@ class Activation:
     activated_time: datetime
     swap_seconds: float
     traceparent: str = field(default="", compare=False)
-    """The trace it belongs to; empty where nobody traces."""
+    """The trace it belongs to; empty without tracing."""

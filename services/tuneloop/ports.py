@@ -14,7 +14,7 @@ GRPC_PORTS = {"generation": 15051, "reward": 15052, "learner": 15053}
 """Below 32768, from which Linux takes the ports of outgoing connections."""
 METRICS_PORTS = {"generation": 9101, "reward": 9102, "learner": 9103}
 RELEASE_SECONDS = 75.0
-"""The kernel keeps the port of a connection for a minute after its end (TIME_WAIT)."""
+"""The kernel keeps a connection's port for a minute after its end (TIME_WAIT)."""
 RELEASE_INTERVAL = 0.25
 
 
@@ -24,11 +24,11 @@ def local_address(process: str) -> str:
 
 
 async def wait_until_released(host: str, port: int) -> None:
-    """Wait while a port is held by an outgoing connection, or by what is left of one.
+    """Wait while an outgoing connection holds a port, or a closed one still does.
 
-    From 32768 up Linux gives ports to whoever connects anywhere, also one that a service listened
-    on until it was killed a moment ago. Returns at once where another program listens on it, and
-    after `RELEASE_SECONDS` in any case: binding will say what is wrong.
+    Linux takes ports from 32768 up for outgoing connections, including one that a service listened
+    on until a moment ago. Returns at once if another program listens on the port, and after
+    `RELEASE_SECONDS` in any case: binding will report what is wrong.
     """
     deadline = time.monotonic() + RELEASE_SECONDS
     said = False
@@ -36,24 +36,24 @@ async def wait_until_released(host: str, port: int) -> None:
         if await asyncio.to_thread(is_listened_on, host, port):
             return
         if not said:
-            logger.warning("port %d was given to a connection; waiting until it is free", port)
+            logger.warning("port %d is held by a connection; waiting until it is free", port)
             said = True
         await asyncio.sleep(RELEASE_INTERVAL)
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether this process could listen on `host:port` now."""
+    """Return whether this process could listen on `host:port` now."""
     return binding_error(host, port) is None
 
 
 def is_held(host: str, port: int) -> bool:
-    """Whether somebody else has the port of this address, which exists."""
+    """Return whether another process has the port, at an address of this machine."""
     error = binding_error(host, port)
     return error is not None and error.errno == errno.EADDRINUSE
 
 
 def binding_error(host: str, port: int) -> OSError | None:
-    """What binding as servers do ends with; None when it works."""
+    """Return the error of binding as a server does, or None if it works."""
     with socket.socket(family_of(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -64,7 +64,7 @@ def binding_error(host: str, port: int) -> OSError | None:
 
 
 def is_listened_on(host: str, port: int) -> bool:
-    """Whether a connection is taken; raises `socket.gaierror` for a host that does not exist."""
+    """Return whether a connection is accepted. Raises `socket.gaierror` for an unknown host."""
     for family, kind, protocol, _, address in socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM
     ):
@@ -76,7 +76,7 @@ def is_listened_on(host: str, port: int) -> bool:
 
 
 def take_port(host: str, preferred: int, taken: set[int]) -> int:
-    """`preferred` if it is free, else any free port; the answer is added to `taken`."""
+    """Return `preferred` if it is free, else any free port, and add it to `taken`."""
     port = preferred
     while port in taken or not is_free(host, port):
         with socket.socket(family_of(host)) as probe:
@@ -87,7 +87,7 @@ def take_port(host: str, preferred: int, taken: set[int]) -> int:
 
 
 def require_free(host: str, port: int) -> None:
-    """Raise `SettingsError` that says what to do when the gateway's port is taken."""
+    """Raise `SettingsError` saying what to do if the gateway's port is taken."""
     if is_free(host, port):
         return
     try:
@@ -108,5 +108,5 @@ def require_free(host: str, port: int) -> None:
 
 
 def family_of(host: str) -> socket.AddressFamily:
-    """IPv6 for literal IPv6 addresses, else IPv4."""
+    """Return IPv6 for literal IPv6 addresses, else IPv4."""
     return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -1,4 +1,4 @@
-"""Rollouts: what was asked, what was answered, by which version, with which log-probs.
+"""Rollouts: a prompt, its completion, the versions that sampled it, and their log-probs.
 
 Domain types only: frozen, slotted, standard library only. The wire form is in `tuneloop.wire`.
 """
@@ -22,18 +22,18 @@ class RolloutSource(enum.StrEnum):
     """Why a completion was sampled."""
 
     USER = "user"
-    """Somebody asked."""
+    """A user's request."""
     PROMPTS = "prompts"
-    """The learner asked, to learn from the answer."""
+    """A request of the learner, to learn from the answer."""
     EVAL = "eval"
-    """The learner asked, to see how well a version answers; never learned from."""
+    """A request of the learner, to evaluate a version; never learned from."""
     IMPORT = "import"
-    """Nobody sampled it: text of a file that was imported."""
+    """Not sampled: text of an imported file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """A function that the model asked the caller to run."""
+    """A call that the model asks the caller to make."""
 
     call_id: str
     name: str
@@ -49,32 +49,32 @@ class ChatMessage:
     """`system`, `user`, `assistant` or `tool`."""
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
-    """What the assistant asked to be run in this turn."""
+    """The calls that the assistant asks for in this turn."""
     tool_call_id: str = ""
-    """Which call a turn of role `tool` answers."""
+    """The call that a turn of role `tool` answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """A function that the model may ask the caller to run."""
+    """A function that the model may ask the caller to call."""
 
     name: str
     description: str = ""
     parameters: str = ""
-    """JSON schema of the arguments; empty: it takes none."""
+    """JSON schema of the arguments; empty: none."""
     strict: bool = False
-    """Whether the arguments must satisfy the schema whenever the model calls it."""
+    """Whether the arguments must always match the schema."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolUse:
-    """Which functions the model may call, and whether it must."""
+    """The tools that the model may call, and whether it must."""
 
     tools: tuple[Tool, ...]
     required: bool = False
-    """The model must call one of them."""
+    """Whether the model must call one of them."""
     name: str = ""
-    """The model must call this one; empty: any."""
+    """The one that the model must call; empty: any."""
     single: bool = False
     """At most one call."""
 
@@ -103,13 +103,13 @@ class SamplingParameters:
     """Alternatives to report for each token; None reports no log-probs to the caller."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     json_schema: str = ""
-    """JSON schema that the completion must satisfy; empty: none."""
+    """JSON schema that the completion must match; empty: none."""
     structural_tag: str = ""
     """Structural tag (xgrammar's JSON) that the completion must match; empty: none."""
 
     @property
     def constrained(self) -> bool:
-        """Whether tokens that do not fit a grammar are masked; log-probs are those after it."""
+        """Whether a grammar masks tokens; log-probs are those after the mask."""
         return bool(self.json_schema or self.structural_tag)
 
 
@@ -124,13 +124,13 @@ class PolicyVersionSpan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What was asked: a conversation, plain text, or token ids. Exactly one is set."""
+    """A prompt: a conversation, plain text, or token ids. Exactly one is set."""
 
     messages: tuple[ChatMessage, ...] = ()
     text: str | None = None
     token_ids: tuple[int, ...] | None = None
     tool_use: ToolUse | None = None
-    """What the model may call; only with a conversation."""
+    """The tools that the model may call; only with a conversation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,31 +157,31 @@ class Rollout:
     finished_time: datetime
     source: RolloutSource = RolloutSource.USER
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """What else the prompts file says of the prompt, JSON values by name; for reward functions."""
+    """Further columns of the prompts file, JSON values by name; for reward functions."""
     traceparent: str = field(default="", compare=False)
-    """The trace it belongs to; empty where nobody traces."""
+    """The trace it belongs to; empty without tracing."""
 
     @property
     def oldest_policy_version(self) -> int:
-        """The oldest version that sampled a token: what staleness is measured from."""
+        """The oldest version that sampled a token: staleness is measured from it."""
         return min(span.policy_version for span in self.policy_version_spans)
 
     @property
     def policy_version(self) -> int:
-        """The version that sampled the last token: what the caller is told."""
+        """The version that sampled the last token, which the caller sees."""
         return self.policy_version_spans[-1].policy_version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScorerResult:
-    """One scorer's verdict on one completion."""
+    """One scorer's result for one completion."""
 
     scorer: str
     score: float | None
-    """None when the scorer could not score it; never a silent 0."""
+    """None if the scorer could not score it, rather than 0."""
     weight: float
     informative: bool
-    """False while a reward model has not been trained on enough labels."""
+    """False until a reward model was trained on enough labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,13 +193,13 @@ class Score:
 
     @property
     def informative(self) -> bool:
-        """Whether any scorer that scored has something to say."""
+        """Whether any scorer with a score is informative."""
         return any(r.informative and r.score is not None for r in self.results)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredRollout:
-    """The score of a completion, as the reward service published it."""
+    """The score of a completion, as published by the reward service."""
 
     completion_id: str
     policy: str
@@ -207,7 +207,7 @@ class ScoredRollout:
     reward_model_version: int
     scored_time: datetime
     traceparent: str = field(default="", compare=False)
-    """The trace it belongs to; empty where nobody traces."""
+    """The trace it belongs to; empty without tracing."""
 
 
 def choice_id(completion_id: str, index: int) -> str:

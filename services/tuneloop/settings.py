@@ -1,7 +1,7 @@
-"""Loading of settings: one class per process, read from the environment, checked at start.
+"""Loads settings: one class per process, read from the environment and checked at start.
 
-A wrong value, or a name nobody reads, stops the process with a message that names the setting and
-what it accepts; a service must never run on a default because of a typing mistake.
+A wrong value, or an unknown name, stops the process with a message that names the setting and what
+it accepts: a service must never run on a default because of a typo.
 """
 
 import difflib
@@ -49,12 +49,12 @@ def refuse_unknown_names(settings_class: type[BaseSettings], environ: Mapping[st
 
 
 def describe(settings_class: type[BaseSettings], error: ValidationError) -> str:
-    """One line for each wrong setting: its environment name, the problem, the accepted values."""
+    """Return a line per wrong setting: its environment name, the problem, the accepted values."""
     prefix = settings_class.model_config.get("env_prefix", "").upper()
     lines = []
     for problem in error.errors():
         if not problem["loc"]:
-            # About several settings at once: its input is all of them, secrets too.
+            # About several settings at once: its input is all of them, including secrets.
             lines.append(str(problem["msg"]).removeprefix("Value error, "))
             continue
         path = "__".join(str(part) for part in problem["loc"]).upper()
@@ -65,7 +65,7 @@ def describe(settings_class: type[BaseSettings], error: ValidationError) -> str:
 
 
 def load_or_exit(settings_class: type[S]) -> S:
-    """`load`, for `main()`: on a wrong setting print the message and exit with status 2."""
+    """Load settings in `main()`; for a wrong one print the message and exit with status 2."""
     try:
         return load(settings_class)
     except SettingsError as error:

@@ -1,6 +1,6 @@
 """Logs and metrics, the same in every process.
 
-Log lines never quote prompts or completions, unless TUNELOOP_LOG_QUOTES says that they may.
+Log lines never quote prompts or completions, unless TUNELOOP_LOG_QUOTES allows it.
 """
 
 import json
@@ -14,7 +14,7 @@ from prometheus_client import start_http_server
 from tuneloop import tracing
 
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
-"""Seconds; wide enough for a GPU's milliseconds and a CPU's minutes."""
+"""Seconds, from a GPU's milliseconds to a CPU's minutes."""
 
 
 class TextFormatter(logging.Formatter):
@@ -59,7 +59,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def start_logging(process: str) -> logging.Logger:
-    """Write log lines of this process to standard error, as the TUNELOOP_LOG_… variables say."""
+    """Log to standard error, as the TUNELOOP_LOG_… variables say; return the process's logger."""
     level = setting("TUNELOOP_LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
     form = setting("TUNELOOP_LOG_FORMAT", "text", ("text", "json"))
     setting("TUNELOOP_LOG_QUOTES", "no", ("no", "yes"))
@@ -74,7 +74,7 @@ def start_logging(process: str) -> logging.Logger:
 
 
 def setting(name: str, default: str, accepted: tuple[str, ...]) -> str:
-    """A variable that every process reads; exit with status 2 where it has none of the values."""
+    """Read a variable that every process has; exit with status 2 if its value is not accepted."""
     value = os.environ.get(name, default)
     found = next((one for one in accepted if one.lower() == value.lower()), None)
     if found is None:
@@ -86,7 +86,7 @@ def setting(name: str, default: str, accepted: tuple[str, ...]) -> str:
 
 
 def quote(text: str, instead: str) -> str:
-    """`text`, which may quote prompts or completions, where a log may hold that; else `instead`."""
+    """Return `text` if the log may quote prompts and completions, else `instead`."""
     return text if os.environ.get("TUNELOOP_LOG_QUOTES", "no").lower() == "yes" else instead
 
 

@@ -1,9 +1,9 @@
-"""Traces through all processes, with OpenTelemetry; off unless its standard variables ask for them.
+"""Traces through all processes, with OpenTelemetry; off unless its standard variables are set.
 
-`OTEL_EXPORTER_OTLP_ENDPOINT` turns them on. Off, nothing of OpenTelemetry is imported and a span
-costs one comparison. From process to process a trace goes as a W3C `traceparent`: in gRPC metadata,
-in events and in the routing table. No span holds text of a prompt or a completion, nor the message
-of an exception, which may quote one.
+`OTEL_EXPORTER_OTLP_ENDPOINT` turns them on. While they are off, OpenTelemetry is not imported and a
+span costs one comparison. A trace passes between processes as a W3C `traceparent`: in gRPC
+metadata, in events and in the routing table. No span holds text of a prompt or a completion, nor
+the message of an exception, which may quote one.
 """
 
 import logging
@@ -30,7 +30,7 @@ NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 class Tracing:
-    """What makes this process's spans, and where they go."""
+    """Creates this process's spans, and sends them to a processor."""
 
     def __init__(self, process: str, processor: "SpanProcessor") -> None:
         from opentelemetry import trace
@@ -50,7 +50,7 @@ class Tracing:
     def span(
         self, name: str, *, kind: Kind, parent: str, links: Sequence[str], attributes: Attributes
     ) -> Iterator[None]:
-        """A span that is the current one inside."""
+        """Open a span that is the current one inside the block."""
         span = self.begin(name, kind=kind, parent=parent, links=links, attributes=attributes)
         with self._trace.use_span(
             span, end_on_exit=True, record_exception=False, set_status_on_exception=False
@@ -71,7 +71,7 @@ class Tracing:
         attributes: Attributes,
         started_ns: int | None = None,
     ) -> "Span":
-        """A span that its caller ends; without a parent it is a child of the current one."""
+        """Start a span, which the caller ends; without a parent the current one is its parent."""
         contexts = (
             self._trace.get_current_span(self._context(link)).get_span_context() for link in links
         )
@@ -85,11 +85,11 @@ class Tracing:
         )
 
     def current(self) -> "Span":
-        """The current span; one that says nothing where there is none."""
+        """Return the current span, or one that records nothing."""
         return self._trace.get_current_span()
 
     def traceparent(self, span: "Span") -> str:
-        """A span as others are told of it; empty for one that says nothing."""
+        """Return a span's `traceparent`; empty for one that records nothing."""
         carrier: dict[str, str] = {}
         self._propagator.inject(carrier, self._trace.set_span_in_context(span))
         return carrier.get(TRACEPARENT, "")
@@ -102,7 +102,7 @@ _active: Tracing | None = None
 
 
 def is_asked_for(environ: Mapping[str, str]) -> bool:
-    """Whether the environment asks for traces."""
+    """Return whether the environment asks for traces."""
     if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     if environ.get("OTEL_TRACES_EXPORTER", "otlp") == "none":
@@ -111,7 +111,7 @@ def is_asked_for(environ: Mapping[str, str]) -> bool:
 
 
 def start(process: str) -> None:
-    """Begin to trace this process, where the environment asks for it."""
+    """Start to trace this process, if the environment asks for it."""
     if not is_asked_for(os.environ):
         return
     try:
@@ -119,7 +119,7 @@ def start(process: str) -> None:
 
         exporter = _exporter()
     except ImportError as error:
-        # Set for every process of a cluster, maybe: no reason not to serve.
+        # The variable may be set for all processes of a cluster, so it must not stop this one.
         logger.warning("no traces: %s; pip install 'tuneloop[otel]'", error)
         return
     start_with(BatchSpanProcessor(exporter), process)
@@ -127,7 +127,7 @@ def start(process: str) -> None:
 
 
 def _exporter() -> "SpanExporter":
-    # It reads its endpoint, headers and certificates from the environment itself.
+    # It reads its endpoint, headers and certificates from the environment.
     protocol = next((os.environ[name] for name in PROTOCOLS if os.environ.get(name)), "")
     if protocol == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (
@@ -141,14 +141,14 @@ def _exporter() -> "SpanExporter":
 
 
 def start_with(processor: "SpanProcessor", process: str) -> None:
-    """Begin to trace with a processor of the caller's."""
+    """Start to trace with the caller's processor."""
     global _active  # noqa: PLW0603 - one process, one tracer, as with metrics
     stop()
     _active = Tracing(process, processor)
 
 
 def stop() -> None:
-    """Send what has not been sent, and trace no more."""
+    """Send the remaining spans and stop tracing."""
     global _active
     tracing, _active = _active, None
     if tracing is not None:
@@ -156,7 +156,7 @@ def stop() -> None:
 
 
 def is_on() -> bool:
-    """Whether this process traces."""
+    """Return whether this process traces."""
     return _active is not None
 
 
@@ -168,7 +168,7 @@ def span(
     links: Sequence[str] = (),
     attributes: Attributes | None = None,
 ) -> AbstractContextManager[None]:
-    """A span around a block. `parent` and `links` are traceparents; without one, see `begin`."""
+    """Put a span around a block. `parent` and `links` are traceparents; see `begin`."""
     if _active is None:
         return NOTHING
     return _active.span(name, kind=kind, parent=parent, links=links, attributes=attributes or {})
@@ -177,7 +177,7 @@ def span(
 def emit(
     name: str, *, kind: Kind, parent: str, started_ns: int, attributes: Attributes | None = None
 ) -> str:
-    """A span of what began at `started_ns` and has just ended; its traceparent."""
+    """Emit a span from `started_ns` until now; return its traceparent."""
     if _active is None:
         return ""
     made = _active.begin(
@@ -188,19 +188,19 @@ def emit(
 
 
 def annotate(attributes: Attributes) -> None:
-    """Say more of the current span."""
+    """Add attributes to the current span."""
     if _active is not None:
         _active.current().set_attributes(dict(attributes))
 
 
 def rename(name: str) -> None:
-    """Name the current span by what turned out later."""
+    """Rename the current span."""
     if _active is not None:
         _active.current().update_name(name)
 
 
 def mark_failed(reason: str) -> None:
-    """The current span's work failed, though nothing was raised."""
+    """Mark the current span as failed although nothing was raised."""
     if _active is not None:
         from opentelemetry.trace import StatusCode
 
@@ -208,12 +208,12 @@ def mark_failed(reason: str) -> None:
 
 
 def traceparent() -> str:
-    """The current span as others are told of it; empty where there is none."""
+    """Return the current span's `traceparent`; empty if there is none."""
     return "" if _active is None else _active.traceparent(_active.current())
 
 
 def ids() -> tuple[str, str]:
-    """Ids of the current trace and span, for a log line; empty where there is none."""
+    """Return the ids of the current trace and span, for a log line; empty if there are none."""
     if _active is None:
         return "", ""
     context = _active.current().get_span_context()

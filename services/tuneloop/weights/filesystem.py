@@ -1,8 +1,8 @@
 """A weight store in a folder: local, or any file system fsspec knows (`s3://bucket/prefix`).
 
 A version is `<root>/<policy>/<version:08d>/`. On a local disk it appears by one rename of a synced
-folder; elsewhere by its manifest, written last and only where there is none. Readers copy a version
-into their cache and verify the copy, so that what was verified is what is loaded.
+folder; elsewhere by its manifest, which is written last and only if there is none. Readers copy a
+version into their cache and verify the copy, so that what was verified is what is loaded.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from tuneloop.weights.signing import Signer, Verifier
 
 MAX_MANIFEST_BYTES = 1_000_000
 CACHED_VERSIONS = {WeightsKind.LORA: 8, WeightsKind.FULL: 2}
-"""Versions of a policy that stay in the cache; full weights are large."""
+"""Versions of a policy to keep in the cache; full weights are large."""
 POLICY = re.compile(r"[A-Za-z0-9_-]{1,128}")
 REMOTE_ERRORS = frozenset({"botocore.exceptions", "aiohttp.client_exceptions"})
 
@@ -76,7 +76,7 @@ class FilesystemStore:
         return self._reference(manifest, existing, target)
 
     def _store(self, folder: Path, manifest: Manifest, target: str) -> bytes:
-        """Write the version; the manifest that stands there in the end, ours or a faster one's."""
+        """Write the version; return its manifest, perhaps written by another publisher."""
         if not self._local:
             return self._store_remotely(folder, manifest, target)
         final = Path(target)
@@ -91,13 +91,13 @@ class FilesystemStore:
             if not (final / MANIFEST_NAME).exists():
                 raise
         finally:
-            # Also what a crash left behind while publishing this version.
+            # Including what a crash left behind while publishing this version.
             for leftover in final.parent.glob(f".publishing-{final.name}-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
         return (final / MANIFEST_NAME).read_bytes()
 
     def _store_remotely(self, folder: Path, manifest: Manifest, target: str) -> bytes:
-        """As `_store`: files without a manifest are no version, and the first manifest stays."""
+        """Write the version; files need a manifest to count, and the first one stays."""
         for file in manifest.files:
             self._fs.put_file(str(folder / file.name), f"{target}/{file.name}")
         document = to_json(manifest)
@@ -108,7 +108,7 @@ class FilesystemStore:
         return document
 
     def _reference(self, manifest: Manifest, stored: bytes, target: str) -> WeightsReference:
-        """Reference to the stored version; raises `Conflict` where it is not `manifest`'s."""
+        """Return a reference to the stored version. Raises `Conflict` if it is not `manifest`'s."""
         there = from_json(stored)
         same = dataclasses.replace(
             there, created_time=manifest.created_time, signature=manifest.signature
@@ -152,7 +152,7 @@ class FilesystemStore:
         return manifest, cached
 
     def _copy(self, source: str, manifest: Manifest, stored: bytes, cached: Path) -> None:
-        """Copy a version into the cache, verify the copy, and only then let it appear."""
+        """Copy a version into the cache, verify the copy, and rename it only then."""
         partial = cached.with_name(f".fetching-{cached.name}-{uuid.uuid4().hex}")
         try:
             with store_errors(source):
@@ -172,7 +172,7 @@ class FilesystemStore:
             shutil.rmtree(partial, ignore_errors=True)
 
     def _prune(self, folder: Path, keep: int) -> None:
-        """Drop the cached versions that were fetched longest ago."""
+        """Remove the cached versions that were fetched longest ago."""
         versions = [path for path in folder.iterdir() if not path.name.startswith(".")]
         versions.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
         for path in versions[keep:]:
@@ -199,7 +199,7 @@ class FilesystemStore:
             return sorted(n for n in numbers if self._fs.exists(self._manifest_path(policy, n)))
 
     def _verified(self, stored: bytes, policy: str, version: int) -> Manifest:
-        """Parse and verify a manifest that should be of `policy` and `version`."""
+        """Parse and verify the manifest of a version."""
         manifest = from_json(stored)
         self._verifier.verify(manifest)
         if (manifest.policy, manifest.version) != (policy, version):
@@ -234,7 +234,7 @@ class FilesystemStore:
 
 
 def open_root(root: str) -> tuple[Any, str]:
-    """The file system of a folder or URL, and the path there; raises `SettingsError`."""
+    """Return the file system of a folder or URL, and the path there. Raises `SettingsError`."""
     try:
         fs, path = fsspec.core.url_to_fs(root)
     except ImportError as error:
@@ -246,7 +246,7 @@ def open_root(root: str) -> tuple[Any, str]:
 
 
 def is_whole(folder: Path, manifest: Manifest) -> bool:
-    """Whether a cached copy has every file of the manifest, unchanged."""
+    """Return whether a cached copy has every file of the manifest, unchanged."""
     try:
         for file in manifest.files:
             verify_file(folder / file.name, file)
@@ -257,11 +257,11 @@ def is_whole(folder: Path, manifest: Manifest) -> bool:
 
 @contextlib.contextmanager
 def store_errors(where: str) -> Iterator[None]:
-    """Say `Unavailable` where the file system fails, with the place."""
+    """Raise `Unavailable` naming the place if the file system fails."""
     try:
         yield
     except Exception as error:
-        # The client of S3 has errors of its own for a server that is away or knows no such key.
+        # The S3 client has its own errors for a server that is down and for a missing key.
         if not isinstance(error, OSError) and type(error).__module__ not in REMOTE_ERRORS:
             raise
         raise Unavailable(f"weight store: {where}: {error}", retry_after=5) from error

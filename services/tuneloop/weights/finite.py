@@ -1,7 +1,7 @@
-"""Whether every weight of a version's files is a finite number: one that is not spoils all answers.
+"""Checks that every weight in a version's files is finite: one that is not spoils all answers.
 
-The bits are looked at as they lie in the files, in pieces, without loading a tensor: a floating
-point number is infinite or not a number exactly where all bits of its exponent are set.
+It reads the bits of the files in pieces, without loading a tensor: a floating point number is
+infinite or not a number exactly if all bits of its exponent are set.
 """
 
 import json
@@ -18,12 +18,12 @@ EXPONENT_BITS = {
     "F16": ("<u2", 0x7C00),
     "BF16": ("<u2", 0x7F80),
 }
-"""By the dtype's name in safetensors; others (integers, 8-bit floats) are not looked at."""
+"""By the dtype's name in safetensors; others (integers, 8-bit floats) are not checked."""
 PIECE_BYTES = 1 << 24
 
 
 def check_finite(folder: Path) -> None:
-    """Raise `WeightsRefused` naming the first tensor that holds a number that is not finite."""
+    """Raise `WeightsRefused` naming the first tensor with a number that is not finite."""
     for path in sorted(folder.glob("*.safetensors")):
         read_header(path)  # raises for a file that is cut
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""The manifest of a version: what it is, where it came from, what its files must hash to.
+"""The manifest of a version: its identity, its origin and the hashes of its files.
 
 A version is a folder: `manifest.json` beside `*.safetensors` and the model's JSON files. It never
-changes after it was published. Nothing but safetensors is ever loaded from it.
+changes after it is published. Weights are only ever loaded from safetensors.
 """
 
 import json
@@ -30,16 +30,16 @@ class ManifestFile:
 
 @validated(frozen=True, slots=True, kw_only=True, config=strict)
 class ManifestData:
-    """What the version learned from, since its parent."""
+    """The data that the version learned from since its parent."""
 
     samples: Mapping[str, int] = field(default_factory=dict)
-    """How many by objective: kto, dpo, ppo, reward_model."""
+    """The number by objective: kto, dpo, ppo, reward_model."""
     first_step: int = 0
     last_step: int = 0
-    """Optimizer steps, first excluded, last included."""
+    """The optimizer steps, without the first, with the last."""
     oldest_feedback_time: datetime | None = None
     newest_feedback_time: datetime | None = None
-    """When the gateway accepted the oldest and the newest feedback used."""
+    """The times at which the gateway accepted the oldest and the newest feedback used."""
 
 
 @validated(frozen=True, slots=True, kw_only=True, config=strict)
@@ -52,9 +52,9 @@ class Manifest:
     parent: int
     kind: WeightsKind
     base_model: str
-    """Name or id of the model version 0 is."""
+    """Name or id of version 0."""
     base_model_sha256: str
-    """SHA-256 over the base model's configuration and tensor names and shapes: what must match."""
+    """SHA-256 over the base model's configuration and tensor names and shapes; it must match."""
     algorithms: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     data: ManifestData = field(default_factory=ManifestData)
@@ -68,13 +68,13 @@ adapter: TypeAdapter[Manifest] = TypeAdapter(Manifest)
 
 
 def to_json(manifest: Manifest) -> bytes:
-    """The bytes of `manifest.json`: sorted keys, so that equal manifests have equal bytes."""
+    """Return the bytes of `manifest.json`, with sorted keys: equal manifests have equal bytes."""
     document = adapter.dump_python(manifest, mode="json")
     return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"
 
 
 def from_json(data: bytes) -> Manifest:
-    """Parse `manifest.json`; raises `WeightsRefused` naming the field at fault."""
+    """Parse `manifest.json`. Raises `WeightsRefused` naming the field at fault."""
     try:
         return adapter.validate_json(data)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Tensor names and shapes read from safetensors headers, without torch, and what must fit what.
+"""Reads tensor names and shapes from safetensors headers, without torch, and checks that they fit.
 
 Format: 8 bytes little-endian header length, JSON header of name to {dtype, shape, data_offsets},
 then the data (https://github.com/huggingface/safetensors#format).
@@ -15,13 +15,13 @@ from tuneloop.errors import WeightsRefused
 
 MAX_HEADER_BYTES = 100_000_000
 VOLATILE_CONFIG = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype"})
-"""Configuration entries that change without changing what weights fit."""
+"""Configuration entries that do not affect which weights fit."""
 
 Shape = tuple[int, ...]
 
 
 def read_header(path: Path) -> dict[str, Shape]:
-    """Shapes by name from one file; raises `WeightsRefused` where it is cut or malformed."""
+    """Return shapes by name of one file. Raises `WeightsRefused` if it is cut or malformed."""
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -44,7 +44,7 @@ def read_header(path: Path) -> dict[str, Shape]:
 
 
 def tensor_shapes(folder: Path) -> dict[str, Shape]:
-    """Shapes by name over all safetensors files of `folder`; raises `WeightsRefused`."""
+    """Return shapes by name of all safetensors files of `folder`. Raises `WeightsRefused`."""
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise WeightsRefused(f"{folder.name}: no safetensors file", param="files")
@@ -58,7 +58,7 @@ def tensor_shapes(folder: Path) -> dict[str, Shape]:
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object of the folder; raises `WeightsRefused`."""
+    """Read a JSON object of the folder. Raises `WeightsRefused`."""
     try:
         document = json.loads((folder / name).read_bytes())
     except (OSError, ValueError) as error:
@@ -69,7 +69,7 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
 
 
 def base_model_sha256(folder: Path) -> str:
-    """SHA-256 over configuration and tensor names and shapes: equal where weights fit."""
+    """Return a SHA-256 over configuration and tensor names and shapes: equal if weights fit."""
     config = read_config(folder, "config.json")
     kept = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG}
     document = {"config": kept, "tensors": tensor_shapes(folder)}
@@ -77,7 +77,7 @@ def base_model_sha256(folder: Path) -> str:
 
 
 def may_be_omitted(name: str) -> bool:
-    """Whether a checkpoint may hold or omit the tensor: tied heads and computed buffers."""
+    """Return whether a checkpoint may omit the tensor: tied heads and computed buffers."""
     buffers = (".position_ids", ".inv_freq", ".masked_bias")
     return name == "lm_head.weight" or name.endswith(buffers)
 
@@ -108,7 +108,7 @@ def check_adapter(base_folder: Path, adapter_folder: Path, max_rank: int) -> Non
         raise WeightsRefused("adapter_config.json: peft_type must be LORA", param="peft_type")
     if config.get("use_dora"):
         raise WeightsRefused("adapter_config.json: use_dora is not supported", param="use_dora")
-    # GPT-2 keeps its weights as [in, out]; PEFT notes that in the adapter's configuration.
+    # GPT-2 stores its weights as [in, out]; PEFT records that in the adapter's configuration.
     transposed = bool(config.get("fan_in_fan_out"))
     base, given = tensor_shapes(base_folder), tensor_shapes(adapter_folder)
     for module in sorted({module_of(name) for name in given}):
@@ -121,7 +121,7 @@ def check_adapter(base_folder: Path, adapter_folder: Path, max_rank: int) -> Non
 
 
 def module_of(name: str) -> str:
-    """The layer an adapter tensor belongs to; raises `WeightsRefused` for any other tensor."""
+    """Return the layer of an adapter tensor. Raises `WeightsRefused` for any other tensor."""
     for ending in (".lora_A.weight", ".lora_B.weight"):
         if name.endswith(ending):
             return name.removesuffix(ending)
@@ -129,17 +129,17 @@ def module_of(name: str) -> str:
 
 
 def base_names(module: str) -> Iterator[str]:
-    """Names the layer's weight may have in the base model's files."""
+    """Yield the names that the layer's weight may have in the base model's files."""
     name = module.removeprefix("base_model.model.") + ".weight"
     yield name
-    # Hub files of some models leave out the outermost module ("transformer.h.0" is "h.0").
+    # Hub files of some models omit the outermost module ("transformer.h.0" is "h.0").
     yield name.partition(".")[2]
     if name == "lm_head.weight":
         yield "model.embed_tokens.weight"
 
 
 def base_shape(base: Mapping[str, Shape], module: str) -> Shape:
-    """Shape of the layer's weight; raises `WeightsRefused` where the base has no such layer."""
+    """Return the shape of the layer's weight. Raises `WeightsRefused` for an unknown layer."""
     for name in base_names(module):
         if name in base:
             return base[name]
@@ -147,7 +147,10 @@ def base_shape(base: Mapping[str, Shape], module: str) -> Shape:
 
 
 def check_halves(module: str, half_a: Shape, half_b: Shape, base: Shape, max_rank: int) -> None:
-    """A is [rank, in], B is [out, rank], the base weight [out, in]; else `WeightsRefused`."""
+    """Check that A is [rank, in] and B [out, rank] for a base weight [out, in].
+
+    Raises `WeightsRefused`.
+    """
     fits = (
         len(half_a) == len(half_b) == 2
         and half_a[0] == half_b[1] > 0

@@ -1,4 +1,4 @@
-"""Ed25519 signatures of manifests: only versions our learner made are ever loaded.
+"""Ed25519 signatures of manifests: only versions made by this service's learner are loaded.
 
 The signature covers the manifest without its signature, which lists the SHA-256 of every file.
 """
@@ -28,7 +28,7 @@ PUBLIC_KEY_NAME = "manifest_public.pem"
 
 
 def signed_bytes(manifest: Manifest) -> bytes:
-    """What the signature is over."""
+    """Return the bytes that the signature covers."""
     return to_json(dataclasses.replace(manifest, signature=""))
 
 
@@ -50,7 +50,7 @@ class Signer:
         return cls(key)
 
     def sign(self, manifest: Manifest) -> Manifest:
-        """`manifest` with its signature."""
+        """Return `manifest` with its signature."""
         signature = base64.b64encode(self._key.sign(signed_bytes(manifest))).decode()
         return dataclasses.replace(manifest, signature=signature)
 
@@ -73,7 +73,7 @@ class Verifier:
         return cls(key)
 
     def verify(self, manifest: Manifest) -> None:
-        """Raise `WeightsRefused` unless the signature is of this manifest and by our key."""
+        """Raise `WeightsRefused` unless the signature is of this manifest and by this key."""
         where = f"manifest of {manifest.policy} version {manifest.version}"
         if not manifest.signature:
             raise WeightsRefused(f"{where}: not signed", param="signature")
@@ -85,7 +85,7 @@ class Verifier:
 
 
 def write_key_pair(folder: Path) -> tuple[Path, Path]:
-    """Make a key pair in `folder`; returns the private and the public key's path.
+    """Create a key pair in `folder`; return the private and the public key's path.
 
     An existing pair is kept, so that versions signed before a restart still verify.
     """

@@ -1,7 +1,7 @@
 """The only codec between domain types and protobuf.
 
 `*_to_proto` never fails on a valid domain value. `*_from_proto` and `decode_*` validate and raise
-`CorruptData` naming the field, so that whatever reaches domain code is well formed.
+`CorruptData` naming the field, so that everything that reaches domain code is well formed.
 """
 
 from tuneloop.wire.feedback import (

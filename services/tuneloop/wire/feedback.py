@@ -21,7 +21,7 @@ from tuneloop.wire.fields import moment, parse, require, timestamp
 
 
 def encode_feedback(feedback: Feedback) -> bytes:
-    """Event bytes of feedback; deterministic: equal feedback of one trace has equal bytes."""
+    """Return the event bytes of feedback: equal feedback of one trace has equal bytes."""
     return feedback_to_proto(feedback).SerializeToString(deterministic=True)
 
 
@@ -58,7 +58,7 @@ def feedback_to_proto(feedback: Feedback) -> events_pb2.FeedbackGiven:
 
 
 def judgement_from_proto(message: events_pb2.FeedbackGiven) -> Judgement:
-    """The judgement of a feedback event; raises `CorruptData` where it is missing or empty."""
+    """Return the judgement of a message. Raises `CorruptData` if it is missing or empty."""
     match message.WhichOneof("judgement"):
         case "thumb":
             value = message.thumb.value
@@ -89,7 +89,7 @@ def judgement_from_proto(message: events_pb2.FeedbackGiven) -> Judgement:
 
 
 def decode_feedback(data: bytes) -> Feedback:
-    """The feedback of an event; raises `CorruptData`."""
+    """Decode the feedback of an event. Raises `CorruptData`."""
     return feedback_from_proto(parse(events_pb2.FeedbackGiven, data))
 
 
@@ -111,7 +111,7 @@ def feedback_from_proto(message: events_pb2.FeedbackGiven) -> Feedback:
 
 
 def retraction_event_id(feedback_id: str) -> str:
-    """Event id of a retraction; no id of feedback has a dot in it."""
+    """Return the event id of a retraction; ids of feedback have no dot."""
     return f"{feedback_id}.retracted"
 
 
@@ -129,7 +129,7 @@ def encode_retraction(retraction: Retraction) -> bytes:
 
 
 def decode_retraction(data: bytes) -> Retraction:
-    """The retraction of an event; raises `CorruptData`."""
+    """Decode the retraction of an event. Raises `CorruptData`."""
     message = parse(events_pb2.FeedbackRetracted, data)
     for field in ("policy", "tenant", "user_hash", "feedback_id"):
         require(bool(getattr(message, field)), field, "missing")

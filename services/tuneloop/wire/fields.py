@@ -1,4 +1,4 @@
-"""What every message's fields share: parsing, refusals that name the field, times and JSON."""
+"""Parsing, checks that name the field, times and JSON, for the fields of all messages."""
 
 import json
 from datetime import UTC, datetime
@@ -27,14 +27,14 @@ def require(condition: bool, field: str, problem: str) -> None:
 
 
 def timestamp(when: datetime) -> Timestamp:
-    """A protobuf timestamp of an aware datetime."""
+    """Return an aware datetime as a protobuf timestamp."""
     stamp = Timestamp()
     stamp.FromDatetime(when.astimezone(UTC))
     return stamp
 
 
 def moment(stamp: Timestamp, field: str) -> datetime:
-    """An aware datetime of a protobuf timestamp; `CorruptData` where it is absent or no time."""
+    """Return a protobuf timestamp as an aware datetime. Raises `CorruptData` if it is invalid."""
     require(stamp.seconds > 0, field, "missing")
     try:
         return stamp.ToDatetime(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""A policy's versions: their weights and routing, and the events of their life."""
+"""A policy's versions: references to weights, routing entries, and events."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -20,7 +20,7 @@ def weights_to_proto(weights: WeightsReference) -> generation_pb2.WeightsReferen
 
 
 def weights_from_proto(message: generation_pb2.WeightsReference) -> WeightsReference:
-    """A reference to a version's weights; raises `CorruptData` where a part is missing."""
+    """Return a reference to a version's weights. Raises `CorruptData` if a part is missing."""
     for field in ("policy", "uri", "manifest_sha256"):
         require(bool(getattr(message, field)), field, "missing")
     require(message.policy_version > 0, "policy_version", "published versions start at 1")
@@ -34,12 +34,12 @@ def weights_from_proto(message: generation_pb2.WeightsReference) -> WeightsRefer
 
 
 def encode_routing(weights: WeightsReference) -> bytes:
-    """A value of the routing table: the version to serve; version 0 is the base model."""
+    """Encode a value of the routing table: the version to serve; version 0 is the base model."""
     return weights_to_proto(weights).SerializeToString()
 
 
 def decode_routing(data: bytes) -> WeightsReference:
-    """A value of the routing table; version 0 has no weights. Raises `CorruptData`."""
+    """Decode a value of the routing table; version 0 has no weights. Raises `CorruptData`."""
     message = parse(generation_pb2.WeightsReference, data)
     if message.policy_version != 0:
         return weights_from_proto(message)
@@ -54,7 +54,7 @@ def decode_routing(data: bytes) -> WeightsReference:
 
 
 def encode_canary(route: CanaryRoute | None, policy: str) -> bytes:
-    """A value of the routing table: the canary, or that there is none."""
+    """Encode a value of the routing table: the canary, or that there is none."""
     if route is None:
         none = generation_pb2.WeightsReference(policy=policy)
         return generation_pb2.CanaryRoute(weights=none).SerializeToString()
@@ -64,7 +64,7 @@ def encode_canary(route: CanaryRoute | None, policy: str) -> bytes:
 
 
 def decode_canary(data: bytes) -> CanaryRoute | None:
-    """A value of the routing table; None where there is no canary. Raises `CorruptData`."""
+    """Decode a value of the routing table; None without a canary. Raises `CorruptData`."""
     message = parse(generation_pb2.CanaryRoute, data)
     if message.weights.policy_version == 0:
         return None
@@ -90,7 +90,7 @@ def decode_weights_published(data: bytes) -> WeightsReference:
 
 
 def activation_event_id(activation: Activation) -> str:
-    """Event id of a version that began to serve, which it may do again after a roll-back."""
+    """Return the event id of a version that started to serve, which may happen several times."""
     return (
         f"activated-{activation.replica}-{activation.policy}-{activation.policy_version}"
         f"-{int(activation.activated_time.timestamp() * 1000)}"

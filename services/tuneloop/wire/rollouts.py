@@ -57,20 +57,20 @@ def spans_from_proto(
 
 
 def source_from_proto(number: rollout_pb2.RolloutSource) -> RolloutSource:
-    """Why a completion is sampled; raises `CorruptData`."""
+    """Return why a completion is sampled. Raises `CorruptData`."""
     require(number in source_of_proto, "source", f"unknown: {number}")
     return source_of_proto[number]
 
 
 def columns_to_proto(columns: Mapping[str, Any]) -> dict[str, str]:
-    """What else is known of a prompt: JSON by name."""
+    """Return the further columns of a prompt, as JSON by name."""
     return {
         name: json.dumps(value, ensure_ascii=False, default=str) for name, value in columns.items()
     }
 
 
 def columns_from_proto(columns: Mapping[str, str]) -> dict[str, Any]:
-    """What else is known of a prompt; raises `CorruptData` naming the column that is not JSON."""
+    """Return the further columns of a prompt. Raises `CorruptData` naming one that is not JSON."""
     values = {}
     for name, value in columns.items():
         try:
@@ -163,6 +163,6 @@ def encode_rollout_generated(rollout: Rollout) -> bytes:
 
 
 def decode_rollout_generated(data: bytes) -> Rollout:
-    """The rollout of an event; raises `CorruptData`."""
+    """Decode the rollout of an event. Raises `CorruptData`."""
     message = parse(events_pb2.RolloutGenerated, data)
     return rollout_from_proto(message.rollout, message.traceparent)

@@ -1,4 +1,4 @@
-"""How a completion is sampled."""
+"""Sampling parameters."""
 
 from tuneloop.rollouts import SamplingParameters
 from tuneloop.v1 import rollout_pb2

@@ -59,7 +59,7 @@ def encode_rollout_scored(scored: ScoredRollout) -> bytes:
 
 
 def decode_rollout_scored(data: bytes) -> ScoredRollout:
-    """The score of an event; raises `CorruptData`."""
+    """Decode the score of an event. Raises `CorruptData`."""
     message = parse(events_pb2.RolloutScored, data)
     require(bool(message.completion_id), "completion_id", "missing")
     require(bool(message.policy), "policy", "missing")

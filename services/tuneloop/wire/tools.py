@@ -1,4 +1,4 @@
-"""Which functions a completion may call."""
+"""The tools that a completion may call."""
 
 import re
 
@@ -25,7 +25,7 @@ def tool_use_to_proto(use: ToolUse) -> generation_pb2.ToolUse:
 
 
 def tool_use_from_proto(message: generation_pb2.ToolUse) -> ToolUse:
-    """Which functions may be called; raises `CorruptData` naming `tools` or `tool_choice`."""
+    """Return the tools that may be called. Raises `CorruptData` naming `tools` or `tool_choice`."""
     names = [tool.name for tool in message.tools]
     require(bool(names), "tools", "at least one")
     require(all(map(TOOL_NAME.fullmatch, names)), "tools", f"names must match {TOOL_NAME.pattern}")

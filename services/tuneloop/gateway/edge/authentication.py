@@ -1,9 +1,9 @@
-"""Who may call what: a key with the right scope, or nobody's key on this machine alone.
+"""Authentication: a key with the right scope, or no key on this machine alone.
 
-While no key was ever made the gateway listens on loopback alone (`settings` refuses anything else)
-and everybody there may do everything. A browser on the machine can still be led here by a foreign
-page, so that requests are refused whose `Host` is not a name of this machine (DNS rebinding) or
-whose `Origin` is another site (request forgery).
+Until a key is created the gateway listens on loopback only (`settings` refuses anything else), and
+every program on the machine may do everything. A page of another site can still make a browser on
+the machine send requests, so the gateway refuses those whose `Host` is not a name of this machine
+(DNS rebinding) or whose `Origin` is another site (request forgery).
 """
 
 import ipaddress
@@ -24,7 +24,7 @@ from tuneloop.gateway.keys.ring import KeyRing
 from tuneloop.gateway.settings import GatewaySettings, is_loopback
 
 PROTECTED = "/v1/"
-"""The page, health, metrics and schema hold nothing of users and need no key."""
+"""The page, health, metrics and schema contain no user data and need no key."""
 
 READS = ("GET", "HEAD")
 
@@ -36,7 +36,7 @@ needed_scope = tuple(
         ("POST", r"/v1/score", scopes.Scope.INFER),
         ("GET", r"/v1/models(/.*)?", scopes.Scope.INFER),
         ("POST", r"/v1/feedback(/batch)?", scopes.Scope.FEEDBACK),
-        # Whoever holds an id was told it when the feedback was accepted; lists are for admins.
+        # A caller with an id got it when the feedback was accepted; lists are for admins.
         ("GET", r"/v1/feedback/.+", scopes.Scope.FEEDBACK),
         ("DELETE", r"/v1/feedback/.+", scopes.Scope.FEEDBACK),
     )
@@ -45,7 +45,7 @@ needed_scope = tuple(
 
 
 def scope_for(method: str, path: str) -> scopes.Scope | None:
-    """The scope that a request needs; None where it needs no key."""
+    """Return the scope that a request needs, or None if it needs no key."""
     if not path.startswith(PROTECTED):
         return None
     for of_method, pattern, scope in needed_scope:
@@ -56,14 +56,14 @@ def scope_for(method: str, path: str) -> scopes.Scope | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who is behind a request."""
+    """The caller of a request."""
 
     id: str
-    """Tells callers apart: a key's id, `local` for all without a key on this machine."""
+    """Identifies the caller: a key's id, or `local` without a key on this machine."""
     name: str
-    """For the record."""
+    """The key's name, for logs."""
     public: bool = False
-    """Nobody known: it may only judge completions whose ids it shows."""
+    """An unknown caller, who may only judge completions whose ids it sends."""
 
 
 LOCAL = Caller(id="local", name="local")
@@ -71,13 +71,13 @@ PUBLIC = Caller(id="public", name="public", public=True)
 
 
 def caller_of(request: Request) -> Caller:
-    """Who is behind the request, for a handler."""
+    """Return the caller of a request, for a handler."""
     caller: Caller = request.state.caller
     return caller
 
 
 class Authentication:
-    """ASGI middleware that lets through who may call, and counts what limits count."""
+    """ASGI middleware that lets authorized requests pass, and counts them for the limits."""
 
     def __init__(self, app: ASGIApp, *, settings: GatewaySettings, ring: KeyRing) -> None:
         self.app = app
@@ -90,7 +90,7 @@ class Authentication:
         self.addresses = AddressLimits(settings.public_feedback_per_minute, ring.clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 401, 403 or 429, or pass on."""
+        """Answer 401, 403 or 429, or pass the request on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -114,7 +114,7 @@ class Authentication:
             meter_of_request.reset(metered)
 
     def identify(self, scope: Scope, headers: Headers) -> tuple[Caller, Meter | None]:
-        """Who calls, and what limits them. Raises why the request may not pass."""
+        """Return the caller and its limits. Raises if the request may not pass."""
         path, method = scope["path"], scope["method"]
         needed = scope_for(method, path)
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -138,7 +138,7 @@ class Authentication:
 
     @property
     def open_to_all(self) -> bool:
-        """Whether no key is needed: on loopback, while none was made or the setting says so."""
+        """Return whether no key is needed: on loopback, with no key created or required."""
         if not self.on_loopback or self.require_key:
             return False
         return self.require_key is False or self.ring.empty
@@ -146,7 +146,7 @@ class Authentication:
     def holder(
         self, key: store.ApiKey, needed: scopes.Scope, asked: str
     ) -> tuple[Caller, Meter | None]:
-        """The holder of a key. Raises `InvalidApiKey` and `MissingScope`."""
+        """Return the holder of a key. Raises `InvalidApiKey` and `MissingScope`."""
         if not key.active:
             raise InvalidApiKey(f"the key {key.name!r} was revoked")
         if not key.allows(needed):
@@ -155,7 +155,7 @@ class Authentication:
         return Caller(id=key.id, name=f"key:{key.name}"), self.ring.meter(key)
 
     def check_same_site(self, headers: Headers) -> None:
-        """Without a key: raise where another site is behind the request."""
+        """Raise if another site is behind a request without a key."""
         host = headers.get("host", "")
         name = (hostname(host) or "").lower()
         if not is_loopback(name) and name not in self.trusted_hosts:
@@ -166,11 +166,11 @@ class Authentication:
         self.check_origin(headers, optional=True)
 
     def check_origin(self, headers: Headers, *, optional: bool) -> None:
-        """Raise unless the page behind the request is our own or one of `cors_origins`."""
+        """Raise unless the request's page is the gateway's own or one of `cors_origins`."""
         origin = headers.get("origin")
         if origin is None and optional:
             return
-        own = origin is not None and netloc(origin) == headers.get("host", "")
+        own = origin is not None and host_and_port(origin) == headers.get("host", "")
         if not own and origin not in self.origins:
             raise PermissionDenied(
                 f"pages of {(origin or 'no origin')[:100]} may not call: "
@@ -178,14 +178,14 @@ class Authentication:
             )
 
     def check_public(self, scope: Scope, headers: Headers) -> None:
-        """Raise unless a page that may sends this, and not too often."""
+        """Raise unless an allowed page sends this, and not too often."""
         self.check_origin(headers, optional=False)
         client = scope.get("client")
         self.addresses.admit(network_of(client[0] if client else ""))
 
 
 def with_limits(send: Send, meter: Meter | None) -> Send:
-    """`send`, with the headers of the key's limits; they are read when the response begins."""
+    """Wrap `send` to add the headers of the key's limits, as they are when the response starts."""
     if meter is None:
         return send
 
@@ -200,15 +200,15 @@ def with_limits(send: Send, meter: Meter | None) -> Send:
 
 
 def hostname(host: str) -> str | None:
-    """The name in a `Host` header; None where it is malformed."""
+    """Return the name in a `Host` header, or None if it is malformed."""
     try:
         return urlsplit(f"//{host}").hostname
     except ValueError:
         return None
 
 
-def netloc(origin: str) -> str | None:
-    """Host and port of an origin; None where it is malformed."""
+def host_and_port(origin: str) -> str | None:
+    """Return host and port of an origin, or None if it is malformed."""
     try:
         return urlsplit(origin).netloc
     except ValueError:
@@ -216,7 +216,7 @@ def netloc(origin: str) -> str | None:
 
 
 def network_of(address: str) -> str:
-    """What one sender has: an IPv4 address, or a /64 of IPv6."""
+    """Return the network of one sender: an IPv4 address, or a /64 of IPv6."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

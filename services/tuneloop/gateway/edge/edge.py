@@ -1,4 +1,4 @@
-"""What every request passes first: counting, security headers, a limit to the body."""
+"""The first middleware of every request: metrics, security headers, a limit of the body."""
 
 import time
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ exposed_headers = (
         for unit in ("requests", "tokens")
     ),
 )
-"""What pages of other sites may read."""
+"""The response headers that pages of other sites may read."""
 
 
 class Edge:
@@ -46,7 +46,7 @@ class Edge:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on and see what becomes of it."""
+        """Pass the request on, and count how it ends."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -73,12 +73,12 @@ class Edge:
 
 
 def route_of(scope: Scope) -> str:
-    """The route's pattern: a label must not take what callers make up."""
+    """Return the route's pattern: a label must not have values that callers invent."""
     return getattr(scope.get("route"), "path", None) or "other"
 
 
 def method_of(scope: Scope) -> str:
-    """The method, where it is a usual one."""
+    """Return the method if it is a standard one."""
     usual = ("GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH")
     return str(scope["method"]) if scope["method"] in usual else "other"
 
@@ -91,7 +91,7 @@ class BodyLimit:
         self.max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse by Content-Length, or count while the body is read."""
+        """Refuse by Content-Length, or count the body while it is read."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -1,13 +1,13 @@
-"""The same request twice: whoever asks again joins the running answer or gets the finished one.
+"""Repeated requests: a repeat joins the running answer, or gets the finished one.
 
-An `Idempotency-Key` names a request: with the same body, by the same caller, it is answered once.
-OpenAI's clients send no such key when they try again, but count their tries in
-`x-stainless-retry-count`. A try gets the answer to an earlier try with the same body by the same
-caller, unless two tries had one number: then the caller asked for the very body several times (to
-sample several answers, say), nobody can tell which of them was lost, and each retry runs anew.
+An `Idempotency-Key` names a request: with the same body and caller, it is answered once. OpenAI's
+clients send no such key when they retry, but count their tries in `x-stainless-retry-count`. A try
+gets the answer to an earlier try with the same body and caller, unless two tries had the same
+number: then the caller sent the same body several times (to sample several answers, for example),
+there is no telling which of them was lost, and each retry runs again.
 
-Only good answers are kept, for a while and within a number of bytes, in this process. Requests
-with neither header pass untouched.
+Only successful answers are kept, for a limited time and up to a number of bytes, in this process.
+Requests with neither header pass unchanged.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tuneloop.errors import InvalidRequest, TuneloopError
 from tuneloop.gateway import metrics
-from tuneloop.gateway.edge.recording import Recording, unless_disconnected, with_body
+from tuneloop.gateway.edge.recording import Recording, receive_with_body, run_until_disconnected
 from tuneloop.gateway.errors import IdempotencyKeyReused, error_response, http_error_response
 from tuneloop.gateway.openai import training
 from tuneloop.gateway.settings import GatewaySettings
@@ -32,7 +32,7 @@ PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 MAX_KEY = 256
 
 Name = tuple[str, str, bytes]
-"""Caller, header, and what it says: a key, or the body's fingerprint."""
+"""Caller, header, and its value: a key, or the body's fingerprint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class IdempotentRequest:
     value: str
     body: bytes
     fingerprint: bytes
-    """Of the body and of where it was sent."""
+    """Of the body and the path."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,43 +52,43 @@ class Entry:
 
     recording: Recording
     tries: int = 0
-    """The highest number of a try that this answers."""
+    """The highest try that this answers."""
     twins: int = 0
-    """Requests with the same body that run meanwhile, unrecorded."""
+    """Requests with the same body that run at the same time, unrecorded."""
     ambiguous: bool = False
-    """Whether there ever was a twin: then no retry may take this answer for its own."""
+    """Whether there ever was a twin: then no retry may get this answer."""
     task: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
-    """Runs once nothing of it runs any more."""
+    """Runs once the recording and its twins have ended."""
 
 
 @dataclass(slots=True, kw_only=True)
 class RequestTable:
-    """Recordings by name: those that run, and good ones that have ended, oldest first."""
+    """Recordings by name: running ones, and successful ones that ended, oldest first."""
 
     max_bytes: int
     entries: OrderedDict[Name, Entry] = field(default_factory=OrderedDict)
     kept_bytes: int = 0
-    """Of those that have ended."""
+    """The size of those that ended."""
 
     def drop(self, name: Name, entry: Entry) -> None:
-        """Forget an entry, if it is still the one of that name."""
+        """Drop an entry, if it is still the one with that name."""
         if self.entries.get(name) is entry:
             del self.entries[name]
-            self.hold(entry)
+            self.stop_timer(entry)
 
-    def hold(self, entry: Entry) -> None:
-        """Stop the time of an entry."""
+    def stop_timer(self, entry: Entry) -> None:
+        """Stop the timer of an entry."""
         if entry.timer is not None:
             entry.timer.cancel()
             entry.timer = None
             self.kept_bytes -= entry.recording.size
 
     def keep(self, name: Name, entry: Entry, seconds: float) -> None:
-        """Keep an entry for `seconds` from now, or as long as there is room."""
+        """Keep an entry for `seconds`, or as long as there is room."""
         if self.entries.get(name) is not entry:
             return
-        self.hold(entry)
+        self.stop_timer(entry)
         entry.timer = asyncio.get_running_loop().call_later(seconds, self.drop, name, entry)
         self.kept_bytes += entry.recording.size
         self.entries.move_to_end(name)
@@ -118,7 +118,7 @@ class Idempotency:
             await self.app(scope, receive, send)
             return
         try:
-            body = await whole_body(receive)
+            body = await read_body(receive)
         except ClientDisconnect:
             return
         except HTTPException as error:
@@ -135,7 +135,7 @@ class Idempotency:
     async def answer(
         self, asked: IdempotentRequest, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Answer a request that has one of the headers. Raises why it is refused."""
+        """Answer a request that has one of the headers. Raises if it is refused."""
         by_key = asked.header == "idempotency-key"
         which = asked.value.encode() if by_key else asked.fingerprint
         name = (scope["state"]["caller"].id, asked.header, which)
@@ -143,8 +143,8 @@ class Idempotency:
         if by_key:
             check_key(asked, entry)
         elif entry is not None and (entry.ambiguous or int(asked.value) <= entry.tries):
-            with self.twin(name, entry):
-                await self.app(scope, with_body(asked.body, receive), send)
+            with self.count_twin(name, entry):
+                await self.app(scope, receive_with_body(asked.body, receive), send)
             return
         if entry is None:
             recording = self.start(name, asked, scope)
@@ -154,28 +154,28 @@ class Idempotency:
             entry.tries = int(asked.value)
         outcome = "replayed" if entry.recording.ended else "joined"
         metrics.repeats.labels(asked.header, outcome).inc()
-        # For the metrics by route, as the router does not see this request.
+        # For metrics by route, as the router does not see this request.
         if "route" in entry.recording.scope:
             scope["route"] = entry.recording.scope["route"]
         await follow(entry.recording, receive, send, replayed=True)
 
     def start(self, name: Name, asked: IdempotentRequest, scope: Scope) -> Recording:
-        """Run the application in a task of its own, under `name`."""
-        recording = Recording(asked.fingerprint, scope, lambda: self.failed(name, entry))
+        """Run the application in a task, recorded as `name`."""
+        recording = Recording(asked.fingerprint, scope, lambda: self.drop_failed(name, entry))
         entry = self.table.entries[name] = Entry(recording=recording)
         if asked.header == "x-stainless-retry-count":
             entry.tries = int(asked.value)
         entry.task = asyncio.create_task(recording.run(self.app, asked.body))
-        entry.task.add_done_callback(lambda _: self.ended(name, entry))
+        entry.task.add_done_callback(lambda _: self.keep_ended(name, entry))
         return recording
 
-    def failed(self, name: Name, entry: Entry) -> None:
-        """Forget what nobody may have; that there were twins stays known for a while."""
+    def drop_failed(self, name: Name, entry: Entry) -> None:
+        """Drop an entry that no request may get, unless it records that there were twins."""
         if not entry.ambiguous:
             self.table.drop(name, entry)
 
-    def ended(self, name: Name, entry: Entry) -> None:
-        """An entry of which nothing runs any more is kept for a while."""
+    def keep_ended(self, name: Name, entry: Entry) -> None:
+        """Keep an entry for a while once it and its twins have ended."""
         seconds = self.seconds[name[1]]
         if not seconds:
             self.table.drop(name, entry)
@@ -183,23 +183,23 @@ class Idempotency:
             self.table.keep(name, entry, seconds)
 
     @contextlib.contextmanager
-    def twin(self, name: Name, entry: Entry) -> Iterator[None]:
-        """A request that cannot be told from the recorded one: from now on no retry can either."""
+    def count_twin(self, name: Name, entry: Entry) -> Iterator[None]:
+        """Count a request that looks like the recorded one: no retry can be told from it either."""
         entry.ambiguous = True
         entry.twins += 1
-        self.table.hold(entry)
+        self.table.stop_timer(entry)
         try:
             yield
         finally:
             entry.twins -= 1
-            self.ended(name, entry)
+            self.keep_ended(name, entry)
 
 
 async def follow(recording: Recording, receive: Receive, send: Send, *, replayed: bool) -> None:
-    """Send a recording to one client until it ends or the client goes away."""
+    """Send a recording to one client until it ends or the client disconnects."""
     recording.join()
     try:
-        await unless_disconnected(receive, recording.follow(send, replayed=replayed))
+        await run_until_disconnected(receive, recording.follow(send, replayed=replayed))
     except ClientDisconnect:
         return
     finally:
@@ -207,7 +207,7 @@ async def follow(recording: Recording, receive: Receive, send: Send, *, replayed
 
 
 def repeated_request(scope: Scope) -> tuple[str, str] | None:
-    """The header by which a repeat would be known and its value, or None where there is none."""
+    """Return the header that would identify a repeat, and its value, or None."""
     if scope["type"] != "http" or scope["path"] not in PATHS or scope["method"] != "POST":
         return None
     retries = None
@@ -220,13 +220,13 @@ def repeated_request(scope: Scope) -> tuple[str, str] | None:
 
 
 def fingerprint_of(scope: Scope, body: bytes) -> bytes:
-    """A hash of what decides about the answer: where it was sent, the body, and one header."""
+    """Return a hash of everything that decides the answer: path, body, and one header."""
     train = b"".join(value for name, value in scope["headers"] if name == training.HEADER.encode())
     return hashlib.sha256(b"\0".join((scope["path"].encode(), train, body))).digest()
 
 
 def check_key(asked: IdempotentRequest, entry: Entry | None) -> None:
-    """Raise `InvalidRequest` for a key that is none, `IdempotencyKeyReused` for another body."""
+    """Raise `InvalidRequest` for an invalid key, `IdempotencyKeyReused` for another body."""
     if not 1 <= len(asked.value) <= MAX_KEY:
         raise InvalidRequest(
             f"Idempotency-Key: must have 1 to {MAX_KEY} characters", param="Idempotency-Key"
@@ -237,8 +237,8 @@ def check_key(asked: IdempotentRequest, entry: Entry | None) -> None:
         )
 
 
-async def whole_body(receive: Receive) -> bytes:
-    """The request's body. Raises `ClientDisconnect`, and what `receive` does for one too large."""
+async def read_body(receive: Receive) -> bytes:
+    """Read the request's body. Raises `ClientDisconnect`, or what `receive` raises."""
     pieces = []
     while True:
         message = await receive()

@@ -1,10 +1,10 @@
-"""How much each key may do: limits by the minute, quotas by the day, and the headers that tell.
+"""The limits of each key per minute, its quotas per day, and the headers that report them.
 
-A limit by the minute is a bucket that holds a minute's worth and fills steadily. Requests are paid
-before they run. What an answer costs in tokens shows only while it is made, so tokens are paid as
-they come, the bucket may go below zero, and the next request waits until it is above again; the
-libraries at hand price a call before it is made. Buckets live in this process: several gateways
-behind one address allow several times the limit. Quotas are shared and kept, see `quotas`.
+A limit per minute is a bucket that holds a minute's worth and fills steadily. Requests are charged
+before they run. The tokens of an answer are known only while it is sampled, so they are charged as
+they come; the bucket may go below zero, and the next request waits until it is above again. (Rate
+limit libraries charge a call before it runs.) Buckets live in this process: several gateways behind
+one address allow several times the limit. Quotas are shared and stored, see `quotas`.
 """
 
 import math
@@ -23,7 +23,7 @@ Clock = Callable[[], float]
 
 
 class Bucket:
-    """`capacity` units, which come back within a minute."""
+    """`capacity` units, which are refilled within a minute."""
 
     def __init__(self, capacity: int, clock: Clock = time.monotonic) -> None:
         self.capacity = capacity
@@ -33,23 +33,23 @@ class Bucket:
 
     @property
     def level(self) -> float:
-        """What is left now; below zero where more was used than there was."""
+        """The units left; below zero if more were used than there were."""
         now = self.clock()
         self._level = min(self.capacity, self._level + (now - self._at) * self.capacity / MINUTE)
         self._at = now
         return self._level
 
     def take(self, units: int) -> None:
-        """Use `units`, whether they are there or not."""
+        """Use `units`, even if fewer are left."""
         self._level = self.level - units
 
     def seconds_until(self, wanted: float) -> float:
-        """When the level will be `wanted`."""
+        """Return the seconds until the level will be `wanted`."""
         return max(0.0, (wanted - self.level) * MINUTE / self.capacity)
 
 
 class Meter:
-    """What one key has left."""
+    """The usage and limits of one key."""
 
     def __init__(self, key: ApiKey, usage: KeyUsage, clock: Clock = time.monotonic) -> None:
         limits = key.limits
@@ -60,9 +60,9 @@ class Meter:
         self.tokens = bucket(limits.tokens_per_minute, clock)
 
     def admit(self, *, generates: bool) -> None:
-        """Count one request, or raise why it has to wait: `RateLimitExceeded`, `QuotaExceeded`.
+        """Count one request. Raises `RateLimitExceeded` or `QuotaExceeded` if it has to wait.
 
-        `generates` says that it will cost tokens: others pass when only those are used up.
+        `generates` says that it will cost tokens: others pass if only tokens are used up.
         """
         of_key = f"the key {self.name!r}"
         self.check_day("requests", self.limits.requests_per_day, self.usage.requests)
@@ -83,7 +83,7 @@ class Meter:
         self.usage.add(requests=1)
 
     def check_day(self, unit: str, allowed: int | None, used: int) -> None:
-        """Raise `QuotaExceeded` where a day's quota is used up."""
+        """Raise `QuotaExceeded` if a day's quota is used up."""
         if allowed is not None and used >= allowed:
             raise QuotaExceeded(
                 f"the key {self.name!r} may use {allowed} {unit} a day (UTC)",
@@ -91,15 +91,15 @@ class Meter:
             )
 
     def charge(self, tokens: int) -> None:
-        """Count tokens that were used."""
+        """Count used tokens."""
         if self.tokens is not None:
             self.tokens.take(tokens)
         self.usage.add(tokens=tokens)
 
     def headers(self) -> Iterator[tuple[str, str]]:
-        """Limits, what is left and when all of it is back, spelled as OpenAI does.
+        """Return limits, what is left and when all of it is refilled, in OpenAI's headers.
 
-        Where only the day is limited they tell of the day.
+        If only the day is limited, they are about the day.
         """
         for unit, bucket_, per_day in (
             ("requests", self.requests, self.limits.requests_per_day),
@@ -118,14 +118,14 @@ class Meter:
 def ratelimit_headers(
     unit: str, limit: int, left: int, seconds: float
 ) -> Iterator[tuple[str, str]]:
-    """The three headers of one unit."""
+    """Return the three headers of one unit."""
     yield f"x-ratelimit-limit-{unit}", str(limit)
     yield f"x-ratelimit-remaining-{unit}", str(left)
     yield f"x-ratelimit-reset-{unit}", duration(seconds)
 
 
 def duration(seconds: float) -> str:
-    """As OpenAI writes it: `120ms`, `12s`, `6m0s`, `2h0m0s`."""
+    """Format seconds as OpenAI does: `120ms`, `12s`, `6m0s`, `2h0m0s`."""
     if seconds < 1:
         return f"{math.ceil(seconds * 1000)}ms"
     whole = math.ceil(seconds)
@@ -140,12 +140,12 @@ def bucket(limit: int | None, clock: Clock) -> Bucket | None:
 
 
 def limited(limits: Limits) -> bool:
-    """Whether there is anything to count."""
+    """Return whether there is anything to count."""
     return limits != Limits()
 
 
 class AddressLimits:
-    """A limit for each network address, of which so many are remembered."""
+    """A limit for each network address; a fixed number of addresses is remembered."""
 
     def __init__(self, per_minute: int, clock: Clock = time.monotonic) -> None:
         self.per_minute = per_minute

@@ -1,10 +1,10 @@
-"""What each key has used today, kept in the bus's small table and shared by all gateways.
+"""Today's usage of each key, stored in the bus's routing table and shared by all gateways.
 
-Every gateway counts by itself and adds what is new to the entry of the key every few seconds, by
-compare-and-set, so that gateways do not overwrite each other and a restart forgets nothing that was
-written. Lost is at most what a gateway counted in the `FLUSH_SECONDS` before it was killed; an
-orderly stop writes all. A write whose acknowledgement is lost counts those seconds twice. While the
-bus is away a gateway goes on with what it knows and writes later.
+Every gateway counts by itself and adds new usage to the key's entry every few seconds, by
+compare-and-set, so that gateways do not overwrite each other and a restart keeps what was written.
+A gateway that is killed loses at most the usage of `FLUSH_SECONDS`; an orderly stop writes
+everything. A write whose acknowledgement is lost counts those seconds twice. While the bus is down
+a gateway continues with what it knows, and writes later.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ DAY_SECONDS = 86_400
 
 
 def today(now: float | None = None) -> int:
-    """Days since 1970, in UTC."""
+    """Return the days since 1970, in UTC."""
     return int((time.time() if now is None else now) // DAY_SECONDS)
 
 
 def seconds_to_next_day() -> float:
-    """Until 00:00 UTC."""
+    """Return the seconds until 00:00 UTC."""
     now = time.time()
     return (today(now) + 1) * DAY_SECONDS - now
 
@@ -44,7 +44,7 @@ class KeyUsage:
         self._new = (0, 0)
 
     def _turn(self) -> None:
-        """Begin anew on a new day; what was not written yet of the old one no longer matters."""
+        """Start over on a new day; usage of the old one that was not written no longer matters."""
         day = self._today()
         if day != self._day:
             self._day, self._stored, self._new = day, (0, 0), (0, 0)
@@ -62,25 +62,25 @@ class KeyUsage:
         return self._stored[1] + self._new[1]
 
     def add(self, *, requests: int = 0, tokens: int = 0) -> None:
-        """Count what was used."""
+        """Count usage."""
         self._turn()
         self._new = (self._new[0] + requests, self._new[1] + tokens)
 
     def stored(self, document: bytes | None) -> None:
-        """Take over what the table says, if it is of today."""
+        """Take over the table's entry, if it is of today."""
         self._turn()
         if document is not None and (known := json.loads(document))["day"] == self._day:
             self._stored = (known["requests"], known["tokens"])
 
     def to_store(self) -> Callable[[], None] | None:
-        """What to call once the document is stored, or None where nothing is new."""
+        """Return what to call once the document is stored, or None if nothing is new."""
         self._turn()
         if self._new == (0, 0):
             return None
         day, (requests, tokens) = self._day, self._new
 
         def wrote() -> None:
-            # What came meanwhile is still new; if that was midnight, nothing of this matters.
+            # Usage since then is still new; after midnight none of this matters.
             if self._day == day:
                 self._stored = (self._stored[0] + requests, self._stored[1] + tokens)
                 self._new = (self._new[0] - requests, self._new[1] - tokens)
@@ -88,7 +88,7 @@ class KeyUsage:
         return wrote
 
     def document(self) -> bytes:
-        """What to store."""
+        """Return the document to store."""
         self._turn()
         return json.dumps(
             {"day": self._day, "requests": self.requests, "tokens": self.tokens}
@@ -103,14 +103,14 @@ class Book:
         self._unread: set[str] = set()
 
     def of(self, key_id: str) -> KeyUsage:
-        """A key's usage; what was stored of it is read with the next flush."""
+        """Return a key's usage; its stored part is read by the next flush."""
         if key_id not in self._usage:
             self._usage[key_id] = KeyUsage()
             self._unread.add(key_id)
         return self._usage[key_id]
 
     async def keep(self, bus: Bus, stop: asyncio.Event) -> None:
-        """Flush again and again, and once more when `stop` is set."""
+        """Flush regularly, and once more when `stop` is set."""
         last = False
         while not last:
             last = stop.is_set()
@@ -123,7 +123,7 @@ class Book:
                     await stop.wait()
 
     async def flush(self, bus: Bus) -> None:
-        """Read what is unread, write what is new. Raises `Unavailable`."""
+        """Read entries that were not read yet, and write new usage. Raises `Unavailable`."""
         for key_id, usage in list(self._usage.items()):
             while key_id in self._unread or usage.to_store() is not None:
                 entry = await bus.routing(subjects.usage_key(key_id))
@@ -133,7 +133,7 @@ class Book:
 
 
 async def write(bus: Bus, key_id: str, usage: KeyUsage, entry: RoutingEntry | None) -> None:
-    """Write what is new over `entry`, unless another gateway was faster."""
+    """Write new usage over `entry`, unless another gateway was faster."""
     wrote = usage.to_store()
     if wrote is None:
         return

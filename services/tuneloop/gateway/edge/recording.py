@@ -1,4 +1,4 @@
-"""An answer that runs once and that several requests may follow, each from its beginning."""
+"""An answer that runs once, and that several requests may follow, each from its start."""
 
 import asyncio
 import logging
@@ -11,15 +11,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 logger = logging.getLogger("tuneloop.gateway")
 
 FAILED = "answer_failed"
-"""Set in the state of a request whose stream reported a failure after it had begun."""
+"""Set in the state of a request whose stream reported a failure after it had started."""
 OVERHEAD_BYTES = 2048
-"""About what a recording needs beside its text."""
+"""The approximate size of a recording without its text."""
 
 
 class Recording:
-    """One run of the application: what it sent so far, and who listens.
+    """A run of the application: what it sent so far, and its followers.
 
-    The run has no connection of its own. It sees a disconnect when the last follower has left.
+    The run has no connection of its own. It sees a disconnect when the last follower leaves.
     """
 
     def __init__(self, fingerprint: bytes, scope: Scope, failed: Callable[[], None]) -> None:
@@ -28,8 +28,8 @@ class Recording:
         self.size = OVERHEAD_BYTES
         self.ended = False
         self.followers = 0
-        self._failed = failed
-        """Called as soon as it is known that the answer is none worth keeping."""
+        self._on_failure = failed
+        """Called as soon as it is known that the answer will not be kept."""
         self._messages: list[Message] = []
         self._error: Exception | None = None
         self._refused = False
@@ -38,8 +38,8 @@ class Recording:
         self._change = asyncio.Event()
 
     async def run(self, app: ASGIApp, body: bytes) -> None:
-        """Let `app` answer `body`; returns when it has ended, however it did."""
-        receive = with_body(body, self._disconnected)
+        """Let `app` answer `body`; return when it has ended, even if it failed."""
+        receive = receive_with_body(body, self._disconnected)
         try:
             await app(self.scope, receive, self._record)
         except Exception as error:
@@ -48,39 +48,39 @@ class Recording:
                 logger.exception("an answer failed that nobody waits for any more")
         finally:
             self.ended = True
-            if not self.good:
-                self._failed()
+            if not self.is_replayable:
+                self._on_failure()
             elif not self.followers:
                 self._merge()
-            # It leads back to whoever keeps this: without it the bytes go with the last reference.
-            self._failed = nothing
+            # It refers to the table that keeps this: a cycle would keep the bytes in memory.
+            self._on_failure = ignore_failure
             self._notify()
 
     @property
-    def good(self) -> bool:
-        """Whether the answer ended well: another request may have it."""
+    def is_replayable(self) -> bool:
+        """Whether the answer succeeded, so that another request may get it."""
         broken = self._refused or self._error is not None
         return self._complete and not broken and not self.scope["state"].get(FAILED, False)
 
     def join(self) -> None:
-        """One more follows; `leave` has to follow."""
+        """Add a follower; call `leave` for each."""
         self.followers += 1
 
     def leave(self) -> None:
-        """One fewer follows; without any the run is told that nobody listens."""
+        """Remove a follower; without any the run sees a disconnect."""
         self.followers -= 1
         if self.followers:
             return
         if self.ended:
-            if self.good:
+            if self.is_replayable:
                 self._merge()
         elif not self._complete:
-            # Gone at once, so that whoever comes next does not join what is being stopped.
-            self._failed()
+            # Dropped at once, so that the next request does not join a run that is being stopped.
+            self._on_failure()
             self._abandoned.set()
 
     async def follow(self, send: Send, *, replayed: bool) -> None:
-        """Send everything from the beginning, and go on until the end."""
+        """Send everything from the start until the end."""
         position = 0
         # Once the last piece is sent the server reports a disconnect, so it must not be awaited.
         while not (self._complete and position == len(self._messages)):
@@ -102,7 +102,7 @@ class Recording:
     async def _record(self, message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] >= 400:
             self._refused = True
-            self._failed()
+            self._on_failure()
         self.size += len(message.get("body", b""))
         self._complete = message["type"] == "http.response.body" and not message.get("more_body")
         self._messages.append(message)
@@ -113,26 +113,26 @@ class Recording:
         self._change = asyncio.Event()
 
     def _merge(self) -> None:
-        """Make one message of a finished answer's many pieces."""
+        """Merge the pieces of a finished answer into one message."""
         start, *rest = self._messages
         body = b"".join(message.get("body", b"") for message in rest)
         self._messages = [start, {"type": "http.response.body", "body": body}]
 
 
-def nothing() -> None:
-    """Nobody needs to be told any more."""
+def ignore_failure() -> None:
+    """Do nothing: the table was already told."""
 
 
 def start_recording(message: Message, replayed: bool) -> Message:
-    """The response's start as a copy: middleware writes into its headers."""
+    """Return a copy of the response's start, as middleware writes into its headers."""
     headers: list[Any] = list(message["headers"])
     if replayed:
         headers.append((b"idempotent-replayed", b"true"))
     return {**message, "headers": headers}
 
 
-def with_body(body: bytes, then: Receive) -> Receive:
-    """A `receive` that gives a body that was read before, then what `then` gives."""
+def receive_with_body(body: bytes, then: Receive) -> Receive:
+    """Return a `receive` that returns a body read before, then what `then` returns."""
     given = False
 
     async def receive() -> Message:
@@ -148,8 +148,8 @@ def with_body(body: bytes, then: Receive) -> Receive:
 T = TypeVar("T")
 
 
-async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """`work`'s result; cancels it and raises `ClientDisconnect` when the client goes away first."""
+async def run_until_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Return `work`'s result; cancel it and raise `ClientDisconnect` if the client leaves first."""
     working = asyncio.create_task(work)
     leaving = asyncio.create_task(disconnected(receive))
     try:

@@ -1,4 +1,4 @@
-"""What an answer costs its key, charged while it is made."""
+"""Charges the tokens of an answer to its key, while it is sampled."""
 
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -9,12 +9,12 @@ from tuneloop.v1 import generation_pb2
 BYTES_PER_TOKEN = 4
 
 meter_of_request: ContextVar[Meter | None] = ContextVar("meter_of_request", default=None)
-"""Of the request that runs now, where its key has limits. It follows into the tasks that a request
-starts, so that what is far below can be charged without handing the meter through every call."""
+"""The meter of the current request, if its key has limits. Tasks that it starts inherit it,
+so that code far below can charge tokens without passing the meter through every call."""
 
 
 class Spending:
-    """The account of one answer; without a meter it does nothing."""
+    """The tokens of one answer; without a meter it does nothing."""
 
     def __init__(self, requests: Sequence[generation_pb2.GenerateRequest], n: int) -> None:
         self.meter = meter_of_request.get()
@@ -23,10 +23,10 @@ class Spending:
         self.streamed = [0] * (n * len(requests))
         """Tokens of each choice so far."""
         self.told: set[int] = set()
-        """Requests whose prompt's length is known, and charged."""
+        """Requests whose prompt was charged."""
 
     def note(self, choice: int, event: generation_pb2.GenerateResponse) -> None:
-        """Charge what an event shows."""
+        """Charge the tokens of an event."""
         if self.meter is None:
             return
         if event.WhichOneof("event") == "delta":
@@ -34,7 +34,7 @@ class Spending:
             self.streamed[choice] += tokens
         else:
             usage = event.final.usage
-            # A stop string's tokens are counted, and never streamed.
+            # The tokens of a stop string are counted but never streamed.
             tokens = max(0, usage.completion_tokens - self.streamed[choice])
             if choice // self.n not in self.told:
                 self.told.add(choice // self.n)
@@ -42,7 +42,7 @@ class Spending:
         self.meter.charge(tokens)
 
     def leave(self) -> None:
-        """The client went away: charge prompts of which no length was told by their bytes."""
+        """The client disconnected: charge prompts of unknown length by their bytes."""
         if self.meter is not None:
             untold = (r for i, r in enumerate(self.requests) if i not in self.told)
             self.meter.charge(sum(r.ByteSize() for r in untold) // BYTES_PER_TOKEN)

@@ -1,4 +1,4 @@
-"""A span around each HTTP request, in the caller's trace if it names one."""
+"""Puts a span around each HTTP request, in the caller's trace if it names one."""
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -7,24 +7,24 @@ from tuneloop import tracing
 from tuneloop.gateway.edge.edge import method_of, route_of
 
 UNTRACED = frozenset({"/metrics", "/healthz", "/readyz"})
-"""Asked every few seconds, by machines."""
+"""Paths that machines request every few seconds."""
 
 
 class Traced:
-    """ASGI middleware; only where traces are on."""
+    """ASGI middleware, used only if tracing is on."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on inside a span, which is named by its route once that is known."""
+        """Pass the request on inside a span, which is renamed once the route is known."""
         if scope["type"] != "http" or scope["path"] in UNTRACED:
             await self.app(scope, receive, send)
             return
 
         async def noted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                note_answer(message)
+                annotate_answer(message)
             await send(message)
 
         method = method_of(scope)
@@ -38,8 +38,8 @@ class Traced:
                 tracing.annotate({"http.request.method": method, "http.route": route})
 
 
-def note_answer(start: Message) -> None:
-    """Say in the current span how the request was answered."""
+def annotate_answer(start: Message) -> None:
+    """Record in the current span how the request was answered."""
     headers = Headers(raw=start["headers"])
     status = int(start["status"])
     tracing.annotate({"http.response.status_code": status})

@@ -5,7 +5,7 @@ from starlette.responses import Response
 
 from tuneloop.api.openai import ChatCompletion, Message
 from tuneloop.gateway.context import gateway_of
-from tuneloop.gateway.edge.recording import unless_disconnected
+from tuneloop.gateway.edge.recording import run_until_disconnected
 from tuneloop.gateway.openai.calls import chat_answer
 from tuneloop.gateway.openai.chunks import ChunkForm, chat_logprobs, chunks
 from tuneloop.gateway.openai.collect import WholeChoice, collect, whole_response
@@ -43,7 +43,7 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     return whole_response(
         gateway,
         answer,
-        await unless_disconnected(request.receive, collect(gateway, answer)),
+        await run_until_disconnected(request.receive, collect(gateway, answer)),
         object_name="chat.completion",
         members=message,
         logprobs=chat_chunks.logprobs if with_logprobs else None,

@@ -5,7 +5,7 @@ from starlette.responses import Response
 
 from tuneloop.api.openai import Completion
 from tuneloop.gateway.context import gateway_of
-from tuneloop.gateway.edge.recording import unless_disconnected
+from tuneloop.gateway.edge.recording import run_until_disconnected
 from tuneloop.gateway.openai.calls import text_answer
 from tuneloop.gateway.openai.chunks import ChunkForm, chunks, text_logprobs
 from tuneloop.gateway.openai.collect import collect, whole_response
@@ -43,7 +43,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     return whole_response(
         gateway,
         answer,
-        await unless_disconnected(request.receive, collect(gateway, answer)),
+        await run_until_disconnected(request.receive, collect(gateway, answer)),
         object_name="text_completion",
         members=lambda choice: {"text": choice.text},
         logprobs=text_logprobs if with_logprobs else None,

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tuneloop.errors import TuneloopError
-from tuneloop.gateway.edge.recording import FAILED, unless_disconnected
+from tuneloop.gateway.edge.recording import FAILED, run_until_disconnected
 from tuneloop.gateway.errors import error_body
 from tuneloop.gateway.openai.calls import GeneratedAnswer
 
@@ -50,7 +50,7 @@ class EventStream(Response):
         """Run until the last chunk was sent, or nobody listens any more."""
         heart = asyncio.create_task(self.beat(send))
         try:
-            await unless_disconnected(receive, self.pump(send))
+            await run_until_disconnected(receive, self.pump(send))
         except ClientDisconnect:
             if not self.started:
                 raise
