@@ -65,6 +65,7 @@ lint: $(DEV) $(NODE_MODULES) ## Formatting, lint, types, layering, protos and th
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tests/support/structure.py
 	$(BIN)/buf lint
 	$(BIOME) check --error-on-warnings
 	$(BIN)/hadolint Dockerfile

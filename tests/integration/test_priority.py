@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tuneloop.priority import lower_priority
+from tuneloop.host import lower_priority
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneloop import disk, tracing
+from tuneloop import host, tracing
 from tuneloop.errors import SettingsError, TuneloopError
+from tuneloop.host import lower_priority
 from tuneloop.learner.files import take_lock
 from tuneloop.learner.settings import LearnerSettings
-from tuneloop.priority import lower_priority
 from tuneloop.settings import load_or_exit
 from tuneloop.telemetry import serve_metrics, start_logging
 
@@ -76,7 +76,7 @@ async def serve(settings: LearnerSettings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     serve_metrics(settings.host, settings.metrics_port)
-    disk.watch_folder("data", settings.data_dir)
+    host.watch_folder("data", settings.data_dir)
     # This imports SQLAlchemy, grpc and, once models are loaded, torch.
     from tuneloop.learner.app.learner import assemble
 

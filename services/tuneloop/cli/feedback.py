@@ -24,7 +24,7 @@ feedback_app = typer.Typer(
 
 Completion = Annotated[str, typer.Argument(help="Id of the completion.")]
 User = Annotated[
-    str | None, typer.Option(help="Who judges; by default whoever the completion was made for.")
+    str | None, typer.Option(help="Who judges; by default the user whom the completion was for.")
 ]
 FeedbackId = Annotated[
     str | None, typer.Option("--id", help="Id of the feedback, so that a repeat is not counted.")

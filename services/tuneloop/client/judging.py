@@ -36,7 +36,7 @@ class Details(TypedDict, total=False):
     id: str
     """The feedback's own id: the same one again changes nothing. Made up where it is not given."""
     user: str
-    """Who judges; by default whoever the completion was made for."""
+    """Who judges; by default the user whom the completion was for."""
     metadata: dict[str, str]
 
 

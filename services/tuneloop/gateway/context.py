@@ -32,7 +32,7 @@ class Gateway:
     """Where full weights have a replica for it."""
 
     async def close(self) -> None:
-        """Close the channels. The bus belongs to whoever made it."""
+        """Close the channels. The caller closes the bus."""
         for channel in self.channels:
             await channel.close()
         if self.canary is not None:

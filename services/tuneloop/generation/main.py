@@ -7,7 +7,7 @@ import os
 import signal
 from typing import Any
 
-from tuneloop import disk, tracing
+from tuneloop import host, tracing
 from tuneloop.errors import SettingsError, TuneloopError
 from tuneloop.generation.settings import GenerationSettings
 from tuneloop.settings import load_or_exit
@@ -42,7 +42,7 @@ async def serve(settings: GenerationSettings) -> int:
     if not (settings.model / "config.json").exists():
         raise SettingsError(f"TUNELOOP_GENERATION_MODEL: no model in {settings.model}")
     serve_metrics(settings.host, settings.metrics_port)
-    disk.watch_folder("weights_cache", settings.weights_cache_dir)
+    host.watch_folder("weights_cache", settings.weights_cache_dir)
 
     from tuneloop.bus.jetstream import JetStreamBus
     from tuneloop.generation.service import make_replica

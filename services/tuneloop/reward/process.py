@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from tuneloop import disk
+from tuneloop import host
 from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.errors import SettingsError
@@ -109,7 +109,7 @@ async def run(settings: RewardSettings) -> None:
     )
     await server.start()
     serve_metrics(settings.host, settings.metrics_port)
-    disk.watch_folder("weights_cache", settings.weights_cache_dir)
+    host.watch_folder("weights_cache", settings.weights_cache_dir)
     consuming = asyncio.create_task(consumer.run(), name="consumer")
     await server.set_serving(True)
     tasks.append(asyncio.create_task(report_health(server, scoring), name="health"))

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tuneloop.models.reward_text import prompt_as_text
-from tuneloop.rollouts import ChatMessage, FinishReason, Rollout
+from tuneloop.rollouts import ChatMessage, FinishReason, Rollout, prompt_as_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

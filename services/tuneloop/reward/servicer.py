@@ -7,10 +7,9 @@ from typing import Any
 
 from tuneloop import wire
 from tuneloop.errors import InvalidRequest, Overloaded
-from tuneloop.models.reward_text import prompt_as_text
 from tuneloop.reward.scorer import ScoringInput
 from tuneloop.reward.scoring import Scoring
-from tuneloop.rollouts import ChatMessage
+from tuneloop.rollouts import ChatMessage, prompt_as_text
 from tuneloop.v1 import reward_pb2, reward_pb2_grpc
 
 MAX_COMPLETIONS = 256

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tuneloop.backoff import Backoff
 from tuneloop.errors import FailedPrecondition
-from tuneloop.priority import lower_priority
+from tuneloop.host import lower_priority
 from tuneloop.reaper import Reaper
 from tuneloop.supervisor.output import LogFile, Terminal
 from tuneloop.supervisor.probes import Probe

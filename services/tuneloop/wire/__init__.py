@@ -14,7 +14,12 @@ from tuneloop.wire.feedback import (
     retraction_event_id,
 )
 from tuneloop.wire.fields import parse, timestamp
-from tuneloop.wire.messages import messages_from_proto, messages_to_proto
+from tuneloop.wire.messages import (
+    messages_from_proto,
+    messages_to_proto,
+    tool_use_from_proto,
+    tool_use_to_proto,
+)
 from tuneloop.wire.policies import (
     activation_event_id,
     decode_activation,
@@ -51,7 +56,6 @@ from tuneloop.wire.scores import (
     score_from_proto,
     score_to_proto,
 )
-from tuneloop.wire.tools import tool_use_from_proto, tool_use_to_proto
 
 __all__ = [
     "activation_event_id",

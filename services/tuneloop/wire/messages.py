@@ -1,9 +1,48 @@
 """A conversation's messages."""
 
+import re
 from collections.abc import Sequence
 
-from tuneloop.rollouts import ChatMessage, ToolCall
-from tuneloop.v1 import rollout_pb2
+from tuneloop.rollouts import ChatMessage, Tool, ToolCall, ToolUse
+from tuneloop.v1 import generation_pb2, rollout_pb2
+from tuneloop.wire.fields import json_object, require
+
+TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def tool_use_to_proto(use: ToolUse) -> generation_pb2.ToolUse:
+    """Which functions may be called."""
+    return generation_pb2.ToolUse(
+        tools=[
+            generation_pb2.Tool(
+                name=t.name, description=t.description, parameters=t.parameters, strict=t.strict
+            )
+            for t in use.tools
+        ],
+        required=use.required,
+        name=use.name,
+        single=use.single,
+    )
+
+
+def tool_use_from_proto(message: generation_pb2.ToolUse) -> ToolUse:
+    """Return the tools that may be called. Raises `CorruptData` naming `tools` or `tool_choice`."""
+    names = [tool.name for tool in message.tools]
+    require(bool(names), "tools", "at least one")
+    require(all(map(TOOL_NAME.fullmatch, names)), "tools", f"names must match {TOOL_NAME.pattern}")
+    require(len(set(names)) == len(names), "tools", "names must differ")
+    require(not message.name or message.name in names, "tool_choice", "names none of the tools")
+    for tool in message.tools:
+        json_object(tool.parameters or "{}", "tools")
+    return ToolUse(
+        tools=tuple(
+            Tool(name=t.name, description=t.description, parameters=t.parameters, strict=t.strict)
+            for t in message.tools
+        ),
+        required=message.required,
+        name=message.name,
+        single=message.single,
+    )
 
 
 def messages_to_proto(messages: Sequence[ChatMessage]) -> rollout_pb2.ChatPrompt:

@@ -7,8 +7,7 @@ import torch
 
 from tuneloop.errors import CorruptData
 from tuneloop.models.reward_model import RewardModel, load
-from tuneloop.models.reward_text import prompt_as_text
-from tuneloop.rollouts import ChatMessage
+from tuneloop.rollouts import ChatMessage, prompt_as_text
 
 PROMPTS = ["what is the capital of France?", "yes", "tell me a story", "hello world"]
 COMPLETIONS = ["Paris.", "no", "the quick brown fox jumps over the lazy dog " * 4, ""]

@@ -9,7 +9,7 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from support.observe_flow import spans
 
-from tuneloop import disk, tracing
+from tuneloop import host, tracing
 from tuneloop.telemetry import JsonFormatter, TextFormatter, setting
 
 __all__ = ["spans"]
@@ -85,7 +85,7 @@ def test_a_malformed_parent_begins_a_trace_of_its_own(spans: InMemorySpanExporte
 def test_disks_are_watched_before_their_folder_is_there(tmp_path: Path) -> None:
     from prometheus_client import REGISTRY
 
-    disk.watch_folder("data", tmp_path / "not" / "yet")
+    host.watch_folder("data", tmp_path / "not" / "yet")
     free = REGISTRY.get_sample_value("tuneloop_disk_free_bytes", {"folder": "data"})
     size = REGISTRY.get_sample_value("tuneloop_disk_size_bytes", {"folder": "data"})
     assert free is not None

@@ -16,7 +16,7 @@ from tuneloop.learner.samples import (
     RatedText,
     RewardSample,
 )
-from tuneloop.models.reward_text import prompt_as_text
+from tuneloop.rollouts import prompt_as_text
 
 LABELLED = Form(columns=("prompt", "completion", "label"))
 RATED = Form(columns=("prompt", "completion", "rating"), optional=("user",))

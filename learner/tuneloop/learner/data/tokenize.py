@@ -8,8 +8,7 @@ from tuneloop.errors import InvalidRequest
 from tuneloop.generation.prompts import Tokenization
 from tuneloop.learner.data.fields import Fields, Text
 from tuneloop.learner.samples import TokenSequence
-from tuneloop.models.reward_text import prompt_as_text
-from tuneloop.rollouts import ChatMessage, Prompt
+from tuneloop.rollouts import ChatMessage, Prompt, prompt_as_text
 
 WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 """How the classes of models that write text are called."""

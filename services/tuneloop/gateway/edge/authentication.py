@@ -16,8 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tuneloop.errors import PermissionDenied, TuneloopError, Unauthenticated
-from tuneloop.gateway.edge.limits import AddressLimits, Meter
-from tuneloop.gateway.edge.spending import meter_of_request
+from tuneloop.gateway.edge.limits import AddressLimits, Meter, meter_of_request
 from tuneloop.gateway.errors import InvalidApiKey, MissingScope, error_response
 from tuneloop.gateway.keys import scopes, store
 from tuneloop.gateway.keys.ring import KeyRing

@@ -53,7 +53,7 @@ class Throughput:
         return {
             "tokens_per_second": rate(now.tokens - readings[0].tokens, seconds),
             "requests_per_second": rate(now.requests - readings[0].requests, seconds),
-            # Whoever listens to these figures holds a request open too.
+            # Each listener to these figures has a request open, too.
             "in_flight": max(0, int(gauge(metrics.in_flight)) - self._listeners()),
         }
 

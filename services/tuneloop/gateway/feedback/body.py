@@ -154,7 +154,7 @@ def feedback_of(gateway: Gateway, body: FeedbackRequest, accepted_time: datetime
         feedback_id=feedback_id,
         policy=settings.policy,
         tenant=settings.tenant,
-        # Nobody named: whoever the completion was made for has judged it.
+        # Without a name, the user whom the completion was for has judged it.
         user_hash=(
             about.user_hash
             if body.user is None

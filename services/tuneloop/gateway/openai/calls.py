@@ -14,7 +14,7 @@ from tuneloop.errors import Overloaded, Unavailable
 from tuneloop.gateway import metrics
 from tuneloop.gateway.canary import CanaryReplica
 from tuneloop.gateway.context import Gateway
-from tuneloop.gateway.edge.spending import Spending
+from tuneloop.gateway.edge.limits import Spending
 from tuneloop.gateway.errors import ModelNotFound
 from tuneloop.gateway.openai.messages import conversation
 from tuneloop.gateway.openai.response_format import schema_text

@@ -138,7 +138,7 @@ async def promote(version: Version, request: Request) -> Activated:
 async def roll_back(request: Request, body: RollBackRequest | None = None) -> Activated:
     """Go back to an earlier version: the last good one before the stable, or the one named.
 
-    The versions after it are quarantined, and what they learned from is learned anew.
+    The versions after it are quarantined, and training uses what they learned from again.
     """
     gateway = gateway_of(request)
     message = learner_pb2.RollBackRequest(

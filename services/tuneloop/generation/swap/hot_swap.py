@@ -24,6 +24,7 @@ from tuneloop.generation import metrics
 from tuneloop.generation.engine import Engine
 from tuneloop.generation.swap.admission import check_fits, check_manifest
 from tuneloop.generation.swap.lease import Lease, Live
+from tuneloop.host import lower_thread_priority
 from tuneloop.policies import (
     Activation,
     CanaryRoute,
@@ -31,7 +32,6 @@ from tuneloop.policies import (
     WeightsKind,
     WeightsReference,
 )
-from tuneloop.priority import lower_thread_priority
 from tuneloop.weights.manifest import Manifest
 from tuneloop.weights.store import WeightStore
 

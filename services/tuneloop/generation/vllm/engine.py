@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,23 @@ from tuneloop.generation.engine import (
     EngineLimits,
     EngineOutput,
     EngineRequest,
-    TokenCandidate,
     check_limits,
     grammar_problem,
 )
 from tuneloop.generation.tool_calls import ToolFormat
 from tuneloop.generation.vllm.environment import prepare_environment, read_through
+from tuneloop.generation.vllm.requests import (
+    finish_reason,
+    first_line,
+    sampling_params,
+    top_candidates,
+)
 from tuneloop.policies import WeightsKind
 from tuneloop.reaper import Reaper
-from tuneloop.rollouts import FinishReason, PolicyVersionSpan, SamplingParameters
+from tuneloop.rollouts import PolicyVersionSpan
 from tuneloop.weights import shapes
 
 logger = logging.getLogger("tuneloop.generation")
-
 MAX_LOGPROBS = 20
 HEALTH_INTERVAL = 0.5
 """Seconds between checks that the engine's processes are alive."""
@@ -307,65 +311,3 @@ def engine_arguments(options: VllmOptions) -> Any:
             "max_lora_rank": next(rank for rank in LORA_RANKS if rank >= options.max_lora_rank),
         }
     return AsyncEngineArgs(**arguments)
-
-
-def sampling_params(request: EngineRequest) -> Any:
-    """Return vLLM's sampling parameters, always with log-probs of the sampled tokens."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    sampling = request.sampling
-
-    return SamplingParams(
-        n=sampling.n,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        max_tokens=sampling.max_tokens,
-        stop=list(sampling.stop),
-        seed=sampling.seed,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        logit_bias=dict(sampling.logit_bias) or None,
-        logprobs=sampling.top_logprobs or 0,
-        output_kind=RequestOutputKind.DELTA,
-        structured_outputs=structured_outputs(sampling),
-        skip_special_tokens=not request.with_tools,
-    )
-
-
-def structured_outputs(sampling: SamplingParameters) -> Any:
-    """Return vLLM's description of what the completion must match, or None."""
-    from vllm.sampling_params import StructuredOutputsParams
-
-    if not sampling.constrained:
-        return None
-    return StructuredOutputsParams(
-        json=sampling.json_schema or None, structural_tag=sampling.structural_tag or None
-    )
-
-
-def top_candidates(position: Mapping[int, Any], count: int | None) -> tuple[TokenCandidate, ...]:
-    """Return the `count` most likely tokens of one position, best first."""
-    ranked = sorted(position.items(), key=lambda item: -item[1].logprob)
-    return tuple(
-        TokenCandidate(token_id=token, token=entry.decoded_token or "", logprob=entry.logprob)
-        for token, entry in ranked[: count or 0]
-        if entry.logprob > float("-inf")
-    )
-
-
-def finish_reason(reason: str | None) -> FinishReason | None:
-    """Return the finish reason for vLLM's. Raises `Unavailable` for an error in the engine."""
-    match reason:
-        case None:
-            return None
-        case "stop" | "length" | "abort":
-            return FinishReason(reason)
-        case _:
-            raise Unavailable(f"vLLM ended the completion with {reason!r}", retry_after=1.0)
-
-
-def first_line(error: Exception) -> str:
-    """Return the error in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

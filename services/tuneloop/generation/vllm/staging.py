@@ -16,7 +16,7 @@ from vllm.model_executor.model_loader.reload.inplace import reload_weights
 from vllm.model_executor.model_loader.reload.layerwise import LAYERWISE_INFO
 from vllm.model_executor.model_loader.reload.types import LayerReloadingInfo
 
-from tuneloop.priority import lower_thread_priority
+from tuneloop.host import lower_thread_priority
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,7 @@ from tuneloop.learner.samples import (
     ThumbSample,
     TokenSequence,
 )
-from tuneloop.models.reward_text import prompt_as_text
-from tuneloop.rollouts import ChatMessage, FinishReason
+from tuneloop.rollouts import ChatMessage, FinishReason, prompt_as_text
 
 Sample = PolicySample | RewardSample
 

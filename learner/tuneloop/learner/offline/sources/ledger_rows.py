@@ -23,8 +23,7 @@ from tuneloop.learner.ledger.queue.ready import COLUMNS, LAST_WORD, ready_sample
 from tuneloop.learner.ledger.rows import unpack_ids
 from tuneloop.learner.ledger.schema import held_out, rollouts, samples
 from tuneloop.learner.samples import Objective
-from tuneloop.models.reward_text import prompt_as_text
-from tuneloop.rollouts import ChatMessage, RolloutSource
+from tuneloop.rollouts import ChatMessage, RolloutSource, prompt_as_text
 from tuneloop.weights.shapes import base_model_sha256
 
 PREFIX = "ledger:"

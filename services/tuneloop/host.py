@@ -1,0 +1,48 @@
+"""The machine: free space on its disks, and processor time for what may wait."""
+
+import contextlib
+import os
+import shutil
+import threading
+from pathlib import Path
+
+from prometheus_client import Gauge
+
+free_bytes = Gauge(
+    "tuneloop_disk_free_bytes",
+    "Bytes free on the disk of a folder this process writes to: data or weights_cache.",
+    ["folder"],
+)
+size_bytes = Gauge("tuneloop_disk_size_bytes", "Bytes of that disk in all.", ["folder"])
+
+
+def watch_folder(name: str, folder: Path) -> None:
+    """Report the disk of `folder`, which need not exist yet, under `name`."""
+
+    def usage() -> "shutil._ntuple_diskusage":
+        resolved = folder.resolve()
+        return shutil.disk_usage(next(f for f in (resolved, *resolved.parents) if f.exists()))
+
+    free_bytes.labels(name).set_function(lambda: usage().free)
+    size_bytes.labels(name).set_function(lambda: usage().total)
+
+
+BACKGROUND_NICENESS = 10
+"""The niceness of a thread that works beside sampling."""
+
+
+def lower_priority(pid: int, niceness: int) -> None:
+    """Raise a process's niceness to at least `niceness` (0 to 19), unless it has ended.
+
+    If Linux schedules by session (sched(7), "The autogroup feature"), niceness has an effect only
+    within one session.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        # Only root may lower niceness again.
+        niceness = max(niceness, os.getpriority(os.PRIO_PROCESS, pid))
+        os.setpriority(os.PRIO_PROCESS, pid, niceness)
+
+
+def lower_thread_priority() -> None:
+    """Let sampling run before this thread, and before threads that it starts."""
+    lower_priority(threading.get_native_id(), BACKGROUND_NICENESS)
