@@ -35,6 +35,15 @@ class FeedbackBatchResult(TypedDict):
     data: list[FeedbackAccepted | FeedbackRefused]
 
 
+class FeedbackHead(TypedDict):
+    """What names feedback."""
+
+    id: str
+    status: str
+    kind: str
+    completion_id: str
+
+
 class Judgement(TypedDict, total=False):
     """What feedback says; which member it has depends on its kind."""
 
@@ -49,13 +58,9 @@ class Judgement(TypedDict, total=False):
     """Of a demonstration or a comment."""
 
 
-class Feedback(Judgement):
+class Feedback(FeedbackHead, Judgement):
     """`GET /v1/feedback/{id}`: feedback as it was accepted."""
 
-    id: str
-    status: str
-    kind: str
-    completion_id: str
     metadata: dict[str, str]
     accepted_time: str
 

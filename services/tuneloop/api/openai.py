@@ -51,7 +51,7 @@ class Choice(TypedDict):
     """Only where more than one version sampled the tokens."""
 
 
-class CalledFunction(TypedDict):
+class FunctionCall(TypedDict):
     """A function that the model calls; `arguments` is JSON."""
 
     name: NotRequired[str]
@@ -64,10 +64,10 @@ class ToolCall(TypedDict):
 
     id: str
     type: Literal["function"]
-    function: CalledFunction
+    function: FunctionCall
 
 
-class Message(TypedDict):
+class AssistantMessage(TypedDict):
     """The assistant's turn."""
 
     role: Literal["assistant"]
@@ -79,7 +79,7 @@ class Message(TypedDict):
 class ChatChoice(Choice):
     """One answer to a conversation."""
 
-    message: Message
+    message: AssistantMessage
     finish_reason: FinishReason
 
 
@@ -121,7 +121,7 @@ class ToolCallDelta(TypedDict):
     """What was added to a call; the first delta names the function."""
 
     index: int
-    function: CalledFunction
+    function: FunctionCall
     id: NotRequired[str]
     type: NotRequired[Literal["function"]]
 

@@ -1,16 +1,22 @@
 """`/openapi.json`: FastAPI's document with what it cannot know.
 
-Documents are the types of `tuneloop.api`. Added here are keys and the scope that each operation
-needs, errors in OpenAI's form in place of FastAPI's own, streams with their headers, and examples.
+Documents are the types of `tuneloop.api`. Added here are the docstrings of their members, keys and
+the scope that each operation needs, errors in OpenAI's form in place of FastAPI's own, streams with
+their headers, and examples.
 """
 
+import ast
+import inspect
 from collections.abc import Mapping
+from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
+from tuneloop.api import feedback, learner, openai, policies
 from tuneloop.api.openai import ChatCompletionChunk, Error
 from tuneloop.gateway.edge.authentication import scope_for
 from tuneloop.gateway.edge.edge import exposed_headers
@@ -118,6 +124,8 @@ def openapi_document(app: FastAPI) -> Document:
         schema = TypeAdapter(kind).json_schema(ref_template="#/components/schemas/{model}")
         components["schemas"].update(schema.pop("$defs", {}))
         components["schemas"][kind.__name__] = schema
+    for module in (feedback, learner, openai, policies):
+        describe_members(module, components["schemas"])
     components["responses"] = {status: error_response(text) for status, text in errors.items()}
     components["securitySchemes"] = {
         KEY: {
@@ -131,6 +139,24 @@ def openapi_document(app: FastAPI) -> Document:
         for method, operation in operations.items():
             complete_operation(method, path, operation)
     return made
+
+
+def describe_members(module: ModuleType, schemas: Mapping[str, Document]) -> None:
+    """Add the docstrings under the members of a module's documents, which pydantic leaves out."""
+    described: dict[str, dict[str, str]] = {}
+    for kind in ast.parse(inspect.getsource(module)).body:
+        if not isinstance(kind, ast.ClassDef):
+            continue
+        texts = described[kind.name] = {}
+        for base in kind.bases:
+            texts.update(described.get(ast.unparse(base), {}))
+        for member, text in pairwise(kind.body):
+            match member, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(ast.Constant(str(value))):
+                    texts[name] = inspect.cleandoc(value)
+        for name, description in texts.items():
+            if kind.name in schemas:
+                schemas[kind.name]["properties"][name]["description"] = description
 
 
 def complete_operation(method: str, path: str, operation: Document) -> None:

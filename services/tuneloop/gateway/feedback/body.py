@@ -61,7 +61,12 @@ Comparisons and rankings may repeat one of their completions as `completion_id`.
 class FeedbackRequest(BaseModel):
     """The body. Fields that belong to another kind, and unknown ones, are refused by name."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
 
     id: str | None = None
     kind: FeedbackKind

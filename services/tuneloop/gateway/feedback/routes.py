@@ -45,7 +45,9 @@ MULTI_STATUS = 207
 class FeedbackBatch(BaseModel):
     """Many bodies of feedback."""
 
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
     feedback: list[Any] = Field(min_length=1, max_length=MAX_BATCH)
     """Each as for `POST /v1/feedback`; one that is refused leaves the others be."""

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from tuneloop.api.openai import ChatCompletion, Message
+from tuneloop.api.openai import AssistantMessage, ChatCompletion
 from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.edge.recording import run_until_disconnected
 from tuneloop.gateway.openai.calls import chat_answer
@@ -50,9 +50,9 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     )
 
 
-def message(choice: WholeChoice) -> dict[str, Message]:
+def message(choice: WholeChoice) -> dict[str, AssistantMessage]:
     """A choice's message."""
-    document: Message = {"role": "assistant", "content": choice.text, "refusal": None}
+    document: AssistantMessage = {"role": "assistant", "content": choice.text, "refusal": None}
     if choice.calls:
         document["content"] = choice.text or None
         document["tool_calls"] = list(choice.calls.values())

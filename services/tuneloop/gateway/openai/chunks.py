@@ -1,4 +1,8 @@
-"""Log-probs in OpenAI's two forms: chat's list of objects, and the older parallel lists."""
+"""Chunks of a stream as bytes: written by hand, as a chunk is made for every few tokens.
+
+One takes 1.4 µs so (two x86_64 cores); pydantic's `dump_json` of a `ChatCompletionChunk` takes 3.6,
+`json.dumps` 6.7. Whole answers and all other documents are built as `tuneloop.api` says.
+"""
 
 import json
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
@@ -7,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop import wire
-from tuneloop.api.openai import CalledFunction, PolicyVersionSpan, ToolCallDelta
+from tuneloop.api.openai import FunctionCall, PolicyVersionSpan, ToolCallDelta
 from tuneloop.gateway import metrics
 from tuneloop.gateway.context import Gateway
 from tuneloop.gateway.openai.calls import GeneratedAnswer, events
@@ -104,7 +108,7 @@ def call_delta(call: generation_pb2.ToolCallDelta) -> ToolCallDelta:
     """What was added to a call, in OpenAI's form."""
     if not call.name:
         return {"index": call.index, "function": {"arguments": call.arguments}}
-    function: CalledFunction = {"name": call.name, "arguments": call.arguments}
+    function: FunctionCall = {"name": call.name, "arguments": call.arguments}
     return {"index": call.index, "id": call.call_id, "type": "function", "function": function}
 
 

@@ -29,6 +29,7 @@ INT64_MAX = 2**63 - 1
 MAX_TOP_LOGPROBS = 20
 MAX_PROMPTS = 64
 MAX_TOOLS = 128
+MAX_STOPS = 16
 
 unsupported: Mapping[str, tuple[object, ...]] = {
     "functions": ([],),
@@ -50,6 +51,8 @@ def as_strings(value: object) -> object:
     values = () if value is None else (value,) if isinstance(value, str) else value
     if not isinstance(values, list | tuple) or not all(isinstance(v, str) and v for v in values):
         raise ValueError("must be a non-empty string or a list of them")
+    if len(values) > MAX_STOPS:
+        raise ValueError(f"must have at most {MAX_STOPS} items, not {len(values)}")
     return tuple(values)
 
 
@@ -83,7 +86,12 @@ class StreamOptions(BaseModel):
 class SamplingRequest(BaseModel):
     """What chat and plain completions have in common."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="ignore",
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
 
     model: Text
     max_tokens: int | None = Field(None, ge=1, le=INT32_MAX)
@@ -94,8 +102,10 @@ class SamplingRequest(BaseModel):
     n: int | None = Field(None, ge=1, le=64)
     stop: Annotated[
         tuple[Text, ...],
-        BeforeValidator(as_strings, json_schema_input_type=str | list[str] | None),
-        Field(max_length=16),
+        BeforeValidator(
+            as_strings,
+            json_schema_input_type=str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None,
+        ),
     ] = ()
     seed: int | None = Field(None, ge=-INT64_MAX - 1, le=INT64_MAX)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
@@ -208,6 +218,7 @@ class CompletionRequest(SamplingRequest):
             | list[list[NonNegativeInt]],
         ),
     ]
+    """Text, several texts, token ids, or several lists of them."""
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     suffix: Any = None
     echo: Any = None
@@ -219,7 +230,9 @@ class CompletionRequest(SamplingRequest):
 class ScoreRequest(BaseModel):
     """`POST /v1/score`: completions of one prompt."""
 
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
     model: Text | None = None
     messages: list[Message] | None = Field(None, min_length=1)

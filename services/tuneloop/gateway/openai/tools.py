@@ -13,7 +13,7 @@ CHOICES = "must be 'none', 'auto', 'required' or {'type': 'function', 'function'
 class Function(BaseModel):
     """A function that may be called."""
 
-    model_config = ConfigDict(hide_input_in_errors=True)
+    model_config = ConfigDict(hide_input_in_errors=True, use_attribute_docstrings=True)
 
     name: Text
     description: Text | None = None

@@ -79,7 +79,12 @@ async def lines(call: Any, first: Any) -> AsyncIterator[bytes]:
 class ImportRow(BaseModel):
     """A row of a file, and where it stands there."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
 
     place: Text = Field(min_length=1, max_length=1024)
     row: dict[Text, Any]
@@ -90,7 +95,9 @@ class ImportRow(BaseModel):
 class ImportRequest(BaseModel):
     """Judgements of texts that this service did not write."""
 
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
     kind: Literal["pairs", "thumbs", "demonstrations"]
     rows: list[ImportRow] = Field(min_length=1, max_length=MAX_ROWS)

@@ -40,7 +40,7 @@ Version = Annotated[int, Path(ge=0, le=INT64_MAX)]
 class RollBackRequest(BaseModel):
     """Where to go back to."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     policy_version: int | None = Field(None, ge=0, le=INT64_MAX)
     """None goes back to the last good version before the stable one."""
@@ -49,7 +49,7 @@ class RollBackRequest(BaseModel):
 class RebuildRequest(BaseModel):
     """Where to train again from: a version, or before a user."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     policy_version: int | None = Field(None, ge=0, le=INT64_MAX)
     before_user: Text | None = Field(None, min_length=1, max_length=512)
