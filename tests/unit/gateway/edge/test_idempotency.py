@@ -130,7 +130,7 @@ async def played(steps: list[tuple[str, int, int]]) -> None:
     assert len(answers) == 1, "one key had several answers, or the last request none"
     assert [client.replayed for client in clients if client.ended].count(False) <= 1
     entry = app.table.entries[next(iter(app.table.entries))]
-    assert entry.recording.good
+    assert entry.recording.is_replayable
     assert app.table.kept_bytes == entry.recording.size
     assert len(app.table.entries) == 1
     for client in clients:
