@@ -6,7 +6,7 @@ script also notes the other descendants of its parent. `done` means that the par
 If the pipe closes without it, the parent is dead, and whatever is still noted is killed.
 
 The script needs the standard library alone, and psutil for descendants. It can hold descriptors
-open, such as a lock that nobody may take before the killing is done.
+open, such as a lock that no process may take before the killing is done.
 """
 
 import contextlib

@@ -40,7 +40,7 @@ needed_scope = tuple(
         ("DELETE", r"/v1/feedback/.+", scopes.Scope.FEEDBACK),
     )
 )
-"""By method and path; whatever is not here needs `admin`."""
+"""By method and path; any other request needs `admin`."""
 
 
 def scope_for(method: str, path: str) -> scopes.Scope | None:

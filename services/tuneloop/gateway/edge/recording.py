@@ -45,7 +45,7 @@ class Recording:
         except Exception as error:
             self._error = error  # raised again by each follower
             if not self.followers:
-                logger.exception("an answer failed that nobody waits for any more")
+                logger.exception("an answer failed after its last client had disconnected")
         finally:
             self.ended = True
             if not self.is_replayable:
@@ -82,7 +82,7 @@ class Recording:
     async def follow(self, send: Send, *, replayed: bool) -> None:
         """Send everything from the start until the end."""
         position = 0
-        # Once the last piece is sent the server reports a disconnect, so it must not be awaited.
+        # After the last piece the server reports a disconnect: do not wait for more.
         while not (self._complete and position == len(self._messages)):
             if position < len(self._messages):
                 message = self._messages[position]
