@@ -110,7 +110,7 @@ class PolicyVersionDetails(PolicyVersion):
 
 
 class PolicyList(TypedDict):
-    """`GET /v1/policies`; each half is null while the service that knows it is away."""
+    """`GET /v1/policies`; each half is null while its service does not answer."""
 
     object: Literal["list"]
     policy: str

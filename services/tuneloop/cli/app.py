@@ -44,7 +44,7 @@ def root(
         typer.Option("--version", callback=print_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Options before a command."""
+    """Accept the options before a command."""
 
 
 app.command(rich_help_panel=USE, epilog=EPILOG)(chat)
@@ -61,7 +61,7 @@ for process in (processes.gateway, processes.generation, processes.reward, proce
 
 
 def add_commands(entries: Iterable[EntryPoint]) -> None:
-    """Add what other packages offer, the learner's above all: nothing here imports it."""
+    """Add the commands of other packages, such as the learner's, by their entry points."""
     known = {command.name for command in app.registered_commands}
     known |= {group.name for group in app.registered_groups}
     for entry in sorted(entries, key=lambda entry: entry.name):
@@ -78,5 +78,5 @@ add_commands(entry_points(group=COMMANDS))
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line."""
     app()

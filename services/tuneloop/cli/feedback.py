@@ -1,4 +1,4 @@
-"""`tuneloop feedback`: judge completions by their ids, and read what was collected."""
+"""`tuneloop feedback`: give feedback on completions by their ids, and read what was collected."""
 
 import json
 import sys
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from tuneloop.client import Details, FeedbackBody, Receipt
 
 feedback_app = typer.Typer(
-    no_args_is_help=True, help="Judge completions by their ids; list, show and retract feedback."
+    no_args_is_help=True,
+    help="Give feedback on completions by their ids; list, show and retract it.",
 )
 
 Completion = Annotated[str, typer.Argument(help="Id of the completion.")]
@@ -43,7 +44,7 @@ def thumb(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Say that a completion is good or bad."""
+    """Give a completion a thumb up or down."""
     with connected(url, api_key) as client:
         say(client.thumb(completion, value, **details(user, feedback_id)), as_json)
 
@@ -59,7 +60,7 @@ def rating(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Give a completion a number."""
+    """Rate a completion with a number."""
     with connected(url, api_key) as client:
         say(client.rate(completion, value, **details(user, feedback_id)), as_json)
 
@@ -75,7 +76,7 @@ def comparison(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Say that one completion is better than others."""
+    """Prefer one completion over others."""
     with connected(url, api_key) as client:
         say(client.compare(chosen, *rejected, **details(user, feedback_id)), as_json)
 
@@ -90,7 +91,7 @@ def ranking(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Order completions, the best first."""
+    """Rank completions, the best first."""
     with connected(url, api_key) as client:
         say(client.rank(best_first, **details(user, feedback_id)), as_json)
 
@@ -106,7 +107,7 @@ def demonstration(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Say what the answer should have been."""
+    """Give a better answer than the completion."""
     with connected(url, api_key) as client:
         say(client.edit(completion, words(text), **details(user, feedback_id)), as_json)
 
@@ -122,7 +123,7 @@ def comment(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Remark on a completion in words."""
+    """Comment on a completion."""
     with connected(url, api_key) as client:
         say(client.comment(completion, words(text), **details(user, feedback_id)), as_json)
 
@@ -135,7 +136,7 @@ def batch(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Send many at once: bodies of POST /v1/feedback. Status 1 where one was refused."""
+    """Send many bodies of POST /v1/feedback at once; exits with 1 if one is refused."""
     numbered = list(bodies_in(file))
     with connected(url, api_key) as client:
         outcomes = client.feedback([body for _, body in numbered])
@@ -165,18 +166,16 @@ def list_feedback(
         int | None, typer.Option(min=0, help="Only on answers of this version.")
     ] = None,
     user: Annotated[str | None, typer.Option(help="Only of this user.")] = None,
-    status: Annotated[
-        FeedbackStatus | None, typer.Option(help="Only what has become of it.")
-    ] = None,
+    status: Annotated[FeedbackStatus | None, typer.Option(help="Only with this status.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
     before: Annotated[
-        str | None, typer.Option(help="Read on: what the page before said to give here.")
+        str | None, typer.Option(help="Next page: the value that the page before printed.")
     ] = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """What was collected, newest first."""
+    """List the collected feedback, newest first."""
     filters = {
         "kind": kind,
         "value": value,
@@ -220,17 +219,17 @@ def retract(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Take feedback back: no later batch learns from it."""
+    """Retract feedback: no later batch learns from it."""
     with connected(url, api_key) as client:
         receipt = client.retract(feedback_id)
     if as_json:
         print_json(outcome_document(receipt))
     else:
-        typer.echo(f"{receipt.id} is retracted; versions that learned from it stay as they are")
+        typer.echo(f"{receipt.id} is retracted; versions that learned from it do not change")
 
 
 def details(user: str | None, feedback_id: str | None) -> "Details":
-    """What was said of the feedback itself."""
+    """Return the options that every kind of feedback has."""
     given: Details = {}
     if user is not None:
         given["user"] = user
@@ -240,12 +239,12 @@ def details(user: str | None, feedback_id: str | None) -> "Details":
 
 
 def words(given: list[str]) -> str:
-    """The text of an argument; `-` is standard input."""
+    """Return the text of an argument; `-` reads standard input."""
     return sys.stdin.read() if given == ["-"] else " ".join(given)
 
 
 def say(receipt: "Receipt", as_json: bool) -> None:
-    """Print the id: the feedback is stored."""
+    """Print the id of stored feedback."""
     if as_json:
         print_json(outcome_document(receipt))
     else:
@@ -253,7 +252,7 @@ def say(receipt: "Receipt", as_json: bool) -> None:
 
 
 def outcome_document(outcome: "Receipt | TuneloopError") -> dict[str, Any]:
-    """A receipt or a refusal as JSON."""
+    """Return a receipt or an error as JSON."""
     if isinstance(outcome, TuneloopError):
         code = outcome.reason.lower()
         return {"error": {"message": outcome.message, "param": outcome.param, "code": code}}
@@ -261,7 +260,7 @@ def outcome_document(outcome: "Receipt | TuneloopError") -> dict[str, Any]:
 
 
 def bodies_in(file: Path) -> Iterator[tuple[int, "FeedbackBody"]]:
-    """The bodies of a file of JSON lines, numbered; ends the command at a line that is none."""
+    """Yield the numbered bodies of a file of JSON lines; end the command at an invalid line."""
     try:
         lines = (sys.stdin.read() if str(file) == "-" else file.read_text()).splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -279,7 +278,7 @@ def bodies_in(file: Path) -> Iterator[tuple[int, "FeedbackBody"]]:
 
 
 def row(item: FeedbackItem) -> tuple[Any, ...]:
-    """A line of the list."""
+    """Return a line of the list."""
     return (
         item["accepted_time"][:19],
         item["kind"],
@@ -291,7 +290,7 @@ def row(item: FeedbackItem) -> tuple[Any, ...]:
 
 
 def judgement(item: FeedbackItem) -> str:
-    """What was said, in a few words."""
+    """Return the judgement in a few words."""
     match item["kind"]:
         case "comparison":
             return f"{item['chosen']} over {', '.join(item['rejected'])}"

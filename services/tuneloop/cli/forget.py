@@ -1,4 +1,4 @@
-"""`tuneloop forget`: remove an end user's data."""
+"""`tuneloop forget`: delete an end user's data."""
 
 from typing import Annotated
 from urllib.parse import quote
@@ -18,10 +18,10 @@ def forget(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Remove a user's rollouts and feedback, and name the versions that learned from them.
+    """Delete a user's rollouts and feedback, and list the versions that learned from them.
 
-    What those versions learned stays in them, as weights are not unlearned: `tuneloop policies
-    rebuild` trains again without them.
+    Weights are not unlearned: what those versions learned stays in them. `tuneloop policies
+    rebuild` trains again without it.
     """
     if not yes:
         typer.confirm(f"Remove all data of {user}? This cannot be undone", abort=True, err=True)
@@ -35,7 +35,7 @@ def forget(
 
 
 def offer_rebuild(user: str, answer: ForgottenUser) -> None:
-    """Say what can be done about weights that learned from the user."""
+    """Print how to train again without what was learned from the user."""
     if answer["rebuild_from"] is not None:
         typer.echo(
             f"To train again from version {answer['rebuild_from']}, the last one before them, on "

@@ -1,4 +1,4 @@
-"""`tuneloop keys`: make, list and revoke the keys of a gateway on this machine."""
+"""`tuneloop keys`: create, list and revoke the keys of a gateway on this machine."""
 
 import json
 from dataclasses import asdict
@@ -17,21 +17,19 @@ if TYPE_CHECKING:
 
 keys_app = typer.Typer(
     no_args_is_help=True,
-    help="Make, list and revoke API keys. It works while the service runs or is stopped; "
+    help="Create, list and revoke API keys, whether the service runs or not; "
     "a running gateway notices within seconds.",
 )
 
 DataDir = Annotated[
     Path,
-    typer.Option(
-        envvar="TUNELOOP_SUPERVISOR_DATA_DIR", help="Data folder of `tuneloop up` that holds them."
-    ),
+    typer.Option(envvar="TUNELOOP_SUPERVISOR_DATA_DIR", help="Data folder of `tuneloop up`."),
 ]
 File = Annotated[
     Path | None,
     typer.Option(
         envvar="TUNELOOP_GATEWAY_KEYS_FILE",
-        help="File that holds them, instead.",
+        help="The keys file, instead.",
         show_default="keys/api_keys.json in the data folder",
     ),
 ]
@@ -46,8 +44,8 @@ def create(
     scope: Annotated[
         list[Scope] | None,
         typer.Option(
-            help="What it is good for: infer, feedback, or admin for everything. "
-            "Give it again for more than one.",
+            help="What it may do: infer, feedback, or admin for everything. "
+            "Repeat it for more than one.",
             show_default="infer and feedback",
         ),
     ] = None,
@@ -61,7 +59,7 @@ def create(
     file: File = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and print it. It is shown this once; the file keeps its hash."""
+    """Create a key and print it. It is shown only now; the file stores its hash."""
     store = key_file(data_dir, file)
     from tuneloop.gateway.keys.store import Limits, new_key
 
@@ -84,7 +82,7 @@ def create(
     typer.echo(secret)
     allowed = " and ".join(sorted(key.scopes))
     typer.secho(
-        f"{key.name} ({key.id}) may: {allowed}. Note the key now, it cannot be shown again.\n"
+        f"{key.name} ({key.id}) may: {allowed}. Save the key now: it cannot be shown again.\n"
         "Commands and examples read it from TUNELOOP_API_KEY; clients send it as "
         "'Authorization: Bearer …'.",
         err=True,
@@ -95,7 +93,7 @@ def create(
 @keys_app.command("list")
 def list_keys(
     *,
-    everything: Annotated[bool, typer.Option("--all", help="Revoked ones too.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Include revoked keys.")] = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     file: File = None,
     as_json: AsJson = False,
@@ -112,11 +110,11 @@ def list_keys(
     typer.echo(form.format("ID", "NAME", "KEY", "SCOPES", "CREATED", "LIMITS").rstrip())
     for key in keys:
         created = key.created_time.isoformat()[:19]
-        told = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in limits_of(key).items())
+        limits = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in limits_of(key).items())
         if key.revoked_time is not None:
-            told = f"revoked {key.revoked_time.isoformat()[:19]}"
+            limits = f"revoked {key.revoked_time.isoformat()[:19]}"
         scopes = ", ".join(sorted(key.scopes))
-        line = form.format(key.id, key.name, f"…{key.ends_with}", scopes, created, told)
+        line = form.format(key.id, key.name, f"…{key.ends_with}", scopes, created, limits)
         typer.echo(line.rstrip())
 
 
@@ -128,7 +126,7 @@ def revoke(
     file: File = None,
     as_json: AsJson = False,
 ) -> None:
-    """End a key for good. Answers that stream already go on to their end."""
+    """Revoke a key. This cannot be undone; answers that are streaming are completed."""
     store = key_file(data_dir, file)
     try:
         revoked = store.revoke(key)
@@ -140,7 +138,7 @@ def revoke(
 
 
 def key_file(data_dir: Path, file: Path | None) -> "KeyFile":
-    """Return the file that is meant."""
+    """Return the keys file that the options name."""
     with needs("serve"):
         from tuneloop.gateway.keys.store import FILE_NAME, KeyFile
 
@@ -148,7 +146,7 @@ def key_file(data_dir: Path, file: Path | None) -> "KeyFile":
 
 
 def document(key: "ApiKey") -> dict[str, Any]:
-    """A key as JSON."""
+    """Return a key as JSON."""
     return {
         "id": key.id,
         "name": key.name,
@@ -161,5 +159,5 @@ def document(key: "ApiKey") -> dict[str, Any]:
 
 
 def limits_of(key: "ApiKey") -> dict[str, int]:
-    """The limits that are set, by name."""
+    """Return the limits that are set, by name."""
     return {name: value for name, value in asdict(key.limits).items() if value is not None}

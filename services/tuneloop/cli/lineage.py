@@ -1,4 +1,4 @@
-"""`tuneloop lineage`: which versions feedback, or a user, reached."""
+"""`tuneloop lineage`: the versions that learned from feedback, or from a user."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
@@ -10,7 +10,9 @@ from tuneloop.api.policies import FeedbackLineage, UserLineage
 from tuneloop.cli.options import ApiKey, AsJson, Url, connected
 from tuneloop.cli.output import cell, print_json, print_table
 
-lineage_app = typer.Typer(no_args_is_help=True, help="Which versions feedback, or a user, reached.")
+lineage_app = typer.Typer(
+    no_args_is_help=True, help="Show the versions that learned from feedback, or from a user."
+)
 
 
 @lineage_app.command(epilog="Example: tuneloop lineage feedback fb-1 --json")
@@ -21,7 +23,7 @@ def feedback(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """What became of a feedback event, and the versions it reached."""
+    """Show the samples of a feedback event, and the versions that learned from them."""
     with connected(url, api_key) as client:
         answer: FeedbackLineage = client.request(
             "GET", f"/v1/lineage/feedback/{quote(feedback_id, safe='')}"
@@ -44,7 +46,7 @@ def user(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """What there is of a user, and the versions it reached, what was forgotten included."""
+    """Show counts of a user's data, and the versions that learned from it, forgotten data too."""
     with connected(url, api_key) as client:
         answer: UserLineage = client.request("GET", f"/v1/lineage/users/{quote(user, safe='')}")
     if as_json:
@@ -59,7 +61,7 @@ def user(
 
 
 def facts(answer: FeedbackLineage | UserLineage, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """What is known, a line each."""
+    """Yield what is known, a line each."""
     document: Mapping[str, Any] = answer
     for name in names:
         if document[name] is not None:
@@ -71,5 +73,5 @@ def facts(answer: FeedbackLineage | UserLineage, names: Sequence[str]) -> Iterat
 
 
 def listed(numbers: Sequence[int]) -> str:
-    """Numbers, or that there are none."""
+    """Return the numbers, or `none`."""
     return ", ".join(map(str, numbers)) or "none"

@@ -1,4 +1,4 @@
-"""`tuneloop models`: fetch models ahead of time, and say which there are."""
+"""`tuneloop models`: download models ahead of time, and list them."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,11 @@ from tuneloop.cli.processes import needs
 from tuneloop.errors import TuneloopError
 from tuneloop.models.catalog import catalog, default_policy_model, default_reward_backbone
 
-models_app = typer.Typer(no_args_is_help=True, help="Fetch and list models.")
+models_app = typer.Typer(no_args_is_help=True, help="Download and list models.")
 
 CacheDir = Annotated[
     Path,
-    typer.Option(envvar="TUNELOOP_CACHE_DIR", help="Where models of the catalog are kept."),
+    typer.Option(envvar="TUNELOOP_CACHE_DIR", help="Folder for the models of the catalog."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 DEFAULT_CACHE_DIR = Path("~/.cache/tuneloop")
@@ -30,7 +30,7 @@ def pull(
     cache_dir: CacheDir = DEFAULT_CACHE_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch models, so that nothing is downloaded at start; prints their folders."""
+    """Download models, so that starting needs no network; prints their folders."""
     folders: dict[str, str] = {}
     for reference in references or [default_policy_model, default_reward_backbone]:
         try:
@@ -49,7 +49,7 @@ def pull(
 
 @models_app.command("list", epilog="Example: tuneloop models list --json")
 def list_models(*, cache_dir: CacheDir = DEFAULT_CACHE_DIR, as_json: AsJson = False) -> None:
-    """Print the catalog and which of its models are here."""
+    """List the models of the catalog, and which of them are downloaded."""
     from tuneloop.models.carried import is_built
 
     if as_json:

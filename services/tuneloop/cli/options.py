@@ -1,4 +1,4 @@
-"""What the commands that talk to a running service have in common."""
+"""Options and errors of the commands that call a running service."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 Url = Annotated[
     str | None,
     typer.Option(
-        envvar="TUNELOOP_URL", help="Where the service is.", show_default="http://127.0.0.1:8000"
+        envvar="TUNELOOP_URL", help="URL of the service.", show_default="http://127.0.0.1:8000"
     ),
 ]
 ApiKey = Annotated[
     str | None,
     typer.Option(
-        "--api-key", envvar="TUNELOOP_API_KEY", show_default=False, help="Key, where one is needed."
+        "--api-key",
+        envvar="TUNELOOP_API_KEY",
+        show_default=False,
+        help="API key, if the service needs one.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -30,7 +33,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 def connected(
     url: str | None, api_key: str | None, *, user: str | None = None
 ) -> Iterator["Client"]:
-    """A client; a failure of one of its calls is told in one line and ends the command."""
+    """Open a client; an error of a call is printed in one line and ends the command."""
     from tuneloop.client import Client
 
     with Client(url, api_key=api_key, user=user) as client:
@@ -41,6 +44,6 @@ def connected(
 
 
 def fail(message: str) -> NoReturn:
-    """Say what is wrong and end with status 1."""
+    """Print an error and exit with status 1."""
     typer.echo(message, err=True)
     raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""What commands print: JSON for programs, aligned columns for people."""
+"""Output of commands: JSON for programs, aligned columns for people."""
 
 import json
 import re
@@ -12,26 +12,26 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDE = 10_000
-"""Columns where nobody looks at a screen: nothing is cut that a program reads."""
+"""The width without a terminal, so that nothing is cut."""
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Characters with which a text could steer the terminal; tab and line feed cannot."""
+"""Characters that control a terminal; tab and line feed are harmless."""
 
 
 def print_json(document: object) -> None:
-    """One JSON document."""
+    """Print one JSON document."""
     typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def console() -> "Console":
-    """Of standard output, as wide as a screen only where it is one."""
+    """Return the console of standard output, as wide as the terminal if it is one."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Rows under their heads; the last column takes the room that is left."""
+    """Print a table; the last column gets the remaining width."""
     from rich.table import Table
     from rich.text import Text
 
@@ -44,19 +44,19 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     screen = console()
     with screen.capture() as captured:
         screen.print(table)
-    # Without the padding: one long value would make every line as long.
+    # Strip the padding: one long value would make every line as long.
     typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def print_fields(document: Mapping[str, Any]) -> None:
-    """One `name: value` a line."""
+    """Print one `name: value` a line."""
     for name, value in document.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         typer.echo(f"{name}: {printable(text)}")
 
 
 def cell(value: Any) -> str:
-    """A value on one line; nothing where there is none."""
+    """Return a value on one line, or an empty string for None."""
     if value is None:
         return ""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -64,5 +64,5 @@ def cell(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """`text`, which somebody else wrote, without characters that steer the terminal."""
+    """Replace characters that control a terminal in a text that users wrote."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -1,4 +1,4 @@
-"""`tuneloop policies`: versions, what made them, and which one serves."""
+"""`tuneloop policies`: the versions, their origin, and which one serves."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
@@ -27,7 +27,7 @@ def list_versions(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """The newest versions; a star marks the one that serves."""
+    """List the newest versions; a star marks the one that serves."""
     with connected(url, api_key) as client:
         answer: PolicyList = client.request("GET", f"/v1/policies?limit={limit}")
     if as_json:
@@ -47,7 +47,7 @@ def list_versions(
 def show(
     version: Version, *, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None
 ) -> None:
-    """A version: its manifest, what was decided about it, and which feedback made it."""
+    """Show a version: its manifest, its decisions, and the feedback it learned from."""
     with connected(url, api_key) as client:
         answer: PolicyVersionDetails = client.request("GET", f"/v1/policies/{version}")
     if as_json:
@@ -74,27 +74,27 @@ def promote(
 @policies_app.command(epilog="Example: tuneloop policies rollback 2")
 def rollback(
     version: Annotated[
-        int | None, typer.Argument(min=0, help="Where to; by default the last good one.")
+        int | None, typer.Argument(min=0, help="The version; by default the last good one.")
     ] = None,
     *,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Go back to an earlier version; those after it are quarantined."""
+    """Roll back to an earlier version; those after it are quarantined."""
     with connected(url, api_key) as client:
         say_stable(client.roll_back(version), as_json)
 
 
 @policies_app.command(epilog="Example: tuneloop policies pause")
 def pause(*, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None) -> None:
-    """Stop learning until it is resumed; answers go on, and feedback is kept."""
+    """Pause learning until it is resumed; the service keeps answering, and feedback is kept."""
     steer("pause", as_json, url, api_key)
 
 
 @policies_app.command(epilog="Example: tuneloop policies resume")
 def resume(*, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None) -> None:
-    """Learn again."""
+    """Resume learning."""
     steer("resume", as_json, url, api_key)
 
 
@@ -115,20 +115,21 @@ def rebuild(
     ] = None,
     *,
     before_user: Annotated[
-        str | None, typer.Option(help="Instead: the last one that had not learned from this user.")
+        str | None,
+        typer.Option(help="Instead: the last version that had not learned from this user."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Go back to an earlier version and train again from there, on all feedback that is left.
+    """Roll back to an earlier version and train again from there, on the remaining feedback.
 
-    The versions after it are quarantined and stop serving. Where its checkpoint is gone training
-    begins at the base model, which the answer says.
+    The versions after it are quarantined and stop serving. If its checkpoint is gone, training
+    starts at the base model, which the output says.
     """
     if (version is None) == (before_user is None):
-        fail("say from where: a VERSION or --before-user")
+        fail("say from where to train again: a VERSION or --before-user")
     if not yes:
         start = f"version {version}" if before_user is None else f"before {before_user}"
         typer.confirm(f"Leave every version after that ({start})?", abort=True, err=True)
@@ -176,7 +177,7 @@ def counts(samples: Mapping[str, int]) -> str:
 
 
 def facts(answer: PolicyVersionDetails) -> Iterator[tuple[str, str]]:
-    """What is known of a version, a line each."""
+    """Yield what is known of a version, a line each."""
     yield "version", cell(answer["policy_version"])
     yield "state", cell(answer["state"])
     yield "ancestors", ", ".join(map(str, answer["ancestors"]))
@@ -195,7 +196,7 @@ def facts(answer: PolicyVersionDetails) -> Iterator[tuple[str, str]]:
 
 
 def decisions(answer: PolicyVersionDetails) -> Iterator[tuple[Any, ...]]:
-    """What was decided about it, a line each."""
+    """Yield its decisions, a line each."""
     for decision in answer["decisions"]:
         yield (
             (decision["decided_time"] or "")[:19],
@@ -207,7 +208,7 @@ def decisions(answer: PolicyVersionDetails) -> Iterator[tuple[Any, ...]]:
 
 
 def flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every value of a document, a line each, under its path."""
+    """Yield every value of a document with its path, a line each."""
     for name, value in document.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{name}.")
@@ -221,7 +222,7 @@ def flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def uses(answer: PolicyVersionDetails) -> Iterator[tuple[Any, ...]]:
-    """The samples it learned from."""
+    """Yield the samples it learned from, a line each."""
     for use in answer["uses"]:
         about = ", ".join(use["completion_ids"])
         yield use["sample_id"], use["objective"], use["step"], use["epoch"], about

@@ -84,7 +84,7 @@ def start(given: Mapping[str, Any]) -> None:
 
 
 def in_options(message: str, given: Mapping[str, Any]) -> str:
-    """`message` with settings that came from options spelled as those options."""
+    """Return `message` with the names of settings replaced by the options that set them."""
     for name in given:
         option = f"--{name.replace('_', '-')} "
         message = message.replace(f"TUNELOOP_SUPERVISOR_{name.upper()}=", option)

@@ -1,4 +1,4 @@
-"""A running service from Python: answers, and what users say of them.
+"""The Python client of a running service: answers, and feedback on them.
 
     client = Client()
     completion = client.chat("What is the capital of France?")

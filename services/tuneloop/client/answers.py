@@ -1,4 +1,4 @@
-"""Answers: what came, from which version, and the feedback that can be given on it."""
+"""Answers: their text, their version, and methods to give feedback on them."""
 
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,33 +48,33 @@ class Choice(Generic[R]):
     """As the next request's `messages` takes it, with its tool calls."""
     logprobs: Mapping[str, Any] | None = field(default=None, repr=False)
     judge: FeedbackMethods[R] = field(repr=False, compare=False)
-    """Where the feedback goes."""
+    """Sends the feedback."""
 
     def thumb(self, value: Literal["up", "down"], **details: Unpack[Details]) -> R:
-        """Say that it is good or bad."""
+        """Give a thumb up or down."""
         return self.judge.thumb(self, value, **details)
 
     def rate(self, value: float, **details: Unpack[Details]) -> R:
-        """Give it a number; larger is better."""
+        """Rate it with a number; larger is better."""
         return self.judge.rate(self, value, **details)
 
     def edit(self, better: str, **details: Unpack[Details]) -> R:
-        """Say what it should have been."""
+        """Give a better text."""
         return self.judge.edit(self, better, **details)
 
     def comment(self, text: str, **details: Unpack[Details]) -> R:
-        """Remark on it in words."""
+        """Comment on it."""
         return self.judge.comment(self, text, **details)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer(Choice[R], Generic[R]):
-    """What one request gave; taken for a completion it is its first choice."""
+    """The answer to one request; used as a completion it is its first choice."""
 
     model: str
     choices: tuple[Choice[R], ...]
     usage: Usage | None
-    """None where a stream was not read to its end."""
+    """None if a stream was not read to its end."""
 
 
 Completion: TypeAlias = Answer[Receipt]
@@ -82,7 +82,7 @@ AsyncCompletion: TypeAlias = Answer[Coroutine[Any, Any, Receipt]]
 
 
 def answer_from(judge: FeedbackMethods[R], document: ChatCompletion) -> Answer[R]:
-    """The answer in a response of `/v1/chat/completions`."""
+    """Return the answer in a response of `/v1/chat/completions`."""
     version = int(document["policy_version"])
     choices = tuple(choice_from(judge, choice, version) for choice in document["choices"])
     return answer_of(judge, choices, str(document["model"]), document.get("usage"))
@@ -108,7 +108,7 @@ def answer_of(
     model: str,
     usage: UsageDocument | None,
 ) -> Answer[R]:
-    """An answer of at least one choice."""
+    """Return an answer of at least one choice."""
     first = choices[0]
     return Answer(
         id=first.id,

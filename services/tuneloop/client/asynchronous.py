@@ -1,4 +1,4 @@
-"""The client of coroutines: the same calls, awaited."""
+"""The asynchronous client: the same calls as coroutines."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -24,9 +24,9 @@ Given = Coroutine[Any, Any, Receipt]
 
 
 class AsyncStream:
-    """An answer as it is written: iterate over its pieces; the request begins with the first.
+    """A streamed answer: iterate over its pieces; the request is sent with the first.
 
-    Leaving it early (`break` in an `async with`, or `close`) stops the service's work on it.
+    Leaving early (`break` in an `async with`, or `close`) stops the service's work on it.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class AsyncStream:
         self._response: httpx.Response | None = None
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
-        """The pieces, once."""
+        """Yield the pieces; only once."""
         response = self._response = await self._start()
         try:
             async for line in response.aiter_lines():
@@ -53,16 +53,16 @@ class AsyncStream:
 
     @property
     def completion(self) -> AsyncCompletion:
-        """The answer as far as it came; its `finish_reason` is None until it is whole."""
+        """The answer so far; its `finish_reason` is None until it is complete."""
         return self._reader.answer
 
     async def close(self) -> None:
-        """Stop listening."""
+        """Close the response, which stops the service's work on it."""
         if self._response is not None:
             await self._response.aclose()
 
     async def __aenter__(self) -> Self:
-        """Itself; nothing is sent yet."""
+        """Return itself; nothing is sent yet."""
         return self
 
     async def __aexit__(
@@ -71,7 +71,7 @@ class AsyncStream:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop listening."""
+        """Close the response, which stops the service's work on it."""
         await self.close()
 
 
@@ -89,7 +89,7 @@ class AsyncClient(FeedbackMethods[Given]):
         max_retries: int = 2,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """Where `url` and `api_key` are None: TUNELOOP_URL and TUNELOOP_API_KEY."""
+        """If `url` or `api_key` is None, use TUNELOOP_URL or TUNELOOP_API_KEY."""
         self.connection = connection(
             url,
             api_key=api_key,
@@ -101,57 +101,57 @@ class AsyncClient(FeedbackMethods[Given]):
         self._http = httpx.AsyncClient(**self.connection.http(), transport=transport)
 
     async def chat(self, prompt: Prompt, **options: Unpack[ChatOptions]) -> AsyncCompletion:
-        """Ask, and wait for the whole answer."""
+        """Send a prompt and return the complete answer."""
         return await self._send(calls.chat(self, prompt, self.connection.with_defaults(options)))
 
     def stream(self, prompt: Prompt, **options: Unpack[ChatOptions]) -> AsyncStream:
-        """Ask, and iterate over the answer as it is written; `.completion` is the whole."""
+        """Send a prompt and iterate over the answer as it is written."""
         call = calls.streamed_chat(prompt, self.connection.with_defaults(options))
         return AsyncStream(self, lambda: self._exchange(call, stream=True))
 
     async def give(self, body: FeedbackBody) -> Receipt:
-        """Send feedback by its body."""
+        """Send the body of one feedback."""
         return await self._send(calls.give(body, self.connection.user))
 
     async def feedback(self, bodies: Sequence[FeedbackBody]) -> list[Receipt | TuneloopError]:
-        """Send many bodies at once; for each, in order, its receipt or why it was refused."""
+        """Send many bodies at once; return a receipt or an error for each, in order."""
         batches = calls.batches(bodies, self.connection.user)
         return [outcome for call in batches for outcome in await self._send(call)]
 
     async def retract(self, feedback: Identified | str) -> Receipt:
-        """Take feedback back; what learned from it already stays learned."""
+        """Retract feedback; versions that already learned from it stay as they are."""
         return await self._send(calls.retract(feedback))
 
     async def get_feedback(self, feedback: Identified | str) -> FeedbackItem:
-        """Feedback by its receipt or id."""
+        """Return feedback, by its receipt or id."""
         return await self._send(calls.get_feedback(feedback))
 
     async def list_feedback(self, **filters: Unpack[Filters]) -> FeedbackPage:
-        """What was collected, newest first."""
+        """Return a page of the collected feedback, newest first."""
         return await self._send(calls.list_feedback(filters))
 
     async def policies(self, *, limit: int = 20, before: int | None = None) -> Policies:
-        """The newest versions, and which one serves."""
+        """Return the newest versions, and which one serves."""
         return await self._send(calls.policies(limit, before))
 
     async def policy(self, version: int) -> PolicyVersion:
-        """One version."""
+        """Return one version."""
         return await self._send(calls.policy(version))
 
     async def promote(self, version: int) -> int:
-        """Make a published version the one that serves; its number."""
+        """Make a published version the one that serves, and return its number."""
         return await self._send(calls.promote(version))
 
     async def roll_back(self, version: int | None = None) -> int:
-        """Serve the stable version's parent again, or the one named; its number."""
+        """Serve the last good version again, or the one named, and return its number."""
         return await self._send(calls.roll_back(version))
 
     async def score(self, prompt: Prompt, completions: Sequence[str]) -> Scores:
-        """Rewards of completions of one prompt, by the reward service."""
+        """Return the reward service's rewards of completions of one prompt."""
         return await self._send(calls.score(prompt, completions))
 
     async def request(self, method: str, path: str, body: Any = None) -> Any:
-        """Any other call by its path, such as `GET /v1/learner`; its JSON."""
+        """Make any other call, such as `GET /v1/learner`, and return its JSON."""
         return await self._send(calls.anything(method, path, body))
 
     async def close(self) -> None:
@@ -159,7 +159,7 @@ class AsyncClient(FeedbackMethods[Given]):
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:
-        """Itself."""
+        """Return itself."""
         return self
 
     async def __aexit__(
@@ -175,7 +175,7 @@ class AsyncClient(FeedbackMethods[Given]):
         return call.result(await self._exchange(call, stream=False))
 
     async def _exchange(self, call: ApiCall[Any], *, stream: bool) -> httpx.Response:
-        """Drive `exchange`: send what it says and wait where it says."""
+        """Run `exchange`: send its requests and wait its pauses."""
         steps = exchange(call.request(self._http), self.connection.max_retries)
         reply: Reply = None
         while True:

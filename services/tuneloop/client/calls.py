@@ -1,4 +1,4 @@
-"""Every call of the HTTP surface: how its request is built and how its answer is read."""
+"""Every call of the HTTP API: how to build its request and how to read its answer."""
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ LARGEST_BATCH = 1000
 
 
 class ChatOptions(TypedDict, total=False):
-    """What a chat may ask for; the names are OpenAI's but for the last four."""
+    """Options of a chat; the names are OpenAI's except for the last four."""
 
     model: str
     user: str
@@ -63,7 +63,7 @@ class ChatOptions(TypedDict, total=False):
     tool_choice: str | Mapping[str, Any]
     metadata: Mapping[str, Any]
     system: str
-    """A system message in front of the others."""
+    """A system message before the others."""
     top_k: int
     policy_version: int
     """Answer with this version."""
@@ -99,7 +99,7 @@ class ApiCall(Generic[T]):
     read: Callable[[Any], T]
 
     def request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
-        """The request; one that changes something may be sent again under the same key."""
+        """Build the request; one that changes something has a key, so that it is safe to repeat."""
         key = {} if self.method == "GET" else {"idempotency-key": uuid.uuid4().hex}
         params = {name: value for name, value in self.params.items() if value is not None}
         # Given an empty mapping, httpx drops the query that a path has of its own.
@@ -108,22 +108,23 @@ class ApiCall(Generic[T]):
         )
 
     def result(self, response: httpx.Response) -> T:
-        """The answer of a success; raises `CorruptData` where something else answers there."""
+        """Read a successful response; raises `CorruptData` if another program answered."""
         try:
             return self.read(response.json())
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise CorruptData(
-                f"{response.request.url} answered, but not as tuneloop does: {error!r}"
+                f"{response.request.url} answered, but not as tuneloop does ({error!r}): "
+                "check the URL"
             ) from error
 
 
 def anything(method: str, path: str, body: Any) -> ApiCall[Any]:
-    """A call by its path; the answer is its JSON."""
+    """Return a call by its path; the answer is its JSON."""
     return ApiCall(method=method, path=path, body=body, read=lambda document: document)
 
 
 def chat(judge: FeedbackMethods[R], prompt: Prompt, options: ChatOptions) -> ApiCall[Answer[R]]:
-    """An answer."""
+    """Return the call of a chat."""
     return ApiCall(
         method="POST",
         path="/v1/chat/completions",
@@ -133,7 +134,7 @@ def chat(judge: FeedbackMethods[R], prompt: Prompt, options: ChatOptions) -> Api
 
 
 def streamed_chat(prompt: Prompt, options: ChatOptions) -> ApiCall[None]:
-    """An answer as it is written; its lines are for an `AnswerReader`."""
+    """Return the call of a streamed chat; an `AnswerReader` takes its lines."""
     streaming = {"stream": True, "stream_options": {"include_usage": True}}
     return ApiCall(
         method="POST",
@@ -144,7 +145,7 @@ def streamed_chat(prompt: Prompt, options: ChatOptions) -> ApiCall[None]:
 
 
 def chat_body(prompt: Prompt, options: ChatOptions) -> dict[str, Any]:
-    """The JSON body of a chat."""
+    """Return the JSON body of a chat."""
     body: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     system, train = body.pop("system", None), body.pop("train", None)
@@ -156,7 +157,7 @@ def chat_body(prompt: Prompt, options: ChatOptions) -> dict[str, Any]:
 
 
 def give(body: FeedbackBody, user: str | None) -> ApiCall[Receipt]:
-    """Feedback."""
+    """Return the call that sends one feedback."""
     return ApiCall(
         method="POST",
         path="/v1/feedback",
@@ -168,7 +169,7 @@ def give(body: FeedbackBody, user: str | None) -> ApiCall[Receipt]:
 def batches(
     bodies: Sequence[FeedbackBody], user: str | None
 ) -> Iterator[ApiCall[list[Receipt | TuneloopError]]]:
-    """As many batches as it takes."""
+    """Yield calls that send many bodies, at most 1000 each."""
     for start in range(0, len(bodies), LARGEST_BATCH):
         batch = [identified(body, user) for body in bodies[start : start + LARGEST_BATCH]]
         yield ApiCall(
@@ -177,7 +178,7 @@ def batches(
 
 
 def outcomes(document: FeedbackBatchResult) -> list[Receipt | TuneloopError]:
-    """What became of each of a batch."""
+    """Return the receipt or the error of each body of a batch."""
     return [
         record(Receipt, item)
         if "id" in item
@@ -187,12 +188,12 @@ def outcomes(document: FeedbackBatchResult) -> list[Receipt | TuneloopError]:
 
 
 def retract(feedback: Identified | str) -> ApiCall[Receipt]:
-    """Take feedback back."""
+    """Return the call that retracts feedback."""
     return ApiCall(method="DELETE", path=feedback_path(feedback), read=partial(record, Receipt))
 
 
 def get_feedback(feedback: Identified | str) -> ApiCall[FeedbackItem]:
-    """One feedback."""
+    """Return the call that reads one feedback."""
     return ApiCall(method="GET", path=feedback_path(feedback), read=partial(record, FeedbackItem))
 
 
@@ -201,29 +202,29 @@ def feedback_path(feedback: Identified | str) -> str:
 
 
 def list_feedback(filters: Filters) -> ApiCall[FeedbackPage]:
-    """A page of what was collected."""
+    """Return the call that reads a page of feedback."""
     return ApiCall(method="GET", path="/v1/feedback", params=filters, read=page_from)
 
 
 def policies(limit: int, before: int | None) -> ApiCall[Policies]:
-    """The newest versions."""
+    """Return the call that lists the newest versions."""
     params = {"limit": limit, "before": before}
     return ApiCall(method="GET", path="/v1/policies", params=params, read=policies_from)
 
 
 def policy(version: int) -> ApiCall[PolicyVersion]:
-    """One version."""
+    """Return the call that reads one version."""
     path = f"/v1/policies/{version}"
     return ApiCall(method="GET", path=path, read=partial(record, PolicyVersion))
 
 
 def promote(version: int) -> ApiCall[int]:
-    """Serve a version."""
+    """Return the call that makes a version serve."""
     return ApiCall(method="POST", path=f"/v1/policies/{version}/promote", read=stable_version)
 
 
 def roll_back(version: int | None) -> ApiCall[int]:
-    """Serve an earlier version."""
+    """Return the call that rolls back."""
     body = {} if version is None else {"policy_version": version}
     return ApiCall(method="POST", path="/v1/policies/rollback", body=body, read=stable_version)
 
@@ -233,7 +234,7 @@ def stable_version(document: Activated) -> int:
 
 
 def score(prompt: Prompt, completions: Sequence[str]) -> ApiCall[Scores]:
-    """Rewards of completions of one prompt."""
+    """Return the call that scores completions of one prompt."""
     asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
     body = {**asked, "completions": list(completions)}
     return ApiCall(method="POST", path="/v1/score", body=body, read=partial(record, Scores))

@@ -1,4 +1,4 @@
-"""Where the service is, and how its clients introduce themselves."""
+"""Where the service is, and the defaults of its clients."""
 
 import os
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ CONNECT_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """What both clients are made with."""
+    """The settings of both clients."""
 
     url: str
     api_key: str | None
@@ -24,7 +24,7 @@ class Connection:
     max_retries: int
 
     def http(self) -> dict[str, Any]:
-        """Arguments of the httpx client."""
+        """Return the arguments of the httpx client."""
         return {
             "base_url": self.url,
             "headers": {"authorization": f"Bearer {self.api_key}"} if self.api_key else {},
@@ -32,7 +32,7 @@ class Connection:
         }
 
     def with_defaults(self, options: ChatOptions) -> ChatOptions:
-        """The options of a chat, with this client's model and user where they name none."""
+        """Add this client's model and user to the options of a chat that name none."""
         named = {"model": self.model, "user": self.user}
         return cast(ChatOptions, {**named, **options})
 
@@ -46,10 +46,10 @@ def connection(
     timeout: float,
     max_retries: int,
 ) -> Connection:
-    """What was given, else TUNELOOP_URL and TUNELOOP_API_KEY, else this machine without a key."""
+    """Return the arguments, completed from TUNELOOP_URL and TUNELOOP_API_KEY."""
     url = url or os.environ.get("TUNELOOP_URL") or DEFAULT_URL
     return Connection(
-        # As OpenAI's clients have it, the base may end with the version of the API.
+        # OpenAI's clients take a base URL that ends with the version of the API.
         url=url.rstrip("/").removesuffix("/v1"),
         api_key=api_key or os.environ.get("TUNELOOP_API_KEY") or None,
         model=model,

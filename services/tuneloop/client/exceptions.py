@@ -1,4 +1,4 @@
-"""From what went wrong on the wire to `tuneloop.errors`, and whether to try again."""
+"""Turns failed responses and connections into `tuneloop.errors`, and decides on retries."""
 
 import random
 from collections.abc import Mapping
@@ -27,12 +27,12 @@ error_of_status: Mapping[int, type[TuneloopError]] = {
     409: Conflict,
     412: FailedPrecondition,
     429: Overloaded,
-    # A proxy in front says 502 and 504 where the gateway itself is away.
+    # A proxy answers 502 or 504 if the gateway does not answer.
     502: Unavailable,
     503: Unavailable,
     504: Unavailable,
 }
-"""The gateway's table the other way round; other 4xx are `InvalidRequest`."""
+"""The inverse of the gateway's table; other 4xx are `InvalidRequest`."""
 
 error_of_type: Mapping[str, type[TuneloopError]] = {
     "invalid_request_error": InvalidRequest,
@@ -45,14 +45,14 @@ error_of_type: Mapping[str, type[TuneloopError]] = {
 """For an error inside a stream, whose status was 200."""
 
 NEVER_AGAIN = (httpx.ReadTimeout, httpx.WriteTimeout, httpx.UnsupportedProtocol)
-"""The service had its time, or there is no such URL."""
+"""The service may still be at work, or the URL is wrong."""
 
 LONGEST_WAIT = 60.0
-"""A service that wants more patience than this is for the caller to wait for."""
+"""The longest `Retry-After` that the client waits for by itself."""
 
 
 def error_from_response(response: httpx.Response) -> TuneloopError:
-    """The error of a response that is not a success, its body read."""
+    """Return the error of an unsuccessful response, whose body has been read."""
     status = response.status_code
     kind = kind_of_status(status)
     try:
@@ -65,13 +65,13 @@ def error_from_response(response: httpx.Response) -> TuneloopError:
 
 
 def kind_of_status(status: int) -> type[TuneloopError]:
-    """The class of an error, by the status that it came with."""
+    """Return the class of the error for a status."""
     default = InvalidRequest if 400 <= status < 500 else TuneloopError
     return error_of_status.get(status, default)
 
 
 def error_from_document(details: Mapping[str, Any], status: int | None = None) -> TuneloopError:
-    """The error of `{"error": details}`; inside a stream there is no status to tell its class."""
+    """Return the error of `{"error": details}`; its type decides if there is no status."""
     if status is not None:
         kind = kind_of_status(status)
     else:
@@ -80,7 +80,7 @@ def error_from_document(details: Mapping[str, Any], status: int | None = None) -
 
 
 def described(error: TuneloopError, details: Mapping[str, Any]) -> TuneloopError:
-    """`error` with the parameter and the code that the service named."""
+    """Add the parameter and the code that the service named."""
     error.param = details.get("param")
     if details.get("code"):
         error.reason = str(details["code"]).upper()
@@ -88,7 +88,7 @@ def described(error: TuneloopError, details: Mapping[str, Any]) -> TuneloopError
 
 
 def error_from_transport(url: str, error: httpx.TransportError) -> TuneloopError:
-    """No answer, or half of one."""
+    """Return the error of a connection that failed or broke."""
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
         return Unavailable(f"no answer from {url} in time: {type(error).__name__}")
     problem = str(error) or type(error).__name__
@@ -98,7 +98,7 @@ def error_from_transport(url: str, error: httpx.TransportError) -> TuneloopError
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """`Retry-After` in seconds, which may also be written as a date."""
+    """Return `Retry-After` in seconds; the header may also be a date."""
     value = response.headers.get("retry-after")
     if value is None:
         return None
@@ -113,7 +113,7 @@ def retry_after(response: httpx.Response) -> float | None:
 
 
 def pause_before_retry(attempt: int, error: TuneloopError) -> float | None:
-    """Seconds to wait after failed attempt number `attempt` (0, 1 …); None: do not try again."""
+    """Return the seconds to wait after failed attempt `attempt` (0, 1 …), or None to give up."""
     if not isinstance(error, Overloaded | Unavailable):
         return None
     if error.retry_after is None:

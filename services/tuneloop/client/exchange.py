@@ -1,4 +1,4 @@
-"""One call with its retries, without any I/O: a generator that a client of either kind drives.
+"""One call with its retries, without I/O: a generator that either client runs.
 
 It yields a request to send, or seconds to wait; it is sent the response (None after a wait) or the
 error of the transport, and returns the response that is a success.
@@ -45,5 +45,5 @@ def exchange(request: httpx.Request, max_retries: int) -> Generator[Step, Reply,
 
 
 def origin(url: httpx.URL) -> str:
-    """Scheme, host and port."""
+    """Return scheme, host and port of a URL."""
     return str(url.copy_with(path="/", query=None)).rstrip("/")

@@ -1,4 +1,4 @@
-"""What the service tells of itself: versions, scores, the feedback it has."""
+"""Records that the client returns: versions, scores, feedback."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyVersion:
-    """One version: where it comes from and how it does."""
+    """One version: its origin and its results."""
 
     policy_version: int
     parent_version: int | None
@@ -35,9 +35,9 @@ class Policies:
 
     policy: str
     policy_version: int | None
-    """Serving now; None while generation is away."""
+    """Serving now; None while generation does not answer."""
     versions: tuple[PolicyVersion, ...] | None
-    """Newest first; None while the learner is away."""
+    """Newest first; None while the learner does not answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +45,13 @@ class Scores:
     """Rewards of completions, in their order."""
 
     scores: list[float | None]
-    """None where no scorer could."""
+    """None if no scorer could score it."""
     reward_model_version: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedbackItem:
-    """Feedback as the service has it."""
+    """Feedback in the ledger."""
 
     id: str
     kind: str
@@ -66,12 +66,12 @@ class FeedbackItem:
     user_hash: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     policy_version: int | None = None
-    """Which version it judges, where its rollout is known."""
+    """The version it judges, if its rollout is known."""
     prompt: list[feedback.Turn] | str | None = None
     """Messages or text."""
     completion: str | None = None
     completions: list[feedback.JudgedCompletion] = field(default_factory=list)
-    """`completion_id`, `text` and `policy_version` of each that it speaks of."""
+    """`completion_id`, `text` and `policy_version` of each completion that it names."""
     used_by_versions: list[int] = field(default_factory=list)
 
 
@@ -81,17 +81,17 @@ class FeedbackPage:
 
     items: tuple[FeedbackItem, ...]
     next: str | None
-    """What `before` takes to read on; None at the end."""
+    """The `before` of the next page; None at the end."""
 
 
 def record(kind: type[T], document: Mapping[str, Any]) -> T:
-    """A record of the members that this client knows; newer services may send more."""
+    """Return a record of the members that this client knows; newer services may send more."""
     names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in document.items() if name in names})
 
 
 def policies_from(document: policies.PolicyList) -> Policies:
-    """The answer of `GET /v1/policies`."""
+    """Read the answer of `GET /v1/policies`."""
     rows = document["data"]
     return Policies(
         policy=document["policy"],
@@ -101,6 +101,6 @@ def policies_from(document: policies.PolicyList) -> Policies:
 
 
 def page_from(document: feedback.FeedbackPage) -> FeedbackPage:
-    """The answer of `GET /v1/feedback`."""
+    """Read the answer of `GET /v1/feedback`."""
     items = tuple(record(FeedbackItem, item) for item in document["data"])
     return FeedbackPage(items=items, next=document["next"])

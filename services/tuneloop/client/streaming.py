@@ -1,4 +1,4 @@
-"""A streamed answer, line by line, without any I/O."""
+"""Reads a streamed answer line by line, without I/O."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from tuneloop.errors import CorruptData, FailedPrecondition, Unavailable
 
 @dataclass(slots=True)
 class PartialAnswer:
-    """A choice that is being written."""
+    """A choice whose answer is still being written."""
 
     id: str
     policy_version: int = 0
@@ -24,7 +24,7 @@ class PartialAnswer:
     finish_reason: str | None = None
 
     def take(self, choice: Mapping[str, Any], version: int) -> str:
-        """Add one chunk's share; its text."""
+        """Add one chunk of the choice, and return its text."""
         self.policy_version = version
         self.finish_reason = choice["finish_reason"] or self.finish_reason
         for name, positions in (choice.get("logprobs") or {}).items():
@@ -37,7 +37,7 @@ class PartialAnswer:
         return text
 
     def message(self) -> dict[str, Any]:
-        """The assistant's turn so far."""
+        """Return the assistant's turn so far."""
         message: dict[str, Any] = {"role": "assistant", "content": "".join(self.pieces)}
         if self.tool_calls:
             message["tool_calls"] = [
@@ -59,7 +59,7 @@ def merge(call: dict[str, Any], delta: Mapping[str, Any]) -> None:
 
 
 class AnswerReader(Generic[R]):
-    """Takes the lines of a stream, gives pieces, and knows the answer so far."""
+    """Turns the lines of a stream into pieces, and keeps the answer so far."""
 
     def __init__(self, judge: FeedbackMethods[R]) -> None:
         self._judge = judge
@@ -69,7 +69,7 @@ class AnswerReader(Generic[R]):
         self.done = False
 
     def feed(self, line: str) -> Iterator[Piece]:
-        """The pieces of one line. Raises the error that the service sent half-way."""
+        """Yield the pieces of one line. Raises the error that the service sent in the stream."""
         if line == "data: [DONE]":
             self.done = True
         if self.done or not line.startswith("data: "):
@@ -80,7 +80,7 @@ class AnswerReader(Generic[R]):
                 raise error_from_document(document["error"])
             yield from self._take(document)
         except (ValueError, KeyError, TypeError) as error:
-            raise CorruptData(f"a chunk that tuneloop would not send: {line[:200]!r}") from error
+            raise CorruptData(f"not a chunk of a tuneloop stream: {line[:200]!r}") from error
 
     def _take(self, chunk: ChatCompletionChunk) -> Iterator[Piece]:
         self._model, version = chunk["model"], chunk["policy_version"]
@@ -93,15 +93,15 @@ class AnswerReader(Generic[R]):
                 yield Piece(text=text, index=index, policy_version=version)
 
     def end(self) -> None:
-        """Raise `Unavailable` where the stream ended before the answer did."""
+        """Raise `Unavailable` if the stream ended before the answer did."""
         if not self.done:
-            raise Unavailable("the answer was cut off")
+            raise Unavailable("the stream ended before the answer did: send the request again")
 
     @property
     def answer(self) -> Answer[R]:
-        """The answer as far as it came. Raises `FailedPrecondition` before its first piece."""
+        """The answer so far. Raises `FailedPrecondition` before its first piece."""
         if not self._choices:
-            raise FailedPrecondition("nothing of the answer has come yet: iterate over the stream")
+            raise FailedPrecondition("the answer has not started: iterate over the stream first")
         choices = [self._choice(index) for index in sorted(self._choices)]
         return answer_of(self._judge, choices, self._model, self._usage)
 

@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 
 class Stream:
-    """An answer as it is written: iterate over its pieces; the request begins with the first.
+    """A streamed answer: iterate over its pieces; the request is sent with the first.
 
-    Leaving it early (`break` in a `with`, or `close`) stops the service's work on it.
+    Leaving early (`break` in a `with`, or `close`) stops the service's work on it.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Stream:
         self._response: httpx.Response | None = None
 
     def __iter__(self) -> Iterator[Piece]:
-        """The pieces, once."""
+        """Yield the pieces; only once."""
         response = self._response = self._start()
         try:
             for line in response.iter_lines():
@@ -48,16 +48,16 @@ class Stream:
 
     @property
     def completion(self) -> Completion:
-        """The answer as far as it came; its `finish_reason` is None until it is whole."""
+        """The answer so far; its `finish_reason` is None until it is complete."""
         return self._reader.answer
 
     def close(self) -> None:
-        """Stop listening."""
+        """Close the response, which stops the service's work on it."""
         if self._response is not None:
             self._response.close()
 
     def __enter__(self) -> Self:
-        """Itself; nothing is sent yet."""
+        """Return itself; nothing is sent yet."""
         return self
 
     def __exit__(
@@ -66,7 +66,7 @@ class Stream:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop listening."""
+        """Close the response, which stops the service's work on it."""
         self.close()
 
 
@@ -84,7 +84,7 @@ class Client(FeedbackMethods[Receipt]):
         max_retries: int = 2,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """Where `url` and `api_key` are None: TUNELOOP_URL and TUNELOOP_API_KEY."""
+        """If `url` or `api_key` is None, use TUNELOOP_URL or TUNELOOP_API_KEY."""
         self.connection = connection(
             url,
             api_key=api_key,
@@ -96,57 +96,57 @@ class Client(FeedbackMethods[Receipt]):
         self._http = httpx.Client(**self.connection.http(), transport=transport)
 
     def chat(self, prompt: Prompt, **options: Unpack[ChatOptions]) -> Completion:
-        """Ask, and wait for the whole answer."""
+        """Send a prompt and return the complete answer."""
         return self._send(calls.chat(self, prompt, self.connection.with_defaults(options)))
 
     def stream(self, prompt: Prompt, **options: Unpack[ChatOptions]) -> Stream:
-        """Ask, and iterate over the answer as it is written; `.completion` is the whole."""
+        """Send a prompt and iterate over the answer as it is written."""
         call = calls.streamed_chat(prompt, self.connection.with_defaults(options))
         return Stream(self, lambda: self._exchange(call, stream=True))
 
     def give(self, body: FeedbackBody) -> Receipt:
-        """Send feedback by its body."""
+        """Send the body of one feedback."""
         return self._send(calls.give(body, self.connection.user))
 
     def feedback(self, bodies: Sequence[FeedbackBody]) -> list[Receipt | TuneloopError]:
-        """Send many bodies at once; for each, in order, its receipt or why it was refused."""
+        """Send many bodies at once; return a receipt or an error for each, in order."""
         batches = calls.batches(bodies, self.connection.user)
         return [outcome for call in batches for outcome in self._send(call)]
 
     def retract(self, feedback: Identified | str) -> Receipt:
-        """Take feedback back; what learned from it already stays learned."""
+        """Retract feedback; versions that already learned from it stay as they are."""
         return self._send(calls.retract(feedback))
 
     def get_feedback(self, feedback: Identified | str) -> FeedbackItem:
-        """Feedback by its receipt or id."""
+        """Return feedback, by its receipt or id."""
         return self._send(calls.get_feedback(feedback))
 
     def list_feedback(self, **filters: Unpack[Filters]) -> FeedbackPage:
-        """What was collected, newest first."""
+        """Return a page of the collected feedback, newest first."""
         return self._send(calls.list_feedback(filters))
 
     def policies(self, *, limit: int = 20, before: int | None = None) -> Policies:
-        """The newest versions, and which one serves."""
+        """Return the newest versions, and which one serves."""
         return self._send(calls.policies(limit, before))
 
     def policy(self, version: int) -> PolicyVersion:
-        """One version."""
+        """Return one version."""
         return self._send(calls.policy(version))
 
     def promote(self, version: int) -> int:
-        """Make a published version the one that serves; its number."""
+        """Make a published version the one that serves, and return its number."""
         return self._send(calls.promote(version))
 
     def roll_back(self, version: int | None = None) -> int:
-        """Serve the stable version's parent again, or the one named; its number."""
+        """Serve the last good version again, or the one named, and return its number."""
         return self._send(calls.roll_back(version))
 
     def score(self, prompt: Prompt, completions: Sequence[str]) -> Scores:
-        """Rewards of completions of one prompt, by the reward service."""
+        """Return the reward service's rewards of completions of one prompt."""
         return self._send(calls.score(prompt, completions))
 
     def request(self, method: str, path: str, body: Any = None) -> Any:
-        """Any other call by its path, such as `GET /v1/learner`; its JSON."""
+        """Make any other call, such as `GET /v1/learner`, and return its JSON."""
         return self._send(calls.anything(method, path, body))
 
     def close(self) -> None:
@@ -154,7 +154,7 @@ class Client(FeedbackMethods[Receipt]):
         self._http.close()
 
     def __enter__(self) -> Self:
-        """Itself."""
+        """Return itself."""
         return self
 
     def __exit__(
@@ -170,7 +170,7 @@ class Client(FeedbackMethods[Receipt]):
         return call.result(self._exchange(call, stream=False))
 
     def _exchange(self, call: ApiCall[Any], *, stream: bool) -> httpx.Response:
-        """Drive `exchange`: send what it says and wait where it says."""
+        """Run `exchange`: send its requests and wait its pauses."""
         steps = exchange(call.request(self._http), self.connection.max_retries)
         reply: Reply = None
         while True:

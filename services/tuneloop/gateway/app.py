@@ -1,4 +1,4 @@
-"""The HTTP application: its routes, and what every request passes before them."""
+"""The HTTP application: its routes and its middleware."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -57,7 +57,7 @@ routers = (
 
 
 def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
-    """The application. With `bus` None it connects to `settings.nats_url` when it starts."""
+    """Return the application. Without `bus` it connects to `settings.nats_url` when it starts."""
     ring = KeyRing(settings.key, settings.keys_file)
 
     @asynccontextmanager
@@ -97,8 +97,8 @@ def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
                 CORSMiddleware,
                 allow_origins=settings.cors_origins,
                 allow_methods=["GET", "POST", "DELETE"],
-                # Of named sites alone, and no cookie is ever read: their clients send what they
-                # like (`x-stainless-…`, `idempotency-key`).
+                # Only the named sites may call, and no cookie is read: their clients may send any
+                # header (`x-stainless-…`, `idempotency-key`).
                 allow_headers=["*"],
                 expose_headers=exposed_headers,
             ),
@@ -117,5 +117,5 @@ def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
 
 
 async def nobody_listens(_: Request, __: Exception) -> Response:
-    """For the log and the metrics: the client does not see it."""
+    """Return a status for the log and the metrics; the client has disconnected."""
     return Response(status_code=CLIENT_WENT_AWAY)

@@ -1,8 +1,9 @@
 """Sends a share of the users to the replica that serves a canary of full weights.
 
 One replica of full weights holds one version, so the canary has a replica of its own
-(`TUNELOOP_GENERATION_ROLE=canary`), and who goes there is decided here, by the same rule as inside
-a replica of adapters. While the canary's replica does not answer, its users get the stable one.
+(`TUNELOOP_GENERATION_ROLE=canary`). This module decides which users go there, by the same rule as
+inside a replica of adapters. While the canary's replica does not answer, its users get the stable
+version.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from tuneloop.v1 import generation_pb2, generation_pb2_grpc
 
 
 class CanaryReplica:
-    """The canary's replica and its users; call it inside the event loop."""
+    """The canary's replica and its users. Create it inside the event loop."""
 
     def __init__(self, address: str, bus: Bus, policy: str, tls: Tls | None = None) -> None:
         self.route: CanaryRoute | None = None
@@ -33,7 +34,7 @@ class CanaryReplica:
         self._following = asyncio.create_task(entry.run(), name="canary route")
 
     def takes(self, request: generation_pb2.GenerateRequest) -> bool:
-        """Whether the request is for the canary: not where it names a version itself."""
+        """Return whether the canary gets the request; never one that names a version."""
         if self.route is None or request.HasField("policy_version"):
             return False
         return self.route.takes(request.route_by)

@@ -3,7 +3,7 @@
 `chatcmpl-` or `cmpl-`, then 22 hexadecimal digits of randomness, 2 of how many choices were asked
 for, 16 of the user's hash and 20 of an HMAC over tenant and all of these. Further choices of a
 request append their number (`rollouts.choice_id`). A caller with a valid id has seen the
-completion, so its feedback is accepted; nobody can invent one.
+completion, so its feedback is accepted; an id cannot be forged.
 """
 
 import hashlib
@@ -39,31 +39,33 @@ class CompletionIds:
         self.secret = secret
 
     def user_hash(self, tenant: str, user: str | None) -> str:
-        """Keyed hash of an end user: 16 hexadecimal digits."""
+        """Return the keyed hash of an end user: 16 hexadecimal digits."""
         return self.sign(f"user\0{tenant}\0{user or ANONYMOUS}")[:16]
 
     def make(self, prefix: str, tenant: str, user_hash: str, n: int = 1) -> str:
-        """A new id of a request for `n` choices; `prefix` is `chatcmpl` or `cmpl`."""
+        """Return a new id of a request for `n` choices; `prefix` is `chatcmpl` or `cmpl`."""
         body = f"{secrets.token_hex(11)}{n:02x}{user_hash}"
         mac = self.sign(f"{tenant}\0{body}")[:20]
         return f"{prefix}-{body}{mac}"
 
     def check(self, tenant: str, value: str, param: str) -> CompletionId:
-        """The id, verified; raises `CompletionNotFound` for one that this gateway did not make."""
+        """Verify an id. Raises `CompletionNotFound` if this gateway did not make it."""
         match = FORM.fullmatch(value)
         if match is not None:
             expected = self.sign(f"{tenant}\0{match['body']}")[:20]
             index_fits = int(match["index"] or 0) < int(match["n"], 16)
             if hmac.compare_digest(expected, match["mac"]) and index_fits:
                 return CompletionId(value=value, user_hash=match["user"])
-        raise CompletionNotFound(f"no completion {value[:100]!r} was given here", param=param)
+        raise CompletionNotFound(
+            f"no completion {value[:100]!r}: this service did not return that id", param=param
+        )
 
     def sign(self, text: str) -> str:
         return hmac.new(self.secret, text.encode(), hashlib.sha256).hexdigest()
 
 
 def user_hash_in(completion_id: str) -> str:
-    """The user's hash in an id that was checked."""
+    """Return the user's hash in an id that was checked."""
     match = FORM.fullmatch(completion_id)
     assert match is not None
     return match["user"]

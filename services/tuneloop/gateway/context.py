@@ -1,4 +1,4 @@
-"""What every handler needs: settings, ids, the bus and one channel to each service."""
+"""The parts that every handler uses: settings, ids, the bus and a channel to each service."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ from tuneloop.rpc.channel import connect
 from tuneloop.v1 import generation_pb2_grpc, learner_pb2_grpc, reward_pb2_grpc
 
 CONTROL_TIMEOUT = 5.0
-"""Seconds for calls that only ask or steer."""
+"""Seconds for calls that only read or control."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
-    """The edge's parts. It keeps no state: everything is in the services behind it."""
+    """The parts that handlers share; the data is in the services behind them."""
 
     settings: GatewaySettings
     ids: CompletionIds
@@ -29,7 +29,7 @@ class Gateway:
     reward: reward_pb2_grpc.RewardServiceStub
     learner: learner_pb2_grpc.LearnerServiceStub
     canary: CanaryReplica | None
-    """Where full weights have a replica for it."""
+    """The canary's own replica, with full weights."""
 
     async def close(self) -> None:
         """Close the channels. The caller closes the bus."""
@@ -61,6 +61,6 @@ def open_gateway(settings: GatewaySettings, bus: Bus) -> Gateway:
 
 
 def gateway_of(request: Request) -> Gateway:
-    """The parts, for a handler."""
+    """Return the parts, for a handler."""
     gateway: Gateway = request.app.state.gateway
     return gateway

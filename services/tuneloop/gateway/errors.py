@@ -1,4 +1,4 @@
-"""Errors as OpenAI spells them: `{"error": {message, type, param, code}}` and an HTTP status.
+"""Errors in OpenAI's form: `{"error": {message, type, param, code}}` and an HTTP status.
 
     NotFound
     ├── ModelNotFound           the model field names no policy         code model_not_found
@@ -12,7 +12,7 @@
     ├── RateLimitExceeded       too much in a minute                    code rate_limit_exceeded
     └── QuotaExceeded           too much in a day                       code insufficient_quota
     Conflict
-    ├── FeedbackRetracted       the id was spent on what was taken back code feedback_retracted
+    ├── FeedbackRetracted       the id is of retracted feedback         code feedback_retracted
     └── IdempotencyKeyReused    the key came with another body          code idempotency_key_reused
 
 The code is the error's `reason` in lower case. 429 and 503 carry `Retry-After`.
@@ -65,31 +65,31 @@ class FeedbackNotFound(NotFound):
 
 
 class FeedbackRetracted(Conflict):
-    """The id of feedback that was taken back."""
+    """The id of retracted feedback."""
 
     reason = "FEEDBACK_RETRACTED"
 
 
 class InvalidApiKey(Unauthenticated):
-    """A key that is not known, or was revoked."""
+    """A key that is unknown or revoked."""
 
     reason = "INVALID_API_KEY"
 
 
 class MissingScope(PermissionDenied):
-    """The key is good, but not for this."""
+    """A valid key without the scope that is needed."""
 
     reason = "MISSING_SCOPE"
 
 
 class RateLimitExceeded(Overloaded):
-    """The caller's limit for a minute is used up; not the service's."""
+    """The key's limit for a minute is used up."""
 
     reason = "RATE_LIMIT_EXCEEDED"
 
 
 class QuotaExceeded(Overloaded):
-    """The caller's quota for the day is used up."""
+    """The key's quota for the day is used up."""
 
     reason = "INSUFFICIENT_QUOTA"
 
@@ -117,7 +117,7 @@ code_of_http_status = {404: "not_found", 405: "method_not_allowed", 413: "body_t
 
 
 def status_and_type(error: TuneloopError) -> tuple[int, str]:
-    """HTTP status and OpenAI type, by the nearest class in the tree."""
+    """Return HTTP status and OpenAI type, by the nearest class in the tree."""
     for ancestor in type(error).__mro__:
         if ancestor in status_of_error:
             return status_of_error[ancestor]
@@ -125,18 +125,18 @@ def status_and_type(error: TuneloopError) -> tuple[int, str]:
 
 
 def error_body(error: TuneloopError) -> Error:
-    """The JSON body, also what a stream sends when it fails half-way."""
+    """Return the JSON body of an error, which a stream sends too if it fails."""
     _, error_type = status_and_type(error)
     return body(error.message, error_type, error.param, error.reason.lower())
 
 
 def body(message: str, error_type: str, param: str | None, code: str) -> Error:
-    """OpenAI's error form."""
+    """Return an error in OpenAI's form."""
     return {"error": {"message": message, "type": error_type, "param": param, "code": code}}
 
 
 def error_response(error: TuneloopError) -> JSONResponse:
-    """The whole HTTP response of an error."""
+    """Return the HTTP response of an error."""
     status, _ = status_and_type(error)
     headers = {}
     if status in (429, 503):
@@ -144,20 +144,20 @@ def error_response(error: TuneloopError) -> JSONResponse:
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, QuotaExceeded | IdempotencyKeyReused):
-        # OpenAI's clients try again on 429 and 409 unless told that it is of no use.
+        # OpenAI's clients retry 429 and 409 unless this header says not to.
         headers["x-should-retry"] = "false"
     return JSONResponse(error_body(error), status_code=status, headers=headers)
 
 
 def http_error_response(error: HTTPException) -> JSONResponse:
-    """The whole HTTP response of an error of the framework's."""
+    """Return the HTTP response of an error of the framework."""
     code = code_of_http_status.get(error.status_code, "invalid_request")
     content = body(str(error.detail), "invalid_request_error", None, code)
     return JSONResponse(content, status_code=error.status_code, headers=error.headers)
 
 
 def invalid_request(problems: Sequence[Any]) -> InvalidRequest:
-    """The first of pydantic's problems, naming the parameter as the caller wrote it."""
+    """Return the first of pydantic's errors, with the parameter as the caller wrote it."""
     problem = problems[0]
     if problem["type"] == "json_invalid":
         detail = problem.get("ctx", {}).get("error", "not JSON")
@@ -171,7 +171,7 @@ def invalid_request(problems: Sequence[Any]) -> InvalidRequest:
 
 
 def dotted(path: Sequence[str | int]) -> str | None:
-    """`("messages", 0, "role")` as `messages[0].role`; None for the body as a whole."""
+    """Return `("messages", 0, "role")` as `messages[0].role`, or None for the whole body."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
@@ -179,7 +179,7 @@ def dotted(path: Sequence[str | int]) -> str | None:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer every failure in OpenAI's form."""
+    """Make the application answer every error in OpenAI's form."""
 
     async def known(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, TuneloopError)
@@ -196,10 +196,10 @@ def install_error_handlers(app: FastAPI) -> None:
         return http_error_response(error)
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        # Starlette raises the error again after this answer, so that the server logs the traceback.
+        # Starlette raises the error again after this response, so the server logs the traceback.
         logger.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__)
         content = body(
-            "something went wrong here; the log says what", "server_error", None, "internal"
+            "the gateway failed; its log has the reason", "server_error", None, "internal"
         )
         return JSONResponse(content, status_code=500)
 

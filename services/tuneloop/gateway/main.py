@@ -23,7 +23,7 @@ def main() -> None:
     app = create_app(settings)
 
     class Server(uvicorn.Server):
-        """Ends the streams that have no end, so that draining waits for answers alone."""
+        """Ends the event streams, so that draining waits for answers only."""
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             app.state.feed.close()
@@ -42,12 +42,12 @@ def main() -> None:
         backlog=2048,
     )
     logger.info("serving on http://%s:%d", settings.host, settings.port)
-    # uvicorn drains on a signal and then raises it once more: the end asked for is no failure.
+    # uvicorn drains on a signal and then raises it again: a requested stop is not a failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, leave)
-    # What is loaded now stays: looking through it again and again would hold the streams up.
+    # What is loaded now stays: scanning it in every collection would delay the streams.
     gc.freeze()
-    # Requests make many objects and few circles of them: look for those less often.
+    # Requests create many objects and few cycles: collect them less often.
     gc.set_threshold(10_000, 10, 10)
     Server(config).run()
 

@@ -6,7 +6,7 @@ from tuneloop.telemetry import LATENCY_BUCKETS
 
 http_requests = Counter(
     "tuneloop_gateway_http_requests_total",
-    "HTTP requests answered, by route, method and status; 499 is a client that went away.",
+    "HTTP requests answered, by route, method and status; 499 is a client that disconnected.",
     ["route", "method", "status"],
 )
 http_request_seconds = Histogram(

@@ -7,7 +7,7 @@ from pydantic import AfterValidator
 
 
 def unicode(value: str) -> str:
-    """`value`; raises `ValueError` where it is not valid Unicode."""
+    """Return `value`; raises `ValueError` if it is not valid Unicode."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -16,7 +16,7 @@ def unicode(value: str) -> str:
 
 
 def json_text(value: object) -> str:
-    """`value` as JSON; raises `ValueError` where protobuf or a reader could not take it."""
+    """Return `value` as JSON; raises `ValueError` if protobuf or a reader could not take it."""
     try:
         return unicode(json.dumps(value, ensure_ascii=False, allow_nan=False))
     except RecursionError:

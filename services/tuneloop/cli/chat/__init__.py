@@ -1,1 +1,1 @@
-"""`tuneloop chat`: the conversation and the screens it takes place on."""
+"""`tuneloop chat`: a conversation in the terminal."""

@@ -1,4 +1,4 @@
-"""`tuneloop chat`: ask once, or talk and press thumbs."""
+"""`tuneloop chat`: one question, or a conversation with feedback."""
 
 import getpass
 import sys
@@ -37,13 +37,14 @@ def chat(
         bool, typer.Option("--train/--no-train", help="Whether the answers may be learned from.")
     ] = True,
     user: Annotated[
-        str | None, typer.Option(help="Who asks and judges.", show_default="cli- and your login")
+        str | None,
+        typer.Option(help="User for questions and feedback.", show_default="cli- and your login"),
     ] = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Chat with the service; thumbs, edits and comparisons in a conversation teach it."""
+    """Chat with the service; it learns from thumbs, edits and comparisons."""
     options: ChatOptions = {"model": model, "train": train}
     if max_tokens is not None:
         options["max_tokens"] = max_tokens
@@ -66,7 +67,7 @@ def chat(
 
 
 def once(client: "Client", question: str, options: "ChatOptions", *, as_json: bool) -> None:
-    """One question, one answer."""
+    """Ask one question and print the answer."""
     if as_json:
         print_json(document(client.chat(question, **options)))
         return
@@ -77,7 +78,7 @@ def once(client: "Client", question: str, options: "ChatOptions", *, as_json: bo
 
 
 def document(completion: "Completion") -> dict[str, object]:
-    """An answer for programs."""
+    """Return an answer as JSON."""
     usage = completion.usage
     return {
         "id": completion.id,
@@ -89,7 +90,7 @@ def document(completion: "Completion") -> dict[str, object]:
 
 
 def suitable_screen() -> "Screen":
-    """A rich one for people, a plain one for pipes."""
+    """Return a rich screen for a terminal, a plain one for pipes."""
     from tuneloop.cli.chat.screens import PlainScreen
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):

@@ -1,4 +1,4 @@
-"""A conversation on a screen: its turns, and the feedback on them."""
+"""A conversation on a screen: its turns and the feedback on them."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,19 +15,19 @@ HELP = """\
 /up, +            the last answer is good
 /down, -          the last answer is bad
 /rate NUMBER      give it a number; larger is better
-/edit [TEXT]      what it should have been; without a text you change the answer
-/comment TEXT     a remark on it
+/edit [TEXT]      a better answer; without a text you edit the last one
+/comment TEXT     comment on it
 /compare [N]      a second answer, from version N if you name one: which is better?
-/again            ask the same again
-/undo             take your last feedback back
-/new              start afresh
+/again            another answer to the same question
+/undo             retract your last feedback
+/new              start a new conversation
 /quit             end"""
-STORED = "Stored. The next version learns from it."
+STORED = "Stored: the next version learns from it."
 NOTHING = "There is no answer to judge yet."
 
 
 class Conversation:
-    """Turns so far, the answer that feedback would judge, and the feedback that can be undone."""
+    """The turns so far, the last answer, and the feedback that can be undone."""
 
     def __init__(self, client: "Client", options: "ChatOptions", screen: "Screen") -> None:
         self.client = client
@@ -39,7 +39,7 @@ class Conversation:
         self.given: list[Receipt] = []
 
     def run(self) -> None:
-        """Take lines until the user has had enough."""
+        """Read lines until the user quits."""
         while True:
             try:
                 line = self.screen.line(judging=self.last is not None).strip()
@@ -53,7 +53,7 @@ class Conversation:
                 self.screen.note(error.message)
 
     def take(self, line: str) -> None:
-        """One line: a command or a question."""
+        """Handle one line: a command or a question."""
         name, _, rest = line.partition(" ")
         if name.startswith("/"):
             commands.get(name, commands["/help"])(self, rest.strip())
@@ -63,7 +63,7 @@ class Conversation:
                 self.messages.pop()
 
     def ask(self) -> bool:
-        """Show the answer to the messages as it comes, and remember it; False: there was none."""
+        """Show the answer as it streams, and keep it; return False if there is none."""
         completion = self.answered()
         if completion is None:
             return False
@@ -77,7 +77,7 @@ class Conversation:
         return True
 
     def answered(self) -> "Completion | None":
-        """The answer, or as much of it as there was when the user stopped it or it failed."""
+        """Stream the answer and return it, or its part if the user stops it or it fails."""
         with self.client.stream(self.messages, **self.options) as stream:
             try:
                 self.screen.show(stream)
@@ -86,11 +86,11 @@ class Conversation:
                 self.screen.note("stopped" if stopped else str(reason))
             try:
                 return stream.completion
-            except TuneloopError:  # not even a first piece
+            except TuneloopError:  # there was no first piece
                 return None
 
     def judge(self, feedback: Callable[["Completion"], "Receipt"]) -> None:
-        """Feedback on the last answer."""
+        """Give feedback on the last answer."""
         if self.last is None:
             self.screen.note(NOTHING)
             return
@@ -98,42 +98,42 @@ class Conversation:
         self.screen.note(STORED)
 
     def rate(self, number: str) -> None:
-        """`/rate 0.8`."""
+        """Handle `/rate 0.8`."""
         try:
             value = float(number)
         except ValueError:
-            self.screen.note("a number, please: /rate 0.8")
+            self.screen.note("/rate needs a number: /rate 0.8")
             return
         self.judge(lambda answer: answer.rate(value))
 
     def comment(self, text: str) -> None:
-        """`/comment too long`."""
+        """Handle `/comment too long`."""
         if not text:
-            self.screen.note("some words, please: /comment too long")
+            self.screen.note("/comment needs a text: /comment too long")
             return
         self.judge(lambda answer: answer.comment(text))
 
     def edit(self, text: str) -> None:
-        """The better answer, with which the conversation goes on."""
+        """Give a better answer, with which the conversation continues."""
         if self.last is None:
             self.screen.note(NOTHING)
             return
         better = text or self.screen.edited(self.last.text)
         if better is None:
-            self.screen.note("left as it was")
+            self.screen.note("not changed")
             return
         self.judge(lambda answer: answer.edit(better))
         self.messages[-1] = {"role": "assistant", "content": better}
 
     def compare(self, version: str) -> None:
-        """A second answer beside the first; the better one stays in the conversation."""
+        """Show a second answer; the better one stays in the conversation."""
         if self.last is None:
             self.screen.note(NOTHING)
             return
         options = self.options.copy()
         if version:
             if not version.isdecimal():
-                self.screen.note("the number of a version, please: /compare 3")
+                self.screen.note("/compare takes the number of a version: /compare 3")
                 return
             options["policy_version"] = int(version)
         first = self.last
@@ -151,16 +151,16 @@ class Conversation:
         self.last, self.messages[-1] = better, better.message
 
     def again(self) -> None:
-        """Another answer in place of the last."""
+        """Replace the last answer with another."""
         if self.last is None:
-            self.screen.note("There is nothing to ask again yet.")
+            self.screen.note("There is no question to ask again yet.")
             return
         kept = self.messages.pop()
         if not self.ask():
             self.messages.append(kept)
 
     def undo(self) -> None:
-        """Retract the feedback given last."""
+        """Retract the last feedback."""
         if not self.given:
             self.screen.note("There is no feedback to take back.")
             return
@@ -169,7 +169,7 @@ class Conversation:
         self.screen.note("Taken back.")
 
     def forget(self) -> None:
-        """A new conversation."""
+        """Start a new conversation."""
         self.messages.clear()
         self.last = None
 
@@ -186,4 +186,4 @@ commands: Mapping[str, Callable[[Conversation, str], None]] = {
     "/new": lambda talk, _: talk.forget(),
     "/help": lambda talk, _: talk.screen.note(HELP),
 }
-"""What a line that begins with a slash does; an unknown one shows the help."""
+"""The commands that start with a slash; an unknown one shows the help."""

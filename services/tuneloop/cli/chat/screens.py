@@ -1,4 +1,4 @@
-"""Where a conversation takes place: what it needs of a terminal, and the plainest one."""
+"""The screen of a conversation: its interface, and a plain one for pipes."""
 
 import sys
 from collections.abc import Mapping
@@ -14,56 +14,56 @@ class Screen(Protocol):
     """Reads lines and keys, shows answers."""
 
     def line(self, *, judging: bool) -> str:
-        """The next line of the user's; with `judging` one key may stand for a thumb.
+        """Read the user's next line; with `judging` one key may be a thumb.
 
-        Raises `EOFError` and `KeyboardInterrupt` where the user has had enough.
+        Raises `EOFError` or `KeyboardInterrupt` if the user quits.
         """
 
     def edited(self, text: str) -> str | None:
-        """`text` after the user changed it; None where it was left alone."""
+        """Return `text` as the user edited it, or None if it is unchanged."""
 
     def choice(self, question: str, keys: Mapping[str, str]) -> str:
-        """One of `keys`, which have meanings; the last where the user will not choose."""
+        """Return one of `keys`, given with their meanings; the last if the user does not choose."""
 
     def show(self, stream: "Stream") -> None:
-        """The answer as it comes."""
+        """Show the answer as it streams."""
 
     def show_both(self, first: "Choice[Receipt]", second: "Choice[Receipt]") -> None:
-        """Two answers to one question."""
+        """Show two answers to one question."""
 
     def note(self, text: str) -> None:
-        """A remark of the program's."""
+        """Show a message of the program."""
 
 
 class PlainScreen:
     """Lines in, text out; notes go to standard error."""
 
     def line(self, *, judging: bool) -> str:
-        """The next line of standard input."""
+        """Read the next line of standard input."""
         return input()
 
     def edited(self, text: str) -> str | None:
-        """The next line, where it is not empty."""
+        """Return the next line, if it is not empty."""
         return input().strip() or None
 
     def choice(self, question: str, keys: Mapping[str, str]) -> str:
-        """The next line, where it is one of the keys."""
+        """Return the next line, if it is one of the keys."""
         self.note(question + " " + ", ".join(f"{key}: {name}" for key, name in keys.items()))
         given = input().strip()
         return given if given in keys else list(keys)[-1]
 
     def show(self, stream: "Stream") -> None:
-        """The pieces as they come."""
+        """Print the pieces as they arrive."""
         for piece in stream:
             sys.stdout.write(piece.text)
             sys.stdout.flush()
         typer.echo()
 
     def show_both(self, first: "Choice[Receipt]", second: "Choice[Receipt]") -> None:
-        """One after the other."""
+        """Print one after the other."""
         for number, answer in enumerate((first, second), start=1):
             typer.echo(f"{number} (version {answer.policy_version}): {answer.text}")
 
     def note(self, text: str) -> None:
-        """On standard error."""
+        """Print to standard error."""
         typer.secho(text, dim=True, err=True)

@@ -53,7 +53,7 @@ class TerminalScreen:
         )
 
     def thumb_keys(self) -> KeyBindings:
-        """A thumb is one key, on an empty line after an answer."""
+        """Return key bindings: one key is a thumb, on an empty line after an answer."""
         bindings = KeyBindings()
         judging = Condition(lambda: self.judging and not get_app().current_buffer.text)
         for key in THUMB_OF_KEY:
@@ -65,13 +65,13 @@ class TerminalScreen:
         return bindings
 
     def line(self, *, judging: bool) -> str:
-        """A line, edited with the usual keys; earlier ones are in the history."""
+        """Read a line, with the usual editing keys and a history."""
         self.judging = judging
         hint = FormattedText([("fg:ansibrightblack", JUDGING if judging else TALKING)])
         return self.session.prompt("> ", placeholder=hint)
 
     def edited(self, text: str) -> str | None:
-        """The text in an editor of some lines."""
+        """Let the user edit the text in several lines."""
         self.note("make it better; Alt-Enter (or Esc, Enter) sends it, Ctrl-C leaves it")
         editor: PromptSession[str] = PromptSession(input=self.input, output=self.output)
         try:
@@ -81,7 +81,7 @@ class TerminalScreen:
         return better if better.strip() and better != text else None
 
     def choice(self, question: str, keys: Mapping[str, str]) -> str:
-        """One key."""
+        """Read one key."""
         bindings = KeyBindings()
 
         @bindings.add("<any>")
@@ -99,7 +99,7 @@ class TerminalScreen:
         return asking.prompt(f"{question} {meanings} ", key_bindings=bindings)
 
     def show(self, stream: "Stream") -> None:
-        """The text as it comes, as much as the screen holds; then all of it as markdown."""
+        """Show the text as it streams, as much as fits; then all of it as Markdown."""
         text = ""
         try:
             with Live(console=self.console, transient=True, refresh_per_second=12) as live:
@@ -110,12 +110,12 @@ class TerminalScreen:
             self.console.print(Markdown(text))
 
     def tail(self, text: str) -> Group:
-        """The last lines, so that what is written over never scrolls away."""
+        """Return the last lines, so that what is overwritten never scrolls away."""
         lines = Text(text).wrap(self.console, self.console.width)
         return Group(*lines[-max(1, self.console.height - 2) :])
 
     def show_both(self, first: "Choice[Receipt]", second: "Choice[Receipt]") -> None:
-        """Side by side."""
+        """Show both side by side."""
         panels = [
             Panel(
                 Markdown(printable(answer.text)),
@@ -127,5 +127,5 @@ class TerminalScreen:
         self.console.print(Columns(panels))
 
     def note(self, text: str) -> None:
-        """A dim line."""
+        """Print a dim line."""
         self.console.print(Text(printable(text), style="dim"))

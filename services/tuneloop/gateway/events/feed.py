@@ -1,13 +1,13 @@
 """`GET /v1/events`: what the service does, live, as server-sent events.
 
-One poller asks the services for all listeners together, and only while somebody listens. An event
+One poller asks the services for all listeners together, and only while there are any. An event
 is the whole of what it names and is sent when that has changed, so that a listener who is slow or
 comes late misses nothing that still holds:
 
-* `learner`: as `GET /v1/learner`; null while the learner is away
-* `policies`: as `GET /v1/policies`; null while nobody knows
-* `feedback`: the latest, as `GET /v1/feedback`; null while the learner is away
-* `steps`: loss and KL of the last optimizer steps; null while the bus is away
+* `learner`: as `GET /v1/learner`; null while the learner does not answer
+* `policies`: as `GET /v1/policies`; null while no service answers
+* `feedback`: the latest, as `GET /v1/feedback`; null while the learner does not answer
+* `steps`: loss and KL of the last optimizer steps; null while the bus does not answer
 * `throughput`: of this gateway
 """
 
@@ -46,7 +46,7 @@ class StepHistory:
         self._steps: list[dict[str, Any]] = []
 
     async def latest(self) -> dict[str, Any]:
-        """The steps, oldest first; raises `Unavailable` while the bus is away."""
+        """Return the steps, oldest first. Raises `Unavailable` while the bus does not answer."""
         newest = await self._bus.last(self._subject)
         if newest is None:
             self._steps = []
@@ -106,13 +106,13 @@ class Feed:
         self._polling: list[asyncio.Task[None]] = []
 
     async def listen(self, heartbeat_seconds: float) -> AsyncGenerator[bytes]:
-        """Every event now, then each as it changes, and comments while nothing does."""
+        """Yield every event now, then each as it changes, and comments in between."""
         self.listeners += 1
         if self.listeners == 1:
             self._start()
         seen = 0
         try:
-            # At once, so that the listener knows that it is heard.
+            # At once, so that the listener knows that it is connected.
             yield HEARTBEAT
             while not self.closed:
                 change = self._change
@@ -132,13 +132,13 @@ class Feed:
                 self._stop()
 
     def close(self) -> None:
-        """End every listener's stream: a server that drains would wait for them."""
+        """End every listener's stream, which a server that drains would wait for."""
         self.closed = True
         self._stop()
         self._notify()
 
     def _start(self) -> None:
-        # What was known when the last listener left may be long past.
+        # The events of the last listener's time may be old.
         self._latest.clear()
         self._polling = [
             asyncio.create_task(self._poll(name, source)) for name, source in self.sources.items()
@@ -156,8 +156,8 @@ class Feed:
             except TuneloopError:
                 document = None
             except Exception:
-                # One broken answer must not end the others' news.
-                logger.exception("%s cannot be told to listeners", name)
+                # One failing source must not stop the others.
+                logger.exception("the event %s could not be made", name)
                 document = None
             self._tell(name, document)
             await asyncio.sleep(INTERVAL)
@@ -176,7 +176,7 @@ class Feed:
 
 
 class PolicyChanges:
-    """What serves, asked every time, with the versions, asked when that changes or now and then."""
+    """The serving version, read every time, and the list of versions, read when that changes."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -184,7 +184,7 @@ class PolicyChanges:
         self._due = 0.0
 
     async def latest(self) -> PolicyList:
-        """As `GET /v1/policies`; raises `Unavailable` where nothing is known."""
+        """Return the document of `GET /v1/policies`. Raises `Unavailable` if no service answers."""
         now = asyncio.get_running_loop().time()
         if self._document and self._document["data"] is not None and now < self._due:
             with suppress(TuneloopError):
@@ -206,9 +206,9 @@ class EventsResponse(StreamingResponse):
     response_class=EventsResponse,
 )
 async def listen(request: Request) -> EventsResponse:
-    """What the service does, live: events `learner`, `policies`, `feedback`, `steps`, `throughput`.
+    """Stream live events: `learner`, `policies`, `feedback`, `steps`, `throughput`.
 
-    The stream has no end.
+    The stream does not end.
     """
     feed: Feed = request.app.state.feed
     heartbeat_seconds: float = request.app.state.gateway.settings.heartbeat_seconds

@@ -1,4 +1,4 @@
-"""How much the gateway does: rates over the last seconds, from its own counters."""
+"""The gateway's throughput: rates over the last seconds, from its own counters."""
 
 import time
 from collections import deque
@@ -34,7 +34,7 @@ class Throughput:
         self._readings: deque[Reading] = deque()
 
     async def latest(self) -> ThroughputDocument:
-        """The rates since the oldest reading within the window."""
+        """Return the rates since the oldest reading in the window."""
         now = Reading(
             time=self._clock(),
             tokens=total(metrics.completion_tokens),
@@ -42,11 +42,11 @@ class Throughput:
         )
         readings = self._readings
         readings.append(now)
-        # One older than the window stays: it is where the window begins.
+        # One reading older than the window stays: the window starts there.
         while len(readings) > 2 and readings[1].time <= now.time - WINDOW_SECONDS:
             readings.popleft()
         if readings[0].time < now.time - 2 * WINDOW_SECONDS:
-            # Nobody listened for a while: a mean over that time would say nothing about now.
+            # There was no listener for a while: a mean over that time is not the current rate.
             readings.clear()
             readings.append(now)
         seconds = now.time - readings[0].time
@@ -67,7 +67,7 @@ def gauge(metric: Gauge) -> float:
 
 
 def total(counter: Counter, routes: tuple[str, ...] = ()) -> float:
-    """A counter over all its labels, or over the routes named."""
+    """Return the sum of a counter over all its labels, or over some routes."""
     return sum(
         sample.value
         for metric in counter.collect()

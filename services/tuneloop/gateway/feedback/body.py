@@ -1,6 +1,6 @@
-"""The body of feedback: what each kind takes, and the event it becomes.
+"""The body of feedback: the fields of each kind, and the event it becomes.
 
-Completion ids are checked by their signature alone, so feedback may come before its rollout is in
+Completion ids are checked by their signature only, so feedback may arrive before its rollout is in
 the ledger, or days later.
 """
 
@@ -59,7 +59,7 @@ Comparisons and rankings may repeat one of their completions as `completion_id`.
 
 
 class FeedbackRequest(BaseModel):
-    """The body. Fields that belong to another kind, and unknown ones, are refused by name."""
+    """The body. Unknown fields, and those of another kind, are refused by name."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -85,7 +85,7 @@ class FeedbackRequest(BaseModel):
     @field_validator("value")
     @classmethod
     def value_of_kind(cls, value: Any, info: ValidationInfo) -> Any:
-        """`up` or `down` for a thumb, a number for a rating."""
+        """Check that a thumb is `up` or `down` and a rating is a number."""
         kind = info.data.get("kind")
         if kind is FeedbackKind.THUMB and value not in (None, "up", "down"):
             raise ValueError("must be 'up' or 'down'")
@@ -109,7 +109,7 @@ def check_fields(body: FeedbackRequest) -> None:
 
 
 def check_ids(gateway: Gateway, name: str, ids: list[str], least: int) -> tuple[str, ...]:
-    """The ids, each one ours and none twice."""
+    """Return the ids, after checking that each is valid and none is repeated."""
     if not least <= len(ids) <= MAX_COMPLETIONS:
         raise InvalidRequest(f"{name}: {least} to {MAX_COMPLETIONS} completions", param=name)
     if len(set(ids)) < len(ids):
@@ -120,7 +120,7 @@ def check_ids(gateway: Gateway, name: str, ids: list[str], least: int) -> tuple[
 
 
 def judgement_of(gateway: Gateway, body: FeedbackRequest) -> Judgement:
-    """The judgement, with every completion id checked."""
+    """Return the judgement, after checking every completion id."""
     match body.kind:
         case FeedbackKind.THUMB:
             return Thumb(up=body.value == "up")
@@ -141,7 +141,7 @@ def judgement_of(gateway: Gateway, body: FeedbackRequest) -> Judgement:
 
 
 def feedback_of(gateway: Gateway, body: FeedbackRequest, accepted_time: datetime) -> Feedback:
-    """The event of a body; raises `InvalidRequest` and `CompletionNotFound`."""
+    """Return the event of a body. Raises `InvalidRequest` and `CompletionNotFound`."""
     check_fields(body)
     feedback_id = subjects.token(body.id, "id") if body.id is not None else new_id()
     settings = gateway.settings
@@ -174,12 +174,12 @@ def feedback_of(gateway: Gateway, body: FeedbackRequest, accepted_time: datetime
 
 
 def new_id() -> str:
-    """An id for feedback whose sender chose none."""
+    """Return an id for feedback that came without one."""
     return f"fb-{secrets.token_hex(12)}"
 
 
 def judgement_document(judgement: Judgement) -> JudgementDocument:
-    """A judgement with the names of the body's fields."""
+    """Return a judgement with the names of the body's fields."""
     match judgement:
         case Thumb(up=up):
             return {"value": "up" if up else "down"}

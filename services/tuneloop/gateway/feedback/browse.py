@@ -1,4 +1,4 @@
-"""`GET /v1/feedback`: what the ledger has, with the prompts and the answers it is about."""
+"""`GET /v1/feedback`: the feedback in the ledger, with the prompts and answers it is about."""
 
 from typing import Annotated, Literal
 
@@ -33,7 +33,7 @@ async def list_feedback(
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     before: Annotated[str, Query(max_length=200)] = "",
 ) -> FeedbackPage:
-    """Feedback in the ledger, newest first; `next` of one page is `before` of the following."""
+    """List the feedback in the ledger, newest first; `next` of a page is `before` of the next."""
     gateway = gateway_of(request)
     if user is not None:
         user_hash = gateway.ids.user_hash(gateway.settings.tenant, user)
@@ -52,7 +52,7 @@ async def list_feedback(
 async def feedback_page(
     gateway: Gateway, question: learner_pb2.ListFeedbackRequest
 ) -> FeedbackPage:
-    """A page of the list; raises `Unavailable` while the learner is away."""
+    """Return a page of the list. Raises `Unavailable` while the learner does not answer."""
     answer: learner_pb2.ListFeedbackResponse = await reply_of(
         gateway.learner.ListFeedback(question, timeout=CONTROL_TIMEOUT)
     )
@@ -64,7 +64,7 @@ async def feedback_page(
 
 
 def feedback_item(item: learner_pb2.RecordedFeedback) -> FeedbackItem:
-    """Feedback with what it is about; null where the rollout is not known."""
+    """Return feedback with what it is about; null if the rollout is not known."""
     feedback = wire.feedback_from_proto(item.feedback)
     by_id = {c.completion_id: c for c in item.completions}
     about = by_id.get(feedback.completion_id)
@@ -94,7 +94,7 @@ def feedback_item(item: learner_pb2.RecordedFeedback) -> FeedbackItem:
 
 
 def version_of(completion: learner_pb2.JudgedCompletion | None) -> int | None:
-    """Which version answered; None where none did (imported text) or that is not known."""
+    """Return the version that answered; None for imported text, or if it is not known."""
     if completion is None or completion.policy_version < 0:
         return None
     return completion.policy_version

@@ -1,4 +1,4 @@
-"""`/v1/feedback`: what users say of completions, stored before it is acknowledged.
+"""`/v1/feedback`: feedback on completions, stored before it is acknowledged.
 
 An id chosen by the client makes the call safe to repeat: the same body gives the same answer,
 another body 409.
@@ -37,7 +37,7 @@ router = APIRouter(tags=["feedback"])
 
 MAX_BATCH = 1000
 AT_ONCE = 64
-"""Events of a batch on their way to the bus."""
+"""Events of a batch that are published at the same time."""
 ACCEPTED = 202
 MULTI_STATUS = 207
 
@@ -50,7 +50,7 @@ class FeedbackBatch(BaseModel):
     )
 
     feedback: list[Any] = Field(min_length=1, max_length=MAX_BATCH)
-    """Each as for `POST /v1/feedback`; one that is refused leaves the others be."""
+    """Each as for `POST /v1/feedback`; refusing one does not affect the others."""
 
 
 @router.post("/v1/feedback", status_code=ACCEPTED, response_model=FeedbackAccepted)
@@ -83,7 +83,7 @@ async def give_feedback_batch(batch: FeedbackBatch, request: Request) -> JSONRes
 
 @router.get("/v1/feedback/{feedback_id}")
 async def get_feedback(feedback_id: str, request: Request) -> Feedback:
-    """Feedback as it was accepted, and whether it was retracted."""
+    """Return feedback as it was accepted, and whether it was retracted."""
     found = await store.find(gateway_of(request).bus, feedback_id)
     feedback = found.feedback
     return {
@@ -99,7 +99,7 @@ async def get_feedback(feedback_id: str, request: Request) -> Feedback:
 
 @router.delete("/v1/feedback/{feedback_id}")
 async def retract_feedback(feedback_id: str, request: Request) -> FeedbackRetracted:
-    """Retract feedback: nothing learns from it from now on, and its id is spent."""
+    """Retract feedback: no later batch learns from it, and its id cannot be used again."""
     if await store.retract(gateway_of(request).bus, feedback_id):
         metrics.feedback_retracted.inc()
     return {"id": feedback_id, "status": "retracted"}
@@ -108,7 +108,7 @@ async def retract_feedback(feedback_id: str, request: Request) -> FeedbackRetrac
 async def accept(
     gateway: Gateway, body: FeedbackRequest, now: datetime, *, public: bool = False
 ) -> FeedbackAccepted:
-    """Store one body, which may come from somebody without a key; its acknowledgement.
+    """Store one body, and return its acknowledgement; `public` means without a key.
 
     Raises `TuneloopError`.
     """
@@ -127,7 +127,7 @@ async def accept(
 async def accept_all(
     gateway: Gateway, bodies: Sequence[Any]
 ) -> list[FeedbackAccepted | TuneloopError]:
-    """Store many bodies; in their order, each one's acknowledgement or its error."""
+    """Store many bodies; return the acknowledgement or the error of each, in order."""
     now = datetime.now(UTC)
     turns = asyncio.Semaphore(AT_ONCE)
     earlier: dict[str, asyncio.Task[Any]] = {}
@@ -145,7 +145,7 @@ async def accept_all(
 
     tasks = []
     for number, body in enumerate(bodies):
-        # A later verdict of a batch is the later verdict; and of one id the first is stored.
+        # In a batch the later entry is the later judgement; of one id the first is stored.
         when = now + timedelta(microseconds=number)
         feedback_id = str(body.get("id")) if isinstance(body, dict) and "id" in body else None
         after = None if feedback_id is None else earlier.get(feedback_id)
@@ -157,7 +157,7 @@ async def accept_all(
 
 
 def parsed(body: Any) -> FeedbackRequest:
-    """An entry of a batch; raises `InvalidRequest`."""
+    """Return the body of a batch's entry. Raises `InvalidRequest`."""
     try:
         return FeedbackRequest.model_validate(body)
     except ValidationError as error:
@@ -165,5 +165,5 @@ def parsed(body: Any) -> FeedbackRequest:
 
 
 def refusal(error: TuneloopError) -> FeedbackRefused:
-    """An entry of a batch's answer."""
+    """Return the entry of a batch's answer for an error."""
     return {**error_body(error), "status_code": status_and_type(error)[0]}

@@ -25,10 +25,10 @@ class StoredFeedback:
 
 
 async def store(bus: Bus, feedback: Feedback, *, chosen_by_client: bool) -> bool:
-    """Store the event durably; False when this very feedback was stored before.
+    """Store the event durably; return False if the same feedback was stored before.
 
-    Raises `Conflict` when its id holds other feedback, `FeedbackRetracted` when what it held was
-    taken back, `Unavailable` when the bus is down.
+    Raises `Conflict` if its id has other feedback, `FeedbackRetracted` if that was retracted,
+    `Unavailable` if the bus is down.
     """
     subject = subjects.feedback(
         feedback.policy, feedback.kind.value, feedback.user_hash, feedback.feedback_id
@@ -57,7 +57,7 @@ async def _store(bus: Bus, subject: str, feedback: Feedback, *, chosen_by_client
 
 
 def is_the_same(feedback: Feedback, stored: StoredEvent | None) -> bool:
-    """Whether the stored event is this feedback; raises `FeedbackRetracted`."""
+    """Return whether the stored event is this feedback. Raises `FeedbackRetracted`."""
     if stored is None:
         return False
     if subjects.is_retraction(stored.subject):
@@ -69,7 +69,7 @@ def is_the_same(feedback: Feedback, stored: StoredEvent | None) -> bool:
 
 
 async def find(bus: Bus, feedback_id: str) -> StoredFeedback:
-    """The feedback with an id; raises `FeedbackNotFound`."""
+    """Return the feedback with an id. Raises `FeedbackNotFound`."""
     stored = await bus.last(subjects.feedback_with_id(feedback_id))
     status = FeedbackStatus.ACCEPTED
     if stored is not None and subjects.is_retraction(stored.subject):
@@ -83,7 +83,7 @@ async def find(bus: Bus, feedback_id: str) -> StoredFeedback:
 
 
 async def retract(bus: Bus, feedback_id: str) -> bool:
-    """Take feedback back, durably; False when it was before. Raises `FeedbackNotFound`."""
+    """Retract feedback durably; return False if it already was. Raises `FeedbackNotFound`."""
     found = await find(bus, feedback_id)
     if found.status is FeedbackStatus.RETRACTED:
         return False

@@ -1,4 +1,4 @@
-"""The keys as the gateway sees them: looked up by hash, read again when their file changes."""
+"""The gateway's keys: looked up by hash, reloaded when their file changes."""
 
 import logging
 import time
@@ -15,11 +15,11 @@ from tuneloop.gateway.keys.store import ApiKey, KeyFile, hash_key
 logger = logging.getLogger("tuneloop.gateway")
 
 LOOK_SECONDS = 1.0
-"""A key made or revoked counts after at most so long: a look is one `stat`."""
+"""How long a new or revoked key takes to count; a check is one `stat`."""
 
 
 class KeyRing:
-    """The key of the environment and those of the file, with what each has left."""
+    """The key of the environment and those of the file, with their meters."""
 
     def __init__(
         self, api_key: str | None, path: Path | None, clock: Callable[[], float] = time.monotonic
@@ -38,17 +38,17 @@ class KeyRing:
 
     @property
     def empty(self) -> bool:
-        """Whether no key was ever made; revoked ones count, lest revoking the last opens all."""
+        """Whether no key was ever created; revoked keys count, so that revoking opens nothing."""
         self.look()
         return not self._by_hash
 
     def find(self, given: str) -> ApiKey | None:
-        """The key, revoked or not, or None."""
+        """Return the key, which may be revoked, or None."""
         self.look()
         return self._by_hash.get(hash_key(given))
 
     def meter(self, key: ApiKey) -> Meter | None:
-        """What a key has left; None where it has no limits."""
+        """Return the meter of a key, or None if it has no limits."""
         if not limited(key.limits):
             return None
         known = self._meters.get(key.id)
@@ -59,7 +59,7 @@ class KeyRing:
         return known
 
     def look(self) -> None:
-        """Read the file again if it is another one now."""
+        """Reload the file if it has changed."""
         now = self.clock()
         if self.file is None or now - self._looked < LOOK_SECONDS:
             return
@@ -71,8 +71,8 @@ class KeyRing:
         try:
             keys = self.file.read()
         except CorruptData as error:
-            # What was revoked before stays revoked, and nobody is locked out by a slip.
-            logger.error("%s; the keys that were read before go on", error.message)
+            # Keep the keys: revoked ones stay revoked, and a typing error locks nobody out.
+            logger.error("%s; the keys read before stay in use", error.message)
             return
         self._by_hash = {key.sha256: key for key in keys} | self._of_environment
         for key in keys:
@@ -81,7 +81,7 @@ class KeyRing:
 
 
 def identity(path: Path) -> object:
-    """What changes when the file is replaced; None where there is none."""
+    """Return a value that changes when the file is replaced; None if there is none."""
     try:
         status = path.stat()
     except OSError:
@@ -90,7 +90,7 @@ def identity(path: Path) -> object:
 
 
 def environment_key(api_key: str) -> ApiKey:
-    """`TUNELOOP_API_KEY` as a key: it may do everything."""
+    """Return `TUNELOOP_API_KEY` as a key with every scope."""
     return ApiKey(
         id="environment",
         name="TUNELOOP_API_KEY",

@@ -1,14 +1,14 @@
-"""What an API key may be used for: no pydantic, so that `tuneloop keys --help` needs none."""
+"""Scopes of API keys; without pydantic, so that `tuneloop keys --help` does not need it."""
 
 from enum import StrEnum
 
 
 class Scope(StrEnum):
-    """What a key is good for."""
+    """A scope of a key."""
 
     INFER = "infer"
-    """Ask for completions and scores, list models."""
+    """Request completions and scores, and list models."""
     FEEDBACK = "feedback"
-    """Give, read and retract feedback by its id."""
+    """Give feedback; read and retract it by its id."""
     ADMIN = "admin"
-    """Everything, what the others may do included."""
+    """Everything, including the other scopes."""

@@ -1,11 +1,11 @@
 """API keys: what one is, and the file that holds them.
 
 A key is `tl-` and 256 random bits; the file has its SHA-256 and never the key. A plain hash is
-enough: nobody can try 2^256 keys, and salt or a slow hash only help where people choose secrets.
+enough: 2^256 keys cannot be tried, and salt or a slow hash only helps if people choose secrets.
 A look-up by hash tells nothing through its time either, as a caller cannot steer the hash.
 
 The file is JSON, mode 0600, replaced in one piece under a lock, so that `tuneloop keys` works while
-the gateway runs or before it ever did. Revoked keys stay in it, marked: they say when and what.
+the gateway runs or before its first start. Revoked keys stay in the file, marked, as a record.
 """
 
 import fcntl
@@ -37,7 +37,7 @@ Count = Annotated[int, Field(ge=1, le=10**15)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much a key may do; None is without limit."""
+    """The limits of a key; None means no limit."""
 
     requests_per_minute: Count | None = None
     tokens_per_minute: Count | None = None
@@ -67,11 +67,11 @@ class ApiKey:
 
     @property
     def active(self) -> bool:
-        """Whether it opens anything."""
+        """Whether the key is not revoked."""
         return self.revoked_time is None
 
     def allows(self, scope: Scope) -> bool:
-        """Whether the key is good for what needs `scope`."""
+        """Return whether the key has a scope."""
         return scope in self.scopes or Scope.ADMIN in self.scopes
 
 
@@ -79,12 +79,12 @@ documents: TypeAdapter[list[ApiKey]] = TypeAdapter(list[ApiKey])
 
 
 def hash_key(key: str) -> str:
-    """What is kept of a key."""
+    """Return the hash that is stored for a key."""
     return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
 
 
 def new_key(name: str, scopes: Sequence[Scope], limits: Limits) -> tuple[str, ApiKey]:
-    """A key, to be shown once, and what is kept of it. Raises `InvalidRequest`."""
+    """Return a new key, to be shown once, and its record. Raises `InvalidRequest`."""
     secret = PREFIX + secrets.token_urlsafe(32)
     document = {
         "id": f"key-{secrets.token_hex(6)}",
@@ -104,7 +104,7 @@ def new_key(name: str, scopes: Sequence[Scope], limits: Limits) -> tuple[str, Ap
 
 
 def create_command(name: str, scope: Scope, path: Path | None) -> str:
-    """The command line that makes a key, as it can be typed on this machine."""
+    """Return the command that creates a key on this machine."""
     installed = shutil.which("tuneloop") is not None
     program = "tuneloop" if installed else str(Path(sys.executable).with_name("tuneloop"))
     words = [program, "keys", "create", "--name", name, "--scope", scope.value]
@@ -112,13 +112,13 @@ def create_command(name: str, scope: Scope, path: Path | None) -> str:
 
 
 class KeyFile:
-    """The file of keys at a path; absent means no keys."""
+    """The keys file at a path; no file means no keys."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser().absolute()
 
     def read(self) -> list[ApiKey]:
-        """All keys, revoked ones too. Raises `CorruptData`."""
+        """Return all keys, including revoked ones. Raises `CorruptData`."""
         try:
             return documents.validate_json(self.path.read_bytes())
         except FileNotFoundError:
@@ -127,7 +127,7 @@ class KeyFile:
             raise CorruptData(f"keys file {self.path}: {error}", param="keys_file") from error
 
     def add(self, key: ApiKey) -> None:
-        """Add a key. Raises `Conflict` where an active one has its name."""
+        """Add a key. Raises `Conflict` if an active one has its name."""
         with self.locked():
             keys = self.read()
             if any(k.active and k.name == key.name for k in keys):
@@ -157,9 +157,9 @@ class KeyFile:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other writers out; the folder is made where it is absent."""
+        """Lock out other writers; creates the folder if needed."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The file itself is replaced, and a lock would stay with the one that was.
+        # The file itself is replaced, and a lock on it would stay with the old one.
         lock = self.path.with_name(f".{self.path.name}.lock")
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
         try:

@@ -1,4 +1,4 @@
-"""Calls of the generation service: how a body becomes requests, and their events in one stream."""
+"""Calls of the generation service: turns a body into requests, and merges their events."""
 
 import asyncio
 import logging
@@ -28,12 +28,12 @@ from tuneloop.v1 import generation_pb2, generation_pb2_grpc, rollout_pb2
 logger = logging.getLogger("tuneloop.gateway")
 
 Event = tuple[int, generation_pb2.GenerateResponse]
-"""A choice's index in the HTTP answer, and what happened to it."""
+"""A choice's index in the HTTP answer, and its event."""
 
 
 @dataclass(slots=True, kw_only=True)
 class GeneratedAnswer:
-    """One HTTP answer in the making: its id, its calls and what they say of the version."""
+    """One HTTP answer while it is generated: its id, its calls, its version and its usage."""
 
     completion_id: str
     created: int
@@ -45,22 +45,22 @@ class GeneratedAnswer:
     with_tools: bool
     """Whether functions may be called."""
     policy_version: int | None = None
-    """Of the first event; None before it came."""
+    """Of the first event; None before it."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     finished: set[int] = field(default_factory=set)
 
     @property
     def choices(self) -> int:
-        """How many choices the answer will have."""
+        """The number of choices in the answer."""
         return self.n * len(self.requests)
 
     def completion_id_of(self, choice: int) -> str:
-        """Id of one choice: the capability to give feedback on it."""
+        """Return the id of one choice, which feedback names."""
         return choice_id(self.requests[choice // self.n].completion_id, choice % self.n)
 
     def usage(self) -> dict[str, int]:
-        """Token counts in OpenAI's form."""
+        """Return token counts in OpenAI's form."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -68,7 +68,7 @@ class GeneratedAnswer:
         }
 
     def note(self, choice: int, event: generation_pb2.GenerateResponse) -> None:
-        """Keep the account: first version, usage, which choices have ended."""
+        """Record an event: the first version, the usage, the choices that have ended."""
         if event.WhichOneof("event") == "delta":
             if self.policy_version is None:
                 self.policy_version = event.delta.policy_version
@@ -83,7 +83,7 @@ class GeneratedAnswer:
 
 
 def chat_answer(gateway: Gateway, body: ChatRequest, *, train: bool) -> GeneratedAnswer:
-    """The call of a chat completion; raises `ModelNotFound`."""
+    """Return the answer to a chat, ready to be generated. Raises `ModelNotFound`."""
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     limit = body.max_completion_tokens or body.max_tokens
     request = request_of(gateway, body, "chatcmpl", limit, top_logprobs, train=train)
@@ -95,7 +95,7 @@ def chat_answer(gateway: Gateway, body: ChatRequest, *, train: bool) -> Generate
 
 
 def text_answer(gateway: Gateway, body: CompletionRequest, *, train: bool) -> GeneratedAnswer:
-    """The calls of a plain completion, one for each prompt; raises `ModelNotFound`."""
+    """Return the answer to plain prompts, with one call for each. Raises `ModelNotFound`."""
     requests = []
     for prompt in body.prompt:
         request = request_of(gateway, body, "cmpl", body.max_tokens, body.logprobs, train=train)
@@ -129,7 +129,7 @@ def request_of(
     *,
     train: bool,
 ) -> generation_pb2.GenerateRequest:
-    """A request without its prompt; raises `ModelNotFound`."""
+    """Return a request without its prompt. Raises `ModelNotFound`."""
     settings = gateway.settings
     if body.model != settings.policy:
         raise ModelNotFound(
@@ -152,7 +152,7 @@ def request_of(
         policy_version=body.policy_version,
         publish_rollout=train,
         clip_max_tokens=max_tokens is None,
-        # Those who have no name share one hash: all of them would be in a canary, or none.
+        # Anonymous users share one hash: all of them would be in a canary, or none.
         route_by=user_hash if user else completion_id,
     )
 
@@ -160,7 +160,7 @@ def request_of(
 def sampling_of(
     body: SamplingRequest, max_tokens: int, top_logprobs: int | None, temperature: float
 ) -> rollout_pb2.SamplingParameters:
-    """Sampling parameters with this service's defaults where the caller said nothing."""
+    """Return the sampling parameters, with this service's defaults."""
     return wire.sampling_to_proto(
         SamplingParameters(
             temperature=temperature if body.temperature is None else body.temperature,
@@ -180,9 +180,9 @@ def sampling_of(
 
 
 async def events(gateway: Gateway, answer: GeneratedAnswer) -> AsyncGenerator[Event]:
-    """Every event of the answer, choices interleaved; closing it cancels the calls.
+    """Yield every event of the answer, choices interleaved; closing it cancels the calls.
 
-    Raises what the service raised, and `Unavailable` when a choice ended without its final event.
+    Raises the service's error, or `Unavailable` if a choice ended without its final event.
     """
     calls = [one_call(gateway, r, i * answer.n) for i, r in enumerate(answer.requests)]
     merged = calls[0] if len(calls) == 1 else interleaved(calls)
@@ -203,7 +203,7 @@ async def events(gateway: Gateway, answer: GeneratedAnswer) -> AsyncGenerator[Ev
 def one_call(
     gateway: Gateway, request: generation_pb2.GenerateRequest, first_choice: int
 ) -> AsyncGenerator[Event]:
-    """Events of one call, by the canary's replica where it is meant to answer and does."""
+    """Return the events of one call, from the canary's replica if the request is for it."""
     if gateway.canary is not None and gateway.canary.takes(request):
         return by_canary(gateway, gateway.canary, request, first_choice)
     return call_events(gateway, gateway.generation, request, first_choice)
@@ -215,7 +215,7 @@ async def by_canary(
     request: generation_pb2.GenerateRequest,
     first_choice: int,
 ) -> AsyncGenerator[Event]:
-    """Events of a call of the canary's replica; of the stable one where that does not answer."""
+    """Yield the events of the canary's replica, or of the stable one if that does not answer."""
     for service in (canary.generation, gateway.generation):
         begun = False
         try:
@@ -227,7 +227,7 @@ async def by_canary(
         except (Unavailable, Overloaded):
             if begun or service is gateway.generation:
                 raise
-            logger.warning("the canary's replica does not answer; the stable one does")
+            logger.warning("the canary's replica does not answer; using the stable one")
 
 
 async def call_events(
@@ -236,7 +236,7 @@ async def call_events(
     request: generation_pb2.GenerateRequest,
     first_choice: int,
 ) -> AsyncGenerator[Event]:
-    """Events of one call; leaving it early cancels the call, which aborts the request."""
+    """Yield the events of one call; closing it cancels the call, which aborts the request."""
     if service is gateway.generation:
         await wait_until_connected(gateway.generation_channel)
     call = service.Generate(request, timeout=gateway.settings.request_timeout_seconds)
@@ -251,7 +251,7 @@ async def call_events(
 
 
 async def interleaved(calls: Sequence[AsyncGenerator[Event]]) -> AsyncGenerator[Event]:
-    """Events of several calls as they come; the first failure ends all."""
+    """Yield the events of several calls as they arrive; the first error ends all."""
     queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(maxsize=64)
 
     async def forward(call: AsyncGenerator[Event]) -> None:
@@ -259,7 +259,7 @@ async def interleaved(calls: Sequence[AsyncGenerator[Event]]) -> AsyncGenerator[
             async with aclosing(call):
                 async for event in call:
                     await queue.put(event)
-        except Exception as error:  # handed to the reader, which raises it
+        except Exception as error:  # raised by the reader
             await queue.put(error)
         else:
             await queue.put(None)

@@ -51,7 +51,7 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
 
 
 def message(choice: WholeChoice) -> dict[str, AssistantMessage]:
-    """A choice's message."""
+    """Return the message of a choice."""
     document: AssistantMessage = {"role": "assistant", "content": choice.text, "refusal": None}
     if choice.calls:
         document["content"] = choice.text or None

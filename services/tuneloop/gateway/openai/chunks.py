@@ -28,7 +28,7 @@ def finite(logprob: float) -> float:
 
 
 def token_logprob(token: generation_pb2.TokenLogprob) -> dict[str, Any]:
-    """One token with its bytes."""
+    """Return one token with its bytes."""
     return {
         "token": token.token,
         "logprob": finite(token.logprob),
@@ -37,7 +37,7 @@ def token_logprob(token: generation_pb2.TokenLogprob) -> dict[str, Any]:
 
 
 def chat_logprobs(positions: Iterable[generation_pb2.PositionLogprobs]) -> dict[str, Any]:
-    """`choices[].logprobs` of a chat completion."""
+    """Return `choices[].logprobs` of a chat completion."""
     content = [
         token_logprob(position.chosen)
         | {"top_logprobs": [token_logprob(candidate) for candidate in position.top]}
@@ -49,7 +49,7 @@ def chat_logprobs(positions: Iterable[generation_pb2.PositionLogprobs]) -> dict[
 def text_logprobs(
     positions: Iterable[generation_pb2.PositionLogprobs], offset: int
 ) -> dict[str, Any]:
-    """`choices[].logprobs` of a plain completion; `offset` characters came before."""
+    """Return `choices[].logprobs` of a plain completion; `offset` characters came before."""
     tokens, offsets, logprobs, top = [], [], [], []
     for position in positions:
         tokens.append(position.chosen.token)
@@ -70,11 +70,11 @@ Logprobs = Callable[[Sequence[generation_pb2.PositionLogprobs], int], dict[str, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkForm:
-    """How one endpoint spells its chunks."""
+    """The form of one endpoint's chunks."""
 
     object_name: str
     opening: str | None
-    """JSON members of a choice's first chunk; None where there is none."""
+    """JSON members of a choice's first chunk; None if it has none."""
     piece: str
     """JSON members of a piece of text: a %-format with one string."""
     closing: str
@@ -84,13 +84,13 @@ class ChunkForm:
 
 
 def finish_reason(number: rollout_pb2.FinishReason, *, called: bool) -> str:
-    """OpenAI's word for why a choice ended; `abort` where the service stopped it."""
+    """Return OpenAI's finish reason; `abort` if the service stopped the choice."""
     reason = wire.finish_reason_from_proto.get(number, FinishReason.ABORT)
     return "tool_calls" if called and reason is FinishReason.STOP else str(reason)
 
 
 def spans(final: generation_pb2.GenerateFinal) -> list[PolicyVersionSpan] | None:
-    """Which version sampled which tokens, where it was more than one."""
+    """Return which version sampled which tokens, if there was more than one."""
     if len(final.policy_version_spans) < 2:
         return None
     return [span(s) for s in final.policy_version_spans]
@@ -105,7 +105,7 @@ def span(message: rollout_pb2.PolicyVersionSpan) -> PolicyVersionSpan:
 
 
 def call_delta(call: generation_pb2.ToolCallDelta) -> ToolCallDelta:
-    """What was added to a call, in OpenAI's form."""
+    """Return an addition to a call in OpenAI's form."""
     if not call.name:
         return {"index": call.index, "function": {"arguments": call.arguments}}
     function: FunctionCall = {"name": call.name, "arguments": call.arguments}
@@ -120,7 +120,7 @@ async def chunks(
     include_usage: bool,
     with_logprobs: bool,
 ) -> AsyncGenerator[bytes]:
-    """The whole stream of one answer, `[DONE]` included."""
+    """Yield the stream of one answer, including `[DONE]`."""
     writer = ChunkWriter(answer, gateway.settings.policy, form, include_usage, with_logprobs)
     tokens = metrics.completion_tokens.labels("true")
     stream = events(gateway, answer)
@@ -154,7 +154,7 @@ class ChunkWriter:
             f'data: {{"id":{json_string(answer.completion_id)},"object":"{form.object_name}",'
             f'"created":{answer.created},"model":{json_string(model)},"policy_version":'
         )
-        # As OpenAI has it: null in every chunk but the last, and only where usage was asked for.
+        # As in OpenAI's API: null in all chunks but the last, and only if usage was requested.
         self.tail = ',"usage":null}\n\n' if include_usage else "}\n\n"
         self.characters = [0] * answer.choices
         self.opened = [form.opening is None] * answer.choices
@@ -162,7 +162,7 @@ class ChunkWriter:
         """Choices in which a function was called."""
 
     def piece(self, choice: int, delta: generation_pb2.GenerateDelta) -> bytes:
-        """A piece of text; empty where there is nothing to tell (half of a character, say)."""
+        """Write a piece of text; empty if there is nothing to send (half of a character, say)."""
         opening = self.open(choice, delta.policy_version)
         calls = self.calls(choice, delta) if self.answer.with_tools and delta.tool_calls else b""
         if not delta.text and not (self.with_logprobs and delta.logprobs):
@@ -175,14 +175,14 @@ class ChunkWriter:
         return opening + self.line(choice, delta.policy_version, members, logprobs, "null") + calls
 
     def calls(self, choice: int, delta: generation_pb2.GenerateDelta) -> bytes:
-        """Calls of functions that began or grew."""
+        """Write additions to calls of functions."""
         self.called.add(choice)
         calls = json.dumps([call_delta(call) for call in delta.tool_calls])
         members = f'"delta":{{"tool_calls":{calls}}}'
         return self.line(choice, delta.policy_version, members, "null", "null")
 
     def end(self, choice: int, final: generation_pb2.GenerateFinal) -> bytes:
-        """A choice's last chunk, with its reason."""
+        """Write a choice's last chunk, with its finish reason."""
         members = self.form.closing
         version_spans = spans(final)
         if version_spans is not None:
@@ -192,14 +192,14 @@ class ChunkWriter:
         return opening + self.line(choice, final.policy_version, members, "null", reason)
 
     def open(self, choice: int, version: int) -> bytes:
-        """A choice's first chunk, once."""
+        """Write a choice's first chunk, once."""
         if self.opened[choice] or self.form.opening is None:
             return b""
         self.opened[choice] = True
         return self.line(choice, version, self.form.opening, "null", "null")
 
     def usage(self) -> bytes:
-        """The chunk with token counts and no choices."""
+        """Write the chunk with token counts and no choices."""
         counts = json.dumps(self.answer.usage())
         return (
             f'{self.head}{self.answer.policy_version},"choices":[],"usage":{counts}}}\n\n'.encode()

@@ -1,4 +1,4 @@
-"""Whole answers: the same events as a stream's, gathered."""
+"""Whole answers, collected from the same events as a stream."""
 
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
@@ -17,7 +17,7 @@ from tuneloop.v1 import generation_pb2
 
 @dataclass(slots=True)
 class WholeChoice:
-    """One finished or growing choice."""
+    """One choice, complete or not."""
 
     pieces: list[str] = field(default_factory=list)
     positions: list[generation_pb2.PositionLogprobs] = field(default_factory=list)
@@ -26,7 +26,7 @@ class WholeChoice:
     final: generation_pb2.GenerateFinal = field(default_factory=generation_pb2.GenerateFinal)
 
     def call(self, delta: generation_pb2.ToolCallDelta) -> None:
-        """Begin a call, or add to its arguments."""
+        """Start a call, or add to its arguments."""
         call = self.calls.setdefault(
             delta.index,
             {
@@ -39,12 +39,12 @@ class WholeChoice:
 
     @property
     def text(self) -> str:
-        """All its text."""
+        """The text so far."""
         return "".join(self.pieces)
 
 
 async def collect(gateway: Gateway, answer: GeneratedAnswer) -> list[WholeChoice]:
-    """Run the answer to its end."""
+    """Generate the answer and return its choices."""
     choices = [WholeChoice() for _ in range(answer.choices)]
     stream = events(gateway, answer)
     async with aclosing(stream):
@@ -70,8 +70,8 @@ def whole_response(
     members: Callable[[WholeChoice], Mapping[str, Any]],
     logprobs: Logprobs | None,
 ) -> JSONResponse:
-    """The HTTP response; `members` spells a choice, `logprobs` is None where not wanted."""
-    # The version a caller is told is the one that sampled the last token, as for each chunk.
+    """Return the HTTP response; `members` returns those of a choice, `logprobs` may be None."""
+    # The version that sampled the last token, as in each chunk.
     version = choices[0].final.policy_version
     document = {
         "id": answer.completion_id,
@@ -85,7 +85,7 @@ def whole_response(
         ],
         "usage": answer.usage(),
     }
-    # Some clients keep the headers of an answer, but not its id.
+    # Some clients keep the headers of a response, but not its id.
     headers = {"x-policy-version": str(version), "x-completion-id": answer.completion_id}
     return JSONResponse(document, headers=headers)
 

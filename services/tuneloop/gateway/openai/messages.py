@@ -1,4 +1,4 @@
-"""Turns of a conversation in a request body, calls of functions and their results included."""
+"""Turns of a conversation in a request body, including tool calls and their results."""
 
 from collections.abc import Sequence
 from typing import Literal, Self
@@ -42,7 +42,7 @@ class Message(BaseModel):
     @field_validator("content", mode="before", json_schema_input_type=str | list[TextPart] | None)
     @classmethod
     def as_text(cls, content: object, info: ValidationInfo) -> object:
-        """A string, or text parts, which are joined; nothing only beside calls of functions."""
+        """Return a string, or joined text parts; no content is allowed beside tool calls."""
         if isinstance(content, str):
             return content
         if content is None and info.data.get("tool_calls"):
@@ -53,7 +53,7 @@ class Message(BaseModel):
 
     @model_validator(mode="after")
     def of_its_role(self) -> Self:
-        """Calls belong to the assistant, and a result names its call."""
+        """Check that only the assistant has calls, and that a result names its call."""
         if self.tool_calls and self.role != "assistant":
             raise ValueError("tool_calls belong to the role 'assistant'")
         if self.role == "tool" and not self.tool_call_id:
@@ -62,7 +62,7 @@ class Message(BaseModel):
 
 
 def text_of(part: object) -> str:
-    """The text of a content part; raises `ValueError` for any other kind."""
+    """Return the text of a content part; raises `ValueError` for another kind."""
     kind = part.get("type") if isinstance(part, dict) else None
     text = part.get("text") if isinstance(part, dict) else None
     if kind != "text" or not isinstance(text, str):
@@ -71,10 +71,10 @@ def text_of(part: object) -> str:
 
 
 def conversation(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
-    """The turns as domain values."""
+    """Return the turns as domain types."""
     return tuple(
         ChatMessage(
-            # "developer" is OpenAI's newer word for the system's turn; templates know the older.
+            # OpenAI renamed "system" to "developer"; chat templates know the old name.
             role="system" if m.role == "developer" else m.role,
             content=m.content,
             tool_calls=tuple(

@@ -20,13 +20,13 @@ class NamedSchema(BaseModel):
     @field_validator("definition")
     @classmethod
     def sendable(cls, definition: dict[str, Any] | None) -> dict[str, Any] | None:
-        """Refuse what cannot be passed on."""
+        """Refuse a schema that cannot be sent."""
         json_text(definition)
         return definition
 
 
 class ResponseFormat(BaseModel):
-    """Plain text, any JSON object, or what a schema says."""
+    """Plain text, any JSON object, or JSON of a schema."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
@@ -35,14 +35,14 @@ class ResponseFormat(BaseModel):
 
     @model_validator(mode="after")
     def with_schema(self) -> Self:
-        """The type `json_schema` needs one."""
+        """Check that the type `json_schema` has a schema."""
         if self.type == "json_schema" and self.json_schema is None:
             raise ValueError("json_schema is missing")
         return self
 
 
 def schema_text(response_format: ResponseFormat | None) -> str:
-    """The JSON schema that the answer must satisfy; empty for plain text."""
+    """Return the JSON schema that the answer must satisfy; empty for plain text."""
     if response_format is None or response_format.type == "text":
         return ""
     named = response_format.json_schema if response_format.type == "json_schema" else None

@@ -1,7 +1,7 @@
-"""Request bodies of the OpenAI endpoints: what is accepted, what is refused by name.
+"""Request bodies of the OpenAI endpoints.
 
-Fields that would change the answer but are not supported are refused; fields unknown to us are
-ignored, as clients send new ones all the time.
+Unsupported fields that would change the answer are refused by name; unknown fields are ignored, as
+clients keep adding new ones.
 """
 
 from collections.abc import Mapping
@@ -43,11 +43,11 @@ unsupported: Mapping[str, tuple[object, ...]] = {
     "echo": (False,),
     "best_of": (1,),
 }
-"""Fields whose meaning we do not have, with the values that ask for nothing."""
+"""Unsupported fields, with the values that request nothing."""
 
 
 def as_strings(value: object) -> object:
-    """A string or a list of strings, as a tuple."""
+    """Return a string or a list of strings as a tuple."""
     values = () if value is None else (value,) if isinstance(value, str) else value
     if not isinstance(values, list | tuple) or not all(isinstance(v, str) and v for v in values):
         raise ValueError("must be a non-empty string or a list of them")
@@ -57,7 +57,7 @@ def as_strings(value: object) -> object:
 
 
 def as_prompts(prompt: object) -> tuple[Prompt, ...]:
-    """The four forms of `prompt` (text, texts, token ids, lists of token ids) as a tuple."""
+    """Return the four forms of `prompt` (text, texts, token ids, lists of them) as a tuple."""
     if isinstance(prompt, str):
         return (unicode(prompt),)
     if not isinstance(prompt, list) or not prompt:
@@ -84,7 +84,7 @@ class StreamOptions(BaseModel):
 
 
 class SamplingRequest(BaseModel):
-    """What chat and plain completions have in common."""
+    """The fields of both chat and plain completions."""
 
     model_config = ConfigDict(
         extra="ignore",
@@ -116,7 +116,7 @@ class SamplingRequest(BaseModel):
     stream_options: StreamOptions | None = None
     user: Text | None = Field(None, max_length=512)
     safety_identifier: Text | None = Field(None, max_length=512)
-    """OpenAI's newer word for `user`, which wins over it."""
+    """OpenAI's newer name of `user`, which wins over it."""
     metadata: dict[str, Any] | None = None
     """`{"train": false}` keeps the completion out of learning; `{"task": …}` names a side task."""
     policy_version: int | None = Field(None, ge=0, le=INT64_MAX)
@@ -125,7 +125,7 @@ class SamplingRequest(BaseModel):
     @field_validator("logit_bias")
     @classmethod
     def token_ids(cls, bias: dict[int, float] | None) -> dict[int, float] | None:
-        """Token ids are 32-bit."""
+        """Refuse keys that are not token ids (32-bit)."""
         if bias and not all(map(is_token_id, bias)):
             raise ValueError("keys must be token ids")
         return bias
@@ -133,16 +133,16 @@ class SamplingRequest(BaseModel):
     @field_validator("metadata")
     @classmethod
     def train_flag(cls, metadata: dict[str, Any] | None) -> dict[str, Any] | None:
-        """`train` decides about learning: a value that is neither yes nor no is refused."""
+        """Refuse a value of `train` other than true and false."""
         if metadata and metadata.get("train") not in (None, True, False, "true", "false"):
             raise ValueError("train must be true or false")
         return metadata
 
     @property
     def train(self) -> bool | None:
-        """Whether the caller lets the completion be learned from; None: it does not say."""
-        said = (self.metadata or {}).get("train")
-        return None if said is None else said in (True, "true")
+        """Whether the completion may be learned from; None if the caller does not say."""
+        train = (self.metadata or {}).get("train")
+        return None if train is None else train in (True, "true")
 
     @property
     def include_usage(self) -> bool:
@@ -151,7 +151,7 @@ class SamplingRequest(BaseModel):
 
 
 def refuse_unsupported(cls: type[BaseModel], value: object, info: Any) -> object:
-    """Raise for a field we do not have, unless its value asks for nothing."""
+    """Raise for an unsupported field, unless its value requests nothing."""
     if value is None or value in unsupported[info.field_name]:
         return value
     raise ValueError("is not supported")
@@ -191,7 +191,7 @@ class ChatRequest(SamplingRequest):
     @field_validator("tool_choice")
     @classmethod
     def with_tools(cls, value: object, info: Any) -> object:
-        """A choice that forces a call needs something to call."""
+        """Refuse a choice that forces a call without tools."""
         if value not in (None, "none", "auto") and "tools" in info.data and not info.data["tools"]:
             raise ValueError("needs tools")
         return value
@@ -199,7 +199,7 @@ class ChatRequest(SamplingRequest):
     @field_validator("top_logprobs")
     @classmethod
     def with_logprobs(cls, value: int | None, info: Any) -> int | None:
-        """OpenAI refuses `top_logprobs` without `logprobs`."""
+        """Refuse `top_logprobs` without `logprobs`, as OpenAI does."""
         if value is not None and not info.data.get("logprobs"):
             raise ValueError("needs logprobs to be true")
         return value
@@ -241,7 +241,7 @@ class ScoreRequest(BaseModel):
 
     @model_validator(mode="after")
     def one_prompt(self) -> Self:
-        """A conversation or a text, not both."""
+        """Refuse a body with both a conversation and a text, or neither."""
         if (self.messages is None) == (self.prompt is None):
             raise ValueError("give either messages or prompt")
         return self

@@ -1,4 +1,4 @@
-"""Server-sent events: a response that starts with its first chunk, and stops when nobody listens.
+"""Server-sent events: a response that starts with its first chunk, and stops on a disconnect.
 
 The response begins only when generation has answered, so that a failure before it is an ordinary
 HTTP error and the headers can name the version. A failure after it is sent as
@@ -32,7 +32,7 @@ json_string = json.encoder.encode_basestring_ascii
 
 
 class EventStream(Response):
-    """Sends `chunks`; cancels them when the client goes away."""
+    """Sends `chunks`; cancels them if the client disconnects."""
 
     def __init__(
         self, answer: GeneratedAnswer, chunks: AsyncGenerator[bytes], heartbeat_seconds: float
@@ -47,7 +47,7 @@ class EventStream(Response):
         self.last_sent = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run until the last chunk was sent, or nobody listens any more."""
+        """Send chunks until the last one, or until the client disconnects."""
         heart = asyncio.create_task(self.beat(send))
         try:
             await run_until_disconnected(receive, self.pump(send))

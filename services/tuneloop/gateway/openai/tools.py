@@ -24,7 +24,7 @@ class Function(BaseModel):
     @field_validator("parameters")
     @classmethod
     def sendable(cls, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
-        """Refuse what cannot be passed on."""
+        """Refuse a schema that cannot be sent."""
         json_text(parameters)
         return parameters
 
@@ -54,14 +54,14 @@ ToolChoice = Literal["none", "auto", "required"] | NamedChoice
 
 
 def checked_choice(value: object) -> object:
-    """`value`; raises `ValueError` for a choice that is none of OpenAI's plain ones."""
+    """Return `value`; raises `ValueError` if it is not a supported choice."""
     if value in (None, "none", "auto", "required") or chosen_name(value):
         return value
     raise ValueError(CHOICES)
 
 
 def chosen_name(value: object) -> str:
-    """The function that a choice names; empty where it names none."""
+    """Return the function that a choice names, or an empty string."""
     if not isinstance(value, dict) or value.get("type") != "function":
         return ""
     function = value.get("function")
@@ -72,7 +72,7 @@ def chosen_name(value: object) -> str:
 def tool_use(
     tools: list[FunctionTool] | None, choice: object, parallel: bool | None
 ) -> ToolUse | None:
-    """What may be called; None where nothing may."""
+    """Return the tools that may be called, or None."""
     if not tools or choice == "none":
         return None
     return ToolUse(

@@ -1,7 +1,7 @@
-"""Whether an answer may be learned from: what the caller says, else whether it is a side task.
+"""Decides whether an answer may be learned from: the caller says so, else it is no side task.
 
-Chat front ends ask the same model for titles, tags and suggestions. Such answers nobody judges, and
-they would teach the policy to answer like that.
+Chat front ends request titles, tags and suggestions from the same model. Nobody judges such
+answers, and learning from them would teach the policy to answer like that.
 """
 
 import re
@@ -16,24 +16,24 @@ from tuneloop.gateway.settings import GatewaySettings
 
 HEADER = "x-tuneloop-train"
 PROMPT_CHARACTERS = 500
-"""How much of the last turn is looked at."""
+"""How much of the last turn is compared."""
 
 
 def may_train(
     settings: GatewaySettings, body: ChatRequest | CompletionRequest, headers: Headers
 ) -> bool:
-    """Whether the rollout is published; a no from the body or the header decides.
+    """Return whether to publish the rollout; false in the body or the header decides.
 
-    Raises `InvalidRequest` for a header that says neither.
+    Raises `InvalidRequest` for a header that is neither true nor false.
     """
-    said = [flag for flag in (body.train, header_flag(headers.get(HEADER))) if flag is not None]
-    if said:
-        return all(said)
+    flags = [flag for flag in (body.train, header_flag(headers.get(HEADER))) if flag is not None]
+    if flags:
+        return all(flags)
     return settings.learn_from_side_tasks or not is_side_task(settings.side_task_prompts, body)
 
 
 def header_flag(value: str | None) -> bool | None:
-    """The header's word; None where it is absent."""
+    """Return the header's value, or None without it."""
     if value is None:
         return None
     word = value.strip().lower()
@@ -43,7 +43,7 @@ def header_flag(value: str | None) -> bool | None:
 
 
 def is_side_task(patterns: Sequence[str], body: ChatRequest | CompletionRequest) -> bool:
-    """Whether the caller names a task, or the last turn begins like one."""
+    """Return whether the caller names a task, or the last turn starts like one."""
     if (body.metadata or {}).get("task"):
         return True
     if not patterns or not isinstance(body, ChatRequest):
@@ -56,5 +56,5 @@ def is_side_task(patterns: Sequence[str], body: ChatRequest | CompletionRequest)
 
 @lru_cache(maxsize=4)
 def beginning_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    """One expression for all patterns."""
+    """Compile one expression for all patterns."""
     return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))

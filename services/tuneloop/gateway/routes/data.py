@@ -1,4 +1,4 @@
-"""`/v1/export` and `/v1/import`: what was collected, in and out, in the columns trainers read."""
+"""`/v1/export` and `/v1/import`: collected data, in the columns that trainers read."""
 
 import json
 from collections.abc import AsyncIterator
@@ -42,7 +42,7 @@ async def export(
     policy_version: Annotated[int | None, Query(ge=0, le=INT64_MAX)] = None,
     since: datetime | None = None,
 ) -> RowsResponse:
-    """What was collected as JSON lines, oldest first, in TRL's columns."""
+    """Export collected data as JSON lines, oldest first, in TRL's columns."""
     question = learner_pb2.ExportDataRequest(kind=kind, policy_version=policy_version)
     if since is not None:
         question.since.CopyFrom(wire.timestamp(in_utc(since)))
@@ -56,7 +56,7 @@ async def export(
 
 
 def in_utc(since: datetime) -> datetime:
-    """The time in UTC, which a time without zone is in. Raises `InvalidRequest`."""
+    """Return the time in UTC, the zone of a time without one. Raises `InvalidRequest`."""
     try:
         return since.replace(tzinfo=since.tzinfo or UTC).astimezone(UTC)
     except OverflowError as error:
@@ -64,7 +64,7 @@ def in_utc(since: datetime) -> datetime:
 
 
 async def lines(call: Any, first: Any) -> AsyncIterator[bytes]:
-    """The rows, one a line; ends the call with the answer."""
+    """Yield the rows, one a line; closing it ends the call."""
     message = first
     try:
         while message is not grpc.aio.EOF:
@@ -89,11 +89,11 @@ class ImportRow(BaseModel):
     place: Text = Field(min_length=1, max_length=1024)
     row: dict[Text, Any]
     occurrence: int = Field(0, ge=0, le=2**31 - 1)
-    """How many rows before it in its file are equal to it."""
+    """The number of equal rows before it in its file."""
 
 
 class ImportRequest(BaseModel):
-    """Judgements of texts that this service did not write."""
+    """Judgements of texts that this service did not generate."""
 
     model_config = ConfigDict(
         extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
@@ -105,7 +105,7 @@ class ImportRequest(BaseModel):
 
 @router.post("/v1/import")
 async def import_rows(body: ImportRequest, request: Request) -> ImportResult:
-    """Add rows to the ledger: all of them, or none where one is wrong. Safe to repeat."""
+    """Add rows to the ledger: all of them, or none if one is wrong. Safe to repeat."""
     question = learner_pb2.ImportDataRequest(
         kind=body.kind,
         rows=[

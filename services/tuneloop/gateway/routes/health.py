@@ -1,4 +1,4 @@
-"""`/healthz`: this process runs. `/readyz`: a chat would be answered now. `/metrics`."""
+"""`/healthz` (the process runs), `/readyz` (a chat would be answered now) and `/metrics`."""
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -19,7 +19,7 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/healthz")
 async def healthz() -> Health:
-    """200 while the process runs."""
+    """Answer 200 while the process runs."""
     return {"status": "ok"}
 
 
@@ -28,7 +28,7 @@ async def healthz() -> Health:
     responses={503: {"model": Readiness, "description": "No chat would be answered now."}},
 )
 async def readyz(request: Request, response: Response) -> Readiness:
-    """200 when generation serves this gateway's policy, else 503 with the reason."""
+    """Answer 200 if generation serves this gateway's policy, else 503 with the reason."""
     gateway = gateway_of(request)
     try:
         policy = await served_policy(gateway)
@@ -40,13 +40,13 @@ async def readyz(request: Request, response: Response) -> Readiness:
         "status": "ready",
         "policy": policy.name,
         "policy_version": policy.policy_version,
-        # Answers need no bus; feedback does.
+        # Feedback needs the bus; answers do not.
         "feedback": "accepted" if gateway.bus.connected else "unavailable",
     }
 
 
 async def served_policy(gateway: Gateway) -> generation_pb2.Policy:
-    """The policy as generation serves it now; raises where a chat would fail."""
+    """Return the policy that generation serves; raises if a chat would fail."""
     if not await is_serving(gateway.generation_channel, GENERATION_SERVICE):
         raise Unavailable("generation is not serving yet")
     request = generation_pb2.GetPolicyRequest(policy=gateway.settings.policy)

@@ -1,4 +1,4 @@
-"""`/v1/learner`: what the learner has, does and waits for; pausing and resuming it."""
+"""`/v1/learner`: the learner's status; pause and resume."""
 
 from fastapi import APIRouter, Request
 from google.protobuf.message import Message
@@ -15,17 +15,17 @@ router = APIRouter(tags=["learning"])
 
 
 def rfc3339(stamp: Timestamp) -> str | None:
-    """A timestamp as text in UTC, or None where it is not set."""
+    """Return a timestamp as text in UTC, or None if it is not set."""
     return stamp.ToJsonString() if stamp.seconds else None
 
 
 def optional(message: Message, name: str) -> float | None:
-    """A field of a message, or None where it is not set."""
+    """Return a field of a message, or None if it is not set."""
     return getattr(message, name) if message.HasField(name) else None
 
 
 def evaluation(message: learner_pb2.Evaluation) -> Evaluation:
-    """How a version answers the eval prompts; null where it is not known yet."""
+    """Return a version's results on the eval prompts; null if not known yet."""
     return {
         "policy_version": message.policy_version,
         "prompts": message.prompts,
@@ -40,7 +40,7 @@ def evaluation(message: learner_pb2.Evaluation) -> Evaluation:
 
 
 def publication(message: learner_pb2.NextVersion) -> NextVersion:
-    """How far the next version is."""
+    """Return the progress of the next version."""
     return {
         "steps_done": message.steps_done,
         "steps_wanted": message.steps_wanted,
@@ -50,13 +50,13 @@ def publication(message: learner_pb2.NextVersion) -> NextVersion:
 
 @router.get("/v1/learner")
 async def get_learner(request: Request) -> LearnerStatus:
-    """The learner's status."""
+    """Return the learner's status."""
     return await learner_status(gateway_of(request))
 
 
 @router.post("/v1/learner/pause")
 async def pause(request: Request) -> LearnerState:
-    """Stop learning until it is resumed; answers go on, and feedback is kept."""
+    """Pause learning until it is resumed; the service keeps answering, and feedback is kept."""
     gateway = gateway_of(request)
     message = learner_pb2.PauseRequest(actor=actor(request))
     answer: learner_pb2.PauseResponse = await reply_of(
@@ -67,7 +67,7 @@ async def pause(request: Request) -> LearnerState:
 
 @router.post("/v1/learner/resume")
 async def resume(request: Request) -> LearnerState:
-    """Learn again."""
+    """Resume learning."""
     gateway = gateway_of(request)
     message = learner_pb2.ResumeRequest(actor=actor(request))
     answer: learner_pb2.ResumeResponse = await reply_of(
@@ -77,7 +77,7 @@ async def resume(request: Request) -> LearnerState:
 
 
 def actor(request: Request) -> str:
-    """Who asks, for the record: the key's name, else the address."""
+    """Return who calls, for the record: the key's name, else the address."""
     caller = caller_of(request)
     if caller is not LOCAL:
         return caller.name
@@ -85,7 +85,7 @@ def actor(request: Request) -> str:
 
 
 async def learner_status(gateway: Gateway) -> LearnerStatus:
-    """The learner's status; raises `Unavailable` while it is away."""
+    """Return the learner's status. Raises `Unavailable` while it does not answer."""
     status: learner_pb2.GetStatusResponse = await reply_of(
         gateway.learner.GetStatus(learner_pb2.GetStatusRequest(), timeout=CONTROL_TIMEOUT)
     )

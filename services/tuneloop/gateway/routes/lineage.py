@@ -1,4 +1,4 @@
-"""`/v1/lineage`: which versions a feedback event, or a user, reached."""
+"""`/v1/lineage`: the versions that learned from a feedback event or from a user."""
 
 from typing import Annotated
 
@@ -19,7 +19,7 @@ FeedbackId = Annotated[str, Path(min_length=1, max_length=128)]
 
 @router.get("/v1/lineage/feedback/{feedback_id}")
 async def feedback_lineage(feedback_id: FeedbackId, request: Request) -> FeedbackLineage:
-    """What became of a feedback event, and the versions it reached."""
+    """Return the samples of a feedback event, and the versions that learned from them."""
     answer: learner_pb2.GetFeedbackLineageResponse = await reply_of(
         gateway_of(request).learner.GetFeedbackLineage(
             learner_pb2.GetFeedbackLineageRequest(feedback_id=feedback_id), timeout=LINEAGE_TIMEOUT
@@ -48,7 +48,7 @@ async def feedback_lineage(feedback_id: FeedbackId, request: Request) -> Feedbac
 
 @router.get("/v1/lineage/users/{user_id:path}")
 async def user_lineage(user_id: str, request: Request) -> UserLineage:
-    """What there is of a user, and the versions it reached, what was forgotten included."""
+    """Return counts of a user's data and the versions that learned from it, forgotten data too."""
     gateway = gateway_of(request)
     answer: learner_pb2.GetUserLineageResponse = await reply_of(
         gateway.learner.GetUserLineage(
@@ -78,10 +78,10 @@ async def user_lineage(user_id: str, request: Request) -> UserLineage:
 
 
 def downstream(message: learner_pb2.Reach) -> Downstream:
-    """Versions whose own steps used it, and those that grew from them."""
+    """Return the versions whose own steps used it, and their descendants."""
     return {"direct": list(message.direct), "descended": list(message.descended)}
 
 
 def user_hash_of(gateway: Gateway, user_id: str) -> str:
-    """What stands for a user in events and in the ledger."""
+    """Return the hash of a user in events and in the ledger."""
     return gateway.ids.user_hash(gateway.settings.tenant, user_id)

@@ -13,21 +13,21 @@ router = APIRouter(tags=["OpenAI"])
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> ModelList:
-    """Every policy that can be named as `model`."""
+    """List the policies that can be named as `model`."""
     return {"object": "list", "data": [model(p) for p in await policies(request)]}
 
 
 @router.get("/v1/models/{model_id}")
 async def get_model(model_id: str, request: Request) -> Model:
-    """One policy."""
+    """Return one policy."""
     for policy in await policies(request):
         if policy.name == model_id:
             return model(policy)
-    raise ModelNotFound(f"no model {model_id[:100]!r}", param="model")
+    raise ModelNotFound(f"no model {model_id[:100]!r}; GET /v1/models lists them", param="model")
 
 
 async def policies(request: Request) -> list[generation_pb2.Policy]:
-    """The policies that this gateway lets callers use."""
+    """Return the policies that callers may use."""
     gateway = gateway_of(request)
     answer: generation_pb2.ListPoliciesResponse = await reply_of(
         gateway.generation.ListPolicies(
@@ -38,7 +38,7 @@ async def policies(request: Request) -> list[generation_pb2.Policy]:
 
 
 def model(policy: generation_pb2.Policy) -> Model:
-    """A policy in OpenAI's form, with what clients of vLLM look for."""
+    """Return a policy in OpenAI's form, with the members that clients of vLLM read."""
     return {
         "id": policy.name,
         "object": "model",

@@ -14,24 +14,24 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/", response_model=None)
 async def chat_page() -> FileResponse:
-    """Chat, with every kind of feedback."""
+    """Return the chat page."""
     return page("chat.html")
 
 
 @router.get("/dashboard", response_model=None)
 async def dashboard_page() -> FileResponse:
-    """Versions, what they do, and what the learner does."""
+    """Return the dashboard."""
     return page("dashboard.html")
 
 
 @router.get("/feedback", response_model=None)
 async def feedback_page() -> FileResponse:
-    """What has been collected."""
+    """Return the feedback page."""
     return page("feedback.html")
 
 
 def page(name: str) -> FileResponse:
-    """A page; browsers ask each time whether it has changed."""
+    """Return a page; browsers check each time whether it has changed."""
     return FileResponse(WEB / name, headers={"cache-control": "no-cache"})
 
 
@@ -39,7 +39,7 @@ class Assets(StaticFiles):
     """Files that browsers ask for each time: their names do not change with their content."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        """The file, or 304."""
+        """Return the file, or 304."""
         response = super().file_response(*args, **kwargs)
         response.headers["cache-control"] = "no-cache"
         return response

@@ -1,4 +1,4 @@
-"""`/v1/policies`: the versions, what made them, and which one serves."""
+"""`/v1/policies`: the versions, their origin, and which one serves."""
 
 import asyncio
 import json
@@ -32,28 +32,28 @@ router = APIRouter(tags=["policies"])
 
 RELEASE_TIMEOUT = 30.0
 REBUILD_TIMEOUT = 300.0
-"""The learner ends the step in progress first."""
+"""The learner finishes the current step first."""
 
 Version = Annotated[int, Path(ge=0, le=INT64_MAX)]
 
 
 class RollBackRequest(BaseModel):
-    """Where to go back to."""
+    """The version to go back to."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     policy_version: int | None = Field(None, ge=0, le=INT64_MAX)
-    """None goes back to the last good version before the stable one."""
+    """None: the last good version before the stable one."""
 
 
 class RebuildRequest(BaseModel):
-    """Where to train again from: a version, or before a user."""
+    """The start of the new training: a version, or the last one before a user."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     policy_version: int | None = Field(None, ge=0, le=INT64_MAX)
     before_user: Text | None = Field(None, min_length=1, max_length=512)
-    """The last version that had not learned from them."""
+    """Start from the last version that had not learned from this user."""
 
 
 @router.get("/v1/policies")
@@ -62,15 +62,15 @@ async def list_policies(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     before: Annotated[int | None, Query(ge=0, le=INT64_MAX)] = None,
 ) -> PolicyList:
-    """What serves now, and the newest versions.
+    """List the newest versions, with what serves now.
 
-    Each half is null while the service that knows it is away; 503 only when both are.
+    Each half is null while its service does not answer; 503 only if neither does.
     """
     return await policies_document(gateway_of(request), limit, before)
 
 
 async def policies_document(gateway: Gateway, limit: int, before: int | None) -> PolicyList:
-    """What serves, and the newest versions; raises `Unavailable` where neither is known."""
+    """Return the newest versions and what serves. Raises `Unavailable` if neither is known."""
     serving, versions = await asyncio.gather(
         get_serving(gateway), get_versions(gateway, limit, before), return_exceptions=True
     )
@@ -79,7 +79,8 @@ async def policies_document(gateway: Gateway, limit: int, before: int | None) ->
             raise outcome
     if isinstance(serving, TuneloopError) and isinstance(versions, TuneloopError):
         raise Unavailable(
-            f"neither generation nor the learner answers: {serving.message}", retry_after=1.0
+            f"neither generation nor the learner answers ({serving.message}): check that they run",
+            retry_after=1.0,
         ) from serving
     return {
         "object": "list",
@@ -92,7 +93,7 @@ async def policies_document(gateway: Gateway, limit: int, before: int | None) ->
 
 @router.get("/v1/policies/{version}")
 async def get_policy_version(version: Version, request: Request) -> PolicyVersionDetails:
-    """A version's manifest, lineage and what was decided about it."""
+    """Return a version's manifest, lineage and decisions."""
     gateway = gateway_of(request)
     answer: learner_pb2.GetLineageResponse = await reply_of(
         gateway.learner.GetLineage(
@@ -136,7 +137,7 @@ async def promote(version: Version, request: Request) -> Activated:
 
 @router.post("/v1/policies/rollback")
 async def roll_back(request: Request, body: RollBackRequest | None = None) -> Activated:
-    """Go back to an earlier version: the last good one before the stable, or the one named.
+    """Roll back to an earlier version: the last good one before the stable, or the one named.
 
     The versions after it are quarantined, and training uses what they learned from again.
     """
@@ -154,14 +155,14 @@ async def roll_back(request: Request, body: RollBackRequest | None = None) -> Ac
 
 @router.post("/v1/policies/rebuild")
 async def rebuild(body: RebuildRequest, request: Request) -> Rebuilt:
-    """Leave the versions after one, and train again from there on the feedback that is left.
+    """Quarantine the versions after one, and train again from there on the remaining feedback.
 
-    `restored_version` is the one whose checkpoint there still was: that one, or 0, the base model.
+    `restored_version` is the version whose checkpoint was left: that one, or 0, the base model.
     """
     gateway = gateway_of(request)
     if (body.policy_version is None) == (body.before_user is None):
         raise InvalidRequest(
-            "policy_version: give it, or before_user, and not both", param="policy_version"
+            "policy_version: give either policy_version or before_user", param="policy_version"
         )
     user = body.before_user
     message = learner_pb2.RebuildPolicyRequest(
@@ -183,7 +184,7 @@ async def rebuild(body: RebuildRequest, request: Request) -> Rebuilt:
 
 
 async def get_serving(gateway: Gateway) -> Serving:
-    """What generation serves and holds."""
+    """Return what generation serves and has loaded."""
     request = generation_pb2.GetPolicyRequest(policy=gateway.settings.policy)
     answer: generation_pb2.GetPolicyResponse = await reply_of(
         gateway.generation.GetPolicy(request, timeout=CONTROL_TIMEOUT)
@@ -202,7 +203,7 @@ async def get_serving(gateway: Gateway) -> Serving:
 
 
 def canary(message: generation_pb2.Canary) -> CanaryShare:
-    """The version that a share of the users gets."""
+    """Return the version that a share of the users gets."""
     return {
         "policy_version": message.policy_version,
         "share": message.share,
@@ -211,7 +212,7 @@ def canary(message: generation_pb2.Canary) -> CanaryShare:
 
 
 async def get_versions(gateway: Gateway, limit: int, before: int | None) -> list[PolicyVersion]:
-    """The learner's newest versions."""
+    """Return the learner's newest versions."""
     request = learner_pb2.ListPolicyVersionsRequest(
         policy=gateway.settings.policy, page_size=limit, before_version=before
     )
@@ -224,7 +225,7 @@ async def get_versions(gateway: Gateway, limit: int, before: int | None) -> list
 def policy_version(
     version: learner_pb2.PolicyVersion, *, with_numbers: bool = False
 ) -> PolicyVersion:
-    """A version without its manifest."""
+    """Return a version without its manifest."""
     manifest = json.loads(version.manifest_json or "{}")
     return {
         "policy_version": version.policy_version,
@@ -242,7 +243,7 @@ def policy_version(
 
 
 def decision(message: learner_pb2.Decision, *, with_numbers: bool) -> Decision:
-    """A decision about a version; in lists without the numbers it was decided on."""
+    """Return a decision about a version; lists leave out its numbers."""
     found: Decision = {
         "kind": message.kind,
         "outcome": message.outcome,
@@ -256,7 +257,7 @@ def decision(message: learner_pb2.Decision, *, with_numbers: bool) -> Decision:
 
 
 def traffic(message: learner_pb2.Traffic) -> Traffic:
-    """How a version answers users; the thumbs' rate with its 95 % Wilson interval."""
+    """Return a version's results with users; the rate of thumbs up with its interval."""
     thumbs = message.thumbs_up + message.thumbs_down
     low, high = wilson_interval(message.thumbs_up, thumbs) if thumbs else (None, None)
     return {

@@ -18,7 +18,7 @@ SCORE_TIMEOUT = 60.0
 
 @router.post("/v1/score")
 async def score(body: ScoreRequest, request: Request) -> Scores:
-    """Score completions of one prompt; null where no scorer could."""
+    """Score completions of one prompt; null if no scorer could score one."""
     gateway = gateway_of(request)
     message = reward_pb2.ScoreRolloutsRequest(completions=body.completions)
     if body.messages is None:
@@ -37,7 +37,7 @@ async def score(body: ScoreRequest, request: Request) -> Scores:
 
 
 def results(score: Score) -> list[ScorerResult]:
-    """The scorers behind one reward."""
+    """Return the results of the scorers behind one reward."""
     return [
         {"scorer": r.scorer, "score": r.score, "weight": r.weight, "informative": r.informative}
         for r in score.results

@@ -11,7 +11,7 @@ from tuneloop.v1 import learner_pb2
 router = APIRouter(tags=["users"])
 
 FORGET_TIMEOUT = 300.0
-"""The learner ends the step in progress first."""
+"""The learner finishes the current step first."""
 NOTE = (
     "Rows and events are gone. Weights are not unlearned: these versions still carry what they "
     "learned."
@@ -20,10 +20,10 @@ NOTE = (
 
 @router.delete("/v1/users/{user_id:path}")
 async def forget_user(user_id: str, request: Request) -> ForgottenUser:
-    """Remove a user's rollouts and feedback; name the versions that had learned from them.
+    """Delete a user's rollouts and feedback; list the versions that learned from them.
 
-    Weights are not unlearned. `rebuild_from` is the last version that had not learned from them:
-    what `POST /v1/policies/rebuild` goes back to.
+    Weights are not unlearned. `rebuild_from` is the last version that had not learned from them,
+    where `POST /v1/policies/rebuild` starts.
     """
     gateway = gateway_of(request)
     user_hash = user_hash_of(gateway, user_id)
