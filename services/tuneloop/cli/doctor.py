@@ -56,7 +56,7 @@ def doctor(
     }
     given = {name: value for name, value in options.items() if value is not None}
     findings = []
-    for finding in examined(given, {one.value for one in process or Process}):
+    for finding in run_checks(given, {one.value for one in process or Process}):
         findings.append(finding)
         if not as_json:
             show(finding)
@@ -70,7 +70,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def examined(given: Mapping[str, Any], processes: Set[str]) -> Iterator["Finding"]:
+def run_checks(given: Mapping[str, Any], processes: Set[str]) -> Iterator["Finding"]:
     """Yield what is found; without the packages of a service only what to install."""
     from tuneloop.doctor import packages
 

@@ -46,7 +46,7 @@ def thumb(
 ) -> None:
     """Give a completion a thumb up or down."""
     with connected(url, api_key) as client:
-        say(client.thumb(completion, value, **details(user, feedback_id)), as_json)
+        print_receipt(client.thumb(completion, value, **details(user, feedback_id)), as_json)
 
 
 @feedback_app.command(epilog="Example: tuneloop feedback rating chatcmpl-… 0.8")
@@ -62,7 +62,7 @@ def rating(
 ) -> None:
     """Rate a completion with a number."""
     with connected(url, api_key) as client:
-        say(client.rate(completion, value, **details(user, feedback_id)), as_json)
+        print_receipt(client.rate(completion, value, **details(user, feedback_id)), as_json)
 
 
 @feedback_app.command(epilog="Example: tuneloop feedback comparison chatcmpl-A chatcmpl-B")
@@ -78,7 +78,7 @@ def comparison(
 ) -> None:
     """Prefer one completion over others."""
     with connected(url, api_key) as client:
-        say(client.compare(chosen, *rejected, **details(user, feedback_id)), as_json)
+        print_receipt(client.compare(chosen, *rejected, **details(user, feedback_id)), as_json)
 
 
 @feedback_app.command(epilog="Example: tuneloop feedback ranking chatcmpl-A chatcmpl-B chatcmpl-C")
@@ -93,7 +93,7 @@ def ranking(
 ) -> None:
     """Rank completions, the best first."""
     with connected(url, api_key) as client:
-        say(client.rank(best_first, **details(user, feedback_id)), as_json)
+        print_receipt(client.rank(best_first, **details(user, feedback_id)), as_json)
 
 
 @feedback_app.command(epilog="Example: tuneloop feedback demonstration chatcmpl-… - < better.txt")
@@ -109,7 +109,9 @@ def demonstration(
 ) -> None:
     """Give a better answer than the completion."""
     with connected(url, api_key) as client:
-        say(client.edit(completion, words(text), **details(user, feedback_id)), as_json)
+        print_receipt(
+            client.edit(completion, read_text(text), **details(user, feedback_id)), as_json
+        )
 
 
 @feedback_app.command(epilog='Example: tuneloop feedback comment chatcmpl-… "too long"')
@@ -125,7 +127,9 @@ def comment(
 ) -> None:
     """Comment on a completion."""
     with connected(url, api_key) as client:
-        say(client.comment(completion, words(text), **details(user, feedback_id)), as_json)
+        print_receipt(
+            client.comment(completion, read_text(text), **details(user, feedback_id)), as_json
+        )
 
 
 @feedback_app.command(epilog="Example: tuneloop feedback batch thumbs.jsonl")
@@ -192,7 +196,7 @@ def list_feedback(
         print_json(page)
         return
     columns = ("TIME", "KIND", "STATUS", "VERSION", "ID", "JUDGEMENT")
-    print_table(columns, map(row, page["data"]))
+    print_table(columns, map(feedback_row, page["data"]))
     if page["next"] is not None:
         typer.echo(f"more: --before {page['next']}", err=True)
 
@@ -238,12 +242,12 @@ def details(user: str | None, feedback_id: str | None) -> "Details":
     return given
 
 
-def words(given: list[str]) -> str:
+def read_text(given: list[str]) -> str:
     """Return the text of an argument; `-` reads standard input."""
     return sys.stdin.read() if given == ["-"] else " ".join(given)
 
 
-def say(receipt: "Receipt", as_json: bool) -> None:
+def print_receipt(receipt: "Receipt", as_json: bool) -> None:
     """Print the id of stored feedback."""
     if as_json:
         print_json(outcome_document(receipt))
@@ -277,7 +281,7 @@ def bodies_in(file: Path) -> Iterator[tuple[int, "FeedbackBody"]]:
         yield number, cast("FeedbackBody", body)
 
 
-def row(item: FeedbackItem) -> tuple[Any, ...]:
+def feedback_row(item: FeedbackItem) -> tuple[Any, ...]:
     """Return a line of the list."""
     return (
         item["accepted_time"][:19],

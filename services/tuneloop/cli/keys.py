@@ -100,7 +100,7 @@ def list_keys(
 ) -> None:
     """List the keys, without their secrets."""
     try:
-        keys = [k for k in key_file(data_dir, file).read() if everything or k.active]
+        keys = [k for k in key_file(data_dir, file).read() if everything or k.is_active]
     except TuneloopError as error:
         fail(error.message)
     if as_json:

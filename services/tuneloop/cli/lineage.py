@@ -31,9 +31,10 @@ def feedback(
     if as_json:
         print_json(answer)
         return
-    print_table(("", ""), facts(answer, ("id", "kind", "status", "accepted_time")))
+    print_table(("", ""), fact_rows(answer, ("id", "kind", "status", "accepted_time")))
     rows = [
-        (s["sample_id"], s["objective"], s["state"], listed(s["steps"])) for s in answer["samples"]
+        (s["sample_id"], s["objective"], s["state"], join_numbers(s["steps"]))
+        for s in answer["samples"]
     ]
     print_table(("SAMPLE", "OBJECTIVE", "STATE", "STEPS"), rows)
 
@@ -52,15 +53,17 @@ def user(
     if as_json:
         print_json(answer)
         return
-    print_table(("", ""), facts(answer, ("id", "rollouts", "feedback", "rebuild_from")))
+    print_table(("", ""), fact_rows(answer, ("id", "rollouts", "feedback", "rebuild_from")))
     for record in answer["forgotten"]:
         typer.echo(
             f"forgotten {record['time']}: {record['rollouts']} rollouts and {record['feedback']} "
-            f"feedback, which versions {listed(record['policy_versions'])} had learned from"
+            f"feedback, which versions {join_numbers(record['policy_versions'])} had learned from"
         )
 
 
-def facts(answer: FeedbackLineage | UserLineage, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+def fact_rows(
+    answer: FeedbackLineage | UserLineage, names: Sequence[str]
+) -> Iterator[tuple[str, str]]:
     """Yield what is known, a line each."""
     document: Mapping[str, Any] = answer
     for name in names:
@@ -69,9 +72,9 @@ def facts(answer: FeedbackLineage | UserLineage, names: Sequence[str]) -> Iterat
     for model, reached in (("policy", answer["policy"]), ("reward model", answer["reward_model"])):
         for how, versions in (("direct", reached["direct"]), ("descended", reached["descended"])):
             if versions:
-                yield f"{model}, {how}", f"versions {listed(versions)}"
+                yield f"{model}, {how}", f"versions {join_numbers(versions)}"
 
 
-def listed(numbers: Sequence[int]) -> str:
+def join_numbers(numbers: Sequence[int]) -> str:
     """Return the numbers, or `none`."""
     return ", ".join(map(str, numbers)) or "none"

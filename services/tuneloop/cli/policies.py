@@ -36,7 +36,7 @@ def list_versions(
     if answer["data"] is None:
         typer.echo("the learner does not answer, so its versions are not listed", err=True)
     serving = answer["policy_version"]
-    rows = [row(version, serving) for version in answer["data"] or []]
+    rows = [version_row(version, serving) for version in answer["data"] or []]
     if all(version["policy_version"] != 0 for version in answer["data"] or []):
         rows.append(("*" if serving == 0 else "", 0, None, "base model", "", "", None, ""))
     columns = ("", "VERSION", "PARENT", "STATE", "CREATED", "THUMBS UP", "REWARD", "LEARNED FROM")
@@ -53,13 +53,13 @@ def show(
     if as_json:
         print_json(answer)
         return
-    print_table(("", ""), facts(answer))
-    print_table(("MANIFEST", ""), flat(answer.get("manifest") or {}))
-    print_table(("DECIDED", "BY", "WHAT", "OUTCOME", "REASON"), decisions(answer))
+    print_table(("", ""), fact_rows(answer))
+    print_table(("MANIFEST", ""), flatten(answer.get("manifest") or {}))
+    print_table(("DECIDED", "BY", "WHAT", "OUTCOME", "REASON"), decision_rows(answer))
     for decision in answer["decisions"]:
         if numbers := decision.get("numbers"):
-            print_table((f"{decision['kind']} {decision['outcome']}".upper(), ""), flat(numbers))
-    print_table(("SAMPLE", "OBJECTIVE", "STEP", "EPOCH", "COMPLETIONS"), uses(answer))
+            print_table((f"{decision['kind']} {decision['outcome']}".upper(), ""), flatten(numbers))
+    print_table(("SAMPLE", "OBJECTIVE", "STEP", "EPOCH", "COMPLETIONS"), use_rows(answer))
 
 
 @policies_app.command(epilog="Example: tuneloop policies promote 4")
@@ -68,7 +68,7 @@ def promote(
 ) -> None:
     """Make a published version the one that serves."""
     with connected(url, api_key) as client:
-        say_stable(client.promote(version), as_json)
+        print_stable(client.promote(version), as_json)
 
 
 @policies_app.command(epilog="Example: tuneloop policies rollback 2")
@@ -83,22 +83,22 @@ def rollback(
 ) -> None:
     """Roll back to an earlier version; those after it are quarantined."""
     with connected(url, api_key) as client:
-        say_stable(client.roll_back(version), as_json)
+        print_stable(client.roll_back(version), as_json)
 
 
 @policies_app.command(epilog="Example: tuneloop policies pause")
 def pause(*, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None) -> None:
     """Pause learning until it is resumed; the service keeps answering, and feedback is kept."""
-    steer("pause", as_json, url, api_key)
+    control_learner("pause", as_json, url, api_key)
 
 
 @policies_app.command(epilog="Example: tuneloop policies resume")
 def resume(*, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None) -> None:
     """Resume learning."""
-    steer("resume", as_json, url, api_key)
+    control_learner("resume", as_json, url, api_key)
 
 
-def steer(action: str, as_json: bool, url: str | None, api_key: str | None) -> None:
+def control_learner(action: str, as_json: bool, url: str | None, api_key: str | None) -> None:
     """Pause or resume the learner, and print its state."""
     with connected(url, api_key) as client:
         answer: LearnerState = client.request("POST", f"/v1/learner/{action}")
@@ -139,7 +139,7 @@ def rebuild(
     (print_json if as_json else print_fields)(answer)
 
 
-def say_stable(version: int, as_json: bool) -> None:
+def print_stable(version: int, as_json: bool) -> None:
     """Print which version is stable now."""
     if as_json:
         print_json({"policy_version": version})
@@ -147,7 +147,7 @@ def say_stable(version: int, as_json: bool) -> None:
         typer.echo(f"stable: version {version}")
 
 
-def row(version: PolicyVersion, serving: int | None) -> tuple[Any, ...]:
+def version_row(version: PolicyVersion, serving: int | None) -> tuple[Any, ...]:
     """Return a line of the list."""
     number, traffic = version["policy_version"], version["traffic"]
     return (
@@ -176,7 +176,7 @@ def counts(samples: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in samples.items())
 
 
-def facts(answer: PolicyVersionDetails) -> Iterator[tuple[str, str]]:
+def fact_rows(answer: PolicyVersionDetails) -> Iterator[tuple[str, str]]:
     """Yield what is known of a version, a line each."""
     yield "version", cell(answer["policy_version"])
     yield "state", cell(answer["state"])
@@ -195,7 +195,7 @@ def facts(answer: PolicyVersionDetails) -> Iterator[tuple[str, str]]:
         yield f"traffic {name}", cell(value)
 
 
-def decisions(answer: PolicyVersionDetails) -> Iterator[tuple[Any, ...]]:
+def decision_rows(answer: PolicyVersionDetails) -> Iterator[tuple[Any, ...]]:
     """Yield its decisions, a line each."""
     for decision in answer["decisions"]:
         yield (
@@ -207,21 +207,21 @@ def decisions(answer: PolicyVersionDetails) -> Iterator[tuple[Any, ...]]:
         )
 
 
-def flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield every value of a document with its path, a line each."""
     for name, value in document.items():
         if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
             for number, item in enumerate(value):
-                yield from flat({str(number): item}, f"{prefix}{name}.")
+                yield from flatten({str(number): item}, f"{prefix}{name}.")
         elif isinstance(value, list):
             yield f"{prefix}{name}", ", ".join(cell(item) for item in value)
         else:
             yield f"{prefix}{name}", cell(value)
 
 
-def uses(answer: PolicyVersionDetails) -> Iterator[tuple[Any, ...]]:
+def use_rows(answer: PolicyVersionDetails) -> Iterator[tuple[Any, ...]]:
     """Yield the samples it learned from, a line each."""
     for use in answer["uses"]:
         about = ", ".join(use["completion_ids"])

@@ -79,11 +79,11 @@ def start(given: Mapping[str, Any]) -> None:
     try:
         run_service(load(SupervisorSettings, **given))
     except TuneloopError as error:
-        typer.echo(f"tuneloop: {in_options(error.message, given)}", err=True)
+        typer.echo(f"tuneloop: {name_options(error.message, given)}", err=True)
         raise typer.Exit(2) from error
 
 
-def in_options(message: str, given: Mapping[str, Any]) -> str:
+def name_options(message: str, given: Mapping[str, Any]) -> str:
     """Return `message` with the names of settings replaced by the options that set them."""
     for name in given:
         option = f"--{name.replace('_', '-')} "

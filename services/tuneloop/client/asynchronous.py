@@ -152,7 +152,7 @@ class AsyncClient(FeedbackMethods[Given]):
 
     async def request(self, method: str, path: str, body: Any = None) -> Any:
         """Make any other call, such as `GET /v1/learner`, and return its JSON."""
-        return await self._send(calls.anything(method, path, body))
+        return await self._send(calls.call_path(method, path, body))
 
     async def close(self) -> None:
         """Close the connections."""

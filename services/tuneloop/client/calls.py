@@ -20,7 +20,7 @@ from tuneloop.client.judging import (
     R,
     Receipt,
     id_of,
-    identified,
+    with_id,
 )
 from tuneloop.client.records import (
     FeedbackItem,
@@ -30,7 +30,7 @@ from tuneloop.client.records import (
     Scores,
     page_from,
     policies_from,
-    record,
+    record_from,
 )
 from tuneloop.errors import CorruptData, TuneloopError
 
@@ -118,7 +118,7 @@ class ApiCall(Generic[T]):
             ) from error
 
 
-def anything(method: str, path: str, body: Any) -> ApiCall[Any]:
+def call_path(method: str, path: str, body: Any) -> ApiCall[Any]:
     """Return a call by its path; the answer is its JSON."""
     return ApiCall(method=method, path=path, body=body, read=lambda document: document)
 
@@ -161,8 +161,8 @@ def give(body: FeedbackBody, user: str | None) -> ApiCall[Receipt]:
     return ApiCall(
         method="POST",
         path="/v1/feedback",
-        body=identified(body, user),
-        read=partial(record, Receipt),
+        body=with_id(body, user),
+        read=partial(record_from, Receipt),
     )
 
 
@@ -171,7 +171,7 @@ def batches(
 ) -> Iterator[ApiCall[list[Receipt | TuneloopError]]]:
     """Yield calls that send many bodies, at most 1000 each."""
     for start in range(0, len(bodies), LARGEST_BATCH):
-        batch = [identified(body, user) for body in bodies[start : start + LARGEST_BATCH]]
+        batch = [with_id(body, user) for body in bodies[start : start + LARGEST_BATCH]]
         yield ApiCall(
             method="POST", path="/v1/feedback/batch", body={"feedback": batch}, read=outcomes
         )
@@ -180,7 +180,7 @@ def batches(
 def outcomes(document: FeedbackBatchResult) -> list[Receipt | TuneloopError]:
     """Return the receipt or the error of each body of a batch."""
     return [
-        record(Receipt, item)
+        record_from(Receipt, item)
         if "id" in item
         else error_from_document(item["error"], item["status_code"])
         for item in document["data"]
@@ -189,12 +189,16 @@ def outcomes(document: FeedbackBatchResult) -> list[Receipt | TuneloopError]:
 
 def retract(feedback: Identified | str) -> ApiCall[Receipt]:
     """Return the call that retracts feedback."""
-    return ApiCall(method="DELETE", path=feedback_path(feedback), read=partial(record, Receipt))
+    return ApiCall(
+        method="DELETE", path=feedback_path(feedback), read=partial(record_from, Receipt)
+    )
 
 
 def get_feedback(feedback: Identified | str) -> ApiCall[FeedbackItem]:
     """Return the call that reads one feedback."""
-    return ApiCall(method="GET", path=feedback_path(feedback), read=partial(record, FeedbackItem))
+    return ApiCall(
+        method="GET", path=feedback_path(feedback), read=partial(record_from, FeedbackItem)
+    )
 
 
 def feedback_path(feedback: Identified | str) -> str:
@@ -215,7 +219,7 @@ def policies(limit: int, before: int | None) -> ApiCall[Policies]:
 def policy(version: int) -> ApiCall[PolicyVersion]:
     """Return the call that reads one version."""
     path = f"/v1/policies/{version}"
-    return ApiCall(method="GET", path=path, read=partial(record, PolicyVersion))
+    return ApiCall(method="GET", path=path, read=partial(record_from, PolicyVersion))
 
 
 def promote(version: int) -> ApiCall[int]:
@@ -237,4 +241,4 @@ def score(prompt: Prompt, completions: Sequence[str]) -> ApiCall[Scores]:
     """Return the call that scores completions of one prompt."""
     asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
     body = {**asked, "completions": list(completions)}
-    return ApiCall(method="POST", path="/v1/score", body=body, read=partial(record, Scores))
+    return ApiCall(method="POST", path="/v1/score", body=body, read=partial(record_from, Scores))

@@ -61,7 +61,7 @@ def error_from_response(response: httpx.Response) -> TuneloopError:
     except (ValueError, KeyError, TypeError):
         url = response.request.url
         return kind(f"{url} answered with status {status}", retry_after=retry_after(response))
-    return described(kind(message, retry_after=retry_after(response)), details)
+    return add_details(kind(message, retry_after=retry_after(response)), details)
 
 
 def kind_of_status(status: int) -> type[TuneloopError]:
@@ -76,10 +76,10 @@ def error_from_document(details: Mapping[str, Any], status: int | None = None) -
         kind = kind_of_status(status)
     else:
         kind = error_of_type.get(str(details.get("type")), TuneloopError)
-    return described(kind(str(details.get("message"))), details)
+    return add_details(kind(str(details.get("message"))), details)
 
 
-def described(error: TuneloopError, details: Mapping[str, Any]) -> TuneloopError:
+def add_details(error: TuneloopError, details: Mapping[str, Any]) -> TuneloopError:
     """Add the parameter and the code that the service named."""
     error.param = details.get("param")
     if details.get("code"):

@@ -122,7 +122,7 @@ def id_of(thing: Identified | str) -> str:
     return thing if isinstance(thing, str) else thing.id
 
 
-def identified(body: FeedbackBody, user: str | None) -> FeedbackBody:
+def with_id(body: FeedbackBody, user: str | None) -> FeedbackBody:
     """Return the body with an id, so that sending it again cannot count twice."""
     full: FeedbackBody = {"id": f"fb-{secrets.token_hex(12)}", **body}
     if user is not None:

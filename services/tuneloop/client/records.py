@@ -84,7 +84,7 @@ class FeedbackPage:
     """The `before` of the next page; None at the end."""
 
 
-def record(kind: type[T], document: Mapping[str, Any]) -> T:
+def record_from(kind: type[T], document: Mapping[str, Any]) -> T:
     """Return a record of the members that this client knows; newer services may send more."""
     names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in document.items() if name in names})
@@ -96,11 +96,11 @@ def policies_from(document: policies.PolicyList) -> Policies:
     return Policies(
         policy=document["policy"],
         policy_version=document["policy_version"],
-        versions=None if rows is None else tuple(record(PolicyVersion, row) for row in rows),
+        versions=None if rows is None else tuple(record_from(PolicyVersion, row) for row in rows),
     )
 
 
 def page_from(document: feedback.FeedbackPage) -> FeedbackPage:
     """Read the answer of `GET /v1/feedback`."""
-    items = tuple(record(FeedbackItem, item) for item in document["data"])
+    items = tuple(record_from(FeedbackItem, item) for item in document["data"])
     return FeedbackPage(items=items, next=document["next"])

@@ -23,7 +23,7 @@ class PartialAnswer:
     logprobs: dict[str, list[Any]] = field(default_factory=dict)
     finish_reason: str | None = None
 
-    def take(self, choice: Mapping[str, Any], version: int) -> str:
+    def add_chunk(self, choice: Mapping[str, Any], version: int) -> str:
         """Add one chunk of the choice, and return its text."""
         self.policy_version = version
         self.finish_reason = choice["finish_reason"] or self.finish_reason
@@ -31,7 +31,7 @@ class PartialAnswer:
             self.logprobs.setdefault(name, []).extend(positions or [])
         delta = choice["delta"]
         for call in delta.get("tool_calls") or []:
-            merge(self.tool_calls.setdefault(call["index"], {}), call)
+            merge_delta(self.tool_calls.setdefault(call["index"], {}), call)
         text = delta.get("content") or ""
         self.pieces.append(text)
         return text
@@ -47,11 +47,11 @@ class PartialAnswer:
         return message
 
 
-def merge(call: dict[str, Any], delta: Mapping[str, Any]) -> None:
+def merge_delta(call: dict[str, Any], delta: Mapping[str, Any]) -> None:
     """Add a tool call's delta: its arguments come in pieces, the rest comes once."""
     for name, value in delta.items():
         if isinstance(value, Mapping):
-            merge(call.setdefault(name, {}), value)
+            merge_delta(call.setdefault(name, {}), value)
         elif name == "arguments":
             call[name] = call.get(name, "") + value
         elif value is not None:
@@ -87,8 +87,8 @@ class AnswerReader(Generic[R]):
         self._usage = chunk.get("usage") or self._usage
         for choice in chunk["choices"]:
             index = choice["index"]
-            growing = self._choices.setdefault(index, PartialAnswer(choice["completion_id"]))
-            text = growing.take(choice, version)
+            partial = self._choices.setdefault(index, PartialAnswer(choice["completion_id"]))
+            text = partial.add_chunk(choice, version)
             if text:
                 yield Piece(text=text, index=index, policy_version=version)
 
@@ -106,15 +106,15 @@ class AnswerReader(Generic[R]):
         return answer_of(self._judge, choices, self._model, self._usage)
 
     def _choice(self, index: int) -> Choice[R]:
-        growing = self._choices[index]
-        message = growing.message()
+        partial = self._choices[index]
+        message = partial.message()
         return Choice(
-            id=growing.id,
+            id=partial.id,
             text=message["content"],
-            policy_version=growing.policy_version,
-            finish_reason=growing.finish_reason,
+            policy_version=partial.policy_version,
+            finish_reason=partial.finish_reason,
             index=index,
             message=message,
-            logprobs=growing.logprobs or None,
+            logprobs=partial.logprobs or None,
             judge=self._judge,
         )

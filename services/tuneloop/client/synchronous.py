@@ -147,7 +147,7 @@ class Client(FeedbackMethods[Receipt]):
 
     def request(self, method: str, path: str, body: Any = None) -> Any:
         """Make any other call, such as `GET /v1/learner`, and return its JSON."""
-        return self._send(calls.anything(method, path, body))
+        return self._send(calls.call_path(method, path, body))
 
     def close(self) -> None:
         """Close the connections."""

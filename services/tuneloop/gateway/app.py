@@ -111,11 +111,11 @@ def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
         app.include_router(router)
     page.mount_assets(app)
     install_error_handlers(app)
-    app.add_exception_handler(ClientDisconnect, nobody_listens)
+    app.add_exception_handler(ClientDisconnect, answer_disconnected)
     install_openapi(app)
     return app
 
 
-async def nobody_listens(_: Request, __: Exception) -> Response:
+async def answer_disconnected(_: Request, __: Exception) -> Response:
     """Return a status for the log and the metrics; the client has disconnected."""
     return Response(status_code=CLIENT_WENT_AWAY)

@@ -127,10 +127,10 @@ def status_and_type(error: TuneloopError) -> tuple[int, str]:
 def error_body(error: TuneloopError) -> Error:
     """Return the JSON body of an error, which a stream sends too if it fails."""
     _, error_type = status_and_type(error)
-    return body(error.message, error_type, error.param, error.reason.lower())
+    return error_document(error.message, error_type, error.param, error.reason.lower())
 
 
-def body(message: str, error_type: str, param: str | None, code: str) -> Error:
+def error_document(message: str, error_type: str, param: str | None, code: str) -> Error:
     """Return an error in OpenAI's form."""
     return {"error": {"message": message, "type": error_type, "param": param, "code": code}}
 
@@ -152,7 +152,7 @@ def error_response(error: TuneloopError) -> JSONResponse:
 def http_error_response(error: HTTPException) -> JSONResponse:
     """Return the HTTP response of an error of the framework."""
     code = code_of_http_status.get(error.status_code, "invalid_request")
-    content = body(str(error.detail), "invalid_request_error", None, code)
+    content = error_document(str(error.detail), "invalid_request_error", None, code)
     return JSONResponse(content, status_code=error.status_code, headers=error.headers)
 
 
@@ -163,14 +163,14 @@ def invalid_request(problems: Sequence[Any]) -> InvalidRequest:
         detail = problem.get("ctx", {}).get("error", "not JSON")
         return InvalidRequest(f"the body is not JSON: {detail}")
     path = [part for part in problem["loc"] if part not in ("body", "path", "query")]
-    param = dotted(path)
+    param = dotted_path(path)
     message = str(problem["msg"]).removeprefix("Value error, ")
     if param is None and problem["type"] in ("model_attributes_type", "dict_type", "model_type"):
         message = "must be a JSON object, sent with 'Content-Type: application/json'"
     return InvalidRequest(f"{param or 'body'}: {message}", param=param)
 
 
-def dotted(path: Sequence[str | int]) -> str | None:
+def dotted_path(path: Sequence[str | int]) -> str | None:
     """Return `("messages", 0, "role")` as `messages[0].role`, or None for the whole body."""
     text = ""
     for part in path:
@@ -198,7 +198,7 @@ def install_error_handlers(app: FastAPI) -> None:
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         # Starlette raises the error again after this response, so the server logs the traceback.
         logger.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__)
-        content = body(
+        content = error_document(
             "the gateway failed; its log has the reason", "server_error", None, "internal"
         )
         return JSONResponse(content, status_code=500)

@@ -44,7 +44,7 @@ def main() -> None:
     logger.info("serving on http://%s:%d", settings.host, settings.port)
     # uvicorn drains on a signal and then raises it again: a requested stop is not a failure.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, leave)
+        signal.signal(number, exit_normally)
     # What is loaded now stays: scanning it in every collection would delay the streams.
     gc.freeze()
     # Requests create many objects and few cycles: collect them less often.
@@ -52,7 +52,7 @@ def main() -> None:
     Server(config).run()
 
 
-def leave(*_: object) -> None:
+def exit_normally(*_: object) -> None:
     """End the process with status 0."""
     raise SystemExit(0)
 

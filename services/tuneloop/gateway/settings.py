@@ -180,7 +180,7 @@ class GatewaySettings(BusSettings, RpcSettings):
         if self.keys_file is None:
             return []
         try:
-            return [key for key in KeyFile(self.keys_file).read() if key.active]
+            return [key for key in KeyFile(self.keys_file).read() if key.is_active]
         except CorruptData as error:
             raise ValueError(error.message) from error
 

@@ -226,7 +226,7 @@ def key_needed(settings: SupervisorSettings, data: DataDir, environment: Mapping
     keys = file.read()
     names = ("TUNELOOP_API_KEY", "TUNELOOP_GATEWAY_API_KEY")
     in_environment = any(environment.get(name) for name in names)
-    if not is_loopback(settings.host) and not in_environment and not any(k.active for k in keys):
+    if not is_loopback(settings.host) and not in_environment and not any(k.is_active for k in keys):
         raise SettingsError(keys_wanted(settings.host, file.path), param="host")
     return in_environment or bool(keys)
 

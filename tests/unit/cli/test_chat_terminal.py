@@ -33,42 +33,42 @@ def seen(screen: TerminalScreen) -> str:
 
 def test_thumbs_are_one_key(keyboard: Any, screen: TerminalScreen) -> None:
     keyboard.send_text("+")
-    assert screen.line(judging=True) == "/up"
+    assert screen.read_line(judging=True) == "/up"
     keyboard.send_text("-")
-    assert screen.line(judging=True) == "/down"
+    assert screen.read_line(judging=True) == "/down"
 
 
 def test_the_same_keys_are_letters_elsewhere(keyboard: Any, screen: TerminalScreen) -> None:
     keyboard.send_text("-5 + 3\r")
-    assert screen.line(judging=False) == "-5 + 3"
+    assert screen.read_line(judging=False) == "-5 + 3"
     keyboard.send_text("5 + 3 - 1\r")
-    assert screen.line(judging=True) == "5 + 3 - 1"
+    assert screen.read_line(judging=True) == "5 + 3 - 1"
 
 
 def test_the_end_of_the_conversation(keyboard: Any, screen: TerminalScreen) -> None:
     keyboard.send_text("\x04")
     with pytest.raises(EOFError):
-        screen.line(judging=True)
+        screen.read_line(judging=True)
     keyboard.send_text("\x03")
     with pytest.raises(KeyboardInterrupt):
-        screen.line(judging=True)
+        screen.read_line(judging=True)
 
 
 def test_editing(keyboard: Any, screen: TerminalScreen) -> None:
     keyboard.send_text(" indeed\x1b\r")
-    assert screen.edited("Paris") == "Paris indeed"
+    assert screen.edit_text("Paris") == "Paris indeed"
     keyboard.send_text("\x1b\r")
-    assert screen.edited("Paris") is None
+    assert screen.edit_text("Paris") is None
     keyboard.send_text("x\x03")
-    assert screen.edited("Paris") is None
+    assert screen.edit_text("Paris") is None
 
 
 def test_one_key_chooses(keyboard: Any, screen: TerminalScreen) -> None:
     keys = {"1": "the first", "2": "the second", "0": "neither"}
     keyboard.send_text("x2")
-    assert screen.choice("Which?", keys) == "2"
+    assert screen.ask_choice("Which?", keys) == "2"
     keyboard.send_text("\r")
-    assert screen.choice("Which?", keys) == "0"
+    assert screen.ask_choice("Which?", keys) == "0"
 
 
 def test_an_answer_ends_as_markdown(screen: TerminalScreen) -> None:

@@ -57,22 +57,22 @@ def chat(
     user = user or f"cli-{getpass.getuser()}"
     with connected(url, api_key, user=user) as client:
         if prompt:
-            once(client, " ".join(prompt), options, as_json=as_json)
+            ask_once(client, " ".join(prompt), options, as_json=as_json)
         elif as_json:
             fail('--json needs a question: tuneloop chat "…" --json')
         else:
             from tuneloop.cli.chat.conversation import Conversation
 
-            Conversation(client, options, suitable_screen()).run()
+            Conversation(client, options, make_screen()).run()
 
 
-def once(client: "Client", question: str, options: "ChatOptions", *, as_json: bool) -> None:
+def ask_once(client: "Client", question: str, options: "ChatOptions", *, as_json: bool) -> None:
     """Ask one question and print the answer."""
     if as_json:
         print_json(document(client.chat(question, **options)))
         return
     with client.stream(question, **options) as stream:
-        suitable_screen().show(stream)
+        make_screen().show(stream)
     completion = stream.completion
     typer.secho(f"[version {completion.policy_version}, {completion.id}]", dim=True, err=True)
 
@@ -89,7 +89,7 @@ def document(completion: "Completion") -> dict[str, object]:
     }
 
 
-def suitable_screen() -> "Screen":
+def make_screen() -> "Screen":
     """Return a rich screen for a terminal, a plain one for pipes."""
     from tuneloop.cli.chat.screens import PlainScreen
 

@@ -42,17 +42,17 @@ class Conversation:
         """Read lines until the user quits."""
         while True:
             try:
-                line = self.screen.line(judging=self.last is not None).strip()
+                line = self.screen.read_line(judging=self.last is not None).strip()
             except (EOFError, KeyboardInterrupt):
                 return
             if line == "/quit":
                 return
             try:
-                self.take({"+": "/up", "-": "/down"}.get(line, line))
+                self.handle_line({"+": "/up", "-": "/down"}.get(line, line))
             except TuneloopError as error:
                 self.screen.note(error.message)
 
-    def take(self, line: str) -> None:
+    def handle_line(self, line: str) -> None:
         """Handle one line: a command or a question."""
         name, _, rest = line.partition(" ")
         if name.startswith("/"):
@@ -64,7 +64,7 @@ class Conversation:
 
     def ask(self) -> bool:
         """Show the answer as it streams, and keep it; return False if there is none."""
-        completion = self.answered()
+        completion = self.stream_answer()
         if completion is None:
             return False
         if self.version is not None and completion.policy_version != self.version:
@@ -76,7 +76,7 @@ class Conversation:
         self.messages.append(completion.message)
         return True
 
-    def answered(self) -> "Completion | None":
+    def stream_answer(self) -> "Completion | None":
         """Stream the answer and return it, or its part if the user stops it or it fails."""
         with self.client.stream(self.messages, **self.options) as stream:
             try:
@@ -118,7 +118,7 @@ class Conversation:
         if self.last is None:
             self.screen.note(NOTHING)
             return
-        better = text or self.screen.edited(self.last.text)
+        better = text or self.screen.edit_text(self.last.text)
         if better is None:
             self.screen.note("not changed")
             return
@@ -143,7 +143,7 @@ class Conversation:
             return
         self.screen.show_both(first, second)
         meanings = {"1": "the first", "2": "the second", "0": "neither"}
-        chosen = self.screen.choice("Which is better?", meanings)
+        chosen = self.screen.ask_choice("Which is better?", meanings)
         if chosen == "0":
             return
         better, worse = (first, second) if chosen == "1" else (second, first)

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 class Screen(Protocol):
     """Reads lines and keys, shows answers."""
 
-    def line(self, *, judging: bool) -> str:
+    def read_line(self, *, judging: bool) -> str:
         """Read the user's next line; with `judging` one key may be a thumb.
 
         Raises `EOFError` or `KeyboardInterrupt` if the user quits.
         """
 
-    def edited(self, text: str) -> str | None:
+    def edit_text(self, text: str) -> str | None:
         """Return `text` as the user edited it, or None if it is unchanged."""
 
-    def choice(self, question: str, keys: Mapping[str, str]) -> str:
+    def ask_choice(self, question: str, keys: Mapping[str, str]) -> str:
         """Return one of `keys`, given with their meanings; the last if the user does not choose."""
 
     def show(self, stream: "Stream") -> None:
@@ -38,15 +38,15 @@ class Screen(Protocol):
 class PlainScreen:
     """Lines in, text out; notes go to standard error."""
 
-    def line(self, *, judging: bool) -> str:
+    def read_line(self, *, judging: bool) -> str:
         """Read the next line of standard input."""
         return input()
 
-    def edited(self, text: str) -> str | None:
+    def edit_text(self, text: str) -> str | None:
         """Return the next line, if it is not empty."""
         return input().strip() or None
 
-    def choice(self, question: str, keys: Mapping[str, str]) -> str:
+    def ask_choice(self, question: str, keys: Mapping[str, str]) -> str:
         """Return the next line, if it is one of the keys."""
         self.note(question + " " + ", ".join(f"{key}: {name}" for key, name in keys.items()))
         given = input().strip()

@@ -64,13 +64,13 @@ class TerminalScreen:
 
         return bindings
 
-    def line(self, *, judging: bool) -> str:
+    def read_line(self, *, judging: bool) -> str:
         """Read a line, with the usual editing keys and a history."""
         self.judging = judging
         hint = FormattedText([("fg:ansibrightblack", JUDGING if judging else TALKING)])
         return self.session.prompt("> ", placeholder=hint)
 
-    def edited(self, text: str) -> str | None:
+    def edit_text(self, text: str) -> str | None:
         """Let the user edit the text in several lines."""
         self.note("make it better; Alt-Enter (or Esc, Enter) sends it, Ctrl-C leaves it")
         editor: PromptSession[str] = PromptSession(input=self.input, output=self.output)
@@ -80,7 +80,7 @@ class TerminalScreen:
             return None
         return better if better.strip() and better != text else None
 
-    def choice(self, question: str, keys: Mapping[str, str]) -> str:
+    def ask_choice(self, question: str, keys: Mapping[str, str]) -> str:
         """Read one key."""
         bindings = KeyBindings()
 

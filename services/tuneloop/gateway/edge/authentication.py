@@ -140,13 +140,13 @@ class Authentication:
         """Return whether no key is needed: on loopback, with no key created or required."""
         if not self.on_loopback or self.require_key:
             return False
-        return self.require_key is False or self.ring.empty
+        return self.require_key is False or self.ring.is_empty
 
     def holder(
         self, key: store.ApiKey, needed: scopes.Scope, asked: str
     ) -> tuple[Caller, Meter | None]:
         """Return the holder of a key. Raises `InvalidApiKey` and `MissingScope`."""
-        if not key.active:
+        if not key.is_active:
             raise InvalidApiKey(f"the key {key.name!r} was revoked")
         if not key.allows(needed):
             has = " and ".join(sorted(key.scopes))

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tuneloop.gateway import metrics
-from tuneloop.gateway.errors import body
+from tuneloop.gateway.errors import error_document
 
 CLIENT_WENT_AWAY = 499
 
@@ -98,7 +98,7 @@ class BodyLimit:
         problem = f"the body is larger than {self.max_bytes} bytes"
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdecimal() and int(announced) > self.max_bytes:
-            content = body(problem, "invalid_request_error", None, "body_too_large")
+            content = error_document(problem, "invalid_request_error", None, "body_too_large")
             await JSONResponse(content, status_code=413)(scope, receive, send)
             return
         received = 0

@@ -159,10 +159,10 @@ class Feed:
                 # One failing source must not stop the others.
                 logger.exception("the event %s could not be made", name)
                 document = None
-            self._tell(name, document)
+            self._update(name, document)
             await asyncio.sleep(INTERVAL)
 
-    def _tell(self, name: str, document: Any) -> None:
+    def _update(self, name: str, document: Any) -> None:
         data = f"event: {name}\ndata: {json.dumps(document)}\n\n".encode()
         if name in self._latest and self._latest[name][1] == data:
             return

@@ -37,8 +37,8 @@ class Throughput:
         """Return the rates since the oldest reading in the window."""
         now = Reading(
             time=self._clock(),
-            tokens=total(metrics.completion_tokens),
-            requests=total(metrics.http_requests, COMPLETION_ROUTES),
+            tokens=sum_counter(metrics.completion_tokens),
+            requests=sum_counter(metrics.http_requests, COMPLETION_ROUTES),
         )
         readings = self._readings
         readings.append(now)
@@ -51,22 +51,22 @@ class Throughput:
             readings.append(now)
         seconds = now.time - readings[0].time
         return {
-            "tokens_per_second": rate(now.tokens - readings[0].tokens, seconds),
-            "requests_per_second": rate(now.requests - readings[0].requests, seconds),
+            "tokens_per_second": per_second(now.tokens - readings[0].tokens, seconds),
+            "requests_per_second": per_second(now.requests - readings[0].requests, seconds),
             # Each listener to these figures has a request open, too.
-            "in_flight": max(0, int(gauge(metrics.in_flight)) - self._listeners()),
+            "in_flight": max(0, int(read_gauge(metrics.in_flight)) - self._listeners()),
         }
 
 
-def rate(amount: float, seconds: float) -> float | None:
+def per_second(amount: float, seconds: float) -> float | None:
     return round(amount / seconds, 2) if seconds > 0 else None
 
 
-def gauge(metric: Gauge) -> float:
+def read_gauge(metric: Gauge) -> float:
     return next(sample.value for family in metric.collect() for sample in family.samples)
 
 
-def total(counter: Counter, routes: tuple[str, ...] = ()) -> float:
+def sum_counter(counter: Counter, routes: tuple[str, ...] = ()) -> float:
     """Return the sum of a counter over all its labels, or over some routes."""
     return sum(
         sample.value

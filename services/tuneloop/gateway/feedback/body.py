@@ -84,7 +84,7 @@ class FeedbackRequest(BaseModel):
 
     @field_validator("value")
     @classmethod
-    def value_of_kind(cls, value: Any, info: ValidationInfo) -> Any:
+    def check_value(cls, value: Any, info: ValidationInfo) -> Any:
         """Check that a thumb is `up` or `down` and a rating is a number."""
         kind = info.data.get("kind")
         if kind is FeedbackKind.THUMB and value not in (None, "up", "down"):

@@ -74,7 +74,7 @@ async def give_feedback_batch(batch: FeedbackBatch, request: Request) -> JSONRes
     `status_code`.
     """
     outcomes = await accept_all(gateway_of(request), batch.feedback)
-    data = [refusal(o) if isinstance(o, TuneloopError) else o for o in outcomes]
+    data = [refused_entry(o) if isinstance(o, TuneloopError) else o for o in outcomes]
     refused = any(isinstance(outcome, TuneloopError) for outcome in outcomes)
     return JSONResponse(
         {"object": "list", "data": data}, status_code=MULTI_STATUS if refused else ACCEPTED
@@ -139,7 +139,7 @@ async def accept_all(
             await after
         async with turns:
             try:
-                return await accept(gateway, parsed(body), when)
+                return await accept(gateway, parse_entry(body), when)
             except TuneloopError as error:
                 return error
 
@@ -156,7 +156,7 @@ async def accept_all(
     return list(await asyncio.gather(*tasks))
 
 
-def parsed(body: Any) -> FeedbackRequest:
+def parse_entry(body: Any) -> FeedbackRequest:
     """Return the body of a batch's entry. Raises `InvalidRequest`."""
     try:
         return FeedbackRequest.model_validate(body)
@@ -164,6 +164,6 @@ def parsed(body: Any) -> FeedbackRequest:
         raise invalid_request(error.errors()) from error
 
 
-def refusal(error: TuneloopError) -> FeedbackRefused:
+def refused_entry(error: TuneloopError) -> FeedbackRefused:
     """Return the entry of a batch's answer for an error."""
     return {**error_body(error), "status_code": status_and_type(error)[0]}

@@ -48,7 +48,7 @@ async def _store(bus: Bus, subject: str, feedback: Feedback, *, chosen_by_client
             subject, data, event_id=feedback.feedback_id, unique_filter=any_with_id
         )
     except Conflict:
-        if is_the_same(feedback, await bus.last(any_with_id)):
+        if is_same_feedback(feedback, await bus.last(any_with_id)):
             return False
         raise Conflict(
             f"feedback {feedback.feedback_id!r} exists with another body", param="id"
@@ -56,7 +56,7 @@ async def _store(bus: Bus, subject: str, feedback: Feedback, *, chosen_by_client
     return True
 
 
-def is_the_same(feedback: Feedback, stored: StoredEvent | None) -> bool:
+def is_same_feedback(feedback: Feedback, stored: StoredEvent | None) -> bool:
     """Return whether the stored event is this feedback. Raises `FeedbackRetracted`."""
     if stored is None:
         return False

@@ -34,17 +34,17 @@ class KeyRing:
         self._meters: dict[str, Meter] = {}
         self._looked = float("-inf")
         self._seen: object = None
-        self.look()
+        self.reload_if_changed()
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether no key was ever created; revoked keys count, so that revoking opens nothing."""
-        self.look()
+        self.reload_if_changed()
         return not self._by_hash
 
     def find(self, given: str) -> ApiKey | None:
         """Return the key, which may be revoked, or None."""
-        self.look()
+        self.reload_if_changed()
         return self._by_hash.get(hash_key(given))
 
     def meter(self, key: ApiKey) -> Meter | None:
@@ -58,13 +58,13 @@ class KeyRing:
             known = self._meters[key.id] = Meter(key, usage, self.clock)
         return known
 
-    def look(self) -> None:
+    def reload_if_changed(self) -> None:
         """Reload the file if it has changed."""
         now = self.clock()
         if self.file is None or now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
-        seen = identity(self.file.path)
+        seen = file_identity(self.file.path)
         if seen == self._seen:
             return
         self._seen = seen
@@ -77,10 +77,10 @@ class KeyRing:
         self._by_hash = {key.sha256: key for key in keys} | self._of_environment
         for key in keys:
             self.meter(key)
-        logger.info("%d keys are active", sum(key.active for key in keys))
+        logger.info("%d keys are active", sum(key.is_active for key in keys))
 
 
-def identity(path: Path) -> object:
+def file_identity(path: Path) -> object:
     """Return a value that changes when the file is replaced; None if there is none."""
     try:
         status = path.stat()

@@ -66,7 +66,7 @@ class ApiKey:
     revoked_time: datetime | None = None
 
     @property
-    def active(self) -> bool:
+    def is_active(self) -> bool:
         """Whether the key is not revoked."""
         return self.revoked_time is None
 
@@ -130,7 +130,7 @@ class KeyFile:
         """Add a key. Raises `Conflict` if an active one has its name."""
         with self.locked():
             keys = self.read()
-            if any(k.active and k.name == key.name for k in keys):
+            if any(k.is_active and k.name == key.name for k in keys):
                 raise Conflict(
                     f"a key named {key.name!r} exists: choose another name, or revoke it first",
                     param="name",
@@ -142,7 +142,7 @@ class KeyFile:
         with self.locked():
             keys = self.read()
             for index, key in enumerate(keys):
-                if key.active and wanted in (key.id, key.name):
+                if key.is_active and wanted in (key.id, key.name):
                     keys[index] = replace(
                         key, revoked_time=datetime.now(UTC).replace(microsecond=0)
                     )

@@ -67,7 +67,7 @@ class GeneratedAnswer:
             "total_tokens": self.prompt_tokens + self.completion_tokens,
         }
 
-    def note(self, choice: int, event: generation_pb2.GenerateResponse) -> None:
+    def record_event(self, choice: int, event: generation_pb2.GenerateResponse) -> None:
         """Record an event: the first version, the usage, the choices that have ended."""
         if event.WhichOneof("event") == "delta":
             if self.policy_version is None:
@@ -86,28 +86,28 @@ def chat_answer(gateway: Gateway, body: ChatRequest, *, train: bool) -> Generate
     """Return the answer to a chat, ready to be generated. Raises `ModelNotFound`."""
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     limit = body.max_completion_tokens or body.max_tokens
-    request = request_of(gateway, body, "chatcmpl", limit, top_logprobs, train=train)
+    request = make_request(gateway, body, "chatcmpl", limit, top_logprobs, train=train)
     request.chat.CopyFrom(wire.messages_to_proto(conversation(body.messages)))
     use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
     if use is not None:
         request.tool_use.CopyFrom(wire.tool_use_to_proto(use))
-    return answer_of(body, [request])
+    return make_answer(body, [request])
 
 
 def text_answer(gateway: Gateway, body: CompletionRequest, *, train: bool) -> GeneratedAnswer:
     """Return the answer to plain prompts, with one call for each. Raises `ModelNotFound`."""
     requests = []
     for prompt in body.prompt:
-        request = request_of(gateway, body, "cmpl", body.max_tokens, body.logprobs, train=train)
+        request = make_request(gateway, body, "cmpl", body.max_tokens, body.logprobs, train=train)
         if isinstance(prompt, str):
             request.text = prompt
         else:
             request.tokens.token_ids.extend(prompt)
         requests.append(request)
-    return answer_of(body, requests)
+    return make_answer(body, requests)
 
 
-def answer_of(
+def make_answer(
     body: SamplingRequest, requests: Sequence[generation_pb2.GenerateRequest]
 ) -> GeneratedAnswer:
     return GeneratedAnswer(
@@ -120,7 +120,7 @@ def answer_of(
     )
 
 
-def request_of(
+def make_request(
     gateway: Gateway,
     body: SamplingRequest,
     prefix: str,
@@ -141,7 +141,7 @@ def request_of(
     return generation_pb2.GenerateRequest(
         completion_id=completion_id,
         policy=settings.policy,
-        sampling=sampling_of(
+        sampling=make_sampling(
             body,
             max_tokens or settings.default_max_tokens,
             top_logprobs,
@@ -157,7 +157,7 @@ def request_of(
     )
 
 
-def sampling_of(
+def make_sampling(
     body: SamplingRequest, max_tokens: int, top_logprobs: int | None, temperature: float
 ) -> rollout_pb2.SamplingParameters:
     """Return the sampling parameters, with this service's defaults."""
@@ -184,13 +184,13 @@ async def events(gateway: Gateway, answer: GeneratedAnswer) -> AsyncGenerator[Ev
 
     Raises the service's error, or `Unavailable` if a choice ended without its final event.
     """
-    calls = [one_call(gateway, r, i * answer.n) for i, r in enumerate(answer.requests)]
-    merged = calls[0] if len(calls) == 1 else interleaved(calls)
+    calls = [route_call(gateway, r, i * answer.n) for i, r in enumerate(answer.requests)]
+    merged = calls[0] if len(calls) == 1 else interleave(calls)
     spending = Spending(answer.requests, answer.n)
     try:
         async with aclosing(merged):
             async for choice, event in merged:
-                answer.note(choice, event)
+                answer.record_event(choice, event)
                 spending.note(choice, event)
                 yield choice, event
     except (asyncio.CancelledError, GeneratorExit):
@@ -200,16 +200,16 @@ async def events(gateway: Gateway, answer: GeneratedAnswer) -> AsyncGenerator[Ev
         raise Unavailable("generation stopped before the answer was complete", retry_after=1.0)
 
 
-def one_call(
+def route_call(
     gateway: Gateway, request: generation_pb2.GenerateRequest, first_choice: int
 ) -> AsyncGenerator[Event]:
     """Return the events of one call, from the canary's replica if the request is for it."""
     if gateway.canary is not None and gateway.canary.takes(request):
-        return by_canary(gateway, gateway.canary, request, first_choice)
+        return canary_events(gateway, gateway.canary, request, first_choice)
     return call_events(gateway, gateway.generation, request, first_choice)
 
 
-async def by_canary(
+async def canary_events(
     gateway: Gateway,
     canary: CanaryReplica,
     request: generation_pb2.GenerateRequest,
@@ -250,7 +250,7 @@ async def call_events(
         call.cancel()
 
 
-async def interleaved(calls: Sequence[AsyncGenerator[Event]]) -> AsyncGenerator[Event]:
+async def interleave(calls: Sequence[AsyncGenerator[Event]]) -> AsyncGenerator[Event]:
     """Yield the events of several calls as they arrive; the first error ends all."""
     queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(maxsize=64)
 

@@ -23,7 +23,7 @@ IMPOSSIBLE = -9999.0
 """OpenAI's stand-in for minus infinity, which JSON does not have."""
 
 
-def finite(logprob: float) -> float:
+def finite_logprob(logprob: float) -> float:
     return max(logprob, IMPOSSIBLE)
 
 
@@ -31,7 +31,7 @@ def token_logprob(token: generation_pb2.TokenLogprob) -> dict[str, Any]:
     """Return one token with its bytes."""
     return {
         "token": token.token,
-        "logprob": finite(token.logprob),
+        "logprob": finite_logprob(token.logprob),
         "bytes": list(token.token.encode()),
     }
 
@@ -55,8 +55,10 @@ def text_logprobs(
         tokens.append(position.chosen.token)
         offsets.append(offset)
         offset += len(position.chosen.token)
-        logprobs.append(finite(position.chosen.logprob))
-        top.append({candidate.token: finite(candidate.logprob) for candidate in position.top})
+        logprobs.append(finite_logprob(position.chosen.logprob))
+        top.append(
+            {candidate.token: finite_logprob(candidate.logprob) for candidate in position.top}
+        )
     return {
         "tokens": tokens,
         "token_logprobs": logprobs,
@@ -89,14 +91,14 @@ def finish_reason(number: rollout_pb2.FinishReason, *, called: bool) -> str:
     return "tool_calls" if called and reason is FinishReason.STOP else str(reason)
 
 
-def spans(final: generation_pb2.GenerateFinal) -> list[PolicyVersionSpan] | None:
+def version_spans(final: generation_pb2.GenerateFinal) -> list[PolicyVersionSpan] | None:
     """Return which version sampled which tokens, if there was more than one."""
     if len(final.policy_version_spans) < 2:
         return None
-    return [span(s) for s in final.policy_version_spans]
+    return [version_span(s) for s in final.policy_version_spans]
 
 
-def span(message: rollout_pb2.PolicyVersionSpan) -> PolicyVersionSpan:
+def version_span(message: rollout_pb2.PolicyVersionSpan) -> PolicyVersionSpan:
     return {
         "policy_version": message.policy_version,
         "start": message.start,
@@ -128,12 +130,12 @@ async def chunks(
         async for choice, event in stream:
             if event.WhichOneof("event") == "delta":
                 tokens.inc(len(event.delta.token_ids))
-                chunk = writer.piece(choice, event.delta)
+                chunk = writer.write_piece(choice, event.delta)
             else:
-                chunk = writer.end(choice, event.final)
+                chunk = writer.write_end(choice, event.final)
             if chunk:
                 yield chunk
-    yield (writer.usage() if include_usage else b"") + DONE
+    yield (writer.write_usage() if include_usage else b"") + DONE
 
 
 class ChunkWriter:
@@ -161,10 +163,12 @@ class ChunkWriter:
         self.called: set[int] = set()
         """Choices in which a function was called."""
 
-    def piece(self, choice: int, delta: generation_pb2.GenerateDelta) -> bytes:
+    def write_piece(self, choice: int, delta: generation_pb2.GenerateDelta) -> bytes:
         """Write a piece of text; empty if there is nothing to send (half of a character, say)."""
-        opening = self.open(choice, delta.policy_version)
-        calls = self.calls(choice, delta) if self.answer.with_tools and delta.tool_calls else b""
+        opening = self.write_opening(choice, delta.policy_version)
+        calls = (
+            self.write_calls(choice, delta) if self.answer.with_tools and delta.tool_calls else b""
+        )
         if not delta.text and not (self.with_logprobs and delta.logprobs):
             return opening + calls
         logprobs = "null"
@@ -172,40 +176,46 @@ class ChunkWriter:
             logprobs = json.dumps(self.form.logprobs(delta.logprobs, self.characters[choice]))
         self.characters[choice] += len(delta.text)
         members = self.form.piece % json_string(delta.text)
-        return opening + self.line(choice, delta.policy_version, members, logprobs, "null") + calls
+        return (
+            opening
+            + self.format_chunk(choice, delta.policy_version, members, logprobs, "null")
+            + calls
+        )
 
-    def calls(self, choice: int, delta: generation_pb2.GenerateDelta) -> bytes:
+    def write_calls(self, choice: int, delta: generation_pb2.GenerateDelta) -> bytes:
         """Write additions to calls of functions."""
         self.called.add(choice)
         calls = json.dumps([call_delta(call) for call in delta.tool_calls])
         members = f'"delta":{{"tool_calls":{calls}}}'
-        return self.line(choice, delta.policy_version, members, "null", "null")
+        return self.format_chunk(choice, delta.policy_version, members, "null", "null")
 
-    def end(self, choice: int, final: generation_pb2.GenerateFinal) -> bytes:
+    def write_end(self, choice: int, final: generation_pb2.GenerateFinal) -> bytes:
         """Write a choice's last chunk, with its finish reason."""
         members = self.form.closing
-        version_spans = spans(final)
-        if version_spans is not None:
-            members += f',"policy_version_spans":{json.dumps(version_spans)}'
+        spans = version_spans(final)
+        if spans is not None:
+            members += f',"policy_version_spans":{json.dumps(spans)}'
         reason = json_string(finish_reason(final.finish_reason, called=choice in self.called))
-        opening = self.open(choice, final.policy_version)
-        return opening + self.line(choice, final.policy_version, members, "null", reason)
+        opening = self.write_opening(choice, final.policy_version)
+        return opening + self.format_chunk(choice, final.policy_version, members, "null", reason)
 
-    def open(self, choice: int, version: int) -> bytes:
+    def write_opening(self, choice: int, version: int) -> bytes:
         """Write a choice's first chunk, once."""
         if self.opened[choice] or self.form.opening is None:
             return b""
         self.opened[choice] = True
-        return self.line(choice, version, self.form.opening, "null", "null")
+        return self.format_chunk(choice, version, self.form.opening, "null", "null")
 
-    def usage(self) -> bytes:
+    def write_usage(self) -> bytes:
         """Write the chunk with token counts and no choices."""
         counts = json.dumps(self.answer.usage())
         return (
             f'{self.head}{self.answer.policy_version},"choices":[],"usage":{counts}}}\n\n'.encode()
         )
 
-    def line(self, choice: int, version: int, members: str, logprobs: str, reason: str) -> bytes:
+    def format_chunk(
+        self, choice: int, version: int, members: str, logprobs: str, reason: str
+    ) -> bytes:
         completion_id = self.answer.completion_id_of(choice)
         return (
             f'{self.head}{version},"choices":[{{"index":{choice},'

@@ -11,7 +11,7 @@ from tuneloop.api.openai import ToolCall
 from tuneloop.gateway import metrics
 from tuneloop.gateway.context import Gateway
 from tuneloop.gateway.openai.calls import GeneratedAnswer, events
-from tuneloop.gateway.openai.chunks import Logprobs, finish_reason, spans
+from tuneloop.gateway.openai.chunks import Logprobs, finish_reason, version_spans
 from tuneloop.v1 import generation_pb2
 
 
@@ -25,7 +25,7 @@ class WholeChoice:
     """Calls of functions in OpenAI's form, by their index."""
     final: generation_pb2.GenerateFinal = field(default_factory=generation_pb2.GenerateFinal)
 
-    def call(self, delta: generation_pb2.ToolCallDelta) -> None:
+    def add_call(self, delta: generation_pb2.ToolCallDelta) -> None:
         """Start a call, or add to its arguments."""
         call = self.calls.setdefault(
             delta.index,
@@ -54,7 +54,7 @@ async def collect(gateway: Gateway, answer: GeneratedAnswer) -> list[WholeChoice
                 choice.pieces.append(event.delta.text)
                 choice.positions.extend(event.delta.logprobs)
                 for call in event.delta.tool_calls:
-                    choice.call(call)
+                    choice.add_call(call)
             else:
                 choice.final = event.final
     metrics.completion_tokens.labels("false").inc(answer.completion_tokens)
@@ -80,7 +80,7 @@ def whole_response(
         "model": gateway.settings.policy,
         "policy_version": version,
         "choices": [
-            whole_choice(answer, index, choice, members, logprobs)
+            choice_document(answer, index, choice, members, logprobs)
             for index, choice in enumerate(choices)
         ],
         "usage": answer.usage(),
@@ -90,7 +90,7 @@ def whole_response(
     return JSONResponse(document, headers=headers)
 
 
-def whole_choice(
+def choice_document(
     answer: GeneratedAnswer,
     index: int,
     choice: WholeChoice,
@@ -104,5 +104,5 @@ def whole_choice(
         "logprobs": None if logprobs is None else logprobs(choice.positions, 0),
         "finish_reason": finish_reason(choice.final.finish_reason, called=bool(choice.calls)),
     }
-    version_spans = spans(choice.final)
-    return document if version_spans is None else document | {"policy_version_spans": version_spans}
+    spans = version_spans(choice.final)
+    return document if spans is None else document | {"policy_version_spans": spans}

@@ -52,7 +52,7 @@ class Message(BaseModel):
         return "".join(map(text_of, content))
 
     @model_validator(mode="after")
-    def of_its_role(self) -> Self:
+    def check_role(self) -> Self:
         """Check that only the assistant has calls, and that a result names its call."""
         if self.tool_calls and self.role != "assistant":
             raise ValueError("tool_calls belong to the role 'assistant'")

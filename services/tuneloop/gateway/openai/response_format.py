@@ -19,7 +19,7 @@ class NamedSchema(BaseModel):
 
     @field_validator("definition")
     @classmethod
-    def sendable(cls, definition: dict[str, Any] | None) -> dict[str, Any] | None:
+    def check_json(cls, definition: dict[str, Any] | None) -> dict[str, Any] | None:
         """Refuse a schema that cannot be sent."""
         json_text(definition)
         return definition
@@ -34,7 +34,7 @@ class ResponseFormat(BaseModel):
     json_schema: NamedSchema | None = None
 
     @model_validator(mode="after")
-    def with_schema(self) -> Self:
+    def check_schema(self) -> Self:
         """Check that the type `json_schema` has a schema."""
         if self.type == "json_schema" and self.json_schema is None:
             raise ValueError("json_schema is missing")

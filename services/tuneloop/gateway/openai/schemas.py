@@ -19,7 +19,7 @@ from pydantic import (
 
 from tuneloop.gateway.openai.messages import Message
 from tuneloop.gateway.openai.response_format import ResponseFormat
-from tuneloop.gateway.openai.tools import FunctionTool, ToolChoice, checked_choice
+from tuneloop.gateway.openai.tools import FunctionTool, ToolChoice, check_tool_choice
 from tuneloop.gateway.unicode import Text, unicode
 
 Prompt = str | tuple[int, ...]
@@ -124,7 +124,7 @@ class SamplingRequest(BaseModel):
 
     @field_validator("logit_bias")
     @classmethod
-    def token_ids(cls, bias: dict[int, float] | None) -> dict[int, float] | None:
+    def check_token_ids(cls, bias: dict[int, float] | None) -> dict[int, float] | None:
         """Refuse keys that are not token ids (32-bit)."""
         if bias and not all(map(is_token_id, bias)):
             raise ValueError("keys must be token ids")
@@ -132,7 +132,7 @@ class SamplingRequest(BaseModel):
 
     @field_validator("metadata")
     @classmethod
-    def train_flag(cls, metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+    def check_train(cls, metadata: dict[str, Any] | None) -> dict[str, Any] | None:
         """Refuse a value of `train` other than true and false."""
         if metadata and metadata.get("train") not in (None, True, False, "true", "false"):
             raise ValueError("train must be true or false")
@@ -167,7 +167,7 @@ class ChatRequest(SamplingRequest):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: Annotated[
-        Any, BeforeValidator(checked_choice, json_schema_input_type=ToolChoice | None)
+        Any, BeforeValidator(check_tool_choice, json_schema_input_type=ToolChoice | None)
     ] = None
     parallel_tool_calls: bool | None = None
     functions: Any = None
@@ -190,7 +190,7 @@ class ChatRequest(SamplingRequest):
 
     @field_validator("tool_choice")
     @classmethod
-    def with_tools(cls, value: object, info: Any) -> object:
+    def check_has_tools(cls, value: object, info: Any) -> object:
         """Refuse a choice that forces a call without tools."""
         if value not in (None, "none", "auto") and "tools" in info.data and not info.data["tools"]:
             raise ValueError("needs tools")
@@ -198,7 +198,7 @@ class ChatRequest(SamplingRequest):
 
     @field_validator("top_logprobs")
     @classmethod
-    def with_logprobs(cls, value: int | None, info: Any) -> int | None:
+    def check_top_logprobs(cls, value: int | None, info: Any) -> int | None:
         """Refuse `top_logprobs` without `logprobs`, as OpenAI does."""
         if value is not None and not info.data.get("logprobs"):
             raise ValueError("needs logprobs to be true")
@@ -240,7 +240,7 @@ class ScoreRequest(BaseModel):
     completions: Annotated[list[Text], Field(min_length=1, max_length=256)]
 
     @model_validator(mode="after")
-    def one_prompt(self) -> Self:
+    def check_one_prompt(self) -> Self:
         """Refuse a body with both a conversation and a text, or neither."""
         if (self.messages is None) == (self.prompt is None):
             raise ValueError("give either messages or prompt")

@@ -23,7 +23,7 @@ class Function(BaseModel):
 
     @field_validator("parameters")
     @classmethod
-    def sendable(cls, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+    def check_json(cls, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
         """Refuse a schema that cannot be sent."""
         json_text(parameters)
         return parameters
@@ -36,7 +36,7 @@ class FunctionTool(BaseModel):
     function: Function
 
 
-class Named(BaseModel):
+class FunctionName(BaseModel):
     """The name of a function."""
 
     name: str
@@ -46,21 +46,21 @@ class NamedChoice(BaseModel):
     """The choice of one function."""
 
     type: Literal["function"]
-    function: Named
+    function: FunctionName
 
 
 ToolChoice = Literal["none", "auto", "required"] | NamedChoice
 """What `tool_choice` may be, for the schema."""
 
 
-def checked_choice(value: object) -> object:
+def check_tool_choice(value: object) -> object:
     """Return `value`; raises `ValueError` if it is not a supported choice."""
-    if value in (None, "none", "auto", "required") or chosen_name(value):
+    if value in (None, "none", "auto", "required") or chosen_function(value):
         return value
     raise ValueError(CHOICES)
 
 
-def chosen_name(value: object) -> str:
+def chosen_function(value: object) -> str:
     """Return the function that a choice names, or an empty string."""
     if not isinstance(value, dict) or value.get("type") != "function":
         return ""
@@ -86,6 +86,6 @@ def tool_use(
             for f in (tool.function for tool in tools)
         ),
         required=choice == "required",
-        name=chosen_name(choice),
+        name=chosen_function(choice),
         single=parallel is False,
     )

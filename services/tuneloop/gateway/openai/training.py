@@ -49,12 +49,12 @@ def is_side_task(patterns: Sequence[str], body: ChatRequest | CompletionRequest)
     if not patterns or not isinstance(body, ChatRequest):
         return False
     return (
-        beginning_of(tuple(patterns)).match(body.messages[-1].content[:PROMPT_CHARACTERS])
+        compile_patterns(tuple(patterns)).match(body.messages[-1].content[:PROMPT_CHARACTERS])
         is not None
     )
 
 
 @lru_cache(maxsize=4)
-def beginning_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+def compile_patterns(patterns: tuple[str, ...]) -> re.Pattern[str]:
     """Compile one expression for all patterns."""
     return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))

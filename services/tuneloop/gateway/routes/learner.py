@@ -19,7 +19,7 @@ def rfc3339(stamp: Timestamp) -> str | None:
     return stamp.ToJsonString() if stamp.seconds else None
 
 
-def optional(message: Message, name: str) -> float | None:
+def optional_field(message: Message, name: str) -> float | None:
     """Return a field of a message, or None if it is not set."""
     return getattr(message, name) if message.HasField(name) else None
 
@@ -32,14 +32,14 @@ def evaluation(message: learner_pb2.Evaluation) -> Evaluation:
         "scored": message.scored,
         "mean_length": message.mean_length,
         "reward_model_version": message.reward_model_version,
-        "mean_reward": optional(message, "mean_reward"),
-        "reward_margin": optional(message, "reward_margin"),
-        "length_margin": optional(message, "length_margin"),
-        "kl": optional(message, "kl"),
+        "mean_reward": optional_field(message, "mean_reward"),
+        "reward_margin": optional_field(message, "reward_margin"),
+        "length_margin": optional_field(message, "length_margin"),
+        "kl": optional_field(message, "kl"),
     }
 
 
-def publication(message: learner_pb2.NextVersion) -> NextVersion:
+def next_version(message: learner_pb2.NextVersion) -> NextVersion:
     """Return the progress of the next version."""
     return {
         "steps_done": message.steps_done,
@@ -58,7 +58,7 @@ async def get_learner(request: Request) -> LearnerStatus:
 async def pause(request: Request) -> LearnerState:
     """Pause learning until it is resumed; the service keeps answering, and feedback is kept."""
     gateway = gateway_of(request)
-    message = learner_pb2.PauseRequest(actor=actor(request))
+    message = learner_pb2.PauseRequest(actor=actor_of(request))
     answer: learner_pb2.PauseResponse = await reply_of(
         gateway.learner.Pause(message, timeout=CONTROL_TIMEOUT)
     )
@@ -69,14 +69,14 @@ async def pause(request: Request) -> LearnerState:
 async def resume(request: Request) -> LearnerState:
     """Resume learning."""
     gateway = gateway_of(request)
-    message = learner_pb2.ResumeRequest(actor=actor(request))
+    message = learner_pb2.ResumeRequest(actor=actor_of(request))
     answer: learner_pb2.ResumeResponse = await reply_of(
         gateway.learner.Resume(message, timeout=CONTROL_TIMEOUT)
     )
     return {"state": answer.state}
 
 
-def actor(request: Request) -> str:
+def actor_of(request: Request) -> str:
     """Return who calls, for the record: the key's name, else the address."""
     caller = caller_of(request)
     if caller is not LOCAL:
@@ -107,8 +107,8 @@ async def learner_status(gateway: Gateway) -> LearnerStatus:
         "progress": [
             {"objective": p.objective, "have": p.have, "want": p.want} for p in status.progress
         ],
-        "publish": publication(status.next_version) if status.HasField("next_version") else None,
-        "staleness": optional(status, "staleness"),
+        "publish": next_version(status.next_version) if status.HasField("next_version") else None,
+        "staleness": optional_field(status, "staleness"),
         "evaluation": evaluation(status.evaluation) if status.HasField("evaluation") else None,
         "base_evaluation": (
             evaluation(status.base_evaluation) if status.HasField("base_evaluation") else None

@@ -22,7 +22,7 @@ from tuneloop.api.policies import (
 from tuneloop.errors import InvalidRequest, NotFound, TuneloopError, Unavailable
 from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.openai.schemas import INT64_MAX
-from tuneloop.gateway.routes.learner import actor, evaluation, optional, rfc3339
+from tuneloop.gateway.routes.learner import actor_of, evaluation, optional_field, rfc3339
 from tuneloop.gateway.routes.lineage import user_hash_of
 from tuneloop.gateway.unicode import Text
 from tuneloop.rpc.status import reply_of
@@ -127,7 +127,7 @@ async def promote(version: Version, request: Request) -> Activated:
     """Make a published version the one that serves."""
     gateway = gateway_of(request)
     message = learner_pb2.PromoteRequest(
-        policy=gateway.settings.policy, policy_version=version, actor=actor(request)
+        policy=gateway.settings.policy, policy_version=version, actor=actor_of(request)
     )
     answer: learner_pb2.PromoteResponse = await reply_of(
         gateway.learner.Promote(message, timeout=RELEASE_TIMEOUT)
@@ -145,7 +145,7 @@ async def roll_back(request: Request, body: RollBackRequest | None = None) -> Ac
     message = learner_pb2.RollBackRequest(
         policy=gateway.settings.policy,
         policy_version=None if body is None else body.policy_version,
-        actor=actor(request),
+        actor=actor_of(request),
     )
     answer: learner_pb2.RollBackResponse = await reply_of(
         gateway.learner.RollBack(message, timeout=RELEASE_TIMEOUT)
@@ -169,7 +169,7 @@ async def rebuild(body: RebuildRequest, request: Request) -> Rebuilt:
         policy=gateway.settings.policy,
         policy_version=body.policy_version,
         before_user_hash=None if user is None else user_hash_of(gateway, user),
-        actor=actor(request),
+        actor=actor_of(request),
     )
     answer: learner_pb2.RebuildPolicyResponse = await reply_of(
         gateway.learner.RebuildPolicy(message, timeout=REBUILD_TIMEOUT)
@@ -263,9 +263,9 @@ def traffic(message: learner_pb2.Traffic) -> Traffic:
     return {
         "rollouts": message.rollouts,
         "mean_length": message.mean_length,
-        "length_margin": optional(message, "length_margin"),
-        "mean_reward": optional(message, "mean_reward"),
-        "reward_margin": optional(message, "reward_margin"),
+        "length_margin": optional_field(message, "length_margin"),
+        "mean_reward": optional_field(message, "mean_reward"),
+        "reward_margin": optional_field(message, "reward_margin"),
         "thumbs_up": message.thumbs_up,
         "thumbs_down": message.thumbs_down,
         "thumbs_rate": message.thumbs_up / thumbs if thumbs else None,

@@ -78,7 +78,7 @@ def test_the_file_refuses_what_is_not_a_key(tmp_path: Path) -> None:
     with pytest.raises(Conflict):
         file.add(new_key("a", [Scope.ADMIN], Limits())[1])
     revoked = file.revoke(key.id)
-    assert not revoked.active
+    assert not revoked.is_active
     with pytest.raises(NotFound):
         file.revoke(key.id)
     document = json.loads(file.path.read_text())
