@@ -1,7 +1,7 @@
 """Chunks of a stream as bytes: written by hand, as a chunk is made for every few tokens.
 
-One takes 1.4 µs so (two x86_64 cores); pydantic's `dump_json` of a `ChatCompletionChunk` takes 3.6,
-`json.dumps` 6.7. Whole answers and all other documents are built as `tuneloop.api` says.
+Writing one takes 1.1 µs (two x86_64 cores); pydantic's `dump_json` of a `ChatCompletionChunk` takes
+2.2, with validation 3.4, and `json.dumps` 4.8.
 """
 
 import json
