@@ -17,7 +17,12 @@ from support.waiting import until
 from tuneloop import tracing
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.generation.completions import Completions
-from tuneloop.generation.engine import EngineLimits, EngineOutput, EngineRequest
+from tuneloop.generation.engine import (
+    EngineLimits,
+    EngineOutput,
+    EngineRequest,
+    check_limits,
+)
 from tuneloop.generation.prompts import Tokenization
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.servicer import GenerationServicer
@@ -34,7 +39,7 @@ ANSWER = ("Xyzzy ", "plugh ", "quux.")
 
 
 class RecitingEngine:
-    """Answers with `ANSWER`, whatever it is asked, and loads whatever it is given."""
+    """Answers everything within `LIMITS` with `ANSWER`, and loads whatever it is given."""
 
     name = "reciting"
     weights_kind = WeightsKind.LORA
@@ -43,6 +48,7 @@ class RecitingEngine:
         self.failure: Exception | None = None
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
+        check_limits(request.prompt_token_ids, request.sampling, LIMITS)
         for place, piece in enumerate(ANSWER):
             if self.failure is not None and place:
                 raise self.failure

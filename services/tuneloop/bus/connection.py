@@ -25,6 +25,7 @@ from tuneloop.errors import InvalidRequest, SettingsError, Unavailable
 logger = logging.getLogger("tuneloop.bus")
 
 RETRY_AFTER_SECONDS = 2.0
+CANCEL_AGAIN_SECONDS = 1.0
 REPORT_EVERY_SECONDS = 60.0
 SCHEMES = ("nats", "tls", "ws", "wss")
 DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE)
@@ -144,8 +145,10 @@ class NatsConnection:
     async def close(self) -> None:
         """Flush, disconnect and stop."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            # Before Python 3.12 `asyncio.wait_for`, which nats-py uses, can lose a cancellation.
+            while not self._task.done():
+                self._task.cancel()
+                await asyncio.wait({self._task}, timeout=CANCEL_AGAIN_SECONDS)
         if self._client is None:
             return
         if self._client.is_connected:
