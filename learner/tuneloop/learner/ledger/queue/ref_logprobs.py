@@ -16,14 +16,7 @@ from sqlalchemy import delete, select
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import insert_new, pack_ids, pack_logprobs, unpack_logprobs
 from tuneloop.learner.ledger.schema import reference_logprobs
-from tuneloop.learner.samples import (
-    DemonstrationSample,
-    PairSample,
-    ScoredGroup,
-    ScoredSample,
-    ThumbSample,
-    TokenSequence,
-)
+from tuneloop.learner.samples import TokenSequence, sequences_of, with_ref_logprobs
 
 REFERENCE = "reference policy"
 """The ledger's fact that names the base model of the log-probs."""
@@ -75,7 +68,10 @@ def with_references(
         save_logprobs(database, fresh)
         known |= fresh
     return {
-        objective: [_with_known(sample, known) for sample in group]
+        objective: [
+            with_ref_logprobs(sample, lambda sequence: known_logprobs(sequence, known))
+            for sample in group
+        ]
         for objective, group in samples.items()
     }
 
@@ -108,35 +104,13 @@ def key_of(sequence: TokenSequence) -> str:
     return hashlib.sha256(head + tokens).hexdigest()
 
 
-def sequences_of(sample: Any) -> tuple[TokenSequence, ...]:
-    """The token sequences of a policy's sample; none of a reward model's."""
-    match sample:
-        case PairSample():
-            return (sample.chosen, sample.rejected)
-        case DemonstrationSample() | ThumbSample() | ScoredSample():
-            return (sample.sequence,)
-        case ScoredGroup():
-            return tuple(scored.sequence for scored in sample.samples)
-    return ()
-
-
 def filled(sequence: TokenSequence, known: Mapping[str, tuple[float, ...]]) -> TokenSequence:
     """Return the sequence with its log-probs, if known."""
-    logprobs = sequence.ref_logprobs or known.get(key_of(sequence), ())
-    return replace(sequence, ref_logprobs=logprobs)
+    return replace(sequence, ref_logprobs=known_logprobs(sequence, known))
 
 
-def _with_known(sample: Any, known: Mapping[str, tuple[float, ...]]) -> Any:
-    match sample:
-        case PairSample():
-            return replace(
-                sample,
-                chosen=filled(sample.chosen, known),
-                rejected=filled(sample.rejected, known),
-            )
-        case DemonstrationSample() | ThumbSample() | ScoredSample():
-            return replace(sample, sequence=filled(sample.sequence, known))
-        case ScoredGroup():
-            members = tuple(_with_known(scored, known) for scored in sample.samples)
-            return replace(sample, samples=members)
-    return sample
+def known_logprobs(
+    sequence: TokenSequence, known: Mapping[str, tuple[float, ...]]
+) -> tuple[float, ...]:
+    """Return the log-probs that a sequence has or that are known for it, else ()."""
+    return sequence.ref_logprobs or known.get(key_of(sequence), ())
