@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-logger = logging.getLogger("tuneloop.learner.old_settings")
+logger = logging.getLogger("tuneloop.learner")
 
 OLD_NAMES = ("ppo", "ppo_batch_size")
 
