@@ -101,7 +101,11 @@ def gather_inputs(options: TrainOptions, folder: RunFolder) -> RunInputs:
         columns = "prompt and completions, or chosen and rejected"
         raise SettingsError(f"a judge of a reward model's data needs {columns}", param="data")
     settings = make_settings(
-        options.algorithm, options.assignments, fixed_settings(options), sampled=samples
+        options.algorithm,
+        options.assignments,
+        fixed_settings(options),
+        sampled=samples,
+        recorded=None if options.restart else folder.recorded_settings(),
     )
     check_device(settings.trainer.device)
     model = resolve(options.model, options.cache_dir.expanduser())

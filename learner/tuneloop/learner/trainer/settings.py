@@ -8,6 +8,10 @@ from tuneloop.errors import SettingsError
 from tuneloop.learner.samples import POLICY_OBJECTIVES
 from tuneloop.policies import WeightsKind
 
+BEFORE = "before"
+"""Key of a field's metadata: the value that does what was done before the field, or its present
+default, came to be. An offline run that was started then and is resumed gets this value."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSettings:

@@ -113,6 +113,11 @@ class RunFolder:
         saved = any(self.checkpoints.glob("step-*"))
         return saved or self.grown.exists() or self.summary.exists()
 
+    def recorded_settings(self) -> Mapping[str, Any] | None:
+        """Return the settings of the run that is to be resumed; None where there is none."""
+        known = read_json(self.settings) if self.begun else None
+        return None if known is None else known.get("settings")
+
     def finished(self) -> dict[str, Any] | None:
         """Return the summary of a run that is over."""
         return read_json(self.summary)

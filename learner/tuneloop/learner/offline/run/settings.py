@@ -20,6 +20,7 @@ from tuneloop.learner.offline.sources.rewards import Rewards
 from tuneloop.learner.samples import Objective
 from tuneloop.learner.trainer.algorithms import Algorithm, algorithms
 from tuneloop.learner.trainer.settings import (
+    BEFORE,
     RewardTrainerSettings,
     TrainerSettings,
     require,
@@ -110,43 +111,55 @@ class Settings:
 
     run: RunSettings
     trainer: TrainerSettings | RewardTrainerSettings
+    unrecorded: frozenset[str] = frozenset()
+    """Settings that the run being resumed was started without: they are newer than it."""
 
     def document(self) -> dict[str, Any]:
         """Return what decides the result beside the algorithm, by name, as JSON."""
         everything = {**dataclasses.asdict(self.trainer), **dataclasses.asdict(self.run)}
-        left_out = HARMLESS | {"algorithms"}
+        left_out = HARMLESS | {"algorithms"} | self.unrecorded
         kept = {name: value for name, value in everything.items() if name not in left_out}
         document: dict[str, Any] = json.loads(json.dumps(kept))
         return document
 
 
 def make_settings(
-    algorithm: str, assignments: Iterable[str], fixed: Mapping[str, Any], *, sampled: bool
+    algorithm: str,
+    assignments: Iterable[str],
+    fixed: Mapping[str, Any],
+    *,
+    sampled: bool,
+    recorded: Mapping[str, Any] | None = None,
 ) -> Settings:
     """Settings of `key=value` assignments; `fixed` are the trainer's from other options.
 
-    `sampled` says whether completions come from the policy. Raises `SettingsError` naming the key.
+    `sampled` says whether completions come from the policy. `recorded` is the document of the run
+    that is resumed: what was a default when it was started stays as it was. Raises `SettingsError`
+    naming the key.
     """
     facts = algorithms[algorithm]
     trainer: type[Any] = TrainerSettings if facts.trains_policy else RewardTrainerSettings
-    names = {**TRL_RUN_NAMES, **facts.trl_names}
     owners: dict[type[Any], dict[str, Any]] = {RunSettings: {}, trainer: {}}
-    for assignment in assignments:
-        given, equals, text = (part.strip() for part in assignment.partition("="))
-        key = names.get(given, given)
-        owner = next((c for c in owners if key in field_names(c)), None)
-        if not equals or owner is None:
-            raise unknown(assignment, key, owners)
-        require(key not in owners[owner], key, "set once")
-        owners[owner][key] = parse(owner, key, text)
-    defaults = {"samples_per_prompt": facts.samples_per_prompt} if sampled else {}
-    run = RunSettings(**{**defaults, **owners[RunSettings]})
+    read_assignments(assignments, owners, {**TRL_RUN_NAMES, **facts.trl_names})
+    of_run = {"samples_per_prompt": facts.samples_per_prompt} if sampled else {}
+    of_trainer = dict(facts.settings)
+    unrecorded: set[str] = set()
+    if recorded is not None:
+        for owner, defaults in zip(owners, (of_run, of_trainer), strict=True):
+            kept, newer = earlier_defaults(owner, recorded)
+            defaults.update(kept)
+            unrecorded |= newer - owners[owner].keys() - fixed.keys()
+    run = RunSettings(**{**of_run, **owners[RunSettings]})
     if facts.trains_policy:
         fixed = {**fixed, "algorithms": {facts.objective: algorithm}}
     if owners[trainer].get("lr_scheduler_type", "constant") != "constant":
         # How many steps there are is known with the data; until then any number will do.
         fixed = {**fixed, "max_steps": run.max_steps or 1}
-    settings = Settings(run=run, trainer=trainer(**{**facts.settings, **owners[trainer]}, **fixed))
+    settings = Settings(
+        run=run,
+        trainer=trainer(**{**of_trainer, **owners[trainer]}, **fixed),
+        unrecorded=frozenset(unrecorded),
+    )
     if sampled and settings.run.batch_size % settings.run.samples_per_prompt:
         raise SettingsError(
             f"batch_size {settings.run.batch_size} must be a multiple of samples_per_prompt "
@@ -154,6 +167,45 @@ def make_settings(
             param="batch_size",
         )
     return settings
+
+
+def read_assignments(
+    assignments: Iterable[str],
+    owners: Mapping[type[Any], dict[str, Any]],
+    other_names: Mapping[str, str],
+) -> None:
+    """Put the value of each `key=value` into the settings of the class that has the key.
+
+    `other_names` are TRL's. Raises `SettingsError` naming the key.
+    """
+    for assignment in assignments:
+        given, equals, text = (part.strip() for part in assignment.partition("="))
+        key = other_names.get(given, given)
+        owner = next((c for c in owners if key in field_names(c)), None)
+        if not equals or owner is None:
+            raise unknown(assignment, key, owners)
+        require(key not in owners[owner], key, "set once")
+        owners[owner][key] = parse(owner, key, text)
+
+
+def earlier_defaults(
+    owner: type[Any], recorded: Mapping[str, Any]
+) -> tuple[dict[str, Any], set[str]]:
+    """Return the defaults a recorded run was started with, where they have changed since.
+
+    Also returns the settings that are newer than the run: what is not in its record.
+    """
+    kept: dict[str, Any] = {}
+    newer: set[str] = set()
+    for each in dataclasses.fields(owner):
+        known = each.name in recorded
+        if not known:
+            newer.add(each.name)
+        if BEFORE in each.metadata:
+            before = each.metadata[BEFORE]
+            if not known or recorded[each.name] == before:
+                kept[each.name] = before
+    return kept, newer
 
 
 def field_names(owner: type[Any]) -> list[str]:
