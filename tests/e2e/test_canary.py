@@ -28,6 +28,7 @@ def user(
         "CANARY__SHARE": "0.5",
         "CANARY__MIN_EVENTS": "5",
         # The gate is not what is tried here: it lets every version of a random model pass.
+        "GATE__ABILITIES": "false",
         "GATE__PROMPTS": "2",
         "GATE__MAX_TOKENS": "8",
         "GATE__REWARD_MARGIN": "1000",

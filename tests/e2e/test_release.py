@@ -48,6 +48,13 @@ def user(
             "TUNELOOP_LEARNER_LEARNING_RATE": "5e-3",
             "TUNELOOP_LEARNER_POLICY_GRADIENT": "off",
             "TUNELOOP_LEARNER_GATE__MAX_TOKENS": "16",
+            # A random model knows nothing, and these steps are large.
+            "TUNELOOP_LEARNER_GATE__ABILITIES": "false",
+            "TUNELOOP_LEARNER_GATE__MAX_KL": "8",
+            "TUNELOOP_LEARNER_GATE__MIN_LENGTH_RATIO": "0.2",
+            "TUNELOOP_LEARNER_GATE__MAX_LENGTH_RATIO": "5",
+            "TUNELOOP_LEARNER_GATE__MAX_REPETITION_RISE": "0.3",
+            "TUNELOOP_LEARNER_GATE__MAX_BROKEN_RISE": "0.2",
         },
     )
     with service:

@@ -211,6 +211,10 @@ async def test_a_version_is_shown_with_its_manifest_and_decisions(stack: Stack) 
     assert "data.samples.kto 16" in lines
     assert "2023-11-14T22:15:03 gate gate pass within all bounds" in lines
     assert "candidate.kl 0.5" in lines
+    # The items of a suite, the largest loss against version 0 first.
+    worst = lines.index("CANDIDATE STABLE VERSION 0 ABILITIES: 2 OF 2 ITEMS, WORST FIRST")
+    assert lines[worst + 1] == "0.250 0.750 facts: 2+2?"
+    assert lines[worst + 2] == "0.750 0.750 0.500 facts: 1+1?"
     missing = await run(stack, "policies", "show", "9")
     assert (missing.exit_code, "no version 9" in missing.stderr) == (1, True)
     assert all(line == line.rstrip() for line in shown.splitlines())

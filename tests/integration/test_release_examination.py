@@ -1,5 +1,6 @@
 """A candidate is examined by a real engine over gRPC, next to the stable version."""
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -25,12 +26,13 @@ from tuneloop.learner.prompts.prompt_sets import Prompts
 from tuneloop.learner.release.gate.evaluator import CandidateEvaluator
 from tuneloop.learner.release.gate.local_answers import LocalAnswers
 from tuneloop.learner.release.gate.prompts import BUILT_IN, load_gate_prompts
+from tuneloop.learner.release.gate.suites import KeptScores
 from tuneloop.learner.release.gate.weight_delta import BaseDistance
 from tuneloop.learner.samples import SampledAnswer, TokenSequence
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.settings import TrainerSettings
-from tuneloop.policies import ReleaseState, WeightsKind, WeightsReference
+from tuneloop.policies import ReleaseState, ServedPolicy, WeightsKind, WeightsReference
 from tuneloop.rpc.channel import connect
 from tuneloop.rpc.server import Server
 from tuneloop.v1 import generation_pb2_grpc, reward_pb2_grpc
@@ -121,7 +123,8 @@ async def bench(tiny_policy: Path, tmp_path: Path) -> AsyncIterator[Bench]:
         verify_key_file=tmp_path,
         data_dir=tmp_path,
         threads=1,
-        gate={"max_tokens": 8},
+        # Random adapters are far from the base model.
+        gate={"max_tokens": 8, "max_change": 1000},
     )
     questions = load_gate_prompts(settings, Prompts(training=(), evaluation=()))
     assert questions is not None
@@ -199,6 +202,57 @@ async def test_what_was_answered_before_a_restart_is_not_asked_again(
     bench.asked.fails_after = None
     await bench.evaluator.examine(candidate, None)
     assert len(bench.asked.versions) == 2 * len(BUILT_IN)
+
+
+async def test_a_candidate_that_fails_its_suites_is_not_sampled(
+    bench: Bench, tiny_policy: Path, tmp_path: Path
+) -> None:
+    kept = KeptScores(tmp_path / "suites")
+    bench.evaluator._suites = kept
+    candidate = bench.publish(1, make_adapter(tiny_policy, tmp_path / "one", seed=1))
+    with pytest.raises(Unavailable, match="version 1 was not scored on the suites"):
+        await bench.evaluator.examine(candidate, None)
+    base = {f"item {i}": i % 5 / 5 for i in range(40)}
+    kept.save(0, {"own": base})
+    kept.save(1, {"own": {item: value - 0.1 for item, value in base.items()}})
+    verdict = await bench.evaluator.examine(candidate, None)
+    assert not verdict.passed
+    assert verdict.reason.startswith("own fell by 0.1 from version 0, the stable one")
+    assert bench.asked.versions == []
+    assert verdict.numbers["items"]["own"]["anchor"][:3] == [0.0, 0.2, 0.4]
+    kept.save(1, {"own": base})
+    numbers = (await bench.evaluator.examine(candidate, None)).numbers
+    assert numbers["suites"][0]["anchor"]["difference"] == 0.0
+    assert numbers["candidate"]["answers"] == len(BUILT_IN)
+
+
+async def test_few_prompts_are_asked_at_once_while_users_wait(bench: Bench) -> None:
+    async def asked_at_once(users: int) -> int:
+        running = most = 0
+
+        async def answer(question: PromptRequest, seconds: float) -> SampledAnswer:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.3)
+            running -= 1
+            return SampledAnswer(text="a", token_ids=(5,), logprobs=(-0.1,))
+
+        async def policy() -> ServedPolicy:
+            return ServedPolicy(
+                name="tuneloop",
+                policy_version=0,
+                weights_kind=WeightsKind.LORA,
+                leases={0: users + running},
+            )
+
+        bench.asked.answer = answer  # type: ignore[method-assign]
+        bench.asked.policy = policy  # type: ignore[method-assign]
+        await bench.evaluator._asker.ask(users, None)
+        return most
+
+    at_once = [await asked_at_once(users) for users in (0, 3)]
+    assert at_once == [len(BUILT_IN), 1]
 
 
 async def test_weights_that_generation_refuses_fail(

@@ -173,7 +173,11 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
             decision = version.decisions.add(
                 kind="gate", outcome="pass", reason="within all bounds", actor="gate"
             )
-            decision.numbers_json = '{"change": 0.125, "candidate": {"kl": 0.5}}'
+            decision.numbers_json = (
+                '{"change": 0.125, "candidate": {"kl": 0.5}, "items": {"abilities": {'
+                '"item": ["facts: 1+1?", "facts: 2+2?"], "candidate": [0.75, 0.25], '
+                '"stable": [0.75, null], "anchor": [0.5, 0.75], "left_out": 0}}}'
+            )
             decision.decided_time.FromSeconds(1_700_000_100 + number)
         if number in self.traffic:
             version.traffic.CopyFrom(self.traffic[number])

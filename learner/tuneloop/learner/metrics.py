@@ -118,6 +118,11 @@ gate_seconds = Histogram(
     "Seconds the gate took to examine a candidate.",
     buckets=(1, 2.5, 5, 10, 20, 30, 60, 120, 300),
 )
+suite_seconds = Histogram(
+    "tuneloop_release_suite_seconds",
+    "Seconds that a version took to be scored on the gate's suites, while it was saved.",
+    buckets=(1, 2.5, 5, 10, 20, 30, 60, 120, 300),
+)
 gate_held = Gauge(
     "tuneloop_release_gate_held",
     "1 while a candidate waits because generation or reward cannot be asked, else 0.",

@@ -1,6 +1,6 @@
 """`tuneloop policies`: the versions, their origin, and which one serves."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +16,8 @@ policies_app = typer.Typer(
 )
 
 Version = Annotated[int, typer.Argument(min=0, help="Number of the version.")]
+LOSSES = 10
+"""Items of a suite that are shown; `--json` has all."""
 LIMIT = typer.Option(min=1, max=100, help="How many.")
 
 
@@ -58,7 +60,11 @@ def show(
     print_table(("DECIDED", "BY", "WHAT", "OUTCOME", "REASON"), decision_rows(answer))
     for decision in answer["decisions"]:
         if numbers := decision.get("numbers"):
-            print_table((f"{decision['kind']} {decision['outcome']}".upper(), ""), flatten(numbers))
+            items = numbers.get("items") or {}
+            figures = {name: value for name, value in numbers.items() if name != "items"}
+            print_table((f"{decision['kind']} {decision['outcome']}".upper(), ""), flatten(figures))
+            for suite, columns in items.items():
+                print_items(suite, columns)
     print_table(("SAMPLE", "OBJECTIVE", "STEP", "EPOCH", "COMPLETIONS"), use_rows(answer))
 
 
@@ -219,6 +225,23 @@ def flatten(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{name}", ", ".join(cell(item) for item in value)
         else:
             yield f"{prefix}{name}", cell(value)
+
+
+def print_items(suite: str, columns: Mapping[str, Any]) -> None:
+    """Print the items of a suite on which the candidate lost most against version 0."""
+    values = zip(
+        columns["item"], columns["candidate"], columns["stable"], columns["anchor"], strict=True
+    )
+    known = [row for row in values if row[1] is not None and row[3] is not None]
+    known.sort(key=lambda row: row[1] - row[3])
+    title = f"{suite.upper()}: {min(LOSSES, len(known))} OF {len(known)} ITEMS, WORST FIRST"
+    print_table(("CANDIDATE", "STABLE", "VERSION 0", title), worst_rows(known))
+
+
+def worst_rows(rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """Yield the first items, the name last."""
+    for item, *values in rows[:LOSSES]:
+        yield *(None if value is None else f"{value:.3f}" for value in values), item
 
 
 def use_rows(answer: PolicyVersionDetails) -> Iterator[tuple[Any, ...]]:

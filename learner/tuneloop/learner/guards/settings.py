@@ -37,7 +37,7 @@ class GuardSettings(BaseModel):
         description="share of the latest thumbs at which one user dominates",
     )
     kl: float = Field(
-        default=2.0, gt=0, description="KL to the base model, in nats per token, that is an alarm"
+        default=0.3, gt=0, description="KL to the base model, in nats per token, that is an alarm"
     )
     length_ratio: float = Field(
         default=2.0,

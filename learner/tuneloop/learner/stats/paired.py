@@ -7,6 +7,7 @@ conservative enough for a dozen prompts, where a bootstrap is too narrow.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tuneloop.learner.stats.intervals import mean_and_error
 
@@ -32,9 +33,16 @@ def paired_difference(
         return None
     mean, error = mean_and_error(differences)
     assert error is not None, "there are two of them"
-    margin = t_quantile((1 + confidence) / 2, count - 1) * error
+    return difference_with_error(mean, error, count, confidence)
+
+
+def difference_with_error(
+    mean: float, error: float, pairs: int, confidence: float
+) -> PairedDifference:
+    """Return a mean difference with its interval, from its standard error over the pairs."""
+    margin = t_quantile((1 + confidence) / 2, pairs - 1) * error
     return PairedDifference(
-        pairs=count,
+        pairs=pairs,
         difference=mean,
         low=mean - margin,
         high=mean + margin,
@@ -42,6 +50,16 @@ def paired_difference(
     )
 
 
+def spent_alpha(total: float, number: int) -> float:
+    """Return the part of `total` that test `number` (1, 2, …) may spend: total · 6 / (π²·number²).
+
+    All parts add up to `total` (Euler's solution of the Basel problem), so the chance that any of
+    the tests, however many there will be, is wrong about no difference is at most `total`.
+    """
+    return total * 6 / (math.pi * number) ** 2
+
+
+@lru_cache(maxsize=256)
 def t_quantile(probability: float, freedom: int) -> float:
     """Return the quantile of Student's t at `probability`, 0.5 to 1, by bisection."""
     low, high = 0.0, 1.0

@@ -5,12 +5,12 @@ Rows are only ever added, so that the history of a version can be read from top 
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from tuneloop.learner import metrics
 from tuneloop.learner.ledger.database import Database
@@ -120,6 +120,15 @@ def newest(database: Database, model: str, kind: Kind, limit: int) -> list[Decis
     )
     with database.read() as connection:
         return [_decision(row) for row in connection.execute(query)]
+
+
+def count(database: Database, model: str, kind: Kind, outcomes: Sequence[str]) -> int:
+    """Return how many decisions of a kind had one of these outcomes."""
+    query = select(func.count()).where(
+        decisions.c.model == model, decisions.c.kind == kind, decisions.c.outcome.in_(outcomes)
+    )
+    with database.read() as connection:
+        return int(connection.execute(query).scalar_one())
 
 
 def _decision(row: Any) -> Decision:

@@ -3,9 +3,10 @@
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from tuneloop.learner.release.gate.suites import SuiteComparison
 from tuneloop.learner.samples import SampledAnswer
 from tuneloop.learner.stats.paired import PairedDifference
 from tuneloop.learner.stats.repetition import repetition
@@ -79,9 +80,13 @@ class GateMeasurements:
     """Norm of the change as a share of that of the base weights changed."""
     change_norm: float
     stable_version: int
-    candidate: Measures
-    stable: Measures
-    reward: PairedDifference | None
+    suites: Sequence[SuiteComparison] = ()
+    items: Mapping[str, Any] = field(default_factory=dict)
+    """The values of each suite's items."""
+    candidate: Measures | None = None
+    """None if nothing was sampled: the suites had decided."""
+    stable: Measures | None = None
+    reward: PairedDifference | None = None
     """None while no scorer is informative."""
-    rewards: Mapping[str, Any]
+    rewards: Mapping[str, Any] = field(default_factory=dict)
     """The scorers of each pair, by name `candidate` and `stable`."""

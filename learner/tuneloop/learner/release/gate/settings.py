@@ -1,5 +1,6 @@
 """What the gate requires of a candidate: `TUNELOOP_LEARNER_GATE__…`."""
 
+from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -10,6 +11,29 @@ class GateSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
+    abilities: bool = Field(
+        default=True,
+        description="whether every version is scored on the ability suite that comes with tuneloop",
+    )
+    suites: tuple[Path, ...] = Field(
+        default=(),
+        description='JSON list of further suites: jsonl files of {"prompt", "choices", "answer"} '
+        'or {"prompt", "reference"}',
+    )
+    lm_eval_tasks: tuple[str, ...] = Field(
+        default=(),
+        description='JSON list of tasks of lm-eval that count like suites, such as ["arc_easy"]',
+    )
+    lm_eval_limit: int = Field(
+        default=100, ge=2, description="documents of each of those tasks, at most"
+    )
+    suite_margin: float = Field(
+        default=0.02,
+        ge=0,
+        description="loss of a suite's mean that is borne, as a share of the standard deviation of "
+        "version 0's values between items: a candidate fails when the whole interval against the "
+        "stable version, or against version 0, lies below minus this",
+    )
     prompts: int = Field(
         default=12,
         ge=2,
@@ -19,9 +43,14 @@ class GateSettings(BaseModel):
     max_tokens: int = Field(
         default=32, ge=8, description="longest answer to one, in tokens, 8 or more"
     )
-    concurrency: int = Field(default=4, ge=1, description="of them answered at once")
+    concurrency: int = Field(
+        default=16, ge=1, description="of them answered at once while no user waits"
+    )
     confidence: float = Field(
-        default=0.95, gt=0.5, lt=1, description="of the interval of the difference in reward"
+        default=0.95,
+        gt=0.5,
+        lt=1,
+        description="of the intervals of the differences in reward and on suites",
     )
     reward_margin: float = Field(
         default=0.0,
@@ -36,21 +65,21 @@ class GateSettings(BaseModel):
         "changed",
     )
     max_kl: float = Field(
-        default=8.0,
+        default=0.5,
         gt=0,
         description="largest KL to the base model, in nats per token of its answers",
     )
     min_length_ratio: float = Field(
-        default=0.2, ge=0, lt=1, description="smallest mean length, as a share of the stable one's"
+        default=0.4, ge=0, lt=1, description="smallest mean length, as a share of the stable one's"
     )
     max_length_ratio: float = Field(
-        default=5.0, gt=1, description="largest mean length, as a share of the stable one's"
+        default=2.5, gt=1, description="largest mean length, as a share of the stable one's"
     )
     max_repetition_rise: float = Field(
-        default=0.3, ge=0, le=1, description="largest rise of the share of repeated 4-grams"
+        default=0.15, ge=0, le=1, description="largest rise of the share of repeated 4-grams"
     )
     max_broken_rise: float = Field(
-        default=0.2,
+        default=0.1,
         ge=0,
         le=1,
         description="largest rise of the share of answers that are empty, or that hold tokens of "

@@ -1,11 +1,13 @@
 """Turn measurements into a decision, with its reasons in words. Pure functions."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tuneloop.learner.release.gate.answers import GateMeasurements, Measures
 from tuneloop.learner.release.gate.settings import GateSettings
+from tuneloop.learner.stats.paired import PairedDifference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,15 +22,14 @@ class GateVerdict:
 
 def judge(examined: GateMeasurements, settings: GateSettings) -> GateVerdict:
     """Judge a candidate: it passes if it breaks no bound."""
-    problems = [
-        *_of_weights(examined, settings),
-        *_of_answers(examined.candidate, examined.stable, settings),
-        *_of_reward(examined, settings),
-    ]
+    problems = [*_of_weights(examined, settings), *_of_suites(examined, settings)]
+    if examined.candidate is not None and examined.stable is not None:
+        problems += _of_answers(examined.candidate, examined.stable, settings)
+        problems += _of_reward(examined, settings)
     return GateVerdict(
         passed=not problems,
         reason="; ".join(problems) or _summary(examined),
-        numbers={**asdict(examined), "settings": settings.model_dump()},
+        numbers={**asdict(examined), "settings": settings.model_dump(mode="json")},
     )
 
 
@@ -44,6 +45,32 @@ def _of_weights(examined: GateMeasurements, settings: GateSettings) -> Iterator[
             f"the change is {examined.change:.3g} of the base weights, "
             f"more than {settings.max_change:g}"
         )
+
+
+def _of_suites(examined: GateMeasurements, settings: GateSettings) -> Iterator[str]:
+    for compared in examined.suites:
+        borne = settings.suite_margin * compared.spread
+        for against, found in (
+            (f"version {examined.stable_version}, the stable one", compared.stable),
+            ("version 0", compared.anchor),
+        ):
+            if found is not None and not is_borne(found, borne):
+                yield (
+                    f"{compared.suite} fell by {-found.difference:.3g} from {against} "
+                    f"({_interval(found)}, over {found.pairs} items; {borne:.3g} is borne)"
+                )
+
+
+def is_borne(found: PairedDifference, borne: float) -> bool:
+    """Return whether a difference may be no loss beyond what is borne; NaN is none."""
+    return found.high >= -borne
+
+
+def _interval(found: PairedDifference) -> str:
+    # As many digits as tell it from 100 %.
+    digits = math.ceil(-math.log10(1 - found.confidence))
+    percent = f"{100 * found.confidence:.{digits}f}".rstrip("0").rstrip(".")
+    return f"{percent}% interval {found.low:.3g} to {found.high:.3g}"
 
 
 def _of_answers(candidate: Measures, stable: Measures, settings: GateSettings) -> Iterator[str]:
@@ -68,17 +95,19 @@ def _of_answers(candidate: Measures, stable: Measures, settings: GateSettings) -
 def _of_reward(examined: GateMeasurements, settings: GateSettings) -> Iterator[str]:
     reward = examined.reward
     if reward is not None and reward.high < -settings.reward_margin:
-        yield (
-            f"mean reward fell by {-reward.difference:.3g} "
-            f"({reward.confidence:.0%} interval {reward.low:.3g} to {reward.high:.3g})"
-        )
+        yield (f"mean reward fell by {-reward.difference:.3g} ({_interval(reward)})")
 
 
 def _summary(examined: GateMeasurements) -> str:
+    found = [
+        f"{compared.suite} {compared.anchor.difference:+.3g} against version 0 "
+        f"({_interval(compared.anchor)})"
+        for compared in examined.suites
+        if compared.anchor is not None
+    ]
     reward = examined.reward
     if reward is None:
-        return "within all bounds; no scorer has anything to say yet"
-    return (
-        f"within all bounds; reward {reward.difference:+.3g} "
-        f"({reward.confidence:.0%} interval {reward.low:.3g} to {reward.high:.3g})"
-    )
+        found.append("no scorer has anything to say yet")
+    else:
+        found.append(f"reward {reward.difference:+.3g} ({_interval(reward)})")
+    return f"within all bounds; {'; '.join(found)}"

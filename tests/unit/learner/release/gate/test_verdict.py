@@ -113,13 +113,13 @@ def compared(low: float, high: float) -> PairedDifference:
     [
         ({"change": 1.01}, "the change is 1.01 of the base weights"),
         ({"change": math.nan}, "the change is nan"),
-        ({"candidate": replace(FINE, kl=8.1)}, "KL to the base model is 8.1"),
+        ({"candidate": replace(FINE, kl=0.6)}, "KL to the base model is 0.6"),
         ({"candidate": replace(FINE, kl=math.nan)}, "KL to the base model is nan"),
-        ({"candidate": replace(FINE, length=3.9)}, "0.195 times as long"),
-        ({"candidate": replace(FINE, length=101.0)}, "5.05 times as long"),
-        ({"candidate": replace(FINE, repetition=0.41)}, "4-grams rose from 0.10 to 0.41"),
-        ({"candidate": replace(FINE, empty=0.25)}, "empty answers rose from 0.00 to 0.25"),
-        ({"candidate": replace(FINE, leaked=0.25)}, "chat template rose from 0.00 to 0.25"),
+        ({"candidate": replace(FINE, length=7.9)}, "0.395 times as long"),
+        ({"candidate": replace(FINE, length=51.0)}, "2.55 times as long"),
+        ({"candidate": replace(FINE, repetition=0.26)}, "4-grams rose from 0.10 to 0.26"),
+        ({"candidate": replace(FINE, empty=0.17)}, "empty answers rose from 0.00 to 0.17"),
+        ({"candidate": replace(FINE, leaked=0.17)}, "chat template rose from 0.00 to 0.17"),
         ({"reward": compared(-0.9, -0.1)}, "mean reward fell by 0.5 (95% interval -0.9 to -0.1)"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -146,7 +146,7 @@ def test_what_is_no_worse_passes(changes: dict[str, object]) -> None:
     verdict = judge(replace(PASSES, **changes), GateSettings())  # type: ignore[arg-type]
     assert verdict.passed, verdict.reason
     assert verdict.numbers["candidate"]["length"] == 20.0
-    assert verdict.numbers["settings"]["max_kl"] == 8.0
+    assert verdict.numbers["settings"]["max_kl"] == 0.5
     json.dumps(dict(verdict.numbers))
 
 
