@@ -58,6 +58,7 @@ class RewardTrainer:
         Raises `CorruptData` where the folder is neither.
         """
         self._settings = settings
+        self._silence_weight = settings.silence_weight
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         frozen_in_half = settings.kind is WeightsKind.LORA and settings.device.startswith("cuda")
@@ -100,7 +101,8 @@ class RewardTrainer:
     def step(self, samples: Mapping[str, Sequence[RewardSample]]) -> StepResult:
         """Take one optimizer step on the samples of `reward_model`, of any kinds.
 
-        Each kind is divided by the weights of its own samples, then they are summed. Thumbs up and
+        Each kind is divided by the weights of its own samples, then they are summed. A further
+        loss says that an answer is better than none (see `silences`). Thumbs up and
         thumbs down weigh half each: users press one far more than the other, and the head must
         not learn that instead of what they like. Metrics are of the model before the step:
         `accuracy` is on samples it had not seen.
@@ -117,6 +119,7 @@ class RewardTrainer:
         pairs = [(s, e) for s, e in encoded if isinstance(s, PreferredText)]
         rankings = [(s, e) for s, e in encoded if isinstance(s, RankedText)]
         ratings = [(s, e) for s, e in encoded if isinstance(s, RatedText)]
+        silence = [(s, self._encode(s)) for s in silences(given)] if self._silence_weight else []
         losses = {
             "thumb_loss": self._micro_losses(
                 balanced(thumbs), self._loss_of_thumbs, total_weight(thumbs)
@@ -128,8 +131,16 @@ class RewardTrainer:
             "rating_loss": self._micro_losses(
                 ratings, self._loss_of_ratings, total_weight(ratings)
             ),
+            "silence_loss": self._micro_losses(
+                silence, self._loss_of_silence, total_weight(silence)
+            ),
         }
-        terms = [LossTerm(name=name, micro_losses=parts) for name, parts in losses.items() if parts]
+        weights = {"silence_loss": self._silence_weight}
+        terms = [
+            LossTerm(name=name, micro_losses=parts, weight=weights.get(name, 1.0))
+            for name, parts in losses.items()
+            if parts
+        ]
         return accumulate_and_step(self._optimizer, terms)
 
     def save_weights(self, folder: Path) -> None:
@@ -215,6 +226,12 @@ class RewardTrainer:
             total_weight=total,
         )
 
+    def _loss_of_silence(
+        self, scores: Tensor, pairs: Sequence[PreferredText], total: float
+    ) -> Loss:
+        loss, _ = self._loss_of_pairs(scores, pairs, total)
+        return loss, {}  # the figures of pairs are of those that people compared
+
     def _loss_of_rankings(
         self, scores: Tensor, rankings: Sequence[RankedText], total: float
     ) -> Loss:
@@ -244,6 +261,31 @@ def texts_of(sample: RewardSample) -> tuple[str, ...]:
             return (sample.chosen, sample.rejected)
         case RankedText():
             return sample.completions
+
+
+def silences(samples: Sequence[RewardSample]) -> list[PreferredText]:
+    """Return pairs that say of judged answers that they are better than none.
+
+    Of a pair or a ranking the worst answer, of thumbs those that went up. Nobody ever judges an
+    empty answer, so without these its score is whatever the model makes of text it never saw: where
+    short answers are liked, the highest of all.
+    """
+    found = []
+    for sample in samples:
+        if isinstance(sample, RatedText) or (
+            isinstance(sample, LabelledText) and not sample.desirable
+        ):
+            continue
+        pair = PreferredText(
+            sample_id=sample.sample_id,
+            prompt=sample.prompt,
+            chosen=texts_of(sample)[-1],
+            rejected="",
+            weight=sample.weight,
+            trust=sample.trust,
+        )
+        found.append(pair)
+    return found
 
 
 def problem_of(sample: RewardSample) -> str:

@@ -236,6 +236,8 @@ class RewardTrainerSettings:
     spike_factor: float | None = 10.0
     ranking_loss: Literal["pairs", "plackett_luce"] = "pairs"
     rating_loss: Literal["huber", "mse"] = "huber"
+    silence_weight: float = field(default=0.1, metadata={BEFORE: 0.0})
+    """Weight of the loss of pairs that say that any answer is better than an empty one."""
     token_budget: int = 2048
     """Most tokens in one forward pass, padding included; bounds memory, never changes the result.
     """
@@ -252,6 +254,7 @@ class RewardTrainerSettings:
     def __post_init__(self) -> None:
         self.optimizer  # noqa: B018 - checks the optimizer's settings
         require(self.head_learning_rate > 0, "head_learning_rate", "greater than 0")
+        require(self.silence_weight >= 0, "silence_weight", "0 or more")
         rankings, ratings = ("pairs", "plackett_luce"), ("huber", "mse")
         require(self.ranking_loss in rankings, "ranking_loss", " or ".join(rankings))
         require(self.rating_loss in ratings, "rating_loss", " or ".join(ratings))

@@ -12,8 +12,8 @@ def settings(recorded: dict[str, Any] | None = None, *assignments: str, **fixed:
 
 
 def test_a_run_of_today_is_resumed_with_what_it_recorded() -> None:
-    document = settings().document()
-    assert settings(document).document() == document
+    document = settings(seed=3).document()
+    assert settings(document, seed=3).document() == document
 
 
 def test_a_setting_newer_than_the_run_is_not_in_its_record() -> None:
@@ -41,7 +41,7 @@ def test_a_default_that_changed_is_what_it_was() -> None:
         same: float = 1.0
 
     assert earlier_defaults(Changed, {"rate": 1.0, "same": 1.0}) == (
-        {"rate": 1.0, "added": 0.0},
+        {"rate": 1.0, "added": 0.0, "same": 1.0},
         {"added"},
     )
-    assert earlier_defaults(Changed, {"rate": 5.0, "added": 2.0, "same": 1.0}) == ({}, set())
+    assert earlier_defaults(Changed, {"rate": 5.0, "added": 2.0, "same": 3.0}) == ({}, set())

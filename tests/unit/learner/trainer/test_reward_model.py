@@ -8,8 +8,14 @@ import pytest
 import torch
 
 from tuneloop.errors import InvalidRequest
-from tuneloop.learner.samples import LabelledText, PreferredText, RankedText, RewardSample
-from tuneloop.learner.trainer.reward_model import RewardTrainer, balanced
+from tuneloop.learner.samples import (
+    LabelledText,
+    PreferredText,
+    RankedText,
+    RatedText,
+    RewardSample,
+)
+from tuneloop.learner.trainer.reward_model import RewardTrainer, balanced, silences
 from tuneloop.learner.trainer.settings import RewardTrainerSettings
 from tuneloop.models.reward_model import load
 
@@ -39,7 +45,8 @@ def test_a_new_head_scores_nothing_and_its_loss_is_ln_2(tiny_reward_model: Path)
     metrics = make_trainer(tiny_reward_model).step({"reward_model": make_samples()}).metrics
     assert metrics["thumb_loss"] == pytest.approx(math.log(2))
     assert metrics["pair_loss"] == pytest.approx(math.log(2))
-    assert metrics["loss"] == pytest.approx(2 * math.log(2))
+    assert metrics["silence_loss"] == pytest.approx(math.log(2))
+    assert metrics["loss"] == pytest.approx(2.1 * math.log(2))
     assert metrics["desirable_score"] == metrics["undesirable_score"] == 0.0
     assert metrics["gradient_norm"] > 0 or metrics["gradient_norm"] == 0.0
 
@@ -61,6 +68,41 @@ def test_it_learns_and_its_saved_folder_scores_what_it_learned(
     bad = model.score(["tell me"] * 4, BAD)
     assert min(score for score in good if score is not None) > 0
     assert max(score for score in bad if score is not None) < 0
+
+
+@pytest.mark.parametrize(("weight", "is_worst"), [(0.0, False), (0.1, True)])
+def test_where_short_answers_are_liked_none_is_the_worst(
+    weight: float, is_worst: bool, tiny_reward_model: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tiny_reward_model, learning_rate=2e-3, silence_weight=weight)
+    long = "a short story about a river, mountain and the sea "
+    pairs = [
+        PreferredText(sample_id=f"p{i}", prompt="tell me", chosen=GOOD[i], rejected=long + GOOD[i])
+        for i in (0, 1, 3)
+    ]
+    for _ in range(60):
+        trainer.step({"reward_model": pairs})
+    trainer.save_weights(tmp_path)
+    texts = ["", *(pair.rejected for pair in pairs), *(pair.chosen for pair in pairs)]
+    scores = [score or 0.0 for score in load(tmp_path).score(["tell me"] * len(texts), texts)]
+    assert (scores[0] == min(scores)) is is_worst
+    assert max(scores[1:4]) < min(scores[4:])
+
+
+def test_what_is_better_than_no_answer() -> None:
+    samples: list[RewardSample] = [
+        LabelledText(sample_id="up", prompt="q", completion="good", desirable=True, weight=0.5),
+        LabelledText(sample_id="down", prompt="q", completion="bad", desirable=False),
+        PreferredText(sample_id="pair", prompt="q", chosen="better", rejected="worse"),
+        RankedText(sample_id="ranking", prompt="q", completions=("1", "2", "3"), trust=0.2),
+        RatedText(sample_id="rated", prompt="q", completion="well", rating=2.0),
+    ]
+    found = [(p.sample_id, p.chosen, p.rejected, p.weight, p.trust) for p in silences(samples)]
+    assert found == [
+        ("up", "good", "", 0.5, 1.0),
+        ("pair", "worse", "", 1.0, 1.0),
+        ("ranking", "3", "", 1.0, 0.2),
+    ]
 
 
 def test_how_the_batch_is_cut_does_not_change_the_step(tiny_reward_model: Path) -> None:

@@ -157,7 +157,7 @@ def make_settings(
         fixed = {**fixed, "max_steps": run.max_steps or 1}
     settings = Settings(
         run=run,
-        trainer=trainer(**{**of_trainer, **owners[trainer]}, **fixed),
+        trainer=trainer(**{**of_trainer, **owners[trainer], **fixed}),
         unrecorded=frozenset(unrecorded),
     )
     if sampled and settings.run.batch_size % settings.run.samples_per_prompt:
@@ -201,10 +201,9 @@ def earlier_defaults(
         known = each.name in recorded
         if not known:
             newer.add(each.name)
-        if BEFORE in each.metadata:
-            before = each.metadata[BEFORE]
-            if not known or recorded[each.name] == before:
-                kept[each.name] = before
+        before = each.metadata.get(BEFORE, each.default)
+        if before is not dataclasses.MISSING and (not known or recorded[each.name] == before):
+            kept[each.name] = before
     return kept, newer
 
 
