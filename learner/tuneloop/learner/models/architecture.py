@@ -45,6 +45,12 @@ def run_whole(model: Any, layout: TokenLayout) -> tuple[Tensor, Tensor]:
 
 def inputs_of(layout: TokenLayout) -> dict[str, Any]:
     """Return the arguments that put `layout` before a model of transformers."""
+    if layout.visible is not None:
+        return {
+            "input_ids": layout.input_ids,
+            "position_ids": layout.position_ids,
+            "attention_mask": layout.visible,
+        }
     if not layout.segments:
         return {"input_ids": layout.input_ids}
     # A mask of four dimensions is handed on as it is: none is made for the row, which would be as

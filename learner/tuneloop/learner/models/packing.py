@@ -38,6 +38,8 @@ class TokenLayout:
     """For each completion token, row after row, the place in R·T whose state predicts it."""
     segments: tuple[Segment, ...] = ()
     """Of the one row, R = 1; empty when the sequences are padded, one to a row."""
+    visible: Tensor | None = None  # (1, 1, T, T) bool
+    """Of a row that is a tree (`prefix_tree`): whether the token at one place sees another's."""
     masks: dict[Hashable, object] = field(default_factory=dict)
     """What attention made of the segments, kept from one layer to the next."""
     windows: set[int | None] = field(default_factory=set)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from tuneloop.errors import FailedPrecondition
 from tuneloop.learner.models import weight_files
 from tuneloop.learner.models.architecture import (
     checkpoint_layers,
@@ -32,6 +33,7 @@ from tuneloop.learner.models.batch import (
 )
 from tuneloop.learner.models.forward import Forward, RankShard, share_of
 from tuneloop.learner.models.lora import add_adapter
+from tuneloop.learner.models.prefix_tree import numbered_rows
 from tuneloop.learner.models.world import ALONE, World, full_tensor, shard
 from tuneloop.learner.samples import TokenSequence
 from tuneloop.models.reward_model import silence_loading
@@ -215,6 +217,27 @@ class PolicyModel:
             for (number, s), row in zip(group, rows, strict=True):
                 known[number] = tuple(row[: len(s.completion_token_ids)])
         return [known[number] for number, _ in numbered]
+
+    @torch.no_grad()
+    def compute_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        """Return log π of each completion's tokens, in order; beginnings are computed once."""
+        self._world.announce("model", "compute_logprobs", list(sequences))
+        known: dict[int, tuple[float, ...]] = {}
+        for indices, batch in numbered_rows(sequences, self.device):
+            for index, row in zip(indices, self.logprobs(batch).tolist(), strict=True):
+                known[index] = tuple(row[: len(sequences[index].completion_token_ids)])
+        return [known[index] for index in range(len(sequences))]
+
+    @contextlib.contextmanager
+    def reference_module(self) -> Iterator[Any]:
+        """Give the reference policy as a transformers model: for `generate`.
+
+        Raises `FailedPrecondition` where weights are sharded: no rank holds it whole.
+        """
+        if self._sharded:
+            raise FailedPrecondition("the reference policy is sharded, so it cannot answer")
+        with self._reference_policy() as reference:
+            yield reference.model
 
     @contextlib.contextmanager
     def _reference_policy(self) -> Iterator[Forward]:

@@ -4,6 +4,7 @@ import math
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +147,32 @@ class PolicyTrainer:
             return False
         return True
 
+    def logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        """Return the current weights' log-probs of the completion tokens, without gradients.
+
+        They are at each sequence's temperature; () for one that does not fit the model.
+        """
+        fitting = [i for i, sequence in enumerate(sequences) if self._fits(sequence)]
+        found: list[tuple[float, ...]] = [()] * len(sequences)
+        computed = self._model.compute_logprobs([sequences[i] for i in fitting])
+        for index, logprobs in zip(fitting, computed, strict=True):
+            found[index] = logprobs
+        return found
+
     def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
         """Return the likeliest answer of the current weights to each prompt (token ids)."""
-        tokenization = Tokenization(self._folder)
-        return greedy_answers(self._model.module, tokenization, prompts, max_tokens)
+        return greedy_answers(self._model.module, self._tokenization, prompts, max_tokens)
+
+    def reference_answers(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int
+    ) -> list[SampledAnswer]:
+        """Return the same of the reference policy; raises `FailedPrecondition` if it is sharded."""
+        with self._model.reference_module() as module:
+            return greedy_answers(module, self._tokenization, prompts, max_tokens)
+
+    @cached_property
+    def _tokenization(self) -> Tokenization:
+        return Tokenization(self._folder)
 
     def step(self, samples: Mapping[str, Sequence[PolicySample]]) -> StepResult:
         """Take one optimizer step on the samples of each objective (more with `ppo_epochs`).

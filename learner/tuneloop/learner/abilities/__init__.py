@@ -1,0 +1,1 @@
+"""The ability suite: short items that show what a version still knows, scored before a release."""

@@ -1,0 +1,202 @@
+"""Asking a model the items of a suite, by teacher forcing and, for some, greedily."""
+
+import math
+import random
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tuneloop.learner.abilities.scores import AbilityScores, ItemScore
+from tuneloop.learner.abilities.suite import AbilityItem, AbilitySuite
+from tuneloop.learner.data.fields import Fields
+from tuneloop.learner.data.tokenize import PromptTokenizer
+from tuneloop.learner.samples import SampledAnswer, TokenSequence
+from tuneloop.rollouts import ChatMessage
+
+SAMPLED_ITEMS = 24
+"""Items of a suite that a version answers greedily."""
+SAMPLED_TOKENS = 24
+"""Tokens of such an answer."""
+
+
+class Examinee(Protocol):
+    """A model that can be asked: a trainer with its current weights."""
+
+    def logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        """Return the log-prob of each completion token; () for a sequence that does not fit."""
+        ...
+
+    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
+        """Return the greedy answer to each prompt (token ids)."""
+        ...
+
+
+class HasReference(Protocol):
+    """A trainer that knows its reference policy."""
+
+    def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        """Return the reference policy's log-probs."""
+        ...
+
+    def reference_answers(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int
+    ) -> list[SampledAnswer]:
+        """Return the reference policy's greedy answers."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceExaminee:
+    """The reference policy of a trainer, version 0, as an `Examinee`."""
+
+    trainer: HasReference
+
+    def logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        """See `Examinee.logprobs`."""
+        return self.trainer.reference_logprobs(sequences)
+
+    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
+        """See `Examinee.answers`."""
+        return self.trainer.reference_answers(prompts, max_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizedItem:
+    """An item as token ids; completions are without their end-of-answer token.
+
+    Whether an answer ends where the item's author ended it is a taste, not an ability.
+    """
+
+    item: AbilityItem
+    prompt: tuple[int, ...]
+    candidates: tuple[TokenSequence, ...]
+    references: tuple[TokenSequence, ...]
+
+
+class AbilityExam:
+    """A suite, tokenized once for a model and its later versions."""
+
+    def __init__(self, suite: AbilitySuite, model_folder: Path) -> None:
+        """Raise `InvalidRequest` for an item that does not fit the model in `model_folder`."""
+        self.suite = suite
+        self._sha256 = suite.sha256
+        tokens = PromptTokenizer(model_folder, max_length=None)
+        self._items = [tokenize_item(item, tokens) for item in suite.items]
+
+    def score(
+        self,
+        examinee: Examinee,
+        *,
+        rotation: int = 0,
+        sampled_items: int | None = SAMPLED_ITEMS,
+        sampled_tokens: int = SAMPLED_TOKENS,
+    ) -> AbilityScores:
+        """Ask every item; blocks, in the trainer's thread.
+
+        `rotation` chooses the `sampled_items` that are answered greedily: versions that are to be
+        compared in their answers need the same one. None samples all items.
+        """
+        sequences = [
+            sequence for item in self._items for sequence in (*item.candidates, *item.references)
+        ]
+        found = dict(zip(sequences, examinee.logprobs(sequences), strict=True))
+        chosen = self._chosen(rotation, sampled_items)
+        prompts = [self._items[index].prompt for index in chosen]
+        answers: Mapping[int, SampledAnswer] = {}
+        if prompts:
+            answers = dict(zip(chosen, examinee.answers(prompts, sampled_tokens), strict=True))
+        return AbilityScores(
+            suite_sha256=self._sha256,
+            items=tuple(
+                score_item(item, found, answers.get(index))
+                for index, item in enumerate(self._items)
+            ),
+        )
+
+    def _chosen(self, rotation: int, count: int | None) -> list[int]:
+        """Return the indices of the items to sample: each comes once before any comes again."""
+        indices = [i for i, item in enumerate(self._items) if item.item.accept]
+        if count is None or count >= len(indices):
+            return indices
+        random.Random(self._sha256).shuffle(indices)  # noqa: S311
+        start = rotation * count
+        return sorted(indices[(start + i) % len(indices)] for i in range(count))
+
+
+def tokenize_item(item: AbilityItem, tokens: PromptTokenizer) -> TokenizedItem:
+    """Return the item as token ids; raises `InvalidRequest` where it does not fit."""
+    row = Fields({}, f"ability item {item.prompt!r:.80}")
+    prompt = item.prompt
+    if isinstance(prompt, str):
+        if tokens.tokenization.tokenizer.chat_template:
+            prompt = (ChatMessage(role="user", content=prompt),)
+        else:
+            prompt = f"{prompt}\n"
+    asked = tokens.asked(prompt, row)
+    stops = tokens.tokenization.stop_token_ids
+
+    def sequence(text: str) -> TokenSequence:
+        return without_end(tokens.sequence(asked, text, row), stops)
+
+    return TokenizedItem(
+        item=item,
+        prompt=asked.token_ids,
+        candidates=tuple(map(sequence, item.candidates)),
+        references=tuple(map(sequence, item.references)),
+    )
+
+
+def without_end(sequence: TokenSequence, stops: frozenset[int]) -> TokenSequence:
+    """Return the sequence without the tokens that end it."""
+    ids = sequence.completion_token_ids
+    while len(ids) > 1 and ids[-1] in stops:
+        ids = ids[:-1]
+    return TokenSequence(
+        prompt_token_ids=sequence.prompt_token_ids,
+        completion_token_ids=ids,
+        generation_logprobs=(),
+        temperature=1.0,
+    )
+
+
+def score_item(
+    item: TokenizedItem,
+    logprobs: Mapping[TokenSequence, Sequence[float]],
+    answer: SampledAnswer | None,
+) -> ItemScore:
+    """Return the score of an item from the log-probs of its sequences and its greedy answer."""
+    nats = max(map(mean_logprob, (logprobs[sequence] for sequence in item.references)))
+    choice = is_first = None
+    if item.candidates:
+        totals = [math.fsum(logprobs[sequence]) for sequence in item.candidates]
+        choice = 1 / math.fsum(math.exp(min(total - totals[0], 700)) for total in totals)
+        is_first = all(total < totals[0] for total in totals[1:])
+    return ItemScore(
+        id=item.item.id,
+        kind=item.item.kind,
+        nats=nats,
+        choice=choice,
+        is_first=is_first,
+        is_right=None if answer is None else is_right(answer.text, item.item.accept),
+        answer=None if answer is None else answer.text,
+    )
+
+
+def mean_logprob(logprobs: Sequence[float]) -> float:
+    """Return the mean log-prob per token."""
+    return math.fsum(logprobs) / len(logprobs)
+
+
+def is_right(answer: str, accept: Sequence[str]) -> bool:
+    """Return whether the answer has one of the accepted texts in it, as whole words."""
+    words = spelled(answer)
+    return any(f" {spelled(text)} " in f" {words} " for text in accept)
+
+
+def spelled(text: str) -> str:
+    """Return the words of a text in lower case, with one space between them."""
+    plain = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
+    return " ".join(re.findall(r"[\w']+|[^\w\s.,;:!?\"()*]", plain))
