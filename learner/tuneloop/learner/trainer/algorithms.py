@@ -47,7 +47,7 @@ class Algorithm:
     samples_per_prompt: int = 1
     """Completions sampled for each prompt, where it samples any and nothing else is set."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the trainer that belong to it, by name."""
+    """Settings of the trainer that belong to it in an offline run, by name."""
     trl_names: Mapping[str, str] = field(default_factory=dict)
     """What TRL calls a setting that has another name here."""
     online: bool = True
@@ -99,6 +99,13 @@ algorithms: dict[str, Algorithm] = {
         epochs=lambda settings: settings.ppo_epochs,
         needs_reference=lambda settings: True,
         source="policy",
+        # A run of some hundred completions: a horizon of 10,000 would never adapt.
+        settings={
+            "normalize_rewards": True,
+            "kl_coef": 0.1,
+            "kl_target": 2.0,
+            "kl_horizon": 128,
+        },
         trl_names={
             "cliprange": "clip",
             "cliprange_value": "value_clip",

@@ -45,3 +45,16 @@ def test_a_default_that_changed_is_what_it_was() -> None:
         {"added"},
     )
     assert earlier_defaults(Changed, {"rate": 5.0, "added": 2.0, "same": 3.0}) == ({}, set())
+
+
+def test_ppo_offline_holds_the_policy_and_an_older_run_goes_on_as_it_was() -> None:
+    held = {"normalize_rewards": True, "kl_coef": 0.1, "kl_target": 2.0, "kl_horizon": 128}
+    document = make_settings("ppo", (), {}, sampled=True).document()
+    assert document | held == document
+    older = document | {
+        "normalize_rewards": False,
+        "kl_coef": 0.05,
+        "kl_target": None,
+        "kl_horizon": 10_000,
+    }
+    assert make_settings("ppo", (), {}, sampled=True, recorded=older).document() == older
