@@ -144,6 +144,9 @@ class ScoredGroup:
     samples: tuple[ScoredSample, ...]
     baseline: float | None = None
     """What to expect of this kind of prompt; None takes the group's own mean."""
+    cut_share: float = 0.0
+    """Of the completions behind `baseline`, the share that ran into their length limit. They are
+    charged for it like any other, and `baseline` with them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

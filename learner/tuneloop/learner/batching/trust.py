@@ -92,8 +92,10 @@ class Trust:
             of_tenant = factors(
                 {i: weight * of_user[i] for i, weight in weights.items()}, tenant_of, tenant_share
             )
+            # Who asks for many answers has a share of them, but does not judge them: scorers do.
+            judge_of = {i: owner.user for i, owner in owners.items() if owner.has_judged}
             trust = {
-                i: of_user[i] * of_tenant[i] * _weight(raters, user_of.get(i, "")) for i in weights
+                i: of_user[i] * of_tenant[i] * _weight(raters, judge_of.get(i, "")) for i in weights
             }
             found[objective] = [_with_trust(sample, trust) for sample in group]
             metrics.guard_limited.labels(objective).inc(sum(t < 1 for t in trust.values()))

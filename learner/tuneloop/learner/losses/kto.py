@@ -28,20 +28,6 @@ def reference_point(mismatched_log_ratios: Tensor) -> Tensor:
     return mismatched_log_ratios.detach().mean().clamp(min=0.0)
 
 
-def balanced_weights(desirable: Tensor, weights: Tensor) -> Tensor:
-    """Scale `weights` (N,) so that either class of `desirable` (N,) weighs half of the total.
-
-    This is λ_D·n_D = λ_U·n_U, the even end of the range that the paper's equation 9 allows. With a
-    class absent the other keeps its half: one-sided feedback moves the policy half as much.
-    """
-    scaled = weights.clone()
-    for members in (desirable, ~desirable):
-        weight = weights[members].sum()
-        if weight > 0:
-            scaled[members] = weights[members] * (weights.sum() / (2.0 * weight))
-    return scaled
-
-
 def class_weights(desirable: Tensor, share: float, *, limit: float) -> Tensor:
     """Return (N,) λ by which either class of a stream weighs half of it: λ_D·n_D = λ_U·n_U.
 

@@ -93,6 +93,8 @@ def _group(group: ScoredGroup, settings: TrainerSettings, controls: StepControls
     priced = [(sample, priced_reward(sample, settings)) for sample in group.samples]
     scored = [(sample, reward) for sample, reward in priced if not math.isnan(reward)]
     baseline, running = group.baseline, controls.grpo_rewards
+    if baseline is not None:
+        baseline -= group.cut_share * settings.missing_stop_penalty
     if baseline is None and len(scored) == 1 and running is not None:
         baseline = running.mean
     return Group(

@@ -6,7 +6,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from tuneloop.errors import CorruptData
-from tuneloop.learner.samples import Objective, PolicySample, ScoredGroup, ScoredSample, ThumbSample
+from tuneloop.learner.samples import (
+    LabelledText,
+    Objective,
+    PolicySample,
+    ScoredGroup,
+    ScoredSample,
+    ThumbSample,
+)
 from tuneloop.learner.trainer.rewards import RewardStatistics, priced_reward
 from tuneloop.learner.trainer.settings import TrainerSettings
 
@@ -73,7 +80,7 @@ class ClassBalance:
     """Each thumb's weight, times the decay for each unit of weight that came later."""
     down: float = 0.0
 
-    def updated(self, thumbs: Sequence[ThumbSample], decay: float) -> Self:
+    def updated(self, thumbs: Sequence[ThumbSample | LabelledText], decay: float) -> Self:
         """Return the balance with a batch of thumbs, whose order does not matter."""
         up = math.fsum(thumb.weight * thumb.trust for thumb in thumbs if thumb.desirable)
         down = math.fsum(thumb.weight * thumb.trust for thumb in thumbs if not thumb.desirable)
@@ -85,6 +92,14 @@ class ClassBalance:
         """Share of the weight that is up; one half as long as there is none."""
         total = self.up + self.down
         return self.up / total if total > 0 else 0.5
+
+    @classmethod
+    def of_state(cls, state: Any) -> Self:
+        """Return a balance as `asdict` gave it; raises `CorruptData`."""
+        try:
+            return cls(**_numbers(state))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise CorruptData(f"checkpoint: scheduler.thumbs: {error}") from error
 
 
 Samples = Mapping[str, Sequence[PolicySample]]

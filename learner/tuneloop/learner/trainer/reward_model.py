@@ -1,9 +1,10 @@
 """One step of the reward model on every kind of feedback: thumbs, pairs, rankings, ratings."""
 
-import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tuneloop.errors import InvalidRequest
-from tuneloop.learner.losses.kto import balanced_weights
+from tuneloop.learner.losses.kto import class_weights
 from tuneloop.learner.losses.means import Mean, total_of
 from tuneloop.learner.losses.reward_model import (
     bradley_terry_loss,
@@ -33,6 +34,7 @@ from tuneloop.learner.samples import (
     TokenSequence,
 )
 from tuneloop.learner.trainer import checkpoint, checkpoint_shards
+from tuneloop.learner.trainer.adaptive import ClassBalance
 from tuneloop.learner.trainer.base import StepResult, TrainerState
 from tuneloop.learner.trainer.checkpoint_shards import Saved
 from tuneloop.learner.trainer.gradient_step import LossTerm, MicroLoss, accumulate_and_step
@@ -43,6 +45,10 @@ from tuneloop.policies import WeightsKind
 
 S = TypeVar("S", LabelledText, PreferredText, RankedText, RatedText)
 Loss = tuple[Tensor, dict[str, Mean]]
+THUMB_DECAY = 0.99
+"""Weight of a thumb in the class balance once another has come."""
+RAREST = 4.0
+"""As in KTO, the most that class balance multiplies a thumb's weight by."""
 LossOf = Callable[[Tensor, Sequence[S], float], Loss]
 """From (B, K) scores of B samples with K texts each, and what all of the step's weigh."""
 
@@ -84,6 +90,7 @@ class RewardTrainer:
             [(backbone, settings.learning_rate), (own, settings.head_learning_rate)],
             settings.optimizer,
         )
+        self._thumbs = ClassBalance()
 
     @property
     def optimizer_steps(self) -> int:
@@ -102,10 +109,10 @@ class RewardTrainer:
         """Take one optimizer step on the samples of `reward_model`, of any kinds.
 
         Each kind is divided by the weights of its own samples, then they are summed. A further
-        loss says that an answer is better than none (see `silences`). Thumbs up and
-        thumbs down weigh half each: users press one far more than the other, and the head must
-        not learn that instead of what they like. Metrics are of the model before the step:
-        `accuracy` is on samples it had not seen.
+        loss says that an answer is better than none (see `silences`). Thumbs up and thumbs down
+        weigh half each over the stream of thumbs: users press one far more than the other, and the
+        head must not learn that instead of what they like. Metrics are of the model before the
+        step: `accuracy` is on samples it had not seen.
 
         Raises:
             InvalidRequest: a sample cannot be learned from; nothing has changed. `param` names it.
@@ -120,20 +127,14 @@ class RewardTrainer:
         rankings = [(s, e) for s, e in encoded if isinstance(s, RankedText)]
         ratings = [(s, e) for s, e in encoded if isinstance(s, RatedText)]
         silence = [(s, self._encode(s)) for s in silences(given)] if self._silence_weight else []
+        balance = self._thumbs.updated([s for s, _ in thumbs], THUMB_DECAY)
+        loss_of_thumbs = partial(self._loss_of_thumbs, balance.desirable_share)
         losses = {
-            "thumb_loss": self._micro_losses(
-                balanced(thumbs), self._loss_of_thumbs, total_weight(thumbs)
-            ),
-            "pair_loss": self._micro_losses(pairs, self._loss_of_pairs, total_weight(pairs)),
-            "ranking_loss": self._micro_losses(
-                rankings, self._loss_of_rankings, total_weight(rankings)
-            ),
-            "rating_loss": self._micro_losses(
-                ratings, self._loss_of_ratings, total_weight(ratings)
-            ),
-            "silence_loss": self._micro_losses(
-                silence, self._loss_of_silence, total_weight(silence)
-            ),
+            "thumb_loss": self._micro_losses(thumbs, loss_of_thumbs),
+            "pair_loss": self._micro_losses(pairs, self._loss_of_pairs),
+            "ranking_loss": self._micro_losses(rankings, self._loss_of_rankings),
+            "rating_loss": self._micro_losses(ratings, self._loss_of_ratings),
+            "silence_loss": self._micro_losses(silence, self._loss_of_silence),
         }
         weights = {"silence_loss": self._silence_weight}
         terms = [
@@ -141,7 +142,10 @@ class RewardTrainer:
             for name, parts in losses.items()
             if parts
         ]
-        return accumulate_and_step(self._optimizer, terms)
+        result = accumulate_and_step(self._optimizer, terms)
+        if not result.skipped:
+            self._thumbs = balance
+        return result
 
     def save_weights(self, folder: Path) -> None:
         """Write a version's files: a plain `AutoModelForSequenceClassification` folder."""
@@ -161,12 +165,16 @@ class RewardTrainer:
         return self._optimizer.finite()
 
     def state(self) -> TrainerState:
-        """Return what a checkpoint keeps: weights, optimizer, schedule."""
-        return self._optimizer.state()
+        """Return what a checkpoint keeps: weights, optimizer, schedule, balance of thumbs."""
+        state = self._optimizer.state()
+        scheduler = {**state.scheduler, "thumbs": asdict(self._thumbs)}
+        return replace(state, scheduler=scheduler)
 
     def load_state(self, state: TrainerState) -> None:
         """Restore a saved state; raises `CorruptData` if it is of another model."""
+        thumbs = ClassBalance.of_state(state.scheduler.get("thumbs", {}))
         self._optimizer.load_state(state)
+        self._thumbs = thumbs
 
     def save_state(self, folder: Path) -> Saved:
         """See `Checkpointed`."""
@@ -188,9 +196,10 @@ class RewardTrainer:
         return fitting
 
     def _micro_losses(
-        self, items: Sequence[tuple[S, Encoded]], loss_of: "LossOf[S]", total: float
+        self, items: Sequence[tuple[S, Encoded]], loss_of: "LossOf[S]"
     ) -> list[MicroLoss]:
         """Cut a kind's samples; all texts of a sample stay in one micro-batch."""
+        total = total_of(sample.weight for sample, _ in items)
         by_texts: defaultdict[int, list[tuple[S, Encoded]]] = defaultdict(list)
         for item in items:
             by_texts[len(item[1])].append(item)
@@ -208,12 +217,20 @@ class RewardTrainer:
             for group in self._scores.cut(alike, self._settings.token_budget)
         ]
 
-    def _loss_of_thumbs(self, scores: Tensor, thumbs: Sequence[LabelledText], total: float) -> Loss:
+    def _loss_of_thumbs(
+        self, share: float, scores: Tensor, thumbs: Sequence[LabelledText], total: float
+    ) -> Loss:
+        """Return the loss of thumbs of a stream of which `share` is up.
+
+        Balanced over the stream: alone in a batch of one, a class has half of the weight however
+        common it is, and nine thumbs up in ten would be learned as such.
+        """
         labels = [sample.desirable for sample in thumbs]
+        desirable = torch.tensor(labels, device=scores.device)
         return thumb_loss(
             scores=scores[:, 0],
-            desirable=torch.tensor(labels, device=scores.device),
-            weights=_weights(thumbs, scores),
+            desirable=desirable,
+            weights=_weights(thumbs, scores) * class_weights(desirable, share, limit=RAREST),
             total_weight=total,
         )
 
@@ -301,22 +318,6 @@ def problem_of(sample: RewardSample) -> str:
     if isinstance(sample, RankedText) and len(sample.completions) < 2:
         return f"a ranking of {len(sample.completions)} answers says nothing"
     return ""
-
-
-def total_weight(items: Sequence[tuple[RewardSample, Encoded]]) -> float:
-    """Return what a kind's loss is divided by."""
-    return total_of(sample.weight for sample, _ in items)
-
-
-def balanced(thumbs: Sequence[tuple[LabelledText, Encoded]]) -> list[tuple[LabelledText, Encoded]]:
-    """Return the thumbs with weights that give thumbs up and thumbs down half each."""
-    desirable = torch.tensor([sample.desirable for sample, _ in thumbs], dtype=torch.bool)
-    weights = torch.tensor([sample.weight for sample, _ in thumbs], dtype=torch.float64)
-    scaled = balanced_weights(desirable, weights).tolist()
-    return [
-        (dataclasses.replace(sample, weight=weight), encodings)
-        for (sample, encodings), weight in zip(thumbs, scaled, strict=True)
-    ]
 
 
 def head_name(module: Any) -> str:

@@ -1,6 +1,7 @@
 """What goes into a step: shares, replays, groups of rollouts, references, refusals."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tuneloop.learner.ledger.queue import agreement, groups, ready, ref_logprobs
 from tuneloop.learner.ledger.schema import reference_logprobs, uses
 from tuneloop.learner.samples import ScoredGroup
 from tuneloop.learner.training_run import TrainingRun
+from tuneloop.rollouts import FinishReason
 
 
 @pytest.fixture
@@ -189,6 +191,22 @@ def test_a_single_rollout_is_compared_with_others_of_its_kind(parts: Parts) -> N
     assert found["group-s0"].baseline == pytest.approx((20 + 4 * 4.5) / 8)
 
 
+def test_a_single_rollouts_baseline_knows_how_many_of_its_kind_were_cut(parts: Parts) -> None:
+    """By hand: others to the same prompt cut 0 of 4, of 8 in all 4."""
+    rollouts = [
+        replace(
+            make_rollout(f"s{n}", prompt=(1, n % 2)),
+            finish_reason=FinishReason.LENGTH if n % 2 else FinishReason.STOP,
+        )
+        for n in range(9)
+    ]
+    recorder.record_rollouts(parts.database, rollouts, 0.0)
+    events = [make_score(f"s{n}", 1.0) for n in range(9)]
+    recorder.record_scores(parts.database, events, parts.clock(), objective="grpo")
+    found = {group.sample_id: group for group in grpo(parts)}
+    assert found["group-s8"].cut_share == pytest.approx((0 + 4 * 0.5) / 8)
+
+
 async def test_a_refused_member_costs_its_group_no_more_than_itself(tmp_path: Path) -> None:
     parts = Parts(folder=tmp_path, options={"policy_gradient": "rloo"})
     score_group(parts, "g", 4, 4)
@@ -224,6 +242,14 @@ def test_a_rating_is_a_reward_whose_mean_is_known(parts: Parts) -> None:
     assert low.samples[0].reward == pytest.approx(-1.0)
     assert high.samples[0].reward == pytest.approx(1.0)
     assert high.samples[0].sample_id == "r1"
+
+
+def test_the_rating_of_a_cut_answer_is_the_whole_verdict_on_it(parts: Parts) -> None:
+    rollouts = [make_rollout("c0"), replace(make_rollout("c1"), finish_reason=FinishReason.LENGTH)]
+    recorder.record_rollouts(parts.database, rollouts, 0.0)
+    ratings = [(make_rating(f"r{n}", f"c{n}", float(n)), n) for n in range(2)]
+    recorder.record_feedback(parts.database, ratings, 0.0, ratings_reward=True)
+    assert [group.cut_share for group in grpo(parts)] == [0.0, 1.0]
 
 
 def test_scored_rollouts_go_to_the_objective_that_is_set(parts: Parts) -> None:

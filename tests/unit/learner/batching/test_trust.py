@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.learner_events import make_rating, make_rollout, make_thumb
+from support.learner_events import make_rating, make_rollout, make_score, make_thumb
 from support.learner_parts import Parts
 
 from tuneloop.errors import InvalidRequest
@@ -88,6 +88,36 @@ def test_who_is_always_contradicted_counts_nothing(parts: Parts) -> None:
     assert trust["liar-c0"] == 0.0
     assert trust["ann-c0"] == 1.0
     assert metrics.guard_raters_muted._value.get() == 1
+
+
+@pytest.mark.parametrize("objective", ["ppo", "grpo"])
+def test_who_only_asked_is_not_weighed_as_a_rater(tmp_path: Path, objective: str) -> None:
+    """A muted rater's rollouts are scored by the service: only shares apply to them."""
+    parts = Parts(
+        folder=tmp_path,
+        options={
+            "policy_gradient": objective,
+            "policy_gradient_batch_size": 4,
+            "guards": GuardSettings(user_share=1.0, tenant_share=1.0),
+        },
+    )
+    judged = [f"c{n}" for n in range(40)]
+    asked = [make_rollout(f"r{n}", user="liar", group_id="g", n=4) for n in range(4)]
+    rollouts = [*(make_rollout(c, user="asker") for c in judged), *asked]
+    recorder.record_rollouts(parts.database, rollouts, 0.0)
+    given_ = [
+        (make_thumb(f"{user}-{c}", c, user != "liar", user=user, second=n), n)
+        for n, c in enumerate(judged)
+        for user in ("ann", "bob", "cat", "liar")
+    ]
+    recorder.record_feedback(parts.database, given_, 0.0)
+    scores = [make_score(rollout.completion_id) for rollout in asked]
+    recorder.record_scores(parts.database, scores, 0.0, objective=objective)
+    batch = parts.training_run.next_batch(parts.batches)
+    assert batch is not None
+    scored = batch.samples[objective]
+    members = scored[0].samples if objective == "grpo" else scored
+    assert [member.trust for member in members] == [1.0] * 4
 
 
 def test_one_vote_per_user_and_completion(parts: Parts) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tuneloop.learner.losses.dpo import HIGHEST_FLIP_RATE, DpoLossType, dpo_loss
 from tuneloop.learner.losses.grpo import grpo_loss, rloo_loss
 from tuneloop.learner.losses.kl import KlEstimator, pull_loss
-from tuneloop.learner.losses.kto import balanced_weights, class_weights, kto_loss, reference_point
+from tuneloop.learner.losses.kto import class_weights, kto_loss, reference_point
 from tuneloop.learner.losses.means import Mean, log_ratio_kl, mean_over, merge
 from tuneloop.learner.losses.ppo import (
     importance_weights,
@@ -91,15 +91,6 @@ def test_reference_point_is_the_mean_never_negative_and_zero_below_two(
     log_ratios: list[float], z: float
 ) -> None:
     assert float(reference_point(vector(*log_ratios))) == z
-
-
-def test_balanced_weights_give_either_class_half() -> None:
-    desirable = torch.tensor([True, False, False, False])
-    weights = balanced_weights(desirable, vector(1.0, 1.0, 0.5, 0.5))
-    assert weights.tolist() == pytest.approx([1.5, 0.75, 0.375, 0.375])
-    one_sided = balanced_weights(torch.tensor([False, False]), vector(1.0, 1.0))
-    assert one_sided.tolist() == [0.5, 0.5]
-    assert balanced_weights(torch.tensor([True, False]), vector(0.0, 0.0)).tolist() == [0.0, 0.0]
 
 
 def test_class_weights_give_either_class_of_a_stream_half_up_to_a_limit() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,6 +114,18 @@ def test_a_completion_without_siblings_is_measured_by_a_baseline() -> None:
     wild = StepControls(grpo_rewards=RewardStatistics(weight=1.0, mean=0.4, variance=0.0))
     bounded, _ = gradient_of([lone[0]], wild)
     assert bounded[0, 0] == -10.0
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "rloo"])
+def test_a_baseline_is_charged_for_what_was_cut_as_rewards_are(estimator: str) -> None:
+    """All were cut and all scored alike: that is no reason to move."""
+    lone = group(1, [0.5], baseline=0.5)
+    cut = replace(lone, cut_share=1.0, samples=(replace(lone.samples[0], stopped=False),))
+    gradient, _ = gradient_of([cut], advantage_estimator=estimator)
+    assert not gradient.any()
+    # One that stopped, where half are cut at a price of 1: the baseline is 0.5 − 0.5.
+    stopped, _ = gradient_of([replace(lone, cut_share=0.5)], advantage_estimator=estimator)
+    assert stopped[0, 0] == pytest.approx(-0.5)
 
 
 def test_rloo_takes_the_kl_of_whole_completions_into_the_reward() -> None:

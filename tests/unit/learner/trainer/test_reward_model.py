@@ -15,7 +15,7 @@ from tuneloop.learner.samples import (
     RatedText,
     RewardSample,
 )
-from tuneloop.learner.trainer.reward_model import RewardTrainer, balanced, silences
+from tuneloop.learner.trainer.reward_model import RewardTrainer, silences
 from tuneloop.learner.trainer.settings import RewardTrainerSettings
 from tuneloop.models.reward_model import load
 
@@ -180,11 +180,35 @@ def test_a_language_model_can_be_the_backbone(tiny_policy: Path) -> None:
     assert last < first - 0.2
 
 
-def test_rare_thumbs_up_weigh_as_much_as_many_thumbs_down() -> None:
-    thumbs = [
-        LabelledText(sample_id=f"t{i}", prompt="p", completion="c", desirable=i == 0)
-        for i in range(4)
+def thumb(number: int, up: bool) -> LabelledText:
+    return LabelledText(sample_id=f"t{number}", prompt="p", completion=GOOD[0], desirable=up)
+
+
+def test_classes_are_balanced_over_the_stream_not_the_batch(tiny_reward_model: Path) -> None:
+    """By hand, one at a time, with a head that stays at 0: nine thumbs up, then one down.
+
+    A thumb then loses ln 2 times its weight. Of weight W up before it, a thumb up has share 1, and
+    the one down 0.5 / (1 / (0.99·W + 1)), at most 4.
+    """
+    trainer = make_trainer(tiny_reward_model, head_learning_rate=1e-12, learning_rate=1e-12)
+    losses = [
+        trainer.step({"reward_model": [thumb(n, n < 9)]}).metrics["thumb_loss"] for n in range(10)
     ]
-    weighed = balanced([(thumb, ()) for thumb in thumbs])
-    assert [sample.weight for sample, _ in weighed] == pytest.approx([2.0, 2 / 3, 2 / 3, 2 / 3])
-    assert balanced([]) == []
+    assert losses == pytest.approx([math.log(2) / 2] * 9 + [math.log(2) * 4])
+    # The next one up has the rest: of 10.5 in all, 1 · 0.99 is down.
+    (up,) = [trainer.step({"reward_model": [thumb(10, True)]}).metrics["thumb_loss"]]
+    total = sum(0.99**n for n in range(11))
+    assert up == pytest.approx(math.log(2) * 0.5 / (1 - 0.99 / total))
+
+
+def test_a_checkpoint_keeps_the_balance_of_classes(tiny_reward_model: Path) -> None:
+    trainer, other = make_trainer(tiny_reward_model), make_trainer(tiny_reward_model)
+    trainer.step({"reward_model": [thumb(n, n > 0) for n in range(4)]})
+    state = trainer.state()
+    assert state.scheduler["thumbs"] == {"up": 3.0, "down": 1.0}
+    other.load_state(state)
+    assert other.state().scheduler["thumbs"] == {"up": 3.0, "down": 1.0}
+    # One from before they were kept starts with none.
+    del state.scheduler["thumbs"]  # type: ignore[attr-defined]
+    other.load_state(state)
+    assert other.state().scheduler["thumbs"] == {"up": 0.0, "down": 0.0}

@@ -81,9 +81,15 @@ class Builder:
             case Objective.PPO:
                 return self.scored(row)
             case Objective.GRPO:
-                # The expected rating is the mean of the user's ratings, which is 0.
+                # The expected rating is the mean of the user's ratings, which is 0. Who rates an
+                # answer that was cut has said what that costs.
                 rated = self.scored(row)
-                return ScoredGroup(sample_id=row.sample_id, samples=(rated,), baseline=0.0)
+                return ScoredGroup(
+                    sample_id=row.sample_id,
+                    samples=(rated,),
+                    baseline=0.0,
+                    cut_share=float(not rated.stopped),
+                )
         return self._reward_sample(row)
 
     def scored(self, row: Any) -> ScoredSample:

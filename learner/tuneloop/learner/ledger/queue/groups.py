@@ -5,12 +5,13 @@ after the first of them. A completion that could not be scored is left out of it
 
 A completion without siblings is compared with other requests. Its baseline is the mean reward of
 other rollouts of the same kind (tenant and source), shrunk towards the mean of other answers to the
-same prompt if there are any. The baseline does not depend on the completion itself, so the gradient
+same prompt if there are any. With it comes the share of them that ran into their length limit, for
+which the trainer charges. The baseline does not depend on the completion itself, so the gradient
 stays unbiased. Without a baseline its reward would push every answer the same way.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,21 @@ class Reward:
     completion_id: str
     prompt_sha256: str
     reward: float
+    finish_reason: str
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it ran into its length limit, as `ScoredSample.stopped` has it."""
+        return self.finish_reason != FinishReason.STOP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """What is expected of a single completion."""
+
+    reward: float
+    cut_share: float
+    """See `ScoredGroup.cut_share`."""
 
 
 def readiness(
@@ -95,11 +111,13 @@ def take_groups(
                 assert isinstance(rated, ScoredGroup)
                 taken.append(rated)
             elif good:
+                baseline = None if len(good) > 1 else waiting.baseline(good[0])
                 taken.append(
                     ScoredGroup(
                         sample_id=group[0].group_id,
                         samples=tuple(builder.scored(row) for row in good),
-                        baseline=None if len(good) > 1 else waiting.baseline(good[0]),
+                        baseline=None if baseline is None else baseline.reward,
+                        cut_share=0.0 if baseline is None else baseline.cut_share,
                     )
                 )
             count += len(good)
@@ -155,8 +173,8 @@ class Waiting:
         )
         return list(self._connection.execute(query.order_by(samples.c.sample_id)))
 
-    def baseline(self, row: Any) -> float | None:
-        """Return the expected reward of a single completion; None while too little is known."""
+    def baseline(self, row: Any) -> Baseline | None:
+        """Return what is expected of a single completion; None while too little is known."""
         columns = row._mapping
         named = {name: columns.get(name, columns.get(f"chosen_{name}")) for name in KIND_OF_PROMPT}
         others = [
@@ -166,9 +184,17 @@ class Waiting:
         ]
         if len(others) < LEAST_OTHERS:
             return None
-        mean = math.fsum(reward.reward for reward in others) / len(others)
-        same = [r.reward for r in others if r.prompt_sha256 == named["prompt_sha256"]]
-        return (math.fsum(same) + DOMAIN_WEIGHT * mean) / (len(same) + DOMAIN_WEIGHT)
+        same = [r for r in others if r.prompt_sha256 == named["prompt_sha256"]]
+
+        def expected(value: Callable[[Reward], float]) -> float:
+            mean = math.fsum(map(value, others)) / len(others)
+            return (math.fsum(map(value, same)) + DOMAIN_WEIGHT * mean) / (
+                len(same) + DOMAIN_WEIGHT
+            )
+
+        return Baseline(
+            reward=expected(lambda r: r.reward), cut_share=expected(lambda r: float(r.is_cut))
+        )
 
     def _is_ready(self, group: list[Any], arrived: dict[str, int], latest: float) -> bool:
         first = group[0]
@@ -198,6 +224,7 @@ class Waiting:
             return self._rewards[tenant, source]
         query = (
             select(scores.c.completion_id, rollouts.c.prompt_sha256, scores.c.reward)
+            .add_columns(rollouts.c.finish_reason)
             .join(rollouts, rollouts.c.completion_id == scores.c.completion_id)
             .where(
                 rollouts.c.tenant == tenant,

@@ -27,6 +27,8 @@ class Owner:
     user: str
     """Empty for prompts of the service itself."""
     tenant: str
+    has_judged: bool
+    """Whether the sample is a judgement of the user, not a rollout that the user asked for."""
 
 
 def votes(database: Database) -> list[Vote]:
@@ -139,7 +141,9 @@ def owners(database: Database, objective: str, sample_ids: Sequence[str]) -> dic
     with database.read() as connection:
         return {
             row.sample_id: Owner(
-                user=row.user_hash or ("" if row.source in own else row.asker), tenant=row.tenant
+                user=row.user_hash or ("" if row.source in own else row.asker),
+                tenant=row.tenant,
+                has_judged=bool(row.user_hash),
             )
             for row in connection.execute(query)
         }
