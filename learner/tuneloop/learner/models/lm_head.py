@@ -40,8 +40,9 @@ def token_logprobs(
         entropies: whether they are wanted; else (0,).
         chunk: tokens at once; None is what `CHUNK_ELEMENTS` allows. Never changes the result.
 
-    Everything is float32, or float64 where `hidden` is; under autocast the products are in its
-    dtype. The gradient of the weight is summed up over the chunks in float32.
+    Everything is float32, or float64 where `hidden` is; under autocast hidden states and weight are
+    in its dtype, but logits are float32: rounded to bfloat16 they moved log-probs by 0.03 nats
+    (see `_float32_product`). The gradient of the weight is summed up over the chunks in float32.
 
     """
     weight: Any = head.weight
@@ -206,20 +207,38 @@ class _Logits:
     def of(self, part: slice) -> tuple[Tensor, Tensor]:
         """Return (n, V) logits as the softmax takes them, and dz / d logits, (n, 1) or (n, V)."""
         hidden, slopes = self._hidden[part], self._slopes[part]
-        if self._buffer is None:
-            longest = self.parts[0].stop
-            self._buffer = hidden.new_empty((min(longest, len(self._hidden)), len(self.weight)))
-        raw = self._buffer[: len(hidden)]
-        if self._bias is None:
-            torch.mm(hidden, self.weight.t(), out=raw)
-        else:
-            torch.addmm(self._bias, hidden, self.weight.t(), out=raw)
-        z = raw.to(self._wide)
+        z = self._products(hidden)
         if self._transform.cap is None:
             return (z if self._at_one else z.mul_(slopes)), slopes
         tanh = z.mul_(self._transform.scale / self._transform.cap).tanh_()
         slopes = slopes * (1 - tanh.square())
         return tanh.mul_(self._caps[part]), slopes
+
+    def _products(self, hidden: Tensor) -> Tensor:
+        """Return the head's products with (n, H) states, (n, V), in the softmax's precision."""
+        if hidden.dtype != self._wide:
+            z = _float32_product(hidden, self.weight.t())
+            return z if self._bias is None else z.add_(self._bias)
+        if self._buffer is None:
+            longest = self.parts[0].stop
+            self._buffer = hidden.new_empty((min(longest, len(self._hidden)), len(self.weight)))
+        z = self._buffer[: len(hidden)]
+        if self._bias is None:
+            return torch.mm(hidden, self.weight.t(), out=z)
+        return torch.addmm(self._bias, hidden, self.weight.t(), out=z)
+
+
+def _float32_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return left @ right of two tensors in half precision, never rounded to it.
+
+    MiniMax 2025 (MiniMax-M1), https://arxiv.org/abs/2506.13585, section 3.2: the head's precision
+    is what makes log-probs of trainer and sampler differ. A GPU adds up in float32 in any case:
+    here that is kept.
+    """
+    with torch.autocast(left.device.type, enabled=False):
+        if left.device.type == "cuda":
+            return torch.mm(left, right, out_dtype=torch.float32)
+        return left.float() @ right.float()
 
 
 def _slopes_of(p: Tensor, targets: Tensor, slopes: Tensor, scale: Tensor | None = None) -> Tensor:

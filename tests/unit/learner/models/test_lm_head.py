@@ -142,3 +142,24 @@ def test_logits_that_are_there_already_give_the_same() -> None:
     logprobs, entropies = logprobs_of_logits(head(hidden), **wanted)
     assert torch.allclose(logprobs.double(), full[0], atol=1e-5)
     assert torch.allclose(entropies.double(), full[1], atol=1e-5)
+
+
+def test_logits_of_half_precision_products_are_not_rounded() -> None:
+    """Logits of up to about 25, which bfloat16 knows to 0.06."""
+    torch.manual_seed(0)
+    head = nn.Linear(64, 500).to(torch.bfloat16).requires_grad_(False)
+    hidden = (50 * torch.randn(40, 64)).to(torch.bfloat16)
+    targets = torch.randint(500, (40,))
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = token_logprobs(
+            hidden,
+            head,
+            targets=targets,
+            temperatures=torch.ones(40),
+            transform=LogitTransform(),
+            chunk=16,
+        )
+    z = hidden.double() @ head.weight.double().t() + head.bias.double()
+    exact = torch.log_softmax(z, -1).gather(1, targets[:, None])[:, 0]
+    assert found.dtype == torch.float32
+    assert (found - exact).abs().max() < 1e-4
