@@ -6,13 +6,17 @@
   https://arxiv.org/abs/2005.12729, section 3.
 * Importance weights between the sampler and the policy that the clip is centred on:
   Hilton et al. 2022, https://arxiv.org/abs/2110.00641, equation 3; truncated as in
-  Espeholt et al. 2018, https://arxiv.org/abs/1802.01561.
+  Espeholt et al. 2018, https://arxiv.org/abs/1802.01561; or of whole sequences, those above the cap
+  left out, as TRL's `sequence_mask`.
+* Off-policy sequences with a negative advantage: DeepSeek-AI 2025 (DeepSeek-V3.2),
+  https://arxiv.org/abs/2512.02556, section 3.1, off-policy sequence masking.
 
 Three policies meet here: `generation` sampled the tokens, `old` is the learner's at the start of
 the step (the clip's centre), `policy` is the one that moves.
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,14 +24,41 @@ from torch import Tensor
 from tuneloop.learner.losses.kl import LOG_RATIO_LIMIT
 from tuneloop.learner.losses.means import Mean, mean_over
 
+ImportanceSampling = Literal["token_truncate", "sequence_mask"]
+"""TRL's names of two ways to weigh what another policy sampled."""
+
 
 def importance_weights(
-    *, old_logprobs: Tensor, generation_logprobs: Tensor, loss_mask: Tensor, cap: float
+    *,
+    old_logprobs: Tensor,
+    generation_logprobs: Tensor,
+    loss_mask: Tensor,
+    cap: float,
+    kind: ImportanceSampling = "token_truncate",
 ) -> Tensor:
-    """Return min(π_old / π_generation, cap), (B, C), without gradient; 1 where masked."""
-    log_ratio = (old_logprobs - generation_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    weights = log_ratio.exp().clamp(max=cap).detach()
+    """Return what corrects for the sampler, (B, C), without gradient; 1 where masked.
+
+    `token_truncate`: min(ρ_t, cap), ρ_t = π_old / π_generation of the token. `sequence_mask`: the
+    product of a sequence's ρ_t on each of its tokens, 0 where it is above the cap.
+    """
+    log_ratio = torch.where(loss_mask, old_logprobs - generation_logprobs, 0.0)
+    if kind == "sequence_mask":
+        log_ratio = log_ratio.sum(-1, keepdim=True).expand_as(log_ratio)
+    ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp().detach()
+    weights = ratio.clamp(max=cap) if kind == "token_truncate" else ratio * (ratio <= cap)
     return torch.where(loss_mask, weights, torch.ones_like(weights))
+
+
+def is_far_off_policy(
+    *, old_logprobs: Tensor, generation_logprobs: Tensor, loss_mask: Tensor, threshold: float
+) -> Tensor:
+    """Return (B,) bool: sequences with mean log π_generation − log π_old over `threshold` nats.
+
+    The policy has come to find them unlikely: where their advantage is negative as well, DeepSeek
+    V3.2 learns nothing more from them.
+    """
+    log_ratio = torch.where(loss_mask, generation_logprobs - old_logprobs, 0.0)
+    return log_ratio.sum(-1) / loss_mask.sum(-1).clamp(min=1) > threshold
 
 
 def sequence_gate(

@@ -46,14 +46,17 @@ def plan_grpo(
     """Plan GRPO, or RLOO, on a batch of groups.
 
     Those without spread are not computed, but counted: were the loss divided by the others alone,
-    the last group that is not solved would move the policy as far as a full batch does.
+    the last group that is not solved would move the policy as far as a full batch does. With
+    `restrain_solved_groups` they are computed for their KL to the reference policy.
     """
     groups = [_group(group, settings, controls) for group in samples]
     has_spread = [
         bool((_advantages(g, g.rewards, settings).abs() > NO_ADVANTAGE).any()) for g in groups
     ]
-    kept = [g for g, spread in zip(groups, has_spread, strict=True) if spread]
-    without = [g for g, spread in zip(groups, has_spread, strict=True) if not spread]
+    restrains = settings.restrain_solved_groups and settings.beta_grpo > 0
+    taken = [spread or restrains for spread in has_spread]
+    kept = [g for g, is_taken in zip(groups, taken, strict=True) if is_taken]
+    without = [g for g, is_taken in zip(groups, taken, strict=True) if not is_taken]
     left_out = [sample for group in without for sample in group.samples]
     # Cutting changes the order: a completion is found again by its number.
     flat = [sample for group in kept for sample in group.samples]
@@ -76,6 +79,10 @@ def plan_grpo(
         rewards = group.rewards - penalties[of_group]
         advantages[of_group] = _advantages(group, rewards, settings)
         start = of_group.stop
+    for rows in rollouts:
+        of_rows = _numbers(rows)
+        is_left_out = rows.is_far.cpu() & (advantages[of_rows] < 0)
+        advantages[of_rows] = advantages[of_rows].masked_fill(is_left_out, 0.0)
     return Plan(
         micro_losses=_micro_losses(
             [(rows, policy) for rows, _, policy in measured],
@@ -85,7 +92,7 @@ def plan_grpo(
             left_out=left_out,
         ),
         tokens=sum(rows.batch.tokens for rows in rollouts),
-        metrics=[_group_metrics(groups, kept), *(metrics for _, metrics, _ in measured)],
+        metrics=[_group_metrics(groups, has_spread), *(metrics for _, metrics, _ in measured)],
     )
 
 
@@ -118,14 +125,13 @@ def _advantages(group: Group, rewards: Tensor, settings: TrainerSettings) -> Ten
     return advantages.clamp(-settings.reward_clip, settings.reward_clip)
 
 
-def _group_metrics(groups: Sequence[Group], kept: Sequence[Group]) -> dict[str, Mean]:
+def _group_metrics(groups: Sequence[Group], has_spread: Sequence[bool]) -> dict[str, Mean]:
     spreads = torch.tensor([g.rewards.std() if len(g.rewards) > 1 else 0.0 for g in groups])
     several = torch.tensor([len(g.rewards) > 1 for g in groups])
-    skipped = torch.zeros(len(groups))
-    skipped[len(kept) :] = 1.0
+    solved = 1.0 - torch.tensor(has_spread, dtype=torch.get_default_dtype())
     return {
         "reward_spread": mean_over(spreads, several),
-        "skipped_groups": mean_over(skipped, torch.ones_like(several)),
+        "skipped_groups": mean_over(solved, torch.ones_like(several)),
     }
 
 
@@ -216,12 +222,14 @@ def _rloo(
     old_logps = rows.old_logprobs.sum(-1)
     kept = rows.loss_mask.any(-1)
     # One action is one sequence: its importance weight is that of the whole of it.
+    generation_logps = rows.generation_logprobs.where(rows.batch.loss_mask, 0.0).sum(-1)
     importance = importance_weights(
-        old_logprobs=old_logps,
-        generation_logprobs=rows.generation_logprobs.where(rows.batch.loss_mask, 0.0).sum(-1),
-        loss_mask=kept,
+        old_logprobs=old_logps.unsqueeze(-1),
+        generation_logprobs=generation_logps.unsqueeze(-1),
+        loss_mask=kept.unsqueeze(-1),
         cap=settings.importance_cap,
-    )
+        kind=settings.importance_sampling,
+    ).squeeze(-1)
     weights = torch.tensor([s.weight * s.trust for s in rows.samples], device=logprobs.device)
     return rloo_loss(
         policy_logps=logprobs.sum(-1),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tuneloop.learner.losses.means import Mean, mean_over
-from tuneloop.learner.losses.ppo import importance_weights, sequence_gate
+from tuneloop.learner.losses.ppo import importance_weights, is_far_off_policy, sequence_gate
 from tuneloop.learner.models.batch import SequenceBatch
 from tuneloop.learner.samples import ScoredSample
 from tuneloop.learner.trainer.settings import TrainerSettings
@@ -27,6 +27,8 @@ class Rollouts:
     """The sampler's; where they are not known, the sampler is taken to be the old policy."""
     weights: Tensor
     """Importance weight times sample weight."""
+    is_far: Tensor
+    """(B,) bool, where a negative advantage is left out; see `is_far_off_policy`."""
 
     @property
     def token_weights(self) -> list[float]:
@@ -58,6 +60,7 @@ def rollouts_of(
         generation_logprobs=generation_logprobs,
         loss_mask=batch.loss_mask,
         cap=settings.importance_cap,
+        kind=settings.importance_sampling,
     )
     kept = sequence_gate(
         old_logprobs=old_logprobs,
@@ -65,6 +68,14 @@ def rollouts_of(
         loss_mask=batch.loss_mask,
         limit=settings.sequence_gate,
     )
+    is_far = torch.zeros_like(kept)
+    if settings.off_policy_mask_threshold is not None:
+        is_far = is_far_off_policy(
+            old_logprobs=old_logprobs,
+            generation_logprobs=generation_logprobs,
+            loss_mask=batch.loss_mask,
+            threshold=settings.off_policy_mask_threshold,
+        )
     device = old_logprobs.device
     weights = torch.tensor([s.weight * s.trust for s in samples], device=device)
     rewards = torch.tensor([s.reward for s in samples], device=device)
@@ -75,6 +86,7 @@ def rollouts_of(
         "stopped_fraction": mean_over(stopped.to(rewards.dtype), everything),
         "importance_weight": mean_over(importance, batch.loss_mask),
         "gated_fraction": mean_over((~kept).to(rewards.dtype), everything),
+        "far_fraction": mean_over(is_far.to(rewards.dtype), everything),
         "surprisal": mean_over(-old_logprobs, batch.loss_mask),
     }
     rollouts = Rollouts(
@@ -85,5 +97,6 @@ def rollouts_of(
         ref_logprobs=ref_logprobs,
         generation_logprobs=generation_logprobs,
         weights=importance * weights.unsqueeze(-1),
+        is_far=is_far,
     )
     return rollouts, metrics

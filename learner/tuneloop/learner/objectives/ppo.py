@@ -69,6 +69,8 @@ def plan_ppo(
     if sum(int(rows.loss_mask.any(-1).sum()) for rows in groups) > 1:
         # One sequence alone is left as it is: its own mean is no baseline for it.
         advantages = whiten_together(advantages, [rows.loss_mask for rows in groups])
+    for advantage, rows in zip(advantages, groups, strict=True):
+        advantage[rows.rollouts.is_far.unsqueeze(-1) & (advantage < 0)] = 0.0
     tokens = max(1, sum(int(rows.loss_mask.sum()) for rows in groups))
     total_weight = total_of(w for rows in groups for w in rows.rollouts.token_weights)
     return Plan(

@@ -54,6 +54,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "kto_z": ("zero", "mismatched"),
     "dpo_loss_type": ("sigmoid", "sigmoid_norm", "ipo", "robust"),
     "grpo_kl": ("k3", "k2"),
+    "importance_sampling": ("token_truncate", "sequence_mask"),
     "advantage_estimator": ("grpo", "rloo"),
     "scale_rewards": ("group", "none"),
 }
@@ -122,6 +123,12 @@ class TrainerSettings:
     """Weight of a reward in the running mean once another has come; also of the baseline of
     completions that have no siblings, and a thumb in KTO's class balance."""
     importance_cap: float = 2.0
+    importance_sampling: Literal["token_truncate", "sequence_mask"] = "token_truncate"
+    """What corrects for the sampler: its ratio by token, at most `importance_cap`; or that of the
+    whole sequence, which is left out above it."""
+    off_policy_mask_threshold: float | None = None
+    """Sequences that the policy finds less likely than their sampler did, by more than this in nats
+    per token, are left out where their advantage is negative; None leaves none out."""
     sequence_gate: float = 2.0
     """Sequences whose geometric mean ratio to the sampler is beyond this are left out."""
     reward_clip: float = 10.0
@@ -131,6 +138,8 @@ class TrainerSettings:
     """Optimizer steps taken on each batch of scored completions."""
     beta_grpo: float = 0.04
     """Weight of the KL to the reference policy; 0 saves the reference pass."""
+    restrain_solved_groups: bool = False
+    """Whether the KL acts on groups of equal rewards too, which are else not computed."""
     grpo_kl: Literal["k3", "k2"] = "k3"
     """Estimator in the loss: k3 times the live ratio, or k2. RLOO always has k1 in the reward."""
     advantage_estimator: Literal["grpo", "rloo"] = "grpo"
@@ -174,7 +183,7 @@ class TrainerSettings:
             require(getattr(self, name) >= 0, name, "0 or more")
         for name in ("desirable_weight", "undesirable_weight", "critic_warmup_steps"):
             require(getattr(self, name) >= 0, name, "0 or more")
-        for name in ("kl_budget", "kl_target", "value_learning_rate"):
+        for name in ("kl_budget", "kl_target", "value_learning_rate", "off_policy_mask_threshold"):
             limit = getattr(self, name)
             require(limit is None or limit > 0, name, "greater than 0, or absent")
         for name in ("gamma", "lam"):

@@ -17,6 +17,7 @@ from tuneloop.learner.losses.kto import class_weights, kto_loss, reference_point
 from tuneloop.learner.losses.means import Mean, log_ratio_kl, mean_over, merge
 from tuneloop.learner.losses.ppo import (
     importance_weights,
+    is_far_off_policy,
     ppo_policy_loss,
     sequence_gate,
     value_loss,
@@ -255,6 +256,34 @@ def test_importance_weights_are_truncated_and_one_where_masked() -> None:
         cap=2.0,
     )
     assert weights.tolist()[0] == pytest.approx([2.0, 0.25, 1.0])
+
+
+def test_a_sequence_is_masked_whole_where_its_ratio_is_above_the_cap() -> None:
+    """By hand: the ratios of the tokens multiply to 1.5 · 0.8 = 1.2 and to 1.5 · 1.5 = 2.25."""
+    weights = importance_weights(
+        old_logprobs=torch.log(vector(0.3, 0.4, 0.9, 0.3, 0.3, 0.9)).reshape(2, 3),
+        generation_logprobs=torch.log(vector(0.2, 0.5, 0.1, 0.2, 0.2, 0.1)).reshape(2, 3),
+        loss_mask=torch.tensor([[True, True, False]] * 2),
+        cap=2.0,
+        kind="sequence_mask",
+    )
+    assert weights[0].tolist() == pytest.approx([1.2, 1.2, 1.0])
+    assert weights[1].tolist() == [0.0, 0.0, 1.0]
+
+
+def test_a_sequence_is_far_off_policy_by_the_mean_of_its_tokens() -> None:
+    generation = vector(-1.0, -1.0, -1.0, -1.0).reshape(2, 2)
+    old = vector(-1.2, -1.9, -1.2, -1.7).reshape(2, 2)  # 0.55 and 0.45 less on average
+    everything = torch.ones(2, 2, dtype=torch.bool)
+    far = is_far_off_policy(
+        old_logprobs=old, generation_logprobs=generation, loss_mask=everything, threshold=0.5
+    )
+    assert far.tolist() == [True, False]
+    # What the policy finds likelier than the sampler did is never far in this sense.
+    back = is_far_off_policy(
+        old_logprobs=generation, generation_logprobs=old, loss_mask=everything, threshold=0.5
+    )
+    assert not back.any()
 
 
 def test_sequence_gate_uses_the_geometric_mean_so_length_does_not_matter() -> None:

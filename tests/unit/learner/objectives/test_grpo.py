@@ -150,6 +150,46 @@ def test_the_kl_term_pulls_towards_the_reference() -> None:
         assert model.reference_passes == 1
 
 
+def test_the_kl_term_can_pull_solved_groups_too() -> None:
+    """By hand: three tokens, each with 0.5 times its log-ratio of a quarter, over three."""
+    solved = [group(1, [1.0, 1.0])]
+    skipped, model = gradient_of(solved, beta_grpo=0.5)
+    assert not skipped.any()
+    assert model.reference_passes == 0
+    held, _ = gradient_of(solved, beta_grpo=0.5, restrain_solved_groups=True)
+    mask = torch.tensor([[1.0, 0, 0, 0], [1.0, 1.0, 0, 0]])
+    torch.testing.assert_close(held, 0.5 * 0.25 * mask / 3)
+    free, _ = gradient_of(solved, restrain_solved_groups=True)
+    assert not free.any()
+
+
+def sampled_at(made: ScoredGroup, logprob: float) -> ScoredGroup:
+    """The group as a sampler gave it, with one log-prob for every token."""
+    samples = [
+        replace(
+            s,
+            sequence=replace(
+                s.sequence, generation_logprobs=(logprob,) * len(s.sequence.completion_token_ids)
+            ),
+        )
+        for s in made.samples
+    ]
+    return replace(made, samples=tuple(samples))
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "rloo"])
+def test_disliked_sequences_far_off_policy_are_left_out(estimator: str) -> None:
+    """The policy gives every token −1, the sampler gave −0.5: it is 0.5 below on average."""
+    groups = [sampled_at(group(1, [1.0, 0.0]), -0.5)]
+    whole, _ = gradient_of(groups, advantage_estimator=estimator)
+    masked, _ = gradient_of(groups, advantage_estimator=estimator, off_policy_mask_threshold=0.4)
+    assert whole[1, 0] > 0
+    assert not masked[1].any()
+    torch.testing.assert_close(masked[0], whole[0])
+    near, _ = gradient_of(groups, advantage_estimator=estimator, off_policy_mask_threshold=0.6)
+    torch.testing.assert_close(near, whole)
+
+
 def test_past_the_kl_budget_every_token_is_pulled_too() -> None:
     free, _ = gradient_of([group(1, [1.0, 0.0])])
     pulled, _ = gradient_of([group(1, [1.0, 0.0])], StepControls(kl_pull=2.0), kl_budget=0.01)

@@ -111,7 +111,14 @@ def gated(p: Problem, s: TrainerSettings, i: int) -> bool:
 def policy_term(
     p: Problem, s: TrainerSettings, i: int, t: int, advantage: float
 ) -> tuple[float, float]:
+    n = LENGTHS[i]
     importance = min(math.exp(p.old[i, t] - p.generation[i, t]), s.importance_cap)
+    if s.importance_sampling == "sequence_mask":
+        importance = math.exp(np.sum(p.old[i, :n] - p.generation[i, :n]))
+        importance *= importance <= s.importance_cap
+    limit = s.off_policy_mask_threshold
+    if limit is not None and np.mean(p.generation[i, :n] - p.old[i, :n]) > limit:
+        advantage = max(advantage, 0.0)
     weight = importance * p.weights[i]
     ratio = math.exp(p.policy[i, t] - p.old[i, t])
     free, slope = -advantage * ratio, -advantage * ratio
@@ -174,6 +181,7 @@ def plan_of(
         {"dual_clip": 1.2, "value_clip": 0.05, "clip": 0.1},
         {"whiten_rewards": True, "kl_coef": 0.3},
         {"importance_cap": 1.1, "sequence_gate": 9.0, "reward_clip": 3.0},
+        {"importance_sampling": "sequence_mask", "off_policy_mask_threshold": 0.01},
     ],
     ids=str,
 )
