@@ -1,6 +1,7 @@
 """Feedback of users on completions. Frozen, slotted, standard library only."""
 
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,6 +26,7 @@ class FeedbackKind(enum.StrEnum):
     RANKING = "ranking"
     DEMONSTRATION = "demonstration"
     COMMENT = "comment"
+    METRIC = "metric"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,32 @@ class Comment:
     text: str
 
 
+METRIC_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+"""What a metric may be called."""
+MAX_NUMBER = 1e9
+"""Numbers of users lie between minus this and this, so that sums of their squares stay exact."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A figure that the application measured of one completion: a boolean or a number."""
+
+    name: str
+    value: bool | float
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the type as well: `True` is not the number 1."""
+        return (
+            isinstance(other, Metric)
+            and (self.name, self.value) == (other.name, other.value)
+            and isinstance(self.value, bool) == isinstance(other.value, bool)
+        )
+
+    def __hash__(self) -> int:
+        """Return a hash of both."""
+        return hash((self.name, self.value))
+
+
 type_of_kind: Mapping[FeedbackKind, type] = {
     FeedbackKind.THUMB: Thumb,
     FeedbackKind.RATING: Rating,
@@ -77,11 +105,12 @@ type_of_kind: Mapping[FeedbackKind, type] = {
     FeedbackKind.RANKING: Ranking,
     FeedbackKind.DEMONSTRATION: Demonstration,
     FeedbackKind.COMMENT: Comment,
+    FeedbackKind.METRIC: Metric,
 }
 
 kind_of_type: Mapping[type, FeedbackKind] = {t: kind for kind, t in type_of_kind.items()}
 
-Judgement = Thumb | Rating | Comparison | Ranking | Demonstration | Comment
+Judgement = Thumb | Rating | Comparison | Ranking | Demonstration | Comment | Metric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from tuneloop.feedback import (
     Comment,
     Comparison,
     Demonstration,
+    Metric,
     Ranking,
     Rating,
     Thumb,
@@ -73,6 +74,8 @@ async def test_every_kind_of_feedback(shared_stack: Stack, client: Any) -> None:
     await done(b.rate(0.25))
     await done(a.edit("better", metadata={"by": "hand"}))
     await done(b.comment("odd"))
+    await done(a.measure("task_solved", True))
+    await done(client.measure(b.id, "seconds", 3.5))
     await done(client.compare(a, b))
     await done(client.rank([b, a]))
     assert judgements(shared_stack, before) == [
@@ -80,6 +83,8 @@ async def test_every_kind_of_feedback(shared_stack: Stack, client: Any) -> None:
         Rating(value=0.25),
         Demonstration(text="better"),
         Comment(text="odd"),
+        Metric(name="task_solved", value=True),
+        Metric(name="seconds", value=3.5),
         Comparison(chosen=a.id, rejected=(b.id,)),
         Ranking(completion_ids=(b.id, a.id)),
     ]

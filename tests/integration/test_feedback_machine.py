@@ -62,6 +62,10 @@ def judgements() -> list[dict[str, Any]]:
             said += [{"kind": kind, "completion_id": about, "value": value} for value in values]
         for kind, text in (("demonstration", "A."), ("demonstration", "B."), ("comment", "C.")):
             said.append({"kind": kind, "completion_id": about, "text": text})
+        for measured in (True, 2.5):
+            said.append(
+                {"kind": "metric", "completion_id": about, "name": "figure", "value": measured}
+            )
     for count in (2, 3):
         for ids in permutations(COMPLETIONS, count):
             said.append({"kind": "comparison", "chosen": ids[0], "rejected": list(ids[1:])})

@@ -13,7 +13,7 @@ from support.gateway_stack import Stack
 from tuneloop import wire
 from tuneloop.bus import subjects
 from tuneloop.bus.jetstream import JetStreamBus
-from tuneloop.feedback import Comment, Comparison, Demonstration, Ranking, Rating, Thumb
+from tuneloop.feedback import Comment, Comparison, Demonstration, Metric, Ranking, Rating, Thumb
 from tuneloop.gateway.app import create_app
 from tuneloop.gateway.completion_ids import CompletionIds
 from tuneloop.gateway.settings import GatewaySettings
@@ -22,6 +22,7 @@ ANN = IDS.user_hash("default", "ann")
 ONE = IDS.make("chatcmpl", "default", ANN, 3)
 TWO = IDS.make("cmpl", "default", ANN)
 THUMB = {"kind": "thumb", "completion_id": ONE, "value": "up"}
+METRIC = {"kind": "metric", "completion_id": ONE, "name": "task_solved", "value": True}
 
 
 def stored(stack: Stack) -> list[Any]:
@@ -79,9 +80,22 @@ async def test_a_thumb_on_an_answer_is_stored(stack: Stack, http: httpx.AsyncCli
             ONE,
         ),
         ({"kind": "comment", "completion_id": ONE, "text": "hm"}, Comment(text="hm"), ONE),
+        (
+            {"kind": "metric", "completion_id": ONE, "name": "task_solved", "value": False},
+            Metric(name="task_solved", value=False),
+            ONE,
+        ),
+        (
+            {"kind": "metric", "completion_id": TWO, "name": "seconds", "value": 3},
+            Metric(name="seconds", value=3.0),
+            TWO,
+        ),
     ],
     # The ids in it are others in each process.
-    ids=["thumb", "rating", "comparison", "repeated", "ranking", "demonstration", "comment"],
+    ids=[
+        *("thumb", "rating", "comparison", "repeated", "ranking", "demonstration", "comment"),
+        *("boolean metric", "numeric metric"),
+    ],
 )
 async def test_every_kind_is_stored_and_read_back(
     stack: Stack, http: httpx.AsyncClient, body: dict[str, Any], judgement: Any, about: str
@@ -98,6 +112,16 @@ async def test_every_kind_is_stored_and_read_back(
     assert read["completion_id"] == about
     given = {k: v for k, v in body.items() if k not in ("kind", "completion_id")}
     assert given.items() <= read.items()
+
+
+async def test_a_boolean_is_not_the_number_it_equals(stack: Stack, http: httpx.AsyncClient) -> None:
+    first = await http.post("/v1/feedback", json=METRIC | {"id": "once", "value": True})
+    assert first.status_code == 202
+    again = await http.post("/v1/feedback", json=METRIC | {"id": "once", "value": True})
+    assert again.status_code == 202
+    other = await http.post("/v1/feedback", json=METRIC | {"id": "once", "value": 1})
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "conflict")
+    assert (await http.get("/v1/feedback/once")).json()["value"] is True
 
 
 async def test_the_same_again_is_the_same_answer(stack: Stack, http: httpx.AsyncClient) -> None:
@@ -202,6 +226,23 @@ async def test_ids_that_were_never_given_are_not_found(
         ({"kind": "ranking", "ranking": [ONE, ONE]}, "ranking"),
         ({"kind": "comment", "completion_id": ONE, "text": ""}, "text"),
         ({"kind": "demonstration", "completion_id": ONE, "text": "x" * 40_000}, "text"),
+        (THUMB | {"name": "solved"}, "name"),
+        (METRIC | {"name": None}, "name"),
+        (METRIC | {"name": ""}, "name"),
+        (METRIC | {"name": "a" * 65}, "name"),
+        (METRIC | {"name": "solved\n"}, "name"),
+        (METRIC | {"name": "task solved"}, "name"),
+        (METRIC | {"name": "\ud800"}, "name"),
+        (METRIC | {"name": 7}, "name"),
+        (METRIC | {"value": None}, "value"),
+        (METRIC | {"value": "up"}, "value"),
+        (METRIC | {"value": [1]}, "value"),
+        (METRIC | {"value": float("nan")}, "value"),
+        (METRIC | {"value": float("-inf")}, "value"),
+        (METRIC | {"value": 1e9}, "value"),
+        (METRIC | {"value": 10**400}, "value"),
+        (METRIC | {"completion_id": None}, "completion_id"),
+        (METRIC | {"text": "hm"}, "text"),
     ],
 )
 async def test_bad_feedback_names_the_field(

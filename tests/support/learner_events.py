@@ -13,6 +13,7 @@ from tuneloop.feedback import (
     Demonstration,
     Feedback,
     Judgement,
+    Metric,
     Ranking,
     Rating,
     Thumb,
@@ -108,6 +109,12 @@ def make_ranking(feedback_id: str, *completion_ids: str, **kwargs: Any) -> Feedb
 
 def make_rating(feedback_id: str, completion_id: str, value: float, **kwargs: Any) -> Feedback:
     return make_feedback(feedback_id, completion_id, Rating(value=value), **kwargs)
+
+
+def make_metric(
+    feedback_id: str, completion_id: str, name: str, value: bool | float, **kwargs: Any
+) -> Feedback:
+    return make_feedback(feedback_id, completion_id, Metric(name=name, value=value), **kwargs)
 
 
 def make_edit(feedback_id: str, completion_id: str, text: str, **kwargs: Any) -> Feedback:

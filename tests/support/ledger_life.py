@@ -11,6 +11,7 @@ from support.learner_events import (
     make_comparison,
     make_edit,
     make_feedback,
+    make_metric,
     make_ranking,
     make_rating,
     make_rollout,
@@ -75,6 +76,11 @@ FEEDBACK: list[Feedback] = [
     make_edit("e1", "d", "Better.", user="u2", second=9),
     make_thumb("late", "nowhere", True, user="u5", second=10),
     make_feedback("say", "a", Comment(text="Fine."), second=11),
+    make_metric("m1", "a", "task_solved", True, second=12),
+    make_metric("m2", "a", "task_solved", False, user="u2", second=13),
+    make_metric("m5", "b", "task_solved", 7.0, second=16),
+    make_metric("m3", "c", "seconds", 2.5, user="u2", second=14),
+    make_metric("m4", "d", "seconds", 3.5, user="u2", second=15),
 ]
 SCORES = [
     make_score("a", 1.0),

@@ -88,8 +88,18 @@ class Comment(_message.Message):
     text: str
     def __init__(self, text: _Optional[str] = ...) -> None: ...
 
+class Metric(_message.Message):
+    __slots__ = ("name", "boolean", "number")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BOOLEAN_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    boolean: bool
+    number: float
+    def __init__(self, name: _Optional[str] = ..., boolean: bool = ..., number: _Optional[float] = ...) -> None: ...
+
 class FeedbackGiven(_message.Message):
-    __slots__ = ("event_id", "policy", "tenant", "user_hash", "completion_id", "thumb", "rating", "comparison", "ranking", "demonstration", "comment", "accepted_time", "metadata", "traceparent")
+    __slots__ = ("event_id", "policy", "tenant", "user_hash", "completion_id", "thumb", "rating", "comparison", "ranking", "demonstration", "comment", "metric", "accepted_time", "metadata", "traceparent")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +118,7 @@ class FeedbackGiven(_message.Message):
     RANKING_FIELD_NUMBER: _ClassVar[int]
     DEMONSTRATION_FIELD_NUMBER: _ClassVar[int]
     COMMENT_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_TIME_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
@@ -122,10 +133,11 @@ class FeedbackGiven(_message.Message):
     ranking: Ranking
     demonstration: Demonstration
     comment: Comment
+    metric: Metric
     accepted_time: _timestamp_pb2.Timestamp
     metadata: _containers.ScalarMap[str, str]
     traceparent: str
-    def __init__(self, event_id: _Optional[str] = ..., policy: _Optional[str] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., completion_id: _Optional[str] = ..., thumb: _Optional[_Union[Thumb, _Mapping]] = ..., rating: _Optional[_Union[Rating, _Mapping]] = ..., comparison: _Optional[_Union[Comparison, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., demonstration: _Optional[_Union[Demonstration, _Mapping]] = ..., comment: _Optional[_Union[Comment, _Mapping]] = ..., accepted_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    def __init__(self, event_id: _Optional[str] = ..., policy: _Optional[str] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., completion_id: _Optional[str] = ..., thumb: _Optional[_Union[Thumb, _Mapping]] = ..., rating: _Optional[_Union[Rating, _Mapping]] = ..., comparison: _Optional[_Union[Comparison, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., demonstration: _Optional[_Union[Demonstration, _Mapping]] = ..., comment: _Optional[_Union[Comment, _Mapping]] = ..., metric: _Optional[_Union[Metric, _Mapping]] = ..., accepted_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class FeedbackRetracted(_message.Message):
     __slots__ = ("event_id", "policy", "tenant", "user_hash", "feedback_id", "kind", "retracted_time")

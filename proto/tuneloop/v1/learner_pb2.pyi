@@ -172,7 +172,7 @@ class Decision(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., actor: _Optional[str] = ..., decided_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., numbers_json: _Optional[str] = ...) -> None: ...
 
 class Traffic(_message.Message):
-    __slots__ = ("rollouts", "mean_length", "length_margin", "mean_reward", "reward_margin", "thumbs_up", "thumbs_down")
+    __slots__ = ("rollouts", "mean_length", "length_margin", "mean_reward", "reward_margin", "thumbs_up", "thumbs_down", "metrics")
     ROLLOUTS_FIELD_NUMBER: _ClassVar[int]
     MEAN_LENGTH_FIELD_NUMBER: _ClassVar[int]
     LENGTH_MARGIN_FIELD_NUMBER: _ClassVar[int]
@@ -180,6 +180,7 @@ class Traffic(_message.Message):
     REWARD_MARGIN_FIELD_NUMBER: _ClassVar[int]
     THUMBS_UP_FIELD_NUMBER: _ClassVar[int]
     THUMBS_DOWN_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
     rollouts: int
     mean_length: float
     length_margin: float
@@ -187,7 +188,22 @@ class Traffic(_message.Message):
     reward_margin: float
     thumbs_up: int
     thumbs_down: int
-    def __init__(self, rollouts: _Optional[int] = ..., mean_length: _Optional[float] = ..., length_margin: _Optional[float] = ..., mean_reward: _Optional[float] = ..., reward_margin: _Optional[float] = ..., thumbs_up: _Optional[int] = ..., thumbs_down: _Optional[int] = ...) -> None: ...
+    metrics: _containers.RepeatedCompositeFieldContainer[MetricFigures]
+    def __init__(self, rollouts: _Optional[int] = ..., mean_length: _Optional[float] = ..., length_margin: _Optional[float] = ..., mean_reward: _Optional[float] = ..., reward_margin: _Optional[float] = ..., thumbs_up: _Optional[int] = ..., thumbs_down: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[MetricFigures, _Mapping]]] = ...) -> None: ...
+
+class MetricFigures(_message.Message):
+    __slots__ = ("name", "is_boolean", "count", "mean", "margin")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    IS_BOOLEAN_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    MARGIN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    is_boolean: bool
+    count: int
+    mean: float
+    margin: float
+    def __init__(self, name: _Optional[str] = ..., is_boolean: bool = ..., count: _Optional[int] = ..., mean: _Optional[float] = ..., margin: _Optional[float] = ...) -> None: ...
 
 class ListPolicyVersionsRequest(_message.Message):
     __slots__ = ("policy", "page_size", "before_version")

@@ -47,8 +47,10 @@ class FeedbackHead(TypedDict):
 class Judgement(TypedDict, total=False):
     """What feedback says; which member it has depends on its kind."""
 
-    value: str | float
-    """`up` or `down` of a thumb, the number of a rating."""
+    value: str | bool | float
+    """`up` or `down` of a thumb, the number of a rating, the boolean or number of a metric."""
+    name: str
+    """Of a metric."""
     chosen: str
     rejected: list[str]
     """Of a comparison."""

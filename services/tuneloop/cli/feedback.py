@@ -1,6 +1,7 @@
 """`tuneloop feedback`: give feedback on completions by their ids, and read what was collected."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +133,26 @@ def comment(
         )
 
 
+@feedback_app.command(epilog="Example: tuneloop feedback metric chatcmpl-… task_solved true")
+def metric(
+    completion: Completion,
+    name: Annotated[str, typer.Argument(help="What was measured.")],
+    value: Annotated[str, typer.Argument(help="true, false or a number.")],
+    *,
+    user: User = None,
+    feedback_id: FeedbackId = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Send a figure that you measured of a completion."""
+    measured = measured_value(value)
+    with connected(url, api_key) as client:
+        print_receipt(
+            client.measure(completion, name, measured, **details(user, feedback_id)), as_json
+        )
+
+
 @feedback_app.command(epilog="Example: tuneloop feedback batch thumbs.jsonl")
 def batch(
     file: Annotated[Path, typer.Argument(help="JSON lines, one body each; - is standard input.")],
@@ -242,6 +263,19 @@ def details(user: str | None, feedback_id: str | None) -> "Details":
     return given
 
 
+def measured_value(given: str) -> bool | float:
+    """Return the value of a metric; end the command where it is none."""
+    if given in ("true", "false"):
+        return given == "true"
+    try:
+        value = float(given)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        fail(f"VALUE: {given!r} is not true, false or a number")
+    return value
+
+
 def read_text(given: list[str]) -> str:
     """Return the text of an argument; `-` reads standard input."""
     return sys.stdin.read() if given == ["-"] else " ".join(given)
@@ -302,5 +336,7 @@ def judgement(item: FeedbackItem) -> str:
             return " over ".join(item["ranking"])
         case "demonstration" | "comment":
             return cell(item["text"])
+        case "metric":
+            return f"{item['name']} {json.dumps(item['value'])}"
         case _:
             return cell(item["value"])

@@ -66,6 +66,10 @@ class Choice(Generic[R]):
         """Comment on it."""
         return self.judge.comment(self, text, **details)
 
+    def measure(self, name: str, value: bool | float, **details: Unpack[Details]) -> R:
+        """Send a figure that you measured of it: `answer.measure("task_solved", True)`."""
+        return self.judge.measure(self, name, value, **details)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer(Choice[R], Generic[R]):

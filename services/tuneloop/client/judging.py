@@ -19,7 +19,7 @@ from typing import (
 R = TypeVar("R")
 """The result of giving feedback: a `Receipt`, or a coroutine of one."""
 
-Kind = Literal["thumb", "rating", "comparison", "ranking", "demonstration", "comment"]
+Kind = Literal["thumb", "rating", "comparison", "ranking", "demonstration", "comment", "metric"]
 
 
 class Identified(Protocol):
@@ -45,7 +45,8 @@ class FeedbackBody(Details, total=False):
 
     kind: Required[Kind]
     completion_id: str
-    value: Literal["up", "down"] | float
+    name: str
+    value: Literal["up", "down"] | bool | float
     chosen: str
     rejected: list[str]
     ranking: list[str]
@@ -95,6 +96,17 @@ class FeedbackMethods(Generic[R]):
     def comment(self, completion: Identified | str, text: str, **details: Unpack[Details]) -> R:
         """Comment on a completion."""
         return self.give(body_of("comment", details, completion_id=id_of(completion), text=text))
+
+    def measure(
+        self,
+        completion: Identified | str,
+        name: str,
+        value: bool | float,
+        **details: Unpack[Details],
+    ) -> R:
+        """Send a figure that you measured of a completion: `measure(answer, "solved", True)`."""
+        about = id_of(completion)
+        return self.give(body_of("metric", details, completion_id=about, name=name, value=value))
 
     def compare(
         self,

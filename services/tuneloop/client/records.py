@@ -58,7 +58,9 @@ class FeedbackItem:
     status: str
     completion_id: str
     accepted_time: str
-    value: str | float | None = None
+    value: str | bool | float | None = None
+    name: str | None = None
+    """Of a metric."""
     chosen: str | None = None
     rejected: list[str] | None = None
     ranking: list[str] | None = None

@@ -74,6 +74,12 @@ examples: Mapping[str, Mapping[str, Document]] = {
             "chosen": COMPLETION_ID,
             "rejected": [f"{COMPLETION_ID}.1"],
         },
+        "metric": {
+            "kind": "metric",
+            "completion_id": COMPLETION_ID,
+            "name": "task_solved",
+            "value": True,
+        },
     },
 }
 """Request bodies by path and name."""

@@ -5,12 +5,15 @@ from typing import assert_never
 
 from tuneloop.errors import CorruptData
 from tuneloop.feedback import (
+    MAX_NUMBER,
+    METRIC_NAME,
     Comment,
     Comparison,
     Demonstration,
     Feedback,
     FeedbackKind,
     Judgement,
+    Metric,
     Ranking,
     Rating,
     Retraction,
@@ -52,6 +55,12 @@ def feedback_to_proto(feedback: Feedback) -> events_pb2.FeedbackGiven:
             message.demonstration.text = text
         case Comment(text=text):
             message.comment.text = text
+        case Metric(name=name, value=bool(boolean)):
+            message.metric.name = name
+            message.metric.boolean = boolean
+        case Metric(name=name, value=number):
+            message.metric.name = name
+            message.metric.number = number
         case _ as unknown:
             assert_never(unknown)
     return message
@@ -59,33 +68,50 @@ def feedback_to_proto(feedback: Feedback) -> events_pb2.FeedbackGiven:
 
 def judgement_from_proto(message: events_pb2.FeedbackGiven) -> Judgement:
     """Return the judgement of a message. Raises `CorruptData` if it is missing or empty."""
+    judgement: Judgement
     match message.WhichOneof("judgement"):
         case "thumb":
             value = message.thumb.value
             known = (events_pb2.THUMB_VALUE_UP, events_pb2.THUMB_VALUE_DOWN)
             require(value in known, "thumb.value", "must be up or down")
-            return Thumb(up=value == events_pb2.THUMB_VALUE_UP)
+            judgement = Thumb(up=value == events_pb2.THUMB_VALUE_UP)
         case "rating":
             require(math.isfinite(message.rating.value), "rating.value", "must be finite")
-            return Rating(value=message.rating.value)
+            judgement = Rating(value=message.rating.value)
         case "comparison":
             require(bool(message.comparison.chosen), "comparison.chosen", "missing")
             require(len(message.comparison.rejected) > 0, "comparison.rejected", "missing")
-            return Comparison(
+            judgement = Comparison(
                 chosen=message.comparison.chosen, rejected=tuple(message.comparison.rejected)
             )
         case "ranking":
             ids = tuple(message.ranking.completion_ids)
             require(len(ids) >= 2, "ranking", "needs two completions or more")
-            return Ranking(completion_ids=ids)
+            judgement = Ranking(completion_ids=ids)
         case "demonstration":
             require(bool(message.demonstration.text), "demonstration.text", "missing")
-            return Demonstration(text=message.demonstration.text)
+            judgement = Demonstration(text=message.demonstration.text)
         case "comment":
             require(bool(message.comment.text), "comment.text", "missing")
-            return Comment(text=message.comment.text)
+            judgement = Comment(text=message.comment.text)
+        case "metric":
+            judgement = metric_from_proto(message.metric)
         case _:
             raise CorruptData("judgement: missing", param="judgement")
+    return judgement
+
+
+def metric_from_proto(message: events_pb2.Metric) -> Metric:
+    """Return a metric. Raises `CorruptData` for a name or value that no gateway accepts."""
+    known = METRIC_NAME.fullmatch(message.name) is not None
+    require(known, "metric.name", "must be a letter, then letters, digits, _, . or -, 64 at most")
+    require(message.WhichOneof("value") is not None, "metric.value", "missing")
+    if message.HasField("boolean"):
+        return Metric(name=message.name, value=message.boolean)
+    # Written so that NaN is refused.
+    bounded = abs(message.number) < MAX_NUMBER
+    require(bounded, "metric.number", "must be between -1e9 and 1e9")
+    return Metric(name=message.name, value=message.number)
 
 
 def decode_feedback(data: bytes) -> Feedback:

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from tuneloop import wire
 from tuneloop.errors import CorruptData
 from tuneloop.feedback import (
+    METRIC_NAME,
     Comment,
     Comparison,
     Demonstration,
     Feedback,
     FeedbackKind,
+    Metric,
     Ranking,
     Rating,
     Thumb,
@@ -45,6 +47,11 @@ judgements = st.one_of(
     st.builds(Ranking, completion_ids=st.lists(names, min_size=2).map(tuple)),
     st.builds(Demonstration, text=texts.filter(bool)),
     st.builds(Comment, text=texts.filter(bool)),
+    st.builds(
+        Metric,
+        name=st.from_regex(METRIC_NAME, fullmatch=True),
+        value=st.booleans() | st.floats(-1e9, 1e9, exclude_min=True, exclude_max=True),
+    ),
 )
 
 
@@ -179,6 +186,34 @@ def test_bytes_that_are_no_protobuf_are_refused() -> None:
         wire.decode_feedback(b"\xff\xff\xff")
     with pytest.raises(CorruptData, match="event_id"):
         wire.decode_feedback(b"")
+
+
+@pytest.mark.parametrize(
+    ("metric", "named"),
+    [
+        (events_pb2.Metric(boolean=True), "metric.name"),
+        (events_pb2.Metric(name="7up", boolean=True), "metric.name"),
+        (events_pb2.Metric(name="a" * 65, boolean=True), "metric.name"),
+        (events_pb2.Metric(name="a\n", boolean=True), "metric.name"),
+        (events_pb2.Metric(name="solved"), "metric.value"),
+        (events_pb2.Metric(name="seconds", number=float("nan")), "metric.number"),
+        (events_pb2.Metric(name="seconds", number=float("-inf")), "metric.number"),
+        (events_pb2.Metric(name="seconds", number=1e9), "metric.number"),
+    ],
+)
+def test_a_metric_that_no_gateway_accepts_is_refused(metric: events_pb2.Metric, named: str) -> None:
+    message = events_pb2.FeedbackGiven(
+        event_id="f", policy="p", tenant="t", user_hash="u", completion_id="c", metric=metric
+    )
+    with pytest.raises(CorruptData) as caught:
+        wire.decode_feedback(message.SerializeToString())
+    assert caught.value.param == named
+
+
+def test_true_is_not_the_number_1() -> None:
+    assert Metric(name="solved", value=True) != Metric(name="solved", value=1.0)
+    assert Metric(name="solved", value=True) == Metric(name="solved", value=True)
+    assert Metric(name="solved", value=1.0) != Thumb(up=True)
 
 
 def test_feedback_without_judgement_or_value_is_refused() -> None:

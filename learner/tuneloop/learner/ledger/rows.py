@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, select
 
-from tuneloop.feedback import Feedback, Thumb
+from tuneloop.feedback import Feedback, Metric, Thumb
 from tuneloop.rollouts import Rollout, ScoredRollout
 
 Row = dict[str, Any]
@@ -86,6 +86,7 @@ def rollout_row(rollout: Rollout) -> Row:
 def feedback_row(feedback: Feedback, sequence: int) -> Row:
     """Return a row of `feedback`."""
     judgement = feedback.judgement
+    metric = judgement if isinstance(judgement, Metric) else None
     return {
         "feedback_id": feedback.feedback_id,
         "kind": feedback.kind.value,
@@ -95,6 +96,9 @@ def feedback_row(feedback: Feedback, sequence: int) -> Row:
         "completion_ids": compact(list(feedback.completion_ids)),
         "payload": compact(dataclasses.asdict(judgement)),
         "up": judgement.up if isinstance(judgement, Thumb) else None,
+        "metric": None if metric is None else metric.name,
+        "measured": None if metric is None else float(metric.value),
+        "is_boolean": None if metric is None else isinstance(metric.value, bool),
         "metadata": compact(dict(feedback.metadata)),
         "accepted_time": feedback.accepted_time.timestamp(),
         "sequence": sequence,

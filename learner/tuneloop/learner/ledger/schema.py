@@ -93,6 +93,9 @@ feedback = Table(
     Column("completion_ids", Text, nullable=False, comment="JSON: every completion it speaks of"),
     Column("payload", Text, nullable=False, comment="JSON: the judgement"),
     Column("up", Boolean, nullable=True, comment="The verdict of a thumb"),
+    Column("metric", String, nullable=True, comment="The name of a metric"),
+    Column("measured", Float, nullable=True, comment="Its value; 0 and 1 of a boolean"),
+    Column("is_boolean", Boolean, nullable=True, comment="Whether that is one"),
     Column("metadata", Text, nullable=False, comment="JSON"),
     Column("accepted_time", Float, nullable=False),
     Column("sequence", Integer, nullable=False, comment="In the feedback stream"),
@@ -106,6 +109,7 @@ feedback = Table(
     Index("feedback_time", "accepted_time"),
     Index("feedback_votes", "completion_id", "user_hash", "kind"),
     Index("feedback_kind", "kind", "accepted_time"),
+    Index("feedback_metric", "metric", "accepted_time"),
 )
 
 retractions = Table(

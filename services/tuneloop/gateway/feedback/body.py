@@ -23,12 +23,15 @@ from tuneloop.api.feedback import Judgement as JudgementDocument
 from tuneloop.bus import subjects
 from tuneloop.errors import InvalidRequest, PermissionDenied
 from tuneloop.feedback import (
+    MAX_NUMBER,
+    METRIC_NAME,
     Comment,
     Comparison,
     Demonstration,
     Feedback,
     FeedbackKind,
     Judgement,
+    Metric,
     Ranking,
     Rating,
     Thumb,
@@ -51,6 +54,7 @@ fields_of_kind = {
     FeedbackKind.RANKING: {"ranking"},
     FeedbackKind.DEMONSTRATION: {"completion_id", "text"},
     FeedbackKind.COMMENT: {"completion_id", "text"},
+    FeedbackKind.METRIC: {"completion_id", "name", "value"},
 }
 """What each kind needs; it takes nothing else but `id`, `user` and `metadata`.
 
@@ -71,10 +75,15 @@ class FeedbackRequest(BaseModel):
     id: str | None = None
     kind: FeedbackKind
     completion_id: Id | None = None
+    name: Annotated[str, StringConstraints(pattern=f"^{METRIC_NAME.pattern}$")] | None = None
+    """What a metric measures: a letter, then letters, digits, `_`, `.` or `-`; 64 at most."""
     value: Annotated[
-        Any, WithJsonSchema({"anyOf": [{"enum": ["up", "down"]}, {"type": ["number", "null"]}]})
+        Any,
+        WithJsonSchema(
+            {"anyOf": [{"enum": ["up", "down"]}, {"type": ["boolean", "number", "null"]}]}
+        ),
     ] = None
-    """`up` or `down` for a thumb, a number for a rating."""
+    """`up` or `down` for a thumb, a number for a rating, a boolean or a number for a metric."""
     chosen: Id | None = None
     rejected: list[Id] | None = None
     ranking: list[Id] | None = None
@@ -85,13 +94,19 @@ class FeedbackRequest(BaseModel):
     @field_validator("value")
     @classmethod
     def check_value(cls, value: Any, info: ValidationInfo) -> Any:
-        """Check that a thumb is `up` or `down` and a rating is a number."""
+        """Check that a thumb is `up` or `down`, and what else has a value a bounded number."""
         kind = info.data.get("kind")
-        if kind is FeedbackKind.THUMB and value not in (None, "up", "down"):
+        if value is None:
+            return None
+        if kind is FeedbackKind.THUMB and value not in ("up", "down"):
             raise ValueError("must be 'up' or 'down'")
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if kind is FeedbackKind.RATING and value is not None and not (number and abs(value) < 1e9):
+        boolean = isinstance(value, bool)
+        # Written so that NaN is no number.
+        number = isinstance(value, int | float) and not boolean and abs(value) < MAX_NUMBER
+        if kind is FeedbackKind.RATING and not number:
             raise ValueError("must be a number between -1e9 and 1e9")
+        if kind is FeedbackKind.METRIC and not (number or boolean):
+            raise ValueError("must be true, false, or a number between -1e9 and 1e9")
         return value
 
 
@@ -99,7 +114,7 @@ def check_fields(body: FeedbackRequest) -> None:
     """Raise `InvalidRequest` for a field that is missing, empty or out of place."""
     wanted = fields_of_kind[body.kind]
     named = (body.chosen, *(body.rejected or ()), *(body.ranking or ()))
-    for name in ("completion_id", "value", "chosen", "rejected", "ranking", "text"):
+    for name in ("completion_id", "name", "value", "chosen", "rejected", "ranking", "text"):
         given = getattr(body, name)
         if name in wanted and (given is None or given in ("", [])):
             raise InvalidRequest(f"{name}: a {body.kind} needs it", param=name)
@@ -121,23 +136,30 @@ def check_ids(gateway: Gateway, name: str, ids: list[str], least: int) -> tuple[
 
 def judgement_of(gateway: Gateway, body: FeedbackRequest) -> Judgement:
     """Return the judgement, after checking every completion id."""
+    judgement: Judgement
     match body.kind:
         case FeedbackKind.THUMB:
-            return Thumb(up=body.value == "up")
+            judgement = Thumb(up=body.value == "up")
         case FeedbackKind.RATING:
-            return Rating(value=float(body.value))
+            judgement = Rating(value=float(body.value))
         case FeedbackKind.COMPARISON:
             chosen, rejected = body.chosen or "", body.rejected or []
             if chosen in rejected:
                 raise InvalidRequest("rejected: names the chosen completion", param="rejected")
-            return Comparison(chosen=chosen, rejected=check_ids(gateway, "rejected", rejected, 1))
+            judgement = Comparison(
+                chosen=chosen, rejected=check_ids(gateway, "rejected", rejected, 1)
+            )
         case FeedbackKind.RANKING:
             ids = check_ids(gateway, "ranking", body.ranking or [], 2)
-            return Ranking(completion_ids=ids)
+            judgement = Ranking(completion_ids=ids)
         case FeedbackKind.DEMONSTRATION:
-            return Demonstration(text=body.text or "")
+            judgement = Demonstration(text=body.text or "")
         case FeedbackKind.COMMENT:
-            return Comment(text=body.text or "")
+            judgement = Comment(text=body.text or "")
+        case FeedbackKind.METRIC:
+            value = body.value if isinstance(body.value, bool) else float(body.value)
+            judgement = Metric(name=body.name or "", value=value)
+    return judgement
 
 
 def feedback_of(gateway: Gateway, body: FeedbackRequest, accepted_time: datetime) -> Feedback:
@@ -191,6 +213,8 @@ def judgement_document(judgement: Judgement) -> JudgementDocument:
             return {"ranking": list(ids)}
         case Demonstration(text=text) | Comment(text=text):
             return {"text": text}
+        case Metric(name=name, value=measured):
+            return {"name": name, "value": measured}
 
 
 def check_own_completion(feedback: Feedback) -> None:

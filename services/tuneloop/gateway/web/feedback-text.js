@@ -9,6 +9,7 @@ const ICONS = {
   demonstration: "pencil",
   comment: "comment",
   rating: "star",
+  metric: "gauge",
 };
 const NAMES = {
   comparison: "Comparison",
@@ -25,8 +26,12 @@ export const kindIcon = (item) =>
 export function headline(item) {
   if (item.kind === "thumb") return item.value === "up" ? "Thumbs up" : "Thumbs down";
   if (item.kind === "rating") return `Rating ${figure(item.value)}`;
+  if (item.kind === "metric") return `${item.name}: ${metricValue(item.value)}`;
   return NAMES[item.kind] ?? item.kind;
 }
+
+const metricValue = (value) =>
+  typeof value === "boolean" ? (value ? "yes" : "no") : figure(value);
 
 /** What the user asked last, in a line. */
 export function question(item) {

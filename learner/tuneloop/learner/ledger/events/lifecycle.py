@@ -18,6 +18,8 @@ from tuneloop.learner.ledger.schema import feedback, retractions, rollouts, samp
 from tuneloop.learner.samples import SampleState
 
 ROWS_AT_ONCE = 500
+LASTING = (FeedbackKind.COMMENT.value, FeedbackKind.METRIC.value)
+"""Kinds that nothing learns from, so that they do not get too old for it."""
 
 
 def record_retractions(
@@ -76,7 +78,7 @@ def expire_feedback(
 
     `max_age` counts from when feedback was accepted, `rollout_wait` from when the ledger recorded
     it, both in seconds; None is no limit. A rollout that comes later does not revive it. Comments
-    are not learned from and do not expire.
+    and metrics are not learned from and do not expire.
     """
     ended: set[str] = set()
     with database.write() as connection:
@@ -96,7 +98,7 @@ def _expire_old(connection: Connection, accepted_before: float) -> set[str]:
         .where(
             feedback.c.accepted_time < accepted_before,
             feedback.c.status == FeedbackStatus.ACCEPTED.value,
-            feedback.c.kind != FeedbackKind.COMMENT.value,
+            feedback.c.kind.not_in(LASTING),
         )
         .values(status=FeedbackStatus.EXPIRED.value)
         .returning(feedback.c.feedback_id)

@@ -7,7 +7,7 @@
 | ranking | dpo: pair for each two, weighted 1/C(K,2); reward_model: ranking |
 | demonstration | sft: edit; dpo: edit ≻ original; reward_model: edit ≻ original |
 | rating | reward_model: rating; grpo: rating, where rated answers are rewards |
-| comment | none |
+| comment, metric | none |
 
 `topic` is what a verdict is about and `verdict` what it says: of one user's verdicts on one topic
 only the last counts (see `verdict_rules`). The two ways to say which of two completions is better

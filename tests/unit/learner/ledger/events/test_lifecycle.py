@@ -12,6 +12,7 @@ from support.learner_events import (
     make_comparison,
     make_edit,
     make_feedback,
+    make_metric,
     make_ranking,
     make_rating,
     make_rollout,
@@ -93,6 +94,7 @@ EVERY_KIND = [
     make_ranking("k", "a", "b", "d"),
     make_edit("e", "a", "Better."),
     make_feedback("m", "a", Comment(text="hm")),
+    make_metric("f", "a", "task_solved", True),
 ]
 
 
@@ -209,7 +211,7 @@ def test_old_feedback_expires(ledger: Database) -> None:
     assert expire(ledger, 4, max_age=3 * DAY) == 5
     assert expire(ledger, 4, max_age=3 * DAY) == 0
     assert ready_ids(ledger) == {}
-    assert statuses(ledger) == dict.fromkeys("trcke", "expired") | {"m": "accepted"}
+    assert statuses(ledger) == dict.fromkeys("trcke", "expired") | dict.fromkeys("mf", "accepted")
     # Taken back all the same.
     retract(ledger, EVERY_KIND[0])
     assert statuses(ledger)["t"] == "retracted"

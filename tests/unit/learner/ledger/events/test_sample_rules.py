@@ -9,6 +9,7 @@ from support.learner_events import (
     make_comparison,
     make_edit,
     make_feedback,
+    make_metric,
     make_ranking,
     make_rating,
     make_rollout,
@@ -108,9 +109,10 @@ def test_ratings_are_standardised_by_user(ledger: Database) -> None:
     assert [s.rating for s in rated] == pytest.approx([(n - 1.5) / 1.25**0.5 for n in range(4)])
 
 
-def test_a_comment_is_only_kept(ledger: Database) -> None:
+def test_comments_and_metrics_are_only_kept(ledger: Database) -> None:
     add(ledger, make_rollout("c1"), make_feedback("m1", "c1", Comment(text="hm")))
-    assert forget_user.row_counts(ledger)["feedback"] == 1
+    add(ledger, make_metric("m2", "c1", "task_solved", True))
+    assert forget_user.row_counts(ledger)["feedback"] == 2
     assert forget_user.row_counts(ledger)["samples"] == 0
 
 
