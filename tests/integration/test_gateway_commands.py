@@ -18,7 +18,8 @@ from tuneloop.cli.feedback import feedback_app
 from tuneloop.cli.forget import forget
 from tuneloop.cli.policies import policies_app
 from tuneloop.errors import Unavailable
-from tuneloop.feedback import Comment, Comparison, Demonstration, Feedback
+from tuneloop.feedback import Comment, Comparison, Demonstration, Feedback, Metric
+from tuneloop.v1 import learner_pb2
 
 app = typer.Typer()
 app.command()(chat)
@@ -130,9 +131,17 @@ async def test_feedback(stack: Stack) -> None:
     await run(stack, "feedback", "demonstration", completion_id, "-", typed="a better one")
     result = await run(stack, "feedback", "comment", completion_id, "too", "long", "--json")
     assert json.loads(result.stdout)["status"] == "accepted"
+    await run(stack, "feedback", "metric", completion_id, "task_solved", "true")
+    await run(stack, "feedback", "metric", completion_id, "seconds", "3.5")
+    for wrong in ("nan", "yes"):
+        result = await run(stack, "feedback", "metric", completion_id, "seconds", wrong)
+        assert (result.exit_code, "is not true, false or a number" in result.stderr) == (1, True)
     kinds = ["thumb", "comparison", "rating", "ranking", "demonstration", "comment"]
+    kinds += ["metric", "metric"]
     assert [str(vote.kind) for vote in votes(stack)] == kinds
     assert votes(stack)[4].judgement == Demonstration(text="a better one")
+    measured = [Metric(name="task_solved", value=True), Metric(name="seconds", value=3.5)]
+    assert [vote.judgement for vote in votes(stack)[6:]] == measured
     result = await run(stack, "feedback", "thumb", "chatcmpl-made-up", "up")
     assert result.exit_code == 1
     assert "no completion 'chatcmpl-made-up'" in result.stderr
@@ -155,16 +164,19 @@ async def test_batch_list_and_retract(stack: Stack, tmp_path: Path) -> None:
     assert "mine is retracted" in (await run(stack, "feedback", "retract", "mine")).stdout
     stack.learner.recorded = [
         recorded("b", Comparison(chosen="one", rejected=("two",))),
+        recorded("m", Metric(name="task_solved", value=False)),
         recorded("a", Comment(text="odd\nindeed")),
     ]
     result = await run(stack, "feedback", "list", "--limit", "1")
     assert "one over two" in result.stdout
+    listed = await run(stack, "feedback", "list", "--kind", "metric")
+    assert "task_solved false" in listed.stdout
     assert "more: --before 1" in result.stderr
     result = await run(stack, "feedback", "list", "--kind", "comment", "--status", "accepted")
     line = result.stdout.splitlines()[1]
     assert line.split() == ["2026-01-01T00:00:00", "comment", "accepted", "3", "a", "odd", "indeed"]
     listed = json.loads((await run(stack, "feedback", "list", "--json")).stdout)
-    assert [item["id"] for item in listed["data"]] == ["b", "a"]
+    assert [item["id"] for item in listed["data"]] == ["b", "m", "a"]
 
 
 async def test_undo_in_a_conversation(stack: Stack) -> None:
@@ -216,6 +228,18 @@ async def test_a_version_is_shown_with_its_manifest_and_decisions(stack: Stack) 
     assert lines[worst + 1] == "0.250 0.750 facts: 2+2?"
     assert lines[worst + 2] == "0.750 0.750 0.500 facts: 1+1?"
     missing = await run(stack, "policies", "show", "9")
+    metrics = [
+        learner_pb2.MetricFigures(name="solved", is_boolean=True, count=4, mean=0.5),
+        learner_pb2.MetricFigures(name="seconds", count=2, mean=3.5, margin=0.5),
+        learner_pb2.MetricFigures(name="seldom", count=1, mean=-1),
+    ]
+    stack.learner.traffic = {2: learner_pb2.Traffic(rollouts=4, metrics=metrics)}
+    measured = (await run(stack, "policies", "show", "2")).stdout
+    lines = [" ".join(line.split()) for line in measured.splitlines()]
+    # Wilson's interval of 2 in 4: 0.5 ± z · √(1/16 + z²/64) / (1 + z²/4), z = 1.96.
+    assert "metric solved true 0.5 (0.15 to 0.85) of 4" in lines
+    assert "metric seconds mean 3.5 (3 to 4) of 2" in lines
+    assert "metric seldom mean -1 of 1" in lines
     assert (missing.exit_code, "no version 9" in missing.stderr) == (1, True)
     assert all(line == line.rstrip() for line in shown.splitlines())
 

@@ -4,6 +4,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import {
   lengthPoints,
+  metricSeries,
+  metricsInWords,
   rewardPoints,
   thumbPoints,
   thumbsInWords,
@@ -53,4 +55,28 @@ test("thumbs in words", () => {
   );
   assert.equal(thumbsInWords({ ...TRAFFIC, thumbs_up: 0, thumbs_down: 0 }), "");
   assert.equal(thumbsInWords(null), "");
+});
+
+const SOLVED = { name: "solved", type: "boolean", count: 8, mean: 0.5, low: 0.22, high: 0.78 };
+const SECONDS = { name: "seconds", type: "number", count: 5, mean: 3.25, low: 3, high: 3.5 };
+
+test("each metric is a series, and a name with two types is two", () => {
+  const number = { ...SOLVED, type: "number", count: 1, low: null, high: null };
+  const found = metricSeries(
+    versions({ ...TRAFFIC, metrics: [SECONDS, SOLVED] }, TRAFFIC, {
+      ...TRAFFIC,
+      metrics: [number],
+    }),
+  );
+  assert.deepEqual(found, [
+    { name: "seconds", type: "number", points: [{ x: 0, y: 3.25, low: 3, high: 3.5 }] },
+    { name: "solved", type: "boolean", points: [{ x: 0, y: 0.5, low: 0.22, high: 0.78 }] },
+    { name: "solved", type: "number", points: [{ x: 2, y: 0.5, tooFew: true }] },
+  ]);
+});
+
+test("metrics in words", () => {
+  assert.equal(metricsInWords({ metrics: [SECONDS, SOLVED] }), "seconds 3.25, solved 50%");
+  assert.equal(metricsInWords({ metrics: [{ ...SOLVED, count: 4 }] }), "");
+  assert.equal(metricsInWords(null), "");
 });

@@ -43,6 +43,20 @@ class Evaluation(TypedDict):
     kl: float | None
 
 
+class MetricFigures(TypedDict):
+    """A metric of a version's answers: the mean with its 95 % interval."""
+
+    name: str
+    type: Literal["boolean", "number"]
+    """Booleans and numbers of one name are two metrics."""
+    count: int
+    mean: float
+    """Of booleans the share that is true."""
+    low: float | None
+    """Null for fewer than two numbers; the interval of booleans is Wilson's."""
+    high: float | None
+
+
 class Traffic(TypedDict):
     """How a version answers users; the rate of thumbs up with its 95 % Wilson interval."""
 
@@ -56,6 +70,8 @@ class Traffic(TypedDict):
     thumbs_rate: float | None
     thumbs_low: float | None
     thumbs_high: float | None
+    metrics: list[MetricFigures]
+    """By name, at most 16: those that most users were measured for."""
 
 
 class Decision(TypedDict):

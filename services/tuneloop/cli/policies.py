@@ -6,7 +6,14 @@ from typing import Annotated, Any
 import typer
 
 from tuneloop.api.learner import LearnerState
-from tuneloop.api.policies import PolicyList, PolicyVersion, PolicyVersionDetails, Rebuilt, Traffic
+from tuneloop.api.policies import (
+    MetricFigures,
+    PolicyList,
+    PolicyVersion,
+    PolicyVersionDetails,
+    Rebuilt,
+    Traffic,
+)
 from tuneloop.cli.options import ApiKey, AsJson, Url, connected, fail
 from tuneloop.cli.output import cell, print_fields, print_json, print_table
 
@@ -178,6 +185,15 @@ def thumbs(traffic: Traffic | None) -> str:
     )
 
 
+def measured(figures: MetricFigures) -> str:
+    """Return the mean of a metric with its interval."""
+    what = "true" if figures["type"] == "boolean" else "mean"
+    interval = ""
+    if figures["low"] is not None:
+        interval = f" ({figures['low']:.4g} to {figures['high']:.4g})"
+    return f"{what} {figures['mean']:.4g}{interval} of {figures['count']}"
+
+
 def counts(samples: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in samples.items())
 
@@ -198,7 +214,10 @@ def fact_rows(answer: PolicyVersionDetails) -> Iterator[tuple[str, str]]:
     for name, value in (answer["evaluation"] or {}).items():
         yield f"evaluation {name}", cell(value)
     for name, value in (answer["traffic"] or {}).items():
-        yield f"traffic {name}", cell(value)
+        if name != "metrics":
+            yield f"traffic {name}", cell(value)
+    for figures in answer["traffic"]["metrics"] if answer["traffic"] else ():
+        yield f"metric {figures['name']}", measured(figures)
 
 
 def decision_rows(answer: PolicyVersionDetails) -> Iterator[tuple[Any, ...]]:

@@ -237,6 +237,16 @@ def traffic_to_proto(figures: Traffic) -> learner_pb2.Traffic:
         reward_margin=None if reward is None else reward.margin,
         thumbs_up=figures.thumbs_up,
         thumbs_down=figures.thumbs_down,
+        metrics=[
+            learner_pb2.MetricFigures(
+                name=metric.name,
+                is_boolean=metric.is_boolean,
+                count=metric.count,
+                mean=metric.mean.value,
+                margin=metric.mean.margin,
+            )
+            for metric in figures.metrics
+        ],
     )
 
 

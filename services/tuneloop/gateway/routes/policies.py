@@ -12,6 +12,7 @@ from tuneloop.api.policies import (
     Activated,
     CanaryShare,
     Decision,
+    MetricFigures,
     PolicyList,
     PolicyVersion,
     PolicyVersionDetails,
@@ -271,6 +272,25 @@ def traffic(message: learner_pb2.Traffic) -> Traffic:
         "thumbs_rate": message.thumbs_up / thumbs if thumbs else None,
         "thumbs_low": low,
         "thumbs_high": high,
+        "metrics": [metric_figures(metric) for metric in message.metrics],
+    }
+
+
+def metric_figures(message: learner_pb2.MetricFigures) -> MetricFigures:
+    """Return a metric of a version's answers with its interval."""
+    low: float | None = None
+    high: float | None = None
+    if message.is_boolean:
+        low, high = wilson_interval(round(message.mean * message.count), message.count)
+    elif message.HasField("margin"):
+        low, high = message.mean - message.margin, message.mean + message.margin
+    return {
+        "name": message.name,
+        "type": "boolean" if message.is_boolean else "number",
+        "count": message.count,
+        "mean": message.mean,
+        "low": low,
+        "high": high,
     }
 
 

@@ -8,7 +8,7 @@ import { ago, count, figure, moment, percent, plural } from "./format.js";
 import { listen } from "./live.js";
 import { askForKey, confirmAction, openShell } from "./shell.js";
 import { WORDS } from "./status.js";
-import { lengthPoints, rewardPoints, thumbPoints } from "./traffic.js";
+import { lengthPoints, metricSeries, rewardPoints, thumbPoints } from "./traffic.js";
 import { Timeline } from "./versions.js";
 
 const OBJECTIVES = {
@@ -66,6 +66,9 @@ const charts = {
     empty: "No steps with a KL yet",
   }),
 };
+/** Charts of metrics, by name and type: applications name them. */
+const metricCharts = new Map();
+const MOST_METRICS = 6;
 $("by-version").append(charts.thumbs.node, charts.reward.node, charts.length.node);
 $("by-step").append(charts.loss.node, charts.kl.node);
 $("timeline").append(timeline.node);
@@ -97,6 +100,25 @@ function showPolicies(document) {
   charts.thumbs.show(thumbPoints(versions), marked);
   charts.reward.show(rewardPoints(versions), marked);
   charts.length.show(lengthPoints(versions), marked);
+  for (const { name, type, points } of metricSeries(versions).slice(0, MOST_METRICS))
+    metricChart(name, type).show(points, marked);
+}
+
+function metricChart(name, type) {
+  const key = `${name} ${type}`;
+  if (!metricCharts.has(key)) {
+    const boolean = type === "boolean";
+    const chart = new Chart({
+      title: name,
+      note: `${boolean ? "Share that is true" : "Mean"} of what was measured of a version's answers, with the 95% interval.`,
+      xName: "version",
+      ...(boolean ? { format: percent, bounds: [0, 1] } : {}),
+      empty: "Nothing measured yet",
+    });
+    metricCharts.set(key, chart);
+    $("by-version").append(chart.node);
+  }
+  return metricCharts.get(key);
 }
 
 function showLearner(status) {

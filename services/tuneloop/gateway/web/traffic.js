@@ -1,6 +1,6 @@
 // What a version's traffic says: values with intervals, as far as there are enough samples.
 
-import { count, percent } from "./format.js";
+import { count, figure, percent } from "./format.js";
 
 /** With fewer samples an interval says nothing. */
 export const ENOUGH = 5;
@@ -30,6 +30,34 @@ export function lengthPoints(versions) {
     ...around(traffic.mean_length, traffic.length_margin, 0),
     samples: traffic.rollouts,
   }));
+}
+
+/** The metrics that any version has: `[{name, type, points}]`, by name. */
+export function metricSeries(versions) {
+  const found = new Map();
+  for (const { traffic } of versions)
+    for (const { name, type } of traffic?.metrics ?? [])
+      found.set(`${name} ${type}`, { name, type });
+  return [...found.entries()]
+    .sort(([one], [other]) => (one < other ? -1 : 1))
+    .map(([, { name, type }]) => ({ name, type, points: metricPoints(versions, name, type) }));
+}
+
+function metricPoints(versions, name, type) {
+  return pointsOf(versions, (traffic) => {
+    const figures = traffic.metrics?.find((one) => one.name === name && one.type === type);
+    return figures
+      ? { y: figures.mean, low: figures.low, high: figures.high, samples: figures.count }
+      : {};
+  });
+}
+
+/** The metrics of a version in words; empty without any. */
+export function metricsInWords(traffic) {
+  return (traffic?.metrics ?? [])
+    .filter((figures) => figures.count >= ENOUGH)
+    .map(({ name, type, mean }) => `${name} ${type === "boolean" ? percent(mean) : figure(mean)}`)
+    .join(", ");
 }
 
 /** The thumbs of a version in words; empty before the first. */

@@ -4,7 +4,7 @@ import { postJson } from "./api.js";
 import { announce, el } from "./dom.js";
 import { ago, moment, plural } from "./format.js";
 import { confirmAction } from "./shell.js";
-import { thumbsInWords } from "./traffic.js";
+import { metricsInWords, thumbsInWords } from "./traffic.js";
 
 const FIRST = 8;
 
@@ -207,6 +207,6 @@ function origin(version) {
   if (version.algorithms?.length) parts.push(version.algorithms.join(" + "));
   if (samples) parts.push(plural(samples, "sample"));
   if (version.policy_version > 0) parts.push(`from version ${version.parent_version}`);
-  parts.push(thumbsInWords(version.traffic));
+  parts.push(thumbsInWords(version.traffic), metricsInWords(version.traffic));
   return parts.filter(Boolean).join(" · ");
 }

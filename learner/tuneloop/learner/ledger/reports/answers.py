@@ -1,6 +1,6 @@
-"""Answers to users and the thumbs on them, as every report counts them."""
+"""Answers to users, and the thumbs and metrics on them, as every report counts them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import and_, func, select
@@ -25,8 +25,23 @@ def last_thumbs(answers: Any) -> Any:
 
     `answers` is a condition on rollouts; `user_hash` is of the user who asked.
     """
+    return _last_of_each("thumb", (feedback.c.up,), answers)
+
+
+def last_metrics(answers: Any) -> Any:
+    """Return a subquery of each rater's last value of each metric of each answer, likewise.
+
+    Booleans and numbers of one name are two metrics: neither can change the other's mean.
+    """
+    values = (feedback.c.metric, feedback.c.is_boolean, feedback.c.measured)
+    return _last_of_each("metric", values, answers, apart_by=values[:2])
+
+
+def _last_of_each(
+    kind: str, values: Sequence[Any], answers: Any, apart_by: Sequence[Any] = ()
+) -> Any:
     last = func.row_number().over(
-        partition_by=(feedback.c.completion_id, feedback.c.user_hash),
+        partition_by=(feedback.c.completion_id, feedback.c.user_hash, *apart_by),
         order_by=(feedback.c.accepted_time.desc(), feedback.c.feedback_id.desc()),
     )
     ranked = (
@@ -34,13 +49,13 @@ def last_thumbs(answers: Any) -> Any:
             rollouts.c.user_hash,
             rollouts.c.group_id,
             rollouts.c.policy_version,
-            feedback.c.up,
+            *values,
             feedback.c.sequence,
             feedback.c.feedback_id,
             last.label("rank"),
         )
         .join(rollouts, rollouts.c.completion_id == feedback.c.completion_id)
-        .where(answers, feedback.c.kind == "thumb", feedback.c.status != "retracted")
+        .where(answers, feedback.c.kind == kind, feedback.c.status != "retracted")
         .subquery()
     )
     return select(ranked).where(ranked.c.rank == 1).subquery()

@@ -1,7 +1,7 @@
 """How versions answer users, and what users say of it: figures for the dashboard.
 
 Each user's last thumb on an answer counts, unless it was retracted, and the newest reward model's
-reward. Margins are 1.96 standard errors of the mean.
+reward; of metrics the last value of each name. Margins are 1.96 standard errors of the mean.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,23 @@ from typing import Any
 from sqlalchemy import Connection, case, func, select
 
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.reports.answers import last_thumbs, length, of_versions
+from tuneloop.learner.ledger.reports.answers import last_metrics, last_thumbs, length, of_versions
 from tuneloop.learner.ledger.schema import rollouts, scores
 from tuneloop.learner.stats.intervals import MeanWithMargin, Sums
+
+METRICS = 16
+"""At most this many metrics of a version: applications choose the names, and may invent many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricFigures:
+    """One metric of a version's answers."""
+
+    name: str
+    is_boolean: bool
+    count: int
+    mean: MeanWithMargin
+    """Of a boolean the share that is true."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +41,8 @@ class Traffic:
     """None before an answer was scored."""
     thumbs_up: int
     thumbs_down: int
+    metrics: tuple[MetricFigures, ...] = ()
+    """By name; of more than `METRICS` those that most users were measured for."""
 
 
 def traffic(database: Database, versions: Sequence[int]) -> dict[int, Traffic]:
@@ -35,6 +51,7 @@ def traffic(database: Database, versions: Sequence[int]) -> dict[int, Traffic]:
         lengths = _lengths(connection, versions)
         rewards = _rewards(connection, versions)
         thumbs = _thumbs(connection, versions)
+        metrics = _metrics(connection, versions)
     found = {}
     for version, row in lengths.items():
         up, down = thumbs.get(version, (0, 0))
@@ -44,6 +61,7 @@ def traffic(database: Database, versions: Sequence[int]) -> dict[int, Traffic]:
             reward=rewards.get(version),
             thumbs_up=up,
             thumbs_down=down,
+            metrics=metrics.get(version, ()),
         )
     return found
 
@@ -101,3 +119,38 @@ def _thumbs(connection: Connection, versions: Sequence[int]) -> dict[int, tuple[
         row.policy_version: (int(row.up), row.number - int(row.up))
         for row in connection.execute(query)
     }
+
+
+def _metrics(
+    connection: Connection, versions: Sequence[int]
+) -> dict[int, tuple[MetricFigures, ...]]:
+    last = last_metrics(of_versions(versions))
+    which = (last.c.policy_version, last.c.metric, last.c.is_boolean)
+    place = func.row_number().over(
+        partition_by=last.c.policy_version,
+        order_by=(
+            func.count(last.c.user_hash.distinct()).desc(),
+            func.count().desc(),
+            last.c.metric,
+            last.c.is_boolean,
+        ),
+    )
+    summed = (
+        select(
+            *which,
+            func.count().label("number"),
+            func.sum(last.c.measured).label("total"),
+            func.sum(last.c.measured * last.c.measured).label("squares"),
+            place.label("place"),
+        )
+        .group_by(*which)
+        .subquery()
+    )
+    rows = connection.execute(select(summed).where(summed.c.place <= METRICS)).all()
+    found: dict[int, list[MetricFigures]] = {}
+    for row in sorted(rows, key=lambda row: (row.metric, not row.is_boolean)):
+        figures = MetricFigures(
+            name=row.metric, is_boolean=row.is_boolean, count=row.number, mean=_mean(row)
+        )
+        found.setdefault(row.policy_version, []).append(figures)
+    return {version: tuple(figures) for version, figures in found.items()}
