@@ -14,6 +14,7 @@ from support.learner_events import (
     edit_tokens,
     make_comparison,
     make_edit,
+    make_metric,
     make_rollout,
     make_score,
     make_thumb,
@@ -41,6 +42,7 @@ app = typer.Typer()
 app.command("export")(export)
 app.command("import")(import_data)
 
+MEASURED = {"prompt": "a", "completion": "b", "name": "seconds", "value": 1.0}
 ASK = [{"role": "user", "content": "Hi"}]
 
 
@@ -78,6 +80,10 @@ def data_dir(tiny_policy: Path, tmp_path: Path) -> Path:
         make_edit("edit", "c3", "As it should be.", second=4, user="u3"),
         make_thumb("held out", "held", second=5),
         make_thumb("waits", "nowhere", second=6),
+        make_metric("solved before", "c0", "solved", True, second=7),
+        make_metric("solved", "c0", "solved", False, second=8),
+        make_metric("seconds", "c1", "seconds", 2.5, second=9),
+        make_metric("held out too", "held", "seconds", 9.0, second=10),
     ]
     recorder.record_feedback(ledger, [(event, 0) for event in events], 0.0)
     ledger.close()
@@ -111,6 +117,12 @@ def test_rows_are_what_users_say_now(data_dir: Path) -> None:
     }
     [shown] = rows_of(data_dir, "demonstrations")
     assert shown["completion"] == says("As it should be.")
+    metrics = rows_of(data_dir, "metrics")
+    assert [(m["feedback_id"], m["name"], m["value"], m["type"]) for m in metrics] == [
+        ("solved", "solved", 0.0, "boolean"),
+        ("seconds", "seconds", 2.5, "number"),
+    ]
+    assert metrics[0]["completion"] == says("Answer 0.")
     rollouts = rows_of(data_dir, "rollouts")
     assert [row["completion_id"] for row in rollouts] == ["c0", "c1", "c2", "c3"]
     assert [row["reward"] for row in rollouts] == [None, 0.25, None, None]
@@ -127,7 +139,7 @@ def test_filters(data_dir: Path) -> None:
 
 
 def test_pages_lose_and_repeat_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = {kind: rows_of(data_dir, kind) for kind in ("pairs", "thumbs", "rollouts")}
+    whole = {kind: rows_of(data_dir, kind) for kind in ("pairs", "thumbs", "metrics", "rollouts")}
     monkeypatch.setattr("tuneloop.learner.ledger.reports.export.PAGE", 1)
     assert {kind: rows_of(data_dir, kind) for kind in whole} == whole
 
@@ -152,7 +164,7 @@ def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.endswith("_time")} for row in rows]
 
 
-@pytest.mark.parametrize("kind", ["pairs", "thumbs", "demonstrations", "rollouts"])
+@pytest.mark.parametrize("kind", ["pairs", "thumbs", "demonstrations", "metrics", "rollouts"])
 def test_pandas_and_datasets_load_the_files(data_dir: Path, tmp_path: Path, kind: str) -> None:
     expected = rows_of(data_dir, kind)
     lines, table = tmp_path / f"{kind}.jsonl", tmp_path / "new" / f"{kind}.parquet"
@@ -231,7 +243,7 @@ def ready_counts(importer: Importer) -> dict[str, int]:
 def test_an_export_seeds_another_ledger_once(
     data_dir: Path, importer: Importer, tmp_path: Path
 ) -> None:
-    for kind, added in (("pairs", 3), ("thumbs", 2), ("demonstrations", 1)):
+    for kind, added in (("pairs", 3), ("thumbs", 2), ("demonstrations", 1), ("metrics", 2)):
         path = tmp_path / f"{kind}.parquet"
         run(
             "export",
@@ -248,6 +260,13 @@ def test_an_export_seeds_another_ledger_once(
         assert (done.added, done.known) == (added, 0)
         again = seed(open_table(str(path)), kind, importer.add)
         assert (again.added, again.known) == (0, added)
+    kept = [
+        json.loads(row)
+        for page in pages(database(importer), Wanted(kind="metrics"))
+        for row in page
+    ]
+    measured = {("solved", 0.0, "boolean"), ("seconds", 2.5, "number")}
+    assert {(row["name"], row["value"], row["type"]) for row in kept} == measured
     # Pairs and thumbs are labels for the reward model too; PPO and GRPO never see them.
     assert ready_counts(importer) == {"dpo": 3, "kto": 2, "sft": 1, "reward_model": 5}
     found = [
@@ -314,12 +333,18 @@ def test_people_may_agree(importer: Importer, tmp_path: Path) -> None:
         ("thumbs", {"prompt": "a", "completion": "b", "label": "maybe"}, "label is 'maybe'"),
         ("demonstrations", {"prompt": "a", "completion": ASK}, "not the assistant's"),
         ("demonstrations", {"prompt": "a", "completion": "word " * 5000}, "that fit"),
+        ("metrics", MEASURED | {"name": "task solved"}, "name is 'task solved'"),
+        ("metrics", MEASURED | {"value": "nan"}, "value is nan"),
+        ("metrics", MEASURED | {"value": 1e9}, "not between"),
+        ("metrics", MEASURED | {"value": 3.0, "type": "boolean"}, "not true or false"),
+        ("metrics", MEASURED | {"type": "word"}, "not boolean or number"),
     ],
 )
 def test_a_row_that_is_wrong_is_named_and_nothing_is_added(
     importer: Importer, kind: str, bad: dict[str, Any], problem: str
 ) -> None:
     good = {"prompt": "a", "completion": "b", "chosen": "b", "rejected": "c", "label": True}
+    good |= {"name": "seconds", "value": 1.0}
     with pytest.raises(InvalidRequest, match=rf"file, line 2: .*{problem}"):
         importer.add(kind, rows(good, bad))
     assert ready_counts(importer) == {}

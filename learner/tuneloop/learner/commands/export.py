@@ -12,7 +12,7 @@ from tuneloop.cli.options import ApiKey, Url
 from tuneloop.errors import SettingsError
 from tuneloop.learner.commands.options import exit_on_error
 
-Kind = Literal["pairs", "thumbs", "demonstrations", "rollouts"]
+Kind = Literal["pairs", "thumbs", "demonstrations", "metrics", "rollouts"]
 
 
 def export(
@@ -50,8 +50,9 @@ def export(
 ) -> None:
     """Write what users said as a file to train on, or a version's weights as a plain model.
 
-    --kind pairs, thumbs, demonstrations or rollouts writes a file in the columns that TRL's
-    trainers read. --weights merges a version into full weights that any program loads.
+    --kind pairs, thumbs, demonstrations, metrics or rollouts writes a file, the first three in the
+    columns that TRL's trainers read. --weights merges a version into full weights that any program
+    loads.
     """
     with exit_on_error():
         if (kind is None) == (weights is None):

@@ -14,7 +14,8 @@ def import_data(
     file: Annotated[str, typer.Argument(help="File (.jsonl, .json, .parquet, .csv) or dataset.")],
     *,
     kind: Annotated[
-        Literal["pairs", "thumbs", "demonstrations"], typer.Option(help="What its rows are.")
+        Literal["pairs", "thumbs", "demonstrations", "metrics"],
+        typer.Option(help="What its rows are."),
     ],
     data_dir: Annotated[
         Path | None,
@@ -31,7 +32,7 @@ def import_data(
     """Add existing preference data to what a service learns from; a row is added once.
 
     Columns: prompt, chosen, rejected (pairs); prompt, completion, label (thumbs); prompt,
-    completion (demonstrations); texts or conversations.
+    completion (demonstrations); prompt, completion, name, value (metrics); texts or conversations.
     """
     with exit_on_error():
         from tuneloop.learner.data.table import open_table

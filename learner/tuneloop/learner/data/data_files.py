@@ -26,6 +26,14 @@ columns_of_kind: Mapping[str, Mapping[str, str]] = {
     },
     "thumbs": {"prompt": "text", "completion": "answer", "label": "bool", **provenance},
     "demonstrations": {"prompt": "text", "completion": "answer", **provenance},
+    "metrics": {
+        "prompt": "text",
+        "completion": "answer",
+        "name": "string",
+        "value": "double",
+        "type": "string",
+        **provenance,
+    },
     "rollouts": {
         "prompt": "text",
         "completion": "answer",

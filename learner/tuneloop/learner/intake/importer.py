@@ -1,8 +1,8 @@
 """Import judgements of texts that this service did not write.
 
 A row becomes rollouts without versions and without a sampler's log-probs, and the feedback on them:
-KTO, DPO, SFT and the reward model learn from it; PPO and GRPO never do. Ids are hashes of the
-content, so importing a row twice adds nothing.
+KTO, DPO, SFT and the reward model learn from it; PPO and GRPO never do. Metrics are kept, and count
+for no version. Ids are hashes of the content, so importing a row twice adds nothing.
 """
 
 import hashlib
@@ -15,8 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.errors import InvalidRequest
-from tuneloop.feedback import Comparison, Demonstration, Feedback, Judgement, Thumb
-from tuneloop.learner.data.fields import Fields, Text, choose_form
+from tuneloop.feedback import (
+    MAX_NUMBER,
+    METRIC_NAME,
+    Comparison,
+    Demonstration,
+    Feedback,
+    Judgement,
+    Metric,
+    Thumb,
+)
+from tuneloop.learner.data.fields import Fields, Form, Text, choose_form
 from tuneloop.learner.data.policy_rows import ANSWERED, LABELLED
 from tuneloop.learner.data.preferences import EXPLICIT, IMPLICIT, check_answer, preferences
 from tuneloop.learner.data.table import Table
@@ -40,6 +49,7 @@ forms_of_kind = {
     "pairs": (EXPLICIT, IMPLICIT),
     "thumbs": (LABELLED,),
     "demonstrations": (ANSWERED,),
+    "metrics": (Form(columns=("prompt", "completion", "name", "value"), optional=("type",)),),
 }
 
 
@@ -71,6 +81,7 @@ class RowJudgement:
     """The chosen one first."""
     label: bool | None = None
     """Whether the answer is desirable."""
+    metric: Metric | None = None
 
 
 Reader = Callable[[Fields], RowJudgement]
@@ -92,7 +103,10 @@ def row_reader(kind: str, table: Table) -> Reader:
     def answer(row: Fields) -> RowJudgement:
         label = row["label"].flag() if form is LABELLED else None
         return RowJudgement(
-            prompt=row["prompt"].text(), answers=(row["completion"].text(),), label=label
+            prompt=row["prompt"].text(),
+            answers=(row["completion"].text(),),
+            label=label,
+            metric=read_metric(row) if kind == "metrics" else None,
         )
 
     def checked(row: Fields) -> RowJudgement:
@@ -102,6 +116,25 @@ def row_reader(kind: str, table: Table) -> Reader:
         return said
 
     return checked
+
+
+def read_metric(row: Fields) -> Metric:
+    """Return the metric of a row: a boolean where its value or its `type` says so."""
+    name = row["name"].string()
+    if METRIC_NAME.fullmatch(name) is None:
+        raise row["name"].wrong(f"is {name!r}, not a letter and then letters, digits, _, . or -")
+    boolean = isinstance(row["value"].value, bool)
+    if "type" in row:
+        if row["type"].string() not in ("boolean", "number"):
+            raise row["type"].wrong(f"is {row['type'].value!r}, not boolean or number")
+        boolean = row["type"].value == "boolean"
+    if boolean:
+        value = row["value"].value
+        return Metric(name=name, value=bool(value) if value in (0, 1) else row["value"].flag())
+    number = row["value"].number()
+    if not abs(number) < MAX_NUMBER:
+        raise row["value"].wrong(f"is {number:g}, not between -1e9 and 1e9")
+    return Metric(name=name, value=number)
 
 
 class Importer:
@@ -160,6 +193,8 @@ class Importer:
             judgement = Comparison(chosen=first, rejected=tuple(others))
         elif said.label is not None:
             judgement = Thumb(up=said.label)
+        elif said.metric is not None:
+            judgement = said.metric
         else:
             judgement = Demonstration(text=rollouts[0].completion_text)
         name = digest(kind, json.dumps(row.row, sort_keys=True), row.occurrence)

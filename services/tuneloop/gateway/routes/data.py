@@ -24,7 +24,7 @@ router = APIRouter(tags=["data"])
 IMPORT_TIMEOUT = 120.0
 MAX_ROWS = 1000
 
-ExportKind = Literal["pairs", "thumbs", "demonstrations", "rollouts"]
+ExportKind = Literal["pairs", "thumbs", "demonstrations", "metrics", "rollouts"]
 
 
 class RowsResponse(StreamingResponse):
@@ -99,7 +99,7 @@ class ImportRequest(BaseModel):
         extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
     )
 
-    kind: Literal["pairs", "thumbs", "demonstrations"]
+    kind: Literal["pairs", "thumbs", "demonstrations", "metrics"]
     rows: list[ImportRow] = Field(min_length=1, max_length=MAX_ROWS)
 
 

@@ -5,6 +5,7 @@
 | pairs | prompt, chosen, rejected; kind of feedback, feedback_id, policy_version, accepted_time |
 | thumbs | prompt, completion, label; feedback_id, policy_version, accepted_time |
 | demonstrations | prompt, completion; feedback_id, policy_version, accepted_time |
+| metrics | prompt, completion, name, value, type; feedback_id, policy_version, accepted_time |
 | rollouts | prompt, completion, reward; versions, finish_reason, completion_id, finished_time |
 
 Rows are what users say now: the last word of each, nothing retracted or expired, nothing of prompts
@@ -20,6 +21,7 @@ from typing import Any
 from sqlalchemy import and_, func, or_, select
 
 from tuneloop.errors import InvalidRequest
+from tuneloop.feedback import FeedbackStatus
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue.build_samples import problem_of, text_of
 from tuneloop.learner.ledger.queue.ready import COLUMNS, LAST_WORD, chosen, ready_samples
@@ -29,13 +31,14 @@ from tuneloop.learner.samples import Objective
 from tuneloop.rollouts import RolloutSource
 
 PAGE = 256
+NOT_HELD_OUT = chosen.c.prompt_sha256.not_in(select(held_out.c.prompt_sha256))
 
 objective_of_kind = {
     "pairs": Objective.DPO,
     "thumbs": Objective.KTO,
     "demonstrations": Objective.SFT,
 }
-KINDS = (*objective_of_kind, "rollouts")
+KINDS = (*objective_of_kind, "metrics", "rollouts")
 
 Row = dict[str, Any]
 Place = tuple[float, str]
@@ -56,7 +59,7 @@ def pages(database: Database, wanted: Wanted) -> Iterator[list[str]]:
     """JSON objects, oldest first, a page at a time; raises `InvalidRequest` for another kind."""
     if wanted.kind not in KINDS:
         raise InvalidRequest(f"kind: one of {', '.join(KINDS)}", param="kind")
-    read = read_rollouts if wanted.kind == "rollouts" else read_samples
+    read: Callable[..., Any] = readers.get(wanted.kind, read_samples)
     with database.read() as connection:
         conversational = not connection.execute(read(wanted, plain=True).limit(1)).first()
     after: Place | None = None
@@ -66,7 +69,7 @@ def pages(database: Database, wanted: Wanted) -> Iterator[list[str]]:
         made = [
             compact(row_makers[wanted.kind](Texts(row, conversational)))
             for row in rows
-            if wanted.kind == "rollouts" or problem_of(row) is None
+            if wanted.kind in readers or problem_of(row) is None
         ]
         if made:
             yield made
@@ -79,6 +82,8 @@ def place_of(row: Any, kind: str) -> Place:
     """Where in the order a row is."""
     if kind == "rollouts":
         return row.chosen_finished_time, row.chosen_completion_id
+    if kind == "metrics":
+        return row.accepted_time, row.feedback_id
     return row.accepted_time, row.sample_id
 
 
@@ -124,7 +129,7 @@ def read_rollouts(wanted: Wanted, *, plain: bool = False, after: Place | None = 
         )
         .where(
             chosen.c.source.in_((RolloutSource.USER.value, RolloutSource.PROMPTS.value)),
-            chosen.c.prompt_sha256.not_in(select(held_out.c.prompt_sha256)),
+            NOT_HELD_OUT,
         )
     )
     return narrowed(
@@ -135,6 +140,43 @@ def read_rollouts(wanted: Wanted, *, plain: bool = False, after: Place | None = 
         plain=plain,
         after=after,
     )
+
+
+def read_metrics(wanted: Wanted, *, plain: bool = False, after: Place | None = None) -> Any:
+    """The last value of each user for each answer and metric; booleans and numbers are apart."""
+    last = func.row_number().over(
+        partition_by=(
+            *(feedback.c.completion_id, feedback.c.user_hash),
+            *(feedback.c.metric, feedback.c.is_boolean),
+        ),
+        order_by=(feedback.c.accepted_time.desc(), feedback.c.feedback_id.desc()),
+    )
+    given = (
+        select(feedback, last.label("rank"))
+        .where(feedback.c.kind == "metric", feedback.c.status == FeedbackStatus.ACCEPTED.value)
+        .subquery()
+    )
+    query = (
+        select(
+            *(column.label(f"chosen_{column.name}") for column in chosen.c),
+            *(given.c.feedback_id, given.c.accepted_time),
+            *(given.c.metric, given.c.measured, given.c.is_boolean),
+        )
+        .join(given, given.c.completion_id == chosen.c.completion_id)
+        .where(given.c.rank == 1, NOT_HELD_OUT)
+    )
+    return narrowed(
+        query,
+        wanted,
+        time=given.c.accepted_time,
+        name=given.c.feedback_id,
+        plain=plain,
+        after=after,
+    )
+
+
+readers: Mapping[str, Callable[..., Any]] = {"metrics": read_metrics, "rollouts": read_rollouts}
+"""Of what is not made of samples."""
 
 
 def narrowed(
@@ -214,6 +256,18 @@ def demonstration(texts: Texts) -> Row:
     }
 
 
+def metric(texts: Texts) -> Row:
+    """An answer with what was measured of it; `type` says whether 1 is true or a number."""
+    return {
+        "prompt": texts.prompt,
+        "completion": texts.answer(texts.row.chosen_completion_text),
+        "name": texts.row.metric,
+        "value": texts.row.measured,
+        "type": "boolean" if texts.row.is_boolean else "number",
+        **texts.of_feedback(),
+    }
+
+
 def rollout(texts: Texts) -> Row:
     """An answer with its reward, null where it has none."""
     row = texts.row
@@ -239,5 +293,6 @@ row_makers: Mapping[str, Callable[[Texts], Row]] = {
     "pairs": pair,
     "thumbs": thumb,
     "demonstrations": demonstration,
+    "metrics": metric,
     "rollouts": rollout,
 }
