@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import update
-from support.learner_events import make_rollout, make_score, make_thumb
+from support.learner_events import make_metric, make_rollout, make_score, make_thumb
 
 from tuneloop import wire
 from tuneloop.bus.memory import MemoryBus
@@ -190,6 +190,7 @@ class Trial:
         version: int | None = None,
         up: bool | None = None,
         reward: float | None = None,
+        measured: bool | float | None = None,
     ) -> None:
         """A user is answered by the version that the route gives, and judges it."""
         self.answers += 1
@@ -205,6 +206,10 @@ class Trial:
         if up is not None:
             thumb = make_thumb(f"f{number}", f"c{number}", up, user=user, second=number)
             recorder.record_feedback(self.database, [(thumb, number)], self.clock())
+        if measured is not None:
+            metric = make_metric(f"m{number}", f"c{number}", "solved", measured, user=user)
+            metric = replace(metric, accepted_time=datetime.fromtimestamp(self.clock(), UTC))
+            recorder.record_feedback(self.database, [(metric, number)], self.clock())
         if reward is not None:
             recorder.record_scores(self.database, [make_score(f"c{number}", reward)], self.clock())
 

@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import and_, func, select
 
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.reports.answers import last_thumbs, of_versions
-from tuneloop.learner.ledger.schema import rollouts, scores
+from tuneloop.learner.ledger.reports.answers import last_metrics, last_thumbs, of_versions
+from tuneloop.learner.ledger.schema import feedback, rollouts, scores
 
 EARLIER = 500
 """The number of newest earlier rewards that later ones are compared with."""
@@ -24,7 +24,18 @@ class JudgedAnswer:
     """The group of the request."""
     policy_version: int
     value: float
-    """A thumb as 0 or 1, or a reward."""
+    """A thumb or a boolean as 0 or 1, a reward or a number as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredTraffic:
+    """One metric of both versions."""
+
+    answers: Sequence[JudgedAnswer]
+    """In the order in which they were measured."""
+    earlier: Sequence[float]
+    """Newest values on stable's answers from before the trial."""
+    is_boolean: bool
 
 
 def thumbs(database: Database, versions: Sequence[int], since: float) -> list[JudgedAnswer]:
@@ -42,6 +53,53 @@ def rewards(database: Database, versions: Sequence[int], since: float) -> list[J
     )
     with database.read() as connection:
         return [_judged(row, row.reward) for row in connection.execute(query)]
+
+
+def measured(
+    database: Database, name: str, *, canary: int, stable: int, since: float
+) -> MeasuredTraffic:
+    """Return a metric on answers given `since`: each rater's last value on each answer.
+
+    The booleans or the numbers of that name: whichever there were more of before, so that what
+    comes during the trial cannot choose.
+    """
+    is_boolean = _measures_booleans(database, name, since)
+    last = last_metrics(_answers((canary, stable), since))
+    of_name = (last.c.metric == name, last.c.is_boolean == is_boolean)
+    query = select(last).where(*of_name).order_by(last.c.sequence, last.c.feedback_id)
+    before = last_metrics(and_(of_versions([stable]), rollouts.c.finished_time < since))
+    earlier = (
+        select(before.c.measured)
+        .where(before.c.metric == name, before.c.is_boolean == is_boolean)
+        .order_by(before.c.sequence.desc(), before.c.feedback_id)
+        .limit(EARLIER)
+    )
+    with database.read() as connection:
+        return MeasuredTraffic(
+            answers=[_judged(row, row.measured) for row in connection.execute(query)],
+            earlier=list(connection.execute(earlier).scalars()),
+            is_boolean=is_boolean,
+        )
+
+
+def _measures_booleans(database: Database, name: str, until: float) -> bool:
+    given = feedback.c.metric == name
+    counted = (
+        select(feedback.c.is_boolean, func.count())
+        .where(given, feedback.c.accepted_time < until, feedback.c.status != "retracted")
+        .group_by(feedback.c.is_boolean)
+    )
+    first = (
+        select(feedback.c.is_boolean)
+        .where(given)
+        .order_by(feedback.c.accepted_time, feedback.c.feedback_id)
+        .limit(1)
+    )
+    with database.read() as connection:
+        counts = {bool(row[0]): row[1] for row in connection.execute(counted)}
+        if counts:
+            return bool(counts.get(True, 0) >= counts.get(False, 0))
+        return bool(connection.execute(first).scalar())
 
 
 def earlier_rewards(database: Database, version: int, until: float) -> list[float]:

@@ -3,34 +3,42 @@
 Every user counts once, with the first judgement that came: several votes of one user are not
 independent, and counting each would overstate the evidence. Requests without a user are routed one
 by one, so each of them counts. Higher is better for every figure: errors count as a difference of
-success rates.
+success rates, and so does a metric of which less is better.
 """
 
 import bisect
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-from tuneloop.learner.ledger.reports.canary_traffic import JudgedAnswer
+from tuneloop.learner.ledger.reports.canary_traffic import JudgedAnswer, MeasuredTraffic
 from tuneloop.learner.release.canary.error_rates import ErrorTally
 from tuneloop.learner.release.canary.settings import CanarySettings
 from tuneloop.learner.release.canary.state import CanaryVerdict
 from tuneloop.learner.stats.sequential import Observation, differences, lower_bound, upper_bound
 from tuneloop.policies import CanaryRoute
 
-Figure: TypeAlias = Literal["thumbs", "reward", "errors"]
+Figure: TypeAlias = Literal["thumbs", "reward", "errors", "metric"]
 
-FIGURES: tuple[Figure, ...] = ("thumbs", "reward", "errors")
+ALWAYS = 3
+"""Figures that are always compared; a metric is one more."""
 STRAYS = 3
 """Requests on the arm that is not the user's own, after which a hash counts as unnamed users."""
 FEWEST_EARLIER = 20
-"""Rewards to compare with; if there are fewer earlier ones, the first of stable's are used."""
+"""Rewards, or numbers of a metric, to compare with.
+
+If there are fewer earlier ones, the first of stable's are used.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmComparison:
-    """One figure of both arms: shares of thumbs up, mean ranks of rewards, rates of errors."""
+    """One figure of both arms.
+
+    Shares of thumbs up, mean ranks of rewards, rates of errors; of a metric the share that is true,
+    or mean ranks of numbers, of which 1 is the best.
+    """
 
     canary: int
     """Users; for errors requests."""
@@ -40,7 +48,7 @@ class ArmComparison:
     low: float
     """The canary is better than stable by more than this, at level alpha …"""
     high: float
-    """… and by less than this, at a third of alpha: any of three figures may roll it back."""
+    """… and by less than this, at alpha over the figures, of which any may roll it back."""
 
 
 def first_of_each(route: CanaryRoute, judged: Sequence[JudgedAnswer]) -> list[JudgedAnswer]:
@@ -69,15 +77,53 @@ def compare(
     earlier_rewards: Sequence[float],
     errors: ErrorTally,
     alpha: float,
+    metric: MeasuredTraffic | None = None,
+    higher_is_better: bool = True,
 ) -> dict[Figure, ArmComparison]:
-    """Return every figure that is known."""
+    """Return every figure that is known. `higher_is_better` is about the metric."""
     canary = route.weights.policy_version
     votes = first_of_each(route, thumbs)
-    return {
-        "thumbs": _of_users(votes, [vote.value for vote in votes], canary, alpha),
-        "reward": _reward(first_of_each(route, rewards), earlier_rewards, canary, alpha),
-        "errors": _of_requests(errors, alpha),
+    level = Level(alpha=alpha, figures=ALWAYS + (metric is not None))
+    found: dict[Figure, ArmComparison] = {
+        "thumbs": _of_users(votes, [vote.value for vote in votes], canary, level),
+        "reward": _of_ranks(first_of_each(route, rewards), earlier_rewards, canary, level),
+        "errors": _of_requests(errors, level),
     }
+    if metric is not None:
+        users = first_of_each(route, metric.answers)
+        found["metric"] = _of_metric(users, metric, canary, level, higher_is_better)
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """How often the comparison may be wrong."""
+
+    alpha: float
+    figures: int
+    """How many are compared, each of which may roll back."""
+
+
+def _of_metric(
+    users: Sequence[JudgedAnswer],
+    metric: MeasuredTraffic,
+    canary: int,
+    level: Level,
+    higher_is_better: bool,
+) -> ArmComparison:
+    """Compare booleans as they are, numbers by their rank: they have no bounds of their own."""
+    if not metric.is_boolean:
+        sign = 1.0 if higher_is_better else -1.0
+        signed = [replace(user, value=sign * user.value) for user in users]
+        return _of_ranks(signed, [sign * value for value in metric.earlier], canary, level)
+    if higher_is_better:
+        return _of_users(users, [user.value for user in users], canary, level)
+    found = _of_users(users, [1.0 - user.value for user in users], canary, level)
+    return replace(
+        found,
+        canary_mean=None if found.canary_mean is None else 1.0 - found.canary_mean,
+        stable_mean=None if found.stable_mean is None else 1.0 - found.stable_mean,
+    )
 
 
 def judge(
@@ -118,7 +164,7 @@ def shown(mean: float | None) -> str:
 
 
 def _of_users(
-    users: Sequence[JudgedAnswer], values: Sequence[float], canary: int, alpha: float
+    users: Sequence[JudgedAnswer], values: Sequence[float], canary: int, level: Level
 ) -> ArmComparison:
     arms = [user.policy_version == canary for user in users]
     observations = [Observation(canary=a, value=v) for a, v in zip(arms, values, strict=True)]
@@ -130,15 +176,15 @@ def _of_users(
         stable=len(others),
         canary_mean=sum(mine) / len(mine) if mine else None,
         stable_mean=sum(others) / len(others) if others else None,
-        low=lower_bound(blocks, alpha),
-        high=upper_bound(blocks, alpha / len(FIGURES)),
+        low=lower_bound(blocks, level.alpha),
+        high=upper_bound(blocks, level.alpha / level.figures),
     )
 
 
-def _reward(
-    users: Sequence[JudgedAnswer], earlier: Sequence[float], canary: int, alpha: float
+def _of_ranks(
+    users: Sequence[JudgedAnswer], earlier: Sequence[float], canary: int, level: Level
 ) -> ArmComparison:
-    """Compare rewards by their rank among stable's earlier ones, from 0 to 1 for every scorer."""
+    """Compare values by their rank among stable's earlier ones, from 0 to 1 for every scorer."""
     scale, later = sorted(earlier), list(users)
     if len(scale) < FEWEST_EARLIER:
         of_stable = [user for user in users if user.policy_version != canary]
@@ -149,7 +195,7 @@ def _reward(
     if len(scale) < FEWEST_EARLIER:
         later = []
     ranks = [rank(user.value, scale) for user in later]
-    return _of_users(later, ranks, canary, alpha)
+    return _of_users(later, ranks, canary, level)
 
 
 def rank(value: float, scale: Sequence[float]) -> float:
@@ -157,7 +203,7 @@ def rank(value: float, scale: Sequence[float]) -> float:
     return (bisect.bisect_left(scale, value) + bisect.bisect_right(scale, value)) / (2 * len(scale))
 
 
-def _of_requests(errors: ErrorTally, alpha: float) -> ArmComparison:
+def _of_requests(errors: ErrorTally, level: Level) -> ArmComparison:
     def rate(arm: str) -> float | None:
         requests, failures = errors.total[arm]
         return failures / requests if requests else None
@@ -167,6 +213,6 @@ def _of_requests(errors: ErrorTally, alpha: float) -> ArmComparison:
         stable=errors.total["stable"][0],
         canary_mean=rate("canary"),
         stable_mean=rate("stable"),
-        low=lower_bound(errors.blocks, alpha),
-        high=upper_bound(errors.blocks, alpha / len(FIGURES)),
+        low=lower_bound(errors.blocks, level.alpha),
+        high=upper_bound(errors.blocks, level.alpha / level.figures),
     )

@@ -243,6 +243,11 @@ class CanaryController:
     def _figures(self, state: CanaryState, since: float) -> dict[Figure, ArmComparison]:
         stable = state.stable or 0
         both = (state.version, stable)
+        name, metric = self._settings.metric, None
+        if name:
+            metric = canary_traffic.measured(
+                self._database, name, canary=state.version, stable=stable, since=since
+            )
         return comparison.compare(
             self._route(state),
             thumbs=canary_traffic.thumbs(self._database, both, since),
@@ -250,6 +255,8 @@ class CanaryController:
             earlier_rewards=canary_traffic.earlier_rewards(self._database, stable, since),
             errors=state.errors,
             alpha=self._settings.alpha,
+            metric=metric,
+            higher_is_better=self._settings.higher_is_better,
         )
 
     async def _decide(self, state: CanaryState, verdict: CanaryVerdict) -> None:

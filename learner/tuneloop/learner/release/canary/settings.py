@@ -1,8 +1,10 @@
 """How a canary is run: `TUNELOOP_LEARNER_CANARY__…`."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from tuneloop.feedback import METRIC_NAME
 
 
 class CanarySettings(BaseModel):
@@ -30,8 +32,16 @@ class CanarySettings(BaseModel):
         description="how much worse than stable a canary may be and still be promoted, "
         "of a range from 0 to 1",
     )
-    decide_by: Literal["thumbs", "reward"] = Field(
-        default="thumbs", description="what a promotion is decided by: thumbs or reward"
+    decide_by: Literal["thumbs", "reward", "metric"] = Field(
+        default="thumbs", description="what a promotion is decided by: thumbs, reward or metric"
+    )
+    metric: str = Field(
+        default="",
+        description="name of a metric that is compared as well, and rolls back where it is shown "
+        "to be worse; empty: none",
+    )
+    higher_is_better: bool = Field(
+        default=True, description="whether a higher value of the metric is better"
     )
     min_events: int = Field(
         default=30,
@@ -51,3 +61,16 @@ class CanarySettings(BaseModel):
         description="host:port of the replica that serves canaries of full weights; "
         "empty: generation_address",
     )
+
+    @field_validator("metric")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if value and METRIC_NAME.fullmatch(value) is None:
+            raise ValueError(f"{value!r} is no name of a metric")
+        return value
+
+    @model_validator(mode="after")
+    def _decided_by_what_there_is(self) -> Self:
+        if self.decide_by == "metric" and not self.metric:
+            raise ValueError("decide_by=metric needs the name of a metric")
+        return self

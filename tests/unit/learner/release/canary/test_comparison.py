@@ -1,10 +1,14 @@
 """What counts as evidence: everybody once, each on the arm the route gave them."""
 
+from typing import Any
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from support.canary_trial import CANARY, STABLE, served_policy
 
-from tuneloop.learner.ledger.reports.canary_traffic import JudgedAnswer
+from tuneloop.learner.ledger.reports.canary_traffic import JudgedAnswer, MeasuredTraffic
 from tuneloop.learner.release.canary.comparison import compare, first_of_each, judge, rank
 from tuneloop.learner.release.canary.error_rates import ErrorTally
 from tuneloop.learner.release.canary.settings import CanarySettings
@@ -132,3 +136,21 @@ def test_blocks_of_errors_stay_few() -> None:
             stable=STABLE,
         )
     assert len(tally.blocks) < 1500
+
+
+def test_with_a_metric_each_figure_is_tested_at_a_quarter_of_alpha() -> None:
+    votes = [judged(user, float(user in OF_STABLE)) for user in USERS[:40]]
+    rest: dict[str, Any] = {"rewards": [], "earlier_rewards": [], "errors": ErrorTally()}
+    three = compare(ROUTE, thumbs=votes, alpha=0.06, **rest)
+    metric = MeasuredTraffic(answers=[], earlier=[], is_boolean=True)
+    four = compare(ROUTE, thumbs=votes, alpha=0.08, metric=metric, **rest)
+    assert three["thumbs"].high == four["thumbs"].high
+    assert (set(three), set(four) - set(three)) == ({"thumbs", "reward", "errors"}, {"metric"})
+    assert (four["metric"].canary_mean, four["metric"].low, four["metric"].high) == (None, -1, 1)
+
+
+def test_a_canary_is_not_decided_by_a_metric_without_a_name() -> None:
+    with pytest.raises(ValidationError, match="needs the name of a metric"):
+        CanarySettings(decide_by="metric")
+    with pytest.raises(ValidationError, match="no name of a metric"):
+        CanarySettings(metric="task solved")

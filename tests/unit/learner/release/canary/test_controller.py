@@ -45,6 +45,55 @@ async def test_a_started_canary_is_routed_and_a_second_one_is_refused(trial: Tri
     assert outcomes(trial) == ["start"]
 
 
+async def judged_by_metric(
+    tmp_path: Path, good: bool | float, bad: bool | float, **more: Any
+) -> Trial:
+    """A trial whose canary gets `bad` and whose stable version `good`, until it ends."""
+    options = {"metric": "solved", "decide_by": "metric", **more}
+    trial = Trial(folder=tmp_path, options=options)
+    for number in range(30):
+        await trial.answer(f"before{number}", measured=good + 0.01 * number if good != 1 else good)
+    await started(trial)
+    for user in everybody(120):
+        route = await trial.route()
+        on_canary = route is not None and route.takes(user)
+        await trial.answer(user, measured=bad if on_canary else good)
+        await trial.tick()
+        if trial.canary.version is None:
+            break
+    return trial
+
+
+async def test_one_that_a_metric_finds_worse_is_rolled_back(tmp_path: Path) -> None:
+    trial = await judged_by_metric(tmp_path, good=True, bad=False)
+    [(version, reason, numbers)] = trial.release.quarantined
+    assert version == CANARY
+    assert reason == "worse than stable: metric 0.000 against 1.000"
+    assert numbers["metric"]["high"] <= 0
+
+
+async def test_of_a_metric_less_may_be_better(tmp_path: Path) -> None:
+    trial = await judged_by_metric(tmp_path, good=True, bad=False, higher_is_better=False)
+    assert (trial.release.promoted, trial.release.quarantined) == ([CANARY], [])
+
+
+async def test_numbers_are_compared_by_rank(tmp_path: Path) -> None:
+    """So that a value of a billion is no more than the best."""
+    trial = await judged_by_metric(tmp_path, good=3.5, bad=999_999_999.0)
+    assert trial.release.promoted == [CANARY]
+    worse = await judged_by_metric(
+        tmp_path / "seconds", good=3.5, bad=999_999_999.0, higher_is_better=False
+    )
+    [(_, reason, _)] = worse.release.quarantined
+    assert reason.startswith("worse than stable: metric 0.000 against")
+
+
+async def test_numbers_sent_under_the_name_of_a_boolean_are_not_compared(tmp_path: Path) -> None:
+    trial = await judged_by_metric(tmp_path, good=True, bad=-1e8)
+    assert trial.canary.version == CANARY, "nothing was measured of the canary"
+    assert (trial.release.promoted, trial.release.quarantined) == ([], [])
+
+
 async def test_one_that_users_vote_down_is_rolled_back(trial: Trial) -> None:
     await started(trial)
     for user in everybody(40):
