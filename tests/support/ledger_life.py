@@ -46,6 +46,7 @@ from tuneloop.learner.ledger.reports import (
     evaluations,
     export,
     feedback,
+    metric_sums,
     rater_votes,
     traffic,
 )
@@ -229,6 +230,10 @@ def everything(ledger: Database) -> dict[str, Any]:
     }
     answers |= {
         "arms": by_user(canary_traffic.thumbs(ledger, [0, 1], 0.0)),
+        "arms' metric": canary_traffic.measured(
+            ledger, "task_solved", canary=1, stable=0, since=0.0
+        ),
+        "metric by version": metric_sums.metric_sums(ledger, "seconds", 0),
         "arms' rewards": by_user(canary_traffic.rewards(ledger, [0, 1], 0.0)),
         "earlier rewards": sorted(canary_traffic.earlier_rewards(ledger, 0, 1e12)),
         "what alarms see": alarm_figures.seen(ledger, least=1, window=9),

@@ -7,6 +7,7 @@
 | kl | the newest figure of KL to the base model is above its limit |
 | length | answers are `length_ratio` times longer or shorter than before, by three standard errors |
 | repetition | the share of repeated 4-grams is up by `repetition`, by three standard errors |
+| metric | the metric of that name is worse than on the anchor version: see `metric_fall` |
 
 Three standard errors, since alarms are checked again and again: one check is wrong by chance once in
 700 times on either side. Figures of fewer than `least` answers or thumbs raise nothing.
@@ -16,10 +17,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tuneloop.learner.guards.metric_fall import MetricFall
 from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.stats.intervals import Sums
 
-NAMES = ("reward_hacking", "dominant_user", "kl", "length", "repetition")
+NAMES = ("reward_hacking", "dominant_user", "kl", "length", "repetition", "metric")
 ERRORS = 3.0
 LEAST_USERS = 3
 
@@ -45,6 +47,8 @@ class Seen:
     thumbs_by_user: Mapping[str, int] = field(default_factory=dict)
     """How many of the latest thumbs each user gave."""
     kl: float | None = None
+    metric: MetricFall | None = None
+    """None without a metric to watch, or with too few values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +68,7 @@ def alarms(seen: Seen, settings: GuardSettings) -> list[Alarm]:
         runaway_kl(seen.kl, settings.kl),
         runaway_length(seen.newest.length, seen.before.length, settings),
         runaway_repetition(seen.newest.repetition, seen.before.repetition, settings),
+        fallen_metric(seen.metric, settings.metric_margin),
     )
     return [alarm for alarm in found if alarm is not None]
 
@@ -124,6 +129,18 @@ def runaway_repetition(newest: Sums, before: Sums, settings: GuardSettings) -> A
         return None
     numbers = {"repetition": newest.mean, "repetition_before": before.mean}
     return Alarm(name="repetition", numbers=numbers)
+
+
+def fallen_metric(fall: MetricFall | None, borne: float) -> Alarm | None:
+    """Check whether a metric is worse by more than is borne, and by more than chance."""
+    if fall is None or fall.worse - fall.margin <= borne:
+        return None
+    numbers = {
+        "mean": fall.recent.mean,
+        "mean_at_anchor": fall.anchor.mean,
+        "worse_by_at_least": fall.worse - fall.margin,
+    }
+    return Alarm(name="metric", numbers=numbers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
 """Settings of the guards: TUNELOOP_LEARNER_GUARDS__…."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from tuneloop.feedback import METRIC_NAME
 
 
 class GuardSettings(BaseModel):
@@ -53,3 +55,26 @@ class GuardSettings(BaseModel):
     hold: bool = Field(
         default=False, description="whether new versions stay candidates while there is an alarm"
     )
+    metric: str = Field(
+        default="",
+        description="name of a metric that holds new versions, whatever hold says, while the "
+        "versions that serve are shown to be worse at it than the anchor; empty: none",
+    )
+    metric_higher_is_better: bool = Field(
+        default=True, description="whether a higher value of the metric is better"
+    )
+    metric_anchor: int = Field(
+        default=0, ge=0, description="version that the metric is compared with"
+    )
+    metric_margin: float = Field(
+        default=0.0,
+        ge=0,
+        description="how much worse than the anchor is borne, in the unit of the metric",
+    )
+
+    @field_validator("metric")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if value and METRIC_NAME.fullmatch(value) is None:
+            raise ValueError(f"{value!r} is no name of a metric")
+        return value

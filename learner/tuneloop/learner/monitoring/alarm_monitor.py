@@ -13,6 +13,7 @@ from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.reports import alarm_figures
 from tuneloop.learner.ledger.reports import alarms as ledger_alarms
 from tuneloop.learner.ledger.reports.alarms import Raised
+from tuneloop.learner.ledger.reports.metric_sums import fall_of_metric
 
 logger = logging.getLogger("tuneloop.learner.monitoring")
 
@@ -38,13 +39,22 @@ class AlarmMonitor:
 
     @property
     def holding(self) -> str:
-        """The alarm that keeps new versions candidates; empty if none does."""
-        return self.raised[0].name if self._settings.hold and self.raised else ""
+        """The alarm that keeps new versions candidates; empty if none does.
+
+        A fallen metric does so by itself: it is only watched where somebody named it.
+        """
+        holding = [a.name for a in self.raised if self._settings.hold or a.name == "metric"]
+        return holding[0] if holding else ""
 
     def check_alarms(self) -> None:
         """Check the alarms once; log the new ones and those that ended."""
         settings = self._settings
-        seen = alarm_figures.seen(self._database, least=settings.least, window=settings.window)
+        seen = alarm_figures.seen(
+            self._database,
+            least=settings.least,
+            window=settings.window,
+            metric=fall_of_metric(self._database, settings),
+        )
         raised, new, ended = ledger_alarms.record_alarms(
             self._database, alarms(seen, settings), self._clock()
         )

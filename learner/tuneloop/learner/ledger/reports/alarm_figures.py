@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import case, func, select
 
 from tuneloop.learner.guards.alarms import Figures, Seen
+from tuneloop.learner.guards.metric_fall import MetricFall
 from tuneloop.learner.ledger.accounting import steps
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.reports import evaluations
@@ -23,7 +24,7 @@ ANSWERS = 128
 """The number of latest answers whose repetition is computed, for either set of versions."""
 
 
-def seen(database: Database, *, least: int, window: int) -> Seen:
+def seen(database: Database, *, least: int, window: int, metric: MetricFall | None = None) -> Seen:
     """Read all figures that alarms check.
 
     The newest versions are as many as have `least` thumbs and answers together, so that a version
@@ -35,6 +36,7 @@ def seen(database: Database, *, least: int, window: int) -> Seen:
         before=_figures(database, before),
         thumbs_by_user=thumbs_by_user(database, window),
         kl=_kl(database),
+        metric=metric,
     )
 
 
