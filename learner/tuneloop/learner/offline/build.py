@@ -9,10 +9,13 @@ import numpy as np
 import torch
 
 from tuneloop.errors import InvalidRequest, SettingsError
+from tuneloop.learner.abilities.exam import AbilityExam
+from tuneloop.learner.abilities.suite import load_suite
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.models.sampling import Sampler
 from tuneloop.learner.models.world import ALONE, World
 from tuneloop.learner.offline.export import write_version
+from tuneloop.learner.offline.run.ability_watch import AbilityWatch
 from tuneloop.learner.offline.run.checkpoints import identity_of
 from tuneloop.learner.offline.run.console import Console
 from tuneloop.learner.offline.run.folder import RunFolder
@@ -44,6 +47,7 @@ def build_run(inputs: RunInputs, folder: RunFolder, world: World = ALONE) -> Run
     note = f", {inputs.dropped} rows left out as too long" if inputs.dropped else ""
     console.line(f"{len(inputs.samples)} samples{note}; loading {inputs.model_name}")
     trainer, source = trainer_and_source(inputs, folder, console, world)
+    abilities = ability_watch(inputs, trainer, folder, console)
     adapter = inputs.facts.trains_policy and inputs.settings.trainer.kind is WeightsKind.LORA
     return Run(
         title=f"{inputs.algorithm} {inputs.model_name}",
@@ -58,6 +62,29 @@ def build_run(inputs: RunInputs, folder: RunFolder, world: World = ALONE) -> Run
         ),
         console=console,
         write_version=lambda out: write_version(trainer, inputs.model, out, adapter=adapter),
+        abilities=abilities,
+    )
+
+
+def ability_watch(
+    inputs: RunInputs, trainer: Trainer, folder: RunFolder, console: Console
+) -> AbilityWatch | None:
+    """Return what asks the policy the suites of the settings; None where none is to be asked.
+
+    Raises `InvalidRequest` for a suite with an item that is wrong or does not fit the model.
+    """
+    run = inputs.settings.run
+    if run.abilities is None or not isinstance(trainer, PolicyTrainer):
+        return None
+    suite = load_suite([name.strip() for name in run.abilities.split(",")])
+    return AbilityWatch(
+        AbilityExam(suite, inputs.model),
+        trainer,
+        path=folder.abilities,
+        best=folder.unspoilt,
+        console=console,
+        every=run.ability_steps,
+        stops=run.stop_at_ability_drop,
     )
 
 

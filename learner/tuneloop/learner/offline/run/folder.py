@@ -3,6 +3,8 @@
 settings.json     what decides the result; a run resumes only with the same
 checkpoints/      to resume from
 metrics.jsonl     a line for each step
+abilities.jsonl   what the ability suite found, a line for each asking
+unspoilt/         the last state without a drop in abilities, where the run stops at one
 verdicts.jsonl    what a judge said; kept by --restart
 tensorboard/      the same for TensorBoard
 curves.png        the same as a picture
@@ -23,10 +25,19 @@ from typing import Any
 from tuneloop.errors import FailedPrecondition
 from tuneloop.files import write_file
 
-FOLDERS = ("checkpoints", "tensorboard", "adapter", "grown", "version", "version.partial")
+FOLDERS = (
+    "checkpoints",
+    "unspoilt",
+    "tensorboard",
+    "adapter",
+    "grown",
+    "version",
+    "version.partial",
+)
 FILES = (
     "settings.json",
     "metrics.jsonl",
+    "abilities.jsonl",
     "curves.png",
     "run.json",
     "*.safetensors",
@@ -54,6 +65,8 @@ class RunFolder:
         self.tensorboard = self.root / "tensorboard"
         self.curves = self.root / "curves.png"
         self.grown = self.root / "grown"
+        self.abilities = self.root / "abilities.jsonl"
+        self.unspoilt = self.root / "unspoilt"
         self.reference = self.checkpoints / "reference.safetensors"
         self.verdicts = self.root / "verdicts.jsonl"
         self.adapter = self.root / "adapter"

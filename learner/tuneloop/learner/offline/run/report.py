@@ -59,6 +59,14 @@ def print_summary(summary: Mapping[str, Any], output: str) -> None:
         table.add_row(name, f"{pair['first']:.4g}", f"{pair['last']:.4g}")
     console = Console()
     console.print(table)
+    for row in summary.get("abilities", [])[-1:]:
+        if (change := row["change"]) is not None:
+            of = change["value"]
+            console.print(
+                f"ability suite: {row['figures']['value']:.3f}, changed by {of['difference']:+.3f} "
+                f"({of['low']:+.3f} to {of['high']:+.3f})",
+                highlight=False,
+            )
     megabytes = summary["peak_memory_bytes"] / 1e6
     console.print(
         f"{summary['step']} steps ({summary['skipped']} skipped), {summary['tokens']} completion "
@@ -74,6 +82,7 @@ SHOWN = (
     "accuracy",
     "preference_accuracy",
     "kl",
+    "ability_value",
     "completion_length",
     "stopped_fraction",
     "chosen_margin",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.learner.files import write_folder
+from tuneloop.learner.offline.run.ability_watch import AbilityWatch
 from tuneloop.learner.offline.run.checkpoints import CheckpointManager, RunProgress
 from tuneloop.learner.offline.run.console import Console
 from tuneloop.learner.offline.run.folder import RunFolder, write_json
@@ -45,8 +46,10 @@ class Run:
         pace: SaveSchedule,
         console: Console,
         write_version: Callable[[Path], None],
+        abilities: AbilityWatch | None = None,
     ) -> None:
         """`write_version` writes the finished version's files into an empty folder."""
+        self._abilities = abilities
         self._title = title
         self._folder = folder
         self._identity = identity
@@ -67,16 +70,29 @@ class Run:
     def go(self) -> dict[str, Any] | None:
         """Train to the end; the summary, or None when the user stopped it (it can be resumed)."""
         self._resume()
+        if self._abilities is not None:
+            self._abilities.begin(self._progress.step)
         with stop_asked() as stopping:
             finished = self._learn(stopping)
         if not finished:
             return None
+        if self._abilities is not None:
+            self._end_abilities(self._abilities)
         self._write_version()
         figures = read_figures(self._folder.metrics)
         draw(figures, self._folder.curves, title=self._title)
         summary = summarize(self._identity, self._progress, figures, self._weights())
+        if self._abilities is not None:
+            summary["abilities"] = self._abilities.document()
         write_json(self._folder.summary, summary)
         return summary
+
+    def _end_abilities(self, abilities: AbilityWatch) -> None:
+        """Ask the suite a last time; after a drop, where that is wanted, go back to before it."""
+        abilities.ask(self._progress.step)
+        if abilities.ends_run:
+            step = abilities.restore_best()
+            self._console.line(f"stopped at a drop in abilities; the version is of step {step}")
 
     def _resume(self) -> None:
         self._progress = self._checkpoints.restore(self._trainer, self._console.line)
@@ -111,7 +127,9 @@ class Run:
     def _take(self, step: int, metrics_log: MetricsLog) -> bool:
         """Take one step; return False when there is none left."""
         started = time.perf_counter()
-        train_step = None if step >= self._total else self._source.train_step(step)
+        dropped = self._abilities is not None and self._abilities.ends_run
+        over = step >= self._total or dropped
+        train_step = None if over else self._source.train_step(step)
         if train_step is None:
             return False
         result = self._trainer.step(train_step.samples)
@@ -123,6 +141,8 @@ class Run:
             "epoch": train_step.epoch,
             "seconds": seconds,
         }
+        if self._abilities is not None and self._abilities.due(step + 1, self._total):
+            figures.update(self._abilities.ask(step + 1))
         metrics_log.write(step + 1, figures)
         if result.skipped:
             self._console.line(f"step {step + 1} left the weights as they were: {result.reason}")

@@ -44,7 +44,7 @@ OWN_OPTIONS = {
     "resume_warmup_steps": "a resumed run continues as if it had not been interrupted",
 }
 """Settings of the trainers that are not for `--set`, and what is or why."""
-HARMLESS = {"save_steps", "save_total_limit", "logging_steps"}
+HARMLESS = {"save_steps", "save_total_limit", "logging_steps", "abilities", "ability_steps"}
 """These may change between the starts of one run."""
 
 
@@ -84,6 +84,13 @@ class RunSettings:
     """With `rest`: the share of completions the first improve step leaves out."""
     threshold_end: float = 0.75
     """With `rest`: the share the last one leaves out."""
+    abilities: str | None = "builtin"
+    """The ability suites that the policy is asked before and after, separated by commas; `none`
+    asks nothing."""
+    ability_steps: int = 50
+    """Steps between further askings; 0 for none."""
+    stop_at_ability_drop: bool = False
+    """Whether a clear drop ends the run, with the last weights that had not dropped."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -99,6 +106,13 @@ class RunSettings:
             "improve_steps",
         ):
             require(getattr(self, name) >= 1, name, "1 or more")
+        require(self.ability_steps >= 0, "ability_steps", "0 or more")
+        asked = self.abilities is not None and self.ability_steps > 0
+        require(
+            asked or not self.stop_at_ability_drop,
+            "stop_at_ability_drop",
+            "false, unless the suite is asked every ability_steps",
+        )
         require(self.max_steps is None or self.max_steps >= 1, "max_steps", "1 or more")
         require(self.temperature > 0, "temperature", "greater than 0")
         rising = 0 <= self.threshold_start <= self.threshold_end < 1
