@@ -237,7 +237,9 @@ class RewardTrainerSettings:
     """
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = field(default=4.0, metadata={BEFORE: 1.0})
+    """Leaves room for the factor, up to 4, that a rare class of thumbs has: in batches of one a
+    lower clip would cut it off again."""
     warmup_steps: int = 0
     resume_warmup_steps: int = 0
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
