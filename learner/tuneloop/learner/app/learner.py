@@ -4,12 +4,19 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.learner.app.models import describe_base_models, join_ranks, make_training_runs
-from tuneloop.learner.app.release import end_left_over, make_canary, make_gate, make_local_answers
+from tuneloop.learner.app.release import (
+    BeforePublishing,
+    before_publishing,
+    end_left_over,
+    make_canary,
+    make_gate,
+    make_local_answers,
+    make_scorer,
+)
 from tuneloop.learner.batching.batch import Batcher
 from tuneloop.learner.clients.generation import GenerationClient
 from tuneloop.learner.files import fingerprint
@@ -42,9 +49,6 @@ from tuneloop.rpc.server import Server
 from tuneloop.weights.filesystem import FilesystemStore
 from tuneloop.weights.signing import Signer, Verifier
 
-if TYPE_CHECKING:
-    from tuneloop.learner.release.gate.local_answers import LocalAnswers
-
 logger = logging.getLogger("tuneloop.learner.app")
 
 
@@ -64,6 +68,8 @@ class Learner:
     """A canary of an earlier run, if canaries are off now."""
     expiry: Expiry
     watch: AlarmMonitor
+    scoring: asyncio.Future[None] | None
+    """Scores version 0 on the gate's suites, if it has not been."""
     dismiss: Callable[[], Awaitable[None]]
     """Lets the other ranks end; nothing can be trained after that."""
 
@@ -106,8 +112,10 @@ async def assemble(settings: LearnerSettings) -> Learner:
     prompts, questions = await asyncio.to_thread(load_own_prompts, settings, database)
     trainer = training_runs[0][0].trainer
     local_answers = await asyncio.to_thread(make_local_answers, settings, questions, trainer)
+    scorer = await asyncio.to_thread(make_scorer, settings, trainer)
+    ask = before_publishing(local_answers, scorer)
     publisher = make_publisher(
-        settings, database, base_models, local_answers, bus=bus, store=store, release=release
+        settings, database, base_models, ask, bus=bus, store=store, release=release
     )
     loop = make_loop(settings, training_runs, publisher, database=database, bus=bus, worker=worker)
     canary = make_canary(settings, bus=bus, database=database, release=release)
@@ -144,6 +152,8 @@ async def assemble(settings: LearnerSettings) -> Learner:
         left_over=None if settings.release == "gate+canary" else canary,
         expiry=expiry,
         watch=watch,
+        # In the queue before any checkpoint is restored: the trainer still is version 0.
+        scoring=asyncio.ensure_future(worker.run(scorer.score_base)) if scorer else None,
         dismiss=lambda: worker.run(world.dismiss),
     )
 
@@ -207,7 +217,7 @@ def make_publisher(
     settings: LearnerSettings,
     database: Database,
     base_models: Mapping[str, BaseModel],
-    local_answers: "LocalAnswers | None",
+    ask: BeforePublishing,
     *,
     bus: Bus,
     store: FilesystemStore,
@@ -222,7 +232,7 @@ def make_publisher(
         outbox=settings.data_dir / "outbox",
         base_models=base_models,
         trained_with=trained_with(settings),
-        before_publishing=None if local_answers is None else local_answers.save_answers,
+        before_publishing=ask,
     )
 
 

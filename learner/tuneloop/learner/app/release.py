@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from tuneloop.bus import Bus
-from tuneloop.errors import TuneloopError
+from tuneloop.errors import SettingsError, TuneloopError
 from tuneloop.learner.clients.generation import GenerationClient
 from tuneloop.learner.clients.reward import RewardClient
+from tuneloop.learner.ledger.accounting import decisions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.loop import Loop
 from tuneloop.learner.model_thread import ModelThread
@@ -17,6 +19,7 @@ from tuneloop.learner.release.gate.controller import CanaryTrial, GateController
 from tuneloop.learner.release.gate.evaluator import CandidateEvaluator
 from tuneloop.learner.release.gate.local_answers import LocalAnswers
 from tuneloop.learner.release.gate.prompts import GatePrompts
+from tuneloop.learner.release.gate.suites import KeptScores
 from tuneloop.learner.release.gate.weight_delta import BaseDistance
 from tuneloop.learner.release.promotion import Promotion
 from tuneloop.learner.samples import ModelRole, TokenSequence
@@ -28,6 +31,9 @@ from tuneloop.weights.store import WeightStore
 
 if TYPE_CHECKING:
     from tuneloop.learner.release.gate.local_answers import LocalAnswers
+    from tuneloop.learner.release.gate.scoring import SuiteScorer
+
+BeforePublishing: TypeAlias = Callable[[int, Path], None]
 
 
 def make_gate(
@@ -67,6 +73,8 @@ def make_gate(
             questions=questions,
             reference_logprobs=reference_logprobs,
             local_answers=local_answers,
+            suites=kept_scores(settings) if has_suites(settings) else None,
+            examined=lambda: decisions.count(database, ModelRole.POLICY, "gate", ("pass", "fail")),
             settings=settings.gate,
         ),
         settings=settings.gate,
@@ -93,6 +101,72 @@ def make_local_answers(
         [row.asked.token_ids for row in questions.rows],
         settings.gate.max_tokens,
     )
+
+
+def has_suites(settings: LearnerSettings) -> bool:
+    """Return whether there is a gate that scores suites."""
+    gate = settings.gate
+    some = gate.abilities or gate.suites or gate.lm_eval_tasks
+    return bool(some) and settings.release in ("gate", "gate+canary")
+
+
+def kept_scores(settings: LearnerSettings) -> KeptScores:
+    """Return where the versions' scores are."""
+    return KeptScores(settings.data_dir / "suites")
+
+
+def make_scorer(settings: LearnerSettings, trainer: Trainer) -> "SuiteScorer | None":
+    """Build what scores the suites; None if nothing is scored. Raises `SettingsError`."""
+    if not has_suites(settings):
+        return None
+    # These import torch.
+    from tuneloop.learner.abilities.exam import AbilityExam
+    from tuneloop.learner.abilities.suite import BUILTIN, load_suite
+    from tuneloop.learner.release.gate.lm_eval import LmEvalTasks
+    from tuneloop.learner.release.gate.scoring import SuiteScorer
+    from tuneloop.learner.trainer.policy import PolicyTrainer
+
+    if not isinstance(trainer, PolicyTrainer):
+        raise AssertionError("the policy's trainer can be scored")
+    gate = settings.gate
+    files = {"abilities": BUILTIN} if gate.abilities else {}
+    for path in gate.suites:
+        if path.stem in files:
+            raise SettingsError(
+                f"gate: suites: {path}: there is a suite {path.stem} already; rename the file",
+                param="gate",
+            )
+        files[path.stem] = str(path)
+    try:
+        exams = {
+            name: AbilityExam(load_suite([file]), settings.model) for name, file in files.items()
+        }
+    except TuneloopError as error:
+        raise SettingsError(f"gate: suites: {error.message}", param="gate") from error
+    lm_eval = None
+    if gate.lm_eval_tasks:
+        lm_eval = LmEvalTasks(
+            tasks=gate.lm_eval_tasks,
+            limit=gate.lm_eval_limit,
+            base=settings.model,
+            kind=settings.weights_kind,
+            device=settings.torch_device,
+        )
+    return SuiteScorer(exams=exams, trainer=trainer, kept=kept_scores(settings), lm_eval=lm_eval)
+
+
+def before_publishing(
+    local_answers: "LocalAnswers | None", scorer: "SuiteScorer | None"
+) -> BeforePublishing:
+    """Return what is asked of the trainer about a version while it is saved."""
+
+    def ask(version: int, folder: Path) -> None:
+        if local_answers is not None:
+            local_answers.save_answers(version)
+        if scorer is not None:
+            scorer.save_scores(version, folder)
+
+    return ask
 
 
 logger = logging.getLogger("tuneloop.learner.app")

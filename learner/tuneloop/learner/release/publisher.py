@@ -64,12 +64,13 @@ class Publisher:
         outbox: Path,
         base_models: Mapping[str, BaseModel],
         trained_with: Mapping[str, str] = MappingProxyType({}),
-        before_publishing: Callable[[int], None] | None = None,
+        before_publishing: Callable[[int, Path], None] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`trained_with` has the settings of each model's training, as JSON.
 
-        `before_publishing` is called with a version of the policy whose weights were just saved.
+        `before_publishing` is called with a version of the policy whose weights were just saved,
+        and their folder.
         """
         self._bus = bus
         self._store = store
@@ -128,7 +129,7 @@ class Publisher:
         )
         if training_run.model == ModelRole.POLICY and self._before_publishing is not None:
             # First, so that every recorded version can be examined.
-            self._before_publishing(version)
+            self._before_publishing(version, folder)
         versions.add_version(
             self._database,
             model=training_run.model,

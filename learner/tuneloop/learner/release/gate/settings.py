@@ -28,11 +28,14 @@ class GateSettings(BaseModel):
         default=100, ge=2, description="documents of each of those tasks, at most"
     )
     suite_margin: float = Field(
-        default=0.02,
+        default=0.03,
         ge=0,
         description="loss of a suite's mean that is borne, as a share of the standard deviation of "
         "version 0's values between items: a candidate fails when the whole interval against the "
-        "stable version, or against version 0, lies below minus this",
+        "stable version lies below minus this",
+    )
+    suite_drift: float = Field(
+        default=0.1, ge=0, description="the same against version 0, for all versions together"
     )
     prompts: int = Field(
         default=12,

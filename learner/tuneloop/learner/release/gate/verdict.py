@@ -49,11 +49,15 @@ def _of_weights(examined: GateMeasurements, settings: GateSettings) -> Iterator[
 
 def _of_suites(examined: GateMeasurements, settings: GateSettings) -> Iterator[str]:
     for compared in examined.suites:
-        borne = settings.suite_margin * compared.spread
-        for against, found in (
-            (f"version {examined.stable_version}, the stable one", compared.stable),
-            ("version 0", compared.anchor),
+        for against, found, margin in (
+            (
+                f"version {examined.stable_version}, the stable one",
+                compared.stable,
+                settings.suite_margin,
+            ),
+            ("version 0", compared.anchor, settings.suite_drift),
         ):
+            borne = margin * compared.spread
             if found is not None and not is_borne(found, borne):
                 yield (
                     f"{compared.suite} fell by {-found.difference:.3g} from {against} "

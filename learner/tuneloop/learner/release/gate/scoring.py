@@ -1,0 +1,154 @@
+"""Score the suites while a version is saved, by the trainer's own weights: no sampling service.
+
+Every item is scored by teacher forcing. A part of the items, another one for each of `ROTATIONS`
+versions in turn, is also answered greedily, since a model may rank the right answer first and say
+something else. Version 0 is scored before the trainer has changed, and later on what it lacks.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from tuneloop.errors import TuneloopError
+from tuneloop.learner import metrics
+from tuneloop.learner.abilities.exam import AbilityExam, Examinee, HasReference, ReferenceExaminee
+from tuneloop.learner.abilities.scores import AbilityScores
+from tuneloop.learner.abilities.suite import AbilityItem
+from tuneloop.learner.release.gate.suites import KeptScores, SuiteScores
+from tuneloop.learner.samples import SampledAnswer, TokenSequence
+
+if TYPE_CHECKING:
+    from tuneloop.learner.release.gate.lm_eval import LmEvalTasks
+
+logger = logging.getLogger("tuneloop.learner.release")
+
+ROTATIONS = 5
+ANSWERS = " (answers)"
+"""Ends the name of the suite of greedy answers: right is 1, wrong is 0."""
+
+
+class ScoredTrainer(Examinee, HasReference, Protocol):
+    """The policy's trainer."""
+
+
+class SuiteScorer:
+    """Scores each version, and version 0, on the suites."""
+
+    def __init__(
+        self,
+        *,
+        exams: Mapping[str, AbilityExam],
+        trainer: ScoredTrainer,
+        kept: KeptScores,
+        lm_eval: "LmEvalTasks | None" = None,
+    ) -> None:
+        """`exams` are the suites by name."""
+        self._exams = exams
+        self._trainer = trainer
+        self._kept = kept
+        self._lm_eval = lm_eval
+        self._names = {
+            item.id: f"{item.kind}: {_question(item)} [{item.id[:6]}]"
+            for exam in exams.values()
+            for item in exam.suite.items
+        }
+
+    def score_base(self) -> None:
+        """Score version 0 on the items it lacks. Call this before a checkpoint is restored.
+
+        The trainer still is version 0 then. Blocks, in the trainer's thread.
+        """
+        known = dict(self._kept.of_version(0) or {})
+        lacking = {
+            name: exam
+            for name, exam in self._exams.items()
+            if not all(self._names[item.id] in known.get(name, {}) for item in exam.suite.items)
+        }
+        try:
+            for name, exam in lacking.items():
+                known[name] = self._forced(exam.score(self._trainer, sampled_items=0))
+        except (RuntimeError, ValueError, TuneloopError) as error:
+            logger.error("version 0 could not be scored on the suites: %s", error)
+            return
+        if lacking:
+            self._kept.save(0, known)
+
+    def save_scores(self, version: int, folder: Path) -> None:
+        """Save what the trainer's weights score, as those of `version`, which `folder` holds.
+
+        Blocks, in the trainer's thread. A version that could not be scored is published all the
+        same, and the gate holds it.
+        """
+        started = time.perf_counter()
+        try:
+            scores = dict(self._scores_of(self._trainer, version))
+            if self._lm_eval is not None:
+                scores |= self._lm_eval.scores(folder)
+            self._complete_base(scores, version)
+            self._kept.save(version, scores)
+        except (RuntimeError, ValueError, TuneloopError) as error:
+            logger.error("version %d could not be scored on the suites: %s", version, error)
+            return
+        metrics.suite_seconds.observe(time.perf_counter() - started)
+
+    def _complete_base(self, scores: SuiteScores, version: int) -> None:
+        """Score version 0 on whatever of `scores` it has not been scored on yet."""
+        known = {name: dict(values) for name, values in (self._kept.of_version(0) or {}).items()}
+        lacking = {
+            name
+            for name, values in scores.items()
+            if not values.keys() <= known.get(name, {}).keys()
+        }
+        if not lacking:
+            return
+        base = ReferenceExaminee(self._trainer)
+        forced = lacking & self._exams.keys()
+        found = dict(self._scores_of(base if forced else AnswersOnly(base), version))
+        if self._lm_eval is not None and not lacking <= found.keys():
+            found |= self._lm_eval.scores(None)
+        for name in lacking:
+            known[name] = {**known.get(name, {}), **found[name]}
+        self._kept.save(0, known)
+
+    def _scores_of(
+        self, examinee: Examinee, version: int
+    ) -> Iterator[tuple[str, Mapping[str, float]]]:
+        for name, exam in self._exams.items():
+            found = exam.score(examinee, rotation=version % ROTATIONS)
+            yield name, self._forced(found)
+            if answers := self._answers(found):
+                yield name + ANSWERS, answers
+
+    def _forced(self, found: AbilityScores) -> dict[str, float]:
+        return {self._names[item.id]: item.value(sampled=False) for item in found.items}
+
+    def _answers(self, found: AbilityScores) -> dict[str, float]:
+        return {
+            self._names[item.id]: float(item.is_right)
+            for item in found.items
+            if item.is_right is not None
+        }
+
+
+class AnswersOnly:
+    """An examinee that answers, and whose forced scores are known already."""
+
+    def __init__(self, examinee: Examinee) -> None:
+        self._examinee = examinee
+
+    def logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        """Return zeros: nobody reads them."""
+        return [(0.0,) * len(sequence.completion_token_ids) for sequence in sequences]
+
+    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
+        """See `Examinee.answers`."""
+        return self._examinee.answers(prompts, max_tokens)
+
+
+def _question(item: AbilityItem) -> str:
+    """Return the beginning of what an item asks."""
+    text = item.prompt if isinstance(item.prompt, str) else item.prompt[-1].content
+    short = " ".join(text.split())
+    return short if len(short) <= 48 else f"{short[:47]}…"

@@ -1,0 +1,174 @@
+"""Suites are scored by the trainer when a version is saved; lm-eval's tasks count like suites."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tuneloop.errors import SettingsError
+from tuneloop.learner.abilities.exam import AbilityExam
+from tuneloop.learner.abilities.suite import load_suite
+from tuneloop.learner.release.gate.lm_eval import LmEvalTasks, values_of
+from tuneloop.learner.release.gate.scoring import ROTATIONS, SuiteScorer
+from tuneloop.learner.release.gate.suites import KeptScores
+from tuneloop.learner.samples import SampledAnswer, TokenSequence
+from tuneloop.policies import WeightsKind
+
+ITEMS = [
+    {"prompt": f"What is {n} plus 1?", "choices": [str(n + 1), "none"], "answer": 0, "kind": "sums"}
+    for n in range(60)
+]
+
+
+class Trainer:
+    """Every token has the same log-prob; the reference policy's is -1."""
+
+    def __init__(self, logprob: float) -> None:
+        self.logprob = logprob
+        self.forced = self.reference_forced = 0
+        self.fails = False
+
+    def logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        if self.fails:
+            raise RuntimeError("out of memory")
+        self.forced += 1
+        return [(self.logprob,) * len(s.completion_token_ids) for s in sequences]
+
+    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
+        return [SampledAnswer(text="no", token_ids=(5,), logprobs=(-0.1,))] * len(prompts)
+
+    def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        self.reference_forced += 1
+        return [(-1.0,) * len(s.completion_token_ids) for s in sequences]
+
+    def reference_answers(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int
+    ) -> list[SampledAnswer]:
+        return [SampledAnswer(text="3, 5 or 40", token_ids=(5,), logprobs=(-0.1,))] * len(prompts)
+
+
+def make_scorer(tiny_policy: Path, folder: Path, trainer: Trainer) -> SuiteScorer:
+    file = folder / "sums.jsonl"
+    file.write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
+    exam = AbilityExam(load_suite([str(file)]), tiny_policy)
+    return SuiteScorer(exams={"sums": exam}, trainer=trainer, kept=KeptScores(folder / "suites"))
+
+
+def test_a_version_and_version_0_are_scored(tiny_policy: Path, tmp_path: Path) -> None:
+    trainer = Trainer(-2.0)
+    scorer, kept = make_scorer(tiny_policy, tmp_path, trainer), KeptScores(tmp_path / "suites")
+    scorer.save_scores(1, tmp_path)
+    scores, base = kept.of_version(1), kept.of_version(0)
+    assert scores is not None
+    assert base is not None
+    assert list(scores) == ["sums", "sums (answers)"]
+    assert scores["sums"].keys() == base["sums"].keys()
+    assert len(scores["sums"]) == len(ITEMS)
+    first = next(iter(scores["sums"]))
+    assert first.startswith("sums: What is 0 plus 1? [")
+    assert scores["sums"][first] < base["sums"][first]
+    assert set(scores["sums (answers)"].values()) == {0.0}
+    assert scores["sums (answers)"].keys() == base["sums (answers)"].keys()
+    # Nothing of version 0 is computed twice, and in the end all of it was answered.
+    scorer.save_scores(1 + ROTATIONS, tmp_path)
+    assert (trainer.forced, trainer.reference_forced) == (2, 1)
+    for version in range(2, 1 + ROTATIONS):
+        scorer.save_scores(version, tmp_path)
+    assert trainer.reference_forced == 1
+    base = kept.of_version(0)
+    assert base is not None
+    assert base["sums (answers)"].keys() == base["sums"].keys()
+    right = sorted(item.partition(" [")[0] for item, v in base["sums (answers)"].items() if v)
+    assert right == [f"sums: What is {n} plus 1?" for n in (2, 39, 4)]
+
+
+def test_version_0_is_scored_by_a_trainer_that_has_not_changed(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    trainer = Trainer(-1.0)
+    scorer, kept = make_scorer(tiny_policy, tmp_path, trainer), KeptScores(tmp_path / "suites")
+    scorer.score_base()
+    scorer.score_base()
+    assert (trainer.forced, trainer.reference_forced) == (1, 0)
+    base = kept.of_version(0)
+    assert base is not None
+    scorer.save_scores(1, tmp_path)
+    assert trainer.reference_forced == 0
+    scores, base = kept.of_version(1), kept.of_version(0)
+    assert scores is not None
+    assert base is not None
+    assert scores["sums"] == base["sums"]
+    assert scores["sums (answers)"].keys() == base["sums (answers)"].keys()
+
+
+def test_a_version_that_cannot_be_scored_is_left_to_the_gate(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    trainer = Trainer(-2.0)
+    trainer.fails = True
+    make_scorer(tiny_policy, tmp_path, trainer).save_scores(1, tmp_path)
+    assert KeptScores(tmp_path / "suites").of_version(1) is None
+
+
+def tasks(limit: int = 2) -> LmEvalTasks:
+    return LmEvalTasks(
+        tasks=["arc_easy"],
+        limit=limit,
+        base=Path("base"),
+        kind=WeightsKind.LORA,
+        device="cpu",
+    )
+
+
+def test_without_lm_eval_its_tasks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(SettingsError, match=r"pip install 'lm-eval\[hf\]'"):
+        tasks()
+
+
+def test_tasks_run_on_the_candidate_and_on_the_base_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    # lm-eval is no dependency of the project; these are the parts of its API that are used.
+    models: list[dict[str, Any]] = []
+
+    class TaskManager:
+        def match_tasks(self, names: list[str]) -> list[str]:
+            return [name for name in names if name == "arc_easy"]
+
+    def simple_evaluate(**given: Any) -> dict[str, Any]:
+        assert (given["tasks"], given["limit"], given["log_samples"]) == (["arc_easy"], 2, True)
+        sample = {"doc_id": 0, "metrics": ["acc", "acc_norm"], "acc": 1.0, "acc_norm": 0.0}
+        return {
+            "samples": {"arc_easy": [sample, {**sample, "doc_id": 1, "acc": 0.0}]},
+            "higher_is_better": {"arc_easy": {"acc": True, "acc_norm": True}},
+        }
+
+    for name, members in {
+        "lm_eval": {},
+        "lm_eval.evaluator": {"simple_evaluate": simple_evaluate},
+        "lm_eval.models": {},
+        "lm_eval.models.huggingface": {"HFLM": lambda **given: models.append(given)},
+        "lm_eval.tasks": {"TaskManager": TaskManager},
+    }.items():
+        module = ModuleType(name)
+        module.__dict__.update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+    expected = {"lm-eval arc_easy": {"document 0": 1.0, "document 1": 0.0}}
+    assert tasks().scores(Path("version")) == expected
+    assert tasks().scores(None) == expected
+    assert [(m["pretrained"], m["peft"]) for m in models] == [("base", "version"), ("base", None)]
+    with pytest.raises(SettingsError, match="no task mmlu"):
+        LmEvalTasks(tasks=["mmlu"], limit=2, base=Path("base"), kind=WeightsKind.LORA, device="cpu")
+
+
+def test_a_document_has_the_first_metric_that_is_a_number() -> None:
+    samples = [
+        {"doc_id": 3, "metrics": ["text", "perplexity"], "text": "a", "perplexity": 7.0},
+        {"doc_id": 3, "metrics": ["perplexity"], "perplexity": 9.0},
+        {"doc_id": 4, "metrics": ["acc"], "acc": True},
+    ]
+    found = values_of(samples, {"perplexity": False})
+    assert found == {"document 3": -7.0, "document 4": 1.0}
