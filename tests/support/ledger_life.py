@@ -206,7 +206,7 @@ def everything(ledger: Database) -> dict[str, Any]:
         "next page": feedback.browse(
             ledger, "tuneloop", feedback.FeedbackFilters(), limit=9, before=with_pages[1] or "9e9.x"
         ),
-        "outstanding": prompts.outstanding(ledger, 1, 0),
+        "outstanding": prompts.outstanding(ledger, 1, {0, 1}),
         "asked": prompts.recorded(ledger, {"g1", "none"}),
         "replays": by_id(replay.replays(ledger, "kto", 2, seed="s", edit_tokens=edit_tokens)),
         "references": ref_logprobs.load_logprobs(ledger, ["key", "none"]),
@@ -215,6 +215,7 @@ def everything(ledger: Database) -> dict[str, Any]:
         "staleness": steps.staleness(ledger),
         "unpublished": steps.unpublished_steps(ledger, "policy", 0),
         "line": lineage.ancestors(ledger, "policy", 2),
+        "fresh": sorted(lineage.fresh_versions(ledger, 1)),
         "uses": lineage.uses_of(ledger, "policy", 1),
         "learned from": lineage.learned_from(ledger, "policy", 9),
         "feedback times": sorted(lineage.feedback_times(ledger, "policy", 1)),

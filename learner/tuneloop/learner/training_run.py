@@ -180,9 +180,9 @@ class TrainingRun:
         """
         formed = batcher.form(self, limit)
         self.refuse(formed.refusals)
-        for objective, oldest_allowed in formed.oldest_allowed.items():
+        for objective, fresh in formed.fresh_versions.items():
             exclude = self.uncommitted_ids(objective)
-            stale = ready.mark_stale(self._database, objective, oldest_allowed, exclude)
+            stale = ready.mark_stale(self._database, objective, fresh, exclude)
             metrics.rollouts_stale.inc(stale)
         return formed.batch
 

@@ -118,7 +118,7 @@ async def test_ppo_waits_for_a_batch_of_its_own_and_stays_out_when_off(tmp_path:
 async def test_rollouts_older_than_max_staleness_are_left_out(
     tmp_path: Path, objective: str, newest: int, learns: bool
 ) -> None:
-    """They are of version 0, and 4 versions may lie between."""
+    """They are of version 0, and 4 versions may lie between that and the newest, which serves."""
     parts = Parts(folder=tmp_path, options={"policy_gradient": objective})
     rollouts = [make_rollout(f"c{n}", group_id="g", n=8) for n in range(8)]
     recorder.record_rollouts(parts.database, rollouts, 0.0)
@@ -135,6 +135,7 @@ async def test_rollouts_older_than_max_staleness_are_left_out(
             created_time=versions.moment(0),
         )
         versions.mark_stage(parts.database, "policy", version, "released")
+    await parts.release.promote(newest, "gate")
     scores = [make_score(f"c{n}", float(n)) for n in range(8)]
     recorder.record_scores(parts.database, scores, 0.0, objective=objective)
     before = count_of("tuneloop_learner_rollouts_stale_total")

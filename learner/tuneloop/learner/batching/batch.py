@@ -29,8 +29,8 @@ class FormedBatch:
     """None while it is too early for a step."""
     refusals: Sequence[Refusal] = ()
     """Samples that can never be trained on."""
-    oldest_allowed: Mapping[str, int] = field(default_factory=dict)
-    """By objective: samples of earlier policy versions are stale."""
+    fresh_versions: Mapping[str, Collection[int]] = field(default_factory=dict)
+    """By objective: samples of other policy versions are stale."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,19 +13,19 @@ share that one user may have; `batching.trust` says how much each sample then co
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tuneloop.learner.batching.batch import Batch, BatchProgress, FormedBatch, RunProgress
 from tuneloop.learner.batching.trust import Trust
-from tuneloop.learner.ledger.accounting import versions
+from tuneloop.learner.ledger.accounting import lineage
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import groups, ready
 from tuneloop.learner.ledger.queue.build_samples import EditTokens, Sample
 from tuneloop.learner.ledger.queue.ready import Readiness, Refusal
 from tuneloop.learner.ledger.queue.replay import replays
-from tuneloop.learner.samples import JUDGED_OBJECTIVES, SCORED_OBJECTIVES, ModelRole, Objective
+from tuneloop.learner.samples import JUDGED_OBJECTIVES, SCORED_OBJECTIVES, Objective
 from tuneloop.learner.settings import LearnerSettings
 
 Clock = Callable[[], float]
@@ -79,15 +79,16 @@ class PolicyBatcher:
                     found.add(objective, self._take(run, objective, count))
             if limit is None:
                 replayed = self._add_replays(run, found.samples)
-        oldest_allowed: dict[str, int] = {}
+        fresh_versions: dict[str, Collection[int]] = {}
         for objective in SCORED_OBJECTIVES:
             if self._settings.weight_of(objective) > 0:
-                oldest_allowed[objective] = self._oldest_allowed()
-                found.add(objective, self._take_scored(run, objective, oldest_allowed[objective]))
+                recent = lineage.fresh_versions(self._database, self._settings.max_staleness)
+                fresh_versions[objective] = recent
+                found.add(objective, self._take_scored(run, objective, recent))
         return FormedBatch(
             batch=limit_batch(self._trust.add_trust(found.samples), replayed, limit),
             refusals=found.refusals,
-            oldest_allowed=oldest_allowed,
+            fresh_versions=fresh_versions,
         )
 
     def progress(self, run: RunProgress) -> list[BatchProgress]:
@@ -103,19 +104,19 @@ class PolicyBatcher:
         return found
 
     def _scored(
-        self, run: RunProgress, objective: str, oldest_allowed: int | None = None
+        self, run: RunProgress, objective: str, fresh_versions: Collection[int] | None = None
     ) -> Readiness:
         exclude = run.uncommitted_ids(objective)
         if objective == Objective.PPO:
             return ready.readiness(
-                self._database, Objective.PPO, exclude, oldest_allowed=oldest_allowed
+                self._database, Objective.PPO, exclude, fresh_versions=fresh_versions
             )
         return groups.readiness(
             self._database,
             now=self._clock(),
             wait_seconds=self._settings.group_wait_seconds,
             exclude=exclude,
-            oldest_allowed=oldest_allowed,
+            fresh_versions=fresh_versions,
         )
 
     def _readiness(self, run: RunProgress, objective: str) -> Readiness:
@@ -124,7 +125,11 @@ class PolicyBatcher:
         return ready.readiness(self._database, objective, run.uncommitted_ids(objective))
 
     def _take(
-        self, run: RunProgress, objective: str, count: int, oldest_allowed: int | None = None
+        self,
+        run: RunProgress,
+        objective: str,
+        count: int,
+        fresh_versions: Collection[int] | None = None,
     ) -> tuple[list[Sample], list[Refusal]]:
         return ready.take_samples(
             self._database,
@@ -133,7 +138,7 @@ class PolicyBatcher:
             exclude=run.uncommitted_ids(objective),
             edit_tokens=self._edit_tokens,
             of_each_user=samples_of_each_user(count, self._trust),
-            oldest_allowed=oldest_allowed,
+            fresh_versions=fresh_versions,
         )
 
     def _add_replays(self, run: RunProgress, batch: dict[str, list[Any]]) -> dict[str, list[str]]:
@@ -155,27 +160,22 @@ class PolicyBatcher:
                 added[objective] = [sample.sample_id for sample in again]
         return added
 
-    def _oldest_allowed(self) -> int:
-        return (
-            versions.newest_version(self._database, ModelRole.POLICY) - self._settings.max_staleness
-        )
-
     def _take_scored(
-        self, run: RunProgress, objective: str, oldest_allowed: int
+        self, run: RunProgress, objective: str, fresh_versions: Collection[int]
     ) -> tuple[Sequence[Sample], list[Refusal]]:
         """Return a batch of scored rollouts, once there are enough for one."""
         size = self._settings.policy_gradient_batch_size
-        if self._scored(run, objective, oldest_allowed).count < size:
+        if self._scored(run, objective, fresh_versions).count < size:
             return [], []
         if objective == Objective.PPO:
-            return self._take(run, Objective.PPO, size, oldest_allowed)
+            return self._take(run, Objective.PPO, size, fresh_versions)
         return groups.take_groups(
             self._database,
             size,
             now=self._clock(),
             wait_seconds=self._settings.group_wait_seconds,
             exclude=run.uncommitted_ids(objective),
-            oldest_allowed=oldest_allowed,
+            fresh_versions=fresh_versions,
         )
 
 

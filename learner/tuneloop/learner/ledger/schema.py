@@ -231,6 +231,7 @@ versions = Table(
     Column("activated_time", Float, nullable=True),
     Column("abandoned", Boolean, nullable=False, comment="Its steps were rolled back"),
     Column("settings", Text, nullable=False, server_default="{}", comment="JSON: of its training"),
+    Index("versions_parent", "model", "parent"),
 )
 
 promotions = Table(

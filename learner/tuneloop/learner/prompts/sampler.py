@@ -16,6 +16,7 @@ from typing import Protocol
 from tuneloop.errors import NotFound, TuneloopError
 from tuneloop.learner import metrics
 from tuneloop.learner.clients.generation import PromptRequest
+from tuneloop.learner.ledger.accounting import lineage
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import prompts as prompted
 from tuneloop.learner.ledger.reports import evaluations
@@ -187,8 +188,8 @@ class PromptSampler:
         )
 
     def _next_prompt(self, serving: int) -> PromptRequest | None:
-        oldest = max(0, serving - self._options.max_staleness)
-        waiting = prompted.outstanding(self._database, serving, oldest)
+        fresh = lineage.fresh_versions(self._database, self._options.max_staleness)
+        waiting = prompted.outstanding(self._database, serving, {serving, *fresh})
         asked = sum(name.startswith("prompt-") for name in self._asked)
         if waiting + asked >= self._options.in_flight:
             return None

@@ -7,7 +7,7 @@ from sqlalchemy import select
 from support.learner_events import make_comparison, make_rollout, make_score
 from support.learner_parts import Parts
 
-from tuneloop.learner.ledger.accounting import versions
+from tuneloop.learner.ledger.accounting import promotions, versions
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.schema import samples
 
@@ -36,13 +36,16 @@ def test_refused_and_stale_samples_are_returned_and_recorded_by_the_run(tmp_path
             manifest="{}",
             created_time=versions.moment(0),
         )
+    promotions.record_promotion(
+        parts.database, "policy", 5, previous=0, action="promote", actor="gate", now=0.0
+    )
     before = states(parts)
     formed = parts.batches.form(parts.training_run)
     assert formed.batch is None
     assert [(r.objective, r.reason) for r in formed.refusals] == [
         ("dpo", "the completions answer different prompts")
     ]
-    assert formed.oldest_allowed == {"ppo": 1}
+    assert formed.fresh_versions == {"ppo": {1, 2, 3, 4, 5}}
     assert states(parts) == before
     assert parts.training_run.next_batch(parts.batches) is None
     assert states(parts)["refused"] == 1

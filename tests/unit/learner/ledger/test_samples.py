@@ -158,9 +158,9 @@ def test_a_rollout_sampled_greedily_is_no_ppo_sample(ledger: Database) -> None:
 def test_stale_rollouts_are_taken_out_once(ledger: Database) -> None:
     for version in range(3):
         add(ledger, make_rollout(f"c{version}", version=version), make_score(f"c{version}"))
-    assert ready.mark_stale(ledger, "ppo", 2, exclude=["c0"]) == 1
-    assert ready.mark_stale(ledger, "ppo", 2) == 1
-    assert ready.mark_stale(ledger, "ppo", 2) == 0
+    assert ready.mark_stale(ledger, "ppo", {2}, exclude=["c0"]) == 1
+    assert ready.mark_stale(ledger, "ppo", {2}) == 1
+    assert ready.mark_stale(ledger, "ppo", {2}) == 0
     assert [s.sample_id for s in take(ledger, "ppo")] == ["c2"]
 
 

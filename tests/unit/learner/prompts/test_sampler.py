@@ -123,7 +123,7 @@ async def test_no_more_is_asked_than_may_wait_to_be_learned_from(parts: Parts) -
     await turns(asker)
     assert sources(generation) == ["prompts"] * 3
     assert len({question.row.place for question in generation.asked}) == 3
-    assert prompts.outstanding(parts.database, 0, 0) == 3
+    assert prompts.outstanding(parts.database, 0, {0}) == 3
     # Once one was learned from, the next is asked: each before any comes again.
     first = generation.asked[0].completion_id
     ready.refuse(

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import Integer, func, literal_column, select
 
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import moment
 from tuneloop.learner.ledger.schema import feedback, samples, undone_uses, uses, versions
+from tuneloop.learner.samples import ModelRole
+from tuneloop.policies import ReleaseState
 
 same_sample = (samples.c.sample_id == uses.c.sample_id) & (samples.c.objective == uses.c.objective)
 
@@ -47,6 +49,54 @@ def ancestors(database: Database, model: str, version: int) -> list[int]:
         version = parent_of[version]
         line.append(version)
     return line
+
+
+def distance(database: Database, one: int, other: int) -> int:
+    """Return how many versions of the policy lie between two: up to a common ancestor and down."""
+    line = [one, *ancestors(database, ModelRole.POLICY, one)]
+    up = [other, *ancestors(database, ModelRole.POLICY, other)]
+    # Every version descends from 0, so there is a common one.
+    return next(steps + line.index(version) for steps, version in enumerate(up) if version in line)
+
+
+def fresh_versions(database: Database, max_staleness: int) -> frozenset[int]:
+    """Return the versions of the policy whose rollouts are recent enough to learn from.
+
+    They are at most `max_staleness` versions from the head, counted along the tree of versions: up
+    from the head to the common ancestor, and down to the version that sampled. Their numbers do not
+    say that: after a quarantine, learning continues from an old number.
+
+    Versions that serve are always fresh. While newer ones wait for their release, nothing else is
+    sampled from; the importance ratios tell how far the policy has moved away from them.
+    """
+    of_policy = versions.c.model == ModelRole.POLICY
+    head = select(func.coalesce(func.max(versions.c.version), 0).label("version")).where(
+        of_policy, versions.c.abandoned.is_(False)
+    )
+    line = head.add_columns(literal_column("0", Integer).label("distance")).cte(
+        "line", recursive=True
+    )
+    line = line.union_all(
+        select(versions.c.parent, line.c.distance + 1)
+        .join(line, (line.c.version == versions.c.version) & of_policy)
+        .where(line.c.distance < max_staleness)
+    )
+    near = select(line.c.version, line.c.distance).cte("near", recursive=True)
+    near = near.union_all(
+        select(versions.c.version, near.c.distance + 1)
+        .join(near, (near.c.version == versions.c.parent) & of_policy)
+        .where(near.c.distance < max_staleness, versions.c.version.not_in(select(line.c.version)))
+    )
+    served = (ReleaseState.STABLE.value, ReleaseState.CANARY.value)
+    serving = select(versions.c.version, versions.c.state).where(
+        of_policy, versions.c.state.in_(served)
+    )
+    with database.read() as connection:
+        fresh = set(connection.execute(select(near.c.version)).scalars())
+        state_of = {row.version: row.state for row in connection.execute(serving)}
+    if ReleaseState.STABLE.value not in state_of.values():
+        fresh.add(0)
+    return frozenset(fresh | state_of.keys())
 
 
 def uses_of(database: Database, model: str, version: int) -> list[Use]:

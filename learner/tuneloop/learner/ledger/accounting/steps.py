@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, delete, func, select, update
 
+from tuneloop.learner.ledger.accounting import lineage
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events.verdict_rules import settle_siblings, settle_votes
 from tuneloop.learner.ledger.schema import rollouts, samples, steps, uses, versions
@@ -127,42 +128,38 @@ def newest_step(database: Database, model: str) -> CommittedStep | None:
 def staleness(database: Database) -> float | None:
     """Return how many versions behind the newest step's scored rollouts were, on average.
 
-    Steps without scored rollouts are passed over; None before the first with some.
+    Counted as in `lineage.fresh_versions`. Steps without scored rollouts are passed over; None
+    before the first with some.
     """
-    scored = select(uses.c.step).where(
+    scored = (
         uses.c.model == ModelRole.POLICY,
         uses.c.objective.in_(SCORED_OBJECTIVES),
-        uses.c.epoch == 0,
     )
-    newest = scored.order_by(uses.c.step.desc()).limit(1)
-    # The version its weights grew from: the newest that has all steps before it.
-    parent = (
-        select(func.coalesce(func.max(versions.c.version), 0))
-        .where(
-            versions.c.model == ModelRole.POLICY,
-            versions.c.last_step < uses.c.step,
-            versions.c.abandoned.is_(False),
-        )
-        .correlate(uses)
-        .scalar_subquery()
+    newest = (
+        select(uses.c.step).where(*scored, uses.c.epoch == 0).order_by(uses.c.step.desc()).limit(1)
     )
-    query = (
-        select(func.avg(parent - rollouts.c.oldest_version))
+    same = (samples.c.sample_id == uses.c.sample_id) & (samples.c.objective == uses.c.objective)
+    sampled = (
+        select(rollouts.c.oldest_version, func.count())
         .select_from(uses)
-        .join(
-            samples,
-            (samples.c.sample_id == uses.c.sample_id) & (samples.c.objective == uses.c.objective),
-        )
+        .join(samples, same)
         .join(rollouts, rollouts.c.completion_id == samples.c.completion_id)
-        .where(
-            uses.c.model == ModelRole.POLICY,
-            uses.c.objective.in_(SCORED_OBJECTIVES),
-            uses.c.step == newest.scalar_subquery(),
-        )
+        .where(*scored, uses.c.step == newest.scalar_subquery())
+        .group_by(rollouts.c.oldest_version)
+    )
+    # The version its weights grew from: the newest that has all steps before it.
+    parent = select(func.coalesce(func.max(versions.c.version), 0)).where(
+        versions.c.model == ModelRole.POLICY,
+        versions.c.last_step < newest.scalar_subquery(),
+        versions.c.abandoned.is_(False),
     )
     with database.read() as connection:
-        mean = connection.execute(query).scalar_one_or_none()
-    return None if mean is None else float(mean)
+        counts = {row[0]: row[1] for row in connection.execute(sampled)}
+        grown_from = connection.execute(parent).scalar_one()
+    if not counts:
+        return None
+    behind = sum(n * lineage.distance(database, grown_from, v) for v, n in counts.items())
+    return behind / sum(counts.values())
 
 
 def unpublished_steps(database: Database, model: str, after: int) -> int:

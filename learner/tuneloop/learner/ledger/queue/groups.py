@@ -19,7 +19,14 @@ from sqlalchemy import Connection, func, or_, select
 
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue.build_samples import Builder, problem_of
-from tuneloop.learner.ledger.queue.ready import COLUMNS, Readiness, Refusal, chosen, ready_samples
+from tuneloop.learner.ledger.queue.ready import (
+    COLUMNS,
+    Readiness,
+    Refusal,
+    chosen,
+    ready_samples,
+    sampled_by,
+)
 from tuneloop.learner.ledger.schema import rollouts, samples, scores
 from tuneloop.learner.samples import Objective, SampleState, ScoredGroup
 from tuneloop.rollouts import FinishReason
@@ -66,11 +73,11 @@ def readiness(
     now: float,
     wait_seconds: float,
     exclude: Collection[str] = (),
-    oldest_allowed: int | None = None,
+    fresh_versions: Collection[int] | None = None,
 ) -> Readiness:
     """Count the rollouts in ready groups, without those in `exclude`."""
     with database.read() as connection:
-        groups = Waiting(connection, oldest_allowed).groups(now - wait_seconds, exclude)
+        groups = Waiting(connection, fresh_versions).groups(now - wait_seconds, exclude)
     rows = [row for group in groups for row in group]
     oldest = min((row.recorded_time for row in rows), default=None)
     return Readiness(count=len(rows), oldest_time=oldest)
@@ -83,7 +90,7 @@ def take_groups(
     now: float,
     wait_seconds: float,
     exclude: Collection[str] = (),
-    oldest_allowed: int | None = None,
+    fresh_versions: Collection[int] | None = None,
 ) -> tuple[list[ScoredGroup], list[Refusal]]:
     """Return the oldest ready groups, as many as `limit` rollouts allow but at least one.
 
@@ -93,7 +100,7 @@ def take_groups(
     refusals: list[Refusal] = []
     count = 0
     with database.read() as connection:
-        waiting = Waiting(connection, oldest_allowed)
+        waiting = Waiting(connection, fresh_versions)
         builder = Builder(connection, None)
         for group in waiting.groups(now - wait_seconds, exclude):
             if taken and count + len(group) > limit:
@@ -127,12 +134,14 @@ def take_groups(
 class Waiting:
     """The scored rollouts that wait for a step, in one read of the ledger.
 
-    With `oldest_allowed`, only those that no earlier version of the policy sampled.
+    With `fresh_versions`, only those that these versions of the policy sampled.
     """
 
-    def __init__(self, connection: Connection, oldest_allowed: int | None = None) -> None:
+    def __init__(
+        self, connection: Connection, fresh_versions: Collection[int] | None = None
+    ) -> None:
         self._connection = connection
-        self._oldest_allowed = oldest_allowed
+        self._fresh_versions = fresh_versions
         self._rewards: dict[tuple[str, str], list[Reward]] = {}
 
     def groups(self, latest: float, exclude: Collection[str]) -> list[list[Any]]:
@@ -155,8 +164,8 @@ class Waiting:
         )
         if exclude:
             query = query.where(samples.c.sample_id.not_in(list(exclude)))
-        if self._oldest_allowed is not None:
-            query = query.where(chosen.c.oldest_version >= self._oldest_allowed)
+        if self._fresh_versions is not None:
+            query = query.where(sampled_by(chosen, self._fresh_versions))
         groups: dict[tuple[str, str], list[Any]] = {}
         for row in self._connection.execute(query):
             alone = row.kind == "rating"

@@ -1,6 +1,6 @@
 """Rollouts of the learner's own prompts, and the prompts that are only evaluated on."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from sqlalchemy import delete, select
 
@@ -18,8 +18,8 @@ def recorded(database: Database, group_ids: set[str]) -> set[str]:
         return set(connection.execute(query).scalars())
 
 
-def outstanding(database: Database, serving: int, oldest_version: int) -> int:
-    """Count prompts with rollouts since `oldest_version` that nothing was learned from yet.
+def outstanding(database: Database, serving: int, fresh_versions: Collection[int]) -> int:
+    """Count prompts with rollouts of `fresh_versions` that nothing was learned from yet.
 
     A prompt is done once one of its rollouts was used or is stale. If none ever made a sample (no
     scorer had anything to say) it is done once another version serves: asking the same version
@@ -33,7 +33,7 @@ def outstanding(database: Database, serving: int, oldest_version: int) -> int:
         )
         .where(
             rollouts.c.source == RolloutSource.PROMPTS.value,
-            rollouts.c.policy_version >= oldest_version,
+            rollouts.c.policy_version.in_(sorted(fresh_versions)),
         )
     )
     states: dict[str, set[str | None]] = {}

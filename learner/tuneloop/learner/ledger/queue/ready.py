@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, not_, or_, select, update
+from sqlalchemy import ColumnElement, FromClause, and_, case, func, not_, or_, select, update
 
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue.build_samples import Builder, EditTokens, Sample, problem_of
@@ -63,19 +63,19 @@ def readiness(
     objective: str,
     exclude: Collection[str] = (),
     *,
-    oldest_allowed: int | None = None,
+    fresh_versions: Collection[int] | None = None,
 ) -> Readiness:
     """Count the ready samples of an objective, without those in `exclude`.
 
-    With `oldest_allowed`, only those that no earlier version of the policy sampled.
+    With `fresh_versions`, only those that these versions of the policy sampled.
     """
     query = ready_samples(func.count(), func.min(samples.c.recorded_time)).where(
         samples.c.objective == objective, samples.c.state == SampleState.OPEN
     )
     if exclude:
         query = query.where(samples.c.sample_id.not_in(list(exclude)))
-    if oldest_allowed is not None:
-        query = query.where(chosen.c.oldest_version >= oldest_allowed)
+    if fresh_versions is not None:
+        query = query.where(sampled_by(chosen, fresh_versions))
     with database.read() as connection:
         count, oldest = connection.execute(query).one()
     return Readiness(count=count, oldest_time=oldest)
@@ -102,15 +102,15 @@ def take_samples(
     exclude: Collection[str] = (),
     edit_tokens: EditTokens | None = None,
     of_each_user: int | None = None,
-    oldest_allowed: int | None = None,
+    fresh_versions: Collection[int] | None = None,
 ) -> tuple[list[Sample], list[Refusal]]:
     """Return the oldest ready samples of an objective, at most `limit`, without `exclude`.
 
     Users' feedback comes before imported feedback. The oldest `of_each_user` samples of each user
-    come before all others, so that one user's flood keeps nobody waiting. With `oldest_allowed`,
-    only samples that no earlier version of the policy sampled. This changes nothing: a sample is
-    used once the step that used it is committed. The second list names ready samples that cannot
-    be trained on.
+    come before all others, so that one user's flood keeps nobody waiting. With `fresh_versions`,
+    only samples that these versions of the policy sampled. This changes nothing: a sample is used
+    once the step that used it is committed. The second list names ready samples that cannot be
+    trained on.
     """
     query = ready_samples(*COLUMNS).where(
         samples.c.objective == objective, samples.c.state == SampleState.OPEN
@@ -118,8 +118,8 @@ def take_samples(
     imported = chosen.c.source == RolloutSource.IMPORT.value
     if exclude:
         query = query.where(samples.c.sample_id.not_in(list(exclude)))
-    if oldest_allowed is not None:
-        query = query.where(chosen.c.oldest_version >= oldest_allowed)
+    if fresh_versions is not None:
+        query = query.where(sampled_by(chosen, fresh_versions))
     if of_each_user is None or of_each_user >= limit:
         query = query.order_by(imported, *AGE)
     else:
@@ -191,9 +191,12 @@ def mark_reported(database: Database, refusal: Refusal) -> None:
 
 
 def mark_stale(
-    database: Database, objective: str, oldest_allowed: int, exclude: Collection[str] = ()
+    database: Database,
+    objective: str,
+    fresh_versions: Collection[int],
+    exclude: Collection[str] = (),
 ) -> int:
-    """Mark scored samples with tokens of versions below `oldest_allowed` stale; return how many.
+    """Mark scored samples with tokens of other versions than these stale; return how many.
 
     For the objectives that learn from the policy's own samples: `ppo` and `grpo`.
     """
@@ -203,7 +206,7 @@ def mark_stale(
         .where(
             samples.c.objective == objective,
             samples.c.state == SampleState.OPEN,
-            rollouts.c.oldest_version < oldest_allowed,
+            not_(sampled_by(rollouts, fresh_versions)),
         )
     )
     with database.read() as connection:
@@ -217,6 +220,12 @@ def mark_stale(
                     .values(state=SampleState.STALE)
                 )
     return len(stale)
+
+
+def sampled_by(of: FromClause, versions: Collection[int]) -> ColumnElement[bool]:
+    """Return the condition that the first and the last version of a rollout are among these."""
+    listed = sorted(versions)
+    return and_(of.c.oldest_version.in_(listed), of.c.policy_version.in_(listed))
 
 
 ALL_RECORDED = and_(
