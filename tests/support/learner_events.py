@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from tuneloop.errors import CorruptData, InvalidRequest
 from tuneloop.feedback import (
@@ -43,13 +44,17 @@ def make_rollout(
     user: str = "u1",
     version: int = 0,
     prompt: Sequence[int] = (1, 5, 6),
-    completion: Sequence[int] = (7, 8, 2),
+    completion: Sequence[int] = (),
     temperature: float = 0.7,
     text: str = "Hello.",
     policy: str = "tuneloop",
     n: int = 1,
     source: RolloutSource = RolloutSource.USER,
 ) -> Rollout:
+    """Return a rollout; its three tokens follow from its id where none are given."""
+    if not completion:
+        number = crc32(completion_id.encode())
+        completion = (3 + number % 40, 3 + number // 40 % 40, 2)
     return Rollout(
         completion_id=completion_id,
         group_id=group_id or f"group-{completion_id}",
@@ -154,7 +159,13 @@ class CountingTrainer:
         """Ids it says cannot be learned from."""
         self.fails_on: set[str] = set()
         """Ids it falls over."""
-        self.skips = False
+        self.skips_on: dict[str, str] = {}
+        """Ids of samples that a guard skips the step for, and its reason."""
+        self.too_large: set[str] = set()
+        """Ids that there is not enough memory for."""
+        self.token_budget = 1024
+        self.most_tokens = 1024
+        """The largest token budget that there is enough memory for."""
         self.breaks_on: set[str] = set()
         """Ids that make its weights not finite."""
         self.broken = False
@@ -173,9 +184,14 @@ class CountingTrainer:
             if sample_id in self.refuses:
                 raise InvalidRequest(f"sample {sample_id}: too long", param=sample_id)
             if sample_id in self.fails_on:
-                raise RuntimeError("out of memory")
-        if self.skips:
-            return StepResult(metrics={}, skipped=True, reason="non_finite_loss")
+                raise RuntimeError("a kernel failed")
+            if sample_id in self.too_large:
+                raise MemoryError("cannot allocate 9 bytes")
+        if self.token_budget > self.most_tokens:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        reasons = [self.skips_on.get(name.split(":")[1], "") for name in ids]
+        if any(reasons):
+            return StepResult(metrics={}, skipped=True, reason=max(reasons))
         self.learned += ids
         self.broken = any(name.split(":")[1] in self.breaks_on for name in ids)
         return StepResult(metrics={"loss": 1.0 / len(self.learned), "kl": 0.1})
@@ -186,6 +202,12 @@ class CountingTrainer:
 
     def finite(self) -> bool:
         return not self.broken
+
+    def halve_token_budget(self) -> bool:
+        if self.token_budget <= 64:
+            return False
+        self.token_budget //= 2
+        return True
 
     def check(self, objective: str, sample: Any) -> None:
         pass

@@ -73,19 +73,27 @@ def thumbs(row: Fields, form: Form, tokens: PromptTokenizer) -> list[ThumbSample
 
 
 def pairs(row: Fields, form: Form, tokens: PromptTokenizer) -> list[PairSample]:
-    """Return the pairs of a row; a ranking is all its pairs."""
-    found = preferences(row, form)
+    """Return the pairs of a row; a ranking is all its pairs, without those of equal answers."""
+    found = [
+        (
+            answered(pair.prompt, pair.chosen, row, tokens),
+            answered(pair.prompt, pair.rejected, row, tokens),
+        )
+        for pair in preferences(row, form)
+    ]
     names = [
         row.place if len(found) == 1 else f"{row.place}, pair {i + 1}" for i in range(len(found))
     ]
+    differing = [
+        (name, chosen, rejected)
+        for name, (chosen, rejected) in zip(names, found, strict=True)
+        if chosen.completion_token_ids != rejected.completion_token_ids
+    ]
+    if not differing:
+        raise row.wrong("the answers have the same tokens")
     return [
-        PairSample(
-            sample_id=name,
-            chosen=answered(pair.prompt, pair.chosen, row, tokens),
-            rejected=answered(pair.prompt, pair.rejected, row, tokens),
-            weight=pair.weight,
-        )
-        for name, pair in zip(names, found, strict=True)
+        PairSample(sample_id=name, chosen=chosen, rejected=rejected, weight=1 / len(differing))
+        for name, chosen, rejected in differing
     ]
 
 

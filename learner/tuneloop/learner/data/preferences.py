@@ -20,17 +20,15 @@ class Preference:
     prompt: Text
     chosen: Text
     rejected: Text
-    weight: float = 1.0
 
 
 def preferences(row: Fields, form: Form) -> Sequence[Preference]:
-    """Return the row's pairs: one, or all of a ranking, which together weigh as one."""
+    """Return the row's pairs: one, or all of a ranking."""
     if form.columns == RANKED.columns:
         prompt, completions = row["prompt"].text(), row["completions"].texts()
-        pairs = list(combinations(completions, 2))
         return [
-            Preference(prompt=prompt, chosen=better, rejected=worse, weight=1.0 / len(pairs))
-            for better, worse in pairs
+            Preference(prompt=prompt, chosen=better, rejected=worse)
+            for better, worse in combinations(completions, 2)
         ]
     chosen, rejected = row["chosen"].text(), row["rejected"].text()
     if chosen == rejected:

@@ -67,6 +67,7 @@ def prepare(connection: Connection, name: str) -> tuple[str | None, str]:
             command.upgrade(configuration(connection), head)
             if found == "0001_first":
                 learn_from_all(connection)
+            settle_all_siblings(connection)
     return found, head
 
 
@@ -119,6 +120,10 @@ def learn_from_all(connection: Connection) -> None:
     several = select(*spoken_of).where(samples.c.topic != "").group_by(*spoken_of)
     for objective, topic, user_hash in connection.execute(several.having(func.count() > 1)).all():
         settle_votes(connection, objective, topic, user_hash)
+
+
+def settle_all_siblings(connection: Connection) -> None:
+    """Apply the rules of pairs of opposite thumbs to every request that has some."""
     groups = (
         select(rollouts.c.group_id)
         .join(samples, samples.c.completion_id == rollouts.c.completion_id)

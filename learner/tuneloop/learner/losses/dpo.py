@@ -11,7 +11,12 @@ divided by the number of its completion's tokens:
   length as its authors do it, else long answers would decide alone.
 * robust: [(1 − ε)·ℓ(d) − ε·ℓ(−d)] / (1 − 2ε) with ℓ(d) = −log σ(β·d). Chowdhury et al. 2024,
   https://arxiv.org/abs/2403.00409: what `sigmoid` would be on the true preferences,
-  in the mean, where a share ε is the wrong way round.
+  in the mean, where a share ε is the wrong way round. As −log σ(−m) = m − log σ(m), it is
+  ℓ(d) − c·β·d with c = ε/(1 − 2ε): `sigmoid` and a reward for every bit of margin, without end. The
+  gradient −σ(−m) − c of a pair that nothing contradicts never comes to 0. So the reward counts
+  margins up to ±M only, beyond which the loss is the sigmoid's and saturates; that is ours. M is
+  where the gradient has become constant to within a tenth: σ(−M) = c/9, M = log(9/c − 1). It is
+  3.3 for ε = 0.2, and grows without end as ε goes to 0.
 """
 
 from typing import Literal
@@ -71,9 +76,10 @@ def dpo_loss(
             losses = (normalised / beta - 1 / (2 * beta)).square()
         case "robust":
             flipped = flip_rates.clamp(max=HIGHEST_FLIP_RATE)
-            right = (1 - flipped) * -functional.logsigmoid(margins)
-            wrong = flipped * -functional.logsigmoid(-margins)
-            losses = (right - wrong) / (1 - 2 * flipped)
+            correction = flipped / (1 - 2 * flipped)
+            bound = (9 / correction - 1).log()
+            bounded = margins.clamp(-bound, bound)
+            losses = -functional.logsigmoid(margins) - correction * bounded
     everything = torch.ones_like(margins, dtype=torch.bool)
     metrics = {
         "dpo_margin": mean_over(margins, everything),

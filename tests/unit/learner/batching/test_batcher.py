@@ -263,6 +263,8 @@ def test_scored_rollouts_go_to_the_objective_that_is_set(parts: Parts) -> None:
 
 
 async def test_reference_logprobs_are_computed_once_for_each_sequence(parts: Parts) -> None:
+    answers = [make_rollout(f"c{n}", completion=(7, 8, 2)) for n in range(7)]
+    recorder.record_rollouts(parts.database, answers, 0.0)
     parts.thumbs(0, 4)
     recorder.record_scores(parts.database, [make_score(f"c{n}") for n in range(4)], 0.0)
     await parts.turn()

@@ -106,6 +106,15 @@ def test_a_shared_beginning_is_the_prompt(tokens: PromptTokenizer, tmp_path: Pat
     assert texts_of(tokens, pair.chosen) == ("yes please", " thanks<|im_end|>")
 
 
+def test_answers_with_the_same_tokens_are_no_pair(tokens: PromptTokenizer, tmp_path: Path) -> None:
+    row = {"prompt": "yes", "completions": ["no", "please", "no"]}
+    pairs = samples("dpo", [row], tokens, tmp_path)
+    assert [pair.sample_id[-6:] for pair in pairs] == ["pair 1", "pair 3"]
+    assert [pair.weight for pair in pairs] == [1 / 2] * 2
+    with pytest.raises(InvalidRequest, match="the answers have the same tokens"):
+        samples("dpo", [{"prompt": "yes", "completions": ["no", "no"]}], tokens, tmp_path)
+
+
 def test_a_ranking_is_all_its_pairs(tokens: PromptTokenizer, tmp_path: Path) -> None:
     row = {"prompt": "yes", "completions": ["no", "please", "hello"]}
     pairs = samples("dpo", [row], tokens, tmp_path)

@@ -6,19 +6,25 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, select, text
-from support.learner_events import edit_tokens, make_thumb
+from sqlalchemy import create_engine, select, text, update
+from support.learner_events import (
+    edit_tokens,
+    make_comparison,
+    make_ranking,
+    make_rollout,
+    make_thumb,
+)
 from support.ledger_drift import drift_of
 
 from tuneloop.feedback import Retraction
 from tuneloop.learner.ledger import migration
 from tuneloop.learner.ledger.accounting import steps
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.events import lifecycle
+from tuneloop.learner.ledger.events import lifecycle, recorder
 from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.rows import prompt_sha256
 from tuneloop.learner.ledger.schema import feedback, rollouts, samples
-from tuneloop.learner.samples import RankedText, RatedText
+from tuneloop.learner.samples import PairSample, PreferredText, RankedText, RatedText
 
 DUMP = Path(__file__).parents[3] / "support" / "ledger_v1.sql"
 
@@ -148,3 +154,34 @@ def test_the_revisions_are_one_line() -> None:
     assert scripts.get_heads() == [migration.newest()]
     for script in scripts.walk_revisions():
         assert Path(script.path).stem == script.revision
+
+
+def test_pairs_of_one_judgement_weigh_one_in_an_older_ledger(tmp_path: Path) -> None:
+    """Before, each pair of a comparison and each pair of opposite thumbs weighed 1."""
+    path = tmp_path / "ledger.db"
+    ledger = Database.at(path)
+    names = [f"{mood}{n}" for mood in ("up", "down") for n in range(4)]
+    answers = [make_rollout(name, group_id="g", n=8) for name in names]
+    recorder.record_rollouts(ledger, answers, 0.0)
+    thumbs = [(make_thumb(f"f-{name}", name, name[0] == "u"), n) for n, name in enumerate(names)]
+    best_of_4 = make_comparison("best", *names[:4], user="u2")
+    ranking = make_ranking("order", *names[:3], user="u3")
+    recorder.record_feedback(ledger, [*thumbs, (best_of_4, 8), (ranking, 9)], 0.0)
+    with ledger.write() as connection:
+        connection.execute(update(samples).where(samples.c.kind != "ranking").values(weight=1.0))
+        connection.exec_driver_sql("DROP INDEX versions_parent")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0006_metrics'")
+    ledger.close()
+    ledger = Database.at(path)
+    pairs = ready.take_samples(ledger, "dpo", 99)[0]
+    weights: dict[str, list[float]] = {}
+    for pair in pairs:
+        assert isinstance(pair, PairSample)
+        weights.setdefault(pair.sample_id[:5], []).append(pair.weight)
+    assert weights["sibli"] == [1 / 16] * 16
+    assert weights["best"[:5]] + weights["best."] == [1 / 3] * 3
+    assert weights["order"] == [1 / 3] * 3
+    found = ready.take_samples(ledger, "reward_model", 99)[0]
+    assert [s.weight for s in found if isinstance(s, PreferredText)] == [1 / 3] * 3
+    assert [s.weight for s in found if isinstance(s, RankedText)] == [1.0]
+    assert drift_of(ledger) == []

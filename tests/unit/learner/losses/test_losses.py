@@ -156,6 +156,46 @@ def test_dpo_variants_by_hand() -> None:
     assert loss("robust", 0.499) == loss("robust", HIGHEST_FLIP_RATE)
 
 
+def test_robust_dpo_saturates() -> None:
+    """ε = 0.2: c = 0.2/0.6 = 1/3 and M = log(9/c − 1) = log 26 = 3.258."""
+    bound = math.log(26)
+
+    def gradient(margin: float, flip_rate: float) -> float:
+        policy = vector(margin).requires_grad_()
+        loss, _ = dpo_loss(
+            policy_chosen_logps=policy,
+            policy_rejected_logps=vector(0.0),
+            ref_chosen_logps=vector(0.0),
+            ref_rejected_logps=vector(0.0),
+            chosen_lengths=torch.tensor([1]),
+            rejected_lengths=torch.tensor([1]),
+            flip_rates=vector(flip_rate),
+            weights=vector(1.0),
+            beta=1.0,
+            loss_type="robust",
+            total_weight=1,
+        )
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert policy.grad is not None
+        return float(policy.grad)
+
+    # Within the bound it is that of the paper: −(0.8·σ(−m) + 0.2·σ(m)) / 0.6.
+    for margin in (-3.0, 0.0, 1.5, 3.25):
+        paper = -(0.8 * logistic(-margin) + 0.2 * logistic(margin)) / 0.6
+        assert gradient(margin, 0.2) == pytest.approx(paper)
+        assert gradient(margin, 0.2) == pytest.approx(-logistic(-margin) - 1 / 3)
+    # At the bound nine tenths of it no longer depend on the margin.
+    assert logistic(-bound) / (logistic(-bound) + 1 / 3) == pytest.approx(0.1)
+    # Beyond, it is the sigmoid's: it comes to nothing, where the paper's stays at −1/3.
+    for margin in (3.27, 6.0, 20.0, -3.27, -20.0):
+        assert gradient(margin, 0.2) == pytest.approx(-logistic(-margin))
+    assert abs(gradient(20.0, 0.2)) < 1e-8
+    # The less is flipped, the later: 9·0.98/0.01 − 1 = 881.
+    assert gradient(math.log(880), 0.01) < -0.01
+    assert gradient(math.log(882), 0.01) > -0.002
+    assert gradient(30.0, 0.0) == pytest.approx(-logistic(-30.0))
+
+
 def test_grpo_at_the_old_policy_has_ratio_1_and_clips_nothing() -> None:
     policy = torch.log(torch.rand(2, 3, dtype=torch.float64)).requires_grad_()
     mask = torch.tensor([[True, True, True], [True, False, False]])

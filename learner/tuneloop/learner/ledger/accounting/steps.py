@@ -159,7 +159,7 @@ def staleness(database: Database) -> float | None:
     if not counts:
         return None
     behind = sum(n * lineage.distance(database, grown_from, v) for v, n in counts.items())
-    return behind / sum(counts.values())
+    return float(behind / sum(counts.values()))
 
 
 def unpublished_steps(database: Database, model: str, after: int) -> int:

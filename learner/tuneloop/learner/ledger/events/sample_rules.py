@@ -3,11 +3,14 @@
 | feedback | objective: kind of sample |
 | --- | --- |
 | thumb | kto: thumb; reward_model: thumb |
-| comparison | dpo: pair for each rejected; reward_model: pair for each rejected |
+| comparison | dpo: pair for each rejected; reward_model: pair for each rejected; weighted 1/pairs |
 | ranking | dpo: pair for each two, weighted 1/C(K,2); reward_model: ranking |
 | demonstration | sft: edit; dpo: edit ≻ original; reward_model: edit ≻ original |
 | rating | reward_model: rating; grpo: rating, where rated answers are rewards |
 | comment, metric | none |
+
+One judgement weighs one: its samples for an objective weigh 1 together, however many they are. So
+do the pairs that one user's opposite thumbs on one request make (see `verdict_rules`).
 
 `topic` is what a verdict is about and `verdict` what it says: of one user's verdicts on one topic
 only the last counts (see `verdict_rules`). The two ways to say which of two completions is better
@@ -16,18 +19,27 @@ share a topic.
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import combinations
 from math import comb
+from typing import Any
 
 from sqlalchemy import Connection, select
 
 from tuneloop.learner.ledger.rows import Row
-from tuneloop.learner.ledger.schema import (
-    feedback,
-)
+from tuneloop.learner.ledger.schema import feedback
 from tuneloop.learner.samples import Objective, SampleState
 
 PAIR_OBJECTIVES = (Objective.DPO, Objective.REWARD_MODEL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A completion of a request, as `rollouts` stores its tokens."""
+
+    prompt_tokens: bytes
+    completion_tokens: bytes
 
 
 def samples_of(row: Row, now: float, *, ratings_reward: bool = False) -> list[Row]:
@@ -45,6 +57,7 @@ def samples_of(row: Row, now: float, *, ratings_reward: bool = False) -> list[Ro
         case "comparison":
             made = [
                 _pair(row, objective, judgement["chosen"], rejected, number)
+                | {"weight": 1 / len(judgement["rejected"])}
                 for number, rejected in enumerate(judgement["rejected"])
                 for objective in PAIR_OBJECTIVES
             ]
@@ -149,7 +162,12 @@ def scored_sample(row: Row, objective: str, now: float) -> Row:
     }
 
 
-def opposites(connection: Connection, siblings: dict[str, bytes], now: float) -> dict[str, Row]:
+def opposites(connection: Connection, siblings: Mapping[str, Answer], now: float) -> dict[str, Row]:
+    """Return the pairs that opposite thumbs imply, by sample id; each weighs 1 by itself.
+
+    Completions with the same tokens are one answer, which was liked once and disliked once: there
+    is nothing to prefer.
+    """
     votes = connection.execute(
         select(feedback)
         .where(
@@ -165,23 +183,29 @@ def opposites(connection: Connection, siblings: dict[str, bytes], now: float) ->
     for chosen in last.values():
         for rejected in last.values():
             opposite = chosen.user_hash == rejected.user_hash and chosen.up and not rejected.up
-            same_prompt = siblings[chosen.completion_id] == siblings[rejected.completion_id]
-            if not (opposite and same_prompt):
-                continue
-            name = f"{chosen.user_hash}\0{chosen.completion_id}\0{rejected.completion_id}"
-            sample_id = f"siblings-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
-            pairs[sample_id] = {
-                "sample_id": sample_id,
-                "objective": Objective.DPO,
-                "kind": "siblings",
-                "state": SampleState.OPEN,
-                "completion_id": chosen.completion_id,
-                "rejected_id": rejected.completion_id,
-                "weight": 1.0,
-                "topic": "",
-                "verdict": chosen.completion_id,
-                "user_hash": chosen.user_hash,
-                "accepted_time": max(chosen.accepted_time, rejected.accepted_time),
-                "recorded_time": now,
-            }
+            liked, disliked = siblings[chosen.completion_id], siblings[rejected.completion_id]
+            same_prompt = liked.prompt_tokens == disliked.prompt_tokens
+            differ = liked.completion_tokens != disliked.completion_tokens
+            if opposite and same_prompt and differ:
+                pair = _siblings(chosen, rejected, now)
+                pairs[pair["sample_id"]] = pair
     return pairs
+
+
+def _siblings(chosen: Any, rejected: Any, now: float) -> Row:
+    """Return the pair of a thumb up and a thumb down."""
+    name = f"{chosen.user_hash}\0{chosen.completion_id}\0{rejected.completion_id}"
+    return {
+        "sample_id": f"siblings-{hashlib.sha256(name.encode()).hexdigest()[:32]}",
+        "objective": Objective.DPO,
+        "kind": "siblings",
+        "state": SampleState.OPEN,
+        "completion_id": chosen.completion_id,
+        "rejected_id": rejected.completion_id,
+        "weight": 1.0,
+        "topic": "",
+        "verdict": chosen.completion_id,
+        "user_hash": chosen.user_hash,
+        "accepted_time": max(chosen.accepted_time, rejected.accepted_time),
+        "recorded_time": now,
+    }

@@ -11,22 +11,29 @@ which of two completions is better, the order of several), in the order they wer
 * `current` marks the last verdict and the used ones that say the same: they may be replayed.
 
 Two completions of one request with opposite thumbs of one user also make a pair, as long as both
-thumbs are the user's last word on them. Since the rules read the recorded state and not the order
-in which it came, any order and any repetition of events leads to the same samples.
+thumbs are the user's last word on them. All such pairs of one user and request weigh 1 together:
+what used ones have left of it is shared by the others, and where nothing is left those are
+superseded.
+
+Since the rules read the recorded state and not the order in which it came, any order and any
+repetition of events leads to the same samples.
 """
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Select, select, update
 
-from tuneloop.learner.ledger.events.sample_rules import opposites
+from tuneloop.learner.ledger.events.sample_rules import Answer, opposites
 from tuneloop.learner.ledger.rows import Row, insert_new
 from tuneloop.learner.ledger.schema import rollouts, samples
 from tuneloop.learner.samples import Objective, SampleState
 
 COUNTED = (SampleState.OPEN, SampleState.USED, SampleState.SUPERSEDED, SampleState.EXPIRED)
 """States that take part; refused, retracted and stale samples do not."""
+ROUNDING = 1e-9
+"""Weights that sum to 1 may miss it by less than this."""
 
 
 def settle_votes(connection: Connection, objective: str, topic: str, user_hash: str) -> None:
@@ -74,41 +81,57 @@ def _set(connection: Connection, found: Row, objective: str, **values: Any) -> N
 
 def settle_siblings(connection: Connection, group_id: str, now: float) -> None:
     """Make the pairs that opposite thumbs on one request's completions imply; supersede others."""
+    tokens = (rollouts.c.prompt_tokens, rollouts.c.completion_tokens)
     siblings = {
-        row.completion_id: row.prompt_tokens
+        row.completion_id: Answer(
+            prompt_tokens=row.prompt_tokens, completion_tokens=row.completion_tokens
+        )
         for row in connection.execute(
-            select(rollouts.c.completion_id, rollouts.c.prompt_tokens).where(
-                rollouts.c.group_id == group_id
-            )
+            select(rollouts.c.completion_id, *tokens).where(rollouts.c.group_id == group_id)
         )
     }
     if len(siblings) < 2:
         return
-    wanted = opposites(connection, siblings, now)
-    for row in connection.execute(_known_pairs(list(siblings))).all():
-        pair, known = wanted.get(row.sample_id), row._asdict()
-        if pair is None:
-            state = SampleState.USED if row.state == SampleState.USED else SampleState.SUPERSEDED
-            _set(connection, known, Objective.DPO, state=state, current=False)
-        elif row.state == SampleState.USED:
-            _set(connection, known, Objective.DPO, current=True)
+    known = [row._asdict() for row in connection.execute(_known_pairs(list(siblings)))]
+    wanted = _weighed(opposites(connection, siblings, now), known)
+    for row in known:
+        pair = wanted.get(row["sample_id"])
+        if row["state"] == SampleState.USED:
+            _set(connection, row, Objective.DPO, current=pair is not None)
+        elif pair is None:
+            _set(connection, row, Objective.DPO, state=SampleState.SUPERSEDED, current=False)
         else:
             # The pair is as old as the later of its two thumbs, in whichever order they came.
-            accepted_time = pair["accepted_time"]
-            _set(
-                connection,
-                known,
-                Objective.DPO,
-                state=SampleState.OPEN,
-                current=True,
-                accepted_time=accepted_time,
-            )
+            columns = ("state", "weight", "accepted_time")
+            values = {name: pair[name] for name in columns}
+            _set(connection, row, Objective.DPO, current=True, **values)
     insert_new(connection, samples, list(wanted.values()), ("sample_id", "objective"))
 
 
+def _weighed(pairs: Mapping[str, Row], known: Sequence[Row]) -> dict[str, Row]:
+    """Return the pairs with weights that are 1 for each user together, used ones included."""
+    used = {
+        row["sample_id"]: row
+        for row in known
+        if row["state"] == SampleState.USED and row["sample_id"] in pairs
+    }
+    spent: defaultdict[str, float] = defaultdict(float)
+    for row in used.values():
+        spent[row["user_hash"]] += row["weight"]
+    unused = Counter(pair["user_hash"] for i, pair in pairs.items() if i not in used)
+    weighed: dict[str, Row] = {}
+    for sample_id, pair in pairs.items():
+        user = pair["user_hash"]
+        if sample_id in used:
+            weighed[sample_id] = pair
+        elif spent[user] < 1 - ROUNDING:
+            weighed[sample_id] = pair | {"weight": (1 - spent[user]) / unused[user]}
+    return weighed
+
+
 def _known_pairs(completion_ids: list[str]) -> Select[Any]:
-    columns = (samples.c.sample_id, samples.c.state, samples.c.current, samples.c.accepted_time)
-    return select(*columns).where(
+    columns = ("sample_id", "state", "current", "accepted_time", "weight", "user_hash")
+    return select(*(samples.c[name] for name in columns)).where(
         samples.c.objective == Objective.DPO,
         samples.c.kind == "siblings",
         samples.c.completion_id.in_(completion_ids),

@@ -78,6 +78,18 @@ def flip_rate_of(disagreement: float) -> float:
     return min(HIGHEST_FLIP_RATE, (1 - math.sqrt(1 - 2 * disagreement)) / 2)
 
 
+def flip_rate_of_siblings(flip_rate: float) -> float:
+    """Return the probability that a pair of opposite thumbs is the wrong way round.
+
+    It is if both thumbs are flipped, each with probability ε = `flip_rate`, and right if neither
+    is: ε² / (ε² + (1 − ε)²). With one flipped, the user finds both completions good or both bad.
+    Such ties need no correction: they come either way round equally often, and then the robust
+    loss is the same for every ε.
+    """
+    both, neither = flip_rate**2, (1 - flip_rate) ** 2
+    return both / (both + neither)
+
+
 def _disagreement(verdicts: Sequence[str]) -> tuple[float, float]:
     """Return how many independent pairs the verdicts are worth, and the share that differs."""
     count = len(verdicts)

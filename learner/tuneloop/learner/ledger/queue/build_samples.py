@@ -37,11 +37,8 @@ EditTokens = Callable[[str, Sequence[int]], tuple[int, ...]]
 
 def problem_of(row: Any) -> str | None:
     """Return why a ready sample cannot be trained on, or None."""
-    if row.rejected_id is not None:
-        if row.rejected_id == row.completion_id:
-            return "a completion compared with itself"
-        if row.chosen_prompt_tokens != row.rejected_prompt_tokens:
-            return "the completions answer different prompts"
+    if row.rejected_id is not None and (problem := problem_of_pair(row)):
+        return problem
     if row.objective in SCORED_OBJECTIVES:
         if row.chosen_temperature == 0:
             return "sampled greedily: no importance ratio is defined"
@@ -50,6 +47,17 @@ def problem_of(row: Any) -> str | None:
     edited = row.kind == "edit" and row.objective != Objective.SFT
     if edited and text_of(row) == row.chosen_completion_text:
         return "the edit is the answer as it was"
+    return None
+
+
+def problem_of_pair(row: Any) -> str | None:
+    """Return why one of two completions cannot be preferred to the other, or None."""
+    if row.rejected_id == row.completion_id:
+        return "a completion compared with itself"
+    if row.chosen_prompt_tokens != row.rejected_prompt_tokens:
+        return "the completions answer different prompts"
+    if row.chosen_completion_tokens == row.rejected_completion_tokens:
+        return "the completions have the same tokens"
     return None
 
 
@@ -105,12 +113,18 @@ class Builder:
 
     def _pair(self, row: Any) -> PairSample:
         edited = row.kind == "edit"
+        if edited:
+            # A user who wrote a better answer did not press the wrong button.
+            flip_rate = 0.0
+        elif row.kind == "siblings":
+            flip_rate = agreement.flip_rate_of_siblings(self._flip_rate)
+        else:
+            flip_rate = self._flip_rate
         return PairSample(
             sample_id=row.sample_id,
             chosen=self._edited(row) if edited else sequence_of(row, "chosen"),
             rejected=sequence_of(row, "chosen" if edited else "rejected"),
-            # A user who wrote a better answer did not press the wrong button.
-            flip_rate=0.0 if edited else self._flip_rate,
+            flip_rate=flip_rate,
             weight=row.weight,
         )
 
