@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -18,14 +19,14 @@ from tuneloop.bus import Bus
 from tuneloop.bus.subjects import learner_step
 from tuneloop.errors import TuneloopError
 from tuneloop.learner import metrics, trace_links
-from tuneloop.learner.batching.batch import Batch, Batcher, BatchProgress, ids_of
+from tuneloop.learner.batching.batch import Batch, Batcher, BatchProgress
+from tuneloop.learner.fault_search import FAULTS
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import ready
-from tuneloop.learner.ledger.queue.ready import Refusal
 from tuneloop.learner.model_thread import ModelThread
 from tuneloop.learner.release.publisher import Publisher
 from tuneloop.learner.samples import ModelRole
-from tuneloop.learner.trainer.base import StepResult
+from tuneloop.learner.trainer.base import StepResult, is_out_of_memory
 from tuneloop.learner.training_run import TrainingRun
 from tuneloop.wire import encode_learner_stepped
 
@@ -207,9 +208,7 @@ class Loop:
     async def _next_batch(self, training_run: TrainingRun, batcher: Batcher) -> Batch | None:
         if self._paused or time.monotonic() < self._not_before.get(training_run.model, 0.0):
             return None
-        # After a step that raised, smaller and smaller batches find the sample at fault.
-        limit = None if training_run.failures == 0 else max(1, 16 >> training_run.failures)
-        return await self._worker.run(training_run.next_batch, batcher, limit)
+        return await self._worker.run(training_run.next_batch, batcher)
 
     async def _step(self, training_run: TrainingRun, batch: Batch) -> None:
         self.state = "stepping"
@@ -222,32 +221,33 @@ class Loop:
             with tracing.span("step", links=links, attributes=attributes):
                 result = await self._worker.run(training_run.train, batch)
                 trace_links.note_step(training_run.model)
-        except (TuneloopError, RuntimeError, ValueError, ArithmeticError) as error:
+        except (TuneloopError, RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
             await self._handle_failure(training_run, batch, error)
             return
-        training_run.failures = 0
-        self._backoffs[training_run.model].reset()
         self._report_step(training_run, batch, result)
+        if result.reason in FAULTS:
+            reason = f"step skipped: {result.reason}"
+            await self._worker.run(training_run.search_fault, batch, reason)
+        else:
+            self._backoffs[training_run.model].reset()
 
     async def _handle_failure(
         self, training_run: TrainingRun, batch: Batch, error: Exception
     ) -> None:
         metrics.steps_failed.labels(training_run.model).inc()
         logger.error("%s: a step failed", training_run.model, exc_info=error)
-        if len(batch) == 1 and training_run.failures > 0:
-            refusals = [
-                Refusal(sample_id=i, objective=objective, reason=f"step failed: {error}")
-                for objective, group in batch.samples.items()
-                for sample in group
-                for i in ids_of(sample)
-            ]
-            await self._worker.run(training_run.refuse, refusals)
-            training_run.failures = 0
-            self._backoffs[training_run.model].reset()
+        # The frames hold the tensors of the step.
+        traceback.clear_frames(error.__traceback__)
+        too_large = is_out_of_memory(error)
+        if too_large and await self._worker.run(training_run.trainer.halve_token_budget):
             return
-        training_run.failures += 1
-        pause = self._backoffs[training_run.model].next_delay()
-        self._not_before[training_run.model] = time.monotonic() + pause
+        reason = f"step failed: {error}"
+        found = await self._worker.run(training_run.search_fault, batch, reason, too_large)
+        if found:
+            self._backoffs[training_run.model].reset()
+        elif not too_large:
+            pause = self._backoffs[training_run.model].next_delay()
+            self._not_before[training_run.model] = time.monotonic() + pause
 
     def _report_step(self, training_run: TrainingRun, batch: Batch, result: StepResult) -> None:
         self.last_metrics[training_run.model] = result.metrics

@@ -17,6 +17,7 @@ from typing import Any
 from tuneloop.errors import CorruptData, InvalidRequest
 from tuneloop.learner import metrics
 from tuneloop.learner.batching.batch import Batch, Batcher, ids_of, without_refused
+from tuneloop.learner.fault_search import FAULTS, FaultSearch, keys_of
 from tuneloop.learner.files import keep_only
 from tuneloop.learner.ledger.accounting import quarantine, steps, versions
 from tuneloop.learner.ledger.database import Database
@@ -82,8 +83,7 @@ class TrainingRun:
         """Whether there may be refused samples without a dead letter."""
         self._fresh = True
         """Whether the trainer has not been trained or restored yet."""
-        self.failures = 0
-        """Consecutive steps that raised."""
+        self.faults = FaultSearch()
         self._database = database
         self._checkpoints = checkpoints
         self._keep_checkpoints = keep_checkpoints
@@ -170,15 +170,16 @@ class TrainingRun:
         self.unpublished_since = self._clock() if self.unpublished_steps else None
 
     def uncommitted_ids(self, objective: str) -> list[str]:
-        """Return the samples of an objective that uncommitted steps used."""
-        return self.uncommitted.ids(objective)
+        """Return the samples of an objective that uncommitted steps used or that step aside."""
+        return [*self.uncommitted.ids(objective), *self.faults.excluded_ids(objective)]
 
-    def next_batch(self, batcher: Batcher, limit: int | None = None) -> Batch | None:
-        """Form a batch of at most `limit` samples and record what forming it found.
+    def next_batch(self, batcher: Batcher) -> Batch | None:
+        """Form a batch, a small one after steps that failed, and record what forming it found.
 
         Returns None while it is too early for a step.
         """
-        formed = batcher.form(self, limit)
+        self.faults.release()
+        formed = batcher.form(self, self.faults.limit)
         self.refuse(formed.refusals)
         for objective, fresh in formed.fresh_versions.items():
             exclude = self.uncommitted_ids(objective)
@@ -189,7 +190,8 @@ class TrainingRun:
     def train(self, batch: Batch) -> StepResult:
         """Take one step; what it used counts once the step is committed.
 
-        A sample the trainer refuses is refused for good, and the rest is tried again. Raises what
+        If a guard skips it for one of `FAULTS`, nothing is used: see `search_fault`. A sample the
+        trainer refuses is refused for good, and the rest is tried again. Raises what
         the trainer raises, and `ArithmeticError` if the new weights are not finite; the weights of
         the last checkpoint are then restored.
         """
@@ -211,7 +213,10 @@ class TrainingRun:
                 self.restore()
                 raise ArithmeticError("the step made weights that are not finite; it was undone")
             metrics.step_seconds.labels(self.model).observe(time.perf_counter() - started)
-            self._note(remaining, batch.replayed, result)
+            if result.reason not in FAULTS:
+                self._note(remaining, batch.replayed, result)
+            if not result.skipped:
+                self.faults.note_success(batch)
             return result
         return StepResult(metrics={}, skipped=True, reason="no_samples")
 
@@ -239,6 +244,18 @@ class TrainingRun:
             samples[:] = [
                 left for s in samples if (left := without_refused(s, refused)) is not None
             ]
+
+    def search_fault(self, batch: Batch, reason: str, too_large: bool = False) -> bool:
+        """Look for the sample at fault after a step that failed; return whether one was found.
+
+        `too_large` says that the step ran out of memory.
+        """
+        refusals = self.faults.note_failure(batch, reason, too_large=too_large)
+        if too_large and len(batch) == 1:
+            named = ", ".join(f"{objective} {i}" for objective, i in keys_of(batch))
+            logger.error("%s: not enough memory for sample %s; it waits", self.model, named)
+        self.refuse(refusals)
+        return bool(refusals)
 
     def refuse(self, refusals: Sequence[Refusal]) -> None:
         """Refuse samples for good; the loop sends their dead letters."""

@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
+from sqlalchemy import select
 from support.learner_events import make_comparison, make_rollout, make_score
 from support.learner_parts import Parts
 
 from tuneloop.bus.subjects import stable_policy_key
 from tuneloop.errors import Unavailable
+from tuneloop.learner.fault_search import FaultSearch
 from tuneloop.learner.ledger.accounting import lineage, promotions, steps, versions
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.queue import ready
+from tuneloop.learner.ledger.schema import samples
 from tuneloop.learner.release import publisher
 from tuneloop.policies import ReleaseState
 from tuneloop.v1 import generation_pb2
@@ -173,18 +176,107 @@ class Never(dict[str, float]):
         return default
 
 
-async def test_a_skipped_step_counts_its_samples_and_makes_no_version(parts: Parts) -> None:
-    parts.thumbs(0, 8)
-    parts.trainer.skips = True
-    reason = {"model": "policy", "reason": "non_finite_loss"}
-    before = count_of("tuneloop_learner_steps_skipped_total", reason)
-    await parts.turn()
-    await parts.turn()
-    assert count_of("tuneloop_learner_steps_skipped_total", reason) == before + 2
-    assert len(parts.used()) == 8
+FAULTS = ("non_finite_loss", "non_finite_gradient", "gradient_spike")
+
+
+@pytest.mark.parametrize("reason", FAULTS)
+@pytest.mark.parametrize("bad", ["f0", "f1", "f3"])
+async def test_a_skipped_step_puts_back_its_samples_and_finds_the_one_at_fault(
+    parts: Parts, reason: str, bad: str
+) -> None:
+    parts.thumbs(0, 4)
     parts.clock.now += 100
+    parts.trainer.skips_on = {bad: reason}
+    labels = {"model": "policy", "reason": reason}
+    before = count_of("tuneloop_learner_steps_skipped_total", labels)
     await parts.turn()
-    assert parts.store.versions("tuneloop") == []
+    assert count_of("tuneloop_learner_steps_skipped_total", labels) == before + 1
+    assert parts.used() == {}
+    assert ready.counts(parts.database, "kto").ready == 4
+    for _ in range(12):
+        await parts.turn()
+    assert sorted(parts.used()) == sorted({"f0", "f1", "f2", "f3"} - {bad})
+    assert len(parts.trainer.learned) == 3
+    assert refused(parts) == {bad: f"step skipped: {reason}"}
+    assert not await parts.turn()
+    letter = await parts.bus.last("tuneloop.dead.learner-tuneloop-samples.u1")
+    assert letter is not None
+    assert json.loads(letter.data)["reason"] == f"step skipped: {reason}"
+
+
+def refused(parts: Parts) -> dict[str, str]:
+    """The reason of each refused sample."""
+    with parts.database.read() as connection:
+        query = select(samples.c.sample_id, samples.c.note).where(samples.c.state == "refused")
+        return {row.sample_id: row.note for row in connection.execute(query)}
+
+
+@pytest.mark.parametrize("fails", [*FAULTS, "raises"])
+async def test_nothing_is_refused_while_every_step_fails(
+    parts: Parts, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault is the device's, say, and ends."""
+    monkeypatch.setattr(parts.loop, "_not_before", Never())
+    parts.thumbs(0, 8)
+    names = {f"f{n}" for n in range(8)}
+    if fails == "raises":
+        parts.trainer.fails_on = names
+    else:
+        parts.trainer.skips_on = dict.fromkeys(names, fails)
+    now = patch_pauses(parts)
+    for _ in range(30):
+        await parts.turn()
+        now[0] += 1
+    assert (parts.used(), refused(parts)) == ({}, {})
+    assert ready.counts(parts.database, "kto").ready == 8
+    parts.trainer.fails_on, parts.trainer.skips_on = set(), {}
+    now[0] += 100
+    parts.clock.now += 100
+    for _ in range(6):
+        await parts.turn()
+    assert set(parts.used()) == names
+
+
+def patch_pauses(parts: Parts) -> list[float]:
+    """Return the time that pauses are counted by."""
+    now = [0.0]
+    parts.training_run.faults = FaultSearch(clock=lambda: now[0])
+    return now
+
+
+async def test_groups_without_spread_are_used_and_no_fault(tmp_path: Path) -> None:
+    parts = Parts(folder=tmp_path)
+    parts.thumbs(0, 4)
+    parts.trainer.skips_on = {"f0": "no_spread"}
+    await parts.turn()
+    assert len(parts.used()) == 4
+    assert parts.training_run.unpublished_steps == 0
+
+
+async def test_a_step_that_runs_out_of_memory_is_repeated_in_smaller_pieces(parts: Parts) -> None:
+    parts.thumbs(0, 4)
+    parts.trainer.most_tokens = 300
+    for _ in range(3):
+        await parts.turn()
+    assert parts.trainer.token_budget == 256
+    assert len(parts.used()) == 4
+    assert refused(parts) == {}
+
+
+async def test_a_sample_that_does_not_fit_waits_and_is_never_refused(parts: Parts) -> None:
+    now = patch_pauses(parts)
+    parts.thumbs(0, 4)
+    parts.clock.now += 100
+    parts.trainer.too_large = {"f1"}
+    for _ in range(20):
+        await parts.turn()
+        now[0] += 10
+    assert set(parts.used()) == {"f0", "f2", "f3"}
+    assert refused(parts) == {}
+    parts.trainer.too_large = set()
+    now[0] += 100
+    assert await parts.turn()
+    assert set(parts.used()) == {"f0", "f1", "f2", "f3"}
 
 
 async def test_paused_takes_no_step_and_stays_paused_over_a_restart(parts: Parts) -> None:

@@ -52,7 +52,7 @@ class RunProgress(Protocol):
         ...
 
     def uncommitted_ids(self, objective: str) -> list[str]:
-        """Return the samples of an objective that uncommitted steps used."""
+        """Return the samples of an objective that no batch may hold now."""
         ...
 
 

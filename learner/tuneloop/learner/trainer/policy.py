@@ -29,7 +29,7 @@ from tuneloop.learner.samples import (
 from tuneloop.learner.trainer import checkpoint, checkpoint_shards
 from tuneloop.learner.trainer.adaptive import AdaptiveState
 from tuneloop.learner.trainer.algorithms import Algorithm, algorithm_of
-from tuneloop.learner.trainer.base import StepResult, TrainerState
+from tuneloop.learner.trainer.base import StepResult, TrainerState, halved_token_budget
 from tuneloop.learner.trainer.checkpoint_shards import Saved
 from tuneloop.learner.trainer.gradient_step import LossTerm, accumulate_and_step
 from tuneloop.learner.trainer.optimizer import Optimizer
@@ -263,6 +263,17 @@ class PolicyTrainer:
         """See `Trainer.finite`."""
         self._world.announce("trainer", "finite")
         return self._optimizer.finite()
+
+    def halve_token_budget(self) -> bool:
+        """See `Trainer.halve_token_budget`."""
+        self._world.announce("trainer", "halve_token_budget")
+        self._optimizer.zero_grad()
+        budget = halved_token_budget(self._settings.tokens_at_once)
+        if budget is None:
+            return False
+        self._settings = replace(self._settings, token_budget=budget)
+        self._reference_budget = min(self._reference_budget, budget)
+        return True
 
     def state(self) -> TrainerState:
         """Return what a checkpoint keeps: adapter or weights, value head, optimizer, what adapts.

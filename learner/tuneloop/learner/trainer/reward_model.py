@@ -35,7 +35,7 @@ from tuneloop.learner.samples import (
 )
 from tuneloop.learner.trainer import checkpoint, checkpoint_shards
 from tuneloop.learner.trainer.adaptive import ClassBalance
-from tuneloop.learner.trainer.base import StepResult, TrainerState
+from tuneloop.learner.trainer.base import StepResult, TrainerState, halved_token_budget
 from tuneloop.learner.trainer.checkpoint_shards import Saved
 from tuneloop.learner.trainer.gradient_step import LossTerm, MicroLoss, accumulate_and_step
 from tuneloop.learner.trainer.optimizer import Optimizer
@@ -163,6 +163,15 @@ class RewardTrainer:
     def finite(self) -> bool:
         """See `Trainer.finite`."""
         return self._optimizer.finite()
+
+    def halve_token_budget(self) -> bool:
+        """See `Trainer.halve_token_budget`."""
+        self._optimizer.zero_grad()
+        budget = halved_token_budget(self._settings.token_budget)
+        if budget is None:
+            return False
+        self._settings = replace(self._settings, token_budget=budget)
+        return True
 
     def state(self) -> TrainerState:
         """Return what a checkpoint keeps: weights, optimizer, schedule, balance of thumbs."""
