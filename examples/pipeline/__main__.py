@@ -1,9 +1,12 @@
 """A small data set for the classical pipeline: `python -m examples.pipeline FOLDER`.
 
-Questions with one right answer. The demonstrations are as people write them, a quarter of them
-short and the others talkative; the preferences say that the short ones are better. So supervised
-training learns to answer, the reward model learns what is liked, and PPO has something left to
-improve.
+Questions with one right answer. The demonstrations answer in a sentence, and three quarters of them
+go on talking; the preferences say that the sentence alone is better. So supervised training learns
+to answer, the reward model learns what is liked, and PPO has something left to improve.
+
+A reward model that is shown nothing but short answers beside long ones learns that less is more,
+and PPO then ends with no answer at all. Half of the preferences are therefore of answers as short
+as the good one, or shorter: wrong ones, and those that say nothing.
 
     demonstrations.jsonl   messages                    for tuneloop train sft
     preferences.jsonl      prompt, chosen, rejected    for tuneloop train reward-model
@@ -17,6 +20,7 @@ import json
 import random
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,29 +57,62 @@ COLOURS = {
     "a sapphire": "blue",
 }  # fmt: skip
 CHATTER = (
-    "That is a very good question, and I am glad that you asked it. {answer} I hope that this "
-    "helps, and please let me know if there is anything else that you would like to know.",
-    "Let me think about that for a moment. {answer} There is of course a lot more that one could "
-    "say about this interesting subject, which people have thought about for a long time.",
-    "Many people wonder about this. {answer} If you would like to learn more about it, there are "
-    "many books and websites that explain it in much more detail.",
-    "Thank you for your question. {answer} It is always worth looking such things up, because "
-    "one can easily mix them up with something else, and it is good to be sure.",
+    "That is a very good question, and I hope that this answer helps you.",
+    "There is of course a lot more that one could say about this interesting subject.",
+    "If you would like to learn more, there are many books that explain it in detail.",
+    "It is always worth looking such things up, because one can easily mix them up.",
+)
+NOTHING = (
+    "Yes.",
+    "I do not know.",
+    "Good question!",
+    "...",
+    "It depends.",
+    "The answer.",
+    "Ask me something else.",
+    "Sorry.",
 )
 HELD_OUT = 24
 Row = Mapping[str, Any]
 
 
-def questions() -> list[tuple[str, str]]:
-    """Every question with its short answer."""
-    found = [(f"What is the capital of {c}?", f"{city}.") for c, city in CAPITALS.items()]
-    found += [(f'What is the opposite of "{w}"?', f"{o}.") for w, o in OPPOSITES.items()]
-    found += [(f"What is a young {a} called?", f"A {y}.") for a, y in YOUNG.items()]
-    found += [(f"What colour is {t}?", f"{c}.") for t, c in COLOURS.items()]
-    found += [(f"What is {a} plus {b}?", f"{a + b}.") for a in (2, 5, 7, 9) for b in (3, 4, 6, 8)]
-    found += [(f"What is {a} times {b}?", f"{a * b}.") for a in (2, 3, 5, 10) for b in (2, 4, 6, 7)]
-    found += [(f"Which number comes after {n}?", f"{n + 1}.") for n in range(11, 91, 5)]
-    return [(question, answer[0].upper() + answer[1:]) for question, answer in found]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A question with one right answer, and one that is wrong."""
+
+    text: str
+    answer: str
+    wrong: str
+
+
+def questions() -> list[Question]:
+    """Every question."""
+    found = kind(CAPITALS, "What is the capital of {0}?", "The capital of {0} is {1}.")
+    found += kind(OPPOSITES, 'What is the opposite of "{0}"?', 'The opposite of "{0}" is "{1}".')
+    found += kind(YOUNG, "What is a young {0} called?", "A young {0} is called a {1}.")
+    found += kind(COLOURS, "What colour is {0}?", "The colour of {0} is {1}.")
+    sums = {f"{a} plus {b}": str(a + b) for a in (2, 5, 7, 9) for b in (3, 4, 6, 8)}
+    sums |= {f"{a} times {b}": str(a * b) for a in (2, 3, 5, 10) for b in (2, 4, 6, 7)}
+    found += kind(sums, "What is {0}?", "{0} is {1}.")
+    after = {str(n): str(n + 1) for n in range(11, 91, 5)}
+    found += kind(after, "Which number comes after {0}?", "The number after {0} is {1}.")
+    return found
+
+
+def kind(answers: Mapping[str, str], question: str, sentence: str) -> list[Question]:
+    """Return the questions of one kind; the wrong answer of each is right for another."""
+    others = list(answers.values())
+    found = []
+    for i, (asked, answer) in enumerate(answers.items()):
+        wrong = next(o for o in others[i + 1 :] + others if o != answer)
+        found.append(
+            Question(
+                text=question.format(asked),
+                answer=sentence.format(asked, answer),
+                wrong=sentence.format(asked, wrong),
+            )
+        )
+    return found
 
 
 def user(content: str) -> list[dict[str, str]]:
@@ -96,17 +133,25 @@ def make() -> dict[str, list[Row]]:
     held_out, learned = asked[:HELD_OUT], asked[HELD_OUT:]
     demonstrations: list[Row] = []
     preferences: list[Row] = []
-    for i, (question, short) in enumerate(learned):
-        long = source.choice(CHATTER).format(answer=short)
+    for i, question in enumerate(learned):
+        short = question.answer
+        long = f"{short} {source.choice(CHATTER)}"
         demonstration = short if i % 4 == 0 else long
-        demonstrations.append({"messages": user(question) + assistant(demonstration)})
-        row = {"prompt": user(question), "chosen": assistant(short), "rejected": assistant(long)}
-        preferences.append(row)
+        demonstrations.append({"messages": user(question.text) + assistant(demonstration)})
+        worse = question.wrong if i % 2 else NOTHING[i // 2 % len(NOTHING)]
+        preferences += [
+            {
+                "prompt": user(question.text),
+                "chosen": assistant(short),
+                "rejected": assistant(rejected),
+            }
+            for rejected in (long, worse)
+        ]
     return {
         "demonstrations.jsonl": demonstrations,
         "preferences.jsonl": preferences,
-        "prompts.jsonl": [{"prompt": user(question)} for question, _ in learned],
-        "held_out.jsonl": [{"prompt": user(question)} for question, _ in held_out],
+        "prompts.jsonl": [{"prompt": user(question.text)} for question in learned],
+        "held_out.jsonl": [{"prompt": user(question.text)} for question in held_out],
     }
 
 
