@@ -11,7 +11,8 @@ item, by what a real version differed from the one before it, about its mean, wi
 
 Two rules run on the same draws: the old one (twelve prompts, the reward's 95 % interval against the
 stable version) and the gate's own, by its functions. The old rule's noise is that of rewards, whose
-differences vary as much as the prompts do; the same rule is also given the suite's own noise.
+differences are normal and vary as much as the prompts do; the same rule is also given the suite's
+own noise.
 
 Writes gate-power.json and .md into benchmarks/results/, from gate-noise.json beside them.
 """
@@ -88,7 +89,7 @@ class Rule:
     items: int
     passes: Callable[["Candidates"], npt.NDArray[np.bool_]]
     noise_scale: float | None = None
-    """Standard deviation of differences that replaces the measured one."""
+    """Standard deviation of normal differences in place of the measured ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,14 +164,16 @@ def simulate(
     chance = np.random.default_rng(seed)
     chosen = chance.integers(len(noise.base), size=(runs, rule.items))
     spread = noise.base[chosen].std(axis=1, ddof=1)
-    scale = 1.0 if rule.noise_scale is None else rule.noise_scale / noise.steps.std()
     drift = np.zeros((runs, rule.items))
     best = np.zeros((runs, rule.items))
     passed = np.zeros((runs, candidates), dtype=np.bool_)
     for number in range(1, candidates + 1):
         pair = chance.integers(len(noise.steps), size=(runs, 1))
         sign = chance.choice((-1.0, 1.0), size=(runs, 1))
-        step = scale * sign * noise.steps[pair, chosen] - loss
+        differs = sign * noise.steps[pair, chosen]
+        if rule.noise_scale is not None:
+            differs = rule.noise_scale * chance.standard_normal(differs.shape)
+        step = differs - loss
         moment = Candidates(
             number=number,
             from_stable=step,
