@@ -43,6 +43,7 @@ def user(
         "REWARD_BATCH_SIZE": "64",
         "PPO": "off",
         "PUBLISH_EVERY_STEPS": "1",
+        "PUBLISH_EVERY_SECONDS": "0",
         "LEARNING_RATE": "1e-3",
     }
     service = ServiceChild(

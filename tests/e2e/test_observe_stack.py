@@ -56,6 +56,7 @@ def watched(
                 "TUNELOOP_LEARNER_BATCH_SIZE": "2",
                 "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
                 "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "1",
+                "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "0",
                 "TUNELOOP_LEARNER_RELEASE": "off",
                 "TUNELOOP_LOG_FORMAT": "json",
                 "TUNELOOP_LOG_LEVEL": "DEBUG",

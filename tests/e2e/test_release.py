@@ -40,12 +40,11 @@ def user(
         environment={
             "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
             "TUNELOOP_REWARD_FUNCTIONS": '["support.e2e_reward:no_noise"]',
-            "TUNELOOP_LEARNER_BATCH_SIZE": "8",
+            "TUNELOOP_LEARNER_BATCH_SIZE": str(BATCH),
             "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
-            "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "4",
-            "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "600",
+            "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "0",
             "TUNELOOP_LEARNER_WARMUP_STEPS": "0",
-            "TUNELOOP_LEARNER_LEARNING_RATE": "5e-3",
+            "TUNELOOP_LEARNER_LEARNING_RATE": "2e-2",
             "TUNELOOP_LEARNER_POLICY_GRADIENT": "off",
             "TUNELOOP_LEARNER_GATE__MAX_TOKENS": "16",
             # A random model knows nothing, and these steps are large.

@@ -145,7 +145,7 @@ async def test_a_prompts_file_and_a_reward_function_make_a_version(parts: Parts)
         parts.clock.now += 10
         assert await parts.turn()
         parts.loop.pause(True)
-        parts.clock.now += 10
+        parts.clock.now += parts.settings.publish_every_seconds
         await parts.turn()
     asking.cancel()
     figures = parts.loop.last_metrics["policy"]

@@ -166,6 +166,8 @@ class CountingTrainer:
         self.token_budget = 1024
         self.most_tokens = 1024
         """The largest token budget that there is enough memory for."""
+        self.full_batch: int | None = None
+        """Samples of a full step; without it steps do not say what part of one they are."""
         self.breaks_on: set[str] = set()
         """Ids that make its weights not finite."""
         self.broken = False
@@ -194,7 +196,10 @@ class CountingTrainer:
             return StepResult(metrics={}, skipped=True, reason=max(reasons))
         self.learned += ids
         self.broken = any(name.split(":")[1] in self.breaks_on for name in ids)
-        return StepResult(metrics={"loss": 1.0 / len(self.learned), "kl": 0.1})
+        metrics = {"loss": 1.0 / len(self.learned), "kl": 0.1}
+        if self.full_batch is not None:
+            metrics["evidence"] = min(1.0, len(ids) / self.full_batch)
+        return StepResult(metrics=metrics)
 
     def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
         self.referred += sequences

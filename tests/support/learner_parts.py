@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from tuneloop.learner.intake.consumers import make_consumers, run_consumers
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.schema import uses
-from tuneloop.learner.loop import Loop, LoopSchedule
+from tuneloop.learner.loop import Loop
 from tuneloop.learner.model_thread import ModelThread
 from tuneloop.learner.release.promotion import Promotion
 from tuneloop.learner.release.publisher import BaseModel, Publisher
+from tuneloop.learner.schedule import LoopSchedule, NextVersion
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.training_run import TrainingRun
 from tuneloop.policies import WeightsKind
@@ -37,6 +38,16 @@ class Clock:
         return self.now
 
 
+class BusySchedule(LoopSchedule):
+    """As if somebody else's version had been made just before the first step."""
+
+    def next_version(self, training_run: TrainingRun, now: float) -> NextVersion | None:
+        """Return how far it is."""
+        if training_run.last_version_time is None:
+            training_run.last_version_time = training_run.unpublished_since
+        return super().next_version(training_run, now)
+
+
 @dataclass
 class Parts:
     """One learner; `again` makes the next one on the same disk, as a restart would."""
@@ -45,6 +56,8 @@ class Parts:
     bus: MemoryBus = field(default_factory=MemoryBus)
     clock: Clock = field(default_factory=Clock)
     options: dict[str, Any] = field(default_factory=dict)
+    schedule: type[LoopSchedule] = BusySchedule
+    """`LoopSchedule` publishes the first step of all at once."""
 
     def __post_init__(self) -> None:
         keys = self.folder / "keys"
@@ -100,7 +113,7 @@ class Parts:
             database=self.database,
             bus=self.bus,
             worker=ModelThread(),
-            pace=LoopSchedule(
+            pace=self.schedule(
                 publish_every_steps=self.settings.publish_every_steps,
                 publish_every_seconds=self.settings.publish_every_seconds,
                 checkpoint_every_steps=self.settings.checkpoint_every_steps,
@@ -111,7 +124,7 @@ class Parts:
     def again(self) -> "Parts":
         """A restart: what was in memory is gone."""
         self.database.close()
-        return Parts(folder=self.folder, bus=self.bus, clock=self.clock, options=self.options)
+        return replace(self)
 
     def thumbs(self, start: int, count: int) -> None:
         """Put thumbs with their rollouts into the ledger."""

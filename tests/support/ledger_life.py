@@ -213,7 +213,7 @@ def everything(ledger: Database) -> dict[str, Any]:
         "checkpoints": steps.checkpoints(ledger, "policy"),
         "newest step": steps.newest_step(ledger, "policy"),
         "staleness": steps.staleness(ledger),
-        "unpublished": steps.unpublished_steps(ledger, "policy", 0),
+        "unpublished": steps.unpublished_evidence(ledger, "policy", 0),
         "line": lineage.ancestors(ledger, "policy", 2),
         "fresh": sorted(lineage.fresh_versions(ledger, 1)),
         "uses": lineage.uses_of(ledger, "policy", 1),

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from tuneloop import tracing
@@ -26,6 +26,7 @@ from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.model_thread import ModelThread
 from tuneloop.learner.release.publisher import Publisher
 from tuneloop.learner.samples import ModelRole
+from tuneloop.learner.schedule import LoopSchedule, NextVersion
 from tuneloop.learner.trainer.base import StepResult, is_out_of_memory
 from tuneloop.learner.training_run import TrainingRun
 from tuneloop.wire import encode_learner_stepped
@@ -41,25 +42,6 @@ REFUSALS = 64
 """The most dead letters read at once."""
 PAUSED = "paused"
 """The ledger's fact of a pause, which outlives a restart."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoopSchedule:
-    """How often to commit and to publish."""
-
-    publish_every_steps: int
-    publish_every_seconds: float
-    checkpoint_every_steps: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NextVersion:
-    """Steps towards a version."""
-
-    steps_done: int
-    steps_wanted: int
-    seconds_left: float
-    """After this time it is published with fewer steps."""
 
 
 class Loop:
@@ -125,14 +107,7 @@ class Loop:
             for training_run, _ in self.training_runs
             if training_run.model == ModelRole.POLICY
         )
-        since = policy.unpublished_since
-        if since is None:
-            return None
-        return NextVersion(
-            steps_done=policy.unpublished_steps,
-            steps_wanted=self._pace.publish_every_steps,
-            seconds_left=max(0.0, since + self._pace.publish_every_seconds - self._clock()),
-        )
+        return self._pace.next_version(policy, self._clock())
 
     def pause(self, paused: bool) -> None:
         """Pause or resume steps; this outlives a restart."""
@@ -289,7 +264,8 @@ class Loop:
             logger.info("step %d was not announced: %s", training_run.step, error)
 
     async def _publish(self, training_run: TrainingRun) -> None:
-        if self._version_due(training_run):
+        following = self._pace.next_version(training_run, self._clock())
+        if following is not None and following.due:
             self.state = "publishing"
             await self._commit(training_run)
             figures = self.last_metrics.get(training_run.model, {})
@@ -300,15 +276,6 @@ class Loop:
                 )
                 trace_links.note_version(training_run.model, version)
         await self._publisher.publish_pending(training_run)
-
-    def _version_due(self, training_run: TrainingRun) -> bool:
-        if training_run.unpublished_since is None:
-            return False
-        waited = self._clock() - training_run.unpublished_since
-        return (
-            training_run.unpublished_steps >= self._pace.publish_every_steps
-            or waited >= self._pace.publish_every_seconds
-        )
 
     async def _send_dead_letters(self, training_run: TrainingRun) -> None:
         """Send dead letters of refused samples; while the bus is down they wait."""

@@ -74,7 +74,7 @@ class LearnerSettings(BusSettings, RpcSettings):
     )
 
     weights_kind: WeightsKind = Field(WeightsKind.LORA, description="lora or full")
-    batch_size: int = Field(16, ge=1, description="judgements in a step, 1 or more")
+    batch_size: int = Field(16, ge=1, description="judgements of a full step, 1 or more")
     min_batch_size: int = Field(1, ge=1, description="fewest of them once the wait is over")
     batch_wait_seconds: float = Field(5.0, ge=0, description="longest wait for a full batch")
     replay_fraction: float = Field(
@@ -104,9 +104,9 @@ class LearnerSettings(BusSettings, RpcSettings):
     max_staleness: int = Field(
         4, ge=0, description="versions a scored rollout may be behind, 0 or more"
     )
-    publish_every_steps: int = Field(2, ge=1, description="steps to a version, 1 or more")
+    publish_every_steps: int = Field(2, ge=1, description="full steps to a version, 1 or more")
     publish_every_seconds: float = Field(
-        10.0, ge=0, description="longest wait of a step for its version"
+        60.0, ge=0, description="age of the newest version past which less makes the next one"
     )
     checkpoint_every_steps: int = Field(2, ge=1, description="steps to a checkpoint, 1 or more")
     keep_checkpoints: int = Field(2, ge=2, description="checkpoints kept of each model, 2 or more")

@@ -72,8 +72,12 @@ class TrainingRun:
         """Optimizer steps taken, committed or not."""
         self.unpublished_steps = 0
         """Steps since the last version that changed the weights."""
+        self.unpublished_evidence = 0.0
+        """The full steps that they amount to: a step on half a batch counts 0.5."""
         self.unpublished_since: float | None = None
         """When the first of them was taken."""
+        self.last_version_time: float | None = None
+        """When the newest version was made; None before the first."""
         self.parent = 0
         """The version the weights grew from."""
         self.published_step = 0
@@ -164,9 +168,10 @@ class TrainingRun:
         head = versions.head(self._database, self.model)
         self.parent = 0 if head is None else head.version
         self.published_step = 0 if head is None else head.last_step
-        self.unpublished_steps = steps.unpublished_steps(
-            self._database, self.model, self.published_step
-        )
+        waiting = steps.unpublished_evidence(self._database, self.model, self.published_step)
+        self.unpublished_steps = len(waiting)
+        self.unpublished_evidence = sum(waiting)
+        self.last_version_time = versions.newest_time(self._database, self.model)
         self.unpublished_since = self._clock() if self.unpublished_steps else None
 
     def uncommitted_ids(self, objective: str) -> list[str]:
@@ -290,6 +295,7 @@ class TrainingRun:
         if result.skipped:
             return
         self.unpublished_steps += 1
+        self.unpublished_evidence += steps.evidence_of(result.metrics)
         if self.unpublished_since is None:
             self.unpublished_since = self._clock()
 
@@ -318,7 +324,9 @@ class TrainingRun:
         self.parent = version
         self.published_step = self.step
         self.unpublished_steps = 0
+        self.unpublished_evidence = 0.0
         self.unpublished_since = None
+        self.last_version_time = self._clock()
 
     def mark_dropped(self) -> None:
         """Record that an unpublished version was dropped: its steps wait for another one."""

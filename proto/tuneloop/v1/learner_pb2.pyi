@@ -100,14 +100,16 @@ class Progress(_message.Message):
     def __init__(self, objective: _Optional[str] = ..., have: _Optional[int] = ..., want: _Optional[int] = ...) -> None: ...
 
 class NextVersion(_message.Message):
-    __slots__ = ("steps_done", "steps_wanted", "seconds_left")
+    __slots__ = ("steps_done", "steps_wanted", "seconds_left", "evidence")
     STEPS_DONE_FIELD_NUMBER: _ClassVar[int]
     STEPS_WANTED_FIELD_NUMBER: _ClassVar[int]
     SECONDS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     steps_done: int
     steps_wanted: int
     seconds_left: float
-    def __init__(self, steps_done: _Optional[int] = ..., steps_wanted: _Optional[int] = ..., seconds_left: _Optional[float] = ...) -> None: ...
+    evidence: float
+    def __init__(self, steps_done: _Optional[int] = ..., steps_wanted: _Optional[int] = ..., seconds_left: _Optional[float] = ..., evidence: _Optional[float] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("policy_version", "prompts", "scored", "mean_reward", "reward_margin", "mean_length", "length_margin", "kl", "reward_model_version")

@@ -30,8 +30,11 @@ class NextVersion(TypedDict):
 
     steps_done: int
     steps_wanted: int
+    """Full ones, of `batch_size` judgements."""
     seconds_left: float
-    """After which it is published with fewer steps."""
+    """After which it is published with less."""
+    evidence: float
+    """The full steps that those done amount to: a step on half a batch counts 0.5."""
 
 
 class Alarm(TypedDict):

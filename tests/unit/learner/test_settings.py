@@ -30,7 +30,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_the_defaults_learn_from_thumbs_in_seconds(environment: pytest.MonkeyPatch) -> None:
     settings = load(LearnerSettings)
     assert (settings.batch_size, settings.batch_wait_seconds) == (16, 5.0)
-    assert (settings.publish_every_steps, settings.publish_every_seconds) == (2, 10.0)
+    assert (settings.publish_every_steps, settings.publish_every_seconds) == (2, 60.0)
     assert settings.base_model == "tiny"
     assert settings.weight_of("kto") == settings.weight_of("ppo") == 1.0
     assert settings.trainer().kind is WeightsKind.LORA

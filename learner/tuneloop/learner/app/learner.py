@@ -26,7 +26,7 @@ from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.queue import prompts as held_out
 from tuneloop.learner.ledger.queue import ref_logprobs
-from tuneloop.learner.loop import Loop, LoopSchedule
+from tuneloop.learner.loop import Loop
 from tuneloop.learner.model_thread import ModelThread
 from tuneloop.learner.monitoring.alarm_monitor import AlarmMonitor
 from tuneloop.learner.monitoring.expiry import Expiry
@@ -40,6 +40,7 @@ from tuneloop.learner.release.gate.prompts import GatePrompts, load_gate_prompts
 from tuneloop.learner.release.promotion import Promotion
 from tuneloop.learner.release.publisher import BaseModel, Publisher, trained_with
 from tuneloop.learner.samples import ModelRole
+from tuneloop.learner.schedule import LoopSchedule
 from tuneloop.learner.service.servicer import LearnerServicer
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.training_run import TrainingRun

@@ -276,6 +276,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
             steps_done=found.steps_done,
             steps_wanted=found.steps_wanted,
             seconds_left=found.seconds_left,
+            evidence=found.evidence,
         )
 
     def _evaluation(self, version: int) -> learner_pb2.Evaluation | None:

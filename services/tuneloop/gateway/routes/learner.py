@@ -45,6 +45,7 @@ def next_version(message: learner_pb2.NextVersion) -> NextVersion:
         "steps_done": message.steps_done,
         "steps_wanted": message.steps_wanted,
         "seconds_left": message.seconds_left,
+        "evidence": message.evidence,
     }
 
 

@@ -183,10 +183,10 @@ function showProgress(status) {
   if (publish) {
     const soon = publish.seconds_left > 0 ? `, or in ${Math.ceil(publish.seconds_left)} s` : "";
     rows.push([
-      "steps to the next version",
-      publish.steps_done,
+      "full steps to the next version",
+      publish.evidence,
       publish.steps_wanted,
-      `${publish.steps_done} of ${publish.steps_wanted}${soon}`,
+      `${figure(publish.evidence)} of ${publish.steps_wanted}${soon}`,
     ]);
   }
   const list = $("progress");

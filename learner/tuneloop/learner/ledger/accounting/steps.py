@@ -162,13 +162,18 @@ def staleness(database: Database) -> float | None:
     return float(behind / sum(counts.values()))
 
 
-def unpublished_steps(database: Database, model: str, after: int) -> int:
-    """Count the committed steps after step `after` that changed the weights."""
-    query = select(func.count()).where(
+def unpublished_evidence(database: Database, model: str, after: int) -> list[float]:
+    """Return the evidence of each committed step after step `after` that changed the weights."""
+    query = select(steps.c.metrics).where(
         steps.c.model == model, steps.c.step > after, steps.c.skipped.is_(False)
     )
     with database.read() as connection:
-        return int(connection.execute(query).scalar_one())
+        return [evidence_of(json.loads(row)) for row in connection.execute(query).scalars()]
+
+
+def evidence_of(metrics: Mapping[str, float]) -> float:
+    """Return the part of a full step that a step was, by its metrics; 1 if they do not say."""
+    return metrics.get("evidence", 1.0)
 
 
 def used_samples(database: Database, objective: str) -> int:

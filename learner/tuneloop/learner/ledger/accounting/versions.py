@@ -152,6 +152,13 @@ def newest_version(database: Database, model: str) -> int:
         return connection.execute(query).scalar_one() or 0
 
 
+def newest_time(database: Database, model: str) -> float | None:
+    """Return when the newest version was made; None before the first."""
+    query = select(func.max(versions.c.created_time)).where(versions.c.model == model)
+    with database.read() as connection:
+        return connection.execute(query).scalar_one()
+
+
 def head(database: Database, model: str) -> Version | None:
     """Return the newest version whose steps were not rolled back: the next one grows from it."""
     query = (
