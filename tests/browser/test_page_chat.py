@@ -1,5 +1,6 @@
 """The chat page in a real browser: every kind of feedback, versions, and whatever goes wrong."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from support.gateway_stack import Stack, running_gateway
 from tuneloop.errors import Unavailable
 from tuneloop.feedback import Comment, Comparison, Demonstration, Thumb
 from tuneloop.gateway.keys.store import KeyFile, Limits, Scope, new_key
+from tuneloop.v1 import learner_pb2
 
 pytestmark = browser_tests
 
@@ -148,6 +150,32 @@ async def test_two_versions_side_by_side_are_named_when_one_was_picked(
         chosen, rejected = (asked[int(name.removeprefix("version "))] for name in names)
         [given] = feedback_of(stack)
         assert given.judgement == Comparison(chosen=chosen, rejected=(rejected,))
+
+
+async def test_a_new_version_tells_what_it_learned_from_a_thumb(browser: Any, stack: Stack) -> None:
+    async with opened(browser, stack) as page:
+        await ask(page, "hello")
+        await page.get_by_role("button", name="Good answer").click()
+        await page.get_by_text("The next version learns from it").wait_for()
+        stack.learner.effects = [
+            learner_pb2.Effect(
+                policy_version=4,
+                text="answer",
+                completion_id=feedback_of(stack)[0].completion_id,
+                tokens=3,
+                logprob_before=-3.0,
+                logprob_after=-3.0 + math.log(1.3),
+            )
+        ]
+        stack.generation.policy_version = 4
+        words = "Version 4 learned from it: this answer is now 1.3 times as likely."
+        await page.get_by_text(words).wait_for()
+        await page.get_by_role("button", name="Ask again to see the difference").wait_for()
+        await page.reload()
+        await page.get_by_text(words).wait_for()
+        await page.get_by_role("button", name="Good answer").click()
+        await page.get_by_text("Taken back").wait_for()
+        assert await page.get_by_text(words).count() == 0
 
 
 async def test_a_new_version_is_noticed_and_asked_again(browser: Any, stack: Stack) -> None:

@@ -94,6 +94,10 @@ async def test_comparison_in_a_conversation(stack: Stack, monkeypatch: pytest.Mo
     generation = FakeGeneration
     monkeypatch.setattr(generation, "policy_version", from_the_second_on(4, 3))
     monkeypatch.setattr(generation, "pieces", from_the_second_on(("An", "other"), ("One",)))
+    stack.learner.effects = [
+        learner_pb2.Effect(policy_version=4, text=text, logprob_before=-4, logprob_after=after)
+        for text, after in (("chosen", -3), ("rejected", -4))
+    ]
     result = await run(stack, "chat", typed="hello\n/compare 4\n2\nmore\n")
     assert result.exit_code == 0, result.output
     (vote,) = votes(stack)
@@ -105,6 +109,8 @@ async def test_comparison_in_a_conversation(stack: Stack, monkeypatch: pytest.Mo
     assert "2 (version 4): Another" in result.stdout
     assert third.chat.messages[1].content == "Another"
     assert "Version 4 answers now; it was 3." in result.stderr
+    better = "the better one is now 2.72 times as likely, the other one is now as likely as before"
+    assert f"Version 4 learned from it: {better}." in result.stderr
 
 
 async def test_a_failure_does_not_end_the_conversation(stack: Stack) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from tuneloop.cli.lineage import lineage_app
 from tuneloop.cli.policies import policies_app
 from tuneloop.gateway.edge.authentication import scope_for
 from tuneloop.gateway.keys.store import Scope
+from tuneloop.v1 import learner_pb2
 
 app = typer.Typer()
 app.add_typer(lineage_app, name="lineage")
@@ -60,6 +62,39 @@ async def test_lineage_of_feedback(stack: Stack) -> None:
     shown = (await run(stack, "lineage", "feedback", "fb-1")).stdout
     assert "versions 3, 4" in shown
     assert "3, 5" in shown
+
+
+async def test_what_learning_from_feedback_changed(stack: Stack) -> None:
+    """log π from -3 to -2 is e times as likely; an edit has no completion id."""
+    stack.learner.effects = [
+        learner_pb2.Effect(
+            policy_version=2, text="edit", tokens=4, logprob_before=-3, logprob_after=-2
+        )
+    ]
+    async with httpx.AsyncClient(base_url=stack.url) as client:
+        lineage = (await client.get("/v1/lineage/feedback/fb-1")).json()
+        chat = {"model": "tuneloop", "messages": [{"role": "user", "content": "hello"}]}
+        answer = (await client.post("/v1/chat/completions", json=chat)).json()
+        thumb = {"kind": "thumb", "completion_id": answer["id"], "value": "up", "id": "t1"}
+        assert (await client.post("/v1/feedback", json=thumb)).status_code == 202
+        given = (await client.get("/v1/feedback/t1")).json()
+        stack.learner.effects = []
+        unknown = (await client.get("/v1/feedback/t1")).json()
+    [effect] = lineage["effects"]
+    assert effect == {
+        "policy_version": 2,
+        "text": "edit",
+        "completion_id": None,
+        "tokens": 4,
+        "logprob_before": -3.0,
+        "logprob_after": -2.0,
+        "times_as_likely": math.e,
+    }
+    assert given["effects"] == [effect]
+    assert (unknown["value"], unknown["effects"]) == ("up", [])
+    stack.learner.effects = [learner_pb2.Effect(policy_version=2, text="edit", logprob_after=1e9)]
+    shown = (await run(stack, "lineage", "feedback", "fb-1")).stdout
+    assert "your better answer is now over 1,000 times as likely" in shown
 
 
 async def test_lineage_of_a_user(stack: Stack) -> None:

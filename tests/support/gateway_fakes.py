@@ -154,6 +154,8 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
     traffic: dict[int, learner_pb2.Traffic] = field(default_factory=dict)
     recorded: list[learner_pb2.RecordedFeedback] = field(default_factory=list)
     """What the ledger has, newest first."""
+    effects: list[learner_pb2.Effect] = field(default_factory=list)
+    """What learning from any feedback changed; while empty only `fb-1` is known."""
     refusal: TuneloopError | None = None
     """Of a promotion."""
     rows: list[str] = field(default_factory=lambda: ['{"prompt":"a","completion":"b"}'] * 3)
@@ -276,7 +278,7 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
         )
 
     async def GetFeedbackLineage(self, request: Any, context: Any) -> Any:
-        if request.feedback_id != "fb-1":
+        if request.feedback_id != "fb-1" and not self.effects:
             raise NotFound(f"no feedback {request.feedback_id!r}", param="feedback_id")
         sample = learner_pb2.SampleLineage(
             sample_id="fb-1", objective="kto", state="used", steps=[3, 5]
@@ -288,6 +290,7 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
             completion_ids=["c1"],
             samples=[sample],
             policy=learner_pb2.Reach(direct=[2], descended=[3, 4]),
+            effects=self.effects,
         )
         answer.accepted_time.FromSeconds(1_700_000_000)
         return answer

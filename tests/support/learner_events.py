@@ -20,7 +20,7 @@ from tuneloop.feedback import (
     Thumb,
 )
 from tuneloop.learner.batching.batch import ids_of
-from tuneloop.learner.samples import TokenSequence
+from tuneloop.learner.samples import TokenSequence, sequences_of, tokens_of
 from tuneloop.learner.trainer.base import StepResult
 from tuneloop.rollouts import (
     ChatMessage,
@@ -173,6 +173,8 @@ class CountingTrainer:
         self.broken = False
         self.referred: list[TokenSequence] = []
         """Sequences whose reference log-probs were computed."""
+        self.measured: list[TokenSequence] = []
+        """Sequences whose log-probs were asked for."""
 
     def step(self, samples: Mapping[str, Sequence[Any]]) -> StepResult:
         ids = [
@@ -199,11 +201,21 @@ class CountingTrainer:
         metrics = {"loss": 1.0 / len(self.learned), "kl": 0.1}
         if self.full_batch is not None:
             metrics["evidence"] = min(1.0, len(ids) / self.full_batch)
-        return StepResult(metrics=metrics)
+        logprobs = {
+            tokens_of(s): (s, -1.0 * len(s.completion_token_ids))
+            for group in samples.values()
+            for sample in group
+            for s in sequences_of(sample)
+        }
+        return StepResult(metrics=metrics, logprobs=logprobs)
 
     def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
         self.referred += sequences
         return [(-0.25,) * len(sequence.completion_token_ids) for sequence in sequences]
+
+    def logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        self.measured += sequences
+        return [(-0.75,) * len(sequence.completion_token_ids) for sequence in sequences]
 
     def finite(self) -> bool:
         return not self.broken

@@ -66,6 +66,8 @@ JUDGED_OBJECTIVES: tuple[str, ...] = (Objective.DPO, Objective.KTO, Objective.SF
 """The policy's from what users say, in the order in which they fill a batch."""
 SCORED_OBJECTIVES: tuple[str, ...] = (Objective.PPO, Objective.GRPO)
 """The policy's from its own completions and their rewards."""
+Tokens = tuple[tuple[int, ...], tuple[int, ...]]
+"""Token ids of a prompt and of a completion."""
 POLICY_OBJECTIVES = tuple(o for o in Objective if o is not Objective.REWARD_MODEL)
 
 
@@ -82,6 +84,11 @@ class TokenSequence:
     ref_logprobs: tuple[float, ...] = ()
     """The reference policy's log-prob of each completion token at that temperature; empty where it
     has not been computed yet."""
+
+
+def tokens_of(sequence: TokenSequence) -> Tokens:
+    """Return what tells a sequence from others, whatever is known of its log-probs."""
+    return sequence.prompt_token_ids, sequence.completion_token_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

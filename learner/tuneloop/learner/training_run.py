@@ -17,6 +17,7 @@ from typing import Any
 from tuneloop.errors import CorruptData, InvalidRequest
 from tuneloop.learner import metrics
 from tuneloop.learner.batching.batch import Batch, Batcher, ids_of, without_refused
+from tuneloop.learner.effects import EffectLog
 from tuneloop.learner.fault_search import FAULTS, FaultSearch, keys_of
 from tuneloop.learner.files import keep_only
 from tuneloop.learner.ledger.accounting import quarantine, steps, versions
@@ -83,6 +84,8 @@ class TrainingRun:
         self.published_step = 0
         """The last step that version had."""
         self.uncommitted = Uncommitted()
+        self.effects = EffectLog()
+        """What the steps since the last version changed."""
         self.unreported = True
         """Whether there may be refused samples without a dead letter."""
         self._fresh = True
@@ -101,6 +104,7 @@ class TrainingRun:
         """
         self._checkpoints.mkdir(parents=True, exist_ok=True)
         self.uncommitted = Uncommitted()
+        self.effects = EffectLog()
         known = steps.checkpoints(self._database, self.model)
         strangers = keep_only(self._checkpoints, {BEGINNING, *(name for _, name in known)})
         if strangers:
@@ -294,6 +298,10 @@ class TrainingRun:
         )
         if result.skipped:
             return
+        self.effects.note(
+            {n: [s for s in g if s.sample_id not in again[n]] for n, g in used.items()},
+            result.logprobs,
+        )
         self.unpublished_steps += 1
         self.unpublished_evidence += steps.evidence_of(result.metrics)
         if self.unpublished_since is None:

@@ -462,7 +462,7 @@ class SampleLineage(_message.Message):
     def __init__(self, sample_id: _Optional[str] = ..., objective: _Optional[str] = ..., state: _Optional[str] = ..., steps: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetFeedbackLineageResponse(_message.Message):
-    __slots__ = ("feedback_id", "kind", "status", "user_hash", "completion_ids", "accepted_time", "samples", "policy", "reward_model")
+    __slots__ = ("feedback_id", "kind", "status", "user_hash", "completion_ids", "accepted_time", "samples", "policy", "reward_model", "effects")
     FEEDBACK_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -472,6 +472,7 @@ class GetFeedbackLineageResponse(_message.Message):
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
+    EFFECTS_FIELD_NUMBER: _ClassVar[int]
     feedback_id: str
     kind: str
     status: str
@@ -481,7 +482,24 @@ class GetFeedbackLineageResponse(_message.Message):
     samples: _containers.RepeatedCompositeFieldContainer[SampleLineage]
     policy: Reach
     reward_model: Reach
-    def __init__(self, feedback_id: _Optional[str] = ..., kind: _Optional[str] = ..., status: _Optional[str] = ..., user_hash: _Optional[str] = ..., completion_ids: _Optional[_Iterable[str]] = ..., accepted_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., samples: _Optional[_Iterable[_Union[SampleLineage, _Mapping]]] = ..., policy: _Optional[_Union[Reach, _Mapping]] = ..., reward_model: _Optional[_Union[Reach, _Mapping]] = ...) -> None: ...
+    effects: _containers.RepeatedCompositeFieldContainer[Effect]
+    def __init__(self, feedback_id: _Optional[str] = ..., kind: _Optional[str] = ..., status: _Optional[str] = ..., user_hash: _Optional[str] = ..., completion_ids: _Optional[_Iterable[str]] = ..., accepted_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., samples: _Optional[_Iterable[_Union[SampleLineage, _Mapping]]] = ..., policy: _Optional[_Union[Reach, _Mapping]] = ..., reward_model: _Optional[_Union[Reach, _Mapping]] = ..., effects: _Optional[_Iterable[_Union[Effect, _Mapping]]] = ...) -> None: ...
+
+class Effect(_message.Message):
+    __slots__ = ("policy_version", "text", "completion_id", "tokens", "logprob_before", "logprob_after")
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_AFTER_FIELD_NUMBER: _ClassVar[int]
+    policy_version: int
+    text: str
+    completion_id: str
+    tokens: int
+    logprob_before: float
+    logprob_after: float
+    def __init__(self, policy_version: _Optional[int] = ..., text: _Optional[str] = ..., completion_id: _Optional[str] = ..., tokens: _Optional[int] = ..., logprob_before: _Optional[float] = ..., logprob_after: _Optional[float] = ...) -> None: ...
 
 class GetUserLineageRequest(_message.Message):
     __slots__ = ("user_hash",)

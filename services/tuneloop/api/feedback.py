@@ -60,11 +60,36 @@ class Judgement(TypedDict, total=False):
     """Of a demonstration or a comment."""
 
 
-class Feedback(FeedbackHead, Judgement):
-    """`GET /v1/feedback/{id}`: feedback as it was accepted."""
+class AcceptedFeedback(FeedbackHead, Judgement):
+    """Feedback as it was accepted."""
 
     metadata: dict[str, str]
     accepted_time: str
+
+
+class Effect(TypedDict):
+    """How much likelier or less likely a version made a text of feedback that it learned from."""
+
+    policy_version: int
+    text: str
+    """`answer`, `edit`, `chosen` or `rejected`."""
+    completion_id: str | None
+    """Of that text; null for an edit."""
+    tokens: int
+    logprob_before: float
+    """log π of the whole text, in nats, before the step that learned from it."""
+    logprob_after: float
+    """Under the version."""
+    times_as_likely: float
+    """exp(after - before): above 1 the version is likelier to write exactly this text."""
+
+
+class Feedback(AcceptedFeedback):
+    """`GET /v1/feedback/{id}`: feedback as it was accepted, and what learning from it changed."""
+
+    effects: list[Effect]
+    """Oldest version first; empty before a version learned from it, and where the learner does not
+    answer."""
 
 
 class JudgedCompletion(TypedDict):
@@ -82,7 +107,7 @@ class Turn(TypedDict):
     content: str
 
 
-class FeedbackItem(Feedback):
+class FeedbackItem(AcceptedFeedback):
     """Feedback in the ledger, with what it is about."""
 
     user_hash: str

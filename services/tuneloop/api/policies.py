@@ -4,6 +4,8 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from tuneloop.api.feedback import Effect
+
 
 class CanaryShare(TypedDict):
     """The version that a share of the users gets."""
@@ -182,6 +184,7 @@ class FeedbackLineage(TypedDict):
     samples: list[SampleUses]
     policy: Downstream
     reward_model: Downstream
+    effects: list[Effect]
 
 
 class ForgottenRecord(TypedDict):

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode
 import typer
 
 from tuneloop.api.feedback import Feedback, FeedbackItem, FeedbackPage
+from tuneloop.cli.effects import effects_in_words
 from tuneloop.cli.options import ApiKey, AsJson, Url, connected, fail
 from tuneloop.cli.output import cell, print_fields, print_json, print_table
 from tuneloop.errors import TuneloopError
@@ -230,10 +231,15 @@ def show(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Show one feedback."""
+    """Show one feedback, and how much likelier learning from it made what it is about."""
     with connected(url, api_key) as client:
         document: Feedback = client.request("GET", f"/v1/feedback/{quote(feedback_id, safe='')}")
-    (print_json if as_json else print_fields)(document)
+    if as_json:
+        print_json(document)
+        return
+    print_fields({name: value for name, value in document.items() if name != "effects"})
+    if words := effects_in_words(document["effects"]):
+        typer.echo(words)
 
 
 @feedback_app.command(epilog="Example: tuneloop feedback retract fb-…")

@@ -7,6 +7,7 @@ from urllib.parse import quote
 import typer
 
 from tuneloop.api.policies import FeedbackLineage, UserLineage
+from tuneloop.cli.effects import effects_in_words
 from tuneloop.cli.options import ApiKey, AsJson, Url, connected
 from tuneloop.cli.output import cell, print_json, print_table
 
@@ -37,6 +38,8 @@ def feedback(
         for s in answer["samples"]
     ]
     print_table(("SAMPLE", "OBJECTIVE", "STATE", "STEPS"), rows)
+    if words := effects_in_words(answer["effects"]):
+        typer.echo(words)
 
 
 @lineage_app.command(epilog="Example: tuneloop lineage user ann --json")

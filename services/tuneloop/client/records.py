@@ -75,6 +75,9 @@ class FeedbackItem:
     completions: list[feedback.JudgedCompletion] = field(default_factory=list)
     """`completion_id`, `text` and `policy_version` of each completion that it names."""
     used_by_versions: list[int] = field(default_factory=list)
+    """Only in lists."""
+    effects: list[feedback.Effect] = field(default_factory=list)
+    """How much likelier versions made its texts; only of `get_feedback`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

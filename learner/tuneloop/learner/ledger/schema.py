@@ -276,6 +276,19 @@ undone_uses = Table(
     comment="What a quarantined version had learned from, before it was put back.",
 )
 
+effects = Table(
+    "effects",
+    metadata,
+    Column("sample_id", String, primary_key=True),
+    Column("objective", String, primary_key=True),
+    Column("part", String, primary_key=True, comment="answer, chosen, rejected"),
+    Column("policy_version", Integer, primary_key=True, autoincrement=False),
+    Column("tokens", Integer, nullable=False),
+    Column("logprob_before", Float, nullable=False, comment="Before the step that used it"),
+    Column("logprob_after", Float, nullable=False, comment="Under the version"),
+    comment="How likely a version made what its feedback is about.",
+)
+
 forgotten = Table(
     "forgotten",
     metadata,

@@ -35,7 +35,7 @@ from tuneloop.learner.models.forward import Forward, RankShard, share_of
 from tuneloop.learner.models.lora import add_adapter
 from tuneloop.learner.models.prefix_tree import numbered_rows
 from tuneloop.learner.models.world import ALONE, World, full_tensor, shard
-from tuneloop.learner.samples import TokenSequence
+from tuneloop.learner.samples import Tokens, TokenSequence, tokens_of
 from tuneloop.models.reward_model import silence_loading
 from tuneloop.policies import WeightsKind
 
@@ -69,6 +69,7 @@ class PolicyModel:
         self._world = world
         self._reference: Forward | None = None
         self._gathered: Any = None
+        self._noted: NotedLogprobs | None = None
         self._lora = (lora_rank, lora_alpha, seed)
         self._adapted: Any = None
         self._model = self._load()
@@ -151,7 +152,19 @@ class PolicyModel:
     def logprobs(self, batch: SequenceBatch) -> Tensor:
         """Return (B, C) log π of each completion token, at its temperature; takes gradients."""
         share = share_of(batch, self._world)
-        return self._placed(batch, share, self._forward(share.batch).logprobs)
+        logprobs = self._placed(batch, share, self._forward(share.batch).logprobs)
+        if self._noted is not None and logprobs.requires_grad:
+            self._noted.add(batch, logprobs)
+        return logprobs
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator["NotedLogprobs"]:
+        """Note the log-probs that gradients are taken of inside the block: the first of each."""
+        self._noted = NotedLogprobs()
+        try:
+            yield self._noted
+        finally:
+            self._noted = None
 
     def logprobs_and_entropies(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """Return (B, C) log-probs, and (B, C) entropies in nats, which take no gradients."""
@@ -280,3 +293,23 @@ class PolicyModel:
             weight_files.read_whole(folder, self._model)
         else:
             weight_files.read_adapter(folder, self._adapted)
+
+
+class NotedLogprobs:
+    """Log π of completions, kept on the device until they are asked for."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Tokens, tuple[TokenSequence, Tensor]] = {}
+
+    def add(self, batch: SequenceBatch, logprobs: Tensor) -> None:
+        """Keep the sum of each row of `logprobs`, (B, C), unless the completion has one."""
+        for sequence, total in zip(batch.sequences, logprobs.detach().sum(-1), strict=True):
+            self._kept.setdefault(tokens_of(sequence), (sequence, total))
+
+    def totals(self) -> dict[Tokens, tuple[TokenSequence, float]]:
+        """Return each completion, as it was learned from, with its log-prob."""
+        if not self._kept:
+            return {}
+        values = torch.stack([total for _, total in self._kept.values()]).tolist()
+        kept = zip(self._kept.items(), values, strict=True)
+        return {tokens: (sequence, value) for (tokens, (sequence, _)), value in kept}

@@ -23,7 +23,7 @@ from tuneloop.bus.subjects import weights_published
 from tuneloop.errors import Conflict, Overloaded, Unavailable, WeightsRefused
 from tuneloop.learner import metrics, trace_links
 from tuneloop.learner.files import keep_only, write_folder
-from tuneloop.learner.ledger.accounting import lineage, steps, versions
+from tuneloop.learner.ledger.accounting import effects, lineage, steps, versions
 from tuneloop.learner.ledger.accounting.versions import Version
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import agreement
@@ -91,13 +91,7 @@ class Publisher:
         `WeightsRefused` if a weight is not finite: such weights never leave the learner.
         """
         version = self._next_number(training_run)
-        folder = self._folder(training_run.model, version)
-        write_folder(folder, training_run.trainer.save_weights)
-        try:
-            check_finite(folder)
-        except WeightsRefused:
-            shutil.rmtree(folder)
-            raise
+        folder = self._write_weights(training_run, version)
         learned = lineage.learned_from(self._database, training_run.model, training_run.step)
         created_time = datetime.fromtimestamp(self._clock(), UTC)
         base = self._base_models[training_run.model]
@@ -142,8 +136,23 @@ class Publisher:
             created_time=created_time,
             settings=self._trained_with.get(training_run.model, "{}"),
         )
+        self._record_effects(training_run, version)
         training_run.mark_published(version)
         return version
+
+    def _write_weights(self, training_run: TrainingRun, version: int) -> Path:
+        folder = self._folder(training_run.model, version)
+        write_folder(folder, training_run.trainer.save_weights)
+        try:
+            check_finite(folder)
+        except WeightsRefused:
+            shutil.rmtree(folder)
+            raise
+        return folder
+
+    def _record_effects(self, training_run: TrainingRun, version: int) -> None:
+        changed = training_run.effects.measure(training_run.trainer.logprobs)
+        effects.add_effects(self._database, version, changed)
 
     def _next_number(self, training_run: TrainingRun) -> int:
         newest = versions.newest_version(self._database, training_run.model)

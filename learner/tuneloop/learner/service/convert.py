@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 
 from tuneloop.errors import InvalidRequest
 from tuneloop.feedback import FeedbackKind, FeedbackStatus
@@ -93,6 +94,7 @@ def feedback_lineage_to_proto(lineage: FeedbackLineage) -> learner_pb2.GetFeedba
         ],
         policy=reach_to_proto(lineage.policy),
         reward_model=reach_to_proto(lineage.reward_model),
+        effects=[learner_pb2.Effect(**asdict(effect)) for effect in lineage.effects],
     )
 
 

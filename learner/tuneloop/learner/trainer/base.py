@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tuneloop.learner.samples import TokenSequence
+from tuneloop.learner.samples import Tokens, TokenSequence
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger("tuneloop.learner")
+
+
+StepLogprobs = Mapping[Tokens, tuple[TokenSequence, float]]
+"""The completions that a step learned from, as it did (at which temperature), and log π of each."""
 
 
 def peak_memory_bytes() -> int:
@@ -64,6 +68,8 @@ class StepResult:
     reason: str = ""
     """Why it was skipped: `non_finite_loss`, `non_finite_gradient`, `gradient_spike`, `no_samples`,
     `no_spread` (every group's rewards are the same)."""
+    logprobs: StepLogprobs = field(default_factory=dict, compare=False, repr=False)
+    """Of the policy as it was before the step; empty where a trainer does not tell."""
     peak_memory_bytes: int = field(default_factory=peak_memory_bytes, compare=False)
     """Most memory held up to the end of the step, in bytes: of the GPU, else of the process."""
 
@@ -108,6 +114,13 @@ class Trainer(Protocol):
 
         They are at each sequence's temperature; () for one that cannot be learned from, of which
         `step` says why.
+        """
+        ...
+
+    def logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        """Return the log-probs of the completion tokens under the weights as they are now.
+
+        As `reference_logprobs` otherwise.
         """
         ...
 

@@ -148,10 +148,7 @@ class PolicyTrainer:
         return True
 
     def logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
-        """Return the current weights' log-probs of the completion tokens, without gradients.
-
-        They are at each sequence's temperature; () for one that does not fit the model.
-        """
+        """See `Trainer.logprobs`."""
         fitting = [i for i, sequence in enumerate(sequences) if self._fits(sequence)]
         found: list[tuple[float, ...]] = [()] * len(sequences)
         computed = self._model.compute_logprobs([sequences[i] for i in fitting])
@@ -192,8 +189,9 @@ class PolicyTrainer:
         if not given:
             return StepResult(metrics={}, skipped=True, reason="no_samples")
         self._world.announce("trainer", "step", given)
-        with self._world.together():
-            return self._step(given)
+        with self._world.together(), self._model.noting() as noted:
+            result = self._step(given)
+        return replace(result, logprobs=noted.totals())
 
     def _step(self, given: Mapping[str, Sequence[PolicySample]]) -> StepResult:
         """Take the step that `step` has checked."""

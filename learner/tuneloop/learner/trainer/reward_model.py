@@ -102,8 +102,10 @@ class RewardTrainer:
         self._encode(sample)
 
     def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
-        """Return () for each: there is no reference policy here."""
+        """Return () for each: a reward model gives texts no probability."""
         return [()] * len(sequences)
+
+    logprobs = reference_logprobs
 
     def step(self, samples: Mapping[str, Sequence[RewardSample]]) -> StepResult:
         """Take one optimizer step on the samples of `reward_model`, of any kinds.

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.cli.effects import effects_in_words
 from tuneloop.errors import TuneloopError
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ HELP = """\
 /quit             end"""
 STORED = "Stored: the next version learns from it."
 NOTHING = "There is no answer to judge yet."
+TOLD = 8
+"""Judgements whose effect is asked for at once, the newest."""
 
 
 class Conversation:
@@ -37,6 +40,8 @@ class Conversation:
         self.last: Completion | None = None
         self.version: int | None = None
         self.given: list[Receipt] = []
+        self.told: set[str] = set()
+        """Ids of feedback whose effect was told."""
 
     def run(self) -> None:
         """Read lines until the user quits."""
@@ -71,6 +76,7 @@ class Conversation:
             self.screen.note(
                 f"Version {completion.policy_version} answers now; it was {self.version}."
             )
+            self.tell_effects()
         self.screen.note(f"version {completion.policy_version} · {completion.id}")
         self.version, self.last = completion.policy_version, completion
         self.messages.append(completion.message)
@@ -88,6 +94,14 @@ class Conversation:
                 return stream.completion
             except TuneloopError:  # there was no first piece
                 return None
+
+    def tell_effects(self) -> None:
+        """Say what learning from the feedback changed, where a version has learned from it."""
+        for receipt in [r for r in self.given if r.id not in self.told][-TOLD:]:
+            words = effects_in_words(self.client.get_feedback(receipt).effects)
+            if words:
+                self.told.add(receipt.id)
+                self.screen.note(words)
 
     def judge(self, feedback: Callable[["Completion"], "Receipt"]) -> None:
         """Give feedback on the last answer."""

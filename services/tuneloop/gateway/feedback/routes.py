@@ -32,6 +32,7 @@ from tuneloop.gateway.feedback.body import (
     feedback_of,
     judgement_document,
 )
+from tuneloop.gateway.feedback.effects import find_effects
 
 router = APIRouter(tags=["feedback"])
 
@@ -83,7 +84,7 @@ async def give_feedback_batch(batch: FeedbackBatch, request: Request) -> JSONRes
 
 @router.get("/v1/feedback/{feedback_id}")
 async def get_feedback(feedback_id: str, request: Request) -> Feedback:
-    """Return feedback as it was accepted, and whether it was retracted."""
+    """Return feedback as it was accepted, whether it was retracted, and what it changed."""
     found = await store.find(gateway_of(request).bus, feedback_id)
     feedback = found.feedback
     return {
@@ -94,6 +95,7 @@ async def get_feedback(feedback_id: str, request: Request) -> Feedback:
         **judgement_document(feedback.judgement),
         "metadata": dict(feedback.metadata),
         "accepted_time": feedback.accepted_time.isoformat(),
+        "effects": await find_effects(gateway_of(request), feedback_id),
     }
 
 

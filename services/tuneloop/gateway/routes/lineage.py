@@ -6,6 +6,7 @@ from fastapi import APIRouter, Path, Request
 
 from tuneloop.api.policies import Downstream, FeedbackLineage, UserLineage
 from tuneloop.gateway.context import Gateway, gateway_of
+from tuneloop.gateway.feedback.effects import effects_in
 from tuneloop.gateway.routes.learner import rfc3339
 from tuneloop.rpc.status import reply_of
 from tuneloop.v1 import learner_pb2
@@ -43,6 +44,7 @@ async def feedback_lineage(feedback_id: FeedbackId, request: Request) -> Feedbac
         ],
         "policy": downstream(answer.policy),
         "reward_model": downstream(answer.reward_model),
+        "effects": effects_in(answer),
     }
 
 

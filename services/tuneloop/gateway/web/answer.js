@@ -2,6 +2,7 @@
 
 import { retractFeedback, sendFeedback } from "./api.js";
 import { announce, el, icon, iconButton, say } from "./dom.js";
+import { whatChanged } from "./effects.js";
 import { MarkdownView, markdown } from "./markdown.js";
 
 const ENDINGS = {
@@ -94,7 +95,9 @@ export class AnswerView {
           ? "Stopped before the first word."
           : "The model gave an empty answer.",
       );
-    else if (ENDINGS[answer.finish] && !this.note.textContent) this.tell(ENDINGS[answer.finish]);
+    else if (this.note.textContent) return;
+    else if (answer.learned && answer.learned.id === this.given) this.tell(answer.learned.words);
+    else if (ENDINGS[answer.finish]) this.tell(ENDINGS[answer.finish]);
   }
 
   showVersion() {
@@ -309,6 +312,26 @@ export class AnswerView {
         answer[name] = before;
       },
     });
+  }
+
+  /** The feedback that stands: a better answer says more than a thumb. */
+  get given() {
+    return this.answer.edit?.id ?? this.answer.thumb.ids.at(-1) ?? null;
+  }
+
+  /** Tells what learning from the feedback changed, once a version has learned from it. */
+  async showEffect() {
+    const { answer, given } = this;
+    if (given === null || answer.learned?.id === given) return;
+    try {
+      const words = await whatChanged(given);
+      if (words === null || given !== this.given) return;
+      answer.learned = { id: given, words };
+      this.tell(words);
+      this.actions.changed();
+    } catch {
+      // The next version asks again.
+    }
   }
 
   feedback(body) {

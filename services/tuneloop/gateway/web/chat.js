@@ -129,7 +129,15 @@ function retry(turn) {
 
 /* a new version */
 
+const TOLD = 8;
+
+/** What a new version learned from the last turns. */
+async function showEffects() {
+  for (const turn of conversation.turns.slice(-TOLD)) await views.get(turn.key)?.showEffects();
+}
+
 function versionChanged(version, before) {
+  showEffects();
   if (before === null) offerAgain();
   else showNotice(version > before ? `Version ${version} is live.` : `Back on version ${version}.`);
 }

@@ -22,6 +22,7 @@ export function newAnswer(asked = null) {
     thumb: { value: null, ids: [] },
     edit: null,
     comment: null,
+    learned: null,
   };
 }
 

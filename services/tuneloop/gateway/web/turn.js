@@ -3,6 +3,7 @@
 import { AnswerView } from "./answer.js";
 import { retractFeedback, sendFeedback } from "./api.js";
 import { el, iconButton, say } from "./dom.js";
+import { whatChanged } from "./effects.js";
 
 /** `actions` are the page's: `changed`, `following`, `retry(turn)`, `regenerate(turn)`. */
 export class TurnView {
@@ -48,6 +49,29 @@ export class TurnView {
   update(answer) {
     this.viewOf(answer).update();
     if (answer.finish !== null || answer.failure) this.draw();
+  }
+
+  /** Tells what learning from the feedback on this turn changed. */
+  async showEffects() {
+    for (const answer of this.turn.answers) {
+      if (answer.finish !== null) await this.viewOf(answer).showEffect();
+    }
+    await this.showEffectOfPick();
+  }
+
+  async showEffectOfPick() {
+    const { pair } = this.turn;
+    const given = pair?.feedbackIds.at(-1);
+    if (!given || !this.verdict || pair.learned === given) return;
+    const [chosen, rejected] = pair.pick === pair.left ? ["A", "B"] : ["B", "A"];
+    try {
+      const words = await whatChanged(given, { chosen, rejected });
+      if (words === null || given !== pair.feedbackIds.at(-1)) return;
+      pair.learned = given;
+      say(this.verdict, words);
+    } catch {
+      // The next version asks again.
+    }
   }
 
   /** Only the last turn can be answered again: what follows an answer was said to that answer. */

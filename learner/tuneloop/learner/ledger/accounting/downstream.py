@@ -15,6 +15,7 @@ from sqlalchemy import and_, func, or_, select
 
 from tuneloop.errors import NotFound
 from tuneloop.learner.ledger.accounting import forget_user, lineage, versions
+from tuneloop.learner.ledger.accounting.effects import FeedbackEffect, effects_of
 from tuneloop.learner.ledger.accounting.forget_user import Record, touching, versions_used
 from tuneloop.learner.ledger.accounting.lineage import same_sample
 from tuneloop.learner.ledger.database import Database
@@ -59,6 +60,7 @@ class FeedbackLineage:
     samples: tuple[SampleUses, ...]
     policy: Downstream
     reward_model: Downstream
+    effects: tuple[FeedbackEffect, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +102,7 @@ def of_feedback(database: Database, feedback_id: str) -> FeedbackLineage:
             .order_by(uses.c.step)
         ).all()
         direct = {model: set(versions_used(connection, made, model)) for model in MODELS}
+        changed = effects_of(connection, row, made)
     return FeedbackLineage(
         feedback_id=row.feedback_id,
         kind=row.kind,
@@ -124,6 +127,7 @@ def of_feedback(database: Database, feedback_id: str) -> FeedbackLineage:
         reward_model=downstream_of(
             database, ModelRole.REWARD_MODEL, direct[ModelRole.REWARD_MODEL]
         ),
+        effects=changed,
     )
 
 

@@ -15,6 +15,7 @@ from tuneloop.learner.ledger.accounting.lineage import same_sample
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import moment
 from tuneloop.learner.ledger.schema import (
+    effects,
     feedback,
     forgotten,
     rankings,
@@ -117,7 +118,7 @@ def forget_user(database: Database, user_hash: str, now: float) -> Forgotten:
         )
         about_them = or_(touching(user_hash), samples.c.feedback_id.in_(feedback_ids))
         doomed = select(samples.c.sample_id, samples.c.objective).where(about_them)
-        for table in (uses, undone_uses):
+        for table in (uses, undone_uses, effects):
             of_them = tuple_(table.c.sample_id, table.c.objective).in_(doomed)
             connection.execute(delete(table).where(of_them))
         connection.execute(delete(samples).where(about_them))

@@ -10,7 +10,7 @@ from sqlalchemy import and_, delete, exists, func, select, update
 from tuneloop.errors import NotFound
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import moment
-from tuneloop.learner.ledger.schema import promotions, uses, versions
+from tuneloop.learner.ledger.schema import effects, promotions, uses, versions
 from tuneloop.learner.samples import ModelRole
 from tuneloop.policies import ReleaseState, WeightsReference
 
@@ -111,6 +111,8 @@ def drop_version(database: Database, model: str, version: int) -> None:
             .where(uses.c.model == model, uses.c.policy_version == version)
             .values(policy_version=None)
         )
+        if model == ModelRole.POLICY:
+            connection.execute(delete(effects).where(effects.c.policy_version == version))
         connection.execute(
             delete(versions).where(versions.c.model == model, versions.c.version == version)
         )
@@ -156,7 +158,8 @@ def newest_time(database: Database, model: str) -> float | None:
     """Return when the newest version was made; None before the first."""
     query = select(func.max(versions.c.created_time)).where(versions.c.model == model)
     with database.read() as connection:
-        return connection.execute(query).scalar_one()
+        newest: float | None = connection.execute(query).scalar_one()
+    return newest
 
 
 def head(database: Database, model: str) -> Version | None:
