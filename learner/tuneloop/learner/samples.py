@@ -250,6 +250,17 @@ def with_ref_logprobs(sample: Any, find: Callable[[TokenSequence], tuple[float, 
     return sample
 
 
+def at_temperature_one(sequence: TokenSequence) -> TokenSequence:
+    """Return a judged sequence as preferences compare it: at temperature 1, as TRL does.
+
+    A gradient grows with 1/temperature: at the request's own, an answer sampled at 0.02 would
+    outvote its batch.
+    """
+    if sequence.temperature == 1.0:
+        return sequence
+    return replace(sequence, temperature=1.0, generation_logprobs=(), ref_logprobs=())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledAnswer:
     """A version's answer to one prompt."""

@@ -20,7 +20,7 @@ from tuneloop.learner.samples import (
     Objective,
 )
 from tuneloop.learner.trainer.algorithms import algorithms, policy_gradients
-from tuneloop.learner.trainer.settings import RewardTrainerSettings, TrainerSettings
+from tuneloop.learner.trainer.settings import ONLINE, RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
 from tuneloop.ports import GRPC_PORTS, METRICS_PORTS, local_address
 from tuneloop.rpc.settings import RpcSettings
@@ -44,16 +44,10 @@ class LearnerSettings(BusSettings, RpcSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(
-        GRPC_PORTS["learner"],
-        ge=0,
-        le=65535,
-        description="port for gRPC, 0 to 65535; 0 is any free one",
+        GRPC_PORTS["learner"], ge=0, le=65535, description="port for gRPC; 0 is any free one"
     )
     metrics_port: int = Field(
-        METRICS_PORTS["learner"],
-        ge=0,
-        le=65535,
-        description="port for /metrics, 0 to 65535; 0 is any free one",
+        METRICS_PORTS["learner"], ge=0, le=65535, description="port for /metrics; 0 is any free one"
     )
     policy: str = Field(
         "tuneloop", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="letters, digits, '_' or '-'"
@@ -74,7 +68,9 @@ class LearnerSettings(BusSettings, RpcSettings):
     )
 
     weights_kind: WeightsKind = Field(WeightsKind.LORA, description="lora or full")
-    batch_size: int = Field(16, ge=1, description="judgements of a full step, 1 or more")
+    batch_size: int = Field(
+        16, ge=1, description="judgements for a full step; fewer move the policy in proportion"
+    )
     min_batch_size: int = Field(1, ge=1, description="fewest of them once the wait is over")
     batch_wait_seconds: float = Field(5.0, ge=0, description="longest wait for a full batch")
     replay_fraction: float = Field(
@@ -129,8 +125,8 @@ class LearnerSettings(BusSettings, RpcSettings):
     lora_alpha: int = Field(32, ge=1, description="1 or more")
     max_grad_norm: float = Field(1.0, gt=0, description="above 0")
     objective_weights: dict[str, float] = Field(
-        {objective.value: 1.0 for objective in POLICY_OBJECTIVES},
-        description='JSON of objective to weight, such as {"kto": 1, "ppo": 0.5}; 0 is off',
+        {objective.value: 1.0 for objective in POLICY_OBJECTIVES} | {"dpo": 0.5},
+        description='JSON of objective to its rate, such as {"kto": 1, "ppo": 0.5}; 0 is off',
     )
     algorithms: dict[str, str] = Field(
         {},
@@ -317,6 +313,7 @@ class LearnerSettings(BusSettings, RpcSettings):
             "lora_rank": self.lora_rank,
             "lora_alpha": self.lora_alpha,
             "objective_weights": self.objective_weights,
+            "full_step": float(self.batch_size),
             "algorithms": chosen,
             "beta_kto": self.beta_kto,
             "beta_dpo": self.beta_dpo,
@@ -335,7 +332,7 @@ class LearnerSettings(BusSettings, RpcSettings):
                 problem = "has a setting of its own" if name in named else "no setting of a trainer"
                 raise SettingsError(f"trainer_settings: {name}: {problem}", param=name)
         try:
-            return TrainerSettings(**named, **self.trainer_settings)
+            return TrainerSettings(**named, **{**ONLINE, **self.trainer_settings})
         except TypeError as error:
             raise SettingsError(f"trainer_settings: {error}", param="trainer_settings") from error
 

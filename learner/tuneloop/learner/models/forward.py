@@ -7,7 +7,12 @@ from torch import Tensor, nn
 
 from tuneloop.learner.models.architecture import run_body, run_whole
 from tuneloop.learner.models.batch import SequenceBatch, collate
-from tuneloop.learner.models.lm_head import LogitTransform, logprobs_of_logits, token_logprobs
+from tuneloop.learner.models.lm_head import (
+    LogitTransform,
+    logprobs_of_logits,
+    token_logprobs,
+    transformed,
+)
 from tuneloop.learner.models.world import World, shard_sequences
 
 
@@ -17,6 +22,7 @@ class ForwardOutput(NamedTuple):
     logprobs: Tensor  # (N,)
     hidden: Tensor  # (N, H)
     entropies: Tensor  # (N,), or empty where they were not asked for
+    distributions: Tensor | None = None  # (N, V) log-probs of every token at temperature 1
 
 
 class RankShard(NamedTuple):
@@ -42,19 +48,26 @@ class Forward(nn.Module):
         """Return the same of another model of the same family."""
         return Forward(model, self._transform, packs=self._packs)
 
-    def forward(self, batch: SequenceBatch, *, entropies: bool = False) -> ForwardOutput:
-        """Run the model over a batch."""
+    def forward(
+        self, batch: SequenceBatch, *, entropies: bool = False, distributions: bool = False
+    ) -> ForwardOutput:
+        """Run the model over a batch; `distributions` are (N, V): for few tokens only."""
         model = self.model
         layout = batch.packed if self._packs else batch.padded()
         kind = batch.targets.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
             if self._transform is None:
                 logits, hidden = run_whole(model, layout)
+                if distributions:
+                    return _whole(logits, hidden)
                 logprobs, measured = logprobs_of_logits(
                     logits, targets=batch.targets, temperatures=batch.temperatures
                 )
             else:
                 hidden = run_body(model, layout)[layout.sources]
+                if distributions:
+                    head = model.get_output_embeddings()
+                    return _whole(transformed(head(hidden), self._transform), hidden)
                 logprobs, measured = token_logprobs(
                     hidden,
                     model.get_output_embeddings(),
@@ -64,6 +77,14 @@ class Forward(nn.Module):
                     entropies=entropies,
                 )
         return ForwardOutput(logprobs=logprobs, hidden=hidden, entropies=measured)
+
+
+def _whole(logits: Tensor, hidden: Tensor) -> ForwardOutput:
+    empty = hidden.new_empty(0)
+    distributions = torch.log_softmax(logits.float(), dim=-1)
+    return ForwardOutput(
+        logprobs=empty, hidden=hidden, entropies=empty, distributions=distributions
+    )
 
 
 def share_of(batch: SequenceBatch, world: World) -> RankShard:

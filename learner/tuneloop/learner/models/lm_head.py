@@ -19,6 +19,14 @@ class LogitTransform:
     cap: float | None = None
 
 
+def transformed(logits: Tensor, transform: LogitTransform) -> Tensor:
+    """Return logits as a family's softmax takes them, in float32."""
+    scaled = transform.scale * logits.float()
+    if transform.cap is None:
+        return scaled
+    return transform.cap * torch.tanh(scaled / transform.cap)
+
+
 def token_logprobs(
     hidden: Tensor,
     head: nn.Module,

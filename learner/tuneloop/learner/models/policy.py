@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from tuneloop.errors import FailedPrecondition
+from tuneloop.generation.prompts import Tokenization
 from tuneloop.learner.models import weight_files
 from tuneloop.learner.models.architecture import (
     checkpoint_layers,
@@ -34,8 +35,9 @@ from tuneloop.learner.models.batch import (
 from tuneloop.learner.models.forward import Forward, RankShard, share_of
 from tuneloop.learner.models.lora import add_adapter
 from tuneloop.learner.models.prefix_tree import numbered_rows
+from tuneloop.learner.models.sampling import greedy_answers
 from tuneloop.learner.models.world import ALONE, World, full_tensor, shard
-from tuneloop.learner.samples import Tokens, TokenSequence, tokens_of
+from tuneloop.learner.samples import SampledAnswer, Tokens, TokenSequence, tokens_of
 from tuneloop.models.reward_model import silence_loading
 from tuneloop.policies import WeightsKind
 
@@ -194,6 +196,35 @@ class PolicyModel:
         with self._reference_policy() as reference:
             share = share_of(batch, self._world)
             return self._placed(batch, share, reference(share.batch).logprobs)
+
+    def divergences(self, batch: SequenceBatch, *, of_policy: bool) -> Tensor:
+        """Return (B, C) KL divergences of the next token's whole distribution; takes gradients.
+
+        KL(π ‖ π_ref), or KL(π_ref ‖ π) without `of_policy`: before each completion token, in nats,
+        at temperature 1. For few tokens: it holds their logits over the vocabulary.
+        """
+        share = share_of(batch, self._world)
+        with torch.no_grad(), self._reference_policy() as reference:
+            of_reference = reference(share.batch, distributions=True).distributions
+        policy = self._forward(share.batch, distributions=True).distributions
+        assert policy is not None
+        assert of_reference is not None
+        target, other = (policy, of_reference) if of_policy else (of_reference, policy)
+        flat = (target.exp() * (target - other)).sum(-1)
+        return self._placed(batch, share, flat)
+
+    def reference_answers(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int
+    ) -> list[SampledAnswer]:
+        """Return the reference policy's likeliest answer to each prompt (token ids).
+
+        Of several ranks only the first answers.
+        """
+        tokenization = Tokenization(self._folder)
+        if self._sharded:
+            return greedy_answers(self._load(), tokenization, prompts, max_tokens)
+        with self._reference_policy() as reference:
+            return greedy_answers(reference.model, tokenization, prompts, max_tokens)
 
     def _placed(self, batch: SequenceBatch, share: RankShard, flat: Tensor) -> Tensor:
         """Put what all ranks computed of their shares into place, (B, C)."""

@@ -5,9 +5,10 @@ and old log-probs, old values) is computed while planning. Calling a closure run
 gradients and returns that micro-batch's share of the loss.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,18 @@ class Plan:
     """Completion tokens learned from."""
     metrics: Sequence[dict[str, Mean]] = field(default_factory=list)
     """What was measured while planning."""
+    judgements: float | None = None
+    """What the loss was divided by, in judgements; None of scored completions, whose batches are
+    always full."""
+    trusted: float = 1.0
+    """Part of it that counts as evidence: Σ weight·trust over Σ weight."""
+
+
+def trusted_share(samples: Sequence[Any]) -> float:
+    """Return Σ weight·trust over Σ weight; 0 where nothing weighs."""
+    weights = math.fsum(sample.weight for sample in samples)
+    trusted = math.fsum(sample.weight * sample.trust for sample in samples)
+    return trusted / weights if weights > 0 else 0.0
 
 
 class PolicyPass:

@@ -10,7 +10,7 @@ from tuneloop.learner.losses.dpo import dpo_loss
 from tuneloop.learner.losses.means import Mean, total_of
 from tuneloop.learner.models.batch import SequenceBatch, collate
 from tuneloop.learner.models.policy import PolicyModel
-from tuneloop.learner.objectives.base import Plan, cut, restrained
+from tuneloop.learner.objectives.base import Plan, cut, restrained, trusted_share
 from tuneloop.learner.samples import PairSample
 from tuneloop.learner.trainer.adaptive import AT_REST, StepControls
 from tuneloop.learner.trainer.gradient_step import MicroLoss
@@ -45,6 +45,8 @@ def plan_dpo(
             for rows in groups
         ],
         tokens=tokens,
+        judgements=total_weight,
+        trusted=trusted_share(samples),
     )
 
 

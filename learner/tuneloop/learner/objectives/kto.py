@@ -68,7 +68,13 @@ def plan_kto(
         )
         start = of_group.stop
     measured = {"kto_z": mean_over(z, torch.ones_like(z, dtype=torch.bool))}
-    return Plan(micro_losses=micro_losses, tokens=tokens, metrics=[measured])
+    return Plan(
+        micro_losses=micro_losses,
+        tokens=tokens,
+        metrics=[measured],
+        judgements=total_weight,
+        trusted=float(weights.sum()) / total_weight,
+    )
 
 
 def _micro_loss(

@@ -9,7 +9,7 @@ from tuneloop.learner.losses.means import Mean, total_of
 from tuneloop.learner.losses.sft import sft_loss
 from tuneloop.learner.models.batch import SequenceBatch, collate
 from tuneloop.learner.models.policy import PolicyModel
-from tuneloop.learner.objectives.base import Plan, cut, restrained
+from tuneloop.learner.objectives.base import Plan, cut, restrained, trusted_share
 from tuneloop.learner.samples import DemonstrationSample
 from tuneloop.learner.trainer.adaptive import AT_REST, StepControls
 from tuneloop.learner.trainer.gradient_step import MicroLoss
@@ -42,7 +42,12 @@ def plan_sft(
                 total_weight=total_weight,
             )
         )
-    return Plan(micro_losses=micro_losses, tokens=total_tokens)
+    return Plan(
+        micro_losses=micro_losses,
+        tokens=total_tokens,
+        judgements=total_of(s.weight for s in samples),
+        trusted=trusted_share(samples),
+    )
 
 
 def _micro_loss(

@@ -118,6 +118,8 @@ class AdaptiveState:
     """How far training is backed off, from 0."""
     ppo_batches: int = 0
     """Batches PPO has learned from."""
+    anchors_used: int = 0
+    """Anchors that steps have carried."""
 
     def with_rewards(self, samples: Samples, settings: TrainerSettings) -> Self:
         """Return the state with the rewards of a batch in it, which it then standardises."""
@@ -152,7 +154,11 @@ class AdaptiveState:
         return rate_factor(self.kl_level)
 
     def after(
-        self, metrics: Mapping[str, float], samples: Samples, settings: TrainerSettings
+        self,
+        metrics: Mapping[str, float],
+        samples: Samples,
+        settings: TrainerSettings,
+        anchors: int = 0,
     ) -> Self:
         """Return the state after a step on `samples` that measured `metrics`."""
         kl, completion_kl = metrics.get("kl"), metrics.get("completion_kl")
@@ -168,7 +174,13 @@ class AdaptiveState:
                 completions=len(samples[Objective.PPO]),
             )
         batches = self.ppo_batches + bool(samples.get(Objective.PPO))
-        return replace(self, kl_level=level, kl_factor=factor, ppo_batches=batches)
+        return replace(
+            self,
+            kl_level=level,
+            kl_factor=factor,
+            ppo_batches=batches,
+            anchors_used=self.anchors_used + anchors,
+        )
 
     def state(self) -> dict[str, Any]:
         """Return plain values for a checkpoint."""

@@ -29,8 +29,11 @@ def accumulate_and_step(
     optimization: Optimizer,
     terms: Sequence[LossTerm],
     measured: Sequence[Mapping[str, Mean]] = (),
+    *,
+    evidence: float = 1.0,
+    closes: bool = True,
 ) -> StepResult:
-    """Take one optimizer step down the weighted sum of `terms`.
+    """Take one optimizer step down the weighted sum of `terms`; see `Optimizer.step`.
 
     The step is skipped, and nothing changes, when a loss or a gradient is not finite, or a gradient
     is a spike. Each micro-batch's graph is freed before the next is built: memory is that of the
@@ -46,6 +49,7 @@ def accumulate_and_step(
             losses[term.name] += float(loss.detach())
             if not math.isfinite(losses[term.name]):
                 optimization.zero_grad()
+                optimization.resume()
                 return StepResult(metrics={}, skipped=True, reason="non_finite_loss")
             (term.weight * loss).backward()  # type: ignore[no-untyped-call]
             means.append(metrics)
@@ -55,7 +59,7 @@ def accumulate_and_step(
         "learning_rate": optimization.learning_rate,
         **merge(means),
     }
-    applied = optimization.step(kind="+".join(sorted(losses)))
+    applied = optimization.step(kind="+".join(sorted(losses)), evidence=evidence, closes=closes)
     if applied.refusal != "non_finite_gradient":
         results["gradient_norm"] = applied.norm
     return StepResult(metrics=results, skipped=bool(applied.refusal), reason=applied.refusal)

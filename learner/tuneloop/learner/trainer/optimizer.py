@@ -1,10 +1,16 @@
-"""AdamW with clipping and warm-up, and recent gradient norms that reveal a spike."""
+"""AdamW with clipping and warm-up, whose steps are as large as the evidence behind them.
+
+Adam divides by the size of its gradients, so whatever weighs down a whole batch (few judgements,
+little trust) cancels: only the rate can say what a batch weighs. A gradient therefore comes with
+its `evidence`, the part of a full step that it is worth. Below a full step a batch stays open: its
+gradients add up, all at the weights where it began, and the weights are one step from there, at a
+rate in proportion. Sixteen judgements one by one so end where a batch of sixteen does, and Adam's
+moments only see full batches.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,56 +18,17 @@ from torch import Tensor, nn
 from tuneloop.errors import CorruptData
 from tuneloop.learner.models.world import ALONE, World, full_tensor, local_tensor
 from tuneloop.learner.trainer.base import TrainerState
+from tuneloop.learner.trainer.gradient_norms import GradientNorms
 from tuneloop.learner.trainer.settings import OptimizerSettings
-
-WINDOW = 20
-"""Norms remembered of each kind of step."""
-LEAST = 10
-"""Norms below which none is called a spike."""
-
-
-class GradientNorms:
-    """Norms of recent steps by kind of step: each mix of losses has its own usual size.
-
-    Spikes are remembered too: what was a spike is usual once it fills half of the window, so that a
-    change for good does not stop learning.
-    """
-
-    def __init__(self) -> None:
-        """Start without a history."""
-        self._recent: dict[str, list[float]] = {}
-
-    def is_spike(self, kind: str, norm: float, factor: float) -> bool:
-        """Remember `norm`; return whether it is over `factor` times the median of recent ones."""
-        recent = self._recent.get(kind, [])
-        spike = len(recent) >= LEAST and norm > factor * median(recent)
-        if norm > 0:
-            self._recent[kind] = [*recent, norm][-WINDOW:]
-        return spike
-
-    def state(self) -> dict[str, list[float]]:
-        """Return plain values for a checkpoint."""
-        return {kind: list(norms) for kind, norms in self._recent.items()}
-
-    @classmethod
-    def of_state(cls, state: Any) -> Self:
-        """Return norms as they were; raises `CorruptData`."""
-        norms = cls()
-        if not isinstance(state, Mapping):
-            raise CorruptData("checkpoint: scheduler.gradient_norms is not a table")
-        for kind, values in state.items():
-            if not isinstance(values, list) or not all(map(_is_norm, values)):
-                raise CorruptData(f"checkpoint: scheduler.gradient_norms.{kind} holds other things")
-            norms._recent[str(kind)] = [float(value) for value in values]
-        return norms
-
-
-def _is_norm(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0
-
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of a parameter."""
+OPEN_GRADIENT = "open_gradient"
+"""A checkpoint's name for a parameter's share of the open batch's gradient."""
+FULL = 1.0 - 1e-6
+"""Evidence from which a batch is full: that of sixteen judgements adds up to a little off 1."""
+MOST = 1.25
+"""Evidence up to which a batch takes in more; past it what there is becomes a step first."""
 Shapes = Mapping[str, torch.Size]
 
 
@@ -73,6 +40,19 @@ class AppliedGradient:
     """Of the first group, before the clip."""
     refusal: str = ""
     """`non_finite_gradient` or `gradient_spike`: nothing has changed. Empty: it was applied."""
+
+
+@dataclass(slots=True, kw_only=True)
+class OpenBatch:
+    """What is needed to take the step of a batch again once it has grown."""
+
+    evidence: float
+    gradients: dict[str, Tensor]
+    """Their sum by parameter, each times its evidence."""
+    parameters: dict[str, Tensor]
+    """As they were where the batch began."""
+    moments: dict[str, dict[str, Tensor]]
+    """As Adam's were there; none before its first step."""
 
 
 class Optimizer:
@@ -99,8 +79,9 @@ class Optimizer:
             fused=True,
         )
         self._norms = GradientNorms()
+        self._open: OpenBatch | None = None
         self.steps = 0
-        """Optimizer steps taken."""
+        """Full steps taken."""
         self.rate_factor = 1.0
         """What the rates of the next step are multiplied by; not kept in a checkpoint."""
         self._resumed_at: int | None = None
@@ -146,31 +127,111 @@ class Optimizer:
         """Clear the gradients, also those of a step that was abandoned."""
         self._adamw.zero_grad(set_to_none=True)
 
-    def step(self, kind: str = "") -> AppliedGradient:
+    @property
+    def open_evidence(self) -> float:
+        """Evidence of the open batch; 0 while none is open."""
+        return 0.0 if self._open is None else self._open.evidence
+
+    def rewind(self, evidence: float) -> None:
+        """Put the weights where the open batch began; or close it, if `evidence` is too much."""
+        if self._open is None:
+            return
+        if self._open.evidence + evidence > MOST:
+            self._close()
+            return
+        with torch.no_grad():
+            for name, start in self._open.parameters.items():
+                self._named[name].copy_(start)
+
+    def resume(self) -> None:
+        """Undo `rewind`: the weights are again what the open batch makes of them."""
+        if self._open is not None:
+            self._take(self._open.evidence)
+
+    def _close(self) -> None:
+        self._open = None
+        self.steps += 1
+
+    def step(
+        self, kind: str = "", *, evidence: float = 1.0, closes: bool = True
+    ) -> AppliedGradient:
         """Apply the gradients, or clear them if a norm is not finite or is a spike.
 
         `kind` names the mix of losses: norms are compared with those of steps of the same kind.
+        `evidence`, above 0, is what the gradients are worth as a part of a full step; the loss was
+        divided by it. Below a full step the batch stays open, unless this `closes` it. Call
+        `rewind` before the gradients are computed, and `resume` where none come.
         """
         self._world.sum_gradients(self._named.values())
-        norms = []
-        for group in self._adamw.param_groups:
-            gradients = [p.grad for p in group["params"] if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
-            norms.append(None if norm is None else full_tensor(norm))
+        norms = [self._norm_of(group["params"]) for group in self._adamw.param_groups]
         values = [0.0 if norm is None else float(norm) for norm in norms]
         if reason := self._refusal(kind, values):
             self.zero_grad()
+            self.resume()
             return AppliedGradient(norm=values[0], refusal=reason)
-        for group, rate, norm in zip(self._adamw.param_groups, self._rates, norms, strict=True):
-            group["lr"] = rate * self._warmth
-            if norm is not None:
+        total = self.open_evidence + evidence
+        final = closes or total >= FULL
+        if self._open is not None or not final:
+            self._add_to_open(evidence)
+        if self._open is not None:
+            self._open.evidence = total
+            self._take(total)
+        else:
+            self._apply(total)
+        if final:
+            self._close()
+        return AppliedGradient(norm=values[0])
+
+    def _norm_of(self, parameters: Sequence[nn.Parameter]) -> Tensor | None:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        return full_tensor(torch.nn.utils.get_total_norm(gradients)) if gradients else None
+
+    def _add_to_open(self, evidence: float) -> None:
+        """Add the gradients to those of the open batch, which may begin here."""
+        if self._open is None:
+            self._open = OpenBatch(
+                evidence=0.0,
+                gradients={},
+                parameters={name: p.detach().clone() for name, p in self._named.items()},
+                moments={
+                    name: {moment: value.clone() for moment, value in state.items()}
+                    for name, p in self._named.items()
+                    if (state := self._adamw.state.get(p))
+                },
+            )
+        for name, parameter in self._named.items():
+            if parameter.grad is None:
+                continue
+            weighed = parameter.grad.detach() * evidence
+            known = self._open.gradients.get(name)
+            self._open.gradients[name] = weighed if known is None else known.add_(weighed)
+
+    def _take(self, evidence: float) -> None:
+        """Take the open batch's step from where it began."""
+        assert self._open is not None
+        self.zero_grad()
+        with torch.no_grad():
+            for name, parameter in self._named.items():
+                parameter.copy_(self._open.parameters[name])
+                self._adamw.state.pop(parameter, None)
+                if moments := self._open.moments.get(name):
+                    copies = {moment: value.clone() for moment, value in moments.items()}
+                    self._adamw.state[parameter] = copies
+                if (gradient := self._open.gradients.get(name)) is not None:
+                    parameter.grad = gradient / evidence
+        self._apply(evidence)
+
+    def _apply(self, evidence: float) -> None:
+        """Clip the gradients and step, at a rate in proportion to `evidence`."""
+        factor = min(1.0, evidence)
+        for group, rate in zip(self._adamw.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self._warmth * factor
+            if (norm := self._norm_of(group["params"])) is not None:
                 torch.nn.utils.clip_grads_with_norm_(
                     group["params"], self._settings.max_grad_norm, norm
                 )
         self._adamw.step()
         self.zero_grad()
-        self.steps += 1
-        return AppliedGradient(norm=values[0])
 
     def _refusal(self, kind: str, norms: Sequence[float]) -> str:
         """Return why a step with these norms of the groups is skipped; empty if it is taken."""
@@ -185,16 +246,28 @@ class Optimizer:
     def state(self) -> TrainerState:
         """Return copies of the parameters, their moments and the step count, in main memory.
 
-        Of what is sharded a rank copies its own part.
+        Of an open batch it is where it began and its gradients. Of what is sharded a rank copies
+        its own part.
         """
         optimizer: dict[str, Tensor] = {}
-        for name, parameter in self._named.items():
-            for moment, tensor in self._adamw.state.get(parameter, {}).items():
+        parameters: Mapping[str, Tensor] = self._named
+        if self._open is None:
+            moments = {name: self._adamw.state.get(p, {}) for name, p in self._named.items()}
+        else:
+            parameters, moments = self._open.parameters, self._open.moments
+            for name, gradient in self._open.gradients.items():
+                optimizer[f"{name}.{OPEN_GRADIENT}"] = _copy(gradient)
+        for name, values in moments.items():
+            for moment, tensor in values.items():
                 optimizer[f"{name}.{moment}"] = _copy(tensor)
         return TrainerState(
-            model={name: _copy(parameter) for name, parameter in self._named.items()},
+            model={name: _copy(parameter) for name, parameter in parameters.items()},
             optimizer=optimizer,
-            scheduler={"optimizer_steps": self.steps, "gradient_norms": self._norms.state()},
+            scheduler={
+                "optimizer_steps": self.steps,
+                "gradient_norms": self._norms.state(),
+                "open_evidence": self.open_evidence,
+            },
         )
 
     def load_state(self, state: TrainerState) -> None:
@@ -203,19 +276,33 @@ class Optimizer:
         steps = state.scheduler.get("optimizer_steps")
         if not isinstance(steps, int) or steps < 0:
             raise CorruptData("checkpoint: scheduler.optimizer_steps is not a count")
+        evidence = state.scheduler.get("open_evidence", 0.0)
+        if not isinstance(evidence, (int, float)) or not 0 <= evidence <= MOST:
+            raise CorruptData(f"checkpoint: scheduler.open_evidence is {evidence!r}")
         norms = GradientNorms.of_state(state.scheduler.get("gradient_norms", {}))
         with torch.no_grad():
             for name, parameter in self._named.items():
                 parameter.copy_(state.model[name])
         self._adamw.state.clear()
+        gradients: dict[str, Tensor] = {}
         for key, tensor in state.optimizer.items():
             name, _, moment = key.rpartition(".")
             parameter = self._named[name]
-            moments = self._adamw.state.setdefault(parameter, {})
-            moments[moment] = tensor.to(parameter.device, copy=True)
+            value = tensor.to(parameter.device, copy=True)
+            if moment == OPEN_GRADIENT:
+                gradients[name] = value
+            else:
+                self._adamw.state.setdefault(parameter, {})[moment] = value
         self.steps = steps
         self._norms = norms
-        self._resumed_at = steps
+        self._open, self._resumed_at = None, None
+        if evidence > 0:
+            self._add_to_open(0.0)
+            assert self._open is not None
+            self._open.evidence, self._open.gradients = evidence, gradients
+            self._take(evidence)
+        else:
+            self._resumed_at = steps
 
     def blank(self, model: Shapes, optimizer: Shapes) -> TrainerState:
         """Room for a state of these shapes, laid out as `state` is; raises `CorruptData`."""
@@ -235,7 +322,7 @@ class Optimizer:
             raise CorruptData(f"checkpoint: tensor {name} is not in both model and checkpoint")
         for key in optimizer:
             name, _, moment = key.rpartition(".")
-            if name not in self._named or moment not in MOMENTS:
+            if name not in self._named or moment not in (*MOMENTS, OPEN_GRADIENT):
                 raise CorruptData(f"checkpoint: {key} belongs to another optimizer")
         for name, parameter in self._named.items():
             shapes = {m: optimizer[f"{name}.{m}"] for m in MOMENTS if f"{name}.{m}" in optimizer}
@@ -243,6 +330,8 @@ class Optimizer:
             if len(shapes) not in {0, len(MOMENTS)}:
                 raise CorruptData(f"checkpoint: moments of {name} are missing")
             shapes.pop("step", None)
+            if (gradient := optimizer.get(f"{name}.{OPEN_GRADIENT}")) is not None:
+                shapes[OPEN_GRADIENT] = gradient
             for shape in (model[name], *shapes.values()):
                 if shape != parameter.shape:
                     found = f"{tuple(shape)}, not {tuple(parameter.shape)}"

@@ -17,7 +17,14 @@ from tuneloop.learner.models.batch import check_sample
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.models.sampling import greedy_answers
 from tuneloop.learner.models.world import ALONE, END, Announcement, World, logger
+from tuneloop.learner.objectives.anchors import Anchors, plan_anchors
 from tuneloop.learner.objectives.base import Plan
+from tuneloop.learner.objectives.evidence import (
+    anchors_beside,
+    as_compared,
+    most_evidence,
+    share_of_step,
+)
 from tuneloop.learner.samples import (
     POLICY_OBJECTIVES,
     DemonstrationSample,
@@ -35,6 +42,8 @@ from tuneloop.learner.trainer.gradient_step import LossTerm, accumulate_and_step
 from tuneloop.learner.trainer.optimizer import Optimizer
 from tuneloop.learner.trainer.settings import TrainerSettings
 
+Plans = Mapping[str, Plan]
+"""By objective."""
 SEEN_LATE = {"clip_fraction", "importance_ratio"}
 """Metrics reported from the last epoch; all others are of the policy before the step."""
 VALUE_STEP = 0.64
@@ -101,6 +110,9 @@ class PolicyTrainer:
             world,
         )
         self._adaptive = AdaptiveState()
+        self._anchors: Anchors | None = None
+        if settings.anchor_weight > 0 and world.is_leader:
+            self._anchors = Anchors(self._model, model_folder, settings)
 
     @property
     def model(self) -> PolicyModel:
@@ -185,34 +197,58 @@ class PolicyTrainer:
         for objective, batch in samples.items():
             for sample in batch:
                 self.check(objective, sample)
-        given = {name: batch for name, batch in samples.items() if batch}
+        given = {
+            name: [as_compared(sample) for sample in batch]
+            for name, batch in samples.items()
+            if batch
+        }
         if not given:
             return StepResult(metrics={}, skipped=True, reason="no_samples")
-        self._world.announce("trainer", "step", given)
+        anchors: list[TokenSequence] = []
+        if self._anchors is not None:
+            count = anchors_beside(given, self._settings)
+            anchors = self._anchors.sequences(self._adaptive.anchors_used, count)
+        self._world.announce("trainer", "take_step", given, anchors)
+        return self.take_step(given, anchors)
+
+    def take_step(
+        self, given: Mapping[str, Sequence[PolicySample]], anchors: Sequence[TokenSequence]
+    ) -> StepResult:
+        """Take the step that `step` has checked, on every rank."""
         with self._world.together(), self._model.noting() as noted:
-            result = self._step(given)
+            result = self._take_checked(given, anchors)
         return replace(result, logprobs=noted.totals())
 
-    def _step(self, given: Mapping[str, Sequence[PolicySample]]) -> StepResult:
-        """Take the step that `step` has checked."""
+    def _take_checked(
+        self, given: Mapping[str, Sequence[PolicySample]], anchors: Sequence[TokenSequence]
+    ) -> StepResult:
         adaptive = self._adaptive.with_rewards(given, self._settings)
         controls = adaptive.controls(self._settings)
-        plans = {
-            name: self._algorithms[name].load_plan()(self._model, batch, self._settings, controls)
-            for name, batch in given.items()
-        }
         self._optimizer.rate_factor = adaptive.rate_factor
-        result = self._take_step(plans)
+        # What the batch is worth has to be known before its gradients.
+        self._optimizer.rewind(most_evidence(given, self._settings))
+        try:
+            plans = {
+                name: self._algorithms[name].load_plan()(
+                    self._model, batch, self._settings, controls
+                )
+                for name, batch in given.items()
+            }
+            held = plan_anchors(self._model, anchors, self._settings) if anchors else None
+            result = self._take_step(plans, held)
+        except BaseException:
+            self._optimizer.resume()
+            raise
         if result.skipped:
             return result
-        self._adaptive = adaptive.after(result.metrics, given, self._settings)
-        return self._repeat(plans, result)
+        self._adaptive = adaptive.after(result.metrics, given, self._settings, len(anchors))
+        return self._repeat(plans, held, result)
 
-    def _repeat(self, plans: Mapping[str, Plan], result: StepResult) -> StepResult:
+    def _repeat(self, plans: Plans, held: Plan | None, result: StepResult) -> StepResult:
         """Take the further optimizer steps of algorithms that use a batch more than once."""
         epochs = {name: self._algorithms[name].epochs(self._settings) for name in plans}
         for epoch in range(1, max(epochs.values())):
-            again = self._take_step({n: p for n, p in plans.items() if epoch < epochs[n]})
+            again = self._take_step({n: p for n, p in plans.items() if epoch < epochs[n]}, held)
             if again.skipped:
                 break
             # In the first epoch policy and old policy are one: the clip is seen in the last.
@@ -220,24 +256,43 @@ class PolicyTrainer:
             result = StepResult(metrics={**result.metrics, **late})
         return result
 
-    def _take_step(self, plans: Mapping[str, Plan]) -> StepResult:
+    def _take_step(self, plans: Plans, held: Plan | None) -> StepResult:
         """Take one optimizer step on all plans, or none where `accumulate_and_step` refuses."""
-        weights = self._settings.objective_weights
+        measured = [metrics for plan in plans.values() for metrics in plan.metrics]
+        shares = {name: share_of_step(name, plan, self._settings) for name, plan in plans.items()}
+        evidence = math.fsum(share * plans[name].trusted for name, share in shares.items())
+        full_step = self._settings.full_step is not None
         terms = [
             LossTerm(
                 name=f"{name}_loss",
                 micro_losses=plan.micro_losses,
-                weight=weights.get(name, 1.0),
+                weight=shares[name] / evidence if full_step and evidence > 0 else shares[name],
             )
             for name, plan in plans.items()
             if plan.micro_losses
         ]
-        measured = [metrics for plan in plans.values() for metrics in plan.metrics]
-        if not terms:
-            return StepResult(metrics=merge(measured), skipped=True, reason="no_spread")
-        result = accumulate_and_step(self._optimizer, terms, measured)
+        if not terms or (full_step and evidence <= 0):
+            self._optimizer.resume()
+            reason = "no_evidence" if terms else "no_spread"
+            return StepResult(metrics=merge(measured), skipped=True, reason=reason)
+        if held is not None:
+            terms.append(
+                LossTerm(
+                    name="anchor_loss",
+                    micro_losses=held.micro_losses,
+                    weight=self._settings.anchor_weight,
+                )
+            )
+        result = accumulate_and_step(
+            self._optimizer,
+            terms,
+            measured,
+            evidence=evidence if full_step else 1.0,
+            closes=not full_step or any(plan.judgements is None for plan in plans.values()),
+        )
         tokens = float(sum(plan.tokens for plan in plans.values()))
-        return replace(result, metrics={**result.metrics, "tokens": tokens})
+        figures = {"tokens": tokens, "evidence": min(1.0, evidence) if full_step else 1.0}
+        return replace(result, metrics={**result.metrics, **figures})
 
     def save_weights(self, folder: Path) -> None:
         """See `Trainer.save_weights`."""

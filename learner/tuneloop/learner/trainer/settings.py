@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 from tuneloop.errors import SettingsError
 from tuneloop.learner.samples import POLICY_OBJECTIVES
@@ -83,7 +83,17 @@ class TrainerSettings:
     objective_weights: Mapping[str, float] = field(
         default_factory=lambda: dict.fromkeys(POLICY_OBJECTIVES, 1.0)
     )
-    """Factor of each objective, after it was divided by its own count; 1 where not named."""
+    """Rate of each objective as a share of `learning_rate`, and what it weighs beside others; 1
+    where not named."""
+    full_step: float | None = None
+    """Judgements that make a full step: fewer, or less trusted, ones move the policy in proportion
+    (see `trainer.optimizer`). None takes a full step whatever a batch weighs."""
+    anchor_weight: float = 0.0
+    """Weight of the loss that holds the policy to the base model on prompts that nobody judged."""
+    anchor_batch: int = 8
+    """Anchor prompts beside a full step."""
+    anchor_prompts: str | None = None
+    """File of a prompt for each line (JSON with `prompt`, as elsewhere); None is our own."""
     algorithms: Mapping[str, str] = field(default_factory=dict)
     """What learns from an objective's samples; the algorithm of the same name where not named."""
     beta_kto: float = 0.1
@@ -179,16 +189,22 @@ class TrainerSettings:
             require(getattr(self, name) > 0, name, "greater than 0")
         for name in ("value_clip", "reward_clip", "epsilon_high"):
             require(getattr(self, name) > 0, name, "greater than 0")
-        for name in ("kl_coef", "value_coef", "missing_stop_penalty", "beta_grpo"):
+        for name in ("kl_coef", "value_coef", "missing_stop_penalty", "beta_grpo", "anchor_weight"):
             require(getattr(self, name) >= 0, name, "0 or more")
         for name in ("desirable_weight", "undesirable_weight", "critic_warmup_steps"):
             require(getattr(self, name) >= 0, name, "0 or more")
-        for name in ("kl_budget", "kl_target", "value_learning_rate", "off_policy_mask_threshold"):
+        for name in (
+            *("kl_budget", "kl_target", "value_learning_rate", "off_policy_mask_threshold"),
+            "full_step",
+        ):
             limit = getattr(self, name)
             require(limit is None or limit > 0, name, "greater than 0, or absent")
         for name in ("gamma", "lam"):
             require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
-        for name in ("lora_rank", "lora_alpha", "ppo_epochs", "grpo_epochs", "kl_horizon"):
+        for name in (
+            *("lora_rank", "lora_alpha", "ppo_epochs", "grpo_epochs", "kl_horizon"),
+            "anchor_batch",
+        ):
             require(getattr(self, name) >= 1, name, "1 or more")
         require(self.token_budget is None or self.token_budget >= 1, "token_budget", "1 or more")
         on_gpu = self.device.startswith("cuda")
@@ -221,6 +237,10 @@ class TrainerSettings:
             rate = 2e-4 if self.kind is WeightsKind.LORA else 1e-5
         shared = {f.name: getattr(self, f.name) for f in fields(OptimizerSettings)}
         return OptimizerSettings(**{**shared, "learning_rate": rate})
+
+
+ONLINE: Mapping[str, Any] = {"anchor_weight": 0.1}
+"""What the learner of a service takes where nothing else is set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tuneloop.errors import InvalidRequest, SettingsError
 from tuneloop.learner.objectives.kto import plan_kto
-from tuneloop.learner.samples import PolicySample, ScoredGroup
+from tuneloop.learner.samples import PolicySample, ScoredGroup, at_temperature_one
 from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.settings import RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
@@ -307,7 +307,10 @@ def test_the_rate_warms_up_and_the_gradient_is_clipped(tiny_policy: Path) -> Non
 def test_kto_reference_point_is_the_log_ratio_of_mismatched_completions(tiny_policy: Path) -> None:
     settings = TrainerSettings(kto_z="mismatched", threads=1, learning_rate=0.02)
     trainer = PolicyTrainer(tiny_policy, settings)
-    thumbs = [replace(s, desirable=True) for s in SampleMaker().thumbs(6)]
+    thumbs = [
+        replace(s, desirable=True, sequence=at_temperature_one(s.sequence))
+        for s in SampleMaker().thumbs(6)
+    ]
     assert trainer.step({"kto": thumbs}).metrics["kto_z"] == 0.0
     for _ in range(5):
         metrics = trainer.step({"kto": thumbs}).metrics

@@ -26,6 +26,7 @@ from tuneloop.learner.samples import (
     ScoredSample,
     ThumbSample,
     TokenSequence,
+    at_temperature_one,
 )
 from tuneloop.rollouts import ChatMessage, FinishReason, prompt_as_text
 
@@ -35,13 +36,20 @@ EditTokens = Callable[[str, Sequence[int]], tuple[int, ...]]
 """Returns the token ids of an edited answer and its end of turn, given the original's tokens."""
 
 
+LEAST_TEMPERATURE = 0.1
+"""Of rollouts for policy gradients, whose gradients grow with its inverse."""
+
+
 def problem_of(row: Any) -> str | None:
     """Return why a ready sample cannot be trained on, or None."""
     if row.rejected_id is not None and (problem := problem_of_pair(row)):
         return problem
     if row.objective in SCORED_OBJECTIVES:
-        if row.chosen_temperature == 0:
-            return "sampled greedily: no importance ratio is defined"
+        if row.chosen_temperature < LEAST_TEMPERATURE:
+            return (
+                f"sampled at temperature {row.chosen_temperature:g}, below {LEAST_TEMPERATURE:g}: "
+                "all but greedily, so no importance ratio says anything"
+            )
         if not row.chosen_generation_logprobs:
             return "no policy sampled it: no importance ratio is defined"
     edited = row.kind == "edit" and row.objective != Objective.SFT
@@ -79,7 +87,7 @@ class Builder:
             case Objective.KTO:
                 return ThumbSample(
                     sample_id=row.sample_id,
-                    sequence=sequence_of(row, "chosen"),
+                    sequence=judged_sequence(row, "chosen"),
                     desirable=row.verdict == "up",
                 )
             case Objective.SFT:
@@ -122,16 +130,16 @@ class Builder:
             flip_rate = self._flip_rate
         return PairSample(
             sample_id=row.sample_id,
-            chosen=self._edited(row) if edited else sequence_of(row, "chosen"),
-            rejected=sequence_of(row, "chosen" if edited else "rejected"),
+            chosen=self._edited(row) if edited else judged_sequence(row, "chosen"),
+            rejected=judged_sequence(row, "chosen" if edited else "rejected"),
             flip_rate=flip_rate,
             weight=row.weight,
         )
 
     def _edited(self, row: Any) -> TokenSequence:
-        """Return the edited answer after the rollout's prompt, at the serving temperature."""
+        """Return the edited answer after the rollout's prompt."""
         assert self._edit_tokens is not None, "edits are taken with the policy's tokenizer"
-        original = sequence_of(row, "chosen")
+        original = judged_sequence(row, "chosen")
         return TokenSequence(
             prompt_token_ids=original.prompt_token_ids,
             completion_token_ids=self._edit_tokens(text_of(row), original.completion_token_ids),
@@ -175,6 +183,11 @@ class Builder:
         return agreement.flip_rate(self._connection)
 
 
+def judged_sequence(row: Any, which: str) -> TokenSequence:
+    """Return `sequence_of` as the losses of preferences and demonstrations take it."""
+    return at_temperature_one(sequence_of(row, which))
+
+
 def sequence_of(row: Any, which: str) -> TokenSequence:
     """Return prompt and completion of the `chosen` or the `rejected` rollout of a row."""
     columns = row._mapping
@@ -182,7 +195,6 @@ def sequence_of(row: Any, which: str) -> TokenSequence:
         prompt_token_ids=unpack_ids(columns[f"{which}_prompt_tokens"]),
         completion_token_ids=unpack_ids(columns[f"{which}_completion_tokens"]),
         generation_logprobs=unpack_logprobs(columns[f"{which}_generation_logprobs"]),
-        # Temperature 0 has no log-probs; preferences are then compared at temperature 1.
         temperature=columns[f"{which}_temperature"] or 1.0,
     )
 

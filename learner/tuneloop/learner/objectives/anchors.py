@@ -1,0 +1,108 @@
+"""What holds the policy where nobody judged it: the base model's own answers to plain prompts.
+
+Learning a taste moves the policy everywhere, and what it answered well before is forgotten. Each
+step therefore carries the forward KL divergence to the base model, KL(π_ref ‖ π), over the first
+tokens of the base model's own answers to a few *anchor prompts*. It is the online kin of the
+pre-training loss in Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, section 3.5 (PPO-ptx).
+The end of an answer is not held: there a taste for short answers wants to move it.
+"""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from tuneloop.errors import SettingsError, TuneloopError
+from tuneloop.learner.data.fields import Fields
+from tuneloop.learner.data.prompt_rows import prompt_form, prompt_row
+from tuneloop.learner.data.table import read_file
+from tuneloop.learner.data.tokenize import PromptTokenizer
+from tuneloop.learner.losses.means import Mean, mean_over
+from tuneloop.learner.models.batch import collate
+from tuneloop.learner.models.policy import PolicyModel
+from tuneloop.learner.objectives.base import Plan, cut
+from tuneloop.learner.samples import DemonstrationSample, TokenSequence
+from tuneloop.learner.trainer.gradient_step import MicroLoss
+from tuneloop.learner.trainer.settings import TrainerSettings
+
+BUILT_IN = Path(__file__).with_name("anchors.jsonl")
+HELD_TOKENS = 16
+"""Tokens of an answer that are held."""
+
+
+class Anchors:
+    """The anchor prompts and, as they come to be used, the base model's answers to them."""
+
+    def __init__(self, model: PolicyModel, folder: Path, settings: TrainerSettings) -> None:
+        """Read the prompts; raises `SettingsError` if they cannot be used with this model."""
+        self._model = model
+        self._prompts = anchor_prompts(folder, settings.anchor_prompts, model.max_length)
+        random.Random(settings.seed).shuffle(self._prompts)  # noqa: S311 - not cryptographic
+        self._answers: dict[int, tuple[int, ...]] = {}
+
+    def sequences(self, start: int, count: int) -> list[TokenSequence]:
+        """Return `count` anchors from number `start`, over and over; each held at its start."""
+        numbers = [number % len(self._prompts) for number in range(start, start + count)]
+        missing = sorted({number for number in numbers if number not in self._answers})
+        if missing:
+            answers = self._model.reference_answers(
+                [self._prompts[number] for number in missing], HELD_TOKENS
+            )
+            for number, answer in zip(missing, answers, strict=True):
+                self._answers[number] = answer.token_ids
+        return [
+            TokenSequence(
+                prompt_token_ids=self._prompts[number],
+                completion_token_ids=self._answers[number],
+                generation_logprobs=(),
+                temperature=1.0,
+            )
+            for number in numbers
+            if self._answers[number]
+        ]
+
+
+def anchor_prompts(folder: Path, path: str | None, max_length: int) -> list[tuple[int, ...]]:
+    """Return the token ids of the prompts in a file, or of our own; those that fit the model."""
+    tokens = PromptTokenizer(folder, max_length=None)
+    as_chat = bool(tokens.tokenization.tokenizer.chat_template)
+    tokens = PromptTokenizer(folder, max_length=None, as_chat=as_chat)
+    try:
+        table = read_file(Path(path or BUILT_IN), "anchor prompts")
+        form = prompt_form(table, "anchor_prompts")
+        found = [
+            prompt_row(table, form, tokens, 0, Fields(row, table.place(index))).asked.token_ids
+            for index, row in enumerate(table.rows)
+        ]
+    except TuneloopError as error:
+        raise SettingsError(f"anchor_prompts: {error.message}", param="anchor_prompts") from error
+    fitting = [prompt for prompt in found if len(prompt) + HELD_TOKENS <= max_length]
+    if not fitting:
+        raise SettingsError(
+            f"anchor_prompts: none fits the model's {max_length} tokens", param="anchor_prompts"
+        )
+    return fitting
+
+
+def plan_anchors(
+    model: PolicyModel, sequences: Sequence[TokenSequence], settings: TrainerSettings
+) -> Plan:
+    """Plan the loss on anchors: the mean over their tokens of KL(π_ref ‖ π)."""
+    samples = [DemonstrationSample(sample_id="", sequence=s) for s in sequences]
+    tokens = sum(len(s.completion_token_ids) for s in sequences)
+    groups = cut(samples, settings)
+    return Plan(
+        micro_losses=[_micro_loss(model, [s.sequence for s in group], tokens) for group in groups],
+        tokens=tokens,
+    )
+
+
+def _micro_loss(model: PolicyModel, sequences: Sequence[TokenSequence], tokens: int) -> MicroLoss:
+    def run() -> tuple[Tensor, dict[str, Mean]]:
+        batch = collate(sequences, model.device)
+        divergences = model.divergences(batch, of_policy=False)
+        loss = divergences.sum() / tokens
+        return loss, {"anchor_kl": mean_over(divergences, batch.loss_mask)}
+
+    return run
