@@ -23,10 +23,11 @@ from support.offline_data import rows_for, write_jsonl
 from support.policy_samples import SampleMaker
 
 from tuneloop.errors import CorruptData
+from tuneloop.learner.followers import follow
 from tuneloop.learner.models.world import ALONE, World, dismiss_followers, join, shard_sequences
 from tuneloop.learner.trainer import checkpoint
 from tuneloop.learner.trainer.base import TrainerState
-from tuneloop.learner.trainer.policy import PolicyTrainer, follow
+from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.settings import TrainerSettings
 from tuneloop.policies import WeightsKind
 

@@ -33,6 +33,8 @@ ARCHIVE = Path(__file__).parents[1] / "data" / "version-before.tar.gz"
 TUNELOOP = str(Path(sys.executable).with_name("tuneloop"))
 KINDS = ("pairs", "thumbs", "demonstrations")
 ROUNDING = 1e-5
+STEP = 3e-4
+"""More than a step of Adam adds to a weight at the rate that the service had."""
 """What another processor may make of the last bits of a few steps at a learning rate of 1e-3."""
 
 
@@ -117,7 +119,7 @@ async def status_of(stub: Any) -> learner_pb2.GetStatusResponse | None:
     return status
 
 
-async def test_the_learner_takes_the_step_that_came_next(
+async def test_the_learner_takes_a_step_from_where_it_was(
     learner: LearnerProcess, before: Path, expected: Mapping[str, Any]
 ) -> None:
     known = expected["ledger"]
@@ -139,9 +141,10 @@ async def test_the_learner_takes_the_step_that_came_next(
         await until(made.is_dir, 90)
     assert learner.terminate() == 0
     adapter = "adapter_model.safetensors"
-    assert largest_difference(made / adapter, before / "next-step" / adapter) < ROUNDING
+    # What a judgement weighs has changed since: the step is another one, from the same weights.
+    assert largest_difference(made / adapter, before / "next-step" / adapter) < STEP
     parent = made.with_name(f"{newest:08d}")
-    assert largest_difference(made / adapter, parent / adapter) > 10 * ROUNDING
+    assert ROUNDING < largest_difference(made / adapter, parent / adapter) < STEP
     kept = ("policy", "kind", "base_model_sha256", "algorithms", "parent", "data")
     found, wanted = (
         json.loads((folder / "manifest.json").read_text())

@@ -53,8 +53,8 @@ def main() -> None:
 
 def follow_first_rank() -> None:
     """Train with the first rank, which has the ledger, the bus and the port, until it ends."""
+    from tuneloop.learner.followers import follow
     from tuneloop.learner.models.world import join
-    from tuneloop.learner.trainer.policy import follow
 
     follow(join())
 

@@ -108,10 +108,10 @@ def train(
 
 def run_or_follow(options: "TrainOptions") -> None:
     """Run the training, and print its summary; of several ranks all but the first follow."""
+    from tuneloop.learner.followers import follow
     from tuneloop.learner.models.world import dismiss_followers, join
     from tuneloop.learner.offline.run.report import print_summary
     from tuneloop.learner.offline.train import train as run
-    from tuneloop.learner.trainer.policy import follow
 
     world = join()
     if not world.is_leader:

@@ -93,6 +93,14 @@ algorithms: dict[str, Algorithm] = {
         needs_reference=lambda settings: True,
         trl_names={"beta": "beta_kto"},
     ),
+    # KTO without z: what kto is by default, under the name that TRL has for it.
+    "apo-zero-unpaired": Algorithm(
+        objective=Objective.KTO,
+        plan=f"{OBJECTIVES}.kto:plan_kto",
+        needs_reference=lambda settings: True,
+        settings={"kto_z": "zero"},
+        trl_names={"beta": "beta_kto"},
+    ),
     "ppo": Algorithm(
         objective=Objective.PPO,
         plan=f"{OBJECTIVES}.ppo:plan_ppo",

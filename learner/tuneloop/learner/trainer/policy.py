@@ -1,7 +1,6 @@
 """One step of the policy: plan every objective, add up their gradients, step once."""
 
 import math
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -10,13 +9,13 @@ from typing import Any
 
 import torch
 
-from tuneloop.errors import InvalidRequest, TuneloopError
+from tuneloop.errors import InvalidRequest
 from tuneloop.generation.prompts import Tokenization
 from tuneloop.learner.losses.means import merge
 from tuneloop.learner.models.batch import check_sample
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.models.sampling import greedy_answers
-from tuneloop.learner.models.world import ALONE, END, Announcement, World, logger
+from tuneloop.learner.models.world import ALONE, World
 from tuneloop.learner.objectives.anchors import Anchors, plan_anchors
 from tuneloop.learner.objectives.base import Plan
 from tuneloop.learner.objectives.evidence import (
@@ -47,7 +46,7 @@ Plans = Mapping[str, Plan]
 SEEN_LATE = {"clip_fraction", "importance_ratio"}
 """Metrics reported from the last epoch; all others are of the policy before the step."""
 VALUE_STEP = 0.64
-"""The most that a step of Adam adds to a value at the value head's rate, for inputs of about 1."""
+"""The most that a step of Adam adds to a value at the value head's rate, for inputs near 1."""
 
 
 class PolicyTrainer:
@@ -197,17 +196,13 @@ class PolicyTrainer:
         for objective, batch in samples.items():
             for sample in batch:
                 self.check(objective, sample)
-        given = {
-            name: [as_compared(sample) for sample in batch]
-            for name, batch in samples.items()
-            if batch
-        }
+        given = {name: list(map(as_compared, batch)) for name, batch in samples.items() if batch}
         if not given:
             return StepResult(metrics={}, skipped=True, reason="no_samples")
         anchors: list[TokenSequence] = []
         if self._anchors is not None:
-            count = anchors_beside(given, self._settings)
-            anchors = self._anchors.sequences(self._adaptive.anchors_used, count)
+            beside = anchors_beside(given, self._settings)
+            anchors = self._anchors.sequences(self._adaptive.anchors_used, beside)
         self._world.announce("trainer", "take_step", given, anchors)
         return self.take_step(given, anchors)
 
@@ -355,33 +350,3 @@ class PolicyTrainer:
             self.load_state(
                 checkpoint_shards.load(folder, saved, self._optimizer.blank, self._world)
             )
-
-
-def follow(world: World) -> None:
-    """Repeat what the leader announces until it ends, then leave the group."""
-    # A signal to all processes is for the leader, which finishes its step and ends the others.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    trainer: PolicyTrainer | None = None
-    while (announced := _received(world))[0] != END:
-        target, method, arguments, named = announced
-        try:
-            with world.together():
-                if target == "make":
-                    folder, settings = arguments
-                    trainer = PolicyTrainer(folder, settings, world, **named)
-                else:
-                    assert trainer is not None
-                    called = trainer if target == "trainer" else trainer.model
-                    getattr(called, method)(*arguments, **named)
-        except TuneloopError:
-            continue  # the leader gets the same error, and reports it
-    world.close()
-
-
-def _received(world: World) -> Announcement:
-    try:
-        return world.receive()
-    except RuntimeError as error:
-        logger.error("rank 0 is gone; rank %d ends", world.rank)
-        raise SystemExit(1) from error

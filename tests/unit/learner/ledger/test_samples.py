@@ -63,8 +63,8 @@ def test_a_thumb_before_its_rollout_waits_for_it(ledger: Database) -> None:
     assert sample.desirable is False
     assert sample.sequence.prompt_token_ids == (1, 2)
     assert sample.sequence.completion_token_ids == (3, 4)
-    assert sample.sequence.generation_logprobs == (-0.5, -0.5)
-    assert sample.sequence.temperature == 0.5
+    # Preferences are compared at temperature 1, where the sampler's log-probs mean nothing.
+    assert (sample.sequence.generation_logprobs, sample.sequence.temperature) == ((), 1.0)
     (label,) = take(ledger, "reward_model")
     assert label == LabelledText(sample_id="f1", prompt="Hi", completion="Hello.", desirable=False)
 

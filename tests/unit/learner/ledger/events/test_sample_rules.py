@@ -67,7 +67,7 @@ def test_an_edit_is_a_demonstration_and_preferred_to_the_answer(ledger: Database
     edited = demonstration.sequence
     assert edited.prompt_token_ids == (1, 5)
     assert edited.completion_token_ids == (97, 98, 2)
-    assert (edited.generation_logprobs, edited.temperature) == ((), 0.5)
+    assert (edited.generation_logprobs, edited.temperature) == ((), 1.0)
     (pair,) = take(ledger, "dpo")
     assert isinstance(pair, PairSample)
     assert (pair.chosen, pair.rejected.completion_token_ids) == (edited, (7, 8, 2))
