@@ -1,4 +1,8 @@
-"""What the other ranks of a group that trains one policy do: as the first one tells them."""
+"""What the other ranks of a group that trains one policy do: as the first one tells them.
+
+They keep no ledger and decide nothing. Rank 0 announces each call of its trainer or its model, with
+the arguments, and the followers make the same call on their part of the weights.
+"""
 
 import signal
 
@@ -30,6 +34,7 @@ def follow(world: World) -> None:
 
 
 def _received(world: World) -> Announcement:
+    """Return the next announcement; end the process if rank 0 is gone."""
     try:
         return world.receive()
     except RuntimeError as error:

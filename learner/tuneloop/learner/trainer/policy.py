@@ -218,14 +218,12 @@ class PolicyTrainer:
         self, given: Mapping[str, Sequence[PolicySample]], anchors: Sequence[TokenSequence]
     ) -> StepResult:
         adaptive = self._adaptive.with_rewards(given, self._settings)
-        controls = adaptive.controls(self._settings)
         self._optimizer.rate_factor = adaptive.rate_factor
-        # What the batch is worth has to be known before its gradients.
         self._optimizer.rewind(most_evidence(given, self._settings))
         try:
             plans = {
                 name: self._algorithms[name].load_plan()(
-                    self._model, batch, self._settings, controls
+                    self._model, batch, self._settings, adaptive.controls(self._settings)
                 )
                 for name, batch in given.items()
             }
