@@ -170,6 +170,7 @@ def test_pairs_of_one_judgement_weigh_one_in_an_older_ledger(tmp_path: Path) -> 
     with ledger.write() as connection:
         connection.execute(update(samples).where(samples.c.kind != "ranking").values(weight=1.0))
         connection.exec_driver_sql("DROP INDEX versions_parent")
+        connection.exec_driver_sql("DROP TABLE effects")
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0006_metrics'")
     ledger.close()
     ledger = Database.at(path)
