@@ -79,6 +79,13 @@ class AbilitySuite:
         """Hash of all items, whatever their order."""
         return hashlib.sha256("\n".join(sorted(i.id for i in self.items)).encode()).hexdigest()
 
+    def part(self, count: int) -> "AbilitySuite":
+        """Return `count` items, or all if there are fewer: evenly spaced, so of every kind."""
+        total = len(self.items)
+        if count >= total:
+            return self
+        return AbilitySuite(items=tuple(self.items[i * total // count] for i in range(count)))
+
 
 def load_suite(references: Sequence[str] = (BUILTIN,)) -> AbilitySuite:
     """Load the suites of these names together: `builtin`, or files of JSON lines.

@@ -139,7 +139,8 @@ def make_scorer(settings: LearnerSettings, trainer: Trainer) -> "SuiteScorer | N
         files[path.stem] = str(path)
     try:
         exams = {
-            name: AbilityExam(load_suite([file]), settings.model) for name, file in files.items()
+            name: AbilityExam(load_suite([file]).part(gate.suite_items), settings.model)
+            for name, file in files.items()
         }
     except TuneloopError as error:
         raise SettingsError(f"gate: suites: {error.message}", param="gate") from error

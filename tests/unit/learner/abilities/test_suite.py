@@ -103,8 +103,17 @@ def test_the_shipped_suite_is_large_mixed_and_not_what_examples_ask() -> None:
         "common_sense",
     }
     assert min(kinds.values()) >= 12
-    asked = {question for question, _ in pipeline.questions()}
+    asked = {question.text for question in pipeline.questions()}
     asked |= {question for seed in range(3) for part in demo.questions(seed) for question in part}
     assert not asked & {item.prompt for item in suite.items}
     assert all(2 <= len(item.choices) <= 5 for item in suite.items)
     assert all(item.accept for item in suite.items if item.kind in ("facts", "arithmetic"))
+
+
+def test_a_part_of_the_suite_has_items_of_every_kind() -> None:
+    suite = load_suite()
+    part = suite.part(64)
+    assert len(part.items) == 64
+    assert {item.kind for item in part.items} == {item.kind for item in suite.items}
+    assert set(part.items) <= set(suite.items)
+    assert suite.part(10_000) is suite

@@ -20,6 +20,12 @@ class GateSettings(BaseModel):
         description='JSON list of further suites: jsonl files of {"prompt", "choices", "answer"} '
         'or {"prompt", "reference"}',
     )
+    suite_items: int = Field(
+        default=64,
+        ge=2,
+        description="items of each suite that a version is scored on, at most: on a CPU a hundred "
+        "take tens of seconds",
+    )
     lm_eval_tasks: tuple[str, ...] = Field(
         default=(),
         description='JSON list of tasks of lm-eval that count like suites, such as ["arc_easy"]',
