@@ -1,6 +1,6 @@
 """What the guards save of a simulated attack: `python -m benchmarks.attack [--quick]`.
 
-Of 40 raters 8 are adversaries (20 %), and the others press the wrong thumb one time in ten. A
+Of 40 raters 8 are adversaries (20 %; the last two attacks have their own), and the others press the wrong thumb one time in ten. A
 policy that is a table answers 24 prompts, 8 answers each, half of them good, and learns by KTO; a
 reward model that is a table learns beside it and scores every answer. All between is the service's
 own: the ledger, the batches, the guards, `TrainingRun`, the losses. Attacks:
@@ -8,6 +8,9 @@ own: the ledger, the batches, the guards, `TrainingRun`, the losses. Attacks:
 `opposite`   adversaries give as many thumbs as others, each the wrong way round
 `collusion`  they push one bad answer to each prompt; all judge whatever one of them meets
 `flood`      as `opposite`, and one of them judges every answer there is
+`all_day`    one adversary judges as many answers of their own as all 39 others together
+`newcomers`  from round 6 on, half of all answers are judged by new users, two by each, who say
+             the opposite and never come again
 
 The figure is the chance that the policy's answer is good: 0.5 before training. Runs of a seed have
 the same world; intervals are of the mean over seeds, by the bootstrap.
@@ -29,12 +32,21 @@ from typing import Any
 
 from benchmarks.attack_world import ADVERSARIES, ANSWERS, ATTACKS, PROMPTS, RATERS, World
 from benchmarks.intervals import estimate
+from tuneloop.learner.guards.settings import GuardSettings
 
 RESULTS = Path(__file__).parent / "results"
+OFF = {"user_share": 1.0, "rater_weights": False, "judgements_in_full": 0, "probation": 0}
+DEFAULT = GuardSettings()
+STANDING = {
+    "judgements_in_full": DEFAULT.judgements_in_full,
+    "probation": DEFAULT.probation,
+}
 GUARDS: Mapping[str, Mapping[str, Any]] = {
-    "off": {"user_share": 1.0, "rater_weights": False},
-    "shares": {"user_share": 0.25, "rater_weights": False},
-    "weights": {"user_share": 1.0, "rater_weights": True},
+    "off": OFF,
+    "shares": {**OFF, "user_share": 0.25},
+    "weights": {**OFF, "rater_weights": True},
+    "standing": {**OFF, "user_share": 0.25, **STANDING},
+    "before": {"judgements_in_full": 0, "probation": 0},
     "on": {},
 }
 """`on` is what the learner has by default."""
@@ -87,8 +99,9 @@ def run(job: Job) -> Outcome:
         raters = service.rater_weights()
         alarms = service.alarms()
         thumbs = service.thumbs
-    bad = [raters.get(f"u{rater}", 1.0) for rater in range(ADVERSARIES)]
-    fine = [raters.get(f"u{rater}", 1.0) for rater in range(ADVERSARIES, RATERS)]
+    adversaries = world.adversaries(job.rounds)
+    bad = [raters.get(f"u{rater}", 1.0) for rater in adversaries]
+    fine = [raters.get(f"u{rater}", 1.0) for rater in set(range(RATERS)) - set(adversaries)]
     return Outcome(
         good=float((chances * torch.tensor(world.good, dtype=torch.float32)).sum() / PROMPTS),
         target=fmean(float(row[t]) for row, t in zip(chances, world.target, strict=True)),

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.attack_tables import Policy, RewardModel
-from benchmarks.attack_world import ANSWERS, PROMPTS, World
+from benchmarks.attack_tables import BATCH, Policy, RewardModel
+from benchmarks.attack_world import ANSWERS, PROMPTS, Vote, World
 from tuneloop.feedback import Feedback, Thumb
 from tuneloop.learner.batching.batcher import PolicyBatcher, RewardBatcher
 from tuneloop.learner.batching.trust import Trust
@@ -31,7 +31,6 @@ from tuneloop.rollouts import (
 
 ROUNDS_A_VERSION = 4
 ANSWERS_A_ROUND = 24
-BATCH = 16
 LABELS = 64
 """Thumbs from which on the reward model has something to say."""
 
@@ -79,7 +78,9 @@ class Service:
 
     def answer(self, world: World, round_number: int) -> None:
         """Answer some prompts, and take in the scores and the thumbs on that."""
-        asked = torch.randint(PROMPTS, (ANSWERS_A_ROUND,), generator=self._chance)
+        apart = world.apart(round_number)
+        count = ANSWERS_A_ROUND + len(apart)
+        asked = torch.randint(PROMPTS, (count,), generator=self._chance)
         chances = self.policy.probabilities()[asked]
         answers = torch.multinomial(chances, 1, generator=self._chance)[:, 0].tolist()
         rollouts, scored, given = [], [], []
@@ -87,12 +88,17 @@ class Service:
             name = f"c{round_number}-{number}"
             rollouts.append(self._rollout(name, prompt, answer, round_number // ROUNDS_A_VERSION))
             scored.append(self._scored(name, prompt, answer))
-            for vote in world.votes(prompt, answer):
-                given.append((self._thumb(name, vote.rater, vote.up), len(given)))
+            if number < ANSWERS_A_ROUND:
+                votes = list(world.votes(prompt, answer))
+            else:
+                rater = apart[number - ANSWERS_A_ROUND]
+                votes = [Vote(rater=rater, up=world.verdict(rater, prompt, answer))]
+            for vote in votes:
+                given.append((self._thumb(name, vote.rater, vote.up), self.thumbs + 1))
+                self.thumbs += 1
         recorder.record_rollouts(self._database, rollouts, self.now)
         recorder.record_scores(self._database, scored, self.now)
         recorder.record_feedback(self._database, given, self.now)
-        self.thumbs += len(given)
 
     def learn(self) -> None:
         """Take the steps that are due."""

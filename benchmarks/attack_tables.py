@@ -16,6 +16,8 @@ from tuneloop.learner.samples import LabelledText, ThumbSample, TokenSequence
 from tuneloop.learner.trainer.adaptive import ClassBalance
 from tuneloop.learner.trainer.base import StepResult
 
+BATCH = 16
+"""Thumbs in a full batch."""
 BETA = 0.1
 POLICY_RATE = 0.1
 REWARD_RATE = 0.2
@@ -30,11 +32,13 @@ class Table:
 
     def __init__(self, prompts: int, answers: int, rate: float) -> None:
         self.values = torch.zeros(prompts, answers, requires_grad=True)
+        self._rate = rate
         self._optimizer = torch.optim.Adam([self.values], lr=rate)
 
-    def descend(self, loss: Tensor) -> StepResult:
-        """One step."""
+    def descend(self, loss: Tensor, evidence: float) -> StepResult:
+        """One step, of a rate in proportion to what its samples weigh, as the learner's."""
         self._optimizer.zero_grad()
+        self._optimizer.param_groups[0]["lr"] = self._rate * min(1.0, evidence)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         return StepResult(metrics={"loss": float(loss.detach())})
@@ -94,7 +98,7 @@ class Policy(Table):
             beta=BETA,
             total_weight=total_of(s.weight for s in thumbs),
         )
-        return self.descend(loss)
+        return self.descend(loss, evidence_of(thumbs))
 
     @property
     def answers(self) -> float:
@@ -120,7 +124,12 @@ class RewardModel(Table):
             weights=balanced * torch.tensor([s.trust for s in thumbs]),
             total_weight=total_of(balanced.tolist()),
         )
-        return self.descend(loss)
+        return self.descend(loss, evidence_of(thumbs))
+
+
+def evidence_of(thumbs: Sequence[ThumbSample] | Sequence[LabelledText]) -> float:
+    """What a batch weighs, of a full one in which everybody counts in full."""
+    return sum(s.weight * s.trust for s in thumbs) / BATCH
 
 
 def place_of(sequence: TokenSequence) -> tuple[int, int]:

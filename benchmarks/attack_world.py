@@ -13,7 +13,14 @@ NOISE = 0.1
 """Honest thumbs that are the wrong way round."""
 SECOND, THIRD = 0.5, 0.25
 """Shares of answers that a second and a third rater judge."""
-ATTACKS = ("none", "opposite", "collusion", "flood")
+ATTACKS = ("none", "opposite", "collusion", "flood", "all_day", "newcomers")
+APART = ("all_day", "newcomers")
+"""Attacks on answers that nobody else sees, by one rater or by new ones; all others are honest."""
+APART_A_ROUND = 24
+"""As many answers as all others judge together."""
+JUDGEMENTS_OF_A_NEWCOMER = 2
+NEWCOMERS_SINCE = 6
+"""The round in which the first ones come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +61,21 @@ class World:
         for rater in raters:
             yield Vote(rater=rater, up=self.verdict(rater, prompt, answer))
 
+    def apart(self, round_number: int) -> list[int]:
+        """The adversaries who judge answers of their own in a round, one for each answer."""
+        if self.attack == "all_day":
+            return [0] * APART_A_ROUND
+        if self.attack != "newcomers" or round_number < NEWCOMERS_SINCE:
+            return []
+        first = RATERS + round_number * APART_A_ROUND
+        return [first + number // JUDGEMENTS_OF_A_NEWCOMER for number in range(APART_A_ROUND)]
+
+    def adversaries(self, rounds: int) -> list[int]:
+        """All adversaries there are after some rounds."""
+        if self.attack in APART:
+            return sorted({rater for number in range(rounds) for rater in self.apart(number)})
+        return list(range(ADVERSARIES))
+
     def verdict(self, rater: int, prompt: int, answer: int) -> bool:
         """What a rater says."""
         good = self.good[prompt][answer]
@@ -65,4 +87,6 @@ class World:
 
     def is_adversary(self, rater: int) -> bool:
         """Whether this rater wants the policy to be bad."""
+        if self.attack in APART:
+            return rater >= RATERS or (self.attack == "all_day" and rater == 0)
         return self.attack != "none" and rater < ADVERSARIES

@@ -1,4 +1,4 @@
-"""How much each sample of a batch counts, by who judged it and how much of the batch is theirs."""
+"""How much each sample of a batch counts: by who judged it, and by how much of all is theirs."""
 
 import math
 import time
@@ -11,6 +11,7 @@ from tuneloop.learner import metrics
 from tuneloop.learner.batching.batch import ids_of
 from tuneloop.learner.guards.raters import Reliability, reliabilities
 from tuneloop.learner.guards.settings import GuardSettings
+from tuneloop.learner.guards.standing import Standing, standing_of
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.reports import rater_votes
 from tuneloop.learner.samples import ScoredGroup
@@ -27,14 +28,13 @@ def effective_share(share: float, parties: int) -> float:
 
 
 def factors(
-    weights: Mapping[SampleId, float], owners: Mapping[SampleId, str], share: float
+    weights: Mapping[SampleId, float], owners: Mapping[SampleId, str], limit: float
 ) -> dict[SampleId, float]:
-    """Return factors, 0 to 1, so that no owner weighs more than `share` of the original weights.
+    """Return factors, 0 to 1, so that the samples of no owner weigh more than `limit`.
 
     What one loses is not given to others: if one user fills a batch the step is smaller, and adding
     a single judgement to it gains nothing. Samples without an owner are unchanged.
     """
-    limit = share * math.fsum(weights.values())
     of_owner: defaultdict[str, float] = defaultdict(float)
     for sample, weight in weights.items():
         of_owner[owners.get(sample, "")] += weight
@@ -50,6 +50,7 @@ EVERY_SECONDS = 30.0
 """How often the reliability of raters is computed."""
 ACTIVE = 256
 """The number of latest feedback events whose users count as active."""
+DAY = 86_400.0
 
 
 class Trust:
@@ -67,6 +68,7 @@ class Trust:
         self._clock = clock
         self._judged_time = float("-inf")
         self._raters: Mapping[str, Reliability] = {}
+        self._standing = Standing()
 
     def share_of_user(self) -> float:
         """Return the largest share of a batch that one user may have."""
@@ -88,30 +90,50 @@ class Trust:
             user_of = {i: owner.user for i, owner in owners.items()}
             tenant_of = {i: owner.tenant for i, owner in owners.items()}
             weights = {i: weight for sample in group for i, weight in _weights(sample).items()}
-            of_user = factors(weights, user_of, user_share)
-            of_tenant = factors(
-                {i: weight * of_user[i] for i, weight in weights.items()}, tenant_of, tenant_share
-            )
+            of_standing = self._factors_of_standing(objective, ids, user_of)
+            standing = {i: weight * of_standing.get(i, 1.0) for i, weight in weights.items()}
+            total = math.fsum(weights.values())
+            of_user = factors(standing, user_of, user_share * total)
+            shared = {i: weight * of_user[i] for i, weight in standing.items()}
+            of_tenant = factors(shared, tenant_of, tenant_share * math.fsum(shared.values()))
             # Who asks for many answers has a share of them, but does not judge them: scorers do.
             judge_of = {i: owner.user for i, owner in owners.items() if owner.has_judged}
             trust = {
-                i: of_user[i] * of_tenant[i] * _weight(raters, judge_of.get(i, "")) for i in weights
+                i: of_standing.get(i, 1.0)
+                * of_user[i]
+                * of_tenant[i]
+                * _weight(raters, judge_of.get(i, ""))
+                for i in weights
             }
             found[objective] = [_with_trust(sample, trust) for sample in group]
             metrics.guard_limited.labels(objective).inc(sum(t < 1 for t in trust.values()))
         return found
 
+    def _factors_of_standing(
+        self, objective: str, ids: Sequence[SampleId], user_of: Mapping[SampleId, str]
+    ) -> dict[SampleId, float]:
+        """Return what each user's n-th judgement counts, of those that were judged."""
+        seconds = self._settings.user_days * DAY
+        numbers = rater_votes.numbers(self._database, objective, ids, seconds)
+        return {i: self._standing.weight(user_of[i], number) for i, number in numbers.items()}
+
     def raters(self) -> Mapping[str, Reliability]:
         """Return the reliability of raters by their agreement; empty if that is switched off."""
-        if not self._settings.rater_weights:
-            return {}
         if self._clock() - self._judged_time >= EVERY_SECONDS:
-            votes = rater_votes.votes(self._database)
-            self._raters = reliabilities(votes, machines=(rater_votes.REWARD_MODEL,))
-            self._judged_time = self._clock()
-            muted = sum(rater.weight == 0 for rater in self._raters.values())
-            metrics.guard_raters_muted.set(muted)
-        return self._raters
+            self._judge_users()
+        return self._raters if self._settings.rater_weights else {}
+
+    def _judge_users(self) -> None:
+        """Work out who agrees with whom, and who gave how much."""
+        now = self._clock()
+        votes = rater_votes.votes(self._database)
+        machines = (rater_votes.REWARD_MODEL,)
+        self._raters = reliabilities(votes, machines)
+        given = rater_votes.given_by_user(self._database, now - self._settings.user_days * DAY)
+        self._standing = standing_of(given, votes, self._settings, machines)
+        self._judged_time = now
+        muted = sum(rater.weight == 0 for rater in self._raters.values())
+        metrics.guard_raters_muted.set(muted if self._settings.rater_weights else 0)
 
 
 def _weight(raters: Mapping[str, Reliability], user: str) -> float:

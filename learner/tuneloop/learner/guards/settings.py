@@ -20,6 +20,27 @@ class GuardSettings(BaseModel):
     tenant_share: float = Field(
         default=1.0, gt=0, le=1, description="the same for one tenant; 1 is no limit"
     )
+    judgements_in_full: int = Field(
+        default=64,
+        ge=0,
+        description="judgements of one user that count in full, or as many as the median user "
+        "gave; later ones weigh less, so that all together grow like a square root; 0 is no bound",
+    )
+    probation: int = Field(
+        default=8,
+        ge=0,
+        description="first judgements of a user that weigh less, unless users who are known agree "
+        "with them before; 0 is none",
+    )
+    probation_weight: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="least that those weigh, where most judgements come from known users",
+    )
+    user_days: float = Field(
+        default=30.0, gt=0, description="days over which the judgements of a user are counted"
+    )
     rater_weights: bool = Field(
         default=True,
         description="whether judgements weigh less of raters whom the others contradict",

@@ -23,9 +23,9 @@ def test_no_owner_weighs_more_than_the_share_and_nobody_gains(
 ) -> None:
     weights = {name: weight for name, (weight, _) in samples.items()}
     owners = {name: owner for name, (_, owner) in samples.items()}
-    found = factors(weights, owners, share)
-    assert all(0 < factor <= 1 for factor in found.values())
     limit = share * math.fsum(weights.values())
+    found = factors(weights, owners, limit)
+    assert all(0 < factor <= 1 for factor in found.values())
     for owner in set(owners.values()):
         mine = [weights[n] * found[n] for n in weights if owners[n] == owner]
         assert math.fsum(mine) <= limit * (1 + 1e-9) or all(

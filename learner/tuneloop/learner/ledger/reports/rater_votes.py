@@ -5,8 +5,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, and_, func, select
 
+from tuneloop.feedback import FeedbackKind
 from tuneloop.learner.guards.raters import Vote
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.schema import feedback, rollouts, samples, scores
@@ -18,6 +19,9 @@ VOTES = 4096
 ROWS_AT_ONCE = 500
 REWARD_MODEL = "reward model"
 """The reward model as a rater. No user's hash has a space."""
+
+IS_JUDGEMENT = and_(feedback.c.kind != FeedbackKind.COMMENT.value, feedback.c.sequence > 0)
+"""Feedback that can be learned from and that a user gave; the sequence of imports is 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +131,49 @@ def active(database: Database, window: int) -> tuple[int, int]:
     with database.read() as connection:
         users, tenants = connection.execute(counted).one()
     return users, tenants
+
+
+def given_by_user(database: Database, since: float) -> dict[str, int]:
+    """Return how many judgements each user has given since a time, retracted ones too."""
+    query = (
+        select(feedback.c.user_hash, func.count())
+        .where(feedback.c.accepted_time > since, IS_JUDGEMENT)
+        .group_by(feedback.c.user_hash)
+    )
+    with database.read() as connection:
+        return {row[0]: row[1] for row in connection.execute(query)}
+
+
+def numbers(
+    database: Database, objective: str, sample_ids: Sequence[str], seconds: float
+) -> dict[str, int]:
+    """Return which of its user's judgements each sample is, counted over `seconds` up to it.
+
+    Samples that nobody judged (scored rollouts), and imported ones, are left out.
+    """
+    earlier = (
+        select(func.count())
+        .where(
+            feedback.c.user_hash == samples.c.user_hash,
+            feedback.c.accepted_time <= samples.c.accepted_time,
+            feedback.c.accepted_time > samples.c.accepted_time - seconds,
+            IS_JUDGEMENT,
+        )
+        .correlate(samples)
+        .scalar_subquery()
+    )
+    query = (
+        select(samples.c.sample_id, earlier.label("number"))
+        .join(rollouts, rollouts.c.completion_id == samples.c.completion_id)
+        .where(
+            samples.c.objective == objective,
+            samples.c.sample_id.in_(sample_ids),
+            samples.c.user_hash != "",
+            rollouts.c.source != RolloutSource.IMPORT.value,
+        )
+    )
+    with database.read() as connection:
+        return {row.sample_id: row.number for row in connection.execute(query)}
 
 
 def owners(database: Database, objective: str, sample_ids: Sequence[str]) -> dict[str, Owner]:
