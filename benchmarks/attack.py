@@ -1,9 +1,10 @@
 """What the guards save of a simulated attack: `python -m benchmarks.attack [--quick]`.
 
-Of 40 raters 8 are adversaries (20 %; the last two attacks have their own), and the others press the wrong thumb one time in ten. A
-policy that is a table answers 24 prompts, 8 answers each, half of them good, and learns by KTO; a
-reward model that is a table learns beside it and scores every answer. All between is the service's
-own: the ledger, the batches, the guards, `TrainingRun`, the losses. Attacks:
+Of 40 raters 8 are adversaries (20 %; the last two attacks have their own), and the others press
+the wrong thumb one time in ten. A policy that is a table answers 24 prompts, 8 answers each, half
+of them good, and learns by KTO; a reward model that is a table learns beside it and scores every
+answer. All between is the service's own: the ledger, the batches, the guards, `TrainingRun`, the
+losses. Attacks:
 
 `opposite`   adversaries give as many thumbs as others, each the wrong way round
 `collusion`  they push one bad answer to each prompt; all judge whatever one of them meets

@@ -36,7 +36,7 @@ class Table:
         self._optimizer = torch.optim.Adam([self.values], lr=rate)
 
     def descend(self, loss: Tensor, evidence: float) -> StepResult:
-        """One step, of a rate in proportion to what its samples weigh, as the learner's."""
+        """One step, of a rate in proportion to what its samples weigh."""
         self._optimizer.zero_grad()
         self._optimizer.param_groups[0]["lr"] = self._rate * min(1.0, evidence)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -126,6 +126,10 @@ class Feedback:
     judgement: Judgement
     accepted_time: datetime
     metadata: Mapping[str, str] = field(default_factory=dict)
+    api_key_id: str = field(default="", compare=False)
+    """Public id of the API key it came with: a retry may use another. `local` or `public` without
+    one; empty for feedback from before this was recorded, and for imported feedback."""
+    api_key_name: str = field(default="", compare=False)
     traceparent: str = field(default="", compare=False)
     """The trace it belongs to; empty without tracing."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.routing import APIRoute
+from support.browser_page import feedback_of
 from support.gateway_fakes import IDS, SECRET
 from support.gateway_stack import Stack, running_gateway
 
@@ -113,6 +114,27 @@ async def test_scopes(file: KeyFile) -> None:
                     assert f"needs the scope {needed}" in error["message"]
                     assert f"has {scope}" in error["message"]
         assert stack.learner.calls[-1].actor == "key:admin"
+
+
+async def test_feedback_says_which_key_it_came_with(file: KeyFile) -> None:
+    async with gateway(file) as (stack, http):
+        body = {**thumb(), "id": "fb-1"}
+        await http.post("/v1/feedback", json=thumb())
+        headers = make(file, Scope.FEEDBACK, name="shop")
+        other = make(file, Scope.FEEDBACK, name="app")
+        await http.post("/v1/feedback", json=body, headers=headers)
+        await http.post("/v1/feedback/batch", json={"feedback": [thumb()]}, headers=other)
+        # A retry with another key is the same feedback.
+        again = await http.post("/v1/feedback", json=body, headers=other)
+        assert again.status_code == 202
+        shop, app = file.read()
+        assert [(f.api_key_id, f.api_key_name) for f in feedback_of(stack)] == [
+            ("local", ""),
+            (shop.id, "shop"),
+            (app.id, "app"),
+        ]
+        stored = repr(stack.bus.streams)
+        assert headers["authorization"].removeprefix("Bearer ") not in stored
 
 
 async def test_keys_come_and_go_while_it_runs(file: KeyFile) -> None:

@@ -38,6 +38,7 @@ class Learner(FakeLearner):
         status = await super().GetStatus(request, context)
         alarm = status.alarms.add(name="kl", numbers={"kl": 3.0})
         alarm.since.FromSeconds(1_700_000_000)
+        status.retracted.add(policy_version=2, samples=1, share=0.25)
         return status
 
 
@@ -109,6 +110,48 @@ async def test_lineage_of_a_user(stack: Stack) -> None:
     assert "2 rollouts and 1 feedback" in (await run(stack, "lineage", "user", "ann")).stdout
 
 
+@pytest.mark.parametrize(("kind", "field"), [("key", "api_key"), ("tenant", "tenant")])
+async def test_lineage_of_a_sender(stack: Stack, kind: str, field: str) -> None:
+    async with httpx.AsyncClient(base_url=stack.url) as client:
+        answer = (await client.get(f"/v1/lineage/{kind}s/shop")).json()
+    assert answer == {
+        "id": "shop",
+        "feedback": 4,
+        "retracted": 1,
+        "users": 2,
+        "samples": {"retracted": 1, "used": 3},
+        "policy": {"direct": [2], "descended": [3]},
+        "reward_model": {"direct": [], "descended": []},
+        "versions": [{"policy_version": 2, "samples": 3, "share": 0.75}],
+        "rebuild_from": 1,
+    }
+    (asked,) = stack.learner.calls
+    assert (asked.WhichOneof("sender"), getattr(asked, field)) == (field, "shop")
+    assert json.loads((await run(stack, "lineage", kind, "shop", "--json")).stdout) == answer
+    assert "75%" in (await run(stack, "lineage", kind, "shop")).stdout
+
+
+async def test_what_was_retracted_after_training_is_shown(stack: Stack) -> None:
+    async with httpx.AsyncClient(base_url=stack.url) as client:
+        status = (await client.get("/v1/learner")).json()
+    assert status["retracted"] == [{"policy_version": 2, "samples": 1, "share": 0.25}]
+    printed = await run(stack, "lineage", "retracted", "--json")
+    assert json.loads(printed.stdout) == status["retracted"]
+    assert "25%" in (await run(stack, "lineage", "retracted")).stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "field"), [("--before-key", "before_api_key"), ("--before-tenant", "before_tenant")]
+)
+async def test_rebuilding_without_a_sender(stack: Stack, option: str, field: str) -> None:
+    result = await run(stack, "policies", "rebuild", option, "shop", "--yes")
+    assert "feedback_retracted: 4" in result.stdout
+    (asked,) = stack.learner.calls
+    assert (asked.WhichOneof("start"), getattr(asked, field)) == (field, "shop")
+    refused = await run(stack, "policies", "rebuild", option, "shop", typed="n\n")
+    assert f"({option[2:].replace('-', ' ')} shop)" in refused.stderr
+
+
 async def test_forgetting_says_that_weights_are_not_unlearned_and_offers_a_rebuild(
     stack: Stack,
 ) -> None:
@@ -128,6 +171,7 @@ async def test_rebuilding(stack: Stack) -> None:
         "restored_version": 0,
         "left_behind": [2, 3],
         "samples_put_back": 9,
+        "feedback_retracted": 4,
     }
     assert "restored_version: 0" in (await run(stack, "policies", "rebuild", "1", "--yes")).stdout
     of_user, of_version = stack.learner.calls
@@ -156,6 +200,8 @@ async def test_alarms_are_in_the_status(stack: Stack) -> None:
     [
         pytest.param("GET", "/v1/lineage/feedback/fb-1", id="feedback"),
         pytest.param("GET", "/v1/lineage/users/ann", id="user"),
+        pytest.param("GET", "/v1/lineage/keys/shop", id="key"),
+        pytest.param("GET", "/v1/lineage/tenants/shop", id="tenant"),
         pytest.param("POST", "/v1/policies/rebuild", id="rebuild"),
         pytest.param("DELETE", "/v1/users/ann", id="forget"),
     ],

@@ -308,8 +308,25 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
             forgotten=[record],
         )
 
+    async def GetSenderLineage(self, request: Any, context: Any) -> Any:
+        self.calls.append(request)
+        share = learner_pb2.SenderShare(policy_version=2, samples=3, share=0.75)
+        return learner_pb2.GetSenderLineageResponse(
+            feedback=4,
+            retracted=1,
+            users=2,
+            samples={"used": 3, "retracted": 1},
+            policy=learner_pb2.Reach(direct=[2], descended=[3]),
+            versions=[share],
+            rebuild_from=1,
+        )
+
     async def RebuildPolicy(self, request: Any, context: Any) -> Any:
         self.calls.append(request)
         return learner_pb2.RebuildPolicyResponse(
-            policy_version=1, restored_version=0, left_behind=[2, 3], samples_put_back=9
+            policy_version=1,
+            restored_version=0,
+            left_behind=[2, 3],
+            samples_put_back=9,
+            feedback_retracted=4,
         )

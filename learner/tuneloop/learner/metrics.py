@@ -171,6 +171,14 @@ guard_limited = Counter(
     "Samples that counted less than their weight, by their rater or by one user's share.",
     ["objective"],
 )
+retracted_samples = Gauge(
+    "tuneloop_learner_retracted_samples",
+    "Samples the policy was trained on whose feedback was retracted since.",
+)
+retracted_share = Gauge(
+    "tuneloop_learner_retracted_evidence_ratio",
+    "Largest share of what one version was trained on that was retracted since, 0 to 1.",
+)
 guard_raters_muted = Gauge(
     "tuneloop_guard_raters_muted", "Raters whose judgements count nothing, as others contradict."
 )

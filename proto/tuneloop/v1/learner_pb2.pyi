@@ -28,7 +28,7 @@ class SampleCount(_message.Message):
     def __init__(self, objective: _Optional[str] = ..., ready: _Optional[int] = ..., used: _Optional[int] = ..., waiting: _Optional[int] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("state", "policy", "step", "policy_version", "reward_model_version", "samples", "last_step_metrics", "last_step_time", "waiting_for", "rollouts", "feedback_events", "evaluation", "base_evaluation", "progress", "next_version", "staleness", "alarms")
+    __slots__ = ("state", "policy", "step", "policy_version", "reward_model_version", "samples", "last_step_metrics", "last_step_time", "waiting_for", "rollouts", "feedback_events", "evaluation", "base_evaluation", "progress", "next_version", "staleness", "alarms", "retracted")
     class LastStepMetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,7 @@ class GetStatusResponse(_message.Message):
     NEXT_VERSION_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     ALARMS_FIELD_NUMBER: _ClassVar[int]
+    RETRACTED_FIELD_NUMBER: _ClassVar[int]
     state: str
     policy: str
     step: int
@@ -70,7 +71,18 @@ class GetStatusResponse(_message.Message):
     next_version: NextVersion
     staleness: float
     alarms: _containers.RepeatedCompositeFieldContainer[Alarm]
-    def __init__(self, state: _Optional[str] = ..., policy: _Optional[str] = ..., step: _Optional[int] = ..., policy_version: _Optional[int] = ..., reward_model_version: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[SampleCount, _Mapping]]] = ..., last_step_metrics: _Optional[_Mapping[str, float]] = ..., last_step_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., waiting_for: _Optional[str] = ..., rollouts: _Optional[int] = ..., feedback_events: _Optional[int] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., base_evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., progress: _Optional[_Iterable[_Union[Progress, _Mapping]]] = ..., next_version: _Optional[_Union[NextVersion, _Mapping]] = ..., staleness: _Optional[float] = ..., alarms: _Optional[_Iterable[_Union[Alarm, _Mapping]]] = ...) -> None: ...
+    retracted: _containers.RepeatedCompositeFieldContainer[RetractedEvidence]
+    def __init__(self, state: _Optional[str] = ..., policy: _Optional[str] = ..., step: _Optional[int] = ..., policy_version: _Optional[int] = ..., reward_model_version: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[SampleCount, _Mapping]]] = ..., last_step_metrics: _Optional[_Mapping[str, float]] = ..., last_step_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., waiting_for: _Optional[str] = ..., rollouts: _Optional[int] = ..., feedback_events: _Optional[int] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., base_evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., progress: _Optional[_Iterable[_Union[Progress, _Mapping]]] = ..., next_version: _Optional[_Union[NextVersion, _Mapping]] = ..., staleness: _Optional[float] = ..., alarms: _Optional[_Iterable[_Union[Alarm, _Mapping]]] = ..., retracted: _Optional[_Iterable[_Union[RetractedEvidence, _Mapping]]] = ...) -> None: ...
+
+class RetractedEvidence(_message.Message):
+    __slots__ = ("policy_version", "samples", "share")
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    policy_version: int
+    samples: int
+    share: float
+    def __init__(self, policy_version: _Optional[int] = ..., samples: _Optional[int] = ..., share: _Optional[float] = ...) -> None: ...
 
 class Alarm(_message.Message):
     __slots__ = ("name", "since", "numbers")
@@ -547,25 +559,76 @@ class GetUserLineageResponse(_message.Message):
     def __init__(self, rollouts: _Optional[int] = ..., feedback: _Optional[int] = ..., samples: _Optional[_Mapping[str, int]] = ..., policy: _Optional[_Union[Reach, _Mapping]] = ..., reward_model: _Optional[_Union[Reach, _Mapping]] = ..., rebuild_from: _Optional[int] = ..., forgotten: _Optional[_Iterable[_Union[ForgottenRecord, _Mapping]]] = ...) -> None: ...
 
 class RebuildPolicyRequest(_message.Message):
-    __slots__ = ("policy", "policy_version", "before_user_hash", "actor")
+    __slots__ = ("policy", "policy_version", "before_user_hash", "before_api_key", "before_tenant", "actor")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     BEFORE_USER_HASH_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_API_KEY_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_TENANT_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
     policy: str
     policy_version: int
     before_user_hash: str
+    before_api_key: str
+    before_tenant: str
     actor: str
-    def __init__(self, policy: _Optional[str] = ..., policy_version: _Optional[int] = ..., before_user_hash: _Optional[str] = ..., actor: _Optional[str] = ...) -> None: ...
+    def __init__(self, policy: _Optional[str] = ..., policy_version: _Optional[int] = ..., before_user_hash: _Optional[str] = ..., before_api_key: _Optional[str] = ..., before_tenant: _Optional[str] = ..., actor: _Optional[str] = ...) -> None: ...
 
 class RebuildPolicyResponse(_message.Message):
-    __slots__ = ("policy_version", "restored_version", "left_behind", "samples_put_back")
+    __slots__ = ("policy_version", "restored_version", "left_behind", "samples_put_back", "feedback_retracted")
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     RESTORED_VERSION_FIELD_NUMBER: _ClassVar[int]
     LEFT_BEHIND_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_PUT_BACK_FIELD_NUMBER: _ClassVar[int]
+    FEEDBACK_RETRACTED_FIELD_NUMBER: _ClassVar[int]
     policy_version: int
     restored_version: int
     left_behind: _containers.RepeatedScalarFieldContainer[int]
     samples_put_back: int
-    def __init__(self, policy_version: _Optional[int] = ..., restored_version: _Optional[int] = ..., left_behind: _Optional[_Iterable[int]] = ..., samples_put_back: _Optional[int] = ...) -> None: ...
+    feedback_retracted: int
+    def __init__(self, policy_version: _Optional[int] = ..., restored_version: _Optional[int] = ..., left_behind: _Optional[_Iterable[int]] = ..., samples_put_back: _Optional[int] = ..., feedback_retracted: _Optional[int] = ...) -> None: ...
+
+class GetSenderLineageRequest(_message.Message):
+    __slots__ = ("api_key", "tenant")
+    API_KEY_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    api_key: str
+    tenant: str
+    def __init__(self, api_key: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
+
+class SenderShare(_message.Message):
+    __slots__ = ("policy_version", "samples", "share")
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    policy_version: int
+    samples: int
+    share: float
+    def __init__(self, policy_version: _Optional[int] = ..., samples: _Optional[int] = ..., share: _Optional[float] = ...) -> None: ...
+
+class GetSenderLineageResponse(_message.Message):
+    __slots__ = ("feedback", "retracted", "users", "samples", "policy", "reward_model", "versions", "rebuild_from")
+    class SamplesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    FEEDBACK_FIELD_NUMBER: _ClassVar[int]
+    RETRACTED_FIELD_NUMBER: _ClassVar[int]
+    USERS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    REBUILD_FROM_FIELD_NUMBER: _ClassVar[int]
+    feedback: int
+    retracted: int
+    users: int
+    samples: _containers.ScalarMap[str, int]
+    policy: Reach
+    reward_model: Reach
+    versions: _containers.RepeatedCompositeFieldContainer[SenderShare]
+    rebuild_from: int
+    def __init__(self, feedback: _Optional[int] = ..., retracted: _Optional[int] = ..., users: _Optional[int] = ..., samples: _Optional[_Mapping[str, int]] = ..., policy: _Optional[_Union[Reach, _Mapping]] = ..., reward_model: _Optional[_Union[Reach, _Mapping]] = ..., versions: _Optional[_Iterable[_Union[SenderShare, _Mapping]]] = ..., rebuild_from: _Optional[int] = ...) -> None: ...

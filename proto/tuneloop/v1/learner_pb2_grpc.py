@@ -100,6 +100,11 @@ class LearnerServiceStub(object):
                 request_serializer=tuneloop_dot_v1_dot_learner__pb2.GetUserLineageRequest.SerializeToString,
                 response_deserializer=tuneloop_dot_v1_dot_learner__pb2.GetUserLineageResponse.FromString,
                 _registered_method=True)
+        self.GetSenderLineage = channel.unary_unary(
+                '/tuneloop.v1.LearnerService/GetSenderLineage',
+                request_serializer=tuneloop_dot_v1_dot_learner__pb2.GetSenderLineageRequest.SerializeToString,
+                response_deserializer=tuneloop_dot_v1_dot_learner__pb2.GetSenderLineageResponse.FromString,
+                _registered_method=True)
         self.RebuildPolicy = channel.unary_unary(
                 '/tuneloop.v1.LearnerService/RebuildPolicy',
                 request_serializer=tuneloop_dot_v1_dot_learner__pb2.RebuildPolicyRequest.SerializeToString,
@@ -202,6 +207,13 @@ class LearnerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetSenderLineage(self, request, context):
+        """What the feedback of an API key, or of a tenant, trained.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RebuildPolicy(self, request, context):
         """Trains again, on what is left, from a version before the present one.
         """
@@ -276,6 +288,11 @@ def add_LearnerServiceServicer_to_server(servicer, server):
                     servicer.GetUserLineage,
                     request_deserializer=tuneloop_dot_v1_dot_learner__pb2.GetUserLineageRequest.FromString,
                     response_serializer=tuneloop_dot_v1_dot_learner__pb2.GetUserLineageResponse.SerializeToString,
+            ),
+            'GetSenderLineage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSenderLineage,
+                    request_deserializer=tuneloop_dot_v1_dot_learner__pb2.GetSenderLineageRequest.FromString,
+                    response_serializer=tuneloop_dot_v1_dot_learner__pb2.GetSenderLineageResponse.SerializeToString,
             ),
             'RebuildPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.RebuildPolicy,
@@ -635,6 +652,33 @@ class LearnerService(object):
             '/tuneloop.v1.LearnerService/GetUserLineage',
             tuneloop_dot_v1_dot_learner__pb2.GetUserLineageRequest.SerializeToString,
             tuneloop_dot_v1_dot_learner__pb2.GetUserLineageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSenderLineage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tuneloop.v1.LearnerService/GetSenderLineage',
+            tuneloop_dot_v1_dot_learner__pb2.GetSenderLineageRequest.SerializeToString,
+            tuneloop_dot_v1_dot_learner__pb2.GetSenderLineageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,7 +4,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from tuneloop.api.policies import Evaluation
+from tuneloop.api.policies import Evaluation, ShareOfVersion
 
 
 class SampleCounts(TypedDict):
@@ -74,6 +74,8 @@ class LearnerStatus(LearnerState):
     base_evaluation: Evaluation | None
     """Of version 0."""
     alarms: list[Alarm]
+    retracted: list[ShareOfVersion]
+    """What the policy was trained on and was retracted since, by version, oldest first."""
 
 
 class Throughput(TypedDict):

@@ -154,6 +154,8 @@ class Rebuilt(Activated):
     left_behind: list[int]
     """Versions that do not serve again."""
     samples_put_back: int
+    feedback_retracted: int
+    """Of a key or a tenant."""
 
 
 class Downstream(TypedDict):
@@ -210,6 +212,33 @@ class UserLineage(TypedDict):
     rebuild_from: int | None
     """The last version that had not learned from the user."""
     forgotten: list[ForgottenRecord]
+
+
+class ShareOfVersion(TypedDict):
+    """A part of what a version's own steps used."""
+
+    policy_version: int
+    """0 for steps that are not part of a version yet."""
+    samples: int
+    share: float
+    """Of the weight of all of them, 0 to 1."""
+
+
+class SenderLineage(TypedDict):
+    """`GET /v1/lineage/keys/{name}` and `GET /v1/lineage/tenants/{name}`."""
+
+    id: str
+    feedback: int
+    retracted: int
+    users: int
+    samples: dict[str, int]
+    """By state."""
+    policy: Downstream
+    reward_model: Downstream
+    versions: list[ShareOfVersion]
+    """Those of the policy whose own steps used it."""
+    rebuild_from: int | None
+    """The last version that had not learned from it."""
 
 
 class ForgottenUser(TypedDict):

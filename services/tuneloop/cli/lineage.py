@@ -1,4 +1,4 @@
-"""`tuneloop lineage`: the versions that learned from feedback, or from a user."""
+"""`tuneloop lineage`: the versions that learned from feedback, from a user, a key or a tenant."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
@@ -6,13 +6,15 @@ from urllib.parse import quote
 
 import typer
 
-from tuneloop.api.policies import FeedbackLineage, UserLineage
+from tuneloop.api.learner import LearnerStatus
+from tuneloop.api.policies import FeedbackLineage, SenderLineage, ShareOfVersion, UserLineage
 from tuneloop.cli.effects import effects_in_words
 from tuneloop.cli.options import ApiKey, AsJson, Url, connected
 from tuneloop.cli.output import cell, print_json, print_table
 
 lineage_app = typer.Typer(
-    no_args_is_help=True, help="Show the versions that learned from feedback, or from a user."
+    no_args_is_help=True,
+    help="Show the versions that learned from feedback, from a user, a key or a tenant.",
 )
 
 
@@ -64,8 +66,68 @@ def user(
         )
 
 
+@lineage_app.command(epilog="Example: tuneloop lineage key shop --json")
+def key(
+    name: Annotated[str, typer.Argument(help="Name or id of the key; local or public for none.")],
+    *,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Show what the feedback of an API key trained, and its share of each version."""
+    with connected(url, api_key) as client:
+        answer: SenderLineage = client.request("GET", f"/v1/lineage/keys/{quote(name, safe='')}")
+    print_sender(answer, as_json)
+
+
+@lineage_app.command(epilog="Example: tuneloop lineage tenant shop --json")
+def tenant(
+    name: Annotated[str, typer.Argument(help="The tenant.")],
+    *,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Show what the feedback of a tenant trained, and its share of each version."""
+    with connected(url, api_key) as client:
+        answer: SenderLineage = client.request("GET", f"/v1/lineage/tenants/{quote(name, safe='')}")
+    print_sender(answer, as_json)
+
+
+@lineage_app.command(epilog="Example: tuneloop lineage retracted --json")
+def retracted(*, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None) -> None:
+    """Show how much of what each version was trained on has been retracted since."""
+    with connected(url, api_key) as client:
+        answer: LearnerStatus = client.request("GET", "/v1/learner")
+    if as_json:
+        print_json(answer["retracted"])
+    elif answer["retracted"]:
+        print_shares(answer["retracted"])
+    else:
+        typer.echo("nothing that the policy was trained on has been retracted")
+
+
+def print_sender(answer: SenderLineage, as_json: bool) -> None:
+    """Print what the feedback of a key or a tenant trained."""
+    if as_json:
+        print_json(answer)
+        return
+    names = ("id", "feedback", "retracted", "users", "rebuild_from")
+    print_table(("", ""), fact_rows(answer, names))
+    print_shares(answer["versions"])
+
+
+def print_shares(parts: Sequence[ShareOfVersion]) -> None:
+    """Print how many samples, and what share, of each version's own steps it is."""
+    rows = [
+        (part["policy_version"] or "none yet", part["samples"], f"{part['share']:.0%}")
+        for part in parts
+    ]
+    print_table(("VERSION", "SAMPLES", "SHARE"), rows)
+
+
 def fact_rows(
-    answer: FeedbackLineage | UserLineage, names: Sequence[str]
+    answer: FeedbackLineage | UserLineage | SenderLineage, names: Sequence[str]
 ) -> Iterator[tuple[str, str]]:
     """Yield what is known, a line each."""
     document: Mapping[str, Any] = answer

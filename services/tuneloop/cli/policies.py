@@ -131,6 +131,11 @@ def rebuild(
         str | None,
         typer.Option(help="Instead: the last version that had not learned from this user."),
     ] = None,
+    before_key: Annotated[
+        str | None,
+        typer.Option(help="Instead: retract all feedback of this API key, and go to before it."),
+    ] = None,
+    before_tenant: Annotated[str | None, typer.Option(help="The same for a tenant.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: AsJson = False,
     url: Url = None,
@@ -139,14 +144,25 @@ def rebuild(
     """Roll back to an earlier version and train again from there, on the remaining feedback.
 
     The versions after it are quarantined and stop serving. If its checkpoint is gone, training
-    starts at the base model, which the output says.
+    starts at the base model, which the output says. Of a key or a tenant all feedback is retracted
+    first, so it is not used again: revoke the key before, so that no more comes.
     """
-    if (version is None) == (before_user is None):
-        fail("say from where to train again: a VERSION or --before-user")
+    body = {
+        "policy_version": version,
+        "before_user": before_user,
+        "before_key": before_key,
+        "before_tenant": before_tenant,
+    }
+    given = {name: value for name, value in body.items() if value is not None}
+    if len(given) != 1:
+        fail(
+            "say from where to train again: a VERSION, --before-user, --before-key or "
+            "--before-tenant"
+        )
     if not yes:
-        start = f"version {version}" if before_user is None else f"before {before_user}"
+        [(name, value)] = given.items()
+        start = f"{name.replace('_', ' ').replace('policy ', '')} {value}"
         typer.confirm(f"Leave every version after that ({start})?", abort=True, err=True)
-    body = {"policy_version": version, "before_user": before_user}
     with connected(url, api_key) as client:
         answer: Rebuilt = client.request("POST", "/v1/policies/rebuild", body)
     (print_json if as_json else print_fields)(answer)

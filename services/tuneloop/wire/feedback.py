@@ -38,6 +38,8 @@ def feedback_to_proto(feedback: Feedback) -> events_pb2.FeedbackGiven:
         completion_id=feedback.completion_id,
         accepted_time=timestamp(feedback.accepted_time),
         metadata=dict(feedback.metadata),
+        api_key_id=feedback.api_key_id,
+        api_key_name=feedback.api_key_name,
         traceparent=feedback.traceparent or None,
     )
     match feedback.judgement:
@@ -132,6 +134,8 @@ def feedback_from_proto(message: events_pb2.FeedbackGiven) -> Feedback:
         judgement=judgement_from_proto(message),
         accepted_time=moment(message.accepted_time, "accepted_time"),
         metadata=dict(message.metadata),
+        api_key_id=message.api_key_id,
+        api_key_name=message.api_key_name,
         traceparent=message.traceparent,
     )
 

@@ -32,6 +32,7 @@ from tuneloop.learner.monitoring.alarm_monitor import AlarmMonitor
 from tuneloop.learner.monitoring.expiry import Expiry
 from tuneloop.learner.monitoring.gauges import keep_fresh
 from tuneloop.learner.monitoring.reference_fill import ReferenceFill
+from tuneloop.learner.monitoring.retraction_monitor import RetractionMonitor
 from tuneloop.learner.prompts.prompt_sets import Prompts, load_prompts
 from tuneloop.learner.prompts.sampler import PromptSampler, PromptSamplerOptions
 from tuneloop.learner.release.canary.controller import CanaryController
@@ -41,6 +42,7 @@ from tuneloop.learner.release.promotion import Promotion
 from tuneloop.learner.release.publisher import BaseModel, Publisher, trained_with
 from tuneloop.learner.samples import ModelRole
 from tuneloop.learner.schedule import LoopSchedule
+from tuneloop.learner.service.rebuild import Rebuild
 from tuneloop.learner.service.servicer import LearnerServicer
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.training_run import TrainingRun
@@ -71,6 +73,7 @@ class Learner:
     watch: AlarmMonitor
     scoring: asyncio.Future[None] | None
     """Scores version 0 on the gate's suites, if it has not been."""
+    retractions: RetractionMonitor
     dismiss: Callable[[], Awaitable[None]]
     """Lets the other ranks end; nothing can be trained after that."""
 
@@ -84,6 +87,7 @@ class Learner:
             tasks.create_task(keep_fresh(self.database, self.loop.progress))
             tasks.create_task(self.expiry.run())
             tasks.create_task(self.watch.run())
+            tasks.create_task(self.retractions.run())
             if self.prompt_sampler is not None:
                 tasks.create_task(self.prompt_sampler.run())
             if self.gate_controller is not None:
@@ -105,9 +109,8 @@ async def assemble(settings: LearnerSettings) -> Learner:
     expiry = Expiry(database, max_age=settings.feedback_max_age, rollout_wait=settings.rollout_wait)
     await asyncio.to_thread(expiry.expire_old_feedback)
     store, bus = open_store(settings), await connect_bus(settings)
-    watch = AlarmMonitor(database, settings.guards)
+    watch, worker = AlarmMonitor(database, settings.guards), ModelThread()
     release = make_promotion(settings, database, bus, watch)
-    worker = ModelThread()
     world = await worker.run(join_ranks)
     training_runs = await make_training_runs(settings, database, worker, world)
     prompts, questions = await asyncio.to_thread(load_own_prompts, settings, database)
@@ -155,8 +158,17 @@ async def assemble(settings: LearnerSettings) -> Learner:
         watch=watch,
         # In the queue before any checkpoint is restored: the trainer still is version 0.
         scoring=asyncio.ensure_future(worker.run(scorer.score_base)) if scorer else None,
+        retractions=make_retraction_monitor(settings, database, release, loop),
         dismiss=lambda: worker.run(world.dismiss),
     )
+
+
+def make_retraction_monitor(
+    settings: LearnerSettings, database: Database, release: Promotion, loop: Loop
+) -> RetractionMonitor:
+    """Build what rebuilds the policy if too much was retracted."""
+    rebuild = Rebuild(database, release, loop).to_version
+    return RetractionMonitor(database, settings.guards, rebuild)
 
 
 def open_ledger(settings: LearnerSettings) -> Database:

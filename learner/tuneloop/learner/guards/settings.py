@@ -73,6 +73,13 @@ class GuardSettings(BaseModel):
         le=1,
         description="rise of the share of repeated 4-grams that is an alarm",
     )
+    rebuild_retracted: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="share of what one version was trained on that, once retracted, makes the "
+        "learner rebuild from before it; absent: never",
+    )
     hold: bool = Field(
         default=False, description="whether new versions stay candidates while there is an alarm"
     )

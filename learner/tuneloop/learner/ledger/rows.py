@@ -100,6 +100,8 @@ def feedback_row(feedback: Feedback, sequence: int) -> Row:
         "measured": None if metric is None else float(metric.value),
         "is_boolean": None if metric is None else isinstance(metric.value, bool),
         "metadata": compact(dict(feedback.metadata)),
+        "api_key_id": feedback.api_key_id,
+        "api_key_name": feedback.api_key_name,
         "accepted_time": feedback.accepted_time.timestamp(),
         "sequence": sequence,
     }

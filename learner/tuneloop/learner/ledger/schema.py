@@ -97,6 +97,8 @@ feedback = Table(
     Column("measured", Float, nullable=True, comment="Its value; 0 and 1 of a boolean"),
     Column("is_boolean", Boolean, nullable=True, comment="Whether that is one"),
     Column("metadata", Text, nullable=False, comment="JSON"),
+    Column("api_key_id", String, nullable=False, server_default="", comment="It came with"),
+    Column("api_key_name", String, nullable=False, server_default=""),
     Column("accepted_time", Float, nullable=False),
     Column("sequence", Integer, nullable=False, comment="In the feedback stream"),
     Column(
@@ -110,6 +112,9 @@ feedback = Table(
     Index("feedback_votes", "completion_id", "user_hash", "kind"),
     Index("feedback_kind", "kind", "accepted_time"),
     Index("feedback_metric", "metric", "accepted_time"),
+    Index("feedback_user_time", "user_hash", "accepted_time", "kind", "sequence"),
+    Index("feedback_key", "api_key_name"),
+    Index("feedback_key_id", "api_key_id"),
 )
 
 retractions = Table(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from tuneloop.learner import metrics
 from tuneloop.learner.batching.batch import BatchProgress
 from tuneloop.learner.ledger.accounting import forget_user
+from tuneloop.learner.ledger.accounting.version_shares import retracted_shares
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.reports.evaluations import newest_evaluation
@@ -23,6 +24,9 @@ def refresh(database: Database) -> None:
         metrics.samples.labels(objective, "ready").set(counts.ready)
         metrics.samples.labels(objective, "waiting").set(counts.waiting)
         metrics.samples.labels(objective, "used").set(counts.used)
+    parts = retracted_shares(database)
+    metrics.retracted_samples.set(sum(part.samples for part in parts))
+    metrics.retracted_share.set(max((part.share for part in parts), default=0.0))
     show_evaluation(database)
 
 

@@ -11,6 +11,8 @@ from tuneloop.learner.intake.importer import ImportedRow
 from tuneloop.learner.ledger.accounting.decisions import Decision
 from tuneloop.learner.ledger.accounting.downstream import Downstream, FeedbackLineage, UserLineage
 from tuneloop.learner.ledger.accounting.lineage import Use
+from tuneloop.learner.ledger.accounting.senders import SenderLineage
+from tuneloop.learner.ledger.accounting.version_shares import ShareOfVersion
 from tuneloop.learner.ledger.accounting.versions import Version
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue.ready import SampleCounts
@@ -118,6 +120,35 @@ def user_to_proto(lineage: UserLineage) -> learner_pb2.GetUserLineageResponse:
             for record in lineage.forgotten
         ],
     )
+
+
+def sender_to_proto(lineage: SenderLineage) -> learner_pb2.GetSenderLineageResponse:
+    """The lineage of an API key or a tenant."""
+    return learner_pb2.GetSenderLineageResponse(
+        feedback=lineage.feedback,
+        retracted=lineage.retracted,
+        users=lineage.users,
+        samples=lineage.samples,
+        policy=reach_to_proto(lineage.policy),
+        reward_model=reach_to_proto(lineage.reward_model),
+        versions=[
+            learner_pb2.SenderShare(
+                policy_version=part.version, samples=part.samples, share=part.share
+            )
+            for part in lineage.shares
+        ],
+        rebuild_from=lineage.rebuild_from,
+    )
+
+
+def retracted_to_proto(parts: Iterable[ShareOfVersion]) -> list[learner_pb2.RetractedEvidence]:
+    """What was retracted after training, by version."""
+    return [
+        learner_pb2.RetractedEvidence(
+            policy_version=part.version, samples=part.samples, share=part.share
+        )
+        for part in parts
+    ]
 
 
 def reach_to_proto(reach: Downstream) -> learner_pb2.Reach:

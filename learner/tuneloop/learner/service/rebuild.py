@@ -6,10 +6,19 @@ base model if that is gone. The reward model is not rebuilt.
 """
 
 import asyncio
+import time
+from collections.abc import Callable
 
 from tuneloop.bus.subjects import token
-from tuneloop.errors import FailedPrecondition, InvalidRequest
-from tuneloop.learner.ledger.accounting import downstream, forget_user, lineage, versions
+from tuneloop.errors import FailedPrecondition, InvalidRequest, NotFound
+from tuneloop.learner.ledger.accounting import (
+    downstream,
+    forget_user,
+    lineage,
+    senders,
+    versions,
+)
+from tuneloop.learner.ledger.accounting.senders import Sender
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.loop import Loop
 from tuneloop.learner.release.promotion import Promotion
@@ -18,12 +27,20 @@ from tuneloop.v1 import learner_pb2
 
 
 class Rebuild:
-    """Takes the policy back to before a version, or before a user."""
+    """Takes the policy back to before a version, a user, an API key or a tenant."""
 
-    def __init__(self, database: Database, release: Promotion, loop: Loop) -> None:
+    def __init__(
+        self,
+        database: Database,
+        release: Promotion,
+        loop: Loop,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._database = database
         self._release = release
         self._loop = loop
+        self._clock = clock
 
     async def before_user(self, user: str, actor: str) -> learner_pb2.RebuildPolicyResponse:
         """Go back to the last version that had not learned from a user, by their hash.
@@ -40,6 +57,33 @@ class Rebuild:
             if found.rebuild_from is None:
                 raise FailedPrecondition("what is trained on has not learned from this user")
             return await self._to(found.rebuild_from, actor)
+
+    async def before_sender(self, sender: Sender, actor: str) -> learner_pb2.RebuildPolicyResponse:
+        """Retract all feedback of a sender; go back to the last version that had not learned it.
+
+        The head is kept if it has learned nothing from them. Safe to repeat: a crash in between
+        leaves feedback retracted and the versions as they are. Raises `NotFound`.
+        """
+        async with self._loop.paused_turns():
+            if (await asyncio.to_thread(senders.of_sender, self._database, sender)).feedback == 0:
+                raise NotFound(
+                    f"no feedback of the {sender} in the ledger: check the name, or give the id"
+                )
+            if await asyncio.to_thread(senders.used_since_a_version, self._database, sender):
+                await self._loop.publish_soon(ModelRole.POLICY)
+            retracted = await asyncio.to_thread(
+                senders.retract_feedback, self._database, sender, self._clock()
+            )
+            found = await asyncio.to_thread(senders.of_sender, self._database, sender)
+            if found.rebuild_from is None:
+                head = versions.head(self._database, ModelRole.POLICY)
+                newest = 0 if head is None else head.version
+                return learner_pb2.RebuildPolicyResponse(
+                    policy_version=newest, restored_version=newest, feedback_retracted=retracted
+                )
+            answer = await self._to(found.rebuild_from, actor)
+            answer.feedback_retracted = retracted
+            return answer
 
     async def to_version(self, version: int, actor: str) -> learner_pb2.RebuildPolicyResponse:
         """Go back to a version of the current line; raises `InvalidRequest` for another."""

@@ -16,10 +16,13 @@ from tuneloop.learner.ledger.accounting import (
     downstream,
     forget_user,
     lineage,
+    senders,
     steps,
+    version_shares,
     versions,
 )
 from tuneloop.learner.ledger.accounting.decisions import Decision
+from tuneloop.learner.ledger.accounting.senders import Sender
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.reports import evaluations, export, feedback
@@ -155,6 +158,14 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         found = await asyncio.to_thread(downstream.of_user, self._database, user_hash)
         return convert.user_to_proto(found)
 
+    async def GetSenderLineage(
+        self, request: learner_pb2.GetSenderLineageRequest, context: Call
+    ) -> learner_pb2.GetSenderLineageResponse:
+        """Return what the feedback of an API key or a tenant trained."""
+        sender = Sender(api_key=request.api_key, tenant=request.tenant)
+        found = await asyncio.to_thread(senders.of_sender, self._database, sender)
+        return convert.sender_to_proto(found)
+
     async def RebuildPolicy(
         self, request: learner_pb2.RebuildPolicyRequest, context: Call
     ) -> learner_pb2.RebuildPolicyResponse:
@@ -165,7 +176,10 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
                 return await self._rebuilding.to_version(request.policy_version, request.actor)
             case "before_user_hash":
                 return await self._rebuilding.before_user(request.before_user_hash, request.actor)
-        raise InvalidRequest("start: a version or a user", param="start")
+            case "before_api_key" | "before_tenant":
+                sender = Sender(api_key=request.before_api_key, tenant=request.before_tenant)
+                return await self._rebuilding.before_sender(sender, request.actor)
+        raise InvalidRequest("start: a version, a user, a key or a tenant", param="start")
 
     async def ListFeedback(
         self, request: learner_pb2.ListFeedbackRequest, context: Call
@@ -266,6 +280,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
             next_version=self._next_version(),
             staleness=steps.staleness(self._database),
             alarms=convert.alarms_to_proto(self._watch.raised),
+            retracted=convert.retracted_to_proto(version_shares.retracted_shares(self._database)),
         )
 
     def _next_version(self) -> learner_pb2.NextVersion | None:

@@ -60,7 +60,9 @@ class Caller:
     id: str
     """Identifies the caller: a key's id, or `local` without a key on this machine."""
     name: str
-    """The key's name, for logs."""
+    """For logs."""
+    key_name: str = ""
+    """The key's name; empty without a key."""
     public: bool = False
     """An unknown caller, who may only judge completions whose ids it sends."""
 
@@ -151,7 +153,7 @@ class Authentication:
         if not key.allows(needed):
             has = " and ".join(sorted(key.scopes))
             raise MissingScope(f"{asked[:100]} needs the scope {needed}; {key.name!r} has {has}")
-        return Caller(id=key.id, name=f"key:{key.name}"), self.ring.meter(key)
+        return Caller(id=key.id, name=f"key:{key.name}", key_name=key.name), self.ring.meter(key)
 
     def check_same_site(self, headers: Headers) -> None:
         """Raise if another site is behind a request without a key."""

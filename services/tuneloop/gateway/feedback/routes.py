@@ -6,6 +6,7 @@ another body 409.
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,7 +24,7 @@ from tuneloop.api.feedback import (
 from tuneloop.errors import TuneloopError
 from tuneloop.gateway import metrics
 from tuneloop.gateway.context import Gateway, gateway_of
-from tuneloop.gateway.edge.authentication import caller_of
+from tuneloop.gateway.edge.authentication import Caller, caller_of
 from tuneloop.gateway.errors import error_body, invalid_request, status_and_type
 from tuneloop.gateway.feedback import store
 from tuneloop.gateway.feedback.body import (
@@ -57,8 +58,7 @@ class FeedbackBatch(BaseModel):
 @router.post("/v1/feedback", status_code=ACCEPTED, response_model=FeedbackAccepted)
 async def give_feedback(body: FeedbackRequest, request: Request) -> JSONResponse:
     """Accept feedback: 202 once it is stored durably."""
-    public = caller_of(request).public
-    answer = await accept(gateway_of(request), body, datetime.now(UTC), public=public)
+    answer = await accept(gateway_of(request), body, datetime.now(UTC), caller_of(request))
     return JSONResponse(answer, status_code=ACCEPTED)
 
 
@@ -74,7 +74,7 @@ async def give_feedback_batch(batch: FeedbackBatch, request: Request) -> JSONRes
     207 where some was refused: each entry of `data` is then its acknowledgement, or its error and
     `status_code`.
     """
-    outcomes = await accept_all(gateway_of(request), batch.feedback)
+    outcomes = await accept_all(gateway_of(request), batch.feedback, caller_of(request))
     data = [refused_entry(o) if isinstance(o, TuneloopError) else o for o in outcomes]
     refused = any(isinstance(outcome, TuneloopError) for outcome in outcomes)
     return JSONResponse(
@@ -108,15 +108,17 @@ async def retract_feedback(feedback_id: str, request: Request) -> FeedbackRetrac
 
 
 async def accept(
-    gateway: Gateway, body: FeedbackRequest, now: datetime, *, public: bool = False
+    gateway: Gateway, body: FeedbackRequest, now: datetime, caller: Caller
 ) -> FeedbackAccepted:
-    """Store one body, and return its acknowledgement; `public` means without a key.
+    """Store one body, and return its acknowledgement.
 
     Raises `TuneloopError`.
     """
     try:
-        feedback = feedback_of(gateway, body, now)
-        if public:
+        feedback = replace(
+            feedback_of(gateway, body, now), api_key_id=caller.id, api_key_name=caller.key_name
+        )
+        if caller.public:
             check_own_completion(feedback)
         if await store.store(gateway.bus, feedback, chosen_by_client=body.id is not None):
             metrics.feedback_accepted.labels(feedback.kind.value).inc()
@@ -127,7 +129,7 @@ async def accept(
 
 
 async def accept_all(
-    gateway: Gateway, bodies: Sequence[Any]
+    gateway: Gateway, bodies: Sequence[Any], caller: Caller
 ) -> list[FeedbackAccepted | TuneloopError]:
     """Store many bodies; return the acknowledgement or the error of each, in order."""
     now = datetime.now(UTC)
@@ -141,7 +143,7 @@ async def accept_all(
             await after
         async with turns:
             try:
-                return await accept(gateway, parse_entry(body), when)
+                return await accept(gateway, parse_entry(body), when, caller)
             except TuneloopError as error:
                 return error
 

@@ -5,7 +5,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tuneloop.api.learner import LearnerState, LearnerStatus, NextVersion
-from tuneloop.api.policies import Evaluation
+from tuneloop.api.policies import Evaluation, ShareOfVersion
 from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.edge.authentication import LOCAL, caller_of
 from tuneloop.rpc.status import reply_of
@@ -114,8 +114,20 @@ async def learner_status(gateway: Gateway) -> LearnerStatus:
         "base_evaluation": (
             evaluation(status.base_evaluation) if status.HasField("base_evaluation") else None
         ),
+        "retracted": [share_of_version(part) for part in status.retracted],
         "alarms": [
             {"name": a.name, "since": rfc3339(a.since), "numbers": dict(sorted(a.numbers.items()))}
             for a in status.alarms
         ],
+    }
+
+
+def share_of_version(
+    message: learner_pb2.RetractedEvidence | learner_pb2.SenderShare,
+) -> ShareOfVersion:
+    """Return a part of what a version was trained on."""
+    return {
+        "policy_version": message.policy_version,
+        "samples": message.samples,
+        "share": message.share,
     }

@@ -1,13 +1,13 @@
-"""`/v1/lineage`: the versions that learned from a feedback event or from a user."""
+"""`/v1/lineage`: the versions that learned from feedback, from a user, a key or a tenant."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
 
-from tuneloop.api.policies import Downstream, FeedbackLineage, UserLineage
+from tuneloop.api.policies import Downstream, FeedbackLineage, SenderLineage, UserLineage
 from tuneloop.gateway.context import Gateway, gateway_of
 from tuneloop.gateway.feedback.effects import effects_in
-from tuneloop.gateway.routes.learner import rfc3339
+from tuneloop.gateway.routes.learner import rfc3339, share_of_version
 from tuneloop.rpc.status import reply_of
 from tuneloop.v1 import learner_pb2
 
@@ -15,6 +15,7 @@ router = APIRouter(tags=["lineage"])
 
 LINEAGE_TIMEOUT = 30.0
 
+SenderName = Annotated[str, Path(min_length=1, max_length=64)]
 FeedbackId = Annotated[str, Path(min_length=1, max_length=128)]
 
 
@@ -76,6 +77,41 @@ async def user_lineage(user_id: str, request: Request) -> UserLineage:
             }
             for record in answer.forgotten
         ],
+    }
+
+
+@router.get("/v1/lineage/keys/{name}")
+async def key_lineage(name: SenderName, request: Request) -> SenderLineage:
+    """Return what the feedback of an API key trained, by the key's name or id.
+
+    `local` is feedback without a key on this machine, `public` that of web pages without a key.
+    """
+    return await sender_lineage(gateway_of(request), name, {"api_key": name})
+
+
+@router.get("/v1/lineage/tenants/{name}")
+async def tenant_lineage(name: SenderName, request: Request) -> SenderLineage:
+    """Return what the feedback of a tenant trained."""
+    return await sender_lineage(gateway_of(request), name, {"tenant": name})
+
+
+async def sender_lineage(gateway: Gateway, name: str, sender: dict[str, str]) -> SenderLineage:
+    """Return what the feedback of a sender trained."""
+    answer: learner_pb2.GetSenderLineageResponse = await reply_of(
+        gateway.learner.GetSenderLineage(
+            learner_pb2.GetSenderLineageRequest(**sender), timeout=LINEAGE_TIMEOUT
+        )
+    )
+    return {
+        "id": name,
+        "feedback": answer.feedback,
+        "retracted": answer.retracted,
+        "users": answer.users,
+        "samples": dict(sorted(answer.samples.items())),
+        "policy": downstream(answer.policy),
+        "reward_model": downstream(answer.reward_model),
+        "versions": [share_of_version(part) for part in answer.versions],
+        "rebuild_from": answer.rebuild_from if answer.HasField("rebuild_from") else None,
     }
 
 

@@ -48,13 +48,18 @@ class RollBackRequest(BaseModel):
 
 
 class RebuildRequest(BaseModel):
-    """The start of the new training: a version, or the last one before a user."""
+    """The start of the new training: a version, or the last one before a user, key or tenant."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     policy_version: int | None = Field(None, ge=0, le=INT64_MAX)
     before_user: Text | None = Field(None, min_length=1, max_length=512)
     """Start from the last version that had not learned from this user."""
+    before_key: Text | None = Field(None, min_length=1, max_length=64)
+    """Retract all feedback that came with this API key (name or id), and start from the last
+    version that had not learned from it."""
+    before_tenant: Text | None = Field(None, min_length=1, max_length=64)
+    """The same for a tenant."""
 
 
 @router.get("/v1/policies")
@@ -161,15 +166,19 @@ async def rebuild(body: RebuildRequest, request: Request) -> Rebuilt:
     `restored_version` is the version whose checkpoint was left: that one, or 0, the base model.
     """
     gateway = gateway_of(request)
-    if (body.policy_version is None) == (body.before_user is None):
+    starts = (body.policy_version, body.before_user, body.before_key, body.before_tenant)
+    if sum(start is not None for start in starts) != 1:
         raise InvalidRequest(
-            "policy_version: give either policy_version or before_user", param="policy_version"
+            "policy_version: give one of policy_version, before_user, before_key, before_tenant",
+            param="policy_version",
         )
     user = body.before_user
     message = learner_pb2.RebuildPolicyRequest(
         policy=gateway.settings.policy,
         policy_version=body.policy_version,
         before_user_hash=None if user is None else user_hash_of(gateway, user),
+        before_api_key=body.before_key,
+        before_tenant=body.before_tenant,
         actor=actor_of(request),
     )
     answer: learner_pb2.RebuildPolicyResponse = await reply_of(
@@ -181,6 +190,7 @@ async def rebuild(body: RebuildRequest, request: Request) -> Rebuilt:
         "restored_version": answer.restored_version,
         "left_behind": list(answer.left_behind),
         "samples_put_back": answer.samples_put_back,
+        "feedback_retracted": answer.feedback_retracted,
     }
 
 

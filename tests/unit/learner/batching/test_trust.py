@@ -12,9 +12,11 @@ from tuneloop.learner import metrics
 from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.ledger.accounting import steps
 from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.reports import rater_votes
 from tuneloop.learner.losses.kto import kto_loss
 from tuneloop.learner.models.batch import check_sample
 from tuneloop.learner.samples import ThumbSample, TokenSequence
+from tuneloop.rollouts import RolloutSource
 
 
 @pytest.fixture
@@ -169,3 +171,66 @@ def test_trust_is_no_part_of_what_a_loss_is_divided_by() -> None:
     wrong = ThumbSample(sample_id="x", sequence=sequence, desirable=True, trust=1.5)
     with pytest.raises(InvalidRequest, match=r"trust 1\.5"):
         check_sample(wrong, max_length=8, vocab_size=8)
+
+
+YEARS = 3_650.0
+
+
+def test_who_judges_all_day_counts_like_a_square_root(tmp_path: Path) -> None:
+    guards = GuardSettings(judgements_in_full=4, probation=0, user_share=0.25, user_days=YEARS)
+    parts = Parts(folder=tmp_path, options={"batch_size": 19, "guards": guards})
+    thumbs(parts, "all-day", 16, start=1)
+    for number in range(3):
+        thumbs(parts, f"u{number}", 1, start=200 + number)
+    trust = {name: sample.trust for name, sample in form(parts).items()}
+    # Their 16 weigh 4 + Σ √(4/n) for n = 5…16 = 12.0 of 19, and may weigh a quarter of that.
+    full = [min(1.0, (4 / n) ** 0.5) for n in range(1, 17)]
+    factor = 0.25 * 19 / sum(full)
+    assert [trust[f"all-day-f{n}"] for n in range(1, 17)] == pytest.approx(
+        [weight * factor for weight in full]
+    )
+    assert trust["u0-f200"] == 1.0
+
+
+def test_the_bound_holds_in_a_quiet_service_too(tmp_path: Path) -> None:
+    guards = GuardSettings(judgements_in_full=4, probation=0, user_share=1.0, user_days=YEARS)
+    parts = Parts(folder=tmp_path, options={"batch_size": 1, "guards": guards})
+    for user in ("bob", "cat", "dan"):
+        thumbs(parts, user, 1, start=300)
+    thumbs(parts, "all-day", 16, start=1)
+    trust = {}
+    for step in range(1, 20):
+        (sample,) = form(parts).values()
+        trust[sample.sample_id] = sample.trust
+        used = steps.Step(step=step, samples={"kto": [sample.sample_id]}, skipped=False, metrics={})
+        steps.commit_steps(parts.database, "policy", [used], f"step {step}", 0.0)
+    assert trust["all-day-f16"] == pytest.approx(0.5)
+    assert trust["all-day-f4"] == trust["bob-f300"] == 1.0
+
+
+def test_newcomers_count_less_until_they_are_known(tmp_path: Path) -> None:
+    guards = GuardSettings(probation=3, probation_weight=0.25, user_days=YEARS)
+    parts = Parts(folder=tmp_path, options={"batch_size": 21, "guards": guards})
+    for number in range(4):
+        thumbs(parts, f"u{number}", 4, start=10 * number + 1)
+    thumbs(parts, "new", 1, start=100)
+    thumbs(parts, "newer", 4, start=200)
+    trust = {name: sample.trust for name, sample in form(parts).items()}
+    # Known users gave 20 of 21.
+    assert trust["new-f100"] == pytest.approx(0.25)
+    assert trust["u0-f1"] == 1.0
+
+
+def test_imports_are_nobody_s_first_judgements(tmp_path: Path) -> None:
+    guards = GuardSettings(user_days=YEARS)
+    parts = Parts(folder=tmp_path, options={"batch_size": 8, "guards": guards})
+    given = rater_votes.given_by_user(parts.database, 0.0)
+    assert given == {}
+    thumbs(parts, "ann", 3, start=1)
+    text = make_rollout("import-c1", user="import", source=RolloutSource.IMPORT)
+    recorder.record_imports(
+        parts.database, [text], [make_thumb("import-f1", "import-c1", user="row-1")], 0.0
+    )
+    assert rater_votes.given_by_user(parts.database, 0.0) == {"ann": 3}
+    ids = ["ann-f1", "ann-f3", "import-f1"]
+    assert rater_votes.numbers(parts.database, "kto", ids, 60.0) == {"ann-f1": 1, "ann-f3": 3}

@@ -65,7 +65,11 @@ def test_probation_ends_once_known_users_agree() -> None:
     # Two newcomers cannot vouch for each other.
     assert standing.weight("sock1", 4) == 0.25
     assert agreements(votes, {"u1"}) == {"new": 3}
-    against = [*votes, Vote(topic="t9", rater="u2", up=True), Vote(topic="t9", rater="new", up=False)]
+    against = [
+        *votes,
+        Vote(topic="t9", rater="u2", up=True),
+        Vote(topic="t9", rater="new", up=False),
+    ]
     assert standing_of(given, against, SETTINGS).weight("new", 4) == 0.25
 
 

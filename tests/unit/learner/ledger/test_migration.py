@@ -170,7 +170,12 @@ def test_pairs_of_one_judgement_weigh_one_in_an_older_ledger(tmp_path: Path) -> 
     with ledger.write() as connection:
         connection.execute(update(samples).where(samples.c.kind != "ranking").values(weight=1.0))
         connection.exec_driver_sql("DROP INDEX versions_parent")
+        # What later revisions add.
         connection.exec_driver_sql("DROP TABLE effects")
+        for index in ("feedback_user_time", "feedback_key", "feedback_key_id"):
+            connection.exec_driver_sql(f"DROP INDEX {index}")
+        for column in ("api_key_id", "api_key_name"):
+            connection.exec_driver_sql(f"ALTER TABLE feedback DROP COLUMN {column}")
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0006_metrics'")
     ledger.close()
     ledger = Database.at(path)

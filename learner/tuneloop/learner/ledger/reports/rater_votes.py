@@ -20,7 +20,8 @@ ROWS_AT_ONCE = 500
 REWARD_MODEL = "reward model"
 """The reward model as a rater. No user's hash has a space."""
 
-IS_JUDGEMENT = and_(feedback.c.kind != FeedbackKind.COMMENT.value, feedback.c.sequence > 0)
+NO_JUDGEMENTS = (FeedbackKind.COMMENT.value, FeedbackKind.METRIC.value)
+IS_JUDGEMENT = and_(feedback.c.kind.not_in(NO_JUDGEMENTS), feedback.c.sequence > 0)
 """Feedback that can be learned from and that a user gave; the sequence of imports is 0."""
 
 
