@@ -33,8 +33,8 @@ ARCHIVE = Path(__file__).parents[1] / "data" / "version-before.tar.gz"
 TUNELOOP = str(Path(sys.executable).with_name("tuneloop"))
 KINDS = ("pairs", "thumbs", "demonstrations")
 ROUNDING = 1e-5
-STEP = 3e-4
-"""More than a step of Adam adds to a weight at the rate that the service had."""
+STEP = 6e-4
+"""More than two steps of Adam differ by at the rate that the service had, 2e-4."""
 """What another processor may make of the last bits of a few steps at a learning rate of 1e-3."""
 
 
