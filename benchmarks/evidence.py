@@ -1,0 +1,339 @@
+"""How far the policy moves for what was said, and what it costs.
+
+    python -m benchmarks.evidence [--only NAME …] [--before FOLDER]
+
+The users of a small service judge fresh answers of SmolLM2 through the learner's own ledger,
+batches and trainer, with the service's default settings. Some say nothing at all (coin flips), some
+only yes or only no, some have a taste: answers that end within twelve tokens. They come sixteen at
+a time or one by one, and in one run a fifth of them says the opposite. Each run ends with three figures: the
+KL divergence to the base model per token, with fresh samples on questions nobody judged; the
+ability suite's difference to the base, item by item; and the taste on fresh questions.
+
+`--before` is a checkout of an earlier commit, whose code learns the same taste with the same seeds
+and questions. Finished runs are kept in build/evidence/, and an interrupted benchmark resumes from
+there. Writes evidence.json, .md and .png into benchmarks/results/.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from examples.demo.prompts import questions as demo_questions
+from examples.pipeline.__main__ import questions as plain_questions
+from tuneloop.feedback import Feedback, Thumb
+from tuneloop.generation.prompts import Tokenization
+from tuneloop.learner.batching.batcher import PolicyBatcher
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.settings import LearnerSettings
+from tuneloop.learner.training_run import TrainingRun
+from tuneloop.policies import WeightsKind
+from tuneloop.rollouts import (
+    ChatMessage,
+    FinishReason,
+    PolicyVersionSpan,
+    Prompt,
+    Rollout,
+    SamplingParameters,
+)
+
+MODEL = Path.home() / ".cache/tuneloop/models/smollm2-135m-instruct"
+BUILD = Path("build/evidence")
+RESULTS = Path(__file__).parent / "results"
+POLICY = "tuneloop"
+MAX_TOKENS, SHORT = 24, 12
+USERS = 40
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """Who says what, and how fast."""
+
+    name: str
+    says: Literal["coin", "up", "down", "taste"]
+    rounds: int
+    at_once: int = 16
+    """Thumbs that come together."""
+    adversaries: float = 0.0
+    """Share of the users who say the opposite."""
+    before: bool = False
+    """Whether the code of the commit before learns."""
+    seed: int = 0
+
+    @property
+    def thumbs(self) -> int:
+        """Thumbs in all."""
+        return self.rounds * self.at_once
+
+
+SCENARIOS = (
+    Scenario(name="coin flips, busy", says="coin", rounds=6),
+    Scenario(name="coin flips, quiet", says="coin", rounds=96, at_once=1),
+    Scenario(name="taste, busy", says="taste", rounds=12),
+    Scenario(name="taste, busy, before", says="taste", rounds=12, before=True),
+    Scenario(name="taste, quiet", says="taste", rounds=192, at_once=1),
+    Scenario(name="taste, 20 % adversaries", says="taste", rounds=12, adversaries=0.2),
+    Scenario(name="only down", says="down", rounds=23),
+    Scenario(name="only up", says="up", rounds=23),
+)
+
+
+def asked() -> tuple[list[str], list[str], list[str]]:
+    """Return questions to learn from, to measure KL on, and to measure the taste on."""
+    plain = [question.text for question in plain_questions()]
+    random.Random(1).shuffle(plain)
+    return plain[52:], [*plain[40:52], *demo_questions(7)[1][:12]], plain[:40]
+
+
+def settings_of(folder: Path, seed: int) -> LearnerSettings:
+    """Return the service's defaults, for a learner in `folder`."""
+    options: dict[str, Any] = {
+        "model": MODEL,
+        "weights_uri": str(folder),
+        "signing_key_file": folder / "private.pem",
+        "verify_key_file": folder / "public.pem",
+        "data_dir": folder,
+        "weights_kind": WeightsKind.LORA,
+        "policy_gradient": "off",
+        "seed": seed,
+    }
+    return LearnerSettings(**options)
+
+
+def learn(scenario: Scenario, folder: Path) -> None:
+    """Serve, take thumbs into the ledger, learn from its batches; save the last weights."""
+    from tuneloop.learner.models.sampling import Sampler
+    from tuneloop.learner.trainer.policy import PolicyTrainer
+
+    settings = settings_of(folder, scenario.seed)
+    database = Database.at(folder / "ledger.db")
+    clock = itertools.count(START.timestamp(), 100.0)
+    training_run = TrainingRun(
+        model="policy",
+        policy=POLICY,
+        trainer=PolicyTrainer(MODEL, settings.trainer(), base_model="smollm2"),
+        database=database,
+        checkpoints=folder / "checkpoints",
+        keep_checkpoints=2,
+    )
+    training_run.restore()
+    batcher = PolicyBatcher(database, settings, clock=lambda: float(next(clock)))
+    tokenization = Tokenization(MODEL)
+    sampler = Sampler(
+        tokenization, temperature=1.0, max_tokens=MAX_TOKENS, batch_size=scenario.at_once
+    )
+    choose = random.Random(scenario.seed)
+    trainer: Any = training_run.trainer
+    for number in range(scenario.rounds):
+        questions = [choose.choice(asked()[0]) for _ in range(scenario.at_once)]
+        names = [f"{scenario.seed}-{number}-{i}" for i in range(scenario.at_once)]
+        prompts = [ids_of(tokenization, question) for question in questions]
+        sampled = sampler.sample(trainer.model.module, prompts, names)
+        for name, question, prompt, answer in zip(names, questions, prompts, sampled, strict=True):
+            user = choose.randrange(USERS)
+            rollout = rollout_of(name, question, prompt, answer, f"u{user}")
+            thumb = thumb_of(rollout, says(scenario, answer, user, choose))
+            recorder.record_rollouts(database, [rollout], START.timestamp())
+            recorder.record_feedback(database, [(thumb, number)], START.timestamp())
+        while (batch := training_run.next_batch(batcher)) is not None:
+            training_run.train(batch)
+            training_run.commit()
+    (folder / "weights").mkdir(exist_ok=True)
+    trainer.save_weights(folder / "weights")
+    database.close()
+
+
+def says(scenario: Scenario, answer: Any, user: int, choose: random.Random) -> bool:
+    """Return whether a user presses the thumb up."""
+    if scenario.says == "coin":
+        return choose.random() < 0.5
+    if scenario.says != "taste":
+        return scenario.says == "up"
+    liked = answer.stopped and len(answer.token_ids) <= SHORT
+    return bool(liked != (user < scenario.adversaries * USERS))
+
+
+def ids_of(tokenization: Tokenization, question: str) -> tuple[int, ...]:
+    """Return a question as the model gets it."""
+    prompt = Prompt(messages=(ChatMessage(role="user", content=question),))
+    return tokenization.tokenize(prompt).token_ids
+
+
+def rollout_of(name: str, question: str, prompt: Sequence[int], answer: Any, user: str) -> Rollout:
+    """Return an answer as the gateway reports it."""
+    tokens = answer.token_ids
+    return Rollout(
+        completion_id=name,
+        group_id=name,
+        policy=POLICY,
+        tenant="default",
+        user_hash=user,
+        messages=(ChatMessage(role="user", content=question),),
+        prompt_text=question,
+        completion_text=answer.text,
+        prompt_token_ids=tuple(prompt),
+        completion_token_ids=tokens,
+        generation_logprobs=answer.logprobs,
+        finish_reason=FinishReason.STOP if answer.stopped else FinishReason.LENGTH,
+        policy_version_spans=(PolicyVersionSpan(policy_version=0, start=0, end=len(tokens)),),
+        sampling=SamplingParameters(temperature=1.0, n=1),
+        finished_time=START,
+    )
+
+
+def thumb_of(rollout: Rollout, up: bool) -> Feedback:
+    """Return a thumb as the gateway reports it."""
+    return Feedback(
+        feedback_id=f"f-{rollout.completion_id}",
+        policy=POLICY,
+        tenant="default",
+        user_hash=rollout.user_hash,
+        completion_id=rollout.completion_id,
+        judgement=Thumb(up=up),
+        accepted_time=START + timedelta(seconds=1),
+    )
+
+
+def measure(weights: Path | None) -> dict[str, Any]:
+    """Return the figures of a version; of the base model without `weights`."""
+    from tuneloop.learner.abilities.exam import AbilityExam
+    from tuneloop.learner.abilities.suite import load_suite
+    from tuneloop.learner.models.batch import collate
+    from tuneloop.learner.models.sampling import Sampler
+    from tuneloop.learner.samples import TokenSequence
+    from tuneloop.learner.trainer.policy import PolicyTrainer
+    from tuneloop.learner.trainer.settings import TrainerSettings
+
+    trainer = PolicyTrainer(MODEL, TrainerSettings())
+    if weights is not None:
+        trainer.load_weights(weights)
+    tokenization = Tokenization(MODEL)
+    sampler = Sampler(tokenization, temperature=1.0, max_tokens=MAX_TOKENS, batch_size=16)
+    _, frozen, fresh = asked()
+
+    def sample(questions: Sequence[str], seed: str) -> tuple[list[tuple[int, ...]], list[Any]]:
+        prompts = [ids_of(tokenization, question) for question in questions]
+        names = [f"{seed}-{i}" for i in range(len(prompts))]
+        return prompts, sampler.sample(trainer.model.module, prompts, names)
+
+    total = tokens = 0.0
+    for prompt, answer in zip(*sample(frozen, "kl"), strict=True):
+        sequence = TokenSequence(
+            prompt_token_ids=prompt,
+            completion_token_ids=answer.token_ids,
+            generation_logprobs=(),
+            temperature=1.0,
+        )
+        batch = collate([sequence], trainer.model.device)
+        total += float(trainer.model.divergences(batch, of_policy=True).detach().sum())
+        tokens += batch.tokens
+    _, answers = sample(fresh, "taste")
+    exam = AbilityExam(load_suite().part(64), MODEL)
+    return {
+        "kl": total / tokens,
+        "taste": [int(a.stopped and len(a.token_ids) <= SHORT) for a in answers],
+        "abilities": exam.score(trainer, sampled_items=24).document(),
+        "answers": [a.text for a in answers[:6]],
+    }
+
+
+def run(scenario: Scenario, before: Path | None) -> dict[str, Any] | None:
+    """Return the figures of a scenario, from an earlier run if there was one."""
+    folder = BUILD / scenario.name.replace(" ", "-").replace(",", "").replace("%", "percent")
+    done = folder / "figures.json"
+    if not done.exists():
+        if scenario.before and before is None:
+            return None
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "ledger.db").unlink(missing_ok=True)
+        environment = dict(os.environ)
+        if scenario.before and before is not None:
+            parts = [str(before.resolve() / part) for part in ("proto", "services", "learner")]
+            environment["PYTHONPATH"] = os.pathsep.join(parts)
+        started = time.monotonic()
+        command = [sys.executable, "-m", "benchmarks.evidence", "--learn", scenario.name, folder]
+        subprocess.run(list(map(str, command)), check=True, env=environment)
+        seconds = time.monotonic() - started
+        figures = measure(folder / "weights") | {"learning_seconds": seconds}
+        done.write_text(json.dumps(figures))
+    figures = json.loads(done.read_text())
+    return {**asdict(scenario), "thumbs": scenario.thumbs, **figures}
+
+
+def row_of(found: dict[str, Any], base: dict[str, Any]) -> str:
+    """Return a run's row of the table."""
+    from tuneloop.learner.abilities.scores import AbilityScores, compare
+    from tuneloop.learner.stats.intervals import rate_of
+
+    scores = [AbilityScores.of_document(figures["abilities"]) for figures in (found, base)]
+    difference = compare(scores[0], scores[1]).value
+    taste = rate_of(sum(found["taste"]), len(found["taste"]))
+    return (
+        f"| {found['name']} | {found['thumbs']} | {found['kl']:.4f} "
+        f"| {difference.difference:+.3f} ({difference.low:+.3f} to {difference.high:+.3f}) "
+        f"| {taste.value:.2f} ({taste.low:.2f} to {taste.high:.2f}) |"
+    )
+
+
+def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw KL against taste, a point for each run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for found in runs:
+        taste = sum(found["taste"]) / len(found["taste"])
+        axes.scatter([found["kl"]], [taste])
+        axes.annotate(found["name"], (found["kl"], taste), fontsize=8)
+    axes.set_xlabel("KL to the base model, nats per token")
+    axes.set_ylabel("answers within twelve tokens")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Run what was not run yet, and write the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
+    parser.add_argument("--only", nargs="*", default=[], help="names of runs")
+    parser.add_argument("--before", type=Path, help="checkout of an earlier commit")
+    parser.add_argument("--learn", nargs=2, metavar=("NAME", "FOLDER"), help="for its own use")
+    arguments = parser.parse_args()
+    by_name = {scenario.name: scenario for scenario in SCENARIOS}
+    if arguments.learn:
+        learn(by_name[arguments.learn[0]], Path(arguments.learn[1]))
+        return
+    BUILD.mkdir(parents=True, exist_ok=True)
+    base_file = BUILD / "base.json"
+    if not base_file.exists():
+        base_file.write_text(json.dumps(measure(None)))
+    base = json.loads(base_file.read_text()) | {"name": "base", "thumbs": 0}
+    rows, runs = [row_of(base, base)], [base]
+    for scenario in SCENARIOS:
+        if arguments.only and scenario.name not in arguments.only:
+            continue
+        if (found := run(scenario, arguments.before)) is not None:
+            runs.append(found)
+            rows.append(row_of(found, base))
+            print(rows[-1], flush=True)
+    head = "| run | thumbs | KL per token | abilities, minus base's | taste |"
+    rows = [head, "| --- | ---: | ---: | --- | --- |", *rows]
+    (RESULTS / "evidence.md").write_text("\n".join(rows) + "\n")
+    (RESULTS / "evidence.json").write_text(json.dumps(runs, indent=1) + "\n")
+    draw(runs, RESULTS / "evidence.png")
+
+
+if __name__ == "__main__":
+    main()
