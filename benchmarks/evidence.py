@@ -5,9 +5,9 @@
 The users of a small service judge fresh answers of SmolLM2 through the learner's own ledger,
 batches and trainer, with the service's default settings. Some say nothing at all (coin flips), some
 only yes or only no, some have a taste: answers that end within twelve tokens. They come sixteen at
-a time or one by one, and in one run a fifth of them says the opposite. Each run ends with three figures: the
-KL divergence to the base model per token, with fresh samples on questions nobody judged; the
-ability suite's difference to the base, item by item; and the taste on fresh questions.
+a time or one by one, and in one run a fifth of them says the opposite. Each run ends with three
+figures: the KL divergence to the base model per token, with fresh samples on questions nobody
+judged; the ability suite's difference to the base, item by item; the taste on fresh questions.
 
 `--before` is a checkout of an earlier commit, whose code learns the same taste with the same seeds
 and questions. Finished runs are kept in build/evidence/, and an interrupted benchmark resumes from
