@@ -18,6 +18,8 @@ from rich.console import Console
 from examples.demo.prompts import questions
 from examples.demo.report import VersionRow, draw, table, version_row
 from examples.demo.users import Answer, chat_round, evaluate
+from tuneloop.learner.release.gate.suites import KeptScores
+from tuneloop.learner.stats.paired import paired_difference
 from tuneloop.supervisor.child import ServiceChild
 
 console = Console()
@@ -108,6 +110,22 @@ async def rows_by_version(
     ]
 
 
+def abilities(folder: Path, version: int) -> str:
+    """What the gate measured of a version on the ability suite, next to version 0."""
+    kept = KeptScores(folder)
+    scores, base = kept.of_version(version), kept.of_version(0)
+    if scores is None or base is None:
+        return "abilities: not measured"
+    items = [item for item in scores["abilities"] if item in base["abilities"]]
+    both = ([values["abilities"][item] for item in items] for values in (scores, base))
+    found = paired_difference(*both, 0.95)
+    assert found is not None
+    return (
+        f"abilities: version {version} minus version 0 {found.difference:+.3f} "
+        f"({found.low:+.3f} to {found.high:+.3f}) on {found.pairs} items that nobody judged"
+    )
+
+
 async def run(arguments: argparse.Namespace, url: str) -> bool:
     """The whole demo; True when the last version is clearly above version 0."""
     deadline = time.monotonic() + arguments.minutes * 60
@@ -127,6 +145,7 @@ async def run(arguments: argparse.Namespace, url: str) -> bool:
         last_row = version_row(str(last), after, rewards, await manifest_kl(client, last))
     console.print(table(by_version, "As the users met it"))
     console.print(table([first_row, last_row], "On fresh questions, never trained on"))
+    console.print(abilities(arguments.data_dir / "learner" / "suites", last))
     picture = arguments.data_dir / "demo.png"
     draw(by_version, picture)
     console.print(f"picture: {picture}")
