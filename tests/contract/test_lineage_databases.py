@@ -87,7 +87,7 @@ def test_votes_and_owners(ledger: Database) -> None:
     }
     assert rater_votes.active(ledger, 10) == (2, 1)
     assert rater_votes.owners(ledger, "kto", ["bob-1-f"]) == {
-        "bob-1-f": Owner(user="bob", tenant="default")
+        "bob-1-f": Owner(user="bob", tenant="default", has_judged=True)
     }
     assert rater_votes.owners(ledger, "ppo", ["ann-1"])["ann-1"].user == "ann"
 

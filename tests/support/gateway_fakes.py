@@ -204,7 +204,9 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
             rollouts=30,
             feedback_events=13,
             progress=[learner_pb2.Progress(objective="judgements", have=self.kto_ready, want=16)],
-            next_version=learner_pb2.NextVersion(steps_done=1, steps_wanted=2, seconds_left=4.5),
+            next_version=learner_pb2.NextVersion(
+                steps_done=1, steps_wanted=2, seconds_left=4.5, evidence=1.0
+            ),
         )
 
     async def ListPolicyVersions(self, request: Any, context: Any) -> Any:

@@ -104,7 +104,7 @@ def test_the_policy_tells_how_likely_answers_were_before_a_step_and_are_after(
         chosen=prompt,
         rejected=replace(prompt, completion_token_ids=make.tokens(4)),
     )
-    edit = DemonstrationSample(sample_id="c", sequence=make.sequence(temperature=0.7))
+    edit = DemonstrationSample(sample_id="c", sequence=make.sequence())
     samples = {"kto": [liked], "dpo": [pair], "sft": [edit]}
     told = {
         part + sample.sample_id: s
