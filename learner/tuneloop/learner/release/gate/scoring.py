@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tuneloop.learner.release")
 
 ROTATIONS = 5
-ANSWERED_ITEMS = 8
+ANSWERED_ITEMS = 4
 """Items that a version answers greedily."""
 ANSWERS = " (answers)"
 """Ends the name of the suite of greedy answers: right is 1, wrong is 0."""

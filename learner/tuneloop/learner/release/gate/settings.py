@@ -21,7 +21,7 @@ class GateSettings(BaseModel):
         'or {"prompt", "reference"}',
     )
     suite_items: int = Field(
-        default=64,
+        default=32,
         ge=2,
         description="items of each suite that a version is scored on, at most: on a CPU a hundred "
         "take tens of seconds",
