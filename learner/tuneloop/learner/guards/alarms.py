@@ -76,7 +76,7 @@ def alarms(seen: Seen, settings: GuardSettings) -> list[Alarm]:
 def reward_hacking(newest: Figures, before: Figures, least: int) -> Alarm | None:
     """Check whether reward rises while thumbs fall."""
     reward = _change(newest.reward, before.reward, least)
-    thumbs = _change(_smoothed(newest.thumbs), _smoothed(before.thumbs), least)
+    thumbs = _change(newest.thumbs.with_one_of_each(), before.thumbs.with_one_of_each(), least)
     if reward is None or thumbs is None or not (reward.up and thumbs.down):
         return None
     return Alarm(
@@ -156,10 +156,3 @@ def _change(newest: Sums, before: Sums, least: int) -> _Change | None:
     difference = newest.mean - before.mean
     chance = ERRORS * math.hypot(newest.error, before.error)
     return _Change(up=difference > chance, down=-difference > chance)
-
-
-def _smoothed(thumbs: Sums) -> Sums:
-    """Add one of each, so that a few equal thumbs do not count as certain."""
-    if thumbs.count == 0:
-        return thumbs
-    return Sums(count=thumbs.count + 2, total=thumbs.total + 1, squares=thumbs.squares + 1)

@@ -58,31 +58,18 @@ def metric_fall(
     for version in line[: line.index(anchor)]:
         if recent.count >= RECENT:
             break
-        recent, taken = _sum(recent, sums.get(version, Sums())), taken + 1
+        recent, taken = recent + sums.get(version, Sums()), taken + 1
     before = sums[anchor]
     if min(recent.count, before.count) < least:
         return None
     sign = 1.0 if higher_is_better else -1.0
+    compared = (before, recent)
+    if metric.is_boolean:
+        compared = (before.with_one_of_each(), recent.with_one_of_each())
     return MetricFall(
         anchor=before,
         recent=recent,
         versions=taken,
         worse=sign * (before.mean - recent.mean),
-        margin=difference_margin(
-            *((_smoothed(before), _smoothed(recent)) if metric.is_boolean else (before, recent)),
-            alpha=ALPHA,
-        ),
+        margin=difference_margin(*compared, alpha=ALPHA),
     )
-
-
-def _sum(one: Sums, other: Sums) -> Sums:
-    return Sums(
-        count=one.count + other.count,
-        total=one.total + other.total,
-        squares=one.squares + other.squares,
-    )
-
-
-def _smoothed(booleans: Sums) -> Sums:
-    """Add one of each, so that a few equal values do not count as certain."""
-    return _sum(booleans, Sums.of([0.0, 1.0]))

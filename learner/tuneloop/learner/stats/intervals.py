@@ -27,6 +27,18 @@ class Sums:
             count=len(known), total=math.fsum(known), squares=math.fsum(v * v for v in known)
         )
 
+    def __add__(self, other: Self) -> Self:
+        """Sum up the values of both."""
+        return type(self)(
+            count=self.count + other.count,
+            total=self.total + other.total,
+            squares=self.squares + other.squares,
+        )
+
+    def with_one_of_each(self) -> Self:
+        """Return booleans with a 0 and a 1 added, so that a few equal ones are not certain."""
+        return self + self.of([0.0, 1.0]) if self.count else self
+
     @property
     def mean(self) -> float:
         """The mean of one value or more."""

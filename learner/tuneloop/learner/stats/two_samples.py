@@ -29,11 +29,7 @@ def difference_margin(one: Sums, other: Sums, alpha: float) -> float:
     large where there is one, which errs on the safe side. Each sample needs one value or more.
     """
     information = 1 / (1 / one.count + 1 / other.count)
-    both = Sums(
-        count=one.count + other.count,
-        total=one.total + other.total,
-        squares=one.squares + other.squares,
-    )
+    both = one + other
     deviation = both.error * math.sqrt(both.count)
     log = -2 * math.log(alpha)
     scaled = information * (log + math.log(log) + 1) / TUNED_FOR
