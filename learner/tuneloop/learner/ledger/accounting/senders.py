@@ -8,14 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, exists, func, or_, select
+from sqlalchemy import func, or_, select
 
 from tuneloop.feedback import FeedbackKind, FeedbackStatus, Retraction
 from tuneloop.learner.ledger.accounting import downstream
 from tuneloop.learner.ledger.accounting.downstream import Downstream
 from tuneloop.learner.ledger.accounting.forget_user import versions_used
 from tuneloop.learner.ledger.accounting.lineage import same_sample
-from tuneloop.learner.ledger.accounting.version_shares import ShareOfVersion, shares_of_versions
+from tuneloop.learner.ledger.accounting.version_shares import (
+    ShareOfVersion,
+    is_pair_of_thumb,
+    shares_of_versions,
+)
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events.lifecycle import ROWS_AT_ONCE, record_retractions
 from tuneloop.learner.ledger.rows import moment
@@ -46,13 +50,7 @@ class Sender:
     def made(self) -> Any:
         """Select the samples of their feedback, and pairs of siblings it is half of."""
         theirs = select(feedback.c.feedback_id).where(self.given)
-        half = exists().where(
-            self.given,
-            feedback.c.kind == FeedbackKind.THUMB.value,
-            feedback.c.user_hash == samples.c.user_hash,
-            feedback.c.completion_id.in_((samples.c.completion_id, samples.c.rejected_id)),
-        )
-        return or_(samples.c.feedback_id.in_(theirs), and_(samples.c.kind == "siblings", half))
+        return or_(samples.c.feedback_id.in_(theirs), is_pair_of_thumb(self.given))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

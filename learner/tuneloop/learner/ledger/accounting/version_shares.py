@@ -75,17 +75,23 @@ def shares_of_versions(
     ]
 
 
-def _is_retracted() -> Any:
-    """Select retracted samples, and used pairs of siblings of which a thumb was retracted."""
+def is_pair_of_thumb(given: Any) -> Any:
+    """Select pairs of siblings of which one is a user's thumb among the feedback `given`."""
     half = exists().where(
-        feedback.c.status == FeedbackStatus.RETRACTED.value,
+        given,
         feedback.c.kind == FeedbackKind.THUMB.value,
         feedback.c.user_hash == samples.c.user_hash,
         feedback.c.completion_id.in_((samples.c.completion_id, samples.c.rejected_id)),
     )
+    return and_(samples.c.kind == "siblings", half)
+
+
+def _is_retracted() -> Any:
+    """Select retracted samples, and used pairs of siblings of which a thumb was retracted."""
+    pair = is_pair_of_thumb(feedback.c.status == FeedbackStatus.RETRACTED.value)
     # A pair that another thumb makes again is current.
-    pair = and_(samples.c.kind == "siblings", samples.c.current.is_(False), half)
-    return or_(samples.c.state == SampleState.RETRACTED, pair)
+    gone = and_(samples.c.current.is_(False), pair)
+    return or_(samples.c.state == SampleState.RETRACTED, gone)
 
 
 def retracted_shares(database: Database) -> list[ShareOfVersion]:
