@@ -11,9 +11,8 @@ from urllib.parse import quote, urlencode
 import typer
 
 from tuneloop.api.feedback import Feedback, FeedbackItem, FeedbackPage
-from tuneloop.cli.effects import effects_in_words
 from tuneloop.cli.options import ApiKey, AsJson, Url, connected, fail
-from tuneloop.cli.output import cell, print_fields, print_json, print_table
+from tuneloop.cli.output import cell, effects_in_words, print_fields, print_json, print_table
 from tuneloop.errors import TuneloopError
 from tuneloop.feedback import FeedbackKind, FeedbackStatus
 

@@ -8,9 +8,8 @@ import typer
 
 from tuneloop.api.learner import LearnerStatus
 from tuneloop.api.policies import FeedbackLineage, SenderLineage, ShareOfVersion, UserLineage
-from tuneloop.cli.effects import effects_in_words
 from tuneloop.cli.options import ApiKey, AsJson, Url, connected
-from tuneloop.cli.output import cell, print_json, print_table
+from tuneloop.cli.output import cell, effects_in_words, print_json, print_table
 
 lineage_app = typer.Typer(
     no_args_is_help=True,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tuneloop.api.feedback import Effect
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -66,3 +68,37 @@ def cell(value: Any) -> str:
 def printable(text: str) -> str:
     """Replace characters that control a terminal in a text that users wrote."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+TEXT_NAMES = {
+    "answer": "this answer",
+    "edit": "your better answer",
+    "chosen": "the better one",
+    "rejected": "the other one",
+}
+
+
+def effects_in_words(effects: Sequence[Effect]) -> str:
+    """Return what the newest version that learned from feedback changed; empty without one."""
+    if not effects:
+        return ""
+    version = effects[-1]["policy_version"]
+    its = [effect for effect in effects if effect["policy_version"] == version]
+    edited = any(effect["text"] == "edit" for effect in its)
+    names = TEXT_NAMES | ({"answer": "what the model wrote"} if edited else {})
+    parts = [
+        f"{names.get(effect['text'], effect['text'])} is now {likelier(effect['times_as_likely'])}"
+        for effect in its
+    ]
+    return f"Version {version} learned from it: {', '.join(parts)}."
+
+
+def likelier(times: float) -> str:
+    """Return a ratio of probabilities in words."""
+    if times >= 1000:
+        return "over 1,000 times as likely"
+    if times < 0.001:
+        return "less than 0.001 times as likely"
+    if abs(times - 1) < 0.005:
+        return "as likely as before"
+    return f"{times:.3g} times as likely"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.cli.effects import effects_in_words
+from tuneloop.cli.output import effects_in_words
 from tuneloop.errors import TuneloopError
 
 if TYPE_CHECKING:
