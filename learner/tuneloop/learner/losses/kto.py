@@ -16,6 +16,10 @@ from torch import Tensor
 
 from tuneloop.learner.losses.means import Mean, mean_over
 
+RAREST = 4.0
+"""Most that class balance multiplies a thumb's weight by: one in a hundred must not decide alone.
+"""
+
 
 def reference_point(mismatched_log_ratios: Tensor) -> Tensor:
     """Return z, a scalar: the mean of log π − log π_ref over mismatched completions, at least 0.

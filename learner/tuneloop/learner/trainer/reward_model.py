@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tuneloop.errors import InvalidRequest
-from tuneloop.learner.losses.kto import class_weights
+from tuneloop.learner.losses.kto import RAREST, class_weights
 from tuneloop.learner.losses.means import Mean, total_of
 from tuneloop.learner.losses.reward_model import (
     bradley_terry_loss,
@@ -47,8 +47,6 @@ S = TypeVar("S", LabelledText, PreferredText, RankedText, RatedText)
 Loss = tuple[Tensor, dict[str, Mean]]
 THUMB_DECAY = 0.99
 """Weight of a thumb in the class balance once another has come."""
-RAREST = 4.0
-"""As in KTO, the most that class balance multiplies a thumb's weight by."""
 LossOf = Callable[[Tensor, Sequence[S], float], Loss]
 """From (B, K) scores of B samples with K texts each, and what all of the step's weigh."""
 
