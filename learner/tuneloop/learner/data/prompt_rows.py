@@ -41,6 +41,17 @@ def prompt_row(
     return PromptRow(place=row.place, asked=asked, columns=columns)
 
 
+def prompt_rows(
+    table: Table, tokens: PromptTokenizer, room: int, *, reader: str
+) -> list[PromptRow]:
+    """Return the prompts of a table for `reader`, as `prompt_row`; raises `InvalidRequest`."""
+    form = prompt_form(table, reader)
+    return [
+        prompt_row(table, form, tokens, room, Fields(row, table.place(index)))
+        for index, row in enumerate(table.rows)
+    ]
+
+
 def prompt_form(table: Table, algorithm: str) -> Form:
     """Where the prompts stand; raises `InvalidRequest` when nowhere."""
     return choose_form(table, FORMS, algorithm)

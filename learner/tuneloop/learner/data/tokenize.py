@@ -40,14 +40,18 @@ class TooLong(InvalidRequest):
 class PromptTokenizer:
     """Makes prompts and sequences of rows."""
 
-    def __init__(self, folder: Path, *, max_length: int | None, as_chat: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, max_length: int | None, as_chat: bool | None = False
+    ) -> None:
         """Take the tokenizer and the context length of the model in `folder`.
 
+        `as_chat` says whether a text is a user's message; None: if the model has a chat template.
         Raises `InvalidRequest` for a model that writes no text.
         """
         self.max_length = min(max_length or 1 << 30, context_length(folder))
         self.tokenization = Tokenization(folder)
-        self._as_chat = as_chat
+        has_template = bool(self.tokenization.tokenizer.chat_template)
+        self._as_chat = has_template if as_chat is None else as_chat
 
     def asked(self, prompt: Text, row: Fields) -> PromptTokens:
         """Return a prompt of the row; raises `InvalidRequest` naming the row."""

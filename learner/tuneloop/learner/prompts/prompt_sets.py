@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneloop.errors import SettingsError, TuneloopError
-from tuneloop.learner.data.fields import Fields
-from tuneloop.learner.data.prompt_rows import PromptRow, prompt_form, prompt_row
+from tuneloop.learner.data.prompt_rows import PromptRow, prompt_rows
 from tuneloop.learner.data.table import open_table
 from tuneloop.learner.data.tokenize import PromptTokenizer
 from tuneloop.learner.ledger.rows import prompt_sha256
@@ -43,22 +42,14 @@ def load_prompts(settings: LearnerSettings) -> Prompts:
 
 def tokens_of(settings: LearnerSettings) -> PromptTokenizer:
     """Makes prompts as users do: a conversation, if the model has a chat template."""
-    tokens = PromptTokenizer(settings.model, max_length=None)
-    if tokens.tokenization.tokenizer.chat_template:
-        return PromptTokenizer(settings.model, max_length=None, as_chat=True)
-    return tokens
+    return PromptTokenizer(settings.model, max_length=None, as_chat=None)
 
 
 def _read(name: str, path: Path | None, tokens: PromptTokenizer, room: int) -> Sequence[PromptRow]:
     if path is None:
         return ()
     try:
-        table = open_table(str(path))
-        form = prompt_form(table, name)
-        return [
-            prompt_row(table, form, tokens, room, Fields(row, table.place(index)))
-            for index, row in enumerate(table.rows)
-        ]
+        return prompt_rows(open_table(str(path)), tokens, room, reader=name)
     except TuneloopError as error:
         message = error.message.replace(", or leave such rows out with --set on_long=drop", "")
         raise SettingsError(f"{name}: {message}", param=name) from error

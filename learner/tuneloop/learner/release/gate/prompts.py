@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tuneloop.errors import SettingsError, TuneloopError
-from tuneloop.learner.data.fields import Fields
-from tuneloop.learner.data.prompt_rows import PromptRow, prompt_form, prompt_row
+from tuneloop.learner.data.prompt_rows import PromptRow, prompt_rows
 from tuneloop.learner.data.table import Table
 from tuneloop.learner.prompts.prompt_sets import Prompts, tokens_of
 from tuneloop.learner.settings import LearnerSettings
@@ -47,14 +46,8 @@ def load_gate_prompts(settings: LearnerSettings, prompts: Prompts) -> GatePrompt
     rows = prompts.evaluation
     if not rows:
         table = Table(name="built-in prompts", rows=[{"prompt": text} for text in BUILT_IN])
-        form = prompt_form(table, "gate")
         try:
-            rows = [
-                prompt_row(
-                    table, form, tokens, settings.gate.max_tokens, Fields(row, table.place(index))
-                )
-                for index, row in enumerate(table.rows)
-            ]
+            rows = prompt_rows(table, tokens, settings.gate.max_tokens, reader="gate")
         except TuneloopError as error:
             raise SettingsError(f"gate: {error.message}", param="gate") from error
     return GatePrompts(
