@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from tuneloop.errors import FailedPrecondition
-from tuneloop.generation.prompts import Tokenization
 from tuneloop.learner.models import weight_files
 from tuneloop.learner.models.architecture import (
     checkpoint_layers,
@@ -35,9 +33,8 @@ from tuneloop.learner.models.batch import (
 from tuneloop.learner.models.forward import Forward, RankShard, share_of
 from tuneloop.learner.models.lora import add_adapter
 from tuneloop.learner.models.prefix_tree import numbered_rows
-from tuneloop.learner.models.sampling import greedy_answers
 from tuneloop.learner.models.world import ALONE, World, full_tensor, shard
-from tuneloop.learner.samples import SampledAnswer, Tokens, TokenSequence, tokens_of
+from tuneloop.learner.samples import Tokens, TokenSequence, tokens_of
 from tuneloop.models.reward_model import silence_loading
 from tuneloop.policies import WeightsKind
 
@@ -213,19 +210,6 @@ class PolicyModel:
         flat = (target.exp() * (target - other)).sum(-1)
         return self._placed(batch, share, flat)
 
-    def reference_answers(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int
-    ) -> list[SampledAnswer]:
-        """Return the reference policy's likeliest answer to each prompt (token ids).
-
-        Of several ranks only the first answers.
-        """
-        tokenization = Tokenization(self._folder)
-        if self._sharded:
-            return greedy_answers(self._load(), tokenization, prompts, max_tokens)
-        with self._reference_policy() as reference:
-            return greedy_answers(reference.model, tokenization, prompts, max_tokens)
-
     def _placed(self, batch: SequenceBatch, share: RankShard, flat: Tensor) -> Tensor:
         """Put what all ranks computed of their shares into place, (B, C)."""
         if share.places is not None:
@@ -276,10 +260,11 @@ class PolicyModel:
     def reference_module(self) -> Iterator[Any]:
         """Give the reference policy as a transformers model: for `generate`.
 
-        Raises `FailedPrecondition` where weights are sharded: no rank holds it whole.
+        Of sharded weights no rank holds it whole: it is loaded for the while.
         """
         if self._sharded:
-            raise FailedPrecondition("the reference policy is sharded, so it cannot answer")
+            yield self._load()
+            return
         with self._reference_policy() as reference:
             yield reference.model
 

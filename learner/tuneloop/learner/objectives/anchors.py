@@ -8,21 +8,20 @@ The end of an answer is not held: there a taste for short answers wants to move 
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from tuneloop.errors import SettingsError, TuneloopError
-from tuneloop.learner.data.fields import Fields
-from tuneloop.learner.data.prompt_rows import prompt_form, prompt_row
+from tuneloop.learner.data.prompt_rows import prompt_rows
 from tuneloop.learner.data.table import read_file
 from tuneloop.learner.data.tokenize import PromptTokenizer
 from tuneloop.learner.losses.means import Mean, mean_over
 from tuneloop.learner.models.batch import collate
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.objectives.base import Plan, cut
-from tuneloop.learner.samples import DemonstrationSample, TokenSequence
+from tuneloop.learner.samples import DemonstrationSample, SampledAnswer, TokenSequence
 from tuneloop.learner.trainer.gradient_step import MicroLoss
 from tuneloop.learner.trainer.settings import TrainerSettings
 
@@ -31,14 +30,18 @@ HELD_TOKENS = 16
 """Tokens of an answer that are held."""
 
 
+Answer = Callable[[Sequence[Sequence[int]], int], Sequence[SampledAnswer]]
+"""Returns the base model's greedy answers to prompts (token ids), of so many tokens at most."""
+
+
 class Anchors:
     """The anchor prompts and, as they come to be used, the base model's answers to them."""
 
-    def __init__(self, model: PolicyModel, folder: Path, settings: TrainerSettings) -> None:
-        """Read the prompts; raises `SettingsError` if they cannot be used with this model."""
-        self._model = model
-        self._prompts = anchor_prompts(folder, settings.anchor_prompts, model.max_length)
-        random.Random(settings.seed).shuffle(self._prompts)  # noqa: S311 - not cryptographic
+    def __init__(self, prompts: Sequence[tuple[int, ...]], *, answer: Answer, seed: int) -> None:
+        """Take the prompts' token ids, which `seed` puts in order."""
+        self._answer = answer
+        self._prompts = list(prompts)
+        random.Random(seed).shuffle(self._prompts)  # noqa: S311 - not cryptographic
         self._answers: dict[int, tuple[int, ...]] = {}
 
     def sequences(self, start: int, count: int) -> list[TokenSequence]:
@@ -46,9 +49,7 @@ class Anchors:
         numbers = [number % len(self._prompts) for number in range(start, start + count)]
         missing = sorted({number for number in numbers if number not in self._answers})
         if missing:
-            answers = self._model.reference_answers(
-                [self._prompts[number] for number in missing], HELD_TOKENS
-            )
+            answers = self._answer([self._prompts[number] for number in missing], HELD_TOKENS)
             for number, answer in zip(missing, answers, strict=True):
                 self._answers[number] = answer.token_ids
         return [
@@ -63,20 +64,20 @@ class Anchors:
         ]
 
 
-def anchor_prompts(folder: Path, path: str | None, max_length: int) -> list[tuple[int, ...]]:
-    """Return the token ids of the prompts in a file, or of our own; those that fit the model."""
-    tokens = PromptTokenizer(folder, max_length=None)
-    as_chat = bool(tokens.tokenization.tokenizer.chat_template)
-    tokens = PromptTokenizer(folder, max_length=None, as_chat=as_chat)
+def anchor_prompts(
+    folder: Path, settings: TrainerSettings, max_length: int
+) -> list[tuple[int, ...]]:
+    """Return the token ids of the prompts in a file, or of our own; those that fit the model.
+
+    Raises `SettingsError` if they cannot be used with the model in `folder`.
+    """
+    tokens = PromptTokenizer(folder, max_length=None, as_chat=None)
     try:
-        table = read_file(Path(path or BUILT_IN), "anchor prompts")
-        form = prompt_form(table, "anchor_prompts")
-        found = [
-            prompt_row(table, form, tokens, 0, Fields(row, table.place(index))).asked.token_ids
-            for index, row in enumerate(table.rows)
-        ]
+        table = read_file(Path(settings.anchor_prompts or BUILT_IN), "anchor prompts")
+        rows = prompt_rows(table, tokens, 0, reader="anchor_prompts")
     except TuneloopError as error:
         raise SettingsError(f"anchor_prompts: {error.message}", param="anchor_prompts") from error
+    found = [row.asked.token_ids for row in rows]
     fitting = [prompt for prompt in found if len(prompt) + HELD_TOKENS <= max_length]
     if not fitting:
         raise SettingsError(

@@ -40,11 +40,8 @@ class Plan:
     """Completion tokens learned from."""
     metrics: Sequence[dict[str, Mean]] = field(default_factory=list)
     """What was measured while planning."""
-    judgements: float | None = None
-    """What the loss was divided by, in judgements; None of scored completions, whose batches are
-    always full."""
     trusted: float = 1.0
-    """Part of it that counts as evidence: Σ weight·trust over Σ weight."""
+    """Part of the batch that counts as evidence: Σ weight·trust over Σ weight."""
 
 
 def trusted_share(samples: Sequence[Any]) -> float:

@@ -45,7 +45,6 @@ def plan_dpo(
             for rows in groups
         ],
         tokens=tokens,
-        judgements=total_weight,
         trusted=trusted_share(samples),
     )
 

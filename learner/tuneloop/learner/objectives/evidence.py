@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tuneloop.learner.objectives.base import Plan
 from tuneloop.learner.samples import (
     SCORED_OBJECTIVES,
     DemonstrationSample,
@@ -22,35 +21,27 @@ from tuneloop.learner.trainer.settings import TrainerSettings
 
 Given = Mapping[str, Sequence[PolicySample]]
 """Samples by objective."""
+Shares = Mapping[str, float]
+"""Parts of a full step by objective."""
 
 
-def share_of_step(objective: str, plan: Plan, settings: TrainerSettings) -> float:
-    """Return what an objective's batch would be worth if all of it were trusted."""
-    rate = settings.objective_weights.get(objective, 1.0)
-    if settings.full_step is None or plan.judgements is None:
-        return rate
-    return rate * plan.judgements / settings.full_step
-
-
-def most_evidence(given: Given, settings: TrainerSettings) -> float:
-    """Return what a batch is worth if all of it is trusted, before it is planned."""
-    if settings.full_step is None:
-        return 1.0
-    weights = settings.objective_weights
-    return math.fsum(
-        weights.get(name, 1.0)
-        * (1.0 if name in SCORED_OBJECTIVES else _judgements(batch) / settings.full_step)
-        for name, batch in given.items()
-    )
-
-
-def _judgements(batch: Sequence[PolicySample]) -> float:
-    return math.fsum(sample.weight for sample in batch if not isinstance(sample, ScoredGroup))
+def shares_of_step(given: Given, settings: TrainerSettings) -> Shares:
+    """Return what each objective's batch would be worth if all of it were trusted."""
+    shares = {}
+    for name, batch in given.items():
+        shares[name] = settings.objective_weights.get(name, 1.0)
+        if settings.full_step is not None and name not in SCORED_OBJECTIVES:
+            weights = (s.weight for s in batch if not isinstance(s, ScoredGroup))
+            shares[name] *= math.fsum(weights) / settings.full_step
+    return shares
 
 
 def anchors_beside(given: Given, settings: TrainerSettings) -> int:
     """Return how many anchors a batch takes: in proportion to what it is worth, at least one."""
-    return max(1, round(settings.anchor_batch * min(1.0, most_evidence(given, settings))))
+    if settings.full_step is None:
+        return settings.anchor_batch
+    worth = math.fsum(shares_of_step(given, settings).values())
+    return max(1, round(settings.anchor_batch * min(1.0, worth)))
 
 
 def as_compared(sample: PolicySample) -> PolicySample:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tuneloop.learner.losses.kto import class_weights, kto_loss, reference_point
+from tuneloop.learner.losses.kto import RAREST, class_weights, kto_loss, reference_point
 from tuneloop.learner.losses.means import Mean, mean_over, total_of
 from tuneloop.learner.models.batch import SequenceBatch, collate, micro_batches, sequence_length
 from tuneloop.learner.models.policy import PolicyModel
@@ -15,10 +15,6 @@ from tuneloop.learner.samples import ThumbSample, TokenSequence
 from tuneloop.learner.trainer.adaptive import AT_REST, StepControls
 from tuneloop.learner.trainer.gradient_step import MicroLoss
 from tuneloop.learner.trainer.settings import TrainerSettings
-
-RAREST = 4.0
-"""Most that class balance multiplies a thumb's weight by: one in a hundred must not decide alone.
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +68,6 @@ def plan_kto(
         micro_losses=micro_losses,
         tokens=tokens,
         metrics=[measured],
-        judgements=total_weight,
         trusted=float(weights.sum()) / total_weight,
     )
 

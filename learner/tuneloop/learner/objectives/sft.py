@@ -45,7 +45,6 @@ def plan_sft(
     return Plan(
         micro_losses=micro_losses,
         tokens=total_tokens,
-        judgements=total_of(s.weight for s in samples),
         trusted=trusted_share(samples),
     )
 

@@ -163,7 +163,7 @@ class Optimizer:
         `rewind` before the gradients are computed, and `resume` where none come.
         """
         self._world.sum_gradients(self._named.values())
-        norms = [self._norm_of(group["params"]) for group in self._adamw.param_groups]
+        norms = self._norms_of_groups()
         values = [0.0 if norm is None else float(norm) for norm in norms]
         if reason := self._refusal(kind, values):
             self.zero_grad()
@@ -177,14 +177,16 @@ class Optimizer:
             self._open.evidence = total
             self._take(total)
         else:
-            self._apply(total)
+            self._apply(total, norms)
         if final:
             self._close()
         return AppliedGradient(norm=values[0])
 
-    def _norm_of(self, parameters: Sequence[nn.Parameter]) -> Tensor | None:
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        return full_tensor(torch.nn.utils.get_total_norm(gradients)) if gradients else None
+    def _norms_of_groups(self) -> list[Tensor | None]:
+        groups = [group["params"] for group in self._adamw.param_groups]
+        gradients = [[p.grad for p in group if p.grad is not None] for group in groups]
+        norm_of = torch.nn.utils.get_total_norm
+        return [full_tensor(norm_of(group)) if group else None for group in gradients]
 
     def _add_to_open(self, evidence: float) -> None:
         """Add the gradients to those of the open batch, which may begin here."""
@@ -219,14 +221,14 @@ class Optimizer:
                     self._adamw.state[parameter] = copies
                 if (gradient := self._open.gradients.get(name)) is not None:
                     parameter.grad = gradient / evidence
-        self._apply(evidence)
+        self._apply(evidence, self._norms_of_groups())
 
-    def _apply(self, evidence: float) -> None:
+    def _apply(self, evidence: float, norms: Sequence[Tensor | None]) -> None:
         """Clip the gradients and step, at a rate in proportion to `evidence`."""
         factor = min(1.0, evidence)
-        for group, rate in zip(self._adamw.param_groups, self._rates, strict=True):
+        for group, rate, norm in zip(self._adamw.param_groups, self._rates, norms, strict=True):
             group["lr"] = rate * self._warmth * factor
-            if (norm := self._norm_of(group["params"])) is not None:
+            if norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(
                     group["params"], self._settings.max_grad_norm, norm
                 )
@@ -295,14 +297,12 @@ class Optimizer:
                 self._adamw.state.setdefault(parameter, {})[moment] = value
         self.steps = steps
         self._norms = norms
-        self._open, self._resumed_at = None, None
+        self._open, self._resumed_at = None, None if evidence > 0 else steps
         if evidence > 0:
             self._add_to_open(0.0)
             assert self._open is not None
             self._open.evidence, self._open.gradients = evidence, gradients
             self._take(evidence)
-        else:
-            self._resumed_at = steps
 
     def blank(self, model: Shapes, optimizer: Shapes) -> TrainerState:
         """Room for a state of these shapes, laid out as `state` is; raises `CorruptData`."""

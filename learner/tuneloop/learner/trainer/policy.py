@@ -1,9 +1,10 @@
 """One step of the policy: plan every objective, add up their gradients, step once."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,18 @@ from tuneloop.learner.models.batch import check_sample
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.models.sampling import greedy_answers
 from tuneloop.learner.models.world import ALONE, World
-from tuneloop.learner.objectives.anchors import Anchors, plan_anchors
+from tuneloop.learner.objectives.anchors import Anchors, anchor_prompts, plan_anchors
 from tuneloop.learner.objectives.base import Plan
 from tuneloop.learner.objectives.evidence import (
+    Given,
+    Shares,
     anchors_beside,
     as_compared,
-    most_evidence,
-    share_of_step,
+    shares_of_step,
 )
 from tuneloop.learner.samples import (
     POLICY_OBJECTIVES,
+    SCORED_OBJECTIVES,
     DemonstrationSample,
     PolicySample,
     SampledAnswer,
@@ -93,9 +96,7 @@ class PolicyTrainer:
             world=world,
         )
         # Micro-batches are measured as the model takes them, and divided among the ranks.
-        budget = settings.token_budget
-        if world.size > 1:
-            budget = settings.tokens_at_once * world.size
+        budget = settings.tokens_at_once * world.size if world.size > 1 else settings.token_budget
         self._settings = replace(settings, packing=self._model.packs, token_budget=budget)
         self._reference_budget = settings.tokens_at_once
         value_head = self._model.value_head
@@ -111,7 +112,8 @@ class PolicyTrainer:
         self._adaptive = AdaptiveState()
         self._anchors: Anchors | None = None
         if settings.anchor_weight > 0 and world.is_leader:
-            self._anchors = Anchors(self._model, model_folder, settings)
+            prompts = anchor_prompts(model_folder, settings, self._model.max_length)
+            self._anchors = Anchors(prompts, answer=self.reference_answers, seed=settings.seed)
 
     @property
     def model(self) -> PolicyModel:
@@ -142,14 +144,21 @@ class PolicyTrainer:
 
     def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
         """See `Trainer.reference_logprobs`."""
-        fitting = [i for i, sequence in enumerate(sequences) if self._fits(sequence)]
-        found: list[tuple[float, ...]] = [()] * len(sequences)
-        computed = self._model.compute_reference_logprobs(
-            [sequences[i] for i in fitting], token_budget=self._reference_budget
-        )
-        for index, logprobs in zip(fitting, computed, strict=True):
-            found[index] = logprobs
-        return found
+        budget = self._reference_budget
+        compute = partial(self._model.compute_reference_logprobs, token_budget=budget)
+        return self._of_fitting(sequences, compute)
+
+    def logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        """See `Trainer.logprobs`."""
+        return self._of_fitting(sequences, self._model.compute_logprobs)
+
+    def _of_fitting(
+        self, sequences: Sequence[TokenSequence], compute: Callable[..., list[tuple[float, ...]]]
+    ) -> list[tuple[float, ...]]:
+        """Return what `compute` makes of the sequences that fit, in place; () for the others."""
+        fits = [self._fits(sequence) for sequence in sequences]
+        found = iter(compute(list(compress(sequences, fits))))
+        return [next(found) if fit else () for fit in fits]
 
     def _fits(self, sequence: TokenSequence) -> bool:
         try:
@@ -158,15 +167,6 @@ class PolicyTrainer:
             return False
         return True
 
-    def logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
-        """See `Trainer.logprobs`."""
-        fitting = [i for i, sequence in enumerate(sequences) if self._fits(sequence)]
-        found: list[tuple[float, ...]] = [()] * len(sequences)
-        computed = self._model.compute_logprobs([sequences[i] for i in fitting])
-        for index, logprobs in zip(fitting, computed, strict=True):
-            found[index] = logprobs
-        return found
-
     def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
         """Return the likeliest answer of the current weights to each prompt (token ids)."""
         return greedy_answers(self._model.module, self._tokenization, prompts, max_tokens)
@@ -174,7 +174,7 @@ class PolicyTrainer:
     def reference_answers(
         self, prompts: Sequence[Sequence[int]], max_tokens: int
     ) -> list[SampledAnswer]:
-        """Return the same of the reference policy; raises `FailedPrecondition` if it is sharded."""
+        """Return the same of the reference policy."""
         with self._model.reference_module() as module:
             return greedy_answers(module, self._tokenization, prompts, max_tokens)
 
@@ -206,42 +206,43 @@ class PolicyTrainer:
         self._world.announce("trainer", "take_step", given, anchors)
         return self.take_step(given, anchors)
 
-    def take_step(
-        self, given: Mapping[str, Sequence[PolicySample]], anchors: Sequence[TokenSequence]
-    ) -> StepResult:
+    def take_step(self, given: Given, anchors: Sequence[TokenSequence]) -> StepResult:
         """Take the step that `step` has checked, on every rank."""
         with self._world.together(), self._model.noting() as noted:
             result = self._take_checked(given, anchors)
         return replace(result, logprobs=noted.totals())
 
-    def _take_checked(
-        self, given: Mapping[str, Sequence[PolicySample]], anchors: Sequence[TokenSequence]
-    ) -> StepResult:
+    def _take_checked(self, given: Given, anchors: Sequence[TokenSequence]) -> StepResult:
         adaptive = self._adaptive.with_rewards(given, self._settings)
+        controls = adaptive.controls(self._settings)
+        shares = shares_of_step(given, self._settings)
         self._optimizer.rate_factor = adaptive.rate_factor
-        self._optimizer.rewind(most_evidence(given, self._settings))
+        self._optimizer.rewind(math.fsum(shares.values()))
         try:
             plans = {
                 name: self._algorithms[name].load_plan()(
-                    self._model, batch, self._settings, adaptive.controls(self._settings)
+                    self._model, batch, self._settings, controls
                 )
                 for name, batch in given.items()
             }
             held = plan_anchors(self._model, anchors, self._settings) if anchors else None
-            result = self._take_step(plans, held)
+            result = self._take_step(plans, held, shares)
         except BaseException:
             self._optimizer.resume()
             raise
         if result.skipped:
             return result
         self._adaptive = adaptive.after(result.metrics, given, self._settings, len(anchors))
-        return self._repeat(plans, held, result)
+        return self._repeat(plans, held, shares, result)
 
-    def _repeat(self, plans: Plans, held: Plan | None, result: StepResult) -> StepResult:
+    def _repeat(
+        self, plans: Plans, held: Plan | None, shares: Shares, result: StepResult
+    ) -> StepResult:
         """Take the further optimizer steps of algorithms that use a batch more than once."""
         epochs = {name: self._algorithms[name].epochs(self._settings) for name in plans}
         for epoch in range(1, max(epochs.values())):
-            again = self._take_step({n: p for n, p in plans.items() if epoch < epochs[n]}, held)
+            left = {n: p for n, p in plans.items() if epoch < epochs[n]}
+            again = self._take_step(left, held, shares)
             if again.skipped:
                 break
             # In the first epoch policy and old policy are one: the clip is seen in the last.
@@ -249,11 +250,10 @@ class PolicyTrainer:
             result = StepResult(metrics={**result.metrics, **late})
         return result
 
-    def _take_step(self, plans: Plans, held: Plan | None) -> StepResult:
+    def _take_step(self, plans: Plans, held: Plan | None, shares: Shares) -> StepResult:
         """Take one optimizer step on all plans, or none where `accumulate_and_step` refuses."""
         measured = [metrics for plan in plans.values() for metrics in plan.metrics]
-        shares = {name: share_of_step(name, plan, self._settings) for name, plan in plans.items()}
-        evidence = math.fsum(share * plans[name].trusted for name, share in shares.items())
+        evidence = math.fsum(shares[name] * plan.trusted for name, plan in plans.items())
         full_step = self._settings.full_step is not None
         terms = [
             LossTerm(
@@ -281,7 +281,7 @@ class PolicyTrainer:
             terms,
             measured,
             evidence=evidence if full_step else 1.0,
-            closes=not full_step or any(plan.judgements is None for plan in plans.values()),
+            closes=not full_step or any(name in SCORED_OBJECTIVES for name in plans),
         )
         tokens = float(sum(plan.tokens for plan in plans.values()))
         figures = {"tokens": tokens, "evidence": min(1.0, evidence) if full_step else 1.0}
