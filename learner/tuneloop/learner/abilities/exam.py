@@ -5,14 +5,14 @@ import random
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from tuneloop.learner.abilities.scores import AbilityScores, ItemScore
 from tuneloop.learner.abilities.suite import AbilityItem, AbilitySuite
 from tuneloop.learner.data.fields import Fields
-from tuneloop.learner.data.tokenize import PromptTokenizer
+from tuneloop.learner.data.tokenize import PromptTokenizer, without_end
 from tuneloop.learner.samples import SampledAnswer, TokenSequence
 from tuneloop.rollouts import ChatMessage
 
@@ -139,26 +139,15 @@ def tokenize_item(item: AbilityItem, tokens: PromptTokenizer) -> TokenizedItem:
     stops = tokens.tokenization.stop_token_ids
 
     def sequence(text: str) -> TokenSequence:
-        return without_end(tokens.sequence(asked, text, row), stops)
+        made = tokens.sequence(asked, text, row)
+        ids = made.completion_token_ids
+        return replace(made, completion_token_ids=without_end(ids, stops) or ids[:1])
 
     return TokenizedItem(
         item=item,
         prompt=asked.token_ids,
         candidates=tuple(map(sequence, item.candidates)),
         references=tuple(map(sequence, item.references)),
-    )
-
-
-def without_end(sequence: TokenSequence, stops: frozenset[int]) -> TokenSequence:
-    """Return the sequence without the tokens that end it."""
-    ids = sequence.completion_token_ids
-    while len(ids) > 1 and ids[-1] in stops:
-        ids = ids[:-1]
-    return TokenSequence(
-        prompt_token_ids=sequence.prompt_token_ids,
-        completion_token_ids=ids,
-        generation_logprobs=(),
-        temperature=1.0,
     )
 
 

@@ -119,6 +119,14 @@ class PromptTokenizer:
         return content
 
 
+def without_end(token_ids: tuple[int, ...], ends: frozenset[int]) -> tuple[int, ...]:
+    """Return an answer without the tokens that end it."""
+    length = len(token_ids)
+    while length and token_ids[length - 1] in ends:
+        length -= 1
+    return token_ids[:length]
+
+
 def completion_text(completion: Text) -> str:
     """Return a completion as its reader sees it."""
     if isinstance(completion, str):

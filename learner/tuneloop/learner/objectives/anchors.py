@@ -16,7 +16,7 @@ from torch import Tensor
 from tuneloop.errors import SettingsError, TuneloopError
 from tuneloop.learner.data.prompt_rows import prompt_rows
 from tuneloop.learner.data.table import read_file
-from tuneloop.learner.data.tokenize import PromptTokenizer
+from tuneloop.learner.data.tokenize import PromptTokenizer, without_end
 from tuneloop.learner.losses.means import Mean, mean_over
 from tuneloop.learner.models.batch import collate
 from tuneloop.learner.models.policy import PolicyModel
@@ -37,9 +37,12 @@ Answer = Callable[[Sequence[Sequence[int]], int], Sequence[SampledAnswer]]
 class Anchors:
     """The anchor prompts and, as they come to be used, the base model's answers to them."""
 
-    def __init__(self, prompts: Sequence[tuple[int, ...]], *, answer: Answer, seed: int) -> None:
-        """Take the prompts' token ids, which `seed` puts in order."""
+    def __init__(
+        self, prompts: Sequence[tuple[int, ...]], *, answer: Answer, ends: frozenset[int], seed: int
+    ) -> None:
+        """Take the prompts' token ids, which `seed` puts in order, and tokens that end answers."""
         self._answer = answer
+        self._ends = ends
         self._prompts = list(prompts)
         random.Random(seed).shuffle(self._prompts)  # noqa: S311 - not cryptographic
         self._answers: dict[int, tuple[int, ...]] = {}
@@ -51,7 +54,7 @@ class Anchors:
         if missing:
             answers = self._answer([self._prompts[number] for number in missing], HELD_TOKENS)
             for number, answer in zip(missing, answers, strict=True):
-                self._answers[number] = answer.token_ids
+                self._answers[number] = without_end(answer.token_ids, self._ends)
         return [
             TokenSequence(
                 prompt_token_ids=self._prompts[number],
@@ -64,10 +67,10 @@ class Anchors:
         ]
 
 
-def anchor_prompts(
-    folder: Path, settings: TrainerSettings, max_length: int
-) -> list[tuple[int, ...]]:
-    """Return the token ids of the prompts in a file, or of our own; those that fit the model.
+def load_anchors(
+    folder: Path, settings: TrainerSettings, max_length: int, answer: Answer
+) -> Anchors:
+    """Return the anchors of a file, or our own: those prompts that fit the model's `max_length`.
 
     Raises `SettingsError` if they cannot be used with the model in `folder`.
     """
@@ -83,7 +86,8 @@ def anchor_prompts(
         raise SettingsError(
             f"anchor_prompts: none fits the model's {max_length} tokens", param="anchor_prompts"
         )
-    return fitting
+    ends = tokens.tokenization.stop_token_ids
+    return Anchors(fitting, answer=answer, ends=ends, seed=settings.seed)
 
 
 def plan_anchors(

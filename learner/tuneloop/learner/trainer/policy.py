@@ -17,7 +17,7 @@ from tuneloop.learner.models.batch import check_sample
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.models.sampling import greedy_answers
 from tuneloop.learner.models.world import ALONE, World
-from tuneloop.learner.objectives.anchors import Anchors, anchor_prompts, plan_anchors
+from tuneloop.learner.objectives.anchors import Anchors, load_anchors, plan_anchors
 from tuneloop.learner.objectives.base import Plan
 from tuneloop.learner.objectives.evidence import (
     Given,
@@ -39,7 +39,6 @@ from tuneloop.learner.trainer import checkpoint, checkpoint_shards
 from tuneloop.learner.trainer.adaptive import AdaptiveState
 from tuneloop.learner.trainer.algorithms import Algorithm, algorithm_of
 from tuneloop.learner.trainer.base import StepResult, TrainerState, halved_token_budget
-from tuneloop.learner.trainer.checkpoint_shards import Saved
 from tuneloop.learner.trainer.gradient_step import LossTerm, accumulate_and_step
 from tuneloop.learner.trainer.optimizer import Optimizer
 from tuneloop.learner.trainer.settings import TrainerSettings
@@ -112,8 +111,9 @@ class PolicyTrainer:
         self._adaptive = AdaptiveState()
         self._anchors: Anchors | None = None
         if settings.anchor_weight > 0 and world.is_leader:
-            prompts = anchor_prompts(model_folder, settings, self._model.max_length)
-            self._anchors = Anchors(prompts, answer=self.reference_answers, seed=settings.seed)
+            self._anchors = load_anchors(
+                model_folder, settings, self._model.max_length, self.reference_answers
+            )
 
     @property
     def model(self) -> PolicyModel:
@@ -335,13 +335,13 @@ class PolicyTrainer:
         self._optimizer.load_state(state)
         self._adaptive = adaptive
 
-    def save_state(self, folder: Path) -> Saved:
+    def save_state(self, folder: Path) -> checkpoint_shards.Saved:
         """See `Checkpointed`."""
         self._world.announce("trainer", "save_state", folder)
         with self._world.together():
             return checkpoint_shards.save(folder, self.state(), self._world)
 
-    def read_state(self, folder: Path, saved: Saved) -> None:
+    def read_state(self, folder: Path, saved: checkpoint_shards.Saved) -> None:
         """See `Checkpointed`."""
         self._world.announce("trainer", "read_state", folder, saved)
         with self._world.together():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.settings import TrainerSettings
+from tuneloop.policies import WeightsKind
 
 OBJECTIVES = ("kto", "dpo", "sft")
 
@@ -147,3 +148,14 @@ def test_the_temperature_of_a_request_does_not_weigh(tiny_policy: Path, objectiv
         for temperature in (1.0, 0.02)
     ]
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", list(WeightsKind))
+def test_anchors_hold_the_policy_where_nobody_judged(tiny_policy: Path, kind: WeightsKind) -> None:
+    moved = []
+    for weight in (1e-9, 10.0):
+        trainer = make_trainer(tiny_policy, kind=kind, anchor_weight=weight, anchor_batch=99)
+        for step in range(8):
+            metrics = trainer.step({"sft": judged("sft", 16, seed=step)}).metrics
+        moved.append(metrics["anchor_kl"])
+    assert 0 < moved[1] < 0.5 * moved[0]

@@ -1,0 +1,41 @@
+"""What is held of the base model's answers to anchor prompts."""
+
+from collections.abc import Sequence
+
+from tuneloop.learner.objectives.anchors import Anchors
+from tuneloop.learner.samples import SampledAnswer
+
+END = 2
+
+
+def make_anchors(*answers: tuple[int, ...]) -> Anchors:
+    """Anchors with prompts (10,), (11,), … whose answers are given."""
+    of_prompt = {(10 + number,): answer for number, answer in enumerate(answers)}
+
+    def answer(prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
+        return [
+            SampledAnswer(text="", token_ids=of_prompt[tuple(prompt)][:max_tokens], logprobs=())
+            for prompt in prompts
+        ]
+
+    return Anchors(list(of_prompt), answer=answer, ends=frozenset({END}), seed=0)
+
+
+def held(anchors: Anchors, count: int) -> dict[tuple[int, ...], tuple[int, ...]]:
+    return {s.prompt_token_ids: s.completion_token_ids for s in anchors.sequences(0, count)}
+
+
+def test_the_end_of_an_answer_is_not_held() -> None:
+    long = tuple(range(100, 130))
+    anchors = make_anchors((5, 6, END), long)
+    assert held(anchors, 2) == {(10,): (5, 6), (11,): long[:16]}
+
+
+def test_an_empty_answer_is_no_anchor() -> None:
+    assert held(make_anchors((END,), (5, END)), 2) == {(11,): (5,)}
+
+
+def test_anchors_come_again_in_their_order() -> None:
+    anchors = make_anchors((5, END), (6, END), (7, END))
+    first = [s.prompt_token_ids for s in anchors.sequences(0, 3)]
+    assert [s.prompt_token_ids for s in anchors.sequences(2, 3)] == [first[2], first[0], first[1]]
