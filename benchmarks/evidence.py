@@ -24,36 +24,29 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.quality_live import POLICY, START, USERS, rollout_of, thumb_on
 from examples.demo.prompts import questions as demo_questions
 from examples.pipeline.__main__ import questions as plain_questions
-from tuneloop.feedback import Feedback, Thumb
 from tuneloop.generation.prompts import Tokenization
 from tuneloop.learner.batching.batcher import PolicyBatcher
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.samples import TokenSequence
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.training_run import TrainingRun
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import (
     ChatMessage,
-    FinishReason,
-    PolicyVersionSpan,
     Prompt,
-    Rollout,
-    SamplingParameters,
 )
 
 MODEL = Path.home() / ".cache/tuneloop/models/smollm2-135m-instruct"
 BUILD = Path("build/evidence")
 RESULTS = Path(__file__).parent / "results"
-POLICY = "tuneloop"
 MAX_TOKENS, SHORT = 24, 12
-USERS = 40
-START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,19 +126,27 @@ def learn(scenario: Scenario, folder: Path) -> None:
     sampler = Sampler(
         tokenization, temperature=1.0, max_tokens=MAX_TOKENS, batch_size=scenario.at_once
     )
-    choose = random.Random(scenario.seed)
+    choose, count = random.Random(scenario.seed), 0
+    learned, _, _ = asked()
     trainer: Any = training_run.trainer
     for number in range(scenario.rounds):
-        questions = [choose.choice(asked()[0]) for _ in range(scenario.at_once)]
+        questions = [choose.choice(learned) for _ in range(scenario.at_once)]
         names = [f"{scenario.seed}-{number}-{i}" for i in range(scenario.at_once)]
         prompts = [ids_of(tokenization, question) for question in questions]
         sampled = sampler.sample(trainer.model.module, prompts, names)
         for name, question, prompt, answer in zip(names, questions, prompts, sampled, strict=True):
-            user = choose.randrange(USERS)
-            rollout = rollout_of(name, question, prompt, answer, f"u{user}")
-            thumb = thumb_of(rollout, says(scenario, answer, user, choose))
+            user, count = choose.randrange(USERS), count + 1
+            rollout = rollout_of(
+                sequence_of(prompt, answer),
+                name,
+                f"u{user}",
+                0,
+                texts=(question, answer.text),
+                stopped=answer.stopped,
+            )
+            thumb = thumb_on(rollout, says(scenario, answer, user, choose), count)
             recorder.record_rollouts(database, [rollout], START.timestamp())
-            recorder.record_feedback(database, [(thumb, number)], START.timestamp())
+            recorder.record_feedback(database, [(thumb, count)], START.timestamp())
         while (batch := training_run.next_batch(batcher)) is not None:
             training_run.train(batch)
             training_run.commit()
@@ -164,54 +165,30 @@ def says(scenario: Scenario, answer: Any, user: int, choose: random.Random) -> b
     return bool(liked != (user < scenario.adversaries * USERS))
 
 
+def sequence_of(prompt: Sequence[int], answer: Any) -> TokenSequence:
+    """Return a sampled answer as the learner takes it."""
+    return TokenSequence(
+        prompt_token_ids=tuple(prompt),
+        completion_token_ids=answer.token_ids,
+        generation_logprobs=answer.logprobs,
+        temperature=1.0,
+    )
+
+
 def ids_of(tokenization: Tokenization, question: str) -> tuple[int, ...]:
     """Return a question as the model gets it."""
     prompt = Prompt(messages=(ChatMessage(role="user", content=question),))
     return tokenization.tokenize(prompt).token_ids
 
 
-def rollout_of(name: str, question: str, prompt: Sequence[int], answer: Any, user: str) -> Rollout:
-    """Return an answer as the gateway reports it."""
-    tokens = answer.token_ids
-    return Rollout(
-        completion_id=name,
-        group_id=name,
-        policy=POLICY,
-        tenant="default",
-        user_hash=user,
-        messages=(ChatMessage(role="user", content=question),),
-        prompt_text=question,
-        completion_text=answer.text,
-        prompt_token_ids=tuple(prompt),
-        completion_token_ids=tokens,
-        generation_logprobs=answer.logprobs,
-        finish_reason=FinishReason.STOP if answer.stopped else FinishReason.LENGTH,
-        policy_version_spans=(PolicyVersionSpan(policy_version=0, start=0, end=len(tokens)),),
-        sampling=SamplingParameters(temperature=1.0, n=1),
-        finished_time=START,
-    )
-
-
-def thumb_of(rollout: Rollout, up: bool) -> Feedback:
-    """Return a thumb as the gateway reports it."""
-    return Feedback(
-        feedback_id=f"f-{rollout.completion_id}",
-        policy=POLICY,
-        tenant="default",
-        user_hash=rollout.user_hash,
-        completion_id=rollout.completion_id,
-        judgement=Thumb(up=up),
-        accepted_time=START + timedelta(seconds=1),
-    )
-
-
 def measure(weights: Path | None) -> dict[str, Any]:
     """Return the figures of a version; of the base model without `weights`."""
+    import torch
+
     from tuneloop.learner.abilities.exam import AbilityExam
     from tuneloop.learner.abilities.suite import load_suite
     from tuneloop.learner.models.batch import collate
     from tuneloop.learner.models.sampling import Sampler
-    from tuneloop.learner.samples import TokenSequence
     from tuneloop.learner.trainer.policy import PolicyTrainer
     from tuneloop.learner.trainer.settings import TrainerSettings
 
@@ -227,21 +204,14 @@ def measure(weights: Path | None) -> dict[str, Any]:
         names = [f"{seed}-{i}" for i in range(len(prompts))]
         return prompts, sampler.sample(trainer.model.module, prompts, names)
 
-    total = tokens = 0.0
-    for prompt, answer in zip(*sample(frozen, "kl"), strict=True):
-        sequence = TokenSequence(
-            prompt_token_ids=prompt,
-            completion_token_ids=answer.token_ids,
-            generation_logprobs=(),
-            temperature=1.0,
-        )
-        batch = collate([sequence], trainer.model.device)
-        total += float(trainer.model.divergences(batch, of_policy=True).detach().sum())
-        tokens += batch.tokens
+    own = [sequence_of(*pair) for pair in zip(*sample(frozen, "kl"), strict=True)]
+    batch = collate(own, trainer.model.device)
+    with torch.no_grad():
+        total = float(trainer.model.divergences(batch, of_policy=True).sum())
     _, answers = sample(fresh, "taste")
     exam = AbilityExam(load_suite().part(64), MODEL)
     return {
-        "kl": total / tokens,
+        "kl": total / batch.tokens,
         "taste": [int(a.stopped and len(a.token_ids) <= SHORT) for a in answers],
         "abilities": exam.score(trainer, sampled_items=24).document(),
         "answers": [a.text for a in answers[:6]],

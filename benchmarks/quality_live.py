@@ -109,7 +109,16 @@ class Users:
         for sequence in answers:
             self._count += 1
             user = self._random.randrange(USERS)
-            rollout = rollout_of(sequence, f"c{self._count}", f"u{user}", version)
+            rollout = rollout_of(
+                sequence,
+                f"c{self._count}",
+                f"u{user}",
+                version,
+                texts=(
+                    words_of(sequence.prompt_token_ids),
+                    words_of(sequence.completion_token_ids),
+                ),
+            )
             rollouts.append(rollout)
             if self._random.random() < self._job.response_rate:
                 due = version + self._random.randint(0, self._job.delay)
@@ -124,33 +133,47 @@ class Users:
         prompt, completion = rollout.prompt_token_ids, rollout.completion_token_ids
         liked = score_of(prompt, completion, conditional=False) > 0.5
         wrong = user < ADVERSARIES or self._random.random() < self._job.flips
-        return Feedback(
-            feedback_id=f"f{self._count}",
-            policy=POLICY,
-            tenant="default",
-            user_hash=rollout.user_hash,
-            completion_id=rollout.completion_id,
-            judgement=Thumb(up=liked != wrong),
-            accepted_time=START + timedelta(seconds=self._count),
-        )
+        return thumb_on(rollout, liked != wrong, self._count)
 
 
-def rollout_of(sequence: TokenSequence, name: str, user: str, version: int) -> Rollout:
-    """An answer as the gateway reports it."""
+def thumb_on(rollout: Rollout, up: bool, number: int) -> Feedback:
+    """The `number`-th thumb as the gateway reports it."""
+    return Feedback(
+        feedback_id=f"f{number}",
+        policy=POLICY,
+        tenant="default",
+        user_hash=rollout.user_hash,
+        completion_id=rollout.completion_id,
+        judgement=Thumb(up=up),
+        accepted_time=START + timedelta(seconds=number),
+    )
+
+
+def rollout_of(
+    sequence: TokenSequence,
+    name: str,
+    user: str,
+    version: int,
+    *,
+    texts: tuple[str, str],
+    stopped: bool = True,
+) -> Rollout:
+    """An answer as the gateway reports it; `texts` are those of the question and the answer."""
     tokens = sequence.completion_token_ids
+    question, answer = texts
     return Rollout(
         completion_id=name,
         group_id=name,
         policy=POLICY,
         tenant="default",
         user_hash=user,
-        messages=(ChatMessage(role="user", content=words_of(sequence.prompt_token_ids)),),
-        prompt_text=words_of(sequence.prompt_token_ids),
-        completion_text=words_of(tokens),
+        messages=(ChatMessage(role="user", content=question),),
+        prompt_text=question,
+        completion_text=answer,
         prompt_token_ids=sequence.prompt_token_ids,
         completion_token_ids=tokens,
         generation_logprobs=sequence.generation_logprobs,
-        finish_reason=FinishReason.STOP,
+        finish_reason=FinishReason.STOP if stopped else FinishReason.LENGTH,
         policy_version_spans=(PolicyVersionSpan(policy_version=version, start=0, end=len(tokens)),),
         sampling=SamplingParameters(temperature=sequence.temperature, n=1),
         finished_time=START,
