@@ -109,10 +109,15 @@ class NatsConnection:
         """
         client = self.client
         scope = asyncio.timeout(seconds)
+        cancellations = _cancellations()
         try:
             async with scope:
                 self._waiting[scope] = subject
                 yield client
+            # Before Python 3.12 `asyncio.wait_for`, which nats-py uses, loses a cancellation that
+            # comes together with the answer.
+            if _cancellations() > cancellations:
+                raise asyncio.CancelledError
         except (TimeoutError, OSError) as error:
             denied = self._denied.pop(scope, None)
             if denied is not None:
@@ -216,6 +221,12 @@ class NatsConnection:
         if now - self._reported >= REPORT_EVERY_SECONDS or self.connected:
             self._reported = now
             logger.warning("event bus at %s: %s", self.url, error or type(error).__name__)
+
+
+def _cancellations() -> int:
+    """Return how often the current task was asked to end."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 def _interrupt(scope: asyncio.Timeout) -> None:

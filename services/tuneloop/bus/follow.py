@@ -89,7 +89,8 @@ class Follower(Generic[T]):
     async def _changed_within(self, seconds: float) -> bool:
         """Wait `seconds`, or until a newer value arrives; return whether one did."""
         try:
-            await asyncio.wait_for(self._changed.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
         except TimeoutError:
             return False
         return True

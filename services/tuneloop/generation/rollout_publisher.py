@@ -91,7 +91,8 @@ class RolloutPublisher:
         """Publish what is buffered, for at most `drain_seconds`, and count what is left."""
         patience = drain_seconds if self.bus.connected else min(drain_seconds, FIRST_DELAY)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.emptied.wait(), patience)
+            async with asyncio.timeout(patience):
+                await self.emptied.wait()
         if self.task is not None:
             self.task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
