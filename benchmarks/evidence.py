@@ -10,8 +10,9 @@ figures: the KL divergence to the base model per token, with fresh samples on qu
 judged; the ability suite's difference to the base, item by item; the taste on fresh questions.
 
 `--before` is a checkout of an earlier commit, whose code learns the same taste with the same seeds
-and questions. Finished runs are kept in build/evidence/, and an interrupted benchmark resumes from
-there. Writes evidence.json, .md and .png into benchmarks/results/.
+and questions. Runs take one core each, as many at a time as there are cores. Finished ones are kept
+in build/evidence/, and an interrupted benchmark resumes from there. Writes evidence.json, .md and
+.png into benchmarks/results/.
 """
 
 import argparse
@@ -19,10 +20,12 @@ import itertools
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -218,27 +221,40 @@ def measure(weights: Path | None) -> dict[str, Any]:
     }
 
 
+def folder_of(name: str) -> Path:
+    """Return where a run's files are."""
+    return BUILD / name.replace(" ", "-").replace(",", "").replace("%", "percent")
+
+
 def run(scenario: Scenario, before: Path | None) -> dict[str, Any] | None:
     """Return the figures of a scenario, from an earlier run if there was one."""
-    folder = BUILD / scenario.name.replace(" ", "-").replace(",", "").replace("%", "percent")
+    folder = folder_of(scenario.name)
     done = folder / "figures.json"
     if not done.exists():
         if scenario.before and before is None:
             return None
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "ledger.db").unlink(missing_ok=True)
-        environment = dict(os.environ)
-        if scenario.before and before is not None:
-            parts = [str(before.resolve() / part) for part in ("proto", "services", "learner")]
-            environment["PYTHONPATH"] = os.pathsep.join(parts)
+        for left in folder.glob("ledger.db*"):
+            left.unlink()
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         started = time.monotonic()
-        command = [sys.executable, "-m", "benchmarks.evidence", "--learn", scenario.name, folder]
-        subprocess.run(list(map(str, command)), check=True, env=environment)
+        call("--learn", scenario.name, folder, checkout=before if scenario.before else None)
         seconds = time.monotonic() - started
-        figures = measure(folder / "weights") | {"learning_seconds": seconds}
-        done.write_text(json.dumps(figures))
+        call("--measure", folder / "weights", folder / "measured.json")
+        figures = json.loads((folder / "measured.json").read_text())
+        done.write_text(json.dumps(figures | {"learning_seconds": seconds}))
     figures = json.loads(done.read_text())
     return {**asdict(scenario), "thumbs": scenario.thumbs, **figures}
+
+
+def call(*arguments: object, checkout: Path | None = None) -> None:
+    """Run a part of this benchmark on one core, by the code of a checkout where one is given."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if checkout is not None:
+        parts = [str(checkout.resolve() / part) for part in ("proto", "services", "learner")]
+        environment["PYTHONPATH"] = os.pathsep.join(parts)
+    command = [sys.executable, "-m", "benchmarks.evidence", *map(str, arguments)]
+    subprocess.run(command, check=True, env=environment)
 
 
 def row_of(found: dict[str, Any], base: dict[str, Any]) -> str:
@@ -280,26 +296,30 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="names of runs")
     parser.add_argument("--before", type=Path, help="checkout of an earlier commit")
     parser.add_argument("--learn", nargs=2, metavar=("NAME", "FOLDER"), help="for its own use")
+    parser.add_argument("--measure", nargs=2, metavar=("WEIGHTS", "FILE"), help="for its own use")
     arguments = parser.parse_args()
     by_name = {scenario.name: scenario for scenario in SCENARIOS}
     if arguments.learn:
         learn(by_name[arguments.learn[0]], Path(arguments.learn[1]))
         return
+    if arguments.measure:
+        weights, file = arguments.measure
+        Path(file).write_text(json.dumps(measure(Path(weights) if weights != "base" else None)))
+        return
     BUILD.mkdir(parents=True, exist_ok=True)
     base_file = BUILD / "base.json"
     if not base_file.exists():
-        base_file.write_text(json.dumps(measure(None)))
+        call("--measure", "base", base_file)
     base = json.loads(base_file.read_text()) | {"name": "base", "thumbs": 0}
-    rows, runs = [row_of(base, base)], [base]
-    for scenario in SCENARIOS:
-        if arguments.only and scenario.name not in arguments.only:
-            continue
-        if (found := run(scenario, arguments.before)) is not None:
-            runs.append(found)
-            rows.append(row_of(found, base))
-            print(rows[-1], flush=True)
+    chosen = [s for s in SCENARIOS if not arguments.only or s.name in arguments.only]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        longest_first = sorted(chosen, key=lambda scenario: -scenario.rounds)
+        running = {s.name: pool.submit(run, s, arguments.before) for s in longest_first}
+        found = [running[scenario.name].result() for scenario in chosen]
+    runs = [base, *(figures for figures in found if figures is not None)]
     head = "| run | thumbs | KL per token | abilities, minus base's | taste |"
-    rows = [head, "| --- | ---: | ---: | --- | --- |", *rows]
+    rows = [head, "| --- | ---: | ---: | --- | --- |", *(row_of(figures, base) for figures in runs)]
+    print("\n".join(rows))
     (RESULTS / "evidence.md").write_text("\n".join(rows) + "\n")
     (RESULTS / "evidence.json").write_text(json.dumps(runs, indent=1) + "\n")
     draw(runs, RESULTS / "evidence.png")

@@ -20,7 +20,7 @@ from tuneloop.learner.samples import (
     Objective,
 )
 from tuneloop.learner.trainer.algorithms import algorithms, policy_gradients
-from tuneloop.learner.trainer.settings import ONLINE, RewardTrainerSettings, TrainerSettings
+from tuneloop.learner.trainer.settings import ONLINE, RATES, RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
 from tuneloop.ports import GRPC_PORTS, METRICS_PORTS, local_address
 from tuneloop.rpc.settings import RpcSettings
@@ -119,7 +119,7 @@ class LearnerSettings(BusSettings, RpcSettings):
     )
 
     learning_rate: float | None = Field(
-        None, gt=0, description="above 0; absent is 2e-4 for LoRA and 1e-5 for full weights"
+        None, gt=0, description="above 0; absent is 3e-4 for LoRA and 1e-5 for full weights"
     )
     lora_rank: int = Field(16, ge=1, le=256, description="1 to 256")
     lora_alpha: int = Field(32, ge=1, description="1 or more")
@@ -147,7 +147,7 @@ class LearnerSettings(BusSettings, RpcSettings):
         2, ge=0, description="steps over which the rate grows again after each start"
     )
     kl_budget: float = Field(
-        5.0,
+        0.5,
         ge=0,
         description="KL to the base model, in nats per token, past which training backs off and "
         "the policy is pulled back; 0 is none",
@@ -305,7 +305,7 @@ class LearnerSettings(BusSettings, RpcSettings):
         chosen = {**self.algorithms, self.scored_objective: self.scored_algorithm}
         named: dict[str, Any] = {
             "kind": self.weights_kind,
-            "learning_rate": self.learning_rate,
+            "learning_rate": self.learning_rate or RATES.get(self.weights_kind),
             "max_grad_norm": self.max_grad_norm,
             "warmup_steps": self.warmup_steps,
             "resume_warmup_steps": self.resume_warmup_steps,

@@ -61,7 +61,8 @@ class PolicyBatcher:
         self._settings = settings
         self._edit_tokens = edit_tokens
         self._clock = clock
-        self._trust = Trust(database, settings.guards, clock=clock)
+        full_step = float(settings.batch_size)
+        self._trust = Trust(database, settings.guards, full_step=full_step, clock=clock)
 
     def form(self, run: RunProgress, limit: int | None = None) -> FormedBatch:
         """Return the samples of the next step.
@@ -192,7 +193,8 @@ class RewardBatcher:
         self._database = database
         self._settings = settings
         self._clock = clock
-        self._trust = Trust(database, settings.guards, clock=clock)
+        full_step = float(settings.reward_batch_size)
+        self._trust = Trust(database, settings.guards, full_step=full_step, clock=clock)
 
     def form(self, run: RunProgress, limit: int | None = None) -> FormedBatch:
         """As `PolicyBatcher.form`."""

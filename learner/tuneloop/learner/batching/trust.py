@@ -3,8 +3,9 @@
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from tuneloop.learner import metrics
@@ -14,9 +15,11 @@ from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.guards.standing import Standing, standing_of
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.reports import rater_votes
-from tuneloop.learner.samples import ScoredGroup
+from tuneloop.learner.samples import JUDGED_OBJECTIVES, Objective, ScoredGroup
 
 SampleId = str
+JUDGED = (*JUDGED_OBJECTIVES, Objective.REWARD_MODEL)
+"""What is learned from judgements: its batches may be smaller than a step."""
 
 
 def effective_share(share: float, parties: int) -> float:
@@ -28,22 +31,79 @@ def effective_share(share: float, parties: int) -> float:
 
 
 def factors(
-    weights: Mapping[SampleId, float], owners: Mapping[SampleId, str], limit: float
+    weights: Mapping[SampleId, float],
+    owners: Mapping[SampleId, str],
+    limit: float,
+    *,
+    counted: Mapping[str, float] = MappingProxyType({}),
+    least: float = 0.0,
 ) -> dict[SampleId, float]:
-    """Return factors, 0 to 1, so that the samples of no owner weigh more than `limit`.
+    """Return factors, `least` to 1, so that the samples of no owner weigh more than `limit`.
 
-    What one loses is not given to others: if one user fills a batch the step is smaller, and adding
-    a single judgement to it gains nothing. Samples without an owner are unchanged.
+    What an owner's earlier samples `counted` is part of it. What one loses is not given to others:
+    if one user fills a batch the step is smaller, and adding a single judgement to it gains
+    nothing. Samples without an owner are unchanged.
     """
     of_owner: defaultdict[str, float] = defaultdict(float)
     for sample, weight in weights.items():
         of_owner[owners.get(sample, "")] += weight
-    return {
-        sample: 1.0
-        if not owners.get(sample) or of_owner[owners[sample]] <= limit
-        else limit / of_owner[owners[sample]]
-        for sample in weights
-    }
+
+    def factor(owner: str) -> float:
+        if not owner or of_owner[owner] == 0:
+            return 1.0
+        room = limit - counted.get(owner, 0.0)
+        return max(least, min(1.0, room / of_owner[owner]))
+
+    return {sample: factor(owners.get(sample, "")) for sample in weights}
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A judgement, and what it counted in its step."""
+
+    weight: float
+    user: str
+    tenant: str
+    counts: float
+
+
+class RecentJudgements:
+    """The latest judgements that went into steps, as many as make a full one.
+
+    On a quiet service they come one by one: a share of a lone judgement says nothing, so shares are
+    of the full step that it is part of.
+    """
+
+    def __init__(self, full_step: float) -> None:
+        self._full_step = full_step
+        self._latest: dict[SampleId, Counted] = {}
+
+    def add(self, judgements: Mapping[SampleId, Counted]) -> None:
+        """Add a batch; what is older than a full step is forgotten."""
+        for sample, judgement in judgements.items():
+            self._latest.pop(sample, None)
+            self._latest[sample] = judgement
+        total = math.fsum(judgement.weight for judgement in self._latest.values())
+        for sample in list(self._latest):
+            total -= self._latest[sample].weight
+            if total < self._full_step:
+                break
+            del self._latest[sample]
+
+    def beside(self, batch: Mapping[SampleId, float]) -> tuple[float, list[Counted]]:
+        """Return the weight of the step that a batch is part of, and the step's other judgements.
+
+        `batch` has weights; one that fills a step is all of it.
+        """
+        total = math.fsum(batch.values())
+        room, found = self._full_step - total, list[Counted]()
+        for sample, judgement in reversed(self._latest.items()):
+            if room <= 0:
+                break
+            if sample not in batch:
+                found.append(judgement)
+                room -= judgement.weight
+        return max(total, self._full_step), found
 
 
 EVERY_SECONDS = 30.0
@@ -61,14 +121,17 @@ class Trust:
         database: Database,
         settings: GuardSettings,
         *,
+        full_step: float = 0.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`full_step` judgements make a step; with 0 each batch is one by itself."""
         self._database = database
         self._settings = settings
         self._clock = clock
         self._judged_time = float("-inf")
         self._raters: Mapping[str, Reliability] = {}
         self._standing = Standing()
+        self._recent = {name: RecentJudgements(full_step) for name in JUDGED}
 
     def share_of_user(self) -> float:
         """Return the largest share of a batch that one user may have."""
@@ -92,10 +155,23 @@ class Trust:
             weights = {i: weight for sample in group for i, weight in _weights(sample).items()}
             of_standing = self._factors_of_standing(objective, ids, user_of)
             standing = {i: weight * of_standing.get(i, 1.0) for i, weight in weights.items()}
-            total = math.fsum(weights.values())
-            of_user = factors(standing, user_of, user_share * total)
+            recent = self._recent.get(objective, RecentJudgements(0.0))
+            step, others = recent.beside(weights)
+            of_user = factors(
+                standing,
+                user_of,
+                user_share * step,
+                counted=_sums((other.user, other.counts) for other in others),
+                least=user_share,
+            )
             shared = {i: weight * of_user[i] for i, weight in standing.items()}
-            of_tenant = factors(shared, tenant_of, tenant_share * math.fsum(shared.values()))
+            of_tenant = factors(
+                shared,
+                tenant_of,
+                tenant_share * (step - math.fsum(weights.values()) + math.fsum(shared.values())),
+                counted=_sums((other.tenant, other.counts) for other in others),
+                least=tenant_share,
+            )
             # Who asks for many answers has a share of them, but does not judge them: scorers do.
             judge_of = {i: owner.user for i, owner in owners.items() if owner.has_judged}
             trust = {
@@ -105,6 +181,12 @@ class Trust:
                 * _weight(raters, judge_of.get(i, ""))
                 for i in weights
             }
+            recent.add(
+                {
+                    i: Counted(w, user_of.get(i, ""), tenant_of.get(i, ""), w * trust[i])
+                    for i, w in weights.items()
+                }
+            )
             found[objective] = [_with_trust(sample, trust) for sample in group]
             metrics.guard_limited.labels(objective).inc(sum(t < 1 for t in trust.values()))
         return found
@@ -134,6 +216,13 @@ class Trust:
         self._judged_time = now
         muted = sum(rater.weight == 0 for rater in self._raters.values())
         metrics.guard_raters_muted.set(muted if self._settings.rater_weights else 0)
+
+
+def _sums(parts: Iterable[tuple[str, float]]) -> dict[str, float]:
+    found: defaultdict[str, float] = defaultdict(float)
+    for owner, part in parts:
+        found[owner] += part
+    return found
 
 
 def _weight(raters: Mapping[str, Reliability], user: str) -> float:

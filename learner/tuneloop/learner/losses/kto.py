@@ -20,6 +20,9 @@ RAREST = 4.0
 """Most that class balance multiplies a thumb's weight by: one in a hundred must not decide alone.
 """
 
+SCARCE = 1 / 16
+"""Share of a class below which the thumbs of a stream are nearly one-sided."""
+
 
 def reference_point(mismatched_log_ratios: Tensor) -> Tensor:
     """Return z, a scalar: the mean of log π − log π_ref over mismatched completions, at least 0.
@@ -41,6 +44,16 @@ def class_weights(desirable: Tensor, share: float, *, limit: float) -> Tensor:
     """
     up, down = (min(limit, 0.5 / max(part, 1e-9)) for part in (share, 1.0 - share))
     return torch.where(desirable, up, down)
+
+
+def two_sidedness(share: float) -> float:
+    """Return what thumbs count as evidence where `share` of the stream is desirable: ½ to 1.
+
+    Thumbs of one kind say what to leave, or what to keep, but not what else to do. They count half;
+    a class that has a `SCARCE` share or more makes all count in full.
+    """
+    rarest = min(share, 1.0 - share)
+    return 0.5 + 0.5 * min(1.0, rarest / SCARCE)
 
 
 def kto_loss(

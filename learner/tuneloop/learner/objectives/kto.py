@@ -6,11 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tuneloop.learner.losses.kto import RAREST, class_weights, kto_loss, reference_point
+from tuneloop.learner.losses.kto import (
+    RAREST,
+    class_weights,
+    kto_loss,
+    reference_point,
+    two_sidedness,
+)
 from tuneloop.learner.losses.means import Mean, mean_over, total_of
 from tuneloop.learner.models.batch import SequenceBatch, collate, micro_batches, sequence_length
 from tuneloop.learner.models.policy import PolicyModel
-from tuneloop.learner.objectives.base import Plan, cut, restrained
+from tuneloop.learner.objectives.base import Plan, cut, restrained, trusted_share
 from tuneloop.learner.samples import ThumbSample, TokenSequence
 from tuneloop.learner.trainer.adaptive import AT_REST, StepControls
 from tuneloop.learner.trainer.gradient_step import MicroLoss
@@ -68,7 +74,7 @@ def plan_kto(
         micro_losses=micro_losses,
         tokens=tokens,
         metrics=[measured],
-        trusted=float(weights.sum()) / total_weight,
+        trusted=trusted_share(samples) * two_sidedness(controls.desirable_share),
     )
 
 

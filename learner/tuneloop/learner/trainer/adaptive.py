@@ -89,9 +89,11 @@ class ClassBalance:
 
     @property
     def desirable_share(self) -> float:
-        """Share of the weight that is up; one half as long as there is none."""
-        total = self.up + self.down
-        return self.up / total if total > 0 else 0.5
+        """Share of the weight that is up, by Laplace's rule of succession: one half to begin with.
+
+        A first batch without a thumb up does not say yet that there are none.
+        """
+        return (self.up + 1.0) / (self.up + self.down + 2.0)
 
     @classmethod
     def of_state(cls, state: Any) -> Self:

@@ -77,6 +77,34 @@ def test_a_lone_flood_makes_a_smaller_step(parts: Parts) -> None:
     assert all(sample.trust == pytest.approx(0.25) for sample in form(parts).values())
 
 
+def test_judgements_that_come_one_by_one_count_as_they_would_together(parts: Parts) -> None:
+    for number in range(1, 9):
+        thumbs(parts, f"u{number}", 1, start=number)
+        (sample,) = form_and_use(parts, number).values()
+        assert sample.trust == 1.0
+
+
+def test_who_comes_one_by_one_does_not_fill_a_step(parts: Parts) -> None:
+    for number in range(1, 9):
+        thumbs(parts, f"u{number}", 1, start=number)
+        form_and_use(parts, number)
+    trust = []
+    for number in range(20, 24):
+        thumbs(parts, "flood", 1, start=number)
+        (sample,) = form_and_use(parts, number).values()
+        trust.append(sample.trust)
+    # A quarter of eight; then no more than a lone judgement always counts.
+    assert trust == [1.0, 1.0, 0.25, 0.25]
+
+
+def form_and_use(parts: Parts, step: int) -> dict[str, ThumbSample]:
+    parts.clock.now += 60
+    formed = form(parts)
+    used = steps.Step(step=step, samples={"kto": list(formed)}, skipped=False, metrics={})
+    steps.commit_steps(parts.database, "policy", [used], f"step {step}", 0.0)
+    return formed
+
+
 def test_who_is_always_contradicted_counts_nothing(parts: Parts) -> None:
     names = [f"c{n}" for n in range(40)]
     recorder.record_rollouts(parts.database, [make_rollout(c, user="asker") for c in names], 0.0)

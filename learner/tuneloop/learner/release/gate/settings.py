@@ -74,7 +74,7 @@ class GateSettings(BaseModel):
         "changed",
     )
     max_kl: float = Field(
-        default=0.5,
+        default=1.0,
         gt=0,
         description="largest KL to the base model, in nats per token of its answers",
     )
