@@ -14,6 +14,7 @@ from tuneloop.learner.samples import (
     ScoredSample,
     ThumbSample,
 )
+from tuneloop.learner.trainer.optimizer import FULL
 from tuneloop.learner.trainer.rewards import RewardStatistics, priced_reward
 from tuneloop.learner.trainer.settings import TrainerSettings
 
@@ -118,6 +119,10 @@ class AdaptiveState:
     """See `StepControls.kl_factor`."""
     kl_level: int = 0
     """How far training is backed off, from 0."""
+    kl_sum: float = 0.0
+    """KL of the batches since the level was last set, each times its evidence."""
+    kl_evidence: float = 0.0
+    """Their evidence: the level is set once for a full step, not by the noise of single thumbs."""
     ppo_batches: int = 0
     """Batches PPO has learned from."""
     anchors_used: int = 0
@@ -165,8 +170,13 @@ class AdaptiveState:
         """Return the state after a step on `samples` that measured `metrics`."""
         kl, completion_kl = metrics.get("kl"), metrics.get("completion_kl")
         level, factor = self.kl_level, self.kl_factor
+        kl_sum, kl_evidence = self.kl_sum, self.kl_evidence
         if settings.kl_budget is not None and kl is not None:
-            level = next_level(level, kl=kl, budget=settings.kl_budget)
+            evidence = metrics.get("evidence", 1.0)
+            kl_sum, kl_evidence = kl_sum + evidence * kl, kl_evidence + evidence
+            if kl_evidence >= FULL:
+                level = next_level(level, kl=kl_sum / kl_evidence, budget=settings.kl_budget)
+                kl_sum = kl_evidence = 0.0
         if settings.kl_target is not None and completion_kl is not None:
             factor = adapted_factor(
                 factor,
@@ -179,6 +189,8 @@ class AdaptiveState:
         return replace(
             self,
             kl_level=level,
+            kl_sum=kl_sum,
+            kl_evidence=kl_evidence,
             kl_factor=factor,
             ppo_batches=batches,
             anchors_used=self.anchors_used + anchors,

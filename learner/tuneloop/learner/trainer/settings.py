@@ -242,7 +242,7 @@ class TrainerSettings:
 ONLINE: Mapping[str, Any] = {"anchor_weight": 0.1}
 """What the learner of a service takes where nothing else is set."""
 RATES: Mapping[WeightsKind, float] = {WeightsKind.LORA: 3e-4}
-"""Its learning rates: evidence, anchors and the KL budget make room for a higher one than offline."""
+"""Its rates: evidence, anchors and the KL budget leave room for more than offline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

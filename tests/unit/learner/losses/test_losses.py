@@ -13,7 +13,7 @@ from torch import Tensor
 from tuneloop.learner.losses.dpo import HIGHEST_FLIP_RATE, DpoLossType, dpo_loss
 from tuneloop.learner.losses.grpo import grpo_loss, rloo_loss
 from tuneloop.learner.losses.kl import KlEstimator, pull_loss
-from tuneloop.learner.losses.kto import class_weights, kto_loss, reference_point
+from tuneloop.learner.losses.kto import class_weights, kto_loss, reference_point, two_sidedness
 from tuneloop.learner.losses.means import Mean, log_ratio_kl, mean_over, merge
 from tuneloop.learner.losses.ppo import (
     importance_weights,
@@ -102,6 +102,13 @@ def test_class_weights_give_either_class_of_a_stream_half_up_to_a_limit() -> Non
     )
     assert class_weights(desirable, 0.0, limit=4.0).tolist() == [4.0, 0.5, 4.0]
     assert class_weights(desirable, 1.0, limit=4.0).tolist() == [0.5, 4.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("share", "factor"), [(0.0, 0.5), (1 / 32, 0.75), (1 / 16, 1.0), (0.5, 1.0), (31 / 32, 0.75)]
+)
+def test_thumbs_of_one_kind_count_half(share: float, factor: float) -> None:
+    assert two_sidedness(share) == factor
 
 
 def plain_dpo(**arguments: Any) -> tuple[Tensor, dict[str, Mean]]:

@@ -118,6 +118,17 @@ def test_past_the_kl_budget_training_backs_off_step_by_step_and_comes_back() -> 
     assert [adaptive.pull(n) for n in (0, 1, 2, 3)] == [0.0, 1.0, 2.0, 4.0]
 
 
+def test_the_budget_is_compared_with_what_a_full_step_measured() -> None:
+    options, state = TrainerSettings(kl_budget=0.5), AdaptiveState()
+    levels = []
+    for kl in (3.0, 0.1, 0.1, 0.2, 0.1, 1.5, 1.0, 0.6):
+        state = state.after({"kl": kl, "evidence": 0.25}, {}, options)
+        levels.append(state.kl_level)
+    # The means of four are 0.85 and 0.8; one thumb's 3 decides nothing by itself.
+    assert levels == [0, 0, 0, 1, 1, 1, 1, 2]
+    assert state.after({"kl": 0.1}, {}, options).kl_level == 1
+
+
 def test_a_spike_is_told_from_what_is_usual_and_a_change_for_good_is_accepted() -> None:
     norms = GradientNorms()
     assert not any(norms.is_spike("kto", 1.0 + 0.1 * i, 10.0) for i in range(LEAST))
@@ -165,11 +176,11 @@ def test_class_balance_follows_the_stream_not_the_batch() -> None:
         replace(thumb, desirable=n % 4 > 0, weight=1.0) for n, thumb in enumerate(maker.thumbs(8))
     ]
     adaptive = AdaptiveState().with_rewards({"kto": mixed}, options)
-    assert adaptive.controls(options).desirable_share == 0.75
+    # Six of eight, and one of each kind that Laplace's rule supposes.
+    assert adaptive.controls(options).desirable_share == pytest.approx(0.7)
     one_more = [replace(thumb, desirable=False, weight=1.0) for thumb in maker.thumbs(1)]
     later = adaptive.with_rewards({"kto": one_more}, options).controls(options).desirable_share
-    decayed = 0.99 * 8
-    assert later == pytest.approx(0.75 * decayed / (decayed + 1))
+    assert later == pytest.approx((6 * 0.99 + 1) / (8 * 0.99 + 1 + 2))
     assert AdaptiveState().controls(options).desirable_share == 0.5
     assert AdaptiveState.of_state(json.loads(json.dumps(adaptive.state()))) == adaptive
 

@@ -113,7 +113,7 @@ def compared(low: float, high: float) -> PairedDifference:
     [
         ({"change": 1.01}, "the change is 1.01 of the base weights"),
         ({"change": math.nan}, "the change is nan"),
-        ({"candidate": replace(FINE, kl=0.6)}, "KL to the base model is 0.6"),
+        ({"candidate": replace(FINE, kl=1.6)}, "KL to the base model is 1.6"),
         ({"candidate": replace(FINE, kl=math.nan)}, "KL to the base model is nan"),
         ({"candidate": replace(FINE, length=7.9)}, "0.395 times as long"),
         ({"candidate": replace(FINE, length=51.0)}, "2.55 times as long"),
@@ -146,7 +146,7 @@ def test_what_is_no_worse_passes(changes: dict[str, object]) -> None:
     verdict = judge(replace(PASSES, **changes), GateSettings())  # type: ignore[arg-type]
     assert verdict.passed, verdict.reason
     assert verdict.numbers["candidate"]["length"] == 20.0
-    assert verdict.numbers["settings"]["max_kl"] == 0.5
+    assert verdict.numbers["settings"]["max_kl"] == 1.0
     json.dumps(dict(verdict.numbers))
 
 
