@@ -2,15 +2,15 @@
 
 import math
 import random
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
+from tuneloop.errors import InvalidRequest
 from tuneloop.learner.abilities.scores import AbilityScores, ItemScore
-from tuneloop.learner.abilities.suite import AbilityItem, AbilitySuite
+from tuneloop.learner.abilities.suite import AbilityItem, AbilitySuite, is_right
 from tuneloop.learner.data.fields import Fields
 from tuneloop.learner.data.tokenize import PromptTokenizer, without_end
 from tuneloop.learner.samples import SampledAnswer, TokenSequence
@@ -72,8 +72,14 @@ class TokenizedItem:
 
     item: AbilityItem
     prompt: tuple[int, ...]
-    candidates: tuple[TokenSequence, ...]
+    candidates: tuple[tuple[TokenSequence, ...], ...]
+    """Of each choice, the right one first, its phrasings."""
     references: tuple[TokenSequence, ...]
+    """Its phrasings; none is the beginning of another."""
+    tokens: int
+    """Tokens of the first phrasing."""
+    silences: tuple[TokenSequence, ...]
+    """Ends without an answer."""
 
 
 class AbilityExam:
@@ -100,7 +106,9 @@ class AbilityExam:
         compared in their answers need the same one. None samples all items.
         """
         sequences = [
-            sequence for item in self._items for sequence in (*item.candidates, *item.references)
+            sequence
+            for item in self._items
+            for sequence in (*chain(*item.candidates), *item.references, *item.silences)
         ]
         found = dict(zip(sequences, examinee.logprobs(sequences), strict=True))
         chosen = self._chosen(rotation, sampled_items)
@@ -143,12 +151,29 @@ def tokenize_item(item: AbilityItem, tokens: PromptTokenizer) -> TokenizedItem:
         ids = made.completion_token_ids
         return replace(made, completion_token_ids=without_end(ids, stops) or ids[:1])
 
+    references = list(map(sequence, item.references))
+    silences = (replace(references[0], completion_token_ids=(stop,)) for stop in sorted(stops))
     return TokenizedItem(
         item=item,
         prompt=asked.token_ids,
-        candidates=tuple(map(sequence, item.candidates)),
-        references=tuple(map(sequence, item.references)),
+        candidates=tuple(
+            tuple(without_longer(list(map(sequence, texts)))) for texts in item.candidates
+        ),
+        references=tuple(without_longer(references)),
+        tokens=len(references[0].completion_token_ids),
+        silences=tuple(silences),
     )
+
+
+def without_longer(phrasings: Sequence[TokenSequence]) -> list[TokenSequence]:
+    """Return the phrasings that do not begin with another: what begins so is counted with it."""
+    found: list[TokenSequence] = []
+    for phrasing in sorted(phrasings, key=lambda one: len(one.completion_token_ids)):
+        ids = phrasing.completion_token_ids
+        beginnings = (one.completion_token_ids for one in found)
+        if not any(ids[: len(beginning)] == beginning for beginning in beginnings):
+            found.append(phrasing)
+    return found
 
 
 def score_item(
@@ -156,17 +181,30 @@ def score_item(
     logprobs: Mapping[TokenSequence, Sequence[float]],
     answer: SampledAnswer | None,
 ) -> ItemScore:
-    """Return the score of an item from the log-probs of its sequences and its greedy answer."""
-    nats = max(map(mean_logprob, (logprobs[sequence] for sequence in item.references)))
+    """Return the score of an item from the log-probs of its sequences and its greedy answer.
+
+    Raises `InvalidRequest` where a sequence did not fit the model.
+    """
+    if not all(logprobs[sequence] for sequence in (*chain(*item.candidates), *item.references)):
+        raise InvalidRequest(
+            f"ability item {item.item.prompt!r:.80} does not fit max_length; raise it, or leave "
+            "the item out of the suite",
+            param="abilities",
+        )
+
+    def said(phrasings: Sequence[TokenSequence]) -> float:
+        return log_sum_exp([math.fsum(logprobs[sequence]) for sequence in phrasings])
+
     choice = is_first = None
     if item.candidates:
-        totals = [math.fsum(logprobs[sequence]) for sequence in item.candidates]
-        choice = 1 / math.fsum(math.exp(min(total - totals[0], 700)) for total in totals)
+        totals = [said(phrasings) for phrasings in item.candidates]
+        choice = math.exp(totals[0] - log_sum_exp(totals))
         is_first = all(total < totals[0] for total in totals[1:])
     return ItemScore(
         id=item.item.id,
         kind=item.item.kind,
-        nats=nats,
+        nats=min(0.0, said(item.references)) / item.tokens,
+        silence=min(1.0, math.fsum(math.exp(math.fsum(logprobs[one])) for one in item.silences)),
         choice=choice,
         is_first=is_first,
         is_right=None if answer is None else is_right(answer.text, item.item.accept),
@@ -174,18 +212,7 @@ def score_item(
     )
 
 
-def mean_logprob(logprobs: Sequence[float]) -> float:
-    """Return the mean log-prob per token."""
-    return math.fsum(logprobs) / len(logprobs)
-
-
-def is_right(answer: str, accept: Sequence[str]) -> bool:
-    """Return whether the answer has one of the accepted texts in it, as whole words."""
-    words = spelled(answer)
-    return any(f" {spelled(text)} " in f" {words} " for text in accept)
-
-
-def spelled(text: str) -> str:
-    """Return the words of a text in lower case, with one space between them."""
-    plain = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
-    return " ".join(re.findall(r"[\w']+|[^\w\s.,;:!?\"()*]", plain))
+def log_sum_exp(values: Sequence[float]) -> float:
+    """Return the log of the sum of the exponentials."""
+    most = max(values)
+    return most + math.log(math.fsum(math.exp(value - most) for value in values))

@@ -1,15 +1,18 @@
 """What a version scored in an ability suite, item by item, and how two versions differ in it.
 
-The value of an item, 0 to 1, is the mean of its parts:
+The value of an item, 0 to 1, has these parts:
 
-- *choice*: the probability of the right choice among all choices, each weighed by its likelihood
-  per token;
-- *likelihood*: exp(nats), the probability per token of the right answer in its likeliest phrasing
-  (the inverse of its perplexity);
+- *choice*: the probability of the right choice among all choices, each in any of its phrasings;
+- *likelihood*: exp(nats), the probability of the right answer in any of its phrasings, as the
+  geometric mean over the tokens of its first phrasing;
+- *silence*: the probability that nothing is answered at all;
 - *sampled*: 1 or 0, whether the greedy answer is right, for the items that were sampled.
 
-So a version that still ranks right above wrong but would never say it loses the second part, and
-one that answers nothing or something else the third.
+All phrasings count together, and are divided by the same length for every version, so that moving
+probability from one phrasing to another changes nothing. The choice weighs
+`CHOICE_WEIGHT` times the likelihood, since the likelihood rises with whatever makes a model surer
+of short answers. A version that still ranks right above wrong but would never say it loses the
+likelihood, one that answers nothing loses everything, and one that says something else the sample.
 """
 
 import math
@@ -20,6 +23,9 @@ from typing import Any, Self
 from tuneloop.errors import InvalidRequest
 from tuneloop.learner.stats.paired import PairedDifference, paired_difference
 
+CHOICE_WEIGHT = 3
+"""What the choice weighs, where the likelihood weighs 1."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemScore:
@@ -28,7 +34,9 @@ class ItemScore:
     id: str
     kind: str
     nats: float
-    """Mean log-prob per token of the right answer in its likeliest phrasing; 0 is certainty."""
+    """Log-prob of the right answer in any of its phrasings, per token of the first; 0 is sure."""
+    silence: float = 0.0
+    """Probability that the answer ends before it begins."""
     choice: float | None = None
     """Probability of the right choice among the choices; None for an item without."""
     is_first: bool | None = None
@@ -40,17 +48,18 @@ class ItemScore:
 
     @property
     def likelihood(self) -> float:
-        """Return the probability per token of the right answer."""
+        """Return the probability of the right answer, per token."""
         return math.exp(self.nats)
 
     def value(self, *, sampled: bool = True) -> float:
         """Return the value of the item; without `sampled` of the forced parts alone."""
-        parts = [self.likelihood]
+        forced = self.likelihood
         if self.choice is not None:
-            parts.append(self.choice)
-        if sampled and self.is_right is not None:
-            parts.append(float(self.is_right))
-        return sum(parts) / len(parts)
+            forced = (CHOICE_WEIGHT * self.choice + self.likelihood) / (CHOICE_WEIGHT + 1)
+        forced *= 1 - self.silence
+        if not sampled or self.is_right is None:
+            return forced
+        return (2 * forced + self.is_right) / 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +78,11 @@ class AbilityScores:
         """Return the means to log: value, and each part over the items that have it."""
         first = [float(i.is_first) for i in self.items if i.is_first is not None]
         right = [float(i.is_right) for i in self.items if i.is_right is not None]
-        figures = {"value": self.value, "nats": mean([item.nats for item in self.items])}
+        figures = {
+            "value": self.value,
+            "nats": mean([item.nats for item in self.items]),
+            "silence": mean([item.silence for item in self.items]),
+        }
         if first:
             figures["accuracy"] = mean(first)
         if right:

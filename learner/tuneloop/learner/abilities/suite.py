@@ -8,11 +8,14 @@ A suite is JSON lines. A row is one item, in one of two forms:
 `prompt` is a question or a conversation. `answer` is the index or the text of the right choice.
 `reference` is the right answer as a model would say it, or a list of phrasings. `accept` lists the
 words of which one must be in a right sampled answer; an empty list says that the item is not for
-sampling.
+sampling. Without it, they are the right choice or the phrasings, unless the question has them in
+it: a model that repeats the question knows nothing.
 """
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
@@ -30,6 +33,10 @@ LONGEST_PROMPT = 8000
 """Characters, of all its turns together."""
 LONGEST_ANSWER = 1000
 """Characters in a choice, a phrasing or an accepted word."""
+SCORING = 2
+"""The way in which items are scored. It is part of their ids, so that values of two ways, such as
+those that a data folder kept from an older tuneloop, are never compared: raise it with each change.
+"""
 COLUMNS = {"prompt", "choices", "answer", "reference", "accept", "kind"}
 
 
@@ -48,24 +55,22 @@ class AbilityItem:
 
     @property
     def id(self) -> str:
-        """Hash of the content: the same item is the same in every suite."""
-        content = json.dumps({**asdict(self), "kind": ""}, sort_keys=True)
+        """Hash of the content and the way of scoring: the same item is the same in every suite."""
+        content = json.dumps({**asdict(self), "kind": "", "scoring": SCORING}, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @property
-    def candidates(self) -> tuple[str, ...]:
-        """Return the texts that are ranked, the right one first.
+    def candidates(self) -> tuple[tuple[str, ...], ...]:
+        """Return the texts that are ranked, of each choice its phrasings, the right choice first.
 
-        Where the first phrasing has the right choice in it, that is the phrasing with each choice
-        in its place: "The capital of Norway is Oslo.", "… is Bergen.".
+        They are the phrasings of the right answer with each choice in its place: "The capital of
+        Norway is Oslo." and "Oslo.", "The capital of Norway is Bergen." and "Bergen.". Where none
+        has the right choice in it, they are the choices as they are.
         """
-        if not self.choices:
-            return ()
-        right, frame = self.choices[0], self.references[0]
-        before, found, after = frame.rpartition(right)
-        if not found:
-            return self.choices
-        return tuple(f"{before}{choice}{after}" for choice in self.choices)
+        frames = [frame for text in self.references if (frame := frame_around(text, self.choices))]
+        if not frames:
+            return tuple((choice,) for choice in self.choices)
+        return tuple(tuple(texts) for texts in zip(*frames, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +90,23 @@ class AbilitySuite:
         if count >= total:
             return self
         return AbilitySuite(items=tuple(self.items[i * total // count] for i in range(count)))
+
+
+def frame_around(text: str, choices: Sequence[str]) -> tuple[str, ...]:
+    """Return the phrasing with each choice in the place of the right one, the first.
+
+    A choice that begins the phrasing may be capitalized there. Empty where it is not in it.
+    """
+    for spell in (str, capitalized):
+        before, found, after = text.rpartition(spell(choices[0])) if choices else ("", "", "")
+        if found:
+            return tuple(f"{before}{spell(choice)}{after}" for choice in choices)
+    return ()
+
+
+def capitalized(text: str) -> str:
+    """Return the text with its first letter large, the others as they are."""
+    return text[:1].upper() + text[1:]
 
 
 def load_suite(references: Sequence[str] = (BUILTIN,)) -> AbilitySuite:
@@ -140,7 +162,8 @@ def read_item(table: Table, index: int) -> AbilityItem:
     references = read_texts(row["reference"]) if "reference" in row else choices[:1]
     if not references:
         raise row.wrong("an item needs choices and answer, or a reference")
-    accept = choices[:1] or references
+    asked = prompt if isinstance(prompt, str) else prompt[-1].content
+    accept = tuple(text for text in choices[:1] or references if not is_right(asked, [text]))
     if row.row.get("accept") is not None:
         accept = read_texts(row["accept"]) if row.row["accept"] else ()
     kind = row["kind"].string() if "kind" in row else "other"
@@ -192,3 +215,15 @@ def read_texts(field: Field) -> tuple[str, ...]:
             raise one.wrong(f"has {len(text)} characters, more than {LONGEST_ANSWER}")
         texts.append(text)
     return tuple(texts)
+
+
+def is_right(answer: str, accept: Sequence[str]) -> bool:
+    """Return whether the answer has one of the accepted texts in it, as whole words."""
+    words = spelled(answer)
+    return any(f" {spelled(text)} " in f" {words} " for text in accept)
+
+
+def spelled(text: str) -> str:
+    """Return the words of a text in lower case, with one space between them."""
+    plain = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
+    return " ".join(re.findall(r"[\w']+|[^\w\s.,;:!?\"()*]", plain))

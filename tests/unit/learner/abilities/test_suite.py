@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from examples.demo import prompts as demo
 from examples.pipeline import __main__ as pipeline
 from tuneloop.errors import InvalidRequest
-from tuneloop.learner.abilities.suite import AbilitySuite, load_suite
+from tuneloop.learner.abilities import suite as suites
+from tuneloop.learner.abilities.suite import AbilitySuite, is_right, load_suite
 from tuneloop.rollouts import ChatMessage
 
 OSLO = {
@@ -38,10 +40,10 @@ def test_both_forms_are_read(tmp_path: Path) -> None:
     )
     oslo, two, hello = suite.items
     assert oslo.choices == ("Oslo", "Bergen")
-    assert oslo.candidates == ("It is in Oslo.", "It is in Bergen.")
+    assert oslo.candidates == (("It is in Oslo.", "Oslo."), ("It is in Bergen.", "Bergen."))
     assert oslo.references == ("It is in Oslo.", "Oslo.")
     assert (oslo.accept, oslo.kind) == (("Oslo",), "facts")
-    assert two.candidates == ("2", "3", "4")
+    assert two.candidates == (("2",), ("3",), ("4",))
     assert (two.references, two.accept, two.kind) == (("2",), ("2",), "other")
     assert isinstance(hello.prompt[0], ChatMessage)
     assert (hello.candidates, hello.references, hello.accept) == ((), ("Hello.",), ())
@@ -86,6 +88,49 @@ def test_the_hash_is_of_the_items_whatever_their_order(tmp_path: Path) -> None:
     two = load(tmp_path, other, OSLO)
     three = load(tmp_path, OSLO, {**other, "reference": "3"})
     assert one.sha256 == two.sha256 != three.sha256
+
+
+def test_choices_take_the_place_of_the_right_one_in_every_phrasing(tmp_path: Path) -> None:
+    row = {"choices": ["eight", "six"], "answer": 1, "reference": ["It has six legs.", "Six."]}
+    suite = load(
+        tmp_path,
+        {"prompt": "How many legs has an ant?", **row},
+        {"prompt": "And a bee?", **row, "reference": "As many as an ant."},
+    )
+    ant, bee = suite.items
+    assert ant.candidates == (("It has six legs.", "Six."), ("It has eight legs.", "Eight."))
+    assert bee.candidates == (("six",), ("eight",))
+
+
+def test_another_way_of_scoring_gives_other_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = load(tmp_path, OSLO)
+    before = (suite.items[0].id, suite.sha256)
+    monkeypatch.setattr(suites, "SCORING", suites.SCORING + 1)
+    assert suite.items[0].id != before[0]
+    assert suite.sha256 != before[1]
+
+
+def test_an_answer_that_only_repeats_the_question_is_not_right_by_default(tmp_path: Path) -> None:
+    choices = {"choices": ["tea", "coffee"], "answer": 0}
+    suite = load(
+        tmp_path,
+        {"prompt": "Tea or coffee?", **choices},
+        {"prompt": "What do I drink?", **choices},
+        {"prompt": "Say hello.", "reference": ["Hello.", "Hi."]},
+    )
+    assert [item.accept for item in suite.items] == [(), ("tea",), ("Hi.",)]
+
+
+def test_in_the_shipped_suite_no_echo_and_no_wrong_choice_is_a_right_answer() -> None:
+    for item in load_suite().items:
+        assert isinstance(item.prompt, str)
+        assert not is_right(item.prompt, item.accept), item.prompt
+        wrong = chain(*item.candidates[1:])
+        assert not any(is_right(text, item.accept) for text in wrong), item.prompt
+        if item.accept:
+            assert all(is_right(right, item.accept) for right in item.references), item.prompt
 
 
 def test_the_shipped_suite_is_large_mixed_and_not_what_examples_ask() -> None:

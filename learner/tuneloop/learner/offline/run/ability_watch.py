@@ -50,9 +50,14 @@ class AbilityWatch:
         return self._stops and self._has_dropped
 
     def begin(self, step: int) -> None:
-        """Score the model as it was before the run; of a resumed run, what was found then."""
+        """Score the model as it was before the run; of a resumed run, what was found then.
+
+        What was found with another suite, or by another way of scoring, is not continued.
+        """
         lines = self._path.read_text().splitlines() if step and self._path.exists() else []
         self._rows = [row for row in map(json.loads, lines) if row["step"] <= step]
+        if self._rows and self._rows[0]["scores"]["suite_sha256"] != self._exam.suite.sha256:
+            self._rows = []
         if self._rows:
             self._before = AbilityScores.of_document(self._rows[0]["scores"])
             return

@@ -1,8 +1,8 @@
 """Score the suites while a version is saved, by the trainer's own weights: no sampling service.
 
-Every item is scored by teacher forcing. A part of the items, another one for each of `ROTATIONS`
-versions in turn, is also answered greedily, since a model may rank the right answer first and say
-something else. Version 0 is scored before the trainer has changed, and later on what it lacks.
+Every item is scored by teacher forcing. A part of the items, the same for every version, is also
+answered greedily, since a model may rank the right answer first and say something else, or nothing.
+Version 0 is scored before the trainer has changed, and later on what it lacks.
 """
 
 import logging
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tuneloop.learner.release")
 
-ROTATIONS = 5
-ANSWERED_ITEMS = 4
-"""Items that a version answers greedily."""
+ANSWERED_ITEMS = 16
+"""Items that a version answers greedily: with half of them right, as of the base model on the
+built-in suite, a version that answers nothing, or something else, falls beyond every margin."""
+ANSWER_TOKENS = 16
+"""Tokens of such an answer: most of what is right is said by then."""
 ANSWERS = " (answers)"
 """Ends the name of the suite of greedy answers: right is 1, wrong is 0."""
 
@@ -85,17 +87,17 @@ class SuiteScorer:
         """
         started = time.perf_counter()
         try:
-            scores = dict(self._scores_of(self._trainer, version))
+            scores = dict(self._scores_of(self._trainer))
             if self._lm_eval is not None:
                 scores |= self._lm_eval.scores(folder)
-            self._complete_base(scores, version)
+            self._complete_base(scores)
             self._kept.save(version, scores)
         except (RuntimeError, ValueError, TuneloopError) as error:
             logger.error("version %d could not be scored on the suites: %s", version, error)
             return
         metrics.suite_seconds.observe(time.perf_counter() - started)
 
-    def _complete_base(self, scores: SuiteScores, version: int) -> None:
+    def _complete_base(self, scores: SuiteScores) -> None:
         """Score version 0 on whatever of `scores` it has not been scored on yet."""
         known = {name: dict(values) for name, values in (self._kept.of_version(0) or {}).items()}
         lacking = {
@@ -107,18 +109,16 @@ class SuiteScorer:
             return
         base = ReferenceExaminee(self._trainer)
         forced = lacking & self._exams.keys()
-        found = dict(self._scores_of(base if forced else AnswersOnly(base), version))
+        found = dict(self._scores_of(base if forced else AnswersOnly(base)))
         if self._lm_eval is not None and not lacking <= found.keys():
             found |= self._lm_eval.scores(None)
         for name in lacking:
             known[name] = {**known.get(name, {}), **found[name]}
         self._kept.save(0, known)
 
-    def _scores_of(
-        self, examinee: Examinee, version: int
-    ) -> Iterator[tuple[str, Mapping[str, float]]]:
+    def _scores_of(self, examinee: Examinee) -> Iterator[tuple[str, Mapping[str, float]]]:
         for name, exam in self._exams.items():
-            found = exam.score(examinee, rotation=version % ROTATIONS, sampled_items=ANSWERED_ITEMS)
+            found = exam.score(examinee, sampled_items=ANSWERED_ITEMS, sampled_tokens=ANSWER_TOKENS)
             yield name, self._forced(found)
             if answers := self._answers(found):
                 yield name + ANSWERS, answers
