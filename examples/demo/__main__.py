@@ -1,8 +1,9 @@
 """`make demo`: the whole service learns a hidden taste from simulated users' thumbs.
 
 Starts the service in a data folder of its own, measures version 0 on fresh questions, lets sixteen
-users at a time chat and press thumbs, measures the last version on the same fresh questions, and
-prints the table. Exit status 1 when the last version is not clearly better.
+users at a time chat and press thumbs, measures the last version on the same fresh questions, prints
+the table, and asks both versions the ability suite. Exit status 1 when the last version is not
+clearly better.
 """
 
 import argparse
@@ -18,8 +19,8 @@ from rich.console import Console
 from examples.demo.prompts import questions
 from examples.demo.report import VersionRow, draw, table, version_row
 from examples.demo.users import Answer, chat_round, evaluate
+from tuneloop.learner.abilities.suite import BUILTIN
 from tuneloop.learner.release.gate.suites import KeptScores
-from tuneloop.learner.stats.paired import paired_difference
 from tuneloop.supervisor.child import ServiceChild
 
 console = Console()
@@ -98,36 +99,43 @@ async def learn(
 
 
 async def rows_by_version(
-    client: httpx.AsyncClient, answers: list[Answer], rewards: dict[str, float]
+    client: httpx.AsyncClient, answers: list[Answer], rewards: dict[str, float], suites: Path
 ) -> list[VersionRow]:
     """One row for each version that answered a user."""
     by_version: dict[int, list[Answer]] = defaultdict(list)
     for answer in answers:
         by_version[answer.policy_version].append(answer)
-    return [
-        version_row(str(v), by_version[v], rewards, await manifest_kl(client, v))
-        for v in sorted(by_version)
-    ]
+    rows = []
+    for version, met in sorted(by_version.items()):
+        kl = await manifest_kl(client, version)
+        rows.append(version_row(str(version), met, rewards, kl, abilities(suites, version)))
+    return rows
 
 
-def abilities(folder: Path, version: int) -> str:
-    """What the gate measured of a version on the ability suite, next to version 0."""
-    kept = KeptScores(folder)
-    scores, base = kept.of_version(version), kept.of_version(0)
-    if scores is None or base is None:
-        return "abilities: not measured"
-    items = [item for item in scores["abilities"] if item in base["abilities"]]
-    both = ([values["abilities"][item] for item in items] for values in (scores, base))
-    found = paired_difference(*both, 0.95)
-    assert found is not None
-    return (
-        f"abilities: version {version} minus version 0 {found.difference:+.3f} "
-        f"({found.low:+.3f} to {found.high:+.3f}) on {found.pairs} items that nobody judged"
-    )
+def abilities(folder: Path, version: int) -> float | None:
+    """What the gate measured of a version on its part of the ability suite."""
+    scores = KeptScores(folder).of_version(version)
+    if scores is None:
+        return None
+    values = scores["abilities"].values()
+    return sum(values) / len(values)
 
 
-async def run(arguments: argparse.Namespace, url: str) -> bool:
-    """The whole demo; True when the last version is clearly above version 0."""
+def compare_abilities(data_dir: Path, version: int) -> None:
+    """Ask version 0 and `version` the whole ability suite, and print how they differ."""
+    from tuneloop.learner.commands.evaluate import show_abilities
+    from tuneloop.learner.offline.compare_abilities import evaluate_abilities
+    from tuneloop.learner.offline.versions import Versions
+
+    console.print("both versions answer the ability suite, which nobody judged …")
+    versions = Versions(data_dir=data_dir)
+    found = evaluate_abilities(versions, "0", str(version), suites=[BUILTIN], sampled_items=48)
+    show_abilities(found, "0", str(version))
+
+
+async def run(arguments: argparse.Namespace, url: str) -> tuple[int, bool]:
+    """The last version, and whether it is clearly above version 0."""
+    suites = arguments.data_dir / "learner" / "suites"
     deadline = time.monotonic() + arguments.minutes * 60
     async with httpx.AsyncClient(base_url=url, timeout=180) as client:
         asked, fresh = questions(arguments.seed)
@@ -140,19 +148,19 @@ async def run(arguments: argparse.Namespace, url: str) -> bool:
         console.print(f"version {last} answers the same fresh questions …")
         after = await evaluate(client, fresh)
         rewards = await score(client, before + answers + after)
-        by_version = await rows_by_version(client, answers, rewards)
-        first_row = version_row("0", before, rewards, None)
-        last_row = version_row(str(last), after, rewards, await manifest_kl(client, last))
+        by_version = await rows_by_version(client, answers, rewards, suites)
+        first_row = version_row("0", before, rewards, None, abilities(suites, 0))
+        kl = await manifest_kl(client, last)
+        last_row = version_row(str(last), after, rewards, kl, abilities(suites, last))
     console.print(table(by_version, "As the users met it"))
     console.print(table([first_row, last_row], "On fresh questions, never trained on"))
-    console.print(abilities(arguments.data_dir / "learner" / "suites", last))
     picture = arguments.data_dir / "demo.png"
     draw(by_version, picture)
     console.print(f"picture: {picture}")
     better = last_row.interval[0] > first_row.interval[1]
     verdict = "clearly above" if better else "NOT clearly above"
     console.print(f"version {last} is {verdict} version 0 on fresh questions")
-    return better
+    return last, better
 
 
 def main() -> int:
@@ -169,7 +177,9 @@ def main() -> int:
     with ServiceChild(arguments.data_dir, port=arguments.port, environment=settings) as service:
         console.print(f"starting the service; its log is {service.log_path} …")
         service.wait_until_ready()
-        return 0 if asyncio.run(run(arguments, service.url)) else 1
+        last, better = asyncio.run(run(arguments, service.url))
+    compare_abilities(arguments.data_dir, last)
+    return 0 if better else 1
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ class VersionRow:
     mean_tokens: float
     reward: float | None
     kl: float | None
+    abilities: float | None
+    """Mean value of the items of the ability suite that the gate scored."""
 
     @property
     def rate(self) -> float:
@@ -40,7 +42,11 @@ def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float
 
 
 def version_row(
-    label: str, answers: Sequence[Answer], rewards: Mapping[str, float], kl: float | None
+    label: str,
+    answers: Sequence[Answer],
+    rewards: Mapping[str, float],
+    kl: float | None,
+    abilities: float | None,
 ) -> VersionRow:
     """Sum up the answers of one version; `rewards` is by completion id."""
     scored = [rewards[a.completion_id] for a in answers if a.completion_id in rewards]
@@ -51,13 +57,15 @@ def version_row(
         mean_tokens=sum(a.tokens for a in answers) / len(answers),
         reward=sum(scored) / len(scored) if scored else None,
         kl=kl,
+        abilities=abilities,
     )
 
 
 def table(rows: Sequence[VersionRow], title: str) -> Table:
     """The rows for the terminal."""
     result = Table(title=title)
-    for column in ("version", "answers", "thumbs up", "95 % interval", "tokens", "reward", "KL"):
+    columns = ("version", "answers", "thumbs up", "95 % interval", "tokens", "reward", "KL")
+    for column in (*columns, "abilities"):
         result.add_column(column, justify="right")
     for row in rows:
         low, high = row.interval
@@ -69,18 +77,19 @@ def table(rows: Sequence[VersionRow], title: str) -> Table:
             f"{row.mean_tokens:.0f}",
             "–" if row.reward is None else f"{row.reward:.3f}",
             "–" if row.kl is None else f"{row.kl:.3f}",
+            "–" if row.abilities is None else f"{row.abilities:.3f}",
         )
     return result
 
 
 def draw(rows: Sequence[VersionRow], path: Path) -> None:
-    """Thumbs rate and answer length by version, as a PNG."""
+    """Thumbs rate, answer length and abilities by version, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (rates, lengths) = pyplot.subplots(2, 1, figsize=(7, 6), sharex=True)
+    figure, (rates, lengths, abilities) = pyplot.subplots(3, 1, figsize=(7, 8), sharex=True)
     positions = range(len(rows))
     below = [row.rate - row.interval[0] for row in rows]
     above = [row.interval[1] - row.rate for row in rows]
@@ -89,8 +98,12 @@ def draw(rows: Sequence[VersionRow], path: Path) -> None:
     rates.set_ylim(0, 1)
     lengths.plot(positions, [row.mean_tokens for row in rows], marker="o", color="tab:orange")
     lengths.set_ylabel("mean tokens of an answer")
-    lengths.set_xlabel("policy version that answered")
-    lengths.set_xticks(list(positions), [row.label for row in rows])
+    values = [math.nan if row.abilities is None else row.abilities for row in rows]
+    abilities.plot(positions, values, marker="o", color="tab:green")
+    abilities.set_ylabel("ability suite")
+    abilities.set_ylim(0, 1)
+    abilities.set_xlabel("policy version that answered")
+    abilities.set_xticks(list(positions), [row.label for row in rows])
     figure.suptitle("A hidden taste for short answers, learned from thumbs alone")
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -190,7 +190,7 @@ def only_config(model: Any) -> Iterator[None]:
         model.generation_config = own
 
 
-GREEDY_BATCH = 8
+GREEDY_BATCH = 16
 """Prompts in a batch: the logits of every token are kept."""
 
 

@@ -41,8 +41,11 @@ AT_REST = StepControls()
 """Nothing adapts."""
 HIGHEST_LEVEL = 8
 """Backing off further would change nothing that matters: the rate is at a ninth by then."""
-FIRST_PULL = 1.0
-"""Weight of the pull to the reference policy when the budget is first exceeded."""
+FIRST_PULL = 0.1
+"""Weight of the pull to the reference policy when the budget is first exceeded.
+
+Its gradient is then about as large as that of thumbs: it holds what was learned, and does not undo
+it."""
 
 
 def adapted_factor(
