@@ -34,7 +34,7 @@ def test_the_defaults_learn_from_thumbs_in_seconds(environment: pytest.MonkeyPat
     assert settings.base_model == "tiny"
     assert settings.weight_of("kto") == settings.weight_of("ppo") == 1.0
     assert settings.trainer().kind is WeightsKind.LORA
-    assert settings.trainer().optimizer.learning_rate == 2e-4
+    assert settings.trainer().optimizer.learning_rate == 3e-4
 
 
 def test_values_come_from_the_environment(environment: pytest.MonkeyPatch) -> None:
