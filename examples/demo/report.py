@@ -64,7 +64,7 @@ def version_row(
 def table(rows: Sequence[VersionRow], title: str) -> Table:
     """The rows for the terminal."""
     result = Table(title=title)
-    columns = ("version", "answers", "thumbs up", "95 % interval", "tokens", "reward", "KL")
+    columns = ("version", "answers", "thumbs up", "95 %", "tokens", "reward", "KL")
     for column in (*columns, "abilities"):
         result.add_column(column, justify="right")
     for row in rows:
@@ -73,7 +73,7 @@ def table(rows: Sequence[VersionRow], title: str) -> Table:
             row.label,
             str(row.answers),
             f"{row.rate:.2f}",
-            f"{low:.2f} – {high:.2f}",
+            f"{low:.2f}–{high:.2f}",
             f"{row.mean_tokens:.0f}",
             "–" if row.reward is None else f"{row.reward:.3f}",
             "–" if row.kl is None else f"{row.kl:.3f}",

@@ -41,11 +41,12 @@ AT_REST = StepControls()
 """Nothing adapts."""
 HIGHEST_LEVEL = 8
 """Backing off further would change nothing that matters: the rate is at a ninth by then."""
-FIRST_PULL = 0.1
-"""Weight of the pull to the reference policy when the budget is first exceeded.
+PULL = 0.1
+"""Weight of the pull to the reference policy at each level.
 
-Its gradient is then about as large as that of thumbs: it holds what was learned, and does not undo
-it."""
+At the first its gradient is about as large as that of thumbs: it holds what was learned. If it
+doubled with each level instead, it would undo a taste within three versions.
+"""
 
 
 def adapted_factor(
@@ -72,8 +73,8 @@ def rate_factor(level: int) -> float:
 
 
 def pull(level: int) -> float:
-    """Weight of the pull to the reference policy at a level: 0, then doubling."""
-    return FIRST_PULL * 2.0 ** (level - 1) if level else 0.0
+    """Weight of the pull to the reference policy at a level."""
+    return PULL * level
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
