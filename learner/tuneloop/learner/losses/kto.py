@@ -46,14 +46,13 @@ def class_weights(desirable: Tensor, share: float, *, limit: float) -> Tensor:
     return torch.where(desirable, up, down)
 
 
-def two_sidedness(share: float) -> float:
-    """Return what thumbs count as evidence where `share` of the stream is desirable: ½ to 1.
+def two_sidedness(rarer_share: float) -> float:
+    """Return what thumbs count as evidence where one kind has this share of the stream: ½ to 1.
 
     Thumbs of one kind say what to leave, or what to keep, but not what else to do. They count half;
     a class that has a `SCARCE` share or more makes all count in full.
     """
-    rarest = min(share, 1.0 - share)
-    return 0.5 + 0.5 * min(1.0, rarest / SCARCE)
+    return 0.5 + 0.5 * min(1.0, rarer_share / SCARCE)
 
 
 def kto_loss(

@@ -74,7 +74,7 @@ def plan_kto(
         micro_losses=micro_losses,
         tokens=tokens,
         metrics=[measured],
-        trusted=trusted_share(samples) * two_sidedness(controls.desirable_share),
+        trusted=trusted_share(samples) * two_sidedness(controls.rarer_share),
     )
 
 

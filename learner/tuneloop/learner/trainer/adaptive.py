@@ -35,6 +35,8 @@ class StepControls:
     """Baseline and scale of completions without siblings."""
     desirable_share: float = 0.5
     """Recent share of thumbs that are up."""
+    rarer_share: float = 0.5
+    """Recent share of the rarer kind of thumbs, by Laplace's rule of succession."""
 
 
 AT_REST = StepControls()
@@ -94,11 +96,17 @@ class ClassBalance:
 
     @property
     def desirable_share(self) -> float:
-        """Share of the weight that is up, by Laplace's rule of succession: one half to begin with.
+        """Share of the weight that is up; one half as long as there is none."""
+        total = self.up + self.down
+        return self.up / total if total > 0 else 0.5
+
+    @property
+    def rarer_share(self) -> float:
+        """Share of the rarer kind, as if one thumb of each kind had come before.
 
         A first batch without a thumb up does not say yet that there are none.
         """
-        return (self.up + 1.0) / (self.up + self.down + 2.0)
+        return (min(self.up, self.down) + 1.0) / (self.up + self.down + 2.0)
 
     @classmethod
     def of_state(cls, state: Any) -> Self:
@@ -157,6 +165,7 @@ class AdaptiveState:
             ppo_rewards=self.ppo_rewards if settings.normalize_rewards else None,
             grpo_rewards=self.grpo_rewards,
             desirable_share=self.thumbs.desirable_share,
+            rarer_share=self.thumbs.rarer_share,
         )
 
     @property

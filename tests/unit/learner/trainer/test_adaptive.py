@@ -176,11 +176,13 @@ def test_class_balance_follows_the_stream_not_the_batch() -> None:
         replace(thumb, desirable=n % 4 > 0, weight=1.0) for n, thumb in enumerate(maker.thumbs(8))
     ]
     adaptive = AdaptiveState().with_rewards({"kto": mixed}, options)
-    # Six of eight, and one of each kind that Laplace's rule supposes.
-    assert adaptive.controls(options).desirable_share == pytest.approx(0.7)
+    assert adaptive.controls(options).desirable_share == 0.75
+    # Two of eight, and one of each kind that Laplace's rule supposes.
+    assert adaptive.controls(options).rarer_share == pytest.approx(0.3)
     one_more = [replace(thumb, desirable=False, weight=1.0) for thumb in maker.thumbs(1)]
     later = adaptive.with_rewards({"kto": one_more}, options).controls(options).desirable_share
-    assert later == pytest.approx((6 * 0.99 + 1) / (8 * 0.99 + 1 + 2))
+    decayed = 0.99 * 8
+    assert later == pytest.approx(0.75 * decayed / (decayed + 1))
     assert AdaptiveState().controls(options).desirable_share == 0.5
     assert AdaptiveState.of_state(json.loads(json.dumps(adaptive.state()))) == adaptive
 
