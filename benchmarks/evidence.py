@@ -41,10 +41,7 @@ from tuneloop.learner.samples import TokenSequence
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.training_run import TrainingRun
 from tuneloop.policies import WeightsKind
-from tuneloop.rollouts import (
-    ChatMessage,
-    Prompt,
-)
+from tuneloop.rollouts import ChatMessage, Prompt
 
 MODEL = Path.home() / ".cache/tuneloop/models/smollm2-135m-instruct"
 BUILD = Path("build/evidence")

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from examples.demo.users import Answer
+from tuneloop.learner.stats.intervals import rate_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,16 +30,8 @@ class VersionRow:
 
     @property
     def interval(self) -> tuple[float, float]:
-        return wilson_interval(self.liked, self.answers)
-
-
-def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927, eq. for the score interval)."""
-    share = successes / trials
-    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    spread = math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    spread *= z / (1 + z * z / trials)
-    return max(0.0, centre - spread), min(1.0, centre + spread)
+        found = rate_of(self.liked, self.answers)
+        return found.low, found.high
 
 
 def version_row(
