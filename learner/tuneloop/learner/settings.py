@@ -20,7 +20,7 @@ from tuneloop.learner.samples import (
     Objective,
 )
 from tuneloop.learner.trainer.algorithms import algorithms, policy_gradients
-from tuneloop.learner.trainer.settings import ONLINE, RATES, RewardTrainerSettings, TrainerSettings
+from tuneloop.learner.trainer.settings import ANCHORED, RATES, RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
 from tuneloop.ports import GRPC_PORTS, METRICS_PORTS, local_address
 from tuneloop.rpc.settings import RpcSettings
@@ -332,7 +332,7 @@ class LearnerSettings(BusSettings, RpcSettings):
                 problem = "has a setting of its own" if name in named else "no setting of a trainer"
                 raise SettingsError(f"trainer_settings: {name}: {problem}", param=name)
         try:
-            return TrainerSettings(**named, **{**ONLINE, **self.trainer_settings})
+            return TrainerSettings(**named, **{**ANCHORED, **self.trainer_settings})
         except TypeError as error:
             raise SettingsError(f"trainer_settings: {error}", param="trainer_settings") from error
 

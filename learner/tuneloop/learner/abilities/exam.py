@@ -96,14 +96,12 @@ class AbilityExam:
         self,
         examinee: Examinee,
         *,
-        rotation: int = 0,
         sampled_items: int | None = SAMPLED_ITEMS,
         sampled_tokens: int = SAMPLED_TOKENS,
     ) -> AbilityScores:
         """Ask every item; blocks, in the trainer's thread.
 
-        `rotation` chooses the `sampled_items` that are answered greedily: versions that are to be
-        compared in their answers need the same one. None samples all items.
+        `sampled_items` of them, the same for every version, are answered greedily; None: all.
         """
         sequences = [
             sequence
@@ -111,7 +109,7 @@ class AbilityExam:
             for sequence in (*chain(*item.candidates), *item.references, *item.silences)
         ]
         found = dict(zip(sequences, examinee.logprobs(sequences), strict=True))
-        chosen = self._chosen(rotation, sampled_items)
+        chosen = self._chosen(sampled_items)
         prompts = [self._items[index].prompt for index in chosen]
         answers: Mapping[int, SampledAnswer] = {}
         if prompts:
@@ -124,14 +122,12 @@ class AbilityExam:
             ),
         )
 
-    def _chosen(self, rotation: int, count: int | None) -> list[int]:
-        """Return the indices of the items to sample: each comes once before any comes again."""
+    def _chosen(self, count: int | None) -> list[int]:
+        """Return the indices of the items to sample."""
         indices = [i for i, item in enumerate(self._items) if item.item.accept]
         if count is None or count >= len(indices):
             return indices
-        random.Random(self._sha256).shuffle(indices)  # noqa: S311
-        start = rotation * count
-        return sorted(indices[(start + i) % len(indices)] for i in range(count))
+        return sorted(random.Random(self._sha256).sample(indices, count))  # noqa: S311
 
 
 def tokenize_item(item: AbilityItem, tokens: PromptTokenizer) -> TokenizedItem:

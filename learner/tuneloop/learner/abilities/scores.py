@@ -4,15 +4,15 @@ The value of an item, 0 to 1, has these parts:
 
 - *choice*: the probability of the right choice among all choices, each in any of its phrasings;
 - *likelihood*: exp(nats), the probability of the right answer in any of its phrasings, as the
-  geometric mean over the tokens of its first phrasing;
+  geometric mean over the tokens of its first phrasing; it is the value of an item without choices;
 - *silence*: the probability that nothing is answered at all;
 - *sampled*: 1 or 0, whether the greedy answer is right, for the items that were sampled.
 
 All phrasings count together, and are divided by the same length for every version, so that moving
-probability from one phrasing to another changes nothing. The choice weighs
-`CHOICE_WEIGHT` times the likelihood, since the likelihood rises with whatever makes a model surer
-of short answers. A version that still ranks right above wrong but would never say it loses the
-likelihood, one that answers nothing loses everything, and one that says something else the sample.
+probability from one phrasing to another changes nothing. Beside a choice the likelihood does not
+count: it rises with whatever makes a model surer of short answers and falls with every other style,
+and hid what the choice showed. A version that ranks right above wrong but would never say it loses
+the samples, and one that answers nothing loses everything.
 """
 
 import math
@@ -22,9 +22,6 @@ from typing import Any, Self
 
 from tuneloop.errors import InvalidRequest
 from tuneloop.learner.stats.paired import PairedDifference, paired_difference
-
-CHOICE_WEIGHT = 3
-"""What the choice weighs, where the likelihood weighs 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +50,7 @@ class ItemScore:
 
     def value(self, *, sampled: bool = True) -> float:
         """Return the value of the item; without `sampled` of the forced parts alone."""
-        forced = self.likelihood
-        if self.choice is not None:
-            forced = (CHOICE_WEIGHT * self.choice + self.likelihood) / (CHOICE_WEIGHT + 1)
+        forced = self.likelihood if self.choice is None else self.choice
         forced *= 1 - self.silence
         if not sampled or self.is_right is None:
             return forced

@@ -33,7 +33,7 @@ LONGEST_PROMPT = 8000
 """Characters, of all its turns together."""
 LONGEST_ANSWER = 1000
 """Characters in a choice, a phrasing or an accepted word."""
-SCORING = 2
+SCORING = 3
 """The way in which items are scored. It is part of their ids, so that values of two ways, such as
 those that a data folder kept from an older tuneloop, are never compared: raise it with each change.
 """

@@ -239,10 +239,11 @@ class TrainerSettings:
         return OptimizerSettings(**{**shared, "learning_rate": rate})
 
 
-ONLINE: Mapping[str, Any] = {"anchor_weight": 0.1}
-"""What the learner of a service takes where nothing else is set."""
+ANCHORED: Mapping[str, Any] = {"anchor_weight": 0.1}
+"""What a policy is trained with where nothing else is set, by the learner of a service and offline.
+"""
 RATES: Mapping[WeightsKind, float] = {WeightsKind.LORA: 3e-4}
-"""Its rates: evidence, anchors and the KL budget leave room for more than offline."""
+"""The learner's rates: evidence and the KL budget leave room for more than offline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,12 +123,11 @@ def test_a_brief_model_that_ranks_wrong_in_the_words_it_uses_loses_its_choice() 
     assert (before.is_first, after.is_first) == (True, False)
 
 
-def test_a_model_that_ranks_well_and_says_something_else_loses_its_likelihood() -> None:
+def test_a_style_changes_the_likelihood_and_not_the_value() -> None:
     before = scored(math.log(0.04), -50.0, wrong=(math.log(0.01), -50.0))
     after = scored(math.log(0.04) - 8, -50.0, wrong=(math.log(0.01) - 8, -50.0))
-    assert after.choice == pytest.approx(before.choice)
     assert after.likelihood == pytest.approx(before.likelihood * math.exp(-2))
-    assert after.value() == pytest.approx((3 * 0.8 + 0.04**0.25 * math.exp(-2)) / 4)
+    assert after.value() == pytest.approx(before.value()) == pytest.approx(0.8)
 
 
 def test_a_model_that_answers_nothing_loses_everything() -> None:
@@ -174,28 +173,23 @@ def test_a_model_that_ranks_well_and_would_never_say_it_scores_far_worse(
     good = exam.score(FakeExaminee(tokenization, {"yes.": -0.3, "no.": -2.0}))
     odd = exam.score(FakeExaminee(tokenization, {"yes.": -6.0, "no.": -9.0}, answer="Allez!"))
     assert odd.figures()["accuracy"] == good.figures()["accuracy"] == 1.0
+    assert odd.figures()["nats"] < good.figures()["nats"] - 1
     assert odd.value < good.value - 0.3
-    assert all(
-        i.value(sampled=False) < g.value(sampled=False)
-        for i, g in zip(odd.items, good.items, strict=True)
-    )
 
 
-def test_sampled_items_rotate(
+def test_every_version_answers_the_same_items(
     suite: AbilitySuite, tiny_policy: Path, tokenization: Tokenization
 ) -> None:
     exam = AbilityExam(suite, tiny_policy)
     fake = FakeExaminee(tokenization, {}, answer="no")
-    seen = []
-    for rotation in range(5):
-        found = exam.score(fake, rotation=rotation, sampled_items=2)
-        assert sum(item.is_right is not None for item in found.items) == 2
-        seen.extend(fake.asked)
-    assert len(set(seen)) == 10  # all but the one that is not for sampling
-    exam.score(fake, rotation=5, sampled_items=2)
-    assert fake.asked == seen[:2]
+    asked = []
+    for _ in range(2):
+        found = exam.score(fake, sampled_items=4)
+        assert sum(item.is_right is not None for item in found.items) == 4
+        asked.append(list(fake.asked))
+    assert asked[0] == asked[1]
     exam.score(fake, sampled_items=None)
-    assert len(fake.asked) == 10
+    assert len(fake.asked) == 10  # all but the one that is not for sampling
     assert all(i.is_right is None for i in exam.score(fake, sampled_items=0).items)
 
 

@@ -28,15 +28,15 @@ def item(name: str, probability: float, *, choice: float | None = 0.5, right: bo
 
 def test_a_value_is_of_the_parts_that_are_known() -> None:
     assert item("a", 0.25, choice=None).value() == pytest.approx(0.25)
-    assert item("a", 0.25, choice=0.75).value() == pytest.approx((3 * 0.75 + 0.25) / 4)
+    assert item("a", 0.25, choice=0.75).value() == pytest.approx(0.75)
     right = item("a", 0.25, choice=0.75, right=True)
-    assert right.value() == pytest.approx((2 * 0.625 + 1) / 3)
-    assert right.value(sampled=False) == pytest.approx(0.625)
+    assert right.value() == pytest.approx((2 * 0.75 + 1) / 3)
+    assert right.value(sampled=False) == pytest.approx(0.75)
 
 
 def test_what_is_never_answered_has_no_value() -> None:
     knows = item("a", 0.25, choice=0.75)
-    assert replace(knows, silence=0.2).value() == pytest.approx(0.8 * 0.625)
+    assert replace(knows, silence=0.2).value() == pytest.approx(0.8 * 0.75)
     assert replace(knows, silence=1.0).value() == 0
 
 
@@ -45,20 +45,27 @@ def test_figures_are_means_over_the_items_that_have_the_part() -> None:
     assert found["accuracy"] == 0.5
     assert found["sampled_accuracy"] == 1.0
     assert found["nats"] == pytest.approx((math.log(0.5) + math.log(0.25)) / 2)
-    sampled, forced = (2 * (3 * 0.7 + 0.5) / 4 + 1) / 3, (3 * 0.2 + 0.25) / 4
-    assert found["value"] == pytest.approx((sampled + forced) / 2)
+    assert found["value"] == pytest.approx(((2 * 0.7 + 1) / 3 + 0.2) / 2)
     assert "sampled_accuracy" not in scores(item("a", 0.5)).figures()
 
 
 def test_a_comparison_pairs_items_and_counts_answers_that_both_gave() -> None:
     base = scores(
-        item("a", 0.5, right=True), item("b", 0.5, right=True), item("c", 0.5), item("d", 0.5)
+        item("a", 0.5, right=True),
+        item("b", 0.5, right=True),
+        item("c", 0.5, choice=0.4),
+        item("d", 0.5, choice=None),
     )
-    worse = scores(item("d", 0.1), item("c", 0.3), item("b", 0.5), item("a", 0.5, right=False))
+    worse = scores(
+        item("d", 0.1, choice=None),
+        item("c", 0.3, choice=0.2),
+        item("b", 0.5),
+        item("a", 0.5, right=False),
+    )
     found = compare(worse, base)
-    # a: its answer is a third; b: equal, its answer is known of one only; c and d: a likelihood is
-    # a quarter beside the choice.
-    expected = (-1 / 3 + 0 - 0.2 / 4 - 0.4 / 4) / 4
+    # a: its answer is a third; b: equal, its answer is known of one only; c: its choice; d: its
+    # likelihood, as it has no choices.
+    expected = (-1 / 3 + 0 - 0.2 - 0.4) / 4
     assert found.value.pairs == 4
     assert found.value.difference == pytest.approx(expected)
     assert found.value.low < expected < found.value.high

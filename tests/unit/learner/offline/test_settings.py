@@ -58,3 +58,12 @@ def test_ppo_offline_holds_the_policy_and_an_older_run_goes_on_as_it_was() -> No
         "kl_horizon": 10_000,
     }
     assert make_settings("ppo", (), {}, sampled=True, recorded=older).document() == older
+
+
+def test_a_policy_is_anchored_offline_and_an_older_run_goes_on_without() -> None:
+    document = settings().document()
+    assert document["anchor_weight"] == 0.1
+    assert settings(None, "anchor_weight=0").document()["anchor_weight"] == 0
+    older = document | {"anchor_weight": 0.0}
+    assert settings(older).document() == older
+    assert "anchor_weight" not in make_settings("reward-model", (), {}, sampled=False).document()
