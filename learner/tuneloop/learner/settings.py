@@ -20,7 +20,12 @@ from tuneloop.learner.samples import (
     Objective,
 )
 from tuneloop.learner.trainer.algorithms import algorithms, policy_gradients
-from tuneloop.learner.trainer.settings import ANCHORED, RATES, RewardTrainerSettings, TrainerSettings
+from tuneloop.learner.trainer.settings import (
+    ANCHORED,
+    RATES,
+    RewardTrainerSettings,
+    TrainerSettings,
+)
 from tuneloop.policies import WeightsKind
 from tuneloop.ports import GRPC_PORTS, METRICS_PORTS, local_address
 from tuneloop.rpc.settings import RpcSettings

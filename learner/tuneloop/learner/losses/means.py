@@ -45,10 +45,14 @@ def merge(parts: Iterable[Mapping[str, Mean]]) -> dict[str, float]:
 
 
 def log_ratio_kl(policy_logprobs: Tensor, ref_logprobs: Tensor, loss_mask: Tensor) -> Mean:
-    """Return the KL to the reference policy: the mean over tokens of ½(log π − log π_ref)².
+    """Return the KL to the reference policy, from l = log π − log π_ref by token, averaged.
 
-    Schulman's k2 (http://joschu.net/blog/kl-approx.html): never negative, and close to the KL
-    divergence while the two are near. All arguments (B, C); nats per token.
+    Schulman's k3, e^(−l) − 1 + l, where l is positive, and his k2, ½l², where it is negative
+    (http://joschu.net/blog/kl-approx.html). Both are never negative. On answers that the policy
+    samples l is mostly positive, where k3 is close to the KL divergence and k2 twice as large once a
+    taste is learned; on answers that it has been pushed away from k3 would explode. All arguments
+    (B, C); nats per token.
     """
     log_ratio = (policy_logprobs.detach() - ref_logprobs).clamp(-20.0, 20.0)
-    return mean_over(0.5 * log_ratio.square(), loss_mask)
+    k3 = torch.expm1(-log_ratio) + log_ratio
+    return mean_over(torch.where(log_ratio > 0, k3, 0.5 * log_ratio.square()), loss_mask)

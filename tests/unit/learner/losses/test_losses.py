@@ -532,3 +532,17 @@ def test_kl_metric_is_zero_at_the_reference_and_never_negative() -> None:
     assert same == {"kl": 0.0}
     moved = merge([{"kl": log_ratio_kl(ref - 0.3, ref, mask)}])
     assert moved["kl"] == pytest.approx(0.5 * 0.3**2, rel=1e-5)
+    # A token that was unlikely and is likely now: k2 would count 8.
+    surer = merge([{"kl": log_ratio_kl(ref + 4.0, ref, mask)}])
+    assert surer["kl"] == pytest.approx(math.exp(-4) + 3, rel=1e-5)
+
+
+def test_kl_metric_is_close_to_the_kl_on_answers_of_the_policy() -> None:
+    policy = torch.tensor([0.6, 0.3, 0.1]).log()
+    ref = torch.tensor([0.05, 0.55, 0.4]).log()
+    # Ten tokens in the policy's own proportions.
+    sampled = torch.tensor([0] * 6 + [1] * 3 + [2])
+    mask = torch.ones(1, 10, dtype=torch.bool)
+    found = merge([{"kl": log_ratio_kl(policy[sampled][None], ref[sampled][None], mask)}])
+    exact = float((policy.exp() * (policy - ref)).sum())
+    assert found["kl"] == pytest.approx(exact, rel=0.15)
