@@ -20,12 +20,7 @@ from tuneloop.learner.samples import (
     Objective,
 )
 from tuneloop.learner.trainer.algorithms import algorithms, policy_gradients
-from tuneloop.learner.trainer.settings import (
-    ANCHORED,
-    RATES,
-    RewardTrainerSettings,
-    TrainerSettings,
-)
+from tuneloop.learner.trainer.settings import HELD, RATES, RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
 from tuneloop.ports import GRPC_PORTS, METRICS_PORTS, local_address
 from tuneloop.rpc.settings import RpcSettings
@@ -337,7 +332,7 @@ class LearnerSettings(BusSettings, RpcSettings):
                 problem = "has a setting of its own" if name in named else "no setting of a trainer"
                 raise SettingsError(f"trainer_settings: {name}: {problem}", param=name)
         try:
-            return TrainerSettings(**named, **{**ANCHORED, **self.trainer_settings})
+            return TrainerSettings(**named, **{**HELD, **self.trainer_settings})
         except TypeError as error:
             raise SettingsError(f"trainer_settings: {error}", param="trainer_settings") from error
 
@@ -345,6 +340,7 @@ class LearnerSettings(BusSettings, RpcSettings):
         """Return the settings of the reward model's trainer; raises `SettingsError`."""
         return RewardTrainerSettings(
             learning_rate=self.reward_learning_rate,
+            full_step=float(self.reward_batch_size),
             resume_warmup_steps=self.resume_warmup_steps,
             seed=self.seed,
             threads=self.threads or None,

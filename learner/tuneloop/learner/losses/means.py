@@ -48,9 +48,9 @@ def log_ratio_kl(policy_logprobs: Tensor, ref_logprobs: Tensor, loss_mask: Tenso
     """Return the KL to the reference policy, from l = log π − log π_ref by token, averaged.
 
     Schulman's k3, e^(−l) − 1 + l, where l is positive, and his k2, ½l², where it is negative
-    (http://joschu.net/blog/kl-approx.html). Both are never negative. On answers that the policy
-    samples l is mostly positive, where k3 is close to the KL divergence and k2 twice as large once a
-    taste is learned; on answers that it has been pushed away from k3 would explode. All arguments
+    (http://joschu.net/blog/kl-approx.html). Neither is ever negative. On answers of the policy's
+    own, l is mostly positive; there k3 is close to the KL divergence, and k2 twice as large once a
+    taste is learned. On answers that it was pushed away from k3 would explode. All arguments
     (B, C); nats per token.
     """
     log_ratio = (policy_logprobs.detach() - ref_logprobs).clamp(-20.0, 20.0)

@@ -13,6 +13,7 @@ from tuneloop.learner.samples import (
     DemonstrationSample,
     PairSample,
     PolicySample,
+    RewardSample,
     ScoredGroup,
     ThumbSample,
     at_temperature_one,
@@ -34,6 +35,13 @@ def shares_of_step(given: Given, settings: TrainerSettings) -> Shares:
             weights = (s.weight for s in batch if not isinstance(s, ScoredGroup))
             shares[name] *= math.fsum(weights) / settings.full_step
     return shares
+
+
+def evidence_of(samples: Sequence[RewardSample], full_step: float | None) -> float:
+    """Return what a batch of the reward model is worth, at most a full step."""
+    if full_step is None:
+        return 1.0
+    return min(1.0, math.fsum(sample.weight * sample.trust for sample in samples) / full_step)
 
 
 def anchors_beside(given: Given, settings: TrainerSettings) -> int:

@@ -239,7 +239,7 @@ class TrainerSettings:
         return OptimizerSettings(**{**shared, "learning_rate": rate})
 
 
-ANCHORED: Mapping[str, Any] = {"anchor_weight": 0.1}
+HELD: Mapping[str, Any] = {"anchor_weight": 0.1}
 """What a policy is trained with where nothing else is set, by the learner of a service and offline.
 """
 RATES: Mapping[WeightsKind, float] = {WeightsKind.LORA: 3e-4}
@@ -267,6 +267,8 @@ class RewardTrainerSettings:
     resume_warmup_steps: int = 0
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
     max_steps: int | None = None
+    full_step: float | None = None
+    """As in `TrainerSettings`, but every batch is a step of its own: nobody waits to see one."""
     spike_factor: float | None = 10.0
     ranking_loss: Literal["pairs", "plackett_luce"] = "pairs"
     rating_loss: Literal["huber", "mse"] = "huber"

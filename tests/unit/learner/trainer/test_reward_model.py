@@ -212,3 +212,22 @@ def test_a_checkpoint_keeps_the_balance_of_classes(tiny_reward_model: Path) -> N
     del state.scheduler["thumbs"]  # type: ignore[attr-defined]
     other.load_state(state)
     assert other.state().scheduler["thumbs"] == {"up": 0.0, "down": 0.0}
+
+
+def test_a_lone_thumb_moves_the_reward_model_by_its_share_of_a_full_step(
+    tiny_reward_model: Path, tmp_path: Path
+) -> None:
+    def moved(count: int, full_step: float | None, trust: float = 1.0) -> float:
+        # Only the head moves, in its first step: the score is its displacement.
+        options = {"silence_weight": 0.0, "learning_rate": 1e-12, "weight_decay": 0.0}
+        settings = RewardTrainerSettings(threads=1, full_step=full_step, **options)
+        trainer = RewardTrainer(tiny_reward_model, settings)
+        thumbs = [replace(sample, trust=trust) for sample in make_samples()[:count]]
+        trainer.step({"reward_model": thumbs})
+        trainer.save_weights(tmp_path)
+        scores = load(tmp_path).score(["tell me"], [GOOD[0]])
+        return abs(scores[0] or 0.0)
+
+    whole = moved(1, None)
+    assert moved(1, 16.0) == pytest.approx(whole / 16, rel=0.01)
+    assert moved(4, 16.0, trust=0.5) == pytest.approx(moved(4, None) / 8, rel=0.01)

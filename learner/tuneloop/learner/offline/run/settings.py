@@ -20,8 +20,8 @@ from tuneloop.learner.offline.sources.rewards import Rewards
 from tuneloop.learner.samples import Objective
 from tuneloop.learner.trainer.algorithms import Algorithm, algorithms
 from tuneloop.learner.trainer.settings import (
-    ANCHORED,
     BEFORE,
+    HELD,
     RewardTrainerSettings,
     TrainerSettings,
     require,
@@ -157,7 +157,7 @@ def make_settings(
     owners: dict[type[Any], dict[str, Any]] = {RunSettings: {}, trainer: {}}
     read_assignments(assignments, owners, {**TRL_RUN_NAMES, **facts.trl_names})
     of_run = {"samples_per_prompt": facts.samples_per_prompt} if sampled else {}
-    of_trainer = {**(ANCHORED if facts.trains_policy else {}), **facts.settings}
+    of_trainer = {**(HELD if facts.trains_policy else {}), **facts.settings}
     unrecorded: set[str] = set()
     if recorded is not None:
         for owner, defaults in zip(owners, (of_run, of_trainer), strict=True):
