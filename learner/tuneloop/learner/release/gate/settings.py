@@ -62,9 +62,10 @@ class GateSettings(BaseModel):
         description="of the intervals of the differences in reward and on suites",
     )
     reward_margin: float = Field(
-        default=0.0,
+        default=0.03,
         ge=0,
-        description="loss of mean reward that is borne: a candidate fails when the whole interval "
+        description="loss of mean reward that is borne, as a share of the standard deviation of "
+        "the stable version's rewards between prompts: a candidate fails when the whole interval "
         "of candidate minus stable lies below minus this",
     )
     max_change: float = Field(

@@ -7,6 +7,7 @@ from typing import Any
 
 from tuneloop.learner.release.gate.answers import GateMeasurements, Measures
 from tuneloop.learner.release.gate.settings import GateSettings
+from tuneloop.learner.release.gate.suites import standard_deviation
 from tuneloop.learner.stats.paired import PairedDifference
 
 
@@ -98,8 +99,12 @@ def _of_answers(candidate: Measures, stable: Measures, settings: GateSettings) -
 
 def _of_reward(examined: GateMeasurements, settings: GateSettings) -> Iterator[str]:
     reward = examined.reward
-    if reward is not None and reward.high < -settings.reward_margin:
-        yield (f"mean reward fell by {-reward.difference:.3g} ({_interval(reward)})")
+    borne = settings.reward_margin * standard_deviation(examined.rewards.get("stable", ()))
+    if reward is not None and not is_borne(reward, borne):
+        yield (
+            f"mean reward fell by {-reward.difference:.3g} ({_interval(reward)}), "
+            f"more than the {borne:.3g} that is borne"
+        )
 
 
 def _summary(examined: GateMeasurements) -> str:

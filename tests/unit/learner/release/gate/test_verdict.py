@@ -150,10 +150,20 @@ def test_what_is_no_worse_passes(changes: dict[str, object]) -> None:
     json.dumps(dict(verdict.numbers))
 
 
-def test_a_loss_of_reward_within_the_margin_is_borne() -> None:
-    examined = replace(PASSES, reward=compared(-0.3, -0.1))
-    assert not judge(examined, GateSettings()).passed
-    assert judge(examined, GateSettings(reward_margin=0.1)).passed
+def test_a_loss_of_reward_is_borne_by_the_spread_of_the_stable_versions_rewards() -> None:
+    # Rewards 0, 4, 8: standard deviation 4, of which 0.03 are 0.12.
+    examined = replace(PASSES, rewards={"stable": [0.0, 4.0, 8.0]}, reward=compared(-0.3, -0.11))
+    assert judge(examined, GateSettings()).passed
+    verdict = judge(replace(examined, reward=compared(-0.3, -0.13)), GateSettings())
+    assert "mean reward fell by 0.215" in verdict.reason
+    assert "more than the 0.12 that is borne" in verdict.reason
+    worse = replace(examined, reward=compared(-0.6, -0.4))
+    assert judge(worse, GateSettings(reward_margin=0.1)).passed
+    assert not judge(examined, GateSettings(reward_margin=0.0)).passed
+    # A reward model that hardly varies: 0.0012 lower is nothing where rewards differ by 0.04.
+    flat = {"stable": [0.48, 0.5, 0.52, 0.46, 0.54]}  # standard deviation 0.0316
+    small = replace(PASSES, rewards=flat, reward=compared(-0.0016, -0.0008))
+    assert judge(small, GateSettings()).passed
 
 
 def test_the_change_of_an_adapter_is_the_norm_of_its_product(tmp_path: Path) -> None:
