@@ -106,14 +106,23 @@ def answer(module: Any, prompts: Sequence[Sequence[int]], generator: torch.Gener
     ]
 
 
-def evaluate(module: Any, *, conditional: bool) -> float:
-    """Mean hidden preference of 256 answers to fresh prompts; the same prompts for all."""
-    prompts = random_prompts(256, random.Random("fresh prompts"))
-    answers = answer(module, prompts, torch.Generator().manual_seed(2**31))
-    scores = [
+def fresh_prompts() -> list[tuple[int, ...]]:
+    """Prompts to measure by, the same for all."""
+    return random_prompts(256, random.Random("fresh prompts"))
+
+
+def preferences(module: Any, *, conditional: bool) -> list[float]:
+    """Hidden preference of an answer to each of the fresh prompts."""
+    answers = answer(module, fresh_prompts(), torch.Generator().manual_seed(2**31))
+    return [
         score_of(s.prompt_token_ids, s.completion_token_ids, conditional=conditional)
         for s in answers
     ]
+
+
+def evaluate(module: Any, *, conditional: bool) -> float:
+    """Mean hidden preference of answers to fresh prompts."""
+    scores = preferences(module, conditional=conditional)
     return sum(scores) / len(scores)
 
 
@@ -215,8 +224,8 @@ def is_point(step: int, steps: int, points: int = 8) -> bool:
     return step == steps or step % max(1, steps // points) == 0
 
 
-def make_tokenizer() -> Any:
-    """Of words w0, w1, … and an end token."""
+def make_tokenizer(unknown: str | None = "<unk>") -> Any:
+    """Of words w0, w1, … and an end token; without `unknown`, `<unk>` is a word like any other."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -227,7 +236,7 @@ def make_tokenizer() -> Any:
     tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>", pad_token="<end>"
+        tokenizer_object=tokenizer, unk_token=unknown, eos_token="<end>", pad_token="<end>"
     )
 
 
