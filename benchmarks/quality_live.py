@@ -203,6 +203,8 @@ def serve_users(job: LiveJob) -> Curve:
             "learning_rate": job.rate,
             "batch_size": THUMBS,
             "batch_wait_seconds": 0.0,
+            # Anchors are in English, of which this model has no word.
+            "trainer_settings": {"anchor_weight": 0.0},
             "seed": job.seed,
             "threads": 1,
         }
