@@ -7,7 +7,7 @@ model, and GRPO from its scores of all four. Now and then the hidden preference 
 serves is measured on prompts that nobody asks, beside that of `quality_live`, whose trainers learn
 from as many thumbs without a service.
 
-Settings in the environment win over the recipe's. Finished seeds are kept in
+The environment wins over the settings of the recipe. Finished seeds are kept in
 benchmarks/results/quality-service.json and not run again.
 """
 
@@ -16,8 +16,9 @@ import asyncio
 import json
 import os
 import platform
-import random
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,18 +33,9 @@ from rich.table import Table
 
 from benchmarks.hidden_preference import make_model
 from benchmarks.loop import free_port
+from benchmarks.quality_crowd import Crowd
 from benchmarks.quality_live import POLICY, THUMBS, serve
-from benchmarks.quality_task import (
-    END,
-    UNKNOWN,
-    WORDS,
-    fresh_prompts,
-    make_tokenizer,
-    preferences,
-    random_prompts,
-    score_of,
-    words_of,
-)
+from benchmarks.quality_task import END, make_tokenizer, preferences
 from tuneloop.learner.stats.intervals import Estimate, mean_of
 from tuneloop.supervisor.child import ServiceChild
 
@@ -51,22 +43,11 @@ console = Console()
 RESULTS = Path(__file__).parent / "results"
 RESULT = RESULTS / "quality-service.json"
 FOLDER = Path("build") / "quality-service"
-ANSWERS = 4
-"""To a request; GRPO compares them with each other."""
-JUDGED = 2
-"""Of them, each by a user of its own: of one user's, opposite thumbs would be pairs for DPO."""
-REQUESTS = THUMBS // JUDGED
-"""In a round, all at once. Its thumbs are a full step."""
-USERS = 512
-MEASURED = frozenset(fresh_prompts())
-"""Prompts that the preference is measured on: nobody is asked them."""
-POLL_SECONDS = 0.1
 POINTS = 8
 """Measurements of the preference, besides that of version 0."""
 SETTINGS: Mapping[str, str] = {
     "TUNELOOP_SUPERVISOR_WEIGHTS": "full",
     "TUNELOOP_SUPERVISOR_ENGINE": "transformers",
-    "TUNELOOP_SUPERVISOR_POLICY": POLICY,
     "TUNELOOP_LEARNER_POLICY_GRADIENT": "grpo",
     "TUNELOOP_LEARNER_OBJECTIVE_WEIGHTS": '{"kto": 1, "grpo": 1}',
     "TUNELOOP_LEARNER_LEARNING_RATE": "0.001",
@@ -88,9 +69,9 @@ SETTINGS: Mapping[str, str] = {
     "TUNELOOP_LEARNER_THREADS": "1",
     "TUNELOOP_GENERATION_THREADS": "1",
     "TUNELOOP_REWARD_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
 }
+QUICK = {"TUNELOOP_REWARD_MIN_ACCURACY": "0"}
+"""GRPO at once, from whatever the reward model says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,19 +106,6 @@ class Run:
     def data_dir(self) -> Path:
         """The service's data folder."""
         return self.folder / "data"
-
-
-def words_in(text: str) -> list[int]:
-    """Return the words of a text as the numbers they are in the model."""
-    return [UNKNOWN if word == "<unk>" else int(word.removeprefix("w")) for word in text.split()]
-
-
-def is_liked(prompt: Sequence[int], text: str) -> bool:
-    """Return what an honest user thinks of an answer. Raises `ValueError` where it is not whole."""
-    words = words_in(text)
-    if len(words) != WORDS:
-        raise ValueError(f"{text!r} has {len(words)} words; an answer has {WORDS}")
-    return score_of(prompt, words, conditional=True) > 0.5
 
 
 def score_at(curve: Sequence[Sequence[float]], step: float) -> float | None:
@@ -185,67 +153,6 @@ def end_with(folder: Path, token: int) -> None:
         document = json.loads((folder / name).read_text())
         document |= {"eos_token_id": token, "bos_token_id": None}
         (folder / name).write_text(json.dumps(document, indent=2) + "\n")
-
-
-class Crowd:
-    """Users who ask, read and press thumbs over HTTP, a round at a time."""
-
-    def __init__(self, client: httpx.AsyncClient, seed: int) -> None:
-        self.thumbs = 0
-        """Pressed so far."""
-        self._client = client
-        self._choose = random.Random(seed)
-        self._requests = 0
-
-    async def round(self) -> None:
-        """Ask all requests of a round, and judge answers as soon as they come."""
-        prompts: list[tuple[int, ...]] = []
-        while len(prompts) < REQUESTS:
-            (prompt,) = random_prompts(1, self._choose)
-            if prompt not in MEASURED:
-                prompts.append(prompt)
-        await asyncio.gather(*map(self._ask, prompts))
-
-    async def wait(self, waiting: int) -> None:
-        """Wait until no more than so many thumbs wait for each model."""
-        async with asyncio.timeout(300):
-            while await self._waiting() > waiting:
-                await asyncio.sleep(POLL_SECONDS)
-
-    async def _ask(self, prompt: Sequence[int]) -> None:
-        self._requests += 1
-        user = self._requests * JUDGED
-        body = {
-            "model": POLICY,
-            "prompt": words_of(prompt),
-            "n": ANSWERS,
-            "max_tokens": WORDS,
-            "temperature": 1.0,
-            # No answer ends early.
-            "logit_bias": {str(END): -100},
-            "user": f"user-{user % USERS}",
-        }
-        response = await self._client.post("/v1/completions", json=body)
-        choices = response.raise_for_status().json()["choices"]
-        for number, choice in enumerate(choices[:JUDGED]):
-            thumb = {
-                "kind": "thumb",
-                "completion_id": choice["completion_id"],
-                "value": "up" if is_liked(prompt, choice["text"]) else "down",
-                "user": f"user-{(user + number) % USERS}",
-            }
-            (await self._client.post("/v1/feedback", json=thumb)).raise_for_status()
-            self.thumbs += 1
-
-    async def _waiting(self) -> int:
-        """Return how many thumbs wait for the model that is behind, or have not arrived."""
-        status = (await self._client.get("/v1/learner")).raise_for_status().json()
-        waiting = [
-            part["have"]
-            for part in status["progress"]
-            if part["objective"] in ("judgements", "reward_model")
-        ]
-        return max(waiting) + self.thumbs - int(status["feedback_events"])
 
 
 async def measure(client: httpx.AsyncClient, run: Run, *, thumbs: int, seconds: float) -> Row:
@@ -310,16 +217,16 @@ async def teach(url: str, run: Run) -> list[Row]:
 
 
 def settings_of() -> dict[str, str]:
-    """Return the recipe, and what the environment says instead or besides."""
-    given = {name: value for name, value in os.environ.items() if name.startswith("TUNELOOP_")}
-    return {**SETTINGS, **given}
+    """Return the recipe, with what the environment says instead."""
+    return {name: os.environ.get(name, value) for name, value in SETTINGS.items()}
 
 
 def run_seed(seed: int, thumbs: int, settings: Mapping[str, str]) -> list[Row]:
     """Start a service, teach it, stop it; what it kept stays only where this fails."""
-    run = Run(folder=FOLDER / f"seed-{seed}", seed=seed, thumbs=thumbs)
+    run = Run(folder=FOLDER.resolve() / f"seed-{seed}", seed=seed, thumbs=thumbs)
     shutil.rmtree(run.folder, ignore_errors=True)
     environment = {
+        **{"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         **settings,
         **make_models(run.folder, seed),
         "TUNELOOP_LEARNER_SEED": str(seed),
@@ -370,7 +277,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke test; writes no results")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    thumbs, settings = 8 * THUMBS if options.quick else options.thumbs, settings_of()
+    # So that the service is stopped by the end of a job, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    thumbs, settings = options.thumbs, settings_of()
+    if options.quick:
+        thumbs, settings = POINTS * THUMBS, settings | QUICK
     document: dict[str, Any] = {"runs": []}
     if RESULT.exists() and not options.quick:
         document = json.loads(RESULT.read_text())
