@@ -64,6 +64,7 @@ def learn(folder: Path, kind: WeightsKind, saved: Path, world: World = ALONE) ->
     found["finite"] = trainer.finite()
     sequences = [sample.sequence for sample in SampleMaker(9).thumbs(3)]
     found["reference"] = trainer.model.compute_reference_logprobs(sequences, token_budget=30)
+    found["divergence"] = trainer.divergence(sequences)
     trainer.save_weights(saved / "version")
     trainer.load_weights(saved / "version")
     found["generated"] = generate(trainer)
@@ -204,6 +205,7 @@ def test_two_ranks_learn_what_one_learns(
     assert two["finite"]
     for ours, theirs in zip(one["reference"], two["reference"], strict=True):
         assert theirs == pytest.approx(ours, abs=1e-5)
+    assert two["divergence"] == pytest.approx(one["divergence"], rel=1e-3, abs=1e-5)
     assert two["generated"] == one["generated"]
     of_one, of_two = (
         state_at(output / kind.value / "end", tiny_policy, kind) for output in (one_rank, two_ranks)

@@ -256,6 +256,21 @@ class PolicyModel:
                 known[index] = tuple(row[: len(sequences[index].completion_token_ids)])
         return [known[index] for index in range(len(sequences))]
 
+    @torch.no_grad()
+    def compute_divergence(self, sequences: Sequence[TokenSequence], *, token_budget: int) -> float:
+        """Return the mean of `divergences` from the reference policy, in nats per token."""
+        self._world.announce(
+            "model", "compute_divergence", list(sequences), token_budget=token_budget
+        )
+        total = tokens = 0.0
+        for group in micro_batches(
+            sequences, length=sequence_length, rows=1, token_budget=token_budget
+        ):
+            batch = collate(group, self.device)
+            total += float(self.divergences(batch, of_policy=True).sum())
+            tokens += batch.tokens
+        return total / tokens
+
     @contextlib.contextmanager
     def reference_module(self) -> Iterator[Any]:
         """Give the reference policy as a transformers model: for `generate`.

@@ -152,6 +152,10 @@ class PolicyTrainer:
         """See `Trainer.logprobs`."""
         return self._of_fitting(sequences, self._model.compute_logprobs)
 
+    def divergence(self, sequences: Sequence[TokenSequence]) -> float:
+        """Return KL(π ‖ π_ref) in nats per token of the completions, exact over the vocabulary."""
+        return self._model.compute_divergence(sequences, token_budget=self._reference_budget)
+
     def _of_fitting(
         self, sequences: Sequence[TokenSequence], compute: Callable[..., list[tuple[float, ...]]]
     ) -> list[tuple[float, ...]]:
@@ -269,13 +273,8 @@ class PolicyTrainer:
             reason = "no_evidence" if terms else "no_spread"
             return StepResult(metrics=merge(measured), skipped=True, reason=reason)
         if held is not None:
-            terms.append(
-                LossTerm(
-                    name="anchor_loss",
-                    micro_losses=held.micro_losses,
-                    weight=self._settings.anchor_weight,
-                )
-            )
+            losses, weight = held.micro_losses, self._settings.anchor_weight
+            terms.append(LossTerm(name="anchor_loss", micro_losses=losses, weight=weight))
         result = accumulate_and_step(
             self._optimizer,
             terms,

@@ -117,6 +117,32 @@ def test_reference_stays_version_0_and_gradients_reach_every_trained_tensor(
     assert missing == []
 
 
+@pytest.mark.parametrize("kind", WeightsKind)
+def test_the_divergence_is_the_mean_over_every_token_of_both_distributions(
+    folder: Path, kind: WeightsKind
+) -> None:
+    model = PolicyModel(folder, kind=kind, lora_rank=4, lora_alpha=8)
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+    sequences = make_sequences()
+    assert model.compute_divergence(sequences, token_budget=20) == pytest.approx(0.0, abs=1e-5)
+    perturb(model)
+    found = []
+    for sequence in sequences:
+        ids = torch.tensor([[*sequence.prompt_token_ids, *sequence.completion_token_ids]])
+        before = slice(len(sequence.prompt_token_ids) - 1, -1)
+        with torch.no_grad():
+            ours = torch.log_softmax(model.module(ids).logits[0, before].float(), -1)
+            theirs = torch.log_softmax(plain(ids).logits[0, before].float(), -1)
+        found += (ours.exp() * (ours - theirs)).sum(-1).tolist()
+    assert len(found) == 8
+    expected = sum(found) / 8
+    assert expected > 1e-4
+    for token_budget in (1, 20, 1000):
+        assert model.compute_divergence(sequences, token_budget=token_budget) == pytest.approx(
+            expected, rel=1e-3
+        )
+
+
 def test_saved_weights_load_in_peft_and_transformers_and_continue(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -80,6 +80,9 @@ class GateMeasurements:
     """Norm of the change as a share of that of the base weights changed."""
     change_norm: float
     stable_version: int
+    kl: float | None = None
+    """KL to version 0 in nats per token, exact over the vocabulary, on answers of the trainer to
+    prompts that stay the same; None if it was not measured."""
     suites: Sequence[SuiteComparison] = ()
     items: Mapping[str, Any] = field(default_factory=dict)
     """The values of each suite's items."""

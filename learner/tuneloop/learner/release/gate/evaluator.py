@@ -50,6 +50,10 @@ class KeptSuites(Protocol):
         """Return what a version scored, or None."""
         ...
 
+    def kl_of_version(self, version: int) -> float | None:
+        """Return its KL to version 0 in nats per token, or None."""
+        ...
+
 
 class KeptAnswers(Protocol):
     """See `tuneloop.learner.release.gate.local_answers`."""
@@ -123,6 +127,7 @@ class CandidateEvaluator:
                 change=change.relative,
                 change_norm=change.norm,
                 stable_version=number,
+                kl=None if self._suites is None else self._suites.kl_of_version(candidate.version),
                 suites=compared,
                 items=items,
             )

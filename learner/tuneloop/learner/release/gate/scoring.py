@@ -2,6 +2,7 @@
 
 Every item is scored by teacher forcing. A part of the items, the same for every version, is also
 answered greedily, since a model may rank the right answer first and say something else, or nothing.
+On those answers, fresh ones to prompts that stay the same, the KL to version 0 is measured as well.
 Version 0 is scored before the trainer has changed, and later on what it lacks.
 """
 
@@ -35,6 +36,10 @@ ANSWERS = " (answers)"
 
 class ScoredTrainer(Examinee, HasReference, Protocol):
     """The policy's trainer."""
+
+    def divergence(self, sequences: Sequence[TokenSequence]) -> float:
+        """Return the KL to the reference policy in nats per token of the completions."""
+        ...
 
 
 class SuiteScorer:
@@ -87,11 +92,13 @@ class SuiteScorer:
         """
         started = time.perf_counter()
         try:
-            scores = dict(self._scores_of(self._trainer))
+            noted = NotedAnswers(self._trainer)
+            scores = dict(self._scores_of(noted))
+            kl = self._trainer.divergence(noted.answered) if noted.answered else None
             if self._lm_eval is not None:
                 scores |= self._lm_eval.scores(folder)
             self._complete_base(scores)
-            self._kept.save(version, scores)
+            self._kept.save(version, scores, kl)
         except (RuntimeError, ValueError, TuneloopError) as error:
             logger.error("version %d could not be scored on the suites: %s", version, error)
             return
@@ -132,6 +139,33 @@ class SuiteScorer:
             for item in found.items
             if item.is_right is not None
         }
+
+
+class NotedAnswers:
+    """An examinee whose answers are noted."""
+
+    def __init__(self, examinee: Examinee) -> None:
+        self.answered: list[TokenSequence] = []
+        self._examinee = examinee
+
+    def logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        """See `Examinee.logprobs`."""
+        return self._examinee.logprobs(sequences)
+
+    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
+        """See `Examinee.answers`."""
+        found = self._examinee.answers(prompts, max_tokens)
+        self.answered += [
+            TokenSequence(
+                prompt_token_ids=tuple(prompt),
+                completion_token_ids=answer.token_ids,
+                generation_logprobs=answer.logprobs,
+                temperature=1.0,
+            )
+            for prompt, answer in zip(prompts, found, strict=True)
+            if answer.token_ids
+        ]
+        return found
 
 
 class AnswersOnly:

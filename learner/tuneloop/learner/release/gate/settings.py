@@ -77,7 +77,9 @@ class GateSettings(BaseModel):
     max_kl: float = Field(
         default=1.0,
         gt=0,
-        description="largest KL to the base model, in nats per token of its answers",
+        description="largest KL to the base model, in nats per token: exact, on the trainer's "
+        "answers to questions of the suites; without them an estimate on the answers to the eval "
+        "prompts",
     )
     min_length_ratio: float = Field(
         default=0.4, ge=0, lt=1, description="smallest mean length, as a share of the stable one's"

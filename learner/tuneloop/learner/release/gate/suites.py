@@ -26,6 +26,8 @@ SuiteScores: TypeAlias = Mapping[str, Mapping[str, float]]
 
 KEPT = 256
 """The number of newest versions whose scores stay on disk, beside version 0."""
+FORMAT = 2
+"""Of a version's file; the files before had the suites' values alone."""
 ITEMS_IN_DECISION = 512
 """The most items whose values a decision keeps; the versions' files have them all."""
 
@@ -144,26 +146,38 @@ def _rounded(value: float | None) -> float | None:
 
 
 class KeptScores:
-    """The suites' values of the newest versions and of version 0, on disk."""
+    """The suites' values of the newest versions and of version 0, and their KL, on disk."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def save(self, version: int, scores: SuiteScores) -> None:
-        """Save what a version scored."""
+    def save(self, version: int, scores: SuiteScores, kl: float | None = None) -> None:
+        """Save what a version scored, and its KL to version 0 in nats per token."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_file(self._path(version), json.dumps(scores).encode(), synced=False)
+        document = {"format": FORMAT, "suites": scores, "kl": kl}
+        write_file(self._path(version), json.dumps(document).encode(), synced=False)
         versions = sorted(self._folder.glob("*.json"))
         for old in [path for path in versions if path != self._path(0)][:-KEPT]:
             old.unlink()
 
     def of_version(self, version: int) -> SuiteScores | None:
         """Return what a version scored; None if that is not known."""
-        try:
-            scores: SuiteScores = json.loads(self._path(version).read_text())
-        except FileNotFoundError:
-            return None
+        scores: SuiteScores | None = self._document(version).get("suites")
         return scores
+
+    def kl_of_version(self, version: int) -> float | None:
+        """Return a version's KL to version 0; None if it was not measured."""
+        kl: float | None = 0.0 if version == 0 else self._document(version).get("kl")
+        return kl
+
+    def _document(self, version: int) -> Mapping[str, Any]:
+        """Return a version's file; empty if there is none."""
+        try:
+            document: Mapping[str, Any] = json.loads(self._path(version).read_text())
+        except FileNotFoundError:
+            return {}
+        # The name of a suite may be anything, but its values are no number.
+        return document if document.get("format") == FORMAT else {"suites": document}
 
     def _path(self, version: int) -> Path:
         return self._folder / f"{version:08d}.json"

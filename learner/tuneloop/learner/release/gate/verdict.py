@@ -23,7 +23,11 @@ class GateVerdict:
 
 def judge(examined: GateMeasurements, settings: GateSettings) -> GateVerdict:
     """Judge a candidate: it passes if it breaks no bound."""
-    problems = [*_of_weights(examined, settings), *_of_suites(examined, settings)]
+    problems = [
+        *_of_weights(examined, settings),
+        *_of_kl(examined, settings),
+        *_of_suites(examined, settings),
+    ]
     if examined.candidate is not None and examined.stable is not None:
         problems += _of_answers(examined.candidate, examined.stable, settings)
         problems += _of_reward(examined, settings)
@@ -46,6 +50,14 @@ def _of_weights(examined: GateMeasurements, settings: GateSettings) -> Iterator[
             f"the change is {examined.change:.3g} of the base weights, "
             f"more than {settings.max_change:g}"
         )
+
+
+def _of_kl(examined: GateMeasurements, settings: GateSettings) -> Iterator[str]:
+    kl = examined.kl
+    if kl is None and examined.candidate is not None:
+        kl = examined.candidate.kl  # an estimate is better than nothing
+    if kl is not None and not kl <= settings.max_kl:
+        yield (f"KL to the base model is {kl:.3g} nats per token, more than {settings.max_kl:g}")
 
 
 def _of_suites(examined: GateMeasurements, settings: GateSettings) -> Iterator[str]:
@@ -79,8 +91,6 @@ def _interval(found: PairedDifference) -> str:
 
 
 def _of_answers(candidate: Measures, stable: Measures, settings: GateSettings) -> Iterator[str]:
-    if candidate.kl is not None and not candidate.kl <= settings.max_kl:
-        yield f"KL to the base model is {candidate.kl:.3g}, more than {settings.max_kl:g}"
     ratio = candidate.length / max(stable.length, 1.0)
     if not settings.min_length_ratio <= ratio <= settings.max_length_ratio:
         yield (
@@ -114,6 +124,8 @@ def _summary(examined: GateMeasurements) -> str:
         for compared in examined.suites
         if compared.anchor is not None
     ]
+    if examined.kl is not None:
+        found.append(f"KL to the base model {examined.kl:.3g} nats per token")
     reward = examined.reward
     if reward is None:
         found.append("no scorer has anything to say yet")

@@ -43,6 +43,10 @@ class Trainer:
     def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
         return [SampledAnswer(text="no", token_ids=(5,), logprobs=(-0.1,))] * len(prompts)
 
+    def divergence(self, sequences: Sequence[TokenSequence]) -> float:
+        self.measured = [s.completion_token_ids for s in sequences]
+        return 0.25
+
     def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
         self.reference_forced += 1
         return [(-1.0,) * len(s.completion_token_ids) for s in sequences]
@@ -145,6 +149,17 @@ def test_a_version_that_cannot_be_scored_is_left_to_the_gate(
     trainer.fails = True
     make_scorer(tiny_policy, tmp_path, trainer).save_scores(1, tmp_path)
     assert KeptScores(tmp_path / "suites").of_version(1) is None
+
+
+def test_the_kl_is_measured_on_the_answers_of_the_version(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    trainer = Trainer(-2.0)
+    scorer, kept = make_scorer(tiny_policy, tmp_path, trainer), KeptScores(tmp_path / "suites")
+    scorer.score_base()
+    scorer.save_scores(1, tmp_path)
+    assert trainer.measured == [(5,)] * ANSWERED_ITEMS
+    assert [kept.kl_of_version(version) for version in range(3)] == [0.0, 0.25, None]
 
 
 def tasks(limit: int = 2) -> LmEvalTasks:

@@ -137,6 +137,15 @@ def test_scores_of_the_newest_versions_and_of_version_0_stay(
     assert found == [{"s": {"a": 0.0}}, None, None, {"s": {"a": 3.0}}, {"s": {"a": 4.0}}]
 
 
+def test_files_of_versions_before_the_kl_was_measured_are_read(tmp_path: Path) -> None:
+    kept = KeptScores(tmp_path)
+    (tmp_path / "00000003.json").write_text('{"format": {"a": 1.0}, "s": {"b": 2.0}}')
+    assert kept.of_version(3) == {"format": {"a": 1.0}, "s": {"b": 2.0}}
+    assert kept.kl_of_version(3) is None
+    kept.save(4, {"format": {"a": 1.0}}, 0.5)
+    assert (kept.of_version(4), kept.kl_of_version(4)) == ({"format": {"a": 1.0}}, 0.5)
+
+
 def test_nothing_is_said_of_weights_alone() -> None:
     assert judge(examined(), GateSettings()).passed
     assert not judge(replace(examined(), change=math.nan), GateSettings()).passed

@@ -115,6 +115,8 @@ def compared(low: float, high: float) -> PairedDifference:
         ({"change": math.nan}, "the change is nan"),
         ({"candidate": replace(FINE, kl=1.6)}, "KL to the base model is 1.6"),
         ({"candidate": replace(FINE, kl=math.nan)}, "KL to the base model is nan"),
+        ({"kl": 1.01}, "KL to the base model is 1.01 nats per token, more than 1"),
+        ({"kl": math.nan}, "KL to the base model is nan"),
         ({"candidate": replace(FINE, length=7.9)}, "0.395 times as long"),
         ({"candidate": replace(FINE, length=51.0)}, "2.55 times as long"),
         ({"candidate": replace(FINE, repetition=0.26)}, "4-grams rose from 0.10 to 0.26"),
@@ -138,9 +140,17 @@ def test_each_broken_bound_fails_a_candidate(changes: dict[str, object], reason:
         {"reward": compared(-0.9, 0.1)},
         {"reward": compared(0.1, 0.9)},
         {"candidate": replace(FINE, kl=None)},
+        {"candidate": replace(FINE, kl=9.0), "kl": 0.3},
         {"stable": replace(FINE, repetition=0.9), "candidate": replace(FINE, repetition=0.95)},
     ],
-    ids=["same", "reward_unsure", "reward_better", "kl_unknown", "stable_repeats_too"],
+    ids=[
+        "same",
+        "reward_unsure",
+        "reward_better",
+        "kl_unknown",
+        "kl_measured",
+        "stable_repeats_too",
+    ],
 )
 def test_what_is_no_worse_passes(changes: dict[str, object]) -> None:
     verdict = judge(replace(PASSES, **changes), GateSettings())  # type: ignore[arg-type]
@@ -148,6 +158,14 @@ def test_what_is_no_worse_passes(changes: dict[str, object]) -> None:
     assert verdict.numbers["candidate"]["length"] == 20.0
     assert verdict.numbers["settings"]["max_kl"] == 1.0
     json.dumps(dict(verdict.numbers))
+
+
+def test_the_measured_kl_is_judged_before_anything_is_sampled_and_named_in_words() -> None:
+    first = replace(PASSES, candidate=None, stable=None, kl=1.2)
+    assert not judge(first, GateSettings()).passed
+    verdict = judge(replace(PASSES, kl=0.1234), GateSettings())
+    assert "KL to the base model 0.123 nats per token" in verdict.reason
+    assert verdict.numbers["kl"] == 0.1234
 
 
 def test_a_loss_of_reward_is_borne_by_the_spread_of_the_stable_versions_rewards() -> None:
