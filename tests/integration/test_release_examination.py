@@ -220,9 +220,15 @@ async def test_a_candidate_that_fails_its_suites_is_not_sampled(
     assert verdict.reason.startswith("own fell by 0.1 from version 0, the stable one")
     assert bench.asked.versions == []
     assert verdict.numbers["items"]["own"]["anchor"][:3] == [0.0, 0.2, 0.4]
+    bench.evaluator._evidence = lambda candidate, stable: 2.0 * candidate + stable
+    kept.save(1, {"own": base}, 0.75)
+    verdict = await bench.evaluator.examine(candidate, None)
+    assert "rose from 0, of version 0, to 0.75 nats per token, by more than 0.6:" in verdict.reason
+    assert bench.asked.versions == []
     kept.save(1, {"own": base})
     numbers = (await bench.evaluator.examine(candidate, None)).numbers
     assert numbers["suites"][0]["anchor"]["difference"] == 0.0
+    assert (numbers["kl"], numbers["stable_kl"]) == (None, 0.0)
     assert numbers["candidate"]["answers"] == len(BUILT_IN)
 
 

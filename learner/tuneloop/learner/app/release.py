@@ -10,7 +10,7 @@ from tuneloop.bus import Bus
 from tuneloop.errors import SettingsError, TuneloopError
 from tuneloop.learner.clients.generation import GenerationClient
 from tuneloop.learner.clients.reward import RewardClient
-from tuneloop.learner.ledger.accounting import decisions
+from tuneloop.learner.ledger.accounting import decisions, steps
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.loop import Loop
 from tuneloop.learner.model_thread import ModelThread
@@ -75,6 +75,7 @@ def make_gate(
             local_answers=local_answers,
             suites=kept_scores(settings) if has_suites(settings) else None,
             examined=lambda: decisions.count(database, ModelRole.POLICY, "gate", ("pass", "fail")),
+            evidence=lambda candidate, stable: steps.evidence_since(database, candidate, stable),
             settings=settings.gate,
         ),
         settings=settings.gate,

@@ -7,6 +7,7 @@ Epoch 0 is a sample's first use, of which there is exactly one; replays count as
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -169,6 +170,30 @@ def unpublished_evidence(database: Database, model: str, after: int) -> list[flo
     )
     with database.read() as connection:
         return [evidence_of(json.loads(row)) for row in connection.execute(query).scalars()]
+
+
+def evidence_since(database: Database, version: int, other: int) -> float:
+    """Return what the policy's `version` learned from since it left the line of `other`.
+
+    In full steps: the sum of what the committed steps were worth.
+    """
+    line = [other, *lineage.ancestors(database, ModelRole.POLICY, other)]
+    up = [version, *lineage.ancestors(database, ModelRole.POLICY, version)]
+    # Every version descends from 0, so there is a common one.
+    common = next(one for one in up if one in line)
+    with database.read() as connection:
+        last_steps = select(versions.c.version, versions.c.last_step).where(
+            versions.c.model == ModelRole.POLICY, versions.c.version.in_((version, common))
+        )
+        last_of = {row.version: row.last_step for row in connection.execute(last_steps)}
+        query = select(steps.c.metrics).where(
+            steps.c.model == ModelRole.POLICY,
+            steps.c.step > last_of.get(common, 0),
+            steps.c.step <= last_of[version],
+            steps.c.skipped.is_(False),
+        )
+        metrics = connection.execute(query).scalars().all()
+    return math.fsum(evidence_of(json.loads(row)) for row in metrics)
 
 
 def evidence_of(metrics: Mapping[str, float]) -> float:

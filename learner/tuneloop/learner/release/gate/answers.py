@@ -83,6 +83,10 @@ class GateMeasurements:
     kl: float | None = None
     """KL to version 0 in nats per token, exact over the vocabulary, on answers of the trainer to
     prompts that stay the same; None if it was not measured."""
+    stable_kl: float | None = None
+    """The same of the stable version."""
+    evidence: float = 0.0
+    """What it learned from since the stable version, in full steps."""
     suites: Sequence[SuiteComparison] = ()
     items: Mapping[str, Any] = field(default_factory=dict)
     """The values of each suite's items."""

@@ -94,11 +94,13 @@ class CandidateEvaluator:
         local_answers: KeptAnswers | None,
         suites: KeptSuites | None = None,
         examined: Callable[[], int] = lambda: 0,
+        evidence: Callable[[int, int], float] = lambda candidate, stable: 0.0,
         settings: GateSettings,
     ) -> None:
         """`local_answers` is for full weights; None if generation can hold versions (LoRA).
 
-        `suites` is None if nothing is scored; `examined` counts the candidates decided about.
+        `suites` is None if nothing is scored; `examined` counts the candidates decided about;
+        `evidence` says what a candidate learned from since the stable version, in full steps.
         """
         self._asker = GateAsker(generation, questions, settings)
         self._scoring = scoring
@@ -110,6 +112,7 @@ class CandidateEvaluator:
         self._settings = settings
         self._suites = suites
         self._examined = examined
+        self._evidence = evidence
         self._known: dict[int, MeasuredAnswers] = {}
 
     async def examine(self, candidate: Version, stable: Version | None) -> GateVerdict:
@@ -119,18 +122,7 @@ class CandidateEvaluator:
         """
         number = 0 if stable is None else stable.version
         try:
-            change = await asyncio.to_thread(self._change_of, candidate.reference)
-            compared, items = await asyncio.to_thread(
-                self._compare_suites, candidate.version, number
-            )
-            first = GateMeasurements(
-                change=change.relative,
-                change_norm=change.norm,
-                stable_version=number,
-                kl=None if self._suites is None else self._suites.kl_of_version(candidate.version),
-                suites=compared,
-                items=items,
-            )
+            first = await asyncio.to_thread(self._take_first_look, candidate, number)
             verdict = judge(first, self._settings)
             if not verdict.passed:
                 return verdict
@@ -148,6 +140,25 @@ class CandidateEvaluator:
                 rewards=rewards,
             ),
             self._settings,
+        )
+
+    def _take_first_look(self, candidate: Version, stable: int) -> GateMeasurements:
+        """Measure what needs no sampling; blocks."""
+        change = self._change_of(candidate.reference)
+        compared, items = self._compare_suites(candidate.version, stable)
+        kl = stable_kl = None
+        if self._suites is not None:
+            kl = self._suites.kl_of_version(candidate.version)
+            stable_kl = self._suites.kl_of_version(stable)
+        return GateMeasurements(
+            change=change.relative,
+            change_norm=change.norm,
+            stable_version=stable,
+            kl=kl,
+            stable_kl=stable_kl,
+            evidence=self._evidence(candidate.version, stable),
+            suites=compared,
+            items=items,
         )
 
     def _compare_suites(

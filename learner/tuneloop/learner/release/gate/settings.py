@@ -81,6 +81,12 @@ class GateSettings(BaseModel):
         "answers to questions of the suites; without them an estimate on the answers to the eval "
         "prompts",
     )
+    max_kl_step: float = Field(
+        default=0.3,
+        gt=0,
+        description="largest rise of that KL since the stable version, in nats per token for every "
+        "full step of evidence learned from since, and at least one",
+    )
     min_length_ratio: float = Field(
         default=0.4, ge=0, lt=1, description="smallest mean length, as a share of the stable one's"
     )

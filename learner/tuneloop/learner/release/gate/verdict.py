@@ -26,6 +26,7 @@ def judge(examined: GateMeasurements, settings: GateSettings) -> GateVerdict:
     problems = [
         *_of_weights(examined, settings),
         *_of_kl(examined, settings),
+        *_of_kl_step(examined, settings),
         *_of_suites(examined, settings),
     ]
     if examined.candidate is not None and examined.stable is not None:
@@ -58,6 +59,19 @@ def _of_kl(examined: GateMeasurements, settings: GateSettings) -> Iterator[str]:
         kl = examined.candidate.kl  # an estimate is better than nothing
     if kl is not None and not kl <= settings.max_kl:
         yield (f"KL to the base model is {kl:.3g} nats per token, more than {settings.max_kl:g}")
+
+
+def _of_kl_step(examined: GateMeasurements, settings: GateSettings) -> Iterator[str]:
+    kl, before = examined.kl, examined.stable_kl
+    if kl is None or before is None:
+        return
+    most = settings.max_kl_step * max(1.0, examined.evidence)
+    if not kl - before <= most:
+        yield (
+            f"KL to the base model rose from {before:.3g}, of version {examined.stable_version}, "
+            f"to {kl:.3g} nats per token, by more than {most:.3g}: {settings.max_kl_step:g} for a "
+            f"full step of evidence, and it learned from {examined.evidence:.3g} since"
+        )
 
 
 def _of_suites(examined: GateMeasurements, settings: GateSettings) -> Iterator[str]:

@@ -94,6 +94,26 @@ def test_a_version_owns_the_uses_since_its_parent(ledger: Database) -> None:
     assert len(lineage.feedback_times(ledger, "policy", 1)) == 2
 
 
+def test_the_evidence_since_a_version_is_the_sum_of_its_steps(ledger: Database) -> None:
+    def worth(number: int, evidence: float | None, *, skipped: bool = False) -> steps.Step:
+        metrics = {} if evidence is None else {"evidence": evidence}
+        return steps.Step(step=number, samples={}, skipped=skipped, metrics=metrics)
+
+    # A step of a run before evidence was measured counts as a full one, a skipped one as nothing.
+    done = [worth(1, None), worth(2, 0.25), worth(3, 0.5, skipped=True), worth(4, 0.125)]
+    steps.commit_steps(ledger, "policy", done, "four", 0.0)
+    add_version(ledger, 1, 0, 1)
+    add_version(ledger, 2, 1, 3, parent=1)
+    add_version(ledger, 3, 3, 4, parent=2)
+    found = [steps.evidence_since(ledger, 3, stable) for stable in (0, 1, 2, 3)]
+    assert found == [1.375, 0.375, 0.125, 0.0]
+    # Version 3 was taken back, and yet it serves: version 4 grew from version 2 beside it.
+    steps.roll_back(ledger, "policy", 3, 0.0)
+    steps.commit_steps(ledger, "policy", [worth(4, 0.75)], "again", 0.0)
+    add_version(ledger, 4, 3, 4, parent=2)
+    assert steps.evidence_since(ledger, 4, 3) == 0.75
+
+
 def test_forgetting_a_user_leaves_nothing_of_theirs(ledger: Database) -> None:
     recorder.record_rollouts(ledger, [make_rollout("x1", user="u2"), make_rollout("x2")], 0.0)
     events = [

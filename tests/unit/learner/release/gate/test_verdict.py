@@ -168,6 +168,33 @@ def test_the_measured_kl_is_judged_before_anything_is_sampled_and_named_in_words
     assert verdict.numbers["kl"] == 0.1234
 
 
+def stepped(before: float, after: float, evidence: float) -> GateMeasurements:
+    return replace(PASSES, stable_kl=before, kl=after, evidence=evidence)
+
+
+def test_the_kl_may_rise_with_the_evidence_since_the_stable_version() -> None:
+    settings = GateSettings(max_kl=9.0, max_kl_step=0.25)
+    # Half a full step is worth a whole one; two and a half are worth 2.5 · 0.25 = 0.625.
+    for before, after, evidence, passes in (
+        (0.25, 0.5, 0.5, True),
+        (0.25, 0.625, 0.5, False),
+        (0.25, 0.625, 2.0, True),
+        (0.125, 0.75, 2.5, True),
+        (0.125, 0.875, 2.5, False),
+        (0.75, 0.125, 1.0, True),
+    ):
+        assert judge(stepped(before, after, evidence), settings).passed is passes
+    verdict = judge(stepped(0.125, 0.875, 2.5), settings)
+    assert verdict.reason == (
+        "KL to the base model rose from 0.125, of version 4, to 0.875 nats per token, by more than "
+        "0.625: 0.25 for a full step of evidence, and it learned from 2.5 since"
+    )
+    assert (verdict.numbers["stable_kl"], verdict.numbers["evidence"]) == (0.125, 2.5)
+    assert not judge(stepped(0.0, 0.31, 1.0), GateSettings()).passed
+    # A stable version from before it was measured.
+    assert judge(replace(PASSES, kl=0.9), GateSettings()).passed
+
+
 def test_a_loss_of_reward_is_borne_by_the_spread_of_the_stable_versions_rewards() -> None:
     # Rewards 0, 4, 8: standard deviation 4, of which 0.03 are 0.12.
     examined = replace(PASSES, rewards={"stable": [0.0, 4.0, 8.0]}, reward=compared(-0.3, -0.11))
