@@ -259,6 +259,7 @@ def replayed_beside(
         exclude=run.uncommitted_ids(objective),
         edit_tokens=edit_tokens,
         not_before=not_before,
+        at_random=objective == Objective.REWARD_MODEL,
     )
 
 

@@ -157,6 +157,27 @@ def test_only_what_is_still_meant_is_replayed_and_what_was_replayed_least(
     assert ids(ledger, "kto") == ["f5", "not-any-more"]
 
 
+def test_old_labels_come_again_as_often_as_new_ones(ledger: Database) -> None:
+    count = 60
+    add(ledger, *(make_rollout(f"c{n}") for n in range(count)))
+    add(ledger, *(make_thumb(f"f{n}", f"c{n}", second=n) for n in range(count)))
+    old, new = [f"f{n}" for n in range(30)], [f"f{n}" for n in range(30, count)]
+    use(ledger, 1, "reward_model", *old)
+    again = steps.Step(
+        step=2,
+        samples={"reward_model": new},
+        replayed={"reward_model": old},
+        skipped=False,
+        metrics={},
+    )
+    steps.commit_steps(ledger, "reward_model", [again], "two", 0.0)
+    # The least used would all be new.
+    drawn = replays(ledger, "reward_model", 30, seed="1", at_random=True)
+    assert 8 <= sum(sample.sample_id in old for sample in drawn) <= 22
+    assert replays(ledger, "reward_model", 30, seed="1", at_random=True) == drawn
+    assert replays(ledger, "reward_model", 30, seed="2", at_random=True) != drawn
+
+
 def test_forgetting_takes_rankings_of_others_that_name_their_completions(ledger: Database) -> None:
     add(ledger, make_rollout("mine", user="u1"), make_rollout("theirs", user="u2"))
     add(ledger, make_ranking("k1", "mine", "theirs", user="u1"), make_edit("e1", "mine", "x"))
