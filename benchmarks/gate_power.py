@@ -5,9 +5,10 @@
     python -m benchmarks.gate_power --timing                   (a real service; the seconds)
 
 Losses are in standard deviations of the base model's values between items: "0.1 worse" has lost 0.1
-of them on average over all items there could be. The items of a run are drawn anew from those that
-were measured, with replacement. A candidate differs from the version before it by that loss and, by
-item, by what a real version differed from the one before it, about its mean, with a random sign.
+of them on average over all items there could be. The items of a run, as many as the gate asks, are
+drawn anew from those that were measured, with replacement. A candidate differs from the version
+before it by that loss and, by item, by what a real version differed from the one before it, about
+its mean, with a random sign.
 
 Two rules run on the same draws: the old one (twelve prompts, the reward's 95 % interval against the
 stable version) and the gate's own, by its functions. The old rule's noise is that of rewards, whose
@@ -235,7 +236,7 @@ def run(runs: int, seed: int) -> dict[str, Any]:
     """Everything, from the noise on disk."""
     measured = json.loads(NOISE.read_text())
     noise = Noise.of_versions(measured)
-    items = len(noise.base)
+    items = min(SETTINGS.suite_items, len(noise.base))
     return {
         "runs": runs,
         "seed": seed,
