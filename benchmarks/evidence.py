@@ -47,6 +47,8 @@ MODEL = Path.home() / ".cache/tuneloop/models/smollm2-135m-instruct"
 BUILD = Path("build/evidence")
 RESULTS = Path(__file__).parent / "results"
 MAX_TOKENS, SHORT = 24, 12
+TRIES = 4
+"""Answers to each question that the taste is measured on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +75,10 @@ class Scenario:
 SCENARIOS = (
     Scenario(name="coin flips, busy", says="coin", rounds=6),
     Scenario(name="coin flips, quiet", says="coin", rounds=96, at_once=1),
-    Scenario(name="taste, busy", says="taste", rounds=12),
-    Scenario(name="taste, busy, before", says="taste", rounds=12, before=True),
-    Scenario(name="taste, quiet", says="taste", rounds=192, at_once=1),
-    Scenario(name="taste, 20 % adversaries", says="taste", rounds=12, adversaries=0.2),
+    Scenario(name="taste, busy", says="taste", rounds=18),
+    Scenario(name="taste, busy, before", says="taste", rounds=18, before=True),
+    Scenario(name="taste, quiet", says="taste", rounds=288, at_once=1),
+    Scenario(name="taste, 20 % adversaries", says="taste", rounds=18, adversaries=0.2),
     Scenario(name="only down", says="down", rounds=23),
     Scenario(name="only up", says="up", rounds=23),
 )
@@ -208,13 +210,13 @@ def measure(weights: Path | None) -> dict[str, Any]:
     batch = collate(own, trainer.model.device)
     with torch.no_grad():
         total = float(trainer.model.divergences(batch, of_policy=True).sum())
-    _, answers = sample(fresh, "taste")
+    _, answers = sample([question for question in fresh for _ in range(TRIES)], "taste")
     exam = AbilityExam(load_suite().part(64), MODEL)
     return {
         "kl": total / batch.tokens,
         "taste": [int(a.stopped and len(a.token_ids) <= SHORT) for a in answers],
         "abilities": exam.score(trainer, sampled_items=24).document(),
-        "answers": [a.text for a in answers[:6]],
+        "answers": [a.text for a in answers[: 6 * TRIES : TRIES]],
     }
 
 
@@ -257,11 +259,12 @@ def call(*arguments: object, checkout: Path | None = None) -> None:
 def row_of(found: dict[str, Any], base: dict[str, Any]) -> str:
     """Return a run's row of the table."""
     from tuneloop.learner.abilities.scores import AbilityScores, compare
-    from tuneloop.learner.stats.intervals import rate_of
+    from tuneloop.learner.stats.intervals import mean_of
 
     scores = [AbilityScores.of_document(figures["abilities"]) for figures in (found, base)]
     difference = compare(scores[0], scores[1]).value
-    taste = rate_of(sum(found["taste"]), len(found["taste"]))
+    liked = found["taste"]
+    taste = mean_of([sum(liked[i : i + TRIES]) / TRIES for i in range(0, len(liked), TRIES)])
     return (
         f"| {found['name']} | {found['thumbs']} | {found['kl']:.4f} "
         f"| {difference.difference:+.3f} ({difference.low:+.3f} to {difference.high:+.3f}) "
