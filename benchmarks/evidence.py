@@ -62,6 +62,8 @@ class Scenario:
     """Thumbs that come together."""
     adversaries: float = 0.0
     """Share of the users who say the opposite."""
+    replayed: float = 0.0
+    """Share of a batch of thumbs that were used before."""
     before: bool = False
     """Whether the code of the commit before learns."""
     seed: int = 0
@@ -79,6 +81,7 @@ SCENARIOS = (
     Scenario(name="taste, busy, before", says="taste", rounds=18, before=True),
     Scenario(name="taste, quiet", says="taste", rounds=288, at_once=1),
     Scenario(name="taste, 20 % adversaries", says="taste", rounds=18, adversaries=0.2),
+    Scenario(name="taste, half replayed", says="taste", rounds=18, replayed=0.5),
     Scenario(name="only down", says="down", rounds=23),
     Scenario(name="only up", says="up", rounds=23),
 )
@@ -91,8 +94,8 @@ def asked() -> tuple[list[str], list[str], list[str]]:
     return plain[52:], [*plain[40:52], *demo_questions(7)[1][:12]], plain[:40]
 
 
-def settings_of(folder: Path, seed: int) -> LearnerSettings:
-    """Return the service's defaults, for a learner in `folder`."""
+def settings_of(folder: Path, scenario: Scenario) -> LearnerSettings:
+    """Return the service's defaults, and what the scenario says, for a learner in `folder`."""
     options: dict[str, Any] = {
         "model": MODEL,
         "weights_uri": str(folder),
@@ -101,7 +104,8 @@ def settings_of(folder: Path, seed: int) -> LearnerSettings:
         "data_dir": folder,
         "weights_kind": WeightsKind.LORA,
         "policy_gradient": "off",
-        "seed": seed,
+        "replay_fraction": scenario.replayed,
+        "seed": scenario.seed,
     }
     return LearnerSettings(**options)
 
@@ -111,7 +115,7 @@ def learn(scenario: Scenario, folder: Path) -> None:
     from tuneloop.learner.models.sampling import Sampler
     from tuneloop.learner.trainer.policy import PolicyTrainer
 
-    settings = settings_of(folder, scenario.seed)
+    settings = settings_of(folder, scenario)
     database = Database.at(folder / "ledger.db")
     clock = itertools.count(START.timestamp(), 100.0)
     training_run = TrainingRun(
