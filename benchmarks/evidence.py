@@ -47,6 +47,8 @@ MODEL = Path.home() / ".cache/tuneloop/models/smollm2-135m-instruct"
 BUILD = Path("build/evidence")
 RESULTS = Path(__file__).parent / "results"
 MAX_TOKENS, SHORT = 24, 12
+ASKED = 4
+"""Questions asked at a time, at least: a quiet service answers some before the next thumb."""
 TRIES = 4
 """Answers to each question that the taste is measured on."""
 
@@ -77,11 +79,11 @@ class Scenario:
 SCENARIOS = (
     Scenario(name="coin flips, busy", says="coin", rounds=6),
     Scenario(name="coin flips, quiet", says="coin", rounds=96, at_once=1),
-    Scenario(name="taste, busy", says="taste", rounds=18),
-    Scenario(name="taste, busy, before", says="taste", rounds=18, before=True),
-    Scenario(name="taste, quiet", says="taste", rounds=288, at_once=1),
-    Scenario(name="taste, 20 % adversaries", says="taste", rounds=18, adversaries=0.2),
-    Scenario(name="taste, half replayed", says="taste", rounds=18, replayed=0.5),
+    Scenario(name="taste, busy", says="taste", rounds=16),
+    Scenario(name="taste, busy, before", says="taste", rounds=16, before=True),
+    Scenario(name="taste, quiet", says="taste", rounds=256, at_once=1),
+    Scenario(name="taste, 20 % adversaries", says="taste", rounds=16, adversaries=0.2),
+    Scenario(name="taste, half replayed", says="taste", rounds=16, replayed=0.5),
     Scenario(name="only down", says="down", rounds=23),
     Scenario(name="only up", says="up", rounds=23),
 )
@@ -129,15 +131,16 @@ def learn(scenario: Scenario, folder: Path) -> None:
     training_run.restore()
     batcher = PolicyBatcher(database, settings, clock=lambda: float(next(clock)))
     tokenization = Tokenization(MODEL)
+    asked_at_once = max(ASKED, scenario.at_once)
     sampler = Sampler(
-        tokenization, temperature=1.0, max_tokens=MAX_TOKENS, batch_size=scenario.at_once
+        tokenization, temperature=1.0, max_tokens=MAX_TOKENS, batch_size=asked_at_once
     )
     choose, count = random.Random(scenario.seed), 0
     learned, _, _ = asked()
     trainer: Any = training_run.trainer
-    for number in range(scenario.rounds):
-        questions = [choose.choice(learned) for _ in range(scenario.at_once)]
-        names = [f"{scenario.seed}-{number}-{i}" for i in range(scenario.at_once)]
+    for number in range(scenario.thumbs // asked_at_once):
+        questions = [choose.choice(learned) for _ in range(asked_at_once)]
+        names = [f"{scenario.seed}-{number}-{i}" for i in range(asked_at_once)]
         prompts = [ids_of(tokenization, question) for question in questions]
         sampled = sampler.sample(trainer.model.module, prompts, names)
         for name, question, prompt, answer in zip(names, questions, prompts, sampled, strict=True):
@@ -153,9 +156,10 @@ def learn(scenario: Scenario, folder: Path) -> None:
             thumb = thumb_on(rollout, says(scenario, answer, user, choose), count)
             recorder.record_rollouts(database, [rollout], START.timestamp())
             recorder.record_feedback(database, [(thumb, count)], START.timestamp())
-        while (batch := training_run.next_batch(batcher)) is not None:
-            training_run.train(batch)
-            training_run.commit()
+            if count % scenario.at_once == 0:
+                while (batch := training_run.next_batch(batcher)) is not None:
+                    training_run.train(batch)
+                    training_run.commit()
     (folder / "weights").mkdir(exist_ok=True)
     trainer.save_weights(folder / "weights")
     database.close()
