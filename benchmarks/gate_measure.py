@@ -68,11 +68,22 @@ def seconds(model: str = "smollm2-135m-instruct") -> list[dict[str, Any]]:
 
 async def measure_gates(url: str, metrics: str) -> list[dict[str, Any]]:
     """Let versions be made and examined; the first one is apart, as version 0 is scored with it."""
+    await reach(metrics)
     rows = [row("idle, with version 0", [await one_gate(url, metrics, 0)])]
     rows.append(row("idle", [await one_gate(url, metrics, 1 + n) for n in range(ROUNDS)]))
     async with streaming(url):
         loaded = [await one_gate(url, metrics, 1 + ROUNDS + n) for n in range(ROUNDS)]
     return [*rows, row(f"{STREAMS} streams", loaded)]
+
+
+async def reach(metrics: str) -> None:
+    """Wait for the learner, which starts after chat is ready."""
+    async with asyncio.timeout(WAIT_SECONDS), httpx.AsyncClient() as client:
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                await client.get(metrics)
+                return
+            await asyncio.sleep(0.5)
 
 
 @contextlib.asynccontextmanager
@@ -110,11 +121,11 @@ async def one_gate(url: str, metrics: str, number: int) -> tuple[float, float]:
 
 
 async def totals(client: httpx.AsyncClient, metrics: str) -> dict[str, float]:
-    """Return sums and counts of the two histograms."""
-    found = {}
+    """Return sums and counts of the two histograms; 0 before the learner has them."""
+    found = {f"{name}_{part}": 0.0 for name in (SUITES, EXAMINATION) for part in ("sum", "count")}
     for line in (await client.get(metrics)).text.splitlines():
         name, _, value = line.rpartition(" ")
-        if name.startswith((SUITES, EXAMINATION)) and name.endswith(("_sum", "_count")):
+        if name in found:
             found[name] = float(value)
     return found
 
