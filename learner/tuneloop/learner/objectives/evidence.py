@@ -37,7 +37,7 @@ def shares_of_step(given: Given, settings: TrainerSettings) -> Shares:
     return shares
 
 
-def evidence_of(samples: Sequence[RewardSample], full_step: float | None) -> float:
+def reward_evidence(samples: Sequence[RewardSample], full_step: float | None) -> float:
     """Return what a batch of the reward model is worth, at most a full step."""
     if full_step is None:
         return 1.0

@@ -24,7 +24,7 @@ from tuneloop.learner.models.architecture import checkpoint_layers
 from tuneloop.learner.models.lora import add_reward_adapter, merged_weights
 from tuneloop.learner.models.reward import Encoded, RewardScores
 from tuneloop.learner.models.world import ALONE
-from tuneloop.learner.objectives.evidence import evidence_of
+from tuneloop.learner.objectives.evidence import reward_evidence
 from tuneloop.learner.samples import (
     LabelledText,
     Objective,
@@ -143,7 +143,7 @@ class RewardTrainer:
             for name, parts in losses.items()
             if parts
         ]
-        evidence = evidence_of(given, self._settings.full_step)
+        evidence = reward_evidence(given, self._settings.full_step)
         result = accumulate_and_step(self._optimizer, terms, evidence=evidence)
         if not result.skipped:
             self._thumbs = balance
