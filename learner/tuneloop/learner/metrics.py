@@ -123,6 +123,10 @@ suite_seconds = Histogram(
     "Seconds that a version took to be scored on the gate's suites, while it was saved.",
     buckets=(1, 2.5, 5, 10, 20, 30, 60, 120, 300),
 )
+suite_kl = Gauge(
+    "tuneloop_release_suite_kl",
+    "KL to version 0 of the newest version scored, nats per token, on its answers to suite items.",
+)
 gate_held = Gauge(
     "tuneloop_release_gate_held",
     "1 while a candidate waits because generation or reward cannot be asked, else 0.",

@@ -82,6 +82,20 @@ class TokenizedItem:
     """Ends without an answer."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemAnswer:
+    """A greedy answer to an item."""
+
+    item: AbilityItem
+    sequence: TokenSequence
+    text: str
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the item accepts it."""
+        return is_right(self.text, self.item.accept)
+
+
 class AbilityExam:
     """A suite, tokenized once for a model and its later versions."""
 
@@ -109,25 +123,43 @@ class AbilityExam:
             for sequence in (*chain(*item.candidates), *item.references, *item.silences)
         ]
         found = dict(zip(sequences, examinee.logprobs(sequences), strict=True))
-        chosen = self._chosen(sampled_items)
-        prompts = [self._items[index].prompt for index in chosen]
-        answers: Mapping[int, SampledAnswer] = {}
-        if prompts:
-            answers = dict(zip(chosen, examinee.answers(prompts, sampled_tokens), strict=True))
+        answers = {
+            answer.item.id: answer for answer in self.ask(examinee, sampled_items, sampled_tokens)
+        }
         return AbilityScores(
             suite_sha256=self._sha256,
-            items=tuple(
-                score_item(item, found, answers.get(index))
-                for index, item in enumerate(self._items)
-            ),
+            items=tuple(score_item(item, found, answers.get(item.item.id)) for item in self._items),
         )
 
-    def _chosen(self, count: int | None) -> list[int]:
-        """Return the indices of the items to sample."""
-        indices = [i for i, item in enumerate(self._items) if item.item.accept]
-        if count is None or count >= len(indices):
-            return indices
-        return sorted(random.Random(self._sha256).sample(indices, count))  # noqa: S311
+    def ask(
+        self, examinee: Examinee, sampled_items: int | None, sampled_tokens: int
+    ) -> list[ItemAnswer]:
+        """Return the greedy answers of the items that `score` samples, without scoring the rest."""
+        chosen = self._chosen(sampled_items)
+        if not chosen:
+            return []
+        answers = examinee.answers([item.prompt for item in chosen], sampled_tokens)
+        return [
+            ItemAnswer(
+                item=item.item,
+                sequence=TokenSequence(
+                    prompt_token_ids=item.prompt,
+                    completion_token_ids=answer.token_ids,
+                    generation_logprobs=answer.logprobs,
+                    temperature=1.0,
+                ),
+                text=answer.text,
+            )
+            for item, answer in zip(chosen, answers, strict=True)
+        ]
+
+    def _chosen(self, count: int | None) -> list[TokenizedItem]:
+        """Return the items to sample."""
+        items = [item for item in self._items if item.item.accept]
+        if count is None or count >= len(items):
+            return items
+        indices = sorted(random.Random(self._sha256).sample(range(len(items)), count))  # noqa: S311
+        return [items[index] for index in indices]
 
 
 def tokenize_item(item: AbilityItem, tokens: PromptTokenizer) -> TokenizedItem:
@@ -175,7 +207,7 @@ def without_longer(phrasings: Sequence[TokenSequence]) -> list[TokenSequence]:
 def score_item(
     item: TokenizedItem,
     logprobs: Mapping[TokenSequence, Sequence[float]],
-    answer: SampledAnswer | None,
+    answer: ItemAnswer | None,
 ) -> ItemScore:
     """Return the score of an item from the log-probs of its sequences and its greedy answer.
 
@@ -203,7 +235,7 @@ def score_item(
         silence=min(1.0, math.fsum(math.exp(math.fsum(logprobs[one])) for one in item.silences)),
         choice=choice,
         is_first=is_first,
-        is_right=None if answer is None else is_right(answer.text, item.item.accept),
+        is_right=None if answer is None else answer.is_right,
         answer=None if answer is None else answer.text,
     )
 

@@ -1,6 +1,7 @@
 """Means and rates with their intervals."""
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -79,6 +80,11 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
         return mean, None
     variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
     return mean, math.sqrt(variance / count)
+
+
+def standard_deviation(values: Sequence[float]) -> float:
+    """Return the standard deviation of two values or more; 1 if they are all the same, or fewer."""
+    return (statistics.stdev(values) if len(values) > 1 else 0.0) or 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

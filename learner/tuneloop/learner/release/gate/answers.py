@@ -29,7 +29,8 @@ class Measures:
     leaked: float
     """Share of answers with tokens of the chat template."""
     kl: float | None
-    """KL to the base model per token, on its own answers; None if nothing could be compared.
+    """KL to the base model per token, on its own answers; None if it was measured better (see
+    `GateMeasurements.kl`), or nothing could be compared.
 
     The answers are greedy, not sampled, so this says how sure the version is of what the base model
     would not say. It is large far from the base model, and may be below 0 close to it.
@@ -41,7 +42,10 @@ def measure(
     reference_logprobs: Sequence[Sequence[float]],
     special_ids: Collection[int],
 ) -> Measures:
-    """Measure one answer or more; `reference_logprobs` are the base model's, () where unknown."""
+    """Measure one answer or more.
+
+    `reference_logprobs` are the base model's, () where unknown; none to leave the KL out.
+    """
     count = len(answers)
     return Measures(
         answers=count,
@@ -49,7 +53,7 @@ def measure(
         repetition=math.fsum(repetition(answer.token_ids) for answer in answers) / count,
         empty=sum(not answer.text.strip() for answer in answers) / count,
         leaked=sum(leaks(answer, special_ids) for answer in answers) / count,
-        kl=_kl(answers, reference_logprobs),
+        kl=_kl(answers, reference_logprobs) if reference_logprobs else None,
     )
 
 

@@ -127,7 +127,7 @@ class CandidateEvaluator:
             if not verdict.passed:
                 return verdict
             before = await self._answered(stable)
-            answered = await self._answered(candidate)
+            answered = await self._answered(candidate, estimates_kl=first.kl is None)
         except WeightsRefused as error:
             return refused(f"its weights are refused: {error.message}")
         reward, rewards = await self._compare_rewards(answered, before)
@@ -187,22 +187,14 @@ class CandidateEvaluator:
         check_finite(folder)
         return self._distance.of(folder)
 
-    async def _answered(self, version: Version | None) -> MeasuredAnswers:
+    async def _answered(
+        self, version: Version | None, *, estimates_kl: bool = False
+    ) -> MeasuredAnswers:
         """Return the answers of a version (None: the base model), asking for unknown ones."""
         number = 0 if version is None else version.version
         if number not in self._known:
             answers = await self._answers_of(version)
-            references = await self._reference_logprobs(
-                [
-                    TokenSequence(
-                        prompt_token_ids=row.asked.token_ids,
-                        completion_token_ids=answer.token_ids,
-                        generation_logprobs=answer.logprobs,
-                        temperature=1.0,
-                    )
-                    for row, answer in zip(self._questions.rows, answers, strict=True)
-                ]
-            )
+            references = await self._references_of(answers) if estimates_kl else ()
             measures = measure(answers, references, self._questions.special_ids)
             self._known[number] = MeasuredAnswers(answers=answers, measures=measures)
             while len(self._known) > KEPT:
@@ -210,6 +202,20 @@ class CandidateEvaluator:
         # Moved to the end, so that what is still compared with is dropped last.
         self._known[number] = self._known.pop(number)
         return self._known[number]
+
+    async def _references_of(self, answers: Sequence[SampledAnswer]) -> Sequence[tuple[float, ...]]:
+        """Return the base model's log-probs of the answers; () for one that does not fit."""
+        return await self._reference_logprobs(
+            [
+                TokenSequence(
+                    prompt_token_ids=row.asked.token_ids,
+                    completion_token_ids=answer.token_ids,
+                    generation_logprobs=answer.logprobs,
+                    temperature=1.0,
+                )
+                for row, answer in zip(self._questions.rows, answers, strict=True)
+            ]
+        )
 
     async def _answers_of(self, version: Version | None) -> Sequence[SampledAnswer]:
         if version is None:

@@ -8,17 +8,23 @@ Version 0 is scored before the trainer has changed, and later on what it lacks.
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from tuneloop.errors import TuneloopError
 from tuneloop.learner import metrics
-from tuneloop.learner.abilities.exam import AbilityExam, Examinee, HasReference, ReferenceExaminee
-from tuneloop.learner.abilities.scores import AbilityScores
+from tuneloop.learner.abilities.exam import (
+    AbilityExam,
+    Examinee,
+    HasReference,
+    ItemAnswer,
+    ReferenceExaminee,
+)
 from tuneloop.learner.abilities.suite import AbilityItem
 from tuneloop.learner.release.gate.suites import KeptScores, SuiteScores
-from tuneloop.learner.samples import SampledAnswer, TokenSequence
+from tuneloop.learner.samples import TokenSequence
 
 if TYPE_CHECKING:
     from tuneloop.learner.release.gate.lm_eval import LmEvalTasks
@@ -77,7 +83,7 @@ class SuiteScorer:
         }
         try:
             for name, exam in lacking.items():
-                known[name] = self._forced(exam.score(self._trainer, sampled_items=0))
+                known[name] = self._forced(exam, self._trainer)
         except (RuntimeError, ValueError, TuneloopError) as error:
             logger.error("version 0 could not be scored on the suites: %s", error)
             return
@@ -92,13 +98,17 @@ class SuiteScorer:
         """
         started = time.perf_counter()
         try:
-            noted = NotedAnswers(self._trainer)
-            scores = dict(self._scores_of(noted))
-            kl = self._trainer.divergence(noted.answered) if noted.answered else None
+            answers = self._answers(self._trainer)
+            scores = self._forced_scores(self._trainer) | self._rights(answers)
+            said = [answer.sequence for answer in chain(*answers.values())]
+            said = [sequence for sequence in said if sequence.completion_token_ids]
+            kl = self._trainer.divergence(said) if said else None
             if self._lm_eval is not None:
                 scores |= self._lm_eval.scores(folder)
             self._complete_base(scores)
             self._kept.save(version, scores, kl)
+            if kl is not None:
+                metrics.suite_kl.set(kl)
         except (RuntimeError, ValueError, TuneloopError) as error:
             logger.error("version %d could not be scored on the suites: %s", version, error)
             return
@@ -115,72 +125,37 @@ class SuiteScorer:
         if not lacking:
             return
         base = ReferenceExaminee(self._trainer)
-        forced = lacking & self._exams.keys()
-        found = dict(self._scores_of(base if forced else AnswersOnly(base)))
+        found: dict[str, Mapping[str, float]] = dict(self._rights(self._answers(base)))
+        if lacking & self._exams.keys():
+            found |= self._forced_scores(base)
         if self._lm_eval is not None and not lacking <= found.keys():
             found |= self._lm_eval.scores(None)
         for name in lacking:
             known[name] = {**known.get(name, {}), **found[name]}
         self._kept.save(0, known)
 
-    def _scores_of(self, examinee: Examinee) -> Iterator[tuple[str, Mapping[str, float]]]:
-        for name, exam in self._exams.items():
-            found = exam.score(examinee, sampled_items=ANSWERED_ITEMS, sampled_tokens=ANSWER_TOKENS)
-            yield name, self._forced(found)
-            if answers := self._answers(found):
-                yield name + ANSWERS, answers
+    def _forced_scores(self, examinee: Examinee) -> dict[str, Mapping[str, float]]:
+        """Return the values of every suite's items by teacher forcing."""
+        return {name: self._forced(exam, examinee) for name, exam in self._exams.items()}
 
-    def _forced(self, found: AbilityScores) -> dict[str, float]:
-        return {self._names[item.id]: item.value(sampled=False) for item in found.items}
+    def _forced(self, exam: AbilityExam, examinee: Examinee) -> dict[str, float]:
+        scores = exam.score(examinee, sampled_items=0)
+        return {self._names[item.id]: item.value(sampled=False) for item in scores.items}
 
-    def _answers(self, found: AbilityScores) -> dict[str, float]:
+    def _answers(self, examinee: Examinee) -> dict[str, list[ItemAnswer]]:
+        """Return the greedy answers by suite."""
         return {
-            self._names[item.id]: float(item.is_right)
-            for item in found.items
-            if item.is_right is not None
+            name: exam.ask(examinee, ANSWERED_ITEMS, ANSWER_TOKENS)
+            for name, exam in self._exams.items()
         }
 
-
-class NotedAnswers:
-    """An examinee whose answers are noted."""
-
-    def __init__(self, examinee: Examinee) -> None:
-        self.answered: list[TokenSequence] = []
-        self._examinee = examinee
-
-    def logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
-        """See `Examinee.logprobs`."""
-        return self._examinee.logprobs(sequences)
-
-    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
-        """See `Examinee.answers`."""
-        found = self._examinee.answers(prompts, max_tokens)
-        self.answered += [
-            TokenSequence(
-                prompt_token_ids=tuple(prompt),
-                completion_token_ids=answer.token_ids,
-                generation_logprobs=answer.logprobs,
-                temperature=1.0,
-            )
-            for prompt, answer in zip(prompts, found, strict=True)
-            if answer.token_ids
-        ]
-        return found
-
-
-class AnswersOnly:
-    """An examinee that answers, and whose forced scores are known already."""
-
-    def __init__(self, examinee: Examinee) -> None:
-        self._examinee = examinee
-
-    def logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
-        """Return zeros: nobody reads them."""
-        return [(0.0,) * len(sequence.completion_token_ids) for sequence in sequences]
-
-    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
-        """See `Examinee.answers`."""
-        return self._examinee.answers(prompts, max_tokens)
+    def _rights(self, answers: Mapping[str, Sequence[ItemAnswer]]) -> dict[str, dict[str, float]]:
+        """Return the values of the suites of answers, without those that ask for none."""
+        return {
+            name + ANSWERS: {self._names[a.item.id]: float(a.is_right) for a in given}
+            for name, given in answers.items()
+            if given
+        }
 
 
 def _question(item: AbilityItem) -> str:

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 from tuneloop.files import write_file
 from tuneloop.learner.release.gate.settings import GateSettings
+from tuneloop.learner.stats.intervals import standard_deviation
 from tuneloop.learner.stats.paired import PairedDifference, paired_difference, spent_alpha
 
 SuiteScores: TypeAlias = Mapping[str, Mapping[str, float]]
@@ -106,15 +107,6 @@ def _paired(
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
-
-
-def standard_deviation(values: Sequence[float]) -> float:
-    """Return the standard deviation of two values or more; 1 if they are all the same."""
-    if len(values) < 2:
-        return 1.0
-    mean = _mean(values)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return math.sqrt(variance) or 1.0
 
 
 def items_of_decision(

@@ -7,7 +7,7 @@ from typing import Any
 
 from tuneloop.learner.release.gate.answers import GateMeasurements, Measures
 from tuneloop.learner.release.gate.settings import GateSettings
-from tuneloop.learner.release.gate.suites import standard_deviation
+from tuneloop.learner.stats.intervals import standard_deviation
 from tuneloop.learner.stats.paired import PairedDifference
 
 
