@@ -83,7 +83,6 @@ SCENARIOS = (
     Scenario(name="taste, busy, before", says="taste", rounds=16, before=True),
     Scenario(name="taste, quiet", says="taste", rounds=256, at_once=1),
     Scenario(name="taste, 20 % adversaries", says="taste", rounds=16, adversaries=0.2),
-    Scenario(name="taste, half replayed", says="taste", rounds=16, replayed=0.5),
     Scenario(name="only down", says="down", rounds=23),
     Scenario(name="only up", says="up", rounds=23),
 )

@@ -242,7 +242,7 @@ class TrainerSettings:
 HELD: Mapping[str, Any] = {"anchor_weight": 0.1}
 """What a policy is trained with where nothing else is set, by the learner of a service and offline.
 """
-RATES: Mapping[WeightsKind, float] = {WeightsKind.LORA: 3e-4}
+RATES: Mapping[WeightsKind, float] = {WeightsKind.LORA: 5e-4}
 """The learner's rates: evidence and the KL budget leave room for more than offline."""
 
 
