@@ -137,6 +137,8 @@ def learn(scenario: Scenario, folder: Path) -> None:
     choose, count = random.Random(scenario.seed), 0
     learned, _, _ = asked()
     trainer: Any = training_run.trainer
+    pressed: list[bool] = []
+    steps = 0
     for number in range(scenario.thumbs // asked_at_once):
         questions = [choose.choice(learned) for _ in range(asked_at_once)]
         names = [f"{scenario.seed}-{number}-{i}" for i in range(asked_at_once)]
@@ -152,13 +154,17 @@ def learn(scenario: Scenario, folder: Path) -> None:
                 texts=(question, answer.text),
                 stopped=answer.stopped,
             )
-            thumb = thumb_on(rollout, says(scenario, answer, user, choose), count)
+            pressed.append(says(scenario, answer, user, choose))
+            thumb = thumb_on(rollout, pressed[-1], count)
             recorder.record_rollouts(database, [rollout], START.timestamp())
             recorder.record_feedback(database, [(thumb, count)], START.timestamp())
             if count % scenario.at_once == 0:
                 while (batch := training_run.next_batch(batcher)) is not None:
                     training_run.train(batch)
-                    training_run.commit()
+                    steps += 1
+                    if steps % settings.checkpoint_every_steps == 0:
+                        training_run.commit()
+    (folder / "pressed.json").write_text(json.dumps(pressed))
     (folder / "weights").mkdir(exist_ok=True)
     trainer.save_weights(folder / "weights")
     database.close()
@@ -247,10 +253,16 @@ def run(scenario: Scenario, before: Path | None) -> dict[str, Any] | None:
         call("--learn", scenario.name, folder, checkout=before if scenario.before else None)
         seconds = time.monotonic() - started
         call("--measure", folder / "weights", folder / "measured.json")
-        figures = json.loads((folder / "measured.json").read_text())
-        done.write_text(json.dumps(figures | {"learning_seconds": seconds}))
-    figures = json.loads(done.read_text())
+        figures = read(folder / "measured.json")
+        figures |= {"learning_seconds": seconds, "pressed": read(folder / "pressed.json")}
+        done.write_text(json.dumps(figures))
+    figures = read(done)
     return {**asdict(scenario), "thumbs": scenario.thumbs, **figures}
+
+
+def read(path: Path) -> Any:
+    """Return a JSON file's content."""
+    return json.loads(path.read_text())
 
 
 def call(*arguments: object, checkout: Path | None = None) -> None:
@@ -275,8 +287,17 @@ def row_of(found: dict[str, Any], base: dict[str, Any]) -> str:
     return (
         f"| {found['name']} | {found['thumbs']} | {found['kl']:.4f} "
         f"| {difference.difference:+.3f} ({difference.low:+.3f} to {difference.high:+.3f}) "
-        f"| {taste.value:.2f} ({taste.low:.2f} to {taste.high:.2f}) |"
+        f"| {taste.value:.2f} ({taste.low:.2f} to {taste.high:.2f}) "
+        f"| {' '.join(f'{share:.2f}' for share in shares_up(found['pressed']))} |"
     )
+
+
+def shares_up(pressed: Sequence[bool]) -> list[float]:
+    """Return the share of thumbs up in each fourth of a run."""
+    quarter = len(pressed) // 4
+    return [
+        sum(pressed[i * quarter : (i + 1) * quarter]) / quarter for i in range(4 * bool(quarter))
+    ]
 
 
 def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
@@ -317,15 +338,19 @@ def main() -> None:
     base_file = BUILD / "base.json"
     if not base_file.exists():
         call("--measure", "base", base_file)
-    base = json.loads(base_file.read_text()) | {"name": "base", "thumbs": 0}
+    base = read(base_file) | {"name": "base", "thumbs": 0, "pressed": []}
     chosen = [s for s in SCENARIOS if not arguments.only or s.name in arguments.only]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         longest_first = sorted(chosen, key=lambda scenario: -scenario.rounds)
         running = {s.name: pool.submit(run, s, arguments.before) for s in longest_first}
         found = [running[scenario.name].result() for scenario in chosen]
     runs = [base, *(figures for figures in found if figures is not None)]
-    head = "| run | thumbs | KL per token | abilities, minus base's | taste |"
-    rows = [head, "| --- | ---: | ---: | --- | --- |", *(row_of(figures, base) for figures in runs)]
+    head = "| run | thumbs | KL per token | abilities, minus base's | taste | thumbs up by fourth |"
+    rows = [
+        head,
+        "| --- | ---: | ---: | --- | --- | --- |",
+        *(row_of(figures, base) for figures in runs),
+    ]
     print("\n".join(rows))
     (RESULTS / "evidence.md").write_text("\n".join(rows) + "\n")
     (RESULTS / "evidence.json").write_text(json.dumps(runs, indent=1) + "\n")

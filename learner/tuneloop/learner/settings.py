@@ -20,7 +20,7 @@ from tuneloop.learner.samples import (
     Objective,
 )
 from tuneloop.learner.trainer.algorithms import algorithms, policy_gradients
-from tuneloop.learner.trainer.settings import HELD, RATES, RewardTrainerSettings, TrainerSettings
+from tuneloop.learner.trainer.settings import ONLINE, RATES, RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
 from tuneloop.ports import GRPC_PORTS, METRICS_PORTS, local_address
 from tuneloop.rpc.settings import RpcSettings
@@ -141,7 +141,7 @@ class LearnerSettings(BusSettings, RpcSettings):
         None, ge=64, description="tokens in one forward pass; absent: by the device"
     )
     warmup_steps: int = Field(
-        8, ge=0, description="first steps of a new policy, over which the rate grows to its value"
+        5, ge=0, description="first steps on scored completions, over which the rate grows"
     )
     resume_warmup_steps: int = Field(
         2, ge=0, description="steps over which the rate grows again after each start"
@@ -332,7 +332,7 @@ class LearnerSettings(BusSettings, RpcSettings):
                 problem = "has a setting of its own" if name in named else "no setting of a trainer"
                 raise SettingsError(f"trainer_settings: {name}: {problem}", param=name)
         try:
-            return TrainerSettings(**named, **{**HELD, **self.trainer_settings})
+            return TrainerSettings(**named, **{**ONLINE, **self.trainer_settings})
         except TypeError as error:
             raise SettingsError(f"trainer_settings: {error}", param="trainer_settings") from error
 

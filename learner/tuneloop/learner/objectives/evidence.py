@@ -37,6 +37,11 @@ def shares_of_step(given: Given, settings: TrainerSettings) -> Shares:
     return shares
 
 
+def rate_share(given: Given, settings: TrainerSettings) -> float:
+    """Return the share of the rate that a step is taken at."""
+    return settings.scored_rate if given.keys() & SCORED_OBJECTIVES else 1.0
+
+
 def reward_evidence(samples: Sequence[RewardSample], full_step: float | None) -> float:
     """Return what a batch of the reward model is worth, at most a full step."""
     if full_step is None:

@@ -24,6 +24,7 @@ from tuneloop.learner.objectives.evidence import (
     Shares,
     anchors_beside,
     as_compared,
+    rate_share,
     shares_of_step,
 )
 from tuneloop.learner.samples import (
@@ -220,7 +221,7 @@ class PolicyTrainer:
         adaptive = self._adaptive.with_rewards(given, self._settings)
         controls = adaptive.controls(self._settings)
         shares = shares_of_step(given, self._settings)
-        self._optimizer.rate_factor = adaptive.rate_factor
+        self._optimizer.rate_factor = adaptive.rate_factor * rate_share(given, self._settings)
         self._optimizer.rewind(math.fsum(shares.values()))
         try:
             plans = {
