@@ -48,7 +48,14 @@ def batch(objective: str, seed: int) -> Mapping[str, list[Any]]:
 
 def settings(kind: WeightsKind) -> TrainerSettings:
     return TrainerSettings(
-        kind=kind, learning_rate=1e-4, threads=1, kto_z="mismatched", ppo_epochs=2, token_budget=40
+        kind=kind,
+        learning_rate=1e-4,
+        threads=1,
+        kto_z="mismatched",
+        ppo_epochs=2,
+        token_budget=40,
+        full_step=6.0,
+        full_agreement=0.5,
     )
 
 

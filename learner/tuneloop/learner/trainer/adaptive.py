@@ -133,7 +133,9 @@ class AdaptiveState:
     kl_level: int = 0
     """How far training is backed off, from 0."""
     kl_sum: float = 0.0
-    """KL of the batches since the level was last set, each times its evidence."""
+    """KL of the batches since the level was last set, each times its evidence and its tokens."""
+    kl_tokens: float = 0.0
+    """Their tokens times their evidence: short answers must not weigh more when they come alone."""
     kl_evidence: float = 0.0
     """Their evidence: the level is set once for a full step, not by the noise of single thumbs."""
     ppo_batches: int = 0
@@ -184,13 +186,15 @@ class AdaptiveState:
         """Return the state after a step on `samples` that measured `metrics`."""
         kl, completion_kl = metrics.get("kl"), metrics.get("completion_kl")
         level, factor = self.kl_level, self.kl_factor
-        kl_sum, kl_evidence = self.kl_sum, self.kl_evidence
+        kl_sum, kl_tokens, kl_evidence = self.kl_sum, self.kl_tokens, self.kl_evidence
         if settings.kl_budget is not None and kl is not None:
             evidence = metrics.get("evidence", 1.0)
-            kl_sum, kl_evidence = kl_sum + evidence * kl, kl_evidence + evidence
+            tokens = evidence * metrics.get("tokens", 1.0)
+            kl_sum, kl_tokens = kl_sum + tokens * kl, kl_tokens + tokens
+            kl_evidence += evidence
             if kl_evidence >= FULL:
-                level = next_level(level, kl=kl_sum / kl_evidence, budget=settings.kl_budget)
-                kl_sum = kl_evidence = 0.0
+                level = next_level(level, kl=kl_sum / kl_tokens, budget=settings.kl_budget)
+                kl_sum = kl_tokens = kl_evidence = 0.0
         if settings.kl_target is not None and completion_kl is not None:
             factor = adapted_factor(
                 factor,
@@ -204,6 +208,7 @@ class AdaptiveState:
             self,
             kl_level=level,
             kl_sum=kl_sum,
+            kl_tokens=kl_tokens,
             kl_evidence=kl_evidence,
             kl_factor=factor,
             ppo_batches=batches,

@@ -148,6 +148,23 @@ def test_norms_that_are_none_are_corrupt_data(state: Any) -> None:
         GradientNorms.of_state(state)
 
 
+def test_judgements_one_by_one_keep_the_budget_of_their_batch() -> None:
+    """A short answer has a large KL by token; alone it weighs by its tokens, as in a batch."""
+    options = TrainerSettings(kl_budget=0.8)
+    together = {"kl": (2 * 4.0 + 30 * 0.1) / 32, "tokens": 32.0, "evidence": 1.0}
+    alone = [
+        {"kl": 4.0, "tokens": 2.0, "evidence": 0.5},
+        {"kl": 0.1, "tokens": 30.0, "evidence": 0.5},
+    ]
+    state = AdaptiveState()
+    for metrics in alone:
+        state = state.after(metrics, {}, options)
+    assert state == AdaptiveState().after(together, {}, options)
+    assert state.kl_level == 0
+    over = AdaptiveState().after({**together, "kl": 0.9}, {}, options)
+    assert (over.kl_level, over.kl_sum, over.kl_tokens) == (1, 0.0, 0.0)
+
+
 def steered(
     samples: Mapping[str, Any], options: TrainerSettings, **metrics: float
 ) -> AdaptiveState:
