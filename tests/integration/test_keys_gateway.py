@@ -347,3 +347,32 @@ async def test_malformed_hosts_and_origins_are_refused(file: KeyFile) -> None:
     async with gateway(file) as (_, http):
         for headers in ({"host": "[::1"}, {"origin": "http://[::1"}):
             assert (await http.get("/v1/models", headers=headers)).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "header", ["forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"]
+)
+async def test_what_a_proxy_forwards_needs_a_key(file: KeyFile, header: str) -> None:
+    forwarded = {header: "203.0.113.9"}
+    async with gateway(file) as (_, http):
+        assert (await http.get("/v1/models")).status_code == 200
+        for method, path in (("POST", "/v1/policies/1/promote"), ("GET", "/v1/feedback")):
+            refused = await http.request(method, path, headers=forwarded)
+            assert refused.status_code == 403
+            assert "`tuneloop keys create`" in refused.json()["error"]["message"]
+        # What is no secret stays open, and with a key a proxy is welcome.
+        assert (await http.get("/healthz", headers=forwarded)).status_code == 200
+        allowed = await http.get("/v1/models", headers=make(file) | forwarded)
+        assert allowed.status_code == 200
+
+
+async def test_a_proxy_that_says_nothing_speaks_http_1_0(file: KeyFile) -> None:
+    """As nginx's `proxy_pass` does unless told otherwise."""
+    async with gateway(file) as (stack, _):
+        host, port = stack.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"GET /v1/feedback HTTP/1.0\r\nHost: {host}:{port}\r\n\r\n".encode())
+        answer = await reader.read()
+        writer.close()
+        assert b" 403 " in answer.split(b"\r\n")[0]
+        assert b"HTTP/1.1" in answer

@@ -267,3 +267,10 @@ async def test_callers_do_not_share_keys(tmp_path: Any) -> None:
             (await http.post(URL, json=CHAT, headers=KEY | token)).json()["id"] for token in tokens
         }
         assert len(ids) == len(stack.generation.requests) == 2
+
+
+async def test_a_retry_count_of_any_length_is_no_failure(http: httpx.AsyncClient) -> None:
+    refused = await http.post(URL, json=CHAT, headers={"x-stainless-retry-count": "9" * 5000})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "X-Stainless-Retry-Count"
+    assert (await http.post(URL, json=CHAT, headers=retry(0))).status_code == 200

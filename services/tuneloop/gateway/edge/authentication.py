@@ -3,7 +3,8 @@
 Until a key is created the gateway listens on loopback only (`settings` refuses anything else), and
 every program on the machine may do everything. A page of another site can still make a browser on
 the machine send requests, so the gateway refuses those whose `Host` is not a name of this machine
-(DNS rebinding) or whose `Origin` is another site (request forgery).
+(DNS rebinding) or whose `Origin` is another site (request forgery). Behind a proxy, everybody who
+reaches the proxy comes from loopback: what a proxy forwards needs a key too.
 """
 
 import ipaddress
@@ -26,6 +27,17 @@ PROTECTED = "/v1/"
 """The page, health, metrics and schema contain no user data and need no key."""
 
 READS = ("GET", "HEAD")
+
+FORWARDED = (
+    "forwarded",
+    "via",
+    *(f"x-forwarded-{what}" for what in ("for", "host", "proto", "port", "server", "prefix")),
+    "x-real-ip",
+    "x-original-forwarded-for",
+    "cf-connecting-ip",
+    "true-client-ip",
+)
+"""Headers that proxies add."""
 
 needed_scope = tuple(
     (method, re.compile(path), scope)
@@ -124,6 +136,8 @@ class Authentication:
         if key is not None and needed is not None:
             return self.holder(key, needed, f"{method} {path}")
         if self.open_to_all:
+            if needed is not None:
+                self.check_direct(scope, headers)
             self.check_same_site(headers)
             return LOCAL, None
         if needed is None:
@@ -154,6 +168,25 @@ class Authentication:
             has = " and ".join(sorted(key.scopes))
             raise MissingScope(f"{asked[:100]} needs the scope {needed}; {key.name!r} has {has}")
         return Caller(id=key.id, name=f"key:{key.name}", key_name=key.name), self.ring.meter(key)
+
+    def check_direct(self, scope: Scope, headers: Headers) -> None:
+        """Raise if somebody on another machine is behind a request without a key."""
+        for name in FORWARDED:
+            if name in headers:
+                raise PermissionDenied(
+                    f"a proxy sent this ({name}), so its sender may be anybody: "
+                    "make a key with `tuneloop keys create`"
+                )
+        if scope["http_version"] == "1.0":
+            raise PermissionDenied(
+                "HTTP/1.0 is what proxies speak: use HTTP/1.1, or make a key with "
+                "`tuneloop keys create`"
+            )
+        client = scope.get("client")
+        if client and not is_loopback(client[0]):
+            raise PermissionDenied(
+                f"{client[0]} is not this machine: make a key with `tuneloop keys create`"
+            )
 
     def check_same_site(self, headers: Headers) -> None:
         """Raise if another site is behind a request without a key."""

@@ -30,6 +30,8 @@ from tuneloop.gateway.settings import GatewaySettings
 
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 MAX_KEY = 256
+MAX_DIGITS = 9
+"""Of a count of retries."""
 
 Name = tuple[str, str, bytes]
 """Caller, header, and its value: a key, or the body's fingerprint."""
@@ -137,6 +139,7 @@ class Idempotency:
     ) -> None:
         """Answer a request that has one of the headers. Raises if it is refused."""
         by_key = asked.header == "idempotency-key"
+        check_length(asked, MAX_KEY if by_key else MAX_DIGITS)
         which = asked.value.encode() if by_key else asked.fingerprint
         name = (scope["state"]["caller"].id, asked.header, which)
         entry = self.table.entries.get(name)
@@ -215,7 +218,7 @@ def repeated_request(scope: Scope) -> tuple[str, str] | None:
         if name == b"idempotency-key":
             return "idempotency-key", value.decode("latin-1")
         if name == b"x-stainless-retry-count" and value.isdigit():
-            retries = "x-stainless-retry-count", str(int(value))
+            retries = "x-stainless-retry-count", value.decode()
     return retries
 
 
@@ -226,15 +229,18 @@ def fingerprint_of(scope: Scope, body: bytes) -> bytes:
 
 
 def check_key(asked: IdempotentRequest, entry: Entry | None) -> None:
-    """Raise `InvalidRequest` for an invalid key, `IdempotencyKeyReused` for another body."""
-    if not 1 <= len(asked.value) <= MAX_KEY:
-        raise InvalidRequest(
-            f"Idempotency-Key: must have 1 to {MAX_KEY} characters", param="Idempotency-Key"
-        )
+    """Raise `IdempotencyKeyReused` for a key that came with another body."""
     if entry is not None and entry.recording.fingerprint != asked.fingerprint:
         raise IdempotencyKeyReused(
             "this Idempotency-Key came with another body before", param="Idempotency-Key"
         )
+
+
+def check_length(asked: IdempotentRequest, most: int) -> None:
+    """Raise `InvalidRequest` for a header's value that is empty or longer than `most`."""
+    if not 1 <= len(asked.value) <= most:
+        name = asked.header.title()
+        raise InvalidRequest(f"{name}: must have 1 to {most} characters", param=name)
 
 
 async def read_body(receive: Receive) -> bytes:
