@@ -15,6 +15,7 @@ from tuneloop.cli.options import ApiKey, AsJson, Url, connected, fail
 from tuneloop.cli.output import cell, effects_in_words, print_fields, print_json, print_table
 from tuneloop.errors import TuneloopError
 from tuneloop.feedback import FeedbackKind, FeedbackStatus
+from tuneloop.lines import split_lines
 
 if TYPE_CHECKING:
     from tuneloop.client import Details, FeedbackBody, Receipt
@@ -305,10 +306,10 @@ def outcome_document(outcome: "Receipt | TuneloopError") -> dict[str, Any]:
 def bodies_in(file: Path) -> Iterator[tuple[int, "FeedbackBody"]]:
     """Yield the numbered bodies of a file of JSON lines; end the command at an invalid line."""
     try:
-        lines = (sys.stdin.read() if str(file) == "-" else file.read_text()).splitlines()
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         fail(f"{file}: {error}")
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(split_lines(text), start=1):
         if not line.strip():
             continue
         try:

@@ -17,6 +17,7 @@ from tuneloop.client.judging import FeedbackBody, FeedbackMethods, Identified, R
 from tuneloop.client.records import FeedbackItem, FeedbackPage, Policies, PolicyVersion, Scores
 from tuneloop.client.streaming import AnswerReader
 from tuneloop.errors import TuneloopError
+from tuneloop.lines import async_lines_of
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ class AsyncStream:
         """Yield the pieces; only once."""
         response = self._response = await self._start()
         try:
-            async for line in response.aiter_lines():
+            async for line in async_lines_of(response.aiter_bytes()):
                 for piece in self._reader.feed(line):
                     yield piece
         except httpx.TransportError as error:

@@ -17,6 +17,7 @@ from tuneloop.client.judging import FeedbackBody, FeedbackMethods, Identified, R
 from tuneloop.client.records import FeedbackItem, FeedbackPage, Policies, PolicyVersion, Scores
 from tuneloop.client.streaming import AnswerReader
 from tuneloop.errors import TuneloopError
+from tuneloop.lines import lines_of
 
 T = TypeVar("T")
 
@@ -38,7 +39,7 @@ class Stream:
         """Yield the pieces; only once."""
         response = self._response = self._start()
         try:
-            for line in response.iter_lines():
+            for line in lines_of(response.iter_bytes()):
                 yield from self._reader.feed(line)
         except httpx.TransportError as error:
             raise error_from_transport(origin(response.request.url), error) from error

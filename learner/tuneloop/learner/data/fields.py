@@ -62,7 +62,9 @@ class Field:
         where = f"message {index + 1}"
         if not isinstance(message, dict):
             raise self.wrong(f"{where} is a {type(message).__name__}, not role and content")
-        role, content = message.get("role"), message.get("content")
+        role, content = message.get("role"), text_of_parts(message.get("content"))
+        if role == "developer":
+            role = "system"  # chat templates know the old name
         if role not in ("system", "user", "assistant"):
             raise self.wrong(f"{where} has role {role!r}, not system, user or assistant")
         if not isinstance(content, str):
@@ -102,6 +104,19 @@ class Field:
             Field(row={name: item}, place=self.place, name=name).text()
             for name, item in zip(names, value, strict=True)
         )
+
+
+def text_of_parts(content: Any) -> Any:
+    """Return the text of a list of text parts, as the API takes it; anything else unchanged."""
+    if not isinstance(content, list) or not content:
+        return content
+    texts = list[str]()
+    for part in content:
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+        if not isinstance(text, str):
+            return content
+        texts.append(text)
+    return "".join(texts)
 
 
 @dataclass(frozen=True, slots=True)

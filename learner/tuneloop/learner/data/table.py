@@ -17,6 +17,8 @@ from tuneloop.errors import InvalidRequest, NotFound, SettingsError, Unavailable
 Row = Mapping[str, Any]
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+MAX_FIELD = 16 * 2**20
+"""Characters in a field of a CSV file."""
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
@@ -98,7 +100,7 @@ def read_jsonl(path: Path, name: str) -> Table:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InvalidRequest(f"{name}, line {number}: not JSON: {error}") from error
             rows.append(checked_row(row, f"{name}, line {number}"))
             lines.append(number)
@@ -109,7 +111,7 @@ def read_json(path: Path, name: str) -> Table:
     """Read a JSON list of objects."""
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{name}: not JSON: {error}") from error
     if not isinstance(document, list):
         raise InvalidRequest(f"{name}: not a JSON list of objects (for one a line: .jsonl)")
@@ -118,18 +120,19 @@ def read_json(path: Path, name: str) -> Table:
 
 
 def read_csv(path: Path, name: str) -> Table:
-    """Comma-separated text with a header."""
+    """Comma-separated text with a header; a first column without a name is pandas' index."""
+    csv.field_size_limit(MAX_FIELD)
     rows: list[Row] = []
     lines: list[int] = []
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restkey="", strict=True)
+        reader: csv.DictReader[Any] = csv.DictReader(file, strict=True)
         line = 2
         try:
             for row in reader:
-                if "" in row or None in row.values():
+                if None in row or None in row.values():
                     names = ", ".join(reader.fieldnames or ())
                     raise InvalidRequest(f"{name}, line {line}: fields do not match {names}")
-                rows.append(dict(row))
+                rows.append({column: value for column, value in row.items() if column})
                 lines.append(line)
                 line = reader.line_num + 1
         except csv.Error as error:
@@ -197,9 +200,18 @@ def choose_split(splits: Mapping[str, Any], split: str | None, reference: str) -
 
 
 def checked_row(row: Any, place: str) -> Row:
-    """`row`, if it is an object with columns."""
+    """`row`, if it is an object with columns, all of whose texts have a UTF-8 form.
+
+    JSON can spell half of a surrogate pair.
+    """
     if not isinstance(row, dict):
         raise InvalidRequest(f"{place}: a {type(row).__name__}, not an object with columns")
+    for column, value in row.items():
+        try:
+            json.dumps([column, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            name = column.encode(errors="replace").decode()
+            raise InvalidRequest(f"{place}: {name} is not valid Unicode", param=name) from None
     return row
 
 

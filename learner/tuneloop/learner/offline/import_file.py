@@ -51,8 +51,9 @@ def pieces(table: Table) -> Iterator[list[ImportedRow]]:
         if piece and (len(piece) == PIECE_ROWS or size + len(text) > PIECE_BYTES):
             yield piece
             piece, size = [], 0
-        # As JSON has it, here and over HTTP alike: times of a Parquet file become texts.
-        plain = json.loads(text)
+        # As JSON has it, here and over HTTP alike: times of a Parquet file become texts, and NaN,
+        # which JSON has no word for, is no value.
+        plain = json.loads(text, parse_constant=lambda _: None)
         piece.append(ImportedRow(place=table.place(index), row=plain, occurrence=seen[text]))
         seen[text] += 1
         size += len(text)

@@ -8,6 +8,7 @@ import httpx
 from tuneloop.client import Client
 from tuneloop.client.exceptions import error_from_response, error_from_transport
 from tuneloop.learner.intake.importer import Imported, ImportedRow
+from tuneloop.lines import lines_of
 
 PAGE = 256
 
@@ -30,7 +31,7 @@ class RunningService:
                 if response.is_error:
                     response.read()
                     raise error_from_response(response)
-                for line in response.iter_lines():
+                for line in lines_of(response.iter_bytes()):
                     rows.append(line)
                     if len(rows) == PAGE:
                         yield rows

@@ -193,6 +193,59 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
         open_table(f"{tmp_path / 'splits'}:test")
 
 
+def test_a_csv_file_as_pandas_writes_it(tmp_path: Path) -> None:
+    """With its index, and with an answer above the csv module's limit of 131,072 characters."""
+    import pandas
+
+    rows = [{**PAIR, "chosen": "x" * 200_000}, PAIR]
+    pandas.DataFrame(rows).to_csv(tmp_path / "a.csv")
+    assert list(open_table(str(tmp_path / "a.csv")).rows) == rows
+    (tmp_path / "b.csv").write_text("prompt,chosen\na,b,c\n")
+    with pytest.raises(InvalidRequest, match=r"line 2: fields do not match prompt, chosen"):
+        open_table(str(tmp_path / "b.csv"))
+
+
+def test_separators_within_a_text_end_no_line(tmp_path: Path) -> None:
+    text = "one\u2028two\u2029three\x85four"
+    line = json.dumps({"prompt": text}, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_text(f"{line}\r\n{line}\n", encoding="utf-8")
+    assert [row["prompt"] for row in open_table(str(tmp_path / "a.jsonl")).rows] == [text, text]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+@pytest.mark.parametrize(
+    ("column", "problem"),
+    [('"\\ud800"', "other is not valid Unicode"), ("[" * 100_000 + "]" * 100_000, "not JSON")],
+)
+def test_a_column_that_nobody_reads_may_be_wrong(
+    tmp_path: Path, suffix: str, column: str, problem: str
+) -> None:
+    row = f'{{"prompt": "a", "other": {column}}}'
+    path = tmp_path / f"a.{suffix}"
+    path.write_text(row if suffix == "jsonl" else f"[{row}]")
+    with pytest.raises(InvalidRequest, match=problem):
+        open_table(str(path))
+
+
+def test_a_conversation_is_what_the_api_accepts(tokens: PromptTokenizer, tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "ye"}, {"type": "text", "text": "s"}]
+    system, developer = ({"role": role, "content": "no"} for role in ("system", "developer"))
+    rows = [
+        {"prompt": [system, {"role": "user", "content": "yes"}], "completion": assistant("no")},
+        {"prompt": [developer, {"role": "user", "content": parts}], "completion": assistant("no")},
+    ]
+    one, two = samples("sft", rows, tokens, tmp_path)
+    assert one.sequence == two.sequence
+    image = [{"type": "image_url", "image_url": {"url": "x"}}]
+    with pytest.raises(InvalidRequest, match="message 1 has no text in content"):
+        samples(
+            "sft",
+            [{"prompt": [{"role": "user", "content": image}], "completion": "no"}],
+            tokens,
+            tmp_path,
+        )
+
+
 @pytest.mark.parametrize(
     ("algorithm", "row", "problem"),
     [

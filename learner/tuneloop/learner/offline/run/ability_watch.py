@@ -9,6 +9,7 @@ from tuneloop.learner.abilities.scores import AbilityComparison, AbilityScores, 
 from tuneloop.learner.offline.run.console import Console
 from tuneloop.learner.trainer import checkpoint
 from tuneloop.learner.trainer.policy import PolicyTrainer
+from tuneloop.lines import split_lines
 
 CLEAR_DROP = 0.02
 """A drop of the suite's value that matters, where the interval excludes 0 as well."""
@@ -54,7 +55,8 @@ class AbilityWatch:
 
         What was found with another suite, or by another way of scoring, is not continued.
         """
-        lines = self._path.read_text().splitlines() if step and self._path.exists() else []
+        known = step and self._path.exists()
+        lines = split_lines(self._path.read_text(encoding="utf-8")) if known else []
         self._rows = [row for row in map(json.loads, lines) if row["step"] <= step]
         if self._rows and self._rows[0]["scores"]["suite_sha256"] != self._exam.suite.sha256:
             self._rows = []

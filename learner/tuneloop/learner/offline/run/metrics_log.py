@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tuneloop.lines import split_lines
+
 FigureRow = Mapping[str, float]
 
 
@@ -52,7 +54,7 @@ def open_events(folder: Path, first_step: int) -> Any:
 def read_figures(path: Path) -> list[dict[str, float]]:
     """Return all whole lines; a last one that a crash cut short is left out."""
     rows = []
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = split_lines(path.read_text(encoding="utf-8")) if path.exists() else []
     for line in lines:
         try:
             row = json.loads(line)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tuneloop.errors import Unavailable
+from tuneloop.lines import split_lines
 from tuneloop.reward.scorers.background import result_of
 from tuneloop.reward.scorers.judge import CONSTITUTION, Judge, JudgePreference, JudgeSettings
 from tuneloop.reward.scorers.judge_client import EndpointSettings
@@ -27,7 +28,7 @@ class Verdicts:
         self._path = path
         self._known: dict[str, JudgePreference] = {}
         if path is not None and path.exists():
-            for line in path.read_text().splitlines():
+            for line in split_lines(path.read_text(encoding="utf-8")):
                 try:
                     row = json.loads(line)
                     question = row.pop("question")
@@ -67,7 +68,7 @@ class Verdicts:
         if self._path is None or not any(preference.votes for preference in found):
             return  # a judge that is away is asked again
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             for key, preference in zip(keys, found, strict=True):
                 file.write(json.dumps({"question": key, **asdict(preference)}) + "\n")
 
