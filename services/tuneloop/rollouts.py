@@ -84,6 +84,14 @@ class ToolUse:
         return self.required or bool(self.name)
 
 
+MAX_STOP_CHARACTERS = 64
+"""Of one stop string."""
+MAX_BIASES = 300
+"""Tokens in `logit_bias`, as at OpenAI."""
+MIN_TEMPERATURE = 0.01
+"""A smaller one above 0 is raised to this: so does vLLM, whose log-probs must fit what is kept."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParameters:
     """How to sample; the defaults suit a small chat model."""

@@ -226,6 +226,8 @@ async def test_ids_that_were_never_given_are_not_found(
         ({"kind": "ranking", "ranking": [ONE, ONE]}, "ranking"),
         ({"kind": "comment", "completion_id": ONE, "text": ""}, "text"),
         ({"kind": "demonstration", "completion_id": ONE, "text": "x" * 40_000}, "text"),
+        ({"kind": "demonstration", "completion_id": ONE, "text": " \n\t"}, "text"),
+        ({"kind": "comment", "completion_id": ONE, "text": "\u3000"}, "text"),
         (THUMB | {"name": "solved"}, "name"),
         (METRIC | {"name": None}, "name"),
         (METRIC | {"name": ""}, "name"),

@@ -184,6 +184,15 @@ async def test_defaults(stack: Stack, http: httpx.AsyncClient) -> None:
     assert request.user_hash == IDS.user_hash("default", None)
 
 
+async def test_a_top_p_of_0_leaves_the_likeliest_token(
+    stack: Stack, http: httpx.AsyncClient
+) -> None:
+    body = BODY | {"top_p": 0, "temperature": 1}
+    assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
+    sampling = stack.generation.requests[0].sampling
+    assert (sampling.temperature, sampling.top_p) == (0.0, 1.0)
+
+
 async def test_plain_completions_with_several_prompts(
     stack: Stack, http: httpx.AsyncClient
 ) -> None:
@@ -218,13 +227,16 @@ async def test_token_prompts(stack: Stack, http: httpx.AsyncClient) -> None:
     [
         ({"temperature": 2.5}, "temperature"),
         ({"temperature": "warm"}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 2**31}, "max_tokens"),
         ({"n": 65}, "n"),
         ({"seed": 2**63}, "seed"),
         ({"stop": ["a"] * 17}, "stop"),
         ({"stop": [""]}, "stop"),
+        ({"stop": ["end", "x" * 65]}, "stop"),
+        ({"logit_bias": {str(token): 1 for token in range(301)}}, "logit_bias"),
+        ({"messages": [{"role": "user", "content": ""}] * 2049}, "messages"),
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),

@@ -197,6 +197,54 @@ async def test_siblings_share_a_group_and_have_ids_of_their_own(
         assert (await rollout(bus, completion_id)).group_id == "chatcmpl-n"
 
 
+async def test_greedy_siblings_are_equal(
+    stub: generation_pb2_grpc.GenerationServiceStub, bus: JetStreamBus
+) -> None:
+    request = make_request("chatcmpl-greedy", n=3, temperature=0.0)
+    deltas, finals = await run(stub, request)
+    assert sorted(final.index for final in finals) == [0, 1, 2]
+    texts = ["".join(d.text for d in deltas if d.index == index) for index in range(3)]
+    assert len(set(texts)) == len({tuple(final.token_ids) for final in finals}) == 1
+    for completion_id in ("chatcmpl-greedy", "chatcmpl-greedy.2"):
+        stored = await rollout(bus, completion_id)
+        assert stored.completion_text == texts[0]
+        assert (stored.sampling.n, stored.sampling.temperature) == (3, 0.0)
+
+
+async def test_a_temperature_is_kept_as_it_was_used(
+    stub: generation_pb2_grpc.GenerationServiceStub, bus: JetStreamBus
+) -> None:
+    await run(stub, make_request("chatcmpl-cold", temperature=0.001))
+    assert (await rollout(bus, "chatcmpl-cold")).sampling.temperature == pytest.approx(0.01)
+
+
+async def test_a_long_prompt_does_not_stop_the_streams_of_others(
+    stub: generation_pb2_grpc.GenerationServiceStub, service: Service
+) -> None:
+    """Tibetan has many tokens a character: this is refused once it is tokenized."""
+    call = stub.Generate(make_request("chatcmpl-stream", max_tokens=400))
+    async with asyncio.TaskGroup() as group:
+        refused = group.create_task(raised_by(stub, text="\u0f40" * 50_000))
+        gaps, before = [], asyncio.get_running_loop().time()
+        async for _ in call:
+            now = asyncio.get_running_loop().time()
+            gaps.append((now - before, refused.done()))
+            before = now
+    assert isinstance(await refused, InvalidRequest)
+    # The stream went on while the other was being tokenized.
+    assert sum(not done for _, done in gaps) > 1
+
+
+async def raised_by(
+    stub: generation_pb2_grpc.GenerationServiceStub, **options: object
+) -> TuneloopError | None:
+    try:
+        await run(stub, make_request("chatcmpl-refused", **options))
+    except TuneloopError as error:
+        return error
+    return None
+
+
 async def test_a_request_that_names_no_limit_is_clipped_to_the_room(
     stub: generation_pb2_grpc.GenerationServiceStub,
 ) -> None:
@@ -214,6 +262,8 @@ async def test_a_request_that_names_no_limit_is_clipped_to_the_room(
         ({"policy": "other"}, NotFound, "model"),
         ({"policy_version": 99}, NotFound, "policy_version"),
         ({"n": 5}, Overloaded, None),
+        ({"stop": ("x" * 65,)}, InvalidRequest, "stop"),
+        ({"logit_bias": dict.fromkeys(range(301), 1.0)}, InvalidRequest, "logit_bias"),
         ({"user_hash": "not a token"}, InvalidRequest, "user_hash"),
         ({"text": "x" * 60_000}, InvalidRequest, "prompt"),
         ({"tokens": generation_pb2.TokenPrompt(token_ids=[-1])}, InvalidRequest, "prompt"),

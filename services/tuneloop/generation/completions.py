@@ -5,8 +5,10 @@ publish. A completion that is cut off is published too, with finish reason `abor
 is data.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -43,6 +45,9 @@ from tuneloop.rollouts import (
 
 MAX_CHARACTERS_PER_TOKEN = 100
 """A prompt with more is refused before it is tokenized."""
+QUICK_CHARACTERS, QUICK_MESSAGES = 20_000, 100
+"""A prompt within these is tokenized at once, in a few milliseconds."""
+TOKENIZER_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +106,7 @@ class Completions:
         self.publisher = publisher
         self.max_concurrent = max_concurrent
         self.tool_format = tool_format
+        self.tokenizers = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
         self.outcomes = Outcomes()
         self.running = 0
 
@@ -114,7 +120,7 @@ class Completions:
             with self.count_running(request.sampling.n):
                 in_template = self.tokenization.takes_tools
                 check_tools(request.prompt, self.tool_format, in_template=in_template)
-                prompt = self.tokenize(request.prompt)
+                prompt = await self.tokenize(request.prompt)
                 request = self.constrain_to_tools(request)
                 if request.clip_max_tokens:
                     sampling = clip_max_tokens(prompt.token_ids, request.sampling, self.limits)
@@ -134,8 +140,11 @@ class Completions:
             metrics.request_errors.labels(error.reason).inc()
             raise
 
-    def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
-        """Tokenize the prompt, after refusing one that is far too long."""
+    async def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
+        """Tokenize the prompt, after refusing one that is far too long.
+
+        A long one is left to a thread: other requests stream on meanwhile.
+        """
         characters = len(prompt.text or "") + sum(len(m.content) for m in prompt.messages)
         if prompt.tool_use is not None:
             characters += sum(len(t.description + t.parameters) for t in prompt.tool_use.tools)
@@ -145,9 +154,18 @@ class Completions:
                 f"{self.limits.max_model_len} tokens in prompt and completion together",
                 param="messages" if prompt.messages else "prompt",
             )
+        if len(prompt.messages) > self.limits.max_model_len:
+            raise InvalidRequest(
+                f"the prompt has {len(prompt.messages)} messages; this model takes "
+                f"{self.limits.max_model_len} tokens in prompt and completion together",
+                param="messages",
+            )
         if prompt.token_ids is not None:
             check_prompt_length(len(prompt.token_ids), self.limits)
-        return self.tokenization.tokenize(prompt)
+        if characters <= QUICK_CHARACTERS and len(prompt.messages) <= QUICK_MESSAGES:
+            return self.tokenization.tokenize(prompt)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.tokenizers, self.tokenization.tokenize, prompt)
 
     @contextmanager
     def count_running(self, completions: int) -> Iterator[None]:
@@ -173,11 +191,13 @@ class Completions:
             PartialCompletion(i, started, self.make_parser(request))
             for i in range(request.sampling.n)
         ]
+        # A greedy answer is the same however often it is sampled.
+        once = request.sampling.temperature == 0
         outputs = self.engine.generate(
             EngineRequest(
                 request_id=request.completion_id,
                 prompt_token_ids=prompt.token_ids,
-                sampling=request.sampling,
+                sampling=replace(request.sampling, n=1) if once else request.sampling,
                 policy_version=version,
                 with_tools=request.prompt.tool_use is not None,
             )
@@ -185,13 +205,14 @@ class Completions:
         try:
             async for output in outputs:
                 sampled_by = self.sampled_by(version)
-                completion = completions[output.index]
-                delta = completion.add(output, sampled_by)
-                self.record_output(prompt, completion, output)
-                yield delta
-                if output.finish_reason is not None:
-                    completion.finished = True
-                    yield self.finish(request, prompt, completion, output)
+                for completion in completions if once else (completions[output.index],):
+                    own = replace(output, index=completion.index)
+                    delta = completion.add(own, sampled_by)
+                    self.record_output(prompt, completion, own)
+                    yield delta
+                    if own.finish_reason is not None:
+                        completion.finished = True
+                        yield self.finish(request, prompt, completion, own)
         finally:
             try:
                 await outputs.aclose()

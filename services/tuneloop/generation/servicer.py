@@ -1,6 +1,7 @@
 """`GenerationService` over gRPC: translates messages, and leaves the work to `Completions`."""
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tuneloop import tracing, wire
@@ -8,8 +9,16 @@ from tuneloop.bus import subjects
 from tuneloop.errors import InvalidRequest, NotFound
 from tuneloop.generation.completions import Completions, Final, GenerationRequest
 from tuneloop.generation.partial_completion import Delta
+from tuneloop.generation.schema_limits import check_schema
 from tuneloop.generation.tool_calls import merge_calls
-from tuneloop.rollouts import Prompt, RolloutSource
+from tuneloop.rollouts import (
+    MAX_BIASES,
+    MAX_STOP_CHARACTERS,
+    MIN_TEMPERATURE,
+    Prompt,
+    RolloutSource,
+    SamplingParameters,
+)
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc
 
 MAX_ID_LENGTH = 256
@@ -153,7 +162,7 @@ def request_from_proto(request: generation_pb2.GenerateRequest) -> GenerationReq
         raise InvalidRequest(
             f"completion_id: must have 1 to {MAX_ID_LENGTH} characters", param="completion_id"
         )
-    sampling = wire.sampling_from_proto(request.sampling)
+    sampling = within_bounds(wire.sampling_from_proto(request.sampling))
     source = wire.source_from_proto(request.source)
     route_by = request.route_by or request.user_hash or request.completion_id
     return GenerationRequest(
@@ -175,6 +184,31 @@ def request_from_proto(request: generation_pb2.GenerateRequest) -> GenerationReq
     )
 
 
+def within_bounds(sampling: SamplingParameters) -> SamplingParameters:
+    """Return a new request's parameters as engines take them. Raises `InvalidRequest`.
+
+    Rollouts of earlier requests may be out of these bounds; they are read all the same.
+    """
+    for stop in sampling.stop:
+        if len(stop) > MAX_STOP_CHARACTERS:
+            raise InvalidRequest(
+                f"stop: {stop[:16]!r}… has {len(stop)} characters; at most {MAX_STOP_CHARACTERS}",
+                param="stop",
+            )
+    if len(sampling.logit_bias) > MAX_BIASES:
+        raise InvalidRequest(
+            f"logit_bias: {len(sampling.logit_bias)} tokens; at most {MAX_BIASES}",
+            param="logit_bias",
+        )
+    if sampling.json_schema:
+        check_schema(sampling.json_schema, "response_format")
+    if sampling.structural_tag:
+        check_schema(sampling.structural_tag, "structural_tag")
+    if 0 < sampling.temperature < MIN_TEMPERATURE:
+        return replace(sampling, temperature=MIN_TEMPERATURE)
+    return sampling
+
+
 def prompt_from_proto(request: generation_pb2.GenerateRequest) -> Prompt:
     """Return the prompt. Raises `InvalidRequest` unless there is exactly one kind."""
     match request.WhichOneof("prompt"):
@@ -183,6 +217,8 @@ def prompt_from_proto(request: generation_pb2.GenerateRequest) -> Prompt:
             if not request.HasField("tool_use"):
                 return Prompt(messages=messages)
             tool_use = wire.tool_use_from_proto(request.tool_use)
+            for tool in tool_use.tools:
+                check_schema(tool.parameters or "{}", "tools")
             return Prompt(messages=messages, tool_use=tool_use)
         case "text":
             return Prompt(text=request.text)

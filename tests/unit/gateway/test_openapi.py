@@ -39,7 +39,7 @@ def test_feedback_names_itself_first(schemas: dict[str, Any]) -> None:
     assert [*schemas["Feedback"]["properties"]][:4] == ["id", "status", "kind", "completion_id"]
 
 
-def test_stop_takes_a_text_of_any_length_or_a_few(schemas: dict[str, Any]) -> None:
+def test_stop_takes_a_short_text_or_a_few(schemas: dict[str, Any]) -> None:
     text, texts, nothing = schemas["ChatRequest"]["properties"]["stop"]["anyOf"]
-    assert (text, nothing) == ({"type": "string"}, {"type": "null"})
-    assert texts["maxItems"] == 16
+    assert (text, nothing) == ({"type": "string", "maxLength": 64}, {"type": "null"})
+    assert (texts["maxItems"], texts["items"]["maxLength"]) == (16, 64)

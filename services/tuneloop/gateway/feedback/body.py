@@ -116,7 +116,8 @@ def check_fields(body: FeedbackRequest) -> None:
     named = (body.chosen, *(body.rejected or ()), *(body.ranking or ()))
     for name in ("completion_id", "name", "value", "chosen", "rejected", "ranking", "text"):
         given = getattr(body, name)
-        if name in wanted and (given is None or given in ("", [])):
+        blank = isinstance(given, str) and not given.strip()
+        if name in wanted and (given is None or given == [] or blank):
             raise InvalidRequest(f"{name}: a {body.kind} needs it", param=name)
         repeated = name == "completion_id" and given in named
         if name not in wanted and given is not None and not repeated:

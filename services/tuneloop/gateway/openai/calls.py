@@ -163,8 +163,8 @@ def make_sampling(
     """Return the sampling parameters, with this service's defaults."""
     return wire.sampling_to_proto(
         SamplingParameters(
-            temperature=temperature if body.temperature is None else body.temperature,
-            top_p=1.0 if body.top_p is None else body.top_p,
+            temperature=0.0 if body.top_p == 0 else default_of(body.temperature, temperature),
+            top_p=body.top_p or 1.0,
             top_k=max(0, body.top_k or 0),
             max_tokens=max_tokens,
             stop=body.stop,
@@ -177,6 +177,10 @@ def make_sampling(
             json_schema=schema_text(body.response_format),
         )
     )
+
+
+def default_of(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 async def events(gateway: Gateway, answer: GeneratedAnswer) -> AsyncGenerator[Event]:

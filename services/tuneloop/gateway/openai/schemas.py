@@ -21,6 +21,7 @@ from tuneloop.gateway.openai.messages import Message
 from tuneloop.gateway.openai.response_format import ResponseFormat
 from tuneloop.gateway.openai.tools import FunctionTool, ToolChoice, check_tool_choice
 from tuneloop.gateway.unicode import Text, unicode
+from tuneloop.rollouts import MAX_BIASES, MAX_STOP_CHARACTERS
 
 Prompt = str | tuple[int, ...]
 
@@ -30,6 +31,7 @@ MAX_TOP_LOGPROBS = 20
 MAX_PROMPTS = 64
 MAX_TOOLS = 128
 MAX_STOPS = 16
+MAX_MESSAGES = 2048
 
 unsupported: Mapping[str, tuple[object, ...]] = {
     "functions": ([],),
@@ -53,6 +55,8 @@ def as_strings(value: object) -> object:
         raise ValueError("must be a non-empty string or a list of them")
     if len(values) > MAX_STOPS:
         raise ValueError(f"must have at most {MAX_STOPS} items, not {len(values)}")
+    if any(len(value) > MAX_STOP_CHARACTERS for value in values):
+        raise ValueError(f"each must have at most {MAX_STOP_CHARACTERS} characters")
     return tuple(values)
 
 
@@ -77,6 +81,9 @@ def is_token_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= INT32_MAX
 
 
+StopText = Annotated[str, Field(max_length=MAX_STOP_CHARACTERS)]
+
+
 class StreamOptions(BaseModel):
     """Options of a stream."""
 
@@ -96,7 +103,8 @@ class SamplingRequest(BaseModel):
     model: Text
     max_tokens: int | None = Field(None, ge=1, le=INT32_MAX)
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
+    """0 leaves the likeliest token alone, as temperature 0 does."""
     top_k: int | None = Field(None, ge=-1, le=INT32_MAX)
     """Not OpenAI's; -1 and 0 keep all tokens."""
     n: int | None = Field(None, ge=1, le=64)
@@ -104,13 +112,17 @@ class SamplingRequest(BaseModel):
         tuple[Text, ...],
         BeforeValidator(
             as_strings,
-            json_schema_input_type=str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None,
+            json_schema_input_type=StopText
+            | Annotated[list[StopText], Field(max_length=MAX_STOPS)]
+            | None,
         ),
     ] = ()
     seed: int | None = Field(None, ge=-INT64_MAX - 1, le=INT64_MAX)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, max_length=MAX_BIASES
+    )
     response_format: ResponseFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -160,7 +172,7 @@ def refuse_unsupported(cls: type[BaseModel], value: object, info: Any) -> object
 class ChatRequest(SamplingRequest):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: int | None = Field(None, ge=1, le=INT32_MAX)
     """Wins over `max_tokens`."""
     logprobs: bool | None = None
@@ -235,7 +247,7 @@ class ScoreRequest(BaseModel):
     )
 
     model: Text | None = None
-    messages: list[Message] | None = Field(None, min_length=1)
+    messages: list[Message] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
     prompt: Text | None = None
     completions: Annotated[list[Text], Field(min_length=1, max_length=256)]
 

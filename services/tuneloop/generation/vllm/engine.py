@@ -127,9 +127,13 @@ class VllmEngine:
         if self.llm is None or self.limits is None:
             raise Unavailable("the engine is not running", retry_after=1.0)
         check_limits(request.prompt_token_ids, request.sampling, self.limits)
+        try:
+            parameters = sampling_params(request)
+        except ValueError as error:
+            raise InvalidRequest(first_line(error)) from error
         stream = self.llm.generate(
             tokens_input(list(request.prompt_token_ids)),
-            sampling_params(request),
+            parameters,
             request.request_id,
             lora_request=self.adapter(request.policy_version),
         )
@@ -141,7 +145,7 @@ class VllmEngine:
                         completion.token_ids
                     )
                     yield self.convert(completion, request, counts[completion.index])
-        except VLLMClientError as error:
+        except (VLLMClientError, ValueError) as error:
             if not request.sampling.constrained:
                 raise InvalidRequest(str(error)) from error
             problem = f"response_format: {grammar_problem(error)}"
