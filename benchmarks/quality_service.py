@@ -60,8 +60,7 @@ SETTINGS: Mapping[str, str] = {
     # As with the trainers alone: nothing holds the policy to the base model.
     "TUNELOOP_LEARNER_KL_BUDGET": "0",
     "TUNELOOP_LEARNER_TRAINER_SETTINGS": json.dumps(
-        {"beta_grpo": 0, "scale_rewards": "none", "anchor_weight": 0}
-        | {"full_agreement": None, "scored_rate": 1}
+        {"beta_grpo": 0, "scale_rewards": "none", "anchor_weight": 0, "scored_rate": 1}
     ),
     # A gate asks in English, of which this model has no word.
     "TUNELOOP_LEARNER_RELEASE": "off",

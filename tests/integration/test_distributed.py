@@ -55,7 +55,6 @@ def settings(kind: WeightsKind) -> TrainerSettings:
         ppo_epochs=2,
         token_budget=40,
         full_step=6.0,
-        full_agreement=0.5,
     )
 
 

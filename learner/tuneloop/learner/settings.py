@@ -141,7 +141,7 @@ class LearnerSettings(BusSettings, RpcSettings):
         None, ge=64, description="tokens in one forward pass; absent: by the device"
     )
     warmup_steps: int = Field(
-        5, ge=0, description="first steps on scored completions, over which the rate grows"
+        8, ge=0, description="first steps of a new policy, over which the rate grows to its value"
     )
     resume_warmup_steps: int = Field(
         2, ge=0, description="steps over which the rate grows again after each start"

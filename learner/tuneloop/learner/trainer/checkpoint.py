@@ -23,7 +23,6 @@ from typing import Any, Protocol
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
-from torch import Size, Tensor
 
 from tuneloop.errors import CorruptData
 from tuneloop.files import sync
@@ -36,11 +35,6 @@ INDEX = "checkpoint.json"
 STATE = "state.json"
 RANDOM = "random.safetensors"
 UNFINISHED = ".unfinished-"
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps of a parameter."""
-OPEN_GRADIENT = "open_gradient"
-"""A checkpoint's name for a parameter's share of the open batch's gradient."""
-Shapes = Mapping[str, Size]
 
 
 class Checkpointed(Protocol):
@@ -189,30 +183,3 @@ def _read_verified(folder: Path, name: str, files: Mapping[str, Digest]) -> byte
     if problem := problem_of(folder, name, files[name]):
         raise CorruptData(f"checkpoint {folder.name}: {problem}")
     return (folder / name).read_bytes()
-
-
-def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
-    """Return the shapes of tensors."""
-    return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def check_shapes(parameters: Shapes, model: Shapes, optimizer: Shapes) -> None:
-    """Raise `CorruptData` unless the shapes in a checkpoint are of these parameters."""
-    for name in sorted(parameters.keys() ^ model.keys()):
-        raise CorruptData(f"checkpoint: tensor {name} is not in both model and checkpoint")
-    for key in optimizer:
-        name, _, moment = key.rpartition(".")
-        if name not in parameters or moment not in (*MOMENTS, OPEN_GRADIENT):
-            raise CorruptData(f"checkpoint: {key} belongs to another optimizer")
-    for name, expected in parameters.items():
-        shapes = {m: optimizer[f"{name}.{m}"] for m in MOMENTS if f"{name}.{m}" in optimizer}
-        # Before its first step a parameter has none.
-        if len(shapes) not in {0, len(MOMENTS)}:
-            raise CorruptData(f"checkpoint: moments of {name} are missing")
-        shapes.pop("step", None)
-        if (gradient := optimizer.get(f"{name}.{OPEN_GRADIENT}")) is not None:
-            shapes[OPEN_GRADIENT] = gradient
-        for shape in (model[name], *shapes.values()):
-            if shape != expected:
-                found = f"{tuple(shape)}, not {tuple(expected)}"
-                raise CorruptData(f"checkpoint: {name} has shape {found}")

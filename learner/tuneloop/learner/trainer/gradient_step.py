@@ -56,10 +56,10 @@ def accumulate_and_step(
     results = {
         **losses,
         "loss": sum(term.weight * losses[term.name] for term in terms),
-        "learning_rate": optimization.learning_rate(closes=closes),
+        "learning_rate": optimization.learning_rate,
         **merge(means),
     }
     applied = optimization.step(kind="+".join(sorted(losses)), evidence=evidence, closes=closes)
     if applied.refusal != "non_finite_gradient":
-        results |= {"gradient_norm": applied.norm, "agreement": applied.agreement}
+        results["gradient_norm"] = applied.norm
     return StepResult(metrics=results, skipped=bool(applied.refusal), reason=applied.refusal)

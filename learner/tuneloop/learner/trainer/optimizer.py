@@ -18,23 +18,18 @@ from torch import Tensor, nn
 from tuneloop.errors import CorruptData
 from tuneloop.learner.models.world import ALONE, World, full_tensor, local_tensor
 from tuneloop.learner.trainer.base import TrainerState
-from tuneloop.learner.trainer.checkpoint import (
-    OPEN_GRADIENT,
-    Shapes,
-    check_shapes,
-    shapes_of,
-)
-from tuneloop.learner.trainer.gradient_history import (
-    GradientAgreement,
-    GradientNorms,
-    cosine_with_moment,
-)
+from tuneloop.learner.trainer.gradient_norms import GradientNorms
 from tuneloop.learner.trainer.settings import OptimizerSettings
 
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of a parameter."""
+OPEN_GRADIENT = "open_gradient"
+"""A checkpoint's name for a parameter's share of the open batch's gradient."""
 FULL = 1.0 - 1e-6
 """Evidence from which a batch is full: that of sixteen judgements adds up to a little off 1."""
 MOST = 1.25
 """Evidence up to which a batch takes in more; past it what there is becomes a step first."""
+Shapes = Mapping[str, torch.Size]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +38,6 @@ class AppliedGradient:
 
     norm: float
     """Of the first group, before the clip."""
-    agreement: float = 0.0
-    """See `GradientAgreement`; 0 where it is not asked for."""
     refusal: str = ""
     """`non_finite_gradient` or `gradient_spike`: nothing has changed. Empty: it was applied."""
 
@@ -86,8 +79,6 @@ class Optimizer:
             fused=True,
         )
         self._norms = GradientNorms()
-        self._agreement = self._agreement_now = GradientAgreement()
-        """Of the full steps, and with the gradient that was applied last."""
         self._open: OpenBatch | None = None
         self.steps = 0
         """Full steps taken."""
@@ -95,14 +86,14 @@ class Optimizer:
         """What the rates of the next step are multiplied by; not kept in a checkpoint."""
         self._resumed_at: int | None = None
 
-    def learning_rate(self, *, closes: bool = True) -> float:
-        """Return the rate of the first group at a next step that is full."""
-        return self._rates[0] * self._warmth(closes)
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the first group at the next step."""
+        return self._rates[0] * self._warmth
 
-    def _warmth(self, closes: bool) -> float:
-        # Where gradients must agree the first steps are small as it is.
-        agrees = self._settings.full_agreement is not None and not closes
-        warmth = 1.0 if agrees else self._ramp(0, self._settings.warmup_steps)
+    @property
+    def _warmth(self) -> float:
+        warmth = self._ramp(0, self._settings.warmup_steps)
         if self._resumed_at is not None:
             warmth = min(warmth, self._ramp(self._resumed_at, self._settings.resume_warmup_steps))
         return warmth * self._decay * self.rate_factor
@@ -159,7 +150,6 @@ class Optimizer:
 
     def _close(self) -> None:
         self._open = None
-        self._agreement = self._agreement_now
         self.steps += 1
 
     def step(
@@ -185,12 +175,12 @@ class Optimizer:
             self._add_to_open(evidence)
         if self._open is not None:
             self._open.evidence = total
-            self._take(total, closes=closes)
+            self._take(total)
         else:
-            self._apply(total, norms, closes=closes)
+            self._apply(total, norms)
         if final:
             self._close()
-        return AppliedGradient(norm=values[0], agreement=self._agreement_now.mean)
+        return AppliedGradient(norm=values[0])
 
     def _norms_of_groups(self) -> list[Tensor | None]:
         groups = [group["params"] for group in self._adamw.param_groups]
@@ -218,7 +208,7 @@ class Optimizer:
             known = self._open.gradients.get(name)
             self._open.gradients[name] = weighed if known is None else known.add_(weighed)
 
-    def _take(self, evidence: float, *, closes: bool = False) -> None:
+    def _take(self, evidence: float) -> None:
         """Take the open batch's step from where it began."""
         assert self._open is not None
         self.zero_grad()
@@ -231,22 +221,13 @@ class Optimizer:
                     self._adamw.state[parameter] = copies
                 if (gradient := self._open.gradients.get(name)) is not None:
                     parameter.grad = gradient / evidence
-        self._apply(evidence, self._norms_of_groups(), closes=closes)
+        self._apply(evidence, self._norms_of_groups())
 
-    def _apply(self, evidence: float, norms: Sequence[Tensor | None], *, closes: bool) -> None:
-        """Clip the gradients and step, at a rate in proportion to `evidence` and agreement.
-
-        A batch that `closes` by itself is no judgement of people: it is not asked to agree.
-        """
+    def _apply(self, evidence: float, norms: Sequence[Tensor | None]) -> None:
+        """Clip the gradients and step, at a rate in proportion to `evidence`."""
         factor = min(1.0, evidence)
-        self._agreement_now = self._agreement
-        full = self._settings.full_agreement
-        if full is not None and not closes:
-            if (cosine := cosine_with_moment(self._adamw)) is not None:
-                self._agreement_now = self._agreement.after(cosine)
-            factor *= self._agreement_now.factor(full)
         for group, rate, norm in zip(self._adamw.param_groups, self._rates, norms, strict=True):
-            group["lr"] = rate * self._warmth(closes) * factor
+            group["lr"] = rate * self._warmth * factor
             if norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(
                     group["params"], self._settings.max_grad_norm, norm
@@ -288,13 +269,12 @@ class Optimizer:
                 "optimizer_steps": self.steps,
                 "gradient_norms": self._norms.state(),
                 "open_evidence": self.open_evidence,
-                "agreement": self._agreement.mean,
             },
         )
 
     def load_state(self, state: TrainerState) -> None:
         """Restore `state`; raises `CorruptData`, and changes nothing, if it does not fit."""
-        check_shapes(shapes_of(self._named), shapes_of(state.model), shapes_of(state.optimizer))
+        self._check(_shapes(state.model), _shapes(state.optimizer))
         steps = state.scheduler.get("optimizer_steps")
         if not isinstance(steps, int) or steps < 0:
             raise CorruptData("checkpoint: scheduler.optimizer_steps is not a count")
@@ -302,7 +282,6 @@ class Optimizer:
         if not isinstance(evidence, (int, float)) or not 0 <= evidence <= MOST:
             raise CorruptData(f"checkpoint: scheduler.open_evidence is {evidence!r}")
         norms = GradientNorms.of_state(state.scheduler.get("gradient_norms", {}))
-        agreement = GradientAgreement.of_state(state.scheduler.get("agreement", 0.0))
         with torch.no_grad():
             for name, parameter in self._named.items():
                 parameter.copy_(state.model[name])
@@ -318,7 +297,6 @@ class Optimizer:
                 self._adamw.state.setdefault(parameter, {})[moment] = value
         self.steps = steps
         self._norms = norms
-        self._agreement = self._agreement_now = agreement
         self._open, self._resumed_at = None, None if evidence > 0 else steps
         if evidence > 0:
             self._add_to_open(0.0)
@@ -328,7 +306,7 @@ class Optimizer:
 
     def blank(self, model: Shapes, optimizer: Shapes) -> TrainerState:
         """Room for a state of these shapes, laid out as `state` is; raises `CorruptData`."""
-        check_shapes(shapes_of(self._named), model, optimizer)
+        self._check(model, optimizer)
         return TrainerState(
             model={name: _room(self._named[name]) for name in model},
             optimizer={
@@ -337,6 +315,31 @@ class Optimizer:
             },
             scheduler={},
         )
+
+    def _check(self, model: Shapes, optimizer: Shapes) -> None:
+        """Raise `CorruptData` unless a state of these shapes is of these parameters."""
+        for name in sorted(self._named.keys() ^ model.keys()):
+            raise CorruptData(f"checkpoint: tensor {name} is not in both model and checkpoint")
+        for key in optimizer:
+            name, _, moment = key.rpartition(".")
+            if name not in self._named or moment not in (*MOMENTS, OPEN_GRADIENT):
+                raise CorruptData(f"checkpoint: {key} belongs to another optimizer")
+        for name, parameter in self._named.items():
+            shapes = {m: optimizer[f"{name}.{m}"] for m in MOMENTS if f"{name}.{m}" in optimizer}
+            # Before its first step a parameter has none.
+            if len(shapes) not in {0, len(MOMENTS)}:
+                raise CorruptData(f"checkpoint: moments of {name} are missing")
+            shapes.pop("step", None)
+            if (gradient := optimizer.get(f"{name}.{OPEN_GRADIENT}")) is not None:
+                shapes[OPEN_GRADIENT] = gradient
+            for shape in (model[name], *shapes.values()):
+                if shape != parameter.shape:
+                    found = f"{tuple(shape)}, not {tuple(parameter.shape)}"
+                    raise CorruptData(f"checkpoint: {name} has shape {found}")
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _copy(tensor: Tensor) -> Tensor:

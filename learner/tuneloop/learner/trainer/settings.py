@@ -30,9 +30,6 @@ class OptimizerSettings:
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
     max_steps: int | None = None
     """Optimizer steps after which a falling rate is 0; needed by linear and cosine."""
-    full_agreement: float | None = None
-    """Agreement of the gradients of judgements that makes a full step (see `GradientAgreement`):
-    below, steps are smaller. None takes a full step whatever they agree on."""
     spike_factor: float | None = 10.0
     """A gradient this many times the median norm of recent steps skips the step; None never."""
 
@@ -49,8 +46,6 @@ class OptimizerSettings:
         enough = self.max_steps is not None and self.max_steps >= 1
         require(enough or self.max_steps is None, "max_steps", "1 or more")
         require(enough or not falls, "max_steps", "given for a rate that falls")
-        full = self.full_agreement
-        require(full is None or 0 < full <= 1, "full_agreement", "above 0 and at most 1, or absent")
         spike = self.spike_factor
         require(spike is None or spike > 1, "spike_factor", "greater than 1, or absent")
 
@@ -79,7 +74,6 @@ class TrainerSettings:
     resume_warmup_steps: int = 0
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
     max_steps: int | None = None
-    full_agreement: float | None = None
     spike_factor: float | None = 10.0
     kl_budget: float | None = None
     """Mean KL to the reference policy, nats per token, past which training backs off; None never.
@@ -251,8 +245,8 @@ class TrainerSettings:
 HELD: Mapping[str, Any] = {"anchor_weight": 0.1}
 """What a policy is trained with where nothing else is set, by the learner of a service and offline.
 """
-ONLINE: Mapping[str, Any] = {**HELD, "full_agreement": 0.08, "scored_rate": 0.6}
-"""What the learner of a service adds to that."""
+ONLINE: Mapping[str, Any] = {**HELD, "scored_rate": 0.6}
+"""The same for the learner of a service: only judgements were tried at its higher rate."""
 RATES: Mapping[WeightsKind, float] = {WeightsKind.LORA: 5e-4}
 """The learner's rates: evidence and the KL budget leave room for more than offline."""
 
@@ -313,8 +307,7 @@ class RewardTrainerSettings:
     @property
     def optimizer(self) -> OptimizerSettings:
         """The optimizer's part."""
-        names = [f.name for f in fields(OptimizerSettings) if hasattr(self, f.name)]
-        shared = {name: getattr(self, name) for name in names}
+        shared = {f.name: getattr(self, f.name) for f in fields(OptimizerSettings)}
         return OptimizerSettings(**shared)
 
 

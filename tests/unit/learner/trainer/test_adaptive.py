@@ -18,7 +18,7 @@ from tuneloop.learner.samples import ScoredGroup, ScoredSample
 from tuneloop.learner.trainer import adaptive
 from tuneloop.learner.trainer.adaptive import AdaptiveState
 from tuneloop.learner.trainer.base import TrainerState
-from tuneloop.learner.trainer.gradient_history import LEAST, WINDOW, GradientNorms
+from tuneloop.learner.trainer.gradient_norms import LEAST, WINDOW, GradientNorms
 from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.rewards import RewardStatistics, clipped_reward, priced_reward
 from tuneloop.learner.trainer.settings import TrainerSettings
