@@ -48,13 +48,7 @@ def batch(objective: str, seed: int) -> Mapping[str, list[Any]]:
 
 def settings(kind: WeightsKind) -> TrainerSettings:
     return TrainerSettings(
-        kind=kind,
-        learning_rate=1e-4,
-        threads=1,
-        kto_z="mismatched",
-        ppo_epochs=2,
-        token_budget=40,
-        full_step=6.0,
+        kind=kind, learning_rate=1e-4, threads=1, kto_z="mismatched", ppo_epochs=2, token_budget=40
     )
 
 
