@@ -64,8 +64,6 @@ class Scenario:
     """Thumbs that come together."""
     adversaries: float = 0.0
     """Share of the users who say the opposite."""
-    replayed: float = 0.0
-    """Share of a batch of thumbs that were used before."""
     before: bool = False
     """Whether the code of the commit before learns."""
     seed: int = 0
@@ -105,7 +103,6 @@ def settings_of(folder: Path, scenario: Scenario) -> LearnerSettings:
         "data_dir": folder,
         "weights_kind": WeightsKind.LORA,
         "policy_gradient": "off",
-        "replay_fraction": scenario.replayed,
         "seed": scenario.seed,
     }
     return LearnerSettings(**options)

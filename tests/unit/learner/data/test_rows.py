@@ -217,7 +217,7 @@ def test_separators_within_a_text_end_no_line(tmp_path: Path) -> None:
     ("column", "problem"),
     [('"\\ud800"', "other is not valid Unicode"), ("[" * 100_000 + "]" * 100_000, "not JSON")],
 )
-def test_a_column_that_nobody_reads_may_be_wrong(
+def test_what_is_wrong_in_a_column_that_nobody_reads_is_told(
     tmp_path: Path, suffix: str, column: str, problem: str
 ) -> None:
     row = f'{{"prompt": "a", "other": {column}}}'
