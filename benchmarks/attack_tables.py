@@ -47,6 +47,8 @@ class Table:
         """Never asked for: the loss of the table has its own."""
         return [() for _ in sequences]
 
+    features = reference_logprobs
+
     def finite(self) -> bool:
         """Whether every number is one."""
         return bool(self.values.isfinite().all())

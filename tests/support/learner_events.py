@@ -213,6 +213,9 @@ class CountingTrainer:
         self.referred += sequences
         return [(-0.25,) * len(sequence.completion_token_ids) for sequence in sequences]
 
+    def features(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        return [()] * len(sequences)
+
     def logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
         self.measured += sequences
         return [(-0.75,) * len(sequence.completion_token_ids) for sequence in sequences]

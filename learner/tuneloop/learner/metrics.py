@@ -186,6 +186,12 @@ retracted_share = Gauge(
 guard_raters_muted = Gauge(
     "tuneloop_guard_raters_muted", "Raters whose judgements count nothing, as others contradict."
 )
+guard_predictability = Gauge(
+    "tuneloop_guard_predictability",
+    "How surely the latest thumbs, or pairs, are what others' lead one to expect: 0 is by chance, "
+    "1 for certain; NaN before there are eight of either kind.",
+    ["family"],
+)
 
 BY_NAME = {"kl": kl, "reward": reward, "clip_fraction": clip_fraction}
 """Figures of a policy's step that have a gauge of their own."""

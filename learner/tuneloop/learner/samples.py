@@ -261,6 +261,17 @@ def at_temperature_one(sequence: TokenSequence) -> TokenSequence:
     return replace(sequence, temperature=1.0, generation_logprobs=(), ref_logprobs=())
 
 
+def as_compared(sample: Any) -> Any:
+    """Return a preference or a demonstration at temperature 1, a scored completion as it is."""
+    match sample:
+        case PairSample():
+            chosen, rejected = map(at_temperature_one, (sample.chosen, sample.rejected))
+            return replace(sample, chosen=chosen, rejected=rejected)
+        case ThumbSample() | DemonstrationSample():
+            return replace(sample, sequence=at_temperature_one(sample.sequence))
+    return sample
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledAnswer:
     """A version's answer to one prompt."""

@@ -22,8 +22,9 @@ from tuneloop.learner.fault_search import FAULTS, FaultSearch, keys_of
 from tuneloop.learner.files import keep_only
 from tuneloop.learner.ledger.accounting import quarantine, steps, versions
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.queue import ready, ref_logprobs
+from tuneloop.learner.ledger.queue import features, ready, ref_logprobs
 from tuneloop.learner.ledger.queue.ready import Refusal
+from tuneloop.learner.samples import as_compared
 from tuneloop.learner.trainer.base import StepResult, Trainer
 
 logger = logging.getLogger("tuneloop.learner")
@@ -189,6 +190,12 @@ class TrainingRun:
         """
         self.faults.release()
         formed = batcher.form(self, self.faults.limit)
+        if formed.batch is not None and features.describe(
+            self._database, formed.batch.samples, self.trainer.features
+        ):
+            # What the answers are like tells how far their judgements can be trusted.
+            batcher.renew_trust()
+            formed = batcher.form(self, self.faults.limit)
         self.refuse(formed.refusals)
         for objective, fresh in formed.fresh_versions.items():
             exclude = self.uncommitted_ids(objective)
@@ -208,7 +215,7 @@ class TrainingRun:
         self._fresh = False
         remaining = ref_logprobs.with_references(
             self._database,
-            batch.samples,
+            {name: list(map(as_compared, group)) for name, group in batch.samples.items()},
             needed_by=self.trainer.needs_reference,
             compute=self.trainer.reference_logprobs,
         )

@@ -63,6 +63,10 @@ class Batcher(Protocol):
         """Return the next batch, with at most `limit` samples."""
         ...
 
+    def renew_trust(self) -> None:
+        """Work out again how far judgements can be trusted, at the next batch."""
+        ...
+
     def progress(self, run: RunProgress) -> list[BatchProgress]:
         """Return how far the next steps are."""
         ...

@@ -92,6 +92,10 @@ class PolicyBatcher:
             fresh_versions=fresh_versions,
         )
 
+    def renew_trust(self) -> None:
+        """See `Batcher.renew_trust`."""
+        self._trust.renew()
+
     def progress(self, run: RunProgress) -> list[BatchProgress]:
         """Return how far the next steps are."""
         settings = self._settings
@@ -227,6 +231,10 @@ class RewardBatcher:
             replayed[Objective.REWARD_MODEL] = [sample.sample_id for sample in again]
         batch = self._trust.add_trust({Objective.REWARD_MODEL: [*taken, *again]})
         return FormedBatch(batch=limit_batch(batch, replayed, limit), refusals=refusals)
+
+    def renew_trust(self) -> None:
+        """See `Batcher.renew_trust`."""
+        self._trust.renew()
 
     def progress(self, run: RunProgress) -> list[BatchProgress]:
         """Return how far the next step is."""

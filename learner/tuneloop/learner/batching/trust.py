@@ -10,7 +10,7 @@ from typing import Any
 
 from tuneloop.learner import metrics
 from tuneloop.learner.batching.batch import ids_of
-from tuneloop.learner.guards.raters import Reliability, reliabilities
+from tuneloop.learner.guards.raters import Reliability, predictabilities, reliabilities
 from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.guards.standing import Standing, standing_of
 from tuneloop.learner.ledger.database import Database
@@ -108,6 +108,10 @@ class RecentJudgements:
 
 EVERY_SECONDS = 30.0
 """How often the reliability of raters is computed."""
+FAMILIES: Mapping[str, str] = {Objective.KTO: "thumb", Objective.DPO: "pair"}
+"""Which votes an objective of the policy learns from."""
+CERTAIN = 0.3
+"""Judgements that are so predictable count in full: an area under the ROC curve of 0.65."""
 ACTIVE = 256
 """The number of latest feedback events whose users count as active."""
 DAY = 86_400.0
@@ -130,6 +134,7 @@ class Trust:
         self._clock = clock
         self._judged_time = float("-inf")
         self._raters: Mapping[str, Reliability] = {}
+        self._predictable: Mapping[str, float | None] = {}
         self._standing = Standing()
         self._recent = {name: RecentJudgements(full_step) for name in JUDGED}
 
@@ -173,12 +178,14 @@ class Trust:
                 least=tenant_share,
             )
             # Who asks for many answers has a share of them, but does not judge them: scorers do.
+            of_family = self._weight_of_family(objective)
             judge_of = {i: owner.user for i, owner in owners.items() if owner.has_judged}
             trust = {
                 i: of_standing.get(i, 1.0)
                 * of_user[i]
                 * of_tenant[i]
                 * _weight(raters, judge_of.get(i, ""))
+                * of_family
                 for i in weights
             }
             recent.add(
@@ -205,12 +212,28 @@ class Trust:
             self._judge_users()
         return self._raters if self._settings.rater_weights else {}
 
+    def renew(self) -> None:
+        """Judge users again at the next batch, however recently they were."""
+        self._judged_time = float("-inf")
+
+    def _weight_of_family(self, objective: str) -> float:
+        """Return what judgements of a kind count for not being what others would say."""
+        known = self._predictable.get(FAMILIES.get(objective, ""))
+        if known is None:
+            return 1.0
+        return max(self._settings.unpredictable_weight, min(1.0, known / CERTAIN))
+
     def _judge_users(self) -> None:
         """Work out who agrees with whom, and who gave how much."""
         now = self._clock()
         votes = rater_votes.votes(self._database)
         machines = (rater_votes.REWARD_MODEL,)
         self._raters = reliabilities(votes, machines)
+        self._predictable = predictabilities(
+            votes, self._raters if self._settings.rater_weights else {}
+        )
+        for family, known in self._predictable.items():
+            metrics.guard_predictability.labels(family).set(math.nan if known is None else known)
         given = rater_votes.given_by_user(self._database, now - self._settings.user_days * DAY)
         self._standing = standing_of(given, votes, self._settings, machines)
         self._judged_time = now

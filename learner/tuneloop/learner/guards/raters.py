@@ -4,12 +4,14 @@ Dawid and Skene 1979, https://doi.org/10.2307/2346806; with one coin as in Ghosh
 2011, https://doi.org/10.1145/1993574.1993599. Votes on one thing are noisy readings of one truth:
 rater r says it with probability p_r and the opposite else. EM, for votes v = ±1:
 
-    E: log odds that t is "up" = logit π + Σ_r c_rt · v_rt · logit p_r
+    E: log odds that t is "up" = logit π_t + Σ_r c_rt · v_rt · logit p_r
     M: p_r = (α + Σ_t P(truth_t = v_rt)) / (α + β + n_r)
 
-p_r begins at its prior mean α/(α + β), which is above one half and so says which way is up. π is
-the share of "up" among the truths of a family (thumbs, or pairs). Things that one rater alone
-judged say nothing and are left out.
+p_r begins at its prior mean α/(α + β), which is above one half and so says which way is up. Where
+it is known what a thing is like, π_t is what the truths of other raters' similar things lead one to
+expect, computed again in each of the first rounds (Raykar et al. 2010; see `content`). Else it is
+the share of "up" among the truths of a family (thumbs, or pairs), and things that one rater alone
+judged are left out: they say nothing.
 
 The model takes raters for independent, and a ring that judges the same things alike would be
 believed for its number. So a vote counts c_rt = 1 / (1 + Σ_s E_rs) over the others s who say the
@@ -32,8 +34,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+import numpy as np
+
+from tuneloop.learner.guards.content import JudgedAnswers, predictability
+
 ROUNDS = 50
 TOLERANCE = 1e-4
+CONTENT = 512
+"""The latest things of a family whose content counts."""
+CONTENT_ROUNDS = 6
+"""Rounds in which what is expected is computed again: it changes little after."""
 LEAST_RATERS = 3
 """Two raters can only contradict each other."""
 MOST_ON_A_TOPIC = 32
@@ -44,8 +54,8 @@ MOST_ON_A_TOPIC = 32
 class Prior:
     """The prior of a rater's accuracy: Beta(right, wrong)."""
 
-    right: float = 8.0
-    wrong: float = 2.0
+    right: float = 4.0
+    wrong: float = 1.0
 
     @property
     def mean(self) -> float:
@@ -69,6 +79,8 @@ class Vote:
     """It is good; or the first of the two is better."""
     family: str = "thumb"
     """Topics whose truths are "up" about as often."""
+    features: tuple[float, ...] = ()
+    """What the completion is like, or how the first of the two differs; () where not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +90,7 @@ class Reliability:
     accuracy: float
     """Posterior mean of p."""
     overlapping: int
-    """Their votes on things that others judged too."""
+    """Their votes on things that others judged too, or whose content is known."""
 
     @property
     def weight(self) -> float:
@@ -87,20 +99,29 @@ class Reliability:
 
 
 def reliabilities(votes: Sequence[Vote], machines: Collection[str] = ()) -> dict[str, Reliability]:
-    """Return the reliability of each rater who judged what others judged; others have the prior.
+    """Return the reliability of each rater who can be compared with others; others have the prior.
 
     A rater's last vote on a thing counts. Nobody is judged before there are `LEAST_RATERS` people.
     """
     everything = _by_topic(votes)
-    by_topic = {topic: cast for topic, cast in everything.items() if len(cast) > 1}
+    contents = _contents(everything)
+    known = {topic for topics, _ in contents for topic in topics}
+    by_topic = {t: cast for t, cast in everything.items() if len(cast) > 1 or t in known}
     judged = Counter(rater for cast in by_topic.values() for rater in cast)
     if len(judged.keys() - set(machines)) < LEAST_RATERS:
         return {}
     voices = _voices(by_topic, judged, len(everything))
     prior_of = {rater: MACHINE if rater in machines else PEOPLE for rater in judged}
     accuracies = {rater: prior.mean for rater, prior in prior_of.items()}
-    for _ in range(ROUNDS):
-        right = _right(by_topic, voices, accuracies)
+    expected: dict[str, float] = {}
+    for number in range(ROUNDS):
+        up = _truths(by_topic, voices, accuracies, expected)
+        if contents and number < CONTENT_ROUNDS:
+            for topics, answers in contents:
+                log_odds = answers.expected(np.array([up[topic] for topic in topics]))
+                expected |= zip(topics, log_odds.tolist(), strict=True)
+            up = _truths(by_topic, voices, accuracies, expected)
+        right = _right(by_topic, up)
         before, accuracies = accuracies, {}
         for rater, prior in prior_of.items():
             total = prior.right + prior.wrong + judged[rater]
@@ -150,12 +171,33 @@ def _voices(
     return voices
 
 
-def _right(
+def _contents(by_topic: Mapping[str, Mapping[str, Vote]]) -> list[tuple[list[str], JudgedAnswers]]:
+    """Return the latest topics of each family whose content is known, and that content."""
+    families: defaultdict[str, dict[str, tuple[str, tuple[float, ...]]]] = defaultdict(dict)
+    for topic, cast in by_topic.items():
+        people = [vote for vote in cast.values() if vote.features]
+        if people:
+            whose = people[0].rater if len(people) == 1 else topic
+            families[people[0].family][topic] = whose, people[0].features
+    contents = []
+    for family, of_topics in families.items():
+        topics = list(of_topics)[-CONTENT:]
+        raters, features = zip(*(of_topics[topic] for topic in topics), strict=True)
+        answers = JudgedAnswers.of(features, raters, has_base_rate=family == "thumb")
+        contents.append((topics, answers))
+    return contents
+
+
+def _truths(
     by_topic: Mapping[str, Mapping[str, Vote]],
     voices: Mapping[str, Mapping[str, float]],
     accuracies: Mapping[str, float],
+    expected: Mapping[str, float],
 ) -> dict[str, float]:
-    """Return how many votes of each rater are expected to be right."""
+    """Return the probability that each topic is "up": from its votes, and what is expected of it.
+
+    Where nothing is expected, it is as likely as in the family.
+    """
     said = {
         topic: math.fsum(
             math.copysign(voices[topic][rater], vote.up - 0.5) * _logit(accuracies[rater])
@@ -166,15 +208,47 @@ def _right(
     families: defaultdict[str, list[str]] = defaultdict(list)
     for topic, cast in by_topic.items():
         families[next(iter(cast.values())).family].append(topic)
-    right = dict.fromkeys(accuracies, 0.0)
+    up: dict[str, float] = {}
     for topics in families.values():
         ups = math.fsum(_probability(said[topic]) for topic in topics)
         base = _logit((1 + ups) / (2 + len(topics)))
-        for topic in topics:
-            up = _probability(base + said[topic])
-            for rater, vote in by_topic[topic].items():
-                right[rater] += up if vote.up else 1 - up
+        up |= {topic: _probability(expected.get(topic, base) + said[topic]) for topic in topics}
+    return up
+
+
+def _right(
+    by_topic: Mapping[str, Mapping[str, Vote]], up: Mapping[str, float]
+) -> defaultdict[str, float]:
+    """Return how many votes of each rater are expected to be right."""
+    right: defaultdict[str, float] = defaultdict(float)
+    for topic, cast in by_topic.items():
+        for rater, vote in cast.items():
+            right[rater] += up[topic] if vote.up else 1 - up[topic]
     return right
+
+
+def predictabilities(
+    votes: Sequence[Vote], raters: Mapping[str, Reliability]
+) -> dict[str, float | None]:
+    """Return how surely votes of each family are what others' votes lead one to expect."""
+    found: dict[str, float | None] = {}
+    families: defaultdict[str, list[Vote]] = defaultdict(list)
+    for vote in votes:
+        if vote.features:
+            families[vote.family].append(vote)
+    for family, cast in families.items():
+        latest = cast[-CONTENT:]
+        answers = JudgedAnswers.of(
+            [vote.features for vote in latest],
+            [vote.rater for vote in latest],
+            has_base_rate=family == "thumb",
+        )
+        said = np.array([vote.up for vote in latest])
+        weights = [raters[v.rater].weight if v.rater in raters else 1.0 for v in latest]
+        trust = np.array(weights)
+        expected = answers.expected(said.astype(np.float64), trust)
+        found[family] = predictability(expected, said, trust)
+    return found
 
 
 def _logit(probability: float) -> float:

@@ -45,6 +45,13 @@ class GuardSettings(BaseModel):
         default=True,
         description="whether judgements weigh less of raters whom the others contradict",
     )
+    unpredictable_weight: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="least that judgements weigh while nobody could expect them from what others "
+        "say of similar answers; 1 is no such limit",
+    )
     window: int = Field(
         default=256,
         ge=16,

@@ -182,6 +182,7 @@ samples = Table(
     Column("feedback_id", String, nullable=True, comment="Absent for scored rollouts"),
     Column("accepted_time", Float, nullable=False, comment="When its event was accepted"),
     Column("recorded_time", Float, nullable=False, comment="When the ledger learned of it"),
+    Column("features", LargeBinary, nullable=True, comment="float32, little-endian"),
     Index("samples_open", "objective", "state", "accepted_time"),
     Index("samples_topic", "topic", "objective", "user_hash"),
     Index("samples_completion", "completion_id", "objective", "user_hash"),

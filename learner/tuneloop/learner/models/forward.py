@@ -14,6 +14,10 @@ from tuneloop.learner.models.lm_head import (
     transformed,
 )
 from tuneloop.learner.models.world import World, shard_sequences
+from tuneloop.learner.samples import Tokens, TokenSequence, tokens_of
+
+FEATURES = 64
+"""Numbers that say what a completion is like."""
 
 
 class ForwardOutput(NamedTuple):
@@ -87,6 +91,17 @@ def _whole(logits: Tensor, hidden: Tensor) -> ForwardOutput:
     )
 
 
+def projected(hidden: Tensor) -> Tensor:
+    """Return (N, `FEATURES`) float32 of hidden states (N, H), by random directions.
+
+    Sums of many states keep their distances so (Johnson and Lindenstrauss 1984), in fewer numbers.
+    """
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(hidden.shape[-1], FEATURES, generator=generator)
+    states: Tensor = hidden.float() @ (directions / FEATURES**0.5).to(hidden.device)
+    return states
+
+
 def share_of(batch: SequenceBatch, world: World) -> RankShard:
     """Return this rank's share of a batch. A sharded model needs every rank to run something."""
     if world.size == 1:
@@ -102,3 +117,23 @@ def share_of(batch: SequenceBatch, world: World) -> RankShard:
 
 def _length(sequence: Any) -> int:
     return len(sequence.prompt_token_ids) + len(sequence.completion_token_ids)
+
+
+class NotedLogprobs:
+    """Log π of completions, kept on the device until they are asked for."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Tokens, tuple[TokenSequence, Tensor]] = {}
+
+    def add(self, batch: SequenceBatch, logprobs: Tensor) -> None:
+        """Keep the sum of each row of `logprobs`, (B, C), unless the completion has one."""
+        for sequence, total in zip(batch.sequences, logprobs.detach().sum(-1), strict=True):
+            self._kept.setdefault(tokens_of(sequence), (sequence, total))
+
+    def totals(self) -> dict[Tokens, tuple[TokenSequence, float]]:
+        """Return each completion, as it was learned from, with its log-prob."""
+        if not self._kept:
+            return {}
+        values = torch.stack([total for _, total in self._kept.values()]).tolist()
+        kept = zip(self._kept.items(), values, strict=True)
+        return {tokens: (sequence, value) for (tokens, (sequence, _)), value in kept}

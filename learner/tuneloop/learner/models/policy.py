@@ -30,11 +30,11 @@ from tuneloop.learner.models.batch import (
     packed_batches,
     sequence_length,
 )
-from tuneloop.learner.models.forward import Forward, RankShard, share_of
+from tuneloop.learner.models.forward import Forward, NotedLogprobs, RankShard, projected, share_of
 from tuneloop.learner.models.lora import add_adapter
 from tuneloop.learner.models.prefix_tree import numbered_rows
 from tuneloop.learner.models.world import ALONE, World, full_tensor, shard
-from tuneloop.learner.samples import Tokens, TokenSequence, tokens_of
+from tuneloop.learner.samples import TokenSequence
 from tuneloop.models.reward_model import silence_loading
 from tuneloop.policies import WeightsKind
 
@@ -157,7 +157,7 @@ class PolicyModel:
         return logprobs
 
     @contextlib.contextmanager
-    def noting(self) -> Iterator["NotedLogprobs"]:
+    def noting(self) -> Iterator[NotedLogprobs]:
         """Note the log-probs that gradients are taken of inside the block: the first of each."""
         self._noted = NotedLogprobs()
         try:
@@ -223,11 +223,42 @@ class PolicyModel:
 
         Computed whatever they carry already; `token_budget` is that of `TrainerSettings`.
         """
-        self._world.announce(
-            "model", "compute_reference_logprobs", list(sequences), token_budget=token_budget
-        )
+        name, given = "compute_reference_logprobs", list(sequences)
+        self._world.announce("model", name, given, token_budget=token_budget)
         known: dict[int, tuple[float, ...]] = {}
-        numbered = list(enumerate(sequences))
+        for numbers, batch in self._batches(sequences, token_budget):
+            rows = self.reference_logprobs(batch).tolist()
+            for number, row in zip(numbers, rows, strict=True):
+                known[number] = tuple(row[: len(sequences[number].completion_token_ids)])
+        return [known[number] for number in range(len(sequences))]
+
+    @torch.no_grad()
+    def compute_features(
+        self, sequences: Sequence[TokenSequence], *, token_budget: int
+    ) -> list[tuple[float, ...]]:
+        """Return what the reference policy makes of each completion, (`FEATURES`,) numbers.
+
+        The mean of the states its tokens were chosen in, at random projections that never change.
+        """
+        given = list(sequences)
+        self._world.announce("model", "compute_features", given, token_budget=token_budget)
+        known: dict[int, tuple[float, ...]] = {}
+        for numbers, batch in self._batches(sequences, token_budget):
+            with self._reference_policy() as reference:
+                share = share_of(batch, self._world)
+                states = projected(reference(share.batch).hidden)
+            if share.places is not None:
+                states = self._world.gather_rows(states, share.places, batch.tokens)
+            counts = [len(sequence.completion_token_ids) for sequence in batch.sequences]
+            for number, of_one in zip(numbers, torch.split(states, counts), strict=True):
+                known[number] = tuple(of_one.mean(0).tolist())
+        return [known[number] for number in range(len(sequences))]
+
+    def _batches(
+        self, sequences: Sequence[TokenSequence], token_budget: int
+    ) -> Iterator[tuple[list[int], SequenceBatch]]:
+        """Give the sequences, without what is known of them, in batches with their numbers."""
+        numbered = [(i, replace(s, ref_logprobs=())) for i, s in enumerate(sequences)]
         if self.packs:
             groups = packed_batches(
                 numbered, sequences=lambda item: (item[1],), token_budget=token_budget
@@ -240,11 +271,7 @@ class PolicyModel:
                 token_budget=token_budget,
             )
         for group in groups:
-            batch = collate([replace(s, ref_logprobs=()) for _, s in group], self.device)
-            rows = self.reference_logprobs(batch).tolist()
-            for (number, s), row in zip(group, rows, strict=True):
-                known[number] = tuple(row[: len(s.completion_token_ids)])
-        return [known[number] for number, _ in numbered]
+            yield [number for number, _ in group], collate([s for _, s in group], self.device)
 
     @torch.no_grad()
     def compute_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
@@ -259,14 +286,10 @@ class PolicyModel:
     @torch.no_grad()
     def compute_divergence(self, sequences: Sequence[TokenSequence], *, token_budget: int) -> float:
         """Return the mean of `divergences` from the reference policy, in nats per token."""
-        self._world.announce(
-            "model", "compute_divergence", list(sequences), token_budget=token_budget
-        )
+        given = list(sequences)
+        self._world.announce("model", "compute_divergence", given, token_budget=token_budget)
         total = tokens = 0.0
-        for group in micro_batches(
-            sequences, length=sequence_length, rows=1, token_budget=token_budget
-        ):
-            batch = collate(group, self.device)
+        for _, batch in self._batches(sequences, token_budget):
             total += float(self.divergences(batch, of_policy=True).sum())
             tokens += batch.tokens
         return total / tokens
@@ -324,23 +347,3 @@ class PolicyModel:
             weight_files.read_whole(folder, self._model)
         else:
             weight_files.read_adapter(folder, self._adapted)
-
-
-class NotedLogprobs:
-    """Log π of completions, kept on the device until they are asked for."""
-
-    def __init__(self) -> None:
-        self._kept: dict[Tokens, tuple[TokenSequence, Tensor]] = {}
-
-    def add(self, batch: SequenceBatch, logprobs: Tensor) -> None:
-        """Keep the sum of each row of `logprobs`, (B, C), unless the completion has one."""
-        for sequence, total in zip(batch.sequences, logprobs.detach().sum(-1), strict=True):
-            self._kept.setdefault(tokens_of(sequence), (sequence, total))
-
-    def totals(self) -> dict[Tokens, tuple[TokenSequence, float]]:
-        """Return each completion, as it was learned from, with its log-prob."""
-        if not self._kept:
-            return {}
-        values = torch.stack([total for _, total in self._kept.values()]).tolist()
-        kept = zip(self._kept.items(), values, strict=True)
-        return {tokens: (sequence, value) for (tokens, (sequence, _)), value in kept}

@@ -112,7 +112,7 @@ class World:
         return float(self.sum(torch.tensor(float(not fact), device=device))) == 0.0
 
     def gather_rows(self, values: Tensor, places: Tensor, total: int) -> Tensor:
-        """Return (total,) values, those of this rank at its `places`; differentiable.
+        """Return (total, …) values, those of this rank at its `places`; differentiable.
 
         `values` may be more than `places`: the first are taken. The gradient of a rank's values is
         its own part of the whole's, which every rank has.
@@ -173,14 +173,14 @@ class _GatherRows(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, places: Tensor, total: int, world: World) -> Tensor:
         ctx.save_for_backward(places)
         ctx.given = values.shape[0]
-        whole = values.new_zeros(total)
+        whole = values.new_zeros(total, *values.shape[1:])
         whole[places] = values[: len(places)]
         return world.sum(whole)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (places,) = ctx.saved_tensors
-        own = gradient.new_zeros(ctx.given)
+        own = gradient.new_zeros(ctx.given, *gradient.shape[1:])
         own[: len(places)] = gradient[places]
         return own, None, None, None
 

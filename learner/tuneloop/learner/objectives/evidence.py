@@ -1,4 +1,4 @@
-"""What a batch is worth, as a part of a full step; and samples as its losses compare them.
+"""What a batch is worth, as a part of a full step.
 
 A full step takes as many judgements as `full_step`, each trusted. Batches of scored completions are
 always full: only trust makes theirs smaller.
@@ -6,17 +6,12 @@ always full: only trust makes theirs smaller.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from tuneloop.learner.samples import (
     SCORED_OBJECTIVES,
-    DemonstrationSample,
-    PairSample,
     PolicySample,
     RewardSample,
     ScoredGroup,
-    ThumbSample,
-    at_temperature_one,
 )
 from tuneloop.learner.trainer.settings import TrainerSettings
 
@@ -55,14 +50,3 @@ def anchors_beside(given: Given, settings: TrainerSettings) -> int:
         return settings.anchor_batch
     worth = math.fsum(shares_of_step(given, settings).values())
     return max(1, round(settings.anchor_batch * min(1.0, worth)))
-
-
-def as_compared(sample: PolicySample) -> PolicySample:
-    """Return a preference or a demonstration at temperature 1, a scored completion as it is."""
-    match sample:
-        case PairSample():
-            chosen, rejected = map(at_temperature_one, (sample.chosen, sample.rejected))
-            return replace(sample, chosen=chosen, rejected=rejected)
-        case ThumbSample() | DemonstrationSample():
-            return replace(sample, sequence=at_temperature_one(sample.sequence))
-    return sample

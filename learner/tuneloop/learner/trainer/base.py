@@ -117,6 +117,13 @@ class Trainer(Protocol):
         """
         ...
 
+    def features(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        """Return numbers that say what each completion is like, the same for every version.
+
+        () for one that cannot be learned from, and where the model has none.
+        """
+        ...
+
     def logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
         """Return the log-probs of the completion tokens under the weights as they are now.
 

@@ -23,7 +23,6 @@ from tuneloop.learner.objectives.evidence import (
     Given,
     Shares,
     anchors_beside,
-    as_compared,
     rate_share,
     shares_of_step,
 )
@@ -34,6 +33,7 @@ from tuneloop.learner.samples import (
     PolicySample,
     SampledAnswer,
     TokenSequence,
+    as_compared,
     sample_types,
 )
 from tuneloop.learner.trainer import checkpoint, checkpoint_shards
@@ -80,7 +80,6 @@ class PolicyTrainer:
             for objective, algorithm in self._algorithms.items()
             if settings.kl_budget is not None or algorithm.needs_reference(settings)
         )
-        """See `Trainer.needs_reference`."""
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         self._model = PolicyModel(
@@ -145,9 +144,13 @@ class PolicyTrainer:
 
     def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
         """See `Trainer.reference_logprobs`."""
-        budget = self._reference_budget
-        compute = partial(self._model.compute_reference_logprobs, token_budget=budget)
-        return self._of_fitting(sequences, compute)
+        compute = self._model.compute_reference_logprobs
+        return self._of_fitting(sequences, partial(compute, token_budget=self._reference_budget))
+
+    def features(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        """See `Trainer.features`."""
+        compute = self._model.compute_features
+        return self._of_fitting(sequences, partial(compute, token_budget=self._reference_budget))
 
     def logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
         """See `Trainer.logprobs`."""
@@ -322,10 +325,7 @@ class PolicyTrainer:
         return True
 
     def state(self) -> TrainerState:
-        """Return what a checkpoint keeps: adapter or weights, value head, optimizer, what adapts.
-
-        Of sharded tensors it is this rank's part.
-        """
+        """Return what a checkpoint keeps of this rank: weights, optimizer, what adapts."""
         state = self._optimizer.state()
         return replace(state, scheduler={**state.scheduler, "steering": self._adaptive.state()})
 

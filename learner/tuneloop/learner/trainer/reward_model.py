@@ -104,7 +104,7 @@ class RewardTrainer:
         """Return () for each: a reward model gives texts no probability."""
         return [()] * len(sequences)
 
-    logprobs = reference_logprobs
+    features = logprobs = reference_logprobs
 
     def step(self, samples: Mapping[str, Sequence[RewardSample]]) -> StepResult:
         """Take one optimizer step on the samples of `reward_model`, of any kinds.

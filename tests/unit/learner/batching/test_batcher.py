@@ -268,7 +268,8 @@ async def test_reference_logprobs_are_computed_once_for_each_sequence(parts: Par
     parts.thumbs(0, 4)
     recorder.record_scores(parts.database, [make_score(f"c{n}") for n in range(4)], 0.0)
     await parts.turn()
-    assert len(parts.trainer.referred) == 1  # all four are the same tokens
+    [once] = parts.trainer.referred  # all four are the same tokens
+    assert once.temperature == 1.0  # as they are compared
     recorder.record_rollouts(parts.database, [make_rollout("x", completion=(5, 2))], 0.0)
     parts.thumbs(4, 3)
     recorder.record_feedback(

@@ -172,6 +172,7 @@ def test_pairs_of_one_judgement_weigh_one_in_an_older_ledger(tmp_path: Path) -> 
         connection.exec_driver_sql("DROP INDEX versions_parent")
         # What later revisions add.
         connection.exec_driver_sql("DROP TABLE effects")
+        connection.exec_driver_sql("ALTER TABLE samples DROP COLUMN features")
         for index in ("feedback_user_time", "feedback_key", "feedback_key_id"):
             connection.exec_driver_sql(f"DROP INDEX {index}")
         for column in ("api_key_id", "api_key_name"):

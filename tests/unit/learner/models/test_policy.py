@@ -21,6 +21,7 @@ from transformers import (
 
 from tuneloop.errors import WeightsRefused
 from tuneloop.learner.models.batch import SequenceBatch, collate
+from tuneloop.learner.models.forward import FEATURES, projected
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.samples import TokenSequence
 from tuneloop.policies import WeightsKind
@@ -100,6 +101,23 @@ def test_logprobs_are_those_of_a_plain_forward_pass(folder: Path, kind: WeightsK
             kept = logprobs[row][batch.loss_mask[row]]
             assert kept.tolist() == pytest.approx(numbers, abs=2e-5)
         assert (logprobs[~batch.loss_mask] == 0).all()
+
+
+@pytest.mark.parametrize("kind", WeightsKind)
+def test_features_are_mean_states_of_version_0_whatever_was_learned(
+    folder: Path, kind: WeightsKind
+) -> None:
+    model = PolicyModel(folder, kind=kind, lora_rank=4, lora_alpha=8)
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+    perturb(model)
+    sequences = make_sequences()
+    found = model.compute_features(sequences, token_budget=16)
+    for sequence, features in zip(sequences, found, strict=True):
+        ids = torch.tensor([[*sequence.prompt_token_ids, *sequence.completion_token_ids]])
+        states = plain.base_model(ids).last_hidden_state[0]
+        before_each = states[len(sequence.prompt_token_ids) - 1 : -1]
+        assert len(features) == FEATURES
+        assert features == pytest.approx(projected(before_each).mean(0).tolist(), abs=2e-4)
 
 
 @pytest.mark.parametrize("kind", WeightsKind)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import insert_new, pack_ids, pack_logprobs, unpack_logprobs
-from tuneloop.learner.ledger.schema import reference_logprobs
+from tuneloop.learner.ledger.schema import reference_logprobs, samples
 from tuneloop.learner.samples import TokenSequence, sequences_of, with_ref_logprobs
 
 REFERENCE = "reference policy"
@@ -27,11 +27,12 @@ Compute = Callable[[Sequence[TokenSequence]], Sequence[tuple[float, ...]]]
 
 
 def set_base_model(database: Database, identity: str) -> None:
-    """Name the base model that is served; delete the log-probs if they are of another one."""
+    """Name the base model that is served; delete log-probs and features of another one."""
     if database.fact(REFERENCE) == identity:
         return
     with database.write() as connection:
         connection.execute(delete(reference_logprobs))
+        connection.execute(update(samples).values(features=None))
     database.set_fact(REFERENCE, identity)
 
 

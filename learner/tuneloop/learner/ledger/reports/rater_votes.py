@@ -10,6 +10,7 @@ from sqlalchemy import Connection, and_, func, select
 from tuneloop.feedback import FeedbackKind
 from tuneloop.learner.guards.raters import Vote
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.rows import unpack_logprobs
 from tuneloop.learner.ledger.schema import feedback, rollouts, samples, scores
 from tuneloop.learner.samples import Objective, SampleState
 from tuneloop.rollouts import RolloutSource
@@ -43,7 +44,13 @@ def votes(database: Database) -> list[Vote]:
     thumbs on it, compared with its other scores: it calls as many good as people do.
     """
     latest = (
-        select(samples.c.topic, samples.c.user_hash, samples.c.verdict, samples.c.accepted_time)
+        select(
+            samples.c.topic,
+            samples.c.user_hash,
+            samples.c.verdict,
+            samples.c.accepted_time,
+            samples.c.features,
+        )
         .where(
             samples.c.kind.in_(("thumb", "pair")),
             # Each thumb and each pair makes one sample of these.
@@ -55,16 +62,19 @@ def votes(database: Database) -> list[Vote]:
     )
     with database.read() as connection:
         rows = connection.execute(latest).all()[::-1]
-        given = [vote_of(row.topic, row.user_hash, row.verdict) for row in rows]
+        given = [vote_of(r.topic, r.user_hash, r.verdict, r.features) for r in rows]
         first = _first_scores(connection, {i for vote in given for i in judged(vote.topic)})
     return given + machine_votes(given, first)
 
 
-def vote_of(topic: str, rater: str, verdict: str) -> Vote:
-    """Return the vote of a row."""
+def vote_of(topic: str, rater: str, verdict: str, features: bytes | None = None) -> Vote:
+    """Return the vote of a row. A pair's features are of the chosen answer minus the other."""
     family, _, about = topic.partition(":")
     up = verdict == "up" if family == "thumb" else verdict == about.split("|")[0]
-    return Vote(topic=topic, rater=rater, up=up, family=family)
+    known = unpack_logprobs(features or b"")
+    if family == "pair" and not up:
+        known = tuple(-number for number in known)
+    return Vote(topic=topic, rater=rater, up=up, family=family, features=known)
 
 
 def judged(topic: str) -> list[str]:
