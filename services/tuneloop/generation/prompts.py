@@ -9,6 +9,7 @@ from typing import Any
 
 from tuneloop.errors import InvalidRequest
 from tuneloop.generation.tool_calls import openai_form
+from tuneloop.models.control_tokens import Aside, ControlTokens
 from tuneloop.rollouts import ChatMessage, Prompt, Tool, ToolCall, ToolUse
 
 
@@ -38,10 +39,15 @@ class Tokenization:
         if prompt.text is not None:
             ids = self.tokenizer(prompt.text).input_ids
             return TokenizedPrompt(text=prompt.text, token_ids=tuple(ids))
-        text = self.render(prompt.messages, prompt.tool_use)
+        aside = self._control_tokens.aside()
+        rendered = self._render(prompt.messages, prompt.tool_use, aside)
         # The template has already added the special tokens.
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        return TokenizedPrompt(text=text, token_ids=tuple(ids))
+        ids = self._control_tokens.encode(rendered, aside)
+        return TokenizedPrompt(text=aside.restore(rendered), token_ids=ids)
+
+    @cached_property
+    def _control_tokens(self) -> ControlTokens:
+        return ControlTokens(self.tokenizer)
 
     @cached_property
     def takes_tools(self) -> bool:
@@ -49,12 +55,18 @@ class Tokenization:
         probe = Tool(name="a_function_to_look_for")
         try:
             asked = ChatMessage(role="user", content="?")
-            return probe.name in self.render((asked,), ToolUse(tools=(probe,)))
+            aside = self._control_tokens.aside()
+            return probe.name in self._render((asked,), ToolUse(tools=(probe,)), aside)
         except InvalidRequest:
             return False
 
-    def render(self, messages: Sequence[ChatMessage], tool_use: ToolUse | None = None) -> str:
-        """Render a conversation with the model's chat template, ready for the next answer."""
+    def _render(
+        self, messages: Sequence[ChatMessage], tool_use: ToolUse | None, aside: Aside
+    ) -> str:
+        """Render a conversation with the model's chat template, ready for the next answer.
+
+        What spells control tokens in it is put aside.
+        """
         from jinja2.exceptions import TemplateError
 
         if not messages:
@@ -64,10 +76,16 @@ class Tokenization:
                 "messages: this model has no chat template; use /v1/completions with a prompt",
                 param="messages",
             )
-        tools = [openai_form(t, strict=False) for t in tool_use.tools] if tool_use else None
+        tools = (
+            [aside.put(openai_form(t, strict=False)) for t in tool_use.tools] if tool_use else None
+        )
+        turns = [
+            aside.put(render_turn(message), keep_tags=message.role == "assistant")
+            for message in messages
+        ]
         try:
             rendered = self.tokenizer.apply_chat_template(
-                list(map(render_turn, messages)),
+                turns,
                 tools=tools,
                 tokenize=False,
                 add_generation_prompt=True,

@@ -23,10 +23,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import logging as transformers_logging
 
 from tuneloop.errors import CorruptData
+from tuneloop.models.control_tokens import ControlTokens
 
 MAX_BATCH = 16
 DEFAULT_MAX_LENGTH = 512
 
+QUIETLY = {"return_attention_mask": False, "verbose": False}
 Encoding = Mapping[str, list[int]]
 """A tokenized text: `input_ids`, and `token_type_ids` if the model has them."""
 
@@ -151,22 +153,26 @@ def load(
 
 def encode_pair(tokenizer: Any, prompt: str, completion: str) -> Encoding:
     """Encode prompt and completion as a pair of texts, for an encoder."""
-    return dict(tokenizer(prompt, completion, return_attention_mask=False, verbose=False))
+    return dict(tokenizer(prompt, completion, split_special_tokens=True, **QUIETLY))
 
 
 def encode_text(tokenizer: Any, prompt: str, completion: str) -> Encoding:
     """Encode a conversation if the tokenizer has a template, else two lines; the end token last."""
     if tokenizer.chat_template:
+        control_tokens = ControlTokens(tokenizer)
+        aside = control_tokens.aside()
         turns = [
-            {"role": "user", "content": prompt},
-            {"role": "assistant", "content": completion},
+            {"role": "user", "content": aside.put(prompt)},
+            {"role": "assistant", "content": aside.put(completion, keep_tags=True)},
         ]
         # Templates append a line break after the end of the last turn.
         text = tokenizer.apply_chat_template(turns, tokenize=False).rstrip()
+        ids = list(control_tokens.encode(text, aside))
     else:
         text = f"{prompt}\n{completion}"
-    encoded = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    ids = list(encoded["input_ids"])
+        ids = tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, **QUIETLY
+        ).input_ids
     if not ids or ids[-1] != tokenizer.eos_token_id:
         ids.append(tokenizer.eos_token_id)
     return {"input_ids": ids}

@@ -132,7 +132,7 @@ def test_the_template_shows_functions_calls_and_results(tiny_policy: Path) -> No
     assert "tool\n42" in text
     bad = ChatMessage(role="assistant", content="", tool_calls=(replace(call, arguments="{"),))
     with pytest.raises(InvalidRequest, match="not JSON"):
-        tokenization.render((bad,))
+        tokenization.tokenize(Prompt(messages=(bad,)))
 
 
 def test_what_may_be_called_travels_and_is_checked() -> None:
