@@ -65,9 +65,9 @@ def adapted_factor(
     return factor * (1.0 + error * min(1.0, completions / horizon))
 
 
-def next_level(level: int, *, kl: float, budget: float) -> int:
-    """Return how far training is backed off, after a step that measured `kl` nats per token."""
-    return min(HIGHEST_LEVEL, level + 1) if kl > budget else max(0, level - 1)
+def next_level(level: int, *, above: bool) -> int:
+    """Return how far training is backed off, after steps whose KL was above the budget or not."""
+    return min(HIGHEST_LEVEL, level + 1) if above else max(0, level - 1)
 
 
 def rate_factor(level: int) -> float:
@@ -132,6 +132,10 @@ class AdaptiveState:
     """See `StepControls.kl_factor`."""
     kl_level: int = 0
     """How far training is backed off, from 0."""
+    kl_above: bool = False
+    """Whether KL was above the budget when the level was last set. Below it nothing pulls, however
+    far training is still backed off: by the time the level is down again, the pull would undo half
+    of what was learned."""
     kl_sum: float = 0.0
     """KL of the batches since the level was last set, each times its evidence and its tokens."""
     kl_tokens: float = 0.0
@@ -163,7 +167,7 @@ class AdaptiveState:
         """Return the controls for the plans of this step."""
         return StepControls(
             kl_factor=self.kl_factor,
-            kl_pull=pull(self.kl_level),
+            kl_pull=pull(self.kl_level) if self.kl_above else 0.0,
             critic_only=self.ppo_batches < settings.critic_warmup_steps,
             ppo_rewards=self.ppo_rewards if settings.normalize_rewards else None,
             grpo_rewards=self.grpo_rewards,
@@ -187,13 +191,15 @@ class AdaptiveState:
         kl, completion_kl = metrics.get("kl"), metrics.get("completion_kl")
         level, factor = self.kl_level, self.kl_factor
         kl_sum, kl_tokens, kl_evidence = self.kl_sum, self.kl_tokens, self.kl_evidence
+        above = self.kl_above
         if settings.kl_budget is not None and kl is not None:
             evidence = metrics.get("evidence", 1.0)
             tokens = evidence * metrics.get("tokens", 1.0)
             kl_sum, kl_tokens = kl_sum + tokens * kl, kl_tokens + tokens
             kl_evidence += evidence
             if kl_evidence >= FULL:
-                level = next_level(level, kl=kl_sum / kl_tokens, budget=settings.kl_budget)
+                above = kl_sum / kl_tokens > settings.kl_budget
+                level = next_level(level, above=above)
                 kl_sum = kl_tokens = kl_evidence = 0.0
         if settings.kl_target is not None and completion_kl is not None:
             factor = adapted_factor(
@@ -207,6 +213,7 @@ class AdaptiveState:
         return replace(
             self,
             kl_level=level,
+            kl_above=above,
             kl_sum=kl_sum,
             kl_tokens=kl_tokens,
             kl_evidence=kl_evidence,

@@ -108,14 +108,25 @@ def test_the_kl_coefficient_is_adapted_as_ziegler_does() -> None:
 
 def test_past_the_kl_budget_training_backs_off_step_by_step_and_comes_back() -> None:
     level, levels = 0, []
-    for kl in [0.5, 0.7, 0.9, *[0.9] * 10, 0.2, 0.1, 0.1]:
-        level = adaptive.next_level(level, kl=kl, budget=0.6)
+    for above in [False, *[True] * 12, False, False, False]:
+        level = adaptive.next_level(level, above=above)
         levels.append(level)
     assert levels[:3] == [0, 1, 2]
     assert levels[-4] == adaptive.HIGHEST_LEVEL
     assert levels[-1] == adaptive.HIGHEST_LEVEL - 3
     assert [adaptive.rate_factor(n) for n in (0, 1, 3)] == [1.0, 0.5, 0.25]
     assert [adaptive.pull(n) for n in (0, 1, 2, 4)] == pytest.approx([0.0, 0.0, 0.03, 0.09])
+
+
+def test_nothing_pulls_once_kl_is_below_the_budget_again() -> None:
+    """Else a taste is undone while the level comes down: 4, 3, 2 and 1 for as many steps."""
+    options, state = TrainerSettings(kl_budget=0.5), AdaptiveState()
+    pulls = []
+    for kl in (0.6, 0.6, 0.6, 0.4, 0.4, 0.6):
+        state = state.after({"kl": kl, "evidence": 1.0}, {}, options)
+        pulls.append(state.controls(options).kl_pull)
+    assert pulls == pytest.approx([0.0, 0.03, 0.06, 0.0, 0.0, 0.03])
+    assert state.rate_factor == pytest.approx(1 / 3)
 
 
 def test_the_budget_is_compared_with_what_a_full_step_measured() -> None:
