@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from support.waiting import until_available
 
-from tuneloop.bus import Bus, Consumer, Delivery, RoutingEntry, subjects
+from tuneloop.bus import Bus, Consumer, Delivery, Owner, RoutingEntry, subjects
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.bus.memory import MemoryBus
-from tuneloop.errors import Conflict, InvalidRequest, Unavailable
+from tuneloop.errors import Conflict, FailedPrecondition, InvalidRequest, Unavailable
 
 ROLLOUT = subjects.rollout_generated("tuneloop", "user1")
 KEY = subjects.stable_policy_key("tuneloop")
@@ -46,6 +46,39 @@ async def rollouts(bus: Bus, durable: str = "test", ack_wait: float = 30.0) -> C
         subjects=["tuneloop.v1.*.rollout.generated.*"],
         ack_wait=ack_wait,
     )
+
+
+async def owned(bus: Bus, owner_id: str, *, instead_of: str = "") -> Consumer:
+    return await bus.consume(
+        stream=subjects.ROLLOUTS,
+        durable="owned",
+        subjects=["tuneloop.v1.*.rollout.generated.*"],
+        ack_wait=30.0,
+        owner=Owner(owner_id=owner_id, instead_of=instead_of),
+    )
+
+
+async def test_a_consumer_with_an_owner_is_nobody_elses(bus: Bus) -> None:
+    await bus.publish(ROLLOUT, b"one", event_id="a")
+    consumer = await owned(bus, "first")
+    await owned(bus, "first")
+    with pytest.raises(FailedPrecondition, match="TUNELOOP_LEARNER_TAKE_OVER=first"):
+        await owned(bus, "second")
+    with pytest.raises(FailedPrecondition, match="another ledger, first"):
+        await owned(bus, "second", instead_of="third")
+    (delivery,) = await all_due(consumer)
+    await delivery.ack()
+    await owned(bus, "second", instead_of="first")
+    await owned(bus, "second", instead_of="first")
+    with pytest.raises(FailedPrecondition, match="another ledger, second"):
+        await owned(bus, "first")
+
+
+async def test_a_consumer_from_before_owners_goes_to_the_first_who_asks(bus: Bus) -> None:
+    await rollouts(bus, durable="owned")
+    await owned(bus, "first")
+    with pytest.raises(FailedPrecondition):
+        await owned(bus, "second")
 
 
 async def all_due(consumer: Consumer, seconds: float = 0.3) -> list[Delivery]:

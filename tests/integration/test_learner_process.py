@@ -214,6 +214,42 @@ async def test_it_starts_without_nats_and_takes_up_what_comes_later(
     await bus.close()
 
 
+async def test_a_second_learner_with_a_ledger_of_its_own_is_refused_until_it_takes_over(
+    learner: LearnerProcess,
+    bus: JetStreamBus,
+    stub: Stub,
+    tmp_path: Path,
+    tiny_policy: Path,
+    tiny_reward_model: Path,
+) -> None:
+    learner.start()
+    await until(lambda: status_of(stub), 90)
+    (tmp_path / "second").mkdir()
+    second = make_learner(
+        tmp_path / "second",
+        learner.environment["TUNELOOP_LEARNER_NATS_URL"],
+        tiny_policy,
+        tiny_reward_model,
+    )
+    try:
+        second.start()
+        assert second.process is not None
+        await until(lambda: second.process and second.process.poll() is not None, 90)
+        assert second.process.returncode == 1
+        assert "Traceback" not in second.log
+        assert "TUNELOOP_LEARNER_TAKE_OVER=" in second.log
+        await feed(bus, 0, 8)
+        await until(lambda: all_used(learner, 8), 90)
+        learner.kill()
+        lost = second.log.rpartition("TUNELOOP_LEARNER_TAKE_OVER=")[2].split()[0]
+        second.environment["TUNELOOP_LEARNER_TAKE_OVER"] = lost
+        second.start()
+        await feed(bus, 8, 4)
+        await until(lambda: second.ledger.exists() and len(thumbs_used(second)) == 4, 90)
+    finally:
+        second.kill()
+
+
 async def test_a_checkpoint_cut_short_is_passed_over(
     learner: LearnerProcess, bus: JetStreamBus
 ) -> None:

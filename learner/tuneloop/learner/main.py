@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop import host, tracing
-from tuneloop.errors import SettingsError, TuneloopError
+from tuneloop.errors import FailedPrecondition, SettingsError, TuneloopError
 from tuneloop.host import lower_priority
 from tuneloop.learner.files import take_lock
 from tuneloop.learner.settings import LearnerSettings
@@ -90,11 +90,22 @@ async def serve(settings: LearnerSettings) -> int:
     await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
     failed = work.done()
     if failed:
-        logger.error("the learner failed; committed work is kept", exc_info=work.exception())
+        log_failure(work.exception())
     else:
         await stop_learner(learner, work, settings.drain_seconds)
     await learner.close()
     return 1 if failed else 0
+
+
+def log_failure(problem: BaseException | None) -> None:
+    """Say why the learner ends: in a line if it was refused, with all that is known if it broke."""
+    cause = problem
+    while isinstance(cause, ExceptionGroup):
+        cause = cause.exceptions[0]
+    if isinstance(cause, FailedPrecondition):
+        logger.error("the learner ends; committed work is kept: %s", cause)
+    else:
+        logger.error("the learner failed; committed work is kept", exc_info=problem)
 
 
 async def stop_learner(learner: "Learner", work: asyncio.Task[None], seconds: float) -> None:

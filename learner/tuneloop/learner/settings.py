@@ -66,6 +66,9 @@ class LearnerSettings(BusSettings, RpcSettings):
         description="postgresql://user:password@host:5432/database of the ledger; absent: SQLite, "
         "in data_dir",
     )
+    take_over: str = Field(
+        "", description="id of a lost ledger whose events go to this one now; the refusal names it"
+    )
 
     weights_kind: WeightsKind = Field(WeightsKind.LORA, description="lora or full")
     batch_size: int = Field(
@@ -80,9 +83,7 @@ class LearnerSettings(BusSettings, RpcSettings):
         "auto",
         description="what learns from scored rollouts: auto (ppo), off, ppo, grpo or rloo",
     )
-    policy_gradient_batch_size: int = Field(
-        8, ge=2, description="scored rollouts in a step, 2 or more"
-    )
+    policy_gradient_batch_size: int = Field(8, ge=2, description="scored rollouts in a step")
     uninformative_scores: bool = Field(
         False, description="whether to learn also from scores that no scorer calls informative yet"
     )
@@ -97,9 +98,7 @@ class LearnerSettings(BusSettings, RpcSettings):
         gt=0,
         description="longest wait of feedback for its rollout: the stream keeps those for 7 days",
     )
-    max_staleness: int = Field(
-        4, ge=0, description="versions a scored rollout may be behind, 0 or more"
-    )
+    max_staleness: int = Field(4, ge=0, description="versions a scored rollout may be behind")
     publish_every_steps: int = Field(2, ge=1, description="full steps to a version, 1 or more")
     publish_every_seconds: float = Field(
         60.0, ge=0, description="age of the newest version past which less makes the next one"

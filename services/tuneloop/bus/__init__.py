@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from tuneloop.errors import FailedPrecondition
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishReceipt:
@@ -55,6 +57,24 @@ class Delivery(Protocol):
     async def in_progress(self) -> None:
         """Restart the acknowledgement time, while work on it continues."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """Who alone may consume from a durable consumer: what it acknowledges is nowhere else."""
+
+    owner_id: str
+    instead_of: str = ""
+    """The id of an owner to take it over from; empty: of nobody."""
+
+    def check(self, durable: str, found: str) -> None:
+        """Raise `FailedPrecondition` if it belongs to another owner; one without is free."""
+        if found not in ("", self.owner_id, self.instead_of):
+            raise FailedPrecondition(
+                f"the events of {durable} go to another ledger, {found}: a second learner would "
+                "take a part of them. If that ledger is lost, start this learner with "
+                f"TUNELOOP_LEARNER_TAKE_OVER={found}"
+            )
 
 
 class Consumer(Protocol):
@@ -122,9 +142,19 @@ class Bus(Protocol):
         ...
 
     async def consume(
-        self, *, stream: str, durable: str, subjects: Sequence[str], ack_wait: float
+        self,
+        *,
+        stream: str,
+        durable: str,
+        subjects: Sequence[str],
+        ack_wait: float,
+        owner: Owner | None = None,
     ) -> Consumer:
-        """Open a durable consumer, creating it on first use. Raises `Unavailable`."""
+        """Open a durable consumer, creating it on first use.
+
+        Raises `Unavailable`, and `FailedPrecondition` if it belongs to another than `owner`;
+        fetching from it does too, since a server that lost it may have it from another.
+        """
         ...
 
     async def dead_letter(self, delivery: Delivery, *, consumer: str, reason: str) -> None:

@@ -11,7 +11,15 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from secrets import token_hex
 from typing import Any
 
-from tuneloop.bus import Delivery, PublishReceipt, RoutingEntry, StoredEvent, metrics, subjects
+from tuneloop.bus import (
+    Delivery,
+    Owner,
+    PublishReceipt,
+    RoutingEntry,
+    StoredEvent,
+    metrics,
+    subjects,
+)
 from tuneloop.bus.access import Access
 from tuneloop.bus.connection import NatsConnection
 from tuneloop.bus.pull import JetStreamDelivery, Puller
@@ -21,14 +29,15 @@ from tuneloop.bus.streams import (
     ApiError,
     StreamLimits,
     call_api,
+    create_consumer,
     ensure_streams,
     last_message,
     one_message,
+    refusal_error,
 )
 from tuneloop.bus.subjects import stream_of
-from tuneloop.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from tuneloop.errors import Conflict, NotFound, Unavailable
 
-WRONG_LAST_SEQUENCE = {10071, 10164}
 TIMEOUT_SECONDS = 5.0
 WATCH_PULL_SECONDS = 5.0
 WATCH_RETRY_SECONDS = 0.25
@@ -40,16 +49,23 @@ REASON_CHARACTERS = 1_000
 class JetStreamConsumer:
     """A durable pull consumer."""
 
-    def __init__(self, bus: "JetStreamBus", stream: str, configuration: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        bus: "JetStreamBus",
+        stream: str,
+        configuration: dict[str, Any],
+        owner: Owner | None = None,
+    ) -> None:
         self._bus = bus
         self._stream = stream
         self._configuration = configuration
+        self._owner = owner
         self._puller = Puller(bus.connection, stream, self.ensure)
 
     async def ensure(self) -> str:
         """Create the consumer on the server if it is missing; return its name."""
         name: str = self._configuration["durable_name"]
-        await self._bus.create_consumer(self._stream, name, self._configuration)
+        await self._bus.create_consumer(self._stream, self._configuration, self._owner)
         return name
 
     async def fetch(self, limit: int, timeout: float) -> list[Delivery]:  # noqa: ASYNC109
@@ -157,7 +173,13 @@ class JetStreamBus:
         return StoredEvent(subject=subject, sequence=sequence, data=data, headers=headers)
 
     async def consume(
-        self, *, stream: str, durable: str, subjects: Sequence[str], ack_wait: float
+        self,
+        *,
+        stream: str,
+        durable: str,
+        subjects: Sequence[str],
+        ack_wait: float,
+        owner: Owner | None = None,
     ) -> JetStreamConsumer:
         """Open a durable consumer; see `Bus.consume`."""
         # Created with 0, so that the first one counts as an increase.
@@ -172,7 +194,7 @@ class JetStreamBus:
             "max_ack_pending": MAX_ACK_PENDING,
             "filter_subjects": list(subjects),
         }
-        consumer = JetStreamConsumer(self, stream, configuration)
+        consumer = JetStreamConsumer(self, stream, configuration, owner)
         await consumer.ensure()
         return consumer
 
@@ -265,14 +287,18 @@ class JetStreamBus:
         """Flush and disconnect."""
         await self.connection.close()
 
-    async def create_consumer(self, stream: str, name: str, configuration: dict[str, Any]) -> None:
-        """Create a consumer, or update its configuration. Raises `Unavailable`."""
+    async def create_consumer(
+        self,
+        stream: str,
+        configuration: dict[str, Any],
+        owner: Owner | None = None,
+    ) -> None:
+        """Create a consumer, or update its configuration; see `Bus.consume`."""
         await self._prepare()
-        request = {"stream_name": stream, "config": configuration}
         try:
-            verb = f"CONSUMER.CREATE.{stream}.{name}"
-            await call_api(self.connection, verb, request, TIMEOUT_SECONDS)
+            await create_consumer(self.connection, stream, configuration, owner, TIMEOUT_SECONDS)
         except ApiError as error:
+            name = configuration["name"]
             raise self.connection.unavailable(f"refused consumer {name}: {error}") from error
 
     async def _create_watcher(self, key: str) -> str:
@@ -287,7 +313,7 @@ class JetStreamBus:
             "mem_storage": True,
             "num_replicas": 1,
         }
-        await self.create_consumer(ROUTING_STREAM, name, configuration)
+        await self.create_consumer(ROUTING_STREAM, configuration)
         return name
 
     async def _prepare(self) -> None:
@@ -319,13 +345,3 @@ class JetStreamBus:
 def routing_subject(key: str) -> str:
     """Return the subject on which the routing bucket stores a key."""
     return f"$KV.{subjects.ROUTING_BUCKET}.{key}"
-
-
-def refusal_error(error: ApiError) -> Conflict | InvalidRequest | Unavailable:
-    """Return the error to raise when a stream refused an event."""
-    if error.err_code in WRONG_LAST_SEQUENCE:
-        return Conflict("an event with this id exists", param="id")
-    if error.code == 400:
-        return InvalidRequest(f"the event bus refused the event: {error}")
-    # 503: the stream is full (that of feedback drops nothing) or has no leader.
-    return Unavailable(f"the event bus refused the event: {error}", retry_after=30.0)

@@ -8,7 +8,15 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-from tuneloop.bus import Delivery, PublishReceipt, RoutingEntry, StoredEvent, metrics, subjects
+from tuneloop.bus import (
+    Delivery,
+    Owner,
+    PublishReceipt,
+    RoutingEntry,
+    StoredEvent,
+    metrics,
+    subjects,
+)
 from tuneloop.bus.subjects import matches, stream_of
 from tuneloop.errors import Conflict, NotFound, Unavailable
 
@@ -38,6 +46,7 @@ class Durable:
     stream: str
     subjects: tuple[str, ...]
     ack_wait: float
+    owner_id: str = ""
     acknowledged: set[int] = field(default_factory=set)
     progress: dict[int, ConsumerProgress] = field(default_factory=dict)
 
@@ -206,7 +215,13 @@ class MemoryBus:
         return next((event for event in later if matches(subject_filter, event.subject)), None)
 
     async def consume(
-        self, *, stream: str, durable: str, subjects: Sequence[str], ack_wait: float
+        self,
+        *,
+        stream: str,
+        durable: str,
+        subjects: Sequence[str],
+        ack_wait: float,
+        owner: Owner | None = None,
     ) -> MemoryConsumer:
         """Open a durable consumer; see `Bus.consume`."""
         # Created with 0, so that the first one counts as an increase.
@@ -215,6 +230,9 @@ class MemoryBus:
         known = self._durables.setdefault(
             (stream, durable), Durable(stream=stream, subjects=(), ack_wait=ack_wait)
         )
+        if owner is not None:
+            owner.check(durable, known.owner_id)
+            known.owner_id = owner.owner_id
         known.subjects, known.ack_wait = tuple(subjects), ack_wait
         return MemoryConsumer(self, known)
 

@@ -6,9 +6,9 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from tuneloop.bus import subjects
+from tuneloop.bus import Owner, subjects
 from tuneloop.bus.connection import NatsConnection
-from tuneloop.errors import Unavailable
+from tuneloop.errors import Conflict, InvalidRequest, Unavailable
 
 logger = logging.getLogger("tuneloop.bus")
 
@@ -17,6 +17,10 @@ NANOSECONDS = 1_000_000_000
 DAY = 86_400
 GIB = 1024**3
 IN_USE_WITH_OTHER_CONFIGURATION = 10058
+CONSUMER_EXISTS = 10148
+WRONG_LAST_SEQUENCE = {10071, 10164}
+OWNER = "tuneloop-owner"
+"""Metadata of a consumer: the id of who alone may consume."""
 ROUTING_STREAM = f"KV_{subjects.ROUTING_BUCKET}"
 
 
@@ -182,3 +186,42 @@ def stream_error(stream: str, error: ApiError) -> Unavailable:
     """Log that a stream can be neither created nor changed; return the error to raise."""
     logger.error("stream %s cannot be created: %s", stream, error)
     return Unavailable(f"the event bus refused stream {stream}: {error}", retry_after=30.0)
+
+
+async def create_consumer(
+    connection: NatsConnection,
+    stream: str,
+    configuration: dict[str, Any],
+    owner: Owner | None,
+    seconds: float,
+) -> None:
+    """Create a consumer, or update it; if it has an owner, only for this one.
+
+    Raises `FailedPrecondition` where it belongs to another, `ApiError`, and `Unavailable`.
+    """
+    name = configuration["name"]
+    request = {"stream_name": stream, "config": configuration}
+    verb = f"CONSUMER.CREATE.{stream}.{name}"
+    if owner is None:
+        await call_api(connection, verb, request, seconds)
+        return
+    request["config"] = {**configuration, "metadata": {OWNER: owner.owner_id}}
+    try:
+        # Of two at once, the server lets one create it.
+        await call_api(connection, verb, {**request, "action": "create"}, seconds)
+    except ApiError as error:
+        if error.err_code != CONSUMER_EXISTS:
+            raise
+        info = await call_api(connection, f"CONSUMER.INFO.{stream}.{name}", {}, seconds)
+        owner.check(name, str((info["config"].get("metadata") or {}).get(OWNER, "")))
+        await call_api(connection, verb, {**request, "action": "update"}, seconds)
+
+
+def refusal_error(error: ApiError) -> Conflict | InvalidRequest | Unavailable:
+    """Return the error to raise when a stream refused an event."""
+    if error.err_code in WRONG_LAST_SEQUENCE:
+        return Conflict("an event with this id exists", param="id")
+    if error.code == 400:
+        return InvalidRequest(f"the event bus refused the event: {error}")
+    # 503: the stream is full (that of feedback drops nothing) or has no leader.
+    return Unavailable(f"the event bus refused the event: {error}", retry_after=30.0)

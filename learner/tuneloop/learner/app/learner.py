@@ -5,8 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tuneloop.bus import Bus
-from tuneloop.bus.jetstream import JetStreamBus
+from tuneloop.bus import Bus, Owner
 from tuneloop.learner.app.models import describe_base_models, join_ranks, make_training_runs
 from tuneloop.learner.app.release import (
     BeforePublishing,
@@ -17,15 +16,23 @@ from tuneloop.learner.app.release import (
     make_local_answers,
     make_scorer,
 )
+from tuneloop.learner.app.resources import (
+    connect_bus,
+    make_intakes,
+    open_ledger,
+    open_store,
+    owner_of,
+    prepare_ledger,
+)
 from tuneloop.learner.batching.batch import Batcher
 from tuneloop.learner.clients.generation import GenerationClient
-from tuneloop.learner.files import fingerprint
-from tuneloop.learner.intake.consumers import IntakeConsumer, make_consumers, run_consumers
+from tuneloop.learner.intake.consumers import (
+    IntakeConsumer,
+    run_consumers,
+)
 from tuneloop.learner.intake.importer import Importer
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.queue import prompts as held_out
-from tuneloop.learner.ledger.queue import ref_logprobs
 from tuneloop.learner.loop import Loop
 from tuneloop.learner.model_thread import ModelThread
 from tuneloop.learner.monitoring.alarm_monitor import AlarmMonitor
@@ -40,7 +47,6 @@ from tuneloop.learner.release.gate.controller import GateController
 from tuneloop.learner.release.gate.prompts import GatePrompts, load_gate_prompts
 from tuneloop.learner.release.promotion import Promotion
 from tuneloop.learner.release.publisher import BaseModel, Publisher, trained_with
-from tuneloop.learner.samples import ModelRole
 from tuneloop.learner.schedule import LoopSchedule
 from tuneloop.learner.service.rebuild import Rebuild
 from tuneloop.learner.service.servicer import LearnerServicer
@@ -50,7 +56,6 @@ from tuneloop.rollouts import SamplingParameters
 from tuneloop.rpc.channel import connect
 from tuneloop.rpc.server import Server
 from tuneloop.weights.filesystem import FilesystemStore
-from tuneloop.weights.signing import Signer, Verifier
 
 logger = logging.getLogger("tuneloop.learner.app")
 
@@ -63,6 +68,8 @@ class Learner:
     bus: Bus
     database: Database
     intakes: list[IntakeConsumer]
+    owner: Owner
+    """Of the events: the ledger."""
     loop: Loop
     server: Server
     prompt_sampler: PromptSampler | None
@@ -72,7 +79,8 @@ class Learner:
     expiry: Expiry
     watch: AlarmMonitor
     scoring: asyncio.Future[None] | None
-    """Scores version 0 on the gate's suites, if it has not been."""
+    """Scores version 0 on the gate's suites, if it has not been; in the trainer's queue before any
+    checkpoint is restored."""
     retractions: RetractionMonitor
     dismiss: Callable[[], Awaitable[None]]
     """Lets the other ranks end; nothing can be trained after that."""
@@ -81,7 +89,13 @@ class Learner:
         """Record events, learn and answer until cancelled; any failure ends all."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(
-                run_consumers(self.bus, self.policy, self.intakes, self.loop.arrived.set)
+                run_consumers(
+                    self.bus,
+                    self.policy,
+                    self.intakes,
+                    owner=self.owner,
+                    arrived=self.loop.arrived.set,
+                )
             )
             tasks.create_task(self.loop.run())
             tasks.create_task(keep_fresh(self.database, self.loop.progress))
@@ -108,7 +122,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
     await asyncio.to_thread(prepare_ledger, settings, database, base_models)
     expiry = Expiry(database, max_age=settings.feedback_max_age, rollout_wait=settings.rollout_wait)
     await asyncio.to_thread(expiry.expire_old_feedback)
-    store, bus = open_store(settings), await connect_bus(settings)
+    store, bus = open_store(settings), await connect_bus(settings, database)
     watch, worker = AlarmMonitor(database, settings.guards), ModelThread()
     release = make_promotion(settings, database, bus, watch)
     world = await worker.run(join_ranks)
@@ -149,6 +163,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
         bus=bus,
         database=database,
         intakes=make_intakes(settings, database),
+        owner=owner_of(settings, database),
         loop=loop,
         server=await start_server(settings, servicer),
         prompt_sampler=make_prompt_sampler(settings, database, prompts, loop),
@@ -156,7 +171,6 @@ async def assemble(settings: LearnerSettings) -> Learner:
         left_over=None if settings.release == "gate+canary" else canary,
         expiry=expiry,
         watch=watch,
-        # In the queue before any checkpoint is restored: the trainer still is version 0.
         scoring=asyncio.ensure_future(worker.run(scorer.score_base)) if scorer else None,
         retractions=make_retraction_monitor(settings, database, release, loop),
         dismiss=lambda: worker.run(world.dismiss),
@@ -169,48 +183,6 @@ def make_retraction_monitor(
     """Build what rebuilds the policy if too much was retracted."""
     rebuild = Rebuild(database, release, loop).to_version
     return RetractionMonitor(database, settings.guards, rebuild)
-
-
-def open_ledger(settings: LearnerSettings) -> Database:
-    """Open the ledger; raises `SettingsError`, `FailedPrecondition`, `Unavailable`."""
-    if settings.ledger_url is None:
-        return Database.at(settings.data_dir / "ledger.db")
-    return Database(settings.ledger_url.get_secret_value(), writer=True)
-
-
-def prepare_ledger(
-    settings: LearnerSettings, database: Database, base_models: Mapping[str, BaseModel]
-) -> None:
-    """Check that the ledger belongs to these settings, and bring what it caches up to date."""
-    database.belongs_to(
-        {
-            "policy": settings.policy,
-            "base model": base_models[ModelRole.POLICY].sha256,
-            "kind of weights": settings.weights_kind.value,
-        }
-    )
-    ref_logprobs.set_base_model(database, fingerprint(settings.model))
-    recorder.adopt_scores(database, settings.scored_objective)
-
-
-def open_store(settings: LearnerSettings) -> FilesystemStore:
-    """Return the store that versions are published to."""
-    return FilesystemStore(
-        settings.weights_uri,
-        verifier=Verifier.from_file(settings.verify_key_file),
-        signer=Signer.from_file(settings.signing_key_file),
-        cache_dir=settings.data_dir / "weights-cache",
-    )
-
-
-async def connect_bus(settings: LearnerSettings) -> Bus:
-    """Connect to the bus; raises `Unavailable`."""
-    return await JetStreamBus.connect(
-        settings.nats_url,
-        name="tuneloop-learner",
-        access=settings.nats_access,
-        replicas=settings.nats_replicas,
-    )
 
 
 def make_promotion(
@@ -283,16 +255,6 @@ def make_loop(
         ),
         between_turns=ReferenceFill(database, training_runs[0][0].trainer).fill_missing,
         set_aside_after=settings.gate.set_aside_after,
-    )
-
-
-def make_intakes(settings: LearnerSettings, database: Database) -> list[IntakeConsumer]:
-    """Make the consumers that record events."""
-    return make_consumers(
-        database,
-        settings.policy,
-        scored_objective=settings.scored_objective,
-        all_scores_count=settings.uninformative_scores,
     )
 
 

@@ -7,6 +7,7 @@ itself cannot be written (its disk is full, its server is down) events wait with
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from tuneloop import tracing
-from tuneloop.bus import Bus, Consumer, Delivery
+from tuneloop.bus import Bus, Consumer, Delivery, Owner
 from tuneloop.bus.subjects import (
     FEEDBACK,
     LEARNER,
@@ -68,17 +69,25 @@ class IntakeConsumer:
     record: Record
     """Records events in one transaction; blocks."""
 
-    async def run(self, bus: Bus, policy: str, arrived: Callable[[], None]) -> None:
+    async def open(self, bus: Bus, policy: str, owner: Owner) -> Consumer:
+        """Open it for a ledger. Raises `Unavailable`, and `FailedPrecondition` for another's."""
+        return await bus.consume(
+            stream=self.stream,
+            durable=self._durable(policy),
+            subjects=[self.subject],
+            ack_wait=ACK_WAIT_SECONDS,
+            owner=owner,
+        )
+
+    def _durable(self, policy: str) -> str:
+        return f"learner-{policy}-{self.name}"
+
+    async def run(self, bus: Bus, policy: str, owner: Owner, arrived: Callable[[], None]) -> None:
         """Consume until cancelled; `arrived` is called after each batch that was recorded."""
-        durable = f"learner-{policy}-{self.name}"
+        durable = self._durable(policy)
         while True:
             try:
-                consumer = await bus.consume(
-                    stream=self.stream,
-                    durable=durable,
-                    subjects=[self.subject],
-                    ack_wait=ACK_WAIT_SECONDS,
-                )
+                consumer = await self.open(bus, policy, owner)
                 while True:
                     deliveries = await consumer.fetch(BATCH, FETCH_SECONDS)
                     if deliveries:
@@ -86,7 +95,7 @@ class IntakeConsumer:
                         arrived()
                     await self._note_lag(consumer)
             except FailedPrecondition:
-                # Another learner took the ledger over: this one must end.
+                # Another learner took the ledger over, or the events: this one must end.
                 raise
             except TuneloopError as error:
                 # The bus is down; unacknowledged deliveries come again once it is back.
@@ -287,9 +296,27 @@ def _of_policy(policy: str, event: Any) -> Any:
     return event
 
 
+async def claim_events(
+    bus: Bus, policy: str, consumers: Sequence[IntakeConsumer], owner: Owner
+) -> None:
+    """Open all consumers once, before anything is done in the ledger's name.
+
+    Raises `FailedPrecondition` if the events go to another ledger. While the bus is away nothing is
+    said: the consumers ask again.
+    """
+    with contextlib.suppress(Unavailable):
+        for consumer in consumers:
+            await consumer.open(bus, policy, owner)
+
+
 async def run_consumers(
-    bus: Bus, policy: str, consumers: Sequence[IntakeConsumer], arrived: Callable[[], None]
+    bus: Bus,
+    policy: str,
+    consumers: Sequence[IntakeConsumer],
+    *,
+    owner: Owner,
+    arrived: Callable[[], None],
 ) -> None:
     """Run consumers until cancelled; an unexpected failure of one ends all."""
-    running: list[Awaitable[None]] = [c.run(bus, policy, arrived) for c in consumers]
+    running: list[Awaitable[None]] = [c.run(bus, policy, owner, arrived) for c in consumers]
     await asyncio.gather(*running)

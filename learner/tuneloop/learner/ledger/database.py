@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, select
 from sqlalchemy.engine import URL
@@ -26,6 +27,8 @@ RECONNECT_SECONDS = 30.0
 """How long a transaction waits for a server that is away before it gives up."""
 RETRY_SECONDS = 1.0
 LOCK_SECONDS = 3.0
+OWN_ID = "ledger"
+"""The fact that tells a ledger from others."""
 
 
 class Database:
@@ -141,6 +144,14 @@ class Database:
         with self.write() as connection:
             connection.execute(facts.delete().where(facts.c.name == name))
             connection.execute(facts.insert().values(name=name, value=value))
+
+    def own_id(self) -> str:
+        """Return what tells this ledger and its copies from others; chosen when first asked."""
+        found = self.fact(OWN_ID)
+        if found is None:
+            found = uuid4().hex
+            self.set_fact(OWN_ID, found)
+        return found
 
     def belongs_to(self, identity: Mapping[str, str]) -> None:
         """Record what the ledger belongs to; raise `SettingsError` if it belongs to something else.
