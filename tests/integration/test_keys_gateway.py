@@ -203,6 +203,28 @@ async def test_a_limit_by_the_minute(file: KeyFile) -> None:
         assert len(stack.generation.requests) == 2
 
 
+async def test_a_batch_of_feedback_counts_as_what_is_in_it(file: KeyFile) -> None:
+    headers = make(file, Scope.FEEDBACK, requests_per_day=10, requests_per_minute=20)
+    async with gateway(file) as (_, http):
+        batch = {"feedback": [thumb() for _ in range(8)]}
+        accepted = await http.post("/v1/feedback/batch", json=batch, headers=headers)
+        assert accepted.status_code == 202, accepted.text
+        assert accepted.headers["x-ratelimit-remaining-requests"] == "12"
+        refused = await http.post("/v1/feedback/batch", json=batch, headers=headers)
+        assert refused.status_code == 429
+        assert "10 requests a day" in refused.json()["error"]["message"]
+
+
+async def test_scores_cost_tokens(file: KeyFile) -> None:
+    headers = make(file, tokens_per_minute=1000)
+    async with gateway(file) as (_, http):
+        body = {"prompt": "x" * 400, "completions": ["y" * 40] * 3}
+        assert (await http.post("/v1/score", json=body, headers=headers)).status_code == 200
+        told = (await http.get("/v1/models", headers=headers)).headers
+        # The prompt with each of three completions: a quarter of 3 x 400 + 3 x 40 and some.
+        assert 660 <= int(told["x-ratelimit-remaining-tokens"]) <= 670
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_tokens_are_counted_as_they_are_used(file: KeyFile, stream: bool) -> None:
     headers = make(file, tokens_per_minute=1000)

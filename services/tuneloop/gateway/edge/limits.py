@@ -83,6 +83,17 @@ class Meter:
             self.requests.take(1)
         self.usage.add(requests=1)
 
+    def admit_rest(self, count: int) -> None:
+        """Count the further parts of a request that stands for many. Raises `QuotaExceeded`.
+
+        As with tokens, the minute's bucket may go below zero; the next request then waits.
+        """
+        allowed = self.limits.requests_per_day
+        self.check_day("requests", allowed, self.usage.requests + count - 1)
+        if self.requests is not None:
+            self.requests.take(count)
+        self.usage.add(requests=count)
+
     def check_day(self, unit: str, allowed: int | None, used: int) -> None:
         """Raise `QuotaExceeded` if a day's quota is used up."""
         if allowed is not None and used >= allowed:

@@ -25,6 +25,7 @@ from tuneloop.errors import TuneloopError
 from tuneloop.gateway import metrics
 from tuneloop.gateway.context import Gateway, gateway_of
 from tuneloop.gateway.edge.authentication import Caller, caller_of
+from tuneloop.gateway.edge.limits import meter_of_request
 from tuneloop.gateway.errors import error_body, invalid_request, status_and_type
 from tuneloop.gateway.feedback import store
 from tuneloop.gateway.feedback.body import (
@@ -71,9 +72,11 @@ async def give_feedback(body: FeedbackRequest, request: Request) -> JSONResponse
 async def give_feedback_batch(batch: FeedbackBatch, request: Request) -> JSONResponse:
     """Accept feedback, up to 1000 at once: 202 once all is stored durably.
 
-    207 where some was refused: each entry of `data` is then its acknowledgement, or its error and
-    `status_code`.
+    Each entry counts as a request against the key's limits. 207 where some was refused: each entry
+    of `data` is then its acknowledgement, or its error and `status_code`.
     """
+    if (meter := meter_of_request.get()) is not None and len(batch.feedback) > 1:
+        meter.admit_rest(len(batch.feedback) - 1)
     outcomes = await accept_all(gateway_of(request), batch.feedback, caller_of(request))
     data = [refused_entry(o) if isinstance(o, TuneloopError) else o for o in outcomes]
     refused = any(isinstance(outcome, TuneloopError) for outcome in outcomes)
