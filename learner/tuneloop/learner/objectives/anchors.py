@@ -28,6 +28,9 @@ from tuneloop.learner.trainer.settings import TrainerSettings
 BUILT_IN = Path(__file__).with_name("anchors.jsonl")
 HELD_TOKENS = 16
 """Tokens of an answer that are held."""
+TOGETHER = 4
+"""The fewest prompts answered at once: where judgements come one by one a step takes one anchor,
+and four answers take little longer than one."""
 
 
 Answer = Callable[[Sequence[Sequence[int]], int], Sequence[SampledAnswer]]
@@ -52,6 +55,7 @@ class Anchors:
         numbers = [number % len(self._prompts) for number in range(start, start + count)]
         missing = sorted({number for number in numbers if number not in self._answers})
         if missing:
+            missing += self._next_after(missing[-1], TOGETHER - len(missing))
             answers = self._answer([self._prompts[number] for number in missing], HELD_TOKENS)
             for number, answer in zip(missing, answers, strict=True):
                 self._answers[number] = without_end(answer.token_ids, self._ends)
@@ -65,6 +69,11 @@ class Anchors:
             for number in numbers
             if self._answers[number]
         ]
+
+    def _next_after(self, number: int, count: int) -> list[int]:
+        """Return up to `count` of the next anchors without an answer."""
+        following = range(number + 1, len(self._prompts))
+        return [n for n in following if n not in self._answers][: max(0, count)]
 
 
 def load_anchors(

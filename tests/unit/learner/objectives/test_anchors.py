@@ -39,3 +39,18 @@ def test_anchors_come_again_in_their_order() -> None:
     anchors = make_anchors((5, END), (6, END), (7, END))
     first = [s.prompt_token_ids for s in anchors.sequences(0, 3)]
     assert [s.prompt_token_ids for s in anchors.sequences(2, 3)] == [first[2], first[0], first[1]]
+
+
+def test_one_by_one_they_are_answered_a_few_at_a_time_and_each_once() -> None:
+    asked: list[int] = []
+
+    def answer(prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
+        asked.append(len(prompts))
+        return [SampledAnswer(text="", token_ids=(*p, END), logprobs=()) for p in prompts]
+
+    prompts = [(10 + number,) for number in range(9)]
+    anchors = Anchors(prompts, answer=answer, ends=frozenset({END}), seed=0)
+    found = [s.prompt_token_ids for n in range(12) for s in anchors.sequences(n, 1)]
+    assert sorted(found[:9]) == prompts
+    assert found[9:] == found[:3]
+    assert asked == [4, 4, 1]
