@@ -1,6 +1,7 @@
 """What only the real event bus can show: absent servers, full streams, lost consumers, keys."""
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import AsyncIterator
 from functools import partial
@@ -12,7 +13,7 @@ from support.waiting import until_available
 
 from tuneloop.bus import subjects
 from tuneloop.bus.jetstream import JetStreamBus
-from tuneloop.bus.streams import StreamLimits, call_api
+from tuneloop.bus.streams import ROUTING_STREAM, StreamLimits, call_api
 from tuneloop.errors import InvalidRequest, SettingsError, Unavailable
 
 ROLLOUT = subjects.rollout_generated("tuneloop", "user1")
@@ -121,6 +122,28 @@ async def test_streams_that_vanished_are_made_again(nats_server: NatsServer) -> 
     receipt = await until_available(lambda: bus.publish(ROLLOUT, b"y", event_id="y"))
     assert receipt.sequence == 1
     await bus.close()
+
+
+@pytest.mark.parametrize("stream", [subjects.ROLLOUTS, ROUTING_STREAM])
+async def test_a_stream_deleted_under_a_connection_is_made_again(
+    bus: JetStreamBus, stream: str
+) -> None:
+    await bus.publish(ROLLOUT, b"x", event_id="x")
+    await bus.set_routing("key", b"1", revision=None)
+    consumer = await bus.consume(
+        stream=subjects.ROLLOUTS, durable="test", subjects=["tuneloop.v1.>"], ack_wait=30
+    )
+    await call_api(bus.connection, f"STREAM.DELETE.{stream}", {}, 5.0)
+    await until_available(lambda: bus.publish(ROLLOUT, b"y", event_id="y"))
+    entry = await until_available(lambda: bus.routing("key"))
+    assert (entry is None) == (stream == ROUTING_STREAM)
+    await until_available(lambda: bus.set_routing("other", b"2", revision=None))
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(Unavailable):
+                if found := await consumer.fetch(10, 1.0):
+                    break
+    assert found[-1].data == b"y"
 
 
 async def test_kill_9_of_the_server_loses_nothing_acknowledged(

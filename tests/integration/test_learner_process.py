@@ -21,8 +21,10 @@ from support.learner_process import (
 from support.waiting import until
 
 from tuneloop.bus.jetstream import JetStreamBus
+from tuneloop.bus.streams import ROUTING_STREAM, call_api
 from tuneloop.bus.subjects import reward_model_key, stable_policy_key
-from tuneloop.errors import FailedPrecondition, NotFound
+from tuneloop.errors import FailedPrecondition, NotFound, Unavailable
+from tuneloop.policies import WeightsReference
 from tuneloop.rpc.channel import connect
 from tuneloop.rpc.status import error_from_rpc
 from tuneloop.v1 import generation_pb2, learner_pb2, learner_pb2_grpc
@@ -212,6 +214,24 @@ async def test_it_starts_without_nats_and_takes_up_what_comes_later(
     await feed(bus, 4, 4)
     await until(lambda: all_used(learner, 8), 90)
     await bus.close()
+
+
+async def test_the_routing_table_lost_under_it_names_the_stable_version_again(
+    learner: LearnerProcess, bus: JetStreamBus
+) -> None:
+    learner.start()
+    await feed(bus, 0, 8)
+    reference = await until(lambda: stable(bus), 90)
+    await call_api(bus.connection, f"STREAM.DELETE.{ROUTING_STREAM}", {}, 5.0)
+    again = await until(lambda: stable_if_available(bus), 60)
+    assert again.policy_version >= reference.policy_version
+
+
+async def stable_if_available(bus: JetStreamBus) -> WeightsReference | None:
+    try:
+        return await stable(bus)
+    except Unavailable:
+        return None
 
 
 async def test_a_second_learner_with_a_ledger_of_its_own_is_refused_until_it_takes_over(

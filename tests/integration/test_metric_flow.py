@@ -12,7 +12,6 @@ from support.gateway_fakes import IDS, SECRET
 from support.learner_events import make_rollout
 from support.waiting import until
 
-from tuneloop.bus import Owner
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.gateway.app import create_app
 from tuneloop.gateway.completion_ids import user_hash_in
@@ -87,13 +86,7 @@ async def test_from_http_to_the_hold(ledger: Database, nats_server: NatsServer) 
     record_answers(ledger, 1, by_version[1])
     bus = await JetStreamBus.connect(nats_server.url)
     intake = asyncio.create_task(
-        run_consumers(
-            bus,
-            "tuneloop",
-            make_consumers(ledger, "tuneloop"),
-            owner=Owner(owner_id=ledger.own_id()),
-            arrived=lambda: None,
-        )
+        run_consumers(bus, "tuneloop", make_consumers(ledger, "tuneloop"), lambda: None)
     )
     # One of two answers comes after what was measured of it.
     await until(lambda: forget_user.row_counts(ledger)["feedback"] == 2 * ANSWERS)

@@ -10,7 +10,6 @@ from typing import Any
 from sqlalchemy import select
 from support.learner_events import CountingTrainer, edit_tokens, make_rollout, make_thumb
 
-from tuneloop.bus import Owner
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.learner.batching.batcher import PolicyBatcher
 from tuneloop.learner.intake.consumers import make_consumers, run_consumers
@@ -157,13 +156,7 @@ class Parts:
             clock=self.clock,
         )
         task = asyncio.create_task(
-            run_consumers(
-                self.bus,
-                "tuneloop",
-                consumers,
-                owner=Owner(owner_id=self.database.own_id()),
-                arrived=self.loop.arrived.set,
-            )
+            run_consumers(self.bus, "tuneloop", consumers, self.loop.arrived.set)
         )
         try:
             yield

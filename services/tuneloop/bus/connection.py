@@ -126,11 +126,18 @@ class NatsConnection:
             raise self.unavailable(problem) from error
         except nats.errors.MaxPayloadError as error:
             raise InvalidRequest("the event is larger than the event bus accepts") from error
+        except nats.errors.NoRespondersError as error:
+            self.note_loss()
+            raise self.unavailable(f"has lost the stream of {subject}") from error
         except nats.errors.Error as error:
             raise self.unavailable(f"failed: {error}") from error
         finally:
             self._waiting.pop(scope, None)
             self._denied.pop(scope, None)
+
+    def note_loss(self) -> None:
+        """Have everything prepared again: the server has lost what was on it."""
+        self.epoch += 1
 
     async def request(
         self,

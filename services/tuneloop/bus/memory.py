@@ -278,6 +278,10 @@ class MemoryBus:
         self.streams[stream].events = kept
         return len(events) - len(kept)
 
+    def lose_routing(self) -> None:
+        """Lose the routing table, as a server does whose disk was replaced."""
+        self._routing.clear()
+
     async def routing(self, key: str) -> RoutingEntry | None:
         """The current entry of the routing table, or None."""
         self.check()

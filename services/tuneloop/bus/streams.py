@@ -18,6 +18,7 @@ DAY = 86_400
 GIB = 1024**3
 IN_USE_WITH_OTHER_CONFIGURATION = 10058
 CONSUMER_EXISTS = 10148
+STREAM_NOT_FOUND = 10059
 WRONG_LAST_SEQUENCE = {10071, 10164}
 OWNER = "tuneloop-owner"
 """Metadata of a consumer: the id of who alone may consume."""
@@ -56,6 +57,9 @@ async def call_api(
     if "error" not in document:
         return document
     error = ApiError(document["error"])
+    if error.err_code == STREAM_NOT_FOUND and not verb.startswith("STREAM.INFO"):
+        connection.note_loss()
+        raise connection.unavailable(f"has lost a stream: {error}") from error
     if error.code == 503:
         raise connection.unavailable(f"refused: {error}") from error
     raise error

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tuneloop.bus import Bus, Owner
+from tuneloop.bus import Bus
 from tuneloop.learner.app.models import describe_base_models, join_ranks, make_training_runs
 from tuneloop.learner.app.release import (
     BeforePublishing,
@@ -21,7 +21,6 @@ from tuneloop.learner.app.resources import (
     make_intakes,
     open_ledger,
     open_store,
-    owner_of,
     prepare_ledger,
 )
 from tuneloop.learner.batching.batch import Batcher
@@ -68,9 +67,8 @@ class Learner:
     bus: Bus
     database: Database
     intakes: list[IntakeConsumer]
-    owner: Owner
-    """Of the events: the ledger."""
     loop: Loop
+    release: Promotion
     server: Server
     prompt_sampler: PromptSampler | None
     gate_controller: GateController | None
@@ -89,15 +87,10 @@ class Learner:
         """Record events, learn and answer until cancelled; any failure ends all."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(
-                run_consumers(
-                    self.bus,
-                    self.policy,
-                    self.intakes,
-                    owner=self.owner,
-                    arrived=self.loop.arrived.set,
-                )
+                run_consumers(self.bus, self.policy, self.intakes, self.loop.arrived.set)
             )
             tasks.create_task(self.loop.run())
+            tasks.create_task(self.release.keep_routing())
             tasks.create_task(keep_fresh(self.database, self.loop.progress))
             tasks.create_task(self.expiry.run())
             tasks.create_task(self.watch.run())
@@ -163,8 +156,8 @@ async def assemble(settings: LearnerSettings) -> Learner:
         bus=bus,
         database=database,
         intakes=make_intakes(settings, database),
-        owner=owner_of(settings, database),
         loop=loop,
+        release=release,
         server=await start_server(settings, servicer),
         prompt_sampler=make_prompt_sampler(settings, database, prompts, loop),
         gate_controller=gate_controller,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from tuneloop.bus import Bus, Owner
+from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.learner.files import fingerprint
 from tuneloop.learner.intake.consumers import IntakeConsumer, claim_events, make_consumers
@@ -56,14 +56,8 @@ async def connect_bus(settings: LearnerSettings, database: Database) -> Bus:
         access=settings.nats_access,
         replicas=settings.nats_replicas,
     )
-    intakes = make_intakes(settings, database)
-    await claim_events(bus, settings.policy, intakes, owner_of(settings, database))
+    await claim_events(bus, settings.policy, make_intakes(settings, database))
     return bus
-
-
-def owner_of(settings: LearnerSettings, database: Database) -> Owner:
-    """Return what owns the events that the learner consumes: its ledger."""
-    return Owner(owner_id=database.own_id(), instead_of=settings.take_over)
 
 
 def make_intakes(settings: LearnerSettings, database: Database) -> list[IntakeConsumer]:
@@ -73,4 +67,5 @@ def make_intakes(settings: LearnerSettings, database: Database) -> list[IntakeCo
         settings.policy,
         scored_objective=settings.scored_objective,
         all_scores_count=settings.uninformative_scores,
+        instead_of=settings.take_over,
     )

@@ -68,26 +68,28 @@ class IntakeConsumer:
     """Decodes a delivery; raises `CorruptData`."""
     record: Record
     """Records events in one transaction; blocks."""
+    owner: Owner
+    """The ledger that they are recorded in."""
 
-    async def open(self, bus: Bus, policy: str, owner: Owner) -> Consumer:
-        """Open it for a ledger. Raises `Unavailable`, and `FailedPrecondition` for another's."""
+    async def open(self, bus: Bus, policy: str) -> Consumer:
+        """Open it for its owner. Raises `Unavailable`, and `FailedPrecondition` for another's."""
         return await bus.consume(
             stream=self.stream,
             durable=self._durable(policy),
             subjects=[self.subject],
             ack_wait=ACK_WAIT_SECONDS,
-            owner=owner,
+            owner=self.owner,
         )
 
     def _durable(self, policy: str) -> str:
         return f"learner-{policy}-{self.name}"
 
-    async def run(self, bus: Bus, policy: str, owner: Owner, arrived: Callable[[], None]) -> None:
+    async def run(self, bus: Bus, policy: str, arrived: Callable[[], None]) -> None:
         """Consume until cancelled; `arrived` is called after each batch that was recorded."""
         durable = self._durable(policy)
         while True:
             try:
-                consumer = await self.open(bus, policy, owner)
+                consumer = await self.open(bus, policy)
                 while True:
                     deliveries = await consumer.fetch(BATCH, FETCH_SECONDS)
                     if deliveries:
@@ -232,8 +234,9 @@ def make_consumers(
     scored_objective: str = Objective.PPO,
     all_scores_count: bool = False,
     clock: Callable[[], float] = time.time,
+    instead_of: str = "",
 ) -> list[IntakeConsumer]:
-    """Return the four consumers of the learner of `policy`.
+    """Return the four consumers of the learner of `policy`; see `Owner` for `instead_of`.
 
     `EventRecorder` says what scores are for.
     """
@@ -243,6 +246,7 @@ def make_consumers(
         all_scores_count=all_scores_count,
         clock=clock,
     )
+    owner = Owner(owner_id=database.own_id(), instead_of=instead_of)
     return [
         IntakeConsumer(
             name="rollouts",
@@ -250,6 +254,7 @@ def make_consumers(
             subject=rollouts_of(policy, "generated"),
             decode=lambda d: _of_policy(policy, decode_rollout_generated(d.data)),
             record=recording.record_rollouts,
+            owner=owner,
         ),
         IntakeConsumer(
             name="scores",
@@ -257,6 +262,7 @@ def make_consumers(
             subject=rollouts_of(policy, "scored"),
             decode=lambda d: _of_policy(policy, decode_rollout_scored(d.data)),
             record=recording.record_scores,
+            owner=owner,
         ),
         IntakeConsumer(
             name="feedback",
@@ -264,6 +270,7 @@ def make_consumers(
             subject=feedback_of(policy),
             decode=lambda d: (_of_policy(policy, _feedback_event(d)), d.sequence),
             record=recording.record_feedback,
+            owner=owner,
         ),
         IntakeConsumer(
             name="activations",
@@ -271,6 +278,7 @@ def make_consumers(
             subject=activated_subject(policy),
             decode=lambda d: _of_policy(policy, decode_activation(d.data)),
             record=recording.record_activations,
+            owner=owner,
         ),
     ]
 
@@ -296,9 +304,7 @@ def _of_policy(policy: str, event: Any) -> Any:
     return event
 
 
-async def claim_events(
-    bus: Bus, policy: str, consumers: Sequence[IntakeConsumer], owner: Owner
-) -> None:
+async def claim_events(bus: Bus, policy: str, consumers: Sequence[IntakeConsumer]) -> None:
     """Open all consumers once, before anything is done in the ledger's name.
 
     Raises `FailedPrecondition` if the events go to another ledger. While the bus is away nothing is
@@ -306,17 +312,12 @@ async def claim_events(
     """
     with contextlib.suppress(Unavailable):
         for consumer in consumers:
-            await consumer.open(bus, policy, owner)
+            await consumer.open(bus, policy)
 
 
 async def run_consumers(
-    bus: Bus,
-    policy: str,
-    consumers: Sequence[IntakeConsumer],
-    *,
-    owner: Owner,
-    arrived: Callable[[], None],
+    bus: Bus, policy: str, consumers: Sequence[IntakeConsumer], arrived: Callable[[], None]
 ) -> None:
     """Run consumers until cancelled; an unexpected failure of one ends all."""
-    running: list[Awaitable[None]] = [c.run(bus, policy, owner, arrived) for c in consumers]
+    running: list[Awaitable[None]] = [c.run(bus, policy, arrived) for c in consumers]
     await asyncio.gather(*running)

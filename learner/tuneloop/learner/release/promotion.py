@@ -9,6 +9,7 @@ A version that is rolled back or refused is quarantined. The loop puts back what
 learned with it (see `ledger.accounting.quarantine`).
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 from tuneloop.bus import Bus, RoutingEntry
 from tuneloop.bus.subjects import reward_model_key, stable_policy_key
-from tuneloop.errors import Conflict, FailedPrecondition, InvalidRequest
+from tuneloop.errors import Conflict, FailedPrecondition, InvalidRequest, Unavailable
 from tuneloop.learner import metrics, trace_links
 from tuneloop.learner.ledger.accounting import lineage, promotions, versions
 from tuneloop.learner.ledger.accounting.promotions import PromotionAction, QuarantineRange
@@ -32,6 +33,8 @@ logger = logging.getLogger("tuneloop.learner.release")
 Gate: TypeAlias = Literal["off", "manual", "gate", "gate+canary"]
 
 ATTEMPTS = 5
+ROUTING_SECONDS = 5.0
+"""How often the routing table is compared with the ledger."""
 AUTOMATIC = frozenset({"gate", "canary", "learner"})
 """Actors that are not people."""
 HELD = "release_held_by"
@@ -162,6 +165,33 @@ class Promotion:
             numbers=numbers or {},
             kind=kind,
         )
+
+    async def restore_routing(self) -> bool:
+        """Name the stable versions again where the routing table lost them; return whether it had.
+
+        Until then whatever starts serves the base model. Raises `Unavailable`.
+        """
+        restored = False
+        for model, key in self._keys.items():
+            stable = versions.stable_version(self._database, model)
+            if stable is None or await self._bus.routing(key) is not None:
+                continue
+            found = versions.get_version(self._database, model, stable)
+            if await self._set(model, found.reference, None):
+                logger.warning(
+                    "%s: the routing table had lost version %d, which is stable", model, stable
+                )
+                restored = True
+        return restored
+
+    async def keep_routing(self) -> None:
+        """Restore the routing table whenever it was lost, until cancelled."""
+        while True:
+            try:
+                await self.restore_routing()
+            except Unavailable as error:
+                logger.debug("the routing table cannot be looked at: %s", error)
+            await asyncio.sleep(ROUTING_SECONDS)
 
     def supersede(self, version: int, by: int, actor: str) -> None:
         """Retire a candidate that was not decided about when a newer one came."""

@@ -60,6 +60,24 @@ async def test_rolling_back_serves_the_last_good_version_and_holds_what_comes_ne
     ]
 
 
+async def test_a_routing_table_that_was_lost_names_the_stable_version_again(parts: Parts) -> None:
+    key = stable_policy_key("tuneloop")
+    before = await parts.bus.routing(key)
+    assert before is not None
+    assert not await parts.release.restore_routing()
+    parts.bus.lose_routing()
+    assert await parts.release.stable("policy") == 0
+    assert await parts.release.restore_routing()
+    after = await parts.bus.routing(key)
+    assert after is not None
+    assert after.value == before.value
+    # What a person chose is no loss.
+    await parts.release.roll_back(0, "ann")
+    assert not await parts.release.restore_routing()
+    parts.bus.lose_routing()
+    assert not await parts.release.restore_routing()
+
+
 async def test_rolling_back_to_version_0_serves_the_base_model(parts: Parts) -> None:
     assert await parts.release.roll_back(0, "ann") == 0
     entry = await parts.bus.routing(stable_policy_key("tuneloop"))
