@@ -147,6 +147,7 @@ def forget_user(database: Database, user_hash: str, now: float) -> Forgotten:
             reward_model_versions=reward_model_versions,
         )
         connection.execute(forgotten.insert().values(_row(user_hash, gone, now)))
+    database.erase_log()
     return gone
 
 

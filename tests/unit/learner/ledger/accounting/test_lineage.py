@@ -9,6 +9,7 @@ from sqlalchemy import select
 from support.learner_events import (
     START,
     make_comparison,
+    make_feedback,
     make_ranking,
     make_rollout,
     make_score,
@@ -16,6 +17,7 @@ from support.learner_events import (
 )
 
 from tuneloop.errors import NotFound
+from tuneloop.feedback import Comment
 from tuneloop.learner.ledger.accounting import downstream, forget_user, lineage, steps, versions
 from tuneloop.learner.ledger.accounting.downstream import Downstream
 from tuneloop.learner.ledger.database import Database
@@ -142,6 +144,26 @@ def test_forgetting_keeps_only_that_it_happened(ledger: Database) -> None:
     assert found.reward_model == Downstream(direct=(1,))
     assert found.rebuild_from == 1
     assert [(r.forgotten, r.time.timestamp()) for r in found.forgotten] == [(gone, now)]
+
+
+def test_nothing_that_a_forgotten_user_wrote_is_left_on_disk(tmp_path: Path) -> None:
+    ledger = Database.at(tmp_path / "ledger.db")
+    said = "a text that nobody else wrote"
+    for number in range(200):
+        name = f"ann-{number}"
+        rollout = make_rollout(name, user="ann", text=f"{said} {number}")
+        recorder.record_rollouts(ledger, [rollout], 0.0)
+        comment = make_feedback(f"{name}-f", name, Comment(text=said), user="ann")
+        recorder.record_feedback(ledger, [(comment, number)], 0.0)
+    recorder.record_rollouts(ledger, [make_rollout("bob-c", user="bob", text="of bob")], 0.0)
+
+    def on_disk(text: str) -> int:
+        return sum(file.read_bytes().count(text.encode()) for file in tmp_path.iterdir())
+
+    assert on_disk(said) >= 400
+    forget_user.forget_user(ledger, "ann", START.timestamp() + 10)
+    assert on_disk(said) == 0
+    assert on_disk("of bob") == 1
 
 
 def test_what_was_on_its_way_when_a_user_was_forgotten_is_not_kept(ledger: Database) -> None:
