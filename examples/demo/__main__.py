@@ -9,6 +9,8 @@ clearly better.
 import argparse
 import asyncio
 import shutil
+import signal
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -19,6 +21,7 @@ from rich.console import Console
 from examples.demo.prompts import questions
 from examples.demo.report import VersionRow, draw, table, version_row
 from examples.demo.users import Answer, chat_round, evaluate
+from tuneloop.errors import TuneloopError
 from tuneloop.learner.abilities.suite import BUILTIN
 from tuneloop.learner.release.gate.suites import KeptScores
 from tuneloop.supervisor.child import ServiceChild
@@ -171,9 +174,13 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8010)
     parser.add_argument("--data-dir", type=Path, default=Path(".tuneloop-demo"))
     arguments = parser.parse_args()
-    shutil.rmtree(arguments.data_dir, ignore_errors=True)
     settings = {**SETTINGS, "TUNELOOP_LEARNER_SEED": str(arguments.seed)}
-    with ServiceChild(arguments.data_dir, port=arguments.port, environment=settings) as service:
+    service = ServiceChild(arguments.data_dir, port=arguments.port, environment=settings)
+    # A demo that is ended any way stops its service, and another one's is left alone.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    service.require_port()
+    shutil.rmtree(arguments.data_dir, ignore_errors=True)
+    with service:
         console.print(f"starting the service; its log is {service.log_path} …")
         service.wait_until_ready()
         last, better = asyncio.run(run(arguments, service.url))
@@ -182,4 +189,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        raise SystemExit(main())
+    except TuneloopError as error:
+        raise SystemExit(f"make demo: {error.message}") from error

@@ -19,7 +19,8 @@ from support.supervised import PARENT, SLEEPER, make_supervisor, spec
 from support.waiting import until, wait_until
 
 from tuneloop import ports
-from tuneloop.errors import FailedPrecondition, SettingsError
+from tuneloop.errors import FailedPrecondition, SettingsError, Unavailable
+from tuneloop.supervisor.child import ServiceChild
 from tuneloop.supervisor.output import Terminal
 from tuneloop.supervisor.process import ProcessSpec, RestartPolicy
 
@@ -234,3 +235,11 @@ def test_a_taken_port_is_refused_with_the_way_out() -> None:
         assert f"--port {port + 1}" in refused.value.message
         taken: set[int] = set()
         assert ports.take_port("127.0.0.1", port, taken) != port
+
+
+def test_a_child_is_not_started_where_another_program_answers(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(Unavailable, match=f"port {port} is taken"):
+            ServiceChild(tmp_path / "data", port=port).start()
+    assert not (tmp_path / "data").exists()

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ class ServiceChild:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.data_dir = data_dir
+        self._port = port
         self.url = f"http://127.0.0.1:{port}"
         self.log_path = data_dir / "up.log"
         binary = str(Path(sys.executable).with_name("tuneloop"))
@@ -48,12 +50,22 @@ class ServiceChild:
         self.stop()
 
     def start(self) -> None:
-        """Start; returns at once."""
+        """Start; returns at once. Raises as `require_port`."""
+        self.require_port()
         self.data_dir.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, env=self._environment, stdout=log, stderr=log
             )
+
+    def require_port(self) -> None:
+        """Raise `Unavailable` if another program has the port.
+
+        `tuneloop up` says so too, but later: until then the other's answers would pass for its own.
+        """
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self._port)) == 0:
+                raise Unavailable(f"port {self._port} is taken by another program; stop that one")
 
     def stop(self) -> int | None:
         """Stop as Ctrl-C would; return the exit status, or None if it was not running."""
