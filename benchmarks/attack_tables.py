@@ -12,7 +12,7 @@ from torch import Tensor
 from tuneloop.learner.losses.kto import balanced_weights, class_weights, kto_loss
 from tuneloop.learner.losses.means import total_of
 from tuneloop.learner.losses.reward_model import thumb_loss
-from tuneloop.learner.samples import LabelledText, ThumbSample, TokenSequence
+from tuneloop.learner.samples import LabelledText, Reference, ThumbSample, TokenSequence
 from tuneloop.learner.trainer.adaptive import ClassBalance
 from tuneloop.learner.trainer.base import StepResult
 
@@ -47,7 +47,9 @@ class Table:
         """Never asked for: the loss of the table has its own."""
         return [() for _ in sequences]
 
-    features = reference_logprobs
+    def references(self, sequences: Sequence[TokenSequence]) -> list[Reference]:
+        """A table's answers are like nothing."""
+        return [Reference()] * len(sequences)
 
     def finite(self) -> bool:
         """Whether every number is one."""

@@ -62,7 +62,8 @@ def tuneloop_samples(model: Any, work: Work, token_budget: int) -> list[Any]:
         for prompt, completion in work.rows
     ]
     if work.objective in ("kto", "dpo"):
-        known = model.compute_reference_logprobs(rows, token_budget=token_budget)
+        found = model.compute_references(rows, token_budget=token_budget)
+        known = [reference.logprobs for reference in found]
         rows = [replace(row, ref_logprobs=k) for row, k in zip(rows, known, strict=True)]
     match work.objective:
         case "sft":

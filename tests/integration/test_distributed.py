@@ -63,7 +63,9 @@ def learn(folder: Path, kind: WeightsKind, saved: Path, world: World = ALONE) ->
     checkpoint.save(saved / "end", {"policy": trainer})
     found["finite"] = trainer.finite()
     sequences = [sample.sequence for sample in SampleMaker(9).thumbs(3)]
-    found["reference"] = trainer.model.compute_reference_logprobs(sequences, token_budget=30)
+    references = trainer.model.compute_references(sequences, token_budget=30)
+    # Each rank computes a share of both.
+    found["reference"] = [[*r.logprobs, *r.features] for r in references]
     found["divergence"] = trainer.divergence(sequences)
     trainer.save_weights(saved / "version")
     trainer.load_weights(saved / "version")

@@ -20,7 +20,7 @@ from tuneloop.feedback import (
     Thumb,
 )
 from tuneloop.learner.batching.batch import ids_of
-from tuneloop.learner.samples import TokenSequence, sequences_of, tokens_of
+from tuneloop.learner.samples import Reference, TokenSequence, sequences_of, tokens_of
 from tuneloop.learner.trainer.base import StepResult
 from tuneloop.rollouts import (
     ChatMessage,
@@ -213,8 +213,8 @@ class CountingTrainer:
         self.referred += sequences
         return [(-0.25,) * len(sequence.completion_token_ids) for sequence in sequences]
 
-    def features(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
-        return [()] * len(sequences)
+    def references(self, sequences: Sequence[TokenSequence]) -> list[Reference]:
+        return [Reference(logprobs=found) for found in self.reference_logprobs(sequences)]
 
     def logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
         self.measured += sequences

@@ -11,7 +11,7 @@ batch of distrusted samples makes a small step.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class Objective(StrEnum):
@@ -84,6 +84,15 @@ class TokenSequence:
     ref_logprobs: tuple[float, ...] = ()
     """The reference policy's log-prob of each completion token at that temperature; empty where it
     has not been computed yet."""
+
+
+class Reference(NamedTuple):
+    """What the reference policy makes of a completion; empty where it cannot score it."""
+
+    logprobs: tuple[float, ...] = ()
+    """Of its tokens, at its temperature."""
+    features: tuple[float, ...] = ()
+    """Numbers that say what it is like."""
 
 
 def tokens_of(sequence: TokenSequence) -> Tokens:

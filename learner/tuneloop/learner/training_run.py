@@ -191,7 +191,7 @@ class TrainingRun:
         self.faults.release()
         formed = batcher.form(self, self.faults.limit)
         if formed.batch is not None and features.describe(
-            self._database, formed.batch.samples, self.trainer.features
+            self._database, formed.batch.samples, self.trainer.references
         ):
             # What the answers are like tells how far their judgements can be trusted.
             batcher.renew_trust()

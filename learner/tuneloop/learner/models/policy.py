@@ -34,7 +34,7 @@ from tuneloop.learner.models.forward import Forward, NotedLogprobs, RankShard, p
 from tuneloop.learner.models.lora import add_adapter
 from tuneloop.learner.models.prefix_tree import numbered_rows
 from tuneloop.learner.models.world import ALONE, World, full_tensor, shard
-from tuneloop.learner.samples import TokenSequence
+from tuneloop.learner.samples import Reference, TokenSequence
 from tuneloop.models.reward_model import silence_loading
 from tuneloop.policies import WeightsKind
 
@@ -216,42 +216,30 @@ class PolicyModel:
             flat = self._world.gather_rows(flat, share.places, batch.tokens)
         return batch.scatter(flat)
 
-    def compute_reference_logprobs(
-        self, sequences: Sequence[TokenSequence], *, token_budget: int
-    ) -> list[tuple[float, ...]]:
-        """Return log π_ref of each completion's tokens, to be kept as their `ref_logprobs`.
-
-        Computed whatever they carry already; `token_budget` is that of `TrainerSettings`.
-        """
-        name, given = "compute_reference_logprobs", list(sequences)
-        self._world.announce("model", name, given, token_budget=token_budget)
-        known: dict[int, tuple[float, ...]] = {}
-        for numbers, batch in self._batches(sequences, token_budget):
-            rows = self.reference_logprobs(batch).tolist()
-            for number, row in zip(numbers, rows, strict=True):
-                known[number] = tuple(row[: len(sequences[number].completion_token_ids)])
-        return [known[number] for number in range(len(sequences))]
-
     @torch.no_grad()
-    def compute_features(
+    def compute_references(
         self, sequences: Sequence[TokenSequence], *, token_budget: int
-    ) -> list[tuple[float, ...]]:
-        """Return what the reference policy makes of each completion, (`FEATURES`,) numbers.
+    ) -> list[Reference]:
+        """Return what the reference policy makes of each completion, whatever they carry already.
 
-        The mean of the states its tokens were chosen in, at random projections that never change.
+        Features are the mean of the states that its tokens were chosen in, at random projections
+        that never change. `token_budget` is that of `TrainerSettings`.
         """
         given = list(sequences)
-        self._world.announce("model", "compute_features", given, token_budget=token_budget)
-        known: dict[int, tuple[float, ...]] = {}
+        self._world.announce("model", "compute_references", given, token_budget=token_budget)
+        known: dict[int, Reference] = {}
         for numbers, batch in self._batches(sequences, token_budget):
+            share = share_of(batch, self._world)
             with self._reference_policy() as reference:
-                share = share_of(batch, self._world)
-                states = projected(reference(share.batch).hidden)
+                run = reference(share.batch)
+            states = projected(run.hidden)
             if share.places is not None:
                 states = self._world.gather_rows(states, share.places, batch.tokens)
             counts = [len(sequence.completion_token_ids) for sequence in batch.sequences]
-            for number, of_one in zip(numbers, torch.split(states, counts), strict=True):
-                known[number] = tuple(of_one.mean(0).tolist())
+            rows = self._placed(batch, share, run.logprobs).tolist()
+            features = [tuple(s.mean(0).tolist()) for s in torch.split(states, counts)]
+            for number, row, count, of_one in zip(numbers, rows, counts, features, strict=True):
+                known[number] = Reference(logprobs=tuple(row[:count]), features=of_one)
         return [known[number] for number in range(len(sequences))]
 
     def _batches(

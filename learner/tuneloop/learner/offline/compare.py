@@ -109,7 +109,7 @@ def log_ratios(answers: Answers, base: Path, temperature: float) -> list[float]:
     """Log-ratios of the answers to the base model, at the temperature they were sampled."""
     model = PolicyModel(base, device="cuda" if torch.cuda.is_available() else "cpu")
     sequences = [completion.sequence(temperature) for completion in answers.completions]
-    base_logprobs = model.compute_reference_logprobs(sequences, token_budget=2048)
+    base_logprobs = [r.logprobs for r in model.compute_references(sequences, token_budget=2048)]
     return [
         sum(completion.sampled.logprobs) - sum(row)
         for completion, row in zip(answers.completions, base_logprobs, strict=True)

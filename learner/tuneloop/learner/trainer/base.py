@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tuneloop.learner.samples import Tokens, TokenSequence
+from tuneloop.learner.samples import Reference, Tokens, TokenSequence
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,11 +117,8 @@ class Trainer(Protocol):
         """
         ...
 
-    def features(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
-        """Return numbers that say what each completion is like, the same for every version.
-
-        () for one that cannot be learned from, and where the model has none.
-        """
+    def references(self, sequences: Sequence[TokenSequence]) -> list[Reference]:
+        """Return those log-probs, and what each completion is like."""
         ...
 
     def logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:

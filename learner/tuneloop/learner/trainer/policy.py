@@ -31,6 +31,7 @@ from tuneloop.learner.samples import (
     SCORED_OBJECTIVES,
     DemonstrationSample,
     PolicySample,
+    Reference,
     SampledAnswer,
     TokenSequence,
     as_compared,
@@ -144,13 +145,12 @@ class PolicyTrainer:
 
     def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
         """See `Trainer.reference_logprobs`."""
-        compute = self._model.compute_reference_logprobs
-        return self._of_fitting(sequences, partial(compute, token_budget=self._reference_budget))
+        return [reference.logprobs for reference in self.references(sequences)]
 
-    def features(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
-        """See `Trainer.features`."""
-        compute = self._model.compute_features
-        return self._of_fitting(sequences, partial(compute, token_budget=self._reference_budget))
+    def references(self, sequences: Sequence[TokenSequence]) -> list[Reference]:
+        """See `Trainer.references`."""
+        compute = partial(self._model.compute_references, token_budget=self._reference_budget)
+        return [found or Reference() for found in self._of_fitting(sequences, compute)]
 
     def logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
         """See `Trainer.logprobs`."""
@@ -161,8 +161,8 @@ class PolicyTrainer:
         return self._model.compute_divergence(sequences, token_budget=self._reference_budget)
 
     def _of_fitting(
-        self, sequences: Sequence[TokenSequence], compute: Callable[..., list[tuple[float, ...]]]
-    ) -> list[tuple[float, ...]]:
+        self, sequences: Sequence[TokenSequence], compute: Callable[..., Any]
+    ) -> list[Any]:
         """Return what `compute` makes of the sequences that fit, in place; () for the others."""
         fits = [self._fits(sequence) for sequence in sequences]
         found = iter(compute(list(compress(sequences, fits))))

@@ -31,6 +31,7 @@ from tuneloop.learner.samples import (
     PreferredText,
     RankedText,
     RatedText,
+    Reference,
     RewardSample,
     TokenSequence,
 )
@@ -104,7 +105,11 @@ class RewardTrainer:
         """Return () for each: a reward model gives texts no probability."""
         return [()] * len(sequences)
 
-    features = logprobs = reference_logprobs
+    logprobs = reference_logprobs
+
+    def references(self, sequences: Sequence[TokenSequence]) -> list[Reference]:
+        """Return nothing for each, as `reference_logprobs`."""
+        return [Reference()] * len(sequences)
 
     def step(self, samples: Mapping[str, Sequence[RewardSample]]) -> StepResult:
         """Take one optimizer step on the samples of `reward_model`, of any kinds.
@@ -115,9 +120,8 @@ class RewardTrainer:
         head must not learn that instead of what they like. Metrics are of the model before the
         step: `accuracy` is on samples it had not seen.
 
-        Raises:
-            InvalidRequest: a sample cannot be learned from; nothing has changed. `param` names it.
-
+        Raises `InvalidRequest` if a sample cannot be learned from; `param` names it, and nothing
+        has changed.
         """
         given = samples[Objective.REWARD_MODEL]
         if not given:
@@ -169,8 +173,7 @@ class RewardTrainer:
     def halve_token_budget(self) -> bool:
         """See `Trainer.halve_token_budget`."""
         self._optimizer.zero_grad()
-        budget = halved_token_budget(self._settings.token_budget)
-        if budget is None:
+        if (budget := halved_token_budget(self._settings.token_budget)) is None:
             return False
         self._settings = replace(self._settings, token_budget=budget)
         return True
@@ -178,8 +181,7 @@ class RewardTrainer:
     def state(self) -> TrainerState:
         """Return what a checkpoint keeps: weights, optimizer, schedule, balance of thumbs."""
         state = self._optimizer.state()
-        scheduler = {**state.scheduler, "thumbs": asdict(self._thumbs)}
-        return replace(state, scheduler=scheduler)
+        return replace(state, scheduler={**state.scheduler, "thumbs": asdict(self._thumbs)})
 
     def load_state(self, state: TrainerState) -> None:
         """Restore a saved state; raises `CorruptData` if it is of another model."""
@@ -201,10 +203,9 @@ class RewardTrainer:
             raise _refused(sample, problem)
         completions = texts_of(sample)
         encodings = self._model.encode([sample.prompt] * len(completions), completions)
-        fitting = tuple(encoding for encoding in encodings if encoding is not None)
-        if len(fitting) < len(encodings):
+        if None in encodings:
             raise _refused(sample, f"more than the {self._model.max_length} tokens that fit")
-        return fitting
+        return tuple(encoding for encoding in encodings if encoding is not None)
 
     def _micro_losses(
         self, items: Sequence[tuple[S, Encoded]], loss_of: "LossOf[S]"

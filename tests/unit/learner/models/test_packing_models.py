@@ -217,7 +217,7 @@ def test_known_reference_logprobs_are_not_computed_again(tiny_policy: Path) -> N
     for kind in WeightsKind:
         model = PolicyModel(tiny_policy, kind=kind)
         expected = model.reference_logprobs(collate(rows, CPU))
-        known = model.compute_reference_logprobs(rows, token_budget=25)
+        known = [r.logprobs for r in model.compute_references(rows, token_budget=25)]
         assert [len(logprobs) for logprobs in known] == [5, 12, 1, 3, 4, 8, 2, 7]
         told = [replace(r, ref_logprobs=k) for r, k in zip(rows, known, strict=True)]
         model._run = None  # type: ignore[assignment]

@@ -111,8 +111,8 @@ def test_features_are_mean_states_of_version_0_whatever_was_learned(
     plain = AutoModelForCausalLM.from_pretrained(folder).eval()
     perturb(model)
     sequences = make_sequences()
-    found = model.compute_features(sequences, token_budget=16)
-    for sequence, features in zip(sequences, found, strict=True):
+    found = model.compute_references(sequences, token_budget=16)
+    for sequence, (_, features) in zip(sequences, found, strict=True):
         ids = torch.tensor([[*sequence.prompt_token_ids, *sequence.completion_token_ids]])
         states = plain.base_model(ids).last_hidden_state[0]
         before_each = states[len(sequence.prompt_token_ids) - 1 : -1]

@@ -11,12 +11,18 @@ from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.queue import features, ready, ref_logprobs
 from tuneloop.learner.ledger.reports import rater_votes
-from tuneloop.learner.samples import TokenSequence
+from tuneloop.learner.samples import Reference, TokenSequence, as_compared
 
 
-def by_length(sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+def by_length(sequences: Sequence[TokenSequence]) -> list[Reference]:
     """Tell how long completions are, and that there is one."""
-    return [(float(len(s.completion_token_ids)), 1.0) for s in sequences]
+    return [
+        Reference(
+            logprobs=(-s.temperature,) * len(s.completion_token_ids),
+            features=(float(len(s.completion_token_ids)), 1.0),
+        )
+        for s in sequences
+    ]
 
 
 @pytest.fixture
@@ -47,15 +53,37 @@ def test_a_vote_has_the_features_of_what_it_is_about(ledger: Database) -> None:
 def test_what_has_features_is_not_asked_for_again(ledger: Database) -> None:
     assert features.describe(ledger, ready_samples(ledger), by_length)
 
-    def refuse(sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+    def refuse(sequences: Sequence[TokenSequence]) -> list[Reference]:
         raise AssertionError(sequences)
 
     assert not features.describe(ledger, ready_samples(ledger), refuse)
 
 
+def test_the_step_finds_the_log_probs_of_the_same_pass(ledger: Database) -> None:
+    """At temperature 1, as they are compared; the answers were sampled at 0.7."""
+    given = ready_samples(ledger)
+    features.describe(ledger, given, by_length)
+    compared = {name: [as_compared(sample) for sample in group] for name, group in given.items()}
+    filled = ref_logprobs.with_references(
+        ledger, compared, needed_by=("kto", "dpo"), compute=lambda missing: []
+    )
+    assert filled["kto"][0].sequence.ref_logprobs == (-1.0,) * 3
+    assert filled["dpo"][0].rejected.ref_logprobs == (-1.0,) * 3
+
+
 def test_answers_without_features_have_a_vote_all_the_same(ledger: Database) -> None:
-    assert features.describe(ledger, ready_samples(ledger), lambda given: [()] * len(given))
+    assert features.describe(
+        ledger, ready_samples(ledger), lambda given: [Reference()] * len(given)
+    )
     assert {vote.features for vote in rater_votes.votes(ledger)} == {()}
+
+
+def test_a_pass_that_runs_out_of_memory_is_left_to_the_step(ledger: Database) -> None:
+    def fail(sequences: Sequence[TokenSequence]) -> list[Reference]:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    assert not features.describe(ledger, ready_samples(ledger), fail)
+    assert features.describe(ledger, ready_samples(ledger), by_length)
 
 
 def test_features_belong_to_one_base_model(ledger: Database) -> None:
@@ -72,7 +100,7 @@ def test_thumbs_that_nobody_could_expect_weigh_less_in_the_batch_that_shows_it(
 ) -> None:
     """Up and down alternate while the answers are all alike: one could only guess."""
     parts = Parts(folder=tmp_path, options={"batch_size": 16})
-    parts.trainer.features = by_length  # type: ignore[method-assign]
+    parts.trainer.references = by_length  # type: ignore[method-assign]
     for number in range(16):
         recorder.record_rollouts(parts.database, [make_rollout(f"c{number}")], 0.0)
         thumb = make_thumb(f"f{number}", f"c{number}", number % 2 == 0, user=f"u{number}")
