@@ -110,6 +110,15 @@ def test_a_process_says_in_json_what_it_does_and_quotes_nothing(
     assert {line["process"] for line in ours} == {process}
 
 
+def test_nobody_else_on_the_machine_may_read_what_it_keeps(watched: Watched) -> None:
+    root = watched.user.service.data_dir
+    # Its own log is the child's: it was there before the service.
+    made = [path for path in root.rglob("*") if path.name != "up.log"]
+    assert len(made) > 20
+    kept = [path for path in (root, *made) if not path.is_symlink()]
+    assert [path for path in kept if path.stat().st_mode & 0o077] == []
+
+
 @pytest.mark.parametrize("process", sorted(render_metrics.ENTRY_POINTS))
 def test_a_process_exposes_the_metrics_of_its_page(watched: Watched, process: str) -> None:
     text = watched.exposition(process)

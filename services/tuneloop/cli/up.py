@@ -1,5 +1,6 @@
 """`tuneloop up`: start everything on this machine."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,6 +76,8 @@ def start(given: Mapping[str, Any]) -> None:
     from tuneloop.supervisor.supervisor import run_service
     from tuneloop.telemetry import start_logging
 
+    # Keys, users' texts and weights are for nobody else on this machine.
+    os.umask(0o077)
     start_logging("supervisor")
     try:
         run_service(load(SupervisorSettings, **given))

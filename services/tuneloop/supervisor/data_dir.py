@@ -1,5 +1,6 @@
 """The data folder: its layout, its keys, and that only one supervisor uses it at a time."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -89,6 +90,8 @@ class DataDir:
 def open_data_dir(path: Path) -> DataDir:
     """Create missing folders and keys. Raises `SettingsError` if that fails."""
     data = DataDir(root=path.expanduser().absolute())
+    with contextlib.suppress(OSError):  # A mounted folder may belong to somebody else.
+        data.root.chmod(0o700)
     try:
         for folder in (data.nats, data.weights, data.weights_cache, data.learner, data.logs):
             folder.mkdir(parents=True, exist_ok=True)
