@@ -19,6 +19,8 @@ GIB = 1024**3
 IN_USE_WITH_OTHER_CONFIGURATION = 10058
 CONSUMER_EXISTS = 10148
 STREAM_NOT_FOUND = 10059
+NEED_A_STREAM = ("STREAM.MSG.GET.", "CONSUMER.")
+"""Requests that come after the streams were made: without one, the server has lost it."""
 WRONG_LAST_SEQUENCE = {10071, 10164}
 OWNER = "tuneloop-owner"
 """Metadata of a consumer: the id of who alone may consume."""
@@ -57,7 +59,7 @@ async def call_api(
     if "error" not in document:
         return document
     error = ApiError(document["error"])
-    if error.err_code == STREAM_NOT_FOUND and not verb.startswith("STREAM.INFO"):
+    if error.err_code == STREAM_NOT_FOUND and verb.startswith(NEED_A_STREAM):
         connection.note_loss()
         raise connection.unavailable(f"has lost a stream: {error}") from error
     if error.code == 503:
