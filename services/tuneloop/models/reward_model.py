@@ -13,6 +13,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +157,16 @@ def encode_pair(tokenizer: Any, prompt: str, completion: str) -> Encoding:
     return dict(tokenizer(prompt, completion, split_special_tokens=True, **QUIETLY))
 
 
+@lru_cache(maxsize=4)
+def control_tokens_of(tokenizer: Any) -> ControlTokens:
+    """Return a tokenizer's control tokens; it has thousands of added ones at times."""
+    return ControlTokens(tokenizer)
+
+
 def encode_text(tokenizer: Any, prompt: str, completion: str) -> Encoding:
     """Encode a conversation if the tokenizer has a template, else two lines; the end token last."""
     if tokenizer.chat_template:
-        control_tokens = ControlTokens(tokenizer)
+        control_tokens = control_tokens_of(tokenizer)
         aside = control_tokens.aside()
         turns = [
             {"role": "user", "content": aside.put(prompt)},

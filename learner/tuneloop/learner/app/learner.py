@@ -25,10 +25,7 @@ from tuneloop.learner.app.resources import (
 )
 from tuneloop.learner.batching.batch import Batcher
 from tuneloop.learner.clients.generation import GenerationClient
-from tuneloop.learner.intake.consumers import (
-    IntakeConsumer,
-    run_consumers,
-)
+from tuneloop.learner.intake.consumers import IntakeConsumer, run_consumers
 from tuneloop.learner.intake.importer import Importer
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import prompts as held_out

@@ -210,6 +210,9 @@ class Trust:
         """Return the reliability of raters by their agreement; empty if that is switched off."""
         if self._clock() - self._judged_time >= EVERY_SECONDS:
             self._judge_users()
+        return self._weighed()
+
+    def _weighed(self) -> Mapping[str, Reliability]:
         return self._raters if self._settings.rater_weights else {}
 
     def renew(self) -> None:
@@ -229,9 +232,7 @@ class Trust:
         votes = rater_votes.votes(self._database)
         machines = (rater_votes.REWARD_MODEL,)
         self._raters = reliabilities(votes, machines)
-        self._predictable = predictabilities(
-            votes, self._raters if self._settings.rater_weights else {}
-        )
+        self._predictable = predictabilities(votes, self._weighed())
         for family, known in self._predictable.items():
             metrics.guard_predictability.labels(family).set(math.nan if known is None else known)
         given = rater_votes.given_by_user(self._database, now - self._settings.user_days * DAY)

@@ -173,10 +173,10 @@ class Promotion:
         """
         restored = False
         for model, key in self._keys.items():
-            stable = versions.stable_version(self._database, model)
+            stable = await asyncio.to_thread(versions.stable_version, self._database, model)
             if stable is None or await self._bus.routing(key) is not None:
                 continue
-            found = versions.get_version(self._database, model, stable)
+            found = await asyncio.to_thread(versions.get_version, self._database, model, stable)
             if await self._set(model, found.reference, None):
                 logger.warning(
                     "%s: the routing table had lost version %d, which is stable", model, stable
