@@ -15,5 +15,7 @@ if [ ! -s secrets/manifest_private.pem ]; then
   openssl genpkey -algorithm ed25519 -out secrets/manifest_private.pem
   openssl pkey -in secrets/manifest_private.pem -pubout -out secrets/manifest_public.pem
 fi
-chmod 0644 secrets/*
+./certificates.sh secrets/grpc
+chmod 0644 secrets/*_* secrets/grpc/*
+chmod 0600 secrets/grpc/ca.key
 echo "secrets are in $(pwd)/secrets"

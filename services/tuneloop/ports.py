@@ -1,7 +1,8 @@
-"""TCP ports: whether one is free, and which to take."""
+"""TCP ports: whether one is free, and which to take; and which addresses are this machine's."""
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import socket
 import time
@@ -110,3 +111,13 @@ def require_free(host: str, port: int) -> None:
 def family_of(host: str) -> socket.AddressFamily:
     """Return IPv6 for literal IPv6 addresses, else IPv4."""
     return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -274,6 +274,12 @@ def test_a_secret_goes_only_to_who_needs_it(plain: list[Document]) -> None:
     assert readers["tuneloop-s3/AWS_SECRET_ACCESS_KEY"] == {"generation", "reward", "learner"}
 
 
+def test_each_pod_has_a_certificate_of_its_own() -> None:
+    for process, pod in pods(rendered('tls.grpcSecret="grpc"')).items():
+        secrets = [v["secret"]["secretName"] for v in pod["volumes"] if v["name"] == "grpc-tls"]
+        assert secrets == ([] if process == "nats" else [f"grpc-{process}"])
+
+
 def test_with_tls_the_probes_of_kubernetes_are_not_used() -> None:
     for process, pod in pods(rendered('tls.grpcSecret="grpc"')).items():
         if process in ("generation", "reward", "learner"):
@@ -289,6 +295,7 @@ def test_with_tls_the_probes_of_kubernetes_are_not_used() -> None:
         ('ledger.url=""', "ledger.url"),
         ('ledger.url="mysql://x"', "ledger.url"),
         ("nats.replicas=2", "nats.replicas"),
+        ("tls.grpcPlaintext=false", "tls.grpcSecret"),
         ("generation.gpus=1", "generation.gpus"),
         ('learner.release="yes"', "learner.release"),
         ("generation.replica=3", "replica"),

@@ -4,7 +4,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from support.deploy_files import PROCESSES, ROOT, Dockerfile, Document, composed
+
+from tuneloop.rpc.access import Role
+from tuneloop.rpc.tls import Tls
 
 DEPLOY = ROOT / "deploy"
 OURS = {"models", "keys", "generation-cuda", "learner-cuda", *PROCESSES}
@@ -105,14 +109,41 @@ def test_time_to_stop_is_longer_than_the_drain(services: dict[str, Document]) ->
 
 
 def test_secrets_are_files_that_the_script_makes(compose: Document, tmp_path: Path) -> None:
-    shutil.copy(DEPLOY / "secrets.sh", tmp_path)
-    subprocess.run([tmp_path / "secrets.sh"], check=True, capture_output=True)
-    made = {path.name: path.read_bytes() for path in (tmp_path / "secrets").iterdir()}
-    wanted = {Path(secret["file"]).name for secret in compose["secrets"].values()}
-    assert wanted == set(made)
+    for script in ("secrets.sh", "certificates.sh"):
+        shutil.copy(DEPLOY / script, tmp_path)
+    made = make_secrets(tmp_path)
+    secrets = DEPLOY / "secrets"
+    wanted = {Path(s["file"]).relative_to(secrets).as_posix() for s in compose["secrets"].values()}
+    assert set(made) - wanted == {"grpc/ca.key", "grpc/operator.crt", "grpc/operator.key"}
+    assert wanted <= set(made)
     assert (tmp_path / "secrets").stat().st_mode & 0o077 == 0
-    subprocess.run([tmp_path / "secrets.sh"], check=True, capture_output=True)
-    assert made == {path.name: path.read_bytes() for path in (tmp_path / "secrets").iterdir()}
+    assert (tmp_path / "secrets" / "grpc" / "ca.key").stat().st_mode & 0o077 == 0
+    assert make_secrets(tmp_path) == made
+
+
+def make_secrets(folder: Path) -> dict[str, bytes]:
+    subprocess.run([folder / "secrets.sh"], check=True, capture_output=True)
+    made = folder / "secrets"
+    return {
+        path.relative_to(made).as_posix(): path.read_bytes()
+        for path in made.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_the_scripts_certificates_are_those_of_the_roles(tmp_path: Path) -> None:
+    script = DEPLOY / "certificates.sh"
+    given = [script, tmp_path, "tuneloop-%.prod.svc"]
+    subprocess.run(given, check=True, capture_output=True)
+    for role in Role:
+        tls = Tls.from_files(
+            ca=tmp_path / "ca.crt", cert=tmp_path / f"{role}.crt", key=tmp_path / f"{role}.key"
+        )
+        certificate = x509.load_pem_x509_certificate(tls.cert or b"")
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(tls.ca or b""))
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        hosts = names.value.get_values_for_type(x509.DNSName)
+        assert hosts == [role.value, f"tuneloop-{role}.prod.svc"]
 
 
 def test_a_secret_goes_only_to_who_needs_it(services: dict[str, Document]) -> None:
@@ -129,6 +160,7 @@ def test_a_secret_goes_only_to_who_needs_it(services: dict[str, Document]) -> No
     assert readers["postgres_password"] == {"postgres", "learner"}
     for process in PROCESSES:
         assert readers[f"nats_{process}_password"] == {"nats", process}
+        assert readers[f"grpc_{process}.key"] == {process}
 
 
 def test_what_is_mounted_from_here_is_here(services: dict[str, Document]) -> None:

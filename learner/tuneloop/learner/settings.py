@@ -23,12 +23,12 @@ from tuneloop.learner.trainer.algorithms import algorithms, policy_gradients
 from tuneloop.learner.trainer.settings import ONLINE, RATES, RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
 from tuneloop.ports import GRPC_PORTS, METRICS_PORTS, local_address
-from tuneloop.rpc.settings import RpcSettings
+from tuneloop.rpc.settings import RpcServerSettings
 
 DAY = 86_400.0
 
 
-class LearnerSettings(BusSettings, RpcSettings):
+class LearnerSettings(BusSettings, RpcServerSettings):
     """All settings of the learner."""
 
     calls_grpc = True
@@ -42,7 +42,6 @@ class LearnerSettings(BusSettings, RpcSettings):
         protected_namespaces=(),
     )
 
-    host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(
         GRPC_PORTS["learner"], ge=0, le=65535, description="port for gRPC; 0 is any free one"
     )

@@ -1,6 +1,5 @@
 """Settings of the gateway: `TUNELOOP_GATEWAY_*`, and `TUNELOOP_API_KEY`."""
 
-import ipaddress
 import re
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from tuneloop.bus.settings import BusSettings
 from tuneloop.errors import CorruptData
 from tuneloop.gateway.keys.scopes import Scope
 from tuneloop.gateway.keys.store import ApiKey, KeyFile, create_command
-from tuneloop.ports import local_address
+from tuneloop.ports import is_loopback, local_address
 from tuneloop.rpc.settings import RpcSettings
 from tuneloop.settings import AnyPort, Name
 
@@ -23,7 +22,7 @@ Names = tuple[str, ...]
 class GatewaySettings(BusSettings, RpcSettings):
     """What the HTTP edge needs to know. It keeps no state of its own."""
 
-    serves_grpc, calls_grpc = False, True
+    calls_grpc = True
 
     model_config = SettingsConfigDict(
         env_prefix="TUNELOOP_GATEWAY_",
@@ -198,13 +197,3 @@ def keys_wanted(host: str, keys_file: Path | None) -> str:
         f"  {create_command('admin', Scope.ADMIN, keys_file)}\n"
         f"{name_it}or set TUNELOOP_API_KEY, or listen on 127.0.0.1"
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

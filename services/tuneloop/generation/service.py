@@ -106,6 +106,7 @@ def make_replica(settings: GenerationSettings, bus: Bus) -> Replica:
             host=settings.host,
             port=settings.port,
             tls=settings.grpc_tls,
+            peers=settings.grpc_peers,
             drain_seconds=settings.drain_seconds,
         ),
         tasks=[],

@@ -10,19 +10,18 @@ from pydantic_settings import SettingsConfigDict
 from tuneloop.bus.settings import BusSettings
 from tuneloop.policies import WeightsKind
 from tuneloop.ports import GRPC_PORTS, METRICS_PORTS
-from tuneloop.rpc.settings import RpcSettings
+from tuneloop.rpc.settings import RpcServerSettings
 from tuneloop.settings import Name, Port
 from tuneloop.weights.settings import WeightsSettings
 
 
-class GenerationSettings(BusSettings, RpcSettings, WeightsSettings):
+class GenerationSettings(BusSettings, RpcServerSettings, WeightsSettings):
     """What to serve, where, and how much of the machine to use for it."""
 
     model_config = SettingsConfigDict(
         env_prefix="TUNELOOP_GENERATION_", env_nested_delimiter="__", extra="forbid"
     )
 
-    host: str = Field("127.0.0.1", description="address to listen on")
     port: Port = Field(GRPC_PORTS["generation"], description="gRPC port, 1 to 65535")
     metrics_port: Port = Field(
         METRICS_PORTS["generation"], description="port of /metrics, 1 to 65535"

@@ -88,6 +88,7 @@ async def run(settings: RewardSettings) -> None:
         host=settings.host,
         port=settings.port,
         tls=settings.grpc_tls,
+        peers=settings.grpc_peers,
         drain_seconds=settings.drain_seconds,
     )
     # One thread scores: torch itself uses `threads`, and functions need not be thread-safe.

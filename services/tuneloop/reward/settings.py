@@ -9,19 +9,18 @@ from tuneloop.bus.settings import BusSettings
 from tuneloop.ports import GRPC_PORTS, METRICS_PORTS
 from tuneloop.reward.scorers.judge import CONSTITUTION, JudgeSettings
 from tuneloop.reward.scorers.judge_client import EndpointSettings
-from tuneloop.rpc.settings import RpcSettings
+from tuneloop.rpc.settings import RpcServerSettings
 from tuneloop.settings import AnyPort, Name, Port
 from tuneloop.weights.settings import WeightsSettings
 
 
-class RewardSettings(BusSettings, RpcSettings, WeightsSettings):
+class RewardSettings(BusSettings, RpcServerSettings, WeightsSettings):
     """What to score with, and where to listen."""
 
     model_config = SettingsConfigDict(
         env_prefix="TUNELOOP_REWARD_", env_nested_delimiter="__", extra="forbid", frozen=True
     )
 
-    host: str = Field("127.0.0.1", description="address to listen on")
     port: AnyPort = Field(
         GRPC_PORTS["reward"], description="gRPC port, 0 to 65535; 0 takes a free one"
     )

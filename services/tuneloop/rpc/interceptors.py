@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from prometheus_client import Counter, Histogram
 
 from tuneloop.errors import CorruptData, TuneloopError
+from tuneloop.rpc.access import AccessControl
 from tuneloop.rpc.status import DETAILS_KEY, code_of, status_from_error
 from tuneloop.telemetry import LATENCY_BUCKETS
 
@@ -49,6 +50,9 @@ class Malformed:
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Wraps calls with one request; streams of requests (reflection has one) pass unchanged."""
 
+    def __init__(self, access: AccessControl | None = None) -> None:
+        self._access = access
+
     async def intercept_service(
         self, continuation: "Continuation", handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
@@ -66,7 +70,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         yields = inspect.isasyncgenfunction(behaviour)
         translate = translate_stream_errors if yields else translate_unary_errors
         wrapped: Handler = make(
-            translate(method, behaviour),
+            translate(method, behaviour, self._access),
             request_deserializer=tolerant_deserializer(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
@@ -89,21 +93,25 @@ def tolerant_deserializer(
     return parse
 
 
-def translate_unary_errors(method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+def translate_unary_errors(
+    method: str, behaviour: Callable[..., Any], access: AccessControl | None
+) -> Callable[..., Any]:
     """Wrap a handler that returns one answer, or that writes its stream itself."""
 
     async def call(request: Any, context: Any) -> Any:
-        async with translate_errors(method, request, context):
+        async with translate_errors(method, request, context, access):
             return await behaviour(request, context)
 
     return call
 
 
-def translate_stream_errors(method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+def translate_stream_errors(
+    method: str, behaviour: Callable[..., Any], access: AccessControl | None
+) -> Callable[..., Any]:
     """Wrap a handler that yields its answers."""
 
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-        async with translate_errors(method, request, context):
+        async with translate_errors(method, request, context, access):
             answers = behaviour(request, context)
             try:
                 async for answer in answers:
@@ -115,11 +123,15 @@ def translate_stream_errors(method: str, behaviour: Callable[..., Any]) -> Calla
 
 
 @asynccontextmanager
-async def translate_errors(method: str, request: Any, context: Any) -> AsyncIterator[None]:
-    """Turn an exception into a status, and count the outcome."""
+async def translate_errors(
+    method: str, request: Any, context: Any, access: AccessControl | None
+) -> AsyncIterator[None]:
+    """Check that the caller may call, turn an exception into a status, and count the outcome."""
     started = time.perf_counter()
     code = grpc.StatusCode.OK
     try:
+        if access is not None:
+            access.admit(method, context)
         if isinstance(request, Malformed):
             raise CorruptData(f"the request is not a valid message: {request.problem}")
         yield

@@ -1,4 +1,7 @@
-"""A gRPC server with health, reflection, error statuses, metrics and graceful shutdown."""
+"""A gRPC server with health, error statuses, metrics and graceful shutdown.
+
+On loopback it has reflection too, for tools such as grpcurl.
+"""
 
 import asyncio
 import logging
@@ -11,7 +14,8 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from tuneloop.errors import SettingsError
-from tuneloop.ports import wait_until_released
+from tuneloop.ports import is_loopback, wait_until_released
+from tuneloop.rpc.access import AccessControl, Peers
 from tuneloop.rpc.channel import MAX_MESSAGE_BYTES
 from tuneloop.rpc.interceptors import ErrorInterceptor
 from tuneloop.rpc.tls import Tls
@@ -52,18 +56,21 @@ class Server:
         host: str,
         port: int,
         tls: Tls | None = None,
+        peers: Peers | None = None,
         drain_seconds: float = 10.0,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         connection_age_seconds: float = CONNECTION_AGE_SECONDS,
     ) -> None:
+        """`peers` are the names of clients' certificates, where `tls` demands one."""
         self._host = host
         self._wanted_port = port
         self._tls = tls
         self._drain_seconds = drain_seconds
         self._names: list[str] = []
         self._health = Health()
+        access = AccessControl(peers) if tls is not None and tls.ca is not None else None
         self._server = grpc.aio.server(
-            interceptors=[*server_interceptors(), ErrorInterceptor()],
+            interceptors=[*server_interceptors(), ErrorInterceptor(access)],
             options=[
                 ("grpc.max_send_message_length", max_message_bytes),
                 ("grpc.max_receive_message_length", max_message_bytes),
@@ -95,9 +102,10 @@ class Server:
         Raises `SettingsError` if the port is taken or the host is not this machine's.
         """
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        names = (*self._names, health_name, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        if is_loopback(self._host):
+            health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+            names = (*self._names, health_name, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
         await self.set_serving(False)
         address = f"{self._host}:{self._wanted_port}"
         if self._wanted_port:

@@ -1,10 +1,13 @@
-"""TLS between the processes: settings that all four processes share."""
+"""TLS between the processes: settings that all four processes share, and those of servers."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings
+
+from tuneloop.ports import is_loopback
+from tuneloop.rpc.access import Role
 
 if TYPE_CHECKING:
     from tuneloop.rpc.tls import Tls
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 class RpcSettings(BaseSettings):
     """Part of each process's settings; with nothing set gRPC has no TLS."""
 
-    serves_grpc: ClassVar[bool] = True
+    serves_grpc: ClassVar[bool] = False
     calls_grpc: ClassVar[bool] = False
 
     grpc_tls_cert_file: Path | None = Field(
@@ -48,4 +51,35 @@ class RpcSettings(BaseSettings):
 
         return Tls.from_files(
             ca=self.grpc_tls_ca_file, cert=self.grpc_tls_cert_file, key=self.grpc_tls_key_file
+        )
+
+
+class RpcServerSettings(RpcSettings):
+    """The same for a process that serves gRPC."""
+
+    serves_grpc = True
+
+    host: str = Field(
+        "127.0.0.1", description="address to listen on; others than loopback need TLS for gRPC"
+    )
+    grpc_plaintext: bool = Field(
+        False,
+        description="whether to serve gRPC without TLS on other addresses than loopback, where "
+        "everybody who reaches it may call everything",
+    )
+    grpc_peers: dict[Role, tuple[str, ...]] = Field(
+        {},
+        description="names in the clients' certificates by role, where they are not named as the "
+        'role itself: a JSON object like {"gateway": ["gw.example"], "operator": ["ann"]}',
+    )
+
+    @model_validator(mode="after")
+    def encrypted_beyond_loopback(self) -> "RpcServerSettings":
+        """Refuse to serve a network without TLS."""
+        if is_loopback(self.host) or self.grpc_plaintext or self.grpc_tls_cert_file is not None:
+            return self
+        raise ValueError(
+            f"host is {self.host}, which others can reach, and gRPC has no TLS. Set "
+            "grpc_tls_cert_file, grpc_tls_key_file and grpc_tls_ca_file, or grpc_plaintext=true "
+            "where nobody else is on that network, or listen on 127.0.0.1"
         )

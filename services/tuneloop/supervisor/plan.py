@@ -14,7 +14,7 @@ from pathlib import Path
 from tuneloop import ports
 from tuneloop.errors import SettingsError
 from tuneloop.gateway.keys.store import KeyFile
-from tuneloop.gateway.settings import is_loopback, keys_wanted
+from tuneloop.gateway.settings import keys_wanted
 from tuneloop.models.catalog import catalog
 from tuneloop.supervisor import nats, output
 from tuneloop.supervisor.data_dir import DataDir
@@ -226,7 +226,11 @@ def key_needed(settings: SupervisorSettings, data: DataDir, environment: Mapping
     keys = file.read()
     names = ("TUNELOOP_API_KEY", "TUNELOOP_GATEWAY_API_KEY")
     in_environment = any(environment.get(name) for name in names)
-    if not is_loopback(settings.host) and not in_environment and not any(k.is_active for k in keys):
+    if (
+        not ports.is_loopback(settings.host)
+        and not in_environment
+        and not any(k.is_active for k in keys)
+    ):
         raise SettingsError(keys_wanted(settings.host, file.path), param="host")
     return in_environment or bool(keys)
 

@@ -146,6 +146,10 @@ livenessProbe:
 - {name: {{ $prefix }}_GRPC_TLS_CERT_FILE, value: /etc/tuneloop/grpc-tls/tls.crt}
 - {name: {{ $prefix }}_GRPC_TLS_KEY_FILE, value: /etc/tuneloop/grpc-tls/tls.key}
 - {name: {{ $prefix }}_GRPC_TLS_CA_FILE, value: /etc/tuneloop/grpc-tls/ca.crt}
+{{- else if not .root.Values.tls.grpcPlaintext }}
+{{- fail "tls.grpcSecret: needed for gRPC between the pods, or set tls.grpcPlaintext: true where nobody else can reach them" }}
+{{- else if ne .process "gateway" }}
+- {name: {{ $prefix }}_GRPC_PLAINTEXT, value: "true"}
 {{- end }}
 - {name: {{ $prefix }}_POLICY, value: {{ .root.Values.policy | quote }}}
 - {name: {{ $prefix }}_DRAIN_SECONDS, value: {{ (index .root.Values .process).drainSeconds | quote }}}
@@ -196,7 +200,7 @@ livenessProbe:
 - {name: nats-tls, secret: {secretName: {{ . }}, defaultMode: 0440}}
 {{- end }}
 {{- with .root.Values.tls.grpcSecret }}
-- {name: grpc-tls, secret: {secretName: {{ . }}, defaultMode: 0440}}
+- {name: grpc-tls, secret: {secretName: {{ . }}-{{ $.process }}, defaultMode: 0440}}
 {{- end }}
 {{- end -}}
 

@@ -251,7 +251,11 @@ def make_loop(
 async def start_server(settings: LearnerSettings, servicer: LearnerServicer) -> Server:
     """Start answering the learner's calls."""
     server = Server(
-        host=settings.host, port=settings.port, tls=settings.grpc_tls, drain_seconds=1.0
+        host=settings.host,
+        port=settings.port,
+        tls=settings.grpc_tls,
+        peers=settings.grpc_peers,
+        drain_seconds=1.0,
     )
     servicer.add_to(server)
     await server.start()

@@ -36,6 +36,7 @@ from tuneloop.learner.service.convert import waiting_for
 from tuneloop.learner.service.forget_user import ForgetUser
 from tuneloop.learner.service.rebuild import Rebuild
 from tuneloop.policies import ReleaseState
+from tuneloop.rpc.access import actor_of
 from tuneloop.rpc.server import Server
 from tuneloop.v1 import learner_pb2, learner_pb2_grpc
 from tuneloop.wire import timestamp
@@ -111,7 +112,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
     ) -> learner_pb2.PromoteResponse:
         """Make a published version the stable one."""
         self._check_policy(request.policy)
-        version = await self._release.promote(request.policy_version, request.actor)
+        version = await self._release.promote(request.policy_version, actor_of(request.actor))
         return learner_pb2.PromoteResponse(policy_version=version)
 
     async def RollBack(
@@ -120,21 +121,21 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         """Go back to an earlier version."""
         self._check_policy(request.policy)
         wanted = request.policy_version if request.HasField("policy_version") else None
-        version = await self._release.roll_back(wanted, request.actor)
+        version = await self._release.roll_back(wanted, actor_of(request.actor))
         return learner_pb2.RollBackResponse(policy_version=version)
 
     async def Pause(
         self, request: learner_pb2.PauseRequest, context: Call
     ) -> learner_pb2.PauseResponse:
         """Stop optimizer steps; intake goes on."""
-        await asyncio.to_thread(self._pause, True, request.actor)
+        await asyncio.to_thread(self._pause, True, actor_of(request.actor))
         return learner_pb2.PauseResponse(state=self._state())
 
     async def Resume(
         self, request: learner_pb2.ResumeRequest, context: Call
     ) -> learner_pb2.ResumeResponse:
         """Start steps again."""
-        await asyncio.to_thread(self._pause, False, request.actor)
+        await asyncio.to_thread(self._pause, False, actor_of(request.actor))
         return learner_pb2.ResumeResponse(state=self._state())
 
     async def ForgetUser(
@@ -171,14 +172,15 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
     ) -> learner_pb2.RebuildPolicyResponse:
         """Train again from an earlier version, on the data that is left."""
         self._check_policy(request.policy)
+        actor = actor_of(request.actor)
         match request.WhichOneof("start"):
             case "policy_version":
-                return await self._rebuilding.to_version(request.policy_version, request.actor)
+                return await self._rebuilding.to_version(request.policy_version, actor)
             case "before_user_hash":
-                return await self._rebuilding.before_user(request.before_user_hash, request.actor)
+                return await self._rebuilding.before_user(request.before_user_hash, actor)
             case "before_api_key" | "before_tenant":
                 sender = Sender(api_key=request.before_api_key, tenant=request.before_tenant)
-                return await self._rebuilding.before_sender(sender, request.actor)
+                return await self._rebuilding.before_sender(sender, actor)
         raise InvalidRequest("start: a version, a user, a key or a tenant", param="start")
 
     async def ListFeedback(

@@ -21,7 +21,8 @@ from tuneloop.gateway.edge.limits import AddressLimits, Meter, meter_of_request
 from tuneloop.gateway.errors import InvalidApiKey, MissingScope, error_response
 from tuneloop.gateway.keys import scopes, store
 from tuneloop.gateway.keys.ring import KeyRing
-from tuneloop.gateway.settings import GatewaySettings, is_loopback
+from tuneloop.gateway.settings import GatewaySettings
+from tuneloop.ports import is_loopback
 
 PROTECTED = "/v1/"
 """The page, health, metrics and schema contain no user data and need no key."""
