@@ -120,6 +120,11 @@ class SamplingParameters:
         """Whether a grammar masks tokens; log-probs are those after the mask."""
         return bool(self.json_schema or self.structural_tag)
 
+    @property
+    def grammar_field(self) -> str:
+        """The field of a request that the grammar comes from."""
+        return "response_format" if self.json_schema else "tools"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyVersionSpan:

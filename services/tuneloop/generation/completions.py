@@ -29,6 +29,7 @@ from tuneloop.generation.outcomes import Outcomes
 from tuneloop.generation.partial_completion import Delta, PartialCompletion
 from tuneloop.generation.prompts import Tokenization, TokenizedPrompt
 from tuneloop.generation.rollout_publisher import RolloutPublisher
+from tuneloop.generation.schemas.trial import GrammarTrial
 from tuneloop.generation.swap.hot_swap import HotSwap
 from tuneloop.generation.tool_calls import ToolFormat, ToolParser, check_tools, constrain_to_calls
 from tuneloop.policies import WeightsKind
@@ -66,9 +67,15 @@ class GenerationRequest:
     route_by: str = ""
     """Decides whether the request is in a canary's share; empty: it never is."""
     source: RolloutSource = RolloutSource.USER
+    api_key_id: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
     traceparent: str = ""
     """Of the call; empty without tracing."""
+
+    @property
+    def caller(self) -> str:
+        """Who takes turns with others: a key, or what this service asks for itself."""
+        return self.api_key_id or self.source.value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +105,7 @@ class Completions:
         publisher: RolloutPublisher,
         max_concurrent: int,
         tool_format: ToolFormat | None = None,
+        trial: GrammarTrial | None = None,
     ) -> None:
         self.engine = engine
         self.limits = limits
@@ -106,6 +114,7 @@ class Completions:
         self.publisher = publisher
         self.max_concurrent = max_concurrent
         self.tool_format = tool_format
+        self.trial = trial
         self.tokenizers = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
         self.outcomes = Outcomes()
         self.running = 0
@@ -122,6 +131,8 @@ class Completions:
                 check_tools(request.prompt, self.tool_format, in_template=in_template)
                 prompt = await self.tokenize(request.prompt)
                 request = self.constrain_to_tools(request)
+                if self.trial is not None:
+                    await self.trial.check(request.sampling, request.caller)
                 if request.clip_max_tokens:
                     sampling = clip_max_tokens(prompt.token_ids, request.sampling, self.limits)
                     request = replace(request, sampling=sampling)

@@ -25,6 +25,11 @@ inter_token_latency = Histogram(
     "Seconds between two outputs of one completion.",
     buckets=LATENCY_BUCKETS,
 )
+grammars_tried = Counter(
+    "tuneloop_grammars_tried_total",
+    "Grammars compiled in the process for that, by verdict: fine, slow, heavy, fatal or busy.",
+    ["verdict"],
+)
 running_requests = Gauge("tuneloop_running_requests", "Requests being answered.")
 
 policy_version = Gauge("tuneloop_policy_version", "The version served now.", ["policy"])

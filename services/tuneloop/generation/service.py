@@ -13,6 +13,7 @@ from tuneloop.generation.completions import Completions
 from tuneloop.generation.engine import Engine, EngineRequest
 from tuneloop.generation.prompts import Tokenization
 from tuneloop.generation.rollout_publisher import RolloutPublisher
+from tuneloop.generation.schemas.trial import GrammarTrial
 from tuneloop.generation.servicer import GenerationServicer
 from tuneloop.generation.settings import GenerationSettings
 from tuneloop.generation.swap.hot_swap import HEADROOM, HotSwap, SwapOptions
@@ -35,6 +36,7 @@ class Replica:
     publisher: RolloutPublisher
     server: Server
     tasks: list[asyncio.Task[Any]]
+    trial: GrammarTrial | None = None
 
     async def start(self) -> None:
         """Load the model and the stable version; serve once the engine answers."""
@@ -42,16 +44,21 @@ class Replica:
         limits = await self.engine.start()
         self.publisher.start()
         await self.routing.activate_stable()
+        tokenization = Tokenization(settings.model)
+        self.trial = GrammarTrial(
+            tokenization.tokenizer, limits.vocab_size, tokenization.stop_token_ids
+        )
         completions = Completions(
             engine=self.engine,
             limits=limits,
-            tokenization=Tokenization(settings.model),
+            tokenization=tokenization,
             hot_swap=self.hot_swap,
             publisher=self.publisher,
             max_concurrent=settings.max_concurrent_requests,
             tool_format=self.engine.tool_format(settings.tool_parser)
             if settings.tool_parser
             else None,
+            trial=self.trial,
         )
         base_model = settings.base_model_name or settings.model.name
         servicer = GenerationServicer(completions, base_model=base_model)
@@ -81,6 +88,8 @@ class Replica:
         for task in self.tasks:
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await task  # its error, if any, was reported where it was watched
+        if self.trial is not None:
+            await self.trial.close()
         await self.engine.stop()
 
 

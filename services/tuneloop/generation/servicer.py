@@ -9,7 +9,7 @@ from tuneloop.bus import subjects
 from tuneloop.errors import InvalidRequest, NotFound
 from tuneloop.generation.completions import Completions, Final, GenerationRequest
 from tuneloop.generation.partial_completion import Delta
-from tuneloop.generation.schema_limits import check_schema
+from tuneloop.generation.schemas.limits import check_schema, check_schemas
 from tuneloop.generation.tool_calls import merge_calls
 from tuneloop.rollouts import (
     MAX_BIASES,
@@ -179,6 +179,7 @@ def request_from_proto(request: generation_pb2.GenerateRequest) -> GenerationReq
         if source is RolloutSource.USER and not request.HasField("policy_version")
         else "",
         source=source,
+        api_key_id=request.api_key_id,
         columns=wire.columns_from_proto(request.columns),
         traceparent=tracing.traceparent(),
     )
@@ -217,8 +218,7 @@ def prompt_from_proto(request: generation_pb2.GenerateRequest) -> Prompt:
             if not request.HasField("tool_use"):
                 return Prompt(messages=messages)
             tool_use = wire.tool_use_from_proto(request.tool_use)
-            for tool in tool_use.tools:
-                check_schema(tool.parameters or "{}", "tools")
+            check_schemas([tool.parameters or "{}" for tool in tool_use.tools], "tools")
             return Prompt(messages=messages, tool_use=tool_use)
         case "text":
             return Prompt(text=request.text)

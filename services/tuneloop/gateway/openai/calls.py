@@ -82,11 +82,14 @@ class GeneratedAnswer:
         self.finished.add(choice)
 
 
-def chat_answer(gateway: Gateway, body: ChatRequest, *, train: bool) -> GeneratedAnswer:
+def chat_answer(
+    gateway: Gateway, body: ChatRequest, *, train: bool, key_id: str
+) -> GeneratedAnswer:
     """Return the answer to a chat, ready to be generated. Raises `ModelNotFound`."""
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     limit = body.max_completion_tokens or body.max_tokens
     request = make_request(gateway, body, "chatcmpl", limit, top_logprobs, train=train)
+    request.api_key_id = key_id
     request.chat.CopyFrom(wire.messages_to_proto(conversation(body.messages)))
     use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
     if use is not None:
@@ -94,11 +97,14 @@ def chat_answer(gateway: Gateway, body: ChatRequest, *, train: bool) -> Generate
     return make_answer(body, [request])
 
 
-def text_answer(gateway: Gateway, body: CompletionRequest, *, train: bool) -> GeneratedAnswer:
+def text_answer(
+    gateway: Gateway, body: CompletionRequest, *, train: bool, key_id: str
+) -> GeneratedAnswer:
     """Return the answer to plain prompts, with one call for each. Raises `ModelNotFound`."""
     requests = []
     for prompt in body.prompt:
         request = make_request(gateway, body, "cmpl", body.max_tokens, body.logprobs, train=train)
+        request.api_key_id = key_id
         if isinstance(prompt, str):
             request.text = prompt
         else:

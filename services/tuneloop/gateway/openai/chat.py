@@ -5,6 +5,7 @@ from starlette.responses import Response
 
 from tuneloop.api.openai import AssistantMessage, ChatCompletion
 from tuneloop.gateway.context import gateway_of
+from tuneloop.gateway.edge.authentication import caller_of
 from tuneloop.gateway.edge.recording import run_until_disconnected
 from tuneloop.gateway.openai.calls import chat_answer
 from tuneloop.gateway.openai.chunks import ChunkForm, chat_logprobs, chunks
@@ -29,7 +30,7 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     """Answer a conversation, whole or as a stream."""
     gateway = gateway_of(request)
     train = may_train(gateway.settings, body, request.headers)
-    answer = chat_answer(gateway, body, train=train)
+    answer = chat_answer(gateway, body, train=train, key_id=caller_of(request).id)
     with_logprobs = bool(body.logprobs)
     if body.stream:
         stream = chunks(

@@ -5,6 +5,7 @@ from starlette.responses import Response
 
 from tuneloop.api.openai import Completion
 from tuneloop.gateway.context import gateway_of
+from tuneloop.gateway.edge.authentication import caller_of
 from tuneloop.gateway.edge.recording import run_until_disconnected
 from tuneloop.gateway.openai.calls import text_answer
 from tuneloop.gateway.openai.chunks import ChunkForm, chunks, text_logprobs
@@ -29,7 +30,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     """Complete plain prompts, whole or as a stream."""
     gateway = gateway_of(request)
     train = may_train(gateway.settings, body, request.headers)
-    answer = text_answer(gateway, body, train=train)
+    answer = text_answer(gateway, body, train=train, key_id=caller_of(request).id)
     with_logprobs = body.logprobs is not None
     if body.stream:
         stream = chunks(

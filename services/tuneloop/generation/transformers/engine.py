@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,6 +83,7 @@ class TransformersEngine:
         self.model: VersionedModel
         self.tokenization: Tokenization
         self.grammars: Grammars
+        self.compiling = ThreadPoolExecutor(1, "grammar")
         self.limits: EngineLimits
 
     async def start(self) -> EngineLimits:
@@ -117,6 +118,7 @@ class TransformersEngine:
 
         self.commands.put(end)
         await asyncio.to_thread(self.thread.join)
+        self.compiling.shutdown(wait=False, cancel_futures=True)
         self.thread = None
 
     async def wait_for_failure(self) -> str:
@@ -130,8 +132,10 @@ class TransformersEngine:
         if self.thread is None or not self.thread.is_alive():
             raise Unavailable("the engine is not running", retry_after=1.0)
         check_limits(request.prompt_token_ids, request.sampling, self.limits)
-        compiled = await asyncio.to_thread(self.grammars.compile, request.sampling)
         loop = asyncio.get_running_loop()
+        compiled = await loop.run_in_executor(
+            self.compiling, self.grammars.compile, request.sampling
+        )
         outputs: asyncio.Queue[EngineOutput | Exception] = asyncio.Queue()
 
         def deliver(output: EngineOutput | Exception) -> None:

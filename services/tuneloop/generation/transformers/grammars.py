@@ -61,7 +61,7 @@ class Grammars:
         """Return a request's compiled grammar, or None without one. Raises `InvalidRequest`."""
         if not sampling.constrained:
             return None
-        param = "response_format" if sampling.json_schema else "structural_tag"
+        param = sampling.grammar_field
         if importlib.util.find_spec("xgrammar") is None:
             raise InvalidRequest(f"{param}: needs the package xgrammar, or vLLM", param=param)
         try:

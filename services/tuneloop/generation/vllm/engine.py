@@ -148,8 +148,8 @@ class VllmEngine:
         except (VLLMClientError, ValueError) as error:
             if not request.sampling.constrained:
                 raise InvalidRequest(str(error)) from error
-            problem = f"response_format: {grammar_problem(error)}"
-            raise InvalidRequest(problem, param="response_format") from error
+            param = request.sampling.grammar_field
+            raise InvalidRequest(f"{param}: {grammar_problem(error)}", param=param) from error
         except EngineDeadError as error:
             raise Unavailable("the engine died and is being restarted", retry_after=5.0) from error
         finally:

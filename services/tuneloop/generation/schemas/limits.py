@@ -7,12 +7,14 @@ here first, without recursion. What is within the bounds compiles in well under 
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tuneloop.errors import InvalidRequest
 
 MAX_BYTES = 64 * 1024
+MAX_TOTAL_BYTES = 256 * 1024
+"""Of the schemas of all tools."""
 MAX_DEPTH = 64
 MAX_NODES = 10_000
 """Objects, lists and values in a schema."""
@@ -33,6 +35,15 @@ OPENING = re.compile(r'[\[{]|"(?:[^"\\]|\\.)*"|[\]}]')
 REPETITION = re.compile(r"\{(\d*)(,?)(\d*)\}")
 
 
+def check_schemas(texts: Sequence[str], param: str) -> None:
+    """Raise `InvalidRequest` if one of the schemas, or all together, exceed a bound."""
+    total = sum(len(text.encode()) for text in texts)
+    if total > MAX_TOTAL_BYTES:
+        raise _beyond(param, f"the schemas have {total} bytes", MAX_TOTAL_BYTES)
+    for text in texts:
+        check_schema(text, param)
+
+
 def check_schema(text: str, param: str) -> None:
     """Raise `InvalidRequest` naming `param` if a schema or structural tag exceeds a bound."""
     size = len(text.encode())
@@ -45,20 +56,24 @@ def check_schema(text: str, param: str) -> None:
     except ValueError as error:
         raise InvalidRequest(f"{param}: not JSON: {error}", param=param) from error
     nodes = enums = 0
+    references: set[str] = set()
     for node in walk(document):
         nodes += 1
         if not isinstance(node, dict):
             continue
         values = node.get("enum")
         enums += len(values) if isinstance(values, list) else 0
-        _check_node(node, document, param)
+        _check_node(node, param)
+        if isinstance(reference := node.get("$ref"), str):
+            references.add(reference)
     if nodes > MAX_NODES:
         raise _beyond(param, f"it has {nodes} parts", MAX_NODES)
     if enums > MAX_ENUM:
         raise _beyond(param, f"its enums have {enums} values", MAX_ENUM)
+    _check_references(references, document, param)
 
 
-def _check_node(node: Mapping[str, Any], document: Any, param: str) -> None:
+def _check_node(node: Mapping[str, Any], param: str) -> None:
     patterns = [node["pattern"]] if isinstance(node.get("pattern"), str) else []
     properties = node.get("patternProperties")
     for pattern in (*patterns, *(properties if isinstance(properties, dict) else ())):
@@ -67,52 +82,67 @@ def _check_node(node: Mapping[str, Any], document: Any, param: str) -> None:
         count = node.get(name)
         if isinstance(count, int | float) and count > MAX_COUNT:
             raise _beyond(param, f"{name} is {count:g}", MAX_COUNT)
-    if isinstance(node.get("$ref"), str):
-        _check_references(node, document, param)
 
 
 def check_pattern(pattern: str, param: str) -> None:
     """Raise `InvalidRequest` if a regular expression is too long, too deep or repeats too much."""
     if len(pattern) > MAX_PATTERN:
         raise _beyond(param, f"a pattern has {len(pattern)} characters", MAX_PATTERN)
-    depth = deepest = position = 0
+    deepest = position = 0
     in_class = False
-    repeats = 1
+    open_groups = [1]
+    """The most copies of a part within each bracket that is open."""
+    last = 1
+    """The same of what a repetition would repeat."""
     while position < len(pattern):
         character = pattern[position]
-        if character == "\\":
-            position += 1
-        elif in_class:
+        if in_class:
             in_class = character != "]"
-        elif character == "[":
-            in_class = True
-        elif character == "(":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character == ")":
-            depth -= 1
+            position += character == "\\"
         elif found := REPETITION.match(pattern, position):
-            repeats *= max(1, *(int(n[:9]) for n in (found[1], found[3]) if n))
+            last *= max(1, *(int(n[:9]) for n in (found[1], found[3]) if n))
+            open_groups[-1] = max(open_groups[-1], last)
             position = found.end() - 1
+        elif character == "(":
+            open_groups.append(1)
+            deepest = max(deepest, len(open_groups) - 1)
+        elif character == ")" and len(open_groups) > 1:
+            last = open_groups.pop()
+            open_groups[-1] = max(open_groups[-1], last)
+        else:
+            in_class = character == "["
+            position += character == "\\"
+            last = 1
         position += 1
     if deepest > MAX_NESTING:
         raise _beyond(param, f"a pattern has brackets {deepest} deep", MAX_NESTING)
-    if repeats > MAX_REPEATS:
+    if (repeats := max(open_groups)) > MAX_REPEATS:
         raise _beyond(param, f"a pattern repeats its parts up to {repeats} times", MAX_REPEATS)
 
 
-def _check_references(node: Mapping[str, Any], document: Any, param: str) -> None:
+def _check_references(references: Iterable[str], document: Any, param: str) -> None:
     """Raise `InvalidRequest` for a chain of references that is too long, or leads to itself."""
-    target: Any = node
-    for _ in range(MAX_REFERENCES + 1):
-        reference = target.get("$ref") if isinstance(target, dict) else None
-        if not isinstance(reference, str) or not reference.startswith("#"):
-            return
-        target = _target_of(reference, document)
-    raise InvalidRequest(
-        f"{param}: a chain of $ref is longer than {MAX_REFERENCES}, or leads to itself",
-        param=param,
-    )
+    next_of: dict[str, str | None] = {}
+    for reference in references:
+        target = _target_of(reference, document) if reference.startswith("#") else None
+        found = target.get("$ref") if isinstance(target, dict) else None
+        next_of[reference] = found if isinstance(found, str) else None
+    lengths: dict[str, int] = {}
+    for start in next_of:
+        chain: list[str] = []
+        at: str | None = start
+        while at is not None and at not in lengths and len(chain) <= MAX_REFERENCES:
+            chain.append(at)
+            at = next_of.get(at)
+        length = 0 if at is None else lengths.get(at, 0)
+        for reference in reversed(chain):
+            length += 1
+            lengths[reference] = length
+        if length > MAX_REFERENCES:
+            raise InvalidRequest(
+                f"{param}: a chain of $ref is longer than {MAX_REFERENCES}, or leads to itself",
+                param=param,
+            )
 
 
 def _target_of(reference: str, document: Any) -> Any:

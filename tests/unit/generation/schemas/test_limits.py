@@ -1,15 +1,13 @@
 """Schemas that would end or stall the process are refused before anything compiles them."""
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
 from tuneloop.errors import InvalidRequest
-from tuneloop.generation import schema_limits
-from tuneloop.generation.schema_limits import check_pattern, check_schema, depth_of
+from tuneloop.generation.schemas import limits
+from tuneloop.generation.schemas.limits import check_pattern, check_schema, check_schemas, depth_of
 
 ARRAYS = '{"type":"array","items":'
 
@@ -74,6 +72,8 @@ USUAL = {
         {"type": "object", "properties": {"pattern": {"type": "string"}, "enum": {"type": "null"}}}
     ),
     "an e-mail address": pattern(r"^[\w.+-]+@([\w-]+\.){1,4}[A-Za-z]{2,24}$"),
+    "a UUID": pattern("^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"),
+    "a list of fields": pattern(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,9})? .{0,500}"),
     "brackets that are text": pattern(r"[(]{3}\(\(\(" + r"\(" * 40),
 }
 """What applications send."""
@@ -100,13 +100,21 @@ def test_a_usual_schema_is_not(name: str) -> None:
     check_schema((USUAL | AT_THE_BOUNDS)[name], "tools")
 
 
-@pytest.mark.parametrize("name", [*USUAL, *AT_THE_BOUNDS])
-def test_what_is_within_the_bounds_compiles(name: str) -> None:
-    """In a process of its own, as a crash would end this one."""
-    pytest.importorskip("xgrammar")
-    program = "import sys, xgrammar; xgrammar.Grammar.from_json_schema(sys.argv[1])"
-    schema = (USUAL | AT_THE_BOUNDS)[name]
-    subprocess.run([sys.executable, "-c", program, schema], check=True, timeout=120)
+def test_the_schemas_of_all_tools_have_a_bound_together() -> None:
+    one = json.dumps({"description": "x" * 50_000})
+    check_schemas([one] * 5, "tools")
+    with pytest.raises(InvalidRequest, match=r"^tools: the schemas have 300\d\d\d bytes"):
+        check_schemas([one] * 6, "tools")
+
+
+def test_each_chain_of_references_is_followed_once() -> None:
+    """Thousands of references into one chain are legal, and cost one walk of it."""
+    document = json.loads(chain(64))
+    document["prefixItems"] = [{"$ref": "#/$defs/d0"} for _ in range(2_000)]
+    check_schema(json.dumps(document), "response_format")
+    document["$defs"]["d63"] = {"$ref": "#/$defs/d9"}
+    with pytest.raises(InvalidRequest, match=r"leads to itself"):
+        check_schema(json.dumps(document), "response_format")
 
 
 def test_the_depth_of_a_text() -> None:
@@ -119,5 +127,9 @@ def test_repetitions_multiply_and_classes_do_not_nest() -> None:
     check_pattern("a{1000}", "p")
     with pytest.raises(InvalidRequest, match=r"up to 2000 times"):
         check_pattern("(a{1000}b){2}", "p")
+    with pytest.raises(InvalidRequest, match=r"up to 1200 times"):
+        check_pattern("((ab){30}c|d{2}){40}", "p")
+    check_pattern("a{1000}b{1000}(c{500}){2}", "p")
     check_pattern("[(]" * 20, "p")
-    assert schema_limits.MAX_NESTING < 20
+    check_pattern(r"[\]({9}]{1000})", "p")
+    assert limits.MAX_NESTING < 20
