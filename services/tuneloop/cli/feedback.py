@@ -15,7 +15,7 @@ from tuneloop.cli.options import ApiKey, AsJson, Url, connected, fail
 from tuneloop.cli.output import cell, effects_in_words, print_fields, print_json, print_table
 from tuneloop.errors import TuneloopError
 from tuneloop.feedback import FeedbackKind, FeedbackStatus
-from tuneloop.lines import split_lines
+from tuneloop.text.lines import split_lines
 
 if TYPE_CHECKING:
     from tuneloop.client import Details, FeedbackBody, Receipt

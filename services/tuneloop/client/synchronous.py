@@ -17,7 +17,7 @@ from tuneloop.client.judging import FeedbackBody, FeedbackMethods, Identified, R
 from tuneloop.client.records import FeedbackItem, FeedbackPage, Policies, PolicyVersion, Scores
 from tuneloop.client.streaming import AnswerReader
 from tuneloop.errors import TuneloopError
-from tuneloop.lines import lines_of
+from tuneloop.text.lines import lines_of
 
 T = TypeVar("T")
 

@@ -5,14 +5,18 @@ Every problem is an `InvalidRequest` that begins with the row's place.
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 from tuneloop.errors import InvalidRequest
 from tuneloop.learner.data.table import Row, Table
+from tuneloop.learner.data.turns import read_turns
 from tuneloop.rollouts import ChatMessage
 
-TRUE, FALSE = ("true", "1", "up", "yes"), ("false", "0", "down", "no")
+TRUE, FALSE = ("true", "up", "yes", 1.0), ("false", "down", "no", 0.0)
 Text = str | tuple[ChatMessage, ...]
 """Plain text, or the turns of a conversation."""
 
@@ -32,9 +36,11 @@ class Field:
     @property
     def value(self) -> Any:
         """What stands there; raises where nothing does."""
-        if self.row.get(self.name) is None:
-            raise self.wrong("is missing" if self.name not in self.row else "is null")
-        return self.row[self.name]
+        value = self.row.get(self.name)
+        if is_missing(value):
+            found = "null" if value is None else "empty" if value == "" else "missing (NaN)"
+            raise self.wrong(f"is {found if self.name in self.row else 'missing'}")
+        return value
 
     def text(self) -> Text:
         """Return a string that is not empty, or a conversation."""
@@ -56,42 +62,36 @@ class Field:
         value = self.value
         if not isinstance(value, list) or not value:
             raise self.wrong("is not a list of messages" if value else "is empty")
-        return tuple(self._message(i, message) for i, message in enumerate(value))
-
-    def _message(self, index: int, message: Any) -> ChatMessage:
-        where = f"message {index + 1}"
-        if not isinstance(message, dict):
-            raise self.wrong(f"{where} is a {type(message).__name__}, not role and content")
-        role, content = message.get("role"), text_of_parts(message.get("content"))
-        if role == "developer":
-            role = "system"  # chat templates know the old name
-        if role not in ("system", "user", "assistant"):
-            raise self.wrong(f"{where} has role {role!r}, not system, user or assistant")
-        if not isinstance(content, str):
-            raise self.wrong(f"{where} has no text in content")
-        if not content.strip():
-            raise self.wrong(f"{where} is empty")
-        return ChatMessage(role=role, content=content)
+        try:
+            return read_turns(value)
+        except ValueError as error:
+            raise self.wrong(str(error)) from None
 
     def number(self) -> float:
         """Return a finite number; text that spells one counts, as CSV has nothing else."""
         value = self.value
         try:
-            number = float(value) if isinstance(value, int | float | str) else None
-        except ValueError:
+            number = float(value) if isinstance(value, Real | Decimal | str) else None
+        except (ValueError, OverflowError):
             number = None
         if number is None or isinstance(value, bool):
-            raise self.wrong(f"is {value!r}, not a number")
+            raise self.wrong(f"is {shown(value)}, not a number")
         if not math.isfinite(number):
             raise self.wrong(f"is {number}, not a finite number")
         return number
 
     def flag(self) -> bool:
-        """True or false, as a boolean, 1 or 0, or a word."""
+        """True or false, as a boolean, 1 or 0, or a word.
+
+        A data frame that lacks some of a column's values writes the others as 1.0 and 0.0.
+        """
         value = self.value
-        word = str(value).strip().lower() if isinstance(value, str | bool | int) else ""
+        word = value.strip().lower() if isinstance(value, str) else value
+        if isinstance(word, Real | Decimal | str):
+            with suppress(ValueError, OverflowError):
+                word = float(word)
         if word not in TRUE + FALSE:
-            raise self.wrong(f"is {value!r}, not true or false")
+            raise self.wrong(f"is {shown(value)}, not true or false")
         return word in TRUE
 
     def texts(self) -> tuple[Text, ...]:
@@ -106,17 +106,17 @@ class Field:
         )
 
 
-def text_of_parts(content: Any) -> Any:
-    """Return the text of a list of text parts, as the API takes it; anything else unchanged."""
-    if not isinstance(content, list) or not content:
-        return content
-    texts = list[str]()
-    for part in content:
-        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
-        if not isinstance(text, str):
-            return content
-        texts.append(text)
-    return "".join(texts)
+def is_missing(value: Any) -> bool:
+    """Return whether a data frame says by this value that there is none: None, NaN, no text."""
+    if isinstance(value, Real | Decimal):
+        return not isinstance(value, int) and math.isnan(value)
+    return value is None or value == ""
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it: no more than a line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class Fields:
         return Field(row=self.row, place=self.place, name=name)
 
     def __contains__(self, name: str) -> bool:
-        return self.row.get(name) not in (None, "")
+        return not is_missing(self.row.get(name))
 
     def wrong(self, problem: str) -> InvalidRequest:
         """Return the error to raise about the whole row."""

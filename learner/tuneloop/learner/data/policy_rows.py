@@ -4,15 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tuneloop.learner.data.fields import Fields, Form, Text, choose_form
 from tuneloop.learner.data.preferences import (
-    EXPLICIT,
-    IMPLICIT,
+    PAIRED,
     RANKED,
     check_answer,
     last_answer,
     preferences,
 )
+from tuneloop.learner.data.prompt_rows import read_prompt
 from tuneloop.learner.data.table import Table
-from tuneloop.learner.data.tokenize import PromptTokenizer, TooLong
+from tuneloop.learner.data.tokenize import PromptTokenizer
 from tuneloop.learner.samples import (
     DemonstrationSample,
     Objective,
@@ -24,8 +24,12 @@ from tuneloop.learner.samples import (
 
 ANSWERED = Form(columns=("prompt", "completion"))
 CONVERSATION = Form(columns=("messages",))
+SHAREGPT = Form(columns=("conversations",))
 PLAIN = Form(columns=("text",))
 LABELLED = Form(columns=("prompt", "completion", "label"))
+INSTRUCTED = Form(columns=("instruction", "output"), optional=("input",))
+"""Alpaca."""
+INSTRUCTED_LABELLED = Form(columns=("instruction", "output", "label"), optional=("input",))
 
 Maker = Callable[[Fields], Sequence[PolicySample]]
 
@@ -40,13 +44,14 @@ def sample_maker(objective: Objective, table: Table, tokens: PromptTokenizer, re
 def demonstrations(row: Fields, form: Form, tokens: PromptTokenizer) -> list[DemonstrationSample]:
     """Return the demonstration of a row; of a conversation, every turn of the assistant."""
     if form is PLAIN:
-        return [DemonstrationSample(sample_id=row.place, sequence=whole_text(row, tokens))]
-    if form is ANSWERED:
-        turns = [(row["prompt"].text(), row["completion"].text())]
+        return [DemonstrationSample(sample_id=row.place, sequence=tokens.whole_text(row))]
+    if form in (ANSWERED, INSTRUCTED):
+        turns = [(read_prompt(row, form), read_completion(row, form))]
     else:
-        turns = last_answer(row["messages"].messages())
+        [name] = form.columns
+        turns = last_answer(row[name].messages())
         if not turns:
-            raise row.wrong("messages has no answer of the assistant's to learn from")
+            raise row.wrong(f"{name} has no answer of the assistant's to learn from")
     names = [
         row.place if len(turns) == 1 else f"{row.place}, answer {i + 1}" for i in range(len(turns))
     ]
@@ -58,8 +63,8 @@ def demonstrations(row: Fields, form: Form, tokens: PromptTokenizer) -> list[Dem
 
 def thumbs(row: Fields, form: Form, tokens: PromptTokenizer) -> list[ThumbSample]:
     """Return the thumb of a labelled answer; a pair is a thumb up and a thumb down."""
-    if form is LABELLED:
-        sequence = answered(row["prompt"].text(), row["completion"].text(), row, tokens)
+    if form in (LABELLED, INSTRUCTED_LABELLED):
+        sequence = answered(read_prompt(row, form), read_completion(row, form), row, tokens)
         return [ThumbSample(sample_id=row.place, sequence=sequence, desirable=row["label"].flag())]
     [pair] = preferences(row, form)
     return [
@@ -97,37 +102,22 @@ def pairs(row: Fields, form: Form, tokens: PromptTokenizer) -> list[PairSample]:
     ]
 
 
+def read_completion(row: Fields, form: Form) -> Text:
+    """Return the answer of a row: its column `completion` or `output`."""
+    return row[form.columns[1]].text()
+
+
 def answered(prompt: Text, completion: Text, row: Fields, tokens: PromptTokenizer) -> TokenSequence:
     """Return one completion of a prompt as token ids."""
     check_answer(completion, "the completion", row)
     return tokens.sequence(tokens.asked(prompt, row), completion, row)
 
 
-def whole_text(row: Fields, tokens: PromptTokenizer) -> TokenSequence:
-    """Return a text without a prompt: all but its first token is learned."""
-    tokenizer = tokens.tokenization.tokenizer
-    ids = [int(i) for i in tokenizer(row["text"].string()).input_ids]
-    if tokenizer.bos_token_id is not None and ids[:1] != [tokenizer.bos_token_id]:
-        ids.insert(0, int(tokenizer.bos_token_id))
-    if tokenizer.eos_token_id is not None:
-        ids.append(int(tokenizer.eos_token_id))
-    if len(ids) < 2:
-        raise row.wrong("text is a single token: nothing can be predicted")
-    if len(ids) > tokens.max_length:
-        raise TooLong(row, f"{len(ids)} tokens", tokens.max_length)
-    return TokenSequence(
-        prompt_token_ids=tuple(ids[:1]),
-        completion_token_ids=tuple(ids[1:]),
-        generation_logprobs=(),
-        temperature=1.0,
-    )
-
-
 RowMaker = Callable[[Fields, Form, PromptTokenizer], Sequence[PolicySample]]
 
 row_formats: Mapping[Objective, tuple[Sequence[Form], RowMaker]] = {
-    Objective.SFT: ((ANSWERED, CONVERSATION, PLAIN), demonstrations),
-    Objective.KTO: ((LABELLED, EXPLICIT, IMPLICIT), thumbs),
-    Objective.DPO: ((EXPLICIT, IMPLICIT, RANKED), pairs),
+    Objective.SFT: ((ANSWERED, CONVERSATION, SHAREGPT, INSTRUCTED, PLAIN), demonstrations),
+    Objective.KTO: ((LABELLED, INSTRUCTED_LABELLED, *PAIRED), thumbs),
+    Objective.DPO: ((*PAIRED, RANKED), pairs),
 }
 """The columns that rows of an objective's samples can have, and what makes samples of a row."""

@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from tuneloop.learner.data.fields import Fields, Form, Text
+from tuneloop.learner.data.prompt_rows import read_prompt
+from tuneloop.learner.data.words import cut_after_prompt
 from tuneloop.rollouts import ChatMessage
 
 EXPLICIT = Form(columns=("prompt", "chosen", "rejected"))
 IMPLICIT = Form(columns=("chosen", "rejected"))
 RANKED = Form(columns=("prompt", "completions"))
 """`completions` are best first."""
+INSTRUCTED_PAIR = Form(columns=("instruction", "chosen", "rejected"), optional=("input",))
+PAIRED = (EXPLICIT, INSTRUCTED_PAIR, IMPLICIT)
+"""The columns that a pair can have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +38,9 @@ def preferences(row: Fields, form: Form) -> Sequence[Preference]:
     chosen, rejected = row["chosen"].text(), row["rejected"].text()
     if chosen == rejected:
         raise row.wrong("chosen and rejected are the same")
-    if "prompt" in row and not (is_whole(chosen) and is_whole(rejected)):
-        return [Preference(prompt=row["prompt"].text(), chosen=chosen, rejected=rejected)]
+    is_explicit = form.columns != IMPLICIT.columns and form.columns[0] in row
+    if is_explicit and not (is_whole(chosen) and is_whole(rejected)):
+        return [Preference(prompt=read_prompt(row, form), chosen=chosen, rejected=rejected)]
     return [split_prompt(chosen, rejected, row)]
 
 
@@ -48,10 +54,7 @@ def split_prompt(chosen: Text, rejected: Text, row: Fields) -> Preference:
     if isinstance(chosen, str) or isinstance(rejected, str):
         if not (isinstance(chosen, str) and isinstance(rejected, str)):
             raise row.wrong("chosen and rejected are not both text or both conversations")
-        shared = common_prefix(chosen, rejected)
-        # Cut between words: a prompt must not end inside a token of the answers.
-        length = len(shared.rstrip()) if shared != shared.rstrip() else shared.rfind(" ")
-        prompt: Text = shared[: max(0, length)]
+        prompt: Text = chosen[: cut_after_prompt(chosen, rejected)]
     else:
         length = 0
         for one, other in zip(chosen, rejected, strict=False):
@@ -65,21 +68,17 @@ def split_prompt(chosen: Text, rejected: Text, row: Fields) -> Preference:
     for name, answer in zip(("chosen", "rejected"), rest, strict=True):
         if not answer:
             raise row.wrong(f"{name} has no answer after the prompt")
-        check_answer(answer, name, row)
+        check_answer(answer, f"{name}, after the prompt,", row)
     return Preference(prompt=prompt, chosen=rest[0], rejected=rest[1])
 
 
-def common_prefix(one: str, other: str) -> str:
-    """Return what both begin with."""
-    pairs = enumerate(zip(one, other, strict=False))
-    length = next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
-    return one[:length]
-
-
 def check_answer(answer: Text, name: str, row: Fields) -> None:
-    """Raise `InvalidRequest` unless a conversation's answer is the assistant's."""
-    if not isinstance(answer, str) and any(m.role != "assistant" for m in answer):
+    """Raise `InvalidRequest` unless an answer is the assistant's and says or calls something."""
+    turns = (ChatMessage(role="assistant", content=answer),) if isinstance(answer, str) else answer
+    if any(turn.role != "assistant" for turn in turns):
         raise row.wrong(f"{name} holds turns that are not the assistant's after the prompt")
+    if any(not turn.content.strip() and not turn.tool_calls for turn in turns):
+        raise row.wrong(f"{name} is empty")
 
 
 def last_answer(messages: tuple[ChatMessage, ...]) -> list[tuple[Text, Text]]:

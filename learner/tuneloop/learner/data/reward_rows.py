@@ -4,8 +4,10 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from tuneloop.learner.data.fields import Fields, Form, Text, choose_form
-from tuneloop.learner.data.preferences import EXPLICIT, IMPLICIT, RANKED, preferences
+from tuneloop.learner.data.fields import Fields, Form, Text, choose_form, is_missing
+from tuneloop.learner.data.policy_rows import INSTRUCTED_LABELLED, LABELLED, read_completion
+from tuneloop.learner.data.preferences import PAIRED, RANKED, preferences
+from tuneloop.learner.data.prompt_rows import read_prompt
 from tuneloop.learner.data.table import Table
 from tuneloop.learner.data.tokenize import completion_text
 from tuneloop.learner.ledger.queue.ratings import Ratings
@@ -18,17 +20,12 @@ from tuneloop.learner.samples import (
 )
 from tuneloop.rollouts import prompt_as_text
 
-LABELLED = Form(columns=("prompt", "completion", "label"))
 RATED = Form(columns=("prompt", "completion", "rating"), optional=("user",))
 SCORED = Form(columns=("prompt", "completion", "score"), optional=("user",))
-FORMS = (
-    dataclasses.replace(EXPLICIT, optional=("margin",)),
-    RANKED,
-    LABELLED,
-    RATED,
-    SCORED,
-    dataclasses.replace(IMPLICIT, optional=("margin",)),
+EXPLICIT, *OTHER_PAIRS = (
+    dataclasses.replace(form, optional=(*form.optional, "margin")) for form in PAIRED
 )
+FORMS = (EXPLICIT, RANKED, LABELLED, INSTRUCTED_LABELLED, RATED, SCORED, *OTHER_PAIRS)
 
 
 def sample_maker(table: Table) -> Callable[[Fields], Sequence[RewardSample]]:
@@ -44,25 +41,25 @@ def sample_maker(table: Table) -> Callable[[Fields], Sequence[RewardSample]]:
 
 def sample(row: Fields, form: Form) -> RewardSample:
     """Return the sample of a row."""
-    if form is LABELLED:
+    if form in (LABELLED, INSTRUCTED_LABELLED):
         return LabelledText(
             sample_id=row.place,
-            prompt=as_prompt(row["prompt"].text()),
-            completion=completion_text(row["completion"].text()),
+            prompt=as_prompt(read_prompt(row, form)),
+            completion=completion_text(read_completion(row, form), row),
             desirable=row["label"].flag(),
         )
     if form is RANKED:
         return RankedText(
             sample_id=row.place,
             prompt=as_prompt(row["prompt"].text()),
-            completions=tuple(map(completion_text, row["completions"].texts())),
+            completions=tuple(completion_text(t, row) for t in row["completions"].texts()),
         )
     [pair] = preferences(row, form)
     return PreferredText(
         sample_id=row.place,
         prompt=as_prompt(pair.prompt),
-        chosen=completion_text(pair.chosen),
-        rejected=completion_text(pair.rejected),
+        chosen=completion_text(pair.chosen, row),
+        rejected=completion_text(pair.rejected, row),
         margin=row["margin"].number() if "margin" in row else 0.0,
     )
 
@@ -84,14 +81,20 @@ class RatedRows:
         return RatedText(
             sample_id=row.place,
             prompt=as_prompt(row["prompt"].text()),
-            completion=completion_text(row["completion"].text()),
+            completion=completion_text(row["completion"].text(), row),
             rating=self._ratings.standardised(user_of(row), row[self._column].number()),
         )
 
 
 def user_of(row: Fields) -> str:
-    """Who rated."""
-    return str(row.row.get("user", ""))
+    """Return who rated.
+
+    Where a data frame has numbers for users and lacks some, it has the others as 1.0.
+    """
+    user = row.row.get("user")
+    if is_missing(user):
+        return ""
+    return str(int(user) if isinstance(user, float) and user.is_integer() else user)
 
 
 def as_prompt(prompt: Text) -> str:

@@ -87,14 +87,25 @@ def read_file(path: Path, name: str) -> Table:
     try:
         return reader(path, name)
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"{name}: not UTF-8 text: {error}", param="data") from error
+        # The reader may have decoded a piece of the file only: the error's own place is in that.
+        line = line_that_is_no_text(path)
+        raise InvalidRequest(f"{name}, line {line}: not UTF-8 text: {error.reason}") from error
+
+
+def line_that_is_no_text(path: Path) -> int:
+    """Return the number of the first line that is not UTF-8."""
+    try:
+        path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        return error.object.count(b"\n", 0, error.start) + 1
+    raise AssertionError(f"{path} is UTF-8")
 
 
 def read_jsonl(path: Path, name: str) -> Table:
     """Read one JSON object a line; blank lines are skipped."""
     rows: list[Row] = []
     lines: list[int] = []
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -109,8 +120,9 @@ def read_jsonl(path: Path, name: str) -> Table:
 
 def read_json(path: Path, name: str) -> Table:
     """Read a JSON list of objects."""
+    text = path.read_text(encoding="utf-8-sig")
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{name}: not JSON: {error}") from error
     if not isinstance(document, list):

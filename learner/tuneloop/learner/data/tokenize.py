@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneloop.errors import InvalidRequest
-from tuneloop.generation.prompts import Tokenization
+from tuneloop.generation.prompts import Tokenization, render_turn
 from tuneloop.learner.data.fields import Fields, Text
 from tuneloop.learner.samples import TokenSequence
 from tuneloop.rollouts import ChatMessage, Prompt, prompt_as_text
@@ -48,7 +48,8 @@ class PromptTokenizer:
         `as_chat` says whether a text is a user's message; None: if the model has a chat template.
         Raises `InvalidRequest` for a model that writes no text.
         """
-        self.max_length = min(max_length or 1 << 30, context_length(folder))
+        model_length, self._vocabulary = size_of_model(folder)
+        self.max_length = min(max_length or 1 << 30, model_length)
         self.tokenization = Tokenization(folder)
         has_template = bool(self.tokenization.tokenizer.chat_template)
         self._as_chat = has_template if as_chat is None else as_chat
@@ -62,11 +63,13 @@ class PromptTokenizer:
                 tokenized = self.tokenization.tokenize(Prompt(text=prompt))
                 messages: tuple[ChatMessage, ...] = ()
             else:
+                self._check_calls(prompt, row)
                 tokenized = self.tokenization.tokenize(Prompt(messages=prompt))
                 messages = prompt
         except InvalidRequest as error:
             problem = error.message.replace("; use /v1/completions with a prompt", "")
             raise row.wrong(problem) from error
+        self._check_known(tokenized.token_ids, row)
         return PromptTokens(
             text=prompt_as_text(messages, tokenized.text),
             messages=messages,
@@ -76,7 +79,12 @@ class PromptTokenizer:
 
     def sequence(self, asked: PromptTokens, completion: Text, row: Fields) -> TokenSequence:
         """Return the prompt with one completion; raises `TooLong` where it does not fit."""
+        if not isinstance(completion, str):
+            self._check_calls(completion, row)
         ids = self._completion_ids(asked, completion)
+        if not without_end(ids, self.tokenization.stop_token_ids):
+            raise row.wrong("the completion is empty")
+        self._check_known(ids, row)
         length = len(asked.token_ids) + len(ids)
         if length > self.max_length:
             raise TooLong(row, f"{length} tokens in prompt and completion", self.max_length)
@@ -87,20 +95,65 @@ class PromptTokenizer:
             temperature=1.0,
         )
 
+    def whole_text(self, row: Fields) -> TokenSequence:
+        """Return a row's `text`, which has no prompt: all but its first token is learned."""
+        tokenizer = self.tokenization.tokenizer
+        ids = [int(i) for i in tokenizer(row["text"].string()).input_ids]
+        if tokenizer.bos_token_id is not None and ids[:1] != [tokenizer.bos_token_id]:
+            ids.insert(0, int(tokenizer.bos_token_id))
+        ids = self._ended(ids)
+        if len(ids) < 2:
+            raise row.wrong("text is a single token: nothing can be predicted")
+        self._check_known(ids, row)
+        if len(ids) > self.max_length:
+            raise TooLong(row, f"{len(ids)} tokens", self.max_length)
+        return TokenSequence(
+            prompt_token_ids=tuple(ids[:1]),
+            completion_token_ids=tuple(ids[1:]),
+            generation_logprobs=(),
+            temperature=1.0,
+        )
+
+    def _check_calls(self, messages: Sequence[ChatMessage], row: Fields) -> None:
+        if self.tokenization.takes_tools:
+            return
+        if any(message.tool_calls or message.role == "tool" for message in messages):
+            raise row.wrong("calls functions, for which the model's chat template has no place")
+
+    def _check_known(self, token_ids: Sequence[int], row: Fields) -> None:
+        """Raise `InvalidRequest` for a token that the model has no embedding of."""
+        if max(token_ids, default=0) < self._vocabulary:
+            return
+        token = self.tokenization.decode([max(token_ids)], skip_special_tokens=False)
+        raise row.wrong(
+            f"the token {token!r} has the id {max(token_ids)}, and the model has embeddings of "
+            f"{self._vocabulary}; resize them, or take the tokenizer that belongs to the model"
+        )
+
     def _completion_ids(self, asked: PromptTokens, completion: Text) -> tuple[int, ...]:
         tokenizer = self.tokenization.tokenizer
-        stops = self.tokenization.stop_token_ids
-        ids = [
-            int(i)
-            for i in tokenizer(self._answer(asked, completion), add_special_tokens=False).input_ids
-        ]
-        ends = [index for index, token in enumerate(ids) if token in stops]
-        if asked.messages and ends:
+        text = self._answer(asked, completion)
+        ids = [int(i) for i in tokenizer(text, add_special_tokens=False).input_ids]
+        if asked.messages:
             # Templates write a line break after the end of a turn; no policy samples it.
-            return tuple(ids[: ends[-1] + 1])
-        if not (ids and ids[-1] in stops) and tokenizer.eos_token_id is not None:
-            ids.append(int(tokenizer.eos_token_id))
-        return tuple(ids)
+            ends = [i for i, token in enumerate(ids) if token in self.tokenization.stop_token_ids]
+            ids = ids[: ends[-1] + 1] if ends else ids
+        return tuple(self._ended(ids))
+
+    def _ended(self, ids: Sequence[int]) -> list[int]:
+        """Return an answer with one token that ends it: its own last one, if it has any.
+
+        What people collect often ends in it already, and in a line break after it.
+        """
+        stops, decode = self.tokenization.stop_token_ids, self.tokenization.decode
+        end = self.tokenization.tokenizer.eos_token_id
+        rest, own = list(ids), list[int]()
+        for at in reversed([i for i, token in enumerate(ids) if token in stops]):
+            if decode(rest[at + 1 :], skip_special_tokens=False).strip():
+                break
+            own = own or [rest[at]]
+            rest = rest[:at]
+        return [*rest, *(own or ([] if end is None else [int(end)]))]
 
     def _answer(self, asked: PromptTokens, completion: Text) -> str:
         """Return what follows the rendered prompt."""
@@ -111,7 +164,7 @@ class PromptTokenizer:
         content = "".join(message.content for message in completion)
         if not asked.messages:
             return content
-        turns = [{"role": m.role, "content": m.content} for m in (*asked.messages, *completion)]
+        turns = [render_turn(message) for message in (*asked.messages, *completion)]
         whole = str(self.tokenization.tokenizer.apply_chat_template(turns, tokenize=False))
         if whole.startswith(asked.rendered):
             return whole[len(asked.rendered) :]
@@ -127,15 +180,16 @@ def without_end(token_ids: tuple[int, ...], ends: frozenset[int]) -> tuple[int, 
     return token_ids[:length]
 
 
-def completion_text(completion: Text) -> str:
-    """Return a completion as its reader sees it."""
-    if isinstance(completion, str):
-        return completion
-    return prompt_as_text(completion)
+def completion_text(completion: Text, row: Fields) -> str:
+    """Return a completion as its reader sees it; raises `InvalidRequest` for calls alone."""
+    text = completion if isinstance(completion, str) else prompt_as_text(completion)
+    if not text.strip():
+        raise row.wrong("the completion is a call of a function, which only the policy learns")
+    return text
 
 
-def context_length(folder: Path) -> int:
-    """Tokens the language model in a folder has positions for.
+def size_of_model(folder: Path) -> tuple[int, int]:
+    """Return how many tokens the language model in a folder has positions and embeddings for.
 
     Raises `InvalidRequest` for a model without an output layer: transformers would load an encoder
     with one of random numbers.
@@ -150,8 +204,9 @@ def context_length(folder: Path) -> int:
             "needed",
             param="model",
         )
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(positions or 1 << 20)
+    text_config = config.get_text_config()
+    positions = getattr(text_config, "max_position_embeddings", None)
+    return int(positions or 1 << 20), int(getattr(text_config, "vocab_size", None) or 1 << 31)
 
 
 class EditTokenizer:

@@ -26,8 +26,15 @@ from tuneloop.feedback import (
     Thumb,
 )
 from tuneloop.learner.data.fields import Fields, Form, Text, choose_form
-from tuneloop.learner.data.policy_rows import ANSWERED, LABELLED
-from tuneloop.learner.data.preferences import EXPLICIT, IMPLICIT, check_answer, preferences
+from tuneloop.learner.data.policy_rows import (
+    ANSWERED,
+    INSTRUCTED,
+    INSTRUCTED_LABELLED,
+    LABELLED,
+    read_completion,
+)
+from tuneloop.learner.data.preferences import PAIRED, check_answer, preferences
+from tuneloop.learner.data.prompt_rows import read_prompt
 from tuneloop.learner.data.table import Table
 from tuneloop.learner.data.tokenize import PromptTokenizer, TooLong, completion_text
 from tuneloop.learner.ledger.database import Database
@@ -46,9 +53,9 @@ IMPORT = "import"
 NO_VERSION = -1
 
 forms_of_kind = {
-    "pairs": (EXPLICIT, IMPLICIT),
-    "thumbs": (LABELLED,),
-    "demonstrations": (ANSWERED,),
+    "pairs": PAIRED,
+    "thumbs": (LABELLED, INSTRUCTED_LABELLED),
+    "demonstrations": (ANSWERED, INSTRUCTED),
     "metrics": (Form(columns=("prompt", "completion", "name", "value"), optional=("type",)),),
 }
 
@@ -101,11 +108,10 @@ def row_reader(kind: str, table: Table) -> Reader:
         return RowJudgement(prompt=found.prompt, answers=(found.chosen, found.rejected))
 
     def answer(row: Fields) -> RowJudgement:
-        label = row["label"].flag() if form is LABELLED else None
         return RowJudgement(
-            prompt=row["prompt"].text(),
-            answers=(row["completion"].text(),),
-            label=label,
+            prompt=read_prompt(row, form),
+            answers=(read_completion(row, form),),
+            label=row["label"].flag() if kind == "thumbs" else None,
             metric=read_metric(row) if kind == "metrics" else None,
         )
 
@@ -123,14 +129,14 @@ def read_metric(row: Fields) -> Metric:
     name = row["name"].string()
     if METRIC_NAME.fullmatch(name) is None:
         raise row["name"].wrong(f"is {name!r}, not a letter and then letters, digits, _, . or -")
-    boolean = isinstance(row["value"].value, bool)
+    value = row["value"].value
+    boolean = isinstance(value, bool) or str(value).strip().lower() in ("true", "false")
     if "type" in row:
         if row["type"].string() not in ("boolean", "number"):
             raise row["type"].wrong(f"is {row['type'].value!r}, not boolean or number")
         boolean = row["type"].value == "boolean"
     if boolean:
-        value = row["value"].value
-        return Metric(name=name, value=bool(value) if value in (0, 1) else row["value"].flag())
+        return Metric(name=name, value=row["value"].flag())
     number = row["value"].number()
     if not abs(number) < MAX_NUMBER:
         raise row["value"].wrong(f"is {number:g}, not between -1e9 and 1e9")
@@ -215,7 +221,7 @@ class Importer:
             sequence = self.tokens.sequence(asked, completion, row)
         except TooLong as error:
             raise InvalidRequest(error.problem) from error
-        text = completion_text(completion)
+        text = completion_text(completion, row)
         turns = compact([[m.role, m.content] for m in asked.messages])
         completion_id = f"{IMPORT}-{digest(turns, asked.rendered, text)}"
         return Rollout(

@@ -8,7 +8,7 @@ import httpx
 from tuneloop.client import Client
 from tuneloop.client.exceptions import error_from_response, error_from_transport
 from tuneloop.learner.intake.importer import Imported, ImportedRow
-from tuneloop.lines import lines_of
+from tuneloop.text.lines import lines_of
 
 PAGE = 256
 

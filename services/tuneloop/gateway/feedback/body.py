@@ -38,7 +38,7 @@ from tuneloop.feedback import (
 )
 from tuneloop.gateway.completion_ids import user_hash_in
 from tuneloop.gateway.context import Gateway
-from tuneloop.gateway.unicode import Text
+from tuneloop.text.unicode import Text
 
 MAX_COMPLETIONS = 64
 MAX_TEXT = 32_768

@@ -10,8 +10,8 @@ from tuneloop.feedback import FeedbackKind, FeedbackStatus
 from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.feedback.body import judgement_document
 from tuneloop.gateway.openai.schemas import INT64_MAX
-from tuneloop.gateway.unicode import Text
 from tuneloop.rpc.status import reply_of
+from tuneloop.text.unicode import Text
 from tuneloop.v1 import learner_pb2
 
 router = APIRouter(tags=["feedback"])

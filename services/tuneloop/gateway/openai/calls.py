@@ -16,13 +16,13 @@ from tuneloop.gateway.canary import CanaryReplica
 from tuneloop.gateway.context import Gateway
 from tuneloop.gateway.edge.limits import Spending
 from tuneloop.gateway.errors import ModelNotFound
-from tuneloop.gateway.openai.messages import conversation
 from tuneloop.gateway.openai.response_format import schema_text
 from tuneloop.gateway.openai.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from tuneloop.gateway.openai.tools import tool_use
 from tuneloop.rollouts import SamplingParameters, choice_id
 from tuneloop.rpc.channel import wait_until_connected
 from tuneloop.rpc.status import error_from_rpc
+from tuneloop.text.messages import conversation
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc, rollout_pb2
 
 logger = logging.getLogger("tuneloop.gateway")

@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tuneloop.gateway.unicode import json_text
+from tuneloop.text.unicode import json_text
 
 ANY_OBJECT = '{"type":"object"}'
 

@@ -17,11 +17,11 @@ from pydantic import (
     model_validator,
 )
 
-from tuneloop.gateway.openai.messages import Message
 from tuneloop.gateway.openai.response_format import ResponseFormat
 from tuneloop.gateway.openai.tools import FunctionTool, ToolChoice, check_tool_choice
-from tuneloop.gateway.unicode import Text, unicode
 from tuneloop.rollouts import MAX_BIASES, MAX_STOP_CHARACTERS
+from tuneloop.text.messages import Message
+from tuneloop.text.unicode import Text, unicode
 
 Prompt = str | tuple[int, ...]
 

@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from tuneloop.gateway.unicode import Text, json_text
 from tuneloop.rollouts import Tool, ToolUse
+from tuneloop.text.unicode import Text, json_text
 
 CHOICES = "must be 'none', 'auto', 'required' or {'type': 'function', 'function': {'name': …}}"
 

@@ -15,8 +15,8 @@ from tuneloop.api.feedback import ImportResult
 from tuneloop.errors import InvalidRequest
 from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.openai.schemas import INT64_MAX
-from tuneloop.gateway.unicode import Text
 from tuneloop.rpc.status import error_from_rpc, reply_of
+from tuneloop.text.unicode import Text
 from tuneloop.v1 import learner_pb2
 
 router = APIRouter(tags=["data"])

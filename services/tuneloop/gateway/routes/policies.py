@@ -25,8 +25,8 @@ from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.openai.schemas import INT64_MAX
 from tuneloop.gateway.routes.learner import actor_of, evaluation, optional_field, rfc3339
 from tuneloop.gateway.routes.lineage import user_hash_of
-from tuneloop.gateway.unicode import Text
 from tuneloop.rpc.status import reply_of
+from tuneloop.text.unicode import Text
 from tuneloop.v1 import generation_pb2, learner_pb2
 
 router = APIRouter(tags=["policies"])

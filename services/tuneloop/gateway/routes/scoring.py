@@ -6,10 +6,10 @@ from tuneloop import wire
 from tuneloop.api.feedback import ScorerResult, Scores
 from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.edge.limits import BYTES_PER_TOKEN, meter_of_request
-from tuneloop.gateway.openai.messages import conversation
 from tuneloop.gateway.openai.schemas import ScoreRequest
 from tuneloop.rollouts import Score
 from tuneloop.rpc.status import reply_of
+from tuneloop.text.messages import conversation
 from tuneloop.v1 import reward_pb2
 
 router = APIRouter(tags=["feedback"])

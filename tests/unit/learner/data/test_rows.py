@@ -1,7 +1,9 @@
 """Data sets as people have them: every accepted form is read, every problem names its row."""
 
 import json
+import shutil
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import pytest
 from support.offline_data import assistant, user, write_jsonl
 
 from tuneloop.errors import InvalidRequest, NotFound
+from tuneloop.learner.data.fields import Field
+from tuneloop.learner.data.reward_rows import user_of
 from tuneloop.learner.data.rows import convert, read_prompts, read_samples, read_texts
 from tuneloop.learner.data.table import open_table
 from tuneloop.learner.data.tokenize import PromptTokenizer
@@ -106,6 +110,106 @@ def test_a_shared_beginning_is_the_prompt(tokens: PromptTokenizer, tmp_path: Pat
     assert texts_of(tokens, pair.chosen) == ("yes please", " thanks<|im_end|>")
 
 
+@pytest.mark.parametrize("algorithm", ["sft", "kto", "dpo"])
+@pytest.mark.parametrize("ending", ["<|im_end|>", "<|im_end|>\n", "<|im_end|><|im_end|>", ""])
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_answer_ends_once(
+    algorithm: str, ending: str, chat: bool, tokens: PromptTokenizer, tmp_path: Path
+) -> None:
+    def says(text: str) -> Any:
+        return assistant(text + ending) if chat else text + ending
+
+    row = {"prompt": user("yes") if chat else "yes", "completion": says("no"), "label": True}
+    if algorithm == "dpo":
+        row = {"prompt": row["prompt"], "chosen": says("no"), "rejected": says("hello")}
+    [sample] = samples(algorithm, [row], tokens, tmp_path)
+    sequence = sample.chosen if algorithm == "dpo" else sample.sequence
+    assert texts_of(tokens, sequence)[1] == "no<|im_end|>"
+    if algorithm == "sft" and not chat:
+        [sample] = samples("sft", [{"text": f"yes no{ending}"}], tokens, tmp_path)
+        assert texts_of(tokens, sample.sequence)[1] == "yes no<|im_end|>"
+
+
+@pytest.mark.parametrize("completion", ["<|im_end|>", assistant("<|im_end|>\n"), assistant(" ")])
+def test_an_answer_of_nothing_is_refused(
+    completion: Any, tokens: PromptTokenizer, tmp_path: Path
+) -> None:
+    row = {"prompt": user("yes"), "completion": completion}
+    with pytest.raises(InvalidRequest, match=r"line 1: the completion is empty"):
+        samples("sft", [row], tokens, tmp_path)
+
+
+def test_a_token_without_an_embedding_names_its_row(tiny_policy: Path, tmp_path: Path) -> None:
+    """As after adding tokens to a tokenizer without resizing the model."""
+    from transformers import AutoTokenizer
+
+    folder = shutil.copytree(tiny_policy, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.save_pretrained(folder)
+    tokens = PromptTokenizer(folder, max_length=None)
+    good = {"prompt": "yes", "completion": "no"}
+    for row in (
+        {"prompt": "<think>", "completion": "no"},
+        {"prompt": "yes", "completion": "a <think> b"},
+        {"prompt": user("<think>"), "completion": "no"},
+    ):
+        with pytest.raises(InvalidRequest, match=r"line 2: the token '<think>' has the id 384"):
+            samples("sft", [good, row], tokens, tmp_path)
+    with pytest.raises(InvalidRequest, match=r"line 1: the token '<think>' has the id 384"):
+        samples("sft", [{"text": "<think>"}], tokens, tmp_path)
+    path = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "<think>"}])
+    with pytest.raises(InvalidRequest, match=r"line 1: the token '<think>' has the id 384"):
+        read_prompts("ppo", open_table(str(path)), tokens, room=8, on_long="error")
+
+
+def test_sharegpt_is_a_conversation(tokens: PromptTokenizer, tmp_path: Path) -> None:
+    turns = [("system", "please"), ("human", "yes"), ("gpt", "no"), ("human", "why"), ("gpt", "so")]
+    said = [{"from": speaker, "value": text} for speaker, text in turns]
+    roles = {"human": "user", "gpt": "assistant"}
+    plain = [{"role": roles.get(speaker, speaker), "content": text} for speaker, text in turns]
+    expected = samples("sft", [{"messages": plain}], tokens, tmp_path)
+    for row in ({"conversations": said}, {"messages": said}, {"conversations": plain}):
+        found = samples("sft", [row], tokens, tmp_path)
+        assert [s.sequence for s in found] == [s.sequence for s in expected]
+    row = {"chosen": said[1:3], "rejected": [said[1], {"from": "gpt", "value": "hello"}]}
+    [pair] = samples("dpo", [row], tokens, tmp_path)
+    assert texts_of(tokens, pair.rejected)[1] == "hello<|im_end|>"
+    path = write_jsonl(tmp_path / "prompts.jsonl", [{"conversations": said[:2]}])
+    [prompt] = read_prompts("ppo", open_table(str(path)), tokens, room=8, on_long="error").samples
+    assert prompt.asked.rendered.endswith("yes<|im_end|>\n<|im_start|>assistant\n")
+    for turn, problem in (
+        ({"from": "bot", "value": "x"}, "message 2, from: 'bot' is not system, human, gpt or tool"),
+        ({"from": "gpt", "value": 3}, "message 2, value: must be a string"),
+    ):
+        with pytest.raises(InvalidRequest, match=f"line 1: conversations {problem}"):
+            samples("sft", [{"conversations": [said[1], turn]}], tokens, tmp_path)
+
+
+def test_alpaca_is_a_question_and_its_answer(tokens: PromptTokenizer, tmp_path: Path) -> None:
+    asked = {"instruction": "yes", "input": "please", "output": "no", "text": "not this"}
+    rows = [asked, {**asked, "input": ""}, {**asked, "input": None}]
+    expected = [
+        {"prompt": user(question), "completion": assistant("no")}
+        for question in ("yes\n\nplease", "yes", "yes")
+    ]
+    found = samples("sft", rows, tokens, tmp_path)
+    wanted = samples("sft", expected, tokens, tmp_path)
+    assert [s.sequence for s in found] == [s.sequence for s in wanted]
+    [thumb] = samples("kto", [{**asked, "label": "down"}], tokens, tmp_path)
+    assert (thumb.sequence, thumb.desirable) == (wanted[0].sequence, False)
+    pair = {"instruction": "yes", "input": "please", "chosen": "no", "rejected": "hello"}
+    [made] = samples("dpo", [pair], tokens, tmp_path)
+    assert made.chosen == wanted[0].sequence
+    [read] = read_texts(open_table(str(write_jsonl(tmp_path / "a.jsonl", [pair])))).samples
+    assert (read.prompt, read.chosen, read.rejected) == ("yes\n\nplease", "no", "hello")
+    path = write_jsonl(tmp_path / "prompts.jsonl", [{"instruction": "yes", "output": "no"}])
+    [prompt] = read_prompts("ppo", open_table(str(path)), tokens, room=8, on_long="error").samples
+    assert prompt.asked.messages[0].content == "yes"
+    with pytest.raises(InvalidRequest, match="line 2: output is empty"):
+        samples("sft", [asked, {**asked, "output": ""}], tokens, tmp_path)
+
+
 def test_answers_with_the_same_tokens_are_no_pair(tokens: PromptTokenizer, tmp_path: Path) -> None:
     row = {"prompt": "yes", "completions": ["no", "please", "no"]}
     pairs = samples("dpo", [row], tokens, tmp_path)
@@ -131,6 +235,74 @@ def test_labels_in_each_form(tokens: PromptTokenizer, tmp_path: Path) -> None:
         assert thumb.desirable is expected
     chosen, rejected = samples("kto", [PAIR], tokens, tmp_path)
     assert (chosen.desirable, rejected.desirable) == (True, False)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_numbers_as_data_frames_write_them(
+    suffix: str, tokens: PromptTokenizer, tmp_path: Path
+) -> None:
+    """A column that lacks some values has floats; what is missing is NaN, null or nothing."""
+    import pandas
+
+    rows: list[dict[str, Any]] = [
+        {"prompt": "a", "completion": "b", "label": 1, "user": 7, "rating": 1},
+        {"prompt": "a", "completion": "c", "label": 0, "user": 7.0, "rating": 3},
+        {"prompt": "a", "completion": "d", "label": 1, "user": None, "rating": 5},
+        {"prompt": "a", "completion": "e", "label": None, "user": 7, "rating": 2},
+    ]
+    frame = pandas.DataFrame(rows)
+    assert str(frame.dtypes["label"]) == "float64"
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_csv(path) if suffix == "csv" else frame.to_parquet(path)
+    table = open_table(str(path))
+    flags = convert(table, lambda row: [row["label"].flag()] if "label" in row else [], "error")
+    assert flags.samples == [True, False, True]
+    with pytest.raises(InvalidRequest, match=r"(line 5|line 4|row 4): label is (mis|null|emp)"):
+        read_samples("kto", table, tokens, "error")
+    # Users 7 and 7.0 are one, and the rating without a user is another's.
+    users = convert(table, lambda row: [user_of(row)], "error").samples
+    assert users[0] == users[1] == users[3]
+    assert users[2] == ""
+
+
+@pytest.mark.parametrize(
+    "value", [True, 1, 1.0, "1", "1.0", " TRUE ", "True", "yes", Decimal("1.00")]
+)
+def test_what_means_true(value: Any) -> None:
+    assert Field(row={"label": value}, place="p", name="label").flag() is True
+
+
+@pytest.mark.parametrize("value", [False, 0, 0.0, "0", "0.0", "FALSE", "down", Decimal("0")])
+def test_what_means_false(value: Any) -> None:
+    assert Field(row={"label": value}, place="p", name="label").flag() is False
+
+
+@pytest.mark.parametrize("value", [2, -1, 0.5, "maybe", [1], {}, "nan", 10**400])
+def test_what_means_neither(value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"p: label is .* not true or false"):
+        Field(row={"label": value}, place="p", name="label").flag()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(2, 2), (2.0, 2), ("2.0", 2), (" 2 ", 2), (Decimal("2.50"), 2.5)]
+)
+def test_what_is_a_number(value: Any, expected: float) -> None:
+    assert Field(row={"rating": value}, place="p", name="rating").number() == expected
+
+
+@pytest.mark.parametrize("value", [True, "two", [2], 10**400, "1e999"])
+def test_what_is_no_number(value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"p: rating is .* not a (finite )?number"):
+        Field(row={"rating": value}, place="p", name="rating").number()
+
+
+def test_a_margin_that_a_data_frame_lacks_is_none(tmp_path: Path) -> None:
+    rows = [{**PAIR, "margin": margin} for margin in (0.5, float("nan"), None, "")]
+    found = read_texts(open_table(str(write_jsonl(tmp_path / "a.jsonl", rows))))
+    assert [sample.margin for sample in found.samples] == [0.5, 0.0, 0.0, 0.0]
 
 
 def test_ratings_are_in_deviations_of_their_user(tmp_path: Path) -> None:
@@ -205,6 +377,18 @@ def test_a_csv_file_as_pandas_writes_it(tmp_path: Path) -> None:
         open_table(str(tmp_path / "b.csv"))
 
 
+@pytest.mark.parametrize("line", [1, 3])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "json"])
+def test_bytes_that_are_no_text_are_told_with_their_line(
+    tmp_path: Path, suffix: str, line: int
+) -> None:
+    lines = [b'"prompt"' if suffix == "csv" else b'{"prompt": "a"}'] * 5
+    lines[line - 1] = '{"prompt": "über"}'.encode("latin-1")
+    (tmp_path / f"a.{suffix}").write_bytes(b"\n".join(lines))
+    with pytest.raises(InvalidRequest, match=rf"a.{suffix}, line {line}: not UTF-8 text"):
+        open_table(str(tmp_path / f"a.{suffix}"))
+
+
 def test_separators_within_a_text_end_no_line(tmp_path: Path) -> None:
     text = "one\u2028two\u2029three\x85four"
     line = json.dumps({"prompt": text}, ensure_ascii=False)
@@ -237,7 +421,7 @@ def test_a_conversation_is_what_the_api_accepts(tokens: PromptTokenizer, tmp_pat
     one, two = samples("sft", rows, tokens, tmp_path)
     assert one.sequence == two.sequence
     image = [{"type": "image_url", "image_url": {"url": "x"}}]
-    with pytest.raises(InvalidRequest, match="message 1 has no text in content"):
+    with pytest.raises(InvalidRequest, match="prompt message 1, content: only text parts"):
         samples(
             "sft",
             [{"prompt": [{"role": "user", "content": image}], "completion": "no"}],
@@ -252,14 +436,14 @@ def test_a_conversation_is_what_the_api_accepts(tokens: PromptTokenizer, tmp_pat
         ("dpo", {**PAIR, "chosen": ""}, "chosen is empty"),
         ("dpo", {**PAIR, "chosen": None}, "chosen is null"),
         ("dpo", {**PAIR, "chosen": 3}, "chosen is a int, not text"),
-        ("dpo", {**PAIR, "chosen": float("nan")}, "chosen is a float, not text"),
+        ("dpo", {**PAIR, "chosen": float("nan")}, "chosen is missing (NaN)"),
         ("dpo", {**PAIR, "chosen": "please"}, "chosen and rejected are the same"),
         ("dpo", {"prompt": "yes", "chosen": "no"}, "rejected is missing"),
-        ("dpo", {**PAIR, "chosen": [{"role": "bot", "content": "no"}]}, "role 'bot'"),
-        ("dpo", {**PAIR, "chosen": [{"role": "assistant"}]}, "no text in content"),
+        ("dpo", {**PAIR, "chosen": [{"role": "bot", "content": "no"}]}, "chosen message 1, role"),
+        ("dpo", {**PAIR, "chosen": [{"role": "assistant"}]}, "chosen message 1, content"),
         ("kto", {**THUMB, "completion": "  "}, "completion is empty"),
         ("kto", {**THUMB, "label": "maybe"}, "label is 'maybe', not true or false"),
-        ("kto", {**THUMB, "label": float("nan")}, "label is nan, not true or false"),
+        ("kto", {**THUMB, "label": float("nan")}, "label is missing (NaN)"),
         ("sft", {"messages": user("yes")}, "no answer of the assistant"),
         ("sft", {"messages": []}, "messages is empty"),
         ("sft", {"prompt": "yes", "completion": user("no")}, "not the assistant's"),
@@ -283,7 +467,11 @@ def test_a_problem_names_its_row(
 
 
 def test_a_rating_that_is_no_number_names_its_row(tmp_path: Path) -> None:
-    for value, problem in (("good", "'good', not a number"), (float("nan"), "nan"), (None, "null")):
+    for value, problem in (
+        ("good", "'good', not a number"),
+        (float("nan"), "missing (NaN)"),
+        (None, "null"),
+    ):
         row = {"prompt": "a", "completion": "b", "rating": value}
         path = write_jsonl(tmp_path / "ratings.jsonl", [{**row, "rating": 1}, row])
         with pytest.raises(InvalidRequest) as caught:
@@ -296,7 +484,7 @@ def test_wrong_columns_name_both_sides(tokens: PromptTokenizer, tmp_path: Path) 
     with pytest.raises(InvalidRequest) as caught:
         samples("dpo", [{"question": "a", "answer": "b"}], tokens, tmp_path)
     message = caught.value.message
-    assert "dpo learns from the columns prompt, chosen, rejected; or chosen, rejected" in message
+    assert "dpo learns from the columns prompt, chosen, rejected; or instruction" in message
     assert "the data has question, answer" in message
 
 

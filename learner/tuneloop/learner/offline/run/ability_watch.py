@@ -9,7 +9,7 @@ from tuneloop.learner.abilities.scores import AbilityComparison, AbilityScores, 
 from tuneloop.learner.offline.run.console import Console
 from tuneloop.learner.trainer import checkpoint
 from tuneloop.learner.trainer.policy import PolicyTrainer
-from tuneloop.lines import split_lines
+from tuneloop.text.lines import split_lines
 
 CLEAR_DROP = 0.02
 """A drop of the suite's value that matters, where the interval excludes 0 as well."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tuneloop.lines import split_lines
+from tuneloop.text.lines import split_lines
 
 FigureRow = Mapping[str, float]
 

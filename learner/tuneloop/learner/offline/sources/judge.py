@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tuneloop.errors import Unavailable
-from tuneloop.lines import split_lines
 from tuneloop.reward.scorers.background import result_of
 from tuneloop.reward.scorers.judge import CONSTITUTION, Judge, JudgePreference, JudgeSettings
 from tuneloop.reward.scorers.judge_client import EndpointSettings
+from tuneloop.text.lines import split_lines
 
 Question = tuple[str, str, str]
 """A prompt and two answers, a and b."""

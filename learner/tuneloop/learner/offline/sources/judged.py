@@ -5,7 +5,7 @@ from itertools import combinations
 
 from tuneloop.errors import InvalidRequest
 from tuneloop.learner.data.fields import Fields, Text, choose_form
-from tuneloop.learner.data.preferences import EXPLICIT, IMPLICIT, RANKED, preferences
+from tuneloop.learner.data.preferences import PAIRED, RANKED, preferences
 from tuneloop.learner.data.prompt_rows import PromptRow
 from tuneloop.learner.data.reward_rows import as_prompt
 from tuneloop.learner.data.rows import OnLong, RowsData, convert
@@ -22,7 +22,7 @@ from tuneloop.learner.offline.sources.on_policy import (
 from tuneloop.learner.samples import Objective, PairSample, PreferredText
 from tuneloop.reward.scorers.judge import JudgePreference
 
-FORMS = (EXPLICIT, IMPLICIT, RANKED)
+FORMS = (*PAIRED, RANKED)
 """Rows with answers to judge; which of them was preferred in the data is not looked at."""
 
 
@@ -44,8 +44,12 @@ def judged_pairs(
     rows = [Fields(row, table.place(i)) for i, row in enumerate(table.rows)]
     pairs = [preferences(row, form) for row in rows]
     questions = [
-        (as_prompt(pair.prompt), completion_text(pair.chosen), completion_text(pair.rejected))
-        for of_row in pairs
+        (
+            as_prompt(pair.prompt),
+            completion_text(pair.chosen, row),
+            completion_text(pair.rejected, row),
+        )
+        for row, of_row in zip(rows, pairs, strict=True)
         for pair in of_row
     ]
     answers = verdicts.ask(questions)
@@ -80,8 +84,8 @@ def judged_sample(
         return PreferredText(
             sample_id=name,
             prompt=as_prompt(prompt),
-            chosen=completion_text(chosen),
-            rejected=completion_text(rejected),
+            chosen=completion_text(chosen, row),
+            rejected=completion_text(rejected, row),
         )
     asked = tokens.asked(prompt, row)
     return PairSample(

@@ -1,19 +1,35 @@
-"""Turns of a conversation in a request body, including tool calls and their results."""
+"""Turns of a conversation as JSON: what the API takes, and what training data may hold."""
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from tuneloop.gateway.unicode import Text
 from tuneloop.rollouts import ChatMessage, ToolCall
+from tuneloop.text.unicode import Text, json_text
+
+
+def as_json(arguments: object) -> object:
+    """Return arguments as JSON text; training data often has them as an object."""
+    return json_text(arguments) if isinstance(arguments, dict) else arguments
 
 
 class CalledFunction(BaseModel):
     """The function of a call."""
 
     name: Text
-    arguments: Text = ""
+    arguments: Annotated[
+        Text, BeforeValidator(as_json, json_schema_input_type=str | dict[str, Any])
+    ] = ""
 
 
 class MessageToolCall(BaseModel):
@@ -33,6 +49,8 @@ class TextPart(BaseModel):
 
 class Message(BaseModel):
     """One turn; names and other extras are ignored."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     tool_calls: list[MessageToolCall] | None = None
@@ -85,3 +103,15 @@ def conversation(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
         )
         for m in messages
     )
+
+
+def read_message(turn: Any) -> ChatMessage:
+    """Return one turn of JSON as a domain type; raises `ValueError` that names the field."""
+    try:
+        [message] = conversation([Message.model_validate(turn)])
+    except ValidationError as error:
+        [first, *_] = error.errors(include_url=False)
+        place = ".".join(map(str, first["loc"]))
+        problem = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{place}: {problem}" if place else problem) from None
+    return message

@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneloop.lines import lines_of, split_lines
+from tuneloop.text.lines import lines_of, split_lines
 
 SEPARATORS = "\u2028\u2029\u0085\x0b\x0c\x1c\x1d\x1e\r"
 texts = st.text(st.sampled_from('ab"\\ é漢😀' + SEPARATORS + "\n"), max_size=12)
