@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from support.waiting import until_available
 
-from tuneloop.bus import Bus, Consumer, Delivery, Owner, RoutingEntry, subjects
+from tuneloop.bus import Bus, Consumer, Delivery, Owner, RoutingEntry, StreamUsage, subjects
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import Conflict, FailedPrecondition, InvalidRequest, Unavailable
@@ -282,6 +282,43 @@ async def test_purge_removes_one_users_events(bus: Bus) -> None:
             await bus.publish(subject, user.encode(), event_id=f"{user}{number}")
     assert await bus.purge(subjects.ROLLOUTS, "tuneloop.v1.*.rollout.*.user1") == 3
     assert {d.data for d in await all_due(await rollouts(bus))} == {b"user2"}
+
+
+async def test_purge_up_to_a_sequence_leaves_what_came_later(bus: Bus) -> None:
+    scored = subjects.rollout_scored("tuneloop", "user1")
+    for number in range(3):
+        await bus.publish(ROLLOUT, str(number).encode(), event_id=f"g{number}")
+        await bus.publish(scored, b"score", event_id=f"s{number}")
+    generated = subjects.rollouts_of("tuneloop", "generated")
+    assert await bus.purge(subjects.ROLLOUTS, generated, up_to=3) == 2
+    assert [d.data for d in await all_due(await rollouts(bus))] == [b"2"]
+    assert await bus.purge(subjects.ROLLOUTS, "tuneloop.v1.*.rollout.>", up_to=0) == 0
+
+
+async def test_a_consumer_says_up_to_where_all_is_acknowledged(bus: Bus) -> None:
+    for number in range(4):
+        await bus.publish(ROLLOUT, b"", event_id=f"g{number}")
+    consumer = await rollouts(bus)
+    assert await consumer.acknowledged() == 0
+    first, second, third, fourth = await all_due(consumer)
+    for delivery in (first, third):
+        await delivery.ack()
+    await asyncio.sleep(0.1)
+    assert await consumer.acknowledged() == 1
+    for delivery in (second, fourth):
+        await delivery.ack()
+    await asyncio.sleep(0.1)
+    assert await consumer.acknowledged() == 4
+
+
+async def test_the_usage_of_a_stream_grows(bus: Bus) -> None:
+    before = await bus.usage(subjects.FEEDBACK)
+    subject = subjects.feedback("tuneloop", "comment", "user1", "fb-1")
+    await bus.publish(subject, b"x" * 1000, event_id="fb-1")
+    after = await bus.usage(subjects.FEEDBACK)
+    assert after.stored >= before.stored + 1000
+    assert StreamUsage(stored=25, limit=100).share == 0.25
+    assert StreamUsage(stored=25, limit=0).share == 0.0
 
 
 async def test_routing_is_compare_and_set(bus: Bus) -> None:

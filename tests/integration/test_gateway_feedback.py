@@ -16,7 +16,10 @@ from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.feedback import Comment, Comparison, Demonstration, Metric, Ranking, Rating, Thumb
 from tuneloop.gateway.app import create_app
 from tuneloop.gateway.completion_ids import CompletionIds
+from tuneloop.gateway.feedback import admission
+from tuneloop.gateway.feedback.admission import Bound
 from tuneloop.gateway.settings import GatewaySettings
+from tuneloop.v1 import learner_pb2
 
 ANN = IDS.user_hash("default", "ann")
 ONE = IDS.make("chatcmpl", "default", ANN, 3)
@@ -32,6 +35,42 @@ def stored(stack: Stack) -> list[Any]:
 def accepted(kind: str) -> float:
     name = "tuneloop_gateway_feedback_accepted_total"
     return REGISTRY.get_sample_value(name, {"kind": kind}) or 0.0
+
+
+async def test_feedback_trimmed_from_the_stream_is_found_in_the_ledger(
+    stack: Stack, http: httpx.AsyncClient
+) -> None:
+    receipt = (await http.post("/v1/feedback", json=THUMB)).json()
+    (feedback,) = stored(stack)
+    recorded = learner_pb2.RecordedFeedback(
+        feedback=wire.feedback_to_proto(feedback), status="accepted"
+    )
+    stack.learner.recorded.append(recorded)
+    await stack.bus.purge(subjects.FEEDBACK, "tuneloop.v1.*.feedback.>")
+    path = f"/v1/feedback/{receipt['id']}"
+    found = (await http.get(path)).json()
+    assert (found["status"], found["value"]) == ("accepted", "up")
+    assert (await http.delete(path)).json()["status"] == "retracted"
+    assert subjects.is_retraction(stack.bus.streams[subjects.FEEDBACK].events[0].subject)
+    recorded.status = "retracted"
+    assert (await http.get(path)).json()["status"] == "retracted"
+    assert (await http.delete(path)).status_code == 200
+    assert len(stack.bus.streams[subjects.FEEDBACK].events) == 1
+    assert (await http.get("/v1/feedback/fb-never")).status_code == 404
+
+
+async def test_too_much_feedback_on_one_completion_is_429(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound = Bound(events=2, size=10**6, part=None)
+    monkeypatch.setitem(admission.BOUNDS, "completion", bound)
+    statuses = [(await http.post("/v1/feedback", json=THUMB)).status_code for _ in range(3)]
+    assert statuses == [202, 202, 429]
+    batch = {"feedback": [THUMB, {**THUMB, "completion_id": TWO}]}
+    answer = await http.post("/v1/feedback/batch", json=batch)
+    assert answer.status_code == 207
+    refused, taken = answer.json()["data"]
+    assert (refused["status_code"], taken["status"]) == (429, "accepted")
 
 
 async def test_a_thumb_on_an_answer_is_stored(stack: Stack, http: httpx.AsyncClient) -> None:

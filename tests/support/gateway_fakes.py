@@ -257,6 +257,7 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
             recorded
             for recorded in self.recorded
             if request.kind in ("", recorded.feedback.WhichOneof("judgement"))
+            and request.feedback_id in ("", recorded.feedback.event_id)
             and request.status in ("", recorded.status)
         ]
         page = found[start : start + (request.page_size or 50)]

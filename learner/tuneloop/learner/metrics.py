@@ -18,6 +18,10 @@ feedback_expired = Counter(
     "tuneloop_learner_feedback_expired_total",
     "Feedback that is too old to learn from, or whose rollout never came.",
 )
+feedback_trimmed = Counter(
+    "tuneloop_learner_feedback_trimmed_total",
+    "Events of feedback deleted from the stream, long after the ledger had them.",
+)
 duplicates = Counter(
     "tuneloop_learner_duplicate_events_total",
     "Events that were recorded before and had no effect.",

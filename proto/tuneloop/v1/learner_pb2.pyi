@@ -354,7 +354,7 @@ class ForgetUserResponse(_message.Message):
     def __init__(self, rollouts_removed: _Optional[int] = ..., feedback_removed: _Optional[int] = ..., events_purged: _Optional[int] = ..., policy_versions: _Optional[_Iterable[int]] = ..., descended_versions: _Optional[_Iterable[int]] = ..., reward_model_versions: _Optional[_Iterable[int]] = ..., rebuild_from: _Optional[int] = ...) -> None: ...
 
 class ListFeedbackRequest(_message.Message):
-    __slots__ = ("kind", "value", "policy_version", "user_hash", "status", "page_size", "before")
+    __slots__ = ("kind", "value", "policy_version", "user_hash", "status", "page_size", "before", "feedback_id")
     KIND_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -362,6 +362,7 @@ class ListFeedbackRequest(_message.Message):
     STATUS_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     BEFORE_FIELD_NUMBER: _ClassVar[int]
+    FEEDBACK_ID_FIELD_NUMBER: _ClassVar[int]
     kind: str
     value: str
     policy_version: int
@@ -369,7 +370,8 @@ class ListFeedbackRequest(_message.Message):
     status: str
     page_size: int
     before: str
-    def __init__(self, kind: _Optional[str] = ..., value: _Optional[str] = ..., policy_version: _Optional[int] = ..., user_hash: _Optional[str] = ..., status: _Optional[str] = ..., page_size: _Optional[int] = ..., before: _Optional[str] = ...) -> None: ...
+    feedback_id: str
+    def __init__(self, kind: _Optional[str] = ..., value: _Optional[str] = ..., policy_version: _Optional[int] = ..., user_hash: _Optional[str] = ..., status: _Optional[str] = ..., page_size: _Optional[int] = ..., before: _Optional[str] = ..., feedback_id: _Optional[str] = ...) -> None: ...
 
 class JudgedCompletion(_message.Message):
     __slots__ = ("completion_id", "text", "policy_version")

@@ -91,6 +91,25 @@ class Consumer(Protocol):
         """Return the lag: the number of events not yet acknowledged."""
         ...
 
+    async def acknowledged(self) -> int:
+        """Return the sequence up to which every event was acknowledged. Raises `Unavailable`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamUsage:
+    """How full a stream is."""
+
+    stored: int
+    """Bytes."""
+    limit: int
+    """Bytes that it may hold; 0 is no limit."""
+
+    @property
+    def share(self) -> float:
+        """The part of the limit that is used, from 0 to 1."""
+        return self.stored / self.limit if self.limit > 0 else 0.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingEntry:
@@ -178,8 +197,12 @@ class Bus(Protocol):
         """
         ...
 
-    async def purge(self, stream: str, subject_filter: str) -> int:
-        """Delete matching events; return their number."""
+    async def purge(self, stream: str, subject_filter: str, *, up_to: int | None = None) -> int:
+        """Delete matching events, with `up_to` only up to that sequence; return their number."""
+        ...
+
+    async def usage(self, stream: str) -> StreamUsage:
+        """Return how full a stream is. Raises `Unavailable`."""
         ...
 
     async def routing(self, key: str) -> RoutingEntry | None:

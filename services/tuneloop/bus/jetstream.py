@@ -17,6 +17,7 @@ from tuneloop.bus import (
     PublishReceipt,
     RoutingEntry,
     StoredEvent,
+    StreamUsage,
     metrics,
     subjects,
 )
@@ -28,15 +29,17 @@ from tuneloop.bus.streams import (
     ROUTING_STREAM,
     ApiError,
     StreamLimits,
-    call_api,
+    consumer_state,
     create_consumer,
     ensure_streams,
     last_message,
     one_message,
+    purge_stream,
     refusal_error,
+    stream_usage,
 )
 from tuneloop.bus.subjects import stream_of
-from tuneloop.errors import Conflict, NotFound, Unavailable
+from tuneloop.errors import Conflict, Unavailable
 
 TIMEOUT_SECONDS = 5.0
 WATCH_PULL_SECONDS = 5.0
@@ -59,14 +62,14 @@ class JetStreamConsumer:
         self._bus = bus
         self._stream = stream
         self._configuration = configuration
+        self._name: str = configuration["durable_name"]
         self._owner = owner
         self._puller = Puller(bus.connection, stream, self.ensure)
 
     async def ensure(self) -> str:
         """Create the consumer on the server if it is missing; return its name."""
-        name: str = self._configuration["durable_name"]
         await self._bus.create_consumer(self._stream, self._configuration, self._owner)
-        return name
+        return self._name
 
     async def fetch(self, limit: int, timeout: float) -> list[Delivery]:  # noqa: ASYNC109
         """At most `limit` deliveries. Raises `Unavailable`."""
@@ -75,12 +78,15 @@ class JetStreamConsumer:
 
     async def pending(self) -> int:
         """Events not yet acknowledged. Raises `Unavailable`."""
-        verb = f"CONSUMER.INFO.{self._stream}.{self._configuration['durable_name']}"
-        try:
-            info = await call_api(self._bus.connection, verb, {}, TIMEOUT_SECONDS)
-        except ApiError as error:
-            raise self._bus.connection.unavailable(f"failed: {error}") from error
-        return int(info["num_pending"]) + int(info["num_ack_pending"])
+        state = await self._state()
+        return int(state["num_pending"]) + int(state["num_ack_pending"])
+
+    async def acknowledged(self) -> int:
+        """The sequence up to which all is acknowledged. Raises `Unavailable`."""
+        return int((await self._state())["ack_floor"]["stream_seq"])
+
+    async def _state(self) -> Any:
+        return await consumer_state(self._bus.connection, self._stream, self._name)
 
 
 class JetStreamBus:
@@ -235,18 +241,15 @@ class JetStreamBus:
         if not receipt.duplicate:
             metrics.dead_letters.labels(consumer).inc()
 
-    async def purge(self, stream: str, subject_filter: str) -> int:
-        """Delete matching events; how many there were. Raises `Unavailable`."""
+    async def purge(self, stream: str, subject_filter: str, *, up_to: int | None = None) -> int:
+        """Delete matching events; see `Bus.purge`. Raises `Unavailable`."""
         await self._prepare()
-        try:
-            answer = await call_api(
-                self.connection, f"STREAM.PURGE.{stream}", {"filter": subject_filter}, 30.0
-            )
-        except ApiError as error:
-            if error.code == 404:
-                raise NotFound(f"no stream {stream!r}", param="stream") from error
-            raise self.connection.unavailable(f"failed: {error}") from error
-        return int(answer["purged"])
+        return await purge_stream(self.connection, stream, subject_filter, up_to)
+
+    async def usage(self, stream: str) -> StreamUsage:
+        """How full a stream is. Raises `Unavailable`."""
+        await self._prepare()
+        return await stream_usage(self.connection, stream)
 
     async def routing(self, key: str) -> RoutingEntry | None:
         """The current entry of the routing table, or None. Raises `Unavailable`."""

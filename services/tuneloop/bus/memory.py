@@ -1,7 +1,6 @@
 """The event bus in memory: the test double of `JetStreamBus`, with the same behaviour.
 
-`go_down` makes every method raise `Unavailable`, like a stopped server; `come_back` ends that, with
-nothing stored lost.
+`go_down` makes every method raise `Unavailable`, like a stopped server; `come_back` ends that.
 """
 
 import asyncio
@@ -14,6 +13,7 @@ from tuneloop.bus import (
     PublishReceipt,
     RoutingEntry,
     StoredEvent,
+    StreamUsage,
     metrics,
     subjects,
 )
@@ -116,6 +116,12 @@ class MemoryConsumer:
         self._bus.check()
         return len(self._open())
 
+    async def acknowledged(self) -> int:
+        """The sequence up to which all is acknowledged."""
+        self._bus.check()
+        stream = self._bus.streams[self._durable.stream]
+        return min([event.sequence - 1 for event in self._open()], default=stream.sequence)
+
     def _open(self) -> list[StoredEvent]:
         return [
             event
@@ -140,6 +146,7 @@ class MemoryBus:
 
     def __init__(self) -> None:
         self.streams = {name: MemoryStream() for name in subjects.stream_subjects}
+        self.limits: dict[str, int] = {}
         self.connected = True
         self._durables: dict[tuple[str, str], Durable] = {}
         self._routing: dict[str, RoutingEntry] = {}
@@ -268,15 +275,22 @@ class MemoryBus:
         if not receipt.duplicate:
             metrics.dead_letters.labels(consumer).inc()
 
-    async def purge(self, stream: str, subject_filter: str) -> int:
+    async def purge(self, stream: str, subject_filter: str, *, up_to: int | None = None) -> int:
         """Delete matching events; how many there were."""
         self.check()
         if stream not in self.streams:
             raise NotFound(f"no stream {stream!r}", param="stream")
         events = self.streams[stream].events
-        kept = [event for event in events if not matches(subject_filter, event.subject)]
+        last = self.streams[stream].sequence if up_to is None else up_to
+        kept = [e for e in events if e.sequence > last or not matches(subject_filter, e.subject)]
         self.streams[stream].events = kept
         return len(events) - len(kept)
+
+    async def usage(self, stream: str) -> StreamUsage:
+        """How full a stream is, with `limits` that a test has set."""
+        self.check()
+        stored = sum(len(event.data) for event in self.streams[stream].events)
+        return StreamUsage(stored=stored, limit=self.limits.get(stream, 0))
 
     def lose_routing(self) -> None:
         """Lose the routing table, as a server does whose disk was replaced."""

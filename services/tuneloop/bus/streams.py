@@ -6,9 +6,9 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from tuneloop.bus import Owner, subjects
+from tuneloop.bus import Owner, StreamUsage, subjects
 from tuneloop.bus.connection import NatsConnection
-from tuneloop.errors import Conflict, InvalidRequest, Unavailable
+from tuneloop.errors import Conflict, InvalidRequest, NotFound, Unavailable
 
 logger = logging.getLogger("tuneloop.bus")
 
@@ -154,6 +154,40 @@ async def ensure_streams(
             await update_stream(connection, configuration)
         elif replicas > 1 and found["num_replicas"] != replicas:
             await update_stream(connection, found | {"num_replicas": replicas})
+
+
+async def purge_stream(
+    connection: NatsConnection, stream: str, subject_filter: str, up_to: int | None
+) -> int:
+    """Delete matching messages; see `Bus.purge`. Raises `NotFound` and `Unavailable`."""
+    # The server keeps the one with the sequence that it is told.
+    until = {} if up_to is None else {"seq": up_to + 1}
+    body = {"filter": subject_filter, **until}
+    try:
+        answer = await call_api(connection, f"STREAM.PURGE.{stream}", body, 30.0)
+    except ApiError as error:
+        if error.code == 404:
+            raise NotFound(f"no stream {stream!r}", param="stream") from error
+        raise connection.unavailable(f"failed: {error}") from error
+    return int(answer["purged"])
+
+
+async def stream_usage(connection: NatsConnection, stream: str) -> StreamUsage:
+    """Return how full a stream is. Raises `Unavailable`."""
+    try:
+        info = await call_api(connection, f"STREAM.INFO.{stream}", {}, 5.0)
+    except ApiError as error:
+        raise connection.unavailable(f"failed: {error}") from error
+    limit = max(0, int(info["config"].get("max_bytes", 0)))
+    return StreamUsage(stored=int(info["state"]["bytes"]), limit=limit)
+
+
+async def consumer_state(connection: NatsConnection, stream: str, durable: str) -> Any:
+    """Return the server's information on a consumer. Raises `Unavailable`."""
+    try:
+        return await call_api(connection, f"CONSUMER.INFO.{stream}.{durable}", {}, 5.0)
+    except ApiError as error:
+        raise connection.unavailable(f"failed: {error}") from error
 
 
 async def stream_configuration(connection: NatsConnection, name: str) -> dict[str, Any] | None:

@@ -74,10 +74,12 @@ def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
         app.state.feed = feed.Feed(gateway)
         stopping = asyncio.Event()
         counting = asyncio.create_task(ring.book.keep(used, stopping))
+        watching = asyncio.create_task(gateway.admission.watch())
         try:
             yield
         finally:
             stopping.set()
+            watching.cancel()
             await counting
             await gateway.close()
             if bus is None:

@@ -8,6 +8,7 @@ from fastapi import Request
 from tuneloop.bus import Bus
 from tuneloop.gateway.canary import CanaryReplica
 from tuneloop.gateway.completion_ids import CompletionIds
+from tuneloop.gateway.feedback.admission import FeedbackAdmission
 from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.rpc.channel import connect
 from tuneloop.v1 import generation_pb2_grpc, learner_pb2_grpc, reward_pb2_grpc
@@ -28,6 +29,8 @@ class Gateway:
     generation: generation_pb2_grpc.GenerationServiceStub
     reward: reward_pb2_grpc.RewardServiceStub
     learner: learner_pb2_grpc.LearnerServiceStub
+    admission: FeedbackAdmission
+    """Bounds what is stored for each completion, user and key."""
     canary: CanaryReplica | None
     """The canary's own replica, with full weights."""
 
@@ -45,15 +48,17 @@ def open_gateway(settings: GatewaySettings, bus: Bus) -> Gateway:
     generation = connect(settings.generation_address, tls)
     reward = connect(settings.reward_address, tls)
     learner = connect(settings.learner_address, tls)
+    ids = CompletionIds(settings.secret_bytes())
     return Gateway(
         settings=settings,
-        ids=CompletionIds(settings.secret_bytes()),
+        ids=ids,
         bus=bus,
         channels=(generation, reward, learner),
         generation_channel=generation,
         generation=generation_pb2_grpc.GenerationServiceStub(generation),
         reward=reward_pb2_grpc.RewardServiceStub(reward),
         learner=learner_pb2_grpc.LearnerServiceStub(learner),
+        admission=FeedbackAdmission(bus, ids.user_hash(settings.tenant, None)),
         canary=CanaryReplica(settings.canary_address, bus, settings.policy, tls)
         if settings.canary_address
         else None,

@@ -40,6 +40,15 @@ feedback_refused = Counter(
 )
 # There from the start, so that the first one is an increase.
 feedback_refused.labels("unavailable")
+feedback_shed = Counter(
+    "tuneloop_gateway_feedback_shed_total",
+    "Feedback refused because its stream fills and this user or key stored much lately.",
+    ["kind"],
+)
+feedback_stream_share = Gauge(
+    "tuneloop_gateway_feedback_stream_ratio",
+    "How full the stream of feedback is, from 0 to 1; full, it refuses everybody's.",
+)
 feedback_retracted = Counter(
     "tuneloop_gateway_feedback_retracted_total", "Retractions stored by the bus and acknowledged."
 )

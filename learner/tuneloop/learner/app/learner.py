@@ -36,6 +36,7 @@ from tuneloop.learner.monitoring.expiry import Expiry
 from tuneloop.learner.monitoring.gauges import keep_fresh
 from tuneloop.learner.monitoring.reference_fill import ReferenceFill
 from tuneloop.learner.monitoring.retraction_monitor import RetractionMonitor
+from tuneloop.learner.monitoring.stream_trim import StreamTrim
 from tuneloop.learner.prompts.prompt_sets import Prompts, load_prompts
 from tuneloop.learner.prompts.sampler import PromptSampler, PromptSamplerOptions
 from tuneloop.learner.release.canary.controller import CanaryController
@@ -90,6 +91,8 @@ class Learner:
             tasks.create_task(self.release.keep_routing())
             tasks.create_task(keep_fresh(self.database, self.loop.progress))
             tasks.create_task(self.expiry.run())
+            trim = StreamTrim(self.bus, self.database, self.policy, self.intakes)
+            tasks.create_task(trim.run())
             tasks.create_task(self.watch.run())
             tasks.create_task(self.retractions.run())
             if self.prompt_sampler is not None:

@@ -183,6 +183,7 @@ def filters_of(request: learner_pb2.ListFeedbackRequest) -> FeedbackFilters:
         policy_version=request.policy_version if request.HasField("policy_version") else None,
         user_hash=request.user_hash or None,
         status=FeedbackStatus(request.status) if request.status else None,
+        feedback_id=request.feedback_id or None,
     )
 
 

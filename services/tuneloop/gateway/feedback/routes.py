@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse
 
+from tuneloop import wire
 from tuneloop.api.feedback import (
     Feedback,
     FeedbackAccepted,
@@ -22,11 +23,12 @@ from tuneloop.api.feedback import (
     FeedbackRetracted,
 )
 from tuneloop.errors import TuneloopError
+from tuneloop.feedback import FeedbackStatus
 from tuneloop.gateway import metrics
-from tuneloop.gateway.context import Gateway, gateway_of
+from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.edge.authentication import Caller, caller_of
 from tuneloop.gateway.edge.limits import meter_of_request
-from tuneloop.gateway.errors import error_body, invalid_request, status_and_type
+from tuneloop.gateway.errors import FeedbackNotFound, error_body, invalid_request, status_and_type
 from tuneloop.gateway.feedback import store
 from tuneloop.gateway.feedback.body import (
     FeedbackRequest,
@@ -35,6 +37,8 @@ from tuneloop.gateway.feedback.body import (
     judgement_document,
 )
 from tuneloop.gateway.feedback.effects import find_effects
+from tuneloop.rpc.status import reply_of
+from tuneloop.v1 import learner_pb2
 
 router = APIRouter(tags=["feedback"])
 
@@ -88,7 +92,7 @@ async def give_feedback_batch(batch: FeedbackBatch, request: Request) -> JSONRes
 @router.get("/v1/feedback/{feedback_id}")
 async def get_feedback(feedback_id: str, request: Request) -> Feedback:
     """Return feedback as it was accepted, whether it was retracted, and what it changed."""
-    found = await store.find(gateway_of(request).bus, feedback_id)
+    found = await find(gateway_of(request), feedback_id)
     feedback = found.feedback
     return {
         "id": feedback.feedback_id,
@@ -105,9 +109,28 @@ async def get_feedback(feedback_id: str, request: Request) -> Feedback:
 @router.delete("/v1/feedback/{feedback_id}")
 async def retract_feedback(feedback_id: str, request: Request) -> FeedbackRetracted:
     """Retract feedback: no later batch learns from it, and its id cannot be used again."""
-    if await store.retract(gateway_of(request).bus, feedback_id):
+    gateway = gateway_of(request)
+    if await store.retract(gateway.bus, await find(gateway, feedback_id)):
         metrics.feedback_retracted.inc()
     return {"id": feedback_id, "status": "retracted"}
+
+
+async def find(gateway: Gateway, feedback_id: str) -> store.StoredFeedback:
+    """Return feedback from the stream, or from the ledger if the stream no longer has it.
+
+    Raises `FeedbackNotFound`, and `Unavailable` while the learner cannot say.
+    """
+    try:
+        return await store.find(gateway.bus, feedback_id)
+    except FeedbackNotFound:
+        question = learner_pb2.ListFeedbackRequest(feedback_id=feedback_id, page_size=1)
+        answer: learner_pb2.ListFeedbackResponse = await reply_of(
+            gateway.learner.ListFeedback(question, timeout=CONTROL_TIMEOUT)
+        )
+        for item in answer.feedback:
+            feedback = wire.feedback_from_proto(item.feedback)
+            return store.StoredFeedback(feedback=feedback, status=FeedbackStatus(item.status))
+        raise
 
 
 async def accept(
@@ -123,6 +146,7 @@ async def accept(
         )
         if caller.public:
             check_own_completion(feedback)
+        gateway.admission.admit(feedback)
         if await store.store(gateway.bus, feedback, chosen_by_client=body.id is not None):
             metrics.feedback_accepted.labels(feedback.kind.value).inc()
     except TuneloopError as error:

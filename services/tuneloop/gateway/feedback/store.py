@@ -21,7 +21,7 @@ class StoredFeedback:
 
     feedback: Feedback
     status: FeedbackStatus
-    """`accepted` or `retracted`: expiry is the ledger's."""
+    """From the stream `accepted` or `retracted`: expiry is the ledger's."""
 
 
 async def store(bus: Bus, feedback: Feedback, *, chosen_by_client: bool) -> bool:
@@ -82,12 +82,12 @@ async def find(bus: Bus, feedback_id: str) -> StoredFeedback:
     return StoredFeedback(feedback=wire.decode_feedback(stored.data), status=status)
 
 
-async def retract(bus: Bus, feedback_id: str) -> bool:
-    """Retract feedback durably; return False if it already was. Raises `FeedbackNotFound`."""
-    found = await find(bus, feedback_id)
+async def retract(bus: Bus, found: StoredFeedback) -> bool:
+    """Retract feedback durably; return False if it already was. Raises `Unavailable`."""
     if found.status is FeedbackStatus.RETRACTED:
         return False
     feedback = found.feedback
+    feedback_id = feedback.feedback_id
     retraction = Retraction(
         feedback_id=feedback_id,
         kind=feedback.kind,

@@ -26,6 +26,7 @@ class FeedbackFilters:
     policy_version: int | None = None
     user_hash: str | None = None
     status: FeedbackStatus | None = None
+    feedback_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,7 @@ def browse(
         (feedback.c.up, filters.up),
         (feedback.c.user_hash, filters.user_hash),
         (feedback.c.status, filters.status),
+        (feedback.c.feedback_id, filters.feedback_id),
     ):
         if value is not None:
             query = query.where(column == value)
@@ -85,6 +87,18 @@ def browse(
         items = described(connection, policy, rows[:limit])
     last = rows[limit - 1] if len(rows) > limit else None
     return items, "" if last is None else f"{last.accepted_time!r}.{last.feedback_id}"
+
+
+def newest_sequence(database: Database, accepted_before: float) -> int:
+    """Return the place in the stream of the newest feedback accepted before a time, or 0."""
+    query = (
+        select(feedback.c.sequence)
+        .where(feedback.c.accepted_time < accepted_before, feedback.c.sequence > 0)
+        .order_by(feedback.c.accepted_time.desc())
+        .limit(1)
+    )
+    with database.read() as connection:
+        return int(connection.execute(query).scalar() or 0)
 
 
 def place_of(before: str) -> tuple[float, str]:

@@ -1,0 +1,71 @@
+"""Trim the stream of feedback below what the ledger holds.
+
+The stream drops nothing by itself, so without this it fills, and then refuses everybody's feedback.
+What this learner's consumer has acknowledged is in the ledger, since events are acknowledged after
+the commit. It stays in the stream for a while all the same: a ledger that is restored to an older
+moment reads what it lacks from there.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from tuneloop.bus import Bus
+from tuneloop.bus.subjects import FEEDBACK, feedback_of
+from tuneloop.errors import TuneloopError
+from tuneloop.learner import metrics
+from tuneloop.learner.intake.consumers import IntakeConsumer
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.reports.feedback import newest_sequence
+
+logger = logging.getLogger("tuneloop.learner.monitoring")
+
+EVERY_SECONDS = 60.0
+KEEP_SECONDS = 7 * 86_400.0
+"""How long feedback stays in the stream, as rollouts do; a restored ledger may be as old."""
+CROWDED = 0.5
+"""Share of the stream above which it stays for less."""
+KEEP_SECONDS_CROWDED = 3_600.0
+
+
+class StreamTrim:
+    """Deletes from the stream what the ledger has held long enough."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        database: Database,
+        policy: str,
+        intakes: Sequence[IntakeConsumer],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`intakes` are the learner's consumers, among them the one of feedback."""
+        self._bus = bus
+        self._database = database
+        self._policy = policy
+        self._intake = next(intake for intake in intakes if intake.stream == FEEDBACK)
+        self._clock = clock
+
+    async def trim(self) -> int:
+        """Delete what may go; return how many events that was. Raises `Unavailable`."""
+        crowded = (await self._bus.usage(FEEDBACK)).share > CROWDED
+        keep = KEEP_SECONDS_CROWDED if crowded else KEEP_SECONDS
+        old = await asyncio.to_thread(newest_sequence, self._database, self._clock() - keep)
+        consumer = await self._intake.open(self._bus, self._policy)
+        # The ledger may be older than the consumer, or the stream younger than the ledger.
+        up_to = min(old, await consumer.acknowledged())
+        if up_to <= 0:
+            return 0
+        deleted = await self._bus.purge(FEEDBACK, feedback_of(self._policy), up_to=up_to)
+        metrics.feedback_trimmed.inc(deleted)
+        return deleted
+
+    async def run(self) -> None:
+        """Trim until cancelled."""
+        while True:
+            await asyncio.sleep(EVERY_SECONDS)
+            try:
+                await self.trim()
+            except TuneloopError as error:
+                logger.warning("the stream of feedback is trimmed later: %s", error.message)
