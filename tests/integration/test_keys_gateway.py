@@ -240,6 +240,29 @@ async def test_tokens_are_counted_as_they_are_used(file: KeyFile, stream: bool) 
         assert int(told["x-ratelimit-remaining-tokens"]) == 947  # 2 x 16 more
 
 
+@pytest.mark.parametrize("limits", [{"tokens_per_minute": 1000}, {"tokens_per_day": 1000}])
+async def test_limits_hold_while_answers_run(file: KeyFile, limits: dict[str, int]) -> None:
+    """What may still come is reserved: answers at the same time cannot use more than there is."""
+    headers = make(file, **limits)
+    async with gateway(file) as (stack, http):
+        stack.generation.delay = 0.05
+        large = CHAT | {"stream": True, "n": 2, "max_tokens": 300}
+
+        async def send() -> int:
+            answer = await http.post("/v1/chat/completions", json=large, headers=headers)
+            return answer.status_code
+
+        assert sorted([*await asyncio.gather(send(), send(), send())]) == [200, 429, 429]
+        assert await send() == 200
+        refused = await http.post(
+            "/v1/chat/completions", json=CHAT | {"max_tokens": 2000}, headers=headers
+        )
+        told = (await http.get("/v1/models", headers=headers)).headers
+        assert int(told["x-ratelimit-remaining-tokens"]) >= 1000 - 2 * (11 + 2 * 5)
+        assert refused.status_code == 429
+        assert "this may cost 200" in refused.json()["error"]["message"]
+
+
 async def test_an_answer_left_early_costs_what_was_made(file: KeyFile) -> None:
     headers = make(file, tokens_per_day=1000)
     async with gateway(file) as (stack, http):
@@ -259,8 +282,9 @@ async def test_an_answer_left_early_costs_what_was_made(file: KeyFile) -> None:
 async def test_a_quota_survives_a_restart(file: KeyFile) -> None:
     headers = make(file, tokens_per_day=2 * TOKENS_OF_CHAT)
     async with gateway(file) as (stack, http):
+        short = CHAT | {"max_tokens": 5}
         for _ in range(2):
-            answer = await http.post("/v1/chat/completions", json=CHAT, headers=headers)
+            answer = await http.post("/v1/chat/completions", json=short, headers=headers)
         assert answer.headers["x-ratelimit-limit-tokens"] == "32"
         assert answer.headers["x-ratelimit-remaining-tokens"] == "0"
         bus = stack.bus

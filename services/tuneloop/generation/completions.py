@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from tuneloop.errors import InvalidRequest, Overloaded, TuneloopError
+from tuneloop.errors import InvalidRequest, TuneloopError
 from tuneloop.generation import metrics
 from tuneloop.generation.coalescing import coalesce, message_seconds
 from tuneloop.generation.engine import (
@@ -30,6 +30,7 @@ from tuneloop.generation.partial_completion import Delta, PartialCompletion
 from tuneloop.generation.prompts import Tokenization, TokenizedPrompt
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.schemas.trial import GrammarTrial
+from tuneloop.generation.slots import Slots
 from tuneloop.generation.swap.hot_swap import HotSwap
 from tuneloop.generation.tool_calls import ToolFormat, ToolParser, check_tools, constrain_to_calls
 from tuneloop.policies import WeightsKind
@@ -112,12 +113,11 @@ class Completions:
         self.tokenization = tokenization
         self.hot_swap = hot_swap
         self.publisher = publisher
-        self.max_concurrent = max_concurrent
+        self.slots = Slots(max_concurrent)
         self.tool_format = tool_format
         self.trial = trial
         self.tokenizers = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
         self.outcomes = Outcomes()
-        self.running = 0
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[list[Delta | Final], None]:
         """Yield deltas and one final for each of the n completions; closing it aborts them.
@@ -126,7 +126,7 @@ class Completions:
         """
         started = time.monotonic()
         try:
-            with self.count_running(request.sampling.n):
+            with self.count_running(request):
                 in_template = self.tokenization.takes_tools
                 check_tools(request.prompt, self.tool_format, in_template=in_template)
                 prompt = await self.tokenize(request.prompt)
@@ -141,7 +141,7 @@ class Completions:
                     self.outcomes.count_outcome(lease.policy_version, bool(request.route_by)),
                 ):
                     events = self.collect(request, prompt, lease.policy_version, started)
-                    batches = coalesce(events, lambda: message_seconds(self.running))
+                    batches = coalesce(events, lambda: message_seconds(self.slots.running))
                     try:
                         async for batch in batches:
                             yield batch
@@ -179,20 +179,14 @@ class Completions:
         return await loop.run_in_executor(self.tokenizers, self.tokenization.tokenize, prompt)
 
     @contextmanager
-    def count_running(self, completions: int) -> Iterator[None]:
+    def count_running(self, request: GenerationRequest) -> Iterator[None]:
         """Count the completions while they run; raise `Overloaded` if there are too many."""
-        if self.running + completions > self.max_concurrent:
-            raise Overloaded(
-                f"{self.running} completions are running, at most {self.max_concurrent} may",
-                retry_after=1.0,
-            )
-        self.running += completions
-        metrics.running_requests.inc()
-        try:
-            yield
-        finally:
-            self.running -= completions
-            metrics.running_requests.dec()
+        with self.slots.take(request.caller, request.sampling.n):
+            metrics.running_requests.inc()
+            try:
+                yield
+            finally:
+                metrics.running_requests.dec()
 
     async def collect(
         self, request: GenerationRequest, prompt: TokenizedPrompt, version: int, started: float

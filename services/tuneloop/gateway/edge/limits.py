@@ -2,9 +2,10 @@
 
 A limit per minute is a bucket that holds a minute's worth and fills steadily. Requests are charged
 before they run. The tokens of an answer are known only while it is sampled, so they are charged as
-they come; the bucket may go below zero, and the next request waits until it is above again. (Rate
-limit libraries charge a call before it runs.) Buckets live in this process: several gateways behind
-one address allow several times the limit. Quotas are shared and stored, see `quotas`.
+they come. The most that it may cost, its prompt and `max_tokens` for each choice, is reserved until
+then, so that many at once cannot use more than there is. Buckets live in this process: several
+gateways behind one address allow several times the limit. Quotas are shared and stored, see
+`quotas`.
 """
 
 import math
@@ -59,6 +60,8 @@ class Meter:
         self.usage = usage
         self.requests = bucket(limits.requests_per_minute, clock)
         self.tokens = bucket(limits.tokens_per_minute, clock)
+        self.reserved = 0
+        """Tokens that the answers which run now may still cost."""
 
     def admit(self, *, generates: bool) -> None:
         """Count one request. Raises `RateLimitExceeded` or `QuotaExceeded` if it has to wait.
@@ -100,6 +103,30 @@ class Meter:
             raise QuotaExceeded(
                 f"the key {self.name!r} may use {allowed} {unit} a day (UTC)",
                 retry_after=seconds_to_next_day(),
+            )
+
+    def check_tokens(self, tokens: int) -> None:
+        """Raise `RateLimitExceeded` or `QuotaExceeded` unless so many are free.
+
+        More than a minute's worth needs a minute's worth: the bucket goes below zero then.
+        """
+        of_key, per_day = f"the key {self.name!r}", self.limits.tokens_per_day
+        if per_day is not None:
+            left = max(0, per_day - self.usage.tokens - self.reserved)
+            if tokens > left:
+                raise QuotaExceeded(
+                    f"{of_key} has {left} of {per_day} tokens left today (UTC), and this may cost "
+                    f"{tokens}: ask for fewer max_tokens",
+                    retry_after=seconds_to_next_day(),
+                )
+        if self.tokens is None:
+            return
+        wanted = self.reserved + min(tokens, self.tokens.capacity)
+        if self.tokens.level < wanted:
+            raise RateLimitExceeded(
+                f"{of_key} may use {self.tokens.capacity} tokens a minute; this may cost {tokens}, "
+                f"and answers that run {self.reserved}",
+                retry_after=max(1.0, self.tokens.seconds_until(min(wanted, self.tokens.capacity))),
             )
 
     def charge(self, tokens: int) -> None:
@@ -188,6 +215,7 @@ class Spending:
     """The tokens of one answer; without a meter it does nothing."""
 
     def __init__(self, requests: Sequence[generation_pb2.GenerateRequest], n: int) -> None:
+        """Reserve what the answer may cost. Raises `RateLimitExceeded` or `QuotaExceeded`."""
         self.meter = meter_of_request.get()
         self.requests = requests
         self.n = n
@@ -195,6 +223,18 @@ class Spending:
         """Tokens of each choice so far."""
         self.told: set[int] = set()
         """Requests whose prompt was charged."""
+        self.reserved = 0
+        if self.meter is not None:
+            most = sum(prompt_tokens(r) + n * r.sampling.max_tokens for r in requests)
+            self.meter.check_tokens(most)
+            self.reserve(most)
+
+    def reserve(self, tokens: int) -> None:
+        """Change what the answer may still cost."""
+        assert self.meter is not None
+        change = max(tokens, -self.reserved)
+        self.reserved += change
+        self.meter.reserved += change
 
     def note(self, choice: int, event: generation_pb2.GenerateResponse) -> None:
         """Charge the tokens of an event."""
@@ -211,9 +251,27 @@ class Spending:
                 self.told.add(choice // self.n)
                 tokens += usage.prompt_tokens
         self.meter.charge(tokens)
+        self.reserve(-tokens)
 
     def leave(self) -> None:
         """The client disconnected: charge prompts of unknown length by their bytes."""
         if self.meter is not None:
             untold = (r for i, r in enumerate(self.requests) if i not in self.told)
-            self.meter.charge(sum(r.ByteSize() for r in untold) // BYTES_PER_TOKEN)
+            self.meter.charge(sum(prompt_tokens(r) for r in untold))
+
+    def close(self) -> None:
+        """The answer has ended: what it did not cost is free again."""
+        if self.meter is not None:
+            self.reserve(-self.reserved)
+
+
+def prompt_tokens(request: generation_pb2.GenerateRequest) -> int:
+    """Return the tokens of a prompt: a guess by its bytes, unless it came as tokens."""
+    match request.WhichOneof("prompt"):
+        case "tokens":
+            return len(request.tokens.token_ids)
+        case "text":
+            size = len(request.text.encode())
+        case _:
+            size = request.chat.ByteSize() + request.tool_use.ByteSize()
+    return size // BYTES_PER_TOKEN

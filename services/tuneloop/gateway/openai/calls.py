@@ -192,11 +192,12 @@ def default_of(value: float | None, default: float) -> float:
 async def events(gateway: Gateway, answer: GeneratedAnswer) -> AsyncGenerator[Event]:
     """Yield every event of the answer, choices interleaved; closing it cancels the calls.
 
-    Raises the service's error, or `Unavailable` if a choice ended without its final event.
+    Raises `Overloaded` if the key has too few tokens left, the service's error, or `Unavailable`
+    if a choice ended without its final event.
     """
+    spending = Spending(answer.requests, answer.n)
     calls = [route_call(gateway, r, i * answer.n) for i, r in enumerate(answer.requests)]
     merged = calls[0] if len(calls) == 1 else interleave(calls)
-    spending = Spending(answer.requests, answer.n)
     try:
         async with aclosing(merged):
             async for choice, event in merged:
@@ -206,6 +207,8 @@ async def events(gateway: Gateway, answer: GeneratedAnswer) -> AsyncGenerator[Ev
     except (asyncio.CancelledError, GeneratorExit):
         spending.leave()
         raise
+    finally:
+        spending.close()
     if len(answer.finished) < answer.choices:
         raise Unavailable("generation stopped before the answer was complete", retry_after=1.0)
 

@@ -33,7 +33,9 @@ async def score(body: ScoreRequest, request: Request) -> Scores:
     if (meter := meter_of_request.get()) is not None:
         completions = sum(len(text.encode()) for text in body.completions)
         prompts = (message.ByteSize() - completions) * len(body.completions)
-        meter.charge((prompts + completions) // BYTES_PER_TOKEN)
+        cost = (prompts + completions) // BYTES_PER_TOKEN
+        meter.check_tokens(cost)
+        meter.charge(cost)
     answer: reward_pb2.ScoreRolloutsResponse = await reply_of(
         gateway.reward.ScoreRollouts(message, timeout=SCORE_TIMEOUT)
     )

@@ -81,6 +81,25 @@ def test_requests_are_counted_before_and_tokens_after() -> None:
         app.admit(generates=False)
 
 
+def test_what_runs_is_reserved_and_freed() -> None:
+    clock = Clock()
+    app = meter(clock, tokens_per_minute=100, tokens_per_day=1000)
+    app.check_tokens(60)
+    app.reserved = 60
+    with pytest.raises(RateLimitExceeded, match="may cost 41, and answers that run 60"):
+        app.check_tokens(41)
+    app.check_tokens(40)
+    app.reserved = 0
+    app.check_tokens(900)  # more than a minute's worth needs a full bucket
+    app.charge(10)
+    with pytest.raises(RateLimitExceeded) as refused:
+        app.check_tokens(900)
+    clock.now += refused.value.retry_after
+    app.check_tokens(900)
+    with pytest.raises(QuotaExceeded, match="990 of 1000 tokens left today"):
+        app.check_tokens(991)
+
+
 def test_quotas_turn_with_the_day(monkeypatch: pytest.MonkeyPatch) -> None:
     day = 100
     usage = KeyUsage(lambda: day)
