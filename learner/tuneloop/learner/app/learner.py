@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tuneloop.bus import Bus
+from tuneloop.bus.subjects import FEEDBACK
 from tuneloop.learner.app.models import describe_base_models, join_ranks, make_training_runs
 from tuneloop.learner.app.release import (
     BeforePublishing,
@@ -91,8 +92,7 @@ class Learner:
             tasks.create_task(self.release.keep_routing())
             tasks.create_task(keep_fresh(self.database, self.loop.progress))
             tasks.create_task(self.expiry.run())
-            trim = StreamTrim(self.bus, self.database, self.policy, self.intakes)
-            tasks.create_task(trim.run())
+            tasks.create_task(self.make_stream_trim().run())
             tasks.create_task(self.watch.run())
             tasks.create_task(self.retractions.run())
             if self.prompt_sampler is not None:
@@ -101,6 +101,13 @@ class Learner:
                 tasks.create_task(self.gate_controller.run())
             if self.left_over is not None:
                 tasks.create_task(end_left_over(self.left_over))
+
+    def make_stream_trim(self) -> StreamTrim:
+        """Build what deletes old feedback from the stream."""
+        intake = next(intake for intake in self.intakes if intake.stream == FEEDBACK)
+        return StreamTrim(
+            self.bus, self.database, self.policy, lambda: intake.open(self.bus, self.policy)
+        )
 
     async def close(self) -> None:
         """Stop answering and disconnect."""

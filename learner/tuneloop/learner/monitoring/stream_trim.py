@@ -9,13 +9,12 @@ moment reads what it lacks from there.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 
-from tuneloop.bus import Bus
+from tuneloop.bus import Bus, Consumer
 from tuneloop.bus.subjects import FEEDBACK, feedback_of
 from tuneloop.errors import TuneloopError
 from tuneloop.learner import metrics
-from tuneloop.learner.intake.consumers import IntakeConsumer
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.reports.feedback import newest_sequence
 
@@ -37,14 +36,14 @@ class StreamTrim:
         bus: Bus,
         database: Database,
         policy: str,
-        intakes: Sequence[IntakeConsumer],
+        open_consumer: Callable[[], Awaitable[Consumer]],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`intakes` are the learner's consumers, among them the one of feedback."""
+        """`open_consumer` opens the one by which this ledger takes feedback in."""
         self._bus = bus
         self._database = database
         self._policy = policy
-        self._intake = next(intake for intake in intakes if intake.stream == FEEDBACK)
+        self._open_consumer = open_consumer
         self._clock = clock
 
     async def trim(self) -> int:
@@ -52,7 +51,7 @@ class StreamTrim:
         crowded = (await self._bus.usage(FEEDBACK)).share > CROWDED
         keep = KEEP_SECONDS_CROWDED if crowded else KEEP_SECONDS
         old = await asyncio.to_thread(newest_sequence, self._database, self._clock() - keep)
-        consumer = await self._intake.open(self._bus, self._policy)
+        consumer = await self._open_consumer()
         # The ledger may be older than the consumer, or the stream younger than the ledger.
         up_to = min(old, await consumer.acknowledged())
         if up_to <= 0:

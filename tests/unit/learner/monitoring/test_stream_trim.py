@@ -1,12 +1,14 @@
 """The stream of feedback is trimmed below what the ledger holds, and never above."""
 
+from collections.abc import Awaitable
 from pathlib import Path
 
 from support.learner_events import START, make_thumb
 from support.learner_parts import Parts
 
+from tuneloop.bus import Consumer
 from tuneloop.bus.subjects import FEEDBACK, feedback
-from tuneloop.learner.intake.consumers import make_consumers
+from tuneloop.learner.intake.consumers import IntakeConsumer, make_consumers
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.monitoring.stream_trim import (
     KEEP_SECONDS,
@@ -27,15 +29,22 @@ def left(parts: Parts) -> list[int]:
     return [event.sequence for event in parts.bus.streams[FEEDBACK].events]
 
 
+def intake(database: Database) -> IntakeConsumer:
+    return next(c for c in make_consumers(database, "tuneloop") if c.stream == FEEDBACK)
+
+
 def trim_of(parts: Parts, database: Database) -> StreamTrim:
-    intakes = make_consumers(database, "tuneloop")
-    return StreamTrim(parts.bus, database, "tuneloop", intakes, clock=START.timestamp)
+    def open_consumer() -> Awaitable[Consumer]:
+        return intake(database).open(parts.bus, "tuneloop")
+
+    return StreamTrim(parts.bus, database, "tuneloop", open_consumer, clock=START.timestamp)
 
 
-async def take_in(parts: Parts, trim: StreamTrim, count: int) -> None:
+async def take_in(parts: Parts, count: int) -> None:
     """Record and acknowledge the next `count` events, as the intake does."""
-    consumer = await trim._intake.open(parts.bus, "tuneloop")
-    await trim._intake.handle(parts.bus, "intake", await consumer.fetch(count, 0.1))
+    feedback_intake = intake(parts.database)
+    consumer = await feedback_intake.open(parts.bus, "tuneloop")
+    await feedback_intake.handle(parts.bus, "intake", await consumer.fetch(count, 0.1))
 
 
 async def test_what_the_ledger_has_held_long_enough_goes(tmp_path: Path) -> None:
@@ -44,9 +53,9 @@ async def test_what_the_ledger_has_held_long_enough_goes(tmp_path: Path) -> None
     for number, age in enumerate([KEEP_SECONDS + 20, KEEP_SECONDS + 10, KEEP_SECONDS - 10, 0]):
         await publish(parts, number, age)
     assert await trim.trim() == 0
-    await take_in(parts, trim, 1)
+    await take_in(parts, 1)
     assert await trim.trim() == 1
-    await take_in(parts, trim, 3)
+    await take_in(parts, 3)
     assert await trim.trim() == 1
     assert left(parts) == [3, 4]
 
@@ -56,7 +65,7 @@ async def test_a_crowded_stream_keeps_an_hour(tmp_path: Path) -> None:
     trim = trim_of(parts, parts.database)
     for number, age in enumerate([KEEP_SECONDS_CROWDED + 20, KEEP_SECONDS_CROWDED - 10]):
         await publish(parts, number, age)
-    await take_in(parts, trim, 2)
+    await take_in(parts, 2)
     assert await trim.trim() == 0
     parts.bus.limits[FEEDBACK] = int((await parts.bus.usage(FEEDBACK)).stored * 1.9)
     assert await trim.trim() == 1
@@ -69,9 +78,9 @@ async def test_a_ledger_that_was_restored_older_loses_nothing(tmp_path: Path) ->
     trim = trim_of(parts, parts.database)
     for number in range(4):
         await publish(parts, number, KEEP_SECONDS + 100 - number)
-    consumer = await trim._intake.open(parts.bus, "tuneloop")
+    consumer = await intake(parts.database).open(parts.bus, "tuneloop")
     deliveries = await consumer.fetch(10, 0.1)
-    await trim._intake.handle(parts.bus, "intake", deliveries[:2])
+    await intake(parts.database).handle(parts.bus, "intake", deliveries[:2])
     for delivery in deliveries[2:]:
         await delivery.ack()
     assert await trim.trim() == 2
@@ -83,6 +92,6 @@ async def test_other_policies_keep_theirs(tmp_path: Path) -> None:
     trim = trim_of(parts, parts.database)
     await publish(parts, 0, KEEP_SECONDS + 20, policy="other")
     await publish(parts, 1, KEEP_SECONDS + 20)
-    await take_in(parts, trim, 1)
+    await take_in(parts, 1)
     assert await trim.trim() == 1
     assert left(parts) == [1]
