@@ -104,6 +104,18 @@ async def test_a_completion_fits_its_json_schema(engine: Engine) -> None:
         assert min(answer.logprobs) < -0.1
 
 
+async def test_the_bytes_of_the_tokens_are_the_answer(engine: Engine, tiny_policy: Path) -> None:
+    """A tiny vocabulary has no ideograph: each is three tokens."""
+    texts = Tokenization(tiny_policy).token_texts
+    schema = json.dumps({"const": "漢😀 été"}, ensure_ascii=False)
+    for n, top in ((1, 2), (2, 0)):
+        sampling = {"json_schema": schema, "n": n, "top_logprobs": top} | WIDE
+        for answer in await complete(engine, PROMPT, **sampling):
+            assert "漢😀 été" in answer.text
+            joined = b"".join(texts[token].data for token in answer.token_ids)
+            assert joined == answer.text.encode()
+
+
 @pytest.mark.parametrize(
     "schema",
     [

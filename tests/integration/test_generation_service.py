@@ -1,6 +1,7 @@
 """The generation process over gRPC, on the tiny model, with a real nats-server."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -216,6 +217,20 @@ async def test_a_temperature_is_kept_as_it_was_used(
 ) -> None:
     await run(stub, make_request("chatcmpl-cold", temperature=0.001))
     assert (await rollout(bus, "chatcmpl-cold")).sampling.temperature == pytest.approx(0.01)
+
+
+async def test_the_bytes_of_the_tokens_are_the_text(
+    stub: generation_pb2_grpc.GenerationServiceStub,
+) -> None:
+    schema = json.dumps({"const": "漢😀"}, ensure_ascii=False)
+    request = make_request("bytes", json_schema=schema, max_tokens=64, top_logprobs=2)
+    deltas, _ = await run(stub, request)
+    tokens = [position.chosen for delta in deltas for position in delta.logprobs]
+    joined = b"".join(token.token_bytes for token in tokens)
+    assert joined.decode() == "".join(delta.text for delta in deltas)
+    assert "漢😀" in joined.decode()
+    assert {"bytes:\\xe6", "bytes:\\xbc", "bytes:\\xa2"} <= {token.token for token in tokens}
+    assert all(token.HasField("token_bytes") for token in tokens)
 
 
 async def test_a_long_prompt_does_not_stop_the_streams_of_others(

@@ -142,7 +142,8 @@ FIELDS = (
         name="logprobs",
         value=True,
         support="yes",
-        note="those of the distribution that was sampled from",
+        note="those of the distribution that was sampled from; the `bytes` of all tokens join to "
+        "the answer's UTF-8",
         endpoints=(CHAT,),
         effect=lambda _, response: bool(response.json()["choices"][0]["logprobs"]),
     ),

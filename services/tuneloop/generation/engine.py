@@ -34,7 +34,6 @@ class TokenCandidate:
     """A token and its natural log-prob."""
 
     token_id: int
-    token: str
     logprob: float
 
 

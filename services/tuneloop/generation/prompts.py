@@ -10,6 +10,7 @@ from typing import Any
 from tuneloop.errors import InvalidRequest
 from tuneloop.generation.tool_calls import openai_form
 from tuneloop.models.control_tokens import Aside, ControlTokens
+from tuneloop.models.token_bytes import TokenTexts
 from tuneloop.rollouts import ChatMessage, Prompt, Tool, ToolCall, ToolUse
 
 
@@ -95,6 +96,11 @@ class Tokenization:
                 f"messages: the model's chat template refuses them: {error}", param="messages"
             ) from error
         return str(rendered)
+
+    @cached_property
+    def token_texts(self) -> TokenTexts:
+        """Single tokens, as log-probs show them."""
+        return TokenTexts(self.tokenizer)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Decode token ids. Raises `InvalidRequest` for an id outside the vocabulary."""

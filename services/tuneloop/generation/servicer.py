@@ -139,21 +139,21 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             ],
         )
         if with_logprobs:
-            decode = self.completions.tokenization.decode
             for token, logprob, top in zip(
                 delta.token_ids, delta.logprobs, delta.top_logprobs, strict=True
             ):
-                position = message.logprobs.add()
-                position.chosen.token_id = token
-                position.chosen.token = decode([token], skip_special_tokens=False)
-                position.chosen.logprob = logprob
-                position.top.extend(
-                    generation_pb2.TokenLogprob(
-                        token_id=c.token_id, token=c.token, logprob=c.logprob
-                    )
-                    for c in top
+                message.logprobs.add(
+                    chosen=self.token_to_proto(token, logprob),
+                    top=[self.token_to_proto(c.token_id, c.logprob) for c in top],
                 )
         return message
+
+    def token_to_proto(self, token_id: int, logprob: float) -> generation_pb2.TokenLogprob:
+        """Return a token with its log-prob, its text and its bytes."""
+        token = self.completions.tokenization.token_texts[token_id]
+        return generation_pb2.TokenLogprob(
+            token_id=token_id, token=token.text, token_bytes=token.data, logprob=logprob
+        )
 
 
 def request_from_proto(request: generation_pb2.GenerateRequest) -> GenerationRequest:

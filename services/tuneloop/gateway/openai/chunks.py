@@ -27,12 +27,23 @@ def finite_logprob(logprob: float) -> float:
     return max(logprob, IMPOSSIBLE)
 
 
+def bytes_of(token: generation_pb2.TokenLogprob) -> bytes:
+    """Return what a token adds to the text, in UTF-8."""
+    # A generation service of before says the text alone.
+    return token.token_bytes if token.HasField("token_bytes") else token.token.encode()
+
+
+def characters_begun(data: bytes) -> int:
+    """Return how many characters begin in a piece of UTF-8, which may begin within one."""
+    return sum(byte & 0xC0 != 0x80 for byte in data)
+
+
 def token_logprob(token: generation_pb2.TokenLogprob) -> dict[str, Any]:
     """Return one token with its bytes."""
     return {
         "token": token.token,
         "logprob": finite_logprob(token.logprob),
-        "bytes": list(token.token.encode()),
+        "bytes": list(bytes_of(token)),
     }
 
 
@@ -49,12 +60,17 @@ def chat_logprobs(positions: Iterable[generation_pb2.PositionLogprobs]) -> dict[
 def text_logprobs(
     positions: Iterable[generation_pb2.PositionLogprobs], offset: int
 ) -> dict[str, Any]:
-    """Return `choices[].logprobs` of a plain completion; `offset` characters came before."""
+    """Return `choices[].logprobs` of a plain completion; `offset` characters began before.
+
+    A token that goes on with a character has the offset of that.
+    """
     tokens, offsets, logprobs, top = [], [], [], []
     for position in positions:
         tokens.append(position.chosen.token)
-        offsets.append(offset)
-        offset += len(position.chosen.token)
+        data = bytes_of(position.chosen)
+        goes_on = b"\x80" <= data[:1] < b"\xc0"
+        offsets.append(offset - goes_on)
+        offset += characters_begun(data)
         logprobs.append(finite_logprob(position.chosen.logprob))
         top.append(
             {candidate.token: finite_logprob(candidate.logprob) for candidate in position.top}
@@ -82,7 +98,7 @@ class ChunkForm:
     closing: str
     """JSON members of a choice's last chunk."""
     logprobs: Logprobs
-    """From positions and the characters sent before to `choices[].logprobs`."""
+    """From positions and the characters begun before to `choices[].logprobs`."""
 
 
 def finish_reason(number: rollout_pb2.FinishReason, *, called: bool) -> str:
@@ -174,7 +190,8 @@ class ChunkWriter:
         logprobs = "null"
         if self.with_logprobs:
             logprobs = json.dumps(self.form.logprobs(delta.logprobs, self.characters[choice]))
-        self.characters[choice] += len(delta.text)
+        for position in delta.logprobs if self.with_logprobs else ():
+            self.characters[choice] += characters_begun(bytes_of(position.chosen))
         members = self.form.piece % json_string(delta.text)
         return (
             opening

@@ -310,11 +310,7 @@ class TransformersEngine:
         """Return the most likely tokens, best first, without those that cannot be sampled."""
         values, ids = logprobs.topk(count)
         return tuple(
-            TokenCandidate(
-                token_id=token,
-                token=self.tokenization.decode([token], skip_special_tokens=False),
-                logprob=value,
-            )
+            TokenCandidate(token_id=token, logprob=value)
             for value, token in zip(values.tolist(), ids.tolist(), strict=True)
             if value > float("-inf")
         )

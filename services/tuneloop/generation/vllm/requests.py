@@ -51,7 +51,7 @@ def top_candidates(position: Mapping[int, Any], count: int | None) -> tuple[Toke
     """Return the `count` most likely tokens of one position, best first."""
     ranked = sorted(position.items(), key=lambda item: -item[1].logprob)
     return tuple(
-        TokenCandidate(token_id=token, token=entry.decoded_token or "", logprob=entry.logprob)
+        TokenCandidate(token_id=token, logprob=entry.logprob)
         for token, entry in ranked[: count or 0]
         if entry.logprob > float("-inf")
     )
