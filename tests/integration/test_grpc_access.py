@@ -1,5 +1,8 @@
 """With mTLS the name in a certificate says which methods its holder may call."""
 
+import asyncio
+import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -168,6 +171,20 @@ async def test_the_actor_is_the_certificates_name_unless_the_gateway_vouches(
     assert answer.state == recorded
 
 
+async def test_what_operators_do_and_strangers_try_is_in_the_audit_log(
+    server: Server, certificates: dict[str, Certificate], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="tuneloop.audit"):
+        for name in ("gateway", "operator", "somebody.example", "somebody.example"):
+            async with connect(f"127.0.0.1:{server.port}", tls_of(certificates[name])) as channel:
+                await refusal(channel, "LearnerService/Pause")
+    lines = [json.loads(r.getMessage()) for r in caplog.records if r.name == "tuneloop.audit"]
+    assert [(line["actor"], line["action"], line["outcome"]) for line in lines] == [
+        ("cert:operator", "LearnerService/Pause", "ok"),
+        ("cert:somebody.example", "LearnerService/Pause", "permission_denied"),
+    ]
+
+
 async def test_without_certificates_everybody_may_and_says_who_it_is() -> None:
     server = await serve(None)
     async with connect(f"127.0.0.1:{server.port}") as channel:
@@ -185,8 +202,11 @@ async def test_reflection_is_for_loopback(
     server = await serve(None)
     async with connect(f"127.0.0.1:{server.port}") as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-        call: Any = stub.ServerReflectionInfo(asked)
+        call: Any = stub.ServerReflectionInfo()
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+            await call.read()
+            await call.done_writing()
         code = await call.code()
     await server.stop()
     assert code is (grpc.StatusCode.OK if on_loopback else grpc.StatusCode.UNIMPLEMENTED)

@@ -4,7 +4,8 @@ import gc
 import signal
 import socket
 
-from tuneloop import tracing
+from tuneloop import audit, tracing
+from tuneloop.errors import SettingsError
 from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.settings import load_or_exit
 from tuneloop.telemetry import start_logging
@@ -20,6 +21,11 @@ def main() -> None:
 
     from tuneloop.gateway.app import create_app
 
+    if settings.audit_file is not None:
+        try:
+            audit.write_to(settings.audit_file)
+        except SettingsError as error:
+            raise SystemExit(f"TUNELOOP_GATEWAY_{error.message}") from error
     app = create_app(settings)
 
     class Server(uvicorn.Server):

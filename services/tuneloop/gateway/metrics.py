@@ -52,6 +52,11 @@ feedback_stream_share = Gauge(
 feedback_retracted = Counter(
     "tuneloop_gateway_feedback_retracted_total", "Retractions stored by the bus and acknowledged."
 )
+refused = Counter(
+    "tuneloop_gateway_refused_requests_total",
+    "Requests without a key that allows them, by the code of the error that was answered.",
+    ["reason"],
+)
 repeats = Counter(
     "tuneloop_gateway_repeats_total",
     "Completion requests asked again, by the header that says so and by what became of them: "

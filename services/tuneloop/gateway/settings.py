@@ -68,6 +68,11 @@ class GatewaySettings(BusSettings, RpcSettings):
         description="file of the keys that `tuneloop keys` makes; unset: none. "
         "`tuneloop up` sets it to keys/api_keys.json in its data folder",
     )
+    audit_file: Path | None = Field(
+        None,
+        description="file of the audit log, JSON lines; unset: the process's log. "
+        "`tuneloop up` sets it to logs/audit.jsonl in its data folder",
+    )
     require_key: bool | None = Field(
         None,
         description="whether /v1 needs a key; unset: as soon as one was made. "

@@ -6,15 +6,19 @@ the health of a server. A certificate may have several roles. Where no client ce
 for, every caller may call every method: see `tuneloop.rpc.settings`.
 """
 
+import time
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from tuneloop import audit
 from tuneloop.errors import PermissionDenied
 
 OURS = "/tuneloop.v1."
+QUIET_SECONDS = 1.0
+"""After the record of a refusal; those that follow in this time are only counted."""
 
 
 class Role(StrEnum):
@@ -62,7 +66,7 @@ peer_of_call: ContextVar[Peer | None] = ContextVar("peer_of_call", default=None)
 def actor_of(claimed: str) -> str:
     """Return who is to be recorded for the current call, in which the caller named `claimed`.
 
-    Only the gateway is believed; whoever else calls with a certificate is called by its name.
+    Only the gateway is believed; another holder of a certificate is recorded by its name.
     """
     peer = peer_of_call.get()
     if peer is None or (peer.speaks_for_others and claimed):
@@ -76,6 +80,8 @@ class AccessControl:
     def __init__(self, peers: Peers | None = None) -> None:
         """`peers` are the certificate names of roles that are not named as the role itself."""
         given = peers or {}
+        self._quiet_until = 0.0
+        self._left_out = 0
         self.names = {role: frozenset(given.get(role, (role.value,))) for role in Role}
 
     def admit(self, method: str, context: Any) -> None:
@@ -91,6 +97,27 @@ class AccessControl:
             f"{method.removeprefix(OURS)}: the certificate {peer.name!r} is {roles}; this is for "
             f"{', '.join(sorted({Role.OPERATOR, *roles_for(method)}))}"
         )
+
+    def record(self, method: str, outcome: str) -> None:
+        """Record in the audit log what others than processes of the service called, or tried to."""
+        peer = peer_of_call.get()
+        if peer is None or not method.startswith(OURS):
+            return
+        denied = outcome == "PERMISSION_DENIED"
+        if not denied and not peer.roles.isdisjoint({Role.GATEWAY, Role.LEARNER}):
+            return
+        if denied and time.monotonic() < self._quiet_until:
+            self._left_out += 1
+            return
+        audit.record(
+            actor=f"cert:{peer.name}",
+            action=method.removeprefix(OURS),
+            outcome=outcome.lower(),
+            left_out=self._left_out,
+        )
+        self._left_out = 0
+        if denied:
+            self._quiet_until = time.monotonic() + QUIET_SECONDS
 
     def peer(self, auth_context: Mapping[str, Any]) -> Peer:
         """Return the holder of the client's certificate, from gRPC's description of it."""

@@ -153,6 +153,8 @@ async def translate_errors(
             context, TuneloopError(f"internal error; see the log for {incident}"), cause=error
         )
     finally:
+        if access is not None:
+            access.record(method, code.name)
         requests.labels(method, code.name).inc()
         seconds.labels(method).observe(time.perf_counter() - started)
 

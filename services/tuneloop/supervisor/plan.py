@@ -206,6 +206,7 @@ def gateway_spec(
     if "TUNELOOP_GATEWAY_SECRET" not in environment:
         values["SECRET_FILE"] = str(data.gateway_secret)
     values["KEYS_FILE"] = str(data.api_keys)
+    values["AUDIT_FILE"] = str(data.logs / "audit.jsonl")
     listening = {
         "TUNELOOP_GATEWAY_HOST": settings.host,
         "TUNELOOP_GATEWAY_PORT": str(settings.port),

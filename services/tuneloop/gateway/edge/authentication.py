@@ -7,16 +7,15 @@ the machine send requests, so the gateway refuses those whose `Host` is not a na
 reaches the proxy comes from loopback: what a proxy forwards needs a key too.
 """
 
-import ipaddress
 import re
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tuneloop.errors import PermissionDenied, TuneloopError, Unauthenticated
+from tuneloop.gateway.edge.audit import Audit, is_recorded
+from tuneloop.gateway.edge.caller import LOCAL, PUBLIC, Caller, address_of, network_of
 from tuneloop.gateway.edge.limits import AddressLimits, Meter, meter_of_request
 from tuneloop.gateway.errors import InvalidApiKey, MissingScope, error_response
 from tuneloop.gateway.keys import scopes, store
@@ -66,30 +65,6 @@ def scope_for(method: str, path: str) -> scopes.Scope | None:
     return scopes.Scope.ADMIN
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
-    """The caller of a request."""
-
-    id: str
-    """Identifies the caller: a key's id, or `local` without a key on this machine."""
-    name: str
-    """For logs."""
-    key_name: str = ""
-    """The key's name; empty without a key."""
-    public: bool = False
-    """An unknown caller, who may only judge completions whose ids it sends."""
-
-
-LOCAL = Caller(id="local", name="local")
-PUBLIC = Caller(id="public", name="public", public=True)
-
-
-def caller_of(request: Request) -> Caller:
-    """Return the caller of a request, for a handler."""
-    caller: Caller = request.state.caller
-    return caller
-
-
 class Authentication:
     """ASGI middleware that lets authorized requests pass, and counts them for the limits."""
 
@@ -102,6 +77,7 @@ class Authentication:
         self.origins = frozenset(settings.cors_origins)
         self.public_feedback = settings.public_feedback
         self.addresses = AddressLimits(settings.public_feedback_per_minute, ring.clock)
+        self.audit = Audit(settings, ring.clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 401, 403 or 429, or pass the request on."""
@@ -115,9 +91,14 @@ class Authentication:
                 needed = scope_for(scope["method"], scope["path"])
                 meter.admit(generates=needed is scopes.Scope.INFER)
         except TuneloopError as refusal:
+            if isinstance(refusal, Unauthenticated | PermissionDenied):
+                self.audit_refusal(scope, refusal)
             await error_response(refusal)(scope, receive, with_limits(send, meter))
             return
         scope.setdefault("state", {})["caller"] = caller
+        method, path = scope["method"], scope["path"]
+        if is_recorded(method, path, scope_for(method, path)):
+            send = self.with_record(send, scope, caller)
         if meter is None:
             await self.app(scope, receive, send)
             return
@@ -131,8 +112,7 @@ class Authentication:
         """Return the caller and its limits. Raises if the request may not pass."""
         path, method = scope["path"], scope["method"]
         needed = scope_for(method, path)
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        given = given.strip() if scheme.lower() == "bearer" else ""
+        given = given_key(headers)
         key = self.ring.find(given) if given and needed is not None else None
         if key is not None and needed is not None:
             return self.holder(key, needed, f"{method} {path}")
@@ -168,7 +148,7 @@ class Authentication:
         if not key.allows(needed):
             has = " and ".join(sorted(key.scopes))
             raise MissingScope(f"{asked[:100]} needs the scope {needed}; {key.name!r} has {has}")
-        return Caller(id=key.id, name=f"key:{key.name}", key_name=key.name), self.ring.meter(key)
+        return holder_of(key), self.ring.meter(key)
 
     def check_direct(self, scope: Scope, headers: Headers) -> None:
         """Raise if somebody on another machine is behind a request without a key."""
@@ -215,8 +195,34 @@ class Authentication:
     def check_public(self, scope: Scope, headers: Headers) -> None:
         """Raise unless an allowed page sends this, and not too often."""
         self.check_origin(headers, optional=False)
-        client = scope.get("client")
-        self.addresses.admit(network_of(client[0] if client else ""))
+        self.addresses.admit(network_of(address_of(scope)))
+
+    def audit_refusal(self, scope: Scope, refusal: TuneloopError) -> None:
+        """Record a request that may not pass."""
+        given = given_key(Headers(scope=scope))
+        key = self.ring.find(given) if given else None
+        self.audit.refused(scope, None if key is None else holder_of(key), given, refusal)
+
+    def with_record(self, send: Send, scope: Scope, caller: Caller) -> Send:
+        """Wrap `send` to record the request when the response starts, as streams may never end."""
+
+        async def send_with_record(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.audit.answered(scope, caller, message["status"])
+            await send(message)
+
+        return send_with_record
+
+
+def given_key(headers: Headers) -> str:
+    """Return the key in a request's headers, right or wrong; empty without one."""
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else ""
+
+
+def holder_of(key: store.ApiKey) -> Caller:
+    """Return the caller that a key stands for."""
+    return Caller(id=key.id, name=f"key:{key.name}", key_name=key.name)
 
 
 def with_limits(send: Send, meter: Meter | None) -> Send:
@@ -248,14 +254,3 @@ def host_and_port(origin: str) -> str | None:
         return urlsplit(origin).netloc
     except ValueError:
         return None
-
-
-def network_of(address: str) -> str:
-    """Return the network of one sender: an IPv4 address, or a /64 of IPv6."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if parsed.version == 4:
-        return address
-    return str(ipaddress.IPv6Network((int(parsed), 64), strict=False))

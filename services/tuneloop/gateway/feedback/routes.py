@@ -26,7 +26,7 @@ from tuneloop.errors import TuneloopError
 from tuneloop.feedback import FeedbackStatus
 from tuneloop.gateway import metrics
 from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
-from tuneloop.gateway.edge.authentication import Caller, caller_of
+from tuneloop.gateway.edge.caller import Caller, caller_of
 from tuneloop.gateway.edge.limits import meter_of_request
 from tuneloop.gateway.errors import FeedbackNotFound, error_body, invalid_request, status_and_type
 from tuneloop.gateway.feedback import store

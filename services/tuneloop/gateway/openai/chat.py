@@ -5,7 +5,7 @@ from starlette.responses import Response
 
 from tuneloop.api.openai import AssistantMessage, ChatCompletion
 from tuneloop.gateway.context import gateway_of
-from tuneloop.gateway.edge.authentication import caller_of
+from tuneloop.gateway.edge.caller import caller_of
 from tuneloop.gateway.edge.recording import run_until_disconnected
 from tuneloop.gateway.openai.calls import chat_answer
 from tuneloop.gateway.openai.chunks import ChunkForm, chat_logprobs, chunks

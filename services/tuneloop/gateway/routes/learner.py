@@ -7,7 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tuneloop.api.learner import LearnerState, LearnerStatus, NextVersion
 from tuneloop.api.policies import Evaluation, ShareOfVersion
 from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
-from tuneloop.gateway.edge.authentication import LOCAL, caller_of
+from tuneloop.gateway.edge.caller import LOCAL, caller_of
 from tuneloop.rpc.status import reply_of
 from tuneloop.v1 import learner_pb2
 

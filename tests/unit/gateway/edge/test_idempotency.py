@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.gateway.edge.authentication import LOCAL
+from tuneloop.gateway.edge.caller import LOCAL
 from tuneloop.gateway.edge.idempotency import Idempotency
 from tuneloop.gateway.settings import GatewaySettings
 

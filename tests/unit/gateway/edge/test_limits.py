@@ -8,7 +8,7 @@ from tuneloop.bus import subjects
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import Overloaded, Unavailable
 from tuneloop.gateway.edge import limits as limits_module
-from tuneloop.gateway.edge.authentication import network_of
+from tuneloop.gateway.edge.caller import network_of
 from tuneloop.gateway.edge.limits import AddressLimits, Bucket, Meter, duration
 from tuneloop.gateway.edge.quotas import Book, KeyUsage
 from tuneloop.gateway.errors import QuotaExceeded, RateLimitExceeded
