@@ -48,6 +48,7 @@ class Replica:
         self.trial = GrammarTrial(
             tokenization.tokenizer, limits.vocab_size, tokenization.stop_token_ids
         )
+        await self.trial.prepare()
         completions = Completions(
             engine=self.engine,
             limits=limits,

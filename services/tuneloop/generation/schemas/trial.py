@@ -163,14 +163,18 @@ class GrammarTrial:
         """Return the process, which starts with the first grammar and after it has died."""
         if self.process is not None and self.process.returncode is None:
             return self.process
-        if not self.described:
-            self.described = await asyncio.to_thread(self.describe_tokenizer)
+        await self.prepare()
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", str(Path(trial_process.__file__)), stdin=PIPE, stdout=PIPE
         )
         assert self.process.stdin is not None
         self.process.stdin.write(self.described)
         return self.process
+
+    async def prepare(self) -> None:
+        """Describe the tokenizer: half a second of Python, which streams would feel later."""
+        if self.available and not self.described:
+            self.described = await asyncio.to_thread(self.describe_tokenizer)
 
     def describe_tokenizer(self) -> bytes:
         """Return the first line for the process."""

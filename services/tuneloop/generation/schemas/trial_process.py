@@ -23,6 +23,8 @@ CPU_SECONDS = 0.7
 """Of computing, for compiling and all steps; most schemas take a hundredth."""
 WALL_SECONDS = 5.0
 """On a machine that has no time for it."""
+NICENESS = 5
+"""Streams come first."""
 ADDRESS_BYTES = 2 * 2**30
 STACK_BYTES = 2**20
 """An eighth of what engines' threads have."""
@@ -126,6 +128,7 @@ class Trial:
 
 def limit_resources() -> None:
     """Set the limits of a fork. Beyond them it is killed, or out of memory."""
+    os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for limit, value in (
         (resource.RLIMIT_AS, ADDRESS_BYTES),
