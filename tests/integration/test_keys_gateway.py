@@ -299,7 +299,12 @@ async def test_a_quota_survives_a_restart(file: KeyFile) -> None:
 @pytest.fixture
 async def public(file: KeyFile) -> AsyncIterator[tuple[Stack, httpx.AsyncClient]]:
     make(file)
-    settings = {"public_feedback": True, "cors_origins": (APP,), "public_feedback_per_minute": 8}
+    settings = {
+        "public_feedback": True,
+        "public_feedback_kinds": ("thumb", "comparison", "ranking"),
+        "cors_origins": (APP,),
+        "public_feedback_per_minute": 8,
+    }
     async with gateway(file, **settings) as pair:
         yield pair
 
@@ -350,6 +355,57 @@ async def test_a_page_may_do_nothing_else(public: tuple[Stack, httpx.AsyncClient
         assert refused.status_code == 403, headers
     wrong = page | {"authorization": "Bearer tl-wrong"}
     assert (await http.post("/v1/feedback", json=thumb(), headers=wrong)).status_code == 401
+
+
+async def test_without_a_key_it_is_thumbs_unless_more_is_allowed(file: KeyFile) -> None:
+    make(file)
+    page = {"origin": APP}
+    own = thumb("ann")["completion_id"]
+    bodies: dict[str, dict[str, Any]] = {
+        "thumb": thumb("ann"),
+        "rating": {"completion_id": own, "value": 4},
+        "comparison": {"chosen": own, "rejected": [thumb("ann")["completion_id"]]},
+        "ranking": {"ranking": [own, thumb("ann")["completion_id"]]},
+        "demonstration": {"completion_id": own, "text": "better"},
+        "comment": {"completion_id": own, "text": "no"},
+        "metric": {"completion_id": own, "name": "solved", "value": True},
+    }
+    for allowed in (("thumb",), ("thumb", "comment"), ()):
+        given = {} if allowed == ("thumb",) else {"public_feedback_kinds": allowed}
+        async with gateway(file, public_feedback=True, cors_origins=(APP,), **given) as (_, http):
+            passed = []
+            for kind, body in bodies.items():
+                answer = await http.post("/v1/feedback", json=body | {"kind": kind}, headers=page)
+                if answer.status_code == 202:
+                    passed.append(kind)
+                else:
+                    assert (answer.status_code, answer.json()["error"]["param"]) == (403, "kind")
+        assert tuple(passed) == allowed
+
+
+@pytest.mark.parametrize(
+    ("proxies", "limited"),
+    [
+        ((), True),
+        (("10.0.0.0/8",), True),
+        (("127.0.0.1/32",), False),
+    ],
+)
+async def test_forwarded_for_counts_from_trusted_proxies_only(
+    file: KeyFile, proxies: tuple[str, ...], limited: bool
+) -> None:
+    make(file)
+    settings = {"public_feedback": True, "cors_origins": (APP,), "public_feedback_per_minute": 2}
+    async with gateway(file, **settings, trusted_proxies=proxies) as (_, http):
+        for number in range(4):
+            # What the caller itself wrote stands first, what the proxy appended last.
+            forwarded = {"origin": APP, "x-forwarded-for": f"203.0.113.9, 198.51.100.{number}"}
+            answer = await http.post("/v1/feedback", json=thumb(), headers=forwarded)
+        assert (answer.status_code == 429) == limited
+        for number in range(4):
+            invented = {"origin": APP, "x-forwarded-for": f"203.0.113.{number}, 192.0.2.1"}
+            answer = await http.post("/v1/feedback", json=thumb(), headers=invented)
+        assert answer.status_code == 429
 
 
 async def test_it_is_off_by_default(file: KeyFile) -> None:

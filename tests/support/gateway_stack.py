@@ -78,6 +78,7 @@ async def running_gateway(
         create_app(settings, bus),
         host="127.0.0.1",
         port=0,
+        proxy_headers=False,
         log_config=None,
         timeout_graceful_shutdown=1,
     )

@@ -41,6 +41,8 @@ def main() -> None:
         port=settings.port,
         log_config=None,
         access_log=False,
+        # Which proxies to believe is a setting: uvicorn believes every one on this machine.
+        proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=int(settings.drain_seconds),
         # Long streams hold connections; idle ones are closed after a while.

@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic import AliasChoices, Field, IPvAnyNetwork, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from tuneloop.bus.settings import BusSettings
 from tuneloop.errors import CorruptData
+from tuneloop.feedback import FeedbackKind
 from tuneloop.gateway.keys.scopes import Scope
 from tuneloop.gateway.keys.store import ApiKey, KeyFile, create_command
 from tuneloop.ports import is_loopback, local_address
@@ -83,6 +84,11 @@ class GatewaySettings(BusSettings, RpcSettings):
         description="let pages of cors_origins give feedback without a key, "
         "for completions whose ids they hold",
     )
+    public_feedback_kinds: tuple[FeedbackKind, ...] = Field(
+        (FeedbackKind.THUMB,),
+        description="kinds of feedback that are accepted without a key, a JSON list: text that "
+        "anybody may write is best left out",
+    )
     public_feedback_per_minute: int = Field(
         30, ge=1, description="feedback without a key that one address may give in a minute"
     )
@@ -106,6 +112,11 @@ class GatewaySettings(BusSettings, RpcSettings):
     )
     learn_from_side_tasks: bool = Field(
         False, description="whether answers to side tasks are learned from like any other"
+    )
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
+        (),
+        description="addresses of the proxies whose X-Forwarded-For is believed, a JSON list like "
+        '["10.0.0.0/8"]; unset: a caller\'s address is where the connection comes from',
     )
     cors_origins: Names = Field(
         (), description='other sites whose pages may call: a JSON list like ["https://app.example"]'

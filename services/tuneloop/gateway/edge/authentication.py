@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tuneloop.errors import PermissionDenied, TuneloopError, Unauthenticated
 from tuneloop.gateway.edge.audit import Audit, is_recorded
-from tuneloop.gateway.edge.caller import LOCAL, PUBLIC, Caller, address_of, network_of
+from tuneloop.gateway.edge.caller import LOCAL, PUBLIC, Caller, address_of, client_of, network_of
 from tuneloop.gateway.edge.limits import AddressLimits, Meter, meter_of_request
 from tuneloop.gateway.errors import InvalidApiKey, MissingScope, error_response
 from tuneloop.gateway.keys import scopes, store
@@ -72,6 +72,7 @@ class Authentication:
         self.app = app
         self.ring = ring
         self.require_key = settings.require_key
+        self.proxies = settings.trusted_proxies
         self.on_loopback = is_loopback(settings.host)
         self.trusted_hosts = {host.lower() for host in settings.trusted_hosts}
         self.origins = frozenset(settings.cors_origins)
@@ -85,6 +86,8 @@ class Authentication:
             await self.app(scope, receive, send)
             return
         meter = None
+        if self.proxies:
+            scope["client"] = (client_of(scope, self.proxies), 0)
         try:
             caller, meter = self.identify(scope, Headers(scope=scope))
             if meter is not None and scope["method"] not in READS:

@@ -5,6 +5,7 @@ the ledger, or days later.
 """
 
 import secrets
+from collections.abc import Collection
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -216,6 +217,16 @@ def judgement_document(judgement: Judgement) -> JudgementDocument:
             return {"text": text}
         case Metric(name=name, value=measured):
             return {"name": name, "value": measured}
+
+
+def check_public_kind(feedback: Feedback, kinds: Collection[FeedbackKind]) -> None:
+    """Raise `PermissionDenied` for a kind that needs a key."""
+    if feedback.kind not in kinds:
+        raise PermissionDenied(
+            f"kind: {feedback.kind} needs a key; without one: {', '.join(kinds) or 'none'} "
+            "(TUNELOOP_GATEWAY_PUBLIC_FEEDBACK_KINDS)",
+            param="kind",
+        )
 
 
 def check_own_completion(feedback: Feedback) -> None:

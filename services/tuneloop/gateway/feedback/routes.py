@@ -33,6 +33,7 @@ from tuneloop.gateway.feedback import store
 from tuneloop.gateway.feedback.body import (
     FeedbackRequest,
     check_own_completion,
+    check_public_kind,
     feedback_of,
     judgement_document,
 )
@@ -145,6 +146,7 @@ async def accept(
             feedback_of(gateway, body, now), api_key_id=caller.id, api_key_name=caller.key_name
         )
         if caller.public:
+            check_public_kind(feedback, gateway.settings.public_feedback_kinds)
             check_own_completion(feedback)
         gateway.admission.admit(feedback)
         if await store.store(gateway.bus, feedback, chosen_by_client=body.id is not None):

@@ -1,5 +1,7 @@
 """Limits by the minute against a clock of our own; quotas over the bus's table."""
 
+import ipaddress
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,7 +10,7 @@ from tuneloop.bus import subjects
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import Overloaded, Unavailable
 from tuneloop.gateway.edge import limits as limits_module
-from tuneloop.gateway.edge.caller import network_of
+from tuneloop.gateway.edge.caller import client_of, network_of
 from tuneloop.gateway.edge.limits import AddressLimits, Bucket, Meter, duration
 from tuneloop.gateway.edge.quotas import Book, KeyUsage
 from tuneloop.gateway.errors import QuotaExceeded, RateLimitExceeded
@@ -140,6 +142,30 @@ def test_addresses_have_limits_of_their_own(monkeypatch: pytest.MonkeyPatch) -> 
     for number in range(100):
         addresses.admit(f"192.0.2.{number}")
     assert len(addresses.buckets) == 8
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("203.0.113.1", ["198.51.100.7"], "203.0.113.1"),
+        ("10.0.0.1", [], "10.0.0.1"),
+        ("10.0.0.1", ["198.51.100.7"], "198.51.100.7"),
+        ("10.0.0.1", ["192.0.2.66, 198.51.100.7"], "198.51.100.7"),
+        ("10.0.0.1", ["192.0.2.66", "198.51.100.7, 10.0.0.2"], "198.51.100.7"),
+        ("::ffff:10.0.0.1", ["[2001:db8::5]:443"], "2001:db8::5"),
+        ("10.0.0.1", ["198.51.100.7:1234"], "198.51.100.7"),
+        ("10.0.0.1", ["192.0.2.66, unknown"], "10.0.0.1"),
+        ("10.0.0.1", ["10.0.0.2, 10.0.0.3"], "10.0.0.2"),
+        ("unix", ["198.51.100.7"], "unix"),
+    ],
+)
+def test_the_client_is_who_called_the_first_trusted_proxy(
+    peer: str, forwarded: list[str], client: str
+) -> None:
+    headers = [(b"x-forwarded-for", value.encode()) for value in forwarded]
+    scope = {"type": "http", "client": (peer, 1), "headers": headers}
+    assert client_of(scope, [ipaddress.ip_network("10.0.0.0/8")]) == client
+    assert client_of(scope, []) == peer
 
 
 def test_an_ipv6_network_is_one_sender() -> None:
