@@ -304,6 +304,7 @@ async def test_an_adapter_swap_mid_stream_leaves_requests_on_their_version(
             prompt_token_ids=PROMPT,
             sampling=SamplingParameters(temperature=0.0, max_tokens=60, logit_bias=NO_EOS),
             policy_version=1,
+            adapter=1,
         )
         tokens: list[int] = []
         async for output in engine.generate(request):

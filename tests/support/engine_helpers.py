@@ -115,6 +115,7 @@ async def complete(
         prompt_token_ids=tuple(prompt),
         sampling=SamplingParameters(**parameters),  # type: ignore[arg-type]
         policy_version=version,
+        adapter=version,
         with_tools=with_tools,
     )
     outputs: dict[int, list[EngineOutput]] = {}

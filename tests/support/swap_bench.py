@@ -36,15 +36,15 @@ class FakeEngine:
         raise NotImplementedError
         yield
 
-    async def load_adapter(self, policy_version: int, folder: Path) -> None:
+    async def load_adapter(self, adapter: int, folder: Path) -> None:
         await self.gate.wait()
         if self.failure is not None:
             raise self.failure
         assert (folder / "adapter_model.safetensors").exists()
-        self.adapters.add(policy_version)
+        self.adapters.add(adapter)
 
-    async def drop_adapter(self, policy_version: int) -> None:
-        self.adapters.remove(policy_version)
+    async def drop_adapter(self, adapter: int) -> None:
+        self.adapters.remove(adapter)
 
     async def load_full_weights(self, policy_version: int, folder: Path) -> float:
         await self.gate.wait()

@@ -32,6 +32,7 @@ from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.schemas.trial import GrammarTrial
 from tuneloop.generation.slots import Slots
 from tuneloop.generation.swap.hot_swap import HotSwap
+from tuneloop.generation.swap.lease import Lease
 from tuneloop.generation.tool_calls import ToolFormat, ToolParser, check_tools, constrain_to_calls
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import (
@@ -140,7 +141,7 @@ class Completions:
                     self.hot_swap.lease(request.policy_version, route_by=request.route_by) as lease,
                     self.outcomes.count_outcome(lease.policy_version, bool(request.route_by)),
                 ):
-                    events = self.collect(request, prompt, lease.policy_version, started)
+                    events = self.collect(request, prompt, lease, started)
                     batches = coalesce(events, lambda: message_seconds(self.slots.running))
                     try:
                         async for batch in batches:
@@ -189,7 +190,7 @@ class Completions:
                 metrics.running_requests.dec()
 
     async def collect(
-        self, request: GenerationRequest, prompt: TokenizedPrompt, version: int, started: float
+        self, request: GenerationRequest, prompt: TokenizedPrompt, lease: Lease, started: float
     ) -> AsyncGenerator[Delta | Final, None]:
         """Yield what the engine samples, and publish each completion when it ends or is aborted."""
         completions = [
@@ -203,13 +204,14 @@ class Completions:
                 request_id=request.completion_id,
                 prompt_token_ids=prompt.token_ids,
                 sampling=replace(request.sampling, n=1) if once else request.sampling,
-                policy_version=version,
+                policy_version=lease.policy_version,
+                adapter=lease.live.adapter,
                 with_tools=request.prompt.tool_use is not None,
             )
         )
         try:
             async for output in outputs:
-                sampled_by = self.sampled_by(version)
+                sampled_by = self.sampled_by(lease.policy_version)
                 for completion in completions if once else (completions[output.index],):
                     own = replace(output, index=completion.index)
                     delta = completion.add(own, sampled_by)

@@ -25,6 +25,8 @@ class EngineRequest:
     sampling: SamplingParameters
     policy_version: int
     """0 is the base model. With full weights the engine samples from the version it holds."""
+    adapter: int = 0
+    """LoRA: the number the version was loaded by; 0 for the base model."""
     with_tools: bool = False
     """Tool calls are parsed from the text: tags that are special tokens must stay in it."""
 
@@ -92,14 +94,15 @@ class Engine(Protocol):
         """Return the named format of tool calls. Raises `SettingsError` for an unknown name."""
         ...
 
-    async def load_adapter(self, policy_version: int, folder: Path) -> None:
+    async def load_adapter(self, adapter: int, folder: Path) -> None:
         """LoRA: make a version available beside the others, without pausing running requests.
 
-        Raises `WeightsRefused` if it does not fit; then nothing changes.
+        A number, 1 or more, always stands for the same weights. Raises `WeightsRefused` if they do
+        not fit; then nothing changes.
         """
         ...
 
-    async def drop_adapter(self, policy_version: int) -> None:
+    async def drop_adapter(self, adapter: int) -> None:
         """LoRA: unload a version that no request holds."""
         ...
 

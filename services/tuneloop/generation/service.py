@@ -16,6 +16,7 @@ from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.schemas.trial import GrammarTrial
 from tuneloop.generation.servicer import GenerationServicer
 from tuneloop.generation.settings import GenerationSettings
+from tuneloop.generation.swap.lease import Lease
 from tuneloop.generation.swap.hot_swap import HEADROOM, HotSwap, SwapOptions
 from tuneloop.generation.swap.routing import Routing
 from tuneloop.rollouts import SamplingParameters
@@ -64,7 +65,8 @@ class Replica:
         base_model = settings.base_model_name or settings.model.name
         servicer = GenerationServicer(completions, base_model=base_model)
         self.server.add(generation_pb2_grpc.add_GenerationServiceServicer_to_server, servicer)
-        await sample_one_token(self.engine, self.hot_swap.serving)
+        with self.hot_swap.lease() as lease:
+            await sample_one_token(self.engine, lease)
         await self.server.start()
         await self.server.set_serving(True)
         logger.info(
@@ -150,13 +152,14 @@ def make_engine(settings: GenerationSettings) -> Engine:
     )
 
 
-async def sample_one_token(engine: Engine, policy_version: int) -> None:
+async def sample_one_token(engine: Engine, lease: Lease) -> None:
     """Sample one token from the served version: proof that a request would be answered."""
     request = EngineRequest(
         request_id="start",
         prompt_token_ids=(0,),
         sampling=SamplingParameters(max_tokens=1),
-        policy_version=policy_version,
+        policy_version=lease.policy_version,
+        adapter=lease.live.adapter,
     )
     async for _ in engine.generate(request):
         pass

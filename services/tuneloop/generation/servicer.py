@@ -121,7 +121,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             return None
         version = route.weights.policy_version
         return generation_pb2.Canary(
-            policy_version=version, share=route.share, loaded=version in self.hot_swap.live
+            policy_version=version, share=route.share, loaded=self.hot_swap.holds(route.weights)
         )
 
     def delta_to_proto(self, delta: Delta, with_logprobs: bool) -> generation_pb2.GenerateDelta:

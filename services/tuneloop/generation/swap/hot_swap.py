@@ -23,7 +23,7 @@ from tuneloop.errors import FailedPrecondition, NotFound, TuneloopError, Unavail
 from tuneloop.generation import metrics
 from tuneloop.generation.engine import Engine
 from tuneloop.generation.swap.admission import check_fits, check_manifest
-from tuneloop.generation.swap.lease import Lease, Live
+from tuneloop.generation.swap.lease import AdapterNumbers, Lease, Live
 from tuneloop.host import lower_thread_priority
 from tuneloop.policies import (
     Activation,
@@ -85,6 +85,9 @@ class HotSwap:
         self.activated_time = datetime.now(UTC)
         self.newest = 0
         self.live = {0: Live(loaded_time=self.activated_time, last_served=time.monotonic())}
+        self.replaced: list[Live] = []
+        """Weights whose number others have by now, while requests still hold them."""
+        self.numbers = AdapterNumbers()
         self.lock = asyncio.Lock()
         self.tasks: set[asyncio.Task[Any]] = set()
         self.is_trimming = False
@@ -115,7 +118,7 @@ class HotSwap:
     def version_for(self, route_by: str) -> int:
         """Return the canary for a user in its share if it is in memory, else the served version."""
         route = self.canary
-        if route is None or not route_by or route.weights.policy_version not in self.live:
+        if route is None or not route_by or not self.holds(route.weights):
             return self.serving
         arm, version = "stable", self.serving
         if route.takes(route_by):
@@ -123,11 +126,17 @@ class HotSwap:
         metrics.canary_requests.labels(arm).inc()
         return version
 
+    def holds(self, reference: WeightsReference) -> bool:
+        """Return whether these weights are in memory, and not others of the same number."""
+        live = self.live.get(reference.policy_version)
+        return live is not None and live.manifest_sha256 == reference.manifest_sha256
+
     def release(self, live: Live) -> None:
         """End a lease; full weights may have been replaced under it."""
         live.leases -= 1
         live.last_served = time.monotonic()
-        if len(self.adapters()) > self.options.max_live_versions and not self.is_trimming:
+        beyond = len(self.adapters()) > self.options.max_live_versions
+        if (beyond or live in self.replaced) and not self.is_trimming:
             self.is_trimming = True
             self.start_task(self.drop_idle_adapters())
 
@@ -138,9 +147,9 @@ class HotSwap:
             for v, live in sorted(self.live.items())
         ]
 
-    def adapters(self) -> list[int]:
-        """Return the versions that take up room for an adapter in the engine."""
-        return [version for version in self.live if version != 0]
+    def adapters(self) -> list[Live]:
+        """Return what takes up room for an adapter in the engine."""
+        return [*self.replaced, *(live for version, live in self.live.items() if version != 0)]
 
     async def activate(self, reference: WeightsReference, *, at_start: bool = False) -> Swap:
         """Make a version serve, loading it first if it is not in memory.
@@ -162,7 +171,7 @@ class HotSwap:
         """Do the work of `activate`, from the first check to serving."""
         started = time.monotonic()
         async with self.lock:
-            if reference.policy_version == self.serving:
+            if reference.policy_version == self.serving and self.holds(reference):
                 return Swap(policy_version=self.serving, swap_seconds=0.0, pause_seconds=0.0)
             pause = await self.ensure_loaded(reference)
             self.serve_version(reference.policy_version, started, pause, at_start)
@@ -188,10 +197,10 @@ class HotSwap:
     async def ensure_loaded(self, reference: WeightsReference) -> float:
         """Load a version that is not in memory; return the seconds in which nothing was sampled."""
         version = reference.policy_version
-        if version in self.live:
+        if self.holds(reference):
             return 0.0
         if version == 0:
-            return await self.load_into_engine(0, self.options.base_model, None)
+            return await self.load_into_engine(reference, self.options.base_model, None)
         try:
             manifest, folder = await self.fetch(reference)
         except TuneloopError as error:
@@ -204,7 +213,7 @@ class HotSwap:
             self.report_refusal("check", reference, error)
             raise
         try:
-            return await self.load_into_engine(version, folder, manifest)
+            return await self.load_into_engine(reference, folder, manifest)
         except TuneloopError as error:
             self.report_refusal("engine", reference, error)
             raise
@@ -233,18 +242,27 @@ class HotSwap:
         check_fits(manifest, folder, self.options.base_model, self.options.max_lora_rank)
 
     async def load_into_engine(
-        self, version: int, folder: Path, manifest: Manifest | None
+        self, reference: WeightsReference, folder: Path, manifest: Manifest | None
     ) -> float:
         """Load checked files into the engine; return the seconds in which nothing was sampled."""
-        entry = Live(loaded_time=datetime.now(UTC), last_served=time.monotonic(), manifest=manifest)
+        version, pause = reference.policy_version, 0.0
+        entry = Live(
+            loaded_time=datetime.now(UTC),
+            last_served=time.monotonic(),
+            manifest_sha256=reference.manifest_sha256,
+            adapter=self.numbers.number_of(reference),
+            manifest=manifest,
+        )
         if self.engine.weights_kind is WeightsKind.FULL:
             pause = await self.engine.load_full_weights(version, folder)
             self.live = {version: entry}
         else:
             await self.make_room()
-            await self.engine.load_adapter(version, folder)
+            await self.engine.load_adapter(entry.adapter, folder)
+            if version in self.live:
+                logger.warning("version %d is replaced by other weights of that number", version)
+                self.replaced.append(self.live[version])
             self.live[version] = entry
-            pause = 0.0
         metrics.loaded_versions.set(len(self.live))
         return pause
 
@@ -295,17 +313,20 @@ class HotSwap:
 
     async def drop_idle_versions(self, keep: int) -> None:
         """Drop unused versions, least recently served first, until `keep` adapters remain."""
-        routed = {self.serving}
+        for live in [live for live in self.replaced if live.leases == 0]:
+            self.replaced.remove(live)
+            await self.engine.drop_adapter(live.adapter)
+        routed = {0, self.serving}
         if self.canary is not None:
             routed.add(self.canary.weights.policy_version)
         idle = sorted(
-            (v for v in self.adapters() if v not in routed and self.live[v].leases == 0),
+            (v for v, live in self.live.items() if v not in routed and live.leases == 0),
             key=lambda v: self.live[v].last_served,
         )
         for version in idle[: max(0, len(self.adapters()) - keep)]:
             # Removed first: from here on no request can lease it.
-            del self.live[version]
-            await self.engine.drop_adapter(version)
+            dropped = self.live.pop(version)
+            await self.engine.drop_adapter(dropped.adapter)
             logger.info("dropped version %d from memory", version)
         metrics.loaded_versions.set(len(self.live))
 

@@ -5,7 +5,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
 
+from tuneloop.policies import WeightsReference
 from tuneloop.weights.manifest import Manifest
+
+REPLACEMENTS = 1 << 30
+"""No version's number gets so far."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -14,6 +18,10 @@ class Live:
 
     loaded_time: datetime
     last_served: float
+    manifest_sha256: str = ""
+    """Tells weights apart where a restored learner gave a number twice; empty for version 0."""
+    adapter: int = 0
+    """The engine's number for it."""
     leases: int = 0
     manifest: Manifest | None = None
     """None for the base model."""
@@ -40,3 +48,21 @@ class Lease:
         if not self.released:
             self.released = True
             self.release(self.live)
+
+
+class AdapterNumbers:
+    """The engine's numbers of adapters: one for all time for the same weights, and only for them.
+
+    It is the version's number, unless other weights had that before.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, str], int] = {}
+
+    def number_of(self, reference: WeightsReference) -> int:
+        """Return the number of a version's adapter."""
+        number = reference.policy_version
+        if number in self._known.values():
+            number = REPLACEMENTS + len(self._known)
+        known = (reference.policy_version, reference.manifest_sha256)
+        return self._known.setdefault(known, number)

@@ -186,13 +186,13 @@ class TransformersEngine:
             raise SettingsError(f"{SETTING}={name}: this engine has hermes; vLLM has others")
         return HermesFormat()
 
-    async def load_adapter(self, policy_version: int, folder: Path) -> None:
+    async def load_adapter(self, adapter: int, folder: Path) -> None:
         """Load an adapter between two turns."""
-        await self.run_between_turns(lambda: self.model.add_adapter(policy_version, folder))
+        await self.run_between_turns(lambda: self.model.add_adapter(adapter, folder))
 
-    async def drop_adapter(self, policy_version: int) -> None:
+    async def drop_adapter(self, adapter: int) -> None:
         """Unload an adapter."""
-        await self.run_between_turns(lambda: self.model.drop_adapter(policy_version))
+        await self.run_between_turns(lambda: self.model.drop_adapter(adapter))
 
     async def load_full_weights(self, policy_version: int, folder: Path) -> float:
         """Replace the weights between two turns; return the seconds that took.
@@ -232,7 +232,7 @@ class TransformersEngine:
                 self.run_commands(wait=not self.running)
                 self.running = [c for c in self.running if not c.cancelled]
                 # Sorted, so that the adapter changes once per version, not per completion.
-                for completion in sorted(self.running, key=lambda c: c.request.policy_version):
+                for completion in sorted(self.running, key=lambda c: c.request.adapter):
                     self.advance(completion)
         except Exception as error:
             logger.exception("the sampling thread died")
@@ -263,7 +263,7 @@ class TransformersEngine:
         version = self.weights_version
         if self.weights_kind is WeightsKind.LORA:
             version = request.policy_version
-            self.model.select(version)
+            self.model.select(request.adapter)
         everything = [*request.prompt_token_ids, *completion.token_ids]
         new = everything if completion.cache is None else everything[-1:]
         logits, completion.cache = self.model.forward(new, completion.cache)

@@ -1,7 +1,7 @@
 """The engine on vLLM's `AsyncLLM`; `worker` and `staging` run inside vLLM's worker process.
 
-LoRA versions are adapters with `lora_int_id == policy_version`; an id is never loaded twice with
-different weights. Full weights are swapped between `pause_generation(mode="keep")` and
+LoRA versions are adapters by `lora_int_id`; an id is never loaded twice with different weights, as
+vLLM keeps what it computed by them. Full weights are swapped between `pause_generation(mode="keep")` and
 `resume_generation`; vLLM labels every token with the weights that sampled it, and those labels
 become `policy_version_spans`.
 """
@@ -135,7 +135,7 @@ class VllmEngine:
             tokens_input(list(request.prompt_token_ids)),
             parameters,
             request.request_id,
-            lora_request=self.adapter(request.policy_version),
+            lora_request=self.adapter(request.adapter),
         )
         counts: dict[int, int] = {}
         try:
@@ -161,13 +161,13 @@ class VllmEngine:
 
         return VllmToolFormat(name, self.llm.get_tokenizer())
 
-    def adapter(self, policy_version: int) -> Any:
+    def adapter(self, number: int) -> Any:
         """Return the adapter to sample with; None for the base model and for full weights."""
-        if self.weights_kind is WeightsKind.FULL or policy_version == 0:
+        if self.weights_kind is WeightsKind.FULL or number == 0:
             return None
-        adapter = self.adapters.get(policy_version)
+        adapter = self.adapters.get(number)
         if adapter is None:
-            raise Unavailable(f"version {policy_version} is not loaded", retry_after=1.0)
+            raise Unavailable(f"adapter {number} is not loaded", retry_after=1.0)
         return adapter
 
     def convert(self, completion: Any, request: EngineRequest, tokens: int) -> EngineOutput:
@@ -205,33 +205,31 @@ class VllmEngine:
             for span in completion.weight_versions or ()
         )
 
-    async def load_adapter(self, policy_version: int, folder: Path) -> None:
+    async def load_adapter(self, adapter: int, folder: Path) -> None:
         """Load an adapter beside the others while decoding goes on."""
         from vllm.lora.request import LoRARequest
 
-        adapter = LoRARequest(
-            lora_name=f"version-{policy_version}",
-            lora_int_id=policy_version,
-            lora_path=str(folder),
+        request = LoRARequest(
+            lora_name=f"adapter-{adapter}", lora_int_id=adapter, lora_path=str(folder)
         )
         try:
-            loaded = await self.llm.add_lora(adapter)
+            loaded = await self.llm.add_lora(request)
         except Exception as error:
             self.raise_if_dead(error)
-            raise WeightsRefused(f"version {policy_version}: {first_line(error)}") from error
+            raise WeightsRefused(f"adapter {adapter}: {first_line(error)}") from error
         if not loaded:
-            raise WeightsRefused(f"version {policy_version}: vLLM did not load the adapter")
-        self.adapters[policy_version] = adapter
+            raise WeightsRefused(f"adapter {adapter}: vLLM did not load the adapter")
+        self.adapters[adapter] = request
 
-    async def drop_adapter(self, policy_version: int) -> None:
+    async def drop_adapter(self, adapter: int) -> None:
         """Unload an adapter that no request holds."""
-        if self.adapters.pop(policy_version, None) is None:
+        if self.adapters.pop(adapter, None) is None:
             return
         try:
-            await self.llm.remove_lora(policy_version)
+            await self.llm.remove_lora(adapter)
         except Exception as error:
             self.raise_if_dead(error)
-            raise Unavailable(f"version {policy_version} was not dropped: {error}") from error
+            raise Unavailable(f"adapter {adapter} was not dropped: {error}") from error
 
     async def load_full_weights(self, policy_version: int, folder: Path) -> float:
         """Replace the weights in place; return the seconds in which nothing was sampled.

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -249,3 +250,37 @@ async def test_without_the_bus_the_base_model_serves(bench: Bench) -> None:
 def test_a_routing_entry_must_name_a_policy() -> None:
     with pytest.raises(TuneloopError, match="policy"):
         wire.decode_routing(b"")
+
+
+async def test_other_weights_of_the_same_number_are_loaded_while_the_old_ones_are_in_use(
+    bench: Bench, adapter: Path, tiny_policy: Path, tmp_path: Path
+) -> None:
+    old = bench.versions.publish(1, adapter)
+    await bench.hot_swap.activate(old)
+    with bench.hot_swap.lease() as running:
+        shutil.rmtree(tmp_path / "store" / "tuneloop" / "00000001")
+        restored = bench.versions.publish(1, make_adapter(tiny_policy, tmp_path / "again", seed=9))
+        assert restored.manifest_sha256 != old.manifest_sha256
+        await bench.hot_swap.activate(restored)
+        with bench.hot_swap.lease() as fresh:
+            assert fresh.policy_version == running.policy_version == 1
+            assert fresh.live.adapter != running.live.adapter
+            assert bench.engine.adapters == {running.live.adapter, fresh.live.adapter}
+            kept = fresh.live.adapter
+    await until(lambda: bench.engine.adapters == {kept})
+    # What was loaded as the old one may still be computed from somewhere: it keeps its number.
+    await bench.hot_swap.load(bench.versions.publish(2, adapter))
+    assert bench.engine.adapters == {kept, 2}
+
+
+async def test_full_weights_of_the_same_number_are_replaced(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    bench = Bench(tiny_policy, tmp_path, WeightsKind.FULL)
+    first = make_full_weights(tiny_policy, tmp_path / "first", seed=1)
+    await bench.hot_swap.activate(bench.versions.publish(1, first, kind=WeightsKind.FULL))
+    shutil.rmtree(tmp_path / "store" / "tuneloop" / "00000001")
+    second = make_full_weights(tiny_policy, tmp_path / "second", seed=2)
+    swap = await bench.hot_swap.activate(bench.versions.publish(1, second, kind=WeightsKind.FULL))
+    assert swap.pause_seconds == 0.5
+    assert [a.policy_version for a in bench.activations] == [1, 1]
