@@ -17,7 +17,7 @@ from tuneloop import tracing
 from tuneloop.backoff import Backoff
 from tuneloop.bus import Bus
 from tuneloop.bus.subjects import learner_step
-from tuneloop.errors import TuneloopError
+from tuneloop.errors import TuneloopError, Unavailable
 from tuneloop.learner import metrics, trace_links
 from tuneloop.learner.batching.batch import Batch, Batcher, BatchProgress
 from tuneloop.learner.fault_search import FAULTS
@@ -38,6 +38,8 @@ TICK_SECONDS = 0.5
 FIRST_PAUSE_SECONDS = 1.0
 """After a step that failed."""
 LONGEST_PAUSE_SECONDS = 60.0
+AWAY_SECONDS = 5.0
+"""Between turns while the ledger cannot be reached."""
 REFUSALS = 64
 """The most dead letters read at once."""
 PAUSED = "paused"
@@ -117,7 +119,10 @@ class Loop:
         self.arrived.set()
 
     async def run(self) -> None:
-        """Restore every training run, then take turns until cancelled."""
+        """Restore every training run, then take turns until cancelled.
+
+        While the ledger's server is away, what was trained waits in memory.
+        """
         for training_run, _ in self.training_runs:
             if await asyncio.to_thread(self._publisher.drop_unfinished, training_run.model):
                 logger.warning("%s: will publish again", training_run.model)
@@ -125,11 +130,16 @@ class Loop:
             metrics.policy_version.labels(training_run.model).set(training_run.parent)
         while True:
             self.arrived.clear()
-            busy = [
-                await self.turn(training_run, batcher)
-                for training_run, batcher in self.training_runs
-            ]
-            await self._worker.run(self._between_turns)
+            try:
+                busy = [
+                    await self.turn(training_run, batcher)
+                    for training_run, batcher in self.training_runs
+                ]
+                await self._worker.run(self._between_turns)
+            except Unavailable as error:
+                logger.warning("the learner waits: %s", error)
+                await asyncio.sleep(AWAY_SECONDS)
+                continue
             if not any(busy):
                 await self._wait()
 
@@ -196,6 +206,9 @@ class Loop:
             with tracing.span("step", links=links, attributes=attributes):
                 result = await self._worker.run(training_run.train, batch)
                 trace_links.note_step(training_run.model)
+        except Unavailable:
+            # The ledger is away: the samples are not at fault.
+            raise
         except (TuneloopError, RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
             await self._handle_failure(training_run, batch, error)
             return

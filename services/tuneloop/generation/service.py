@@ -16,8 +16,8 @@ from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.schemas.trial import GrammarTrial
 from tuneloop.generation.servicer import GenerationServicer
 from tuneloop.generation.settings import GenerationSettings
-from tuneloop.generation.swap.lease import Lease
 from tuneloop.generation.swap.hot_swap import HEADROOM, HotSwap, SwapOptions
+from tuneloop.generation.swap.lease import Lease
 from tuneloop.generation.swap.routing import Routing
 from tuneloop.rollouts import SamplingParameters
 from tuneloop.rpc.server import Server

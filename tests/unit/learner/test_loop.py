@@ -1,5 +1,6 @@
 """The loop on a trainer that counts: batches, commits, versions, and every place it can be cut."""
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -10,9 +11,11 @@ from prometheus_client import REGISTRY
 from sqlalchemy import select
 from support.learner_events import make_comparison, make_rollout, make_score
 from support.learner_parts import Parts
+from support.waiting import until
 
 from tuneloop.bus.subjects import stable_policy_key
 from tuneloop.errors import Unavailable
+from tuneloop.learner import loop as loop_module
 from tuneloop.learner.fault_search import FaultSearch
 from tuneloop.learner.ledger.accounting import lineage, promotions, steps, versions
 from tuneloop.learner.ledger.events import recorder
@@ -446,3 +449,29 @@ async def test_the_steps_taken_are_committed_at_the_end(parts: Parts) -> None:
     newest = steps.newest_step(parts.database, "policy")
     assert newest is not None
     assert newest.metrics["kl"] == 0.1
+
+
+@pytest.mark.parametrize("where", ["train", "commit"])
+async def test_while_the_ledger_is_away_nothing_is_lost_and_no_sample_is_at_fault(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(loop_module, "AWAY_SECONDS", 0.01)
+    really, refusals = getattr(parts.training_run, where), iter(range(3))
+
+    def away(*arguments: Any) -> Any:
+        for _ in refusals:
+            raise Unavailable("ledger postgresql://db: the server closed the connection")
+        return really(*arguments)
+
+    monkeypatch.setattr(parts.training_run, where, away)
+    parts.thumbs(0, 8)
+    running = asyncio.create_task(parts.loop.run())
+    await until(lambda: running.done() or versions.stable_version(parts.database, "policy") == 1)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert learned_by(parts, 1) == [f"kto:f{n}" for n in range(8)]
+    assert set(parts.used().values()) == {1, 2}
+    with parts.database.read() as connection:
+        states = connection.execute(select(samples.c.state).distinct()).scalars().all()
+    assert "refused" not in states

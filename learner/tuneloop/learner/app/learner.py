@@ -4,9 +4,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tuneloop.bus import Bus
 from tuneloop.bus.subjects import FEEDBACK
+from tuneloop.errors import Unavailable
 from tuneloop.learner.app.models import describe_base_models, join_ranks, make_training_runs
 from tuneloop.learner.app.release import (
     BeforePublishing,
@@ -57,6 +59,8 @@ from tuneloop.weights.filesystem import FilesystemStore
 
 logger = logging.getLogger("tuneloop.learner.app")
 
+RETRY_SECONDS = 5.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learner:
@@ -89,12 +93,12 @@ class Learner:
                 run_consumers(self.bus, self.policy, self.intakes, self.loop.arrived.set)
             )
             tasks.create_task(self.loop.run())
-            tasks.create_task(self.release.keep_routing())
-            tasks.create_task(keep_fresh(self.database, self.loop.progress))
-            tasks.create_task(self.expiry.run())
-            tasks.create_task(self.make_stream_trim().run())
-            tasks.create_task(self.watch.run())
-            tasks.create_task(self.retractions.run())
+            tasks.create_task(keep_trying(self.release.keep_routing))
+            tasks.create_task(keep_trying(partial(keep_fresh, self.database, self.loop.progress)))
+            tasks.create_task(keep_trying(self.expiry.run))
+            tasks.create_task(keep_trying(self.watch.run))
+            tasks.create_task(keep_trying(self.retractions.run))
+            tasks.create_task(keep_trying(self.make_stream_trim().run))
             if self.prompt_sampler is not None:
                 tasks.create_task(self.prompt_sampler.run())
             if self.gate_controller is not None:
@@ -113,6 +117,16 @@ class Learner:
         """Stop answering and disconnect."""
         await self.server.stop()
         await self.bus.close()
+
+
+async def keep_trying(work: Callable[[], Awaitable[None]]) -> None:
+    """Run what has no end, and again after `Unavailable`: the ledger or the bus is away."""
+    while True:
+        try:
+            await work()
+        except Unavailable as error:
+            logger.warning("%s; trying again in %.0f s", error, RETRY_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 async def assemble(settings: LearnerSettings) -> Learner:

@@ -13,20 +13,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
-from tuneloop.bus import Bus, RoutingEntry
-from tuneloop.bus.subjects import reward_model_key, stable_policy_key
-from tuneloop.errors import Conflict, FailedPrecondition, InvalidRequest, Unavailable
-from tuneloop.learner import metrics, trace_links
+from tuneloop.bus import Bus
+from tuneloop.errors import Conflict, FailedPrecondition, InvalidRequest, NotFound
+from tuneloop.learner import metrics
 from tuneloop.learner.ledger.accounting import lineage, promotions, versions
 from tuneloop.learner.ledger.accounting.promotions import PromotionAction, QuarantineRange
 from tuneloop.learner.ledger.accounting.quarantine import Kind
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.release.routing_table import NamedVersion, RoutingTable
 from tuneloop.learner.samples import ModelRole
 from tuneloop.policies import ReleaseState, WeightsReference
-from tuneloop.wire import decode_routing, encode_routing
 
 logger = logging.getLogger("tuneloop.learner.release")
 
@@ -55,16 +53,13 @@ class Promotion:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`alarm` returns the name of an alarm that holds releases, or an empty string."""
-        self._keys: dict[str, str] = {
-            ModelRole.POLICY: stable_policy_key(policy),
-            ModelRole.REWARD_MODEL: reward_model_key(policy),
-        }
-        self._names: dict[str, str] = {"policy": policy, "reward_model": f"{policy}-reward-model"}
-        self._bus = bus
+        self._table = RoutingTable(bus, policy)
         self._database = database
         self._gate = gate
         self._alarm = alarm
         self._clock = clock
+        self._changing = asyncio.Lock()
+        """Held from a change of the routing table until the ledger has it."""
 
     @property
     def held_by(self) -> str:
@@ -81,7 +76,7 @@ class Promotion:
 
     async def stable(self, model: str) -> int:
         """Return the version the routing table names; 0 if none. Raises `Unavailable`."""
-        return _version_of(await self._bus.routing(self._keys[model]))
+        return (await self._table.named(model)).version
 
     async def offer(self, model: str, version: int) -> bool:
         """Make a newly published version stable if nobody has to decide; return whether it is.
@@ -95,14 +90,18 @@ class Promotion:
             # Stable already, or its line was abandoned before it was published.
             return found.state is ReleaseState.STABLE
         for _ in range(ATTEMPTS):
-            entry = await self._bus.routing(self._keys[model])
-            stable = _version_of(entry)
-            if stable > version:
-                return False
-            if stable < version and not await self._set(model, found.reference, entry):
-                continue
-            self._record(model, version, previous=stable, action="publish", actor="learner")
-            return True
+            async with self._changing:
+                named = await self._table.named(model)
+                if named.version > version:
+                    return False
+                if named.version < version and not await self._table.replace(
+                    model, named, found.reference
+                ):
+                    continue
+                self._record(
+                    model, version, previous=named.version, action="publish", actor="learner"
+                )
+                return True
         raise Conflict("the routing table keeps changing; try again", retry_after=1.0)
 
     async def promote(self, version: int, actor: str) -> int:
@@ -167,30 +166,71 @@ class Promotion:
         )
 
     async def restore_routing(self) -> bool:
-        """Name the stable versions again where the routing table lost them; return whether it had.
+        """Make the routing table name what the ledger holds for stable; return whether it had to.
 
-        Until then whatever starts serves the base model. Raises `Unavailable`.
+        The table may be lost, or name what a restored ledger does not know. A version of this
+        ledger that the table names is stable, even if the learner ended before it noted that.
+        Raises `Unavailable`.
         """
         restored = False
-        for model, key in self._keys.items():
-            stable = await asyncio.to_thread(versions.stable_version, self._database, model)
-            if stable is None or await self._bus.routing(key) is not None:
-                continue
-            found = await asyncio.to_thread(versions.get_version, self._database, model, stable)
-            if await self._set(model, found.reference, None):
-                logger.warning(
-                    "%s: the routing table had lost version %d, which is stable", model, stable
-                )
-                restored = True
+        for model in ModelRole:
+            async with self._changing:
+                restored |= await self._reconcile(model)
         return restored
 
+    async def _reconcile(self, model: str) -> bool:
+        named = await self._table.named(model)
+        stable = await asyncio.to_thread(versions.stable_version, self._database, model) or 0
+        target = await asyncio.to_thread(self._reference_of, model, stable)
+        if named.is_version(target):
+            return False
+        if await asyncio.to_thread(self._was_being_promoted, model, named):
+            actor = self.held_by or "unknown"
+            self._record(model, named.version, previous=stable, action="promote", actor=actor)
+            return True
+        if not await self._table.replace(model, named, target):
+            return False
+        logger.warning(
+            "%s: the routing table named version %d, with weights that are not stable by the "
+            "ledger; version %d serves, as it was before",
+            model,
+            named.version,
+            stable,
+        )
+        return True
+
+    def _was_being_promoted(self, model: str, named: NamedVersion) -> bool:
+        """Return whether the table names what somebody made stable as the learner ended.
+
+        Otherwise the table or the ledger was lost or is an old one. What was retired or quarantined
+        since does not come back.
+        """
+        if named.revision is None:
+            return False
+        if named.version == 0:
+            return bool(self.held_by)
+        try:
+            found = versions.get_version(self._database, model, named.version)
+        except NotFound:
+            return False
+        may_be = {ReleaseState.CANDIDATE, ReleaseState.CANARY}
+        if self.held_by:
+            may_be.add(ReleaseState.RETIRED)
+        return found.state in may_be and named.is_version(found.reference)
+
+    def _reference_of(self, model: str, version: int) -> WeightsReference:
+        """Return where a stored version is. Raises `NotFound`, `FailedPrecondition`."""
+        if version == 0:
+            return self._table.base_model(model)
+        found = versions.get_version(self._database, model, version)
+        if found.stage == "saved":
+            raise FailedPrecondition(f"version {version} is not in the weight store yet")
+        return found.reference
+
     async def keep_routing(self) -> None:
-        """Restore the routing table whenever it was lost, until cancelled."""
+        """Restore the routing table when it has to be, until cancelled. Raises `Unavailable`."""
         while True:
-            try:
-                await self.restore_routing()
-            except Unavailable as error:
-                logger.debug("the routing table cannot be looked at: %s", error)
+            await self.restore_routing()
             await asyncio.sleep(ROUTING_SECONDS)
 
     def supersede(self, version: int, by: int, actor: str) -> None:
@@ -241,38 +281,21 @@ class Promotion:
         actor: str,
         quarantined: QuarantineRange | None = None,
     ) -> None:
-        target = WeightsReference(
-            policy=self._names[ModelRole.POLICY], policy_version=0, uri="", manifest_sha256=""
-        )
-        if version != 0:
-            found = versions.get_version(self._database, ModelRole.POLICY, version)
-            if found.stage == "saved":
-                raise FailedPrecondition(f"version {version} is not in the weight store yet")
-            target = found.reference
+        target = self._reference_of(ModelRole.POLICY, version)
         for _ in range(ATTEMPTS):
-            entry = await self._bus.routing(self._keys[ModelRole.POLICY])
-            if await self._set(ModelRole.POLICY, target, entry):
-                self._record(
-                    ModelRole.POLICY,
-                    version,
-                    previous=_version_of(entry),
-                    action=action,
-                    actor=actor or "unknown",
-                    quarantined=quarantined,
-                )
-                return
+            async with self._changing:
+                named = await self._table.named(ModelRole.POLICY)
+                if await self._table.replace(ModelRole.POLICY, named, target):
+                    self._record(
+                        ModelRole.POLICY,
+                        version,
+                        previous=named.version,
+                        action=action,
+                        actor=actor or "unknown",
+                        quarantined=quarantined,
+                    )
+                    return
         raise Conflict("the routing table keeps changing; try again", retry_after=1.0)
-
-    async def _set(self, model: str, target: WeightsReference, entry: RoutingEntry | None) -> bool:
-        # So that generation's loading belongs to the trace in which the version was made.
-        made = trace_links.span_of_version(model, target.policy_version)
-        value = encode_routing(replace(target, traceparent=made))
-        revision = None if entry is None else entry.revision
-        try:
-            await self._bus.set_routing(self._keys[model], value, revision=revision)
-        except Conflict:
-            return False
-        return True
 
     def _record(
         self,
@@ -295,7 +318,3 @@ class Promotion:
             quarantined=quarantined,
         )
         logger.info("%s: version %d is stable (%s by %s)", model, version, action, actor)
-
-
-def _version_of(entry: RoutingEntry | None) -> int:
-    return 0 if entry is None else decode_routing(entry.value).policy_version

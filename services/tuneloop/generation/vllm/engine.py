@@ -1,9 +1,9 @@
 """The engine on vLLM's `AsyncLLM`; `worker` and `staging` run inside vLLM's worker process.
 
 LoRA versions are adapters by `lora_int_id`; an id is never loaded twice with different weights, as
-vLLM keeps what it computed by them. Full weights are swapped between `pause_generation(mode="keep")` and
-`resume_generation`; vLLM labels every token with the weights that sampled it, and those labels
-become `policy_version_spans`.
+vLLM keeps what it computed by them. Full weights are swapped between
+`pause_generation(mode="keep")` and `resume_generation`; vLLM labels every token with the weights
+that sampled it, and those labels become `policy_version_spans`.
 """
 
 import asyncio

@@ -8,6 +8,7 @@ from support.learner_parts import Parts
 
 from tuneloop.bus.subjects import stable_policy_key
 from tuneloop.errors import Conflict, FailedPrecondition, InvalidRequest, NotFound, Unavailable
+from tuneloop.learner.ledger.accounting import promotions as recorded
 from tuneloop.learner.ledger.accounting import versions
 from tuneloop.learner.ledger.schema import promotions
 from tuneloop.v1 import generation_pb2
@@ -75,6 +76,66 @@ async def test_a_routing_table_that_was_lost_names_the_stable_version_again(part
     await parts.release.roll_back(0, "ann")
     assert not await parts.release.restore_routing()
     parts.bus.lose_routing()
+    assert not await parts.release.restore_routing()
+
+
+async def name(parts: Parts, **reference: object) -> None:
+    """Let the routing table name weights without the learner."""
+    key = stable_policy_key("tuneloop")
+    entry = await parts.bus.routing(key)
+    assert entry is not None
+    given = generation_pb2.WeightsReference.FromString(entry.value)
+    for field, value in reference.items():
+        setattr(given, field, value)
+    await parts.bus.set_routing(key, given.SerializeToString(), revision=entry.revision)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"policy_version": 9, "manifest_sha256": "9" * 64},
+        {"policy_version": 2, "manifest_sha256": "9" * 64},
+        {"policy_version": 1, "manifest_sha256": "1" * 64},
+        {"policy_version": 0, "uri": "", "manifest_sha256": ""},
+    ],
+    ids=["unknown", "other weights", "retired", "version 0"],
+)
+async def test_a_table_of_another_time_names_what_is_stable_by_the_ledger_again(
+    parts: Parts, named: dict[str, object]
+) -> None:
+    before = await parts.bus.routing(stable_policy_key("tuneloop"))
+    assert before is not None
+    if named["policy_version"] == 1:
+        first = versions.get_version(parts.database, "policy", 1).reference
+        named["manifest_sha256"] = first.manifest_sha256
+    await name(parts, **named)
+    assert await parts.release.restore_routing()
+    after = await parts.bus.routing(stable_policy_key("tuneloop"))
+    assert after is not None
+    assert after.value == before.value
+    assert states(parts) == {1: "retired", 2: "stable"}
+    assert not await parts.release.restore_routing()
+
+
+@pytest.mark.parametrize("version", [1, 0])
+async def test_a_change_that_the_ledger_missed_is_noted(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    class Died(BaseException):
+        """The learner was killed."""
+
+    def die(*arguments: object, **options: object) -> None:
+        raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recorded, "record_promotion", die)
+        with pytest.raises(Died):
+            await parts.release.roll_back(version, "ann")
+    assert states(parts) == {1: "retired", 2: "stable"}
+    assert await parts.release.restore_routing()
+    assert await parts.release.stable("policy") == version
+    expected = {1: "stable" if version else "retired", 2: "retired"}
+    assert states(parts) == expected
     assert not await parts.release.restore_routing()
 
 
