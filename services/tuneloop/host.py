@@ -1,9 +1,10 @@
-"""The machine: free space on its disks, and processor time for what may wait."""
+"""The machine: its clock, free space on its disks, and processor time for what may wait."""
 
 import contextlib
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 from prometheus_client import Gauge
@@ -14,6 +15,17 @@ free_bytes = Gauge(
     ["folder"],
 )
 size_bytes = Gauge("tuneloop_disk_size_bytes", "Bytes of that disk in all.", ["folder"])
+
+
+_START = time.time() - time.monotonic()
+
+
+def steady_time() -> float:
+    """Return seconds since the epoch, by the clock as it was at the start.
+
+    A clock that is set while the process runs makes no interval longer or shorter.
+    """
+    return _START + time.monotonic()
 
 
 def watch_folder(name: str, folder: Path) -> None:

@@ -275,6 +275,18 @@ async def test_what_is_buried_is_a_dead_letter_once(bus: Bus) -> None:
     assert await bus.last("tuneloop.dead.test") == again
 
 
+async def test_events_have_the_times_of_the_bus(bus: Bus) -> None:
+    consumer = await rollouts(bus)
+    before = (await bus.usage(subjects.ROLLOUTS)).time
+    for number in range(3):
+        await bus.publish(ROLLOUT, b"", event_id=str(number))
+    times = [delivery.stored_time for delivery in await consumer.fetch(3, 1)]
+    found = [before, *times, (await bus.usage(subjects.ROLLOUTS)).time]
+    assert len(found) == 5
+    assert found == sorted(found)
+    assert before.utcoffset() is not None
+
+
 async def test_purge_removes_one_users_events(bus: Bus) -> None:
     for user in ("user1", "user2"):
         for number in range(3):

@@ -75,7 +75,7 @@ async def test_nothing_of_a_forgotten_user_is_left(tmp_path: Path, bus: JetStrea
     await parts.turn()
     before = {stream: await stored(bus, stream) for stream in STREAMS}
     assert all("ann" in "".join(before[stream]) for stream in STREAMS[:3])
-    forgetting = ForgetUser(parts.database, bus, parts.loop, clock=parts.clock)
+    forgetting = ForgetUser(parts.database, bus, parts.loop)
     answer = await forgetting.forget("ann")
     assert (answer.rollouts_removed, answer.feedback_removed) == (4, 4)
     # Four answers, four scores, four thumbs, one taken back; one broken, and its dead letter.

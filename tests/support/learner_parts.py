@@ -60,6 +60,7 @@ class Parts:
     """`LoopSchedule` publishes the first step of all at once."""
 
     def __post_init__(self) -> None:
+        self.bus.clock = self.clock
         keys = self.folder / "keys"
         if not keys.exists():
             write_key_pair(keys)

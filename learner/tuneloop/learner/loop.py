@@ -18,6 +18,7 @@ from tuneloop.backoff import Backoff
 from tuneloop.bus import Bus
 from tuneloop.bus.subjects import learner_step
 from tuneloop.errors import TuneloopError, Unavailable
+from tuneloop.host import steady_time
 from tuneloop.learner import metrics, trace_links
 from tuneloop.learner.batching.batch import Batch, Batcher, BatchProgress
 from tuneloop.learner.fault_search import FAULTS
@@ -60,7 +61,7 @@ class Loop:
         pace: LoopSchedule,
         between_turns: Callable[[], None] = lambda: None,
         set_aside_after: int = 2,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady_time,
     ) -> None:
         """`between_turns` does other work with the models, blocking in their thread.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.errors import CorruptData, InvalidRequest
+from tuneloop.host import steady_time
 from tuneloop.learner import metrics
 from tuneloop.learner.batching.batch import Batch, Batcher, ids_of, without_refused
 from tuneloop.learner.effects import EffectLog
@@ -64,7 +65,7 @@ class TrainingRun:
         database: Database,
         checkpoints: Path,
         keep_checkpoints: int,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady_time,
     ) -> None:
         self.model = model
         self.policy = policy

@@ -6,6 +6,7 @@ double for tests; one contract suite runs over both.
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol
 
 from tuneloop.errors import FailedPrecondition
@@ -41,6 +42,11 @@ class Delivery(Protocol):
     def data(self) -> bytes: ...
     @property
     def sequence(self) -> int: ...
+    @property
+    def stored_time(self) -> datetime:
+        """When the bus stored it, by the bus's own clock: later events have later times."""
+        ...
+
     @property
     def deliveries(self) -> int:
         """How often it was delivered, including this time."""
@@ -104,6 +110,8 @@ class StreamUsage:
     """Bytes."""
     limit: int
     """Bytes that it may hold; 0 is no limit."""
+    time: datetime
+    """When it was asked, by the clock that gives events their `stored_time`."""
 
     @property
     def share(self) -> float:

@@ -291,10 +291,7 @@ class JetStreamBus:
         await self.connection.close()
 
     async def create_consumer(
-        self,
-        stream: str,
-        configuration: dict[str, Any],
-        owner: Owner | None = None,
+        self, stream: str, configuration: dict[str, Any], owner: Owner | None = None
     ) -> None:
         """Create a consumer, or update its configuration; see `Bus.consume`."""
         await self._prepare()

@@ -4,8 +4,10 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from tuneloop.bus import (
     Delivery,
@@ -23,10 +25,11 @@ from tuneloop.errors import Conflict, NotFound, Unavailable
 
 @dataclass(slots=True)
 class MemoryStream:
-    """Events in order, and the ids seen."""
+    """Events in order, when each was stored, and the ids seen."""
 
     events: list[StoredEvent] = field(default_factory=list)
     sequence: int = 0
+    times: dict[int, datetime] = field(default_factory=dict)
     sequence_of_id: dict[str, int] = field(default_factory=dict)
 
 
@@ -57,23 +60,9 @@ class MemoryDelivery:
     def __init__(self, bus: "MemoryBus", durable: Durable, event: StoredEvent) -> None:
         self._bus = bus
         self._durable = durable
-        self._event = event
+        self.subject, self.data, self.sequence = event.subject, event.data, event.sequence
         self.deliveries = durable.progress[event.sequence].deliveries
-
-    @property
-    def subject(self) -> str:
-        """Where it was published."""
-        return self._event.subject
-
-    @property
-    def data(self) -> bytes:
-        """The event."""
-        return self._event.data
-
-    @property
-    def sequence(self) -> int:
-        """Its place in the stream."""
-        return self._event.sequence
+        self.stored_time = bus.streams[durable.stream].times[event.sequence]
 
     async def ack(self) -> None:
         """Acknowledge it."""
@@ -144,7 +133,8 @@ class MemoryConsumer:
 class MemoryBus:
     """`Bus` in the memory of one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.clock = clock
         self.streams = {name: MemoryStream() for name in subjects.stream_subjects}
         self.limits: dict[str, int] = {}
         self.connected = True
@@ -290,7 +280,8 @@ class MemoryBus:
         """How full a stream is, with `limits` that a test has set."""
         self.check()
         stored = sum(len(event.data) for event in self.streams[stream].events)
-        return StreamUsage(stored=stored, limit=self.limits.get(stream, 0))
+        time_now = datetime.fromtimestamp(self.clock(), UTC)
+        return StreamUsage(stored=stored, limit=self.limits.get(stream, 0), time=time_now)
 
     def lose_routing(self) -> None:
         """Lose the routing table, as a server does whose disk was replaced."""
@@ -341,6 +332,7 @@ class MemoryBus:
         stream.sequence_of_id[event_id] = stream.sequence
         event = StoredEvent(subject=subject, sequence=stream.sequence, data=data, headers=headers)
         stream.events.append(event)
+        stream.times[stream.sequence] = datetime.fromtimestamp(self.clock(), UTC)
         self.notify()
         return PublishReceipt(stream=name, sequence=stream.sequence, duplicate=False)
 

@@ -10,6 +10,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any
 
 import nats.errors
@@ -160,6 +161,12 @@ class JetStreamDelivery:
     def stream(self) -> str:
         """The stream that holds it."""
         return str(self._metadata.stream)
+
+    @property
+    def stored_time(self) -> datetime:
+        """When the server stored it, by its clock."""
+        stored: datetime = self._metadata.timestamp
+        return stored
 
     @property
     def deliveries(self) -> int:

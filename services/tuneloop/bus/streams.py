@@ -4,6 +4,7 @@ import base64
 import json
 import logging
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from tuneloop.bus import Owner, StreamUsage, subjects
@@ -179,7 +180,9 @@ async def stream_usage(connection: NatsConnection, stream: str) -> StreamUsage:
     except ApiError as error:
         raise connection.unavailable(f"failed: {error}") from error
     limit = max(0, int(info["config"].get("max_bytes", 0)))
-    return StreamUsage(stored=int(info["state"]["bytes"]), limit=limit)
+    return StreamUsage(
+        stored=int(info["state"]["bytes"]), limit=limit, time=datetime.fromisoformat(info["ts"])
+    )
 
 
 async def consumer_state(connection: NatsConnection, stream: str, durable: str) -> Any:

@@ -53,6 +53,13 @@ async def test_a_full_batch_steps_at_once_and_a_small_one_after_a_wait(parts: Pa
     assert parts.used()["f4"] == 2
 
 
+async def test_a_clock_set_back_before_a_restart_holds_no_sample_up(parts: Parts) -> None:
+    parts.thumbs(0, 1)
+    parts.clock.now -= 3600
+    assert await parts.turn()
+    assert parts.used() == {"f0": 1}
+
+
 async def test_a_version_is_stored_announced_and_routed(parts: Parts) -> None:
     parts.thumbs(0, 8)
     await parts.turn()

@@ -12,11 +12,11 @@ If a queue is longer than its part of the batch, every user's oldest samples go 
 share that one user may have; `batching.trust` says how much each sample then counts.
 """
 
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tuneloop.host import steady_time
 from tuneloop.learner.batching.batch import Batch, BatchProgress, FormedBatch, RunProgress
 from tuneloop.learner.batching.trust import Trust
 from tuneloop.learner.ledger.accounting import lineage
@@ -54,7 +54,7 @@ class PolicyBatcher:
         settings: LearnerSettings,
         *,
         edit_tokens: EditTokens | None = None,
-        clock: Clock = time.time,
+        clock: Clock = steady_time,
     ) -> None:
         """Learning from edited answers needs `edit_tokens`."""
         self._database = database
@@ -192,7 +192,7 @@ class RewardBatcher:
         database: Database,
         settings: LearnerSettings,
         *,
-        clock: Clock = time.time,
+        clock: Clock = steady_time,
     ) -> None:
         self._database = database
         self._settings = settings
@@ -308,5 +308,6 @@ def _due(
     if count >= full:
         return True
     times = [queue.oldest_time for queue in queues.values() if queue.oldest_time is not None]
-    waited = bool(times) and now - min(times) >= settings.batch_wait_seconds
+    # Recorded in the future: the clock was set back before a restart.
+    waited = bool(times) and abs(now - min(times)) >= settings.batch_wait_seconds
     return waited and count >= min(settings.min_batch_size, full)

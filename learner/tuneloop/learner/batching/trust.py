@@ -1,13 +1,13 @@
 """How much each sample of a batch counts: by who judged it, and by how much of all is theirs."""
 
 import math
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+from tuneloop.host import steady_time
 from tuneloop.learner import metrics
 from tuneloop.learner.batching.batch import ids_of
 from tuneloop.learner.guards.raters import Reliability, predictabilities, reliabilities
@@ -126,7 +126,7 @@ class Trust:
         settings: GuardSettings,
         *,
         full_step: float = 0.0,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady_time,
     ) -> None:
         """`full_step` judgements make a step; with 0 each batch is one by itself."""
         self._database = database

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -29,6 +29,7 @@ from tuneloop.bus.subjects import (
 from tuneloop.bus.subjects import weights_activated as activated_subject
 from tuneloop.errors import CorruptData, FailedPrecondition, TuneloopError, Unavailable
 from tuneloop.feedback import Feedback, Retraction
+from tuneloop.host import steady_time
 from tuneloop.learner import metrics, trace_links
 from tuneloop.learner.ledger.accounting import lineage
 from tuneloop.learner.ledger.database import Database
@@ -233,12 +234,13 @@ def make_consumers(
     *,
     scored_objective: str = Objective.PPO,
     all_scores_count: bool = False,
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] = steady_time,
     instead_of: str = "",
 ) -> list[IntakeConsumer]:
     """Return the four consumers of the learner of `policy`; see `Owner` for `instead_of`.
 
-    `EventRecorder` says what scores are for.
+    `EventRecorder` says what scores are for. Events are as old as the bus says: which of two
+    verdicts is the last must not depend on the clocks of the gateways that took them.
     """
     recording = EventRecorder(
         database,
@@ -252,7 +254,9 @@ def make_consumers(
             name="rollouts",
             stream=ROLLOUTS,
             subject=rollouts_of(policy, "generated"),
-            decode=lambda d: _of_policy(policy, decode_rollout_generated(d.data)),
+            decode=lambda d: replace(
+                _of_policy(policy, decode_rollout_generated(d.data)), finished_time=d.stored_time
+            ),
             record=recording.record_rollouts,
             owner=owner,
         ),
@@ -260,7 +264,9 @@ def make_consumers(
             name="scores",
             stream=ROLLOUTS,
             subject=rollouts_of(policy, "scored"),
-            decode=lambda d: _of_policy(policy, decode_rollout_scored(d.data)),
+            decode=lambda d: replace(
+                _of_policy(policy, decode_rollout_scored(d.data)), scored_time=d.stored_time
+            ),
             record=recording.record_scores,
             owner=owner,
         ),
@@ -293,8 +299,8 @@ def observe_feedback_to_serving(database: Database, activation: Activation) -> N
 def _feedback_event(delivery: Delivery) -> Feedback | Retraction:
     """Decode feedback or a retraction; raises `CorruptData`."""
     if is_retraction(delivery.subject):
-        return decode_retraction(delivery.data)
-    return decode_feedback(delivery.data)
+        return replace(decode_retraction(delivery.data), retracted_time=delivery.stored_time)
+    return replace(decode_feedback(delivery.data), accepted_time=delivery.stored_time)
 
 
 def _of_policy(policy: str, event: Any) -> Any:

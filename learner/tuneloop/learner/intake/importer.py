@@ -7,7 +7,6 @@ for no version. Ids are hashes of the content, so importing a row twice adds not
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ from tuneloop.feedback import (
     Metric,
     Thumb,
 )
+from tuneloop.host import steady_time
 from tuneloop.learner.data.fields import Fields, Form, Text, choose_form
 from tuneloop.learner.data.policy_rows import (
     ANSWERED,
@@ -152,7 +152,7 @@ class Importer:
         policy: str,
         model: Path,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady_time,
     ) -> None:
         self._database = database
         self._policy = policy

@@ -3,9 +3,9 @@
 import asyncio
 import json
 import logging
-import time
 from collections.abc import Callable
 
+from tuneloop.host import steady_time
 from tuneloop.learner import metrics
 from tuneloop.learner.guards.alarms import NAMES, alarms
 from tuneloop.learner.guards.settings import GuardSettings
@@ -28,7 +28,7 @@ class AlarmMonitor:
         database: Database,
         settings: GuardSettings,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady_time,
     ) -> None:
         self.raised: tuple[Raised, ...] = ()
         self._database = database

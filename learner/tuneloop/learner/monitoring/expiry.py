@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 
+from tuneloop.host import steady_time
 from tuneloop.learner import metrics
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import lifecycle
@@ -23,7 +23,7 @@ class Expiry:
         *,
         max_age: float | None,
         rollout_wait: float | None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady_time,
     ) -> None:
         self._database = database
         self._max_age = max_age

@@ -11,12 +11,12 @@ learned with it (see `ledger.accounting.quarantine`).
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 from tuneloop.bus import Bus
 from tuneloop.errors import Conflict, FailedPrecondition, InvalidRequest, NotFound
+from tuneloop.host import steady_time
 from tuneloop.learner import metrics
 from tuneloop.learner.ledger.accounting import lineage, promotions, versions
 from tuneloop.learner.ledger.accounting.promotions import PromotionAction, QuarantineRange
@@ -50,7 +50,7 @@ class Promotion:
         database: Database,
         gate: Gate,
         alarm: Callable[[], str] = lambda: "",
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady_time,
     ) -> None:
         """`alarm` returns the name of an alarm that holds releases, or an empty string."""
         self._table = RoutingTable(bus, policy)

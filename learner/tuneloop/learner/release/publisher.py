@@ -21,6 +21,7 @@ from tuneloop.backoff import Backoff
 from tuneloop.bus import Bus
 from tuneloop.bus.subjects import weights_published
 from tuneloop.errors import Conflict, Overloaded, Unavailable, WeightsRefused
+from tuneloop.host import steady_time
 from tuneloop.learner import metrics, trace_links
 from tuneloop.learner.files import keep_only, write_folder
 from tuneloop.learner.ledger.accounting import effects, lineage, steps, versions
@@ -65,7 +66,7 @@ class Publisher:
         base_models: Mapping[str, BaseModel],
         trained_with: Mapping[str, str] = MappingProxyType({}),
         before_publishing: Callable[[int, Path], None] | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady_time,
     ) -> None:
         """`trained_with` has the settings of each model's training, as JSON.
 

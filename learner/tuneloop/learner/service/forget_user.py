@@ -2,11 +2,9 @@
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable
 
 from tuneloop.bus import Bus
-from tuneloop.bus.subjects import of_user, token
+from tuneloop.bus.subjects import FEEDBACK, of_user, token
 from tuneloop.learner.ledger.accounting import downstream, forget_user
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.loop import Loop
@@ -18,18 +16,10 @@ logger = logging.getLogger("tuneloop.learner.service")
 class ForgetUser:
     """Deletes a user's rows and events, and says what had learned from them."""
 
-    def __init__(
-        self,
-        database: Database,
-        bus: Bus,
-        loop: Loop,
-        *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, database: Database, bus: Bus, loop: Loop) -> None:
         self._database = database
         self._bus = bus
         self._loop = loop
-        self._clock = clock
 
     async def forget(self, user: str) -> learner_pb2.ForgetUserResponse:
         """Forget a user by their hash; safe to repeat. Raises `InvalidRequest`, `Unavailable`.
@@ -47,9 +37,9 @@ class ForgetUser:
             purged = 0
             for stream, subject_filter in of_user(user_hash):
                 purged += await self._bus.purge(stream, subject_filter)
-            gone = await asyncio.to_thread(
-                forget_user.forget_user, self._database, user_hash, self._clock()
-            )
+            # By the clock of the events: what the bus stored before this never comes in.
+            now = (await self._bus.usage(FEEDBACK)).time.timestamp()
+            gone = await asyncio.to_thread(forget_user.forget_user, self._database, user_hash, now)
         lineage = await asyncio.to_thread(downstream.of_user, self._database, user_hash)
         logger.info("forgot a user: %d rollouts, %d feedback", gone.rollouts, gone.feedback)
         return learner_pb2.ForgetUserResponse(

@@ -6,11 +6,11 @@ base model if that is gone. The reward model is not rebuilt.
 """
 
 import asyncio
-import time
 from collections.abc import Callable
 
 from tuneloop.bus.subjects import token
 from tuneloop.errors import FailedPrecondition, InvalidRequest, NotFound
+from tuneloop.host import steady_time
 from tuneloop.learner.ledger.accounting import (
     downstream,
     forget_user,
@@ -35,7 +35,7 @@ class Rebuild:
         release: Promotion,
         loop: Loop,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady_time,
     ) -> None:
         self._database = database
         self._release = release

@@ -1,7 +1,6 @@
 """LearnerService: each call is a few lines over the ledger, the loop and the release."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeAlias
 
@@ -10,6 +9,7 @@ import grpc
 from tuneloop.bus import Bus
 from tuneloop.bus.subjects import token
 from tuneloop.errors import InvalidRequest, NotFound
+from tuneloop.host import steady_time
 from tuneloop.learner.intake.importer import Importer
 from tuneloop.learner.ledger.accounting import (
     decisions,
@@ -62,7 +62,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         importer: Importer,
         watch: AlarmMonitor,
         gate: Callable[[], str] = lambda: "",
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady_time,
     ) -> None:
         """`gate` returns what the gate waits for, in words."""
         self._policy = policy

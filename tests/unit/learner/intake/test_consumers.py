@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
+from sqlalchemy import select
 from sqlalchemy.exc import DataError
 from support.learner_events import START, make_rollout, make_score, make_thumb
 from support.learner_parts import Parts
@@ -25,6 +26,8 @@ from tuneloop.feedback import Feedback
 from tuneloop.learner.intake import consumers
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.queue import ready
+from tuneloop.learner.ledger.schema import samples
+from tuneloop.learner.service.forget_user import ForgetUser
 from tuneloop.policies import Activation
 from tuneloop.rollouts import Rollout, ScoredRollout
 from tuneloop.v1 import events_pb2
@@ -228,3 +231,33 @@ async def test_the_time_from_feedback_to_serving_is_measured_once(parts: Parts) 
     assert histogram("count") == count + 8
     assert histogram("sum") - total == pytest.approx(8 * 60 - sum(range(8)))
     assert parts.bus.streams[ROLLOUTS].events == []
+
+
+@pytest.mark.parametrize("skew", [60, -60])
+async def test_the_last_verdict_is_the_one_that_came_last_whatever_gateways_clocks_say(
+    parts: Parts, skew: int
+) -> None:
+    await send(parts, make_rollout("c1"))
+    await send(parts, make_thumb("f1", "c1", up=True, second=skew))
+    parts.clock.now += 1
+    await send(parts, make_thumb("f2", "c1", up=False, second=-skew))
+    async with parts.taking_in():
+        await until(lambda: len(recorder.recorded_feedback(parts.database, ["f1", "f2"])) == 2)
+    with parts.database.read() as connection:
+        rows = connection.execute(select(samples.c.feedback_id, samples.c.state, samples.c.current))
+        assert {tuple(row) for row in rows if row.current} == {("f2", "open", True)}
+
+
+@pytest.mark.parametrize("skew", [3600, -3600])
+async def test_forgetting_goes_by_the_clock_of_the_bus(parts: Parts, skew: int) -> None:
+    await send(parts, make_rollout("c1"))
+    await send(parts, make_thumb("f1", "c1", up=True, second=skew))
+    on_their_way = list(parts.bus.streams[FEEDBACK].events)
+    parts.clock.now += 1
+    await ForgetUser(parts.database, parts.bus, parts.loop).forget("u1")
+    parts.clock.now += 1
+    parts.bus.streams[FEEDBACK].events = on_their_way
+    await send(parts, make_thumb("f2", "c2", up=True, second=-skew))
+    async with parts.taking_in():
+        await until(lambda: recorder.recorded_feedback(parts.database, ["f2"]) == {"f2"})
+    assert recorder.recorded_feedback(parts.database, ["f1"]) == set()

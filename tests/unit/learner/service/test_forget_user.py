@@ -33,7 +33,7 @@ def thumbs_of(parts: Parts, user: str, count: int) -> None:
 
 
 def forgetting(parts: Parts) -> ForgetUser:
-    return ForgetUser(parts.database, parts.bus, parts.loop, clock=parts.clock)
+    return ForgetUser(parts.database, parts.bus, parts.loop)
 
 
 async def test_steps_that_no_version_has_yet_become_one_first(parts: Parts) -> None:

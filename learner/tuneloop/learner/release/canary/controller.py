@@ -15,6 +15,7 @@ from tuneloop import wire
 from tuneloop.bus import Bus
 from tuneloop.bus.subjects import canary_policy_key
 from tuneloop.errors import FailedPrecondition, TuneloopError
+from tuneloop.host import steady_time
 from tuneloop.learner import metrics, trace_links
 from tuneloop.learner.ledger.accounting import canaries, versions
 from tuneloop.learner.ledger.database import Database
@@ -77,7 +78,7 @@ class CanaryController:
         release: VersionRelease,
         generation: Sequence[ServingReplica],
         settings: CanarySettings,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady_time,
     ) -> None:
         self._policy = policy
         self._bus = bus

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from tuneloop import tracing
 from tuneloop.backoff import Backoff
 from tuneloop.errors import TuneloopError
+from tuneloop.host import steady_time
 from tuneloop.learner import metrics, trace_links
 from tuneloop.learner.ledger.accounting import decisions, versions
 from tuneloop.learner.ledger.accounting.versions import Version
@@ -73,7 +74,7 @@ class GateController:
         settings: GateSettings,
         canary: CanaryTrial | None,
         pause: Callable[[], None],
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady_time,
     ) -> None:
         """`pause` stops learning when one candidate after another fails."""
         self.waiting = ""
