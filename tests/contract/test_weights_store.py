@@ -66,6 +66,19 @@ def test_versions_are_listed_in_order(place: Place, tmp_path: Path) -> None:
     assert store.versions("other") == []
 
 
+def test_a_deleted_version_is_gone_and_deleting_it_again_is_nothing(
+    place: Place, tmp_path: Path
+) -> None:
+    store = place.store()
+    for number in (1, 2):
+        store.publish(make_weights(tmp_path / str(number)), make_manifest(number))
+    store.delete("tuneloop", 1)
+    store.delete("tuneloop", 1)
+    assert store.versions("tuneloop") == [2]
+    with pytest.raises(NotFound):
+        store.manifest("tuneloop", 1)
+
+
 def test_publishing_the_same_again_gives_the_same_reference(place: Place, tmp_path: Path) -> None:
     weights = make_weights(tmp_path / "w")
     first = place.store().publish(weights, make_manifest())

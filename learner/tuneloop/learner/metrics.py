@@ -22,6 +22,22 @@ feedback_trimmed = Counter(
     "tuneloop_learner_feedback_trimmed_total",
     "Events of feedback deleted from the stream, long after the ledger had them.",
 )
+rollouts_pruned = Counter(
+    "tuneloop_learner_rollouts_pruned_total",
+    "Old rollouts that nobody judged: deleted, or emptied because a step had used them.",
+    ["what"],
+)
+versions_pruned = Counter(
+    "tuneloop_learner_versions_pruned_total", "Old versions whose weights were deleted.", ["model"]
+)
+weights_bytes = Gauge(
+    "tuneloop_learner_weights_bytes", "Size of the versions in the weight store.", ["model"]
+)
+disk_bytes = Gauge(
+    "tuneloop_learner_disk_bytes",
+    "Size of what the learner keeps on its disk: ledger, checkpoints, outbox, suites.",
+    ["kind"],
+)
 duplicates = Counter(
     "tuneloop_learner_duplicate_events_total",
     "Events that were recorded before and had no effect.",

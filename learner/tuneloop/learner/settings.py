@@ -13,6 +13,7 @@ from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.old_settings import OLD_NAMES, with_old_names
 from tuneloop.learner.release.canary.settings import CanarySettings
 from tuneloop.learner.release.gate.settings import GateSettings
+from tuneloop.learner.release.retention.settings import RetentionSettings
 from tuneloop.learner.samples import (
     JUDGED_OBJECTIVES,
     POLICY_OBJECTIVES,
@@ -109,11 +110,12 @@ class LearnerSettings(BusSettings, RpcServerSettings):
         description="how a version comes to serve: off (every one, at once), manual (only when "
         "promoted), gate (when it is no worse on prompts) or gate+canary (and on a share of users)",
     )
-    gate: GateSettings = Field(
-        default=GateSettings(), description="what the gate asks of a candidate"
-    )
+    gate: GateSettings = Field(GateSettings(), description="what the gate asks of a candidate")
     canary: CanarySettings = Field(
         default=CanarySettings(), description="the trial of a version with release gate+canary"
+    )
+    retention: RetentionSettings = Field(
+        default=RetentionSettings(), description="how long rollouts and versions are kept"
     )
 
     learning_rate: float | None = Field(

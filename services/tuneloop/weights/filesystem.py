@@ -198,6 +198,17 @@ class FilesystemStore:
             numbers = [int(name) for name in names if len(name) == 8 and name.isdigit()]
             return sorted(n for n in numbers if self._fs.exists(self._manifest_path(policy, n)))
 
+    def delete(self, policy: str, version: int) -> None:
+        """See `WeightStore.delete`."""
+        source = self._version_path(policy, version)
+        with store_errors(source):
+            self._fs.invalidate_cache()
+            # First: without it the rest is no version.
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(self._manifest_path(policy, version))
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm(source, recursive=True)
+
     def _verified(self, stored: bytes, policy: str, version: int) -> Manifest:
         """Parse and verify the manifest of a version."""
         manifest = from_json(stored)

@@ -37,3 +37,7 @@ class WeightStore(Protocol):
     def versions(self, policy: str) -> list[int]:
         """Return the published versions in ascending order."""
         ...
+
+    def delete(self, policy: str, version: int) -> None:
+        """Delete a version, if it is there. Raises `Unavailable`."""
+        ...

@@ -47,6 +47,7 @@ from tuneloop.learner.release.gate.controller import GateController
 from tuneloop.learner.release.gate.prompts import GatePrompts, load_gate_prompts
 from tuneloop.learner.release.promotion import Promotion
 from tuneloop.learner.release.publisher import BaseModel, Publisher, trained_with
+from tuneloop.learner.release.retention.pruner import Pruner
 from tuneloop.learner.schedule import LoopSchedule
 from tuneloop.learner.service.rebuild import Rebuild
 from tuneloop.learner.service.servicer import LearnerServicer
@@ -83,6 +84,7 @@ class Learner:
     """Scores version 0 on the gate's suites, if it has not been; in the trainer's queue before any
     checkpoint is restored."""
     retractions: RetractionMonitor
+    pruner: Pruner
     dismiss: Callable[[], Awaitable[None]]
     """Lets the other ranks end; nothing can be trained after that."""
 
@@ -99,6 +101,7 @@ class Learner:
             tasks.create_task(keep_trying(self.watch.run))
             tasks.create_task(keep_trying(self.retractions.run))
             tasks.create_task(keep_trying(self.make_stream_trim().run))
+            tasks.create_task(keep_trying(self.pruner.run))
             if self.prompt_sampler is not None:
                 tasks.create_task(self.prompt_sampler.run())
             if self.gate_controller is not None:
@@ -187,6 +190,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
         watch=watch,
         scoring=asyncio.ensure_future(worker.run(scorer.score_base)) if scorer else None,
         retractions=make_retraction_monitor(settings, database, release, loop),
+        pruner=Pruner(database, store, settings.retention, settings.data_dir),
         dismiss=lambda: worker.run(world.dismiss),
     )
 

@@ -221,7 +221,7 @@ def relocate(ledger: Database, data: DataDir) -> dict[str, WeightsReference]:
     stable = {}
     for model in MODELS:
         for version in versions.all_versions(ledger, model):
-            if version.stage == "saved":
+            if not version.uri:
                 continue
             place = data.weights / version.policy / f"{version.version:08d}"
             versions.mark_place(ledger, model, version.version, local.unstrip_protocol(str(place)))

@@ -80,6 +80,7 @@ rollouts = Table(
     Column("prompt_sha256", String, nullable=False, server_default="", comment="Of prompt_tokens"),
     Index("rollouts_group", "group_id"),
     Index("rollouts_source", "source", "policy_version"),
+    Index("rollouts_time", "finished_time"),
 )
 
 feedback = Table(

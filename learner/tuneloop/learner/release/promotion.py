@@ -225,6 +225,11 @@ class Promotion:
         found = versions.get_version(self._database, model, version)
         if found.stage == "saved":
             raise FailedPrecondition(f"version {version} is not in the weight store yet")
+        if not found.uri:
+            raise FailedPrecondition(
+                f"the weights of version {version} were deleted; "
+                "TUNELOOP_LEARNER_RETENTION__VERSIONS says how many are kept"
+            )
         return found.reference
 
     async def keep_routing(self) -> None:

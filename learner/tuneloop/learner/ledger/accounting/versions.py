@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, delete, exists, func, select, update
+from sqlalchemy import and_, delete, exists, func, or_, select, update
 
 from tuneloop.errors import NotFound
 from tuneloop.learner.ledger.database import Database
@@ -194,10 +194,13 @@ def stable_version(database: Database, model: str) -> int | None:
 def good_before(database: Database, version: int) -> int:
     """Return the newest version of the policy below `version` that may be stable again.
 
-    0 is the base model, which always may.
+    Its weights are still there. 0 is the base model, which always may.
     """
     query = select(func.max(versions.c.version)).where(
-        versions.c.model == ModelRole.POLICY, versions.c.version < version, GOOD
+        versions.c.model == ModelRole.POLICY,
+        versions.c.version < version,
+        versions.c.uri != "",
+        GOOD,
     )
     with database.read() as connection:
         return connection.execute(query).scalar_one() or 0
@@ -232,6 +235,27 @@ def steps_to_keep(database: Database, model: str) -> set[int]:
         }
 
 
+def versions_to_keep(database: Database, model: str) -> set[int]:
+    """Return the versions whose weights may be needed.
+
+    What serves or is tried, what waits for publication, and the two newest of those that may be
+    rolled back to and of those that nobody has decided about.
+    """
+    of_model = versions.c.model == model
+    lasting = (of_model, versions.c.abandoned.is_(False))
+    serving = (ReleaseState.STABLE.value, ReleaseState.CANARY.value)
+    always = or_(versions.c.state.in_(serving), versions.c.stage != "released")
+    undecided = versions.c.state == ReleaseState.CANDIDATE.value
+    newest = select(versions.c.version).order_by(versions.c.version.desc())
+    queries = (
+        newest.where(of_model, always),
+        newest.where(*lasting, GOOD).limit(2),
+        newest.where(*lasting, undecided).limit(2),
+    )
+    with database.read() as connection:
+        return {version for query in queries for version in connection.execute(query).scalars()}
+
+
 def unfinished(database: Database, model: str) -> list[Version]:
     """Return the versions whose publication is unfinished, oldest first."""
     query = (
@@ -252,6 +276,12 @@ def list_versions(
     return _all(database, query.order_by(versions.c.version.desc()).limit(limit))
 
 
+def with_weights(database: Database, model: str) -> list[Version]:
+    """Return the versions that the weight store holds, newest first."""
+    query = select(versions).where(versions.c.model == model, versions.c.uri != "")
+    return _all(database, query.order_by(versions.c.version.desc()))
+
+
 def all_versions(database: Database, model: str) -> list[Version]:
     """Return every version, oldest first."""
     return _all(
@@ -260,7 +290,7 @@ def all_versions(database: Database, model: str) -> list[Version]:
 
 
 def mark_place(database: Database, model: str, version: int, uri: str) -> None:
-    """Record that the version's folder was moved."""
+    """Record that the version's folder was moved; empty: that its weights were deleted."""
     _set(database, model, version, uri=uri)
 
 

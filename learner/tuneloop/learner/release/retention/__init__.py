@@ -1,0 +1,1 @@
+"""How long rollouts and versions are kept."""
