@@ -6,7 +6,7 @@ double for tests; one contract suite runs over both.
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Protocol
 
 from tuneloop.errors import FailedPrecondition
@@ -102,6 +102,9 @@ class Consumer(Protocol):
         ...
 
 
+EPOCH = datetime.fromtimestamp(0, UTC)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamUsage:
     """How full a stream is."""
@@ -110,7 +113,7 @@ class StreamUsage:
     """Bytes."""
     limit: int
     """Bytes that it may hold; 0 is no limit."""
-    time: datetime
+    time: datetime = EPOCH
     """When it was asked, by the clock that gives events their `stored_time`."""
 
     @property

@@ -148,6 +148,7 @@ async def test_rollouts_older_than_max_staleness_are_left_out(
             created_time=versions.moment(0),
         )
         versions.mark_stage(parts.database, "policy", version, "released")
+        versions.mark_place(parts.database, "policy", version, f"file:///{version}")
     await parts.release.promote(newest, "gate")
     scores = [make_score(f"c{n}", float(n)) for n in range(8)]
     recorder.record_scores(parts.database, scores, 0.0, objective=objective)

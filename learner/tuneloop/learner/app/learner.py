@@ -137,8 +137,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
     database = await asyncio.to_thread(open_ledger, settings)
     base_models = await asyncio.to_thread(describe_base_models, settings)
     await asyncio.to_thread(prepare_ledger, settings, database, base_models)
-    expiry = Expiry(database, max_age=settings.feedback_max_age, rollout_wait=settings.rollout_wait)
-    await asyncio.to_thread(expiry.expire_old_feedback)
+    expiry = await asyncio.to_thread(make_expiry, settings, database)
     store, bus = open_store(settings), await connect_bus(settings, database)
     watch, worker = AlarmMonitor(database, settings.guards), ModelThread()
     release = make_promotion(settings, database, bus, watch)
@@ -193,6 +192,13 @@ async def assemble(settings: LearnerSettings) -> Learner:
         pruner=Pruner(database, store, settings.retention, settings.data_dir),
         dismiss=lambda: worker.run(world.dismiss),
     )
+
+
+def make_expiry(settings: LearnerSettings, database: Database) -> Expiry:
+    """Build what expires old feedback, and expire what is too old already."""
+    expiry = Expiry(database, max_age=settings.feedback_max_age, rollout_wait=settings.rollout_wait)
+    expiry.expire_old_feedback()
+    return expiry
 
 
 def make_retraction_monitor(

@@ -29,6 +29,7 @@ def publish(parts: Parts, *, parent: int, state: str = "candidate") -> int:
         created_time=versions.moment(0),
     )
     versions.mark_stage(parts.database, "policy", version, "released")
+    versions.mark_place(parts.database, "policy", version, f"file:///{version}")
     if state == "stable":
         promotions.record_promotion(
             parts.database, "policy", version, previous=0, action="promote", actor="gate", now=0.0
