@@ -233,8 +233,8 @@ async def test_routing_tries_what_is_unavailable_until_a_newer_version_comes(
     await set_stable(bus, wire.encode_routing(references[1]))
     await asyncio.sleep(0.1)
     assert bench.hot_swap.serving == 0
-    bench.engine.failure = None
     await set_stable(bus, wire.encode_routing(references[2]))
+    bench.engine.failure = None
     await until_serving(bench, 2)
     assert bench.engine.adapters == {2}
     task.cancel()
