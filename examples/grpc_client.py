@@ -1,4 +1,6 @@
-"""Generation over gRPC, without the gateway: `python -m examples.grpc_client [HOST:PORT]`.
+"""Generation over gRPC, without the gateway: `python -m examples.grpc_client [HOST:PORT [TOKEN]]`.
+
+The token is what `tuneloop up` keeps in keys/grpc_token in its data folder.
 
 First with the stubs that the package carries, then by reflection alone, as a program without our
 protos would. What is generated here is not signed by the gateway, so that no feedback can name it.
@@ -6,6 +8,7 @@ protos would. What is generated here is not signed by the gateway, so that no fe
 
 import sys
 import uuid
+from pathlib import Path
 
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -20,7 +23,10 @@ from tuneloop.v1 import generation_pb2, generation_pb2_grpc, rollout_pb2
 SERVICE = "tuneloop.v1.GenerationService"
 
 
-def with_stubs(channel: grpc.Channel) -> None:
+Metadata = tuple[tuple[str, str], ...]
+
+
+def with_stubs(channel: grpc.Channel, metadata: Metadata) -> None:
     """Stream an answer; cancelling the call would stop the work."""
     health = health_pb2_grpc.HealthStub(channel)
     status = health.Check(health_pb2.HealthCheckRequest(service=SERVICE)).status
@@ -37,7 +43,7 @@ def with_stubs(channel: grpc.Channel) -> None:
         tenant="example",
         user_hash="example",
     )
-    for event in generation.Generate(request, timeout=60):
+    for event in generation.Generate(request, timeout=60, metadata=metadata):
         if event.WhichOneof("event") == "delta":
             print(event.delta.text, end="", flush=True)
         else:
@@ -45,7 +51,7 @@ def with_stubs(channel: grpc.Channel) -> None:
             print(f"\nversion {event.final.policy_version}, {reason}")
 
 
-def by_reflection(channel: grpc.Channel) -> None:
+def by_reflection(channel: grpc.Channel, metadata: Metadata) -> None:
     """Find the service, its method and its messages by asking the server."""
     database = ProtoReflectionDescriptorDatabase(channel)
     print("services:", ", ".join(sorted(database.get_services())))
@@ -56,16 +62,21 @@ def by_reflection(channel: grpc.Channel) -> None:
         request_serializer=lambda message: message.SerializeToString(),
         response_deserializer=GetMessageClass(method.output_type).FromString,
     )
-    answer = ask(GetMessageClass(method.input_type)(policy="tuneloop"), timeout=10)
+    answer = ask(
+        GetMessageClass(method.input_type)(policy="tuneloop"), timeout=10, metadata=metadata
+    )
     print(f"{answer.policy.base_model} serves version {answer.policy.policy_version}")
 
 
 def main() -> None:
     """Both ways, on one channel."""
     address = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:15051"
+    token = Path(".tuneloop/keys/grpc_token")
+    given = sys.argv[2] if len(sys.argv) > 2 else token.read_text() if token.exists() else ""
+    metadata = (("authorization", f"Bearer {given}"),) if given else ()
     with grpc.insecure_channel(address) as channel:
-        with_stubs(channel)
-        by_reflection(channel)
+        with_stubs(channel, metadata)
+        by_reflection(channel, metadata)
 
 
 if __name__ == "__main__":

@@ -194,6 +194,37 @@ async def test_without_certificates_everybody_may_and_says_who_it_is() -> None:
     assert answer.state == "http:ann"
 
 
+@pytest.mark.parametrize("token", ["", "wrong", "s3cret"])
+async def test_with_a_token_nobody_calls_without_it(token: str) -> None:
+    server = await serve(None, token="s3cret")
+    async with connect(f"127.0.0.1:{server.port}", token=token) as channel:
+        assert await is_serving(channel)
+        learner = learner_pb2_grpc.LearnerServiceStub(channel)
+        generation = generation_pb2_grpc.GenerationServiceStub(channel)
+        paused: Any = learner.Pause(learner_pb2.PauseRequest(actor="http:ann"))
+        stream: Any = generation.Generate(generation_pb2.GenerateRequest())
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await paused
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            assert [answer async for answer in stream] != []
+        codes = [await paused.code(), await stream.code()]
+    await server.stop()
+    passes = token == "s3cret"
+    assert codes == [grpc.StatusCode.OK if passes else grpc.StatusCode.UNAUTHENTICATED] * 2
+
+
+def test_a_token_file_without_a_token_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    values: dict[str, Any] = NEEDED[RewardSettings] | {"grpc_token_file": file}
+    for content in (None, "", "zwölf", "a\nb"):
+        if content is not None:
+            file.write_text(content)
+        with pytest.raises(SettingsError, match="grpc_token_file"):
+            _ = load(RewardSettings, {}, **values).grpc_token
+    file.write_text("s3cret\n")
+    assert load(RewardSettings, {}, **values).grpc_token == "s3cret"
+
+
 @pytest.mark.parametrize("on_loopback", [True, False])
 async def test_reflection_is_for_loopback(
     on_loopback: bool, monkeypatch: pytest.MonkeyPatch

@@ -37,8 +37,14 @@ def check_url(url: str) -> None:
         split = urlsplit(part.strip())
         if split.scheme not in SCHEMES or not split.hostname:
             raise SettingsError(
-                f"nats_url: must look like nats://host:4222, got {part!r}", param="nats_url"
+                f"nats_url: must look like nats://host:4222, got {without_passwords(part)!r}",
+                param="nats_url",
             )
+
+
+def without_passwords(url: str) -> str:
+    """Return the URLs without user and password."""
+    return re.sub(r"//[^/,@]*@", "//", url)
 
 
 class NatsConnection:
@@ -46,7 +52,8 @@ class NatsConnection:
 
     def __init__(self, url: str, *, name: str, access: Access | None = None) -> None:
         check_url(url)
-        self.url = url
+        self.url = without_passwords(url)
+        """For messages."""
         self._name = name
         self._options: dict[str, Any] = {
             "servers": [part.strip() for part in url.split(",")],

@@ -9,21 +9,21 @@ version.
 import asyncio
 from contextlib import suppress
 
+import grpc
+
 from tuneloop import wire
 from tuneloop.bus import Bus, subjects
 from tuneloop.bus.follow import Follower
 from tuneloop.policies import CanaryRoute
-from tuneloop.rpc.channel import connect
-from tuneloop.rpc.tls import Tls
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc
 
 
 class CanaryReplica:
     """The canary's replica and its users. Create it inside the event loop."""
 
-    def __init__(self, address: str, bus: Bus, policy: str, tls: Tls | None = None) -> None:
+    def __init__(self, channel: grpc.aio.Channel, bus: Bus, policy: str) -> None:
         self.route: CanaryRoute | None = None
-        self.channel = connect(address, tls)
+        self.channel = channel
         self.generation = generation_pb2_grpc.GenerationServiceStub(self.channel)
         entry = Follower(
             bus,

@@ -10,7 +10,7 @@ from tuneloop.gateway.canary import CanaryReplica
 from tuneloop.gateway.completion_ids import CompletionIds
 from tuneloop.gateway.feedback.admission import FeedbackAdmission
 from tuneloop.gateway.settings import GatewaySettings
-from tuneloop.rpc.channel import connect
+from tuneloop.rpc.channel import connect_to
 from tuneloop.v1 import generation_pb2_grpc, learner_pb2_grpc, reward_pb2_grpc
 
 CONTROL_TIMEOUT = 5.0
@@ -44,10 +44,9 @@ class Gateway:
 
 def open_gateway(settings: GatewaySettings, bus: Bus) -> Gateway:
     """Connect to the services; call it inside the event loop. Nothing needs to be up yet."""
-    tls = settings.grpc_tls
-    generation = connect(settings.generation_address, tls)
-    reward = connect(settings.reward_address, tls)
-    learner = connect(settings.learner_address, tls)
+    generation = connect_to(settings, settings.generation_address)
+    reward = connect_to(settings, settings.reward_address)
+    learner = connect_to(settings, settings.learner_address)
     ids = CompletionIds(settings.secret_bytes())
     return Gateway(
         settings=settings,
@@ -59,7 +58,7 @@ def open_gateway(settings: GatewaySettings, bus: Bus) -> Gateway:
         reward=reward_pb2_grpc.RewardServiceStub(reward),
         learner=learner_pb2_grpc.LearnerServiceStub(learner),
         admission=FeedbackAdmission(bus, ids.user_hash(settings.tenant, None)),
-        canary=CanaryReplica(settings.canary_address, bus, settings.policy, tls)
+        canary=CanaryReplica(connect_to(settings, settings.canary_address), bus, settings.policy)
         if settings.canary_address
         else None,
     )

@@ -119,6 +119,7 @@ def make_replica(settings: GenerationSettings, bus: Bus) -> Replica:
             port=settings.port,
             tls=settings.grpc_tls,
             peers=settings.grpc_peers,
+            token=settings.grpc_token,
             drain_seconds=settings.drain_seconds,
         ),
         tasks=[],

@@ -89,6 +89,7 @@ async def run(settings: RewardSettings) -> None:
         port=settings.port,
         tls=settings.grpc_tls,
         peers=settings.grpc_peers,
+        token=settings.grpc_token,
         drain_seconds=settings.drain_seconds,
     )
     # One thread scores: torch itself uses `threads`, and functions need not be thread-safe.

@@ -1,4 +1,4 @@
-"""Who may call which method, by the names in the client's certificate.
+"""Who may call which method: by a secret that all share, and by the names in certificates.
 
 The gateway calls all three services, the learner calls generation and reward, generation and reward
 call nobody; `callers` has the methods. An operator may call everything, and everybody may ask for
@@ -6,6 +6,7 @@ the health of a server. A certificate may have several roles. Where no client ce
 for, every caller may call every method: see `tuneloop.rpc.settings`.
 """
 
+import hmac
 import time
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -14,9 +15,10 @@ from enum import StrEnum
 from typing import Any
 
 from tuneloop import audit
-from tuneloop.errors import PermissionDenied
+from tuneloop.errors import PermissionDenied, Unauthenticated
 
 OURS = "/tuneloop.v1."
+AUTHORIZATION, BEARER = "authorization", "Bearer "
 QUIET_SECONDS = 1.0
 """After the record of a refusal; those that follow in this time are only counted."""
 
@@ -75,18 +77,29 @@ def actor_of(claimed: str) -> str:
 
 
 class AccessControl:
-    """Lets callers pass by their certificates; for servers that demand one."""
+    """Lets callers pass by a secret, if there is one, and by certificates, if they are demanded."""
 
-    def __init__(self, peers: Peers | None = None) -> None:
+    def __init__(
+        self, *, token: str = "", certified: bool = False, peers: Peers | None = None
+    ) -> None:
         """`peers` are the certificate names of roles that are not named as the role itself."""
+        self._token = token.encode()
+        self._certified = certified
         given = peers or {}
         self._quiet_until = 0.0
         self._left_out = 0
         self.names = {role: frozenset(given.get(role, (role.value,))) for role in Role}
 
     def admit(self, method: str, context: Any) -> None:
-        """Note who calls. Raises `PermissionDenied` if it may not call the method."""
+        """Note who calls. Raises `Unauthenticated` or `PermissionDenied` if it may not call."""
         if not method.startswith(OURS):
+            return
+        if self._token and not hmac.compare_digest(given_token(context), self._token):
+            raise Unauthenticated(
+                "the call has no, or another, token than grpc_token_file: "
+                "`tuneloop up` keeps it in keys/grpc_token in its data folder"
+            )
+        if not self._certified:
             return
         peer = self.peer(context.auth_context())
         peer_of_call.set(peer)
@@ -125,6 +138,14 @@ class AccessControl:
         names = [*common, *texts(auth_context, "x509_subject_alternative_name")]
         roles = frozenset(role for role in Role if not self.names[role].isdisjoint(names))
         return Peer(name=names[0] if names else "without a name", roles=roles)
+
+
+def given_token(context: Any) -> bytes:
+    """Return the token in a call's metadata; empty without one."""
+    for name, value in context.invocation_metadata() or ():
+        if name == AUTHORIZATION and isinstance(value, str) and value.startswith(BEARER):
+            return value.removeprefix(BEARER).encode()
+    return b""
 
 
 def roles_for(method: str) -> frozenset[Role]:

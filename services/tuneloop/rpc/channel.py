@@ -3,9 +3,13 @@
 import asyncio
 import contextlib
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import grpc
 
+from tuneloop.rpc.access import AUTHORIZATION, BEARER
+from tuneloop.rpc.settings import RpcSettings
 from tuneloop.rpc.tls import Tls
 from tuneloop.rpc.tracing import client_interceptors
 
@@ -38,21 +42,66 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
 )
 
 
-def connect(address: str, tls: Tls | None = None, *, name: str | None = None) -> grpc.aio.Channel:
+def connect(
+    address: str, tls: Tls | None = None, *, name: str | None = None, token: str = ""
+) -> grpc.aio.Channel:
     """Open a channel to `host:port` (or any gRPC target, such as `dns:///name:port` for replicas).
 
-    With `tls` the server must have a certificate for that host, or for `name`.
+    With `tls` the server must have a certificate for that host, or for `name`. Every call carries
+    the `token`, if there is one.
 
     Returns at once; calls fail with UNAVAILABLE until a server listens. Call it inside a running
     event loop.
     """
     options = OPTIONS if name is None else (*OPTIONS, ("grpc.ssl_target_name_override", name))
-    interceptors = client_interceptors()
+    interceptors = [*client_interceptors(), *(token_interceptors(token) if token else ())]
     if tls is None:
         return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
     return grpc.aio.secure_channel(
         address, tls.channel_credentials(), options=options, interceptors=interceptors
     )
+
+
+def connect_to(settings: RpcSettings, address: str) -> grpc.aio.Channel:
+    """Open a channel as a process's settings say. Raises `SettingsError`."""
+    return connect(address, settings.grpc_tls, token=settings.grpc_token)
+
+
+class UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
+    """Adds a token to calls that return one answer."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+
+    async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        """Call with the token."""
+        return await continuation(with_token(details, self.token), request)
+
+
+class StreamedCalls(grpc.aio.UnaryStreamClientInterceptor):
+    """Adds a token to calls that return a stream."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+
+    async def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
+        """Call with the token."""
+        return await continuation(with_token(details, self.token), request)
+
+
+def token_interceptors(token: str) -> Sequence[grpc.aio.ClientInterceptor]:
+    """Return the interceptors with which a channel sends a token.
+
+    gRPC's own credentials for that work with TLS only.
+    """
+    return (UnaryCalls(token), StreamedCalls(token))
+
+
+def with_token(details: Any, token: str) -> Any:
+    """Return the details of a call with a token in its metadata."""
+    metadata = grpc.aio.Metadata(*(details.metadata or ()))
+    metadata.add(AUTHORIZATION, f"{BEARER}{token}")
+    return details._replace(metadata=metadata)
 
 
 async def wait_until_connected(channel: grpc.aio.Channel) -> None:

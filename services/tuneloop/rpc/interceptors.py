@@ -50,7 +50,7 @@ class Malformed:
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Wraps calls with one request; streams of requests (reflection has one) pass unchanged."""
 
-    def __init__(self, access: AccessControl | None = None) -> None:
+    def __init__(self, access: AccessControl) -> None:
         self._access = access
 
     async def intercept_service(
@@ -94,7 +94,7 @@ def tolerant_deserializer(
 
 
 def translate_unary_errors(
-    method: str, behaviour: Callable[..., Any], access: AccessControl | None
+    method: str, behaviour: Callable[..., Any], access: AccessControl
 ) -> Callable[..., Any]:
     """Wrap a handler that returns one answer, or that writes its stream itself."""
 
@@ -106,7 +106,7 @@ def translate_unary_errors(
 
 
 def translate_stream_errors(
-    method: str, behaviour: Callable[..., Any], access: AccessControl | None
+    method: str, behaviour: Callable[..., Any], access: AccessControl
 ) -> Callable[..., Any]:
     """Wrap a handler that yields its answers."""
 
@@ -124,14 +124,13 @@ def translate_stream_errors(
 
 @asynccontextmanager
 async def translate_errors(
-    method: str, request: Any, context: Any, access: AccessControl | None
+    method: str, request: Any, context: Any, access: AccessControl
 ) -> AsyncIterator[None]:
     """Check that the caller may call, turn an exception into a status, and count the outcome."""
     started = time.perf_counter()
     code = grpc.StatusCode.OK
     try:
-        if access is not None:
-            access.admit(method, context)
+        access.admit(method, context)
         if isinstance(request, Malformed):
             raise CorruptData(f"the request is not a valid message: {request.problem}")
         yield
@@ -153,8 +152,7 @@ async def translate_errors(
             context, TuneloopError(f"internal error; see the log for {incident}"), cause=error
         )
     finally:
-        if access is not None:
-            access.record(method, code.name)
+        access.record(method, code.name)
         requests.labels(method, code.name).inc()
         seconds.labels(method).observe(time.perf_counter() - started)
 

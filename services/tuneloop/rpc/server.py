@@ -57,18 +57,23 @@ class Server:
         port: int,
         tls: Tls | None = None,
         peers: Peers | None = None,
+        token: str = "",
         drain_seconds: float = 10.0,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         connection_age_seconds: float = CONNECTION_AGE_SECONDS,
     ) -> None:
-        """`peers` are the names of clients' certificates, where `tls` demands one."""
+        """`peers` are the names of clients' certificates, where `tls` demands one.
+
+        With a `token` every call must have it.
+        """
         self._host = host
         self._wanted_port = port
         self._tls = tls
         self._drain_seconds = drain_seconds
         self._names: list[str] = []
         self._health = Health()
-        access = AccessControl(peers) if tls is not None and tls.ca is not None else None
+        certified = tls is not None and tls.ca is not None
+        access = AccessControl(token=token, certified=certified, peers=peers)
         self._server = grpc.aio.server(
             interceptors=[*server_interceptors(), ErrorInterceptor(access)],
             options=[

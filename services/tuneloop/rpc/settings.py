@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings
 
+from tuneloop.errors import SettingsError
 from tuneloop.ports import is_loopback
 from tuneloop.rpc.access import Role
 
@@ -29,6 +30,11 @@ class RpcSettings(BaseSettings):
         "takes only clients that show one, a client only such servers",
     )
 
+    grpc_token_file: Path | None = Field(
+        None,
+        description="file with a secret that the processes share: servers refuse calls without it",
+    )
+
     @model_validator(mode="after")
     def whole_tls(self) -> "RpcSettings":
         """Refuse TLS that is set only in part."""
@@ -40,6 +46,20 @@ class RpcSettings(BaseSettings):
         if self.calls_grpc and certified and not believes:
             raise ValueError("grpc_tls_ca_file: set it where grpc_tls_cert_file is set")
         return self
+
+    @property
+    def grpc_token(self) -> str:
+        """The secret in its file; empty without one. Raises `SettingsError`."""
+        if self.grpc_token_file is None:
+            return ""
+        try:
+            token = self.grpc_token_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"grpc_token_file: {error}", param="grpc_token_file") from error
+        if not token.isascii() or not token.isprintable() or not token:
+            problem = f"grpc_token_file {self.grpc_token_file}: must hold ASCII text"
+            raise SettingsError(problem, param="grpc_token_file")
+        return token
 
     @property
     def grpc_tls(self) -> "Tls | None":

@@ -52,6 +52,16 @@ class DataDir:
         return self.keys / "gateway_secret"
 
     @property
+    def nats_password(self) -> Path:
+        """Opens the nats-server to the processes, and to no other user of the machine."""
+        return self.keys / "nats_password"
+
+    @property
+    def grpc_token(self) -> Path:
+        """The same for gRPC among the processes."""
+        return self.keys / "grpc_token"
+
+    @property
     def api_keys(self) -> Path:
         """Hashes of the keys that `tuneloop keys` created."""
         return self.keys / FILE_NAME
@@ -97,8 +107,9 @@ def open_data_dir(path: Path) -> DataDir:
             folder.mkdir(parents=True, exist_ok=True)
         data.keys.mkdir(mode=0o700, exist_ok=True)
         write_key_pair(data.keys)
-        if not data.gateway_secret.exists():
-            write_file(data.gateway_secret, secrets.token_hex(SECRET_BYTES).encode(), mode=0o600)
+        for secret in (data.gateway_secret, data.nats_password, data.grpc_token):
+            if not secret.exists():
+                write_file(secret, secrets.token_hex(SECRET_BYTES).encode(), mode=0o600)
     except OSError as error:
         raise SettingsError(f"data folder {data.root}: {error}", param="data_dir") from error
     return data

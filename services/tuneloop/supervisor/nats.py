@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 from tuneloop.errors import SettingsError
+from tuneloop.files import write_file
 
+USER = "tuneloop"
 MAX_PAYLOAD = 8 * 1024 * 1024
 MAX_FILE_STORE = 64 * 1024**3
 """The sum that the streams' limits may reach. Without it the server takes a share of the free disk
@@ -29,15 +31,22 @@ def find_binary(wanted: Path | None) -> Path:
     )
 
 
-def write_config(folder: Path, *, port: int, monitor_port: int | None = None) -> Path:
+def url_of(port: int, password: str = "") -> str:
+    """Return the URL of the server; with a password it must not be shown."""
+    return f"nats://{USER}:{password}@127.0.0.1:{port}" if password else f"nats://127.0.0.1:{port}"
+
+
+def write_config(
+    folder: Path, *, port: int, monitor_port: int | None = None, password: str = ""
+) -> Path:
     """Write the server's configuration into `folder`; return its path."""
     config = folder / "nats.conf"
     monitoring = "" if monitor_port is None else f'http: "127.0.0.1:{monitor_port}"\n'
+    access = f'authorization {{ user: {USER}, password: "{password}" }}\n' if password else ""
     # With `sync_interval: always` an acknowledged event survives a power failure.
-    config.write_text(
-        f"""\
+    content = f"""\
 listen: "127.0.0.1:{port}"
-{monitoring}server_name: tuneloop
+{monitoring}{access}server_name: tuneloop
 max_payload: {MAX_PAYLOAD}
 jetstream {{
   store_dir: {json.dumps(str(folder / "jetstream"))}
@@ -45,7 +54,7 @@ jetstream {{
   max_file_store: {MAX_FILE_STORE}
 }}
 """
-    )
+    write_file(config, content.encode(), mode=0o600)
     return config
 
 

@@ -45,6 +45,7 @@ class ProcessPlan:
     url: str
     """Of the page and the API."""
     nats_url: str
+    """With its password."""
     key_needed: bool
     policy: str
 
@@ -85,7 +86,12 @@ def make_plan(
     binary = nats.find_binary(settings.nats_server)
     chosen = choose_ports(settings.host, settings.port, environment)
     values = process_settings(settings, data, chosen, model=model, reward_model=reward_model)
-    config = nats.write_config(data.nats, port=chosen["nats"], monitor_port=chosen["nats_monitor"])
+    config = nats.write_config(
+        data.nats,
+        port=chosen["nats"],
+        monitor_port=chosen["nats_monitor"],
+        password=data.nats_password.read_text(),
+    )
     background = THIRD_STAGE if (os.cpu_count() or 1) < STAGGER_BELOW_CORES else SECOND_STAGE
     specs = (
         ProcessSpec(
@@ -109,7 +115,7 @@ def make_plan(
     return ProcessPlan(
         specs=specs,
         url=f"http://{url_host(settings.host)}:{settings.port}",
-        nats_url=nats_url(chosen),
+        nats_url=nats_url(data, chosen),
         key_needed=key_needed(settings, data, environment),
         policy=settings.policy,
     )
@@ -126,7 +132,8 @@ def process_settings(
     """Return the settings of generation, reward and learner, by process."""
     common = {
         "POLICY": settings.policy,
-        "NATS_URL": nats_url(chosen),
+        "NATS_URL": nats_url(data, chosen),
+        "GRPC_TOKEN_FILE": str(data.grpc_token),
         "WEIGHTS_URI": str(data.weights),
         "VERIFY_KEY_FILE": str(data.public_key),
     }
@@ -151,9 +158,9 @@ def process_settings(
     return {"generation": generation, "reward": reward, "learner": learner}
 
 
-def nats_url(chosen: Mapping[str, int]) -> str:
-    """Return the URL of the nats-server."""
-    return f"nats://{LOCAL}:{chosen['nats']}"
+def nats_url(data: DataDir, chosen: Mapping[str, int]) -> str:
+    """Return the URL of the nats-server, with its password."""
+    return nats.url_of(chosen["nats"], data.nats_password.read_text())
 
 
 def refuse_tls(environment: Mapping[str, str]) -> None:
@@ -198,7 +205,8 @@ def gateway_spec(
     """Return the spec of the gateway, at the address of `tuneloop up`."""
     values = {
         "POLICY": settings.policy,
-        "NATS_URL": nats_url(chosen),
+        "NATS_URL": nats_url(data, chosen),
+        "GRPC_TOKEN_FILE": str(data.grpc_token),
         "GENERATION_ADDRESS": f"{LOCAL}:{chosen['generation']}",
         "REWARD_ADDRESS": f"{LOCAL}:{chosen['reward']}",
         "LEARNER_ADDRESS": f"{LOCAL}:{chosen['learner']}",

@@ -155,7 +155,7 @@ class Supervisor:
         }
         with contextlib.suppress(OSError):  # a full disk must not stop the service
             content = json.dumps(document, indent=2).encode() + b"\n"
-            write_file(self._data.run_file, content, synced=False)
+            write_file(self._data.run_file, content, mode=0o600, synced=False)
 
 
 def announcement(plan: ProcessPlan, data: DataDir, seconds: float) -> str:

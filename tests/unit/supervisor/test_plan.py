@@ -21,6 +21,31 @@ def test_ports_the_user_sets_are_kept(unused_tcp_port_factory: Callable[[], int]
         choose_ports("127.0.0.1", gateway, {"TUNELOOP_REWARD_METRICS_PORT": "x"})
 
 
+def test_other_users_of_the_machine_cannot_talk_to_the_processes(
+    tmp_path: Path, unused_tcp_port: int
+) -> None:
+    data = open_data_dir(tmp_path / "data")
+    plan = make_plan(
+        SupervisorSettings(data_dir=tmp_path, port=unused_tcp_port),
+        data,
+        model=tmp_path / "policy",
+        reward_model=tmp_path / "reward",
+        environment={"PATH": os.environ["PATH"]},
+    )
+    password = data.nats_password.read_text()
+    assert len(password) > 60
+    assert f":{password}@127.0.0.1" in plan.nats_url
+    config = data.nats / "nats.conf"
+    assert password in config.read_text()
+    for secret in (data.nats_password, data.grpc_token, config):
+        assert secret.stat().st_mode & 0o777 == 0o600
+    for spec in plan.specs[1:]:
+        prefix = f"TUNELOOP_{spec.name.upper()}_"
+        assert spec.environment[f"{prefix}NATS_URL"] == plan.nats_url
+        assert spec.environment[f"{prefix}GRPC_TOKEN_FILE"] == str(data.grpc_token)
+    assert open_data_dir(tmp_path / "data").nats_password.read_text() == password
+
+
 def test_what_the_user_sets_wins_over_what_is_worked_out(
     tmp_path: Path, unused_tcp_port: int
 ) -> None:

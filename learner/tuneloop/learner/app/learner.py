@@ -54,7 +54,7 @@ from tuneloop.learner.service.servicer import LearnerServicer
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.training_run import TrainingRun
 from tuneloop.rollouts import SamplingParameters
-from tuneloop.rpc.channel import connect
+from tuneloop.rpc.channel import connect_to
 from tuneloop.rpc.server import Server
 from tuneloop.weights.filesystem import FilesystemStore
 
@@ -289,6 +289,7 @@ async def start_server(settings: LearnerSettings, servicer: LearnerServicer) -> 
         port=settings.port,
         tls=settings.grpc_tls,
         peers=settings.grpc_peers,
+        token=settings.grpc_token,
         drain_seconds=1.0,
     )
     servicer.add_to(server)
@@ -305,7 +306,7 @@ def make_prompt_sampler(
         return None
     return PromptSampler(
         generation=GenerationClient(
-            connect(settings.generation_address, settings.grpc_tls), settings.policy
+            connect_to(settings, settings.generation_address), settings.policy
         ),
         database=database,
         prompts=prompts,

@@ -26,7 +26,7 @@ from tuneloop.learner.samples import ModelRole, TokenSequence
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.trainer.base import Trainer
 from tuneloop.policies import WeightsKind
-from tuneloop.rpc.channel import connect
+from tuneloop.rpc.channel import connect_to
 from tuneloop.weights.store import WeightStore
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ def make_gate(
         release=release,
         evaluator=CandidateEvaluator(
             generation=GenerationClient(
-                connect(settings.generation_address, settings.grpc_tls), settings.policy
+                connect_to(settings, settings.generation_address), settings.policy
             ),
-            scoring=RewardClient(connect(settings.reward_address, settings.grpc_tls)),
+            scoring=RewardClient(connect_to(settings, settings.reward_address)),
             store=store,
             distance=BaseDistance(settings.model, settings.weights_kind),
             questions=questions,
@@ -188,7 +188,7 @@ def make_canary(
         database=database,
         release=release,
         generation=[
-            GenerationClient(connect(address, settings.grpc_tls), settings.policy)
+            GenerationClient(connect_to(settings, address), settings.policy)
             for address in addresses
         ],
         settings=settings.canary,

@@ -268,13 +268,14 @@ async def connected(url: str) -> AsyncIterator[NatsConnection]:
 async def server(data: DataDir) -> AsyncIterator[str]:
     """Return a nats-server on the streams of a folder that nobody else uses; its URL."""
     port = ports.take_port("127.0.0.1", 4222, set())
-    config = nats.write_config(data.nats, port=port)
+    password = data.nats_password.read_text() if data.nats_password.exists() else ""
+    config = nats.write_config(data.nats, port=port, password=password)
     command: Sequence[str] = [str(nats.find_binary(None)), "-c", str(config)]
     log = data.nats / "backup.log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)  # noqa: ASYNC220
     try:
-        yield f"nats://127.0.0.1:{port}"
+        yield nats.url_of(port, password)
     finally:
         process.terminate()
         await asyncio.to_thread(process.wait)
