@@ -101,6 +101,12 @@ ROWS: dict[str, Sequence[Panel]] = {
             ),
         ),
         panel(
+            "Feedback stream in use",
+            "percentunit",
+            "max(tuneloop_gateway_feedback_stream_ratio)",
+            meaning="Full, it refuses everybody's feedback; above 70 % the largest talkers'.",
+        ),
+        panel(
             "Behind the streams",
             "short",
             ("max by (consumer) (tuneloop_learner_consumer_lag)", "{{consumer}}"),

@@ -45,6 +45,8 @@ class StreamTrim:
         self._policy = policy
         self._open_consumer = open_consumer
         self._clock = clock
+        self._trimmed = 0
+        """Up to which sequence it was trimmed last."""
 
     async def trim(self) -> int:
         """Delete what may go; return how many events that was. Raises `Unavailable`."""
@@ -54,9 +56,10 @@ class StreamTrim:
         consumer = await self._open_consumer()
         # The ledger may be older than the consumer, or the stream younger than the ledger.
         up_to = min(old, await consumer.acknowledged())
-        if up_to <= 0:
+        if up_to <= 0 or up_to == self._trimmed:
             return 0
         deleted = await self._bus.purge(FEEDBACK, feedback_of(self._policy), up_to=up_to)
+        self._trimmed = up_to
         metrics.feedback_trimmed.inc(deleted)
         return deleted
 

@@ -17,6 +17,7 @@ import signal
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 CPU_SECONDS = 0.7
@@ -26,6 +27,7 @@ WALL_SECONDS = 5.0
 NICENESS = 5
 """Streams come first."""
 ADDRESS_BYTES = 2 * 2**30
+"""Beyond what this process has."""
 STACK_BYTES = 2**20
 """An eighth of what engines' threads have."""
 STEPS = 64
@@ -130,8 +132,9 @@ def limit_resources() -> None:
     """Set the limits of a fork. Beyond them it is killed, or out of memory."""
     os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
     for limit, value in (
-        (resource.RLIMIT_AS, ADDRESS_BYTES),
+        (resource.RLIMIT_AS, pages * resource.getpagesize() + ADDRESS_BYTES),
         (resource.RLIMIT_STACK, STACK_BYTES),
         (resource.RLIMIT_CPU, math.ceil(CPU_SECONDS) + 1),
     ):
