@@ -4,7 +4,8 @@ Until a key is created the gateway listens on loopback only (`settings` refuses 
 every program on the machine may do everything. A page of another site can still make a browser on
 the machine send requests, so the gateway refuses those whose `Host` is not a name of this machine
 (DNS rebinding) or whose `Origin` is another site (request forgery). Behind a proxy, everybody who
-reaches the proxy comes from loopback: what a proxy forwards needs a key too.
+reaches the proxy comes from loopback: what a proxy forwards needs a key too, and so does what
+another user of the machine sends, as whom a proxy that hides itself runs.
 """
 
 import re
@@ -14,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tuneloop.errors import PermissionDenied, TuneloopError, Unauthenticated
+from tuneloop.gateway.edge import local_user
 from tuneloop.gateway.edge.audit import Audit, is_recorded
 from tuneloop.gateway.edge.caller import LOCAL, PUBLIC, Caller, address_of, client_of, network_of
 from tuneloop.gateway.edge.limits import AddressLimits, Meter, meter_of_request
@@ -166,10 +168,15 @@ class Authentication:
                 "HTTP/1.0 is what proxies speak: use HTTP/1.1, or make a key with "
                 "`tuneloop keys create`"
             )
-        client = scope.get("client")
+        client, server = scope.get("client"), scope.get("server")
         if client and not is_loopback(client[0]):
             raise PermissionDenied(
                 f"{client[0]} is not this machine: make a key with `tuneloop keys create`"
+            )
+        if client and server and local_user.is_foreign(client, server):
+            raise PermissionDenied(
+                "a proxy, or another user of this machine, sent this: make a key with "
+                "`tuneloop keys create`"
             )
 
     def check_same_site(self, headers: Headers) -> None:
