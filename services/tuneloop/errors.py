@@ -6,6 +6,7 @@
     │       └── WeightsRefused  a version that must not be loaded (hash, signature, shape)
     ├── Unauthenticated         no key, or a wrong one              401  UNAUTHENTICATED
     ├── PermissionDenied        a key without the right             403  PERMISSION_DENIED
+    ├── CallerRefused           a process that may not call this    500  PERMISSION_DENIED
     ├── NotFound                no such policy, version, feedback   404  NOT_FOUND
     ├── Conflict                same id, other content              409  ALREADY_EXISTS
     ├── FailedPrecondition      not in this state                   412  FAILED_PRECONDITION
@@ -79,6 +80,12 @@ class FailedPrecondition(TuneloopError):
     """Right request, wrong state."""
 
     reason = "FAILED_PRECONDITION"
+
+
+class CallerRefused(TuneloopError):
+    """A service refuses the process that calls: its token or its certificate."""
+
+    reason = "CALLER_REFUSED"
 
 
 class Overloaded(TuneloopError):

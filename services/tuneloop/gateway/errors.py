@@ -20,6 +20,7 @@ The code is the error's `reason` in lower case. 429 and 503 carry `Retry-After`.
 
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,9 @@ from tuneloop.errors import (
 
 logger = logging.getLogger("tuneloop.gateway")
 
+UNKNOWN_FAILURE = "a part of the service failed; the gateway's log has the reason"
+INTERNAL = re.compile(r"[/\\@<>{}]|\d+\.\d+\.\d+|:\d")
+"""In paths, URLs, addresses and representations of objects."""
 DEFAULT_RETRY_AFTER = 1.0
 
 
@@ -127,7 +131,22 @@ def status_and_type(error: TuneloopError) -> tuple[int, str]:
 def error_body(error: TuneloopError) -> Error:
     """Return the JSON body of an error, which a stream sends too if it fails."""
     _, error_type = status_and_type(error)
-    return error_document(error.message, error_type, error.param, error.reason.lower())
+    return error_document(shown_message(error), error_type, error.param, error.reason.lower())
+
+
+def shown_message(error: TuneloopError) -> str:
+    """Return an error's message as callers see it.
+
+    Where the service is at fault that is what failed, without what a transport, a database or the
+    system said about it: addresses, paths and texts of others' libraries are for the log.
+    """
+    if status_and_type(error)[0] < 500:
+        return error.message
+    failed = re.split(r": | \(|\n", error.message, maxsplit=1)[0]
+    shown = UNKNOWN_FAILURE if INTERNAL.search(failed) else failed
+    if shown != error.message:
+        logger.warning("%s: %s", type(error).__name__, error.message)
+    return shown
 
 
 def error_document(message: str, error_type: str, param: str | None, code: str) -> Error:

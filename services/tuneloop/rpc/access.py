@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from tuneloop import audit
-from tuneloop.errors import PermissionDenied, Unauthenticated
+from tuneloop.errors import CallerRefused
 
 OURS = "/tuneloop.v1."
 AUTHORIZATION, BEARER = "authorization", "Bearer "
@@ -91,13 +91,13 @@ class AccessControl:
         self.names = {role: frozenset(given.get(role, (role.value,))) for role in Role}
 
     def admit(self, method: str, context: Any) -> None:
-        """Note who calls. Raises `Unauthenticated` or `PermissionDenied` if it may not call."""
+        """Note who calls. Raises `CallerRefused` if it may not call."""
         if not method.startswith(OURS):
             return
         if self._token and not hmac.compare_digest(given_token(context), self._token):
-            raise Unauthenticated(
-                "the call has no, or another, token than grpc_token_file: "
-                "`tuneloop up` keeps it in keys/grpc_token in its data folder"
+            raise CallerRefused(
+                "the service refuses this process: it has no, or another, token than that of "
+                "grpc_token_file (`tuneloop up`: keys/grpc_token in the data folder)"
             )
         if not self._certified:
             return
@@ -106,7 +106,7 @@ class AccessControl:
         if not peer.roles.isdisjoint({Role.OPERATOR, *roles_for(method)}):
             return
         roles = " and ".join(sorted(peer.roles)) or "nobody here"
-        raise PermissionDenied(
+        raise CallerRefused(
             f"{method.removeprefix(OURS)}: the certificate {peer.name!r} is {roles}; this is for "
             f"{', '.join(sorted({Role.OPERATOR, *roles_for(method)}))}"
         )

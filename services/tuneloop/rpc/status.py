@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from tuneloop.errors import (
+    CallerRefused,
     Conflict,
     CorruptData,
     FailedPrecondition,
@@ -36,6 +37,8 @@ MESSAGE_CHARACTERS = 1_500
 code_of_error: dict[type[TuneloopError], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    # First, so that the code alone is read as the next.
+    CallerRefused: grpc.StatusCode.PERMISSION_DENIED,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     NotFound: grpc.StatusCode.NOT_FOUND,
     Conflict: grpc.StatusCode.ALREADY_EXISTS,
@@ -119,7 +122,9 @@ def transport_error(code: grpc.StatusCode, message: str) -> TuneloopError:
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return Unavailable("the service did not answer in time", retry_after=2.0)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
-        return InvalidRequest(f"the message is too large: {message}")
+        return InvalidRequest("the message is too large for the service behind the gateway")
+    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        return CallerRefused(f"the service refuses this process: {message}")
     return error_of_code.get(code, TuneloopError)(message)
 
 

@@ -7,6 +7,7 @@ from starlette.responses import Response
 from tuneloop.api.learner import Health, Readiness
 from tuneloop.errors import TuneloopError, Unavailable
 from tuneloop.gateway.context import Gateway, gateway_of
+from tuneloop.gateway.errors import shown_message
 from tuneloop.rpc.probe import is_serving
 from tuneloop.rpc.status import reply_of
 from tuneloop.v1 import generation_pb2
@@ -35,7 +36,7 @@ async def readyz(request: Request, response: Response) -> Readiness:
     except TuneloopError as error:
         response.status_code = 503
         response.headers["retry-after"] = "1"
-        return {"status": "unavailable", "reason": error.message}
+        return {"status": "unavailable", "reason": shown_message(error)}
     return {
         "status": "ready",
         "policy": policy.name,

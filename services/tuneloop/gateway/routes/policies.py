@@ -85,7 +85,7 @@ async def policies_document(gateway: Gateway, limit: int, before: int | None) ->
             raise outcome
     if isinstance(serving, TuneloopError) and isinstance(versions, TuneloopError):
         raise Unavailable(
-            f"neither generation nor the learner answers ({serving.message}): check that they run",
+            f"neither generation nor the learner answers: check that they run ({serving.message})",
             retry_after=1.0,
         ) from serving
     return {
