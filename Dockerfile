@@ -99,8 +99,9 @@ COPY --from=gateway-packages /opt/tuneloop /opt/tuneloop
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
     pip install --no-cache-dir --no-deps /dist/*.whl
 ENV TUNELOOP_GATEWAY_HOST=0.0.0.0 \
-    TUNELOOP_GATEWAY_PORT=8000
-EXPOSE 8000
+    TUNELOOP_GATEWAY_PORT=8000 \
+    TUNELOOP_GATEWAY_METRICS_PORT=9100
+EXPOSE 8000 9100
 USER 10001:10001
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["tuneloop-healthcheck", "gateway"]

@@ -24,7 +24,7 @@ ENTRY_POINTS = {
     "learner": "tuneloop.learner.main",
 }
 ADDRESSES = {
-    "gateway": "its own port (8000): `/metrics`",
+    "gateway": "its own port (8000; in the images 9100): `/metrics`",
     "generation": "port 9101 (`TUNELOOP_GENERATION_METRICS_PORT`)",
     "reward": "port 9102 (`TUNELOOP_REWARD_METRICS_PORT`)",
     "learner": "port 9103 (`TUNELOOP_LEARNER_METRICS_PORT`)",

@@ -307,3 +307,13 @@ async def test_a_wrong_setting_stops_the_process() -> None:
     _, errors = await process.communicate()
     assert process.returncode == 2
     assert b"TUNELOOP_GATEWAY_PORT" in errors
+
+
+async def test_metrics_with_a_port_of_their_own_are_not_where_the_api_is() -> None:
+    async with (
+        running_gateway(metrics_port=0) as stack,
+        httpx.AsyncClient(base_url=stack.url) as http,
+    ):
+        hidden = await http.get("/metrics")
+    assert hidden.status_code == 404
+    assert "tuneloop_gateway" not in hidden.text

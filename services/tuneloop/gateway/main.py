@@ -8,7 +8,7 @@ from tuneloop import audit, tracing
 from tuneloop.errors import SettingsError
 from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.settings import load_or_exit
-from tuneloop.telemetry import start_logging
+from tuneloop.telemetry import serve_metrics, start_logging
 
 
 def main() -> None:
@@ -49,6 +49,8 @@ def main() -> None:
         timeout_keep_alive=30,
         backlog=2048,
     )
+    if settings.metrics_port is not None:
+        serve_metrics(settings.host, settings.metrics_port)
     logger.info("serving on http://%s:%d", settings.host, settings.port)
     # uvicorn drains on a signal and then raises it again: a requested stop is not a failure.
     for number in (signal.SIGTERM, signal.SIGINT):

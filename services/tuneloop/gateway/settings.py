@@ -38,6 +38,11 @@ class GatewaySettings(BusSettings, RpcSettings):
         "127.0.0.1", description="address to listen on; others than loopback need a key"
     )
     port: AnyPort = Field(8000, description="TCP port, 0 to 65535; 0 takes a free one")
+    metrics_port: AnyPort | None = Field(
+        None,
+        description="port of /metrics, apart from that of the API, so that a proxy in front of the "
+        "API does not show it; unset: the API's port",
+    )
     generation_address: str = Field(
         local_address("generation"), description="host:port of generation's gRPC"
     )

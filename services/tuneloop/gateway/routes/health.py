@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from tuneloop.api.learner import Health, Readiness
@@ -58,6 +59,8 @@ async def served_policy(gateway: Gateway) -> generation_pb2.Policy:
 
 
 @router.get("/metrics", include_in_schema=False)
-async def metrics() -> Response:
-    """Prometheus text."""
+async def metrics(request: Request) -> Response:
+    """Prometheus text, unless it has a port of its own."""
+    if gateway_of(request).settings.metrics_port is not None:
+        raise HTTPException(404, "metrics are served at a port of their own")
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
