@@ -4,9 +4,10 @@
 
 Real processes under `tuneloop up` with tiny models, users who chat and press thumbs throughout,
 and faults one after the other: `kill -9` of any process, SIGSTOP past ack_wait, restarts of NATS,
-a full disk (where this may mount a tmpfs), events delivered twice and in another order. In the end
-an audit of ledger, versions and answers, whose counts are printed; the exit status is 1 when
-anything is wrong, and the data (logs too) is kept then.
+a full disk (where this may mount a tmpfs), the routing table and a consumer deleted, a second
+learner, damaged files, events delivered twice and in another order. In the end an audit of ledger,
+versions and answers, whose counts are printed; the exit status is 1 when anything is wrong, and
+the data (logs too) is kept then.
 """
 
 import argparse
@@ -18,8 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from chaos.faults import faults
-from chaos.run import Options, run
+from chaos.run import FAULTS, Options, run
 from support.tiny_models import make_policy, make_reward_model
 
 
@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600, help="how long faults begin")
     parser.add_argument("--seed", type=int, default=None, help="of users and faults")
     parser.add_argument("--users", type=int, default=4)
-    parser.add_argument("--fault", action="append", choices=list(faults), help="only these")
+    parser.add_argument("--fault", action="append", choices=list(FAULTS), help="only these")
     parser.add_argument("--keep", type=Path, help="new folder for a copy of the data")
     arguments = parser.parse_args()
     # Leave nothing running behind.
@@ -45,7 +45,7 @@ def main() -> int:
             seconds=arguments.seconds,
             seed=seed,
             users=arguments.users,
-            faults=arguments.fault or tuple(faults),
+            faults=arguments.fault or tuple(FAULTS),
             keep=arguments.keep,
             keep_failed=Path(tempfile.gettempdir(), f"tuneloop-chaos-{int(time.time())}"),
         )

@@ -14,12 +14,14 @@ from chaos.audit import Audit, audit, open_thumbs
 from chaos.clients import users
 from chaos.deliveries import Disorder
 from chaos.disk import small_disk
-from chaos.faults import PROCESSES, Stage, course, faults
+from chaos.faults import PROCESSES, Fault, Stage, course, faults
+from chaos.losses import losses
 from support.ports import free_port
 
 from tuneloop.supervisor.child import ServiceChild
 
 SETTLE_SECONDS = 240.0
+FAULTS: dict[str, Fault] = faults | losses
 PAUSE = 1.0, 6.0
 """Shortest and longest time between two faults."""
 ENVIRONMENT = {
@@ -43,7 +45,7 @@ class Options:
     """Faults begin for this long; each is brought to its end."""
     seed: int
     users: int = 4
-    faults: Sequence[str] = tuple(faults)
+    faults: Sequence[str] = tuple(FAULTS)
     keep: Path | None = None
     """New folder for a copy of the data, in the end."""
     keep_failed: Path | None = None
@@ -131,5 +133,5 @@ async def wreak_havoc(stage: Stage, options: Options) -> None:
             return
         await stage.until_ready(PROCESSES)
         print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
-        await faults[name](stage)
+        await FAULTS[name](stage)
         stage.done.append(name)
