@@ -172,7 +172,11 @@ def check_versions(done: Audit, ledger: Ledger, data_dir: Path, model: str) -> N
         (row[0] for row in rows if row[2] >= row[0] or last_steps.get(row[2]) != row[3]),
     )
     uses = ledger.rows(
-        "SELECT policy_version, COUNT(*) FROM uses WHERE model = ? AND epoch = 0 GROUP BY 1", model
+        "SELECT version, COUNT(*) FROM ("
+        " SELECT policy_version AS version FROM uses WHERE model = ? AND epoch = 0 UNION ALL"
+        " SELECT version FROM undone_uses WHERE model = ? AND epoch = 0) GROUP BY 1",
+        model,
+        model,
     )
     used = {row[0]: row[1] for row in uses}
     done.expect_none(

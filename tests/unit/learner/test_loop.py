@@ -338,12 +338,16 @@ async def test_damaged_checkpoints_are_passed_over_and_their_samples_used_again(
     folder = parts.settings.data_dir / "checkpoints" / "policy"
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["step-00000002", "step-00000003"]
+    published = lineage.uses_of(parts.database, "policy", 1)
+    assert len(published) == 8
     for name in names[-damaged:]:
         (folder / name / "state.json").write_text('["kto:f')
     parts = parts.again()
     parts.training_run.restore()
     start = 3 - damaged if damaged == 1 else 0
     assert parts.training_run.step == start
+    # Its weights are out there, whatever became of the steps.
+    assert lineage.uses_of(parts.database, "policy", 1) == published
     while await parts.turn():
         pass
     # Whatever the weights have learned, the accounting says the same, once for each.

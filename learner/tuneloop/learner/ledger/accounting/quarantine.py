@@ -10,13 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from sqlalchemy import Connection, exists, func, insert, literal, select, update
+from sqlalchemy import Connection, exists, func, literal, select, update
 
 from tuneloop.learner.ledger.accounting import decisions, steps
 from tuneloop.learner.ledger.accounting.versions import GOOD
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.schema import decisions as decisions_table
-from tuneloop.learner.ledger.schema import samples, undone_uses, uses, versions
+from tuneloop.learner.ledger.schema import samples, undone_uses, versions
 from tuneloop.learner.samples import ModelRole, SampleState
 from tuneloop.policies import ReleaseState
 
@@ -147,24 +147,7 @@ def _remember(connection: Connection, step: int) -> None:
     blamed_until = connection.execute(
         select(func.coalesce(func.max(versions.c.last_step), 0)).where(*MARKED, refused)
     ).scalar_one()
-    connection.execute(
-        insert(undone_uses).from_select(
-            ["model", "version", "sample_id", "objective", "epoch", "step", "blamed"],
-            select(
-                uses.c.model,
-                uses.c.policy_version,
-                uses.c.sample_id,
-                uses.c.objective,
-                uses.c.epoch,
-                uses.c.step,
-                uses.c.step <= blamed_until,
-            ).where(
-                uses.c.model == ModelRole.POLICY,
-                uses.c.step > step,
-                uses.c.policy_version.is_not(None),
-            ),
-        )
-    )
+    steps.remember_uses(connection, ModelRole.POLICY, step, blamed_until)
 
 
 def _blamed_often(

@@ -11,12 +11,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from tuneloop.learner.ledger.accounting import lineage
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events.verdict_rules import settle_siblings, settle_votes
-from tuneloop.learner.ledger.schema import rollouts, samples, steps, uses, versions
+from tuneloop.learner.ledger.schema import rollouts, samples, steps, undone_uses, uses, versions
 from tuneloop.learner.samples import SCORED_OBJECTIVES, ModelRole, SampleState
 
 
@@ -214,7 +214,34 @@ def roll_back(database: Database, model: str, step: int, now: float) -> int:
     Versions published from them stay published, but nothing grows from them.
     """
     with database.write() as connection:
+        remember_uses(connection, model, step)
         return len(undo_after(connection, model, step, now))
+
+
+def remember_uses(connection: Connection, model: str, step: int, blamed_until: int = 0) -> None:
+    """Record which versions had learned from what after `step`, before that is undone.
+
+    Weights that are published have learned from it for good. Uses up to the step `blamed_until` are
+    blamed for it.
+    """
+    connection.execute(
+        insert(undone_uses).from_select(
+            ["model", "version", "sample_id", "objective", "epoch", "step", "blamed"],
+            select(
+                uses.c.model,
+                uses.c.policy_version,
+                uses.c.sample_id,
+                uses.c.objective,
+                uses.c.epoch,
+                uses.c.step,
+                uses.c.step <= blamed_until,
+            ).where(
+                uses.c.model == model,
+                uses.c.step > step,
+                uses.c.policy_version.is_not(None),
+            ),
+        )
+    )
 
 
 def undo_after(
