@@ -1,6 +1,6 @@
 """How far the policy moves for what was said, and what it costs.
 
-    python -m benchmarks.evidence [--only NAME …] [--before FOLDER]
+    python -m benchmarks.evidence [--only NAME …] [--before FOLDER] [--seeds N]
 
 The users of a small service judge fresh answers of SmolLM2 through the learner's own ledger,
 batches and trainer, with the service's default settings. Some say nothing at all (coin flips), some
@@ -8,6 +8,8 @@ only yes or only no, some have a taste: answers that end within twelve tokens. T
 a time or one by one, and in one run a fifth of them says the opposite. Each run ends with three
 figures: the KL divergence to the base model per token, with fresh samples on questions nobody
 judged; the ability suite's difference to the base, item by item; the taste on fresh questions.
+
+With more than one seed the taste with adversaries is compared with that without, seed by seed.
 
 `--before` is a checkout of an earlier commit, whose code learns the same taste with the same seeds
 and questions. Runs take one core each, as many at a time as there are cores. Finished ones are kept
@@ -26,7 +28,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,6 +87,21 @@ SCENARIOS = (
     Scenario(name="only down", says="down", rounds=23),
     Scenario(name="only up", says="up", rounds=23),
 )
+
+
+MOST_SEEDS = 16
+COMPARED = ("taste, busy, seed", "taste, 20 % adversaries, seed")
+
+
+def with_seeds(scenarios: Sequence[Scenario], seeds: int) -> list[Scenario]:
+    """Return each scenario once for each seed; the first is seed 0 and has the plain name."""
+    return [
+        replace(
+            scenario, seed=seed, name=f"{scenario.name}, seed {seed}" if seed else scenario.name
+        )
+        for scenario in scenarios
+        for seed in range(seeds)
+    ]
 
 
 def asked() -> tuple[list[str], list[str], list[str]]:
@@ -290,6 +307,30 @@ def row_of(found: dict[str, Any], base: dict[str, Any]) -> str:
     )
 
 
+def cost_of_adversaries(runs: Sequence[dict[str, Any]]) -> str:
+    """Return what adversaries change in the taste, by seed; empty with fewer than two seeds."""
+    from tuneloop.learner.stats.paired import paired_difference
+
+    def by_seed(name: str) -> dict[int, float]:
+        found = [
+            run for run in runs if run["name"].startswith(name) and "before" not in run["name"]
+        ]
+        return {run["seed"]: sum(run["taste"]) / len(run["taste"]) for run in found}
+
+    without, opposed = by_seed("taste, busy"), by_seed("taste, 20 % adversaries")
+    seeds = sorted(without.keys() & opposed.keys())
+    if len(seeds) < 2:
+        return ""
+    found = paired_difference(
+        [opposed[seed] for seed in seeds], [without[seed] for seed in seeds], 0.95
+    )
+    assert found is not None
+    return (
+        f"\nTaste with adversaries minus without, {len(seeds)} seeds: "
+        f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    )
+
+
 def shares_up(pressed: Sequence[bool]) -> list[float]:
     """Return the share of thumbs up in each fourth of a run."""
     quarter = len(pressed) // 4
@@ -321,10 +362,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     parser.add_argument("--only", nargs="*", default=[], help="names of runs")
     parser.add_argument("--before", type=Path, help="checkout of an earlier commit")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="of the taste with adversaries and without, 1 to 16"
+    )
     parser.add_argument("--learn", nargs=2, metavar=("NAME", "FOLDER"), help="for its own use")
     parser.add_argument("--measure", nargs=2, metavar=("WEIGHTS", "FILE"), help="for its own use")
     arguments = parser.parse_args()
-    by_name = {scenario.name: scenario for scenario in SCENARIOS}
+    by_name = {scenario.name: scenario for scenario in with_seeds(SCENARIOS, MOST_SEEDS)}
     if arguments.learn:
         learn(by_name[arguments.learn[0]], Path(arguments.learn[1]))
         return
@@ -337,7 +381,9 @@ def main() -> None:
     if not base_file.exists():
         call("--measure", "base", base_file)
     base = read(base_file) | {"name": "base", "thumbs": 0, "pressed": []}
-    chosen = [s for s in SCENARIOS if not arguments.only or s.name in arguments.only]
+    wanted = [s for s in SCENARIOS if not arguments.only or s.name in arguments.only]
+    several = with_seeds(wanted, min(arguments.seeds, MOST_SEEDS))
+    chosen = [s for s in several if s.seed == 0 or s.name.startswith(COMPARED)]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         longest_first = sorted(chosen, key=lambda scenario: -scenario.rounds)
         running = {s.name: pool.submit(run, s, arguments.before) for s in longest_first}
@@ -349,8 +395,9 @@ def main() -> None:
         "| --- | ---: | ---: | --- | --- | --- |",
         *(row_of(figures, base) for figures in runs),
     ]
-    print("\n".join(rows))
-    (RESULTS / "evidence.md").write_text("\n".join(rows) + "\n")
+    table = "\n".join(rows) + "\n" + cost_of_adversaries(runs[1:])
+    print(table)
+    (RESULTS / "evidence.md").write_text(table.rstrip() + "\n")
     (RESULTS / "evidence.json").write_text(json.dumps(runs, indent=1) + "\n")
     draw(runs, RESULTS / "evidence.png")
 
