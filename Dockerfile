@@ -21,7 +21,7 @@ FROM base AS wheel
 WORKDIR /src
 COPY deploy/requirements/build.txt ./
 RUN python -m venv /opt/build \
-    && /opt/build/bin/pip install --no-cache-dir --requirement build.txt
+    && /opt/build/bin/pip install --no-cache-dir --require-hashes --only-binary :all: --requirement build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY proto proto
 COPY services services

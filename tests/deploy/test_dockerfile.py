@@ -88,6 +88,14 @@ def test_a_process_runs_as_itself(process: str, dockerfile: Dockerfile) -> None:
     assert process in CHECKED
 
 
+def test_what_builds_the_wheel_is_pinned_by_hash() -> None:
+    lines = (ROOT / "deploy/requirements/build.txt").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"\S+==\S+( --hash=sha256:[0-9a-f]{64})+", pin) for pin in pins)
+    installs = [i for i in (ROOT / "Dockerfile").read_text().splitlines() if "build.txt" in i]
+    assert any("pip install" in i and "--require-hashes" in i for i in installs)
+
+
 @pytest.mark.parametrize("process", PROCESSES)
 def test_settings_of_an_image_are_settings(process: str, dockerfile: Dockerfile) -> None:
     prefix = f"TUNELOOP_{process.upper()}_"
