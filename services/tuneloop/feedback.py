@@ -160,3 +160,5 @@ class Retraction:
     tenant: str
     user_hash: str
     retracted_time: datetime
+    api_key_id: str = field(default="", compare=False)
+    """Public id of the API key that it was retracted with; empty where that was not recorded."""

@@ -12,7 +12,8 @@ import pytest
 from support.gateway_fakes import IDS
 from support.gateway_stack import running_gateway
 
-from tuneloop import audit
+from tuneloop import audit, wire
+from tuneloop.bus import subjects
 from tuneloop.errors import SettingsError
 from tuneloop.gateway.edge.audit import REFUSALS_OF_ADDRESS_PER_MINUTE
 from tuneloop.gateway.keys.store import KeyFile, Limits, Scope, new_key
@@ -113,6 +114,10 @@ async def test_reading_and_retracting_feedback_is_recorded(log: Path, tmp_path: 
         assert (await http.post("/v1/feedback", json=body)).status_code == 202
         await http.get("/v1/feedback/f-1")
         await http.delete("/v1/feedback/f-1")
+        stored = await stack.bus.last(subjects.feedback_with_id("f-1"))
+    [key] = file.read()
+    assert stored is not None
+    assert wire.decode_retraction(stored.data).api_key_id == key.id
     assert [(r["actor"], r["action"], r["about"]) for r in records(log)] == [
         ("key:app", f"{method} /v1/feedback/{{feedback_id}}", {"feedback_id": "f-1"})
         for method in ("GET", "DELETE")

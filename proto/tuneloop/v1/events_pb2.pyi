@@ -144,7 +144,7 @@ class FeedbackGiven(_message.Message):
     def __init__(self, event_id: _Optional[str] = ..., policy: _Optional[str] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., completion_id: _Optional[str] = ..., thumb: _Optional[_Union[Thumb, _Mapping]] = ..., rating: _Optional[_Union[Rating, _Mapping]] = ..., comparison: _Optional[_Union[Comparison, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., demonstration: _Optional[_Union[Demonstration, _Mapping]] = ..., comment: _Optional[_Union[Comment, _Mapping]] = ..., metric: _Optional[_Union[Metric, _Mapping]] = ..., accepted_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., api_key_id: _Optional[str] = ..., api_key_name: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class FeedbackRetracted(_message.Message):
-    __slots__ = ("event_id", "policy", "tenant", "user_hash", "feedback_id", "kind", "retracted_time")
+    __slots__ = ("event_id", "policy", "tenant", "user_hash", "feedback_id", "kind", "retracted_time", "api_key_id")
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -152,6 +152,7 @@ class FeedbackRetracted(_message.Message):
     FEEDBACK_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     RETRACTED_TIME_FIELD_NUMBER: _ClassVar[int]
+    API_KEY_ID_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     policy: str
     tenant: str
@@ -159,7 +160,8 @@ class FeedbackRetracted(_message.Message):
     feedback_id: str
     kind: str
     retracted_time: _timestamp_pb2.Timestamp
-    def __init__(self, event_id: _Optional[str] = ..., policy: _Optional[str] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., feedback_id: _Optional[str] = ..., kind: _Optional[str] = ..., retracted_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    api_key_id: str
+    def __init__(self, event_id: _Optional[str] = ..., policy: _Optional[str] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., feedback_id: _Optional[str] = ..., kind: _Optional[str] = ..., retracted_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., api_key_id: _Optional[str] = ...) -> None: ...
 
 class WeightsPublished(_message.Message):
     __slots__ = ("event_id", "weights", "published_time")

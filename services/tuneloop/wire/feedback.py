@@ -155,6 +155,7 @@ def encode_retraction(retraction: Retraction) -> bytes:
         feedback_id=retraction.feedback_id,
         kind=retraction.kind.value,
         retracted_time=timestamp(retraction.retracted_time),
+        api_key_id=retraction.api_key_id,
     ).SerializeToString()
 
 
@@ -171,4 +172,5 @@ def decode_retraction(data: bytes) -> Retraction:
         tenant=message.tenant,
         user_hash=message.user_hash,
         retracted_time=moment(message.retracted_time, "retracted_time"),
+        api_key_id=message.api_key_id,
     )

@@ -111,7 +111,8 @@ async def get_feedback(feedback_id: str, request: Request) -> Feedback:
 async def retract_feedback(feedback_id: str, request: Request) -> FeedbackRetracted:
     """Retract feedback: no later batch learns from it, and its id cannot be used again."""
     gateway = gateway_of(request)
-    if await store.retract(gateway.bus, await find(gateway, feedback_id)):
+    found = await find(gateway, feedback_id)
+    if await store.retract(gateway.bus, found, api_key_id=caller_of(request).id):
         metrics.feedback_retracted.inc()
     return {"id": feedback_id, "status": "retracted"}
 

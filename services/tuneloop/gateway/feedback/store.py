@@ -82,7 +82,7 @@ async def find(bus: Bus, feedback_id: str) -> StoredFeedback:
     return StoredFeedback(feedback=wire.decode_feedback(stored.data), status=status)
 
 
-async def retract(bus: Bus, found: StoredFeedback) -> bool:
+async def retract(bus: Bus, found: StoredFeedback, *, api_key_id: str) -> bool:
     """Retract feedback durably; return False if it already was. Raises `Unavailable`."""
     if found.status is FeedbackStatus.RETRACTED:
         return False
@@ -95,6 +95,7 @@ async def retract(bus: Bus, found: StoredFeedback) -> bool:
         tenant=feedback.tenant,
         user_hash=feedback.user_hash,
         retracted_time=datetime.now(UTC),
+        api_key_id=api_key_id,
     )
     receipt = await bus.publish(
         subjects.feedback_retracted(feedback.policy, feedback.user_hash, feedback_id),
