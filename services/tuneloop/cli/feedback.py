@@ -15,7 +15,8 @@ from tuneloop.cli.options import ApiKey, AsJson, Url, connected, fail
 from tuneloop.cli.output import cell, effects_in_words, print_fields, print_json, print_table
 from tuneloop.errors import TuneloopError
 from tuneloop.feedback import FeedbackKind, FeedbackStatus
-from tuneloop.text.lines import split_lines
+from tuneloop.text.lines import decode_text, split_lines
+from tuneloop.text.unicode import read_json_object
 
 if TYPE_CHECKING:
     from tuneloop.client import Details, FeedbackBody, Receipt
@@ -284,7 +285,15 @@ def measured_value(given: str) -> bool | float:
 
 def read_text(given: list[str]) -> str:
     """Return the text of an argument; `-` reads standard input."""
-    return sys.stdin.read() if given == ["-"] else " ".join(given)
+    return text_in(Path("-")) if given == ["-"] else " ".join(given)
+
+
+def text_in(file: Path) -> str:
+    """Return the text of a file, or of standard input; end the command where it is none."""
+    try:
+        return decode_text(sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes())
+    except (OSError, ValueError) as error:
+        fail(f"{file}: {error}")
 
 
 def print_receipt(receipt: "Receipt", as_json: bool) -> None:
@@ -305,20 +314,13 @@ def outcome_document(outcome: "Receipt | TuneloopError") -> dict[str, Any]:
 
 def bodies_in(file: Path) -> Iterator[tuple[int, "FeedbackBody"]]:
     """Yield the numbered bodies of a file of JSON lines; end the command at an invalid line."""
-    try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"{file}: {error}")
-    for number, line in enumerate(split_lines(text), start=1):
+    for number, line in enumerate(split_lines(text_in(file)), start=1):
         if not line.strip():
             continue
         try:
-            body = json.loads(line)
+            yield number, cast("FeedbackBody", read_json_object(line))
         except ValueError as error:
-            fail(f"{file}:{number}: not JSON: {error}")
-        if not isinstance(body, dict):
-            fail(f"{file}:{number}: not a JSON object")
-        yield number, cast("FeedbackBody", body)
+            fail(f"{file}:{number}: {error}")
 
 
 def feedback_row(item: FeedbackItem) -> tuple[Any, ...]:

@@ -32,7 +32,7 @@ from tuneloop.client.records import (
     policies_from,
     record_from,
 )
-from tuneloop.errors import CorruptData, TuneloopError
+from tuneloop.errors import CorruptData, InvalidRequest, TuneloopError
 
 T = TypeVar("T")
 
@@ -102,10 +102,14 @@ class ApiCall(Generic[T]):
         """Build the request; one that changes something has a key, so that it is safe to repeat."""
         key = {} if self.method == "GET" else {"idempotency-key": uuid.uuid4().hex}
         params = {name: value for name, value in self.params.items() if value is not None}
-        # Given an empty mapping, httpx drops the query that a path has of its own.
-        return http.build_request(
-            self.method, self.path, json=self.body, params=params or None, headers=key
-        )
+        try:
+            # Given an empty mapping, httpx drops the query that a path has of its own.
+            return http.build_request(
+                self.method, self.path, json=self.body, params=params or None, headers=key
+            )
+        except (ValueError, RecursionError) as error:
+            # NaN, half of a surrogate pair, a list within itself.
+            raise InvalidRequest(f"the request cannot be written as JSON: {error}") from error
 
     def result(self, response: httpx.Response) -> T:
         """Read a successful response; raises `CorruptData` if another program answered."""

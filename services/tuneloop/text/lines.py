@@ -8,6 +8,18 @@ import codecs
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 
 
+def decode_text(data: bytes) -> str:
+    """Return the text of a UTF-8 file, without a byte order mark.
+
+    Raises `ValueError` that names the line of the first byte that is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line}: not UTF-8 text: {error.reason}") from None
+
+
 def split_lines(text: str) -> list[str]:
     """Return the lines of a text without the line feeds, or CR LF, that end them."""
     lines = text.split("\n")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -15,7 +16,10 @@ from pydantic import (
 )
 
 from tuneloop.rollouts import ChatMessage, ToolCall
-from tuneloop.text.unicode import Text, json_text
+from tuneloop.text.unicode import json_text, unicode
+
+Text = Annotated[str, AfterValidator(unicode)]
+"""A string that UTF-8 and protobuf can hold."""
 
 
 def as_json(arguments: object) -> object:

@@ -1,9 +1,7 @@
 """Strings of request bodies: JSON can spell half of a surrogate pair, UTF-8 and protobuf cannot."""
 
 import json
-from typing import Annotated
-
-from pydantic import AfterValidator
+from typing import Any
 
 
 def unicode(value: str) -> str:
@@ -23,4 +21,22 @@ def json_text(value: object) -> str:
         raise ValueError("is nested too deeply") from None
 
 
-Text = Annotated[str, AfterValidator(unicode)]
+def read_json_object(line: str) -> dict[str, Any]:
+    """Return a line of a file of JSON objects; NaN, which data frames write, is no value.
+
+    Raises `ValueError` that says what is wrong with it.
+    """
+    try:
+        value = json.loads(line, parse_constant=value_of_constant)
+        json_text(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+def value_of_constant(name: str) -> None:
+    """Return what a data frame means by NaN: nothing. Raises `ValueError` for infinity."""
+    if name != "NaN":
+        raise ValueError(f"{name} is not a number of JSON")

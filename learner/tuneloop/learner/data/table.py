@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.errors import InvalidRequest, NotFound, SettingsError, Unavailable
+from tuneloop.text.lines import decode_text
 
 Row = Mapping[str, Any]
 
@@ -88,17 +89,11 @@ def read_file(path: Path, name: str) -> Table:
         return reader(path, name)
     except UnicodeDecodeError as error:
         # The reader may have decoded a piece of the file only: the error's own place is in that.
-        line = line_that_is_no_text(path)
-        raise InvalidRequest(f"{name}, line {line}: not UTF-8 text: {error.reason}") from error
-
-
-def line_that_is_no_text(path: Path) -> int:
-    """Return the number of the first line that is not UTF-8."""
-    try:
-        path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        return error.object.count(b"\n", 0, error.start) + 1
-    raise AssertionError(f"{path} is UTF-8")
+        try:
+            decode_text(path.read_bytes())
+        except ValueError as with_line:
+            raise InvalidRequest(f"{name}, {with_line}", param="data") from error
+        raise
 
 
 def read_jsonl(path: Path, name: str) -> Table:

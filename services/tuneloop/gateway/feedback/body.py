@@ -39,7 +39,7 @@ from tuneloop.feedback import (
 )
 from tuneloop.gateway.completion_ids import user_hash_in
 from tuneloop.gateway.context import Gateway
-from tuneloop.text.unicode import Text
+from tuneloop.text.messages import Text
 
 MAX_COMPLETIONS = 64
 MAX_TEXT = 32_768
@@ -90,7 +90,7 @@ class FeedbackRequest(BaseModel):
     ranking: list[Id] | None = None
     text: Text | None = Field(None, max_length=MAX_TEXT)
     user: Text | None = Field(None, max_length=512)
-    metadata: dict[Key, Value] = Field(default_factory=dict, max_length=16)
+    metadata: Annotated[dict[Key, Value] | None, Field(max_length=16)] = None
 
     @field_validator("value")
     @classmethod
@@ -192,7 +192,7 @@ def feedback_of(gateway: Gateway, body: FeedbackRequest, accepted_time: datetime
         completion_id=about.value,
         judgement=judgement_of(gateway, body),
         accepted_time=accepted_time,
-        metadata=body.metadata,
+        metadata=body.metadata or {},
         traceparent=tracing.traceparent(),
     )
 

@@ -11,7 +11,7 @@ from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.feedback.body import judgement_document
 from tuneloop.gateway.openai.schemas import INT64_MAX
 from tuneloop.rpc.status import reply_of
-from tuneloop.text.unicode import Text
+from tuneloop.text.messages import Text
 from tuneloop.v1 import learner_pb2
 
 router = APIRouter(tags=["feedback"])

@@ -20,8 +20,8 @@ from pydantic import (
 from tuneloop.gateway.openai.response_format import ResponseFormat
 from tuneloop.gateway.openai.tools import FunctionTool, ToolChoice, check_tool_choice
 from tuneloop.rollouts import MAX_BIASES, MAX_STOP_CHARACTERS
-from tuneloop.text.messages import Message
-from tuneloop.text.unicode import Text, unicode
+from tuneloop.text.messages import Message, Text
+from tuneloop.text.unicode import unicode
 
 Prompt = str | tuple[int, ...]
 

@@ -5,7 +5,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from tuneloop.rollouts import Tool, ToolUse
-from tuneloop.text.unicode import Text, json_text
+from tuneloop.text.messages import Text
+from tuneloop.text.unicode import json_text
 
 CHOICES = "must be 'none', 'auto', 'required' or {'type': 'function', 'function': {'name': …}}"
 

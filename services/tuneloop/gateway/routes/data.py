@@ -16,7 +16,7 @@ from tuneloop.errors import InvalidRequest
 from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.openai.schemas import INT64_MAX
 from tuneloop.rpc.status import error_from_rpc, reply_of
-from tuneloop.text.unicode import Text
+from tuneloop.text.messages import Text
 from tuneloop.v1 import learner_pb2
 
 router = APIRouter(tags=["data"])

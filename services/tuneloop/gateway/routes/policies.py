@@ -26,7 +26,7 @@ from tuneloop.gateway.openai.schemas import INT64_MAX
 from tuneloop.gateway.routes.learner import actor_of, evaluation, optional_field, rfc3339
 from tuneloop.gateway.routes.lineage import user_hash_of
 from tuneloop.rpc.status import reply_of
-from tuneloop.text.unicode import Text
+from tuneloop.text.messages import Text
 from tuneloop.v1 import generation_pb2, learner_pb2
 
 router = APIRouter(tags=["policies"])
