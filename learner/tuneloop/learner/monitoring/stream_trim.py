@@ -8,7 +8,6 @@ moment reads what it lacks from there.
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 
 from tuneloop.bus import Bus, Consumer
@@ -37,22 +36,21 @@ class StreamTrim:
         database: Database,
         policy: str,
         open_consumer: Callable[[], Awaitable[Consumer]],
-        clock: Callable[[], float] = time.time,
     ) -> None:
         """`open_consumer` opens the one by which this ledger takes feedback in."""
         self._bus = bus
         self._database = database
         self._policy = policy
         self._open_consumer = open_consumer
-        self._clock = clock
         self._trimmed = 0
         """Up to which sequence it was trimmed last."""
 
     async def trim(self) -> int:
         """Delete what may go; return how many events that was. Raises `Unavailable`."""
-        crowded = (await self._bus.usage(FEEDBACK)).share > CROWDED
-        keep = KEEP_SECONDS_CROWDED if crowded else KEEP_SECONDS
-        old = await asyncio.to_thread(newest_sequence, self._database, self._clock() - keep)
+        usage = await self._bus.usage(FEEDBACK)
+        keep = KEEP_SECONDS_CROWDED if usage.share > CROWDED else KEEP_SECONDS
+        before = usage.time.timestamp() - keep
+        old = await asyncio.to_thread(newest_sequence, self._database, before)
         consumer = await self._open_consumer()
         # The ledger may be older than the consumer, or the stream younger than the ledger.
         up_to = min(old, await consumer.acknowledged())

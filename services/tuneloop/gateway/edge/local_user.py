@@ -13,7 +13,8 @@ from pathlib import Path
 ROOT = 0
 TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
-Endpoint = tuple[str, int]
+Endpoint = tuple[str, int | None]
+"""A socket without a port has none: it is no TCP socket."""
 
 
 def is_foreign(client: Endpoint, server: Endpoint) -> bool:
@@ -47,11 +48,13 @@ def user_of(client: Endpoint, server: Endpoint) -> int | None:
     return None
 
 
-def endpoints(host: str, port: int) -> Iterator[str]:
+def endpoints(host: str, port: int | None) -> Iterator[str]:
     """Yield how the tables write an endpoint: in IPv4, and as IPv6 sockets have it."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
+        return
+    if port is None:
         return
     mapped = getattr(address, "ipv4_mapped", None) or address
     if mapped.version == 4:

@@ -233,10 +233,10 @@ async def test_routing_tries_what_is_unavailable_until_a_newer_version_comes(
     await set_stable(bus, wire.encode_routing(references[1]))
     await asyncio.sleep(0.1)
     assert bench.hot_swap.serving == 0
-    await set_stable(bus, wire.encode_routing(references[2]))
     bench.engine.failure = None
+    await set_stable(bus, wire.encode_routing(references[2]))
     await until_serving(bench, 2)
-    assert bench.engine.adapters == {2}
+    assert 2 in bench.engine.adapters
     task.cancel()
 
 

@@ -173,7 +173,7 @@ def test_pairs_of_one_judgement_weigh_one_in_an_older_ledger(tmp_path: Path) -> 
         # What later revisions add.
         connection.exec_driver_sql("DROP TABLE effects")
         connection.exec_driver_sql("ALTER TABLE samples DROP COLUMN features")
-        for index in ("feedback_user_time", "feedback_key", "feedback_key_id"):
+        for index in ("feedback_user_time", "feedback_key", "feedback_key_id", "rollouts_time"):
             connection.exec_driver_sql(f"DROP INDEX {index}")
         for column in ("api_key_id", "api_key_name"):
             connection.exec_driver_sql(f"ALTER TABLE feedback DROP COLUMN {column}")

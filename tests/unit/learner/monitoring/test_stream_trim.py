@@ -22,7 +22,9 @@ async def publish(parts: Parts, number: int, age: float, policy: str = "tuneloop
     """A thumb that was accepted `age` seconds before `START`."""
     event = make_thumb(f"fb-{policy}-{number}", f"c{number}", policy=policy, second=-age)
     subject = feedback(policy, "thumb", event.user_hash, event.feedback_id)
+    parts.clock.now = START.timestamp() - age
     await parts.bus.publish(subject, encode_feedback(event), event_id=event.feedback_id)
+    parts.clock.now = START.timestamp()
 
 
 def left(parts: Parts) -> list[int]:
@@ -37,7 +39,7 @@ def trim_of(parts: Parts, database: Database) -> StreamTrim:
     def open_consumer() -> Awaitable[Consumer]:
         return intake(database).open(parts.bus, "tuneloop")
 
-    return StreamTrim(parts.bus, database, "tuneloop", open_consumer, clock=START.timestamp)
+    return StreamTrim(parts.bus, database, "tuneloop", open_consumer)
 
 
 async def take_in(parts: Parts, count: int) -> None:
