@@ -420,8 +420,8 @@ async def test_five_swaps_under_eight_concurrent_streams(
     assert len(hot_swap.adapters()) <= 2
     stored = [wire.decode_rollout_generated(e.data) for e in bus.streams[subjects.ROLLOUTS].events]
     assert {r.completion_id for r in stored} == {f.completion_id for f in finals}
-    for version in hot_swap.adapters():
-        await engine.drop_adapter(version)
+    for live in hot_swap.adapters():
+        await engine.drop_adapter(live.adapter)
 
 
 async def one_answer(completions: Completions, completion_id: str) -> Final:

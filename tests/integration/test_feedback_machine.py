@@ -23,6 +23,7 @@ from sqlalchemy import select
 from support.feedback_model import Given, Key, LedgerModel
 from support.gateway_fakes import IDS, SECRET
 from support.learner_events import edit_tokens, make_rollout
+from support.ports import free_port
 
 from tuneloop import wire
 from tuneloop.bus import subjects
@@ -141,7 +142,11 @@ class Feedback(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        app = create_app(GatewaySettings(secret=SECRET, max_body_bytes=MAX_BODY), self.bus)
+        # Nobody answers there, whatever else runs on this machine.
+        settings = GatewaySettings(
+            secret=SECRET, max_body_bytes=MAX_BODY, learner_address=f"127.0.0.1:{free_port()}"
+        )
+        app = create_app(settings, self.bus)
         self.lifespan = app.router.lifespan_context(app)
         self.run(self.lifespan.__aenter__())
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
