@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Self
 
 
 class WeightsKind(enum.StrEnum):
@@ -35,6 +36,11 @@ class WeightsReference:
     manifest_sha256: str
     traceparent: str = field(default="", compare=False)
     """The trace it belongs to; empty without tracing."""
+
+    @classmethod
+    def base_model(cls, policy: str) -> Self:
+        """Return version 0, which no store holds."""
+        return cls(policy=policy, policy_version=0, uri="", manifest_sha256="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

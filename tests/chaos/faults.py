@@ -109,11 +109,17 @@ async def kill_two(stage: Stage) -> None:
 
 async def kill_supervisor(stage: Stage) -> None:
     """The supervisor, with whom all others end; somebody starts it again."""
+    await restart_all(stage)
+
+
+async def restart_all(stage: Stage, meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Kill the supervisor, wait for all others' end, do something, and start everything."""
     async with stage.outage(*PROCESSES):
         state = stage.service.run_state()
         pids = [process["pid"] for process in state["processes"].values() if process["pid"]]
         os.kill(state["pid"], signal.SIGKILL)
         await gone(pids)
+        meanwhile()
         await asyncio.to_thread(stage.service.start)
         await stage.until_ready(PROCESSES, other_than=pids)
 

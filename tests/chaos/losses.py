@@ -2,16 +2,14 @@
 
 import asyncio
 import contextlib
-import os
 import shutil
-import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
 from chaos.deliveries import api, ignored
-from chaos.faults import PROCESSES, Fault, Stage, gone
+from chaos.faults import Fault, Stage, restart_all
 from nats.aio.client import Client
 from support.ports import free_port
 
@@ -104,15 +102,13 @@ async def damage_files(stage: Stage) -> None:
 
     NATS's snapshots of its streams, cached weights, and the newest checkpoint.
     """
-    async with stage.outage(*PROCESSES):
-        state = stage.service.run_state()
-        pids = [process["pid"] for process in state["processes"].values() if process["pid"]]
-        os.kill(state["pid"], signal.SIGKILL)
-        await gone(pids)
-        for path in damageable(stage.service.data_dir):
-            spoil(path)
-        await asyncio.to_thread(stage.service.start)
-        await stage.until_ready(PROCESSES, other_than=pids)
+    await restart_all(stage, lambda: spoil_all(stage.service.data_dir))
+
+
+def spoil_all(data_dir: Path) -> None:
+    """Damage every file that nobody has to have."""
+    for path in damageable(data_dir):
+        spoil(path)
 
 
 def damageable(data_dir: Path) -> Iterable[Path]:

@@ -100,7 +100,7 @@ class Learner:
             tasks.create_task(keep_trying(self.expiry.run))
             tasks.create_task(keep_trying(self.watch.run))
             tasks.create_task(keep_trying(self.retractions.run))
-            tasks.create_task(keep_trying(self.make_stream_trim().run))
+            tasks.create_task(self.make_stream_trim().run())
             tasks.create_task(keep_trying(self.pruner.run))
             if self.prompt_sampler is not None:
                 tasks.create_task(self.prompt_sampler.run())

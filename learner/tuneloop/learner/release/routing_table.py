@@ -49,9 +49,7 @@ class RoutingTable:
 
     def base_model(self, model: str) -> WeightsReference:
         """Return version 0."""
-        return WeightsReference(
-            policy=self._names[model], policy_version=0, uri="", manifest_sha256=""
-        )
+        return WeightsReference.base_model(self._names[model])
 
     async def named(self, model: str) -> NamedVersion:
         """Return what the table names. Raises `Unavailable`."""

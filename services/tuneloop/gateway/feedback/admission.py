@@ -79,7 +79,9 @@ class Talker:
 class FeedbackAdmission:
     """Counts what is stored for whom, and refuses what is too much."""
 
-    def __init__(self, bus: Bus, anonymous: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, bus: Bus, anonymous: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """`anonymous` is the hash that users without a name share: they are not one user."""
         self.bus = bus
         self.anonymous = anonymous

@@ -27,9 +27,7 @@ class Routing:
     def __init__(self, bus: Bus, hot_swap: HotSwap, policy: str, role: Role = "stable") -> None:
         self.hot_swap = hot_swap
         self.role = role
-        self.stable_wanted = WeightsReference(
-            policy=policy, policy_version=0, uri="", manifest_sha256=""
-        )
+        self.stable_wanted = WeightsReference.base_model(policy)
         """The base model, until the table names another."""
         self.stable = Follower(
             bus,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, update
 
 from tuneloop.errors import NotFound
 from tuneloop.learner.ledger.database import Database
@@ -222,17 +222,9 @@ def steps_to_keep(database: Database, model: str) -> set[int]:
 
     Those of the two newest good versions and of the two newest undecided ones.
     """
-    lasting = (versions.c.model == model, versions.c.abandoned.is_(False))
     undecided = versions.c.state.in_((ReleaseState.CANDIDATE.value, ReleaseState.CANARY.value))
-    newest = versions.c.version.desc()
-    with database.read() as connection:
-        return {
-            step
-            for kind in (GOOD, undecided)
-            for step in connection.execute(
-                select(versions.c.last_step).where(*lasting, kind).order_by(newest).limit(2)
-            ).scalars()
-        }
+    queries = [_two_newest(versions.c.last_step, model, kind) for kind in (GOOD, undecided)]
+    return _values(database, queries)
 
 
 def versions_to_keep(database: Database, model: str) -> set[int]:
@@ -241,19 +233,25 @@ def versions_to_keep(database: Database, model: str) -> set[int]:
     What serves or is tried, what waits for publication, and the two newest of those that may be
     rolled back to and of those that nobody has decided about.
     """
-    of_model = versions.c.model == model
-    lasting = (of_model, versions.c.abandoned.is_(False))
     serving = (ReleaseState.STABLE.value, ReleaseState.CANARY.value)
     always = or_(versions.c.state.in_(serving), versions.c.stage != "released")
     undecided = versions.c.state == ReleaseState.CANDIDATE.value
-    newest = select(versions.c.version).order_by(versions.c.version.desc())
-    queries = (
-        newest.where(of_model, always),
-        newest.where(*lasting, GOOD).limit(2),
-        newest.where(*lasting, undecided).limit(2),
-    )
+    queries = [
+        select(versions.c.version).where(versions.c.model == model, always),
+        *(_two_newest(versions.c.version, model, kind) for kind in (GOOD, undecided)),
+    ]
+    return _values(database, queries)
+
+
+def _two_newest(column: ColumnElement[int], model: str, kind: ColumnElement[bool]) -> Any:
+    """Select a column of the two newest versions of a kind whose steps were not rolled back."""
+    lasting = (versions.c.model == model, versions.c.abandoned.is_(False))
+    return select(column).where(*lasting, kind).order_by(versions.c.version.desc()).limit(2)
+
+
+def _values(database: Database, queries: Sequence[Any]) -> set[int]:
     with database.read() as connection:
-        return {version for query in queries for version in connection.execute(query).scalars()}
+        return {value for query in queries for value in connection.execute(query).scalars()}
 
 
 def unfinished(database: Database, model: str) -> list[Version]:
