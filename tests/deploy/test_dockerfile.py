@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 from packaging.utils import canonicalize_name
@@ -22,6 +23,7 @@ SETTINGS = {
     "reward": RewardSettings,
     "learner": LearnerSettings,
 }
+LOCKED = run_path(str(ROOT / "deploy" / "requirements" / "locked.py"))["ENTRY"]
 EXTRAS = {
     name.removesuffix("-packages"): re.findall(r"needed\.py pyproject\.toml([\w ]*) >", rest)
     for name, instructions in Dockerfile().stages.items()
@@ -52,11 +54,10 @@ def needed(*extras: str) -> list[str]:
 @pytest.mark.parametrize("process", ["gateway", "reward", "learner"])
 def test_every_package_of_an_image_is_pinned(process: str, accelerator: str) -> None:
     [extras] = EXTRAS[process]
-    pins = pinned(f"{accelerator}.txt")
-    with_torch = {"torch"} if process != "gateway" else set()
-    # What a CUDA build of torch brings is chosen by its own exact pins.
-    names = closure(needed(*extras.split())) - with_torch
-    assert names - set(pins) == set()
+    pins = pinned(f"{accelerator}.in")
+    # The CPU build of torch comes from PyTorch's own index.
+    torch = {"torch"} if accelerator == "cpu" and process != "gateway" else set()
+    assert closure(needed(*extras.split())) - torch - set(pins) == set()
 
 
 def test_the_gateway_has_no_model_library() -> None:
@@ -68,6 +69,7 @@ def test_the_gateway_has_no_model_library() -> None:
 
 def test_torch_is_the_one_that_make_installs(dockerfile: Dockerfile) -> None:
     [version] = re.findall(r'"torch==([\d.]+)"', (ROOT / "Makefile").read_text())
+    assert pinned("cuda.in")["torch"] == version
     assert f"TORCH_VERSION={version}" in [rest for w, rest in dockerfile.stages["torch"]]
 
 
@@ -88,12 +90,23 @@ def test_a_process_runs_as_itself(process: str, dockerfile: Dockerfile) -> None:
     assert process in CHECKED
 
 
-def test_what_builds_the_wheel_is_pinned_by_hash() -> None:
-    lines = (ROOT / "deploy/requirements/build.txt").read_text().splitlines()
-    pins = [line for line in lines if not line.startswith("#")]
-    assert all(re.fullmatch(r"\S+==\S+( --hash=sha256:[0-9a-f]{64})+", pin) for pin in pins)
-    installs = [i for i in (ROOT / "Dockerfile").read_text().splitlines() if "build.txt" in i]
-    assert any("pip install" in i and "--require-hashes" in i for i in installs)
+@pytest.mark.parametrize("name", ["build", "cpu", "cuda", "dev"])
+def test_every_pinned_package_is_pinned_by_hash(name: str) -> None:
+    lock = (ROOT / "deploy" / "requirements" / f"{name}.txt").read_text()
+    entries = [entry.group() for entry in LOCKED.finditer(lock)]
+    pin = re.compile(r"(\S+)==(\S+)(?: ;.*)?(?: \\\n {4}--hash=sha256:[0-9a-f]{64})+\n")
+    pins = [pin.fullmatch(entry) for entry in entries]
+    found = {canonicalize_name(pin[1]): pin[2] for pin in pins if pin}
+    assert found == pinned(f"{name}.in")
+
+
+def test_everything_installed_is_checked_by_its_hash() -> None:
+    for name in ("Dockerfile", "Makefile"):
+        text = (ROOT / name).read_text().replace("\\\n", " ")
+        installs = re.findall(r"pip install[^&|;\n]*", text)
+        files = [i for i in installs if re.search(r"(?:-r|--requirement) ", i)]
+        assert files
+        assert [i for i in files if "--require-hashes" not in i] == []
 
 
 @pytest.mark.parametrize("process", PROCESSES)
