@@ -6,6 +6,7 @@ A process writes it to a file of its own, or among its other log lines.
 import json
 import logging
 import os
+import pwd
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
@@ -16,6 +17,8 @@ from tuneloop.errors import SettingsError
 
 logger = logging.getLogger("tuneloop.audit")
 
+COMMANDS = "audit-commands.jsonl"
+"""File of what commands did to files, which no process of the service sees."""
 FILE_BYTES = 10 * 1024 * 1024
 FILES = 10
 """Kept besides the current one: `audit.jsonl.1` is the youngest of them."""
@@ -73,3 +76,20 @@ def record(
         "left_out": left_out,
     }
     logger.info("%s", json.dumps({name: value for name, value in fields.items() if value}))
+
+
+def record_command(folder: Path, action: str, about: Mapping[str, str], outcome: str) -> None:
+    """Record what this machine's user did with a command, in a file in `folder`.
+
+    Raises `SettingsError`.
+    """
+    write_to(folder / COMMANDS)
+    record(actor=f"os:{user_name(os.getuid())}", action=action, outcome=outcome, about=about)
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user of this machine, or the number of one without a name."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import pwd
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +13,11 @@ import httpx
 import pytest
 from support.gateway_fakes import IDS
 from support.gateway_stack import running_gateway
+from typer.testing import CliRunner
 
 from tuneloop import audit, wire
 from tuneloop.bus import subjects
+from tuneloop.cli.app import app
 from tuneloop.errors import SettingsError
 from tuneloop.gateway.edge.audit import REFUSALS_OF_ADDRESS_PER_MINUTE
 from tuneloop.gateway.keys.store import KeyFile, Limits, Scope, new_key
@@ -195,3 +199,33 @@ def test_without_a_file_it_is_in_the_processs_log(caplog: pytest.LogCaptureFixtu
     assert line["about"] == {"version": "3"}
     assert line["left_out"] == 2
     assert "status" not in line
+
+
+def test_commands_that_change_keys_are_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("tuneloop.audit")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", logger.propagate)
+    monkeypatch.setattr(logger, "level", logger.level)
+    run = CliRunner()
+    made = run.invoke(
+        app, ["keys", "create", "--name", "ci", "--data-dir", str(tmp_path), "--json"]
+    )
+    key = json.loads(made.output)
+    run.invoke(app, ["keys", "revoke", "ci", "--data-dir", str(tmp_path)])
+    again = run.invoke(app, ["keys", "revoke", "ci", "--data-dir", str(tmp_path)])
+    assert again.exit_code != 0
+    logger.handlers[0].close()
+
+    file = tmp_path / "logs" / audit.COMMANDS
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [(r["action"], r["outcome"]) for r in records(file)] == [
+        ("keys create", "ok"),
+        ("keys revoke", "ok"),
+    ]
+    about = {"key": key["id"], "name": "ci", "scopes": "feedback infer"}
+    assert all(record["about"] == about for record in records(file))
+    me = pwd.getpwuid(os.getuid()).pw_name
+    assert {record["actor"] for record in records(file)} == {f"os:{me}"}
+    assert key["key"] not in file.read_text()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tuneloop import audit
 from tuneloop.cli.options import fail
 from tuneloop.cli.processes import needs
 from tuneloop.errors import TuneloopError
@@ -72,6 +73,7 @@ def create(
     try:
         secret, key = new_key(name, scope or [Scope.INFER, Scope.FEEDBACK], limits)
         store.add(key)
+        record(data_dir, file, "keys create", key)
     except TuneloopError as error:
         fail(error.message)
     except OSError as error:
@@ -130,6 +132,7 @@ def revoke(
     store = key_file(data_dir, file)
     try:
         revoked = store.revoke(key)
+        record(data_dir, file, "keys revoke", revoked)
     except TuneloopError as error:
         fail(error.message)
     except OSError as error:
@@ -143,6 +146,12 @@ def key_file(data_dir: Path, file: Path | None) -> "KeyFile":
         from tuneloop.gateway.keys.store import FILE_NAME, KeyFile
 
     return KeyFile(file or data_dir / "keys" / FILE_NAME)
+
+
+def record(data_dir: Path, file: Path | None, action: str, key: "ApiKey") -> None:
+    """Record a change in the audit log of commands. Raises `SettingsError`."""
+    about = {"key": key.id, "name": key.name, "scopes": " ".join(sorted(key.scopes))}
+    audit.record_command(file.parent if file else data_dir / "logs", action, about, "ok")
 
 
 def document(key: "ApiKey") -> dict[str, Any]:

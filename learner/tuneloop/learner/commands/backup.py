@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuneloop import audit
 from tuneloop.cli.options import AsJson
 from tuneloop.cli.output import print_json
 from tuneloop.learner.commands.options import exit_on_error
@@ -30,6 +31,7 @@ def backup(
 
         data = DataDir(root=data_dir.expanduser().absolute())
         copied = asyncio.run(back_up(data, target.expanduser().absolute()))
+        audit.record_command(data.logs, "backup", {"folder": str(target.absolute())}, "ok")
     tell(target, copied, as_json=as_json)
 
 
@@ -46,6 +48,7 @@ def restore(
 
         data = DataDir(root=data_dir.expanduser().absolute())
         copied = asyncio.run(restore_from(source.expanduser().absolute(), data))
+        audit.record_command(data.logs, "restore", {"folder": str(source.absolute())}, "ok")
     tell(data_dir, copied, as_json=as_json)
 
 
