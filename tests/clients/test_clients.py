@@ -152,9 +152,9 @@ async def test_openai_async(services: ClientStack) -> None:
     while True:
         event = await bus.last(subjects.rollout_generated("tuneloop", checked))
         assert event is not None
-        last = wire.decode_rollout_generated(event.data).completion_id
-        assert last != kept_out.id
-        if last == published.id:
+        [last] = wire.decode_rollouts_generated(event.data)
+        assert last.completion_id != kept_out.id
+        if last.completion_id == published.id:
             break
     await bus.close()
 

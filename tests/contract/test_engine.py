@@ -418,7 +418,8 @@ async def test_five_swaps_under_eight_concurrent_streams(
     assert all(len(f.policy_version_spans) == 1 for f in finals)
     assert [v.leases for v in hot_swap.loaded_versions()] == [0] * len(hot_swap.live)
     assert len(hot_swap.adapters()) <= 2
-    stored = [wire.decode_rollout_generated(e.data) for e in bus.streams[subjects.ROLLOUTS].events]
+    events = bus.streams[subjects.ROLLOUTS].events
+    stored = [r for event in events for r in wire.decode_rollouts_generated(event.data)]
     assert {r.completion_id for r in stored} == {f.completion_id for f in finals}
     for live in hot_swap.adapters():
         await engine.drop_adapter(live.adapter)

@@ -57,7 +57,7 @@ def as_before(pool: descriptor_pool.DescriptorPool, name: str, data: bytes) -> b
         (
             "RolloutGenerated",
             wire.encode_rollout_generated(make_rollout("c1")),
-            "rollout_generated",
+            "rollouts_generated",
         ),
         ("RolloutScored", wire.encode_rollout_scored(make_score("c1")), "rollout_scored"),
         ("FeedbackGiven", wire.encode_feedback(make_thumb("f1", "c1")), "feedback"),

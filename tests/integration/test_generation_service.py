@@ -162,9 +162,9 @@ async def rollout(bus: JetStreamBus, completion_id: str) -> Rollout:
         while True:
             for delivery in await consumer.fetch(100, 1.0):
                 await delivery.ack()
-                stored = wire.decode_rollout_generated(delivery.data)
-                if stored.completion_id == completion_id:
-                    return stored
+                for stored in wire.decode_rollouts_generated(delivery.data):
+                    if stored.completion_id == completion_id:
+                        return stored
 
 
 async def test_an_answer_streams_and_its_rollout_is_stored(
@@ -331,7 +331,8 @@ async def test_unpublished_answers_leave_no_rollout(
     await rollout(bus, "chatcmpl-public")
     last = await bus.last(subjects.rollout_generated("tuneloop", USER))
     assert last is not None
-    assert wire.decode_rollout_generated(last.data).completion_id == "chatcmpl-public"
+    [stored] = wire.decode_rollouts_generated(last.data)
+    assert stored.completion_id == "chatcmpl-public"
 
 
 async def test_a_published_version_serves_by_the_table_and_by_call(

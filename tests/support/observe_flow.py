@@ -28,6 +28,7 @@ from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.servicer import GenerationServicer
 from tuneloop.generation.swap.hot_swap import HotSwap, SwapOptions
 from tuneloop.generation.swap.routing import Routing
+from tuneloop.generation.tool_calls import ToolFormat
 from tuneloop.learner import trace_links
 from tuneloop.learner.ledger.queue import ready
 from tuneloop.policies import WeightsKind
@@ -49,17 +50,18 @@ class RecitingEngine:
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         check_limits(request.prompt_token_ids, request.sampling, LIMITS)
-        for place, piece in enumerate(ANSWER):
-            if self.failure is not None and place:
-                raise self.failure
-            yield EngineOutput(
-                index=0,
-                text=piece,
-                token_ids=(7 + place,),
-                logprobs=(-0.5,),
-                top_logprobs=(),
-                finish_reason=FinishReason.STOP if place == len(ANSWER) - 1 else None,
-            )
+        for index in range(request.sampling.n):
+            for place, piece in enumerate(ANSWER):
+                if self.failure is not None and place:
+                    raise self.failure
+                yield EngineOutput(
+                    index=index,
+                    text=piece,
+                    token_ids=(7 + place,),
+                    logprobs=(-0.5,),
+                    top_logprobs=() if request.sampling.top_logprobs is None else ((),),
+                    finish_reason=FinishReason.STOP if place == len(ANSWER) - 1 else None,
+                )
 
     async def load_adapter(self, policy_version: int, folder: Path) -> None: ...
 
@@ -105,7 +107,9 @@ class Flow:
 
 
 @asynccontextmanager
-async def flowing(model: Path, folder: Path) -> AsyncIterator[Flow]:
+async def flowing(
+    model: Path, folder: Path, tool_format: ToolFormat | None = None
+) -> AsyncIterator[Flow]:
     learner = Parts(folder=folder)
     publisher = RolloutPublisher(MemoryBus(), buffer_size=100)
     options = SwapOptions(
@@ -119,7 +123,8 @@ async def flowing(model: Path, folder: Path) -> AsyncIterator[Flow]:
         tokenization=Tokenization(model),
         hot_swap=hot_swap,
         publisher=publisher,
-        max_concurrent=8,
+        max_concurrent=64,
+        tool_format=tool_format,
     )
     server = await serve(
         generation_pb2_grpc.add_GenerationServiceServicer_to_server,

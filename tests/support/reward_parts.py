@@ -186,9 +186,9 @@ def make_decoder(folder: Path, family: str) -> Path:
     return folder
 
 
-async def publish(bus: MemoryBus, made: Rollout) -> None:
+async def publish(bus: MemoryBus, made: Rollout, *siblings: Rollout) -> None:
     subject = subjects.rollout_generated(made.policy, made.user_hash)
-    data = wire.encode_rollout_generated(made)
+    data = wire.encode_rollout_generated(made, *siblings)
     await bus.publish(subject, data, event_id=wire.rollout_event_id(made))
 
 

@@ -40,9 +40,10 @@ def link_intake(events: Iterable[Any], started_ns: int) -> None:
                 completions = [s for c in feedback.completion_ids for s in _events.get(c, ())]
                 made = _emit("take in feedback", feedback.traceparent, started_ns)
                 _keep(_events, feedback.feedback_id, (*made, *completions), EVENTS)
-            case Rollout():
-                made = _emit("take in rollout", event.traceparent, started_ns)
-                _keep(_events, event.completion_id, made, EVENTS)
+            case [Rollout() as first, *_]:
+                made = _emit("take in rollout", first.traceparent, started_ns)
+                for rollout in event:
+                    _keep(_events, rollout.completion_id, made, EVENTS)
             case ScoredRollout():
                 earlier = _events.get(event.completion_id, ())
                 made = _emit("take in score", event.traceparent, started_ns)

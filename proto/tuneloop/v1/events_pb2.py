@@ -28,7 +28,7 @@ from tuneloop.v1 import reward_pb2 as tuneloop_dot_v1_dot_reward__pb2
 from tuneloop.v1 import rollout_pb2 as tuneloop_dot_v1_dot_rollout__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tuneloop/v1/events.proto\x12\x0btuneloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ctuneloop/v1/generation.proto\x1a\x18tuneloop/v1/reward.proto\x1a\x19tuneloop/v1/rollout.proto\"u\n\x10RolloutGenerated\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12%\n\x07rollout\x18\x02 \x01(\x0b\x32\x14.tuneloop.v1.Rollout\x12\x18\n\x0btraceparent\x18\x32 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_traceparent\"\xe4\x01\n\rRolloutScored\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x15\n\rcompletion_id\x18\x03 \x01(\t\x12!\n\x05score\x18\x04 \x01(\x0b\x32\x12.tuneloop.v1.Score\x12\x1c\n\x14reward_model_version\x18\x05 \x01(\x03\x12/\n\x0bscored_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x0btraceparent\x18\x32 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_traceparent\"/\n\x05Thumb\x12&\n\x05value\x18\x01 \x01(\x0e\x32\x17.tuneloop.v1.ThumbValue\"\x17\n\x06Rating\x12\r\n\x05value\x18\x01 \x01(\x01\".\n\nComparison\x12\x0e\n\x06\x63hosen\x18\x01 \x01(\t\x12\x10\n\x08rejected\x18\x02 \x03(\t\"!\n\x07Ranking\x12\x16\n\x0e\x63ompletion_ids\x18\x01 \x03(\t\"\x1d\n\rDemonstration\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x17\n\x07\x43omment\x12\x0c\n\x04text\x18\x01 \x01(\t\"D\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\x07\x62oolean\x18\x02 \x01(\x08H\x00\x12\x10\n\x06number\x18\x03 \x01(\x01H\x00\x42\x07\n\x05value\"\x95\x05\n\rFeedbackGiven\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x11\n\tuser_hash\x18\x04 \x01(\t\x12\x15\n\rcompletion_id\x18\x05 \x01(\t\x12#\n\x05thumb\x18\x06 \x01(\x0b\x32\x12.tuneloop.v1.ThumbH\x00\x12%\n\x06rating\x18\x07 \x01(\x0b\x32\x13.tuneloop.v1.RatingH\x00\x12-\n\ncomparison\x18\x08 \x01(\x0b\x32\x17.tuneloop.v1.ComparisonH\x00\x12\'\n\x07ranking\x18\t \x01(\x0b\x32\x14.tuneloop.v1.RankingH\x00\x12\x33\n\rdemonstration\x18\n \x01(\x0b\x32\x1a.tuneloop.v1.DemonstrationH\x00\x12\'\n\x07\x63omment\x18\x0b \x01(\x0b\x32\x14.tuneloop.v1.CommentH\x00\x12%\n\x06metric\x18\x0e \x01(\x0b\x32\x13.tuneloop.v1.MetricH\x00\x12\x31\n\raccepted_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12:\n\x08metadata\x18\r \x03(\x0b\x32(.tuneloop.v1.FeedbackGiven.MetadataEntry\x12\x12\n\napi_key_id\x18( \x01(\t\x12\x14\n\x0c\x61pi_key_name\x18) \x01(\t\x12\x18\n\x0btraceparent\x18\x32 \x01(\tH\x01\x88\x01\x01\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\tjudgementB\x0e\n\x0c_traceparent\"\xc3\x01\n\x11\x46\x65\x65\x64\x62\x61\x63kRetracted\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x11\n\tuser_hash\x18\x04 \x01(\t\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x05 \x01(\t\x12\x0c\n\x04kind\x18\x06 \x01(\t\x12\x32\n\x0eretracted_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\napi_key_id\x18\x08 \x01(\t\"\x88\x01\n\x10WeightsPublished\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12.\n\x07weights\x18\x02 \x01(\x0b\x32\x1d.tuneloop.v1.WeightsReference\x12\x32\n\x0epublished_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd0\x01\n\x0fPolicyActivated\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x16\n\x0epolicy_version\x18\x03 \x01(\x03\x12\x0f\n\x07replica\x18\x04 \x01(\t\x12\x32\n\x0e\x61\x63tivated_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cswap_seconds\x18\x06 \x01(\x01\x12\x18\n\x0btraceparent\x18\x32 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_traceparent\"\xdd\x01\n\x0eLearnerStepped\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x39\n\x07metrics\x18\x04 \x03(\x0b\x32(.tuneloop.v1.LearnerStepped.MetricsEntry\x12\x30\n\x0cstepped_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*S\n\nThumbValue\x12\x1b\n\x17THUMB_VALUE_UNSPECIFIED\x10\x00\x12\x12\n\x0eTHUMB_VALUE_UP\x10\x01\x12\x14\n\x10THUMB_VALUE_DOWN\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tuneloop/v1/events.proto\x12\x0btuneloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ctuneloop/v1/generation.proto\x1a\x18tuneloop/v1/reward.proto\x1a\x19tuneloop/v1/rollout.proto\"\x9d\x01\n\x10RolloutGenerated\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12%\n\x07rollout\x18\x02 \x01(\x0b\x32\x14.tuneloop.v1.Rollout\x12&\n\x08siblings\x18\x03 \x03(\x0b\x32\x14.tuneloop.v1.Rollout\x12\x18\n\x0btraceparent\x18\x32 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_traceparent\"\xe4\x01\n\rRolloutScored\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x15\n\rcompletion_id\x18\x03 \x01(\t\x12!\n\x05score\x18\x04 \x01(\x0b\x32\x12.tuneloop.v1.Score\x12\x1c\n\x14reward_model_version\x18\x05 \x01(\x03\x12/\n\x0bscored_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x0btraceparent\x18\x32 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_traceparent\"/\n\x05Thumb\x12&\n\x05value\x18\x01 \x01(\x0e\x32\x17.tuneloop.v1.ThumbValue\"\x17\n\x06Rating\x12\r\n\x05value\x18\x01 \x01(\x01\".\n\nComparison\x12\x0e\n\x06\x63hosen\x18\x01 \x01(\t\x12\x10\n\x08rejected\x18\x02 \x03(\t\"!\n\x07Ranking\x12\x16\n\x0e\x63ompletion_ids\x18\x01 \x03(\t\"\x1d\n\rDemonstration\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x17\n\x07\x43omment\x12\x0c\n\x04text\x18\x01 \x01(\t\"D\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\x07\x62oolean\x18\x02 \x01(\x08H\x00\x12\x10\n\x06number\x18\x03 \x01(\x01H\x00\x42\x07\n\x05value\"\x95\x05\n\rFeedbackGiven\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x11\n\tuser_hash\x18\x04 \x01(\t\x12\x15\n\rcompletion_id\x18\x05 \x01(\t\x12#\n\x05thumb\x18\x06 \x01(\x0b\x32\x12.tuneloop.v1.ThumbH\x00\x12%\n\x06rating\x18\x07 \x01(\x0b\x32\x13.tuneloop.v1.RatingH\x00\x12-\n\ncomparison\x18\x08 \x01(\x0b\x32\x17.tuneloop.v1.ComparisonH\x00\x12\'\n\x07ranking\x18\t \x01(\x0b\x32\x14.tuneloop.v1.RankingH\x00\x12\x33\n\rdemonstration\x18\n \x01(\x0b\x32\x1a.tuneloop.v1.DemonstrationH\x00\x12\'\n\x07\x63omment\x18\x0b \x01(\x0b\x32\x14.tuneloop.v1.CommentH\x00\x12%\n\x06metric\x18\x0e \x01(\x0b\x32\x13.tuneloop.v1.MetricH\x00\x12\x31\n\raccepted_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12:\n\x08metadata\x18\r \x03(\x0b\x32(.tuneloop.v1.FeedbackGiven.MetadataEntry\x12\x12\n\napi_key_id\x18( \x01(\t\x12\x14\n\x0c\x61pi_key_name\x18) \x01(\t\x12\x18\n\x0btraceparent\x18\x32 \x01(\tH\x01\x88\x01\x01\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\tjudgementB\x0e\n\x0c_traceparent\"\xc3\x01\n\x11\x46\x65\x65\x64\x62\x61\x63kRetracted\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x11\n\tuser_hash\x18\x04 \x01(\t\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x05 \x01(\t\x12\x0c\n\x04kind\x18\x06 \x01(\t\x12\x32\n\x0eretracted_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\napi_key_id\x18\x08 \x01(\t\"\x88\x01\n\x10WeightsPublished\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12.\n\x07weights\x18\x02 \x01(\x0b\x32\x1d.tuneloop.v1.WeightsReference\x12\x32\n\x0epublished_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd0\x01\n\x0fPolicyActivated\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x16\n\x0epolicy_version\x18\x03 \x01(\x03\x12\x0f\n\x07replica\x18\x04 \x01(\t\x12\x32\n\x0e\x61\x63tivated_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cswap_seconds\x18\x06 \x01(\x01\x12\x18\n\x0btraceparent\x18\x32 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_traceparent\"\xdd\x01\n\x0eLearnerStepped\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x39\n\x07metrics\x18\x04 \x03(\x0b\x32(.tuneloop.v1.LearnerStepped.MetricsEntry\x12\x30\n\x0cstepped_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*S\n\nThumbValue\x12\x1b\n\x17THUMB_VALUE_UNSPECIFIED\x10\x00\x12\x12\n\x0eTHUMB_VALUE_UP\x10\x01\x12\x14\n\x10THUMB_VALUE_DOWN\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,38 +39,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FEEDBACKGIVEN_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_LEARNERSTEPPED_METRICSENTRY']._loaded_options = None
   _globals['_LEARNERSTEPPED_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_THUMBVALUE']._serialized_start=2226
-  _globals['_THUMBVALUE']._serialized_end=2309
-  _globals['_ROLLOUTGENERATED']._serialized_start=157
-  _globals['_ROLLOUTGENERATED']._serialized_end=274
-  _globals['_ROLLOUTSCORED']._serialized_start=277
-  _globals['_ROLLOUTSCORED']._serialized_end=505
-  _globals['_THUMB']._serialized_start=507
-  _globals['_THUMB']._serialized_end=554
-  _globals['_RATING']._serialized_start=556
-  _globals['_RATING']._serialized_end=579
-  _globals['_COMPARISON']._serialized_start=581
-  _globals['_COMPARISON']._serialized_end=627
-  _globals['_RANKING']._serialized_start=629
-  _globals['_RANKING']._serialized_end=662
-  _globals['_DEMONSTRATION']._serialized_start=664
-  _globals['_DEMONSTRATION']._serialized_end=693
-  _globals['_COMMENT']._serialized_start=695
-  _globals['_COMMENT']._serialized_end=718
-  _globals['_METRIC']._serialized_start=720
-  _globals['_METRIC']._serialized_end=788
-  _globals['_FEEDBACKGIVEN']._serialized_start=791
-  _globals['_FEEDBACKGIVEN']._serialized_end=1452
-  _globals['_FEEDBACKGIVEN_METADATAENTRY']._serialized_start=1376
-  _globals['_FEEDBACKGIVEN_METADATAENTRY']._serialized_end=1423
-  _globals['_FEEDBACKRETRACTED']._serialized_start=1455
-  _globals['_FEEDBACKRETRACTED']._serialized_end=1650
-  _globals['_WEIGHTSPUBLISHED']._serialized_start=1653
-  _globals['_WEIGHTSPUBLISHED']._serialized_end=1789
-  _globals['_POLICYACTIVATED']._serialized_start=1792
-  _globals['_POLICYACTIVATED']._serialized_end=2000
-  _globals['_LEARNERSTEPPED']._serialized_start=2003
-  _globals['_LEARNERSTEPPED']._serialized_end=2224
-  _globals['_LEARNERSTEPPED_METRICSENTRY']._serialized_start=2178
-  _globals['_LEARNERSTEPPED_METRICSENTRY']._serialized_end=2224
+  _globals['_THUMBVALUE']._serialized_start=2267
+  _globals['_THUMBVALUE']._serialized_end=2350
+  _globals['_ROLLOUTGENERATED']._serialized_start=158
+  _globals['_ROLLOUTGENERATED']._serialized_end=315
+  _globals['_ROLLOUTSCORED']._serialized_start=318
+  _globals['_ROLLOUTSCORED']._serialized_end=546
+  _globals['_THUMB']._serialized_start=548
+  _globals['_THUMB']._serialized_end=595
+  _globals['_RATING']._serialized_start=597
+  _globals['_RATING']._serialized_end=620
+  _globals['_COMPARISON']._serialized_start=622
+  _globals['_COMPARISON']._serialized_end=668
+  _globals['_RANKING']._serialized_start=670
+  _globals['_RANKING']._serialized_end=703
+  _globals['_DEMONSTRATION']._serialized_start=705
+  _globals['_DEMONSTRATION']._serialized_end=734
+  _globals['_COMMENT']._serialized_start=736
+  _globals['_COMMENT']._serialized_end=759
+  _globals['_METRIC']._serialized_start=761
+  _globals['_METRIC']._serialized_end=829
+  _globals['_FEEDBACKGIVEN']._serialized_start=832
+  _globals['_FEEDBACKGIVEN']._serialized_end=1493
+  _globals['_FEEDBACKGIVEN_METADATAENTRY']._serialized_start=1417
+  _globals['_FEEDBACKGIVEN_METADATAENTRY']._serialized_end=1464
+  _globals['_FEEDBACKRETRACTED']._serialized_start=1496
+  _globals['_FEEDBACKRETRACTED']._serialized_end=1691
+  _globals['_WEIGHTSPUBLISHED']._serialized_start=1694
+  _globals['_WEIGHTSPUBLISHED']._serialized_end=1830
+  _globals['_POLICYACTIVATED']._serialized_start=1833
+  _globals['_POLICYACTIVATED']._serialized_end=2041
+  _globals['_LEARNERSTEPPED']._serialized_start=2044
+  _globals['_LEARNERSTEPPED']._serialized_end=2265
+  _globals['_LEARNERSTEPPED_METRICSENTRY']._serialized_start=2219
+  _globals['_LEARNERSTEPPED_METRICSENTRY']._serialized_end=2265
 # @@protoc_insertion_point(module_scope)

@@ -23,14 +23,16 @@ THUMB_VALUE_UP: ThumbValue
 THUMB_VALUE_DOWN: ThumbValue
 
 class RolloutGenerated(_message.Message):
-    __slots__ = ("event_id", "rollout", "traceparent")
+    __slots__ = ("event_id", "rollout", "siblings", "traceparent")
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     ROLLOUT_FIELD_NUMBER: _ClassVar[int]
+    SIBLINGS_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     rollout: _rollout_pb2.Rollout
+    siblings: _containers.RepeatedCompositeFieldContainer[_rollout_pb2.Rollout]
     traceparent: str
-    def __init__(self, event_id: _Optional[str] = ..., rollout: _Optional[_Union[_rollout_pb2.Rollout, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    def __init__(self, event_id: _Optional[str] = ..., rollout: _Optional[_Union[_rollout_pb2.Rollout, _Mapping]] = ..., siblings: _Optional[_Iterable[_Union[_rollout_pb2.Rollout, _Mapping]]] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class RolloutScored(_message.Message):
     __slots__ = ("event_id", "policy", "completion_id", "score", "reward_model_version", "scored_time", "traceparent")

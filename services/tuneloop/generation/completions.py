@@ -7,7 +7,7 @@ is data.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -199,6 +199,7 @@ class Completions:
         ]
         # A greedy answer is the same however often it is sampled.
         once = request.sampling.temperature == 0
+        rollouts: list[Rollout] = []
         outputs = self.engine.generate(
             EngineRequest(
                 request_id=request.completion_id,
@@ -219,14 +220,21 @@ class Completions:
                     yield delta
                     if own.finish_reason is not None:
                         completion.finished = True
-                        yield self.finish(request, prompt, completion, own)
+                        final, rollout = self.finish(request, prompt, completion, own)
+                        rollouts.append(rollout)
+                        if len(rollouts) == len(completions):
+                            # Before the caller, who may be slow to take the final.
+                            self.publish(request, rollouts)
+                        yield final
         finally:
             try:
                 await outputs.aclose()
             finally:
-                for completion in completions:
-                    if not completion.finished:
-                        self.abort(request, prompt, completion)
+                if len(rollouts) < len(completions):
+                    ended = [c for c in completions if not c.finished]
+                    self.publish(
+                        request, rollouts + [self.abort(request, prompt, c) for c in ended]
+                    )
 
     def constrain_to_tools(self, request: GenerationRequest) -> GenerationRequest:
         """Return the request with the grammar that holds the model to the calls asked for."""
@@ -268,16 +276,15 @@ class Completions:
         prompt: TokenizedPrompt,
         completion: PartialCompletion,
         output: EngineOutput,
-    ) -> Final:
-        """Return the final of a completion, and hand its rollout to the publisher."""
+    ) -> tuple[Final, Rollout]:
+        """Return the final of a completion, and its rollout."""
         if output.finish_reason is None:
             raise AssertionError("a final follows a finish reason")
         spans = output.policy_version_spans
         if not spans or spans[-1].end != len(completion.token_ids):
             spans = merge_spans(completion.versions)
-        self.publish(request, prompt, completion, output.finish_reason, spans)
         last = spans[-1].policy_version if spans else self.hot_swap.serving
-        return Final(
+        final = Final(
             index=completion.index,
             completion_id=choice_id(request.completion_id, completion.index),
             token_ids=tuple(completion.token_ids),
@@ -287,45 +294,47 @@ class Completions:
             policy_version=last,
             prompt_tokens=len(prompt.token_ids),
         )
+        return final, self.rollout(request, prompt, completion, output.finish_reason, spans)
 
     def abort(
         self, request: GenerationRequest, prompt: TokenizedPrompt, completion: PartialCompletion
-    ) -> None:
-        """Publish what was sampled after the caller disconnected or the engine failed."""
+    ) -> Rollout:
+        """Return what was sampled after the caller disconnected or the engine failed."""
         spans = merge_spans(completion.versions)
-        self.publish(request, prompt, completion, FinishReason.ABORT, spans)
+        return self.rollout(request, prompt, completion, FinishReason.ABORT, spans)
 
-    def publish(
+    def rollout(
         self,
         request: GenerationRequest,
         prompt: TokenizedPrompt,
         completion: PartialCompletion,
         reason: FinishReason,
         spans: tuple[PolicyVersionSpan, ...],
-    ) -> None:
-        """Count a completion, and hand its rollout to the publisher if it has tokens."""
+    ) -> Rollout:
+        """Return the rollout of a completion, and count it."""
         metrics.completions.labels(reason.value).inc()
-        if not request.publish_rollout or not completion.token_ids:
-            return
-        self.publisher.publish(
-            Rollout(
-                completion_id=choice_id(request.completion_id, completion.index),
-                group_id=request.completion_id,
-                policy=self.hot_swap.options.policy,
-                tenant=request.tenant,
-                user_hash=request.user_hash,
-                messages=request.prompt.messages,
-                prompt_text=prompt.text,
-                completion_text=completion.text,
-                prompt_token_ids=prompt.token_ids,
-                completion_token_ids=tuple(completion.token_ids),
-                generation_logprobs=tuple(completion.logprobs),
-                finish_reason=reason,
-                policy_version_spans=spans,
-                sampling=request.sampling,
-                finished_time=datetime.now(UTC),
-                source=request.source,
-                columns=request.columns,
-                traceparent=request.traceparent,
-            )
+        return Rollout(
+            completion_id=choice_id(request.completion_id, completion.index),
+            group_id=request.completion_id,
+            policy=self.hot_swap.options.policy,
+            tenant=request.tenant,
+            user_hash=request.user_hash,
+            messages=request.prompt.messages,
+            prompt_text=prompt.text,
+            completion_text=completion.text,
+            prompt_token_ids=prompt.token_ids,
+            completion_token_ids=tuple(completion.token_ids),
+            generation_logprobs=tuple(completion.logprobs),
+            finish_reason=reason,
+            policy_version_spans=spans,
+            sampling=request.sampling,
+            finished_time=datetime.now(UTC),
+            source=request.source,
+            columns=request.columns,
+            traceparent=request.traceparent,
         )
+
+    def publish(self, request: GenerationRequest, rollouts: Sequence[Rollout]) -> None:
+        """Hand the rollouts of a request that have tokens to the publisher."""
+        if request.publish_rollout:
+            self.publisher.publish([r for r in rollouts if r.completion_token_ids])

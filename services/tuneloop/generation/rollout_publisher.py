@@ -1,8 +1,8 @@
 """Publishes events without ever delaying an answer: a bounded buffer and a background task.
 
 An event is retried until the bus has stored it, always with the same id, so that a retry after a
-lost acknowledgement adds nothing. When the buffer is full the oldest rollout is dropped, and
-`tuneloop_rollouts_dropped_total` counts it.
+lost acknowledgement adds nothing. When the buffer is full, in events or bytes, the oldest event is
+dropped, and `tuneloop_rollouts_dropped_total` counts its rollouts.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tuneloop import tracing, wire
@@ -24,6 +25,10 @@ logger = logging.getLogger("tuneloop.generation")
 
 CONCURRENCY = 32
 """Events published together: one at a time would wait for the disk each time."""
+BUFFER_BYTES = 256 * 1024 * 1024
+"""Most that the buffer holds, however few events these are."""
+EVENT_TOKENS = 100_000
+"""Most completion tokens of the rollouts in one event, about 1 MB; the bus accepts 8 MB."""
 FIRST_DELAY = 0.2
 LONGEST_DELAY = 5.0
 """Seconds before the second and between later attempts."""
@@ -38,6 +43,8 @@ class Event:
     data: bytes
     traceparent: str
     """Of the event's cause; empty without tracing."""
+    rollouts: int = 0
+    """How many it holds."""
 
 
 class RolloutPublisher:
@@ -47,23 +54,28 @@ class RolloutPublisher:
         self.bus = bus
         self.buffer_size = buffer_size
         self.buffer: deque[Event] = deque()
+        self.buffer_bytes = 0
         self.arrived = asyncio.Event()
         self.emptied = asyncio.Event()
         self.emptied.set()
         self.task: asyncio.Task[None] | None = None
 
-    def publish(self, rollout: Rollout) -> None:
-        """Buffer a finished rollout. Returns at once, and never raises because of the bus."""
-        if not all(math.isfinite(logprob) for logprob in rollout.generation_logprobs):
-            # The learner could not use it, and no decoder would ever accept it.
-            logger.error("rollout %s has log-probs that are not finite", rollout.completion_id)
-            metrics.rollouts_dropped.labels("invalid").inc()
-            return
-        subject = subjects.rollout_generated(rollout.policy, rollout.user_hash)
-        data = wire.encode_rollout_generated(rollout)
-        event_id = wire.rollout_event_id(rollout)
-        traceparent = rollout.traceparent
-        self.put(Event(subject=subject, event_id=event_id, data=data, traceparent=traceparent))
+    def publish(self, rollouts: Sequence[Rollout]) -> None:
+        """Buffer the rollouts of one request, whose prompt and parameters are stored once.
+
+        Returns at once, and never raises because of the bus.
+        """
+        for part in split_group([rollout for rollout in rollouts if is_usable(rollout)]):
+            first = part[0]
+            self.put(
+                Event(
+                    subject=subjects.rollout_generated(first.policy, first.user_hash),
+                    event_id=wire.rollout_event_id(first),
+                    data=wire.encode_rollout_generated(*part),
+                    traceparent=first.traceparent,
+                    rollouts=len(part),
+                )
+            )
 
     def publish_activation(self, activation: Activation) -> None:
         """Buffer the news that a version serves."""
@@ -73,15 +85,30 @@ class RolloutPublisher:
         self.put(Event(subject=subject, event_id=event_id, data=data, traceparent=traceparent))
 
     def put(self, event: Event) -> None:
-        """Add an event to the buffer; drop the oldest if it is full."""
-        if len(self.buffer) >= self.buffer_size:
-            dropped = self.buffer.popleft()
-            metrics.rollouts_dropped.labels("overflow").inc()
+        """Add an event to the buffer; drop the oldest while it is full."""
+        while self.buffer and (
+            len(self.buffer) >= self.buffer_size
+            or self.buffer_bytes + len(event.data) > BUFFER_BYTES
+        ):
+            dropped = self.take()
+            metrics.rollouts_dropped.labels("overflow").inc(dropped.rollouts)
             logger.error("the bus has been unavailable for too long: dropped %s", dropped.event_id)
         self.buffer.append(event)
+        self.buffer_bytes += len(event.data)
         metrics.rollout_buffer_length.set(len(self.buffer))
         self.emptied.clear()
         self.arrived.set()
+
+    def take(self) -> Event:
+        """Remove the oldest event from the buffer."""
+        event = self.buffer.popleft()
+        self.buffer_bytes -= len(event.data)
+        return event
+
+    def put_back(self, events: Sequence[Event]) -> None:
+        """Return events to the front of the buffer, the oldest first."""
+        self.buffer.extendleft(reversed(events))
+        self.buffer_bytes += sum(len(event.data) for event in events)
 
     def start(self) -> None:
         """Start to publish in the background."""
@@ -98,7 +125,8 @@ class RolloutPublisher:
             with contextlib.suppress(asyncio.CancelledError):
                 await self.task
         if self.buffer:
-            metrics.rollouts_dropped.labels("shutdown").inc(len(self.buffer))
+            lost = sum(event.rollouts for event in self.buffer)
+            metrics.rollouts_dropped.labels("shutdown").inc(lost)
             logger.error("stopped with %d events that could not be stored", len(self.buffer))
 
     async def run(self) -> None:
@@ -119,16 +147,15 @@ class RolloutPublisher:
 
         Those that failed go back to the front.
         """
-        batch = [self.buffer.popleft() for _ in range(min(CONCURRENCY, len(self.buffer)))]
+        batch = [self.take() for _ in range(min(CONCURRENCY, len(self.buffer)))]
         try:
             settled = await asyncio.gather(*(self.attempt(event) for event in batch))
         except asyncio.CancelledError:
-            self.buffer.extendleft(reversed(batch))
+            self.put_back(batch)
             raise
-        failed = [event for event, done in zip(batch, settled, strict=True) if not done]
-        self.buffer.extendleft(reversed(failed))
+        self.put_back([event for event, done in zip(batch, settled, strict=True) if not done])
         metrics.rollout_buffer_length.set(len(self.buffer))
-        return not failed
+        return all(settled)
 
     async def attempt(self, event: Event) -> bool:
         """Publish once; return False if it should be retried."""
@@ -141,9 +168,32 @@ class RolloutPublisher:
             logger.debug("%s is kept for later: %s", event.event_id, error)
             return False
         except TuneloopError as error:
-            metrics.rollouts_dropped.labels("refused").inc()
+            metrics.rollouts_dropped.labels("refused").inc(event.rollouts)
             logger.error("the bus refused %s: %s", event.event_id, error)
             return True
-        if ".rollout." in event.subject:
-            metrics.rollouts_published.inc()
+        metrics.rollouts_published.inc(event.rollouts)
         return True
+
+
+def is_usable(rollout: Rollout) -> bool:
+    """Return whether the learner could use a rollout, and count one that it could not."""
+    if all(math.isfinite(logprob) for logprob in rollout.generation_logprobs):
+        return True
+    # No decoder would ever accept it.
+    logger.error("rollout %s has log-probs that are not finite", rollout.completion_id)
+    metrics.rollouts_dropped.labels("invalid").inc()
+    return False
+
+
+def split_group(rollouts: Sequence[Rollout]) -> Iterator[Sequence[Rollout]]:
+    """Yield the rollouts of a request in parts that the bus accepts."""
+    part: list[Rollout] = []
+    tokens = 0
+    for rollout in rollouts:
+        if part and tokens + len(rollout.completion_token_ids) > EVENT_TOKENS:
+            yield part
+            part, tokens = [], 0
+        part.append(rollout)
+        tokens += len(rollout.completion_token_ids)
+    if part:
+        yield part

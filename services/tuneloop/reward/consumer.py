@@ -7,6 +7,7 @@ event id names completion and reward model version, so storing it again adds not
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -38,11 +39,11 @@ LAG_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueuedRollout:
-    """A delivery and the rollout it holds."""
+class QueuedRollouts:
+    """A delivery and the rollouts it holds that can be scored."""
 
     delivery: Delivery
-    rollout: Rollout
+    rollouts: Sequence[Rollout]
 
 
 class RolloutConsumer:
@@ -106,7 +107,7 @@ class RolloutConsumer:
         items = [item for d in deliveries if (item := await self._take(d)) is not None]
         if not items:
             return
-        candidates = [input_from_rollout(item.rollout) for item in items]
+        candidates = [input_from_rollout(r) for item in items for r in item.rollouts]
         started_ns = time.time_ns()
         loop = asyncio.get_running_loop()
         async with keep_in_progress(items):
@@ -115,48 +116,66 @@ class RolloutConsumer:
                 scored = await loop.run_in_executor(self._executor, score)
             except Exception:
                 # A bug, or no memory: the rollouts are retried, and end as dead letters.
-                logger.exception("could not score %d rollouts", len(items))
-                await asyncio.gather(*(self._retry(item.delivery) for item in items))
+                logger.exception("could not score %d rollouts", len(candidates))
+                await asyncio.gather(*(self._retry(item) for item in items))
                 return
+        ends = itertools.accumulate(len(item.rollouts) for item in items)
         await asyncio.gather(
-            *(self._settle(item, row, scored, started_ns) for row, item in enumerate(items))
+            *(
+                self._settle(item, end - len(item.rollouts), scored, started_ns)
+                for item, end in zip(items, ends, strict=True)
+            )
         )
 
     async def _settle(
-        self, item: QueuedRollout, row: int, batch: ScoredBatch, started_ns: int
+        self, item: QueuedRollouts, first_row: int, batch: ScoredBatch, started_ns: int
     ) -> None:
-        """Publish a score; retry a rollout that a scorer failed on, in the end as a dead letter."""
-        problem = batch.failures.get(row)
-        if problem is None:
+        """Publish the scores of a delivery, then acknowledge it.
+
+        One that a scorer failed on is retried, in the end as a dead letter; the scores of its other
+        rollouts are stored once all the same.
+        """
+        failed: list[tuple[Rollout, str]] = []
+        for row, rollout in enumerate(item.rollouts, first_row):
+            if problem := batch.failures.get(row):
+                failed.append((rollout, problem))
+                continue
             traceparent = tracing.emit(
-                "score", kind="consumer", parent=item.rollout.traceparent, started_ns=started_ns
+                "score", kind="consumer", parent=rollout.traceparent, started_ns=started_ns
             )
-            await self._publish(item, batch.scores[row], batch, traceparent)
+            if not await self._publish(rollout, batch.scores[row], batch, traceparent):
+                await self._retry(item)
+                return
+        if not failed:
+            with contextlib.suppress(Unavailable):
+                await item.delivery.ack()
         elif item.delivery.deliveries < MAX_DELIVERIES:
-            await self._retry(item.delivery)
+            await self._retry(item)
         else:
-            where = f"completion {item.rollout.completion_id}"
+            [(rollout, problem), *_] = failed
+            where = f"completion {rollout.completion_id}"
             gist = f"{where}: a scorer failed"
             await self._bury(item.delivery, f"{where}: {problem}", gist)
 
-    async def _take(self, delivery: Delivery) -> QueuedRollout | None:
-        """Return the rollout of a delivery, or None after settling one with nothing to score."""
+    async def _take(self, delivery: Delivery) -> QueuedRollouts | None:
+        """Return the rollouts of a delivery, or None after settling one with nothing to score."""
         try:
             if delivery.deliveries > MAX_DELIVERIES:
                 await self._bury(delivery, f"failed {delivery.deliveries - 1} times")
                 return None
-            rollout = wire.decode_rollout_generated(delivery.data)
-            # Its policy and user must be valid in the subject of the score.
-            subjects.rollout_scored(rollout.policy, rollout.user_hash)
+            rollouts = wire.decode_rollouts_generated(delivery.data)
+            # Their policy and user must be valid in the subject of the score.
+            subjects.rollout_scored(rollouts[0].policy, rollouts[0].user_hash)
         except InvalidRequest as error:
             await self._bury(delivery, error.message)
             return None
-        if rollout.finish_reason is FinishReason.ABORT:
-            # A partial answer says nothing about the policy.
-            metrics.rollouts.labels("aborted").inc()
+        # A partial answer says nothing about the policy.
+        whole = [r for r in rollouts if r.finish_reason is not FinishReason.ABORT]
+        metrics.rollouts.labels("aborted").inc(len(rollouts) - len(whole))
+        if not whole:
             await delivery.ack()
             return None
-        return QueuedRollout(delivery=delivery, rollout=rollout)
+        return QueuedRollouts(delivery=delivery, rollouts=whole)
 
     async def _bury(self, delivery: Delivery, reason: str, gist: str = "") -> None:
         """Store a dead letter; `gist` is what to log if the reason may quote the completion."""
@@ -167,10 +186,9 @@ class RolloutConsumer:
         metrics.rollouts.labels("dead").inc()
 
     async def _publish(
-        self, item: QueuedRollout, score: Score, batch: ScoredBatch, traceparent: str
-    ) -> None:
-        """Store a score, then acknowledge its rollout."""
-        rollout = item.rollout
+        self, rollout: Rollout, score: Score, batch: ScoredBatch, traceparent: str
+    ) -> bool:
+        """Store a score; return whether that was done."""
         scored = ScoredRollout(
             completion_id=rollout.completion_id,
             policy=rollout.policy,
@@ -185,20 +203,19 @@ class RolloutConsumer:
                 wire.encode_rollout_scored(scored),
                 event_id=wire.score_event_id(scored),
             )
-            await item.delivery.ack()
         except TuneloopError as error:
             logger.warning("score of %s not stored yet: %s", rollout.completion_id, error.message)
-            await self._retry(item.delivery)
-            return
+            return False
         metrics.rollouts.labels("scored").inc()
+        return True
 
-    async def _retry(self, delivery: Delivery) -> None:
-        metrics.rollouts.labels("retried").inc()
+    async def _retry(self, item: QueuedRollouts) -> None:
+        metrics.rollouts.labels("retried").inc(len(item.rollouts))
         # A scorer may depend on something that is down for a while.
-        delay = RETRY_DELAY * 2 ** (delivery.deliveries - 1)
+        delay = RETRY_DELAY * 2 ** (item.delivery.deliveries - 1)
         # While the bus is down it is redelivered by itself, after ACK_WAIT.
         with contextlib.suppress(Unavailable):
-            await delivery.nak(delay)
+            await item.delivery.nak(delay)
 
     async def _observe_lag(self, consumer: Consumer) -> None:
         if time.monotonic() - self._lag_time > LAG_SECONDS:
@@ -207,7 +224,7 @@ class RolloutConsumer:
 
 
 @contextlib.asynccontextmanager
-async def keep_in_progress(items: Sequence[QueuedRollout]) -> AsyncIterator[None]:
+async def keep_in_progress(items: Sequence[QueuedRollouts]) -> AsyncIterator[None]:
     """Keep deliveries from being redelivered while they are worked on."""
 
     async def beat() -> None:

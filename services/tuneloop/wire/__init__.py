@@ -38,7 +38,7 @@ from tuneloop.wire.policies import (
 from tuneloop.wire.rollouts import (
     columns_from_proto,
     columns_to_proto,
-    decode_rollout_generated,
+    decode_rollouts_generated,
     encode_rollout_generated,
     finish_reason_from_proto,
     finish_reason_to_proto,
@@ -66,8 +66,8 @@ __all__ = [
     "decode_feedback",
     "decode_learner_stepped",
     "decode_retraction",
-    "decode_rollout_generated",
     "decode_rollout_scored",
+    "decode_rollouts_generated",
     "decode_routing",
     "decode_weights_published",
     "encode_activation",

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tuneloop.errors import CorruptData
@@ -80,41 +81,44 @@ def columns_from_proto(columns: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def rollout_to_proto(rollout: Rollout) -> rollout_pb2.Rollout:
-    """A rollout."""
+def own_to_proto(rollout: Rollout) -> rollout_pb2.Rollout:
+    """Return what a rollout does not share with the others of its request."""
     return rollout_pb2.Rollout(
         completion_id=rollout.completion_id,
+        completion_text=rollout.completion_text,
+        completion_token_ids=rollout.completion_token_ids,
+        generation_logprobs=rollout.generation_logprobs,
+        finish_reason=finish_reason_to_proto[rollout.finish_reason],
+        policy_version_spans=spans_to_proto(rollout.policy_version_spans),
+        finished_time=timestamp(rollout.finished_time),
+    )
+
+
+def rollout_to_proto(rollout: Rollout) -> rollout_pb2.Rollout:
+    """A rollout."""
+    message = own_to_proto(rollout)
+    shared = rollout_pb2.Rollout(
         group_id=rollout.group_id,
         policy=rollout.policy,
         tenant=rollout.tenant,
         user_hash=rollout.user_hash,
         chat=messages_to_proto(rollout.messages) if rollout.messages else None,
         prompt_text=rollout.prompt_text,
-        completion_text=rollout.completion_text,
         prompt_token_ids=rollout.prompt_token_ids,
-        completion_token_ids=rollout.completion_token_ids,
-        generation_logprobs=rollout.generation_logprobs,
-        finish_reason=finish_reason_to_proto[rollout.finish_reason],
-        policy_version_spans=spans_to_proto(rollout.policy_version_spans),
         sampling=sampling_to_proto(rollout.sampling),
-        finished_time=timestamp(rollout.finished_time),
         source=source_to_proto[rollout.source],
         columns=columns_to_proto(rollout.columns),
     )
+    message.MergeFrom(shared)
+    return message
 
 
-def rollout_from_proto(message: rollout_pb2.Rollout, traceparent: str) -> Rollout:
-    """A rollout; ids, lengths, log-probs and spans are checked."""
-    for field in ("completion_id", "group_id", "policy", "tenant", "user_hash"):
-        require(bool(getattr(message, field)), field, "missing")
+def own_from_proto(message: rollout_pb2.Rollout) -> dict[str, Any]:
+    """Return the fields of `own_to_proto`; lengths, log-probs and spans are checked."""
     tokens = len(message.completion_token_ids)
-    require(len(message.prompt_token_ids) > 0, "prompt_token_ids", "missing")
+    require(bool(message.completion_id), "completion_id", "missing")
     require(tokens > 0, "completion_token_ids", "missing")
-    require(
-        min(message.prompt_token_ids) >= 0 and min(message.completion_token_ids) >= 0,
-        "token_ids",
-        "must not be negative",
-    )
+    require(min(message.completion_token_ids) >= 0, "token_ids", "must not be negative")
     require(
         len(message.generation_logprobs) == tokens,
         "generation_logprobs",
@@ -126,22 +130,34 @@ def rollout_from_proto(message: rollout_pb2.Rollout, traceparent: str) -> Rollou
         "must be finite and at most 0",
     )
     require(message.finish_reason in finish_reason_from_proto, "finish_reason", "missing")
+    return {
+        "completion_id": message.completion_id,
+        "completion_text": message.completion_text,
+        "completion_token_ids": tuple(message.completion_token_ids),
+        "generation_logprobs": tuple(message.generation_logprobs),
+        "finish_reason": finish_reason_from_proto[message.finish_reason],
+        "policy_version_spans": spans_from_proto(message.policy_version_spans, tokens),
+        "finished_time": moment(message.finished_time, "finished_time"),
+    }
+
+
+def rollout_from_proto(message: rollout_pb2.Rollout, traceparent: str) -> Rollout:
+    """A rollout; ids, lengths, log-probs and spans are checked."""
+    own = own_from_proto(message)
+    for field in ("group_id", "policy", "tenant", "user_hash"):
+        require(bool(getattr(message, field)), field, "missing")
+    require(len(message.prompt_token_ids) > 0, "prompt_token_ids", "missing")
+    require(min(message.prompt_token_ids) >= 0, "token_ids", "must not be negative")
     return Rollout(
-        completion_id=message.completion_id,
+        **own,
         group_id=message.group_id,
         policy=message.policy,
         tenant=message.tenant,
         user_hash=message.user_hash,
         messages=messages_from_proto(message.chat),
         prompt_text=message.prompt_text,
-        completion_text=message.completion_text,
         prompt_token_ids=tuple(message.prompt_token_ids),
-        completion_token_ids=tuple(message.completion_token_ids),
-        generation_logprobs=tuple(message.generation_logprobs),
-        finish_reason=finish_reason_from_proto[message.finish_reason],
-        policy_version_spans=spans_from_proto(message.policy_version_spans, tokens),
         sampling=sampling_from_proto(message.sampling),
-        finished_time=moment(message.finished_time, "finished_time"),
         source=source_from_proto(message.source),
         columns=columns_from_proto(message.columns),
         traceparent=traceparent,
@@ -153,16 +169,21 @@ def rollout_event_id(rollout: Rollout) -> str:
     return f"rollout-{rollout.completion_id}"
 
 
-def encode_rollout_generated(rollout: Rollout) -> bytes:
-    """Event bytes of a finished rollout."""
+def encode_rollout_generated(rollout: Rollout, *siblings: Rollout) -> bytes:
+    """Event bytes of a finished rollout, and of others of its request."""
     return events_pb2.RolloutGenerated(
         event_id=rollout_event_id(rollout),
         rollout=rollout_to_proto(rollout),
+        siblings=[own_to_proto(sibling) for sibling in siblings],
         traceparent=rollout.traceparent or None,
     ).SerializeToString()
 
 
-def decode_rollout_generated(data: bytes) -> Rollout:
-    """Decode the rollout of an event. Raises `CorruptData`."""
+def decode_rollouts_generated(data: bytes) -> tuple[Rollout, ...]:
+    """Decode the rollouts of an event, at least one. Raises `CorruptData`."""
     message = parse(events_pb2.RolloutGenerated, data)
-    return rollout_from_proto(message.rollout, message.traceparent)
+    first = rollout_from_proto(message.rollout, message.traceparent)
+    siblings = [replace(first, **own_from_proto(sibling)) for sibling in message.siblings]
+    ids = {first.completion_id, *(sibling.completion_id for sibling in siblings)}
+    require(len(ids) == 1 + len(siblings), "siblings", "have the same completion_id")
+    return (first, *siblings)

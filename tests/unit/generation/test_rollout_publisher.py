@@ -12,6 +12,7 @@ from tuneloop import wire
 from tuneloop.bus import PublishReceipt, subjects
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import Unavailable
+from tuneloop.generation import rollout_publisher
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.policies import Activation
 from tuneloop.rollouts import FinishReason, PolicyVersionSpan, Rollout, SamplingParameters
@@ -39,7 +40,7 @@ def make_rollout(number: int) -> Rollout:
 
 def stored(bus: MemoryBus) -> list[str]:
     events = bus.streams[subjects.ROLLOUTS].events
-    return [wire.decode_rollout_generated(event.data).completion_id for event in events]
+    return [r.completion_id for e in events for r in wire.decode_rollouts_generated(e.data)]
 
 
 def dropped(reason: str) -> float:
@@ -50,7 +51,7 @@ async def test_events_are_stored_and_stopping_waits_for_them() -> None:
     bus = MemoryBus()
     publisher = RolloutPublisher(bus, buffer_size=200)
     for number in range(100):
-        publisher.publish(make_rollout(number))
+        publisher.publish([make_rollout(number)])
     publisher.start()
     await publisher.stop(10)
     assert sorted(stored(bus)) == sorted(f"chatcmpl-{n}" for n in range(100))
@@ -62,7 +63,7 @@ async def test_what_came_while_the_bus_was_down_is_stored_later() -> None:
     publisher = RolloutPublisher(bus, buffer_size=10)
     publisher.start()
     for number in range(3):
-        publisher.publish(make_rollout(number))
+        publisher.publish([make_rollout(number)])
     await asyncio.sleep(0.05)
     bus.come_back()
     await publisher.stop(10)
@@ -75,7 +76,7 @@ async def test_a_full_buffer_drops_the_oldest_and_counts() -> None:
     publisher = RolloutPublisher(bus, buffer_size=3)
     before = dropped("overflow")
     for number in range(5):
-        publisher.publish(make_rollout(number))
+        publisher.publish([make_rollout(number)])
     assert dropped("overflow") == before + 2
     bus.come_back()
     publisher.start()
@@ -89,7 +90,7 @@ async def test_what_is_left_at_the_end_is_counted() -> None:
     publisher = RolloutPublisher(bus, buffer_size=3)
     publisher.start()
     before = dropped("shutdown")
-    publisher.publish(make_rollout(1))
+    publisher.publish([make_rollout(1)])
     await publisher.stop(10)
     assert dropped("shutdown") == before + 1
 
@@ -121,7 +122,7 @@ async def test_a_lost_acknowledgement_does_not_store_twice() -> None:
     publisher = RolloutPublisher(bus, buffer_size=10)
     publisher.start()
     for number in range(3):
-        publisher.publish(make_rollout(number))
+        publisher.publish([make_rollout(number)])
     await publisher.stop(10)
     assert bus.losses == 0
     assert sorted(stored(bus)) == ["chatcmpl-0", "chatcmpl-1", "chatcmpl-2"]
@@ -132,9 +133,67 @@ async def test_a_rollout_nobody_could_decode_is_counted_and_not_sent(logprob: fl
     bus = MemoryBus()
     publisher = RolloutPublisher(bus, buffer_size=10)
     before = dropped("invalid")
-    publisher.publish(replace(make_rollout(1), generation_logprobs=(-1.0, logprob)))
+    publisher.publish([replace(make_rollout(1), generation_logprobs=(-1.0, logprob))])
     assert dropped("invalid") == before + 1
     assert not publisher.buffer
+
+
+def siblings(count: int, tokens: int) -> list[Rollout]:
+    """Rollouts of one request."""
+    span = PolicyVersionSpan(policy_version=0, start=0, end=tokens)
+    return [
+        replace(
+            make_rollout(1),
+            completion_id="chatcmpl-1" + (f".{choice}" if choice else ""),
+            completion_token_ids=(5,) * tokens,
+            generation_logprobs=(-0.5,) * tokens,
+            policy_version_spans=(span,),
+        )
+        for choice in range(count)
+    ]
+
+
+async def test_the_rollouts_of_a_request_are_one_event() -> None:
+    bus = MemoryBus()
+    publisher = RolloutPublisher(bus, buffer_size=10)
+    publisher.publish(siblings(8, 2))
+    publisher.publish([])
+    publisher.start()
+    await publisher.stop(10)
+    assert len(bus.streams[subjects.ROLLOUTS].events) == 1
+    assert stored(bus) == [r.completion_id for r in siblings(8, 2)]
+
+
+async def test_a_request_too_large_for_one_event_is_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rollout_publisher, "EVENT_TOKENS", 25)
+    bus = MemoryBus()
+    publisher = RolloutPublisher(bus, buffer_size=10)
+    publisher.publish([*siblings(5, 10), *(replace(r, completion_id="b") for r in siblings(1, 40))])
+    publisher.start()
+    await publisher.stop(10)
+    parts = [wire.decode_rollouts_generated(e.data) for e in bus.streams[subjects.ROLLOUTS].events]
+    assert sorted(len(part) for part in parts) == [1, 1, 2, 2]
+    assert sorted(stored(bus)) == sorted(["b", *(r.completion_id for r in siblings(5, 10))])
+
+
+async def test_the_buffer_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout_publisher, "BUFFER_BYTES", 10_000)
+    bus = MemoryBus()
+    bus.go_down()
+    publisher = RolloutPublisher(bus, buffer_size=1000)
+    publisher.start()
+    before = dropped("overflow")
+    for number in range(10):
+        publisher.publish([replace(make_rollout(number), prompt_text="x" * 2000)])
+        await asyncio.sleep(0)
+        assert publisher.buffer_bytes <= 10_000
+    assert dropped("overflow") == before + 6
+    bus.come_back()
+    await publisher.stop(10)
+    assert stored(bus) == [f"chatcmpl-{number}" for number in range(6, 10)]
+    assert publisher.buffer_bytes == 0
 
 
 async def test_activations_travel_the_same_way() -> None:

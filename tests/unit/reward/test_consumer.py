@@ -154,6 +154,32 @@ async def test_what_a_function_fails_on_is_dead_and_the_rest_goes_on() -> None:
     ]
 
 
+async def test_each_rollout_of_a_request_is_scored_once() -> None:
+    bus = MemoryBus()
+    ended = [rollout(n, completion_text="x" * n) for n in range(3)]
+    aborted = rollout(3, finish_reason=FinishReason.ABORT)
+    await publish(bus, *ended, aborted)
+    async with running(bus, functions()):
+        await until(lambda: len(scores_on(bus)) == 3)
+    scored = {score.completion_id: score.score.reward for score in scores_on(bus)}
+    assert scored == {"chatcmpl-0": 0.0, "chatcmpl-1": 1.0, "chatcmpl-2": 2.0}
+    assert dead_on(bus) == []
+
+
+async def test_one_rollout_that_a_function_fails_on_costs_the_others_of_its_request_nothing() -> (
+    None
+):
+    bus = MemoryBus()
+    texts = ["fine", "trip", "good"]
+    await publish(bus, *(rollout(n, completion_text=text) for n, text in enumerate(texts)))
+    async with running(bus, Scoring([load_function("support.reward_parts:trips")])):
+        await until(lambda: len(dead_on(bus)) == 1)
+    assert {score.completion_id for score in scores_on(bus)} == {"chatcmpl-0", "chatcmpl-2"}
+    assert len(scores_on(bus)) == 2
+    [reason] = dead_on(bus)
+    assert reason.startswith("completion chatcmpl-1: scorer support.reward_parts:trips raised")
+
+
 class Recovering:
     """Fails a number of times, as what depends on a service that restarts."""
 

@@ -1,6 +1,7 @@
 """The codec between domain types and protobuf: round trips, and every refusal names its field."""
 
 import itertools
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -81,30 +82,49 @@ def rollout(**changes: object) -> Rollout:
 
 def test_rollout_round_trip() -> None:
     original = rollout()
-    assert wire.decode_rollout_generated(wire.encode_rollout_generated(original)) == original
+    assert wire.decode_rollouts_generated(wire.encode_rollout_generated(original)) == (original,)
     assert (original.oldest_policy_version, original.policy_version) == (1, 2)
 
 
 def test_where_a_rollout_comes_from_travels_with_it() -> None:
     columns = {"answer": [1, {"b": None}], "weight": 0.5, "text": "é"}
     asked = rollout(source=RolloutSource.EVAL, columns=columns)
-    assert wire.decode_rollout_generated(wire.encode_rollout_generated(asked)) == asked
+    assert wire.decode_rollouts_generated(wire.encode_rollout_generated(asked)) == (asked,)
     # Rollouts of before there were sources are users'.
     message = events_pb2.RolloutGenerated.FromString(wire.encode_rollout_generated(asked))
     message.rollout.source = rollout_pb2.ROLLOUT_SOURCE_UNSPECIFIED
-    old = wire.decode_rollout_generated(message.SerializeToString())
+    [old] = wire.decode_rollouts_generated(message.SerializeToString())
     assert old.source is RolloutSource.USER
     message.rollout.columns["answer"] = "{"
     with pytest.raises(CorruptData, match=r"columns\.answer: not JSON"):
-        wire.decode_rollout_generated(message.SerializeToString())
+        wire.decode_rollouts_generated(message.SerializeToString())
     message.rollout.source = 99
     with pytest.raises(CorruptData, match="source: unknown: 99"):
-        wire.decode_rollout_generated(message.SerializeToString())
+        wire.decode_rollouts_generated(message.SerializeToString())
+
+
+def test_the_rollouts_of_a_request_share_what_they_have_in_common() -> None:
+    first = rollout(prompt_text="x" * 10_000)
+    others = [
+        replace(first, completion_id=f"chatcmpl-1.{n}", completion_text=f"answer {n}")
+        for n in range(1, 8)
+    ]
+    data = wire.encode_rollout_generated(first, *others)
+    assert wire.decode_rollouts_generated(data) == (first, *others)
+    assert len(data) < 12_000
+
+    message = events_pb2.RolloutGenerated.FromString(data)
+    message.siblings[3].completion_id = first.completion_id
+    with pytest.raises(CorruptData, match="siblings: have the same completion_id"):
+        wire.decode_rollouts_generated(message.SerializeToString())
+    message.siblings[3].ClearField("generation_logprobs")
+    with pytest.raises(CorruptData, match="generation_logprobs: 0 for 2 tokens"):
+        wire.decode_rollouts_generated(message.SerializeToString())
 
 
 def test_unset_seed_and_top_logprobs_stay_unset() -> None:
     original = rollout(sampling=SamplingParameters())
-    back = wire.decode_rollout_generated(wire.encode_rollout_generated(original))
+    [back] = wire.decode_rollouts_generated(wire.encode_rollout_generated(original))
     assert (back.sampling.seed, back.sampling.top_logprobs) == (None, None)
 
 
@@ -177,7 +197,7 @@ def test_score_weights_and_activation_round_trip() -> None:
 def test_bad_rollout_is_refused_by_field(field: str, value: object, named: str) -> None:
     data = wire.encode_rollout_generated(rollout(**{field: value}))
     with pytest.raises(CorruptData) as caught:
-        wire.decode_rollout_generated(data)
+        wire.decode_rollouts_generated(data)
     assert caught.value.param == named
 
 

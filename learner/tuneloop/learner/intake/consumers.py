@@ -41,8 +41,8 @@ from tuneloop.wire import (
     decode_activation,
     decode_feedback,
     decode_retraction,
-    decode_rollout_generated,
     decode_rollout_scored,
+    decode_rollouts_generated,
 )
 
 logger = logging.getLogger("tuneloop.learner.intake")
@@ -184,11 +184,12 @@ class EventRecorder:
         self._all_scores_count = all_scores_count
         self._clock = clock
 
-    def record_rollouts(self, events: Sequence[Rollout]) -> None:
-        """Record what generation sampled."""
-        new = recorder.record_rollouts(self._database, events, self._clock())
+    def record_rollouts(self, events: Sequence[Sequence[Rollout]]) -> None:
+        """Record what generation sampled, given by request."""
+        rollouts = [rollout for event in events for rollout in event]
+        new = recorder.record_rollouts(self._database, rollouts, self._clock())
         metrics.rollouts_consumed.inc(new)
-        metrics.duplicates.labels("rollouts").inc(len(events) - new)
+        metrics.duplicates.labels("rollouts").inc(len(rollouts) - new)
 
     def record_scores(self, events: Sequence[ScoredRollout]) -> None:
         """Record the scores of rollouts."""
@@ -254,9 +255,10 @@ def make_consumers(
             name="rollouts",
             stream=ROLLOUTS,
             subject=rollouts_of(policy, "generated"),
-            decode=lambda d: replace(
-                _of_policy(policy, decode_rollout_generated(d.data)), finished_time=d.stored_time
-            ),
+            decode=lambda d: [
+                replace(_of_policy(policy, rollout), finished_time=d.stored_time)
+                for rollout in decode_rollouts_generated(d.data)
+            ],
             record=recording.record_rollouts,
             owner=owner,
         ),

@@ -1,0 +1,118 @@
+"""What a request stores on the stream of rollouts is in proportion to what it sends."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.observe_flow import flowing
+from support.tiny_models import make_obliging_policy
+from support.waiting import until
+
+from tuneloop import wire
+from tuneloop.bus import StoredEvent, subjects
+from tuneloop.gateway.openai.schemas import (
+    MAX_BIASES,
+    MAX_STOP_CHARACTERS,
+    MAX_STOPS,
+    ChatRequest,
+    CompletionRequest,
+    SamplingRequest,
+)
+from tuneloop.generation.transformers.hermes import HermesFormat
+
+FACTOR = 8
+"""Text, template, and a token or two of four bytes for each byte of rare letters."""
+REQUEST_BYTES = 2000
+ROLLOUT_BYTES = 250
+"""Ids, times, numbers, and the three tokens that the engine recites."""
+
+PROPERTY = {"description": "x" * 4000, "enum": ["y" * 40 + str(n) for n in range(100)]}
+SCHEMA = {"type": "object", "properties": {"a": PROPERTY}, "additionalProperties": False}
+TOOL = {"type": "function", "function": {"name": "f", "description": "d" * 80, "parameters": {}}}
+NARROW = SCHEMA | {"properties": {"a": {"enum": ["y" * 50]}}, "required": ["a"]}
+STRICT = {"name": "f", "strict": True, "parameters": NARROW}
+shared: dict[str, Any] = {
+    "model": "tuneloop",
+    "max_tokens": 8,
+    "temperature": 2,
+    "top_p": 0.123456789,
+    "top_k": 2**31 - 1,
+    "stop": [f"{n:02}" + "é" * (MAX_STOP_CHARACTERS - 2) for n in range(MAX_STOPS)],
+    "seed": -(2**63),
+    "presence_penalty": -1.23456789,
+    "frequency_penalty": 1.23456789,
+    "logit_bias": {str(n): -99.123 for n in range(MAX_BIASES)},
+    "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}},
+    "stream": False,
+    "stream_options": {"include_usage": True},
+    "user": "u" * 512,
+    "safety_identifier": "s" * 512,
+    "metadata": {"note": "t" * 5000},
+    "policy_version": 0,
+}
+chat: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "\U0001f600" * 60}],
+    "max_completion_tokens": 8,
+    "logprobs": True,
+    "top_logprobs": 20,
+    "tools": [TOOL],
+    "tool_choice": "required",
+    "parallel_tool_calls": False,
+}
+text: dict[str, Any] = {"prompt": "\u0f40" * 150, "logprobs": 20}
+UNSUPPORTED = {
+    *("functions", "function_call", "modalities", "audio", "web_search_options", "moderation"),
+    *("verbosity", "suffix", "echo", "best_of"),
+}
+needs: dict[str, dict[str, Any]] = {
+    "top_logprobs": {"logprobs": True},
+    "tool_choice": {"tools": [{"type": "function", "function": STRICT}]},
+    "parallel_tool_calls": {"tools": [TOOL]},
+    "stream_options": {"stream": True},
+}
+
+
+def bodies(kind: type[SamplingRequest], values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a body for each field, as large as the field may be."""
+    # A field that is new must be measured too.
+    assert set(kind.model_fields) - UNSUPPORTED - {"n"} == set(values)
+    least = {name: values[name] for name in ("model", "messages", "prompt") if name in values}
+    for name, value in values.items():
+        yield least | needs.get(name, {}) | {name: value}
+
+
+@pytest.mark.parametrize("n", [1, 64])
+@pytest.mark.parametrize(
+    ("route", "kind", "values"),
+    [
+        ("chat/completions", ChatRequest, shared | chat),
+        ("completions", CompletionRequest, shared | text),
+    ],
+    ids=["chat", "text"],
+)
+async def test_what_is_stored_is_in_proportion(
+    route: str,
+    kind: type[SamplingRequest],
+    values: dict[str, Any],
+    n: int,
+    tmp_path: Path,
+) -> None:
+    model = make_obliging_policy(tmp_path / "model")
+    async with flowing(model, tmp_path, HermesFormat()) as flow:
+        stream = flow.stack.bus.streams[subjects.ROLLOUTS]
+        for body in bodies(kind, values):
+            sent = json.dumps({**body, "n": n}, ensure_ascii=False).encode()
+            headers = {"content-type": "application/json"}
+            response = await flow.http.post(f"/v1/{route}", content=sent, headers=headers)
+            assert response.status_code == 200, (response.text, body)
+            await until(lambda: rollouts_in(stream.events) == n)
+            stored = sum(len(event.data) for event in stream.events)
+            assert stored <= FACTOR * len(sent) + REQUEST_BYTES + n * ROLLOUT_BYTES, body
+            stream.events.clear()
+
+
+def rollouts_in(events: Sequence[StoredEvent]) -> int:
+    """Count the rollouts of events."""
+    return sum(len(wire.decode_rollouts_generated(event.data)) for event in events)
