@@ -342,7 +342,7 @@ class Feedback(RuleBasedStateMachine):
             else:
                 self.model.record(known[said.feedback_id], self.day)
         else:
-            self.model.rollouts.add(event.completion_id)
+            self.model.rollouts.update(rollout.completion_id for rollout in event)
 
     # What the learner and the clock do
 

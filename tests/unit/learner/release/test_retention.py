@@ -1,5 +1,7 @@
 """What is deleted in time, and what that leaves: training data, lineage, ways back."""
 
+import os
+import shutil
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -166,3 +168,21 @@ def test_the_disk_is_shown_by_what_lies_on_it(tmp_path: Path) -> None:
     sizes = sizes_of(parts.settings.data_dir)
     assert sizes["outbox"] == 5
     assert sizes["ledger"] > 0
+
+
+def test_folders_may_vanish_while_sizes_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ledger.db").write_bytes(b"x" * 10)
+    for name in ("kept", "gone"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "weights").write_bytes(b"x" * 100)
+    scandir = os.scandir
+
+    def vanishing(path: str | int) -> object:
+        if str(path).endswith("gone"):
+            shutil.rmtree(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert sizes_of(tmp_path) == {"ledger": 10, "checkpoints": 100}

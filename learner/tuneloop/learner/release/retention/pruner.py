@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -88,8 +89,10 @@ def sizes_of(data_dir: Path) -> dict[str, int]:
     What vanishes meanwhile counts nothing.
     """
     sizes: Counter[str] = Counter()
-    for path in data_dir.rglob("*"):
-        first, *rest = path.relative_to(data_dir).parts
-        with contextlib.suppress(FileNotFoundError):
-            sizes[first if rest else "ledger"] += path.stat().st_size if path.is_file() else 0
+    # Unlike Path.rglob it goes on when a folder is gone.
+    for folder, _, names in os.walk(data_dir):
+        parts = Path(folder).relative_to(data_dir).parts
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                sizes[parts[0] if parts else "ledger"] += Path(folder, name).stat().st_size
     return sizes
