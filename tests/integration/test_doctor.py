@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from tuneloop.cli.app import app
 from tuneloop.doctor import machine, model_files, network, packages
 from tuneloop.doctor.finding import Finding, FindingState
-from tuneloop.doctor.machine import Gpu
 from tuneloop.doctor.packages import TorchBuild
+from tuneloop.gpus import devices
+from tuneloop.gpus.devices import Gpu
 from tuneloop.supervisor.settings import SupervisorSettings
 
 
@@ -124,15 +125,15 @@ def test_the_build_is_read_without_importing_torch() -> None:
 
 def test_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert machine.find_gpus() == []
+    assert devices.find_gpus() == []
     program(tmp_path, "nvidia-smi", "echo 'NVIDIA H100, 80GB, 580.65.06, 81559, 61559'")
-    (found,) = machine.find_gpus()
+    (found,) = devices.find_gpus()
     assert (found.name, found.driver_major, found.memory >> 20) == ("NVIDIA H100, 80GB", 580, 81559)
     assert states(machine.check_gpus([found], running=False)) == ["warning"]
     assert states(machine.check_gpus([found], running=True)) == ["ok"]
     program(tmp_path, "nvidia-smi", "echo 'no driver' >&2; exit 9")
-    with pytest.raises(machine.DriverError, match="no driver"):
-        machine.find_gpus()
+    with pytest.raises(devices.DriverError, match="no driver"):
+        devices.find_gpus()
 
 
 def test_memory_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,3 +276,26 @@ def test_a_service_that_runs(tmp_path: Path, listener: socket.socket) -> None:
     (tmp_path / "run.json").write_text(json.dumps(state | {"pid": 2**22 + 1}))
     assert network.running_service(tmp_path) is None
     assert states(network.check_service(None, tmp_path)) == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--model", "qwen3-8b"], 0, "8.19 billion parameters, LoRA; estimates in GiB"),
+        (["--model", "qwen3-8b", "--weights", "full"], 1, "does not fit: GPU 0 has 79.6 GiB"),
+        (["--model", "qwen3-32b", "--tensor-parallel", "2"], 0, "GPU 2: 71.7 of 79.6"),
+        (["--model", "qwen9"], 1, "model 'qwen9': not a folder"),
+    ],
+)
+def test_a_plan_of_gpus_that_are_not_here(arguments: list[str], status: int, said: str) -> None:
+    done = CliRunner().invoke(app, ["doctor", "--plan", "--gpu", "h100", *arguments])
+    assert done.exit_code == status
+    assert said in done.output
+
+
+def test_a_plan_needs_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = CliRunner().invoke(app, ["doctor", "--plan"])
+    assert (done.exit_code, "name one with --gpu: l4, " in done.output) == (1, True)
+    done = CliRunner().invoke(app, ["doctor", "--plan", "--gpu", "voodoo"])
+    assert (done.exit_code, "--gpu voodoo: not one of l4, " in done.output) == (1, True)

@@ -197,6 +197,7 @@ class LearnerSettings(BusSettings, RpcServerSettings):
     device: str = Field(
         "auto", description="torch device: auto (cuda where there is one), cpu, cuda"
     )
+    memory_gib: float | None = Field(None, gt=0, description="most GiB to use of each GPU")
     drain_seconds: float = Field(3.0, ge=0, description="longest wait for a step at the end")
 
     @property

@@ -11,6 +11,8 @@ import typer
 from tuneloop.cli.options import AsJson, fail
 from tuneloop.cli.output import print_json, printable
 from tuneloop.errors import TuneloopError
+from tuneloop.models.catalog import default_policy_model
+from tuneloop.policies import WeightsKind
 
 if TYPE_CHECKING:
     from tuneloop.doctor.finding import Finding
@@ -25,6 +27,20 @@ class Process(enum.StrEnum):
     LEARNER = "learner"
 
 
+ShowPlan = Annotated[
+    bool, typer.Option("--plan", help="Show what would be in the memory of GPUs, instead.")
+]
+GpuName = Annotated[
+    str | None,
+    typer.Option(help="With --plan: a GPU such as h100.", show_default="those of this machine"),
+]
+GpuCount = Annotated[
+    int | None, typer.Option("--gpus", min=1, max=64, help="With --plan: how many.")
+]
+TensorParallel = Annotated[
+    int, typer.Option(min=1, max=64, help="With --plan: GPUs that generation is spread over.")
+]
+Weights = Annotated[WeightsKind, typer.Option(help="With --plan: what learning changes.")]
 MARKS = {"ok": ("ok", "green"), "warning": ("note", "yellow"), "problem": ("wrong", "red")}
 
 
@@ -40,12 +56,27 @@ def doctor(
     host: Annotated[str | None, typer.Option(help="As for tuneloop up.")] = None,
     port: Annotated[int | None, typer.Option(help="As for tuneloop up.")] = None,
     nats_server: Annotated[Path | None, typer.Option(help="As for tuneloop up.")] = None,
+    plan: ShowPlan = False,
+    gpu: GpuName = None,
+    gpus: GpuCount = None,
+    tensor_parallel: TensorParallel = 1,
+    weights: Weights = WeightsKind.LORA,
     as_json: AsJson = False,
 ) -> None:
     """Check packages, models, ports, NATS, disk, memory and GPU, and say how to fix each problem.
 
-    The exit status is 1 if a problem would keep the service from running.
+    The exit status is 1 if a problem would keep the service from running, or a plan does not fit.
     """
+    if plan:
+        show_plan(
+            model or default_policy_model,
+            as_json=as_json,
+            gpu=gpu,
+            gpus=gpus,
+            tensor_parallel=tensor_parallel,
+            weights=weights,
+        )
+        return
     options = {
         "model": model,
         "reward_model": reward_model,
@@ -67,6 +98,22 @@ def doctor(
         counted = f"{problems} problem{'s' if problems > 1 else ''}."
         typer.echo(counted if problems else "Nothing is in the way.")
     if problems:
+        raise typer.Exit(1)
+
+
+def show_plan(model: str, *, as_json: bool, **wanted: Any) -> None:
+    """Print a plan of GPUs' memory; exit with status 1 if it does not fit."""
+    from tuneloop.doctor.memory_plan import plan_for, plan_lines
+
+    try:
+        made = plan_for(model, **wanted)
+    except TuneloopError as error:
+        fail(error.message)
+    if as_json:
+        print_json(asdict(made))
+    else:
+        typer.echo("\n".join(plan_lines(made, model)))
+    if made.problems:
         raise typer.Exit(1)
 
 

@@ -9,6 +9,7 @@ from tuneloop.doctor.finding import Finding, fine, problem
 from tuneloop.errors import SettingsError
 from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.generation.settings import GenerationSettings
+from tuneloop.gpus import devices
 from tuneloop.reward.settings import RewardSettings
 from tuneloop.settings import refuse_unknown_names
 from tuneloop.supervisor.settings import SupervisorSettings
@@ -49,8 +50,8 @@ def run_checks(settings: SupervisorSettings, processes: Set[str]) -> Iterator[Fi
 def check_accelerator(processes: Set[str], *, running: bool) -> Iterator[Finding]:
     """Check the GPUs, and the builds that should match them."""
     try:
-        gpus = machine.find_gpus()
-    except machine.DriverError as error:
+        gpus = devices.find_gpus()
+    except devices.DriverError as error:
         yield machine.driver_problem(error)
         return
     yield from machine.check_gpus(gpus, running=running)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.doctor.finding import Finding, fine, problem, warning
-from tuneloop.doctor.machine import Gpu
+from tuneloop.gpus.devices import Gpu
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

@@ -148,6 +148,9 @@ def make_engine(settings: GenerationSettings) -> Engine:
             max_adapters=settings.max_live_versions + HEADROOM,
             kv_cache_gib=settings.kv_cache_gib,
             gpu_memory_utilization=settings.gpu_memory_utilization,
+            tensor_parallel=settings.tensor_parallel,
+            pipeline_parallel=settings.pipeline_parallel,
+            max_sequences=settings.max_concurrent_requests,
             threads=settings.threads,
         )
     )

@@ -57,7 +57,18 @@ class GenerationSettings(BusSettings, RpcServerSettings, WeightsSettings):
         256, ge=1, description="completions at once; more are refused with RESOURCE_EXHAUSTED"
     )
     threads: int = Field(0, ge=0, description="CPU threads to compute with; 0: all")
-    kv_cache_gib: float = Field(1.0, gt=0, description="GiB of key-value cache on a CPU")
+    kv_cache_gib: float | None = Field(
+        None,
+        gt=0,
+        description="GiB of key-value cache; empty: 1 on a CPU, and what GPU_MEMORY_UTILIZATION "
+        "leaves on a GPU",
+    )
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, description="GPUs that vLLM spreads the model over, 1 to 64"
+    )
+    pipeline_parallel: int = Field(
+        1, ge=1, le=64, description="stages of GPUs that vLLM divides the layers into, 1 to 64"
+    )
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="share of the GPU's memory, above 0 to 1"
     )

@@ -66,6 +66,7 @@ def build(
             raise SettingsError(f"the weight of {name} is {weight}", param="weights")
     model = None
     if reward_model is not None:
+        require_device(device)
         model = base_scorer(
             reward_model,
             max_length=max_length,
@@ -73,3 +74,12 @@ def build(
             device=device,
         )
     return Scoring(others, model, normalize=normalize)
+
+
+def require_device(device: str) -> None:
+    """Raise `SettingsError` if torch has no such device here."""
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        problem = f"{device}: torch finds no CUDA device here; see tuneloop doctor"
+        raise SettingsError(problem, param="device")

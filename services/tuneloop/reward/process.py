@@ -46,6 +46,7 @@ def load_scoring(settings: RewardSettings) -> Scoring:
             judge=settings.judge(),
             weights=settings.weights,
             max_length=settings.max_length,
+            device=settings.device,
             normalize=settings.normalize,
             function_timeout=settings.function_timeout_seconds,
         )

@@ -1,6 +1,7 @@
 """Settings of the reward process, read from TUNELOOP_REWARD_*."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
@@ -33,6 +34,9 @@ class RewardSettings(BusSettings, RpcServerSettings, WeightsSettings):
         None,
         description="folder of a sequence classifier with one output, or of a backbone that gets "
         "a new head; unset: functions only",
+    )
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="torch device of the reward model: cpu or cuda"
     )
     functions: tuple[str, ...] = Field(
         (), description='Python functions: a JSON list like ["package.module:function"]'

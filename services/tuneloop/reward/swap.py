@@ -114,7 +114,7 @@ class RewardModelSwap:
                 f"trained on another base model, {manifest.base_model}", param="base_model_sha256"
             )
         try:
-            model = load(folder, self._base.model.max_length)
+            model = load(folder, self._base.model.max_length, str(self._base.model.module.device))
         except CorruptData as error:
             raise WeightsRefused(error.message, param=error.param) from error
         shapes, wanted = model.shapes(), self._base.model.shapes()

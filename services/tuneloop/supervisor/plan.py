@@ -5,7 +5,6 @@ unchanged and win over the plan.
 """
 
 import os
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from tuneloop.gateway.settings import keys_wanted
 from tuneloop.models.catalog import catalog
 from tuneloop.supervisor import nats, output
 from tuneloop.supervisor.data_dir import DataDir
+from tuneloop.supervisor.gpus import share_gpus
 from tuneloop.supervisor.probes import accepts_connections, answers_http, needs_restart, serves_grpc
 from tuneloop.supervisor.process import ProcessSpec
 from tuneloop.supervisor.settings import SupervisorSettings
@@ -31,8 +31,6 @@ DEFAULT_PORTS = {
 }
 STAGGER_BELOW_CORES = 8
 """With fewer cores learner and reward wait until generation has loaded its model."""
-GPU_SHARE_OF_GENERATION = "0.5"
-"""On one machine the learner trains on the same GPU."""
 
 FIRST_STAGE, SECOND_STAGE, THIRD_STAGE = 0, 1, 2
 
@@ -86,13 +84,25 @@ def make_plan(
     binary = nats.find_binary(settings.nats_server)
     chosen = choose_ports(settings.host, settings.port, environment)
     values = process_settings(settings, data, chosen, model=model, reward_model=reward_model)
+    gpus = share_gpus(model, settings.weights, environment)
+    variables: Mapping[str, Mapping[str, str]] = {}
+    if gpus is not None:
+        variables = gpus.variables
+        values = {name: {**own, **gpus.settings.get(name, {})} for name, own in values.items()}
     config = nats.write_config(
         data.nats,
         port=chosen["nats"],
         monitor_port=chosen["nats_monitor"],
         password=data.nats_password.read_text(),
     )
-    background = THIRD_STAGE if (os.cpu_count() or 1) < STAGGER_BELOW_CORES else SECOND_STAGE
+    few_cores = (os.cpu_count() or 1) < STAGGER_BELOW_CORES
+    # vLLM would take what the learner allocates meanwhile for its own.
+    waits = few_cores or (gpus is not None and gpus.plan.is_shared)
+    background = THIRD_STAGE if waits else SECOND_STAGE
+
+    def own(process: str) -> dict[str, str]:
+        return {**environment, **variables.get(process, {})}
+
     specs = (
         ProcessSpec(
             name="nats",
@@ -104,12 +114,14 @@ def make_plan(
             failing=needs_restart(LOCAL, chosen["nats_monitor"], data.nats),
             is_shown=nats.is_worth_showing,
         ),
-        service_spec("generation", values["generation"], chosen, environment, stage=SECOND_STAGE),
         service_spec(
-            "reward", values["reward"], chosen, environment, stage=background, niceness=10
+            "generation", values["generation"], chosen, own("generation"), stage=SECOND_STAGE
+        ),
+        service_spec(
+            "reward", values["reward"], chosen, own("reward"), stage=background, niceness=10
         ),
         # The learner lowers its own priority, by its setting.
-        service_spec("learner", values["learner"], chosen, environment, stage=background),
+        service_spec("learner", values["learner"], chosen, own("learner"), stage=background),
         gateway_spec(settings, data, chosen, environment),
     )
     return ProcessPlan(
@@ -144,8 +156,6 @@ def process_settings(
     }
     reader = common | {"WEIGHTS_CACHE_DIR": str(data.weights_cache)}
     generation = reader | base | {"ENGINE": settings.engine}
-    if shutil.which("nvidia-smi"):
-        generation["GPU_MEMORY_UTILIZATION"] = GPU_SHARE_OF_GENERATION
     learner = common | base
     learner |= {
         "REWARD_MODEL": str(reward_model),

@@ -141,7 +141,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
     store, bus = open_store(settings), await connect_bus(settings, database)
     watch, worker = AlarmMonitor(database, settings.guards), ModelThread()
     release = make_promotion(settings, database, bus, watch)
-    world = await worker.run(join_ranks)
+    world = await worker.run(lambda: join_ranks(settings.memory_gib))
     training_runs = await make_training_runs(settings, database, worker, world)
     prompts, questions = await asyncio.to_thread(load_own_prompts, settings, database)
     trainer = training_runs[0][0].trainer

@@ -20,12 +20,19 @@ if TYPE_CHECKING:
     from tuneloop.learner.models.world import World
 
 
-def join_ranks() -> "World":
-    """Return the ranks that torchrun started, which follow this one."""
-    # This imports torch.
-    from tuneloop.learner.models.world import join
+def join_ranks(memory_gib: float | None) -> "World":
+    """Return the ranks that torchrun started, which follow this one.
 
-    return join()
+    Beyond `memory_gib` of its GPU an allocation fails, also while more is free: another process has
+    the rest.
+    """
+    # These import torch.
+    from tuneloop.learner.models.world import join, limit_gpu_memory
+
+    world = join()
+    if memory_gib is not None:
+        limit_gpu_memory(memory_gib)
+    return world
 
 
 def describe_base_models(settings: LearnerSettings) -> dict[str, BaseModel]:

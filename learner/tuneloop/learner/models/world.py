@@ -212,6 +212,14 @@ def join() -> World:
     )
 
 
+def limit_gpu_memory(gib: float) -> None:
+    """Let torch allocate at most `gib` GiB of this rank's GPU; on a CPU nothing is done."""
+    if not torch.cuda.is_available():
+        return
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total))
+
+
 @contextmanager
 def dismiss_followers(world: World) -> Iterator[None]:
     """Dismiss the followers on the way out, also after an error, and leave the group."""

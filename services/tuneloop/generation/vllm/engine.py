@@ -31,6 +31,7 @@ from tuneloop.generation.vllm.requests import (
     sampling_params,
     top_candidates,
 )
+from tuneloop.gpus.memory import SCHEDULED_SEQUENCES, SCHEDULED_TOKENS
 from tuneloop.policies import WeightsKind
 from tuneloop.reaper import Reaper
 from tuneloop.rollouts import PolicyVersionSpan
@@ -44,6 +45,7 @@ STAGING_INTERVAL = 0.05
 """Seconds between checks whether new weights are loaded."""
 STOP_SECONDS = 1.0
 """How long the engine's processes get to exit."""
+CPU_CACHE_GIB = 1.0
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks vLLM can be started with; a smaller adapter fits a larger one."""
 
@@ -59,12 +61,16 @@ class VllmOptions:
     max_lora_rank: int
     max_adapters: int
     """Adapters in memory at once; more would evict one that requests still use."""
-    kv_cache_gib: float
-    """On a CPU: memory of the key-value cache."""
+    kv_cache_gib: float | None
+    """Memory of the key-value cache; None: 1 on a CPU, the rest of its share on a GPU."""
     gpu_memory_utilization: float
     """On a GPU: the share of its memory to use."""
     threads: int
     """On a CPU: threads to compute with; 0 uses all that this process may use."""
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    max_sequences: int = SCHEDULED_SEQUENCES
+    """On a GPU: completions in one pass."""
 
 
 class VllmEngine:
@@ -298,13 +304,23 @@ def engine_arguments(options: VllmOptions) -> Any:
         "seed": secrets.randbelow(2**31),
         "worker_extension_cls": "tuneloop.generation.vllm.worker.ReloadExtension",
         "gpu_memory_utilization": options.gpu_memory_utilization,
+        "tensor_parallel_size": options.tensor_parallel,
+        "pipeline_parallel_size": options.pipeline_parallel,
     }
+    cache_gib = options.kv_cache_gib
     if current_platform.is_cpu():
         arguments |= {
             "dtype": "float32",  # bfloat16 is emulated, and four times slower
             "enforce_eager": True,
-            "kv_cache_memory_bytes": int(options.kv_cache_gib * 2**30),
         }
+        cache_gib = cache_gib or CPU_CACHE_GIB
+    else:
+        arguments |= {
+            "max_num_seqs": options.max_sequences,
+            "max_num_batched_tokens": SCHEDULED_TOKENS,
+        }
+    if cache_gib is not None:
+        arguments["kv_cache_memory_bytes"] = int(cache_gib * 2**30)
     if options.weights_kind is WeightsKind.LORA:
         arguments |= {
             "enable_lora": True,

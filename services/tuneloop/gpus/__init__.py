@@ -1,0 +1,9 @@
+"""What GPUs hold: which there are, and how generation and learner share their memory.
+
+* `devices`: the GPUs of this machine, and the memory of well-known ones
+* `shapes`: a model's sizes, from its config or by its name
+* `memory`: bytes of weights, caches, optimizer states and activations
+* `plan`: which process gets which GPU, and how much of it
+
+No torch: `tuneloop doctor --plan` works on any machine.
+"""

@@ -1,0 +1,79 @@
+"""Bytes that serving and training a model take on a GPU.
+
+Weights and activations are bfloat16; what the optimizer holds is float32. Counts of saved
+activations are those of transformers' Llama and Qwen3 blocks with flash attention.
+"""
+
+from tuneloop.gpus.shapes import ModelShape
+
+GIB = 1024**3
+HALF, FULL = 2, 4
+"""Bytes of a bfloat16 and of a float32."""
+CONTEXT = GIB // 2
+"""What CUDA, its libraries and the allocator keep of each process."""
+GRAPHS = GIB
+"""Of vLLM's CUDA graphs; an estimate."""
+SCHEDULED_TOKENS = 8192
+"""Tokens that vLLM computes in one pass."""
+SCHEDULED_SEQUENCES = 256
+HEAD_TOKENS = 1024
+"""Tokens whose logits the learner holds at a time."""
+
+
+def weight_bytes(shape: ModelShape) -> int:
+    """Return the bytes of the weights in bfloat16."""
+    return shape.parameters * HALF
+
+
+def cache_bytes_per_token(shape: ModelShape) -> int:
+    """Return the bytes of a token's keys and values in bfloat16."""
+    return shape.layers * 2 * shape.keys * HALF
+
+
+def workspace_bytes(shape: ModelShape) -> int:
+    """Return what vLLM computes with: one pass through a block, and logits to sample from."""
+    block = SCHEDULED_TOKENS * (4 * shape.hidden + 3 * shape.intermediate) * HALF
+    logits = SCHEDULED_SEQUENCES * shape.vocabulary * FULL * 2
+    return block + logits
+
+
+def block_bytes_per_token(shape: ModelShape) -> int:
+    """Return the bytes that one block saves of a token for its backward pass.
+
+    Two norms, in float32 and in bfloat16, with their outputs; queries, keys, values and the
+    attention's output; the MLP's two projections, its activation and their product.
+    """
+    norms = 2 * (FULL + HALF + HALF) * shape.hidden
+    attention = HALF * (2 * shape.queries + 2 * shape.keys)
+    if shape.head_norms:
+        attention += (FULL + HALF) * (shape.queries + shape.keys)
+    return norms + attention + 4 * HALF * shape.intermediate * shape.experts_per_token
+
+
+def activation_bytes(shape: ModelShape, tokens: int, *, checkpointing: bool) -> int:
+    """Return the bytes that a training pass over `tokens` saves for its backward pass.
+
+    With checkpointing each block saves its input, and one block at a time is computed again.
+    """
+    block = block_bytes_per_token(shape)
+    if checkpointing:
+        return tokens * (shape.layers * HALF * shape.hidden + block)
+    return tokens * shape.layers * block
+
+
+def head_bytes(shape: ModelShape) -> int:
+    """Return the bytes of the logits that are held at a time, and of their gradient."""
+    return HEAD_TOKENS * shape.vocabulary * FULL * 2
+
+
+def lora_training_bytes(shape: ModelShape, rank: int) -> int:
+    """Return an adapter's weights, gradients and Adam's two moments, all in float32."""
+    return shape.lora_parameters(rank) * 4 * FULL
+
+
+def full_training_bytes(shape: ModelShape) -> int:
+    """Return what training all weights holds besides them.
+
+    Master weights, gradients and Adam's two moments in float32, and the reference in bfloat16.
+    """
+    return shape.parameters * (4 * FULL + HALF)

@@ -1,0 +1,174 @@
+"""Sizes of a decoder, which decide what it needs of a GPU's memory."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """The sizes of a Llama-like decoder: grouped-query attention and a gated MLP."""
+
+    layers: int
+    hidden: int
+    heads: int
+    key_value_heads: int
+    head_size: int
+    intermediate: int
+    """Of the MLP; of one expert in a mixture of experts."""
+    vocabulary: int
+    tied: bool
+    """Whether the output layer is the embedding."""
+    experts: int = 1
+    experts_per_token: int = 1
+    head_norms: bool = False
+    """Whether queries and keys are normalized, as in Qwen3 and Gemma 3."""
+
+    @property
+    def queries(self) -> int:
+        """The width of all queries."""
+        return self.heads * self.head_size
+
+    @property
+    def keys(self) -> int:
+        """The width of all keys, and of all values."""
+        return self.key_value_heads * self.head_size
+
+    @property
+    def embeddings(self) -> int:
+        """Parameters of the embedding and the output layer."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, to within the router of a mixture of experts."""
+        attention = self.hidden * (2 * self.queries + 2 * self.keys)
+        mlp = 3 * self.hidden * self.intermediate * self.experts
+        norms = 2 * self.hidden + (2 * self.head_size if self.head_norms else 0)
+        return self.embeddings + self.layers * (attention + mlp + norms) + self.hidden
+
+    def lora_parameters(self, rank: int) -> int:
+        """Parameters of an adapter on every linear layer of the blocks (Hu et al. 2021)."""
+        attention = 2 * (self.hidden + self.queries) + 2 * (self.hidden + self.keys)
+        mlp = 3 * (self.hidden + self.intermediate) * self.experts
+        return self.layers * rank * (attention + mlp)
+
+
+shapes: Mapping[str, ModelShape] = {
+    "smollm2-135m-instruct": ModelShape(
+        layers=30,
+        hidden=576,
+        heads=9,
+        key_value_heads=3,
+        head_size=64,
+        intermediate=1536,
+        vocabulary=49_152,
+        tied=True,
+    ),
+    "qwen3-0.6b": ModelShape(
+        layers=28,
+        hidden=1024,
+        heads=16,
+        key_value_heads=8,
+        head_size=128,
+        intermediate=3072,
+        vocabulary=151_936,
+        tied=True,
+        head_norms=True,
+    ),
+    "qwen3-4b": ModelShape(
+        layers=36,
+        hidden=2560,
+        heads=32,
+        key_value_heads=8,
+        head_size=128,
+        intermediate=9728,
+        vocabulary=151_936,
+        tied=True,
+        head_norms=True,
+    ),
+    "qwen3-8b": ModelShape(
+        layers=36,
+        hidden=4096,
+        heads=32,
+        key_value_heads=8,
+        head_size=128,
+        intermediate=12_288,
+        vocabulary=151_936,
+        tied=False,
+        head_norms=True,
+    ),
+    "qwen3-32b": ModelShape(
+        layers=64,
+        hidden=5120,
+        heads=64,
+        key_value_heads=8,
+        head_size=128,
+        intermediate=25_600,
+        vocabulary=151_936,
+        tied=False,
+        head_norms=True,
+    ),
+    "llama-3.3-70b": ModelShape(
+        layers=80,
+        hidden=8192,
+        heads=64,
+        key_value_heads=8,
+        head_size=128,
+        intermediate=28_672,
+        vocabulary=128_256,
+        tied=False,
+    ),
+}
+"""Well-known ones, for a plan before anything is fetched."""
+
+
+def find_shape(model: str) -> ModelShape:
+    """Return the shape of a well-known model or of a folder's; raises `InvalidRequest`."""
+    folder = Path(model).expanduser()
+    if (folder / "config.json").is_file():
+        return read_shape(folder)
+    name = model.lower().rsplit("/", 1)[-1]
+    if name in shapes:
+        return shapes[name]
+    known = ", ".join(shapes)
+    problem = f"model {model!r}: not a folder with a config.json, and not one of {known}"
+    raise InvalidRequest(problem, param="model")
+
+
+def read_shape(folder: Path) -> ModelShape:
+    """Read the shape of a model's folder. Raises `InvalidRequest` naming what its config lacks."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        return shape_of(config.get("text_config") or config)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InvalidRequest(
+            f"{path}: cannot be read as a decoder's: {error}", param="model"
+        ) from None
+
+
+def shape_of(config: Mapping[str, Any]) -> ModelShape:
+    """Return the shape that a transformers config describes. Raises `KeyError`, `TypeError`."""
+    heads = int(config["num_attention_heads"])
+    experts = config.get("num_experts") or config.get("num_local_experts") or 1
+    intermediate = config["intermediate_size"]
+    if experts > 1:
+        intermediate = config.get("moe_intermediate_size") or intermediate
+    return ModelShape(
+        layers=int(config["num_hidden_layers"]),
+        hidden=int(config["hidden_size"]),
+        heads=heads,
+        key_value_heads=int(config.get("num_key_value_heads") or heads),
+        head_size=int(config.get("head_dim") or config["hidden_size"] // heads),
+        intermediate=int(intermediate),
+        vocabulary=int(config["vocab_size"]),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        experts=int(experts),
+        experts_per_token=int(config.get("num_experts_per_tok") or 1),
+        head_norms=str(config.get("model_type", "")).startswith(("qwen3", "gemma3")),
+    )
