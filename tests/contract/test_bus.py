@@ -296,6 +296,22 @@ async def test_purge_removes_one_users_events(bus: Bus) -> None:
     assert {d.data for d in await all_due(await rollouts(bus))} == {b"user2"}
 
 
+@pytest.mark.parametrize("seconds", [0.0, 30.0])
+async def test_erase_removes_one_users_events_whether_it_has_time_or_not(
+    bus: Bus, seconds: float
+) -> None:
+    for number in range(3):
+        for user in ("user1", "user2"):
+            subject = subjects.rollout_generated("tuneloop", user)
+            await bus.publish(subject, user.encode(), event_id=f"{user}{number}")
+    erased = await bus.erase(subjects.ROLLOUTS, "tuneloop.v1.*.rollout.*.user1", seconds=seconds)
+    assert erased.overwritten + erased.left == 3
+    assert not (seconds and erased.left)
+    assert [d.data for d in await all_due(await rollouts(bus))] == [b"user2"] * 3
+    again = await bus.erase(subjects.ROLLOUTS, "tuneloop.v1.*.rollout.*.user1", seconds=30.0)
+    assert (again.overwritten, again.left) == (0, 0)
+
+
 async def test_purge_up_to_a_sequence_leaves_what_came_later(bus: Bus) -> None:
     scored = subjects.rollout_scored("tuneloop", "user1")
     for number in range(3):

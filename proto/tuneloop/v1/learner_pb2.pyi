@@ -336,10 +336,11 @@ class ForgetUserRequest(_message.Message):
     def __init__(self, user_hash: _Optional[str] = ...) -> None: ...
 
 class ForgetUserResponse(_message.Message):
-    __slots__ = ("rollouts_removed", "feedback_removed", "events_purged", "policy_versions", "descended_versions", "reward_model_versions", "rebuild_from")
+    __slots__ = ("rollouts_removed", "feedback_removed", "events_purged", "events_left_on_disk", "policy_versions", "descended_versions", "reward_model_versions", "rebuild_from")
     ROLLOUTS_REMOVED_FIELD_NUMBER: _ClassVar[int]
     FEEDBACK_REMOVED_FIELD_NUMBER: _ClassVar[int]
     EVENTS_PURGED_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_LEFT_ON_DISK_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     DESCENDED_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     REWARD_MODEL_VERSIONS_FIELD_NUMBER: _ClassVar[int]
@@ -347,11 +348,12 @@ class ForgetUserResponse(_message.Message):
     rollouts_removed: int
     feedback_removed: int
     events_purged: int
+    events_left_on_disk: int
     policy_versions: _containers.RepeatedScalarFieldContainer[int]
     descended_versions: _containers.RepeatedScalarFieldContainer[int]
     reward_model_versions: _containers.RepeatedScalarFieldContainer[int]
     rebuild_from: int
-    def __init__(self, rollouts_removed: _Optional[int] = ..., feedback_removed: _Optional[int] = ..., events_purged: _Optional[int] = ..., policy_versions: _Optional[_Iterable[int]] = ..., descended_versions: _Optional[_Iterable[int]] = ..., reward_model_versions: _Optional[_Iterable[int]] = ..., rebuild_from: _Optional[int] = ...) -> None: ...
+    def __init__(self, rollouts_removed: _Optional[int] = ..., feedback_removed: _Optional[int] = ..., events_purged: _Optional[int] = ..., events_left_on_disk: _Optional[int] = ..., policy_versions: _Optional[_Iterable[int]] = ..., descended_versions: _Optional[_Iterable[int]] = ..., reward_model_versions: _Optional[_Iterable[int]] = ..., rebuild_from: _Optional[int] = ...) -> None: ...
 
 class ListFeedbackRequest(_message.Message):
     __slots__ = ("kind", "value", "policy_version", "user_hash", "status", "page_size", "before", "feedback_id")

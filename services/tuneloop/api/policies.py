@@ -249,6 +249,8 @@ class ForgottenUser(TypedDict):
     rollouts_removed: int
     feedback_removed: int
     events_purged: int
+    events_left_on_disk: int
+    """How many of these nats-server keeps in its files for a while, after its index forgot them."""
     policy_versions: list[int]
     descended_versions: list[int]
     reward_model_versions: list[int]

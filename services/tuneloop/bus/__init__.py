@@ -102,6 +102,16 @@ class Consumer(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erased:
+    """How many events were deleted."""
+
+    overwritten: int
+    """Whose bytes are on no disk of the bus any more."""
+    left: int
+    """Whose bytes stay on the bus's disk for a while, where only its files can be read."""
+
+
 EPOCH = datetime.fromtimestamp(0, UTC)
 
 
@@ -210,6 +220,14 @@ class Bus(Protocol):
 
     async def purge(self, stream: str, subject_filter: str, *, up_to: int | None = None) -> int:
         """Delete matching events, with `up_to` only up to that sequence; return their number."""
+        ...
+
+    async def erase(self, stream: str, subject_filter: str, *, seconds: float) -> Erased:
+        """Delete matching events and overwrite their bytes, but for at most `seconds`.
+
+        Has the bytes of what was deleted earlier leave the disk too, as soon as the bus can.
+        Raises `NotFound` and `Unavailable`; safe to repeat.
+        """
         ...
 
     async def usage(self, stream: str) -> StreamUsage:

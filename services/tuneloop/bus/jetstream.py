@@ -13,11 +13,13 @@ from typing import Any
 
 from tuneloop.bus import (
     Delivery,
+    Erased,
     Owner,
     PublishReceipt,
     RoutingEntry,
     StoredEvent,
     StreamUsage,
+    erasure,
     metrics,
     subjects,
 )
@@ -246,6 +248,11 @@ class JetStreamBus:
         await self._prepare()
         return await purge_stream(self.connection, stream, subject_filter, up_to)
 
+    async def erase(self, stream: str, subject_filter: str, *, seconds: float) -> Erased:
+        """Delete matching events and overwrite their bytes; see `Bus.erase`."""
+        await self._prepare()
+        return await erasure.erase(self.connection, stream, subject_filter, seconds)
+
     async def usage(self, stream: str) -> StreamUsage:
         """How full a stream is. Raises `Unavailable`."""
         await self._prepare()
@@ -254,7 +261,7 @@ class JetStreamBus:
     async def routing(self, key: str) -> RoutingEntry | None:
         """The current entry of the routing table, or None. Raises `Unavailable`."""
         await self._prepare()
-        subject = routing_subject(key)
+        subject = subjects.routing(key)
         found = await last_message(self.connection, ROUTING_STREAM, subject, TIMEOUT_SECONDS)
         return None if found is None else RoutingEntry(key=key, value=found[2], revision=found[1])
 
@@ -262,7 +269,7 @@ class JetStreamBus:
         """Set an entry if it still has `revision`; see `Bus.set_routing`."""
         headers = {"Nats-Expected-Last-Subject-Sequence": str(revision or 0)}
         try:
-            receipt = await self._store(routing_subject(key), value, headers, TIMEOUT_SECONDS)
+            receipt = await self._store(subjects.routing(key), value, headers, TIMEOUT_SECONDS)
         except Conflict as error:
             raise Conflict(f"{key} was changed by another process", param="revision") from error
         return RoutingEntry(key=key, value=value, revision=receipt.sequence)
@@ -308,7 +315,7 @@ class JetStreamBus:
             "ack_policy": "none",
             "deliver_policy": "last_per_subject",
             "replay_policy": "instant",
-            "filter_subjects": [routing_subject(key)],
+            "filter_subjects": [subjects.routing(key)],
             "inactive_threshold": int(WATCH_INACTIVE_SECONDS * NANOSECONDS),
             "mem_storage": True,
             "num_replicas": 1,
@@ -340,8 +347,3 @@ class JetStreamBus:
             sequence=int(answer["seq"]),
             duplicate=bool(answer.get("duplicate", False)),
         )
-
-
-def routing_subject(key: str) -> str:
-    """Return the subject on which the routing bucket stores a key."""
-    return f"$KV.{subjects.ROUTING_BUCKET}.{key}"

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from tuneloop.bus import (
     Delivery,
+    Erased,
     Owner,
     PublishReceipt,
     RoutingEntry,
@@ -275,6 +276,10 @@ class MemoryBus:
         kept = [e for e in events if e.sequence > last or not matches(subject_filter, e.subject)]
         self.streams[stream].events = kept
         return len(events) - len(kept)
+
+    async def erase(self, stream: str, subject_filter: str, *, seconds: float) -> Erased:
+        """Delete matching events; see `Bus.erase`."""
+        return Erased(overwritten=await self.purge(stream, subject_filter), left=0)
 
     async def usage(self, stream: str) -> StreamUsage:
         """How full a stream is, with `limits` that a test has set."""

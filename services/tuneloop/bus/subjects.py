@@ -72,6 +72,11 @@ def of_user(user_hash: str) -> list[tuple[str, str]]:
     ]
 
 
+def filler(stream: str) -> str:
+    """Return the subject of messages that only fill a file: no policy has this name."""
+    return stream_subjects[stream][0].replace("*", "~").replace(">", "~")
+
+
 def user_in(subject: str) -> str:
     """Return the user's hash in the subject of a rollout or of feedback; empty in others."""
     tokens = subject.split(".")
@@ -140,6 +145,11 @@ def reward_model_key(policy: str) -> str:
 def usage_key(key_id: str) -> str:
     """Routing key of what an API key has used today: kept here for its compare-and-set."""
     return f"usage.{token(key_id, 'key')}"
+
+
+def routing(key: str) -> str:
+    """Return the subject on which the routing bucket stores a key."""
+    return f"$KV.{ROUTING_BUCKET}.{key}"
 
 
 stream_of_family = {

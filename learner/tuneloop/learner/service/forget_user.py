@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 
 from tuneloop.bus import Bus
 from tuneloop.bus.subjects import FEEDBACK, of_user, token
@@ -9,6 +10,9 @@ from tuneloop.learner.ledger.accounting import downstream, forget_user
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.loop import Loop
 from tuneloop.v1 import learner_pb2
+
+OVERWRITE_SECONDS = 120.0
+"""How long events are overwritten; enough for some 8,000."""
 
 logger = logging.getLogger("tuneloop.learner.service")
 
@@ -24,19 +28,25 @@ class ForgetUser:
     async def forget(self, user: str) -> learner_pb2.ForgetUserResponse:
         """Forget a user by their hash; safe to repeat. Raises `InvalidRequest`, `Unavailable`.
 
-        The events are deleted first, so that none comes again. Before that, steps that no version
-        has yet become a version, so that every version that learned from the user has a number.
+        The events are deleted first, so that none comes again. Steps that no version has yet become
+        a version, so that every version that learned from the user has a number.
         """
         user_hash = token(user, "user_hash")
+        # Before training pauses: it takes long where there are many.
+        end, purged, left = time.monotonic() + OVERWRITE_SECONDS, 0, 0
+        for stream, subject_filter in of_user(user_hash):
+            seconds = max(0.0, end - time.monotonic())
+            erased = await self._bus.erase(stream, subject_filter, seconds=seconds)
+            purged, left = purged + erased.overwritten + erased.left, left + erased.left
         async with self._loop.paused_turns():
             for model in downstream.MODELS:
                 if await asyncio.to_thread(
                     forget_user.used_since_a_version, self._database, user_hash, model
                 ):
                     await self._loop.publish_soon(model)
-            purged = 0
             for stream, subject_filter in of_user(user_hash):
-                purged += await self._bus.purge(stream, subject_filter)
+                late = await self._bus.purge(stream, subject_filter)
+                purged, left = purged + late, left + late
             # By the clock of the events: what the bus stored before this never comes in.
             now = (await self._bus.usage(FEEDBACK)).time.timestamp()
             gone = await asyncio.to_thread(forget_user.forget_user, self._database, user_hash, now)
@@ -46,6 +56,7 @@ class ForgetUser:
             rollouts_removed=gone.rollouts,
             feedback_removed=gone.feedback,
             events_purged=purged,
+            events_left_on_disk=left,
             policy_versions=lineage.policy.direct,
             descended_versions=lineage.policy.descended,
             reward_model_versions=lineage.reward_model.direct,

@@ -10,8 +10,8 @@ from tuneloop.v1 import learner_pb2
 
 router = APIRouter(tags=["users"])
 
-FORGET_TIMEOUT = 300.0
-"""The learner finishes the current step first."""
+FORGET_TIMEOUT = 480.0
+"""The learner finishes the current step, after it overwrote events for up to two minutes."""
 NOTE = (
     "Rows and events are gone. Weights are not unlearned: these versions still carry what they "
     "learned."
@@ -38,6 +38,7 @@ async def forget_user(user_id: str, request: Request) -> ForgottenUser:
         "rollouts_removed": removed.rollouts_removed,
         "feedback_removed": removed.feedback_removed,
         "events_purged": removed.events_purged,
+        "events_left_on_disk": removed.events_left_on_disk,
         "policy_versions": list(removed.policy_versions),
         "descended_versions": list(removed.descended_versions),
         "reward_model_versions": list(removed.reward_model_versions),
