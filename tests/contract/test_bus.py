@@ -304,11 +304,12 @@ async def test_erase_removes_one_users_events_whether_it_has_time_or_not(
         for user in ("user1", "user2"):
             subject = subjects.rollout_generated("tuneloop", user)
             await bus.publish(subject, user.encode(), event_id=f"{user}{number}")
-    erased = await bus.erase(subjects.ROLLOUTS, "tuneloop.v1.*.rollout.*.user1", seconds=seconds)
+    filters = ["tuneloop.v1.*.rollout.*.user1", "tuneloop.v1.*.rollout.*.nobody"]
+    erased = await bus.erase(subjects.ROLLOUTS, filters, seconds=seconds)
     assert erased.overwritten + erased.left == 3
     assert not (seconds and erased.left)
     assert [d.data for d in await all_due(await rollouts(bus))] == [b"user2"] * 3
-    again = await bus.erase(subjects.ROLLOUTS, "tuneloop.v1.*.rollout.*.user1", seconds=30.0)
+    again = await bus.erase(subjects.ROLLOUTS, filters, seconds=30.0)
     assert (again.overwritten, again.left) == (0, 0)
 
 

@@ -65,7 +65,8 @@ async def until_gone(server: Server, text: bytes) -> None:
 
 async def erase(bus: JetStreamBus, user: str, seconds: float) -> tuple[int, int]:
     """Erase a user from every stream; how many events were overwritten, and how many left."""
-    erased = [await bus.erase(*place, seconds=seconds) for place in subjects.of_user(user)]
+    places = subjects.of_user(user)
+    erased = [await bus.erase(stream, [theirs], seconds=seconds) for stream, theirs in places]
     return sum(each.overwritten for each in erased), sum(each.left for each in erased)
 
 

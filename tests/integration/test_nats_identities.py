@@ -146,7 +146,10 @@ async def test_each_can_do_its_job(site: Site) -> None:
         await bus["learner"].publish(subjects.learner_step("tuneloop"), b"1", event_id="step")
         assert await bus["gateway"].last(subjects.learner_step("tuneloop")) is not None
         await bus["learner"].bury(b"b", consumer="learner-x", origin="o", reason="r", event_id="b1")
-        assert await bus["learner"].purge(subjects.FEEDBACK, "tuneloop.v1.*.feedback.*.*.u1") == 2
+        for stream, subject_filter in subjects.of_user("u1"):
+            erased = await bus["learner"].erase(stream, [subject_filter], seconds=20.0)
+            assert (erased.overwritten > 0, erased.left) == (stream != subjects.DEAD_LETTERS, 0)
+        assert await bus["learner"].purge(subjects.FEEDBACK, "tuneloop.v1.*.feedback.*.*.u1") == 0
         await watched.aclose()  # type: ignore[attr-defined]
 
 
@@ -183,6 +186,7 @@ FORBIDDEN: dict[str, dict[str, Attempt]] = {
         "consume feedback": listen(subjects.FEEDBACK),
         "purge feedback": lambda bus: bus.purge(subjects.FEEDBACK, ">"),
         "delete a stream": call(f"STREAM.DELETE.{subjects.FEEDBACK}"),
+        "delete a message": call(f"STREAM.MSG.DELETE.{subjects.FEEDBACK}"),
     },
     "generation": {
         "forge feedback": publish(FEEDBACK),
@@ -208,6 +212,7 @@ FORBIDDEN: dict[str, dict[str, Attempt]] = {
         "score as reward": listen(subjects.ROLLOUTS, "reward"),
         "delete a stream": call(f"STREAM.DELETE.{subjects.ROLLOUTS}"),
         "purge the routing": lambda bus: bus.purge("KV_tuneloop_routing", ">"),
+        "delete a version's event": call(f"STREAM.MSG.DELETE.{subjects.LEARNER}"),
     },
 }
 

@@ -222,8 +222,8 @@ class Bus(Protocol):
         """Delete matching events, with `up_to` only up to that sequence; return their number."""
         ...
 
-    async def erase(self, stream: str, subject_filter: str, *, seconds: float) -> Erased:
-        """Delete matching events and overwrite their bytes, but for at most `seconds`.
+    async def erase(self, stream: str, filters: Sequence[str], *, seconds: float) -> Erased:
+        """Delete events that match a filter and overwrite their bytes, for at most `seconds`.
 
         Has the bytes of what was deleted earlier leave the disk too, as soon as the bus can.
         Raises `NotFound` and `Unavailable`; safe to repeat.

@@ -11,6 +11,7 @@ that file is filled up, and then it is rewritten or deleted as the others are.
 """
 
 import time
+from collections.abc import Sequence
 
 from tuneloop.bus import Erased, subjects
 from tuneloop.bus.connection import NatsConnection
@@ -26,19 +27,21 @@ FILLER_BYTES = 512 * 1024
 
 
 async def erase(
-    connection: NatsConnection, stream: str, subject_filter: str, seconds: float
+    connection: NatsConnection, stream: str, filters: Sequence[str], seconds: float
 ) -> Erased:
     """Delete matching messages, overwritten as far as `seconds` go; see `Bus.erase`."""
-    overwritten = await _overwrite(connection, stream, subject_filter, seconds)
-    left = await purge_stream(connection, stream, subject_filter, None)
+    end = time.monotonic() + seconds
+    overwritten = left = 0
+    for subject_filter in filters:
+        overwritten += await _overwrite(connection, stream, subject_filter, end)
+        left += await purge_stream(connection, stream, subject_filter, None)
     await _fill_last_file(connection, stream)
     return Erased(overwritten=overwritten, left=left)
 
 
 async def _overwrite(
-    connection: NatsConnection, stream: str, subject_filter: str, seconds: float
+    connection: NatsConnection, stream: str, subject_filter: str, end: float
 ) -> int:
-    end = time.monotonic() + seconds
     sequence = overwritten = 0
     while time.monotonic() < end:
         following = {"seq": sequence + 1, "next_by_subj": subject_filter}

@@ -248,10 +248,10 @@ class JetStreamBus:
         await self._prepare()
         return await purge_stream(self.connection, stream, subject_filter, up_to)
 
-    async def erase(self, stream: str, subject_filter: str, *, seconds: float) -> Erased:
+    async def erase(self, stream: str, filters: Sequence[str], *, seconds: float) -> Erased:
         """Delete matching events and overwrite their bytes; see `Bus.erase`."""
         await self._prepare()
-        return await erasure.erase(self.connection, stream, subject_filter, seconds)
+        return await erasure.erase(self.connection, stream, filters, seconds)
 
     async def usage(self, stream: str) -> StreamUsage:
         """How full a stream is. Raises `Unavailable`."""

@@ -277,9 +277,9 @@ class MemoryBus:
         self.streams[stream].events = kept
         return len(events) - len(kept)
 
-    async def erase(self, stream: str, subject_filter: str, *, seconds: float) -> Erased:
+    async def erase(self, stream: str, filters: Sequence[str], *, seconds: float) -> Erased:
         """Delete matching events; see `Bus.erase`."""
-        return Erased(overwritten=await self.purge(stream, subject_filter), left=0)
+        return Erased(overwritten=sum([await self.purge(stream, each) for each in filters]), left=0)
 
     async def usage(self, stream: str) -> StreamUsage:
         """How full a stream is, with `limits` that a test has set."""

@@ -5,7 +5,7 @@ import logging
 import time
 
 from tuneloop.bus import Bus
-from tuneloop.bus.subjects import FEEDBACK, of_user, token
+from tuneloop.bus.subjects import FEEDBACK, TOKEN, feedback_with_id, of_user, token
 from tuneloop.learner.ledger.accounting import downstream, forget_user
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.loop import Loop
@@ -34,9 +34,9 @@ class ForgetUser:
         user_hash = token(user, "user_hash")
         # Before training pauses: it takes long where there are many.
         end, purged, left = time.monotonic() + OVERWRITE_SECONDS, 0, 0
-        for stream, subject_filter in of_user(user_hash):
+        for stream, filters in (await self._places(user_hash)).items():
             seconds = max(0.0, end - time.monotonic())
-            erased = await self._bus.erase(stream, subject_filter, seconds=seconds)
+            erased = await self._bus.erase(stream, filters, seconds=seconds)
             purged, left = purged + erased.overwritten + erased.left, left + erased.left
         async with self._loop.paused_turns():
             for model in downstream.MODELS:
@@ -44,9 +44,10 @@ class ForgetUser:
                     forget_user.used_since_a_version, self._database, user_hash, model
                 ):
                     await self._loop.publish_soon(model)
-            for stream, subject_filter in of_user(user_hash):
-                late = await self._bus.purge(stream, subject_filter)
-                purged, left = purged + late, left + late
+            for stream, filters in (await self._places(user_hash)).items():
+                for subject_filter in filters:
+                    late = await self._bus.purge(stream, subject_filter)
+                    purged, left = purged + late, left + late
             # By the clock of the events: what the bus stored before this never comes in.
             now = (await self._bus.usage(FEEDBACK)).time.timestamp()
             gone = await asyncio.to_thread(forget_user.forget_user, self._database, user_hash, now)
@@ -62,3 +63,11 @@ class ForgetUser:
             reward_model_versions=lineage.reward_model.direct,
             rebuild_from=lineage.rebuild_from,
         )
+
+    async def _places(self, user_hash: str) -> dict[str, list[str]]:
+        """Return filters for a user's events in each stream, and for others' on their answers."""
+        places = {stream: [subject_filter] for stream, subject_filter in of_user(user_hash)}
+        others = await asyncio.to_thread(forget_user.given_by_others, self._database, user_hash)
+        # What was imported was never an event, and its id may be no part of a subject.
+        places[FEEDBACK] += [feedback_with_id(each) for each in others if TOKEN.fullmatch(each)]
+        return places

@@ -66,6 +66,27 @@ def touching(user_hash: str) -> Any:
     )
 
 
+def judgements_about(user_hash: str) -> Any:
+    """Select a user's judgements, and others' judgements on their answers."""
+    spoken_of = select(samples.c.feedback_id).where(
+        touching(user_hash), samples.c.feedback_id.is_not(None)
+    )
+    return or_(
+        feedback.c.user_hash == user_hash,
+        feedback.c.completion_id.in_(theirs(user_hash)),
+        feedback.c.feedback_id.in_(spoken_of),
+    )
+
+
+def given_by_others(database: Database, user_hash: str) -> list[str]:
+    """Return the ids of others' feedback on a user's answers, which may quote them."""
+    query = select(feedback.c.feedback_id).where(
+        judgements_about(user_hash), feedback.c.user_hash != user_hash
+    )
+    with database.read() as connection:
+        return list(connection.execute(query).scalars())
+
+
 def versions_used(connection: Connection, chosen: Any, model: str) -> tuple[int, ...]:
     """Return versions whose own steps used one of the samples, quarantined ones too."""
     used = (
@@ -99,15 +120,7 @@ def used_since_a_version(database: Database, user_hash: str, model: str) -> bool
 
 def forget_user(database: Database, user_hash: str, now: float) -> Forgotten:
     """Remove the user's rollouts and feedback, others' feedback on them, and every use of them."""
-    own = theirs(user_hash)
-    spoken_of = select(samples.c.feedback_id).where(
-        touching(user_hash), samples.c.feedback_id.is_not(None)
-    )
-    judgements = or_(
-        feedback.c.user_hash == user_hash,
-        feedback.c.completion_id.in_(own),
-        feedback.c.feedback_id.in_(spoken_of),
-    )
+    own, judgements = theirs(user_hash), judgements_about(user_hash)
     with database.write() as connection:
         policy_versions = versions_used(connection, touching(user_hash), ModelRole.POLICY)
         reward_model_versions = versions_used(
