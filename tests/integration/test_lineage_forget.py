@@ -1,19 +1,27 @@
 """Forgetting a user with a real nats-server: the ledger, every stream and the exports."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
-from support.learner_events import make_rollout, make_score, make_thumb
+from support.learner_events import (
+    make_edit,
+    make_feedback,
+    make_rollout,
+    make_score,
+    make_thumb,
+)
 from support.learner_parts import Parts
 from support.waiting import until
 
 from tuneloop.bus import subjects
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.bus.streams import call_api
-from tuneloop.feedback import Retraction
+from tuneloop.feedback import Comment, Feedback, Retraction
 from tuneloop.learner.ledger.accounting import forget_user
 from tuneloop.learner.ledger.reports.export import KINDS, Wanted, pages
 from tuneloop.learner.service.forget_user import ForgetUser
+from tuneloop.rollouts import ChatMessage
 from tuneloop.wire import (
     encode_feedback,
     encode_retraction,
@@ -101,3 +109,45 @@ async def test_nothing_of_a_forgotten_user_is_left(tmp_path: Path, bus: JetStrea
         await bus.publish(subject, encode_rollout_generated(fresh), event_id="fresh")
         await until(lambda: forget_user.row_counts(parts.database)["rollouts"] == 5)
     assert forget_user.forget_user(parts.database, "ann", parts.clock()).rollouts == 0
+
+
+async def give(bus: JetStreamBus, judgement: Feedback) -> None:
+    kind, user, name = judgement.kind, judgement.user_hash, judgement.feedback_id
+    subject = subjects.feedback("tuneloop", kind, user, name)
+    await bus.publish(subject, encode_feedback(judgement), event_id=name)
+
+
+async def test_no_byte_of_their_texts_is_on_disk(tmp_path: Path, bus: JetStreamBus) -> None:
+    parts = Parts(folder=tmp_path, bus=bus)  # type: ignore[arg-type]
+    secret = "the-secret-of-ann"
+    for user, text in (("ann", secret), ("bob", "the-story-of-bob")):
+        rollout = make_rollout(f"{user}-c", user=user, text=text)
+        asked = (ChatMessage(role="user", content=text),)
+        full = replace(rollout, messages=asked, prompt_text=text)
+        subject = subjects.rollout_generated("tuneloop", user)
+        await bus.publish(subject, encode_rollout_generated(full), event_id=f"{user}-c")
+        noted = replace(make_thumb(f"{user}-t", f"{user}-c", user=user), metadata={"why": text})
+        await give(bus, noted)
+        await give(bus, make_feedback(f"{user}-m", f"{user}-c", Comment(text=text), user=user))
+        await give(bus, make_edit(f"{user}-e", f"{user}-c", text, user=user))
+        await bus.publish(subject, f"broken {text}".encode(), event_id=f"{user}-broken")
+        elsewhere = subjects.rollout_generated("another", user)
+        await bus.publish(elsewhere, f"not taken in {text}".encode(), event_id=f"{user}-waits")
+    # Of what one says about the other's answer, either may be the one who is forgotten.
+    await give(bus, make_edit("of-ann", "ann-c", f"{secret}!", user="bob"))
+    await give(bus, make_edit("of-bob", "bob-c", f"{secret}?", user="ann"))
+    async with parts.taking_in():
+        await until(lambda: forget_user.row_counts(parts.database)["feedback"] == 8)
+        while len(await stored(bus, subjects.DEAD_LETTERS)) < 2:
+            await asyncio.sleep(0.01)
+
+    def files_with(text: str) -> set[str]:
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        return {path.name for path in files if text.encode() in path.read_bytes()}
+
+    assert files_with(secret) >= {"1.blk", "ledger.db-wal"}
+    answer = await ForgetUser(parts.database, bus, parts.loop).forget("ann")
+    # Three events of rollouts, four of feedback, one of another's, one dead letter.
+    assert (answer.events_purged, answer.events_left_on_disk) == (9, 0)
+    assert files_with(secret) == set()
+    assert files_with("the-story-of-bob") == {"1.blk", "ledger.db"}
