@@ -20,7 +20,7 @@ from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.cli.app import app
 from tuneloop.supervisor.child import ServiceChild
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SECRET = "Geheimnis-4711-žluť"
 KEPT = "Geschichte-1234-kůň"

@@ -5,9 +5,9 @@ it does within minutes if more than half of the file is deleted and it is not th
 to. So each message is erased by its sequence, which overwrites its bytes at once, at the price of
 rewriting its file (8 MiB at most, 14 ms on an SSD).
 
-What was deleted before (by age, by a trim, by a purge) cannot be erased that way any more. If few
-events come, the file that holds it stays the one being written to, and would be kept for ever. So
-that file is filled up, and then it is rewritten or deleted as the others are.
+What was deleted before (by age, by a trim, by a purge) cannot be erased that way any more. Where
+few events come, the file that holds it may stay the one being written to for years. So that file is
+filled up, and then it is rewritten or deleted as the others are.
 """
 
 import time
