@@ -142,3 +142,39 @@ async def test_streams_of_one_server_get_their_copies_later(cluster: dict[str, S
         info = await call_api(bus.connection, f"STREAM.INFO.{subjects.FEEDBACK}", {}, 5.0)
         assert info["config"]["num_replicas"] == replicas
         await bus.close()
+
+
+def copies_of(folder: Path, text: bytes) -> dict[str, int]:
+    """How often a text is below the folder of each server: in its streams and Raft logs."""
+    found = Counter[str]()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            found[path.relative_to(folder).parts[0]] += path.read_bytes().count(text)
+    return {name: found[name] for name in NAMES}
+
+
+@pytest.mark.timeout(420)
+async def test_erased_events_leave_every_copy_and_every_raft_log(
+    cluster: dict[str, Server], tmp_path: Path
+) -> None:
+    url = ",".join(f"nats://127.0.0.1:{server.port}" for server in cluster.values())
+    bus = await JetStreamBus.connect(url, name="test", replicas=3)
+    text = b"the-secret-of-ann"
+    subject = subjects.rollout_generated("tuneloop", "ann")
+    for number in range(20):
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    await bus.publish(subject, text, event_id=f"ann-{number}")
+                    break
+                except Unavailable:
+                    await asyncio.sleep(0.2)
+    await leader_of(bus, subjects.ROLLOUTS)
+    assert min(copies_of(tmp_path, text).values()) >= 20
+    erased = await bus.erase(subjects.ROLLOUTS, ["tuneloop.v1.*.rollout.*.ann"], seconds=60.0)
+    assert (erased.overwritten, erased.left) == (20, 0)
+    # A server compacts its Raft logs every two minutes or so, above 8 MiB, which erasing sees to.
+    async with asyncio.timeout(300):
+        while sum(copies_of(tmp_path, text).values()):
+            await asyncio.sleep(1)
+    await bus.close()

@@ -115,11 +115,19 @@ class Database:
     def erase_log(self) -> None:
         """Write everything into the file of a SQLite ledger, and empty its log.
 
-        The log has older copies of each page, deleted rows too. Waits for those who read.
+        The log has older copies of each page, deleted rows too. Waits half a minute for those who
+        read, and raises `Unavailable` if they still do.
         """
-        if self.engine.dialect.name == "sqlite":
-            with self._turn, self._errors(), self.engine.connect() as connection:
-                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        if self.engine.dialect.name != "sqlite":
+            return
+        with self._turn, self._errors(), self.engine.connect() as connection:
+            row = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
+        if row[0]:
+            raise Unavailable(
+                "what was deleted is in the log of the ledger until nobody reads it, as a long "
+                "export does: ask again then",
+                retry_after=30.0,
+            )
 
     def _connected(self) -> Connection:
         """Return a connection; waits for a server that is away for a moment."""

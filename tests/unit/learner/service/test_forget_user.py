@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,26 @@ async def test_while_the_bus_is_away_nothing_is_forgotten_by_halves(parts: Parts
     assert forget_user.records(parts.database, "ann") == []
     with pytest.raises(InvalidRequest, match="user_hash"):
         await forgetting(parts).forget("a.b")
+
+
+async def test_a_log_that_somebody_reads_is_not_called_emptied(parts: Parts) -> None:
+    thumbs_of(parts, "ann", 1)
+    with parts.database.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA busy_timeout=50")
+    ledger = parts.settings.data_dir / "ledger.db"
+
+    def log_bytes() -> int:
+        return ledger.with_name("ledger.db-wal").stat().st_size
+
+    with sqlite3.connect(ledger, isolation_level=None) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM rollouts").fetchall()
+        with pytest.raises(Unavailable, match="until nobody reads it"):
+            await forgetting(parts).forget("ann")
+        assert log_bytes()
+        reader.execute("COMMIT")
+    await forgetting(parts).forget("ann")
+    assert log_bytes() == 0
 
 
 async def test_dead_letters_are_about_somebody(parts: Parts) -> None:
