@@ -10,7 +10,7 @@ ANY_MODE = 0o666
 def write_file(path: Path, data: bytes, *, mode: int = ANY_MODE, synced: bool = True) -> None:
     """Replace a file in one rename: a reader sees the old content or the new one.
 
-    Without `synced` the new content may be lost to a power failure, but not to a crash.
+    Without `synced` a power failure may lose the new content, and leave an empty file.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
@@ -24,14 +24,21 @@ def write_file(path: Path, data: bytes, *, mode: int = ANY_MODE, synced: bool = 
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+    if synced:
+        sync(path.parent)
 
 
 def rename_folder(partial: Path, final: Path) -> None:
-    """Sync a folder and its files to disk, then give it its final name in one rename."""
-    for path in (*partial.iterdir(), partial):
-        sync(path)
+    """Sync a folder and all in it to disk, then give it its final name in one rename."""
+    sync_folder(partial)
     partial.rename(final)
     sync(final.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Write a folder and all in it through to the disk."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
 
 
 def sync(path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from chaos.disk import SmallDisk
+from support.small_disk import SmallDisk
 
 from tuneloop.supervisor.child import ServiceChild
 from tuneloop.supervisor.data_dir import is_alive

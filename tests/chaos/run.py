@@ -13,10 +13,10 @@ from pathlib import Path
 from chaos.audit import Audit, audit, open_thumbs
 from chaos.clients import Memory, users
 from chaos.deliveries import Disorder
-from chaos.disk import small_disk
 from chaos.faults import PROCESSES, Fault, Stage, course, faults
 from chaos.losses import losses
 from support.ports import free_port
+from support.small_disk import small_disk
 
 from tuneloop.supervisor.child import ServiceChild
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from tuneloop.errors import FailedPrecondition
-from tuneloop.files import sync
+from tuneloop.files import sync, sync_folder
 
 PARTIAL = ".partial"
 
@@ -20,9 +20,7 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     write(partial)
-    for path in sorted(partial.rglob("*")):
-        sync(path)
-    sync(partial)
+    sync_folder(partial)
     if folder.exists():
         shutil.rmtree(folder)
     partial.rename(folder)

@@ -31,6 +31,7 @@ from tuneloop.bus import snapshots, subjects
 from tuneloop.bus.connection import NatsConnection
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.errors import FailedPrecondition, InvalidRequest, Unavailable
+from tuneloop.files import rename_folder, sync_folder, write_file
 from tuneloop.learner.ledger.accounting import steps, versions
 from tuneloop.learner.ledger.database import Database
 from tuneloop.policies import WeightsReference
@@ -74,7 +75,7 @@ async def back_up(data: DataDir, target: Path) -> Copied:
     except BaseException:
         shutil.rmtree(partial)
         raise
-    partial.rename(target)
+    await asyncio.to_thread(rename_folder, partial, target)
     return copied
 
 
@@ -194,8 +195,9 @@ async def restore(source: Path, data: DataDir) -> Copied:
             with contextlib.suppress(FileNotFoundError):
                 await asyncio.to_thread(shutil.copytree, source / name, data.root / name)
         copied = await revive(source, data)
+        await asyncio.to_thread(sync_folder, data.root)
         # Last: a folder without it is no data folder.
-        shutil.copyfile(source / "model.json", data.model_file)
+        write_file(data.model_file, (source / "model.json").read_bytes())
     finally:
         os.close(descriptor)
     return copied

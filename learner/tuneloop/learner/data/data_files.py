@@ -75,6 +75,7 @@ def replacing(output: Path) -> Iterator[Path]:
         yield partial
         sync(partial)
         partial.rename(output)
+        sync(output.parent)
     except OSError as error:
         raise FailedPrecondition(f"{output}: {error}", param="output") from error
     finally:

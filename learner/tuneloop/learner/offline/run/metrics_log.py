@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tuneloop.files import write_file
 from tuneloop.text.lines import split_lines
 
 FigureRow = Mapping[str, float]
@@ -20,9 +21,7 @@ class MetricsLog:
     def __init__(self, metrics: Path, tensorboard: Path, *, step: int) -> None:
         """Continue after `step` steps."""
         kept = [row for row in read_figures(metrics) if row["step"] <= step]
-        partial = metrics.with_name(f".{metrics.name}.partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        partial.rename(metrics)
+        write_file(metrics, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self._file = metrics.open("a", encoding="utf-8")
         self._events = open_events(tensorboard, step + 1)
 

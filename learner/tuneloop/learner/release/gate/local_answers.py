@@ -56,7 +56,7 @@ class LocalAnswers:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         document = json.dumps([asdict(answer) for answer in answers])
-        write_file(self._path(version), document.encode(), synced=False)
+        write_file(self._path(version), document.encode())
         for old in sorted(self._folder.glob("*.json"))[:-KEPT]:
             old.unlink()
 

@@ -147,7 +147,7 @@ class KeptScores:
         """Save what a version scored, and its KL to version 0 in nats per token."""
         self._folder.mkdir(parents=True, exist_ok=True)
         document = {"format": FORMAT, "suites": scores, "kl": kl}
-        write_file(self._path(version), json.dumps(document).encode(), synced=False)
+        write_file(self._path(version), json.dumps(document).encode())
         versions = sorted(self._folder.glob("*.json"))
         for old in [path for path in versions if path != self._path(0)][:-KEPT]:
             old.unlink()
