@@ -346,6 +346,7 @@ async def test_the_usage_of_a_stream_grows(bus: Bus) -> None:
     await bus.publish(subject, b"x" * 1000, event_id="fb-1")
     after = await bus.usage(subjects.FEEDBACK)
     assert after.stored >= before.stored + 1000
+    assert before.created == after.created <= after.time
     assert StreamUsage(stored=25, limit=100).share == 0.25
     assert StreamUsage(stored=25, limit=0).share == 0.0
 

@@ -125,6 +125,8 @@ class StreamUsage:
     """Bytes that it may hold; 0 is no limit."""
     time: datetime = EPOCH
     """When it was asked, by the clock that gives events their `stored_time`."""
+    created: datetime = EPOCH
+    """When the stream was made, by that clock; one that was lost and made again is a new one."""
 
     @property
     def share(self) -> float:

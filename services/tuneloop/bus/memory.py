@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from tuneloop.bus import (
+    EPOCH,
     Delivery,
     Erased,
     Owner,
@@ -28,6 +29,7 @@ from tuneloop.errors import Conflict, NotFound, Unavailable
 class MemoryStream:
     """Events in order, when each was stored, and the ids seen."""
 
+    created: datetime = EPOCH
     events: list[StoredEvent] = field(default_factory=list)
     sequence: int = 0
     times: dict[int, datetime] = field(default_factory=dict)
@@ -284,9 +286,10 @@ class MemoryBus:
     async def usage(self, stream: str) -> StreamUsage:
         """How full a stream is, with `limits` that a test has set."""
         self.check()
-        stored = sum(len(event.data) for event in self.streams[stream].events)
-        time_now = datetime.fromtimestamp(self.clock(), UTC)
-        return StreamUsage(stored=stored, limit=self.limits.get(stream, 0), time=time_now)
+        found, limit = self.streams[stream], self.limits.get(stream, 0)
+        stored = sum(len(event.data) for event in found.events)
+        moment = datetime.fromtimestamp(self.clock(), UTC)
+        return StreamUsage(stored=stored, limit=limit, time=moment, created=found.created)
 
     def lose_routing(self) -> None:
         """Lose the routing table, as a server does whose disk was replaced."""

@@ -179,9 +179,11 @@ async def stream_usage(connection: NatsConnection, stream: str) -> StreamUsage:
         info = await call_api(connection, f"STREAM.INFO.{stream}", {}, 5.0)
     except ApiError as error:
         raise connection.unavailable(f"failed: {error}") from error
-    limit = max(0, int(info["config"].get("max_bytes", 0)))
     return StreamUsage(
-        stored=int(info["state"]["bytes"]), limit=limit, time=datetime.fromisoformat(info["ts"])
+        stored=int(info["state"]["bytes"]),
+        limit=max(0, int(info["config"].get("max_bytes", 0))),
+        time=datetime.fromisoformat(info["ts"]),
+        created=datetime.fromisoformat(info["created"]),
     )
 
 

@@ -50,9 +50,10 @@ class StreamTrim:
         usage = await self._bus.usage(FEEDBACK)
         keep = KEEP_SECONDS_CROWDED if usage.share > CROWDED else KEEP_SECONDS
         before = usage.time.timestamp() - keep
-        old = await asyncio.to_thread(newest_sequence, self._database, before)
+        since = usage.created.timestamp()
+        old = await asyncio.to_thread(newest_sequence, self._database, since, before)
         consumer = await self._open_consumer()
-        # The ledger may be older than the consumer, or the stream younger than the ledger.
+        # The ledger may be older than the consumer.
         up_to = min(old, await consumer.acknowledged())
         if up_to <= 0 or up_to == self._trimmed:
             return 0

@@ -1,12 +1,14 @@
 """The stream of feedback is trimmed below what the ledger holds, and never above."""
 
 from collections.abc import Awaitable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from support.learner_events import START, make_thumb
 from support.learner_parts import Parts
 
 from tuneloop.bus import Consumer
+from tuneloop.bus.memory import MemoryStream
 from tuneloop.bus.subjects import FEEDBACK, feedback
 from tuneloop.learner.intake.consumers import IntakeConsumer, make_consumers
 from tuneloop.learner.ledger.database import Database
@@ -87,6 +89,25 @@ async def test_a_ledger_that_was_restored_older_loses_nothing(tmp_path: Path) ->
         await delivery.ack()
     assert await trim.trim() == 2
     assert left(parts) == [3, 4]
+
+
+async def test_a_stream_that_was_made_again_counts_from_one_again(tmp_path: Path) -> None:
+    """Places in the lost one say nothing of what the new one holds."""
+    parts = Parts(folder=tmp_path)
+    trim = trim_of(parts, parts.database)
+    for number in range(3):
+        await publish(parts, number, KEEP_SECONDS + 100 - number)
+    await take_in(parts, 3)
+    made = datetime.fromtimestamp(parts.clock.now - 50, UTC)
+    parts.bus.streams[FEEDBACK] = MemoryStream(created=made)
+    parts.bus._durables.clear()
+    for number in range(3, 6):
+        await publish(parts, number, 40)
+    await take_in(parts, 3)
+    assert await trim.trim() == 0
+    assert left(parts) == [1, 2, 3]
+    parts.clock.now += KEEP_SECONDS
+    assert await trim.trim() == 3
 
 
 async def test_other_policies_keep_theirs(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def _last_of_each(
             rollouts.c.group_id,
             rollouts.c.policy_version,
             *values,
-            feedback.c.sequence,
+            feedback.c.accepted_time,
             feedback.c.feedback_id,
             last.label("rank"),
         )

@@ -41,7 +41,7 @@ class MeasuredTraffic:
 def thumbs(database: Database, versions: Sequence[int], since: float) -> list[JudgedAnswer]:
     """Return thumbs on answers given `since`: each rater's last one on each answer."""
     last = last_thumbs(_answers(versions, since))
-    query = select(last).order_by(last.c.sequence, last.c.feedback_id)
+    query = select(last).order_by(last.c.accepted_time, last.c.feedback_id)
     with database.read() as connection:
         return [_judged(row, float(row.up)) for row in connection.execute(query)]
 
@@ -66,12 +66,12 @@ def measured(
     is_boolean = _measures_booleans(database, name, since)
     last = last_metrics(_answers((canary, stable), since))
     of_name = (last.c.metric == name, last.c.is_boolean == is_boolean)
-    query = select(last).where(*of_name).order_by(last.c.sequence, last.c.feedback_id)
+    query = select(last).where(*of_name).order_by(last.c.accepted_time, last.c.feedback_id)
     before = last_metrics(and_(of_versions([stable]), rollouts.c.finished_time < since))
     earlier = (
         select(before.c.measured)
         .where(before.c.metric == name, before.c.is_boolean == is_boolean)
-        .order_by(before.c.sequence.desc(), before.c.feedback_id)
+        .order_by(before.c.accepted_time.desc(), before.c.feedback_id)
         .limit(EARLIER)
     )
     with database.read() as connection:

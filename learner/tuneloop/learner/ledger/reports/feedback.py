@@ -89,11 +89,18 @@ def browse(
     return items, "" if last is None else f"{last.accepted_time!r}.{last.feedback_id}"
 
 
-def newest_sequence(database: Database, accepted_before: float) -> int:
-    """Return the place in the stream of the newest feedback accepted before a time, or 0."""
+def newest_sequence(database: Database, since: float, before: float) -> int:
+    """Return the place in the stream of the newest feedback of a time, or 0.
+
+    `since` is when the stream was made: places in an earlier one were counted from 1 too.
+    """
     query = (
         select(feedback.c.sequence)
-        .where(feedback.c.accepted_time < accepted_before, feedback.c.sequence > 0)
+        .where(
+            feedback.c.accepted_time >= since,
+            feedback.c.accepted_time < before,
+            feedback.c.sequence > 0,
+        )
         .order_by(feedback.c.accepted_time.desc())
         .limit(1)
     )
