@@ -60,7 +60,7 @@ test: $(DEV) $(NODE_MODULES) models ## Set up and run the tests (under 15 minute
 test-all: $(DEV) $(NODE_MODULES) models lint ## Every test, the slow ones too.
 	$(call pytest,not gpu,--hypothesis-profile=exploring)
 
-chaos: $(DEV) ## Kill, freeze and cut off everything under load, then audit (ten minutes).
+chaos: $(DEV) ## Kill, freeze, cut off and lose everything under load, then audit (ten minutes).
 	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
 lint: $(DEV) $(NODE_MODULES) ## Formatting, lint, types, layering, protos and their drift, what is deployed.

@@ -4,10 +4,12 @@
 
 Real processes under `tuneloop up` with tiny models, users who chat and press thumbs throughout,
 and faults one after the other: `kill -9` of any process, SIGSTOP past ack_wait, restarts of NATS,
-a full disk (where this may mount a tmpfs), the routing table and a consumer deleted, a second
-learner, damaged files, events delivered twice and in another order. In the end an audit of ledger,
-versions and answers, whose counts are printed; the exit status is 1 when anything is wrong, and
-the data (logs too) is kept then.
+a full disk, a power cut that takes what was not synced, networks that fall silent, clocks that are
+set, the routing table, streams and a consumer deleted, a second learner, damaged files, events
+delivered twice and in another order. What a machine does not allow is left out, and named: a full
+disk needs the right to mount, a power cut the right to mount ext4 from a file, clocks a C compiler.
+In the end an audit of ledger, versions and answers, whose counts are printed; the exit status is 1
+when anything is wrong, and the data (logs too) is kept then.
 """
 
 import argparse

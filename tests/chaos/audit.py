@@ -3,14 +3,14 @@
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from chaos.clients import Failure, Memory
-from chaos.faults import Outage
+from chaos.faults import PAST_ACK_WAIT, Outage
 
 from tuneloop.errors import TuneloopError
 from tuneloop.policies import WeightsReference
@@ -18,13 +18,23 @@ from tuneloop.weights.filesystem import FilesystemStore
 from tuneloop.weights.manifest import from_json
 from tuneloop.weights.signing import Verifier
 
+ANSWERS = {"gateway", "generation", "network of gateway to generation"}
+FEEDBACK = {"gateway", "nats", "disk", "network of gateway", "feedback stream"}
 NEEDED = {
-    "chat": {"gateway", "generation"},
-    "stream": {"gateway", "generation"},
-    "thumb": {"gateway", "nats", "disk"},
-    "retraction": {"gateway", "nats", "disk"},
+    "chat": ANSWERS,
+    "stream": ANSWERS,
+    "thumb": FEEDBACK,
+    "retraction": FEEDBACK,
 }
 """What must be up for a request to be answered."""
+RECORDS = {"generation": 5.0, "rollouts": PAST_ACK_WAIT}
+"""What takes records of answers with it, and how old they may be then. The stream's consumers may
+wait for `ack_wait`."""
+HOLDS_RECORDS = {
+    *("nats", "disk", "learner", "generation"),
+    *("network of generation", "network of learner"),
+}
+"""While these are down records stay where they are."""
 SHOWN = 5
 """Examples of each problem."""
 
@@ -57,10 +67,15 @@ class Ledger:
             return ledger.execute(query, values).fetchall()
 
 
-def open_thumbs(data_dir: Path, memory: Memory) -> list[str]:
+def recorded_feedback(data_dir: Path) -> set[str]:
+    """Return the ids of all feedback in the ledger."""
+    return {row[0] for row in Ledger(data_dir).rows("SELECT feedback_id FROM feedback")}
+
+
+def open_thumbs(data_dir: Path, memory: Memory, lost: Set[str]) -> list[str]:
     """Acknowledged thumbs that the learner still has to take in, or to use."""
     ledger = Ledger(data_dir)
-    recorded = {row[0] for row in ledger.rows("SELECT feedback_id FROM feedback")}
+    recorded = recorded_feedback(data_dir) | lost
     waiting = ledger.rows(
         "SELECT samples.feedback_id FROM samples"
         " JOIN rollouts ON rollouts.completion_id = samples.completion_id"
@@ -69,27 +84,31 @@ def open_thumbs(data_dir: Path, memory: Memory) -> list[str]:
     return sorted((memory.acknowledged.keys() - recorded) | {row[0] for row in waiting})
 
 
-def audit(data_dir: Path, memory: Memory, outages: Sequence[Outage]) -> Audit:
-    """Check everything; the service may run or not."""
+def audit(
+    data_dir: Path, memory: Memory, outages: Sequence[Outage], lost: Set[str] = frozenset()
+) -> Audit:
+    """Check everything; the service may run or not. `lost` feedback was only in a lost stream."""
     done, ledger = Audit(), Ledger(data_dir)
-    check_answers(done, memory, outages)
-    check_feedback(done, ledger, memory)
-    check_training(done, ledger, memory)
+    check_answers(done, memory, outages, lost)
+    check_feedback(done, ledger, memory, lost)
+    check_training(done, ledger, memory, outages)
     for model in ("policy", "reward_model"):
         check_steps(done, ledger, model)
         check_versions(done, ledger, data_dir, model)
     return done
 
 
-def check_answers(done: Audit, memory: Memory, outages: Sequence[Outage]) -> None:
+def check_answers(done: Audit, memory: Memory, outages: Sequence[Outage], lost: Set[str]) -> None:
     """No request failed but in the seconds in which what it needs was down."""
-    done.counts["answers"] = memory.answers
+    done.counts["answers"] = len(memory.answers)
     done.counts["requests that failed while what they need was down"] = sum(
         1 for failure in memory.failures if excused(failure, outages)
     )
     unexcused = [failure for failure in memory.failures if not excused(failure, outages)]
     done.expect_none("requests that failed otherwise", map(described, unexcused))
-    done.expect_none("answers that contradict an earlier one", memory.broken_promises)
+    # With its stream the bus lost which ids it had.
+    broken = [f"{name}: {told}" for name, told in memory.broken_promises if name not in lost]
+    done.expect_none("answers that contradict an earlier one", broken)
 
 
 def excused(failure: Failure, outages: Sequence[Outage]) -> bool:
@@ -107,13 +126,15 @@ def described(failure: Failure) -> str:
     return f"{failure.what} after {failure.end - failure.start:.1f} s: {failure.problem}"
 
 
-def check_feedback(done: Audit, ledger: Ledger, memory: Memory) -> None:
+def check_feedback(done: Audit, ledger: Ledger, memory: Memory, lost: Set[str]) -> None:
     """Every acknowledged thumb is in the ledger once, as it was said."""
     rows = ledger.rows("SELECT feedback_id, completion_id, up FROM feedback")
     recorded = {row[0]: (row[1], bool(row[2])) for row in rows}
     done.counts["thumbs acknowledged"] = len(memory.acknowledged)
     done.counts["thumbs in the ledger"] = len(rows)
-    done.expect_none("acknowledged but not in the ledger", memory.acknowledged.keys() - recorded)
+    missing = memory.acknowledged.keys() - recorded
+    done.counts["thumbs that were lost with their stream"] = len(missing & lost)
+    done.expect_none("acknowledged but not in the ledger", missing - lost)
     done.expect_none("in the ledger more than once", repeated(row[0] for row in rows))
     done.expect_none("in the ledger but never pressed", recorded.keys() - memory.attempted.keys())
     done.expect_none(
@@ -121,13 +142,14 @@ def check_feedback(done: Audit, ledger: Ledger, memory: Memory) -> None:
         (
             name
             for name, thumb in memory.acknowledged.items()
-            if recorded.get(name, (thumb.completion_id, thumb.up))
+            if name not in lost
+            and recorded.get(name, (thumb.completion_id, thumb.up))
             != (thumb.completion_id, thumb.up)
         ),
     )
 
 
-def check_training(done: Audit, ledger: Ledger, memory: Memory) -> None:
+def check_training(done: Audit, ledger: Ledger, memory: Memory, outages: Sequence[Outage]) -> None:
     """Every sample was trained at most once in an epoch, and every thumb that could be was."""
     uses = ledger.rows("SELECT sample_id, objective, epoch FROM uses")
     done.counts["uses in training"] = len(uses)
@@ -136,9 +158,7 @@ def check_training(done: Audit, ledger: Ledger, memory: Memory) -> None:
     known = "SELECT feedback_id FROM feedback JOIN rollouts USING (completion_id)"
     learnable = {row[0] for row in ledger.rows(known)} & memory.acknowledged.keys()
     done.counts["thumbs trained"] = len(kto)
-    done.counts["thumbs on answers whose record a kill took"] = len(memory.acknowledged) - len(
-        learnable
-    )
+    check_records(done, ledger, memory, outages)
     done.expect_none("could be trained but was not", learnable - memory.retracted - kto)
     done.expect_none(
         "trained in a step that does not exist",
@@ -147,6 +167,33 @@ def check_training(done: Audit, ledger: Ledger, memory: Memory) -> None:
             " WHERE steps.step IS NULL"
         ),
     )
+
+
+def check_records(done: Audit, ledger: Ledger, memory: Memory, outages: Sequence[Outage]) -> None:
+    """Of answers that were judged, the ledger has all but those whose record was taken."""
+    recorded = {row[0] for row in ledger.rows("SELECT completion_id FROM rollouts")}
+    judged = {thumb.completion_id for thumb in memory.acknowledged.values()} - recorded
+    lost = {name for name in judged if not was_taken(memory.answers[name], outages)}
+    done.counts["judged answers whose record was lost with generation or its stream"] = len(
+        judged - lost
+    )
+    done.expect_none("judged answers whose record is missing otherwise", lost)
+
+
+def was_taken(answered: float, outages: Sequence[Outage]) -> bool:
+    """Whether the record of an answer was where something was lost, as far as is known."""
+    held = sorted((o for o in outages if o.what in HOLDS_RECORDS), key=lambda o: -o.end)
+    for outage in outages:
+        age = RECORDS.get(outage.what)
+        if age is None:
+            continue
+        start = outage.start - age
+        for earlier in held:
+            if earlier.start < start <= earlier.end:
+                start = earlier.start - age
+        if start <= answered <= outage.end + age:
+            return True
+    return False
 
 
 def check_steps(done: Audit, ledger: Ledger, model: str) -> None:

@@ -46,7 +46,8 @@ class Thumb:
 class Memory:
     """What all users together saw."""
 
-    answers: int = 0
+    answers: dict[str, float] = field(default_factory=dict)
+    """When each completion was answered, by `time.monotonic`."""
     versions: Counter[int] = field(default_factory=Counter)
     """Answers by the version they came from."""
     acknowledged: dict[str, Thumb] = field(default_factory=dict)
@@ -59,8 +60,8 @@ class Memory:
     refused: int = 0
     """Thumbs answered 503: pressed again later."""
     failures: list[Failure] = field(default_factory=list)
-    broken_promises: list[str] = field(default_factory=list)
-    """Answers that contradict an earlier one."""
+    broken_promises: list[tuple[str, str]] = field(default_factory=list)
+    """Answers that contradict an earlier one, with the id of the thumb."""
 
 
 class User:
@@ -132,7 +133,7 @@ class User:
         self._answered(last["id"], last["policy_version"])
 
     def _answered(self, completion_id: str, version: int) -> None:
-        self._memory.answers += 1
+        self._memory.answers[completion_id] = time.monotonic()
         self._memory.versions[version] += 1
         self._completions = [*self._completions[-REMEMBERED:], completion_id]
 
@@ -198,8 +199,8 @@ class User:
         except httpx.HTTPError:
             return
         if response.status_code not in (expected, 503):
-            told = f"{thumb.feedback_id}: {response.status_code} instead of {expected}"
-            self._memory.broken_promises.append(told)
+            told = f"{response.status_code} instead of {expected}"
+            self._memory.broken_promises.append((thumb.feedback_id, told))
 
     async def _retract(self, thumb: Thumb) -> None:
         response = await self._http.delete(f"/v1/feedback/{thumb.feedback_id}")

@@ -8,13 +8,17 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from support.small_disk import SmallDisk
 
 from tuneloop.supervisor.child import ServiceChild
 from tuneloop.supervisor.data_dir import is_alive
 from tuneloop.supervisor.process import FAILING_SECONDS
+
+if TYPE_CHECKING:
+    from chaos.clocks import Clocks
+    from chaos.partitions import Relay
 
 PROCESSES = ("nats", "generation", "reward", "learner", "gateway")
 RECOVERY_SECONDS = 300.0
@@ -43,6 +47,12 @@ class Stage:
     disk: SmallDisk | None
     """The one its data is on, where one of a small size could be had."""
     chance: random.Random
+    relays: dict[str, "Relay"] = field(default_factory=dict)
+    """The networks that can be cut, by who uses them."""
+    clocks: "Clocks | None" = None
+    """What sets the processes' clocks, where that could be built."""
+    lost_feedback: set[str] = field(default_factory=set)
+    """Ids that only a stream held, which was then deleted."""
     outages: list[Outage] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
 
@@ -159,6 +169,27 @@ async def disk_full(stage: Stage) -> None:
         await stage.until_ready(PROCESSES)
 
 
+async def lose_power(stage: Stage) -> None:
+    """Everything ends in one moment, and what had not reached the disk is lost."""
+    disk = stage.disk
+    if disk is None or disk.image is None:
+        return
+    async with stage.outage(*PROCESSES, "disk"):
+        state = stage.service.run_state()
+        pids = [process["pid"] for process in state["processes"].values() if process["pid"]]
+        everybody = [state["pid"], *pids]
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in everybody:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            if number is signal.SIGSTOP:
+                disk.cut_power()
+        await gone(pids)
+        await asyncio.to_thread(disk.restore_power)
+        await asyncio.to_thread(stage.service.start)
+        await stage.until_ready(PROCESSES, other_than=pids)
+
+
 faults: dict[str, Fault] = {
     **{f"kill -9 {name}": end_with(signal.SIGKILL, name) for name in PROCESSES},
     "kill -9 of two": kill_two,
@@ -168,6 +199,7 @@ faults: dict[str, Fault] = {
     "SIGSTOP of nats": freeze(SHORT_FREEZE, "nats"),
     "SIGSTOP of generation": freeze(SHORT_FREEZE, "generation"),
     "disk full": disk_full,
+    "power lost": lose_power,
 }
 
 
@@ -176,5 +208,5 @@ def course(names: Iterable[str], chance: random.Random) -> Iterable[str]:
     once = list(names)
     chance.shuffle(once)
     yield from once
-    while True:
+    while once:
         yield chance.choice(once)

@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import os
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
-from chaos.deliveries import api, ignored
+from chaos.audit import recorded_feedback
+from chaos.deliveries import DURABLES, api, ignored
 from chaos.faults import Fault, Stage, restart_all
 from nats.aio.client import Client
 from support.ports import free_port
@@ -17,6 +20,8 @@ from tuneloop.bus import subjects
 from tuneloop.bus.streams import ROUTING_STREAM
 
 RECOVERY_SECONDS = 60.0
+IN_FLIGHT_SECONDS = 1.0
+"""Within which the server has stored what it was sent."""
 REFUSAL = "go to another ledger"
 
 
@@ -53,14 +58,60 @@ async def named(client: Client, subject: str) -> Any:
 
 async def lose_consumer(stage: Stage) -> None:
     """The server forgets how far the learner has read: all comes again."""
-    durable = "learner-tuneloop-feedback"
+    durable = DURABLES[subjects.FEEDBACK][0]
     async with bus_of(stage) as client:
         await api(client, f"CONSUMER.DELETE.{subjects.FEEDBACK}.{durable}", {})
-        async with asyncio.timeout(RECOVERY_SECONDS):
+        await made_again(client, subjects.FEEDBACK)
+
+
+async def lose_rollouts(stage: Stage) -> None:
+    """What nobody had taken in yet is gone with its stream; the rest goes on."""
+    async with bus_of(stage) as client, stage.outage("rollouts"):
+        await api(client, f"STREAM.DELETE.{subjects.ROLLOUTS}", {})
+        await made_again(client, subjects.ROLLOUTS)
+
+
+async def lose_learner_stream(stage: Stage) -> None:
+    """Nobody needs what the stream of versions and steps held."""
+    async with bus_of(stage) as client:
+        await api(client, f"STREAM.DELETE.{subjects.LEARNER}", {})
+        await made_again(client, subjects.LEARNER)
+
+
+async def lose_feedback(stage: Stage) -> None:
+    """What the learner had not taken in is lost, though acknowledged: it is noted here.
+
+    The gateway stands still meanwhile, so that nothing is stored after the look at the stream.
+    """
+    async with bus_of(stage) as client, stage.outage("gateway", "feedback stream"):
+        pid = stage.signal("gateway", signal.SIGSTOP)
+        try:
+            await asyncio.sleep(IN_FLIGHT_SECONDS)
+            held = await held_feedback(client)
+            await api(client, f"STREAM.DELETE.{subjects.FEEDBACK}", {})
+            stage.lost_feedback |= held - recorded_feedback(stage.service.data_dir)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await made_again(client, subjects.FEEDBACK)
+
+
+async def held_feedback(client: Client) -> set[str]:
+    """Return the ids of all feedback in its stream."""
+    request = {"subjects_filter": ">"}
+    info = await api(client, f"STREAM.INFO.{subjects.FEEDBACK}", request)
+    return {subject.split(".")[4] for subject in info["state"].get("subjects") or ()}
+
+
+async def made_again(client: Client, stream: str) -> None:
+    """Wait until a stream and its consumers exist."""
+    durables = DURABLES.get(stream, ["learner-tuneloop-activations"])
+    wanted = [f"CONSUMER.INFO.{stream}.{durable}" for durable in durables]
+    async with asyncio.timeout(RECOVERY_SECONDS):
+        for verb in (f"STREAM.INFO.{stream}", *wanted):
             while True:
                 with contextlib.suppress(ValueError):
-                    await api(client, f"CONSUMER.INFO.{subjects.FEEDBACK}.{durable}", {})
-                    return
+                    await api(client, verb, {})
+                    break
                 await asyncio.sleep(0.2)
 
 
@@ -134,6 +185,9 @@ def spoil(path: Path) -> None:
 losses: dict[str, Fault] = {
     "routing table lost": lose_routing,
     "consumer lost": lose_consumer,
+    "rollouts lost": lose_rollouts,
+    "feedback stream lost": lose_feedback,
+    "learner's stream lost": lose_learner_stream,
     "second learner": second_learner,
     "damaged files": damage_files,
 }

@@ -1,6 +1,7 @@
 """One run: start everything, let users and faults loose, wait until it is quiet, audit."""
 
 import asyncio
+import contextlib
 import math
 import random
 import shutil
@@ -12,9 +13,11 @@ from pathlib import Path
 
 from chaos.audit import Audit, audit, open_thumbs
 from chaos.clients import Memory, users
+from chaos.clocks import build_clocks, clock_steps
 from chaos.deliveries import Disorder
 from chaos.faults import PROCESSES, Fault, Stage, course, faults
 from chaos.losses import losses
+from chaos.partitions import addresses, partitions, relays
 from support.ports import free_port
 from support.small_disk import small_disk
 
@@ -22,7 +25,7 @@ from tuneloop.supervisor.child import ServiceChild
 
 SETTLE_SECONDS = 120.0
 """Without one more thumb learned from."""
-FAULTS: dict[str, Fault] = faults | losses
+FAULTS: dict[str, Fault] = faults | losses | partitions | clock_steps
 PAUSE = 1.0, 6.0
 """Shortest and longest time between two faults."""
 ENVIRONMENT = {
@@ -74,17 +77,23 @@ class Outcome:
 
 async def run(options: Options) -> Outcome:
     """Do it; raises `TimeoutError` when the service does not come back."""
-    with small_disk(options.folder) as disk:
+    data_dir = options.folder / "data"
+    clocks = build_clocks(options.folder.with_name("clocks"))
+    async with contextlib.AsyncExitStack() as stack:
+        disk = stack.enter_context(small_disk(options.folder))
+        networks = await stack.enter_async_context(relays(data_dir))
         service = ServiceChild(
-            options.folder / "data",
+            data_dir,
             port=free_port(),
             arguments=[
                 *("--model", str(options.policy), "--reward-model", str(options.reward_model)),
                 *("--engine", "transformers"),
             ],
-            environment=ENVIRONMENT,
+            environment=ENVIRONMENT
+            | addresses(networks, data_dir)
+            | (clocks.environment() if clocks is not None else {}),
         )
-        stage = Stage(service, disk, random.Random(options.seed))
+        stage = Stage(service, disk, random.Random(options.seed), networks, clocks)
         keep = options.keep or options.keep_failed
         try:
             with service:
@@ -115,7 +124,7 @@ async def run_on(stage: Stage, options: Options) -> Outcome:
     await stage.until_ready(PROCESSES)
     await settle(stage, memory)
     await asyncio.to_thread(stage.service.stop)
-    found = audit(stage.service.data_dir, memory, stage.outages)
+    found = audit(stage.service.data_dir, memory, stage.outages, stage.lost_feedback)
     return Outcome(
         faults=Counter(stage.done), disorder=disorder.counts, seconds=seconds, audit=found
     )
@@ -124,7 +133,7 @@ async def run_on(stage: Stage, options: Options) -> Outcome:
 async def settle(stage: Stage, memory: Memory) -> None:
     """Wait until all is learned that can be, or nothing more is; the audit says what is missing."""
     fewest, since = math.inf, time.monotonic()
-    while waiting := len(open_thumbs(stage.service.data_dir, memory)):
+    while waiting := len(open_thumbs(stage.service.data_dir, memory, stage.lost_feedback)):
         if waiting < fewest:
             fewest, since = waiting, time.monotonic()
         if time.monotonic() > since + SETTLE_SECONDS:
@@ -135,8 +144,10 @@ async def settle(stage: Stage, memory: Memory) -> None:
 async def wreak_havoc(stage: Stage, options: Options) -> None:
     """One fault after the other, each at least once if the time suffices."""
     until = time.monotonic() + options.seconds
-    possible = [n for n in options.faults if n != "disk full" or stage.disk is not None]
-    for name in course(possible, stage.chance):
+    impossible = impossible_faults(stage)
+    for name in set(options.faults) & impossible.keys():
+        print(f"left out: {name}, as {impossible[name]}", flush=True)
+    for name in course([n for n in options.faults if n not in impossible], stage.chance):
         await asyncio.sleep(stage.chance.uniform(*PAUSE))
         if time.monotonic() > until:
             return
@@ -144,3 +155,15 @@ async def wreak_havoc(stage: Stage, options: Options) -> None:
         print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
         await FAULTS[name](stage)
         stage.done.append(name)
+
+
+def impossible_faults(stage: Stage) -> dict[str, str]:
+    """Return the faults that this machine does not allow, and why."""
+    found = {}
+    if stage.disk is None:
+        found["disk full"] = "this process may not mount a file system"
+    if stage.disk is None or stage.disk.image is None:
+        found["power lost"] = "this process may not mount ext4 from a file"
+    if stage.clocks is None:
+        found["clocks stepped"] = "this needs a C compiler and glibc"
+    return found
