@@ -14,7 +14,7 @@ from support.small_disk import SmallDisk
 
 from tuneloop.supervisor.child import ServiceChild
 from tuneloop.supervisor.data_dir import is_alive
-from tuneloop.supervisor.process import FAILING_SECONDS
+from tuneloop.supervisor.process import FAILED_CHECKS, FAILING_SECONDS
 
 if TYPE_CHECKING:
     from chaos.clocks import Clocks
@@ -165,7 +165,7 @@ async def disk_full(stage: Stage) -> None:
         with stage.disk.full():
             await asyncio.sleep(DISK_FULL_SECONDS)
         # The supervisor has to see that streams take nothing although there is room.
-        await asyncio.sleep(2 * FAILING_SECONDS)
+        await asyncio.sleep((FAILED_CHECKS + 1) * FAILING_SECONDS)
         await stage.until_ready(PROCESSES)
 
 

@@ -22,7 +22,8 @@ from tuneloop.supervisor.process import RestartPolicy
 
 
 async def test_a_process_that_ails_is_started_again(tmp_path: Path) -> None:
-    looks: Iterator[bool] = iter([True])
+    # The first is about a stream that is being deleted, say: it passes by itself.
+    looks: Iterator[bool] = iter([True, False, True, True])
     again = asyncio.Event()
 
     async def failing() -> bool:
@@ -41,7 +42,7 @@ async def test_a_process_that_ails_is_started_again(tmp_path: Path) -> None:
         await again.wait()
     supervisor._on_signal()
     await running
-    assert "nats runs but does not work any more" in output.getvalue()
+    assert output.getvalue().count("nats runs but does not work any more") == 1
     assert "nats was ended by SIGTERM; starting it again" in output.getvalue()
 
 

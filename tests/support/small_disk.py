@@ -103,6 +103,8 @@ def small_disk(root: Path) -> Iterator[SmallDisk | None]:
     finally:
         if disk is not None:
             run("umount", "--lazy", str(root))
+        if disk is not None and disk.image is not None:
+            disk.image.unlink()
 
 
 def mount_ext4(root: Path) -> SmallDisk | None:

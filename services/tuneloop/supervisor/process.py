@@ -23,6 +23,8 @@ SETTINGS_ARE_WRONG = 2
 PROBE_SECONDS = 0.25
 FAILING_SECONDS = 2.0
 """Between two checks that a running process still works."""
+FAILED_CHECKS = 2
+"""So many in a row end it: one may fail in passing, as nats-server's while a stream is deleted."""
 PROBE_LIMIT_SECONDS = 15.0
 """After this a probe counts as failed; probes have shorter limits themselves."""
 DRAIN_SECONDS = 2.0
@@ -197,7 +199,7 @@ class ManagedProcess:
         transport.close()
 
     async def _watch(self) -> None:
-        """Probe until it is ready, then end it if its `failing` probe says so."""
+        """Probe until it is ready, then end it if its `failing` probe says so repeatedly."""
         while not await self._succeeds(self.spec.probe):
             await asyncio.sleep(PROBE_SECONDS)
         self._ready_at = asyncio.get_running_loop().time()
@@ -205,8 +207,10 @@ class ManagedProcess:
         self._changed()
         if self.spec.failing is None:
             return
-        while not await self._succeeds(self.spec.failing):
+        failed = 0
+        while failed < FAILED_CHECKS:
             await asyncio.sleep(FAILING_SECONDS)
+            failed = failed + 1 if await self._succeeds(self.spec.failing) else 0
         self._say("runs but does not work any more; ending it")
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
