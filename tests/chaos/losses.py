@@ -20,6 +20,7 @@ from tuneloop.bus import subjects
 from tuneloop.bus.streams import ROUTING_STREAM
 
 RECOVERY_SECONDS = 60.0
+BEHIND_SECONDS = 3.0
 IN_FLIGHT_SECONDS = 1.0
 """Within which the server has stored what it was sent."""
 REFUSAL = "go to another ledger"
@@ -81,18 +82,25 @@ async def lose_learner_stream(stage: Stage) -> None:
 async def lose_feedback(stage: Stage) -> None:
     """What the learner had not taken in is lost, though acknowledged: it is noted here.
 
-    The gateway stands still meanwhile, so that nothing is stored after the look at the stream.
+    The learner stands still for a while, so that there is something to lose; then the gateway too,
+    so that nothing is stored after the look at the stream.
     """
-    async with bus_of(stage) as client, stage.outage("gateway", "feedback stream"):
-        pid = stage.signal("gateway", signal.SIGSTOP)
-        try:
+    async with bus_of(stage) as client, contextlib.AsyncExitStack() as frozen:
+        hold_still(stage, "learner", frozen)
+        await asyncio.sleep(BEHIND_SECONDS)
+        async with stage.outage("gateway", "feedback stream"):
+            hold_still(stage, "gateway", frozen)
             await asyncio.sleep(IN_FLIGHT_SECONDS)
             held = await held_feedback(client)
             await api(client, f"STREAM.DELETE.{subjects.FEEDBACK}", {})
             stage.lost_feedback |= held - recorded_feedback(stage.service.data_dir)
-        finally:
-            os.kill(pid, signal.SIGCONT)
-        await made_again(client, subjects.FEEDBACK)
+            await frozen.aclose()
+            await made_again(client, subjects.FEEDBACK)
+
+
+def hold_still(stage: Stage, name: str, until: contextlib.AsyncExitStack) -> None:
+    """Let a process stand still until the end of a block."""
+    until.callback(os.kill, stage.signal(name, signal.SIGSTOP), signal.SIGCONT)
 
 
 async def held_feedback(client: Client) -> set[str]:
