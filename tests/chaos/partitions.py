@@ -132,13 +132,15 @@ def partition(count: int, *callers: str) -> Fault:
     """Some of these callers no longer reach their target, or it no longer reaches them."""
 
     async def fault(stage: Stage) -> None:
-        names = stage.chance.sample(callers, count)
+        names, seconds = stage.chance.sample(callers, count), stage.chance.choice(SECONDS)
         async with stage.outage(*(f"network of {name}" for name in names)):
             with contextlib.ExitStack() as cuts:
                 for name in names:
                     to, back = stage.chance.choice([(True, True), (True, False), (False, True)])
                     cuts.enter_context(stage.relays[name].cut(to=to, back=back))
-                await asyncio.sleep(stage.chance.choice(SECONDS))
+                    way = "both ways" if to and back else "on its way" if to else "on the way back"
+                    print(f"         {name}: {way}, {seconds:.0f} s", flush=True)
+                await asyncio.sleep(seconds)
             await asyncio.sleep(RECONNECT_SECONDS)
             await stage.until_ready(PROCESSES)
 
