@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+from chaos.partitions import Relay
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tuneloop.rpc.channel import connect, wait_until_connected
@@ -69,6 +70,23 @@ async def healthy(port: int, *, wait: bool = False) -> bool:
 async def test_a_busy_peer_has_time_to_greet() -> None:
     async with serving() as port, slow_to_greet(port) as slow:
         assert await healthy(slow)
+
+
+@pytest.mark.slow
+async def test_a_peer_that_falls_silent_is_noticed_within_half_a_minute() -> None:
+    async with serving() as port:
+        relay = Relay(lambda: port)
+        async with relay.listen(), connect(f"127.0.0.1:{relay.port}") as channel:
+            watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            first = await watched.read()
+            assert first.status == health_pb2.HealthCheckResponse.SERVING
+            with relay.cut(to=True, back=True):
+                started = asyncio.get_running_loop().time()
+                with pytest.raises(grpc.aio.AioRpcError) as raised:
+                    async with asyncio.timeout(45):
+                        await watched.read()
+                assert asyncio.get_running_loop().time() - started < 35
+    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_a_peer_that_comes_later_is_found(

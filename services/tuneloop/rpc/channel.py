@@ -29,6 +29,8 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
     # A peer that vanished silently is noticed after half a minute, not after hours.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # gRPC 1.85 waits so long for the answer to a ping: a minute by default, whatever is said above.
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.service_config", SERVICE_CONFIG),

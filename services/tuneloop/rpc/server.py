@@ -82,6 +82,7 @@ class Server:
                 # Two processes on one port must be an error, not a lottery between them.
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.http2.ping_timeout_ms", 20_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
                 ("grpc.http2.max_ping_strikes", 0),
