@@ -118,8 +118,10 @@ async def run_on(stage: Stage, options: Options) -> Outcome:
         try:
             await wreak_havoc(stage, options)
         finally:
-            meddling.cancel()
-            await asyncio.gather(meddling, return_exceptions=True)
+            # Before Python 3.12 `asyncio.wait_for`, which nats-py uses, can lose a cancellation.
+            while not meddling.done():
+                meddling.cancel()
+                await asyncio.wait({meddling}, timeout=1)
     seconds = time.monotonic() - started
     await stage.until_ready(PROCESSES)
     await settle(stage, memory)
