@@ -21,7 +21,7 @@ define pytest
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-all chaos lint audit sbom lock format proto bench models clean
+.PHONY: help run demo test test-all test-gpu chaos lint audit sbom lock format proto bench models clean
 
 help: ## List the commands.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,6 +59,9 @@ test: $(DEV) $(NODE_MODULES) models ## Set up and run the tests (under 15 minute
 
 test-all: $(DEV) $(NODE_MODULES) models lint ## Every test, the slow ones too.
 	$(call pytest,not gpu,--hypothesis-profile=exploring)
+
+test-gpu: $(DEV) models ## The tests for an NVIDIA GPU: engines and learner; skipped where there is none.
+	$(BIN)/python -m pytest -rs -m "gpu or (vllm and not slow)" tests/gpu tests/contract/test_engine.py $(ARGS)
 
 chaos: $(DEV) ## Kill, freeze, cut off and lose everything under load, then audit (ten minutes).
 	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)

@@ -1,0 +1,81 @@
+"""The learner on an NVIDIA GPU: the same steps as on a CPU, within bfloat16.
+
+`make test-gpu` runs these, and the contract suite of the engines, which use a GPU if there is one.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.policy_samples import SampleMaker
+
+from tuneloop.learner.samples import PolicySample
+from tuneloop.learner.trainer.policy import PolicyTrainer
+from tuneloop.learner.trainer.settings import TrainerSettings
+from tuneloop.policies import WeightsKind
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no NVIDIA GPU here"),
+]
+
+
+def trainer_on(device: str, folder: Path, **options: Any) -> PolicyTrainer:
+    return PolicyTrainer(folder, TrainerSettings(device=device, learning_rate=1e-3, **options))
+
+
+def samples_of(objective: str) -> Sequence[PolicySample]:
+    maker = SampleMaker(0)
+    made: dict[str, Sequence[PolicySample]] = {
+        "kto": maker.thumbs(8),
+        "dpo": maker.pairs(4),
+        "ppo": maker.scored(6),
+        "sft": maker.demonstrations(4),
+        "grpo": maker.groups(3),
+    }
+    return made[objective]
+
+
+@pytest.mark.parametrize("kind", list(WeightsKind))
+@pytest.mark.parametrize("objective", ["sft", "kto", "dpo", "ppo", "grpo"])
+def test_a_step_is_that_of_a_cpu(tiny_policy: Path, objective: str, kind: WeightsKind) -> None:
+    samples = {objective: samples_of(objective)}
+    expected = trainer_on("cpu", tiny_policy, kind=kind, threads=1)
+    found = trainer_on("cuda", tiny_policy, kind=kind)
+    for _ in range(3):
+        right, ours = expected.step(samples), found.step(samples)
+        assert ours.skipped == right.skipped
+        assert ours.metrics["loss"] == pytest.approx(right.metrics["loss"], rel=0.05, abs=0.02)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_steps_are_those_that_are_not(tiny_policy: Path, checkpointing: bool) -> None:
+    samples = {"sft": samples_of("sft")}
+    eager = trainer_on("cuda", tiny_policy, compile=False, gradient_checkpointing=checkpointing)
+    compiled = trainer_on("cuda", tiny_policy, compile=True, gradient_checkpointing=checkpointing)
+    for _ in range(3):
+        right = eager.step(samples).metrics["loss"]
+        assert compiled.step(samples).metrics["loss"] == pytest.approx(right, rel=0.02, abs=0.01)
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Let torch have 256 MiB more than it holds."""
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    allowed = torch.cuda.memory_reserved() + 256 * 2**20
+    torch.cuda.set_per_process_memory_fraction(allowed / total)
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_a_step_that_does_not_fit_at_first_is_taken(tiny_policy: Path) -> None:
+    trainer = trainer_on("cuda", tiny_policy, kind=WeightsKind.FULL, token_budget=1_000_000)
+    maker = SampleMaker(0)
+    many = [maker.demonstrations(64)[0] for _ in range(4096)]
+    result = trainer.step({"sft": many})
+    assert not result.skipped
