@@ -42,6 +42,7 @@ def test_what_fails_is_told_and_tried_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_services_parts_run(tmp_path: Path) -> None:
     command = ["service", "--device", "cpu", "--quick", "--results", str(tmp_path)]
     assert gpu.main(command) == 0
