@@ -8,7 +8,7 @@ from tuneloop.errors import Unavailable
 from tuneloop.learner.data.prompt_rows import PromptRow
 from tuneloop.learner.samples import SampledAnswer
 from tuneloop.policies import ServedPolicy, VersionOutcomes, WeightsReference
-from tuneloop.rollouts import RolloutSource, SamplingParameters
+from tuneloop.rollouts import RolloutSource, SamplingParameters, ToolUse
 from tuneloop.rpc.status import error_from_rpc
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc
 from tuneloop.wire import (
@@ -16,6 +16,7 @@ from tuneloop.wire import (
     messages_to_proto,
     sampling_to_proto,
     source_to_proto,
+    tool_use_to_proto,
     weights_to_proto,
 )
 
@@ -99,6 +100,7 @@ class GenerationClient:
             policy=self._policy,
             chat=messages_to_proto(asked.messages) if asked.messages else None,
             text=None if asked.messages else asked.rendered,
+            tool_use=tool_use_to_proto(ToolUse(tools=asked.tools)) if asked.tools else None,
             sampling=sampling_to_proto(question.sampling),
             tenant=TENANT,
             user_hash=question.source.value,

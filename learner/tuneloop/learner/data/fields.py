@@ -13,8 +13,8 @@ from typing import Any
 
 from tuneloop.errors import InvalidRequest
 from tuneloop.learner.data.table import Row, Table
-from tuneloop.learner.data.turns import read_turns
-from tuneloop.rollouts import ChatMessage
+from tuneloop.learner.data.turns import read_tools, read_turns
+from tuneloop.rollouts import ChatMessage, Tool
 
 TRUE, FALSE = ("true", "up", "yes", 1.0), ("false", "down", "no", 0.0)
 Text = str | tuple[ChatMessage, ...]
@@ -64,6 +64,13 @@ class Field:
             raise self.wrong("is not a list of messages" if value else "is empty")
         try:
             return read_turns(value)
+        except ValueError as error:
+            raise self.wrong(str(error)) from None
+
+    def tools(self) -> tuple[Tool, ...]:
+        """Return the functions that may be called, as a list or its JSON."""
+        try:
+            return read_tools(self.value)
         except ValueError as error:
             raise self.wrong(str(error)) from None
 

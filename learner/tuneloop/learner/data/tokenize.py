@@ -6,9 +6,10 @@ from pathlib import Path
 
 from tuneloop.errors import InvalidRequest
 from tuneloop.generation.prompts import Tokenization, render_turn
+from tuneloop.generation.tool_calls import openai_form
 from tuneloop.learner.data.fields import Fields, Text
 from tuneloop.learner.samples import TokenSequence
-from tuneloop.rollouts import ChatMessage, Prompt, prompt_as_text
+from tuneloop.rollouts import ChatMessage, Prompt, Tool, ToolUse, prompt_as_text
 
 WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 """How the classes of models that write text are called."""
@@ -24,6 +25,8 @@ class PromptTokens:
     """Empty where the prompt is plain text."""
     rendered: str
     token_ids: tuple[int, ...]
+    tools: tuple[Tool, ...] = ()
+    """Functions that the model was shown."""
 
 
 class TooLong(InvalidRequest):
@@ -58,13 +61,16 @@ class PromptTokenizer:
         """Return a prompt of the row; raises `InvalidRequest` naming the row."""
         if isinstance(prompt, str) and self._as_chat:
             prompt = (ChatMessage(role="user", content=prompt),)
+        tools: tuple[Tool, ...] = ()
         try:
             if isinstance(prompt, str):
                 tokenized = self.tokenization.tokenize(Prompt(text=prompt))
                 messages: tuple[ChatMessage, ...] = ()
             else:
                 self._check_calls(prompt, row)
-                tokenized = self.tokenization.tokenize(Prompt(messages=prompt))
+                tools = row["tools"].tools() if "tools" in row else ()
+                use = ToolUse(tools=tools) if tools else None
+                tokenized = self.tokenization.tokenize(Prompt(messages=prompt, tool_use=use))
                 messages = prompt
         except InvalidRequest as error:
             problem = error.message.replace("; use /v1/completions with a prompt", "")
@@ -75,6 +81,7 @@ class PromptTokenizer:
             messages=messages,
             rendered=tokenized.text,
             token_ids=tokenized.token_ids,
+            tools=tools,
         )
 
     def sequence(self, asked: PromptTokens, completion: Text, row: Fields) -> TokenSequence:
@@ -117,8 +124,11 @@ class PromptTokenizer:
     def _check_calls(self, messages: Sequence[ChatMessage], row: Fields) -> None:
         if self.tokenization.takes_tools:
             return
-        if any(message.tool_calls or message.role == "tool" for message in messages):
-            raise row.wrong("calls functions, for which the model's chat template has no place")
+        calls = any(message.tool_calls or message.role == "tool" for message in messages)
+        if calls or "tools" in row:
+            raise row.wrong(
+                "calls or shows functions, for which the model's chat template has no place"
+            )
 
     def _check_known(self, token_ids: Sequence[int], row: Fields) -> None:
         """Raise `InvalidRequest` for a token that the model has no embedding of."""
@@ -165,7 +175,10 @@ class PromptTokenizer:
         if not asked.messages:
             return content
         turns = [render_turn(message) for message in (*asked.messages, *completion)]
-        whole = str(self.tokenization.tokenizer.apply_chat_template(turns, tokenize=False))
+        tools = [openai_form(tool, strict=False) for tool in asked.tools] or None
+        whole = str(
+            self.tokenization.tokenizer.apply_chat_template(turns, tools=tools, tokenize=False)
+        )
         if whole.startswith(asked.rendered):
             return whole[len(asked.rendered) :]
         # Some templates write a finished answer otherwise than one to come (hidden reasoning).

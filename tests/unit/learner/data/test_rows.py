@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.offline_data import assistant, user, write_jsonl
+from support.tiny_models import make_obliging_policy
 
 from tuneloop.errors import InvalidRequest, NotFound
 from tuneloop.learner.data.fields import Field
@@ -16,6 +17,7 @@ from tuneloop.learner.data.reward_rows import user_of
 from tuneloop.learner.data.rows import convert, read_prompts, read_samples, read_texts
 from tuneloop.learner.data.table import open_table
 from tuneloop.learner.data.tokenize import PromptTokenizer
+from tuneloop.rollouts import ChatMessage, Prompt, Tool, ToolUse
 
 PAIR = {"prompt": "yes", "chosen": "no", "rejected": "please"}
 THUMB = {"prompt": "yes", "completion": "no", "label": True}
@@ -184,6 +186,57 @@ def test_sharegpt_is_a_conversation(tokens: PromptTokenizer, tmp_path: Path) -> 
     ):
         with pytest.raises(InvalidRequest, match=f"line 1: conversations {problem}"):
             samples("sft", [{"conversations": [said[1], turn]}], tokens, tmp_path)
+
+
+def test_functions_are_shown_as_the_service_shows_them(tmp_path: Path) -> None:
+    tokens = PromptTokenizer(make_obliging_policy(tmp_path / "model"), max_length=None)
+    # As Arrow has them: keys that other rows' schemas have are null.
+    schema = {"type": "object", "properties": {"city": {"type": "string"}, "depth": None}}
+    function = {"name": "weather", "description": "Look it up.", "parameters": schema}
+    turns = user("rain?") + assistant("no")
+    rows: list[Any] = [
+        {"messages": turns, "tools": [{"type": "function", "function": function}]},
+        {"messages": turns, "tools": [function]},
+        {"messages": turns, "tools": json.dumps([function])},
+    ]
+    pair = {"prompt": user("rain?"), "completion": assistant("no"), "tools": [function]}
+    first, *others = [s.sequence for s in samples("sft", rows, tokens, tmp_path)]
+    others += [s.sequence for s in samples("sft", [pair], tokens, tmp_path)]
+    assert others == [first] * 3
+    prompt, answer = texts_of(tokens, first)
+    served = tokens.tokenization.tokenize(
+        Prompt(
+            messages=(ChatMessage(role="user", content="rain?"),),
+            tool_use=ToolUse(
+                tools=(
+                    Tool(
+                        name="weather",
+                        description="Look it up.",
+                        parameters='{"type": "object", "properties": {"city": {"type": "string"}}}',
+                    ),
+                )
+            ),
+        )
+    )
+    assert first.prompt_token_ids == served.token_ids
+    assert "weather" in prompt
+    assert answer == "no<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("tools", "problem"),
+    [
+        ("[", "tools is text that is not the JSON of a list of tools"),
+        ({"name": "f"}, "tools is not a list of tools"),
+        ([{"type": "function"}], "tools tool 1 has no function with a name"),
+        ([{"name": "f", "parameters": "none"}], "tools tool 1: description must be text"),
+    ],
+)
+def test_functions_that_are_none_name_their_row(tools: Any, problem: str, tmp_path: Path) -> None:
+    tokens = PromptTokenizer(make_obliging_policy(tmp_path / "model"), max_length=None)
+    row = {"messages": user("rain?") + assistant("no"), "tools": tools}
+    with pytest.raises(InvalidRequest, match=problem):
+        samples("sft", [row], tokens, tmp_path)
 
 
 def test_alpaca_is_a_question_and_its_answer(tokens: PromptTokenizer, tmp_path: Path) -> None:
