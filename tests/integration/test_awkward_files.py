@@ -178,7 +178,7 @@ def test_what_is_wrong_is_a_line(
     ("name", "algorithm", "problem"),
     [
         ("sharegpt.jsonl", "sft", ""),
-        ("tools.jsonl", "sft", "line 1: calls functions, for which the model's chat template"),
+        ("tools.jsonl", "sft", "line 1: has functions, for which the model's chat template"),
         ("sharegpt-bot.jsonl", "sft", "line 2: conversations message 4, from: 'bot' is not"),
         ("ratings.csv", "reward-model", ""),
         ("infinite.jsonl", "reward-model", "line 1: rating is inf, not a finite number"),
