@@ -28,6 +28,8 @@ def test_on_a_cpu(tiny_policy: Path) -> None:
     arguments = engine_arguments(options(tiny_policy))
     assert (arguments.dtype, arguments.kv_cache_memory_bytes) == ("float32", 2**30)
     assert arguments.enforce_eager
+    # Streams wait for the pass of another's long prompt.
+    assert arguments.max_num_batched_tokens == 256
 
 
 def test_on_gpus(tiny_policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,9 @@ STAGING_INTERVAL = 0.05
 STOP_SECONDS = 1.0
 """How long the engine's processes get to exit."""
 CPU_CACHE_GIB = 1.0
+CPU_SCHEDULED_TOKENS = 256
+"""Tokens in one pass on a CPU. A long prompt stops all streams for the time of a pass: seconds with
+vLLM's 2,048, two cores and a model of 135 million parameters."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks vLLM can be started with; a smaller adapter fits a larger one."""
 
@@ -312,6 +315,7 @@ def engine_arguments(options: VllmOptions) -> Any:
         arguments |= {
             "dtype": "float32",  # bfloat16 is emulated, and four times slower
             "enforce_eager": True,
+            "max_num_batched_tokens": CPU_SCHEDULED_TOKENS,
         }
         cache_gib = cache_gib or CPU_CACHE_GIB
     else:
