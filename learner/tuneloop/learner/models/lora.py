@@ -56,7 +56,10 @@ def merged_weights(module: Any) -> dict[str, Tensor]:
 
 
 def add_adapter(model: Any, rank: int, alpha: int, seed: int) -> Any:
-    """Put LoRA on every linear layer but the head; B starts at 0, so it changes nothing yet."""
+    """Put LoRA on every linear layer but the head; B starts at 0, so it changes nothing yet.
+
+    Experts that are one tensor are no linear layers: in a mixture of experts attention is trained.
+    """
     head = model.get_output_embeddings()
     targets = {
         name.rpartition(".")[2]
@@ -73,4 +76,8 @@ def add_adapter(model: Any, rank: int, alpha: int, seed: int) -> Any:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return get_peft_model(model, config).eval()
+        adapted = get_peft_model(model, config).eval()
+    # PEFT leaves an empty set there for experts, and writes it as a text that it cannot read.
+    chosen = adapted.peft_config[ADAPTER]
+    chosen.target_parameters = sorted(chosen.target_parameters or ()) or None
+    return adapted
