@@ -20,7 +20,7 @@ import httpx
 
 from benchmarks.hostile_corpus import HostileRequest, read_corpus
 from benchmarks.load import PROMPTS
-from benchmarks.loop import free_port
+from benchmarks.loop import free_port, settle
 from tuneloop.supervisor.child import ServiceChild
 
 STREAMS = 8
@@ -185,6 +185,8 @@ def main() -> None:
         )
         with service:
             service.wait_until_ready()
+            # The learner and the reward model are loaded after generation, with all processors.
+            settle(service)
             report = asyncio.run(measure(service.url, options.quiet_seconds))
             restarts = service.run_state()["processes"]["generation"]["restarts"]
     print(json.dumps(asdict(report) | {"generation_restarts": restarts}, indent=2))

@@ -34,6 +34,7 @@ from tuneloop.generation.slots import Slots
 from tuneloop.generation.swap.hot_swap import HotSwap
 from tuneloop.generation.swap.lease import Lease
 from tuneloop.generation.tool_calls import ToolFormat, ToolParser, check_tools, constrain_to_calls
+from tuneloop.host import lower_thread_priority
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import (
     FinishReason,
@@ -117,7 +118,10 @@ class Completions:
         self.slots = Slots(max_concurrent)
         self.tool_format = tool_format
         self.trial = trial
-        self.tokenizers = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
+        # On few cores a long prompt would otherwise slow every stream down.
+        self.tokenizers = ThreadPoolExecutor(
+            TOKENIZER_THREADS, "tokenizer", initializer=lower_thread_priority
+        )
         self.outcomes = Outcomes()
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[list[Delta | Final], None]:

@@ -24,7 +24,7 @@ CPU_SECONDS = 0.7
 """Of computing, for compiling and all steps; most schemas take a hundredth."""
 WALL_SECONDS = 5.0
 """On a machine that has no time for it."""
-NICENESS = 5
+NICENESS = 10
 """Streams come first."""
 ADDRESS_BYTES = 2 * 2**30
 """Beyond what this process has."""

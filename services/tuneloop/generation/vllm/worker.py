@@ -2,7 +2,8 @@
 
 A worker extension loads full weights without a long pause (`staging`). A kernel class corrects LoRA
 in mixed batches, which vLLM 0.32 gets wrong on a CPU; vLLM's only hook for it is the method of its
-CPU platform that names the class, which this module replaces. On a GPU nothing is changed.
+CPU platform that names the class, which this module replaces. Grammars are compiled quietly there
+(`grammars`). On a GPU nothing is changed.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from vllm.platforms import current_platform
 
+from tuneloop.generation.vllm.grammars import replace_compiler
 from tuneloop.generation.vllm.staging import Staging
 
 if TYPE_CHECKING:
@@ -143,3 +145,5 @@ def add_rows(y: torch.Tensor, rows: torch.Tensor | None, delta: torch.Tensor) ->
 
 if current_platform.is_cpu():
     current_platform.get_punica_wrapper = lambda: f"{__name__}.{GroupedLora.__name__}"
+    # On a CPU the worker and what compiles grammars are one process.
+    replace_compiler()
