@@ -20,6 +20,7 @@ from tuneloop.feedback import (
     Thumb,
 )
 from tuneloop.learner.batching.batch import ids_of
+from tuneloop.learner.models.memory import run_in_smaller_passes
 from tuneloop.learner.samples import Reference, TokenSequence, sequences_of, tokens_of
 from tuneloop.learner.trainer.base import StepResult
 from tuneloop.rollouts import (
@@ -177,6 +178,9 @@ class CountingTrainer:
         """Sequences whose log-probs were asked for."""
 
     def step(self, samples: Mapping[str, Sequence[Any]]) -> StepResult:
+        return run_in_smaller_passes(self, lambda: self._take_step(samples))
+
+    def _take_step(self, samples: Mapping[str, Sequence[Any]]) -> StepResult:
         ids = [
             f"{name}:{sample_id}"
             for name, group in samples.items()
@@ -223,11 +227,8 @@ class CountingTrainer:
     def finite(self) -> bool:
         return not self.broken
 
-    def halve_token_budget(self) -> bool:
-        if self.token_budget <= 64:
-            return False
-        self.token_budget //= 2
-        return True
+    def limit_tokens(self, token_budget: int) -> None:
+        self.token_budget = token_budget
 
     def check(self, objective: str, sample: Any) -> None:
         pass

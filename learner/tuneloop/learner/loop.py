@@ -25,10 +25,11 @@ from tuneloop.learner.fault_search import FAULTS
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.model_thread import ModelThread
+from tuneloop.learner.models.memory import is_out_of_memory
 from tuneloop.learner.release.publisher import Publisher
 from tuneloop.learner.samples import ModelRole
 from tuneloop.learner.schedule import LoopSchedule, NextVersion
-from tuneloop.learner.trainer.base import StepResult, is_out_of_memory
+from tuneloop.learner.trainer.base import StepResult
 from tuneloop.learner.training_run import TrainingRun
 from tuneloop.wire import encode_learner_stepped
 
@@ -228,8 +229,6 @@ class Loop:
         # The frames hold the tensors of the step.
         traceback.clear_frames(error.__traceback__)
         too_large = is_out_of_memory(error)
-        if too_large and await self._worker.run(training_run.trainer.halve_token_budget):
-            return
         reason = f"step failed: {error}"
         found = await self._worker.run(training_run.search_fault, batch, reason, too_large)
         if found:
@@ -241,6 +240,7 @@ class Loop:
     def _report_step(self, training_run: TrainingRun, batch: Batch, result: StepResult) -> None:
         self.last_metrics[training_run.model] = result.metrics
         metrics.steps.labels(training_run.model).inc()
+        metrics.token_budget.labels(training_run.model).set(training_run.trainer.token_budget)
         if result.skipped:
             metrics.steps_skipped.labels(training_run.model, result.reason).inc()
             logger.warning(

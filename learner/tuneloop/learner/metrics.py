@@ -84,6 +84,11 @@ steps_skipped = Counter(
 steps_failed = Counter(
     "tuneloop_learner_steps_failed_total", "Steps that raised and will be tried again.", ["model"]
 )
+token_budget = Gauge(
+    "tuneloop_learner_token_budget",
+    "The most tokens in one forward pass. It falls when memory runs out, and stays there.",
+    ["model"],
+)
 for model in ModelRole:
     # There from the start, so that the first one is an increase.
     steps.labels(model)

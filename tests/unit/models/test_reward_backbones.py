@@ -11,6 +11,7 @@ from support.reward_parts import Publisher, make_decoder
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import CorruptData, InvalidRequest
 from tuneloop.learner.models.lora import merged_weights
+from tuneloop.learner.models.reward import head_name
 from tuneloop.learner.samples import (
     LabelledText,
     PreferredText,
@@ -18,7 +19,7 @@ from tuneloop.learner.samples import (
     RatedText,
     RewardSample,
 )
-from tuneloop.learner.trainer.reward_model import RewardTrainer, head_name
+from tuneloop.learner.trainer.reward_model import RewardTrainer
 from tuneloop.learner.trainer.settings import RewardTrainerSettings
 from tuneloop.models.reward_model import RewardModel, load
 from tuneloop.policies import WeightsKind

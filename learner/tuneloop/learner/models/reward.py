@@ -7,10 +7,10 @@ both ways and cannot share anything: its texts are padded, neighbours of like le
 
 import itertools
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tuneloop.learner.models.architecture import run_body, take_packed_rows
 from tuneloop.learner.models.batch import micro_batches, packed_batches
@@ -82,3 +82,13 @@ def sequences_of(encoded: Encoded) -> list[TokenSequence]:
         )
         for ids in texts
     ]
+
+
+def head_name(module: Any) -> str:
+    """Return the name of the last linear layer with one output."""
+    heads: list[str] = [
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear) and part.out_features == 1
+    ]
+    return heads[-1]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tuneloop.errors import TuneloopError
+from tuneloop.learner.models.memory import is_out_of_memory
 from tuneloop.learner.models.packing import packed_length
 from tuneloop.learner.samples import TokenSequence
 
@@ -44,6 +45,10 @@ class World:
     """Among the processes of this machine: which GPU is its own."""
     commands: Any = None
     """Process group of the announcements and of checkpoints: gloo, also beside NCCL."""
+    store: Any = None
+    """Torchrun's own store, which outlives the ranks where it runs on one machine."""
+    shortages: int = 0
+    """Starts of these ranks that ended because memory ran out on one of them."""
 
     @property
     def is_leader(self) -> bool:
@@ -146,16 +151,18 @@ class World:
     def together(self) -> Iterator[None]:
         """End the process if this rank fails alone: the others would wait for it without end.
 
-        What torchrun restarts resumes from the last checkpoint. A refused sample is refused on
-        every rank and is no failure.
+        What torchrun restarts resumes from the last checkpoint, with a smaller token budget where
+        memory ran out. A refused sample is refused on every rank and is no failure.
         """
         try:
             yield
         except TuneloopError:
             raise
-        except Exception:
+        except Exception as error:
             if self.size == 1:
                 raise
+            if is_out_of_memory(error) and self.store is not None:
+                self.store.set(_shortage(_restart_count()), "yes")
             logger.critical("rank %d failed; all ranks have to be started again", self.rank)
             logger.exception("the failure")
             logging.shutdown()
@@ -194,9 +201,14 @@ def join() -> World:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
+    outliving, shortages = None, 0
     # Without a backend named there is one for each kind of device: gloo, and NCCL where it is.
     if not dist.is_initialized():
         store, rank, _ = next(rendezvous("env://"))
+        outliving = store
+        while isinstance(outliving, PrefixStore):
+            outliving = outliving.underlying_store
+        shortages = sum(outliving.check([_shortage(n)]) for n in range(_restart_count()))
         # On one machine torchrun's store outlives a restart, and with it the old ranks' addresses.
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
             store = PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
@@ -209,6 +221,8 @@ def join() -> World:
         size=size,
         local_rank=local_rank,
         commands=dist.new_group(backend="gloo", timeout=PATIENCE),
+        store=outliving,
+        shortages=shortages,
     )
 
 
@@ -218,6 +232,14 @@ def limit_gpu_memory(gib: float) -> None:
         return
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total))
+
+
+def _restart_count() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _shortage(start: int) -> str:
+    return f"tuneloop/out_of_memory/{start}"
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The trainer of any model, as the loop and offline runs use it, and the result of a step."""
 
-import logging
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,6 @@ from tuneloop.learner.samples import Reference, Tokens, TokenSequence
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-logger = logging.getLogger("tuneloop.learner")
-
 
 StepLogprobs = Mapping[Tokens, tuple[TokenSequence, float]]
 """The completions that a step learned from, as it did (at which temperature), and log π of each."""
@@ -28,34 +24,6 @@ def peak_memory_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts in KiB, macOS in bytes.
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-OUT_OF_MEMORY = (
-    "can't allocate memory",  # torch on a CPU
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
-"""What errors say that are plain `RuntimeError`s."""
-LEAST_TOKEN_BUDGET = 64
-"""With less, every forward pass has a single sequence anyway."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, of the device or of the process."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return True
-    said = isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
-    return said or isinstance(error, MemoryError)
-
-
-def halved_token_budget(tokens: int) -> int | None:
-    """Return the next smaller token budget after running out of memory; None if there is none."""
-    if tokens <= LEAST_TOKEN_BUDGET:
-        return None
-    smaller = max(LEAST_TOKEN_BUDGET, tokens // 2)
-    logger.warning("out of memory: at most %d tokens in a forward pass from now on", smaller)
-    return smaller
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +72,9 @@ class Trainer(Protocol):
     def step(self, samples: Mapping[str, Sequence[Any]]) -> StepResult:
         """Take one optimizer step on samples by objective.
 
-        Raises `InvalidRequest` with `param` the sample's id when one cannot be learned from; the
-        weights are then unchanged.
+        Where memory runs out it is taken again in smaller passes. Raises `InvalidRequest` with
+        `param` the sample's id when one cannot be learned from, and `MemoryError` when one does not
+        fit alone; the weights are then unchanged.
         """
         ...
 
@@ -132,11 +101,9 @@ class Trainer(Protocol):
         """Return whether every weight is a number."""
         ...
 
-    def halve_token_budget(self) -> bool:
-        """Take smaller forward passes, after a step ran out of memory; return False at the least.
-
-        Frees what the step left behind. The budget holds until the process ends.
-        """
+    @property
+    def token_budget(self) -> int:
+        """The most tokens in a forward pass; it shrinks where memory runs out, and stays small."""
         ...
 
     def save_checkpoint(self, folder: Path, position: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """One step of the policy: plan every objective, add up their gradients, step once."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,13 +13,19 @@ import torch
 
 from tuneloop.errors import InvalidRequest
 from tuneloop.generation.prompts import Tokenization
-from tuneloop.learner.losses.means import merge
 from tuneloop.learner.models.batch import check_sample
+from tuneloop.learner.models.memory import (
+    after_shortages,
+    halved_token_budget,
+    is_out_of_memory,
+    run_in_smaller_passes,
+)
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.models.sampling import greedy_answers
 from tuneloop.learner.models.world import ALONE, World
 from tuneloop.learner.objectives.anchors import Anchors, load_anchors, plan_anchors
 from tuneloop.learner.objectives.base import Plan
+from tuneloop.learner.objectives.combined import Plans, step_on_plans
 from tuneloop.learner.objectives.evidence import (
     Given,
     Shares,
@@ -28,7 +35,6 @@ from tuneloop.learner.objectives.evidence import (
 )
 from tuneloop.learner.samples import (
     POLICY_OBJECTIVES,
-    SCORED_OBJECTIVES,
     DemonstrationSample,
     PolicySample,
     Reference,
@@ -40,17 +46,15 @@ from tuneloop.learner.samples import (
 from tuneloop.learner.trainer import checkpoint, checkpoint_shards
 from tuneloop.learner.trainer.adaptive import AdaptiveState
 from tuneloop.learner.trainer.algorithms import Algorithm, algorithm_of
-from tuneloop.learner.trainer.base import StepResult, TrainerState, halved_token_budget
-from tuneloop.learner.trainer.gradient_step import LossTerm, accumulate_and_step
+from tuneloop.learner.trainer.base import StepResult, TrainerState
 from tuneloop.learner.trainer.optimizer import Optimizer
 from tuneloop.learner.trainer.settings import TrainerSettings
 
-Plans = Mapping[str, Plan]
-"""By objective."""
 SEEN_LATE = {"clip_fraction", "importance_ratio"}
 """Metrics reported from the last epoch; all others are of the policy before the step."""
 VALUE_STEP = 0.64
 """The most that a step of Adam adds to a value at the value head's rate, for inputs near 1."""
+logger = logging.getLogger("tuneloop.learner.trainer")
 
 
 class PolicyTrainer:
@@ -96,9 +100,9 @@ class PolicyTrainer:
             world=world,
         )
         # Micro-batches are measured as the model takes them, and divided among the ranks.
-        budget = settings.tokens_at_once * world.size if world.size > 1 else settings.token_budget
+        budget = after_shortages(settings.tokens_at_once * world.size, world.shortages)
         self._settings = replace(settings, packing=self._model.packs, token_budget=budget)
-        self._reference_budget = settings.tokens_at_once
+        self._reference_budget = self._first_budget = min(settings.tokens_at_once, budget)
         value_head = self._model.value_head
         value_rate = settings.value_learning_rate or VALUE_STEP / value_head.in_features
         self._optimizer = Optimizer(
@@ -149,7 +153,11 @@ class PolicyTrainer:
 
     def references(self, sequences: Sequence[TokenSequence]) -> list[Reference]:
         """See `Trainer.references`."""
-        compute = partial(self._model.compute_references, token_budget=self._reference_budget)
+
+        def compute(fitting: Sequence[TokenSequence]) -> list[Reference]:
+            budget = self._reference_budget
+            return self._model.compute_references(fitting, token_budget=budget)
+
         return [found or Reference() for found in self._of_fitting(sequences, compute)]
 
     def logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
@@ -165,7 +173,8 @@ class PolicyTrainer:
     ) -> list[Any]:
         """Return what `compute` makes of the sequences that fit, in place; () for the others."""
         fits = [self._fits(sequence) for sequence in sequences]
-        found = iter(compute(list(compress(sequences, fits))))
+        fitting = list(compress(sequences, fits))
+        found = iter(run_in_smaller_passes(self, partial(compute, fitting)))
         return [next(found) if fit else () for fit in fits]
 
     def _fits(self, sequence: TokenSequence) -> bool:
@@ -211,8 +220,12 @@ class PolicyTrainer:
         if self._anchors is not None:
             beside = anchors_beside(given, self._settings)
             anchors = self._anchors.sequences(self._adaptive.anchors_used, beside)
-        self._world.announce("trainer", "take_step", given, anchors)
-        return self.take_step(given, anchors)
+
+        def attempt() -> StepResult:
+            self._world.announce("trainer", "take_step", given, anchors)
+            return self.take_step(given, anchors)
+
+        return run_in_smaller_passes(self, attempt)
 
     def take_step(self, given: Given, anchors: Sequence[TokenSequence]) -> StepResult:
         """Take the step that `step` has checked, on every rank."""
@@ -234,7 +247,7 @@ class PolicyTrainer:
                 for name, batch in given.items()
             }
             held = plan_anchors(self._model, anchors, self._settings) if anchors else None
-            result = self._take_step(plans, held, shares)
+            result = step_on_plans(self._optimizer, plans, held, shares, self._settings)
         except BaseException:
             self._optimizer.resume()
             raise
@@ -250,45 +263,21 @@ class PolicyTrainer:
         epochs = {name: self._algorithms[name].epochs(self._settings) for name in plans}
         for epoch in range(1, max(epochs.values())):
             left = {n: p for n, p in plans.items() if epoch < epochs[n]}
-            again = self._take_step(left, held, shares)
+            try:
+                again = step_on_plans(self._optimizer, left, held, shares, self._settings)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                # The step is taken: what is left out is its repetition, not a sample.
+                logger.warning("out of memory: %d of %d epochs taken", epoch, max(epochs.values()))
+                self.limit_tokens(halved_token_budget(self.token_budget) or self.token_budget)
+                break
             if again.skipped:
                 break
             # In the first epoch policy and old policy are one: the clip is seen in the last.
             late = {name: again.metrics[name] for name in SEEN_LATE & again.metrics.keys()}
             result = StepResult(metrics={**result.metrics, **late})
         return result
-
-    def _take_step(self, plans: Plans, held: Plan | None, shares: Shares) -> StepResult:
-        """Take one optimizer step on all plans, or none where `accumulate_and_step` refuses."""
-        measured = [metrics for plan in plans.values() for metrics in plan.metrics]
-        evidence = math.fsum(shares[name] * plan.trusted for name, plan in plans.items())
-        full_step = self._settings.full_step is not None
-        terms = [
-            LossTerm(
-                name=f"{name}_loss",
-                micro_losses=plan.micro_losses,
-                weight=shares[name] / evidence if full_step and evidence > 0 else shares[name],
-            )
-            for name, plan in plans.items()
-            if plan.micro_losses
-        ]
-        if not terms or (full_step and evidence <= 0):
-            self._optimizer.resume()
-            reason = "no_evidence" if terms else "no_spread"
-            return StepResult(metrics=merge(measured), skipped=True, reason=reason)
-        if held is not None:
-            losses, weight = held.micro_losses, self._settings.anchor_weight
-            terms.append(LossTerm(name="anchor_loss", micro_losses=losses, weight=weight))
-        result = accumulate_and_step(
-            self._optimizer,
-            terms,
-            measured,
-            evidence=evidence if full_step else 1.0,
-            closes=not full_step or any(name in SCORED_OBJECTIVES for name in plans),
-        )
-        tokens = float(sum(plan.tokens for plan in plans.values()))
-        figures = {"tokens": tokens, "evidence": min(1.0, evidence) if full_step else 1.0}
-        return replace(result, metrics={**result.metrics, **figures})
 
     def save_weights(self, folder: Path) -> None:
         """See `Trainer.save_weights`."""
@@ -313,16 +302,17 @@ class PolicyTrainer:
         self._world.announce("trainer", "finite")
         return self._optimizer.finite()
 
-    def halve_token_budget(self) -> bool:
-        """See `Trainer.halve_token_budget`."""
-        self._world.announce("trainer", "halve_token_budget")
+    @property
+    def token_budget(self) -> int:
+        """See `Trainer.token_budget`."""
+        return self._settings.tokens_at_once
+
+    def limit_tokens(self, token_budget: int) -> None:
+        """Take passes of at most so many tokens from now on, and drop a failed step's gradients."""
+        self._world.announce("trainer", "limit_tokens", token_budget)
         self._optimizer.zero_grad()
-        budget = halved_token_budget(self._settings.tokens_at_once)
-        if budget is None:
-            return False
-        self._settings = replace(self._settings, token_budget=budget)
-        self._reference_budget = min(self._reference_budget, budget)
-        return True
+        self._settings = replace(self._settings, token_budget=token_budget)
+        self._reference_budget = min(self._first_budget, token_budget)
 
     def state(self) -> TrainerState:
         """Return what a checkpoint keeps of this rank: weights, optimizer, what adapts."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tuneloop.errors import InvalidRequest
 from tuneloop.learner.losses.kto import RAREST, class_weights
@@ -22,7 +22,8 @@ from tuneloop.learner.losses.reward_model import (
 )
 from tuneloop.learner.models.architecture import checkpoint_layers
 from tuneloop.learner.models.lora import add_reward_adapter, merged_weights
-from tuneloop.learner.models.reward import Encoded, RewardScores
+from tuneloop.learner.models.memory import run_in_smaller_passes
+from tuneloop.learner.models.reward import Encoded, RewardScores, head_name
 from tuneloop.learner.models.world import ALONE
 from tuneloop.learner.objectives.evidence import reward_evidence
 from tuneloop.learner.samples import (
@@ -37,7 +38,7 @@ from tuneloop.learner.samples import (
 )
 from tuneloop.learner.trainer import checkpoint, checkpoint_shards
 from tuneloop.learner.trainer.adaptive import ClassBalance
-from tuneloop.learner.trainer.base import StepResult, TrainerState, halved_token_budget
+from tuneloop.learner.trainer.base import StepResult, TrainerState
 from tuneloop.learner.trainer.checkpoint_shards import Saved
 from tuneloop.learner.trainer.gradient_step import LossTerm, MicroLoss, accumulate_and_step
 from tuneloop.learner.trainer.optimizer import Optimizer
@@ -126,6 +127,9 @@ class RewardTrainer:
         given = samples[Objective.REWARD_MODEL]
         if not given:
             return StepResult(metrics={}, skipped=True, reason="no_samples")
+        return run_in_smaller_passes(self, lambda: self._take_step(given))
+
+    def _take_step(self, given: Sequence[RewardSample]) -> StepResult:
         encoded = [(sample, self._encode(sample)) for sample in given]
         thumbs = [(s, e) for s, e in encoded if isinstance(s, LabelledText)]
         pairs = [(s, e) for s, e in encoded if isinstance(s, PreferredText)]
@@ -170,13 +174,15 @@ class RewardTrainer:
         """See `Trainer.finite`."""
         return self._optimizer.finite()
 
-    def halve_token_budget(self) -> bool:
-        """See `Trainer.halve_token_budget`."""
+    @property
+    def token_budget(self) -> int:
+        """See `Trainer.token_budget`."""
+        return self._settings.token_budget
+
+    def limit_tokens(self, token_budget: int) -> None:
+        """Take passes of at most so many tokens from now on, and drop a failed step's gradients."""
         self._optimizer.zero_grad()
-        if (budget := halved_token_budget(self._settings.token_budget)) is None:
-            return False
-        self._settings = replace(self._settings, token_budget=budget)
-        return True
+        self._settings = replace(self._settings, token_budget=token_budget)
 
     def state(self) -> TrainerState:
         """Return what a checkpoint keeps: weights, optimizer, schedule, balance of thumbs."""
@@ -330,16 +336,6 @@ def problem_of(sample: RewardSample) -> str:
     if isinstance(sample, RankedText) and len(sample.completions) < 2:
         return f"a ranking of {len(sample.completions)} answers says nothing"
     return ""
-
-
-def head_name(module: Any) -> str:
-    """Return the name of the last linear layer with one output."""
-    heads: list[str] = [
-        name
-        for name, part in module.named_modules()
-        if isinstance(part, nn.Linear) and part.out_features == 1
-    ]
-    return heads[-1]
 
 
 def _weights(samples: Sequence[RewardSample], scores: Tensor) -> Tensor:
