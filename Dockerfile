@@ -152,10 +152,21 @@ ENTRYPOINT ["tuneloop-reward"]
 FROM runtime AS learner
 ARG ACCELERATOR
 LABEL org.opencontainers.image.title="tuneloop learner ($ACCELERATOR)"
+# On a GPU torch compiles the layers and flex attention: without a C compiler training is slower, and
+# there is no packing.
+# hadolint ignore=DL3008
+RUN if [ "$ACCELERATOR" = cuda ]; then \
+        apt-get update \
+        && apt-get install --yes --no-install-recommends gcc libc6-dev \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY --from=learner-packages /opt/tuneloop /opt/tuneloop
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
     pip install --no-cache-dir --no-deps /dist/*.whl
-ENV TUNELOOP_LEARNER_HOST=0.0.0.0 \
+# Not under /tmp, which is mounted noexec: libraries are loaded from there.
+ENV TORCHINDUCTOR_CACHE_DIR=/var/cache/tuneloop/inductor \
+    TRITON_CACHE_DIR=/var/cache/tuneloop/triton \
+    TUNELOOP_LEARNER_HOST=0.0.0.0 \
     TUNELOOP_LEARNER_PORT=15053 \
     TUNELOOP_LEARNER_METRICS_PORT=9103 \
     TUNELOOP_LEARNER_DATA_DIR=/var/lib/tuneloop/learner

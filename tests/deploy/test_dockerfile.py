@@ -8,7 +8,7 @@ from runpy import run_path
 
 import pytest
 from packaging.utils import canonicalize_name
-from support.deploy_files import PROCESSES, ROOT, Dockerfile
+from support.deploy_files import PROCESSES, ROOT, Dockerfile, composed, pods, rendered
 from support.requirements import closure
 
 from tuneloop.cli.healthcheck import PROCESSES as CHECKED
@@ -135,3 +135,21 @@ def test_only_what_is_named_is_sent_to_the_build(dockerfile: Dockerfile) -> None
             if word == "COPY" and "--from" not in rest:
                 for source in rest.split()[:-1]:
                     assert any(Path(source).is_relative_to(s) for s in sent), (stage, source)
+
+
+def test_the_learner_can_compile_on_a_gpu(dockerfile: Dockerfile) -> None:
+    """Triton and inductor need a C compiler, and load what it makes: not from a noexec mount."""
+    [installs] = [rest for word, rest in dockerfile.stages["learner"] if "apt-get install" in rest]
+    assert '"$ACCELERATOR" = cuda' in installs
+    assert {"gcc", "libc6-dev"} <= set(installs.replace(";", " ").split())
+    environment = dockerfile.environment("learner")
+    services = composed("cuda")["services"]
+    pod = pods(rendered())["learner"]
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        folder = Path(environment[name])
+        # Compose mounts a volume, which is exec; the chart an emptyDir, which is too.
+        mounted = {volume["target"] for volume in services["learner-cuda"]["volumes"]}
+        assert mounted & set(map(str, folder.parents)) == {"/var/cache/tuneloop"}
+        [container] = pod["containers"]
+        mounts = {m["mountPath"]: m for m in container["volumeMounts"]}
+        assert not mounts["/var/cache/tuneloop"].get("readOnly")
