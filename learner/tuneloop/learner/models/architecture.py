@@ -7,20 +7,36 @@ what does not come out right is not used.
 
 import functools
 import inspect
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tuneloop.errors import SettingsError
 from tuneloop.learner.models.attention import PACKED
-from tuneloop.learner.models.lm_head import LogitTransform
+from tuneloop.learner.models.lm_head import LogitTransform, float32_head, transformed
 from tuneloop.learner.models.packing import TokenLayout, pack, pad
 from tuneloop.learner.samples import TokenSequence
 from tuneloop.models.reward_model import silence_loading
 
+logger = logging.getLogger("tuneloop.learner.models")
+VARIANTS = 64
+"""Variants of a layer that dynamo may keep."""
+COMPILE_REMEDY = (
+    "the layers could not be compiled, so training is slower: it needs a C compiler (gcc) and "
+    "TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR on a file system without noexec; "
+    "compile=false silences this: %s"
+)
+FLEX_REMEDY = (
+    "no packing for %s, so prompts are computed for each answer and rows are padded: flex "
+    "attention could not be built or run. It needs a C compiler (gcc) and TORCHINDUCTOR_CACHE_DIR "
+    "and TRITON_CACHE_DIR on a file system without noexec; packing=false silences this: %s"
+)
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers that know of other tokens only what attention tells them."""
 
@@ -37,7 +53,8 @@ def run_whole(model: Any, layout: TokenLayout) -> tuple[Tensor, Tensor]:
     one_row = layout.input_ids.shape[0] == 1
     if one_row and "logits_to_keep" in inspect.signature(model.forward).parameters:
         kept = {"logits_to_keep": layout.sources}
-    output = model(**inputs_of(layout), use_cache=False, output_hidden_states=True, **kept)
+    with float32_head(model.get_output_embeddings()):
+        output = model(**inputs_of(layout), use_cache=False, output_hidden_states=True, **kept)
     hidden = output.hidden_states[-1].flatten(0, 1)[layout.sources]
     logits = output.logits.flatten(0, 1)
     return logits if kept else logits[layout.sources], hidden
@@ -81,8 +98,10 @@ def take_packed_rows(model: Any) -> bool:
             with silence_loading():
                 model.set_attn_implementation(PACKED)
                 found = run_body(model, packed)[packed.sources].float()
-        except (TypeError, ValueError, NotImplementedError, RuntimeError, KeyError):
+        except (TypeError, ValueError, NotImplementedError, RuntimeError, KeyError) as error:
             found = torch.full_like(expected, torch.nan)
+            if model.device.type != "cpu" or isinstance(error, TorchDynamoException):
+                logger.error(FLEX_REMEDY, type(model).__name__, error)
     off = torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected)
     # The probe is shorter than any window, so layers that keep theirs to themselves come out right.
     uses_window = not slides or any(packed.windows)
@@ -95,7 +114,11 @@ def take_packed_rows(model: Any) -> bool:
 
 @torch.no_grad()
 def find_logit_transform(model: Any) -> LogitTransform | None:
-    """Return what the model does to its logits after the head; None if that is unknown."""
+    """Return what the model does to its logits after the head; None if that is unknown.
+
+    The head's own logits are replaced by others, in float32 and as large as a trained model's: a
+    cap leaves small ones as they are, and in bfloat16 what it does drowns in rounding.
+    """
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1 / (
         getattr(config, "logits_scaling", None) or 1.0
@@ -103,15 +126,33 @@ def find_logit_transform(model: Any) -> LogitTransform | None:
     cap = getattr(config, "final_logit_softcapping", None)
     layout = pad(_probe(model)[:1], model.device)
     states = run_body(model, layout)[layout.sources]
-    logits = model.get_output_embeddings()(states).float()
-    expected = run_whole(model, layout)[0].float()
+    seen: list[Tensor] = []
+
+    def replace_logits(head: Any, given: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        spread = torch.linspace(-1, 1, logits.numel(), device=logits.device)
+        seen.extend((given[0], spread.mul(3 * (cap or 10.0) / float(scale)).view(logits.shape)))
+        return seen[-1]
+
+    hook = model.get_output_embeddings().register_forward_hook(replace_logits)
+    try:
+        expected = run_whole(model, layout)[0]
+    finally:
+        hook.remove()
+    if len(seen) != 2:
+        return None
+    before, logits = (_at_sources(t.flatten(0, -2), layout) for t in seen)
+    near = 1e-3 if states.dtype in (torch.float32, torch.float64) else 2e-2
+    if not torch.allclose(before.float(), states.float(), rtol=near, atol=near):
+        return None
     for transform in (LogitTransform(), LogitTransform(scale=float(scale), cap=cap)):
-        z = logits * transform.scale
-        if transform.cap is not None:
-            z = torch.tanh(z / transform.cap) * transform.cap
-        if torch.allclose(z, expected, rtol=1e-3, atol=1e-3):
+        if torch.allclose(transformed(logits, transform), expected.float(), rtol=1e-3, atol=1e-3):
             return transform
     return None
+
+
+def _at_sources(flat: Tensor, layout: TokenLayout) -> Tensor:
+    """Return (N, …) rows of (R·T, …), or of what was cut to them already."""
+    return flat if len(flat) == len(layout.sources) else flat[layout.sources]
 
 
 def _probe(model: Any) -> list[TokenSequence]:
@@ -137,16 +178,55 @@ def _probe(model: Any) -> list[TokenSequence]:
     ]
 
 
-def checkpoint_layers(model: Any) -> None:
-    """Compute each layer again in the backward pass instead of keeping its activations."""
-    for layer in _layers(model, "gradient_checkpointing"):
+def checkpoint_layers(model: Any, *, needed: bool = True) -> bool:
+    """Compute each layer again in the backward pass instead of keeping its activations.
+
+    Call it after `compile_layers`: dynamo runs what is around a checkpoint as it is, so a compiled
+    layer belongs inside. Returns whether the family has layers for it; raises `SettingsError` where
+    it has none and it is `needed`.
+    """
+    layers = _layers(model, "gradient_checkpointing", needed=needed)
+    for layer in layers:
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+    return bool(layers)
 
 
-def compile_layers(model: Any) -> None:
-    """Compile each layer; rows differ in length, so shapes are dynamic."""
-    for layer in _layers(model, "compile"):
-        layer.compile(dynamic=True)
+def compile_layers(model: Any, *, needed: bool = True, backend: str = "inductor") -> None:
+    """Compile each layer; rows differ in length, so shapes are dynamic.
+
+    The layers have one code, and dynamo keeps what it compiled by code: with the reference's
+    passes, kinds of layers and tails of one token there are more variants than it keeps by itself,
+    and past the limit it would go on without compiling.
+    """
+    import torch._dynamo
+
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, VARIANTS)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 8 * VARIANTS)
+    for layer in _layers(model, "compile", needed=needed):
+        layer.forward = CompiledForward(layer.forward, backend)
+
+
+class CompiledForward:
+    """A layer's forward pass, compiled; if it cannot be, an error says so and it runs as it was."""
+
+    failed = False
+    """Whether one could not be compiled; the others are then not tried."""
+
+    def __init__(self, forward: Callable[..., Any], backend: str) -> None:
+        """Compile at the first call."""
+        self._eager = forward
+        self._compiled = torch.compile(forward, dynamic=True, backend=backend)
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """Run the layer."""
+        if not CompiledForward.failed:
+            try:
+                return self._compiled(*args, **named)
+            except TorchDynamoException as error:
+                CompiledForward.failed = True
+                logger.error(COMPILE_REMEDY, error)
+        return self._eager(*args, **named)
 
 
 def layers_of(model: Any) -> list[Any]:
@@ -154,10 +234,12 @@ def layers_of(model: Any) -> list[Any]:
     return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
 
-def _layers(model: Any, setting: str) -> list[Any]:
+def _layers(model: Any, setting: str, *, needed: bool) -> list[Any]:
     layers = layers_of(model)
-    if not layers:
+    if not layers and needed:
         raise SettingsError(
             f"{setting}: {type(model).__name__} has no layers for it", param=setting
         )
+    if not layers:
+        logger.warning("no %s: %s has no layers for it", setting, type(model).__name__)
     return layers

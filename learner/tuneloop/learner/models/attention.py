@@ -5,7 +5,8 @@ interface can use it. On a CPU it is a loop over the segments: nothing outside t
 a GPU it is flex attention with a block mask: blocks outside them are skipped.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -126,21 +127,21 @@ def _mask(
 
 def _block_mask(layout: TokenLayout, window: int | None) -> Any:
     """Return the same as a block mask of flex attention, for kernels on a GPU."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
     name = ("blocks", window)
     if name not in layout.masks:
         tokens, device = layout.input_ids.numel(), layout.input_ids.device
-        layout.masks[name] = create_block_mask(
-            visibility(layout, window),
-            B=None,
-            H=None,
-            Q_LEN=tokens,
-            KV_LEN=tokens,
-            device=device,
-            _compile=device.type == "cuda",
+        layout.masks[name] = _block_mask_maker()(
+            visibility(layout, window), None, None, tokens, tokens, device=device.type
         )
     return layout.masks[name]
+
+
+@functools.cache
+def _block_mask_maker(backend: str = "inductor") -> Callable[..., Any]:
+    """Return `create_block_mask` compiled: as it is it holds a row's square in memory."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return torch.compile(create_block_mask, dynamic=True, backend=backend)
 
 
 def visibility(layout: TokenLayout, window: int | None) -> Any:

@@ -9,6 +9,7 @@ from tuneloop.learner.models.architecture import run_body, run_whole
 from tuneloop.learner.models.batch import SequenceBatch, collate
 from tuneloop.learner.models.lm_head import (
     LogitTransform,
+    float32_logits,
     logprobs_of_logits,
     token_logprobs,
     transformed,
@@ -16,6 +17,8 @@ from tuneloop.learner.models.lm_head import (
 from tuneloop.learner.models.world import World, shard_sequences
 from tuneloop.learner.samples import Tokens, TokenSequence, tokens_of
 
+HALF_ON = {"cuda"}
+"""Kinds of devices that compute in bfloat16."""
 FEATURES = 64
 """Numbers that say what a completion is like."""
 
@@ -41,16 +44,27 @@ class RankShard(NamedTuple):
 class Forward(nn.Module):
     """A causal language model that gives log-probs of completions."""
 
-    def __init__(self, model: Any, transform: LogitTransform | None, *, packs: bool) -> None:
-        """Take what `architecture` found out about the model."""
+    def __init__(
+        self,
+        model: Any,
+        transform: LogitTransform | None,
+        *,
+        packs: bool,
+        autocast: bool = True,
+    ) -> None:
+        """Take what `architecture` found out about the model.
+
+        Without `autocast` its weights come in the precision that it computes in.
+        """
         super().__init__()
+        self._autocast = autocast
         self.model = model
         self._transform = transform
         self._packs = packs
 
     def of(self, model: Any) -> "Forward":
         """Return the same of another model of the same family."""
-        return Forward(model, self._transform, packs=self._packs)
+        return Forward(model, self._transform, packs=self._packs, autocast=self._autocast)
 
     def forward(
         self, batch: SequenceBatch, *, entropies: bool = False, distributions: bool = False
@@ -59,7 +73,7 @@ class Forward(nn.Module):
         model = self.model
         layout = batch.packed if self._packs else batch.padded()
         kind = batch.targets.device.type
-        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+        with torch.autocast(kind, torch.bfloat16, enabled=self._autocast and kind in HALF_ON):
             if self._transform is None:
                 logits, hidden = run_whole(model, layout)
                 if distributions:
@@ -71,7 +85,8 @@ class Forward(nn.Module):
                 hidden = run_body(model, layout)[layout.sources]
                 if distributions:
                     head = model.get_output_embeddings()
-                    return _whole(transformed(head(hidden), self._transform), hidden)
+                    logits = float32_logits(head, hidden)
+                    return _whole(transformed(logits, self._transform), hidden)
                 logprobs, measured = token_logprobs(
                     hidden,
                     model.get_output_embeddings(),

@@ -1,5 +1,8 @@
 """Log-probs of given tokens without a logits tensor: the LM head on them only, chunk by chunk."""
 
+import contextlib
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +74,53 @@ def token_logprobs(
         torch.is_grad_enabled(),
     )
     return results
+
+
+def float32_logits(head: nn.Module, hidden: Tensor) -> Tensor:
+    """Return the head's logits (…, V), in float32 though its factors are in half precision."""
+    weight: Any = head.weight
+    bias: Any = getattr(head, "bias", None)
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        hidden = hidden.to(torch.get_autocast_dtype(kind))
+    if hidden.dtype in (torch.float32, torch.float64):
+        return nn.functional.linear(hidden, weight, bias)
+    flat = hidden.flatten(0, -2)
+    z: Tensor = _Float32Product.apply(flat, weight)  # type: ignore[no-untyped-call]
+    z = z.view(*hidden.shape[:-1], len(weight))
+    return z if bias is None else z + bias
+
+
+@contextlib.contextmanager
+def float32_head(head: nn.Module) -> Iterator[None]:
+    """Have a model's head give logits in float32 inside the block."""
+    if not isinstance(head, nn.Linear):
+        yield
+        return
+    head.forward = functools.partial(float32_logits, head)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+class _Float32Product(torch.autograd.Function):
+    """hidden · weightᵀ, not rounded; gradients in the precision of the factors."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        return _float32_product(hidden, weight.to(hidden.dtype).t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        hidden, weight = ctx.saved_tensors
+        narrow = gradient.to(hidden.dtype)
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = (narrow.t() @ hidden).to(weight.dtype)
+        return narrow @ weight.to(hidden.dtype), of_weight
 
 
 def logprobs_of_logits(

@@ -3,12 +3,17 @@
 Nothing here needs a GPU: what is free and what a pass took are given, or counted from shapes.
 """
 
+import functools
 import gc
 import logging
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from tuneloop.learner.models.batch import collate
+from tuneloop.learner.samples import TokenSequence
 
 logger = logging.getLogger("tuneloop.learner.models")
 
@@ -22,6 +27,169 @@ OUT_OF_MEMORY = (
 LEAST_TOKEN_BUDGET = 64
 """With less, every forward pass has a single sequence anyway."""
 GIB = 1 << 30
+
+
+MARGIN_BYTES = 2 * GIB
+"""Left free on a GPU: kernels' work space, what fragments, and the neighbours' small changes."""
+HEAD_BYTES = 2 * GIB
+"""For a chunk of logits in float32 and what is made of them."""
+MOST_TOKENS = 16_384
+"""The largest budget that is chosen by itself: more does not make a GPU faster."""
+PROBES = (256, 1024)
+"""Tokens of the passes that are measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerShape:
+    """The sizes of a decoder that its activations have."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    query: int
+    """Heads times head size."""
+    key: int
+    """The same of keys, and of values."""
+    lora_rank: int | None = None
+    """None where all weights are trained."""
+
+    @classmethod
+    def of(cls, config: Any, lora_rank: int | None) -> "LayerShape":
+        """Read a configuration of transformers."""
+        heads = int(config.num_attention_heads)
+        size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+        hidden = int(config.hidden_size)
+        return cls(
+            layers=int(config.num_hidden_layers),
+            hidden=hidden,
+            intermediate=int(getattr(config, "intermediate_size", None) or 4 * hidden),
+            query=heads * size,
+            key=int(getattr(config, "num_key_value_heads", None) or heads) * size,
+            lora_rank=lora_rank,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassMemory:
+    """What a forward and backward pass takes beside weights and optimizer."""
+
+    fixed: int
+    """Bytes whatever its length: a chunk of logits."""
+    per_token: float
+
+
+def activation_bytes(shape: LayerShape, *, checkpointing: bool) -> float:
+    """Return what a token keeps for the backward pass, in a decoder with gated layers in bfloat16.
+
+    Counted in the saved tensors of Qwen3: with LoRA 18 bytes a hidden unit (norms in float32,
+    and a copy for each adapter), 8 an intermediate one, 10 and 8 a unit of queries and of keys;
+    with full weights under autocast the states between are float32. With checkpointing each layer
+    keeps its input, and one layer at a time is computed again.
+    """
+    if shape.lora_rank is None:
+        kept = 4 * shape.hidden
+        layer = 34 * shape.hidden + 8 * shape.intermediate + 10 * (shape.query + shape.key)
+    else:
+        kept = 2 * shape.hidden
+        layer = 18 * shape.hidden + 8 * shape.intermediate + 10 * shape.query + 8 * shape.key
+        layer += 14 * shape.lora_rank
+    return float(shape.layers * kept + layer if checkpointing else shape.layers * layer)
+
+
+def trained_bytes(parameters: int, *, keeps_open_batch: bool) -> int:
+    """Return what training allocates beside the weights: gradients and moments, in float32.
+
+    An open batch (`trainer.optimizer`) keeps both once more, and where the weights began.
+    """
+    return parameters * (4 + 8 + (4 + 8 + 4 if keeps_open_batch else 0))
+
+
+def tokens_that_fit(free: int, taken: PassMemory) -> int:
+    """Return the token budget for so many free bytes: `MARGIN_BYTES` are never counted on."""
+    tokens = int((free - MARGIN_BYTES - taken.fixed) / taken.per_token)
+    return max(LEAST_TOKEN_BUDGET, min(MOST_TOKENS, tokens // 128 * 128))
+
+
+def measured_pass(peak_of: Callable[[int], int], expected: PassMemory) -> PassMemory:
+    """Return what passes of `PROBES` tokens show, `peak_of` giving the bytes each took.
+
+    Where they cannot be told apart, or memory runs out already, it is what shapes say.
+    """
+    few, many = PROBES
+    try:
+        peak_of(few)  # what is compiled and set up once
+        low, high = peak_of(few), peak_of(many)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        logger.warning("out of memory with %d tokens: the token budget is from shapes", many)
+        return expected
+    per_token = (high - low) / (many - few)
+    if per_token <= 0:
+        return expected
+    return PassMemory(fixed=max(0, int(low - few * per_token)), per_token=per_token)
+
+
+def token_budget_of(model: Any, *, keeps_open_batch: bool, ranks: int) -> int | None:
+    """Return the token budget for what is free beside a `PolicyModel`; None on a CPU.
+
+    On one GPU passes are measured; sharded weights have every rank run, so shapes say it there.
+    """
+    device = free_device_bytes()
+    if device is None:
+        return None
+    shape = LayerShape.of(model.text_config, model.lora_rank)
+    per_token = activation_bytes(shape, checkpointing=model.checkpoints)
+    taken = PassMemory(fixed=HEAD_BYTES, per_token=per_token)
+    if ranks == 1:
+        taken = measured_pass(functools.partial(_peak_of_pass, model), taken)
+    trained = sum(p.numel() for p in model.parameters().values()) // ranks
+    coming = trained_bytes(trained, keeps_open_batch=keeps_open_batch)
+    if model.lora_rank is None:
+        coming += 2 * trained  # the reference, in bfloat16
+    free, total = device
+    budget = tokens_that_fit(free - coming, taken)
+    numbers = (free / GIB, total / GIB, coming / GIB, taken.fixed / GIB, taken.per_token / 1024)
+    say = logger.warning if budget == LEAST_TOKEN_BUDGET else logger.info
+    say(
+        "token budget %d: %.1f of %.1f GiB free, of which %.1f for the optimizer, %.1f for a pass "
+        "of any length and 2 kept back; %.0f KiB a token",
+        budget,
+        *numbers,
+    )
+    return budget
+
+
+def _peak_of_pass(model: Any, tokens: int) -> int:
+    """Return the bytes that a forward and backward pass takes on a GPU."""
+    import torch
+
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    batch = collate(probe_sequences(tokens, model.max_length), model.device)
+    model.logprobs(batch).sum().backward()
+    for parameter in model.parameters().values():
+        parameter.grad = None
+    return int(torch.cuda.max_memory_allocated() - before)
+
+
+def probe_sequences(tokens: int, max_length: int) -> list[TokenSequence]:
+    """Return sequences that make a row of so many tokens, half of each to be predicted."""
+    length = min(tokens, max_length, 512)
+    found = []
+    for start in range(0, tokens, length):
+        size = max(2, min(length, tokens - start))
+        # Prompts that differ: one that is shared would be computed once.
+        ids = (start % 7, *(1 + n % 7 for n in range(size - 1)))
+        found.append(
+            TokenSequence(
+                prompt_token_ids=(*ids[: size // 2], start // length)[1:],
+                completion_token_ids=ids[size // 2 :],
+                generation_logprobs=(),
+                temperature=1.0,
+            )
+        )
+    return found
 
 
 class TokenLimited(Protocol):

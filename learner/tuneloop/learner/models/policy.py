@@ -30,10 +30,17 @@ from tuneloop.learner.models.batch import (
     packed_batches,
     sequence_length,
 )
-from tuneloop.learner.models.forward import Forward, NotedLogprobs, RankShard, projected, share_of
+from tuneloop.learner.models.forward import (
+    HALF_ON,
+    Forward,
+    NotedLogprobs,
+    RankShard,
+    projected,
+    share_of,
+)
 from tuneloop.learner.models.lora import add_adapter
 from tuneloop.learner.models.prefix_tree import numbered_rows
-from tuneloop.learner.models.world import ALONE, World, full_tensor, shard
+from tuneloop.learner.models.world import ALONE, World, gather_into, shard
 from tuneloop.learner.samples import Reference, TokenSequence
 from tuneloop.models.reward_model import silence_loading
 from tuneloop.policies import WeightsKind
@@ -52,8 +59,8 @@ class PolicyModel:
         seed: int = 0,
         device: str = "cpu",
         packing: bool = True,
-        gradient_checkpointing: bool = False,
-        compile: bool = False,
+        gradient_checkpointing: bool | None = False,
+        compile: bool | None = False,
         world: World = ALONE,
     ) -> None:
         """Load version 0 from a `save_pretrained` folder; dropout stays off.
@@ -65,43 +72,48 @@ class PolicyModel:
         self.kind = kind
         self.device = torch.device(device)
         self._folder = folder
-        self._world = world
+        self._world, self._sharded = world, world.size > 1
         self._reference: Forward | None = None
         self._gathered: Any = None
         self._noted: NotedLogprobs | None = None
         self._lora = (lora_rank, lora_alpha, seed)
+        self.lora_rank = lora_rank if kind is WeightsKind.LORA else None
         self._adapted: Any = None
         self._model = self._load()
+        self.text_config = self._model.config.get_text_config()
         self.packs = packing and take_packed_rows(self._model)
         """Whether the model is given packed rows."""
         transform = find_logit_transform(self._model)
         if kind is WeightsKind.LORA:
             self._adapted = add_adapter(self._model, *self._lora)
-        if gradient_checkpointing:
-            checkpoint_layers(self._model)
-        if compile:
-            compile_layers(self._model)
-        self._forward = Forward(self._model, transform, packs=self.packs)
+        on_gpu = self.device.type == "cuda"
+        if on_gpu if compile is None else compile:
+            compile_layers(self._model, needed=compile is not None)
+        saves = on_gpu if gradient_checkpointing is None else gradient_checkpointing
+        needed = gradient_checkpointing is not None
+        self.checkpoints = saves and checkpoint_layers(self._model, needed=needed)
+        """Whether activations are computed again in the backward pass."""
+        # Sharded full weights are brought together in bfloat16, so nothing is left to cast.
+        in_half = self._sharded and kind is WeightsKind.FULL and self.device.type in HALF_ON
+        self._shard_dtype = torch.bfloat16 if in_half else None
+        self._forward = Forward(self._model, transform, packs=self.packs, autocast=not in_half)
         if self._sharded:
-            shard(self._forward, layers_of(self._model), world)
+            shard(self._forward, layers_of(self._model), world, self._shard_dtype)
         hidden_size = self._model.get_output_embeddings().weight.shape[1]
         self.value_head = nn.Linear(hidden_size, 1, device=self.device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
-    def _load(self) -> Any:
-        """Version 0, in evaluation mode."""
-        frozen_in_half = self.kind is WeightsKind.LORA and self.device.type == "cuda"
-        dtype = torch.bfloat16 if frozen_in_half else torch.float32
+    def _load(self, *, trained: bool = True, device: torch.device | None = None) -> Any:
+        """Version 0, in evaluation mode; what is not trained is in bfloat16 on a GPU."""
+        device = device or self.device
+        frozen = self.kind is WeightsKind.LORA or not trained
+        dtype = torch.bfloat16 if frozen and device.type in HALF_ON else torch.float32
         with silence_loading():
             model = AutoModelForCausalLM.from_pretrained(
                 self._folder, dtype=dtype, local_files_only=True, use_safetensors=True
             )
-        return model.to(self.device).eval()
-
-    @property
-    def _sharded(self) -> bool:
-        return self._world.size > 1
+        return model.to(device).eval()
 
     @property
     def module(self) -> Any:
@@ -118,18 +130,11 @@ class PolicyModel:
     def gather(self) -> Any:
         """Bring sharded weights together on rank 0, where it returns the model."""
         if self._gathered is None and self._world.is_leader:
-            self._gathered = self._load()
+            self._gathered = self._load(trained=False)
             if self.kind is WeightsKind.LORA:
                 add_adapter(self._gathered, *self._lora)
             self._gathered.requires_grad_(False)
-        copies = dict(self._gathered.named_parameters()) if self._world.is_leader else {}
-        with torch.no_grad():
-            for name, parameter in self._model.named_parameters():
-                if not parameter.requires_grad:
-                    continue
-                tensor = full_tensor(parameter.detach())
-                if self._world.is_leader:
-                    copies[name].copy_(tensor)
+        gather_into(self._gathered, self._model)
         return self._gathered
 
     @property
@@ -140,8 +145,7 @@ class PolicyModel:
     @property
     def max_length(self) -> int:
         """Tokens the model has positions for."""
-        config = self._model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+        return int(getattr(self.text_config, "max_position_embeddings", None) or 1 << 20)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return what training changes, by name; without the value head."""
@@ -289,7 +293,7 @@ class PolicyModel:
         Of sharded weights no rank holds it whole: it is loaded for the while.
         """
         if self._sharded:
-            yield self._load()
+            yield self._load(trained=False)
             return
         with self._reference_policy() as reference:
             yield reference.model
@@ -301,15 +305,14 @@ class PolicyModel:
                 yield self._forward
             return
         if self._reference is None:
-            # Only now: what learns from demonstrations, or knows its reference log-probs, has no
-            # use for a second copy.
-            model = self._load().requires_grad_(False)
+            # Only now: what knows its reference log-probs has no use for a second copy.
+            model = self._load(trained=False).requires_grad_(False)
             if self.packs:
                 with silence_loading():
                     model.set_attn_implementation(PACKED)
             self._reference = self._forward.of(model)
             if self._sharded:
-                shard(self._reference, layers_of(model), self._world)
+                shard(self._reference, layers_of(model), self._world, self._shard_dtype)
         yield self._reference
 
     def save_weights(self, folder: Path, *, base_model: str) -> None:
@@ -318,7 +321,12 @@ class PolicyModel:
         `base_model` is the name of version 0.
         """
         if self._adapted is None:
-            model = self.gather() if self._sharded else self._model
+            model = self._model
+            if self._sharded:
+                # In main memory: in float32 it may be more than a GPU has beside its part.
+                cpu = torch.device("cpu")
+                model = self._load(device=cpu) if self._world.is_leader else None
+                gather_into(model, self._model)
             if self._world.is_leader:
                 weight_files.write_whole(folder, model, tokenizer=self._folder)
             return

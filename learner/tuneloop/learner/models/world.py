@@ -280,19 +280,44 @@ def shard_like(tensor: Tensor, pattern: Any) -> Tensor:
     return distribute_tensor(moved, pattern.device_mesh, pattern.placements, src_data_rank=None)
 
 
-def shard(model: torch.nn.Module, layers: Sequence[torch.nn.Module], world: World) -> None:
-    """Divide the parameters among the ranks (FSDP2), layer by layer; gradients are summed."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+def shard(
+    model: torch.nn.Module,
+    layers: Sequence[torch.nn.Module],
+    world: World,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Divide the parameters among the ranks (FSDP2), layer by layer; gradients are summed.
 
+    With a `dtype` layers are brought together in it, and gradients summed in float32; what each
+    rank keeps, and trains, stays as it is. Autocast would make a whole copy in it beside them.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    summed = None if dtype is None else torch.float32
+    precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=summed)
     device = next(model.parameters()).device
     mesh = init_device_mesh(device.type, (world.size,))
     for module in (*layers, model):
         # Not kept whole after a pass, also by the outermost: a checkpoint may be loaded between.
-        sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
         # Losses are divided by global counts already.
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
+
+
+@torch.no_grad()
+def gather_into(whole: torch.nn.Module | None, sharded: torch.nn.Module) -> None:
+    """Bring trained parameters together in the model that the leader gives, one after the other.
+
+    No device holds more than one of them whole, but where `whole` is.
+    """
+    copies = {} if whole is None else dict(whole.named_parameters())
+    for name, parameter in sharded.named_parameters():
+        if parameter.requires_grad:
+            tensor = full_tensor(parameter.detach())
+            if name in copies:
+                copies[name].copy_(tensor)
 
 
 def shard_sequences(sequences: Sequence[TokenSequence], size: int) -> list[list[int]]:

@@ -19,6 +19,7 @@ from tuneloop.learner.models.memory import (
     halved_token_budget,
     is_out_of_memory,
     run_in_smaller_passes,
+    token_budget_of,
 )
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.models.sampling import greedy_answers
@@ -74,7 +75,7 @@ class PolicyTrainer:
         ranks in `world` the first announces what it does, the others follow.
         """
         world.announce("make", "", model_folder, settings, base_model=base_model)
-        self._world = world
+        self._world, self._settings = world, settings
         self._folder = model_folder
         self._base_model = base_model or model_folder.name
         self._algorithms: dict[str, Algorithm] = {
@@ -100,9 +101,10 @@ class PolicyTrainer:
             world=world,
         )
         # Micro-batches are measured as the model takes them, and divided among the ranks.
-        budget = after_shortages(settings.tokens_at_once * world.size, world.shortages)
+        one = settings.token_budget or self._measured_budget() or settings.tokens_at_once
+        budget = after_shortages(one * world.size, world.shortages)
         self._settings = replace(settings, packing=self._model.packs, token_budget=budget)
-        self._reference_budget = self._first_budget = min(settings.tokens_at_once, budget)
+        self._reference_budget = self._first_budget = min(one, budget)
         value_head = self._model.value_head
         value_rate = settings.value_learning_rate or VALUE_STEP / value_head.in_features
         self._optimizer = Optimizer(
@@ -119,6 +121,13 @@ class PolicyTrainer:
             self._anchors = load_anchors(
                 model_folder, settings, self._model.max_length, self.reference_answers
             )
+
+    def _measured_budget(self) -> int | None:
+        """Return the tokens that fit on every rank's GPU; None on a CPU."""
+        keeps = self._settings.full_step is not None
+        world = self._world
+        found = token_budget_of(self._model, keeps_open_batch=keeps, ranks=world.size)
+        return None if found is None else min(world.gather(found))
 
     @property
     def model(self) -> PolicyModel:

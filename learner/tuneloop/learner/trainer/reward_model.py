@@ -82,8 +82,9 @@ class RewardTrainer:
                 alpha=settings.lora_alpha,
                 seed=settings.seed,
             )
-        if settings.gradient_checkpointing:
-            checkpoint_layers(module)
+        wanted = settings.gradient_checkpointing
+        if settings.device.startswith("cuda") if wanted is None else wanted:
+            checkpoint_layers(module, needed=wanted is not None)
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         own = {name: p for name, p in trained.items() if name.startswith(f"{head}.")}
         backbone = {name: p for name, p in trained.items() if name not in own}

@@ -168,16 +168,17 @@ class TrainerSettings:
     """Most tokens in one forward pass, shared prompts counted once (without packing: padded
     tokens); bounds memory, never changes the result.
 
-    None is 1024 on a CPU, where more only costs memory, and 16384 on a GPU.
+    None is 1024 on a CPU, where more only costs memory. On a GPU it is what fits into the memory
+    that is free when the model is loaded, less 2 GiB, and 16384 at most.
     """
     packing: bool = True
     """Sequences in one row without padding, shared prompts computed once; where a model cannot be
     given such rows it is padded all the same. Never changes the result."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | None = None
     """Keep the states between layers only and compute the rest again: less memory, a third more
-    time."""
-    compile: bool = False
-    """Compile the layers with torch.compile; on a GPU only."""
+    time. None is true on a GPU and false on a CPU."""
+    compile: bool | None = None
+    """Compile the layers with torch.compile; on a GPU only, where None is true."""
     max_length: int | None = None
     """Most tokens in prompt and completion; None is what the model takes."""
     seed: int = 0
@@ -284,7 +285,7 @@ class RewardTrainerSettings:
     """
     packing: bool = True
     """As in `TrainerSettings`; for language models only."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | None = None
     """As in `TrainerSettings`."""
     max_length: int = 512
     """Most tokens in prompt and completion; longer samples are refused, never cut."""

@@ -1,0 +1,151 @@
+"""How many tokens fit into a GPU: the arithmetic by hand, and against tensors that are really kept.
+
+What needs a GPU (the peak of a pass) is given here; nothing of it was run on one.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen3Config
+
+from tuneloop.learner.models import memory
+from tuneloop.learner.models.batch import sequence_length
+from tuneloop.learner.models.lora import add_adapter
+from tuneloop.learner.models.memory import (
+    GIB,
+    LayerShape,
+    PassMemory,
+    activation_bytes,
+    measured_pass,
+    probe_sequences,
+    tokens_that_fit,
+    trained_bytes,
+)
+from tuneloop.learner.trainer.policy import PolicyTrainer
+from tuneloop.learner.trainer.settings import TrainerSettings
+
+QWEN3_06B = LayerShape(
+    layers=28, hidden=1024, intermediate=3072, query=2048, key=1024, lora_rank=16
+)
+QWEN3_8B = LayerShape(
+    layers=36, hidden=4096, intermediate=12288, query=4096, key=1024, lora_rank=16
+)
+
+
+def test_activations_by_hand() -> None:
+    """18·1024 + 8·3072 + 10·2048 + 8·1024 + 14·16 = 71,904 bytes a token and layer."""
+    one = activation_bytes(QWEN3_06B, checkpointing=False)
+    assert one == 28 * 71_904
+    assert one * 16_384 / GIB == pytest.approx(30.7, abs=0.1)
+    large = activation_bytes(QWEN3_8B, checkpointing=False)
+    assert large == 36 * 221_408
+    assert large * 16_384 / GIB == pytest.approx(121.6, abs=0.1)
+    # With checkpointing 2 bytes a hidden unit and layer, and one layer whole.
+    saving = activation_bytes(QWEN3_8B, checkpointing=True)
+    assert saving == 36 * 2 * 4096 + 221_408
+    assert saving * 16_384 / GIB == pytest.approx(7.9, abs=0.1)
+
+
+def test_what_fits_by_hand() -> None:
+    taken = PassMemory(fixed=2 * GIB, per_token=1024.0 * 1024)
+    # 14 GiB free, 2 kept back, 2 for the pass: 10 GiB at 1 MiB.
+    assert tokens_that_fit(14 * GIB, taken) == 10_240
+    assert tokens_that_fit(14 * GIB - 1, taken) == 10_112
+    assert tokens_that_fit(80 * GIB, taken) == 16_384
+    # Never less than a sequence may have to be tried with, and never the margin.
+    assert tokens_that_fit(4 * GIB, taken) == tokens_that_fit(0, taken) == 64
+    assert tokens_that_fit(4 * GIB + 200 * 1024 * 1024, taken) == 128
+
+
+def test_what_the_optimizer_takes() -> None:
+    assert trained_bytes(1_000, keeps_open_batch=False) == 12_000
+    assert trained_bytes(1_000, keeps_open_batch=True) == 28_000
+
+
+def test_a_line_through_two_passes() -> None:
+    expected = PassMemory(fixed=1, per_token=1.0)
+    found = measured_pass(lambda tokens: 5_000 + 70 * tokens, expected)
+    assert found == PassMemory(fixed=5_000, per_token=70.0)
+    assert measured_pass(lambda tokens: 7, expected) == expected
+
+    def run_out(tokens: int) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert measured_pass(run_out, expected) == expected
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_the_arithmetic_is_what_a_layer_keeps(lora: bool) -> None:
+    """Tensors saved for the backward pass by one layer more, in bfloat16 as on a GPU."""
+    tokens = 192
+    kept = [kept_bytes(layers, tokens, lora=lora) for layers in (1, 2)]
+    shape = LayerShape.of(config(1), 4 if lora else None)
+    expected = activation_bytes(shape, checkpointing=False) * tokens
+    assert kept[1] - kept[0] == pytest.approx(expected, rel=0.12)
+
+
+def config(layers: int) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=64,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=32,
+    )
+
+
+def kept_bytes(layers: int, tokens: int, *, lora: bool) -> int:
+    dtype = torch.bfloat16 if lora else torch.float32
+    model = AutoModelForCausalLM.from_config(config(layers), dtype=dtype)
+    if lora:
+        add_adapter(model, 4, 8, 0)
+    sizes: dict[int, int] = {}
+    held: list[torch.Tensor] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        # Weights, and their copies under autocast, are there whatever the number of tokens.
+        if tokens in tensor.shape:
+            held.append(tensor)
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.zeros(1, tokens, dtype=torch.int64)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        model.base_model(ids, use_cache=False)
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("tokens", [5, 256, 1024])
+def test_a_probe_has_the_tokens_it_says(tokens: int) -> None:
+    sequences = probe_sequences(tokens, max_length=300)
+    assert sum(map(sequence_length, sequences)) == tokens
+    assert max(map(sequence_length, sequences)) <= 300
+    assert len({s.prompt_token_ids for s in sequences}) == len(sequences)
+
+
+@pytest.fixture
+def gpu_of_3_gib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_device_bytes", lambda: (3 * GIB, 4 * GIB))
+    monkeypatch.setattr(memory, "_peak_of_pass", lambda model, tokens: tokens * (1 << 20))
+
+
+@pytest.mark.usefixtures("gpu_of_3_gib")
+def test_a_trainer_takes_what_fits_unless_it_is_told(tiny_policy: Path) -> None:
+    """1 GiB beside the margin, at 1 MiB a token; the adapter's optimizer takes a little."""
+    found = PolicyTrainer(tiny_policy, TrainerSettings(threads=1)).token_budget
+    assert found in (896, 1024 - 128)
+    told = PolicyTrainer(tiny_policy, TrainerSettings(threads=1, token_budget=500))
+    assert told.token_budget == 500
+
+
+def test_on_a_gpu_checkpointing_and_compilation_are_on_by_default() -> None:
+    settings = TrainerSettings()
+    assert settings.gradient_checkpointing is None
+    assert settings.compile is None
