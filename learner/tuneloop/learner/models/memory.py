@@ -264,8 +264,11 @@ def free_device_bytes() -> tuple[int, int] | None:
     if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return None
     free, total = torch.cuda.mem_get_info()
-    cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    return free + cached, total
+    held = torch.cuda.memory_allocated()
+    cached = torch.cuda.memory_reserved() - held
+    # This process may have a limit of its own (`limit_gpu_memory`), which the device knows not.
+    allowed = int(torch.cuda.get_per_process_memory_fraction() * total)
+    return min(free + cached, allowed - held), total
 
 
 def _drop_frames(error: BaseException | None) -> None:

@@ -149,3 +149,20 @@ def test_on_a_gpu_checkpointing_and_compilation_are_on_by_default() -> None:
     settings = TrainerSettings()
     assert settings.gradient_checkpointing is None
     assert settings.compile is None
+
+
+def test_a_process_with_a_limit_of_its_own_counts_on_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Half of 16 GiB, 3 of them held already: 5 are left, though the device has 12 free."""
+    answers = {
+        "is_available": True,
+        "is_initialized": True,
+        "mem_get_info": (12 * GIB, 16 * GIB),
+        "memory_allocated": 3 * GIB,
+        "memory_reserved": 4 * GIB,
+        "get_per_process_memory_fraction": 0.5,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
+    assert memory.free_device_bytes() == (5 * GIB, 16 * GIB)
