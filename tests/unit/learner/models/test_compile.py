@@ -1,5 +1,6 @@
 """Layers are really compiled, whatever is done to them beside it; counted in dynamo's graphs."""
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -89,9 +90,14 @@ GRAPHS = {(False, False): 2, (False, True): 4, (True, False): 8, (True, True): 1
 """By packing and LoRA: attention over a packed row is not compiled, and splits a layer in two."""
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("packing", [False, True])
-@pytest.mark.parametrize("checkpointing", [False, True])
+COMBINATIONS = [
+    # Packed rows take half a minute each.
+    pytest.param(*chosen, marks=[pytest.mark.slow] if chosen[1] else [])
+    for chosen in itertools.product([False, True], repeat=3)
+]
+
+
+@pytest.mark.parametrize(("lora", "packing", "checkpointing"), COMBINATIONS)
 def test_layers_are_compiled_once_for_rows_of_all_lengths(
     checkpointing: bool, packing: bool, lora: bool
 ) -> None:
