@@ -58,7 +58,9 @@ def estimate(shape: ModelShape, kind: str, tokens: int, *, checkpointing: bool) 
     """Return what the plan of `tuneloop doctor` would expect of such a step."""
     held = weight_bytes(shape)
     held += lora_training_bytes(shape, 16) if kind == "lora" else shape.parameters * 16
-    return held + activation_bytes(shape, min(tokens, 16_384), checkpointing=checkpointing)
+    rank = 16 if kind == "lora" else None
+    tokens = min(tokens, 16_384)
+    return held + activation_bytes(shape, tokens, checkpointing=checkpointing, lora_rank=rank)
 
 
 def reset_peak(device: str) -> None:

@@ -1,7 +1,7 @@
 """Bytes that serving and training a model take on a GPU.
 
-Weights and activations are bfloat16; what the optimizer holds is float32. Counts of saved
-activations are those of transformers' Llama and Qwen3 blocks with flash attention.
+Weights and activations are bfloat16; what the optimizer holds is float32. The counts of activations
+are of the tensors that transformers' Qwen3 blocks save; other Llama-like models save a little less.
 """
 
 from tuneloop.gpus.shapes import ModelShape
@@ -37,27 +37,29 @@ def workspace_bytes(shape: ModelShape) -> int:
     return block + logits
 
 
-def block_bytes_per_token(shape: ModelShape) -> int:
+def block_bytes_per_token(shape: ModelShape, lora_rank: int | None) -> int:
     """Return the bytes that one block saves of a token for its backward pass.
 
-    Two norms, in float32 and in bfloat16, with their outputs; queries, keys, values and the
-    attention's output; the MLP's two projections, its activation and their product.
+    With an adapter norms save float32, and each adapter a copy of its input; with full weights
+    (`lora_rank` None) under autocast the states between are float32.
     """
-    norms = 2 * (FULL + HALF + HALF) * shape.hidden
-    attention = HALF * (2 * shape.queries + 2 * shape.keys)
-    if shape.head_norms:
-        attention += (FULL + HALF) * (shape.queries + shape.keys)
-    return norms + attention + 4 * HALF * shape.intermediate * shape.experts_per_token
+    middle = 8 * shape.intermediate * shape.experts_per_token
+    if lora_rank is None:
+        return 34 * shape.hidden + middle + 10 * (shape.queries + shape.keys)
+    return 18 * shape.hidden + middle + 10 * shape.queries + 8 * shape.keys + 14 * lora_rank
 
 
-def activation_bytes(shape: ModelShape, tokens: int, *, checkpointing: bool) -> int:
+def activation_bytes(
+    shape: ModelShape, tokens: int, *, checkpointing: bool, lora_rank: int | None
+) -> int:
     """Return the bytes that a training pass over `tokens` saves for its backward pass.
 
     With checkpointing each block saves its input, and one block at a time is computed again.
     """
-    block = block_bytes_per_token(shape)
+    block = block_bytes_per_token(shape, lora_rank)
     if checkpointing:
-        return tokens * (shape.layers * HALF * shape.hidden + block)
+        kept = (FULL if lora_rank is None else HALF) * shape.hidden
+        return tokens * (shape.layers * kept + block)
     return tokens * shape.layers * block
 
 

@@ -100,7 +100,8 @@ def make_plan(request: PlanRequest) -> Plan:
         problems.append(f"tensor parallel over {parallel} GPUs, of which there are {count}")
     parts = [part for gpu in generation for part in generation_parts(request, gpu)]
     parts += [part for gpu in learner for part in learner_parts(request, gpu, len(learner))]
-    per_token = activation_bytes(request.shape, 1, checkpointing=True)
+    rank = request.lora_rank if request.weights_kind is WeightsKind.LORA else None
+    per_token = activation_bytes(request.shape, 1, checkpointing=True, lora_rank=rank)
     rooms = {gpu: room_on(request, parts, gpu, shared=not others) for gpu in generation + learner}
     room = min(rooms[gpu] for gpu in learner)
     tokens = max(0, min(MOST_TOKENS, (room if others else room // 2) // per_token))

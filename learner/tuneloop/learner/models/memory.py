@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from tuneloop.gpus.memory import GIB, activation_bytes
+from tuneloop.gpus.shapes import ModelShape
 from tuneloop.learner.models.batch import collate
 from tuneloop.learner.samples import TokenSequence
 
@@ -26,9 +28,6 @@ OUT_OF_MEMORY = (
 """What errors say that are plain `RuntimeError`s."""
 LEAST_TOKEN_BUDGET = 64
 """With less, every forward pass has a single sequence anyway."""
-GIB = 1 << 30
-
-
 MARGIN_BYTES = 2 * GIB
 """Left free on a GPU: kernels' work space, what fragments, and the neighbours' small changes."""
 HEAD_BYTES = 2 * GIB
@@ -40,36 +39,6 @@ PROBES = (256, 1024)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerShape:
-    """The sizes of a decoder that its activations have."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-    query: int
-    """Heads times head size."""
-    key: int
-    """The same of keys, and of values."""
-    lora_rank: int | None = None
-    """None where all weights are trained."""
-
-    @classmethod
-    def of(cls, config: Any, lora_rank: int | None) -> "LayerShape":
-        """Read a configuration of transformers."""
-        heads = int(config.num_attention_heads)
-        size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-        hidden = int(config.hidden_size)
-        return cls(
-            layers=int(config.num_hidden_layers),
-            hidden=hidden,
-            intermediate=int(getattr(config, "intermediate_size", None) or 4 * hidden),
-            query=heads * size,
-            key=int(getattr(config, "num_key_value_heads", None) or heads) * size,
-            lora_rank=lora_rank,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PassMemory:
     """What a forward and backward pass takes beside weights and optimizer."""
 
@@ -78,22 +47,24 @@ class PassMemory:
     per_token: float
 
 
-def activation_bytes(shape: LayerShape, *, checkpointing: bool) -> float:
-    """Return what a token keeps for the backward pass, in a decoder with gated layers in bfloat16.
-
-    Counted in the saved tensors of Qwen3: with LoRA 18 bytes a hidden unit (norms in float32,
-    and a copy for each adapter), 8 an intermediate one, 10 and 8 a unit of queries and of keys;
-    with full weights under autocast the states between are float32. With checkpointing each layer
-    keeps its input, and one layer at a time is computed again.
-    """
-    if shape.lora_rank is None:
-        kept = 4 * shape.hidden
-        layer = 34 * shape.hidden + 8 * shape.intermediate + 10 * (shape.query + shape.key)
-    else:
-        kept = 2 * shape.hidden
-        layer = 18 * shape.hidden + 8 * shape.intermediate + 10 * shape.query + 8 * shape.key
-        layer += 14 * shape.lora_rank
-    return float(shape.layers * kept + layer if checkpointing else shape.layers * layer)
+def shape_of_model(config: Any) -> ModelShape:
+    """Return the sizes in a configuration of transformers, under the names all of them have."""
+    heads, hidden = int(config.num_attention_heads), int(config.hidden_size)
+    return ModelShape(
+        layers=int(config.num_hidden_layers),
+        hidden=hidden,
+        heads=heads,
+        key_value_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_size=int(getattr(config, "head_dim", None) or hidden // heads),
+        intermediate=int(
+            getattr(config, "moe_intermediate_size", None)
+            or getattr(config, "intermediate_size", None)
+            or 4 * hidden
+        ),
+        vocabulary=int(config.vocab_size),
+        tied=bool(config.tie_word_embeddings),
+        experts_per_token=int(getattr(config, "num_experts_per_tok", None) or 1),
+    )
 
 
 def trained_bytes(parameters: int, *, keeps_open_batch: bool) -> int:
@@ -138,8 +109,10 @@ def token_budget_of(model: Any, *, keeps_open_batch: bool, ranks: int) -> int | 
     device = free_device_bytes()
     if device is None:
         return None
-    shape = LayerShape.of(model.text_config, model.lora_rank)
-    per_token = activation_bytes(shape, checkpointing=model.checkpoints)
+    shape = shape_of_model(model.text_config)
+    per_token = activation_bytes(
+        shape, 1, checkpointing=model.checkpoints, lora_rank=model.lora_rank
+    )
     taken = PassMemory(fixed=HEAD_BYTES, per_token=per_token)
     if ranks == 1:
         taken = measured_pass(functools.partial(_peak_of_pass, model), taken)

@@ -3,48 +3,28 @@
 What needs a GPU (the peak of a pass) is given here; nothing of it was run on one.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
+from tuneloop.gpus.memory import GIB, activation_bytes
+from tuneloop.gpus.shapes import shape_of
 from tuneloop.learner.models import memory
 from tuneloop.learner.models.batch import sequence_length
 from tuneloop.learner.models.lora import add_adapter
 from tuneloop.learner.models.memory import (
-    GIB,
-    LayerShape,
     PassMemory,
-    activation_bytes,
     measured_pass,
     probe_sequences,
+    shape_of_model,
     tokens_that_fit,
     trained_bytes,
 )
 from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.settings import TrainerSettings
-
-QWEN3_06B = LayerShape(
-    layers=28, hidden=1024, intermediate=3072, query=2048, key=1024, lora_rank=16
-)
-QWEN3_8B = LayerShape(
-    layers=36, hidden=4096, intermediate=12288, query=4096, key=1024, lora_rank=16
-)
-
-
-def test_activations_by_hand() -> None:
-    """18·1024 + 8·3072 + 10·2048 + 8·1024 + 14·16 = 71,904 bytes a token and layer."""
-    one = activation_bytes(QWEN3_06B, checkpointing=False)
-    assert one == 28 * 71_904
-    assert one * 16_384 / GIB == pytest.approx(30.7, abs=0.1)
-    large = activation_bytes(QWEN3_8B, checkpointing=False)
-    assert large == 36 * 221_408
-    assert large * 16_384 / GIB == pytest.approx(121.6, abs=0.1)
-    # With checkpointing 2 bytes a hidden unit and layer, and one layer whole.
-    saving = activation_bytes(QWEN3_8B, checkpointing=True)
-    assert saving == 36 * 2 * 4096 + 221_408
-    assert saving * 16_384 / GIB == pytest.approx(7.9, abs=0.1)
 
 
 def test_what_fits_by_hand() -> None:
@@ -80,9 +60,15 @@ def test_the_arithmetic_is_what_a_layer_keeps(lora: bool) -> None:
     """Tensors saved for the backward pass by one layer more, in bfloat16 as on a GPU."""
     tokens = 192
     kept = [kept_bytes(layers, tokens, lora=lora) for layers in (1, 2)]
-    shape = LayerShape.of(config(1), 4 if lora else None)
-    expected = activation_bytes(shape, checkpointing=False) * tokens
+    shape = shape_of_model(config(1))
+    rank = 4 if lora else None
+    expected = activation_bytes(shape, tokens, checkpointing=False, lora_rank=rank)
     assert kept[1] - kept[0] == pytest.approx(expected, rel=0.12)
+
+
+def test_the_learner_and_the_plan_see_the_same_sizes() -> None:
+    planned = shape_of(config(3).to_dict())
+    assert replace(shape_of_model(config(3)), head_norms=True) == planned
 
 
 def config(layers: int) -> Qwen3Config:
