@@ -28,6 +28,8 @@ def test_every_alert_has_a_section_that_its_annotation_names() -> None:
 def test_links_of_the_run_book_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)]+)\)", BOOK):
         path, _, anchor = target.partition("#")
+        if path.startswith("https://"):
+            continue
         if path:
             assert (ROOT / "docs" / path).is_file(), target
         else:
