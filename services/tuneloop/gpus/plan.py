@@ -85,8 +85,9 @@ class Plan:
 
     def used(self, gpu: int, process: str = "") -> int:
         """Return the bytes that a process, or all, hold on a GPU."""
-        of = (part for part in self.parts if part.gpu == gpu and process in ("", part.process))
-        return sum(part.size for part in of)
+        return sum(
+            part.size for part in self.parts if part.gpu == gpu and process in ("", part.process)
+        )
 
 
 def make_plan(request: PlanRequest) -> Plan:

@@ -121,7 +121,14 @@ def make_plan(
             "reward", values["reward"], chosen, own("reward"), stage=background, niceness=10
         ),
         # The learner lowers its own priority, by its setting.
-        service_spec("learner", values["learner"], chosen, own("learner"), stage=background),
+        service_spec(
+            "learner",
+            values["learner"],
+            chosen,
+            own("learner"),
+            stage=background,
+            ranks=1 if gpus is None else len(gpus.plan.learner_gpus),
+        ),
         gateway_spec(settings, data, chosen, environment),
     )
     return ProcessPlan(
@@ -189,13 +196,14 @@ def service_spec(
     *,
     stage: int,
     niceness: int = 0,
+    ranks: int = 1,
 ) -> ProcessSpec:
-    """Return the spec of a gRPC service."""
+    """Return the spec of a gRPC service; with several `ranks`, one process on each GPU."""
     port, metrics_port = chosen[name], chosen[f"{name}_metrics"]
     listening = {"HOST": LOCAL, "PORT": str(port), "METRICS_PORT": str(metrics_port)}
     return ProcessSpec(
         name=name,
-        command=main_command(name),
+        command=main_command(name) if ranks == 1 else ranks_command(name, ranks),
         environment=with_defaults(environment, name, {**values, **listening}),
         probe=serves_grpc(LOCAL, port),
         stage=stage,
@@ -257,6 +265,13 @@ def key_needed(settings: SupervisorSettings, data: DataDir, environment: Mapping
 def main_command(process: str) -> tuple[str, ...]:
     """Return the command of a process; the working directory is on its path, for user code."""
     return (sys.executable, "-c", f"from tuneloop.{process}.main import main; main()")
+
+
+def ranks_command(process: str, ranks: int) -> tuple[str, ...]:
+    """Return the command of a process with several ranks, under torchrun."""
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python")
+    counts = ("--nproc-per-node", str(ranks), "--max-restarts", "3")
+    return (*torchrun, *counts, *main_command(process))
 
 
 def with_defaults(

@@ -1,6 +1,7 @@
 """GPUs and their memory, as the processes of `tuneloop up` get them."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from tuneloop.errors import SettingsError
 from tuneloop.gpus.devices import DriverError, Gpu
 from tuneloop.policies import WeightsKind
 from tuneloop.supervisor import gpus
+from tuneloop.supervisor.data_dir import open_data_dir
+from tuneloop.supervisor.plan import make_plan
+from tuneloop.supervisor.settings import SupervisorSettings
 
 QWEN3_8B = {
     "num_attention_heads": 32,
@@ -86,3 +90,38 @@ def test_without_gpus_there_is_nothing_to_divide(
     monkeypatch.setattr(gpus, "find_gpus", broken)
     with pytest.raises(SettingsError, match="nvidia-smi fails: no driver"):
         gpus.share_gpus(model, WeightsKind.LORA, {})
+
+
+@pytest.mark.parametrize(
+    ("count", "learner_stage", "ranks"), [(1, 2, None), (2, None, None), (4, None, "3")]
+)
+def test_the_processes_get_what_the_plan_says(
+    count: int,
+    learner_stage: int | None,
+    ranks: str | None,
+    model: Path,
+    tmp_path: Path,
+    unused_tcp_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with_gpus(monkeypatch, count)
+    plan = make_plan(
+        SupervisorSettings(data_dir=tmp_path, port=unused_tcp_port),
+        open_data_dir(tmp_path / "data"),
+        model=model,
+        reward_model=tmp_path / "reward",
+        environment={"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": "0,1,2,3"},
+    )
+    specs = {spec.name: spec for spec in plan.specs}
+    learner, generation = specs["learner"], specs["generation"]
+    shown = [one.environment["CUDA_VISIBLE_DEVICES"] for one in (generation, learner)]
+    assert shown == ["0", {1: "0", 2: "1", 4: "1,2,3"}[count]]
+    assert ("TUNELOOP_LEARNER_MEMORY_GIB" in learner.environment) == (count == 1)
+    assert ("TUNELOOP_GENERATION_KV_CACHE_GIB" in generation.environment) == (count == 1)
+    if learner_stage is not None:
+        # Generation has taken its memory before the learner starts.
+        assert learner.stage == learner_stage > generation.stage
+    command = list(learner.command)
+    assert ("torch.distributed.run" in command) == (ranks is not None)
+    if ranks is not None:
+        assert command[command.index("--nproc-per-node") + 1] == ranks
