@@ -17,7 +17,7 @@ from tuneloop.gateway.settings import keys_wanted
 from tuneloop.models.catalog import catalog
 from tuneloop.supervisor import nats, output
 from tuneloop.supervisor.data_dir import DataDir
-from tuneloop.supervisor.gpus import share_gpus
+from tuneloop.supervisor.gpus import GpuShares, share_gpus
 from tuneloop.supervisor.probes import accepts_connections, answers_http, needs_restart, serves_grpc
 from tuneloop.supervisor.process import ProcessSpec
 from tuneloop.supervisor.settings import SupervisorSettings
@@ -85,24 +85,12 @@ def make_plan(
     chosen = choose_ports(settings.host, settings.port, environment)
     values = process_settings(settings, data, chosen, model=model, reward_model=reward_model)
     gpus = share_gpus(model, settings.weights, environment)
-    variables: Mapping[str, Mapping[str, str]] = {}
-    if gpus is not None:
-        variables = gpus.variables
-        values = {name: {**own, **gpus.settings.get(name, {})} for name, own in values.items()}
     config = nats.write_config(
         data.nats,
         port=chosen["nats"],
         monitor_port=chosen["nats_monitor"],
         password=data.nats_password.read_text(),
     )
-    few_cores = (os.cpu_count() or 1) < STAGGER_BELOW_CORES
-    # vLLM would take what the learner allocates meanwhile for its own.
-    waits = few_cores or (gpus is not None and gpus.plan.is_shared)
-    background = THIRD_STAGE if waits else SECOND_STAGE
-
-    def own(process: str) -> dict[str, str]:
-        return {**environment, **variables.get(process, {})}
-
     specs = (
         ProcessSpec(
             name="nats",
@@ -114,21 +102,7 @@ def make_plan(
             failing=needs_restart(LOCAL, chosen["nats_monitor"], data.nats),
             is_shown=nats.is_worth_showing,
         ),
-        service_spec(
-            "generation", values["generation"], chosen, own("generation"), stage=SECOND_STAGE
-        ),
-        service_spec(
-            "reward", values["reward"], chosen, own("reward"), stage=background, niceness=10
-        ),
-        # The learner lowers its own priority, by its setting.
-        service_spec(
-            "learner",
-            values["learner"],
-            chosen,
-            own("learner"),
-            stage=background,
-            ranks=1 if gpus is None else len(gpus.plan.learner_gpus),
-        ),
+        *grpc_specs(values, chosen, environment, gpus),
         gateway_spec(settings, data, chosen, environment),
     )
     return ProcessPlan(
@@ -138,6 +112,39 @@ def make_plan(
         key_needed=key_needed(settings, data, environment),
         policy=settings.policy,
     )
+
+
+def grpc_specs(
+    values: Mapping[str, Mapping[str, str]],
+    chosen: Mapping[str, int],
+    environment: Mapping[str, str],
+    gpus: GpuShares | None,
+) -> list[ProcessSpec]:
+    """Return the specs of generation, reward and learner, each with its share of the GPUs."""
+    few_cores = (os.cpu_count() or 1) < STAGGER_BELOW_CORES
+    # vLLM would take what the learner allocates meanwhile for its own.
+    waits = few_cores or (gpus is not None and gpus.plan.is_shared)
+    background = THIRD_STAGE if waits else SECOND_STAGE
+    # The learner lowers its own priority, by its setting.
+    options = {
+        "generation": {"stage": SECOND_STAGE},
+        "reward": {"stage": background, "niceness": 10},
+        "learner": {"stage": background},
+    }
+    if gpus is not None:
+        options["learner"]["ranks"] = len(gpus.plan.learner_gpus)
+    shares = {} if gpus is None else gpus.settings
+    variables = {} if gpus is None else gpus.variables
+    return [
+        service_spec(
+            name,
+            {**values[name], **shares.get(name, {})},
+            chosen,
+            {**environment, **variables.get(name, {})},
+            **own,
+        )
+        for name, own in options.items()
+    ]
 
 
 def process_settings(
