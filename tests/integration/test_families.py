@@ -61,7 +61,16 @@ def make_family(name: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# Each takes some twenty seconds; the two that are least like the model of other tests run always.
+ALWAYS = ("qwen3 moe", "gemma 3")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[] if name in ALWAYS else pytest.mark.slow) for name in FAMILIES
+    ],
+)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_family(request.param, tmp_path_factory.mktemp("model"))
 

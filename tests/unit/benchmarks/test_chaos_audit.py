@@ -26,7 +26,8 @@ async def learned(tmp_path: Path) -> Memory:
         f"f{n}": Thumb(feedback_id=f"f{n}", completion_id=f"c{n}", up=n % 2 == 0)
         for n in range(COUNT)
     }
-    return Memory(answers=COUNT, acknowledged=dict(thumbs), attempted=dict(thumbs))
+    answers = {thumb.completion_id: 1.0 for thumb in thumbs.values()}
+    return Memory(answers=answers, acknowledged=dict(thumbs), attempted=dict(thumbs))
 
 
 def test_a_good_run_has_counts_and_no_problems(learned: Memory, tmp_path: Path) -> None:
@@ -35,7 +36,7 @@ def test_a_good_run_has_counts_and_no_problems(learned: Memory, tmp_path: Path) 
     assert found.counts["thumbs in the ledger"] == COUNT
     assert found.counts["thumbs trained"] == COUNT
     assert found.counts["policy: versions"] == COUNT // 4
-    assert open_thumbs(tmp_path, learned) == []
+    assert open_thumbs(tmp_path, learned, set()) == []
 
 
 @pytest.mark.parametrize(

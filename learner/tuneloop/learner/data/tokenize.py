@@ -126,9 +126,7 @@ class PromptTokenizer:
             return
         calls = any(message.tool_calls or message.role == "tool" for message in messages)
         if calls or "tools" in row:
-            raise row.wrong(
-                "calls or shows functions, for which the model's chat template has no place"
-            )
+            raise row.wrong("has functions, for which the model's chat template has no place")
 
     def _check_known(self, token_ids: Sequence[int], row: Fields) -> None:
         """Raise `InvalidRequest` for a token that the model has no embedding of."""

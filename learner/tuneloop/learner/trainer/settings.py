@@ -174,10 +174,10 @@ class TrainerSettings:
     packing: bool = True
     """Sequences in one row without padding, shared prompts computed once; where a model cannot be
     given such rows it is padded all the same. Never changes the result."""
-    gradient_checkpointing: bool | None = None
+    gradient_checkpointing: bool | None = field(default=None, metadata={BEFORE: False})
     """Keep the states between layers only and compute the rest again: less memory, a third more
     time. None is true on a GPU and false on a CPU."""
-    compile: bool | None = None
+    compile: bool | None = field(default=None, metadata={BEFORE: False})
     """Compile the layers with torch.compile; on a GPU only, where None is true."""
     max_length: int | None = None
     """Most tokens in prompt and completion; None is what the model takes."""
@@ -285,7 +285,7 @@ class RewardTrainerSettings:
     """
     packing: bool = True
     """As in `TrainerSettings`; for language models only."""
-    gradient_checkpointing: bool | None = None
+    gradient_checkpointing: bool | None = field(default=None, metadata={BEFORE: False})
     """As in `TrainerSettings`."""
     max_length: int = 512
     """Most tokens in prompt and completion; longer samples are refused, never cut."""
