@@ -91,7 +91,7 @@ GRAPHS = {(False, False): 2, (False, True): 4, (True, False): 8, (True, True): 1
 
 
 COMBINATIONS = [
-    # Packed rows take half a minute each.
+    # The others, packed rows above all, take up to half a minute each.
     pytest.param(*chosen, marks=[pytest.mark.slow] if chosen[1] or chosen[0] != chosen[2] else [])
     for chosen in itertools.product([False, True], repeat=3)
 ]
