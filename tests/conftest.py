@@ -30,10 +30,14 @@ settings.load_profile("repeatable")
 # First, as markers select tests when its own turn comes.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the files with whole services or vLLM: `make test` runs them one after another."""
-    with_engine = {item.path for item in items if item.get_closest_marker("vllm")}
+    """Mark the files with whole services or vLLM: `make test` runs them one after another.
+
+    Where only slow tests of a file have vLLM, only these are marked.
+    """
+    engines = [item for item in items if item.get_closest_marker("vllm")]
+    files = {item.path for item in engines if not item.get_closest_marker("slow")}
     for item in items:
-        if item.path in with_engine or item.path.parent.name == "e2e":
+        if item in engines or item.path in files or item.path.parent.name in ("clients", "e2e"):
             item.add_marker("services")
 
 
