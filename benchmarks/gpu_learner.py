@@ -4,6 +4,7 @@ import functools
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.learner_mfu import SHAPES, make_model, measure_utilization
@@ -44,7 +45,8 @@ def step_part(
         steps=2 if quick else 5,
         checkpointing=checkpointing,
     )
-    sizes = shape_of({**SHAPES[shape], "tie_word_embeddings": True, "model_type": "qwen3"})
+    config = {**SHAPES[shape], "tie_word_embeddings": True, "model_type": "qwen3"}
+    sizes = shape_of(SimpleNamespace(**config))
     return {
         "tokens_per_second": done.tokens_per_second,
         "flops_per_second": done.flops_per_second,

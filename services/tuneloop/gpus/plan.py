@@ -12,6 +12,7 @@ from tuneloop.gpus.memory import (
     CONTEXT,
     GIB,
     GRAPHS,
+    HALF,
     activation_bytes,
     cache_bytes_per_token,
     full_training_bytes,
@@ -134,7 +135,7 @@ def generation_parts(request: PlanRequest, gpu: int) -> list[Part]:
     shape, parallel = request.shape, request.tensor_parallel
     sizes = {"weights": weight_bytes(shape) // parallel}
     if request.weights_kind is WeightsKind.LORA:
-        adapter = shape.lora_parameters(request.lora_rank) * 2
+        adapter = shape.lora_parameters(request.lora_rank) * HALF
         sizes[f"{request.adapters} adapters"] = request.adapters * adapter // parallel
     sizes |= {"workspace": workspace_bytes(shape) // parallel, "graphs": GRAPHS, "CUDA": CONTEXT}
     return [Part(gpu=gpu, process="generation", name=n, size=size) for n, size in sizes.items()]

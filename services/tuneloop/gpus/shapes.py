@@ -3,7 +3,9 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tuneloop.errors import InvalidRequest
@@ -58,6 +60,7 @@ class ModelShape:
         return self.layers * rank * (attention + mlp)
 
 
+qwen3 = partial(ModelShape, key_value_heads=8, head_size=128, vocabulary=151_936, head_norms=True)
 shapes: Mapping[str, ModelShape] = {
     "smollm2-135m-instruct": ModelShape(
         layers=30,
@@ -69,50 +72,10 @@ shapes: Mapping[str, ModelShape] = {
         vocabulary=49_152,
         tied=True,
     ),
-    "qwen3-0.6b": ModelShape(
-        layers=28,
-        hidden=1024,
-        heads=16,
-        key_value_heads=8,
-        head_size=128,
-        intermediate=3072,
-        vocabulary=151_936,
-        tied=True,
-        head_norms=True,
-    ),
-    "qwen3-4b": ModelShape(
-        layers=36,
-        hidden=2560,
-        heads=32,
-        key_value_heads=8,
-        head_size=128,
-        intermediate=9728,
-        vocabulary=151_936,
-        tied=True,
-        head_norms=True,
-    ),
-    "qwen3-8b": ModelShape(
-        layers=36,
-        hidden=4096,
-        heads=32,
-        key_value_heads=8,
-        head_size=128,
-        intermediate=12_288,
-        vocabulary=151_936,
-        tied=False,
-        head_norms=True,
-    ),
-    "qwen3-32b": ModelShape(
-        layers=64,
-        hidden=5120,
-        heads=64,
-        key_value_heads=8,
-        head_size=128,
-        intermediate=25_600,
-        vocabulary=151_936,
-        tied=False,
-        head_norms=True,
-    ),
+    "qwen3-0.6b": qwen3(layers=28, hidden=1024, heads=16, intermediate=3072, tied=True),
+    "qwen3-4b": qwen3(layers=36, hidden=2560, heads=32, intermediate=9728, tied=True),
+    "qwen3-8b": qwen3(layers=36, hidden=4096, heads=32, intermediate=12_288, tied=False),
+    "qwen3-32b": qwen3(layers=64, hidden=5120, heads=64, intermediate=25_600, tied=False),
     "llama-3.3-70b": ModelShape(
         layers=80,
         hidden=8192,
@@ -145,30 +108,41 @@ def read_shape(folder: Path) -> ModelShape:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
-        return shape_of(config.get("text_config") or config)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        if not isinstance(config, dict):
+            raise ValueError("it is not a JSON object")
+        return shape_of(SimpleNamespace(**(config.get("text_config") or config)))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        problem = f"it has no {error.name}" if isinstance(error, AttributeError) else error
         raise InvalidRequest(
-            f"{path}: cannot be read as a decoder's: {error}", param="model"
+            f"{path}: cannot be read as a decoder's: {problem}", param="model"
         ) from None
 
 
-def shape_of(config: Mapping[str, Any]) -> ModelShape:
-    """Return the shape that a transformers config describes. Raises `KeyError`, `TypeError`."""
-    heads = int(config["num_attention_heads"])
-    experts = config.get("num_experts") or config.get("num_local_experts") or 1
-    intermediate = config["intermediate_size"]
+def shape_of(config: Any, *, default_intermediate: int | None = None) -> ModelShape:
+    """Return the shape that a transformers config, or its JSON as attributes, describes.
+
+    `default_intermediate` is for families that do not name theirs. Raises `AttributeError` for what
+    is missing.
+    """
+
+    def optional(name: str) -> Any:
+        return getattr(config, name, None)
+
+    heads, hidden = int(config.num_attention_heads), int(config.hidden_size)
+    intermediate = optional("intermediate_size") or default_intermediate
+    experts = int(optional("num_experts") or optional("num_local_experts") or 1)
     if experts > 1:
-        intermediate = config.get("moe_intermediate_size") or intermediate
+        intermediate = optional("moe_intermediate_size") or intermediate
     return ModelShape(
-        layers=int(config["num_hidden_layers"]),
-        hidden=int(config["hidden_size"]),
+        layers=int(config.num_hidden_layers),
+        hidden=hidden,
         heads=heads,
-        key_value_heads=int(config.get("num_key_value_heads") or heads),
-        head_size=int(config.get("head_dim") or config["hidden_size"] // heads),
-        intermediate=int(intermediate),
-        vocabulary=int(config["vocab_size"]),
-        tied=bool(config.get("tie_word_embeddings", False)),
-        experts=int(experts),
-        experts_per_token=int(config.get("num_experts_per_tok") or 1),
-        head_norms=str(config.get("model_type", "")).startswith(("qwen3", "gemma3")),
+        key_value_heads=int(optional("num_key_value_heads") or heads),
+        head_size=int(optional("head_dim") or hidden // heads),
+        intermediate=int(intermediate or config.intermediate_size),
+        vocabulary=int(config.vocab_size),
+        tied=bool(optional("tie_word_embeddings")),
+        experts=experts,
+        experts_per_token=int(optional("num_experts_per_tok") or 1),
+        head_norms=str(optional("model_type")).startswith(("qwen3", "gemma3")),
     )

@@ -3,6 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,17 +72,17 @@ def test_the_shape_of_a_folder_is_that_of_its_weights(tiny_policy: Path) -> None
 
 def test_shapes_of_other_families() -> None:
     mixture = shape_of(
-        {
-            "num_attention_heads": 4,
-            "num_hidden_layers": 2,
-            "hidden_size": 8,
-            "intermediate_size": 99,
-            "moe_intermediate_size": 10,
-            "num_experts": 6,
-            "num_experts_per_tok": 2,
-            "vocab_size": 100,
-            "model_type": "qwen3_moe",
-        }
+        SimpleNamespace(
+            num_attention_heads=4,
+            num_hidden_layers=2,
+            hidden_size=8,
+            intermediate_size=99,
+            moe_intermediate_size=10,
+            num_experts=6,
+            num_experts_per_tok=2,
+            vocab_size=100,
+            model_type="qwen3_moe",
+        )
     )
     assert (mixture.experts, mixture.experts_per_token, mixture.intermediate) == (6, 2, 10)
     assert (mixture.head_size, mixture.key_value_heads, mixture.head_norms) == (2, 4, True)

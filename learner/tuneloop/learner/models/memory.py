@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from tuneloop.gpus.memory import GIB, activation_bytes
-from tuneloop.gpus.shapes import ModelShape
+from tuneloop.gpus.plan import MOST_TOKENS
+from tuneloop.gpus.shapes import shape_of
 from tuneloop.learner.models.batch import collate
 from tuneloop.learner.samples import TokenSequence
 
@@ -32,8 +33,6 @@ MARGIN_BYTES = 2 * GIB
 """Left free on a GPU: kernels' work space, what fragments, and the neighbours' small changes."""
 HEAD_BYTES = 2 * GIB
 """For a chunk of logits in float32 and what is made of them."""
-MOST_TOKENS = 16_384
-"""The largest budget that is chosen by itself: more does not make a GPU faster."""
 PROBES = (256, 1024)
 """Tokens of the passes that are measured."""
 
@@ -45,26 +44,6 @@ class PassMemory:
     fixed: int
     """Bytes whatever its length: a chunk of logits."""
     per_token: float
-
-
-def shape_of_model(config: Any) -> ModelShape:
-    """Return the sizes in a configuration of transformers, under the names all of them have."""
-    heads, hidden = int(config.num_attention_heads), int(config.hidden_size)
-    return ModelShape(
-        layers=int(config.num_hidden_layers),
-        hidden=hidden,
-        heads=heads,
-        key_value_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_size=int(getattr(config, "head_dim", None) or hidden // heads),
-        intermediate=int(
-            getattr(config, "moe_intermediate_size", None)
-            or getattr(config, "intermediate_size", None)
-            or 4 * hidden
-        ),
-        vocabulary=int(config.vocab_size),
-        tied=bool(config.tie_word_embeddings),
-        experts_per_token=int(getattr(config, "num_experts_per_tok", None) or 1),
-    )
 
 
 def trained_bytes(parameters: int, *, keeps_open_batch: bool) -> int:
@@ -109,7 +88,8 @@ def token_budget_of(model: Any, *, keeps_open_batch: bool, ranks: int) -> int | 
     device = free_device_bytes()
     if device is None:
         return None
-    shape = shape_of_model(model.text_config)
+    config = model.text_config
+    shape = shape_of(config, default_intermediate=4 * config.hidden_size)
     per_token = activation_bytes(
         shape, 1, checkpointing=model.checkpoints, lora_rank=model.lora_rank
     )
