@@ -53,7 +53,7 @@ def share_gpus(
             shape=shape,
             gpu_bytes=[gpu.memory for _, gpu in visible],
             weights_kind=weights,
-            tensor_parallel=int(environment.get(TENSOR_PARALLEL, "1")),
+            tensor_parallel=tensor_parallel(environment),
         )
     )
     if plan.problems and not all(name in environment for name in OWN_SHARES):
@@ -64,6 +64,17 @@ def share_gpus(
             param="model",
         )
     return shares_of(plan, [name for name, _ in visible])
+
+
+def tensor_parallel(environment: Mapping[str, str]) -> int:
+    """Return the GPUs that generation is spread over. Raises `SettingsError`."""
+    wanted = environment.get(TENSOR_PARALLEL, "1")
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise SettingsError(
+            f"{TENSOR_PARALLEL}={wanted!r}: must be a number of GPUs, 1 or more",
+            param=TENSOR_PARALLEL,
+        )
+    return int(wanted)
 
 
 def visible_gpus(gpus: Sequence[Gpu], environment: Mapping[str, str]) -> list[tuple[str, Gpu]]:

@@ -76,6 +76,15 @@ def test_what_does_not_fit_is_refused_with_its_numbers(
     assert gpus.share_gpus(model, WeightsKind.FULL, {"TUNELOOP_LEARNER_DEVICE": "cpu"}) is None
 
 
+@pytest.mark.parametrize("wanted", ["two", "0", "-1", ""])
+def test_a_number_of_gpus_that_is_none_is_refused(
+    wanted: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpus(monkeypatch, 2)
+    with pytest.raises(SettingsError, match=f"TENSOR_PARALLEL='{wanted}': must be a number"):
+        gpus.share_gpus(model, WeightsKind.LORA, {"TUNELOOP_GENERATION_TENSOR_PARALLEL": wanted})
+
+
 def test_without_gpus_there_is_nothing_to_divide(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
