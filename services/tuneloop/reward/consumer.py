@@ -135,17 +135,18 @@ class RolloutConsumer:
         One that a scorer failed on is retried, in the end as a dead letter; the scores of its other
         rollouts are stored once all the same.
         """
-        failed: list[tuple[Rollout, str]] = []
-        for row, rollout in enumerate(item.rollouts, first_row):
-            if problem := batch.failures.get(row):
-                failed.append((rollout, problem))
-                continue
-            traceparent = tracing.emit(
-                "score", kind="consumer", parent=rollout.traceparent, started_ns=started_ns
+        rows = list(enumerate(item.rollouts, first_row))
+        failed = [(rollout, batch.failures[row]) for row, rollout in rows if row in batch.failures]
+        stored = await asyncio.gather(
+            *(
+                self._publish(rollout, batch.scores[row], batch, started_ns)
+                for row, rollout in rows
+                if row not in batch.failures
             )
-            if not await self._publish(rollout, batch.scores[row], batch, traceparent):
-                await self._retry(item)
-                return
+        )
+        if not all(stored):
+            await self._retry(item)
+            return
         if not failed:
             with contextlib.suppress(Unavailable):
                 await item.delivery.ack()
@@ -186,9 +187,12 @@ class RolloutConsumer:
         metrics.rollouts.labels("dead").inc()
 
     async def _publish(
-        self, rollout: Rollout, score: Score, batch: ScoredBatch, traceparent: str
+        self, rollout: Rollout, score: Score, batch: ScoredBatch, started_ns: int
     ) -> bool:
         """Store a score; return whether that was done."""
+        traceparent = tracing.emit(
+            "score", kind="consumer", parent=rollout.traceparent, started_ns=started_ns
+        )
         scored = ScoredRollout(
             completion_id=rollout.completion_id,
             policy=rollout.policy,

@@ -81,23 +81,23 @@ def columns_from_proto(columns: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def own_to_proto(rollout: Rollout) -> rollout_pb2.Rollout:
-    """Return what a rollout does not share with the others of its request."""
-    return rollout_pb2.Rollout(
-        completion_id=rollout.completion_id,
-        completion_text=rollout.completion_text,
-        completion_token_ids=rollout.completion_token_ids,
-        generation_logprobs=rollout.generation_logprobs,
-        finish_reason=finish_reason_to_proto[rollout.finish_reason],
-        policy_version_spans=spans_to_proto(rollout.policy_version_spans),
-        finished_time=timestamp(rollout.finished_time),
-    )
+def own_fields(rollout: Rollout) -> dict[str, Any]:
+    """Return what a rollout does not share with the others of its request, as fields."""
+    return {
+        "completion_id": rollout.completion_id,
+        "completion_text": rollout.completion_text,
+        "completion_token_ids": rollout.completion_token_ids,
+        "generation_logprobs": rollout.generation_logprobs,
+        "finish_reason": finish_reason_to_proto[rollout.finish_reason],
+        "policy_version_spans": spans_to_proto(rollout.policy_version_spans),
+        "finished_time": timestamp(rollout.finished_time),
+    }
 
 
 def rollout_to_proto(rollout: Rollout) -> rollout_pb2.Rollout:
     """A rollout."""
-    message = own_to_proto(rollout)
-    shared = rollout_pb2.Rollout(
+    return rollout_pb2.Rollout(
+        **own_fields(rollout),
         group_id=rollout.group_id,
         policy=rollout.policy,
         tenant=rollout.tenant,
@@ -109,12 +109,10 @@ def rollout_to_proto(rollout: Rollout) -> rollout_pb2.Rollout:
         source=source_to_proto[rollout.source],
         columns=columns_to_proto(rollout.columns),
     )
-    message.MergeFrom(shared)
-    return message
 
 
 def own_from_proto(message: rollout_pb2.Rollout) -> dict[str, Any]:
-    """Return the fields of `own_to_proto`; lengths, log-probs and spans are checked."""
+    """Return the values of `own_fields`; lengths, log-probs and spans are checked."""
     tokens = len(message.completion_token_ids)
     require(bool(message.completion_id), "completion_id", "missing")
     require(tokens > 0, "completion_token_ids", "missing")
@@ -174,7 +172,7 @@ def encode_rollout_generated(rollout: Rollout, *siblings: Rollout) -> bytes:
     return events_pb2.RolloutGenerated(
         event_id=rollout_event_id(rollout),
         rollout=rollout_to_proto(rollout),
-        siblings=[own_to_proto(sibling) for sibling in siblings],
+        siblings=[rollout_pb2.Rollout(**own_fields(sibling)) for sibling in siblings],
         traceparent=rollout.traceparent or None,
     ).SerializeToString()
 
