@@ -5,5 +5,5 @@
 * `memory`: bytes of weights, caches, optimizer states and activations
 * `plan`: which process gets which GPU, and how much of it
 
-No torch: `tuneloop doctor --plan` works on any machine.
+Without torch, but to check a device: `tuneloop doctor --plan` works on any machine.
 """

@@ -5,6 +5,8 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tuneloop.errors import SettingsError
+
 NVIDIA_SMI_SECONDS = 20
 GPU_FIELDS = ("name", "driver_version", "memory.total", "memory.used")
 gpu_mebibytes: Mapping[str, int] = {
@@ -62,3 +64,14 @@ def parse_gpu(line: str) -> Gpu:
     name, driver, total, used = (part.strip() for part in line.rsplit(",", 3))
     mebibytes = [int(number) if number.isdecimal() else 0 for number in (total, used)]
     return Gpu(name=name, driver=driver, memory=mebibytes[0] << 20, used=mebibytes[1] << 20)
+
+
+def check_device(device: str) -> None:
+    """Raise `SettingsError` where torch cannot compute on the device."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        problem = str(error).partition("\n")[0]
+        raise SettingsError(f"device {device}: {problem}", param="device") from error

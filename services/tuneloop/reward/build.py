@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tuneloop.errors import SettingsError
+from tuneloop.gpus.devices import check_device
 from tuneloop.reward.scorer import Scorer
 from tuneloop.reward.scorers import judge as judges
 from tuneloop.reward.scorers.deadline import LimitedScorer
@@ -40,7 +41,7 @@ def build(
     Raises:
         SettingsError: nothing is named, a function cannot be loaded (`param` "functions"), the
             constitution cannot be read, or a weight is not a number or names no scorer (`param`
-            "weights").
+            "weights"), or torch cannot compute on the device (`param` "device").
         CorruptData: the folder is not a reward model.
 
     """
@@ -66,7 +67,7 @@ def build(
             raise SettingsError(f"the weight of {name} is {weight}", param="weights")
     model = None
     if reward_model is not None:
-        require_device(device)
+        check_device(device)
         model = base_scorer(
             reward_model,
             max_length=max_length,
@@ -74,12 +75,3 @@ def build(
             device=device,
         )
     return Scoring(others, model, normalize=normalize)
-
-
-def require_device(device: str) -> None:
-    """Raise `SettingsError` if torch has no such device here."""
-    import torch
-
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        problem = f"{device}: torch finds no CUDA device here; see tuneloop doctor"
-        raise SettingsError(problem, param="device")

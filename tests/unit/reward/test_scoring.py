@@ -214,3 +214,15 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("TUNELOOP_REWARD_BATCH_SIZES", "4")
     with pytest.raises(SettingsError, match="did you mean TUNELOOP_REWARD_BATCH_SIZE"):
         load(RewardSettings)
+
+
+def test_a_device_that_is_not_there_is_refused_by_name(
+    tiny_reward_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.zeros", no_cuda)
+    with pytest.raises(SettingsError, match="TUNELOOP_REWARD_DEVICE: device cuda: no CUDA here"):
+        load_scoring(RewardSettings(model=tiny_reward_model, device="cuda"))
+
+
+def no_cuda(*_: object, **__: object) -> None:
+    raise AssertionError("no CUDA here")

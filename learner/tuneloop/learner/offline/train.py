@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.errors import SettingsError
+from tuneloop.gpus.devices import check_device
 from tuneloop.learner.data.rows import RowsData, read_prompts, read_samples, read_texts
 from tuneloop.learner.data.table import Table, open_table
 from tuneloop.learner.data.tokenize import PromptTokenizer
@@ -145,17 +146,6 @@ def fixed_settings(options: TrainOptions) -> dict[str, Any]:
     if not any(a.startswith("device=") for a in options.assignments) and torch.cuda.is_available():
         fixed["device"] = "cuda"
     return fixed
-
-
-def check_device(device: str) -> None:
-    """Raise `SettingsError` where torch cannot compute on the device."""
-    import torch
-
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        problem = str(error).partition("\n")[0]
-        raise SettingsError(f"device {device}: {problem}", param="device") from error
 
 
 def read_data(
