@@ -1,14 +1,11 @@
 """Versions that pass the gate are tried on users, through the real processes."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from support.e2e_client import User, wait_until
-
-from tuneloop.supervisor.child import ServiceChild
+from support.e2e_client import ServeTiny, User, wait_until
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -17,12 +14,7 @@ VOTERS = 400
 
 
 @pytest.fixture(scope="module")
-def user(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_policy: Path,
-    tiny_reward_model: Path,
-    free_port_of_module: int,
-) -> Iterator[User]:
+def user(serve_tiny: ServeTiny) -> Iterator[User]:
     learner = {
         "RELEASE": "gate+canary",
         "CANARY__SHARE": "0.5",
@@ -46,18 +38,9 @@ def user(
         "PUBLISH_EVERY_SECONDS": "0",
         "LEARNING_RATE": "1e-3",
     }
-    service = ServiceChild(
-        tmp_path_factory.mktemp("canary"),
-        port=free_port_of_module,
-        arguments=[
-            *("--model", str(tiny_policy), "--reward-model", str(tiny_reward_model)),
-            *("--engine", "transformers"),
-        ],
-        environment={f"TUNELOOP_LEARNER_{name}": value for name, value in learner.items()},
-    )
-    with service:
-        service.wait_until_ready()
-        yield User(service)
+    environment = {f"TUNELOOP_LEARNER_{name}": value for name, value in learner.items()}
+    with serve_tiny("canary", environment) as user:
+        yield user
 
 
 def serving(user: User) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 from support.e2e_client import (
+    ServeTiny,
     User,
     kill,
     kto_uses,
@@ -16,37 +16,21 @@ from support.e2e_client import (
     wait_until_each_thumb_is_used_once,
 )
 
-from tuneloop.supervisor.child import ServiceChild
-
 pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def user(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_policy: Path,
-    tiny_reward_model: Path,
-    free_port_of_module: int,
-) -> Iterator[User]:
-    service = ServiceChild(
-        tmp_path_factory.mktemp("crashes"),
-        port=free_port_of_module,
-        arguments=[
-            *("--model", str(tiny_policy), "--reward-model", str(tiny_reward_model)),
-            *("--engine", "transformers"),
-        ],
-        environment={
-            # Versions are served as they come; the gate has a test of its own.
-            "TUNELOOP_LEARNER_RELEASE": "off",
-            "TUNELOOP_LEARNER_BATCH_SIZE": "4",
-            "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
-            "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "2",
-            "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "1",
-        },
-    )
-    with service:
-        service.wait_until_ready()
-        yield User(service)
+def user(serve_tiny: ServeTiny) -> Iterator[User]:
+    environment = {
+        # Versions are served as they come; the gate has a test of its own.
+        "TUNELOOP_LEARNER_RELEASE": "off",
+        "TUNELOOP_LEARNER_BATCH_SIZE": "4",
+        "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
+        "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "2",
+        "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "1",
+    }
+    with serve_tiny("crashes", environment) as user:
+        yield user
 
 
 def learner_state(user: User) -> str:

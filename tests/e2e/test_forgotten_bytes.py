@@ -11,14 +11,13 @@ from typing import Any
 
 import httpx
 import pytest
-from support.e2e_client import User, kill, wait_until
+from support.e2e_client import ServeTiny, User, kill, wait_until
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from tuneloop.bus import subjects
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.cli.app import app
-from tuneloop.supervisor.child import ServiceChild
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -28,31 +27,17 @@ ANN = f"ann {SECRET}"
 
 
 @pytest.fixture(scope="module")
-def user(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_policy: Path,
-    tiny_reward_model: Path,
-    free_port_of_module: int,
-) -> Iterator[User]:
-    service = ServiceChild(
-        tmp_path_factory.mktemp("forgotten"),
-        port=free_port_of_module,
-        arguments=[
-            *("--model", str(tiny_policy), "--reward-model", str(tiny_reward_model)),
-            *("--engine", "transformers"),
-        ],
-        environment={
-            "TUNELOOP_LEARNER_BATCH_SIZE": "2",
-            "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
-            "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "1",
-            "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "0",
-            "TUNELOOP_LEARNER_RELEASE": "off",
-            "TUNELOOP_LOG_LEVEL": "DEBUG",
-        },
-    )
-    with service:
-        service.wait_until_ready()
-        yield User(service)
+def user(serve_tiny: ServeTiny) -> Iterator[User]:
+    environment = {
+        "TUNELOOP_LEARNER_BATCH_SIZE": "2",
+        "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
+        "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "1",
+        "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "0",
+        "TUNELOOP_LEARNER_RELEASE": "off",
+        "TUNELOOP_LOG_LEVEL": "DEBUG",
+    }
+    with serve_tiny("forgotten", environment) as user:
+        yield user
 
 
 def forms_of(text: str, tokenizer: Tokenizer) -> dict[str, list[bytes]]:

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.e2e_client import User, wait_until, wait_until_each_thumb_is_used_once
-
-from tuneloop.supervisor.child import ServiceChild
+from support.e2e_client import ServeTiny, User, wait_until, wait_until_each_thumb_is_used_once
 
 pytestmark = pytest.mark.timeout(600)
 TESTS = Path(__file__).parents[1]
@@ -17,36 +15,21 @@ TESTS = Path(__file__).parents[1]
     scope="module",
     params=["transformers", pytest.param("vllm", marks=[pytest.mark.slow, pytest.mark.vllm])],
 )
-def user(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_policy: Path,
-    tiny_reward_model: Path,
-    free_port_of_module: int,
-) -> Iterator[User]:
-    service = ServiceChild(
-        tmp_path_factory.mktemp("full"),
-        port=free_port_of_module,
-        arguments=[
-            *("--model", str(tiny_policy), "--reward-model", str(tiny_reward_model)),
-            *("--engine", request.param, "--weights", "full"),
-        ],
-        environment={
-            "PYTHONPATH": str(TESTS),
-            "TUNELOOP_REWARD_FUNCTIONS": '["support.e2e_reward:brevity"]',
-            # Versions are served as they come; the gate has a test of its own.
-            "TUNELOOP_LEARNER_RELEASE": "off",
-            "TUNELOOP_LEARNER_BATCH_SIZE": "4",
-            "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
-            "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "1",
-            "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "0",
-            "TUNELOOP_LEARNER_POLICY_GRADIENT_BATCH_SIZE": "8",
-            "TUNELOOP_GENERATION_KV_CACHE_GIB": "0.25",
-        },
-    )
-    with service:
-        service.wait_until_ready()
-        yield User(service)
+def user(request: pytest.FixtureRequest, serve_tiny: ServeTiny) -> Iterator[User]:
+    environment = {
+        "PYTHONPATH": str(TESTS),
+        "TUNELOOP_REWARD_FUNCTIONS": '["support.e2e_reward:brevity"]',
+        # Versions are served as they come; the gate has a test of its own.
+        "TUNELOOP_LEARNER_RELEASE": "off",
+        "TUNELOOP_LEARNER_BATCH_SIZE": "4",
+        "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
+        "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "1",
+        "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "0",
+        "TUNELOOP_LEARNER_POLICY_GRADIENT_BATCH_SIZE": "8",
+        "TUNELOOP_GENERATION_KV_CACHE_GIB": "0.25",
+    }
+    with serve_tiny("full", environment, "--weights", "full", engine=request.param) as user:
+        yield user
 
 
 def test_thumbs_replace_the_weights_of_the_running_service(user: User) -> None:

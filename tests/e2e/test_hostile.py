@@ -2,9 +2,9 @@
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from support.e2e_client import ServeTiny
 
 from benchmarks.hostile import TOOLS, measure
 from tuneloop.supervisor.child import ServiceChild
@@ -13,24 +13,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def service(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_policy: Path,
-    tiny_reward_model: Path,
-    free_port_of_module: int,
-) -> Iterator[ServiceChild]:
-    running = ServiceChild(
-        tmp_path_factory.mktemp("hostile"),
-        port=free_port_of_module,
-        arguments=[
-            *("--model", str(tiny_policy), "--reward-model", str(tiny_reward_model)),
-            *("--engine", "transformers"),
-        ],
-        environment=TOOLS,
-    )
-    with running:
-        running.wait_until_ready()
-        yield running
+def service(serve_tiny: ServeTiny) -> Iterator[ServiceChild]:
+    with serve_tiny("hostile", TOOLS) as user:
+        yield user.service
 
 
 def test_the_corpus_hurts_nobody(service: ServiceChild) -> None:

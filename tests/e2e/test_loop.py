@@ -2,47 +2,36 @@
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from support.e2e_client import User, read_stream, wait_until, wait_until_each_thumb_is_used_once
-
-from tuneloop.supervisor.child import ServiceChild
+from support.e2e_client import (
+    ServeTiny,
+    User,
+    read_stream,
+    wait_until,
+    wait_until_each_thumb_is_used_once,
+)
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def user(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_policy: Path,
-    tiny_reward_model: Path,
-    free_port_of_module: int,
-) -> Iterator[User]:
-    service = ServiceChild(
-        tmp_path_factory.mktemp("loop"),
-        port=free_port_of_module,
-        arguments=[
-            *("--model", str(tiny_policy), "--reward-model", str(tiny_reward_model)),
-            *("--engine", "vllm"),
-        ],
-        environment={
-            # Versions are served as they come; the gate has a test of its own.
-            "TUNELOOP_LEARNER_RELEASE": "off",
-            "TUNELOOP_LEARNER_BATCH_SIZE": "4",
-            "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
-            "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "1",
-            "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "0",
-            "TUNELOOP_LEARNER_LEARNING_RATE": "1e-3",
-            "TUNELOOP_GENERATION_KV_CACHE_GIB": "0.25",
-        },
-    )
-    with service:
-        service.wait_until_ready()
-        yield User(service)
+def user(serve_tiny: ServeTiny) -> Iterator[User]:
+    environment = {
+        # Versions are served as they come; the gate has a test of its own.
+        "TUNELOOP_LEARNER_RELEASE": "off",
+        "TUNELOOP_LEARNER_BATCH_SIZE": "4",
+        "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
+        "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "1",
+        "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "0",
+        "TUNELOOP_LEARNER_LEARNING_RATE": "1e-3",
+        "TUNELOOP_GENERATION_KV_CACHE_GIB": "0.25",
+    }
+    with serve_tiny("loop", environment, engine="vllm") as user:
+        yield user
 
 
 def generation_pid(user: User) -> int:

@@ -5,16 +5,14 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.e2e_client import User, wait_until
+from support.e2e_client import ServeTiny, User, wait_until
 from support.otlp_collector import Collector, collecting
 
 from docs import render_metrics
-from tuneloop.supervisor.child import ServiceChild
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -38,36 +36,21 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def watched(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_policy: Path,
-    tiny_reward_model: Path,
-    free_port_of_module: int,
-) -> Iterator[Watched]:
+def watched(serve_tiny: ServeTiny) -> Iterator[Watched]:
     with collecting() as collector:
-        service = ServiceChild(
-            tmp_path_factory.mktemp("watched"),
-            port=free_port_of_module,
-            arguments=[
-                *("--model", str(tiny_policy), "--reward-model", str(tiny_reward_model)),
-                *("--engine", "transformers"),
-            ],
-            environment={
-                "TUNELOOP_LEARNER_BATCH_SIZE": "2",
-                "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
-                "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "1",
-                "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "0",
-                "TUNELOOP_LEARNER_RELEASE": "off",
-                "TUNELOOP_LOG_FORMAT": "json",
-                "TUNELOOP_LOG_LEVEL": "DEBUG",
-                "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
-                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-                "OTEL_BSP_SCHEDULE_DELAY": "200",
-            },
-        )
-        with service:
-            service.wait_until_ready()
-            user = User(service)
+        environment = {
+            "TUNELOOP_LEARNER_BATCH_SIZE": "2",
+            "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
+            "TUNELOOP_LEARNER_PUBLISH_EVERY_STEPS": "1",
+            "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "0",
+            "TUNELOOP_LEARNER_RELEASE": "off",
+            "TUNELOOP_LOG_FORMAT": "json",
+            "TUNELOOP_LOG_LEVEL": "DEBUG",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            "OTEL_BSP_SCHEDULE_DELAY": "200",
+        }
+        with serve_tiny("watched", environment) as user:
             for number in range(4):
                 assert user.press(user.chat(SECRET)["id"], up=number % 2 == 0).status_code == 202
             wait_until(lambda: user.serving_version() >= 1, "a version that learned from thumbs")

@@ -9,11 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
-from support.e2e_client import User, wait_until
+from support.e2e_client import ServeTiny, User, wait_until
 from typer.testing import CliRunner
 
 from tuneloop.cli.policies import policies_app
-from tuneloop.supervisor.child import ServiceChild
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -24,41 +23,27 @@ BATCH = 32
 
 
 @pytest.fixture(scope="module")
-def user(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_policy: Path,
-    tiny_reward_model: Path,
-    free_port_of_module: int,
-) -> Iterator[User]:
-    service = ServiceChild(
-        tmp_path_factory.mktemp("release"),
-        port=free_port_of_module,
-        arguments=[
-            *("--model", str(tiny_policy), "--reward-model", str(tiny_reward_model)),
-            *("--engine", "transformers"),
-        ],
-        environment={
-            "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
-            "TUNELOOP_REWARD_FUNCTIONS": '["support.e2e_reward:no_noise"]',
-            "TUNELOOP_LEARNER_BATCH_SIZE": str(BATCH),
-            "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
-            "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "0",
-            "TUNELOOP_LEARNER_WARMUP_STEPS": "0",
-            "TUNELOOP_LEARNER_LEARNING_RATE": "2e-2",
-            "TUNELOOP_LEARNER_POLICY_GRADIENT": "off",
-            "TUNELOOP_LEARNER_GATE__MAX_TOKENS": "16",
-            # A random model knows nothing, and these steps are large.
-            "TUNELOOP_LEARNER_GATE__ABILITIES": "false",
-            "TUNELOOP_LEARNER_GATE__MAX_KL": "8",
-            "TUNELOOP_LEARNER_GATE__MIN_LENGTH_RATIO": "0.2",
-            "TUNELOOP_LEARNER_GATE__MAX_LENGTH_RATIO": "5",
-            "TUNELOOP_LEARNER_GATE__MAX_REPETITION_RISE": "0.3",
-            "TUNELOOP_LEARNER_GATE__MAX_BROKEN_RISE": "0.2",
-        },
-    )
-    with service:
-        service.wait_until_ready()
-        yield User(service)
+def user(serve_tiny: ServeTiny) -> Iterator[User]:
+    environment = {
+        "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
+        "TUNELOOP_REWARD_FUNCTIONS": '["support.e2e_reward:no_noise"]',
+        "TUNELOOP_LEARNER_BATCH_SIZE": str(BATCH),
+        "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
+        "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "0",
+        "TUNELOOP_LEARNER_WARMUP_STEPS": "0",
+        "TUNELOOP_LEARNER_LEARNING_RATE": "2e-2",
+        "TUNELOOP_LEARNER_POLICY_GRADIENT": "off",
+        "TUNELOOP_LEARNER_GATE__MAX_TOKENS": "16",
+        # A random model knows nothing, and these steps are large.
+        "TUNELOOP_LEARNER_GATE__ABILITIES": "false",
+        "TUNELOOP_LEARNER_GATE__MAX_KL": "8",
+        "TUNELOOP_LEARNER_GATE__MIN_LENGTH_RATIO": "0.2",
+        "TUNELOOP_LEARNER_GATE__MAX_LENGTH_RATIO": "5",
+        "TUNELOOP_LEARNER_GATE__MAX_REPETITION_RISE": "0.3",
+        "TUNELOOP_LEARNER_GATE__MAX_BROKEN_RISE": "0.2",
+    }
+    with serve_tiny("release", environment) as user:
+        yield user
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,10 @@ class User:
 
     def serving_version(self) -> int:
         return int(self.get("/v1/policies")["policy_version"])
+
+
+ServeTiny = Callable[..., AbstractContextManager[User]]
+"""See the fixture `serve_tiny`."""
 
 
 def wait_until(condition: Callable[[], bool], what: str, pause: float = 0.2) -> None:
