@@ -1,6 +1,8 @@
 """Fixtures shared by all suites: tiny models, a real nats-server, free ports."""
 
+import gc
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
     from support.postgres_server import Postgres
 
     from tuneloop.bus.jetstream import JetStreamBus
+
+# Where files of tests run side by side each takes one core: threads of torch that wait for a core
+# spin, and tiny models take ten times as long.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples each time, and none fails because the machine was busy; `make test-all` looks
 # for new ones.
@@ -39,6 +46,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item in engines or item.path in files or item.path.parent.name in ("clients", "e2e"):
             item.add_marker("services")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what thousands of tests keep to themselves out of every later garbage collection."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

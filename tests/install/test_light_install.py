@@ -120,11 +120,20 @@ def test_the_doctor_says_what_to_install(base_only: str, arguments: list[str], w
     assert f'pip install "tuneloop[{wanted}]"' in done.stdout
 
 
-@pytest.mark.parametrize(("code", "seconds"), [("import tuneloop.client", 0.4), (f"{RUN}", 0.5)])
-def test_it_starts_at_once(code: str, seconds: float) -> None:
-    """By the processor's time, the best of five: other tests run beside it."""
-    best = min(cpu_seconds([sys.executable, "-c", code, "--help"]) for _ in range(5))
-    assert best < seconds
+@pytest.mark.parametrize(
+    ("code", "libraries"),
+    [("import tuneloop.client", "import httpx"), (RUN, "import httpx, typer.rich_utils")],
+)
+def test_it_starts_hardly_later_than_its_libraries(code: str, libraries: str) -> None:
+    """By the processor's time, the best of five, as other tests run beside it.
+
+    Half a second for `--help` on two slow cores; a package that is heavy takes as long again.
+    """
+    own, least = (
+        min(cpu_seconds([sys.executable, "-c", c, "--help"]) for _ in range(5))
+        for c in (code, libraries)
+    )
+    assert own < 1.7 * least
 
 
 def cpu_seconds(command: list[str]) -> float:

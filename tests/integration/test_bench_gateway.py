@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from benchmarks.gateway import machine, run
 from benchmarks.gateway_edge import edge
 from benchmarks.gateway_feedback import BATCH, measure_feedback
@@ -11,6 +13,7 @@ from benchmarks.gateway_table import SIDES, table
 from benchmarks.load import ChatResult, LoadResult
 
 
+@pytest.mark.slow
 def test_it_measures_the_gateway_and_feedback() -> None:
     with edge() as running:
         rows = run(measure_pace(running, streams=(2,), rounds=1))

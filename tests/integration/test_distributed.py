@@ -271,7 +271,7 @@ def test_every_row_has_one_rank() -> None:
 @pytest.mark.parametrize(
     ("algorithm", "kind", "killed"),
     [
-        ("grpo", "--full", False),
+        pytest.param("grpo", "--full", False, marks=pytest.mark.slow),
         pytest.param("kto", "--lora", True, marks=pytest.mark.slow),
         pytest.param("grpo", "--lora", True, marks=pytest.mark.slow),
     ],

@@ -28,6 +28,7 @@ from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.settings import TrainerSettings
 from tuneloop.policies import WeightsKind
 
+pytestmark = pytest.mark.slow
 TORCHRUN = Path(sys.executable).with_name("torchrun")
 PYTHONPATH = os.pathsep.join((str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")))
 ENVIRONMENT = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}

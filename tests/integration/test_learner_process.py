@@ -198,6 +198,7 @@ async def run_and_kill(learner: LearnerProcess, steps_taken: int) -> None:
     learner.kill()
 
 
+@pytest.mark.slow
 async def test_it_starts_without_nats_and_takes_up_what_comes_later(
     learner: LearnerProcess, nats_server: NatsServer, stub: Stub
 ) -> None:
@@ -216,6 +217,7 @@ async def test_it_starts_without_nats_and_takes_up_what_comes_later(
     await bus.close()
 
 
+@pytest.mark.slow
 async def test_the_routing_table_lost_under_it_names_the_stable_version_again(
     learner: LearnerProcess, bus: JetStreamBus
 ) -> None:
@@ -234,6 +236,7 @@ async def stable_if_available(bus: JetStreamBus) -> WeightsReference | None:
         return None
 
 
+@pytest.mark.slow
 async def test_a_second_learner_with_a_ledger_of_its_own_is_refused_until_it_takes_over(
     learner: LearnerProcess,
     bus: JetStreamBus,
@@ -270,6 +273,7 @@ async def test_a_second_learner_with_a_ledger_of_its_own_is_refused_until_it_tak
         second.kill()
 
 
+@pytest.mark.slow
 async def test_a_checkpoint_cut_short_is_passed_over(
     learner: LearnerProcess, bus: JetStreamBus
 ) -> None:

@@ -67,7 +67,8 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeOptions]:
 
 
 def options(algorithm: str, model: Path, folder: Path, rows: Any, **more: Any) -> TrainOptions:
-    settings = ["threads=1", "batch_size=4", "max_completion_length=6", *more.pop("settings", [])]
+    settings = ["threads=1", "batch_size=4", "max_completion_length=6", "abilities=none"]
+    settings += more.pop("settings", [])
     return TrainOptions(
         algorithm=algorithm,
         model=str(model),

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from support.offline_data import rows_for, write_jsonl
 
 from tuneloop.learner.offline.train import TrainOptions, train
@@ -26,6 +27,7 @@ SETTINGS = (
     "normalize_rewards=true",
     "kl_target=0.1",
     "ppo_epochs=2",
+    "abilities=none",
 )
 
 
@@ -57,6 +59,7 @@ def run_until_killed(arguments: list[str], step: int, delay: float) -> int:
     return reported
 
 
+@pytest.mark.slow
 def test_two_kills_end_on_the_same_weights(tmp_path: Path, tiny_policy: Path) -> None:
     data = write_jsonl(tmp_path / "prompts.jsonl", rows_for("ppo"))
     seed = random.randrange(1000)

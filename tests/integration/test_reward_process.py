@@ -218,6 +218,7 @@ async def _published(bus: JetStreamBus, number: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 async def test_it_answers_without_a_bus_and_refuses_bad_requests(
     start: Callable[..., Process],
 ) -> None:

@@ -177,6 +177,7 @@ def left_waiting(ledger: Path) -> int:
 
 
 @pytest.mark.services
+@pytest.mark.slow
 def test_the_service_goes_on_from_a_backup_of_the_data_folder(
     before: Path, expected: Mapping[str, Any]
 ) -> None:
@@ -243,6 +244,7 @@ def used(client: httpx.Client, feedback_id: str) -> list[int]:
 # Exports, and what they are made of.
 
 
+@pytest.mark.slow
 def test_feedback_is_exported_as_it_was(before: Path) -> None:
     for kind in (*KINDS, "rollouts"):
         arguments = ("--kind", kind, "--data-dir", "data", "--output", "again.jsonl")
@@ -250,6 +252,7 @@ def test_feedback_is_exported_as_it_was(before: Path) -> None:
         assert rows_of(before / "again.jsonl") == rows_of(before / "export" / f"{kind}.jsonl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_export_is_imported(kind: str, before: Path) -> None:
     rows = rows_of(before / "export" / f"{kind}.jsonl")
@@ -270,12 +273,14 @@ def import_rows(rows: list[Any], kind: str, before: Path) -> list[str]:
     return re.findall(r"\d+", told.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_an_export_is_learned_from(before: Path) -> None:
     arguments = ["--model", "models/policy", "--data", "export/pairs.jsonl", "--output", "run"]
     tuneloop("train", "dpo", *arguments, "--set", "max_steps=1", folder=before)
     assert json.loads((before / "run" / "run.json").read_text())["step"] == 1
 
 
+@pytest.mark.slow
 def test_a_version_is_verified_and_exported_as_it_was(
     before: Path, expected: Mapping[str, Any]
 ) -> None:
@@ -297,6 +302,7 @@ def test_a_version_is_verified_and_exported_as_it_was(
 # Runs of `tuneloop train`.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["kto", "ppo"])
 def test_a_run_goes_on_where_it_was_killed(
     algorithm: str, before: Path, expected: Mapping[str, Any]
@@ -322,6 +328,7 @@ def test_a_run_goes_on_where_it_was_killed(
     assert load_file(run / adapter).keys() == load_file(straight / adapter).keys()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_known_as_such(before: Path, expected: Mapping[str, Any]) -> None:
     summary = before / "finished" / "kto" / "run.json"
     written = summary.read_bytes()

@@ -279,6 +279,7 @@ async def test_a_sample_that_does_not_fit_waits_and_is_never_refused(parts: Part
     parts.thumbs(0, 4)
     parts.clock.now += 100
     parts.trainer.too_large = {"f1"}
+    parts.trainer.token_budget = 64
     for _ in range(20):
         await parts.turn()
         now[0] += 10

@@ -92,7 +92,7 @@ GRAPHS = {(False, False): 2, (False, True): 4, (True, False): 8, (True, True): 1
 
 COMBINATIONS = [
     # The others, packed rows above all, take up to half a minute each.
-    pytest.param(*chosen, marks=[pytest.mark.slow] if chosen[1] or chosen[0] != chosen[2] else [])
+    pytest.param(*chosen, marks=[pytest.mark.slow] if any(chosen) else [])
     for chosen in itertools.product([False, True], repeat=3)
 ]
 
@@ -120,6 +120,7 @@ def test_layers_are_compiled_once_for_rows_of_all_lengths(
     assert not CompiledForward.failed
 
 
+@pytest.mark.slow
 def test_a_checkpoint_inside_what_is_compiled_is_not_compiled() -> None:
     """Why the order matters: this is what it was."""
     model, adapted = make_model(lora=False, packing=False)
@@ -170,7 +171,7 @@ def test_a_family_without_layers_is_refused_only_where_it_was_asked_for(
         compile_layers(model)
 
 
-@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("window", [3, pytest.param(None, marks=pytest.mark.slow)])
 def test_the_compiled_block_mask_is_the_plain_one(window: int | None) -> None:
     from torch.nn.attention.flex_attention import create_block_mask
 

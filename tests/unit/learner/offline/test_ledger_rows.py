@@ -71,7 +71,7 @@ def test_a_run_learns_from_the_ledger(
             model=str(tiny_policy),
             data=ledger(data_dir),
             output=data_dir / "run",
-            assignments=["threads=1", "batch_size=4"],
+            assignments=["threads=1", "batch_size=4", "abilities=none"],
         )
     )
     assert summary is not None

@@ -14,7 +14,11 @@ from tuneloop.learner.offline.train import TrainOptions, train
 from tuneloop.policies import WeightsKind
 
 REWARD = ["support.offline_data:shorter"]
-COMMON = ["threads=1", "save_steps=2", "batch_size=4", "max_completion_length=6"]
+COMMON = [
+    *("threads=1", "save_steps=2", "batch_size=4", "max_completion_length=6"),
+    # The suite takes longer than the runs.
+    "abilities=none",
+]
 RUNS: dict[str, Sequence[str]] = {
     "sft": ["epochs=2", "lr_scheduler_type=cosine"],
     "kto": ["epochs=3"],
@@ -70,8 +74,20 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
 LORA, FULL = WeightsKind.LORA, WeightsKind.FULL
 
 
+QUICK = ("dpo", "ppo", "grpo")
+"""A loss of pairs, and what is sampled; the others take as long again."""
+
+
 @pytest.mark.parametrize(
-    ("algorithm", "kind"), [*((name, LORA) for name in RUNS), ("kto", FULL), ("ppo", FULL)]
+    ("algorithm", "kind"),
+    [
+        *((name, LORA) for name in QUICK),
+        *(
+            pytest.param(name, kind, marks=pytest.mark.slow)
+            for kind, names in ((LORA, RUNS.keys() - set(QUICK)), (FULL, ("kto", "ppo")))
+            for name in sorted(names)
+        ),
+    ],
 )
 def test_two_interruptions_change_nothing(
     algorithm: str, kind: WeightsKind, options: Any, monkeypatch: pytest.MonkeyPatch

@@ -45,7 +45,7 @@ def trained(algorithm: str, model: Path, folder: Path, **changes: Any) -> Path:
         "model": str(model),
         "data": str(write_jsonl(folder / f"{algorithm}.jsonl", rows_for(algorithm))),
         "output": folder / f"{algorithm}-{model.name}",
-        "assignments": ["threads=1", "learning_rate=0.01", "batch_size=6"],
+        "assignments": ["threads=1", "learning_rate=0.01", "batch_size=6", "abilities=none"],
     }
     assert train(TrainOptions(**{**given, **changes})) is not None
     return Path(given["output"])
@@ -126,7 +126,7 @@ def test_the_pipeline_is_three_runs(
 ) -> None:
     sft = trained("sft", tiny_policy, tmp_path)
     reward_model = trained("reward-model", tiny_reward_model, tmp_path)
-    settings = ["threads=1", "batch_size=6", "max_completion_length=6"]
+    settings = ["threads=1", "batch_size=6", "max_completion_length=6", "abilities=none"]
     ppo = trained("ppo", sft, tmp_path, reward_model=str(reward_model), assignments=settings)
     summary = json.loads((ppo / "run.json").read_text())
     assert summary["rewards"] == ["reward_model=1"]

@@ -60,7 +60,10 @@ def test_a_new_algorithm_learns_offline(
         model=str(tiny_policy),
         data=str(write_jsonl(tmp_path / "thumbs.jsonl", rows_for("kto"))),
         output=tmp_path / "run",
-        assignments=["threads=1", "learning_rate=1e-3", "batch_size=12", "epochs=4"],
+        assignments=[
+            *("threads=1", "learning_rate=1e-3", "batch_size=12", "epochs=4"),
+            "abilities=none",
+        ],
     )
     summary = train(options)
     assert summary is not None

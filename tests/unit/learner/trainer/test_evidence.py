@@ -38,7 +38,7 @@ def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     return float(torch.stack([(a[name] - b[name]).square().sum() for name in a]).sum().sqrt())
 
 
-@pytest.mark.parametrize("honest_steps", [0, 50])
+@pytest.mark.parametrize("honest_steps", [0, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("trust", [0.25, 0.05])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_batch_moves_the_policy_in_proportion_to_its_trust(
@@ -150,7 +150,9 @@ def test_the_temperature_of_a_request_does_not_weigh(tiny_policy: Path, objectiv
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", list(WeightsKind))
+@pytest.mark.parametrize(
+    "kind", [WeightsKind.LORA, pytest.param(WeightsKind.FULL, marks=pytest.mark.slow)]
+)
 def test_anchors_hold_the_policy_where_nobody_judged(tiny_policy: Path, kind: WeightsKind) -> None:
     moved = []
     for weight in (1e-9, 10.0):

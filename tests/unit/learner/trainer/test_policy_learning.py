@@ -107,7 +107,10 @@ def scored(sequences: list[TokenSequence]) -> list[ScoredSample]:
     ]
 
 
-@pytest.mark.parametrize("kind", WeightsKind)
+KINDS = [WeightsKind.LORA, pytest.param(WeightsKind.FULL, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_ppo_learns_what_is_rewarded(sharp_policy: Path, kind: WeightsKind) -> None:
     # With half the batch or twice the rate some seeds fall short: six of six reach 0.96 here.
     rate = 5e-3 if kind is WeightsKind.LORA else 1e-3
@@ -121,7 +124,7 @@ def test_ppo_learns_what_is_rewarded(sharp_policy: Path, kind: WeightsKind) -> N
     assert bandit.liked_share() > 0.9
 
 
-@pytest.mark.parametrize("kind", WeightsKind)
+@pytest.mark.parametrize("kind", KINDS)
 def test_kto_learns_from_thumbs(sharp_policy: Path, kind: WeightsKind) -> None:
     rate = 1e-2 if kind is WeightsKind.LORA else 1e-3
     bandit = Bandit(sharp_policy, kind=kind, learning_rate=rate)
@@ -173,9 +176,9 @@ def grouped(sequences: list[TokenSequence]) -> list[ScoredGroup]:
     "options",
     [
         {},
-        {"kind": WeightsKind.FULL, "learning_rate": 1e-3},
-        {"scale_rewards": "none", "grpo_epochs": 2},
-        {"advantage_estimator": "rloo"},
+        pytest.param({"kind": WeightsKind.FULL, "learning_rate": 1e-3}, marks=pytest.mark.slow),
+        pytest.param({"scale_rewards": "none", "grpo_epochs": 2}, marks=pytest.mark.slow),
+        pytest.param({"advantage_estimator": "rloo"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -186,6 +189,7 @@ def test_grpo_learns_what_is_rewarded(sharp_policy: Path, options: dict[str, Any
     assert bandit.liked_share() > 0.9
 
 
+@pytest.mark.slow
 def test_single_completions_of_drifting_scorers_are_learned_from(sharp_policy: Path) -> None:
     """Users give one reward for a prompt, and what a reward means moves and grows all the time."""
     for objective in ("grpo", "ppo"):
@@ -198,6 +202,7 @@ def test_single_completions_of_drifting_scorers_are_learned_from(sharp_policy: P
         assert bandit.liked_share() > 0.9, objective
 
 
+@pytest.mark.slow
 def test_dpo_variants_learn_and_robust_dpo_bears_flipped_pairs(sharp_policy: Path) -> None:
     for options, flips in (
         ({"dpo_loss_type": "ipo"}, 0),
@@ -220,6 +225,7 @@ def test_dpo_variants_learn_and_robust_dpo_bears_flipped_pairs(sharp_policy: Pat
         assert bandit.liked_share() > 0.85, options
 
 
+@pytest.mark.slow
 def test_kl_in_the_reward_holds_the_policy_back(sharp_policy: Path) -> None:
     kl = {}
     for kl_coef in (0.0, 0.5):
