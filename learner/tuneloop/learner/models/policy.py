@@ -104,16 +104,19 @@ class PolicyModel:
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
-    def _load(self, *, trained: bool = True, device: torch.device | None = None) -> Any:
+    def _load(self, *, trained: bool = True) -> Any:
         """Version 0, in evaluation mode; what is not trained is in bfloat16 on a GPU."""
-        device = device or self.device
         frozen = self.kind is WeightsKind.LORA or not trained
-        dtype = torch.bfloat16 if frozen and device.type in HALF_ON else torch.float32
+        dtype = torch.bfloat16 if frozen and self.device.type in HALF_ON else torch.float32
+        return self._load_in(dtype).to(self.device)
+
+    def _load_in(self, dtype: torch.dtype) -> Any:
+        """Version 0 in main memory, in evaluation mode."""
         with silence_loading():
             model = AutoModelForCausalLM.from_pretrained(
                 self._folder, dtype=dtype, local_files_only=True, use_safetensors=True
             )
-        return model.to(device).eval()
+        return model.eval()
 
     @property
     def module(self) -> Any:
@@ -318,14 +321,16 @@ class PolicyModel:
     def save_weights(self, folder: Path, *, base_model: str) -> None:
         """Write what generation loads: a PEFT folder, or a `save_pretrained` folder.
 
-        `base_model` is the name of version 0.
+        Full weights are written in the dtype that generation serves in: on a GPU half of float32,
+        and so half of what each swap reads. `base_model` is the name of version 0.
         """
         if self._adapted is None:
             model = self._model
-            if self._sharded:
-                # In main memory: in float32 it may be more than a GPU has beside its part.
-                cpu = torch.device("cpu")
-                model = self._load(device=cpu) if self._world.is_leader else None
+            half = self.device.type in HALF_ON
+            if half or self._sharded:
+                # In main memory: it may be more than a GPU has beside its part.
+                dtype = weight_files.half_dtype_of(self._folder) if half else torch.float32
+                model = self._load_in(dtype) if self._world.is_leader else None
                 gather_into(model, self._model)
             if self._world.is_leader:
                 weight_files.write_whole(folder, model, tokenizer=self._folder)
