@@ -257,6 +257,11 @@ ROWS: dict[str, Sequence[Panel]] = {
         panel("A swap takes", "s", *quantiles("tuneloop_swap_seconds")),
         panel("A swap pauses", "s", *quantiles("tuneloop_swap_pause_seconds")),
         panel(
+            "First token after a pause",
+            "s",
+            *quantiles("tuneloop_swap_resume_seconds"),
+        ),
+        panel(
             "Versions refused",
             "short",
             ("sum by (by) (increase(tuneloop_swaps_refused_total[1h]))", "generation: {{by}}"),

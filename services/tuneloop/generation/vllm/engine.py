@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from tuneloop.generation.engine import (
     grammar_problem,
 )
 from tuneloop.generation.tool_calls import ToolFormat
-from tuneloop.generation.vllm.environment import prepare_environment, read_through
+from tuneloop.generation.vllm.environment import prepare_environment
 from tuneloop.generation.vllm.requests import (
     finish_reason,
     first_line,
@@ -90,6 +90,9 @@ class VllmEngine:
         self.adapters: dict[int, Any] = {}
         self.broken: str | None = None
         self.weights_lock = asyncio.Lock()
+        self.loads_twin = False
+        """Whether full weights are loaded into a twin of the model: where memory is plenty, on a
+        CPU. A GPU has none for it."""
 
     async def start(self) -> EngineLimits:
         """Load the base model (version 0) and be ready."""
@@ -99,6 +102,7 @@ class VllmEngine:
         # In a thread, including the import: a signal to stop must not wait for it.
         self.llm = await asyncio.to_thread(start_llm, self.options)
         await self.llm.update_weight_version("0")
+        self.loads_twin = self.llm.vllm_config.device_config.device_type == "cpu"
         model_config = self.llm.model_config
         self.limits = EngineLimits(
             max_model_len=model_config.max_model_len,
@@ -214,21 +218,23 @@ class VllmEngine:
             for span in completion.weight_versions or ()
         )
 
-    async def load_adapter(self, adapter: int, folder: Path) -> None:
-        """Load an adapter beside the others while decoding goes on."""
+    async def load_adapter(self, adapter: int, folder: Path) -> float:
+        """Load an adapter beside the others; return the seconds that held decoding up."""
         from vllm.lora.request import LoRARequest
 
-        request = LoRARequest(
+        if adapter in self.adapters:
+            return 0.0
+        async with self.weights_lock:
+            await self.stage(f"adapter {adapter}", "stage_adapter", adapter, str(folder))
+            try:
+                seconds = await self.llm.collective_rpc("commit_staged")
+            except Exception as error:
+                self.raise_if_dead(error)
+                raise WeightsRefused(f"adapter {adapter}: {first_line(error)}") from error
+        self.adapters[adapter] = LoRARequest(
             lora_name=f"adapter-{adapter}", lora_int_id=adapter, lora_path=str(folder)
         )
-        try:
-            loaded = await self.llm.add_lora(request)
-        except Exception as error:
-            self.raise_if_dead(error)
-            raise WeightsRefused(f"adapter {adapter}: {first_line(error)}") from error
-        if not loaded:
-            raise WeightsRefused(f"adapter {adapter}: vLLM did not load the adapter")
-        self.adapters[adapter] = request
+        return float(max(seconds))
 
     async def drop_adapter(self, adapter: int) -> None:
         """Unload an adapter that no request holds."""
@@ -240,37 +246,42 @@ class VllmEngine:
             self.raise_if_dead(error)
             raise Unavailable(f"adapter {adapter} was not dropped: {error}") from error
 
-    async def load_full_weights(self, policy_version: int, folder: Path) -> float:
+    async def load_full_weights(
+        self, policy_version: int, folder: Path, sha256: Mapping[str, str]
+    ) -> float:
         """Replace the weights in place; return the seconds in which nothing was sampled.
 
         Requests in flight keep their tokens; their key-value cache is computed again with the new
         weights (`clear_cache`), so that every later log-prob is by those weights.
         """
+        name = f"version {policy_version}"
         async with self.weights_lock:
             await asyncio.to_thread(shapes.check_full, self.options.model, folder)
-            await asyncio.to_thread(read_through, folder)
-            await self.stage_weights(policy_version, folder)
+            twin = self.loads_twin
+            await self.stage(name, "stage_weights", str(folder), dict(sha256), twin)
             paused = time.monotonic()
             await self.llm.pause_generation(mode="keep", clear_cache=True)
             # Not resumed after a failure: it would sample from mixed weights.
-            await self.commit_weights(policy_version, folder)
+            await self.commit_full_weights(policy_version)
             await self.llm.resume_generation()
             return time.monotonic() - paused
 
-    async def stage_weights(self, policy_version: int, folder: Path) -> None:
+    async def stage(self, name: str, method: str, *arguments: Any) -> None:
         """Load what can be loaded while decoding continues; a failure changes nothing."""
         try:
-            await self.llm.collective_rpc("stage_weights", args=(str(folder),))
+            await self.llm.collective_rpc(method, args=arguments)
             while not all(await self.llm.collective_rpc("staged")):
                 await asyncio.sleep(STAGING_INTERVAL)
         except Exception as error:
             self.raise_if_dead(error)
-            raise WeightsRefused(f"version {policy_version}: {first_line(error)}") from error
+            # Other ranks may have loaded it.
+            await self.llm.collective_rpc("discard_staged")
+            raise WeightsRefused(f"{name}: {first_line(error)}") from error
 
-    async def commit_weights(self, policy_version: int, folder: Path) -> None:
-        """Put checked files into the paused engine; after a failure it cannot continue."""
+    async def commit_full_weights(self, policy_version: int) -> None:
+        """Put staged weights into the paused engine; after a failure it cannot continue."""
         try:
-            await self.llm.collective_rpc("commit_weights", args=(str(folder),))
+            await self.llm.collective_rpc("commit_staged")
             await self.llm.update_weight_version(str(policy_version))
         except Exception as error:
             # Some tensors may be new by now, and vLLM cannot undo that.
@@ -305,7 +316,7 @@ def engine_arguments(options: VllmOptions) -> Any:
         "use_tqdm_on_load": False,
         # With the default of 0 the same requests would get the same answers after each start.
         "seed": secrets.randbelow(2**31),
-        "worker_extension_cls": "tuneloop.generation.vllm.worker.ReloadExtension",
+        "worker_extension_cls": "tuneloop.generation.vllm.worker.StagingExtension",
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "tensor_parallel_size": options.tensor_parallel,
         "pipeline_parallel_size": options.pipeline_parallel,

@@ -1,19 +1,22 @@
 """Runs inside vLLM's worker process, which imports this module by name.
 
-A worker extension loads full weights without a long pause (`staging`). A kernel class corrects LoRA
+A worker extension loads weights while decoding goes on (`staging`). A kernel class corrects LoRA
 in mixed batches, which vLLM 0.32 gets wrong on a CPU; vLLM's only hook for it is the method of its
 CPU platform that names the class, which this module replaces. Grammars are compiled quietly there
-(`grammars`). On a GPU nothing is changed.
+(`grammars`). On a GPU only the extension is used.
 """
 
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.platforms import current_platform
 
 from tuneloop.generation.vllm.grammars import replace_compiler
-from tuneloop.generation.vllm.staging import Staging
+from tuneloop.generation.vllm.staging import Adapter, LockedWeights, Staging
+from tuneloop.generation.vllm.twin import TwinWeights
 
 if TYPE_CHECKING:
     PunicaWrapperCPU: Any = object
@@ -24,34 +27,48 @@ Group = tuple[int, torch.Tensor | None]
 """An adapter's slot, and the rows of the batch that use it; None for all rows."""
 
 
-class ReloadExtension:
-    """Loads full weights in two steps, of which only the second needs a pause.
+class StagingExtension:
+    """Prepares weights beside decoding, and puts them to use between two steps.
 
-    It is mixed into vLLM's worker. On a CPU the weights are loaded into a twin of the model during
-    decoding, and then replace the old ones. On a GPU, where memory for a twin is lacking,
-    everything happens in the pause.
+    It is mixed into vLLM's worker. One set of weights is staged at a time.
     """
 
-    reload_weights: Any
     model_runner: Any
     device: Any
     staging: Staging | None = None
 
-    def stage_weights(self, folder: str) -> None:
-        """Start to load all weights of `folder`; see `staged`."""
-        on_cpu = self.device.type == "cpu"
-        self.staging = Staging(self.model_runner, folder) if on_cpu else None
+    def stage_weights(self, folder: str, sha256: dict[str, str], twin: bool) -> None:
+        """Start to load all weights of `folder`, into a twin of the model or main memory.
+
+        See `staged`. `sha256` has the hashes of its files by name.
+        """
+        kind = TwinWeights if twin else LockedWeights
+        self.staging = Staging(kind(self, Path(folder), sha256))
+
+    def stage_adapter(self, number: int, folder: str) -> None:
+        """Start to load a LoRA adapter; see `staged`."""
+        self.staging = Staging(Adapter(self, number, Path(folder)))
 
     def staged(self) -> bool:
-        """Return whether `commit_weights` may be called. Raises what the loading raised."""
-        return self.staging is None or self.staging.ready()
+        """Return whether `commit_staged` may be called. Raises what the loading raised."""
+        return self.staging is not None and self.staging.ready()
 
-    def commit_weights(self, folder: str) -> None:
-        """Use the weights of `folder` from now on; nothing may be decoding."""
+    def commit_staged(self) -> float:
+        """Use what was staged from now on; return the seconds that this took.
+
+        For full weights nothing may be decoding.
+        """
+        started = time.monotonic()
         if self.staging is None:
-            self.reload_weights(weights_path=folder)
-            return
+            raise RuntimeError("nothing was staged")
         self.staging.commit()
+        self.staging = None
+        return time.monotonic() - started
+
+    def discard_staged(self) -> None:
+        """Give up what was staged, here or on another rank only."""
+        if self.staging is not None:
+            self.staging.discard()
         self.staging = None
 
 
