@@ -168,10 +168,23 @@ class Adapter:
         self._slots._registered_adapters[number] = self._adapter
         self._slots._active_adapters[number] = None
         self._slots.lora_index_to_id[self._slot] = number
+        for wrapper in self._slots.punica_wrapper_mapping.values():
+            # Only this project's has them.
+            if hasattr(wrapper, "ranks"):
+                wrapper.ranks = {**wrapper.ranks, self._slot: rank_of(self._adapter)}
 
     def free(self) -> None:
         """See `Prepared`."""
         self._adapter = None
+
+
+def rank_of(adapter: Any) -> int:
+    """Return the largest rank of an adapter's layers."""
+    rank = 0
+    for halves in adapter.loras.values():
+        parts = halves.lora_a if isinstance(halves.lora_a, list) else [halves.lora_a]
+        rank = max(rank, *(part.shape[-2] for part in parts if part is not None))
+    return rank
 
 
 def synchronize(device: torch.device) -> None:
