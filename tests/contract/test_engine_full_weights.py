@@ -121,3 +121,38 @@ async def test_files_with_another_hash_are_refused_and_the_weights_stay(
 async def test_the_base_model_can_be_put_back(engine: Engine, folders: dict[int, Path]) -> None:
     await engine.load_full_weights(0, folders[0], {})
     await assert_samples_from(engine, folders[0])
+
+
+async def test_a_kept_cache_is_used_by_running_requests_only(
+    engine: Any, folders: dict[int, Path]
+) -> None:
+    if engine.name != "vllm":
+        pytest.skip("only vLLM keeps the cache")
+    await engine.load_full_weights(1, folders[1], {})
+    # More than a block, so that there is something to find in the cache.
+    prompt = tuple(300 + number % 50 for number in range(160))
+    engine.keep_kv_cache = True
+    try:
+        await complete(engine, prompt, max_tokens=8, request_id="first")
+        request = EngineRequest(
+            request_id="running",
+            prompt_token_ids=prompt,
+            sampling=SamplingParameters(temperature=1.0, max_tokens=80, logit_bias={2: -100.0}),
+            policy_version=1,
+        )
+        outputs: list[EngineOutput] = []
+        async for output in engine.generate(request):
+            outputs.append(output)
+            if len(outputs) == 5:
+                await engine.load_full_weights(2, folders[2], {})
+        running = Completed(outputs)
+        (later,) = await complete(engine, prompt, max_tokens=8, request_id="later")
+    finally:
+        engine.keep_kv_cache = False
+    assert [span.policy_version for span in running.spans] == [1, 2]
+    last = running.spans[1].start
+    by_new = teacher_forced(folders[2], None, prompt, running.token_ids, 1.0)
+    # The prompt's keys and values are still those of version 1.
+    assert running.logprobs[last:] != pytest.approx(by_new[last:], abs=5e-2)
+    expected = teacher_forced(folders[2], None, prompt, later.token_ids, 1.0)
+    assert later.logprobs == pytest.approx(expected, abs=5e-3)

@@ -147,6 +147,7 @@ def make_engine(settings: GenerationSettings) -> Engine:
             max_lora_rank=settings.max_lora_rank,
             max_adapters=settings.max_live_versions + HEADROOM,
             kv_cache_gib=settings.kv_cache_gib,
+            keep_kv_cache=settings.keep_kv_cache,
             gpu_memory_utilization=settings.gpu_memory_utilization,
             tensor_parallel=settings.tensor_parallel,
             pipeline_parallel=settings.pipeline_parallel,

@@ -25,16 +25,10 @@ from tuneloop.generation.engine import (
 )
 from tuneloop.generation.tool_calls import ToolFormat
 from tuneloop.generation.vllm.environment import prepare_environment
-from tuneloop.generation.vllm.requests import (
-    finish_reason,
-    first_line,
-    sampling_params,
-    top_candidates,
-)
+from tuneloop.generation.vllm.requests import first_line, output_of, sampling_params
 from tuneloop.gpus.memory import SCHEDULED_SEQUENCES, SCHEDULED_TOKENS
 from tuneloop.policies import WeightsKind
 from tuneloop.reaper import Reaper
-from tuneloop.rollouts import PolicyVersionSpan
 from tuneloop.weights import shapes
 
 logger = logging.getLogger("tuneloop.generation")
@@ -72,6 +66,8 @@ class VllmOptions:
     """On a CPU: threads to compute with; 0 uses all that this process may use."""
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
+    keep_kv_cache: bool = False
+    """Full weights: requests that run keep their key-value cache over a swap."""
     max_sequences: int = SCHEDULED_SEQUENCES
     """On a GPU: completions in one pass."""
 
@@ -90,6 +86,9 @@ class VllmEngine:
         self.adapters: dict[int, Any] = {}
         self.broken: str | None = None
         self.weights_lock = asyncio.Lock()
+        self.keep_kv_cache = options.keep_kv_cache
+        self.cache_salt: str | None = None
+        """Tells the prefixes in vLLM's cache apart by the weights they were computed with."""
         self.loads_twin = False
         """Whether full weights are loaded into a twin of the model: where memory is plenty, on a
         CPU. A GPU has none for it."""
@@ -145,7 +144,7 @@ class VllmEngine:
         except ValueError as error:
             raise InvalidRequest(first_line(error)) from error
         stream = self.llm.generate(
-            tokens_input(list(request.prompt_token_ids)),
+            tokens_input(list(request.prompt_token_ids), cache_salt=self.cache_salt),
             parameters,
             request.request_id,
             lora_request=self.adapter(request.adapter),
@@ -154,10 +153,9 @@ class VllmEngine:
         try:
             async for output in stream:
                 for completion in output.outputs:
-                    counts[completion.index] = counts.get(completion.index, 0) + len(
-                        completion.token_ids
-                    )
-                    yield self.convert(completion, request, counts[completion.index])
+                    tokens = counts.get(completion.index, 0) + len(completion.token_ids)
+                    counts[completion.index] = tokens
+                    yield output_of(completion, request, tokens, self.weights_kind)
         except (VLLMClientError, ValueError) as error:
             if not request.sampling.constrained:
                 raise InvalidRequest(str(error)) from error
@@ -182,41 +180,6 @@ class VllmEngine:
         if adapter is None:
             raise Unavailable(f"adapter {number} is not loaded", retry_after=1.0)
         return adapter
-
-    def convert(self, completion: Any, request: EngineRequest, tokens: int) -> EngineOutput:
-        """Convert one of vLLM's outputs; `tokens` is how many the completion has so far."""
-        token_ids = tuple(completion.token_ids)
-        positions = completion.logprobs or []
-        return EngineOutput(
-            index=completion.index,
-            text=completion.text,
-            token_ids=token_ids,
-            logprobs=tuple(
-                position[token].logprob
-                for position, token in zip(positions, token_ids, strict=True)
-            ),
-            top_logprobs=tuple(
-                top_candidates(position, request.sampling.top_logprobs) for position in positions
-            )
-            if request.sampling.top_logprobs is not None
-            else (),
-            finish_reason=finish_reason(completion.finish_reason),
-            policy_version_spans=self.spans(completion, request, tokens),
-        )
-
-    def spans(
-        self, completion: Any, request: EngineRequest, tokens: int
-    ) -> tuple[PolicyVersionSpan, ...]:
-        """Return which version sampled which tokens; empty before the end."""
-        if completion.finish_reason is None or tokens == 0:
-            return ()
-        if self.weights_kind is WeightsKind.LORA:
-            version = request.policy_version
-            return (PolicyVersionSpan(policy_version=version, start=0, end=tokens),)
-        return tuple(
-            PolicyVersionSpan(policy_version=int(span.version), start=span.start, end=span.end)
-            for span in completion.weight_versions or ()
-        )
 
     async def load_adapter(self, adapter: int, folder: Path) -> float:
         """Load an adapter beside the others; return the seconds that held decoding up."""
@@ -252,7 +215,8 @@ class VllmEngine:
         """Replace the weights in place; return the seconds in which nothing was sampled.
 
         Requests in flight keep their tokens; their key-value cache is computed again with the new
-        weights (`clear_cache`), so that every later log-prob is by those weights.
+        weights (`clear_cache`), so that every later log-prob is by those weights. With
+        `keep_kv_cache` they keep it, and requests that start later do not see it.
         """
         name = f"version {policy_version}"
         async with self.weights_lock:
@@ -260,9 +224,11 @@ class VllmEngine:
             twin = self.loads_twin
             await self.stage(name, "stage_weights", str(folder), dict(sha256), twin)
             paused = time.monotonic()
-            await self.llm.pause_generation(mode="keep", clear_cache=True)
+            keeps = self.keep_kv_cache
+            await self.llm.pause_generation(mode="keep", clear_cache=not keeps)
             # Not resumed after a failure: it would sample from mixed weights.
             await self.commit_full_weights(policy_version)
+            self.cache_salt = secrets.token_hex(8) if keeps else None
             await self.llm.resume_generation()
             return time.monotonic() - paused
 
