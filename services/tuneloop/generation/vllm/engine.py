@@ -236,8 +236,11 @@ class VllmEngine:
         """Load what can be loaded while decoding continues; a failure changes nothing."""
         try:
             await self.llm.collective_rpc(method, args=arguments)
-            while not all(await self.llm.collective_rpc("staged")):
+            ready = False
+            while not ready:
+                # A call waits for the step that runs, so it is not made too early.
                 await asyncio.sleep(STAGING_INTERVAL)
+                ready = all(await self.llm.collective_rpc("staged"))
         except Exception as error:
             self.raise_if_dead(error)
             # Other ranks may have loaded it.
