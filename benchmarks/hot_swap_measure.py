@@ -176,7 +176,8 @@ def figures(rounds: Sequence[Round], streams: Streams) -> dict[str, Any]:
         "gap_ratio": {name: quantile_ratio(pairs, share) for name, share in QUANTILES.items()},
         "swap_seconds": median([swap.seconds for swap in swaps]),
         "pause_seconds": median([swap.pause_seconds for swap in swaps]),
-        "resume_seconds": median([swap.resume_seconds for swap in swaps]),
+        # Where nobody waited there is none.
+        "resume_seconds": median([s.resume_seconds for s in swaps if s.resume_seconds] or [0.0]),
         "client_stall_seconds": median([max(swap.gaps) - usual for swap in swaps]),
     }
 
