@@ -22,6 +22,7 @@ from tuneloop.generation.swap.routing import Routing
 from tuneloop.rollouts import SamplingParameters
 from tuneloop.rpc.server import Server
 from tuneloop.v1 import generation_pb2_grpc
+from tuneloop.weights.shapes import read_quantization
 
 logger = logging.getLogger("tuneloop.generation")
 
@@ -128,6 +129,9 @@ def make_replica(settings: GenerationSettings, bus: Bus) -> Replica:
 
 def make_engine(settings: GenerationSettings) -> Engine:
     """Return the engine of the settings; `auto` is vLLM if it is installed."""
+    quantization = read_quantization(settings.model)
+    if quantization is not None:
+        quantization.check_kind(str(settings.model), settings.weights_kind)
     installed = importlib.util.find_spec("vllm") is not None
     if settings.engine == "vllm" and not installed:
         raise SettingsError("TUNELOOP_GENERATION_ENGINE=vllm: vllm is not installed")

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from tuneloop.learner.models import weight_files
 from tuneloop.learner.models.architecture import (
@@ -42,6 +41,7 @@ from tuneloop.learner.models.lora import add_adapter
 from tuneloop.learner.models.prefix_tree import numbered_rows
 from tuneloop.learner.models.world import ALONE, World, gather_into, shard
 from tuneloop.learner.samples import Reference, TokenSequence
+from tuneloop.models.causal_lm import check_base, load_causal_lm
 from tuneloop.models.reward_model import silence_loading
 from tuneloop.policies import WeightsKind
 
@@ -79,6 +79,7 @@ class PolicyModel:
         self._lora = (lora_rank, lora_alpha, seed)
         self.lora_rank = lora_rank if kind is WeightsKind.LORA else None
         self._adapted: Any = None
+        check_base(folder, kind, ranks=world.size)
         self._model = self._load()
         self.text_config = self._model.config.get_text_config()
         self.packs = packing and take_packed_rows(self._model)
@@ -109,11 +110,7 @@ class PolicyModel:
         device = device or self.device
         frozen = self.kind is WeightsKind.LORA or not trained
         dtype = torch.bfloat16 if frozen and device.type in HALF_ON else torch.float32
-        with silence_loading():
-            model = AutoModelForCausalLM.from_pretrained(
-                self._folder, dtype=dtype, local_files_only=True, use_safetensors=True
-            )
-        return model.to(device).eval()
+        return load_causal_lm(self._folder, dtype, device)
 
     @property
     def module(self) -> Any:
