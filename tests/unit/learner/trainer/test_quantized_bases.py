@@ -1,5 +1,6 @@
 """An adapter learns on a quantized base, is served on it, and is merged into bfloat16 only."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from support.quantized_models import quantize, quantize_bitsandbytes
 
 from tuneloop.errors import SettingsError
 from tuneloop.learner.models.policy import PolicyModel
+from tuneloop.learner.monitoring.logprob_gap import mean_gap
 from tuneloop.learner.offline.export import export
 from tuneloop.learner.offline.versions import VersionFolder
 from tuneloop.learner.trainer.policy import PolicyTrainer
@@ -19,6 +21,7 @@ from tuneloop.policies import WeightsKind
 from tuneloop.weights.shapes import check_adapter, read_quantization
 
 CPU = torch.device("cpu")
+SETTINGS = TrainerSettings(threads=1)
 
 
 @pytest.mark.parametrize("name", ["awq", "fp8", "compressed-fp8", "bitsandbytes"])
@@ -31,7 +34,7 @@ def test_an_adapter_learns_on_a_quantized_base(
         quantize_bitsandbytes(tiny_policy, base)
     else:
         quantize(tiny_policy, base, name)
-    trainer = PolicyTrainer(base, TrainerSettings(threads=1))
+    trainer = PolicyTrainer(base, SETTINGS)
     samples = {"sft": SampleMaker().demonstrations(4)}
     sequences = [sample.sequence for sample in samples["sft"]]
     before = trainer.reference_logprobs(sequences)
@@ -55,6 +58,25 @@ def test_an_adapter_learns_on_a_quantized_base(
     with torch.no_grad():
         off = plain(tokens).logits - trainer.model.module(tokens).logits
     assert off.abs().max() < 0.02
+
+
+def test_the_gap_tells_whether_the_learner_has_the_base_that_answers(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    base = quantize(tiny_policy, tmp_path / "base", "awq")
+    sequences = [sample.sequence for sample in SampleMaker().demonstrations(8)]
+    sampled = [
+        replace(sequence, generation_logprobs=row)
+        for sequence, row in zip(
+            sequences, PolicyModel(base).compute_logprobs(sequences), strict=True
+        )
+    ]
+    same, plain = PolicyTrainer(base, SETTINGS), PolicyTrainer(tiny_policy, SETTINGS)
+    of_same, of_plain = (mean_gap(sampled, t.logprobs(sampled)) for t in (same, plain))
+    assert of_same is not None
+    assert of_plain is not None
+    assert of_same < 1e-5
+    assert of_plain > 1e-3
 
 
 def test_full_weights_of_a_quantized_base_are_refused(tiny_policy: Path, tmp_path: Path) -> None:
