@@ -33,6 +33,11 @@ class Quantization:
         return self.method == BITSANDBYTES
 
     @property
+    def packages(self) -> str:
+        """What to install that neither vLLM nor transformers brings; empty: nothing."""
+        return "bitsandbytes vllm-bnb-plugin" if self.stays_packed else ""
+
+    @property
     def learner_bits(self) -> float:
         """Bits of a weight in the learner."""
         return self.stored_bits if self.stays_packed else PLAIN_BITS

@@ -68,7 +68,7 @@ def _load_quantized(
 ) -> Any:
     try:
         if quantization.stays_packed:
-            return _load_packed(folder, dtype, device, keep_packed=keep_packed)
+            return _load_packed(folder, quantization, dtype, device, keep_packed=keep_packed)
         return _load_dequantized(folder, quantization, dtype)
     except (ImportError, OSError, ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         problem = str(error).strip().partition("\n")[0]
@@ -79,12 +79,17 @@ def _load_quantized(
 
 
 def _load_packed(
-    folder: Path, dtype: torch.dtype, device: torch.device, *, keep_packed: bool
+    folder: Path,
+    quantization: Quantization,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    keep_packed: bool,
 ) -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise SettingsError(
             f"{folder} is quantized with bitsandbytes, which is not installed: "
-            "pip install bitsandbytes",
+            f"pip install {quantization.packages}",
             param="model",
         )
     model = _from_folder(folder, dtype=dtype, device_map={"": device})

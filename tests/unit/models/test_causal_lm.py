@@ -141,5 +141,7 @@ def test_without_bitsandbytes_its_folders_say_what_to_install(
 ) -> None:
     folder = described(tmp_path / "packed", quant_method="bitsandbytes", load_in_4bit=True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SettingsError, match="not installed: pip install bitsandbytes"):
+    with pytest.raises(
+        SettingsError, match="not installed: pip install bitsandbytes vllm-bnb-plugin"
+    ):
         load_causal_lm(folder, torch.float32, CPU)
