@@ -186,6 +186,12 @@ ROWS: dict[str, Sequence[Panel]] = {
             ("max(tuneloop_learner_eval_kl)", "eval prompts"),
         ),
         panel(
+            "Log-probs of generation and learner differ by",
+            "short",
+            "max(tuneloop_learner_logprob_gap)",
+            meaning="Nats per token, by the same weights: more than precision is a wrong base.",
+        ),
+        panel(
             "Reward",
             "short",
             ("max(tuneloop_learner_eval_reward)", "eval prompts"),

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from tuneloop.learner.models import weight_files
 from tuneloop.learner.models.architecture import (
@@ -42,6 +41,7 @@ from tuneloop.learner.models.lora import add_adapter
 from tuneloop.learner.models.prefix_tree import numbered_rows
 from tuneloop.learner.models.world import ALONE, World, gather_into, shard
 from tuneloop.learner.samples import Reference, TokenSequence
+from tuneloop.models.causal_lm import check_base, load_causal_lm
 from tuneloop.models.reward_model import silence_loading
 from tuneloop.policies import WeightsKind
 
@@ -79,6 +79,7 @@ class PolicyModel:
         self._lora = (lora_rank, lora_alpha, seed)
         self.lora_rank = lora_rank if kind is WeightsKind.LORA else None
         self._adapted: Any = None
+        check_base(folder, kind, ranks=world.size)
         self._model = self._load()
         self.text_config = self._model.config.get_text_config()
         self.packs = packing and take_packed_rows(self._model)
@@ -108,15 +109,7 @@ class PolicyModel:
         """Version 0, in evaluation mode; what is not trained is in bfloat16 on a GPU."""
         frozen = self.kind is WeightsKind.LORA or not trained
         dtype = torch.bfloat16 if frozen and self.device.type in HALF_ON else torch.float32
-        return self._load_in(dtype).to(self.device)
-
-    def _load_in(self, dtype: torch.dtype) -> Any:
-        """Version 0 in main memory, in evaluation mode."""
-        with silence_loading():
-            model = AutoModelForCausalLM.from_pretrained(
-                self._folder, dtype=dtype, local_files_only=True, use_safetensors=True
-            )
-        return model.eval()
+        return load_causal_lm(self._folder, dtype, self.device)
 
     @property
     def module(self) -> Any:
@@ -330,7 +323,8 @@ class PolicyModel:
             if half or self._sharded:
                 # In main memory: it may be more than a GPU has beside its part.
                 dtype = weight_files.half_dtype_of(self._folder) if half else torch.float32
-                model = self._load_in(dtype) if self._world.is_leader else None
+                cpu = torch.device("cpu")
+                model = load_causal_lm(self._folder, dtype, cpu) if self._world.is_leader else None
                 gather_into(model, self._model)
             if self._world.is_leader:
                 weight_files.write_whole(folder, model, tokenizer=self._folder)

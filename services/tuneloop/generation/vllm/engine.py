@@ -293,7 +293,8 @@ def engine_arguments(options: VllmOptions) -> Any:
     cache_gib = options.kv_cache_gib
     if current_platform.is_cpu():
         arguments |= {
-            "dtype": "float32",  # bfloat16 is emulated, and four times slower
+            # bfloat16 is emulated, and four times slower; most quantized kernels know no float32.
+            "dtype": "float32" if shapes.read_quantization(options.model) is None else "bfloat16",
             "enforce_eager": True,
             "max_num_batched_tokens": CPU_SCHEDULED_TOKENS,
         }
