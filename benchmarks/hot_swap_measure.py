@@ -39,6 +39,8 @@ class Swap:
     """From the new entry in the routing table to the notice that the version serves."""
     pause_seconds: float
     """In which no token could be sampled, as the service measured it."""
+    resume_seconds: float
+    """From the end of that to the first token of a request that waited; full weights only."""
     gaps: tuple[float, ...]
     """Of all streams, from the new entry to `AFTER_SECONDS` after the switch."""
 
@@ -133,14 +135,17 @@ async def swapping(
     swaps = []
     for reference in versions:
         started = time.perf_counter()
-        paused = await pause_seconds(switch.service)
+        before = await measured(switch.service)
         begun = time.perf_counter()
         await switch.to(reference)
         done = time.perf_counter()
         await asyncio.sleep(max(AFTER_SECONDS, started + plan.every_seconds - done))
         gaps = tuple(gap.seconds for gap in streams.between(begun, done + AFTER_SECONDS))
-        pause = await pause_seconds(switch.service) - paused
-        swaps.append(Swap(seconds=done - begun, pause_seconds=pause, gaps=gaps))
+        after = await measured(switch.service)
+        pause, resume = (after[name] - before[name] for name in ("pause", "resume"))
+        swaps.append(
+            Swap(seconds=done - begun, pause_seconds=pause, resume_seconds=resume, gaps=gaps)
+        )
     return tuple(swaps)
 
 
@@ -171,6 +176,8 @@ def figures(rounds: Sequence[Round], streams: Streams) -> dict[str, Any]:
         "gap_ratio": {name: quantile_ratio(pairs, share) for name, share in QUANTILES.items()},
         "swap_seconds": median([swap.seconds for swap in swaps]),
         "pause_seconds": median([swap.pause_seconds for swap in swaps]),
+        # Where nobody waited there is none.
+        "resume_seconds": median([s.resume_seconds for s in swaps if s.resume_seconds] or [0.0]),
         "client_stall_seconds": median([max(swap.gaps) - usual for swap in swaps]),
     }
 
@@ -213,9 +220,12 @@ async def wait_until_serving(stub: generation_pb2_grpc.GenerationServiceStub) ->
                 return
 
 
-async def pause_seconds(service: Service) -> float:
-    """Of all swaps so far."""
+async def measured(service: Service) -> dict[str, float]:
+    """The seconds of all swaps so far, by the metric's name: pause and resume."""
     async with httpx.AsyncClient() as client:
         page = (await client.get(service.metrics_url)).text
-    found = re.findall(r"^tuneloop_swap_pause_seconds_sum\{.*\} (\S+)$", page, re.MULTILINE)
-    return sum(map(float, found))
+    pattern = r"^tuneloop_swap_(pause|resume)_seconds_sum(?:\{.*\})? (\S+)$"
+    found = {"pause": 0.0, "resume": 0.0}
+    for name, value in re.findall(pattern, page, re.MULTILINE):
+        found[name] += float(value)
+    return found

@@ -97,19 +97,29 @@ def summary(result: dict[str, Any]) -> Iterator[str]:
         yield (
             f"- {kind}: p99 gap around swaps over that without "
             f"{interval(row['gap_ratio']['p99'], 2)}{aim}; from the routing table's entry to "
-            f"serving {interval(row['swap_seconds'], 2)} s (median); {row['failed']} of "
+            f"serving {interval(row['swap_seconds'], 2)} s (median); nothing sampled for "
+            f"{interval(ms(row['pause_seconds']), 2)} ms of it (median); {row['failed']} of "
             f"{row['requests']} requests failed; {row['tokens_per_second']:.0f} tokens/s."
         )
     if "full" in result:
         row = result["full"]
         yield (
-            f"- full weights, {row['bytes'] / 1e6:.0f} MB: nothing sampled for "
-            f"{interval(row['pause_seconds'], 2)} s (median); the longest gap of a swap is "
-            f"{interval(row['client_stall_seconds'], 2)} s above the usual one (median); copying "
-            f"the same bytes takes {interval(row['copy_seconds'], 2)} s. Pause over copy: "
+            f"- full weights, {row['bytes'] / 1e6:.0f} MB: {resume(row)}the longest gap of a "
+            f"swap is {interval(row['client_stall_seconds'], 2)} s above the usual one (median); "
+            f"copying the same bytes takes {interval(row['copy_seconds'], 2)} s. Pause over copy: "
             f"{row['pause_over_copy']:.2f}; clients' stall over copy: "
             f"{row['client_stall_over_copy']:.2f} (aim: at most 1.5)."
         )
+
+
+def resume(row: dict[str, Any]) -> str:
+    """What follows the pause; results of before it was measured have no figure."""
+    if "resume_seconds" not in row:
+        return ""
+    return (
+        f"the first token came {interval(ms(row['resume_seconds']), 0)} ms after the pause "
+        "(median), as keys and values of the running requests are computed again; "
+    )
 
 
 def ms(estimate: dict[str, float]) -> dict[str, float]:

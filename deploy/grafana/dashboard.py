@@ -186,6 +186,12 @@ ROWS: dict[str, Sequence[Panel]] = {
             ("max(tuneloop_learner_eval_kl)", "eval prompts"),
         ),
         panel(
+            "Log-probs of generation and learner differ by",
+            "short",
+            "max(tuneloop_learner_logprob_gap)",
+            meaning="Nats per token, by the same weights: more than precision is a wrong base.",
+        ),
+        panel(
             "Reward",
             "short",
             ("max(tuneloop_learner_eval_reward)", "eval prompts"),
@@ -256,6 +262,11 @@ ROWS: dict[str, Sequence[Panel]] = {
         ),
         panel("A swap takes", "s", *quantiles("tuneloop_swap_seconds")),
         panel("A swap pauses", "s", *quantiles("tuneloop_swap_pause_seconds")),
+        panel(
+            "First token after a pause",
+            "s",
+            *quantiles("tuneloop_swap_resume_seconds"),
+        ),
         panel(
             "Versions refused",
             "short",

@@ -1,4 +1,4 @@
-"""The machine: its clock, free space on its disks, and processor time for what may wait."""
+"""The machine: its clock, free disk and memory, and processor time for what may wait."""
 
 import contextlib
 import os
@@ -37,6 +37,26 @@ def watch_folder(name: str, folder: Path) -> None:
 
     free_bytes.labels(name).set_function(lambda: usage().free)
     size_bytes.labels(name).set_function(lambda: usage().total)
+
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP) -> int:
+    """Return the bytes of main memory that can be had, within the container's limit if it has one.
+
+    Pages that hold files count as free (proc_meminfo(5), cgroup v2's memory controller).
+    """
+    values = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    machine = int(values["MemAvailable"].split()[0]) * 1024
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        used = int((cgroup / "memory.current").read_text())
+        lines = (cgroup / "memory.stat").read_text().splitlines()
+    except (OSError, ValueError):
+        return machine  # no cgroup, or "max"
+    cached = dict(line.split() for line in lines)
+    return min(machine, limit - used + int(cached.get("inactive_file", 0)))
 
 
 BACKGROUND_NICENESS = 10

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -19,6 +20,7 @@ from tuneloop.errors import WeightsRefused
 from tuneloop.generation.engine import Engine, EngineOutput, EngineRequest
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import PolicyVersionSpan, SamplingParameters
+from tuneloop.weights.files import sha256_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PROMPT = (1, 300, 310, 320)
@@ -34,13 +36,25 @@ def folders(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 @pytest_asyncio.fixture(
     scope="module",
     loop_scope="module",
-    params=["transformers", pytest.param("vllm", marks=pytest.mark.vllm)],
+    params=[
+        "transformers",
+        pytest.param("vllm", marks=pytest.mark.vllm),
+        pytest.param("vllm from main memory", marks=pytest.mark.vllm),
+    ],
 )
 async def engine(request: pytest.FixtureRequest, tiny_policy: Path) -> AsyncIterator[Engine]:
-    engine = make_engine(request.param, tiny_policy, WeightsKind.FULL)
+    name, *from_main_memory = request.param.split(" ", 1)
+    engine: Any = make_engine(name, tiny_policy, WeightsKind.FULL)
     await engine.start()
+    if from_main_memory:
+        # As on a GPU.
+        engine.loads_twin = False
     yield engine
     await engine.stop()
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_of(path) for path in folder.glob("*.safetensors")}
 
 
 async def assert_samples_from(engine: Engine, folder: Path) -> None:
@@ -63,7 +77,7 @@ async def test_a_swap_mid_stream_continues_on_the_new_weights_and_says_so(
     async for output in engine.generate(request):
         outputs.append(output)
         if len(outputs) == 10:
-            pause = await engine.load_full_weights(1, folders[1])
+            pause = await engine.load_full_weights(1, folders[1], hashes(folders[1]))
             assert pause > 0
     answer = Completed(outputs)
     assert len(answer.token_ids) == 200
@@ -82,19 +96,63 @@ async def test_a_swap_mid_stream_continues_on_the_new_weights_and_says_so(
 async def test_files_that_do_not_fit_are_refused_and_the_weights_stay(
     engine: Engine, folders: dict[int, Path], tmp_path: Path
 ) -> None:
-    await engine.load_full_weights(2, folders[2])
+    await engine.load_full_weights(2, folders[2], hashes(folders[2]))
     bad = Path(shutil.copytree(folders[1], tmp_path / "bad"))
     tensors = load_file(bad / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
     tensors[name] = tensors[name][:-1].clone()
     save_file(tensors, bad / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(WeightsRefused):
-        await engine.load_full_weights(3, bad)
+        await engine.load_full_weights(3, bad, hashes(bad))
     await assert_samples_from(engine, folders[2])
     (answer,) = await complete(engine, PROMPT)
     assert {span.policy_version for span in answer.spans} == {2}
 
 
+async def test_files_with_another_hash_are_refused_and_the_weights_stay(
+    engine: Engine, folders: dict[int, Path]
+) -> None:
+    await engine.load_full_weights(2, folders[2], hashes(folders[2]))
+    with pytest.raises(WeightsRefused, match="SHA-256"):
+        await engine.load_full_weights(3, folders[1], hashes(folders[2]))
+    await assert_samples_from(engine, folders[2])
+
+
 async def test_the_base_model_can_be_put_back(engine: Engine, folders: dict[int, Path]) -> None:
-    await engine.load_full_weights(0, folders[0])
+    await engine.load_full_weights(0, folders[0], {})
     await assert_samples_from(engine, folders[0])
+
+
+async def test_a_kept_cache_is_used_by_running_requests_only(
+    engine: Any, folders: dict[int, Path]
+) -> None:
+    if engine.name != "vllm":
+        pytest.skip("only vLLM keeps the cache")
+    await engine.load_full_weights(1, folders[1], {})
+    # More than a block, so that there is something to find in the cache.
+    prompt = tuple(300 + number % 50 for number in range(160))
+    engine.keep_kv_cache = True
+    try:
+        await complete(engine, prompt, max_tokens=8, request_id="first")
+        request = EngineRequest(
+            request_id="running",
+            prompt_token_ids=prompt,
+            sampling=SamplingParameters(temperature=1.0, max_tokens=80, logit_bias={2: -100.0}),
+            policy_version=1,
+        )
+        outputs: list[EngineOutput] = []
+        async for output in engine.generate(request):
+            outputs.append(output)
+            if len(outputs) == 5:
+                await engine.load_full_weights(2, folders[2], {})
+        running = Completed(outputs)
+        (later,) = await complete(engine, prompt, max_tokens=8, request_id="later")
+    finally:
+        engine.keep_kv_cache = False
+    assert [span.policy_version for span in running.spans] == [1, 2]
+    last = running.spans[1].start
+    by_new = teacher_forced(folders[2], None, prompt, running.token_ids, 1.0)
+    # The prompt's keys and values are still those of version 1.
+    assert running.logprobs[last:] != pytest.approx(by_new[last:], abs=5e-2)
+    expected = teacher_forced(folders[2], None, prompt, later.token_ids, 1.0)
+    assert later.logprobs == pytest.approx(expected, abs=5e-3)

@@ -1,7 +1,7 @@
 """A hot swap over a real store and an engine that only remembers."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 
 from support.engine_helpers import Versions
@@ -20,6 +20,7 @@ class FakeEngine:
         self.weights_kind = weights_kind
         self.adapters: set[int] = set()
         self.full = 0
+        self.hashes: dict[str, str] = {}
         self.failure: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
@@ -36,19 +37,22 @@ class FakeEngine:
         raise NotImplementedError
         yield
 
-    async def load_adapter(self, adapter: int, folder: Path) -> None:
+    async def load_adapter(self, adapter: int, folder: Path) -> float:
         await self.gate.wait()
         if self.failure is not None:
             raise self.failure
         assert (folder / "adapter_model.safetensors").exists()
         self.adapters.add(adapter)
+        return 0.001
 
     async def drop_adapter(self, adapter: int) -> None:
         self.adapters.remove(adapter)
 
-    async def load_full_weights(self, policy_version: int, folder: Path) -> float:
+    async def load_full_weights(
+        self, policy_version: int, folder: Path, sha256: Mapping[str, str]
+    ) -> float:
         await self.gate.wait()
-        self.full = policy_version
+        self.full, self.hashes = policy_version, dict(sha256)
         return 0.5
 
 

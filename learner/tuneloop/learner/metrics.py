@@ -106,6 +106,11 @@ step_metric = Gauge(
 )
 loss = Gauge("tuneloop_learner_loss", "Loss of the last step.", ["model"])
 kl = Gauge("tuneloop_learner_kl", "Mean KL of policy to reference policy by token, last step.")
+logprob_gap = Gauge(
+    "tuneloop_learner_logprob_gap",
+    "Mean difference of generation's and the learner's log-probs of sampled tokens by the same "
+    "weights, in nats; NaN before it was measured.",
+)
 reward = Gauge("tuneloop_learner_reward", "Mean reward of the last PPO batch.")
 clip_fraction = Gauge(
     "tuneloop_learner_clip_fraction", "Clipped tokens of the last PPO batch, 0-1."

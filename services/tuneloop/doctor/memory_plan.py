@@ -53,7 +53,9 @@ def plan_lines(plan: Plan, model: str) -> Sequence[str]:
     request = plan.request
     billions = request.shape.parameters / 1e9
     kind = "LoRA" if request.weights_kind is WeightsKind.LORA else "full weights"
-    lines = [f"{model}: {billions:.2f} billion parameters, {kind}; estimates in GiB"]
+    stored = request.shape.quantization
+    bits = "" if stored is None else f" in {stored.stored_bits:.1f} bits ({stored.method})"
+    lines = [f"{model}: {billions:.2f} billion parameters{bits}, {kind}; estimates in GiB"]
     for gpu, total in enumerate(request.gpu_bytes):
         lines.append(f"GPU {gpu}: {plan.used(gpu) / GIB:.1f} of {total / GIB:.1f}")
         for process in ("generation", "learner"):

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from importlib.util import find_spec
 from pathlib import Path
 
 from tuneloop.doctor.finding import Finding, fine, problem, warning
@@ -38,7 +39,28 @@ def check_model(what: str, reference: str, cache_dir: Path) -> Finding:
         fault = file_problem(weights)
         if fault is not None:
             return problem(what, f"{weights}: {fault}", f"remove it, then: {pull}")
-    return fine(what, f"{reference} in {folder}")
+    return check_quantization(what, folder) or fine(what, f"{reference} in {folder}")
+
+
+def check_quantization(what: str, folder: Path) -> Finding | None:
+    """Check whether a quantized model can be served and trained on; None if it is fine."""
+    from tuneloop.weights.shapes import read_quantization
+
+    try:
+        quantization = read_quantization(folder)
+        if quantization is None:
+            return None
+        quantization.check_trainable(str(folder))
+    except TuneloopError as error:
+        return problem(what, error.message, "name another copy of the model")
+    missing = [n for n in quantization.packages.split() if find_spec(n.replace("-", "_")) is None]
+    if missing:
+        method = f"{folder} is quantized with {quantization.method}"
+        packages = " and ".join(missing)
+        return problem(
+            what, f"{method}, which needs {packages}", f"pip install {' '.join(missing)}"
+        )
+    return None
 
 
 def check_hub(what: str, reference: str, pull: str) -> Finding:

@@ -217,6 +217,8 @@ class Completions:
         try:
             async for output in outputs:
                 sampled_by = self.sampled_by(lease.policy_version)
+                if output.token_ids:
+                    self.hot_swap.resumption.record_token(lease.live)
                 for completion in completions if once else (completions[output.index],):
                     own = replace(output, index=completion.index)
                     delta = completion.add(own, sampled_by)

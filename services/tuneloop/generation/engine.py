@@ -5,7 +5,7 @@ fast tests.
 """
 
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -94,11 +94,11 @@ class Engine(Protocol):
         """Return the named format of tool calls. Raises `SettingsError` for an unknown name."""
         ...
 
-    async def load_adapter(self, adapter: int, folder: Path) -> None:
+    async def load_adapter(self, adapter: int, folder: Path) -> float:
         """LoRA: make a version available beside the others, without pausing running requests.
 
-        A number, 1 or more, always stands for the same weights. Raises `WeightsRefused` if they do
-        not fit; then nothing changes.
+        A number, 1 or more, always stands for the same weights. Returns the seconds in which
+        nothing could be sampled. Raises `WeightsRefused` if they do not fit; then nothing changes.
         """
         ...
 
@@ -106,11 +106,14 @@ class Engine(Protocol):
         """LoRA: unload a version that no request holds."""
         ...
 
-    async def load_full_weights(self, policy_version: int, folder: Path) -> float:
+    async def load_full_weights(
+        self, policy_version: int, folder: Path, sha256: Mapping[str, str]
+    ) -> float:
         """Full weights: replace the weights in place; requests in flight continue on the new ones.
 
-        Returns the seconds in which nothing could be sampled. Raises `WeightsRefused` if the files
-        do not fit; then nothing changes.
+        `sha256` has the hashes of the files by name, and none for version 0. Returns the seconds in
+        which nothing could be sampled. Raises `WeightsRefused` if the files do not fit or their
+        hashes are others; then nothing changes.
         """
         ...
 

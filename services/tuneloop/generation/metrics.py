@@ -4,7 +4,23 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from tuneloop.telemetry import LATENCY_BUCKETS
 
-SWAP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+SWAP_BUCKETS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+)
 LOOP_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0, 21600.0)
 
 completions = Counter(
@@ -49,6 +65,11 @@ pause_seconds = Histogram(
     "tuneloop_swap_pause_seconds",
     "Seconds of a swap in which no token could be sampled.",
     ["kind"],
+    buckets=SWAP_BUCKETS,
+)
+resume_seconds = Histogram(
+    "tuneloop_swap_resume_seconds",
+    "Seconds from the end of a pause for full weights to the first token of a request that waited.",
     buckets=SWAP_BUCKETS,
 )
 swaps_refused = Counter(

@@ -19,9 +19,11 @@ from tuneloop.generation.settings import GenerationSettings
 from tuneloop.generation.swap.hot_swap import HEADROOM, HotSwap, SwapOptions
 from tuneloop.generation.swap.lease import Lease
 from tuneloop.generation.swap.routing import Routing
+from tuneloop.gpus.quantization import Quantization
 from tuneloop.rollouts import SamplingParameters
 from tuneloop.rpc.server import Server
 from tuneloop.v1 import generation_pb2_grpc
+from tuneloop.weights.shapes import read_quantization
 
 logger = logging.getLogger("tuneloop.generation")
 
@@ -128,6 +130,9 @@ def make_replica(settings: GenerationSettings, bus: Bus) -> Replica:
 
 def make_engine(settings: GenerationSettings) -> Engine:
     """Return the engine of the settings; `auto` is vLLM if it is installed."""
+    quantization = read_quantization(settings.model)
+    if quantization is not None:
+        quantization.check_kind(str(settings.model), settings.weights_kind)
     installed = importlib.util.find_spec("vllm") is not None
     if settings.engine == "vllm" and not installed:
         raise SettingsError("TUNELOOP_GENERATION_ENGINE=vllm: vllm is not installed")
@@ -137,6 +142,8 @@ def make_engine(settings: GenerationSettings) -> Engine:
         return TransformersEngine(
             settings.model, settings.weights_kind, settings.max_model_len, settings.threads
         )
+    if quantization is not None and quantization.packages:
+        check_plugin(str(settings.model), quantization)
     from tuneloop.generation.vllm.engine import VllmEngine, VllmOptions
 
     return VllmEngine(
@@ -147,6 +154,7 @@ def make_engine(settings: GenerationSettings) -> Engine:
             max_lora_rank=settings.max_lora_rank,
             max_adapters=settings.max_live_versions + HEADROOM,
             kv_cache_gib=settings.kv_cache_gib,
+            keep_kv_cache=settings.keep_kv_cache,
             gpu_memory_utilization=settings.gpu_memory_utilization,
             tensor_parallel=settings.tensor_parallel,
             pipeline_parallel=settings.pipeline_parallel,
@@ -154,6 +162,16 @@ def make_engine(settings: GenerationSettings) -> Engine:
             threads=settings.threads,
         )
     )
+
+
+def check_plugin(model: str, quantization: Quantization) -> None:
+    """Raise `SettingsError` without the plugin that has vLLM's part for bitsandbytes."""
+    if importlib.util.find_spec("vllm_bnb_plugin") is None:
+        raise SettingsError(
+            f"{model} is quantized with {quantization.method}, which vLLM needs a plugin for: "
+            f"pip install {quantization.packages}",
+            param="model",
+        )
 
 
 async def sample_one_token(engine: Engine, lease: Lease) -> None:

@@ -63,6 +63,11 @@ class GenerationSettings(BusSettings, RpcServerSettings, WeightsSettings):
         description="GiB of key-value cache; empty: 1 on a CPU, and what GPU_MEMORY_UTILIZATION "
         "leaves on a GPU",
     )
+    keep_kv_cache: bool = Field(
+        False,
+        description="full weights, vLLM: running requests keep the keys and values of the old "
+        "weights over a swap. Their next token comes sooner, but its log-prob is of no version",
+    )
     tensor_parallel: int = Field(
         1, ge=1, le=64, description="GPUs that vLLM spreads the model over, 1 to 64"
     )

@@ -2,6 +2,7 @@
 
 * `devices`: the GPUs of this machine, and the memory of well-known ones
 * `shapes`: a model's sizes, from its config or by its name
+* `quantization`: how its weights are stored
 * `memory`: bytes of weights, caches, optimizer states and activations
 * `plan`: which process gets which GPU, and how much of it
 

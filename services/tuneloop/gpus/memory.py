@@ -1,9 +1,11 @@
 """Bytes that serving and training a model take on a GPU.
 
-Weights and activations are bfloat16; what the optimizer holds is float32. The counts of activations
-are of the tensors that transformers' Qwen3 blocks save; other Llama-like models save a little less.
+Weights are bfloat16 unless they are quantized, activations are bfloat16, and what the optimizer
+holds is float32. The counts of activations are of the tensors that transformers' Qwen3 blocks save;
+other Llama-like models save a little less.
 """
 
+from tuneloop.gpus.quantization import PLAIN_BITS
 from tuneloop.gpus.shapes import ModelShape
 
 GIB = 1024**3
@@ -21,8 +23,23 @@ HEAD_TOKENS = 1024
 
 
 def weight_bytes(shape: ModelShape) -> int:
-    """Return the bytes of the weights in bfloat16."""
-    return shape.parameters * HALF
+    """Return the bytes of the weights as generation holds them."""
+    stored = shape.quantization
+    return _weight_bytes(shape, PLAIN_BITS if stored is None else stored.stored_bits)
+
+
+def learner_weight_bytes(shape: ModelShape) -> int:
+    """Return the bytes of the weights as the learner holds them.
+
+    Of most formats that is bfloat16, since it computes with the dequantized values.
+    """
+    stored = shape.quantization
+    return _weight_bytes(shape, PLAIN_BITS if stored is None else stored.learner_bits)
+
+
+def _weight_bytes(shape: ModelShape, linear_bits: float) -> int:
+    others = shape.parameters - shape.linear_parameters
+    return others * HALF + int(shape.linear_parameters * linear_bits / 8)
 
 
 def cache_bytes_per_token(shape: ModelShape) -> int:

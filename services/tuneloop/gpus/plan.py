@@ -8,6 +8,7 @@ others.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tuneloop.errors import SettingsError
 from tuneloop.gpus.memory import (
     CONTEXT,
     GIB,
@@ -17,6 +18,7 @@ from tuneloop.gpus.memory import (
     cache_bytes_per_token,
     full_training_bytes,
     head_bytes,
+    learner_weight_bytes,
     lora_training_bytes,
     weight_bytes,
     workspace_bytes,
@@ -97,7 +99,10 @@ def make_plan(request: PlanRequest) -> Plan:
     generation = tuple(range(min(parallel, count)))
     others = tuple(range(parallel, count))
     learner = others or generation[:1]
-    problems: list[str] = []
+    quantization = request.shape.quantization
+    if quantization is not None and quantization.stays_packed:
+        learner = learner[:1]  # packed weights are not sharded
+    problems = unsuitable(request)
     if count < parallel:
         problems.append(f"tensor parallel over {parallel} GPUs, of which there are {count}")
     parts = [part for gpu in generation for part in generation_parts(request, gpu)]
@@ -130,6 +135,18 @@ def make_plan(request: PlanRequest) -> Plan:
     return replace(plan, problems=(*problems, *shortages(plan)))
 
 
+def unsuitable(request: PlanRequest) -> list[str]:
+    """Say why such weights cannot be trained on a quantized base."""
+    if request.shape.quantization is None:
+        return []
+    try:
+        request.shape.quantization.check_kind("the model", request.weights_kind)
+        request.shape.quantization.check_trainable("the model")
+    except SettingsError as error:
+        return [error.message]
+    return []
+
+
 def generation_parts(request: PlanRequest, gpu: int) -> list[Part]:
     """Return what generation holds on one of its GPUs besides keys and values."""
     shape, parallel = request.shape, request.tensor_parallel
@@ -149,7 +166,7 @@ def learner_parts(request: PlanRequest, gpu: int, ranks: int) -> list[Part]:
     shape = request.shape
     if request.weights_kind is WeightsKind.LORA:
         sizes = {
-            "weights": weight_bytes(shape),
+            "weights": learner_weight_bytes(shape),
             "adapter and its optimizer": lora_training_bytes(shape, request.lora_rank),
         }
     else:

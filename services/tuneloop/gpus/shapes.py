@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from tuneloop.errors import InvalidRequest
+from tuneloop.gpus.quantization import NAMED, Quantization, quantization_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,8 @@ class ModelShape:
     experts_per_token: int = 1
     head_norms: bool = False
     """Whether queries and keys are normalized, as in Qwen3 and Gemma 3."""
+    quantization: Quantization | None = None
+    """Of the linear layers of the blocks."""
 
     @property
     def queries(self) -> int:
@@ -46,12 +49,17 @@ class ModelShape:
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     @property
-    def parameters(self) -> int:
-        """All parameters, to within the router of a mixture of experts."""
+    def linear_parameters(self) -> int:
+        """Parameters of the linear layers of all blocks."""
         attention = self.hidden * (2 * self.queries + 2 * self.keys)
         mlp = 3 * self.hidden * self.intermediate * self.experts
+        return self.layers * (attention + mlp)
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, to within the router of a mixture of experts."""
         norms = 2 * self.hidden + (2 * self.head_size if self.head_norms else 0)
-        return self.embeddings + self.layers * (attention + mlp + norms) + self.hidden
+        return self.embeddings + self.linear_parameters + self.layers * norms + self.hidden
 
     def lora_parameters(self, rank: int) -> int:
         """Parameters of an adapter on every linear layer of the blocks (Hu et al. 2021)."""
@@ -91,15 +99,25 @@ shapes: Mapping[str, ModelShape] = {
 
 
 def find_shape(model: str) -> ModelShape:
-    """Return the shape of a well-known model or of a folder's; raises `InvalidRequest`."""
+    """Return the shape of a well-known model or of a folder's; raises `InvalidRequest`.
+
+    A well-known name may end in what it is quantized with, as in `qwen3-8b-awq`.
+    """
     folder = Path(model).expanduser()
     if (folder / "config.json").is_file():
         return read_shape(folder)
     name = model.lower().rsplit("/", 1)[-1]
     if name in shapes:
         return shapes[name]
+    for ending, document in NAMED.items():
+        if name.endswith(ending) and name.removesuffix(ending) in shapes:
+            plain = shapes[name.removesuffix(ending)]
+            return replace(plain, quantization=quantization_of({"quantization_config": document}))
     known = ", ".join(shapes)
-    problem = f"model {model!r}: not a folder with a config.json, and not one of {known}"
+    problem = (
+        f"model {model!r}: not a folder with a config.json, and not one of {known}, which may end "
+        f"in {', '.join(NAMED)}"
+    )
     raise InvalidRequest(problem, param="model")
 
 
@@ -110,8 +128,9 @@ def read_shape(folder: Path) -> ModelShape:
         config = json.loads(path.read_text())
         if not isinstance(config, dict):
             raise ValueError("it is not a JSON object")
-        return shape_of(SimpleNamespace(**(config.get("text_config") or config)))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        shape = shape_of(SimpleNamespace(**(config.get("text_config") or config)))
+        return replace(shape, quantization=quantization_of(config))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         problem = f"it has no {error.name}" if isinstance(error, AttributeError) else error
         raise InvalidRequest(
             f"{path}: cannot be read as a decoder's: {problem}", param="model"

@@ -6,7 +6,7 @@ a folder or manifest with one is refused.
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tuneloop.errors import WeightsRefused
@@ -80,3 +80,28 @@ def verify_file(path: Path, expected: ManifestFile) -> None:
         )
     if sha256_of(path) != expected.sha256:
         raise WeightsRefused(f"{expected.name}: wrong SHA-256", param=expected.name)
+
+
+def check_weights(folder: Path, sha256: Mapping[str, str]) -> None:
+    """Raise `WeightsRefused` unless the safetensors files have these hashes by name.
+
+    Without any hash, as for version 0, nothing is checked.
+    """
+    for path in list_weights(folder, sha256):
+        check_hash(path, sha256, sha256_of(path) if sha256 else "")
+
+
+def list_weights(folder: Path, sha256: Mapping[str, str]) -> list[Path]:
+    """List the weights of a folder. Raises `WeightsRefused` unless they are those with hashes."""
+    paths = sorted(folder.glob("*.safetensors"))
+    known = {name for name in sha256 if name.endswith(".safetensors")}
+    for name in sorted(known.symmetric_difference(path.name for path in paths) if known else ()):
+        problem = "missing" if name in known else "not in the manifest"
+        raise WeightsRefused(f"{name}: {problem}", param=name)
+    return paths
+
+
+def check_hash(path: Path, sha256: Mapping[str, str], found: str) -> None:
+    """Raise `WeightsRefused` if the file's hash is known and another."""
+    if sha256.get(path.name, found) != found:
+        raise WeightsRefused(f"{path.name}: wrong SHA-256", param=path.name)

@@ -63,6 +63,11 @@ class Manifest:
     signature: str = ""
     """Ed25519 over the manifest without this field, base64."""
 
+    @property
+    def sha256(self) -> dict[str, str]:
+        """The hashes of the files, by name."""
+        return {file.name: file.sha256 for file in self.files}
+
 
 adapter: TypeAdapter[Manifest] = TypeAdapter(Manifest)
 

@@ -9,19 +9,36 @@ import json
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tuneloop.errors import WeightsRefused
+from tuneloop.gpus.quantization import Quantization, quantization_of
 
 MAX_HEADER_BYTES = 100_000_000
+WORD_BITS = {"I32": 32, "U8": 8}
+"""Bits of the numbers that weights are packed into."""
 VOLATILE_CONFIG = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype"})
 """Configuration entries that do not affect which weights fit."""
 
 Shape = tuple[int, ...]
 
 
+class Entry(NamedTuple):
+    """A tensor, as a header describes it."""
+
+    shape: Shape
+    dtype: str
+    place: tuple[int, ...]
+    """Where its bytes begin and end in the file."""
+
+
 def read_header(path: Path) -> dict[str, Shape]:
     """Return shapes by name of one file. Raises `WeightsRefused` if it is cut or malformed."""
+    return {name: entry.shape for name, entry in read_entries(path).items()}
+
+
+def read_entries(path: Path) -> dict[str, Entry]:
+    """Return what a file's header says of each tensor; raises as `read_header`."""
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -32,15 +49,22 @@ def read_header(path: Path) -> dict[str, Shape]:
     try:
         header = json.loads(data)
         header.pop("__metadata__", None)
-        shapes = {name: tuple(int(d) for d in entry["shape"]) for name, entry in header.items()}
-        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+        entries = {
+            name: Entry(
+                shape=tuple(int(d) for d in entry["shape"]),
+                dtype=str(entry["dtype"]),
+                place=tuple(8 + length + int(offset) for offset in entry["data_offsets"]),
+            )
+            for name, entry in header.items()
+        }
+        end = max((entry.place[1] for entry in entries.values()), default=8 + length)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise WeightsRefused(f"{path.name}: malformed header: {error}", param=path.name) from error
-    if 8 + length + end != size:
+    if end != size:
         raise WeightsRefused(
-            f"{path.name}: {size} bytes, the header asks for {8 + length + end}", param=path.name
+            f"{path.name}: {size} bytes, the header asks for {end}", param=path.name
         )
-    return shapes
+    return entries
 
 
 def tensor_shapes(folder: Path) -> dict[str, Shape]:
@@ -55,6 +79,53 @@ def tensor_shapes(folder: Path) -> dict[str, Shape]:
                 raise WeightsRefused(f"{path.name}: {name} stands in two files", param=name)
             shapes[name] = shape
     return shapes
+
+
+def layer_shapes(folder: Path) -> dict[str, Shape]:
+    """Return `tensor_shapes`, with the weights of packed layers as they are without packing."""
+    shapes = tensor_shapes(folder)
+    found = read_quantization(folder)
+    if found is None:
+        return shapes
+    unpacked: dict[str, Shape] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, entry in read_entries(path).items():
+            unpacked |= unpacked_shape(path, name, entry, found)
+    return shapes | unpacked
+
+
+def read_quantization(folder: Path) -> Quantization | None:
+    """Return how a folder's weights are quantized; None if they are not, or it has no config.
+
+    Raises `WeightsRefused`.
+    """
+    if not (folder / "config.json").is_file():
+        return None
+    try:
+        return quantization_of(read_config(folder, "config.json"))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        problem = f"config.json: quantization_config cannot be read: {error!r}"
+        raise WeightsRefused(problem, param="quantization_config") from error
+
+
+def unpacked_shape(path: Path, name: str, entry: Entry, found: Quantization) -> dict[str, Shape]:
+    """Return the name and shape, [out, in], of the weight that a tensor packs; else nothing."""
+    layer, _, part = name.rpartition(".")
+    weight = f"{layer}.weight"
+    words = WORD_BITS.get(entry.dtype, found.bits) // found.bits  # of one packed number
+    if part == "weight_packed":  # compressed-tensors
+        return {weight: (entry.shape[0], entry.shape[1] * words)}
+    if part == "qweight" and found.method == "awq":
+        return {weight: (entry.shape[1] * words, entry.shape[0])}
+    if part == "qweight":
+        return {weight: (entry.shape[1], entry.shape[0] * words)}
+    if part.startswith("bitsandbytes__"):
+        start, end = entry.place
+        with path.open("rb") as file:
+            file.seek(start)
+            state = json.loads(file.read(end - start))
+        return {layer.removesuffix(".quant_state"): tuple(state["shape"])}
+    return {}
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
@@ -110,7 +181,7 @@ def check_adapter(base_folder: Path, adapter_folder: Path, max_rank: int) -> Non
         raise WeightsRefused("adapter_config.json: use_dora is not supported", param="use_dora")
     # GPT-2 stores its weights as [in, out]; PEFT records that in the adapter's configuration.
     transposed = bool(config.get("fan_in_fan_out"))
-    base, given = tensor_shapes(base_folder), tensor_shapes(adapter_folder)
+    base, given = layer_shapes(base_folder), tensor_shapes(adapter_folder)
     for module in sorted({module_of(name) for name in given}):
         half_a = given.get(f"{module}.lora_A.weight")
         half_b = given.get(f"{module}.lora_B.weight")

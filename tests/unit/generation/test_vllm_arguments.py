@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.quantized_models import quantize
 
 from tuneloop.generation.vllm.engine import VllmOptions, engine_arguments
 from tuneloop.policies import WeightsKind
@@ -30,6 +31,12 @@ def test_on_a_cpu(tiny_policy: Path) -> None:
     assert arguments.enforce_eager
     # Streams wait for the pass of another's long prompt.
     assert arguments.max_num_batched_tokens == 256
+
+
+def test_quantized_weights_are_computed_with_in_bfloat16(tiny_policy: Path, tmp_path: Path) -> None:
+    """Their kernels refuse float32, which is what a CPU has otherwise."""
+    base = quantize(tiny_policy, tmp_path / "base", "awq")
+    assert engine_arguments(options(base)).dtype == "bfloat16"
 
 
 def test_on_gpus(tiny_policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

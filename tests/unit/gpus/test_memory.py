@@ -1,6 +1,7 @@
 """Bytes of weights, caches and activations, by hand and against real models."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 from tuneloop.errors import InvalidRequest
 from tuneloop.gpus import memory
 from tuneloop.gpus.memory import GIB
+from tuneloop.gpus.quantization import quantization_of
 from tuneloop.gpus.shapes import ModelShape, find_shape, read_shape, shape_of, shapes
 
 SMALL = ModelShape(
@@ -51,6 +53,69 @@ def test_known_models_have_the_parameters_that_they_are_named_after() -> None:
         "qwen3-32b": pytest.approx(32.76, rel=0.001),
         "llama-3.3-70b": pytest.approx(70.55, rel=0.001),
     }
+
+
+@pytest.mark.parametrize(
+    ("found", "bits", "learner_bits"),
+    [
+        # 128 weights share a float16 scale and a zero point of 4 bits.
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, 4 + 20 / 128, 16),
+        ({"quant_method": "gptq", "bits": 8, "group_size": -1}, 8, 16),
+        # Blocks of 128 x 128 share a float32 scale.
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, 8 + 32 / 128**2, 16),
+        ({"quant_method": "mxfp4"}, 4.25, 16),
+        # 64 weights share a float32 scale, or one of 8 bits, of which 256 share a float32.
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, 4.5, 4.5),
+        (
+            {
+                "quant_method": "bitsandbytes",
+                "load_in_4bit": True,
+                "bnb_4bit_use_double_quant": True,
+            },
+            4 + 1 / 8 + 1 / 512,
+            4 + 1 / 8 + 1 / 512,
+        ),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, 8, 8),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {
+                    "group_0": {"weights": {"num_bits": 4, "group_size": 32, "symmetric": False}}
+                },
+            },
+            4 + 20 / 32,
+            16,
+        ),
+        ({"quant_method": "never-heard-of"}, 16, 16),
+    ],
+)
+def test_bytes_of_quantized_weights_by_hand(
+    found: dict[str, object], bits: float, learner_bits: float
+) -> None:
+    quantization = quantization_of({"quantization_config": found})
+    assert quantization is not None
+    assert quantization.stored_bits == bits
+    shape = replace(SMALL, quantization=quantization)
+    # Of 2·(288 + 240) weights in linear layers; embeddings and norms stay in 16 bits.
+    others = 2 * (2 * 16 + 2 * 800 + 8)
+    assert memory.weight_bytes(shape) == others + int(1056 * bits / 8)
+    assert memory.learner_weight_bytes(shape) == others + int(1056 * learner_bits / 8)
+    assert memory.weight_bytes(SMALL) == memory.learner_weight_bytes(SMALL) == others + 2112
+
+
+def test_the_quantization_of_a_name_and_of_a_folder(tiny_policy: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny_policy / "config.json").read_text())
+    assert read_shape(tiny_policy).quantization is None
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 128}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert find_shape(str(tmp_path)).quantization == find_shape("Qwen/Qwen3-8B-AWQ").quantization
+    # 6.946 billion weights in linear layers at 4.156 bits, 1.245 billion others at 16.
+    awq = memory.weight_bytes(find_shape("qwen3-8b-awq"))
+    assert awq == pytest.approx(6.946e9 * 4.15625 / 8 + 1.245e9 * 2, rel=0.001)
+    config["quantization_config"] = {"quant_method": "compressed-tensors"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidRequest, match="cannot be read as a decoder's: 'config_groups'"):
+        read_shape(tmp_path)
 
 
 def test_activations_without_checkpointing_need_what_was_found() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tuneloop.gpus.devices import gpu_mebibytes
 from tuneloop.gpus.memory import GIB
 from tuneloop.gpus.plan import LEAST_TOKENS, MARGIN, MOST_TOKENS, PlanRequest, make_plan
-from tuneloop.gpus.shapes import shapes
+from tuneloop.gpus.shapes import find_shape, shapes
 from tuneloop.policies import WeightsKind
 
 H100 = gpu_mebibytes["h100"] << 20
@@ -15,7 +15,7 @@ H100 = gpu_mebibytes["h100"] << 20
 
 def request(model: str, kind: str, gpus: int = 1, parallel: int = 1) -> PlanRequest:
     return PlanRequest(
-        shape=shapes[model],
+        shape=find_shape(model),
         gpu_bytes=[H100] * gpus,
         weights_kind=WeightsKind(kind),
         tensor_parallel=parallel,
@@ -33,6 +33,10 @@ def request(model: str, kind: str, gpus: int = 1, parallel: int = 1) -> PlanRequ
         ("qwen3-32b", "lora", 3, 2, ""),
         ("qwen3-32b", "full", 3, 2, "optimizer and reference 549"),
         ("llama-3.3-70b", "lora", 5, 4, "learner on GPU 4"),
+        ("qwen3-32b", "lora", 1, 1, "learner weights 61"),
+        ("qwen3-32b-awq", "lora", 1, 1, "generation weights 18.0"),
+        ("qwen3-32b-bnb-4bit", "lora", 1, 1, ""),
+        ("qwen3-8b-fp8", "full", 1, 1, "so only adapters can be trained"),
         ("llama-3.3-70b", "lora", 2, 4, "tensor parallel over 4 GPUs, of which there are 2"),
     ],
 )
@@ -50,6 +54,14 @@ def test_the_learner_has_the_gpus_that_generation_does_not() -> None:
     assert (plan.generation_gpus, plan.learner_gpus) == ((0, 1), (2, 3))
     assert plan.used(0, "learner") == plan.used(3, "generation") == 0
     assert plan.learner_tokens == MOST_TOKENS
+
+
+def test_packed_weights_are_trained_on_one_gpu() -> None:
+    """They are not sharded; what is dequantized is."""
+    packed = make_plan(request("llama-3.3-70b-bnb-4bit", "lora", gpus=3))
+    assert (packed.learner_gpus, packed.used(2), packed.problems) == ((1,), 0, ())
+    dequantized = make_plan(request("qwen3-8b-awq", "lora", gpus=3))
+    assert dequantized.learner_gpus == (1, 2)
 
 
 @given(

@@ -37,6 +37,7 @@ from tuneloop.learner.model_thread import ModelThread
 from tuneloop.learner.monitoring.alarm_monitor import AlarmMonitor
 from tuneloop.learner.monitoring.expiry import Expiry
 from tuneloop.learner.monitoring.gauges import keep_fresh
+from tuneloop.learner.monitoring.logprob_gap import LogprobGap
 from tuneloop.learner.monitoring.reference_fill import ReferenceFill
 from tuneloop.learner.monitoring.retraction_monitor import RetractionMonitor
 from tuneloop.learner.monitoring.stream_trim import StreamTrim
@@ -266,6 +267,14 @@ def make_loop(
     worker: ModelThread,
 ) -> Loop:
     """Make the loop of steps and versions."""
+    policy = training_runs[0][0]
+    fill = ReferenceFill(database, policy.trainer)
+    gap = LogprobGap(database, policy)
+
+    def between_turns() -> None:
+        fill.fill_missing()
+        gap.measure()
+
     return Loop(
         training_runs=training_runs,
         publisher=publisher,
@@ -277,7 +286,7 @@ def make_loop(
             publish_every_seconds=settings.publish_every_seconds,
             checkpoint_every_steps=settings.checkpoint_every_steps,
         ),
-        between_turns=ReferenceFill(database, training_runs[0][0].trainer).fill_missing,
+        between_turns=between_turns,
         set_aside_after=settings.gate.set_aside_after,
     )
 

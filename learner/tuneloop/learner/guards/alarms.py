@@ -7,6 +7,7 @@
 | kl | the newest figure of KL to the base model is above its limit |
 | length | answers are `length_ratio` times longer or shorter than before, by three standard errors |
 | repetition | the share of repeated 4-grams is up by `repetition`, by three standard errors |
+| logprob_gap | generation's log-probs and the learner's, by the same weights, differ by more than the limit |
 | metric | the metric of that name is worse than on the anchor version: see `metric_fall` |
 
 Three standard errors, since alarms are checked again and again: one check is wrong by chance once in
@@ -21,7 +22,7 @@ from tuneloop.learner.guards.metric_fall import MetricFall
 from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.stats.intervals import Sums
 
-NAMES = ("reward_hacking", "dominant_user", "kl", "length", "repetition", "metric")
+NAMES = ("reward_hacking", "dominant_user", "kl", "length", "repetition", "logprob_gap", "metric")
 ERRORS = 3.0
 LEAST_USERS = 3
 
@@ -47,6 +48,7 @@ class Seen:
     thumbs_by_user: Mapping[str, int] = field(default_factory=dict)
     """How many of the latest thumbs each user gave."""
     kl: float | None = None
+    logprob_gap: float | None = None
     metric: MetricFall | None = None
     """None without a metric to watch, or with too few values."""
 
@@ -68,6 +70,7 @@ def alarms(seen: Seen, settings: GuardSettings) -> list[Alarm]:
         runaway_kl(seen.kl, settings.kl),
         runaway_length(seen.newest.length, seen.before.length, settings),
         runaway_repetition(seen.newest.repetition, seen.before.repetition, settings),
+        wide_logprob_gap(seen.logprob_gap, settings.logprob_gap),
         fallen_metric(seen.metric, settings.metric_margin),
     )
     return [alarm for alarm in found if alarm is not None]
@@ -107,6 +110,13 @@ def runaway_kl(kl: float | None, limit: float) -> Alarm | None:
     if kl is None or kl <= limit:
         return None
     return Alarm(name="kl", numbers={"kl": kl, "limit": limit})
+
+
+def wide_logprob_gap(gap: float | None, limit: float) -> Alarm | None:
+    """Check whether the learner computes with other weights than those that answer."""
+    if gap is None or gap <= limit:
+        return None
+    return Alarm(name="logprob_gap", numbers={"logprob_gap": gap, "limit": limit})
 
 
 def runaway_length(newest: Sums, before: Sums, settings: GuardSettings) -> Alarm | None:

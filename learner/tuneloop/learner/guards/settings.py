@@ -69,6 +69,12 @@ class GuardSettings(BaseModel):
     kl: float = Field(
         default=0.3, gt=0, description="KL to the base model, in nats per token, that is an alarm"
     )
+    logprob_gap: float = Field(
+        default=0.1,
+        gt=0,
+        description="mean difference of generation's and the learner's log-probs by the same "
+        "weights, in nats per token, that is an alarm",
+    )
     length_ratio: float = Field(
         default=2.0,
         gt=1,

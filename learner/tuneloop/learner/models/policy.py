@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from tuneloop.learner.models import weight_files
 from tuneloop.learner.models.architecture import (
@@ -42,6 +41,7 @@ from tuneloop.learner.models.lora import add_adapter
 from tuneloop.learner.models.prefix_tree import numbered_rows
 from tuneloop.learner.models.world import ALONE, World, gather_into, shard
 from tuneloop.learner.samples import Reference, TokenSequence
+from tuneloop.models.causal_lm import check_base, load_causal_lm
 from tuneloop.models.reward_model import silence_loading
 from tuneloop.policies import WeightsKind
 
@@ -79,6 +79,7 @@ class PolicyModel:
         self._lora = (lora_rank, lora_alpha, seed)
         self.lora_rank = lora_rank if kind is WeightsKind.LORA else None
         self._adapted: Any = None
+        check_base(folder, kind, ranks=world.size)
         self._model = self._load()
         self.text_config = self._model.config.get_text_config()
         self.packs = packing and take_packed_rows(self._model)
@@ -104,16 +105,11 @@ class PolicyModel:
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
-    def _load(self, *, trained: bool = True, device: torch.device | None = None) -> Any:
+    def _load(self, *, trained: bool = True) -> Any:
         """Version 0, in evaluation mode; what is not trained is in bfloat16 on a GPU."""
-        device = device or self.device
         frozen = self.kind is WeightsKind.LORA or not trained
-        dtype = torch.bfloat16 if frozen and device.type in HALF_ON else torch.float32
-        with silence_loading():
-            model = AutoModelForCausalLM.from_pretrained(
-                self._folder, dtype=dtype, local_files_only=True, use_safetensors=True
-            )
-        return model.to(device).eval()
+        dtype = torch.bfloat16 if frozen and self.device.type in HALF_ON else torch.float32
+        return load_causal_lm(self._folder, dtype, self.device)
 
     @property
     def module(self) -> Any:
@@ -318,14 +314,17 @@ class PolicyModel:
     def save_weights(self, folder: Path, *, base_model: str) -> None:
         """Write what generation loads: a PEFT folder, or a `save_pretrained` folder.
 
-        `base_model` is the name of version 0.
+        Full weights are written in the dtype that generation serves in: on a GPU half of float32,
+        and so half of what each swap reads. `base_model` is the name of version 0.
         """
         if self._adapted is None:
             model = self._model
-            if self._sharded:
-                # In main memory: in float32 it may be more than a GPU has beside its part.
+            half = self.device.type in HALF_ON
+            if half or self._sharded:
+                # In main memory: it may be more than a GPU has beside its part.
+                dtype = weight_files.half_dtype_of(self._folder) if half else torch.float32
                 cpu = torch.device("cpu")
-                model = self._load(device=cpu) if self._world.is_leader else None
+                model = load_causal_lm(self._folder, dtype, cpu) if self._world.is_leader else None
                 gather_into(model, self._model)
             if self._world.is_leader:
                 weight_files.write_whole(folder, model, tokenizer=self._folder)

@@ -15,6 +15,7 @@ from torch import Tensor
 from tuneloop.errors import WeightsRefused
 from tuneloop.learner.models.world import full_tensor, local_tensor, shard_like
 from tuneloop.models.reward_model import silence_loading
+from tuneloop.weights.shapes import read_config
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKENIZER_FILES = (
@@ -27,6 +28,13 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+
+
+def half_dtype_of(folder: Path) -> torch.dtype:
+    """Return the 16-bit dtype that vLLM serves a model in on a GPU: its own, or bfloat16."""
+    config = read_config(folder, "config.json")
+    own = config.get("dtype") or config.get("torch_dtype")
+    return torch.float16 if own == "float16" else torch.bfloat16
 
 
 def write_whole(folder: Path, model: Any, tokenizer: Path) -> None:

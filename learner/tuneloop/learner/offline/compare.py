@@ -91,18 +91,17 @@ def answer(
 def load_policy(version: VersionFolder) -> Any:
     """Return the version as a transformers model."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    from tuneloop.models.causal_lm import load_causal_lm
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with silence_loading():
         folder = version.base if version.adapter else version.folder
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True
-        )
+        model = load_causal_lm(folder, dtype, device, keep_packed=False)
         if version.adapter:
             model = PeftModel.from_pretrained(model, str(version.weights)).merge_and_unload()
-    return model.to(device).eval()
+    return model.eval()
 
 
 def log_ratios(answers: Answers, base: Path, temperature: float) -> list[float]:

@@ -13,6 +13,7 @@ from tuneloop.learner.offline.versions import VersionFolder, Versions
 from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.settings import TrainerSettings
 from tuneloop.policies import WeightsKind
+from tuneloop.weights.shapes import read_quantization
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,8 @@ def score_version(suite: AbilitySuite, version: VersionFolder, sampled_items: in
     """Load a version and ask it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = version.base if version.adapter else version.folder
-    kind = WeightsKind.LORA if version.adapter else WeightsKind.FULL
+    packed = read_quantization(folder) is not None  # and takes nothing but an adapter
+    kind = WeightsKind.LORA if version.adapter or packed else WeightsKind.FULL
     rank: dict[str, Any] = lora_of(version) if version.adapter else {}
     trainer = PolicyTrainer(folder, TrainerSettings(kind=kind, device=device, **rank))
     if version.adapter and version.weights is not None:

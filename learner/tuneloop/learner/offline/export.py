@@ -16,22 +16,25 @@ MODEL_FILES = ("*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model"
 def merge_adapter(base: Path, adapter: Path, output: Path) -> None:
     """Write the model of `base` with `adapter` (a PEFT folder) merged in, ready to be loaded.
 
-    The sum is taken in float32 and saved in the type the base is saved in. Raises `WeightsRefused`
-    where the adapter does not fit the base.
+    The sum is taken in float32 and saved in the type the base is saved in. A quantized base is
+    dequantized and the sum saved in bfloat16: the adapter was not trained to be rounded with it.
+    Raises `WeightsRefused` where the adapter does not fit the base.
     """
     import torch
     from peft import PeftModel
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    from tuneloop.weights.shapes import check_adapter
+    from tuneloop.models.causal_lm import load_causal_lm
+    from tuneloop.weights.shapes import check_adapter, read_quantization
 
     check_adapter(base, adapter, max_rank=1 << 16)
     try:
         saved_type = AutoConfig.from_pretrained(base, local_files_only=True).dtype
+        if read_quantization(base) is not None:
+            saved_type = torch.bfloat16
+        cpu = torch.device("cpu")
         with silence_loading():
-            model = AutoModelForCausalLM.from_pretrained(
-                base, dtype=torch.float32, local_files_only=True, use_safetensors=True
-            )
+            model = load_causal_lm(base, torch.float32, cpu, keep_packed=False)
             merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
             merged.to(saved_type or torch.float32).save_pretrained(output)
     except (OSError, ValueError, RuntimeError) as error:

@@ -24,6 +24,7 @@ from tuneloop.generation import metrics
 from tuneloop.generation.engine import Engine
 from tuneloop.generation.swap.admission import check_fits, check_manifest
 from tuneloop.generation.swap.lease import AdapterNumbers, Lease, Live
+from tuneloop.generation.swap.resumption import Resumption, durations
 from tuneloop.host import lower_thread_priority
 from tuneloop.policies import (
     Activation,
@@ -36,7 +37,6 @@ from tuneloop.weights.manifest import Manifest
 from tuneloop.weights.store import WeightStore
 
 logger = logging.getLogger("tuneloop.generation")
-
 T = TypeVar("T")
 
 HEADROOM = 2
@@ -88,6 +88,7 @@ class HotSwap:
         self.replaced: list[Live] = []
         """Weights whose number others have by now, while requests still hold them."""
         self.numbers = AdapterNumbers()
+        self.resumption = Resumption()
         self.lock = asyncio.Lock()
         self.tasks: set[asyncio.Task[Any]] = set()
         self.is_trimming = False
@@ -218,7 +219,7 @@ class HotSwap:
             self.report_refusal("engine", reference, error)
             raise
         except Exception as error:
-            # One bad version must not stop a service that has a good one.
+            # One bad version must not stop a service.
             logger.exception("the engine failed to load version %d", version)
             refusal = WeightsRefused(f"version {version}: the engine could not load it: {error}")
             self.report_refusal("engine", reference, refusal)
@@ -245,7 +246,7 @@ class HotSwap:
         self, reference: WeightsReference, folder: Path, manifest: Manifest | None
     ) -> float:
         """Load checked files into the engine; return the seconds in which nothing was sampled."""
-        version, pause = reference.policy_version, 0.0
+        version = reference.policy_version
         entry = Live(
             loaded_time=datetime.now(UTC),
             last_served=time.monotonic(),
@@ -254,11 +255,13 @@ class HotSwap:
             manifest=manifest,
         )
         if self.engine.weights_kind is WeightsKind.FULL:
-            pause = await self.engine.load_full_weights(version, folder)
+            sha256 = manifest.sha256 if manifest else {}
+            pause = await self.engine.load_full_weights(version, folder, sha256)
+            self.resumption.start(entry)
             self.live = {version: entry}
         else:
             await self.make_room()
-            await self.engine.load_adapter(entry.adapter, folder)
+            pause = await self.engine.load_adapter(entry.adapter, folder)
             if version in self.live:
                 logger.warning("version %d is replaced by other weights of that number", version)
                 self.replaced.append(self.live[version])
@@ -281,7 +284,7 @@ class HotSwap:
         if oldest is not None and version > self.newest and not at_start:
             metrics.feedback_to_serving.observe((self.activated_time - oldest).total_seconds())
         self.newest = max(self.newest, version)
-        logger.info("serving version %d after %.2f s (pause %.2f s)", version, seconds, pause)
+        logger.info("serving version %d after %s (pause: %s)", version, *durations(seconds, pause))
         self.on_activated(
             Activation(
                 policy=self.options.policy,

@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ from tuneloop.generation.transformers.model import VersionedModel
 from tuneloop.generation.transformers.sampling import choose, processed_logprobs
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import FinishReason, merge_spans
+from tuneloop.weights.files import check_weights
 
 logger = logging.getLogger("tuneloop.generation")
 
@@ -186,15 +187,23 @@ class TransformersEngine:
             raise SettingsError(f"{SETTING}={name}: this engine has hermes; vLLM has others")
         return HermesFormat()
 
-    async def load_adapter(self, adapter: int, folder: Path) -> None:
-        """Load an adapter between two turns."""
-        await self.run_between_turns(lambda: self.model.add_adapter(adapter, folder))
+    async def load_adapter(self, adapter: int, folder: Path) -> float:
+        """Load an adapter between two turns; return the seconds that took."""
+
+        def load() -> float:
+            started = time.monotonic()
+            self.model.add_adapter(adapter, folder)
+            return time.monotonic() - started
+
+        return await self.run_between_turns(load)
 
     async def drop_adapter(self, adapter: int) -> None:
         """Unload an adapter."""
         await self.run_between_turns(lambda: self.model.drop_adapter(adapter))
 
-    async def load_full_weights(self, policy_version: int, folder: Path) -> float:
+    async def load_full_weights(
+        self, policy_version: int, folder: Path, sha256: Mapping[str, str]
+    ) -> float:
         """Replace the weights between two turns; return the seconds that took.
 
         Caches are dropped: running completions compute keys and values again with the new weights.
@@ -208,6 +217,7 @@ class TransformersEngine:
                 completion.cache = None
             return time.monotonic() - started
 
+        await asyncio.to_thread(check_weights, folder, sha256)
         return await self.run_between_turns(replace)
 
     async def run_between_turns(self, command: Callable[[], T]) -> T:

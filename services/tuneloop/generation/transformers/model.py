@@ -15,14 +15,11 @@ class VersionedModel:
     """A causal language model, its current version, and the versions it can switch to."""
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
+        from tuneloop.models.causal_lm import load_causal_lm
 
-        logging.disable_progress_bar()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        self.model: Any = model.to(self.device).eval()
+        self.model: Any = load_causal_lm(folder, dtype, self.device)
         self.peft: Any = None
         self.selected = 0
 

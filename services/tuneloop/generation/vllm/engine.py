@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,11 @@ from tuneloop.generation.engine import (
     grammar_problem,
 )
 from tuneloop.generation.tool_calls import ToolFormat
-from tuneloop.generation.vllm.environment import prepare_environment, read_through
-from tuneloop.generation.vllm.requests import (
-    finish_reason,
-    first_line,
-    sampling_params,
-    top_candidates,
-)
+from tuneloop.generation.vllm.environment import prepare_environment
+from tuneloop.generation.vllm.requests import first_line, output_of, sampling_params
 from tuneloop.gpus.memory import SCHEDULED_SEQUENCES, SCHEDULED_TOKENS
 from tuneloop.policies import WeightsKind
 from tuneloop.reaper import Reaper
-from tuneloop.rollouts import PolicyVersionSpan
 from tuneloop.weights import shapes
 
 logger = logging.getLogger("tuneloop.generation")
@@ -72,6 +66,8 @@ class VllmOptions:
     """On a CPU: threads to compute with; 0 uses all that this process may use."""
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
+    keep_kv_cache: bool = False
+    """Full weights: requests that run keep their key-value cache over a swap."""
     max_sequences: int = SCHEDULED_SEQUENCES
     """On a GPU: completions in one pass."""
 
@@ -90,6 +86,12 @@ class VllmEngine:
         self.adapters: dict[int, Any] = {}
         self.broken: str | None = None
         self.weights_lock = asyncio.Lock()
+        self.keep_kv_cache = options.keep_kv_cache
+        self.cache_salt: str | None = None
+        """Tells the prefixes in vLLM's cache apart by the weights they were computed with."""
+        self.loads_twin = False
+        """Whether full weights are loaded into a twin of the model: where memory is plenty, on a
+        CPU. A GPU has none for it."""
 
     async def start(self) -> EngineLimits:
         """Load the base model (version 0) and be ready."""
@@ -99,6 +101,7 @@ class VllmEngine:
         # In a thread, including the import: a signal to stop must not wait for it.
         self.llm = await asyncio.to_thread(start_llm, self.options)
         await self.llm.update_weight_version("0")
+        self.loads_twin = self.llm.vllm_config.device_config.device_type == "cpu"
         model_config = self.llm.model_config
         self.limits = EngineLimits(
             max_model_len=model_config.max_model_len,
@@ -141,7 +144,7 @@ class VllmEngine:
         except ValueError as error:
             raise InvalidRequest(first_line(error)) from error
         stream = self.llm.generate(
-            tokens_input(list(request.prompt_token_ids)),
+            tokens_input(list(request.prompt_token_ids), cache_salt=self.cache_salt),
             parameters,
             request.request_id,
             lora_request=self.adapter(request.adapter),
@@ -150,10 +153,9 @@ class VllmEngine:
         try:
             async for output in stream:
                 for completion in output.outputs:
-                    counts[completion.index] = counts.get(completion.index, 0) + len(
-                        completion.token_ids
-                    )
-                    yield self.convert(completion, request, counts[completion.index])
+                    tokens = counts.get(completion.index, 0) + len(completion.token_ids)
+                    counts[completion.index] = tokens
+                    yield output_of(completion, request, tokens, self.weights_kind)
         except (VLLMClientError, ValueError) as error:
             if not request.sampling.constrained:
                 raise InvalidRequest(str(error)) from error
@@ -179,56 +181,23 @@ class VllmEngine:
             raise Unavailable(f"adapter {number} is not loaded", retry_after=1.0)
         return adapter
 
-    def convert(self, completion: Any, request: EngineRequest, tokens: int) -> EngineOutput:
-        """Convert one of vLLM's outputs; `tokens` is how many the completion has so far."""
-        token_ids = tuple(completion.token_ids)
-        positions = completion.logprobs or []
-        return EngineOutput(
-            index=completion.index,
-            text=completion.text,
-            token_ids=token_ids,
-            logprobs=tuple(
-                position[token].logprob
-                for position, token in zip(positions, token_ids, strict=True)
-            ),
-            top_logprobs=tuple(
-                top_candidates(position, request.sampling.top_logprobs) for position in positions
-            )
-            if request.sampling.top_logprobs is not None
-            else (),
-            finish_reason=finish_reason(completion.finish_reason),
-            policy_version_spans=self.spans(completion, request, tokens),
-        )
-
-    def spans(
-        self, completion: Any, request: EngineRequest, tokens: int
-    ) -> tuple[PolicyVersionSpan, ...]:
-        """Return which version sampled which tokens; empty before the end."""
-        if completion.finish_reason is None or tokens == 0:
-            return ()
-        if self.weights_kind is WeightsKind.LORA:
-            version = request.policy_version
-            return (PolicyVersionSpan(policy_version=version, start=0, end=tokens),)
-        return tuple(
-            PolicyVersionSpan(policy_version=int(span.version), start=span.start, end=span.end)
-            for span in completion.weight_versions or ()
-        )
-
-    async def load_adapter(self, adapter: int, folder: Path) -> None:
-        """Load an adapter beside the others while decoding goes on."""
+    async def load_adapter(self, adapter: int, folder: Path) -> float:
+        """Load an adapter beside the others; return the seconds that held decoding up."""
         from vllm.lora.request import LoRARequest
 
-        request = LoRARequest(
+        if adapter in self.adapters:
+            return 0.0
+        async with self.weights_lock:
+            await self.stage(f"adapter {adapter}", "stage_adapter", adapter, str(folder))
+            try:
+                seconds = await self.llm.collective_rpc("commit_staged")
+            except Exception as error:
+                self.raise_if_dead(error)
+                raise WeightsRefused(f"adapter {adapter}: {first_line(error)}") from error
+        self.adapters[adapter] = LoRARequest(
             lora_name=f"adapter-{adapter}", lora_int_id=adapter, lora_path=str(folder)
         )
-        try:
-            loaded = await self.llm.add_lora(request)
-        except Exception as error:
-            self.raise_if_dead(error)
-            raise WeightsRefused(f"adapter {adapter}: {first_line(error)}") from error
-        if not loaded:
-            raise WeightsRefused(f"adapter {adapter}: vLLM did not load the adapter")
-        self.adapters[adapter] = request
+        return float(max(seconds))
 
     async def drop_adapter(self, adapter: int) -> None:
         """Unload an adapter that no request holds."""
@@ -240,37 +209,48 @@ class VllmEngine:
             self.raise_if_dead(error)
             raise Unavailable(f"adapter {adapter} was not dropped: {error}") from error
 
-    async def load_full_weights(self, policy_version: int, folder: Path) -> float:
+    async def load_full_weights(
+        self, policy_version: int, folder: Path, sha256: Mapping[str, str]
+    ) -> float:
         """Replace the weights in place; return the seconds in which nothing was sampled.
 
         Requests in flight keep their tokens; their key-value cache is computed again with the new
-        weights (`clear_cache`), so that every later log-prob is by those weights.
+        weights (`clear_cache`), so that every later log-prob is by those weights. With
+        `keep_kv_cache` they keep it, and requests that start later do not see it.
         """
+        name = f"version {policy_version}"
         async with self.weights_lock:
             await asyncio.to_thread(shapes.check_full, self.options.model, folder)
-            await asyncio.to_thread(read_through, folder)
-            await self.stage_weights(policy_version, folder)
+            twin = self.loads_twin
+            await self.stage(name, "stage_weights", str(folder), dict(sha256), twin)
             paused = time.monotonic()
-            await self.llm.pause_generation(mode="keep", clear_cache=True)
+            keeps = self.keep_kv_cache
+            await self.llm.pause_generation(mode="keep", clear_cache=not keeps)
             # Not resumed after a failure: it would sample from mixed weights.
-            await self.commit_weights(policy_version, folder)
+            await self.commit_full_weights(policy_version)
+            self.cache_salt = secrets.token_hex(8) if keeps else None
             await self.llm.resume_generation()
             return time.monotonic() - paused
 
-    async def stage_weights(self, policy_version: int, folder: Path) -> None:
+    async def stage(self, name: str, method: str, *arguments: Any) -> None:
         """Load what can be loaded while decoding continues; a failure changes nothing."""
         try:
-            await self.llm.collective_rpc("stage_weights", args=(str(folder),))
-            while not all(await self.llm.collective_rpc("staged")):
+            await self.llm.collective_rpc(method, args=arguments)
+            ready = False
+            while not ready:
+                # A call waits for the step that runs, so it is not made too early.
                 await asyncio.sleep(STAGING_INTERVAL)
+                ready = all(await self.llm.collective_rpc("staged"))
         except Exception as error:
             self.raise_if_dead(error)
-            raise WeightsRefused(f"version {policy_version}: {first_line(error)}") from error
+            # Other ranks may have loaded it.
+            await self.llm.collective_rpc("discard_staged")
+            raise WeightsRefused(f"{name}: {first_line(error)}") from error
 
-    async def commit_weights(self, policy_version: int, folder: Path) -> None:
-        """Put checked files into the paused engine; after a failure it cannot continue."""
+    async def commit_full_weights(self, policy_version: int) -> None:
+        """Put staged weights into the paused engine; after a failure it cannot continue."""
         try:
-            await self.llm.collective_rpc("commit_weights", args=(str(folder),))
+            await self.llm.collective_rpc("commit_staged")
             await self.llm.update_weight_version(str(policy_version))
         except Exception as error:
             # Some tensors may be new by now, and vLLM cannot undo that.
@@ -305,7 +285,7 @@ def engine_arguments(options: VllmOptions) -> Any:
         "use_tqdm_on_load": False,
         # With the default of 0 the same requests would get the same answers after each start.
         "seed": secrets.randbelow(2**31),
-        "worker_extension_cls": "tuneloop.generation.vllm.worker.ReloadExtension",
+        "worker_extension_cls": "tuneloop.generation.vllm.worker.StagingExtension",
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "tensor_parallel_size": options.tensor_parallel,
         "pipeline_parallel_size": options.pipeline_parallel,
@@ -313,7 +293,8 @@ def engine_arguments(options: VllmOptions) -> Any:
     cache_gib = options.kv_cache_gib
     if current_platform.is_cpu():
         arguments |= {
-            "dtype": "float32",  # bfloat16 is emulated, and four times slower
+            # bfloat16 is emulated, and four times slower; most quantized kernels know no float32.
+            "dtype": "float32" if shapes.read_quantization(options.model) is None else "bfloat16",
             "enforce_eager": True,
             "max_num_batched_tokens": CPU_SCHEDULED_TOKENS,
         }

@@ -23,11 +23,3 @@ def prepare_environment(threads: int) -> None:
     if openmp.exists() and "libiomp" not in os.environ.get("LD_PRELOAD", ""):
         preloaded = os.environ.get("LD_PRELOAD", "")
         os.environ["LD_PRELOAD"] = f"{openmp}:{preloaded}" if preloaded else str(openmp)
-
-
-def read_through(folder: Path) -> None:
-    """Read the weights once, so that loading them during the pause does not wait for a disk."""
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            while file.read(1 << 24):
-                pass

@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuneloop.errors import Unavailable
-from tuneloop.generation.engine import (
-    EngineRequest,
-    TokenCandidate,
-)
-from tuneloop.rollouts import FinishReason, SamplingParameters
+from tuneloop.generation.engine import EngineOutput, EngineRequest, TokenCandidate
+from tuneloop.policies import WeightsKind
+from tuneloop.rollouts import FinishReason, PolicyVersionSpan, SamplingParameters
 
 
 def sampling_params(request: EngineRequest) -> Any:
@@ -44,6 +42,43 @@ def structured_outputs(sampling: SamplingParameters) -> Any:
         return None
     return StructuredOutputsParams(
         json=sampling.json_schema or None, structural_tag=sampling.structural_tag or None
+    )
+
+
+def output_of(
+    completion: Any, request: EngineRequest, tokens: int, kind: WeightsKind
+) -> EngineOutput:
+    """Convert one of vLLM's outputs; `tokens` is how many the completion has so far."""
+    token_ids = tuple(completion.token_ids)
+    positions = completion.logprobs or []
+    top = request.sampling.top_logprobs
+    return EngineOutput(
+        index=completion.index,
+        text=completion.text,
+        token_ids=token_ids,
+        logprobs=tuple(
+            position[token].logprob for position, token in zip(positions, token_ids, strict=True)
+        ),
+        top_logprobs=()
+        if top is None
+        else tuple(top_candidates(position, top) for position in positions),
+        finish_reason=finish_reason(completion.finish_reason),
+        policy_version_spans=spans_of(completion, request, tokens, kind),
+    )
+
+
+def spans_of(
+    completion: Any, request: EngineRequest, tokens: int, kind: WeightsKind
+) -> tuple[PolicyVersionSpan, ...]:
+    """Return which version sampled which tokens; empty before the end."""
+    if completion.finish_reason is None or tokens == 0:
+        return ()
+    if kind is WeightsKind.LORA:
+        version = request.policy_version
+        return (PolicyVersionSpan(policy_version=version, start=0, end=tokens),)
+    return tuple(
+        PolicyVersionSpan(policy_version=int(span.version), start=span.start, end=span.end)
+        for span in completion.weight_versions or ()
     )
 
 

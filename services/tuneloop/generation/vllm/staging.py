@@ -1,158 +1,193 @@
-"""Loads full weights beside the model in use, so that decoding pauses only for the swap.
+"""Prepares new weights in a thread of vLLM's worker process while decoding goes on.
 
-Runs in vLLM's worker process, on a CPU. vLLM's own reload takes the weights apart layer by layer
-in the live model, which must not run meanwhile. Here the same reload runs on a twin: the same
-layers with parameters of their own.
+What then has to happen between two steps is `commit`: for an adapter a few assignments, for full
+weights on a CPU an exchange of pointers (`twin`), on a GPU the copy from main memory.
 """
 
-import copy
+import logging
 import threading
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from torch import nn
-from vllm.model_executor.model_loader.reload.inplace import reload_weights
-from vllm.model_executor.model_loader.reload.layerwise import LAYERWISE_INFO
-from vllm.model_executor.model_loader.reload.types import LayerReloadingInfo
+from vllm.lora.request import LoRARequest
 
-from tuneloop.host import lower_thread_priority
+from tuneloop.generation.vllm.host_weights import HostWeights
+from tuneloop.generation.vllm.twin import pack_tied_output
+from tuneloop.host import available_memory, lower_thread_priority
+from tuneloop.weights.files import check_weights
+
+logger = logging.getLogger("tuneloop.generation")
 
 
-@dataclass(frozen=True, slots=True)
-class Twin:
-    """A layer, its twin, and the twin's attributes before loading."""
+class Prepared(Protocol):
+    """Weights that are prepared in a thread, and used or given up on the decoding thread."""
 
-    layer: nn.Module
-    twin: nn.Module
-    before: dict[str, Any]
+    def prepare(self) -> None:
+        """Load and check everything; raises if the weights cannot be used."""
+        ...
+
+    def commit(self) -> None:
+        """Use the weights from now on; nothing may be decoding."""
+        ...
+
+    def free(self) -> None:
+        """Give back what `prepare` took, also after it failed."""
+        ...
 
 
 class Staging:
-    """A set of weights that is being loaded; memory holds old and new ones until `commit`."""
+    """Runs `prepare` in a thread of low priority."""
 
-    def __init__(self, model_runner: Any, folder: str) -> None:
-        """Start to load the weights of `folder` in a thread."""
-        self._model_runner = model_runner
-        self._folder = folder
-        self._twins: dict[int, Twin] = {}
+    def __init__(self, weights: Prepared) -> None:
+        self._weights = weights
         self._error: Exception | None = None
+        self._lock = threading.Lock()
+        self._done = self._unwanted = False
         self._thread = threading.Thread(target=self._run, name="stage weights", daemon=True)
         self._thread.start()
 
     def ready(self) -> bool:
-        """Return whether everything is loaded. Raises what the loading raised."""
-        if self._thread.is_alive():
-            return False
+        """Return whether everything is prepared. Raises what that raised."""
         if self._error is not None:
             raise self._error
-        return True
+        return self._done
 
     def commit(self) -> None:
-        """Put the loaded weights into the model, which must not be running."""
-        for pair in self._twins.values():
-            live, loaded = pair.layer.__dict__, pair.twin.__dict__
-            live["_parameters"].update(loaded["_parameters"])
-            live["_buffers"].update(loaded["_buffers"])
-            # Packed copies of weights are kept in attributes.
-            live.update(
-                (name, value)
-                for name, value in loaded.items()
-                if name not in TENSORS and pair.before.get(name) is not value
-            )
-        self._model_runner.reset_lora_state()
-        self._model_runner.reset_encoder_cache()
-        self._model_runner.reset_mm_cache()
-        discard(self._twins)
+        """Use the weights from now on; nothing may be decoding."""
+        self._weights.commit()
+        self._weights.free()
+
+    def discard(self) -> None:
+        """Give the memory back, as soon as the thread has ended."""
+        with self._lock:
+            self._unwanted = True
+            if self._done:
+                self._weights.free()
 
     def _run(self) -> None:
+        lower_thread_priority()
         try:
-            lower_thread_priority()
             with torch.inference_mode():
-                self._load()
+                self._weights.prepare()
         except Exception as error:
             self._error = error
-            discard(self._twins)
+        with self._lock:
+            self._done = True
+            if self._unwanted or self._error is not None:
+                self._weights.free()
 
-    def _load(self) -> None:
-        model = self._model_runner.get_model()
-        twin = twin_of(model, self._twins, {})
-        reload_weights(
-            self._model_runner.vllm_config,
-            twin,
-            weights_iterator=None,
-            weights_path=self._folder,
-            is_checkpoint_format=True,
+
+class LockedWeights:
+    """Full weights on a GPU: read into main memory, from which the pause copies them.
+
+    vLLM's reload goes layer by layer and copies into the tensors that exist, whose addresses CUDA
+    graphs have. Every rank keeps the whole files. Where that does not fit into main memory, the
+    pause reads them from the disk.
+    """
+
+    def __init__(self, worker: Any, folder: Path, sha256: Mapping[str, str]) -> None:
+        self._worker, self._folder, self._sha256 = worker, folder, sha256
+        self._weights = HostWeights()
+
+    def prepare(self) -> None:
+        """See `Prepared`."""
+        size = sum(file.stat().st_size for file in self._folder.glob("*.safetensors"))
+        ranks = self._worker.vllm_config.parallel_config.world_size
+        if ranks * size > available_memory():
+            logger.warning("no main memory for %d bytes of weights: the swap reads the disk", size)
+            check_weights(self._folder, self._sha256)
+            return
+        locked = self._worker.device.type == "cuda"
+        if locked:
+            torch.cuda.set_device(self._worker.device)
+        self._weights.read(self._folder, self._sha256, locked=locked)
+
+    def commit(self) -> None:
+        """See `Prepared`."""
+        staged = self._weights.tensors
+        if staged:
+            self._worker.reload_weights(weights_iterator=iter(staged.items()))
+        else:
+            self._worker.reload_weights(weights_path=str(self._folder))
+        pack_tied_output(self._worker.model_runner.get_model())
+        # What was launched still reads the memory that is given back next.
+        synchronize(self._worker.device)
+
+    def free(self) -> None:
+        """See `Prepared`."""
+        self._weights.free()
+
+
+class Adapter:
+    """A LoRA adapter: read, checked, packed and copied into a slot that no request uses.
+
+    vLLM's `add_lora` does the same on the thread that decodes, which takes longer than a step.
+    Adapters are loaded and dropped one after the other, so the slot stays free.
+    """
+
+    def __init__(self, worker: Any, number: int, folder: Path) -> None:
+        self._device = worker.device
+        self._loader = worker.model_runner.lora_manager
+        self._slots = self._loader._adapter_manager
+        self._request = LoRARequest(
+            lora_name=f"adapter-{number}", lora_int_id=number, lora_path=str(folder)
         )
-        pack_tied_output(twin)
+        self._slot = -1
+        self._adapter: Any = None
+
+    def prepare(self) -> None:
+        """See `Prepared`."""
+        if None not in self._slots.lora_index_to_id:
+            raise RuntimeError(f"all {len(self._slots.lora_index_to_id)} adapter slots are taken")
+        self._slot = self._slots.lora_index_to_id.index(None)
+        adapter = self._loader._load_adapter(self._request)
+        self._slots._create_merged_loras_inplace(adapter)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+            # Beside the stream that decodes, which reads other slots.
+            with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+                self._fill_slot(adapter)
+                torch.cuda.current_stream().synchronize()
+        else:
+            self._fill_slot(adapter)
+        self._adapter = adapter
+
+    def _fill_slot(self, adapter: Any) -> None:
+        for name, module in self._slots.modules.items():
+            halves = self._slots._get_lora_layer_weights(adapter, name)
+            if halves:
+                module.set_lora(self._slot, halves.lora_a, halves.lora_b)
+            else:
+                module.reset_lora(self._slot)
+
+    def commit(self) -> None:
+        """See `Prepared`."""
+        number = self._request.lora_int_id
+        self._slots._registered_adapters[number] = self._adapter
+        self._slots._active_adapters[number] = None
+        self._slots.lora_index_to_id[self._slot] = number
+        for wrapper in self._slots.punica_wrapper_mapping.values():
+            # Only this project's has them.
+            if hasattr(wrapper, "ranks"):
+                wrapper.ranks = {**wrapper.ranks, self._slot: rank_of(self._adapter)}
+
+    def free(self) -> None:
+        """See `Prepared`."""
+        self._adapter = None
 
 
-TENSORS = ("_parameters", "_buffers", "_modules")
+def rank_of(adapter: Any) -> int:
+    """Return the largest rank of an adapter's layers."""
+    rank = 0
+    for halves in adapter.loras.values():
+        parts = halves.lora_a if isinstance(halves.lora_a, list) else [halves.lora_a]
+        rank = max(rank, *(part.shape[-2] for part in parts if part is not None))
+    return rank
 
 
-def twin_of(layer: nn.Module, twins: dict[int, Twin], tensors: dict[int, torch.Tensor]) -> Any:
-    """Return the same layers with copies of all parameters and buffers.
-
-    A module or tensor that is shared in the model is shared in the twin; everything else (key-value
-    caches, kernels) is shared between the two.
-    """
-    if id(layer) in twins:
-        return twins[id(layer)].twin
-    twin = object.__new__(type(layer))
-    twin.__dict__ = dict(layer.__dict__)
-    twins[id(layer)] = Twin(layer, twin, dict(layer.__dict__))
-    for kind in ("_parameters", "_buffers"):
-        own = layer.__dict__[kind]
-        for tensor in own.values():
-            if tensor is not None and id(tensor) not in tensors:
-                tensors[id(tensor)] = copy_of(tensor)
-        twin.__dict__[kind] = {
-            name: None if tensor is None else tensors[id(tensor)] for name, tensor in own.items()
-        }
-    twin.__dict__["_modules"] = {
-        name: None if child is None else twin_of(child, twins, tensors)
-        for name, child in layer.__dict__["_modules"].items()
-    }
-    LAYERWISE_INFO[twin] = reloading_info_of(layer)
-    return twin
-
-
-def reloading_info_of(layer: nn.Module) -> LayerReloadingInfo:
-    """Return a copy of vLLM's reload info for the layer: a reload adds loaders to these tensors."""
-    known = LAYERWISE_INFO[layer]
-    parameters, buffers = (
-        {name: copy_of(tensor) for name, tensor in tensors.items()}
-        for tensors in known.restore_metadata
-    )
-    return LayerReloadingInfo((parameters, buffers), known.restore_device)
-
-
-def discard(twins: dict[int, Twin]) -> None:
-    """Free twins: vLLM's reload info refers to the layer, and so keeps its weights in memory."""
-    for pair in twins.values():
-        notes = LAYERWISE_INFO.pop(pair.twin, None)
-        if notes is not None:
-            # After a failure it holds half-loaded weights.
-            notes.reset()
-        pair.twin.__dict__.clear()
-    twins.clear()
-
-
-def copy_of(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy with its own memory and the same class and attributes (vLLM's loaders)."""
-    made = tensor.data.clone()
-    made.__class__ = tensor.__class__
-    made.__dict__ = copy.copy(tensor.__dict__)
-    return made
-
-
-def pack_tied_output(model: nn.Module) -> None:
-    """Pack an output layer that is tied to the input embeddings.
-
-    On a CPU vLLM 0.32 keeps a packed copy of the output layer's weights. No file holds the weights
-    of a tied layer, so the reload skips it and the packed copy would stay old.
-    """
-    module: Any
-    for module in model.modules():
-        if hasattr(module, "cpu_linear") and hasattr(module, "org_vocab_size"):
-            module.quant_method.process_weights_after_loading(module)
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,19 +1,23 @@
 """Runs inside vLLM's worker process, which imports this module by name.
 
-A worker extension loads full weights without a long pause (`staging`). A kernel class corrects LoRA
+A worker extension loads weights while decoding goes on (`staging`). A kernel class corrects LoRA
 in mixed batches, which vLLM 0.32 gets wrong on a CPU; vLLM's only hook for it is the method of its
 CPU platform that names the class, which this module replaces. Grammars are compiled quietly there
-(`grammars`). On a GPU nothing is changed.
+(`grammars`). On a GPU only the extension is used.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.platforms import current_platform
 
 from tuneloop.generation.vllm.grammars import replace_compiler
-from tuneloop.generation.vllm.staging import Staging
+from tuneloop.generation.vllm.staging import Adapter, LockedWeights, Staging
+from tuneloop.generation.vllm.twin import TwinWeights
 
 if TYPE_CHECKING:
     PunicaWrapperCPU: Any = object
@@ -21,37 +25,51 @@ else:
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 Group = tuple[int, torch.Tensor | None]
-"""An adapter's slot, and the rows of the batch that use it; None for all rows."""
+"""An adapter's slot, and ones for the rows of the batch that use it, [rows, 1]; None if all do."""
 
 
-class ReloadExtension:
-    """Loads full weights in two steps, of which only the second needs a pause.
+class StagingExtension:
+    """Prepares weights beside decoding, and puts them to use between two steps.
 
-    It is mixed into vLLM's worker. On a CPU the weights are loaded into a twin of the model during
-    decoding, and then replace the old ones. On a GPU, where memory for a twin is lacking,
-    everything happens in the pause.
+    It is mixed into vLLM's worker. One set of weights is staged at a time.
     """
 
-    reload_weights: Any
     model_runner: Any
     device: Any
     staging: Staging | None = None
 
-    def stage_weights(self, folder: str) -> None:
-        """Start to load all weights of `folder`; see `staged`."""
-        on_cpu = self.device.type == "cpu"
-        self.staging = Staging(self.model_runner, folder) if on_cpu else None
+    def stage_weights(self, folder: str, sha256: dict[str, str], twin: bool) -> None:
+        """Start to load all weights of `folder`, into a twin of the model or main memory.
+
+        See `staged`. `sha256` has the hashes of its files by name.
+        """
+        kind = TwinWeights if twin else LockedWeights
+        self.staging = Staging(kind(self, Path(folder), sha256))
+
+    def stage_adapter(self, number: int, folder: str) -> None:
+        """Start to load a LoRA adapter; see `staged`."""
+        self.staging = Staging(Adapter(self, number, Path(folder)))
 
     def staged(self) -> bool:
-        """Return whether `commit_weights` may be called. Raises what the loading raised."""
-        return self.staging is None or self.staging.ready()
+        """Return whether `commit_staged` may be called. Raises what the loading raised."""
+        return self.staging is not None and self.staging.ready()
 
-    def commit_weights(self, folder: str) -> None:
-        """Use the weights of `folder` from now on; nothing may be decoding."""
+    def commit_staged(self) -> float:
+        """Use what was staged from now on; return the seconds that this took.
+
+        For full weights nothing may be decoding.
+        """
+        started = time.monotonic()
         if self.staging is None:
-            self.reload_weights(weights_path=folder)
-            return
+            raise RuntimeError("nothing was staged")
         self.staging.commit()
+        self.staging = None
+        return time.monotonic() - started
+
+    def discard_staged(self) -> None:
+        """Give up what was staged, here or on another rank only."""
+        if self.staging is not None:
+            self.staging.discard()
         self.staging = None
 
 
@@ -59,11 +77,16 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
     """Computes LoRA on a CPU with one product per adapter in the batch.
 
     vLLM's own class copies an adapter's weights for every token, which made decoding eight times
-    slower; and it reads slot -1, the last one, for rows without an adapter.
+    slower; and it reads slot -1, the last one, for rows without an adapter. Here an adapter's
+    product is taken of all rows, with zeros between the halves where a row uses another: on a CPU
+    that is faster than to pick rows out and put them back. The zeros that fill an adapter up to
+    the largest rank are left out.
     """
 
     token_groups: Sequence[Group] = ()
     sampler_groups: Sequence[Group] = ()
+    ranks: Mapping[int, int] = MappingProxyType({})
+    """By slot; of others the largest rank is computed."""
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Note which rows of the next batch use which adapter."""
@@ -85,14 +108,12 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
 
         A is [slots, 1, rank, in] and B [slots, 1, out, rank].
         """
-        for slot, rows in self.token_groups:
-            chosen = x if rows is None else x[rows]
+        for group in self.token_groups:
             start = 0
             for half_a, half_b, size in zip(
                 lora_a_stacked, lora_b_stacked, output_slices, strict=True
             ):
-                delta = scale * (chosen @ half_a[slot, 0].T) @ half_b[slot, 0].T
-                add_rows(y[:, start : start + size], rows, delta)
+                self.add_product(y[:, start : start + size], x, half_a, half_b, group, scale)
                 start += size
 
     def add_lora_embedding(
@@ -104,9 +125,9 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         """Add x·Bᵀ to y [tokens, out] in place; x [tokens, rank] went through A already."""
-        for slot, rows in self.token_groups:
-            chosen = x if rows is None else x[rows]
-            add_rows(y, rows, chosen.to(y.dtype) @ lora_b_stacked[slot, 0].T)
+        for slot, mask in self.token_groups:
+            chosen = x.to(y.dtype) if mask is None else x.to(y.dtype) * mask
+            y.addmm_(chosen, lora_b_stacked[slot, 0].T)
 
     def add_lora_logits(
         self,
@@ -119,12 +140,31 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
     ) -> None:
         """Add x·Aᵀ·Bᵀ·scale to the logits y [requests, vocab] in place."""
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        for slot, rows in self.sampler_groups:
-            chosen = x if rows is None else x[rows]
-            delta = scale * (chosen @ lora_a_stacked[slot, 0].T) @ lora_b_stacked[slot, 0].T
+        for group in self.sampler_groups:
             # The adapter's vocabulary may be padded otherwise than the model's.
-            width = min(delta.shape[1], y.shape[1])
-            add_rows(y[:, :width], rows, delta[:, :width])
+            width = min(lora_b_stacked.shape[2], y.shape[1])
+            half_b = lora_b_stacked[:, :, :width]
+            self.add_product(y[:, :width], x, lora_a_stacked, half_b, group, scale)
+
+    def add_product(  # noqa: PLR0917
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        half_a: torch.Tensor,
+        half_b: torch.Tensor,
+        group: Group,
+        scale: float,
+    ) -> None:
+        """Add x·Aᵀ·Bᵀ·scale of one adapter to its rows of y, in place."""
+        slot, mask = group
+        rank = self.ranks.get(slot)
+        inner = x @ half_a[slot, 0, :rank].T
+        if mask is not None:
+            inner *= mask
+        if inner.dtype == y.dtype:
+            y.addmm_(inner, half_b[slot, 0, :, :rank].T, alpha=scale)
+        else:
+            y += scale * (inner @ half_b[slot, 0, :, :rank].T)
 
 
 def groups_of(slots: torch.Tensor) -> list[Group]:
@@ -132,15 +172,7 @@ def groups_of(slots: torch.Tensor) -> list[Group]:
     distinct = sorted(set(slots.tolist()))
     if len(distinct) == 1:
         return [(slot, None) for slot in distinct if slot >= 0]
-    return [(slot, (slots == slot).nonzero()[:, 0]) for slot in distinct if slot >= 0]
-
-
-def add_rows(y: torch.Tensor, rows: torch.Tensor | None, delta: torch.Tensor) -> None:
-    """Add delta to the given rows of y, in place."""
-    if rows is None:
-        y += delta.to(y.dtype)
-    else:
-        y.index_add_(0, rows, delta.to(y.dtype))
+    return [(slot, (slots == slot).float()[:, None]) for slot in distinct if slot >= 0]
 
 
 if current_platform.is_cpu():

@@ -22,8 +22,10 @@ from tuneloop.errors import (
     Unavailable,
     WeightsRefused,
 )
+from tuneloop.generation.swap.resumption import durations
 from tuneloop.generation.swap.routing import Routing
 from tuneloop.policies import WeightsKind, WeightsReference
+from tuneloop.weights.files import sha256_of
 
 
 @pytest.fixture(scope="module")
@@ -168,12 +170,41 @@ async def test_full_weights_replace_each_other_under_leases(
     with bench.hot_swap.lease():
         swap = await bench.hot_swap.activate(reference)
         assert swap.pause_seconds == 0.5
+        assert bench.engine.hashes == {
+            path.name: sha256_of(path) for path in folder.iterdir() if path.name != "README.md"
+        }
         assert [v.policy_version for v in bench.hot_swap.loaded_versions()] == [1]
     assert [v.leases for v in bench.hot_swap.loaded_versions()] == [0]
     await bench.hot_swap.activate(base_reference())
     assert bench.engine.full == bench.hot_swap.serving == 0
     with pytest.raises(FailedPrecondition):
         await bench.hot_swap.load(reference)
+
+
+async def test_the_first_token_after_a_pause_is_timed_once(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    bench = Bench(tiny_policy, tmp_path, WeightsKind.FULL)
+    folder = make_full_weights(tiny_policy, tmp_path / "full", seed=1)
+    reference = bench.versions.publish(1, folder, kind=WeightsKind.FULL)
+    name = "tuneloop_swap_resume_seconds_count"
+    before = sample(name)
+    resumption = bench.hot_swap.resumption
+    with bench.hot_swap.lease() as waiting, bench.hot_swap.lease() as another:
+        resumption.record_token(waiting.live)
+        assert sample(name) == before
+        await bench.hot_swap.activate(reference)
+        with bench.hot_swap.lease() as later:
+            resumption.record_token(later.live)
+            assert sample(name) == before
+        for lease in (waiting, another, waiting):
+            resumption.record_token(lease.live)
+            assert sample(name) == before + 1
+
+
+def test_durations_are_told_in_units_in_which_they_are_not_zero() -> None:
+    told = ["none", "0.012 ms", "12.3 ms", "260 ms", "1.00 s", "4.40 s"]
+    assert durations(0.0, 0.000012, 0.0123, 0.26, 0.9999, 4.4) == told
 
 
 async def test_a_swap_is_carried_through_when_its_caller_goes_away(

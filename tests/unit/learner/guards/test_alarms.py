@@ -65,6 +65,14 @@ ONCE, AGAIN = Sums.of([0.0, 0.1] * 50), Sums.of([0.5, 0.6] * 50)
         ),
         pytest.param(Seen(newest=Figures(), before=Figures(), kl=2.5), ["kl"], id="kl"),
         pytest.param(
+            Seen(newest=Figures(), before=Figures(), logprob_gap=0.11),
+            ["logprob_gap"],
+            id="logprob-gap",
+        ),
+        pytest.param(
+            Seen(newest=Figures(), before=Figures(), logprob_gap=0.09), [], id="small-logprob-gap"
+        ),
+        pytest.param(
             Seen(newest=Figures(length=LONG), before=Figures(length=SHORT)), ["length"], id="longer"
         ),
         pytest.param(

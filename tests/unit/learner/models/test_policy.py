@@ -1,6 +1,7 @@
 """The policy, its reference and its files, on three families of tiny models."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 from tuneloop.errors import WeightsRefused
+from tuneloop.learner.models import policy
 from tuneloop.learner.models.batch import SequenceBatch, collate
 from tuneloop.learner.models.forward import FEATURES, projected
 from tuneloop.learner.models.policy import PolicyModel
@@ -211,6 +213,26 @@ def test_adapter_folder_names_no_machine_path_and_is_the_same_bytes_every_time(
         "up_proj",
         "v_proj",
     ]
+
+
+@pytest.mark.parametrize(("own", "dtype"), [("float32", "bfloat16"), ("float16", "float16")])
+def test_on_a_gpu_full_weights_are_written_in_the_dtype_they_are_served_in(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, dtype: str
+) -> None:
+    base = Path(shutil.copytree(tiny_policy, tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"dtype": own}))
+    monkeypatch.setattr(policy, "HALF_ON", {"cpu"})
+    model = PolicyModel(base, kind=WeightsKind.FULL)
+    perturb(model)
+    model.save_weights(tmp_path / "saved", base_model="b")
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    kept = model.parameters()
+    assert {tensor.dtype for tensor in saved.values()} == {getattr(torch, dtype)}
+    assert {p.dtype for p in kept.values()} == {torch.float32}
+    for name, tensor in saved.items():
+        assert torch.equal(tensor, kept[name].to(tensor.dtype))
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["dtype"] == dtype
 
 
 def test_full_folder_carries_the_tokenizer(tiny_policy: Path, tmp_path: Path) -> None:

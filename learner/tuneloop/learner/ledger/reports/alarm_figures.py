@@ -23,6 +23,9 @@ VERSIONS = 64
 ANSWERS = 128
 """The number of latest answers whose repetition is computed, for either set of versions."""
 
+LOGPROB_GAP = "gap of log-probs"
+"""The ledger's fact that has it."""
+
 
 def seen(database: Database, *, least: int, window: int, metric: MetricFall | None = None) -> Seen:
     """Read all figures that alarms check.
@@ -36,8 +39,20 @@ def seen(database: Database, *, least: int, window: int, metric: MetricFall | No
         before=_figures(database, before),
         thumbs_by_user=thumbs_by_user(database, window),
         kl=_kl(database),
+        logprob_gap=logprob_gap(database),
         metric=metric,
     )
+
+
+def logprob_gap(database: Database) -> float | None:
+    """Return the last measured gap to generation's log-probs, in nats per token; None before."""
+    known = database.fact(LOGPROB_GAP)
+    return None if known is None else float(known)
+
+
+def set_logprob_gap(database: Database, gap: float) -> None:
+    """Store the gap that was measured."""
+    database.set_fact(LOGPROB_GAP, repr(gap))
 
 
 def thumbs_by_user(database: Database, window: int) -> Mapping[str, int]:

@@ -1,11 +1,15 @@
 """Answers to users, and the thumbs and metrics on them, as every report counts them."""
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import and_, func, select
 
+from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.rows import unpack_ids, unpack_logprobs
 from tuneloop.learner.ledger.schema import feedback, rollouts
+from tuneloop.learner.samples import TokenSequence
 from tuneloop.rollouts import RolloutSource
 
 BYTES_PER_TOKEN = 4
@@ -18,6 +22,59 @@ length = func.length(rollouts.c.completion_tokens) / BYTES_PER_TOKEN
 def of_versions(versions: Collection[int]) -> Any:
     """Return the condition "an answer of one of these versions to a user"."""
     return and_(of_users, rollouts.c.policy_version.in_(versions))
+
+
+PLAIN: Mapping[str, Any] = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "logit_bias": {},
+    "json_schema": "",
+    "structural_tag": "",
+}
+"""Sampling parameters with which log-probs are the policy's own, at a temperature."""
+LEAST_TEMPERATURE = 0.01
+"""Below it sampling is all but greedy, whose log-probs are of temperature 1."""
+ANSWERS = 256
+"""The number of latest answers to look through."""
+
+
+def sampled_plainly(database: Database, version: int, *, tokens: int) -> list[TokenSequence]:
+    """Return the latest answers that one version sampled from its whole distribution.
+
+    As many as have so many `tokens` together, or all there are.
+    """
+    query = (
+        select(rollouts)
+        .where(
+            rollouts.c.source.in_([s.value for s in RolloutSource]),
+            rollouts.c.policy_version == version,
+            rollouts.c.oldest_version == version,
+            rollouts.c.temperature >= LEAST_TEMPERATURE,
+        )
+        .order_by(rollouts.c.finished_time.desc(), rollouts.c.completion_id)
+        .limit(ANSWERS)
+    )
+    with database.read() as connection:
+        rows = connection.execute(query).all()
+    found: list[TokenSequence] = []
+    for row in rows:
+        sampling = json.loads(row.sampling)
+        logprobs = unpack_logprobs(row.generation_logprobs)
+        if logprobs and all(sampling.get(name, plain) == plain for name, plain in PLAIN.items()):
+            found.append(
+                TokenSequence(
+                    prompt_token_ids=unpack_ids(row.prompt_tokens),
+                    completion_token_ids=unpack_ids(row.completion_tokens),
+                    generation_logprobs=logprobs,
+                    temperature=row.temperature,
+                )
+            )
+            tokens -= len(logprobs)
+        if tokens <= 0:
+            break
+    return found
 
 
 def last_thumbs(answers: Any) -> Any:
