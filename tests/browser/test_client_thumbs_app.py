@@ -16,6 +16,7 @@ from tuneloop.feedback import Thumb
 pytestmark = browser_tests
 
 
+@pytest.mark.slow
 async def test_thumbs_through_the_backend(
     browser: Any, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,7 +70,10 @@ async def show_everything(page: Any, path: str) -> None:
         await page.locator("#export summary").click()
 
 
-@pytest.mark.parametrize("path", ["/", "/dashboard", "/feedback"])
+@pytest.mark.parametrize(
+    "path",
+    ["/", *(pytest.param(path, marks=pytest.mark.slow) for path in ("/dashboard", "/feedback"))],
+)
 async def test_axe_finds_nothing_and_it_fits_a_phone(
     browser: Any, stack: Stack, axe_source: str, path: str
 ) -> None:
@@ -94,6 +97,7 @@ SMALL_TARGETS = """([selector, size]) => [...document.querySelectorAll(selector)
   .map(([name, box]) => `${name}: ${box.width} x ${box.height}`)"""
 
 
+@pytest.mark.slow
 async def test_axe_finds_nothing_in_dialogs(browser: Any, stack: Stack, axe_source: str) -> None:
     async with opened(browser, stack, "/dashboard") as page:
         for name in ("Keyboard shortcuts", "Promote version 1"):
@@ -148,6 +152,7 @@ async def test_everything_by_keyboard(browser: Any, stack: Stack) -> None:
         assert names == ["Skip to content", "tuneloop", "Chat", "Dashboard"]
 
 
+@pytest.mark.slow
 async def test_a_pick_by_keyboard(browser: Any, stack: Stack) -> None:
     async with opened(browser, stack) as page:
         await page.get_by_role("button", name="Side by side").click()
@@ -163,6 +168,7 @@ async def test_a_pick_by_keyboard(browser: Any, stack: Stack) -> None:
         assert await pair.nth(1).evaluate("node => node.classList.contains('picked')")
 
 
+@pytest.mark.slow
 async def test_screen_readers_hear_an_answer_once(browser: Any, stack: Stack) -> None:
     stack.generation.pieces = ("word ",) * 60
     stack.generation.delay = 0.01
@@ -181,6 +187,7 @@ async def test_screen_readers_hear_an_answer_once(browser: Any, stack: Stack) ->
         assert await page.get_by_role("log").get_attribute("aria-live") == "off"
 
 
+@pytest.mark.slow
 async def test_colours_can_be_switched_and_stay(browser: Any, stack: Stack) -> None:
     background = "getComputedStyle(document.body).backgroundColor"
     async with opened(browser, stack, color_scheme="light") as page:
@@ -195,6 +202,7 @@ async def test_colours_can_be_switched_and_stay(browser: Any, stack: Stack) -> N
         assert await page.evaluate(background) == light
 
 
+@pytest.mark.slow
 async def test_nothing_moves_for_who_wants_it_so(browser: Any, stack: Stack) -> None:
     stack.learner.state = "stepping"
     async with opened(browser, stack, "/dashboard", reduced_motion="reduce") as page:

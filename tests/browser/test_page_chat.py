@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.browser_page import ask, browser_tests, feedback_of, opened, retracted_ids, until
 from support.gateway_stack import Stack, running_gateway
 
@@ -83,6 +84,7 @@ async def test_a_better_answer_and_a_comment(browser: Any, stack: Stack) -> None
         assert await answer.locator(".text").first.inner_text() == "Bees make wax."
 
 
+@pytest.mark.slow
 async def test_regenerate_keeps_every_answer(browser: Any, stack: Stack) -> None:
     async with opened(browser, stack) as page:
         stack.generation.pieces = ("first",)
@@ -129,6 +131,7 @@ async def test_two_samples_side_by_side(browser: Any, stack: Stack) -> None:
         await page.get_by_text("1 / 2").wait_for()
 
 
+@pytest.mark.slow
 async def test_two_versions_side_by_side_are_named_when_one_was_picked(
     browser: Any, stack: Stack
 ) -> None:
@@ -178,6 +181,7 @@ async def test_a_new_version_tells_what_it_learned_from_a_thumb(browser: Any, st
         assert await page.get_by_text(words).count() == 0
 
 
+@pytest.mark.slow
 async def test_a_new_version_is_noticed_and_asked_again(browser: Any, stack: Stack) -> None:
     async with opened(browser, stack) as page:
         stack.generation.pieces = ("a long answer",)
@@ -203,6 +207,7 @@ async def test_a_new_version_is_noticed_and_asked_again(browser: Any, stack: Sta
         assert await page.get_by_text("Back on version 3").count() == 0
 
 
+@pytest.mark.slow
 async def test_stop_with_the_keyboard(browser: Any, stack: Stack) -> None:
     stack.generation.pieces = ("word ",) * 10_000
     stack.generation.delay = 0.02
@@ -219,6 +224,7 @@ async def test_stop_with_the_keyboard(browser: Any, stack: Stack) -> None:
         await until(page, lambda: len(feedback_of(stack)) == 1)
 
 
+@pytest.mark.slow
 async def test_errors_are_told_and_can_be_retried(browser: Any, stack: Stack) -> None:
     async with opened(browser, stack, failures=True) as page:
         await status_says(page, "version 3")
@@ -240,6 +246,7 @@ async def test_errors_are_told_and_can_be_retried(browser: Any, stack: Stack) ->
         assert len(feedback_of(stack)) == 1
 
 
+@pytest.mark.slow
 async def test_the_conversation_survives_a_reload(browser: Any, stack: Stack) -> None:
     async with opened(browser, stack) as page:
         stack.generation.pieces = ("first",)
@@ -288,6 +295,7 @@ async def test_what_a_model_writes_stays_text(browser: Any, stack: Stack) -> Non
         assert await text.locator("blockquote").inner_text() == "quoted"
 
 
+@pytest.mark.slow
 async def test_what_is_written_stays_in_place_while_an_answer_grows(
     browser: Any, stack: Stack
 ) -> None:
@@ -318,6 +326,7 @@ async def test_a_key_is_asked_for(browser: Any) -> None:
         await status_says(page, "version 3")
 
 
+@pytest.mark.slow
 async def test_a_key_that_may_only_chat_and_judge(browser: Any, tmp_path: Path) -> None:
     file = KeyFile(tmp_path / "keys.json")
     secret, key = new_key("app", [Scope.INFER, Scope.FEEDBACK], Limits())

@@ -4,6 +4,7 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from support.browser_page import browser_tests, opened, until
 from support.gateway_stack import Stack
 
@@ -70,6 +71,7 @@ async def test_it_changes_by_itself_when_a_version_goes_live(browser: Any, stack
         assert label == "Loss by step: step 6: 0.4, … step 7: 0.3"
 
 
+@pytest.mark.slow
 async def test_intervals_stay_in_range_and_need_five_samples(browser: Any, stack: Stack) -> None:
     few = learner_pb2.Traffic(rollouts=4, mean_length=68, length_margin=117, thumbs_up=2)
     some = learner_pb2.Traffic(rollouts=5, mean_length=68, length_margin=117, thumbs_up=2)
@@ -84,6 +86,7 @@ async def test_intervals_stay_in_range_and_need_five_samples(browser: Any, stack
         await of_version(page, 3).get_by_text("2 of 2 thumbs up").wait_for()
 
 
+@pytest.mark.slow
 async def test_the_latest_feedback_appears(browser: Any, stack: Stack) -> None:
     async with opened(browser, stack, "/dashboard") as page:
         await page.get_by_text("No feedback yet").wait_for()
@@ -122,6 +125,7 @@ async def test_promote_and_roll_back(browser: Any, stack: Stack) -> None:
         assert [request.policy_version for request in asked] == [1]
 
 
+@pytest.mark.slow
 async def test_learning_is_paused_and_resumed(browser: Any, stack: Stack) -> None:
     async with opened(browser, stack, "/dashboard") as page:
         await page.get_by_role("button", name="Pause", exact=True).click()
@@ -135,6 +139,7 @@ async def test_learning_is_paused_and_resumed(browser: Any, stack: Stack) -> Non
         await until(page, lambda: stack.learner.state == "waiting")
 
 
+@pytest.mark.slow
 async def test_a_version_tells_what_was_decided_about_it(browser: Any, stack: Stack) -> None:
     async with opened(browser, stack, "/dashboard") as page:
         await of_version(page, 3).get_by_text("1 decision").click()
@@ -142,6 +147,7 @@ async def test_a_version_tells_what_was_decided_about_it(browser: Any, stack: St
         await of_version(page, 3).get_by_text("within all bounds").wait_for()
 
 
+@pytest.mark.slow
 async def test_a_refusal_is_told_in_the_dialog(browser: Any, stack: Stack) -> None:
     stack.learner.refusal = FailedPrecondition("version 1 is quarantined")
     async with opened(browser, stack, "/dashboard", failures=True) as page:
@@ -153,6 +159,7 @@ async def test_a_refusal_is_told_in_the_dialog(browser: Any, stack: Stack) -> No
         assert stack.learner.stable == 3
 
 
+@pytest.mark.slow
 async def test_it_says_so_while_services_are_away(browser: Any, stack: Stack) -> None:
     async with opened(browser, stack, "/dashboard") as page:
         await page.get_by_text("Waiting for 12 more samples.").wait_for()

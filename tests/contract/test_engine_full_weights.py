@@ -38,8 +38,8 @@ def folders(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     loop_scope="module",
     params=[
         "transformers",
-        pytest.param("vllm", marks=pytest.mark.vllm),
-        pytest.param("vllm from main memory", marks=pytest.mark.vllm),
+        pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.slow]),
+        pytest.param("vllm from main memory", marks=[pytest.mark.vllm, pytest.mark.slow]),
     ],
 )
 async def engine(request: pytest.FixtureRequest, tiny_policy: Path) -> AsyncIterator[Engine]:

@@ -95,6 +95,7 @@ def state(user: User, version: int) -> str:
     return str(user.get(f"/v1/policies/{version}")["state"])
 
 
+@pytest.mark.slow
 def test_a_version_that_users_dislike_is_rolled_back_and_one_they_like_is_promoted(
     user: User,
 ) -> None:

@@ -117,6 +117,7 @@ def wait_until_each_acknowledged_thumb_is_used(user: User) -> None:
     assert all(uses[feedback_id] == 1 for feedback_id in user.acknowledged)
 
 
+@pytest.mark.slow
 def test_everything_survives_a_restart(user: User) -> None:
     wait_until(lambda: settled(user), "nothing left to learn")
     version = user.serving_version()

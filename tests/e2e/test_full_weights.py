@@ -7,13 +7,13 @@ import httpx
 import pytest
 from support.e2e_client import ServeTiny, User, wait_until, wait_until_each_thumb_is_used_once
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(
     scope="module",
-    params=["transformers", pytest.param("vllm", marks=[pytest.mark.slow, pytest.mark.vllm])],
+    params=["transformers", pytest.param("vllm", marks=pytest.mark.vllm)],
 )
 def user(request: pytest.FixtureRequest, serve_tiny: ServeTiny) -> Iterator[User]:
     environment = {

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.browser_page import feedback_of
 from support.client_records import recorded
 from support.gateway_stack import Stack
@@ -61,6 +62,7 @@ def test_openai_sdk(shared_stack: Stack) -> None:
     assert f"{TEXT}\nthumb up for {streamed.completion_id}" in output
 
 
+@pytest.mark.slow
 def test_langchain(shared_stack: Stack) -> None:
     output = run(shared_stack, sys.executable, "-m", "examples.langchain_feedback")
     assert output == f"{TEXT}\n{TEXT}\njudged both\n"

@@ -196,6 +196,7 @@ def state_at(checkpointed: Path, policy: Path, kind: WeightsKind) -> TrainerStat
     return trainer.state()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WeightsKind)
 def test_two_ranks_learn_what_one_learns(
     tiny_policy: Path, one_rank: Path, two_ranks: Path, kind: WeightsKind
@@ -227,6 +228,7 @@ def test_two_ranks_learn_what_one_learns(
     assert all(torch.allclose(found[n], expected[n], rtol=0, atol=1e-5) for n in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WeightsKind)
 def test_a_checkpoint_goes_on_on_any_number_of_ranks(
     tiny_policy: Path, one_rank: Path, two_ranks: Path, kind: WeightsKind
@@ -242,6 +244,7 @@ def test_a_checkpoint_goes_on_on_any_number_of_ranks(
     assert {path.name[:11] for path in written} == {"shard-00001", "shard-00002"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WeightsKind)
 def test_a_spoiled_shard_is_refused_by_all_ranks(two_ranks: Path, kind: WeightsKind) -> None:
     """And they go on: what follows in that process is the test before."""
@@ -250,6 +253,7 @@ def test_a_spoiled_shard_is_refused_by_all_ranks(two_ranks: Path, kind: WeightsK
     assert "policy: stranger.safetensors is a foreign file" in strange
 
 
+@pytest.mark.slow
 async def test_followers_learn_with_the_loop(
     tiny_policy: Path, tmp_path: Path, two_ranks: Path
 ) -> None:

@@ -416,7 +416,7 @@ class Feedback(RuleBasedStateMachine):
 
 
 quick = settings(
-    max_examples=40,
+    max_examples=15,
     stateful_step_count=3,
     deadline=None,
     derandomize=True,

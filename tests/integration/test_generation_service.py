@@ -381,6 +381,7 @@ async def test_answers_flow_without_the_bus_and_rollouts_follow_later(
 
 
 @pytest.mark.vllm
+@pytest.mark.slow
 async def test_vllm_serves_the_stable_version_and_its_crash_ends_the_process(
     tiny_policy: Path, nats_server: NatsServer, tmp_path: Path
 ) -> None:

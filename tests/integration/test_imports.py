@@ -73,6 +73,7 @@ def test_every_plan_can_be_loaded_and_the_registry_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_traces_that_are_off_import_nothing() -> None:
     """Nor does anything else of the edge and of the loop: `opentelemetry` need not be there."""
     code = (

@@ -174,6 +174,7 @@ async def forget(stub: Stub, bus: JetStreamBus, learner: LearnerProcess, newest:
     assert await bus.last("tuneloop.v1.*.feedback.*.*.u1") is None
 
 
+@pytest.mark.slow
 async def test_killed_in_the_middle_of_steps_it_uses_every_thumb_once(
     learner: LearnerProcess, bus: JetStreamBus
 ) -> None:

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 
-@pytest.mark.parametrize("cleanly", [False, True])
+@pytest.mark.parametrize("cleanly", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_reaper_kills_what_a_killed_process_leaves_behind(cleanly: bool) -> None:
     parent_code = (
         "import subprocess, sys; from tuneloop.reaper import Reaper;"

@@ -180,6 +180,7 @@ async def test_the_whole_life_of_a_reward_process(
     assert process.stop() == 0
 
 
+@pytest.mark.slow
 async def test_a_function_that_hangs_stops_neither_the_service_nor_its_end(
     start: Callable[..., Process], bus: JetStreamBus
 ) -> None:
@@ -248,7 +249,11 @@ async def test_it_answers_without_a_bus_and_refuses_bad_requests(
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"TUNELOOP_REWARD_FUNCTIONS": '["support.reward_parts:absent"]'}, "no such function"),
+        pytest.param(
+            {"TUNELOOP_REWARD_FUNCTIONS": '["support.reward_parts:absent"]'},
+            "no such function",
+            marks=pytest.mark.slow,
+        ),
         ({"TUNELOOP_REWARD_MODELS": "x"}, "did you mean TUNELOOP_REWARD_MODEL?"),
     ],
 )

@@ -119,6 +119,7 @@ async def status_of(stub: Any) -> learner_pb2.GetStatusResponse | None:
     return status
 
 
+@pytest.mark.slow
 async def test_the_learner_takes_a_step_from_where_it_was(
     learner: LearnerProcess, before: Path, expected: Mapping[str, Any]
 ) -> None:

@@ -16,6 +16,7 @@ def write_tree(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_tree_keeps_its_rules() -> None:
     assert problems_of(ROOT) == []
 

@@ -27,7 +27,10 @@ def test_the_score_of_a_completion_is_the_share_of_its_tokens_that_are_liked() -
     assert Task(conditional=True).score(sequence) == of_prompt
 
 
-@pytest.mark.parametrize("objective", ["sft", "dpo", "kto", "ppo", "grpo"])
+@pytest.mark.parametrize(
+    "objective",
+    ["kto", *(pytest.param(o, marks=pytest.mark.slow) for o in ("sft", "dpo", "ppo", "grpo"))],
+)
 def test_an_algorithm_learns_the_preference(model: Path, objective: str) -> None:
     curve = learn(model, objective, seed=1, steps=20, task=Task(), learning_rate=3e-3)
     assert last(curve.scores[:3], 3) < 0.62

@@ -42,6 +42,7 @@ def count_versions(parts: Parts) -> int:
     return versions.newest_version(parts.database, "policy")
 
 
+@pytest.mark.slow
 async def test_a_lone_user_makes_few_versions_and_waits_little(parts: Parts) -> None:
     """32 thumbs in ten minutes made 31 versions, when each was published after 10 seconds."""
     waited = await press(parts, 32, every=20)

@@ -144,6 +144,7 @@ def test_spellings_within_json_are_put_aside() -> None:
     assert aside.restore(hidden["parameters"]["enum"][0]) == "<|im_end|>"
 
 
+@pytest.mark.slow
 def test_more_spellings_than_there_are_characters_are_left_out() -> None:
     ids, _ = encoded(TOKENIZERS["chatml"], "<|im_end|>" * (LAST - FIRST + 9))
     assert len(control_ids(TOKENIZERS["chatml"], ids)) == 2

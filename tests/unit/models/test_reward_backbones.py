@@ -243,6 +243,7 @@ def test_lora_trains_the_adapter_and_the_head_only(decoder: Path) -> None:
     assert not any("embed" in name or "wte" in name for name in changed)
 
 
+@pytest.mark.slow
 def test_every_kind_is_learned_and_resumed(decoders: dict[str, Path]) -> None:
     options = {"learning_rate": 2e-3, "head_learning_rate": 2e-2}
     trainer = make_trainer(decoders["qwen2"], **options)

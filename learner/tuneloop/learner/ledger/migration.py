@@ -48,8 +48,7 @@ def prepare(connection: Connection, name: str) -> tuple[str | None, str]:
     ledger, and `SettingsError` for a ledger of a newer release.
     """
     with _alembic:
-        scripts = ScriptDirectory.from_config(configuration(connection))
-        head = newest()
+        scripts, head = revisions(), newest()
         known = set(inspect(connection).get_table_names())
         if not known:
             metadata.create_all(connection)
@@ -72,9 +71,15 @@ def prepare(connection: Connection, name: str) -> tuple[str | None, str]:
 
 
 @cache
+def revisions() -> ScriptDirectory:
+    """Return the revisions; to read all of them takes longer than to create the tables."""
+    return ScriptDirectory(str(FOLDER))
+
+
+@cache
 def newest() -> str:
     """Return the revision of a new ledger."""
-    head = ScriptDirectory(str(FOLDER)).get_current_head()
+    head = revisions().get_current_head()
     assert head is not None
     return head
 

@@ -62,6 +62,7 @@ def test_what_is_wrong_is_told_in_a_line(
     assert not (tmp_path / "run" / "settings.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on(
     tmp_path: Path,
     tiny_policy: Path,

@@ -120,6 +120,7 @@ def test_a_user_weighs_the_root_of_what_was_measured(trial: Trial) -> None:
     assert metric_sums(trial.database, "other", 0).by_version == {}
 
 
+@pytest.mark.slow
 async def test_promotions_are_held_until_it_recovers(trial: Trial) -> None:
     settings = GuardSettings(metric="solved")
     watch = AlarmMonitor(trial.database, settings, clock=trial.clock)

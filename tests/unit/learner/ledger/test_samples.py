@@ -210,7 +210,7 @@ def straight_outcome() -> dict[str, Any]:
     return outcome(ledger)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_any_order_and_any_repetition_of_events_gives_the_same_samples(data: st.DataObject) -> None:
     repeated = data.draw(st.lists(st.sampled_from(EVENTS), max_size=8))

@@ -171,7 +171,8 @@ def test_a_family_without_layers_is_refused_only_where_it_was_asked_for(
         compile_layers(model)
 
 
-@pytest.mark.parametrize("window", [3, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.slow
 def test_the_compiled_block_mask_is_the_plain_one(window: int | None) -> None:
     from torch.nn.attention.flex_attention import create_block_mask
 

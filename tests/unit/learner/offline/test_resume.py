@@ -74,8 +74,8 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
 LORA, FULL = WeightsKind.LORA, WeightsKind.FULL
 
 
-QUICK = ("dpo", "ppo", "grpo")
-"""A loss of pairs, and what is sampled; the others take as long again."""
+QUICK = ("dpo",)
+"""The others take as long again, each."""
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,7 @@ def figures(folder: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
 
 
+@pytest.mark.slow
 def test_a_seed_of_its_own_gives_other_weights(options: Any) -> None:
     first = train(options("kto", "first"))
     other = train(options("kto", "other", seed=1))
@@ -124,6 +125,7 @@ def test_a_seed_of_its_own_gives_other_weights(options: Any) -> None:
     assert first["weights_sha256"] != other["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_damaged_foreign_and_other_checkpoints_are_passed_over(
     options: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +161,7 @@ def test_checkpoints_are_kept_to_a_number(options: Any) -> None:
     assert [path.name for path in kept] == [f"step-0000000{n}" for n in (6, 8, 9)]
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_with_what_differs(options: Any) -> None:
     train(options("kto", "run"))
     with pytest.raises(FailedPrecondition) as caught:
@@ -180,6 +183,7 @@ def test_changed_data_is_refused(options: Any) -> None:
         train(given)
 
 
+@pytest.mark.slow
 def test_what_never_got_to_a_checkpoint_may_begin_otherwise(
     options: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +230,7 @@ def test_a_folder_with_something_else_is_left_alone(options: Any, tmp_path: Path
     assert (tmp_path / "run" / "thesis.txt").exists()
 
 
+@pytest.mark.slow
 def test_restart_leaves_files_that_no_run_wrote(options: Any, tmp_path: Path) -> None:
     train(options("kto", "run"))
     (tmp_path / "run" / "notes.txt").write_text("mine")

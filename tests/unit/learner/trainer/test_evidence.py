@@ -150,9 +150,8 @@ def test_the_temperature_of_a_request_does_not_weigh(tiny_policy: Path, objectiv
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "kind", [WeightsKind.LORA, pytest.param(WeightsKind.FULL, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(WeightsKind))
 def test_anchors_hold_the_policy_where_nobody_judged(tiny_policy: Path, kind: WeightsKind) -> None:
     moved = []
     for weight in (1e-9, 10.0):

@@ -88,6 +88,7 @@ async def test_numbers_are_compared_by_rank(tmp_path: Path) -> None:
     assert reason.startswith("worse than stable: metric 0.000 against")
 
 
+@pytest.mark.slow
 async def test_numbers_sent_under_the_name_of_a_boolean_are_not_compared(tmp_path: Path) -> None:
     trial = await judged_by_metric(tmp_path, good=True, bad=-1e8)
     assert trial.canary.version == CANARY, "nothing was measured of the canary"
