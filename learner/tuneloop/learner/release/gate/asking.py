@@ -14,8 +14,9 @@ from tuneloop.rollouts import RolloutSource, SamplingParameters
 ANSWER_SECONDS = 180.0
 ATTEMPTS = 4
 """Attempts to get an answer, as the replica asked may not hold the version."""
-BESIDE_USERS = 1
-"""Prompts answered at once while users' requests run."""
+USERS_TO_A_PROMPT = 4
+"""Users' requests beside which one more prompt is answered: each makes their steps a little longer,
+and one at a time would make the gate take minutes while many chat."""
 POLL_SECONDS = 0.2
 
 
@@ -45,6 +46,7 @@ class GateAsker:
         self._questions = questions
         self._settings = settings
         self._running = 0
+        self._entering = asyncio.Lock()
         self._heard: dict[tuple[int, int], SampledAnswer] = {}
         """Answers by version and question, of versions that have not answered all of them."""
 
@@ -56,16 +58,14 @@ class GateAsker:
         """
         if reference is not None:
             await self._generation.load(reference)
-        entering = asyncio.Lock()
         answers = await complete_all(
-            self._ask(version, number, reference, entering)
-            for number in range(len(self._questions.rows))
+            self._ask(version, number, reference) for number in range(len(self._questions.rows))
         )
         self._heard = {key: heard for key, heard in self._heard.items() if key[0] != version}
         return answers
 
     async def _ask(
-        self, version: int, number: int, reference: WeightsReference | None, entering: asyncio.Lock
+        self, version: int, number: int, reference: WeightsReference | None
     ) -> SampledAnswer:
         if (version, number) in self._heard:
             return self._heard[version, number]
@@ -79,7 +79,7 @@ class GateAsker:
             policy_version=version,
             recorded=False,
         )
-        async with entering:
+        async with self._entering:
             await self._wait_for_room()
             self._running += 1
         try:
@@ -89,11 +89,11 @@ class GateAsker:
         return self._heard[version, number]
 
     async def _wait_for_room(self) -> None:
-        """Wait until another prompt may be asked: users' requests leave room for one."""
+        """Wait until another prompt may be asked: the more users wait, the more ask beside them."""
         while self._running:
-            requests = sum((await self._generation.policy()).leases.values())
-            users_wait = requests > self._running
-            if self._running < (BESIDE_USERS if users_wait else self._settings.concurrency):
+            users = sum((await self._generation.policy()).leases.values()) - self._running
+            beside = max(1, users // USERS_TO_A_PROMPT) if users > 0 else self._settings.concurrency
+            if self._running < min(beside, self._settings.concurrency):
                 return
             await asyncio.sleep(POLL_SECONDS)
 

@@ -126,8 +126,9 @@ class CandidateEvaluator:
             verdict = judge(first, self._settings)
             if not verdict.passed:
                 return verdict
-            before = await self._answered(stable)
-            answered = await self._answered(candidate, estimates_kl=first.kl is None)
+            before, answered = await complete_all(
+                (self._answered(stable), self._answered(candidate, estimates_kl=first.kl is None))
+            )
         except WeightsRefused as error:
             return refused(f"its weights are refused: {error.message}")
         reward, rewards = await self._compare_rewards(answered, before)
