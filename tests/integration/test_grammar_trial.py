@@ -18,7 +18,8 @@ from tuneloop.generation.schemas.trial import MAX_WAITING_OF_CALLER, GrammarTria
 from tuneloop.rollouts import SamplingParameters
 
 pytest.importorskip("xgrammar")
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+# With services, one after another: a compiler's processor time grows where cores are shared.
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.services]
 
 
 def pattern(text: str) -> dict[str, Any]:
