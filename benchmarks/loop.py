@@ -103,9 +103,10 @@ def settle(service: ServiceChild) -> None:
 
 
 def counted(port: int, name: str) -> float:
-    """A counter of the process whose metrics are at `port`, over all its labels."""
+    """A counter of the process whose metrics are at `port`, over all its labels, if it has any."""
     lines = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
+    named = (f"{name}{{", f"{name} ")
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(named))
 
 
 def throughput(
@@ -195,10 +196,14 @@ async def thumb(client: httpx.AsyncClient, completion_id: str, *, up: bool) -> N
     (await client.post("/v1/feedback", json=body)).raise_for_status()
 
 
-async def serving_version(client: httpx.AsyncClient) -> int:
+async def policies(client: httpx.AsyncClient) -> dict[str, Any]:
     response = await client.get("/v1/policies")
     response.raise_for_status()
-    return int(response.json()["policy_version"])
+    return dict(response.json())
+
+
+async def serving_version(client: httpx.AsyncClient) -> int:
+    return int((await policies(client))["policy_version"])
 
 
 async def idle(client: httpx.AsyncClient) -> None:
@@ -264,19 +269,26 @@ def main() -> int:
                     service, theirs, rounds=arguments.rounds, max_tokens=arguments.max_tokens
                 )
             seconds = asyncio.run(feedback_to_serving(service.url, rounds=arguments.rounds))
+    figures = {"throughput": rows, "feedback_to_serving_seconds": seconds}
+    report(write_result("loop", arguments.model, figures))
+    return 0
+
+
+def write_result(
+    benchmark: str, model: str, figures: dict[str, Any], path: Path | None = None
+) -> dict[str, Any]:
+    """Write the figures, with device, model and time, to `path`; absent: among the results."""
     result = {
         "device": device_name(),
-        "model": arguments.model,
+        "model": model,
         "measured_time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "throughput": rows,
-        "feedback_to_serving_seconds": seconds,
+        **figures,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"loop-{result['device']}.json"
+    path = path or RESULTS / f"{benchmark}-{result['device']}.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
-    report(result)
     console.print(f"written to {path}")
-    return 0
+    return result
 
 
 if __name__ == "__main__":

@@ -15,14 +15,13 @@ pause. Says where the time goes:
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.load import load, percentile
-from benchmarks.loop import RESULTS, answer_id, device_name, free_port, idle, thumb
+from benchmarks.loop import answer_id, counted, free_port, idle, policies, thumb, write_result
 from tuneloop.models.resolve import resolve
 from tuneloop.supervisor.child import ServiceChild
 
@@ -44,7 +43,7 @@ BETWEEN_SECONDS = 61.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThumbTimes:
-    """Where the time of one thumb went, in seconds; `total` ends when a chat gets the version."""
+    """Where the time of one thumb went, in seconds; `total` ends when the version serves."""
 
     learn: float
     score: float
@@ -53,40 +52,32 @@ class ThumbTimes:
     total: float
 
 
-def summed(port: int, name: str) -> float:
-    """The sum of a histogram of the process whose metrics are at `port`."""
-    lines = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}_sum"))
-
-
 async def press_one(client: httpx.AsyncClient, port: int, number: int) -> ThumbTimes | None:
     """Press a thumb and wait for its version; None if the gate refused it."""
     completion_id = await answer_id(client, number)
     before = await policies(client)
-    suites = summed(port, "tuneloop_release_suite_seconds")
-    gate = summed(port, "tuneloop_release_gate_seconds")
+    newest = max((v["policy_version"] for v in before["data"] or ()), default=0)
+    suites = counted(port, "tuneloop_release_suite_seconds_sum")
+    gate = counted(port, "tuneloop_release_gate_seconds_sum")
     await thumb(client, completion_id, up=True)
     accepted, started = time.time(), time.perf_counter()
     async with asyncio.timeout(LONGEST_SECONDS):
         while (now := await policies(client))["policy_version"] == before["policy_version"]:
-            newest = now["data"][0]
-            if len(now["data"]) > len(before["data"]) and newest["state"] == "quarantined":
-                console.print(f"refused: {newest['decisions'][-1]['reason']}")
+            # Null while the learner does not answer, which has a lot to do.
+            added = [v for v in now["data"] or () if v["policy_version"] > newest]
+            if added and added[0]["state"] == "quarantined":
+                console.print(f"refused: {added[0]['decisions'][-1]['reason']}")
                 return None
             await asyncio.sleep(0.1)
-    total = time.perf_counter() - started
+        total = time.perf_counter() - started
+        while now["data"] is None:
+            now = await policies(client)
     served = next(v for v in now["data"] if v["policy_version"] == now["policy_version"])
     learn = datetime.fromisoformat(served["created_time"]).timestamp() - accepted
-    score = summed(port, "tuneloop_release_suite_seconds") - suites
-    examine = summed(port, "tuneloop_release_gate_seconds") - gate
+    score = counted(port, "tuneloop_release_suite_seconds_sum") - suites
+    examine = counted(port, "tuneloop_release_gate_seconds_sum") - gate
     rest = total - learn - score - examine
     return ThumbTimes(learn=learn, score=score, examine=examine, rest=rest, total=total)
-
-
-async def policies(client: httpx.AsyncClient) -> dict[str, Any]:
-    response = await client.get("/v1/policies")
-    response.raise_for_status()
-    return dict(response.json())
 
 
 @contextlib.asynccontextmanager
@@ -101,10 +92,12 @@ async def busy_users(base_url: str, users: int) -> AsyncIterator[list[float]]:
             gaps.extend(result.gap_seconds)
 
     chatting = asyncio.create_task(chat()) if users else None
-    yield gaps
-    ended.set()
-    if chatting is not None:
-        await chatting
+    try:
+        yield gaps
+    finally:
+        ended.set()
+        if chatting is not None:
+            await chatting
 
 
 async def measure(service: ServiceChild, *, rounds: int, users: int) -> dict[str, Any]:
@@ -166,16 +159,7 @@ def main() -> int:
                 asyncio.run(measure(service, rounds=arguments.rounds, users=users))
                 for users in (0, arguments.users)
             ]
-    result = {
-        "device": device_name(),
-        "model": arguments.model,
-        "measured_time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "rows": rows,
-    }
-    path = arguments.output or RESULTS / f"thumb-to-version-{result['device']}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    report(result)
-    console.print(f"written to {path}")
+    report(write_result("thumb-to-version", arguments.model, {"rows": rows}, arguments.output))
     return 0
 
 
