@@ -7,7 +7,7 @@ then the data (https://github.com/huggingface/safetensors#format).
 import hashlib
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,15 +39,26 @@ def read_header(path: Path) -> dict[str, Shape]:
 
 def read_entries(path: Path) -> dict[str, Entry]:
     """Return what a file's header says of each tensor; raises as `read_header`."""
-    size = path.stat().st_size
     with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
-        if not 0 <= length <= min(size - 8, MAX_HEADER_BYTES):
-            raise WeightsRefused(f"{path.name}: cut short or not safetensors", param=path.name)
-        data = file.read(length)
+
+        def read(start: int, end: int) -> bytes:
+            file.seek(start)
+            return file.read(end - start)
+
+        return parse_entries(read, path.stat().st_size, path.name)
+
+
+def parse_entries(read: Callable[[int, int], bytes], size: int, file_name: str) -> dict[str, Entry]:
+    """Return what the header of `size` bytes says, of which `read` gives those from one to another.
+
+    Raises `WeightsRefused`, with the file's name, if they are cut or malformed.
+    """
+    prefix = read(0, 8)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+    if not 0 <= length <= min(size - 8, MAX_HEADER_BYTES):
+        raise WeightsRefused(f"{file_name}: cut short or not safetensors", param=file_name)
     try:
-        header = json.loads(data)
+        header = json.loads(read(8, 8 + length))
         header.pop("__metadata__", None)
         entries = {
             name: Entry(
@@ -59,10 +70,10 @@ def read_entries(path: Path) -> dict[str, Entry]:
         }
         end = max((entry.place[1] for entry in entries.values()), default=8 + length)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise WeightsRefused(f"{path.name}: malformed header: {error}", param=path.name) from error
+        raise WeightsRefused(f"{file_name}: malformed header: {error}", param=file_name) from error
     if end != size:
         raise WeightsRefused(
-            f"{path.name}: {size} bytes, the header asks for {end}", param=path.name
+            f"{file_name}: {size} bytes, the header asks for {end}", param=file_name
         )
     return entries
 

@@ -5,7 +5,6 @@ a GPU copies from it at the full speed of the bus. The format is in `tuneloop.we
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from tuneloop.errors import WeightsRefused
 from tuneloop.weights.files import check_hash, list_weights
+from tuneloop.weights.shapes import Entry, parse_entries
 
 logger = logging.getLogger("tuneloop.generation")
 PIECE_BYTES = 1 << 24
@@ -89,20 +89,18 @@ def read_file(path: Path, sha256: Mapping[str, str]) -> torch.Tensor:
 
 def tensors_of(buffer: torch.Tensor, name: str) -> dict[str, torch.Tensor]:
     """Return the tensors of a file's bytes, in the same memory. Raises `WeightsRefused`."""
-    data = buffer.numpy()
+    view = buffer.numpy().data
+    entries = parse_entries(lambda start, end: view[start:end].tobytes(), len(view), name)
     try:
-        length = int.from_bytes(data[:8].tobytes(), "little")
-        header = json.loads(data[8 : 8 + length].tobytes())
-        header.pop("__metadata__", None)
-        return {key: tensor_of(buffer[8 + length :], entry) for key, entry in header.items()}
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        return {key: tensor_of(buffer, entry) for key, entry in entries.items()}
+    except (ValueError, KeyError, RuntimeError) as error:
         raise WeightsRefused(f"{name}: malformed: {error}", param=name) from error
 
 
-def tensor_of(data: torch.Tensor, entry: Mapping[str, Any]) -> torch.Tensor:
-    """Return the tensor of one entry of a header; `data` is what follows the header."""
-    start, end = entry["data_offsets"]
-    dtype, part = DTYPES[entry["dtype"]], data[start:end]
+def tensor_of(buffer: torch.Tensor, entry: Entry) -> torch.Tensor:
+    """Return the tensor that an entry of the header describes."""
+    start, end = entry.place
+    dtype, part = DTYPES[entry.dtype], buffer[start:end]
     if part.storage_offset() % dtype.itemsize:
         part = part.clone()
-    return part.view(dtype).reshape(entry["shape"])
+    return part.view(dtype).reshape(entry.shape)
