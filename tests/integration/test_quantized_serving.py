@@ -102,7 +102,6 @@ def test_what_is_missing_for_bitsandbytes_is_named(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name in missing else find_spec(name)
     )
-    monkeypatch.setattr("tuneloop.doctor.model_files.find_spec", importlib.util.find_spec)
     with pytest.raises(SettingsError, match="plugin for: pip install bitsandbytes vllm-bnb-plugin"):
         engine_of_settings(GenerationSettings(model=packed, engine="auto"))
     found = check_model("model", str(packed), tmp_path)

@@ -2,7 +2,6 @@
 
 import json
 import struct
-from importlib.util import find_spec
 from pathlib import Path
 
 from tuneloop.doctor.finding import Finding, fine, problem, warning
@@ -53,8 +52,7 @@ def check_quantization(what: str, folder: Path) -> Finding | None:
         quantization.check_trainable(str(folder))
     except TuneloopError as error:
         return problem(what, error.message, "name another copy of the model")
-    missing = [n for n in quantization.packages.split() if find_spec(n.replace("-", "_")) is None]
-    if missing:
+    if missing := quantization.missing_packages():
         method = f"{folder} is quantized with {quantization.method}"
         packages = " and ".join(missing)
         return problem(

@@ -142,7 +142,7 @@ def make_engine(settings: GenerationSettings) -> Engine:
         return TransformersEngine(
             settings.model, settings.weights_kind, settings.max_model_len, settings.threads
         )
-    if quantization is not None and quantization.packages:
+    if quantization is not None and quantization.missing_packages():
         check_plugin(str(settings.model), quantization)
     from tuneloop.generation.vllm.engine import VllmEngine, VllmOptions
 

@@ -3,6 +3,7 @@
 Only the linear layers of the blocks are: embeddings, output layer and norms stay in 16 bits.
 """
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,11 @@ class Quantization:
     def packages(self) -> str:
         """What to install that neither vLLM nor transformers brings; empty: nothing."""
         return "bitsandbytes vllm-bnb-plugin" if self.stays_packed else ""
+
+    def missing_packages(self) -> list[str]:
+        """Return those of `packages` that are not installed."""
+        modules = {name: name.replace("-", "_") for name in self.packages.split()}
+        return [n for n, module in modules.items() if importlib.util.find_spec(module) is None]
 
     @property
     def learner_bits(self) -> float:

@@ -1,6 +1,5 @@
 """Loads the language model of a folder, whatever its weights are stored in."""
 
-import importlib.util
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tuneloop.errors import SettingsError
-from tuneloop.gpus.quantization import Quantization
+from tuneloop.gpus.quantization import BITSANDBYTES, Quantization
 from tuneloop.models.dequantization import dequantized_tensors
 from tuneloop.models.reward_model import silence_loading
 from tuneloop.policies import WeightsKind
@@ -86,7 +85,7 @@ def _load_packed(
     *,
     keep_packed: bool,
 ) -> Any:
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if BITSANDBYTES in quantization.missing_packages():
         raise SettingsError(
             f"{folder} is quantized with bitsandbytes, which is not installed: "
             f"pip install {quantization.packages}",

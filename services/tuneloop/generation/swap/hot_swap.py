@@ -219,7 +219,7 @@ class HotSwap:
             self.report_refusal("engine", reference, error)
             raise
         except Exception as error:
-            # One bad version must not stop a service.
+            # One bad version must not stop a service that has a good one.
             logger.exception("the engine failed to load version %d", version)
             refusal = WeightsRefused(f"version {version}: the engine could not load it: {error}")
             self.report_refusal("engine", reference, refusal)
