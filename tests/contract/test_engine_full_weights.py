@@ -1,7 +1,7 @@
 """Full weights replaced in place while requests run; the same tests over both engines."""
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,23 +63,31 @@ async def assert_samples_from(engine: Engine, folder: Path) -> None:
     assert answer.logprobs == pytest.approx(expected, abs=2e-3)
 
 
+async def complete_over_swap(
+    engine: Engine, prompt: Sequence[int], version: int, folder: Path, after: int, tokens: int
+) -> tuple[Completed, float]:
+    """Load a version after so many outputs of a completion; return that, and the pause."""
+    request = EngineRequest(
+        request_id="over-a-swap",
+        prompt_token_ids=tuple(prompt),
+        sampling=SamplingParameters(temperature=1.0, max_tokens=tokens, logit_bias={2: -100.0}),
+        policy_version=version - 1,
+    )
+    outputs: list[EngineOutput] = []
+    pause = 0.0
+    async for output in engine.generate(request):
+        outputs.append(output)
+        if len(outputs) == after:
+            pause = await engine.load_full_weights(version, folder, hashes(folder))
+    return Completed(outputs), pause
+
+
 async def test_a_swap_mid_stream_continues_on_the_new_weights_and_says_so(
     engine: Engine, folders: dict[int, Path]
 ) -> None:
     await assert_samples_from(engine, folders[0])
-    request = EngineRequest(
-        request_id="spanning",
-        prompt_token_ids=PROMPT,
-        sampling=SamplingParameters(temperature=1.0, max_tokens=200, logit_bias={2: -100.0}),
-        policy_version=0,
-    )
-    outputs: list[EngineOutput] = []
-    async for output in engine.generate(request):
-        outputs.append(output)
-        if len(outputs) == 10:
-            pause = await engine.load_full_weights(1, folders[1], hashes(folders[1]))
-            assert pause > 0
-    answer = Completed(outputs)
+    answer, pause = await complete_over_swap(engine, PROMPT, 1, folders[1], after=10, tokens=200)
+    assert pause > 0
     assert len(answer.token_ids) == 200
     old, new = answer.spans
     assert old == PolicyVersionSpan(policy_version=0, start=0, end=old.end)
@@ -134,18 +142,7 @@ async def test_a_kept_cache_is_used_by_running_requests_only(
     engine.keep_kv_cache = True
     try:
         await complete(engine, prompt, max_tokens=8, request_id="first")
-        request = EngineRequest(
-            request_id="running",
-            prompt_token_ids=prompt,
-            sampling=SamplingParameters(temperature=1.0, max_tokens=80, logit_bias={2: -100.0}),
-            policy_version=1,
-        )
-        outputs: list[EngineOutput] = []
-        async for output in engine.generate(request):
-            outputs.append(output)
-            if len(outputs) == 5:
-                await engine.load_full_weights(2, folders[2], {})
-        running = Completed(outputs)
+        running, _ = await complete_over_swap(engine, prompt, 2, folders[2], after=5, tokens=80)
         (later,) = await complete(engine, prompt, max_tokens=8, request_id="later")
     finally:
         engine.keep_kv_cache = False

@@ -74,20 +74,13 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
 LORA, FULL = WeightsKind.LORA, WeightsKind.FULL
 
 
-QUICK = ("dpo",)
-"""The others take as long again, each."""
+OTHERS = [*((name, LORA) for name in RUNS if name != "dpo"), ("kto", FULL), ("ppo", FULL)]
+"""Each takes as long as the first again."""
 
 
 @pytest.mark.parametrize(
     ("algorithm", "kind"),
-    [
-        *((name, LORA) for name in QUICK),
-        *(
-            pytest.param(name, kind, marks=pytest.mark.slow)
-            for kind, names in ((LORA, RUNS.keys() - set(QUICK)), (FULL, ("kto", "ppo")))
-            for name in sorted(names)
-        ),
-    ],
+    [("dpo", LORA), *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS)],
 )
 def test_two_interruptions_change_nothing(
     algorithm: str, kind: WeightsKind, options: Any, monkeypatch: pytest.MonkeyPatch
