@@ -5,7 +5,7 @@ log-probs and a `loss_mask` and cannot tell a padded batch from a packed one.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -231,3 +231,23 @@ def collate(sequences: Sequence[TokenSequence], device: torch.device) -> Sequenc
         generation_logprobs=generation_logprobs.to(device),
         ref_logprobs=None if ref_logprobs is None else ref_logprobs.to(device),
     )
+
+
+def numbered_batches(
+    sequences: Sequence[TokenSequence], device: torch.device, *, packs: bool, token_budget: int
+) -> Iterator[tuple[list[int], SequenceBatch]]:
+    """Yield batches on `device` with the numbers of their sequences; `packs` makes packed rows."""
+    numbered = list(enumerate(sequences))
+    if packs:
+        groups = packed_batches(
+            numbered, sequences=lambda item: (item[1],), token_budget=token_budget
+        )
+    else:
+        groups = micro_batches(
+            numbered,
+            length=lambda item: sequence_length(item[1]),
+            rows=1,
+            token_budget=token_budget,
+        )
+    for group in groups:
+        yield [number for number, _ in group], collate([s for _, s in group], device)

@@ -24,10 +24,7 @@ from tuneloop.learner.models.architecture import (
 from tuneloop.learner.models.attention import PACKED
 from tuneloop.learner.models.batch import (
     SequenceBatch,
-    collate,
-    micro_batches,
-    packed_batches,
-    sequence_length,
+    numbered_batches,
 )
 from tuneloop.learner.models.forward import (
     HALF_ON,
@@ -39,6 +36,7 @@ from tuneloop.learner.models.forward import (
 )
 from tuneloop.learner.models.lora import add_adapter
 from tuneloop.learner.models.prefix_tree import numbered_rows
+from tuneloop.learner.models.sampling import Likeliest
 from tuneloop.learner.models.world import ALONE, World, gather_into, shard
 from tuneloop.learner.samples import Reference, TokenSequence
 from tuneloop.models.causal_lm import check_base, load_causal_lm
@@ -228,7 +226,11 @@ class PolicyModel:
         given = list(sequences)
         self._world.announce("model", "compute_references", given, token_budget=token_budget)
         known: dict[int, Reference] = {}
-        for numbers, batch in self._batches(sequences, token_budget):
+        without = [replace(sequence, ref_logprobs=()) for sequence in given]
+        batches = numbered_batches(
+            without, self.device, packs=self.packs, token_budget=token_budget
+        )
+        for numbers, batch in batches:
             share = share_of(batch, self._world)
             with self._reference_policy() as reference:
                 run = reference(share.batch)
@@ -242,25 +244,6 @@ class PolicyModel:
                 known[number] = Reference(logprobs=tuple(row[:count]), features=of_one)
         return [known[number] for number in range(len(sequences))]
 
-    def _batches(
-        self, sequences: Sequence[TokenSequence], token_budget: int
-    ) -> Iterator[tuple[list[int], SequenceBatch]]:
-        """Give the sequences, without what is known of them, in batches with their numbers."""
-        numbered = [(i, replace(s, ref_logprobs=())) for i, s in enumerate(sequences)]
-        if self.packs:
-            groups = packed_batches(
-                numbered, sequences=lambda item: (item[1],), token_budget=token_budget
-            )
-        else:
-            groups = micro_batches(
-                numbered,
-                length=lambda item: sequence_length(item[1]),
-                rows=1,
-                token_budget=token_budget,
-            )
-        for group in groups:
-            yield [number for number, _ in group], collate([s for _, s in group], self.device)
-
     @torch.no_grad()
     def compute_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
         """Return log π of each completion's tokens, in order; beginnings are computed once."""
@@ -272,12 +255,35 @@ class PolicyModel:
         return [known[index] for index in range(len(sequences))]
 
     @torch.no_grad()
-    def compute_divergence(self, sequences: Sequence[TokenSequence], *, token_budget: int) -> float:
-        """Return the mean of `divergences` from the reference policy, in nats per token."""
-        given = list(sequences)
-        self._world.announce("model", "compute_divergence", given, token_budget=token_budget)
+    def compute_likeliest(self, sequences: Sequence[TokenSequence]) -> list[Likeliest]:
+        """Return the likeliest token in the place of each completion token, in order.
+
+        Beginnings are computed once, as by `compute_logprobs`.
+        """
+        self._world.announce("model", "compute_likeliest", list(sequences))
+        known: dict[int, Likeliest] = {}
+        for indices, batch in numbered_rows(sequences, self.device):
+            share = share_of(batch, self._world)
+            distributions = self._forward(share.batch, distributions=True).distributions
+            assert distributions is not None
+            logprobs, tokens = (
+                self._placed(batch, share, found).tolist() for found in distributions.max(-1)
+            )
+            for index, *row in zip(indices, tokens, logprobs, strict=True):
+                count = len(sequences[index].completion_token_ids)
+                token_ids, of_each = (values[:count] for values in row)
+                known[index] = Likeliest(token_ids=tuple(token_ids), logprobs=tuple(of_each))
+        return [known[index] for index in range(len(sequences))]
+
+    @torch.no_grad()
+    def compute_divergence(self, sequences: Sequence[TokenSequence]) -> float:
+        """Return the mean of `divergences` from the reference policy, in nats per token.
+
+        Beginnings are computed once, as by `compute_logprobs`.
+        """
+        self._world.announce("model", "compute_divergence", list(sequences))
         total = tokens = 0.0
-        for _, batch in self._batches(sequences, token_budget):
+        for _, batch in numbered_rows(sequences, self.device):
             total += float(self.divergences(batch, of_policy=True).sum())
             tokens += batch.tokens
         return total / tokens

@@ -1,11 +1,11 @@
-"""Completions of the model in training: sampled with their exact log-probs, or the likeliest."""
+"""Completions of the model in training: sampled with their exact log-probs, or greedy."""
 
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from tuneloop.errors import FailedPrecondition
 from tuneloop.generation.prompts import Tokenization
-from tuneloop.learner.samples import SampledAnswer
+from tuneloop.learner.samples import SampledAnswer, TokenSequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,3 +224,96 @@ def _likeliest(
     logprobs = torch.log_softmax(logits, dim=-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     rows = zip(tokens.tolist(), logprobs.tolist(), strict=True)
     return [cut_completion(tokenization, *row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Likeliest:
+    """What a model would have said in the place of each token of a completion."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+class Drafted(Protocol):
+    """See `PolicyModel`."""
+
+    @property
+    def module(self) -> Any:
+        """The transformers model as it is now."""
+        ...
+
+    def compute_likeliest(self, sequences: Sequence[TokenSequence]) -> list[Likeliest]:
+        """Return the likeliest token in the place of each completion token."""
+        ...
+
+
+DRAFTS = 1024
+"""Answers kept as drafts; the oldest go first."""
+
+
+class GreedyDecoder:
+    """Greedy answers of a model that changes little from one call to the next.
+
+    The last answer to a prompt is the draft of the next: one pass tells how much of it the model
+    would say again, and only what follows is generated. That is speculative decoding at temperature
+    0 (Leviathan et al. 2023, https://arxiv.org/abs/2211.17192), with the model before as the draft
+    model; after a small step nearly all of a draft holds.
+    """
+
+    def __init__(self, model: Drafted, tokenization: Tokenization) -> None:
+        self._model = model
+        self.tokenization = tokenization
+        self._drafts: dict[tuple[int, ...], tuple[int, ...]] = {}
+
+    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
+        """Return the likeliest answer to each prompt (token ids), in order."""
+        known = self._checked_drafts([tuple(prompt) for prompt in prompts], max_tokens)
+        unfinished = [i for i, found in enumerate(known) if self._goes_on(found, max_tokens)]
+        if unfinished:
+            begun = [(*prompts[i], *known[i].token_ids) for i in unfinished]
+            room = max(max_tokens - len(known[i].token_ids) for i in unfinished)
+            further = greedy_answers(self._model.module, self.tokenization, begun, room)
+            for i, rest in zip(unfinished, further, strict=True):
+                known[i] = Likeliest(
+                    token_ids=(*known[i].token_ids, *rest.token_ids)[:max_tokens],
+                    logprobs=(*known[i].logprobs, *rest.logprobs)[:max_tokens],
+                )
+        for prompt, found in zip(prompts, known, strict=True):
+            self._drafts.pop(tuple(prompt), None)
+            self._drafts[tuple(prompt)] = found.token_ids
+        for prompt in list(self._drafts)[:-DRAFTS]:
+            del self._drafts[prompt]
+        cut = [cut_completion(self.tokenization, f.token_ids, f.logprobs) for f in known]
+        return [
+            SampledAnswer(text=one.text, token_ids=one.token_ids, logprobs=one.logprobs)
+            for one in cut
+        ]
+
+    def _checked_drafts(
+        self, prompts: Sequence[tuple[int, ...]], max_tokens: int
+    ) -> list[Likeliest]:
+        """Return what the model would say of each draft, and the token that it would say next."""
+        drafts = [self._drafts.get(prompt, ())[:max_tokens] for prompt in prompts]
+        drafted = [i for i, draft in enumerate(drafts) if draft]
+        sequences = [
+            TokenSequence(
+                prompt_token_ids=prompts[i],
+                completion_token_ids=drafts[i],
+                generation_logprobs=(),
+                temperature=1.0,
+            )
+            for i in drafted
+        ]
+        known = [Likeliest(token_ids=(), logprobs=())] * len(prompts)
+        likeliest = self._model.compute_likeliest(sequences) if sequences else []
+        for i, found in zip(drafted, likeliest, strict=True):
+            same = [a == b for a, b in zip(drafts[i], found.token_ids, strict=True)]
+            until = (*same, False).index(False) + 1
+            known[i] = Likeliest(token_ids=found.token_ids[:until], logprobs=found.logprobs[:until])
+        return known
+
+    def _goes_on(self, found: Likeliest, max_tokens: int) -> bool:
+        if not found.token_ids:
+            return True
+        ended = found.token_ids[-1] in self.tokenization.stop_token_ids
+        return not ended and len(found.token_ids) < max_tokens

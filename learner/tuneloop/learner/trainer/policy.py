@@ -22,7 +22,7 @@ from tuneloop.learner.models.memory import (
     token_budget_of,
 )
 from tuneloop.learner.models.policy import PolicyModel
-from tuneloop.learner.models.sampling import greedy_answers
+from tuneloop.learner.models.sampling import GreedyDecoder, greedy_answers
 from tuneloop.learner.models.world import ALONE, World
 from tuneloop.learner.objectives.anchors import Anchors, load_anchors, plan_anchors
 from tuneloop.learner.objectives.base import Plan
@@ -175,7 +175,7 @@ class PolicyTrainer:
 
     def divergence(self, sequences: Sequence[TokenSequence]) -> float:
         """Return KL(π ‖ π_ref) in nats per token of the completions, exact over the vocabulary."""
-        return self._model.compute_divergence(sequences, token_budget=self._reference_budget)
+        return self._model.compute_divergence(sequences)
 
     def _of_fitting(
         self, sequences: Sequence[TokenSequence], compute: Callable[..., Any]
@@ -195,18 +195,18 @@ class PolicyTrainer:
 
     def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
         """Return the likeliest answer of the current weights to each prompt (token ids)."""
-        return greedy_answers(self._model.module, self._tokenization, prompts, max_tokens)
+        return self._decoder.answers(prompts, max_tokens)
 
     def reference_answers(
         self, prompts: Sequence[Sequence[int]], max_tokens: int
     ) -> list[SampledAnswer]:
         """Return the same of the reference policy."""
         with self._model.reference_module() as module:
-            return greedy_answers(module, self._tokenization, prompts, max_tokens)
+            return greedy_answers(module, self._decoder.tokenization, prompts, max_tokens)
 
     @cached_property
-    def _tokenization(self) -> Tokenization:
-        return Tokenization(self._folder)
+    def _decoder(self) -> GreedyDecoder:
+        return GreedyDecoder(self._model, Tokenization(self._folder))
 
     def step(self, samples: Mapping[str, Sequence[PolicySample]]) -> StepResult:
         """Take one optimizer step on the samples of each objective (more with `ppo_epochs`).

@@ -1,6 +1,7 @@
 """Sampling in process: the model's log-probs, the seed's choice, whatever the batch."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,18 @@ from tuneloop.generation.prompts import Tokenization
 from tuneloop.learner.data.prompt_rows import PromptRow
 from tuneloop.learner.data.tokenize import PromptTokens
 from tuneloop.learner.models.policy import PolicyModel
-from tuneloop.learner.models.sampling import InverseSampling, Sampler, uniforms
+from tuneloop.learner.models.sampling import (
+    GreedyDecoder,
+    InverseSampling,
+    Likeliest,
+    Sampler,
+    greedy_answers,
+    uniforms,
+)
 from tuneloop.learner.offline.sources.base import RowOrder
 from tuneloop.learner.offline.sources.rest import RestPlan, kept_above, quantile
 from tuneloop.learner.offline.sources.rewards import RewardInput, Rewards, load_rewards
+from tuneloop.learner.samples import SampledAnswer, TokenSequence
 from tuneloop.reward.scorers.functions import FunctionScorer
 
 PROMPTS = ["hello world", "the quick brown fox jumps", "yes", "no please thanks"]
@@ -168,3 +177,66 @@ def test_the_bar_of_rest_rises() -> None:
     assert bars == pytest.approx([0.4, 0.6, 0.8])
     assert [kept_above(rewards, bar) for bar in bars] == [[5, 6, 7, 8, 9], [7, 8, 9], [9]]
     assert kept_above([1.0, 1.0], quantile([1.0, 1.0], 0.9)) == [0, 1]
+
+
+class Counted:
+    """A policy that notes how many answers it generates and how many drafts it checks."""
+
+    def __init__(self, policy: PolicyModel) -> None:
+        self.policy = policy
+        self.generated = self.checked = 0
+
+    @property
+    def module(self) -> Any:
+        self.generated += 1
+        return self.policy.module
+
+    def compute_likeliest(self, sequences: Sequence[TokenSequence]) -> list[Likeliest]:
+        self.checked += len(sequences)
+        return self.policy.compute_likeliest(sequences)
+
+
+def moved(policy: PolicyModel, scale: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.parameters().values():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def test_checked_drafts_are_the_greedy_answers_however_far_the_weights_moved(
+    tiny_policy: Path, tokenization: Tokenization
+) -> None:
+    policy = PolicyModel(tiny_policy, lora_rank=4, lora_alpha=8)
+    counted = Counted(policy)
+    decoder = GreedyDecoder(counted, tokenization)
+    prompts = [tuple(tokenization.tokenizer(text).input_ids) for text in PROMPTS]
+    changed = 0
+    before: list[SampledAnswer] = []
+    for seed, scale in enumerate((0.0, 0.0, 0.02, 0.05, 0.1, 0.3)):
+        moved(policy, scale, seed)
+        for max_tokens in (12, 7, 16):
+            found = decoder.answers(prompts, max_tokens)
+            plain = greedy_answers(policy.module, tokenization, prompts, max_tokens)
+            assert [one.token_ids for one in found] == [one.token_ids for one in plain]
+            assert [one.text for one in found] == [one.text for one in plain]
+            for one, other in zip(found, plain, strict=True):
+                assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+        changed += sum(
+            one.token_ids != other.token_ids for one, other in zip(found, before, strict=False)
+        )
+        before = found
+    assert changed > 0
+    assert counted.checked > 0
+
+
+def test_answers_that_stay_are_not_generated_again(
+    tiny_policy: Path, tokenization: Tokenization
+) -> None:
+    counted = Counted(PolicyModel(tiny_policy))
+    decoder = GreedyDecoder(counted, tokenization)
+    prompts = [tuple(tokenization.tokenizer(text).input_ids) for text in PROMPTS]
+    first = decoder.answers(prompts, 8)
+    assert (counted.generated, counted.checked) == (1, 0)
+    again = decoder.answers(prompts, 8)
+    assert (counted.generated, counted.checked) == (1, len(prompts))
+    assert [one.token_ids for one in again] == [one.token_ids for one in first]
