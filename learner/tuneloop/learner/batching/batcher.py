@@ -3,10 +3,11 @@
 Batchers only read the ledger. What they find out on the way (samples that can never be trained on,
 versions too old to learn from) comes back with the batch, and `TrainingRun.next_batch` records it.
 
-A step is due when a batch is full, or when the oldest sample has waited long enough: one user's
-thumb is learned from in seconds, and many users' thumbs are learned from together. Part of a batch
-of judgements may be replays of used ones. Scored rollouts join a step in batches of their own size;
-they need no time limit, since there are always more of them than users' judgements.
+A step is due when a batch is full, when no sample has come for a second, or when the oldest one has
+waited long enough: one user's thumb is learned from at once, and many users' thumbs are learned
+from together. Part of a batch of judgements may be replays of used ones. Scored rollouts join a
+step in batches of their own size; they need no time limit, since there are always more of them than
+users' judgements.
 
 If a queue is longer than its part of the batch, every user's oldest samples go first, up to the
 share that one user may have; `batching.trust` says how much each sample then counts.
@@ -29,6 +30,9 @@ from tuneloop.learner.samples import JUDGED_OBJECTIVES, SCORED_OBJECTIVES, Objec
 from tuneloop.learner.settings import LearnerSettings
 
 Clock = Callable[[], float]
+
+QUIET_SECONDS = 1.0
+"""Without a new sample for so long, those that wait are not kept waiting for more."""
 
 
 @dataclass(slots=True)
@@ -126,7 +130,7 @@ class PolicyBatcher:
 
     def _readiness(self, run: RunProgress, objective: str) -> Readiness:
         if self._settings.weight_of(objective) == 0:
-            return Readiness(count=0, oldest_time=None)
+            return Readiness(count=0, oldest_time=None, newest_time=None)
         return ready.readiness(self._database, objective, run.uncommitted_ids(objective))
 
     def _take(
@@ -307,7 +311,8 @@ def _due(
     count = sum(queue.count for queue in queues.values())
     if count >= full:
         return True
-    times = [queue.oldest_time for queue in queues.values() if queue.oldest_time is not None]
+    oldest = min((q.oldest_time for q in queues.values() if q.oldest_time is not None), default=now)
+    newest = max((q.newest_time for q in queues.values() if q.newest_time is not None), default=now)
     # Recorded in the future: the clock was set back before a restart.
-    waited = bool(times) and abs(now - min(times)) >= settings.batch_wait_seconds
-    return waited and count >= min(settings.min_batch_size, full)
+    waited = abs(now - oldest) >= settings.batch_wait_seconds or abs(now - newest) >= QUIET_SECONDS
+    return 0 < count >= min(settings.min_batch_size, full) and waited

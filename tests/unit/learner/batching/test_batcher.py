@@ -51,6 +51,23 @@ def test_queues_share_a_batch_alike_and_leave_no_room_empty() -> None:
     assert sum(share_evenly({"dpo": 9, "kto": 9, "sft": 9}, 4).values()) == 4
 
 
+async def test_a_step_waits_for_more_only_while_more_comes(tmp_path: Path) -> None:
+    parts = Parts(folder=tmp_path, options={"batch_size": 16})
+    parts.thumbs(0, 1)
+    parts.clock.now += 0.9
+    assert not await parts.turn()
+    parts.clock.now += 0.2  # a second without another thumb
+    assert await parts.turn()
+    for number in range(1, 6):
+        parts.thumbs(number, 1)
+        parts.clock.now += 0.9
+        assert not await parts.turn()
+    parts.thumbs(6, 1)
+    parts.clock.now += 0.6  # the oldest waits for more than five seconds
+    assert await parts.turn()
+    assert len(parts.trainer.learned) == 7
+
+
 async def test_every_kind_of_feedback_is_in_one_step(parts: Parts) -> None:
     parts.thumbs(0, 2)
     events = [make_comparison("p", "c0", "c1", second=5), make_edit("e", "c0", "ab", second=6)]

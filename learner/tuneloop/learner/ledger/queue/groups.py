@@ -79,8 +79,12 @@ def readiness(
     with database.read() as connection:
         groups = Waiting(connection, fresh_versions).groups(now - wait_seconds, exclude)
     rows = [row for group in groups for row in group]
-    oldest = min((row.recorded_time for row in rows), default=None)
-    return Readiness(count=len(rows), oldest_time=oldest)
+    times = [row.recorded_time for row in rows]
+    return Readiness(
+        count=len(rows),
+        oldest_time=min(times, default=None),
+        newest_time=max(times, default=None),
+    )
 
 
 def take_groups(

@@ -30,11 +30,12 @@ ranked = rollouts.alias("ranked")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
-    """How many samples of an objective are ready, and since when the oldest one is."""
+    """How many samples of an objective are ready, and since when; seconds since the epoch."""
 
     count: int
     oldest_time: float | None
-    """When the oldest ready one was recorded, in seconds since the epoch."""
+    """When the oldest ready one was recorded."""
+    newest_time: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,8 @@ def readiness(
 
     With `fresh_versions`, only those that these versions of the policy sampled.
     """
-    query = ready_samples(func.count(), func.min(samples.c.recorded_time)).where(
+    recorded = samples.c.recorded_time
+    query = ready_samples(func.count(), func.min(recorded), func.max(recorded)).where(
         samples.c.objective == objective, samples.c.state == SampleState.OPEN
     )
     if exclude:
@@ -77,8 +79,8 @@ def readiness(
     if fresh_versions is not None:
         query = query.where(sampled_by(chosen, fresh_versions))
     with database.read() as connection:
-        count, oldest = connection.execute(query).one()
-    return Readiness(count=count, oldest_time=oldest)
+        count, oldest, newest = connection.execute(query).one()
+    return Readiness(count=count, oldest_time=oldest, newest_time=newest)
 
 
 def counts(database: Database, objective: str) -> SampleCounts:
