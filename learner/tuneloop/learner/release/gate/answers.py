@@ -97,7 +97,9 @@ class GateMeasurements:
     candidate: Measures | None = None
     """None if nothing was sampled: the suites had decided."""
     stable: Measures | None = None
+    same_answers: bool = False
+    """Whether the stable version gave every answer in the same tokens."""
     reward: PairedDifference | None = None
-    """None while no scorer is informative."""
+    """None while no scorer is informative, and for the same answers."""
     rewards: Mapping[str, Any] = field(default_factory=dict)
     """The scorers of each pair, by name `candidate` and `stable`."""

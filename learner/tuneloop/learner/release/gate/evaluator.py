@@ -131,17 +131,12 @@ class CandidateEvaluator:
             )
         except WeightsRefused as error:
             return refused(f"its weights are refused: {error.message}")
+        measured = replace(first, candidate=answered.measures, stable=before.measures)
+        if token_ids_of(answered) == token_ids_of(before):
+            # Scorers would say the same of both.
+            return judge(replace(measured, same_answers=True), self._settings)
         reward, rewards = await self._compare_rewards(answered, before)
-        return judge(
-            replace(
-                first,
-                candidate=answered.measures,
-                stable=before.measures,
-                reward=reward,
-                rewards=rewards,
-            ),
-            self._settings,
-        )
+        return judge(replace(measured, reward=reward, rewards=rewards), self._settings)
 
     def _take_first_look(self, candidate: Version, stable: int) -> GateMeasurements:
         """Measure what needs no sampling; blocks."""
@@ -257,3 +252,8 @@ class CandidateEvaluator:
             "scorers": sorted(scorers),
         }
         return paired_difference(first, second, self._settings.confidence), rewards
+
+
+def token_ids_of(measured: MeasuredAnswers) -> list[tuple[int, ...]]:
+    """Return the token ids of a version's answers."""
+    return [answer.token_ids for answer in measured.answers]

@@ -141,7 +141,9 @@ def _summary(examined: GateMeasurements) -> str:
     if examined.kl is not None:
         found.append(f"KL to the base model {examined.kl:.3g} nats per token")
     reward = examined.reward
-    if reward is None:
+    if examined.same_answers:
+        found.append(f"the same answers as version {examined.stable_version}")
+    elif reward is None:
         found.append("no scorer has anything to say yet")
     else:
         found.append(f"reward {reward.difference:+.3g} ({_interval(reward)})")
