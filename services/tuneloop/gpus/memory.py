@@ -57,12 +57,11 @@ def workspace_bytes(shape: ModelShape) -> int:
 def block_bytes_per_token(shape: ModelShape, lora_rank: int | None) -> int:
     """Return the bytes that one block saves of a token for its backward pass.
 
-    With an adapter norms save float32, and each adapter a copy of its input; with full weights
-    (`lora_rank` None) under autocast the states between are float32.
+    Norms save float32, and each adapter a copy of its input; `lora_rank` None is full weights.
     """
     middle = 8 * shape.intermediate * shape.experts_per_token
     if lora_rank is None:
-        return 34 * shape.hidden + middle + 10 * (shape.queries + shape.keys)
+        return 16 * shape.hidden + middle + 10 * (shape.queries + shape.keys)
     return 18 * shape.hidden + middle + 10 * shape.queries + 8 * shape.keys + 14 * lora_rank
 
 
@@ -75,8 +74,7 @@ def activation_bytes(
     """
     block = block_bytes_per_token(shape, lora_rank)
     if checkpointing:
-        kept = (FULL if lora_rank is None else HALF) * shape.hidden
-        return tokens * (shape.layers * kept + block)
+        return tokens * (shape.layers * HALF * shape.hidden + block)
     return tokens * shape.layers * block
 
 
@@ -96,3 +94,11 @@ def full_training_bytes(shape: ModelShape) -> int:
     Master weights, gradients and Adam's two moments in float32, and the reference in bfloat16.
     """
     return shape.parameters * (4 * FULL + HALF)
+
+
+def open_batch_bytes(parameters: int) -> int:
+    """Return what an open batch of the learner keeps of so many trained weights, in float32.
+
+    Where they began, Adam's two moments there, and gradients (`tuneloop.learner.trainer`).
+    """
+    return parameters * 4 * FULL

@@ -20,6 +20,7 @@ from tuneloop.gpus.memory import (
     head_bytes,
     learner_weight_bytes,
     lora_training_bytes,
+    open_batch_bytes,
     weight_bytes,
     workspace_bytes,
 )
@@ -168,11 +169,13 @@ def learner_parts(request: PlanRequest, gpu: int, ranks: int) -> list[Part]:
         sizes = {
             "weights": learner_weight_bytes(shape),
             "adapter and its optimizer": lora_training_bytes(shape, request.lora_rank),
+            "open batch": open_batch_bytes(shape.lora_parameters(request.lora_rank)),
         }
     else:
         sizes = {
             "weights": weight_bytes(shape) // ranks,
             "optimizer and reference": full_training_bytes(shape) // ranks,
+            "open batch": open_batch_bytes(shape.parameters) // ranks,
         }
     sizes |= {"logits": head_bytes(shape), "CUDA": CONTEXT}
     return [Part(gpu=gpu, process="learner", name=n, size=size) for n, size in sizes.items()]

@@ -32,15 +32,16 @@ def test_sizes_by_hand() -> None:
     # (8+12) + (8+6) + (8+6) + (12+8) and 3·(8+10), at rank 5, in two layers.
     assert SMALL.lora_parameters(5) == 2 * 5 * (68 + 54)
     assert memory.cache_bytes_per_token(SMALL) == 2 * 2 * 6 * 2
-    # 18·8 + 8·10 + 10·12 + 8·6 + 14·5, and 34·8 + 8·10 + 10·(12 + 6) of full weights.
+    # 18·8 + 8·10 + 10·12 + 8·6 + 14·5, and 16·8 + 8·10 + 10·(12 + 6) of full weights.
     assert memory.block_bytes_per_token(SMALL, 5) == 462
-    assert memory.block_bytes_per_token(SMALL, None) == 532
+    assert memory.block_bytes_per_token(SMALL, None) == 388
     activations = partial(memory.activation_bytes, SMALL, 7)
     assert activations(checkpointing=False, lora_rank=5) == 7 * 2 * 462
     assert activations(checkpointing=True, lora_rank=5) == 7 * (2 * 2 * 8 + 462)
-    assert activations(checkpointing=True, lora_rank=None) == 7 * (2 * 4 * 8 + 532)
+    assert activations(checkpointing=True, lora_rank=None) == 7 * (2 * 2 * 8 + 388)
     assert memory.lora_training_bytes(SMALL, 5) == 1220 * 16
     assert memory.full_training_bytes(SMALL) == SMALL.parameters * 18
+    assert memory.open_batch_bytes(1220) == 1220 * 16
 
 
 def test_known_models_have_the_parameters_that_they_are_named_after() -> None:

@@ -119,7 +119,7 @@ class _Float32Product(torch.autograd.Function):
         narrow = gradient.to(hidden.dtype)
         of_weight = None
         if ctx.needs_input_grad[1]:
-            of_weight = (narrow.t() @ hidden).to(weight.dtype)
+            of_weight = narrow.t() @ hidden
         return narrow @ weight.to(hidden.dtype), of_weight
 
 
@@ -227,10 +227,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 _add_product(weight_gradient, narrow, hidden[part])
             if bias_gradient is not None:
                 bias_gradient += wide.sum(0)
-        if weight_gradient is not None:
-            weight_gradient = weight_gradient.to(weight.dtype)
-        if bias_gradient is not None and bias is not None:
-            bias_gradient = bias_gradient.to(bias.dtype)
+        # Autograd casts them to what the parameters take: float32 where they have masters.
         return hidden_gradient, weight_gradient, bias_gradient, *(None,) * 6
 
 

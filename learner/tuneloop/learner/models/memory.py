@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from tuneloop.gpus.memory import GIB, activation_bytes
+from tuneloop.gpus.memory import GIB, activation_bytes, open_batch_bytes
 from tuneloop.gpus.plan import MOST_TOKENS
 from tuneloop.gpus.shapes import shape_of
 from tuneloop.learner.models.batch import collate
@@ -46,12 +46,14 @@ class PassMemory:
     per_token: float
 
 
-def trained_bytes(parameters: int, *, keeps_open_batch: bool) -> int:
+def trained_bytes(parameters: int, *, has_masters: bool, keeps_open_batch: bool) -> int:
     """Return what training allocates beside the weights: gradients and moments, in float32.
 
-    An open batch (`trainer.optimizer`) keeps both once more, and where the weights began.
+    Weights in bfloat16 have masters (`trainer.master_weights`). An open batch (`trainer.optimizer`)
+    keeps everything once more.
     """
-    return parameters * (4 + 8 + (4 + 8 + 4 if keeps_open_batch else 0))
+    open_batch = open_batch_bytes(parameters) if keeps_open_batch else 0
+    return parameters * (4 + 8 + (4 if has_masters else 0)) + open_batch
 
 
 def tokens_that_fit(free: int, taken: PassMemory) -> int:
@@ -94,10 +96,14 @@ def token_budget_of(model: Any, *, keeps_open_batch: bool, ranks: int) -> int | 
         shape, 1, checkpointing=model.checkpoints, lora_rank=model.lora_rank
     )
     taken = PassMemory(fixed=HEAD_BYTES, per_token=per_token)
+    parameters = model.parameters().values()
     if ranks == 1:
         taken = measured_pass(functools.partial(_peak_of_pass, model), taken)
-    trained = sum(p.numel() for p in model.parameters().values()) // ranks
-    coming = trained_bytes(trained, keeps_open_batch=keeps_open_batch)
+        for parameter in parameters:
+            parameter.grad = None
+    trained = sum(p.numel() for p in parameters) // ranks
+    has_masters = any(p.dtype.itemsize < 4 for p in parameters)
+    coming = trained_bytes(trained, has_masters=has_masters, keeps_open_batch=keeps_open_batch)
     if model.lora_rank is None:
         coming += 2 * trained  # the reference, in bfloat16
     free, total = device
@@ -114,15 +120,16 @@ def token_budget_of(model: Any, *, keeps_open_batch: bool, ranks: int) -> int | 
 
 
 def _peak_of_pass(model: Any, tokens: int) -> int:
-    """Return the bytes that a forward and backward pass takes on a GPU."""
+    """Return the bytes that a forward and backward pass takes on a GPU.
+
+    Its gradients stay for the next pass, which so is measured without them.
+    """
     import torch
 
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     batch = collate(probe_sequences(tokens, model.max_length), model.device)
     model.logprobs(batch).sum().backward()
-    for parameter in model.parameters().values():
-        parameter.grad = None
     return int(torch.cuda.max_memory_allocated() - before)
 
 

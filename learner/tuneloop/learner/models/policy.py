@@ -63,9 +63,11 @@ class PolicyModel:
     ) -> None:
         """Load version 0 from a `save_pretrained` folder; dropout stays off.
 
-        On CPU everything is float32. On a GPU the arithmetic is bfloat16; what is trained, and the
-        softmax, stay float32. What `packing`, `gradient_checkpointing` and `compile` do is in
-        `TrainerSettings`. With several ranks in `world` everything is sharded but the value head.
+        On CPU everything is float32. On a GPU the arithmetic is bfloat16, the softmax float32. An
+        adapter and each rank's part of full weights are float32; full weights on one GPU are
+        bfloat16, and the optimizer keeps their masters. What `packing`, `gradient_checkpointing`
+        and `compile` do is in `TrainerSettings`. With several ranks in `world` everything is
+        sharded but the value head.
         """
         self.kind = kind
         self.device = torch.device(device)
@@ -92,9 +94,9 @@ class PolicyModel:
         needed = gradient_checkpointing is not None
         self.checkpoints = saves and checkpoint_layers(self._model, needed=needed)
         """Whether activations are computed again in the backward pass."""
-        # Sharded full weights are brought together in bfloat16, so nothing is left to cast.
-        in_half = self._sharded and kind is WeightsKind.FULL and self.device.type in HALF_ON
-        self._shard_dtype = torch.bfloat16 if in_half else None
+        # Full weights are in bfloat16, or brought together in it, so nothing is left to cast.
+        in_half = kind is WeightsKind.FULL and self.device.type in HALF_ON
+        self._shard_dtype = torch.bfloat16 if in_half and self._sharded else None
         self._forward = Forward(self._model, transform, packs=self.packs, autocast=not in_half)
         if self._sharded:
             shard(self._forward, layers_of(self._model), world, self._shard_dtype)
@@ -104,9 +106,10 @@ class PolicyModel:
         nn.init.zeros_(self.value_head.bias)
 
     def _load(self, *, trained: bool = True) -> Any:
-        """Version 0, in evaluation mode; what is not trained is in bfloat16 on a GPU."""
-        frozen = self.kind is WeightsKind.LORA or not trained
-        dtype = torch.bfloat16 if frozen and self.device.type in HALF_ON else torch.float32
+        """Version 0, in evaluation mode; in bfloat16 on a GPU, but for parts that are trained."""
+        in_parts = self._sharded and self.kind is WeightsKind.FULL and trained
+        half = self.device.type in HALF_ON and not in_parts
+        dtype = torch.bfloat16 if half else torch.float32
         return load_causal_lm(self._folder, dtype, self.device)
 
     @property
@@ -321,7 +324,8 @@ class PolicyModel:
         """Write what generation loads: a PEFT folder, or a `save_pretrained` folder.
 
         Full weights are written in the dtype that generation serves in: on a GPU half of float32,
-        and so half of what each swap reads. `base_model` is the name of version 0.
+        and so half of what each swap reads. They are the model's, not their masters: what serves
+        is what the trainer computes with. `base_model` is the name of version 0.
         """
         if self._adapted is None:
             model = self._model

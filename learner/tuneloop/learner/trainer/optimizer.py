@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from tuneloop.errors import CorruptData
-from tuneloop.learner.models.world import ALONE, World, full_tensor, local_tensor
+from tuneloop.learner.guards.gradient_norms import GradientNorms
+from tuneloop.learner.models.world import ALONE, World, full_tensor
 from tuneloop.learner.trainer.base import TrainerState
-from tuneloop.learner.trainer.gradient_norms import GradientNorms
+from tuneloop.learner.trainer.master_weights import MasterWeights
 from tuneloop.learner.trainer.settings import OptimizerSettings
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -67,13 +68,15 @@ class Optimizer:
         """Take (named parameters, learning rate) for each group; weight decay is in `settings`.
 
         With several ranks in `world` gradients are summed over them; all must take every step.
+        What moves and is saved of a parameter in bfloat16 is its master.
         """
         self._settings = settings
         self._world = world
         self._rates = [rate for _, rate in groups]
-        self._named = {name: p for named, _ in groups for name, p in named.items()}
+        self.masters = MasterWeights({n: p for named, _ in groups for n, p in named.items()})
+        self._named = self.masters.tensors
         self._adamw = torch.optim.AdamW(
-            [{"params": list(named.values()), "lr": rate} for named, rate in groups],
+            [{"params": [self._named[n] for n in named], "lr": rate} for named, rate in groups],
             betas=settings.betas,
             weight_decay=settings.weight_decay,
             fused=True,
@@ -119,13 +122,11 @@ class Optimizer:
 
     def finite(self) -> bool:
         """Return whether every parameter is finite: a far too high rate makes some that are not."""
-        parts = [local_tensor(p) for p in self._named.values()]
-        finite = all(bool(torch.isfinite(part).all()) for part in parts)
-        return self._world.all_true(finite, parts[0].device)
+        return self.masters.finite(self._world)
 
     def zero_grad(self) -> None:
         """Clear the gradients, also those of a step that was abandoned."""
-        self._adamw.zero_grad(set_to_none=True)
+        self.masters.clear_gradients()
 
     @property
     def open_evidence(self) -> float:
@@ -139,9 +140,7 @@ class Optimizer:
         if self._open.evidence + evidence > MOST:
             self._close()
             return
-        with torch.no_grad():
-            for name, start in self._open.parameters.items():
-                self._named[name].copy_(start)
+        self.masters.put(self._open.parameters)
 
     def resume(self) -> None:
         """Undo `rewind`: the weights are again what the open batch makes of them."""
@@ -162,6 +161,7 @@ class Optimizer:
         divided by it. Below a full step the batch stays open, unless this `closes` it. Call
         `rewind` before the gradients are computed, and `resume` where none come.
         """
+        self.masters.take_gradients()
         self._world.sum_gradients(self._named.values())
         norms = self._norms_of_groups()
         values = [0.0 if norm is None else float(norm) for norm in norms]
@@ -212,15 +212,14 @@ class Optimizer:
         """Take the open batch's step from where it began."""
         assert self._open is not None
         self.zero_grad()
-        with torch.no_grad():
-            for name, parameter in self._named.items():
-                parameter.copy_(self._open.parameters[name])
-                self._adamw.state.pop(parameter, None)
-                if moments := self._open.moments.get(name):
-                    copies = {moment: value.clone() for moment, value in moments.items()}
-                    self._adamw.state[parameter] = copies
-                if (gradient := self._open.gradients.get(name)) is not None:
-                    parameter.grad = gradient / evidence
+        self.masters.put(self._open.parameters)
+        for name, parameter in self._named.items():
+            self._adamw.state.pop(parameter, None)
+            if moments := self._open.moments.get(name):
+                copies = {moment: value.clone() for moment, value in moments.items()}
+                self._adamw.state[parameter] = copies
+            if (gradient := self._open.gradients.get(name)) is not None:
+                parameter.grad = gradient / evidence
         self._apply(evidence, self._norms_of_groups())
 
     def _apply(self, evidence: float, norms: Sequence[Tensor | None]) -> None:
@@ -233,6 +232,7 @@ class Optimizer:
                     group["params"], self._settings.max_grad_norm, norm
                 )
         self._adamw.step()
+        self.masters.round()
         self.zero_grad()
 
     def _refusal(self, kind: str, norms: Sequence[float]) -> str:
@@ -282,9 +282,7 @@ class Optimizer:
         if not isinstance(evidence, (int, float)) or not 0 <= evidence <= MOST:
             raise CorruptData(f"checkpoint: scheduler.open_evidence is {evidence!r}")
         norms = GradientNorms.of_state(state.scheduler.get("gradient_norms", {}))
-        with torch.no_grad():
-            for name, parameter in self._named.items():
-                parameter.copy_(state.model[name])
+        self.masters.put(state.model)
         self._adamw.state.clear()
         gradients: dict[str, Tensor] = {}
         for key, tensor in state.optimizer.items():

@@ -305,6 +305,7 @@ class PolicyTrainer:
         """Load a published version; raises `WeightsRefused`."""
         self._world.announce("trainer", "load_weights", folder)
         self._model.load_weights(folder)
+        self._optimizer.masters.reset()
 
     def finite(self) -> bool:
         """See `Trainer.finite`."""

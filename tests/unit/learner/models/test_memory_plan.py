@@ -37,8 +37,10 @@ def test_what_fits_by_hand() -> None:
 
 
 def test_what_the_optimizer_takes() -> None:
-    assert trained_bytes(1_000, keeps_open_batch=False) == 12_000
-    assert trained_bytes(1_000, keeps_open_batch=True) == 28_000
+    assert trained_bytes(1_000, has_masters=False, keeps_open_batch=False) == 12_000
+    assert trained_bytes(1_000, has_masters=True, keeps_open_batch=False) == 16_000
+    assert trained_bytes(1_000, has_masters=False, keeps_open_batch=True) == 28_000
+    assert trained_bytes(1_000, has_masters=True, keeps_open_batch=True) == 32_000
 
 
 def test_a_line_through_two_passes() -> None:
@@ -82,8 +84,7 @@ def config(layers: int) -> Qwen3Config:
 
 
 def kept_bytes(layers: int, tokens: int, *, lora: bool) -> int:
-    dtype = torch.bfloat16 if lora else torch.float32
-    model = AutoModelForCausalLM.from_config(config(layers), dtype=dtype)
+    model = AutoModelForCausalLM.from_config(config(layers), dtype=torch.bfloat16)
     if lora:
         add_adapter(model, 4, 8, 0)
     sizes: dict[int, int] = {}
@@ -100,7 +101,7 @@ def kept_bytes(layers: int, tokens: int, *, lora: bool) -> int:
     ids = torch.zeros(1, tokens, dtype=torch.int64)
     with (
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16),
+        torch.autocast("cpu", torch.bfloat16, enabled=lora),
     ):
         model.base_model(ids, use_cache=False)
     return sum(sizes.values())

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from support.policy_samples import SampleMaker
 
 from tuneloop.errors import CorruptData
+from tuneloop.learner.guards.gradient_norms import LEAST, WINDOW, GradientNorms
 from tuneloop.learner.samples import ScoredGroup, ScoredSample
 from tuneloop.learner.trainer import adaptive
 from tuneloop.learner.trainer.adaptive import AdaptiveState
 from tuneloop.learner.trainer.base import TrainerState
-from tuneloop.learner.trainer.gradient_norms import LEAST, WINDOW, GradientNorms
 from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.rewards import RewardStatistics, clipped_reward, priced_reward
 from tuneloop.learner.trainer.settings import TrainerSettings
