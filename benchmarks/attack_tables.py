@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,15 @@ class Table:
     def check(self, objective: str, sample: Any) -> None:
         """Everything can be learned from."""
 
-    def save_checkpoint(self, folder: Path, position: Mapping[str, Any]) -> None:
+    def stage_checkpoint(self, position: Mapping[str, Any]) -> Callable[[Path], None]:
         """Only that there is one: nothing is resumed here."""
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        (folder / "step.json").write_text(json.dumps(position["step"]))
+
+        def write(folder: Path) -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            (folder / "step.json").write_text(json.dumps(position["step"]))
+
+        return write
 
     def load_checkpoint(self, folder: Path) -> None:
         """Never asked for."""

@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -172,6 +173,8 @@ class CountingTrainer:
         self.breaks_on: set[str] = set()
         """Ids that make its weights not finite."""
         self.broken = False
+        self.while_writing: Callable[[], None] = lambda: None
+        """Called while a checkpoint is being written, in the thread that writes it."""
         self.referred: list[TokenSequence] = []
         """Sequences whose reference log-probs were computed."""
         self.measured: list[TokenSequence] = []
@@ -233,12 +236,16 @@ class CountingTrainer:
     def check(self, objective: str, sample: Any) -> None:
         pass
 
-    def save_checkpoint(self, folder: Path, position: Mapping[str, Any]) -> None:
-        partial = folder.with_name(f".unfinished-{folder.name}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        (partial / "state.json").write_text(json.dumps(self.learned))
-        partial.rename(folder)
+    def stage_checkpoint(self, position: Mapping[str, Any]) -> Callable[[Path], None]:
+        return partial(self._write, json.dumps(self.learned))
+
+    def _write(self, state: str, folder: Path) -> None:
+        unfinished = folder.with_name(f".unfinished-{folder.name}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        self.while_writing()
+        (unfinished / "state.json").write_text(state)
+        unfinished.rename(folder)
 
     def load_checkpoint(self, folder: Path) -> None:
         try:

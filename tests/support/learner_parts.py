@@ -58,6 +58,8 @@ class Parts:
     options: dict[str, Any] = field(default_factory=dict)
     schedule: type[LoopSchedule] = BusySchedule
     """`LoopSchedule` publishes the first step of all at once."""
+    beside: bool = False
+    """Whether checkpoints are written beside the next steps."""
 
     def __post_init__(self) -> None:
         self.bus.clock = self.clock
@@ -103,6 +105,7 @@ class Parts:
             database=self.database,
             checkpoints=self.settings.data_dir / "checkpoints" / "policy",
             keep_checkpoints=self.settings.keep_checkpoints,
+            beside=self.beside,
             clock=self.clock,
         )
         self.batches = PolicyBatcher(

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 
 from tuneloop import tracing
 from tuneloop.backoff import Backoff
@@ -150,7 +151,7 @@ class Loop:
         """Commit what was trained, and run no turn inside the block."""
         async with self._turning:
             for training_run, _ in self.training_runs:
-                await self._commit(training_run)
+                await self._commit(training_run, training_run.commit)
             yield
 
     async def publish_soon(self, model: str) -> None:
@@ -184,8 +185,8 @@ class Loop:
         batch = await self._next_batch(training_run, batcher)
         if batch is not None:
             await self._step(training_run, batch)
-        if len(training_run.uncommitted.taken) >= self._pace.checkpoint_every_steps:
-            await self._commit(training_run)
+        every = self._pace.checkpoint_every_steps
+        await self._commit(training_run, partial(training_run.begin_commit, every))
         await self._publish(training_run)
         if training_run.unreported:
             await self._send_dead_letters(training_run)
@@ -259,11 +260,8 @@ class Loop:
             "%s: step %d on %s, loss %.4f", training_run.model, training_run.step, sizes, loss
         )
 
-    async def _commit(self, training_run: TrainingRun) -> None:
-        if not training_run.uncommitted.taken:
-            return
-        await self._worker.run(training_run.commit)
-        if training_run.model == ModelRole.POLICY:
+    async def _commit(self, training_run: TrainingRun, commit: Callable[[], bool]) -> None:
+        if await self._worker.run(commit) and training_run.model == ModelRole.POLICY:
             await self._announce_step(training_run)
 
     async def _announce_step(self, training_run: TrainingRun) -> None:
@@ -281,7 +279,8 @@ class Loop:
         following = self._pace.next_version(training_run, self._clock())
         if following is not None and following.due:
             self.state = "publishing"
-            await self._commit(training_run)
+            await self._commit(training_run, partial(training_run.begin_commit, 1))
+            is_writing = training_run.uncommitted.is_writing
             figures = self.last_metrics.get(training_run.model, {})
             *links, last = trace_links.steps_of(training_run.model) or ("",)
             with tracing.span("make version", parent=last, links=links):
@@ -289,6 +288,8 @@ class Loop:
                     self._publisher.save_version, training_run, figures
                 )
                 trace_links.note_version(training_run.model, version)
+            if is_writing and training_run.model == ModelRole.POLICY:
+                await self._announce_step(training_run)
         await self._publisher.publish_pending(training_run)
 
     async def _send_dead_letters(self, training_run: TrainingRun) -> None:

@@ -120,7 +120,7 @@ gradient_norm = Gauge(
 )
 checkpoint_seconds = Histogram(
     "tuneloop_learner_checkpoint_seconds",
-    "Seconds to write a checkpoint and commit its steps.",
+    "Seconds to write a checkpoint; of full weights beside the next steps.",
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 versions_published = Counter(

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from tuneloop.errors import InvalidRequest
+
 
 class Objective(StrEnum):
     """What a sample is for: the name that ledger rows, manifests and metrics carry.
@@ -225,6 +227,19 @@ sample_types: Mapping[str, type] = {
     Objective.GRPO: ScoredGroup,
 }
 """The type of the samples of each of the policy's objectives."""
+
+
+def check_type(objective: str, sample: PolicySample) -> None:
+    """Raise `InvalidRequest`, `param` the sample's id, if it is not of the objective's type."""
+    consumed = sample_types.get(objective)
+    if consumed is None:
+        raise InvalidRequest(f"objective {objective!r} is none of {', '.join(sample_types)}")
+    if not isinstance(sample, consumed):
+        raise InvalidRequest(
+            f"sample {sample.sample_id}: {objective} learns from {consumed.__name__}, "
+            f"not {type(sample).__name__}",
+            param=sample.sample_id,
+        )
 
 
 def sequences_of(sample: PolicySample | RewardSample) -> tuple[TokenSequence, ...]:

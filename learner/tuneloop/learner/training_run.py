@@ -1,16 +1,10 @@
-"""A model in training and its accounting: batch, step, commit, restore.
-
-The invariant: a sample's use and the weights that learned from it become durable together. A step
-lives in memory until its checkpoint is on disk; then one ledger transaction commits the step, its
-uses and the checkpoint's name. A crash before that transaction undoes all three, a crash after it
-none, so every sample is used exactly once in the weights that are trained further.
-"""
+"""A model in training and its accounting: batch, step, commit (see `uncommitted`), restore."""
 
 import logging
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +16,7 @@ from tuneloop.learner.effects import EffectLog
 from tuneloop.learner.fault_search import FAULTS, FaultSearch, keys_of
 from tuneloop.learner.files import keep_only
 from tuneloop.learner.ledger.accounting import quarantine, steps, versions
+from tuneloop.learner.ledger.accounting.uncommitted import Uncommitted
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import features, ready, ref_logprobs
 from tuneloop.learner.ledger.queue.ready import Refusal
@@ -32,22 +27,6 @@ logger = logging.getLogger("tuneloop.learner")
 
 BEGINNING = "step-00000000"
 """The checkpoint from before the first step. It is never deleted, for roll-backs to version 0."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Uncommitted:
-    """Steps whose checkpoint is not committed yet."""
-
-    taken: list[steps.Step] = field(default_factory=list)
-
-    def ids(self, objective: str) -> list[str]:
-        """Return the samples of an objective that they used."""
-        return [
-            sample_id
-            for step in self.taken
-            for used in (step.samples, step.replayed)
-            for sample_id in used.get(objective, ())
-        ]
 
 
 class TrainingRun:
@@ -65,8 +44,10 @@ class TrainingRun:
         database: Database,
         checkpoints: Path,
         keep_checkpoints: int,
+        beside: bool = False,
         clock: Callable[[], float] = steady_time,
     ) -> None:
+        """With `beside` checkpoints are written beside the next steps."""
         self.model = model
         self.policy = policy
         """Name in manifests."""
@@ -85,7 +66,7 @@ class TrainingRun:
         """The version the weights grew from."""
         self.published_step = 0
         """The last step that version had."""
-        self.uncommitted = Uncommitted()
+        self.uncommitted = Uncommitted(model=model, database=database, beside=beside, clock=clock)
         self.effects = EffectLog()
         """What the steps since the last version changed."""
         self.unreported = True
@@ -105,7 +86,7 @@ class TrainingRun:
         the last good one are undone in the ledger, so that their samples are used again.
         """
         self._checkpoints.mkdir(parents=True, exist_ok=True)
-        self.uncommitted = Uncommitted()
+        self.uncommitted.discard()
         self.effects = EffectLog()
         known = steps.checkpoints(self._database, self.model)
         strangers = keep_only(self._checkpoints, {BEGINNING, *(name for _, name in known)})
@@ -148,7 +129,7 @@ class TrainingRun:
         folder = self._checkpoints / BEGINNING
         if self._fresh and (replace_old or not folder.exists()):
             shutil.rmtree(folder, ignore_errors=True)
-            self.trainer.save_checkpoint(folder, {"step": 0})
+            self.trainer.stage_checkpoint({"step": 0})(folder)
 
     def rewind(self, set_aside_after: int) -> bool:
         """After a quarantine, continue from the last good version; return whether there was one.
@@ -227,6 +208,7 @@ class TrainingRun:
                 self._drop(remaining, error)
                 continue
             if not result.skipped and not self.trainer.finite():
+                self._settle()
                 self.restore()
                 raise ArithmeticError("the step made weights that are not finite; it was undone")
             metrics.step_seconds.labels(self.model).observe(time.perf_counter() - started)
@@ -315,18 +297,36 @@ class TrainingRun:
         if self.unpublished_since is None:
             self.unpublished_since = self._clock()
 
-    def commit(self) -> None:
-        """Write a checkpoint, then commit the steps taken since the last one."""
-        if not self.uncommitted.taken:
-            return
-        with metrics.checkpoint_seconds.time():
-            name = f"step-{self.step:08d}"
-            self.trainer.save_checkpoint(self._checkpoints / name, {"step": self.step})
-            steps.commit_steps(
-                self._database, self.model, self.uncommitted.taken, name, self._clock()
-            )
-        self.uncommitted = Uncommitted()
-        self._prune()
+    def commit(self) -> bool:
+        """Write a checkpoint, then commit the steps taken; return whether there were any."""
+        committed = self._settle()
+        if self.uncommitted.taken:
+            self._begin()
+            committed = self._settle()
+        return committed
+
+    def begin_commit(self, every_steps: int) -> bool:
+        """Commit what is written, then begin a checkpoint if so many steps have none.
+
+        Returns whether any step was committed: those of a checkpoint that is written beside the
+        next steps are later. While one is being written no other begins.
+        """
+        committed = self._settle(wait=False)
+        if len(self.uncommitted.taken) >= every_steps and not self.uncommitted.is_writing:
+            self._begin()
+            committed = self._settle(wait=False) or committed
+        return committed
+
+    def _begin(self) -> None:
+        name = f"step-{self.step:08d}"
+        write = self.trainer.stage_checkpoint({"step": self.step})
+        self.uncommitted.begin(name, partial(write, self._checkpoints / name))
+
+    def _settle(self, *, wait: bool = True) -> bool:
+        committed = self.uncommitted.settle(wait=wait)
+        if committed:
+            self._prune()
+        return committed
 
     def _prune(self) -> None:
         known = steps.checkpoints(self._database, self.model)

@@ -309,7 +309,7 @@ async def test_a_crash_before_the_commit_uses_the_samples_again(parts: Parts) ->
     assert parts.used() == {}
     # The checkpoint is written, and then the process dies.
     folder = parts.settings.data_dir / "checkpoints" / "policy" / "step-00000001"
-    parts.trainer.save_checkpoint(folder, {"step": 1})
+    parts.trainer.stage_checkpoint({"step": 1})(folder)
     parts = parts.again()
     parts.training_run.restore()
     assert not folder.exists()

@@ -60,7 +60,9 @@ async def make_training_runs(
     # This imports torch and transformers.
     from tuneloop.learner.trainer.policy import PolicyTrainer
 
-    def training_run(model: str, name: str, build: Callable[[], Trainer]) -> TrainingRun:
+    def training_run(
+        model: str, name: str, build: Callable[[], Trainer], kind: WeightsKind
+    ) -> TrainingRun:
         return TrainingRun(
             model=model,
             policy=name,
@@ -68,6 +70,8 @@ async def make_training_runs(
             database=database,
             checkpoints=settings.data_dir / "checkpoints" / model,
             keep_checkpoints=settings.keep_checkpoints,
+            # An adapter's is written at once; several ranks write theirs together.
+            beside=kind is WeightsKind.FULL and world.size == 1,
         )
 
     def policy_trainer() -> Trainer:
@@ -75,7 +79,8 @@ async def make_training_runs(
             settings.model, settings.trainer(), world, base_model=settings.base_model
         )
 
-    policy = await worker.run(training_run, ModelRole.POLICY, settings.policy, policy_trainer)
+    kind = settings.weights_kind
+    policy = await worker.run(training_run, ModelRole.POLICY, settings.policy, policy_trainer, kind)
     edit_tokens = await worker.run(EditTokenizer, settings.model)
     batches = PolicyBatcher(database, settings, edit_tokens=edit_tokens)
     made: list[tuple[TrainingRun, Batcher]] = [(policy, batches)]
@@ -87,6 +92,7 @@ async def make_training_runs(
             return RewardTrainer(backbone, settings.reward_trainer())
 
         name = f"{settings.policy}-reward-model"
-        reward_model = await worker.run(training_run, ModelRole.REWARD_MODEL, name, reward_trainer)
+        role, kind = ModelRole.REWARD_MODEL, settings.reward_trainer().kind
+        reward_model = await worker.run(training_run, role, name, reward_trainer, kind)
         made.append((reward_model, RewardBatcher(database, settings)))
     return made

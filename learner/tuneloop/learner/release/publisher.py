@@ -86,13 +86,19 @@ class Publisher:
         self._backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
 
     def save_version(self, training_run: TrainingRun, last_metrics: Mapping[str, float]) -> int:
-        """Save the training run's weights as its next version; blocks. All its steps are committed.
+        """Save the training run's weights as its next version; blocks.
 
-        Returns the version's number. From then on the version survives a crash. Raises
-        `WeightsRefused` if a weight is not finite: such weights never leave the learner.
+        The checkpoint of its last steps may be written beside the version's files; all of them are
+        committed before the version is recorded. Returns the version's number; from then on it
+        survives a crash. Raises `WeightsRefused` if a weight is not finite: such weights never
+        leave the learner.
         """
         version = self._next_number(training_run)
         folder = self._write_weights(training_run, version)
+        if training_run.model == ModelRole.POLICY and self._before_publishing is not None:
+            # First, so that every recorded version can be examined.
+            self._before_publishing(version, folder)
+        training_run.commit()
         learned = lineage.learned_from(self._database, training_run.model, training_run.step)
         created_time = datetime.fromtimestamp(self._clock(), UTC)
         base = self._base_models[training_run.model]
@@ -122,9 +128,6 @@ class Publisher:
             files=(),
             created_time=created_time,
         )
-        if training_run.model == ModelRole.POLICY and self._before_publishing is not None:
-            # First, so that every recorded version can be examined.
-            self._before_publishing(version, folder)
         versions.add_version(
             self._database,
             model=training_run.model,

@@ -2,7 +2,7 @@
 
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -106,10 +106,12 @@ class Trainer(Protocol):
         """The most tokens in a forward pass; it shrinks where memory runs out, and stays small."""
         ...
 
-    def save_checkpoint(self, folder: Path, position: Mapping[str, Any]) -> None:
-        """Write all that training resumes from; `folder` appears on disk whole or not at all.
+    def stage_checkpoint(self, position: Mapping[str, Any]) -> Callable[[Path], None]:
+        """Copy into main memory all that training resumes from; what is returned writes it.
 
-        `position` is JSON that is kept with it.
+        It is given a folder, which appears on disk whole or not at all. It may be called in any
+        thread, while training goes on; of several ranks at once, in this one. `position` is JSON
+        that is kept with it.
         """
         ...
 

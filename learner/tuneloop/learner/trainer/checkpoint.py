@@ -15,8 +15,9 @@ trainers' folders (`checkpoint_shards`).
 import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,8 +41,13 @@ UNFINISHED = ".unfinished-"
 class Checkpointed(Protocol):
     """A trainer whose state can be kept and put back."""
 
-    def save_state(self, folder: Path) -> Saved:
-        """Write its tensors into `folder`, through to the disk; what else is to be kept."""
+    def stage_state(self) -> Callable[[Path], Saved]:
+        """Copy what is to be kept into main memory.
+
+        What is returned writes the tensors into a folder, through to the disk, and gives what else
+        is to be kept. It may be called in any thread, while training goes on; of several ranks at
+        once, in this one.
+        """
         ...
 
     def read_state(self, folder: Path, saved: Saved) -> None:
@@ -77,15 +83,32 @@ def save(
     folder: Path, trainers: Mapping[str, Checkpointed], position: Mapping[str, Any] | None = None
 ) -> None:
     """Write a checkpoint at `folder`, which appears whole or not at all; replaces an older one."""
+    stage(trainers, position)(folder)
+
+
+def stage(
+    trainers: Mapping[str, Checkpointed], position: Mapping[str, Any] | None = None
+) -> Callable[[Path], None]:
+    """Copy everything as it is now; what is returned does `save` with it, when and where it may."""
     random = RandomState.capture()
+    staged = {name: trainer.stage_state() for name, trainer in trainers.items()}
+    return partial(_write, staged, dict(position or {}), random)
+
+
+def _write(
+    staged: Mapping[str, Callable[[Path], Saved]],
+    position: Mapping[str, Any],
+    random: RandomState,
+    folder: Path,
+) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(UNFINISHED + folder.name)
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    saved = {name: trainer.save_state(unfinished / name) for name, trainer in trainers.items()}
+    saved = {name: write(unfinished / name) for name, write in staged.items()}
     save_file(dict(random.torch), unfinished / RANDOM)
     document = {
-        "position": dict(position or {}),
+        "position": position,
         "schedulers": {name: dict(of.scheduler) for name, of in saved.items()},
         "random": random.to_document(),
     }

@@ -42,7 +42,7 @@ from tuneloop.learner.samples import (
     SampledAnswer,
     TokenSequence,
     as_compared,
-    sample_types,
+    check_type,
 )
 from tuneloop.learner.trainer import checkpoint, checkpoint_shards
 from tuneloop.learner.trainer.adaptive import AdaptiveState
@@ -141,15 +141,7 @@ class PolicyTrainer:
 
     def check(self, objective: str, sample: PolicySample) -> None:
         """See `Trainer.check`."""
-        consumed = sample_types.get(objective)
-        if consumed is None:
-            raise InvalidRequest(f"objective {objective!r} is none of {', '.join(sample_types)}")
-        if not isinstance(sample, consumed):
-            raise InvalidRequest(
-                f"sample {sample.sample_id}: {objective} learns from {consumed.__name__}, "
-                f"not {type(sample).__name__}",
-                param=sample.sample_id,
-            )
+        check_type(objective, sample)
         self._check(sample)
 
     def _check(self, sample: PolicySample) -> None:
@@ -293,9 +285,9 @@ class PolicyTrainer:
         self._world.announce("trainer", "save_weights", folder)
         self._model.save_weights(folder, base_model=self._base_model)
 
-    def save_checkpoint(self, folder: Path, position: Mapping[str, Any]) -> None:
-        """See `Trainer.save_checkpoint`."""
-        checkpoint.save(folder, {"policy": self}, position)
+    def stage_checkpoint(self, position: Mapping[str, Any]) -> Callable[[Path], None]:
+        """See `Trainer.stage_checkpoint`."""
+        return checkpoint.stage({"policy": self}, position)
 
     def load_checkpoint(self, folder: Path) -> None:
         """See `Trainer.load_checkpoint`."""
@@ -335,8 +327,14 @@ class PolicyTrainer:
         self._optimizer.load_state(state)
         self._adaptive = adaptive
 
-    def save_state(self, folder: Path) -> checkpoint_shards.Saved:
+    def stage_state(self) -> Callable[[Path], checkpoint_shards.Saved]:
         """See `Checkpointed`."""
+        if self._world.size > 1:
+            return self.save_state
+        return partial(checkpoint_shards.save, state=self.state(), world=ALONE)
+
+    def save_state(self, folder: Path) -> checkpoint_shards.Saved:
+        """Write the parts of all ranks as they are now."""
         self._world.announce("trainer", "save_state", folder)
         with self._world.together():
             return checkpoint_shards.save(folder, self.state(), self._world)

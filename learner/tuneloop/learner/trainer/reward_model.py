@@ -163,9 +163,9 @@ class RewardTrainer:
         lora = self._settings.kind is WeightsKind.LORA
         self._model.save(folder, merged_weights(self._model.module) if lora else None)
 
-    def save_checkpoint(self, folder: Path, position: Mapping[str, Any]) -> None:
-        """See `Trainer.save_checkpoint`."""
-        checkpoint.save(folder, {"reward_model": self}, position)
+    def stage_checkpoint(self, position: Mapping[str, Any]) -> Callable[[Path], None]:
+        """See `Trainer.stage_checkpoint`."""
+        return checkpoint.stage({"reward_model": self}, position)
 
     def load_checkpoint(self, folder: Path) -> None:
         """See `Trainer.load_checkpoint`."""
@@ -196,9 +196,9 @@ class RewardTrainer:
         self._optimizer.load_state(state)
         self._thumbs = thumbs
 
-    def save_state(self, folder: Path) -> Saved:
+    def stage_state(self) -> Callable[[Path], Saved]:
         """See `Checkpointed`."""
-        return checkpoint_shards.save(folder, self.state(), ALONE)
+        return partial(checkpoint_shards.save, state=self.state(), world=ALONE)
 
     def read_state(self, folder: Path, saved: Saved) -> None:
         """See `Checkpointed`."""

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,8 @@ class Small:
         named = {name: nn.Parameter(tensor) for name, tensor in tensors.items()}
         self.optimization = Optimizer([(named, 0.1)], OptimizerSettings(learning_rate=0.1))
 
-    def save_state(self, folder: Path) -> Saved:
-        return checkpoint_shards.save(folder, self.optimization.state(), ALONE)
+    def stage_state(self) -> Callable[[Path], Saved]:
+        return partial(checkpoint_shards.save, state=self.optimization.state(), world=ALONE)
 
     def read_state(self, folder: Path, saved: Saved) -> None:
         state = checkpoint_shards.load(folder, saved, self.optimization.blank, ALONE)

@@ -98,7 +98,7 @@ def test_an_open_batch_survives_a_checkpoint(tiny_policy: Path, tmp_path: Path) 
     going, resumed = make_trainer(tiny_policy), make_trainer(tiny_policy)
     going.step({"dpo": judged("dpo", 16, seed=0)})
     going.step({"dpo": judged("dpo", 5, seed=1)})
-    going.save_checkpoint(tmp_path / "checkpoint", {})
+    going.stage_checkpoint({})(tmp_path / "checkpoint")
     resumed.load_checkpoint(tmp_path / "checkpoint")
     assert distance(tensors(resumed), tensors(going)) < 1e-6
     for trainer in (going, resumed):

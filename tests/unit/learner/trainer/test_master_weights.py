@@ -138,7 +138,7 @@ def test_a_checkpoint_continues_bit_for_bit(
         straight.step(samples(seed))
     for seed in range(2):
         first.step(samples(seed))
-    first.save_checkpoint(tmp_path / "c", {})
+    first.stage_checkpoint({})(tmp_path / "c")
     # Weights that would show if anything were kept of them.
     second.step(samples(9))
     second.load_checkpoint(tmp_path / "c")
@@ -153,7 +153,7 @@ def test_a_checkpoint_continues_bit_for_bit(
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_going_back_leaves_nothing_of_the_steps_since(tiny_policy: Path, tmp_path: Path) -> None:
     trainer, fresh = PolicyTrainer(tiny_policy, SETTINGS), PolicyTrainer(tiny_policy, SETTINGS)
-    trainer.save_checkpoint(tmp_path / "beginning", {"step": 0})
+    trainer.stage_checkpoint({"step": 0})(tmp_path / "beginning")
     for seed in range(3):
         trainer.step(samples(seed))
     trainer.load_checkpoint(tmp_path / "beginning")

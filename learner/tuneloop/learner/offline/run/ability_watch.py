@@ -67,7 +67,7 @@ class AbilityWatch:
         self._before = self._exam.score(examinee, sampled_items=SAMPLED_ITEMS)
         self._keep(0, self._before, None)
         if self._stops and step == 0:
-            self._trainer.save_checkpoint(self._best, {"step": 0})
+            self._trainer.stage_checkpoint({"step": 0})(self._best)
         value, accuracy = self._before.value, self._before.figures().get("accuracy")
         ranked = "" if accuracy is None else f", {accuracy:.0%} of choices right"
         self._console.line(f"ability suite before the run: {value:.3f}{ranked}")
@@ -95,7 +95,7 @@ class AbilityWatch:
                 "lower learning_rate, take fewer steps, or hold it closer to where it began"
             )
         elif self._stops:
-            self._trainer.save_checkpoint(self._best, {"step": step})
+            self._trainer.stage_checkpoint({"step": step})(self._best)
         figures = {f"ability_{name}": value for name, value in scores.figures().items()}
         return {**figures, "ability_change": change.difference}
 

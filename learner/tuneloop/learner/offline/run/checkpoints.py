@@ -40,7 +40,7 @@ class CheckpointManager:
     def save(self, trainer: Trainer, progress: RunProgress) -> None:
         """Keep the state after `progress.step` steps, and no more than the newest few."""
         position = {"run": self._identity, "progress": asdict(progress)}
-        trainer.save_checkpoint(self._folder / f"step-{progress.step:08d}", position)
+        trainer.stage_checkpoint(position)(self._folder / f"step-{progress.step:08d}")
         checkpoint.prune(self._folder, self._keep)
 
     def restore(self, trainer: Trainer, say: Callable[[str], None]) -> RunProgress:
