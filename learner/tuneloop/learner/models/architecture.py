@@ -19,8 +19,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tuneloop.errors import SettingsError
 from tuneloop.learner.models.attention import PACKED
-from tuneloop.learner.models.lm_head import LogitTransform, float32_head, transformed
+from tuneloop.learner.models.lm_head import float32_head
 from tuneloop.learner.models.packing import TokenLayout, pack, pad
+from tuneloop.learner.models.softmax.logits import LogitTransform, transformed
 from tuneloop.learner.samples import TokenSequence
 from tuneloop.models.reward_model import silence_loading
 

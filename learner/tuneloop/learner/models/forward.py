@@ -7,13 +7,8 @@ from torch import Tensor, nn
 
 from tuneloop.learner.models.architecture import run_body, run_whole
 from tuneloop.learner.models.batch import SequenceBatch, collate
-from tuneloop.learner.models.lm_head import (
-    LogitTransform,
-    float32_logits,
-    logprobs_of_logits,
-    token_logprobs,
-    transformed,
-)
+from tuneloop.learner.models.lm_head import float32_logits, logprobs_of_logits, token_logprobs
+from tuneloop.learner.models.softmax.logits import LogitTransform, transformed
 from tuneloop.learner.models.world import World, shard_sequences
 from tuneloop.learner.samples import Tokens, TokenSequence, tokens_of
 

@@ -3,31 +3,16 @@
 import contextlib
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tuneloop.learner.models.softmax.logits import Logits, LogitTransform, float32_product
+
 CHUNK_ELEMENTS = {"cpu": 1 << 25, "cuda": 1 << 27}
 """Logits held at once; in float32 a chunk is four bytes times this."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogitTransform:
-    """What a family does to its logits after the head: z = cap·tanh(scale·logits / cap)."""
-
-    scale: float = 1.0
-    cap: float | None = None
-
-
-def transformed(logits: Tensor, transform: LogitTransform) -> Tensor:
-    """Return logits as a family's softmax takes them, in float32."""
-    scaled = transform.scale * logits.float()
-    if transform.cap is None:
-        return scaled
-    return transform.cap * torch.tanh(scaled / transform.cap)
 
 
 def token_logprobs(
@@ -53,7 +38,7 @@ def token_logprobs(
 
     Everything is float32, or float64 where `hidden` is; under autocast hidden states and weight are
     in its dtype, but logits are float32: rounded to bfloat16 they moved log-probs by 0.03 nats
-    (see `_float32_product`). The gradient of the weight is summed up over the chunks in float32.
+    (see `float32_product`). The gradient of the weight is summed up over the chunks in float32.
 
     """
     weight: Any = head.weight
@@ -110,7 +95,7 @@ class _Float32Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(hidden, weight)
-        return _float32_product(hidden, weight.to(hidden.dtype).t())
+        return float32_product(hidden, weight.to(hidden.dtype).t())
 
     @staticmethod
     @once_differentiable
@@ -160,33 +145,25 @@ class _TokenLogprobs(torch.autograd.Function):
         differentiate: bool,
     ) -> tuple[Tensor, Tensor]:
         moves_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        logits = _Logits(
+        ahead = differentiate and not moves_head
+        logits = Logits(
             hidden, weight, bias, temperatures=temperatures, transform=transform, chunk=chunk
         )
         normalizers = logits.new_vector()
         chosen = torch.empty_like(normalizers)
         entropies = torch.empty_like(normalizers[: len(targets) if with_entropies else 0])
-        ahead = differentiate and not moves_head
         pulls = torch.empty_like(hidden) if ahead else None
         for part in logits.parts:
-            z, slopes = logits.of(part)
-            chosen[part] = z.gather(1, targets[part, None])[:, 0]
+            sums = logits.sums(part, targets[part], entropies=with_entropies, gradient=ahead)
+            chosen[part], normalizers[part] = sums.chosen, sums.normalizers
             if with_entropies:
-                p = torch.softmax(z, dim=-1)
-                entropies[part] = torch.logsumexp(z, dim=-1) - p.mul_(z).sum(-1)
-            largest = z.amax(-1)
-            # In place: a pass over the logits costs as much as a fresh tensor's pages.
-            p = z.sub_(largest[:, None]).exp_()
-            sums = p.sum(-1)
-            normalizers[part] = sums.log() + largest
-            last = (p, sums, slopes)
+                entropies[part] = sums.entropies
             if pulls is not None:
-                d = _slopes_of(p, targets[part], slopes, scale=1 / sums)
-                pulls[part] = d.to(hidden.dtype) @ logits.weight
+                pulls[part] = sums.gradient @ logits.weight
         saved = (pulls,) if ahead else (hidden, weight, bias, targets, temperatures, normalizers)
         ctx.save_for_backward(*(saved if differentiate else ()))
         ctx.transform, ctx.chunk, ctx.ahead = transform, chunk, ahead
-        ctx.last = None if ahead or not differentiate else last
+        ctx.last = None if ahead or not differentiate else logits.last
         ctx.mark_non_differentiable(entropies)
         return chosen - normalizers, entropies
 
@@ -197,7 +174,7 @@ class _TokenLogprobs(torch.autograd.Function):
             (pulls,) = ctx.saved_tensors
             return ((pulls * gradient[:, None]).to(pulls.dtype), *(None,) * 8)
         hidden, weight, bias, targets, temperatures, normalizers = ctx.saved_tensors
-        logits = _Logits(
+        logits = Logits(
             hidden,
             weight,
             bias,
@@ -205,102 +182,23 @@ class _TokenLogprobs(torch.autograd.Function):
             transform=ctx.transform,
             chunk=ctx.chunk,
         )
+        logits.last, ctx.last = ctx.last, None
         hidden_gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         weight_gradient = bias_gradient = None
         if ctx.needs_input_grad[1]:
             weight_gradient = torch.zeros(weight.shape, dtype=gradient.dtype, device=weight.device)
         if bias is not None and ctx.needs_input_grad[2]:
             bias_gradient = torch.zeros(bias.shape, dtype=gradient.dtype, device=bias.device)
-        last, ctx.last = ctx.last, None
         for part in reversed(logits.parts):
-            if last is not None:
-                p, sums, slopes = last
-                scale, last = 1 / sums, None
-            else:
-                z, slopes = logits.of(part)
-                p, scale = z.sub_(normalizers[part, None]).exp_(), None
-            wide = _slopes_of(p, targets[part], slopes * gradient[part, None], scale)
-            narrow = wide.to(hidden.dtype)
+            slopes = logits.gradient(part, targets[part], normalizers[part], gradient[part])
             if hidden_gradient is not None:
-                hidden_gradient[part] = narrow @ logits.weight
+                hidden_gradient[part] = slopes @ logits.weight
             if weight_gradient is not None:
-                _add_product(weight_gradient, narrow, hidden[part])
+                _add_product(weight_gradient, slopes, hidden[part])
             if bias_gradient is not None:
-                bias_gradient += wide.sum(0)
+                bias_gradient += slopes.sum(0, dtype=bias_gradient.dtype)
         # Autograd casts them to what the parameters take: float32 where they have masters.
         return hidden_gradient, weight_gradient, bias_gradient, *(None,) * 6
-
-
-class _Logits:
-    """The logits of one chunk after the other, in the same memory."""
-
-    def __init__(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        *,
-        temperatures: Tensor,
-        transform: LogitTransform,
-        chunk: int,
-    ) -> None:
-        self.weight = weight.to(hidden.dtype)
-        self.parts = [slice(start, start + chunk) for start in range(0, len(hidden), chunk)]
-        self._hidden, self._transform = hidden, transform
-        self._bias = None if bias is None else bias.to(hidden.dtype)
-        self._wide = torch.promote_types(hidden.dtype, torch.float32)
-        self._slopes = transform.scale / temperatures.to(self._wide)[:, None]
-        # Asked on a CPU only: a GPU would have to be waited for.
-        self._at_one = hidden.device.type == "cpu" and bool((self._slopes == 1).all())
-        self._caps = (transform.cap or 0.0) / temperatures.to(self._wide)[:, None]
-        self._buffer: Tensor | None = None
-
-    def new_vector(self) -> Tensor:
-        """(N,), not filled, in the precision of the softmax."""
-        return torch.empty(len(self._hidden), dtype=self._wide, device=self._hidden.device)
-
-    def of(self, part: slice) -> tuple[Tensor, Tensor]:
-        """Return (n, V) logits as the softmax takes them, and dz / d logits, (n, 1) or (n, V)."""
-        hidden, slopes = self._hidden[part], self._slopes[part]
-        z = self._products(hidden)
-        if self._transform.cap is None:
-            return (z if self._at_one else z.mul_(slopes)), slopes
-        tanh = z.mul_(self._transform.scale / self._transform.cap).tanh_()
-        slopes = slopes * (1 - tanh.square())
-        return tanh.mul_(self._caps[part]), slopes
-
-    def _products(self, hidden: Tensor) -> Tensor:
-        """Return the head's products with (n, H) states, (n, V), in the softmax's precision."""
-        if hidden.dtype != self._wide:
-            z = _float32_product(hidden, self.weight.t())
-            return z if self._bias is None else z.add_(self._bias)
-        if self._buffer is None:
-            longest = self.parts[0].stop
-            self._buffer = hidden.new_empty((min(longest, len(self._hidden)), len(self.weight)))
-        z = self._buffer[: len(hidden)]
-        if self._bias is None:
-            return torch.mm(hidden, self.weight.t(), out=z)
-        return torch.addmm(self._bias, hidden, self.weight.t(), out=z)
-
-
-def _float32_product(left: Tensor, right: Tensor) -> Tensor:
-    """Return left @ right of two tensors in half precision, never rounded to it.
-
-    MiniMax 2025 (MiniMax-M1), https://arxiv.org/abs/2506.13585, section 3.2: the head's precision
-    is what makes log-probs of trainer and sampler differ. A GPU adds up in float32 in any case:
-    here that is kept.
-    """
-    with torch.autocast(left.device.type, enabled=False):
-        if left.device.type == "cuda":
-            return torch.mm(left, right, out_dtype=torch.float32)
-        return left.float() @ right.float()
-
-
-def _slopes_of(p: Tensor, targets: Tensor, slopes: Tensor, scale: Tensor | None = None) -> Tensor:
-    """Turn p into (onehot(target) − scale · p) · slopes, in place; slopes are (n, 1) or (n, V)."""
-    p.mul_(-slopes if scale is None else -slopes * scale[:, None])
-    chosen = slopes if slopes.shape[1] == 1 else slopes.gather(1, targets[:, None])
-    return p.scatter_add_(1, targets[:, None], chosen)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

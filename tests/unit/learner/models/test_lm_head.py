@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tuneloop.learner.models.lm_head import LogitTransform, logprobs_of_logits, token_logprobs
+from tuneloop.learner.models.lm_head import logprobs_of_logits, token_logprobs
+from tuneloop.learner.models.softmax.logits import LogitTransform
 
 TRANSFORMS = {
     "plain": LogitTransform(),

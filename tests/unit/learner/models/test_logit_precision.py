@@ -16,8 +16,9 @@ from transformers import (
 from tuneloop.learner.models.architecture import find_logit_transform, run_whole
 from tuneloop.learner.models.batch import collate
 from tuneloop.learner.models.forward import Forward
-from tuneloop.learner.models.lm_head import LogitTransform, float32_logits
+from tuneloop.learner.models.lm_head import float32_logits
 from tuneloop.learner.models.packing import pad
+from tuneloop.learner.models.softmax.logits import LogitTransform
 from tuneloop.learner.samples import TokenSequence
 
 CPU = torch.device("cpu")
