@@ -1,7 +1,7 @@
 """Means that add up: a metric is kept as a sum and a count until the step is over."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,12 +36,24 @@ def mean_over(values: Tensor, mask: Tensor) -> Mean:
 
 def merge(parts: Iterable[Mapping[str, Mean]]) -> dict[str, float]:
     """Add up the means of micro-batches; those that measured nothing are left out."""
+    named = [(name, mean) for part in parts for name, mean in part.items()]
+    numbers = iter(read_numbers([n for _, mean in named for n in (mean.total, mean.count)]))
     totals: dict[str, tuple[float, float]] = {}
-    for part in parts:
-        for name, mean in part.items():
-            total, count = totals.get(name, (0.0, 0.0))
-            totals[name] = (total + float(mean.total), count + float(mean.count))
+    for name, _ in named:
+        total, count = totals.get(name, (0.0, 0.0))
+        totals[name] = (total + next(numbers), count + next(numbers))
     return {name: total / count for name, (total, count) in totals.items() if count > 0}
+
+
+def read_numbers(scalars: Sequence[Tensor]) -> list[float]:
+    """Return the values of scalars, read at once: each read waits for all that a GPU has to do."""
+    devices = {scalar.device for scalar in scalars}
+    values: dict[int, float] = {}
+    for device in devices:
+        places = [place for place, scalar in enumerate(scalars) if scalar.device == device]
+        together = torch.stack([scalars[place].detach().double() for place in places])
+        values.update(zip(places, together.tolist(), strict=True))
+    return [values[place] for place in range(len(scalars))]
 
 
 def log_ratio_kl(policy_logprobs: Tensor, ref_logprobs: Tensor, loss_mask: Tensor) -> Mean:

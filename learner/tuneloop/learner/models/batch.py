@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tuneloop.errors import InvalidRequest
-from tuneloop.learner.models.packing import TokenLayout, pack, packed_length, pad
+from tuneloop.learner.models.packing import TokenLayout, pack, packed_length, pad, send
 from tuneloop.learner.samples import (
     DemonstrationSample,
     PairSample,
@@ -43,6 +43,8 @@ class SequenceBatch:
     temperatures: Tensor  # (N,) float32
     loss_mask: Tensor  # (B, C) bool
     """True on completion tokens; its true places, in row order, are the N targets."""
+    places: Tensor  # (N,) int64
+    """Those places, counted in B·C: a GPU that had to find them would be waited for."""
     generation_logprobs: Tensor  # (B, C) float32
     """NaN where the sampler's log-prob is not known."""
     ref_logprobs: Tensor | None  # (B, C) float32
@@ -59,8 +61,8 @@ class SequenceBatch:
 
     def scatter(self, flat: Tensor) -> Tensor:
         """Put a value for each target, (N,), into place, (B, C); 0 where masked."""
-        padded = torch.zeros(self.loss_mask.shape, dtype=flat.dtype, device=flat.device)
-        return padded.masked_scatter(self.loss_mask, flat)
+        padded = torch.zeros(self.loss_mask.numel(), dtype=flat.dtype, device=flat.device)
+        return padded.scatter(0, self.places, flat).view(self.loss_mask.shape)
 
 
 def sequence_length(sequence: TokenSequence) -> int:
@@ -225,11 +227,12 @@ def collate(sequences: Sequence[TokenSequence], device: torch.device) -> Sequenc
     return SequenceBatch(
         sequences=tuple(sequences),
         packed=pack(sequences, device),
-        targets=torch.tensor(targets, device=device),
-        temperatures=torch.tensor(temperatures, device=device),
-        loss_mask=loss_mask.to(device),
-        generation_logprobs=generation_logprobs.to(device),
-        ref_logprobs=None if ref_logprobs is None else ref_logprobs.to(device),
+        targets=send(torch.tensor(targets), device),
+        temperatures=send(torch.tensor(temperatures), device),
+        loss_mask=send(loss_mask, device),
+        places=send(loss_mask.flatten().nonzero()[:, 0], device),
+        generation_logprobs=send(generation_logprobs, device),
+        ref_logprobs=None if ref_logprobs is None else send(ref_logprobs, device),
     )
 
 

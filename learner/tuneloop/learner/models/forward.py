@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tuneloop.learner.models.architecture import run_body, run_whole
 from tuneloop.learner.models.batch import SequenceBatch, collate
 from tuneloop.learner.models.lm_head import float32_logits, logprobs_of_logits, token_logprobs
+from tuneloop.learner.models.packing import send
 from tuneloop.learner.models.softmax.logits import LogitTransform, transformed
 from tuneloop.learner.models.world import World, shard_sequences
 from tuneloop.learner.samples import Tokens, TokenSequence, tokens_of
@@ -118,9 +119,14 @@ def share_of(batch: SequenceBatch, world: World) -> RankShard:
         return RankShard(batch=batch, places=None)
     rows = shard_sequences(batch.sequences, world.size)[world.rank]
     device = batch.targets.device
-    mine = torch.zeros(len(batch.sequences), 1, dtype=torch.bool, device=device)
-    mine[rows] = True
-    places = mine.expand_as(batch.loss_mask)[batch.loss_mask].nonzero()[:, 0]
+    mine = set(rows)
+    found: list[int] = []
+    first = 0
+    for row, sequence in enumerate(batch.sequences):
+        after = first + len(sequence.completion_token_ids)
+        found.extend(range(first, after) if row in mine else ())
+        first = after
+    places = send(torch.tensor(found, dtype=torch.int64), device)
     sequences = [batch.sequences[row] for row in rows] or [min(batch.sequences, key=_length)]
     return RankShard(batch=collate(sequences, device), places=places)
 

@@ -46,6 +46,17 @@ class TokenLayout:
     """How far back the layers looked; None is all the way."""
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on `device`.
+
+    The copy to a GPU takes its turn behind what runs there, from pinned memory: another one would
+    wait for all of that.
+    """
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def packed_length(sequences: Sequence[TokenSequence]) -> int:
     """Tokens of a packed row, at most: prompts counted once, completions each."""
     prompts = {sequence.prompt_token_ids for sequence in sequences}
@@ -81,9 +92,9 @@ def pack(sequences: Sequence[TokenSequence], device: torch.device) -> TokenLayou
         positions.extend([0] * filler)
         segments.append(Segment(length=filler))
     return TokenLayout(
-        input_ids=torch.tensor([ids], device=device),
-        position_ids=torch.tensor([positions], device=device),
-        sources=torch.tensor([place for row in sources for place in row], device=device),
+        input_ids=send(torch.tensor([ids]), device),
+        position_ids=send(torch.tensor([positions]), device),
+        sources=send(torch.tensor([place for row in sources for place in row]), device),
         segments=tuple(segments),
     )
 
@@ -104,7 +115,7 @@ def pad(sequences: Sequence[TokenSequence], device: torch.device) -> TokenLayout
         first = row * width + len(s.prompt_token_ids) - 1
         sources.extend(range(first, first + len(s.completion_token_ids)))
     return TokenLayout(
-        input_ids=input_ids.to(device),
+        input_ids=send(input_ids, device),
         position_ids=torch.arange(width, device=device).expand(len(sequences), width),
-        sources=torch.tensor(sources, device=device),
+        sources=send(torch.tensor(sources), device),
     )

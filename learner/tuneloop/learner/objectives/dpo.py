@@ -9,6 +9,7 @@ from torch import Tensor
 from tuneloop.learner.losses.dpo import dpo_loss
 from tuneloop.learner.losses.means import Mean, total_of
 from tuneloop.learner.models.batch import SequenceBatch, collate
+from tuneloop.learner.models.packing import send
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.objectives.base import Plan, cut, restrained, trusted_share
 from tuneloop.learner.samples import PairSample
@@ -56,8 +57,8 @@ def _rows(model: PolicyModel, group: Sequence[PairSample], settings: TrainerSett
     return PairRows(
         batch=batch,
         ref_logprobs=model.reference_logprobs(batch),
-        weights=torch.tensor([s.weight * s.trust for s in group], device=model.device),
-        flip_rates=torch.tensor(rates, device=model.device),
+        weights=send(torch.tensor([s.weight * s.trust for s in group]), model.device),
+        flip_rates=send(torch.tensor(rates), model.device),
     )
 
 

@@ -11,9 +11,10 @@ from tuneloop.learner.losses.grpo import grpo_loss, rloo_loss
 from tuneloop.learner.losses.means import Mean, mean_over, total_of
 from tuneloop.learner.losses.ppo import importance_weights
 from tuneloop.learner.models.batch import collate
+from tuneloop.learner.models.packing import send
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.objectives.base import Plan, PolicyPass, cut, restrained
-from tuneloop.learner.objectives.off_policy import Rollouts, rollouts_of
+from tuneloop.learner.objectives.off_policy import Rollouts, learned_from, rollouts_of
 from tuneloop.learner.samples import ScoredGroup, ScoredSample
 from tuneloop.learner.trainer.adaptive import AT_REST, StepControls
 from tuneloop.learner.trainer.advantages import group_advantages, leave_one_out_advantages
@@ -67,11 +68,9 @@ def plan_grpo(
     ]
     rollouts = [rows for rows, _, _ in measured]
     penalties = torch.zeros(len(flat))
-    if settings.advantage_estimator == "rloo" and settings.beta_grpo > 0:
-        for rows in rollouts:
-            assert rows.ref_logprobs is not None
-            kl = (rows.old_logprobs - rows.ref_logprobs).sum(-1)
-            penalties[_numbers(rows)] = settings.beta_grpo * kl.cpu()
+    if settings.advantage_estimator == "rloo" and settings.beta_grpo > 0 and rollouts:
+        numbers = [number for rows in rollouts for number in _numbers(rows)]
+        penalties[numbers] = settings.beta_grpo * _completion_kl(rollouts)
     advantages = torch.zeros(len(flat))
     start = 0
     for group in kept:
@@ -79,10 +78,6 @@ def plan_grpo(
         rewards = group.rewards - penalties[of_group]
         advantages[of_group] = _advantages(group, rewards, settings)
         start = of_group.stop
-    for rows in rollouts:
-        of_rows = _numbers(rows)
-        is_left_out = rows.is_far.cpu() & (advantages[of_rows] < 0)
-        advantages[of_rows] = advantages[of_rows].masked_fill(is_left_out, 0.0)
     return Plan(
         micro_losses=_micro_losses(
             [(rows, policy) for rows, _, policy in measured],
@@ -152,6 +147,15 @@ def _measure(
     return rollouts, metrics, policy
 
 
+def _completion_kl(rollouts: Sequence[Rollouts]) -> Tensor:
+    """Return the k1 of all completions, (N,) on the CPU; one read."""
+    parts: list[Tensor] = []
+    for rows in rollouts:
+        assert rows.ref_logprobs is not None
+        parts.append((rows.old_logprobs - rows.ref_logprobs).sum(-1))
+    return torch.cat(parts).cpu()
+
+
 def _numbers(rows: Rollouts) -> list[int]:
     return [int(sample.sample_id) for sample in rows.samples]
 
@@ -164,19 +168,16 @@ def _micro_losses(
     advantages: Tensor,
     left_out: Sequence[ScoredSample],
 ) -> list[MicroLoss]:
-    tokens = sum(len(sample.sequence.completion_token_ids) for sample in left_out)
-    tokens = max(1, tokens + sum(int(rows.loss_mask.sum()) for rows, _ in parts))
+    counted = [*left_out, *learned_from([rows for rows, _ in parts])]
+    lengths = [len(sample.sequence.completion_token_ids) for sample in counted]
+    tokens = max(1, sum(lengths))
     by_sequence = settings.advantage_estimator == "rloo"
-    if by_sequence:
-        weights = [s.weight for s in left_out]
-        weights += [weight for rows, _ in parts for weight in rows.sequence_weights]
-    else:
-        weights = [s.weight * len(s.sequence.completion_token_ids) for s in left_out]
-        weights += [weight for rows, _ in parts for weight in rows.token_weights]
-    total = total_of(weights)
+    actions = [1] * len(counted) if by_sequence else lengths
+    total = total_of(s.weight * count for s, count in zip(counted, actions, strict=True))
 
     def micro_loss(rows: Rollouts, policy: PolicyPass) -> MicroLoss:
-        of_rows = advantages[_numbers(rows)].to(rows.loss_mask.device)
+        of_rows = send(advantages[_numbers(rows)], rows.loss_mask.device)
+        of_rows = of_rows.masked_fill(rows.is_far & (of_rows < 0), 0.0)
 
         def run() -> tuple[Tensor, dict[str, Mean]]:
             logprobs = policy.logprobs()
@@ -230,7 +231,7 @@ def _rloo(
         cap=settings.importance_cap,
         kind=settings.importance_sampling,
     ).squeeze(-1)
-    weights = torch.tensor([s.weight * s.trust for s in rows.samples], device=logprobs.device)
+    weights = send(torch.tensor([s.weight * s.trust for s in rows.samples]), logprobs.device)
     return rloo_loss(
         policy_logps=logprobs.sum(-1),
         old_logps=old_logps,

@@ -15,6 +15,7 @@ from tuneloop.learner.losses.kto import (
 )
 from tuneloop.learner.losses.means import Mean, mean_over, total_of
 from tuneloop.learner.models.batch import SequenceBatch, collate, micro_batches, sequence_length
+from tuneloop.learner.models.packing import send
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.objectives.base import Plan, cut, restrained, trusted_share
 from tuneloop.learner.samples import ThumbSample, TokenSequence
@@ -46,8 +47,8 @@ def plan_kto(
     if settings.kto_z == "mismatched":
         z = mismatched_reference_point(model, samples, settings).reshape(1)
     ordered = [sample for group in groups for sample in group]
-    desirable = torch.tensor([s.desirable for s in ordered], device=model.device)
-    weights = torch.tensor([s.weight * s.trust for s in ordered], device=model.device)
+    desirable = send(torch.tensor([s.desirable for s in ordered]), model.device)
+    weights = send(torch.tensor([s.weight * s.trust for s in ordered]), model.device)
     factors = torch.where(desirable, settings.desirable_weight, settings.undesirable_weight)
     weights = weights * factors * class_weights(desirable, controls.desirable_share, limit=RAREST)
     tokens = sum(len(s.sequence.completion_token_ids) for s in samples)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from tuneloop.learner.losses.means import Mean, mean_over
 from tuneloop.learner.losses.ppo import importance_weights, is_far_off_policy, sequence_gate
 from tuneloop.learner.models.batch import SequenceBatch
+from tuneloop.learner.models.packing import send
 from tuneloop.learner.samples import ScoredSample
 from tuneloop.learner.trainer.settings import TrainerSettings
 
@@ -30,17 +32,13 @@ class Rollouts:
     is_far: Tensor
     """(B,) bool, where a negative advantage is left out; see `is_far_off_policy`."""
 
-    @property
-    def token_weights(self) -> list[float]:
-        """Of each sequence, its sample weight times the tokens of it that are learned from."""
-        counts = self.loss_mask.sum(-1).tolist()
-        return [s.weight * count for s, count in zip(self.samples, counts, strict=True)]
 
-    @property
-    def sequence_weights(self) -> list[float]:
-        """The sample weights of the sequences that are learned from."""
-        kept = self.loss_mask.any(-1).tolist()
-        return [s.weight for s, is_kept in zip(self.samples, kept, strict=True) if is_kept]
+def learned_from(parts: Sequence[Rollouts]) -> list[ScoredSample]:
+    """Return the samples that the gate did not leave out; one read, however many the parts are."""
+    if not parts:
+        return []
+    kept = torch.cat([rows.loss_mask.any(-1) for rows in parts]).tolist()
+    return list(compress((sample for rows in parts for sample in rows.samples), kept))
 
 
 def rollouts_of(
@@ -77,9 +75,9 @@ def rollouts_of(
             threshold=settings.off_policy_mask_threshold,
         )
     device = old_logprobs.device
-    weights = torch.tensor([s.weight * s.trust for s in samples], device=device)
-    rewards = torch.tensor([s.reward for s in samples], device=device)
-    stopped = torch.tensor([s.stopped for s in samples], device=device)
+    weights = send(torch.tensor([s.weight * s.trust for s in samples]), device)
+    rewards = send(torch.tensor([s.reward for s in samples]), device)
+    stopped = send(torch.tensor([s.stopped for s in samples]), device)
     everything = torch.ones_like(stopped)
     metrics = {
         "reward": mean_over(rewards, ~rewards.isnan()),

@@ -9,9 +9,10 @@ from torch import Tensor
 from tuneloop.learner.losses.means import Mean, mean_over, total_of
 from tuneloop.learner.losses.ppo import ppo_policy_loss, value_loss
 from tuneloop.learner.models.batch import SequenceBatch, collate
+from tuneloop.learner.models.packing import send
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.objectives.base import Plan, cut, restrained
-from tuneloop.learner.objectives.off_policy import Rollouts, rollouts_of
+from tuneloop.learner.objectives.off_policy import Rollouts, learned_from, rollouts_of
 from tuneloop.learner.samples import ScoredSample
 from tuneloop.learner.trainer.adaptive import AT_REST, StepControls
 from tuneloop.learner.trainer.advantages import generalized_advantages, kl_penalized_rewards, whiten
@@ -66,13 +67,16 @@ def plan_ppo(
         for reward, rows in zip(rewards, groups, strict=True)
     ]
     advantages = [advantage for advantage, _ in estimates]
-    if sum(int(rows.loss_mask.any(-1).sum()) for rows in groups) > 1:
+    learned = learned_from([rows.rollouts for rows in groups])
+    if len(learned) > 1:
         # One sequence alone is left as it is: its own mean is no baseline for it.
         advantages = whiten_together(advantages, [rows.loss_mask for rows in groups])
     for advantage, rows in zip(advantages, groups, strict=True):
-        advantage[rows.rollouts.is_far.unsqueeze(-1) & (advantage < 0)] = 0.0
-    tokens = max(1, sum(int(rows.loss_mask.sum()) for rows in groups))
-    total_weight = total_of(w for rows in groups for w in rows.rollouts.token_weights)
+        advantage.masked_fill_(rows.rollouts.is_far.unsqueeze(-1) & (advantage < 0), 0.0)
+    lengths = [len(sample.sequence.completion_token_ids) for sample in learned]
+    tokens = max(1, sum(lengths))
+    weights = (sample.weight * length for sample, length in zip(learned, lengths, strict=True))
+    total_weight = total_of(weights)
     return Plan(
         micro_losses=[
             _micro_loss(
@@ -105,7 +109,7 @@ def measure(
     scores = [clipped_reward(s, settings, controls.ppo_rewards) for s in samples]
     kl_coef = settings.kl_coef * controls.kl_factor
     rewards = kl_penalized_rewards(
-        scores=torch.tensor(scores, device=model.device),
+        scores=send(torch.tensor(scores), model.device),
         old_logprobs=old_logprobs,
         ref_logprobs=ref_logprobs,
         loss_mask=batch.loss_mask,
@@ -129,14 +133,11 @@ def whiten_together(
     parts: Sequence[Tensor], masks: Sequence[Tensor], *, shift_mean: bool = True
 ) -> list[Tensor]:
     """Whiten the tensors of all micro-batches, (B, C) each, over their unmasked tokens."""
-    flat = torch.cat([part[mask] for part, mask in zip(parts, masks, strict=True)])
-    everything = torch.ones_like(flat, dtype=torch.bool)
-    flat = whiten(flat.unsqueeze(0), everything.unsqueeze(0), shift_mean=shift_mean)[0]
-    pieces = torch.split(flat, [int(mask.sum()) for mask in masks])
-    return [
-        torch.zeros_like(part).masked_scatter(mask, piece)
-        for part, mask, piece in zip(parts, masks, pieces, strict=True)
-    ]
+    flat = torch.cat([part.flatten() for part in parts])
+    chosen = torch.cat([mask.flatten() for mask in masks])
+    flat = whiten(flat, chosen, shift_mean=shift_mean)
+    pieces = torch.split(flat, [part.numel() for part in parts])
+    return [piece.view_as(part) for part, piece in zip(parts, pieces, strict=True)]
 
 
 def _micro_loss(

@@ -8,6 +8,7 @@ from torch import Tensor
 from tuneloop.learner.losses.means import Mean, total_of
 from tuneloop.learner.losses.sft import sft_loss
 from tuneloop.learner.models.batch import SequenceBatch, collate
+from tuneloop.learner.models.packing import send
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.objectives.base import Plan, cut, restrained, trusted_share
 from tuneloop.learner.samples import DemonstrationSample
@@ -30,7 +31,7 @@ def plan_sft(
     for group in cut(samples, settings):
         batch = collate([s.sequence for s in group], model.device)
         ref_logprobs = None if settings.kl_budget is None else model.reference_logprobs(batch)
-        weights = torch.tensor([s.weight * s.trust for s in group], device=model.device)
+        weights = send(torch.tensor([s.weight * s.trust for s in group]), model.device)
         micro_losses.append(
             _micro_loss(
                 model,

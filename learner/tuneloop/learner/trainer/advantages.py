@@ -52,15 +52,15 @@ def generalized_advantages(
 
 
 def whiten(values: Tensor, loss_mask: Tensor, *, shift_mean: bool = True) -> Tensor:
-    """Return `values` (B, C) with unit variance over unmasked tokens, and mean 0 if shifted."""
-    chosen = values[loss_mask]
-    if chosen.numel() < 2:
-        return values
-    mean = chosen.mean()
-    whitened = (values - mean) * torch.rsqrt(chosen.var(unbiased=False) + 1e-8)
+    """Return `values` (…) with unit variance over unmasked tokens, and mean 0 if shifted."""
+    count = loss_mask.sum()
+    # Without a count that is known here: a GPU would have to be waited for.
+    mean = torch.where(loss_mask, values, 0.0).sum() / count
+    deviations = torch.where(loss_mask, values - mean, 0.0)
+    whitened = deviations * torch.rsqrt(deviations.square().sum() / count + 1e-8)
     if not shift_mean:
         whitened = whitened + mean
-    return torch.where(loss_mask, whitened, torch.zeros_like(whitened))
+    return torch.where(count > 1, torch.where(loss_mask, whitened, 0.0), values)
 
 
 SPREAD_FLOOR = 1e-4

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tuneloop.learner.losses.means import Mean, merge
+from tuneloop.learner.losses.means import Mean, merge, read_numbers
 from tuneloop.learner.trainer.base import StepResult
 from tuneloop.learner.trainer.optimizer import Optimizer
 
@@ -37,22 +37,25 @@ def accumulate_and_step(
 
     The step is skipped, and nothing changes, when a loss or a gradient is not finite, or a gradient
     is a spike. Each micro-batch's graph is freed before the next is built: memory is that of the
-    largest.
+    largest. Losses and metrics are read when all passes are queued: a GPU would come to a halt at
+    each.
     """
     optimization.zero_grad()
-    losses: dict[str, float] = {}
+    parts: list[tuple[str, Tensor]] = []
     means = list(measured)
     for term in terms:
-        losses[term.name] = 0.0
         for micro_loss in term.micro_losses:
             loss, metrics = micro_loss()
-            losses[term.name] += float(loss.detach())
-            if not math.isfinite(losses[term.name]):
-                optimization.zero_grad()
-                optimization.resume()
-                return StepResult(metrics={}, skipped=True, reason="non_finite_loss")
             (term.weight * loss).backward()  # type: ignore[no-untyped-call]
+            parts.append((term.name, loss.detach()))
             means.append(metrics)
+    losses = {term.name: 0.0 for term in terms}
+    for (name, _), value in zip(parts, read_numbers([part for _, part in parts]), strict=True):
+        losses[name] += value
+    if not all(map(math.isfinite, losses.values())):
+        optimization.zero_grad()
+        optimization.resume()
+        return StepResult(metrics={}, skipped=True, reason="non_finite_loss")
     results = {
         **losses,
         "loss": sum(term.weight * losses[term.name] for term in terms),

@@ -64,6 +64,5 @@ class MasterWeights:
     def finite(self, world: World) -> bool:
         """Return whether all parameters are finite on every rank; masters may round to inf."""
         named = self.tensors | self._rounded
-        parts = [local_tensor(parameter) for parameter in named.values()]
-        finite = all(bool(torch.isfinite(part).all()) for part in parts)
-        return world.all_true(finite, parts[0].device)
+        finite = torch.stack([local_tensor(p).isfinite().all() for p in named.values()])
+        return world.all_true(bool(finite.all()), finite.device)

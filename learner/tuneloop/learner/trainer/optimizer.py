@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tuneloop.errors import CorruptData
 from tuneloop.learner.guards.gradient_norms import GradientNorms
+from tuneloop.learner.losses.means import read_numbers
 from tuneloop.learner.models.world import ALONE, World, full_tensor
 from tuneloop.learner.trainer.base import TrainerState
 from tuneloop.learner.trainer.master_weights import MasterWeights
@@ -164,7 +165,7 @@ class Optimizer:
         self.masters.take_gradients()
         self._world.sum_gradients(self._named.values())
         norms = self._norms_of_groups()
-        values = [0.0 if norm is None else float(norm) for norm in norms]
+        values = read_numbers([torch.zeros(()) if norm is None else norm for norm in norms])
         if reason := self._refusal(kind, values):
             self.zero_grad()
             self.resume()
