@@ -45,6 +45,8 @@ def token_logprobs(
     kind = hidden.device.type
     if chunk is None:
         chunk = max(1, CHUNK_ELEMENTS.get(kind, CHUNK_ELEMENTS["cuda"]) // weight.shape[0])
+        # A multiple, so that all chunks begin where kernels can read several numbers at once.
+        chunk -= chunk % 16 if chunk > 16 else 0
     if torch.is_autocast_enabled(kind):
         hidden = hidden.to(torch.get_autocast_dtype(kind))
     results: tuple[Tensor, Tensor] = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]

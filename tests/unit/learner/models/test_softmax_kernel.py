@@ -133,6 +133,25 @@ def check_it_is_torch(
     assert found[2][0][1].abs().max() == 0
 
 
+def check_the_gradient_of_a_plain_sum(request: pytest.FixtureRequest) -> None:
+    """It comes as one number with a stride of 0."""
+    hidden, head = make(19, torch.float32)
+    found: list[Tensor] = []
+    for fixture in (None, "by_kernel"):
+        if fixture:
+            request.getfixturevalue(fixture)
+        logprobs, _ = token_logprobs(
+            hidden,
+            head,
+            targets=torch.arange(TOKENS),
+            temperatures=torch.ones(1).expand(TOKENS),
+            transform=LogitTransform(),
+            chunk=3,
+        )
+        found += torch.autograd.grad(logprobs.sum(), [head.weight])
+    assert torch.allclose(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("name", ["plain", "capped"])
 def check_logits_of_bfloat16_factors_are_float32(

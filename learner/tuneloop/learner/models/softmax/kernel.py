@@ -122,29 +122,33 @@ def run_softmax(
 
     """
     count, vocabulary = products.shape
-    sums = torch.empty((3, count), dtype=torch.float32, device=products.device)
+    chosen, found, entropies = (temperatures.new_empty(count) for _ in range(3))
+    normalizers, known = (found, False) if normalizers is None else (normalizers, True)
     gradient = None
     if gradient_dtype is not None:
         gradient = torch.empty_like(products, dtype=gradient_dtype)
-    softmax_row[(count,)](
-        products,
-        targets,
-        temperatures,
-        torch.ones_like(sums[0]) if factors is None else factors,
-        sums[0],
-        sums[1] if normalizers is None else normalizers,
-        sums[2],
-        products if gradient is None else gradient,
-        vocabulary,
-        scale,
-        1.0 if cap is None else cap,
-        CAPPED=cap is not None,
-        SUMS=normalizers is None,
-        GRADIENT=gradient is not None,
-        BLOCK=BLOCK,
-        num_warps=8,
-    )
-    return sums[0], sums[1] if normalizers is None else normalizers, sums[2], gradient
+    # Triton starts kernels on the current GPU, whatever theirs is.
+    with torch.cuda.device_of(products):  # type: ignore[no-untyped-call]
+        softmax_row[(count,)](
+            products,
+            targets.contiguous(),
+            temperatures.contiguous(),
+            # The gradient of a sum is one number that is expanded.
+            torch.ones_like(temperatures) if factors is None else factors.contiguous(),
+            chosen,
+            normalizers,
+            entropies,
+            products if gradient is None else gradient,
+            vocabulary,
+            scale,
+            1.0 if cap is None else cap,
+            CAPPED=cap is not None,
+            SUMS=not known,
+            GRADIENT=gradient is not None,
+            BLOCK=BLOCK,
+            num_warps=8,
+        )
+    return chosen, normalizers, entropies, gradient
 
 
 @functools.cache
