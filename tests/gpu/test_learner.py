@@ -12,6 +12,8 @@ import torch
 from support.policy_samples import SampleMaker
 
 from tuneloop.learner.samples import PolicySample
+from tuneloop.learner.trainer.adaptive import StepControls
+from tuneloop.learner.trainer.algorithms import algorithms
 from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.settings import TrainerSettings
 from tuneloop.policies import WeightsKind
@@ -58,6 +60,63 @@ def test_compiled_steps_are_those_that_are_not(tiny_policy: Path, checkpointing:
     for _ in range(3):
         right = eager.step(samples).metrics["loss"]
         assert compiled.step(samples).metrics["loss"] == pytest.approx(right, rel=0.02, abs=0.01)
+
+
+@pytest.mark.parametrize("cap", [None, 30.0])
+def test_the_kernel_of_the_heads_softmax_is_torch(cap: float | None) -> None:
+    from tuneloop.learner.models.softmax.kernel import run_softmax, runs_on
+
+    assert runs_on(torch.device("cuda"))
+    torch.manual_seed(0)
+    products = (20 * torch.randn(64, 50_257, device="cuda")).requires_grad_()
+    targets = torch.randint(50_257, (64,), device="cuda")
+    temperatures = torch.linspace(0.5, 1.5, 64, device="cuda")
+    z = products if cap is None else cap * torch.tanh(products / cap)
+    logprobs = torch.log_softmax(z / temperatures[:, None], -1)
+    expected = logprobs.gather(1, targets[:, None])[:, 0]
+    (pull,) = torch.autograd.grad(expected.sum(), products)
+    chosen, normalizers, entropies, gradient = run_softmax(
+        products.detach(),
+        targets=targets,
+        temperatures=temperatures,
+        scale=1.0,
+        cap=cap,
+        gradient_dtype=torch.bfloat16,
+    )
+    assert torch.allclose(chosen - normalizers, expected, rtol=1e-4, atol=1e-4)
+    right = -(logprobs.exp() * logprobs).sum(-1)
+    assert torch.allclose(entropies, right, rtol=1e-3, atol=1e-3)
+    assert gradient is not None
+    assert torch.allclose(gradient.float(), pull, rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", list(WeightsKind))
+def test_varlen_attention_is_flex_attention(tiny_policy: Path, kind: WeightsKind) -> None:
+    from tuneloop.learner.models.attention import VARLEN
+
+    flex = trainer_on("cuda", tiny_policy, kind=kind)
+    varlen = trainer_on("cuda", tiny_policy, kind=kind, packed_attention="varlen")
+    assert flex.model.packs
+    assert varlen.model.text_config._attn_implementation == VARLEN
+    for objective in ("sft", "grpo"):
+        samples = {objective: samples_of(objective)}
+        right = flex.step(samples).metrics["loss"]
+        assert varlen.step(samples).metrics["loss"] == pytest.approx(right, rel=0.02, abs=0.01)
+
+
+@pytest.mark.parametrize("attention", ["flex", "varlen"])
+def test_no_pass_waits_for_the_gpu(tiny_policy: Path, attention: str) -> None:
+    trainer = trainer_on("cuda", tiny_policy, packed_attention=attention)
+    samples = samples_of("sft")
+    trainer.step({"sft": samples})  # compiles, and asks the kernel whether it runs
+    settings = TrainerSettings(device="cuda", token_budget=40)
+    plan = algorithms["sft"].load_plan()(trainer.model, samples, settings, StepControls())
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for micro_loss in plan.micro_losses:
+            micro_loss()[0].backward()  # type: ignore[no-untyped-call]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ what does not come out right is not used.
 import functools
 import inspect
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tuneloop.errors import SettingsError
-from tuneloop.learner.models.attention import PACKED
+from tuneloop.learner.models.attention import PACKED, VARLEN
 from tuneloop.learner.models.lm_head import float32_head
 from tuneloop.learner.models.packing import TokenLayout, pack, pad
 from tuneloop.learner.models.softmax.logits import LogitTransform, transformed
@@ -38,6 +39,12 @@ FLEX_REMEDY = (
     "attention could not be built or run. It needs a C compiler (gcc) and TORCHINDUCTOR_CACHE_DIR "
     "and TRITON_CACHE_DIR on a file system without noexec; packing=false silences this: %s"
 )
+VARLEN_REMEDY = (
+    "no varlen attention for %s, flex attention in its place; packed_attention=flex silences this: "
+    "%s"
+)
+RUN_ERRORS = (ImportError, TypeError, ValueError, NotImplementedError, RuntimeError, KeyError)
+"""What a model raises that has no use for an attention, or a kernel that does not run."""
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers that know of other tokens only what attention tells them."""
 
@@ -83,8 +90,11 @@ def inputs_of(layout: TokenLayout) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def take_packed_rows(model: Any) -> bool:
-    """Give `model` packed attention if it then computes the same; return whether it does."""
+def take_packed_rows(model: Any, kernel: str = "flex") -> bool:
+    """Give `model` packed attention if it then computes the same; return whether it does.
+
+    `kernel` is that of a GPU; without success flex attention is tried in its place.
+    """
     config = model.config.get_text_config()
     if not set(getattr(config, "layer_types", None) or ()) <= PACKABLE_LAYERS:
         return False
@@ -95,22 +105,34 @@ def take_packed_rows(model: Any) -> bool:
     padded = pad(_probe(model), model.device)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
         expected = run_body(model, padded)[padded.sources].float()
-        try:
-            with silence_loading():
-                model.set_attn_implementation(PACKED)
-                found = run_body(model, packed)[packed.sources].float()
-        except (TypeError, ValueError, NotImplementedError, RuntimeError, KeyError) as error:
-            found = torch.full_like(expected, torch.nan)
-            if model.device.type != "cpu" or isinstance(error, TorchDynamoException):
-                logger.error(FLEX_REMEDY, type(model).__name__, error)
-    off = torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected)
-    # The probe is shorter than any window, so layers that keep theirs to themselves come out right.
-    uses_window = not slides or any(packed.windows)
-    if uses_window and float(off) < (1e-4 if model.device.type == "cpu" else 3e-2):
-        return True
+        for name in (VARLEN, PACKED) if kernel == "varlen" else (PACKED,):
+            off = _difference(model, packed, expected, name)
+            # The probe is shorter than any window: layers that keep theirs to themselves come out
+            # right.
+            uses_window = not slides or any(packed.windows)
+            if uses_window and off < (1e-4 if model.device.type == "cpu" else 3e-2):
+                return True
+            if name == VARLEN and not math.isnan(off):
+                logger.warning(VARLEN_REMEDY, type(model).__name__, f"states differ by {off:.1%}")
+            packed.windows.clear()
     with silence_loading():
         model.set_attn_implementation(before)
     return False
+
+
+def _difference(model: Any, packed: TokenLayout, expected: Tensor, name: str) -> float:
+    """Return how far a packed row's states are off with an attention; NaN if it does not run."""
+    try:
+        with silence_loading():
+            model.set_attn_implementation(name)
+        found = run_body(model, packed)[packed.sources].float()
+    except RUN_ERRORS as error:
+        if name == VARLEN:
+            logger.warning(VARLEN_REMEDY, type(model).__name__, error)
+        elif model.device.type != "cpu" or isinstance(error, TorchDynamoException):
+            logger.error(FLEX_REMEDY, type(model).__name__, error)
+        return math.nan
+    return float(torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected))
 
 
 @torch.no_grad()
@@ -179,16 +201,27 @@ def _probe(model: Any) -> list[TokenSequence]:
     ]
 
 
-def checkpoint_layers(model: Any, *, needed: bool = True) -> bool:
+def checkpoint_layers(model: Any, *, needed: bool = True, kept: int = 0) -> bool:
     """Compute each layer again in the backward pass instead of keeping its activations.
 
-    Call it after `compile_layers`: dynamo runs what is around a checkpoint as it is, so a compiled
-    layer belongs inside. Returns whether the family has layers for it; raises `SettingsError` where
-    it has none and it is `needed`.
+    The last `kept` layers keep theirs; the backward pass frees them before it needs room to compute
+    others again. Call it after `compile_layers`: dynamo runs what is around a checkpoint as it is,
+    so a compiled layer belongs inside. Returns whether the family has layers for it; raises
+    `SettingsError` where it has none and it is `needed`.
+
+    What is chosen is layers, not operations (`create_selective_checkpoint_contexts`): that sees
+    nothing of what inductor compiled, and would compute its products again as well. A compiled
+    layer without a checkpoint is selective by itself: what is cheap is computed again from what
+    products and attention gave.
     """
     layers = _layers(model, "gradient_checkpointing", needed=needed)
-    for layer in layers:
-        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+    for number, layer in enumerate(layers):
+        forward = layer.forward
+        if isinstance(forward, functools.partial) and forward.func is checkpoint:
+            forward = forward.args[0]
+        keeps = number >= len(layers) - kept
+        checkpointed = functools.partial(checkpoint, forward, use_reentrant=False)
+        layer.forward = forward if keeps else checkpointed
     return bool(layers)
 
 

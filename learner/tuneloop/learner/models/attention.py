@@ -2,11 +2,15 @@
 
 Registered with transformers under the name `PACKED`, so that any model built on its attention
 interface can use it. On a CPU it is a loop over the segments: nothing outside them is computed. On
-a GPU it is flex attention with a block mask: blocks outside them are skipped.
+a GPU it is flex attention with a block mask: blocks outside them are skipped. Under the name
+`VARLEN` it is there flash attention over rows of different lengths, which builds no mask and needs
+no compiler, but knows of no caps or sinks, and of half precision only.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,11 +21,12 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from tuneloop.learner.models.packing import ALONE, Segment, TokenLayout
+from tuneloop.learner.models.packing import ALONE, Segment, TokenLayout, send
 
 PACKED = "tuneloop_packed"
+VARLEN = "tuneloop_packed_varlen"
 WITHOUT_EQUIVALENT = ("softcap", "s_aux", "position_bias")
-"""Arguments of some families that the kernel on CPU has nothing for."""
+"""Arguments of some families that only flex attention could have something for."""
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -61,10 +66,138 @@ def packed_attention(
     if query.device.type == "cuda":
         block_mask = _block_mask(layout, sliding_window)
         blocks: tuple[Tensor, Tensor | None] = flex_attention_forward(
-            module, query, key, value, block_mask, **options
+            module, *in_one_precision(query, key, value), block_mask, **options
         )
         return blocks
     return _by_segment(query, key, value, layout, sliding_window, **options), None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def varlen_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    layout: TokenLayout | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Do what `packed_attention` does, on a GPU by `torch.nn.attention.varlen`.
+
+    Raises `NotImplementedError` where the kernel has nothing for what a family wants.
+    """
+    if layout is None or not layout.segments or query.device.type != "cuda":
+        same: tuple[Tensor, Tensor | None] = packed_attention(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            layout=layout,
+            sliding_window=sliding_window,
+            **options,
+        )
+        return same
+    layout.windows.add(sliding_window)
+    return _by_varlen(query, key, value, layout, sliding_window, **options), None
+
+
+def _by_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: TokenLayout,
+    sliding_window: int | None,
+    **options: Any,
+) -> Tensor:
+    """Attend over all segments at once; returns (1, T, heads, head size)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    _refuse_options(options)
+    query, key, value = in_one_precision(query, key, value)
+    if query.dtype not in (torch.bfloat16, torch.float16):
+        raise NotImplementedError(f"varlen attention takes half precision, not {query.dtype}")
+    rows = layout.masks.get(VARLEN)
+    if not isinstance(rows, VarlenRows):
+        rows = layout.masks[VARLEN] = varlen_rows(layout)
+    queries, keys, values = (t[0].transpose(0, 1) for t in (query, key, value))
+    if rows.key_places is not None:
+        keys, values = keys[rows.key_places], values[rows.key_places]
+    # Older releases of torch have no grouped queries, and no name for them.
+    grouped: dict[str, Any] = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
+    attended = varlen_attn(
+        queries,
+        keys,
+        values,
+        rows.query_starts,
+        rows.key_starts,
+        rows.longest_query,
+        rows.longest_key,
+        scale=options.get("scaling"),
+        # How many tokens before its own place one sees; -1 is all. Places are counted from the end.
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        **grouped,
+    )
+    assert isinstance(attended, Tensor)
+    return attended[None]
+
+
+def in_one_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return queries, keys and values in that of autocast, if it is on.
+
+    With weights in float32, rotations are too, and queries and keys come out of them wider than
+    values. Autocast itself only knows of torch's own attention.
+    """
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VarlenRows:
+    """The S segments of a row, as kernels for rows of different lengths take them."""
+
+    query_starts: Tensor  # (S + 1,) int32, from 0 to all queries
+    key_starts: Tensor  # (S + 1,) int32
+    longest_query: int
+    longest_key: int
+    key_places: Tensor | None  # (keys,) int64 in the row; None where keys are those of the queries
+
+
+def varlen_rows(layout: TokenLayout) -> VarlenRows:
+    """Return where queries and keys of each segment are: its keys begin with its prompt's."""
+    device = layout.input_ids.device
+    lengths = [segment.length for segment in layout.segments]
+    starts = [0, *itertools.accumulate(lengths)]
+    places = [
+        [*_places_of(starts, segment.goes_on_from), *range(start, start + segment.length)]
+        for segment, start in zip(layout.segments, starts, strict=False)
+    ]
+    counts = [len(of_segment) for of_segment in places]
+    key_starts = [0, *itertools.accumulate(counts)]
+    shares = counts != lengths
+    flat = [place for of_segment in places for place in of_segment]
+    return VarlenRows(
+        query_starts=send(torch.tensor(starts, dtype=torch.int32), device),
+        key_starts=send(torch.tensor(key_starts, dtype=torch.int32), device),
+        longest_query=max(lengths),
+        longest_key=max(counts),
+        key_places=send(torch.tensor(flat), device) if shares else None,
+    )
+
+
+def _places_of(starts: Sequence[int], segment: int) -> range:
+    """Return the places of a segment in the row; none where it is `ALONE`."""
+    return range(0) if segment == ALONE else range(starts[segment], starts[segment + 1])
+
+
+def _refuse_options(options: Mapping[str, Any]) -> None:
+    for name in WITHOUT_EQUIVALENT:
+        if options.get(name) is not None:
+            raise NotImplementedError(f"packed attention has no {name}")
 
 
 def _by_segment(
@@ -76,9 +209,7 @@ def _by_segment(
     **options: Any,
 ) -> Tensor:
     """Attend one segment after the other, on a CPU; returns (1, T, heads, head size)."""
-    for name in WITHOUT_EQUIVALENT:
-        if options.get(name) is not None:
-            raise NotImplementedError(f"packed attention has no {name}")
+    _refuse_options(options)
     # One split has one backward; a slice for each segment would have as many the size of the row.
     lengths = [segment.length for segment in layout.segments]
     queries, keys, values = (torch.split(t, lengths, dim=2) for t in (query, key, value))
@@ -147,8 +278,8 @@ def _block_mask_maker(backend: str = "inductor") -> Callable[..., Any]:
 def visibility(layout: TokenLayout, window: int | None) -> Any:
     """Flex attention's `mask_mod`: whether the token at one place of the row sees another's."""
     device = layout.input_ids.device
-    owner = torch.tensor(_owners(layout.segments), device=device)
-    prompt = torch.tensor([s.goes_on_from for s in layout.segments], device=device)[owner]
+    owner = send(torch.tensor(_owners(layout.segments)), device)
+    prompt = send(torch.tensor([s.goes_on_from for s in layout.segments]), device)[owner]
     positions = layout.position_ids[0]
 
     def sees(batch: Tensor, head: Tensor, place: Tensor, other: Tensor) -> Tensor:
@@ -167,3 +298,5 @@ def _owners(segments: Sequence[Segment]) -> list[int]:
 
 AttentionInterface.register(PACKED, packed_attention)
 AttentionMaskInterface.register(PACKED, sdpa_mask)
+AttentionInterface.register(VARLEN, varlen_attention)
+AttentionMaskInterface.register(VARLEN, sdpa_mask)

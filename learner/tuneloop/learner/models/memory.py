@@ -33,6 +33,9 @@ MARGIN_BYTES = 2 * GIB
 """Left free on a GPU: kernels' work space, what fragments, and the neighbours' small changes."""
 HEAD_BYTES = 2 * GIB
 """For a chunk of logits in float32 and what is made of them."""
+USED = 0.9
+"""Part of what is free that activations are kept in: what they take was measured on short passes.
+"""
 PROBES = (256, 1024)
 """Tokens of the passes that are measured."""
 
@@ -82,25 +85,30 @@ def measured_pass(peak_of: Callable[[int], int], expected: PassMemory) -> PassMe
     return PassMemory(fixed=max(0, int(low - few * per_token)), per_token=per_token)
 
 
+def layers_that_fit(
+    free: int, tokens: int, layers: int, *, checkpointed: PassMemory, kept: PassMemory
+) -> int:
+    """Return how many layers can keep their activations in passes of so many tokens.
+
+    `checkpointed` is what passes take where none does, `kept` where all of them do. The former has
+    room for one layer, so the difference is that of the others.
+    """
+    spare = USED * (free - MARGIN_BYTES) - checkpointed.fixed - tokens * checkpointed.per_token
+    of_layer = tokens * (kept.per_token - checkpointed.per_token) / max(1, layers - 1)
+    return 0 if of_layer <= 0 else max(0, min(layers, int(spare / of_layer)))
+
+
 def token_budget_of(model: Any, *, keeps_open_batch: bool, ranks: int) -> int | None:
     """Return the token budget for what is free beside a `PolicyModel`; None on a CPU.
 
     On one GPU passes are measured; sharded weights have every rank run, so shapes say it there.
+    What passes leave free there is given to activations that need not be computed again.
     """
     device = free_device_bytes()
     if device is None:
         return None
-    config = model.text_config
-    shape = shape_of(config, default_intermediate=4 * config.hidden_size)
-    per_token = activation_bytes(
-        shape, 1, checkpointing=model.checkpoints, lora_rank=model.lora_rank
-    )
-    taken = PassMemory(fixed=HEAD_BYTES, per_token=per_token)
+    taken = _taken(model, checkpointing=model.checkpoints, measured=ranks == 1)
     parameters = model.parameters().values()
-    if ranks == 1:
-        taken = measured_pass(functools.partial(_peak_of_pass, model), taken)
-        for parameter in parameters:
-            parameter.grad = None
     trained = sum(p.numel() for p in parameters) // ranks
     has_masters = any(p.dtype.itemsize < 4 for p in parameters)
     coming = trained_bytes(trained, has_masters=has_masters, keeps_open_batch=keeps_open_batch)
@@ -116,7 +124,38 @@ def token_budget_of(model: Any, *, keeps_open_batch: bool, ranks: int) -> int | 
         budget,
         *numbers,
     )
+    if ranks == 1 and model.selects_layers and budget == MOST_TOKENS:
+        _keep_activations(model, free - coming, budget, taken)
     return budget
+
+
+def _taken(model: Any, *, checkpointing: bool, measured: bool) -> PassMemory:
+    """Return what passes take as the model is; from shapes, if they are not `measured`."""
+    config = model.text_config
+    shape = shape_of(config, default_intermediate=4 * config.hidden_size)
+    per_token = activation_bytes(shape, 1, checkpointing=checkpointing, lora_rank=model.lora_rank)
+    expected = PassMemory(fixed=HEAD_BYTES, per_token=per_token)
+    if not measured:
+        return expected
+    taken = measured_pass(functools.partial(_peak_of_pass, model), expected)
+    for parameter in model.parameters().values():
+        parameter.grad = None
+    return taken
+
+
+def _keep_activations(model: Any, free: int, tokens: int, checkpointed: PassMemory) -> None:
+    """Have as many layers keep their activations as there is room for."""
+    layers = model.text_config.num_hidden_layers
+    model.keep_activations(layers)
+    kept = _taken(model, checkpointing=False, measured=True)
+    found = layers_that_fit(free, tokens, layers, checkpointed=checkpointed, kept=kept)
+    model.keep_activations(found)
+    logger.info(
+        "%d of %d layers keep their activations: %.0f KiB a token if all did",
+        found,
+        layers,
+        kept.per_token / 1024,
+    )
 
 
 def _peak_of_pass(model: Any, tokens: int) -> int:

@@ -21,7 +21,6 @@ from tuneloop.learner.models.architecture import (
     layers_of,
     take_packed_rows,
 )
-from tuneloop.learner.models.attention import PACKED
 from tuneloop.learner.models.batch import (
     SequenceBatch,
     numbered_batches,
@@ -57,6 +56,7 @@ class PolicyModel:
         seed: int = 0,
         device: str = "cpu",
         packing: bool = True,
+        packed_attention: str = "flex",
         gradient_checkpointing: bool | None = False,
         compile: bool | None = False,
         world: World = ALONE,
@@ -65,9 +65,8 @@ class PolicyModel:
 
         On CPU everything is float32. On a GPU the arithmetic is bfloat16, the softmax float32. An
         adapter and each rank's part of full weights are float32; full weights on one GPU are
-        bfloat16, and the optimizer keeps their masters. What `packing`, `gradient_checkpointing`
-        and `compile` do is in `TrainerSettings`. With several ranks in `world` everything is
-        sharded but the value head.
+        bfloat16, and the optimizer keeps their masters. `TrainerSettings` has what `packing` to
+        `compile` do. With several ranks in `world` everything is sharded but the value head.
         """
         self.kind = kind
         self.device = torch.device(device)
@@ -82,7 +81,7 @@ class PolicyModel:
         check_base(folder, kind, ranks=world.size)
         self._model = self._load()
         self.text_config = self._model.config.get_text_config()
-        self.packs = packing and take_packed_rows(self._model)
+        self.packs = packing and take_packed_rows(self._model, packed_attention)
         """Whether the model is given packed rows."""
         transform = find_logit_transform(self._model)
         if kind is WeightsKind.LORA:
@@ -94,6 +93,8 @@ class PolicyModel:
         needed = gradient_checkpointing is not None
         self.checkpoints = saves and checkpoint_layers(self._model, needed=needed)
         """Whether activations are computed again in the backward pass."""
+        self.selects_layers = self.checkpoints and not needed
+        """Whether those of some layers may be kept where there is room for them."""
         # Full weights are in bfloat16, or brought together in it, so nothing is left to cast.
         in_half = kind is WeightsKind.FULL and self.device.type in HALF_ON
         self._shard_dtype = torch.bfloat16 if in_half and self._sharded else None
@@ -133,6 +134,10 @@ class PolicyModel:
             self._gathered.requires_grad_(False)
         gather_into(self._gathered, self._model)
         return self._gathered
+
+    def keep_activations(self, layers: int) -> None:
+        """Have so many layers keep their activations, and the others compute them again."""
+        checkpoint_layers(self._model, kept=layers)
 
     @property
     def vocab_size(self) -> int:
@@ -314,7 +319,7 @@ class PolicyModel:
             model = self._load(trained=False).requires_grad_(False)
             if self.packs:
                 with silence_loading():
-                    model.set_attn_implementation(PACKED)
+                    model.set_attn_implementation(self.text_config._attn_implementation)
             self._reference = self._forward.of(model)
             if self._sharded:
                 shard(self._reference, layers_of(model), self._world, self._shard_dtype)

@@ -86,8 +86,7 @@ class PolicyTrainer:
             for objective, algorithm in self._algorithms.items()
             if settings.kl_budget is not None or algorithm.needs_reference(settings)
         )
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
+        torch.set_num_threads(settings.threads or torch.get_num_threads())
         self._model = PolicyModel(
             model_folder,
             kind=settings.kind,
@@ -96,6 +95,7 @@ class PolicyTrainer:
             seed=settings.seed,
             device=world.device(settings.device),
             packing=settings.packing,
+            packed_attention=settings.packed_attention,
             gradient_checkpointing=settings.gradient_checkpointing,
             compile=settings.compile,
             world=world,

@@ -57,6 +57,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "importance_sampling": ("token_truncate", "sequence_mask"),
     "advantage_estimator": ("grpo", "rloo"),
     "scale_rewards": ("group", "none"),
+    "packed_attention": ("flex", "varlen"),
 }
 
 
@@ -174,9 +175,14 @@ class TrainerSettings:
     packing: bool = True
     """Sequences in one row without padding, shared prompts computed once; where a model cannot be
     given such rows it is padded all the same. Never changes the result."""
+    packed_attention: Literal["flex", "varlen"] = "flex"
+    """What attends within packed rows on a GPU: flex attention, or flash attention over rows of
+    different lengths (torch.nn.attention.varlen), which needs no compiler; flex where that cannot
+    do what a model asks for."""
     gradient_checkpointing: bool | None = field(default=None, metadata={BEFORE: False})
     """Keep the states between layers only and compute the rest again: less memory, a third more
-    time. None is true on a GPU and false on a CPU."""
+    time. None is false on a CPU; on a GPU it is true for as many layers as the memory that the
+    largest passes leave free has no room for."""
     compile: bool | None = field(default=None, metadata={BEFORE: False})
     """Compile the layers with torch.compile; on a GPU only, where None is true."""
     max_length: int | None = None
@@ -213,6 +219,8 @@ class TrainerSettings:
         require(self.token_budget is None or self.token_budget >= 1, "token_budget", "1 or more")
         on_gpu = self.device.startswith("cuda")
         require(on_gpu or not self.compile, "compile", "false unless device is cuda")
+        plain = self.packed_attention == "flex"
+        require(on_gpu or plain, "packed_attention", "flex unless device is cuda")
         for name in ("clip", "epsilon", "reward_decay"):
             require(0 < getattr(self, name) < 1, name, "between 0 and 1, both excluded")
         rate = self.flip_rate

@@ -1,5 +1,6 @@
 """Layers are really compiled, whatever is done to them beside it; counted in dynamo's graphs."""
 
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterator
@@ -10,6 +11,12 @@ import torch
 import torch._dynamo
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import (
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tuneloop.learner.models import architecture, attention
@@ -21,7 +28,7 @@ from tuneloop.learner.models.architecture import (
     take_packed_rows,
 )
 from tuneloop.learner.models.lora import add_adapter
-from tuneloop.learner.models.packing import pack, pad
+from tuneloop.learner.models.packing import TokenLayout, pack, pad
 from tuneloop.learner.samples import TokenSequence
 
 CPU = torch.device("cpu")
@@ -118,6 +125,117 @@ def test_layers_are_compiled_once_for_rows_of_all_lengths(
         run(model, adapted, number, packing=packing)
     assert counters["stats"]["unique_graphs"] == first
     assert not CompiledForward.failed
+
+
+PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm}
+OF_LAYER = 7
+"""Queries, keys, values, output, gate, up and down."""
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products, those of compiled code too."""
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Whether dynamo compiles in spite of it."""
+        return True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), named: Any = None
+    ) -> Any:
+        self.count += function.overloadpacket in PRODUCTS
+        return function(*args, **(named or {}))
+
+
+def gradients_and_products(model: Any) -> tuple[list[Tensor], int]:
+    """Of one pass with gradients of a padded batch."""
+    layout = pad(make_rows(3), CPU)
+    with Products() as products:
+        run_body(model, layout).square().sum().backward()  # type: ignore[no-untyped-call]
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    return gradients, products.count
+
+
+@pytest.mark.parametrize(
+    ("backend", "of_layer"),
+    # As it is, a layer is computed again up to what its backward pass needs last.
+    [("", OF_LAYER - 1), ("aot_eager_decomp_partition", OF_LAYER)],
+)
+def test_layers_that_keep_their_activations_are_not_computed_again(
+    backend: str, of_layer: int
+) -> None:
+    model, _ = make_model(lora=False, packing=False)
+    expected, forward_and_backward = gradients_and_products(model)
+    assert forward_and_backward == 2 * 3 * OF_LAYER
+    if backend:
+        compile_layers(model, backend=backend)
+    for kept in (0, 2, 1):
+        assert checkpoint_layers(model, kept=kept)
+        gradients_and_products(model)  # compiles
+        found, products = gradients_and_products(model)
+        assert products - forward_and_backward == (2 - kept) * of_layer
+        for one, other in zip(found, expected, strict=True):
+            assert torch.allclose(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+    assert not CompiledForward.failed
+    assert counters["stats"]["unique_graphs"] == (1 if backend else 0)
+
+
+def test_a_compiled_layer_keeps_less_without_a_checkpoint_too() -> None:
+    """It chooses itself what to compute again, as long as that is cheap."""
+    model, _ = make_model(lora=False, packing=False)
+    layout = pad(make_rows(9), CPU)
+    as_it_is = kept_numbers(model, layout)
+    compile_layers(model, backend="aot_eager_decomp_partition")
+    run_body(model, layout)
+    compiled = kept_numbers(model, layout)
+    assert compiled < 0.85 * as_it_is
+    checkpoint_layers(model)
+    assert kept_numbers(model, layout) < 0.3 * compiled
+
+
+def kept_numbers(model: Any, layout: TokenLayout) -> int:
+    """Numbers that a pass keeps for its backward pass, weights aside."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in weights:
+            kept[place] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        run_body(model, layout)
+    return sum(t.untyped_storage().nbytes() // t.element_size() for t in kept.values())
+
+
+@pytest.mark.slow
+def test_operations_of_compiled_code_cannot_be_chosen_to_be_kept() -> None:
+    """With inductor, a checkpoint that is told to keep products computes them all again."""
+    keep_products = functools.partial(
+        create_selective_checkpoint_contexts, [torch.ops.aten.mm.default]
+    )
+
+    def layer(states: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
+        return states + torch.sin(states @ inner) @ outer
+
+    def products(backend: str | None, context: Any) -> int:
+        torch.manual_seed(0)
+        weights = [torch.randn(16, 16, requires_grad=True) for _ in range(3)]
+        forward = torch.compile(layer, backend=backend) if backend else layer
+        for _ in range(2):
+            with Products() as counted:
+                states = checkpoint(forward, *weights, use_reentrant=False, context_fn=context)
+                states.sum().backward()
+        return counted.count
+
+    assert products(None, keep_products) < products(None, noop_context_fn)
+    assert products("inductor", keep_products) == products("inductor", noop_context_fn)
 
 
 @pytest.mark.slow

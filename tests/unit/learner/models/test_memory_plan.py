@@ -3,6 +3,7 @@
 What needs a GPU (the peak of a pass) is given here; nothing of it was run on one.
 """
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,19 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from tuneloop.gpus.memory import GIB, activation_bytes
 from tuneloop.gpus.shapes import read_shape, shape_of
 from tuneloop.learner.models import memory
+from tuneloop.learner.models.architecture import layers_of
 from tuneloop.learner.models.batch import sequence_length
 from tuneloop.learner.models.lora import add_adapter
 from tuneloop.learner.models.memory import (
     PassMemory,
+    layers_that_fit,
     measured_pass,
     probe_sequences,
+    token_budget_of,
     tokens_that_fit,
     trained_bytes,
 )
+from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.settings import TrainerSettings
 
@@ -53,6 +58,51 @@ def test_a_line_through_two_passes() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     assert measured_pass(run_out, expected) == expected
+
+
+def test_layers_that_keep_their_activations_by_hand() -> None:
+    """Of 5 layers, 1000 tokens: 1 MB a token with checkpoints; 5 MB without, 1 MB more by layer."""
+    checkpointed = PassMemory(fixed=1_000_000_000, per_token=1e6)
+    kept = PassMemory(fixed=1_000_000_000, per_token=5e6)
+
+    def fitting(spare: float) -> int:
+        free = int(spare / memory.USED) + memory.MARGIN_BYTES + 1
+        return layers_that_fit(free, 1000, 5, checkpointed=checkpointed, kept=kept)
+
+    # The pass itself takes 2 GB, of which one is for a chunk of logits.
+    assert [fitting(n * 1e9) for n in (0.5, 2, 2.9, 3, 5.5, 7, 50)] == [0, 0, 0, 1, 3, 5, 5]
+    same = layers_that_fit(100 * GIB, 1000, 5, checkpointed=kept, kept=checkpointed)
+    assert same == 0
+
+
+@pytest.mark.parametrize(("free_gib", "expected"), [(100, 2), (32, 1), (20, 0), (10, 0)])
+def test_room_that_passes_leave_is_given_to_activations(
+    tiny_policy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    free_gib: int,
+    expected: int,
+) -> None:
+    """16,384 tokens of 1 MiB are 16 GiB; each of two layers would take 10.4 GiB more."""
+    model = PolicyModel(tiny_policy, gradient_checkpointing=True)
+    model.selects_layers = True
+    layers = layers_of(model._model)
+
+    def checkpointed() -> int:
+        return sum(isinstance(layer.forward, functools.partial) for layer in layers)
+
+    def peak(model: PolicyModel, tokens: int) -> int:
+        return tokens * {2: 1024, 0: 1690}[checkpointed()] * 1024
+
+    monkeypatch.setattr(memory, "free_device_bytes", lambda: (free_gib * GIB, 128 * GIB))
+    monkeypatch.setattr(memory, "_peak_of_pass", peak)
+    with caplog.at_level("INFO"):
+        budget = token_budget_of(model, keeps_open_batch=False, ranks=1)
+    assert checkpointed() == 2 - expected
+    assert (budget == 16_384) == (free_gib > 10)
+    assert (f"{expected} of 2 layers keep their activations" in caplog.text) == (free_gib > 10)
+    token_budget_of(model, keeps_open_batch=False, ranks=2)
+    assert checkpointed() == 2 - expected
 
 
 @pytest.mark.parametrize("lora", [True, False])
