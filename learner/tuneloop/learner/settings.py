@@ -75,11 +75,7 @@ class LearnerSettings(BusSettings, RpcServerSettings):
         16, ge=1, description="judgements for a full step; fewer move the policy in proportion"
     )
     min_batch_size: int = Field(1, ge=1, description="fewest of them once the wait is over")
-    batch_wait_seconds: float = Field(
-        5.0,
-        ge=0,
-        description="longest wait for a full batch; a second without a new sample ends it too",
-    )
+    batch_wait_seconds: float = Field(5.0, ge=0, description="longest wait for more of them")
     replay_fraction: float = Field(
         0.0, ge=0, le=0.75, description="share of a batch of judgements used before, 0 to 0.75"
     )

@@ -201,6 +201,22 @@ def _probe(model: Any) -> list[TokenSequence]:
     ]
 
 
+def prepare_layers(
+    model: Any, device: torch.device, *, compile: bool | None, checkpointing: bool | None
+) -> tuple[bool, bool]:
+    """Compile the layers and checkpoint them; None: on a GPU.
+
+    Returns whether activations are computed again in the backward pass, and whether those of some
+    layers may be kept where there is room for them.
+    """
+    on_gpu = device.type == "cuda"
+    if on_gpu if compile is None else compile:
+        compile_layers(model, needed=compile is not None)
+    saves = on_gpu if checkpointing is None else checkpointing
+    checkpoints = saves and checkpoint_layers(model, needed=checkpointing is not None)
+    return checkpoints, checkpoints and checkpointing is None
+
+
 def checkpoint_layers(model: Any, *, needed: bool = True, kept: int = 0) -> bool:
     """Compute each layer again in the backward pass instead of keeping its activations.
 

@@ -16,15 +16,12 @@ from torch import Tensor, nn
 from tuneloop.learner.models import weight_files
 from tuneloop.learner.models.architecture import (
     checkpoint_layers,
-    compile_layers,
     find_logit_transform,
     layers_of,
+    prepare_layers,
     take_packed_rows,
 )
-from tuneloop.learner.models.batch import (
-    SequenceBatch,
-    numbered_batches,
-)
+from tuneloop.learner.models.batch import SequenceBatch, numbered_batches
 from tuneloop.learner.models.forward import (
     HALF_ON,
     Forward,
@@ -86,15 +83,9 @@ class PolicyModel:
         transform = find_logit_transform(self._model)
         if kind is WeightsKind.LORA:
             self._adapted = add_adapter(self._model, *self._lora)
-        on_gpu = self.device.type == "cuda"
-        if on_gpu if compile is None else compile:
-            compile_layers(self._model, needed=compile is not None)
-        saves = on_gpu if gradient_checkpointing is None else gradient_checkpointing
-        needed = gradient_checkpointing is not None
-        self.checkpoints = saves and checkpoint_layers(self._model, needed=needed)
-        """Whether activations are computed again in the backward pass."""
-        self.selects_layers = self.checkpoints and not needed
-        """Whether those of some layers may be kept where there is room for them."""
+        self.checkpoints, self.selects_layers = prepare_layers(
+            self._model, self.device, compile=compile, checkpointing=gradient_checkpointing
+        )
         # Full weights are in bfloat16, or brought together in it, so nothing is left to cast.
         in_half = kind is WeightsKind.FULL and self.device.type in HALF_ON
         self._shard_dtype = torch.bfloat16 if in_half and self._sharded else None
@@ -234,11 +225,10 @@ class PolicyModel:
         given = list(sequences)
         self._world.announce("model", "compute_references", given, token_budget=token_budget)
         known: dict[int, Reference] = {}
-        without = [replace(sequence, ref_logprobs=()) for sequence in given]
-        batches = numbered_batches(
-            without, self.device, packs=self.packs, token_budget=token_budget
-        )
-        for numbers, batch in batches:
+        bare = [replace(sequence, ref_logprobs=()) for sequence in given]
+        for numbers, batch in numbered_batches(
+            bare, self.device, packs=self.packs, token_budget=token_budget
+        ):
             share = share_of(batch, self._world)
             with self._reference_policy() as reference:
                 run = reference(share.batch)
