@@ -82,7 +82,7 @@ def servers(model: Path, scratch: Path) -> Iterator[Servers]:
     )
     with service:
         service.wait_until_ready()
-        with vllm_server(model, scratch / "vllm.log", MAX_MODEL_LEN) as theirs:
+        with vllm_server(model, scratch / "vllm.log", MAX_MODEL_LEN) as (theirs, _):
             yield Servers(service=service, theirs=theirs)
 
 

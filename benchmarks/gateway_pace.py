@@ -6,6 +6,7 @@ over HTTP; the difference is what gateway and HTTP cost together, the client's s
 """
 
 import contextlib
+import secrets
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -98,12 +99,15 @@ async def past_gateway(edge: Edge) -> AsyncIterator[Chat]:
 async def grpc_chat(
     stub: generation_pb2_grpc.GenerationServiceStub, prompt: str, max_tokens: int
 ) -> ChatResult:
-    """One streamed chat from the service itself."""
+    """One streamed chat from the service itself, kept out of training."""
     started = time.perf_counter()
     request = generation_pb2.GenerateRequest(
-        completion_id="chatcmpl-direct",
+        completion_id=f"chatcmpl-{secrets.token_hex(8)}",
+        publish_rollout=False,
         policy="tuneloop",
-        sampling=rollout_pb2.SamplingParameters(max_tokens=max_tokens, temperature=0.7, n=1),
+        sampling=rollout_pb2.SamplingParameters(
+            max_tokens=max_tokens, temperature=0.7, top_p=1.0, n=1
+        ),
     )
     request.chat.messages.add(role="user", content=prompt)
     pieces = []

@@ -5,8 +5,10 @@ import itertools
 import json
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 import aiohttp
 
@@ -23,6 +25,7 @@ PROMPTS = [
 
 HEADERS = {"x-stainless-retry-count": "0"}
 """As OpenAI's clients send it: a server that heeds it has to keep what it answers."""
+NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +94,16 @@ Chat = Callable[[str, int], Awaitable[ChatResult]]
 """From a prompt and a limit to its tokens to one streamed chat."""
 
 
-async def http_chat(session: aiohttp.ClientSession, prompt: str, max_tokens: int) -> ChatResult:
-    """One streamed chat over HTTP; raises `RuntimeError` for a stream that did not end well."""
+async def http_chat(
+    session: aiohttp.ClientSession,
+    prompt: str,
+    max_tokens: int,
+    fields: Mapping[str, Any] = NO_FIELDS,
+) -> ChatResult:
+    """One streamed chat over HTTP; `fields` are of the body, and win over the usual ones.
+
+    Raises `RuntimeError` for a stream that did not end well.
+    """
     body = {
         "model": "tuneloop",
         "messages": [{"role": "user", "content": prompt}],
@@ -101,6 +112,7 @@ async def http_chat(session: aiohttp.ClientSession, prompt: str, max_tokens: int
         "stream": True,
         "stream_options": {"include_usage": True},
         "user": secrets.token_hex(8),
+        **fields,
     }
     pieces: list[tuple[float, str]] = []
     tokens = 0
@@ -141,12 +153,13 @@ async def load(
     max_tokens: int,
     apart: float = 0.0,
     train: bool = True,
+    fields: Mapping[str, Any] = NO_FIELDS,
 ) -> LoadResult:
-    """`requests` chats over HTTP, `streams` at a time; see `load_with`."""
+    """`requests` chats over HTTP, `streams` at a time; see `http_chat` and `load_with`."""
     async with session_for(base_url, streams, train=train) as session:
 
         async def chat(prompt: str, tokens: int) -> ChatResult:
-            return await http_chat(session, prompt, tokens)
+            return await http_chat(session, prompt, tokens, fields)
 
         return await load_with(
             chat, streams=streams, requests=requests, max_tokens=max_tokens, apart=apart

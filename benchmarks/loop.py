@@ -1,15 +1,18 @@
 """The loop and its price: from thumb to new weights serving, and throughput against vLLM itself.
 
-    python -m benchmarks.loop [--rounds 4] [--model smollm2-135m-instruct]
+    python -m benchmarks.loop [--rounds 5] [--model smollm2-135m-instruct] [--quick]
 
-Starts `tuneloop up` and vLLM's own OpenAI server on the same model with the same engine settings,
-in one run on one machine. Measures in turn (A B A B …), so that drift of the machine cancels out:
+Starts `tuneloop up`, vLLM's own OpenAI server without and with an adapter, and the engine by
+itself, in one run on one machine, with the same model and the same settings of vLLM. Measures:
 
-* tokens/s at 8 and at 32 concurrent streams through each, and the ratio pair by pair;
 * seconds from the acknowledgement of the last of sixteen thumbs to the first moment at which the
-  version that used it serves.
+  version that used it serves. The last such version is the adapter of all that follows;
+* at 8 and at 32 concurrent streams, tokens/s and CPU seconds of every process, stage by stage
+  (`loop_stages`): from vLLM's server to all of tuneloop. The stages take turns in each round,
+  A B C, then C B A, so that drift of the machine cancels out.
 
-Writes benchmarks/results/loop-<device>.json and prints a table.
+Writes loop-<device>.json and .md into benchmarks/results/. A run that was cut short continues with
+what is missing.
 """
 
 import argparse
@@ -19,28 +22,32 @@ import json
 import os
 import platform
 import shutil
+import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.load import LoadResult, load
+from benchmarks.loop_stages import STAGES, Load, Record, measure_missing, missing
+from benchmarks.loop_table import stage_rows, table, throughput_rows
 from tuneloop.generation.vllm.environment import prepare_environment
 from tuneloop.models.resolve import resolve
 from tuneloop.supervisor.child import ServiceChild
 
 console = Console()
 RESULTS = Path(__file__).parent / "results"
+LOADS, QUICK = {8: 3, 32: 2}, {2: 2}
+"""Streams, and the chats of each of them."""
+FEEDBACK = 3
+"""Versions that are waited for."""
 
 
 def free_port() -> int:
@@ -58,12 +65,14 @@ def device_name() -> str:
 
 
 @contextlib.contextmanager
-def vllm_server(model: Path, log_path: Path, max_model_len: int) -> Iterator[str]:
-    """vLLM's own OpenAI server with the settings the generation service gives its engine."""
+def vllm_server(
+    model: Path, log_path: Path, max_model_len: int, options: Sequence[str] = ()
+) -> Iterator[tuple[str, int]]:
+    """vLLM's own OpenAI server, its URL and process; its engine is as the generation service's."""
     port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--served-model-name", "tuneloop", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--max-model-len", str(max_model_len)]
+    command += ["--max-model-len", str(max_model_len), *options]
     environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1"}
     if not shutil.which("nvidia-smi"):
         command += ["--dtype", "float32", "--enforce-eager"]
@@ -74,7 +83,7 @@ def vllm_server(model: Path, log_path: Path, max_model_len: int) -> Iterator[str
         )
     try:
         wait_for(f"http://127.0.0.1:{port}/health", process)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", process.pid
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, 15)
@@ -109,53 +118,6 @@ def counted(port: int, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(named))
 
 
-def throughput(
-    service: ServiceChild, theirs: str, *, rounds: int, max_tokens: int
-) -> list[dict[str, Any]]:
-    """Pairs of runs at 8 and 32 streams, in turn."""
-    ours = service.url
-    rows = []
-    for streams in (8, 32):
-        for base_url in (ours, theirs):
-            asyncio.run(load(base_url, streams=streams, requests=streams, max_tokens=16))
-        pairs: list[tuple[LoadResult, LoadResult]] = []
-        for number in range(rounds):
-            order = (ours, theirs) if number % 2 == 0 else (theirs, ours)
-            seen = {}
-            for base_url in order:
-                settle(service)
-                seen[base_url] = asyncio.run(
-                    load(base_url, streams=streams, requests=2 * streams, max_tokens=max_tokens)
-                )
-            pairs.append((seen[ours], seen[theirs]))
-            console.print(
-                f"{streams} streams: tuneloop {seen[ours].tokens_per_second:.1f} tok/s, "
-                f"vLLM's server {seen[theirs].tokens_per_second:.1f} tok/s"
-            )
-        rows.append(throughput_row(streams, pairs))
-    return rows
-
-
-def throughput_row(streams: int, pairs: list[tuple[LoadResult, LoadResult]]) -> dict[str, Any]:
-    """Medians over the pairs, and the ratio pair by pair."""
-    ratios = sorted(a.tokens_per_second / b.tokens_per_second for a, b in pairs)
-    return {
-        "streams": streams,
-        "tuneloop_tokens_per_second": statistics.median(a.tokens_per_second for a, _ in pairs),
-        "vllm_tokens_per_second": statistics.median(b.tokens_per_second for _, b in pairs),
-        "ratio_median": statistics.median(ratios),
-        "ratio_min": ratios[0],
-        "ratio_max": ratios[-1],
-        "tuneloop_first_token_seconds_p50": statistics.median(
-            a.first_token_seconds_p50 for a, _ in pairs
-        ),
-        "vllm_first_token_seconds_p50": statistics.median(
-            b.first_token_seconds_p50 for _, b in pairs
-        ),
-        "failed": sum(a.failed + b.failed for a, b in pairs),
-    }
-
-
 async def feedback_to_serving(base_url: str, *, rounds: int) -> list[float]:
     """Seconds from the last thumb's 202 to the version that used it serving."""
     seconds = []
@@ -174,12 +136,11 @@ async def feedback_to_serving(base_url: str, *, rounds: int) -> list[float]:
     return seconds
 
 
-async def answer_id(client: httpx.AsyncClient, seed: int) -> str:
+async def answer_id(client: httpx.AsyncClient, number: int) -> str:
     body = {
         "model": "tuneloop",
-        "messages": [{"role": "user", "content": f"Tell me something about the number {seed}."}],
+        "messages": [{"role": "user", "content": f"Tell me something about the number {number}."}],
         "max_tokens": 64,
-        "seed": seed,
     }
     response = await client.post("/v1/chat/completions", json=body)
     response.raise_for_status()
@@ -217,60 +178,85 @@ async def idle(client: httpx.AsyncClient) -> None:
             await asyncio.sleep(0.5)
 
 
-def report(result: dict[str, Any]) -> None:
-    """The figures as tables."""
-    rates = Table(title=f"Throughput, {result['model']}, {result['device']}")
-    columns = ("streams", "tuneloop tok/s", "vLLM's server tok/s", "ratio", "min – max", "failed")
-    for column in columns:
-        rates.add_column(column, justify="right")
-    for row in result["throughput"]:
-        rates.add_row(
-            str(row["streams"]),
-            f"{row['tuneloop_tokens_per_second']:.1f}",
-            f"{row['vllm_tokens_per_second']:.1f}",
-            f"{row['ratio_median']:.3f}",
-            f"{row['ratio_min']:.3f} – {row['ratio_max']:.3f}",
-            str(row["failed"]),
-        )
-    console.print(rates)
-    seconds = result["feedback_to_serving_seconds"]
-    console.print(
-        f"16 thumbs accepted to the version that used them serving: "
-        f"median {statistics.median(seconds):.1f} s, longest {max(seconds):.1f} s"
-    )
+def measure_stages(
+    record: Record, options: argparse.Namespace, loads: Sequence[Load], scratch: Path
+) -> None:
+    """Start what the missing measures need, and make them."""
+    from benchmarks.loop_servers import Servers, make_adapter, other_servers, served_adapter
+
+    stages = [stage for stage in STAGES if stage.name in options.stages]
+    todo = missing(record, stages, loads, options.rounds)
+    names = sorted({stage.server for _, _, stage in todo})
+    cache_dir = Path(os.environ.get("TUNELOOP_CACHE_DIR", Path.home() / ".cache" / "tuneloop"))
+    model = resolve(options.model, cache_dir)
+    settings = {
+        "TUNELOOP_GENERATION_MAX_MODEL_LEN": str(options.max_model_len),
+        "TUNELOOP_LEARNER_POLICY_GRADIENT": "off",
+        "TUNELOOP_LEARNER_RELEASE": "off",
+    }
+    servers = Servers()
+    with contextlib.ExitStack() as stack:
+        if "service" in names:
+            servers.service = service = stack.enter_context(
+                ServiceChild(
+                    scratch / "data",
+                    port=free_port(),
+                    arguments=["--model", str(model)],
+                    environment=settings,
+                )
+            )
+            service.wait_until_ready()
+            settle(service)
+            # Where they were measured before, a version is needed all the same.
+            rounds = max(1, min(FEEDBACK, options.rounds) - len(record.feedback_seconds))
+            record.feedback_seconds += asyncio.run(feedback_to_serving(service.url, rounds=rounds))
+            record.save()
+            servers.urls["service"] = service.url
+            adapter = served_adapter(service)
+        else:
+            adapter = make_adapter(model, scratch / "adapter")
+        length = options.max_model_len
+        stack.enter_context(other_servers(names, servers, model, adapter, scratch, length))
+        measure_missing(servers, record, todo, console.print)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run everything and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--max-model-len", type=int, default=2048)
-    arguments = parser.parse_args()
-    # Threads and OpenMP library: the same for both servers, since both inherit them.
+    every = [stage.name for stage in STAGES]
+    parser.add_argument("--stages", nargs="+", choices=every, default=every)
+    parser.add_argument("--quick", action="store_true", help="one short round, for a look")
+    parser.add_argument("--again", action="store_true", help="do not continue an earlier run")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
+    options = parser.parse_args(arguments)
+    loads = LOADS
+    if options.quick:
+        options.rounds, options.max_tokens, loads = 1, 8, QUICK
+    loads = [Load(streams=n, chats=c, max_tokens=options.max_tokens) for n, c in loads.items()]
+    # Leave nothing running behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    # Threads and OpenMP library: the same for all servers, since all inherit them.
     prepare_environment(threads=0)
-    cache_dir = Path(os.environ.get("TUNELOOP_CACHE_DIR", Path.home() / ".cache" / "tuneloop"))
-    model = resolve(arguments.model, cache_dir)
-    settings = {
-        "TUNELOOP_GENERATION_MAX_MODEL_LEN": str(arguments.max_model_len),
-        "TUNELOOP_LEARNER_POLICY_GRADIENT": "off",
-    }
+    path = options.results / f"loop-{device_name()}{'-quick' if options.quick else ''}.json"
+    head = {name: getattr(options, name) for name in ("model", "max_tokens", "max_model_len")}
+    record = Record(path.with_suffix(".unfinished.json"), head)
+    if not options.again:
+        record.load()
     with tempfile.TemporaryDirectory() as scratch:
-        data_dir = Path(scratch) / "data"
-        service = ServiceChild(
-            data_dir, port=free_port(), arguments=["--model", str(model)], environment=settings
-        )
-        with service:
-            service.wait_until_ready()
-            log_path = Path(scratch) / "vllm.log"
-            with vllm_server(model, log_path, arguments.max_model_len) as theirs:
-                rows = throughput(
-                    service, theirs, rounds=arguments.rounds, max_tokens=arguments.max_tokens
-                )
-            seconds = asyncio.run(feedback_to_serving(service.url, rounds=arguments.rounds))
-    figures = {"throughput": rows, "feedback_to_serving_seconds": seconds}
-    report(write_result("loop", arguments.model, figures))
+        measure_stages(record, options, loads, Path(scratch))
+    figures = {
+        "throughput": throughput_rows(record.measures),
+        "feedback_to_serving_seconds": record.feedback_seconds,
+        "stages": stage_rows(record.measures),
+    }
+    result = write_result("loop", options.model, figures, path)
+    path.with_suffix(".md").write_text(table(result))
+    record.path.unlink(missing_ok=True)
+    console.print(table(result))
     return 0
 
 
