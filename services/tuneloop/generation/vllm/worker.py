@@ -2,8 +2,8 @@
 
 A worker extension loads weights while decoding goes on (`staging`). A kernel class corrects LoRA
 in mixed batches, which vLLM 0.32 gets wrong on a CPU; vLLM's only hook for it is the method of its
-CPU platform that names the class, which this module replaces. Grammars are compiled quietly there
-(`grammars`). On a GPU only the extension is used.
+CPU platform that names the class, which this module replaces. Tokens are sampled (`sampling`) and
+grammars compiled (`grammars`) otherwise there, too. On a GPU only the extension is used.
 """
 
 import time
@@ -16,6 +16,7 @@ import torch
 from vllm.platforms import current_platform
 
 from tuneloop.generation.vllm.grammars import replace_compiler
+from tuneloop.generation.vllm.sampling import replace_sampler
 from tuneloop.generation.vllm.staging import Adapter, LockedWeights, Staging
 from tuneloop.generation.vllm.twin import TwinWeights
 
@@ -179,3 +180,4 @@ if current_platform.is_cpu():
     current_platform.get_punica_wrapper = lambda: f"{__name__}.{GroupedLora.__name__}"
     # On a CPU the worker and what compiles grammars are one process.
     replace_compiler()
+    replace_sampler()
