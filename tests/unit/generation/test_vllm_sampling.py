@@ -99,3 +99,20 @@ def test_top_k_leaves_the_others_out() -> None:
     tokens, kept = forward_cpu(sampler, rows, {}, torch.full((500,), 3), None)
     assert set(tokens.tolist()) == best
     assert kept is None
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_log_probs_are_gathered_as_by_vllm(count: int) -> None:
+    from tuneloop.generation.vllm.sampling import gather_logprobs, gather_with_ranks
+
+    torch.manual_seed(0)
+    logprobs = torch.randn(3, 300).log_softmax(-1)
+    tokens = torch.tensor([4, 0, 299])
+    found, theirs = (
+        gather(logprobs, count, tokens) for gather in (gather_logprobs, gather_with_ranks)
+    )
+    assert found.logprob_token_ids.dtype == theirs.logprob_token_ids.dtype
+    assert torch.equal(found.logprob_token_ids, theirs.logprob_token_ids)
+    assert torch.equal(found.logprobs, theirs.logprobs)
+    assert found.selected_token_ranks.shape == theirs.selected_token_ranks.shape
+    assert found.selected_token_ranks.dtype == theirs.selected_token_ranks.dtype

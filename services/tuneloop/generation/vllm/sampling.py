@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler, apply_top_k_top_p
+from vllm.v1.sample.sampler import Sampler
 
+gather_with_ranks = Sampler.gather_logprobs
 BLOCK = 256
 """Tokens whose probabilities are added up first."""
 
@@ -70,6 +73,20 @@ def forward_cpu(
     return sample_by_inversion(logprobs.exp(), uniforms), kept
 
 
+def gather_logprobs(logprobs: torch.Tensor, count: int, token_ids: torch.Tensor) -> Any:
+    """Return the log-probs of `token_ids`, [rows], and of the `count` best, as vLLM's method does.
+
+    Without others it also counts the better tokens of the whole vocabulary: nobody asks for that
+    rank here, and the first token would wait for its kernel to be compiled. It is 0 instead.
+    """
+    if count:
+        return gather_with_ranks(logprobs, count, token_ids)
+    own = token_ids.unsqueeze(-1)
+    ranks = torch.zeros_like(token_ids)
+    return LogprobsTensors(own.to(torch.int32), logprobs.gather(-1, own), ranks)
+
+
 def replace_sampler() -> None:
     """Let vLLM sample so in this process; its samplers are made after the worker's extension."""
     TopKTopPSampler.forward_cpu = forward_cpu
+    Sampler.gather_logprobs = staticmethod(gather_logprobs)
