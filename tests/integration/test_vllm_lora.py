@@ -39,6 +39,31 @@ def test_every_row_gets_the_product_of_its_own_adapter(slots: list[int]) -> None
     expected = expected_rows(y, x, halves_a, halves_b, slots)
     lora = object.__new__(GroupedLora)
     lora.ranks = {0: 2, 1: RANK}
+    lora.halves = {}
     lora.token_groups = groups_of(torch.tensor(slots))
     lora.add_lora_linear(y, x, halves_a, halves_b, 2.0, OUTPUTS)
     assert torch.allclose(y, expected, atol=1e-5)
+
+
+def test_another_adapter_in_the_same_slot_is_used_at_once() -> None:
+    from tuneloop.generation.vllm.worker import GroupedLora, groups_of
+
+    generator = torch.Generator().manual_seed(0)
+    [size] = OUTPUTS[:1]
+    half_a = torch.randn(2, 1, RANK, INPUT, generator=generator)
+    half_b = torch.randn(2, 1, size, RANK, generator=generator)
+    x = torch.randn(2, INPUT, generator=generator)
+    lora = object.__new__(GroupedLora)
+    lora.halves = {}
+    lora.token_groups = groups_of(torch.tensor([1, 1]))
+    for rank in (2, 2, RANK):
+        # As vLLM puts an adapter into its slot: in place, with zeros up to the largest rank.
+        half_a[1, 0, :rank] = torch.randn(rank, INPUT, generator=generator)
+        half_b[1, 0, :, :rank] = torch.randn(size, rank, generator=generator)
+        lora.ranks = {1: rank}
+        y = torch.zeros(2, size)
+        lora.add_lora_linear(y, x, (half_a,), (half_b,), 2.0, (size,))
+        expected = 2.0 * x @ half_a[1, 0, :rank].T @ half_b[1, 0, :, :rank].T
+        assert torch.allclose(y, expected, atol=1e-5)
+    # A view for each rank, none for each adapter.
+    assert len(lora.halves) == 2

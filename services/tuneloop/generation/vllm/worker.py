@@ -27,6 +27,8 @@ else:
 
 Group = tuple[int, torch.Tensor | None]
 """An adapter's slot, and ones for the rows of the batch that use it, [rows, 1]; None if all do."""
+Halves = tuple[torch.Tensor, torch.Tensor]
+"""An adapter's Aᵀ, [in, rank], and Bᵀ, [rank, out]."""
 
 
 class StagingExtension:
@@ -89,6 +91,12 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
     ranks: Mapping[int, int] = MappingProxyType({})
     """By slot; of others the largest rank is computed."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.halves: dict[tuple[int, int, int | None], Halves] = {}
+        """Views by address, slot and rank. A step takes some hundred of them, and each takes as
+        long to make as its product with a few rows."""
+
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Note which rows of the next batch use which adapter."""
         super().update_metadata(*args, **kwargs)
@@ -109,12 +117,16 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
 
         A is [slots, 1, rank, in] and B [slots, 1, out, rank].
         """
-        for group in self.token_groups:
+        for slot, mask in self.token_groups:
             start = 0
             for half_a, half_b, size in zip(
                 lora_a_stacked, lora_b_stacked, output_slices, strict=True
             ):
-                self.add_product(y[:, start : start + size], x, half_a, half_b, group, scale)
+                key = half_a.data_ptr(), slot, self.ranks.get(slot)
+                halves = self.halves.get(key)
+                if halves is None:
+                    halves = self.halves[key] = self.halves_of(half_a, half_b, slot)
+                add_product(y[:, start : start + size], x, halves, mask, scale)
                 start += size
 
     def add_lora_embedding(
@@ -141,31 +153,30 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
     ) -> None:
         """Add x·Aᵀ·Bᵀ·scale to the logits y [requests, vocab] in place."""
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        for group in self.sampler_groups:
+        for slot, mask in self.sampler_groups:
             # The adapter's vocabulary may be padded otherwise than the model's.
             width = min(lora_b_stacked.shape[2], y.shape[1])
-            half_b = lora_b_stacked[:, :, :width]
-            self.add_product(y[:, :width], x, lora_a_stacked, half_b, group, scale)
+            halves = self.halves_of(lora_a_stacked, lora_b_stacked[:, :, :width], slot)
+            add_product(y[:, :width], x, halves, mask, scale)
 
-    def add_product(  # noqa: PLR0917
-        self,
-        y: torch.Tensor,
-        x: torch.Tensor,
-        half_a: torch.Tensor,
-        half_b: torch.Tensor,
-        group: Group,
-        scale: float,
-    ) -> None:
-        """Add x·Aᵀ·Bᵀ·scale of one adapter to its rows of y, in place."""
-        slot, mask = group
+    def halves_of(self, half_a: torch.Tensor, half_b: torch.Tensor, slot: int) -> Halves:
+        """Return views of one adapter's halves, without what fills it up to the largest rank."""
         rank = self.ranks.get(slot)
-        inner = x @ half_a[slot, 0, :rank].T
-        if mask is not None:
-            inner *= mask
-        if inner.dtype == y.dtype:
-            y.addmm_(inner, half_b[slot, 0, :, :rank].T, alpha=scale)
-        else:
-            y += scale * (inner @ half_b[slot, 0, :, :rank].T)
+        return half_a[slot, 0, :rank].T, half_b[slot, 0, :, :rank].T
+
+
+def add_product(
+    y: torch.Tensor, x: torch.Tensor, halves: Halves, mask: torch.Tensor | None, scale: float
+) -> None:
+    """Add x·Aᵀ·Bᵀ·scale of one adapter to its rows of y, in place."""
+    half_a, half_b = halves
+    inner = x @ half_a
+    if mask is not None:
+        inner *= mask
+    if inner.dtype == y.dtype:
+        y.addmm_(inner, half_b, alpha=scale)
+    else:
+        y += scale * (inner @ half_b)
 
 
 def groups_of(slots: torch.Tensor) -> list[Group]:
