@@ -202,6 +202,14 @@ async def test_a_seed_makes_sampling_repeatable(engine: Engine) -> None:
     assert first.token_ids != other.token_ids
 
 
+async def test_a_seed_holds_where_a_prompt_is_computed_in_parts(engine: Engine) -> None:
+    # On a CPU vLLM computes 256 tokens at a time; the second time they are in its cache.
+    prompt = PROMPT + tuple(range(310, 330)) * 15
+    (first,) = await complete(engine, prompt, seed=11)
+    (again,) = await complete(engine, prompt, seed=11)
+    assert first.token_ids == again.token_ids
+
+
 async def test_logprobs_are_those_of_a_forward_pass_at_the_temperature(
     engine: Engine, tiny_policy: Path
 ) -> None:

@@ -58,22 +58,38 @@ def test_rows_that_are_not_numbers_do_not_end_the_engine() -> None:
 
 
 def test_frequencies_are_those_of_the_softmax_and_seeds_are_kept() -> None:
-    from tuneloop.generation.vllm.sampling import forward_cpu
+    from tuneloop.generation.vllm.sampling import RewindableGenerator, forward_cpu
+
+    def seeded() -> dict[int, RewindableGenerator]:
+        generator = RewindableGenerator()
+        generator.manual_seed(1)
+        return {7: generator}
 
     torch.manual_seed(0)
     logits = torch.randn(300) * 2
     rows = logits.expand(20_000, 300).clone()
     sampler = SimpleNamespace(logprobs_mode="processed_logprobs")
-    seeded = {7: torch.Generator().manual_seed(1)}
-    tokens, logprobs = forward_cpu(sampler, rows, seeded, None, None)
+    tokens, logprobs = forward_cpu(sampler, rows, seeded(), None, None)
     assert logprobs is not None
     assert torch.allclose(logprobs[5], logits.log_softmax(-1))
     expected = logits.softmax(-1)
     seen = torch.bincount(tokens, minlength=300) / len(rows)
     # Five standard deviations.
     assert (seen - expected).abs().le(5 * (expected / len(rows)).sqrt() + 1e-4).all()
-    again, _ = forward_cpu(sampler, rows[:8], {7: torch.Generator().manual_seed(1)}, None, None)
+    again, _ = forward_cpu(sampler, rows[:8], seeded(), None, None)
     assert again[7] == tokens[7]
+
+
+def test_the_last_number_of_a_seed_can_be_taken_back() -> None:
+    from tuneloop.generation.vllm.sampling import RewindableGenerator
+
+    generator = RewindableGenerator()
+    generator.manual_seed(5)
+    first, second = generator.draw(), generator.draw()
+    # As vLLM does it.
+    generator.set_offset(generator.get_offset() - 4)
+    assert generator.draw() == second
+    assert second != first
 
 
 def test_vllms_worker_samples_so() -> None:

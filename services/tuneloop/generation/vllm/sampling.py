@@ -12,10 +12,36 @@ import torch
 from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler, apply_top_k_top_p
 from vllm.v1.sample.sampler import Sampler
+from vllm.v1.worker.gpu_input_batch import InputBatch
 
-gather_with_ranks = Sampler.gather_logprobs
+gather_with_ranks, add_to_batch = Sampler.gather_logprobs, InputBatch.add_request
 BLOCK = 256
 """Tokens whose probabilities are added up first."""
+
+
+class RewindableGenerator(torch.Generator):
+    """The generator of a request with a seed; the last number drawn can be taken back.
+
+    A prompt that is computed in several passes has a token sampled after each. vLLM rewinds the
+    generator for those that it throws away, with methods that PyTorch has on a GPU only: on a CPU
+    the engine would die.
+    """
+
+    before: torch.Tensor | None = None
+    """The state before the last number."""
+
+    def draw(self) -> torch.Tensor:
+        """Return a number from 0 to below 1, float64."""
+        self.before = self.get_state()
+        return torch.rand((), dtype=torch.float64, generator=self)
+
+    def get_offset(self) -> int:
+        """Return any number from which vLLM may subtract."""
+        return 0
+
+    def set_offset(self, offset: int) -> torch.Generator:
+        """Take the last number back."""
+        return self if self.before is None else self.set_state(self.before)
 
 
 def sample_by_inversion(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
@@ -28,10 +54,10 @@ def sample_by_inversion(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Te
     Blocks of tokens are added up first, then the tokens of the chosen block, in float64: a running
     sum of the whole row in float32 would lose the small probabilities.
     """
-    vocab = probs.shape[1]
+    rows, vocab = probs.shape
     blocks = vocab // BLOCK
     sums = [
-        probs[:, : blocks * BLOCK].unflatten(-1, (blocks, BLOCK)).sum(-1),
+        probs[:, : blocks * BLOCK].view(rows, blocks, BLOCK).sum(-1),
         probs[:, blocks * BLOCK :].sum(-1, keepdim=True),
     ]
     ends = torch.cat(sums, dim=-1).double().cumsum(-1)
@@ -56,7 +82,7 @@ def below(values: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
 def forward_cpu(
     self: Any,
     logits: torch.Tensor,
-    generators: Mapping[int, torch.Generator],
+    generators: Mapping[int, RewindableGenerator],
     k: torch.Tensor | None,
     p: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -68,7 +94,7 @@ def forward_cpu(
     logprobs = logits.log_softmax(dim=-1, dtype=torch.float32)
     uniforms = torch.rand(len(logprobs), dtype=torch.float64)
     for row, generator in generators.items():
-        uniforms[row] = torch.rand((), dtype=torch.float64, generator=generator)
+        uniforms[row] = generator.draw()
     kept = {"processed_logits": logits, "processed_logprobs": logprobs}.get(self.logprobs_mode)
     return sample_by_inversion(logprobs.exp(), uniforms), kept
 
@@ -86,7 +112,17 @@ def gather_logprobs(logprobs: torch.Tensor, count: int, token_ids: torch.Tensor)
     return LogprobsTensors(own.to(torch.int32), logprobs.gather(-1, own), ranks)
 
 
+def add_request(self: Any, request: Any) -> Any:
+    """Add a request as vLLM's method does, with a generator that can be rewound."""
+    if type(request.generator) is torch.Generator:
+        rewindable = RewindableGenerator()
+        rewindable.set_state(request.generator.get_state())
+        request.generator = rewindable
+    return add_to_batch(self, request)
+
+
 def replace_sampler() -> None:
     """Let vLLM sample so in this process; its samplers are made after the worker's extension."""
     TopKTopPSampler.forward_cpu = forward_cpu
     Sampler.gather_logprobs = staticmethod(gather_logprobs)
+    InputBatch.add_request = add_request
