@@ -121,7 +121,8 @@ async def online(folder: Path, data: Path, world: World = ALONE) -> Mapping[str,
 
 TORCHRUN = Path(sys.executable).with_name("torchrun")
 TWO = (str(TORCHRUN), "--standalone", "--nproc-per-node", "2")
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+PYTHONPATH = os.pathsep.join((str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")))
+ENVIRONMENT = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
 
 
 def spawn(arguments: list[str]) -> subprocess.CompletedProcess[str]:
