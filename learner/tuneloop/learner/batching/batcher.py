@@ -3,7 +3,7 @@
 Batchers only read the ledger. What they find out on the way (samples that can never be trained on,
 versions too old to learn from) comes back with the batch, and `TrainingRun.next_batch` records it.
 
-A step is due when a batch is full, when no sample has come for a second, or when the oldest one has
+A step is due when a batch is full, when no sample has come for a while, or when the oldest one has
 waited long enough: one user's thumb is learned from at once, and many users' thumbs are learned
 from together. Part of a batch of judgements may be replays of used ones. Scored rollouts join a
 step in batches of their own size; they need no time limit, since there are always more of them than
@@ -31,8 +31,8 @@ from tuneloop.learner.settings import LearnerSettings
 
 Clock = Callable[[], float]
 
-QUIET_SECONDS = 1.0
-"""Without a new sample for so long, those that wait are not kept waiting for more."""
+QUIET_SHARE = 0.2
+"""Of `batch_wait_seconds`: after so long without a new sample, those that wait go without more."""
 
 
 @dataclass(slots=True)
@@ -314,5 +314,6 @@ def _due(
     oldest = min((q.oldest_time for q in queues.values() if q.oldest_time is not None), default=now)
     newest = max((q.newest_time for q in queues.values() if q.newest_time is not None), default=now)
     # Recorded in the future: the clock was set back before a restart.
-    waited = abs(now - oldest) >= settings.batch_wait_seconds or abs(now - newest) >= QUIET_SECONDS
+    longest = settings.batch_wait_seconds
+    waited = abs(now - oldest) >= longest or abs(now - newest) >= QUIET_SHARE * longest
     return 0 < count >= min(settings.min_batch_size, full) and waited

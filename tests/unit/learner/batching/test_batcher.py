@@ -56,7 +56,7 @@ async def test_a_step_waits_for_more_only_while_more_comes(tmp_path: Path) -> No
     parts.thumbs(0, 1)
     parts.clock.now += 0.9
     assert not await parts.turn()
-    parts.clock.now += 0.2  # a second without another thumb
+    parts.clock.now += 0.2  # a fifth of five seconds without another thumb
     assert await parts.turn()
     for number in range(1, 6):
         parts.thumbs(number, 1)

@@ -8,8 +8,8 @@ in the precision of the head's factors. In bytes a logit, with bfloat16 factors:
     trained head: product 4, sums 4; product 4, gradient 4 + 2, two products 4: 22 (torch: 82)
 
 The sums are made in one pass as in Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867,
-algorithm 3. A fused cross-entropy, like Liger's, scales its gradients before it has the loss: it
-cannot be had where what a token weighs follows from its log-prob, as in PPO or DPO.
+algorithm 3. A fused cross-entropy, like Liger's, scales its gradients before it has the loss, so it
+does not fit PPO or DPO, where what a token weighs follows from its log-prob.
 """
 
 import functools
