@@ -7,7 +7,7 @@ Each is made of parts, which are written to benchmarks/results/gpu-<which>-<devi
 they are measured; a run that was cut short continues with the parts that are missing (`--again`
 measures all). A part that fails is written with its error, and the others follow. Ceilings (copying
 and multiplying matrices) are measured in the same run, so that every figure stands beside what this
-GPU can do. With `--device cpu --quick` it runs anywhere, in a minute, on tiny models.
+GPU can do. With `--device cpu --quick` it runs anywhere, in a few minutes, on small models.
 """
 
 import argparse

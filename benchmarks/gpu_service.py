@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.hot_swap import FULL_VERSIONS, QUICK, against_copy
+from benchmarks.hot_swap import FULL_VERSIONS, against_copy
 from benchmarks.hot_swap_measure import Plan, measure
 from benchmarks.hot_swap_service import service as generation_alone
 from benchmarks.load import load
@@ -22,6 +22,9 @@ from tuneloop.policies import WeightsKind
 from tuneloop.supervisor.child import ServiceChild
 
 SWAPS = Plan(rounds=2, swaps=5, every_seconds=2.0, still_seconds=5.0)
+QUICK = Plan(rounds=2, swaps=2, every_seconds=1.0, still_seconds=4.0, streams=2)
+"""Few streams and short answers: the engine of transformers samples one completion at a time, ten
+tokens a second on two cores."""
 
 
 def parts(model: str, device: str, *, quick: bool) -> dict[str, Any]:
@@ -42,7 +45,8 @@ def parts(model: str, device: str, *, quick: bool) -> dict[str, Any]:
 def running(model: Path, device: str, engine: str) -> Iterator[ServiceChild]:
     """Run `tuneloop up` with data of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        environment = {"TUNELOOP_LEARNER_RELEASE": "off"}
+        # What is timed are thumbs: rewards' steps would go on after them.
+        environment = {"TUNELOOP_LEARNER_RELEASE": "off", "TUNELOOP_LEARNER_POLICY_GRADIENT": "off"}
         if device == "cpu":
             environment |= {"TUNELOOP_LEARNER_DEVICE": "cpu"}
         arguments = ["--model", str(model), "--engine", engine]
@@ -66,8 +70,8 @@ def loop_part(model: Path, device: str, engine: str, *, quick: bool) -> Mapping[
             for streams in ((2,) if quick else (8, 64, 256))
         ]
         settle(service)
-        rounds = 1 if quick else 4
-        waited = asyncio.run(feedback_to_serving(service.url, rounds=rounds))
+        rounds, max_tokens = (1, 8) if quick else (4, 64)
+        waited = asyncio.run(feedback_to_serving(service.url, rounds=rounds, max_tokens=max_tokens))
         found["thumbs_to_serving_seconds"] = waited
         found["memory_used_after_learning_bytes"] = [gpu.used for gpu in find_gpus()]
         found["generation_again_seconds"] = start_generation_again(service)

@@ -23,7 +23,6 @@ from tuneloop.policies import WeightsReference
 from tuneloop.rpc.channel import connect
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc
 
-STREAMS = 8
 WARM_UP_SECONDS = 8.0
 AFTER_SECONDS = 1.0
 """What comes within this time after a switch still counts as around it."""
@@ -69,6 +68,7 @@ class Plan:
     """From one swap to the next."""
     still_seconds: float
     """Of each slice without swaps."""
+    streams: int = 8
 
 
 @dataclass(slots=True)
@@ -104,7 +104,7 @@ async def measure(service: Service, plan: Plan, say: Callable[[str], None]) -> d
         versions = turns(service.versions, plan.rounds * plan.swaps + 1)
         await switch.to(versions[0])
         say(f"{service.kind.value}: measuring")
-        async with Streams(stub, STREAMS) as streams:
+        async with Streams(stub, plan.streams) as streams:
             await streams.warm_up(WARM_UP_SECONDS)
             started, tokens = time.perf_counter(), streams.tokens
             rounds = []
@@ -165,7 +165,7 @@ def figures(rounds: Sequence[Round], streams: Streams) -> dict[str, Any]:
     swaps = [swap for r in rounds for swap in r.swaps]
     return {
         "swaps": len(swaps),
-        "streams": STREAMS,
+        "streams": streams.count,
         "requests": streams.requests,
         "failed": len(streams.failures),
         "failures": sorted(set(streams.failures)),

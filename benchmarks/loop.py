@@ -118,12 +118,13 @@ def counted(port: int, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(named))
 
 
-async def feedback_to_serving(base_url: str, *, rounds: int) -> list[float]:
+async def feedback_to_serving(base_url: str, *, rounds: int, max_tokens: int = 64) -> list[float]:
     """Seconds from the last thumb's 202 to the version that used it serving."""
     seconds = []
     async with httpx.AsyncClient(base_url=base_url, timeout=300) as client:
         for number in range(rounds):
-            ids = await asyncio.gather(*(answer_id(client, number * 16 + i) for i in range(16)))
+            numbers = range(number * 16, (number + 1) * 16)
+            ids = await asyncio.gather(*(answer_id(client, n, max_tokens) for n in numbers))
             before = await serving_version(client)
             await asyncio.gather(*(thumb(client, i, up=n % 2 == 0) for n, i in enumerate(ids)))
             accepted = time.perf_counter()
@@ -136,11 +137,11 @@ async def feedback_to_serving(base_url: str, *, rounds: int) -> list[float]:
     return seconds
 
 
-async def answer_id(client: httpx.AsyncClient, number: int) -> str:
+async def answer_id(client: httpx.AsyncClient, number: int, max_tokens: int = 64) -> str:
     body = {
         "model": "tuneloop",
         "messages": [{"role": "user", "content": f"Tell me something about the number {number}."}],
-        "max_tokens": 64,
+        "max_tokens": max_tokens,
     }
     response = await client.post("/v1/chat/completions", json=body)
     response.raise_for_status()
