@@ -1,4 +1,6 @@
 import itertools
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -227,6 +229,53 @@ def test_several_gpus_are_several_ranks() -> None:
     assert container["command"][-2:] == ["--module", "tuneloop.learner.main"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 4
     assert container["image"].endswith("-cuda")
+
+
+def test_generation_is_spread_over_its_gpus() -> None:
+    for gpus, told in ((1, None), (2, "2")):
+        found = pods(rendered('generation.accelerator="cuda"', f"generation.gpus={gpus}"))
+        [container] = found["generation"]["containers"]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == gpus
+        assert environment_of(container).get("TUNELOOP_GENERATION_TENSOR_PARALLEL") == told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "memory", "gpus"),
+    [
+        # Processes 2·2, buffer 1.16, adapters 0.98; process 2, reward model 0.5, weights 15.26.
+        (("--gpu", "h100"), {"generation": ("7Gi", "8Gi"), "learner": ("18Gi", "23Gi")}, (1, 1)),
+        # Two ranks more, and everything twice but the base that one learner loads.
+        (
+            ("--gpu", "h100", "--tensor-parallel", "2"),
+            {"generation": ("13Gi", "16Gi"), "learner": ("18Gi", "23Gi")},
+            (2, 1),
+        ),
+        # 4 bytes of 8.81 billion weights, 12 adapters of 0.33 GiB and 3.5 GiB more.
+        (("--gpu", "cpu"), {"generation": ("41Gi", "51Gi")}, (None, None)),
+    ],
+)
+def test_the_chart_takes_the_sizes_of_a_model(
+    arguments: Sequence[str], memory: Document, gpus: tuple[int | None, ...], tmp_path: Path
+) -> None:
+    given = ["doctor", "--plan", "--model", "qwen3-8b", "--values", "helm", *arguments]
+    (tmp_path / "values.json").write_text(tool("tuneloop", *given).stdout)
+    found = rendered(values=[tmp_path / "values.json"])
+    deployed = pods(found)
+    for process, (requested, limit) in memory.items():
+        resources = deployed[process]["containers"][0]["resources"]
+        assert (resources["requests"]["memory"], resources["limits"]["memory"]) == (
+            requested,
+            limit,
+        )
+        # What the chart sets otherwise stays.
+        assert resources["requests"]["cpu"] == "2"
+    limits = [
+        deployed[p]["containers"][0]["resources"]["limits"] for p in ("generation", "learner")
+    ]
+    assert tuple(limit.get("nvidia.com/gpu") for limit in limits) == gpus
+    [claim] = one(found, "StatefulSet", "learner")["spec"]["volumeClaimTemplates"]
+    # The ledger's 2 GiB, 60 bytes of each of 87.3 million weights, and a quarter.
+    assert claim["spec"]["resources"]["requests"]["storage"] == "9Gi"
 
 
 @pytest.mark.parametrize("process", PROCESSES)

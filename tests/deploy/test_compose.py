@@ -1,11 +1,12 @@
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from support.deploy_files import PROCESSES, ROOT, Dockerfile, Document, composed
+from support.deploy_files import PROCESSES, ROOT, Dockerfile, Document, composed, tool
 
 from tuneloop.rpc.access import Role
 from tuneloop.rpc.tls import Tls
@@ -169,3 +170,34 @@ def test_what_is_mounted_from_here_is_here(services: dict[str, Document]) -> Non
             if volume["type"] == "bind":
                 assert Path(volume["source"]).exists(), (name, volume["source"])
                 assert volume["read_only"], name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "gibibytes"),
+    [(("--gpu", "h100"), {"generation-cuda": 8, "learner-cuda": 23}), (("--gpu", "cpu"), {})],
+)
+def test_compose_takes_the_sizes_of_a_model(
+    arguments: Sequence[str], gibibytes: dict[str, int]
+) -> None:
+    given = ["doctor", "--plan", "--model", "qwen3-8b", "--values", "compose", *arguments]
+    lines = tool("tuneloop", *given).stdout.splitlines()
+    variables = dict(line.split("=") for line in lines)
+    services = composed(variables.pop("COMPOSE_PROFILES"), **variables)["services"]
+    for name, size in gibibytes.items():
+        limit = services[name]["deploy"]["resources"]["limits"]["memory"]
+        assert int(limit) == size << 30
+    # Everything printed is read: a limit, or a setting of a container.
+    told = {
+        name: value
+        for service in services.values()
+        for name, value in service.get("environment", {}).items()
+    }
+    for name, value in variables.items():
+        if not name.startswith(("TUNELOOP_MEMORY_OF_", "TUNELOOP_WEIGHTS_KIND")):
+            assert told[name] == value
+    for process in ("GENERATION", "LEARNER"):
+        assert told[f"TUNELOOP_{process}_WEIGHTS_KIND"] == "lora"
+        sizes = {
+            s["deploy"]["resources"]["limits"]["memory"] for s in services.values() if "deploy" in s
+        }
+        assert str(int(variables[f"TUNELOOP_MEMORY_OF_{process}"][:-1]) << 30) in sizes

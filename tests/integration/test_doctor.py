@@ -299,3 +299,27 @@ def test_a_plan_needs_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert (done.exit_code, "name one with --gpu: l4, " in done.output) == (1, True)
     done = CliRunner().invoke(app, ["doctor", "--plan", "--gpu", "voodoo"])
     assert (done.exit_code, "--gpu voodoo: not one of l4, " in done.output) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--gpu", "cpu", "--values", "helm"], 0, '"accelerator": "cpu"'),
+        # 2 processes of 2 GiB, a buffer of 1.2 and adapters of 1.0; a quarter on top is 7.7.
+        (["--gpu", "h100", "--values", "compose"], 0, "TUNELOOP_MEMORY_OF_GENERATION=8g"),
+        (["--gpu", "h100", "--gpus", "1", "--values", "helm"], 1, "it takes 2 or more"),
+        (["--gpu", "h100", "--gpus", "2", "--values", "compose"], 1, "one GPU to share, not 2"),
+        (["--gpu", "h100", "--weights", "full", "--values", "helm"], 1, "does not fit: learner on"),
+        (["--gpu", "voodoo", "--values", "helm"], 1, "--gpu voodoo: not one of l4, "),
+    ],
+)
+def test_sizes_for_a_deployment(arguments: list[str], status: int, said: str) -> None:
+    given = ["doctor", "--plan", "--model", "qwen3-8b", *arguments]
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == status
+    assert said in done.output
+
+
+def test_sizes_are_part_of_a_plan() -> None:
+    done = CliRunner().invoke(app, ["doctor", "--values", "helm"])
+    assert (done.exit_code, "--values: give it with --plan" in done.output) == (1, True)

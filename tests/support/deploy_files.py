@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +26,34 @@ def tool(name: str, *arguments: str, **environment: str) -> subprocess.Completed
     )
 
 
-def composed(profile: str) -> Document:
+def composed(profile: str, **variables: str) -> Document:
     """compose.yaml with everything filled in, its tools too."""
     file = str(ROOT / "deploy" / "compose.yaml")
     profiles = ("--profile", profile, "--profile", "tools")
     given = ("--file", file, *profiles, "config", "--format", "json")
-    done = tool("docker-compose", *given, COMPOSE_PROFILES=profile)
+    done = tool("docker-compose", *given, **variables | {"COMPOSE_PROFILES": profile})
     assert done.returncode == 0, done.stderr
     document: Document = json.loads(done.stdout)
+    for service in document["services"].values():
+        # What has no value is not set in the container.
+        known = service.get("environment", {}).items()
+        service["environment"] = {name: value for name, value in known if value is not None}
     return document
 
 
-def template(*settings: str) -> subprocess.CompletedProcess[str]:
-    """`helm template` with the test's values and `--set-json` of `settings`."""
-    given = ["template", "tuneloop", str(CHART), "--namespace", "prod", "--values", str(VALUES)]
+def template(*settings: str, values: Sequence[Path] = ()) -> subprocess.CompletedProcess[str]:
+    """`helm template` with the test's values, more files of `values`, and `--set-json`."""
+    given = ["template", "tuneloop", str(CHART), "--namespace", "prod"]
+    for file in (VALUES, *values):
+        given += ["--values", str(file)]
     for setting in settings:
         given += ["--set-json", setting]
     return tool("helm", *given)
 
 
-def rendered(*settings: str) -> list[Document]:
+def rendered(*settings: str, values: Sequence[Path] = ()) -> list[Document]:
     """The manifests."""
-    done = template(*settings)
+    done = template(*settings, values=values)
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 

@@ -10,6 +10,7 @@ import typer
 
 from tuneloop.cli.options import AsJson, fail
 from tuneloop.cli.output import print_json, printable
+from tuneloop.doctor.deployment import Deployment, deployment_values
 from tuneloop.errors import TuneloopError
 from tuneloop.models.catalog import default_policy_model
 from tuneloop.policies import WeightsKind
@@ -32,13 +33,20 @@ ShowPlan = Annotated[
 ]
 GpuName = Annotated[
     str | None,
-    typer.Option(help="With --plan: a GPU such as h100.", show_default="those of this machine"),
+    typer.Option(
+        help="With --plan: a GPU such as h100; cpu with --values.",
+        show_default="those of this machine",
+    ),
 ]
 GpuCount = Annotated[
     int | None, typer.Option("--gpus", min=1, max=64, help="With --plan: how many.")
 ]
 TensorParallel = Annotated[
     int, typer.Option(min=1, max=64, help="With --plan: GPUs that generation is spread over.")
+]
+Values = Annotated[
+    Deployment | None,
+    typer.Option(help="With --plan: print sizes for the chart or compose.yaml, instead."),
 ]
 Weights = Annotated[WeightsKind, typer.Option(help="With --plan: what learning changes.")]
 MARKS = {"ok": ("ok", "green"), "warning": ("note", "yellow"), "problem": ("wrong", "red")}
@@ -61,6 +69,7 @@ def doctor(
     gpus: GpuCount = None,
     tensor_parallel: TensorParallel = 1,
     weights: Weights = WeightsKind.LORA,
+    values: Values = None,
     as_json: AsJson = False,
 ) -> None:
     """Check packages, models, ports, NATS, disk, memory and GPU, and say how to fix each problem.
@@ -70,6 +79,7 @@ def doctor(
     if plan:
         show_plan(
             model or default_policy_model,
+            values=values,
             as_json=as_json,
             gpu=gpu,
             gpus=gpus,
@@ -77,6 +87,8 @@ def doctor(
             weights=weights,
         )
         return
+    if values is not None:
+        fail("--values: give it with --plan")
     options = {
         "model": model,
         "reward_model": reward_model,
@@ -101,12 +113,20 @@ def doctor(
         raise typer.Exit(1)
 
 
-def show_plan(model: str, *, as_json: bool, **wanted: Any) -> None:
-    """Print a plan of GPUs' memory; exit with status 1 if it does not fit."""
+def show_plan(
+    model: str, *, values: Deployment | None, as_json: bool, gpu: str | None, **wanted: Any
+) -> None:
+    """Print a plan of GPUs' memory, or sizes for a deployment.
+
+    The exit status is 1 if the plan does not fit.
+    """
     from tuneloop.doctor.memory_plan import plan_for, plan_lines
 
     try:
-        made = plan_for(model, **wanted)
+        if values is not None:
+            typer.echo(deployment_values(values, model, gpu=gpu, **wanted))
+            return
+        made = plan_for(model, gpu=gpu, **wanted)
     except TuneloopError as error:
         fail(error.message)
     if as_json:

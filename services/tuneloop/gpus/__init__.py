@@ -5,6 +5,7 @@
 * `quantization`: how its weights are stored
 * `memory`: bytes of weights, caches, optimizer states and activations
 * `plan`: which process gets which GPU, and how much of it
+* `host_memory`: main memory and disk that the processes take beside
 
 Without torch, but to check a device: `tuneloop doctor --plan` works on any machine.
 """

@@ -26,7 +26,8 @@ from tuneloop.generation.engine import (
 from tuneloop.generation.tool_calls import ToolFormat
 from tuneloop.generation.vllm.environment import prepare_environment
 from tuneloop.generation.vllm.requests import first_line, output_of, sampling_params
-from tuneloop.gpus.memory import SCHEDULED_SEQUENCES, SCHEDULED_TOKENS
+from tuneloop.gpus.host_memory import CPU_CACHE
+from tuneloop.gpus.memory import GIB, SCHEDULED_SEQUENCES, SCHEDULED_TOKENS
 from tuneloop.policies import WeightsKind
 from tuneloop.reaper import Reaper
 from tuneloop.weights import shapes
@@ -39,7 +40,6 @@ STAGING_INTERVAL = 0.05
 """Seconds between checks whether new weights are loaded."""
 STOP_SECONDS = 1.0
 """How long the engine's processes get to exit."""
-CPU_CACHE_GIB = 1.0
 CPU_SCHEDULED_TOKENS = 256
 """Tokens in one pass on a CPU. A long prompt stops all streams for the time of a pass: seconds with
 vLLM's 2,048, two cores and a model of 135 million parameters."""
@@ -298,7 +298,7 @@ def engine_arguments(options: VllmOptions) -> Any:
             "enforce_eager": True,
             "max_num_batched_tokens": CPU_SCHEDULED_TOKENS,
         }
-        cache_gib = cache_gib or CPU_CACHE_GIB
+        cache_gib = cache_gib or CPU_CACHE / GIB
     else:
         arguments |= {
             "max_num_seqs": options.max_sequences,
