@@ -10,16 +10,26 @@ few events come, the file that holds it may stay the one being written to for ye
 filled up, and then it is rewritten or deleted as the others are.
 """
 
+import asyncio
 import time
 from collections.abc import Sequence
 
 from tuneloop.bus import Erased, subjects
 from tuneloop.bus.connection import NatsConnection
-from tuneloop.bus.streams import ApiError, call_api, one_message, purge_stream, stream_usage
+from tuneloop.bus.streams import (
+    ApiError,
+    call_api,
+    count_messages,
+    one_message,
+    purge_stream,
+    stream_usage,
+)
 
 CALL_SECONDS = 30.0
 """The server may have to search the whole stream for a user's next event."""
 NO_MESSAGE = {10037, 10043}
+AGAIN_SECONDS = 0.05
+"""Between two looks for a message that the server counts and does not find."""
 FILE_BYTES = 8 * 1024**2
 """Size of nats-server's files for streams as large as these."""
 FILLER_BYTES = 512 * 1024
@@ -34,8 +44,11 @@ async def erase(
     overwritten = left = 0
     for subject_filter in filters:
         # On a busy machine the server now and then skips one that lies behind one just deleted.
-        while found := await _overwrite(connection, stream, subject_filter, end):
+        while time.monotonic() < end and await count_messages(connection, stream, subject_filter):
+            found = await _overwrite(connection, stream, subject_filter, end)
             overwritten += found
+            if not found:
+                await asyncio.sleep(AGAIN_SECONDS)
         left += await purge_stream(connection, stream, subject_filter, None)
     await _fill_last_file(connection, stream)
     return Erased(overwritten=overwritten, left=left)

@@ -187,6 +187,16 @@ async def stream_usage(connection: NatsConnection, stream: str) -> StreamUsage:
     )
 
 
+async def count_messages(connection: NatsConnection, stream: str, subject_filter: str) -> int:
+    """Count a stream's matching messages, of 100,000 subjects at most. Raises `Unavailable`."""
+    try:
+        body = {"subjects_filter": subject_filter}
+        info = await call_api(connection, f"STREAM.INFO.{stream}", body, 30.0)
+    except ApiError as error:
+        raise connection.unavailable(f"failed: {error}") from error
+    return sum((info["state"].get("subjects") or {}).values())
+
+
 async def consumer_state(connection: NatsConnection, stream: str, durable: str) -> Any:
     """Return the server's information on a consumer. Raises `Unavailable`."""
     try:
