@@ -4,13 +4,12 @@ import enum
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from tuneloop.cli.options import AsJson, fail
 from tuneloop.cli.output import print_json, printable
-from tuneloop.doctor.deployment import Deployment, deployment_values
 from tuneloop.errors import TuneloopError
 from tuneloop.models.catalog import default_policy_model
 from tuneloop.policies import WeightsKind
@@ -44,8 +43,9 @@ GpuCount = Annotated[
 TensorParallel = Annotated[
     int, typer.Option(min=1, max=64, help="With --plan: GPUs that generation is spread over.")
 ]
+Target = Literal["helm", "compose"]
 Values = Annotated[
-    Deployment | None,
+    Target | None,
     typer.Option(help="With --plan: print sizes for the chart or compose.yaml, instead."),
 ]
 Weights = Annotated[WeightsKind, typer.Option(help="With --plan: what learning changes.")]
@@ -114,12 +114,13 @@ def doctor(
 
 
 def show_plan(
-    model: str, *, values: Deployment | None, as_json: bool, gpu: str | None, **wanted: Any
+    model: str, *, values: Target | None, as_json: bool, gpu: str | None, **wanted: Any
 ) -> None:
     """Print a plan of GPUs' memory, or sizes for a deployment.
 
     The exit status is 1 if the plan does not fit.
     """
+    from tuneloop.doctor.deployment import deployment_values
     from tuneloop.doctor.memory_plan import plan_for, plan_lines
 
     try:

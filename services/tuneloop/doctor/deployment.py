@@ -1,6 +1,5 @@
 """Sizes for the chart and for Compose that follow from the model: what `--values` prints."""
 
-import enum
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -19,15 +18,8 @@ HEADROOM = 1.25
 """Limits over requests, and disks over what is computed for them."""
 
 
-class Deployment(enum.StrEnum):
-    """What the sizes are for."""
-
-    HELM = "helm"
-    COMPOSE = "compose"
-
-
 def deployment_values(
-    deployment: Deployment,
+    target: str,
     model: str,
     *,
     gpu: str | None,
@@ -37,21 +29,22 @@ def deployment_values(
 ) -> str:
     """Return the sizes as JSON for `helm --values`, or as lines for `docker compose --env-file`.
 
-    `gpu` is that of a plan, or `cpu`. By default the chart gets one GPU more than generation is
-    spread over. Raises `InvalidRequest` for what does not fit or cannot be deployed.
+    `target` is `helm` or `compose`, and `gpu` that of a plan, or `cpu`. By default the chart gets
+    one GPU more than generation is spread over. Raises `InvalidRequest` for what does not fit or
+    cannot be deployed.
     """
     plan = None
     if gpu == CPU:
         request = PlanRequest(shape=find_shape(model), gpu_bytes=(), weights_kind=weights)
     else:
         if gpus is None:
-            gpus = 1 if deployment is Deployment.COMPOSE else tensor_parallel + 1
+            gpus = 1 if target == "compose" else tensor_parallel + 1
         plan = plan_for(model, gpu=gpu, gpus=gpus, tensor_parallel=tensor_parallel, weights=weights)
         request = plan.request
         if plan.problems:
             raise InvalidRequest(f"{model} does not fit: {'; '.join(plan.problems)}")
     sizes = host_sizes(request, learner_gpus=len(plan.learner_gpus) if plan else 0)
-    if deployment is Deployment.HELM:
+    if target == "helm":
         return json.dumps(helm_values(request, plan, sizes), indent=2)
     variables = compose_variables(request, plan, sizes)
     return "\n".join(f"{name}={value}" for name, value in variables.items())
