@@ -39,6 +39,7 @@ def packed_attention(
     *,
     layout: TokenLayout | None = None,
     sliding_window: int | None = None,
+    varlen: bool = False,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend within the segments of `layout`; without one this is transformers' own SDPA.
@@ -51,10 +52,14 @@ def packed_attention(
         attention_mask: of a padded batch.
         layout: of a packed row.
         sliding_window: how many positions back a token sees, itself included; None is all.
+        varlen: on a GPU by `torch.nn.attention.varlen`.
         options: `scaling`, and what a family adds.
 
     Returns:
         (1, T, heads, head size), and None for the weights that are not kept.
+
+    Raises:
+        NotImplementedError: the kernel has nothing for what a family wants.
 
     """
     if layout is None or not layout.segments:
@@ -63,45 +68,15 @@ def packed_attention(
         )
         return padded
     layout.windows.add(sliding_window)
-    if query.device.type == "cuda":
-        block_mask = _block_mask(layout, sliding_window)
-        blocks: tuple[Tensor, Tensor | None] = flex_attention_forward(
-            module, *in_one_precision(query, key, value), block_mask, **options
-        )
-        return blocks
-    return _by_segment(query, key, value, layout, sliding_window, **options), None
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def varlen_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    layout: TokenLayout | None = None,
-    sliding_window: int | None = None,
-    **options: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """Do what `packed_attention` does, on a GPU by `torch.nn.attention.varlen`.
-
-    Raises `NotImplementedError` where the kernel has nothing for what a family wants.
-    """
-    if layout is None or not layout.segments or query.device.type != "cuda":
-        same: tuple[Tensor, Tensor | None] = packed_attention(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            layout=layout,
-            sliding_window=sliding_window,
-            **options,
-        )
-        return same
-    layout.windows.add(sliding_window)
-    return _by_varlen(query, key, value, layout, sliding_window, **options), None
+    if query.device.type != "cuda":
+        return _by_segment(query, key, value, layout, sliding_window, **options), None
+    if varlen:
+        return _by_varlen(query, key, value, layout, sliding_window, **options), None
+    block_mask = _block_mask(layout, sliding_window)
+    blocks: tuple[Tensor, Tensor | None] = flex_attention_forward(
+        module, *in_one_precision(query, key, value), block_mask, **options
+    )
+    return blocks
 
 
 def _by_varlen(
@@ -298,5 +273,5 @@ def _owners(segments: Sequence[Segment]) -> list[int]:
 
 AttentionInterface.register(PACKED, packed_attention)
 AttentionMaskInterface.register(PACKED, sdpa_mask)
-AttentionInterface.register(VARLEN, varlen_attention)
+AttentionInterface.register(VARLEN, functools.partial(packed_attention, varlen=True))
 AttentionMaskInterface.register(VARLEN, sdpa_mask)
