@@ -175,10 +175,7 @@ async def purge_stream(
 
 async def stream_usage(connection: NatsConnection, stream: str) -> StreamUsage:
     """Return how full a stream is. Raises `Unavailable`."""
-    try:
-        info = await call_api(connection, f"STREAM.INFO.{stream}", {}, 5.0)
-    except ApiError as error:
-        raise connection.unavailable(f"failed: {error}") from error
+    info = await _stream_info(connection, stream, {}, 5.0)
     return StreamUsage(
         stored=int(info["state"]["bytes"]),
         limit=max(0, int(info["config"].get("max_bytes", 0))),
@@ -189,12 +186,17 @@ async def stream_usage(connection: NatsConnection, stream: str) -> StreamUsage:
 
 async def count_messages(connection: NatsConnection, stream: str, subject_filter: str) -> int:
     """Count a stream's matching messages, of 100,000 subjects at most. Raises `Unavailable`."""
+    info = await _stream_info(connection, stream, {"subjects_filter": subject_filter}, 30.0)
+    return sum((info["state"].get("subjects") or {}).values())
+
+
+async def _stream_info(
+    connection: NatsConnection, stream: str, body: dict[str, Any], seconds: float
+) -> Any:
     try:
-        body = {"subjects_filter": subject_filter}
-        info = await call_api(connection, f"STREAM.INFO.{stream}", body, 30.0)
+        return await call_api(connection, f"STREAM.INFO.{stream}", body, seconds)
     except ApiError as error:
         raise connection.unavailable(f"failed: {error}") from error
-    return sum((info["state"].get("subjects") or {}).values())
 
 
 async def consumer_state(connection: NatsConnection, stream: str, durable: str) -> Any:
