@@ -3,15 +3,14 @@
 `make test-gpu` runs these, and the contract suite of the engines, which use a GPU if there is one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.policy_samples import SampleMaker
+from support.policy_samples import SampleMaker, samples_of
 
-from tuneloop.learner.samples import PolicySample
 from tuneloop.learner.trainer.adaptive import StepControls
 from tuneloop.learner.trainer.algorithms import algorithms
 from tuneloop.learner.trainer.policy import PolicyTrainer
@@ -26,18 +25,6 @@ pytestmark = [
 
 def trainer_on(device: str, folder: Path, **options: Any) -> PolicyTrainer:
     return PolicyTrainer(folder, TrainerSettings(device=device, learning_rate=1e-3, **options))
-
-
-def samples_of(objective: str) -> Sequence[PolicySample]:
-    maker = SampleMaker(0)
-    made: dict[str, Sequence[PolicySample]] = {
-        "kto": maker.thumbs(8),
-        "dpo": maker.pairs(4),
-        "ppo": maker.scored(6),
-        "sft": maker.demonstrations(4),
-        "grpo": maker.groups(3),
-    }
-    return made[objective]
 
 
 @pytest.mark.parametrize("kind", list(WeightsKind))

@@ -1,11 +1,13 @@
 """Random samples for the learner's tests."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 from tuneloop.learner.samples import (
     DemonstrationSample,
     PairSample,
+    PolicySample,
     ScoredGroup,
     ScoredSample,
     ThumbSample,
@@ -85,3 +87,16 @@ class SampleMaker:
             )
             for i in range(count)
         ]
+
+
+def samples_of(objective: str) -> Sequence[PolicySample]:
+    """Some samples of an objective, the same each time."""
+    maker = SampleMaker(0)
+    made: dict[str, Sequence[PolicySample]] = {
+        "kto": maker.thumbs(8),
+        "dpo": maker.pairs(4),
+        "ppo": maker.scored(6),
+        "sft": maker.demonstrations(4),
+        "grpo": maker.groups(3),
+    }
+    return made[objective]

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from tuneloop.gpus.shapes import ModelShape
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{{ message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -24,6 +26,19 @@ CORPUS = [
     "system user assistant you are a helpful assistant",
     "yes no please thanks hello world 0 1 2 3 4 5 6 7 8 9",
 ]
+
+
+SMALL_SHAPE = ModelShape(
+    layers=2,
+    hidden=8,
+    heads=4,
+    key_value_heads=2,
+    head_size=3,
+    intermediate=10,
+    vocabulary=100,
+    tied=False,
+)
+"""So small that its bytes can be counted by hand."""
 
 
 def make_tokenizer(folder: Path) -> int:

@@ -2,27 +2,19 @@
 
 from dataclasses import replace
 
+from support.tiny_models import SMALL_SHAPE as SMALL
+
 from tuneloop.gpus import host_memory
 from tuneloop.gpus.host_memory import host_sizes
 from tuneloop.gpus.memory import GIB
 from tuneloop.gpus.plan import PlanRequest
 from tuneloop.gpus.quantization import quantization_of
-from tuneloop.gpus.shapes import ModelShape, find_shape
+from tuneloop.gpus.shapes import find_shape
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.trainer.settings import TrainerSettings
 from tuneloop.policies import WeightsKind
 from tuneloop.weights import filesystem
 
-SMALL = ModelShape(
-    layers=2,
-    hidden=8,
-    heads=4,
-    key_value_heads=2,
-    head_size=3,
-    intermediate=10,
-    vocabulary=100,
-    tied=False,
-)
 PARAMETERS, OF_ADAPTER = 2696, 1220
 """Of `SMALL`, and of its adapter of rank 5; see test_memory.py."""
 

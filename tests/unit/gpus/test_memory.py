@@ -7,23 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.tiny_models import SMALL_SHAPE as SMALL
 
 from tuneloop.errors import InvalidRequest
 from tuneloop.gpus import memory
 from tuneloop.gpus.memory import GIB
 from tuneloop.gpus.quantization import quantization_of
-from tuneloop.gpus.shapes import ModelShape, find_shape, read_shape, shape_of, shapes
-
-SMALL = ModelShape(
-    layers=2,
-    hidden=8,
-    heads=4,
-    key_value_heads=2,
-    head_size=3,
-    intermediate=10,
-    vocabulary=100,
-    tied=False,
-)
+from tuneloop.gpus.shapes import find_shape, read_shape, shape_of, shapes
 
 
 def test_sizes_by_hand() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.policy_samples import SampleMaker
+from support.policy_samples import SampleMaker, samples_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
@@ -22,7 +22,7 @@ from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.objectives import grpo, off_policy, ppo
 from tuneloop.learner.objectives.anchors import plan_anchors
 from tuneloop.learner.objectives.base import Plan
-from tuneloop.learner.samples import PolicySample, ScoredSample
+from tuneloop.learner.samples import ScoredSample
 from tuneloop.learner.trainer import gradient_step
 from tuneloop.learner.trainer.adaptive import StepControls
 from tuneloop.learner.trainer.algorithms import algorithms
@@ -71,18 +71,6 @@ def on_meta(folder: Path, kind: WeightsKind, *, packing: bool) -> PolicyModel:
             module.to(META)
     model.device = META
     return model
-
-
-def samples_of(objective: str) -> Sequence[PolicySample]:
-    maker = SampleMaker(0)
-    made: dict[str, Sequence[PolicySample]] = {
-        "kto": maker.thumbs(8),
-        "dpo": maker.pairs(4),
-        "ppo": maker.scored(6),
-        "sft": maker.demonstrations(4),
-        "grpo": maker.groups(3),
-    }
-    return made[objective]
 
 
 def run_passes(plan: Plan) -> None:
