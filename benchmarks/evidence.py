@@ -237,7 +237,7 @@ def measure(weights: Path | None) -> dict[str, Any]:
     own = [sequence_of(*pair) for pair in zip(*sample(frozen, "kl"), strict=True)]
     batch = collate(own, trainer.model.device)
     with torch.no_grad():
-        total = float(trainer.model.divergences(batch, of_policy=True).sum())
+        total = float(trainer.model.logprobs_and_divergences(batch)[1].sum())
     _, answers = sample([question for question in fresh for _ in range(TRIES)], "taste")
     exam = AbilityExam(load_suite().part(64), MODEL)
     return {

@@ -56,6 +56,7 @@ def test_every_metric_of_a_step_is_explained(tiny_policy: Path) -> None:
         "sft": maker.demonstrations(2),
         "kto": maker.thumbs(2),
         "dpo": maker.pairs(2),
+        "sdft": maker.comments(2),
         "ppo": maker.scored(2),
         "grpo": maker.groups(1),
     }

@@ -28,7 +28,7 @@ def trainer_on(device: str, folder: Path, **options: Any) -> PolicyTrainer:
 
 
 @pytest.mark.parametrize("kind", list(WeightsKind))
-@pytest.mark.parametrize("objective", ["sft", "kto", "dpo", "ppo", "grpo"])
+@pytest.mark.parametrize("objective", ["sft", "kto", "dpo", "sdft", "ppo", "grpo"])
 def test_a_step_is_that_of_a_cpu(tiny_policy: Path, objective: str, kind: WeightsKind) -> None:
     samples = {objective: samples_of(objective)}
     expected = trainer_on("cpu", tiny_policy, kind=kind, threads=1)

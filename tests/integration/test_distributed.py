@@ -31,7 +31,7 @@ from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.settings import TrainerSettings
 from tuneloop.policies import WeightsKind
 
-OBJECTIVES = ("sft", "kto", "dpo", "ppo", "grpo")
+OBJECTIVES = ("sft", "kto", "dpo", "sdft", "ppo", "grpo")
 
 
 def batch(objective: str, seed: int) -> Mapping[str, list[Any]]:
@@ -40,6 +40,7 @@ def batch(objective: str, seed: int) -> Mapping[str, list[Any]]:
         "sft": lambda: maker.demonstrations(5),
         "kto": lambda: maker.thumbs(7),
         "dpo": lambda: maker.pairs(3),
+        "sdft": lambda: maker.comments(5),
         "ppo": lambda: maker.scored(6),
         "grpo": lambda: maker.groups(3),
     }

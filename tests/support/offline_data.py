@@ -51,6 +51,9 @@ def rows_for(algorithm: str, count: int = 12) -> list[dict[str, Any]]:
                 made.append({"messages": question + answer})
             case "kto":
                 made.append({"prompt": question, "completion": answer, "label": i % 3 == 0})
+            case "sdft":
+                comment = text(source, 2)
+                made.append({"prompt": question, "completion": answer, "comment": comment})
             case "dpo" | "reward-model":
                 worse = assistant(text(source, 6))
                 made.append({"prompt": question, "chosen": answer, "rejected": worse})

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tuneloop.learner.samples import (
+    CommentedSample,
     DemonstrationSample,
     PairSample,
     PolicySample,
@@ -76,6 +77,17 @@ class SampleMaker:
             for i in range(count)
         ]
 
+    def comments(self, count: int) -> list[CommentedSample]:
+        """Answers whose prompt ends in other tokens where it is hinted."""
+        return [
+            CommentedSample(
+                sample_id=f"comment-{i}",
+                sequence=(sequence := self.varied()),
+                hinted_prompt_token_ids=(*sequence.prompt_token_ids, *self.tokens(1 + i % 3)),
+            )
+            for i in range(count)
+        ]
+
     def scored(self, count: int) -> list[ScoredSample]:
         return [
             ScoredSample(
@@ -97,6 +109,7 @@ def samples_of(objective: str) -> Sequence[PolicySample]:
         "dpo": maker.pairs(4),
         "ppo": maker.scored(6),
         "sft": maker.demonstrations(4),
+        "sdft": maker.comments(4),
         "grpo": maker.groups(3),
     }
     return made[objective]

@@ -15,6 +15,7 @@ from typing import Any
 from tuneloop.errors import TuneloopError
 from tuneloop.learner.ledger.accounting.effects import Effect, Part
 from tuneloop.learner.samples import (
+    CommentedSample,
     DemonstrationSample,
     PairSample,
     ThumbSample,
@@ -99,7 +100,7 @@ class EffectLog:
 def parts_of(sample: Any) -> tuple[tuple[Part, TokenSequence], ...]:
     """Return the completions of a sample that somebody judged; none of a scored one."""
     match sample:
-        case ThumbSample(sequence=answer):
+        case ThumbSample(sequence=answer) | CommentedSample(sequence=answer):
             return (("answer", answer),)
         case DemonstrationSample(sequence=better):
             return (("chosen", better),)

@@ -28,6 +28,8 @@ class Objective(StrEnum):
     """Thumbs."""
     DPO = "dpo"
     """Pairs of a chosen and a rejected completion."""
+    SDFT = "sdft"
+    """Completions that a user commented on in words."""
     PPO = "ppo"
     """Scored completions."""
     GRPO = "grpo"
@@ -64,7 +66,12 @@ class SampleState(StrEnum):
     """Led to several quarantines."""
 
 
-JUDGED_OBJECTIVES: tuple[str, ...] = (Objective.DPO, Objective.KTO, Objective.SFT)
+JUDGED_OBJECTIVES: tuple[str, ...] = (
+    Objective.DPO,
+    Objective.KTO,
+    Objective.SFT,
+    Objective.SDFT,
+)
 """The policy's from what users say, in the order in which they fill a batch."""
 SCORED_OBJECTIVES: tuple[str, ...] = (Objective.PPO, Objective.GRPO)
 """The policy's from its own completions and their rewards."""
@@ -134,6 +141,27 @@ class PairSample:
     """Probability that the preference is the wrong way round, from the agreement of raters."""
     weight: float = 1.0
     trust: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommentedSample:
+    """SDFT: a completion, and its prompt with a user's comment in it as a hint."""
+
+    sample_id: str
+    sequence: TokenSequence
+    hinted_prompt_token_ids: tuple[int, ...]
+    weight: float = 1.0
+    trust: float = 1.0
+
+    @property
+    def hinted(self) -> TokenSequence:
+        """The same completion after the prompt with the hint, as the teacher reads it."""
+        return TokenSequence(
+            prompt_token_ids=self.hinted_prompt_token_ids,
+            completion_token_ids=self.sequence.completion_token_ids,
+            generation_logprobs=(),
+            temperature=self.sequence.temperature,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,13 +244,15 @@ class RankedText:
     trust: float = 1.0
 
 
-PolicySample = DemonstrationSample | ThumbSample | PairSample | ScoredSample | ScoredGroup
+JudgedSample = DemonstrationSample | ThumbSample | PairSample | CommentedSample
+PolicySample = JudgedSample | ScoredSample | ScoredGroup
 RewardSample = LabelledText | PreferredText | RatedText | RankedText
 
 sample_types: Mapping[str, type] = {
     Objective.SFT: DemonstrationSample,
     Objective.KTO: ThumbSample,
     Objective.DPO: PairSample,
+    Objective.SDFT: CommentedSample,
     Objective.PPO: ScoredSample,
     Objective.GRPO: ScoredGroup,
 }
@@ -243,11 +273,14 @@ def check_type(objective: str, sample: PolicySample) -> None:
 
 
 def sequences_of(sample: PolicySample | RewardSample) -> tuple[TokenSequence, ...]:
-    """Return the token sequences of a sample; none of a reward model's, which is text."""
+    """Return the token sequences of a sample; none of a reward model's, which is text.
+
+    What a teacher reads is none of them.
+    """
     match sample:
         case PairSample():
             return (sample.chosen, sample.rejected)
-        case DemonstrationSample() | ThumbSample() | ScoredSample():
+        case DemonstrationSample() | ThumbSample() | CommentedSample() | ScoredSample():
             return (sample.sequence,)
         case ScoredGroup():
             return tuple(scored.sequence for scored in sample.samples)
@@ -266,7 +299,7 @@ def with_ref_logprobs(sample: Any, find: Callable[[TokenSequence], tuple[float, 
     match sample:
         case PairSample():
             return replace(sample, chosen=filled(sample.chosen), rejected=filled(sample.rejected))
-        case DemonstrationSample() | ThumbSample() | ScoredSample():
+        case DemonstrationSample() | ThumbSample() | CommentedSample() | ScoredSample():
             return replace(sample, sequence=filled(sample.sequence))
         case ScoredGroup():
             members = tuple(with_ref_logprobs(scored, find) for scored in sample.samples)
@@ -291,7 +324,7 @@ def as_compared(sample: Any) -> Any:
         case PairSample():
             chosen, rejected = map(at_temperature_one, (sample.chosen, sample.rejected))
             return replace(sample, chosen=chosen, rejected=rejected)
-        case ThumbSample() | DemonstrationSample():
+        case ThumbSample() | DemonstrationSample() | CommentedSample():
             return replace(sample, sequence=at_temperature_one(sample.sequence))
     return sample
 

@@ -46,6 +46,15 @@ class Tokenization:
         ids = self._control_tokens.encode(rendered, aside)
         return TokenizedPrompt(text=aside.restore(rendered), token_ids=ids)
 
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Tokenize a user's words, of which none becomes a control token."""
+        aside = self._control_tokens.aside()
+        return self._control_tokens.encode(aside.put(text), aside)
+
+    def spells_control_tokens(self, text: str) -> bool:
+        """Return whether control tokens of the model are spelled out in a text."""
+        return bool(self._control_tokens.aside().put(text) != text)
+
     @cached_property
     def _control_tokens(self) -> ControlTokens:
         return ControlTokens(self.tokenizer)

@@ -1,4 +1,4 @@
-"""Rows to samples of the policy: demonstrations (sft), thumbs (kto), pairs (dpo)."""
+"""Rows to samples of the policy: answers (sft), thumbs (kto), pairs (dpo), comments (sdft)."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,6 +14,7 @@ from tuneloop.learner.data.prompt_rows import read_prompt
 from tuneloop.learner.data.table import Table
 from tuneloop.learner.data.tokenize import PromptTokenizer
 from tuneloop.learner.samples import (
+    CommentedSample,
     DemonstrationSample,
     Objective,
     PairSample,
@@ -30,6 +31,11 @@ LABELLED = Form(columns=("prompt", "completion", "label"))
 INSTRUCTED = Form(columns=("instruction", "output"), optional=("input",))
 """Alpaca."""
 INSTRUCTED_LABELLED = Form(columns=("instruction", "output", "label"), optional=("input",))
+COMMENTED = Form(columns=("prompt", "completion", "comment"))
+COMMENTED_TURN = Form(columns=("messages", "completion", "comment"))
+COMMENTED_CONVERSATION = Form(columns=("messages", "comment"))
+"""The comment is on its last turn."""
+INSTRUCTED_COMMENTED = Form(columns=("instruction", "output", "comment"), optional=("input",))
 
 Maker = Callable[[Fields], Sequence[PolicySample]]
 
@@ -102,6 +108,30 @@ def pairs(row: Fields, form: Form, tokens: PromptTokenizer) -> list[PairSample]:
     ]
 
 
+def comments(row: Fields, form: Form, tokens: PromptTokenizer) -> list[CommentedSample]:
+    """Return the commented answer of a row."""
+    prompt: Text
+    completion: Text
+    if form is COMMENTED_CONVERSATION:
+        *before, last = row["messages"].messages()
+        if last.role != "assistant" or not before:
+            raise row.wrong("messages do not end with an answer of the assistant's")
+        prompt, completion = tuple(before), (last,)
+    elif form is COMMENTED_TURN:
+        prompt, completion = row["messages"].messages(), read_completion(row, form)
+    else:
+        prompt, completion = read_prompt(row, form), read_completion(row, form)
+    check_answer(completion, "the completion", row)
+    asked = tokens.asked(prompt, row)
+    return [
+        CommentedSample(
+            sample_id=row.place,
+            sequence=tokens.sequence(asked, completion, row),
+            hinted_prompt_token_ids=tokens.hinted(asked, row["comment"].string(), row),
+        )
+    ]
+
+
 def read_completion(row: Fields, form: Form) -> Text:
     """Return the answer of a row: its column `completion` or `output`."""
     return row[form.columns[1]].text()
@@ -119,5 +149,9 @@ row_formats: Mapping[Objective, tuple[Sequence[Form], RowMaker]] = {
     Objective.SFT: ((ANSWERED, CONVERSATION, SHAREGPT, INSTRUCTED, PLAIN), demonstrations),
     Objective.KTO: ((LABELLED, INSTRUCTED_LABELLED, *PAIRED), thumbs),
     Objective.DPO: ((*PAIRED, RANKED), pairs),
+    Objective.SDFT: (
+        (COMMENTED, COMMENTED_TURN, COMMENTED_CONVERSATION, INSTRUCTED_COMMENTED),
+        comments,
+    ),
 }
 """The columns that rows of an objective's samples can have, and what makes samples of a row."""

@@ -8,6 +8,7 @@ from tuneloop.errors import InvalidRequest
 from tuneloop.generation.prompts import Tokenization, render_turn
 from tuneloop.generation.tool_calls import openai_form
 from tuneloop.learner.data.fields import Fields, Text
+from tuneloop.learner.data.hints import hinted_prompt
 from tuneloop.learner.samples import TokenSequence
 from tuneloop.rollouts import ChatMessage, Prompt, Tool, ToolUse, prompt_as_text
 
@@ -101,6 +102,13 @@ class PromptTokenizer:
             generation_logprobs=(),
             temperature=1.0,
         )
+
+    def hinted(self, asked: PromptTokens, comment: str, row: Fields) -> tuple[int, ...]:
+        """Return the prompt's token ids with a comment on its answer as a hint in it."""
+        try:
+            return hinted_prompt(self.tokenization, asked.token_ids, asked.messages, comment)
+        except InvalidRequest as error:
+            raise row.wrong(error.message) from error
 
     def whole_text(self, row: Fields) -> TokenSequence:
         """Return a row's `text`, which has no prompt: all but its first token is learned."""
@@ -221,7 +229,7 @@ def size_of_model(folder: Path) -> tuple[int, int]:
 
 
 class EditTokenizer:
-    """Tokenizes answers with the policy's tokenizer."""
+    """Tokenizes what users write of answers with the policy's tokenizer: edits and comments."""
 
     def __init__(self, folder: Path) -> None:
         """Load the tokenizer from the model's folder."""
@@ -238,3 +246,9 @@ class EditTokenizer:
         stops = self._tokenization.stop_token_ids
         ends = original[-1] if original and original[-1] in stops else tokenizer.eos_token_id
         return (*ids, ends) if ends is not None else tuple(ids)
+
+    def hinted(
+        self, prompt: Sequence[int], messages: Sequence[ChatMessage], comment: str
+    ) -> tuple[int, ...]:
+        """See `hinted_prompt`."""
+        return hinted_prompt(self._tokenization, prompt, messages, comment)

@@ -15,12 +15,12 @@ from torch import Tensor
 from tuneloop.errors import InvalidRequest
 from tuneloop.learner.models.packing import TokenLayout, pack, packed_length, pad, send
 from tuneloop.learner.samples import (
-    DemonstrationSample,
+    CommentedSample,
+    JudgedSample,
     PairSample,
     PolicySample,
     ScoredGroup,
     ScoredSample,
-    ThumbSample,
     TokenSequence,
     sequences_of,
 )
@@ -83,7 +83,8 @@ def check_sample(sample: PolicySample, *, max_length: int, vocab_size: int) -> N
             known = replace(member, reward=0.0) if math.isnan(member.reward) else member
             check_sample(known, max_length=max_length, vocab_size=vocab_size)
         return
-    for sequence in sequences_of(sample):
+    hinted = (sample.hinted,) if isinstance(sample, CommentedSample) else ()
+    for sequence in (*sequences_of(sample), *hinted):
         problem = _problem_of(sequence, max_length=max_length, vocab_size=vocab_size)
         if problem:
             raise _refused(sample, problem)
@@ -103,9 +104,7 @@ def _problem_of_group(group: ScoredGroup) -> str:
     return ""
 
 
-def _problem_of_numbers(
-    sample: DemonstrationSample | ThumbSample | PairSample | ScoredSample,
-) -> str:
+def _problem_of_numbers(sample: JudgedSample | ScoredSample) -> str:
     match sample:
         case ScoredSample(reward=reward) if not math.isfinite(reward):
             return f"reward {reward} is not finite"

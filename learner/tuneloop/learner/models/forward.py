@@ -36,6 +36,13 @@ class RankShard(NamedTuple):
     """(n,) int64: where their targets stand among those of the whole batch; fewer than the targets
     where a rank has no share and runs a sequence for nothing. None: the whole batch."""
 
+    def of(self, whole: SequenceBatch, other: SequenceBatch | None) -> SequenceBatch:
+        """Return the rank's share of `other`, the rows in place of its rows of `whole`."""
+        if other is None or self.places is None:
+            return other or self.batch
+        partners = {id(one): two for one, two in zip(whole.sequences, other.sequences, strict=True)}
+        return collate([partners[id(s)] for s in self.batch.sequences], other.targets.device)
+
 
 class Forward(nn.Module):
     """A causal language model that gives log-probs of completions."""
@@ -92,6 +99,11 @@ class Forward(nn.Module):
                     entropies=entropies,
                 )
         return ForwardOutput(logprobs=logprobs, hidden=hidden, entropies=measured)
+
+    def distributions(self, batch: SequenceBatch) -> Tensor:
+        """Return (N, V) log-probs of every token before each completion token; see `forward`."""
+        found: Tensor = self(batch, distributions=True).distributions
+        return found
 
 
 def _whole(logits: Tensor, hidden: Tensor) -> ForwardOutput:

@@ -191,21 +191,33 @@ class PolicyModel:
             share = share_of(batch, self._world)
             return self._placed(batch, share, reference(share.batch).logprobs)
 
-    def divergences(self, batch: SequenceBatch, *, of_policy: bool) -> Tensor:
-        """Return (B, C) KL divergences of the next token's whole distribution; takes gradients.
+    def logprobs_and_divergences(
+        self,
+        batch: SequenceBatch,
+        *,
+        of_policy: bool = True,
+        hinted: SequenceBatch | None = None,
+        live: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Return (B, C) log-probs, and KL divergences of the next token's whole distribution.
 
         KL(π ‖ π_ref), or KL(π_ref ‖ π) without `of_policy`: before each completion token, in nats,
-        at temperature 1. For few tokens: it holds their logits over the vocabulary.
+        at temperature 1. π takes gradients. π_ref reads the completions after the prompts of
+        `hinted` where they are given; with `live` it is π itself, held fixed. For few tokens: it
+        holds their logits over the vocabulary.
         """
         share = share_of(batch, self._world)
-        with torch.no_grad(), self._reference_policy() as reference:
-            of_reference = reference(share.batch, distributions=True).distributions
-        policy = self._forward(share.batch, distributions=True).distributions
-        assert policy is not None
-        assert of_reference is not None
-        target, other = (policy, of_reference) if of_policy else (of_reference, policy)
-        flat = (target.exp() * (target - other)).sum(-1)
-        return self._placed(batch, share, flat)
+        other = contextlib.nullcontext(self._forward) if live else self._reference_policy()
+        with torch.no_grad(), other as forward:
+            of_other = forward.distributions(share.of(batch, hinted))
+        policy = self._forward.distributions(share.batch)
+        first, second = (policy, of_other) if of_policy else (of_other, policy)
+        flat = (first.exp() * (first - second)).sum(-1)
+        chosen = policy.gather(-1, share.batch.targets[:, None])[:, 0]
+        logprobs = self._placed(batch, share, chosen)
+        if self._noted is not None and hinted is not None:
+            self._noted.add(batch, logprobs)
+        return logprobs, self._placed(batch, share, flat)
 
     def _placed(self, batch: SequenceBatch, share: RankShard, flat: Tensor) -> Tensor:
         """Put what all ranks computed of their shares into place, (B, C)."""
@@ -262,11 +274,8 @@ class PolicyModel:
         known: dict[int, Likeliest] = {}
         for indices, batch in numbered_rows(sequences, self.device):
             share = share_of(batch, self._world)
-            distributions = self._forward(share.batch, distributions=True).distributions
-            assert distributions is not None
-            logprobs, tokens = (
-                self._placed(batch, share, found).tolist() for found in distributions.max(-1)
-            )
+            likeliest = self._forward.distributions(share.batch).max(-1)
+            logprobs, tokens = (self._placed(batch, share, f).tolist() for f in likeliest)
             for index, *row in zip(indices, tokens, logprobs, strict=True):
                 count = len(sequences[index].completion_token_ids)
                 token_ids, of_each = (values[:count] for values in row)
@@ -275,14 +284,14 @@ class PolicyModel:
 
     @torch.no_grad()
     def compute_divergence(self, sequences: Sequence[TokenSequence]) -> float:
-        """Return the mean of `divergences` from the reference policy, in nats per token.
+        """Return the mean KL(π ‖ π_ref), in nats per token.
 
         Beginnings are computed once, as by `compute_logprobs`.
         """
         self._world.announce("model", "compute_divergence", list(sequences))
         total = tokens = 0.0
         for _, batch in numbered_rows(sequences, self.device):
-            total += float(self.divergences(batch, of_policy=True).sum())
+            total += float(self.logprobs_and_divergences(batch)[1].sum())
             tokens += batch.tokens
         return total / tokens
 
@@ -319,20 +328,11 @@ class PolicyModel:
         """Write what generation loads: a PEFT folder, or a `save_pretrained` folder.
 
         Full weights are written in the dtype that generation serves in: on a GPU half of float32,
-        and so half of what each swap reads. They are the model's, not their masters: what serves
-        is what the trainer computes with. `base_model` is the name of version 0.
+        and so half of what each swap reads. `base_model` is the name of version 0.
         """
         if self._adapted is None:
-            model = self._model
             half = self.device.type in HALF_ON
-            if half or self._sharded:
-                # In main memory: it may be more than a GPU has beside its part.
-                dtype = weight_files.half_dtype_of(self._folder) if half else torch.float32
-                cpu = torch.device("cpu")
-                model = load_causal_lm(self._folder, dtype, cpu) if self._world.is_leader else None
-                gather_into(model, self._model)
-            if self._world.is_leader:
-                weight_files.write_whole(folder, model, tokenizer=self._folder)
+            weight_files.write_full(folder, self._model, self._folder, half=half, world=self._world)
             return
         tensors = weight_files.adapter_of(self._adapted)
         if self._world.is_leader:

@@ -13,7 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tuneloop.errors import WeightsRefused
-from tuneloop.learner.models.world import full_tensor, local_tensor, shard_like
+from tuneloop.learner.models.world import (
+    World,
+    full_tensor,
+    gather_into,
+    local_tensor,
+    shard_like,
+)
+from tuneloop.models.causal_lm import load_causal_lm
 from tuneloop.models.reward_model import silence_loading
 from tuneloop.weights.shapes import read_config
 
@@ -45,6 +52,21 @@ def write_whole(folder: Path, model: Any, tokenizer: Path) -> None:
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, folder / name)
+
+
+def write_full(folder: Path, model: Any, base: Path, *, half: bool, world: World) -> None:
+    """Write all weights of a model that grew from `base`; a collective call where it is sharded.
+
+    They are the model's, not their masters: what serves is what the trainer computes with.
+    """
+    if half or world.size > 1:
+        # In main memory: it may be more than a GPU has beside its part.
+        dtype, cpu = half_dtype_of(base) if half else torch.float32, torch.device("cpu")
+        whole = load_causal_lm(base, dtype, cpu) if world.is_leader else None
+        gather_into(whole, model)
+        model = whole
+    if world.is_leader:
+        write_whole(folder, model, tokenizer=base)
 
 
 def adapter_of(adapted: Any) -> dict[str, Tensor]:

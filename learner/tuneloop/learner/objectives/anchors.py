@@ -115,7 +115,7 @@ def plan_anchors(
 def _micro_loss(model: PolicyModel, sequences: Sequence[TokenSequence], tokens: int) -> MicroLoss:
     def run() -> tuple[Tensor, dict[str, Mean]]:
         batch = collate(sequences, model.device)
-        divergences = model.divergences(batch, of_policy=False)
+        _, divergences = model.logprobs_and_divergences(batch, of_policy=False)
         loss = divergences.sum() / tokens
         return loss, {"anchor_kl": mean_over(divergences, batch.loss_mask)}
 

@@ -27,6 +27,8 @@ class StepControls:
     """Factor of `kl_coef`, adapted to `kl_target`."""
     kl_pull: float = 0.0
     """Weight of an extra loss that pulls to the reference policy, past the KL budget."""
+    kl_above: bool = False
+    """Whether the KL to the reference policy was above its budget when it was last looked at."""
     critic_only: bool = False
     """Whether PPO fits the value head only."""
     ppo_rewards: RewardStatistics | None = None
@@ -168,6 +170,7 @@ class AdaptiveState:
         return StepControls(
             kl_factor=self.kl_factor,
             kl_pull=pull(self.kl_level) if self.kl_above else 0.0,
+            kl_above=self.kl_above,
             critic_only=self.ppo_batches < settings.critic_warmup_steps,
             ppo_rewards=self.ppo_rewards if settings.normalize_rewards else None,
             grpo_rewards=self.grpo_rewards,

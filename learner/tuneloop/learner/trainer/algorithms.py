@@ -101,6 +101,11 @@ algorithms: dict[str, Algorithm] = {
         settings={"kto_z": "zero"},
         trl_names={"beta": "beta_kto"},
     ),
+    "sdft": Algorithm(
+        objective=Objective.SDFT,
+        plan=f"{OBJECTIVES}.sdft:plan_sdft",
+        trl_names={"teacher_model_kind": "sdft_teacher"},
+    ),
     "ppo": Algorithm(
         objective=Objective.PPO,
         plan=f"{OBJECTIVES}.ppo:plan_ppo",

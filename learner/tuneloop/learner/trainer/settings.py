@@ -53,6 +53,7 @@ class OptimizerSettings:
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "kto_z": ("zero", "mismatched"),
     "dpo_loss_type": ("sigmoid", "sigmoid_norm", "ipo", "robust"),
+    "sdft_teacher": ("base", "live"),
     "grpo_kl": ("k3", "k2"),
     "importance_sampling": ("token_truncate", "sequence_mask"),
     "advantage_estimator": ("grpo", "rloo"),
@@ -110,6 +111,10 @@ class TrainerSettings:
     """`robust` is `sigmoid` for pairs whose flip rate is 0."""
     flip_rate: float | None = None
     """Probability that a preference is the wrong way round; None takes each pair's own."""
+    sdft_teacher: Literal["base", "live"] = "base"
+    """Who reads a comment: the reference policy, or with `live` the policy as it is, held fixed."""
+    sdft_clip: float = 2.0
+    """Most nats that the divergence of one token counts."""
     clip: float = 0.2
     """PPO's ε."""
     value_clip: float = 0.2
@@ -194,7 +199,7 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         self.optimizer  # noqa: B018 - checks the optimizer's settings
-        for name in ("beta_kto", "beta_dpo", "importance_cap"):
+        for name in ("beta_kto", "beta_dpo", "sdft_clip", "importance_cap"):
             require(getattr(self, name) > 0, name, "greater than 0")
         for name in ("value_clip", "reward_clip", "epsilon_high"):
             require(getattr(self, name) > 0, name, "greater than 0")

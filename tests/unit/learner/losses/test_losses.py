@@ -23,6 +23,7 @@ from tuneloop.learner.losses.ppo import (
     value_loss,
 )
 from tuneloop.learner.losses.reward_model import bradley_terry_loss, thumb_loss
+from tuneloop.learner.losses.sdft import sdft_loss
 from tuneloop.learner.losses.sft import sft_loss
 
 
@@ -546,3 +547,27 @@ def test_kl_metric_is_close_to_the_kl_on_answers_of_the_policy() -> None:
     found = merge([{"kl": log_ratio_kl(policy[sampled][None], ref[sampled][None], mask)}])
     exact = float((policy.exp() * (policy - ref)).sum())
     assert found["kl"] == pytest.approx(exact, rel=0.15)
+
+
+def test_sdft_by_hand() -> None:
+    """Two answers of two and three tokens; of the tokens of 4 and of 8 nats 2 count."""
+    divergences = torch.tensor(
+        [[0.5, 4.0, 9.0], [0.0, 1.0, 8.0]], dtype=torch.float64, requires_grad=True
+    )
+    loss, metrics = sdft_loss(
+        divergences=divergences,
+        weights=vector(1.0, 0.5),
+        loss_mask=torch.tensor([[True, True, False], [True, True, True]]),
+        clip=2.0,
+        total_weight=2.0,
+    )
+    first, second = (0.5 + 2.0) / 2, (0.0 + 1.0 + 2.0) / 3
+    assert float(loss) == pytest.approx((first + 0.5 * second) / 2)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert divergences.grad is not None
+    # A token past the clip keeps its direction, at a part of its size.
+    expected = [[1 / 4, 2 / 4 / 4, 0.0], [1 / 12, 1 / 12, 2 / 8 / 12]]
+    assert divergences.grad.tolist() == [pytest.approx(row) for row in expected]
+    found = merge([metrics])
+    assert found["hint_divergence"] == pytest.approx((0.5 + 4.0 + 0.0 + 1.0 + 8.0) / 5)
+    assert found["hint_clipped"] == pytest.approx(2 / 5)

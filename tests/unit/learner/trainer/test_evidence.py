@@ -14,7 +14,7 @@ from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.settings import TrainerSettings
 from tuneloop.policies import WeightsKind
 
-OBJECTIVES = ("kto", "dpo", "sft")
+OBJECTIVES = ("kto", "dpo", "sft", "sdft")
 
 
 def make_trainer(folder: Path, **options: Any) -> PolicyTrainer:
@@ -24,9 +24,13 @@ def make_trainer(folder: Path, **options: Any) -> PolicyTrainer:
 
 def judged(objective: str, count: int, seed: int, trust: float = 1.0) -> list[Any]:
     maker = SampleMaker(seed)
-    made: list[Any] = {"kto": maker.thumbs, "dpo": maker.pairs, "sft": maker.demonstrations}[
-        objective
-    ](count)
+    makers: dict[str, Any] = {
+        "kto": maker.thumbs,
+        "dpo": maker.pairs,
+        "sft": maker.demonstrations,
+        "sdft": maker.comments,
+    }
+    made = makers[objective](count)
     return [replace(sample, sample_id=f"{seed}-{sample.sample_id}", trust=trust) for sample in made]
 
 

@@ -34,6 +34,7 @@ def mixed(seed: int = 0) -> Samples:
         "dpo": maker.pairs(4),
         "ppo": maker.scored(6),
         "sft": maker.demonstrations(4),
+        "sdft": maker.comments(4),
         "grpo": maker.groups(3),
     }
 
@@ -46,7 +47,7 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("objective", ["sft", "kto", "dpo", "ppo", "grpo"])
+@pytest.mark.parametrize("objective", ["sft", "kto", "dpo", "sdft", "ppo", "grpo"])
 def test_how_the_batch_is_cut_does_not_change_the_step(tiny_policy: Path, objective: str) -> None:
     # Moments are compared: Adam's division makes whole steps of the rounding of tiny gradients.
     samples = {objective: mixed()[objective]}
@@ -83,7 +84,7 @@ def test_objective_weights_scale_a_loss_and_zero_turns_it_off(tiny_policy: Path)
     samples = mixed()
     trainer = make_trainer(tiny_policy, objective_weights={"kto": 2.0, "dpo": 0.0})
     metrics = trainer.step(samples).metrics
-    others = sum(metrics[f"{name}_loss"] for name in ("ppo", "sft", "grpo"))
+    others = sum(metrics[f"{name}_loss"] for name in ("ppo", "sft", "sdft", "grpo"))
     assert metrics["loss"] == pytest.approx(2 * metrics["kto_loss"] + others)
     off = make_trainer(tiny_policy, objective_weights={"dpo": 0.0})
     before = tensors(off)
@@ -186,7 +187,7 @@ def gradient_of(
     return moments, metrics
 
 
-@pytest.mark.parametrize("objective", ["sft", "kto", "dpo", "ppo", "grpo"])
+@pytest.mark.parametrize("objective", ["sft", "kto", "dpo", "sdft", "ppo", "grpo"])
 def test_only_weights_between_samples_count_and_the_objectives_own(
     tiny_policy: Path, objective: str
 ) -> None:
@@ -202,7 +203,7 @@ def test_only_weights_between_samples_count_and_the_objectives_own(
         assert torch.allclose(twice[name], 2 * gradient, rtol=1e-4, atol=1e-8), name
 
 
-@pytest.mark.parametrize("objective", ["sft", "kto", "dpo", "grpo"])
+@pytest.mark.parametrize("objective", ["sft", "kto", "dpo", "sdft", "grpo"])
 def test_a_weight_of_2_is_the_sample_twice(tiny_policy: Path, objective: str) -> None:
     first, *rest = mixed()[objective]
     heavy, _ = gradient_of(tiny_policy, {objective: [reweighted(first, 2.0), *rest]})
@@ -250,7 +251,7 @@ def test_a_bad_sample_is_refused_before_anything_changes(tiny_policy: Path) -> N
     assert caught.value.param == "bad"
     with pytest.raises(InvalidRequest, match="kto learns from ThumbSample, not PairSample"):
         trainer.step({"kto": SampleMaker().pairs(1)})
-    with pytest.raises(InvalidRequest, match="'other' is none of sft, kto, dpo, ppo, grpo"):
+    with pytest.raises(InvalidRequest, match="'other' is none of sft, kto, dpo, sdft, ppo, grpo"):
         trainer.step({"other": SampleMaker().scored(1)})
     with pytest.raises(InvalidRequest, match="more than the 512 that fit"):
         trainer.check("kto", replace(mixed()["kto"][0], sequence=SampleMaker().sequence(600)))  # type: ignore[arg-type]

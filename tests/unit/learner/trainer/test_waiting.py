@@ -32,7 +32,7 @@ from tuneloop.learner.trainer.settings import OptimizerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
 
 META = torch.device("meta")
-OBJECTIVES = ["sft", "kto", "dpo", "ppo", "grpo"]
+OBJECTIVES = ["sft", "kto", "dpo", "sdft", "ppo", "grpo"]
 
 
 @pytest.fixture
