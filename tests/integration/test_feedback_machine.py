@@ -41,7 +41,7 @@ from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.schema import feedback, retractions, rollouts, samples, uses
 from tuneloop.rollouts import choice_id
 
-OBJECTIVES = ("sft", "kto", "dpo", "reward_model")
+OBJECTIVES = ("sft", "kto", "dpo", "sdft", "reward_model")
 HASHES = {user: IDS.user_hash("default", user) for user in ("ann", "bob")}
 PAIR = IDS.make("chatcmpl", "default", HASHES["ann"], 2)
 SINGLE = IDS.make("cmpl", "default", HASHES["bob"])
@@ -61,8 +61,8 @@ def judgements() -> list[dict[str, Any]]:
     for about in COMPLETIONS:
         for kind, values in (("thumb", ("up", "down")), ("rating", (1, 4.5))):
             said += [{"kind": kind, "completion_id": about, "value": value} for value in values]
-        for kind, text in (("demonstration", "A."), ("demonstration", "B."), ("comment", "C.")):
-            said.append({"kind": kind, "completion_id": about, "text": text})
+        for kind, texts in (("demonstration", ("A.", "B.")), ("comment", ("C.", "D."))):
+            said += [{"kind": kind, "completion_id": about, "text": text} for text in texts]
         for measured in (True, 2.5):
             said.append(
                 {"kind": "metric", "completion_id": about, "name": "figure", "value": measured}
@@ -131,7 +131,12 @@ class Feedback(RuleBasedStateMachine):
         self.database = Database.at(Path(self.folder.name) / "ledger.db")
         self.bus = MemoryBus()
         self.day = 0.0
-        consumers = make_consumers(self.database, "tuneloop", clock=lambda: START + self.day * DAY)
+        consumers = make_consumers(
+            self.database,
+            "tuneloop",
+            comments_train=True,
+            clock=lambda: START + self.day * DAY,
+        )
         self.intakes = {intake.name: intake for intake in consumers}
         self.order: list[Given] = []
         """Accepted on the stream."""

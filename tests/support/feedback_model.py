@@ -56,6 +56,8 @@ def verdicts_of(given: Given) -> list[Verdict]:
         case "demonstration":
             for objective in ("sft", "dpo", "reward_model"):
                 add(objective, f"edit {about}", body["text"], (about,))
+        case "comment":
+            add("sdft", f"comment {about}", body["text"], (about,))
         case "comparison":
             for number, worse in enumerate(body["rejected"]):
                 for objective in ("dpo", "reward_model"):

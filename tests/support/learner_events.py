@@ -11,6 +11,7 @@ from zlib import crc32
 
 from tuneloop.errors import CorruptData, InvalidRequest
 from tuneloop.feedback import (
+    Comment,
     Comparison,
     Demonstration,
     Feedback,
@@ -21,6 +22,7 @@ from tuneloop.feedback import (
     Thumb,
 )
 from tuneloop.learner.batching.batch import ids_of
+from tuneloop.learner.guards.hints import problem_of_hint
 from tuneloop.learner.models.memory import run_in_smaller_passes
 from tuneloop.learner.samples import Reference, TokenSequence, sequences_of, tokens_of
 from tuneloop.learner.trainer.base import StepResult
@@ -128,9 +130,25 @@ def make_edit(feedback_id: str, completion_id: str, text: str, **kwargs: Any) ->
     return make_feedback(feedback_id, completion_id, Demonstration(text=text), **kwargs)
 
 
-def edit_tokens(text: str, original: Sequence[int]) -> tuple[int, ...]:
-    """Token ids of an edited answer, for tests without a tokenizer."""
-    return (*(ord(letter) for letter in text), original[-1])
+def make_comment(feedback_id: str, completion_id: str, text: str, **kwargs: Any) -> Feedback:
+    return make_feedback(feedback_id, completion_id, Comment(text=text), **kwargs)
+
+
+class LetterTokens:
+    """Token ids of what users write, a letter each, for tests without a tokenizer."""
+
+    def __call__(self, text: str, original: Sequence[int]) -> tuple[int, ...]:
+        return (*(ord(letter) for letter in text), original[-1])
+
+    def hinted(
+        self, prompt: Sequence[int], messages: Sequence[ChatMessage], comment: str
+    ) -> tuple[int, ...]:
+        if problem := problem_of_hint(comment):
+            raise InvalidRequest(problem)
+        return (*prompt, *(ord(letter) for letter in comment))
+
+
+edit_tokens = LetterTokens()
 
 
 def make_score(

@@ -157,6 +157,7 @@ class Parts:
             self.database,
             "tuneloop",
             scored_objective=self.settings.scored_objective,
+            comments_train=self.settings.comments == "train",
             clock=self.clock,
         )
         task = asyncio.create_task(

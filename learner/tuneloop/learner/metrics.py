@@ -64,7 +64,7 @@ samples = Gauge(
 batch_fill = Gauge(
     "tuneloop_learner_batch_fill_ratio",
     "Samples that are ready by those that a full batch takes: from 1 on a step is due. Objective "
-    "judgements stands for sft, kto and dpo together.",
+    "judgements stands for dpo, kto, sft and sdft together.",
     ["objective"],
 )
 rollouts_stale = Counter(

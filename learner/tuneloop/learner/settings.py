@@ -27,6 +27,12 @@ from tuneloop.ports import GRPC_PORTS, METRICS_PORTS, local_address
 from tuneloop.rpc.settings import RpcServerSettings
 
 DAY = 86_400.0
+OF_THE_TRAINER = (
+    *("max_grad_norm", "warmup_steps", "resume_warmup_steps", "lora_rank", "lora_alpha"),
+    *("objective_weights", "beta_kto", "beta_dpo", "kl_coef", "ppo_epochs", "token_budget"),
+    "seed",
+)
+"""Settings that the policy's trainer has under the same name."""
 
 
 class LearnerSettings(BusSettings, RpcServerSettings):
@@ -87,6 +93,11 @@ class LearnerSettings(BusSettings, RpcServerSettings):
     uninformative_scores: bool = Field(
         False, description="whether to learn also from scores that no scorer calls informative yet"
     )
+    comments: Literal["off", "train"] = Field(
+        "off",
+        description="off (comments are only kept), or train (what the model says once it has read "
+        "one teaches it: sdft)",
+    )
     group_wait_seconds: float = Field(
         60.0, ge=0, description="longest wait of a group (grpo, rloo) for the scores of all of it"
     )
@@ -130,7 +141,7 @@ class LearnerSettings(BusSettings, RpcServerSettings):
     )
     algorithms: dict[str, str] = Field(
         {},
-        description="JSON of objective (sft, kto, dpo) to the algorithm that learns from its "
+        description="JSON of objective (sft, kto, dpo, sdft) to the algorithm that learns from its "
         "samples; absent: the algorithm of the same name",
     )
     beta_kto: float = Field(0.1, gt=0, description="above 0")
@@ -254,7 +265,8 @@ class LearnerSettings(BusSettings, RpcServerSettings):
         scored = objective in SCORED_OBJECTIVES
         if scored and (self.policy_gradient == "off" or objective != self.scored_objective):
             return 0.0
-        return self.objective_weights.get(objective, 0.0)
+        unread = objective == Objective.SDFT and self.comments == "off"
+        return 0.0 if unread else self.objective_weights.get(objective, 0.0)
 
     @model_validator(mode="before")
     @classmethod
@@ -304,24 +316,12 @@ class LearnerSettings(BusSettings, RpcServerSettings):
     def trainer(self) -> TrainerSettings:
         """Return the settings of the policy's trainer; raises `SettingsError`."""
         chosen = {**self.algorithms, self.scored_objective: self.scored_algorithm}
-        named: dict[str, Any] = {
+        named: dict[str, Any] = {name: getattr(self, name) for name in OF_THE_TRAINER} | {
             "kind": self.weights_kind,
             "learning_rate": self.learning_rate or RATES.get(self.weights_kind),
-            "max_grad_norm": self.max_grad_norm,
-            "warmup_steps": self.warmup_steps,
-            "resume_warmup_steps": self.resume_warmup_steps,
             "kl_budget": self.kl_budget or None,
-            "lora_rank": self.lora_rank,
-            "lora_alpha": self.lora_alpha,
-            "objective_weights": self.objective_weights,
             "full_step": float(self.batch_size),
             "algorithms": chosen,
-            "beta_kto": self.beta_kto,
-            "beta_dpo": self.beta_dpo,
-            "kl_coef": self.kl_coef,
-            "ppo_epochs": self.ppo_epochs,
-            "token_budget": self.token_budget,
-            "seed": self.seed,
             "threads": self.threads or None,
             "device": self.torch_device,
         }

@@ -67,5 +67,6 @@ def make_intakes(settings: LearnerSettings, database: Database) -> list[IntakeCo
         settings.policy,
         scored_objective=settings.scored_objective,
         all_scores_count=settings.uninformative_scores,
+        comments_train=settings.comments == "train",
         instead_of=settings.take_over,
     )

@@ -38,7 +38,7 @@ class BatchProgress:
     """Samples towards a step."""
 
     objective: str
-    """`judgements` stands for sft, kto and dpo, which fill a batch together."""
+    """`judgements` stands for dpo, kto, sft and sdft, which fill a batch together."""
     have: int
     want: int
 

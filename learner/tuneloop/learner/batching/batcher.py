@@ -50,7 +50,7 @@ class Found:
 
 
 class PolicyBatcher:
-    """Batches of judgements (kto, dpo, sft) and of scored rollouts (ppo or grpo) for the policy."""
+    """Batches of judgements and of scored rollouts (ppo or grpo) for the policy."""
 
     def __init__(
         self,

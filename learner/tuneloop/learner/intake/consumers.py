@@ -168,7 +168,7 @@ class EventRecorder:
 
     Scores make samples of `scored_objective`, with `all_scores_count` even if no scorer calls them
     informative. For GRPO so do ratings; PPO's value head would have to learn two scales at once, so
-    it gets them through the reward model.
+    it gets them through the reward model. Comments make samples if `comments_train`.
     """
 
     def __init__(
@@ -177,11 +177,13 @@ class EventRecorder:
         *,
         scored_objective: str,
         all_scores_count: bool,
+        comments_train: bool,
         clock: Callable[[], float],
     ) -> None:
         self._database = database
         self._scored_objective = scored_objective
         self._all_scores_count = all_scores_count
+        self._comments_train = comments_train
         self._clock = clock
 
     def record_rollouts(self, events: Sequence[Sequence[Rollout]]) -> None:
@@ -212,6 +214,7 @@ class EventRecorder:
             given,
             self._clock(),
             ratings_reward=self._scored_objective == Objective.GRPO,
+            comments_train=self._comments_train,
         )
         retracted = lifecycle.record_retractions(self._database, taken, self._clock())
         for feedback in new:
@@ -235,18 +238,20 @@ def make_consumers(
     *,
     scored_objective: str = Objective.PPO,
     all_scores_count: bool = False,
+    comments_train: bool = False,
     clock: Callable[[], float] = steady_time,
     instead_of: str = "",
 ) -> list[IntakeConsumer]:
     """Return the four consumers of the learner of `policy`; see `Owner` for `instead_of`.
 
-    `EventRecorder` says what scores are for. Events are as old as the bus says: which of two
-    verdicts is the last must not depend on the clocks of the gateways that took them.
+    `EventRecorder` says what scores and comments are for. Events are as old as the bus says: which
+    of two verdicts is the last must not depend on the clocks of the gateways that took them.
     """
     recording = EventRecorder(
         database,
         scored_objective=scored_objective,
         all_scores_count=all_scores_count,
+        comments_train=comments_train,
         clock=clock,
     )
     owner = Owner(owner_id=database.own_id(), instead_of=instead_of)
@@ -255,10 +260,7 @@ def make_consumers(
             name="rollouts",
             stream=ROLLOUTS,
             subject=rollouts_of(policy, "generated"),
-            decode=lambda d: [
-                replace(_of_policy(policy, rollout), finished_time=d.stored_time)
-                for rollout in decode_rollouts_generated(d.data)
-            ],
+            decode=lambda d: _rollouts(policy, d),
             record=recording.record_rollouts,
             owner=owner,
         ),
@@ -296,6 +298,14 @@ def observe_feedback_to_serving(database: Database, activation: Activation) -> N
     served = activation.activated_time.timestamp()
     for accepted in lineage.feedback_times(database, ModelRole.POLICY, activation.policy_version):
         metrics.feedback_to_serving.observe(max(0.0, served - accepted))
+
+
+def _rollouts(policy: str, delivery: Delivery) -> list[Rollout]:
+    """Decode the choices of a request; raises `CorruptData`."""
+    return [
+        replace(_of_policy(policy, rollout), finished_time=delivery.stored_time)
+        for rollout in decode_rollouts_generated(delivery.data)
+    ]
 
 
 def _feedback_event(delivery: Delivery) -> Feedback | Retraction:

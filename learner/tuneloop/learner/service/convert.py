@@ -21,7 +21,7 @@ from tuneloop.learner.ledger.reports.evaluations import Evaluation
 from tuneloop.learner.ledger.reports.export import Wanted
 from tuneloop.learner.ledger.reports.feedback import FeedbackEntry, FeedbackFilters
 from tuneloop.learner.ledger.reports.traffic import Traffic, traffic
-from tuneloop.learner.samples import Objective
+from tuneloop.learner.samples import JUDGED_OBJECTIVES
 from tuneloop.v1 import learner_pb2
 from tuneloop.wire import feedback_to_proto, messages_to_proto, timestamp
 
@@ -315,7 +315,7 @@ def waiting_for(
         return gate
     if hold:
         return f"a promotion ({hold}): new versions stay candidates"
-    judgements = [counts[objective] for objective in (Objective.SFT, Objective.KTO, Objective.DPO)]
+    judgements = [counts[objective] for objective in JUDGED_OBJECTIVES]
     ready = sum(count.ready for count in judgements)
     waiting = sum(count.waiting for count in judgements)
     without = "the rollouts that feedback speaks of" if waiting else "feedback"

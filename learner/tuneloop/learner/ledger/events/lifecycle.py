@@ -11,6 +11,7 @@ from sqlalchemy import Connection, exists, not_, select, update
 
 from tuneloop.feedback import FeedbackKind, FeedbackStatus, Retraction
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events.sample_rules import LEARNED_FROM
 from tuneloop.learner.ledger.events.verdict_rules import settle_siblings, settle_votes
 from tuneloop.learner.ledger.queue.ready import ALL_RECORDED, with_rollouts
 from tuneloop.learner.ledger.rows import insert_new
@@ -18,8 +19,6 @@ from tuneloop.learner.ledger.schema import feedback, retractions, rollouts, samp
 from tuneloop.learner.samples import SampleState
 
 ROWS_AT_ONCE = 500
-LASTING = (FeedbackKind.COMMENT.value, FeedbackKind.METRIC.value)
-"""Kinds that nothing learns from, so that they do not get too old for it."""
 
 
 def record_retractions(
@@ -78,7 +77,7 @@ def expire_feedback(
 
     `max_age` counts from when feedback was accepted, `rollout_wait` from when the ledger recorded
     it, both in seconds; None is no limit. A rollout that comes later does not revive it. Comments
-    and metrics are not learned from and do not expire.
+    and metrics that are not learned from do not expire.
     """
     ended: set[str] = set()
     with database.write() as connection:
@@ -98,7 +97,7 @@ def _expire_old(connection: Connection, accepted_before: float) -> set[str]:
         .where(
             feedback.c.accepted_time < accepted_before,
             feedback.c.status == FeedbackStatus.ACCEPTED.value,
-            feedback.c.kind.not_in(LASTING),
+            LEARNED_FROM,
         )
         .values(status=FeedbackStatus.EXPIRED.value)
         .returning(feedback.c.feedback_id)

@@ -48,12 +48,13 @@ def record_feedback(
     now: float,
     *,
     ratings_reward: bool = False,
+    comments_train: bool = False,
 ) -> list[Feedback]:
     """Record feedback, given with its sequence in the stream; return what was new.
 
     It makes its samples at once: they are not ready until their rollouts are recorded. Samples of
     feedback that was retracted before it came are retracted. With `ratings_reward` a rating is
-    also a reward, for GRPO.
+    also a reward, for GRPO; with `comments_train` a comment is a hint, for SDFT.
     """
     with database.write() as connection:
         rows = [feedback_row(event, sequence) for event, sequence in events]
@@ -64,9 +65,8 @@ def record_feedback(
         new = insert_new(connection, feedback, rows, ("feedback_id",))
         ranked = [completion for row in new for completion in ranked_completions(row)]
         insert_new(connection, rankings, ranked, ("feedback_id", "position"))
-        made = [
-            sample for row in new for sample in samples_of(row, now, ratings_reward=ratings_reward)
-        ]
+        rules = {"ratings_reward": ratings_reward, "comments_train": comments_train}
+        made = [sample for row in new for sample in samples_of(row, now, **rules)]
         for sample in made:
             counts = sample["feedback_id"] not in gone
             sample |= {

@@ -7,7 +7,8 @@
 | ranking | dpo: pair for each two, weighted 1/C(K,2); reward_model: ranking |
 | demonstration | sft: edit; dpo: edit ≻ original; reward_model: edit ≻ original |
 | rating | reward_model: rating; grpo: rating, where rated answers are rewards |
-| comment, metric | none |
+| comment | sdft: comment, where comments train |
+| metric | none |
 
 One judgement weighs one: its samples for an objective weigh 1 together, however many they are. So
 do the pairs that one user's opposite thumbs on one request make (see `verdict_rules`).
@@ -25,12 +26,18 @@ from itertools import combinations
 from math import comb
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, exists, select
 
+from tuneloop.feedback import FeedbackKind
 from tuneloop.learner.ledger.rows import Row
-from tuneloop.learner.ledger.schema import feedback
+from tuneloop.learner.ledger.schema import feedback, samples
 from tuneloop.learner.samples import Objective, SampleState
 
+_made = samples.alias("made")
+LEARNED_FROM: ColumnElement[bool] = feedback.c.kind.not_in(
+    (FeedbackKind.COMMENT.value, FeedbackKind.METRIC.value)
+) | exists().where(_made.c.feedback_id == feedback.c.feedback_id)
+"""That feedback is not only kept: of its kind everything is learned from, or it made samples."""
 PAIR_OBJECTIVES = (Objective.DPO, Objective.REWARD_MODEL)
 
 
@@ -42,10 +49,13 @@ class Answer:
     completion_tokens: bytes
 
 
-def samples_of(row: Row, now: float, *, ratings_reward: bool = False) -> list[Row]:
+def samples_of(
+    row: Row, now: float, *, ratings_reward: bool = False, comments_train: bool = False
+) -> list[Row]:
     """Return the sample rows of a row of `feedback`; `ratings_reward` makes a rating a reward too.
 
-    They are not ready until the rollouts they refer to are recorded.
+    A comment makes one if `comments_train`. Samples are not ready until the rollouts they refer to
+    are recorded.
     """
     judgement = json.loads(row["payload"])
     match row["kind"]:
@@ -64,9 +74,8 @@ def samples_of(row: Row, now: float, *, ratings_reward: bool = False) -> list[Ro
         case "ranking":
             made = _of_ranking(row, judgement["completion_ids"])
         case "demonstration":
-            verdict = hashlib.sha256(judgement["text"].encode()).hexdigest()
             made = [
-                _single(row, o, "edit", verdict)
+                _single(row, o, "edit", digest(judgement["text"]))
                 for o in (Objective.SFT, Objective.DPO, Objective.REWARD_MODEL)
             ]
         case "rating":
@@ -76,6 +85,8 @@ def samples_of(row: Row, now: float, *, ratings_reward: bool = False) -> list[Ro
                 else (Objective.REWARD_MODEL,)
             )
             made = [_single(row, o, "rating", repr(judgement["value"])) for o in objectives]
+        case "comment" if comments_train:
+            made = [_single(row, Objective.SDFT, "comment", digest(judgement["text"]))]
         case _:
             made = []
     common = {
@@ -86,6 +97,11 @@ def samples_of(row: Row, now: float, *, ratings_reward: bool = False) -> list[Ro
         "recorded_time": now,
     }
     return [common | sample for sample in made]
+
+
+def digest(text: str) -> str:
+    """Return what tells a text from others, as a verdict."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def ranked_completions(row: Row) -> list[Row]:

@@ -1,9 +1,9 @@
 """Turn rows of ready samples into the samples that trainers take."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Connection, select
 
@@ -13,6 +13,7 @@ from tuneloop.learner.ledger.rows import unpack_ids, unpack_logprobs
 from tuneloop.learner.ledger.schema import rankings, rollouts, scores
 from tuneloop.learner.samples import (
     SCORED_OBJECTIVES,
+    CommentedSample,
     DemonstrationSample,
     LabelledText,
     Objective,
@@ -32,8 +33,22 @@ from tuneloop.rollouts import ChatMessage, FinishReason, prompt_as_text
 
 Sample = PolicySample | RewardSample
 
-EditTokens = Callable[[str, Sequence[int]], tuple[int, ...]]
-"""Returns the token ids of an edited answer and its end of turn, given the original's tokens."""
+
+class EditTokens(Protocol):
+    """Tokenizes what users write of answers, with the policy's tokenizer."""
+
+    def __call__(self, text: str, original: Sequence[int]) -> tuple[int, ...]:
+        """Return the tokens of an edited answer and its end of turn, given the original's."""
+        ...
+
+    def hinted(
+        self, prompt: Sequence[int], messages: Sequence[ChatMessage], comment: str
+    ) -> tuple[int, ...]:
+        """Return a prompt's tokens with a comment on its answer as a hint in it.
+
+        Raises `InvalidRequest` for a comment that cannot be a hint.
+        """
+        ...
 
 
 LEAST_TEMPERATURE = 0.1
@@ -70,7 +85,7 @@ def problem_of_pair(row: Any) -> str | None:
 
 
 def text_of(row: Any) -> str:
-    """Return the edited answer of a demonstration."""
+    """Return what a user wrote: the edited answer, or the comment."""
     return str(json.loads(row.payload)["text"])
 
 
@@ -82,7 +97,10 @@ class Builder:
         self._edit_tokens = edit_tokens
 
     def build(self, row: Any) -> Sample:
-        """Return the sample of a row that has no problem."""
+        """Return the sample of a row that has no problem.
+
+        Raises `InvalidRequest` for a comment that cannot be a hint.
+        """
         match row.objective:
             case Objective.KTO:
                 return ThumbSample(
@@ -94,19 +112,24 @@ class Builder:
                 return DemonstrationSample(sample_id=row.sample_id, sequence=self._edited(row))
             case Objective.DPO:
                 return self._pair(row)
-            case Objective.PPO:
-                return self.scored(row)
-            case Objective.GRPO:
-                # The expected rating is the mean of the user's ratings, which is 0. Who rates an
-                # answer that was cut has said what that costs.
-                rated = self.scored(row)
-                return ScoredGroup(
-                    sample_id=row.sample_id,
-                    samples=(rated,),
-                    baseline=0.0,
-                    cut_share=float(not rated.stopped),
-                )
+            case Objective.SDFT:
+                return self._commented(row)
+            case Objective.PPO | Objective.GRPO:
+                return self._of_policy_gradient(row)
         return self._reward_sample(row)
+
+    def _of_policy_gradient(self, row: Any) -> ScoredSample | ScoredGroup:
+        scored = self.scored(row)
+        if row.objective == Objective.PPO:
+            return scored
+        # The expected rating is the mean of the user's ratings, which is 0. Who rates an answer
+        # that was cut has said what that costs.
+        return ScoredGroup(
+            sample_id=row.sample_id,
+            samples=(scored,),
+            baseline=0.0,
+            cut_share=float(not scored.stopped),
+        )
 
     def scored(self, row: Any) -> ScoredSample:
         """Return a rollout with its reward: its score, or the rating a user gave it."""
@@ -134,6 +157,14 @@ class Builder:
             rejected=judged_sequence(row, "chosen" if edited else "rejected"),
             flip_rate=flip_rate,
             weight=row.weight,
+        )
+
+    def _commented(self, row: Any) -> CommentedSample:
+        assert self._edit_tokens is not None, "comments are taken with the policy's tokenizer"
+        sequence = judged_sequence(row, "chosen")
+        hinted = self._edit_tokens.hinted(sequence.prompt_token_ids, messages_of(row), text_of(row))
+        return CommentedSample(
+            sample_id=row.sample_id, sequence=sequence, hinted_prompt_token_ids=hinted
         )
 
     def _edited(self, row: Any) -> TokenSequence:
@@ -201,9 +232,13 @@ def sequence_of(row: Any, which: str) -> TokenSequence:
 
 def prompt_of(row: Any) -> str:
     """Return the prompt as the reward model reads it."""
+    return prompt_as_text(messages_of(row), row.chosen_prompt_text)
+
+
+def messages_of(row: Any) -> list[ChatMessage]:
+    """Return the conversation that was answered; none of a plain prompt."""
     turns = json.loads(row.chosen_messages)
-    messages = [ChatMessage(role=role, content=content) for role, content in turns]
-    return prompt_as_text(messages, row.chosen_prompt_text)
+    return [ChatMessage(role=role, content=content) for role, content in turns]
 
 
 def reward_of(connection: Connection, completion_id: str) -> float:

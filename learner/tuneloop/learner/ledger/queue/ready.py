@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, FromClause, and_, case, func, not_, or_, select, update
 
+from tuneloop.errors import InvalidRequest
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue.build_samples import Builder, EditTokens, Sample, problem_of
 from tuneloop.learner.ledger.schema import (
@@ -134,8 +135,11 @@ def take_samples(
         for row in connection.execute(query.limit(limit)).all():
             problem = problem_of(row)
             if problem is None:
-                taken.append(builder.build(row))
-            else:
+                try:
+                    taken.append(builder.build(row))
+                except InvalidRequest as error:
+                    problem = error.message
+            if problem is not None:
                 refusals.append(
                     Refusal(sample_id=row.sample_id, objective=objective, reason=problem)
                 )

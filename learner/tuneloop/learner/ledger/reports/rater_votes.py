@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, and_, func, select
 
-from tuneloop.feedback import FeedbackKind
 from tuneloop.learner.guards.raters import Vote
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events.sample_rules import LEARNED_FROM
 from tuneloop.learner.ledger.rows import unpack_logprobs
 from tuneloop.learner.ledger.schema import feedback, rollouts, samples, scores
 from tuneloop.learner.samples import Objective, SampleState
@@ -21,8 +21,7 @@ ROWS_AT_ONCE = 500
 REWARD_MODEL = "reward model"
 """The reward model as a rater. No user's hash has a space."""
 
-NO_JUDGEMENTS = (FeedbackKind.COMMENT.value, FeedbackKind.METRIC.value)
-IS_JUDGEMENT = and_(feedback.c.kind.not_in(NO_JUDGEMENTS), feedback.c.sequence > 0)
+IS_JUDGEMENT = and_(LEARNED_FROM, feedback.c.sequence > 0)
 """Feedback that can be learned from and that a user gave; the sequence of imports is 0."""
 
 

@@ -7,6 +7,7 @@ not; the ledger's accounting is left as it is. A ledger on Postgres is named by 
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,12 @@ def read_ledger(objective: Objective, reference: str, model: Path) -> RowsData:
     with database.read() as connection:
         builder = Builder(connection, edit_tokens)
         rows = connection.execute(query).all()
-        found = [builder.build(row) for row in rows if problem_of(row) is None]
+        found: list[Any] = []
+        for row in rows:
+            if problem_of(row) is None:
+                # A comment that cannot be a hint.
+                with suppress(InvalidRequest):
+                    found.append(builder.build(row))
     database.close()
     return as_data(found, reference, f"no feedback for {objective}")
 

@@ -9,9 +9,9 @@ from sqlalchemy import select
 from support.learner_events import (
     START,
     edit_tokens,
+    make_comment,
     make_comparison,
     make_edit,
-    make_feedback,
     make_metric,
     make_ranking,
     make_rating,
@@ -19,7 +19,7 @@ from support.learner_events import (
     make_thumb,
 )
 
-from tuneloop.feedback import Comment, Feedback, Retraction
+from tuneloop.feedback import Feedback, Retraction
 from tuneloop.learner.ledger.accounting import forget_user, steps
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import lifecycle, recorder
@@ -93,7 +93,7 @@ EVERY_KIND = [
     make_comparison("c", "a", "b", "d"),
     make_ranking("k", "a", "b", "d"),
     make_edit("e", "a", "Better."),
-    make_feedback("m", "a", Comment(text="hm")),
+    make_comment("m", "a", "hm"),
     make_metric("f", "a", "task_solved", True),
 ]
 
@@ -216,6 +216,23 @@ def test_old_feedback_expires(ledger: Database) -> None:
     retract(ledger, EVERY_KIND[0])
     assert statuses(ledger)["t"] == "retracted"
     assert states(ledger)["t", "kto"] == "retracted"
+
+
+def test_a_comment_that_trains_expires_and_is_taken_back_like_a_thumb(ledger: Database) -> None:
+    answers(ledger, "a", "b")
+    old, kept = make_comment("old", "a", "hm"), make_comment("kept", "b", "hm")
+    recorder.record_feedback(ledger, [(kept, 0)], START_SECONDS)
+    recorder.record_feedback(ledger, [(old, 1)], START_SECONDS, comments_train=True)
+    new = make_comment("new", "a", "hm", second=9 * DAY, user="u2")
+    recorder.record_feedback(ledger, [(new, 2)], START_SECONDS, comments_train=True)
+    assert expire(ledger, 10, max_age=3 * DAY) == 1
+    assert statuses(ledger) == {"old": "expired", "kept": "accepted", "new": "accepted"}
+    taken, _ = ready.take_samples(ledger, "sdft", 9, edit_tokens=edit_tokens)
+    assert [sample.sample_id for sample in taken] == ["new"]
+    use(ledger, 1, "sdft", "new")
+    retract(ledger, new)
+    assert states(ledger)["new", "sdft"] == "retracted"
+    assert replays(ledger, "sdft", 9, seed="", edit_tokens=edit_tokens) == []
 
 
 def test_what_was_used_is_too_old_to_replay(ledger: Database) -> None:

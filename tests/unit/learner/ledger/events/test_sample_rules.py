@@ -1,14 +1,15 @@
 """Every kind of feedback becomes the samples the design says, and changes of mind are kept."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.learner_events import (
     edit_tokens,
+    make_comment,
     make_comparison,
     make_edit,
-    make_feedback,
     make_metric,
     make_ranking,
     make_rating,
@@ -16,13 +17,14 @@ from support.learner_events import (
     make_thumb,
 )
 
-from tuneloop.feedback import Comment, Feedback
+from tuneloop.feedback import Feedback
 from tuneloop.learner.ledger.accounting import forget_user, steps
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.queue.replay import replays
 from tuneloop.learner.samples import (
+    CommentedSample,
     DemonstrationSample,
     PairSample,
     PreferredText,
@@ -110,10 +112,71 @@ def test_ratings_are_standardised_by_user(ledger: Database) -> None:
 
 
 def test_comments_and_metrics_are_only_kept(ledger: Database) -> None:
-    add(ledger, make_rollout("c1"), make_feedback("m1", "c1", Comment(text="hm")))
+    add(ledger, make_rollout("c1"), make_comment("m1", "c1", "hm"))
     add(ledger, make_metric("m2", "c1", "task_solved", True))
     assert forget_user.row_counts(ledger)["feedback"] == 2
     assert forget_user.row_counts(ledger)["samples"] == 0
+
+
+def comment(ledger: Database, *events: Feedback) -> None:
+    """Record comments where they train."""
+    given = [(event, number) for number, event in enumerate(events)]
+    recorder.record_feedback(ledger, given, 100.0, comments_train=True)
+
+
+def test_a_comment_is_a_hint_where_comments_train(ledger: Database) -> None:
+    comment(ledger, make_comment("m1", "c1", "ab"))
+    assert take(ledger, "sdft") == []
+    assert ready.counts(ledger, "sdft").waiting == 1
+    add(ledger, make_rollout("c1", prompt=(1, 5), completion=(7, 8, 2), temperature=0.5))
+    (commented,) = take(ledger, "sdft")
+    assert isinstance(commented, CommentedSample)
+    assert commented.sequence.prompt_token_ids == (1, 5)
+    assert commented.sequence.completion_token_ids == (7, 8, 2)
+    assert commented.sequence.temperature == 1.0
+    assert commented.hinted.prompt_token_ids == (1, 5, 97, 98)
+    assert commented.hinted.completion_token_ids == (7, 8, 2)
+    assert forget_user.row_counts(ledger)["samples"] == 1, "it is nothing to other objectives"
+
+
+def test_the_last_comment_of_a_user_on_an_answer_counts(ledger: Database) -> None:
+    add(ledger, make_rollout("a"), make_rollout("b"))
+    comment(
+        ledger,
+        make_comment("m1", "a", "too long"),
+        make_comment("m2", "a", "no tables", second=1),
+        make_comment("m3", "a", "too long", second=2, user="u2"),
+        make_comment("m4", "b", "too long", second=3),
+    )
+    assert ids(ledger, "sdft") == ["m2", "m3", "m4"]
+    use(ledger, 1, "sdft", "m2", "m3", "m4")
+    comment(ledger, make_comment("m5", "a", "no tables", second=4))
+    assert ids(ledger, "sdft") == [], "said again"
+    assert {s.sample_id for s in replays(ledger, "sdft", 9, seed="", edit_tokens=edit_tokens)} == {
+        "m2",
+        "m3",
+        "m4",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("  \n", "the comment is empty"),
+        ("x" * 501, "501 characters; a hint has 500 at most"),
+        ("shorter\u202e", r"does not show \(U\+202E\)"),
+        ("shorter\x00", "does not show"),
+    ],
+)
+def test_what_is_no_remark_is_refused_and_told(ledger: Database, text: str, reason: str) -> None:
+    add(ledger, make_rollout("c1"))
+    comment(ledger, make_comment("m1", "c1", text))
+    taken, [refusal] = ready.take_samples(ledger, "sdft", 9, edit_tokens=edit_tokens)
+    assert taken == []
+    assert re.search(reason, refusal.reason)
+    ready.refuse(ledger, [refusal])
+    assert [r.sample_id for r in ready.unreported(ledger, 9)] == ["m1"]
+    assert take(ledger, "sdft") == []
 
 
 def test_the_last_edit_rating_and_comparison_of_a_user_count(ledger: Database) -> None:
