@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from tuneloop.bus import Bus
 from tuneloop.errors import SettingsError, TuneloopError
+from tuneloop.learner import metrics
 from tuneloop.learner.clients.generation import GenerationClient
 from tuneloop.learner.clients.reward import RewardClient
 from tuneloop.learner.ledger.accounting import decisions, steps
@@ -160,10 +161,12 @@ def before_publishing(
     """Return what is asked of the trainer about a version while it is saved."""
 
     def ask(version: int, folder: Path) -> None:
-        if local_answers is not None:
+        if local_answers is None:
+            return
+        with metrics.exam_seconds.time():
             local_answers.save_answers(version)
-        if scorer is not None:
-            scorer.save_scores(version, folder)
+            if scorer is not None:
+                scorer.save_scores(version, folder)
 
     return ask
 
