@@ -12,6 +12,9 @@ class FeedbackAccepted(TypedDict):
 
     id: str
     status: Literal["accepted"]
+    receipt: str
+    """Signed: its holder may see what became of the feedback, and retract it, without a key where
+    feedback needs none (`/v1/receipts/{receipt}`)."""
 
 
 class FeedbackRetracted(TypedDict):
@@ -90,6 +93,23 @@ class Feedback(AcceptedFeedback):
     effects: list[Effect]
     """Oldest version first; empty before a version learned from it, and where the learner does not
     answer."""
+
+
+class FeedbackReach(TypedDict):
+    """`GET /v1/receipts/{receipt}`: which versions learned from feedback."""
+
+    id: str
+    kind: str
+    status: str
+    accepted_time: str
+    policy_versions: list[int] | None
+    """Those that learned from it themselves, oldest first; null while the learner does not answer.
+    Versions after them carry on from them."""
+    serving_version: int | None
+    """What answers users now; null while generation does not answer."""
+    is_serving: bool | None
+    """Whether that version learned from it, or descends from one that did; null if not known."""
+    effects: list[Effect]
 
 
 class JudgedCompletion(TypedDict):

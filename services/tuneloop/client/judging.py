@@ -61,6 +61,8 @@ class Receipt:
     """Of the feedback; `client.retract` takes it."""
     status: str
     """`accepted` or `retracted`."""
+    receipt: str = ""
+    """Signed: it lets whoever gave the feedback see what became of it, and retract it."""
 
 
 class FeedbackMethods(Generic[R]):
