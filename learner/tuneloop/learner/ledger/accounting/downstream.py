@@ -134,7 +134,7 @@ def of_feedback(database: Database, feedback_id: str) -> FeedbackLineage:
 def made_by(row: Any) -> Any:
     """Return the samples of a row of `feedback`: its own, and pairs of siblings it is half of."""
     own = samples.c.feedback_id == row.feedback_id
-    if row.kind != "thumb":
+    if row.kind != "thumb" or row.session_id:
         return own
     either = or_(
         samples.c.completion_id == row.completion_id, samples.c.rejected_id == row.completion_id
