@@ -13,6 +13,7 @@ from tuneloop.bus import subjects
 from tuneloop.feedback import Metric, Rating, Thumb
 from tuneloop.gateway.feedback import admission
 from tuneloop.gateway.feedback.admission import Bound
+from tuneloop.v1 import learner_pb2
 
 CHAT: dict[str, Any] = {"model": "tuneloop", "messages": [{"role": "user", "content": "hi"}]}
 TEXT: dict[str, Any] = {"model": "tuneloop", "prompt": ["a", "b"]}
@@ -158,3 +159,37 @@ async def test_too_much_feedback_on_one_session_is_429(
     assert statuses == [202, 202, 429]
     other = await http.post("/v1/feedback", json=THUMB | {"session_id": "chat-8"})
     assert other.status_code == 202
+
+
+async def test_a_session_is_looked_up_and_forgotten_by_its_id(
+    stack: Stack, http: httpx.AsyncClient
+) -> None:
+    await http.post("/v1/feedback", json=THUMB)
+    (feedback,) = stored(stack)
+    recorded = learner_pb2.RecordedFeedback(
+        feedback=wire.feedback_to_proto(feedback), status="accepted", used_by_versions=[2]
+    )
+    for turn in ("c1", "c2"):
+        recorded.completions.add(completion_id=turn, text=f"text of {turn}", policy_version=1)
+    stack.learner.recorded.append(recorded)
+    found = (await http.get("/v1/sessions/chat%2F7")).json()
+    assert found["id"] == stack.learner.calls[-1].session_id == "chat/7"
+    assert stack.learner.calls[-1].tenant == "default"
+    [turn] = found["turns"]
+    assert (turn["completion_id"], turn["used_by_versions"]) == ("c1", [2])
+    [item] = found["feedback"]
+    assert (item["session_id"], item["completion_id"], item["policy_version"]) == (
+        "chat-7",
+        None,
+        1,
+    )
+    assert item["completion"] == "text of c2"
+    assert [completion["completion_id"] for completion in item["completions"]] == ["c1", "c2"]
+    assert (found["policy"], found["rebuild_from"]) == ({"direct": [2], "descended": [3]}, 1)
+    gone = (await http.delete("/v1/sessions/chat%2F7")).json()
+    assert (gone["id"], gone["rollouts_removed"], gone["policy_versions"]) == ("chat/7", 3, [2])
+    assert "stay in the stream of rollouts" in gone["note"]
+    for method in ("GET", "DELETE"):
+        for bad in ("", "x" * 129, "a%09b"):
+            refused = await http.request(method, f"/v1/sessions/{bad}")
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "session_id")
