@@ -19,6 +19,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any
 
 from sqlalchemy import Connection, delete, exists, or_, select, update
@@ -74,7 +75,7 @@ class CreditRule:
         """
         match self.credit:
             case SessionCredit.LAST:
-                parts = [0.0] * (turns - 1) + [1.0]
+                parts = [float(turn == turns - 1) for turn in range(turns)]
             case SessionCredit.EACH:
                 parts = [1.0] * turns
             case SessionCredit.DISCOUNTED:
@@ -129,31 +130,26 @@ def _turns(connection: Connection, recorded: Sequence[Any]) -> list[Turn]:
     choices: dict[str, list[str]] = {}
     for row in recorded:
         choices.setdefault(row.prompt_sha256, []).append(row.completion_id)
-    turns = list(choices.values())
+    turns = [*choices.values(), []]
     return [
-        tuple(turn if len(turn) == 1 else _continued(connection, turn, following[:1]))
-        for turn, following in zip(turns, (*turns[1:], []), strict=True)
+        tuple(turn if len(turn) == 1 or not after else _continued(connection, turn, after[0]))
+        for turn, after in pairwise(turns)
     ]
 
 
-def _continued(
-    connection: Connection, turn: Sequence[str], following: Sequence[str]
-) -> Sequence[str]:
-    """Return the choices of a turn that the prompt after it goes on with; all if none is."""
+def _continued(connection: Connection, turn: Sequence[str], after: str) -> Sequence[str]:
+    """Return the choices of a turn that the prompt of the one after goes on with; all if none."""
     texts = select(rollouts.c.completion_id, rollouts.c.messages, rollouts.c.completion_text).where(
-        rollouts.c.completion_id.in_([*turn, *following])
+        rollouts.c.completion_id.in_([*turn, after])
     )
     known = {row.completion_id: row for row in connection.execute(texts)}
-    asked = json.loads(known[turn[0]].messages)
-    for after in following:
-        conversation = json.loads(known[after].messages)
-        if not asked or conversation[: len(asked)] != asked:
-            continue
-        for role, content in conversation[len(asked) : len(asked) + 1]:
-            said = [c for c in turn if known[c].completion_text.strip() == content.strip()]
-            if role == "assistant" and said:
-                return said
-    return turn
+    asked, conversation = (json.loads(known[c].messages) for c in (turn[0], after))
+    further = conversation[len(asked) :]
+    if not asked or not further or conversation[: len(asked)] != asked:
+        return turn
+    role, content = further[0]
+    said = [c for c in turn if known[c].completion_text.strip() == content.strip()]
+    return said if said and role == "assistant" else turn
 
 
 def _credit(turns: Sequence[Turn], rule: CreditRule) -> dict[str, float]:

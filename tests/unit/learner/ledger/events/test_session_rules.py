@@ -94,6 +94,7 @@ def test_one_judgement_weighs_one_in_all(
 ) -> None:
     rule = CreditRule(credit=credit, discount=discount)
     assert rule.weights(3) == pytest.approx(expected)
+    assert rule.weights(0) == []
     add(ledger, *(make_turn(f"c{n}", n) for n in range(3)), judge("f"), rule=rule)
     of_turns = {f"f.c{n}": weight for n, weight in enumerate(expected) if weight}
     assert weights(ledger) == pytest.approx(of_turns)
@@ -107,6 +108,7 @@ def test_a_discount_of_many_turns_leaves_no_turn_out() -> None:
     rule = CreditRule(credit=SessionCredit.DISCOUNTED, discount=0.9)
     many = rule.weights(2000)
     assert sum(many) == pytest.approx(1.0)
+    assert min(many) > 0.0
     assert many[-1] == pytest.approx(0.1)
 
 
