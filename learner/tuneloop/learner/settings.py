@@ -96,7 +96,7 @@ class LearnerSettings(BusSettings, RpcServerSettings):
         7.0, gt=0, description="longest wait of feedback for rollouts: the stream keeps them 7 days"
     )
     session_credit: Literal["last", "each", "discounted"] = Field(
-        "each", description="turns that learn from feedback on a session; they weigh 1 together"
+        "each", description="turns that feedback on a session teaches: each, last or discounted"
     )
     session_discount: float = Field(
         0.9, gt=0, le=1, description="what a turn weighs of the one after it, where discounted"

@@ -33,7 +33,7 @@ feedback_app = typer.Typer(
 
 Completion = Annotated[str, typer.Argument(help="Id of the completion.")]
 Judged = Annotated[
-    str, typer.Argument(help="Id of the completion, or with --session of the session.")
+    str, typer.Argument(metavar="ID", help="Of the completion, or with --session of the session.")
 ]
 OfSession = Annotated[
     bool, typer.Option("--session", help="Judge a whole session, by the id your requests name.")
@@ -287,7 +287,11 @@ def details(user: str | None, feedback_id: str | None) -> "Details":
 
 def judge(name: str, session: bool, given: "Details") -> tuple[str | None, "SessionDetails"]:
     """Return the completion that is judged, None for a session, and the options with that."""
-    return (None, {**given, "session_id": name}) if session else (name, {**given})
+    full = cast("SessionDetails", {**given})
+    if not session:
+        return name, full
+    full["session_id"] = name
+    return None, full
 
 
 def measured_value(given: str) -> bool | float:

@@ -190,14 +190,10 @@ def forget(database: Database, data: PersonalData, now: float) -> Forgotten:
         for table in (scores, samples) if data.user_hash else ():
             connection.execute(delete(table).where(_stray(table, data.user_hash)))
         connection.execute(delete(rankings).where(rankings.c.feedback_id.in_(feedback_ids)))
-        connection.execute(
-            delete(retractions).where(
-                or_(
-                    and_(retractions.c.user_hash == data.user_hash, data.user_hash != ""),
-                    retractions.c.feedback_id.in_(feedback_ids),
-                )
-            )
-        )
+        taken_back: Any = retractions.c.feedback_id.in_(feedback_ids)
+        if data.user_hash:
+            taken_back = or_(taken_back, retractions.c.user_hash == data.user_hash)
+        connection.execute(delete(retractions).where(taken_back))
         # A cache keyed by hashes: whose a row is cannot be told.
         connection.execute(delete(reference_logprobs))
         gone = Forgotten(

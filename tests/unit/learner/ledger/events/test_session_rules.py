@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
@@ -27,6 +28,7 @@ from tuneloop.learner.ledger.queue import ratings as user_ratings
 from tuneloop.learner.ledger.reports import feedback as listed
 from tuneloop.learner.ledger.reports import rater_votes, traffic
 from tuneloop.learner.ledger.schema import feedback, samples
+from tuneloop.learner.models.batch import collate
 from tuneloop.learner.samples import LabelledText, RatedText
 from tuneloop.rollouts import Rollout, RolloutSource
 
@@ -327,3 +329,16 @@ def test_any_order_makes_the_same_samples(
     add(ledger, *order, rule=rule)
     assert rows(ledger) == in_order(folder, rule)
     ledger.close()
+
+
+def test_of_a_turn_after_a_call_only_what_the_policy_wrote_is_learned(ledger: Database) -> None:
+    result = (41, 42, 43)
+    call = make_turn("call", 0, completion=(30, 31, 2))
+    told = make_turn("told", 1, prompt=(1, 5, 10, 30, 31, 2, *result), completion=(33, 2))
+    add(ledger, call, told, judge("f"))
+    first, second = (sample.sequence for sample in take(ledger))
+    assert first.completion_token_ids == (30, 31, 2)
+    assert second.completion_token_ids == (33, 2)
+    batch = collate([first, second], torch.device("cpu"))
+    assert batch.targets.tolist() == [30, 31, 2, 33, 2]
+    assert batch.loss_mask.sum(-1).tolist() == [3, 2]
