@@ -328,6 +328,9 @@ async def test_a_page_may_judge_its_own_completion(
     assert (await http.post("/v1/feedback", json=pair, headers=page)).status_code == 403
     ranking = {"kind": "ranking", "ranking": [own, foreign]}
     assert (await http.post("/v1/feedback", json=ranking, headers=page)).status_code == 403
+    session = {"kind": "thumb", "session_id": "guessed", "value": "down"}
+    refused = await http.post("/v1/feedback", json=session, headers=page)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (403, "session_id")
     pair["rejected"] = [thumb("ann")["completion_id"]]
     assert (await http.post("/v1/feedback", json=pair, headers=page)).status_code == 202
     for _ in range(2):

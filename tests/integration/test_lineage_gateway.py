@@ -226,3 +226,16 @@ async def test_alarms_are_in_the_status(stack: Stack) -> None:
 )
 def test_only_admins_may(method: str, path: str) -> None:
     assert scope_for(method, path) is Scope.ADMIN
+
+
+async def test_a_session_from_the_command_line(stack: Stack) -> None:
+    shown = await run(stack, "lineage", "session", "chat 7")
+    assert stack.learner.calls[-1].session_id == "chat 7"
+    assert "c1" in shown.stdout
+    assert "versions 2" in shown.stdout
+    as_json = await run(stack, "lineage", "session", "chat 7", "--json")
+    assert json.loads(as_json.stdout)["turns"][0]["policy_version"] == 1
+    gone = await run(stack, "forget", "--session", "chat 7", typed="y\n")
+    assert "rollouts_removed: 3" in gone.stdout
+    assert isinstance(stack.learner.calls[-1], learner_pb2.ForgetSessionRequest)
+    assert stack.learner.calls[-1].session_id == "chat 7"

@@ -44,7 +44,10 @@ class FeedbackHead(TypedDict):
     id: str
     status: str
     kind: str
-    completion_id: str
+    completion_id: str | None
+    """Null for feedback on a session."""
+    session_id: str | None
+    """Null for feedback on a completion."""
 
 
 class Judgement(TypedDict, total=False):
@@ -136,6 +139,7 @@ class FeedbackItem(AcceptedFeedback):
     prompt: list[Turn] | str | None
     completion: str | None
     completions: list[JudgedCompletion]
+    """Of a session the turns that the feedback counts for, oldest first."""
     used_by_versions: list[int]
 
 

@@ -44,7 +44,7 @@ LARGEST_BATCH = 1000
 
 
 class ChatOptions(TypedDict, total=False):
-    """Options of a chat; the names are OpenAI's except for the last four."""
+    """Options of a chat; the names are OpenAI's except for the last five."""
 
     model: str
     user: str
@@ -70,6 +70,8 @@ class ChatOptions(TypedDict, total=False):
     """Answer with this version."""
     train: bool
     """False keeps the completion out of learning."""
+    session_id: str
+    """The conversation that this is a turn of, by your own id; feedback may name it."""
 
 
 class Filters(TypedDict, total=False):

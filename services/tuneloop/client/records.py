@@ -56,8 +56,11 @@ class FeedbackItem:
     id: str
     kind: str
     status: str
-    completion_id: str
+    completion_id: str | None
+    """None for feedback on a session."""
     accepted_time: str
+    session_id: str | None = None
+    """None for feedback on a completion."""
     value: str | bool | float | None = None
     name: str | None = None
     """Of a metric."""

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -34,6 +35,7 @@ from tuneloop.learner import metrics, trace_links
 from tuneloop.learner.ledger.accounting import lineage
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import lifecycle, recorder
+from tuneloop.learner.ledger.events.session_rules import CreditRule
 from tuneloop.learner.samples import ModelRole, Objective
 from tuneloop.policies import Activation
 from tuneloop.rollouts import Rollout, ScoredRollout
@@ -168,7 +170,7 @@ class EventRecorder:
 
     Scores make samples of `scored_objective`, with `all_scores_count` even if no scorer calls them
     informative. For GRPO so do ratings; PPO's value head would have to learn two scales at once, so
-    it gets them through the reward model.
+    it gets them through the reward model. `rule` shares a judgement of a session among its turns.
     """
 
     def __init__(
@@ -177,17 +179,26 @@ class EventRecorder:
         *,
         scored_objective: str,
         all_scores_count: bool,
+        rule: CreditRule,
         clock: Callable[[], float],
     ) -> None:
         self._database = database
         self._scored_objective = scored_objective
         self._all_scores_count = all_scores_count
+        self._ratings_reward = scored_objective == Objective.GRPO
+        self._rule = rule
         self._clock = clock
 
     def record_rollouts(self, events: Sequence[Sequence[Rollout]]) -> None:
         """Record what generation sampled, given by request."""
         rollouts = [rollout for event in events for rollout in event]
-        new = recorder.record_rollouts(self._database, rollouts, self._clock())
+        new = recorder.record_rollouts(
+            self._database,
+            rollouts,
+            self._clock(),
+            ratings_reward=self._ratings_reward,
+            rule=self._rule,
+        )
         metrics.rollouts_consumed.inc(new)
         metrics.duplicates.labels("rollouts").inc(len(rollouts) - new)
 
@@ -211,7 +222,8 @@ class EventRecorder:
             self._database,
             given,
             self._clock(),
-            ratings_reward=self._scored_objective == Objective.GRPO,
+            ratings_reward=self._ratings_reward,
+            rule=self._rule,
         )
         retracted = lifecycle.record_retractions(self._database, taken, self._clock())
         for feedback in new:
@@ -235,23 +247,26 @@ def make_consumers(
     *,
     scored_objective: str = Objective.PPO,
     all_scores_count: bool = False,
+    rule: CreditRule = recorder.EACH_TURN,
     clock: Callable[[], float] = steady_time,
     instead_of: str = "",
 ) -> list[IntakeConsumer]:
     """Return the four consumers of the learner of `policy`; see `Owner` for `instead_of`.
 
-    `EventRecorder` says what scores are for. Events are as old as the bus says: which of two
+    `EventRecorder` says what the others are for. Events are as old as the bus says: which of two
     verdicts is the last must not depend on the clocks of the gateways that took them.
     """
     recording = EventRecorder(
         database,
         scored_objective=scored_objective,
         all_scores_count=all_scores_count,
+        rule=rule,
         clock=clock,
     )
     owner = Owner(owner_id=database.own_id(), instead_of=instead_of)
+    consumer = partial(IntakeConsumer, owner=owner)
     return [
-        IntakeConsumer(
+        consumer(
             name="rollouts",
             stream=ROLLOUTS,
             subject=rollouts_of(policy, "generated"),
@@ -260,9 +275,8 @@ def make_consumers(
                 for rollout in decode_rollouts_generated(d.data)
             ],
             record=recording.record_rollouts,
-            owner=owner,
         ),
-        IntakeConsumer(
+        consumer(
             name="scores",
             stream=ROLLOUTS,
             subject=rollouts_of(policy, "scored"),
@@ -270,23 +284,20 @@ def make_consumers(
                 _of_policy(policy, decode_rollout_scored(d.data)), scored_time=d.stored_time
             ),
             record=recording.record_scores,
-            owner=owner,
         ),
-        IntakeConsumer(
+        consumer(
             name="feedback",
             stream=FEEDBACK,
             subject=feedback_of(policy),
             decode=lambda d: (_of_policy(policy, _feedback_event(d)), d.sequence),
             record=recording.record_feedback,
-            owner=owner,
         ),
-        IntakeConsumer(
+        consumer(
             name="activations",
             stream=LEARNER,
             subject=activated_subject(policy),
             decode=lambda d: _of_policy(policy, decode_activation(d.data)),
             record=recording.record_activations,
-            owner=owner,
         ),
     ]
 

@@ -1,4 +1,4 @@
-"""`/v1/feedback`: feedback on completions, stored before it is acknowledged.
+"""`/v1/feedback`: feedback on completions and sessions, stored before it is acknowledged.
 
 An id chosen by the client makes the call safe to repeat: the same body gives the same answer,
 another body 409.
@@ -101,7 +101,8 @@ async def get_feedback(feedback_id: str, request: Request) -> Feedback:
         "id": feedback.feedback_id,
         "status": found.status,
         "kind": feedback.kind,
-        "completion_id": feedback.completion_id,
+        "completion_id": feedback.completion_id or None,
+        "session_id": feedback.session_id or None,
         **judgement_document(feedback.judgement),
         "metadata": dict(feedback.metadata),
         "accepted_time": feedback.accepted_time.isoformat(),

@@ -83,13 +83,13 @@ class GeneratedAnswer:
 
 
 def chat_answer(
-    gateway: Gateway, body: ChatRequest, *, train: bool, key_id: str
+    gateway: Gateway, body: ChatRequest, *, train: bool, key_id: str, session_id: str = ""
 ) -> GeneratedAnswer:
     """Return the answer to a chat, ready to be generated. Raises `ModelNotFound`."""
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     limit = body.max_completion_tokens or body.max_tokens
     request = make_request(gateway, body, "chatcmpl", limit, top_logprobs, train=train)
-    request.api_key_id = key_id
+    request.api_key_id, request.session_id = key_id, session_id
     request.chat.CopyFrom(wire.messages_to_proto(conversation(body.messages)))
     use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
     if use is not None:
@@ -98,13 +98,13 @@ def chat_answer(
 
 
 def text_answer(
-    gateway: Gateway, body: CompletionRequest, *, train: bool, key_id: str
+    gateway: Gateway, body: CompletionRequest, *, train: bool, key_id: str, session_id: str = ""
 ) -> GeneratedAnswer:
     """Return the answer to plain prompts, with one call for each. Raises `ModelNotFound`."""
     requests = []
     for prompt in body.prompt:
         request = make_request(gateway, body, "cmpl", body.max_tokens, body.logprobs, train=train)
-        request.api_key_id = key_id
+        request.api_key_id, request.session_id = key_id, session_id
         if isinstance(prompt, str):
             request.text = prompt
         else:

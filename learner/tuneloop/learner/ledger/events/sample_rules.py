@@ -12,6 +12,8 @@
 One judgement weighs one: its samples for an objective weigh 1 together, however many they are. So
 do the pairs that one user's opposite thumbs on one request make (see `verdict_rules`).
 
+A thumb or a rating of a session makes the same samples of each of its turns (see `session_rules`).
+
 `topic` is what a verdict is about and `verdict` what it says: of one user's verdicts on one topic
 only the last counts (see `verdict_rules`). The two ways to say which of two completions is better
 share a topic.
@@ -25,13 +27,17 @@ from itertools import combinations
 from math import comb
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, and_, select
 
 from tuneloop.learner.ledger.rows import Row
-from tuneloop.learner.ledger.schema import feedback
+from tuneloop.learner.ledger.schema import feedback, samples
 from tuneloop.learner.samples import Objective, SampleState
 
 PAIR_OBJECTIVES = (Objective.DPO, Objective.REWARD_MODEL)
+OF_SESSION = and_(
+    samples.c.kind.in_(("thumb", "rating")), samples.c.sample_id != samples.c.feedback_id
+)
+"""A verdict on a turn that was given on its session: its id is the feedback's and the turn's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +178,7 @@ def opposites(connection: Connection, siblings: Mapping[str, Answer], now: float
         select(feedback)
         .where(
             feedback.c.kind == "thumb",
+            feedback.c.session_id == "",
             feedback.c.completion_id.in_(list(siblings)),
             feedback.c.status != "retracted",
         )
