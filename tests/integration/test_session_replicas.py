@@ -5,10 +5,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.gateway_fakes import SECRET, FakeGeneration
+from support.gateway_stack import running_gateway
 
 from tuneloop.gateway.replicas import GenerationReplicas
 from tuneloop.gateway.settings import GatewaySettings
@@ -147,3 +149,24 @@ def test_any_id_is_a_header_of_its_own(one: str, other: str) -> None:
     assert value.isalnum()
     assert len(value) == 32
     assert (session_metadata(other) == session_metadata(one)) == (one == other)
+
+
+async def test_the_turns_of_a_chat_are_answered_by_one_replica(started: list[Replica]) -> None:
+    target = "ipv4:" + ",".join(f"127.0.0.1:{replica.server.port}" for replica in started)
+    chat = {"model": "tuneloop", "messages": [{"role": "user", "content": "hello"}]}
+    async with (
+        running_gateway(generation_address=target) as stack,
+        httpx.AsyncClient(base_url=stack.url) as client,
+    ):
+
+        async def versions(**fields: str) -> set[int]:
+            answers = [
+                await client.post("/v1/chat/completions", json=chat | fields) for _ in "123456"
+            ]
+            return {answer.json()["policy_version"] for answer in answers}
+
+        while len(await versions()) < 3:
+            pass
+        found = [await versions(session_id=session) for session in SESSIONS[:8]]
+    assert {len(of_session) for of_session in found} == {1}
+    assert set().union(*found) > {next(iter(found[0]))}
