@@ -80,6 +80,8 @@ def test_every_route_needs_the_scope_that_is_written_down() -> None:
         ("POST", "/v1/feedback/batch"),
         ("GET", "/v1/feedback/{feedback_id}"),
         ("DELETE", "/v1/feedback/{feedback_id}"),
+        ("GET", "/v1/receipts/{receipt}"),
+        ("DELETE", "/v1/receipts/{receipt}"),
     }
     for method, path in routes():
         expected: Scope | None = Scope.ADMIN
