@@ -69,7 +69,7 @@ class Receipt:
     status: str
     """`accepted` or `retracted`."""
     receipt: str = ""
-    """Signed: it lets whoever gave the feedback see what became of it, and retract it."""
+    """Signed: its holder may see what became of the feedback, and retract it."""
 
 
 class FeedbackMethods(Generic[R]):

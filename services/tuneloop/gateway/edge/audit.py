@@ -79,7 +79,7 @@ class Audit:
         given = {name: str(value) for name, value in scope.get("path_params", {}).items()}
         user = given.pop("user_id", None) or query.get("user")
         if (receipt := given.pop("receipt", None)) is not None:
-            # Without the signature, which would let whoever reads the log retract it.
+            # Without the signature, with which a reader of the log could retract it.
             found["feedback_id"] = receipt.rpartition(".")[0]
         if user is not None:
             found["user_hash"] = self.ids.user_hash(self.tenant, user)
