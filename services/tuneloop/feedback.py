@@ -110,22 +110,27 @@ type_of_kind: Mapping[FeedbackKind, type] = {
 
 kind_of_type: Mapping[type, FeedbackKind] = {t: kind for kind, t in type_of_kind.items()}
 
+OF_SESSIONS = (FeedbackKind.THUMB, FeedbackKind.RATING, FeedbackKind.METRIC)
+"""The kinds that may judge a whole session."""
+
 Judgement = Thumb | Rating | Comparison | Ranking | Demonstration | Comment | Metric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feedback:
-    """One user's judgement of a completion, as the gateway accepted it."""
+    """One user's judgement of a completion, or of a session, as the gateway accepted it."""
 
     feedback_id: str
     policy: str
     tenant: str
     user_hash: str
     completion_id: str
-    """Its completion; of several the chosen or the first one."""
+    """Its completion; of several the chosen or the first one; empty if it judges a session."""
     judgement: Judgement
     accepted_time: datetime
     metadata: Mapping[str, str] = field(default_factory=dict)
+    session_id: str = ""
+    """Its session, by the application's own id; empty if it judges a completion."""
     api_key_id: str = field(default="", compare=False)
     """Public id of the API key it came with: a retry may use another. `local` or `public` without
     one; empty for feedback from before this was recorded, and for imported feedback."""
@@ -140,14 +145,14 @@ class Feedback:
 
     @property
     def completion_ids(self) -> tuple[str, ...]:
-        """Every completion it refers to."""
+        """Every completion it names; none if it judges a session."""
         match self.judgement:
             case Comparison(chosen=chosen, rejected=rejected):
                 return (chosen, *rejected)
             case Ranking(completion_ids=ids):
                 return ids
             case _:
-                return (self.completion_id,)
+                return (self.completion_id,) if self.completion_id else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

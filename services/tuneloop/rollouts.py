@@ -4,6 +4,7 @@ Domain types only: frozen, slotted, standard library only. The wire form is in `
 """
 
 import enum
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -88,6 +89,8 @@ MAX_STOP_CHARACTERS = 64
 """Of one stop string."""
 MAX_BIASES = 300
 """Tokens in `logit_bias`, as at OpenAI."""
+SESSION_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
+"""What an application may call a session: no control characters."""
 MIN_TEMPERATURE = 0.01
 """A smaller one above 0 is raised to this: so does vLLM, whose log-probs must fit what is kept."""
 
@@ -171,6 +174,8 @@ class Rollout:
     source: RolloutSource = RolloutSource.USER
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Further columns of the prompts file, JSON values by name; for reward functions."""
+    session_id: str = ""
+    """The conversation it is a turn of, by the application's own id; empty: none."""
     traceparent: str = field(default="", compare=False)
     """The trace it belongs to; empty without tracing."""
 

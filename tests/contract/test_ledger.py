@@ -74,7 +74,8 @@ def test_an_event_that_comes_twice_has_one_effect(ledger: Database) -> None:
     take_in(ledger, EVENTS)
     assert everything(ledger) == once
     assert once["rows"]["rollouts"] == len(ROLLOUTS)
-    assert [sample.sample_id for sample in once["kto"][2]] == ["t1", "t2", "t4", "t5"]
+    of_turns = ["s1.turn0", "s1.turn1"]
+    assert [sample.sample_id for sample in once["kto"][2]] == [*of_turns, "t1", "t2", "t4", "t5"]
 
 
 def test_all_of_a_transaction_is_kept_or_nothing(ledger: Database) -> None:
@@ -99,12 +100,13 @@ def test_a_read_sees_one_state_of_the_ledger(ledger: Database) -> None:
 def test_every_use_counts_once_and_can_be_undone(ledger: Database) -> None:
     take_in(ledger, EVENTS)
     learn(ledger)
-    assert ready.counts(ledger, "kto").used == 3
+    assert ready.counts(ledger, "kto").used == 4
     assert versions.stable_version(ledger, "policy") == 2
     assert steps.roll_back(ledger, "policy", 0, 200.0) > 4
     again = ready.take_samples(ledger, "kto", 9)[0]
     # That of the prompt held out meanwhile is not learned from any more.
-    assert [sample.sample_id for sample in again] == ["t1", "t2", "t4"]
+    of_turns = ["s1.turn0", "s1.turn1"]
+    assert [sample.sample_id for sample in again] == ["t1", "t2", "t4", *of_turns]
     assert ready.counts(ledger, "kto").used == 0
     assert versions.head(ledger, "policy") is None
 
@@ -130,7 +132,7 @@ def test_a_user_is_forgotten(ledger: Database) -> None:
     gone = forget_user.forget_user(ledger, "u1", 200.0)
     assert gone.rollouts == 2
     assert gone.policy_versions == (1, 2)
-    assert {line.user_hash for line in rows(ledger)} == {"u2", "u3", "learner"}
+    assert {line.user_hash for line in rows(ledger)} == {"u2", "u3", "u6", "learner"}
 
 
 def rows(ledger: Database) -> list[Any]:

@@ -5,17 +5,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from support.learner_events import START, make_comparison, make_rollout, make_score, make_thumb
+from support.learner_events import (
+    START,
+    make_comparison,
+    make_rollout,
+    make_score,
+    make_thumb,
+    make_turn,
+)
 from support.postgres_server import Postgres
 
 from tuneloop.learner.guards.alarms import Alarm
 from tuneloop.learner.guards.raters import Vote
 from tuneloop.learner.ledger.accounting import downstream, forget_user, steps, versions
 from tuneloop.learner.ledger.accounting.downstream import Downstream
+from tuneloop.learner.ledger.accounting.forget_user import PersonalData
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.queue import ready
-from tuneloop.learner.ledger.reports import alarm_figures, alarms, rater_votes
+from tuneloop.learner.ledger.reports import alarm_figures, alarms, rater_votes, sessions
 from tuneloop.learner.ledger.reports.rater_votes import Owner
 
 
@@ -72,6 +80,21 @@ def test_lineage_and_forgetting(ledger: Database) -> None:
     late = make_thumb("ann-1-f", "ann-1", user="ann")
     assert recorder.record_feedback(ledger, [(late, 1)], 0.0) == []
     assert downstream.of_user(ledger, "ann").policy == Downstream(direct=(1,))
+
+
+def test_a_session_is_looked_up_and_forgotten(ledger: Database) -> None:
+    turns = [make_turn(f"c{n}", n, user="cat") for n in range(2)]
+    recorder.record_rollouts(ledger, turns, 0.0)
+    judged = make_thumb("cat-f", "", user="cat", second=9, session_id="s")
+    recorder.record_feedback(ledger, [(judged, 10)], 0.0)
+    found = sessions.of_session(ledger, "tuneloop", "default", "s")
+    assert [answer.completion_id for answer in found.answers] == ["c0", "c1"]
+    assert [entry.feedback for entry in found.feedback] == [judged]
+    data = PersonalData(tenant="default", session_id="s")
+    gone = forget_user.forget(ledger, data, START.timestamp() + 20)
+    assert gone == forget_user.Forgotten(rollouts=2, feedback=1, policy_versions=())
+    assert recorder.record_rollouts(ledger, turns, 0.0) == 0
+    assert recorder.record_feedback(ledger, [(judged, 10)], 0.0) == []
 
 
 def test_votes_and_owners(ledger: Database) -> None:

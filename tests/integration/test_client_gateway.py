@@ -235,3 +235,20 @@ async def test_what_is_sent_again_counts_once(
     assert stream.completion.id == shared_stack.generation.requests[-1].completion_id
     assert len(shared_stack.generation.requests) == 2
     await done(client.close())
+
+
+async def test_a_session_is_named_by_its_turns_and_judged(shared_stack: Stack, client: Any) -> None:
+    await done(client.chat("hello", session_id="chat-7"))
+    await pieces_of(client.stream("hello", session_id="chat-7"))
+    asked = [request.session_id for request in shared_stack.generation.requests]
+    assert asked == ["chat-7", "chat-7"]
+    receipt = await done(client.thumb(None, "up", session_id="chat-7"))
+    await done(client.rate(None, 0.5, session_id="chat-7"))
+    await done(client.measure(None, "solved", True, session_id="chat-7"))
+    events = shared_stack.bus.streams[subjects.FEEDBACK].events
+    given = [wire.decode_feedback(event.data) for event in events]
+    assert {(f.session_id, f.completion_id) for f in given} == {("chat-7", "")}
+    solved = Metric(name="solved", value=True)
+    assert [f.judgement for f in given] == [Thumb(up=True), Rating(value=0.5), solved]
+    item = await done(client.get_feedback(receipt))
+    assert (item.session_id, item.completion_id) == ("chat-7", None)

@@ -153,6 +153,17 @@ async def test_feedback(stack: Stack) -> None:
     assert "no completion 'chatcmpl-made-up'" in result.stderr
 
 
+async def test_feedback_on_a_session(stack: Stack) -> None:
+    assert (await run(stack, "feedback", "thumb", "chat 7", "up", "--session")).exit_code == 0
+    await run(stack, "feedback", "rating", "--session", "chat 7", "0.5", "--user", "ann")
+    await run(stack, "feedback", "metric", "chat 7", "solved", "true", "--session", "--id", "m")
+    assert [(str(v.kind), v.session_id, v.completion_id) for v in votes(stack)] == [
+        (kind, "chat 7", "") for kind in ("thumb", "rating", "metric")
+    ]
+    shown = await run(stack, "feedback", "show", "m")
+    assert "session_id: chat 7" in shown.stdout
+
+
 async def test_batch_list_and_retract(stack: Stack, tmp_path: Path) -> None:
     await run(stack, "chat", "hello")
     completion_id = stack.generation.requests[0].completion_id

@@ -84,7 +84,7 @@ async def test_nothing_of_a_forgotten_user_is_left(tmp_path: Path, bus: JetStrea
     before = {stream: await stored(bus, stream) for stream in STREAMS}
     assert all("ann" in "".join(before[stream]) for stream in STREAMS[:3])
     forgetting = ForgetUser(parts.database, bus, parts.loop)
-    answer = await forgetting.forget("ann")
+    answer = await forgetting.forget_user("ann")
     assert (answer.rollouts_removed, answer.feedback_removed) == (4, 4)
     # Four answers, four scores, four thumbs, one taken back; one broken, and its dead letter.
     assert answer.events_purged == 15
@@ -146,7 +146,7 @@ async def test_no_byte_of_their_texts_is_on_disk(tmp_path: Path, bus: JetStreamB
         return {path.name for path in files if text.encode() in path.read_bytes()}
 
     assert files_with(secret) >= {"1.blk", "ledger.db-wal"}
-    answer = await ForgetUser(parts.database, bus, parts.loop).forget("ann")
+    answer = await ForgetUser(parts.database, bus, parts.loop).forget_user("ann")
     # Three events of rollouts, four of feedback, one of another's, one dead letter.
     assert (answer.events_purged, answer.events_left_on_disk) == (9, 0)
     assert files_with(secret) == set()

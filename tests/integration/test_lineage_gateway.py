@@ -98,6 +98,24 @@ async def test_what_learning_from_feedback_changed(stack: Stack) -> None:
     assert "your better answer is now over 1,000 times as likely" in shown
 
 
+async def test_a_receipt_says_what_is_known_while_parts_are_down(stack: Stack) -> None:
+    async with httpx.AsyncClient(base_url=stack.url) as client:
+        chat = {"model": "tuneloop", "messages": [{"role": "user", "content": "hello"}]}
+        answer = (await client.post("/v1/chat/completions", json=chat)).json()
+        thumb = {"kind": "thumb", "completion_id": answer["id"], "value": "up", "id": "t1"}
+        accepted = (await client.post("/v1/feedback", json=thumb)).json()
+        path = f"/v1/receipts/{accepted['receipt']}"
+        # The learner has not recorded it yet.
+        found = (await client.get(path)).json()
+        assert (found["policy_versions"], found["is_serving"]) == ([], False)
+        await stack.servers["generation"].stop()
+        found = (await client.get(path)).json()
+        assert (found["serving_version"], found["is_serving"]) == (None, None)
+        await stack.servers["learner"].stop()
+        found = (await client.get(path)).json()
+    assert (found["status"], found["policy_versions"], found["effects"]) == ("accepted", None, [])
+
+
 async def test_lineage_of_a_user(stack: Stack) -> None:
     async with httpx.AsyncClient(base_url=stack.url) as client:
         answer = (await client.get("/v1/lineage/users/ann%2Fbob")).json()
@@ -208,3 +226,16 @@ async def test_alarms_are_in_the_status(stack: Stack) -> None:
 )
 def test_only_admins_may(method: str, path: str) -> None:
     assert scope_for(method, path) is Scope.ADMIN
+
+
+async def test_a_session_from_the_command_line(stack: Stack) -> None:
+    shown = await run(stack, "lineage", "session", "chat 7")
+    assert stack.learner.calls[-1].session_id == "chat 7"
+    assert "c1" in shown.stdout
+    assert "versions 2" in shown.stdout
+    as_json = await run(stack, "lineage", "session", "chat 7", "--json")
+    assert json.loads(as_json.stdout)["turns"][0]["policy_version"] == 1
+    gone = await run(stack, "forget", "--session", "chat 7", typed="y\n")
+    assert "rollouts_removed: 3" in gone.stdout
+    assert isinstance(stack.learner.calls[-1], learner_pb2.ForgetSessionRequest)
+    assert stack.learner.calls[-1].session_id == "chat 7"

@@ -280,6 +280,25 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
             rollouts_removed=2, feedback_removed=1, events_purged=3, policy_versions=[1]
         )
 
+    async def ForgetSession(self, request: Any, context: Any) -> Any:
+        self.calls.append(request)
+        return learner_pb2.ForgetUserResponse(
+            rollouts_removed=3, feedback_removed=2, events_purged=2, policy_versions=[2]
+        )
+
+    async def GetSession(self, request: Any, context: Any) -> Any:
+        self.calls.append(request)
+        turn = learner_pb2.SessionTurn(
+            completion_id="c1", policy_version=1, feedback_ids=["fb-1"], used_by_versions=[2]
+        )
+        turn.finished_time.FromSeconds(1_700_000_000)
+        return learner_pb2.GetSessionResponse(
+            turns=[turn],
+            feedback=self.recorded,
+            policy=learner_pb2.Reach(direct=[2], descended=[3]),
+            rebuild_from=1,
+        )
+
     async def GetFeedbackLineage(self, request: Any, context: Any) -> Any:
         if request.feedback_id != "fb-1" and not self.effects:
             raise NotFound(f"no feedback {request.feedback_id!r}", param="feedback_id")

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -81,6 +82,31 @@ def make_rollout(
     )
 
 
+def make_turn(
+    completion_id: str,
+    number: int,
+    *,
+    session_id: str = "s",
+    second: float | None = None,
+    tenant: str = "default",
+    **kwargs: Any,
+) -> Rollout:
+    """Return the rollout of turn `number` of a session, from 0, which finished in that second."""
+    turns = [
+        ChatMessage(role=role, content=f"{text} {n}")
+        for n in range(number + 1)
+        for role, text in (("user", "Question"), ("assistant", "Answer"))
+    ]
+    values = {"prompt": (1, 5, 10 + number), "text": f"Answer {number}"} | kwargs
+    return replace(
+        make_rollout(completion_id, **values),
+        messages=tuple(turns[:-1]),
+        session_id=session_id,
+        tenant=tenant,
+        finished_time=START + timedelta(seconds=number if second is None else second),
+    )
+
+
 def make_feedback(
     feedback_id: str,
     completion_id: str,
@@ -89,13 +115,16 @@ def make_feedback(
     user: str = "u1",
     second: float = 0,
     policy: str = "tuneloop",
+    session_id: str = "",
+    tenant: str = "default",
 ) -> Feedback:
     return Feedback(
         feedback_id=feedback_id,
         policy=policy,
-        tenant="default",
+        tenant=tenant,
         user_hash=user,
         completion_id=completion_id,
+        session_id=session_id,
         judgement=judgement,
         accepted_time=START + timedelta(seconds=second),
     )

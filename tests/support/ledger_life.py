@@ -17,6 +17,7 @@ from support.learner_events import (
     make_rollout,
     make_score,
     make_thumb,
+    make_turn,
 )
 
 from tuneloop.feedback import Comment, Feedback, Retraction
@@ -63,6 +64,8 @@ ROLLOUTS = [
     make_rollout("e", user="learner", version=1, source=RolloutSource.PROMPTS),
     make_rollout("v", user="learner", version=1, prompt=(9, 9), source=RolloutSource.EVAL),
     make_rollout("held", user="u3", version=1, prompt=(4, 4)),
+    make_turn("turn0", 0, user="u6"),
+    make_turn("turn1", 1, user="u6", version=1),
 ]
 FEEDBACK: list[Feedback] = [
     make_thumb("t1", "a", True),
@@ -82,6 +85,9 @@ FEEDBACK: list[Feedback] = [
     make_metric("m5", "b", "task_solved", 7.0, second=16),
     make_metric("m3", "c", "seconds", 2.5, user="u2", second=14),
     make_metric("m4", "d", "seconds", 3.5, user="u2", second=15),
+    make_thumb("s1", "", True, user="u6", second=17, session_id="s"),
+    make_rating("s2", "", 3.0, user="u6", second=18, session_id="s"),
+    make_metric("s3", "", "task_solved", True, user="u6", second=19, session_id="s"),
 ]
 SCORES = [
     make_score("a", 1.0),

@@ -229,7 +229,7 @@ FIELDS = (
         value={"train": False},
         support="yes",
         note='`{"train": false}` keeps the answer out of learning, `{"task": …}` names a side '
-        "task; the rest is ignored",
+        'task, `{"session_id": …}` the session; the rest is ignored',
         effect=lambda request, _: not request.publish_rollout,
     ),
     OpenAIField(
@@ -300,6 +300,13 @@ OURS = (
         support="yes",
         note="answers with this version, which must be loaded",
         effect=lambda request, _: request.policy_version == 2,
+    ),
+    OpenAIField(
+        name="session_id",
+        value="chat-7",
+        support="yes",
+        note="the conversation that this is a turn of, by your own id: 1 to 128 characters",
+        effect=lambda request, _: request.session_id == "chat-7",
     ),
 )
 """Not OpenAI's; the OpenAI packages send them with `extra_body`."""

@@ -69,8 +69,7 @@ class LearnerSettings(BusSettings, RpcServerSettings):
     data_dir: Path = Field(description="folder for the ledger and the checkpoints")
     ledger_url: SecretStr | None = Field(
         None,
-        description="postgresql://user:password@host:5432/database of the ledger; absent: SQLite, "
-        "in data_dir",
+        description="postgresql://user:password@host:5432/database; absent: SQLite in data_dir",
     )
     take_over: str = Field(
         "", description="id of a lost ledger whose events go to this one now; the refusal names it"
@@ -94,9 +93,7 @@ class LearnerSettings(BusSettings, RpcServerSettings):
         False, description="whether to learn also from scores that no scorer calls informative yet"
     )
     comments: Literal["off", "train"] = Field(
-        "off",
-        description="off (comments are only kept), or train (what the model says once it has read "
-        "one teaches it: sdft)",
+        "off", description="off (comments are only kept), or train (they teach the policy: sdft)"
     )
     group_wait_seconds: float = Field(
         60.0, ge=0, description="longest wait of a group (grpo, rloo) for the scores of all of it"
@@ -105,9 +102,13 @@ class LearnerSettings(BusSettings, RpcServerSettings):
         None, gt=0, description="age past which feedback is not learned from; absent: none"
     )
     rollout_wait_days: float | None = Field(
-        7.0,
-        gt=0,
-        description="longest wait of feedback for its rollout: the stream keeps those for 7 days",
+        7.0, gt=0, description="longest wait of feedback for rollouts: the stream keeps them 7 days"
+    )
+    session_credit: Literal["last", "each", "discounted"] = Field(
+        "each", description="turns that feedback on a session teaches: each, last or discounted"
+    )
+    session_discount: float = Field(
+        0.9, gt=0, le=1, description="what a turn weighs of the one after it, where discounted"
     )
     max_staleness: int = Field(4, ge=0, description="versions a scored rollout may be behind")
     publish_every_steps: int = Field(2, ge=1, description="full steps to a version, 1 or more")
@@ -140,9 +141,7 @@ class LearnerSettings(BusSettings, RpcServerSettings):
         description='JSON of objective to its rate, such as {"kto": 1, "ppo": 0.5}; 0 is off',
     )
     algorithms: dict[str, str] = Field(
-        {},
-        description="JSON of objective (sft, kto, dpo, sdft) to the algorithm that learns from its "
-        "samples; absent: the algorithm of the same name",
+        {}, description="JSON of objective (such as kto) to its algorithm; absent: of that name"
     )
     beta_kto: float = Field(0.1, gt=0, description="above 0")
     beta_dpo: float = Field(0.1, gt=0, description="above 0")

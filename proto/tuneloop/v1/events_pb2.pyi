@@ -101,7 +101,7 @@ class Metric(_message.Message):
     def __init__(self, name: _Optional[str] = ..., boolean: bool = ..., number: _Optional[float] = ...) -> None: ...
 
 class FeedbackGiven(_message.Message):
-    __slots__ = ("event_id", "policy", "tenant", "user_hash", "completion_id", "thumb", "rating", "comparison", "ranking", "demonstration", "comment", "metric", "accepted_time", "metadata", "api_key_id", "api_key_name", "traceparent")
+    __slots__ = ("event_id", "policy", "tenant", "user_hash", "completion_id", "thumb", "rating", "comparison", "ranking", "demonstration", "comment", "metric", "accepted_time", "metadata", "api_key_id", "api_key_name", "session_id", "traceparent")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +125,7 @@ class FeedbackGiven(_message.Message):
     METADATA_FIELD_NUMBER: _ClassVar[int]
     API_KEY_ID_FIELD_NUMBER: _ClassVar[int]
     API_KEY_NAME_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     policy: str
@@ -142,8 +143,9 @@ class FeedbackGiven(_message.Message):
     metadata: _containers.ScalarMap[str, str]
     api_key_id: str
     api_key_name: str
+    session_id: str
     traceparent: str
-    def __init__(self, event_id: _Optional[str] = ..., policy: _Optional[str] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., completion_id: _Optional[str] = ..., thumb: _Optional[_Union[Thumb, _Mapping]] = ..., rating: _Optional[_Union[Rating, _Mapping]] = ..., comparison: _Optional[_Union[Comparison, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., demonstration: _Optional[_Union[Demonstration, _Mapping]] = ..., comment: _Optional[_Union[Comment, _Mapping]] = ..., metric: _Optional[_Union[Metric, _Mapping]] = ..., accepted_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., api_key_id: _Optional[str] = ..., api_key_name: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    def __init__(self, event_id: _Optional[str] = ..., policy: _Optional[str] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., completion_id: _Optional[str] = ..., thumb: _Optional[_Union[Thumb, _Mapping]] = ..., rating: _Optional[_Union[Rating, _Mapping]] = ..., comparison: _Optional[_Union[Comparison, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., demonstration: _Optional[_Union[Demonstration, _Mapping]] = ..., comment: _Optional[_Union[Comment, _Mapping]] = ..., metric: _Optional[_Union[Metric, _Mapping]] = ..., accepted_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., api_key_id: _Optional[str] = ..., api_key_name: _Optional[str] = ..., session_id: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class FeedbackRetracted(_message.Message):
     __slots__ = ("event_id", "policy", "tenant", "user_hash", "feedback_id", "kind", "retracted_time", "api_key_id")

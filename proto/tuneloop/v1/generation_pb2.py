@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from tuneloop.v1 import rollout_pb2 as tuneloop_dot_v1_dot_rollout__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctuneloop/v1/generation.proto\x12\x0btuneloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19tuneloop/v1/rollout.proto\" \n\x0bTokenPrompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\"M\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\x12\x0e\n\x06strict\x18\x04 \x01(\x08\"[\n\x07ToolUse\x12 \n\x05tools\x18\x01 \x03(\x0b\x32\x11.tuneloop.v1.Tool\x12\x10\n\x08required\x18\x02 \x01(\x08\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06single\x18\x04 \x01(\x08\"\xde\x04\n\x0fGenerateRequest\x12\x15\n\rcompletion_id\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\'\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x17.tuneloop.v1.ChatPromptH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12*\n\x06tokens\x18\x05 \x01(\x0b\x32\x18.tuneloop.v1.TokenPromptH\x00\x12\x31\n\x08sampling\x18\x06 \x01(\x0b\x32\x1f.tuneloop.v1.SamplingParameters\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12\x11\n\tuser_hash\x18\x08 \x01(\t\x12\x1b\n\x0epolicy_version\x18\t \x01(\x03H\x01\x88\x01\x01\x12\x1c\n\x0fpublish_rollout\x18\n \x01(\x08H\x02\x88\x01\x01\x12\x17\n\x0f\x63lip_max_tokens\x18\x0b \x01(\x08\x12*\n\x06source\x18\x0c \x01(\x0e\x32\x1a.tuneloop.v1.RolloutSource\x12:\n\x07\x63olumns\x18\r \x03(\x0b\x32).tuneloop.v1.GenerateRequest.ColumnsEntry\x12&\n\x08tool_use\x18\x0e \x01(\x0b\x32\x14.tuneloop.v1.ToolUse\x12\x12\n\napi_key_id\x18\x0f \x01(\t\x12\x10\n\x08route_by\x18\x1e \x01(\t\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06promptB\x11\n\x0f_policy_versionB\x12\n\x10_publish_rollout\"j\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12\x18\n\x0btoken_bytes\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x42\x0e\n\x0c_token_bytes\"e\n\x10PositionLogprobs\x12)\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x19.tuneloop.v1.TokenLogprob\x12&\n\x03top\x18\x02 \x03(\x0b\x32\x19.tuneloop.v1.TokenLogprob\"P\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"\xb8\x01\n\rGenerateDelta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12/\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1d.tuneloop.v1.PositionLogprobs\x12\x16\n\x0epolicy_version\x18\x05 \x01(\x03\x12.\n\ntool_calls\x18\x06 \x03(\x0b\x32\x1a.tuneloop.v1.ToolCallDelta\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\"\x90\x02\n\rGenerateFinal\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x15\n\rcompletion_id\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12\x1b\n\x13generation_logprobs\x18\x04 \x03(\x02\x12\x30\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x19.tuneloop.v1.FinishReason\x12<\n\x14policy_version_spans\x18\x06 \x03(\x0b\x32\x1e.tuneloop.v1.PolicyVersionSpan\x12!\n\x05usage\x18\x07 \x01(\x0b\x32\x12.tuneloop.v1.Usage\x12\x16\n\x0epolicy_version\x18\x08 \x01(\x03\"u\n\x10GenerateResponse\x12+\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x1a.tuneloop.v1.GenerateDeltaH\x00\x12+\n\x05\x66inal\x18\x02 \x01(\x0b\x32\x1a.tuneloop.v1.GenerateFinalH\x00\x42\x07\n\x05\x65vent\"\x8a\x01\n\x10WeightsReference\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x16\n\x0epolicy_version\x18\x02 \x01(\x03\x12\x0b\n\x03uri\x18\x03 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x04 \x01(\t\x12\x18\n\x0btraceparent\x18\x32 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_traceparent\"Z\n\x0b\x43\x61naryRoute\x12.\n\x07weights\x18\x01 \x01(\x0b\x32\x1d.tuneloop.v1.WeightsReference\x12\r\n\x05share\x18\x02 \x01(\x01\x12\x0c\n\x04salt\x18\x03 \x01(\t\"?\n\x06\x43\x61nary\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\r\n\x05share\x18\x02 \x01(\x01\x12\x0e\n\x06loaded\x18\x03 \x01(\x08\"D\n\x08Outcomes\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\x10\n\x08\x61nswered\x18\x02 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x03\"h\n\x12LoadWeightsRequest\x12.\n\x07weights\x18\x01 \x01(\x0b\x32\x1d.tuneloop.v1.WeightsReference\x12\x15\n\x08\x61\x63tivate\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x0b\n\t_activate\"Z\n\x13LoadWeightsResponse\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\x14\n\x0cswap_seconds\x18\x02 \x01(\x01\x12\x15\n\rpause_seconds\x18\x03 \x01(\x01\"h\n\rLoadedVersion\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\x0e\n\x06leases\x18\x02 \x01(\x05\x12/\n\x0bloaded_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xca\x02\n\x06Policy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0epolicy_version\x18\x02 \x01(\x03\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x14\n\x0cweights_kind\x18\x04 \x01(\t\x12\x15\n\rmax_model_len\x18\x05 \x01(\x05\x12\x33\n\x0floaded_versions\x18\x06 \x03(\x0b\x32\x1a.tuneloop.v1.LoadedVersion\x12\x32\n\x0e\x61\x63tivated_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x65ngine\x18\x08 \x01(\t\x12\'\n\x08outcomes\x18\x1e \x03(\x0b\x32\x15.tuneloop.v1.Outcomes\x12\x12\n\ncounted_by\x18\x1f \x01(\t\x12#\n\x06\x63\x61nary\x18  \x01(\x0b\x32\x13.tuneloop.v1.Canary\"\"\n\x10GetPolicyRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\"8\n\x11GetPolicyResponse\x12#\n\x06policy\x18\x01 \x01(\x0b\x32\x13.tuneloop.v1.Policy\"\x15\n\x13ListPoliciesRequest\"=\n\x14ListPoliciesResponse\x12%\n\x08policies\x18\x01 \x03(\x0b\x32\x13.tuneloop.v1.Policy2\xd1\x02\n\x11GenerationService\x12I\n\x08Generate\x12\x1c.tuneloop.v1.GenerateRequest\x1a\x1d.tuneloop.v1.GenerateResponse0\x01\x12P\n\x0bLoadWeights\x12\x1f.tuneloop.v1.LoadWeightsRequest\x1a .tuneloop.v1.LoadWeightsResponse\x12J\n\tGetPolicy\x12\x1d.tuneloop.v1.GetPolicyRequest\x1a\x1e.tuneloop.v1.GetPolicyResponse\x12S\n\x0cListPolicies\x12 .tuneloop.v1.ListPoliciesRequest\x1a!.tuneloop.v1.ListPoliciesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctuneloop/v1/generation.proto\x12\x0btuneloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19tuneloop/v1/rollout.proto\" \n\x0bTokenPrompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\"M\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\x12\x0e\n\x06strict\x18\x04 \x01(\x08\"[\n\x07ToolUse\x12 \n\x05tools\x18\x01 \x03(\x0b\x32\x11.tuneloop.v1.Tool\x12\x10\n\x08required\x18\x02 \x01(\x08\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06single\x18\x04 \x01(\x08\"\xf2\x04\n\x0fGenerateRequest\x12\x15\n\rcompletion_id\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\'\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x17.tuneloop.v1.ChatPromptH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12*\n\x06tokens\x18\x05 \x01(\x0b\x32\x18.tuneloop.v1.TokenPromptH\x00\x12\x31\n\x08sampling\x18\x06 \x01(\x0b\x32\x1f.tuneloop.v1.SamplingParameters\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12\x11\n\tuser_hash\x18\x08 \x01(\t\x12\x1b\n\x0epolicy_version\x18\t \x01(\x03H\x01\x88\x01\x01\x12\x1c\n\x0fpublish_rollout\x18\n \x01(\x08H\x02\x88\x01\x01\x12\x17\n\x0f\x63lip_max_tokens\x18\x0b \x01(\x08\x12*\n\x06source\x18\x0c \x01(\x0e\x32\x1a.tuneloop.v1.RolloutSource\x12:\n\x07\x63olumns\x18\r \x03(\x0b\x32).tuneloop.v1.GenerateRequest.ColumnsEntry\x12&\n\x08tool_use\x18\x0e \x01(\x0b\x32\x14.tuneloop.v1.ToolUse\x12\x12\n\napi_key_id\x18\x0f \x01(\t\x12\x10\n\x08route_by\x18\x1e \x01(\t\x12\x12\n\nsession_id\x18( \x01(\t\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06promptB\x11\n\x0f_policy_versionB\x12\n\x10_publish_rollout\"j\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12\x18\n\x0btoken_bytes\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x42\x0e\n\x0c_token_bytes\"e\n\x10PositionLogprobs\x12)\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x19.tuneloop.v1.TokenLogprob\x12&\n\x03top\x18\x02 \x03(\x0b\x32\x19.tuneloop.v1.TokenLogprob\"P\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"\xb8\x01\n\rGenerateDelta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12/\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1d.tuneloop.v1.PositionLogprobs\x12\x16\n\x0epolicy_version\x18\x05 \x01(\x03\x12.\n\ntool_calls\x18\x06 \x03(\x0b\x32\x1a.tuneloop.v1.ToolCallDelta\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\"\x90\x02\n\rGenerateFinal\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x15\n\rcompletion_id\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12\x1b\n\x13generation_logprobs\x18\x04 \x03(\x02\x12\x30\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x19.tuneloop.v1.FinishReason\x12<\n\x14policy_version_spans\x18\x06 \x03(\x0b\x32\x1e.tuneloop.v1.PolicyVersionSpan\x12!\n\x05usage\x18\x07 \x01(\x0b\x32\x12.tuneloop.v1.Usage\x12\x16\n\x0epolicy_version\x18\x08 \x01(\x03\"u\n\x10GenerateResponse\x12+\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x1a.tuneloop.v1.GenerateDeltaH\x00\x12+\n\x05\x66inal\x18\x02 \x01(\x0b\x32\x1a.tuneloop.v1.GenerateFinalH\x00\x42\x07\n\x05\x65vent\"\x8a\x01\n\x10WeightsReference\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x16\n\x0epolicy_version\x18\x02 \x01(\x03\x12\x0b\n\x03uri\x18\x03 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x04 \x01(\t\x12\x18\n\x0btraceparent\x18\x32 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_traceparent\"Z\n\x0b\x43\x61naryRoute\x12.\n\x07weights\x18\x01 \x01(\x0b\x32\x1d.tuneloop.v1.WeightsReference\x12\r\n\x05share\x18\x02 \x01(\x01\x12\x0c\n\x04salt\x18\x03 \x01(\t\"?\n\x06\x43\x61nary\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\r\n\x05share\x18\x02 \x01(\x01\x12\x0e\n\x06loaded\x18\x03 \x01(\x08\"D\n\x08Outcomes\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\x10\n\x08\x61nswered\x18\x02 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x03\"h\n\x12LoadWeightsRequest\x12.\n\x07weights\x18\x01 \x01(\x0b\x32\x1d.tuneloop.v1.WeightsReference\x12\x15\n\x08\x61\x63tivate\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x0b\n\t_activate\"Z\n\x13LoadWeightsResponse\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\x14\n\x0cswap_seconds\x18\x02 \x01(\x01\x12\x15\n\rpause_seconds\x18\x03 \x01(\x01\"h\n\rLoadedVersion\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\x0e\n\x06leases\x18\x02 \x01(\x05\x12/\n\x0bloaded_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xca\x02\n\x06Policy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0epolicy_version\x18\x02 \x01(\x03\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x14\n\x0cweights_kind\x18\x04 \x01(\t\x12\x15\n\rmax_model_len\x18\x05 \x01(\x05\x12\x33\n\x0floaded_versions\x18\x06 \x03(\x0b\x32\x1a.tuneloop.v1.LoadedVersion\x12\x32\n\x0e\x61\x63tivated_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x65ngine\x18\x08 \x01(\t\x12\'\n\x08outcomes\x18\x1e \x03(\x0b\x32\x15.tuneloop.v1.Outcomes\x12\x12\n\ncounted_by\x18\x1f \x01(\t\x12#\n\x06\x63\x61nary\x18  \x01(\x0b\x32\x13.tuneloop.v1.Canary\"\"\n\x10GetPolicyRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\"8\n\x11GetPolicyResponse\x12#\n\x06policy\x18\x01 \x01(\x0b\x32\x13.tuneloop.v1.Policy\"\x15\n\x13ListPoliciesRequest\"=\n\x14ListPoliciesResponse\x12%\n\x08policies\x18\x01 \x03(\x0b\x32\x13.tuneloop.v1.Policy2\xd1\x02\n\x11GenerationService\x12I\n\x08Generate\x12\x1c.tuneloop.v1.GenerateRequest\x1a\x1d.tuneloop.v1.GenerateResponse0\x01\x12P\n\x0bLoadWeights\x12\x1f.tuneloop.v1.LoadWeightsRequest\x1a .tuneloop.v1.LoadWeightsResponse\x12J\n\tGetPolicy\x12\x1d.tuneloop.v1.GetPolicyRequest\x1a\x1e.tuneloop.v1.GetPolicyResponse\x12S\n\x0cListPolicies\x12 .tuneloop.v1.ListPoliciesRequest\x1a!.tuneloop.v1.ListPoliciesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,47 +42,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOOLUSE']._serialized_start=218
   _globals['_TOOLUSE']._serialized_end=309
   _globals['_GENERATEREQUEST']._serialized_start=312
-  _globals['_GENERATEREQUEST']._serialized_end=918
-  _globals['_GENERATEREQUEST_COLUMNSENTRY']._serialized_start=823
-  _globals['_GENERATEREQUEST_COLUMNSENTRY']._serialized_end=869
-  _globals['_TOKENLOGPROB']._serialized_start=920
-  _globals['_TOKENLOGPROB']._serialized_end=1026
-  _globals['_POSITIONLOGPROBS']._serialized_start=1028
-  _globals['_POSITIONLOGPROBS']._serialized_end=1129
-  _globals['_TOOLCALLDELTA']._serialized_start=1131
-  _globals['_TOOLCALLDELTA']._serialized_end=1211
-  _globals['_GENERATEDELTA']._serialized_start=1214
-  _globals['_GENERATEDELTA']._serialized_end=1398
-  _globals['_USAGE']._serialized_start=1400
-  _globals['_USAGE']._serialized_end=1457
-  _globals['_GENERATEFINAL']._serialized_start=1460
-  _globals['_GENERATEFINAL']._serialized_end=1732
-  _globals['_GENERATERESPONSE']._serialized_start=1734
-  _globals['_GENERATERESPONSE']._serialized_end=1851
-  _globals['_WEIGHTSREFERENCE']._serialized_start=1854
-  _globals['_WEIGHTSREFERENCE']._serialized_end=1992
-  _globals['_CANARYROUTE']._serialized_start=1994
-  _globals['_CANARYROUTE']._serialized_end=2084
-  _globals['_CANARY']._serialized_start=2086
-  _globals['_CANARY']._serialized_end=2149
-  _globals['_OUTCOMES']._serialized_start=2151
-  _globals['_OUTCOMES']._serialized_end=2219
-  _globals['_LOADWEIGHTSREQUEST']._serialized_start=2221
-  _globals['_LOADWEIGHTSREQUEST']._serialized_end=2325
-  _globals['_LOADWEIGHTSRESPONSE']._serialized_start=2327
-  _globals['_LOADWEIGHTSRESPONSE']._serialized_end=2417
-  _globals['_LOADEDVERSION']._serialized_start=2419
-  _globals['_LOADEDVERSION']._serialized_end=2523
-  _globals['_POLICY']._serialized_start=2526
-  _globals['_POLICY']._serialized_end=2856
-  _globals['_GETPOLICYREQUEST']._serialized_start=2858
-  _globals['_GETPOLICYREQUEST']._serialized_end=2892
-  _globals['_GETPOLICYRESPONSE']._serialized_start=2894
-  _globals['_GETPOLICYRESPONSE']._serialized_end=2950
-  _globals['_LISTPOLICIESREQUEST']._serialized_start=2952
-  _globals['_LISTPOLICIESREQUEST']._serialized_end=2973
-  _globals['_LISTPOLICIESRESPONSE']._serialized_start=2975
-  _globals['_LISTPOLICIESRESPONSE']._serialized_end=3036
-  _globals['_GENERATIONSERVICE']._serialized_start=3039
-  _globals['_GENERATIONSERVICE']._serialized_end=3376
+  _globals['_GENERATEREQUEST']._serialized_end=938
+  _globals['_GENERATEREQUEST_COLUMNSENTRY']._serialized_start=843
+  _globals['_GENERATEREQUEST_COLUMNSENTRY']._serialized_end=889
+  _globals['_TOKENLOGPROB']._serialized_start=940
+  _globals['_TOKENLOGPROB']._serialized_end=1046
+  _globals['_POSITIONLOGPROBS']._serialized_start=1048
+  _globals['_POSITIONLOGPROBS']._serialized_end=1149
+  _globals['_TOOLCALLDELTA']._serialized_start=1151
+  _globals['_TOOLCALLDELTA']._serialized_end=1231
+  _globals['_GENERATEDELTA']._serialized_start=1234
+  _globals['_GENERATEDELTA']._serialized_end=1418
+  _globals['_USAGE']._serialized_start=1420
+  _globals['_USAGE']._serialized_end=1477
+  _globals['_GENERATEFINAL']._serialized_start=1480
+  _globals['_GENERATEFINAL']._serialized_end=1752
+  _globals['_GENERATERESPONSE']._serialized_start=1754
+  _globals['_GENERATERESPONSE']._serialized_end=1871
+  _globals['_WEIGHTSREFERENCE']._serialized_start=1874
+  _globals['_WEIGHTSREFERENCE']._serialized_end=2012
+  _globals['_CANARYROUTE']._serialized_start=2014
+  _globals['_CANARYROUTE']._serialized_end=2104
+  _globals['_CANARY']._serialized_start=2106
+  _globals['_CANARY']._serialized_end=2169
+  _globals['_OUTCOMES']._serialized_start=2171
+  _globals['_OUTCOMES']._serialized_end=2239
+  _globals['_LOADWEIGHTSREQUEST']._serialized_start=2241
+  _globals['_LOADWEIGHTSREQUEST']._serialized_end=2345
+  _globals['_LOADWEIGHTSRESPONSE']._serialized_start=2347
+  _globals['_LOADWEIGHTSRESPONSE']._serialized_end=2437
+  _globals['_LOADEDVERSION']._serialized_start=2439
+  _globals['_LOADEDVERSION']._serialized_end=2543
+  _globals['_POLICY']._serialized_start=2546
+  _globals['_POLICY']._serialized_end=2876
+  _globals['_GETPOLICYREQUEST']._serialized_start=2878
+  _globals['_GETPOLICYREQUEST']._serialized_end=2912
+  _globals['_GETPOLICYRESPONSE']._serialized_start=2914
+  _globals['_GETPOLICYRESPONSE']._serialized_end=2970
+  _globals['_LISTPOLICIESREQUEST']._serialized_start=2972
+  _globals['_LISTPOLICIESREQUEST']._serialized_end=2993
+  _globals['_LISTPOLICIESRESPONSE']._serialized_start=2995
+  _globals['_LISTPOLICIESRESPONSE']._serialized_end=3056
+  _globals['_GENERATIONSERVICE']._serialized_start=3059
+  _globals['_GENERATIONSERVICE']._serialized_end=3396
 # @@protoc_insertion_point(module_scope)

@@ -517,6 +517,52 @@ class Effect(_message.Message):
     logprob_after: float
     def __init__(self, policy_version: _Optional[int] = ..., text: _Optional[str] = ..., completion_id: _Optional[str] = ..., tokens: _Optional[int] = ..., logprob_before: _Optional[float] = ..., logprob_after: _Optional[float] = ...) -> None: ...
 
+class GetSessionRequest(_message.Message):
+    __slots__ = ("tenant", "session_id")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    session_id: str
+    def __init__(self, tenant: _Optional[str] = ..., session_id: _Optional[str] = ...) -> None: ...
+
+class SessionTurn(_message.Message):
+    __slots__ = ("completion_id", "policy_version", "finished_time", "feedback_ids", "used_by_versions")
+    COMPLETION_ID_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_TIME_FIELD_NUMBER: _ClassVar[int]
+    FEEDBACK_IDS_FIELD_NUMBER: _ClassVar[int]
+    USED_BY_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    completion_id: str
+    policy_version: int
+    finished_time: _timestamp_pb2.Timestamp
+    feedback_ids: _containers.RepeatedScalarFieldContainer[str]
+    used_by_versions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, completion_id: _Optional[str] = ..., policy_version: _Optional[int] = ..., finished_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., feedback_ids: _Optional[_Iterable[str]] = ..., used_by_versions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class GetSessionResponse(_message.Message):
+    __slots__ = ("turns", "feedback", "policy", "reward_model", "rebuild_from", "forgotten")
+    TURNS_FIELD_NUMBER: _ClassVar[int]
+    FEEDBACK_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
+    REBUILD_FROM_FIELD_NUMBER: _ClassVar[int]
+    FORGOTTEN_FIELD_NUMBER: _ClassVar[int]
+    turns: _containers.RepeatedCompositeFieldContainer[SessionTurn]
+    feedback: _containers.RepeatedCompositeFieldContainer[RecordedFeedback]
+    policy: Reach
+    reward_model: Reach
+    rebuild_from: int
+    forgotten: _containers.RepeatedCompositeFieldContainer[ForgottenRecord]
+    def __init__(self, turns: _Optional[_Iterable[_Union[SessionTurn, _Mapping]]] = ..., feedback: _Optional[_Iterable[_Union[RecordedFeedback, _Mapping]]] = ..., policy: _Optional[_Union[Reach, _Mapping]] = ..., reward_model: _Optional[_Union[Reach, _Mapping]] = ..., rebuild_from: _Optional[int] = ..., forgotten: _Optional[_Iterable[_Union[ForgottenRecord, _Mapping]]] = ...) -> None: ...
+
+class ForgetSessionRequest(_message.Message):
+    __slots__ = ("tenant", "session_id")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    session_id: str
+    def __init__(self, tenant: _Optional[str] = ..., session_id: _Optional[str] = ...) -> None: ...
+
 class GetUserLineageRequest(_message.Message):
     __slots__ = ("user_hash",)
     USER_HASH_FIELD_NUMBER: _ClassVar[int]

@@ -100,6 +100,16 @@ class LearnerServiceStub(object):
                 request_serializer=tuneloop_dot_v1_dot_learner__pb2.GetUserLineageRequest.SerializeToString,
                 response_deserializer=tuneloop_dot_v1_dot_learner__pb2.GetUserLineageResponse.FromString,
                 _registered_method=True)
+        self.GetSession = channel.unary_unary(
+                '/tuneloop.v1.LearnerService/GetSession',
+                request_serializer=tuneloop_dot_v1_dot_learner__pb2.GetSessionRequest.SerializeToString,
+                response_deserializer=tuneloop_dot_v1_dot_learner__pb2.GetSessionResponse.FromString,
+                _registered_method=True)
+        self.ForgetSession = channel.unary_unary(
+                '/tuneloop.v1.LearnerService/ForgetSession',
+                request_serializer=tuneloop_dot_v1_dot_learner__pb2.ForgetSessionRequest.SerializeToString,
+                response_deserializer=tuneloop_dot_v1_dot_learner__pb2.ForgetUserResponse.FromString,
+                _registered_method=True)
         self.GetSenderLineage = channel.unary_unary(
                 '/tuneloop.v1.LearnerService/GetSenderLineage',
                 request_serializer=tuneloop_dot_v1_dot_learner__pb2.GetSenderLineageRequest.SerializeToString,
@@ -207,6 +217,20 @@ class LearnerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetSession(self, request, context):
+        """Turns of a session, what was said of them, and which versions that reached.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForgetSession(self, request, context):
+        """Removes a session's rows, and its feedback from the stream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetSenderLineage(self, request, context):
         """What the feedback of an API key, or of a tenant, trained.
         """
@@ -288,6 +312,16 @@ def add_LearnerServiceServicer_to_server(servicer, server):
                     servicer.GetUserLineage,
                     request_deserializer=tuneloop_dot_v1_dot_learner__pb2.GetUserLineageRequest.FromString,
                     response_serializer=tuneloop_dot_v1_dot_learner__pb2.GetUserLineageResponse.SerializeToString,
+            ),
+            'GetSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSession,
+                    request_deserializer=tuneloop_dot_v1_dot_learner__pb2.GetSessionRequest.FromString,
+                    response_serializer=tuneloop_dot_v1_dot_learner__pb2.GetSessionResponse.SerializeToString,
+            ),
+            'ForgetSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetSession,
+                    request_deserializer=tuneloop_dot_v1_dot_learner__pb2.ForgetSessionRequest.FromString,
+                    response_serializer=tuneloop_dot_v1_dot_learner__pb2.ForgetUserResponse.SerializeToString,
             ),
             'GetSenderLineage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSenderLineage,
@@ -652,6 +686,60 @@ class LearnerService(object):
             '/tuneloop.v1.LearnerService/GetUserLineage',
             tuneloop_dot_v1_dot_learner__pb2.GetUserLineageRequest.SerializeToString,
             tuneloop_dot_v1_dot_learner__pb2.GetUserLineageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tuneloop.v1.LearnerService/GetSession',
+            tuneloop_dot_v1_dot_learner__pb2.GetSessionRequest.SerializeToString,
+            tuneloop_dot_v1_dot_learner__pb2.GetSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tuneloop.v1.LearnerService/ForgetSession',
+            tuneloop_dot_v1_dot_learner__pb2.ForgetSessionRequest.SerializeToString,
+            tuneloop_dot_v1_dot_learner__pb2.ForgetUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

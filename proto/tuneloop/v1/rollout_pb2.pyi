@@ -110,7 +110,7 @@ class PolicyVersionSpan(_message.Message):
     def __init__(self, policy_version: _Optional[int] = ..., start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Rollout(_message.Message):
-    __slots__ = ("completion_id", "group_id", "policy", "tenant", "user_hash", "chat", "prompt_text", "completion_text", "prompt_token_ids", "completion_token_ids", "generation_logprobs", "finish_reason", "policy_version_spans", "sampling", "finished_time", "source", "columns")
+    __slots__ = ("completion_id", "group_id", "policy", "tenant", "user_hash", "chat", "prompt_text", "completion_text", "prompt_token_ids", "completion_token_ids", "generation_logprobs", "finish_reason", "policy_version_spans", "sampling", "finished_time", "source", "columns", "session_id")
     class ColumnsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +135,7 @@ class Rollout(_message.Message):
     FINISHED_TIME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     completion_id: str
     group_id: str
     policy: str
@@ -152,4 +153,5 @@ class Rollout(_message.Message):
     finished_time: _timestamp_pb2.Timestamp
     source: RolloutSource
     columns: _containers.ScalarMap[str, str]
-    def __init__(self, completion_id: _Optional[str] = ..., group_id: _Optional[str] = ..., policy: _Optional[str] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., chat: _Optional[_Union[ChatPrompt, _Mapping]] = ..., prompt_text: _Optional[str] = ..., completion_text: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., completion_token_ids: _Optional[_Iterable[int]] = ..., generation_logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., policy_version_spans: _Optional[_Iterable[_Union[PolicyVersionSpan, _Mapping]]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., finished_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., source: _Optional[_Union[RolloutSource, str]] = ..., columns: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    session_id: str
+    def __init__(self, completion_id: _Optional[str] = ..., group_id: _Optional[str] = ..., policy: _Optional[str] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., chat: _Optional[_Union[ChatPrompt, _Mapping]] = ..., prompt_text: _Optional[str] = ..., completion_text: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., completion_token_ids: _Optional[_Iterable[int]] = ..., generation_logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., policy_version_spans: _Optional[_Iterable[_Union[PolicyVersionSpan, _Mapping]]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., finished_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., source: _Optional[_Union[RolloutSource, str]] = ..., columns: _Optional[_Mapping[str, str]] = ..., session_id: _Optional[str] = ...) -> None: ...

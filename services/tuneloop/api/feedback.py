@@ -12,6 +12,9 @@ class FeedbackAccepted(TypedDict):
 
     id: str
     status: Literal["accepted"]
+    receipt: str
+    """Signed: its holder may see what became of the feedback, and retract it, without a key where
+    feedback needs none (`/v1/receipts/{receipt}`)."""
 
 
 class FeedbackRetracted(TypedDict):
@@ -41,7 +44,10 @@ class FeedbackHead(TypedDict):
     id: str
     status: str
     kind: str
-    completion_id: str
+    completion_id: str | None
+    """Null for feedback on a session."""
+    session_id: str | None
+    """Null for feedback on a completion."""
 
 
 class Judgement(TypedDict, total=False):
@@ -92,6 +98,23 @@ class Feedback(AcceptedFeedback):
     answer."""
 
 
+class FeedbackReach(TypedDict):
+    """`GET /v1/receipts/{receipt}`: which versions learned from feedback."""
+
+    id: str
+    kind: str
+    status: str
+    accepted_time: str
+    policy_versions: list[int] | None
+    """Those that learned from it themselves, oldest first; null while the learner does not answer.
+    Versions after them carry on from them."""
+    serving_version: int | None
+    """What answers users now; null while generation does not answer."""
+    is_serving: bool | None
+    """Whether that version learned from it, or descends from one that did; null if not known."""
+    effects: list[Effect]
+
+
 class JudgedCompletion(TypedDict):
     """A completion that feedback is about; null where its rollout is not known."""
 
@@ -116,6 +139,7 @@ class FeedbackItem(AcceptedFeedback):
     prompt: list[Turn] | str | None
     completion: str | None
     completions: list[JudgedCompletion]
+    """Of a session the turns that the feedback counts for, oldest first."""
     used_by_versions: list[int]
 
 

@@ -4,7 +4,7 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from tuneloop.api.feedback import Effect
+from tuneloop.api.feedback import Effect, FeedbackItem
 
 
 class CanaryShare(TypedDict):
@@ -190,7 +190,7 @@ class FeedbackLineage(TypedDict):
 
 
 class ForgottenRecord(TypedDict):
-    """What was removed when a user was forgotten, and which versions had learned from it."""
+    """What was removed when a user or a session was forgotten, and what had learned from it."""
 
     time: str | None
     rollouts: int
@@ -257,3 +257,33 @@ class ForgottenUser(TypedDict):
     rebuild_from: int | None
     note: str | None
     """What deletion does not do, where versions had learned from the user."""
+
+
+class SessionTurn(TypedDict):
+    """One answer of a session."""
+
+    completion_id: str
+    policy_version: int
+    finished_time: str | None
+    feedback_ids: list[str]
+    """Feedback on this completion itself, not on the session."""
+    used_by_versions: list[int]
+
+
+class Session(TypedDict):
+    """`GET /v1/sessions/{id}`."""
+
+    id: str
+    turns: list[SessionTurn]
+    """In the order in which they were finished; several choices of a request are one each."""
+    feedback: list[FeedbackItem]
+    """On the session and on its turns, oldest first."""
+    policy: Downstream
+    reward_model: Downstream
+    rebuild_from: int | None
+    """The last version that had not learned from the session."""
+    forgotten: list[ForgottenRecord]
+
+
+class ForgottenSession(ForgottenUser):
+    """`DELETE /v1/sessions/{id}`."""

@@ -1,6 +1,5 @@
-"""`tuneloop feedback`: give feedback on completions by their ids, and read what was collected."""
+"""`tuneloop feedback`: give feedback on completions and sessions; read what was collected."""
 
-import json
 import math
 import sys
 from collections.abc import Iterator
@@ -10,16 +9,22 @@ from urllib.parse import quote, urlencode
 
 import typer
 
-from tuneloop.api.feedback import Feedback, FeedbackItem, FeedbackPage
+from tuneloop.api.feedback import Feedback, FeedbackPage
 from tuneloop.cli.options import ApiKey, AsJson, Url, connected, fail
-from tuneloop.cli.output import cell, effects_in_words, print_fields, print_json, print_table
+from tuneloop.cli.output import (
+    effects_in_words,
+    feedback_row,
+    print_fields,
+    print_json,
+    print_table,
+)
 from tuneloop.errors import TuneloopError
 from tuneloop.feedback import FeedbackKind, FeedbackStatus
 from tuneloop.text.lines import decode_text, split_lines
 from tuneloop.text.unicode import read_json_object
 
 if TYPE_CHECKING:
-    from tuneloop.client import Details, FeedbackBody, Receipt
+    from tuneloop.client import Details, FeedbackBody, Receipt, SessionDetails
 
 feedback_app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +32,12 @@ feedback_app = typer.Typer(
 )
 
 Completion = Annotated[str, typer.Argument(help="Id of the completion.")]
+Judged = Annotated[
+    str, typer.Argument(metavar="ID", help="Of the completion, or with --session of the session.")
+]
+OfSession = Annotated[
+    bool, typer.Option("--session", help="Judge a whole session, by the id your requests name.")
+]
 User = Annotated[
     str | None, typer.Option(help="Who judges; by default the user whom the completion was for.")
 ]
@@ -38,34 +49,38 @@ Words = Annotated[list[str], typer.Argument(help="The words; - reads standard in
 
 @feedback_app.command(epilog="Example: tuneloop feedback thumb chatcmpl-… up --user ann")
 def thumb(
-    completion: Completion,
+    judged: Judged,
     value: Annotated[Literal["up", "down"], typer.Argument(help="up or down.")],
     *,
+    session: OfSession = False,
     user: User = None,
     feedback_id: FeedbackId = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Give a completion a thumb up or down."""
+    """Give a completion or a session a thumb up or down."""
+    about, given = judge(judged, session, details(user, feedback_id))
     with connected(url, api_key) as client:
-        print_receipt(client.thumb(completion, value, **details(user, feedback_id)), as_json)
+        print_receipt(client.thumb(about, value, **given), as_json)
 
 
 @feedback_app.command(epilog="Example: tuneloop feedback rating chatcmpl-… 0.8")
 def rating(
-    completion: Completion,
+    judged: Judged,
     value: Annotated[float, typer.Argument(help="A number; larger is better.")],
     *,
+    session: OfSession = False,
     user: User = None,
     feedback_id: FeedbackId = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Rate a completion with a number."""
+    """Rate a completion or a session with a number."""
+    about, given = judge(judged, session, details(user, feedback_id))
     with connected(url, api_key) as client:
-        print_receipt(client.rate(completion, value, **details(user, feedback_id)), as_json)
+        print_receipt(client.rate(about, value, **given), as_json)
 
 
 @feedback_app.command(epilog="Example: tuneloop feedback comparison chatcmpl-A chatcmpl-B")
@@ -137,22 +152,22 @@ def comment(
 
 @feedback_app.command(epilog="Example: tuneloop feedback metric chatcmpl-… task_solved true")
 def metric(
-    completion: Completion,
+    judged: Judged,
     name: Annotated[str, typer.Argument(help="What was measured.")],
     value: Annotated[str, typer.Argument(help="true, false or a number.")],
     *,
+    session: OfSession = False,
     user: User = None,
     feedback_id: FeedbackId = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Send a figure that you measured of a completion."""
+    """Send a figure that you measured of a completion or a session."""
     measured = measured_value(value)
+    about, given = judge(judged, session, details(user, feedback_id))
     with connected(url, api_key) as client:
-        print_receipt(
-            client.measure(completion, name, measured, **details(user, feedback_id)), as_json
-        )
+        print_receipt(client.measure(about, name, measured, **given), as_json)
 
 
 @feedback_app.command(epilog="Example: tuneloop feedback batch thumbs.jsonl")
@@ -270,6 +285,15 @@ def details(user: str | None, feedback_id: str | None) -> "Details":
     return given
 
 
+def judge(name: str, session: bool, given: "Details") -> tuple[str | None, "SessionDetails"]:
+    """Return the completion that is judged, None for a session, and the options with that."""
+    full = cast("SessionDetails", {**given})
+    if not session:
+        return name, full
+    full["session_id"] = name
+    return None, full
+
+
 def measured_value(given: str) -> bool | float:
     """Return the value of a metric; end the command where it is none."""
     if given in ("true", "false"):
@@ -321,30 +345,3 @@ def bodies_in(file: Path) -> Iterator[tuple[int, "FeedbackBody"]]:
             yield number, cast("FeedbackBody", read_json_object(line))
         except ValueError as error:
             fail(f"{file}:{number}: {error}")
-
-
-def feedback_row(item: FeedbackItem) -> tuple[Any, ...]:
-    """Return a line of the list."""
-    return (
-        item["accepted_time"][:19],
-        item["kind"],
-        item["status"],
-        item["policy_version"],
-        item["id"],
-        judgement(item),
-    )
-
-
-def judgement(item: FeedbackItem) -> str:
-    """Return the judgement in a few words."""
-    match item["kind"]:
-        case "comparison":
-            return f"{item['chosen']} over {', '.join(item['rejected'])}"
-        case "ranking":
-            return " over ".join(item["ranking"])
-        case "demonstration" | "comment":
-            return cell(item["text"])
-        case "metric":
-            return f"{item['name']} {json.dumps(item['value'])}"
-        case _:
-            return cell(item["value"])

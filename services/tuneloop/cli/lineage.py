@@ -1,4 +1,4 @@
-"""`tuneloop lineage`: the versions that learned from feedback, from a user, a key or a tenant."""
+"""`tuneloop lineage`: the versions that learned from feedback, a session, a user or a sender."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
@@ -7,13 +7,20 @@ from urllib.parse import quote
 import typer
 
 from tuneloop.api.learner import LearnerStatus
-from tuneloop.api.policies import FeedbackLineage, SenderLineage, ShareOfVersion, UserLineage
+from tuneloop.api.policies import (
+    FeedbackLineage,
+    ForgottenRecord,
+    SenderLineage,
+    Session,
+    ShareOfVersion,
+    UserLineage,
+)
 from tuneloop.cli.options import ApiKey, AsJson, Url, connected
 from tuneloop.cli.output import cell, effects_in_words, print_json, print_table
 
 lineage_app = typer.Typer(
     no_args_is_help=True,
-    help="Show the versions that learned from feedback, from a user, a key or a tenant.",
+    help="Show the versions that learned from feedback, a session, a user, a key or a tenant.",
 )
 
 
@@ -43,6 +50,36 @@ def feedback(
         typer.echo(words)
 
 
+@lineage_app.command(epilog="Example: tuneloop lineage session chat-7 --json")
+def session(
+    session_id: Annotated[
+        str, typer.Argument(metavar="ID", help="The session, as the application names it.")
+    ],
+    *,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Show the turns of a session, the feedback on it and them, and what learned from them."""
+    with connected(url, api_key) as client:
+        answer: Session = client.request("GET", f"/v1/sessions/{quote(session_id, safe='')}")
+    if as_json:
+        print_json(answer)
+        return
+    print_table(("", ""), fact_rows(answer, ("id", "rebuild_from")))
+    turns = [
+        (t["completion_id"], t["policy_version"], join_numbers(t["used_by_versions"]))
+        for t in answer["turns"]
+    ]
+    print_table(("TURN", "VERSION", "LEARNED FROM BY"), turns)
+    given = [
+        (f["id"], f["kind"], f["status"], f["completion_id"] or "the session")
+        for f in answer["feedback"]
+    ]
+    print_table(("FEEDBACK", "KIND", "STATUS", "ON"), given)
+    print_forgotten(answer["forgotten"])
+
+
 @lineage_app.command(epilog="Example: tuneloop lineage user ann --json")
 def user(
     user: Annotated[str, typer.Argument(help="The user, as the application names them.")],
@@ -58,11 +95,7 @@ def user(
         print_json(answer)
         return
     print_table(("", ""), fact_rows(answer, ("id", "rollouts", "feedback", "rebuild_from")))
-    for record in answer["forgotten"]:
-        typer.echo(
-            f"forgotten {record['time']}: {record['rollouts']} rollouts and {record['feedback']} "
-            f"feedback, which versions {join_numbers(record['policy_versions'])} had learned from"
-        )
+    print_forgotten(answer["forgotten"])
 
 
 @lineage_app.command(epilog="Example: tuneloop lineage key shop --json")
@@ -106,6 +139,15 @@ def retracted(*, as_json: AsJson = False, url: Url = None, api_key: ApiKey = Non
         typer.echo("nothing that the policy was trained on has been retracted")
 
 
+def print_forgotten(records: Sequence[ForgottenRecord]) -> None:
+    """Print when a user or a session was forgotten."""
+    for record in records:
+        typer.echo(
+            f"forgotten {record['time']}: {record['rollouts']} rollouts and {record['feedback']} "
+            f"feedback, which versions {join_numbers(record['policy_versions'])} had learned from"
+        )
+
+
 def print_sender(answer: SenderLineage, as_json: bool) -> None:
     """Print what the feedback of a key or a tenant trained."""
     if as_json:
@@ -126,7 +168,7 @@ def print_shares(parts: Sequence[ShareOfVersion]) -> None:
 
 
 def fact_rows(
-    answer: FeedbackLineage | UserLineage | SenderLineage, names: Sequence[str]
+    answer: FeedbackLineage | UserLineage | SenderLineage | Session, names: Sequence[str]
 ) -> Iterator[tuple[str, str]]:
     """Yield what is known, a line each."""
     document: Mapping[str, Any] = answer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tuneloop.api.feedback import Effect
+from tuneloop.api.feedback import Effect, FeedbackItem
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -102,3 +102,30 @@ def likelier(times: float) -> str:
     if abs(times - 1) < 0.005:
         return "as likely as before"
     return f"{times:.3g} times as likely"
+
+
+def feedback_row(item: FeedbackItem) -> tuple[Any, ...]:
+    """Return a line of the list."""
+    return (
+        item["accepted_time"][:19],
+        item["kind"],
+        item["status"],
+        item["policy_version"],
+        item["id"],
+        judgement(item),
+    )
+
+
+def judgement(item: FeedbackItem) -> str:
+    """Return the judgement in a few words."""
+    match item["kind"]:
+        case "comparison":
+            return f"{item['chosen']} over {', '.join(item['rejected'])}"
+        case "ranking":
+            return " over ".join(item["ranking"])
+        case "demonstration" | "comment":
+            return cell(item["text"])
+        case "metric":
+            return f"{item['name']} {json.dumps(item['value'])}"
+        case _:
+            return cell(item["value"])

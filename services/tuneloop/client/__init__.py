@@ -11,10 +11,11 @@ the service's own message, `param`, `reason` and `retry_after`.
 from tuneloop.client.answers import Answer, AsyncCompletion, Choice, Completion, Piece, Usage
 from tuneloop.client.asynchronous import AsyncClient, AsyncStream
 from tuneloop.client.calls import ChatOptions, Filters
-from tuneloop.client.judging import Details, FeedbackBody, Receipt
+from tuneloop.client.judging import Details, FeedbackBody, Receipt, SessionDetails
 from tuneloop.client.records import (
     FeedbackItem,
     FeedbackPage,
+    FeedbackReach,
     Policies,
     PolicyVersion,
     Scores,
@@ -34,12 +35,14 @@ __all__ = [
     "FeedbackBody",
     "FeedbackItem",
     "FeedbackPage",
+    "FeedbackReach",
     "Filters",
     "Piece",
     "Policies",
     "PolicyVersion",
     "Receipt",
     "Scores",
+    "SessionDetails",
     "Stream",
     "Usage",
 ]

@@ -40,7 +40,14 @@ class Details(TypedDict, total=False):
     metadata: dict[str, str]
 
 
-class FeedbackBody(Details, total=False):
+class SessionDetails(Details, total=False):
+    """The fields of feedback that may judge a whole session."""
+
+    session_id: str
+    """The session that it judges, where the completion is None."""
+
+
+class FeedbackBody(SessionDetails, total=False):
     """One body, with the fields of its kind."""
 
     kind: Required[Kind]
@@ -61,10 +68,16 @@ class Receipt:
     """Of the feedback; `client.retract` takes it."""
     status: str
     """`accepted` or `retracted`."""
+    receipt: str = ""
+    """Signed: its holder may see what became of the feedback, and retract it."""
 
 
 class FeedbackMethods(Generic[R]):
-    """The methods to give feedback; each takes a completion or its id."""
+    """The methods to give feedback; each takes a completion or its id.
+
+    Thumbs, ratings and metrics may judge a session in its place: `thumb(None, "up",
+    session_id="chat-7")`.
+    """
 
     @abstractmethod
     def give(self, body: FeedbackBody) -> R:
@@ -76,16 +89,18 @@ class FeedbackMethods(Generic[R]):
 
     def thumb(
         self,
-        completion: Identified | str,
+        completion: Identified | str | None,
         value: Literal["up", "down"],
-        **details: Unpack[Details],
+        **details: Unpack[SessionDetails],
     ) -> R:
-        """Give a completion a thumb up or down."""
-        return self.give(body_of("thumb", details, completion_id=id_of(completion), value=value))
+        """Give a completion or a session a thumb up or down."""
+        return self.give(body_of("thumb", details, **judged(completion), value=value))
 
-    def rate(self, completion: Identified | str, value: float, **details: Unpack[Details]) -> R:
-        """Rate a completion with a number; larger is better."""
-        return self.give(body_of("rating", details, completion_id=id_of(completion), value=value))
+    def rate(
+        self, completion: Identified | str | None, value: float, **details: Unpack[SessionDetails]
+    ) -> R:
+        """Rate a completion or a session with a number; larger is better."""
+        return self.give(body_of("rating", details, **judged(completion), value=value))
 
     def edit(self, completion: Identified | str, better: str, **details: Unpack[Details]) -> R:
         """Give a better answer than the completion."""
@@ -99,14 +114,16 @@ class FeedbackMethods(Generic[R]):
 
     def measure(
         self,
-        completion: Identified | str,
+        completion: Identified | str | None,
         name: str,
         value: bool | float,
-        **details: Unpack[Details],
+        **details: Unpack[SessionDetails],
     ) -> R:
-        """Send a figure that you measured of a completion: `measure(answer, "solved", True)`."""
-        about = id_of(completion)
-        return self.give(body_of("metric", details, completion_id=about, name=name, value=value))
+        """Send a figure that you measured of a completion or a session.
+
+        `measure(answer, "solved", True)`, `measure(None, "solved", True, session_id="chat-7")`
+        """
+        return self.give(body_of("metric", details, **judged(completion), name=name, value=value))
 
     def compare(
         self,
@@ -127,6 +144,11 @@ class FeedbackMethods(Generic[R]):
 def body_of(kind: Kind, details: Details, **judgement: Any) -> FeedbackBody:
     """Return a body of this kind."""
     return cast(FeedbackBody, {**details, "kind": kind, **judgement})
+
+
+def judged(completion: Identified | str | None) -> dict[str, str]:
+    """Return the field that names a completion; none where a session is judged."""
+    return {} if completion is None else {"completion_id": id_of(completion)}
 
 
 def id_of(thing: Identified | str) -> str:

@@ -56,8 +56,11 @@ class FeedbackItem:
     id: str
     kind: str
     status: str
-    completion_id: str
+    completion_id: str | None
+    """None for feedback on a session."""
     accepted_time: str
+    session_id: str | None = None
+    """None for feedback on a completion."""
     value: str | bool | float | None = None
     name: str | None = None
     """Of a metric."""
@@ -78,6 +81,22 @@ class FeedbackItem:
     """Only in lists."""
     effects: list[feedback.Effect] = field(default_factory=list)
     """How much likelier versions made its texts; only of `get_feedback`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedbackReach:
+    """Which versions learned from feedback."""
+
+    id: str
+    kind: str
+    status: str
+    accepted_time: str
+    policy_versions: list[int] | None
+    """Those that learned from it themselves, oldest first; None while the learner is down."""
+    serving_version: int | None
+    is_serving: bool | None
+    """Whether what serves learned from it, or descends from a version that did."""
+    effects: list[feedback.Effect] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

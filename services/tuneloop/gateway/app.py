@@ -34,6 +34,7 @@ from tuneloop.gateway.routes import (
     page,
     policies,
     scoring,
+    sessions,
     users,
 )
 from tuneloop.gateway.settings import GatewaySettings
@@ -51,6 +52,7 @@ routers = (
     learner.router,
     feed.router,
     users.router,
+    sessions.router,
     lineage.router,
     health.router,
 )

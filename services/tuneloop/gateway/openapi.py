@@ -58,6 +58,7 @@ examples: Mapping[str, Mapping[str, Document]] = {
         "whole": conversation,
         "stream": conversation | {"stream": True, "stream_options": {"include_usage": True}},
         "kept out of learning": conversation | {"metadata": {"train": False}},
+        "turn of a session": conversation | {"session_id": "chat-7"},
     },
     "/v1/completions": {"text": {"model": MODEL, "prompt": "The capital of France is"}},
     "/v1/score": {"answers": {"prompt": "The capital of France?", "completions": ["Paris.", "?"]}},
@@ -80,6 +81,7 @@ examples: Mapping[str, Mapping[str, Document]] = {
             "name": "task_solved",
             "value": True,
         },
+        "whole session": {"kind": "thumb", "session_id": "chat-7", "value": "up"},
     },
 }
 """Request bodies by path and name."""
@@ -104,6 +106,10 @@ request_headers: Mapping[str, tuple[str, Document]] = {
         STRING | {"minLength": 1, "maxLength": 256},
     ),
     "x-tuneloop-train": ("`false` keeps the completion out of learning.", STRING),
+    "x-session-id": (
+        "As `session_id` of the body, where a client cannot send that.",
+        STRING | {"minLength": 1, "maxLength": 128},
+    ),
 }
 
 

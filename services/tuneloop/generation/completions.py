@@ -72,6 +72,7 @@ class GenerationRequest:
     source: RolloutSource = RolloutSource.USER
     api_key_id: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
+    session_id: str = ""
     traceparent: str = ""
     """Of the call; empty without tracing."""
 
@@ -337,6 +338,7 @@ class Completions:
             finished_time=datetime.now(UTC),
             source=request.source,
             columns=request.columns,
+            session_id=request.session_id,
             traceparent=request.traceparent,
         )
 

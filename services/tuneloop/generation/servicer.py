@@ -15,6 +15,7 @@ from tuneloop.rollouts import (
     MAX_BIASES,
     MAX_STOP_CHARACTERS,
     MIN_TEMPERATURE,
+    SESSION_ID,
     Prompt,
     RolloutSource,
     SamplingParameters,
@@ -165,6 +166,10 @@ def request_from_proto(request: generation_pb2.GenerateRequest) -> GenerationReq
     sampling = within_bounds(wire.sampling_from_proto(request.sampling))
     source = wire.source_from_proto(request.source)
     route_by = request.route_by or request.user_hash or request.completion_id
+    if request.session_id and SESSION_ID.fullmatch(request.session_id) is None:
+        raise InvalidRequest(
+            "session_id: must be 1 to 128 characters, none a control character", param="session_id"
+        )
     return GenerationRequest(
         completion_id=request.completion_id,
         prompt=prompt_from_proto(request),
@@ -181,6 +186,7 @@ def request_from_proto(request: generation_pb2.GenerateRequest) -> GenerationReq
         source=source,
         api_key_id=request.api_key_id,
         columns=wire.columns_from_proto(request.columns),
+        session_id=request.session_id,
         traceparent=tracing.traceparent(),
     )
 

@@ -7,6 +7,7 @@ from tuneloop.errors import CorruptData
 from tuneloop.feedback import (
     MAX_NUMBER,
     METRIC_NAME,
+    OF_SESSIONS,
     Comment,
     Comparison,
     Demonstration,
@@ -18,7 +19,9 @@ from tuneloop.feedback import (
     Rating,
     Retraction,
     Thumb,
+    kind_of_type,
 )
+from tuneloop.rollouts import SESSION_ID
 from tuneloop.v1 import events_pb2
 from tuneloop.wire.fields import moment, parse, require, timestamp
 
@@ -36,6 +39,7 @@ def feedback_to_proto(feedback: Feedback) -> events_pb2.FeedbackGiven:
         tenant=feedback.tenant,
         user_hash=feedback.user_hash,
         completion_id=feedback.completion_id,
+        session_id=feedback.session_id,
         accepted_time=timestamp(feedback.accepted_time),
         metadata=dict(feedback.metadata),
         api_key_id=feedback.api_key_id,
@@ -123,21 +127,36 @@ def decode_feedback(data: bytes) -> Feedback:
 
 def feedback_from_proto(message: events_pb2.FeedbackGiven) -> Feedback:
     """Feedback; raises `CorruptData`."""
-    for field in ("event_id", "policy", "tenant", "user_hash", "completion_id"):
+    for field in ("event_id", "policy", "tenant", "user_hash"):
         require(bool(getattr(message, field)), field, "missing")
+    judgement = judgement_from_proto(message)
+    check_judged(message, judgement)
     return Feedback(
         feedback_id=message.event_id,
         policy=message.policy,
         tenant=message.tenant,
         user_hash=message.user_hash,
         completion_id=message.completion_id,
-        judgement=judgement_from_proto(message),
+        session_id=message.session_id,
+        judgement=judgement,
         accepted_time=moment(message.accepted_time, "accepted_time"),
         metadata=dict(message.metadata),
         api_key_id=message.api_key_id,
         api_key_name=message.api_key_name,
         traceparent=message.traceparent,
     )
+
+
+def check_judged(message: events_pb2.FeedbackGiven, judgement: Judgement) -> None:
+    """Raise `CorruptData` unless either a completion is judged, or a session that may be."""
+    if not message.session_id:
+        require(bool(message.completion_id), "completion_id", "missing")
+        return
+    require(not message.completion_id, "completion_id", "must not come with a session_id")
+    well_formed = SESSION_ID.fullmatch(message.session_id) is not None
+    require(well_formed, "session_id", "must be 1 to 128 characters, none a control character")
+    kind = kind_of_type[type(judgement)]
+    require(kind in OF_SESSIONS, "session_id", f"a {kind} cannot judge a session")
 
 
 def retraction_event_id(feedback_id: str) -> str:

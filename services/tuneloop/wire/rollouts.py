@@ -7,7 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from tuneloop.errors import CorruptData
-from tuneloop.rollouts import FinishReason, PolicyVersionSpan, Rollout, RolloutSource
+from tuneloop.rollouts import (
+    SESSION_ID,
+    FinishReason,
+    PolicyVersionSpan,
+    Rollout,
+    RolloutSource,
+)
 from tuneloop.v1 import events_pb2, rollout_pb2
 from tuneloop.wire.fields import moment, parse, require, timestamp
 from tuneloop.wire.messages import messages_from_proto, messages_to_proto
@@ -108,6 +114,7 @@ def rollout_to_proto(rollout: Rollout) -> rollout_pb2.Rollout:
         sampling=sampling_to_proto(rollout.sampling),
         source=source_to_proto[rollout.source],
         columns=columns_to_proto(rollout.columns),
+        session_id=rollout.session_id,
     )
 
 
@@ -146,6 +153,9 @@ def rollout_from_proto(message: rollout_pb2.Rollout, traceparent: str) -> Rollou
         require(bool(getattr(message, field)), field, "missing")
     require(len(message.prompt_token_ids) > 0, "prompt_token_ids", "missing")
     require(min(message.prompt_token_ids) >= 0, "token_ids", "must not be negative")
+    session_id = message.session_id
+    well_formed = not session_id or SESSION_ID.fullmatch(session_id) is not None
+    require(well_formed, "session_id", "must be 1 to 128 characters, none a control character")
     return Rollout(
         **own,
         group_id=message.group_id,
@@ -158,6 +168,7 @@ def rollout_from_proto(message: rollout_pb2.Rollout, traceparent: str) -> Rollou
         sampling=sampling_from_proto(message.sampling),
         source=source_from_proto(message.source),
         columns=columns_from_proto(message.columns),
+        session_id=session_id,
         traceparent=traceparent,
     )
 

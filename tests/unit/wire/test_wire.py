@@ -153,6 +153,52 @@ def test_feedback_round_trip(
     assert feedback.kind is FeedbackKind(type(judgement).__name__.lower())
 
 
+def session_feedback(**changes: object) -> Feedback:
+    values: dict[str, object] = {
+        "feedback_id": "f",
+        "policy": "p",
+        "tenant": "t",
+        "user_hash": "u",
+        "completion_id": "",
+        "session_id": "chat 7/ü",
+        "judgement": Thumb(up=True),
+        "accepted_time": WHEN,
+    }
+    return Feedback(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "judgement", [Thumb(up=True), Rating(value=0.5), Metric(name="solved", value=True)]
+)
+def test_a_session_is_judged_in_the_place_of_a_completion(judgement: Thumb) -> None:
+    feedback = session_feedback(judgement=judgement)
+    assert wire.decode_feedback(wire.encode_feedback(feedback)) == feedback
+    assert feedback.completion_ids == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"completion_id": "c"}, "completion_id: must not come with a session_id"),
+        ({"session_id": ""}, "completion_id: missing"),
+        ({"session_id": "a\n"}, "session_id: must be 1 to 128 characters"),
+        ({"session_id": "x" * 129}, "session_id: must be 1 to 128 characters"),
+        ({"judgement": Comment(text="no")}, "session_id: a comment cannot judge a session"),
+    ],
+)
+def test_what_cannot_judge_a_session_is_refused(changes: dict[str, object], problem: str) -> None:
+    data = wire.encode_feedback(session_feedback(**changes))
+    with pytest.raises(CorruptData, match=problem):
+        wire.decode_feedback(data)
+
+
+def test_the_session_of_a_rollout_travels_with_it() -> None:
+    first = rollout(session_id="x" * 128)
+    sibling = replace(first, completion_id="chatcmpl-1.1")
+    data = wire.encode_rollout_generated(first, sibling)
+    assert wire.decode_rollouts_generated(data) == (first, sibling)
+
+
 def test_score_weights_and_activation_round_trip() -> None:
     score = Score(
         reward=None,
@@ -192,6 +238,8 @@ def test_score_weights_and_activation_round_trip() -> None:
         ("sampling", SamplingParameters(temperature=-1), "temperature"),
         ("sampling", SamplingParameters(n=0), "n"),
         ("sampling", SamplingParameters(top_p=0), "top_p"),
+        ("session_id", "\x85", "session_id"),
+        ("session_id", "x" * 129, "session_id"),
     ],
 )
 def test_bad_rollout_is_refused_by_field(field: str, value: object, named: str) -> None:

@@ -8,6 +8,7 @@ from tuneloop.learner.files import fingerprint
 from tuneloop.learner.intake.consumers import IntakeConsumer, claim_events, make_consumers
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.events.session_rules import CreditRule, SessionCredit
 from tuneloop.learner.ledger.queue import ref_logprobs
 from tuneloop.learner.release.publisher import BaseModel
 from tuneloop.learner.samples import ModelRole
@@ -68,5 +69,8 @@ def make_intakes(settings: LearnerSettings, database: Database) -> list[IntakeCo
         scored_objective=settings.scored_objective,
         all_scores_count=settings.uninformative_scores,
         comments_train=settings.comments == "train",
+        rule=CreditRule(
+            credit=SessionCredit(settings.session_credit), discount=settings.session_discount
+        ),
         instead_of=settings.take_over,
     )

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -31,11 +32,11 @@ from tuneloop.errors import CorruptData, FailedPrecondition, TuneloopError, Unav
 from tuneloop.feedback import Feedback, Retraction
 from tuneloop.host import steady_time
 from tuneloop.learner import metrics, trace_links
-from tuneloop.learner.ledger.accounting import lineage
+from tuneloop.learner.intake.event_recorder import EventRecorder
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.events import lifecycle, recorder
-from tuneloop.learner.samples import ModelRole, Objective
-from tuneloop.policies import Activation
+from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.events.session_rules import CreditRule
+from tuneloop.learner.samples import Objective
 from tuneloop.rollouts import Rollout, ScoredRollout
 from tuneloop.wire import (
     decode_activation,
@@ -163,75 +164,6 @@ class IntakeConsumer:
         metrics.consumer_lag.labels(self.name).set(await consumer.pending())
 
 
-class EventRecorder:
-    """Records events in the ledger, and counts them.
-
-    Scores make samples of `scored_objective`, with `all_scores_count` even if no scorer calls them
-    informative. For GRPO so do ratings; PPO's value head would have to learn two scales at once, so
-    it gets them through the reward model. Comments make samples if `comments_train`.
-    """
-
-    def __init__(
-        self,
-        database: Database,
-        *,
-        scored_objective: str,
-        all_scores_count: bool,
-        comments_train: bool,
-        clock: Callable[[], float],
-    ) -> None:
-        self._database = database
-        self._scored_objective = scored_objective
-        self._all_scores_count = all_scores_count
-        self._comments_train = comments_train
-        self._clock = clock
-
-    def record_rollouts(self, events: Sequence[Sequence[Rollout]]) -> None:
-        """Record what generation sampled, given by request."""
-        rollouts = [rollout for event in events for rollout in event]
-        new = recorder.record_rollouts(self._database, rollouts, self._clock())
-        metrics.rollouts_consumed.inc(new)
-        metrics.duplicates.labels("rollouts").inc(len(rollouts) - new)
-
-    def record_scores(self, events: Sequence[ScoredRollout]) -> None:
-        """Record the scores of rollouts."""
-        new = recorder.record_scores(
-            self._database,
-            events,
-            self._clock(),
-            objective=self._scored_objective,
-            all_count=self._all_scores_count,
-        )
-        metrics.scores_consumed.inc(new)
-        metrics.duplicates.labels("scores").inc(len(events) - new)
-
-    def record_feedback(self, events: Sequence[tuple[Feedback | Retraction, int]]) -> None:
-        """Record feedback and retractions, given with their sequence in the stream."""
-        given = [(event, number) for event, number in events if isinstance(event, Feedback)]
-        taken = [(event, number) for event, number in events if isinstance(event, Retraction)]
-        new = recorder.record_feedback(
-            self._database,
-            given,
-            self._clock(),
-            ratings_reward=self._scored_objective == Objective.GRPO,
-            comments_train=self._comments_train,
-        )
-        retracted = lifecycle.record_retractions(self._database, taken, self._clock())
-        for feedback in new:
-            metrics.feedback_consumed.labels(feedback.kind.value).inc()
-        metrics.retractions_consumed.inc(retracted)
-        metrics.duplicates.labels("feedback").inc(len(events) - len(new) - retracted)
-        if new:
-            newest = max(feedback.accepted_time.timestamp() for feedback in new)
-            metrics.ledger_lag_seconds.set(max(0.0, self._clock() - newest))
-
-    def record_activations(self, events: Sequence[Activation]) -> None:
-        """Record which versions began to serve."""
-        for activation in events:
-            if recorder.record_activation(self._database, ModelRole.POLICY, activation):
-                observe_feedback_to_serving(self._database, activation)
-
-
 def make_consumers(
     database: Database,
     policy: str,
@@ -239,65 +171,55 @@ def make_consumers(
     scored_objective: str = Objective.PPO,
     all_scores_count: bool = False,
     comments_train: bool = False,
+    rule: CreditRule = recorder.EACH_TURN,
     clock: Callable[[], float] = steady_time,
     instead_of: str = "",
 ) -> list[IntakeConsumer]:
     """Return the four consumers of the learner of `policy`; see `Owner` for `instead_of`.
 
-    `EventRecorder` says what scores and comments are for. Events are as old as the bus says: which
-    of two verdicts is the last must not depend on the clocks of the gateways that took them.
+    `EventRecorder` says what the others are for. Events are as old as the bus says: which of two
+    verdicts is the last must not depend on the clocks of the gateways that took them.
     """
     recording = EventRecorder(
         database,
         scored_objective=scored_objective,
         all_scores_count=all_scores_count,
         comments_train=comments_train,
+        rule=rule,
         clock=clock,
     )
     owner = Owner(owner_id=database.own_id(), instead_of=instead_of)
+    consumer = partial(IntakeConsumer, owner=owner)
     return [
-        IntakeConsumer(
+        consumer(
             name="rollouts",
             stream=ROLLOUTS,
             subject=rollouts_of(policy, "generated"),
             decode=lambda d: _rollouts(policy, d),
             record=recording.record_rollouts,
-            owner=owner,
         ),
-        IntakeConsumer(
+        consumer(
             name="scores",
             stream=ROLLOUTS,
             subject=rollouts_of(policy, "scored"),
-            decode=lambda d: replace(
-                _of_policy(policy, decode_rollout_scored(d.data)), scored_time=d.stored_time
-            ),
+            decode=lambda d: _scored(policy, d),
             record=recording.record_scores,
-            owner=owner,
         ),
-        IntakeConsumer(
+        consumer(
             name="feedback",
             stream=FEEDBACK,
             subject=feedback_of(policy),
             decode=lambda d: (_of_policy(policy, _feedback_event(d)), d.sequence),
             record=recording.record_feedback,
-            owner=owner,
         ),
-        IntakeConsumer(
+        consumer(
             name="activations",
             stream=LEARNER,
             subject=activated_subject(policy),
             decode=lambda d: _of_policy(policy, decode_activation(d.data)),
             record=recording.record_activations,
-            owner=owner,
         ),
     ]
-
-
-def observe_feedback_to_serving(database: Database, activation: Activation) -> None:
-    """Observe how long each feedback took until the version that learned from it served."""
-    served = activation.activated_time.timestamp()
-    for accepted in lineage.feedback_times(database, ModelRole.POLICY, activation.policy_version):
-        metrics.feedback_to_serving.observe(max(0.0, served - accepted))
 
 
 def _rollouts(policy: str, delivery: Delivery) -> list[Rollout]:
@@ -306,6 +228,12 @@ def _rollouts(policy: str, delivery: Delivery) -> list[Rollout]:
         replace(_of_policy(policy, rollout), finished_time=delivery.stored_time)
         for rollout in decode_rollouts_generated(delivery.data)
     ]
+
+
+def _scored(policy: str, delivery: Delivery) -> ScoredRollout:
+    """Decode a score; raises `CorruptData`."""
+    event: ScoredRollout = _of_policy(policy, decode_rollout_scored(delivery.data))
+    return replace(event, scored_time=delivery.stored_time)
 
 
 def _feedback_event(delivery: Delivery) -> Feedback | Retraction:

@@ -80,6 +80,7 @@ def rollout_row(rollout: Rollout) -> Row:
         "columns": compact(dict(rollout.columns)),
         "group_size": rollout.sampling.n,
         "prompt_sha256": prompt_sha256(rollout.prompt_token_ids),
+        "session_id": rollout.session_id,
     }
 
 
@@ -92,6 +93,7 @@ def feedback_row(feedback: Feedback, sequence: int) -> Row:
         "kind": feedback.kind.value,
         "tenant": feedback.tenant,
         "user_hash": feedback.user_hash,
+        "session_id": feedback.session_id,
         "completion_id": feedback.completion_id,
         "completion_ids": compact(list(feedback.completion_ids)),
         "payload": compact(dataclasses.asdict(judgement)),

@@ -78,7 +78,9 @@ rollouts = Table(
     Column("columns", Text, nullable=False, server_default="{}", comment="JSON, of the prompt"),
     Column("group_size", Integer, nullable=False, server_default="1", comment="Siblings asked for"),
     Column("prompt_sha256", String, nullable=False, server_default="", comment="Of prompt_tokens"),
+    Column("session_id", String, nullable=False, server_default="", comment="The application's"),
     Index("rollouts_group", "group_id"),
+    Index("rollouts_session", "session_id", "tenant"),
     Index("rollouts_source", "source", "policy_version"),
     Index("rollouts_time", "finished_time"),
 )
@@ -90,7 +92,8 @@ feedback = Table(
     Column("kind", String, nullable=False),
     Column("tenant", String, nullable=False),
     Column("user_hash", String, nullable=False, index=True),
-    Column("completion_id", String, nullable=False),
+    Column("session_id", String, nullable=False, server_default="", comment="What it is about"),
+    Column("completion_id", String, nullable=False, comment="Of a session that of its last turn"),
     Column("completion_ids", Text, nullable=False, comment="JSON: every completion it speaks of"),
     Column("payload", Text, nullable=False, comment="JSON: the judgement"),
     Column("up", Boolean, nullable=True, comment="The verdict of a thumb"),
@@ -116,6 +119,7 @@ feedback = Table(
     Index("feedback_user_time", "user_hash", "accepted_time", "kind", "sequence"),
     Index("feedback_key", "api_key_name"),
     Index("feedback_key_id", "api_key_id"),
+    Index("feedback_session", "session_id", "tenant"),
 )
 
 retractions = Table(
@@ -300,13 +304,16 @@ forgotten = Table(
     "forgotten",
     metadata,
     Column("number", Integer, primary_key=True),
-    Column("user_hash", String, nullable=False, index=True),
+    Column("user_hash", String, nullable=False, index=True, comment="Empty: it was a session"),
+    Column("tenant", String, nullable=False, server_default="", comment="Of the session"),
+    Column("session_id", String, nullable=False, server_default=""),
     Column("time", Float, nullable=False),
     Column("rollouts", Integer, nullable=False),
     Column("feedback", Integer, nullable=False),
     Column("policy_versions", Text, nullable=False, comment="JSON: that had used them"),
     Column("reward_model_versions", Text, nullable=False, comment="JSON: that had used them"),
-    comment="That users were forgotten, and which weights still carry them.",
+    Index("forgotten_session", "session_id", "tenant"),
+    comment="That users or sessions were forgotten, and which weights still carry them.",
 )
 
 alarms = Table(

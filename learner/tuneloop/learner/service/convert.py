@@ -1,8 +1,7 @@
 """Convert ledger values to messages of `LearnerService`, and back."""
 
 import json
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from tuneloop.errors import InvalidRequest
@@ -10,17 +9,18 @@ from tuneloop.feedback import FeedbackKind, FeedbackStatus
 from tuneloop.learner.intake.importer import ImportedRow
 from tuneloop.learner.ledger.accounting.decisions import Decision
 from tuneloop.learner.ledger.accounting.downstream import Downstream, FeedbackLineage, UserLineage
+from tuneloop.learner.ledger.accounting.forget_user import Record
 from tuneloop.learner.ledger.accounting.lineage import Use
 from tuneloop.learner.ledger.accounting.senders import SenderLineage
 from tuneloop.learner.ledger.accounting.version_shares import ShareOfVersion
 from tuneloop.learner.ledger.accounting.versions import Version
-from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue.ready import SampleCounts
 from tuneloop.learner.ledger.reports.alarms import Raised
 from tuneloop.learner.ledger.reports.evaluations import Evaluation
 from tuneloop.learner.ledger.reports.export import Wanted
 from tuneloop.learner.ledger.reports.feedback import FeedbackEntry, FeedbackFilters
-from tuneloop.learner.ledger.reports.traffic import Traffic, traffic
+from tuneloop.learner.ledger.reports.sessions import SessionLineage
+from tuneloop.learner.ledger.reports.traffic import Traffic
 from tuneloop.learner.samples import JUDGED_OBJECTIVES
 from tuneloop.v1 import learner_pb2
 from tuneloop.wire import feedback_to_proto, messages_to_proto, timestamp
@@ -109,16 +109,42 @@ def user_to_proto(lineage: UserLineage) -> learner_pb2.GetUserLineageResponse:
         policy=reach_to_proto(lineage.policy),
         reward_model=reach_to_proto(lineage.reward_model),
         rebuild_from=lineage.rebuild_from,
-        forgotten=[
-            learner_pb2.ForgottenRecord(
-                time=timestamp(record.time),
-                rollouts=record.forgotten.rollouts,
-                feedback=record.forgotten.feedback,
-                policy_versions=record.forgotten.policy_versions,
-                reward_model_versions=record.forgotten.reward_model_versions,
+        forgotten=records_to_proto(lineage.forgotten),
+    )
+
+
+def records_to_proto(records: Iterable[Record]) -> list[learner_pb2.ForgottenRecord]:
+    """The records that something was forgotten."""
+    return [
+        learner_pb2.ForgottenRecord(
+            time=timestamp(record.time),
+            rollouts=record.forgotten.rollouts,
+            feedback=record.forgotten.feedback,
+            policy_versions=record.forgotten.policy_versions,
+            reward_model_versions=record.forgotten.reward_model_versions,
+        )
+        for record in records
+    ]
+
+
+def session_to_proto(lineage: SessionLineage) -> learner_pb2.GetSessionResponse:
+    """A session, what was said of it, and what it reached."""
+    return learner_pb2.GetSessionResponse(
+        turns=[
+            learner_pb2.SessionTurn(
+                completion_id=answer.completion_id,
+                policy_version=answer.policy_version,
+                finished_time=timestamp(answer.finished_time),
+                feedback_ids=answer.feedback_ids,
+                used_by_versions=answer.used_by_versions,
             )
-            for record in lineage.forgotten
+            for answer in lineage.answers
         ],
+        feedback=map(item_to_proto, lineage.feedback),
+        policy=reach_to_proto(lineage.reached.policy),
+        reward_model=reach_to_proto(lineage.reached.reward_model),
+        rebuild_from=lineage.reached.rebuild_from,
+        forgotten=records_to_proto(lineage.reached.forgotten),
     )
 
 
@@ -226,38 +252,6 @@ def rows_of(request: learner_pb2.ImportDataRequest) -> list[ImportedRow]:
             raise InvalidRequest(f"{given.place}: not an object with columns", param="rows")
         rows.append(ImportedRow(place=given.place, row=row, occurrence=given.occurrence))
     return rows
-
-
-class LatestTraffic:
-    """Traffic by version, counted at most every `seconds`: pages ask for it all the time."""
-
-    def __init__(
-        self,
-        database: Database,
-        *,
-        seconds: float = 2.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._database = database
-        self._seconds = seconds
-        self._clock = clock
-        self._known: dict[int, tuple[float, learner_pb2.Traffic | None]] = {}
-
-    def of(self, versions: Sequence[int]) -> dict[int, learner_pb2.Traffic | None]:
-        """Return the figures of these versions; None for one that answered nothing."""
-        now = self._clock()
-        old = [
-            version
-            for version in versions
-            if now - self._known.get(version, (float("-inf"), None))[0] >= self._seconds
-        ]
-        if old:
-            found = traffic(self._database, old)
-            for version in old:
-                figures = found.get(version)
-                message = None if figures is None else traffic_to_proto(figures)
-                self._known[version] = (now, message)
-        return {version: self._known[version][1] for version in versions}
 
 
 def traffic_to_proto(figures: Traffic) -> learner_pb2.Traffic:

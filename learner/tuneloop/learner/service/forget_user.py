@@ -1,4 +1,8 @@
-"""Forget a user, in the ledger and on the bus, while no step runs."""
+"""Forget a user or a session, in the ledger and on the bus, while no step runs.
+
+The subjects of events name users and feedback, not sessions: so the rollouts of a session stay in
+their stream until that drops them by age, and only its feedback is erased there.
+"""
 
 import asyncio
 import logging
@@ -6,9 +10,12 @@ import time
 
 from tuneloop.bus import Bus
 from tuneloop.bus.subjects import FEEDBACK, TOKEN, feedback_with_id, of_user, token
+from tuneloop.errors import InvalidRequest
 from tuneloop.learner.ledger.accounting import downstream, forget_user
+from tuneloop.learner.ledger.accounting.forget_user import PersonalData
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.loop import Loop
+from tuneloop.rollouts import SESSION_ID
 from tuneloop.v1 import learner_pb2
 
 OVERWRITE_SECONDS = 120.0
@@ -18,41 +25,53 @@ logger = logging.getLogger("tuneloop.learner.service")
 
 
 class ForgetUser:
-    """Deletes a user's rows and events, and says what had learned from them."""
+    """Deletes the rows and events of a user or a session, and says what had learned from them."""
 
     def __init__(self, database: Database, bus: Bus, loop: Loop) -> None:
         self._database = database
         self._bus = bus
         self._loop = loop
 
-    async def forget(self, user: str) -> learner_pb2.ForgetUserResponse:
-        """Forget a user by their hash; safe to repeat. Raises `InvalidRequest`, `Unavailable`.
+    async def forget_user(self, user: str) -> learner_pb2.ForgetUserResponse:
+        """Forget a user by their hash; safe to repeat. Raises `InvalidRequest`, `Unavailable`."""
+        return await self._forget(PersonalData(user_hash=token(user, "user_hash")))
 
-        The events are deleted first, so that none comes again. Steps that no version has yet become
-        a version, so that every version that learned from the user has a number.
+    async def forget_session(self, tenant: str, session_id: str) -> learner_pb2.ForgetUserResponse:
+        """Forget a session of a tenant, likewise."""
+        if SESSION_ID.fullmatch(session_id) is None:
+            raise InvalidRequest("session_id: no session is called that", param="session_id")
+        return await self._forget(
+            PersonalData(tenant=token(tenant, "tenant"), session_id=session_id)
+        )
+
+    async def _forget(self, data: PersonalData) -> learner_pb2.ForgetUserResponse:
+        """Delete the events first, so that none comes again, then the rows.
+
+        Steps that no version has yet become a version, so that every version that learned from the
+        data has a number.
         """
-        user_hash = token(user, "user_hash")
         # Before training pauses: it takes long where there are many.
         end, purged, left = time.monotonic() + OVERWRITE_SECONDS, 0, 0
-        for stream, filters in (await self._places(user_hash)).items():
+        for stream, filters in (await self._places(data)).items():
             seconds = max(0.0, end - time.monotonic())
             erased = await self._bus.erase(stream, filters, seconds=seconds)
             purged, left = purged + erased.overwritten + erased.left, left + erased.left
         async with self._loop.paused_turns():
             for model in downstream.MODELS:
                 if await asyncio.to_thread(
-                    forget_user.used_since_a_version, self._database, user_hash, model
+                    forget_user.used_since_a_version, self._database, data, model
                 ):
                     await self._loop.publish_soon(model)
-            for stream, filters in (await self._places(user_hash)).items():
+            for stream, filters in (await self._places(data)).items():
                 for subject_filter in filters:
                     late = await self._bus.purge(stream, subject_filter)
                     purged, left = purged + late, left + late
             # By the clock of the events: what the bus stored before this never comes in.
             now = (await self._bus.usage(FEEDBACK)).time.timestamp()
-            gone = await asyncio.to_thread(forget_user.forget_user, self._database, user_hash, now)
-        lineage = await asyncio.to_thread(downstream.of_user, self._database, user_hash)
-        logger.info("forgot a user: %d rollouts, %d feedback", gone.rollouts, gone.feedback)
+            gone = await asyncio.to_thread(forget_user.forget, self._database, data, now)
+        lineage = await asyncio.to_thread(downstream.of_data, self._database, data)
+        what = "user" if data.user_hash else "session"
+        logger.info("forgot a %s: %d rollouts, %d feedback", what, gone.rollouts, gone.feedback)
         return learner_pb2.ForgetUserResponse(
             rollouts_removed=gone.rollouts,
             feedback_removed=gone.feedback,
@@ -64,10 +83,13 @@ class ForgetUser:
             rebuild_from=lineage.rebuild_from,
         )
 
-    async def _places(self, user_hash: str) -> dict[str, list[str]]:
-        """Return filters for a user's events in each stream, and for others' on their answers."""
-        places = {stream: [subject_filter] for stream, subject_filter in of_user(user_hash)}
-        others = await asyncio.to_thread(forget_user.given_by_others, self._database, user_hash)
+    async def _places(self, data: PersonalData) -> dict[str, list[str]]:
+        """Return filters for the events in each stream: a user's, and feedback about the data."""
+        of_them = of_user(data.user_hash) if data.user_hash else []
+        places = {stream: [subject_filter] for stream, subject_filter in of_them}
+        others = await asyncio.to_thread(forget_user.feedback_to_erase, self._database, data)
         # What was imported was never an event, and its id may be no part of a subject.
-        places[FEEDBACK] += [feedback_with_id(each) for each in others if TOKEN.fullmatch(each)]
+        found = [feedback_with_id(each) for each in others if TOKEN.fullmatch(each)]
+        if found:
+            places.setdefault(FEEDBACK, []).extend(found)
         return places

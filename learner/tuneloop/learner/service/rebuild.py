@@ -18,6 +18,7 @@ from tuneloop.learner.ledger.accounting import (
     senders,
     versions,
 )
+from tuneloop.learner.ledger.accounting.forget_user import PersonalData
 from tuneloop.learner.ledger.accounting.senders import Sender
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.loop import Loop
@@ -50,7 +51,10 @@ class Rebuild:
         user_hash = token(user, "before_user_hash")
         async with self._loop.paused_turns():
             if await asyncio.to_thread(
-                forget_user.used_since_a_version, self._database, user_hash, ModelRole.POLICY
+                forget_user.used_since_a_version,
+                self._database,
+                PersonalData(user_hash=user_hash),
+                ModelRole.POLICY,
             ):
                 await self._loop.publish_soon(ModelRole.POLICY)
             found = await asyncio.to_thread(downstream.of_user, self._database, user_hash)

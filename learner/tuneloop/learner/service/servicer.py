@@ -15,17 +15,15 @@ from tuneloop.learner.ledger.accounting import (
     decisions,
     downstream,
     forget_user,
-    lineage,
     senders,
     steps,
     version_shares,
     versions,
 )
-from tuneloop.learner.ledger.accounting.decisions import Decision
 from tuneloop.learner.ledger.accounting.senders import Sender
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import ready
-from tuneloop.learner.ledger.reports import evaluations, export, feedback
+from tuneloop.learner.ledger.reports import evaluations, export, feedback, sessions
 from tuneloop.learner.ledger.rows import moment
 from tuneloop.learner.loop import Loop
 from tuneloop.learner.monitoring.alarm_monitor import AlarmMonitor
@@ -35,7 +33,7 @@ from tuneloop.learner.service import convert
 from tuneloop.learner.service.convert import waiting_for
 from tuneloop.learner.service.forget_user import ForgetUser
 from tuneloop.learner.service.rebuild import Rebuild
-from tuneloop.policies import ReleaseState
+from tuneloop.learner.service.versions import VersionReports
 from tuneloop.rpc.access import actor_of
 from tuneloop.rpc.server import Server
 from tuneloop.v1 import learner_pb2, learner_pb2_grpc
@@ -77,7 +75,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         self._forgetting = ForgetUser(database, bus, loop)
         self._rebuilding = Rebuild(database, release, loop)
         self._importing = asyncio.Lock()
-        self._traffic = convert.LatestTraffic(database)
+        self._versions = VersionReports(database, policy)
 
     def add_to(self, server: Server) -> None:
         """Answer the learner's calls on a server."""
@@ -98,14 +96,14 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
             raise InvalidRequest("page_size: must not be negative", param="page_size")
         before = request.before_version if request.HasField("before_version") else None
         limit = request.page_size or PAGE_SIZE
-        return await asyncio.to_thread(self._list, limit, before)
+        return await asyncio.to_thread(self._versions.list_versions, limit, before)
 
     async def GetLineage(
         self, request: learner_pb2.GetLineageRequest, context: Call
     ) -> learner_pb2.GetLineageResponse:
         """Return what made a version: parents, steps, feedback and rollouts."""
         self._check_policy(request.policy)
-        return await asyncio.to_thread(self._lineage, request.policy_version)
+        return await asyncio.to_thread(self._versions.lineage, request.policy_version)
 
     async def Promote(
         self, request: learner_pb2.PromoteRequest, context: Call
@@ -142,7 +140,22 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         self, request: learner_pb2.ForgetUserRequest, context: Call
     ) -> learner_pb2.ForgetUserResponse:
         """Delete a user's rows and events."""
-        return await self._forgetting.forget(request.user_hash)
+        return await self._forgetting.forget_user(request.user_hash)
+
+    async def ForgetSession(
+        self, request: learner_pb2.ForgetSessionRequest, context: Call
+    ) -> learner_pb2.ForgetUserResponse:
+        """Delete a session's rows, and the events of feedback on it."""
+        return await self._forgetting.forget_session(request.tenant, request.session_id)
+
+    async def GetSession(
+        self, request: learner_pb2.GetSessionRequest, context: Call
+    ) -> learner_pb2.GetSessionResponse:
+        """Return a session's answers, what was said of them, and which versions that reached."""
+        found = await asyncio.to_thread(
+            sessions.of_session, self._database, self._policy, request.tenant, request.session_id
+        )
+        return convert.session_to_proto(found)
 
     async def GetFeedbackLineage(
         self, request: learner_pb2.GetFeedbackLineageRequest, context: Call
@@ -274,7 +287,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
             rollouts=rows["rollouts"],
             feedback_events=rows["feedback"],
             evaluation=convert.evaluation_to_proto(evaluations.newest_evaluation(self._database)),
-            base_evaluation=self._evaluation(0),
+            base_evaluation=self._versions.evaluation(0),
             progress=[
                 learner_pb2.Progress(objective=p.objective, have=p.have, want=p.want)
                 for p in self._loop.progress()
@@ -294,51 +307,4 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
             steps_wanted=found.steps_wanted,
             seconds_left=found.seconds_left,
             evidence=found.evidence,
-        )
-
-    def _evaluation(self, version: int) -> learner_pb2.Evaluation | None:
-        return convert.evaluation_to_proto(evaluations.evaluate(self._database, version))
-
-    def _list(self, limit: int, before: int | None) -> learner_pb2.ListPolicyVersionsResponse:
-        found = versions.list_versions(self._database, ModelRole.POLICY, limit=limit, before=before)
-        figures = self._traffic.of([*(version.version for version in found), 0])
-        listed = [
-            convert.version_to_proto(
-                version,
-                self._evaluation(version.version),
-                figures[version.version],
-                [convert.decision_to_proto(d) for d in self._decisions(version.version)],
-            )
-            for version in found
-        ]
-        if len(found) < limit and before != 0:
-            listed.append(self._base(figures[0]))
-        return learner_pb2.ListPolicyVersionsResponse(versions=listed)
-
-    def _base(self, figures: learner_pb2.Traffic | None) -> learner_pb2.PolicyVersion:
-        """Return version 0: the base model, which was never published."""
-        stable = versions.stable_version(self._database, ModelRole.POLICY) is None
-        return learner_pb2.PolicyVersion(
-            policy=self._policy,
-            state=(ReleaseState.STABLE if stable else ReleaseState.RETIRED).value,
-            evaluation=self._evaluation(0),
-            traffic=figures,
-            decisions=[convert.decision_to_proto(d) for d in self._decisions(0)],
-        )
-
-    def _decisions(self, version: int) -> list[Decision]:
-        return decisions.of_version(self._database, ModelRole.POLICY, version)
-
-    def _lineage(self, number: int) -> learner_pb2.GetLineageResponse:
-        version = versions.get_version(self._database, ModelRole.POLICY, number)
-        return learner_pb2.GetLineageResponse(
-            version=convert.version_to_proto(
-                version,
-                self._evaluation(number),
-                self._traffic.of([number])[number],
-                [convert.decision_to_proto(d, with_numbers=True) for d in self._decisions(number)],
-            ),
-            ancestors=lineage.ancestors(self._database, ModelRole.POLICY, number),
-            uses=convert.uses_to_proto(lineage.uses_of(self._database, ModelRole.POLICY, number)),
-            settings_json=version.settings,
         )

@@ -25,7 +25,7 @@ from tuneloop.errors import InvalidRequest, TuneloopError
 from tuneloop.gateway import metrics
 from tuneloop.gateway.edge.recording import Recording, receive_with_body, run_until_disconnected
 from tuneloop.gateway.errors import IdempotencyKeyReused, error_response, http_error_response
-from tuneloop.gateway.openai import training
+from tuneloop.gateway.openai import sessions, training
 from tuneloop.gateway.settings import GatewaySettings
 
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
@@ -223,9 +223,14 @@ def repeated_request(scope: Scope) -> tuple[str, str] | None:
 
 
 def fingerprint_of(scope: Scope, body: bytes) -> bytes:
-    """Return a hash of everything that decides the answer: path, body, and one header."""
-    train = b"".join(value for name, value in scope["headers"] if name == training.HEADER.encode())
-    return hashlib.sha256(b"\0".join((scope["path"].encode(), train, body))).digest()
+    """Return a hash of everything that decides the answer and what it is for: path, headers, body.
+
+    Of the headers only those that stand for fields of the body.
+    """
+    parts = [scope["path"].encode()]
+    for header in (training.HEADER, sessions.HEADER):
+        parts.append(b"".join(v for name, v in scope["headers"] if name == header.encode()))
+    return hashlib.sha256(b"\0".join((*parts, body))).digest()
 
 
 def check_key(asked: IdempotentRequest, entry: Entry | None) -> None:

@@ -1,4 +1,4 @@
-"""Bounds on the feedback of each completion, user and key, and shedding when the stream fills.
+"""Bounds on the feedback of each completion, session, user and key; shedding when the stream fills.
 
 The stream drops nothing: once it is full, everybody's feedback is refused. So nobody may fill it
 alone. How much each has stored within about an hour is counted here, in this process, as a sum that
@@ -46,6 +46,7 @@ class Bound:
 
 BOUNDS = {
     "completion": Bound(events=1_000, size=2 * MIB, part=None),
+    "session": Bound(events=1_000, size=2 * MIB, part=None),
     "user": Bound(events=5_000, size=16 * MIB, part=64),
     "key": Bound(events=200_000, size=128 * MIB, part=8),
 }
@@ -92,7 +93,11 @@ class FeedbackAdmission:
     def admit(self, feedback: Feedback) -> None:
         """Count feedback that is about to be stored. Raises `RateLimitExceeded`."""
         size = len(wire.encode_feedback(feedback))
-        who = {"completion": feedback.completion_id, "key": feedback.api_key_id}
+        who = {
+            "completion": feedback.completion_id,
+            "session": feedback.session_id,
+            "key": feedback.api_key_id,
+        }
         if feedback.user_hash != self.anonymous:
             who["user"] = feedback.user_hash
         found = {kind: self.talker(kind, name) for kind, name in who.items() if name}

@@ -1,7 +1,8 @@
 """The body of feedback: the fields of each kind, and the event it becomes.
 
 Completion ids are checked by their signature only, so feedback may arrive before its rollout is in
-the ledger, or days later.
+the ledger, or days later. The id of a session is the application's own, and nothing about it can be
+checked: only a caller with a key, or the local user, may judge a session.
 """
 
 import secrets
@@ -26,6 +27,7 @@ from tuneloop.errors import InvalidRequest, PermissionDenied
 from tuneloop.feedback import (
     MAX_NUMBER,
     METRIC_NAME,
+    OF_SESSIONS,
     Comment,
     Comparison,
     Demonstration,
@@ -37,8 +39,9 @@ from tuneloop.feedback import (
     Rating,
     Thumb,
 )
-from tuneloop.gateway.completion_ids import user_hash_in
+from tuneloop.gateway.completion_ids import CompletionId, user_hash_in
 from tuneloop.gateway.context import Gateway
+from tuneloop.gateway.openai.sessions import SessionId
 from tuneloop.text.messages import Text
 
 MAX_COMPLETIONS = 64
@@ -59,7 +62,8 @@ fields_of_kind = {
 }
 """What each kind needs; it takes nothing else but `id`, `user` and `metadata`.
 
-Comparisons and rankings may repeat one of their completions as `completion_id`.
+Comparisons and rankings may repeat one of their completions as `completion_id`. The kinds of
+`OF_SESSIONS` take `session_id` in the place of `completion_id`.
 """
 
 
@@ -76,6 +80,8 @@ class FeedbackRequest(BaseModel):
     id: str | None = None
     kind: FeedbackKind
     completion_id: Id | None = None
+    session_id: SessionId | None = None
+    """Judges a whole session in the place of one completion; a thumb, rating or metric may."""
     name: Annotated[str, StringConstraints(pattern=f"^{METRIC_NAME.pattern}$")] | None = None
     """What a metric measures: a letter, then letters, digits, `_`, `.` or `-`; 64 at most."""
     value: Annotated[
@@ -114,6 +120,16 @@ class FeedbackRequest(BaseModel):
 def check_fields(body: FeedbackRequest) -> None:
     """Raise `InvalidRequest` for a field that is missing, empty or out of place."""
     wanted = fields_of_kind[body.kind]
+    if body.session_id is not None:
+        if body.kind not in OF_SESSIONS:
+            raise InvalidRequest(
+                f"session_id: a {body.kind} is on a completion", param="session_id"
+            )
+        if body.completion_id is not None:
+            raise InvalidRequest(
+                "session_id: give either completion_id or session_id", param="session_id"
+            )
+        wanted = wanted - {"completion_id"}
     named = (body.chosen, *(body.rejected or ()), *(body.ranking or ()))
     for name in ("completion_id", "name", "value", "chosen", "rejected", "ranking", "text"):
         given = getattr(body, name)
@@ -169,6 +185,29 @@ def feedback_of(gateway: Gateway, body: FeedbackRequest, accepted_time: datetime
     check_fields(body)
     feedback_id = subjects.token(body.id, "id") if body.id is not None else new_id()
     settings = gateway.settings
+    about = None if body.session_id is not None else judged_completion(gateway, body)
+    return Feedback(
+        feedback_id=feedback_id,
+        policy=settings.policy,
+        tenant=settings.tenant,
+        # Without a name, the user whom the completion was for has judged it. Whom a session was for
+        # is not known here: then nobody in particular has.
+        user_hash=(
+            about.user_hash
+            if body.user is None and about is not None
+            else gateway.ids.user_hash(settings.tenant, body.user)
+        ),
+        completion_id="" if about is None else about.value,
+        session_id=body.session_id or "",
+        judgement=judgement_of(gateway, body),
+        accepted_time=accepted_time,
+        metadata=body.metadata or {},
+        traceparent=tracing.traceparent(),
+    )
+
+
+def judged_completion(gateway: Gateway, body: FeedbackRequest) -> CompletionId:
+    """Return the completion that a body is about, the chosen or first of several, checked."""
     name, first = next(
         (name, value)
         for name, value in (
@@ -178,23 +217,7 @@ def feedback_of(gateway: Gateway, body: FeedbackRequest, accepted_time: datetime
         )
         if value
     )
-    about = gateway.ids.check(settings.tenant, first, name)
-    return Feedback(
-        feedback_id=feedback_id,
-        policy=settings.policy,
-        tenant=settings.tenant,
-        # Without a name, the user whom the completion was for has judged it.
-        user_hash=(
-            about.user_hash
-            if body.user is None
-            else gateway.ids.user_hash(settings.tenant, body.user)
-        ),
-        completion_id=about.value,
-        judgement=judgement_of(gateway, body),
-        accepted_time=accepted_time,
-        metadata=body.metadata or {},
-        traceparent=tracing.traceparent(),
-    )
+    return gateway.ids.check(gateway.settings.tenant, first, name)
 
 
 def new_id() -> str:
@@ -220,7 +243,12 @@ def judgement_document(judgement: Judgement) -> JudgementDocument:
 
 
 def check_public_kind(feedback: Feedback, kinds: Collection[FeedbackKind]) -> None:
-    """Raise `PermissionDenied` for a kind that needs a key."""
+    """Raise `PermissionDenied` for a kind that needs a key, or for a session: its id is no secret.
+
+    Who has a completion's id has seen the completion; anybody may guess the id of a session.
+    """
+    if feedback.session_id:
+        raise PermissionDenied("session_id: to judge a session needs a key", param="session_id")
     if feedback.kind not in kinds:
         raise PermissionDenied(
             f"kind: {feedback.kind} needs a key; without one: {', '.join(kinds) or 'none'} "

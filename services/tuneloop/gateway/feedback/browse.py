@@ -67,13 +67,16 @@ def feedback_item(item: learner_pb2.RecordedFeedback) -> FeedbackItem:
     """Return feedback with what it is about; null if the rollout is not known."""
     feedback = wire.feedback_from_proto(item.feedback)
     by_id = {c.completion_id: c for c in item.completions}
-    about = by_id.get(feedback.completion_id)
+    # A session names none: those known are its turns, and the last one is what reports count.
+    named = feedback.completion_ids or tuple(by_id)
+    about = by_id.get(feedback.completion_id or (named[-1] if named else ""))
     messages: list[Turn] = [{"role": m.role, "content": m.content} for m in item.chat.messages]
     return {
         "id": feedback.feedback_id,
         "kind": feedback.kind,
         "status": item.status,
-        "completion_id": feedback.completion_id,
+        "completion_id": feedback.completion_id or None,
+        "session_id": feedback.session_id or None,
         **judgement_document(feedback.judgement),
         "user_hash": feedback.user_hash,
         "metadata": dict(feedback.metadata),
@@ -87,7 +90,7 @@ def feedback_item(item: learner_pb2.RecordedFeedback) -> FeedbackItem:
                 "text": by_id[completion_id].text if completion_id in by_id else None,
                 "policy_version": version_of(by_id.get(completion_id)),
             }
-            for completion_id in feedback.completion_ids
+            for completion_id in named
         ],
         "used_by_versions": list(item.used_by_versions),
     }

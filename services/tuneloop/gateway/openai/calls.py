@@ -20,7 +20,6 @@ from tuneloop.gateway.openai.response_format import schema_text
 from tuneloop.gateway.openai.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from tuneloop.gateway.openai.tools import tool_use
 from tuneloop.rollouts import SamplingParameters, choice_id
-from tuneloop.rpc.channel import wait_until_connected
 from tuneloop.rpc.status import error_from_rpc
 from tuneloop.text.messages import conversation
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc, rollout_pb2
@@ -83,13 +82,13 @@ class GeneratedAnswer:
 
 
 def chat_answer(
-    gateway: Gateway, body: ChatRequest, *, train: bool, key_id: str
+    gateway: Gateway, body: ChatRequest, *, train: bool, key_id: str, session_id: str = ""
 ) -> GeneratedAnswer:
     """Return the answer to a chat, ready to be generated. Raises `ModelNotFound`."""
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     limit = body.max_completion_tokens or body.max_tokens
     request = make_request(gateway, body, "chatcmpl", limit, top_logprobs, train=train)
-    request.api_key_id = key_id
+    request.api_key_id, request.session_id = key_id, session_id
     request.chat.CopyFrom(wire.messages_to_proto(conversation(body.messages)))
     use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
     if use is not None:
@@ -98,13 +97,13 @@ def chat_answer(
 
 
 def text_answer(
-    gateway: Gateway, body: CompletionRequest, *, train: bool, key_id: str
+    gateway: Gateway, body: CompletionRequest, *, train: bool, key_id: str, session_id: str = ""
 ) -> GeneratedAnswer:
     """Return the answer to plain prompts, with one call for each. Raises `ModelNotFound`."""
     requests = []
     for prompt in body.prompt:
         request = make_request(gateway, body, "cmpl", body.max_tokens, body.logprobs, train=train)
-        request.api_key_id = key_id
+        request.api_key_id, request.session_id = key_id, session_id
         if isinstance(prompt, str):
             request.text = prompt
         else:
@@ -251,8 +250,9 @@ async def call_events(
 ) -> AsyncGenerator[Event]:
     """Yield the events of one call; closing it cancels the call, which aborts the request."""
     if service is gateway.generation:
-        await wait_until_connected(gateway.generation_channel)
-    call = service.Generate(request, timeout=gateway.settings.request_timeout_seconds)
+        call = await gateway.replicas.generate(request, session_id=request.session_id)
+    else:
+        call = service.Generate(request, timeout=gateway.settings.request_timeout_seconds)
     try:
         async for event in call:
             index = event.delta.index if event.WhichOneof("event") == "delta" else event.final.index

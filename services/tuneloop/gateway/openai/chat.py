@@ -11,6 +11,7 @@ from tuneloop.gateway.openai.calls import chat_answer
 from tuneloop.gateway.openai.chunks import ChunkForm, chat_logprobs, chunks
 from tuneloop.gateway.openai.collect import WholeChoice, collect, whole_response
 from tuneloop.gateway.openai.schemas import ChatRequest
+from tuneloop.gateway.openai.sessions import session_of
 from tuneloop.gateway.openai.sse import EventStream
 from tuneloop.gateway.openai.training import may_train
 
@@ -30,7 +31,9 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     """Answer a conversation, whole or as a stream."""
     gateway = gateway_of(request)
     train = may_train(gateway.settings, body, request.headers)
-    answer = chat_answer(gateway, body, train=train, key_id=caller_of(request).id)
+    session_id = session_of(body.session_id, body.metadata, request.headers)
+    key_id = caller_of(request).id
+    answer = chat_answer(gateway, body, train=train, key_id=key_id, session_id=session_id)
     with_logprobs = bool(body.logprobs)
     if body.stream:
         stream = chunks(

@@ -11,6 +11,7 @@ from tuneloop.gateway.openai.calls import text_answer
 from tuneloop.gateway.openai.chunks import ChunkForm, chunks, text_logprobs
 from tuneloop.gateway.openai.collect import collect, whole_response
 from tuneloop.gateway.openai.schemas import CompletionRequest
+from tuneloop.gateway.openai.sessions import session_of
 from tuneloop.gateway.openai.sse import EventStream
 from tuneloop.gateway.openai.training import may_train
 
@@ -30,7 +31,9 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     """Complete plain prompts, whole or as a stream."""
     gateway = gateway_of(request)
     train = may_train(gateway.settings, body, request.headers)
-    answer = text_answer(gateway, body, train=train, key_id=caller_of(request).id)
+    session_id = session_of(body.session_id, body.metadata, request.headers)
+    key_id = caller_of(request).id
+    answer = text_answer(gateway, body, train=train, key_id=key_id, session_id=session_id)
     with_logprobs = body.logprobs is not None
     if body.stream:
         stream = chunks(

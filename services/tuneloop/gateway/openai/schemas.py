@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from tuneloop.gateway.openai.response_format import ResponseFormat
+from tuneloop.gateway.openai.sessions import SessionId
 from tuneloop.gateway.openai.tools import FunctionTool, ToolChoice, check_tool_choice
 from tuneloop.rollouts import MAX_BIASES, MAX_STOP_CHARACTERS
 from tuneloop.text.messages import Message, Text
@@ -130,7 +131,12 @@ class SamplingRequest(BaseModel):
     safety_identifier: Text | None = Field(None, max_length=512)
     """OpenAI's newer name of `user`, which wins over it."""
     metadata: dict[str, Any] | None = None
-    """`{"train": false}` keeps the completion out of learning; `{"task": …}` names a side task."""
+    """`{"train": false}` keeps the completion out of learning; `{"task": …}` names a side task;
+    `{"session_id": …}` names the session where clients send no fields of their own."""
+    session_id: SessionId | None = None
+    """Not OpenAI's: the conversation that this is a turn of, by your own id of it. Feedback may
+    name it in the place of a completion. Wins over `metadata.session_id` and the header
+    `x-session-id`."""
     policy_version: int | None = Field(None, ge=0, le=INT64_MAX)
     """Not OpenAI's: answer with this version; it must be loaded."""
 

@@ -1,10 +1,17 @@
 """`/v1/lineage`: the versions that learned from feedback, from a user, a key or a tenant."""
 
+from collections.abc import Iterable
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
 
-from tuneloop.api.policies import Downstream, FeedbackLineage, SenderLineage, UserLineage
+from tuneloop.api.policies import (
+    Downstream,
+    FeedbackLineage,
+    ForgottenRecord,
+    SenderLineage,
+    UserLineage,
+)
 from tuneloop.gateway.context import Gateway, gateway_of
 from tuneloop.gateway.feedback.effects import effects_in
 from tuneloop.gateway.routes.learner import rfc3339, share_of_version
@@ -67,17 +74,22 @@ async def user_lineage(user_id: str, request: Request) -> UserLineage:
         "policy": downstream(answer.policy),
         "reward_model": downstream(answer.reward_model),
         "rebuild_from": answer.rebuild_from if answer.HasField("rebuild_from") else None,
-        "forgotten": [
-            {
-                "time": rfc3339(record.time),
-                "rollouts": record.rollouts,
-                "feedback": record.feedback,
-                "policy_versions": list(record.policy_versions),
-                "reward_model_versions": list(record.reward_model_versions),
-            }
-            for record in answer.forgotten
-        ],
+        "forgotten": forgotten_records(answer.forgotten),
     }
+
+
+def forgotten_records(records: Iterable[learner_pb2.ForgottenRecord]) -> list[ForgottenRecord]:
+    """Return the records that a user or a session was forgotten."""
+    return [
+        {
+            "time": rfc3339(record.time),
+            "rollouts": record.rollouts,
+            "feedback": record.feedback,
+            "policy_versions": list(record.policy_versions),
+            "reward_model_versions": list(record.reward_model_versions),
+        }
+        for record in records
+    ]
 
 
 @router.get("/v1/lineage/keys/{name}")

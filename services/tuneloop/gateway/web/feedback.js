@@ -164,8 +164,10 @@ function completionParts(item) {
   if (!several) return item.completion ? [written("Answer", item.completion, "answer")] : [];
   return several.map((completion, index) => {
     const best =
-      item.kind === "comparison" ? completion.completion_id === item.chosen : index === 0;
-    const place = item.kind === "ranking" ? `Rank ${index + 1}` : best ? "Chosen" : "Rejected";
+      item.kind === "comparison"
+        ? completion.completion_id === item.chosen
+        : index === 0 || item.session_id;
+    const place = placeOf(item, index, best);
     const version =
       completion.policy_version === null ? "" : `, version ${completion.policy_version}`;
     return written(
@@ -174,6 +176,12 @@ function completionParts(item) {
       best ? "answer chosen" : "answer rejected",
     );
   });
+}
+
+function placeOf(item, index, best) {
+  if (item.session_id) return `Turn ${index + 1}`;
+  if (item.kind === "ranking") return `Rank ${index + 1}`;
+  return best ? "Chosen" : "Rejected";
 }
 
 function judgementParts(item) {
@@ -195,7 +203,7 @@ function facts(item) {
     ["User", item.user_hash],
     ["Date", moment(item.accepted_time)],
     ["Feedback ID", item.id],
-    ["Completion ID", item.completion_id],
+    item.session_id ? ["Session ID", item.session_id] : ["Completion ID", item.completion_id],
     ...Object.entries(item.metadata ?? {}),
   ].map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)));
 }

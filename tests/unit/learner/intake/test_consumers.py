@@ -254,7 +254,7 @@ async def test_forgetting_goes_by_the_clock_of_the_bus(parts: Parts, skew: int) 
     await send(parts, make_thumb("f1", "c1", up=True, second=skew))
     on_their_way = list(parts.bus.streams[FEEDBACK].events)
     parts.clock.now += 1
-    await ForgetUser(parts.database, parts.bus, parts.loop).forget("u1")
+    await ForgetUser(parts.database, parts.bus, parts.loop).forget_user("u1")
     parts.clock.now += 1
     parts.bus.streams[FEEDBACK].events = on_their_way
     await send(parts, make_thumb("f2", "c2", up=True, second=-skew))

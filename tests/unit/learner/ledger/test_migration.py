@@ -173,10 +173,15 @@ def test_pairs_of_one_judgement_weigh_one_in_an_older_ledger(tmp_path: Path) -> 
         # What later revisions add.
         connection.exec_driver_sql("DROP TABLE effects")
         connection.exec_driver_sql("ALTER TABLE samples DROP COLUMN features")
-        for index in ("feedback_user_time", "feedback_key", "feedback_key_id", "rollouts_time"):
+        indices = ("feedback_user_time", "feedback_key", "feedback_key_id", "rollouts_time")
+        sessions = ("rollouts_session", "feedback_session", "forgotten_session")
+        for index in (*indices, *sessions):
             connection.exec_driver_sql(f"DROP INDEX {index}")
-        for column in ("api_key_id", "api_key_name"):
+        for column in ("api_key_id", "api_key_name", "session_id"):
             connection.exec_driver_sql(f"ALTER TABLE feedback DROP COLUMN {column}")
+        connection.exec_driver_sql("ALTER TABLE rollouts DROP COLUMN session_id")
+        for column in ("tenant", "session_id"):
+            connection.exec_driver_sql(f"ALTER TABLE forgotten DROP COLUMN {column}")
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0006_metrics'")
     ledger.close()
     ledger = Database.at(path)

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select
-from support.learner_events import make_rollout, make_thumb
+from support.learner_events import make_rollout, make_thumb, make_turn
 from support.learner_parts import Parts
 
-from tuneloop.bus.subjects import DEAD_LETTERS, of_user
+from tuneloop import wire
+from tuneloop.bus import subjects
+from tuneloop.bus.subjects import DEAD_LETTERS, FEEDBACK, of_user
 from tuneloop.errors import FailedPrecondition, InvalidRequest, Unavailable
 from tuneloop.learner.ledger.accounting import decisions, downstream, forget_user, lineage
+from tuneloop.learner.ledger.accounting.forget_user import PersonalData
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.schema import rollouts
 from tuneloop.learner.service.forget_user import ForgetUser
@@ -41,13 +44,13 @@ async def test_steps_that_no_version_has_yet_become_one_first(parts: Parts) -> N
     thumbs_of(parts, "ann", 4)
     assert await parts.turn()
     assert parts.training_run.uncommitted.taken
-    answer = await forgetting(parts).forget("ann")
+    answer = await forgetting(parts).forget_user("ann")
     assert list(answer.policy_versions) == [1]
     assert answer.rebuild_from == 0
     assert (answer.rollouts_removed, answer.feedback_removed) == (4, 4)
     thumbs_of(parts, "bob", 4)
     assert await parts.turn()
-    assert list((await forgetting(parts).forget("ann")).policy_versions) == [1]
+    assert list((await forgetting(parts).forget_user("ann")).policy_versions) == [1]
 
 
 async def version_of(parts: Parts, user: str) -> None:
@@ -62,7 +65,7 @@ async def test_training_begins_again_before_a_user_on_what_is_left(parts: Parts)
     for user in ("bob", "ann", "cat"):
         await version_of(parts, user)
     assert await parts.release.stable("policy") == 3
-    assert (await forgetting(parts).forget("ann")).rebuild_from == 1
+    assert (await forgetting(parts).forget_user("ann")).rebuild_from == 1
     rebuilding = Rebuild(parts.database, parts.release, parts.loop)
     answer = await rebuilding.before_user("ann", "eve")
     assert (answer.policy_version, answer.restored_version) == (1, 1)
@@ -107,7 +110,7 @@ async def test_of_who_was_not_learned_from_no_version_is_made(parts: Parts) -> N
     thumbs_of(parts, "bob", 4)
     await parts.turn()
     thumbs_of(parts, "ann", 1)
-    answer = await forgetting(parts).forget("ann")
+    answer = await forgetting(parts).forget_user("ann")
     assert (list(answer.policy_versions), answer.HasField("rebuild_from")) == ([], False)
     assert parts.training_run.unpublished_steps == 1
 
@@ -116,7 +119,7 @@ async def test_a_turn_in_progress_ends_first(parts: Parts) -> None:
     thumbs_of(parts, "ann", 4)
     turning = asyncio.create_task(parts.turn())
     await asyncio.sleep(0)
-    answer = await forgetting(parts).forget("ann")
+    answer = await forgetting(parts).forget_user("ann")
     assert await turning
     assert list(answer.policy_versions) == [1]
 
@@ -125,12 +128,12 @@ async def test_while_the_bus_is_away_nothing_is_forgotten_by_halves(parts: Parts
     thumbs_of(parts, "ann", 1)
     parts.bus.go_down()
     with pytest.raises(Unavailable):
-        await forgetting(parts).forget("ann")
+        await forgetting(parts).forget_user("ann")
     with parts.database.read() as connection:
         assert connection.execute(select(rollouts.c.completion_id)).scalars().all() == ["ann-c0"]
-    assert forget_user.records(parts.database, "ann") == []
+    assert forget_user.records(parts.database, PersonalData(user_hash="ann")) == []
     with pytest.raises(InvalidRequest, match="user_hash"):
-        await forgetting(parts).forget("a.b")
+        await forgetting(parts).forget_user("a.b")
 
 
 async def test_a_log_that_somebody_reads_is_not_called_emptied(parts: Parts) -> None:
@@ -146,10 +149,10 @@ async def test_a_log_that_somebody_reads_is_not_called_emptied(parts: Parts) -> 
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM rollouts").fetchall()
         with pytest.raises(Unavailable, match="until nobody reads it"):
-            await forgetting(parts).forget("ann")
+            await forgetting(parts).forget_user("ann")
         assert log_bytes()
         reader.execute("COMMIT")
-    await forgetting(parts).forget("ann")
+    await forgetting(parts).forget_user("ann")
     assert log_bytes() == 0
 
 
@@ -161,6 +164,29 @@ async def test_dead_letters_are_about_somebody(parts: Parts) -> None:
     assert letter.subject == "tuneloop.dead.learner-tuneloop-samples.ann"
     assert b"user_hash" not in letter.data
     assert (DEAD_LETTERS, "tuneloop.dead.*.ann") in of_user("ann")
-    answer = await forgetting(parts).forget("ann")
+    answer = await forgetting(parts).forget_user("ann")
     assert answer.events_purged == 1
     assert parts.bus.streams[DEAD_LETTERS].events == []
+
+
+async def test_of_a_session_the_feedback_is_erased_from_the_stream_too(parts: Parts) -> None:
+    given = [
+        make_thumb("whole", "", user="ann", session_id="s", second=9),
+        make_thumb("turn", "c0", user="bob"),
+        make_thumb("other", "", user="ann", session_id="o", second=9),
+    ]
+    for event in given:
+        subject = subjects.feedback("tuneloop", "thumb", event.user_hash, event.feedback_id)
+        await parts.bus.publish(subject, wire.encode_feedback(event), event_id=event.feedback_id)
+    turns = [make_turn("c0", 0), make_turn("c1", 1), make_turn("o", 0, session_id="o")]
+    recorder.record_rollouts(parts.database, turns, 0.0)
+    recorder.record_feedback(parts.database, [(event, n) for n, event in enumerate(given)], 0.0)
+    assert await parts.turn()
+    answer = await forgetting(parts).forget_session("default", "s")
+    assert (answer.rollouts_removed, answer.feedback_removed) == (2, 2)
+    assert (answer.events_purged, list(answer.policy_versions)) == (2, [1])
+    (kept,) = parts.bus.streams[FEEDBACK].events
+    assert wire.decode_feedback(kept.data).feedback_id == "other"
+    for tenant, session_id in (("default", ""), ("default", "a\nb"), ("a.b", "s")):
+        with pytest.raises(InvalidRequest):
+            await forgetting(parts).forget_session(tenant, session_id)

@@ -16,7 +16,12 @@ from sqlalchemy import and_, func, or_, select
 from tuneloop.errors import NotFound
 from tuneloop.learner.ledger.accounting import forget_user, lineage, versions
 from tuneloop.learner.ledger.accounting.effects import FeedbackEffect, effects_of
-from tuneloop.learner.ledger.accounting.forget_user import Record, touching, versions_used
+from tuneloop.learner.ledger.accounting.forget_user import (
+    PersonalData,
+    Record,
+    touching,
+    versions_used,
+)
 from tuneloop.learner.ledger.accounting.lineage import same_sample
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import moment
@@ -61,6 +66,17 @@ class FeedbackLineage:
     policy: Downstream
     reward_model: Downstream
     effects: tuple[FeedbackEffect, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reached:
+    """The versions that learned from a user or a session."""
+
+    policy: Downstream
+    reward_model: Downstream
+    rebuild_from: int | None
+    """The last version that had not learned from it; None if the current line has not."""
+    forgotten: tuple[Record, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +150,7 @@ def of_feedback(database: Database, feedback_id: str) -> FeedbackLineage:
 def made_by(row: Any) -> Any:
     """Return the samples of a row of `feedback`: its own, and pairs of siblings it is half of."""
     own = samples.c.feedback_id == row.feedback_id
-    if row.kind != "thumb":
+    if row.kind != "thumb" or row.session_id:
         return own
     either = or_(
         samples.c.completion_id == row.completion_id, samples.c.rejected_id == row.completion_id
@@ -145,8 +161,8 @@ def made_by(row: Any) -> Any:
 
 def of_user(database: Database, user_hash: str) -> UserLineage:
     """Return the lineage of a user, also of a forgotten one; empty for an unknown user."""
-    about = touching(user_hash)
-    records = forget_user.records(database, user_hash)
+    data = PersonalData(user_hash=user_hash)
+    about = touching(data)
     with database.read() as connection:
         states = connection.execute(select(samples.c.state).where(about)).scalars()
         by_state = Counter(states)
@@ -156,19 +172,31 @@ def of_user(database: Database, user_hash: str) -> UserLineage:
         judged = connection.execute(
             select(func.count()).where(feedback.c.user_hash == user_hash)
         ).scalar_one()
-        direct = {model: set(versions_used(connection, about, model)) for model in MODELS}
-    for record in records:
-        direct[ModelRole.POLICY] |= set(record.forgotten.policy_versions)
-        direct[ModelRole.REWARD_MODEL] |= set(record.forgotten.reward_model_versions)
+    reached = of_data(database, data)
     return UserLineage(
         rollouts=answered,
         feedback=judged,
         samples=dict(sorted(by_state.items())),
-        policy=downstream_of(database, ModelRole.POLICY, direct[ModelRole.POLICY]),
-        reward_model=downstream_of(
-            database, ModelRole.REWARD_MODEL, direct[ModelRole.REWARD_MODEL]
-        ),
-        rebuild_from=last_before(database, ModelRole.POLICY, direct[ModelRole.POLICY]),
+        policy=reached.policy,
+        reward_model=reached.reward_model,
+        rebuild_from=reached.rebuild_from,
+        forgotten=reached.forgotten,
+    )
+
+
+def of_data(database: Database, data: PersonalData) -> Reached:
+    """Return the versions that learned from a user or a session, forgotten data included."""
+    records = forget_user.records(database, data)
+    with database.read() as connection:
+        policy = set(versions_used(connection, touching(data), ModelRole.POLICY))
+        reward_model = set(versions_used(connection, touching(data), ModelRole.REWARD_MODEL))
+    for record in records:
+        policy |= set(record.forgotten.policy_versions)
+        reward_model |= set(record.forgotten.reward_model_versions)
+    return Reached(
+        policy=downstream_of(database, ModelRole.POLICY, policy),
+        reward_model=downstream_of(database, ModelRole.REWARD_MODEL, reward_model),
+        rebuild_from=last_before(database, ModelRole.POLICY, policy),
         forgotten=tuple(records),
     )
 

@@ -66,7 +66,8 @@ def add_effects(database: Database, version: int, measured: Sequence[Effect]) ->
 def effects_of(connection: Connection, feedback: Any, made: Any) -> tuple[FeedbackEffect, ...]:
     """Return what versions changed for a row of `feedback`, oldest first.
 
-    `made` selects its samples. Of a thumb it is its own answer, also where a pair taught it.
+    `made` selects its samples. Of a thumb it is its own answer, also where a pair taught it; of a
+    thumb on a session each turn that was learned from.
     """
     same = (effects.c.sample_id == samples.c.sample_id) & (
         effects.c.objective == samples.c.objective
@@ -80,7 +81,7 @@ def effects_of(connection: Connection, feedback: Any, made: Any) -> tuple[Feedba
     found: dict[tuple[int, str, str], FeedbackEffect] = {}
     for row in connection.execute(query):
         text, completion_id = _text_of(row)
-        if feedback.kind == "thumb":
+        if feedback.kind == "thumb" and not feedback.session_id:
             if completion_id != feedback.completion_id:
                 continue
             text = "answer"

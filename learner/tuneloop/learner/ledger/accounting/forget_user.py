@@ -1,7 +1,7 @@
-"""Forget a user: delete every row of theirs, and say which versions had learned from them.
+"""Forget a user or a session: delete every row of it, and say which versions had learned from it.
 
-The record of this stays: the keyed hash of their name, the time, how much was deleted, and the
-versions whose weights still carry it.
+The record of this stays: the keyed hash of the user's name or the session's id, the time, how much
+was deleted, and the versions whose weights still carry it.
 """
 
 import json
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Table, and_, delete, func, or_, select, true, tuple_
+from sqlalchemy import Connection, Table, and_, delete, exists, func, or_, select, true, tuple_
 
 from tuneloop.learner.ledger.accounting.lineage import same_sample
 from tuneloop.learner.ledger.database import Database
@@ -43,46 +43,94 @@ class Forgotten:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """The record that a user was forgotten."""
+    """The record that a user or a session was forgotten."""
 
     time: datetime
     forgotten: Forgotten
 
 
-def theirs(user_hash: str) -> Any:
-    """Select the completions made for a user."""
-    return select(rollouts.c.completion_id).where(rollouts.c.user_hash == user_hash)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PersonalData:
+    """What is forgotten together: all of a user's, or else one session of a tenant."""
+
+    user_hash: str = ""
+    tenant: str = ""
+    session_id: str = ""
+
+    @property
+    def asked(self) -> Any:
+        """Select its rollouts."""
+        return self._in(rollouts)
+
+    @property
+    def judged(self) -> Any:
+        """Select the user's own judgements, or those on the session."""
+        return self._in(feedback)
+
+    @property
+    def recorded(self) -> Any:
+        """Select the records that it was forgotten."""
+        return self._in(forgotten)
+
+    def _in(self, table: Table) -> Any:
+        if self.user_hash:
+            return table.c.user_hash == self.user_hash
+        return and_(table.c.session_id == self.session_id, table.c.tenant == self.tenant)
 
 
-def touching(user_hash: str) -> Any:
-    """Select the samples of a user's judgements, and of others' judgements on their answers."""
-    own = theirs(user_hash)
+def theirs(data: PersonalData) -> Any:
+    """Select the completions made for a user, or in a session."""
+    return select(rollouts.c.completion_id).where(data.asked)
+
+
+def touching(data: PersonalData) -> Any:
+    """Select the samples of a user's judgements, and of others' judgements on their answers.
+
+    Of a session those of judgements on it and on its answers.
+    """
+    own = theirs(data)
     ranking_them = select(rankings.c.feedback_id).where(rankings.c.completion_id.in_(own))
+    judging = select(feedback.c.feedback_id).where(data.judged)
     return or_(
-        samples.c.user_hash == user_hash,
+        samples.c.user_hash == data.user_hash
+        if data.user_hash
+        else samples.c.feedback_id.in_(judging),
         samples.c.completion_id.in_(own),
         samples.c.rejected_id.in_(own),
         samples.c.feedback_id.in_(ranking_them),
     )
 
 
-def judgements_about(user_hash: str) -> Any:
-    """Select a user's judgements, and others' judgements on their answers."""
+def judgements_about(data: PersonalData) -> Any:
+    """Select a user's judgements, and others' judgements on their answers and sessions.
+
+    Of a session those on it and on its answers.
+    """
     spoken_of = select(samples.c.feedback_id).where(
-        touching(user_hash), samples.c.feedback_id.is_not(None)
+        touching(data), samples.c.feedback_id.is_not(None)
+    )
+    own_session = exists().where(
+        data.asked,
+        rollouts.c.session_id != "",
+        rollouts.c.session_id == feedback.c.session_id,
+        rollouts.c.tenant == feedback.c.tenant,
     )
     return or_(
-        feedback.c.user_hash == user_hash,
-        feedback.c.completion_id.in_(theirs(user_hash)),
+        data.judged,
+        feedback.c.completion_id.in_(theirs(data)),
         feedback.c.feedback_id.in_(spoken_of),
+        own_session,
     )
 
 
-def given_by_others(database: Database, user_hash: str) -> list[str]:
-    """Return the ids of others' feedback on a user's answers, which may quote them."""
-    query = select(feedback.c.feedback_id).where(
-        judgements_about(user_hash), feedback.c.user_hash != user_hash
-    )
+def feedback_to_erase(database: Database, data: PersonalData) -> list[str]:
+    """Return the ids of feedback that goes with it, without a user's own.
+
+    That may quote their answers, and its events are not found by the user's hash.
+    """
+    query = select(feedback.c.feedback_id).where(judgements_about(data))
+    if data.user_hash:
+        query = query.where(feedback.c.user_hash != data.user_hash)
     with database.read() as connection:
         return list(connection.execute(query).scalars())
 
@@ -106,13 +154,13 @@ def versions_used(connection: Connection, chosen: Any, model: str) -> tuple[int,
     return tuple(sorted(connection.execute(used.union(put_back)).scalars()))
 
 
-def used_since_a_version(database: Database, user_hash: str, model: str) -> bool:
-    """Return whether steps that no version has yet used data of a user."""
+def used_since_a_version(database: Database, data: PersonalData, model: str) -> bool:
+    """Return whether steps that no version has yet used it."""
     query = (
         select(func.count())
         .select_from(uses)
         .join(samples, same_sample)
-        .where(touching(user_hash), uses.c.model == model, uses.c.policy_version.is_(None))
+        .where(touching(data), uses.c.model == model, uses.c.policy_version.is_(None))
     )
     with database.read() as connection:
         return bool(connection.execute(query).scalar_one())
@@ -120,46 +168,43 @@ def used_since_a_version(database: Database, user_hash: str, model: str) -> bool
 
 def forget_user(database: Database, user_hash: str, now: float) -> Forgotten:
     """Remove the user's rollouts and feedback, others' feedback on them, and every use of them."""
-    own, judgements = theirs(user_hash), judgements_about(user_hash)
+    return forget(database, PersonalData(user_hash=user_hash), now)
+
+
+def forget(database: Database, data: PersonalData, now: float) -> Forgotten:
+    """Remove the rollouts, the feedback about them, and every use of them."""
+    own, judgements, about = theirs(data), judgements_about(data), touching(data)
     with database.write() as connection:
-        policy_versions = versions_used(connection, touching(user_hash), ModelRole.POLICY)
-        reward_model_versions = versions_used(
-            connection, touching(user_hash), ModelRole.REWARD_MODEL
-        )
+        policy_versions = versions_used(connection, about, ModelRole.POLICY)
+        reward_model_versions = versions_used(connection, about, ModelRole.REWARD_MODEL)
         feedback_ids = list(
             connection.execute(select(feedback.c.feedback_id).where(judgements)).scalars()
         )
-        about_them = or_(touching(user_hash), samples.c.feedback_id.in_(feedback_ids))
+        about_them = or_(about, samples.c.feedback_id.in_(feedback_ids))
         doomed = select(samples.c.sample_id, samples.c.objective).where(about_them)
         for table in (uses, undone_uses, effects):
             of_them = tuple_(table.c.sample_id, table.c.objective).in_(doomed)
             connection.execute(delete(table).where(of_them))
         connection.execute(delete(samples).where(about_them))
         connection.execute(delete(scores).where(scores.c.completion_id.in_(own)))
-        for table in (scores, samples):
-            connection.execute(delete(table).where(_stray(table, user_hash)))
+        for table in (scores, samples) if data.user_hash else ():
+            connection.execute(delete(table).where(_stray(table, data.user_hash)))
         connection.execute(delete(rankings).where(rankings.c.feedback_id.in_(feedback_ids)))
-        connection.execute(
-            delete(retractions).where(
-                or_(
-                    retractions.c.user_hash == user_hash,
-                    retractions.c.feedback_id.in_(feedback_ids),
-                )
-            )
-        )
+        taken_back: Any = retractions.c.feedback_id.in_(feedback_ids)
+        if data.user_hash:
+            taken_back = or_(taken_back, retractions.c.user_hash == data.user_hash)
+        connection.execute(delete(retractions).where(taken_back))
         # A cache keyed by hashes: whose a row is cannot be told.
         connection.execute(delete(reference_logprobs))
         gone = Forgotten(
             feedback=connection.execute(
                 delete(feedback).where(feedback.c.feedback_id.in_(feedback_ids))
             ).rowcount,
-            rollouts=connection.execute(
-                delete(rollouts).where(rollouts.c.user_hash == user_hash)
-            ).rowcount,
+            rollouts=connection.execute(delete(rollouts).where(data.asked)).rowcount,
             policy_versions=policy_versions,
             reward_model_versions=reward_model_versions,
         )
-        connection.execute(forgotten.insert().values(_row(user_hash, gone, now)))
+        connection.execute(forgotten.insert().values(_row(data, gone, now)))
     database.erase_log()
     return gone
 
@@ -172,9 +217,9 @@ def _stray(table: Table, user_hash: str) -> Any:
     return and_(about_them, alone, table.c.kind == "score" if table is samples else true())
 
 
-def records(database: Database, user_hash: str) -> list[Record]:
-    """Return when a user was forgotten, oldest first: they may have come back."""
-    query = select(forgotten).where(forgotten.c.user_hash == user_hash).order_by(forgotten.c.number)
+def records(database: Database, data: PersonalData) -> list[Record]:
+    """Return when it was forgotten, oldest first: a user may have come back."""
+    query = select(forgotten).where(data.recorded).order_by(forgotten.c.number)
     with database.read() as connection:
         return [
             Record(
@@ -200,9 +245,11 @@ def row_counts(database: Database) -> dict[str, int]:
         }
 
 
-def _row(user_hash: str, gone: Forgotten, now: float) -> dict[str, Any]:
+def _row(data: PersonalData, gone: Forgotten, now: float) -> dict[str, Any]:
     return {
-        "user_hash": user_hash,
+        "user_hash": data.user_hash,
+        "tenant": data.tenant,
+        "session_id": data.session_id,
         "time": now,
         "rollouts": gone.rollouts,
         "feedback": gone.feedback,

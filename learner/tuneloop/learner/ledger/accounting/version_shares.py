@@ -80,6 +80,7 @@ def is_pair_of_thumb(given: Any) -> Any:
     half = exists().where(
         given,
         feedback.c.kind == FeedbackKind.THUMB.value,
+        feedback.c.session_id == "",
         feedback.c.user_hash == samples.c.user_hash,
         feedback.c.completion_id.in_((samples.c.completion_id, samples.c.rejected_id)),
     )

@@ -12,6 +12,7 @@ from tuneloop.learner.ledger.events.sample_rules import (
     samples_of,
     scored_sample,
 )
+from tuneloop.learner.ledger.events.session_rules import CreditRule, settle_sessions
 from tuneloop.learner.ledger.events.verdict_rules import settle_siblings, settle_votes
 from tuneloop.learner.ledger.rows import Row, feedback_row, insert_new, rollout_row, score_row
 from tuneloop.learner.ledger.schema import (
@@ -27,11 +28,21 @@ from tuneloop.learner.samples import Objective, SampleState
 from tuneloop.policies import Activation
 from tuneloop.rollouts import Rollout, ScoredRollout
 
+EACH_TURN = CreditRule()
 
-def record_rollouts(database: Database, events: Sequence[Rollout], now: float) -> int:
+
+def record_rollouts(
+    database: Database,
+    events: Sequence[Rollout],
+    now: float,
+    *,
+    ratings_reward: bool = False,
+    rule: CreditRule = EACH_TURN,
+) -> int:
     """Record rollouts; return how many were new. `now` is the time of recording.
 
-    Rollouts that were on their way when their user was forgotten are dropped; so is feedback.
+    Rollouts that were on their way when their user was forgotten are dropped; so is feedback. Where
+    their session was judged already, `ratings_reward` and `rule` are as for `record_feedback`.
     """
     with database.write() as connection:
         rows = [rollout_row(rollout) for rollout in events]
@@ -39,6 +50,7 @@ def record_rollouts(database: Database, events: Sequence[Rollout], now: float) -
         new = insert_new(connection, rollouts, rows, ("completion_id",))
         for group_id in sorted({row["group_id"] for row in new}):
             settle_siblings(connection, group_id, now)
+        settle_sessions(connection, _sessions(new), now, rule=rule, ratings_reward=ratings_reward)
     return len(new)
 
 
@@ -49,12 +61,14 @@ def record_feedback(
     *,
     ratings_reward: bool = False,
     comments_train: bool = False,
+    rule: CreditRule = EACH_TURN,
 ) -> list[Feedback]:
     """Record feedback, given with its sequence in the stream; return what was new.
 
     It makes its samples at once: they are not ready until their rollouts are recorded. Samples of
     feedback that was retracted before it came are retracted. With `ratings_reward` a rating is
-    also a reward, for GRPO; with `comments_train` a comment is a hint, for SDFT.
+    also a reward, for GRPO; with `comments_train` a comment is a hint, for SDFT. `rule` shares a
+    judgement of a session among its turns.
     """
     with database.write() as connection:
         rows = [feedback_row(event, sequence) for event, sequence in events]
@@ -66,7 +80,12 @@ def record_feedback(
         ranked = [completion for row in new for completion in ranked_completions(row)]
         insert_new(connection, rankings, ranked, ("feedback_id", "position"))
         rules = {"ratings_reward": ratings_reward, "comments_train": comments_train}
-        made = [sample for row in new for sample in samples_of(row, now, **rules)]
+        made = [
+            sample
+            for row in new
+            if not row["session_id"]
+            for sample in samples_of(row, now, **rules)
+        ]
         for sample in made:
             counts = sample["feedback_id"] not in gone
             sample |= {
@@ -79,6 +98,7 @@ def record_feedback(
         thumbs = {row["completion_id"] for row in new if row["kind"] == "thumb"}
         for group_id in _groups(connection, thumbs):
             settle_siblings(connection, group_id, now)
+        settle_sessions(connection, _sessions(new), now, rule=rule, ratings_reward=ratings_reward)
     fresh = {row["feedback_id"] for row in new}
     first = {event.feedback_id: event for event, _ in reversed(events)}
     return [event for event in reversed(first.values()) if event.feedback_id in fresh]
@@ -176,9 +196,21 @@ def record_activation(database: Database, model: str, activation: Activation) ->
 
 
 def _not_forgotten(connection: Connection, rows: Sequence[Row], time: str) -> list[Row]:
-    """Return the rows without those from before their user was forgotten."""
-    times = forgotten_times(connection, {row["user_hash"] for row in rows})
-    return [row for row in rows if row[time] > times.get(row["user_hash"], float("-inf"))]
+    """Return the rows without those from before their user or their session was forgotten."""
+    never = float("-inf")
+    users = forgotten_times(connection, {row["user_hash"] for row in rows})
+    sessions = forgotten_sessions(connection, _sessions(rows))
+    return [
+        row
+        for row in rows
+        if row[time] > users.get(row["user_hash"], never)
+        and row[time] > sessions.get((row["tenant"], row["session_id"]), never)
+    ]
+
+
+def _sessions(rows: Sequence[Row]) -> set[tuple[str, str]]:
+    """Return the tenant and the session of the rows that have one."""
+    return {(row["tenant"], row["session_id"]) for row in rows if row["session_id"]}
 
 
 def _groups(connection: Connection, completion_ids: Iterable[str]) -> list[str]:
@@ -194,3 +226,17 @@ def forgotten_times(connection: Connection, user_hashes: Collection[str]) -> dic
         .group_by(forgotten.c.user_hash)
     )
     return {row[0]: row[1] for row in connection.execute(query)}
+
+
+def forgotten_sessions(
+    connection: Connection, sessions: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], float]:
+    """Return when each of these sessions, by tenant and id, was last forgotten, likewise."""
+    if not sessions:
+        return {}
+    query = (
+        select(forgotten.c.tenant, forgotten.c.session_id, func.max(forgotten.c.time))
+        .where(forgotten.c.session_id.in_({session_id for _, session_id in sessions}))
+        .group_by(forgotten.c.tenant, forgotten.c.session_id)
+    )
+    return {(row[0], row[1]): row[2] for row in connection.execute(query)}

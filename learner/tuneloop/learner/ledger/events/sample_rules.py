@@ -13,6 +13,8 @@
 One judgement weighs one: its samples for an objective weigh 1 together, however many they are. So
 do the pairs that one user's opposite thumbs on one request make (see `verdict_rules`).
 
+A thumb or a rating of a session makes the same samples of each of its turns (see `session_rules`).
+
 `topic` is what a verdict is about and `verdict` what it says: of one user's verdicts on one topic
 only the last counts (see `verdict_rules`). The two ways to say which of two completions is better
 share a topic.
@@ -26,7 +28,7 @@ from itertools import combinations
 from math import comb
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, exists, select
+from sqlalchemy import ColumnElement, Connection, and_, exists, select
 
 from tuneloop.feedback import FeedbackKind
 from tuneloop.learner.ledger.rows import Row
@@ -39,6 +41,10 @@ LEARNED_FROM: ColumnElement[bool] = feedback.c.kind.not_in(
 ) | exists().where(_made.c.feedback_id == feedback.c.feedback_id)
 """That feedback is not only kept: of its kind everything is learned from, or it made samples."""
 PAIR_OBJECTIVES = (Objective.DPO, Objective.REWARD_MODEL)
+OF_SESSION = and_(
+    samples.c.kind.in_(("thumb", "rating")), samples.c.sample_id != samples.c.feedback_id
+)
+"""A verdict on a turn that was given on its session: its id is the feedback's and the turn's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +194,7 @@ def opposites(connection: Connection, siblings: Mapping[str, Answer], now: float
         select(feedback)
         .where(
             feedback.c.kind == "thumb",
+            feedback.c.session_id == "",
             feedback.c.completion_id.in_(list(siblings)),
             feedback.c.status != "retracted",
         )

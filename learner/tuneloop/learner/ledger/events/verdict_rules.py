@@ -6,6 +6,8 @@ which of two completions is better, the order of several), in the order they wer
 * A used verdict stays used.
 * The last verdict counts, unless the newest used one says the same: saying it again changes
   nothing.
+* A verdict on a completion itself comes after all on its session, whenever it was given: it says
+  more.
 * Every other unused verdict is superseded.
 * A retracted verdict counts as never given; an expired one is not learned from but still counts.
 * `current` marks the last verdict and the used ones that say the same: they may be replayed.
@@ -25,7 +27,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, select, update
 
-from tuneloop.learner.ledger.events.sample_rules import Answer, opposites
+from tuneloop.learner.ledger.events.sample_rules import OF_SESSION, Answer, opposites
 from tuneloop.learner.ledger.rows import Row, insert_new
 from tuneloop.learner.ledger.schema import rollouts, samples
 from tuneloop.learner.samples import Objective, SampleState
@@ -40,6 +42,7 @@ def settle_votes(connection: Connection, objective: str, topic: str, user_hash: 
     """Apply the rules to the verdicts of one user on one topic."""
     query = (
         select(samples.c.sample_id, samples.c.state, samples.c.verdict, samples.c.current)
+        .add_columns(OF_SESSION.label("of_session"))
         .where(
             samples.c.topic == topic,
             samples.c.objective == objective,
@@ -48,7 +51,8 @@ def settle_votes(connection: Connection, objective: str, topic: str, user_hash: 
         )
         .order_by(samples.c.accepted_time, samples.c.sample_id)
     )
-    votes = [row._asdict() for row in connection.execute(query)]
+    rows = [row._asdict() for row in connection.execute(query)]
+    votes = sorted(rows, key=lambda row: not row["of_session"])
     for vote, state in zip(votes, _states(votes), strict=True):
         current = vote["verdict"] == votes[-1]["verdict"] and state in (
             SampleState.OPEN,
@@ -58,7 +62,7 @@ def settle_votes(connection: Connection, objective: str, topic: str, user_hash: 
 
 
 def _states(votes: Sequence[Row]) -> list[str]:
-    """Return the state each vote should have; `votes` are in the order they were accepted."""
+    """Return the state each vote should have; `votes` are in the order they count in."""
     settled = (SampleState.USED, SampleState.EXPIRED)
     states = [
         vote["state"] if vote["state"] in settled else SampleState.SUPERSEDED for vote in votes

@@ -5,9 +5,10 @@ import math
 from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise, product
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, not_, select
 
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events.sample_rules import OF_SESSION
 from tuneloop.learner.ledger.schema import samples, scores
 from tuneloop.learner.samples import Objective, SampleState
 
@@ -31,7 +32,7 @@ def flip_rate(connection: Connection) -> float:
     by two users or by one user twice, are two noisy readings of one truth. Each flipped with
     probability ε, they differ with probability d = 2ε(1 − ε), hence ε = (1 − √(1 − 2d)) / 2. `d` is
     shrunk towards 0 as if `PRIOR` more pairs had agreed. Differing tastes count as noise: there is
-    one policy for all.
+    one policy for all. What was said of a session is no reading of each of its turns.
     """
     latest = (
         select(
@@ -46,6 +47,7 @@ def flip_rate(connection: Connection) -> float:
             # Each thumb and each pair makes one sample of these.
             samples.c.objective.in_((Objective.KTO, Objective.DPO)),
             samples.c.state.not_in((SampleState.REFUSED, SampleState.RETRACTED)),
+            not_(OF_SESSION),
         )
         .order_by(samples.c.accepted_time.desc())
         .limit(VERDICTS)
@@ -124,6 +126,7 @@ def ranking_accuracy(database: Database) -> float | None:
             samples.c.objective == Objective.REWARD_MODEL,
             samples.c.state == SampleState.USED,
             samples.c.kind == "thumb",
+            not_(OF_SESSION),
         )
         .order_by(samples.c.accepted_time.desc())
         .limit(WINDOW)

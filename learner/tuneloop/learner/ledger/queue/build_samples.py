@@ -107,6 +107,7 @@ class Builder:
                     sample_id=row.sample_id,
                     sequence=judged_sequence(row, "chosen"),
                     desirable=row.verdict == "up",
+                    weight=row.weight,
                 )
             case Objective.SFT:
                 return DemonstrationSample(sample_id=row.sample_id, sequence=self._edited(row))
@@ -140,6 +141,7 @@ class Builder:
             reward=self._rating(row) if rated else reward_of(self._connection, row.completion_id),
             policy_version=row.chosen_oldest_version,
             stopped=row.chosen_finish_reason == FinishReason.STOP,
+            weight=row.weight,
         )
 
     def _pair(self, row: Any) -> PairSample:

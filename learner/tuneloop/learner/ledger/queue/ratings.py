@@ -63,17 +63,20 @@ WINDOW = 8192
 
 
 def read(connection: Connection) -> Ratings:
-    """Read the last rating of each user on each completion, among the latest ones."""
+    """Read the last rating of each user on each completion or session, among the latest ones."""
+    about = (feedback.c.completion_id, feedback.c.session_id)
     query = (
-        select(feedback.c.user_hash, feedback.c.completion_id, feedback.c.payload)
+        select(feedback.c.user_hash, *about, feedback.c.payload)
         .where(feedback.c.kind == "rating", feedback.c.status != "retracted")
         .order_by(feedback.c.accepted_time.desc(), feedback.c.feedback_id.desc())
         .limit(WINDOW)
     )
-    last: dict[tuple[str, str], str] = {}
+    last: dict[tuple[str, str, str], str] = {}
     for row in connection.execute(query):
-        last.setdefault((row.user_hash, row.completion_id), row.payload)
+        # The turn that a session's rating is counted on changes while it goes on.
+        completion_id = "" if row.session_id else row.completion_id
+        last.setdefault((row.user_hash, row.session_id, completion_id), row.payload)
     by_user: dict[str, list[float]] = {}
-    for (user_hash, _), payload in last.items():
+    for (user_hash, _, _), payload in last.items():
         by_user.setdefault(user_hash, []).append(float(json.loads(payload)["value"]))
     return Ratings(by_user)

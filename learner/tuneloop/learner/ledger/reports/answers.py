@@ -1,10 +1,13 @@
-"""Answers to users, and the thumbs and metrics on them, as every report counts them."""
+"""Answers to users, and the thumbs and metrics on them, as every report counts them.
+
+What was said of a session counts once, for the answer of its last turn.
+"""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import and_, case, func, select
 
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import unpack_ids, unpack_logprobs
@@ -80,7 +83,8 @@ def sampled_plainly(database: Database, version: int, *, tokens: int) -> list[To
 def last_thumbs(answers: Any) -> Any:
     """Return a subquery of each rater's last thumb on each answer, without retracted ones.
 
-    `answers` is a condition on rollouts; `user_hash` is of the user who asked.
+    `answers` is a condition on rollouts; `user_hash` is of the user who asked. A thumb on the
+    answer itself comes after one on its session.
     """
     return _last_of_each("thumb", (feedback.c.up,), answers)
 
@@ -88,10 +92,11 @@ def last_thumbs(answers: Any) -> Any:
 def last_metrics(answers: Any) -> Any:
     """Return a subquery of each rater's last value of each metric of each answer, likewise.
 
-    Booleans and numbers of one name are two metrics: neither can change the other's mean.
+    Booleans and numbers of one name are two metrics: neither can change the other's mean. So are
+    that of an answer and that of its session.
     """
     values = (feedback.c.metric, feedback.c.is_boolean, feedback.c.measured)
-    return _last_of_each("metric", values, answers, apart_by=values[:2])
+    return _last_of_each("metric", values, answers, apart_by=(*values[:2], feedback.c.session_id))
 
 
 def _last_of_each(
@@ -99,7 +104,11 @@ def _last_of_each(
 ) -> Any:
     last = func.row_number().over(
         partition_by=(feedback.c.completion_id, feedback.c.user_hash, *apart_by),
-        order_by=(feedback.c.accepted_time.desc(), feedback.c.feedback_id.desc()),
+        order_by=(
+            case((feedback.c.session_id == "", 0), else_=1),
+            feedback.c.accepted_time.desc(),
+            feedback.c.feedback_id.desc(),
+        ),
     )
     ranked = (
         select(

@@ -143,11 +143,14 @@ def read_rollouts(wanted: Wanted, *, plain: bool = False, after: Place | None = 
 
 
 def read_metrics(wanted: Wanted, *, plain: bool = False, after: Place | None = None) -> Any:
-    """The last value of each user for each answer and metric; booleans and numbers are apart."""
+    """The last value of each user for each answer and metric; booleans and numbers are apart.
+
+    That of a session is of its last answer, apart from that answer's own.
+    """
     last = func.row_number().over(
         partition_by=(
             *(feedback.c.completion_id, feedback.c.user_hash),
-            *(feedback.c.metric, feedback.c.is_boolean),
+            *(feedback.c.metric, feedback.c.is_boolean, feedback.c.session_id),
         ),
         order_by=(feedback.c.accepted_time.desc(), feedback.c.feedback_id.desc()),
     )

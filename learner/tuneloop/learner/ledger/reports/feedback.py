@@ -159,7 +159,9 @@ def feedback_of(row: Any, policy: str) -> Feedback:
         policy=policy,
         tenant=row.tenant,
         user_hash=row.user_hash,
-        completion_id=row.completion_id,
+        # Of a session the ledger notes the last turn there.
+        completion_id="" if row.session_id else row.completion_id,
+        session_id=row.session_id,
         judgement=type_of_kind[kind](**judgement | lists),
         accepted_time=moment(row.accepted_time),
         metadata=json.loads(row.metadata),
@@ -185,7 +187,9 @@ def versions_by_feedback(connection: Connection, rows: Sequence[Any]) -> dict[st
     for use in connection.execute(by_id):
         found.setdefault(use.feedback_id, set()).add(use.policy_version)
     thumbs = {
-        (row.user_hash, row.completion_id): row.feedback_id for row in rows if row.kind == "thumb"
+        (row.user_hash, row.completion_id): row.feedback_id
+        for row in rows
+        if row.kind == "thumb" and not row.session_id
     }
     ids = [completion_id for _, completion_id in thumbs]
     pairs = learned.where(

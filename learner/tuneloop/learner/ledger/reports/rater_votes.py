@@ -5,11 +5,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, func, select
+from sqlalchemy import Connection, and_, func, not_, select
 
 from tuneloop.learner.guards.raters import Vote
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.events.sample_rules import LEARNED_FROM
+from tuneloop.learner.ledger.events.sample_rules import LEARNED_FROM, OF_SESSION
 from tuneloop.learner.ledger.rows import unpack_logprobs
 from tuneloop.learner.ledger.schema import feedback, rollouts, samples, scores
 from tuneloop.learner.samples import Objective, SampleState
@@ -39,6 +39,8 @@ class Owner:
 def votes(database: Database) -> list[Vote]:
     """Return the latest votes in order, and the reward model's votes on the same things.
 
+    What was said of a session is no vote on each of its turns.
+
     The reward model votes with its first score of an answer, from before it learned from the
     thumbs on it, compared with its other scores: it calls as many good as people do.
     """
@@ -55,6 +57,7 @@ def votes(database: Database) -> list[Vote]:
             # Each thumb and each pair makes one sample of these.
             samples.c.objective.in_((Objective.KTO, Objective.DPO)),
             samples.c.state.not_in((SampleState.REFUSED, SampleState.RETRACTED)),
+            not_(OF_SESSION),
         )
         .order_by(samples.c.accepted_time.desc(), samples.c.sample_id.desc())
         .limit(VOTES)

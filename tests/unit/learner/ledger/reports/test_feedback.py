@@ -22,7 +22,7 @@ from tuneloop.learner.ledger.events import lifecycle, recorder
 from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.reports.feedback import FeedbackEntry, FeedbackFilters, browse
 from tuneloop.learner.ledger.reports.traffic import traffic
-from tuneloop.learner.service.convert import LatestTraffic
+from tuneloop.learner.service.versions import LatestTraffic
 from tuneloop.rollouts import RolloutSource
 
 
