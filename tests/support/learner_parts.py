@@ -157,6 +157,7 @@ class Parts:
             self.database,
             "tuneloop",
             scored_objective=self.settings.scored_objective,
+            signals_count=self.settings.signals == "reward_model",
             clock=self.clock,
         )
         task = asyncio.create_task(

@@ -34,6 +34,8 @@ class Objective(StrEnum):
     """Scored completions, grouped by prompt."""
     REWARD_MODEL = "reward_model"
     """Labels, preferences, ratings and rankings for the reward model."""
+    SIGNALS = "signals"
+    """What users did with answers, for the reward model: what nobody said is kept apart."""
 
 
 class ModelRole(StrEnum):
@@ -70,7 +72,9 @@ SCORED_OBJECTIVES: tuple[str, ...] = (Objective.PPO, Objective.GRPO)
 """The policy's from its own completions and their rewards."""
 Tokens = tuple[tuple[int, ...], tuple[int, ...]]
 """Token ids of a prompt and of a completion."""
-POLICY_OBJECTIVES = tuple(o for o in Objective if o is not Objective.REWARD_MODEL)
+REWARD_OBJECTIVES: tuple[str, ...] = (Objective.REWARD_MODEL, Objective.SIGNALS)
+"""The reward model's."""
+POLICY_OBJECTIVES = tuple(o for o in Objective if o not in REWARD_OBJECTIVES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +184,19 @@ class LabelledText:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SignalledText:
+    """Reward model, cross-entropy: an answer that nobody judged, and what its user did with it."""
+
+    sample_id: str
+    prompt: str
+    completion: str
+    chance: float
+    """Of a thumb up, by what its user did; between 0 and 1."""
+    weight: float = 1.0
+    trust: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PreferredText:
     """Reward model, Bradley–Terry: two answers of one prompt."""
 
@@ -217,7 +234,7 @@ class RankedText:
 
 
 PolicySample = DemonstrationSample | ThumbSample | PairSample | ScoredSample | ScoredGroup
-RewardSample = LabelledText | PreferredText | RatedText | RankedText
+RewardSample = LabelledText | SignalledText | PreferredText | RatedText | RankedText
 
 sample_types: Mapping[str, type] = {
     Objective.SFT: DemonstrationSample,

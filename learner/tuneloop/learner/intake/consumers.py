@@ -23,28 +23,29 @@ from tuneloop.bus.subjects import (
     FEEDBACK,
     LEARNER,
     ROLLOUTS,
+    SIGNALS,
     feedback_of,
     is_retraction,
     rollouts_of,
+    signals_of,
 )
 from tuneloop.bus.subjects import weights_activated as activated_subject
 from tuneloop.errors import CorruptData, FailedPrecondition, TuneloopError, Unavailable
 from tuneloop.feedback import Feedback, Retraction
 from tuneloop.host import steady_time
 from tuneloop.learner import metrics, trace_links
-from tuneloop.learner.ledger.accounting import lineage
+from tuneloop.learner.intake.recording import EventRecorder
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.events import lifecycle, recorder
+from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.events.session_rules import CreditRule
-from tuneloop.learner.samples import ModelRole, Objective
-from tuneloop.policies import Activation
-from tuneloop.rollouts import Rollout, ScoredRollout
+from tuneloop.learner.samples import Objective
 from tuneloop.wire import (
     decode_activation,
     decode_feedback,
     decode_retraction,
     decode_rollout_scored,
     decode_rollouts_generated,
+    decode_signal,
 )
 
 logger = logging.getLogger("tuneloop.learner.intake")
@@ -165,82 +166,6 @@ class IntakeConsumer:
         metrics.consumer_lag.labels(self.name).set(await consumer.pending())
 
 
-class EventRecorder:
-    """Records events in the ledger, and counts them.
-
-    Scores make samples of `scored_objective`, with `all_scores_count` even if no scorer calls them
-    informative. For GRPO so do ratings; PPO's value head would have to learn two scales at once, so
-    it gets them through the reward model. `rule` shares a judgement of a session among its turns.
-    """
-
-    def __init__(
-        self,
-        database: Database,
-        *,
-        scored_objective: str,
-        all_scores_count: bool,
-        rule: CreditRule,
-        clock: Callable[[], float],
-    ) -> None:
-        self._database = database
-        self._scored_objective = scored_objective
-        self._all_scores_count = all_scores_count
-        self._ratings_reward = scored_objective == Objective.GRPO
-        self._rule = rule
-        self._clock = clock
-
-    def record_rollouts(self, events: Sequence[Sequence[Rollout]]) -> None:
-        """Record what generation sampled, given by request."""
-        rollouts = [rollout for event in events for rollout in event]
-        new = recorder.record_rollouts(
-            self._database,
-            rollouts,
-            self._clock(),
-            ratings_reward=self._ratings_reward,
-            rule=self._rule,
-        )
-        metrics.rollouts_consumed.inc(new)
-        metrics.duplicates.labels("rollouts").inc(len(rollouts) - new)
-
-    def record_scores(self, events: Sequence[ScoredRollout]) -> None:
-        """Record the scores of rollouts."""
-        new = recorder.record_scores(
-            self._database,
-            events,
-            self._clock(),
-            objective=self._scored_objective,
-            all_count=self._all_scores_count,
-        )
-        metrics.scores_consumed.inc(new)
-        metrics.duplicates.labels("scores").inc(len(events) - new)
-
-    def record_feedback(self, events: Sequence[tuple[Feedback | Retraction, int]]) -> None:
-        """Record feedback and retractions, given with their sequence in the stream."""
-        given = [(event, number) for event, number in events if isinstance(event, Feedback)]
-        taken = [(event, number) for event, number in events if isinstance(event, Retraction)]
-        new = recorder.record_feedback(
-            self._database,
-            given,
-            self._clock(),
-            ratings_reward=self._ratings_reward,
-            rule=self._rule,
-        )
-        retracted = lifecycle.record_retractions(self._database, taken, self._clock())
-        for feedback in new:
-            metrics.feedback_consumed.labels(feedback.kind.value).inc()
-        metrics.retractions_consumed.inc(retracted)
-        metrics.duplicates.labels("feedback").inc(len(events) - len(new) - retracted)
-        if new:
-            newest = max(feedback.accepted_time.timestamp() for feedback in new)
-            metrics.ledger_lag_seconds.set(max(0.0, self._clock() - newest))
-
-    def record_activations(self, events: Sequence[Activation]) -> None:
-        """Record which versions began to serve."""
-        for activation in events:
-            if recorder.record_activation(self._database, ModelRole.POLICY, activation):
-                observe_feedback_to_serving(self._database, activation)
-
-
 def make_consumers(
     database: Database,
     policy: str,
@@ -248,10 +173,11 @@ def make_consumers(
     scored_objective: str = Objective.PPO,
     all_scores_count: bool = False,
     rule: CreditRule = recorder.EACH_TURN,
+    signals_count: bool = False,
     clock: Callable[[], float] = steady_time,
     instead_of: str = "",
 ) -> list[IntakeConsumer]:
-    """Return the four consumers of the learner of `policy`; see `Owner` for `instead_of`.
+    """Return the five consumers of the learner of `policy`; see `Owner` for `instead_of`.
 
     `EventRecorder` says what the others are for. Events are as old as the bus says: which of two
     verdicts is the last must not depend on the clocks of the gateways that took them.
@@ -261,9 +187,14 @@ def make_consumers(
         scored_objective=scored_objective,
         all_scores_count=all_scores_count,
         rule=rule,
+        signals_count=signals_count,
         clock=clock,
     )
     owner = Owner(owner_id=database.own_id(), instead_of=instead_of)
+    return _consumers_of(recording, policy, owner)
+
+
+def _consumers_of(recording: EventRecorder, policy: str, owner: Owner) -> list[IntakeConsumer]:
     consumer = partial(IntakeConsumer, owner=owner)
     return [
         consumer(
@@ -293,6 +224,16 @@ def make_consumers(
             record=recording.record_feedback,
         ),
         consumer(
+            name="signals",
+            stream=SIGNALS,
+            subject=signals_of(policy),
+            decode=lambda d: (
+                replace(_of_policy(policy, decode_signal(d.data)), accepted_time=d.stored_time),
+                d.sequence,
+            ),
+            record=recording.record_signals,
+        ),
+        consumer(
             name="activations",
             stream=LEARNER,
             subject=activated_subject(policy),
@@ -300,13 +241,6 @@ def make_consumers(
             record=recording.record_activations,
         ),
     ]
-
-
-def observe_feedback_to_serving(database: Database, activation: Activation) -> None:
-    """Observe how long each feedback took until the version that learned from it served."""
-    served = activation.activated_time.timestamp()
-    for accepted in lineage.feedback_times(database, ModelRole.POLICY, activation.policy_version):
-        metrics.feedback_to_serving.observe(max(0.0, served - accepted))
 
 
 def _feedback_event(delivery: Delivery) -> Feedback | Retraction:
