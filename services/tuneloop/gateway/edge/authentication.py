@@ -49,12 +49,15 @@ needed_scope = tuple(
         ("POST", r"/v1/score", scopes.Scope.INFER),
         ("GET", r"/v1/models(/.*)?", scopes.Scope.INFER),
         ("POST", r"/v1/feedback(/batch)?", scopes.Scope.FEEDBACK),
+        ("POST", r"/v1/signals", scopes.Scope.FEEDBACK),
         # A caller with an id got it when the feedback was accepted; lists are for admins.
         ("GET", r"/v1/feedback/.+", scopes.Scope.FEEDBACK),
         ("DELETE", r"/v1/feedback/.+", scopes.Scope.FEEDBACK),
     )
 )
 """By method and path; any other request needs `admin`."""
+PUBLIC_PATHS = ("/v1/feedback", "/v1/signals")
+"""What a page of a named site may post without a key, with the setting `public_feedback`."""
 
 
 def scope_for(method: str, path: str) -> scopes.Scope | None:
@@ -130,7 +133,7 @@ class Authentication:
             return PUBLIC, None
         if given:
             raise InvalidApiKey("a wrong key: it is not among this gateway's keys")
-        if self.public_feedback and (method, path) == ("POST", "/v1/feedback"):
+        if self.public_feedback and method == "POST" and path in PUBLIC_PATHS:
             self.check_public(scope, headers)
             return PUBLIC, None
         raise Unauthenticated(
