@@ -21,7 +21,7 @@ from tuneloop.supervisor.child import ServiceChild
 ROUNDS = 4
 STREAMS = 8
 THUMBS = 16
-SUITES, EXAMINATION = "tuneloop_release_suite_seconds", "tuneloop_release_gate_seconds"
+SUITES, EXAMINATION = "tuneloop_release_exam_seconds", "tuneloop_release_gate_seconds"
 WAIT_SECONDS = 600
 
 

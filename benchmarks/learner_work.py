@@ -50,7 +50,9 @@ class WorkMaker:
         self._scale = scale
 
     def tokens(self, length: float) -> tuple[int, ...]:
-        count = max(2, round(length * self._scale))
+        return self.exactly(max(2, round(length * self._scale)))
+
+    def exactly(self, count: int) -> tuple[int, ...]:
         return tuple(
             self._random.randrange(FIRST_PLAIN_TOKEN, self._vocab_size) for _ in range(count)
         )
@@ -83,6 +85,28 @@ class WorkMaker:
             completions=tuple(self.completion() for _ in range(2 * count)),
         )
 
+    def conversations(self, count: int, turns: int, *, continued: bool) -> Work:
+        """KTO: turns of conversations, each prompt the turn before and a message more.
+
+        Without `continued` they are as long, and have nothing in common.
+        """
+        prompts: list[tuple[int, ...]] = []
+        completions: list[tuple[int, ...]] = []
+        for _ in range(count):
+            prompt = self.prompt()
+            for _ in range(turns):
+                prompts.append(prompt)
+                completions.append(self.completion())
+                prompt += completions[-1] + self.prompt()
+        if not continued:
+            prompts = [self.exactly(len(prompt)) for prompt in prompts]
+        return Work(
+            name=f"kto-turns-{'continued' if continued else 'apart'}",
+            objective="kto",
+            prompts=tuple(prompts),
+            completions=tuple(completions),
+        )
+
     def group(self, prompt: int, completion: int, size: int) -> Work:
         """GRPO: completions of one prompt, all of one length."""
         return Work(
@@ -107,4 +131,12 @@ def all_work(vocab_size: int, *, scale: float = 1.0) -> list[Work]:
         maker(4).group(128, 64, 8),
         maker(5).group(256, 64, 8),
         maker(6).pairs("reward_model", 6),
+    ]
+
+
+def turns_work(vocab_size: int, *, scale: float = 1.0) -> list[Work]:
+    """Four conversations of six turns, and rows as long that have nothing in common."""
+    return [
+        WorkMaker(vocab_size, seed=7, scale=scale).conversations(4, 6, continued=continued)
+        for continued in (True, False)
     ]

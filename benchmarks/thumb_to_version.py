@@ -7,8 +7,8 @@ minute between versions: while nobody else is there, and while `--users` people 
 pause. Says where the time goes:
 
 * learn: from the thumb's 202 to the new weights (the wait for more thumbs, the step, the commit);
-* score: the suites, by the trainer's own weights, before the version is offered;
-* examine: the gate's prompts, answered by candidate and stable version;
+* score: the suites and the gate's prompts, by the trainer's own weights, as the version is saved;
+* examine: the gate, which compares them with the stable version's;
 * the rest: storing, promoting, loading.
 """
 
@@ -57,7 +57,7 @@ async def press_one(client: httpx.AsyncClient, port: int, number: int) -> ThumbT
     completion_id = await answer_id(client, number)
     before = await policies(client)
     newest = max((v["policy_version"] for v in before["data"] or ()), default=0)
-    suites = counted(port, "tuneloop_release_suite_seconds_sum")
+    suites = counted(port, "tuneloop_release_exam_seconds_sum")
     gate = counted(port, "tuneloop_release_gate_seconds_sum")
     await thumb(client, completion_id, up=True)
     accepted, started = time.time(), time.perf_counter()
@@ -74,7 +74,7 @@ async def press_one(client: httpx.AsyncClient, port: int, number: int) -> ThumbT
             now = await policies(client)
     served = next(v for v in now["data"] if v["policy_version"] == now["policy_version"])
     learn = datetime.fromisoformat(served["created_time"]).timestamp() - accepted
-    score = counted(port, "tuneloop_release_suite_seconds_sum") - suites
+    score = counted(port, "tuneloop_release_exam_seconds_sum") - suites
     examine = counted(port, "tuneloop_release_gate_seconds_sum") - gate
     rest = total - learn - score - examine
     return ThumbTimes(learn=learn, score=score, examine=examine, rest=rest, total=total)

@@ -84,6 +84,39 @@ async def test_a_better_answer_and_a_comment(browser: Any, stack: Stack) -> None
         assert await answer.locator(".text").first.inner_text() == "Bees make wax."
 
 
+async def test_a_conversation_is_rated_as_a_whole(browser: Any, stack: Stack) -> None:
+    async with opened(browser, stack) as page:
+        await ask(page, "hello")
+        rating = page.locator("#session")
+        # One answer has thumbs of its own.
+        assert not await rating.is_visible()
+        await ask(page, "and again")
+        first, second = stack.generation.requests
+        assert first.session_id
+        assert first.session_id == second.session_id
+
+        up = rating.get_by_label("Good conversation")
+        await up.click()
+        await rating.get_by_text("learns from the whole conversation").wait_for()
+        assert await up.get_attribute("aria-pressed") == "true"
+        (given,) = feedback_of(stack)
+        assert (given.judgement, given.completion_id) == (Thumb(up=True), "")
+        assert given.session_id == first.session_id
+        stack.learner.effects = [learner_pb2.Effect(policy_version=4, text="answer", tokens=1)]
+        await page.reload()
+        assert await up.get_attribute("aria-pressed") == "true"
+        stack.generation.policy_version = 4
+        await rating.get_by_text("Version 4 learned from this conversation.").wait_for()
+
+        await up.click()
+        await rating.get_by_text("Taken back.").wait_for()
+        assert retracted_ids(stack) == [given.feedback_id]
+        await page.get_by_role("button", name="New chat").click()
+        assert not await rating.is_visible()
+        await ask(page, "something else")
+        assert stack.generation.requests[-1].session_id not in ("", first.session_id)
+
+
 @pytest.mark.slow
 async def test_regenerate_keeps_every_answer(browser: Any, stack: Stack) -> None:
     async with opened(browser, stack) as page:

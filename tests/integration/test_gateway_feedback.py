@@ -141,7 +141,8 @@ async def test_every_kind_is_stored_and_read_back(
 ) -> None:
     response = await http.post("/v1/feedback", json=body | {"id": "mine_1", "user": "bob"})
     assert response.status_code == 202, response.text
-    assert response.json() == {"id": "mine_1", "status": "accepted"}
+    receipt = IDS.receipt("default", "mine_1")
+    assert response.json() == {"id": "mine_1", "status": "accepted", "receipt": receipt}
     (feedback,) = stored(stack)
     assert feedback.judgement == judgement
     assert feedback.completion_id == about

@@ -29,7 +29,10 @@ async def test_a_batch_is_acknowledged_in_order(stack: Stack, http: httpx.AsyncC
     assert response.status_code == 202
     assert response.json() == {
         "object": "list",
-        "data": [{"id": f"b{n}", "status": "accepted"} for n in range(100)],
+        "data": [
+            {"id": f"b{n}", "status": "accepted", "receipt": IDS.receipt("default", f"b{n}")}
+            for n in range(100)
+        ],
     }
     stored = {f.feedback_id: f for f in (wire.decode_feedback(e.data) for e in events(stack))}
     times = [stored[f"b{n}"].accepted_time for n in range(100)]

@@ -81,6 +81,8 @@ def test_every_route_needs_the_scope_that_is_written_down() -> None:
         ("POST", "/v1/signals"),
         ("GET", "/v1/feedback/{feedback_id}"),
         ("DELETE", "/v1/feedback/{feedback_id}"),
+        ("GET", "/v1/receipts/{receipt}"),
+        ("DELETE", "/v1/receipts/{receipt}"),
     }
     for method, path in routes():
         expected: Scope | None = Scope.ADMIN
@@ -361,6 +363,29 @@ async def test_a_page_may_send_signals_of_its_own_user(
     # Eight requests a minute, of feedback and signals together.
     assert statuses[-1] == 429
     assert (await http.post("/v1/feedback", json=thumb("ann"), headers=page)).status_code == 429
+
+
+async def test_a_page_may_follow_and_retract_what_it_has_a_receipt_of(
+    public: tuple[Stack, httpx.AsyncClient],
+) -> None:
+    _, http = public
+    page = {"origin": APP}
+    body = thumb() | {"id": "fb-1"}
+    receipt = (await http.post("/v1/feedback", json=body, headers=page)).json()["receipt"]
+    path = f"/v1/receipts/{receipt}"
+    found = (await http.get(path, headers=page)).json()
+    assert (found["id"], found["status"], found["kind"]) == ("fb-1", "accepted", "thumb")
+    assert (found["policy_versions"], found["effects"]) == ([2], [])
+    assert found["is_serving"] == (found["serving_version"] in (2, 3, 4))
+    forged = f"{path[:-1]}{'0' if path[-1] != '0' else '1'}"
+    for method in ("GET", "DELETE"):
+        refused = await http.request(method, forged, headers=page)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (404, "receipt")
+    assert (await http.delete(path)).status_code == 403
+    assert (await http.delete(path, headers=page)).json() == {"id": "fb-1", "status": "retracted"}
+    assert (await http.get(path, headers=page)).json()["status"] == "retracted"
+    statuses = [(await http.get(path, headers=page)).status_code for _ in range(4)]
+    assert statuses[-1] == 429
 
 
 async def test_a_page_may_do_nothing_else(public: tuple[Stack, httpx.AsyncClient]) -> None:

@@ -98,6 +98,24 @@ async def test_what_learning_from_feedback_changed(stack: Stack) -> None:
     assert "your better answer is now over 1,000 times as likely" in shown
 
 
+async def test_a_receipt_says_what_is_known_while_parts_are_down(stack: Stack) -> None:
+    async with httpx.AsyncClient(base_url=stack.url) as client:
+        chat = {"model": "tuneloop", "messages": [{"role": "user", "content": "hello"}]}
+        answer = (await client.post("/v1/chat/completions", json=chat)).json()
+        thumb = {"kind": "thumb", "completion_id": answer["id"], "value": "up", "id": "t1"}
+        accepted = (await client.post("/v1/feedback", json=thumb)).json()
+        path = f"/v1/receipts/{accepted['receipt']}"
+        # The learner has not recorded it yet.
+        found = (await client.get(path)).json()
+        assert (found["policy_versions"], found["is_serving"]) == ([], False)
+        await stack.servers["generation"].stop()
+        found = (await client.get(path)).json()
+        assert (found["serving_version"], found["is_serving"]) == (None, None)
+        await stack.servers["learner"].stop()
+        found = (await client.get(path)).json()
+    assert (found["status"], found["policy_versions"], found["effects"]) == ("accepted", None, [])
+
+
 async def test_lineage_of_a_user(stack: Stack) -> None:
     async with httpx.AsyncClient(base_url=stack.url) as client:
         answer = (await client.get("/v1/lineage/users/ann%2Fbob")).json()

@@ -1,9 +1,8 @@
 """A candidate is examined by a real engine over gRPC, next to the stable version."""
 
-import asyncio
 import shutil
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from tuneloop.learner.samples import SampledAnswer, TokenSequence
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.settings import TrainerSettings
-from tuneloop.policies import ReleaseState, ServedPolicy, WeightsKind, WeightsReference
+from tuneloop.policies import ReleaseState, WeightsKind, WeightsReference
 from tuneloop.rpc.channel import connect
 from tuneloop.rpc.server import Server
 from tuneloop.v1 import generation_pb2_grpc, reward_pb2_grpc
@@ -42,18 +41,15 @@ class Asked(GenerationClient):
     """The generation service, and which versions it was asked for."""
 
     versions: list[int]
-    fails_after: int | None = None
-    lacks = 0
-    """How many answers come from a replica that does not hold the version."""
+    loaded: list[int]
 
     async def answer(self, question: PromptRequest, seconds: float) -> SampledAnswer:
-        if question.policy_version and self.lacks:
-            self.lacks -= 1
-            raise NotFound("version 1 is not loaded")
-        if self.fails_after is not None and len(self.versions) >= self.fails_after:
-            raise Unavailable("generation restarts")
         self.versions.append(question.policy_version or 0)
         return await super().answer(question, seconds)
+
+    async def load(self, weights: WeightsReference) -> None:
+        await super().load(weights)
+        self.loaded.append(weights.policy_version)
 
 
 @dataclass
@@ -66,9 +62,14 @@ class Bench:
     hot_swap: HotSwap
     versions: Versions
     reward: FakeReward
-    published: dict[int, Version] = field(default_factory=dict)
+    answers: LocalAnswers
+    trainer: PolicyTrainer
 
-    def publish(self, number: int, folder: Path) -> Version:
+    def publish(self, number: int, folder: Path, *, answered: bool = True) -> Version:
+        """Publish a version, as after training: it answers while it is saved."""
+        if answered:
+            self.trainer.load_weights(folder)
+            self.answers.save_answers(number)
         return as_version(self.versions.publish(number, folder))
 
 
@@ -130,13 +131,18 @@ async def bench(tiny_policy: Path, tmp_path: Path) -> AsyncIterator[Bench]:
     )
     questions = load_gate_prompts(settings, Prompts(training=(), evaluation=()))
     assert questions is not None
-    trainer = PolicyTrainer(tiny_policy, settings.trainer(), base_model="tiny")
+    trainer = PolicyTrainer(
+        tiny_policy, replace(settings.trainer(), lora_rank=8, lora_alpha=16), base_model="tiny"
+    )
 
     async def reference_logprobs(sequences: list[TokenSequence]) -> list[tuple[float, ...]]:
         return trainer.reference_logprobs(sequences)
 
     asked = Asked(connect(f"127.0.0.1:{generation.port}"), "tuneloop")
-    asked.versions = []
+    asked.versions, asked.loaded = [], []
+    prompts = [row.asked.token_ids for row in questions.rows]
+    answers = LocalAnswers(tmp_path / "rehearsals", trainer, prompts, settings.gate.max_tokens)
+    answers.save_base_answers()
     evaluator = CandidateEvaluator(
         generation=asked,
         scoring=RewardClient(connect(f"127.0.0.1:{reward.port}")),
@@ -144,7 +150,7 @@ async def bench(tiny_policy: Path, tmp_path: Path) -> AsyncIterator[Bench]:
         distance=BaseDistance(tiny_policy, WeightsKind.LORA),
         questions=questions,
         reference_logprobs=reference_logprobs,  # type: ignore[arg-type]
-        local_answers=None,
+        local_answers=answers,
         settings=settings.gate,
     )
     yield Bench(
@@ -154,6 +160,8 @@ async def bench(tiny_policy: Path, tmp_path: Path) -> AsyncIterator[Bench]:
         hot_swap=hot_swap,
         versions=versions,
         reward=scorers,
+        answers=answers,
+        trainer=trainer,
     )
     await generation.stop()
     await reward.stop()
@@ -170,7 +178,7 @@ async def test_a_candidate_answers_beside_the_stable_version_and_serves_nobody(
 
     assert bench.hot_swap.serving == 0
     count = len(BUILT_IN)
-    assert bench.asked.versions.count(0) == bench.asked.versions.count(1) == count
+    assert (bench.asked.versions, bench.asked.loaded) == ([], [1])
     assert (numbers["candidate"]["answers"], numbers["stable_version"]) == (count, 0)
     # Nothing was scored, so the KL is estimated: a random adapter is far away, whichever way.
     assert (numbers["kl"], numbers["stable"]["kl"]) == (None, None)
@@ -182,8 +190,8 @@ async def test_a_candidate_answers_beside_the_stable_version_and_serves_nobody(
     again = (await bench.evaluator.examine(two, one)).numbers
 
     # What the first one answered as a candidate is what it answers as the stable version.
-    assert again["stable"] == numbers["candidate"]
-    assert bench.asked.versions.count(1) == bench.asked.versions.count(2) == count
+    assert again["rewards"]["stable"] == numbers["rewards"]["candidate"]
+    assert (bench.asked.versions, bench.asked.loaded) == ([], [1, 2])
 
 
 async def test_the_same_answers_are_not_scored(
@@ -199,30 +207,54 @@ async def test_the_same_answers_are_not_scored(
     verdict = await bench.evaluator.examine(two, one)
 
     assert len(bench.reward.requests) == scored
-    assert bench.asked.versions.count(2) == len(BUILT_IN)
     assert verdict.numbers["same_answers"]
     assert "the same answers as version 1" in verdict.reason
 
 
-async def test_a_replica_that_lacks_the_candidate_is_told_to_load_it(
+async def test_a_stable_version_that_was_not_asked_answers_through_generation_once(
     bench: Bench, tiny_policy: Path, tmp_path: Path
 ) -> None:
-    candidate = bench.publish(1, make_adapter(tiny_policy, tmp_path / "one", seed=1))
-    bench.asked.lacks = 3
-    numbers = (await bench.evaluator.examine(candidate, None)).numbers
-    assert numbers["candidate"]["answers"] == len(BUILT_IN)
+    # Another tuneloop published it, or it was asked other prompts.
+    one = make_adapter(tiny_policy, tmp_path / "one", seed=1)
+    stable = bench.publish(1, one, answered=False)
+    two = bench.publish(2, make_adapter(tiny_policy, tmp_path / "two", seed=2))
+    with pytest.raises(NotFound):
+        await bench.evaluator.examine(two, stable)
+    await bench.asked.load(stable.reference)
+    numbers = (await bench.evaluator.examine(two, stable)).numbers
+    assert bench.asked.versions == [1] * (1 + len(BUILT_IN))
+    bench.publish(3, one)
+    asked, answered = (bench.answers.of_version(version) for version in (1, 3))
+    assert asked is not None
+    assert answered is not None
+    assert [a.token_ids for a in asked] == [a.token_ids for a in answered]
+    assert (await bench.evaluator.examine(two, stable)).numbers == numbers
+    assert len(bench.asked.versions) == 1 + len(BUILT_IN)
 
 
-async def test_what_was_answered_before_a_restart_is_not_asked_again(
+async def test_a_candidate_that_did_not_answer_is_held(
     bench: Bench, tiny_policy: Path, tmp_path: Path
 ) -> None:
-    candidate = bench.publish(1, make_adapter(tiny_policy, tmp_path / "one", seed=1))
-    bench.asked.fails_after = 5
-    with pytest.raises(Unavailable):
+    folder = make_adapter(tiny_policy, tmp_path / "one", seed=1)
+    candidate = bench.publish(1, folder, answered=False)
+    with pytest.raises(Unavailable, match="version 1 did not answer the gate's prompts"):
         await bench.evaluator.examine(candidate, None)
-    bench.asked.fails_after = None
-    await bench.evaluator.examine(candidate, None)
-    assert len(bench.asked.versions) == 2 * len(BUILT_IN)
+
+
+async def test_answers_to_other_prompts_are_not_compared(bench: Bench, tmp_path: Path) -> None:
+    folder, trainer = tmp_path / "rehearsals", bench.trainer
+    first = LocalAnswers(folder, trainer, [(1, 20), (1, 30)], 8)
+    first.save_base_answers()
+    assert first.of_version(0) is not None
+    assert LocalAnswers(folder, trainer, [(1, 20), (1, 31)], 8).of_version(0) is None
+    assert LocalAnswers(folder, trainer, [(1, 20), (1, 30)], 9).of_version(0) is None
+    # As saved before what was asked was saved with them.
+    (folder / "00000001.json").write_text('[{"text": "a", "token_ids": [5], "logprobs": [-0.1]}]')
+    assert first.of_version(1) is None
+    for version in range(2, 22):
+        first.save_answers(version)
+    kept = sorted(int(path.stem) for path in folder.glob("*.json"))
+    assert kept == [0, *range(6, 22)]
 
 
 async def test_a_candidate_that_fails_its_suites_is_not_sampled(
@@ -239,13 +271,13 @@ async def test_a_candidate_that_fails_its_suites_is_not_sampled(
     verdict = await bench.evaluator.examine(candidate, None)
     assert not verdict.passed
     assert verdict.reason.startswith("own fell by 0.1 from version 0, the stable one")
-    assert bench.asked.versions == []
+    assert bench.asked.loaded == []
     assert verdict.numbers["items"]["own"]["anchor"][:3] == [0.0, 0.2, 0.4]
     bench.evaluator._evidence = lambda candidate, stable: 2.0 * candidate + stable
     kept.save(1, {"own": base}, 0.75)
     verdict = await bench.evaluator.examine(candidate, None)
     assert "rose from 0, of version 0, to 0.75 nats per token, by more than 0.6:" in verdict.reason
-    assert bench.asked.versions == []
+    assert bench.asked.loaded == []
     kept.save(1, {"own": base})
     numbers = (await bench.evaluator.examine(candidate, None)).numbers
     assert numbers["suites"][0]["anchor"]["difference"] == 0.0
@@ -258,40 +290,13 @@ async def test_a_candidate_that_fails_its_suites_is_not_sampled(
     assert (numbers["kl"], numbers["candidate"]["kl"]) == (0.25, None)
 
 
-async def test_few_prompts_are_asked_at_once_while_users_wait(bench: Bench) -> None:
-    async def asked_at_once(users: int) -> int:
-        running = most = 0
-
-        async def answer(question: PromptRequest, seconds: float) -> SampledAnswer:
-            nonlocal running, most
-            running += 1
-            most = max(most, running)
-            await asyncio.sleep(0.3)
-            running -= 1
-            return SampledAnswer(text="a", token_ids=(5,), logprobs=(-0.1,))
-
-        async def policy() -> ServedPolicy:
-            return ServedPolicy(
-                name="tuneloop",
-                policy_version=0,
-                weights_kind=WeightsKind.LORA,
-                leases={0: users + running},
-            )
-
-        bench.asked.answer = answer  # type: ignore[method-assign]
-        bench.asked.policy = policy  # type: ignore[method-assign]
-        await bench.evaluator._asker.ask(users, None)
-        return most
-
-    at_once = [await asked_at_once(users) for users in (0, 3, 12)]
-    assert at_once == [len(BUILT_IN), 1, 3]
-
-
 async def test_weights_that_generation_refuses_fail(
     bench: Bench, tiny_policy: Path, tmp_path: Path
 ) -> None:
     folder = make_adapter(tiny_policy, tmp_path / "one", seed=1, rank=32)
-    verdict = await bench.evaluator.examine(bench.publish(1, folder), None)
+    candidate = bench.publish(1, folder, answered=False)
+    bench.answers.keep(1, bench.answers.of_version(0) or ())
+    verdict = await bench.evaluator.examine(candidate, None)
     assert not verdict.passed
     assert "its weights are refused" in verdict.reason
 
@@ -333,29 +338,10 @@ async def test_full_weights_answer_in_the_trainer_as_they_will_in_the_engine(
         assert answer.text == served.text
         assert answer.logprobs == pytest.approx(served.logprobs, abs=1e-4)
     await engine.stop()
-    for version in range(8, 12):
+    for version in (8, 11):
         local_answers.save_answers(version)
-    assert local_answers.of_version(7) is None
     # Versions after the first were checked against it, in other passes: they round differently.
     for version in (8, 11):
         again = local_answers.of_version(version)
         assert again is not None
         assert [one.token_ids for one in again] == [one.token_ids for one in answers]
-
-
-async def test_full_weights_are_examined_by_what_they_answered_in_the_trainer(
-    bench: Bench, tiny_policy: Path, tmp_path: Path
-) -> None:
-    class Taken:
-        def of_version(self, version: int) -> list[SampledAnswer] | None:
-            answer = SampledAnswer(text="aaaa", token_ids=(5, 5, 5, 5), logprobs=(-0.1,) * 4)
-            return [answer] * len(BUILT_IN) if version == 1 else None
-
-    bench.evaluator._local_answers = Taken()
-    candidate = bench.publish(1, make_adapter(tiny_policy, tmp_path / "one", seed=1))
-    numbers = (await bench.evaluator.examine(candidate, None)).numbers
-    assert numbers["rewards"]["candidate"] == [4.0] * numbers["reward"]["pairs"]
-    assert set(bench.asked.versions) == {0}
-    unknown = bench.publish(2, make_adapter(tiny_policy, tmp_path / "two", seed=2))
-    with pytest.raises(NotFound, match="not loaded"):
-        await bench.evaluator.examine(unknown, None)

@@ -151,9 +151,9 @@ gate_seconds = Histogram(
     "Seconds the gate took to examine a candidate.",
     buckets=(1, 2.5, 5, 10, 20, 30, 60, 120, 300),
 )
-suite_seconds = Histogram(
-    "tuneloop_release_suite_seconds",
-    "Seconds that a version took to be scored on the gate's suites, while it was saved.",
+exam_seconds = Histogram(
+    "tuneloop_release_exam_seconds",
+    "Seconds that a version took to answer the gate's prompts and suites, while it was saved.",
     buckets=(1, 2.5, 5, 10, 20, 30, 60, 120, 300),
 )
 suite_kl = Gauge(

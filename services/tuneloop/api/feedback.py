@@ -8,10 +8,13 @@ from tuneloop.api.openai import ErrorDetails
 
 
 class FeedbackAccepted(TypedDict):
-    """Feedback, or a signal, is stored durably."""
+    """Feedback is stored durably."""
 
     id: str
     status: Literal["accepted"]
+    receipt: str
+    """Signed: its holder may see what became of the feedback, and retract it, without a key where
+    feedback needs none (`/v1/receipts/{receipt}`)."""
 
 
 class FeedbackRetracted(TypedDict):
@@ -35,11 +38,18 @@ class FeedbackBatchResult(TypedDict):
     data: list[FeedbackAccepted | FeedbackRefused]
 
 
+class SignalAccepted(TypedDict):
+    """A signal is stored durably."""
+
+    id: str
+    status: Literal["accepted"]
+
+
 class SignalsAccepted(TypedDict):
     """`POST /v1/signals`: an entry for each signal, in their order."""
 
     object: Literal["list"]
-    data: list[FeedbackAccepted]
+    data: list[SignalAccepted]
 
 
 class ShareWithInterval(TypedDict):
@@ -145,6 +155,23 @@ class Feedback(AcceptedFeedback):
     effects: list[Effect]
     """Oldest version first; empty before a version learned from it, and where the learner does not
     answer."""
+
+
+class FeedbackReach(TypedDict):
+    """`GET /v1/receipts/{receipt}`: which versions learned from feedback."""
+
+    id: str
+    kind: str
+    status: str
+    accepted_time: str
+    policy_versions: list[int] | None
+    """Those that learned from it themselves, oldest first; null while the learner does not answer.
+    Versions after them carry on from them."""
+    serving_version: int | None
+    """What answers users now; null while generation does not answer."""
+    is_serving: bool | None
+    """Whether that version learned from it, or descends from one that did; null if not known."""
+    effects: list[Effect]
 
 
 class JudgedCompletion(TypedDict):

@@ -15,6 +15,7 @@ from tuneloop.client.judging import Details, FeedbackBody, Receipt, SessionDetai
 from tuneloop.client.records import (
     FeedbackItem,
     FeedbackPage,
+    FeedbackReach,
     Policies,
     PolicyVersion,
     Scores,
@@ -34,6 +35,7 @@ __all__ = [
     "FeedbackBody",
     "FeedbackItem",
     "FeedbackPage",
+    "FeedbackReach",
     "Filters",
     "Piece",
     "Policies",

@@ -14,7 +14,14 @@ from tuneloop.client.connection import connection
 from tuneloop.client.exceptions import error_from_transport
 from tuneloop.client.exchange import Reply, exchange, origin
 from tuneloop.client.judging import FeedbackBody, FeedbackMethods, Identified, Receipt, SignalBody
-from tuneloop.client.records import FeedbackItem, FeedbackPage, Policies, PolicyVersion, Scores
+from tuneloop.client.records import (
+    FeedbackItem,
+    FeedbackPage,
+    FeedbackReach,
+    Policies,
+    PolicyVersion,
+    Scores,
+)
 from tuneloop.client.streaming import AnswerReader
 from tuneloop.errors import TuneloopError
 from tuneloop.text.lines import async_lines_of
@@ -130,6 +137,10 @@ class AsyncClient(FeedbackMethods[Given]):
     async def get_feedback(self, feedback: Identified | str) -> FeedbackItem:
         """Return feedback, by its receipt or id."""
         return await self._send(calls.get_feedback(feedback))
+
+    async def get_receipt(self, receipt: Receipt | str) -> FeedbackReach:
+        """Return which versions learned from feedback, by its receipt."""
+        return await self._send(calls.get_receipt(receipt))
 
     async def list_feedback(self, **filters: Unpack[Filters]) -> FeedbackPage:
         """Return a page of the collected feedback, newest first."""

@@ -26,6 +26,7 @@ from tuneloop.client.judging import (
 from tuneloop.client.records import (
     FeedbackItem,
     FeedbackPage,
+    FeedbackReach,
     Policies,
     PolicyVersion,
     Scores,
@@ -206,10 +207,10 @@ def outcomes(document: FeedbackBatchResult) -> list[Receipt | TuneloopError]:
 
 
 def retract(feedback: Identified | str) -> ApiCall[Receipt]:
-    """Return the call that retracts feedback."""
-    return ApiCall(
-        method="DELETE", path=feedback_path(feedback), read=partial(record_from, Receipt)
-    )
+    """Return the call that retracts feedback, by its id or its signed receipt, which has a dot."""
+    name = id_of(feedback)
+    path = receipt_path(name) if "." in name else feedback_path(name)
+    return ApiCall(method="DELETE", path=path, read=partial(record_from, Receipt))
 
 
 def get_feedback(feedback: Identified | str) -> ApiCall[FeedbackItem]:
@@ -219,8 +220,18 @@ def get_feedback(feedback: Identified | str) -> ApiCall[FeedbackItem]:
     )
 
 
+def get_receipt(receipt: Receipt | str) -> ApiCall[FeedbackReach]:
+    """Return the call that reads what became of feedback."""
+    path = receipt_path(receipt if isinstance(receipt, str) else receipt.receipt)
+    return ApiCall(method="GET", path=path, read=partial(record_from, FeedbackReach))
+
+
 def feedback_path(feedback: Identified | str) -> str:
     return f"/v1/feedback/{quote(id_of(feedback), safe='')}"
+
+
+def receipt_path(receipt: str) -> str:
+    return f"/v1/receipts/{quote(receipt, safe='')}"
 
 
 def list_feedback(filters: Filters) -> ApiCall[FeedbackPage]:

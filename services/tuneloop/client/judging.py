@@ -80,6 +80,8 @@ class Receipt:
     """Of the feedback; `client.retract` takes it."""
     status: str
     """`accepted` or `retracted`."""
+    receipt: str = ""
+    """Signed: its holder may see what became of the feedback, and retract it."""
 
 
 class FeedbackMethods(Generic[R]):

@@ -84,6 +84,22 @@ class FeedbackItem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FeedbackReach:
+    """Which versions learned from feedback."""
+
+    id: str
+    kind: str
+    status: str
+    accepted_time: str
+    policy_versions: list[int] | None
+    """Those that learned from it themselves, oldest first; None while the learner is down."""
+    serving_version: int | None
+    is_serving: bool | None
+    """Whether what serves learned from it, or descends from a version that did."""
+    effects: list[feedback.Effect] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FeedbackPage:
     """Feedback, newest first."""
 

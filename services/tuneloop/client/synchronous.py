@@ -14,7 +14,14 @@ from tuneloop.client.connection import connection
 from tuneloop.client.exceptions import error_from_transport
 from tuneloop.client.exchange import Reply, exchange, origin
 from tuneloop.client.judging import FeedbackBody, FeedbackMethods, Identified, Receipt, SignalBody
-from tuneloop.client.records import FeedbackItem, FeedbackPage, Policies, PolicyVersion, Scores
+from tuneloop.client.records import (
+    FeedbackItem,
+    FeedbackPage,
+    FeedbackReach,
+    Policies,
+    PolicyVersion,
+    Scores,
+)
 from tuneloop.client.streaming import AnswerReader
 from tuneloop.errors import TuneloopError
 from tuneloop.text.lines import lines_of
@@ -125,6 +132,10 @@ class Client(FeedbackMethods[Receipt]):
     def get_feedback(self, feedback: Identified | str) -> FeedbackItem:
         """Return feedback, by its receipt or id."""
         return self._send(calls.get_feedback(feedback))
+
+    def get_receipt(self, receipt: Receipt | str) -> FeedbackReach:
+        """Return which versions learned from feedback, by its receipt."""
+        return self._send(calls.get_receipt(receipt))
 
     def list_feedback(self, **filters: Unpack[Filters]) -> FeedbackPage:
         """Return a page of the collected feedback, newest first."""

@@ -4,6 +4,9 @@
 for, 16 of the user's hash and 20 of an HMAC over tenant and all of these. Further choices of a
 request append their number (`rollouts.choice_id`). A caller with a valid id has seen the
 completion, so its feedback is accepted; an id cannot be forged.
+
+A receipt is the same for feedback: its id, a dot, and 32 hexadecimal digits of an HMAC over tenant
+and id. Its holder may see what became of the feedback, and retract it.
 """
 
 import hashlib
@@ -12,7 +15,7 @@ import re
 import secrets
 from dataclasses import dataclass
 
-from tuneloop.gateway.errors import CompletionNotFound
+from tuneloop.gateway.errors import CompletionNotFound, FeedbackNotFound
 
 ANONYMOUS = "anonymous"
 FORM = re.compile(
@@ -59,6 +62,21 @@ class CompletionIds:
         raise CompletionNotFound(
             f"no completion {value[:100]!r}: this service did not return that id", param=param
         )
+
+    def receipt(self, tenant: str, feedback_id: str) -> str:
+        """Return the receipt of feedback; it is the same each time."""
+        mac = self.sign(f"receipt\0{tenant}\0{feedback_id}")[:32]
+        return f"{feedback_id}.{mac}"
+
+    def feedback_of_receipt(self, tenant: str, receipt: str) -> str:
+        """Return the id in a receipt. Raises `FeedbackNotFound` if this gateway did not sign it."""
+        feedback_id = receipt.rpartition(".")[0]
+        expected = self.receipt(tenant, feedback_id)
+        if not hmac.compare_digest(expected.encode(), receipt.encode()):
+            raise FeedbackNotFound(
+                f"no receipt {receipt[:100]!r}: this service did not sign it", param="receipt"
+            )
+        return feedback_id
 
     def sign(self, text: str) -> str:
         return hmac.new(self.secret, text.encode(), hashlib.sha256).hexdigest()

@@ -9,6 +9,7 @@ from tuneloop.bus import Bus
 from tuneloop.gateway.canary import CanaryReplica
 from tuneloop.gateway.completion_ids import CompletionIds
 from tuneloop.gateway.feedback.admission import SIGNAL_BOUNDS, Admission
+from tuneloop.gateway.replicas import GenerationReplicas
 from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.rpc.channel import connect_to
 from tuneloop.v1 import generation_pb2_grpc, learner_pb2_grpc, reward_pb2_grpc
@@ -25,6 +26,8 @@ class Gateway:
     ids: CompletionIds
     bus: Bus
     channels: tuple[grpc.aio.Channel, ...]
+    replicas: GenerationReplicas
+    """Generation, by session; the two that follow are theirs."""
     generation_channel: grpc.aio.Channel
     generation: generation_pb2_grpc.GenerationServiceStub
     reward: reward_pb2_grpc.RewardServiceStub
@@ -38,6 +41,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Close the channels. The caller closes the bus."""
+        await self.replicas.close()
         for channel in self.channels:
             await channel.close()
         if self.canary is not None:
@@ -46,7 +50,7 @@ class Gateway:
 
 def open_gateway(settings: GatewaySettings, bus: Bus) -> Gateway:
     """Connect to the services; call it inside the event loop. Nothing needs to be up yet."""
-    generation = connect_to(settings, settings.generation_address)
+    replicas = GenerationReplicas(settings)
     reward = connect_to(settings, settings.reward_address)
     learner = connect_to(settings, settings.learner_address)
     ids = CompletionIds(settings.secret_bytes())
@@ -55,9 +59,10 @@ def open_gateway(settings: GatewaySettings, bus: Bus) -> Gateway:
         settings=settings,
         ids=ids,
         bus=bus,
-        channels=(generation, reward, learner),
-        generation_channel=generation,
-        generation=generation_pb2_grpc.GenerationServiceStub(generation),
+        channels=(reward, learner),
+        replicas=replicas,
+        generation_channel=replicas.channel,
+        generation=replicas.stub,
         reward=reward_pb2_grpc.RewardServiceStub(reward),
         learner=learner_pb2_grpc.LearnerServiceStub(learner),
         admission=Admission(bus, anonymous),

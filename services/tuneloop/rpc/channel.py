@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import hashlib
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +21,21 @@ SERVICE_CONFIG = json.dumps(
 )
 """Calls go to the serving replicas in turn. A replica that is about to stop first reports that it
 is not serving (see `tuneloop.rpc.server`), so that no call reaches it."""
+SESSION_HEADER = "tuneloop-session"
+SESSION_SERVICE_CONFIG = json.dumps(
+    {
+        "loadBalancingConfig": [
+            {"ring_hash_experimental": {"requestHashHeader": SESSION_HEADER}},
+            {"round_robin": {}},
+        ],
+        "healthCheckConfig": {"serviceName": ""},
+    }
+)
+"""Calls go to the serving replica that comes first on a ring of hashes from that of their session
+(gRFC A42), so that a replica that leaves or comes moves its own sessions and no others. A release
+of gRPC without such rings takes replicas in turn."""
+RING_HASH_VARIABLE = "GRPC_EXPERIMENTAL_RING_HASH_SET_REQUEST_HASH_KEY"
+"""Without it gRPC takes hashes from an xDS control plane only, and not from a header (gRFC A76)."""
 RECONNECT_SECONDS = 3.0
 """How long a channel takes to notice that a peer is back: the longest back-off plus its jitter."""
 
@@ -45,17 +62,29 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
 
 
 def connect(
-    address: str, tls: Tls | None = None, *, name: str | None = None, token: str = ""
+    address: str,
+    tls: Tls | None = None,
+    *,
+    name: str | None = None,
+    token: str = "",
+    by_session: bool = False,
 ) -> grpc.aio.Channel:
     """Open a channel to `host:port` (or any gRPC target, such as `dns:///name:port` for replicas).
 
     With `tls` the server must have a certificate for that host, or for `name`. Every call carries
-    the `token`, if there is one.
+    the `token`, if there is one. Calls go to the replicas in turn; `by_session` sends those with
+    the same `session_metadata` to the same one.
 
     Returns at once; calls fail with UNAVAILABLE until a server listens. Call it inside a running
     event loop.
     """
-    options = OPTIONS if name is None else (*OPTIONS, ("grpc.ssl_target_name_override", name))
+    changed: dict[str, int | str] = {}
+    if name is not None:
+        changed["grpc.ssl_target_name_override"] = name
+    if by_session:
+        os.environ[RING_HASH_VARIABLE] = "true"
+        changed["grpc.service_config"] = SESSION_SERVICE_CONFIG
+    options = tuple((dict(OPTIONS) | changed).items())
     interceptors = [*client_interceptors(), *(token_interceptors(token) if token else ())]
     if tls is None:
         return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
@@ -64,9 +93,22 @@ def connect(
     )
 
 
-def connect_to(settings: RpcSettings, address: str) -> grpc.aio.Channel:
+def connect_to(
+    settings: RpcSettings, address: str, *, by_session: bool = False
+) -> grpc.aio.Channel:
     """Open a channel as a process's settings say. Raises `SettingsError`."""
-    return connect(address, settings.grpc_tls, token=settings.grpc_token)
+    return connect(address, settings.grpc_tls, token=settings.grpc_token, by_session=by_session)
+
+
+def session_metadata(session_id: str) -> tuple[tuple[str, str], ...]:
+    """Return what a call of a session carries: a digest, as an id may be any text."""
+    digest = hashlib.blake2b(session_id.encode(errors="surrogatepass"), digest_size=16)
+    return ((SESSION_HEADER, digest.hexdigest()),)
+
+
+def may_have_replicas(address: str) -> bool:
+    """Return whether a target may stand for several servers."""
+    return address.startswith("dns:") or "," in address
 
 
 class UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):

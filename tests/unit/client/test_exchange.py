@@ -59,6 +59,15 @@ def scripted(*replies: httpx.Response | Exception) -> tuple[Handler, list[httpx.
 
 
 STORED = {"id": "fb-1", "status": "accepted"}
+REACH = {
+    "id": "fb",
+    "kind": "thumb",
+    "status": "accepted",
+    "accepted_time": "2026-01-01T00:00:00Z",
+    "policy_versions": [12],
+    "serving_version": 13,
+    "is_serving": True,
+}
 
 
 @pytest.mark.parametrize("kind", CLIENTS)
@@ -191,14 +200,21 @@ def test_filters_and_paths() -> None:
         httpx.Response(200, json=page),
         httpx.Response(200, json=item),
         httpx.Response(200, json={"id": "a/b", "status": "retracted"}),
+        httpx.Response(200, json={"id": "fb", "status": "retracted"}),
+        httpx.Response(200, json=REACH),
     )
     client = client_over(Client, handler)
     listed = client.list_feedback(kind="thumb", limit=5)
     assert (listed.next, listed.items[0].value) == ("cursor", "up")
     assert client.get_feedback(listed.items[0]).id == "a/b"
     assert client.retract("a/b").status == "retracted"
+    assert client.retract("fb.00ff").status == "retracted"
+    reach = client.get_receipt(Receipt(id="fb", status="accepted", receipt="fb.00ff"))
+    assert (reach.policy_versions, reach.is_serving) == ([12], True)
     assert [f"{r.method} {r.url.raw_path.decode()}" for r in seen] == [
         "GET /v1/feedback?kind=thumb&limit=5",
         "GET /v1/feedback/a%2Fb",
         "DELETE /v1/feedback/a%2Fb",
+        "DELETE /v1/receipts/fb.00ff",
+        "GET /v1/receipts/fb.00ff",
     ]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.gateway.completion_ids import CompletionIds
-from tuneloop.gateway.errors import CompletionNotFound
+from tuneloop.gateway.errors import CompletionNotFound, FeedbackNotFound
 from tuneloop.rollouts import choice_id
 
 IDS = CompletionIds(b"one secret of many")
@@ -59,3 +59,24 @@ def test_ids_of_another_tenant_or_secret_are_refused() -> None:
     with pytest.raises(CompletionNotFound) as refused:
         CompletionIds(b"quite another secret").check("default", made, "completion_id")
     assert refused.value.param == "completion_id"
+
+
+def test_a_receipt_names_its_feedback_and_is_the_same_each_time() -> None:
+    receipt = IDS.receipt("default", "click-17")
+    assert receipt == IDS.receipt("default", "click-17")
+    assert receipt.startswith("click-17.")
+    assert IDS.feedback_of_receipt("default", receipt) == "click-17"
+
+
+@given(
+    text=st.text(max_size=200), feedback_id=st.from_regex(r"[A-Za-z0-9_-]{1,128}", fullmatch=True)
+)
+def test_what_was_not_signed_is_no_receipt(text: str, feedback_id: str) -> None:
+    signed = IDS.receipt("default", feedback_id)
+    for forged in (text, f"{feedback_id}.{text}", f"x{signed}", signed[:-1], signed.upper() + "0"):
+        with pytest.raises(FeedbackNotFound) as refused:
+            IDS.feedback_of_receipt("default", forged)
+        assert refused.value.param == "receipt"
+    for ids, tenant in ((IDS, "other"), (CompletionIds(b"quite another secret"), "default")):
+        with pytest.raises(FeedbackNotFound):
+            ids.feedback_of_receipt(tenant, signed)

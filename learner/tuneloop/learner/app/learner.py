@@ -12,6 +12,7 @@ from tuneloop.errors import Unavailable
 from tuneloop.learner.app.models import describe_base_models, join_ranks, make_training_runs
 from tuneloop.learner.app.release import (
     BeforePublishing,
+    ask_about_base,
     before_publishing,
     end_left_over,
     make_canary,
@@ -81,8 +82,8 @@ class Learner:
     """A canary of an earlier run, if canaries are off now."""
     expiry: Expiry
     watch: AlarmMonitor
-    scoring: asyncio.Future[None] | None
-    """Scores version 0 on the gate's suites, if it has not been; in the trainer's queue before any
+    asking: asyncio.Future[None]
+    """Asks version 0 what the gate compares with, if it was not; in the trainer's queue before any
     checkpoint is restored."""
     retractions: RetractionMonitor
     pruner: Pruner
@@ -188,7 +189,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
         left_over=None if settings.release == "gate+canary" else canary,
         expiry=expiry,
         watch=watch,
-        scoring=asyncio.ensure_future(worker.run(scorer.score_base)) if scorer else None,
+        asking=asyncio.ensure_future(worker.run(lambda: ask_about_base(local_answers, scorer))),
         retractions=make_retraction_monitor(settings, database, release, loop),
         pruner=Pruner(database, store, settings.retention, settings.data_dir),
         dismiss=lambda: worker.run(world.dismiss),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from tuneloop.bus import Bus
 from tuneloop.errors import SettingsError, TuneloopError
+from tuneloop.learner import metrics
 from tuneloop.learner.clients.generation import GenerationClient
 from tuneloop.learner.clients.reward import RewardClient
 from tuneloop.learner.ledger.accounting import decisions, steps
@@ -25,12 +26,10 @@ from tuneloop.learner.release.promotion import Promotion
 from tuneloop.learner.samples import ModelRole, TokenSequence
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.trainer.base import Trainer
-from tuneloop.policies import WeightsKind
 from tuneloop.rpc.channel import connect_to
 from tuneloop.weights.store import WeightStore
 
 if TYPE_CHECKING:
-    from tuneloop.learner.release.gate.local_answers import LocalAnswers
     from tuneloop.learner.release.gate.scoring import SuiteScorer
 
 BeforePublishing: TypeAlias = Callable[[int, Path], None]
@@ -43,13 +42,13 @@ def make_gate(
     release: Promotion,
     store: WeightStore,
     questions: GatePrompts | None,
-    local_answers: "LocalAnswers | None",
+    local_answers: LocalAnswers | None,
     canary: CanaryTrial | None,
     loop: Loop,
     worker: ModelThread,
 ) -> GateController | None:
     """Build the gate; None without prompts for it. Call this inside the event loop."""
-    if questions is None:
+    if questions is None or local_answers is None:
         return None
     trainer = next(
         training_run.trainer
@@ -86,12 +85,11 @@ def make_gate(
 
 def make_local_answers(
     settings: LearnerSettings, questions: GatePrompts | None, trainer: Trainer
-) -> "LocalAnswers | None":
-    """Build what saves the answers of full weights; None without a gate, and for LoRA."""
-    if questions is None or settings.weights_kind is not WeightsKind.FULL:
+) -> LocalAnswers | None:
+    """Build what saves the versions' answers to the gate's prompts; None without a gate."""
+    if questions is None:
         return None
     # This imports torch.
-    from tuneloop.learner.release.gate.local_answers import LocalAnswers
     from tuneloop.learner.trainer.policy import PolicyTrainer
 
     if not isinstance(trainer, PolicyTrainer):
@@ -158,17 +156,27 @@ def make_scorer(settings: LearnerSettings, trainer: Trainer) -> "SuiteScorer | N
 
 
 def before_publishing(
-    local_answers: "LocalAnswers | None", scorer: "SuiteScorer | None"
+    local_answers: LocalAnswers | None, scorer: "SuiteScorer | None"
 ) -> BeforePublishing:
     """Return what is asked of the trainer about a version while it is saved."""
 
     def ask(version: int, folder: Path) -> None:
-        if local_answers is not None:
+        if local_answers is None:
+            return
+        with metrics.exam_seconds.time():
             local_answers.save_answers(version)
-        if scorer is not None:
-            scorer.save_scores(version, folder)
+            if scorer is not None:
+                scorer.save_scores(version, folder)
 
     return ask
+
+
+def ask_about_base(local_answers: LocalAnswers | None, scorer: "SuiteScorer | None") -> None:
+    """Ask the trainer about version 0, if it was not; blocks, in the trainer's thread."""
+    if local_answers is not None:
+        local_answers.save_base_answers()
+    if scorer is not None:
+        scorer.score_base()
 
 
 logger = logging.getLogger("tuneloop.learner.app")

@@ -179,7 +179,7 @@ def _at_sources(flat: Tensor, layout: TokenLayout) -> Tensor:
 
 
 def _probe(model: Any) -> list[TokenSequence]:
-    """Return two completions of one prompt and one of another."""
+    """Return two completions of one prompt, one of a prompt that goes on from it, and another."""
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
 
     def tokens(*seeds: int) -> tuple[int, ...]:
@@ -188,6 +188,7 @@ def _probe(model: Any) -> list[TokenSequence]:
     texts = [
         (tokens(1, 2, 3), tokens(4, 5, 6)),
         (tokens(1, 2, 3), tokens(7, 8)),
+        (tokens(1, 2, 3, 4), tokens(14, 15)),
         (tokens(9, 10), tokens(11, 12, 13)),
     ]
     return [

@@ -1,4 +1,4 @@
-"""Attention over a packed row: each segment to itself, causally, and to the prompt it continues.
+"""Attention over a packed row: each segment to itself, causally, and to what it goes on from.
 
 Registered with transformers under the name `PACKED`, so that any model built on its attention
 interface can use it. On a CPU it is a loop over the segments: nothing outside them is computed. On
@@ -143,13 +143,17 @@ class VarlenRows:
 
 
 def varlen_rows(layout: TokenLayout) -> VarlenRows:
-    """Return where queries and keys of each segment are: its keys begin with its prompt's."""
+    """Return where queries and keys of each segment are: its keys begin where its branch does."""
     device = layout.input_ids.device
     lengths = [segment.length for segment in layout.segments]
     starts = [0, *itertools.accumulate(lengths)]
     places = [
-        [*_places_of(starts, segment.goes_on_from), *range(start, start + segment.length)]
-        for segment, start in zip(layout.segments, starts, strict=False)
+        [
+            place
+            for number in _branch(layout.segments, index)
+            for place in range(starts[number], starts[number + 1])
+        ]
+        for index in range(len(lengths))
     ]
     counts = [len(of_segment) for of_segment in places]
     key_starts = [0, *itertools.accumulate(counts)]
@@ -164,9 +168,12 @@ def varlen_rows(layout: TokenLayout) -> VarlenRows:
     )
 
 
-def _places_of(starts: Sequence[int], segment: int) -> range:
-    """Return the places of a segment in the row; none where it is `ALONE`."""
-    return range(0) if segment == ALONE else range(starts[segment], starts[segment + 1])
+def _branch(segments: Sequence[Segment], index: int) -> list[int]:
+    """Return what a segment goes on from, first to last, and the segment itself."""
+    found = [index]
+    while (index := segments[index].goes_on_from) != ALONE:
+        found.append(index)
+    return found[::-1]
 
 
 def _refuse_options(options: Mapping[str, Any]) -> None:
@@ -190,11 +197,12 @@ def _by_segment(
     queries, keys, values = (torch.split(t, lengths, dim=2) for t in (query, key, value))
     parts: list[Tensor] = []
     for index, segment in enumerate(layout.segments):
-        k, v, before = keys[index], values[index], 0
+        k, v = keys[index], values[index]
         if segment.goes_on_from != ALONE:
-            before = layout.segments[segment.goes_on_from].length
-            k = torch.cat([keys[segment.goes_on_from], k], dim=2)
-            v = torch.cat([values[segment.goes_on_from], v], dim=2)
+            branch = _branch(layout.segments, index)
+            k = torch.cat([keys[number] for number in branch], dim=2)
+            v = torch.cat([values[number] for number in branch], dim=2)
+        before = k.shape[2] - segment.length
         mask = _mask(layout, segment, before, sliding_window, like=query)
         parts.append(
             scaled_dot_product_attention(
@@ -252,14 +260,11 @@ def _block_mask_maker(backend: str = "inductor") -> Callable[..., Any]:
 
 def visibility(layout: TokenLayout, window: int | None) -> Any:
     """Flex attention's `mask_mod`: whether the token at one place of the row sees another's."""
-    device = layout.input_ids.device
-    owner = send(torch.tensor(_owners(layout.segments)), device)
-    prompt = send(torch.tensor([s.goes_on_from for s in layout.segments]), device)[owner]
+    until = send(torch.tensor(_seen_until(layout.segments)), layout.input_ids.device)
     positions = layout.position_ids[0]
 
     def sees(batch: Tensor, head: Tensor, place: Tensor, other: Tensor) -> Tensor:
-        related = (owner[other] == owner[place]) | (owner[other] == prompt[place])
-        related = related & (other <= place)
+        related = (other <= place) & (place < until[other])
         if window is None:
             return related
         return related & (positions[place] - positions[other] < window)
@@ -267,8 +272,13 @@ def visibility(layout: TokenLayout, window: int | None) -> Any:
     return sees
 
 
-def _owners(segments: Sequence[Segment]) -> list[int]:
-    return [index for index, segment in enumerate(segments) for _ in range(segment.length)]
+def _seen_until(segments: Sequence[Segment]) -> list[int]:
+    """Return for each place in the row the first after it that belongs to another branch."""
+    ends = list(itertools.accumulate(segment.length for segment in segments))
+    for index in reversed(range(len(segments))):
+        if (before := segments[index].goes_on_from) != ALONE:
+            ends[before] = max(ends[before], ends[index])
+    return [end for end, segment in zip(ends, segments, strict=True) for _ in range(segment.length)]
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -4,6 +4,7 @@ Where the tokens stand in the model is private to `packing` and `models`: a loss
 log-probs and a `loss_mask` and cannot tell a padded batch from a packed one.
 """
 
+import bisect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tuneloop.errors import InvalidRequest
-from tuneloop.learner.models.packing import TokenLayout, pack, packed_length, pad, send
+from tuneloop.learner.models.packing import TokenLayout, pack, packed_length, pad, send, trees
 from tuneloop.learner.samples import (
     DemonstrationSample,
     PairSample,
@@ -167,32 +168,25 @@ def packed_batches(
     sequences: Callable[[T], Sequence[TokenSequence]],
     token_budget: int,
 ) -> list[list[T]]:
-    """Cut items into batches of at most `token_budget` packed tokens; shared prompts count once.
+    """Cut items into batches of at most `token_budget` packed tokens; shared ones count once.
 
-    Items with one prompt stay together as far as the budget allows, and the largest such groups are
-    placed first, each where there is room. One item that is larger than the budget makes a batch of
-    its own.
+    Items with one prompt, and turns of one conversation, stay together as far as the budget allows,
+    and the largest such groups are placed first, each where there is room. One item that is larger
+    than the budget makes a batch of its own, with those whose tokens are all among its own.
     """
-    by_prompt: dict[tuple[int, ...], list[T]] = {}
-    for item in items:
-        by_prompt.setdefault(sequences(item)[0].prompt_token_ids, []).append(item)
+
+    def length(group: Sequence[T]) -> int:
+        return packed_length([s for item in group for s in sequences(item)])
 
     pieces: list[list[T]] = []
-    costs: list[int] = []
-    for group in by_prompt.values():
-        prompts: set[tuple[int, ...]] = set()
-        for item in group:
-            rows = sequences(item)
-            new = {s.prompt_token_ids for s in rows} - prompts
-            cost = sum(map(len, new)) + sum(len(s.completion_token_ids) for s in rows)
-            if not prompts or costs[-1] + cost > token_budget:
-                prompts = set()
-                pieces.append([])
-                costs.append(0)
-                cost = packed_length(rows)
-            pieces[-1].append(item)
-            costs[-1] += cost
-            prompts |= {s.prompt_token_ids for s in rows}
+    for rows in trees([sequences(item)[0] for item in items]):
+        # Last turns first: what they begin with costs nothing.
+        group = [items[row] for row in reversed(rows)]
+        while group:
+            count = _fitting(group, length, token_budget)
+            pieces.append(group[:count])
+            group = group[count:]
+    costs = [length(piece) for piece in pieces]
     batches: list[list[T]] = []
     rooms: list[int] = []
     for index in sorted(range(len(pieces)), key=lambda index: -costs[index]):
@@ -203,6 +197,16 @@ def packed_batches(
         batches[place].extend(pieces[index])
         rooms[place] -= costs[index]
     return batches
+
+
+def _fitting(group: Sequence[T], length: Callable[[Sequence[T]], int], token_budget: int) -> int:
+    """Return how many of the first have no more tokens than the budget, or than the first alone."""
+    most = max(token_budget, length(group[:1]))
+    fits, limit = 1, 2
+    while limit <= len(group) and length(group[:limit]) <= most:
+        fits, limit = limit, 2 * limit
+    between = range(fits + 1, min(limit, len(group) + 1))
+    return fits + bisect.bisect(between, most, key=lambda count: length(group[:count]))
 
 
 def collate(sequences: Sequence[TokenSequence], device: torch.device) -> SequenceBatch:

@@ -178,11 +178,11 @@ def probe_sequences(tokens: int, max_length: int) -> list[TokenSequence]:
     found = []
     for start in range(0, tokens, length):
         size = max(2, min(length, tokens - start))
-        # Prompts that differ: one that is shared would be computed once.
-        ids = (start % 7, *(1 + n % 7 for n in range(size - 1)))
+        # First tokens that differ: a beginning that is shared would be computed once.
+        ids = (start // length, *(1 + n % 7 for n in range(size - 1)))
         found.append(
             TokenSequence(
-                prompt_token_ids=(*ids[: size // 2], start // length)[1:],
+                prompt_token_ids=ids[: size // 2],
                 completion_token_ids=ids[size // 2 :],
                 generation_logprobs=(),
                 temperature=1.0,

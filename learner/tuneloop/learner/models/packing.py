@@ -1,12 +1,15 @@
 """Where the tokens of a batch stand in the model: in one row without padding, or padded.
 
-The packed row holds every sequence once, one after the other, and a prompt that several of them
-share only once: its completions continue it, each at the positions it would have had alone. Who
-may attend to whom is said by the segments; `attention` keeps to it.
+The packed row holds what several sequences share only once: a prompt with several completions, or
+the turns of a conversation that the next turn's prompt repeats. Attention is causal, so the states
+there are the same for all of them. What a sequence has for itself stands at the positions that it
+would have had alone. Who may attend to whom is said by the segments; `attention` keeps to it.
 """
 
-from collections.abc import Hashable, Sequence
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,11 +24,12 @@ BLOCK = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """Neighbouring tokens that attend causally to each other, and to all of one earlier segment."""
+    """Neighbouring tokens that attend causally to each other, and to all that they go on from."""
 
     length: int
     goes_on_from: int = ALONE
-    """Index of the segment that holds the prompt."""
+    """Index of the earlier segment whose last token comes before the first of these; they also see
+    what that one goes on from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -37,7 +41,8 @@ class TokenLayout:
     sources: Tensor  # (N,) int64
     """For each completion token, row after row, the place in R·T whose state predicts it."""
     segments: tuple[Segment, ...] = ()
-    """Of the one row, R = 1; empty when the sequences are padded, one to a row."""
+    """Of the one row, R = 1; empty when the sequences are padded, one to a row. All that goes on
+    from a segment, directly or not, comes after it and before anything else."""
     visible: Tensor | None = None  # (1, 1, T, T) bool
     """Of a row that is a tree (`prefix_tree`): whether the token at one place sees another's."""
     masks: dict[Hashable, object] = field(default_factory=dict)
@@ -57,36 +62,72 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def packed_length(sequences: Sequence[TokenSequence]) -> int:
-    """Tokens of a packed row, at most: prompts counted once, completions each."""
+class Branch(NamedTuple):
+    """Tokens that the model reads, as a branch of a tree."""
+
+    tokens: tuple[int, ...]
+    shared: int
+    """How many of them, from the first on, are also those of the branch before."""
+    row: int | None
+    """The sequence that reads them; None where they are a prompt."""
+
+
+def branches(sequences: Sequence[TokenSequence]) -> list[Branch]:
+    """Return prompts and sequences as branches of a tree, in the order of their tokens.
+
+    A branch shares what it begins with if that is all of another: a prompt, or all that a sequence
+    reads. Common beginnings of another kind, such as a system prompt, are not worth a segment.
+    """
     prompts = {sequence.prompt_token_ids for sequence in sequences}
-    return sum(map(len, prompts)) + sum(len(s.completion_token_ids) for s in sequences)
+    # A completion's last token predicts nothing, so it is not read.
+    read = [s.prompt_token_ids + s.completion_token_ids[:-1] for s in sequences]
+    tokens_and_rows = [*((prompt, None) for prompt in prompts), *zip(read, itertools.count())]
+    found: list[Branch] = []
+    begun: list[tuple[int, ...]] = []
+    for tokens, row in sorted(tokens_and_rows, key=lambda item: item[0]):
+        while begun and tokens[: len(begun[-1])] != begun[-1]:
+            begun.pop()
+        found.append(Branch(tokens, len(begun[-1]) if begun else 0, row))
+        begun.append(tokens)
+    return found
+
+
+def trees(sequences: Sequence[TokenSequence]) -> list[list[int]]:
+    """Return the rows of sequences that share something, neighbours sharing most, tree by tree."""
+    found: list[list[int]] = []
+    for branch in branches(sequences):
+        if not branch.shared:
+            found.append([])
+        if branch.row is not None:
+            found[-1].append(branch.row)
+    return found
+
+
+def packed_length(sequences: Sequence[TokenSequence]) -> int:
+    """Tokens of a packed row: those that several sequences share are counted once.
+
+    Rows put together never have more than the sum of theirs.
+    """
+    return sum(len(branch.tokens) - branch.shared for branch in branches(sequences))
 
 
 def pack(sequences: Sequence[TokenSequence], device: torch.device) -> TokenLayout:
-    """Lay sequences out in one row; a completion's last token predicts nothing and is left out."""
-    rows_by_prompt: dict[tuple[int, ...], list[int]] = {}
-    for row, sequence in enumerate(sequences):
-        rows_by_prompt.setdefault(sequence.prompt_token_ids, []).append(row)
+    """Lay sequences out in one row, branch by branch."""
     ids: list[int] = []
     positions: list[int] = []
-    segments: list[Segment] = []
-    sources: list[range | list[int]] = [[]] * len(sequences)
-    for prompt, rows in rows_by_prompt.items():
-        last_of_prompt = len(ids) + len(prompt) - 1
-        at = len(segments)
-        ids.extend(prompt)
-        positions.extend(range(len(prompt)))
-        segments.append(Segment(length=len(prompt)))
-        for row in rows:
-            start, inputs = len(ids), sequences[row].completion_token_ids[:-1]
-            ids.extend(inputs)
-            positions.extend(range(len(prompt), len(prompt) + len(inputs)))
-            sources[row] = [last_of_prompt, *range(start, start + len(inputs))]
-            if len(rows) == 1:
-                segments[at] = Segment(length=len(prompt) + len(inputs))
-            elif inputs:
-                segments.append(Segment(length=len(inputs), goes_on_from=at))
+    sources: list[list[int]] = [[]] * len(sequences)
+    path: list[int] = []
+    places_before: dict[int, int] = {}
+    for tokens, shared, row in branches(sequences):
+        start = len(ids)
+        path = [*path[:shared], *range(start, start + len(tokens) - shared)]
+        if not shared or path[shared - 1] != start - 1:
+            places_before[start] = path[shared - 1] if shared else ALONE
+        ids.extend(tokens[shared:])
+        positions.extend(range(shared, len(tokens)))
+        if row is not None:
+            sources[row] = path[len(sequences[row].prompt_token_ids) - 1 :]
+    segments = _segments(places_before, len(ids))
     if device.type == "cuda" and (filler := -len(ids) % BLOCK):
         ids.extend([0] * filler)
         positions.extend([0] * filler)
@@ -97,6 +138,23 @@ def pack(sequences: Sequence[TokenSequence], device: torch.device) -> TokenLayou
         sources=send(torch.tensor([place for row in sources for place in row]), device),
         segments=tuple(segments),
     )
+
+
+def _segments(places_before: Mapping[int, int], length: int) -> list[Segment]:
+    """Cut a row where a branch starts, and where one is left.
+
+    `places_before` has for the place at which a branch starts the place that it goes on from.
+    """
+    starts = sorted({*places_before, *(place + 1 for place in places_before.values())})
+    numbers = {start: number for number, start in enumerate(starts)}
+    # The segment that ends with a place is the one before that which starts after it; ALONE stands
+    # before all of them, and comes out as itself.
+    return [
+        Segment(
+            length=end - start, goes_on_from=numbers[places_before.get(start, start - 1) + 1] - 1
+        )
+        for start, end in itertools.pairwise([*starts, length])
+    ]
 
 
 def pad(sequences: Sequence[TokenSequence], device: torch.device) -> TokenLayout:

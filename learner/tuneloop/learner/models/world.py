@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tuneloop.errors import TuneloopError
 from tuneloop.learner.models.memory import is_out_of_memory
-from tuneloop.learner.models.packing import packed_length
+from tuneloop.learner.models.packing import packed_length, trees
 from tuneloop.learner.samples import TokenSequence
 
 logger = logging.getLogger("tuneloop.learner.models")
@@ -323,12 +323,9 @@ def gather_into(whole: torch.nn.Module | None, sharded: torch.nn.Module) -> None
 def shard_sequences(sequences: Sequence[TokenSequence], size: int) -> list[list[int]]:
     """Divide the rows of a batch into `size` shares of about equal cost; some may be empty.
 
-    Rows with one prompt stay together, to have it computed once, where there are enough prompts.
+    Rows that share tokens stay together, to have them computed once, where there are enough others.
     """
-    by_prompt: dict[tuple[int, ...], list[int]] = {}
-    for row, sequence in enumerate(sequences):
-        by_prompt.setdefault(sequence.prompt_token_ids, []).append(row)
-    pieces = list(by_prompt.values())
+    pieces = trees(sequences)
     if len(pieces) < size:
         pieces = [[row] for row in range(len(sequences))]
     costs = [packed_length([sequences[row] for row in piece]) for piece in pieces]

@@ -166,15 +166,15 @@ class TrainerSettings:
     grpo_epochs: int = 1
     """Optimizer steps taken on each batch of groups."""
     token_budget: int | None = None
-    """Most tokens in one forward pass, shared prompts counted once (without packing: padded
-    tokens); bounds memory, never changes the result.
+    """Most tokens in one forward pass, shared prompts and turns counted once (without packing:
+    padded tokens); bounds memory, never changes the result.
 
     None is 1024 on a CPU, where more only costs memory. On a GPU it is what fits into the memory
     that is free when the model is loaded, less 2 GiB, and 16384 at most.
     """
     packing: bool = True
-    """Sequences in one row without padding, shared prompts computed once; where a model cannot be
-    given such rows it is padded all the same. Never changes the result."""
+    """Sequences in one row without padding, shared prompts and turns computed once; where a model
+    cannot be given such rows it is padded all the same. Never changes the result."""
     packed_attention: Literal["flex", "varlen"] = "flex"
     """What attends within packed rows on a GPU: flex attention, or flash attention over rows of
     different lengths (torch.nn.attention.varlen), which needs no compiler; flex where that cannot

@@ -53,11 +53,13 @@ needed_scope = tuple(
         # A caller with an id got it when the feedback was accepted; lists are for admins.
         ("GET", r"/v1/feedback/.+", scopes.Scope.FEEDBACK),
         ("DELETE", r"/v1/feedback/.+", scopes.Scope.FEEDBACK),
+        ("GET", r"/v1/receipts/.+", scopes.Scope.FEEDBACK),
+        ("DELETE", r"/v1/receipts/.+", scopes.Scope.FEEDBACK),
     )
 )
 """By method and path; any other request needs `admin`."""
-PUBLIC_PATHS = ("/v1/feedback", "/v1/signals")
-"""What a page of a named site may post without a key, with the setting `public_feedback`."""
+public_paths = re.compile(r"POST /v1/(feedback|signals)|(GET|DELETE) /v1/receipts/.+")
+"""What needs no key where feedback is public: ids of completions and receipts are capabilities."""
 
 
 def scope_for(method: str, path: str) -> scopes.Scope | None:
@@ -133,7 +135,7 @@ class Authentication:
             return PUBLIC, None
         if given:
             raise InvalidApiKey("a wrong key: it is not among this gateway's keys")
-        if self.public_feedback and method == "POST" and path in PUBLIC_PATHS:
+        if self.public_feedback and public_paths.fullmatch(f"{method} {path}"):
             self.check_public(scope, headers)
             return PUBLIC, None
         raise Unauthenticated(
@@ -207,7 +209,8 @@ class Authentication:
 
     def check_public(self, scope: Scope, headers: Headers) -> None:
         """Raise unless an allowed page sends this, and not too often."""
-        self.check_origin(headers, optional=False)
+        # Browsers name the origin of what a page reads from its own site only when it writes.
+        self.check_origin(headers, optional=scope["method"] == "GET")
         self.addresses.admit(network_of(address_of(scope)))
 
     def audit_refusal(self, scope: Scope, refusal: TuneloopError) -> None:

@@ -14,20 +14,29 @@ MOST = 100.0
 """Nats: past that no number says more, and its exponential would not fit."""
 
 
-async def find_effects(gateway: Gateway, feedback_id: str) -> list[Effect]:
-    """Return the effects of feedback; none where the learner does not know it or is down."""
+async def find_lineage(
+    gateway: Gateway, feedback_id: str
+) -> learner_pb2.GetFeedbackLineageResponse | None:
+    """Return what became of feedback; None where the learner is down.
+
+    What the learner has not recorded yet has reached nothing.
+    """
     question = learner_pb2.GetFeedbackLineageRequest(feedback_id=feedback_id)
     try:
         answer: learner_pb2.GetFeedbackLineageResponse = await reply_of(
             gateway.learner.GetFeedbackLineage(question, timeout=TIMEOUT)
         )
-    except (NotFound, Unavailable):
+    except NotFound:
+        return learner_pb2.GetFeedbackLineageResponse(feedback_id=feedback_id)
+    except Unavailable:
+        return None
+    return answer
+
+
+def effects_in(lineage: learner_pb2.GetFeedbackLineageResponse | None) -> list[Effect]:
+    """Return the effects of an answer of the learner; none without one."""
+    if lineage is None:
         return []
-    return effects_in(answer)
-
-
-def effects_in(lineage: learner_pb2.GetFeedbackLineageResponse) -> list[Effect]:
-    """Return the effects of an answer of the learner."""
     return [
         {
             "policy_version": effect.policy_version,

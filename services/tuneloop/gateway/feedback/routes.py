@@ -19,6 +19,7 @@ from tuneloop.api.feedback import (
     Feedback,
     FeedbackAccepted,
     FeedbackBatchResult,
+    FeedbackReach,
     FeedbackRefused,
     FeedbackRetracted,
 )
@@ -37,7 +38,8 @@ from tuneloop.gateway.feedback.body import (
     feedback_of,
     judgement_document,
 )
-from tuneloop.gateway.feedback.effects import find_effects
+from tuneloop.gateway.feedback.effects import effects_in, find_lineage
+from tuneloop.gateway.routes.policies import find_serving_version
 from tuneloop.rpc.status import reply_of
 from tuneloop.v1 import learner_pb2
 
@@ -104,8 +106,39 @@ async def get_feedback(feedback_id: str, request: Request) -> Feedback:
         **judgement_document(feedback.judgement),
         "metadata": dict(feedback.metadata),
         "accepted_time": feedback.accepted_time.isoformat(),
-        "effects": await find_effects(gateway_of(request), feedback_id),
+        "effects": effects_in(await find_lineage(gateway_of(request), feedback_id)),
     }
+
+
+@router.get("/v1/receipts/{receipt}")
+async def get_receipt(receipt: str, request: Request) -> FeedbackReach:
+    """Return which versions learned from feedback, and whether the one that serves did."""
+    gateway = gateway_of(request)
+    feedback_id = gateway.ids.feedback_of_receipt(gateway.settings.tenant, receipt)
+    found = await find(gateway, feedback_id)
+    lineage, serving = await asyncio.gather(
+        find_lineage(gateway, feedback_id), find_serving_version(gateway)
+    )
+    reached = None if lineage is None else lineage.policy
+    return {
+        "id": feedback_id,
+        "kind": found.feedback.kind,
+        "status": found.status,
+        "accepted_time": found.feedback.accepted_time.isoformat(),
+        "policy_versions": None if reached is None else list(reached.direct),
+        "serving_version": serving,
+        "is_serving": None
+        if reached is None or serving is None
+        else serving in (*reached.direct, *reached.descended),
+        "effects": effects_in(lineage),
+    }
+
+
+@router.delete("/v1/receipts/{receipt}")
+async def retract_by_receipt(receipt: str, request: Request) -> FeedbackRetracted:
+    """Retract feedback by its receipt."""
+    ids, tenant = gateway_of(request).ids, gateway_of(request).settings.tenant
+    return await retract_feedback(ids.feedback_of_receipt(tenant, receipt), request)
 
 
 @router.delete("/v1/feedback/{feedback_id}")
@@ -156,7 +189,8 @@ async def accept(
     except TuneloopError as error:
         metrics.feedback_refused.labels(error.reason.lower()).inc()
         raise
-    return {"id": feedback.feedback_id, "status": "accepted"}
+    receipt = gateway.ids.receipt(gateway.settings.tenant, feedback.feedback_id)
+    return {"id": feedback.feedback_id, "status": "accepted", "receipt": receipt}
 
 
 async def accept_all(

@@ -20,7 +20,6 @@ from tuneloop.gateway.openai.response_format import schema_text
 from tuneloop.gateway.openai.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from tuneloop.gateway.openai.tools import tool_use
 from tuneloop.rollouts import SamplingParameters, choice_id
-from tuneloop.rpc.channel import wait_until_connected
 from tuneloop.rpc.status import error_from_rpc
 from tuneloop.text.messages import conversation
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc, rollout_pb2
@@ -251,8 +250,9 @@ async def call_events(
 ) -> AsyncGenerator[Event]:
     """Yield the events of one call; closing it cancels the call, which aborts the request."""
     if service is gateway.generation:
-        await wait_until_connected(gateway.generation_channel)
-    call = service.Generate(request, timeout=gateway.settings.request_timeout_seconds)
+        call = await gateway.replicas.generate(request, session_id=request.session_id)
+    else:
+        call = service.Generate(request, timeout=gateway.settings.request_timeout_seconds)
     try:
         async for event in call:
             index = event.delta.index if event.WhichOneof("event") == "delta" else event.final.index

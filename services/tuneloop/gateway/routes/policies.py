@@ -213,6 +213,14 @@ async def get_serving(gateway: Gateway) -> Serving:
     }
 
 
+async def find_serving_version(gateway: Gateway) -> int | None:
+    """Return the version that serves; None while generation does not answer."""
+    try:
+        return (await get_serving(gateway))["policy_version"]
+    except Unavailable:
+        return None
+
+
 def canary(message: generation_pb2.Canary) -> CanaryShare:
     """Return the version that a share of the users gets."""
     return {

@@ -4,6 +4,7 @@ import { retractFeedback, sendFeedback } from "./api.js";
 import { announce, el, icon, iconButton, say } from "./dom.js";
 import { whatChanged } from "./effects.js";
 import { MarkdownView, markdown } from "./markdown.js";
+import { SavedChoice } from "./saving.js";
 
 const ENDINGS = {
   length: "Stopped at the length limit.",
@@ -19,7 +20,7 @@ export class AnswerView {
   constructor(answer, actions) {
     this.answer = answer;
     this.actions = actions;
-    this.queues = {};
+    this.choices = {};
     /** Stands in the place of the version while that is not to be known. */
     this.alias = null;
     this.drawing = false;
@@ -338,35 +339,17 @@ export class AnswerView {
     return { completion_id: this.answer.completionId, ...body };
   }
 
-  /**
-   * Shows a choice at once, and retries while it cannot be saved. One request follows another, since
-   * the last one counts. A choice that was taken back before it was sent is not sent.
-   */
-  store(name, { run, done, failed }) {
-    this.queues[name] ??= { turn: 0, tail: Promise.resolve() };
-    const queue = this.queues[name];
-    queue.turn += 1;
-    const { turn } = queue;
-    const current = () => queue.turn === turn;
-    this.tell("");
-    const patience = {
-      onWait: () => current() && this.tell("Not saved yet. Trying again…"),
-      stillWanted: current,
+  /** Shows a choice at once and saves it; choices of one name follow one another. */
+  store(name, choice) {
+    this.choices[name] ??= new SavedChoice(
+      (text) => this.tell(text),
+      () => this.actions.changed(),
+    );
+    const failed = () => {
+      choice.failed();
+      this.draw();
     };
-    queue.tail = queue.tail.then(async () => {
-      try {
-        await run(patience);
-        if (current()) this.tell(done);
-      } catch (error) {
-        if (current()) {
-          failed();
-          this.draw();
-          this.tell(`Not saved: ${error.message}`);
-        }
-      }
-      this.actions.changed();
-    });
-    return queue.tail;
+    return this.choices[name].save({ ...choice, failed });
   }
 
   async copy() {

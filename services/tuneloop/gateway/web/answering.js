@@ -6,17 +6,15 @@ import { ApiError, streamChat } from "./api.js";
  * Streams one answer into each of `answers`; calls `onChange(answer)` as they grow and when they
  * end. Answers asked of the same version are one request, so that they are siblings.
  */
-export async function stream({ model, messages, answers, signal, onChange }) {
+export async function stream({ answers, ...request }) {
   const same = answers.every((answer) => answer.asked === answers[0].asked);
   const groups = same ? [answers] : answers.map((answer) => [answer]);
-  await Promise.all(
-    groups.map((group) => streamGroup({ model, messages, answers: group, signal, onChange })),
-  );
+  await Promise.all(groups.map((group) => streamGroup({ ...request, answers: group })));
 }
 
-async function streamGroup({ model, messages, answers, signal, onChange }) {
+async function streamGroup({ model, messages, sessionId, answers, signal, onChange }) {
   const [{ asked }] = answers;
-  const options = {};
+  const options = { session_id: sessionId };
   if (answers.length > 1) options.n = answers.length;
   if (asked !== null) options.policy_version = asked;
   try {

@@ -3,6 +3,7 @@
 import { stream } from "./answering.js";
 import { Conversation, newAnswer } from "./conversation.js";
 import { $, announce, el, icon, say } from "./dom.js";
+import { SessionRating } from "./session.js";
 import { openShell } from "./shell.js";
 import { Status } from "./status.js";
 import { TurnView } from "./turn.js";
@@ -43,7 +44,10 @@ function drawTurns() {
     log.append(view.node);
   }
   for (const turn of turns) views.get(turn.key).setLast(turn === conversation.last);
+  rating.draw();
 }
+
+const rating = new SessionRating($("session"), conversation, actions);
 
 const lastView = () => (conversation.last ? views.get(conversation.last.key) : null);
 
@@ -77,6 +81,7 @@ async function answer(turn, answers) {
   await stream({
     model: status.policy,
     messages: conversation.messagesBefore(turn),
+    sessionId: conversation.session.id,
     answers,
     signal: controller.signal,
     onChange: (one) => view.update(one),
@@ -85,6 +90,7 @@ async function answer(turn, answers) {
   if (!conversation.turns.includes(turn)) return;
   conversation.save();
   tellEnd(answers);
+  rating.draw();
   const seen = answers.find((one) => one.asked === null && one.version !== null);
   if (seen) status.see(seen.version);
   offerAgain();
@@ -134,6 +140,7 @@ const TOLD = 8;
 /** What a new version learned from the last turns. */
 async function showEffects() {
   for (const turn of conversation.turns.slice(-TOLD)) await views.get(turn.key)?.showEffects();
+  await rating.showEffect();
 }
 
 function versionChanged(version, before) {

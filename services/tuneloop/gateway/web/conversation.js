@@ -1,6 +1,9 @@
 // The conversation: turns, each with one question and every answer it was given; kept in the
 // browser over a reload.
 //
+// Its turns are one session of the service: `{id, value, ids, learned}`, with the thumb on all of
+// it and the ids under which that was sent.
+//
 // A turn has `question`, `answers`, `shown` (the answer that the conversation goes on with) and,
 // where two answers stand side by side, `pair`: `{left, right, blind, pick, feedbackIds}`.
 
@@ -26,9 +29,14 @@ export function newAnswer(asked = null) {
   };
 }
 
+function newSession() {
+  return { id: `page-${randomId()}`, value: null, ids: [], learned: null };
+}
+
 export class Conversation {
   constructor() {
     this.turns = [];
+    this.session = newSession();
   }
 
   get last() {
@@ -57,6 +65,7 @@ export class Conversation {
 
   clear() {
     this.turns = [];
+    this.session = newSession();
     this.save();
   }
 
@@ -64,7 +73,8 @@ export class Conversation {
   save() {
     for (let from = 0; from <= this.turns.length; from += 1) {
       try {
-        localStorage.setItem(STORE, JSON.stringify(this.turns.slice(from)));
+        const kept = { session: this.session, turns: this.turns.slice(from) };
+        localStorage.setItem(STORE, JSON.stringify(kept));
         return;
       } catch {
         // Full: without the oldest turn, then.
@@ -74,8 +84,11 @@ export class Conversation {
 
   load() {
     try {
-      const turns = JSON.parse(localStorage.getItem(STORE) ?? "[]");
+      const kept = JSON.parse(localStorage.getItem(STORE) ?? "[]");
+      // Earlier releases kept the turns alone.
+      const turns = Array.isArray(kept) ? kept : kept.turns;
       this.turns = turns.filter((turn) => typeof turn.question === "string");
+      if (typeof kept.session?.id === "string") this.session = kept.session;
     } catch {
       this.turns = [];
     }

@@ -24,7 +24,7 @@ from tuneloop.generation.engine import (
     grammar_problem,
 )
 from tuneloop.generation.tool_calls import ToolFormat
-from tuneloop.generation.vllm.environment import prepare_environment
+from tuneloop.generation.vllm.environment import bind_threads, prepare_environment
 from tuneloop.generation.vllm.requests import first_line, output_of, sampling_params
 from tuneloop.gpus.host_memory import CPU_CACHE
 from tuneloop.gpus.memory import GIB, SCHEDULED_SEQUENCES, SCHEDULED_TOKENS
@@ -43,6 +43,7 @@ STOP_SECONDS = 1.0
 CPU_SCHEDULED_TOKENS = 256
 """Tokens in one pass on a CPU. A long prompt stops all streams for the time of a pass: seconds with
 vLLM's 2,048, two cores and a model of 135 million parameters."""
+IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks vLLM can be started with; a smaller adapter fits a larger one."""
 
@@ -299,6 +300,11 @@ def engine_arguments(options: VllmOptions) -> Any:
             "max_num_batched_tokens": CPU_SCHEDULED_TOKENS,
         }
         cache_gib = cache_gib or CPU_CACHE / GIB
+        if options.tensor_parallel * options.pipeline_parallel == 1:
+            # The engine's process computes too. vLLM's default, a worker process of its own, costs
+            # a third import of vLLM at start, and two messages at each step.
+            bind_threads()
+            arguments["distributed_executor_backend"] = IN_PROCESS
     else:
         arguments |= {
             "max_num_seqs": options.max_sequences,

@@ -33,6 +33,12 @@ def sequence(prompt: Sequence[int], completion: Sequence[int]) -> TokenSequence:
 
 ALONE = [sequence([1, 2, 3], [4, 5]), sequence([6], [7, 8, 9])]
 SHARED = [*ALONE[:1], sequence([6, 7], [8, 9, 1]), sequence([6, 7], [2, 3])]
+TURNS = [
+    sequence([1, 2], [3]),
+    sequence([1, 2], [5, 6]),
+    sequence([1, 2, 3, 4], [7, 8]),
+    sequence([1, 2, 3, 4], [8, 7, 9]),
+]
 
 
 def test_rows_of_sequences_alone() -> None:
@@ -45,13 +51,34 @@ def test_rows_of_sequences_alone() -> None:
 
 
 def test_rows_that_share_a_prompt() -> None:
-    """Segments of 4, of a prompt of 2, and of what continues it: 2 and 1."""
+    """Segments of 4, of a prompt of 2, and of what continues it: 1 and 2."""
     rows = varlen_rows(pack(SHARED, CPU))
-    assert rows.query_starts.tolist() == [0, 4, 6, 8, 9]
-    assert rows.key_starts.tolist() == [0, 4, 6, 10, 13]
+    assert rows.query_starts.tolist() == [0, 4, 6, 7, 9]
+    assert rows.key_starts.tolist() == [0, 4, 6, 9, 13]
     assert (rows.longest_query, rows.longest_key) == (4, 4)
     assert rows.key_places is not None
-    assert rows.key_places.tolist() == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 4, 5, 8]
+    assert rows.key_places.tolist() == [0, 1, 2, 3, 4, 5, 4, 5, 6, 4, 5, 7, 8]
+
+
+def test_rows_of_turns_with_second_answers() -> None:
+    """A prompt of 2, the rest of the next turn's, 2, and what continues each: 1, 2 and 1."""
+    rows = varlen_rows(pack(TURNS, CPU))
+    assert rows.query_starts.tolist() == [0, 2, 4, 5, 7, 8]
+    assert rows.key_starts.tolist() == [0, 2, 6, 11, 17, 20]
+    assert (rows.longest_query, rows.longest_key) == (2, 6)
+    assert rows.key_places is not None
+    last_keys = [[0, 1, 2, 3, 4], [0, 1, 2, 3, 5, 6], [0, 1, 7]]
+    assert rows.key_places.tolist() == [
+        0,
+        1,
+        0,
+        1,
+        2,
+        3,
+        *last_keys[0],
+        *last_keys[1],
+        *last_keys[2],
+    ]
 
 
 class Recorded:
@@ -103,7 +130,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     return kernel
 
 
-@pytest.mark.parametrize("sequences", [ALONE, SHARED], ids=["alone", "shared"])
+@pytest.mark.parametrize("sequences", [ALONE, SHARED, TURNS], ids=["alone", "shared", "turns"])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("key_heads", [2, 4])
 def test_varlen_is_the_loop_over_segments(

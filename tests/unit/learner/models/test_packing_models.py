@@ -1,6 +1,7 @@
 """Packed is padded, shared is repeated, any cut is one batch: on families of tiny models."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers import (
 
 from tuneloop.errors import SettingsError
 from tuneloop.learner.models.batch import collate, packed_batches
+from tuneloop.learner.models.packing import packed_length
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.samples import TokenSequence
 from tuneloop.policies import WeightsKind
@@ -169,6 +171,35 @@ def test_packed_is_padded_and_any_cut_is_one_batch(
         assert_same(loss_and_gradients(packed, cut), expected)
 
 
+def make_turns() -> list[TokenSequence]:
+    """Two conversations of three turns, with a second answer to one of them and one forked."""
+    rows: list[TokenSequence] = []
+    for first, second, third in zip(*[iter(make_sequences()[:6])] * 3, strict=True):
+        prompt = first.prompt_token_ids
+        for turn in (first, second, third):
+            rows.append(replace(turn, prompt_token_ids=prompt))
+            prompt += turn.completion_token_ids + second.prompt_token_ids
+    later = make_sequences()[6:]
+    sibling = replace(later[0], prompt_token_ids=rows[1].prompt_token_ids)
+    fork = (*rows[4].prompt_token_ids, *rows[4].completion_token_ids, 9)
+    return [*rows, sibling, replace(later[1], prompt_token_ids=fork)]
+
+
+@pytest.mark.parametrize("name", PACKABLE)
+def test_turns_of_a_conversation_are_computed_once(
+    make_folder: Callable[[str], Path], name: str
+) -> None:
+    rows = make_turns()
+    alone = sum(packed_length([row]) for row in rows)
+    assert packed_length(rows) < 0.6 * alone
+    assert len(collate(rows, CPU).packed.segments) > 4
+    model = load(make_folder(name), kind=WeightsKind.FULL)
+    expected = loss_and_gradients(model, [[row] for row in rows])
+    assert_same(loss_and_gradients(model, [rows]), expected)
+    padded = load(make_folder(name), kind=WeightsKind.FULL, packing=False)
+    assert_same(loss_and_gradients(padded, [rows]), expected)
+
+
 @pytest.mark.parametrize("name", PADDED)
 def test_a_model_that_cannot_be_given_packed_rows_is_given_padded_ones(
     make_folder: Callable[[str], Path], name: str
@@ -211,8 +242,6 @@ def kept(model: PolicyModel, rows: Sequence[TokenSequence]) -> int:
 
 
 def test_known_reference_logprobs_are_not_computed_again(tiny_policy: Path) -> None:
-    from dataclasses import replace
-
     rows = make_sequences()
     for kind in WeightsKind:
         model = PolicyModel(tiny_policy, kind=kind)

@@ -1,25 +1,24 @@
 """The examination of a candidate: its weights, its suites, then its answers next to the stable's.
 
-What the trainer scored when it saved the version decides first (`suites`): if it fails, nothing is
-sampled. Then both versions answer the same prompts at temperature 0, through the running generation
-service, which holds the candidate without routing anybody to it; full weights answer in the trainer
-(`local_answers`). The stable version's answers are kept: it is asked once, and not at all if it was
-a candidate of this process. What cannot be asked raises, so that no version is decided about on
-half of what there is to know.
+What the trainer scored when it saved the version decides first (`suites`). Then the greedy
+answers that both versions gave in the trainer (`local_answers`) are compared. A stable version that
+was not asked there answers through generation, which serves it. In the end generation loads an
+adapter that passes, without routing anybody to it: weights that it refuses fail. What is not known
+raises, so that no version is decided about on half of what there is to know.
 """
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from tuneloop.errors import Unavailable, WeightsRefused
+from tuneloop.learner.clients.generation import PromptRequest
 from tuneloop.learner.data.tokenize import PromptTokens
 from tuneloop.learner.ledger.accounting.versions import Version
 from tuneloop.learner.release.gate.answers import GateMeasurements, Measures, measure
-from tuneloop.learner.release.gate.asking import AnswersPrompts, GateAsker, complete_all
 from tuneloop.learner.release.gate.prompts import GatePrompts
 from tuneloop.learner.release.gate.settings import GateSettings
 from tuneloop.learner.release.gate.suites import (
@@ -32,15 +31,26 @@ from tuneloop.learner.release.gate.verdict import GateVerdict, judge, refused
 from tuneloop.learner.release.gate.weight_delta import BaseDistance, WeightDelta
 from tuneloop.learner.samples import SampledAnswer, TokenSequence
 from tuneloop.learner.stats.paired import PairedDifference, paired_difference
-from tuneloop.policies import WeightsReference
-from tuneloop.rollouts import Score
+from tuneloop.policies import WeightsKind, WeightsReference
+from tuneloop.rollouts import RolloutSource, SamplingParameters, Score
 from tuneloop.weights.finite import check_finite
 from tuneloop.weights.store import WeightStore
 
-KEPT = 4
-"""The number of versions whose answers are kept."""
+ANSWER_SECONDS = 180.0
 
 ReferenceLogprobs = Callable[[Sequence[TokenSequence]], Awaitable[list[tuple[float, ...]]]]
+
+
+class AnswersPrompts(Protocol):
+    """The generation service; see `tuneloop.learner.clients.generation`."""
+
+    async def load(self, weights: WeightsReference) -> None:
+        """Have a version held without serving it."""
+        ...
+
+    async def answer(self, question: PromptRequest, seconds: float) -> SampledAnswer:
+        """Return the answer to a question, within `seconds`."""
+        ...
 
 
 class KeptSuites(Protocol):
@@ -60,6 +70,10 @@ class KeptAnswers(Protocol):
 
     def of_version(self, version: int) -> list[SampledAnswer] | None:
         """Return what a version answered in the trainer, or None."""
+        ...
+
+    def keep(self, version: int, answers: Sequence[SampledAnswer]) -> None:
+        """Save what a version answered elsewhere."""
         ...
 
 
@@ -91,18 +105,18 @@ class CandidateEvaluator:
         distance: BaseDistance,
         questions: GatePrompts,
         reference_logprobs: ReferenceLogprobs,
-        local_answers: KeptAnswers | None,
+        local_answers: KeptAnswers,
         suites: KeptSuites | None = None,
         examined: Callable[[], int] = lambda: 0,
         evidence: Callable[[int, int], float] = lambda candidate, stable: 0.0,
         settings: GateSettings,
     ) -> None:
-        """`local_answers` is for full weights; None if generation can hold versions (LoRA).
+        """`suites` is None if nothing is scored; `examined` counts the candidates decided about.
 
-        `suites` is None if nothing is scored; `examined` counts the candidates decided about;
         `evidence` says what a candidate learned from since the stable version, in full steps.
         """
-        self._asker = GateAsker(generation, questions, settings)
+        self._generation = generation
+        self._is_adapter = distance.kind is not WeightsKind.FULL
         self._scoring = scoring
         self._store = store
         self._distance = distance
@@ -113,7 +127,6 @@ class CandidateEvaluator:
         self._suites = suites
         self._examined = examined
         self._evidence = evidence
-        self._known: dict[int, MeasuredAnswers] = {}
 
     async def examine(self, candidate: Version, stable: Version | None) -> GateVerdict:
         """Examine a stored candidate; `stable` is None while the base model serves.
@@ -122,15 +135,20 @@ class CandidateEvaluator:
         """
         number = 0 if stable is None else stable.version
         try:
-            first = await asyncio.to_thread(self._take_first_look, candidate, number)
-            verdict = judge(first, self._settings)
-            if not verdict.passed:
-                return verdict
-            before, answered = await complete_all(
-                (self._answered(stable), self._answered(candidate, estimates_kl=first.kl is None))
-            )
+            verdict = await self._judge(candidate, number)
+            if verdict.passed and self._is_adapter:
+                await self._generation.load(candidate.reference)
         except WeightsRefused as error:
             return refused(f"its weights are refused: {error.message}")
+        return verdict
+
+    async def _judge(self, candidate: Version, stable: int) -> GateVerdict:
+        first = await asyncio.to_thread(self._take_first_look, candidate, stable)
+        verdict = judge(first, self._settings)
+        if not verdict.passed:
+            return verdict
+        answered = await self._answered_by_candidate(candidate, estimates_kl=first.kl is None)
+        before = await self._answered_by_stable(stable)
         measured = replace(first, candidate=answered.measures, stable=before.measures)
         if token_ids_of(answered) == token_ids_of(before):
             # Scorers would say the same of both.
@@ -183,21 +201,44 @@ class CandidateEvaluator:
         check_finite(folder)
         return self._distance.of(folder)
 
-    async def _answered(
-        self, version: Version | None, *, estimates_kl: bool = False
+    async def _answered_by_candidate(
+        self, candidate: Version, *, estimates_kl: bool
     ) -> MeasuredAnswers:
-        """Return the answers of a version (None: the base model), asking for unknown ones."""
-        number = 0 if version is None else version.version
-        if number not in self._known:
-            answers = await self._answers_of(version)
-            references = await self._references_of(answers) if estimates_kl else ()
-            measures = measure(answers, references, self._questions.special_ids)
-            self._known[number] = MeasuredAnswers(answers=answers, measures=measures)
-            while len(self._known) > KEPT:
-                del self._known[next(iter(self._known))]
-        # Moved to the end, so that what is still compared with is dropped last.
-        self._known[number] = self._known.pop(number)
-        return self._known[number]
+        """Return what the candidate answered in the trainer; raises `Unavailable` if nothing."""
+        answers = await asyncio.to_thread(self._local_answers.of_version, candidate.version)
+        if answers is None:
+            raise Unavailable(
+                f"version {candidate.version} did not answer the gate's prompts when it was saved; "
+                f"the next version replaces it, or `tuneloop policies promote {candidate.version}` "
+                "lets it serve"
+            )
+        references = await self._references_of(answers) if estimates_kl else ()
+        measures = measure(answers, references, self._questions.special_ids)
+        return MeasuredAnswers(answers=answers, measures=measures)
+
+    async def _answered_by_stable(self, version: int) -> MeasuredAnswers:
+        answers = await asyncio.to_thread(self._local_answers.of_version, version)
+        if answers is None:
+            answers = await self._ask_stable(version)
+            await asyncio.to_thread(self._local_answers.keep, version, answers)
+        measures = measure(answers, (), self._questions.special_ids)
+        return MeasuredAnswers(answers=answers, measures=measures)
+
+    async def _ask_stable(self, version: int) -> list[SampledAnswer]:
+        """Return the answers of the version that serves, by generation, one after another."""
+        sampling = SamplingParameters(temperature=0.0, max_tokens=self._settings.max_tokens, seed=0)
+        requests = [
+            PromptRequest(
+                completion_id=f"gate-{version}-{number}",
+                row=row,
+                sampling=sampling,
+                source=RolloutSource.EVAL,
+                policy_version=version,
+                recorded=False,
+            )
+            for number, row in enumerate(self._questions.rows)
+        ]
+        return [await self._generation.answer(request, ANSWER_SECONDS) for request in requests]
 
     async def _references_of(self, answers: Sequence[SampledAnswer]) -> Sequence[tuple[float, ...]]:
         """Return the base model's log-probs of the answers; () for one that does not fit."""
@@ -212,17 +253,6 @@ class CandidateEvaluator:
                 for row, answer in zip(self._questions.rows, answers, strict=True)
             ]
         )
-
-    async def _answers_of(self, version: Version | None) -> Sequence[SampledAnswer]:
-        if version is None:
-            return await self._asker.ask(0, None)
-        if self._local_answers is None:
-            return await self._asker.ask(version.version, version.reference)
-        answered = await asyncio.to_thread(self._local_answers.of_version, version.version)
-        # The stable version can be asked; a candidate without saved answers is held.
-        if answered is None:
-            answered = await self._asker.ask(version.version, None)
-        return answered
 
     async def _compare_rewards(
         self, candidate: MeasuredAnswers, stable: MeasuredAnswers
@@ -257,3 +287,12 @@ class CandidateEvaluator:
 def token_ids_of(measured: MeasuredAnswers) -> list[tuple[int, ...]]:
     """Return the token ids of a version's answers."""
     return [answer.token_ids for answer in measured.answers]
+
+
+async def complete_all(calls: Iterable[Awaitable[Any]]) -> list[Any]:
+    """Return the results in order; after a failure await the other calls, then raise it."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results

@@ -1,10 +1,11 @@
-"""A candidate's answers by the trainer's own model, for weights that generation cannot hold aside.
+"""Answers to the gate's prompts by the trainer's own model.
 
-Full weights serve as soon as generation loads them, so the trainer answers the gate's prompts while
-it saves the version, and the answers stay on disk until the version is decided about. They are
-greedy, like the gate's requests to generation.
+The trainer answers while it saves a version, and the answers stay on disk. It is quicker than
+generation, and no user waits for it: the answers of the version before are its drafts, and most of
+them hold after a small step. Full weights could not be loaded beside those that serve.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ from tuneloop.learner.samples import SampledAnswer
 
 logger = logging.getLogger("tuneloop.learner.release")
 
-KEPT = 4
-"""The number of versions whose answers stay on disk."""
+KEPT = 16
+"""The number of versions whose answers stay on disk, besides version 0."""
 
 
 class AnswersGreedily(Protocol):
@@ -43,6 +44,17 @@ class LocalAnswers:
         self._trainer = trainer
         self._prompts = prompts
         self._max_tokens = max_tokens
+        asked = json.dumps([max_tokens, [list(prompt) for prompt in prompts]])
+        self._asked = hashlib.sha256(asked.encode()).hexdigest()
+
+    def save_base_answers(self) -> None:
+        """Save the answers of version 0, unless they are known.
+
+        Call this before a checkpoint is restored: the trainer still is version 0 then. Blocks, in
+        the trainer's thread.
+        """
+        if self.of_version(0) is None:
+            self.save_answers(0)
 
     def save_answers(self, version: int) -> None:
         """Save the trainer's answers as those of `version`; blocks, in the trainer's thread.
@@ -54,19 +66,24 @@ class LocalAnswers:
         except (RuntimeError, ValueError) as error:
             logger.error("version %d could not answer the gate's prompts: %s", version, error)
             return
+        self.keep(version, answers)
+
+    def keep(self, version: int, answers: Sequence[SampledAnswer]) -> None:
+        """Save what a version answered."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        document = json.dumps([asdict(answer) for answer in answers])
-        write_file(self._path(version), document.encode())
-        for old in sorted(self._folder.glob("*.json"))[:-KEPT]:
+        document = {"asked": self._asked, "answers": [asdict(answer) for answer in answers]}
+        write_file(self._path(version), json.dumps(document).encode())
+        for old in sorted(self._folder.glob("*.json"))[1:-KEPT]:
             old.unlink()
 
     def of_version(self, version: int) -> list[SampledAnswer] | None:
         """Return what a version answered; None if it was asked nothing, or something else."""
         try:
-            rows = json.loads(self._path(version).read_text())
-        except FileNotFoundError:
-            return None
-        if len(rows) != len(self._prompts):
+            document = json.loads(self._path(version).read_text())
+            if document["asked"] != self._asked:
+                return None
+        except (FileNotFoundError, TypeError):
+            # Earlier releases did not save what was asked, so their file holds a bare list.
             return None
         return [
             SampledAnswer(
@@ -74,7 +91,7 @@ class LocalAnswers:
                 token_ids=tuple(row["token_ids"]),
                 logprobs=tuple(row["logprobs"]),
             )
-            for row in rows
+            for row in document["answers"]
         ]
 
     def _path(self, version: int) -> Path:

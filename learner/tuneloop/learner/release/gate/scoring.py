@@ -7,7 +7,6 @@ Version 0 is scored before the trainer has changed, and later on what it lacks.
 """
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -96,7 +95,6 @@ class SuiteScorer:
         Blocks, in the trainer's thread. A version that could not be scored is published all the
         same, and the gate holds it.
         """
-        started = time.perf_counter()
         try:
             answers = self._answers(self._trainer)
             scores = self._forced_scores(self._trainer) | self._rights(answers)
@@ -111,8 +109,6 @@ class SuiteScorer:
                 metrics.suite_kl.set(kl)
         except (RuntimeError, ValueError, TuneloopError) as error:
             logger.error("version %d could not be scored on the suites: %s", version, error)
-            return
-        metrics.suite_seconds.observe(time.perf_counter() - started)
 
     def _complete_base(self, scores: SuiteScores) -> None:
         """Score version 0 on whatever of `scores` it has not been scored on yet."""

@@ -1,9 +1,12 @@
 """What the gate requires of a candidate: `TUNELOOP_LEARNER_GATE__…`."""
 
+import logging
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+logger = logging.getLogger("tuneloop.learner")
 
 
 class GateSettings(BaseModel):
@@ -51,9 +54,6 @@ class GateSettings(BaseModel):
     )
     max_tokens: int = Field(
         default=32, ge=8, description="longest answer to one, in tokens, 8 or more"
-    )
-    concurrency: int = Field(
-        default=16, ge=1, description="of them answered at once while no user waits"
     )
     confidence: float = Field(
         default=0.95,
@@ -111,6 +111,15 @@ class GateSettings(BaseModel):
         ge=1,
         description="candidates failed in a row after which the learner pauses itself",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_old_names(cls, given: Any) -> Any:
+        """Ignore `concurrency` for one release: the trainer answers all prompts at once."""
+        if isinstance(given, dict) and "concurrency" in given:
+            logger.warning("gate: concurrency has no effect any more; remove it")
+            given = {name: value for name, value in given.items() if name != "concurrency"}
+        return given
 
     @model_validator(mode="after")
     def _samples_before_learner(self) -> Self:

@@ -32,13 +32,13 @@ class BaseDistance:
 
     def __init__(self, base: Path, kind: WeightsKind) -> None:
         self._base = base
-        self._kind = kind
+        self.kind = kind
         self._norms: dict[str, float] = {}
 
     def of(self, version: Path) -> WeightDelta:
         """Return the distance of the version in a folder; blocks."""
         with _Tensors(self._base) as base, _Tensors(version) as given:
-            if self._kind is WeightsKind.FULL:
+            if self.kind is WeightsKind.FULL:
                 return self._of_full(base, given)
             config = read_config(version, "adapter_config.json")
             return self._of_adapter(base, given, config["lora_alpha"] / config["r"])
