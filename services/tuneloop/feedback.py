@@ -1,6 +1,10 @@
-"""Feedback of users on completions. Frozen, slotted, standard library only."""
+"""Feedback of users on completions, and signals: what users do with them.
+
+Frozen, slotted, standard library only.
+"""
 
 import enum
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -167,3 +171,48 @@ class Retraction:
     retracted_time: datetime
     api_key_id: str = field(default="", compare=False)
     """Public id of the API key that it was retracted with; empty where that was not recorded."""
+
+
+class SignalKind(enum.StrEnum):
+    """What a user may do with an answer, as in the HTTP body and in the subject."""
+
+    COPIED = "copied"
+    REGENERATED = "regenerated"
+    """Asked for another answer to the same message."""
+    CONTINUED = "continued"
+    """Asked for more of it."""
+    EDITED = "edited"
+    """Changed it, and kept the result."""
+    ABANDONED = "abandoned"
+    """Left before it was complete, or with it."""
+    FOLLOW_UP = "follow_up"
+    """Wrote another message after it; nothing of its text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signal:
+    """What a user did with a completion, as the gateway accepted it.
+
+    It is no judgement: whether it says anything of the answer is estimated (`guards.signals`).
+    """
+
+    signal_id: str
+    """Of one user: the first with an id counts."""
+    kind: SignalKind
+    policy: str
+    tenant: str
+    user_hash: str
+    completion_id: str
+    accepted_time: datetime
+    distance: float | None = None
+    """Share of the answer that an edit changed, 0 to 1; None for other kinds."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    api_key_id: str = field(default="", compare=False)
+    """Public id of the API key it came with; `local` or `public` without one."""
+    traceparent: str = field(default="", compare=False)
+    """The trace it belongs to; empty without tracing."""
+
+
+def signal_id(completion_id: str, kind: SignalKind) -> str:
+    """Return the id of a signal that came without one: each kind counts once for an answer."""
+    return f"sg-{hashlib.sha256(f'{kind}:{completion_id}'.encode()).hexdigest()[:24]}"

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from support.client_records import recorded
+from support.gateway_fakes import IDS
 from support.gateway_stack import Stack
 
 from tuneloop import errors, wire
@@ -234,6 +235,25 @@ async def test_what_is_sent_again_counts_once(
     assert "".join(map(str, await pieces_of(stream))) == TEXT
     assert stream.completion.id == shared_stack.generation.requests[-1].completion_id
     assert len(shared_stack.generation.requests) == 2
+    await done(client.close())
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+async def test_a_client_sends_signals(shared_stack: Stack, kind: Any) -> None:
+    events = shared_stack.bus.streams[subjects.SIGNALS].events
+    before = len(events)
+    client = kind(shared_stack.url, user="ann")
+    completion = await done(client.chat("hello"))
+    receipt = await done(completion.signal("edited", distance=0.25))
+    await done(client.signal(completion.id, "copied", user="bob", metadata={"place": "inbox"}))
+    again = await done(completion.signal("edited", distance=0.25))
+    assert (again.id, again.status) == (receipt.id, "accepted")
+    edited, copied = (wire.decode_signal(event.data) for event in events[before:])
+    assert (edited.completion_id, edited.kind, edited.distance) == (completion.id, "edited", 0.25)
+    assert (copied.user_hash, copied.metadata) == (
+        IDS.user_hash("default", "bob"),
+        {"place": "inbox"},
+    )
     await done(client.close())
 
 

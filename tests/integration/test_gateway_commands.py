@@ -17,6 +17,7 @@ from tuneloop.cli.chat.command import chat
 from tuneloop.cli.feedback import feedback_app
 from tuneloop.cli.forget import forget
 from tuneloop.cli.policies import policies_app
+from tuneloop.cli.signals import signals
 from tuneloop.errors import Unavailable
 from tuneloop.feedback import Comment, Comparison, Demonstration, Feedback, Metric
 from tuneloop.v1 import learner_pb2
@@ -26,6 +27,7 @@ app.command()(chat)
 app.add_typer(feedback_app, name="feedback")
 app.add_typer(policies_app, name="policies")
 app.command()(forget)
+app.command()(signals)
 
 
 async def run(stack: Stack, *arguments: str, typed: str | None = None) -> Result:
@@ -271,3 +273,17 @@ async def test_failures_are_one_line(stack: Stack) -> None:
     assert result.exit_code == 1
     assert "tuneloop up" in result.stderr
     assert "Traceback" not in result.output
+
+
+async def test_signals_show_what_they_predict(stack: Stack) -> None:
+    result = await run(stack, "signals")
+    assert result.exit_code == 0, result.output
+    _, copied, edited, summary = result.stdout.strip().splitlines()
+    assert "90% (80% to 95%)" in copied
+    assert "+0.060 (+0.020)" in copied
+    assert copied.endswith("foretells thumbs")
+    assert edited.split() == ["edited", "3", "0", "no", "0", "of", "30", "thumbs"]
+    assert summary.startswith("80 of 1000 answers have a thumb, of which 70% are up")
+    document = json.loads((await run(stack, "signals", "--json")).stdout)
+    assert document["kinds"][0]["chance"] == 0.88
+    assert document["kinds"][1]["chance"] is None

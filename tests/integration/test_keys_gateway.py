@@ -78,6 +78,7 @@ def test_every_route_needs_the_scope_that_is_written_down() -> None:
     feedback = {
         ("POST", "/v1/feedback"),
         ("POST", "/v1/feedback/batch"),
+        ("POST", "/v1/signals"),
         ("GET", "/v1/feedback/{feedback_id}"),
         ("DELETE", "/v1/feedback/{feedback_id}"),
         ("GET", "/v1/receipts/{receipt}"),
@@ -341,6 +342,29 @@ async def test_a_page_may_judge_its_own_completion(
     assert limited.headers["retry-after"]
 
 
+async def test_a_page_may_send_signals_of_its_own_user(
+    public: tuple[Stack, httpx.AsyncClient],
+) -> None:
+    _, http = public
+    page = {"origin": APP}
+    copied = {"kind": "copied", "completion_id": thumb("ann")["completion_id"]}
+
+    async def send(*signals: dict[str, Any], headers: dict[str, str] = page) -> httpx.Response:
+        return await http.post("/v1/signals", json={"signals": list(signals)}, headers=headers)
+
+    assert (await send(copied)).status_code == 202
+    assert (await send(*[copied] * 8)).status_code == 202
+    many = await send(*[copied] * 9)
+    assert (many.status_code, many.json()["error"]["param"]) == (400, "signals")
+    foreign = await send(copied | {"user": "bob"})
+    assert (foreign.status_code, foreign.json()["error"]["param"]) == (403, "user")
+    assert (await send(copied, headers={"origin": "https://evil.example"})).status_code == 403
+    statuses = [(await send(copied)).status_code for _ in range(6)]
+    # Eight requests a minute, of feedback and signals together.
+    assert statuses[-1] == 429
+    assert (await http.post("/v1/feedback", json=thumb("ann"), headers=page)).status_code == 429
+
+
 async def test_a_page_may_follow_and_retract_what_it_has_a_receipt_of(
     public: tuple[Stack, httpx.AsyncClient],
 ) -> None:
@@ -439,8 +463,10 @@ async def test_forwarded_for_counts_from_trusted_proxies_only(
 async def test_it_is_off_by_default(file: KeyFile) -> None:
     make(file)
     async with gateway(file, cors_origins=(APP,)) as (_, http):
-        refused = await http.post("/v1/feedback", json=thumb(), headers={"origin": APP})
-        assert refused.status_code == 401
+        copied = {"kind": "copied", "completion_id": thumb()["completion_id"]}
+        for path, body in (("feedback", thumb()), ("signals", {"signals": [copied]})):
+            refused = await http.post(f"/v1/{path}", json=body, headers={"origin": APP})
+            assert refused.status_code == 401
 
 
 async def test_browsers_of_named_sites_may_send_what_clients_send(file: KeyFile) -> None:

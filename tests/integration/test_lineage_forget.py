@@ -9,6 +9,7 @@ from support.learner_events import (
     make_feedback,
     make_rollout,
     make_score,
+    make_signal,
     make_thumb,
 )
 from support.learner_parts import Parts
@@ -27,9 +28,17 @@ from tuneloop.wire import (
     encode_retraction,
     encode_rollout_generated,
     encode_rollout_scored,
+    encode_signal,
+    signal_event_id,
 )
 
-STREAMS = (subjects.ROLLOUTS, subjects.FEEDBACK, subjects.DEAD_LETTERS, subjects.LEARNER)
+STREAMS = (
+    subjects.ROLLOUTS,
+    subjects.FEEDBACK,
+    subjects.SIGNALS,
+    subjects.DEAD_LETTERS,
+    subjects.LEARNER,
+)
 
 
 async def publish_all(bus: JetStreamBus, user: str) -> None:
@@ -44,6 +53,9 @@ async def publish_all(bus: JetStreamBus, user: str) -> None:
         await bus.publish(generated, encode_rollout_generated(rollout), event_id=f"r-{name}")
         await bus.publish(scored, encode_rollout_scored(score), event_id=f"s-{name}")
         await bus.publish(given, encode_feedback(thumb), event_id=f"{name}-f")
+    copied = make_signal(f"{user}-c0", user=user)
+    done = subjects.signal("tuneloop", "copied", user)
+    await bus.publish(done, encode_signal(copied), event_id=signal_event_id(copied))
     taken_back = Retraction(
         feedback_id=f"{user}-c3-f",
         kind=thumb.kind,
@@ -77,17 +89,19 @@ async def test_nothing_of_a_forgotten_user_is_left(tmp_path: Path, bus: JetStrea
     async with parts.taking_in():
         for table in ("rollouts", "feedback", "scores"):
             await until(lambda table=table: forget_user.row_counts(parts.database)[table] == 8)
+        await until(lambda: forget_user.row_counts(parts.database)["signals"] == 2)
         while len(await stored(bus, subjects.DEAD_LETTERS)) < 2:
             await asyncio.sleep(0.01)
     await parts.turn()
     await parts.turn()
     before = {stream: await stored(bus, stream) for stream in STREAMS}
-    assert all("ann" in "".join(before[stream]) for stream in STREAMS[:3])
+    assert all("ann" in "".join(before[stream]) for stream in STREAMS[:4])
     forgetting = ForgetUser(parts.database, bus, parts.loop)
     answer = await forgetting.forget_user("ann")
     assert (answer.rollouts_removed, answer.feedback_removed) == (4, 4)
-    # Four answers, four scores, four thumbs, one taken back; one broken, and its dead letter.
-    assert answer.events_purged == 15
+    # Four answers, four scores, four thumbs, one taken back, one signal; one broken, and its dead
+    # letter.
+    assert answer.events_purged == 16
     assert {1} <= set(answer.policy_versions) <= {1, 2}
     for stream in STREAMS:
         left = await stored(bus, stream)

@@ -31,6 +31,7 @@ NAMES = {
 GENERATED = "tuneloop.v1.*.rollout.generated.*"
 ROLLOUT = "tuneloop.v1.tuneloop.rollout.generated.u1"
 FEEDBACK = "tuneloop.v1.tuneloop.feedback.f1.thumb.u1"
+SIGNAL = subjects.signal("tuneloop", "copied", "u1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +133,11 @@ async def test_each_can_do_its_job(site: Site) -> None:
         with pytest.raises(Conflict):
             await bus["gateway"].publish_first(FEEDBACK, b"f", event_id="f1b", unique_filter=first)
         assert (await bus["gateway"].last(first)).data == b"f"  # type: ignore[union-attr]
+        await bus["gateway"].publish(SIGNAL, b"g", event_id="g1")
         await bus["gateway"].set_routing(subjects.usage_key("k"), b"1", revision=None)
         for stream, subject in (
             (subjects.FEEDBACK, "tuneloop.v1.tuneloop.feedback.>"),
+            (subjects.SIGNALS, subjects.signals_of("tuneloop")),
             (subjects.ROLLOUTS, "tuneloop.v1.tuneloop.rollout.scored.*"),
         ):
             intake = await bus["learner"].consume(
@@ -190,6 +193,7 @@ FORBIDDEN: dict[str, dict[str, Attempt]] = {
     },
     "generation": {
         "forge feedback": publish(FEEDBACK),
+        "forge a signal": publish(SIGNAL),
         "forge a score": publish("tuneloop.v1.tuneloop.rollout.scored.u1"),
         "route a version": route(subjects.stable_policy_key("tuneloop")),
         "read feedback": lambda bus: bus.last(FEEDBACK),

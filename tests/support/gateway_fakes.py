@@ -324,10 +324,30 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
         return learner_pb2.GetUserLineageResponse(
             rollouts=4,
             feedback=3,
+            signals=5,
             samples={"used": 2, "open": 1},
             policy=learner_pb2.Reach(direct=[2]),
             rebuild_from=1,
             forgotten=[record],
+        )
+
+    async def GetSignalReport(self, request: Any, context: Any) -> Any:
+        share = learner_pb2.ShareWithInterval(value=0.9, low=0.8, high=0.95)
+        copied = learner_pb2.SignalKindReport(
+            kind="copied",
+            count=400,
+            rated=40,
+            up_with=share,
+            up_without=share,
+            gain=0.06,
+            gain_low=0.02,
+            used=True,
+            reason="foretells thumbs",
+            chance=0.88,
+        )
+        edited = learner_pb2.SignalKindReport(kind="edited", count=3, reason="0 of 30 thumbs")
+        return learner_pb2.GetSignalReportResponse(
+            kinds=[copied, edited], base=0.7, answers=1000, rated=80, learned=12
         )
 
     async def GetSenderLineage(self, request: Any, context: Any) -> Any:

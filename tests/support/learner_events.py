@@ -20,7 +20,10 @@ from tuneloop.feedback import (
     Metric,
     Ranking,
     Rating,
+    Signal,
+    SignalKind,
     Thumb,
+    signal_id,
 )
 from tuneloop.learner.batching.batch import ids_of
 from tuneloop.learner.guards.hints import problem_of_hint
@@ -178,6 +181,28 @@ class LetterTokens:
 
 
 edit_tokens = LetterTokens()
+
+
+def make_signal(
+    completion_id: str,
+    kind: str = "copied",
+    *,
+    user: str = "u1",
+    second: float = 0,
+    distance: float | None = None,
+    id: str = "",
+) -> Signal:
+    return Signal(
+        signal_id=id or signal_id(completion_id, SignalKind(kind)),
+        kind=SignalKind(kind),
+        policy="tuneloop",
+        tenant="default",
+        user_hash=user,
+        completion_id=completion_id,
+        accepted_time=START + timedelta(seconds=second),
+        distance=0.5 if kind == "edited" and distance is None else distance,
+        api_key_id="local",
+    )
 
 
 def make_score(

@@ -158,6 +158,7 @@ class Parts:
             "tuneloop",
             scored_objective=self.settings.scored_objective,
             comments_train=self.settings.comments == "train",
+            signals_count=self.settings.signals == "reward_model",
             clock=self.clock,
         )
         task = asyncio.create_task(

@@ -11,6 +11,9 @@ scores_consumed = Counter("tuneloop_learner_scores_consumed_total", "Scores reco
 feedback_consumed = Counter(
     "tuneloop_learner_feedback_consumed_total", "Feedback recorded in the ledger.", ["kind"]
 )
+signals_consumed = Counter(
+    "tuneloop_learner_signals_consumed_total", "Signals recorded in the ledger.", ["kind"]
+)
 retractions_consumed = Counter(
     "tuneloop_learner_retractions_consumed_total", "Retractions of feedback recorded."
 )

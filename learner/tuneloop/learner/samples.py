@@ -36,6 +36,8 @@ class Objective(StrEnum):
     """Scored completions, grouped by prompt."""
     REWARD_MODEL = "reward_model"
     """Labels, preferences, ratings and rankings for the reward model."""
+    SIGNALS = "signals"
+    """What users did with answers, for the reward model: what nobody said is kept apart."""
 
 
 class ModelRole(StrEnum):
@@ -66,18 +68,15 @@ class SampleState(StrEnum):
     """Led to several quarantines."""
 
 
-JUDGED_OBJECTIVES: tuple[str, ...] = (
-    Objective.DPO,
-    Objective.KTO,
-    Objective.SFT,
-    Objective.SDFT,
-)
+JUDGED_OBJECTIVES: tuple[str, ...] = (Objective.DPO, Objective.KTO, Objective.SFT, Objective.SDFT)
 """The policy's from what users say, in the order in which they fill a batch."""
 SCORED_OBJECTIVES: tuple[str, ...] = (Objective.PPO, Objective.GRPO)
 """The policy's from its own completions and their rewards."""
 Tokens = tuple[tuple[int, ...], tuple[int, ...]]
 """Token ids of a prompt and of a completion."""
-POLICY_OBJECTIVES = tuple(o for o in Objective if o is not Objective.REWARD_MODEL)
+REWARD_OBJECTIVES: tuple[str, ...] = (Objective.REWARD_MODEL, Objective.SIGNALS)
+"""The reward model's."""
+POLICY_OBJECTIVES = tuple(o for o in Objective if o not in REWARD_OBJECTIVES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,12 +155,9 @@ class CommentedSample:
     @property
     def hinted(self) -> TokenSequence:
         """The same completion after the prompt with the hint, as the teacher reads it."""
-        return TokenSequence(
-            prompt_token_ids=self.hinted_prompt_token_ids,
-            completion_token_ids=self.sequence.completion_token_ids,
-            generation_logprobs=(),
-            temperature=self.sequence.temperature,
-        )
+        prompt = self.hinted_prompt_token_ids
+        alone = replace(self.sequence, generation_logprobs=(), ref_logprobs=())
+        return replace(alone, prompt_token_ids=prompt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +204,19 @@ class LabelledText:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SignalledText:
+    """Reward model, cross-entropy: an answer that nobody judged, and what its user did with it."""
+
+    sample_id: str
+    prompt: str
+    completion: str
+    chance: float
+    """Of a thumb up, by what its user did; between 0 and 1."""
+    weight: float = 1.0
+    trust: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PreferredText:
     """Reward model, Bradley–Terry: two answers of one prompt."""
 
@@ -246,7 +255,7 @@ class RankedText:
 
 JudgedSample = DemonstrationSample | ThumbSample | PairSample | CommentedSample
 PolicySample = JudgedSample | ScoredSample | ScoredGroup
-RewardSample = LabelledText | PreferredText | RatedText | RankedText
+RewardSample = LabelledText | SignalledText | PreferredText | RatedText | RankedText
 
 sample_types: Mapping[str, type] = {
     Objective.SFT: DemonstrationSample,

@@ -190,13 +190,14 @@ class LearnerSettings(BusSettings, RpcServerSettings):
     eval_prompts: Path | None = Field(
         None, description="jsonl file of prompts that every version answers, never learned from"
     )
-
     reward_batch_size: int = Field(16, ge=1, description="labels in a reward-model step")
     reward_replay_fraction: float = Field(
         0.0, ge=0, le=0.75, description="share of those labels that were used before, 0 to 0.75"
     )
+    signals: Literal["off", "reward_model"] = Field(
+        "off", description="what learns from signals, which are what users do with answers"
+    )
     reward_learning_rate: float = Field(1e-4, gt=0, description="above 0")
-
     guards: GuardSettings = Field(
         GuardSettings(), description="what one user may weigh, and when an alarm is raised"
     )
@@ -286,8 +287,7 @@ class LearnerSettings(BusSettings, RpcServerSettings):
     def _known_objectives(cls, weights: dict[str, float]) -> dict[str, float]:
         for objective in weights:
             if objective not in POLICY_OBJECTIVES:
-                known = ", ".join(POLICY_OBJECTIVES)
-                raise ValueError(f"{objective!r} must be one of {known}")
+                raise ValueError(f"{objective!r} must be one of {', '.join(POLICY_OBJECTIVES)}")
         return weights
 
     @field_validator("algorithms")

@@ -167,6 +167,39 @@ class FeedbackRetracted(_message.Message):
     api_key_id: str
     def __init__(self, event_id: _Optional[str] = ..., policy: _Optional[str] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., feedback_id: _Optional[str] = ..., kind: _Optional[str] = ..., retracted_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., api_key_id: _Optional[str] = ...) -> None: ...
 
+class SignalGiven(_message.Message):
+    __slots__ = ("event_id", "policy", "tenant", "user_hash", "completion_id", "kind", "distance", "accepted_time", "metadata", "api_key_id", "traceparent")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    USER_HASH_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_TIME_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    API_KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    event_id: str
+    policy: str
+    tenant: str
+    user_hash: str
+    completion_id: str
+    kind: str
+    distance: float
+    accepted_time: _timestamp_pb2.Timestamp
+    metadata: _containers.ScalarMap[str, str]
+    api_key_id: str
+    traceparent: str
+    def __init__(self, event_id: _Optional[str] = ..., policy: _Optional[str] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., completion_id: _Optional[str] = ..., kind: _Optional[str] = ..., distance: _Optional[float] = ..., accepted_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., api_key_id: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
+
 class WeightsPublished(_message.Message):
     __slots__ = ("event_id", "weights", "published_time")
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]

@@ -584,7 +584,7 @@ class ForgottenRecord(_message.Message):
     def __init__(self, time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., rollouts: _Optional[int] = ..., feedback: _Optional[int] = ..., policy_versions: _Optional[_Iterable[int]] = ..., reward_model_versions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetUserLineageResponse(_message.Message):
-    __slots__ = ("rollouts", "feedback", "samples", "policy", "reward_model", "rebuild_from", "forgotten")
+    __slots__ = ("rollouts", "feedback", "samples", "policy", "reward_model", "rebuild_from", "forgotten", "signals")
     class SamplesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -599,6 +599,7 @@ class GetUserLineageResponse(_message.Message):
     REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
     REBUILD_FROM_FIELD_NUMBER: _ClassVar[int]
     FORGOTTEN_FIELD_NUMBER: _ClassVar[int]
+    SIGNALS_FIELD_NUMBER: _ClassVar[int]
     rollouts: int
     feedback: int
     samples: _containers.ScalarMap[str, int]
@@ -606,7 +607,60 @@ class GetUserLineageResponse(_message.Message):
     reward_model: Reach
     rebuild_from: int
     forgotten: _containers.RepeatedCompositeFieldContainer[ForgottenRecord]
-    def __init__(self, rollouts: _Optional[int] = ..., feedback: _Optional[int] = ..., samples: _Optional[_Mapping[str, int]] = ..., policy: _Optional[_Union[Reach, _Mapping]] = ..., reward_model: _Optional[_Union[Reach, _Mapping]] = ..., rebuild_from: _Optional[int] = ..., forgotten: _Optional[_Iterable[_Union[ForgottenRecord, _Mapping]]] = ...) -> None: ...
+    signals: int
+    def __init__(self, rollouts: _Optional[int] = ..., feedback: _Optional[int] = ..., samples: _Optional[_Mapping[str, int]] = ..., policy: _Optional[_Union[Reach, _Mapping]] = ..., reward_model: _Optional[_Union[Reach, _Mapping]] = ..., rebuild_from: _Optional[int] = ..., forgotten: _Optional[_Iterable[_Union[ForgottenRecord, _Mapping]]] = ..., signals: _Optional[int] = ...) -> None: ...
+
+class GetSignalReportRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ShareWithInterval(_message.Message):
+    __slots__ = ("value", "low", "high")
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    value: float
+    low: float
+    high: float
+    def __init__(self, value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
+
+class SignalKindReport(_message.Message):
+    __slots__ = ("kind", "count", "rated", "up_with", "up_without", "gain", "gain_low", "used", "reason", "chance")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    RATED_FIELD_NUMBER: _ClassVar[int]
+    UP_WITH_FIELD_NUMBER: _ClassVar[int]
+    UP_WITHOUT_FIELD_NUMBER: _ClassVar[int]
+    GAIN_FIELD_NUMBER: _ClassVar[int]
+    GAIN_LOW_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CHANCE_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    count: int
+    rated: int
+    up_with: ShareWithInterval
+    up_without: ShareWithInterval
+    gain: float
+    gain_low: float
+    used: bool
+    reason: str
+    chance: float
+    def __init__(self, kind: _Optional[str] = ..., count: _Optional[int] = ..., rated: _Optional[int] = ..., up_with: _Optional[_Union[ShareWithInterval, _Mapping]] = ..., up_without: _Optional[_Union[ShareWithInterval, _Mapping]] = ..., gain: _Optional[float] = ..., gain_low: _Optional[float] = ..., used: bool = ..., reason: _Optional[str] = ..., chance: _Optional[float] = ...) -> None: ...
+
+class GetSignalReportResponse(_message.Message):
+    __slots__ = ("kinds", "base", "answers", "rated", "learned")
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    RATED_FIELD_NUMBER: _ClassVar[int]
+    LEARNED_FIELD_NUMBER: _ClassVar[int]
+    kinds: _containers.RepeatedCompositeFieldContainer[SignalKindReport]
+    base: float
+    answers: int
+    rated: int
+    learned: int
+    def __init__(self, kinds: _Optional[_Iterable[_Union[SignalKindReport, _Mapping]]] = ..., base: _Optional[float] = ..., answers: _Optional[int] = ..., rated: _Optional[int] = ..., learned: _Optional[int] = ...) -> None: ...
 
 class RebuildPolicyRequest(_message.Message):
     __slots__ = ("policy", "policy_version", "before_user_hash", "before_api_key", "before_tenant", "actor")

@@ -115,6 +115,11 @@ class LearnerServiceStub(object):
                 request_serializer=tuneloop_dot_v1_dot_learner__pb2.GetSenderLineageRequest.SerializeToString,
                 response_deserializer=tuneloop_dot_v1_dot_learner__pb2.GetSenderLineageResponse.FromString,
                 _registered_method=True)
+        self.GetSignalReport = channel.unary_unary(
+                '/tuneloop.v1.LearnerService/GetSignalReport',
+                request_serializer=tuneloop_dot_v1_dot_learner__pb2.GetSignalReportRequest.SerializeToString,
+                response_deserializer=tuneloop_dot_v1_dot_learner__pb2.GetSignalReportResponse.FromString,
+                _registered_method=True)
         self.RebuildPolicy = channel.unary_unary(
                 '/tuneloop.v1.LearnerService/RebuildPolicy',
                 request_serializer=tuneloop_dot_v1_dot_learner__pb2.RebuildPolicyRequest.SerializeToString,
@@ -238,6 +243,13 @@ class LearnerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetSignalReport(self, request, context):
+        """What users' signals were found to predict.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RebuildPolicy(self, request, context):
         """Trains again, on what is left, from a version before the present one.
         """
@@ -327,6 +339,11 @@ def add_LearnerServiceServicer_to_server(servicer, server):
                     servicer.GetSenderLineage,
                     request_deserializer=tuneloop_dot_v1_dot_learner__pb2.GetSenderLineageRequest.FromString,
                     response_serializer=tuneloop_dot_v1_dot_learner__pb2.GetSenderLineageResponse.SerializeToString,
+            ),
+            'GetSignalReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSignalReport,
+                    request_deserializer=tuneloop_dot_v1_dot_learner__pb2.GetSignalReportRequest.FromString,
+                    response_serializer=tuneloop_dot_v1_dot_learner__pb2.GetSignalReportResponse.SerializeToString,
             ),
             'RebuildPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.RebuildPolicy,
@@ -767,6 +784,33 @@ class LearnerService(object):
             '/tuneloop.v1.LearnerService/GetSenderLineage',
             tuneloop_dot_v1_dot_learner__pb2.GetSenderLineageRequest.SerializeToString,
             tuneloop_dot_v1_dot_learner__pb2.GetSenderLineageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSignalReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tuneloop.v1.LearnerService/GetSignalReport',
+            tuneloop_dot_v1_dot_learner__pb2.GetSignalReportRequest.SerializeToString,
+            tuneloop_dot_v1_dot_learner__pb2.GetSignalReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,65 @@ class FeedbackBatchResult(TypedDict):
     data: list[FeedbackAccepted | FeedbackRefused]
 
 
+class SignalAccepted(TypedDict):
+    """A signal is stored durably."""
+
+    id: str
+    status: Literal["accepted"]
+
+
+class SignalsAccepted(TypedDict):
+    """`POST /v1/signals`: an entry for each signal, in their order."""
+
+    object: Literal["list"]
+    data: list[SignalAccepted]
+
+
+class ShareWithInterval(TypedDict):
+    """A share, 0 to 1, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class SignalKindReport(TypedDict):
+    """What one kind of signal predicts."""
+
+    kind: str
+    count: int
+    """Answers with it."""
+    rated: int
+    """Those that the same user gave a thumb."""
+    up_with: ShareWithInterval | None
+    """Share of those thumbs that are up; null without any."""
+    up_without: ShareWithInterval | None
+    """The same of answers without it."""
+    gain: float | None
+    """Log-likelihood that it adds to a thumb it did not see, in nats; null if it was not tried."""
+    gain_low: float | None
+    """Lower end of the gain's one-sided 95 % interval."""
+    used: bool
+    """Whether labels are made of it, where the reward model learns from signals."""
+    reason: str
+    chance: float | None
+    """Of a thumb up, of an answer with this signal alone; null if it is not used."""
+
+
+class SignalReport(TypedDict):
+    """`GET /v1/signals/report`: what the latest signals predict."""
+
+    answers: int
+    """Those that were looked at, of users who send signals."""
+    rated: int
+    """Those with a thumb."""
+    up: float
+    """Share of thumbs up, weighted as if every answer had been rated."""
+    learned: int
+    """Answers whose signals steps of the reward model have used."""
+    kinds: list[SignalKindReport]
+
+
 class FeedbackHead(TypedDict):
     """What names feedback."""
 

@@ -205,6 +205,7 @@ class UserLineage(TypedDict):
     id: str
     rollouts: int
     feedback: int
+    signals: int
     samples: dict[str, int]
     """By state."""
     policy: Downstream

@@ -37,6 +37,9 @@ class StreamLimits:
     rollout_days: float = 7.0
     feedback_bytes: int = GIB
     """Beyond this size new feedback is refused: acknowledged feedback is never dropped."""
+    signal_bytes: int = GIB // 8
+    """Oldest signals go first beyond this size, as under `signal_days`: losing some is no harm."""
+    signal_days: float = 7.0
     other_bytes: int = GIB // 8
     """For versions and steps, and for dead letters."""
     other_days: float = 30.0
@@ -101,6 +104,7 @@ def configurations(limits: StreamLimits, replicas: int = 1) -> list[dict[str, An
     sizes: dict[str, tuple[int, float, str]] = {
         subjects.ROLLOUTS: (limits.rollout_bytes, limits.rollout_days, "old"),
         subjects.FEEDBACK: (limits.feedback_bytes, 0, "new"),
+        subjects.SIGNALS: (limits.signal_bytes, limits.signal_days, "old"),
         subjects.LEARNER: (limits.other_bytes, limits.other_days, "old"),
         subjects.DEAD_LETTERS: (limits.other_bytes, limits.other_days, "old"),
     }

@@ -1,12 +1,12 @@
 """Subjects, streams and routing keys: the only place that spells them.
 
 `tuneloop.v1.<policy>.rollout.generated.<user_hash>`, `….rollout.scored.<user_hash>`,
-`….feedback.<feedback id>.<kind>.<user_hash>`, `….weights.published`, `….weights.activated`,
-`….learner.step`. A retraction of feedback has its id and the kind `retracted`. Dead letters are
-`tuneloop.dead.<consumer>`, with `.<user_hash>` if they are about a user. The user's hash is part of
-the subject so that forgetting a user is a purge. A feedback's id comes before its kind and user:
-JetStream searches for it before every publish with a client's id, and would walk over everything
-stored if a wildcard came first.
+`….feedback.<feedback id>.<kind>.<user_hash>`, `….signal.<kind>.<user_hash>`, `….weights.published`,
+`….weights.activated`, `….learner.step`. A retraction of feedback has its id and the kind
+`retracted`. Dead letters are `tuneloop.dead.<consumer>`, with `.<user_hash>` if they are about a
+user. The user's hash is part of the subject so that forgetting a user is a purge. A feedback's id
+comes before its kind and user: JetStream searches for it before every publish with a client's id,
+and would walk over everything stored if a wildcard came first.
 """
 
 import re
@@ -15,6 +15,7 @@ from tuneloop.errors import InvalidRequest
 
 ROLLOUTS = "TUNELOOP_ROLLOUTS"
 FEEDBACK = "TUNELOOP_FEEDBACK"
+SIGNALS = "TUNELOOP_SIGNALS"
 LEARNER = "TUNELOOP_LEARNER"
 DEAD_LETTERS = "TUNELOOP_DEAD_LETTERS"
 ROUTING_BUCKET = "tuneloop_routing"
@@ -23,12 +24,14 @@ ROUTING_BUCKET = "tuneloop_routing"
 stream_subjects = {
     ROLLOUTS: ["tuneloop.v1.*.rollout.>"],
     FEEDBACK: ["tuneloop.v1.*.feedback.>"],
+    SIGNALS: ["tuneloop.v1.*.signal.>"],
     LEARNER: ["tuneloop.v1.*.weights.>", "tuneloop.v1.*.learner.>"],
     DEAD_LETTERS: ["tuneloop.dead.>"],
 }
 
 
 RETRACTED = "retracted"
+ABOUT_USERS = ("rollout", "feedback", "signal")
 TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
@@ -68,6 +71,7 @@ def of_user(user_hash: str) -> list[tuple[str, str]]:
     return [
         (ROLLOUTS, f"tuneloop.v1.*.rollout.*.{user}"),
         (FEEDBACK, f"tuneloop.v1.*.feedback.*.*.{user}"),
+        (SIGNALS, f"tuneloop.v1.*.signal.*.{user}"),
         (DEAD_LETTERS, f"tuneloop.dead.*.{user}"),
     ]
 
@@ -78,9 +82,9 @@ def filler(stream: str) -> str:
 
 
 def user_in(subject: str) -> str:
-    """Return the user's hash in the subject of a rollout or of feedback; empty in others."""
+    """Return the user's hash in the subject of an event about a user; empty in others."""
     tokens = subject.split(".")
-    return tokens[-1] if len(tokens) > 4 and tokens[3] in ("rollout", "feedback") else ""
+    return tokens[-1] if len(tokens) > 4 and tokens[3] in ABOUT_USERS else ""
 
 
 def dead_letter(consumer: str, user_hash: str = "") -> str:
@@ -110,6 +114,19 @@ def feedback_retracted(policy: str, user_hash: str, feedback_id: str) -> str:
 def is_retraction(subject: str) -> bool:
     """Whether a subject of feedback is that of a retraction."""
     return subject.split(".")[5] == RETRACTED
+
+
+def signal(policy: str, kind: str, user_hash: str) -> str:
+    """A user did something with a completion."""
+    return (
+        f"tuneloop.v1.{token(policy, 'policy')}.signal.{token(kind, 'kind')}"
+        f".{token(user_hash, 'user')}"
+    )
+
+
+def signals_of(policy: str) -> str:
+    """Filter for all signals about a policy."""
+    return f"tuneloop.v1.{token(policy, 'policy')}.signal.>"
 
 
 def weights_published(policy: str) -> str:
@@ -155,6 +172,7 @@ def routing(key: str) -> str:
 stream_of_family = {
     "rollout": ROLLOUTS,
     "feedback": FEEDBACK,
+    "signal": SIGNALS,
     "weights": LEARNER,
     "learner": LEARNER,
 }

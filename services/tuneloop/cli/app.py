@@ -15,6 +15,7 @@ from tuneloop.cli.keys import keys_app
 from tuneloop.cli.lineage import lineage_app
 from tuneloop.cli.models import models_app
 from tuneloop.cli.policies import policies_app
+from tuneloop.cli.signals import signals
 from tuneloop.cli.up import up
 
 COMMANDS = "tuneloop.commands"
@@ -51,6 +52,7 @@ app.command(rich_help_panel=USE, epilog=EPILOG)(chat)
 app.add_typer(feedback_app, name="feedback", rich_help_panel=USE)
 app.add_typer(policies_app, name="policies", rich_help_panel=USE)
 app.add_typer(lineage_app, name="lineage", rich_help_panel=USE)
+app.command(rich_help_panel=USE, epilog="Example: tuneloop signals --json")(signals)
 app.command(rich_help_panel=USE, epilog="Example: tuneloop forget ann --yes")(forget)
 app.command(rich_help_panel=RUN, epilog="Example: tuneloop up --port 8001")(up)
 app.command(rich_help_panel=RUN, epilog="Example: tuneloop doctor --process gateway --json")(doctor)

@@ -94,7 +94,8 @@ def user(
     if as_json:
         print_json(answer)
         return
-    print_table(("", ""), fact_rows(answer, ("id", "rollouts", "feedback", "rebuild_from")))
+    names = ("id", "rollouts", "feedback", "signals", "rebuild_from")
+    print_table(("", ""), fact_rows(answer, names))
     print_forgotten(answer["forgotten"])
 
 

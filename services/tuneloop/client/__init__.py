@@ -11,7 +11,7 @@ the service's own message, `param`, `reason` and `retry_after`.
 from tuneloop.client.answers import Answer, AsyncCompletion, Choice, Completion, Piece, Usage
 from tuneloop.client.asynchronous import AsyncClient, AsyncStream
 from tuneloop.client.calls import ChatOptions, Filters
-from tuneloop.client.judging import Details, FeedbackBody, Receipt, SessionDetails
+from tuneloop.client.judging import Details, FeedbackBody, Receipt, SessionDetails, SignalBody
 from tuneloop.client.records import (
     FeedbackItem,
     FeedbackPage,
@@ -43,6 +43,7 @@ __all__ = [
     "Receipt",
     "Scores",
     "SessionDetails",
+    "SignalBody",
     "Stream",
     "Usage",
 ]

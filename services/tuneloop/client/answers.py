@@ -6,7 +6,7 @@ from typing import Any, Generic, Literal, TypeAlias, Unpack
 
 from tuneloop.api.openai import ChatChoice, ChatCompletion
 from tuneloop.api.openai import Usage as UsageDocument
-from tuneloop.client.judging import Details, FeedbackMethods, R, Receipt
+from tuneloop.client.judging import Details, FeedbackMethods, R, Receipt, SignalKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +69,12 @@ class Choice(Generic[R]):
     def measure(self, name: str, value: bool | float, **details: Unpack[Details]) -> R:
         """Send a figure that you measured of it: `answer.measure("task_solved", True)`."""
         return self.judge.measure(self, name, value, **details)
+
+    def signal(
+        self, kind: SignalKind, *, distance: float | None = None, **details: Unpack[Details]
+    ) -> R:
+        """Say what the user did with it: `answer.signal("copied")`."""
+        return self.judge.signal(self, kind, distance=distance, **details)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from tuneloop.client.judging import (
     Identified,
     R,
     Receipt,
+    SignalBody,
     id_of,
     with_id,
 )
@@ -170,6 +171,17 @@ def give(body: FeedbackBody, user: str | None) -> ApiCall[Receipt]:
         path="/v1/feedback",
         body=with_id(body, user),
         read=partial(record_from, Receipt),
+    )
+
+
+def send_signal(signal: SignalBody, user: str | None) -> ApiCall[Receipt]:
+    """Return the call that sends one signal."""
+    default: dict[str, Any] = {} if user is None else {"user": user}
+    return ApiCall(
+        method="POST",
+        path="/v1/signals",
+        body={"signals": [{**default, **signal}]},
+        read=lambda document: record_from(Receipt, document["data"][0]),
     )
 
 

@@ -22,6 +22,9 @@ R = TypeVar("R")
 Kind = Literal["thumb", "rating", "comparison", "ranking", "demonstration", "comment", "metric"]
 
 
+SignalKind = Literal["copied", "regenerated", "continued", "edited", "abandoned", "follow_up"]
+
+
 class Identified(Protocol):
     """A completion, or any object with a completion's id."""
 
@@ -60,6 +63,15 @@ class FeedbackBody(SessionDetails, total=False):
     text: str
 
 
+class SignalBody(Details, total=False):
+    """One signal."""
+
+    kind: Required[SignalKind]
+    completion_id: Required[str]
+    distance: float
+    """Of an edit: the share of the answer that was changed, 0 to 1."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """Feedback is stored durably."""
@@ -82,6 +94,28 @@ class FeedbackMethods(Generic[R]):
     @abstractmethod
     def give(self, body: FeedbackBody) -> R:
         """Send one body."""
+
+    @abstractmethod
+    def send_signal(self, signal: SignalBody) -> R:
+        """Send one signal."""
+
+    def signal(
+        self,
+        completion: Identified | str,
+        kind: SignalKind,
+        *,
+        distance: float | None = None,
+        **details: Unpack[Details],
+    ) -> R:
+        """Say what the user did with a completion: `signal(answer, "copied")`.
+
+        An edit has a `distance`, the share of the answer that it changed. By default each kind
+        counts once for a user and a completion.
+        """
+        body = {**details, "kind": kind, "completion_id": id_of(completion), "distance": distance}
+        if distance is None:
+            del body["distance"]
+        return self.send_signal(cast(SignalBody, body))
 
     @abstractmethod
     def retract(self, feedback: Identified | str) -> R:

@@ -13,7 +13,7 @@ from tuneloop.client.calls import ApiCall, ChatOptions, Filters, Prompt
 from tuneloop.client.connection import connection
 from tuneloop.client.exceptions import error_from_transport
 from tuneloop.client.exchange import Reply, exchange, origin
-from tuneloop.client.judging import FeedbackBody, FeedbackMethods, Identified, Receipt
+from tuneloop.client.judging import FeedbackBody, FeedbackMethods, Identified, Receipt, SignalBody
 from tuneloop.client.records import (
     FeedbackItem,
     FeedbackPage,
@@ -115,6 +115,10 @@ class Client(FeedbackMethods[Receipt]):
     def give(self, body: FeedbackBody) -> Receipt:
         """Send the body of one feedback."""
         return self._send(calls.give(body, self.connection.user))
+
+    def send_signal(self, signal: SignalBody) -> Receipt:
+        """Send one signal."""
+        return self._send(calls.send_signal(signal, self.connection.user))
 
     def feedback(self, bodies: Sequence[FeedbackBody]) -> list[Receipt | TuneloopError]:
         """Send many bodies at once; return a receipt or an error for each, in order."""

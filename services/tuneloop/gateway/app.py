@@ -21,7 +21,7 @@ from tuneloop.gateway.edge.idempotency import Idempotency
 from tuneloop.gateway.edge.tracing import Traced
 from tuneloop.gateway.errors import install_error_handlers
 from tuneloop.gateway.events import feed
-from tuneloop.gateway.feedback import browse, routes
+from tuneloop.gateway.feedback import browse, routes, signals
 from tuneloop.gateway.keys.ring import KeyRing
 from tuneloop.gateway.openai import chat, completions
 from tuneloop.gateway.openapi import install_openapi
@@ -46,6 +46,7 @@ routers = (
     models.router,
     routes.router,
     browse.router,
+    signals.router,
     data.router,
     scoring.router,
     policies.router,

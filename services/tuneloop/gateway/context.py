@@ -8,7 +8,7 @@ from fastapi import Request
 from tuneloop.bus import Bus
 from tuneloop.gateway.canary import CanaryReplica
 from tuneloop.gateway.completion_ids import CompletionIds
-from tuneloop.gateway.feedback.admission import FeedbackAdmission
+from tuneloop.gateway.feedback.admission import SIGNAL_BOUNDS, Admission
 from tuneloop.gateway.replicas import GenerationReplicas
 from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.rpc.channel import connect_to
@@ -32,8 +32,10 @@ class Gateway:
     generation: generation_pb2_grpc.GenerationServiceStub
     reward: reward_pb2_grpc.RewardServiceStub
     learner: learner_pb2_grpc.LearnerServiceStub
-    admission: FeedbackAdmission
+    admission: Admission
     """Bounds what is stored for each completion, user and key."""
+    signal_admission: Admission
+    """The same of signals."""
     canary: CanaryReplica | None
     """The canary's own replica, with full weights."""
 
@@ -52,6 +54,7 @@ def open_gateway(settings: GatewaySettings, bus: Bus) -> Gateway:
     reward = connect_to(settings, settings.reward_address)
     learner = connect_to(settings, settings.learner_address)
     ids = CompletionIds(settings.secret_bytes())
+    anonymous = ids.user_hash(settings.tenant, None)
     return Gateway(
         settings=settings,
         ids=ids,
@@ -62,7 +65,8 @@ def open_gateway(settings: GatewaySettings, bus: Bus) -> Gateway:
         generation=replicas.stub,
         reward=reward_pb2_grpc.RewardServiceStub(reward),
         learner=learner_pb2_grpc.LearnerServiceStub(learner),
-        admission=FeedbackAdmission(bus, ids.user_hash(settings.tenant, None)),
+        admission=Admission(bus, anonymous),
+        signal_admission=Admission(bus, anonymous, events="signals", bounds=SIGNAL_BOUNDS),
         canary=CanaryReplica(connect_to(settings, settings.canary_address), bus, settings.policy)
         if settings.canary_address
         else None,

@@ -33,6 +33,11 @@ feedback_accepted = Counter(
     "Feedback stored by the bus and acknowledged, by kind; a repeat of the same id counts once.",
     ["kind"],
 )
+signals_accepted = Counter(
+    "tuneloop_gateway_signals_accepted_total",
+    "Signals (what users did with answers) stored by the bus and acknowledged, by kind.",
+    ["kind"],
+)
 feedback_refused = Counter(
     "tuneloop_gateway_feedback_refused_total",
     "Feedback not accepted, by the code of the error that was answered.",

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from tuneloop.api import feedback, learner, openai, policies
 from tuneloop.api.openai import ChatCompletionChunk, Error
-from tuneloop.gateway.edge.authentication import scope_for
+from tuneloop.gateway.edge.authentication import public_paths, scope_for
 from tuneloop.gateway.edge.edge import exposed_headers
 from tuneloop.gateway.keys.scopes import Scope
 
@@ -82,6 +82,14 @@ examples: Mapping[str, Mapping[str, Document]] = {
             "value": True,
         },
         "whole session": {"kind": "thumb", "session_id": "chat-7", "value": "up"},
+    },
+    "/v1/signals": {
+        "copied and edited": {
+            "signals": [
+                {"kind": "copied", "completion_id": COMPLETION_ID},
+                {"kind": "edited", "completion_id": COMPLETION_ID, "distance": 0.2},
+            ]
+        },
     },
 }
 """Request bodies by path and name."""
@@ -178,7 +186,8 @@ def complete_operation(method: str, path: str, operation: Document) -> None:
     scope = scope_for(method.upper(), path)
     body = operation.get("requestBody")
     if scope is not None:
-        add_security(operation, scope, public=(method, path) == ("post", "/v1/feedback"))
+        is_public = public_paths.fullmatch(f"{method.upper()} {path}") is not None
+        add_security(operation, scope, public=is_public)
         for status in error_statuses(path, takes_body=body is not None):
             responses[status] = {"$ref": f"#/components/responses/{status}"}
     if path in examples and body is not None:

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from pydantic import AliasChoices, Field, IPvAnyNetwork, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -96,6 +97,9 @@ class GatewaySettings(BusSettings, RpcSettings):
     )
     public_feedback_per_minute: int = Field(
         30, ge=1, description="feedback without a key that one address may give in a minute"
+    )
+    signals: Literal["on", "off"] = Field(
+        "on", description="whether front ends may send signals: what users do with answers"
     )
     default_max_tokens: int = Field(
         256, ge=1, le=1_000_000, description="tokens per completion where the caller names no limit"

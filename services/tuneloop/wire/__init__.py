@@ -56,6 +56,7 @@ from tuneloop.wire.scores import (
     score_from_proto,
     score_to_proto,
 )
+from tuneloop.wire.signals import decode_signal, encode_signal, signal_event_id
 
 __all__ = [
     "activation_event_id",
@@ -69,6 +70,7 @@ __all__ = [
     "decode_rollout_scored",
     "decode_rollouts_generated",
     "decode_routing",
+    "decode_signal",
     "decode_weights_published",
     "encode_activation",
     "encode_canary",
@@ -78,6 +80,7 @@ __all__ = [
     "encode_rollout_generated",
     "encode_rollout_scored",
     "encode_routing",
+    "encode_signal",
     "encode_weights_published",
     "feedback_from_proto",
     "feedback_to_proto",
@@ -93,6 +96,7 @@ __all__ = [
     "score_event_id",
     "score_from_proto",
     "score_to_proto",
+    "signal_event_id",
     "source_from_proto",
     "source_to_proto",
     "spans_from_proto",

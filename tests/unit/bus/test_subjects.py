@@ -9,6 +9,7 @@ ABOUT_ANN = {
     "rollout": subjects.rollout_generated("tuneloop", "ann"),
     "score": subjects.rollout_scored("tuneloop", "ann"),
     "feedback": subjects.feedback("tuneloop", "comment", "ann", "f1"),
+    "signal": subjects.signal("tuneloop", "copied", "ann"),
     "retraction": subjects.feedback_retracted("tuneloop", "ann", "f1"),
 }
 

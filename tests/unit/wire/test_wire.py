@@ -20,6 +20,8 @@ from tuneloop.feedback import (
     Metric,
     Ranking,
     Rating,
+    Signal,
+    SignalKind,
     Thumb,
 )
 from tuneloop.policies import Activation, WeightsReference
@@ -314,3 +316,60 @@ def test_merged_spans_cover_the_tokens(versions: list[int]) -> None:
 def test_finish_reasons_map_one_to_one() -> None:
     assert len(wire.finish_reason_from_proto) == len(FinishReason)
     assert rollout_pb2.FINISH_REASON_UNSPECIFIED not in wire.finish_reason_from_proto
+
+
+def signal(kind: SignalKind = SignalKind.COPIED, distance: float | None = None) -> Signal:
+    return Signal(
+        signal_id="sg-1",
+        kind=kind,
+        policy="tuneloop",
+        tenant="default",
+        user_hash="abc",
+        completion_id="chatcmpl-1",
+        accepted_time=WHEN,
+        distance=distance,
+        metadata={"place": "inbox"},
+        api_key_id="k1",
+        traceparent="00-1-2-01",
+    )
+
+
+@pytest.mark.parametrize("kind", SignalKind)
+def test_signal_round_trip(kind: SignalKind) -> None:
+    given = signal(kind, 0.25 if kind is SignalKind.EDITED else None)
+    back = wire.decode_signal(wire.encode_signal(given))
+    assert back == given
+    assert (back.api_key_id, back.traceparent) == ("k1", "00-1-2-01")
+
+
+def test_the_event_of_a_signal_is_its_users_own() -> None:
+    ann, bob = signal(), replace(signal(), user_hash="def")
+    assert wire.signal_event_id(ann) != wire.signal_event_id(bob)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"event_id": ""}, "event_id"),
+        ({"completion_id": ""}, "completion_id"),
+        ({"user_hash": ""}, "user_hash"),
+        ({"kind": "liked"}, "kind"),
+        ({"kind": "copied", "distance": 0.5}, "distance"),
+        ({"kind": "edited", "distance": 1.5}, "distance"),
+        ({"kind": "edited", "distance": float("nan")}, "distance"),
+    ],
+)
+def test_a_bad_signal_names_its_field(change: dict[str, object], field: str) -> None:
+    message = events_pb2.SignalGiven.FromString(wire.encode_signal(signal()))
+    for name, value in change.items():
+        setattr(message, name, value)
+    with pytest.raises(CorruptData, match=field) as refusal:
+        wire.decode_signal(message.SerializeToString())
+    assert refusal.value.param == field
+
+
+def test_an_edit_says_how_much_it_changed() -> None:
+    message = events_pb2.SignalGiven.FromString(wire.encode_signal(signal()))
+    message.kind = "edited"
+    with pytest.raises(CorruptData, match="distance"):
+        wire.decode_signal(message.SerializeToString())

@@ -72,5 +72,6 @@ def make_intakes(settings: LearnerSettings, database: Database) -> list[IntakeCo
         rule=CreditRule(
             credit=SessionCredit(settings.session_credit), discount=settings.session_discount
         ),
+        signals_count=settings.signals == "reward_model",
         instead_of=settings.take_over,
     )

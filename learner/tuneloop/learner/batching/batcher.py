@@ -13,12 +13,14 @@ If a queue is longer than its part of the batch, every user's oldest samples go 
 share that one user may have; `batching.trust` says how much each sample then counts.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tuneloop.host import steady_time
 from tuneloop.learner.batching.batch import Batch, BatchProgress, FormedBatch, RunProgress
+from tuneloop.learner.batching.soft_labels import SoftLabels
 from tuneloop.learner.batching.trust import Trust
 from tuneloop.learner.ledger.accounting import lineage
 from tuneloop.learner.ledger.database import Database
@@ -203,6 +205,7 @@ class RewardBatcher:
         self._clock = clock
         full_step = float(settings.reward_batch_size)
         self._trust = Trust(database, settings.guards, full_step=full_step, clock=clock)
+        self._soft_labels = SoftLabels(database, clock) if settings.signals != "off" else None
 
     def form(self, run: RunProgress, limit: int | None = None) -> FormedBatch:
         """As `PolicyBatcher.form`."""
@@ -220,6 +223,8 @@ class RewardBatcher:
             of_each_user=samples_of_each_user(full, self._trust),
         )
         again: list[Any] = []
+        told: list[Any] = []
+        not_before = settings.oldest_feedback(self._clock())
         if limit is None:
             again = replayed_beside(
                 len(taken),
@@ -228,12 +233,19 @@ class RewardBatcher:
                 run,
                 Objective.REWARD_MODEL,
                 seed=settings.seed,
-                not_before=settings.oldest_feedback(self._clock()),
+                not_before=not_before,
             )
+            if self._soft_labels is not None:
+                told = self._soft_labels.take(
+                    math.fsum(sample.weight for sample in [*taken, *again]),
+                    not_before=not_before,
+                    exclude=run.uncommitted_ids(Objective.SIGNALS),
+                )
         replayed: dict[str, list[str]] = {}
         if again:
             replayed[Objective.REWARD_MODEL] = [sample.sample_id for sample in again]
-        batch = self._trust.add_trust({Objective.REWARD_MODEL: [*taken, *again]})
+        found = {Objective.REWARD_MODEL: [*taken, *again], Objective.SIGNALS: told}
+        batch = self._trust.add_trust({name: group for name, group in found.items() if group})
         return FormedBatch(batch=limit_batch(batch, replayed, limit), refusals=refusals)
 
     def renew_trust(self) -> None:

@@ -15,10 +15,10 @@ from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.guards.standing import Standing, standing_of
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.reports import rater_votes
-from tuneloop.learner.samples import JUDGED_OBJECTIVES, Objective, ScoredGroup
+from tuneloop.learner.samples import JUDGED_OBJECTIVES, REWARD_OBJECTIVES, Objective, ScoredGroup
 
 SampleId = str
-JUDGED = (*JUDGED_OBJECTIVES, Objective.REWARD_MODEL)
+JUDGED = (*JUDGED_OBJECTIVES, *REWARD_OBJECTIVES)
 """What is learned from judgements: its batches may be smaller than a step."""
 
 

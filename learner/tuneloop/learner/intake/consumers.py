@@ -23,9 +23,11 @@ from tuneloop.bus.subjects import (
     FEEDBACK,
     LEARNER,
     ROLLOUTS,
+    SIGNALS,
     feedback_of,
     is_retraction,
     rollouts_of,
+    signals_of,
 )
 from tuneloop.bus.subjects import weights_activated as activated_subject
 from tuneloop.errors import CorruptData, FailedPrecondition, TuneloopError, Unavailable
@@ -44,6 +46,7 @@ from tuneloop.wire import (
     decode_retraction,
     decode_rollout_scored,
     decode_rollouts_generated,
+    decode_signal,
 )
 
 logger = logging.getLogger("tuneloop.learner.intake")
@@ -172,10 +175,11 @@ def make_consumers(
     all_scores_count: bool = False,
     comments_train: bool = False,
     rule: CreditRule = recorder.EACH_TURN,
+    signals_count: bool = False,
     clock: Callable[[], float] = steady_time,
     instead_of: str = "",
 ) -> list[IntakeConsumer]:
-    """Return the four consumers of the learner of `policy`; see `Owner` for `instead_of`.
+    """Return the five consumers of the learner of `policy`; see `Owner` for `instead_of`.
 
     `EventRecorder` says what the others are for. Events are as old as the bus says: which of two
     verdicts is the last must not depend on the clocks of the gateways that took them.
@@ -186,9 +190,14 @@ def make_consumers(
         all_scores_count=all_scores_count,
         comments_train=comments_train,
         rule=rule,
+        signals_count=signals_count,
         clock=clock,
     )
     owner = Owner(owner_id=database.own_id(), instead_of=instead_of)
+    return _consumers_of(recording, policy, owner)
+
+
+def _consumers_of(recording: EventRecorder, policy: str, owner: Owner) -> list[IntakeConsumer]:
     consumer = partial(IntakeConsumer, owner=owner)
     return [
         consumer(
@@ -211,6 +220,16 @@ def make_consumers(
             subject=feedback_of(policy),
             decode=lambda d: (_of_policy(policy, _feedback_event(d)), d.sequence),
             record=recording.record_feedback,
+        ),
+        consumer(
+            name="signals",
+            stream=SIGNALS,
+            subject=signals_of(policy),
+            decode=lambda d: (
+                replace(_of_policy(policy, decode_signal(d.data)), accepted_time=d.stored_time),
+                d.sequence,
+            ),
+            record=recording.record_signals,
         ),
         consumer(
             name="activations",

@@ -1,12 +1,12 @@
-"""Records decoded events in the ledger, and counts them."""
+"""Record the events of each stream in the ledger, and count them."""
 
 from collections.abc import Callable, Sequence
 
-from tuneloop.feedback import Feedback, Retraction
+from tuneloop.feedback import Feedback, Retraction, Signal
 from tuneloop.learner import metrics
 from tuneloop.learner.ledger.accounting import lineage
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.events import lifecycle, recorder
+from tuneloop.learner.ledger.events import lifecycle, recorder, signal_rules
 from tuneloop.learner.ledger.events.session_rules import CreditRule
 from tuneloop.learner.samples import ModelRole, Objective
 from tuneloop.policies import Activation
@@ -18,8 +18,8 @@ class EventRecorder:
 
     Scores make samples of `scored_objective`, with `all_scores_count` even if no scorer calls them
     informative. For GRPO so do ratings; PPO's value head would have to learn two scales at once, so
-    it gets them through the reward model. Comments make samples if `comments_train`. `rule` shares
-    a judgement of a session among its turns.
+    it gets them through the reward model. `rule` shares a judgement of a session among its turns.
+    With `comments_train` comments make samples, with `signals_count` signals.
     """
 
     def __init__(
@@ -30,14 +30,16 @@ class EventRecorder:
         all_scores_count: bool,
         comments_train: bool,
         rule: CreditRule,
+        signals_count: bool,
         clock: Callable[[], float],
     ) -> None:
         self._database = database
         self._scored_objective = scored_objective
         self._all_scores_count = all_scores_count
-        self._comments_train = comments_train
         self._ratings_reward = scored_objective == Objective.GRPO
+        self._comments_train = comments_train
         self._rule = rule
+        self._signals_count = signals_count
         self._clock = clock
 
     def record_rollouts(self, events: Sequence[Sequence[Rollout]]) -> None:
@@ -85,6 +87,15 @@ class EventRecorder:
         if new:
             newest = max(feedback.accepted_time.timestamp() for feedback in new)
             metrics.ledger_lag_seconds.set(max(0.0, self._clock() - newest))
+
+    def record_signals(self, events: Sequence[tuple[Signal, int]]) -> None:
+        """Record signals, given with their sequence in the stream."""
+        new = signal_rules.record_signals(
+            self._database, events, self._clock(), learned=self._signals_count
+        )
+        for signal in new:
+            metrics.signals_consumed.labels(signal.kind.value).inc()
+        metrics.duplicates.labels("signals").inc(len(events) - len(new))
 
     def record_activations(self, events: Sequence[Activation]) -> None:
         """Record which versions began to serve."""

@@ -132,6 +132,25 @@ retractions = Table(
     comment="What was taken back, also before the feedback itself was recorded.",
 )
 
+signals = Table(
+    "signals",
+    metadata,
+    Column("signal_id", String, primary_key=True, comment="Unique for its user"),
+    Column("user_hash", String, primary_key=True),
+    Column("tenant", String, nullable=False),
+    Column("completion_id", String, nullable=False),
+    Column("kind", String, nullable=False, comment="copied, regenerated, continued, …"),
+    Column("distance", Float, nullable=True, comment="Of an edit: the share that was changed"),
+    Column("metadata", Text, nullable=False, comment="JSON"),
+    Column("api_key_id", String, nullable=False, comment="It came with"),
+    Column("accepted_time", Float, nullable=False),
+    Column("sequence", Integer, nullable=False, comment="In the stream of signals"),
+    Index("signals_completion", "completion_id", "user_hash"),
+    Index("signals_user", "user_hash"),
+    Index("signals_time", "accepted_time"),
+    comment="What users did with answers: no judgements.",
+)
+
 scores = Table(
     "scores",
     metadata,

@@ -11,6 +11,8 @@
   Rafailov et al. 2023, https://arxiv.org/abs/2305.18290, equation 18). The division by the K−1
   choices is ours: a ranking weighs as one judgement, however long. For K = 2 both are the pairs'.
 * Thumbs: −log σ(±r), so that the score is the log-odds of a thumb up.
+* Signals of a thumb that was not given: −p·λ_up·log σ(r) − (1 − p)·λ_down·log σ(−r), where p is its
+  chance of being up: the expected loss of the thumb, with the weights λ of the two classes.
 * Ratings, in standard deviations from the user's mean: the Huber loss at δ = 1 (Huber 1964), which
   grows as the error, not its square, beyond one standard deviation; or half the squared error.
 
@@ -111,6 +113,26 @@ def thumb_loss(
         "undesirable_score": mean_over(scores, ~desirable),
     }
     return losses.sum() / total_weight, metrics
+
+
+def signal_loss(
+    *,
+    scores: Tensor,
+    chances: Tensor,
+    weights: Tensor,
+    class_weights: tuple[Tensor, Tensor],
+    total_weight: float,
+) -> tuple[Tensor, dict[str, Mean]]:
+    """Return the signals' loss of a micro-batch and its metrics; all (B,), scores take gradients.
+
+    `class_weights` are those that a thumb up and a thumb down would have.
+    """
+    up, down = class_weights
+    if_up = chances * up * functional.logsigmoid(scores)
+    if_down = (1 - chances) * down * functional.logsigmoid(-scores)
+    everything = torch.ones_like(chances, dtype=torch.bool)
+    metrics = {"signal_chance": mean_over(chances, everything)}
+    return -(weights * (if_up + if_down)).sum() / total_weight, metrics
 
 
 def _pair_metrics(differences: Tensor) -> dict[str, Mean]:

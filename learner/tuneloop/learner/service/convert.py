@@ -105,6 +105,7 @@ def user_to_proto(lineage: UserLineage) -> learner_pb2.GetUserLineageResponse:
     return learner_pb2.GetUserLineageResponse(
         rollouts=lineage.rollouts,
         feedback=lineage.feedback,
+        signals=lineage.signals,
         samples=lineage.samples,
         policy=reach_to_proto(lineage.policy),
         reward_model=reach_to_proto(lineage.reward_model),

@@ -30,9 +30,9 @@ from tuneloop.learner.monitoring.alarm_monitor import AlarmMonitor
 from tuneloop.learner.release.promotion import Promotion
 from tuneloop.learner.samples import ModelRole, Objective
 from tuneloop.learner.service import convert
-from tuneloop.learner.service.convert import waiting_for
 from tuneloop.learner.service.forget_user import ForgetUser
 from tuneloop.learner.service.rebuild import Rebuild
+from tuneloop.learner.service.signal_report import report
 from tuneloop.learner.service.versions import VersionReports
 from tuneloop.rpc.access import actor_of
 from tuneloop.rpc.server import Server
@@ -180,6 +180,12 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         found = await asyncio.to_thread(senders.of_sender, self._database, sender)
         return convert.sender_to_proto(found)
 
+    async def GetSignalReport(
+        self, request: learner_pb2.GetSignalReportRequest, context: Call
+    ) -> learner_pb2.GetSignalReportResponse:
+        """Return what signals predict."""
+        return await asyncio.to_thread(report, self._database)
+
     async def RebuildPolicy(
         self, request: learner_pb2.RebuildPolicyRequest, context: Call
     ) -> learner_pb2.RebuildPolicyResponse:
@@ -277,7 +283,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
             ],
             last_step_metrics={} if last is None else last.metrics,
             last_step_time=None if last is None else timestamp(moment(last.committed_time)),
-            waiting_for=waiting_for(
+            waiting_for=convert.waiting_for(
                 state=self._state(),
                 connected=self._bus.connected,
                 hold=self._release.hold,

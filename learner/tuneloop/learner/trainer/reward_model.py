@@ -1,6 +1,5 @@
 """One step of the reward model on every kind of feedback: thumbs, pairs, rankings, ratings."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -18,6 +17,7 @@ from tuneloop.learner.losses.reward_model import (
     bradley_terry_loss,
     ranking_loss,
     rating_loss,
+    signal_loss,
     thumb_loss,
 )
 from tuneloop.learner.models.architecture import checkpoint_layers
@@ -26,14 +26,21 @@ from tuneloop.learner.models.memory import run_in_smaller_passes
 from tuneloop.learner.models.reward import Encoded, RewardScores, head_name
 from tuneloop.learner.models.world import ALONE
 from tuneloop.learner.objectives.evidence import reward_evidence
+from tuneloop.learner.objectives.reward_samples import (
+    problem_of,
+    silences,
+    texts_of,
+    weight_of,
+)
 from tuneloop.learner.samples import (
+    REWARD_OBJECTIVES,
     LabelledText,
-    Objective,
     PreferredText,
     RankedText,
     RatedText,
     Reference,
     RewardSample,
+    SignalledText,
     TokenSequence,
 )
 from tuneloop.learner.trainer import checkpoint, checkpoint_shards
@@ -46,7 +53,7 @@ from tuneloop.learner.trainer.settings import RewardTrainerSettings
 from tuneloop.models.reward_model import RewardModel, load
 from tuneloop.policies import WeightsKind
 
-S = TypeVar("S", LabelledText, PreferredText, RankedText, RatedText)
+S = TypeVar("S", LabelledText, SignalledText, PreferredText, RankedText, RatedText)
 Loss = tuple[Tensor, dict[str, Mean]]
 THUMB_DECAY = 0.99
 """Weight of a thumb in the class balance once another has come."""
@@ -114,39 +121,43 @@ class RewardTrainer:
         return [Reference()] * len(sequences)
 
     def step(self, samples: Mapping[str, Sequence[RewardSample]]) -> StepResult:
-        """Take one optimizer step on the samples of `reward_model`, of any kinds.
+        """Take one optimizer step on the samples of `reward_model`, of any kinds, and `signals`.
 
         Each kind is divided by the weights of its own samples, then they are summed. A further
         loss says that an answer is better than none (see `silences`). Thumbs up and thumbs down
         weigh half each over the stream of thumbs: users press one far more than the other, and the
-        head must not learn that instead of what they like. Metrics are of the model before the
-        step: `accuracy` is on samples it had not seen.
+        head must not learn that instead of what they like. Signals are a loss of their own, which
+        weighs at most as much as those of the judgements beside them; without any there is no
+        step. Metrics are of the model before the step: `accuracy` is on judgements it had not seen.
 
         Raises `InvalidRequest` if a sample cannot be learned from; `param` names it, and nothing
         has changed.
         """
-        given = samples[Objective.REWARD_MODEL]
+        given, told = (samples.get(objective, ()) for objective in REWARD_OBJECTIVES)
         if not given:
             return StepResult(metrics={}, skipped=True, reason="no_samples")
-        return run_in_smaller_passes(self, lambda: self._take_step(given))
+        return run_in_smaller_passes(self, lambda: self._take_step(given, told))
 
-    def _take_step(self, given: Sequence[RewardSample]) -> StepResult:
+    def _take_step(self, given: Sequence[RewardSample], told: Sequence[RewardSample]) -> StepResult:
         encoded = [(sample, self._encode(sample)) for sample in given]
         thumbs = [(s, e) for s, e in encoded if isinstance(s, LabelledText)]
         pairs = [(s, e) for s, e in encoded if isinstance(s, PreferredText)]
         rankings = [(s, e) for s, e in encoded if isinstance(s, RankedText)]
         ratings = [(s, e) for s, e in encoded if isinstance(s, RatedText)]
         silence = [(s, self._encode(s)) for s in silences(given)] if self._silence_weight else []
+        signals = [(s, self._encode(s)) for s in told if isinstance(s, SignalledText)]
         balance = self._thumbs.updated([s for s, _ in thumbs], THUMB_DECAY)
-        loss_of_thumbs = partial(self._loss_of_thumbs, balance.desirable_share)
+        share = balance.desirable_share
         losses = {
-            "thumb_loss": self._micro_losses(thumbs, loss_of_thumbs),
+            "thumb_loss": self._micro_losses(thumbs, partial(self._loss_of_thumbs, share)),
+            "signal_loss": self._micro_losses(signals, partial(self._loss_of_signals, share)),
             "pair_loss": self._micro_losses(pairs, self._loss_of_pairs),
             "ranking_loss": self._micro_losses(rankings, self._loss_of_rankings),
             "rating_loss": self._micro_losses(ratings, self._loss_of_ratings),
             "silence_loss": self._micro_losses(silence, self._loss_of_silence),
         }
-        weights = {"silence_loss": self._silence_weight}
+        beside = min(1.0, weight_of(told) / max(weight_of(given), 1e-9))
+        weights = {"silence_loss": self._silence_weight, "signal_loss": beside}
         terms = [
             LossTerm(name=name, micro_losses=parts, weight=weights.get(name, 1.0))
             for name, parts in losses.items()
@@ -253,6 +264,20 @@ class RewardTrainer:
             total_weight=total,
         )
 
+    def _loss_of_signals(
+        self, share: float, scores: Tensor, signals: Sequence[SignalledText], total: float
+    ) -> Loss:
+        chances = scores.new_tensor([sample.chance for sample in signals])
+        ups = class_weights(torch.ones_like(chances, dtype=torch.bool), share, limit=RAREST)
+        downs = class_weights(torch.zeros_like(chances, dtype=torch.bool), share, limit=RAREST)
+        return signal_loss(
+            scores=scores[:, 0],
+            chances=chances,
+            weights=_weights(signals, scores),
+            class_weights=(ups, downs),
+            total_weight=total,
+        )
+
     def _loss_of_pairs(self, scores: Tensor, pairs: Sequence[PreferredText], total: float) -> Loss:
         return bradley_terry_loss(
             chosen_scores=scores[:, 0],
@@ -286,57 +311,6 @@ class RewardTrainer:
             total_weight=total,
             kind=self._settings.rating_loss,
         )
-
-
-def texts_of(sample: RewardSample) -> tuple[str, ...]:
-    """Return the completions of a sample, best first."""
-    match sample:
-        case LabelledText() | RatedText():
-            return (sample.completion,)
-        case PreferredText():
-            return (sample.chosen, sample.rejected)
-        case RankedText():
-            return sample.completions
-
-
-def silences(samples: Sequence[RewardSample]) -> list[PreferredText]:
-    """Return pairs that say of judged answers that they are better than none.
-
-    Of a pair or a ranking the worst answer, of thumbs those that went up. Nobody ever judges an
-    empty answer, so without these its score is whatever the model makes of text it never saw: where
-    short answers are liked, the highest of all.
-    """
-    found = []
-    for sample in samples:
-        if isinstance(sample, RatedText) or (
-            isinstance(sample, LabelledText) and not sample.desirable
-        ):
-            continue
-        pair = PreferredText(
-            sample_id=sample.sample_id,
-            prompt=sample.prompt,
-            chosen=texts_of(sample)[-1],
-            rejected="",
-            weight=sample.weight,
-            trust=sample.trust,
-        )
-        found.append(pair)
-    return found
-
-
-def problem_of(sample: RewardSample) -> str:
-    """Return what is wrong with a sample's numbers; empty if nothing is."""
-    if not (math.isfinite(sample.weight) and sample.weight >= 0):
-        return f"weight {sample.weight} is not a number from 0 up"
-    if not 0 <= sample.trust <= 1:
-        return f"trust {sample.trust} is not between 0 and 1"
-    if isinstance(sample, PreferredText) and not math.isfinite(sample.margin):
-        return f"margin {sample.margin} is not finite"
-    if isinstance(sample, RatedText) and not math.isfinite(sample.rating):
-        return f"rating {sample.rating} is not finite"
-    if isinstance(sample, RankedText) and len(sample.completions) < 2:
-        return f"a ranking of {len(sample.completions)} answers says nothing"
-    return ""
 
 
 def _weights(samples: Sequence[RewardSample], scores: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ needed_scope = tuple(
         ("POST", r"/v1/score", scopes.Scope.INFER),
         ("GET", r"/v1/models(/.*)?", scopes.Scope.INFER),
         ("POST", r"/v1/feedback(/batch)?", scopes.Scope.FEEDBACK),
+        ("POST", r"/v1/signals", scopes.Scope.FEEDBACK),
         # A caller with an id got it when the feedback was accepted; lists are for admins.
         ("GET", r"/v1/feedback/.+", scopes.Scope.FEEDBACK),
         ("DELETE", r"/v1/feedback/.+", scopes.Scope.FEEDBACK),
@@ -57,7 +58,7 @@ needed_scope = tuple(
     )
 )
 """By method and path; any other request needs `admin`."""
-public_paths = re.compile(r"POST /v1/feedback|(GET|DELETE) /v1/receipts/.+")
+public_paths = re.compile(r"POST /v1/(feedback|signals)|(GET|DELETE) /v1/receipts/.+")
 """What needs no key where feedback is public: ids of completions and receipts are capabilities."""
 
 

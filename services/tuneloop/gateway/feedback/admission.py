@@ -1,5 +1,7 @@
 """Bounds on the feedback of each completion, session, user and key; shedding when the stream fills.
 
+Signals have bounds of their own, and nothing is shed: their stream drops the oldest.
+
 The stream drops nothing: once it is full, everybody's feedback is refused. So nobody may fill it
 alone. How much each has stored within about an hour is counted here, in this process, as a sum that
 decays; the learner trims what its ledger holds (`monitoring.stream_trim`). Above `SHED_ABOVE` a
@@ -12,13 +14,13 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tuneloop import wire
 from tuneloop.bus import Bus, StreamUsage, subjects
 from tuneloop.errors import Unavailable
-from tuneloop.feedback import Feedback
+from tuneloop.feedback import Feedback, Signal
 from tuneloop.gateway import metrics
 from tuneloop.gateway.errors import RateLimitExceeded
 
@@ -50,6 +52,11 @@ BOUNDS = {
     "user": Bound(events=5_000, size=16 * MIB, part=64),
     "key": Bound(events=200_000, size=128 * MIB, part=8),
 }
+SIGNAL_BOUNDS = {
+    "completion": Bound(events=100, size=MIB // 4, part=None),
+    "user": Bound(events=2_000, size=2 * MIB, part=None),
+    "key": Bound(events=100_000, size=64 * MIB, part=None),
+}
 
 
 class Talker:
@@ -77,29 +84,37 @@ class Talker:
         return seconds
 
 
-class FeedbackAdmission:
+class Admission:
     """Counts what is stored for whom, and refuses what is too much."""
 
     def __init__(
-        self, bus: Bus, anonymous: str, clock: Callable[[], float] = time.monotonic
+        self,
+        bus: Bus,
+        anonymous: str,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        events: str = "feedback",
+        bounds: Mapping[str, Bound] = BOUNDS,
     ) -> None:
         """`anonymous` is the hash that users without a name share: they are not one user."""
         self.bus = bus
+        self.events = events
+        self.bounds = bounds
         self.anonymous = anonymous
         self.clock = clock
-        self.talkers: dict[str, OrderedDict[str, Talker]] = {kind: OrderedDict() for kind in BOUNDS}
+        self.talkers: dict[str, OrderedDict[str, Talker]] = {kind: OrderedDict() for kind in bounds}
         self.usage = StreamUsage(stored=0, limit=0)
 
-    def admit(self, feedback: Feedback) -> None:
-        """Count feedback that is about to be stored. Raises `RateLimitExceeded`."""
-        size = len(wire.encode_feedback(feedback))
-        who = {
-            "completion": feedback.completion_id,
-            "session": feedback.session_id,
-            "key": feedback.api_key_id,
-        }
-        if feedback.user_hash != self.anonymous:
-            who["user"] = feedback.user_hash
+    def admit(self, event: Feedback | Signal) -> None:
+        """Count what is about to be stored. Raises `RateLimitExceeded`."""
+        who = {"completion": event.completion_id, "key": event.api_key_id}
+        if isinstance(event, Signal):
+            size = len(wire.encode_signal(event))
+        else:
+            size = len(wire.encode_feedback(event))
+            who["session"] = event.session_id
+        if event.user_hash != self.anonymous:
+            who["user"] = event.user_hash
         found = {kind: self.talker(kind, name) for kind, name in who.items() if name}
         for kind, talker in found.items():
             self.check(kind, talker, size)
@@ -119,10 +134,10 @@ class FeedbackAdmission:
 
     def check(self, kind: str, talker: Talker, size: int) -> None:
         """Raise `RateLimitExceeded` if one more event of `size` bytes is too much."""
-        bound = BOUNDS[kind]
+        bound = self.bounds[kind]
         if seconds := talker.seconds_until(bound, size):
             raise RateLimitExceeded(
-                f"feedback of one {kind}: at most {bound.events} in an hour, and {bound.size} "
+                f"{self.events} of one {kind}: at most {bound.events} in an hour, and {bound.size} "
                 "bytes",
                 retry_after=seconds,
             )

@@ -70,6 +70,7 @@ async def user_lineage(user_id: str, request: Request) -> UserLineage:
         "id": user_id,
         "rollouts": answer.rollouts,
         "feedback": answer.feedback,
+        "signals": answer.signals,
         "samples": dict(sorted(answer.samples.items())),
         "policy": downstream(answer.policy),
         "reward_model": downstream(answer.reward_model),

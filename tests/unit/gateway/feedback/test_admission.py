@@ -11,7 +11,7 @@ from tuneloop.bus.memory import MemoryBus
 from tuneloop.feedback import Comment, Feedback
 from tuneloop.gateway.errors import RateLimitExceeded
 from tuneloop.gateway.feedback import admission
-from tuneloop.gateway.feedback.admission import BOUNDS, HOUR, Bound, FeedbackAdmission
+from tuneloop.gateway.feedback.admission import BOUNDS, HOUR, Admission, Bound
 
 
 class Clock:
@@ -27,8 +27,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def admitted(clock: Clock) -> FeedbackAdmission:
-    return FeedbackAdmission(MemoryBus(), "anonymous", clock)
+def admitted(clock: Clock) -> Admission:
+    return Admission(MemoryBus(), "anonymous", clock)
 
 
 def comment(characters: int = 10, **fields: Any) -> Feedback:
@@ -53,7 +53,7 @@ def comment(characters: int = 10, **fields: Any) -> Feedback:
     ],
 )
 def test_events_are_counted_by_kind_and_come_back_with_time(
-    admitted: FeedbackAdmission, clock: Clock, kind: str, other: Any, monkeypatch: Any
+    admitted: Admission, clock: Clock, kind: str, other: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setitem(BOUNDS, kind, Bound(events=10, size=10**6, part=None))
     for _ in range(10):
@@ -66,7 +66,7 @@ def test_events_are_counted_by_kind_and_come_back_with_time(
     admitted.admit(comment())
 
 
-def test_bytes_are_counted(admitted: FeedbackAdmission, monkeypatch: Any) -> None:
+def test_bytes_are_counted(admitted: Admission, monkeypatch: Any) -> None:
     monkeypatch.setitem(BOUNDS, "completion", Bound(events=100, size=50_000, part=None))
     admitted.admit(comment(30_000))
     with pytest.raises(RateLimitExceeded, match="50000 bytes"):
@@ -74,15 +74,13 @@ def test_bytes_are_counted(admitted: FeedbackAdmission, monkeypatch: Any) -> Non
     admitted.admit(comment(10_000))
 
 
-def test_users_without_a_name_are_not_one_user(
-    admitted: FeedbackAdmission, monkeypatch: Any
-) -> None:
+def test_users_without_a_name_are_not_one_user(admitted: Admission, monkeypatch: Any) -> None:
     monkeypatch.setitem(BOUNDS, "user", Bound(events=1, size=10**6, part=64))
     for number in range(3):
         admitted.admit(comment(user_hash="anonymous", completion_id=f"chatcmpl-{number}"))
 
 
-def test_what_is_refused_is_not_counted(admitted: FeedbackAdmission, monkeypatch: Any) -> None:
+def test_what_is_refused_is_not_counted(admitted: Admission, monkeypatch: Any) -> None:
     monkeypatch.setitem(BOUNDS, "user", Bound(events=1, size=10**6, part=64))
     admitted.admit(comment())
     for _ in range(5):
@@ -91,7 +89,7 @@ def test_what_is_refused_is_not_counted(admitted: FeedbackAdmission, monkeypatch
     assert admitted.talkers["key"]["key-1"].events == 1
 
 
-def test_the_largest_talkers_are_shed_first(admitted: FeedbackAdmission) -> None:
+def test_the_largest_talkers_are_shed_first(admitted: Admission) -> None:
     loud, quiet = {"user_hash": "loud"}, {"user_hash": "quiet"}
     for _ in range(10):
         admitted.admit(comment(20_000, **loud))
@@ -109,14 +107,14 @@ def test_the_largest_talkers_are_shed_first(admitted: FeedbackAdmission) -> None
         admitted.admit(comment(10, **quiet))
 
 
-def test_a_bounded_number_is_remembered(admitted: FeedbackAdmission, monkeypatch: Any) -> None:
+def test_a_bounded_number_is_remembered(admitted: Admission, monkeypatch: Any) -> None:
     monkeypatch.setattr(admission, "MAX_TALKERS", 3)
     for number in range(9):
         admitted.admit(comment(completion_id=f"chatcmpl-{number}"))
     assert list(admitted.talkers["completion"]) == [f"chatcmpl-{n}" for n in (6, 7, 8)]
 
 
-async def test_a_bus_that_is_away_leaves_the_last_usage(admitted: FeedbackAdmission) -> None:
+async def test_a_bus_that_is_away_leaves_the_last_usage(admitted: Admission) -> None:
     assert isinstance(admitted.bus, MemoryBus)
     admitted.usage = StreamUsage(stored=1, limit=2)
     admitted.bus.go_down()

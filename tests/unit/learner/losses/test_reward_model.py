@@ -17,6 +17,7 @@ from tuneloop.learner.losses.reward_model import (
     plackett_luce_losses,
     ranking_loss,
     rating_loss,
+    signal_loss,
     thumb_loss,
 )
 
@@ -170,3 +171,35 @@ def test_extreme_scores_stay_finite(kind: Any) -> None:
     assert torch.isfinite(loss)
     assert scores.grad is not None
     assert torch.isfinite(scores.grad).all()
+
+
+def test_a_signal_loses_what_its_thumb_is_expected_to() -> None:
+    """By hand: at score 1 a thumb up loses softplus(−1), a thumb down softplus(1)."""
+    scores = tensor(1.0, -2.0)
+    loss, metrics = signal_loss(
+        scores=scores,
+        chances=tensor(0.8, 0.5),
+        weights=tensor(0.6, 1.0),
+        class_weights=(tensor(0.75, 0.75), tensor(1.5, 1.5)),
+        total_weight=2.0,
+    )
+    first = 0.8 * 0.75 * softplus(-1.0) + 0.2 * 1.5 * softplus(1.0)
+    second = 0.5 * 0.75 * softplus(2.0) + 0.5 * 1.5 * softplus(-2.0)
+    assert float(loss) == pytest.approx((0.6 * first + second) / 2)
+    assert merge([metrics]) == pytest.approx({"signal_chance": 0.65})
+
+
+@given(st.floats(-5, 5), st.booleans())
+def test_a_signal_that_is_certain_is_a_thumb(score: float, up: bool) -> None:
+    one = torch.ones(1, dtype=torch.float64)
+    told, _ = signal_loss(
+        scores=score * one,
+        chances=float(up) * one,
+        weights=one,
+        class_weights=(one, one),
+        total_weight=1.0,
+    )
+    said, _ = thumb_loss(
+        scores=score * one, desirable=torch.tensor([up]), weights=one, total_weight=1.0
+    )
+    assert float(told) == pytest.approx(float(said))

@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from tuneloop.errors import InvalidRequest
+from tuneloop.learner.objectives.reward_samples import silences
 from tuneloop.learner.samples import (
     LabelledText,
     PreferredText,
     RankedText,
     RatedText,
     RewardSample,
+    SignalledText,
 )
-from tuneloop.learner.trainer.reward_model import RewardTrainer, silences
+from tuneloop.learner.trainer.reward_model import RewardTrainer
 from tuneloop.learner.trainer.settings import RewardTrainerSettings
 from tuneloop.models.reward_model import load
 
@@ -231,3 +233,51 @@ def test_a_lone_thumb_moves_the_reward_model_by_its_share_of_a_full_step(
     whole = moved(1, None)
     assert moved(1, 16.0) == pytest.approx(whole / 16, rel=0.01)
     assert moved(4, 16.0, trust=0.5) == pytest.approx(moved(4, None) / 8, rel=0.01)
+
+
+def signalled(number: int, chance: float, **fields: float) -> SignalledText:
+    words = (GOOD if chance > 0.5 else BAD)[number % 4]
+    return SignalledText(
+        sample_id=f"s{number}", prompt="tell me", completion=words, chance=chance, **fields
+    )
+
+
+def test_signals_alone_make_no_step(tiny_reward_model: Path) -> None:
+    trainer = make_trainer(tiny_reward_model)
+    result = trainer.step({"signals": [signalled(0, 0.9)]})
+    assert (result.skipped, result.reason) == (True, "no_samples")
+    assert trainer.optimizer_steps == 0
+
+
+def test_signals_weigh_at_most_as_much_as_judgements(tiny_reward_model: Path) -> None:
+    """By hand: a new head loses ln 2 for every thumb and every signal, however likely it is up."""
+    trainer = make_trainer(tiny_reward_model, silence_weight=0.0)
+    thumbs = make_samples()[:2]
+    few = [signalled(0, 0.9, weight=0.25), signalled(1, 0.2, weight=0.5, trust=0.5)]
+    metrics = trainer.step({"reward_model": thumbs, "signals": few}).metrics
+    assert metrics["thumb_loss"] == pytest.approx(math.log(2))
+    assert metrics["signal_chance"] == pytest.approx(0.55)
+    # The class weights are 1: of the two thumbs one is up. Trust lowers the loss, not its divisor.
+    expected = math.log(2) * (0.25 + 0.25) / 0.75
+    assert metrics["signal_loss"] == pytest.approx(expected)
+    assert metrics["loss"] == pytest.approx(math.log(2) + 0.75 / 2 * expected)
+    many = [signalled(n, 0.5) for n in range(16)]
+    fresh = make_trainer(tiny_reward_model, silence_weight=0.0)
+    metrics = fresh.step({"reward_model": thumbs, "signals": many}).metrics
+    assert metrics["loss"] == pytest.approx(2 * math.log(2))
+
+
+def test_what_users_did_is_learned_beside_what_they_said(
+    tiny_reward_model: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tiny_reward_model, learning_rate=2e-3)
+    thumbs = make_samples()[:2]
+    told = [signalled(n, chance) for n in range(4) for chance in (0.95, 0.05)]
+    for _ in range(60):
+        trainer.step({"reward_model": thumbs, "signals": told})
+    trainer.save_weights(tmp_path)
+    model = load(tmp_path)
+    good = model.score(["tell me"] * 4, GOOD)
+    bad = model.score(["tell me"] * 4, BAD)
+    assert min(score for score in good if score is not None) > 0
+    assert max(score for score in bad if score is not None) < 0

@@ -25,7 +25,7 @@ from tuneloop.learner.ledger.accounting.forget_user import (
 from tuneloop.learner.ledger.accounting.lineage import same_sample
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import moment
-from tuneloop.learner.ledger.schema import feedback, rollouts, samples, uses
+from tuneloop.learner.ledger.schema import feedback, rollouts, samples, signals, uses
 from tuneloop.learner.ledger.schema import versions as all_versions
 from tuneloop.learner.samples import ModelRole
 
@@ -85,6 +85,7 @@ class UserLineage:
 
     rollouts: int
     feedback: int
+    signals: int
     samples: Mapping[str, int]
     """Counts by state, of their judgements and of others' judgements on answers to them."""
     policy: Downstream
@@ -172,10 +173,14 @@ def of_user(database: Database, user_hash: str) -> UserLineage:
         judged = connection.execute(
             select(func.count()).where(feedback.c.user_hash == user_hash)
         ).scalar_one()
+        told = connection.execute(
+            select(func.count()).where(signals.c.user_hash == user_hash)
+        ).scalar_one()
     reached = of_data(database, data)
     return UserLineage(
         rollouts=answered,
         feedback=judged,
+        signals=told,
         samples=dict(sorted(by_state.items())),
         policy=reached.policy,
         reward_model=reached.reward_model,

@@ -24,6 +24,7 @@ from tuneloop.learner.ledger.schema import (
     rollouts,
     samples,
     scores,
+    signals,
     undone_uses,
     uses,
 )
@@ -167,12 +168,12 @@ def used_since_a_version(database: Database, data: PersonalData, model: str) -> 
 
 
 def forget_user(database: Database, user_hash: str, now: float) -> Forgotten:
-    """Remove the user's rollouts and feedback, others' feedback on them, and every use of them."""
+    """Remove the user's rollouts, feedback and signals, others' on them, and every use of them."""
     return forget(database, PersonalData(user_hash=user_hash), now)
 
 
 def forget(database: Database, data: PersonalData, now: float) -> Forgotten:
-    """Remove the rollouts, the feedback about them, and every use of them."""
+    """Remove the rollouts, the feedback and signals about them, and every use of them."""
     own, judgements, about = theirs(data), judgements_about(data), touching(data)
     with database.write() as connection:
         policy_versions = versions_used(connection, about, ModelRole.POLICY)
@@ -187,6 +188,12 @@ def forget(database: Database, data: PersonalData, now: float) -> Forgotten:
             connection.execute(delete(table).where(of_them))
         connection.execute(delete(samples).where(about_them))
         connection.execute(delete(scores).where(scores.c.completion_id.in_(own)))
+        told: Any = signals.c.completion_id.in_(own)
+        if data.user_hash:
+            # The gateway's ids carry the hash, also of completions that were never recorded.
+            carries = signals.c.completion_id.contains(data.user_hash, autoescape=True)
+            told = or_(told, signals.c.user_hash == data.user_hash, carries)
+        connection.execute(delete(signals).where(told))
         for table in (scores, samples) if data.user_hash else ():
             connection.execute(delete(table).where(_stray(table, data.user_hash)))
         connection.execute(delete(rankings).where(rankings.c.feedback_id.in_(feedback_ids)))
@@ -210,11 +217,16 @@ def forget(database: Database, data: PersonalData, now: float) -> Forgotten:
 
 
 def _stray(table: Table, user_hash: str) -> Any:
-    """Select scores that came after their user was forgotten: the gateway's ids carry the hash."""
+    """Select scores, and samples of others' signals, on completions that the ledger does not have.
+
+    They come after their user was forgotten: the gateway's ids carry the hash.
+    """
     known = select(rollouts.c.completion_id)
     about_them = table.c.completion_id.contains(user_hash, autoescape=True)
     alone = table.c.completion_id.not_in(known)
-    return and_(about_them, alone, table.c.kind == "score" if table is samples else true())
+    return and_(
+        about_them, alone, table.c.kind.in_(("score", "signals")) if table is samples else true()
+    )
 
 
 def records(database: Database, data: PersonalData) -> list[Record]:
@@ -237,7 +249,7 @@ def records(database: Database, data: PersonalData) -> list[Record]:
 
 def row_counts(database: Database) -> dict[str, int]:
     """Count the rows of the tables that grow with traffic."""
-    tables = (rollouts, feedback, scores, samples, uses)
+    tables = (rollouts, feedback, signals, scores, samples, uses)
     with database.read() as connection:
         return {
             table.name: connection.execute(select(func.count()).select_from(table)).scalar_one()

@@ -1,4 +1,4 @@
-"""Delete old rollouts that nobody judged, without losing who learned from what.
+"""Delete old rollouts that nobody judged, and old signals, without losing who learned from what.
 
 A rollout that a judgement speaks of is training data and stays. One that no step used is deleted,
 with its scores. One that a policy-gradient step used is emptied: its row says whose it was and
@@ -12,12 +12,14 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, not_, or_, select, update
 
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events.signal_rules import expire_signals
 from tuneloop.learner.ledger.schema import (
     feedback,
     rankings,
     rollouts,
     samples,
     scores,
+    signals,
     undone_uses,
     uses,
 )
@@ -50,6 +52,8 @@ def prune_rollouts(database: Database, before: float, most: int | None) -> Prune
     """
     if most is not None:
         before = max(before, _time_of_oldest(database, most))
+    with database.write() as connection:
+        expire_signals(connection, before)
     deleted = emptied = 0
     old = (rollouts.c.finished_time < before, rollouts.c.completion_tokens != b"")
     query = select(rollouts.c.completion_id).where(*old, not_(IS_JUDGED)).limit(ROWS_AT_ONCE)
@@ -66,7 +70,7 @@ def prune_rollouts(database: Database, before: float, most: int | None) -> Prune
             used = [row.completion_id for row in rows if row.used]
             _empty(connection, used)
             unused = [row.completion_id for row in rows if not row.used]
-            for table in (samples, scores, rollouts):
+            for table in (samples, scores, signals, rollouts):
                 connection.execute(delete(table).where(table.c.completion_id.in_(unused)))
         deleted += len(unused)
         emptied += len(used)
