@@ -118,6 +118,11 @@ class GatewaySettings(BusSettings, RpcSettings):
     learn_from_side_tasks: bool = Field(
         False, description="whether answers to side tasks are learned from like any other"
     )
+    open_webui: Names = Field(
+        (),
+        description="names of the keys of Open WebUI, whose headers name users, chats and messages "
+        "and whose ratings are feedback; a JSON list, `local` without a key: docs/open-webui.md",
+    )
     trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
         (),
         description="addresses of the proxies whose X-Forwarded-For is believed, a JSON list like "
