@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,20 @@ async def test_a_rating_says_up_to_four_things(stack: Stack, http: httpx.AsyncCl
     ]
 
 
+async def test_without_the_learner_new_ratings_are_taken_and_old_ones_wait(
+    stack: Stack, http: httpx.AsyncClient
+) -> None:
+    await stack.servers["learner"].stop()
+    old, new = rated(rating=1), rated(rating=1)
+    assert (await http.post(PATH, json=old)).status_code == 503
+    new["feedback"]["created_at"] = int(time.time()) - 600
+    for _ in range(2):
+        assert (await tell(http, new))["feedback"] == [f"owui-{ROW}-thumb-0"]
+    new["feedback"]["data"]["rating"] = None
+    assert (await tell(http, new))["status"] == "none"
+    assert told(stack) == [(f"owui-{ROW}-thumb-0", Thumb(up=True)), f"-owui-{ROW}-thumb-0"]
+
+
 @pytest.mark.parametrize(
     ("model", "bases", "taken"),
     [
@@ -325,7 +340,9 @@ class OpenWebUI:
         return [types.SimpleNamespace(id=k, updated_at=r.updated_at) for k, r in self.rows.items()]
 
     def rate(self, **data: Any) -> None:
-        self.rows[ROW] = Row(**row(**data), snapshot={"chat": {}}, updated_at=2**33)
+        self.rows[ROW] = Row(
+            **row(**data), snapshot={"chat": {}}, created_at=int(time.time()), updated_at=2**33
+        )
 
 
 @pytest.fixture

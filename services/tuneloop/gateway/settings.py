@@ -105,9 +105,10 @@ class GatewaySettings(BusSettings, RpcSettings):
     )
     side_task_prompts: Names = Field(
         (
-            r"### Task:\s+Generate a concise, 3-5 word title",
+            r"### Task:\s+Generate a concise(, 3-5 word)? title",
             r"### Task:\s+Generate 1-3 broad tags",
-            r"### Task:\s+Suggest 3-5 relevant follow-up questions",
+            r"### Task:\s+(Suggest 3-5 relevant follow-up questions|Predict 3-5 useful messages)",
+            r"### Task:\s+Generate a detailed prompt for am image",
             r"### Task:\s+You are an autocompletion system",
             r"### Task:\s+Analyze the chat history to determine the necessity",
             "Provide a concise, 5-word-or-less title for the conversation",

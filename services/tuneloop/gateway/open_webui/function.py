@@ -82,7 +82,7 @@ async def send_rating(rating_id: str) -> None:
     row = await Feedbacks.get_feedback_by_id(rating_id)
     body: dict[str, Any] = {"id": rating_id}
     if row is not None:
-        body["feedback"] = row.model_dump(include={"type", "user_id", "data", "meta"})
+        body["feedback"] = row.model_dump(include={"type", "user_id", "data", "meta", "created_at"})
         body |= await of_chat(row.meta or {})
     await call_gateways("POST", json=body)
 

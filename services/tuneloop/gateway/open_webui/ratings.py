@@ -22,6 +22,7 @@ from tuneloop.feedback import FeedbackStatus
 from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.edge.caller import LOCAL, Caller, caller_of
 from tuneloop.gateway.errors import FeedbackNotFound
+from tuneloop.gateway.feedback import store
 from tuneloop.gateway.feedback.body import MAX_TEXT, FeedbackRequest, judgement_of
 from tuneloop.gateway.feedback.routes import accept, find, retract
 from tuneloop.gateway.feedback.store import StoredFeedback
@@ -37,6 +38,8 @@ SERIES = ("thumb", "rating", "comment", "comparison")
 RATING = "open_webui"
 """The metadata that holds the id of the rating."""
 PAGE = 1000
+YOUNG = 1800.0
+"""Seconds. Feedback stays on the stream for an hour at least: all that younger ratings gave."""
 FRONTMATTER = """title: tuneloop
 description: Tells tuneloop how its answers are rated, so that the model learns from it.
 required_open_webui_version: 0.10.0
@@ -50,12 +53,14 @@ Id = Annotated[Text, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_:
 class Stored(BaseModel):
     """A rating as Open WebUI stores it, without its snapshot of the chat."""
 
-    model_config = ConfigDict(hide_input_in_errors=True)
+    model_config = ConfigDict(hide_input_in_errors=True, use_attribute_docstrings=True)
 
     type: str
     user_id: Text = Field(max_length=512)
     data: dict[str, Any] | None = None
     meta: dict[str, Any] | None = None
+    created_at: int = 0
+    """Unix seconds."""
 
 
 class Sibling(BaseModel):
@@ -97,7 +102,7 @@ async def follow_rating(body: RatingBody, request: Request) -> dict[str, object]
     standing = [
         found
         for series in SERIES
-        if (found := await follow_series(gateway, caller, body.id, series, says.get(series)))
+        if (found := await follow_series(gateway, caller, body, series, says.get(series)))
     ]
     return {"id": body.id, "status": "accepted" if standing else "none", "feedback": standing}
 
@@ -137,27 +142,30 @@ def check_caller(gateway: Gateway, caller: Caller) -> None:
 
 
 async def follow_series(
-    gateway: Gateway, caller: Caller, rating: str, series: str, body: FeedbackRequest | None
+    gateway: Gateway, caller: Caller, rating: RatingBody, series: str, says: FeedbackRequest | None
 ) -> str | None:
-    """Give or retract feedback until the series says `body`; return the id of what stands."""
+    """Give or retract feedback until the series says it; return the id of what stands."""
+    now, row = datetime.now(UTC), rating.feedback
+    # Then the learner need not answer.
+    young = row is not None and abs(now.timestamp() - row.created_at) < YOUNG
     given: list[StoredFeedback] = []
-    number = 0
-    while (found := await find_known(gateway, f"owui-{rating}-{series}-{number}")) is not None:
+    prefix, number = f"owui-{rating.id}-{series}-", 0
+    while (found := await find_known(gateway, prefix + str(number), young=young)) is not None:
         given += [found] if found.status is not FeedbackStatus.RETRACTED else []
         number += 1
-    if body is None:
+    if says is None:
         for found in given:
             await retract(gateway, found, caller)
         return None
-    if given and given[-1].feedback.judgement == judgement_of(gateway, body):
+    if given and given[-1].feedback.judgement == judgement_of(gateway, says):
         return given[-1].feedback.feedback_id
-    new = body.model_copy(update={"id": f"owui-{rating}-{series}-{number}"})
-    return (await accept(gateway, new, datetime.now(UTC), caller))["id"]
+    new = says.model_copy(update={"id": prefix + str(number)})
+    return (await accept(gateway, new, now, caller))["id"]
 
 
-async def find_known(gateway: Gateway, feedback_id: str) -> StoredFeedback | None:
+async def find_known(gateway: Gateway, feedback_id: str, *, young: bool) -> StoredFeedback | None:
     try:
-        return await find(gateway, feedback_id)
+        return await (store.find(gateway.bus, feedback_id) if young else find(gateway, feedback_id))
     except FeedbackNotFound:
         return None
 
