@@ -124,7 +124,8 @@ async def test_a_thumb_finds_the_answer_that_it_is_about(
     assert feedback.judgement == Thumb(up=True)
     assert feedback.user_hash == IDS.user_hash("default", ANN)
     assert feedback.metadata == {"open_webui": ROW}
-    assert stack.generation.requests[0].publish_rollout is True
+    request = stack.generation.requests[0]
+    assert (request.publish_rollout, request.session_id) == (True, CHAT)
 
 
 async def test_side_tasks_are_neither_trained_on_nor_rated(
@@ -132,7 +133,8 @@ async def test_side_tasks_are_neither_trained_on_nor_rated(
 ) -> None:
     titled = await ask(http, task="title_generation")
     assert titled["id"] != answer_id()
-    assert stack.generation.requests[0].publish_rollout is False
+    request = stack.generation.requests[0]
+    assert (request.publish_rollout, request.session_id) == (False, "")
 
 
 async def test_a_thumb_after_tools_is_about_the_last_completion(

@@ -25,16 +25,20 @@ def is_open_webui(settings: GatewaySettings, caller: Caller) -> bool:
 
 
 def read_headers(body: ChatRequest, headers: Mapping[str, str]) -> tuple[ChatRequest, str | None]:
-    """Return the body with user and task of the headers, and the name of the answer, if it has one.
+    """Return the body with what the headers say, and the name of the answer, if it has one.
+
+    A chat is a session, of which side tasks are no turns.
 
     Placeholders of Open WebUI that stand for nothing are empty headers.
     """
     changed: dict[str, object] = {}
     if user := headers.get(USER):
         changed["user"] = user
-    if task := headers.get(TASK):
+    chat, message, task = headers.get(CHAT), headers.get(MESSAGE), headers.get(TASK)
+    if task:
         changed["metadata"] = {**(body.metadata or {}), "task": task}
-    chat, message = headers.get(CHAT), headers.get(MESSAGE)
+    elif chat:
+        changed["metadata"] = {"session_id": chat, **(body.metadata or {})}
     results = results_in(body.messages)
     # A side task has the message id of the answer that it is about.
     named = chat and message and not task and results is not None and (body.n or 1) == 1

@@ -33,7 +33,7 @@ def chat(*messages: dict[str, Any], **more: Any) -> ChatRequest:
 
 def test_a_message_names_its_answer_and_its_user() -> None:
     body, name = read_headers(chat(USER, user="x", metadata={"a": 1}), HEADERS)
-    assert (body.user, body.metadata) == ("8f2c", {"a": 1})
+    assert (body.user, body.metadata) == ("8f2c", {"a": 1, "session_id": "c1"})
     assert name == answer_name("c1", "m1", 0)
 
 
