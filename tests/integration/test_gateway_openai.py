@@ -562,6 +562,27 @@ async def test_who_keeps_an_answer_out_of_training(
     assert stack.generation.requests[0].publish_rollout is trains
 
 
+@pytest.mark.parametrize(
+    ("beginning", "trains"),
+    [
+        ("Generate a concise title summarizing the chat history.", False),
+        ("Generate 1-3 broad tags categorizing the main themes", False),
+        ("Predict 3-5 useful messages this user might naturally send next", False),
+        ("Generate a detailed prompt for am image generation task", False),
+        ("Analyze the chat history to determine the necessity of generating", False),
+        ("You are an autocompletion system. Continue the text", False),
+        # What a user asks about documents is no side task.
+        ("Respond to the user query using the provided context", True),
+    ],
+)
+async def test_the_side_tasks_of_open_webui_0_12_are_known_by_their_words(
+    stack: Stack, http: httpx.AsyncClient, beginning: str, trains: bool
+) -> None:
+    turn = {"role": "user", "content": f"### Task:\n{beginning}"}
+    await http.post("/v1/chat/completions", json=BODY | {"messages": [turn]})
+    assert stack.generation.requests[0].publish_rollout is trains
+
+
 async def test_the_header_says_yes_or_no(stack: Stack, http: httpx.AsyncClient) -> None:
     headers = {"x-tuneloop-train": "maybe"}
     for path, body in (

@@ -79,6 +79,8 @@ def test_every_route_needs_the_scope_that_is_written_down() -> None:
         ("POST", "/v1/feedback"),
         ("POST", "/v1/feedback/batch"),
         ("POST", "/v1/signals"),
+        ("POST", "/v1/open_webui/feedback"),
+        ("DELETE", "/v1/open_webui/feedback"),
         ("GET", "/v1/feedback/{feedback_id}"),
         ("DELETE", "/v1/feedback/{feedback_id}"),
         ("GET", "/v1/receipts/{receipt}"),

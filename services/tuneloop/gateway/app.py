@@ -23,6 +23,7 @@ from tuneloop.gateway.errors import install_error_handlers
 from tuneloop.gateway.events import feed
 from tuneloop.gateway.feedback import browse, routes, signals
 from tuneloop.gateway.keys.ring import KeyRing
+from tuneloop.gateway.open_webui import ratings
 from tuneloop.gateway.openai import chat, completions
 from tuneloop.gateway.openapi import install_openapi
 from tuneloop.gateway.routes import (
@@ -47,6 +48,7 @@ routers = (
     routes.router,
     browse.router,
     signals.router,
+    ratings.router,
     data.router,
     scoring.router,
     policies.router,

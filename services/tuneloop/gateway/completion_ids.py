@@ -1,9 +1,9 @@
 """Completion ids: capabilities that the gateway can check without a look-up.
 
-`chatcmpl-` or `cmpl-`, then 22 hexadecimal digits of randomness, 2 of how many choices were asked
-for, 16 of the user's hash and 20 of an HMAC over tenant and all of these. Further choices of a
-request append their number (`rollouts.choice_id`). A caller with a valid id has seen the
-completion, so its feedback is accepted; an id cannot be forged.
+`chatcmpl-` or `cmpl-`, then 22 hexadecimal digits, random or of an HMAC of a name, 2 of how many
+choices were asked for, 16 of the user's hash and 20 of an HMAC over tenant and all of these.
+Further choices of a request append their number (`rollouts.choice_id`). A caller with a valid id
+has seen the completion, so its feedback is accepted; an id cannot be forged.
 
 A receipt is the same for feedback: its id, a dot, and 32 hexadecimal digits of an HMAC over tenant
 and id. Its holder may see what became of the feedback, and retract it.
@@ -45,9 +45,17 @@ class CompletionIds:
         """Return the keyed hash of an end user: 16 hexadecimal digits."""
         return self.sign(f"user\0{tenant}\0{user or ANONYMOUS}")[:16]
 
-    def make(self, prefix: str, tenant: str, user_hash: str, n: int = 1) -> str:
-        """Return a new id of a request for `n` choices; `prefix` is `chatcmpl` or `cmpl`."""
-        body = f"{secrets.token_hex(11)}{n:02x}{user_hash}"
+    def make(
+        self, prefix: str, tenant: str, user_hash: str, n: int = 1, *, name: str | None = None
+    ) -> str:
+        """Return a new id of a request for `n` choices; `prefix` is `chatcmpl` or `cmpl`.
+
+        With a `name` it is the same id each time. The caller vouches that nothing else has it.
+        """
+        digits = (
+            secrets.token_hex(11) if name is None else self.sign(f"name\0{tenant}\0{name}")[:22]
+        )
+        body = f"{digits}{n:02x}{user_hash}"
         mac = self.sign(f"{tenant}\0{body}")[:20]
         return f"{prefix}-{body}{mac}"
 

@@ -109,9 +109,10 @@ class GatewaySettings(BusSettings, RpcSettings):
     )
     side_task_prompts: Names = Field(
         (
-            r"### Task:\s+Generate a concise, 3-5 word title",
+            r"### Task:\s+Generate a concise(, 3-5 word)? title",
             r"### Task:\s+Generate 1-3 broad tags",
-            r"### Task:\s+Suggest 3-5 relevant follow-up questions",
+            r"### Task:\s+(Suggest 3-5 relevant follow-up questions|Predict 3-5 useful messages)",
+            r"### Task:\s+Generate a detailed prompt for am image",
             r"### Task:\s+You are an autocompletion system",
             r"### Task:\s+Analyze the chat history to determine the necessity",
             "Provide a concise, 5-word-or-less title for the conversation",
@@ -121,6 +122,11 @@ class GatewaySettings(BusSettings, RpcSettings):
     )
     learn_from_side_tasks: bool = Field(
         False, description="whether answers to side tasks are learned from like any other"
+    )
+    open_webui: Names = Field(
+        (),
+        description="names of the keys of Open WebUI, whose headers name users, chats and messages "
+        "and whose ratings are feedback; a JSON list, `local` without a key: docs/open-webui.md",
     )
     trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
         (),

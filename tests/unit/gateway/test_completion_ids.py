@@ -21,6 +21,21 @@ def test_an_id_tells_for_whom_it_was_made() -> None:
     assert len(made) == len("chatcmpl-") + 60
 
 
+def test_a_named_id_can_be_made_again_and_not_guessed() -> None:
+    ann, bob = IDS.user_hash("default", "ann"), IDS.user_hash("default", "bob")
+    made = IDS.make("chatcmpl", "default", ann, name="chat 1, message 2")
+    assert made == IDS.make("chatcmpl", "default", ann, name="chat 1, message 2")
+    assert IDS.check("default", made, "completion_id").user_hash == ann
+    others = {
+        IDS.make("chatcmpl", "default", ann, name="chat 1, message 3"),
+        IDS.make("chatcmpl", "default", bob, name="chat 1, message 2"),
+        IDS.make("chatcmpl", "other", ann, name="chat 1, message 2"),
+        CompletionIds(b"another secret").make("chatcmpl", "default", ann, name="chat 1, message 2"),
+    }
+    assert made not in others
+    assert len(others) == 4
+
+
 @pytest.mark.parametrize("n", [1, 2, 64])
 def test_a_choice_that_was_never_asked_for_is_refused(n: int) -> None:
     made = IDS.make("chatcmpl", "default", IDS.user_hash("default", "ann"), n)

@@ -50,6 +50,8 @@ needed_scope = tuple(
         ("GET", r"/v1/models(/.*)?", scopes.Scope.INFER),
         ("POST", r"/v1/feedback(/batch)?", scopes.Scope.FEEDBACK),
         ("POST", r"/v1/signals", scopes.Scope.FEEDBACK),
+        ("POST", r"/v1/open_webui/feedback", scopes.Scope.FEEDBACK),
+        ("DELETE", r"/v1/open_webui/feedback", scopes.Scope.FEEDBACK),
         # A caller with an id got it when the feedback was accepted; lists are for admins.
         ("GET", r"/v1/feedback/.+", scopes.Scope.FEEDBACK),
         ("DELETE", r"/v1/feedback/.+", scopes.Scope.FEEDBACK),

@@ -145,10 +145,16 @@ async def retract_by_receipt(receipt: str, request: Request) -> FeedbackRetracte
 async def retract_feedback(feedback_id: str, request: Request) -> FeedbackRetracted:
     """Retract feedback: no later batch learns from it, and its id cannot be used again."""
     gateway = gateway_of(request)
-    found = await find(gateway, feedback_id)
-    if await store.retract(gateway.bus, found, api_key_id=caller_of(request).id):
-        metrics.feedback_retracted.inc()
+    await retract(gateway, await find(gateway, feedback_id), caller_of(request))
     return {"id": feedback_id, "status": "retracted"}
+
+
+async def retract(gateway: Gateway, found: store.StoredFeedback, caller: Caller) -> bool:
+    """Retract feedback durably; return False if it already was. Raises `Unavailable`."""
+    retracted = await store.retract(gateway.bus, found, api_key_id=caller.id)
+    if retracted:
+        metrics.feedback_retracted.inc()
+    return retracted
 
 
 async def find(gateway: Gateway, feedback_id: str) -> store.StoredFeedback:

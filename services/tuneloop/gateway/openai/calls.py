@@ -82,12 +82,21 @@ class GeneratedAnswer:
 
 
 def chat_answer(
-    gateway: Gateway, body: ChatRequest, *, train: bool, key_id: str, session_id: str = ""
+    gateway: Gateway,
+    body: ChatRequest,
+    *,
+    train: bool,
+    key_id: str,
+    session_id: str = "",
+    name: str | None = None,
 ) -> GeneratedAnswer:
-    """Return the answer to a chat, ready to be generated. Raises `ModelNotFound`."""
+    """Return the answer to a chat, ready to be generated. Raises `ModelNotFound`.
+
+    Its id is made of `name`, if it has one.
+    """
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     limit = body.max_completion_tokens or body.max_tokens
-    request = make_request(gateway, body, "chatcmpl", limit, top_logprobs, train=train)
+    request = make_request(gateway, body, "chatcmpl", limit, top_logprobs, train=train, name=name)
     request.api_key_id, request.session_id = key_id, session_id
     request.chat.CopyFrom(wire.messages_to_proto(conversation(body.messages)))
     use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
@@ -133,6 +142,7 @@ def make_request(
     top_logprobs: int | None,
     *,
     train: bool,
+    name: str | None = None,
 ) -> generation_pb2.GenerateRequest:
     """Return a request without its prompt. Raises `ModelNotFound`."""
     settings = gateway.settings
@@ -142,7 +152,7 @@ def make_request(
         )
     user = body.user or body.safety_identifier
     user_hash = gateway.ids.user_hash(settings.tenant, user)
-    completion_id = gateway.ids.make(prefix, settings.tenant, user_hash, body.n or 1)
+    completion_id = gateway.ids.make(prefix, settings.tenant, user_hash, body.n or 1, name=name)
     return generation_pb2.GenerateRequest(
         completion_id=completion_id,
         policy=settings.policy,

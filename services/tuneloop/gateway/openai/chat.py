@@ -7,6 +7,7 @@ from tuneloop.api.openai import AssistantMessage, ChatCompletion
 from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.edge.caller import caller_of
 from tuneloop.gateway.edge.recording import run_until_disconnected
+from tuneloop.gateway.open_webui.requests import is_open_webui, read_headers
 from tuneloop.gateway.openai.calls import chat_answer
 from tuneloop.gateway.openai.chunks import ChunkForm, chat_logprobs, chunks
 from tuneloop.gateway.openai.collect import WholeChoice, collect, whole_response
@@ -29,11 +30,15 @@ chat_chunks = ChunkForm(
 @router.post("/v1/chat/completions", response_model=ChatCompletion)
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation, whole or as a stream."""
-    gateway = gateway_of(request)
+    gateway, caller = gateway_of(request), caller_of(request)
+    name = None
+    if is_open_webui(gateway.settings, caller):
+        body, name = read_headers(body, request.headers)
     train = may_train(gateway.settings, body, request.headers)
     session_id = session_of(body.session_id, body.metadata, request.headers)
-    key_id = caller_of(request).id
-    answer = chat_answer(gateway, body, train=train, key_id=key_id, session_id=session_id)
+    answer = chat_answer(
+        gateway, body, train=train, key_id=caller.id, session_id=session_id, name=name
+    )
     with_logprobs = bool(body.logprobs)
     if body.stream:
         stream = chunks(

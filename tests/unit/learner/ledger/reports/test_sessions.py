@@ -87,7 +87,7 @@ def test_it_is_forgotten_with_all_that_was_said_of_it(ledger: Database) -> None:
     assert gone == forget_user.Forgotten(rollouts=2, feedback=3, policy_versions=(1,))
     assert left(ledger) == (["o", "t"], ["other"])
     assert forget_user.row_counts(ledger) == {
-        **{"rollouts": 2, "feedback": 1, "scores": 1},
+        **{"rollouts": 2, "feedback": 1, "scores": 1, "signals": 0},
         **{"samples": 3, "uses": 0},
     }
     found = look_up(ledger)
