@@ -22,6 +22,7 @@ COMMON = [
 RUNS: dict[str, Sequence[str]] = {
     "sft": ["epochs=2", "lr_scheduler_type=cosine"],
     "kto": ["epochs=3"],
+    "sdft": ["epochs=2"],
     "dpo": ["epochs=2"],
     "reward-model": ["epochs=2"],
     "ppo": ["normalize_rewards=true", "kl_target=0.1", "ppo_epochs=2", "samples_per_prompt=2"],
@@ -74,13 +75,14 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
 LORA, FULL = WeightsKind.LORA, WeightsKind.FULL
 
 
-OTHERS = [*((name, LORA) for name in RUNS if name != "dpo"), ("kto", FULL), ("ppo", FULL)]
+FAST = ("dpo", "sdft")
+OTHERS = [*((name, LORA) for name in RUNS if name not in FAST), ("kto", FULL), ("ppo", FULL)]
 """Each takes as long as the first again."""
 
 
 @pytest.mark.parametrize(
     ("algorithm", "kind"),
-    [("dpo", LORA), *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS)],
+    [*((name, LORA) for name in FAST), *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS)],
 )
 def test_two_interruptions_change_nothing(
     algorithm: str, kind: WeightsKind, options: Any, monkeypatch: pytest.MonkeyPatch
