@@ -73,6 +73,7 @@ def test_lineage_and_forgetting(ledger: Database) -> None:
     assert forget_user.row_counts(ledger) == {
         "rollouts": 1,
         "feedback": 1,
+        "signals": 0,
         "scores": 1,
         "samples": 3,
         "uses": 0,
