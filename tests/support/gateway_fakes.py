@@ -282,7 +282,7 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
 
     async def ForgetSession(self, request: Any, context: Any) -> Any:
         self.calls.append(request)
-        return learner_pb2.ForgetUserResponse(
+        return learner_pb2.ForgetSessionResponse(
             rollouts_removed=3, feedback_removed=2, events_purged=2, policy_versions=[2]
         )
 

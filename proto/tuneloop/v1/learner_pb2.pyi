@@ -563,6 +563,26 @@ class ForgetSessionRequest(_message.Message):
     session_id: str
     def __init__(self, tenant: _Optional[str] = ..., session_id: _Optional[str] = ...) -> None: ...
 
+class ForgetSessionResponse(_message.Message):
+    __slots__ = ("rollouts_removed", "feedback_removed", "events_purged", "events_left_on_disk", "policy_versions", "descended_versions", "reward_model_versions", "rebuild_from")
+    ROLLOUTS_REMOVED_FIELD_NUMBER: _ClassVar[int]
+    FEEDBACK_REMOVED_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_PURGED_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_LEFT_ON_DISK_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    DESCENDED_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    REWARD_MODEL_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    REBUILD_FROM_FIELD_NUMBER: _ClassVar[int]
+    rollouts_removed: int
+    feedback_removed: int
+    events_purged: int
+    events_left_on_disk: int
+    policy_versions: _containers.RepeatedScalarFieldContainer[int]
+    descended_versions: _containers.RepeatedScalarFieldContainer[int]
+    reward_model_versions: _containers.RepeatedScalarFieldContainer[int]
+    rebuild_from: int
+    def __init__(self, rollouts_removed: _Optional[int] = ..., feedback_removed: _Optional[int] = ..., events_purged: _Optional[int] = ..., events_left_on_disk: _Optional[int] = ..., policy_versions: _Optional[_Iterable[int]] = ..., descended_versions: _Optional[_Iterable[int]] = ..., reward_model_versions: _Optional[_Iterable[int]] = ..., rebuild_from: _Optional[int] = ...) -> None: ...
+
 class GetUserLineageRequest(_message.Message):
     __slots__ = ("user_hash",)
     USER_HASH_FIELD_NUMBER: _ClassVar[int]

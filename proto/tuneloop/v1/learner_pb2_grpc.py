@@ -108,7 +108,7 @@ class LearnerServiceStub(object):
         self.ForgetSession = channel.unary_unary(
                 '/tuneloop.v1.LearnerService/ForgetSession',
                 request_serializer=tuneloop_dot_v1_dot_learner__pb2.ForgetSessionRequest.SerializeToString,
-                response_deserializer=tuneloop_dot_v1_dot_learner__pb2.ForgetUserResponse.FromString,
+                response_deserializer=tuneloop_dot_v1_dot_learner__pb2.ForgetSessionResponse.FromString,
                 _registered_method=True)
         self.GetSenderLineage = channel.unary_unary(
                 '/tuneloop.v1.LearnerService/GetSenderLineage',
@@ -333,7 +333,7 @@ def add_LearnerServiceServicer_to_server(servicer, server):
             'ForgetSession': grpc.unary_unary_rpc_method_handler(
                     servicer.ForgetSession,
                     request_deserializer=tuneloop_dot_v1_dot_learner__pb2.ForgetSessionRequest.FromString,
-                    response_serializer=tuneloop_dot_v1_dot_learner__pb2.ForgetUserResponse.SerializeToString,
+                    response_serializer=tuneloop_dot_v1_dot_learner__pb2.ForgetSessionResponse.SerializeToString,
             ),
             'GetSenderLineage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSenderLineage,
@@ -756,7 +756,7 @@ class LearnerService(object):
             target,
             '/tuneloop.v1.LearnerService/ForgetSession',
             tuneloop_dot_v1_dot_learner__pb2.ForgetSessionRequest.SerializeToString,
-            tuneloop_dot_v1_dot_learner__pb2.ForgetUserResponse.FromString,
+            tuneloop_dot_v1_dot_learner__pb2.ForgetSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

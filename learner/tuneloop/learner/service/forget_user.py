@@ -7,6 +7,7 @@ their stream until that drops them by age, and only its feedback is erased there
 import asyncio
 import logging
 import time
+from typing import Any
 
 from tuneloop.bus import Bus
 from tuneloop.bus.subjects import FEEDBACK, TOKEN, feedback_with_id, of_user, token
@@ -34,18 +35,20 @@ class ForgetUser:
 
     async def forget_user(self, user: str) -> learner_pb2.ForgetUserResponse:
         """Forget a user by their hash; safe to repeat. Raises `InvalidRequest`, `Unavailable`."""
-        return await self._forget(PersonalData(user_hash=token(user, "user_hash")))
+        data = PersonalData(user_hash=token(user, "user_hash"))
+        return learner_pb2.ForgetUserResponse(**await self._forget(data))
 
-    async def forget_session(self, tenant: str, session_id: str) -> learner_pb2.ForgetUserResponse:
+    async def forget_session(
+        self, tenant: str, session_id: str
+    ) -> learner_pb2.ForgetSessionResponse:
         """Forget a session of a tenant, likewise."""
         if SESSION_ID.fullmatch(session_id) is None:
             raise InvalidRequest("session_id: no session is called that", param="session_id")
-        return await self._forget(
-            PersonalData(tenant=token(tenant, "tenant"), session_id=session_id)
-        )
+        data = PersonalData(tenant=token(tenant, "tenant"), session_id=session_id)
+        return learner_pb2.ForgetSessionResponse(**await self._forget(data))
 
-    async def _forget(self, data: PersonalData) -> learner_pb2.ForgetUserResponse:
-        """Delete the events first, so that none comes again, then the rows.
+    async def _forget(self, data: PersonalData) -> dict[str, Any]:
+        """Delete the events first, so that none comes again, then the rows; return what was.
 
         Steps that no version has yet become a version, so that every version that learned from the
         data has a number.
@@ -72,16 +75,16 @@ class ForgetUser:
         lineage = await asyncio.to_thread(downstream.of_data, self._database, data)
         what = "user" if data.user_hash else "session"
         logger.info("forgot a %s: %d rollouts, %d feedback", what, gone.rollouts, gone.feedback)
-        return learner_pb2.ForgetUserResponse(
-            rollouts_removed=gone.rollouts,
-            feedback_removed=gone.feedback,
-            events_purged=purged,
-            events_left_on_disk=left,
-            policy_versions=lineage.policy.direct,
-            descended_versions=lineage.policy.descended,
-            reward_model_versions=lineage.reward_model.direct,
-            rebuild_from=lineage.rebuild_from,
-        )
+        return {
+            "rollouts_removed": gone.rollouts,
+            "feedback_removed": gone.feedback,
+            "events_purged": purged,
+            "events_left_on_disk": left,
+            "policy_versions": lineage.policy.direct,
+            "descended_versions": lineage.policy.descended,
+            "reward_model_versions": lineage.reward_model.direct,
+            "rebuild_from": lineage.rebuild_from,
+        }
 
     async def _places(self, data: PersonalData) -> dict[str, list[str]]:
         """Return filters for the events in each stream: a user's, and feedback about the data."""

@@ -144,7 +144,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
 
     async def ForgetSession(
         self, request: learner_pb2.ForgetSessionRequest, context: Call
-    ) -> learner_pb2.ForgetUserResponse:
+    ) -> learner_pb2.ForgetSessionResponse:
         """Delete a session's rows, and the events of feedback on it."""
         return await self._forgetting.forget_session(request.tenant, request.session_id)
 

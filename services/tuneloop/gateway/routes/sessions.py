@@ -63,7 +63,7 @@ async def forget_session(session_id: str, request: Request) -> ForgottenSession:
     question = learner_pb2.ForgetSessionRequest(
         tenant=gateway.settings.tenant, session_id=checked(session_id)
     )
-    removed: learner_pb2.ForgetUserResponse = await reply_of(
+    removed: learner_pb2.ForgetSessionResponse = await reply_of(
         gateway.learner.ForgetSession(question, timeout=FORGET_TIMEOUT)
     )
     learned = removed.policy_versions or removed.reward_model_versions

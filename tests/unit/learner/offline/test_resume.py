@@ -82,7 +82,10 @@ OTHERS = [*((name, LORA) for name in RUNS if name not in FAST), ("kto", FULL), (
 
 @pytest.mark.parametrize(
     ("algorithm", "kind"),
-    [*((name, LORA) for name in FAST), *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS)],
+    [
+        *((name, LORA) for name in FAST),
+        *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS),
+    ],
 )
 def test_two_interruptions_change_nothing(
     algorithm: str, kind: WeightsKind, options: Any, monkeypatch: pytest.MonkeyPatch
