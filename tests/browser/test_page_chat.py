@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.browser_page import ask, browser_tests, feedback_of, opened, retracted_ids, until
+from support.browser_page import (
+    ask,
+    browser_tests,
+    feedback_of,
+    opened,
+    retracted_ids,
+    signals_of,
+    until,
+)
 from support.gateway_stack import Stack, running_gateway
 
 from tuneloop.errors import Unavailable
@@ -115,6 +123,39 @@ async def test_a_conversation_is_rated_as_a_whole(browser: Any, stack: Stack) ->
         assert not await rating.is_visible()
         await ask(page, "something else")
         assert stack.generation.requests[-1].session_id not in ("", first.session_id)
+
+
+async def test_what_is_done_with_answers_is_told_unless_switched_off(
+    browser: Any, stack: Stack
+) -> None:
+    stack.generation.pieces = ("Bees make wax.",)
+    async with opened(browser, stack) as page:
+        answer = await ask(page, "What do bees make?")
+        await answer.get_by_label("Copy", exact=True).click()
+        await answer.get_by_label("Write a better answer").click()
+        await page.get_by_label("The answer as it should have been").fill("Bees make honey.")
+        await page.get_by_role("button", name="Save the better answer").click()
+        await answer.get_by_role("button", name="Ask again").click()
+        await answer.get_by_text("2 / 2").wait_for()
+        again = stack.generation.requests[-1].completion_id
+        await ask(page, "And wasps?")
+        await until(page, lambda: len(signals_of(stack)) == 4)
+        first = stack.generation.requests[0].completion_id
+        assert [(s.kind, s.completion_id) for s in signals_of(stack)] == [
+            ("copied", first),
+            ("edited", first),
+            ("regenerated", first),
+            ("follow_up", again),
+        ]
+        # "Bees make " and "." stayed of 16 characters.
+        assert signals_of(stack)[1].distance == pytest.approx(5 / 16)
+        assert signals_of(stack)[0].user_hash == stack.generation.requests[0].user_hash
+
+        await page.get_by_label("Tell the service when I copy").uncheck()
+        await ask(page, "And hornets?")
+        await page.reload()
+        assert not await page.get_by_label("Tell the service when I copy").is_checked()
+        assert len(signals_of(stack)) == 4
 
 
 @pytest.mark.slow

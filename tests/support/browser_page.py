@@ -10,7 +10,7 @@ from support.gateway_stack import Stack
 
 from tuneloop import wire
 from tuneloop.bus import subjects
-from tuneloop.feedback import Feedback
+from tuneloop.feedback import Feedback, Signal
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -93,6 +93,11 @@ def feedback_of(stack: Stack) -> list[Feedback]:
     """What was given, in order; retractions are left out."""
     events = stack.bus.streams[subjects.FEEDBACK].events
     return [wire.decode_feedback(e.data) for e in events if not subjects.is_retraction(e.subject)]
+
+
+def signals_of(stack: Stack) -> list[Signal]:
+    """What the page said that a person did, in order."""
+    return [wire.decode_signal(e.data) for e in stack.bus.streams[subjects.SIGNALS].events]
 
 
 def retracted_ids(stack: Stack) -> list[str]:

@@ -5,6 +5,7 @@ import { announce, el, icon, iconButton, say } from "./dom.js";
 import { whatChanged } from "./effects.js";
 import { MarkdownView, markdown } from "./markdown.js";
 import { SavedChoice } from "./saving.js";
+import { sendSignal, shareChanged } from "./signals.js";
 
 const ENDINGS = {
   length: "Stopped at the length limit.",
@@ -38,6 +39,7 @@ export class AnswerView {
       this.extra,
       this.meta,
     );
+    this.text.addEventListener("copy", () => sendSignal("copied", this.answer.completionId));
     this.buildTools();
     this.update();
   }
@@ -286,6 +288,10 @@ export class AnswerView {
     }
     answer[name] = { text: body.text, id: null };
     this.closeForms();
+    if (name === "edit") {
+      const distance = shareChanged(answer.text, body.text);
+      sendSignal("edited", answer.completionId, { distance });
+    }
     await this.store(name, {
       done,
       run: async (patience) => {
@@ -354,6 +360,7 @@ export class AnswerView {
 
   async copy() {
     await navigator.clipboard.writeText(this.answer.edit?.text ?? this.answer.text);
+    sendSignal("copied", this.answer.completionId);
     announce("Copied.");
     this.tell("Copied.");
   }

@@ -5,6 +5,7 @@ import { Conversation, newAnswer } from "./conversation.js";
 import { $, announce, el, icon, say } from "./dom.js";
 import { SessionRating } from "./session.js";
 import { openShell } from "./shell.js";
+import { sendSignal, signalsAreOn, switchSignals } from "./signals.js";
 import { Status } from "./status.js";
 import { TurnView } from "./turn.js";
 
@@ -54,6 +55,7 @@ const lastView = () => (conversation.last ? views.get(conversation.last.key) : n
 /* asking */
 
 function ask(question) {
+  sendSignal("follow_up", shownAnswer()?.completionId);
   const turn = conversation.add(question);
   const versions = sideBySide() ? chosenVersions() : [null];
   const answers = versions.map((version) => newAnswer(version));
@@ -120,7 +122,16 @@ function again(turn, { beside }) {
   answer(turn, [fresh]);
 }
 
-const regenerate = (turn) => again(turn, { beside: false });
+function regenerate(turn) {
+  if (running) return;
+  sendSignal("regenerated", turn.answers[turn.shown]?.completionId);
+  again(turn, { beside: false });
+}
+
+/** An answer that is still being written when its reader leaves is abandoned. */
+function leave() {
+  if (running) sendSignal("abandoned", shownAnswer()?.completionId);
+}
 
 /** What failed goes, and is asked once more. */
 function retry(turn) {
@@ -243,6 +254,7 @@ function submit() {
 }
 
 function startOver() {
+  leave();
   running?.abort();
   conversation.clear();
   views.clear();
@@ -272,7 +284,12 @@ $("starters").addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (button && !running) ask(button.textContent);
 });
-addEventListener("pagehide", () => conversation.save());
+addEventListener("pagehide", () => {
+  leave();
+  conversation.save();
+});
+$("signals").checked = signalsAreOn();
+$("signals").addEventListener("change", ({ target }) => switchSignals(target.checked));
 
 /* keys */
 
