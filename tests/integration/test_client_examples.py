@@ -105,7 +105,7 @@ def test_the_page_about_the_client(shared_stack: Stack, tmp_path: Path) -> None:
     assert f"{TEXT} 3 stop" in output
     assert "a question an answer" in output
     kinds = [type(judgement).__name__ for judgement in judgements(shared_stack)]
-    assert kinds == ["Thumb", "Comparison", "Thumb", "Rating", "Thumb"]
+    assert kinds == ["Thumb", "Comparison", "Thumb", "Rating", "Thumb", "Thumb"]
     assert "12 more samples" in output
     assert shared_stack.learner.stable == 1
 

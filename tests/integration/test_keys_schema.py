@@ -57,7 +57,8 @@ def test_the_document_says_what_people_need() -> None:
     assert components["securitySchemes"]["ApiKey"]["scheme"] == "bearer"
     chat = document["paths"]["/v1/chat/completions"]["post"]
     assert {"application/json", "text/event-stream"} == chat["responses"]["200"]["content"].keys()
-    assert {p["name"] for p in chat["parameters"]} == {"Idempotency-Key", "x-tuneloop-train"}
+    headers = {"Idempotency-Key", "x-tuneloop-train", "x-session-id"}
+    assert {p["name"] for p in chat["parameters"]} == headers
     for status in components["responses"]:
         assert components["responses"][status]["content"]["application/json"]["schema"] == {
             "$ref": "#/components/schemas/Error"

@@ -49,6 +49,7 @@ shared: dict[str, Any] = {
     "stream_options": {"include_usage": True},
     "user": "u" * 512,
     "safety_identifier": "s" * 512,
+    "session_id": "c" * 128,
     "metadata": {"note": "t" * 5000},
     "policy_version": 0,
 }

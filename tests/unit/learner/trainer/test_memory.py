@@ -153,7 +153,8 @@ def test_a_reward_model_takes_smaller_passes_too(
 
     monkeypatch.setattr(trainer._scores, "of", of)
     texts = [
-        LabelledText(sample_id=f"t{n}", prompt="a", completion="bcd " * 40, desirable=n % 2 == 0)
+        # Texts that begin alike would be computed once.
+        LabelledText(sample_id=f"t{n}", prompt=f"{n}", completion="bcd " * 40, desirable=n % 2 == 0)
         for n in range(8)
     ]
     assert not trainer.step({"reward_model": texts}).skipped
