@@ -128,13 +128,15 @@ def described(connection: Connection, policy: str, rows: Sequence[Any]) -> list[
     items = []
     for row in rows:
         found = [known[i] for i in about[row.feedback_id] if i in known]
-        turns = json.loads(found[0].messages) if found else []
+        # The last turn of a session was told all that was said before; else there is one prompt.
+        asked = found[-1] if found else None
+        turns = json.loads(asked.messages) if asked else []
         items.append(
             FeedbackEntry(
                 feedback=feedback_of(row, policy),
                 status=FeedbackStatus(row.status),
                 messages=tuple(ChatMessage(role=r, content=c) for r, c in turns),
-                prompt_text=found[0].prompt_text if found else "",
+                prompt_text=asked.prompt_text if asked else "",
                 completions=tuple(
                     JudgedCompletion(
                         completion_id=rollout.completion_id,

@@ -71,6 +71,10 @@ def test_it_has_its_turns_what_was_said_and_what_learned_from_that(ledger: Datab
     ] == [("c0", 0, ("bob",), (1,)), ("c1", 1, (), (1,))]
     assert [entry.feedback.feedback_id for entry in found.feedback] == ["bob", "ann", "solved"]
     assert found.feedback[1].used_by_versions == (1,)
+    # What is shown of a session is its last turn.
+    bob, ann, _ = found.feedback
+    assert ann.completions[-1].completion_id == "c1"
+    assert len(ann.messages) > len(bob.messages)
     assert found.reached.policy == Downstream(direct=(1,))
     assert found.reached.rebuild_from == 0
 
