@@ -112,8 +112,9 @@ def table(result: Mapping[str, Any]) -> str:
         "benchmarks.loop`: medians over the rounds, in brackets 95 % intervals. The stages take "
         "turns within one run. Stages 2 to 9 answer from the same adapter; 2 and 3 are vLLM's "
         "server with our kernels for LoRA. CPU seconds per 1,000 tokens are by process: worker and "
-        "scheduler are vLLM's, front end is vLLM's API server or the generation service, and in "
-        "stage 4 it holds the load, too. Work that is left when the last token has come, as "
+        "scheduler are vLLM's (on a CPU tuneloop's scheduler computes, too), front end is vLLM's "
+        "API server or the generation service, and in stage 4 it holds the load, too. Work that is "
+        "left when the last token has come, as "
         "scoring, is counted.",
     ]
     for streams in sorted({row["streams"] for row in result["stages"]}):
