@@ -73,8 +73,9 @@ async def press_one(client: httpx.AsyncClient, port: int, number: int) -> ThumbT
         while now["data"] is None:
             now = await policies(client)
     served = next(v for v in now["data"] if v["policy_version"] == now["policy_version"])
-    learn = datetime.fromisoformat(served["created_time"]).timestamp() - accepted
     score = counted(port, "tuneloop_release_exam_seconds_sum") - suites
+    # A version is recorded once it was scored.
+    learn = datetime.fromisoformat(served["created_time"]).timestamp() - accepted - score
     examine = counted(port, "tuneloop_release_gate_seconds_sum") - gate
     rest = total - learn - score - examine
     return ThumbTimes(learn=learn, score=score, examine=examine, rest=rest, total=total)
