@@ -74,10 +74,12 @@ class VersionReports:
             for version in found
         ]
         if len(found) < limit and before != 0:
-            listed.append(self._base(figures[0]))
+            listed.append(self._base(figures[0], with_numbers=False))
         return learner_pb2.ListPolicyVersionsResponse(versions=listed)
 
-    def _base(self, figures: learner_pb2.Traffic | None) -> learner_pb2.PolicyVersion:
+    def _base(
+        self, figures: learner_pb2.Traffic | None, *, with_numbers: bool
+    ) -> learner_pb2.PolicyVersion:
         """Return version 0: the base model, which was never published."""
         stable = versions.stable_version(self._database, ModelRole.POLICY) is None
         return learner_pb2.PolicyVersion(
@@ -85,14 +87,19 @@ class VersionReports:
             state=(ReleaseState.STABLE if stable else ReleaseState.RETIRED).value,
             evaluation=self.evaluation(0),
             traffic=figures,
-            decisions=[convert.decision_to_proto(d) for d in self._decisions(0)],
+            decisions=[
+                convert.decision_to_proto(d, with_numbers=with_numbers) for d in self._decisions(0)
+            ],
         )
 
     def _decisions(self, version: int) -> list[Decision]:
         return decisions.of_version(self._database, ModelRole.POLICY, version)
 
     def lineage(self, number: int) -> learner_pb2.GetLineageResponse:
-        """Return what made a version; raises `NotFound`."""
+        """Return what made a version, which is nothing for version 0; raises `NotFound`."""
+        if number == 0:
+            base = self._base(self._traffic.of([0])[0], with_numbers=True)
+            return learner_pb2.GetLineageResponse(version=base, settings_json="{}")
         version = versions.get_version(self._database, ModelRole.POLICY, number)
         return learner_pb2.GetLineageResponse(
             version=convert.version_to_proto(
