@@ -1,14 +1,12 @@
 """A conversation with a tool call is judged once, at its end, through the real processes."""
 
 import json
-import sqlite3
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from support.e2e_client import ServeTiny, User, kill, wait_for_restart, wait_until
+from support.e2e_client import ServeTiny, User, kill, rows, wait_for_restart, wait_until
 from support.tiny_models import make_obliging_policy
 
 pytestmark = pytest.mark.timeout(600)
@@ -66,15 +64,6 @@ def judge(user: User, session: str, name: str, value: str) -> str:
     response = httpx.post(f"{user.service.url}/v1/feedback", json=body, timeout=30)
     assert response.status_code == 202, response.text
     return str(response.json()["id"])
-
-
-def rows(user: User, query: str) -> list[Any]:
-    path: Path = user.service.data_dir / "learner" / "ledger.db"
-    ledger = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    try:
-        return ledger.execute(query).fetchall()
-    finally:
-        ledger.close()
 
 
 def test_every_turn_is_trained_once_and_taken_back_once(user: User) -> None:

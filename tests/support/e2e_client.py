@@ -104,6 +104,16 @@ def wait_for_restart(service: ServiceChild, process: str, old_pid: int) -> None:
     wait_until(restarted, f"{process} restarted")
 
 
+def rows(user: User, query: str) -> list[Any]:
+    """What the ledger answers to a query."""
+    path: Path = user.service.data_dir / "learner" / "ledger.db"
+    ledger = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    try:
+        return ledger.execute(query).fetchall()
+    finally:
+        ledger.close()
+
+
 def kto_uses(data_dir: Path) -> dict[str, int]:
     """How often each thumb was used for the policy, by feedback id, from the ledger."""
     ledger = sqlite3.connect(f"file:{data_dir / 'learner' / 'ledger.db'}?mode=ro", uri=True)
