@@ -189,6 +189,24 @@ class SignalKind(enum.StrEnum):
     """Wrote another message after it; nothing of its text."""
 
 
+class FollowUpLabel(enum.StrEnum):
+    """What a judge reads in the message that a user wrote after an answer.
+
+    Labels are signals like what users do, but no client can send them.
+    """
+
+    SATISFIED = "satisfied"
+    """With the answer, or just goes on."""
+    CORRECTED = "corrected"
+    """Says what is wrong with it, or how it should be."""
+    COMPLAINED = "complained"
+    """Is unhappy with it."""
+
+
+SIGNAL_KINDS: tuple[SignalKind | FollowUpLabel, ...] = (*SignalKind, *FollowUpLabel)
+"""Everything that is calibrated as a signal."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signal:
     """What a user did with a completion, as the gateway accepted it.

@@ -9,7 +9,7 @@ from support.gateway_stack import Stack
 
 from tuneloop import wire
 from tuneloop.bus import subjects
-from tuneloop.feedback import Signal, SignalKind, signal_id
+from tuneloop.feedback import FollowUpLabel, Signal, SignalKind, signal_id
 from tuneloop.gateway.feedback import admission
 from tuneloop.gateway.feedback.admission import Bound
 
@@ -65,6 +65,7 @@ async def test_a_repeat_counts_once_of_each_user(stack: Stack, http: httpx.Async
     ("signal", "status", "param"),
     [
         (COPIED | {"kind": "liked"}, 400, "signals[0].kind"),
+        (COPIED | {"kind": "complained"}, 400, "signals[0].kind"),
         (COPIED | {"distance": 0.1}, 400, "distance"),
         (EDITED | {"distance": None}, 400, "distance"),
         (EDITED | {"distance": 1.5}, 400, "signals[0].distance"),
@@ -79,6 +80,17 @@ async def test_one_that_is_wrong_refuses_all(
 ) -> None:
     response = await post(http, signal, COPIED)
     assert (response.status_code, response.json()["error"]["param"]) == (status, param)
+    assert stored(stack) == []
+
+
+@pytest.mark.parametrize("label", FollowUpLabel)
+async def test_labels_of_follow_ups_come_from_no_client(
+    stack: Stack, http: httpx.AsyncClient, label: FollowUpLabel
+) -> None:
+    refused = await post(http, COPIED | {"kind": label})
+    message = refused.json()["error"]["message"]
+    assert refused.status_code == 400
+    assert all(kind in message for kind in SignalKind), message
     assert stored(stack) == []
 
 

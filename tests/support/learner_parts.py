@@ -159,6 +159,7 @@ class Parts:
             scored_objective=self.settings.scored_objective,
             comments_train=self.settings.comments == "train",
             signals_count=self.settings.signals == "reward_model",
+            follow_ups=self.settings.follow_ups == "judged",
             clock=self.clock,
         )
         task = asyncio.create_task(

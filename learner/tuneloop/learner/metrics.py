@@ -14,6 +14,16 @@ feedback_consumed = Counter(
 signals_consumed = Counter(
     "tuneloop_learner_signals_consumed_total", "Signals recorded in the ledger.", ["kind"]
 )
+follow_ups_judged = Counter(
+    "tuneloop_learner_follow_ups_judged_total",
+    "What users wrote after answers, by what a judge read in it: satisfied, corrected, complained "
+    "or nothing.",
+    ["label"],
+)
+follow_up_judge_failures = Counter(
+    "tuneloop_learner_follow_up_judge_failures_total",
+    "Requests to the judge of follow-ups that failed; they are repeated if it was away.",
+)
 retractions_consumed = Counter(
     "tuneloop_learner_retractions_consumed_total", "Retractions of feedback recorded."
 )

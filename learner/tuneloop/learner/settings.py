@@ -10,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 from tuneloop.bus.settings import BusSettings
 from tuneloop.errors import SettingsError
 from tuneloop.learner.guards.settings import GuardSettings
+from tuneloop.learner.intake.settings import FeedbackSettings
 from tuneloop.learner.old_settings import OLD_NAMES, with_old_names
 from tuneloop.learner.release.canary.settings import CanarySettings
 from tuneloop.learner.release.gate.settings import GateSettings
@@ -26,7 +27,6 @@ from tuneloop.policies import WeightsKind
 from tuneloop.ports import GRPC_PORTS, METRICS_PORTS, local_address
 from tuneloop.rpc.settings import RpcServerSettings
 
-DAY = 86_400.0
 OF_THE_TRAINER = (
     *("max_grad_norm", "warmup_steps", "resume_warmup_steps", "lora_rank", "lora_alpha"),
     *("objective_weights", "beta_kto", "beta_dpo", "kl_coef", "ppo_epochs", "token_budget"),
@@ -35,7 +35,7 @@ OF_THE_TRAINER = (
 """Settings that the policy's trainer has under the same name."""
 
 
-class LearnerSettings(BusSettings, RpcServerSettings):
+class LearnerSettings(BusSettings, RpcServerSettings, FeedbackSettings):
     """All settings of the learner."""
 
     calls_grpc = True
@@ -92,23 +92,8 @@ class LearnerSettings(BusSettings, RpcServerSettings):
     uninformative_scores: bool = Field(
         False, description="whether to learn also from scores that no scorer calls informative yet"
     )
-    comments: Literal["off", "train"] = Field(
-        "off", description="off (comments are only kept), or train (they teach the policy: sdft)"
-    )
     group_wait_seconds: float = Field(
         60.0, ge=0, description="longest wait of a group (grpo, rloo) for the scores of all of it"
-    )
-    feedback_max_age_days: float | None = Field(
-        None, gt=0, description="age past which feedback is not learned from; absent: none"
-    )
-    rollout_wait_days: float | None = Field(
-        7.0, gt=0, description="longest wait of feedback for rollouts: the stream keeps them 7 days"
-    )
-    session_credit: Literal["last", "each", "discounted"] = Field(
-        "each", description="turns that feedback on a session teaches: each, last or discounted"
-    )
-    session_discount: float = Field(
-        0.9, gt=0, le=1, description="what a turn weighs of the one after it, where discounted"
     )
     max_staleness: int = Field(4, ge=0, description="versions a scored rollout may be behind")
     publish_every_steps: int = Field(2, ge=1, description="full steps to a version, 1 or more")
@@ -194,9 +179,6 @@ class LearnerSettings(BusSettings, RpcServerSettings):
     reward_replay_fraction: float = Field(
         0.0, ge=0, le=0.75, description="share of those labels that were used before, 0 to 0.75"
     )
-    signals: Literal["off", "reward_model"] = Field(
-        "off", description="what learns from signals, which are what users do with answers"
-    )
     reward_learning_rate: float = Field(1e-4, gt=0, description="above 0")
     guards: GuardSettings = Field(
         GuardSettings(), description="what one user may weigh, and when an alarm is raised"
@@ -245,20 +227,6 @@ class LearnerSettings(BusSettings, RpcServerSettings):
         """Labels of a full batch of the reward model's that were not used before."""
         old = round(self.reward_batch_size * self.reward_replay_fraction)
         return max(1, self.reward_batch_size - old)
-
-    @property
-    def feedback_max_age(self) -> float | None:
-        """In seconds."""
-        return None if self.feedback_max_age_days is None else DAY * self.feedback_max_age_days
-
-    @property
-    def rollout_wait(self) -> float | None:
-        """In seconds."""
-        return None if self.rollout_wait_days is None else DAY * self.rollout_wait_days
-
-    def oldest_feedback(self, now: float) -> float:
-        """When what may still be learned from was accepted, in seconds since the epoch."""
-        return 0.0 if self.feedback_max_age is None else now - self.feedback_max_age
 
     def weight_of(self, objective: str) -> float:
         """The weight of an objective; that of scored rollouts is 0 where another has them."""

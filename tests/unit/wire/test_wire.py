@@ -354,6 +354,7 @@ def test_the_event_of_a_signal_is_its_users_own() -> None:
         ({"completion_id": ""}, "completion_id"),
         ({"user_hash": ""}, "user_hash"),
         ({"kind": "liked"}, "kind"),
+        ({"kind": "complained"}, "kind"),
         ({"kind": "copied", "distance": 0.5}, "distance"),
         ({"kind": "edited", "distance": 1.5}, "distance"),
         ({"kind": "edited", "distance": float("nan")}, "distance"),

@@ -9,7 +9,12 @@ from functools import partial
 from tuneloop.bus import Bus
 from tuneloop.bus.subjects import FEEDBACK
 from tuneloop.errors import Unavailable
-from tuneloop.learner.app.models import describe_base_models, join_ranks, make_training_runs
+from tuneloop.learner.app.models import (
+    describe_base_models,
+    join_ranks,
+    make_follow_ups,
+    make_training_runs,
+)
 from tuneloop.learner.app.release import (
     BeforePublishing,
     ask_about_base,
@@ -37,6 +42,7 @@ from tuneloop.learner.loop import Loop
 from tuneloop.learner.model_thread import ModelThread
 from tuneloop.learner.monitoring.alarm_monitor import AlarmMonitor
 from tuneloop.learner.monitoring.expiry import Expiry
+from tuneloop.learner.monitoring.follow_ups import FollowUps
 from tuneloop.learner.monitoring.gauges import keep_fresh
 from tuneloop.learner.monitoring.logprob_gap import LogprobGap
 from tuneloop.learner.monitoring.reference_fill import ReferenceFill
@@ -77,6 +83,7 @@ class Learner:
     release: Promotion
     server: Server
     prompt_sampler: PromptSampler | None
+    follow_ups: FollowUps | None
     gate_controller: GateController | None
     left_over: CanaryController | None
     """A canary of an earlier run, if canaries are off now."""
@@ -106,6 +113,8 @@ class Learner:
             tasks.create_task(keep_trying(self.pruner.run))
             if self.prompt_sampler is not None:
                 tasks.create_task(self.prompt_sampler.run())
+            if self.follow_ups is not None:
+                tasks.create_task(keep_trying(self.follow_ups.run))
             if self.gate_controller is not None:
                 tasks.create_task(self.gate_controller.run())
             if self.left_over is not None:
@@ -139,7 +148,6 @@ async def assemble(settings: LearnerSettings) -> Learner:
     database = await asyncio.to_thread(open_ledger, settings)
     base_models = await asyncio.to_thread(describe_base_models, settings)
     await asyncio.to_thread(prepare_ledger, settings, database, base_models)
-    expiry = await asyncio.to_thread(make_expiry, settings, database)
     store, bus = open_store(settings), await connect_bus(settings, database)
     watch, worker = AlarmMonitor(database, settings.guards), ModelThread()
     release = make_promotion(settings, database, bus, watch)
@@ -185,9 +193,10 @@ async def assemble(settings: LearnerSettings) -> Learner:
         release=release,
         server=await start_server(settings, servicer),
         prompt_sampler=make_prompt_sampler(settings, database, prompts, loop),
+        follow_ups=await make_follow_ups(settings, database, loop, worker),
         gate_controller=gate_controller,
         left_over=None if settings.release == "gate+canary" else canary,
-        expiry=expiry,
+        expiry=await asyncio.to_thread(make_expiry, settings, database),
         watch=watch,
         asking=asyncio.ensure_future(worker.run(lambda: ask_about_base(local_answers, scorer))),
         retractions=make_retraction_monitor(settings, database, release, loop),

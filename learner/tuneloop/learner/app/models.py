@@ -1,19 +1,29 @@
 """The models that learn, loaded from the learner's settings."""
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from tuneloop.generation.prompts import Tokenization
 from tuneloop.learner.batching.batch import Batcher
 from tuneloop.learner.batching.batcher import PolicyBatcher, RewardBatcher
 from tuneloop.learner.data.tokenize import EditTokenizer
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.loop import Loop
 from tuneloop.learner.model_thread import ModelThread
+from tuneloop.learner.monitoring.follow_ups import (
+    EndpointJudge,
+    FollowUpJudge,
+    FollowUps,
+    PolicyJudge,
+)
 from tuneloop.learner.release.publisher import BaseModel
 from tuneloop.learner.samples import ModelRole
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.trainer.base import Trainer
 from tuneloop.learner.training_run import TrainingRun
 from tuneloop.policies import WeightsKind
+from tuneloop.reward.scorers.judge_client import Endpoint, EndpointSettings
 from tuneloop.weights.shapes import base_model_sha256
 
 if TYPE_CHECKING:
@@ -96,3 +106,31 @@ async def make_training_runs(
         reward_model = await worker.run(training_run, role, name, reward_trainer, kind)
         made.append((reward_model, RewardBatcher(database, settings)))
     return made
+
+
+async def make_follow_ups(
+    settings: LearnerSettings, database: Database, loop: Loop, worker: ModelThread
+) -> FollowUps | None:
+    """Make what has follow-ups judged; None where they are not."""
+    if settings.follow_ups == "off":
+        return None
+    tokenization = await asyncio.to_thread(Tokenization, settings.model)
+    return FollowUps(
+        database,
+        _judge_of_follow_ups(settings, loop, worker, tokenization),
+        tokenization,
+        learned=settings.signals == "reward_model",
+        hints=settings.comments == "train",
+    )
+
+
+def _judge_of_follow_ups(
+    settings: LearnerSettings, loop: Loop, worker: ModelThread, tokenization: Tokenization
+) -> FollowUpJudge:
+    chosen = settings.follow_up_judge
+    if not chosen.url:
+        trainer = loop.training_runs[0][0].trainer
+        return PolicyJudge(trainer, tokenization, worker, idle=lambda: loop.state == "waiting")
+    key = "" if chosen.api_key is None else chosen.api_key.get_secret_value()
+    endpoint = EndpointSettings(url=chosen.url, model=chosen.model, api_key=key)
+    return EndpointJudge(Endpoint(endpoint), chosen.votes)

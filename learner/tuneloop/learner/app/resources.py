@@ -73,5 +73,6 @@ def make_intakes(settings: LearnerSettings, database: Database) -> list[IntakeCo
             credit=SessionCredit(settings.session_credit), discount=settings.session_discount
         ),
         signals_count=settings.signals == "reward_model",
+        follow_ups=settings.follow_ups == "judged",
         instead_of=settings.take_over,
     )

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tuneloop.feedback import SignalKind
+from tuneloop.feedback import SIGNAL_KINDS, SignalKind
 from tuneloop.learner.stats.intervals import Estimate, rate_of
 from tuneloop.learner.stats.logistic import fit_logistic, predict
 
@@ -111,10 +111,10 @@ def calibrate(behaviors: Sequence[Behavior]) -> Calibration:
     """
     rated = [behavior for behavior in behaviors if behavior.up is not None]
     if not rated:
-        return Calibration(reports=tuple(_untried(kind, behaviors) for kind in SignalKind))
+        return Calibration(reports=tuple(_untried(kind, behaviors) for kind in SIGNAL_KINDS))
     weights = _weights(behaviors, rated)
     ups = np.array([float(bool(behavior.up)) for behavior in rated])
-    reports = tuple(_report(kind, behaviors, rated, ups, weights) for kind in SignalKind)
+    reports = tuple(_report(kind, behaviors, rated, ups, weights) for kind in SIGNAL_KINDS)
     kinds = tuple(report.kind for report in reports if report.used)
     fitted = fit_logistic(_matrix(kinds, rated), ups, weights, precision=PRECISION)
     least = 0.5 / (len(rated) + 1)
@@ -137,7 +137,7 @@ def _matrix(kinds: Sequence[str], behaviors: Sequence[Behavior]) -> Array:
 
 def _weights(behaviors: Sequence[Behavior], rated: Sequence[Behavior]) -> Array:
     """Return what each thumb weighs, by its propensity and by how many its user gave."""
-    kinds = tuple(SignalKind)
+    kinds = tuple(SIGNAL_KINDS)
     was_rated = np.array([float(behavior.up is not None) for behavior in behaviors])
     model = fit_logistic(
         _matrix(kinds, behaviors), was_rated, np.ones(len(behaviors)), precision=PRECISION
@@ -150,7 +150,7 @@ def _weights(behaviors: Sequence[Behavior], rated: Sequence[Behavior]) -> Array:
 
 
 def _report(
-    kind: SignalKind,
+    kind: str,
     behaviors: Sequence[Behavior],
     rated: Sequence[Behavior],
     ups: Array,
@@ -175,7 +175,7 @@ def _report(
     )
 
 
-def _untried(kind: SignalKind, behaviors: Sequence[Behavior]) -> KindReport:
+def _untried(kind: str, behaviors: Sequence[Behavior]) -> KindReport:
     with_it = [behavior for behavior in behaviors if kind in behavior.signals]
     votes = [behavior.up for behavior in with_it if behavior.up is not None]
     others = [b.up for b in behaviors if b.up is not None and kind not in b.signals]

@@ -176,6 +176,7 @@ def make_consumers(
     comments_train: bool = False,
     rule: CreditRule = recorder.EACH_TURN,
     signals_count: bool = False,
+    follow_ups: bool = False,
     clock: Callable[[], float] = steady_time,
     instead_of: str = "",
 ) -> list[IntakeConsumer]:
@@ -191,6 +192,7 @@ def make_consumers(
         comments_train=comments_train,
         rule=rule,
         signals_count=signals_count,
+        follow_ups=follow_ups,
         clock=clock,
     )
     owner = Owner(owner_id=database.own_id(), instead_of=instead_of)

@@ -19,7 +19,8 @@ class EventRecorder:
     Scores make samples of `scored_objective`, with `all_scores_count` even if no scorer calls them
     informative. For GRPO so do ratings; PPO's value head would have to learn two scales at once, so
     it gets them through the reward model. `rule` shares a judgement of a session among its turns.
-    With `comments_train` comments make samples, with `signals_count` signals.
+    With `comments_train` comments make samples, with `signals_count` signals; with `follow_ups`
+    what users write after answers is noted for a judge.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class EventRecorder:
         comments_train: bool,
         rule: CreditRule,
         signals_count: bool,
+        follow_ups: bool,
         clock: Callable[[], float],
     ) -> None:
         self._database = database
@@ -40,6 +42,7 @@ class EventRecorder:
         self._comments_train = comments_train
         self._rule = rule
         self._signals_count = signals_count
+        self._follow_ups = follow_ups
         self._clock = clock
 
     def record_rollouts(self, events: Sequence[Sequence[Rollout]]) -> None:
@@ -51,6 +54,7 @@ class EventRecorder:
             self._clock(),
             ratings_reward=self._ratings_reward,
             rule=self._rule,
+            follow_ups=self._follow_ups,
         )
         metrics.rollouts_consumed.inc(new)
         metrics.duplicates.labels("rollouts").inc(len(rollouts) - new)

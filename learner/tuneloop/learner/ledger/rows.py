@@ -8,13 +8,24 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Table, select
+from sqlalchemy import Connection, Table, Text, TypeDecorator, select
 
 from tuneloop.feedback import Feedback, Metric, Thumb
 from tuneloop.rollouts import Rollout, ScoredRollout
 
 Row = dict[str, Any]
 """A row to insert, by column."""
+
+
+class PlainText(TypeDecorator[str]):
+    """Text of users and models, which may contain NUL; Postgres cannot store it."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        """Replace NUL with the replacement character."""
+        return None if value is None else value.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def pack_ids(values: Sequence[int]) -> bytes:

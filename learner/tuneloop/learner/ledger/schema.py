@@ -5,8 +5,6 @@ the epoch (UTC), so that both databases order and compare them alike. Every chan
 revision in `migrations/versions` that migrates an older ledger; a newer ledger is refused.
 """
 
-from typing import Any
-
 from sqlalchemy import (
     Boolean,
     Column,
@@ -19,25 +17,14 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    TypeDecorator,
     UniqueConstraint,
     false,
     true,
 )
 
+from tuneloop.learner.ledger.rows import PlainText
+
 metadata = MetaData()
-
-
-class PlainText(TypeDecorator[str]):
-    """Text of users and models, which may contain NUL; Postgres cannot store it."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
-        """Replace NUL with the replacement character."""
-        return None if value is None else value.replace("\0", "\N{REPLACEMENT CHARACTER}")
-
 
 facts = Table(
     "facts",
@@ -151,6 +138,22 @@ signals = Table(
     comment="What users did with answers: no judgements.",
 )
 
+follow_ups = Table(
+    "follow_ups",
+    metadata,
+    Column("completion_id", String, primary_key=True, comment="The answer"),
+    Column("next_id", String, nullable=False, comment="The rollout whose prompt has the message"),
+    Column("user_hash", String, nullable=False, index=True),
+    Column("asked_time", Float, nullable=False, comment="When the next rollout finished"),
+    Column("judged_time", Float, nullable=True, comment="Absent until it was judged"),
+    Column("label", String, nullable=True, comment="satisfied, corrected, complained"),
+    Column("probability", Float, nullable=True, comment="Of the label"),
+    Column("note", PlainText, nullable=True, comment="Why there is no label"),
+    Index("follow_ups_next", "next_id"),
+    Index("follow_ups_time", "judged_time", "asked_time"),
+    comment="What users wrote after answers, without its text.",
+)
+
 scores = Table(
     "scores",
     metadata,
@@ -196,7 +199,7 @@ samples = Table(
     Column("state", String, nullable=False, comment="See `SampleState`"),
     Column("note", PlainText, nullable=True, comment="Why it was refused"),
     Column("completion_id", String, nullable=False, comment="The chosen one of a pair"),
-    Column("rejected_id", String, nullable=True, comment="The other one of a pair"),
+    Column("rejected_id", String, nullable=True, comment="The other one of a pair, or `next_id`"),
     Column("weight", Float, nullable=False, server_default="1"),
     Column("topic", String, nullable=False, server_default="", comment="What a verdict is about"),
     Column("verdict", String, nullable=False, server_default="", comment="What it says of that"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneloop.feedback import SignalKind
+from tuneloop.feedback import SIGNAL_KINDS
 from tuneloop.learner.guards.signals import (
     LEAST_OF_KIND,
     LEAST_PAIRS,
@@ -138,7 +138,7 @@ def test_what_a_chance_tells_depends_on_how_common_thumbs_up_are() -> None:
     assert mostly.says(0.5) == pytest.approx(0.8)
 
 
-kinds = st.sampled_from([kind.value for kind in SignalKind])
+kinds = st.sampled_from([kind.value for kind in SIGNAL_KINDS])
 behaviors = st.lists(
     st.builds(
         Behavior,
@@ -156,7 +156,7 @@ def test_whatever_users_do_chances_are_chances(
     given_behaviors: list[Behavior], signals: dict[str, float]
 ) -> None:
     found = calibrate(given_behaviors)
-    assert {report.kind for report in found.reports} == set(SignalKind)
+    assert {report.kind for report in found.reports} == set(SIGNAL_KINDS)
     assert 0 < found.base < 1
     for report in found.reports:
         assert report.rated <= report.count <= len(given_behaviors)
@@ -175,3 +175,23 @@ def test_their_order_does_not_matter(given_behaviors: list[Behavior], random: ob
     one, other = calibrate(given_behaviors), calibrate(shuffled)
     assert one.kinds == other.kinds
     assert other.coefficients == pytest.approx(one.coefficients, abs=1e-6)
+
+
+def test_a_judge_of_follow_ups_counts_by_what_its_labels_foretell() -> None:
+    """One that is right in nine of ten, one that guesses, and one that says the opposite."""
+    kinds = ("satisfied", "complained")
+    right = [*answers(40, 36, satisfied=1.0), *answers(40, 4, complained=1.0)]
+    found = calibrate([*right, *answers(40, 20)])
+    assert set(found.kinds) == set(kinds)
+    content, unhappy = (found.chance({kind: 1.0}) for kind in kinds)
+    assert content is not None
+    assert unhappy is not None
+    assert content > 0.8
+    assert unhappy < 0.2
+    guessed = [*answers(40, 20, satisfied=1.0), *answers(40, 20, complained=1.0)]
+    assert calibrate([*guessed, *answers(40, 20)]).kinds == ()
+    opposite = [*answers(40, 4, satisfied=1.0), *answers(40, 36, complained=1.0)]
+    lies = calibrate([*opposite, *answers(40, 20)])
+    content = lies.chance({"satisfied": 1.0})
+    assert content is not None
+    assert content < 0.2

@@ -171,7 +171,7 @@ def test_pairs_of_one_judgement_weigh_one_in_an_older_ledger(tmp_path: Path) -> 
         connection.execute(update(samples).where(samples.c.kind != "ranking").values(weight=1.0))
         connection.exec_driver_sql("DROP INDEX versions_parent")
         # What later revisions add.
-        for table in ("effects", "signals"):
+        for table in ("effects", "signals", "follow_ups"):
             connection.exec_driver_sql(f"DROP TABLE {table}")
         connection.exec_driver_sql("ALTER TABLE samples DROP COLUMN features")
         indices = ("feedback_user_time", "feedback_key", "feedback_key_id", "rollouts_time")

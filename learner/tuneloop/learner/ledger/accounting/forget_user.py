@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Table, and_, delete, exists, func, or_, selec
 
 from tuneloop.learner.ledger.accounting.lineage import same_sample
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events.follow_up_rules import delete_follow_ups
 from tuneloop.learner.ledger.rows import moment
 from tuneloop.learner.ledger.schema import (
     effects,
@@ -194,6 +195,7 @@ def forget(database: Database, data: PersonalData, now: float) -> Forgotten:
             carries = signals.c.completion_id.contains(data.user_hash, autoescape=True)
             told = or_(told, signals.c.user_hash == data.user_hash, carries)
         connection.execute(delete(signals).where(told))
+        delete_follow_ups(connection, own)
         for table in (scores, samples) if data.user_hash else ():
             connection.execute(delete(table).where(_stray(table, data.user_hash)))
         connection.execute(delete(rankings).where(rankings.c.feedback_id.in_(feedback_ids)))

@@ -12,6 +12,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, not_, or_, select, update
 
 from tuneloop.learner.ledger.database import Database
+from tuneloop.learner.ledger.events.follow_up_rules import delete_follow_ups
+from tuneloop.learner.ledger.events.sample_rules import OF_FOLLOW_UP
 from tuneloop.learner.ledger.events.signal_rules import expire_signals
 from tuneloop.learner.ledger.schema import (
     feedback,
@@ -72,6 +74,7 @@ def prune_rollouts(database: Database, before: float, most: int | None) -> Prune
             unused = [row.completion_id for row in rows if not row.used]
             for table in (samples, scores, signals, rollouts):
                 connection.execute(delete(table).where(table.c.completion_id.in_(unused)))
+            delete_follow_ups(connection, [*used, *unused])
         deleted += len(unused)
         emptied += len(used)
         if len(chosen) < ROWS_AT_ONCE:
@@ -117,7 +120,10 @@ IS_JUDGED = or_(
     rollouts.c.source == "import",
     _named(feedback.c.completion_id),
     _named(rankings.c.completion_id),
-    _named(samples.c.rejected_id),
+    _named(
+        samples.c.rejected_id,
+        or_(not_(OF_FOLLOW_UP), samples.c.state != SampleState.EXPIRED),
+    ),
     _named(samples.c.completion_id, samples.c.feedback_id.is_not(None)),
 )
 WAS_USED = _named(

@@ -5,17 +5,17 @@ stays on record and is not used again: retracted feedback never, expired feedbac
 (see `queue.replay`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from sqlalchemy import Connection, exists, not_, select, update
+from sqlalchemy import Connection, exists, func, not_, or_, select, update
 
 from tuneloop.feedback import FeedbackKind, FeedbackStatus, Retraction
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.events.sample_rules import LEARNED_FROM
+from tuneloop.learner.ledger.events.sample_rules import LEARNED_FROM, OF_FOLLOW_UP
 from tuneloop.learner.ledger.events.verdict_rules import settle_siblings, settle_votes
 from tuneloop.learner.ledger.queue.ready import ALL_RECORDED, with_rollouts
 from tuneloop.learner.ledger.rows import insert_new
-from tuneloop.learner.ledger.schema import feedback, retractions, rollouts, samples
+from tuneloop.learner.ledger.schema import feedback, forgotten, retractions, rollouts, samples
 from tuneloop.learner.samples import SampleState
 
 ROWS_AT_ONCE = 500
@@ -108,7 +108,7 @@ def _expire_old(connection: Connection, accepted_before: float) -> set[str]:
         .where(
             samples.c.accepted_time < accepted_before,
             samples.c.state == SampleState.OPEN,
-            samples.c.feedback_id.is_not(None),
+            or_(samples.c.feedback_id.is_not(None), OF_FOLLOW_UP),
         )
         .values(state=SampleState.EXPIRED, current=False)
     )
@@ -166,3 +166,27 @@ def settle_feedback(connection: Connection, feedback_ids: Sequence[str], now: fl
     )
     for group_id in sorted(set(connection.execute(groups).scalars())):
         settle_siblings(connection, group_id, now)
+
+
+def forgotten_times(connection: Connection, user_hashes: Collection[str]) -> dict[str, float]:
+    """Return when each of these users was last forgotten, for those who were."""
+    query = (
+        select(forgotten.c.user_hash, func.max(forgotten.c.time))
+        .where(forgotten.c.user_hash.in_(user_hashes))
+        .group_by(forgotten.c.user_hash)
+    )
+    return {row[0]: row[1] for row in connection.execute(query)}
+
+
+def forgotten_sessions(
+    connection: Connection, sessions: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], float]:
+    """Return when each of these sessions, by tenant and id, was last forgotten, likewise."""
+    if not sessions:
+        return {}
+    query = (
+        select(forgotten.c.tenant, forgotten.c.session_id, func.max(forgotten.c.time))
+        .where(forgotten.c.session_id.in_({session_id for _, session_id in sessions}))
+        .group_by(forgotten.c.tenant, forgotten.c.session_id)
+    )
+    return {(row[0], row[1]): row[2] for row in connection.execute(query)}

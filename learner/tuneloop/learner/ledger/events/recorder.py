@@ -1,12 +1,17 @@
 """Record events: each once, in one transaction with the samples it makes."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, select, update
 
 from tuneloop.feedback import Feedback
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.events.lifecycle import retracted
+from tuneloop.learner.ledger.events.follow_up_rules import note_follow_ups
+from tuneloop.learner.ledger.events.lifecycle import (
+    forgotten_sessions,
+    forgotten_times,
+    retracted,
+)
 from tuneloop.learner.ledger.events.sample_rules import (
     ranked_completions,
     samples_of,
@@ -17,7 +22,6 @@ from tuneloop.learner.ledger.events.verdict_rules import settle_siblings, settle
 from tuneloop.learner.ledger.rows import Row, feedback_row, insert_new, rollout_row, score_row
 from tuneloop.learner.ledger.schema import (
     feedback,
-    forgotten,
     rankings,
     rollouts,
     samples,
@@ -38,11 +42,13 @@ def record_rollouts(
     *,
     ratings_reward: bool = False,
     rule: CreditRule = EACH_TURN,
+    follow_ups: bool = False,
 ) -> int:
     """Record rollouts; return how many were new. `now` is the time of recording.
 
     Rollouts that were on their way when their user was forgotten are dropped; so is feedback. Where
     their session was judged already, `ratings_reward` and `rule` are as for `record_feedback`.
+    With `follow_ups` what users wrote after answers is noted for a judge.
     """
     with database.write() as connection:
         rows = [rollout_row(rollout) for rollout in events]
@@ -51,6 +57,8 @@ def record_rollouts(
         for group_id in sorted({row["group_id"] for row in new}):
             settle_siblings(connection, group_id, now)
         settle_sessions(connection, _sessions(new), now, rule=rule, ratings_reward=ratings_reward)
+        if follow_ups:
+            note_follow_ups(connection, new)
     return len(new)
 
 
@@ -216,27 +224,3 @@ def _sessions(rows: Sequence[Row]) -> set[tuple[str, str]]:
 def _groups(connection: Connection, completion_ids: Iterable[str]) -> list[str]:
     query = select(rollouts.c.group_id).where(rollouts.c.completion_id.in_(list(completion_ids)))
     return sorted(set(connection.execute(query).scalars()))
-
-
-def forgotten_times(connection: Connection, user_hashes: Collection[str]) -> dict[str, float]:
-    """Return when each of these users was last forgotten, for those who were."""
-    query = (
-        select(forgotten.c.user_hash, func.max(forgotten.c.time))
-        .where(forgotten.c.user_hash.in_(user_hashes))
-        .group_by(forgotten.c.user_hash)
-    )
-    return {row[0]: row[1] for row in connection.execute(query)}
-
-
-def forgotten_sessions(
-    connection: Connection, sessions: Collection[tuple[str, str]]
-) -> dict[tuple[str, str], float]:
-    """Return when each of these sessions, by tenant and id, was last forgotten, likewise."""
-    if not sessions:
-        return {}
-    query = (
-        select(forgotten.c.tenant, forgotten.c.session_id, func.max(forgotten.c.time))
-        .where(forgotten.c.session_id.in_({session_id for _, session_id in sessions}))
-        .group_by(forgotten.c.tenant, forgotten.c.session_id)
-    )
-    return {(row[0], row[1]): row[2] for row in connection.execute(query)}

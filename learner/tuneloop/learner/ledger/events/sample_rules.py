@@ -14,6 +14,7 @@ One judgement weighs one: its samples for an objective weigh 1 together, however
 do the pairs that one user's opposite thumbs on one request make (see `verdict_rules`).
 
 A thumb or a rating of a session makes the same samples of each of its turns (see `session_rules`).
+What a user wrote after an answer may make the sample of a comment (see `follow_up_rules`).
 
 `topic` is what a verdict is about and `verdict` what it says: of one user's verdicts on one topic
 only the last counts (see `verdict_rules`). The two ways to say which of two completions is better
@@ -45,6 +46,8 @@ OF_SESSION = and_(
     samples.c.kind.in_(("thumb", "rating")), samples.c.sample_id != samples.c.feedback_id
 )
 """A verdict on a turn that was given on its session: its id is the feedback's and the turn's."""
+OF_FOLLOW_UP = samples.c.kind == "follow_up"
+"""A hint that nobody gave as one: what the user wrote next (see `follow_up_rules`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, and_, delete, exists, not_, update
 
 from tuneloop.feedback import Signal
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.events.recorder import forgotten_times
+from tuneloop.learner.ledger.events.lifecycle import forgotten_times
 from tuneloop.learner.ledger.rows import Row, compact, insert_new
 from tuneloop.learner.ledger.schema import samples, signals
 from tuneloop.learner.samples import Objective, SampleState

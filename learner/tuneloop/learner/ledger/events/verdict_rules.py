@@ -6,8 +6,8 @@ which of two completions is better, the order of several), in the order they wer
 * A used verdict stays used.
 * The last verdict counts, unless the newest used one says the same: saying it again changes
   nothing.
-* A verdict on a completion itself comes after all on its session, whenever it was given: it says
-  more.
+* A verdict on a completion itself comes after all on its session, and after what its user wrote
+  next, whenever it was given: it says more.
 * Every other unused verdict is superseded.
 * A retracted verdict counts as never given; an expired one is not learned from but still counts.
 * `current` marks the last verdict and the used ones that say the same: they may be replayed.
@@ -25,9 +25,14 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, select, update
+from sqlalchemy import Connection, Select, or_, select, update
 
-from tuneloop.learner.ledger.events.sample_rules import OF_SESSION, Answer, opposites
+from tuneloop.learner.ledger.events.sample_rules import (
+    OF_FOLLOW_UP,
+    OF_SESSION,
+    Answer,
+    opposites,
+)
 from tuneloop.learner.ledger.rows import Row, insert_new
 from tuneloop.learner.ledger.schema import rollouts, samples
 from tuneloop.learner.samples import Objective, SampleState
@@ -42,7 +47,7 @@ def settle_votes(connection: Connection, objective: str, topic: str, user_hash: 
     """Apply the rules to the verdicts of one user on one topic."""
     query = (
         select(samples.c.sample_id, samples.c.state, samples.c.verdict, samples.c.current)
-        .add_columns(OF_SESSION.label("of_session"))
+        .add_columns(or_(OF_SESSION, OF_FOLLOW_UP).label("implied"))
         .where(
             samples.c.topic == topic,
             samples.c.objective == objective,
@@ -52,7 +57,7 @@ def settle_votes(connection: Connection, objective: str, topic: str, user_hash: 
         .order_by(samples.c.accepted_time, samples.c.sample_id)
     )
     rows = [row._asdict() for row in connection.execute(query)]
-    votes = sorted(rows, key=lambda row: not row["of_session"])
+    votes = sorted(rows, key=lambda row: not row["implied"])
     for vote, state in zip(votes, _states(votes), strict=True):
         current = vote["verdict"] == votes[-1]["verdict"] and state in (
             SampleState.OPEN,

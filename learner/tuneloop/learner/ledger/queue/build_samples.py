@@ -57,7 +57,8 @@ LEAST_TEMPERATURE = 0.1
 
 def problem_of(row: Any) -> str | None:
     """Return why a ready sample cannot be trained on, or None."""
-    if row.rejected_id is not None and (problem := problem_of_pair(row)):
+    is_pair = row.rejected_id is not None and row.kind != "follow_up"
+    if is_pair and (problem := problem_of_pair(row)):
         return problem
     if row.objective in SCORED_OBJECTIVES:
         if row.chosen_temperature < LEAST_TEMPERATURE:
@@ -85,7 +86,10 @@ def problem_of_pair(row: Any) -> str | None:
 
 
 def text_of(row: Any) -> str:
-    """Return what a user wrote: the edited answer, or the comment."""
+    """Return what a user wrote: the edited answer, the comment, or their next message."""
+    if row.kind == "follow_up":
+        _, text = json.loads(row.rejected_messages)[-1]
+        return str(text)
     return str(json.loads(row.payload)["text"])
 
 

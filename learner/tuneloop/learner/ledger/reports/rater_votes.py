@@ -162,6 +162,7 @@ def numbers(
 ) -> dict[str, int]:
     """Return which of its user's judgements each sample is, counted over `seconds` up to it.
 
+    What they wrote after an answer counts as one if it made a hint.
     Samples that nobody judged (scored rollouts), and imported ones, are left out.
     """
     earlier = (
@@ -175,8 +176,20 @@ def numbers(
         .correlate(samples)
         .scalar_subquery()
     )
+    implied = samples.alias("implied")
+    hinted = (
+        select(func.count())
+        .where(
+            implied.c.kind == "follow_up",
+            implied.c.user_hash == samples.c.user_hash,
+            implied.c.accepted_time <= samples.c.accepted_time,
+            implied.c.accepted_time > samples.c.accepted_time - seconds,
+        )
+        .correlate(samples)
+        .scalar_subquery()
+    )
     query = (
-        select(samples.c.sample_id, earlier.label("number"))
+        select(samples.c.sample_id, (earlier + hinted).label("number"))
         .join(rollouts, rollouts.c.completion_id == samples.c.completion_id)
         .where(
             samples.c.objective == objective,
