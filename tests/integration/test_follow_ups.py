@@ -1,13 +1,19 @@
 """What users write after answers: through the stream and a judge into a step, and out again."""
 
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import NatsServer
 from support.learner_events import make_comment, make_rollout, make_thumb, make_turn
 from support.learner_parts import Parts
+from support.learner_process import LearnerProcess, make_learner
 from support.waiting import until
 
+from tuneloop.bus import Bus
+from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.bus.subjects import feedback, rollout_generated
 from tuneloop.feedback import Feedback, FollowUpLabel
 from tuneloop.generation.prompts import Tokenization
@@ -96,7 +102,7 @@ def conversation(policy: Path, user: str, says: str) -> list[Rollout]:
     ]
 
 
-async def send(parts: Parts, *events: Rollout | Feedback) -> None:
+async def send(bus: Bus, *events: Rollout | Feedback) -> None:
     for event in events:
         if isinstance(event, Rollout):
             subject = rollout_generated("tuneloop", event.user_hash)
@@ -104,7 +110,7 @@ async def send(parts: Parts, *events: Rollout | Feedback) -> None:
         else:
             subject = feedback("tuneloop", event.kind.value, event.user_hash, event.feedback_id)
             data, name = encode_feedback(event), event.feedback_id
-        await parts.bus.publish(subject, data, event_id=name)
+        await bus.publish(subject, data, event_id=name)
 
 
 async def test_a_complaint_reaches_a_version_once_and_goes_with_its_user(
@@ -115,9 +121,9 @@ async def test_a_complaint_reaches_a_version_once_and_goes_with_its_user(
     texts = dict(zip(users, ("no, shorter", "no", "yes, thanks", "no!"), strict=True))
     async with parts.taking_in():
         for user in users:
-            await send(parts, *conversation(tiny_policy, user, texts[user]))
+            await send(parts.bus, *conversation(tiny_policy, user, texts[user]))
         # Who comments has said it better.
-        await send(parts, make_comment("m", "dan-0", "in one word", user="dan"))
+        await send(parts.bus, make_comment("m", "dan-0", "in one word", user="dan"))
         await until(lambda: forget_user.row_counts(parts.database)["rollouts"] == 8)
         await until(lambda: ready.counts(parts.database, "sdft").ready == 1)
     assert await judging(parts, tiny_policy).judge_some() == 4
@@ -172,9 +178,9 @@ async def test_labels_teach_what_thumbs_show_that_they_are_worth(
         for number, user in enumerate(users):
             likes = number % 2 == 0
             rollouts = conversation(tiny_policy, user, "yes" if likes else "no")
-            await send(parts, *rollouts)
-            await send(parts, make_thumb(f"t{number}", f"{user}-0", likes, user=user))
-        await send(parts, *conversation(tiny_policy, "eve", "no"))
+            await send(parts.bus, *rollouts)
+            await send(parts.bus, make_thumb(f"t{number}", f"{user}-0", likes, user=user))
+        await send(parts.bus, *conversation(tiny_policy, "eve", "no"))
         counts = {"rollouts": 82, "feedback": 40}
         await until(lambda: counts.items() <= forget_user.row_counts(parts.database).items())
     judge = judging(parts, tiny_policy, lies=lies)
@@ -201,9 +207,9 @@ async def test_a_judge_that_guesses_teaches_nothing(tmp_path: Path, tiny_policy:
             user = f"u{number}"
             # What they say and what they like have nothing to do with one another.
             says, likes = ("yes", "no")[number % 2], number // 2 % 2 == 0
-            await send(parts, *conversation(tiny_policy, user, says))
-            await send(parts, make_thumb(f"t{number}", f"{user}-0", likes, user=user))
-        await send(parts, *conversation(tiny_policy, "eve", "no"))
+            await send(parts.bus, *conversation(tiny_policy, user, says))
+            await send(parts.bus, make_thumb(f"t{number}", f"{user}-0", likes, user=user))
+        await send(parts.bus, *conversation(tiny_policy, "eve", "no"))
         counts = {"rollouts": 82, "feedback": 40}
         await until(lambda: counts.items() <= forget_user.row_counts(parts.database).items())
     judge = judging(parts, tiny_policy)
@@ -214,3 +220,52 @@ async def test_a_judge_that_guesses_teaches_nothing(tmp_path: Path, tiny_policy:
     assert found["complained"].reason == "does not foretell thumbs well enough"
     parts.clock.now += SILENT_SECONDS + 1
     assert SoftLabels(parts.database, parts.clock).take(99.0, not_before=0.0, exclude=()) == []
+
+
+def labelled(learner: LearnerProcess) -> dict[str, tuple[str, float]]:
+    """The labels that a learner process has recorded as signals, with their probabilities."""
+    if not learner.ledger.exists():
+        return {}
+    query = (
+        "SELECT f.completion_id, f.label, f.probability FROM follow_ups f "
+        "JOIN signals s ON s.completion_id = f.completion_id AND s.kind = f.label"
+    )
+    with closing(sqlite3.connect(f"file:{learner.ledger}?mode=ro", uri=True)) as connection:
+        try:
+            rows = connection.execute(query).fetchall()
+        except sqlite3.OperationalError:
+            return {}  # Its tables are being made.
+    found = {row[0]: (row[1], row[2]) for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+async def test_a_real_learner_labels_each_once_though_it_is_killed(
+    tmp_path: Path,
+    nats_server: NatsServer,
+    bus: JetStreamBus,
+    tiny_policy: Path,
+    tiny_reward_model: Path,
+) -> None:
+    learner = make_learner(tmp_path, nats_server.url, tiny_policy, tiny_reward_model)
+    for name in ("FOLLOW_UPS=judged", "COMMENTS=train", "SIGNALS=reward_model"):
+        setting, _, value = name.partition("=")
+        learner.environment[f"TUNELOOP_LEARNER_{setting}"] = value
+    try:
+        learner.start()
+        users = [f"user{n}" for n in range(9)]
+        for user in users:
+            await send(bus, *conversation(tiny_policy, user, "no, shorter"))
+        before = await until(lambda: labelled(learner), 90)
+        learner.kill()
+        before = labelled(learner)
+        learner.start()
+        await until(lambda: len(labelled(learner)) == len(users), 90)
+        after = labelled(learner)
+        assert after.keys() == {f"{user}-0" for user in users}
+        assert before.items() <= after.items()
+        assert all(1 / 3 <= probability < 1 for _, probability in after.values())
+        assert learner.terminate() == 0
+    finally:
+        learner.kill()
+        print(learner.log)
