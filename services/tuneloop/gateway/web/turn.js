@@ -4,6 +4,7 @@ import { AnswerView } from "./answer.js";
 import { retractFeedback, sendFeedback } from "./api.js";
 import { el, iconButton, say } from "./dom.js";
 import { whatChanged } from "./effects.js";
+import { SavedChoice } from "./saving.js";
 
 /** `actions` are the page's: `changed`, `following`, `retry(turn)`, `regenerate(turn)`. */
 export class TurnView {
@@ -12,7 +13,10 @@ export class TurnView {
     this.actions = actions;
     this.views = new Map();
     this.isLast = true;
-    this.queue = Promise.resolve();
+    this.choice = new SavedChoice(
+      (text) => this.actions.following(() => say(this.verdict, text)),
+      () => this.actions.changed(),
+    );
     this.body = el("div", { class: "answers" });
     this.node = el(
       "div",
@@ -191,43 +195,36 @@ export class TurnView {
     [...this.chooser.querySelectorAll("button")]
       .find((button) => button.getAttribute("aria-pressed") === "true")
       .focus();
-    this.queue = this.queue.then(() => this.storePick(pair, pick, before));
+    this.savePick(pick, before);
     this.actions.changed();
   }
 
-  async storePick(pair, pick, before) {
-    const wanted = () => pair.pick === pick;
-    const patience = {
-      onWait: () => wanted() && say(this.verdict, "Not saved yet. Trying again…"),
-      stillWanted: wanted,
-    };
-    try {
-      if (pick === "tie") {
-        // All of them: else the one before the last would hold again.
-        for (const id of pair.feedbackIds) await retractFeedback(id, patience);
-        pair.feedbackIds = [];
-      } else {
+  savePick(pick, before) {
+    const { turn } = this;
+    const { pair } = turn;
+    this.choice.save({
+      done:
+        pick === "tie"
+          ? "Both are kept. Nothing is learned from a tie."
+          : "Thanks. The next version learns from it.",
+      run: async (patience) => {
+        if (pick === "tie") {
+          // All of them: else the one before the last would hold again.
+          for (const id of pair.feedbackIds) await retractFeedback(id, patience);
+          pair.feedbackIds = [];
+          return;
+        }
         const other = pick === pair.left ? pair.right : pair.left;
-        const chosen = this.turn.answers[pick].completionId;
-        const rejected = [this.turn.answers[other].completionId];
+        const chosen = turn.answers[pick].completionId;
+        const rejected = [turn.answers[other].completionId];
         const comparison = { kind: "comparison", chosen, rejected };
         pair.feedbackIds.push(await sendFeedback(comparison, patience));
-      }
-      if (wanted())
-        say(
-          this.verdict,
-          pick === "tie"
-            ? "Both are kept. Nothing is learned from a tie."
-            : "Thanks. The next version learns from it.",
-        );
-    } catch (error) {
-      if (wanted()) {
+      },
+      failed: () => {
         pair.pick = before.pick;
-        this.turn.shown = before.shown;
+        turn.shown = before.shown;
         this.draw();
-        say(this.verdict, `Not saved: ${error.message}`);
-      }
-    }
-    this.actions.changed();
+      },
+    });
   }
 }
