@@ -75,8 +75,9 @@ async def test_a_better_answer_and_a_comment(browser: Any, stack: Stack) -> None
 
         await answer.get_by_label("Comment", exact=True).click()
         await page.keyboard.type("It forgot the honey.")
-        await page.keyboard.press("Control+Enter")
+        await page.keyboard.press("Enter")
         await answer.get_by_text("“It forgot the honey.”").wait_for()
+        await answer.get_by_text("stored for people to read, not learned from").wait_for()
         await until(page, lambda: len(feedback_of(stack)) == 2)
         edited, commented = (feedback.judgement for feedback in feedback_of(stack))
         assert edited == Demonstration(text="Bees make honey.")
@@ -252,6 +253,46 @@ async def test_a_new_version_tells_what_it_learned_from_a_thumb(browser: Any, st
         await page.get_by_text(words).wait_for()
         await page.get_by_role("button", name="Good answer").click()
         await page.get_by_text("Taken back").wait_for()
+        assert await page.get_by_text(words).count() == 0
+
+
+async def test_a_new_version_tells_what_it_learned_from_a_comment(
+    browser: Any, stack: Stack
+) -> None:
+    stack.learner.learns_from_comments = True
+    async with opened(browser, stack) as page:
+        await status_says(page, "5 thumbs waiting")
+        answer = await ask(page, "hello")
+        await page.keyboard.press("Escape")
+        await page.keyboard.press("c")
+        box = page.get_by_label("Your comment")
+        assert "next version learns from it" in (await box.get_attribute("placeholder"))
+        await page.keyboard.type("Too long,")
+        await page.keyboard.press("Shift+Enter")
+        await page.keyboard.type("no tables.")
+        await page.keyboard.press("Enter")
+        await answer.get_by_text("Thanks. The next version learns from it.").wait_for()
+        [given] = feedback_of(stack)
+        assert given.judgement == Comment(text="Too long,\nno tables.")
+        stack.learner.effects = [
+            learner_pb2.Effect(
+                policy_version=4,
+                text="answer",
+                completion_id=given.completion_id,
+                tokens=3,
+                logprob_before=-3.0,
+                logprob_after=-3.0 + math.log(0.8),
+            )
+        ]
+        stack.generation.policy_version = 4
+        words = "Version 4 learned from it: this answer is now 0.8 times as likely."
+        await answer.locator(".said").get_by_text(words).wait_for()
+        assert await answer.get_by_text("Thanks").count() == 0
+        await page.reload()
+        await answer.locator(".said").get_by_text(words).wait_for()
+        await answer.get_by_role("button", name="Take it back").click()
+        await answer.get_by_text("Taken back.").wait_for()
+        assert retracted_ids(stack) == [given.feedback_id]
         assert await page.get_by_text(words).count() == 0
 
 

@@ -87,6 +87,9 @@ async def test_every_judgement_in_a_conversation(stack: Stack) -> None:
     assert stack.generation.requests[-1].chat.messages[1].content == "better"
     assert result.stderr.count("no answer to judge") == 2
     assert "/compare [N]" in result.stderr
+    # A number, a thumb and an edit; of a comment that is not known.
+    assert result.stderr.count("the next version learns from it") == 3
+    assert result.stderr.count("Stored.") == 1
 
 
 async def test_comparison_in_a_conversation(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:

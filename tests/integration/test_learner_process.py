@@ -89,6 +89,8 @@ async def test_thumbs_become_a_version_and_the_service_answers(
     assert (status.policy, status.rollouts, status.feedback_events) == ("tuneloop", 8, 8)
     assert {c.objective: c.used for c in status.samples}["kto"] == 8
     assert status.last_step_metrics["loss"] > 0
+    assert status.HasField("learns_from_comments")
+    assert not status.learns_from_comments
 
     # The last steps' version may still be on its way.
     await until(lambda: versions_cover(stub, 8), 90)

@@ -91,8 +91,9 @@ async def test_what_learning_from_feedback_changed(stack: Stack) -> None:
         "logprob_after": -2.0,
         "times_as_likely": math.e,
     }
-    assert given["effects"] == [effect]
+    assert (given["effects"], given["used_by_versions"]) == ([effect], [2])
     assert (unknown["value"], unknown["effects"]) == ("up", [])
+    assert unknown["used_by_versions"] == []
     stack.learner.effects = [learner_pb2.Effect(policy_version=2, text="edit", logprob_after=1e9)]
     shown = (await run(stack, "lineage", "feedback", "fb-1")).stdout
     assert "your better answer is now over 1,000 times as likely" in shown
@@ -153,6 +154,7 @@ async def test_what_was_retracted_after_training_is_shown(stack: Stack) -> None:
     async with httpx.AsyncClient(base_url=stack.url) as client:
         status = (await client.get("/v1/learner")).json()
     assert status["retracted"] == [{"policy_version": 2, "samples": 1, "share": 0.25}]
+    assert status["learns_from_comments"] is False
     printed = await run(stack, "lineage", "retracted", "--json")
     assert json.loads(printed.stdout) == status["retracted"]
     assert "25%" in (await run(stack, "lineage", "retracted")).stdout

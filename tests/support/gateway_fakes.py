@@ -156,6 +156,7 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
     """What the ledger has, newest first."""
     effects: list[learner_pb2.Effect] = field(default_factory=list)
     """What learning from any feedback changed; while empty only `fb-1` is known."""
+    learns_from_comments: bool = False
     refusal: TuneloopError | None = None
     """Of a promotion."""
     rows: list[str] = field(default_factory=lambda: ['{"prompt":"a","completion":"b"}'] * 3)
@@ -203,6 +204,7 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
             waiting_for="12 more samples",
             rollouts=30,
             feedback_events=13,
+            learns_from_comments=self.learns_from_comments,
             progress=[learner_pb2.Progress(objective="judgements", have=self.kto_ready, want=16)],
             next_version=learner_pb2.NextVersion(
                 steps_done=1, steps_wanted=2, seconds_left=4.5, evidence=1.0
@@ -311,7 +313,9 @@ class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
             status="accepted",
             completion_ids=["c1"],
             samples=[sample],
-            policy=learner_pb2.Reach(direct=[2], descended=[3, 4]),
+            policy=learner_pb2.Reach(
+                direct=sorted({e.policy_version for e in self.effects}) or [2], descended=[3, 4]
+            ),
             effects=self.effects,
         )
         answer.accepted_time.FromSeconds(1_700_000_000)

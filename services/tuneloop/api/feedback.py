@@ -152,6 +152,8 @@ class Effect(TypedDict):
 class Feedback(AcceptedFeedback):
     """`GET /v1/feedback/{id}`: feedback as it was accepted, and what learning from it changed."""
 
+    used_by_versions: list[int]
+    """Of the policy, those that learned from it themselves, oldest first; empty as `effects` is."""
     effects: list[Effect]
     """Oldest version first; empty before a version learned from it, and where the learner does not
     answer."""

@@ -76,6 +76,8 @@ class LearnerStatus(LearnerState):
     alarms: list[Alarm]
     retracted: list[ShareOfVersion]
     """What the policy was trained on and was retracted since, by version, oldest first."""
+    learns_from_comments: bool | None
+    """Whether comments teach the policy; false: they are only kept. Null of an older learner."""
 
 
 class Throughput(TypedDict):

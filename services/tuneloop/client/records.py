@@ -78,7 +78,7 @@ class FeedbackItem:
     completions: list[feedback.JudgedCompletion] = field(default_factory=list)
     """`completion_id`, `text` and `policy_version` of each completion that it names."""
     used_by_versions: list[int] = field(default_factory=list)
-    """Only in lists."""
+    """Those that learned from it, oldest first."""
     effects: list[feedback.Effect] = field(default_factory=list)
     """How much likelier versions made its texts; only of `get_feedback`."""
 

@@ -13,7 +13,13 @@ from tuneloop.learner.effects import EffectLog, parts_of
 from tuneloop.learner.ledger.accounting import downstream, forget_user, versions
 from tuneloop.learner.ledger.accounting.effects import FeedbackEffect
 from tuneloop.learner.ledger.events import recorder
-from tuneloop.learner.samples import DemonstrationSample, PairSample, ThumbSample, tokens_of
+from tuneloop.learner.samples import (
+    CommentedSample,
+    DemonstrationSample,
+    PairSample,
+    ThumbSample,
+    tokens_of,
+)
 from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.settings import TrainerSettings
 
@@ -105,7 +111,13 @@ def test_the_policy_tells_how_likely_answers_were_before_a_step_and_are_after(
         rejected=replace(prompt, completion_token_ids=make.tokens(4)),
     )
     edit = DemonstrationSample(sample_id="c", sequence=make.sequence())
-    samples = {"kto": [liked], "dpo": [pair], "sft": [edit]}
+    said_of = make.sequence()
+    comment = CommentedSample(
+        sample_id="d",
+        sequence=said_of,
+        hinted_prompt_token_ids=(*make.tokens(3), *said_of.prompt_token_ids),
+    )
+    samples = {"kto": [liked], "dpo": [pair], "sft": [edit], "sdft": [comment]}
     told = {
         part + sample.sample_id: s
         for group in samples.values()
@@ -125,5 +137,6 @@ def test_the_policy_tells_how_likely_answers_were_before_a_step_and_are_after(
     assert change["answera"] > 0
     assert change["chosenc"] > 0
     assert change["chosenb"] > change["rejectedb"]
+    assert change["answerd"] != 0
     assert all(math.isfinite(nats) for nats in change.values())
     assert log.measure(trainer.logprobs) == []

@@ -175,7 +175,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
         worker=worker,
     )
     servicer = LearnerServicer(
-        policy=settings.policy,
+        settings=settings,
         database=database,
         loop=loop,
         release=release,

@@ -34,6 +34,7 @@ from tuneloop.learner.service.forget_user import ForgetUser
 from tuneloop.learner.service.rebuild import Rebuild
 from tuneloop.learner.service.signal_report import report
 from tuneloop.learner.service.versions import VersionReports
+from tuneloop.learner.settings import LearnerSettings
 from tuneloop.rpc.access import actor_of
 from tuneloop.rpc.server import Server
 from tuneloop.v1 import learner_pb2, learner_pb2_grpc
@@ -52,7 +53,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
     def __init__(
         self,
         *,
-        policy: str,
+        settings: LearnerSettings,
         database: Database,
         loop: Loop,
         release: Promotion,
@@ -63,7 +64,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         clock: Callable[[], float] = steady_time,
     ) -> None:
         """`gate` returns what the gate waits for, in words."""
-        self._policy = policy
+        self._policy = settings.policy
         self._database = database
         self._loop = loop
         self._release = release
@@ -72,10 +73,11 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         self._gate = gate
         self._clock = clock
         self._watch = watch
+        self._learns_from_comments = settings.weight_of(Objective.SDFT) > 0
         self._forgetting = ForgetUser(database, bus, loop)
         self._rebuilding = Rebuild(database, release, loop)
         self._importing = asyncio.Lock()
-        self._versions = VersionReports(database, policy)
+        self._versions = VersionReports(database, settings.policy)
 
     def add_to(self, server: Server) -> None:
         """Answer the learner's calls on a server."""
@@ -302,6 +304,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
             staleness=steps.staleness(self._database),
             alarms=convert.alarms_to_proto(self._watch.raised),
             retracted=convert.retracted_to_proto(version_shares.retracted_shares(self._database)),
+            learns_from_comments=self._learns_from_comments,
         )
 
     def _next_version(self) -> learner_pb2.NextVersion | None:

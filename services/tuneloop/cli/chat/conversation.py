@@ -103,13 +103,13 @@ class Conversation:
                 self.told.add(receipt.id)
                 self.screen.note(words)
 
-    def judge(self, feedback: Callable[["Completion"], "Receipt"]) -> None:
-        """Give feedback on the last answer."""
+    def judge(self, feedback: Callable[["Completion"], "Receipt"], stored: str = STORED) -> None:
+        """Give feedback on the last answer, and say that it is `stored`."""
         if self.last is None:
             self.screen.note(NOTHING)
             return
         self.given.append(feedback(self.last))
-        self.screen.note(STORED)
+        self.screen.note(stored)
 
     def rate(self, number: str) -> None:
         """Handle `/rate 0.8`."""
@@ -125,7 +125,8 @@ class Conversation:
         if not text:
             self.screen.note("/comment needs a text: /comment too long")
             return
-        self.judge(lambda answer: answer.comment(text))
+        # Whether comments train is the learner's setting; what one changed is told as of a thumb.
+        self.judge(lambda answer: answer.comment(text), "Stored.")
 
     def edit(self, text: str) -> None:
         """Give a better answer, with which the conversation continues."""

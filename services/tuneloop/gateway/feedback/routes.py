@@ -96,7 +96,7 @@ async def give_feedback_batch(batch: FeedbackBatch, request: Request) -> JSONRes
 async def get_feedback(feedback_id: str, request: Request) -> Feedback:
     """Return feedback as it was accepted, whether it was retracted, and what it changed."""
     found = await find(gateway_of(request), feedback_id)
-    feedback = found.feedback
+    feedback, lineage = found.feedback, await find_lineage(gateway_of(request), feedback_id)
     return {
         "id": feedback.feedback_id,
         "status": found.status,
@@ -106,7 +106,8 @@ async def get_feedback(feedback_id: str, request: Request) -> Feedback:
         **judgement_document(feedback.judgement),
         "metadata": dict(feedback.metadata),
         "accepted_time": feedback.accepted_time.isoformat(),
-        "effects": effects_in(await find_lineage(gateway_of(request), feedback_id)),
+        "used_by_versions": [] if lineage is None else list(lineage.policy.direct),
+        "effects": effects_in(lineage),
     }
 
 

@@ -115,6 +115,9 @@ async def learner_status(gateway: Gateway) -> LearnerStatus:
             evaluation(status.base_evaluation) if status.HasField("base_evaluation") else None
         ),
         "retracted": [share_of_version(part) for part in status.retracted],
+        "learns_from_comments": (
+            status.learns_from_comments if status.HasField("learns_from_comments") else None
+        ),
         "alarms": [
             {"name": a.name, "since": rfc3339(a.since), "numbers": dict(sorted(a.numbers.items()))}
             for a in status.alarms

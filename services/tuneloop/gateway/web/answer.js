@@ -6,6 +6,7 @@ import { whatChanged } from "./effects.js";
 import { MarkdownView, markdown } from "./markdown.js";
 import { SavedChoice } from "./saving.js";
 import { sendSignal, shareChanged } from "./signals.js";
+import { writingForm } from "./writing.js";
 
 const ENDINGS = {
   length: "Stopped at the length limit.",
@@ -13,9 +14,17 @@ const ENDINGS = {
   cut: "Cut off when you left the page.",
 };
 
+/** What becomes of a comment, by whether the model learns from comments; null: that is not known. */
+const FATES = new Map([
+  [true, "The next version learns from it."],
+  [false, "It is stored for people to read, not learned from."],
+  [null, "It is stored."],
+]);
+
 /**
  * Shows `answer` and keeps showing it as `update` is called. `actions` are the conversation's:
- * `changed()`, `following(change)`, `retry()`, and `regenerate()` where the answer is the last.
+ * `changed()`, `following(change)`, `retry()`, `learnsFromComments()`, and `regenerate()` where the
+ * answer is the last.
  */
 export class AnswerView {
   constructor(answer, actions) {
@@ -142,6 +151,7 @@ export class AnswerView {
           { class: "said" },
           icon("comment"),
           `“${answer.comment.text}” `,
+          answer.comment.learned && el("span", {}, answer.comment.learned),
           this.undo("Take it back", () => this.takeBack("comment")),
         ),
       );
@@ -201,73 +211,39 @@ export class AnswerView {
 
   openEdit() {
     const { answer } = this;
-    const box = el("textarea", {
-      class: "box",
-      "aria-label": "The answer as it should have been",
-      maxlength: 30_000,
+    const box = { "aria-label": "The answer as it should have been", maxlength: 30_000 };
+    const editor = writingForm(box, {
+      value: answer.edit?.text ?? answer.text,
+      button: "Save the better answer",
+      send: (text) =>
+        this.saveText(
+          "edit",
+          { kind: "demonstration", text },
+          "Thanks. The next version learns to answer like that.",
+        ),
+      cancel: () => this.closeForms(),
     });
-    box.value = answer.edit?.text ?? answer.text;
-    const send = () =>
-      this.saveText(
-        "edit",
-        { kind: "demonstration", text: box.value.trim() },
-        "Thanks. The next version learns to answer like that.",
-      );
-    const editor = this.form(box, "Save the better answer", send);
     (this.editor ?? this.text).replaceWith(editor);
     this.editor = editor;
-    grow(box);
-    box.focus();
+    editor.elements[0].focus();
   }
 
   openComment() {
-    const box = el("textarea", {
-      class: "box",
+    const fate = FATES.get(this.actions.learnsFromComments());
+    const box = {
       "aria-label": "Your comment",
       maxlength: 4000,
       rows: 2,
-      placeholder: "What is good or bad about it?",
+      placeholder: `What is good or bad about it? ${fate}`,
+    };
+    this.commenting = writingForm(box, {
+      button: "Send comment",
+      enterSends: true,
+      send: (text) => this.saveText("comment", { kind: "comment", text }, `Thanks. ${fate}`),
+      cancel: () => this.closeForms(),
     });
-    const send = () =>
-      this.saveText(
-        "comment",
-        { kind: "comment", text: box.value.trim() },
-        "Thanks. Saved for the people who train the model.",
-      );
-    this.commenting = this.form(box, "Send comment", send);
     this.extra.replaceChildren(this.commenting);
-    this.actions.following(() => box.focus());
-  }
-
-  form(box, label, send) {
-    const form = el(
-      "form",
-      { class: "write" },
-      box,
-      el(
-        "div",
-        { class: "actions" },
-        el(
-          "button",
-          { type: "button", class: "quiet", onclick: () => this.closeForms() },
-          "Cancel",
-        ),
-        el("button", { class: "solid" }, label),
-      ),
-    );
-    form.addEventListener("submit", (event) => {
-      event.preventDefault();
-      if (box.value.trim()) send();
-    });
-    box.addEventListener("input", () => grow(box));
-    box.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") {
-        event.stopPropagation();
-        this.closeForms();
-      }
-      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
-    });
-    return form;
+    this.actions.following(() => this.commenting.elements[0].focus());
   }
 
   closeForms() {
@@ -328,17 +304,36 @@ export class AnswerView {
 
   /** Tells what learning from the feedback changed, once a version has learned from it. */
   async showEffect() {
-    const { answer, given } = this;
-    if (given === null || answer.learned?.id === given) return;
     try {
-      const words = await whatChanged(given);
-      if (words === null || given !== this.given) return;
-      answer.learned = { id: given, words };
-      this.tell(words);
-      this.actions.changed();
+      await this.showEffectOfGiven();
+      await this.showEffectOfComment();
     } catch {
       // The next version asks again.
     }
+  }
+
+  async showEffectOfGiven() {
+    const { answer, given } = this;
+    if (given === null || answer.learned?.id === given) return;
+    const words = await whatChanged(given);
+    if (words === null || given !== this.given) return;
+    answer.learned = { id: given, words };
+    this.tell(words);
+    this.actions.changed();
+  }
+
+  /** Beside the comment, as a thumb has its own effect. */
+  async showEffectOfComment() {
+    const { comment } = this.answer;
+    if (!comment?.id || comment.learned) return;
+    const words = await whatChanged(comment.id);
+    if (words === null || comment !== this.answer.comment) return;
+    comment.learned = words;
+    // Its thanks are out of date.
+    this.tell("");
+    this.actions.following(() => this.draw());
+    announce(words);
+    this.actions.changed();
   }
 
   feedback(body) {
@@ -364,10 +359,4 @@ export class AnswerView {
     announce("Copied.");
     this.tell("Copied.");
   }
-}
-
-function grow(box) {
-  if (CSS.supports("field-sizing", "content")) return;
-  box.style.height = "auto";
-  box.style.height = `${box.scrollHeight}px`;
 }

@@ -21,6 +21,7 @@ const actions = {
   following,
   retry: (turn) => retry(turn),
   regenerate: (turn) => regenerate(turn),
+  learnsFromComments: () => status.learnsFromComments,
 };
 
 /* the end stays in sight while it is being read */

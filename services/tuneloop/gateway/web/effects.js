@@ -11,11 +11,24 @@ const TEXTS = {
 };
 const OF_AN_EDIT = { answer: "what the model wrote" };
 
+const getFeedback = (id) => getJson(`/v1/feedback/${encodeURIComponent(id)}`);
+
+/** The version that learned from feedback; null before one has. */
+export async function versionThatLearned(feedbackId) {
+  return learnedBy(await getFeedback(feedbackId));
+}
+
 /** What the newest version that learned from feedback changed; null before one has. */
 export async function whatChanged(feedbackId, names = {}) {
-  const { effects } = await getJson(`/v1/feedback/${encodeURIComponent(feedbackId)}`);
-  return inWords(effects ?? [], names);
+  const given = await getFeedback(feedbackId);
+  const version = learnedBy(given);
+  if (version === null) return null;
+  // Of many at once not all are measured.
+  return inWords(given.effects ?? [], names) ?? `Version ${version} learned from it.`;
 }
+
+const learnedBy = ({ effects, used_by_versions: used }) =>
+  effects?.at(-1)?.policy_version ?? used?.[0] ?? null;
 
 /** `names` says what to call the texts, by what they are. */
 export function inWords(effects, names = {}) {

@@ -1,7 +1,8 @@
 // "Rate this conversation": a thumb on the session that all its turns share.
 
-import { getJson, retractFeedback, sendFeedback } from "./api.js";
+import { retractFeedback, sendFeedback } from "./api.js";
 import { el, iconButton, say } from "./dom.js";
+import { versionThatLearned } from "./effects.js";
 import { SavedChoice } from "./saving.js";
 
 /** A conversation of one turn is judged by the thumb under its answer. */
@@ -81,10 +82,9 @@ export class SessionRating {
     const given = session.ids.at(-1);
     if (!given || session.learned === given) return;
     try {
-      const { effects } = await getJson(`/v1/feedback/${encodeURIComponent(given)}`);
-      if (!effects?.length || given !== session.ids.at(-1)) return;
+      const version = await versionThatLearned(given);
+      if (version === null || given !== session.ids.at(-1)) return;
       session.learned = given;
-      const version = effects.at(-1).policy_version;
       this.choice.tell(`Version ${version} learned from this conversation.`);
       this.actions.changed();
     } catch {

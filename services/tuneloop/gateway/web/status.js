@@ -22,6 +22,8 @@ export class Status {
     this.policy = "tuneloop";
     this.version = null;
     this.loaded = [];
+    /** null where the learner did not say. */
+    this.learnsFromComments = null;
     this.badge = el("span", { class: "badge" }, "–");
     this.learner = el(
       "span",
@@ -71,6 +73,7 @@ export class Status {
   }
 
   takeLearner(status) {
+    this.learnsFromComments = status?.learns_from_comments ?? this.learnsFromComments;
     this.learner.dataset.state = status ? status.state : "away";
     say(this.learner.lastChild, status ? (WORDS[status.state] ?? status.state) : "learner is down");
     const kto = status?.samples.find((sample) => sample.objective === "kto");

@@ -6,7 +6,10 @@ import { el, iconButton, say } from "./dom.js";
 import { whatChanged } from "./effects.js";
 import { SavedChoice } from "./saving.js";
 
-/** `actions` are the page's: `changed`, `following`, `retry(turn)`, `regenerate(turn)`. */
+/**
+ * `actions` are the page's: `changed`, `following`, `retry(turn)`, `regenerate(turn)`,
+ * `learnsFromComments`.
+ */
 export class TurnView {
   constructor(turn, actions) {
     this.turn = turn;
@@ -42,6 +45,7 @@ export class TurnView {
         changed: () => this.actions.changed(),
         following: (change) => this.actions.following(change),
         retry: () => this.actions.retry(this.turn),
+        learnsFromComments: () => this.actions.learnsFromComments(),
         regenerate: null,
       };
       this.views.set(answer.key, new AnswerView(answer, actions));
