@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -34,15 +35,21 @@ def user(serve_tiny: ServeTiny) -> Iterator[User]:
         "TUNELOOP_LEARNER_PUBLISH_EVERY_SECONDS": "0",
     }
     with serve_tiny("open-webui", environment) as user:
+        wait_until(lambda: user.get("/v1/learner"), "the learner answers")
         yield user
 
 
 @pytest.fixture(scope="module")
-def ann(user: User, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUser]:
+def admin(user: User, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUser]:
     with open_webui.running(tmp_path_factory.mktemp("open-webui")) as webui:
         admin = webui.sign_up("admin")
         open_webui.connect(admin, user.service.url)
-        yield open_webui.add_user(admin, "ann")
+        yield admin
+
+
+@pytest.fixture(scope="module")
+def ann(admin: WebUser) -> WebUser:
+    return open_webui.add_user(admin, "ann")
 
 
 def feedback(user: User, kind: str) -> list[dict[str, Any]]:
@@ -112,41 +119,66 @@ def test_side_tasks_are_not_trained_on(user: User, ann: WebUser) -> None:
         assert done["choices"][0]["completion_id"]
     rating = ann.rating(ann.chat("And scissors?"), rating=-1)
     ann.call("POST", "/api/v1/evaluations/feedback", rating)
-    wait_until(lambda: feedback(user, "thumb")[0]["completion"] is not None, "the last is known")
-    assert feedback(user, "thumb")[0]["prompt"][-1]["content"] == "And scissors?"
+    wait_until(
+        lambda: (
+            [m["content"] for m in feedback(user, "thumb")[0]["prompt"] or []][-1:]
+            == ["And scissors?"]
+        ),
+        "the last is known",
+    )
     assert known() == before + 2
 
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
-def test_a_thumb_pressed_on_its_page(user: User, ann: WebUser) -> None:
+def test_a_thumb_pressed_on_its_page(user: User, ann: WebUser, admin: WebUser) -> None:
     from playwright.sync_api import sync_playwright
 
     before = len(feedback(user, "thumb"))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page()
-        page.set_default_timeout(60_000)
-        page.add_init_script(f"localStorage.token = {json.dumps(ann.token)}")
-        page.goto(ann.url)
+        page = open_page(browser, ann)
         page.locator("#chat-input").click()
         page.keyboard.type("What floats on water?")
         page.keyboard.press("Enter")
         page.get_by_label("Good Response").click()
         wait_until(lambda: len(feedback(user, "thumb")) == before + 1, "the thumb arrives")
-        page.get_by_label("Bad Response").click()
-        wait_until(lambda: len(feedback(user, "thumb")) == before + 2, "the other arrives")
+        live = page.get_by_text(re.compile(r"Version \d+ is live. It learned from the rating"))
+        live.wait_for()
         if folder := os.environ.get("SCREENSHOTS"):
             page.screenshot(path=f"{folder}/open-webui.png")
+        told = live.inner_text()
+        up = feedback(user, "thumb")[0]
+        learned = user.get(f"/v1/lineage/feedback/{up['id']}")["policy"]
+        assert int(told.split()[1]) in (*learned["direct"], *learned["descended"])
+        page.get_by_label("Bad Response").click()
+        wait_until(lambda: len(feedback(user, "thumb")) == before + 2, "the other arrives")
+        page.reload()
+        page.get_by_text(told).wait_for()
+
+        # Its users cannot take a rating back, administrators can.
+        page = open_page(browser, admin, "/admin")
+        page.get_by_role("button", name="Okay, Let's Go!").click()
+        page.get_by_role("link", name="Evaluations").click()
+        page.get_by_role("link", name="Feedback").click()
+        page.get_by_role("row", name="tuneloop").first.get_by_label("More").click()
+        page.get_by_text("Delete", exact=True).click()
+        page.get_by_text("Feedback deleted successfully").wait_for()
         browser.close()
     down, up = feedback(user, "thumb")[:2]
     assert (down["value"], up["value"]) == ("down", "up")
     assert down["completion_id"] == up["completion_id"]
-    wait_until(lambda: feedback(user, "thumb")[0]["prompt"] is not None, "the answer is known")
-    assert feedback(user, "thumb")[0]["prompt"][-1]["content"] == "What floats on water?"
-    (row, *_) = ann.call("GET", "/api/v1/evaluations/feedbacks/user")["items"]
-    ann.call("DELETE", f"/api/v1/evaluations/feedback/{row['id']}")
+    assert down["prompt"][-1]["content"] == "What floats on water?"
     wait_until(
         lambda: [f["status"] for f in feedback(user, "thumb")[:2]] == ["retracted"] * 2,
         "both are retracted",
     )
+
+
+def open_page(browser: Any, user: WebUser, path: str = "/") -> Any:
+    """Its page, for one who is signed in, in a context of its own."""
+    page = browser.new_context().new_page()
+    page.set_default_timeout(60_000)
+    page.add_init_script(f"localStorage.token = {json.dumps(user.token)}")
+    page.goto(f"{user.url}{path}")
+    return page

@@ -117,7 +117,13 @@ async def test_a_thumb_finds_the_answer_that_it_is_about(
 ) -> None:
     completion_id = (await ask(http))["id"]
     answer = await tell(http, rated(rating=1))
-    assert answer == {"id": ROW, "status": "accepted", "feedback": [f"owui-{ROW}-thumb-0"]}
+    receipt = IDS.receipt("default", f"owui-{ROW}-thumb-0")
+    assert answer == {
+        "id": ROW,
+        "status": "accepted",
+        "feedback": [f"owui-{ROW}-thumb-0"],
+        "receipt": receipt,
+    }
     (feedback,) = events(stack)
     assert isinstance(feedback, Feedback)
     assert feedback.completion_id == completion_id == answer_id()
@@ -315,6 +321,11 @@ class OpenWebUI:
         modules = {"feedbacks": {"Feedbacks": self}, "chats": {"Chats": Chats()}}
         for name, members in modules.items():
             self.install(monkeypatch, f"open_webui.models.{name}", members)
+        self.said: list[tuple[dict[str, Any], str]] = []
+        """What its users were shown, under which answers."""
+        self.install(
+            monkeypatch, "open_webui.socket.main", {"get_event_emitter": self.get_event_emitter}
+        )
         members = {"get_openai_runtime_config": self.connections}
         self.install(monkeypatch, "open_webui.routers.openai", members)
 
@@ -334,6 +345,13 @@ class OpenWebUI:
         marked = {"headers": {"X-OpenWebUI-Message-Id": "{{MESSAGE_ID}}"}}
         configs = {"0": {}, "1": marked, "2": marked | {"enable": False}}
         return True, [f"{url}/v1" for url in (NOBODY, address, NOBODY)], [], configs
+
+    async def get_event_emitter(self, answer: dict[str, Any]) -> Any:
+        async def emit(event: dict[str, Any]) -> None:
+            assert (event["type"], event["data"]["done"]) == ("status", True)
+            self.said.append((answer, event["data"]["description"]))
+
+        return emit
 
     async def get_feedback_by_id(self, rating: str) -> Any:
         return self.rows.get(rating)
@@ -404,6 +422,42 @@ async def test_the_function_sends_a_rating_and_its_deletion(stack: Stack, webui:
     assert function.waiting == {}
 
 
+async def test_the_function_tells_when_a_version_that_learned_is_live(
+    stack: Stack, webui: OpenWebUI
+) -> None:
+    function = load_function()
+    function.look_seconds = 0.05
+    stack.generation.policy_version = 2
+    webui.rate(rating=1)
+    await function.event(event=event("feedback.created"))
+    await settled(function)
+    # No version has learned from it, then one that does not serve.
+    await asyncio.sleep(0.2)
+    stack.learner.effects = [learner_pb2.Effect(policy_version=9, text="answer")]
+    await asyncio.sleep(0.2)
+    stack.generation.policy_version = 9
+    await asyncio.wait_for(function.following, 20)
+    answer = {"user_id": ANN, "chat_id": CHAT, "message_id": MESSAGE}
+    words = "Version 9 is live. It learned from the rating of this answer."
+    assert webui.said == [(answer, words)]
+
+    # Once, also if a comment is added; another thumb is told anew, unless it is deleted before.
+    webui.rate(rating=1, comment="no tables")
+    await function.event(event=event("feedback.updated"))
+    await settled(function)
+    assert function.followed == {}
+    stack.generation.policy_version = 2
+    webui.rate(rating=-1)
+    await function.event(event=event("feedback.updated"))
+    await settled(function)
+    assert list(function.followed) == [ROW]
+    del webui.rows[ROW]
+    await function.event(event=event("feedback.deleted"))
+    await settled(function)
+    await asyncio.wait_for(function.following, 20)
+    assert len(webui.said) == 1
+
+
 async def test_the_function_sends_recent_ratings_when_it_starts(
     stack: Stack, webui: OpenWebUI
 ) -> None:
@@ -417,6 +471,7 @@ async def test_the_function_sends_recent_ratings_when_it_starts(
         await function.event(event=started, __id__="tuneloop")
         await settled(function)
     assert told(stack) == [(f"owui-{ROW}-thumb-0", Thumb(up=False))]
+    assert function.followed == {}, "who rated was told, before the start"
     await function.event(event=event("function.enabled", "other", "function"), __id__="tuneloop")
     assert function.waiting == {}
 

@@ -104,7 +104,13 @@ async def follow_rating(body: RatingBody, request: Request) -> dict[str, object]
         for series in SERIES
         if (found := await follow_series(gateway, caller, body, series, says.get(series)))
     ]
-    return {"id": body.id, "status": "accepted" if standing else "none", "feedback": standing}
+    return {
+        "id": body.id,
+        "status": "accepted" if standing else "none",
+        "feedback": standing,
+        # Of the thumb, if there is one.
+        "receipt": gateway.ids.receipt(gateway.settings.tenant, standing[0]) if standing else None,
+    }
 
 
 @router.delete("/v1/open_webui/feedback")
