@@ -14,9 +14,9 @@ from tuneloop import wire
 from tuneloop.bus import subjects
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import InvalidRequest, SettingsError, WeightsRefused
-from tuneloop.generation.completions import Completions, Final, GenerationRequest
+from tuneloop.generation.completions import Completions, GenerationRequest
 from tuneloop.generation.engine import Engine, EngineLimits, EngineRequest
-from tuneloop.generation.partial_completion import Delta
+from tuneloop.generation.partial_completion import Delta, Final
 from tuneloop.generation.prompts import Tokenization
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.swap.hot_swap import HotSwap, SwapOptions
@@ -69,6 +69,7 @@ async def test_ends_at_the_end_of_turn_token_and_reports_it(engine: Engine) -> N
     assert answer.token_ids == [2]
     assert answer.text == ""
     assert answer.finish_reason is FinishReason.STOP
+    assert answer.outputs[-1].stop_sequence == ""
 
 
 async def test_a_stop_string_ends_the_completion_and_is_not_in_the_text(engine: Engine) -> None:
@@ -79,6 +80,7 @@ async def test_a_stop_string_ends_the_completion_and_is_not_in_the_text(engine: 
     (answer,) = await complete(engine, PROMPT, stop=("never seen", stop), **greedy)
     assert answer.text == whole.text[: whole.text.index(stop)]
     assert answer.finish_reason is FinishReason.STOP
+    assert answer.outputs[-1].stop_sequence == stop
     assert answer.token_ids == whole.token_ids[: len(answer.token_ids)]
 
 

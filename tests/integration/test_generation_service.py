@@ -189,6 +189,18 @@ async def test_an_answer_streams_and_its_rollout_is_stored(
     assert service.metric("tuneloop_time_to_first_token_seconds_count") >= 1
 
 
+async def test_the_tokens_of_a_conversation_are_counted_as_an_answer_counts_them(
+    stub: generation_pb2_grpc.GenerationServiceStub,
+) -> None:
+    request = make_request("chatcmpl-count")
+    _, (final,) = await run(stub, request)
+    count = await stub.CountTokens(generation_pb2.CountTokensRequest(chat=request.chat))
+    assert count.prompt_tokens == final.usage.prompt_tokens
+    tools = generation_pb2.ToolUse(tools=[generation_pb2.Tool(name="f")])
+    with pytest.raises(grpc.aio.AioRpcError, match="tools: calling functions is off"):
+        await stub.CountTokens(generation_pb2.CountTokensRequest(chat=request.chat, tool_use=tools))
+
+
 async def test_siblings_share_a_group_and_have_ids_of_their_own(
     stub: generation_pb2_grpc.GenerationServiceStub, bus: JetStreamBus
 ) -> None:

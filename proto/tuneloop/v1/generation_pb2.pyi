@@ -142,7 +142,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
 
 class GenerateFinal(_message.Message):
-    __slots__ = ("index", "completion_id", "token_ids", "generation_logprobs", "finish_reason", "policy_version_spans", "usage", "policy_version")
+    __slots__ = ("index", "completion_id", "token_ids", "generation_logprobs", "finish_reason", "policy_version_spans", "usage", "policy_version", "stop_sequence")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -151,6 +151,7 @@ class GenerateFinal(_message.Message):
     POLICY_VERSION_SPANS_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    STOP_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     index: int
     completion_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -159,7 +160,8 @@ class GenerateFinal(_message.Message):
     policy_version_spans: _containers.RepeatedCompositeFieldContainer[_rollout_pb2.PolicyVersionSpan]
     usage: Usage
     policy_version: int
-    def __init__(self, index: _Optional[int] = ..., completion_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., generation_logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[_rollout_pb2.FinishReason, str]] = ..., policy_version_spans: _Optional[_Iterable[_Union[_rollout_pb2.PolicyVersionSpan, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., policy_version: _Optional[int] = ...) -> None: ...
+    stop_sequence: str
+    def __init__(self, index: _Optional[int] = ..., completion_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., generation_logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[_rollout_pb2.FinishReason, str]] = ..., policy_version_spans: _Optional[_Iterable[_Union[_rollout_pb2.PolicyVersionSpan, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., policy_version: _Optional[int] = ..., stop_sequence: _Optional[str] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("delta", "final")
@@ -168,6 +170,24 @@ class GenerateResponse(_message.Message):
     delta: GenerateDelta
     final: GenerateFinal
     def __init__(self, delta: _Optional[_Union[GenerateDelta, _Mapping]] = ..., final: _Optional[_Union[GenerateFinal, _Mapping]] = ...) -> None: ...
+
+class CountTokensRequest(_message.Message):
+    __slots__ = ("policy", "chat", "tool_use", "api_key_id")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    CHAT_FIELD_NUMBER: _ClassVar[int]
+    TOOL_USE_FIELD_NUMBER: _ClassVar[int]
+    API_KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    policy: str
+    chat: _rollout_pb2.ChatPrompt
+    tool_use: ToolUse
+    api_key_id: str
+    def __init__(self, policy: _Optional[str] = ..., chat: _Optional[_Union[_rollout_pb2.ChatPrompt, _Mapping]] = ..., tool_use: _Optional[_Union[ToolUse, _Mapping]] = ..., api_key_id: _Optional[str] = ...) -> None: ...
+
+class CountTokensResponse(_message.Message):
+    __slots__ = ("prompt_tokens",)
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    prompt_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class WeightsReference(_message.Message):
     __slots__ = ("policy", "policy_version", "uri", "manifest_sha256", "traceparent")

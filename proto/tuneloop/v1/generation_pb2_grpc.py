@@ -40,6 +40,11 @@ class GenerationServiceStub(object):
                 request_serializer=tuneloop_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=tuneloop_dot_v1_dot_generation__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.CountTokens = channel.unary_unary(
+                '/tuneloop.v1.GenerationService/CountTokens',
+                request_serializer=tuneloop_dot_v1_dot_generation__pb2.CountTokensRequest.SerializeToString,
+                response_deserializer=tuneloop_dot_v1_dot_generation__pb2.CountTokensResponse.FromString,
+                _registered_method=True)
         self.LoadWeights = channel.unary_unary(
                 '/tuneloop.v1.GenerationService/LoadWeights',
                 request_serializer=tuneloop_dot_v1_dot_generation__pb2.LoadWeightsRequest.SerializeToString,
@@ -63,6 +68,13 @@ class GenerationServiceServicer(object):
 
     def Generate(self, request, context):
         """Streams one or more completions of a prompt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountTokens(self, request, context):
+        """Counts the tokens of a conversation, without an answer to it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,6 +108,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=tuneloop_dot_v1_dot_generation__pb2.GenerateRequest.FromString,
                     response_serializer=tuneloop_dot_v1_dot_generation__pb2.GenerateResponse.SerializeToString,
+            ),
+            'CountTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountTokens,
+                    request_deserializer=tuneloop_dot_v1_dot_generation__pb2.CountTokensRequest.FromString,
+                    response_serializer=tuneloop_dot_v1_dot_generation__pb2.CountTokensResponse.SerializeToString,
             ),
             'LoadWeights': grpc.unary_unary_rpc_method_handler(
                     servicer.LoadWeights,
@@ -141,6 +158,33 @@ class GenerationService(object):
             '/tuneloop.v1.GenerationService/Generate',
             tuneloop_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
             tuneloop_dot_v1_dot_generation__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tuneloop.v1.GenerationService/CountTokens',
+            tuneloop_dot_v1_dot_generation__pb2.CountTokensRequest.SerializeToString,
+            tuneloop_dot_v1_dot_generation__pb2.CountTokensResponse.FromString,
             options,
             channel_credentials,
             insecure,

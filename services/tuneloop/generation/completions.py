@@ -26,7 +26,7 @@ from tuneloop.generation.engine import (
     clip_max_tokens,
 )
 from tuneloop.generation.outcomes import Outcomes
-from tuneloop.generation.partial_completion import Delta, PartialCompletion
+from tuneloop.generation.partial_completion import Delta, Final, PartialCompletion
 from tuneloop.generation.prompts import Tokenization, TokenizedPrompt
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.schemas.trial import GrammarTrial
@@ -80,20 +80,6 @@ class GenerationRequest:
     def caller(self) -> str:
         """Who takes turns with others: a key, or what this service asks for itself."""
         return self.api_key_id or self.source.value
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Final:
-    """The end of one completion."""
-
-    index: int
-    completion_id: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finish_reason: FinishReason
-    policy_version_spans: tuple[PolicyVersionSpan, ...]
-    policy_version: int
-    prompt_tokens: int
 
 
 class Completions:
@@ -156,6 +142,12 @@ class Completions:
         except TuneloopError as error:
             metrics.request_errors.labels(error.reason).inc()
             raise
+
+    async def count_tokens(self, prompt: Prompt, caller: str) -> int:
+        """Return the tokens of a conversation. Raises `InvalidRequest` and `Overloaded`."""
+        with self.slots.take(caller, 1):
+            check_tools(prompt, self.tool_format, in_template=self.tokenization.takes_tools)
+            return len((await self.tokenize(prompt)).token_ids)
 
     async def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         """Tokenize the prompt, after refusing one that is far too long.
@@ -300,6 +292,7 @@ class Completions:
             policy_version_spans=spans,
             policy_version=last,
             prompt_tokens=len(prompt.token_ids),
+            stop_sequence=output.stop_sequence,
         )
         return final, self.rollout(request, prompt, completion, output.finish_reason, spans)
 

@@ -51,6 +51,8 @@ class EngineOutput:
     top_logprobs: tuple[tuple[TokenCandidate, ...], ...]
     """Best first, for each of `token_ids`; empty unless asked for."""
     finish_reason: FinishReason | None = None
+    stop_sequence: str = ""
+    """The stop string that ended it; empty if none did."""
     policy_version_spans: tuple[PolicyVersionSpan, ...] = ()
     """Set on the last output: which version sampled which of all the tokens."""
 

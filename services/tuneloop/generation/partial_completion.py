@@ -1,9 +1,10 @@
-"""A completion while it is sampled, and the deltas that a caller gets."""
+"""A completion while it is sampled, and the events that a caller gets."""
 
 from dataclasses import dataclass, field
 
 from tuneloop.generation.engine import EngineOutput, TokenCandidate
 from tuneloop.generation.tool_calls import ToolCallDelta, ToolParser
+from tuneloop.rollouts import FinishReason, PolicyVersionSpan
 
 no_calls: tuple[ToolCallDelta, ...] = ()
 
@@ -21,6 +22,22 @@ class Delta:
     """Empty unless asked for."""
     policy_version: int
     tool_calls: tuple[ToolCallDelta, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Final:
+    """The end of one completion."""
+
+    index: int
+    completion_id: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    policy_version_spans: tuple[PolicyVersionSpan, ...]
+    policy_version: int
+    prompt_tokens: int
+    stop_sequence: str = ""
+    """The stop string that ended it; empty if none did."""
 
 
 @dataclass(slots=True)

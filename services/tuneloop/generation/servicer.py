@@ -7,8 +7,8 @@ from typing import Any
 from tuneloop import tracing, wire
 from tuneloop.bus import subjects
 from tuneloop.errors import InvalidRequest, NotFound
-from tuneloop.generation.completions import Completions, Final, GenerationRequest
-from tuneloop.generation.partial_completion import Delta
+from tuneloop.generation.completions import Completions, GenerationRequest
+from tuneloop.generation.partial_completion import Delta, Final
 from tuneloop.generation.schemas.limits import check_schema, check_schemas
 from tuneloop.generation.tool_calls import merge_calls
 from tuneloop.rollouts import (
@@ -20,7 +20,7 @@ from tuneloop.rollouts import (
     RolloutSource,
     SamplingParameters,
 )
-from tuneloop.v1 import generation_pb2, generation_pb2_grpc
+from tuneloop.v1 import generation_pb2, generation_pb2_grpc, rollout_pb2
 
 MAX_ID_LENGTH = 256
 
@@ -50,6 +50,16 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                         yield generation_pb2.GenerateResponse(delta=message)
         finally:
             await batches.aclose()
+
+    async def CountTokens(
+        self, request: generation_pb2.CountTokensRequest, context: Any
+    ) -> generation_pb2.CountTokensResponse:
+        """Count the tokens of a conversation."""
+        self.check_policy(request.policy)
+        tools = request.tool_use if request.HasField("tool_use") else None
+        prompt = chat_from_proto(request.chat, tools)
+        count = await self.completions.count_tokens(prompt, request.api_key_id)
+        return generation_pb2.CountTokensResponse(prompt_tokens=count)
 
     async def LoadWeights(
         self, request: generation_pb2.LoadWeightsRequest, context: Any
@@ -220,18 +230,24 @@ def prompt_from_proto(request: generation_pb2.GenerateRequest) -> Prompt:
     """Return the prompt. Raises `InvalidRequest` unless there is exactly one kind."""
     match request.WhichOneof("prompt"):
         case "chat":
-            messages = wire.messages_from_proto(request.chat)
-            if not request.HasField("tool_use"):
-                return Prompt(messages=messages)
-            tool_use = wire.tool_use_from_proto(request.tool_use)
-            check_schemas([tool.parameters or "{}" for tool in tool_use.tools], "tools")
-            return Prompt(messages=messages, tool_use=tool_use)
+            tools = request.tool_use if request.HasField("tool_use") else None
+            return chat_from_proto(request.chat, tools)
         case "text":
             return Prompt(text=request.text)
         case "tokens":
             return Prompt(token_ids=tuple(request.tokens.token_ids))
         case _:
             raise InvalidRequest("prompt: missing", param="prompt")
+
+
+def chat_from_proto(chat: rollout_pb2.ChatPrompt, tools: generation_pb2.ToolUse | None) -> Prompt:
+    """Return a conversation, with the tools that may be called in it."""
+    messages = wire.messages_from_proto(chat)
+    if tools is None:
+        return Prompt(messages=messages)
+    tool_use = wire.tool_use_from_proto(tools)
+    check_schemas([tool.parameters or "{}" for tool in tool_use.tools], "tools")
+    return Prompt(messages=messages, tool_use=tool_use)
 
 
 def join_deltas(events: Sequence[Delta | Final]) -> list[Delta | Final]:
@@ -279,4 +295,5 @@ def final_to_proto(final: Final) -> generation_pb2.GenerateFinal:
             prompt_tokens=final.prompt_tokens, completion_tokens=len(final.token_ids)
         ),
         policy_version=final.policy_version,
+        stop_sequence=final.stop_sequence,
     )

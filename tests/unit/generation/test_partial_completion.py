@@ -1,7 +1,6 @@
 """Deltas are joined to completions."""
 
-from tuneloop.generation.completions import Final
-from tuneloop.generation.partial_completion import Delta
+from tuneloop.generation.partial_completion import Delta, Final
 from tuneloop.generation.servicer import join_deltas
 from tuneloop.rollouts import FinishReason
 

@@ -20,12 +20,13 @@ class Detokenizer:
     sent: int = 0
     prefix_start: int = 0
     read_end: int = 0
-    stopped: bool = False
+    stopped_by: str = ""
+    """The stop string that was found; empty: none."""
 
     def add(self, token_id: int, *, ends: bool) -> str:
         """Add a token and return the text to send; with `ends` nothing is held back.
 
-        Sets `stopped`, and cuts the text, if a stop string is complete.
+        Sets `stopped_by`, and cuts the text, if a stop string is complete.
         """
         self.token_ids.append(token_id)
         self.text += self.new_text(ends)
@@ -33,9 +34,11 @@ class Detokenizer:
             # It may start in the text held back, never in the text sent.
             found = self.text.find(stop, self.sent)
             if found >= 0:
-                self.stopped = True
+                self.stopped_by = stop
                 self.text = self.text[:found]
-        held_back = 0 if ends or self.stopped else max((len(s) - 1 for s in self.stop), default=0)
+        held_back = (
+            0 if ends or self.stopped_by else max((len(s) - 1 for s in self.stop), default=0)
+        )
         end = max(self.sent, len(self.text) - held_back)
         piece, self.sent = self.text[self.sent : end], end
         return piece

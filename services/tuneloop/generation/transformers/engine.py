@@ -299,7 +299,7 @@ class TransformersEngine:
         at_limit = len(completion.token_ids) >= sampling.max_tokens
         text = completion.detokenizer.add(token, ends=at_stop_token or at_limit)
         reason = None
-        if at_stop_token or completion.detokenizer.stopped:
+        if at_stop_token or completion.detokenizer.stopped_by:
             reason = FinishReason.STOP
         elif at_limit:
             reason = FinishReason.LENGTH
@@ -313,6 +313,7 @@ class TransformersEngine:
             if sampling.top_logprobs is None
             else (self.candidates(logprobs, sampling.top_logprobs),),
             finish_reason=reason,
+            stop_sequence=completion.detokenizer.stopped_by,
             policy_version_spans=merge_spans(completion.versions) if reason else (),
         )
 

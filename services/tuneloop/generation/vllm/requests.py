@@ -52,6 +52,8 @@ def output_of(
     token_ids = tuple(completion.token_ids)
     positions = completion.logprobs or []
     top = request.sampling.top_logprobs
+    # A stop string, or the id of a stop token.
+    stopped_by = completion.stop_reason
     return EngineOutput(
         index=completion.index,
         text=completion.text,
@@ -63,6 +65,7 @@ def output_of(
         if top is None
         else tuple(top_candidates(position, top) for position in positions),
         finish_reason=finish_reason(completion.finish_reason),
+        stop_sequence=stopped_by if isinstance(stopped_by, str) else "",
         policy_version_spans=spans_of(completion, request, tokens, kind),
     )
 

@@ -19,14 +19,15 @@ def test_pieces_add_up_to_the_text_before_the_first_stop_string(text: str, stop:
     data, pieces = text.encode(), []
     for position, byte in enumerate(data):
         pieces.append(detokenizer.add(byte, ends=position == len(data) - 1))
-        if detokenizer.stopped:
+        if detokenizer.stopped_by:
             break
     cuts = [text.index(s) for s in stop if s in text]
     if not cuts:
         assert "".join(pieces) == text
     else:
         # Which of several stop strings is complete first decides; none of them is in the text.
-        assert detokenizer.stopped
+        assert detokenizer.stopped_by in stop
+        assert text.startswith("".join(pieces) + detokenizer.stopped_by)
         assert text.startswith("".join(pieces))
         assert not any(s in "".join(pieces) for s in stop)
     assert not any("\ufffd" in piece for piece in pieces) or "\ufffd" in text
