@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import grpc
 import pytest
+from anthropic import Anthropic
+from anthropic import BadRequestError as AnthropicBadRequest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 from pydantic import BaseModel
 from support.clients_stack import ClientStack, running_stack
@@ -157,6 +159,68 @@ async def test_openai_async(services: ClientStack) -> None:
         if last.completion_id == published.id:
             break
     await bus.close()
+
+
+def test_anthropic(services: ClientStack) -> None:
+    with Anthropic(base_url=services.url, api_key="none", max_retries=0) as client:
+        answer = client.messages.create(**ASKED)
+        assert answer.stop_reason in ("end_turn", "max_tokens")
+        assert 0 < answer.usage.output_tokens <= 16
+        count = client.messages.count_tokens(model="tuneloop", messages=MESSAGES)
+        assert count.input_tokens == answer.usage.input_tokens
+        with client.messages.stream(**ASKED) as stream:
+            pieces = "".join(stream.text_stream)
+            assert stream.get_final_text() == pieces
+        filled = client.messages.create(**ASKED | {"max_tokens": 20_000})
+        assert filled.stop_reason in ("end_turn", "model_context_window_exceeded")
+        form: Any = {"type": "json_schema", "schema": Place.model_json_schema()}
+        options: Any = ASKED | {"max_tokens": 400}
+        placed = client.messages.create(**options, output_config={"format": form})
+        (block,) = placed.content
+        assert block.type == "text"
+        Place.model_validate_json(block.text)
+        with pytest.raises(AnthropicBadRequest, match=r"output_config\.format: "):
+            client.messages.create(
+                **options,
+                output_config={"format": {"type": "json_schema", "schema": {"type": "nothing"}}},
+            )
+
+
+def test_anthropic_stops_at_a_sequence(services: ClientStack) -> None:
+    # The package knows no `temperature` any more.
+    greedy = {"temperature": 0, "max_tokens": 24}
+    with Anthropic(base_url=services.url, api_key="none", max_retries=0) as client:
+        whole = client.messages.create(**ASKED, extra_body=greedy)
+        (block,) = whole.content
+        assert block.type == "text"
+        sequence = block.text.strip()[2:4]
+        cut = client.messages.create(**ASKED, stop_sequences=[sequence], extra_body=greedy)
+    assert (cut.stop_reason, cut.stop_sequence) == ("stop_sequence", sequence)
+
+
+def test_anthropic_calls_tools(services: ClientStack) -> None:
+    tool: Any = {"name": "Dive", "description": "dive", "input_schema": Dive.model_json_schema()}
+    options: Any = ASKED | {"max_tokens": 400, "tools": [tool]}
+    must: Any = {"type": "tool", "name": "Dive"}
+    with Anthropic(base_url=services.url, api_key="none", max_retries=0) as client:
+        answer = client.messages.create(**options, tool_choice=must)
+        with client.messages.stream(**options, tool_choice=must) as stream:
+            streamed = stream.get_final_message()
+        for message in (answer, streamed):
+            assert message.stop_reason == "tool_use"
+            (call,) = message.content
+            assert call.type == "tool_use"
+            Dive.model_validate(call.input)
+        result: Any = {"type": "tool_result", "tool_use_id": call.id, "content": "it was deep"}
+        turns: Any = [
+            *MESSAGES,
+            {"role": "assistant", "content": streamed.content},
+            {"role": "user", "content": [result]},
+        ]
+        after = client.messages.create(**options | {"messages": turns, "max_tokens": 4})
+        assert after.stop_reason in ("end_turn", "max_tokens")
+        counted = client.messages.count_tokens(model="tuneloop", messages=turns, tools=[tool])
+        assert counted.input_tokens == after.usage.input_tokens
 
 
 def test_langchain(services: ClientStack) -> None:

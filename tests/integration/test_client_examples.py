@@ -62,6 +62,14 @@ def test_openai_sdk(shared_stack: Stack) -> None:
     assert f"{TEXT}\nthumb up for {streamed.completion_id}" in output
 
 
+def test_anthropic_sdk(shared_stack: Stack) -> None:
+    output = run(shared_stack, sys.executable, "-m", "examples.anthropic_feedback")
+    (request,) = shared_stack.generation.requests
+    assert [m.role for m in request.chat.messages] == ["system", "user"]
+    assert judgements(shared_stack) == [Thumb(up=True)]
+    assert output == f"{TEXT}\nthumb up for {request.completion_id}: accepted\n"
+
+
 @pytest.mark.slow
 def test_langchain(shared_stack: Stack) -> None:
     output = run(shared_stack, sys.executable, "-m", "examples.langchain_feedback")
@@ -108,6 +116,15 @@ def test_the_page_about_the_client(shared_stack: Stack, tmp_path: Path) -> None:
     assert kinds == ["Thumb", "Comparison", "Thumb", "Rating", "Thumb", "Thumb"]
     assert "12 more samples" in output
     assert shared_stack.learner.stable == 1
+
+
+def test_the_page_about_the_api(shared_stack: Stack, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    program = tmp_path / "messages.py"
+    program.write_text(block.replace("http://127.0.0.1:8000", shared_stack.url))
+    run(shared_stack, sys.executable, program)
+    assert judgements(shared_stack) == [Thumb(up=True)]
 
 
 def test_every_example_is_in_the_readme() -> None:

@@ -36,6 +36,8 @@ CALLS: list[tuple[str, str, Any]] = [
     ("DELETE", "/v1/users/ann", None),
     ("POST", "/v1/chat/completions", CHAT),
     ("POST", "/v1/chat/completions", CHAT | {"stream": True}),
+    ("POST", "/v1/messages", CHAT | {"max_tokens": 9}),
+    ("POST", "/v1/messages/count_tokens", CHAT),
     ("POST", "/v1/score", {"prompt": "a", "completions": ["b"]}),
 ]
 

@@ -71,6 +71,8 @@ def test_every_route_needs_the_scope_that_is_written_down() -> None:
     infer = {
         ("POST", "/v1/chat/completions"),
         ("POST", "/v1/completions"),
+        ("POST", "/v1/messages"),
+        ("POST", "/v1/messages/count_tokens"),
         ("POST", "/v1/score"),
         ("GET", "/v1/models"),
         ("GET", "/v1/models/{model_id}"),

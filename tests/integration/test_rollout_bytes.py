@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 from support.observe_flow import flowing
 from support.tiny_models import make_obliging_policy
 from support.waiting import until
 
 from tuneloop import wire
 from tuneloop.bus import StoredEvent, subjects
+from tuneloop.gateway.anthropic.requests import MessagesRequest
 from tuneloop.gateway.openai.schemas import (
     MAX_BIASES,
     MAX_STOP_CHARACTERS,
     MAX_STOPS,
     ChatRequest,
     CompletionRequest,
-    SamplingRequest,
 )
 from tuneloop.generation.transformers.hermes import HermesFormat
 
@@ -63,9 +64,29 @@ chat: dict[str, Any] = {
     "parallel_tool_calls": False,
 }
 text: dict[str, Any] = {"prompt": "\u0f40" * 150, "logprobs": 20}
+BLOCK = {"type": "text", "text": "\U0001f600" * 60}
+messages: dict[str, Any] = {
+    "model": "tuneloop",
+    "messages": [{"role": "user", "content": [BLOCK]}],
+    "max_tokens": 8,
+    "system": [BLOCK],
+    "tools": [{"name": "f", "description": "d" * 80, "input_schema": {}}],
+    "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+    "thinking": {"type": "disabled"},
+    "temperature": 2,
+    "top_p": 0.123456789,
+    "top_k": 2**31 - 1,
+    "stop_sequences": shared["stop"],
+    "stream": False,
+    "metadata": {"user_id": "u" * 512, "note": "t" * 5000},
+    "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+    "session_id": "c" * 128,
+    "policy_version": 0,
+}
 UNSUPPORTED = {
     *("functions", "function_call", "modalities", "audio", "web_search_options", "moderation"),
     *("verbosity", "suffix", "echo", "best_of"),
+    *("container", "mcp_servers", "inference_geo", "compaction", "thread", "output_format"),
 }
 needs: dict[str, dict[str, Any]] = {
     "top_logprobs": {"logprobs": True},
@@ -73,29 +94,38 @@ needs: dict[str, dict[str, Any]] = {
     "parallel_tool_calls": {"tools": [TOOL]},
     "stream_options": {"stream": True},
 }
+strict_tool = {"name": "f", "strict": True, "input_schema": NARROW}
+needs_of: dict[type[BaseModel], dict[str, dict[str, Any]]] = {
+    ChatRequest: needs,
+    CompletionRequest: needs,
+    MessagesRequest: {"tool_choice": {"tools": [strict_tool]}},
+}
 
 
-def bodies(kind: type[SamplingRequest], values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def bodies(kind: type[BaseModel], values: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield a body for each field, as large as the field may be."""
     # A field that is new must be measured too.
     assert set(kind.model_fields) - UNSUPPORTED - {"n"} == set(values)
     least = {name: values[name] for name in ("model", "messages", "prompt") if name in values}
+    least |= {"max_tokens": 8} if kind is MessagesRequest else {}
     for name, value in values.items():
-        yield least | needs.get(name, {}) | {name: value}
+        yield least | needs_of[kind].get(name, {}) | {name: value}
 
 
-@pytest.mark.parametrize("n", [1, 64])
 @pytest.mark.parametrize(
-    ("route", "kind", "values"),
+    ("route", "kind", "values", "n"),
     [
-        ("chat/completions", ChatRequest, shared | chat),
-        ("completions", CompletionRequest, shared | text),
+        ("chat/completions", ChatRequest, shared | chat, 1),
+        ("chat/completions", ChatRequest, shared | chat, 64),
+        ("completions", CompletionRequest, shared | text, 1),
+        ("completions", CompletionRequest, shared | text, 64),
+        ("messages", MessagesRequest, messages, 1),
     ],
-    ids=["chat", "text"],
+    ids=["1-chat", "64-chat", "1-text", "64-text", "messages"],
 )
 async def test_what_is_stored_is_in_proportion(
     route: str,
-    kind: type[SamplingRequest],
+    kind: type[BaseModel],
     values: dict[str, Any],
     n: int,
     tmp_path: Path,

@@ -38,8 +38,11 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
     fail_after: int = 0
     """Pieces before the failure."""
     finish_reason: int = rollout_pb2.FINISH_REASON_STOP
+    stop_sequence: str = ""
     without_final: bool = False
     requests: list[generation_pb2.GenerateRequest] = field(default_factory=list)
+    counted: list[generation_pb2.CountTokensRequest] = field(default_factory=list)
+    """Conversations whose tokens were asked for."""
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     produced: int = 0
 
@@ -83,6 +86,7 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
             finish_reason=self.finish_reason,
             usage=generation_pb2.Usage(prompt_tokens=11, completion_tokens=tokens),
             policy_version=self.version_for(request),
+            stop_sequence=self.stop_sequence,
             policy_version_spans=[
                 rollout_pb2.PolicyVersionSpan(
                     policy_version=self.version_for(request), start=0, end=tokens
@@ -114,6 +118,12 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
             policy.canary.share = share
             policy.canary.loaded = loaded
         return policy
+
+    async def CountTokens(self, request: Any, context: Any) -> Any:
+        self.counted.append(request)
+        if self.fail is not None:
+            raise self.fail
+        return generation_pb2.CountTokensResponse(prompt_tokens=11)
 
     async def GetPolicy(self, request: Any, context: Any) -> Any:
         if request.policy not in ("", "tuneloop"):

@@ -1,14 +1,13 @@
 """Every field of OpenAI's request bodies: what a test sends, and what must come of it.
 
-`test_openai_fields` sends each to the gateway; `docs.render_api` makes the table of docs/api.md.
+`test_request_fields` sends each to the gateway; `docs.render_api` makes the table of docs/api.md.
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
-import httpx
+from .request_fields import RequestField, of_a_user, sampled, streamed
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 BOTH = (CHAT, TEXT)
@@ -18,41 +17,7 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 TOOL = {"type": "function", "function": {"name": "f"}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
-
-Effect = Callable[[Any, httpx.Response], bool]
-"""Whether the request to generation, or the HTTP answer, shows what the field asks for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenAIField:
-    """One field of one or both endpoints."""
-
-    name: str
-    value: Any
-    """Asks for something that is not the default."""
-    support: Literal["yes", "ignored", "refused"]
-    note: str = ""
-    endpoints: tuple[str, ...] = BOTH
-    effect: Effect | None = None
-    """For supported fields; it must not be there without the field."""
-    beside: dict[str, Any] = field(default_factory=dict)
-    """Fields that this one needs."""
-
-
-def sampled(name: str, expected: Any) -> Effect:
-    """The sampling parameter `name` is `expected`."""
-    return lambda request, _: getattr(request.sampling, name) == expected
-
-
-def streamed(request: Any, response: httpx.Response) -> bool:
-    return response.headers["content-type"].startswith("text/event-stream")
-
-
-def of_a_user(request: Any, response: httpx.Response) -> bool:
-    from support.gateway_fakes import IDS
-
-    return bool(request.user_hash == IDS.user_hash("default", "ann"))
-
+OpenAIField = partial(RequestField, endpoints=BOTH)
 
 FIELDS = (
     OpenAIField(

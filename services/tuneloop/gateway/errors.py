@@ -15,6 +15,8 @@
     ├── FeedbackRetracted       the id is of retracted feedback         code feedback_retracted
     └── IdempotencyKeyReused    the key came with another body          code idempotency_key_reused
 
+Paths under `/v1/messages` answer Anthropic's form instead, see `anthropic.errors`.
+
 The code is the error's `reason` in lower case. 429 and 503 carry `Retry-After`.
 """
 
@@ -41,6 +43,7 @@ from tuneloop.errors import (
     Unauthenticated,
     Unavailable,
 )
+from tuneloop.gateway.anthropic.errors import anthropic_error, speaks_anthropic
 
 logger = logging.getLogger("tuneloop.gateway")
 
@@ -154,8 +157,19 @@ def error_document(message: str, error_type: str, param: str | None, code: str) 
     return {"error": {"message": message, "type": error_type, "param": param, "code": code}}
 
 
-def error_response(error: TuneloopError) -> JSONResponse:
-    """Return the HTTP response of an error."""
+def answer_error(
+    path: str, status: int, error: Error, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """Return the HTTP response of an error, in the form of the API that the path is of."""
+    if not speaks_anthropic(path):
+        return JSONResponse(error, status_code=status, headers=headers)
+    status, document = anthropic_error(status, error)
+    headers = {**(headers or {}), "request-id": document["request_id"]}
+    return JSONResponse(document, status_code=status, headers=headers)
+
+
+def error_response(error: TuneloopError, path: str) -> JSONResponse:
+    """Return the HTTP response of an error of a request to `path`."""
     status, _ = status_and_type(error)
     headers = {}
     if status in (429, 503):
@@ -165,14 +179,14 @@ def error_response(error: TuneloopError) -> JSONResponse:
     if isinstance(error, QuotaExceeded | IdempotencyKeyReused):
         # OpenAI's clients retry 429 and 409 unless this header says not to.
         headers["x-should-retry"] = "false"
-    return JSONResponse(error_body(error), status_code=status, headers=headers)
+    return answer_error(path, status, error_body(error), headers)
 
 
-def http_error_response(error: HTTPException) -> JSONResponse:
+def http_error_response(error: HTTPException, path: str) -> JSONResponse:
     """Return the HTTP response of an error of the framework."""
     code = code_of_http_status.get(error.status_code, "invalid_request")
     content = error_document(str(error.detail), "invalid_request_error", None, code)
-    return JSONResponse(content, status_code=error.status_code, headers=error.headers)
+    return answer_error(path, error.status_code, content, error.headers)
 
 
 def invalid_request(problems: Sequence[Any]) -> InvalidRequest:
@@ -198,29 +212,30 @@ def dotted_path(path: Sequence[str | int]) -> str | None:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Make the application answer every error in OpenAI's form."""
+    """Make the application answer every error in OpenAI's form, or in Anthropic's."""
 
-    async def known(_: Request, error: Exception) -> JSONResponse:
+    async def known(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, TuneloopError)
         if status_and_type(error)[0] == 500:
             logger.error("%s: %s", type(error).__name__, error.message)
-        return error_response(error)
+        return error_response(error, request.scope["path"])
 
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return error_response(invalid_request(error.errors()))
+        return error_response(invalid_request(error.errors()), request.scope["path"])
 
-    async def http(_: Request, error: Exception) -> JSONResponse:
+    async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        return http_error_response(error)
+        return http_error_response(error, request.scope["path"])
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         # Starlette raises the error again after this response, so the server logs the traceback.
-        logger.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__)
+        path = request.scope["path"]
+        logger.error("%s %s failed: %s", request.method, path, type(error).__name__)
         content = error_document(
             "the gateway failed; its log has the reason", "server_error", None, "internal"
         )
-        return JSONResponse(content, status_code=500)
+        return answer_error(path, 500, content)
 
     app.add_exception_handler(TuneloopError, known)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -1,8 +1,8 @@
 """`/openapi.json`: FastAPI's document with what it cannot know.
 
 Documents are the types of `tuneloop.api`. Added here are the docstrings of their members, keys and
-the scope that each operation needs, errors in OpenAI's form in place of FastAPI's own, streams with
-their headers, and examples.
+the scope that each operation needs, errors in OpenAI's and Anthropic's forms in place of FastAPI's
+own, streams with their headers, and examples.
 """
 
 import ast
@@ -16,8 +16,10 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
-from tuneloop.api import feedback, learner, openai, policies
+from tuneloop.api import anthropic, feedback, learner, openai, policies
+from tuneloop.api.anthropic import AnthropicError
 from tuneloop.api.openai import ChatCompletionChunk, Error
+from tuneloop.gateway.anthropic.errors import OVERLOADED, speaks_anthropic
 from tuneloop.gateway.edge.authentication import public_paths, scope_for
 from tuneloop.gateway.edge.edge import exposed_headers
 from tuneloop.gateway.keys.scopes import Scope
@@ -27,11 +29,11 @@ Document = dict[str, Any]
 DESCRIPTION = """\
 A language-model service that learns from its users' feedback while it serves them.
 
-Clients of OpenAI's API work as they are. Each choice of an answer has a `completion_id`: send it to
-`/v1/feedback` with a thumb, a comparison or a better answer, and later versions learn from it.
-Errors are `{"error": {message, type, param, code}}`.
+Clients of OpenAI's and of Anthropic's API work as they are. Each choice of an answer has a
+`completion_id`, a message its `id`: send it to `/v1/feedback` with a thumb, a comparison or a
+better answer, and later versions learn from it. Errors are `{"error": {message, type, param,
+code}}`; those of `/v1/messages` have Anthropic's form.
 """
-STREAMS = ("/v1/chat/completions", "/v1/completions")
 KEY = "ApiKey"
 STRING: Document = {"type": "string"}
 
@@ -61,6 +63,11 @@ examples: Mapping[str, Mapping[str, Document]] = {
         "turn of a session": conversation | {"session_id": "chat-7"},
     },
     "/v1/completions": {"text": {"model": MODEL, "prompt": "The capital of France is"}},
+    "/v1/messages": {
+        "whole": conversation | {"max_tokens": 256},
+        "stream": conversation | {"max_tokens": 256, "stream": True, "system": "Be brief."},
+    },
+    "/v1/messages/count_tokens": {"conversation": conversation},
     "/v1/score": {"answers": {"prompt": "The capital of France?", "completions": ["Paris.", "?"]}},
     "/v1/feedback": {
         "thumb": {"kind": "thumb", "completion_id": COMPLETION_ID, "value": "up"},
@@ -99,6 +106,32 @@ stream_example = (
     '"choices":[{"index":0,"completion_id":"chatcmpl-…","delta":{"content":"Paris."},'
     '"logprobs":null,"finish_reason":null}]}\n\ndata: [DONE]\n\n'
 )
+message_example = (
+    'event: message_start\ndata: {"type":"message_start","message":{"id":"chatcmpl-…",'
+    '"policy_version":3,…}}\n\nevent: content_block_start\ndata: {…}\n\n'
+    'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
+    '"delta":{"type":"text_delta","text":"Paris."}}\n\nevent: content_block_stop\ndata: {…}\n\n'
+    'event: message_delta\ndata: {…}\n\nevent: message_stop\ndata: {"type":"message_stop"}\n\n'
+)
+CHUNKS = (
+    "With `stream: true` the answer is a stream of server-sent events: chunks "
+    "(`ChatCompletionChunk`, or a completion of one piece) as `data: {…}`, comments while "
+    "nothing comes, and `data: [DONE]`. With `stream_options.include_usage` the last chunk has "
+    "`usage` and no choices. A failure after the first chunk is sent as "
+    '`data: {"error": {…}}`.'
+)
+EVENTS = (
+    "With `stream: true` the answer is a stream of Anthropic's events: `message_start`, "
+    "`content_block_start`, `content_block_delta` and `content_block_stop` for each block, "
+    "`message_delta` with the stop reason and the usage, `message_stop`; `ping` while nothing "
+    "comes. A failure after the first event is sent as `error`."
+)
+streams: Mapping[str, tuple[str, str]] = {
+    "/v1/chat/completions": (CHUNKS, stream_example),
+    "/v1/completions": (CHUNKS, stream_example),
+    "/v1/messages": (EVENTS, message_example),
+}
+"""What is said of the streams of a path, and an example."""
 response_headers: Mapping[str, str] = {
     "x-policy-version": "The policy version that answered.",
     "idempotent-replayed": "`true` where an earlier request's answer is given again.",
@@ -140,19 +173,21 @@ def openapi_document(app: FastAPI) -> Document:
     components = made["components"]
     for name in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(name, None)
-    for kind in (Error, ChatCompletionChunk):
+    for kind in (Error, AnthropicError, ChatCompletionChunk):
         schema = TypeAdapter(kind).json_schema(ref_template="#/components/schemas/{model}")
         components["schemas"].update(schema.pop("$defs", {}))
         components["schemas"][kind.__name__] = schema
-    for module in (feedback, learner, openai, policies):
+    for module in (anthropic, feedback, learner, openai, policies):
         describe_members(module, components["schemas"])
-    components["responses"] = {status: error_response(text) for status, text in errors.items()}
+    components["responses"] = {
+        status: error_response(text, Error) for status, text in errors.items()
+    }
     components["securitySchemes"] = {
         KEY: {
             "type": "http",
             "scheme": "bearer",
-            "description": "Made with `tuneloop keys create`. Without any key, on loopback only, "
-            "none is needed.",
+            "description": "Made with `tuneloop keys create`; the header `x-api-key` takes it too. "
+            "Without any key, on loopback only, none is needed.",
         }
     }
     for path, operations in made["paths"].items():
@@ -190,11 +225,16 @@ def complete_operation(method: str, path: str, operation: Document) -> None:
         add_security(operation, scope, public=is_public)
         for status in error_statuses(path, takes_body=body is not None):
             responses[status] = {"$ref": f"#/components/responses/{status}"}
+        if speaks_anthropic(path):
+            for status in [name for name in responses if name in errors]:
+                responses[status] = error_response(errors[status], AnthropicError)
+            text = "Generation is at its limit: see Retry-After."
+            responses[str(OVERLOADED)] = error_response(text, AnthropicError)
     if path in examples and body is not None:
         shown = {name: {"value": value} for name, value in examples[path].items()}
         body["content"]["application/json"]["examples"] = shown
-    if path in STREAMS:
-        describe_stream(operation)
+    if path in streams:
+        describe_stream(operation, *streams[path])
 
 
 def add_security(operation: Document, scope: Scope, *, public: bool) -> None:
@@ -216,17 +256,11 @@ def error_statuses(path: str, *, takes_body: bool) -> list[str]:
     return sorted(found)
 
 
-def describe_stream(operation: Document) -> None:
+def describe_stream(operation: Document, text: str, example: str) -> None:
     """Say how a completion streams, and which headers control it."""
-    operation["description"] += (
-        "\n\nWith `stream: true` the answer is a stream of server-sent events: chunks "
-        "(`ChatCompletionChunk`, or a completion of one piece) as `data: {…}`, comments while "
-        "nothing comes, and `data: [DONE]`. With `stream_options.include_usage` the last chunk has "
-        "`usage` and no choices. A failure after the first chunk is sent as "
-        '`data: {"error": {…}}`.'
-    )
+    operation["description"] += f"\n\n{text}"
     answer = operation["responses"]["200"]
-    answer["content"]["text/event-stream"] = {"examples": {"stream": {"value": stream_example}}}
+    answer["content"]["text/event-stream"] = {"examples": {"stream": {"value": example}}}
     answer["headers"] = {
         name: {"schema": STRING, "description": text} for name, text in response_headers.items()
     }
@@ -245,7 +279,7 @@ def describe_stream(operation: Document) -> None:
     ]
 
 
-def error_response(description: str) -> Document:
-    """Return the response of an error."""
-    schema = {"$ref": "#/components/schemas/Error"}
+def error_response(description: str, kind: type) -> Document:
+    """Return the response of an error; `kind` is its document."""
+    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
     return {"description": description, "content": {"application/json": {"schema": schema}}}

@@ -46,6 +46,7 @@ needed_scope = tuple(
     for method, path, scope in (
         ("POST", r"/v1/chat/completions", scopes.Scope.INFER),
         ("POST", r"/v1/completions", scopes.Scope.INFER),
+        ("POST", r"/v1/messages(/count_tokens)?", scopes.Scope.INFER),
         ("POST", r"/v1/score", scopes.Scope.INFER),
         ("GET", r"/v1/models(/.*)?", scopes.Scope.INFER),
         ("POST", r"/v1/feedback(/batch)?", scopes.Scope.FEEDBACK),
@@ -94,21 +95,21 @@ class Authentication:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        meter = None
+        meter, method, path = None, scope["method"], scope["path"]
         if self.proxies:
             scope["client"] = (client_of(scope, self.proxies), 0)
         try:
             caller, meter = self.identify(scope, Headers(scope=scope))
-            if meter is not None and scope["method"] not in READS:
-                needed = scope_for(scope["method"], scope["path"])
+            if meter is not None and method not in READS:
+                needed = scope_for(method, path)
                 meter.admit(generates=needed is scopes.Scope.INFER)
         except TuneloopError as refusal:
             if isinstance(refusal, Unauthenticated | PermissionDenied):
                 self.audit_refusal(scope, refusal)
-            await error_response(refusal)(scope, receive, with_limits(send, meter))
+            response = error_response(refusal, path)
+            await response(scope, receive, with_limits(send, meter))
             return
         scope.setdefault("state", {})["caller"] = caller
-        method, path = scope["method"], scope["path"]
         if is_recorded(method, path, scope_for(method, path)):
             send = self.with_record(send, scope, caller)
         if meter is None:
@@ -141,7 +142,8 @@ class Authentication:
             self.check_public(scope, headers)
             return PUBLIC, None
         raise Unauthenticated(
-            "no key: send 'Authorization: Bearer <key>'; `tuneloop keys create` makes one"
+            "no key: send 'Authorization: Bearer <key>' or 'x-api-key: <key>'; "
+            "`tuneloop keys create` makes one"
         )
 
     @property
@@ -233,9 +235,15 @@ class Authentication:
 
 
 def given_key(headers: Headers) -> str:
-    """Return the key in a request's headers, right or wrong; empty without one."""
+    """Return the key in a request's headers, right or wrong; empty without one.
+
+    OpenAI's clients send it as a bearer token, Anthropic's in a header of its own; the token counts
+    where both are sent.
+    """
     scheme, _, given = headers.get("authorization", "").partition(" ")
-    return given.strip() if scheme.lower() == "bearer" else ""
+    if scheme.lower() == "bearer" and given.strip():
+        return given.strip()
+    return headers.get("x-api-key", "").strip()
 
 
 def holder_of(key: store.ApiKey) -> Caller:

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tuneloop.gateway import metrics
-from tuneloop.gateway.errors import error_document
+from tuneloop.gateway.errors import answer_error, error_document
 
 CLIENT_WENT_AWAY = 499
 
@@ -27,6 +26,7 @@ security_headers: Mapping[str, str] = {
 exposed_headers = (
     "x-policy-version",
     "x-completion-id",
+    "request-id",
     "retry-after",
     "x-should-retry",
     "idempotent-replayed",
@@ -99,7 +99,7 @@ class BodyLimit:
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdecimal() and int(announced) > self.max_bytes:
             content = error_document(problem, "invalid_request_error", None, "body_too_large")
-            await JSONResponse(content, status_code=413)(scope, receive, send)
+            await answer_error(scope["path"], 413, content)(scope, receive, send)
             return
         received = 0
 

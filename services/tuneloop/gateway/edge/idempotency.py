@@ -1,10 +1,11 @@
 """Repeated requests: a repeat joins the running answer, or gets the finished one.
 
-An `Idempotency-Key` names a request: with the same body and caller, it is answered once. OpenAI's
-clients send no such key when they retry, but count their tries in `x-stainless-retry-count`. A try
-gets the answer to an earlier try with the same body and caller, unless two tries had the same
-number: then the caller sent the same body several times (to sample several answers, for example),
-there is no telling which of them was lost, and each retry runs again.
+An `Idempotency-Key` names a request: with the same body and caller, it is answered once. Clients of
+OpenAI and of Anthropic send no such key when they retry, but count their tries in
+`x-stainless-retry-count`. A try gets the answer to an earlier try with the same body and caller,
+unless two tries had the same number: then the caller sent the same body several times (to sample
+several answers, for example), there is no telling which of them was lost, and each retry runs
+again.
 
 Only successful answers are kept, for a limited time and up to a number of bytes, in this process.
 Requests with neither header pass unchanged.
@@ -28,7 +29,7 @@ from tuneloop.gateway.errors import IdempotencyKeyReused, error_response, http_e
 from tuneloop.gateway.openai import sessions, training
 from tuneloop.gateway.settings import GatewaySettings
 
-PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages"})
 MAX_KEY = 256
 MAX_DIGITS = 9
 """Of a count of retries."""
@@ -124,7 +125,7 @@ class Idempotency:
         except ClientDisconnect:
             return
         except HTTPException as error:
-            await http_error_response(error)(scope, receive, send)
+            await http_error_response(error, scope["path"])(scope, receive, send)
             return
         fingerprint = fingerprint_of(scope, body)
         asked = IdempotentRequest(header=header, value=value, body=body, fingerprint=fingerprint)
@@ -132,7 +133,7 @@ class Idempotency:
             await self.answer(asked, scope, receive, send)
         except TuneloopError as error:
             metrics.repeats.labels(header, "refused").inc()
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope["path"])(scope, receive, send)
 
     async def answer(
         self, asked: IdempotentRequest, scope: Scope, receive: Receive, send: Send

@@ -9,7 +9,7 @@ from tuneloop.gateway.edge.caller import caller_of
 from tuneloop.gateway.edge.recording import run_until_disconnected
 from tuneloop.gateway.open_webui.requests import is_open_webui, read_headers
 from tuneloop.gateway.openai.calls import chat_answer
-from tuneloop.gateway.openai.chunks import ChunkForm, chat_logprobs, chunks
+from tuneloop.gateway.openai.chunks import ChunkForm, ChunkWriter, chat_logprobs
 from tuneloop.gateway.openai.collect import WholeChoice, collect, whole_response
 from tuneloop.gateway.openai.schemas import ChatRequest
 from tuneloop.gateway.openai.sessions import session_of
@@ -41,14 +41,10 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     )
     with_logprobs = bool(body.logprobs)
     if body.stream:
-        stream = chunks(
-            gateway,
-            answer,
-            chat_chunks,
-            include_usage=body.include_usage,
-            with_logprobs=with_logprobs,
+        writer = ChunkWriter(
+            answer, gateway.settings.policy, chat_chunks, body.include_usage, with_logprobs
         )
-        return EventStream(answer, stream, gateway.settings.heartbeat_seconds)
+        return EventStream(gateway, answer, writer)
     return whole_response(
         gateway,
         answer,

@@ -5,20 +5,20 @@ Writing one takes 1.1 µs (two x86_64 cores); pydantic's `dump_json` of a `ChatC
 """
 
 import json
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tuneloop import wire
 from tuneloop.api.openai import FunctionCall, PolicyVersionSpan, ToolCallDelta
-from tuneloop.gateway import metrics
-from tuneloop.gateway.context import Gateway
-from tuneloop.gateway.openai.calls import GeneratedAnswer, events
-from tuneloop.gateway.openai.sse import DONE, json_string
+from tuneloop.errors import TuneloopError
+from tuneloop.gateway.errors import error_body
+from tuneloop.gateway.openai.calls import GeneratedAnswer
+from tuneloop.gateway.openai.sse import json_string
 from tuneloop.rollouts import FinishReason
 from tuneloop.v1 import generation_pb2, rollout_pb2
 
+DONE = b"data: [DONE]\n\n"
 IMPOSSIBLE = -9999.0
 """OpenAI's stand-in for minus infinity, which JSON does not have."""
 
@@ -130,32 +130,10 @@ def call_delta(call: generation_pb2.ToolCallDelta) -> ToolCallDelta:
     return {"index": call.index, "id": call.call_id, "type": "function", "function": function}
 
 
-async def chunks(
-    gateway: Gateway,
-    answer: GeneratedAnswer,
-    form: ChunkForm,
-    *,
-    include_usage: bool,
-    with_logprobs: bool,
-) -> AsyncGenerator[bytes]:
-    """Yield the stream of one answer, including `[DONE]`."""
-    writer = ChunkWriter(answer, gateway.settings.policy, form, include_usage, with_logprobs)
-    tokens = metrics.completion_tokens.labels("true")
-    stream = events(gateway, answer)
-    async with aclosing(stream):
-        async for choice, event in stream:
-            if event.WhichOneof("event") == "delta":
-                tokens.inc(len(event.delta.token_ids))
-                chunk = writer.write_piece(choice, event.delta)
-            else:
-                chunk = writer.write_end(choice, event.final)
-            if chunk:
-                yield chunk
-    yield (writer.write_usage() if include_usage else b"") + DONE
-
-
 class ChunkWriter:
-    """Writes the chunks of one answer."""
+    """Writes the chunks of one answer, including `[DONE]`."""
+
+    heartbeat = b": still at work\n\n"
 
     def __init__(
         self,
@@ -167,6 +145,7 @@ class ChunkWriter:
     ) -> None:
         self.answer = answer
         self.form = form
+        self.include_usage = include_usage
         self.with_logprobs = with_logprobs
         self.head = (
             f'data: {{"id":{json_string(answer.completion_id)},"object":"{form.object_name}",'
@@ -222,6 +201,14 @@ class ChunkWriter:
             return b""
         self.opened[choice] = True
         return self.format_chunk(choice, version, self.form.opening, "null", "null")
+
+    def write_closing(self) -> bytes:
+        """Write the usage, if it was requested, and the end of the stream."""
+        return (self.write_usage() if self.include_usage else b"") + DONE
+
+    def write_failure(self, error: TuneloopError) -> bytes:
+        """Write an error in OpenAI's form, and the end of the stream."""
+        return f"data: {json.dumps(error_body(error))}\n\n".encode() + DONE
 
     def write_usage(self) -> bytes:
         """Write the chunk with token counts and no choices."""

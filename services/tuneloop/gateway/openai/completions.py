@@ -8,7 +8,7 @@ from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.edge.caller import caller_of
 from tuneloop.gateway.edge.recording import run_until_disconnected
 from tuneloop.gateway.openai.calls import text_answer
-from tuneloop.gateway.openai.chunks import ChunkForm, chunks, text_logprobs
+from tuneloop.gateway.openai.chunks import ChunkForm, ChunkWriter, text_logprobs
 from tuneloop.gateway.openai.collect import collect, whole_response
 from tuneloop.gateway.openai.schemas import CompletionRequest
 from tuneloop.gateway.openai.sessions import session_of
@@ -36,14 +36,10 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     answer = text_answer(gateway, body, train=train, key_id=key_id, session_id=session_id)
     with_logprobs = body.logprobs is not None
     if body.stream:
-        stream = chunks(
-            gateway,
-            answer,
-            text_chunks,
-            include_usage=body.include_usage,
-            with_logprobs=with_logprobs,
+        writer = ChunkWriter(
+            answer, gateway.settings.policy, text_chunks, body.include_usage, with_logprobs
         )
-        return EventStream(answer, stream, gateway.settings.heartbeat_seconds)
+        return EventStream(gateway, answer, writer)
     return whole_response(
         gateway,
         answer,

@@ -1,17 +1,28 @@
-"""Each field of OpenAI's bodies does what the table in docs/api.md says of it."""
+"""Each field of a request's body does what the tables in docs/api.md say of it."""
 
 from typing import Any
 
 import httpx
 import pytest
+from anthropic.types import message_count_tokens_params as count_params
+from anthropic.types import message_create_params as message_params
+from anthropic.types.beta import message_create_params as beta_params
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
+from support import anthropic_fields, openai_fields
 from support.gateway_stack import Stack
-from support.openai_fields import BODIES, CHAT, FIELDS, OURS, TEXT, OpenAIField
+from support.openai_fields import CHAT, TEXT
+from support.request_fields import RequestField
 
 from tuneloop.v1 import generation_pb2
 
-CASES = [(field, endpoint) for field in (*FIELDS, *OURS) for endpoint in field.endpoints]
+BODIES = openai_fields.BODIES | {anthropic_fields.MESSAGES: anthropic_fields.BODY}
+CASES = [
+    (field, endpoint)
+    for module in (openai_fields, anthropic_fields)
+    for field in (*module.FIELDS, *module.OURS)
+    for endpoint in field.endpoints
+]
 
 
 async def send(
@@ -38,14 +49,16 @@ def without_id(request: generation_pb2.GenerateRequest | None) -> generation_pb2
     ("field", "endpoint"), CASES, ids=[f"{field.name} {endpoint}" for field, endpoint in CASES]
 )
 async def test_a_field_is_what_the_table_says(
-    shared_stack: Stack, field: OpenAIField, endpoint: str
+    shared_stack: Stack, field: RequestField, endpoint: str
 ) -> None:
     plain = BODIES[endpoint] | field.beside
     before, plain_response = await send(shared_stack, endpoint, plain)
     request, response = await send(shared_stack, endpoint, plain | {field.name: field.value})
     if field.support == "refused":
         assert response.status_code == 400
-        assert response.json()["error"]["param"] == field.name
+        error = response.json()["error"]
+        assert error["message"].startswith(f"{field.name}: ")
+        assert error.get("param", field.name) == field.name
         return
     assert response.status_code == 200, response.text
     if field.support == "ignored":
@@ -60,5 +73,20 @@ async def test_the_table_knows_every_field_of_the_openai_package(
     endpoint: str, params: Any
 ) -> None:
     bodies = (params.CompletionCreateParamsBase, params.CompletionCreateParamsStreaming)
-    known = {field.name for field in FIELDS if endpoint in field.endpoints}
+    known = {field.name for field in openai_fields.FIELDS if endpoint in field.endpoints}
     assert {name for body in bodies for name in body.__annotations__} <= known
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        message_params.MessageCreateParamsBase,
+        message_params.MessageCreateParamsStreaming,
+        beta_params.MessageCreateParamsBase,
+        count_params.MessageCountTokensParams,
+    ],
+)
+def test_the_table_knows_every_field_of_the_anthropic_package(params: Any) -> None:
+    known = {field.name for field in anthropic_fields.FIELDS}
+    # A header, which is accepted.
+    assert params.__annotations__.keys() - {"betas"} <= known
