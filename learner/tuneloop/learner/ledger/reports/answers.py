@@ -1,14 +1,15 @@
 """Answers to users, and the thumbs and metrics on them, as every report counts them.
 
-What was said of a session counts once, for the answer of its last turn.
+What a user said of a session counts once, for the answer of its last turn when it was last said.
 """
 
 import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import and_, case, func, select
+from sqlalchemy import and_, case, exists, func, not_, or_, select
 
+from tuneloop.feedback import FeedbackStatus
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.rows import unpack_ids, unpack_logprobs
 from tuneloop.learner.ledger.schema import feedback, rollouts
@@ -16,6 +17,7 @@ from tuneloop.learner.samples import TokenSequence
 from tuneloop.rollouts import RolloutSource
 
 BYTES_PER_TOKEN = 4
+SESSION = (feedback.c.session_id, feedback.c.tenant)
 
 of_users = rollouts.c.source == RolloutSource.USER.value
 length = func.length(rollouts.c.completion_tokens) / BYTES_PER_TOKEN
@@ -102,6 +104,7 @@ def last_metrics(answers: Any) -> Any:
 def _last_of_each(
     kind: str, values: Sequence[Any], answers: Any, apart_by: Sequence[Any] = ()
 ) -> Any:
+    given = (feedback.c.kind == kind, feedback.c.status != FeedbackStatus.RETRACTED.value)
     last = func.row_number().over(
         partition_by=(feedback.c.completion_id, feedback.c.user_hash, *apart_by),
         order_by=(
@@ -121,7 +124,31 @@ def _last_of_each(
             last.label("rank"),
         )
         .join(rollouts, rollouts.c.completion_id == feedback.c.completion_id)
-        .where(answers, feedback.c.kind == kind, feedback.c.status != "retracted")
+        .where(answers, *given, not_(_said_later_of_session(kind, apart_by)))
         .subquery()
     )
     return select(ranked).where(ranked.c.rank == 1).subquery()
+
+
+def _said_later_of_session(kind: str, apart_by: Sequence[Any]) -> Any:
+    """Return the condition that the user said the same kind of thing of that session again.
+
+    By then the session's last turn may have been another, of any version.
+    """
+    later = feedback.alias()
+    same = (later.c[c.name] == c for c in (*SESSION, feedback.c.user_hash, *apart_by))
+    return and_(
+        feedback.c.session_id != "",
+        exists().where(
+            *same,
+            later.c.kind == kind,
+            later.c.status != FeedbackStatus.RETRACTED.value,
+            or_(
+                later.c.accepted_time > feedback.c.accepted_time,
+                and_(
+                    later.c.accepted_time == feedback.c.accepted_time,
+                    later.c.feedback_id > feedback.c.feedback_id,
+                ),
+            ),
+        ),
+    )

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import and_, case, func, or_, select
 
 from tuneloop.errors import InvalidRequest
 from tuneloop.feedback import FeedbackStatus
@@ -147,10 +147,11 @@ def read_metrics(wanted: Wanted, *, plain: bool = False, after: Place | None = N
 
     That of a session is of its last answer, apart from that answer's own.
     """
+    about = case((feedback.c.session_id == "", feedback.c.completion_id), else_="")
     last = func.row_number().over(
         partition_by=(
-            *(feedback.c.completion_id, feedback.c.user_hash),
-            *(feedback.c.metric, feedback.c.is_boolean, feedback.c.session_id),
+            *(about, feedback.c.session_id, feedback.c.tenant),
+            *(feedback.c.user_hash, feedback.c.metric, feedback.c.is_boolean),
         ),
         order_by=(feedback.c.accepted_time.desc(), feedback.c.feedback_id.desc()),
     )

@@ -1,5 +1,6 @@
 """A session is judged once: which turns learn from it, and how much each counts."""
 
+import json
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from tuneloop.learner.ledger.events import lifecycle, recorder
 from tuneloop.learner.ledger.events.session_rules import CreditRule, SessionCredit
 from tuneloop.learner.ledger.queue import agreement, groups, prompts, ready
 from tuneloop.learner.ledger.queue import ratings as user_ratings
+from tuneloop.learner.ledger.reports import canary_traffic, export, rater_votes, traffic
 from tuneloop.learner.ledger.reports import feedback as listed
-from tuneloop.learner.ledger.reports import rater_votes, traffic
+from tuneloop.learner.ledger.reports.metric_sums import metric_sums
 from tuneloop.learner.ledger.schema import feedback, samples
 from tuneloop.learner.models.batch import collate
 from tuneloop.learner.samples import LabelledText, RatedText
@@ -255,6 +257,38 @@ def test_a_metric_makes_no_sample_and_counts_for_the_version_of_the_last_turn(
     with ledger.read() as connection:
         made = select(samples.c.feedback_id).where(samples.c.feedback_id == "m")
         assert connection.execute(made).all() == []
+
+
+@pytest.mark.parametrize("taken_back", [False, True])
+def test_of_a_users_values_of_a_session_the_last_counts_wherever_it_was_given(
+    ledger: Database, taken_back: bool
+) -> None:
+    """The conversation went on: another version answered its last turn by then."""
+    measure = partial(make_metric, completion_id="", name="solved", session_id="s")
+    add(ledger, make_turn("c0", 0, version=1), make_turn("c1", 1, version=2, second=10))
+    before, after = measure("m0", value=False, second=2), measure("m1", value=True, second=12)
+    add(ledger, before, after, measure("other", value=False, second=2, user="u2"))
+    add(ledger, judge("t0", up=False, second=2), judge("t1", second=12))
+    expected = {1: [0.0], 2: [1.0]}
+    if taken_back:
+        add(ledger, retraction_of(after), retraction_of(judge("t1")))
+        expected = {1: [0.0, 0.0], 2: []}
+    found = traffic.traffic(ledger, [1, 2])
+    counted = {version: len(values) for version, values in expected.items() if values}
+    assert {v: m.count for v in found for m in found[v].metrics} == counted
+    downs = {v: figures.thumbs_down for v, figures in found.items()}
+    assert downs == {1: int(taken_back), 2: 0}
+    sums = metric_sums(ledger, "solved", 1).by_version
+    # One user asked: what was measured of theirs weighs the root of 1 or 2, whole.
+    ones = {version: (1, sum(values)) for version, values in expected.items() if values}
+    assert {v: (s.count, s.total) for v, s in sums.items()} == ones
+    on_trial = canary_traffic.measured(ledger, "solved", canary=2, stable=1, since=0.0)
+    assert sorted((a.policy_version, a.value) for a in on_trial.answers) == sorted(
+        (version, value) for version, values in expected.items() for value in values
+    )
+    lines = [line for page in export.pages(ledger, export.Wanted(kind="metrics")) for line in page]
+    values = sorted(json.loads(line)["value"] for line in lines)
+    assert values == ([0.0, 0.0] if taken_back else [0.0, 1.0]), "one of each user"
 
 
 def test_it_is_listed_with_its_turns(ledger: Database) -> None:
