@@ -51,6 +51,7 @@ from tuneloop.learner.batching.batcher import PolicyBatcher
 from tuneloop.learner.data.tokenize import EditTokenizer
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.events.sample_rules import SampleRules
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.training_run import TrainingRun
 
@@ -211,7 +212,10 @@ class Service:
         if isinstance(said, Comment):
             event = replace(event, judgement=said)
         recorder.record_feedback(
-            self.database, [(event, self.given)], START.timestamp(), comments_train=True
+            self.database,
+            [(event, self.given)],
+            START.timestamp(),
+            rules=SampleRules(comments_train=True),
         )
         spoken = said.text if isinstance(said, Comment) else "👍" if said else "👎"
         self.said.append({"question": question, "answer": answer.text, "said": spoken})

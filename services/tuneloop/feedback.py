@@ -114,6 +114,8 @@ type_of_kind: Mapping[FeedbackKind, type] = {
 
 kind_of_type: Mapping[type, FeedbackKind] = {t: kind for kind, t in type_of_kind.items()}
 
+PUBLIC_ID = "public"
+"""The `api_key_id` of what web pages send without a key."""
 OF_SESSIONS = (FeedbackKind.THUMB, FeedbackKind.RATING, FeedbackKind.METRIC)
 """The kinds that may judge a whole session."""
 
@@ -136,8 +138,8 @@ class Feedback:
     session_id: str = ""
     """Its session, by the application's own id; empty if it judges a completion."""
     api_key_id: str = field(default="", compare=False)
-    """Public id of the API key it came with: a retry may use another. `local` or `public` without
-    one; empty for feedback from before this was recorded, and for imported feedback."""
+    """Public id of the API key it came with: a retry may use another. `local` or `PUBLIC_ID`
+    without one; empty for feedback from before this was recorded, and for imported feedback."""
     api_key_name: str = field(default="", compare=False)
     traceparent: str = field(default="", compare=False)
     """The trace it belongs to; empty without tracing."""

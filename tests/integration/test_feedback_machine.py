@@ -37,6 +37,7 @@ from tuneloop.learner.intake.consumers import IntakeConsumer, make_consumers
 from tuneloop.learner.ledger.accounting import steps
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import lifecycle
+from tuneloop.learner.ledger.events.sample_rules import SampleRules
 from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.schema import feedback, retractions, rollouts, samples, uses
 from tuneloop.rollouts import choice_id
@@ -134,7 +135,7 @@ class Feedback(RuleBasedStateMachine):
         consumers = make_consumers(
             self.database,
             "tuneloop",
-            comments_train=True,
+            rules=SampleRules(comments_train=True),
             clock=lambda: START + self.day * DAY,
         )
         self.intakes = {intake.name: intake for intake in consumers}

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from support.learner_events import CountingTrainer, edit_tokens, make_rollout, make_thumb
 
 from tuneloop.bus.memory import MemoryBus
+from tuneloop.learner.app.resources import sample_rules
 from tuneloop.learner.batching.batcher import PolicyBatcher
 from tuneloop.learner.intake.consumers import make_consumers, run_consumers
 from tuneloop.learner.ledger.database import Database
@@ -156,10 +157,7 @@ class Parts:
         consumers = make_consumers(
             self.database,
             "tuneloop",
-            scored_objective=self.settings.scored_objective,
-            comments_train=self.settings.comments == "train",
-            signals_count=self.settings.signals == "reward_model",
-            follow_ups=self.settings.follow_ups == "judged",
+            rules=sample_rules(self.settings),
             clock=self.clock,
         )
         task = asyncio.create_task(

@@ -32,6 +32,7 @@ from tuneloop.learner.ledger.accounting import (
 )
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import lifecycle, recorder
+from tuneloop.learner.ledger.events.sample_rules import SampleRules
 from tuneloop.learner.ledger.queue import (
     agreement,
     groups,
@@ -54,6 +55,7 @@ from tuneloop.learner.ledger.reports import (
 from tuneloop.policies import Activation, WeightsReference
 from tuneloop.rollouts import Rollout, RolloutSource, ScoredRollout
 
+GRPO = SampleRules(scored_objective="grpo")
 OBJECTIVES = ("sft", "kto", "dpo", "ppo", "grpo", "reward_model")
 
 ROLLOUTS = [
@@ -106,7 +108,7 @@ def take_in(ledger: Database, events: Sequence[Any]) -> None:
             case Rollout():
                 recorder.record_rollouts(ledger, [event], 100.0)
             case Feedback():
-                recorder.record_feedback(ledger, [(event, number)], 100.0, ratings_reward=True)
+                recorder.record_feedback(ledger, [(event, number)], 100.0, rules=GRPO)
             case ScoredRollout():
                 recorder.record_scores(ledger, [event], 100.0)
             case Retraction():

@@ -63,10 +63,28 @@ def check_settings(settings: LearnerSettings) -> None:
     """Raise `SettingsError` for what can be checked before anything heavy is loaded."""
     settings.trainer()
     settings.reward_trainer()
+    check_reward_metric(settings)
     for name in ("model", "reward_model"):
         folder: Path | None = getattr(settings, name)
         if folder is not None and not (folder / "config.json").is_file():
             raise SettingsError(f"TUNELOOP_LEARNER_{name.upper()}: no model in {folder}")
+
+
+def check_reward_metric(settings: LearnerSettings) -> None:
+    """Raise `SettingsError` where a metric is the reward and nothing would learn from it."""
+    if not settings.reward_metric:
+        return
+    name = "TUNELOOP_LEARNER_REWARD_METRIC"
+    if settings.weight_of(settings.scored_objective) == 0:
+        raise SettingsError(
+            f"{name}: {settings.reward_metric!r} would teach nothing, as policy gradients are off; "
+            "see TUNELOOP_LEARNER_POLICY_GRADIENT and TUNELOOP_LEARNER_OBJECTIVE_WEIGHTS"
+        )
+    if settings.prompts is not None:
+        raise SettingsError(
+            f"{name}: answers to TUNELOOP_LEARNER_PROMPTS are scored, not measured: "
+            "nothing would learn from them; unset one of the two"
+        )
 
 
 async def serve(settings: LearnerSettings) -> int:

@@ -9,6 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from tuneloop.bus.settings import BusSettings
 from tuneloop.errors import SettingsError
+from tuneloop.feedback import METRIC_NAME
 from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.intake.settings import FeedbackSettings
 from tuneloop.learner.old_settings import OLD_NAMES, with_old_names
@@ -89,6 +90,14 @@ class LearnerSettings(BusSettings, RpcServerSettings, FeedbackSettings):
         description="what learns from scored rollouts: auto (ppo), off, ppo, grpo or rloo",
     )
     policy_gradient_batch_size: int = Field(8, ge=2, description="scored rollouts in a step")
+    reward_metric: str = Field(
+        "",
+        pattern=rf"^({METRIC_NAME.pattern})?$",
+        description="metric that is the reward, in the place of scores and ratings; empty: none",
+    )
+    reward_metric_higher_is_better: bool = Field(
+        True, description="whether a higher value of that metric is better"
+    )
     uninformative_scores: bool = Field(
         False, description="whether to learn also from scores that no scorer calls informative yet"
     )

@@ -19,6 +19,7 @@ from tuneloop.learner import loop as loop_module
 from tuneloop.learner.fault_search import FaultSearch
 from tuneloop.learner.ledger.accounting import lineage, promotions, steps, versions
 from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.events.sample_rules import SampleRules
 from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.schema import samples
 from tuneloop.learner.release import publisher
@@ -151,7 +152,7 @@ async def test_rollouts_older_than_max_staleness_are_left_out(
         versions.mark_place(parts.database, "policy", version, f"file:///{version}")
     await parts.release.promote(newest, "gate")
     scores = [make_score(f"c{n}", float(n)) for n in range(8)]
-    recorder.record_scores(parts.database, scores, 0.0, objective=objective)
+    recorder.record_scores(parts.database, scores, 0.0, SampleRules(scored_objective=objective))
     before = count_of("tuneloop_learner_rollouts_stale_total")
     assert await parts.turn() is learns
     assert count_of("tuneloop_learner_rollouts_stale_total") == before + (0 if learns else 8)

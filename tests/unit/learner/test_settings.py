@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from tuneloop.errors import FailedPrecondition, SettingsError
+from tuneloop.learner.app.resources import sample_rules
 from tuneloop.learner.files import take_lock
-from tuneloop.learner.main import check_settings
+from tuneloop.learner.ledger.events.sample_rules import SampleRules
+from tuneloop.learner.main import check_reward_metric, check_settings
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.policies import WeightsKind
 from tuneloop.settings import load
@@ -183,3 +185,34 @@ def test_two_learners_never_share_a_ledger(tmp_path: Path) -> None:
         take_lock(tmp_path, wait_seconds=0.0)
     lock.close()
     take_lock(tmp_path).close()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"POLICY_GRADIENT": "off"}, "'solved' would teach nothing, as policy gradients are off"),
+        ({"OBJECTIVE_WEIGHTS": '{"kto": 1}'}, "'solved' would teach nothing"),
+        ({"PROMPTS": "/prompts.jsonl"}, "answers to TUNELOOP_LEARNER_PROMPTS are scored"),
+        ({"REWARD_METRIC": "is it solved?"}, "(?i)reward_metric"),
+    ],
+)
+def test_a_metric_that_could_teach_nothing_is_refused(
+    environment: pytest.MonkeyPatch, values: dict[str, str], message: str
+) -> None:
+    for name, value in ({"REWARD_METRIC": "solved"} | values).items():
+        environment.setenv(f"TUNELOOP_LEARNER_{name}", value)
+    with pytest.raises(SettingsError, match=message):
+        check_reward_metric(load(LearnerSettings))
+
+
+def test_a_metric_is_the_reward_of_the_algorithm_that_is_set(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    assert sample_rules(load(LearnerSettings)) == SampleRules()
+    environment.setenv("TUNELOOP_LEARNER_REWARD_METRIC", "solved")
+    environment.setenv("TUNELOOP_LEARNER_POLICY_GRADIENT", "rloo")
+    settings = load(LearnerSettings)
+    check_reward_metric(settings)
+    rules = sample_rules(settings)
+    assert (rules.scored_objective, rules.reward_metric) == ("grpo", "solved")
+    assert not rules.ratings_reward, "one reward, one scale"

@@ -8,7 +8,7 @@ from tuneloop.learner.files import fingerprint
 from tuneloop.learner.intake.consumers import IntakeConsumer, claim_events, make_consumers
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
-from tuneloop.learner.ledger.events.session_rules import CreditRule, SessionCredit
+from tuneloop.learner.ledger.events.sample_rules import CreditRule, SampleRules, SessionCredit
 from tuneloop.learner.ledger.queue import ref_logprobs
 from tuneloop.learner.release.publisher import BaseModel
 from tuneloop.learner.samples import ModelRole
@@ -36,7 +36,7 @@ def prepare_ledger(
         }
     )
     ref_logprobs.set_base_model(database, fingerprint(settings.model))
-    recorder.adopt_scores(database, settings.scored_objective)
+    recorder.adopt_rewards(database, settings.scored_objective)
 
 
 def open_store(settings: LearnerSettings) -> FilesystemStore:
@@ -66,13 +66,20 @@ def make_intakes(settings: LearnerSettings, database: Database) -> list[IntakeCo
     return make_consumers(
         database,
         settings.policy,
+        rules=sample_rules(settings),
+        instead_of=settings.take_over,
+    )
+
+
+def sample_rules(settings: LearnerSettings) -> SampleRules:
+    """Return what makes samples by these settings."""
+    credit = SessionCredit(settings.session_credit)
+    return SampleRules(
         scored_objective=settings.scored_objective,
         all_scores_count=settings.uninformative_scores,
+        reward_metric=settings.reward_metric,
         comments_train=settings.comments == "train",
-        rule=CreditRule(
-            credit=SessionCredit(settings.session_credit), discount=settings.session_discount
-        ),
         signals_count=settings.signals == "reward_model",
-        follow_ups=settings.follow_ups == "judged",
-        instead_of=settings.take_over,
+        follow_ups_noted=settings.follow_ups == "judged",
+        credit=CreditRule(credit=credit, discount=settings.session_discount),
     )

@@ -150,6 +150,7 @@ class PolicyBatcher:
             edit_tokens=self._edit_tokens,
             of_each_user=samples_of_each_user(count, self._trust),
             fresh_versions=fresh_versions,
+            higher_is_better=self._settings.reward_metric_higher_is_better,
         )
 
     def _add_replays(self, run: RunProgress, batch: dict[str, list[Any]]) -> dict[str, list[str]]:
@@ -187,6 +188,7 @@ class PolicyBatcher:
             wait_seconds=self._settings.group_wait_seconds,
             exclude=run.uncommitted_ids(objective),
             fresh_versions=fresh_versions,
+            higher_is_better=self._settings.reward_metric_higher_is_better,
         )
 
 

@@ -36,9 +36,7 @@ from tuneloop.host import steady_time
 from tuneloop.learner import metrics, trace_links
 from tuneloop.learner.intake.event_recorder import EventRecorder
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.events import recorder
-from tuneloop.learner.ledger.events.session_rules import CreditRule
-from tuneloop.learner.samples import Objective
+from tuneloop.learner.ledger.events.sample_rules import STANDARD, SampleRules
 from tuneloop.rollouts import Rollout, ScoredRollout
 from tuneloop.wire import (
     decode_activation,
@@ -171,30 +169,16 @@ def make_consumers(
     database: Database,
     policy: str,
     *,
-    scored_objective: str = Objective.PPO,
-    all_scores_count: bool = False,
-    comments_train: bool = False,
-    rule: CreditRule = recorder.EACH_TURN,
-    signals_count: bool = False,
-    follow_ups: bool = False,
+    rules: SampleRules = STANDARD,
     clock: Callable[[], float] = steady_time,
     instead_of: str = "",
 ) -> list[IntakeConsumer]:
     """Return the five consumers of the learner of `policy`; see `Owner` for `instead_of`.
 
-    `EventRecorder` says what the others are for. Events are as old as the bus says: which of two
-    verdicts is the last must not depend on the clocks of the gateways that took them.
+    Events are as old as the bus says: which of two verdicts is the last must not depend on the
+    clocks of the gateways that took them.
     """
-    recording = EventRecorder(
-        database,
-        scored_objective=scored_objective,
-        all_scores_count=all_scores_count,
-        comments_train=comments_train,
-        rule=rule,
-        signals_count=signals_count,
-        follow_ups=follow_ups,
-        clock=clock,
-    )
+    recording = EventRecorder(database, rules, clock=clock)
     owner = Owner(owner_id=database.own_id(), instead_of=instead_of)
     return _consumers_of(recording, policy, owner)
 

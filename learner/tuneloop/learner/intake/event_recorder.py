@@ -7,67 +7,32 @@ from tuneloop.learner import metrics
 from tuneloop.learner.ledger.accounting import lineage
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import lifecycle, recorder, signal_rules
-from tuneloop.learner.ledger.events.session_rules import CreditRule
-from tuneloop.learner.samples import ModelRole, Objective
+from tuneloop.learner.ledger.events.sample_rules import SampleRules
+from tuneloop.learner.samples import ModelRole
 from tuneloop.policies import Activation
 from tuneloop.rollouts import Rollout, ScoredRollout
 
 
 class EventRecorder:
-    """Records events in the ledger, and counts them.
-
-    Scores make samples of `scored_objective`, with `all_scores_count` even if no scorer calls them
-    informative. For GRPO so do ratings; PPO's value head would have to learn two scales at once, so
-    it gets them through the reward model. `rule` shares a judgement of a session among its turns.
-    With `comments_train` comments make samples, with `signals_count` signals; with `follow_ups`
-    what users write after answers is noted for a judge.
-    """
+    """Records events in the ledger, and counts them."""
 
     def __init__(
-        self,
-        database: Database,
-        *,
-        scored_objective: str,
-        all_scores_count: bool,
-        comments_train: bool,
-        rule: CreditRule,
-        signals_count: bool,
-        follow_ups: bool,
-        clock: Callable[[], float],
+        self, database: Database, rules: SampleRules, *, clock: Callable[[], float]
     ) -> None:
         self._database = database
-        self._scored_objective = scored_objective
-        self._all_scores_count = all_scores_count
-        self._ratings_reward = scored_objective == Objective.GRPO
-        self._comments_train = comments_train
-        self._rule = rule
-        self._signals_count = signals_count
-        self._follow_ups = follow_ups
+        self._rules = rules
         self._clock = clock
 
     def record_rollouts(self, events: Sequence[Sequence[Rollout]]) -> None:
         """Record what generation sampled, given by request."""
         rollouts = [rollout for event in events for rollout in event]
-        new = recorder.record_rollouts(
-            self._database,
-            rollouts,
-            self._clock(),
-            ratings_reward=self._ratings_reward,
-            rule=self._rule,
-            follow_ups=self._follow_ups,
-        )
+        new = recorder.record_rollouts(self._database, rollouts, self._clock(), self._rules)
         metrics.rollouts_consumed.inc(new)
         metrics.duplicates.labels("rollouts").inc(len(rollouts) - new)
 
     def record_scores(self, events: Sequence[ScoredRollout]) -> None:
         """Record the scores of rollouts."""
-        new = recorder.record_scores(
-            self._database,
-            events,
-            self._clock(),
-            objective=self._scored_objective,
-            all_count=self._all_scores_count,
-        )
+        new = recorder.record_scores(self._database, events, self._clock(), self._rules)
         metrics.scores_consumed.inc(new)
         metrics.duplicates.labels("scores").inc(len(events) - new)
 
@@ -75,14 +40,7 @@ class EventRecorder:
         """Record feedback and retractions, given with their sequence in the stream."""
         given = [(event, number) for event, number in events if isinstance(event, Feedback)]
         taken = [(event, number) for event, number in events if isinstance(event, Retraction)]
-        new = recorder.record_feedback(
-            self._database,
-            given,
-            self._clock(),
-            ratings_reward=self._ratings_reward,
-            comments_train=self._comments_train,
-            rule=self._rule,
-        )
+        new = recorder.record_feedback(self._database, given, self._clock(), self._rules)
         retracted = lifecycle.record_retractions(self._database, taken, self._clock())
         for feedback in new:
             metrics.feedback_consumed.labels(feedback.kind.value).inc()
@@ -95,7 +53,7 @@ class EventRecorder:
     def record_signals(self, events: Sequence[tuple[Signal, int]]) -> None:
         """Record signals, given with their sequence in the stream."""
         new = signal_rules.record_signals(
-            self._database, events, self._clock(), learned=self._signals_count
+            self._database, events, self._clock(), learned=self._rules.signals_count
         )
         for signal in new:
             metrics.signals_consumed.labels(signal.kind.value).inc()

@@ -266,6 +266,8 @@ OF_THE_POLICY = (
     "policy_gradient",
     "policy_gradient_batch_size",
     "uninformative_scores",
+    "reward_metric",
+    "reward_metric_higher_is_better",
     "max_staleness",
     "feedback_max_age_days",
     "samples_per_prompt",

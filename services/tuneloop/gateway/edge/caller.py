@@ -8,6 +8,8 @@ from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from tuneloop.feedback import PUBLIC_ID
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -27,7 +29,7 @@ class Caller:
 
 
 LOCAL = Caller(id="local", name="local")
-PUBLIC = Caller(id="public", name="public", public=True)
+PUBLIC = Caller(id=PUBLIC_ID, name=PUBLIC_ID, public=True)
 
 
 def caller_of(request: Request) -> Caller:

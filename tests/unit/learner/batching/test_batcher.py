@@ -22,11 +22,15 @@ from tuneloop.bus.subjects import DEAD_LETTERS
 from tuneloop.learner.batching.batcher import RewardBatcher, share_evenly
 from tuneloop.learner.ledger.accounting import steps
 from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.events.sample_rules import SampleRules
 from tuneloop.learner.ledger.queue import agreement, groups, ready, ref_logprobs
 from tuneloop.learner.ledger.schema import reference_logprobs, uses
 from tuneloop.learner.samples import ScoredGroup
 from tuneloop.learner.training_run import TrainingRun
 from tuneloop.rollouts import FinishReason
+
+GRPO = SampleRules(scored_objective="grpo")
+PPO = SampleRules(scored_objective="ppo")
 
 
 @pytest.fixture
@@ -157,7 +161,7 @@ def score_group(parts: Parts, name: str, size: int, scored: int, start: float = 
         parts.database,
         [make_score(m, start + n) for n, m in enumerate(members[:scored])],
         parts.clock(),
-        objective="grpo",
+        rules=GRPO,
     )
 
 
@@ -175,7 +179,7 @@ def test_a_group_waits_for_all_its_scores_or_for_the_clock(parts: Parts) -> None
     assert [sample.reward for sample in group.samples] == [0.0, 1.0, 2.0]
     parts.clock.now -= 60
     late = make_score("g.3", None)
-    recorder.record_scores(parts.database, [late], parts.clock(), objective="grpo")
+    recorder.record_scores(parts.database, [late], parts.clock(), rules=GRPO)
     # It came and cannot be scored: the others need not wait, and it is no 0.
     assert len(grpo(parts)[0].samples) == 3
 
@@ -195,7 +199,7 @@ def test_a_single_rollout_is_compared_with_others_of_its_kind(parts: Parts) -> N
 
     def score(number: int) -> None:
         event = make_score(f"s{number}", float(number))
-        recorder.record_scores(parts.database, [event], parts.clock(), objective="grpo")
+        recorder.record_scores(parts.database, [event], parts.clock(), rules=GRPO)
 
     for number in range(8):
         score(number)
@@ -219,7 +223,7 @@ def test_a_single_rollouts_baseline_knows_how_many_of_its_kind_were_cut(parts: P
     ]
     recorder.record_rollouts(parts.database, rollouts, 0.0)
     events = [make_score(f"s{n}", 1.0) for n in range(9)]
-    recorder.record_scores(parts.database, events, parts.clock(), objective="grpo")
+    recorder.record_scores(parts.database, events, parts.clock(), rules=GRPO)
     found = {group.sample_id: group for group in grpo(parts)}
     assert found["group-s8"].cut_share == pytest.approx((0 + 4 * 0.5) / 8)
 
@@ -253,7 +257,12 @@ async def test_a_member_left_alone_has_no_baseline_and_waits(tmp_path: Path) -> 
 def test_a_rating_is_a_reward_whose_mean_is_known(parts: Parts) -> None:
     recorder.record_rollouts(parts.database, [make_rollout(f"c{n}") for n in range(2)], 0.0)
     ratings = [(make_rating(f"r{n}", f"c{n}", float(n)), n) for n in range(2)]
-    recorder.record_feedback(parts.database, ratings, 0.0, ratings_reward=True)
+    recorder.record_feedback(
+        parts.database,
+        ratings,
+        0.0,
+        rules=GRPO,
+    )
     low, high = grpo(parts)
     assert (low.baseline, high.baseline) == (0.0, 0.0)
     assert low.samples[0].reward == pytest.approx(-1.0)
@@ -265,16 +274,21 @@ def test_the_rating_of_a_cut_answer_is_the_whole_verdict_on_it(parts: Parts) -> 
     rollouts = [make_rollout("c0"), replace(make_rollout("c1"), finish_reason=FinishReason.LENGTH)]
     recorder.record_rollouts(parts.database, rollouts, 0.0)
     ratings = [(make_rating(f"r{n}", f"c{n}", float(n)), n) for n in range(2)]
-    recorder.record_feedback(parts.database, ratings, 0.0, ratings_reward=True)
+    recorder.record_feedback(
+        parts.database,
+        ratings,
+        0.0,
+        rules=GRPO,
+    )
     assert [group.cut_share for group in grpo(parts)] == [0.0, 1.0]
 
 
 def test_scored_rollouts_go_to_the_objective_that_is_set(parts: Parts) -> None:
     recorder.record_rollouts(parts.database, [make_rollout("a"), make_rollout("b")], 0.0)
-    recorder.record_scores(parts.database, [make_score("a")], 0.0, objective="ppo")
-    assert recorder.adopt_scores(parts.database, "grpo") == 1
+    recorder.record_scores(parts.database, [make_score("a")], 0.0, rules=PPO)
+    assert recorder.adopt_rewards(parts.database, "grpo") == 1
     again = make_score("a", reward_model_version=2)
-    recorder.record_scores(parts.database, [again, make_score("b")], 0.0, objective="ppo")
+    recorder.record_scores(parts.database, [again, make_score("b")], 0.0, rules=PPO)
     assert ready.counts(parts.database, "grpo").ready == 1
     assert ready.counts(parts.database, "ppo").ready == 1
 

@@ -9,6 +9,7 @@ from support.learner_parts import Parts
 
 from tuneloop.learner.ledger.accounting import lineage, promotions, quarantine, steps, versions
 from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.events.sample_rules import SampleRules
 from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.schema import rollouts
 from tuneloop.policies import ReleaseState
@@ -55,7 +56,7 @@ def score(parts: Parts, version: int, count: int = 8) -> None:
     recorder.record_rollouts(parts.database, group, 0.0)
     scores = [make_score(name, float(n)) for n, name in enumerate(names)]
     objective = parts.settings.scored_objective
-    recorder.record_scores(parts.database, scores, 0.0, objective=objective)
+    recorder.record_scores(parts.database, scores, 0.0, SampleRules(scored_objective=objective))
 
 
 @pytest.fixture(params=["ppo", "grpo"])

@@ -12,6 +12,7 @@ from tuneloop.learner import metrics
 from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.ledger.accounting import steps
 from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.events.sample_rules import SampleRules
 from tuneloop.learner.ledger.reports import rater_votes
 from tuneloop.learner.losses.kto import kto_loss
 from tuneloop.learner.models.batch import check_sample
@@ -142,7 +143,7 @@ def test_who_only_asked_is_not_weighed_as_a_rater(tmp_path: Path, objective: str
     ]
     recorder.record_feedback(parts.database, given_, 0.0)
     scores = [make_score(rollout.completion_id) for rollout in asked]
-    recorder.record_scores(parts.database, scores, 0.0, objective=objective)
+    recorder.record_scores(parts.database, scores, 0.0, SampleRules(scored_objective=objective))
     batch = parts.training_run.next_batch(parts.batches)
     assert batch is not None
     scored = batch.samples[objective]
@@ -168,7 +169,7 @@ def test_ratings_of_a_group_are_trusted_alike(tmp_path: Path) -> None:
         (make_rating(f"f{n}", c, float(n), user="flood" if n < 3 else "ann"), n)
         for n, c in enumerate(names)
     ]
-    recorder.record_feedback(parts.database, ratings, 0.0, ratings_reward=True)
+    recorder.record_feedback(parts.database, ratings, 0.0, SampleRules(scored_objective="grpo"))
     batch = parts.training_run.next_batch(parts.batches)
     assert batch is not None
     (first, *_) = batch.samples["grpo"]

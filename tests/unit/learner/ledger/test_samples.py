@@ -23,6 +23,7 @@ from tuneloop.feedback import Feedback
 from tuneloop.learner.ledger.accounting import steps
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.events.sample_rules import SampleRules
 from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.schema import samples
 from tuneloop.learner.samples import LabelledText, PairSample, PreferredText, ScoredSample
@@ -40,7 +41,9 @@ def add(ledger: Database, *events: Any) -> None:
             case Rollout():
                 recorder.record_rollouts(ledger, [event], 100.0)
             case Feedback():
-                recorder.record_feedback(ledger, [(event, 1)], 100.0, ratings_reward=True)
+                recorder.record_feedback(
+                    ledger, [(event, 1)], 100.0, rules=SampleRules(scored_objective="grpo")
+                )
             case ScoredRollout():
                 recorder.record_scores(ledger, [event], 100.0)
 

@@ -16,6 +16,7 @@ from tuneloop.learner.data.follow_ups import LABELS, NOTHING, label_sequences, v
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.events.follow_up_rules import FollowUp, waiting
+from tuneloop.learner.ledger.events.sample_rules import SampleRules
 from tuneloop.learner.ledger.schema import follow_ups, signals
 from tuneloop.learner.model_thread import ModelThread
 from tuneloop.learner.monitoring.follow_ups import (
@@ -46,7 +47,7 @@ def tokenization(tiny_policy: Path) -> Tokenization:
 def converse(ledger: Database, turns: int) -> None:
     """A session of so many turns, each but the last with a follow-up."""
     rollouts = [make_turn(f"c{n}", n) for n in range(turns)]
-    recorder.record_rollouts(ledger, rollouts, T0, follow_ups=True)
+    recorder.record_rollouts(ledger, rollouts, T0, SampleRules(follow_ups_noted=True))
 
 
 def judging(ledger: Database, judge: FollowUpJudge, tokenization: Tokenization) -> FollowUps:

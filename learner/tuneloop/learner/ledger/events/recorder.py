@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, exists, not_, select, update
 
 from tuneloop.feedback import Feedback
 from tuneloop.learner.ledger.database import Database
@@ -13,11 +13,13 @@ from tuneloop.learner.ledger.events.lifecycle import (
     retracted,
 )
 from tuneloop.learner.ledger.events.sample_rules import (
+    STANDARD,
+    SampleRules,
     ranked_completions,
     samples_of,
     scored_sample,
 )
-from tuneloop.learner.ledger.events.session_rules import CreditRule, settle_sessions
+from tuneloop.learner.ledger.events.session_rules import settle_sessions
 from tuneloop.learner.ledger.events.verdict_rules import settle_siblings, settle_votes
 from tuneloop.learner.ledger.rows import Row, feedback_row, insert_new, rollout_row, score_row
 from tuneloop.learner.ledger.schema import (
@@ -32,23 +34,18 @@ from tuneloop.learner.samples import Objective, SampleState
 from tuneloop.policies import Activation
 from tuneloop.rollouts import Rollout, ScoredRollout
 
-EACH_TURN = CreditRule()
-
 
 def record_rollouts(
     database: Database,
     events: Sequence[Rollout],
     now: float,
-    *,
-    ratings_reward: bool = False,
-    rule: CreditRule = EACH_TURN,
-    follow_ups: bool = False,
+    rules: SampleRules = STANDARD,
 ) -> int:
     """Record rollouts; return how many were new. `now` is the time of recording.
 
     Rollouts that were on their way when their user was forgotten are dropped; so is feedback. Where
-    their session was judged already, `ratings_reward` and `rule` are as for `record_feedback`.
-    With `follow_ups` what users wrote after answers is noted for a judge.
+    their session was judged already, its samples are made by `rules`. What
+    users wrote after answers is noted for a judge, where `rules` say so.
     """
     with database.write() as connection:
         rows = [rollout_row(rollout) for rollout in events]
@@ -56,8 +53,8 @@ def record_rollouts(
         new = insert_new(connection, rollouts, rows, ("completion_id",))
         for group_id in sorted({row["group_id"] for row in new}):
             settle_siblings(connection, group_id, now)
-        settle_sessions(connection, _sessions(new), now, rule=rule, ratings_reward=ratings_reward)
-        if follow_ups:
+        settle_sessions(connection, _sessions(new), now, rules)
+        if rules.follow_ups_noted:
             note_follow_ups(connection, new)
     return len(new)
 
@@ -66,17 +63,12 @@ def record_feedback(
     database: Database,
     events: Sequence[tuple[Feedback, int]],
     now: float,
-    *,
-    ratings_reward: bool = False,
-    comments_train: bool = False,
-    rule: CreditRule = EACH_TURN,
+    rules: SampleRules = STANDARD,
 ) -> list[Feedback]:
     """Record feedback, given with its sequence in the stream; return what was new.
 
     It makes its samples at once: they are not ready until their rollouts are recorded. Samples of
-    feedback that was retracted before it came are retracted. With `ratings_reward` a rating is
-    also a reward, for GRPO; with `comments_train` a comment is a hint, for SDFT. `rule` shares a
-    judgement of a session among its turns.
+    feedback that was retracted before it came are retracted.
     """
     with database.write() as connection:
         rows = [feedback_row(event, sequence) for event, sequence in events]
@@ -87,12 +79,8 @@ def record_feedback(
         new = insert_new(connection, feedback, rows, ("feedback_id",))
         ranked = [completion for row in new for completion in ranked_completions(row)]
         insert_new(connection, rankings, ranked, ("feedback_id", "position"))
-        rules = {"ratings_reward": ratings_reward, "comments_train": comments_train}
         made = [
-            sample
-            for row in new
-            if not row["session_id"]
-            for sample in samples_of(row, now, **rules)
+            sample for row in new if not row["session_id"] for sample in samples_of(row, now, rules)
         ]
         for sample in made:
             counts = sample["feedback_id"] not in gone
@@ -106,7 +94,7 @@ def record_feedback(
         thumbs = {row["completion_id"] for row in new if row["kind"] == "thumb"}
         for group_id in _groups(connection, thumbs):
             settle_siblings(connection, group_id, now)
-        settle_sessions(connection, _sessions(new), now, rule=rule, ratings_reward=ratings_reward)
+        settle_sessions(connection, _sessions(new), now, rules)
     fresh = {row["feedback_id"] for row in new}
     first = {event.feedback_id: event for event, _ in reversed(events)}
     return [event for event in reversed(first.values()) if event.feedback_id in fresh]
@@ -145,23 +133,22 @@ def record_scores(
     database: Database,
     events: Sequence[ScoredRollout],
     now: float,
-    *,
-    objective: str = Objective.PPO,
-    all_count: bool = False,
+    rules: SampleRules = STANDARD,
 ) -> int:
     """Record scores; return how many were new.
 
-    An informative score makes a sample of `objective`; with `all_count` every score with a reward
-    does.
+    Those that are rewards by `rules` make samples: none where a metric is the reward.
     """
     with database.write() as connection:
         rows = [score_row(event) for event in events]
         key = ("completion_id", "reward_model_version")
         new = insert_new(connection, scores, rows, key)
         made = [
-            scored_sample(row, objective, now)
+            scored_sample(row, rules.scored_objective, now)
             for row in new
-            if row["reward"] is not None and (row["informative"] or all_count)
+            if row["reward"] is not None
+            and (row["informative"] or rules.all_scores_count)
+            and not rules.reward_metric
         ]
         ids = {sample["sample_id"] for sample in made}
         known = select(samples.c.sample_id).where(
@@ -174,15 +161,18 @@ def record_scores(
     return len(new)
 
 
-def adopt_scores(database: Database, objective: str) -> int:
-    """Move open scored samples of another objective to this one; return how many."""
+def adopt_rewards(database: Database, objective: str) -> int:
+    """Move open samples of scores and metrics from another objective to this; return how many."""
+    there = samples.alias()
+    same = (there.c.sample_id == samples.c.sample_id, there.c.objective == objective)
     with database.write() as connection:
         return connection.execute(
             update(samples)
             .where(
-                samples.c.kind == "score",
+                samples.c.kind.in_(("score", "metric")),
                 samples.c.state == SampleState.OPEN,
                 samples.c.objective != objective,
+                not_(exists().where(*same)),
             )
             .values(objective=objective)
         ).rowcount

@@ -6,14 +6,15 @@
 | comparison | dpo: pair for each rejected; reward_model: pair for each rejected; weighted 1/pairs |
 | ranking | dpo: pair for each two, weighted 1/C(K,2); reward_model: ranking |
 | demonstration | sft: edit; dpo: edit ≻ original; reward_model: edit ≻ original |
-| rating | reward_model: rating; grpo: rating, where rated answers are rewards |
+| rating | reward_model: rating; grpo: rating, unless a metric is the reward |
 | comment | sdft: comment, where comments train |
-| metric | none |
+| metric | ppo or grpo: metric, if it is the reward |
 
 One judgement weighs one: its samples for an objective weigh 1 together, however many they are. So
 do the pairs that one user's opposite thumbs on one request make (see `verdict_rules`).
 
-A thumb or a rating of a session makes the same samples of each of its turns (see `session_rules`).
+A thumb, a rating or a metric of a session makes the same samples of each of its turns (see
+`session_rules`).
 What a user wrote after an answer may make the sample of a comment (see `follow_up_rules`).
 
 `topic` is what a verdict is about and `verdict` what it says: of one user's verdicts on one topic
@@ -24,14 +25,15 @@ share a topic.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import combinations
 from math import comb
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, exists, select
 
-from tuneloop.feedback import FeedbackKind
+from tuneloop.feedback import PUBLIC_ID, FeedbackKind
 from tuneloop.learner.ledger.rows import Row
 from tuneloop.learner.ledger.schema import feedback, samples
 from tuneloop.learner.samples import Objective, SampleState
@@ -43,11 +45,79 @@ LEARNED_FROM: ColumnElement[bool] = feedback.c.kind.not_in(
 """That feedback is not only kept: of its kind everything is learned from, or it made samples."""
 PAIR_OBJECTIVES = (Objective.DPO, Objective.REWARD_MODEL)
 OF_SESSION = and_(
-    samples.c.kind.in_(("thumb", "rating")), samples.c.sample_id != samples.c.feedback_id
+    samples.c.kind.in_(("thumb", "rating", "metric")),
+    samples.c.sample_id != samples.c.feedback_id,
 )
 """A verdict on a turn that was given on its session: its id is the feedback's and the turn's."""
 OF_FOLLOW_UP = samples.c.kind == "follow_up"
 """A hint that nobody gave as one: what the user wrote next (see `follow_up_rules`)."""
+
+
+class SessionCredit(StrEnum):
+    """Which turns a judgement of their session is about."""
+
+    LAST = "last"
+    """The last one."""
+    EACH = "each"
+    """All of them alike."""
+    DISCOUNTED = "discounted"
+    """The later ones more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditRule:
+    """How one judgement is shared among the turns of its session."""
+
+    credit: SessionCredit = SessionCredit.EACH
+    discount: float = 0.9
+    """γ of `discounted`: a turn weighs this much of the one after it."""
+
+    def weights(self, turns: int) -> list[float]:
+        """Return the weight of each turn, oldest first; they sum to 1.
+
+        `discounted`: γ^(T−t) / Σ γ^(T−s) for turn t of T, the discounted return of one reward at
+        the end (Sutton & Barto, Reinforcement Learning, eq. 3.8), normalised.
+        """
+        match self.credit:
+            case SessionCredit.LAST:
+                parts = [float(turn == turns - 1) for turn in range(turns)]
+            case SessionCredit.EACH:
+                parts = [1.0] * turns
+            case SessionCredit.DISCOUNTED:
+                parts = [self.discount ** (turns - 1 - turn) for turn in range(turns)]
+        return [part / sum(parts) for part in parts]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRules:
+    """What else makes samples than what always does, and how a session's are weighed."""
+
+    scored_objective: str = Objective.PPO
+    """What learns from rewards: PPO or GRPO."""
+    all_scores_count: bool = False
+    """Whether a score is a reward even if no scorer calls it informative."""
+    reward_metric: str = ""
+    """The metric that is the reward, in the place of scores and ratings; empty: none."""
+    comments_train: bool = False
+    """Whether comments are hints, for SDFT."""
+    signals_count: bool = False
+    """Whether signals teach the reward model."""
+    follow_ups_noted: bool = False
+    """Whether what users write after answers is noted for a judge."""
+    credit: CreditRule = field(default_factory=CreditRule)
+    """How a judgement of a session is shared among its turns."""
+
+    @property
+    def ratings_reward(self) -> bool:
+        """Whether ratings are rewards: PPO's value head would have to learn two scales at once."""
+        return self.scored_objective == Objective.GRPO and not self.reward_metric
+
+    def is_reward(self, metric: str, api_key_id: str) -> bool:
+        """Whether a metric is the reward; never what anybody may send from a web page."""
+        return metric == self.reward_metric and api_key_id != PUBLIC_ID
+
+
+STANDARD = SampleRules()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +128,10 @@ class Answer:
     completion_tokens: bytes
 
 
-def samples_of(
-    row: Row, now: float, *, ratings_reward: bool = False, comments_train: bool = False
-) -> list[Row]:
-    """Return the sample rows of a row of `feedback`; `ratings_reward` makes a rating a reward too.
+def samples_of(row: Row, now: float, rules: SampleRules = STANDARD) -> list[Row]:
+    """Return the sample rows of a row of `feedback`.
 
-    A comment makes one if `comments_train`. Samples are not ready until the rollouts they refer to
-    are recorded.
+    Samples are not ready until the rollouts they refer to are recorded.
     """
     judgement = json.loads(row["payload"])
     match row["kind"]:
@@ -88,14 +155,12 @@ def samples_of(
                 for o in (Objective.SFT, Objective.DPO, Objective.REWARD_MODEL)
             ]
         case "rating":
-            objectives = (
-                (Objective.REWARD_MODEL, Objective.GRPO)
-                if ratings_reward
-                else (Objective.REWARD_MODEL,)
-            )
+            objectives = [Objective.REWARD_MODEL, *[Objective.GRPO] * rules.ratings_reward]
             made = [_single(row, o, "rating", repr(judgement["value"])) for o in objectives]
-        case "comment" if comments_train:
+        case "comment" if rules.comments_train:
             made = [_single(row, Objective.SDFT, "comment", digest(judgement["text"]))]
+        case "metric" if rules.is_reward(judgement["name"], row["api_key_id"]):
+            made = [_measured(row, rules.scored_objective, **judgement)]
         case _:
             made = []
     common = {
@@ -158,6 +223,12 @@ def _single(row: Row, objective: str, kind: str, verdict: str) -> Row:
         "topic": f"{kind}:{row['completion_id']}",
         "verdict": verdict,
     }
+
+
+def _measured(row: Row, objective: str, name: str, value: bool | float) -> Row:
+    """Return the sample of a metric; booleans and numbers of one name are two topics."""
+    topic = f"metric:{name}:{type(value).__name__}:{row['completion_id']}"
+    return _single(row, objective, "metric", repr(value)) | {"topic": topic}
 
 
 def _pair(row: Row, objective: str, chosen: str, rejected: str, number: int | str) -> Row:

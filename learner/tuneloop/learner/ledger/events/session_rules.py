@@ -17,15 +17,13 @@ used, not from the order in which it came.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from itertools import pairwise
 from typing import Any
 
 from sqlalchemy import Connection, delete, exists, or_, select, update
 
 from tuneloop.feedback import FeedbackStatus
-from tuneloop.learner.ledger.events.sample_rules import samples_of
+from tuneloop.learner.ledger.events.sample_rules import CreditRule, SampleRules, samples_of
 from tuneloop.learner.ledger.events.verdict_rules import settle_votes
 from tuneloop.learner.ledger.rows import Row, compact, insert_new
 from tuneloop.learner.ledger.schema import (
@@ -48,48 +46,11 @@ Turn = tuple[str, ...]
 """The completions that share the credit of one turn."""
 
 
-class SessionCredit(StrEnum):
-    """Which turns a judgement of their session is about."""
-
-    LAST = "last"
-    """The last one."""
-    EACH = "each"
-    """All of them alike."""
-    DISCOUNTED = "discounted"
-    """The later ones more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CreditRule:
-    """How one judgement is shared among the turns of its session."""
-
-    credit: SessionCredit = SessionCredit.EACH
-    discount: float = 0.9
-    """γ of `discounted`: a turn weighs this much of the one after it."""
-
-    def weights(self, turns: int) -> list[float]:
-        """Return the weight of each turn, oldest first; they sum to 1.
-
-        `discounted`: γ^(T−t) / Σ γ^(T−s) for turn t of T, the discounted return of one reward at
-        the end (Sutton & Barto, Reinforcement Learning, eq. 3.8), normalised.
-        """
-        match self.credit:
-            case SessionCredit.LAST:
-                parts = [float(turn == turns - 1) for turn in range(turns)]
-            case SessionCredit.EACH:
-                parts = [1.0] * turns
-            case SessionCredit.DISCOUNTED:
-                parts = [self.discount ** (turns - 1 - turn) for turn in range(turns)]
-        return [part / sum(parts) for part in parts]
-
-
 def settle_sessions(
     connection: Connection,
     sessions: Iterable[Session],
     now: float,
-    *,
-    rule: CreditRule,
-    ratings_reward: bool,
+    rules: SampleRules,
 ) -> None:
     """Make the samples of all feedback on these sessions from the turns that are recorded."""
     for tenant, session_id in sorted(set(sessions)):
@@ -106,8 +67,7 @@ def settle_sessions(
         for row in judged:
             before = [r for r in recorded if r.finished_time <= row.accepted_time + LATE_SECONDS]
             turns = _turns(connection, before)
-            credit = _credit(turns, rule)
-            _settle(connection, row._asdict(), turns, credit, now, ratings_reward=ratings_reward)
+            _settle(connection, row._asdict(), turns, now, rules)
 
 
 def _recorded(connection: Connection, tenant: str, session_id: str) -> Sequence[Any]:
@@ -162,10 +122,8 @@ def _settle(
     connection: Connection,
     row: Row,
     turns: Sequence[Turn],
-    credit: Mapping[str, float],
     now: float,
-    *,
-    ratings_reward: bool,
+    rules: SampleRules,
 ) -> None:
     """Make the samples of one row of `feedback`, or make them again if none was used."""
     own = samples.c.feedback_id == row["feedback_id"]
@@ -185,7 +143,7 @@ def _settle(
     state = SampleState.OPEN if accepted else SampleState.RETRACTED
     wanted = {
         (sample["sample_id"], sample["objective"]): sample | {"state": state, "current": accepted}
-        for sample in _samples(row, credit, now, ratings_reward=ratings_reward)
+        for sample in _samples(row, _credit(turns, rules.credit), now, rules)
     }
     known = connection.execute(
         select(samples.c.sample_id, samples.c.objective, samples.c.topic, samples.c.weight).where(
@@ -202,14 +160,12 @@ def _settle(
             settle_votes(connection, objective, topic, row["user_hash"])
 
 
-def _samples(
-    row: Row, credit: Mapping[str, float], now: float, *, ratings_reward: bool
-) -> list[Row]:
+def _samples(row: Row, credit: Mapping[str, float], now: float, rules: SampleRules) -> list[Row]:
     """Return the sample rows of a judgement of a session: of each turn, or one set that waits."""
 
     def of(completion_id: str) -> list[Row]:
         about = row | {"completion_id": completion_id}
-        return samples_of(about, now, ratings_reward=ratings_reward)
+        return samples_of(about, now, rules)
 
     if not credit:
         return [sample | {"topic": ""} for sample in of("")]

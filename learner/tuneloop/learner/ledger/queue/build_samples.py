@@ -96,9 +96,18 @@ def text_of(row: Any) -> str:
 class Builder:
     """Builds the samples of one read of the ledger."""
 
-    def __init__(self, connection: Connection, edit_tokens: EditTokens | None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        edit_tokens: EditTokens | None,
+        *,
+        higher_is_better: bool = True,
+    ) -> None:
+        """`higher_is_better` is of the metric that is the reward."""
         self._connection = connection
         self._edit_tokens = edit_tokens
+        self._sign = 1.0 if higher_is_better else -1.0
+        self._metrics: dict[tuple[str, bool], Ratings] = {}
 
     def build(self, row: Any) -> Sample:
         """Return the sample of a row that has no problem.
@@ -127,8 +136,8 @@ class Builder:
         scored = self.scored(row)
         if row.objective == Objective.PPO:
             return scored
-        # The expected rating is the mean of the user's ratings, which is 0. Who rates an answer
-        # that was cut has said what that costs.
+        # What is expected is the mean of the user's ratings or values, which is 0. Who judges an
+        # answer that was cut has said what that costs.
         return ScoredGroup(
             sample_id=row.sample_id,
             samples=(scored,),
@@ -137,12 +146,18 @@ class Builder:
         )
 
     def scored(self, row: Any) -> ScoredSample:
-        """Return a rollout with its reward: its score, or the rating a user gave it."""
-        rated = row.kind == "rating"
+        """Return a rollout with its reward: its score, a user's rating or a metric."""
+        match row.kind:
+            case "rating":
+                reward = self._rating(row)
+            case "metric":
+                reward = self._measured(row)
+            case _:
+                reward = reward_of(self._connection, row.completion_id)
         return ScoredSample(
             sample_id=row.sample_id,
             sequence=sequence_of(row, "chosen"),
-            reward=self._rating(row) if rated else reward_of(self._connection, row.completion_id),
+            reward=reward,
             policy_version=row.chosen_oldest_version,
             stopped=row.chosen_finish_reason == FinishReason.STOP,
             weight=row.weight,
@@ -210,6 +225,16 @@ class Builder:
     def _rating(self, row: Any) -> float:
         value = float(json.loads(row.payload)["value"])
         return self._ratings.standardised(row.user_hash, value)
+
+    def _measured(self, row: Any) -> float:
+        """Return a metric's value as a reward, in deviations from the mean of its user's values."""
+        judgement = json.loads(row.payload)
+        name, value = judgement["name"], judgement["value"]
+        which = (name, isinstance(value, bool))
+        if which not in self._metrics:
+            own = ratings.measured(name, is_boolean=which[1])
+            self._metrics[which] = ratings.read(self._connection, own)
+        return self._sign * self._metrics[which].standardised(row.user_hash, float(value))
 
     @cached_property
     def _ratings(self) -> Ratings:

@@ -3,11 +3,15 @@
 A group is ready when the scores of all completions that were asked for have arrived, or some time
 after the first of them. A completion that could not be scored is left out of its group.
 
-A completion without siblings is compared with other requests. Its baseline is the mean reward of
-other rollouts of the same kind (tenant and source), shrunk towards the mean of other answers to the
-same prompt if there are any. With it comes the share of them that ran into their length limit, for
-which the trainer charges. The baseline does not depend on the completion itself, so the gradient
-stays unbiased. Without a baseline its reward would push every answer the same way.
+A rating is a group of its own, and so is a metric on a session. Values of a metric that one user
+gave to completions of one request are a group, which is ready when there are as many as were asked
+for, or some time after the first. One alone is compared with the mean of the user's values.
+
+A scored completion without siblings is compared with other requests. Its baseline is the mean
+reward of other rollouts of the same kind (tenant and source), shrunk towards the mean of other
+answers to the same prompt if there are any. With it comes the share of them that ran into their
+length limit, for which the trainer charges. The baseline does not depend on the completion itself,
+so the gradient stays unbiased. Without a baseline its reward would push every answer the same way.
 """
 
 import math
@@ -95,17 +99,18 @@ def take_groups(
     wait_seconds: float,
     exclude: Collection[str] = (),
     fresh_versions: Collection[int] | None = None,
+    higher_is_better: bool = True,
 ) -> tuple[list[ScoredGroup], list[Refusal]]:
     """Return the oldest ready groups, as many as `limit` rollouts allow but at least one.
 
-    A rating is a group of its own, whose reward is compared with the mean of the user's ratings.
+    `higher_is_better` is of the metric that is the reward.
     """
     taken: list[ScoredGroup] = []
     refusals: list[Refusal] = []
     count = 0
     with database.read() as connection:
         waiting = Waiting(connection, fresh_versions)
-        builder = Builder(connection, None)
+        builder = Builder(connection, None, higher_is_better=higher_is_better)
         for group in waiting.groups(now - wait_seconds, exclude):
             if taken and count + len(group) > limit:
                 break
@@ -117,10 +122,10 @@ def take_groups(
                 if problem is not None
             ]
             good = [row for row in rows if problems[row.sample_id] is None]
-            if group[0].kind == "rating" and good:
-                rated = builder.build(good[0])
-                assert isinstance(rated, ScoredGroup)
-                taken.append(rated)
+            if group[0].kind != "score" and len(good) == 1:
+                judged = builder.build(good[0])
+                assert isinstance(judged, ScoredGroup)
+                taken.append(judged)
             elif good:
                 baseline = None if len(good) > 1 else waiting.baseline(good[0])
                 taken.append(
@@ -154,7 +159,10 @@ class Waiting:
             ready_samples(
                 samples.c.sample_id,
                 samples.c.kind,
+                samples.c.feedback_id,
                 samples.c.completion_id,
+                samples.c.user_hash,
+                samples.c.topic,
                 samples.c.recorded_time,
                 chosen.c.group_id,
                 chosen.c.group_size,
@@ -170,12 +178,10 @@ class Waiting:
             query = query.where(samples.c.sample_id.not_in(list(exclude)))
         if self._fresh_versions is not None:
             query = query.where(sampled_by(chosen, self._fresh_versions))
-        groups: dict[tuple[str, str], list[Any]] = {}
+        groups: dict[tuple[str, ...], list[Any]] = {}
         for row in self._connection.execute(query):
-            alone = row.kind == "rating"
-            key = (row.kind, row.sample_id if alone else row.group_id)
-            groups.setdefault(key, []).append(row)
-        arrived = self._arrived([group_id for kind, group_id in groups if kind == "score"])
+            groups.setdefault(_group_of(row), []).append(row)
+        arrived = self._arrived([key[1] for key in groups if key[0] == "score"])
         return [group for group in groups.values() if self._is_ready(group, arrived, latest)]
 
     def whole(self, group: Sequence[Any]) -> list[Any]:
@@ -211,12 +217,14 @@ class Waiting:
 
     def _is_ready(self, group: list[Any], arrived: dict[str, int], latest: float) -> bool:
         first = group[0]
-        if first.kind == "rating":
+        if _is_alone(first):
             return True
-        whole = arrived.get(first.group_id, 0) >= first.group_size
+        scored = first.kind == "score"
+        known = arrived.get(first.group_id, 0) if scored else len(group)
+        whole = known >= first.group_size
         if not whole and min(row.recorded_time for row in group) > latest:
             return False
-        return len(group) > 1 or self.baseline(first) is not None
+        return not scored or len(group) > 1 or self.baseline(first) is not None
 
     def _arrived(self, group_ids: Sequence[str]) -> dict[str, int]:
         """Return how many completions of each group were scored or never will be."""
@@ -252,3 +260,19 @@ class Waiting:
             newest.setdefault(row.completion_id, Reward(**row._asdict()))
         self._rewards[tenant, source] = list(newest.values())
         return self._rewards[tenant, source]
+
+
+def _is_alone(row: Any) -> bool:
+    """Return whether a sample is a group of its own: a rating, or a metric on a session."""
+    of_session: bool = row.sample_id != row.feedback_id
+    return row.kind == "rating" or (row.kind == "metric" and of_session)
+
+
+def _group_of(row: Any) -> tuple[str, ...]:
+    """Return what the samples of one group have in common."""
+    if _is_alone(row):
+        return row.kind, row.sample_id
+    if row.kind == "metric":
+        which = row.topic.removesuffix(row.completion_id)
+        return row.kind, row.group_id, row.user_hash, which
+    return row.kind, row.group_id

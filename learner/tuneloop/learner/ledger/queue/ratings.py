@@ -1,12 +1,16 @@
-"""Put ratings on one scale: standard deviations from the mean of the user who gave them."""
+"""Put ratings on one scale: standard deviations from the mean of the user who gave them.
+
+So are the values of a metric that is a reward: each metric on a scale of its own.
+"""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, and_, select
 
+from tuneloop.feedback import PUBLIC_ID
 from tuneloop.learner.ledger.schema import feedback
 
 PRIOR = 1.0
@@ -62,12 +66,30 @@ WINDOW = 8192
 """The number of latest ratings to use."""
 
 
-def read(connection: Connection) -> Ratings:
-    """Read the last rating of each user on each completion or session, among the latest ones."""
+RATED = feedback.c.kind == "rating"
+
+
+def measured(name: str, *, is_boolean: bool) -> ColumnElement[bool]:
+    """Return the condition "a value of that metric", the booleans or the numbers of that name.
+
+    Those that a web page sent without a key are no rewards, and move no reward's scale.
+    """
+    return and_(
+        feedback.c.metric == name,
+        feedback.c.is_boolean == is_boolean,
+        feedback.c.api_key_id != PUBLIC_ID,
+    )
+
+
+def read(connection: Connection, which: ColumnElement[bool] = RATED) -> Ratings:
+    """Read the last rating of each user on each completion or session, among the latest ones.
+
+    Or of `which` feedback that has a value.
+    """
     about = (feedback.c.completion_id, feedback.c.session_id)
     query = (
         select(feedback.c.user_hash, *about, feedback.c.payload)
-        .where(feedback.c.kind == "rating", feedback.c.status != "retracted")
+        .where(which, feedback.c.status != "retracted")
         .order_by(feedback.c.accepted_time.desc(), feedback.c.feedback_id.desc())
         .limit(WINDOW)
     )

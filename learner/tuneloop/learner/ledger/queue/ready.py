@@ -106,14 +106,15 @@ def take_samples(
     edit_tokens: EditTokens | None = None,
     of_each_user: int | None = None,
     fresh_versions: Collection[int] | None = None,
+    higher_is_better: bool = True,
 ) -> tuple[list[Sample], list[Refusal]]:
     """Return the oldest ready samples of an objective, at most `limit`, without `exclude`.
 
     Users' feedback comes before imported feedback. The oldest `of_each_user` samples of each user
     come before all others, so that one user's flood keeps nobody waiting. With `fresh_versions`,
-    only samples that these versions of the policy sampled. This changes nothing: a sample is used
-    once the step that used it is committed. The second list names ready samples that cannot be
-    trained on.
+    only samples that these versions of the policy sampled; `higher_is_better` is of the metric that
+    is the reward. This changes nothing: a sample is used once the step that used it is committed.
+    The second list names ready samples that cannot be trained on.
     """
     query = ready_samples(*COLUMNS).where(
         samples.c.objective == objective, samples.c.state == SampleState.OPEN
@@ -131,7 +132,7 @@ def take_samples(
     taken: list[Sample] = []
     refusals: list[Refusal] = []
     with database.read() as connection:
-        builder = Builder(connection, edit_tokens)
+        builder = Builder(connection, edit_tokens, higher_is_better=higher_is_better)
         for row in connection.execute(query.limit(limit)).all():
             problem = problem_of(row)
             if problem is None:

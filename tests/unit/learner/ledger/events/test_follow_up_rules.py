@@ -28,6 +28,7 @@ from tuneloop.learner.ledger.events.follow_up_rules import (
     record_verdicts,
     waiting,
 )
+from tuneloop.learner.ledger.events.sample_rules import SampleRules
 from tuneloop.learner.ledger.events.signal_rules import record_signals, sample_id_of
 from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.queue.replay import replays
@@ -54,7 +55,7 @@ def follow(completion_id: str, text: str = "No, shorter.", **kwargs: Any) -> Rol
 
 def record(ledger: Database, *rollouts: Rollout, follow_ups: bool = True) -> None:
     for rollout in rollouts:
-        recorder.record_rollouts(ledger, [rollout], T0, follow_ups=follow_ups)
+        recorder.record_rollouts(ledger, [rollout], T0, SampleRules(follow_ups_noted=follow_ups))
 
 
 def judge(
@@ -65,7 +66,7 @@ def judge(
 
 def comment(ledger: Database, *given: Feedback) -> None:
     events = [(event, 1) for event in given]
-    recorder.record_feedback(ledger, events, T0, comments_train=True)
+    recorder.record_feedback(ledger, events, T0, SampleRules(comments_train=True))
 
 
 def rows(ledger: Database, table: Any) -> list[dict[str, Any]]:

@@ -23,12 +23,14 @@ from tuneloop.feedback import Feedback, Retraction
 from tuneloop.learner.ledger.accounting import forget_user, steps
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import lifecycle, recorder
+from tuneloop.learner.ledger.events.sample_rules import SampleRules
 from tuneloop.learner.ledger.queue import agreement, ready
 from tuneloop.learner.ledger.queue.ratings import read as read_ratings
 from tuneloop.learner.ledger.queue.replay import replays
 from tuneloop.learner.ledger.schema import feedback, retractions, samples, uses
 
 OBJECTIVES = ("sft", "kto", "dpo", "reward_model")
+COMMENTS = SampleRules(comments_train=True)
 START_SECONDS = START.timestamp()
 DAY = 86_400.0
 
@@ -222,9 +224,9 @@ def test_a_comment_that_trains_expires_and_is_taken_back_like_a_thumb(ledger: Da
     answers(ledger, "a", "b")
     old, kept = make_comment("old", "a", "hm"), make_comment("kept", "b", "hm")
     recorder.record_feedback(ledger, [(kept, 0)], START_SECONDS)
-    recorder.record_feedback(ledger, [(old, 1)], START_SECONDS, comments_train=True)
+    recorder.record_feedback(ledger, [(old, 1)], START_SECONDS, rules=COMMENTS)
     new = make_comment("new", "a", "hm", second=9 * DAY, user="u2")
-    recorder.record_feedback(ledger, [(new, 2)], START_SECONDS, comments_train=True)
+    recorder.record_feedback(ledger, [(new, 2)], START_SECONDS, rules=COMMENTS)
     assert expire(ledger, 10, max_age=3 * DAY) == 1
     assert statuses(ledger) == {"old": "expired", "kept": "accepted", "new": "accepted"}
     taken, _ = ready.take_samples(ledger, "sdft", 9, edit_tokens=edit_tokens)

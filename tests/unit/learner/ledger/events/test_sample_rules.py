@@ -21,6 +21,7 @@ from tuneloop.feedback import Feedback
 from tuneloop.learner.ledger.accounting import forget_user, steps
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.events.sample_rules import SampleRules
 from tuneloop.learner.ledger.queue import ready
 from tuneloop.learner.ledger.queue.replay import replays
 from tuneloop.learner.samples import (
@@ -33,6 +34,9 @@ from tuneloop.learner.samples import (
 )
 from tuneloop.rollouts import Rollout
 
+GRPO = SampleRules(scored_objective="grpo")
+COMMENTS = SampleRules(comments_train=True)
+
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Database:
@@ -44,7 +48,7 @@ def add(ledger: Database, *events: Rollout | Feedback) -> None:
         if isinstance(event, Rollout):
             recorder.record_rollouts(ledger, [event], 100.0)
         else:
-            recorder.record_feedback(ledger, [(event, 1)], 100.0, ratings_reward=True)
+            recorder.record_feedback(ledger, [(event, 1)], 100.0, rules=GRPO)
 
 
 def take(ledger: Database, objective: str) -> list[Any]:
@@ -121,7 +125,7 @@ def test_comments_and_metrics_are_only_kept(ledger: Database) -> None:
 def comment(ledger: Database, *events: Feedback) -> None:
     """Record comments where they train."""
     given = [(event, number) for number, event in enumerate(events)]
-    recorder.record_feedback(ledger, given, 100.0, comments_train=True)
+    recorder.record_feedback(ledger, given, 100.0, rules=COMMENTS)
 
 
 def test_a_comment_is_a_hint_where_comments_train(ledger: Database) -> None:

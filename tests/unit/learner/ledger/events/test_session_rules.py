@@ -23,7 +23,7 @@ from tuneloop.feedback import Feedback, Metric, Retraction
 from tuneloop.learner.ledger.accounting import downstream, steps
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import lifecycle, recorder
-from tuneloop.learner.ledger.events.session_rules import CreditRule, SessionCredit
+from tuneloop.learner.ledger.events.sample_rules import CreditRule, SampleRules, SessionCredit
 from tuneloop.learner.ledger.queue import agreement, groups, prompts, ready
 from tuneloop.learner.ledger.queue import ratings as user_ratings
 from tuneloop.learner.ledger.reports import canary_traffic, export, rater_votes, traffic
@@ -37,6 +37,7 @@ from tuneloop.rollouts import Rollout, RolloutSource
 LATE = 50
 """Seconds after the start at which everything was answered."""
 NOW = START.timestamp()
+EACH_TURN = CreditRule()
 judge = partial(make_thumb, completion_id="", session_id="s", second=LATE)
 
 
@@ -45,13 +46,16 @@ def ledger(tmp_path: Path) -> Database:
     return Database.at(tmp_path / "ledger.db")
 
 
-def add(ledger: Database, *events: Any, rule: CreditRule = recorder.EACH_TURN) -> None:
+def add(
+    ledger: Database, *events: Any, rule: CreditRule = EACH_TURN, reward_metric: str = ""
+) -> None:
+    rules = SampleRules(scored_objective="grpo", credit=rule, reward_metric=reward_metric)
     for event in events:
         match event:
             case Rollout():
-                recorder.record_rollouts(ledger, [event], NOW, rule=rule, ratings_reward=True)
+                recorder.record_rollouts(ledger, [event], NOW, rules)
             case Feedback():
-                recorder.record_feedback(ledger, [(event, 1)], NOW, rule=rule, ratings_reward=True)
+                recorder.record_feedback(ledger, [(event, 1)], NOW, rules)
             case Retraction():
                 lifecycle.record_retractions(ledger, [(event, 2)], NOW)
 
@@ -346,22 +350,29 @@ def rows(ledger: Database) -> Any:
 
 
 @cache
-def in_order(folder: Path, rule: CreditRule) -> Any:
-    ledger = Database.at(folder / f"{rule.credit}.db")
-    add(ledger, *EVENTS, rule=rule)
+def in_order(folder: Path, rule: CreditRule, reward_metric: str) -> Any:
+    ledger = Database.at(folder / f"{rule.credit}{reward_metric}.db")
+    add(ledger, *EVENTS, rule=rule, reward_metric=reward_metric)
     return rows(ledger)
 
 
 @settings(max_examples=25, deadline=None)
-@given(order=st.permutations(EVENTS), credit=st.sampled_from(SessionCredit))
+@given(
+    order=st.permutations(EVENTS),
+    credit=st.sampled_from(SessionCredit),
+    reward_metric=st.sampled_from(["", "solved"]),
+)
 def test_any_order_makes_the_same_samples(
-    tmp_path_factory: pytest.TempPathFactory, order: list[Any], credit: SessionCredit
+    tmp_path_factory: pytest.TempPathFactory,
+    order: list[Any],
+    credit: SessionCredit,
+    reward_metric: str,
 ) -> None:
     rule = CreditRule(credit=credit, discount=0.5)
     folder = tmp_path_factory.getbasetemp()
     ledger = Database.at(tmp_path_factory.mktemp("order") / "ledger.db")
-    add(ledger, *order, rule=rule)
-    assert rows(ledger) == in_order(folder, rule)
+    add(ledger, *order, rule=rule, reward_metric=reward_metric)
+    assert rows(ledger) == in_order(folder, rule, reward_metric)
     ledger.close()
 
 
