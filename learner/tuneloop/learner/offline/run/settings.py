@@ -219,6 +219,9 @@ def earlier_defaults(
         before = each.metadata.get(BEFORE, each.default)
         if before is not dataclasses.MISSING and (not known or recorded[each.name] == before):
             kept[each.name] = before
+        elif each.name == "objective_weights" and known:
+            # Nothing sets it here, and objectives that came later weigh the same.
+            kept[each.name] = recorded[each.name]
     return kept, newer
 
 
