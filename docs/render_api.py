@@ -7,16 +7,19 @@ gateway and looks at what comes of it. A test renders the page again and compare
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.support import anthropic_fields, openai_fields
+from tests.support import anthropic_fields, openai_fields, responses_fields
 from tests.support.request_fields import RequestField
 
 PAGE = Path(__file__).with_name("api.md")
 WORDS = {"yes": "yes", "ignored": "ignored", "refused": "refused by name"}
 OPENAI = {"chat": openai_fields.CHAT, "text": openai_fields.TEXT}
 ANTHROPIC = {"messages": anthropic_fields.MESSAGES}
+RESPONSES = {"responses": responses_fields.RESPONSES}
 SECTIONS: Mapping[str, tuple[Sequence[RequestField], Mapping[str, str]]] = {
     "OpenAI's": (openai_fields.FIELDS, OPENAI),
     "ours": (openai_fields.OURS, OPENAI),
+    "OpenAI's of a response": (responses_fields.FIELDS, RESPONSES),
+    "ours of a response": (responses_fields.OURS, RESPONSES),
     "Anthropic's": (anthropic_fields.FIELDS, ANTHROPIC),
     "ours beside Anthropic's": (anthropic_fields.OURS, ANTHROPIC),
 }

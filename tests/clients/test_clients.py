@@ -223,6 +223,58 @@ def test_anthropic_calls_tools(services: ClientStack) -> None:
         assert counted.input_tokens == after.usage.input_tokens
 
 
+def test_responses(services: ClientStack) -> None:
+    options: Any = {"model": "tuneloop", "max_output_tokens": 16}
+    with OpenAI(base_url=f"{services.url}/v1", api_key="none", max_retries=0) as client:
+        first = client.responses.create(**options, input="tell me a story")
+        assert first.status in ("completed", "incomplete")
+        assert first.usage is not None
+        assert 0 < first.usage.output_tokens <= 16
+        pieces, ended = "", None
+        stream = client.responses.create(
+            **options, input="go on", previous_response_id=first.id, stream=True
+        )
+        for event in stream:
+            if event.type == "response.output_text.delta":
+                pieces += event.delta
+            elif event.type in ("response.completed", "response.incomplete"):
+                ended = event.response
+        assert ended is not None
+        assert ended.output_text == pieces
+        assert ended.usage is not None
+        assert ended.usage.input_tokens > first.usage.input_tokens
+        options["max_output_tokens"] = 400
+        placed = client.responses.parse(**options, input="where?", text_format=Place)
+        assert isinstance(placed.output_parsed, Place)
+        schema: Any = {"type": "json_schema", "name": "x", "schema": {"type": "nothing"}}
+        with pytest.raises(BadRequestError, match=r"text\.format: "):
+            client.responses.create(**options, input="where?", text={"format": schema})
+
+
+def test_responses_call_functions(services: ClientStack) -> None:
+    options: Any = {
+        "model": "tuneloop",
+        "max_output_tokens": 400,
+        "tools": [{"type": "function", **DIVE["function"], "strict": True}],
+    }
+    must: Any = {"type": "function", "name": "Dive"}
+    with OpenAI(base_url=f"{services.url}/v1", api_key="none", max_retries=0) as client:
+        answer = client.responses.create(**options, input="go", tool_choice=must)
+        with client.responses.stream(**options, input="go", tool_choice=must) as stream:
+            streamed = stream.get_final_response()
+        for response in (answer, streamed):
+            (call,) = response.output
+            assert call.type == "function_call"
+            Dive.model_validate_json(call.arguments)
+        result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "deep"}
+        after = client.responses.create(
+            **options | {"max_output_tokens": 4}, input=[result], previous_response_id=streamed.id
+        )
+        assert after.usage is not None
+        assert answer.usage is not None
+        assert after.usage.input_tokens > answer.usage.input_tokens
+
+
 def test_langchain(services: ClientStack) -> None:
     from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
     from langchain_openai import ChatOpenAI

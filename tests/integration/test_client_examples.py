@@ -62,6 +62,15 @@ def test_openai_sdk(shared_stack: Stack) -> None:
     assert f"{TEXT}\nthumb up for {streamed.completion_id}" in output
 
 
+def test_responses(shared_stack: Stack) -> None:
+    output = run(shared_stack, sys.executable, "-m", "examples.responses_feedback")
+    first, second = shared_stack.generation.requests
+    assert [m.role for m in second.chat.messages] == ["user", "assistant", "user"]
+    assert first.session_id == second.session_id == first.completion_id
+    assert judgements(shared_stack) == [Thumb(up=True)]
+    assert output == f"{TEXT}\n{TEXT}\nthumb up for the conversation: accepted\n"
+
+
 def test_anthropic_sdk(shared_stack: Stack) -> None:
     output = run(shared_stack, sys.executable, "-m", "examples.anthropic_feedback")
     (request,) = shared_stack.generation.requests

@@ -38,6 +38,7 @@ CALLS: list[tuple[str, str, Any]] = [
     ("POST", "/v1/chat/completions", CHAT | {"stream": True}),
     ("POST", "/v1/messages", CHAT | {"max_tokens": 9}),
     ("POST", "/v1/messages/count_tokens", CHAT),
+    ("POST", "/v1/responses", {"model": "tuneloop", "input": "hi"}),
     ("POST", "/v1/score", {"prompt": "a", "completions": ["b"]}),
 ]
 

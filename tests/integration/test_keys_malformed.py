@@ -45,7 +45,14 @@ async def test_a_time_beyond_the_calendar_is_named(http: httpx.AsyncClient) -> N
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/import", "/v1/chat/completions", "/v1/messages", "/v1/feedback/batch", "/v1/score"],
+    [
+        "/v1/import",
+        "/v1/chat/completions",
+        "/v1/messages",
+        "/v1/responses",
+        "/v1/feedback/batch",
+        "/v1/score",
+    ],
 )
 async def test_bodies(http: httpx.AsyncClient, path: str) -> None:
     for body in BODIES:

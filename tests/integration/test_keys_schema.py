@@ -59,6 +59,10 @@ def test_the_document_says_what_people_need() -> None:
     assert {"application/json", "text/event-stream"} == chat["responses"]["200"]["content"].keys()
     headers = {"Idempotency-Key", "x-tuneloop-train", "x-session-id"}
     assert {p["name"] for p in chat["parameters"]} == headers
+    response = document["paths"]["/v1/responses"]["post"]
+    assert (
+        response["responses"]["200"]["content"].keys() == chat["responses"]["200"]["content"].keys()
+    )
     messages = document["paths"]["/v1/messages"]["post"]
     assert messages["parameters"] == chat["parameters"]
     overloaded = messages["responses"]["529"]["content"]["application/json"]["schema"]

@@ -9,17 +9,21 @@ from anthropic.types import message_create_params as message_params
 from anthropic.types.beta import message_create_params as beta_params
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
-from support import anthropic_fields, openai_fields
+from openai.types.responses import response_create_params as response_params
+from support import anthropic_fields, openai_fields, responses_fields
 from support.gateway_stack import Stack
 from support.openai_fields import CHAT, TEXT
 from support.request_fields import RequestField
 
 from tuneloop.v1 import generation_pb2
 
-BODIES = openai_fields.BODIES | {anthropic_fields.MESSAGES: anthropic_fields.BODY}
+BODIES = openai_fields.BODIES | {
+    anthropic_fields.MESSAGES: anthropic_fields.BODY,
+    responses_fields.RESPONSES: responses_fields.BODY,
+}
 CASES = [
     (field, endpoint)
-    for module in (openai_fields, anthropic_fields)
+    for module in (openai_fields, anthropic_fields, responses_fields)
     for field in (*module.FIELDS, *module.OURS)
     for endpoint in field.endpoints
 ]
@@ -42,6 +46,8 @@ def without_id(request: generation_pb2.GenerateRequest | None) -> generation_pb2
     copy.ClearField("completion_id")
     # Without a user it is the completion's id.
     copy.ClearField("route_by")
+    if copy.session_id == request.completion_id:
+        copy.ClearField("session_id")
     return copy
 
 
@@ -74,6 +80,15 @@ async def test_the_table_knows_every_field_of_the_openai_package(
 ) -> None:
     bodies = (params.CompletionCreateParamsBase, params.CompletionCreateParamsStreaming)
     known = {field.name for field in openai_fields.FIELDS if endpoint in field.endpoints}
+    assert {name for body in bodies for name in body.__annotations__} <= known
+
+
+def test_the_table_knows_every_field_of_a_response() -> None:
+    bodies = (
+        response_params.ResponseCreateParamsBase,
+        response_params.ResponseCreateParamsStreaming,
+    )
+    known = {field.name for field in responses_fields.FIELDS}
     assert {name for body in bodies for name in body.__annotations__} <= known
 
 

@@ -21,6 +21,7 @@ from tuneloop.gateway.openai.schemas import (
     ChatRequest,
     CompletionRequest,
 )
+from tuneloop.gateway.responses.requests import ResponsesRequest
 from tuneloop.generation.transformers.hermes import HermesFormat
 
 FACTOR = 8
@@ -83,10 +84,35 @@ messages: dict[str, Any] = {
     "session_id": "c" * 128,
     "policy_version": 0,
 }
+PART = {"type": "input_text", "text": "\U0001f600" * 60}
+responses: dict[str, Any] = {
+    "model": "tuneloop",
+    "input": [{"role": "user", "content": [PART]}],
+    "instructions": PART["text"],
+    "max_output_tokens": 8,
+    "temperature": 2,
+    "top_p": 0.123456789,
+    "top_k": 2**31 - 1,
+    "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}},
+    "tools": [{"type": "function", "name": "f", "description": "d" * 80, "parameters": {}}],
+    "tool_choice": "required",
+    "parallel_tool_calls": False,
+    # What it would name was sent before.
+    "previous_response_id": None,
+    "store": True,
+    "stream": False,
+    "include": ["reasoning.encrypted_content"],
+    "user": "u" * 512,
+    "safety_identifier": "s" * 512,
+    "metadata": {"note": "t" * 5000},
+    "session_id": "c" * 128,
+    "policy_version": 0,
+}
 UNSUPPORTED = {
     *("functions", "function_call", "modalities", "audio", "web_search_options", "moderation"),
     *("verbosity", "suffix", "echo", "best_of"),
     *("container", "mcp_servers", "inference_geo", "compaction", "thread", "output_format"),
+    *("background", "conversation", "prompt", "truncation"),
 }
 needs: dict[str, dict[str, Any]] = {
     "top_logprobs": {"logprobs": True},
@@ -99,15 +125,22 @@ needs_of: dict[type[BaseModel], dict[str, dict[str, Any]]] = {
     ChatRequest: needs,
     CompletionRequest: needs,
     MessagesRequest: {"tool_choice": {"tools": [strict_tool]}},
+    ResponsesRequest: {
+        "tool_choice": {"tools": [{"type": "function", **STRICT}]},
+        "parallel_tool_calls": {"tools": responses["tools"]},
+    },
 }
 
 
 def bodies(kind: type[BaseModel], values: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield a body for each field, as large as the field may be."""
     # A field that is new must be measured too.
-    assert set(kind.model_fields) - UNSUPPORTED - {"n"} == set(values)
-    least = {name: values[name] for name in ("model", "messages", "prompt") if name in values}
+    unsupported = UNSUPPORTED | ({"top_logprobs"} if kind is ResponsesRequest else set())
+    assert set(kind.model_fields) - unsupported - {"n"} == set(values)
+    given = ("model", "messages", "prompt", "input")
+    least = {name: values[name] for name in given if name in values}
     least |= {"max_tokens": 8} if kind is MessagesRequest else {}
+    least |= {"max_output_tokens": 8} if kind is ResponsesRequest else {}
     for name, value in values.items():
         yield least | needs_of[kind].get(name, {}) | {name: value}
 
@@ -120,8 +153,9 @@ def bodies(kind: type[BaseModel], values: dict[str, Any]) -> Iterator[dict[str, 
         ("completions", CompletionRequest, shared | text, 1),
         ("completions", CompletionRequest, shared | text, 64),
         ("messages", MessagesRequest, messages, 1),
+        ("responses", ResponsesRequest, responses, 1),
     ],
-    ids=["1-chat", "64-chat", "1-text", "64-text", "messages"],
+    ids=["1-chat", "64-chat", "1-text", "64-text", "messages", "responses"],
 )
 async def test_what_is_stored_is_in_proportion(
     route: str,

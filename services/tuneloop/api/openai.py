@@ -150,6 +150,114 @@ class ChatCompletionChunk(CompletionHead):
     """Where it was asked for: null in all chunks but the last."""
 
 
+class OutputText(TypedDict):
+    """Text of an answer."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: list[Any]
+    """Always empty."""
+
+
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+
+
+class OutputMessage(TypedDict):
+    """What the answer says."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    status: ItemStatus
+    content: list[OutputText]
+
+
+class OutputCall(TypedDict):
+    """A call of a function."""
+
+    id: str
+    type: Literal["function_call"]
+    status: ItemStatus
+    call_id: str
+    """What its `function_call_output` names."""
+    name: str
+    arguments: str
+
+
+OutputItem = OutputMessage | OutputCall
+
+
+class InputTokensDetails(TypedDict):
+    """Not counted apart."""
+
+    cached_tokens: Literal[0]
+    cache_write_tokens: Literal[0]
+
+
+class OutputTokensDetails(TypedDict):
+    """Not counted apart."""
+
+    reasoning_tokens: Literal[0]
+
+
+class ResponseUsage(TypedDict):
+    """Tokens counted by the service."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class IncompleteDetails(TypedDict):
+    """Why an answer is incomplete."""
+
+    reason: Literal["max_output_tokens"]
+
+
+class ResponseFailure(TypedDict):
+    """Why a streamed answer failed."""
+
+    code: Literal["rate_limit_exceeded", "server_error"]
+    message: str
+
+
+class OpenAIResponse(TypedDict):
+    """`POST /v1/responses`, and what the events of its stream tell of it."""
+
+    id: str
+    """What feedback on this answer names, and the next turn's `previous_response_id`."""
+    object: Literal["response"]
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    background: Literal[False]
+    error: ResponseFailure | None
+    incomplete_details: IncompleteDetails | None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, Any]
+    model: str
+    output: list[OutputItem]
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    store: bool
+    """Whether a next turn may name this response."""
+    temperature: float
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_p: float
+    truncation: Literal["disabled"]
+    usage: ResponseUsage | None
+    """Null until the answer has ended."""
+    user: str | None
+    policy_version: int | None
+    """The version that sampled the last token; null in a stream that failed before the first."""
+    policy_version_spans: NotRequired[list[PolicyVersionSpan]]
+    """Only where more than one version sampled the tokens."""
+
+
 class Model(TypedDict):
     """A policy in OpenAI's form, with what clients of vLLM read."""
 

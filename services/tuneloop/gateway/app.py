@@ -35,6 +35,7 @@ from tuneloop.gateway.routes import (
     models,
     page,
     policies,
+    responses,
     scoring,
     sessions,
     users,
@@ -46,6 +47,7 @@ routers = (
     chat.router,
     completions.router,
     messages.router,
+    responses.router,
     models.router,
     routes.router,
     browse.router,
@@ -81,7 +83,7 @@ def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
         app.state.feed = feed.Feed(gateway)
         stopping = asyncio.Event()
         counting = asyncio.create_task(ring.book.keep(used, stopping))
-        watching = asyncio.create_task(gateway.admission.watch())
+        watching = asyncio.create_task(gateway.watch())
         try:
             yield
         finally:

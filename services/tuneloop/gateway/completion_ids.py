@@ -1,9 +1,9 @@
 """Completion ids: capabilities that the gateway can check without a look-up.
 
-`chatcmpl-` or `cmpl-`, then 22 hexadecimal digits, random or of an HMAC of a name, 2 of how many
-choices were asked for, 16 of the user's hash and 20 of an HMAC over tenant and all of these.
-Further choices of a request append their number (`rollouts.choice_id`). A caller with a valid id
-has seen the completion, so its feedback is accepted; an id cannot be forged.
+`chatcmpl-`, `cmpl-` or `resp_`, then 22 hexadecimal digits, random or of an HMAC of a name, 2 of
+how many choices were asked for, 16 of the user's hash and 20 of an HMAC over tenant and all of
+these. Further choices of a request append their number (`rollouts.choice_id`). A caller with a
+valid id has seen the completion, so its feedback is accepted; an id cannot be forged.
 
 A receipt is the same for feedback: its id, a dot, and 32 hexadecimal digits of an HMAC over tenant
 and id. Its holder may see what became of the feedback, and retract it.
@@ -19,7 +19,7 @@ from tuneloop.gateway.errors import CompletionNotFound, FeedbackNotFound
 
 ANONYMOUS = "anonymous"
 FORM = re.compile(
-    r"(?:chatcmpl|cmpl)-(?P<body>[0-9a-f]{22}(?P<n>[0-9a-f]{2})(?P<user>[0-9a-f]{16}))"
+    r"(?:chatcmpl-|cmpl-|resp_)(?P<body>[0-9a-f]{22}(?P<n>[0-9a-f]{2})(?P<user>[0-9a-f]{16}))"
     r"(?P<mac>[0-9a-f]{20})"
     r"(?:\.(?P<index>[1-9][0-9]{0,2}))?"
 )
@@ -48,7 +48,7 @@ class CompletionIds:
     def make(
         self, prefix: str, tenant: str, user_hash: str, n: int = 1, *, name: str | None = None
     ) -> str:
-        """Return a new id of a request for `n` choices; `prefix` is `chatcmpl` or `cmpl`.
+        """Return a new id of a request for `n` choices; `prefix` is what it begins with.
 
         With a `name` it is the same id each time. The caller vouches that nothing else has it.
         """
@@ -57,7 +57,8 @@ class CompletionIds:
         )
         body = f"{digits}{n:02x}{user_hash}"
         mac = self.sign(f"{tenant}\0{body}")[:20]
-        return f"{prefix}-{body}{mac}"
+        separator = "_" if prefix == "resp" else "-"
+        return f"{prefix}{separator}{body}{mac}"
 
     def check(self, tenant: str, value: str, param: str) -> CompletionId:
         """Verify an id. Raises `CompletionNotFound` if this gateway did not make it."""

@@ -1,5 +1,6 @@
 """The parts that every handler uses: settings, ids, the bus and a channel to each service."""
 
+import asyncio
 from dataclasses import dataclass
 
 import grpc
@@ -10,6 +11,7 @@ from tuneloop.gateway.canary import CanaryReplica
 from tuneloop.gateway.completion_ids import CompletionIds
 from tuneloop.gateway.feedback.admission import SIGNAL_BOUNDS, Admission
 from tuneloop.gateway.replicas import GenerationReplicas
+from tuneloop.gateway.responses.conversations import Conversations
 from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.rpc.channel import connect_to
 from tuneloop.v1 import generation_pb2_grpc, learner_pb2_grpc, reward_pb2_grpc
@@ -36,8 +38,16 @@ class Gateway:
     """Bounds what is stored for each completion, user and key."""
     signal_admission: Admission
     """The same of signals."""
+    conversations: Conversations
+    """What `previous_response_id` may name."""
     canary: CanaryReplica | None
     """The canary's own replica, with full weights."""
+
+    async def watch(self) -> None:
+        """Look at how full the stream is, and drop old conversations, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.admission.watch())
+            group.create_task(self.conversations.watch())
 
     async def close(self) -> None:
         """Close the channels. The caller closes the bus."""
@@ -67,6 +77,7 @@ def open_gateway(settings: GatewaySettings, bus: Bus) -> Gateway:
         learner=learner_pb2_grpc.LearnerServiceStub(learner),
         admission=Admission(bus, anonymous),
         signal_admission=Admission(bus, anonymous, events="signals", bounds=SIGNAL_BOUNDS),
+        conversations=Conversations(),
         canary=CanaryReplica(connect_to(settings, settings.canary_address), bus, settings.policy)
         if settings.canary_address
         else None,

@@ -1,5 +1,7 @@
 """Errors in OpenAI's form: `{"error": {message, type, param, code}}` and an HTTP status.
 
+    InvalidRequest
+    └── PreviousResponseNotFound  not known here    code previous_response_not_found
     NotFound
     ├── ModelNotFound           the model field names no policy         code model_not_found
     ├── CompletionNotFound      forged, foreign or misspelt id          code completion_not_found
@@ -57,6 +59,12 @@ class ModelNotFound(NotFound):
     """The model field names no policy of this service."""
 
     reason = "MODEL_NOT_FOUND"
+
+
+class PreviousResponseNotFound(InvalidRequest):
+    """A response that this gateway does not know, or no more; status 400, as OpenAI's."""
+
+    reason = "PREVIOUS_RESPONSE_NOT_FOUND"
 
 
 class CompletionNotFound(NotFound):
@@ -120,6 +128,16 @@ status_of_error: Mapping[type[TuneloopError], tuple[int, str]] = {
     TuneloopError: (500, "server_error"),
 }
 
+names_of_path: Mapping[str, Mapping[str, str]] = {
+    "/v1/messages": {"response_format": "output_config.format"},
+    "/v1/responses": {
+        "messages": "input",
+        "max_tokens": "max_output_tokens",
+        "response_format": "text.format",
+    },
+}
+"""Parameters of a chat that have another name under a path."""
+
 code_of_http_status = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
@@ -131,10 +149,16 @@ def status_and_type(error: TuneloopError) -> tuple[int, str]:
     raise AssertionError("TuneloopError itself is in the table")
 
 
-def error_body(error: TuneloopError) -> Error:
-    """Return the JSON body of an error, which a stream sends too if it fails."""
+def error_body(error: TuneloopError, path: str = "") -> Error:
+    """Return the JSON body of an error of a request to `path`, which a stream sends too."""
     _, error_type = status_and_type(error)
-    return error_document(shown_message(error), error_type, error.param, error.reason.lower())
+    message, param = shown_message(error), error.param
+    names = next((names for root, names in names_of_path.items() if path.startswith(root)), {})
+    if param is not None and param in names:
+        if message.startswith(param):
+            message = names[param] + message.removeprefix(param)
+        param = names[param]
+    return error_document(message, error_type, param, error.reason.lower())
 
 
 def shown_message(error: TuneloopError) -> str:
@@ -179,7 +203,7 @@ def error_response(error: TuneloopError, path: str) -> JSONResponse:
     if isinstance(error, QuotaExceeded | IdempotencyKeyReused):
         # OpenAI's clients retry 429 and 409 unless this header says not to.
         headers["x-should-retry"] = "false"
-    return answer_error(path, status, error_body(error), headers)
+    return answer_error(path, status, error_body(error, path), headers)
 
 
 def http_error_response(error: HTTPException, path: str) -> JSONResponse:

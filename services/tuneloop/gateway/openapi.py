@@ -30,9 +30,9 @@ DESCRIPTION = """\
 A language-model service that learns from its users' feedback while it serves them.
 
 Clients of OpenAI's and of Anthropic's API work as they are. Each choice of an answer has a
-`completion_id`, a message its `id`: send it to `/v1/feedback` with a thumb, a comparison or a
-better answer, and later versions learn from it. Errors are `{"error": {message, type, param,
-code}}`; those of `/v1/messages` have Anthropic's form.
+`completion_id`, a message or a response its `id`: send it to `/v1/feedback` with a thumb, a
+comparison or a better answer, and later versions learn from it. Errors are `{"error": {message,
+type, param, code}}`; those of `/v1/messages` have Anthropic's form.
 """
 KEY = "ApiKey"
 STRING: Document = {"type": "string"}
@@ -68,6 +68,10 @@ examples: Mapping[str, Mapping[str, Document]] = {
         "stream": conversation | {"max_tokens": 256, "stream": True, "system": "Be brief."},
     },
     "/v1/messages/count_tokens": {"conversation": conversation},
+    "/v1/responses": {
+        "whole": {"model": MODEL, "input": "What is the capital of France?"},
+        "stream": {"model": MODEL, "input": "And of Spain?", "stream": True, "store": False},
+    },
     "/v1/score": {"answers": {"prompt": "The capital of France?", "completions": ["Paris.", "?"]}},
     "/v1/feedback": {
         "thumb": {"kind": "thumb", "completion_id": COMPLETION_ID, "value": "up"},
@@ -113,6 +117,12 @@ message_example = (
     '"delta":{"type":"text_delta","text":"Paris."}}\n\nevent: content_block_stop\ndata: {…}\n\n'
     'event: message_delta\ndata: {…}\n\nevent: message_stop\ndata: {"type":"message_stop"}\n\n'
 )
+response_example = (
+    'event: response.created\ndata: {"type":"response.created","sequence_number":0,"response":'
+    '{"id":"resp_…","policy_version":3,…}}\n\nevent: response.output_text.delta\ndata: '
+    '{"type":"response.output_text.delta","sequence_number":4,…,"delta":"Paris."}\n\n'
+    'event: response.completed\ndata: {"type":"response.completed",…}\n\n'
+)
 CHUNKS = (
     "With `stream: true` the answer is a stream of server-sent events: chunks "
     "(`ChatCompletionChunk`, or a completion of one piece) as `data: {…}`, comments while "
@@ -126,10 +136,18 @@ EVENTS = (
     "`message_delta` with the stop reason and the usage, `message_stop`; `ping` while nothing "
     "comes. A failure after the first event is sent as `error`."
 )
+TYPED_EVENTS = (
+    "With `stream: true` the answer is a stream of events with a `type` and a `sequence_number`: "
+    "`response.created` and `response.in_progress`; for each item `response.output_item.added`, "
+    "`response.output_text.delta` or `response.function_call_arguments.delta`, their `done`, and "
+    "`response.output_item.done`; then `response.completed` or `response.incomplete` with the "
+    "whole answer. A failure after the first event is sent as `response.failed`."
+)
 streams: Mapping[str, tuple[str, str]] = {
     "/v1/chat/completions": (CHUNKS, stream_example),
     "/v1/completions": (CHUNKS, stream_example),
     "/v1/messages": (EVENTS, message_example),
+    "/v1/responses": (TYPED_EVENTS, response_example),
 }
 """What is said of the streams of a path, and an example."""
 response_headers: Mapping[str, str] = {

@@ -21,6 +21,15 @@ def test_an_id_tells_for_whom_it_was_made() -> None:
     assert len(made) == len("chatcmpl-") + 60
 
 
+def test_a_response_has_an_id_of_its_own_form() -> None:
+    made = IDS.make("resp", "default", IDS.user_hash("default", "ann"))
+    assert made.startswith("resp_")
+    assert IDS.check("default", made, "completion_id").value == made
+    for other in (made.replace("_", "-"), made.replace("resp_", "msg_")):
+        with pytest.raises(CompletionNotFound):
+            IDS.check("default", other, "completion_id")
+
+
 def test_a_named_id_can_be_made_again_and_not_guessed() -> None:
     ann, bob = IDS.user_hash("default", "ann"), IDS.user_hash("default", "bob")
     made = IDS.make("chatcmpl", "default", ann, name="chat 1, message 2")

@@ -20,7 +20,7 @@ from tuneloop.api.anthropic import (
 )
 from tuneloop.api.openai import ToolCall
 from tuneloop.errors import TuneloopError, Unavailable
-from tuneloop.gateway.anthropic.errors import anthropic_error
+from tuneloop.gateway.anthropic.errors import PATH, anthropic_error
 from tuneloop.gateway.errors import error_body, status_and_type
 from tuneloop.gateway.openai.calls import GeneratedAnswer
 from tuneloop.gateway.openai.chunks import version_spans
@@ -148,7 +148,7 @@ class EventWriter:
 
     def write_failure(self, error: TuneloopError) -> bytes:
         """Write an error, which ends the stream."""
-        _, document = anthropic_error(status_and_type(error)[0], error_body(error))
+        _, document = anthropic_error(status_and_type(error)[0], error_body(error, PATH))
         return f"event: error\ndata: {json.dumps(document)}\n\n".encode()
 
     def write_opening(self, version: int) -> bytes:

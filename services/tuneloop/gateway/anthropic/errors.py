@@ -29,9 +29,6 @@ type_of_status: Mapping[int, str] = {
 }
 """Any other status is an `invalid_request_error`."""
 
-name_of_param: Mapping[str, str] = {"response_format": "output_config.format"}
-"""Parameters of a chat that have another name in Anthropic's API."""
-
 
 def speaks_anthropic(path: str) -> bool:
     """Return whether errors of a path have Anthropic's form."""
@@ -43,9 +40,7 @@ def anthropic_error(status: int, error: Error) -> tuple[int, AnthropicError]:
     details = error["error"]
     if details["code"] == "overloaded":
         status = OVERLOADED
-    param, message = details["param"] or "", details["message"]
-    if param in name_of_param and message.startswith(param):
-        message = name_of_param[param] + message.removeprefix(param)
+    message = details["message"]
     request_id = f"req_{secrets.token_hex(12)}"
     if status >= 500:
         logger.warning("%s failed: %s", request_id, message)

@@ -29,7 +29,7 @@ from tuneloop.gateway.errors import IdempotencyKeyReused, error_response, http_e
 from tuneloop.gateway.openai import sessions, training
 from tuneloop.gateway.settings import GatewaySettings
 
-PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages"})
+PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"})
 MAX_KEY = 256
 MAX_DIGITS = 9
 """Of a count of retries."""

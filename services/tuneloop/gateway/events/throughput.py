@@ -11,7 +11,12 @@ from tuneloop.api.learner import Throughput as ThroughputDocument
 from tuneloop.gateway import metrics
 
 WINDOW_SECONDS = 10.0
-COMPLETION_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
+COMPLETION_ROUTES = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/messages",
+    "/v1/responses",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

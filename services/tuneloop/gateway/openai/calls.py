@@ -88,15 +88,16 @@ def chat_answer(
     train: bool,
     key_id: str,
     session_id: str = "",
+    prefix: str = "chatcmpl",
     name: str | None = None,
 ) -> GeneratedAnswer:
     """Return the answer to a chat, ready to be generated. Raises `ModelNotFound`.
 
-    Its id is made of `name`, if it has one.
+    Its id begins with `prefix`, and is made of `name`, if it has one.
     """
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     limit = body.max_completion_tokens or body.max_tokens
-    request = make_request(gateway, body, "chatcmpl", limit, top_logprobs, train=train, name=name)
+    request = make_request(gateway, body, prefix, limit, top_logprobs, train=train, name=name)
     request.api_key_id, request.session_id = key_id, session_id
     request.chat.CopyFrom(wire.messages_to_proto(conversation(body.messages)))
     use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)

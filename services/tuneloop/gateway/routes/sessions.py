@@ -63,6 +63,7 @@ async def forget_session(session_id: str, request: Request) -> ForgottenSession:
     question = learner_pb2.ForgetSessionRequest(
         tenant=gateway.settings.tenant, session_id=checked(session_id)
     )
+    gateway.conversations.forget(lambda kept: kept.session_id == session_id)
     removed: learner_pb2.ForgetSessionResponse = await reply_of(
         gateway.learner.ForgetSession(question, timeout=FORGET_TIMEOUT)
     )

@@ -27,6 +27,7 @@ async def forget_user(user_id: str, request: Request) -> ForgottenUser:
     """
     gateway = gateway_of(request)
     user_hash = user_hash_of(gateway, user_id)
+    gateway.conversations.forget(lambda kept: kept.user_hash == user_hash)
     removed: learner_pb2.ForgetUserResponse = await reply_of(
         gateway.learner.ForgetUser(
             learner_pb2.ForgetUserRequest(user_hash=user_hash), timeout=FORGET_TIMEOUT
