@@ -1,6 +1,6 @@
 """The loop and its price: from thumb to new weights serving, and throughput against vLLM itself.
 
-    python -m benchmarks.loop [--rounds 5] [--model smollm2-135m-instruct] [--quick]
+    python -m benchmarks.loop [--rounds 5] [--model NAME] [--before FOLDER] [--quick]
 
 Starts `tuneloop up`, vLLM's own OpenAI server without and with an adapter, and the engine by
 itself, in one run on one machine, with the same model and the same settings of vLLM. Measures:
@@ -10,6 +10,9 @@ itself, in one run on one machine, with the same model and the same settings of 
 * at 8 and at 32 concurrent streams, tokens/s and CPU seconds of every process, stage by stage
   (`loop_stages`): from vLLM's server to all of tuneloop. The stages take turns in each round,
   A B C, then C B A, so that drift of the machine cancels out.
+
+With `--before`, a checkout of an earlier commit, all of that takes turns with the others; so
+`--stages learner before` shows what a change costs.
 
 Writes loop-<device>.json and .md into benchmarks/results/. A run that was cut short continues with
 what is missing.
@@ -28,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,7 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from benchmarks.loop_stages import STAGES, Load, Record, measure_missing, missing
+from benchmarks.loop_stages import BEFORE, STAGES, Load, Record, measure_missing, missing
 from benchmarks.loop_table import stage_rows, table, throughput_rows
 from tuneloop.generation.vllm.environment import prepare_environment
 from tuneloop.models.resolve import resolve
@@ -179,6 +182,19 @@ async def idle(client: httpx.AsyncClient) -> None:
             await asyncio.sleep(0.5)
 
 
+def service_child(
+    data_dir: Path, model: Path, settings: Mapping[str, str], checkout: Path | None
+) -> ServiceChild:
+    """Return all of tuneloop, of this checkout or of another one."""
+    environment = dict(settings)
+    if checkout is not None:
+        folders = ("proto", "services", "learner")
+        environment["PYTHONPATH"] = os.pathsep.join(str(checkout.resolve() / f) for f in folders)
+    return ServiceChild(
+        data_dir, port=free_port(), arguments=["--model", str(model)], environment=environment
+    )
+
+
 def measure_stages(
     record: Record, options: argparse.Namespace, loads: Sequence[Load], scratch: Path
 ) -> None:
@@ -197,23 +213,24 @@ def measure_stages(
     }
     servers = Servers()
     with contextlib.ExitStack() as stack:
+        for name in names:
+            if name in ("service", BEFORE):
+                checkout = options.before if name == BEFORE else None
+                child = service_child(scratch / name, model, settings, checkout)
+                servers.services[name] = service = stack.enter_context(child)
+                service.wait_until_ready()
+                settle(service)
+                # Where they were measured before, a version is needed all the same.
+                rounds = 1
+                if name == "service":
+                    rounds = max(1, min(FEEDBACK, options.rounds) - len(record.feedback_seconds))
+                seconds = asyncio.run(feedback_to_serving(service.url, rounds=rounds))
+                if name == "service":
+                    record.feedback_seconds += seconds
+                    record.save()
+                servers.urls[name] = service.url
         if "service" in names:
-            servers.service = service = stack.enter_context(
-                ServiceChild(
-                    scratch / "data",
-                    port=free_port(),
-                    arguments=["--model", str(model)],
-                    environment=settings,
-                )
-            )
-            service.wait_until_ready()
-            settle(service)
-            # Where they were measured before, a version is needed all the same.
-            rounds = max(1, min(FEEDBACK, options.rounds) - len(record.feedback_seconds))
-            record.feedback_seconds += asyncio.run(feedback_to_serving(service.url, rounds=rounds))
-            record.save()
-            servers.urls["service"] = service.url
-            adapter = served_adapter(service)
+            adapter = served_adapter(servers.services["service"])
         else:
             adapter = make_adapter(model, scratch / "adapter")
         length = options.max_model_len
@@ -230,10 +247,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-model-len", type=int, default=2048)
     every = [stage.name for stage in STAGES]
     parser.add_argument("--stages", nargs="+", choices=every, default=every)
+    parser.add_argument("--before", type=Path, help="checkout of an earlier commit, to compare")
     parser.add_argument("--quick", action="store_true", help="one short round, for a look")
     parser.add_argument("--again", action="store_true", help="do not continue an earlier run")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     options = parser.parse_args(arguments)
+    if options.before is None:
+        options.stages = [name for name in options.stages if name != BEFORE]
     loads = LOADS
     if options.quick:
         options.rounds, options.max_tokens, loads = 1, 8, QUICK

@@ -60,7 +60,8 @@ class Seen:
 class Servers:
     """Those that are up."""
 
-    service: ServiceChild | None = None
+    services: dict[str, ServiceChild] = field(default_factory=dict)
+    """All of tuneloop, by name."""
     urls: dict[str, str] = field(default_factory=dict)
     """Of HTTP servers, by name."""
     pids: dict[str, int] = field(default_factory=dict)
@@ -73,7 +74,7 @@ class Servers:
         if stage.server == "engine":
             return self._ask_engine(sizes)
         if stage.protocol == "grpc":
-            return Seen.of(asyncio.run(self._ask_generation(sizes)))
+            return Seen.of(asyncio.run(self._ask_generation(self.services[stage.server], sizes)))
         url = self.urls[stage.server]
         return Seen.of(asyncio.run(load(url, **sizes, train=stage.train, fields=stage.fields)))
 
@@ -83,21 +84,20 @@ class Servers:
         print(json.dumps(sizes), file=self.engine.stdin, flush=True)
         return Seen(**json.loads(next_line(self.engine)))
 
-    async def _ask_generation(self, sizes: Mapping[str, int]) -> LoadResult:
-        assert self.service is not None
-        port = self.service.run_state()["processes"]["generation"]["port"]
-        token = (self.service.data_dir / "keys" / "grpc_token").read_text().strip()
+    async def _ask_generation(self, service: ServiceChild, sizes: Mapping[str, int]) -> LoadResult:
+        port = service.run_state()["processes"]["generation"]["port"]
+        token = (service.data_dir / "keys" / "grpc_token").read_text().strip()
         async with connect(f"127.0.0.1:{port}", token=token) as channel:
             stub = generation_pb2_grpc.GenerationServiceStub(channel)
             return await load_with(functools.partial(grpc_chat, stub), **sizes)
 
     def cpu_seconds(self, stage: Stage) -> dict[str, float]:
         """Return what each part has used so far: of the stage's processes, and of the load."""
-        if stage.server != "service":
+        service = self.services.get(stage.server)
+        if service is None:
             found = engine_seconds(self.pids[stage.server])
         else:
-            assert self.service is not None
-            processes = self.service.run_state()["processes"]
+            processes = service.run_state()["processes"]
             pids = {name: process["pid"] for name, process in processes.items()}
             found = engine_seconds(pids.pop("generation"))
             found |= {name: sum(engine_seconds(pid).values()) for name, pid in pids.items()}
@@ -105,11 +105,11 @@ class Servers:
         return found | {"load": used.user + used.system}
 
     @contextlib.contextmanager
-    def paused(self, names: Sequence[str]) -> Iterator[None]:
-        """Stop some processes of the service, and let them go on in the end."""
+    def paused(self, stage: Stage, names: Sequence[str]) -> Iterator[None]:
+        """Stop some processes of the stage's service, and let them go on in the end."""
         groups = []
-        if self.service is not None:
-            processes = self.service.run_state()["processes"]
+        if service := self.services.get(stage.server):
+            processes = service.run_state()["processes"]
             # The supervisor gives each a group of its own.
             groups = [processes[name]["pid"] for name in names]
         try:
@@ -120,14 +120,15 @@ class Servers:
             for group in groups:
                 os.killpg(group, signal.SIGCONT)
 
-    def wait_for_consumers(self, paused: Sequence[str] = ()) -> None:
+    def wait_for_consumers(self, stage: Stage, paused: Sequence[str] = ()) -> None:
         """Wait until reward and learner, unless paused, have taken in what came."""
-        if self.service is None:
+        service = self.services.get(stage.server)
+        if service is None:
             return
         if "reward" not in paused:
-            settle(self.service)
+            settle(service)
         if "learner" not in paused:
-            port = self.service.run_state()["processes"]["learner"]["metrics_port"]
+            port = service.run_state()["processes"]["learner"]["metrics_port"]
             names = ("rollouts", "scores")
             before, now = -1.0, 0.0
             while before != now:

@@ -33,7 +33,7 @@ class Stage:
 
 LORA = {"model": "adapter"}
 LOGPROBS = {"logprobs": True, "top_logprobs": 0}
-BARE, WITH_LOGPROBS, WHOLE = "vllm", "logprobs", "learner"
+BARE, WITH_LOGPROBS, WHOLE, BEFORE = "vllm", "logprobs", "learner", "before"
 CONSUMERS = ("reward", "learner")
 
 STAGES = (
@@ -63,6 +63,7 @@ STAGES = (
     ),
     Stage(name="scoring", title="+ scoring", server="service", train=True, paused=("learner",)),
     Stage(name=WHOLE, title="+ learner", server="service", train=True),
+    Stage(name=BEFORE, title="the commit before, all of it", server=BEFORE, train=True),
 )
 
 
@@ -110,7 +111,7 @@ class Measure:
 def measure(servers: "Servers", stage: Stage, load: Load, number: int) -> Measure:
     """Run the load once. Raises `RuntimeError` if nothing was answered."""
     requests = load.streams * load.chats
-    with servers.paused(stage.paused):
+    with servers.paused(stage, stage.paused):
         before = servers.cpu_seconds(stage)
         seen = servers.ask(
             stage, streams=load.streams, requests=requests, max_tokens=load.max_tokens
@@ -118,10 +119,10 @@ def measure(servers: "Servers", stage: Stage, load: Load, number: int) -> Measur
         ended = servers.cpu_seconds(stage)
         if stage.train:
             time.sleep(PUBLISHING_SECONDS)
-            servers.wait_for_consumers(stage.paused)
+            servers.wait_for_consumers(stage, stage.paused)
         settled = servers.cpu_seconds(stage)
     if stage.train and stage.paused:
-        servers.wait_for_consumers()
+        servers.wait_for_consumers(stage)
     if not seen.tokens:
         raise RuntimeError(f"{stage.title}: no token came of {requests} requests")
     return Measure(
@@ -205,7 +206,7 @@ def measure_missing(
                 requests=load.streams,
                 max_tokens=min(16, load.max_tokens),
             )
-            servers.wait_for_consumers()
+            servers.wait_for_consumers(stage)
         done = measure(servers, stage, load, number)
         record.measures.append(done)
         record.save()

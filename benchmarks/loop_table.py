@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.gateway_table import interval
 from benchmarks.intervals import Estimate, median
-from benchmarks.loop_stages import BARE, STAGES, WHOLE, WITH_LOGPROBS, Measure
+from benchmarks.loop_stages import BARE, BEFORE, STAGES, WHOLE, WITH_LOGPROBS, Measure
 
 PROCESSES = (
     "worker",
@@ -42,6 +42,8 @@ def stage_rows(measures: Sequence[Measure]) -> list[dict[str, Any]]:
                         "tokens_per_second": median([m.tokens_per_second for m in own.values()]),
                         "ratio_to_vllm": ratio(own, by_stage[BARE]),
                         "ratio_to_vllm_with_logprobs": ratio(own, by_stage[WITH_LOGPROBS]),
+                        "ratio_to_before": ratio(own, by_stage[BEFORE]),
+                        "cpu_ratio_to_before": ratio(own, by_stage[BEFORE], cpu=True),
                         "cpu_seconds_per_1000_tokens": by_process(list(own.values())),
                         "cores_busy": cores_busy(list(own.values())),
                         "first_token_seconds_p50": float(
@@ -55,11 +57,18 @@ def stage_rows(measures: Sequence[Measure]) -> list[dict[str, Any]]:
     return rows
 
 
-def ratio(own: Mapping[int, Measure], other: Mapping[int, Measure]) -> Estimate | None:
-    """The median ratio of tokens/s over rounds that have both; None where none has."""
+def ratio(
+    own: Mapping[int, Measure], other: Mapping[int, Measure], *, cpu: bool = False
+) -> Estimate | None:
+    """The median ratio of tokens/s, or of CPU seconds a token, over rounds that have both.
+
+    None where none has.
+    """
     pairs = [(own[n], other[n]) for n in sorted(own.keys() & other.keys())]
     if not pairs:
         return None
+    if cpu:
+        return median([all_cpu_seconds(a) / all_cpu_seconds(b) for a, b in pairs])
     return median([a.tokens_per_second / b.tokens_per_second for a, b in pairs])
 
 
@@ -67,7 +76,12 @@ def by_process(measures: Sequence[Measure]) -> dict[str, Estimate]:
     """CPU seconds for each 1,000 tokens of every process, and of all."""
     each = [m.cpu_seconds_per_1000_tokens for m in measures]
     found = {name: median([e[name] for e in each]) for name in PROCESSES if name in each[0]}
-    return found | {"all": median([sum(e.values()) for e in each])}
+    return found | {"all": median([all_cpu_seconds(m) for m in measures])}
+
+
+def all_cpu_seconds(measure: Measure) -> float:
+    """CPU seconds for each 1,000 tokens of all processes."""
+    return sum(measure.cpu_seconds_per_1000_tokens.values())
 
 
 def cores_busy(measures: Sequence[Measure]) -> float:
@@ -119,6 +133,13 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     for streams in sorted({row["streams"] for row in result["stages"]}):
         lines += ["", *stage_table(result["stages"], streams)]
+        for row in result["stages"]:
+            if (row["streams"], row["stage"]) == (streams, WHOLE) and row["ratio_to_before"]:
+                lines += [
+                    "",
+                    f"Beside the commit before: {shown(row['ratio_to_before'])} of its tokens/s, "
+                    f"{shown(row['cpu_ratio_to_before'])} of its CPU seconds a token.",
+                ]
     seconds = result["feedback_to_serving_seconds"]
     if seconds:
         lines += [
