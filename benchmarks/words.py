@@ -59,11 +59,11 @@ BUILD = Path("build/words")
 RESULTS = Path(__file__).parent / "results"
 AT_ONCE = 16
 """Questions asked at a time, by users who do not wait for each other."""
-POINTS = (0, 16, 32, 48, 64, 96, 128, 192, 256)
+POINTS = (0, 32, 64, 128)
 """Judgements after which the taste is measured."""
 PATIENCE = 4
 """Answers to a judgement, in all, after which a run ends: who is content says nothing."""
-TRIES = 4
+TRIES = 2
 """Answers to each fresh question."""
 
 COMPLAINTS = (
@@ -94,7 +94,7 @@ class Run:
     name: str
     says: Literal["thumbs", "comments", "both", "unrelated"]
     teacher: Literal["base", "live"] = "base"
-    judgements: int = 256
+    judgements: int = 128
     seed: int = 0
     quick: bool = False
 
@@ -117,7 +117,7 @@ RUNS = (
     Run(name="thumbs and comments", says="both"),
     Run(name="unrelated comments", says="unrelated", judgements=64),
 )
-QUICK = tuple(replace(run, judgements=48, quick=True) for run in RUNS[:2])
+QUICK = tuple(replace(run, judgements=32, quick=True) for run in RUNS[:2])
 
 
 def judge(run: Run, answer: Any, choose: random.Random) -> Comment | bool | None:
@@ -227,7 +227,7 @@ class Service:
         from tuneloop.learner.models.batch import collate
 
         _, frozen, fresh = asked()
-        questions, tries = (fresh[:12], 2) if self.run.quick else (fresh, TRIES)
+        questions, tries = (fresh[:12], 1) if self.run.quick else (fresh, TRIES)
         sampled = self.answers([q for q in questions for _ in range(tries)], "taste")
         own = [
             sequence_of(ids_of(self.tokenization, question), answer)
