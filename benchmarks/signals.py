@@ -1,6 +1,9 @@
-"""What signals add to the reward model: simulated users whose habits are known.
+"""What signals add to the reward model, and what each kind of feedback teaches the policy.
 
-    python -m benchmarks.signals [--seeds 5] [--quick]
+    python -m benchmarks.signals [--seeds 5] [--only reward_model|policy] [--quick]
+
+Simulated users whose habits are known. The policy's part is `signals_policy`; the reward model's is
+here.
 
 An answer is `WORDS` numbers; a hidden taste weighs them, and the answer is good if the sum is
 above 0. A user rates few answers, bad ones more often than good ones, and one rating in ten is
@@ -20,8 +23,8 @@ of thumbs.
 | a signal lies where nobody rates | the same, but of answers without a thumb: no rating can tell |
 | by their names | as in rows 3 and 4, but believed by name: `copied` is a thumb up, and so on |
 
-Each seed has one world and one stream of answers, which all rows share. A finished seed is kept in
-benchmarks/results/signals.json and not run again; --quick writes nothing.
+Each seed has one world and one stream of answers, which all rows share. What is finished is kept in
+benchmarks/results/signals*.json and not run again; --quick keeps nothing.
 """
 
 import argparse
@@ -36,6 +39,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from benchmarks import signals_policy
 from benchmarks.intervals import estimate
 from tuneloop.learner.guards.signals import Behavior, Calibration, calibrate
 from tuneloop.learner.losses.kto import RAREST, class_weights
@@ -254,18 +258,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one seed, few thumbs, nothing kept")
+    parser.add_argument("--only", choices=("reward_model", "policy"), help="one part")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.quick:
         print(table(run_seed(0, JUDGEMENTS[:3])))
+        print(signals_policy.compare_quickly(HABITS))
         return
+    if options.only != "policy":
+        print(learn_rewards(options.seeds))
+    if options.only != "reward_model":
+        print(signals_policy.compare_kinds(options.seeds, HABITS))
+
+
+def learn_rewards(seeds: int) -> str:
+    """Run the reward model's seeds that are missing, store; return the table."""
     rows: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    for seed in range(options.seeds):
+    for seed in range(seeds):
         if not any(row["seed"] == seed for row in rows):
             rows += run_seed(seed, JUDGEMENTS)
             RESULTS.write_text(json.dumps(rows, indent=0) + "\n")
     RESULTS.with_suffix(".md").write_text(table(rows))
-    print(table(rows))
+    return table(rows)
 
 
 if __name__ == "__main__":
