@@ -129,11 +129,14 @@ def test_the_page_about_the_client(shared_stack: Stack, tmp_path: Path) -> None:
 
 def test_the_page_about_the_api(shared_stack: Stack, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "api.md").read_text()
-    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
-    program = tmp_path / "messages.py"
-    program.write_text(block.replace("http://127.0.0.1:8000", shared_stack.url))
-    run(shared_stack, sys.executable, program)
-    assert judgements(shared_stack) == [Thumb(up=True)]
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    # One of responses, one of messages.
+    assert len(blocks) == 2
+    for number, block in enumerate(blocks):
+        program = tmp_path / f"example_{number}.py"
+        program.write_text(block.replace("http://127.0.0.1:8000", shared_stack.url))
+        run(shared_stack, sys.executable, program)
+    assert judgements(shared_stack) == [Thumb(up=True), Thumb(up=True)]
 
 
 def test_every_example_is_in_the_readme() -> None:

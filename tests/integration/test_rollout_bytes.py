@@ -112,7 +112,9 @@ UNSUPPORTED = {
     *("functions", "function_call", "modalities", "audio", "web_search_options", "moderation"),
     *("verbosity", "suffix", "echo", "best_of"),
     *("container", "mcp_servers", "inference_geo", "compaction", "thread", "output_format"),
-    *("background", "conversation", "prompt", "truncation"),
+}
+UNSUPPORTED_OF_RESPONSES = {
+    *("background", "conversation", "prompt", "truncation", "top_logprobs", "moderation"),
 }
 needs: dict[str, dict[str, Any]] = {
     "top_logprobs": {"logprobs": True},
@@ -135,7 +137,7 @@ needs_of: dict[type[BaseModel], dict[str, dict[str, Any]]] = {
 def bodies(kind: type[BaseModel], values: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield a body for each field, as large as the field may be."""
     # A field that is new must be measured too.
-    unsupported = UNSUPPORTED | ({"top_logprobs"} if kind is ResponsesRequest else set())
+    unsupported = UNSUPPORTED_OF_RESPONSES if kind is ResponsesRequest else UNSUPPORTED
     assert set(kind.model_fields) - unsupported - {"n"} == set(values)
     given = ("model", "messages", "prompt", "input")
     least = {name: values[name] for name in given if name in values}

@@ -127,11 +127,11 @@ async def test_an_event_is_not_acknowledged_before_the_ledger_has_it(
     attempts = []
     really = recorder.record_feedback
 
-    def full(database: Any, events: Any, now: float, **options: Any) -> Any:
+    def full(database: Any, events: Any, now: float, *rules: Any) -> Any:
         attempts.append(len(events))
         if len(attempts) < 4:
             raise Unavailable("the disk is full")
-        return really(database, events, now, **options)
+        return really(database, events, now, *rules)
 
     monkeypatch.setattr(recorder, "record_feedback", full)
     await send(parts, make_thumb("f1", "c1"))
@@ -149,11 +149,11 @@ async def test_a_ledger_that_is_away_for_long_costs_no_event(
     attempts = []
     really = recorder.record_feedback
 
-    def away(database: Any, events: Any, now: float, **options: Any) -> Any:
+    def away(database: Any, events: Any, now: float, *rules: Any) -> Any:
         attempts.append(len(events))
         if len(attempts) < 3 * consumers.MAX_DELIVERIES:
             raise Unavailable("the connection was refused")
-        return really(database, events, now, **options)
+        return really(database, events, now, *rules)
 
     monkeypatch.setattr(recorder, "record_feedback", away)
     await send(parts, make_thumb("f1", "c1"))
@@ -169,10 +169,10 @@ async def test_what_can_never_be_recorded_ends_as_a_dead_letter(
 ) -> None:
     really = recorder.record_feedback
 
-    def picky(database: Any, events: Any, now: float, **options: Any) -> Any:
+    def picky(database: Any, events: Any, now: float, *rules: Any) -> Any:
         if any(event.feedback_id == "cursed" for event, _ in events):
             raise DataError("INSERT", {}, Exception("no"))
-        return really(database, events, now, **options)
+        return really(database, events, now, *rules)
 
     monkeypatch.setattr(recorder, "record_feedback", picky)
     await send(parts, make_thumb("cursed", "c1"))
