@@ -247,6 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-model-len", type=int, default=2048)
     every = [stage.name for stage in STAGES]
     parser.add_argument("--stages", nargs="+", choices=every, default=every)
+    parser.add_argument("--streams", type=int, nargs="+", choices=LOADS, default=list(LOADS))
     parser.add_argument("--before", type=Path, help="checkout of an earlier commit, to compare")
     parser.add_argument("--quick", action="store_true", help="one short round, for a look")
     parser.add_argument("--again", action="store_true", help="do not continue an earlier run")
@@ -254,10 +255,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.before is None:
         options.stages = [name for name in options.stages if name != BEFORE]
-    loads = LOADS
+    chats = {streams: LOADS[streams] for streams in options.streams}
     if options.quick:
-        options.rounds, options.max_tokens, loads = 1, 8, QUICK
-    loads = [Load(streams=n, chats=c, max_tokens=options.max_tokens) for n, c in loads.items()]
+        options.rounds, options.max_tokens, chats = 1, 8, QUICK
+    loads = [Load(streams=n, chats=c, max_tokens=options.max_tokens) for n, c in chats.items()]
     # Leave nothing running behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     # Threads and OpenMP library: the same for all servers, since all inherit them.
