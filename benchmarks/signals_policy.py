@@ -39,6 +39,7 @@ from tuneloop.learner.data.hints import hinted_prompt
 from tuneloop.learner.data.tokenize import EditTokenizer
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
+from tuneloop.learner.ledger.events.sample_rules import SampleRules
 from tuneloop.learner.ledger.events.signal_rules import record_signals
 from tuneloop.learner.settings import LearnerSettings
 from tuneloop.learner.trainer.policy import PolicyTrainer
@@ -105,6 +106,7 @@ ARMS = (
 )
 
 
+RULES = SampleRules(comments_train=True)
 COMPARED = (
     ("comments", "thumbs"),
     ("edits", "thumbs"),
@@ -258,7 +260,7 @@ class Service:
             event = replace(event, judgement=Demonstration(text=text))
         number = next(self._names)
         now = START.timestamp()
-        recorder.record_feedback(self.database, [(event, number)], now, comments_train=True)
+        recorder.record_feedback(self.database, [(event, number)], now, RULES)
         self.judgements += 1
         return True
 
