@@ -12,22 +12,20 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
 from tuneloop.gateway.anthropic.turns import JoinedText, MessageTurn, chat_messages
-from tuneloop.gateway.errors import invalid_request
 from tuneloop.gateway.openai.schemas import (
     INT32_MAX,
     INT64_MAX,
     MAX_MESSAGES,
     MAX_STOPS,
     MAX_TOOLS,
-    ChatRequest,
     StopText,
     as_strings,
+    refuse_fields,
 )
 from tuneloop.gateway.openai.sessions import SessionId
 from tuneloop.text.messages import Text
@@ -205,13 +203,7 @@ class MessagesRequest(TokenCountRequest):
     thread: Any = None
     output_format: Any = None
 
-    @field_validator(*unsupported)
-    @classmethod
-    def refuse(cls, value: object, info: Any) -> object:
-        """Refuse an unsupported field, unless its value requests nothing."""
-        if value is None or value in unsupported[info.field_name]:
-            return value
-        raise ValueError("is not supported")
+    refuse = refuse_fields(unsupported)
 
     @field_validator("messages")
     @classmethod
@@ -239,11 +231,3 @@ class MessagesRequest(TokenCountRequest):
             "session_id": self.session_id,
             "policy_version": self.policy_version,
         }
-
-
-def chat_request(body: TokenCountRequest) -> ChatRequest:
-    """Return the chat request that a body stands for. Raises `InvalidRequest`."""
-    try:
-        return ChatRequest.model_validate(body.chat_fields())
-    except ValidationError as error:
-        raise invalid_request(error.errors(include_url=False)) from None

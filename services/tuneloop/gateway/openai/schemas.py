@@ -13,10 +13,12 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    ValidationError,
     field_validator,
     model_validator,
 )
 
+from tuneloop.gateway.errors import invalid_request
 from tuneloop.gateway.openai.response_format import ResponseFormat
 from tuneloop.gateway.openai.sessions import SessionId
 from tuneloop.gateway.openai.tools import FunctionTool, ToolChoice, check_tool_choice
@@ -168,11 +170,18 @@ class SamplingRequest(BaseModel):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
-def refuse_unsupported(cls: type[BaseModel], value: object, info: Any) -> object:
-    """Raise for an unsupported field, unless its value requests nothing."""
-    if value is None or value in unsupported[info.field_name]:
-        return value
-    raise ValueError("is not supported")
+def refuse_fields(nothing: Mapping[str, tuple[object, ...]], *names: str) -> Any:
+    """Return a validator that refuses these fields; without names all of `nothing`.
+
+    `nothing` has the values of each that request nothing, which are taken.
+    """
+
+    def refuse(cls: type[BaseModel], value: object, info: Any) -> object:
+        if value is None or value in nothing[info.field_name]:
+            return value
+        raise ValueError("is not supported")
+
+    return field_validator(*(names or nothing))(classmethod(refuse))
 
 
 class ChatRequest(SamplingRequest):
@@ -196,7 +205,8 @@ class ChatRequest(SamplingRequest):
     moderation: Any = None
     verbosity: Any = None
 
-    refuse = field_validator(
+    refuse = refuse_fields(
+        unsupported,
         "functions",
         "function_call",
         "modalities",
@@ -204,7 +214,7 @@ class ChatRequest(SamplingRequest):
         "web_search_options",
         "moderation",
         "verbosity",
-    )(classmethod(refuse_unsupported))
+    )
 
     @field_validator("tool_choice")
     @classmethod
@@ -242,7 +252,7 @@ class CompletionRequest(SamplingRequest):
     echo: Any = None
     best_of: Any = None
 
-    refuse = field_validator("suffix", "echo", "best_of")(classmethod(refuse_unsupported))
+    refuse = refuse_fields(unsupported, "suffix", "echo", "best_of")
 
 
 class ScoreRequest(BaseModel):
@@ -263,3 +273,14 @@ class ScoreRequest(BaseModel):
         if (self.messages is None) == (self.prompt is None):
             raise ValueError("give either messages or prompt")
         return self
+
+
+def read_chat(fields: Mapping[str, Any]) -> ChatRequest:
+    """Return the chat of these fields, which another API's request stands for.
+
+    Raises `InvalidRequest`.
+    """
+    try:
+        return ChatRequest.model_validate(fields)
+    except ValidationError as error:
+        raise invalid_request(error.errors(include_url=False)) from None

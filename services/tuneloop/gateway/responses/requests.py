@@ -12,18 +12,16 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from tuneloop.gateway.errors import invalid_request
 from tuneloop.gateway.openai.schemas import (
     INT32_MAX,
     INT64_MAX,
     MAX_MESSAGES,
     MAX_TOOLS,
-    ChatRequest,
+    refuse_fields,
 )
 from tuneloop.gateway.openai.sessions import SessionId
 from tuneloop.gateway.openai.tools import Function
@@ -168,13 +166,7 @@ class ResponsesRequest(BaseModel):
     top_logprobs: Any = None
     moderation: Any = None
 
-    @field_validator(*unsupported)
-    @classmethod
-    def refuse(cls, value: object, info: Any) -> object:
-        """Refuse an unsupported field, unless its value requests nothing."""
-        if value is None or value in unsupported[info.field_name]:
-            return value
-        raise ValueError("is not supported")
+    refuse = refuse_fields(unsupported)
 
     @field_validator("include")
     @classmethod
@@ -228,11 +220,3 @@ class ResponsesRequest(BaseModel):
             "session_id": self.session_id,
             "policy_version": self.policy_version,
         }
-
-
-def chat_request(body: ResponsesRequest, before: Iterable[Message] = ()) -> ChatRequest:
-    """Return the chat that a body asks for, after messages `before`. Raises `InvalidRequest`."""
-    try:
-        return ChatRequest.model_validate(body.chat_fields(before))
-    except ValidationError as error:
-        raise invalid_request(error.errors(include_url=False)) from None

@@ -5,12 +5,13 @@ from starlette.responses import Response
 
 from tuneloop.api.anthropic import AnthropicMessage, TokenCount
 from tuneloop.gateway.anthropic.answers import EventWriter, whole_message
-from tuneloop.gateway.anthropic.requests import MessagesRequest, TokenCountRequest, chat_request
+from tuneloop.gateway.anthropic.requests import MessagesRequest, TokenCountRequest
 from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.edge.caller import caller_of
 from tuneloop.gateway.edge.recording import run_until_disconnected
 from tuneloop.gateway.openai.calls import chat_answer
 from tuneloop.gateway.openai.collect import collect
+from tuneloop.gateway.openai.schemas import read_chat
 from tuneloop.gateway.openai.sessions import session_of
 from tuneloop.gateway.openai.sse import EventStream
 from tuneloop.gateway.openai.training import may_train
@@ -24,7 +25,7 @@ router = APIRouter(tags=["Anthropic"])
 async def create_message(body: MessagesRequest, request: Request) -> Response:
     """Answer a conversation, whole or as a stream."""
     gateway = gateway_of(request)
-    chat = chat_request(body)
+    chat = read_chat(body.chat_fields())
     answer = chat_answer(
         gateway,
         chat,
@@ -45,7 +46,9 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
 async def count_tokens(body: TokenCountRequest, request: Request) -> TokenCount:
     """Return the tokens of a conversation, with those of its tools and of the chat template."""
     gateway, key_id = gateway_of(request), caller_of(request).id
-    [asked] = chat_answer(gateway, chat_request(body), train=False, key_id=key_id).requests
+    [asked] = chat_answer(
+        gateway, read_chat(body.chat_fields()), train=False, key_id=key_id
+    ).requests
     question = generation_pb2.CountTokensRequest(
         policy=asked.policy,
         chat=asked.chat,

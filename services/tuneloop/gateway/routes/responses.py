@@ -13,13 +13,14 @@ from tuneloop.gateway.edge.caller import caller_of
 from tuneloop.gateway.edge.recording import run_until_disconnected
 from tuneloop.gateway.openai.calls import chat_answer
 from tuneloop.gateway.openai.collect import collect
+from tuneloop.gateway.openai.schemas import read_chat
 from tuneloop.gateway.openai.sessions import session_of
 from tuneloop.gateway.openai.sse import EventStream
 from tuneloop.gateway.openai.training import may_train
 from tuneloop.gateway.responses.answers import EventWriter, begun_response, whole_response
 from tuneloop.gateway.responses.conversations import Conversation
 from tuneloop.gateway.responses.items import InputItem, chat_messages
-from tuneloop.gateway.responses.requests import ResponsesRequest, chat_request
+from tuneloop.gateway.responses.requests import ResponsesRequest
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -34,7 +35,7 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     if body.previous_response_id is not None:
         previous = gateway.conversations.find(key_id, body.previous_response_id)
     before = previous.messages if previous else ()
-    chat = chat_request(body, before)
+    chat = read_chat(body.chat_fields(before))
     named = session_of(chat.session_id, chat.metadata, request.headers)
     answer = chat_answer(
         gateway,
