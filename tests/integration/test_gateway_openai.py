@@ -10,6 +10,7 @@ import pytest
 from openai import APIError, AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 from support.gateway_fakes import IDS
 from support.gateway_stack import Stack, running_gateway
+from support.generated_pieces import call_two_functions
 
 from tuneloop.errors import InvalidRequest, Overloaded, TuneloopError, Unavailable
 
@@ -505,23 +506,7 @@ async def test_schemas_and_functions_reach_generation(
 
 
 async def test_calls_of_functions_are_told(stack: Stack, client: AsyncOpenAI) -> None:
-    delta = stack.generation.delta
-    parts = {
-        0: ("call_a", "look_up", '{"word"'),
-        1: ("", "", ': "x"}'),
-        2: ("call_b", "store", "{}"),
-    }
-
-    def calling(request: Any, index: int, piece: str) -> Any:
-        message = delta(request, index, piece)
-        at = stack.generation.pieces.index(piece)
-        message.text = "let me see" if at == 0 else ""
-        if at in parts:
-            call_id, name, arguments = parts[at]
-            message.tool_calls.add(index=at // 2, call_id=call_id, name=name, arguments=arguments)
-        return message
-
-    stack.generation.delta = calling  # type: ignore[method-assign]
+    call_two_functions(stack.generation, between="")
     options: Any = {"model": "tuneloop", "messages": MESSAGES, "tools": [TOOL]}
     whole = (await client.chat.completions.create(**options)).choices[0]
     async with client.chat.completions.stream(**options) as stream:

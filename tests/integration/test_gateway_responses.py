@@ -14,6 +14,7 @@ from support import codex
 from support.browser_page import feedback_of
 from support.gateway_fakes import IDS
 from support.gateway_stack import Stack, running_gateway
+from support.generated_pieces import call_two_functions
 
 from tuneloop.errors import InvalidRequest, Overloaded, TuneloopError, Unavailable
 from tuneloop.feedback import Thumb
@@ -168,22 +169,7 @@ async def test_feedback_names_a_response_by_its_id(
 
 async def test_calls_of_functions_are_told(stack: Stack, client: AsyncOpenAI) -> None:
     delta = stack.generation.delta
-    parts = {
-        0: ("call_a", "look_up", '{"word"'),
-        1: ("", "", ': "x"}'),
-        2: ("call_b", "store", "{}"),
-    }
-
-    def calling(request: Any, index: int, piece: str) -> Any:
-        message = delta(request, index, piece)
-        at = stack.generation.pieces.index(piece)
-        message.text = "let me see" if at == 0 else "\n"
-        if at in parts:
-            call_id, name, arguments = parts[at]
-            message.tool_calls.add(index=at // 2, call_id=call_id, name=name, arguments=arguments)
-        return message
-
-    stack.generation.delta = calling  # type: ignore[method-assign]
+    call_two_functions(stack.generation)
     asked = ASKED | {"tools": [TOOL], "tool_choice": {"type": "function", "name": "look_up"}}
     whole = await client.responses.create(**asked)
     async with client.responses.stream(**asked) as stream:

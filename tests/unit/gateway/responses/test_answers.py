@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
+from support.generated_pieces import deltas
 
 from tuneloop.api.openai import OpenAIResponse, OutputItem
 from tuneloop.errors import InvalidRequest, Overloaded, TuneloopError, Unavailable
@@ -30,31 +31,6 @@ ID = "resp_0123456789abcdef012345rest"
 Delta = generation_pb2.GenerateDelta
 Final = generation_pb2.GenerateFinal
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
-
-texts = st.text(alphabet='ab é👋\u2028\n\t"\\', max_size=12)
-arguments = st.dictionaries(texts, st.integers() | texts, max_size=3).map(json.dumps)
-
-
-@st.composite
-def cut(draw: st.DrawFn, whole: str) -> list[str]:
-    """Cut a text into pieces, some of which may be empty."""
-    places = sorted(draw(st.lists(st.integers(0, len(whole)), max_size=5)))
-    return [whole[a:b] for a, b in zip([0, *places], [*places, len(whole)], strict=True)]
-
-
-@st.composite
-def deltas(draw: st.DrawFn) -> list[Delta]:
-    """What an answer is sampled as: texts and calls in turn, each in pieces."""
-    found: list[Delta] = []
-    for index in range(draw(st.integers(0, 3))):
-        found += [Delta(text=piece) for piece in draw(cut(draw(texts)))]
-        for at, piece in enumerate(draw(cut(draw(arguments)))):
-            call_id, name = (f"call_{index}", f"tool {index}") if at == 0 else ("", "")
-            call = generation_pb2.ToolCallDelta(
-                index=index, call_id=call_id, name=name, arguments=piece
-            )
-            found.append(Delta(tool_calls=[call]))
-    return found + [Delta(text=piece) for piece in draw(cut(draw(texts)))]
 
 
 def answer() -> GeneratedAnswer:
