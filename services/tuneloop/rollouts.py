@@ -53,6 +53,8 @@ class ChatMessage:
     """The calls that the assistant asks for in this turn."""
     tool_call_id: str = ""
     """The call that a turn of role `tool` answers."""
+    reasoning: str = ""
+    """What the assistant thought before this turn; most chat templates leave it out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +149,8 @@ class Prompt:
     token_ids: tuple[int, ...] | None = None
     tool_use: ToolUse | None = None
     """The tools that the model may call; only with a conversation."""
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments for the chat template, JSON values by name; only with a conversation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +167,7 @@ class Rollout:
     """Empty when the prompt was plain text or token ids."""
     prompt_text: str
     completion_text: str
+    """The answer, without the thought before it."""
     prompt_token_ids: tuple[int, ...]
     completion_token_ids: tuple[int, ...]
     generation_logprobs: tuple[float, ...]
@@ -176,6 +181,13 @@ class Rollout:
     """Further columns of the prompts file, JSON values by name; for reward functions."""
     session_id: str = ""
     """The conversation it is a turn of, by the application's own id; empty: none."""
+    reasoning_text: str = ""
+    """What the model thought before it answered, without delimiters; empty: nothing."""
+    reasoning_tokens: int = 0
+    """How many of the first completion tokens are the thought, its delimiters included; all of them
+    where it was cut off before the answer."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """What the application noted about the request, by name."""
     traceparent: str = field(default="", compare=False)
     """The trace it belongs to; empty without tracing."""
 

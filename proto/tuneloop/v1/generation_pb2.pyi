@@ -41,8 +41,22 @@ class ToolUse(_message.Message):
     def __init__(self, tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., required: bool = ..., name: _Optional[str] = ..., single: bool = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("completion_id", "policy", "chat", "text", "tokens", "sampling", "tenant", "user_hash", "policy_version", "publish_rollout", "clip_max_tokens", "source", "columns", "tool_use", "api_key_id", "route_by", "session_id")
+    __slots__ = ("completion_id", "policy", "chat", "text", "tokens", "sampling", "tenant", "user_hash", "policy_version", "publish_rollout", "clip_max_tokens", "source", "columns", "tool_use", "api_key_id", "route_by", "session_id", "tags", "template_options")
     class ColumnsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class TagsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class TemplateOptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +80,8 @@ class GenerateRequest(_message.Message):
     API_KEY_ID_FIELD_NUMBER: _ClassVar[int]
     ROUTE_BY_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_OPTIONS_FIELD_NUMBER: _ClassVar[int]
     completion_id: str
     policy: str
     chat: _rollout_pb2.ChatPrompt
@@ -83,7 +99,9 @@ class GenerateRequest(_message.Message):
     api_key_id: str
     route_by: str
     session_id: str
-    def __init__(self, completion_id: _Optional[str] = ..., policy: _Optional[str] = ..., chat: _Optional[_Union[_rollout_pb2.ChatPrompt, _Mapping]] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenPrompt, _Mapping]] = ..., sampling: _Optional[_Union[_rollout_pb2.SamplingParameters, _Mapping]] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., policy_version: _Optional[int] = ..., publish_rollout: bool = ..., clip_max_tokens: bool = ..., source: _Optional[_Union[_rollout_pb2.RolloutSource, str]] = ..., columns: _Optional[_Mapping[str, str]] = ..., tool_use: _Optional[_Union[ToolUse, _Mapping]] = ..., api_key_id: _Optional[str] = ..., route_by: _Optional[str] = ..., session_id: _Optional[str] = ...) -> None: ...
+    tags: _containers.ScalarMap[str, str]
+    template_options: _containers.ScalarMap[str, str]
+    def __init__(self, completion_id: _Optional[str] = ..., policy: _Optional[str] = ..., chat: _Optional[_Union[_rollout_pb2.ChatPrompt, _Mapping]] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenPrompt, _Mapping]] = ..., sampling: _Optional[_Union[_rollout_pb2.SamplingParameters, _Mapping]] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., policy_version: _Optional[int] = ..., publish_rollout: bool = ..., clip_max_tokens: bool = ..., source: _Optional[_Union[_rollout_pb2.RolloutSource, str]] = ..., columns: _Optional[_Mapping[str, str]] = ..., tool_use: _Optional[_Union[ToolUse, _Mapping]] = ..., api_key_id: _Optional[str] = ..., route_by: _Optional[str] = ..., session_id: _Optional[str] = ..., tags: _Optional[_Mapping[str, str]] = ..., template_options: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
     __slots__ = ("token_id", "token", "logprob", "token_bytes")
@@ -118,20 +136,22 @@ class ToolCallDelta(_message.Message):
     def __init__(self, index: _Optional[int] = ..., call_id: _Optional[str] = ..., name: _Optional[str] = ..., arguments: _Optional[str] = ...) -> None: ...
 
 class GenerateDelta(_message.Message):
-    __slots__ = ("index", "text", "token_ids", "logprobs", "policy_version", "tool_calls")
+    __slots__ = ("index", "text", "token_ids", "logprobs", "policy_version", "tool_calls", "reasoning")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
+    REASONING_FIELD_NUMBER: _ClassVar[int]
     index: int
     text: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     logprobs: _containers.RepeatedCompositeFieldContainer[PositionLogprobs]
     policy_version: int
     tool_calls: _containers.RepeatedCompositeFieldContainer[ToolCallDelta]
-    def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[PositionLogprobs, _Mapping]]] = ..., policy_version: _Optional[int] = ..., tool_calls: _Optional[_Iterable[_Union[ToolCallDelta, _Mapping]]] = ...) -> None: ...
+    reasoning: str
+    def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[PositionLogprobs, _Mapping]]] = ..., policy_version: _Optional[int] = ..., tool_calls: _Optional[_Iterable[_Union[ToolCallDelta, _Mapping]]] = ..., reasoning: _Optional[str] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens")
@@ -142,7 +162,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
 
 class GenerateFinal(_message.Message):
-    __slots__ = ("index", "completion_id", "token_ids", "generation_logprobs", "finish_reason", "policy_version_spans", "usage", "policy_version", "stop_sequence")
+    __slots__ = ("index", "completion_id", "token_ids", "generation_logprobs", "finish_reason", "policy_version_spans", "usage", "policy_version", "stop_sequence", "reasoning_tokens")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -152,6 +172,7 @@ class GenerateFinal(_message.Message):
     USAGE_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     STOP_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     index: int
     completion_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -161,7 +182,8 @@ class GenerateFinal(_message.Message):
     usage: Usage
     policy_version: int
     stop_sequence: str
-    def __init__(self, index: _Optional[int] = ..., completion_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., generation_logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[_rollout_pb2.FinishReason, str]] = ..., policy_version_spans: _Optional[_Iterable[_Union[_rollout_pb2.PolicyVersionSpan, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., policy_version: _Optional[int] = ..., stop_sequence: _Optional[str] = ...) -> None: ...
+    reasoning_tokens: int
+    def __init__(self, index: _Optional[int] = ..., completion_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., generation_logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[_rollout_pb2.FinishReason, str]] = ..., policy_version_spans: _Optional[_Iterable[_Union[_rollout_pb2.PolicyVersionSpan, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., policy_version: _Optional[int] = ..., stop_sequence: _Optional[str] = ..., reasoning_tokens: _Optional[int] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("delta", "final")
@@ -172,16 +194,25 @@ class GenerateResponse(_message.Message):
     def __init__(self, delta: _Optional[_Union[GenerateDelta, _Mapping]] = ..., final: _Optional[_Union[GenerateFinal, _Mapping]] = ...) -> None: ...
 
 class CountTokensRequest(_message.Message):
-    __slots__ = ("policy", "chat", "tool_use", "api_key_id")
+    __slots__ = ("policy", "chat", "tool_use", "api_key_id", "template_options")
+    class TemplateOptionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     POLICY_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
     TOOL_USE_FIELD_NUMBER: _ClassVar[int]
     API_KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_OPTIONS_FIELD_NUMBER: _ClassVar[int]
     policy: str
     chat: _rollout_pb2.ChatPrompt
     tool_use: ToolUse
     api_key_id: str
-    def __init__(self, policy: _Optional[str] = ..., chat: _Optional[_Union[_rollout_pb2.ChatPrompt, _Mapping]] = ..., tool_use: _Optional[_Union[ToolUse, _Mapping]] = ..., api_key_id: _Optional[str] = ...) -> None: ...
+    template_options: _containers.ScalarMap[str, str]
+    def __init__(self, policy: _Optional[str] = ..., chat: _Optional[_Union[_rollout_pb2.ChatPrompt, _Mapping]] = ..., tool_use: _Optional[_Union[ToolUse, _Mapping]] = ..., api_key_id: _Optional[str] = ..., template_options: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class CountTokensResponse(_message.Message):
     __slots__ = ("prompt_tokens",)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tuneloop/v1/rollout.proto\x12\x0btuneloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"<\n\x08ToolCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"m\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12)\n\ntool_calls\x18\x03 \x03(\x0b\x32\x15.tuneloop.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\"8\n\nChatPrompt\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.tuneloop.v1.ChatMessage\"\x94\x03\n\x12SamplingParameters\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\x12\n\nmax_tokens\x18\x03 \x01(\x05\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\t\n\x01n\x18\x05 \x01(\x05\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x01\x12\x19\n\x0ctop_logprobs\x18\t \x01(\x05H\x01\x88\x01\x01\x12\r\n\x05top_k\x18\n \x01(\x05\x12\x42\n\nlogit_bias\x18\x0b \x03(\x0b\x32..tuneloop.v1.SamplingParameters.LogitBiasEntry\x12\x13\n\x0bjson_schema\x18\x0c \x01(\t\x12\x16\n\x0estructural_tag\x18\r \x01(\t\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x07\n\x05_seedB\x0f\n\r_top_logprobs\"G\n\x11PolicyVersionSpan\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\r\n\x05start\x18\x02 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x05\"\x89\x05\n\x07Rollout\x12\x15\n\rcompletion_id\x18\x01 \x01(\t\x12\x10\n\x08group_id\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x11\n\tuser_hash\x18\x05 \x01(\t\x12%\n\x04\x63hat\x18\x06 \x01(\x0b\x32\x17.tuneloop.v1.ChatPrompt\x12\x13\n\x0bprompt_text\x18\x07 \x01(\t\x12\x17\n\x0f\x63ompletion_text\x18\x08 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\t \x03(\x05\x12\x1c\n\x14\x63ompletion_token_ids\x18\n \x03(\x05\x12\x1b\n\x13generation_logprobs\x18\x0b \x03(\x02\x12\x30\n\rfinish_reason\x18\x0c \x01(\x0e\x32\x19.tuneloop.v1.FinishReason\x12<\n\x14policy_version_spans\x18\r \x03(\x0b\x32\x1e.tuneloop.v1.PolicyVersionSpan\x12\x31\n\x08sampling\x18\x0e \x01(\x0b\x32\x1f.tuneloop.v1.SamplingParameters\x12\x31\n\rfinished_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06source\x18\x10 \x01(\x0e\x32\x1a.tuneloop.v1.RolloutSource\x12\x32\n\x07\x63olumns\x18\x11 \x03(\x0b\x32!.tuneloop.v1.Rollout.ColumnsEntry\x12\x12\n\nsession_id\x18( \x01(\t\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03*\x98\x01\n\rRolloutSource\x12\x1e\n\x1aROLLOUT_SOURCE_UNSPECIFIED\x10\x00\x12\x17\n\x13ROLLOUT_SOURCE_USER\x10\x01\x12\x1a\n\x16ROLLOUT_SOURCE_PROMPTS\x10\x02\x12\x17\n\x13ROLLOUT_SOURCE_EVAL\x10\x03\x12\x19\n\x15ROLLOUT_SOURCE_IMPORT\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tuneloop/v1/rollout.proto\x12\x0btuneloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"<\n\x08ToolCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"\x80\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12)\n\ntool_calls\x18\x03 \x03(\x0b\x32\x15.tuneloop.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12\x11\n\treasoning\x18\x05 \x01(\t\"8\n\nChatPrompt\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.tuneloop.v1.ChatMessage\"\x94\x03\n\x12SamplingParameters\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\x12\n\nmax_tokens\x18\x03 \x01(\x05\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\t\n\x01n\x18\x05 \x01(\x05\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x01\x12\x19\n\x0ctop_logprobs\x18\t \x01(\x05H\x01\x88\x01\x01\x12\r\n\x05top_k\x18\n \x01(\x05\x12\x42\n\nlogit_bias\x18\x0b \x03(\x0b\x32..tuneloop.v1.SamplingParameters.LogitBiasEntry\x12\x13\n\x0bjson_schema\x18\x0c \x01(\t\x12\x16\n\x0estructural_tag\x18\r \x01(\t\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x07\n\x05_seedB\x0f\n\r_top_logprobs\"G\n\x11PolicyVersionSpan\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x03\x12\r\n\x05start\x18\x02 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x05\"\x96\x06\n\x07Rollout\x12\x15\n\rcompletion_id\x18\x01 \x01(\t\x12\x10\n\x08group_id\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x11\n\tuser_hash\x18\x05 \x01(\t\x12%\n\x04\x63hat\x18\x06 \x01(\x0b\x32\x17.tuneloop.v1.ChatPrompt\x12\x13\n\x0bprompt_text\x18\x07 \x01(\t\x12\x17\n\x0f\x63ompletion_text\x18\x08 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\t \x03(\x05\x12\x1c\n\x14\x63ompletion_token_ids\x18\n \x03(\x05\x12\x1b\n\x13generation_logprobs\x18\x0b \x03(\x02\x12\x30\n\rfinish_reason\x18\x0c \x01(\x0e\x32\x19.tuneloop.v1.FinishReason\x12<\n\x14policy_version_spans\x18\r \x03(\x0b\x32\x1e.tuneloop.v1.PolicyVersionSpan\x12\x31\n\x08sampling\x18\x0e \x01(\x0b\x32\x1f.tuneloop.v1.SamplingParameters\x12\x31\n\rfinished_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06source\x18\x10 \x01(\x0e\x32\x1a.tuneloop.v1.RolloutSource\x12\x32\n\x07\x63olumns\x18\x11 \x03(\x0b\x32!.tuneloop.v1.Rollout.ColumnsEntry\x12\x12\n\nsession_id\x18( \x01(\t\x12\x16\n\x0ereasoning_text\x18) \x01(\t\x12\x18\n\x10reasoning_tokens\x18* \x01(\x05\x12,\n\x04tags\x18+ \x03(\x0b\x32\x1e.tuneloop.v1.Rollout.TagsEntry\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03*\x98\x01\n\rRolloutSource\x12\x1e\n\x1aROLLOUT_SOURCE_UNSPECIFIED\x10\x00\x12\x17\n\x13ROLLOUT_SOURCE_USER\x10\x01\x12\x1a\n\x16ROLLOUT_SOURCE_PROMPTS\x10\x02\x12\x17\n\x13ROLLOUT_SOURCE_EVAL\x10\x03\x12\x19\n\x15ROLLOUT_SOURCE_IMPORT\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,24 +36,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_options = b'8\001'
   _globals['_ROLLOUT_COLUMNSENTRY']._loaded_options = None
   _globals['_ROLLOUT_COLUMNSENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=1438
-  _globals['_FINISHREASON']._serialized_end=1558
-  _globals['_ROLLOUTSOURCE']._serialized_start=1561
-  _globals['_ROLLOUTSOURCE']._serialized_end=1713
+  _globals['_ROLLOUT_TAGSENTRY']._loaded_options = None
+  _globals['_ROLLOUT_TAGSENTRY']._serialized_options = b'8\001'
+  _globals['_FINISHREASON']._serialized_start=1599
+  _globals['_FINISHREASON']._serialized_end=1719
+  _globals['_ROLLOUTSOURCE']._serialized_start=1722
+  _globals['_ROLLOUTSOURCE']._serialized_end=1874
   _globals['_TOOLCALL']._serialized_start=75
   _globals['_TOOLCALL']._serialized_end=135
-  _globals['_CHATMESSAGE']._serialized_start=137
-  _globals['_CHATMESSAGE']._serialized_end=246
-  _globals['_CHATPROMPT']._serialized_start=248
-  _globals['_CHATPROMPT']._serialized_end=304
-  _globals['_SAMPLINGPARAMETERS']._serialized_start=307
-  _globals['_SAMPLINGPARAMETERS']._serialized_end=711
-  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_start=637
-  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_end=685
-  _globals['_POLICYVERSIONSPAN']._serialized_start=713
-  _globals['_POLICYVERSIONSPAN']._serialized_end=784
-  _globals['_ROLLOUT']._serialized_start=787
-  _globals['_ROLLOUT']._serialized_end=1436
-  _globals['_ROLLOUT_COLUMNSENTRY']._serialized_start=1390
-  _globals['_ROLLOUT_COLUMNSENTRY']._serialized_end=1436
+  _globals['_CHATMESSAGE']._serialized_start=138
+  _globals['_CHATMESSAGE']._serialized_end=266
+  _globals['_CHATPROMPT']._serialized_start=268
+  _globals['_CHATPROMPT']._serialized_end=324
+  _globals['_SAMPLINGPARAMETERS']._serialized_start=327
+  _globals['_SAMPLINGPARAMETERS']._serialized_end=731
+  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_start=657
+  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_end=705
+  _globals['_POLICYVERSIONSPAN']._serialized_start=733
+  _globals['_POLICYVERSIONSPAN']._serialized_end=804
+  _globals['_ROLLOUT']._serialized_start=807
+  _globals['_ROLLOUT']._serialized_end=1597
+  _globals['_ROLLOUT_COLUMNSENTRY']._serialized_start=1506
+  _globals['_ROLLOUT_COLUMNSENTRY']._serialized_end=1552
+  _globals['_ROLLOUT_TAGSENTRY']._serialized_start=1554
+  _globals['_ROLLOUT_TAGSENTRY']._serialized_end=1597
 # @@protoc_insertion_point(module_scope)

@@ -57,6 +57,7 @@ def messages_to_proto(messages: Sequence[ChatMessage]) -> rollout_pb2.ChatPrompt
                     for c in m.tool_calls
                 ],
                 tool_call_id=m.tool_call_id,
+                reasoning=m.reasoning,
             )
             for m in messages
         ]
@@ -74,6 +75,7 @@ def messages_from_proto(chat: rollout_pb2.ChatPrompt) -> tuple[ChatMessage, ...]
                 for c in m.tool_calls
             ),
             tool_call_id=m.tool_call_id,
+            reasoning=m.reasoning,
         )
         for m in chat.messages
     )

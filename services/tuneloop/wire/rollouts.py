@@ -97,6 +97,8 @@ def own_fields(rollout: Rollout) -> dict[str, Any]:
         "finish_reason": finish_reason_to_proto[rollout.finish_reason],
         "policy_version_spans": spans_to_proto(rollout.policy_version_spans),
         "finished_time": timestamp(rollout.finished_time),
+        "reasoning_text": rollout.reasoning_text,
+        "reasoning_tokens": rollout.reasoning_tokens,
     }
 
 
@@ -115,6 +117,7 @@ def rollout_to_proto(rollout: Rollout) -> rollout_pb2.Rollout:
         source=source_to_proto[rollout.source],
         columns=columns_to_proto(rollout.columns),
         session_id=rollout.session_id,
+        tags=dict(rollout.tags),
     )
 
 
@@ -135,6 +138,11 @@ def own_from_proto(message: rollout_pb2.Rollout) -> dict[str, Any]:
         "must be finite and at most 0",
     )
     require(message.finish_reason in finish_reason_from_proto, "finish_reason", "missing")
+    require(
+        0 <= message.reasoning_tokens <= tokens,
+        "reasoning_tokens",
+        f"{message.reasoning_tokens} of {tokens} tokens",
+    )
     return {
         "completion_id": message.completion_id,
         "completion_text": message.completion_text,
@@ -143,6 +151,8 @@ def own_from_proto(message: rollout_pb2.Rollout) -> dict[str, Any]:
         "finish_reason": finish_reason_from_proto[message.finish_reason],
         "policy_version_spans": spans_from_proto(message.policy_version_spans, tokens),
         "finished_time": moment(message.finished_time, "finished_time"),
+        "reasoning_text": message.reasoning_text,
+        "reasoning_tokens": message.reasoning_tokens,
     }
 
 
@@ -169,6 +179,7 @@ def rollout_from_proto(message: rollout_pb2.Rollout, traceparent: str) -> Rollou
         source=source_from_proto(message.source),
         columns=columns_from_proto(message.columns),
         session_id=session_id,
+        tags=dict(message.tags),
         traceparent=traceparent,
     )
 

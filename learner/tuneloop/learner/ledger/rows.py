@@ -92,6 +92,9 @@ def rollout_row(rollout: Rollout) -> Row:
         "group_size": rollout.sampling.n,
         "prompt_sha256": prompt_sha256(rollout.prompt_token_ids),
         "session_id": rollout.session_id,
+        "reasoning_text": rollout.reasoning_text,
+        "reasoning_tokens": rollout.reasoning_tokens,
+        "tags": compact(dict(rollout.tags)),
     }
 
 

@@ -180,7 +180,8 @@ def test_pairs_of_one_judgement_weigh_one_in_an_older_ledger(tmp_path: Path) -> 
             connection.exec_driver_sql(f"DROP INDEX {index}")
         for column in ("api_key_id", "api_key_name", "session_id"):
             connection.exec_driver_sql(f"ALTER TABLE feedback DROP COLUMN {column}")
-        connection.exec_driver_sql("ALTER TABLE rollouts DROP COLUMN session_id")
+        for column in ("session_id", "reasoning_text", "reasoning_tokens", "tags"):
+            connection.exec_driver_sql(f"ALTER TABLE rollouts DROP COLUMN {column}")
         for column in ("tenant", "session_id"):
             connection.exec_driver_sql(f"ALTER TABLE forgotten DROP COLUMN {column}")
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0006_metrics'")
