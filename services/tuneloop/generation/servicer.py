@@ -38,12 +38,19 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Stream completions; cancelling the call aborts them."""
         self.check_policy(request.policy)
+        tracing.annotate(
+            {
+                "gen_ai.request.model": self.hot_swap.options.policy,
+                "gen_ai.response.id": request.completion_id,
+            }
+        )
         batches = self.completions.stream(request_from_proto(request))
         with_logprobs = request.sampling.HasField("top_logprobs")
         try:
             async for batch in batches:
                 for event in join_deltas(batch):
                     if isinstance(event, Final):
+                        tracing.annotate({"tuneloop.policy_version": event.policy_version})
                         yield generation_pb2.GenerateResponse(final=final_to_proto(event))
                     else:
                         message = self.delta_to_proto(event, with_logprobs)
