@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,11 @@ def data_dir(tiny_policy: Path, tmp_path: Path) -> Path:
     ledger = Database.at(root / "learner" / "ledger.db")
     ledger.belongs_to({"base model": base_model_sha256(tiny_policy)})
     answers = [
-        make_rollout(f"c{n}", text=f"Answer {n}.", version=n, group_id="g", n=4) for n in range(4)
+        replace(
+            make_rollout(f"c{n}", text=f"Answer {n}.", version=n, group_id="g", n=4),
+            tags={"feature": "search", "half": str(n % 2)},
+        )
+        for n in range(4)
     ]
     evaluated = make_rollout("eval", source=RolloutSource.EVAL)
     held = make_rollout("held", prompt=(1, 9))
@@ -134,6 +139,11 @@ def test_filters(data_dir: Path) -> None:
     since = 1767225600.0 + 1.5
     assert [row["feedback_id"] for row in rows_of(data_dir, "thumbs", since=since)] == ["down"]
     assert rows_of(data_dir, "pairs", policy_version=9) == []
+    tags = {"feature": "search", "half": "1"}
+    for kind, count in (("pairs", 1), ("thumbs", 1), ("metrics", 1), ("rollouts", 2)):
+        found = rows_of(data_dir, kind, tags=tags)
+        assert [row["tags"] for row in found] == [["feature=search", "half=1"]] * count
+        assert rows_of(data_dir, kind, tags={"half": "search"}) == []
     with pytest.raises(InvalidRequest):
         rows_of(data_dir, "comments")
 
@@ -145,9 +155,7 @@ def test_pages_lose_and_repeat_nothing(data_dir: Path, monkeypatch: pytest.Monke
 
 
 def plain(completion_id: str) -> Rollout:
-    import dataclasses
-
-    return dataclasses.replace(make_rollout(completion_id), messages=())
+    return replace(make_rollout(completion_id), messages=())
 
 
 def test_one_plain_prompt_makes_all_plain(data_dir: Path) -> None:

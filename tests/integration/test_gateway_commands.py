@@ -197,6 +197,12 @@ async def test_batch_list_and_retract(stack: Stack, tmp_path: Path) -> None:
     result = await run(stack, "feedback", "list", "--kind", "comment", "--status", "accepted")
     line = result.stdout.splitlines()[1]
     assert line.split() == ["2026-01-01T00:00:00", "comment", "accepted", "3", "a", "odd", "indeed"]
+    tags = {"feature": "search", "beta": "true"}
+    options = [word for name, value in tags.items() for word in ("--tag", f"{name}={value}")]
+    await run(stack, "feedback", "list", *options)
+    assert dict(stack.learner.calls[-1].tags) == tags
+    result = await run(stack, "feedback", "list", "--tag", "feature")
+    assert (result.exit_code, "name=value" in result.stderr) == (2, True)
     listed = json.loads((await run(stack, "feedback", "list", "--json")).stdout)
     assert [item["id"] for item in listed["data"]] == ["b", "m", "a"]
 

@@ -226,7 +226,7 @@ class ShareOfVersion(TypedDict):
 
 
 class SenderLineage(TypedDict):
-    """`GET /v1/lineage/keys/{name}` and `GET /v1/lineage/tenants/{name}`."""
+    """`GET /v1/lineage/keys/{name}`, `/v1/lineage/tenants/{name}` and `/v1/lineage/tags/{tag}`."""
 
     id: str
     feedback: int

@@ -15,7 +15,12 @@ from tuneloop.learner.files import PARTIAL
 Pages = Iterable[Sequence[str]]
 """JSON objects, some at a time."""
 
-provenance = {"feedback_id": "string", "policy_version": "int64", "accepted_time": "string"}
+provenance = {
+    "feedback_id": "string",
+    "policy_version": "int64",
+    "accepted_time": "string",
+    "tags": "strings",
+}
 columns_of_kind: Mapping[str, Mapping[str, str]] = {
     "pairs": {
         "prompt": "text",
@@ -44,9 +49,10 @@ columns_of_kind: Mapping[str, Mapping[str, str]] = {
         "finish_reason": "string",
         "completion_id": "string",
         "finished_time": "string",
+        "tags": "strings",
     },
 }
-"""Types by column; `text` and `answer` are strings, or conversations."""
+"""Types by column; `text` and `answer` are strings or conversations, `strings` lists of strings."""
 
 
 def write_rows(pages: Pages, kind: str, form: str, output: Path | None) -> int:
@@ -111,6 +117,7 @@ def write_parquet(pages: Pages, kind: str, path: Path) -> int:
             "bool": pyarrow.bool_(),
             "double": pyarrow.float64(),
             "int64": pyarrow.int64(),
+            "strings": pyarrow.list_(pyarrow.string()),
         }
         return pyarrow.schema([(n, types[t]) for n, t in columns_of_kind[kind].items()])
 

@@ -183,6 +183,7 @@ def make_request(
         policy_version=body.policy_version,
         publish_rollout=train,
         clip_max_tokens=max_tokens is None,
+        tags=body.tags,
         # Anonymous users share one hash: all of them would be in a canary, or none.
         route_by=user_hash if user else completion_id,
     )

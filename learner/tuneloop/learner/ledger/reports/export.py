@@ -8,6 +8,9 @@
 | metrics | prompt, completion, name, value, type; feedback_id, policy_version, accepted_time |
 | rollouts | prompt, completion, reward; versions, finish_reason, completion_id, finished_time |
 
+The last column of each is tags, what the application noted about the request: texts `name=value`,
+as the columns of an object would differ from row to row.
+
 Rows are what users say now: the last word of each, nothing retracted or expired, nothing of prompts
 that are held out. Prompts and answers are conversations where every prompt was one; else all are
 texts, prompts as the model was given them, so that a file's columns have one type.
@@ -15,7 +18,7 @@ texts, prompts as the model was given them, so that a file's columns have one ty
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import and_, case, func, or_, select
@@ -25,7 +28,7 @@ from tuneloop.feedback import FeedbackStatus
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue.build_samples import problem_of, text_of
 from tuneloop.learner.ledger.queue.ready import COLUMNS, LAST_WORD, chosen, ready_samples
-from tuneloop.learner.ledger.rows import compact, moment
+from tuneloop.learner.ledger.rows import compact, has_tags, moment
 from tuneloop.learner.ledger.schema import feedback, held_out, samples, scores
 from tuneloop.learner.samples import Objective
 from tuneloop.rollouts import RolloutSource
@@ -53,6 +56,8 @@ class Wanted:
     """Of the answer, or of the chosen one; None takes all."""
     since: float | None = None
     """Seconds since the epoch at which feedback was accepted or a rollout finished."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Of the request; all of them."""
 
 
 def pages(database: Database, wanted: Wanted) -> Iterator[list[str]]:
@@ -191,6 +196,8 @@ def narrowed(
         query = query.where(chosen.c.messages == "[]")
     if wanted.policy_version is not None:
         query = query.where(chosen.c.policy_version == wanted.policy_version)
+    if wanted.tags:
+        query = query.where(has_tags(chosen.c.tags, wanted.tags))
     if wanted.since is not None:
         query = query.where(time >= wanted.since)
     if after is not None:
@@ -223,6 +230,7 @@ class Texts:
             "feedback_id": self.row.feedback_id,
             "policy_version": version_or_none(self.row.chosen_policy_version),
             "accepted_time": moment(self.row.accepted_time).isoformat(),
+            "tags": tags_in(self.row),
         }
 
 
@@ -285,7 +293,13 @@ def rollout(texts: Texts) -> Row:
         "finish_reason": row.chosen_finish_reason,
         "completion_id": row.chosen_completion_id,
         "finished_time": moment(row.chosen_finished_time).isoformat(),
+        "tags": tags_in(row),
     }
+
+
+def tags_in(row: Any) -> list[str]:
+    """The tags of an answer's request."""
+    return [f"{name}={value}" for name, value in json.loads(row.chosen_tags).items()]
 
 
 def version_or_none(version: int) -> int | None:
