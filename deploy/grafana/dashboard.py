@@ -82,6 +82,12 @@ ROWS: dict[str, Sequence[Panel]] = {
             "short",
             ("sum by (instance) (tuneloop_running_requests)", "{{instance}}"),
         ),
+        panel(
+            "Cost",
+            "short",
+            ("sum by (key) (increase(tuneloop_gateway_cost_total[1h]))", "{{key}} in an hour"),
+            meaning="By the prices of TUNELOOP_GATEWAY_PRICES, in their currency.",
+        ),
     ),
     "Feedback and pipeline": (
         panel(

@@ -221,7 +221,7 @@ async def events(gateway: Gateway, answer: GeneratedAnswer) -> AsyncGenerator[Ev
     Raises `Overloaded` if the key has too few tokens left, the service's error, or `Unavailable`
     if a choice ended without its final event.
     """
-    spending = Spending(answer.requests, answer.n)
+    spending = Spending(answer.requests, answer.n, gateway.costs)
     calls = [route_call(gateway, r, i * answer.n) for i, r in enumerate(answer.requests)]
     merged = calls[0] if len(calls) == 1 else interleave(calls)
     try:
