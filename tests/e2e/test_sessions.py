@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.e2e_client import ServeTiny, User, kill, rows, wait_for_restart, wait_until
+from support.e2e_client import ServeTiny, User, end, rows, wait_for_restart, wait_until
 from support.tiny_models import make_obliging_policy
 
 pytestmark = pytest.mark.timeout(600)
@@ -70,7 +70,7 @@ def judge(user: User, session: str, name: str, value: str) -> str:
 def test_every_turn_is_trained_once_and_taken_back_once(user: User) -> None:
     turns = {name: converse(user, f"talk/{name}", name) for name in ("ann", "bob")}
     judge(user, "talk/ann", "ann", "up")
-    pid = kill(user.service, "learner")
+    pid = end(user, "learner")
     judge(user, "talk/bob", "bob", "down")
     wait_for_restart(user.service, "learner", pid)
 
