@@ -209,6 +209,20 @@ ROWS: dict[str, Sequence[Panel]] = {
             ),
         ),
         panel(
+            "Length",
+            "short",
+            ("max by (part) (tuneloop_learner_answer_length_tokens)", "{{part}}"),
+            ("max(tuneloop_learner_eval_length_tokens)", "answer, eval prompts"),
+            ("max(tuneloop_learner_eval_thought_length_tokens)", "thought, eval prompts"),
+            meaning="Mean tokens of the newest versions' answers, and of the thoughts before them.",
+        ),
+        panel(
+            "Repetition",
+            "percentunit",
+            ("max by (part) (tuneloop_learner_answer_repetition_ratio)", "{{part}}"),
+            meaning="Share of 4-grams that occurred before in the same answer, or thought.",
+        ),
+        panel(
             "Not scored",
             "short",
             (

@@ -134,6 +134,30 @@ def test_rows_are_what_users_say_now(data_dir: Path) -> None:
     assert rollouts[1]["reward_model_version"] == 2
 
 
+def test_rows_carry_the_thought_apart_from_the_answer(data_dir: Path) -> None:
+    ledger = ledger_of(data_dir)
+    thought, none = make_rollout("t0", thought=2, text="Yes."), make_rollout("t1", text="No.")
+    recorder.record_rollouts(ledger, [thought, none], 0.0)
+    given = [
+        make_thumb("thought", "t0", second=9),
+        make_edit("edited", "t0", "Yes!", second=9),
+        make_comparison("compared", "t1", "t0", second=9),
+    ]
+    recorder.record_feedback(ledger, [(event, 9) for event in given], 0.0)
+    ledger.close()
+    thumbs = {row["feedback_id"]: row for row in rows_of(data_dir, "thumbs")}
+    assert thumbs["thought"]["completion"] == says("Yes.")
+    assert (thumbs["thought"]["reasoning_text"], thumbs["up"]["reasoning_text"]) == (
+        "Let me see.",
+        "",
+    )
+    pairs = {row["feedback_id"]: row for row in rows_of(data_dir, "pairs")}
+    columns = ("reasoning_text", "rejected_reasoning_text")
+    # An edit replaces the answer, not the thought.
+    assert [pairs["edited"][name] for name in columns] == ["Let me see."] * 2
+    assert [pairs["compared"][name] for name in columns] == ["", "Let me see."]
+
+
 def test_filters(data_dir: Path) -> None:
     assert [row["feedback_id"] for row in rows_of(data_dir, "thumbs", policy_version=1)] == ["down"]
     since = 1767225600.0 + 1.5

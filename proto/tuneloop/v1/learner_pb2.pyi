@@ -126,7 +126,7 @@ class NextVersion(_message.Message):
     def __init__(self, steps_done: _Optional[int] = ..., steps_wanted: _Optional[int] = ..., seconds_left: _Optional[float] = ..., evidence: _Optional[float] = ...) -> None: ...
 
 class Evaluation(_message.Message):
-    __slots__ = ("policy_version", "prompts", "scored", "mean_reward", "reward_margin", "mean_length", "length_margin", "kl", "reward_model_version")
+    __slots__ = ("policy_version", "prompts", "scored", "mean_reward", "reward_margin", "mean_length", "length_margin", "kl", "reward_model_version", "mean_thought_length", "thought_length_margin")
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     SCORED_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +136,8 @@ class Evaluation(_message.Message):
     LENGTH_MARGIN_FIELD_NUMBER: _ClassVar[int]
     KL_FIELD_NUMBER: _ClassVar[int]
     REWARD_MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MEAN_THOUGHT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    THOUGHT_LENGTH_MARGIN_FIELD_NUMBER: _ClassVar[int]
     policy_version: int
     prompts: int
     scored: int
@@ -145,7 +147,9 @@ class Evaluation(_message.Message):
     length_margin: float
     kl: float
     reward_model_version: int
-    def __init__(self, policy_version: _Optional[int] = ..., prompts: _Optional[int] = ..., scored: _Optional[int] = ..., mean_reward: _Optional[float] = ..., reward_margin: _Optional[float] = ..., mean_length: _Optional[float] = ..., length_margin: _Optional[float] = ..., kl: _Optional[float] = ..., reward_model_version: _Optional[int] = ...) -> None: ...
+    mean_thought_length: float
+    thought_length_margin: float
+    def __init__(self, policy_version: _Optional[int] = ..., prompts: _Optional[int] = ..., scored: _Optional[int] = ..., mean_reward: _Optional[float] = ..., reward_margin: _Optional[float] = ..., mean_length: _Optional[float] = ..., length_margin: _Optional[float] = ..., kl: _Optional[float] = ..., reward_model_version: _Optional[int] = ..., mean_thought_length: _Optional[float] = ..., thought_length_margin: _Optional[float] = ...) -> None: ...
 
 class PolicyVersion(_message.Message):
     __slots__ = ("policy", "policy_version", "parent_version", "state", "manifest_json", "created_time", "activated_time", "evaluation", "traffic", "decisions")
@@ -188,7 +192,7 @@ class Decision(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., actor: _Optional[str] = ..., decided_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., numbers_json: _Optional[str] = ...) -> None: ...
 
 class Traffic(_message.Message):
-    __slots__ = ("rollouts", "mean_length", "length_margin", "mean_reward", "reward_margin", "thumbs_up", "thumbs_down", "metrics")
+    __slots__ = ("rollouts", "mean_length", "length_margin", "mean_reward", "reward_margin", "thumbs_up", "thumbs_down", "metrics", "mean_thought_length", "thought_length_margin")
     ROLLOUTS_FIELD_NUMBER: _ClassVar[int]
     MEAN_LENGTH_FIELD_NUMBER: _ClassVar[int]
     LENGTH_MARGIN_FIELD_NUMBER: _ClassVar[int]
@@ -197,6 +201,8 @@ class Traffic(_message.Message):
     THUMBS_UP_FIELD_NUMBER: _ClassVar[int]
     THUMBS_DOWN_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_THOUGHT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    THOUGHT_LENGTH_MARGIN_FIELD_NUMBER: _ClassVar[int]
     rollouts: int
     mean_length: float
     length_margin: float
@@ -205,7 +211,9 @@ class Traffic(_message.Message):
     thumbs_up: int
     thumbs_down: int
     metrics: _containers.RepeatedCompositeFieldContainer[MetricFigures]
-    def __init__(self, rollouts: _Optional[int] = ..., mean_length: _Optional[float] = ..., length_margin: _Optional[float] = ..., mean_reward: _Optional[float] = ..., reward_margin: _Optional[float] = ..., thumbs_up: _Optional[int] = ..., thumbs_down: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[MetricFigures, _Mapping]]] = ...) -> None: ...
+    mean_thought_length: float
+    thought_length_margin: float
+    def __init__(self, rollouts: _Optional[int] = ..., mean_length: _Optional[float] = ..., length_margin: _Optional[float] = ..., mean_reward: _Optional[float] = ..., reward_margin: _Optional[float] = ..., thumbs_up: _Optional[int] = ..., thumbs_down: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[MetricFigures, _Mapping]]] = ..., mean_thought_length: _Optional[float] = ..., thought_length_margin: _Optional[float] = ...) -> None: ...
 
 class MetricFigures(_message.Message):
     __slots__ = ("name", "is_boolean", "count", "mean", "margin")

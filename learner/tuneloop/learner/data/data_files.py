@@ -21,27 +21,32 @@ provenance = {
     "accepted_time": "string",
     "tags": "strings",
 }
+thought = {"reasoning_text": "string"}
 columns_of_kind: Mapping[str, Mapping[str, str]] = {
     "pairs": {
         "prompt": "text",
         "chosen": "answer",
         "rejected": "answer",
         "kind": "string",
+        **thought,
+        "rejected_reasoning_text": "string",
         **provenance,
     },
-    "thumbs": {"prompt": "text", "completion": "answer", "label": "bool", **provenance},
-    "demonstrations": {"prompt": "text", "completion": "answer", **provenance},
+    "thumbs": {"prompt": "text", "completion": "answer", "label": "bool", **thought, **provenance},
+    "demonstrations": {"prompt": "text", "completion": "answer", **thought, **provenance},
     "metrics": {
         "prompt": "text",
         "completion": "answer",
         "name": "string",
         "value": "double",
         "type": "string",
+        **thought,
         **provenance,
     },
     "rollouts": {
         "prompt": "text",
         "completion": "answer",
+        **thought,
         "reward": "double",
         "reward_model_version": "int64",
         "policy_version": "int64",

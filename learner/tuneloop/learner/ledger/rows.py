@@ -90,6 +90,11 @@ def unpack_ids(blob: bytes) -> tuple[int, ...]:
     return struct.unpack(f"<{len(blob) // 4}i", blob)
 
 
+def answer_tokens(completion: bytes, reasoning_tokens: int) -> bytes:
+    """Return the token ids of `pack_ids` of a completion without those of its thought."""
+    return completion[4 * reasoning_tokens :]
+
+
 def pack_logprobs(values: Sequence[float]) -> bytes:
     """Encode log-probs as little-endian float32, as on the wire."""
     return struct.pack(f"<{len(values)}f", *values)

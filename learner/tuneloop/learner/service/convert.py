@@ -276,6 +276,8 @@ def traffic_to_proto(figures: Traffic) -> learner_pb2.Traffic:
         rollouts=figures.rollouts,
         mean_length=figures.length.value,
         length_margin=figures.length.margin,
+        mean_thought_length=figures.thought_length.value,
+        thought_length_margin=figures.thought_length.margin,
         mean_reward=None if reward is None else reward.value,
         reward_margin=None if reward is None else reward.margin,
         thumbs_up=figures.thumbs_up,
@@ -305,6 +307,8 @@ def evaluation_to_proto(found: Evaluation | None) -> learner_pb2.Evaluation | No
         reward_margin=None if found.reward is None else found.reward.margin,
         mean_length=found.length.value,
         length_margin=found.length.margin,
+        mean_thought_length=found.thought_length.value,
+        thought_length_margin=found.thought_length.margin,
         kl=found.kl,
         reward_model_version=found.reward_model_version,
     )

@@ -8,6 +8,9 @@
 | metrics | prompt, completion, name, value, type; feedback_id, policy_version, accepted_time |
 | rollouts | prompt, completion, reward; versions, finish_reason, completion_id, finished_time |
 
+Every row also has `reasoning_text`, what a model that reasons thought before the answer, and pairs
+`rejected_reasoning_text`; empty where there is none.
+
 The last column of each is tags, what the application noted about the request: texts `name=value`,
 as the columns of an object would differ from row to row.
 
@@ -224,6 +227,11 @@ class Texts:
         """An answer to it."""
         return [{"role": "assistant", "content": text}] if self._conversational else text
 
+    @property
+    def thought(self) -> str:
+        """What the model thought before the answer; empty: nothing."""
+        return str(self.row.chosen_reasoning_text)
+
     def of_feedback(self) -> Row:
         """Where the row comes from."""
         return {
@@ -245,6 +253,8 @@ def pair(texts: Texts) -> Row:
             row.chosen_completion_text if edited else row.rejected_completion_text
         ),
         "kind": row.feedback_kind or "thumb",
+        "reasoning_text": texts.thought,
+        "rejected_reasoning_text": texts.thought if edited else row.rejected_reasoning_text,
         **texts.of_feedback(),
     }
 
@@ -255,6 +265,7 @@ def thumb(texts: Texts) -> Row:
         "prompt": texts.prompt,
         "completion": texts.answer(texts.row.chosen_completion_text),
         "label": texts.row.verdict == "up",
+        "reasoning_text": texts.thought,
         **texts.of_feedback(),
     }
 
@@ -264,6 +275,7 @@ def demonstration(texts: Texts) -> Row:
     return {
         "prompt": texts.prompt,
         "completion": texts.answer(text_of(texts.row)),
+        "reasoning_text": texts.thought,
         **texts.of_feedback(),
     }
 
@@ -276,6 +288,7 @@ def metric(texts: Texts) -> Row:
         "name": texts.row.metric,
         "value": texts.row.measured,
         "type": "boolean" if texts.row.is_boolean else "number",
+        "reasoning_text": texts.thought,
         **texts.of_feedback(),
     }
 
@@ -286,6 +299,7 @@ def rollout(texts: Texts) -> Row:
     return {
         "prompt": texts.prompt,
         "completion": texts.answer(row.chosen_completion_text),
+        "reasoning_text": texts.thought,
         "reward": row.reward,
         "reward_model_version": row.reward_model_version,
         "policy_version": row.chosen_policy_version,

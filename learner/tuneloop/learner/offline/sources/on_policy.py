@@ -39,6 +39,7 @@ class SampledCompletion:
             completion_token_ids=self.sampled.token_ids,
             generation_logprobs=self.sampled.logprobs,
             temperature=temperature,
+            reasoning_tokens=self.sampled.reasoning_tokens,
         )
 
 
@@ -170,6 +171,8 @@ def completion_figures(
         "completion_length": mean([len(a.sampled.token_ids) for a in completions]),
         "stopped_fraction": mean([a.sampled.stopped for a in completions]),
     }
+    if any(a.sampled.reasoning_tokens for a in completions):
+        figures["thought_length"] = mean([a.sampled.reasoning_tokens for a in completions])
     if known:
         figures["reward"] = mean(known)
         figures["reward_deviation"] = mean([(r - figures["reward"]) ** 2 for r in known]) ** 0.5

@@ -207,5 +207,8 @@ def demonstration(document: dict) -> DemonstrationSample:  # type: ignore[type-a
             completion_token_ids=tuple(document["completion_token_ids"]),
             generation_logprobs=(),
             temperature=document["temperature"],
+            reasoning_tokens=document.get("reasoning_tokens", 0),
         ),
+        # The reward that it was chosen for is what its thought led to.
+        shows_thought=True,
     )
