@@ -102,7 +102,7 @@ class UsedTokens(TypedDict):
     """By the prices of the time."""
 
 
-class Usage(TypedDict):
+class UsageReport(TypedDict):
     """`GET /v1/usage`, the newest day first."""
 
     object: Literal["list"]

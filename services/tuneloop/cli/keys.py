@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuneloop import audit
-from tuneloop.api.learner import Usage, UsedTokens
+from tuneloop.api.learner import UsageReport, UsedTokens
 from tuneloop.cli.options import ApiKey as ApiKeyOption
 from tuneloop.cli.options import Url, connected, fail
 from tuneloop.cli.output import print_json, print_table
@@ -154,7 +154,7 @@ def usage(
 ) -> None:
     """Show the tokens and costs of each key and version, from a running service."""
     with connected(url, api_key) as client:
-        answer: Usage = client.request("GET", f"/v1/usage?days={days}")
+        answer: UsageReport = client.request("GET", f"/v1/usage?days={days}")
     if as_json:
         print_json(answer)
         return

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from tuneloop.api.learner import Usage
+from tuneloop.api.learner import UsageReport
 from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.edge.costs import DAYS
 from tuneloop.gateway.edge.quotas import DAY_SECONDS
@@ -14,7 +14,9 @@ router = APIRouter(tags=["operations"])
 
 
 @router.get("/v1/usage")
-async def get_usage(request: Request, days: Annotated[int, Query(ge=1, le=DAYS)] = DAYS) -> Usage:
+async def get_usage(
+    request: Request, days: Annotated[int, Query(ge=1, le=DAYS)] = DAYS
+) -> UsageReport:
     """Return tokens and costs of the last days (UTC), today included, of all gateways.
 
     Without `TUNELOOP_GATEWAY_PRICES` nothing is counted.
