@@ -136,7 +136,10 @@ def with_decay_horizon(
 
 
 def check_samples(inputs: RunInputs, trainer: Trainer, console: Console) -> Sequence[Any]:
-    """Return the samples the trainer accepts; too long ones are an error or left out."""
+    """Return the samples the trainer accepts, as it learns from them.
+
+    Too long ones are an error or left out.
+    """
     drop = inputs.settings.run.on_long == "drop"
     kept = []
     for sample in inputs.samples:
@@ -149,7 +152,7 @@ def check_samples(inputs: RunInputs, trainer: Trainer, console: Console) -> Sequ
                 hint = "shorten it, or leave such rows out with --set on_long=drop"
                 raise InvalidRequest(f"{error.message}; {hint}", param="max_length") from error
         else:
-            kept.append(sample)
+            kept.append(trainer.as_learned(sample))
     if len(kept) < len(inputs.samples):
         console.line(f"{len(inputs.samples) - len(kept)} samples left out as too long")
     if not kept:
@@ -204,6 +207,8 @@ def sampled_source(
             temperature=run.temperature,
         )
     assert inputs.rewards is not None
+    assert isinstance(inputs.settings.trainer, TrainerSettings)
+    learns_thoughts = inputs.settings.trainer.learn_thoughts != "never"
     if inputs.facts.source == "grown":
         plan = RestPlan(
             grow_steps=run.grow_steps,
@@ -221,6 +226,7 @@ def sampled_source(
             rewards=inputs.rewards,
             folder=folder.grown,
             samples_per_prompt=run.samples_per_prompt,
+            learns_thoughts=learns_thoughts,
         )
     return OnPolicySource(
         inputs.objective,
@@ -230,4 +236,5 @@ def sampled_source(
         rewards=inputs.rewards,
         samples_per_prompt=run.samples_per_prompt,
         temperature=run.temperature,
+        learns_thoughts=learns_thoughts,
     )
