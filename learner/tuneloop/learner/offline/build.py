@@ -191,10 +191,7 @@ def sampled_source(
         report=console.sampled,
     )
     completion_sampler = CompletionSampler(
-        model,
-        sampler,
-        samples_per_prompt=run.samples_per_prompt,
-        seed=order.seed,
+        model, sampler, samples_per_prompt=run.samples_per_prompt, seed=order.seed
     )
     if inputs.verdicts is not None:
         return JudgedSource(
@@ -206,9 +203,10 @@ def sampled_source(
             samples_per_prompt=run.samples_per_prompt,
             temperature=run.temperature,
         )
+    settings = inputs.settings.trainer
     assert inputs.rewards is not None
-    assert isinstance(inputs.settings.trainer, TrainerSettings)
-    learns_thoughts = inputs.settings.trainer.learn_thoughts != "never"
+    assert isinstance(settings, TrainerSettings)
+    learns_thoughts = settings.learn_thoughts != "never"
     if inputs.facts.source == "grown":
         plan = RestPlan(
             grow_steps=run.grow_steps,
