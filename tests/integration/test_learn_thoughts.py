@@ -298,45 +298,32 @@ def test_no_gradient_reaches_the_thought_of_a_judged_answer(thinker: Path) -> No
     assert sorted(of_grpo) == sorted(whole)
 
 
-def take_thumb_on_silence(parts: Parts, thinker: Path) -> None:
-    silent = thought_about(thinker, "c0", "")
-    recorder.record_rollouts(parts.database, [silent], parts.clock())
-    thumb = make_thumb("t0", "c0", up=False)
-    recorder.record_feedback(parts.database, [(thumb, 1)], parts.clock())
-    parts.clock.now += 10
-
-
 async def test_an_answer_cut_off_in_its_thought_teaches_the_policy_nothing(
     tmp_path: Path, thinker: Path
 ) -> None:
     parts = make_parts(tmp_path, thinker)
-    take_thumb_on_silence(parts, thinker)
+    silent, spoken = (thought_about(thinker, f"c{n}", text) for n, text in enumerate(("", "hello")))
+    recorder.record_rollouts(parts.database, [silent, spoken], parts.clock())
+    thumb = make_thumb("t0", "c0", up=False)
+    recorder.record_feedback(parts.database, [(thumb, 1)], parts.clock())
+    parts.clock.now += 10
     await parts.turn()
-    assert "cut off in its thought: there is no answer to learn from" in refused(parts)["kto"]
+    reason = "the answer was cut off in its thought: there is nothing to learn from"
+    assert refused(parts) == {"kto": reason}
     assert parts.training_run.step == 0
     # To the reward model it is what an empty answer is.
     [label], _ = ready.take_samples(parts.database, "reward_model", 9)
     assert (label.completion, label.desirable) == ("", False)
     edit = make_edit("e0", "c0", "hello world", user="u2")
-    recorder.record_feedback(parts.database, [(edit, 2)], parts.clock())
-    for objective in ("sft", "dpo"):
-        taken, [refusal] = ready.take_samples(
+    compared = make_feedback("f0", "c1", Comparison(chosen="c1", rejected=("c0",)))
+    recorder.record_feedback(parts.database, [(edit, 2), (compared, 3)], parts.clock())
+    for objective, names in (("sft", {"e0"}), ("dpo", {"e0", "f0"})):
+        taken, refusals = ready.take_samples(
             parts.database, objective, 9, edit_tokens=EditTokenizer(thinker)
         )
         assert taken == []
-        assert (
-            refusal.reason == "the answer was cut off in its thought: no edited one can follow that"
-        )
-
-
-async def test_with_always_a_thumb_on_such_a_one_teaches_its_thought(
-    tmp_path: Path, thinker: Path
-) -> None:
-    parts = make_parts(tmp_path, thinker, learn_thoughts="always")
-    take_thumb_on_silence(parts, thinker)
-    assert await parts.turn()
-    assert refused(parts) == {}
-    assert parts.training_run.step == 1
+        assert {refusal.sample_id for refusal in refusals} == names
+        assert {refusal.reason for refusal in refusals} == {reason}
 
 
 def test_answers_in_the_same_words_are_no_pair_whatever_their_thoughts(

@@ -13,6 +13,7 @@ from tuneloop.learner.ledger.queue.ratings import Ratings
 from tuneloop.learner.ledger.rows import answer_tokens, unpack_ids, unpack_logprobs
 from tuneloop.learner.ledger.schema import rankings, rollouts, scores
 from tuneloop.learner.samples import (
+    JUDGED_OBJECTIVES,
     SCORED_OBJECTIVES,
     CommentedSample,
     DemonstrationSample,
@@ -72,12 +73,21 @@ def problem_of(row: Any) -> str | None:
             )
         if not row.chosen_generation_logprobs:
             return "no policy sampled it: no importance ratio is defined"
-    if row.kind == "edit" and row.objective != Objective.REWARD_MODEL and not answer_of(row):
-        return "the answer was cut off in its thought: no edited one can follow that"
+    if row.objective in JUDGED_OBJECTIVES and lacks_answer(row):
+        return "the answer was cut off in its thought: there is nothing to learn from"
     edited = row.kind == "edit" and row.objective != Objective.SFT
     if edited and text_of(row) == row.chosen_completion_text:
         return "the edit is the answer as it was"
     return None
+
+
+def lacks_answer(row: Any) -> bool:
+    """Return whether a judged rollout, or the other one of a pair, is a thought and no more."""
+    is_pair = row.rejected_id is not None and row.kind != "follow_up"
+    return any(
+        row._mapping[f"{which}_reasoning_tokens"] and not answer_of(row, which)
+        for which in ("chosen", *["rejected"] * is_pair)
+    )
 
 
 def answer_of(row: Any, which: str = "chosen") -> bytes:
