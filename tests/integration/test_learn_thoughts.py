@@ -175,7 +175,8 @@ async def test_judgements_teach_the_answer_and_an_edit_keeps_the_thought(
     # Tokens of the answers alone: nothing else was learned of.
     after = {name: len(r.completion_token_ids) - r.reasoning_tokens for name, r in answers.items()}
     assert learned["answer", "c0"] == after["c0"]
-    assert learned["rejected", "c3"] == after["c3"]
+    assert learned["answer", "c3"] == after["c3"]
+    assert learned["edit", ""] == len(chosen) - thought
     assert manifest.metrics["tokens"] == (
         after["c0"] + after["c1"] + after["c2"] + 2 * (len(chosen) - thought) + after["c3"]
     )
