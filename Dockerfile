@@ -31,10 +31,12 @@ RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --whe
 # Packages without a model library.
 FROM base AS gateway-packages
 ARG ACCELERATOR
+ARG GATEWAY_EXTRA=""
 WORKDIR /requirements
 COPY deploy/requirements pyproject.toml ./
 RUN python -m venv /opt/tuneloop \
     && python needed.py pyproject.toml serve > needed.txt \
+    && if [ -n "$GATEWAY_EXTRA" ]; then python needed.py pyproject.toml "$GATEWAY_EXTRA" >> needed.txt; fi \
     && python locked.py "$ACCELERATOR.txt" needed.txt > locked.txt \
     && pip install --no-cache-dir --require-hashes --no-deps --requirement locked.txt
 

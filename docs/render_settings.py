@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings
 from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.generation.settings import GenerationSettings
 from tuneloop.learner.settings import LearnerSettings
+from tuneloop.redaction.redactor import RedactionSettings
 from tuneloop.reward.settings import RewardSettings
 from tuneloop.supervisor.settings import SupervisorSettings
 
@@ -20,6 +21,7 @@ PAGE = Path(__file__).with_name("settings.md")
 PROCESSES: dict[str, type[BaseSettings]] = {
     "tuneloop up": SupervisorSettings,
     "gateway": GatewaySettings,
+    "gateway and generation": RedactionSettings,
     "generation": GenerationSettings,
     "reward": RewardSettings,
     "learner": LearnerSettings,

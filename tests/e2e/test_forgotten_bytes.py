@@ -1,10 +1,8 @@
 """A forgotten user's texts are in no file of the service: every byte of its folder is searched."""
 
 import asyncio
-import base64
 import json
 import sqlite3
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from support.e2e_client import ServeTiny, User, kill, wait_until
+from support.stored_bytes import forms_of, found
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
@@ -38,41 +37,6 @@ def user(serve_tiny: ServeTiny) -> Iterator[User]:
     }
     with serve_tiny("forgotten", environment) as user:
         yield user
-
-
-def forms_of(text: str, tokenizer: Tokenizer) -> dict[str, list[bytes]]:
-    """Return what a text looks like on disk, in whatever it was written."""
-    inside = text.encode()
-    # What encodes to base64 in the middle of a longer text, whatever comes before it.
-    parts = [inside[skip : skip + (len(inside) - skip) // 3 * 3] for skip in range(3)]
-    # The first and last tokens depend on what stands around them.
-    ids = tokenizer.encode(text, add_special_tokens=False).ids[2:-2]
-    assert len(ids) > 6
-    return {
-        "UTF-8": [inside],
-        "UTF-16": [text.encode("utf-16-le"), text.encode("utf-16-be")],
-        "JSON": [json.dumps(text)[1:-1].encode()],
-        "base64": [base64.b64encode(part) for part in parts],
-        "tokens": [struct.pack(f"<{len(ids)}i", *ids), b"".join(map(varint, ids))],
-    }
-
-
-def varint(number: int) -> bytes:
-    """Return a number as protobuf packs it."""
-    low = number & 0x7F
-    return bytes([low]) if number < 0x80 else bytes([low | 0x80]) + varint(number >> 7)
-
-
-def found(folder: Path, forms: dict[str, list[bytes]]) -> set[str]:
-    """Return the files that hold a text, with the form it has there."""
-    places = set()
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            content = path.read_bytes()
-            for form, patterns in forms.items():
-                if any(pattern in content for pattern in patterns):
-                    places.add(f"{path.relative_to(folder)}: {form}")
-    return places
 
 
 def judge(user: User, who: str, **body: Any) -> None:

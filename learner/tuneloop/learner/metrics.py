@@ -251,5 +251,14 @@ guard_predictability = Gauge(
     ["family"],
 )
 
+webhook_attempts = Counter(
+    "tuneloop_learner_webhook_attempts_total",
+    "Attempts to tell a webhook: delivered, failed (it is tried again) or given_up.",
+    ["outcome"],
+)
+for outcome in ("delivered", "failed", "given_up"):
+    # There from the start, so that the first one is an increase.
+    webhook_attempts.labels(outcome)
+
 BY_NAME = {"kl": kl, "reward": reward, "clip_fraction": clip_fraction}
 """Figures of a policy's step that have a gauge of their own."""

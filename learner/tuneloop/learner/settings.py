@@ -12,6 +12,7 @@ from tuneloop.errors import SettingsError
 from tuneloop.feedback import METRIC_NAME
 from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.intake.settings import FeedbackSettings
+from tuneloop.learner.monitoring.settings import WebhookSettings
 from tuneloop.learner.old_settings import OLD_NAMES, with_old_names
 from tuneloop.learner.release.canary.settings import CanarySettings
 from tuneloop.learner.release.gate.settings import GateSettings
@@ -37,7 +38,7 @@ OF_THE_TRAINER = (
 """Settings that the policy's trainer has under the same name."""
 
 
-class LearnerSettings(BusSettings, RpcServerSettings, FeedbackSettings):
+class LearnerSettings(BusSettings, RpcServerSettings, FeedbackSettings, WebhookSettings):
     """All settings of the learner."""
 
     calls_grpc = True

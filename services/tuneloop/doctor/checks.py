@@ -10,6 +10,7 @@ from tuneloop.errors import SettingsError
 from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.generation.settings import GenerationSettings
 from tuneloop.gpus import devices
+from tuneloop.redaction.redactor import RedactionSettings
 from tuneloop.reward.settings import RewardSettings
 from tuneloop.settings import refuse_unknown_names
 from tuneloop.supervisor.settings import SupervisorSettings
@@ -23,7 +24,8 @@ def run_checks(settings: SupervisorSettings, processes: Set[str]) -> Iterator[Fi
     state = network.running_service(settings.data_dir)
     running = state is not None
     yield packages.check_python()
-    yield from packages.check_packages(packages.extras_of(processes))
+    redacts = {"redact"} if os.environ.get("TUNELOOP_REDACT_ENTITIES", "[]") != "[]" else set()
+    yield from packages.check_packages(packages.extras_of(processes) | redacts)
     if processes != {"gateway"}:
         yield from check_accelerator(processes, running=running)
     cache_dir = settings.cache_dir.expanduser()
@@ -63,7 +65,10 @@ def check_accelerator(processes: Set[str], *, running: bool) -> Iterator[Finding
 def check_environment() -> Iterator[Finding]:
     """Check for variables that no process reads: they stop the process of their prefix."""
     wrong = False
-    for settings_class in (SupervisorSettings, GatewaySettings, GenerationSettings, RewardSettings):
+    for settings_class in (
+        *(SupervisorSettings, GatewaySettings, GenerationSettings),
+        *(RewardSettings, RedactionSettings),
+    ):
         try:
             refuse_unknown_names(settings_class, os.environ)
         except SettingsError as error:

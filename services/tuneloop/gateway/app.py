@@ -80,7 +80,7 @@ def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
             replicas=settings.nats_replicas,
             wait=0.5,
         )
-        gateway = open_gateway(settings, used)
+        gateway = await open_gateway(settings, used)
         app.state.gateway = gateway
         app.state.feed = feed.Feed(gateway)
         stopping = asyncio.Event()

@@ -15,6 +15,7 @@ from tuneloop.gateway.feedback.admission import SIGNAL_BOUNDS, Admission
 from tuneloop.gateway.replicas import GenerationReplicas
 from tuneloop.gateway.responses.conversations import Conversations
 from tuneloop.gateway.settings import GatewaySettings
+from tuneloop.redaction.redactor import Redactor, make_redactor
 from tuneloop.rpc.channel import connect_to
 from tuneloop.v1 import generation_pb2_grpc, learner_pb2_grpc, reward_pb2_grpc
 
@@ -46,6 +47,8 @@ class Gateway:
     """What answers cost."""
     canary: CanaryReplica | None
     """The canary's own replica, with full weights."""
+    redactor: Redactor | None
+    """Replaces personal data in what is kept, if that is on."""
 
     async def watch(self) -> None:
         """Look at how full the stream is, and drop old conversations, until cancelled."""
@@ -64,10 +67,14 @@ class Gateway:
             await channel.close()
         if self.canary is not None:
             await self.canary.close()
+        if self.redactor is not None:
+            await self.redactor.close()
 
 
-def open_gateway(settings: GatewaySettings, bus: Bus) -> Gateway:
-    """Connect to the services; call it inside the event loop. Nothing needs to be up yet."""
+async def open_gateway(settings: GatewaySettings, bus: Bus) -> Gateway:
+    """Connect to the services. Nothing needs to be up yet. Raises `SettingsError`."""
+    if (redactor := make_redactor()) is not None:
+        await redactor.start()
     replicas = GenerationReplicas(settings)
     reward = connect_to(settings, settings.reward_address)
     learner = connect_to(settings, settings.learner_address)
@@ -90,6 +97,7 @@ def open_gateway(settings: GatewaySettings, bus: Bus) -> Gateway:
         canary=CanaryReplica(connect_to(settings, settings.canary_address), bus, settings.policy)
         if settings.canary_address
         else None,
+        redactor=redactor,
     )
 
 

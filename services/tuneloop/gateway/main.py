@@ -7,6 +7,7 @@ import socket
 from tuneloop import audit, tracing
 from tuneloop.errors import SettingsError
 from tuneloop.gateway.settings import GatewaySettings
+from tuneloop.redaction.redactor import RedactionSettings
 from tuneloop.settings import load_or_exit
 from tuneloop.telemetry import serve_metrics, start_logging
 
@@ -14,6 +15,7 @@ from tuneloop.telemetry import serve_metrics, start_logging
 def main() -> None:
     """Read the settings, then serve until SIGTERM or SIGINT."""
     settings = load_or_exit(GatewaySettings)
+    load_or_exit(RedactionSettings)
     logger = start_logging("gateway")
     tracing.start("gateway")
 

@@ -60,6 +60,15 @@ feedback_stream_share = Gauge(
     "tuneloop_gateway_feedback_stream_ratio",
     "How full the stream of feedback is, from 0 to 1; full, it refuses everybody's.",
 )
+redactions = Counter(
+    "tuneloop_gateway_redactions_total",
+    "Requests and judgements examined for personal data, where that is on: clean, redacted, or "
+    "failed (nothing was kept).",
+    ["outcome"],
+)
+for outcome in ("clean", "redacted", "failed"):
+    # There from the start, so that the first one is an increase.
+    redactions.labels(outcome)
 feedback_retracted = Counter(
     "tuneloop_gateway_feedback_retracted_total", "Retractions stored by the bus and acknowledged."
 )

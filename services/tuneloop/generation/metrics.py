@@ -91,6 +91,6 @@ rollouts_retried = Counter(
 rollouts_dropped = Counter(
     "tuneloop_rollouts_dropped_total", "Rollouts that could not be stored, by reason.", ["reason"]
 )
-for reason in ("invalid", "overflow", "refused", "shutdown"):
+for reason in ("invalid", "overflow", "personal_data", "refused", "shutdown", "unexamined"):
     rollouts_dropped.labels(reason)
 rollout_buffer_length = Gauge("tuneloop_rollout_buffer_length", "Events waiting to be stored.")

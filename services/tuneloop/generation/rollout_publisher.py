@@ -1,5 +1,8 @@
 """Publishes events without ever delaying an answer: a bounded buffer and a background task.
 
+Where personal data is redacted, a completion that holds some is not published: its tokens cannot be
+changed, as the log-probs are of them. Nor is one that could not be examined.
+
 An event is retried until the bus has stored it, always with the same id, so that a retry after a
 lost acknowledgement adds nothing. When the buffer is full, in events or bytes, the oldest event is
 dropped, and `tuneloop_rollouts_dropped_total` counts its rollouts.
@@ -19,6 +22,7 @@ from tuneloop.bus import Bus, subjects
 from tuneloop.errors import TuneloopError, Unavailable
 from tuneloop.generation import metrics
 from tuneloop.policies import Activation
+from tuneloop.redaction.redactor import Redactor
 from tuneloop.rollouts import Rollout
 
 logger = logging.getLogger("tuneloop.generation")
@@ -29,6 +33,8 @@ BUFFER_BYTES = 256 * 1024 * 1024
 """Most that the buffer holds, however few events these are."""
 EVENT_TOKENS = 100_000
 """Most completion tokens of the rollouts in one event, about 1 MB; the bus accepts 8 MB."""
+PROMPT_TAIL = 200
+"""Characters of the prompt that a completion may go on from."""
 FIRST_DELAY = 0.2
 LONGEST_DELAY = 5.0
 """Seconds before the second and between later attempts."""
@@ -50,9 +56,11 @@ class Event:
 class RolloutPublisher:
     """Buffers events and stores them on the bus in the background."""
 
-    def __init__(self, bus: Bus, *, buffer_size: int) -> None:
+    def __init__(self, bus: Bus, *, buffer_size: int, redactor: Redactor | None = None) -> None:
         self.bus = bus
         self.buffer_size = buffer_size
+        self.redactor = redactor
+        self.examining: set[asyncio.Task[None]] = set()
         self.buffer: deque[Event] = deque()
         self.buffer_bytes = 0
         self.arrived = asyncio.Event()
@@ -65,7 +73,23 @@ class RolloutPublisher:
 
         Returns at once, and never raises because of the bus.
         """
-        for part in split_group([rollout for rollout in rollouts if is_usable(rollout)]):
+        usable = [rollout for rollout in rollouts if is_usable(rollout)]
+        if self.redactor is None:
+            self.buffer_rollouts(usable)
+        elif len(self.examining) >= self.buffer_size:
+            metrics.rollouts_dropped.labels("overflow").inc(len(usable))
+        else:
+            task = asyncio.create_task(self.examine(self.redactor, usable))
+            self.examining.add(task)
+            task.add_done_callback(self.examining.discard)
+
+    async def examine(self, redactor: Redactor, rollouts: Sequence[Rollout]) -> None:
+        """Buffer the rollouts whose completions hold no personal data."""
+        self.buffer_rollouts([each for each in rollouts if await is_clean(redactor, each)])
+
+    def buffer_rollouts(self, rollouts: Sequence[Rollout]) -> None:
+        """Buffer the rollouts of one request."""
+        for part in split_group(rollouts):
             first = part[0]
             self.put(
                 Event(
@@ -119,6 +143,7 @@ class RolloutPublisher:
         patience = drain_seconds if self.bus.connected else min(drain_seconds, FIRST_DELAY)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
+                await asyncio.gather(*self.examining)
                 await self.emptied.wait()
         if self.task is not None:
             self.task.cancel()
@@ -182,6 +207,27 @@ def is_usable(rollout: Rollout) -> bool:
     # No decoder would ever accept it.
     logger.error("rollout %s has log-probs that are not finite", rollout.completion_id)
     metrics.rollouts_dropped.labels("invalid").inc()
+    return False
+
+
+async def is_clean(redactor: Redactor, rollout: Rollout) -> bool:
+    """Return whether a completion holds no personal data, and count one that is not published."""
+    before = rollout.prompt_text[-PROMPT_TAIL:]
+    sampled = rollout.completion_text
+    try:
+        clean = await redactor.redact((rollout.reasoning_text, sampled, before, before + sampled))
+    except TuneloopError as error:
+        metrics.rollouts_dropped.labels("unexamined").inc()
+        logger.error("rollout %s is not kept: %s", rollout.completion_id, error.message)
+        return False
+    kept = {text: clean.get(text, text) for text in (rollout.reasoning_text, sampled)}
+    together = clean.get(before, before) + sampled
+    if (
+        all(text == redacted for text, redacted in kept.items())
+        and clean.get(before + sampled, before + sampled) == together
+    ):
+        return True
+    metrics.rollouts_dropped.labels("personal_data").inc()
     return False
 
 

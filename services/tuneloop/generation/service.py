@@ -20,12 +20,16 @@ from tuneloop.generation.swap.hot_swap import HEADROOM, HotSwap, SwapOptions
 from tuneloop.generation.swap.lease import Lease
 from tuneloop.generation.swap.routing import Routing
 from tuneloop.gpus.quantization import Quantization
+from tuneloop.redaction.redactor import make_redactor
 from tuneloop.rollouts import SamplingParameters
 from tuneloop.rpc.server import Server
 from tuneloop.v1 import generation_pb2_grpc
 from tuneloop.weights.shapes import read_quantization
 
 logger = logging.getLogger("tuneloop.generation")
+
+REDACTION_SECONDS = 30.0
+"""Longest that a completion is examined for personal data; nobody waits for it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,6 +48,8 @@ class Replica:
     async def start(self) -> None:
         """Load the model and the stable version; serve once the engine answers."""
         settings = self.settings
+        if self.publisher.redactor is not None:
+            await self.publisher.redactor.start()
         limits = await self.engine.start()
         self.publisher.start()
         await self.routing.activate_stable()
@@ -88,6 +94,8 @@ class Replica:
         """Refuse new requests, drain the running ones, publish, stop the engine."""
         await self.server.stop()
         await self.publisher.stop(self.settings.drain_seconds)
+        if self.publisher.redactor is not None:
+            await self.publisher.redactor.close()
         for task in self.tasks:
             task.cancel()
         for task in self.tasks:
@@ -100,7 +108,8 @@ class Replica:
 
 def make_replica(settings: GenerationSettings, bus: Bus) -> Replica:
     """Wire the parts, without starting anything."""
-    publisher = RolloutPublisher(bus, buffer_size=settings.rollout_buffer_size)
+    redactor = make_redactor(processes=1, seconds=REDACTION_SECONDS)
+    publisher = RolloutPublisher(bus, buffer_size=settings.rollout_buffer_size, redactor=redactor)
     engine = make_engine(settings)
     options = SwapOptions(
         policy=settings.policy,

@@ -6,7 +6,7 @@ from typing import Any
 
 from tuneloop import tracing, wire
 from tuneloop.bus import subjects
-from tuneloop.errors import InvalidRequest, NotFound
+from tuneloop.errors import InvalidRequest, NotFound, Unavailable
 from tuneloop.generation.completions import Completions, GenerationRequest
 from tuneloop.generation.partial_completion import Delta, Final
 from tuneloop.generation.schemas.limits import check_schema, check_schemas
@@ -45,6 +45,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 "gen_ai.response.id": request.completion_id,
             }
         )
+        if request.redacted and self.completions.publisher.redactor is None:
+            raise Unavailable(
+                "the gateway redacts personal data and generation does not: set "
+                "TUNELOOP_REDACT_ENTITIES for both"
+            )
         batches = self.completions.stream(request_from_proto(request))
         with_logprobs = request.sampling.HasField("top_logprobs")
         try:

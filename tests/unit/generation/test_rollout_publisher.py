@@ -15,6 +15,7 @@ from tuneloop.errors import Unavailable
 from tuneloop.generation import rollout_publisher
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.policies import Activation
+from tuneloop.redaction.redactor import RedactionSettings, Redactor, make_redactor
 from tuneloop.rollouts import FinishReason, PolicyVersionSpan, Rollout, SamplingParameters
 
 
@@ -211,3 +212,45 @@ async def test_activations_travel_the_same_way() -> None:
     await publisher.stop(10)
     (event,) = bus.streams[subjects.LEARNER].events
     assert wire.decode_activation(event.data) == activation
+
+
+async def test_a_completion_with_personal_data_is_not_published(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("presidio_analyzer")
+    monkeypatch.setenv("TUNELOOP_REDACT_ENTITIES", '["EMAIL_ADDRESS"]')
+    redactor = make_redactor(processes=1, seconds=60.0)
+    assert redactor is not None
+    await redactor.start()
+    bus, before = MemoryBus(), dropped("personal_data")
+    publisher = RolloutPublisher(bus, buffer_size=10, redactor=redactor)
+    publisher.start()
+    rollout = make_rollout(0)
+    publisher.publish(
+        [
+            rollout,
+            replace(rollout, completion_id="c-1", completion_text="Ask ann@example.org."),
+            replace(rollout, completion_id="c-2", reasoning_text="ann@example.org, was it?"),
+            # It ends what the prompt began; what the prompt has is redacted already.
+            replace(
+                rollout, completion_id="c-3", prompt_text="ann@exa", completion_text="mple.org"
+            ),
+            replace(rollout, completion_id="c-4", prompt_text="<EMAIL_ADDRESS>?"),
+        ]
+    )
+    await publisher.stop(30)
+    assert stored(bus) == ["chatcmpl-0", "c-4"]
+    assert dropped("personal_data") == before + 3
+    await redactor.close()
+
+
+async def test_a_completion_that_cannot_be_examined_is_not_published() -> None:
+    bus, before = MemoryBus(), dropped("unexamined")
+    # Never started: there is nobody to ask.
+    settings = RedactionSettings(entities=("EMAIL_ADDRESS",))
+    publisher = RolloutPublisher(bus, buffer_size=10, redactor=Redactor(settings, seconds=0.01))
+    publisher.start()
+    publisher.publish([make_rollout(0)])
+    await publisher.stop(10)
+    assert stored(bus) == []
+    assert dropped("unexamined") == before + 1

@@ -216,3 +216,43 @@ def test_a_metric_is_the_reward_of_the_algorithm_that_is_set(
     rules = sample_rules(settings)
     assert (rules.scored_objective, rules.reward_metric) == ("grpo", "solved")
     assert not rules.ratings_reward, "one reward, one scale"
+
+
+SECRET = "whsec_" + "A" * 32
+
+
+@pytest.mark.parametrize(
+    ("urls", "secret", "problem"),
+    [
+        ('["http://ops.example.com/x"]', SECRET, "http://ops.example.com must be https://"),
+        ('["ftp://127.0.0.1/x"]', SECRET, "must be https://"),
+        ('["https:///x"]', SECRET, "must be https://"),
+        ('["https://ops.example.com"]', "", "set both or neither"),
+        ("[]", SECRET, "set both or neither"),
+        ('["https://ops.example.com"]', "whsec_short", "24 to 64 bytes"),
+        ('["https://ops.example.com"]', f"{SECRET} {'A' * 32}", "24 to 64 bytes"),
+    ],
+)
+def test_webhooks_that_cannot_be_signed_or_would_be_read_are_refused(
+    environment: pytest.MonkeyPatch, urls: str, secret: str, problem: str
+) -> None:
+    environment.setenv("TUNELOOP_LEARNER_WEBHOOK_URLS", urls)
+    if secret:
+        environment.setenv("TUNELOOP_LEARNER_WEBHOOK_SECRET", secret)
+    with pytest.raises(SettingsError, match=problem) as refused:
+        load(LearnerSettings)
+    assert not secret or secret not in refused.value.message
+    assert "/x" not in refused.value.message
+
+
+def test_the_secret_of_webhooks_may_be_in_a_file_and_be_replaced(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "secret"
+    file.write_text(f"{SECRET}\nwhsec_{'B' * 32}\n")
+    environment.setenv("TUNELOOP_LEARNER_WEBHOOK_URLS", '["http://localhost:1/x"]')
+    environment.setenv("TUNELOOP_LEARNER_WEBHOOK_SECRET_FILE", str(file))
+    assert load(LearnerSettings).webhook_keys() == [bytes(24), b"\x04\x10A" * 8]
+    file.write_text("")
+    with pytest.raises(SettingsError, match="is empty"):
+        load(LearnerSettings)

@@ -10,7 +10,6 @@ from tuneloop.bus import Bus
 from tuneloop.bus.subjects import FEEDBACK
 from tuneloop.errors import Unavailable
 from tuneloop.learner.app.models import (
-    describe_base_models,
     join_ranks,
     make_follow_ups,
     make_training_runs,
@@ -48,6 +47,7 @@ from tuneloop.learner.monitoring.logprob_gap import LogprobGap
 from tuneloop.learner.monitoring.reference_fill import ReferenceFill
 from tuneloop.learner.monitoring.retraction_monitor import RetractionMonitor
 from tuneloop.learner.monitoring.stream_trim import StreamTrim
+from tuneloop.learner.monitoring.webhooks import Webhook, make_webhooks
 from tuneloop.learner.prompts.prompt_sets import Prompts, load_prompts
 from tuneloop.learner.prompts.sampler import PromptSampler, PromptSamplerOptions
 from tuneloop.learner.release.canary.controller import CanaryController
@@ -94,6 +94,7 @@ class Learner:
     checkpoint is restored."""
     retractions: RetractionMonitor
     pruner: Pruner
+    webhooks: list[Webhook]
     dismiss: Callable[[], Awaitable[None]]
     """Lets the other ranks end; nothing can be trained after that."""
 
@@ -111,6 +112,8 @@ class Learner:
             tasks.create_task(keep_trying(self.retractions.run))
             tasks.create_task(self.make_stream_trim().run())
             tasks.create_task(keep_trying(self.pruner.run))
+            for webhook in self.webhooks:
+                tasks.create_task(keep_trying(webhook.run))
             if self.prompt_sampler is not None:
                 tasks.create_task(self.prompt_sampler.run())
             if self.follow_ups is not None:
@@ -146,8 +149,7 @@ async def keep_trying(work: Callable[[], Awaitable[None]]) -> None:
 async def assemble(settings: LearnerSettings) -> Learner:
     """Open the ledger and the bus, load the models, start answering."""
     database = await asyncio.to_thread(open_ledger, settings)
-    base_models = await asyncio.to_thread(describe_base_models, settings)
-    await asyncio.to_thread(prepare_ledger, settings, database, base_models)
+    base_models = await asyncio.to_thread(prepare_ledger, settings, database)
     store, bus = open_store(settings), await connect_bus(settings, database)
     watch, worker = AlarmMonitor(database, settings.guards), ModelThread()
     release = make_promotion(settings, database, bus, watch)
@@ -201,6 +203,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
         asking=asyncio.ensure_future(worker.run(lambda: ask_about_base(local_answers, scorer))),
         retractions=make_retraction_monitor(settings, database, release, loop),
         pruner=Pruner(database, store, settings.retention, settings.data_dir),
+        webhooks=await asyncio.to_thread(make_webhooks, settings, settings.policy, database),
         dismiss=lambda: worker.run(world.dismiss),
     )
 

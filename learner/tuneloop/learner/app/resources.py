@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from tuneloop.bus import Bus
 from tuneloop.bus.jetstream import JetStreamBus
+from tuneloop.learner.app.models import describe_base_models
 from tuneloop.learner.files import fingerprint
 from tuneloop.learner.intake.consumers import IntakeConsumer, claim_events, make_consumers
 from tuneloop.learner.ledger.database import Database
@@ -24,10 +25,12 @@ def open_ledger(settings: LearnerSettings) -> Database:
     return Database(settings.ledger_url.get_secret_value(), writer=True)
 
 
-def prepare_ledger(
-    settings: LearnerSettings, database: Database, base_models: Mapping[str, BaseModel]
-) -> None:
-    """Check that the ledger belongs to these settings, and bring what it caches up to date."""
+def prepare_ledger(settings: LearnerSettings, database: Database) -> Mapping[str, BaseModel]:
+    """Check that the ledger belongs to these settings, and bring what it caches up to date.
+
+    Returns the base models that they name.
+    """
+    base_models = describe_base_models(settings)
     database.belongs_to(
         {
             "policy": settings.policy,
@@ -37,6 +40,7 @@ def prepare_ledger(
     )
     ref_logprobs.set_base_model(database, fingerprint(settings.model))
     recorder.adopt_rewards(database, settings.scored_objective)
+    return base_models
 
 
 def open_store(settings: LearnerSettings) -> FilesystemStore:

@@ -29,6 +29,7 @@ from tuneloop.gateway import metrics
 from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.edge.caller import Caller, caller_of
 from tuneloop.gateway.edge.limits import meter_of_request
+from tuneloop.gateway.edge.redaction import redact_feedback
 from tuneloop.gateway.errors import FeedbackNotFound, error_body, invalid_request, status_and_type
 from tuneloop.gateway.feedback import store
 from tuneloop.gateway.feedback.body import (
@@ -190,6 +191,8 @@ async def accept(
         if caller.public:
             check_public_kind(feedback, gateway.settings.public_feedback_kinds)
             check_own_completion(feedback)
+        if gateway.redactor is not None:
+            feedback = await redact_feedback(gateway.redactor, feedback)
         gateway.admission.admit(feedback)
         if await store.store(gateway.bus, feedback, chosen_by_client=body.id is not None):
             metrics.feedback_accepted.labels(feedback.kind.value).inc()

@@ -28,6 +28,7 @@ from tuneloop.gateway.completion_ids import user_hash_in
 from tuneloop.gateway.context import Gateway, gateway_of
 from tuneloop.gateway.edge.caller import Caller, caller_of
 from tuneloop.gateway.edge.limits import meter_of_request
+from tuneloop.gateway.edge.redaction import redact_signal
 from tuneloop.gateway.feedback.body import Id, Key, Value
 from tuneloop.gateway.routes.learner import optional_field
 from tuneloop.rpc.status import reply_of
@@ -88,6 +89,8 @@ async def give_signals(body: SignalBatch, request: Request) -> JSONResponse:
     signals = [signal_of(gateway, given, now, caller) for given in body.signals]
     if (meter := meter_of_request.get()) is not None and len(signals) > 1:
         meter.admit_rest(len(signals) - 1)
+    if gateway.redactor is not None:
+        signals = [await redact_signal(gateway.redactor, signal) for signal in signals]
     for signal in signals:
         gateway.signal_admission.admit(signal)
     with tracing.span("publish signals", kind="producer"):

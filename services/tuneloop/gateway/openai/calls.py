@@ -15,6 +15,7 @@ from tuneloop.gateway import metrics
 from tuneloop.gateway.canary import CanaryReplica
 from tuneloop.gateway.context import Gateway
 from tuneloop.gateway.edge.limits import Spending
+from tuneloop.gateway.edge.redaction import redact_request
 from tuneloop.gateway.errors import ModelNotFound
 from tuneloop.gateway.openai.response_format import schema_text
 from tuneloop.gateway.openai.schemas import ChatRequest, CompletionRequest, SamplingRequest
@@ -221,6 +222,9 @@ async def events(gateway: Gateway, answer: GeneratedAnswer) -> AsyncGenerator[Ev
     Raises `Overloaded` if the key has too few tokens left, the service's error, or `Unavailable`
     if a choice ended without its final event.
     """
+    if gateway.redactor is not None:
+        for request in answer.requests:
+            await redact_request(gateway.redactor, request)
     spending = Spending(answer.requests, answer.n, gateway.costs)
     calls = [route_call(gateway, r, i * answer.n) for i, r in enumerate(answer.requests)]
     merged = calls[0] if len(calls) == 1 else interleave(calls)

@@ -14,6 +14,7 @@ from tuneloop import wire
 from tuneloop.api.feedback import ImportResult
 from tuneloop.errors import InvalidRequest
 from tuneloop.gateway.context import gateway_of
+from tuneloop.gateway.edge.redaction import redact_rows
 from tuneloop.gateway.feedback.browse import Tags
 from tuneloop.gateway.openai.schemas import INT64_MAX
 from tuneloop.rollouts import read_tag
@@ -122,6 +123,8 @@ async def import_rows(body: ImportRequest, request: Request) -> ImportResult:
             for row in body.rows
         ],
     )
+    if (redactor := gateway_of(request).redactor) is not None:
+        await redact_rows(redactor, question.rows)
     answer: learner_pb2.ImportDataResponse = await reply_of(
         gateway_of(request).learner.ImportData(question, timeout=IMPORT_TIMEOUT)
     )

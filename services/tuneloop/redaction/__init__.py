@@ -1,0 +1,1 @@
+"""Redaction: personal data is replaced before a text is kept anywhere."""
