@@ -191,11 +191,13 @@ FIELDS = (
     ),
     OpenAIField(
         name="metadata",
-        value={"train": False},
+        value={"train": False, "feature": "search"},
         support="yes",
         note='`{"train": false}` keeps the answer out of learning, `{"task": …}` names a side '
-        'task, `{"session_id": …}` the session; the rest is ignored',
-        effect=lambda request, _: not request.publish_rollout,
+        'task, `{"session_id": …}` the session; the rest are [tags](feedback.md#tags)',
+        effect=lambda request, _: (
+            not request.publish_rollout and dict(request.tags) == {"feature": "search"}
+        ),
     ),
     OpenAIField(
         name="reasoning_effort",

@@ -73,6 +73,7 @@ class GenerationRequest:
     api_key_id: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
     session_id: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
     traceparent: str = ""
     """Of the call; empty without tracing."""
 
@@ -332,6 +333,7 @@ class Completions:
             source=request.source,
             columns=request.columns,
             session_id=request.session_id,
+            tags=request.tags,
             traceparent=request.traceparent,
         )
 

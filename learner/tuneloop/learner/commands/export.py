@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from tuneloop.cli.models import DEFAULT_CACHE_DIR, CacheDir
-from tuneloop.cli.options import ApiKey, Url
+from tuneloop.cli.options import ApiKey, Tags, Url
 from tuneloop.errors import SettingsError
 from tuneloop.learner.commands.options import exit_on_error
+from tuneloop.rollouts import read_tag
 
 if TYPE_CHECKING:
     from tuneloop.learner.offline.gguf_model import GgufType
@@ -38,6 +39,7 @@ def export(
     since: Annotated[
         datetime | None, typer.Option(help="Only what was accepted since then (UTC).")
     ] = None,
+    tag: Tags = None,
     weights: Annotated[
         str | None,
         typer.Option(help="Instead: a version, by its number in --data-dir or its folder."),
@@ -71,7 +73,9 @@ def export(
         check_options(kind, weights, form, dtype)
         if kind is not None:
             pages = ledger_pages if data_dir is not None else service_pages
-            rows = pages(kind, policy_version, since, data_dir=data_dir, url=url, api_key=api_key)
+            rows = pages(
+                kind, policy_version, since, tag or [], data_dir=data_dir, url=url, api_key=api_key
+            )
             export_rows(rows, kind, form, output)
             return
         from tuneloop.learner.offline.versions import Versions
@@ -125,6 +129,7 @@ def service_pages(
     kind: str,
     policy_version: int | None,
     since: datetime | None,
+    tags: Sequence[str],
     *,
     data_dir: Path | None,
     url: str | None,
@@ -134,7 +139,7 @@ def service_pages(
     from tuneloop.learner.offline.service_client import RunningService
 
     moment = None if since is None else since.replace(tzinfo=UTC).isoformat()
-    filters = {"policy_version": policy_version, "since": moment}
+    filters = {"policy_version": policy_version, "since": moment, "tag": tags}
     return RunningService(url, api_key).export(kind, filters)
 
 
@@ -142,6 +147,7 @@ def ledger_pages(
     kind: str,
     policy_version: int | None,
     since: datetime | None,
+    tags: Sequence[str],
     *,
     data_dir: Path | None,
     url: str | None,
@@ -152,5 +158,7 @@ def ledger_pages(
     from tuneloop.learner.offline.sources.ledger_rows import open_ledger
 
     seconds = None if since is None else since.replace(tzinfo=UTC).timestamp()
-    wanted = Wanted(kind=kind, policy_version=policy_version, since=seconds)
+    wanted = Wanted(
+        kind=kind, policy_version=policy_version, since=seconds, tags=dict(map(read_tag, tags))
+    )
     return pages(open_ledger(str(data_dir)), wanted)

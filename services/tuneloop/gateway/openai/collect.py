@@ -10,8 +10,9 @@ from starlette.responses import JSONResponse
 from tuneloop.api.openai import ToolCall
 from tuneloop.gateway import metrics
 from tuneloop.gateway.context import Gateway
-from tuneloop.gateway.openai.calls import GeneratedAnswer, events
-from tuneloop.gateway.openai.chunks import Logprobs, finish_reason, version_spans
+from tuneloop.gateway.openai.calls import GeneratedAnswer, events, finish_reason
+from tuneloop.gateway.openai.chunks import Logprobs, version_spans
+from tuneloop.gateway.openai.tracing import answer_span
 from tuneloop.v1 import generation_pb2
 
 
@@ -47,16 +48,17 @@ async def collect(gateway: Gateway, answer: GeneratedAnswer) -> list[WholeChoice
     """Generate the answer and return its choices."""
     choices = [WholeChoice() for _ in range(answer.choices)]
     stream = events(gateway, answer)
-    async with aclosing(stream):
-        async for index, event in stream:
-            choice = choices[index]
-            if event.WhichOneof("event") == "delta":
-                choice.pieces.append(event.delta.text)
-                choice.positions.extend(event.delta.logprobs)
-                for call in event.delta.tool_calls:
-                    choice.add_call(call)
-            else:
-                choice.final = event.final
+    with answer_span(answer, stream=False):
+        async with aclosing(stream):
+            async for index, event in stream:
+                choice = choices[index]
+                if event.WhichOneof("event") == "delta":
+                    choice.pieces.append(event.delta.text)
+                    choice.positions.extend(event.delta.logprobs)
+                    for call in event.delta.tool_calls:
+                        choice.add_call(call)
+                else:
+                    choice.final = event.final
     metrics.completion_tokens.labels("false").inc(answer.completion_tokens)
     return choices
 

@@ -21,6 +21,7 @@ from tuneloop.gateway import metrics
 from tuneloop.gateway.context import Gateway
 from tuneloop.gateway.edge.recording import FAILED, run_until_disconnected
 from tuneloop.gateway.openai.calls import GeneratedAnswer, events
+from tuneloop.gateway.openai.tracing import answer_span
 from tuneloop.v1 import generation_pb2
 
 logger = logging.getLogger("tuneloop.gateway")
@@ -83,8 +84,9 @@ class EventStream(Response):
         chunks = self.chunks()
         async with aclosing(chunks):
             try:
-                async for chunk in chunks:
-                    await self.write(send, chunk)
+                with answer_span(self.answer, stream=True):
+                    async for chunk in chunks:
+                        await self.write(send, chunk)
             except TuneloopError as error:
                 if not self.started:
                     raise
