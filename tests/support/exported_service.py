@@ -117,7 +117,13 @@ def examine(root: Path, number: int) -> None:
                 ),
             ),
             candidate=Measures(
-                answers=12, length=31.5, repetition=0.02, empty=0.0, leaked=0.0, kl=None
+                answers=12,
+                length=31.5,
+                repetition=0.02,
+                empty=0.0,
+                leaked=0.0,
+                kl=None,
+                thought_length=90.0,
             ),
         )
     )

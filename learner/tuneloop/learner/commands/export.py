@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 Kind = Literal["pairs", "thumbs", "demonstrations", "metrics", "rollouts"]
 Form = Literal["jsonl", "parquet", "merged", "adapter", "gguf"]
+Dtype = Annotated[
+    Literal["f32", "f16", "bf16", "q8_0"] | None,
+    typer.Option(help="What a GGUF's matrices are stored in.", show_default="f16"),
+]
 
 
 def export(
@@ -44,10 +48,7 @@ def export(
         str | None,
         typer.Option(help="Instead: a version, by its number in --data-dir or its folder."),
     ] = None,
-    dtype: Annotated[
-        Literal["f32", "f16", "bf16", "q8_0"] | None,
-        typer.Option(help="What a GGUF's matrices are stored in.", show_default="f16"),
-    ] = None,
+    dtype: Dtype = None,
     output: Annotated[
         Path | None,
         typer.Option(help="File (or folder) to write.", show_default="standard output"),

@@ -214,6 +214,8 @@ def gate_figures(decided: Sequence[Decision]) -> Iterator[tuple[str, str]]:
     answers = found.get("candidate")
     if answers is not None:
         yield "length of its answers", f"{answers['length']:.4g} tokens"
+        if answers.get("thought_length"):
+            yield "length of the thoughts before them", f"{answers['thought_length']:.4g} tokens"
         for name in ("repetition", "empty", "leaked"):
             yield f"share of answers: {name}", f"{answers[name]:.3g}"
     if found.get("reward") is not None:

@@ -62,6 +62,7 @@ def test_a_version_of_a_service_is_described_from_manifest_and_ledger(
     change = "-0.012 (95 % interval -0.03 to +0.006, 40 pairs)"
     assert rows["`builtin` against version 0"] == change
     assert rows["length of its answers"] == "31.5 tokens"
+    assert rows["length of the thoughts before them"] == "90 tokens"
     assert rows["training, last step: `loss`"] == "0.6931"
     assert "## Licence\n\nUnknown: " in text
     assert "Warning:** this version is a candidate" in text
