@@ -27,6 +27,8 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
     """Streams `pieces` as one token each, with whatever goes wrong on the way."""
 
     pieces: tuple[str, ...] = ("Hel", "lo, ", "wörld ", "\u2028", "👋")
+    thoughts: tuple[str, ...] = ()
+    """Streamed before them, in the same way."""
     policy_version: int = 3
     loaded_versions: tuple[int, ...] = ()
     """Other versions that can be asked for by number."""
@@ -50,6 +52,12 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
         self.requests.append(request)
         try:
             await asyncio.sleep(self.first_delay)
+            for thought in self.thoughts:
+                for index in range(request.sampling.n):
+                    delta = self.delta(request, index, "")
+                    delta.reasoning = thought
+                    yield generation_pb2.GenerateResponse(delta=delta)
+                await asyncio.sleep(self.delay)
             for position, piece in enumerate(self.pieces):
                 if self.fail is not None and position == self.fail_after:
                     raise self.fail
@@ -77,7 +85,7 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
         return delta
 
     def final(self, request: Any, index: int) -> Any:
-        tokens = len(self.pieces)
+        tokens = len(self.thoughts) + len(self.pieces)
         return generation_pb2.GenerateFinal(
             index=index,
             completion_id=choice_id(request.completion_id, index),
@@ -87,6 +95,7 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
             usage=generation_pb2.Usage(prompt_tokens=11, completion_tokens=tokens),
             policy_version=self.version_for(request),
             stop_sequence=self.stop_sequence,
+            reasoning_tokens=len(self.thoughts),
             policy_version_spans=[
                 rollout_pb2.PolicyVersionSpan(
                     policy_version=self.version_for(request), start=0, end=tokens

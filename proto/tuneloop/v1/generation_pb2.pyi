@@ -41,7 +41,7 @@ class ToolUse(_message.Message):
     def __init__(self, tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., required: bool = ..., name: _Optional[str] = ..., single: bool = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("completion_id", "policy", "chat", "text", "tokens", "sampling", "tenant", "user_hash", "policy_version", "publish_rollout", "clip_max_tokens", "source", "columns", "tool_use", "api_key_id", "route_by", "session_id", "tags", "template_options", "redacted")
+    __slots__ = ("completion_id", "policy", "chat", "text", "tokens", "sampling", "tenant", "user_hash", "policy_version", "publish_rollout", "clip_max_tokens", "source", "columns", "tool_use", "api_key_id", "route_by", "session_id", "tags", "template_options", "thinking_budget", "redacted")
     class ColumnsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,7 @@ class GenerateRequest(_message.Message):
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    THINKING_BUDGET_FIELD_NUMBER: _ClassVar[int]
     REDACTED_FIELD_NUMBER: _ClassVar[int]
     completion_id: str
     policy: str
@@ -102,8 +103,9 @@ class GenerateRequest(_message.Message):
     session_id: str
     tags: _containers.ScalarMap[str, str]
     template_options: _containers.ScalarMap[str, str]
+    thinking_budget: int
     redacted: bool
-    def __init__(self, completion_id: _Optional[str] = ..., policy: _Optional[str] = ..., chat: _Optional[_Union[_rollout_pb2.ChatPrompt, _Mapping]] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenPrompt, _Mapping]] = ..., sampling: _Optional[_Union[_rollout_pb2.SamplingParameters, _Mapping]] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., policy_version: _Optional[int] = ..., publish_rollout: bool = ..., clip_max_tokens: bool = ..., source: _Optional[_Union[_rollout_pb2.RolloutSource, str]] = ..., columns: _Optional[_Mapping[str, str]] = ..., tool_use: _Optional[_Union[ToolUse, _Mapping]] = ..., api_key_id: _Optional[str] = ..., route_by: _Optional[str] = ..., session_id: _Optional[str] = ..., tags: _Optional[_Mapping[str, str]] = ..., template_options: _Optional[_Mapping[str, str]] = ..., redacted: bool = ...) -> None: ...
+    def __init__(self, completion_id: _Optional[str] = ..., policy: _Optional[str] = ..., chat: _Optional[_Union[_rollout_pb2.ChatPrompt, _Mapping]] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenPrompt, _Mapping]] = ..., sampling: _Optional[_Union[_rollout_pb2.SamplingParameters, _Mapping]] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., policy_version: _Optional[int] = ..., publish_rollout: bool = ..., clip_max_tokens: bool = ..., source: _Optional[_Union[_rollout_pb2.RolloutSource, str]] = ..., columns: _Optional[_Mapping[str, str]] = ..., tool_use: _Optional[_Union[ToolUse, _Mapping]] = ..., api_key_id: _Optional[str] = ..., route_by: _Optional[str] = ..., session_id: _Optional[str] = ..., tags: _Optional[_Mapping[str, str]] = ..., template_options: _Optional[_Mapping[str, str]] = ..., thinking_budget: _Optional[int] = ..., redacted: bool = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
     __slots__ = ("token_id", "token", "logprob", "token_bytes")

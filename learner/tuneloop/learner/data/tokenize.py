@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneloop.errors import InvalidRequest
+from tuneloop.generation.formats.tool_calls import openai_form
 from tuneloop.generation.prompts import Tokenization, render_turn
-from tuneloop.generation.tool_calls import openai_form
 from tuneloop.learner.data.fields import Fields, Text
 from tuneloop.learner.data.hints import hinted_prompt
 from tuneloop.learner.samples import TokenSequence

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from tuneloop import wire
+from tuneloop.api.openai import Usage
 from tuneloop.errors import Overloaded, Unavailable
 from tuneloop.gateway import metrics
 from tuneloop.gateway.canary import CanaryReplica
@@ -17,6 +18,7 @@ from tuneloop.gateway.context import Gateway
 from tuneloop.gateway.edge.limits import Spending
 from tuneloop.gateway.edge.redaction import redact_request
 from tuneloop.gateway.errors import ModelNotFound
+from tuneloop.gateway.openai.reasoning import template_options
 from tuneloop.gateway.openai.response_format import schema_text
 from tuneloop.gateway.openai.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from tuneloop.gateway.openai.tools import tool_use
@@ -48,6 +50,8 @@ class GeneratedAnswer:
     """Of the first event; None before it."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    """Of the completion tokens, those of thoughts."""
     first_token_seconds: float | None = None
     """From the start to the first event; None before it."""
     called: set[int] = field(default_factory=set)
@@ -64,13 +68,16 @@ class GeneratedAnswer:
         """Return the id of one choice, which feedback names."""
         return choice_id(self.requests[choice // self.n].completion_id, choice % self.n)
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> Usage:
         """Return token counts in OpenAI's form."""
-        return {
+        counts: Usage = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
         }
+        if self.reasoning_tokens:
+            counts["completion_tokens_details"] = {"reasoning_tokens": self.reasoning_tokens}
+        return counts
 
     def record_event(self, choice: int, event: generation_pb2.GenerateResponse) -> None:
         """Record an event: the first version, the usage, the choices that have ended."""
@@ -87,6 +94,7 @@ class GeneratedAnswer:
         if choice % self.n == 0:
             self.prompt_tokens += event.final.usage.prompt_tokens
         self.completion_tokens += event.final.usage.completion_tokens
+        self.reasoning_tokens += event.final.reasoning_tokens
         reason = finish_reason(event.final.finish_reason, called=choice in self.called)
         self.finished[choice] = reason
 
@@ -116,6 +124,12 @@ def chat_answer(
     request = make_request(gateway, body, prefix, limit, top_logprobs, train=train, name=name)
     request.api_key_id, request.session_id = key_id, session_id
     request.chat.CopyFrom(wire.messages_to_proto(conversation(body.messages)))
+    options = template_options(
+        body.reasoning_effort, body.enable_thinking, body.chat_template_kwargs
+    )
+    request.template_options.update(options)
+    if body.thinking_token_budget is not None:
+        request.thinking_budget = body.thinking_token_budget
     use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
     if use is not None:
         request.tool_use.CopyFrom(wire.tool_use_to_proto(use))

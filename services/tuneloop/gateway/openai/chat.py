@@ -61,4 +61,7 @@ def message(choice: WholeChoice) -> dict[str, AssistantMessage]:
     if choice.calls:
         document["content"] = choice.text or None
         document["tool_calls"] = list(choice.calls.values())
+    if choice.reasoning:
+        # DeepSeek's name, and vLLM's.
+        document["reasoning_content"] = document["reasoning"] = choice.reasoning
     return {"message": document}

@@ -156,6 +156,8 @@ class ChunkWriter:
         calls = (
             self.write_calls(choice, delta) if self.answer.with_tools and delta.tool_calls else b""
         )
+        if delta.reasoning:
+            opening += self.write_thought(choice, delta)
         if not delta.text and not (self.with_logprobs and delta.logprobs):
             return opening + calls
         logprobs = "null"
@@ -169,6 +171,12 @@ class ChunkWriter:
             + self.format_chunk(choice, delta.policy_version, members, logprobs, "null")
             + calls
         )
+
+    def write_thought(self, choice: int, delta: generation_pb2.GenerateDelta) -> bytes:
+        """Write a piece of the thought, by DeepSeek's name of it and by vLLM's."""
+        piece = json_string(delta.reasoning)
+        members = f'"delta":{{"reasoning_content":{piece},"reasoning":{piece}}}'
+        return self.format_chunk(choice, delta.policy_version, members, "null", "null")
 
     def write_calls(self, choice: int, delta: generation_pb2.GenerateDelta) -> bytes:
         """Write additions to calls of functions."""

@@ -21,6 +21,7 @@ class WholeChoice:
     """One choice, complete or not."""
 
     pieces: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
     positions: list[generation_pb2.PositionLogprobs] = field(default_factory=list)
     calls: dict[int, ToolCall] = field(default_factory=dict)
     """Calls of functions in OpenAI's form, by their index."""
@@ -43,6 +44,11 @@ class WholeChoice:
         """The text so far."""
         return "".join(self.pieces)
 
+    @property
+    def reasoning(self) -> str:
+        """The thought so far."""
+        return "".join(self.thoughts)
+
 
 async def collect(gateway: Gateway, answer: GeneratedAnswer) -> list[WholeChoice]:
     """Generate the answer and return its choices."""
@@ -54,6 +60,7 @@ async def collect(gateway: Gateway, answer: GeneratedAnswer) -> list[WholeChoice
                 choice = choices[index]
                 if event.WhichOneof("event") == "delta":
                     choice.pieces.append(event.delta.text)
+                    choice.thoughts.append(event.delta.reasoning)
                     choice.positions.extend(event.delta.logprobs)
                     for call in event.delta.tool_calls:
                         choice.add_call(call)

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from tuneloop.gateway.errors import invalid_request
+from tuneloop.gateway.openai.reasoning import ReasoningEffort, TemplateOptions
 from tuneloop.gateway.openai.response_format import ResponseFormat
 from tuneloop.gateway.openai.sessions import SessionId
 from tuneloop.gateway.openai.tools import FunctionTool, ToolChoice, check_tool_choice
@@ -223,6 +224,13 @@ class ChatRequest(SamplingRequest):
         Any, BeforeValidator(check_tool_choice, json_schema_input_type=ToolChoice | None)
     ] = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    enable_thinking: bool | None = None
+    """Not OpenAI's: whether the model thinks before it answers."""
+    chat_template_kwargs: TemplateOptions | None = None
+    """Not OpenAI's: arguments for the model's chat template."""
+    thinking_token_budget: int | None = Field(None, ge=0, le=INT32_MAX)
+    """Not OpenAI's: the most tokens of the thought."""
     functions: Any = None
     function_call: Any = None
     modalities: Any = None

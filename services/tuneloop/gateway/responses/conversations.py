@@ -43,7 +43,8 @@ def size_of(message: Message) -> int:
     calls = sum(
         MESSAGE_BYTES + sys.getsizeof(c.function.arguments) for c in message.tool_calls or ()
     )
-    return MESSAGE_BYTES + sys.getsizeof(message.content) + calls
+    texts = sys.getsizeof(message.content) + sys.getsizeof(message.reasoning_content)
+    return MESSAGE_BYTES + texts + calls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

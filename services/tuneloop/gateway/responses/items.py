@@ -15,10 +15,13 @@ BETWEEN_PARTS = "\n\n"
 types_of_items = ("message", "function_call", "function_call_output", "reasoning")
 
 
+kinds_of_parts = ("input_text", "output_text", "reasoning_text", "summary_text")
+
+
 class ContentPart(BaseModel):
     """A part of a message; text is the only kind there is."""
 
-    type: Literal["input_text", "output_text"]
+    type: Literal["input_text", "output_text", "reasoning_text", "summary_text"]
     text: str
 
 
@@ -35,7 +38,7 @@ def part_text(part: object) -> str:
     """Return the text of a part; raises `ValueError` for another kind."""
     kind = part.get("type") if isinstance(part, dict) else None
     text = part.get("text") if isinstance(part, dict) else None
-    if kind not in ("input_text", "output_text") or not isinstance(text, str):
+    if kind not in kinds_of_parts or not isinstance(text, str):
         raise ValueError(f"parts of type {str(kind)[:40]!r} are not supported, text alone is")
     return text
 
@@ -46,7 +49,7 @@ Texts = Annotated[
 
 
 class InputItem(BaseModel):
-    """A message, a call of a function, or its output; thoughts are not read."""
+    """A message, a call of a function, its output, or a thought."""
 
     model_config = ConfigDict(hide_input_in_errors=True, use_attribute_docstrings=True)
 
@@ -60,6 +63,8 @@ class InputItem(BaseModel):
     arguments: Text | None = None
     """JSON text."""
     output: Texts | None = None
+    summary: Texts = []
+    """Of a thought, which stands for it where it has no content; what is encrypted is not read."""
 
     @model_validator(mode="before")
     @classmethod
@@ -68,7 +73,7 @@ class InputItem(BaseModel):
         kind = item.get("type", "message") if isinstance(item, dict) else "message"
         if kind not in types_of_items:
             raise ValueError(f"items of type {str(kind)[:40]!r} are not supported")
-        return {"type": kind} if kind == "reasoning" else item
+        return item
 
     @model_validator(mode="after")
     def check_members(self) -> Self:
@@ -85,7 +90,7 @@ class InputItem(BaseModel):
     @property
     def is_assistants(self) -> bool:
         """Whether the model said it."""
-        return self.type == "function_call" or self.role == "assistant"
+        return self.type in ("function_call", "reasoning") or self.role == "assistant"
 
 
 def as_items(given: object) -> object:
@@ -95,23 +100,37 @@ def as_items(given: object) -> object:
 
 def chat_messages(items: Iterable[InputItem]) -> Iterator[Message]:
     """Yield the messages of a chat; the assistant's items that follow each other are one."""
-    read = [item for item in items if item.type != "reasoning"]
-    for is_assistants, group in groupby(read, key=lambda item: item.is_assistants):
-        if is_assistants:
-            yield assistant_message(list(group))
-        else:
-            yield from map(other_message, group)
+    for is_assistants, group in groupby(items, key=lambda item: item.is_assistants):
+        of_one = list(group)
+        if not is_assistants:
+            yield from map(other_message, of_one)
+        elif any(item.type != "reasoning" for item in of_one):  # a thought alone is no turn
+            yield assistant_message(of_one)
 
 
 def assistant_message(items: Sequence[InputItem]) -> Message:
-    """Return a turn of the assistant: its text as it was sampled, and its calls."""
+    """Return a turn of the assistant: its thought, its text as it was sampled, and its calls."""
     calls: list[dict[str, Any]] = [
         {"id": item.call_id, "function": {"name": item.name, "arguments": item.arguments}}
         for item in items
         if item.type == "function_call"
     ]
-    text = "".join(text for item in items for text in item.content)
-    return Message.model_validate({"role": "assistant", "content": text, "tool_calls": calls})
+    said = [item for item in items if item.type == "message"]
+    thoughts = [item for item in items if item.type == "reasoning"]
+    thought = BETWEEN_PARTS.join(
+        text
+        for item in thoughts
+        for text in (item.content if any(item.content) else item.summary)
+        if text
+    )
+    return Message.model_validate(
+        {
+            "role": "assistant",
+            "content": "".join(text for item in said for text in item.content),
+            "tool_calls": calls,
+            "reasoning_content": thought or None,
+        }
+    )
 
 
 def other_message(item: InputItem) -> Message:

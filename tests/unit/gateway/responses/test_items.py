@@ -46,7 +46,7 @@ def output(number: int, said: Any) -> dict[str, Any]:
     return {"type": "function_call_output", "call_id": f"c{number}", "output": said}
 
 
-THOUGHT = {"type": "reasoning", "id": "rs_1", "content": [{"type": "reasoning_text"}]}
+THOUGHT = {"type": "reasoning", "id": "rs_1", "content": [{"type": "reasoning_text", "text": "hm"}]}
 
 
 def test_items_become_messages_in_their_order() -> None:
@@ -82,6 +82,21 @@ def test_messages_of_a_user_stay_apart() -> None:
         ("user", "a", [], ""),
         ("user", "b", [], ""),
     ]
+
+
+def test_thoughts_belong_to_the_turn_they_came_before() -> None:
+    summary = {
+        "type": "reasoning",
+        "id": "rs_2",
+        "summary": [{"type": "summary_text", "text": "so"}],
+        "content": None,
+        "encrypted_content": "gAAA",
+    }
+    given = [message("user", "a"), THOUGHT, message("assistant", "b"), summary, call(1)]
+    items = ITEMS.validate_python([*given, output(1, "c"), THOUGHT])
+    _, said, result = conversation(list(chat_messages(items)))
+    assert (said.reasoning, said.content, len(said.tool_calls)) == ("hm\n\nso", "b", 1)
+    assert (result.role, result.reasoning) == ("tool", "")
 
 
 @pytest.mark.parametrize(
