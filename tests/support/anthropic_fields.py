@@ -84,7 +84,8 @@ FIELDS = (
         name="metadata",
         value={"user_id": "ann"},
         support="yes",
-        note="`user_id` is chat's `user`; `train`, `task` and `session_id` as in chat's `metadata`",
+        note="`user_id` is chat's `user`; `train`, `task`, `session_id` and `best_of` as in chat's "
+        "`metadata`",
         effect=of_a_user,
     ),
     AnthropicField(

@@ -194,7 +194,8 @@ FIELDS = (
         value={"train": False},
         support="yes",
         note='`{"train": false}` keeps the answer out of learning, `{"task": …}` names a side '
-        'task, `{"session_id": …}` the session; the rest is ignored',
+        'task, `{"session_id": …}` the session, `{"best_of": "4"}` asks for [the best of several]'
+        "(#the-best-of-several) chats; the rest is ignored",
         effect=lambda request, _: not request.publish_rollout,
     ),
     OpenAIField(

@@ -124,7 +124,7 @@ FIELDS = (
         name="metadata",
         value={"train": False},
         support="yes",
-        note="`train`, `task` and `session_id` as in chat's `metadata`; sent back",
+        note="`train`, `task`, `session_id` and `best_of` as in chat's `metadata`; sent back",
         effect=lambda request, _: not request.publish_rollout,
     ),
     ResponsesField(

@@ -28,6 +28,12 @@ completion_tokens = Counter(
     "Tokens passed on to callers, by whether the answer was streamed.",
     ["stream"],
 )
+best_of_answers = Counter(
+    "tuneloop_gateway_best_of_answers_total",
+    "Answers chosen from several candidates, by what chose: reward, or none where nothing could "
+    "tell and the first was answered.",
+    ["chosen_by"],
+)
 feedback_accepted = Counter(
     "tuneloop_gateway_feedback_accepted_total",
     "Feedback stored by the bus and acknowledged, by kind; a repeat of the same id counts once.",

@@ -73,6 +73,8 @@ class GenerationRequest:
     api_key_id: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
     session_id: str = ""
+    are_candidates: bool = False
+    """Whether the completions are held until one of them is chosen."""
     traceparent: str = ""
     """Of the call; empty without tracing."""
 
@@ -293,6 +295,7 @@ class Completions:
             policy_version=last,
             prompt_tokens=len(prompt.token_ids),
             stop_sequence=output.stop_sequence,
+            candidate_text=completion.text if request.are_candidates else "",
         )
         return final, self.rollout(request, prompt, completion, output.finish_reason, spans)
 
@@ -337,5 +340,7 @@ class Completions:
 
     def publish(self, request: GenerationRequest, rollouts: Sequence[Rollout]) -> None:
         """Hand the rollouts of a request that have tokens to the publisher."""
-        if request.publish_rollout:
-            self.publisher.publish([r for r in rollouts if r.completion_token_ids])
+        sampled = [r for r in rollouts if r.completion_token_ids]
+        if request.publish_rollout and sampled:
+            put = self.publisher.hold if request.are_candidates else self.publisher.publish
+            put(sampled)

@@ -38,6 +38,8 @@ class Final:
     prompt_tokens: int
     stop_sequence: str = ""
     """The stop string that ended it; empty if none did."""
+    candidate_text: str = ""
+    """Of a candidate, its text as its rollout has it."""
 
 
 @dataclass(slots=True)

@@ -51,6 +51,14 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         finally:
             await batches.aclose()
 
+    async def ChooseCandidate(
+        self, request: generation_pb2.ChooseCandidateRequest, context: Any
+    ) -> generation_pb2.ChooseCandidateResponse:
+        """Publish a request's candidates, one of which was answered."""
+        self.check_policy(request.policy)
+        self.completions.publisher.choose(request.group_id, request.completion_id)
+        return generation_pb2.ChooseCandidateResponse()
+
     async def CountTokens(
         self, request: generation_pb2.CountTokensRequest, context: Any
     ) -> generation_pb2.CountTokensResponse:
@@ -197,6 +205,7 @@ def request_from_proto(request: generation_pb2.GenerateRequest) -> GenerationReq
         api_key_id=request.api_key_id,
         columns=wire.columns_from_proto(request.columns),
         session_id=request.session_id,
+        are_candidates=request.are_candidates,
         traceparent=tracing.traceparent(),
     )
 
@@ -296,4 +305,5 @@ def final_to_proto(final: Final) -> generation_pb2.GenerateFinal:
         ),
         policy_version=final.policy_version,
         stop_sequence=final.stop_sequence,
+        candidate_text=final.candidate_text,
     )
