@@ -82,6 +82,12 @@ ROWS: dict[str, Sequence[Panel]] = {
             "short",
             ("sum by (instance) (tuneloop_running_requests)", "{{instance}}"),
         ),
+        panel(
+            "Cost",
+            "short",
+            ("sum by (key) (increase(tuneloop_gateway_cost_total[1h]))", "{{key}} in an hour"),
+            meaning="By the prices of TUNELOOP_GATEWAY_PRICES, in their currency.",
+        ),
     ),
     "Feedback and pipeline": (
         panel(
@@ -201,6 +207,20 @@ ROWS: dict[str, Sequence[Panel]] = {
                 f" / sum(rate(tuneloop_reward_value_count[{RATE}]))",
                 "of what is served",
             ),
+        ),
+        panel(
+            "Length",
+            "short",
+            ("max by (part) (tuneloop_learner_answer_length_tokens)", "{{part}}"),
+            ("max(tuneloop_learner_eval_length_tokens)", "answer, eval prompts"),
+            ("max(tuneloop_learner_eval_thought_length_tokens)", "thought, eval prompts"),
+            meaning="Mean tokens of the newest versions' answers, and of the thoughts before them.",
+        ),
+        panel(
+            "Repetition",
+            "percentunit",
+            ("max by (part) (tuneloop_learner_answer_repetition_ratio)", "{{part}}"),
+            meaning="Share of 4-grams that occurred before in the same answer, or thought.",
         ),
         panel(
             "Not scored",

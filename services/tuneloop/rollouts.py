@@ -95,6 +95,10 @@ MAX_BIASES = 300
 """Tokens in `logit_bias`, as at OpenAI."""
 SESSION_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
 """What an application may call a session: no control characters."""
+MAX_TAGS = 16
+"""Of a request, as OpenAI's metadata; the bounds of names and values are in characters."""
+MAX_TAG_NAME = 64
+MAX_TAG_VALUE = 512
 MIN_TEMPERATURE = 0.01
 """A smaller one above 0 is raised to this: so does vLLM, whose log-probs must fit what is kept."""
 
@@ -240,6 +244,27 @@ class ScoredRollout:
     scored_time: datetime
     traceparent: str = field(default="", compare=False)
     """The trace it belongs to; empty without tracing."""
+
+
+def check_tags(tags: Mapping[str, str]) -> Mapping[str, str]:
+    """Return `tags`; raises `ValueError` for too many, and for one that is too long."""
+    if len(tags) > MAX_TAGS:
+        raise ValueError(f"{len(tags)} tags; at most {MAX_TAGS}")
+    for name, value in tags.items():
+        if not 0 < len(name) <= MAX_TAG_NAME:
+            raise ValueError(f"a name must have 1 to {MAX_TAG_NAME} characters, got {name[:80]!r}")
+        if len(value) > MAX_TAG_VALUE:
+            raise ValueError(f"{name}: has {len(value)} characters; at most {MAX_TAG_VALUE}")
+    return tags
+
+
+def read_tag(text: str) -> tuple[str, str]:
+    """Return name and value of `name=value`. Raises `ValueError`."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ValueError(f"must be name=value, got {text[:80]!r}")
+    check_tags({name: value})
+    return name, value
 
 
 def choice_id(completion_id: str, index: int) -> str:

@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal
 
+from tuneloop.errors import TuneloopError
+
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import SpanProcessor
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tuneloop.tracing")
 
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
-Attributes = Mapping[str, str | int | float | bool]
+Attribute = str | int | float | bool | Sequence[str]
+Attributes = Mapping[str, Attribute]
+PROVIDER: Attributes = {"gen_ai.provider.name": "tuneloop"}
+"""Says whose the other attributes are that follow OpenTelemetry's conventions for generative AI."""
 TRACEPARENT = "traceparent"
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
@@ -59,6 +64,7 @@ class Tracing:
                 yield
             except Exception as error:
                 span.set_status(self._trace.StatusCode.ERROR, type(error).__name__)
+                span.set_attribute("error.type", error_type(error))
                 raise
 
     def begin(
@@ -175,13 +181,24 @@ def span(
 
 
 def emit(
-    name: str, *, kind: Kind, parent: str, started_ns: int, attributes: Attributes | None = None
+    name: str,
+    *,
+    kind: Kind = "internal",
+    parent: str,
+    started_ns: int,
+    links: Sequence[str] = (),
+    attributes: Attributes | None = None,
 ) -> str:
     """Emit a span from `started_ns` until now; return its traceparent."""
     if _active is None:
         return ""
     made = _active.begin(
-        name, kind=kind, parent=parent, attributes=attributes or {}, started_ns=started_ns
+        name,
+        kind=kind,
+        parent=parent,
+        links=links,
+        attributes=attributes or {},
+        started_ns=started_ns,
     )
     made.end()
     return _active.traceparent(made)
@@ -205,6 +222,17 @@ def mark_failed(reason: str) -> None:
         from opentelemetry.trace import StatusCode
 
         _active.current().set_status(StatusCode.ERROR, reason)
+        _active.current().set_attribute("error.type", reason)
+
+
+def error_type(error: Exception) -> str:
+    """Return the class of an error as spans have it: the code that callers get, if it has one."""
+    return error.reason.lower() if isinstance(error, TuneloopError) else type(error).__name__
+
+
+def is_sampled(traceparent: str) -> bool:
+    """Return whether the spans of a trace are kept; an empty `traceparent` names none."""
+    return bool(int(traceparent[-2:] or "0", 16) & 1)
 
 
 def traceparent() -> str:

@@ -1,6 +1,7 @@
 """Lineage and guards ask the same of both databases and are answered alike."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,13 +18,27 @@ from support.postgres_server import Postgres
 
 from tuneloop.learner.guards.alarms import Alarm
 from tuneloop.learner.guards.raters import Vote
-from tuneloop.learner.ledger.accounting import downstream, forget_user, steps, versions
+from tuneloop.learner.ledger.accounting import (
+    downstream,
+    forget_user,
+    senders,
+    steps,
+    versions,
+)
 from tuneloop.learner.ledger.accounting.downstream import Downstream
 from tuneloop.learner.ledger.accounting.forget_user import PersonalData
+from tuneloop.learner.ledger.accounting.senders import Sender
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.queue import ready
-from tuneloop.learner.ledger.reports import alarm_figures, alarms, rater_votes, sessions
+from tuneloop.learner.ledger.reports import (
+    alarm_figures,
+    alarms,
+    feedback,
+    rater_votes,
+    sessions,
+)
+from tuneloop.learner.ledger.reports.feedback import FeedbackFilters
 from tuneloop.learner.ledger.reports.rater_votes import Owner
 
 
@@ -96,6 +111,37 @@ def test_a_session_is_looked_up_and_forgotten(ledger: Database) -> None:
     assert gone == forget_user.Forgotten(rollouts=2, feedback=1, policy_versions=())
     assert recorder.record_rollouts(ledger, turns, 0.0) == 0
     assert recorder.record_feedback(ledger, [(judged, 10)], 0.0) == []
+
+
+def test_feedback_and_lineage_of_a_tag(ledger: Database) -> None:
+    # Names and values that have to be quoted somewhere.
+    tags = {"feature": "search", 'say "hi"': "it's, 100% \\ {a: b}", "zero": "\0"}
+    tagged = [replace(make_rollout(f"c{n}", user="cat"), tags=tags) for n in range(2)]
+    other = replace(make_rollout("c2", user="cat"), tags={"search": "feature", 'a,"feature': "s"})
+    recorder.record_rollouts(ledger, [*tagged, other], 0.0)
+    thumbs = [make_thumb(f"cat-{n}", f"c{n}", user="cat", second=9 + n) for n in range(3)]
+    recorder.record_feedback(ledger, [(thumb, 0) for thumb in thumbs], 0.0)
+
+    def found(**wanted: str) -> list[str]:
+        filters = FeedbackFilters(tags=wanted)
+        entries, _ = feedback.browse(ledger, "tuneloop", filters, limit=9)
+        return [entry.feedback.feedback_id for entry in entries]
+
+    assert found(feature="search") == found(**{'say "hi"': tags['say "hi"']}) == ["cat-1", "cat-0"]
+    assert found(feature="search", zero="\N{REPLACEMENT CHARACTER}") == ["cat-1", "cat-0"]
+    assert found(search="feature") == ["cat-2"]
+    assert found(feature="s") == found(feature="Search") == found(feature="search", a="b") == []
+    [entry], _ = feedback.browse(ledger, "tuneloop", FeedbackFilters(feedback_id="cat-0"), limit=9)
+    assert entry.tags["feature"] == "search"
+
+    step = steps.Step(step=2, samples={"kto": ["cat-0"]}, skipped=False, metrics={})
+    steps.commit_steps(ledger, "policy", [step], "step-2", 0.0)
+    lineage = senders.of_sender(ledger, Sender(tag=("feature", "search")))
+    assert (lineage.feedback, lineage.users) == (2, 1)
+    assert [(part.version, part.samples) for part in lineage.shares] == [(0, 1)]
+    forget_user.forget_user(ledger, "cat", START.timestamp() + 20)
+    assert found(feature="search") == []
+    assert senders.of_sender(ledger, Sender(tag=("feature", "search"))).feedback == 0
 
 
 def test_votes_and_owners(ledger: Database) -> None:

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ PAGES = [
     if "node_modules" not in page.parts
 ]
 SOURCES = "benchmarks|deploy|docs|examples|learner/tuneloop|proto|services|tests"
+SOURCE_ROOTS = [ROOT / source for source in ("proto", "services", "learner")]
 GENERATED = {"deploy/secrets", "deploy/secrets/grafana_password"}
 """Paths that `deploy/secrets.sh` writes."""
 
@@ -65,7 +67,7 @@ def test_paths_and_modules_of_a_page_exist(page: Path) -> None:
     named = [p.rstrip("./") for p in re.findall(rf"(?<![\w./-])(?:{SOURCES})/[\w./-]*", text)]
     missing = [p for p in named if p not in GENERATED and not _path_exists(p)]
     modules = re.findall(r"`(tuneloop(?:\.[a-z]\w*)+)`", text)
-    missing += [m for m in modules if not _module_exists(m)]
+    missing += [m for m in modules if not (_module_exists(m) or _is_attribute(m))]
     assert missing == []
 
 
@@ -100,8 +102,18 @@ def _path_exists(path: str) -> bool:
 
 def _module_exists(name: str) -> bool:
     path = name.replace(".", "/")
-    roots = [ROOT / source / path for source in ("proto", "services", "learner")]
+    roots = [root / path for root in SOURCE_ROOTS]
     return any(root.is_dir() or root.with_suffix(".py").is_file() for root in roots)
+
+
+@cache
+def _sources() -> str:
+    return "".join(path.read_text() for root in SOURCE_ROOTS for path in root.rglob("*.py"))
+
+
+def _is_attribute(name: str) -> bool:
+    """Return whether spans carry an attribute of this name."""
+    return f'"{name}"' in _sources()
 
 
 def _anchors(page: Path) -> set[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from chaos.clocks import Clocks, build_clocks
-from support.e2e_client import ServeTiny, User, kill, rows, wait_for_restart, wait_until
+from support.e2e_client import ServeTiny, User, end, rows, wait_for_restart, wait_until
 from typer.testing import CliRunner
 
 from tuneloop.cli.app import app
@@ -86,16 +86,6 @@ def behaved(user: User, given: dict[str, dict[str, Receipt]]) -> None:
     gateway = end(user, "gateway")
     wait_for_restart(user.service, "gateway", gateway)
     wait_for_restart(user.service, "learner", learner)
-
-
-def end(user: User, process: str) -> int:
-    """kill -9, and wait for the end: what NATS still sends to a process that dies, it repeats late.
-
-    Return the process's id.
-    """
-    pid = kill(user.service, process)
-    wait_until(lambda: not Path(f"/proc/{pid}").exists(), f"the end of {process}")
-    return pid
 
 
 def judge(user: User, name: str) -> dict[str, Receipt]:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.e2e_client import ServeTiny, User, wait_until
-from support.otlp_collector import Collector, collecting
+from support.otlp_collector import Collected, Collector, collecting
 
 from docs import render_metrics
 
@@ -80,6 +80,20 @@ def test_one_trace_goes_through_all_processes(watched: Watched) -> None:
     assert linked & traces_of("POST /v1/feedback")
     assert linked & traces_of("POST /v1/chat/completions")
     assert SECRET not in "".join(str(batch) for batch in watched.collector.batches)
+
+
+def test_answers_scores_and_feedback_follow_the_conventions(watched: Watched) -> None:
+    def named(name: str) -> list[Collected]:
+        return [found for found in watched.collector.spans() if found.span.name == name]
+
+    wait_until(lambda: len(named("gen_ai.evaluation.result")) >= 4, "an evaluation of each thumb")
+    answers = {found.attributes["gen_ai.response.id"] for found in named("chat tuneloop")}
+    judged = named("gen_ai.evaluation.result")
+    assert {found.attributes["gen_ai.response.id"] for found in judged} <= answers
+    assert {found.attributes["gen_ai.evaluation.score.label"] for found in judged} == {"up", "down"}
+    scored = {found.attributes["gen_ai.response.id"]: found.attributes for found in named("score")}
+    assert set(scored) >= answers
+    assert {scored[name]["gen_ai.evaluation.name"] for name in answers} == {"reward"}
 
 
 @pytest.mark.parametrize("process", sorted(render_metrics.ENTRY_POINTS))

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.e2e_client import ServeTiny, User, kill, rows, wait_for_restart, wait_until
+from support.e2e_client import ServeTiny, User, end, rows, wait_for_restart, wait_until
 from support.tiny_models import make_obliging_policy
 
 pytestmark = pytest.mark.timeout(600)
@@ -47,6 +47,7 @@ def user(serve_tiny: ServeTiny, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def converse(user: User, session: str, name: str) -> list[str]:
     """Have a conversation of three turns, the first of which calls a function; its answers' ids."""
     asked = {"session_id": session, "user": name, "tools": [TOOL], "temperature": 0.5}
+    asked["metadata"] = {"speaker": name}
     messages: list[dict[str, Any]] = [{"role": "user", "content": "how cold is the sea"}]
     called = user.chat(messages=messages, tool_choice="required", max_tokens=200, **asked)
     message = called["choices"][0]["message"]
@@ -69,7 +70,7 @@ def judge(user: User, session: str, name: str, value: str) -> str:
 def test_every_turn_is_trained_once_and_taken_back_once(user: User) -> None:
     turns = {name: converse(user, f"talk/{name}", name) for name in ("ann", "bob")}
     judge(user, "talk/ann", "ann", "up")
-    pid = kill(user.service, "learner")
+    pid = end(user, "learner")
     judge(user, "talk/bob", "bob", "down")
     wait_for_restart(user.service, "learner", pid)
 
@@ -93,6 +94,10 @@ def test_every_turn_is_trained_once_and_taken_back_once(user: User) -> None:
     assert [turn["used_by_versions"] for turn in session["turns"]] == [[1]] * 3
     assert [item["session_id"] for item in session["feedback"]] == ["talk/ann"]
     assert session["policy"]["direct"] == [1]
+    [item] = user.get("/v1/feedback?tag=speaker=ann")["data"]
+    assert (item["id"], item["tags"]) == ("ann", {"speaker": "ann"})
+    tag = user.get("/v1/lineage/tags/speaker=ann")
+    assert (tag["feedback"], tag["policy"]["direct"]) == (1, [1])
     version = user.get("/v1/policies/1")
     assert {use["sample_id"] for use in version["uses"]} == {sample for sample, _ in wanted}
 
@@ -115,3 +120,4 @@ def test_a_session_is_forgotten(user: User) -> None:
     assert gone["policy_versions"] == [1]
     assert rows(user, "SELECT count(*) FROM rollouts WHERE session_id = 'talk/bob'") == [(0,)]
     assert user.get("/v1/sessions/talk%2Fbob")["policy"]["direct"] == [1]
+    assert user.get("/v1/feedback?tag=speaker=bob")["data"] == []

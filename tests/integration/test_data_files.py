@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,11 @@ def data_dir(tiny_policy: Path, tmp_path: Path) -> Path:
     ledger = Database.at(root / "learner" / "ledger.db")
     ledger.belongs_to({"base model": base_model_sha256(tiny_policy)})
     answers = [
-        make_rollout(f"c{n}", text=f"Answer {n}.", version=n, group_id="g", n=4) for n in range(4)
+        replace(
+            make_rollout(f"c{n}", text=f"Answer {n}.", version=n, group_id="g", n=4),
+            tags={"feature": "search", "half": str(n % 2)},
+        )
+        for n in range(4)
     ]
     evaluated = make_rollout("eval", source=RolloutSource.EVAL)
     held = make_rollout("held", prompt=(1, 9))
@@ -129,11 +134,40 @@ def test_rows_are_what_users_say_now(data_dir: Path) -> None:
     assert rollouts[1]["reward_model_version"] == 2
 
 
+def test_rows_carry_the_thought_apart_from_the_answer(data_dir: Path) -> None:
+    ledger = ledger_of(data_dir)
+    thought, none = make_rollout("t0", thought=2, text="Yes."), make_rollout("t1", text="No.")
+    recorder.record_rollouts(ledger, [thought, none], 0.0)
+    given = [
+        make_thumb("thought", "t0", second=9),
+        make_edit("edited", "t0", "Yes!", second=9),
+        make_comparison("compared", "t1", "t0", second=9),
+    ]
+    recorder.record_feedback(ledger, [(event, 9) for event in given], 0.0)
+    ledger.close()
+    thumbs = {row["feedback_id"]: row for row in rows_of(data_dir, "thumbs")}
+    assert thumbs["thought"]["completion"] == says("Yes.")
+    assert (thumbs["thought"]["reasoning_text"], thumbs["up"]["reasoning_text"]) == (
+        "Let me see.",
+        "",
+    )
+    pairs = {row["feedback_id"]: row for row in rows_of(data_dir, "pairs")}
+    columns = ("reasoning_text", "rejected_reasoning_text")
+    # An edit replaces the answer, not the thought.
+    assert [pairs["edited"][name] for name in columns] == ["Let me see."] * 2
+    assert [pairs["compared"][name] for name in columns] == ["", "Let me see."]
+
+
 def test_filters(data_dir: Path) -> None:
     assert [row["feedback_id"] for row in rows_of(data_dir, "thumbs", policy_version=1)] == ["down"]
     since = 1767225600.0 + 1.5
     assert [row["feedback_id"] for row in rows_of(data_dir, "thumbs", since=since)] == ["down"]
     assert rows_of(data_dir, "pairs", policy_version=9) == []
+    tags = {"feature": "search", "half": "1"}
+    for kind, count in (("pairs", 1), ("thumbs", 1), ("metrics", 1), ("rollouts", 2)):
+        found = rows_of(data_dir, kind, tags=tags)
+        assert [row["tags"] for row in found] == [["feature=search", "half=1"]] * count
+        assert rows_of(data_dir, kind, tags={"half": "search"}) == []
     with pytest.raises(InvalidRequest):
         rows_of(data_dir, "comments")
 
@@ -145,9 +179,7 @@ def test_pages_lose_and_repeat_nothing(data_dir: Path, monkeypatch: pytest.Monke
 
 
 def plain(completion_id: str) -> Rollout:
-    import dataclasses
-
-    return dataclasses.replace(make_rollout(completion_id), messages=())
+    return replace(make_rollout(completion_id), messages=())
 
 
 def test_one_plain_prompt_makes_all_plain(data_dir: Path) -> None:

@@ -16,6 +16,7 @@ from tuneloop.bus import subjects
 from tuneloop.cli.chat.command import chat
 from tuneloop.cli.feedback import feedback_app
 from tuneloop.cli.forget import forget
+from tuneloop.cli.keys import keys_app
 from tuneloop.cli.policies import policies_app
 from tuneloop.cli.signals import signals
 from tuneloop.errors import Unavailable
@@ -26,6 +27,7 @@ app = typer.Typer()
 app.command()(chat)
 app.add_typer(feedback_app, name="feedback")
 app.add_typer(policies_app, name="policies")
+app.add_typer(keys_app, name="keys")
 app.command()(forget)
 app.command()(signals)
 
@@ -197,8 +199,35 @@ async def test_batch_list_and_retract(stack: Stack, tmp_path: Path) -> None:
     result = await run(stack, "feedback", "list", "--kind", "comment", "--status", "accepted")
     line = result.stdout.splitlines()[1]
     assert line.split() == ["2026-01-01T00:00:00", "comment", "accepted", "3", "a", "odd", "indeed"]
+    tags = {"feature": "search", "beta": "true"}
+    options = [word for name, value in tags.items() for word in ("--tag", f"{name}={value}")]
+    await run(stack, "feedback", "list", *options)
+    assert dict(stack.learner.calls[-1].tags) == tags
+    result = await run(stack, "feedback", "list", "--tag", "feature")
+    assert (result.exit_code, "name=value" in result.stderr) == (2, True)
     listed = json.loads((await run(stack, "feedback", "list", "--json")).stdout)
     assert [item["id"] for item in listed["data"]] == ["b", "m", "a"]
+
+
+@pytest.mark.gateway(prices={"tuneloop": {"input": 100.0, "output": 1000.0}})
+async def test_costs(stack: Stack) -> None:
+    await run(stack, "chat", "hello")
+    result = await run(stack, "keys", "usage", "--days", "2")
+    rows = [line.split() for line in result.stdout.splitlines()]
+    # The fake's prompts have 11 tokens, its completions 5.
+    assert rows[1:] == [
+        ["local", "tuneloop", "3", "11", "5", "0.0061"],
+        ["all", "11", "5", "0.0061"],
+    ]
+    told = json.loads((await run(stack, "keys", "usage", "--json")).stdout)
+    assert told["data"][0]["cost"] == pytest.approx(0.0061)
+
+
+async def test_costs_without_prices(stack: Stack) -> None:
+    await run(stack, "chat", "hello")
+    result = await run(stack, "keys", "usage")
+    assert (result.exit_code, "TUNELOOP_GATEWAY_PRICES" in result.stderr) == (0, True)
+    assert len(result.stdout.splitlines()) == 1
 
 
 async def test_undo_in_a_conversation(stack: Stack) -> None:

@@ -152,7 +152,8 @@ async def test_parameters_reach_generation(stack: Stack, http: httpx.AsyncClient
         "frequency_penalty": -1,
         "logit_bias": {"5": -100},
         "policy_version": 2,
-        "metadata": {"train": False, "anything": [1]},
+        "metadata": {"train": False, "task": "", "feature": "search", "try": 2, "beta": True,
+                     "none": None},
         "something_new": {"a": 1},
         "tools": None,
         "response_format": {"type": "text"},
@@ -171,6 +172,7 @@ async def test_parameters_reach_generation(stack: Stack, http: httpx.AsyncClient
     assert not sampling.HasField("top_logprobs")
     assert request.policy_version == 2
     assert request.publish_rollout is False
+    assert dict(request.tags) == {"feature": "search", "try": "2", "beta": "true"}
     assert request.clip_max_tokens is False
 
 
@@ -266,6 +268,12 @@ async def test_token_prompts(stack: Stack, http: httpx.AsyncClient) -> None:
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {}}, "audio"),
         ({"metadata": {"train": "maybe"}}, "metadata"),
+        ({"metadata": {"a": [1]}}, "metadata"),
+        ({"metadata": {"": "a"}}, "metadata"),
+        ({"metadata": {"a": "b" * 513}}, "metadata"),
+        ({"metadata": {"a" * 65: "b"}}, "metadata"),
+        ({"metadata": {"a": "\ud800"}}, "metadata"),
+        ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
         ({"stream": "perhaps"}, "stream"),
         ({"policy_version": -1}, "policy_version"),
     ],

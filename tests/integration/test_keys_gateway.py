@@ -540,3 +540,48 @@ async def test_a_proxy_that_says_nothing_speaks_http_1_0(file: KeyFile) -> None:
         writer.close()
         assert b" 403 " in answer.split(b"\r\n")[0]
         assert b"HTTP/1.1" in answer
+
+
+async def test_costs_are_told_by_key_and_version(file: KeyFile) -> None:
+    shop, boss = make(file, name="shop"), make(file, Scope.ADMIN, name="boss", tokens_per_day=10**6)
+    prices = {"tuneloop": {"input": 1.0, "output": 10.0}}
+    asked = [
+        (shop, CHAT | {"n": 2}),
+        (shop, CHAT | {"stream": True}),
+        (shop, CHAT | {"policy_version": 2}),
+        (boss, CHAT),
+    ]
+    async with gateway(file, prices=prices) as (_, http):
+        for headers, body in asked:
+            answer = await http.post("/v1/chat/completions", json=body, headers=headers)
+            assert answer.status_code == 200
+        told = (await http.get("/v1/usage?days=1", headers=boss)).json()
+        assert (await http.get("/v1/usage", headers=shop)).status_code == 403
+        assert (await http.get("/v1/usage?days=32", headers=boss)).status_code == 400
+        exposed = (await http.get("/metrics")).text
+    assert told["prices"] == prices
+    used = {
+        (row["key"], row["policy_version"]): (row["input_tokens"], row["output_tokens"])
+        for row in told["data"]
+    }
+    # The fake's prompts have 11 tokens, its completions 5.
+    assert used == {("shop", 3): (22, 15), ("shop", 2): (11, 5), ("boss", 3): (11, 5)}
+    costs = {(row["key"], row["policy_version"]): row["cost"] for row in told["data"]}
+    assert costs[("shop", 3)] == pytest.approx((22 * 1 + 15 * 10) / 1e6)
+    assert 'tuneloop_gateway_cost_total{key="shop",policy="tuneloop",policy_version="2"}' in exposed
+
+
+async def test_an_answer_that_is_abandoned_costs_what_was_sampled(file: KeyFile) -> None:
+    prices = {"tuneloop": {"input": 1.0, "output": 10.0}}
+    boss = make(file, Scope.ADMIN, name="boss")
+    async with gateway(file, prices=prices) as (stack, http):
+        stack.generation.delay = 0.2
+        body = CHAT | {"stream": True}
+        async with http.stream("POST", "/v1/chat/completions", json=body, headers=boss) as response:
+            async for line in response.aiter_lines():
+                if "Hel" in line:
+                    break
+        await stack.generation.cancelled.wait()
+        [row] = (await http.get("/v1/usage", headers=boss)).json()["data"]
+    assert 0 < row["output_tokens"] < 5
+    assert row["input_tokens"] > 0

@@ -137,7 +137,7 @@ async def test_no_byte_of_their_texts_is_on_disk(tmp_path: Path, bus: JetStreamB
     for user, text in (("ann", secret), ("bob", "the-story-of-bob")):
         rollout = make_rollout(f"{user}-c", user=user, text=text)
         asked = (ChatMessage(role="user", content=text),)
-        full = replace(rollout, messages=asked, prompt_text=text)
+        full = replace(rollout, messages=asked, prompt_text=text, reasoning_text=text)
         subject = subjects.rollout_generated("tuneloop", user)
         await bus.publish(subject, encode_rollout_generated(full), event_id=f"{user}-c")
         noted = replace(make_thumb(f"{user}-t", f"{user}-c", user=user), metadata={"why": text})

@@ -129,12 +129,15 @@ async def test_lineage_of_a_user(stack: Stack) -> None:
     assert "2 rollouts and 1 feedback" in (await run(stack, "lineage", "user", "ann")).stdout
 
 
-@pytest.mark.parametrize(("kind", "field"), [("key", "api_key"), ("tenant", "tenant")])
-async def test_lineage_of_a_sender(stack: Stack, kind: str, field: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "field", "name"),
+    [("key", "api_key", "shop"), ("tenant", "tenant", "shop"), ("tag", "tag", "feature=a/b c")],
+)
+async def test_lineage_of_a_sender(stack: Stack, kind: str, field: str, name: str) -> None:
     async with httpx.AsyncClient(base_url=stack.url) as client:
-        answer = (await client.get(f"/v1/lineage/{kind}s/shop")).json()
+        answer = (await client.get(f"/v1/lineage/{kind}s/{name}")).json()
     assert answer == {
-        "id": "shop",
+        "id": name,
         "feedback": 4,
         "retracted": 1,
         "users": 2,
@@ -145,9 +148,9 @@ async def test_lineage_of_a_sender(stack: Stack, kind: str, field: str) -> None:
         "rebuild_from": 1,
     }
     (asked,) = stack.learner.calls
-    assert (asked.WhichOneof("sender"), getattr(asked, field)) == (field, "shop")
-    assert json.loads((await run(stack, "lineage", kind, "shop", "--json")).stdout) == answer
-    assert "75%" in (await run(stack, "lineage", kind, "shop")).stdout
+    assert (asked.WhichOneof("sender"), getattr(asked, field)) == (field, name)
+    assert json.loads((await run(stack, "lineage", kind, name, "--json")).stdout) == answer
+    assert "75%" in (await run(stack, "lineage", kind, name)).stdout
 
 
 async def test_what_was_retracted_after_training_is_shown(stack: Stack) -> None:
@@ -222,6 +225,7 @@ async def test_alarms_are_in_the_status(stack: Stack) -> None:
         pytest.param("GET", "/v1/lineage/users/ann", id="user"),
         pytest.param("GET", "/v1/lineage/keys/shop", id="key"),
         pytest.param("GET", "/v1/lineage/tenants/shop", id="tenant"),
+        pytest.param("GET", "/v1/lineage/tags/feature=search", id="tag"),
         pytest.param("POST", "/v1/policies/rebuild", id="rebuild"),
         pytest.param("DELETE", "/v1/users/ann", id="forget"),
     ],

@@ -56,11 +56,14 @@ async def test_a_trace_goes_all_the_way(
 
     asked = of_trace(spans, ASKED)
     request = asked["POST /v1/chat/completions"]
+    answer = asked["chat tuneloop"]
     call = asked["tuneloop.v1.GenerationService/Generate"]
     assert request.parent is not None
     assert f"{request.parent.span_id:016x}" == "00f067aa0ba902b7"
+    assert answer.parent is not None
+    assert answer.parent.span_id == request.context.span_id
     assert call.parent is not None
-    assert call.parent.span_id == request.context.span_id
+    assert call.parent.span_id == answer.context.span_id
     assert request.attributes["http.response.status_code"] == 200
     for name in ("publish rollout", "take in rollout"):
         assert asked[name].parent.span_id == call.context.span_id
@@ -71,6 +74,11 @@ async def test_a_trace_goes_all_the_way(
     assert judged["take in feedback"].parent.span_id == given
 
     step = named(spans, "step")
+    evaluation = asked["gen_ai.evaluation.result"]
+    assert evaluation.parent.span_id == asked["take in rollout"].context.span_id
+    told_by = [link.context.span_id for link in evaluation.links]
+    assert told_by == [judged["take in feedback"].context.span_id]
+
     links = {link.context.span_id for link in step.links}
     assert links == {
         s.context.span_id for s in (judged["take in feedback"], asked["take in rollout"])

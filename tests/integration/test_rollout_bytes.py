@@ -23,6 +23,7 @@ from tuneloop.gateway.openai.schemas import (
 )
 from tuneloop.gateway.responses.requests import ResponsesRequest
 from tuneloop.generation.transformers.hermes import HermesFormat
+from tuneloop.rollouts import MAX_TAG_NAME, MAX_TAG_VALUE, MAX_TAGS
 
 FACTOR = 8
 """Text, template, and a token or two of four bytes for each byte of rare letters."""
@@ -35,6 +36,7 @@ SCHEMA = {"type": "object", "properties": {"a": PROPERTY}, "additionalProperties
 TOOL = {"type": "function", "function": {"name": "f", "description": "d" * 80, "parameters": {}}}
 NARROW = SCHEMA | {"properties": {"a": {"enum": ["y" * 50]}}, "required": ["a"]}
 STRICT = {"name": "f", "strict": True, "parameters": NARROW}
+TAGS = {f"{n:02}" + "é" * (MAX_TAG_NAME - 2): "é" * MAX_TAG_VALUE for n in range(MAX_TAGS)}
 shared: dict[str, Any] = {
     "model": "tuneloop",
     "max_tokens": 8,
@@ -52,7 +54,7 @@ shared: dict[str, Any] = {
     "user": "u" * 512,
     "safety_identifier": "s" * 512,
     "session_id": "c" * 128,
-    "metadata": {"note": "t" * 5000},
+    "metadata": TAGS,
     "policy_version": 0,
 }
 chat: dict[str, Any] = {
@@ -79,7 +81,7 @@ messages: dict[str, Any] = {
     "top_k": 2**31 - 1,
     "stop_sequences": shared["stop"],
     "stream": False,
-    "metadata": {"user_id": "u" * 512, "note": "t" * 5000},
+    "metadata": {"user_id": "u" * 512, **TAGS},
     "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
     "session_id": "c" * 128,
     "policy_version": 0,
@@ -104,7 +106,7 @@ responses: dict[str, Any] = {
     "include": ["reasoning.encrypted_content"],
     "user": "u" * 512,
     "safety_identifier": "s" * 512,
-    "metadata": {"note": "t" * 5000},
+    "metadata": TAGS,
     "session_id": "c" * 128,
     "policy_version": 0,
 }
@@ -178,6 +180,17 @@ async def test_what_is_stored_is_in_proportion(
             stored = sum(len(event.data) for event in stream.events)
             assert stored <= FACTOR * len(sent) + REQUEST_BYTES + n * ROLLOUT_BYTES, body
             stream.events.clear()
+
+
+async def test_every_answer_is_stored_with_the_tags_of_its_request(tmp_path: Path) -> None:
+    model = make_obliging_policy(tmp_path / "model")
+    async with flowing(model, tmp_path) as flow:
+        stream = flow.stack.bus.streams[subjects.ROLLOUTS]
+        body = {"model": "tuneloop", "prompt": "Why?", "n": 2, "metadata": {"feature": "search"}}
+        await flow.http.post("/v1/completions", json=body)
+        await until(lambda: rollouts_in(stream.events) == 2)
+        stored = [r for e in stream.events for r in wire.decode_rollouts_generated(e.data)]
+    assert [dict(rollout.tags) for rollout in stored] == [{"feature": "search"}] * 2
 
 
 def rollouts_in(events: Sequence[StoredEvent]) -> int:

@@ -7,6 +7,7 @@ import {
   metricSeries,
   metricsInWords,
   rewardPoints,
+  thoughtLengthPoints,
   thumbPoints,
   thumbsInWords,
 } from "../../services/tuneloop/gateway/web/traffic.js";
@@ -31,6 +32,16 @@ test("a length is never below zero, a reward may be", () => {
   assert.deepEqual(lengthPoints(versions(TRAFFIC)), [{ x: 0, y: 68, low: 0, high: 185 }]);
   assert.deepEqual(rewardPoints(versions(TRAFFIC)), [{ x: 0, y: 0.5, low: -1.5, high: 2.5 }]);
   assert.deepEqual(thumbPoints(versions(TRAFFIC)), [{ x: 0, y: 0.4, low: 0.12, high: 0.77 }]);
+});
+
+test("thoughts have a length of their own, if any version thinks", () => {
+  const thinks = { ...TRAFFIC, mean_thought_length: 40, thought_length_margin: 5 };
+  const mute = { ...TRAFFIC, mean_thought_length: 0, thought_length_margin: 0 };
+  assert.deepEqual(thoughtLengthPoints(versions(mute, thinks)), [
+    { x: 0, y: 0, low: 0, high: 0 },
+    { x: 1, y: 40, low: 35, high: 45 },
+  ]);
+  assert.deepEqual(thoughtLengthPoints(versions(mute, TRAFFIC)), []);
 });
 
 test("fewer than five samples have no interval", () => {

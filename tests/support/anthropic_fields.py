@@ -82,11 +82,12 @@ FIELDS = (
     AnthropicField(name="stream", value=True, support="yes", effect=streamed),
     AnthropicField(
         name="metadata",
-        value={"user_id": "ann"},
+        value={"user_id": "ann", "feature": "search"},
         support="yes",
-        note="`user_id` is chat's `user`; `train`, `task`, `session_id` and `best_of` as in chat's "
-        "`metadata`",
-        effect=of_a_user,
+        note="`user_id` is chat's `user`; the rest as in chat's `metadata`",
+        effect=lambda request, response: (
+            of_a_user(request, response) and dict(request.tags) == {"feature": "search"}
+        ),
     ),
     AnthropicField(
         name="output_config",

@@ -94,6 +94,16 @@ def kill(service: ServiceChild, process: str, number: int = signal.SIGKILL) -> i
     return pid
 
 
+def end(user: User, process: str) -> int:
+    """kill -9, and wait for the end: what NATS still sends to a process that dies, it repeats late.
+
+    Return the process's id.
+    """
+    pid = kill(user.service, process)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), f"the end of {process}")
+    return pid
+
+
 def wait_for_restart(service: ServiceChild, process: str, old_pid: int) -> None:
     """Until the supervisor has a new, ready process in its place."""
 

@@ -29,6 +29,7 @@ from tuneloop.learner.batching.batch import ids_of
 from tuneloop.learner.guards.hints import problem_of_hint
 from tuneloop.learner.models.memory import run_in_smaller_passes
 from tuneloop.learner.samples import Reference, TokenSequence, sequences_of, tokens_of
+from tuneloop.learner.samples.learned_tokens import as_learned
 from tuneloop.learner.trainer.base import StepResult
 from tuneloop.rollouts import (
     ChatMessage,
@@ -58,8 +59,12 @@ def make_rollout(
     policy: str = "tuneloop",
     n: int = 1,
     source: RolloutSource = RolloutSource.USER,
+    thought: int = 0,
 ) -> Rollout:
-    """Return a rollout; its three tokens follow from its id where none are given."""
+    """Return a rollout; its three tokens follow from its id where none are given.
+
+    The first `thought` of them are what the model thought.
+    """
     if not completion:
         number = crc32(completion_id.encode())
         completion = (3 + number % 40, 3 + number // 40 % 40, 2)
@@ -82,6 +87,8 @@ def make_rollout(
         sampling=SamplingParameters(temperature=temperature, n=n),
         finished_time=START,
         source=source,
+        reasoning_text="Let me see." if thought else "",
+        reasoning_tokens=thought,
     )
 
 
@@ -169,8 +176,8 @@ def make_comment(feedback_id: str, completion_id: str, text: str, **kwargs: Any)
 class LetterTokens:
     """Token ids of what users write, a letter each, for tests without a tokenizer."""
 
-    def __call__(self, text: str, original: Sequence[int]) -> tuple[int, ...]:
-        return (*(ord(letter) for letter in text), original[-1])
+    def __call__(self, text: str, original: Sequence[int], thought: int = 0) -> tuple[int, ...]:
+        return (*original[:thought], *(ord(letter) for letter in text), original[-1])
 
     def hinted(
         self, prompt: Sequence[int], messages: Sequence[ChatMessage], comment: str
@@ -307,6 +314,9 @@ class CountingTrainer:
 
     def check(self, objective: str, sample: Any) -> None:
         pass
+
+    def as_learned(self, sample: Any) -> Any:
+        return as_learned(sample, "policy_gradient")
 
     def stage_checkpoint(self, position: Mapping[str, Any]) -> Callable[[Path], None]:
         return partial(self._write, json.dumps(self.learned))

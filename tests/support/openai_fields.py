@@ -191,12 +191,14 @@ FIELDS = (
     ),
     OpenAIField(
         name="metadata",
-        value={"train": False},
+        value={"train": False, "feature": "search"},
         support="yes",
         note='`{"train": false}` keeps the answer out of learning, `{"task": …}` names a side '
         'task, `{"session_id": …}` the session, `{"best_of": "4"}` asks for [the best of several]'
-        "(#the-best-of-several) chats; the rest is ignored",
-        effect=lambda request, _: not request.publish_rollout,
+        "(#the-best-of-several) chats; the rest are [tags](feedback.md#tags)",
+        effect=lambda request, _: (
+            not request.publish_rollout and dict(request.tags) == {"feature": "search"}
+        ),
     ),
     OpenAIField(
         name="reasoning_effort",

@@ -21,6 +21,10 @@ class Collected:
     def trace(self) -> str:
         return str(self.span.trace_id.hex())
 
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return {attribute.key: value_of(attribute.value) for attribute in self.span.attributes}
+
 
 @dataclass
 class Collector:
@@ -35,6 +39,13 @@ class Collector:
             for scope in resource.scope_spans
             for span in scope.spans
         ]
+
+
+def value_of(value: Any) -> Any:
+    kind = value.WhichOneof("value")
+    if kind == "array_value":
+        return [value_of(item) for item in value.array_value.values]
+    return getattr(value, kind)
 
 
 def service_of(resource_spans: Any) -> str:

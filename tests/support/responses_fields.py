@@ -122,10 +122,12 @@ FIELDS = (
     ),
     ResponsesField(
         name="metadata",
-        value={"train": False},
+        value={"train": False, "feature": "search"},
         support="yes",
-        note="`train`, `task`, `session_id` and `best_of` as in chat's `metadata`; sent back",
-        effect=lambda request, _: not request.publish_rollout,
+        note="as chat's `metadata`; sent back",
+        effect=lambda request, _: (
+            not request.publish_rollout and dict(request.tags) == {"feature": "search"}
+        ),
     ),
     ResponsesField(
         name="reasoning",

@@ -191,7 +191,22 @@ prompts_asked = Counter(
 )
 eval_version = Gauge("tuneloop_learner_eval_version", "Newest version that has been evaluated.")
 eval_reward = Gauge("tuneloop_learner_eval_reward", "Its mean reward on the eval prompts.")
-eval_length = Gauge("tuneloop_learner_eval_length_tokens", "Its mean length on the eval prompts.")
+eval_length = Gauge(
+    "tuneloop_learner_eval_length_tokens", "Its mean length of answers to the eval prompts."
+)
+eval_thought_length = Gauge(
+    "tuneloop_learner_eval_thought_length_tokens", "Its mean length of the thoughts before them."
+)
+answer_length = Gauge(
+    "tuneloop_learner_answer_length_tokens",
+    "Mean length of the newest versions' answers to users, by part: answer or thought.",
+    ["part"],
+)
+answer_repetition = Gauge(
+    "tuneloop_learner_answer_repetition_ratio",
+    "Share of the 4-grams of those that occurred in them before, 0 to 1, by part.",
+    ["part"],
+)
 eval_kl = Gauge(
     "tuneloop_learner_eval_kl", "Its mean KL to the reference policy by token, on the eval prompts."
 )

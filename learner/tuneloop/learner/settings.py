@@ -22,6 +22,7 @@ from tuneloop.learner.samples import (
     SCORED_OBJECTIVES,
     Objective,
 )
+from tuneloop.learner.samples.learned_tokens import LearnThoughts
 from tuneloop.learner.trainer.algorithms import algorithms, policy_gradients
 from tuneloop.learner.trainer.settings import ONLINE, RATES, RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind
@@ -31,7 +32,7 @@ from tuneloop.rpc.settings import RpcServerSettings
 OF_THE_TRAINER = (
     *("max_grad_norm", "warmup_steps", "resume_warmup_steps", "lora_rank", "lora_alpha"),
     *("objective_weights", "beta_kto", "beta_dpo", "kl_coef", "ppo_epochs", "token_budget"),
-    "seed",
+    *("learn_thoughts", "seed"),
 )
 """Settings that the policy's trainer has under the same name."""
 
@@ -136,6 +137,11 @@ class LearnerSettings(BusSettings, RpcServerSettings, FeedbackSettings):
     )
     algorithms: dict[str, str] = Field(
         {}, description="JSON of objective (such as kto) to its algorithm; absent: of that name"
+    )
+    learn_thoughts: LearnThoughts = Field(
+        "policy_gradient",
+        description="which samples teach the thoughts of a reasoning model: policy_gradient "
+        "(scored rollouts; judgements teach the answer), always or never",
     )
     beta_kto: float = Field(0.1, gt=0, description="above 0")
     beta_dpo: float = Field(0.1, gt=0, description="above 0")

@@ -20,7 +20,6 @@ from tuneloop.learner.ledger.accounting.uncommitted import Uncommitted
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue import features, ready, ref_logprobs
 from tuneloop.learner.ledger.queue.ready import Refusal
-from tuneloop.learner.samples import as_compared
 from tuneloop.learner.trainer.base import StepResult, Trainer
 
 logger = logging.getLogger("tuneloop.learner")
@@ -173,7 +172,7 @@ class TrainingRun:
         self.faults.release()
         formed = batcher.form(self, self.faults.limit)
         if formed.batch is not None and features.describe(
-            self._database, formed.batch.samples, self.trainer.references
+            self._database, formed.batch.mapped(self.trainer.as_learned), self.trainer.references
         ):
             # What the answers are like tells how far their judgements can be trusted.
             batcher.renew_trust()
@@ -197,7 +196,7 @@ class TrainingRun:
         self._fresh = False
         remaining = ref_logprobs.with_references(
             self._database,
-            {name: list(map(as_compared, group)) for name, group in batch.samples.items()},
+            batch.mapped(self.trainer.as_learned),
             needed_by=self.trainer.needs_reference,
             compute=self.trainer.reference_logprobs,
         )

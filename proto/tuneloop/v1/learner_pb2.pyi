@@ -126,7 +126,7 @@ class NextVersion(_message.Message):
     def __init__(self, steps_done: _Optional[int] = ..., steps_wanted: _Optional[int] = ..., seconds_left: _Optional[float] = ..., evidence: _Optional[float] = ...) -> None: ...
 
 class Evaluation(_message.Message):
-    __slots__ = ("policy_version", "prompts", "scored", "mean_reward", "reward_margin", "mean_length", "length_margin", "kl", "reward_model_version")
+    __slots__ = ("policy_version", "prompts", "scored", "mean_reward", "reward_margin", "mean_length", "length_margin", "kl", "reward_model_version", "mean_thought_length", "thought_length_margin")
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     SCORED_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +136,8 @@ class Evaluation(_message.Message):
     LENGTH_MARGIN_FIELD_NUMBER: _ClassVar[int]
     KL_FIELD_NUMBER: _ClassVar[int]
     REWARD_MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MEAN_THOUGHT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    THOUGHT_LENGTH_MARGIN_FIELD_NUMBER: _ClassVar[int]
     policy_version: int
     prompts: int
     scored: int
@@ -145,7 +147,9 @@ class Evaluation(_message.Message):
     length_margin: float
     kl: float
     reward_model_version: int
-    def __init__(self, policy_version: _Optional[int] = ..., prompts: _Optional[int] = ..., scored: _Optional[int] = ..., mean_reward: _Optional[float] = ..., reward_margin: _Optional[float] = ..., mean_length: _Optional[float] = ..., length_margin: _Optional[float] = ..., kl: _Optional[float] = ..., reward_model_version: _Optional[int] = ...) -> None: ...
+    mean_thought_length: float
+    thought_length_margin: float
+    def __init__(self, policy_version: _Optional[int] = ..., prompts: _Optional[int] = ..., scored: _Optional[int] = ..., mean_reward: _Optional[float] = ..., reward_margin: _Optional[float] = ..., mean_length: _Optional[float] = ..., length_margin: _Optional[float] = ..., kl: _Optional[float] = ..., reward_model_version: _Optional[int] = ..., mean_thought_length: _Optional[float] = ..., thought_length_margin: _Optional[float] = ...) -> None: ...
 
 class PolicyVersion(_message.Message):
     __slots__ = ("policy", "policy_version", "parent_version", "state", "manifest_json", "created_time", "activated_time", "evaluation", "traffic", "decisions")
@@ -188,7 +192,7 @@ class Decision(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., actor: _Optional[str] = ..., decided_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., numbers_json: _Optional[str] = ...) -> None: ...
 
 class Traffic(_message.Message):
-    __slots__ = ("rollouts", "mean_length", "length_margin", "mean_reward", "reward_margin", "thumbs_up", "thumbs_down", "metrics")
+    __slots__ = ("rollouts", "mean_length", "length_margin", "mean_reward", "reward_margin", "thumbs_up", "thumbs_down", "metrics", "mean_thought_length", "thought_length_margin")
     ROLLOUTS_FIELD_NUMBER: _ClassVar[int]
     MEAN_LENGTH_FIELD_NUMBER: _ClassVar[int]
     LENGTH_MARGIN_FIELD_NUMBER: _ClassVar[int]
@@ -197,6 +201,8 @@ class Traffic(_message.Message):
     THUMBS_UP_FIELD_NUMBER: _ClassVar[int]
     THUMBS_DOWN_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_THOUGHT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    THOUGHT_LENGTH_MARGIN_FIELD_NUMBER: _ClassVar[int]
     rollouts: int
     mean_length: float
     length_margin: float
@@ -205,7 +211,9 @@ class Traffic(_message.Message):
     thumbs_up: int
     thumbs_down: int
     metrics: _containers.RepeatedCompositeFieldContainer[MetricFigures]
-    def __init__(self, rollouts: _Optional[int] = ..., mean_length: _Optional[float] = ..., length_margin: _Optional[float] = ..., mean_reward: _Optional[float] = ..., reward_margin: _Optional[float] = ..., thumbs_up: _Optional[int] = ..., thumbs_down: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[MetricFigures, _Mapping]]] = ...) -> None: ...
+    mean_thought_length: float
+    thought_length_margin: float
+    def __init__(self, rollouts: _Optional[int] = ..., mean_length: _Optional[float] = ..., length_margin: _Optional[float] = ..., mean_reward: _Optional[float] = ..., reward_margin: _Optional[float] = ..., thumbs_up: _Optional[int] = ..., thumbs_down: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[MetricFigures, _Mapping]]] = ..., mean_thought_length: _Optional[float] = ..., thought_length_margin: _Optional[float] = ...) -> None: ...
 
 class MetricFigures(_message.Message):
     __slots__ = ("name", "is_boolean", "count", "mean", "margin")
@@ -358,7 +366,14 @@ class ForgetUserResponse(_message.Message):
     def __init__(self, rollouts_removed: _Optional[int] = ..., feedback_removed: _Optional[int] = ..., events_purged: _Optional[int] = ..., events_left_on_disk: _Optional[int] = ..., policy_versions: _Optional[_Iterable[int]] = ..., descended_versions: _Optional[_Iterable[int]] = ..., reward_model_versions: _Optional[_Iterable[int]] = ..., rebuild_from: _Optional[int] = ...) -> None: ...
 
 class ListFeedbackRequest(_message.Message):
-    __slots__ = ("kind", "value", "policy_version", "user_hash", "status", "page_size", "before", "feedback_id")
+    __slots__ = ("kind", "value", "policy_version", "user_hash", "status", "page_size", "before", "feedback_id", "tags")
+    class TagsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     KIND_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -367,6 +382,7 @@ class ListFeedbackRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     BEFORE_FIELD_NUMBER: _ClassVar[int]
     FEEDBACK_ID_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
     kind: str
     value: str
     policy_version: int
@@ -375,7 +391,8 @@ class ListFeedbackRequest(_message.Message):
     page_size: int
     before: str
     feedback_id: str
-    def __init__(self, kind: _Optional[str] = ..., value: _Optional[str] = ..., policy_version: _Optional[int] = ..., user_hash: _Optional[str] = ..., status: _Optional[str] = ..., page_size: _Optional[int] = ..., before: _Optional[str] = ..., feedback_id: _Optional[str] = ...) -> None: ...
+    tags: _containers.ScalarMap[str, str]
+    def __init__(self, kind: _Optional[str] = ..., value: _Optional[str] = ..., policy_version: _Optional[int] = ..., user_hash: _Optional[str] = ..., status: _Optional[str] = ..., page_size: _Optional[int] = ..., before: _Optional[str] = ..., feedback_id: _Optional[str] = ..., tags: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class JudgedCompletion(_message.Message):
     __slots__ = ("completion_id", "text", "policy_version")
@@ -388,20 +405,29 @@ class JudgedCompletion(_message.Message):
     def __init__(self, completion_id: _Optional[str] = ..., text: _Optional[str] = ..., policy_version: _Optional[int] = ...) -> None: ...
 
 class RecordedFeedback(_message.Message):
-    __slots__ = ("feedback", "status", "chat", "prompt_text", "completions", "used_by_versions")
+    __slots__ = ("feedback", "status", "chat", "prompt_text", "completions", "used_by_versions", "tags")
+    class TagsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     FEEDBACK_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TEXT_FIELD_NUMBER: _ClassVar[int]
     COMPLETIONS_FIELD_NUMBER: _ClassVar[int]
     USED_BY_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
     feedback: _events_pb2.FeedbackGiven
     status: str
     chat: _rollout_pb2.ChatPrompt
     prompt_text: str
     completions: _containers.RepeatedCompositeFieldContainer[JudgedCompletion]
     used_by_versions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, feedback: _Optional[_Union[_events_pb2.FeedbackGiven, _Mapping]] = ..., status: _Optional[str] = ..., chat: _Optional[_Union[_rollout_pb2.ChatPrompt, _Mapping]] = ..., prompt_text: _Optional[str] = ..., completions: _Optional[_Iterable[_Union[JudgedCompletion, _Mapping]]] = ..., used_by_versions: _Optional[_Iterable[int]] = ...) -> None: ...
+    tags: _containers.ScalarMap[str, str]
+    def __init__(self, feedback: _Optional[_Union[_events_pb2.FeedbackGiven, _Mapping]] = ..., status: _Optional[str] = ..., chat: _Optional[_Union[_rollout_pb2.ChatPrompt, _Mapping]] = ..., prompt_text: _Optional[str] = ..., completions: _Optional[_Iterable[_Union[JudgedCompletion, _Mapping]]] = ..., used_by_versions: _Optional[_Iterable[int]] = ..., tags: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ListFeedbackResponse(_message.Message):
     __slots__ = ("feedback", "next")
@@ -412,14 +438,23 @@ class ListFeedbackResponse(_message.Message):
     def __init__(self, feedback: _Optional[_Iterable[_Union[RecordedFeedback, _Mapping]]] = ..., next: _Optional[str] = ...) -> None: ...
 
 class ExportDataRequest(_message.Message):
-    __slots__ = ("kind", "policy_version", "since")
+    __slots__ = ("kind", "policy_version", "since", "tags")
+    class TagsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     KIND_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
     kind: str
     policy_version: int
     since: _timestamp_pb2.Timestamp
-    def __init__(self, kind: _Optional[str] = ..., policy_version: _Optional[int] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    tags: _containers.ScalarMap[str, str]
+    def __init__(self, kind: _Optional[str] = ..., policy_version: _Optional[int] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tags: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ExportDataResponse(_message.Message):
     __slots__ = ("rows",)
@@ -715,12 +750,14 @@ class RebuildPolicyResponse(_message.Message):
     def __init__(self, policy_version: _Optional[int] = ..., restored_version: _Optional[int] = ..., left_behind: _Optional[_Iterable[int]] = ..., samples_put_back: _Optional[int] = ..., feedback_retracted: _Optional[int] = ...) -> None: ...
 
 class GetSenderLineageRequest(_message.Message):
-    __slots__ = ("api_key", "tenant")
+    __slots__ = ("api_key", "tenant", "tag")
     API_KEY_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    TAG_FIELD_NUMBER: _ClassVar[int]
     api_key: str
     tenant: str
-    def __init__(self, api_key: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
+    tag: str
+    def __init__(self, api_key: _Optional[str] = ..., tenant: _Optional[str] = ..., tag: _Optional[str] = ...) -> None: ...
 
 class SenderShare(_message.Message):
     __slots__ = ("policy_version", "samples", "share")

@@ -197,6 +197,8 @@ class FeedbackItem(AcceptedFeedback):
     user_hash: str
     policy_version: int | None
     """Which version it judges; null for imported text or where that is not known."""
+    tags: dict[str, str]
+    """What the request of the answer had in `metadata`; of several answers the chosen or first."""
     prompt: list[Turn] | str | None
     completion: str | None
     completions: list[JudgedCompletion]

@@ -80,6 +80,37 @@ class LearnerStatus(LearnerState):
     """Whether comments teach the policy; false: they are only kept. Null of an older learner."""
 
 
+class TokenPrice(TypedDict):
+    """Per million tokens, in the operator's currency."""
+
+    input: float
+    output: float
+
+
+class UsedTokens(TypedDict):
+    """The tokens of a day, an API key and a version, and what they cost."""
+
+    day: str
+    """In UTC: `2026-11-30`."""
+    key: str
+    """Name of the API key; `local` without one."""
+    policy: str
+    policy_version: int
+    input_tokens: int
+    output_tokens: int
+    cost: float
+    """By the prices of the time."""
+
+
+class UsageReport(TypedDict):
+    """`GET /v1/usage`, the newest day first."""
+
+    object: Literal["list"]
+    prices: dict[str, TokenPrice]
+    """By policy; empty where nothing is counted."""
+    data: list[UsedTokens]
+
+
 class Throughput(TypedDict):
     """The event `throughput`: rates of this gateway over the last seconds, null at first."""
 

@@ -38,10 +38,13 @@ class Evaluation(TypedDict):
     prompts: int
     scored: int
     mean_length: float
+    """Of answers in tokens, without their thoughts."""
+    mean_thought_length: float
     reward_model_version: int
     mean_reward: float | None
     reward_margin: float | None
     length_margin: float | None
+    thought_length_margin: float | None
     kl: float | None
 
 
@@ -64,7 +67,10 @@ class Traffic(TypedDict):
 
     rollouts: int
     mean_length: float
+    """Of answers in tokens, without their thoughts."""
     length_margin: float | None
+    mean_thought_length: float
+    thought_length_margin: float | None
     mean_reward: float | None
     reward_margin: float | None
     thumbs_up: int
@@ -226,7 +232,7 @@ class ShareOfVersion(TypedDict):
 
 
 class SenderLineage(TypedDict):
-    """`GET /v1/lineage/keys/{name}` and `GET /v1/lineage/tenants/{name}`."""
+    """`GET /v1/lineage/keys/{name}`, `/v1/lineage/tenants/{name}` and `/v1/lineage/tags/{tag}`."""
 
     id: str
     feedback: int

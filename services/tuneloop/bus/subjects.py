@@ -164,6 +164,11 @@ def usage_key(key_id: str) -> str:
     return f"usage.{token(key_id, 'key')}"
 
 
+def costs_key(slot: int) -> str:
+    """Routing key of what one day's answers cost; days share a fixed number of slots."""
+    return f"usage.day.{slot}"
+
+
 def routing(key: str) -> str:
     """Return the subject on which the routing bucket stores a key."""
     return f"$KV.{ROUTING_BUCKET}.{key}"

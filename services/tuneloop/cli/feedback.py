@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 import typer
 
 from tuneloop.api.feedback import Feedback, FeedbackPage
-from tuneloop.cli.options import ApiKey, AsJson, Url, connected, fail
+from tuneloop.cli.options import ApiKey, AsJson, Tags, Url, connected, fail
 from tuneloop.cli.output import (
     effects_in_words,
     feedback_row,
@@ -209,6 +209,7 @@ def list_feedback(
     ] = None,
     user: Annotated[str | None, typer.Option(help="Only of this user.")] = None,
     status: Annotated[FeedbackStatus | None, typer.Option(help="Only with this status.")] = None,
+    tag: Tags = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
     before: Annotated[
         str | None, typer.Option(help="Next page: the value that the page before printed.")
@@ -224,10 +225,11 @@ def list_feedback(
         "policy_version": version,
         "user": user,
         "status": status,
+        "tag": tag,
         "limit": limit,
         "before": before,
     }
-    query = urlencode({name: value for name, value in filters.items() if value is not None})
+    query = urlencode({n: v for n, v in filters.items() if v is not None}, doseq=True)
     with connected(url, api_key) as client:
         page: FeedbackPage = client.request("GET", f"/v1/feedback?{query}")
     if as_json:

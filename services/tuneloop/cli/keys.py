@@ -1,6 +1,7 @@
-"""`tuneloop keys`: create, list and revoke the keys of a gateway on this machine."""
+"""`tuneloop keys`: create, list and revoke the keys of a gateway on this machine; show costs."""
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuneloop import audit
-from tuneloop.cli.options import fail
+from tuneloop.api.learner import UsageReport, UsedTokens
+from tuneloop.cli.options import ApiKey as ApiKeyOption
+from tuneloop.cli.options import Url, connected, fail
+from tuneloop.cli.output import print_json, print_table
 from tuneloop.cli.processes import needs
 from tuneloop.errors import TuneloopError
 from tuneloop.gateway.keys.scopes import Scope
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 keys_app = typer.Typer(
     no_args_is_help=True,
     help="Create, list and revoke API keys, whether the service runs or not; "
-    "a running gateway notices within seconds.",
+    "a running gateway notices within seconds. Show what each costs.",
 )
 
 DataDir = Annotated[
@@ -138,6 +142,39 @@ def revoke(
     except OSError as error:
         fail(f"keys file {store.path}: {error.strerror}")
     typer.echo(json.dumps(document(revoked)) if as_json else f"revoked {revoked.name}")
+
+
+@keys_app.command(epilog="Example: tuneloop keys usage --days 7")
+def usage(
+    *,
+    days: Annotated[int, typer.Option(min=1, max=31, help="Days (UTC), today included.")] = 31,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKeyOption = None,
+) -> None:
+    """Show the tokens and costs of each key and version, from a running service."""
+    with connected(url, api_key) as client:
+        answer: UsageReport = client.request("GET", f"/v1/usage?days={days}")
+    if as_json:
+        print_json(answer)
+        return
+    if not answer["prices"]:
+        typer.echo("no prices are set (TUNELOOP_GATEWAY_PRICES): costs are not counted", err=True)
+    print_table(("KEY", "POLICY", "VERSION", "INPUT", "OUTPUT", "COST"), usage_rows(answer["data"]))
+
+
+def usage_rows(used: Sequence[UsedTokens]) -> Iterator[tuple[Any, ...]]:
+    """Yield the sums of all days by key, policy and version, and those of everything."""
+    sums: dict[tuple[Any, ...], list[float]] = {}
+    total = ("all", "", "")
+    for row in used:
+        for place in ((row["key"], row["policy"], row["policy_version"]), total):
+            before = sums.get(place, [0, 0, 0.0])
+            added = (row["input_tokens"], row["output_tokens"], row["cost"])
+            sums[place] = [one + other for one, other in zip(before, added, strict=True)]
+    for place in (*sorted(sums.keys() - {total}), *(sums.keys() & {total})):
+        prompts, completions, cost = sums[place]
+        yield (*place, prompts, completions, f"{cost:.4f}")
 
 
 def key_file(data_dir: Path, file: Path | None) -> "KeyFile":

@@ -20,7 +20,7 @@ from tuneloop.cli.output import cell, effects_in_words, print_json, print_table
 
 lineage_app = typer.Typer(
     no_args_is_help=True,
-    help="Show the versions that learned from feedback, a session, a user, a key or a tenant.",
+    help="Show the versions that learned from feedback, a session, user, key, tenant or tag.",
 )
 
 
@@ -124,6 +124,20 @@ def tenant(
     """Show what the feedback of a tenant trained, and its share of each version."""
     with connected(url, api_key) as client:
         answer: SenderLineage = client.request("GET", f"/v1/lineage/tenants/{quote(name, safe='')}")
+    print_sender(answer, as_json)
+
+
+@lineage_app.command(epilog="Example: tuneloop lineage tag feature=search --json")
+def tag(
+    tag: Annotated[str, typer.Argument(metavar="NAME=VALUE", help="In metadata of requests.")],
+    *,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Show what answers to requests with a tag trained, and their share of each version."""
+    with connected(url, api_key) as client:
+        answer: SenderLineage = client.request("GET", f"/v1/lineage/tags/{quote(tag, safe='')}")
     print_sender(answer, as_json)
 
 

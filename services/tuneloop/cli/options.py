@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from tuneloop.errors import TuneloopError
+from tuneloop.rollouts import read_tag
 
 if TYPE_CHECKING:
     from tuneloop.client import Client
@@ -27,6 +28,27 @@ ApiKey = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def check_tags(given: list[str] | None) -> list[str] | None:
+    """Return tags of the command line; one that is not `name=value` ends the command."""
+    try:
+        for text in given or ():
+            read_tag(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return given
+
+
+Tags = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tag",
+        metavar="NAME=VALUE",
+        help="Only of requests with this in their metadata. Repeat it for several.",
+        callback=check_tags,
+    ),
+]
 
 
 @contextmanager

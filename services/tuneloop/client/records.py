@@ -70,6 +70,8 @@ class FeedbackItem:
     text: str | None = None
     user_hash: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Of the request that was answered."""
     policy_version: int | None = None
     """The version it judges, if its rollout is known."""
     prompt: list[feedback.Turn] | str | None = None

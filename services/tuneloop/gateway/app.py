@@ -38,6 +38,7 @@ from tuneloop.gateway.routes import (
     responses,
     scoring,
     sessions,
+    usage,
     users,
 )
 from tuneloop.gateway.settings import GatewaySettings
@@ -61,6 +62,7 @@ routers = (
     users.router,
     sessions.router,
     lineage.router,
+    usage.router,
     health.router,
 )
 
@@ -82,7 +84,7 @@ def create_app(settings: GatewaySettings, bus: Bus | None = None) -> FastAPI:
         app.state.gateway = gateway
         app.state.feed = feed.Feed(gateway)
         stopping = asyncio.Event()
-        counting = asyncio.create_task(ring.book.keep(used, stopping))
+        counting = asyncio.create_task(gateway.store_usage(ring.book, stopping))
         watching = asyncio.create_task(gateway.watch())
         try:
             yield

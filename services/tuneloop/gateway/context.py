@@ -9,6 +9,8 @@ from fastapi import Request
 from tuneloop.bus import Bus
 from tuneloop.gateway.canary import CanaryReplica
 from tuneloop.gateway.completion_ids import CompletionIds
+from tuneloop.gateway.edge.costs import Costs
+from tuneloop.gateway.edge.quotas import Book, flush_regularly
 from tuneloop.gateway.feedback.admission import SIGNAL_BOUNDS, Admission
 from tuneloop.gateway.replicas import GenerationReplicas
 from tuneloop.gateway.responses.conversations import Conversations
@@ -40,6 +42,8 @@ class Gateway:
     """The same of signals."""
     conversations: Conversations
     """What `previous_response_id` may name."""
+    costs: Costs
+    """What answers cost."""
     canary: CanaryReplica | None
     """The canary's own replica, with full weights."""
 
@@ -48,6 +52,10 @@ class Gateway:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.admission.watch())
             group.create_task(self.conversations.watch())
+
+    async def store_usage(self, book: Book, stop: asyncio.Event) -> None:
+        """Store what keys used and what that cost regularly, and once more when `stop` is set."""
+        await flush_regularly((book.flush, self.costs.flush), self.bus, stop)
 
     async def close(self) -> None:
         """Close the channels. The caller closes the bus."""
@@ -78,6 +86,7 @@ def open_gateway(settings: GatewaySettings, bus: Bus) -> Gateway:
         admission=Admission(bus, anonymous),
         signal_admission=Admission(bus, anonymous, events="signals", bounds=SIGNAL_BOUNDS),
         conversations=Conversations(),
+        costs=Costs(settings.policy, settings.prices.get(settings.policy)),
         canary=CanaryReplica(connect_to(settings, settings.canary_address), bus, settings.policy)
         if settings.canary_address
         else None,

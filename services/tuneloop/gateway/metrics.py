@@ -34,6 +34,12 @@ best_of_answers = Counter(
     "tell and the first was answered.",
     ["chosen_by"],
 )
+cost = Counter(
+    "tuneloop_gateway_cost_total",
+    "What answers cost by the prices in settings, by policy, version (the latest ones) and API "
+    "key; without prices there is none.",
+    ["policy", "policy_version", "key"],
+)
 feedback_accepted = Counter(
     "tuneloop_gateway_feedback_accepted_total",
     "Feedback stored by the bus and acknowledged, by kind; a repeat of the same id counts once.",

@@ -4,7 +4,16 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field, IPvAnyNetwork, SecretStr, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import SettingsConfigDict
 
 from tuneloop.bus.settings import BusSettings
@@ -19,6 +28,21 @@ from tuneloop.settings import AnyPort, Name
 MIN_SECRET_BYTES = 16
 
 Names = tuple[str, ...]
+
+
+class Price(BaseModel):
+    """The price of a policy per million tokens, in any currency."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    input: float = Field(ge=0)
+    """Of prompts."""
+    output: float = Field(ge=0)
+    """Of completions."""
+
+    def cost(self, input_tokens: int, output_tokens: int) -> float:
+        """Return what so many tokens cost."""
+        return (input_tokens * self.input + output_tokens * self.output) / 1e6
 
 
 class GatewaySettings(BusSettings, RpcSettings):
@@ -107,6 +131,11 @@ class GatewaySettings(BusSettings, RpcSettings):
     default_temperature: float = Field(
         0.5, ge=0, le=2, description="temperature where the caller names none, 0 to 2"
     )
+    prices: dict[Name, Price] = Field(
+        default_factory=dict,
+        description="prices per million tokens by policy, in any currency, a JSON mapping like "
+        '{"tuneloop": {"input": 0.5, "output": 1.5}}; unset: costs are not counted',
+    )
     side_task_prompts: Names = Field(
         (
             r"### Task:\s+Generate a concise(, 3-5 word)? title",
@@ -177,6 +206,16 @@ class GatewaySettings(BusSettings, RpcSettings):
             except re.error as error:
                 raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
         return patterns
+
+    @model_validator(mode="after")
+    def priced(self) -> "GatewaySettings":
+        """Refuse prices that leave out the policy."""
+        if self.prices and self.policy not in self.prices:
+            named = ", ".join(map(repr, self.prices))
+            raise ValueError(
+                f"prices: there is none of the policy {self.policy!r}, only of {named}"
+            )
+        return self
 
     @model_validator(mode="after")
     def keyed_beyond_loopback(self) -> "GatewaySettings":

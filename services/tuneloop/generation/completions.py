@@ -75,6 +75,7 @@ class GenerationRequest:
     session_id: str = ""
     are_candidates: bool = False
     """Whether the completions are held until one of them is chosen."""
+    tags: Mapping[str, str] = field(default_factory=dict)
     traceparent: str = ""
     """Of the call; empty without tracing."""
 
@@ -335,6 +336,7 @@ class Completions:
             source=request.source,
             columns=request.columns,
             session_id=request.session_id,
+            tags=request.tags,
             traceparent=request.traceparent,
         )
 

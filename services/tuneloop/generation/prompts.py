@@ -10,6 +10,7 @@ from typing import Any
 from tuneloop.errors import InvalidRequest
 from tuneloop.generation.tool_calls import openai_form
 from tuneloop.models.control_tokens import Aside, ControlTokens
+from tuneloop.models.thoughts import ThoughtDelimiters, thought_delimiters
 from tuneloop.models.token_bytes import TokenTexts
 from tuneloop.rollouts import ChatMessage, Prompt, Tool, ToolCall, ToolUse
 
@@ -45,6 +46,31 @@ class Tokenization:
         # The template has already added the special tokens.
         ids = self._control_tokens.encode(rendered, aside)
         return TokenizedPrompt(text=aside.restore(rendered), token_ids=ids)
+
+    @cached_property
+    def thought_delimiters(self) -> ThoughtDelimiters | None:
+        """What the model puts around its thoughts; None where it has no tokens for that."""
+        return thought_delimiters(self.tokenizer)
+
+    def thought_of(self, completion: Sequence[int], prompt: Sequence[int]) -> int:
+        """Return how many of a completion's first tokens are its thought.
+
+        Delimiters are counted, and white space before the answer.
+        """
+        delimiters = self.thought_delimiters
+        count = 0 if delimiters is None else delimiters.thought_of(completion, prompt)
+        while 0 < count < len(completion):
+            if self.decode([completion[count]], skip_special_tokens=False).strip():
+                break
+            count += 1
+        return count
+
+    def thought_text(self, thought: Sequence[int]) -> str:
+        """Return the words of a thought, without its delimiters."""
+        delimiters = self.thought_delimiters
+        if delimiters is None:
+            return ""
+        return self.decode(delimiters.between(thought), skip_special_tokens=False).strip()
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Tokenize a user's words, of which none becomes a control token."""

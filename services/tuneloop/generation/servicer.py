@@ -1,6 +1,6 @@
 """`GenerationService` over gRPC: translates messages, and leaves the work to `Completions`."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from tuneloop.rollouts import (
     Prompt,
     RolloutSource,
     SamplingParameters,
+    check_tags,
 )
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc, rollout_pb2
 
@@ -38,12 +39,19 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Stream completions; cancelling the call aborts them."""
         self.check_policy(request.policy)
+        tracing.annotate(
+            {
+                "gen_ai.request.model": self.hot_swap.options.policy,
+                "gen_ai.response.id": request.completion_id,
+            }
+        )
         batches = self.completions.stream(request_from_proto(request))
         with_logprobs = request.sampling.HasField("top_logprobs")
         try:
             async for batch in batches:
                 for event in join_deltas(batch):
                     if isinstance(event, Final):
+                        tracing.annotate({"tuneloop.policy_version": event.policy_version})
                         yield generation_pb2.GenerateResponse(final=final_to_proto(event))
                     else:
                         message = self.delta_to_proto(event, with_logprobs)
@@ -206,8 +214,17 @@ def request_from_proto(request: generation_pb2.GenerateRequest) -> GenerationReq
         columns=wire.columns_from_proto(request.columns),
         session_id=request.session_id,
         are_candidates=request.are_candidates,
+        tags=tags_from_proto(request),
         traceparent=tracing.traceparent(),
     )
+
+
+def tags_from_proto(request: generation_pb2.GenerateRequest) -> Mapping[str, str]:
+    """Return the tags of a request. Raises `InvalidRequest`."""
+    try:
+        return check_tags(dict(request.tags))
+    except ValueError as error:
+        raise InvalidRequest(f"tags: {error}", param="tags") from None
 
 
 def within_bounds(sampling: SamplingParameters) -> SamplingParameters:

@@ -190,8 +190,18 @@ class RolloutConsumer:
         self, rollout: Rollout, score: Score, batch: ScoredBatch, started_ns: int
     ) -> bool:
         """Store a score; return whether that was done."""
+        attributes: dict[str, str | float] = {
+            "gen_ai.response.id": rollout.completion_id,
+            "gen_ai.evaluation.name": "reward",
+        }
+        if score.reward is not None:
+            attributes["gen_ai.evaluation.score.value"] = score.reward
         traceparent = tracing.emit(
-            "score", kind="consumer", parent=rollout.traceparent, started_ns=started_ns
+            "score",
+            kind="consumer",
+            parent=rollout.traceparent,
+            started_ns=started_ns,
+            attributes=attributes,
         )
         scored = ScoredRollout(
             completion_id=rollout.completion_id,

@@ -65,6 +65,25 @@ def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         load(GatewaySettings, **SECRET)
 
 
+def test_prices_name_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "TUNELOOP_GATEWAY_PRICES"
+    monkeypatch.setenv(name, '{"tuneloop": {"input": 0.5, "output": 1.5}, "other": '
+                             '{"input": 0, "output": 0}}')  # fmt: skip
+    price = load(GatewaySettings, **SECRET).prices["tuneloop"]
+    assert price.cost(2_000_000, 1_000_000) == 2.5
+    for wrong in (
+        '{"tunelop": {"input": 0.5, "output": 1.5}}',
+        '{"tuneloop": {"input": -1, "output": 1.5}}',
+        '{"tuneloop": {"input": 1}}',
+        '{"tuneloop": {"input": 1, "output": 1, "cached": 0}}',
+        '{"tuneloop": {"input": 1, "output": Infinity}}',
+        "0.5",
+    ):
+        monkeypatch.setenv(name, wrong)
+        with pytest.raises(SettingsError, match=r"(?i)prices"):
+            load(GatewaySettings, **SECRET)
+
+
 def test_the_key_is_not_shown() -> None:
     settings = GatewaySettings(api_key="very secret key", **SECRET)
     assert "very secret key" not in repr(settings)

@@ -14,6 +14,7 @@ from tuneloop.learner.abilities.suite import AbilityItem, AbilitySuite, is_right
 from tuneloop.learner.data.fields import Fields
 from tuneloop.learner.data.tokenize import PromptTokenizer, without_end
 from tuneloop.learner.samples import SampledAnswer, TokenSequence
+from tuneloop.learner.samples.learned_tokens import after_thought
 from tuneloop.rollouts import ChatMessage
 
 SAMPLED_ITEMS = 24
@@ -175,7 +176,8 @@ def tokenize_item(item: AbilityItem, tokens: PromptTokenizer) -> TokenizedItem:
     stops = tokens.tokenization.stop_token_ids
 
     def sequence(text: str) -> TokenSequence:
-        made = tokens.sequence(asked, text, row)
+        # Where a template writes an empty thought before an answer, so is the model asked.
+        made = after_thought(tokens.sequence(asked, text, row))
         ids = made.completion_token_ids
         return replace(made, completion_token_ids=without_end(ids, stops) or ids[:1])
 
@@ -183,7 +185,7 @@ def tokenize_item(item: AbilityItem, tokens: PromptTokenizer) -> TokenizedItem:
     silences = (replace(references[0], completion_token_ids=(stop,)) for stop in sorted(stops))
     return TokenizedItem(
         item=item,
-        prompt=asked.token_ids,
+        prompt=references[0].prompt_token_ids,
         candidates=tuple(
             tuple(without_longer(list(map(sequence, texts)))) for texts in item.candidates
         ),

@@ -1,6 +1,6 @@
 """The samples of one step, and what forming them found."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -19,6 +19,10 @@ class Batch:
 
     def __len__(self) -> int:
         return sum(len(group) for group in self.samples.values())
+
+    def mapped(self, change: Callable[[Any], Any]) -> dict[str, list[Any]]:
+        """Return what `change` makes of each sample, by objective."""
+        return {objective: list(map(change, group)) for objective, group in self.samples.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

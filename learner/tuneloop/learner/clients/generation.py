@@ -81,6 +81,7 @@ class GenerationClient:
             text=text,
             token_ids=tuple(final.token_ids),
             logprobs=tuple(final.generation_logprobs),
+            reasoning_tokens=final.reasoning_tokens,
         )
 
     async def load(self, weights: WeightsReference) -> None:

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 import typer
 
 from tuneloop.cli.models import DEFAULT_CACHE_DIR, CacheDir
-from tuneloop.cli.options import ApiKey, Url
+from tuneloop.cli.options import ApiKey, Tags, Url
 from tuneloop.errors import SettingsError
 from tuneloop.learner.commands.options import exit_on_error
+from tuneloop.rollouts import read_tag
 
 Kind = Literal["pairs", "thumbs", "demonstrations", "metrics", "rollouts"]
 
@@ -30,6 +31,7 @@ def export(
     since: Annotated[
         datetime | None, typer.Option(help="Only what was accepted since then (UTC).")
     ] = None,
+    tag: Tags = None,
     weights: Annotated[
         str | None,
         typer.Option(help="Instead: a version, by its number in --data-dir or its folder."),
@@ -59,7 +61,9 @@ def export(
             raise SettingsError("say what to export: --kind or --weights")
         if kind is not None:
             pages = ledger_pages if data_dir is not None else service_pages
-            rows = pages(kind, policy_version, since, data_dir=data_dir, url=url, api_key=api_key)
+            rows = pages(
+                kind, policy_version, since, tag or [], data_dir=data_dir, url=url, api_key=api_key
+            )
             export_rows(rows, kind, form, output)
             return
         if output is None:
@@ -87,6 +91,7 @@ def service_pages(
     kind: str,
     policy_version: int | None,
     since: datetime | None,
+    tags: Sequence[str],
     *,
     data_dir: Path | None,
     url: str | None,
@@ -96,7 +101,7 @@ def service_pages(
     from tuneloop.learner.offline.service_client import RunningService
 
     moment = None if since is None else since.replace(tzinfo=UTC).isoformat()
-    filters = {"policy_version": policy_version, "since": moment}
+    filters = {"policy_version": policy_version, "since": moment, "tag": tags}
     return RunningService(url, api_key).export(kind, filters)
 
 
@@ -104,6 +109,7 @@ def ledger_pages(
     kind: str,
     policy_version: int | None,
     since: datetime | None,
+    tags: Sequence[str],
     *,
     data_dir: Path | None,
     url: str | None,
@@ -114,5 +120,7 @@ def ledger_pages(
     from tuneloop.learner.offline.sources.ledger_rows import open_ledger
 
     seconds = None if since is None else since.replace(tzinfo=UTC).timestamp()
-    wanted = Wanted(kind=kind, policy_version=policy_version, since=seconds)
+    wanted = Wanted(
+        kind=kind, policy_version=policy_version, since=seconds, tags=dict(map(read_tag, tags))
+    )
     return pages(open_ledger(str(data_dir)), wanted)

@@ -15,28 +15,38 @@ from tuneloop.learner.files import PARTIAL
 Pages = Iterable[Sequence[str]]
 """JSON objects, some at a time."""
 
-provenance = {"feedback_id": "string", "policy_version": "int64", "accepted_time": "string"}
+provenance = {
+    "feedback_id": "string",
+    "policy_version": "int64",
+    "accepted_time": "string",
+    "tags": "strings",
+}
+thought = {"reasoning_text": "string"}
 columns_of_kind: Mapping[str, Mapping[str, str]] = {
     "pairs": {
         "prompt": "text",
         "chosen": "answer",
         "rejected": "answer",
         "kind": "string",
+        **thought,
+        "rejected_reasoning_text": "string",
         **provenance,
     },
-    "thumbs": {"prompt": "text", "completion": "answer", "label": "bool", **provenance},
-    "demonstrations": {"prompt": "text", "completion": "answer", **provenance},
+    "thumbs": {"prompt": "text", "completion": "answer", "label": "bool", **thought, **provenance},
+    "demonstrations": {"prompt": "text", "completion": "answer", **thought, **provenance},
     "metrics": {
         "prompt": "text",
         "completion": "answer",
         "name": "string",
         "value": "double",
         "type": "string",
+        **thought,
         **provenance,
     },
     "rollouts": {
         "prompt": "text",
         "completion": "answer",
+        **thought,
         "reward": "double",
         "reward_model_version": "int64",
         "policy_version": "int64",
@@ -44,9 +54,10 @@ columns_of_kind: Mapping[str, Mapping[str, str]] = {
         "finish_reason": "string",
         "completion_id": "string",
         "finished_time": "string",
+        "tags": "strings",
     },
 }
-"""Types by column; `text` and `answer` are strings, or conversations."""
+"""Types by column; `text` and `answer` are strings or conversations, `strings` lists of strings."""
 
 
 def write_rows(pages: Pages, kind: str, form: str, output: Path | None) -> int:
@@ -111,6 +122,7 @@ def write_parquet(pages: Pages, kind: str, path: Path) -> int:
             "bool": pyarrow.bool_(),
             "double": pyarrow.float64(),
             "int64": pyarrow.int64(),
+            "strings": pyarrow.list_(pyarrow.string()),
         }
         return pyarrow.schema([(n, types[t]) for n, t in columns_of_kind[kind].items()])
 

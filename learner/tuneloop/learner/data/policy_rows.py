@@ -61,9 +61,15 @@ def demonstrations(row: Fields, form: Form, tokens: PromptTokenizer) -> list[Dem
     names = [
         row.place if len(turns) == 1 else f"{row.place}, answer {i + 1}" for i in range(len(turns))
     ]
-    return [
-        DemonstrationSample(sample_id=name, sequence=answered(prompt, completion, row, tokens))
+    found = [
+        (name, answered(prompt, completion, row, tokens))
         for name, (prompt, completion) in zip(names, turns, strict=True)
+    ]
+    return [
+        DemonstrationSample(
+            sample_id=name, sequence=sequence, shows_thought=bool(tokens.thought_text(sequence))
+        )
+        for name, sequence in found
     ]
 
 

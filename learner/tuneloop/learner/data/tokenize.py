@@ -10,6 +10,7 @@ from tuneloop.generation.tool_calls import openai_form
 from tuneloop.learner.data.fields import Fields, Text
 from tuneloop.learner.data.hints import hinted_prompt
 from tuneloop.learner.samples import TokenSequence
+from tuneloop.models.thoughts import without_thought
 from tuneloop.rollouts import ChatMessage, Prompt, Tool, ToolUse, prompt_as_text
 
 WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -90,7 +91,11 @@ class PromptTokenizer:
         if not isinstance(completion, str):
             self._check_calls(completion, row)
         ids = self._completion_ids(asked, completion)
-        if not without_end(ids, self.tokenization.stop_token_ids):
+        thought = self.tokenization.thought_of(ids, asked.token_ids)
+        if thought == len(ids):
+            # It ends nowhere: what a row gives is to be learned, whatever the prompt begins.
+            thought = 0
+        if not without_end(ids[thought:], self.tokenization.stop_token_ids):
             raise row.wrong("the completion is empty")
         self._check_known(ids, row)
         length = len(asked.token_ids) + len(ids)
@@ -101,7 +106,13 @@ class PromptTokenizer:
             completion_token_ids=ids,
             generation_logprobs=(),
             temperature=1.0,
+            reasoning_tokens=thought,
         )
+
+    def thought_text(self, sequence: TokenSequence) -> str:
+        """Return the words of a completion's thought: none where a template wrote it empty."""
+        thought = sequence.completion_token_ids[: sequence.reasoning_tokens]
+        return self.tokenization.thought_text(thought)
 
     def hinted(self, asked: PromptTokens, comment: str, row: Fields) -> tuple[int, ...]:
         """Return the prompt's token ids with a comment on its answer as a hint in it."""
@@ -200,8 +211,12 @@ def without_end(token_ids: tuple[int, ...], ends: frozenset[int]) -> tuple[int, 
 
 
 def completion_text(completion: Text, row: Fields) -> str:
-    """Return a completion as its reader sees it; raises `InvalidRequest` for calls alone."""
+    """Return a completion as its reader sees it, without its thought.
+
+    Raises `InvalidRequest` for calls alone.
+    """
     text = completion if isinstance(completion, str) else prompt_as_text(completion)
+    text = without_thought(text)
     if not text.strip():
         raise row.wrong("the completion is a call of a function, which only the policy learns")
     return text
@@ -235,17 +250,19 @@ class EditTokenizer:
         """Load the tokenizer from the model's folder."""
         self._tokenization = Tokenization(folder)
 
-    def __call__(self, text: str, original: Sequence[int]) -> tuple[int, ...]:
-        """Token ids of `text`, ended as the original answer was.
+    def __call__(self, text: str, original: Sequence[int], thought: int = 0) -> tuple[int, ...]:
+        """Token ids of `text` after the original's thought, ended as the original answer was.
 
-        A user's text never becomes a special token, whatever it spells. An original that was cut
-        off says nothing of how to end: the tokenizer's end of sequence does then.
+        The first `thought` tokens of the original are its thought. A user's text never becomes a
+        special token, whatever it spells. An original that was cut off says nothing of how to end:
+        the tokenizer's end of sequence does then.
         """
         tokenizer = self._tokenization.tokenizer
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        ids = (*original[:thought], *ids)
         stops = self._tokenization.stop_token_ids
         ends = original[-1] if original and original[-1] in stops else tokenizer.eos_token_id
-        return (*ids, ends) if ends is not None else tuple(ids)
+        return (*ids, ends) if ends is not None else ids
 
     def hinted(
         self, prompt: Sequence[int], messages: Sequence[ChatMessage], comment: str

@@ -7,6 +7,7 @@
 | kl | the newest figure of KL to the base model is above its limit |
 | length | answers are `length_ratio` times longer or shorter than before, by three standard errors |
 | repetition | the share of repeated 4-grams is up by `repetition`, by three standard errors |
+| thought_length, thought_repetition | the same of the thoughts before the answers |
 | logprob_gap | generation's log-probs and the learner's, by the same weights, differ by more than the limit |
 | metric | the metric of that name is worse than on the anchor version: see `metric_fall` |
 
@@ -22,7 +23,10 @@ from tuneloop.learner.guards.metric_fall import MetricFall
 from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.stats.intervals import Sums
 
-NAMES = ("reward_hacking", "dominant_user", "kl", "length", "repetition", "logprob_gap", "metric")
+NAMES = (
+    *("reward_hacking", "dominant_user", "kl", "length", "repetition"),
+    *("thought_length", "thought_repetition", "logprob_gap", "metric"),
+)
 ERRORS = 3.0
 LEAST_USERS = 3
 
@@ -35,8 +39,11 @@ class Figures:
     """1 for up, 0 for down."""
     reward: Sums = field(default_factory=Sums)
     length: Sums = field(default_factory=Sums)
-    """In tokens."""
+    """Of answers, in tokens."""
     repetition: Sums = field(default_factory=Sums)
+    thought_length: Sums = field(default_factory=Sums)
+    """Of the thoughts before them."""
+    thought_repetition: Sums = field(default_factory=Sums)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +71,21 @@ class Alarm:
 
 def alarms(seen: Seen, settings: GuardSettings) -> list[Alarm]:
     """Return the alarms that the figures raise."""
+    now, before = seen.newest, seen.before
+    lengths = {
+        "length": (now.length, before.length),
+        "thought_length": (now.thought_length, before.thought_length),
+    }
+    repetitions = {
+        "repetition": (now.repetition, before.repetition),
+        "thought_repetition": (now.thought_repetition, before.thought_repetition),
+    }
     found = (
-        reward_hacking(seen.newest, seen.before, settings.least),
+        reward_hacking(now, before, settings.least),
         dominant_user(seen.thumbs_by_user, settings.dominance, settings.least),
         runaway_kl(seen.kl, settings.kl),
-        runaway_length(seen.newest.length, seen.before.length, settings),
-        runaway_repetition(seen.newest.repetition, seen.before.repetition, settings),
+        *(runaway_length(name, *sums, settings) for name, sums in lengths.items()),
+        *(runaway_repetition(name, *sums, settings) for name, sums in repetitions.items()),
         wide_logprob_gap(seen.logprob_gap, settings.logprob_gap),
         fallen_metric(seen.metric, settings.metric_margin),
     )
@@ -119,8 +135,8 @@ def wide_logprob_gap(gap: float | None, limit: float) -> Alarm | None:
     return Alarm(name="logprob_gap", numbers={"logprob_gap": gap, "limit": limit})
 
 
-def runaway_length(newest: Sums, before: Sums, settings: GuardSettings) -> Alarm | None:
-    """Check whether answers have become far longer or shorter."""
+def runaway_length(name: str, newest: Sums, before: Sums, settings: GuardSettings) -> Alarm | None:
+    """Check whether answers, or thoughts, have become far longer or shorter."""
     change = _change(newest, before, settings.least)
     if change is None or min(newest.mean, before.mean) <= 0:
         return None
@@ -128,17 +144,19 @@ def runaway_length(newest: Sums, before: Sums, settings: GuardSettings) -> Alarm
     large = ratio >= settings.length_ratio or ratio <= 1 / settings.length_ratio
     if not (large and (change.up or change.down)):
         return None
-    numbers = {"length": newest.mean, "length_before": before.mean, "ratio": ratio}
-    return Alarm(name="length", numbers=numbers)
+    numbers = {name: newest.mean, f"{name}_before": before.mean, "ratio": ratio}
+    return Alarm(name=name, numbers=numbers)
 
 
-def runaway_repetition(newest: Sums, before: Sums, settings: GuardSettings) -> Alarm | None:
-    """Check whether answers repeat themselves more."""
+def runaway_repetition(
+    name: str, newest: Sums, before: Sums, settings: GuardSettings
+) -> Alarm | None:
+    """Check whether answers, or thoughts, repeat themselves more."""
     change = _change(newest, before, settings.least)
     if change is None or not change.up or newest.mean - before.mean < settings.repetition:
         return None
-    numbers = {"repetition": newest.mean, "repetition_before": before.mean}
-    return Alarm(name="repetition", numbers=numbers)
+    numbers = {name: newest.mean, f"{name}_before": before.mean}
+    return Alarm(name=name, numbers=numbers)
 
 
 def fallen_metric(fall: MetricFall | None, borne: float) -> Alarm | None:

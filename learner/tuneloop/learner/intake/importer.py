@@ -233,6 +233,8 @@ class Importer:
             messages=asked.messages,
             prompt_text=asked.rendered,
             completion_text=text,
+            reasoning_text=self.tokens.thought_text(sequence),
+            reasoning_tokens=sequence.reasoning_tokens,
             prompt_token_ids=sequence.prompt_token_ids,
             completion_token_ids=sequence.completion_token_ids,
             generation_logprobs=(),

@@ -4,11 +4,24 @@ import dataclasses
 import hashlib
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Table, Text, TypeDecorator, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Table,
+    Text,
+    TypeDecorator,
+    and_,
+    exists,
+    literal,
+    select,
+    true,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
 from tuneloop.feedback import Feedback, Metric, Thumb
 from tuneloop.rollouts import Rollout, ScoredRollout
@@ -24,8 +37,47 @@ class PlainText(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
-        """Replace NUL with the replacement character."""
-        return None if value is None else value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+        """Replace NUL."""
+        return None if value is None else plain(value)
+
+
+def plain(text: str) -> str:
+    """Return `text` with the replacement character in the place of NUL."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+class pairs_of(FunctionElement[Any]):
+    """The names and values of a JSON object of texts, as rows `key` and `value`."""
+
+    name = "pairs_of"
+    inherit_cache = True
+
+
+@compiles(pairs_of, "sqlite")
+def sqlite_pairs(element: Any, compiler: Any, **options: Any) -> str:
+    """Return SQLite's function."""
+    return f"json_each({compiler.process(element.clauses, **options)})"
+
+
+@compiles(pairs_of, "postgresql")
+def postgres_pairs(element: Any, compiler: Any, **options: Any) -> str:
+    """Return Postgres's function."""
+    return f"json_each_text(CAST({compiler.process(element.clauses, **options)} AS JSON))"
+
+
+def has_tags(column: ColumnElement[Any], tags: Mapping[str, str]) -> ColumnElement[bool]:
+    """Select the rows whose column of tags has all of these."""
+    conditions = []
+    for name, value in tags.items():
+        pair = pairs_of(column).table_valued("key", "value")
+        conditions.append(
+            exists(
+                select(literal(1))
+                .select_from(pair)
+                .where(pair.c.key == name, pair.c.value == value)
+            )
+        )
+    return and_(true(), *conditions)
 
 
 def pack_ids(values: Sequence[int]) -> bytes:
@@ -36,6 +88,11 @@ def pack_ids(values: Sequence[int]) -> bytes:
 def unpack_ids(blob: bytes) -> tuple[int, ...]:
     """Decode token ids of `pack_ids`."""
     return struct.unpack(f"<{len(blob) // 4}i", blob)
+
+
+def answer_tokens(completion: bytes, reasoning_tokens: int) -> bytes:
+    """Return the token ids of `pack_ids` of a completion without those of its thought."""
+    return completion[4 * reasoning_tokens :]
 
 
 def pack_logprobs(values: Sequence[float]) -> bytes:
@@ -94,7 +151,7 @@ def rollout_row(rollout: Rollout) -> Row:
         "session_id": rollout.session_id,
         "reasoning_text": rollout.reasoning_text,
         "reasoning_tokens": rollout.reasoning_tokens,
-        "tags": compact(dict(rollout.tags)),
+        "tags": compact({plain(name): plain(value) for name, value in rollout.tags.items()}),
     }
 
 

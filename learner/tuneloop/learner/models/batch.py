@@ -119,8 +119,11 @@ def _problem_of_numbers(sample: JudgedSample | ScoredSample) -> str:
 
 def _problem_of(sequence: TokenSequence, *, max_length: int, vocab_size: int) -> str:
     prompt, completion = sequence.prompt_token_ids, sequence.completion_token_ids
-    if not prompt or not completion:
-        return "the completion is empty" if prompt else "the prompt is empty"
+    if not prompt:
+        return "the prompt is empty"
+    if not completion:
+        thought = "it was cut off in its thought: there is no answer to learn from"
+        return thought if sequence.thought_read else "the completion is empty"
     if (length := sequence_length(sequence)) > max_length:
         return f"{length} tokens, more than the {max_length} that fit"
     if min(*prompt, *completion) < 0 or max(*prompt, *completion) >= vocab_size:

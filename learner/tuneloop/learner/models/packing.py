@@ -79,6 +79,8 @@ def branches(sequences: Sequence[TokenSequence]) -> list[Branch]:
     reads. Common beginnings of another kind, such as a system prompt, are not worth a segment.
     """
     prompts = {sequence.prompt_token_ids for sequence in sequences}
+    # Answers of one prompt have thoughts of their own.
+    prompts |= {s.prompt_token_ids[: -s.thought_read] for s in sequences if s.thought_read}
     # A completion's last token predicts nothing, so it is not read.
     read = [s.prompt_token_ids + s.completion_token_ids[:-1] for s in sequences]
     tokens_and_rows = [*((prompt, None) for prompt in prompts), *zip(read, itertools.count())]

@@ -24,8 +24,11 @@ class Sampled:
     """With the token that ended it, if one did."""
     logprobs: tuple[float, ...]
     text: str
+    """Of the answer, without its thought."""
     stopped: bool
     """False when it ran into the limit."""
+    reasoning_tokens: int = 0
+    """The first tokens that are its thought, delimiters included."""
 
 
 class Sampler:
@@ -79,7 +82,8 @@ class Sampler:
             logits_processor=LogitsProcessorList([choose]),
         )
         return [
-            cut_completion(self._tokenization, *row) for row in zip(*choose.result(), strict=True)
+            cut_completion(self._tokenization, *row)
+            for row in zip(prompts, *choose.result(), strict=True)
         ]
 
 
@@ -122,17 +126,32 @@ def generate(
 
 
 def cut_completion(
-    tokenization: Tokenization, tokens: Sequence[int], logprobs: Sequence[float]
+    tokenization: Tokenization,
+    prompt: Sequence[int],
+    tokens: Sequence[int],
+    logprobs: Sequence[float],
 ) -> Sampled:
     """Return a completion up to and with the token that ended it."""
     stops = tokenization.stop_token_ids
     end = next((i for i, token in enumerate(tokens) if token in stops), None)
     length = len(tokens) if end is None else end + 1
+    thought = tokenization.thought_of(tokens[:length], prompt)
     return Sampled(
         token_ids=tuple(tokens[:length]),
         logprobs=tuple(logprobs[:length]),
-        text=tokenization.decode(tokens[: length if end is None else end]),
+        text=tokenization.decode(tokens[thought : length if end is None else end]),
         stopped=end is not None,
+        reasoning_tokens=thought,
+    )
+
+
+def as_answer(sampled: Sampled) -> SampledAnswer:
+    """Return a completion as an answer to compare with others."""
+    return SampledAnswer(
+        text=sampled.text,
+        token_ids=sampled.token_ids,
+        logprobs=sampled.logprobs,
+        reasoning_tokens=sampled.reasoning_tokens,
     )
 
 
@@ -200,7 +219,7 @@ def greedy_answers(
 ) -> list[SampledAnswer]:
     """Return the likeliest answer of a transformers model to each prompt (token ids), in order."""
     return [
-        SampledAnswer(text=found.text, token_ids=found.token_ids, logprobs=found.logprobs)
+        as_answer(found)
         for start in range(0, len(prompts), GREEDY_BATCH)
         for found in _likeliest(
             model, tokenization, prompts[start : start + GREEDY_BATCH], max_tokens
@@ -223,7 +242,10 @@ def _likeliest(
     logits = torch.stack(output.logits, dim=1).float()
     logprobs = torch.log_softmax(logits, dim=-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     rows = zip(tokens.tolist(), logprobs.tolist(), strict=True)
-    return [cut_completion(tokenization, *row) for row in rows]
+    return [
+        cut_completion(tokenization, prompt, *row)
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,10 +305,9 @@ class GreedyDecoder:
             self._drafts[tuple(prompt)] = found.token_ids
         for prompt in list(self._drafts)[:-DRAFTS]:
             del self._drafts[prompt]
-        cut = [cut_completion(self.tokenization, f.token_ids, f.logprobs) for f in known]
         return [
-            SampledAnswer(text=one.text, token_ids=one.token_ids, logprobs=one.logprobs)
-            for one in cut
+            as_answer(cut_completion(self.tokenization, prompt, found.token_ids, found.logprobs))
+            for prompt, found in zip(prompts, known, strict=True)
         ]
 
     def _checked_drafts(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tuneloop.host import steady_time
 from tuneloop.learner import metrics
-from tuneloop.learner.guards.alarms import NAMES, alarms
+from tuneloop.learner.guards.alarms import NAMES, Figures, alarms
 from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.reports import alarm_figures
@@ -18,6 +18,18 @@ from tuneloop.learner.ledger.reports.metric_sums import fall_of_metric
 logger = logging.getLogger("tuneloop.learner.monitoring")
 
 EVERY_SECONDS = 10.0
+
+
+def show_answers(figures: Figures) -> None:
+    """Show how the newest versions answer, thoughts apart."""
+    for gauge, part, sums in (
+        (metrics.answer_length, "answer", figures.length),
+        (metrics.answer_length, "thought", figures.thought_length),
+        (metrics.answer_repetition, "answer", figures.repetition),
+        (metrics.answer_repetition, "thought", figures.thought_repetition),
+    ):
+        if sums.count:
+            gauge.labels(part).set(sums.mean)
 
 
 class AlarmMonitor:
@@ -55,6 +67,7 @@ class AlarmMonitor:
             window=settings.window,
             metric=fall_of_metric(self._database, settings),
         )
+        show_answers(seen.newest)
         raised, new, ended = ledger_alarms.record_alarms(
             self._database, alarms(seen, settings), self._clock()
         )

@@ -51,6 +51,7 @@ def show_evaluation(database: Database) -> None:
         return
     metrics.eval_version.set(found.policy_version)
     metrics.eval_length.set(found.length.value)
+    metrics.eval_thought_length.set(found.thought_length.value)
     if found.reward is not None:
         metrics.eval_reward.set(found.reward.value)
     if found.kl is not None:

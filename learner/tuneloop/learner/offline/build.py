@@ -136,7 +136,10 @@ def with_decay_horizon(
 
 
 def check_samples(inputs: RunInputs, trainer: Trainer, console: Console) -> Sequence[Any]:
-    """Return the samples the trainer accepts; too long ones are an error or left out."""
+    """Return the samples the trainer accepts, as it learns from them.
+
+    Too long ones are an error or left out.
+    """
     drop = inputs.settings.run.on_long == "drop"
     kept = []
     for sample in inputs.samples:
@@ -149,7 +152,7 @@ def check_samples(inputs: RunInputs, trainer: Trainer, console: Console) -> Sequ
                 hint = "shorten it, or leave such rows out with --set on_long=drop"
                 raise InvalidRequest(f"{error.message}; {hint}", param="max_length") from error
         else:
-            kept.append(sample)
+            kept.append(trainer.as_learned(sample))
     if len(kept) < len(inputs.samples):
         console.line(f"{len(inputs.samples) - len(kept)} samples left out as too long")
     if not kept:
@@ -188,10 +191,7 @@ def sampled_source(
         report=console.sampled,
     )
     completion_sampler = CompletionSampler(
-        model,
-        sampler,
-        samples_per_prompt=run.samples_per_prompt,
-        seed=order.seed,
+        model, sampler, samples_per_prompt=run.samples_per_prompt, seed=order.seed
     )
     if inputs.verdicts is not None:
         return JudgedSource(
@@ -203,7 +203,10 @@ def sampled_source(
             samples_per_prompt=run.samples_per_prompt,
             temperature=run.temperature,
         )
+    settings = inputs.settings.trainer
     assert inputs.rewards is not None
+    assert isinstance(settings, TrainerSettings)
+    learns_thoughts = settings.learn_thoughts != "never"
     if inputs.facts.source == "grown":
         plan = RestPlan(
             grow_steps=run.grow_steps,
@@ -221,6 +224,7 @@ def sampled_source(
             rewards=inputs.rewards,
             folder=folder.grown,
             samples_per_prompt=run.samples_per_prompt,
+            learns_thoughts=learns_thoughts,
         )
     return OnPolicySource(
         inputs.objective,
@@ -230,4 +234,5 @@ def sampled_source(
         rewards=inputs.rewards,
         samples_per_prompt=run.samples_per_prompt,
         temperature=run.temperature,
+        learns_thoughts=learns_thoughts,
     )

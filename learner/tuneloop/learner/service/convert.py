@@ -11,7 +11,7 @@ from tuneloop.learner.ledger.accounting.decisions import Decision
 from tuneloop.learner.ledger.accounting.downstream import Downstream, FeedbackLineage, UserLineage
 from tuneloop.learner.ledger.accounting.forget_user import Record
 from tuneloop.learner.ledger.accounting.lineage import Use
-from tuneloop.learner.ledger.accounting.senders import SenderLineage
+from tuneloop.learner.ledger.accounting.senders import Sender, SenderLineage
 from tuneloop.learner.ledger.accounting.version_shares import ShareOfVersion
 from tuneloop.learner.ledger.accounting.versions import Version
 from tuneloop.learner.ledger.queue.ready import SampleCounts
@@ -22,6 +22,7 @@ from tuneloop.learner.ledger.reports.feedback import FeedbackEntry, FeedbackFilt
 from tuneloop.learner.ledger.reports.sessions import SessionLineage
 from tuneloop.learner.ledger.reports.traffic import Traffic
 from tuneloop.learner.samples import JUDGED_OBJECTIVES
+from tuneloop.rollouts import read_tag
 from tuneloop.v1 import learner_pb2
 from tuneloop.wire import feedback_to_proto, messages_to_proto, timestamp
 
@@ -211,6 +212,7 @@ def filters_of(request: learner_pb2.ListFeedbackRequest) -> FeedbackFilters:
         user_hash=request.user_hash or None,
         status=FeedbackStatus(request.status) if request.status else None,
         feedback_id=request.feedback_id or None,
+        tags=dict(request.tags),
     )
 
 
@@ -228,7 +230,18 @@ def item_to_proto(item: FeedbackEntry) -> learner_pb2.RecordedFeedback:
             for c in item.completions
         ],
         used_by_versions=item.used_by_versions,
+        tags=item.tags,
     )
+
+
+def sender_of(request: learner_pb2.GetSenderLineageRequest) -> Sender:
+    """Return whose feedback is asked about. Raises `InvalidRequest`."""
+    if request.WhichOneof("sender") != "tag":
+        return Sender(api_key=request.api_key, tenant=request.tenant)
+    try:
+        return Sender(tag=read_tag(request.tag))
+    except ValueError as error:
+        raise InvalidRequest(f"tag: {error}", param="tag") from None
 
 
 def wanted_of(request: learner_pb2.ExportDataRequest) -> Wanted:
@@ -238,6 +251,7 @@ def wanted_of(request: learner_pb2.ExportDataRequest) -> Wanted:
         kind=request.kind,
         policy_version=request.policy_version if request.HasField("policy_version") else None,
         since=since.seconds + since.nanos * 1e-9 if request.HasField("since") else None,
+        tags=dict(request.tags),
     )
 
 
@@ -262,6 +276,8 @@ def traffic_to_proto(figures: Traffic) -> learner_pb2.Traffic:
         rollouts=figures.rollouts,
         mean_length=figures.length.value,
         length_margin=figures.length.margin,
+        mean_thought_length=figures.thought_length.value,
+        thought_length_margin=figures.thought_length.margin,
         mean_reward=None if reward is None else reward.value,
         reward_margin=None if reward is None else reward.margin,
         thumbs_up=figures.thumbs_up,
@@ -291,6 +307,8 @@ def evaluation_to_proto(found: Evaluation | None) -> learner_pb2.Evaluation | No
         reward_margin=None if found.reward is None else found.reward.margin,
         mean_length=found.length.value,
         length_margin=found.length.margin,
+        mean_thought_length=found.thought_length.value,
+        thought_length_margin=found.thought_length.margin,
         kl=found.kl,
         reward_model_version=found.reward_model_version,
     )

@@ -177,8 +177,8 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
     async def GetSenderLineage(
         self, request: learner_pb2.GetSenderLineageRequest, context: Call
     ) -> learner_pb2.GetSenderLineageResponse:
-        """Return what the feedback of an API key or a tenant trained."""
-        sender = Sender(api_key=request.api_key, tenant=request.tenant)
+        """Return what the feedback of an API key, a tenant or a tag trained."""
+        sender = convert.sender_of(request)
         found = await asyncio.to_thread(senders.of_sender, self._database, sender)
         return convert.sender_to_proto(found)
 

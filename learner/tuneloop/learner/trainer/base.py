@@ -69,6 +69,10 @@ class Trainer(Protocol):
         """Raise `InvalidRequest`, `param` the sample's id, if `step` could not learn from it."""
         ...
 
+    def as_learned(self, sample: Any) -> Any:
+        """Return a sample in the form that `step` learns from it: see `learned_tokens`."""
+        ...
+
     def step(self, samples: Mapping[str, Sequence[Any]]) -> StepResult:
         """Take one optimizer step on samples by objective.
 

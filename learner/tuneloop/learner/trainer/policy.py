@@ -41,9 +41,9 @@ from tuneloop.learner.samples import (
     Reference,
     SampledAnswer,
     TokenSequence,
-    as_compared,
     check_type,
 )
+from tuneloop.learner.samples.learned_tokens import as_learned
 from tuneloop.learner.trainer import checkpoint, checkpoint_shards
 from tuneloop.learner.trainer.adaptive import AdaptiveState
 from tuneloop.learner.trainer.algorithms import Algorithm, algorithm_of
@@ -125,9 +125,8 @@ class PolicyTrainer:
     def _measured_budget(self) -> int | None:
         """Return the tokens that fit on every rank's GPU; None on a CPU."""
         keeps = self._settings.full_step is not None
-        world = self._world
-        found = token_budget_of(self._model, keeps_open_batch=keeps, ranks=world.size)
-        return None if found is None else min(world.gather(found))
+        found = token_budget_of(self._model, keeps_open_batch=keeps, ranks=self._world.size)
+        return None if found is None else min(self._world.gather(found))
 
     @property
     def model(self) -> PolicyModel:
@@ -142,7 +141,11 @@ class PolicyTrainer:
     def check(self, objective: str, sample: PolicySample) -> None:
         """See `Trainer.check`."""
         check_type(objective, sample)
-        self._check(sample)
+        self._check(self.as_learned(sample))
+
+    def as_learned(self, sample: Any) -> Any:
+        """See `Trainer.as_learned`."""
+        return as_learned(sample, self._settings.learn_thoughts)
 
     def _check(self, sample: PolicySample) -> None:
         limit = min(self._settings.max_length or math.inf, self._model.max_length)
@@ -156,8 +159,7 @@ class PolicyTrainer:
         """See `Trainer.references`."""
 
         def compute(fitting: Sequence[TokenSequence]) -> list[Reference]:
-            budget = self._reference_budget
-            return self._model.compute_references(fitting, token_budget=budget)
+            return self._model.compute_references(fitting, token_budget=self._reference_budget)
 
         return [found or Reference() for found in self._of_fitting(sequences, compute)]
 
@@ -214,7 +216,7 @@ class PolicyTrainer:
         for objective, batch in samples.items():
             for sample in batch:
                 self.check(objective, sample)
-        given = {name: list(map(as_compared, batch)) for name, batch in samples.items() if batch}
+        given = {n: list(map(self.as_learned, batch)) for n, batch in samples.items() if batch}
         if not given:
             return StepResult(metrics={}, skipped=True, reason="no_samples")
         anchors: list[TokenSequence] = []

@@ -110,6 +110,10 @@ class RewardTrainer:
         """See `Trainer.check`."""
         self._encode(sample)
 
+    def as_learned(self, sample: RewardSample) -> RewardSample:
+        """Return the sample: its texts have no thought."""
+        return sample
+
     def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
         """Return () for each: a reward model gives texts no probability."""
         return [()] * len(sequences)

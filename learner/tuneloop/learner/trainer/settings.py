@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from tuneloop.errors import SettingsError
 from tuneloop.learner.samples import POLICY_OBJECTIVES
+from tuneloop.learner.samples.learned_tokens import LearnThoughts
 from tuneloop.policies import WeightsKind
 
 BEFORE = "before"
@@ -59,6 +60,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "advantage_estimator": ("grpo", "rloo"),
     "scale_rewards": ("group", "none"),
     "packed_attention": ("flex", "varlen"),
+    "learn_thoughts": ("policy_gradient", "always", "never"),
 }
 
 
@@ -100,6 +102,9 @@ class TrainerSettings:
     """File of a prompt for each line (JSON with `prompt`, as elsewhere); None is our own."""
     algorithms: Mapping[str, str] = field(default_factory=dict)
     """What learns from an objective's samples; the algorithm of the same name where not named."""
+    learn_thoughts: LearnThoughts = field(default="policy_gradient", metadata={BEFORE: "always"})
+    """Which samples teach the thoughts of a reasoning model: scored completions alone, all, or
+    none. A thought that is not learned is read all the same."""
     beta_kto: float = 0.1
     kto_z: Literal["zero", "mismatched"] = "zero"
     """`mismatched` is the paper's estimate, at the price of two more forward passes."""

@@ -26,7 +26,9 @@ from tuneloop.gateway.settings import GatewaySettings
 REFUSALS_PER_MINUTE = 60
 REFUSALS_OF_ADDRESS_PER_MINUTE = 10
 
-shows_no_text = re.compile(r"/v1/(policies(/[^/]+)?|learner|lineage/(feedback|keys|tenants)/.+)")
+shows_no_text = re.compile(
+    r"/v1/(policies(/[^/]+)?|learner|lineage/(feedback|keys|tenants|tags)/.+)"
+)
 """What admins may read without a record."""
 one_feedback = re.compile(r"/v1/feedback/(?!batch$).+")
 """Reading or retracting it needs no admin, and is recorded all the same."""

@@ -17,7 +17,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tuneloop.errors import PermissionDenied, TuneloopError, Unauthenticated
 from tuneloop.gateway.edge import local_user
 from tuneloop.gateway.edge.audit import Audit, is_recorded
-from tuneloop.gateway.edge.caller import LOCAL, PUBLIC, Caller, address_of, client_of, network_of
+from tuneloop.gateway.edge.caller import (
+    LOCAL,
+    PUBLIC,
+    Caller,
+    address_of,
+    caller_of_task,
+    client_of,
+    network_of,
+)
 from tuneloop.gateway.edge.limits import AddressLimits, Meter, meter_of_request
 from tuneloop.gateway.errors import InvalidApiKey, MissingScope, error_response
 from tuneloop.gateway.keys import scopes, store
@@ -115,14 +123,12 @@ class Authentication:
         scope.setdefault("state", {})["caller"] = caller
         if is_recorded(method, path, scope_for(method, path)):
             send = self.with_record(send, scope, caller)
-        if meter is None:
-            await self.app(scope, receive, send)
-            return
-        metered = meter_of_request.set(meter)
+        metered, called = meter_of_request.set(meter), caller_of_task.set(caller)
         try:
             await self.app(scope, receive, with_limits(send, meter))
         finally:
             meter_of_request.reset(metered)
+            caller_of_task.reset(called)
 
     def identify(self, scope: Scope, headers: Headers) -> tuple[Caller, Meter | None]:
         """Return the caller and its limits. Raises if the request may not pass."""

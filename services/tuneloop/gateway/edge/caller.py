@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Collection
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -24,10 +25,18 @@ class Caller:
     """For logs."""
     key_name: str = ""
     """The key's name; empty without a key."""
+
+    @property
+    def label(self) -> str:
+        """What costs and metrics call the caller: the key's name, or `local`."""
+        return self.key_name or self.id
+
     public: bool = False
     """An unknown caller, who may only judge completions whose ids it sends."""
 
 
+caller_of_task: ContextVar[Caller] = ContextVar("caller_of_task")
+"""Who sent the current request; tasks that it starts inherit it."""
 LOCAL = Caller(id="local", name="local")
 PUBLIC = Caller(id=PUBLIC_ID, name=PUBLIC_ID, public=True)
 

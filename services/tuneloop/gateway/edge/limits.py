@@ -14,6 +14,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 
+from tuneloop.gateway.edge.caller import LOCAL, caller_of_task
+from tuneloop.gateway.edge.costs import Costs
 from tuneloop.gateway.edge.quotas import KeyUsage, seconds_to_next_day
 from tuneloop.gateway.errors import QuotaExceeded, RateLimitExceeded
 from tuneloop.gateway.keys.store import ApiKey, Limits
@@ -212,11 +214,17 @@ so that code far below can charge tokens without passing the meter through every
 
 
 class Spending:
-    """The tokens of one answer; without a meter it does nothing."""
+    """The tokens of one answer, for the key's limits, if it has any, and for costs."""
 
-    def __init__(self, requests: Sequence[generation_pb2.GenerateRequest], n: int) -> None:
+    def __init__(
+        self, requests: Sequence[generation_pb2.GenerateRequest], n: int, costs: Costs
+    ) -> None:
         """Reserve what the answer may cost. Raises `RateLimitExceeded` or `QuotaExceeded`."""
         self.meter = meter_of_request.get()
+        self.costs = costs
+        self.caller = caller_of_task.get(LOCAL)
+        self.policy_version: int | None = None
+        """That of the last event."""
         self.requests = requests
         self.n = n
         self.streamed = [0] * (n * len(requests))
@@ -238,26 +246,40 @@ class Spending:
 
     def note(self, choice: int, event: generation_pb2.GenerateResponse) -> None:
         """Charge the tokens of an event."""
-        if self.meter is None:
-            return
+        prompt = 0
         if event.WhichOneof("event") == "delta":
-            tokens = len(event.delta.token_ids)
-            self.streamed[choice] += tokens
+            self.policy_version = event.delta.policy_version
+            sampled = len(event.delta.token_ids)
+            self.streamed[choice] += sampled
         else:
+            self.policy_version = event.final.policy_version
             usage = event.final.usage
             # The tokens of a stop string are counted but never streamed.
-            tokens = max(0, usage.completion_tokens - self.streamed[choice])
+            sampled = max(0, usage.completion_tokens - self.streamed[choice])
             if choice // self.n not in self.told:
                 self.told.add(choice // self.n)
-                tokens += usage.prompt_tokens
-        self.meter.charge(tokens)
-        self.reserve(-tokens)
+                prompt = usage.prompt_tokens
+        self.charge(prompt, sampled)
+        if self.meter is not None:
+            self.reserve(-prompt - sampled)
+
+    def charge(self, prompt: int, sampled: int) -> None:
+        """Charge tokens of prompts and of completions."""
+        if self.meter is not None:
+            self.meter.charge(prompt + sampled)
+        # Without an event nothing is known to have run.
+        if self.policy_version is not None:
+            self.costs.add(
+                self.caller.label,
+                self.policy_version,
+                input_tokens=prompt,
+                output_tokens=sampled,
+            )
 
     def leave(self) -> None:
         """The client disconnected: charge prompts of unknown length by their bytes."""
-        if self.meter is not None:
-            untold = (r for i, r in enumerate(self.requests) if i not in self.told)
-            self.meter.charge(sum(prompt_tokens(r) for r in untold))
+        untold = (r for i, r in enumerate(self.requests) if i not in self.told)
+        self.charge(sum(prompt_tokens(r) for r in untold), 0)
 
     def close(self) -> None:
         """The answer has ended: what it did not cost is free again."""

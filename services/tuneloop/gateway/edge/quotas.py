@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from tuneloop.bus import Bus, RoutingEntry, subjects
 from tuneloop.errors import Conflict, Unavailable
@@ -109,19 +109,6 @@ class Book:
             self._unread.add(key_id)
         return self._usage[key_id]
 
-    async def keep(self, bus: Bus, stop: asyncio.Event) -> None:
-        """Flush regularly, and once more when `stop` is set."""
-        last = False
-        while not last:
-            last = stop.is_set()
-            try:
-                await self.flush(bus)
-            except Unavailable as error:
-                logger.debug("usage of keys is not stored yet: %s", error.message)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FLUSH_SECONDS):
-                    await stop.wait()
-
     async def flush(self, bus: Bus) -> None:
         """Read entries that were not read yet, and write new usage. Raises `Unavailable`."""
         for key_id, usage in list(self._usage.items()):
@@ -130,6 +117,23 @@ class Book:
                 self._unread.discard(key_id)
                 usage.stored(None if entry is None else entry.value)
                 await write(bus, key_id, usage, entry)
+
+
+async def flush_regularly(
+    flushes: Sequence[Callable[[Bus], Awaitable[None]]], bus: Bus, stop: asyncio.Event
+) -> None:
+    """Flush what is counted regularly, and once more when `stop` is set."""
+    last = False
+    while not last:
+        last = stop.is_set()
+        try:
+            for flush in flushes:
+                await flush(bus)
+        except Unavailable as error:
+            logger.debug("usage of keys is not stored yet: %s", error.message)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_SECONDS):
+                await stop.wait()
 
 
 async def write(bus: Bus, key_id: str, usage: KeyUsage, entry: RoutingEntry | None) -> None:

@@ -3,6 +3,7 @@
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
+from pydantic import AfterValidator
 
 from tuneloop import wire
 from tuneloop.api.feedback import FeedbackItem, FeedbackPage, Turn
@@ -10,13 +11,24 @@ from tuneloop.feedback import FeedbackKind, FeedbackStatus
 from tuneloop.gateway.context import CONTROL_TIMEOUT, Gateway, gateway_of
 from tuneloop.gateway.feedback.body import judgement_document
 from tuneloop.gateway.openai.schemas import INT64_MAX
+from tuneloop.rollouts import MAX_TAGS, read_tag
 from tuneloop.rpc.status import reply_of
 from tuneloop.text.messages import Text
 from tuneloop.v1 import learner_pb2
 
 router = APIRouter(tags=["feedback"])
 
+
+def read_tags(given: tuple[str, ...]) -> tuple[str, ...]:
+    """Return tags of a query; raises `ValueError` for one that is not `name=value`."""
+    for text in given:
+        read_tag(text)
+    return given
+
+
 User = Annotated[Text | None, Query(max_length=512)]
+Tags = Annotated[tuple[Text, ...], AfterValidator(read_tags), Query(max_length=MAX_TAGS)]
+"""`tag=name=value`, several times for several."""
 Hash = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
 
 
@@ -30,6 +42,7 @@ async def list_feedback(
     user: User = None,
     user_hash: Hash = None,
     status: FeedbackStatus | None = None,
+    tag: Tags = (),
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     before: Annotated[str, Query(max_length=200)] = "",
 ) -> FeedbackPage:
@@ -43,6 +56,7 @@ async def list_feedback(
         policy_version=policy_version,
         user_hash=user_hash or "",
         status=status or "",
+        tags=dict(map(read_tag, tag)),
         page_size=limit,
         before=before,
     )
@@ -80,6 +94,7 @@ def feedback_item(item: learner_pb2.RecordedFeedback) -> FeedbackItem:
         **judgement_document(feedback.judgement),
         "user_hash": feedback.user_hash,
         "metadata": dict(feedback.metadata),
+        "tags": dict(item.tags),
         "accepted_time": feedback.accepted_time.isoformat(),
         "policy_version": version_of(about),
         "prompt": messages or item.prompt_text or None,

@@ -23,7 +23,7 @@ from tuneloop.gateway.openai.schemas import (
     candidates_of,
 )
 from tuneloop.gateway.openai.tools import tool_use
-from tuneloop.rollouts import SamplingParameters, choice_id
+from tuneloop.rollouts import FinishReason, SamplingParameters, choice_id
 from tuneloop.text.messages import conversation
 from tuneloop.v1 import generation_pb2, rollout_pb2
 
@@ -50,7 +50,12 @@ class GeneratedAnswer:
     """Of the first event; None before it."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    finished: set[int] = field(default_factory=set)
+    first_token_seconds: float | None = None
+    """From the start to the first event; None before it."""
+    called: set[int] = field(default_factory=set)
+    """Choices in which a function was called."""
+    finished: dict[int, str] = field(default_factory=dict)
+    """The finish reason of each choice that has ended, as OpenAI's API has it."""
 
     @property
     def completion_id(self) -> str:
@@ -86,14 +91,24 @@ class GeneratedAnswer:
         if event.WhichOneof("event") == "delta":
             if self.policy_version is None:
                 self.policy_version = event.delta.policy_version
-                metrics.time_to_first_token_seconds.observe(time.monotonic() - self.started)
+                self.first_token_seconds = time.monotonic() - self.started
+                metrics.time_to_first_token_seconds.observe(self.first_token_seconds)
+            if event.delta.tool_calls:
+                self.called.add(choice)
             return
         if self.policy_version is None:
             self.policy_version = event.final.policy_version
         if choice % self.n == 0:
             self.prompt_tokens += event.final.usage.prompt_tokens
         self.completion_tokens += event.final.usage.completion_tokens
-        self.finished.add(choice)
+        reason = finish_reason(event.final.finish_reason, called=choice in self.called)
+        self.finished[choice] = reason
+
+
+def finish_reason(number: rollout_pb2.FinishReason, *, called: bool) -> str:
+    """Return OpenAI's finish reason; `abort` if the service stopped the choice."""
+    reason = wire.finish_reason_from_proto.get(number, FinishReason.ABORT)
+    return "tool_calls" if called and reason is FinishReason.STOP else str(reason)
 
 
 def chat_answer(
@@ -201,6 +216,7 @@ def make_request(
         policy_version=body.policy_version,
         publish_rollout=train,
         clip_max_tokens=max_tokens is None,
+        tags=body.tags,
         # Anonymous users share one hash: all of them would be in a canary, or none.
         route_by=user_hash if user else completion_id,
     )
@@ -247,7 +263,7 @@ async def events(gateway: Gateway, answer: GeneratedAnswer) -> AsyncGenerator[Ev
     Raises `Overloaded` if the key has too few tokens left, the service's error, or `Unavailable`
     if a choice ended without its final event.
     """
-    spending = Spending(answer.requests, answer.n)
+    spending = Spending(answer.requests, answer.n, gateway.costs)
     calls = [route_call(gateway, r, i * answer.n) for i, r in enumerate(answer.requests)]
     merged = calls[0] if len(calls) == 1 else interleave(calls)
     try:

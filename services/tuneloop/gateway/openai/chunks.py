@@ -10,13 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuneloop import wire
 from tuneloop.api.openai import FunctionCall, PolicyVersionSpan, ToolCallDelta
 from tuneloop.errors import TuneloopError
 from tuneloop.gateway.errors import error_body
-from tuneloop.gateway.openai.calls import GeneratedAnswer
+from tuneloop.gateway.openai.calls import GeneratedAnswer, finish_reason
 from tuneloop.gateway.openai.sse import json_string
-from tuneloop.rollouts import FinishReason
 from tuneloop.v1 import generation_pb2, rollout_pb2
 
 DONE = b"data: [DONE]\n\n"
@@ -100,12 +98,6 @@ class ChunkForm:
     """JSON members of a choice's last chunk."""
     logprobs: Logprobs
     """From positions and the characters begun before to `choices[].logprobs`."""
-
-
-def finish_reason(number: rollout_pb2.FinishReason, *, called: bool) -> str:
-    """Return OpenAI's finish reason; `abort` if the service stopped the choice."""
-    reason = wire.finish_reason_from_proto.get(number, FinishReason.ABORT)
-    return "tool_calls" if called and reason is FinishReason.STOP else str(reason)
 
 
 def version_spans(final: generation_pb2.GenerateFinal) -> list[PolicyVersionSpan] | None:

@@ -10,9 +10,10 @@ from starlette.responses import JSONResponse
 from tuneloop.api.openai import ToolCall
 from tuneloop.gateway import metrics
 from tuneloop.gateway.context import Gateway
-from tuneloop.gateway.openai.calls import GeneratedAnswer
+from tuneloop.gateway.openai.calls import GeneratedAnswer, finish_reason
 from tuneloop.gateway.openai.candidates import answer_events
-from tuneloop.gateway.openai.chunks import Logprobs, finish_reason, version_spans
+from tuneloop.gateway.openai.chunks import Logprobs, version_spans
+from tuneloop.gateway.openai.tracing import answer_span
 from tuneloop.v1 import generation_pb2
 
 
@@ -48,16 +49,17 @@ async def collect(gateway: Gateway, answer: GeneratedAnswer) -> list[WholeChoice
     """Generate the answer and return its choices."""
     choices = [WholeChoice() for _ in range(answer.choices)]
     stream = answer_events(gateway, answer)
-    async with aclosing(stream):
-        async for index, event in stream:
-            choice = choices[index]
-            if event.WhichOneof("event") == "delta":
-                choice.pieces.append(event.delta.text)
-                choice.positions.extend(event.delta.logprobs)
-                for call in event.delta.tool_calls:
-                    choice.add_call(call)
-            else:
-                choice.final = event.final
+    with answer_span(answer, stream=False):
+        async with aclosing(stream):
+            async for index, event in stream:
+                choice = choices[index]
+                if event.WhichOneof("event") == "delta":
+                    choice.pieces.append(event.delta.text)
+                    choice.positions.extend(event.delta.logprobs)
+                    for call in event.delta.tool_calls:
+                        choice.add_call(call)
+                else:
+                    choice.final = event.final
     tokens = sum(choice.final.usage.completion_tokens for choice in choices)
     metrics.completion_tokens.labels("false").inc(tokens)
     return choices

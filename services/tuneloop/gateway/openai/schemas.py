@@ -4,6 +4,7 @@ Unsupported fields that would change the answer are refused by name; unknown fie
 clients keep adding new ones.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
@@ -23,7 +24,7 @@ from tuneloop.gateway.errors import invalid_request
 from tuneloop.gateway.openai.response_format import ResponseFormat
 from tuneloop.gateway.openai.sessions import SessionId
 from tuneloop.gateway.openai.tools import FunctionTool, ToolChoice, check_tool_choice
-from tuneloop.rollouts import MAX_BIASES, MAX_STOP_CHARACTERS
+from tuneloop.rollouts import MAX_BIASES, MAX_STOP_CHARACTERS, check_tags
 from tuneloop.text.messages import Message, Text
 from tuneloop.text.unicode import unicode
 
@@ -38,6 +39,9 @@ MAX_STOPS = 16
 MAX_MESSAGES = 2048
 MAX_CANDIDATES = 8
 BEST_OF = "metadata.best_of"
+
+NO_TAGS = frozenset({"train", "task", "session_id", "best_of"})
+"""Names in `metadata` that ask for something."""
 
 unsupported: Mapping[str, tuple[object, ...]] = {
     "functions": ([],),
@@ -139,7 +143,8 @@ class SamplingRequest(BaseModel):
     """`{"train": false}` keeps the completion out of learning; `{"task": …}` names a side task;
     `{"session_id": …}` names the session where clients send no fields of their own;
     `{"best_of": "4"}` samples so many candidates (2 to 8) of a chat's answer and answers the best
-    by its reward."""
+    by its reward. All else are tags, kept with the completion: up to 16, names of 64 and values of
+    512 characters."""
     session_id: SessionId | None = None
     """Not OpenAI's: the conversation that this is a turn of, by your own id of it. Feedback may
     name it in the place of a completion. Wins over `metadata.session_id` and the header
@@ -157,10 +162,11 @@ class SamplingRequest(BaseModel):
 
     @field_validator("metadata")
     @classmethod
-    def check_train(cls, metadata: dict[str, Any] | None) -> dict[str, Any] | None:
-        """Refuse a value of `train` other than true and false."""
+    def check_metadata(cls, metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Refuse a value of `train` other than true and false, and what is no tag."""
         if metadata and metadata.get("train") not in (None, True, False, "true", "false"):
             raise ValueError("train must be true or false")
+        tags_in(metadata or {})
         return metadata
 
     @property
@@ -170,9 +176,29 @@ class SamplingRequest(BaseModel):
         return None if train is None else train in (True, "true")
 
     @property
+    def tags(self) -> Mapping[str, str]:
+        """What the caller notes about the request, by name."""
+        return tags_in(self.metadata or {})
+
+    @property
     def include_usage(self) -> bool:
         """Whether a stream ends with token counts."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+def tags_in(metadata: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the tags in `metadata`: what asks for nothing. Raises `ValueError`.
+
+    Numbers, true and false stand as JSON has them; null is no tag.
+    """
+    tags = {}
+    for name, value in metadata.items():
+        if name in NO_TAGS or value is None:
+            continue
+        if not isinstance(value, str | int | float):
+            raise ValueError(f"{name[:80]}: must be text, a number, true or false")
+        tags[unicode(name)] = unicode(value if isinstance(value, str) else json.dumps(value))
+    return check_tags(tags)
 
 
 def refuse_fields(nothing: Mapping[str, tuple[object, ...]], *names: str) -> Any:

@@ -22,6 +22,7 @@ from tuneloop.gateway.context import Gateway
 from tuneloop.gateway.edge.recording import FAILED, run_until_disconnected
 from tuneloop.gateway.openai.calls import GeneratedAnswer
 from tuneloop.gateway.openai.candidates import answer_events
+from tuneloop.gateway.openai.tracing import answer_span
 from tuneloop.v1 import generation_pb2
 
 logger = logging.getLogger("tuneloop.gateway")
@@ -84,8 +85,9 @@ class EventStream(Response):
         chunks = self.chunks()
         async with aclosing(chunks):
             try:
-                async for chunk in chunks:
-                    await self.write(send, chunk)
+                with answer_span(self.answer, stream=True):
+                    async for chunk in chunks:
+                        await self.write(send, chunk)
             except TuneloopError as error:
                 if not self.started:
                     raise

@@ -14,7 +14,9 @@ from tuneloop import wire
 from tuneloop.api.feedback import ImportResult
 from tuneloop.errors import InvalidRequest
 from tuneloop.gateway.context import gateway_of
+from tuneloop.gateway.feedback.browse import Tags
 from tuneloop.gateway.openai.schemas import INT64_MAX
+from tuneloop.rollouts import read_tag
 from tuneloop.rpc.status import error_from_rpc, reply_of
 from tuneloop.text.messages import Text
 from tuneloop.v1 import learner_pb2
@@ -41,9 +43,12 @@ async def export(
     format: Literal["jsonl"] = "jsonl",
     policy_version: Annotated[int | None, Query(ge=0, le=INT64_MAX)] = None,
     since: datetime | None = None,
+    tag: Tags = (),
 ) -> RowsResponse:
     """Export collected data as JSON lines, oldest first, in TRL's columns."""
-    question = learner_pb2.ExportDataRequest(kind=kind, policy_version=policy_version)
+    question = learner_pb2.ExportDataRequest(
+        kind=kind, policy_version=policy_version, tags=dict(map(read_tag, tag))
+    )
     if since is not None:
         question.since.CopyFrom(wire.timestamp(in_utc(since)))
     call = gateway_of(request).learner.ExportData(question)

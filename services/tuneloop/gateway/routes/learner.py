@@ -31,10 +31,12 @@ def evaluation(message: learner_pb2.Evaluation) -> Evaluation:
         "prompts": message.prompts,
         "scored": message.scored,
         "mean_length": message.mean_length,
+        "mean_thought_length": message.mean_thought_length,
         "reward_model_version": message.reward_model_version,
         "mean_reward": optional_field(message, "mean_reward"),
         "reward_margin": optional_field(message, "reward_margin"),
         "length_margin": optional_field(message, "length_margin"),
+        "thought_length_margin": optional_field(message, "thought_length_margin"),
         "kl": optional_field(message, "kl"),
     }
 

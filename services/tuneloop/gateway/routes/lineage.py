@@ -1,4 +1,4 @@
-"""`/v1/lineage`: the versions that learned from feedback, from a user, a key or a tenant."""
+"""`/v1/lineage`: the versions that learned from feedback, from a user, a key, tenant or tag."""
 
 from collections.abc import Iterable
 from typing import Annotated
@@ -15,7 +15,9 @@ from tuneloop.api.policies import (
 from tuneloop.gateway.context import Gateway, gateway_of
 from tuneloop.gateway.feedback.effects import effects_in
 from tuneloop.gateway.routes.learner import rfc3339, share_of_version
+from tuneloop.rollouts import MAX_TAG_NAME, MAX_TAG_VALUE
 from tuneloop.rpc.status import reply_of
+from tuneloop.text.messages import Text
 from tuneloop.v1 import learner_pb2
 
 router = APIRouter(tags=["lineage"])
@@ -23,6 +25,7 @@ router = APIRouter(tags=["lineage"])
 LINEAGE_TIMEOUT = 30.0
 
 SenderName = Annotated[str, Path(min_length=1, max_length=64)]
+TagText = Annotated[Text, Path(min_length=2, max_length=MAX_TAG_NAME + 1 + MAX_TAG_VALUE)]
 FeedbackId = Annotated[str, Path(min_length=1, max_length=128)]
 
 
@@ -106,6 +109,12 @@ async def key_lineage(name: SenderName, request: Request) -> SenderLineage:
 async def tenant_lineage(name: SenderName, request: Request) -> SenderLineage:
     """Return what the feedback of a tenant trained."""
     return await sender_lineage(gateway_of(request), name, {"tenant": name})
+
+
+@router.get("/v1/lineage/tags/{tag:path}")
+async def tag_lineage(tag: TagText, request: Request) -> SenderLineage:
+    """Return what was trained by answers to requests with a tag, which is `name=value`."""
+    return await sender_lineage(gateway_of(request), tag, {"tag": tag})
 
 
 async def sender_lineage(gateway: Gateway, name: str, sender: dict[str, str]) -> SenderLineage:

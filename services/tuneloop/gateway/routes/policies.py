@@ -283,6 +283,8 @@ def traffic(message: learner_pb2.Traffic) -> Traffic:
         "rollouts": message.rollouts,
         "mean_length": message.mean_length,
         "length_margin": optional_field(message, "length_margin"),
+        "mean_thought_length": message.mean_thought_length,
+        "thought_length_margin": optional_field(message, "thought_length_margin"),
         "mean_reward": optional_field(message, "mean_reward"),
         "reward_margin": optional_field(message, "reward_margin"),
         "thumbs_up": message.thumbs_up,

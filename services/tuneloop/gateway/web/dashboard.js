@@ -8,7 +8,13 @@ import { ago, count, figure, moment, percent, plural } from "./format.js";
 import { listen } from "./live.js";
 import { askForKey, confirmAction, openShell } from "./shell.js";
 import { WORDS } from "./status.js";
-import { lengthPoints, metricSeries, rewardPoints, thumbPoints } from "./traffic.js";
+import {
+  lengthPoints,
+  metricSeries,
+  rewardPoints,
+  thoughtLengthPoints,
+  thumbPoints,
+} from "./traffic.js";
 import { Timeline } from "./versions.js";
 
 const OBJECTIVES = {
@@ -52,6 +58,12 @@ const charts = {
     note: "Mean length of a version's answers in tokens, with the 95% interval.",
     xName: "version",
     empty: "No answers yet",
+  }),
+  thoughtLength: new Chart({
+    title: "Length of thoughts",
+    note: "Mean length of what a version thinks before an answer, in tokens, with the 95% interval.",
+    xName: "version",
+    empty: "No thoughts yet",
   }),
   loss: new Chart({
     title: "Loss",
@@ -100,6 +112,9 @@ function showPolicies(document) {
   charts.thumbs.show(thumbPoints(versions), marked);
   charts.reward.show(rewardPoints(versions), marked);
   charts.length.show(lengthPoints(versions), marked);
+  const thoughts = thoughtLengthPoints(versions);
+  if (thoughts.length) charts.length.node.after(charts.thoughtLength.node);
+  charts.thoughtLength.show(thoughts, marked);
   for (const { name, type, points } of metricSeries(versions).slice(0, MOST_METRICS))
     metricChart(name, type).show(points, marked);
 }

@@ -204,7 +204,7 @@ function facts(item) {
     ["Date", moment(item.accepted_time)],
     ["Feedback ID", item.id],
     item.session_id ? ["Session ID", item.session_id] : ["Completion ID", item.completion_id],
-    ...Object.entries(item.metadata ?? {}),
+    ...Object.entries({ ...item.tags, ...item.metadata }),
   ].map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)));
 }
 

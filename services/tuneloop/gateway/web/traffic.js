@@ -24,10 +24,19 @@ export function rewardPoints(versions) {
   }));
 }
 
-/** Mean length in tokens, never below zero. */
+/** Mean length of answers in tokens, never below zero. */
 export function lengthPoints(versions) {
   return pointsOf(versions, (traffic) => ({
     ...around(traffic.mean_length, traffic.length_margin, 0),
+    samples: traffic.rollouts,
+  }));
+}
+
+/** The same of the thoughts before them; none of a model that does not reason. */
+export function thoughtLengthPoints(versions) {
+  if (!versions.some(({ traffic }) => traffic?.mean_thought_length)) return [];
+  return pointsOf(versions, (traffic) => ({
+    ...around(traffic.mean_thought_length, traffic.thought_length_margin, 0),
     samples: traffic.rollouts,
   }));
 }

@@ -15,8 +15,8 @@ from tuneloop.learner.guards.alarms import (
 )
 from tuneloop.learner.guards.settings import GuardSettings
 from tuneloop.learner.ledger.events import recorder
-from tuneloop.learner.ledger.reports import alarm_figures
-from tuneloop.learner.monitoring.alarm_monitor import AlarmMonitor
+from tuneloop.learner.ledger.reports import alarm_figures, traffic
+from tuneloop.learner.monitoring.alarm_monitor import AlarmMonitor, show_answers
 from tuneloop.learner.stats.intervals import Sums
 
 
@@ -90,6 +90,14 @@ ONCE, AGAIN = Sums.of([0.0, 0.1] * 50), Sums.of([0.5, 0.6] * 50)
             [],
             id="less-repetition",
         ),
+        pytest.param(
+            Seen(
+                newest=Figures(length=SHORT, thought_length=LONG, thought_repetition=AGAIN),
+                before=Figures(length=SHORT, thought_length=SHORT, thought_repetition=ONCE),
+            ),
+            ["thought_length", "thought_repetition"],
+            id="thoughts-alone",
+        ),
     ],
 )
 def test_alarms(seen: Seen, names: list[str]) -> None:
@@ -123,6 +131,22 @@ def test_figures_of_the_newest_versions_and_of_those_before(parts: Parts) -> Non
     assert (seen.newest.reward.mean, seen.before.reward.mean) == (5.5, 0.5)
     assert (seen.newest.length.mean, seen.newest.repetition.mean) == (20.0, 0.0)
     assert sum(seen.thumbs_by_user.values()) == 50
+
+
+def test_thoughts_and_answers_are_told_apart(parts: Parts) -> None:
+    """A thought of eight tokens that says 1 2 twice, an answer of four: 2 of 5 4-grams are old."""
+    tokens = (1, 2, 1, 2, 1, 2, 1, 2, 5, 6, 7, 8)
+    rollouts = [make_rollout(f"c{n}", completion=tokens, thought=8) for n in range(2)]
+    recorder.record_rollouts(parts.database, rollouts, 0.0)
+    newest = alarm_figures.seen(parts.database, least=30, window=50).newest
+    assert (newest.length.mean, newest.repetition.mean) == (4.0, 0.0)
+    assert newest.thought_length.mean == 8.0
+    assert newest.thought_repetition.mean == pytest.approx(3 / 5)
+    of_version = traffic.traffic(parts.database, [0])[0]
+    assert (of_version.length.value, of_version.thought_length.value) == (4.0, 8.0)
+    show_answers(newest)
+    shown = metrics.answer_length.labels("thought"), metrics.answer_repetition.labels("thought")
+    assert [gauge._value.get() for gauge in shown] == [8.0, pytest.approx(3 / 5)]
 
 
 def test_an_alarm_is_told_once_and_outlives_a_restart(

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tuneloop.errors import InvalidRequest, SettingsError
 from tuneloop.learner.objectives.kto import plan_kto
-from tuneloop.learner.samples import PolicySample, ScoredGroup, at_temperature_one
+from tuneloop.learner.samples import PolicySample, ScoredGroup
+from tuneloop.learner.samples.learned_tokens import at_temperature_one
 from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.settings import RewardTrainerSettings, TrainerSettings
 from tuneloop.policies import WeightsKind

@@ -32,6 +32,8 @@ EMPTY: dict[str, Any] = {
     "messages": "[]",
     "prompt_text": "",
     "completion_text": "",
+    "reasoning_text": "",
+    "reasoning_tokens": 0,
     "prompt_tokens": b"",
     "completion_tokens": b"",
     "generation_logprobs": b"",

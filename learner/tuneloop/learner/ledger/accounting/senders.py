@@ -1,6 +1,7 @@
-"""The feedback of one API key or one tenant: what it trained, and how all of it is taken back.
+"""The feedback of one API key, tenant or tag: what it trained, and how all of it is taken back.
 
-Only feedback has a sender. What others said about answers that a key asked for is theirs.
+Only feedback has a key and a tenant. What others said about answers that a key asked for is theirs.
+A tag is of requests: its feedback is what anybody said about their answers.
 """
 
 from collections import Counter
@@ -22,24 +23,30 @@ from tuneloop.learner.ledger.accounting.version_shares import (
 )
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events.lifecycle import ROWS_AT_ONCE, record_retractions
-from tuneloop.learner.ledger.rows import moment
-from tuneloop.learner.ledger.schema import feedback, samples, uses
+from tuneloop.learner.ledger.rows import has_tags, moment
+from tuneloop.learner.ledger.schema import feedback, rollouts, samples, uses
 from tuneloop.learner.samples import ModelRole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sender:
-    """An API key, by name or id, or else a tenant."""
+    """An API key, by name or id, else a tag of requests, else a tenant."""
 
     api_key: str = ""
     tenant: str = ""
+    tag: tuple[str, str] | None = None
+    """Name and value."""
 
     def __str__(self) -> str:
+        if self.tag is not None:
+            return f"tag {'='.join(self.tag)!r}"
         return f"key {self.api_key!r}" if self.api_key else f"tenant {self.tenant!r}"
 
     @property
     def given(self) -> Any:
         """Select the feedback that they gave."""
+        if self.tag is not None:
+            return feedback.c.completion_id.in_(self.answers)
         if self.api_key:
             return or_(
                 feedback.c.api_key_id == self.api_key, feedback.c.api_key_name == self.api_key
@@ -47,8 +54,18 @@ class Sender:
         return feedback.c.tenant == self.tenant
 
     @property
+    def answers(self) -> Any:
+        """Select the ids of the answers to requests with the tag."""
+        assert self.tag is not None
+        return select(rollouts.c.completion_id).where(has_tags(rollouts.c.tags, dict([self.tag])))
+
+    @property
     def made(self) -> Any:
         """Select the samples of their feedback, and pairs of siblings it is half of."""
+        if self.tag is not None:
+            return or_(
+                samples.c.completion_id.in_(self.answers), samples.c.rejected_id.in_(self.answers)
+            )
         theirs = select(feedback.c.feedback_id).where(self.given)
         return or_(samples.c.feedback_id.in_(theirs), is_pair_of_thumb(self.given))
 

@@ -125,7 +125,8 @@ class Answer:
     """A completion of a request, as `rollouts` stores its tokens."""
 
     prompt_tokens: bytes
-    completion_tokens: bytes
+    answer_tokens: bytes
+    """Without those of its thought."""
 
 
 def samples_of(row: Row, now: float, rules: SampleRules = STANDARD) -> list[Row]:
@@ -261,8 +262,8 @@ def scored_sample(row: Row, objective: str, now: float) -> Row:
 def opposites(connection: Connection, siblings: Mapping[str, Answer], now: float) -> dict[str, Row]:
     """Return the pairs that opposite thumbs imply, by sample id; each weighs 1 by itself.
 
-    Completions with the same tokens are one answer, which was liked once and disliked once: there
-    is nothing to prefer.
+    Answers with the same tokens are one, which was liked once and disliked once: there is nothing
+    to prefer.
     """
     votes = connection.execute(
         select(feedback)
@@ -282,7 +283,7 @@ def opposites(connection: Connection, siblings: Mapping[str, Answer], now: float
             opposite = chosen.user_hash == rejected.user_hash and chosen.up and not rejected.up
             liked, disliked = siblings[chosen.completion_id], siblings[rejected.completion_id]
             same_prompt = liked.prompt_tokens == disliked.prompt_tokens
-            differ = liked.completion_tokens != disliked.completion_tokens
+            differ = liked.answer_tokens != disliked.answer_tokens
             if opposite and same_prompt and differ:
                 pair = _siblings(chosen, rejected, now)
                 pairs[pair["sample_id"]] = pair

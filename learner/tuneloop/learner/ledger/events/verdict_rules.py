@@ -33,7 +33,7 @@ from tuneloop.learner.ledger.events.sample_rules import (
     Answer,
     opposites,
 )
-from tuneloop.learner.ledger.rows import Row, insert_new
+from tuneloop.learner.ledger.rows import Row, answer_tokens, insert_new
 from tuneloop.learner.ledger.schema import rollouts, samples
 from tuneloop.learner.samples import Objective, SampleState
 
@@ -90,10 +90,11 @@ def _set(connection: Connection, found: Row, objective: str, **values: Any) -> N
 
 def settle_siblings(connection: Connection, group_id: str, now: float) -> None:
     """Make the pairs that opposite thumbs on one request's completions imply; supersede others."""
-    tokens = (rollouts.c.prompt_tokens, rollouts.c.completion_tokens)
+    tokens = (rollouts.c.prompt_tokens, rollouts.c.completion_tokens, rollouts.c.reasoning_tokens)
     siblings = {
         row.completion_id: Answer(
-            prompt_tokens=row.prompt_tokens, completion_tokens=row.completion_tokens
+            prompt_tokens=row.prompt_tokens,
+            answer_tokens=answer_tokens(row.completion_tokens, row.reasoning_tokens),
         )
         for row in connection.execute(
             select(rollouts.c.completion_id, *tokens).where(rollouts.c.group_id == group_id)

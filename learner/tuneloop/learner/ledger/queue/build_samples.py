@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -9,9 +10,10 @@ from sqlalchemy import Connection, select
 
 from tuneloop.learner.ledger.queue import agreement, ratings
 from tuneloop.learner.ledger.queue.ratings import Ratings
-from tuneloop.learner.ledger.rows import unpack_ids, unpack_logprobs
+from tuneloop.learner.ledger.rows import answer_tokens, unpack_ids, unpack_logprobs
 from tuneloop.learner.ledger.schema import rankings, rollouts, scores
 from tuneloop.learner.samples import (
+    JUDGED_OBJECTIVES,
     SCORED_OBJECTIVES,
     CommentedSample,
     DemonstrationSample,
@@ -27,9 +29,9 @@ from tuneloop.learner.samples import (
     ScoredSample,
     ThumbSample,
     TokenSequence,
-    at_temperature_one,
 )
-from tuneloop.rollouts import ChatMessage, FinishReason, prompt_as_text
+from tuneloop.learner.samples.learned_tokens import at_temperature_one
+from tuneloop.rollouts import ChatMessage, FinishReason, RolloutSource, prompt_as_text
 
 Sample = PolicySample | RewardSample
 
@@ -37,8 +39,11 @@ Sample = PolicySample | RewardSample
 class EditTokens(Protocol):
     """Tokenizes what users write of answers, with the policy's tokenizer."""
 
-    def __call__(self, text: str, original: Sequence[int]) -> tuple[int, ...]:
-        """Return the tokens of an edited answer and its end of turn, given the original's."""
+    def __call__(self, text: str, original: Sequence[int], thought: int = 0) -> tuple[int, ...]:
+        """Return the tokens of an edited answer and its end of turn, given the original's.
+
+        The first `thought` of the original's are its thought, which comes before the edit too.
+        """
         ...
 
     def hinted(
@@ -68,10 +73,29 @@ def problem_of(row: Any) -> str | None:
             )
         if not row.chosen_generation_logprobs:
             return "no policy sampled it: no importance ratio is defined"
+    if row.objective in JUDGED_OBJECTIVES and lacks_answer(row):
+        return "the answer was cut off in its thought: there is nothing to learn from"
     edited = row.kind == "edit" and row.objective != Objective.SFT
     if edited and text_of(row) == row.chosen_completion_text:
         return "the edit is the answer as it was"
     return None
+
+
+def lacks_answer(row: Any) -> bool:
+    """Return whether a judged rollout, or the other one of a pair, is a thought and no more."""
+    is_pair = row.rejected_id is not None and row.kind != "follow_up"
+    return any(
+        row._mapping[f"{which}_reasoning_tokens"] and not answer_of(row, which)
+        for which in ("chosen", *["rejected"] * is_pair)
+    )
+
+
+def answer_of(row: Any, which: str = "chosen") -> bytes:
+    """Return the tokens of a rollout's answer as they are stored, without those of its thought."""
+    columns = row._mapping
+    return answer_tokens(
+        columns[f"{which}_completion_tokens"], columns[f"{which}_reasoning_tokens"]
+    )
 
 
 def problem_of_pair(row: Any) -> str | None:
@@ -80,7 +104,7 @@ def problem_of_pair(row: Any) -> str | None:
         return "a completion compared with itself"
     if row.chosen_prompt_tokens != row.rejected_prompt_tokens:
         return "the completions answer different prompts"
-    if row.chosen_completion_tokens == row.rejected_completion_tokens:
+    if answer_of(row) == answer_of(row, "rejected"):
         return "the completions have the same tokens"
     return None
 
@@ -123,7 +147,14 @@ class Builder:
                     weight=row.weight,
                 )
             case Objective.SFT:
-                return DemonstrationSample(sample_id=row.sample_id, sequence=self._edited(row))
+                return DemonstrationSample(
+                    sample_id=row.sample_id,
+                    sequence=self._edited(row),
+                    shows_thought=bool(
+                        row.chosen_source == RolloutSource.IMPORT
+                        and row.chosen_reasoning_text.strip()
+                    ),
+                )
             case Objective.DPO:
                 return self._pair(row)
             case Objective.SDFT:
@@ -189,15 +220,12 @@ class Builder:
         )
 
     def _edited(self, row: Any) -> TokenSequence:
-        """Return the edited answer after the rollout's prompt."""
+        """Return the edited answer after the rollout's prompt and its thought."""
         assert self._edit_tokens is not None, "edits are taken with the policy's tokenizer"
         original = judged_sequence(row, "chosen")
-        return TokenSequence(
-            prompt_token_ids=original.prompt_token_ids,
-            completion_token_ids=self._edit_tokens(text_of(row), original.completion_token_ids),
-            generation_logprobs=(),
-            temperature=original.temperature,
-        )
+        thought = original.reasoning_tokens
+        edited = self._edit_tokens(text_of(row), original.completion_token_ids, thought)
+        return replace(original, completion_token_ids=edited, generation_logprobs=())
 
     def _reward_sample(self, row: Any) -> RewardSample:
         common = {"sample_id": row.sample_id, "prompt": prompt_of(row), "weight": row.weight}
@@ -258,6 +286,7 @@ def sequence_of(row: Any, which: str) -> TokenSequence:
         completion_token_ids=unpack_ids(columns[f"{which}_completion_tokens"]),
         generation_logprobs=unpack_logprobs(columns[f"{which}_generation_logprobs"]),
         temperature=columns[f"{which}_temperature"] or 1.0,
+        reasoning_tokens=columns[f"{which}_reasoning_tokens"],
     )
 
 

@@ -17,7 +17,6 @@ from tuneloop.learner.samples import (
     Objective,
     Reference,
     TokenSequence,
-    as_compared,
     sequences_of,
 )
 
@@ -29,8 +28,9 @@ Compute = Callable[[Sequence[TokenSequence]], Sequence[Reference]]
 def describe(database: Database, given: Mapping[str, Sequence[Any]], compute: Compute) -> bool:
     """Store features of thumbs and pairs that have none; return whether there were any such.
 
-    Those of a pair are the chosen answer's minus the rejected one's. The log-probs of the same pass
-    are stored too: the step needs them.
+    The samples are given as a step learns from them (`Trainer.as_learned`). Features of a pair are
+    the chosen answer's minus the rejected one's. The log-probs of the same pass are stored too: the
+    step needs them.
     """
     missing = [
         (objective, sample)
@@ -39,8 +39,7 @@ def describe(database: Database, given: Mapping[str, Sequence[Any]], compute: Co
     ]
     if not missing:
         return False
-    compared = [(objective, as_compared(sample)) for objective, sample in missing]
-    sequences = {key_of(s): s for _, sample in compared for s in sequences_of(sample)}
+    sequences = {key_of(s): s for _, sample in missing for s in sequences_of(sample)}
     try:
         references = compute(list(sequences.values()))
     except (RuntimeError, MemoryError) as error:
@@ -51,7 +50,7 @@ def describe(database: Database, given: Mapping[str, Sequence[Any]], compute: Co
     logprobs = {key: reference.logprobs for key, reference in found.items() if reference.logprobs}
     save_logprobs(database, logprobs)
     with database.write() as connection:
-        for objective, sample in compared:
+        for objective, sample in missing:
             numbers, *others = (found[key_of(s)].features for s in sequences_of(sample))
             if others:
                 numbers = tuple(a - b for a, b in zip(numbers, others[0], strict=False))

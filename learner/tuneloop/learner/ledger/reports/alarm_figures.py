@@ -11,7 +11,13 @@ from tuneloop.learner.guards.metric_fall import MetricFall
 from tuneloop.learner.ledger.accounting import steps
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.reports import evaluations
-from tuneloop.learner.ledger.reports.answers import last_thumbs, length, of_users, of_versions
+from tuneloop.learner.ledger.reports.answers import (
+    last_thumbs,
+    length,
+    of_users,
+    of_versions,
+    thought_length,
+)
 from tuneloop.learner.ledger.rows import unpack_ids
 from tuneloop.learner.ledger.schema import feedback, rollouts, scores
 from tuneloop.learner.samples import ModelRole
@@ -97,21 +103,29 @@ def _figures(database: Database, versions: Collection[int]) -> Figures:
     if not versions:
         return Figures()
     chosen = of_versions(versions)
-    lengths = select(func.count(), func.sum(length), func.sum(length * length)).where(chosen)
     latest = (
-        select(rollouts.c.completion_tokens)
+        select(rollouts.c.completion_tokens, rollouts.c.reasoning_tokens)
         .where(chosen)
         .order_by(rollouts.c.finished_time.desc(), rollouts.c.completion_id)
         .limit(ANSWERS)
     )
     with database.read() as connection:
-        tokens = connection.execute(latest).scalars().all()
+        written = [
+            (unpack_ids(row.completion_tokens), row.reasoning_tokens)
+            for row in connection.execute(latest)
+        ]
         return Figures(
             thumbs=_sums(connection.execute(_thumbs(chosen)).one()),
             reward=_sums(connection.execute(_rewards(chosen)).one()),
-            length=_sums(connection.execute(lengths).one()),
-            repetition=Sums.of(repetition(unpack_ids(blob)) for blob in tokens),
+            length=_sums(connection.execute(_lengths(chosen, length)).one()),
+            repetition=Sums.of(repetition(tokens[thought:]) for tokens, thought in written),
+            thought_length=_sums(connection.execute(_lengths(chosen, thought_length)).one()),
+            thought_repetition=Sums.of(repetition(tokens[:thought]) for tokens, thought in written),
         )
+
+
+def _lengths(chosen: Any, tokens: Any) -> Any:
+    return select(func.count(), func.sum(tokens), func.sum(tokens * tokens)).where(chosen)
 
 
 def _thumbs(chosen: Any) -> Any:

@@ -20,8 +20,10 @@ BYTES_PER_TOKEN = 4
 SESSION = (feedback.c.session_id, feedback.c.tenant)
 
 of_users = rollouts.c.source == RolloutSource.USER.value
-length = func.length(rollouts.c.completion_tokens) / BYTES_PER_TOKEN
-"""The length of an answer in tokens."""
+thought_length = rollouts.c.reasoning_tokens
+"""The length of the thought before an answer, in tokens."""
+length = func.length(rollouts.c.completion_tokens) / BYTES_PER_TOKEN - thought_length
+"""The length of an answer in tokens, without its thought."""
 
 
 def of_versions(versions: Collection[int]) -> Any:
@@ -74,6 +76,7 @@ def sampled_plainly(database: Database, version: int, *, tokens: int) -> list[To
                     completion_token_ids=unpack_ids(row.completion_tokens),
                     generation_logprobs=logprobs,
                     temperature=row.temperature,
+                    reasoning_tokens=row.reasoning_tokens,
                 )
             )
             tokens -= len(logprobs)

@@ -47,7 +47,9 @@ class Evaluation:
     reward: MeanWithMargin | None
     """None before an answer was scored."""
     length: MeanWithMargin
-    """In tokens."""
+    """Of answers, in tokens."""
+    thought_length: MeanWithMargin
+    """Of the thoughts before them."""
     kl: float | None
     """In nats per token; None before the reference log-probs of every answer are known."""
     reward_model_version: int
@@ -60,13 +62,15 @@ def evaluate(database: Database, version: int) -> Evaluation | None:
     if not found:
         return None
     rewards = [answer.reward for answer in found if answer.reward is not None]
-    lengths = [float(len(answer.sequence.completion_token_ids)) for answer in found]
+    thoughts = [answer.sequence.reasoning_tokens for answer in found]
+    whole = [len(answer.sequence.completion_token_ids) for answer in found]
     return Evaluation(
         policy_version=version,
         prompts=len(found),
         scored=len(rewards),
         reward=MeanWithMargin.of(rewards) if rewards else None,
-        length=MeanWithMargin.of(lengths),
+        length=MeanWithMargin.of([float(a - b) for a, b in zip(whole, thoughts, strict=True)]),
+        thought_length=MeanWithMargin.of([float(count) for count in thoughts]),
         kl=_kl([answer.sequence for answer in found]),
         reward_model_version=max(answer.reward_model_version for answer in found),
     )
@@ -159,6 +163,7 @@ def _sequence(row: Any) -> TokenSequence:
         completion_token_ids=unpack_ids(row.completion_tokens),
         generation_logprobs=unpack_logprobs(row.generation_logprobs),
         temperature=row.temperature or 1.0,
+        reasoning_tokens=row.reasoning_tokens,
     )
 
 

@@ -8,6 +8,12 @@
 | metrics | prompt, completion, name, value, type; feedback_id, policy_version, accepted_time |
 | rollouts | prompt, completion, reward; versions, finish_reason, completion_id, finished_time |
 
+Every row also has `reasoning_text`, what a model that reasons thought before the answer, and pairs
+`rejected_reasoning_text`; empty where there is none.
+
+The last column of each is tags, what the application noted about the request: texts `name=value`,
+as the columns of an object would differ from row to row.
+
 Rows are what users say now: the last word of each, nothing retracted or expired, nothing of prompts
 that are held out. Prompts and answers are conversations where every prompt was one; else all are
 texts, prompts as the model was given them, so that a file's columns have one type.
@@ -15,7 +21,7 @@ texts, prompts as the model was given them, so that a file's columns have one ty
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import and_, case, func, or_, select
@@ -25,7 +31,7 @@ from tuneloop.feedback import FeedbackStatus
 from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.queue.build_samples import problem_of, text_of
 from tuneloop.learner.ledger.queue.ready import COLUMNS, LAST_WORD, chosen, ready_samples
-from tuneloop.learner.ledger.rows import compact, moment
+from tuneloop.learner.ledger.rows import compact, has_tags, moment
 from tuneloop.learner.ledger.schema import feedback, held_out, samples, scores
 from tuneloop.learner.samples import Objective
 from tuneloop.rollouts import RolloutSource
@@ -56,6 +62,8 @@ class Wanted:
     """Of the answer, or of the chosen one; None takes all."""
     since: float | None = None
     """Seconds since the epoch at which feedback was accepted or a rollout finished."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Of the request; all of them."""
 
 
 def pages(database: Database, wanted: Wanted) -> Iterator[list[str]]:
@@ -197,6 +205,8 @@ def narrowed(
         query = query.where(chosen.c.messages == "[]")
     if wanted.policy_version is not None:
         query = query.where(chosen.c.policy_version == wanted.policy_version)
+    if wanted.tags:
+        query = query.where(has_tags(chosen.c.tags, wanted.tags))
     if wanted.since is not None:
         query = query.where(time >= wanted.since)
     if after is not None:
@@ -223,12 +233,18 @@ class Texts:
         """An answer to it."""
         return [{"role": "assistant", "content": text}] if self._conversational else text
 
+    @property
+    def thought(self) -> str:
+        """What the model thought before the answer; empty: nothing."""
+        return str(self.row.chosen_reasoning_text)
+
     def of_feedback(self) -> Row:
         """Where the row comes from."""
         return {
             "feedback_id": self.row.feedback_id,
             "policy_version": version_or_none(self.row.chosen_policy_version),
             "accepted_time": moment(self.row.accepted_time).isoformat(),
+            "tags": tags_in(self.row),
         }
 
 
@@ -243,6 +259,8 @@ def pair(texts: Texts) -> Row:
             row.chosen_completion_text if edited else row.rejected_completion_text
         ),
         "kind": row.feedback_kind or "thumb",
+        "reasoning_text": texts.thought,
+        "rejected_reasoning_text": texts.thought if edited else row.rejected_reasoning_text,
         **texts.of_feedback(),
     }
 
@@ -253,6 +271,7 @@ def thumb(texts: Texts) -> Row:
         "prompt": texts.prompt,
         "completion": texts.answer(texts.row.chosen_completion_text),
         "label": texts.row.verdict == "up",
+        "reasoning_text": texts.thought,
         **texts.of_feedback(),
     }
 
@@ -262,6 +281,7 @@ def demonstration(texts: Texts) -> Row:
     return {
         "prompt": texts.prompt,
         "completion": texts.answer(text_of(texts.row)),
+        "reasoning_text": texts.thought,
         **texts.of_feedback(),
     }
 
@@ -274,6 +294,7 @@ def metric(texts: Texts) -> Row:
         "name": texts.row.metric,
         "value": texts.row.measured,
         "type": "boolean" if texts.row.is_boolean else "number",
+        "reasoning_text": texts.thought,
         **texts.of_feedback(),
     }
 
@@ -284,6 +305,7 @@ def rollout(texts: Texts) -> Row:
     return {
         "prompt": texts.prompt,
         "completion": texts.answer(row.chosen_completion_text),
+        "reasoning_text": texts.thought,
         "reward": row.reward,
         "reward_model_version": row.reward_model_version,
         "policy_version": row.chosen_policy_version,
@@ -291,7 +313,13 @@ def rollout(texts: Texts) -> Row:
         "finish_reason": row.chosen_finish_reason,
         "completion_id": row.chosen_completion_id,
         "finished_time": moment(row.chosen_finished_time).isoformat(),
+        "tags": tags_in(row),
     }
+
+
+def tags_in(row: Any) -> list[str]:
+    """The tags of an answer's request."""
+    return [f"{name}={value}" for name, value in json.loads(row.chosen_tags).items()]
 
 
 def version_or_none(version: int) -> int | None:

@@ -1,7 +1,7 @@
 """Feedback as people browse it: newest first, with its texts and the versions that used it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from sqlalchemy import Connection, and_, or_, select
 from tuneloop.errors import InvalidRequest
 from tuneloop.feedback import Feedback, FeedbackKind, FeedbackStatus, type_of_kind
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.rows import moment
+from tuneloop.learner.ledger.rows import has_tags, moment
 from tuneloop.learner.ledger.schema import feedback, rollouts, samples, uses
 from tuneloop.learner.samples import ModelRole
 from tuneloop.rollouts import ChatMessage
@@ -27,6 +27,8 @@ class FeedbackFilters:
     user_hash: str | None = None
     status: FeedbackStatus | None = None
     feedback_id: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Of the request that was answered; all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,8 @@ class FeedbackEntry:
     prompt_text: str = ""
     """Empty until a rollout it refers to is recorded."""
     completions: tuple[JudgedCompletion, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Of the request that was answered; of several answers the chosen or first one's."""
     used_by_versions: tuple[int, ...] = field(default=())
 
 
@@ -78,10 +82,11 @@ def browse(
     ):
         if value is not None:
             query = query.where(column == value)
+    if filters.policy_version is not None or filters.tags:
+        query = query.join(rollouts, rollouts.c.completion_id == feedback.c.completion_id)
+        query = query.where(has_tags(rollouts.c.tags, filters.tags))
     if filters.policy_version is not None:
-        query = query.join(rollouts, rollouts.c.completion_id == feedback.c.completion_id).where(
-            rollouts.c.policy_version == filters.policy_version
-        )
+        query = query.where(rollouts.c.policy_version == filters.policy_version)
     with database.read() as connection:
         rows = connection.execute(query.limit(limit + 1)).all()
         items = described(connection, policy, rows[:limit])
@@ -119,18 +124,21 @@ def place_of(before: str) -> tuple[float, str]:
 
 def described(connection: Connection, policy: str, rows: Sequence[Any]) -> list[FeedbackEntry]:
     """Return rows of `feedback` with the rollouts they refer to and the versions that used them."""
-    about = {row.feedback_id: json.loads(row.completion_ids) for row in rows}
-    ids = sorted({completion for named in about.values() for completion in named})
-    columns = ("completion_id", "messages", "prompt_text", "completion_text", "policy_version")
+    named = {row.feedback_id: json.loads(row.completion_ids) for row in rows}
+    ids = sorted({completion for several in named.values() for completion in several})
+    texts = ("messages", "prompt_text", "completion_text")
+    columns = ("completion_id", *texts, "policy_version", "tags")
     query = select(*(rollouts.c[name] for name in columns)).where(rollouts.c.completion_id.in_(ids))
     known = {row.completion_id: row for row in connection.execute(query)}
     used = versions_by_feedback(connection, rows)
     items = []
     for row in rows:
-        found = [known[i] for i in about[row.feedback_id] if i in known]
+        found = [known[i] for i in named[row.feedback_id] if i in known]
         # The last turn of a session was told all that was said before; else there is one prompt.
         asked = found[-1] if found else None
         turns = json.loads(asked.messages) if asked else []
+        # As for the filter: of a session the ledger notes the last turn.
+        about = known.get(row.completion_id)
         items.append(
             FeedbackEntry(
                 feedback=feedback_of(row, policy),
@@ -145,6 +153,7 @@ def described(connection: Connection, policy: str, rows: Sequence[Any]) -> list[
                     )
                     for rollout in found
                 ),
+                tags=json.loads(about.tags) if about else {},
                 used_by_versions=tuple(sorted(used.get(row.feedback_id, ()))),
             )
         )

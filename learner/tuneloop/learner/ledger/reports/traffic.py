@@ -11,7 +11,13 @@ from typing import Any
 from sqlalchemy import Connection, case, func, select
 
 from tuneloop.learner.ledger.database import Database
-from tuneloop.learner.ledger.reports.answers import last_metrics, last_thumbs, length, of_versions
+from tuneloop.learner.ledger.reports.answers import (
+    last_metrics,
+    last_thumbs,
+    length,
+    of_versions,
+    thought_length,
+)
 from tuneloop.learner.ledger.schema import rollouts, scores
 from tuneloop.learner.stats.intervals import MeanWithMargin, Sums
 
@@ -36,7 +42,9 @@ class Traffic:
 
     rollouts: int
     length: MeanWithMargin
-    """In tokens."""
+    """Of answers, in tokens."""
+    thought_length: MeanWithMargin
+    """Of the thoughts before them."""
     reward: MeanWithMargin | None
     """None before an answer was scored."""
     thumbs_up: int
@@ -48,7 +56,8 @@ class Traffic:
 def traffic(database: Database, versions: Sequence[int]) -> dict[int, Traffic]:
     """Return the figures of each of these versions that has answered."""
     with database.read() as connection:
-        lengths = _lengths(connection, versions)
+        lengths = _lengths(connection, versions, length)
+        thoughts = _lengths(connection, versions, thought_length)
         rewards = _rewards(connection, versions)
         thumbs = _thumbs(connection, versions)
         metrics = _metrics(connection, versions)
@@ -58,6 +67,7 @@ def traffic(database: Database, versions: Sequence[int]) -> dict[int, Traffic]:
         found[version] = Traffic(
             rollouts=row.number,
             length=_mean(row),
+            thought_length=_mean(thoughts[version]),
             reward=rewards.get(version),
             thumbs_up=up,
             thumbs_down=down,
@@ -72,13 +82,13 @@ def _mean(row: Any) -> MeanWithMargin:
     return MeanWithMargin.of_sums(sums)
 
 
-def _lengths(connection: Connection, versions: Sequence[int]) -> dict[int, Any]:
+def _lengths(connection: Connection, versions: Sequence[int], tokens: Any) -> dict[int, Any]:
     query = (
         select(
             rollouts.c.policy_version,
             func.count().label("number"),
-            func.sum(length).label("total"),
-            func.sum(length * length).label("squares"),
+            func.sum(tokens).label("total"),
+            func.sum(tokens * tokens).label("squares"),
         )
         .where(of_versions(versions))
         .group_by(rollouts.c.policy_version)

@@ -137,6 +137,7 @@ class JudgedSource:
             pair
             for start in range(0, len(completions), size)
             for pair in combinations(completions[start : start + size], 2)
+            if all(completion.has_answer for completion in pair)
         ]
         questions = [(a.row.asked.text, a.sampled.text, b.sampled.text) for a, b in pairs]
         found = self._verdicts.ask(questions)
@@ -147,7 +148,7 @@ class JudgedSource:
         ]
         figures = {**completion_figures(completions, [None] * len(completions))}
         figures.pop("unscored_fraction")
-        figures["decided_fraction"] = len(samples) / len(pairs)
+        figures["decided_fraction"] = len(samples) / max(1, len(pairs))
         if samples:
             figures["judge_confidence"] = mean([p.confidence for p in found if p.chosen])
         return TrainStep(

@@ -32,6 +32,11 @@ class SampledCompletion:
         reason = "stop" if self.sampled.stopped else "length"
         return RewardInput(row=self.row, completion=self.sampled.text, finish_reason=reason)
 
+    @property
+    def has_answer(self) -> bool:
+        """Whether it got beyond its thought."""
+        return len(self.sampled.token_ids) > self.sampled.reasoning_tokens
+
     def sequence(self, temperature: float) -> TokenSequence:
         """Return the completion as tokens to learn from."""
         return TokenSequence(
@@ -39,6 +44,7 @@ class SampledCompletion:
             completion_token_ids=self.sampled.token_ids,
             generation_logprobs=self.sampled.logprobs,
             temperature=temperature,
+            reasoning_tokens=self.sampled.reasoning_tokens,
         )
 
 
@@ -83,6 +89,17 @@ def sample_completions(
     ]
 
 
+def score_completions(
+    rewards: Rewards, completions: Sequence[SampledCompletion], *, learns_thoughts: bool
+) -> list[float | None]:
+    """Return the reward of each; None where it has none, or has nothing that could be learned."""
+    scores = rewards.score([completion.answer for completion in completions])
+    return [
+        score if learns_thoughts or completion.has_answer else None
+        for completion, score in zip(completions, scores, strict=True)
+    ]
+
+
 class OnPolicySource:
     """Scored completions of the policy itself, at each step."""
 
@@ -96,8 +113,10 @@ class OnPolicySource:
         rewards: Rewards,
         samples_per_prompt: int,
         temperature: float,
+        learns_thoughts: bool = True,
     ) -> None:
         """`objective` is of scored completions or groups; `order` is over prompts."""
+        self._learns_thoughts = learns_thoughts
         self._objective = objective
         self._rows = rows
         self._order = order
@@ -117,7 +136,9 @@ class OnPolicySource:
             return None
         rows = [self._rows[i] for i in self._order.rows(step)]
         completions = self._sampler.sample(rows, f"step {step}")
-        rewards = self._rewards.score([completion.answer for completion in completions])
+        rewards = score_completions(
+            self._rewards, completions, learns_thoughts=self._learns_thoughts
+        )
         groups = [
             self._group(completions[start : start + self._samples_per_prompt], rewards[start:])
             for start in range(0, len(completions), self._samples_per_prompt)
@@ -170,6 +191,8 @@ def completion_figures(
         "completion_length": mean([len(a.sampled.token_ids) for a in completions]),
         "stopped_fraction": mean([a.sampled.stopped for a in completions]),
     }
+    if any(a.sampled.reasoning_tokens for a in completions):
+        figures["thought_length"] = mean([a.sampled.reasoning_tokens for a in completions])
     if known:
         figures["reward"] = mean(known)
         figures["reward_deviation"] = mean([(r - figures["reward"]) ** 2 for r in known]) ** 0.5

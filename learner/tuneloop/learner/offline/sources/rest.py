@@ -16,7 +16,11 @@ from tuneloop.errors import FailedPrecondition
 from tuneloop.learner.data.prompt_rows import PromptRow
 from tuneloop.learner.offline.run.folder import read_json, write_json
 from tuneloop.learner.offline.sources.base import RowOrder, TrainStep
-from tuneloop.learner.offline.sources.on_policy import CompletionSampler, completion_figures
+from tuneloop.learner.offline.sources.on_policy import (
+    CompletionSampler,
+    completion_figures,
+    score_completions,
+)
 from tuneloop.learner.offline.sources.rewards import Rewards
 from tuneloop.learner.samples import DemonstrationSample, Objective, TokenSequence
 
@@ -85,8 +89,10 @@ class RestSource:
         rewards: Rewards,
         folder: Path,
         samples_per_prompt: int,
+        learns_thoughts: bool = True,
     ) -> None:
         """Grown data sets are kept in `folder`: they cannot be made again with later weights."""
+        self._learns_thoughts = learns_thoughts
         self._rows = rows
         self._plan = plan
         self._sampler = sampler
@@ -144,7 +150,9 @@ class RestSource:
         """Sample and score completions of every prompt with the weights as they are."""
         number = len(self._grown)
         completions = self._sampler.sample(self._rows, f"grow {number}")
-        rewards = self._rewards.score([completion.answer for completion in completions])
+        rewards = score_completions(
+            self._rewards, completions, learns_thoughts=self._learns_thoughts
+        )
         document = {
             "first_step": step,
             "figures": completion_figures(completions, rewards),
@@ -207,5 +215,8 @@ def demonstration(document: dict) -> DemonstrationSample:  # type: ignore[type-a
             completion_token_ids=tuple(document["completion_token_ids"]),
             generation_logprobs=(),
             temperature=document["temperature"],
+            reasoning_tokens=document.get("reasoning_tokens", 0),
         ),
+        # The reward that it was chosen for is what its thought led to.
+        shows_thought=True,
     )

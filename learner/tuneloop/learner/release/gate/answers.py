@@ -21,11 +21,12 @@ class Measures:
 
     answers: int
     length: float
-    """In tokens."""
+    """Of answers, in tokens."""
     repetition: float
     """Share of 4-grams of an answer that occurred in it before."""
     empty: float
-    """Share of answers without a visible character."""
+    """Share of answers without a visible character, those that were cut off in their thought among
+    them."""
     leaked: float
     """Share of answers with tokens of the chat template."""
     kl: float | None
@@ -35,6 +36,11 @@ class Measures:
     The answers are greedy, not sampled, so this says how sure the version is of what the base model
     would not say. It is large far from the base model, and may be below 0 close to it.
     """
+    thought_length: float = 0.0
+    """Of the thoughts before the answers, in tokens."""
+    thought_repetition: float = 0.0
+    cut_thoughts: float = 0.0
+    """Share of answers that are a thought and nothing else."""
 
 
 def measure(
@@ -47,19 +53,24 @@ def measure(
     `reference_logprobs` are the base model's, () where unknown; none to leave the KL out.
     """
     count = len(answers)
+    thoughts = [answer.token_ids[: answer.reasoning_tokens] for answer in answers]
+    said = [answer.token_ids[answer.reasoning_tokens :] for answer in answers]
     return Measures(
         answers=count,
-        length=math.fsum(len(answer.token_ids) for answer in answers) / count,
-        repetition=math.fsum(repetition(answer.token_ids) for answer in answers) / count,
+        length=math.fsum(map(len, said)) / count,
+        repetition=math.fsum(map(repetition, said)) / count,
         empty=sum(not answer.text.strip() for answer in answers) / count,
         leaked=sum(leaks(answer, special_ids) for answer in answers) / count,
         kl=_kl(answers, reference_logprobs) if reference_logprobs else None,
+        thought_length=math.fsum(map(len, thoughts)) / count,
+        thought_repetition=math.fsum(map(repetition, thoughts)) / count,
+        cut_thoughts=sum(bool(t) and not s for t, s in zip(thoughts, said, strict=True)) / count,
     )
 
 
 def leaks(answer: SampledAnswer, special_ids: Collection[int]) -> bool:
-    """Return whether tokens of the template occur in it, before the one that may end it."""
-    inside = answer.token_ids[:-1]
+    """Return whether tokens of the template occur in it, after its thought, before its end."""
+    inside = answer.token_ids[answer.reasoning_tokens : -1]
     return any(token in special_ids for token in inside) or bool(TEMPLATE.search(answer.text))
 
 

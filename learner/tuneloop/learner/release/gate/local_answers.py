@@ -8,10 +8,10 @@ them hold after a small step. Full weights could not be loaded beside those that
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tuneloop.files import write_file
 from tuneloop.learner.samples import SampledAnswer
@@ -82,17 +82,20 @@ class LocalAnswers:
             document = json.loads(self._path(version).read_text())
             if document["asked"] != self._asked:
                 return None
-        except (FileNotFoundError, TypeError):
-            # Earlier releases did not save what was asked, so their file holds a bare list.
+            return [_answer(row) for row in document["answers"]]
+        except (FileNotFoundError, TypeError, KeyError):
+            # Earlier releases did not save what was asked, so their file holds a bare list; later
+            # ones did not tell the thought from the answer.
             return None
-        return [
-            SampledAnswer(
-                text=row["text"],
-                token_ids=tuple(row["token_ids"]),
-                logprobs=tuple(row["logprobs"]),
-            )
-            for row in document["answers"]
-        ]
 
     def _path(self, version: int) -> Path:
         return self._folder / f"{version:08d}.json"
+
+
+def _answer(row: Mapping[str, Any]) -> SampledAnswer:
+    return SampledAnswer(
+        text=row["text"],
+        token_ids=tuple(row["token_ids"]),
+        logprobs=tuple(row["logprobs"]),
+        reasoning_tokens=row["reasoning_tokens"],
+    )

@@ -105,14 +105,20 @@ def _interval(found: PairedDifference) -> str:
 
 
 def _of_answers(candidate: Measures, stable: Measures, settings: GateSettings) -> Iterator[str]:
-    ratio = candidate.length / max(stable.length, 1.0)
-    if not settings.min_length_ratio <= ratio <= settings.max_length_ratio:
-        yield (
-            f"its answers are {ratio:.3g} times as long as the stable version's, not "
-            f"{settings.min_length_ratio:g} to {settings.max_length_ratio:g}"
-        )
+    for what, now, before in (
+        ("answers", candidate.length, stable.length),
+        ("thoughts", candidate.thought_length, stable.thought_length),
+    ):
+        ratio = now / max(before, 1.0)
+        # Where nothing was said before, nothing can be compared.
+        if before and not settings.min_length_ratio <= ratio <= settings.max_length_ratio:
+            yield (
+                f"its {what} are {ratio:.3g} times as long as the stable version's, not "
+                f"{settings.min_length_ratio:g} to {settings.max_length_ratio:g}"
+            )
     for name, what, most in (
         ("repetition", "repeated 4-grams", settings.max_repetition_rise),
+        ("thought_repetition", "repeated 4-grams in thoughts", settings.max_repetition_rise),
         ("empty", "empty answers", settings.max_broken_rise),
         ("leaked", "answers with tokens of the chat template", settings.max_broken_rise),
     ):
@@ -147,4 +153,6 @@ def _summary(examined: GateMeasurements) -> str:
         found.append("no scorer has anything to say yet")
     else:
         found.append(f"reward {reward.difference:+.3g} ({_interval(reward)})")
+    if examined.candidate is not None and (cut := examined.candidate.cut_thoughts):
+        found.append(f"{100 * cut:.0f} % of its answers were cut off in their thought")
     return f"within all bounds; {'; '.join(found)}"

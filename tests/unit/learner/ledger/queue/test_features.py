@@ -11,7 +11,8 @@ from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.queue import features, ready, ref_logprobs
 from tuneloop.learner.ledger.reports import rater_votes
-from tuneloop.learner.samples import Reference, TokenSequence, as_compared
+from tuneloop.learner.samples import Reference, TokenSequence
+from tuneloop.learner.samples.learned_tokens import as_learned
 
 
 def by_length(sequences: Sequence[TokenSequence]) -> list[Reference]:
@@ -61,9 +62,11 @@ def test_what_has_features_is_not_asked_for_again(ledger: Database) -> None:
 
 def test_the_step_finds_the_log_probs_of_the_same_pass(ledger: Database) -> None:
     """At temperature 1, as they are compared; the answers were sampled at 0.7."""
-    given = ready_samples(ledger)
-    features.describe(ledger, given, by_length)
-    compared = {name: [as_compared(sample) for sample in group] for name, group in given.items()}
+    compared = {
+        name: [as_learned(sample, "policy_gradient") for sample in group]
+        for name, group in ready_samples(ledger).items()
+    }
+    features.describe(ledger, compared, by_length)
     filled = ref_logprobs.with_references(
         ledger, compared, needed_by=("kto", "dpo"), compute=lambda missing: []
     )

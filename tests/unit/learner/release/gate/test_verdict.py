@@ -90,6 +90,28 @@ def test_answers_are_measured() -> None:
     )
 
 
+def test_thoughts_and_answers_are_measured_apart() -> None:
+    """A thought of eight tokens repeats three of its five 4-grams; the second never ended."""
+    thought = (1, 2, 1, 2, 1, 2, 1, 2)
+    answers = [
+        replace(answer(*thought, 5, 6, 7, 2), reasoning_tokens=8),
+        replace(answer(5, 9, 9, 9, text=""), reasoning_tokens=4),
+    ]
+    # The template's token 1 is the thought's own.
+    found = measure(answers, (), special_ids={1, 2})
+    assert found == Measures(
+        answers=2,
+        length=4 / 2,
+        repetition=0.0,
+        empty=1 / 2,
+        leaked=0.0,
+        kl=None,
+        thought_length=12 / 2,
+        thought_repetition=(3 / 5) / 2,
+        cut_thoughts=1 / 2,
+    )
+
+
 FINE = Measures(answers=12, length=20.0, repetition=0.1, empty=0.0, leaked=0.0, kl=0.2)
 PASSES = GateMeasurements(
     change=0.05,
@@ -118,6 +140,17 @@ def compared(low: float, high: float) -> PairedDifference:
         ({"kl": 1.01}, "KL to the base model is 1.01 nats per token, more than 1"),
         ({"kl": math.nan}, "KL to the base model is nan"),
         ({"candidate": replace(FINE, length=7.9)}, "0.395 times as long"),
+        (
+            {
+                "candidate": replace(FINE, thought_length=26.0),
+                "stable": replace(FINE, thought_length=10.0),
+            },
+            "its thoughts are 2.6 times as long",
+        ),
+        (
+            {"candidate": replace(FINE, thought_repetition=0.2)},
+            "repeated 4-grams in thoughts rose from 0.00 to 0.20",
+        ),
         ({"candidate": replace(FINE, length=51.0)}, "2.55 times as long"),
         ({"candidate": replace(FINE, repetition=0.26)}, "4-grams rose from 0.10 to 0.26"),
         ({"candidate": replace(FINE, empty=0.17)}, "empty answers rose from 0.00 to 0.17"),

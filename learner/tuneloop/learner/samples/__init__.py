@@ -92,6 +92,10 @@ class TokenSequence:
     ref_logprobs: tuple[float, ...] = ()
     """The reference policy's log-prob of each completion token at that temperature; empty where it
     has not been computed yet."""
+    reasoning_tokens: int = 0
+    """The first tokens of the completion that are its thought, delimiters included."""
+    thought_read: int = 0
+    """The last tokens of the prompt that are the completion's thought: see `learned_tokens`."""
 
 
 class Reference(NamedTuple):
@@ -114,6 +118,8 @@ class DemonstrationSample:
 
     sample_id: str
     sequence: TokenSequence
+    shows_thought: bool = False
+    """Whether its thought is as it should be too, and not one that the policy had."""
     weight: float = 1.0
     trust: float = 1.0
 
@@ -316,34 +322,15 @@ def with_ref_logprobs(sample: Any, find: Callable[[TokenSequence], tuple[float, 
     return sample
 
 
-def at_temperature_one(sequence: TokenSequence) -> TokenSequence:
-    """Return a judged sequence as preferences compare it: at temperature 1, as TRL does.
-
-    A gradient grows with 1/temperature: at the request's own, an answer sampled at 0.02 would
-    outvote its batch.
-    """
-    if sequence.temperature == 1.0:
-        return sequence
-    return replace(sequence, temperature=1.0, generation_logprobs=(), ref_logprobs=())
-
-
-def as_compared(sample: Any) -> Any:
-    """Return a preference or a demonstration at temperature 1, a scored completion as it is."""
-    match sample:
-        case PairSample():
-            chosen, rejected = map(at_temperature_one, (sample.chosen, sample.rejected))
-            return replace(sample, chosen=chosen, rejected=rejected)
-        case ThumbSample() | DemonstrationSample() | CommentedSample():
-            return replace(sample, sequence=at_temperature_one(sample.sequence))
-    return sample
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledAnswer:
     """A version's answer to one prompt."""
 
     text: str
+    """Without its thought."""
     token_ids: tuple[int, ...]
-    """With the token that ended it, if one did."""
+    """With its thought, and with the token that ended it, if one did."""
     logprobs: tuple[float, ...]
     """As sampled; one for each token."""
+    reasoning_tokens: int = 0
+    """The first tokens that are its thought, delimiters included."""
