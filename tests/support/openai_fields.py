@@ -193,7 +193,8 @@ FIELDS = (
         value={"train": False, "feature": "search"},
         support="yes",
         note='`{"train": false}` keeps the answer out of learning, `{"task": …}` names a side '
-        'task, `{"session_id": …}` the session; the rest are [tags](feedback.md#tags)',
+        'task, `{"session_id": …}` the session, `{"best_of": "4"}` asks for [the best of several]'
+        "(#the-best-of-several) chats; the rest are [tags](feedback.md#tags)",
         effect=lambda request, _: (
             not request.publish_rollout and dict(request.tags) == {"feature": "search"}
         ),

@@ -27,8 +27,8 @@ FIELDS = (
         value=[{"role": "user", "content": [{"type": "input_text", "text": "part"}]}],
         support="yes",
         note="text, or at most 2,048 items: `message` (with `input_text` and `output_text`), "
-        "`function_call`, `function_call_output`; `reasoning`, which goes to the chat template; "
-        "images, files, `item_reference` and other items are refused",
+        "`function_call`, `function_call_output`, `item_reference` (see below); `reasoning`, which "
+        "goes to the chat template; images, files and other items are refused",
         effect=lambda request, _: request.chat.messages[0].content == "part",
     ),
     ResponsesField(

@@ -4,7 +4,7 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from tuneloop.api.openai import PolicyVersionSpan
+from tuneloop.api.openai import BestOf, PolicyVersionSpan
 
 StopReason = Literal[
     "end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"
@@ -73,6 +73,7 @@ class AnthropicMessage(TypedDict):
     """The version that sampled the last token."""
     policy_version_spans: NotRequired[list[PolicyVersionSpan]]
     """Only where more than one version sampled the tokens."""
+    best_of: NotRequired[BestOf]
 
 
 class TokenCount(TypedDict):

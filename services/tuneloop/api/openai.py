@@ -48,6 +48,23 @@ class PolicyVersionSpan(TypedDict):
     end: int
 
 
+class BestOf(TypedDict):
+    """The best of several candidates, where the request asked for it."""
+
+    n: int
+    """Candidates that were sampled."""
+    chosen: int
+    """Which of them is the answer, from 0."""
+    chosen_by: Literal["reward", "none"]
+    """`none`: nothing could tell, so it is the first."""
+    reason: str | None
+    """Why nothing could tell; null otherwise."""
+    scores: dict[str, float | None]
+    """The reward of each by its completion id; null of one that was not scored."""
+    reward_model_version: int | None
+    """Null if none was scored."""
+
+
 class Choice(TypedDict):
     """What the choices of all answers have in common."""
 
@@ -111,6 +128,8 @@ class CompletionHead(TypedDict):
     model: str
     policy_version: int
     """The version that sampled the last token."""
+    best_of: NotRequired[BestOf]
+    """Of a stream, in its last chunk with a choice."""
 
 
 class ChatCompletion(CompletionHead):
@@ -298,6 +317,7 @@ class OpenAIResponse(TypedDict):
     """The version that sampled the last token; null in a stream that failed before the first."""
     policy_version_spans: NotRequired[list[PolicyVersionSpan]]
     """Only where more than one version sampled the tokens."""
+    best_of: NotRequired[BestOf]
 
 
 class Model(TypedDict):

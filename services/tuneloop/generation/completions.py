@@ -271,6 +271,7 @@ class Completions:
             prompt_tokens=len(prompt.token_ids),
             stop_sequence=output.stop_sequence,
             reasoning_tokens=completion.reasoning_tokens,
+            candidate_text=completion.text if request.are_candidates else "",
         )
         return final, self.rollout(request, prompt, completion, output.finish_reason, spans)
 
@@ -318,5 +319,7 @@ class Completions:
 
     def publish(self, request: GenerationRequest, rollouts: Sequence[Rollout]) -> None:
         """Hand the rollouts of a request that have tokens to the publisher."""
-        if request.publish_rollout:
-            self.publisher.publish([r for r in rollouts if r.completion_token_ids])
+        sampled = [r for r in rollouts if r.completion_token_ids]
+        if request.publish_rollout and sampled:
+            put = self.publisher.hold if request.are_candidates else self.publisher.publish
+            put(sampled)

@@ -43,6 +43,8 @@ class Final:
     """The stop string that ended it; empty if none did."""
     reasoning_tokens: int = 0
     """How many of the first tokens are its thought."""
+    candidate_text: str = ""
+    """Of a candidate, its text as its rollout has it."""
 
 
 @dataclass(slots=True)

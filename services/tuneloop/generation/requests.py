@@ -42,6 +42,8 @@ class GenerationRequest:
     api_key_id: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
     session_id: str = ""
+    are_candidates: bool = False
+    """Whether the completions are held until one of them is chosen."""
     thinking_budget: int | None = None
     """The most tokens of the thought; None: as many as there are of the completion."""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -84,6 +86,7 @@ def request_from_proto(request: generation_pb2.GenerateRequest) -> GenerationReq
         api_key_id=request.api_key_id,
         columns=wire.columns_from_proto(request.columns),
         session_id=request.session_id,
+        are_candidates=request.are_candidates,
         tags=tags_from_proto(request),
         thinking_budget=thinking_budget(request),
         traceparent=tracing.traceparent(),

@@ -50,6 +50,14 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         finally:
             await batches.aclose()
 
+    async def ChooseCandidate(
+        self, request: generation_pb2.ChooseCandidateRequest, context: Any
+    ) -> generation_pb2.ChooseCandidateResponse:
+        """Publish a request's candidates, one of which was answered."""
+        self.check_policy(request.policy)
+        self.completions.publisher.choose(request.group_id, request.completion_id)
+        return generation_pb2.ChooseCandidateResponse()
+
     async def CountTokens(
         self, request: generation_pb2.CountTokensRequest, context: Any
     ) -> generation_pb2.CountTokensResponse:
@@ -215,4 +223,5 @@ def final_to_proto(final: Final) -> generation_pb2.GenerateFinal:
         policy_version=final.policy_version,
         stop_sequence=final.stop_sequence,
         reasoning_tokens=final.reasoning_tokens,
+        candidate_text=final.candidate_text,
     )

@@ -94,6 +94,8 @@ def whole_message(
     }
     if spans := version_spans(final):
         document["policy_version_spans"] = spans
+    if answer.best_of is not None:
+        document["best_of"] = answer.best_of
     headers = {
         "x-policy-version": str(final.policy_version),
         "x-completion-id": answer.completion_id,
@@ -171,6 +173,8 @@ class EventWriter:
         )
         if spans := version_spans(final):
             members += f',"policy_version_spans":{json.dumps(spans)}'
+        if self.answer.best_of is not None:
+            members += f',"best_of":{json.dumps(self.answer.best_of)}'
         return opening + rest + self.close_block() + event("message_delta", members)
 
     def write_closing(self) -> bytes:

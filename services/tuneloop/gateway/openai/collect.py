@@ -10,7 +10,8 @@ from starlette.responses import JSONResponse
 from tuneloop.api.openai import ToolCall
 from tuneloop.gateway import metrics
 from tuneloop.gateway.context import Gateway
-from tuneloop.gateway.openai.calls import GeneratedAnswer, events, finish_reason
+from tuneloop.gateway.openai.calls import GeneratedAnswer, finish_reason
+from tuneloop.gateway.openai.candidates import answer_events
 from tuneloop.gateway.openai.chunks import Logprobs, version_spans
 from tuneloop.gateway.openai.tracing import answer_span
 from tuneloop.v1 import generation_pb2
@@ -53,7 +54,7 @@ class WholeChoice:
 async def collect(gateway: Gateway, answer: GeneratedAnswer) -> list[WholeChoice]:
     """Generate the answer and return its choices."""
     choices = [WholeChoice() for _ in range(answer.choices)]
-    stream = events(gateway, answer)
+    stream = answer_events(gateway, answer)
     with answer_span(answer, stream=False):
         async with aclosing(stream):
             async for index, event in stream:
@@ -66,7 +67,8 @@ async def collect(gateway: Gateway, answer: GeneratedAnswer) -> list[WholeChoice
                         choice.add_call(call)
                 else:
                     choice.final = event.final
-    metrics.completion_tokens.labels("false").inc(answer.completion_tokens)
+    tokens = sum(choice.final.usage.completion_tokens for choice in choices)
+    metrics.completion_tokens.labels("false").inc(tokens)
     return choices
 
 
@@ -94,6 +96,8 @@ def whole_response(
         ],
         "usage": answer.usage(),
     }
+    if answer.best_of is not None:
+        document["best_of"] = answer.best_of
     # Some clients keep the headers of a response, but not its id.
     headers = {"x-policy-version": str(version), "x-completion-id": answer.completion_id}
     return JSONResponse(document, headers=headers)

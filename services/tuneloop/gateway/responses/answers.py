@@ -95,6 +95,7 @@ def ended_response(
     status = status_of(final)
     ended: OpenAIResponse = {
         **begun,
+        "id": answer.completion_id,
         "status": status,
         "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
         "output": list(output),
@@ -103,6 +104,8 @@ def ended_response(
     }
     if spans := version_spans(final):
         ended["policy_version_spans"] = spans
+    if answer.best_of is not None:
+        ended["best_of"] = answer.best_of
     return ended
 
 
@@ -184,6 +187,8 @@ class EventWriter:
         """Write the start of the response, once; how long the prompt is comes with the end."""
         if self.events:
             return b""
+        # Until a candidate is chosen its id is not known.
+        self.response["id"] = self.answer.completion_id
         self.response["policy_version"] = version
         created = self.write_response("response.created")
         return created + self.write_response("response.in_progress")

@@ -12,7 +12,13 @@ from tuneloop.text.unicode import unicode
 BETWEEN_PARTS = "\n\n"
 """Between two texts of a message that is not the assistant's, or of a function's output."""
 
-types_of_items = ("message", "function_call", "function_call_output", "reasoning")
+types_of_items = (
+    "message",
+    "function_call",
+    "function_call_output",
+    "reasoning",
+    "item_reference",
+)
 
 
 kinds_of_parts = ("input_text", "output_text", "reasoning_text", "summary_text")
@@ -49,11 +55,15 @@ Texts = Annotated[
 
 
 class InputItem(BaseModel):
-    """A message, a call of a function, its output, or a thought."""
+    """A message, a call of a function, its output, a thought, or an earlier one of them."""
 
     model_config = ConfigDict(hide_input_in_errors=True, use_attribute_docstrings=True)
 
-    type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
+    type: Literal[
+        "message", "function_call", "function_call_output", "reasoning", "item_reference"
+    ] = "message"
+    id: Text | None = None
+    """Of a reference, which item of an earlier response it stands for."""
     role: Literal["user", "assistant", "system", "developer"] | None = None
     content: Texts = []
     call_id: Text | None = Field(None, min_length=1)
@@ -70,10 +80,10 @@ class InputItem(BaseModel):
     @classmethod
     def check_type(cls, item: object) -> object:
         """Refuse an item of a type that is not supported, by its name."""
-        kind = item.get("type", "message") if isinstance(item, dict) else "message"
+        kind = type_of(item)
         if kind not in types_of_items:
             raise ValueError(f"items of type {str(kind)[:40]!r} are not supported")
-        return item
+        return {**item, "type": kind} if isinstance(item, dict) else item
 
     @model_validator(mode="after")
     def check_members(self) -> Self:
@@ -83,6 +93,8 @@ class InputItem(BaseModel):
                 raise ValueError("an item of type 'message' needs role and content")
             case "function_call" if None in (self.call_id, self.name, self.arguments):
                 raise ValueError("an item of type 'function_call' needs call_id, name, arguments")
+            case "item_reference" if not self.id:
+                raise ValueError("an item of type 'item_reference' needs id")
             case "function_call_output" if None in (self.call_id, self.output):
                 raise ValueError("an item of type 'function_call_output' needs call_id and output")
         return self
@@ -91,6 +103,14 @@ class InputItem(BaseModel):
     def is_assistants(self) -> bool:
         """Whether the model said it."""
         return self.type in ("function_call", "reasoning") or self.role == "assistant"
+
+
+def type_of(item: object) -> object:
+    """Return an item's type; one of nothing but an id is a reference, as in OpenAI's API."""
+    given = item if isinstance(item, dict) else {}
+    if given.get("type") is not None:
+        return given["type"]
+    return "item_reference" if "id" in given and given.keys() <= {"id", "type"} else "message"
 
 
 def as_items(given: object) -> object:
@@ -138,5 +158,5 @@ def other_message(item: InputItem) -> Message:
     if item.type == "function_call_output":
         output = BETWEEN_PARTS.join(item.output or [])
         return Message(role="tool", content=output, tool_call_id=item.call_id)
-    assert item.role is not None
+    assert item.role is not None, "references are resolved before"
     return Message(role=item.role, content=BETWEEN_PARTS.join(item.content))

@@ -31,7 +31,7 @@ def answer() -> GeneratedAnswer:
     request = generation_pb2.GenerateRequest(completion_id="chatcmpl-x")
     request.sampling.max_tokens = 9
     return GeneratedAnswer(
-        completion_id="chatcmpl-x",
+        group_id="chatcmpl-x",
         created=0,
         started=0.0,
         requests=(request,),

@@ -39,7 +39,7 @@ def position(data: bytes) -> generation_pb2.PositionLogprobs:
 def streamed(form: ChunkForm) -> list[dict[str, Any]]:
     """Return `logprobs` of each chunk that has some."""
     answer = GeneratedAnswer(
-        completion_id="c",
+        group_id="c",
         created=0,
         started=0.0,
         requests=(generation_pb2.GenerateRequest(completion_id="c"),),

@@ -35,7 +35,7 @@ EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 def answer() -> GeneratedAnswer:
     request = generation_pb2.GenerateRequest(completion_id=ID)
     return GeneratedAnswer(
-        completion_id=ID, created=0, started=0.0, requests=(request,), n=1, with_tools=True
+        group_id=ID, created=0, started=0.0, requests=(request,), n=1, with_tools=True
     )
 
 

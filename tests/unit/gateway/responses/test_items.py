@@ -102,7 +102,8 @@ def test_thoughts_belong_to_the_turn_they_came_before() -> None:
 @pytest.mark.parametrize(
     ("item", "problem"),
     [
-        ({"type": "item_reference", "id": "x"}, "items of type 'item_reference' are not supported"),
+        ({"type": "item_reference"}, "an item of type 'item_reference' needs id"),
+        ({"type": "item_reference", "id": ""}, "an item of type 'item_reference' needs id"),
         ({"type": "local_shell_call"}, "items of type 'local_shell_call' are not supported"),
         ({"type": {}, "role": "user"}, "items of type '{}' are not supported"),
         ({}, "needs role and content"),
@@ -120,3 +121,12 @@ def test_thoughts_belong_to_the_turn_they_came_before() -> None:
 def test_what_an_item_cannot_be_is_named(item: Any, problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
         chat([item])
+
+
+@pytest.mark.parametrize(
+    "item",
+    [{"type": "item_reference", "id": "msg_1"}, {"id": "msg_1"}, {"type": None, "id": "msg_1"}],
+)
+def test_an_id_alone_refers_to_an_item(item: Any) -> None:
+    (read,) = ITEMS.validate_python([item])
+    assert (read.type, read.id) == ("item_reference", "msg_1")
