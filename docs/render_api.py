@@ -1,13 +1,15 @@
 """Render the tables of docs/api.md from the tests: `python -m docs.render_api`.
 
-Each row is a case of `tests/integration/test_request_fields.py`, which sends the field to the
-gateway and looks at what comes of it. A test renders the page again and compares.
+Each row of a table of fields is a case of `tests/integration/test_request_fields.py`, which sends
+the field to the gateway and looks at what comes of it; each `yes` of the table of clients is a
+test. A test renders the page again and compares.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.support import anthropic_fields, openai_fields, responses_fields
+from tests.support.clients_tools import CLIENTS
 from tests.support.request_fields import RequestField
 
 PAGE = Path(__file__).with_name("api.md")
@@ -43,15 +45,30 @@ def table(fields: Sequence[RequestField], columns: Mapping[str, str]) -> str:
     return "\n".join(rows)
 
 
+def table_of_clients() -> str:
+    """Which clients have a test on which API."""
+    apis = ("chat", "responses", "messages")
+    rows = [f"| client | {' | '.join(apis)} |", "| --- " * (len(apis) + 1) + "|"]
+    for name, tests in CLIENTS.items():
+        rows.append(f"| {name} | {' | '.join('yes' if api in tests else '' for api in apis)} |")
+    return "\n".join(rows)
+
+
 def render(page: str) -> str:
     """The page with its tables made anew."""
+    page = replace(page, "<!-- clients -->\n", "<!-- end of clients -->", table_of_clients())
     for name, (fields, columns) in SECTIONS.items():
         begin, end = f"<!-- fields: {name} -->\n", "<!-- end of fields -->"
-        head, found, rest = page.partition(begin)
-        if not found:
-            raise ValueError(f"{PAGE.name} has no place for {name} fields")
-        page = head + begin + table(fields, columns) + "\n" + end + rest.partition(end)[2]
+        page = replace(page, begin, end, table(fields, columns))
     return page
+
+
+def replace(page: str, begin: str, end: str, between: str) -> str:
+    """The page with a table between two comments made anew."""
+    head, found, rest = page.partition(begin)
+    if not found:
+        raise ValueError(f"{PAGE.name} has no {begin.strip()}")
+    return head + begin + between + "\n" + end + rest.partition(end)[2]
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ class RolloutSource(enum.StrEnum):
     """A request of the learner, to evaluate a version; never learned from."""
     IMPORT = "import"
     """Not sampled: text of an imported file."""
+    CANDIDATE = "candidate"
+    """A user's request for the best of several, which another was: nobody has read it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

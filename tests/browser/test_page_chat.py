@@ -461,3 +461,31 @@ async def test_a_key_that_may_only_chat_and_judge(browser: Any, tmp_path: Path) 
             await page.get_by_role("link", name=name, exact=True).click()
             await page.get_by_text("needs a key with the admin scope").wait_for()
             await page.keyboard.press("Escape")
+
+
+async def test_a_thought_is_open_while_the_model_thinks_and_folded_then(
+    browser: Any, stack: Stack
+) -> None:
+    stack.generation.thoughts = tuple(f"step {n} <b>\n" for n in range(60))
+    stack.generation.pieces = ("It is ", "42.")
+    stack.generation.delay = 0.05
+    async with opened(browser, stack) as page:
+        await page.fill("#prompt", "think about it")
+        await page.keyboard.press("Enter")
+        thought = page.locator(".answer .thought")
+        await thought.locator("summary", has_text="Thinking …").wait_for()
+        await thought.get_by_text("step 0 <b>").wait_for()
+        assert await thought.evaluate("node => node.open")
+        answer = page.locator(".answer")
+        await answer.locator("footer.meta").wait_for()
+        assert await thought.locator("summary").inner_text() == "What the model thought"
+        assert not await thought.evaluate("node => node.open")
+        assert await answer.locator(".text").inner_text() == "It is 42."
+        await thought.locator("summary").click()
+        await thought.get_by_text("step 59 <b>").wait_for()
+        # A better answer replaces what was said, not what was thought.
+        await answer.get_by_label("Write a better answer").click()
+        box = page.get_by_label("The answer as it should have been")
+        assert await box.input_value() == "It is 42."
+        await page.reload()
+        await page.locator(".answer .thought summary").wait_for()

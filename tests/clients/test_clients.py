@@ -5,61 +5,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import grpc
 import pytest
 from anthropic import Anthropic
 from anthropic import BadRequestError as AnthropicBadRequest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
-from pydantic import BaseModel
-from support.clients_stack import ClientStack, running_stack
+from support.clients_stack import ClientStack
+from support.clients_tools import ASKED, DIVE, MESSAGES, MUST_DIVE, Dive, Place
 from support.node_env import npm_ci, run_node
-from support.tiny_models import make_obliging_policy
 
 from tuneloop import wire
 from tuneloop.bus import subjects
 from tuneloop.bus.jetstream import JetStreamBus
 
 ROOT = Path(__file__).resolve().parents[2]
-MESSAGES: Any = [{"role": "user", "content": "tell me a story"}]
-ASKED: Any = {"model": "tuneloop", "messages": MESSAGES, "max_tokens": 16}
-
-
-class Place(BaseModel):
-    """What the model must answer with."""
-
-    kind: Literal["river", "sea"]
-    deep: bool
-
-
-class Dive(BaseModel):
-    """Dive somewhere."""
-
-    where: Place
-
-
-DIVE: Any = {
-    "type": "function",
-    "function": {"name": "Dive", "description": "dive", "parameters": Dive.model_json_schema()},
-}
-MUST_DIVE: Any = {"type": "function", "function": {"name": "Dive"}}
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        "transformers",
-        pytest.param("vllm", marks=[pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(900)]),
-    ],
-)
-def services(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ClientStack]:
-    root = tmp_path_factory.mktemp("clients")
-    model = make_obliging_policy(root / "model")
-    with running_stack(model, root, request.param) as running:
-        yield running
 
 
 @pytest.fixture
@@ -325,23 +286,6 @@ def test_litellm(services: ClientStack, monkeypatch: pytest.MonkeyPatch) -> None
     Dive.model_validate_json(call.function.arguments)
     with pytest.raises(litellm.BadRequestError, match="modalities"):
         litellm.completion(**options, extra_body={"modalities": ["audio"]})
-
-
-def test_the_ai_sdk(services: ClientStack) -> None:
-    npm_ci()
-    ran = run_node(["ask.mjs", services.url])
-    assert ran.returncode == 0, ran.stderr
-    got = json.loads(ran.stdout)
-    assert got["version"] == "0"
-    assert got["usage"]["outputTokens"] > 0
-    assert got["streamedUsage"]["outputTokens"] > 0
-    assert got["streamedReason"] in ("stop", "length")
-    Place.model_validate(got["object"])
-    for calls in (got["calls"], got["streamedCalls"]):
-        (call,) = calls
-        assert call["toolName"] == "dive"
-        Place.model_validate(call["input"])
-    assert got["callReason"] == "tool-calls"
 
 
 def test_compatcanary(services: ClientStack) -> None:

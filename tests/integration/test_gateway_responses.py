@@ -276,6 +276,53 @@ async def test_a_response_without_store_is_not_continued(
         }
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_items_are_sent_by_their_ids(stack: Stack, client: AsyncOpenAI, stream: bool) -> None:
+    call_two_functions(stack.generation)
+    if stream:
+        async with client.responses.stream(**ASKED, tools=[TOOL]) as told:
+            first = await told.get_final_response()
+    else:
+        first = await client.responses.create(**ASKED, tools=[TOOL])
+    references: Any = [{"type": "item_reference", "id": item.id} for item in first.output]
+    turns: Any = [
+        {"role": "user", "content": "hi"},
+        *references,
+        *(
+            {"type": "function_call_output", "call_id": item.call_id, "output": "done"}
+            for item in first.output
+            if item.type == "function_call"
+        ),
+    ]
+    second = await client.responses.create(**ASKED | {"input": turns}, tools=[TOOL])
+    await client.responses.create(
+        **ASKED | {"input": "more"}, previous_response_id=second.id, store=False
+    )
+    asked, after, last = stack.generation.requests
+    roles = [m.role for m in after.chat.messages]
+    assert roles == ["user", "assistant", "tool", "tool"]
+    calls = [c.call_id for c in after.chat.messages[1].tool_calls]
+    assert calls == [item.call_id for item in first.output if item.type == "function_call"]
+    assert [m.content for m in last.chat.messages][:4] == [m.content for m in after.chat.messages]
+    # Who names items of an answer goes on from it.
+    assert {request.session_id for request in (asked, after, last)} == {first.id}
+
+
+async def test_items_that_are_not_known_are_named(
+    client: AsyncOpenAI, http: httpx.AsyncClient
+) -> None:
+    unkept = await client.responses.create(**ASKED, store=False)
+    for item_id in (unkept.output[0].id, "msg_x"):
+        response = await http.post(PATH, json=ASKED | {"input": [{"id": item_id}]})
+        assert response.status_code == 404
+        assert response.json()["error"] == {
+            "message": f"no item {item_id!r} is known here: send the item itself in input",
+            "type": "invalid_request_error",
+            "param": "input",
+            "code": "item_not_found",
+        }
+
+
 async def test_the_session_is_the_callers_where_it_names_one(
     stack: Stack, client: AsyncOpenAI
 ) -> None:
@@ -446,7 +493,7 @@ async def test_an_answer_that_generation_gave_up_is_an_error(
         ({"input": []}, "input: "),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input: "),
         ({"input": [{"role": "user", "content": "a"}] * 2049}, "input: "),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]: items of type"),
+        ({"input": [{"type": "item_reference"}]}, "input[0]: an item of type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content: "),
         ({"tools": [{"type": "mcp"}]}, "tools[0]: tools of type 'mcp' are not supported"),
         ({"tools": [{"type": "namespace", "name": "x", "tools": []}]}, "tools[0]: tools of type"),

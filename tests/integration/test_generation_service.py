@@ -21,7 +21,13 @@ from tuneloop import wire
 from tuneloop.bus import subjects
 from tuneloop.bus.jetstream import JetStreamBus
 from tuneloop.errors import InvalidRequest, NotFound, Overloaded, TuneloopError, WeightsRefused
-from tuneloop.rollouts import ChatMessage, FinishReason, Rollout, SamplingParameters
+from tuneloop.rollouts import (
+    ChatMessage,
+    FinishReason,
+    Rollout,
+    RolloutSource,
+    SamplingParameters,
+)
 from tuneloop.rpc.channel import connect
 from tuneloop.rpc.probe import is_serving
 from tuneloop.rpc.status import error_from_rpc
@@ -208,6 +214,31 @@ async def test_siblings_share_a_group_and_have_ids_of_their_own(
     assert sorted(f.completion_id for f in finals) == ["chatcmpl-n", "chatcmpl-n.1"]
     for completion_id in ("chatcmpl-n", "chatcmpl-n.1"):
         assert (await rollout(bus, completion_id)).group_id == "chatcmpl-n"
+
+
+async def test_candidates_are_stored_when_one_is_chosen(
+    stub: generation_pb2_grpc.GenerationServiceStub, bus: JetStreamBus
+) -> None:
+    request = make_request("chatcmpl-best", n=3, are_candidates=True, session_id="s")
+    deltas, finals = await run(stub, request)
+    choice = generation_pb2.ChooseCandidateRequest(
+        group_id="chatcmpl-best", completion_id="chatcmpl-best.1"
+    )
+    await stub.ChooseCandidate(choice)
+    found = {f.completion_id: await rollout(bus, f.completion_id) for f in finals}
+    assert {name: r.source for name, r in found.items()} == {
+        "chatcmpl-best": RolloutSource.CANDIDATE,
+        "chatcmpl-best.1": RolloutSource.USER,
+        "chatcmpl-best.2": RolloutSource.CANDIDATE,
+    }
+    assert {(r.group_id, r.sampling.n, r.session_id) for r in found.values()} == {
+        ("chatcmpl-best", 3, "s")
+    }
+    for final in finals:
+        text = "".join(d.text for d in deltas if d.index == final.index)
+        assert final.candidate_text == found[final.completion_id].completion_text == text
+    with pytest.raises(grpc.aio.AioRpcError, match="no candidates of 'chatcmpl-best' are held"):
+        await stub.ChooseCandidate(choice)
 
 
 async def test_greedy_siblings_are_equal(

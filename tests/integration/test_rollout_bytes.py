@@ -65,6 +65,10 @@ chat: dict[str, Any] = {
     "tools": [TOOL],
     "tool_choice": "required",
     "parallel_tool_calls": False,
+    "reasoning_effort": "high",
+    "enable_thinking": False,
+    "chat_template_kwargs": {"style": "s" * 4000},
+    "thinking_token_budget": 2**31 - 1,
 }
 text: dict[str, Any] = {"prompt": "\u0f40" * 150, "logprobs": 20}
 BLOCK = {"type": "text", "text": "\U0001f600" * 60}
@@ -75,7 +79,7 @@ messages: dict[str, Any] = {
     "system": [BLOCK],
     "tools": [{"name": "f", "description": "d" * 80, "input_schema": {}}],
     "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
-    "thinking": {"type": "disabled"},
+    "thinking": {"type": "enabled", "budget_tokens": 1024},
     "temperature": 2,
     "top_p": 0.123456789,
     "top_k": 2**31 - 1,
@@ -104,6 +108,7 @@ responses: dict[str, Any] = {
     "store": True,
     "stream": False,
     "include": ["reasoning.encrypted_content"],
+    "reasoning": {"effort": "high", "summary": "auto"},
     "user": "u" * 512,
     "safety_identifier": "s" * 512,
     "metadata": TAGS,
@@ -169,6 +174,9 @@ async def test_what_is_stored_is_in_proportion(
     tmp_path: Path,
 ) -> None:
     model = make_obliging_policy(tmp_path / "model")
+    template = model / "chat_template.jinja"
+    # As of a model that may think, and takes options.
+    template.write_text(f"{{% if enable_thinking or style %}}{{% endif %}}{template.read_text()}")
     async with flowing(model, tmp_path, HermesFormat()) as flow:
         stream = flow.stack.bus.streams[subjects.ROLLOUTS]
         for body in bodies(kind, values):

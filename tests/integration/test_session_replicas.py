@@ -62,7 +62,7 @@ async def ask(replicas: GenerationReplicas, session_id: str = "") -> int:
     """Return the number of the replica that answers."""
     request = generation_pb2.GenerateRequest(completion_id="c", text="a")
     request.sampling.n = 1
-    call = await replicas.generate(request, session_id=session_id)
+    call = await replicas.generate(request, route_by=session_id)
     (number,) = [e.delta.policy_version async for e in call if e.HasField("delta")]
     return int(number)
 
@@ -81,6 +81,16 @@ async def test_a_session_has_one_replica_and_each_replica_its_share(
     counts = Counter(first.values())
     # A third each; ports are drawn, so shares vary: by 5 points with 40 sessions.
     assert all(counts[number] > len(SESSIONS) / 9 for number in range(3))
+
+
+async def test_the_replica_that_has_candidates_hears_of_the_choice(
+    started: list[Replica], replicas: GenerationReplicas
+) -> None:
+    for group in SESSIONS:
+        number = await ask(replicas, group)
+        choice = generation_pb2.ChooseCandidateRequest(group_id=group, completion_id=group)
+        await replicas.choose(choice, route_by=group)
+        assert started[number].generation.choices[-1].group_id == group
 
 
 async def test_another_gateway_sends_a_session_to_the_same_replica(

@@ -31,8 +31,9 @@ FIELDS = (
         value=[{"role": "user", "content": [{"type": "text", "text": "block"}]}],
         support="yes",
         note="at most 2,048; blocks `text`, `tool_use`, `tool_result`; thoughts of earlier turns "
-        "and `is_error` are not shown to the model; images, documents and other blocks are "
-        "refused, and so is a last turn of the assistant (prefill)",
+        "go to the chat template, which most often leaves them out; `is_error` is not shown to the "
+        "model; images, documents and other blocks are refused, and so is a last turn of the "
+        "assistant (prefill)",
         effect=lambda request, _: request.chat.messages[0].content == "block",
     ),
     AnthropicField(
@@ -93,17 +94,22 @@ FIELDS = (
         name="output_config",
         value={"format": FORMAT, "effort": "low"},
         support="yes",
-        note="`format` as chat's `response_format`; `effort` is ignored",
+        note="`format` as chat's `response_format`, `effort` as its `reasoning_effort`",
         effect=lambda request, _: (
             json.loads(request.sampling.json_schema or "0") == {"type": "object"}
         ),
     ),
     AnthropicField(
         name="thinking",
-        value={"type": "adaptive"},
-        support="ignored",
-        note="models that think before they answer are not told apart; a budget (`enabled`) is "
-        "refused by name",
+        value={"type": "enabled", "budget_tokens": 1024},
+        support="yes",
+        note="`enabled` with a budget that holds, `adaptive`, `between_tools` (as `adaptive`), "
+        "`disabled`: see [reasoning models](#reasoning-models); ignored where the model does not "
+        "think",
+        effect=lambda request, _: (
+            request.thinking_budget == 1024
+            and request.template_options["reasoning_effort"] == '"medium"'
+        ),
     ),
     AnthropicField(
         name="cache_control",

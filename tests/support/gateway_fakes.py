@@ -27,9 +27,13 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
     """Streams `pieces` as one token each, with whatever goes wrong on the way."""
 
     pieces: tuple[str, ...] = ("Hel", "lo, ", "wörld ", "\u2028", "👋")
+    thoughts: tuple[str, ...] = ()
+    """Streamed before them, in the same way."""
     policy_version: int = 3
     loaded_versions: tuple[int, ...] = ()
     """Other versions that can be asked for by number."""
+    endings: tuple[str, ...] = ()
+    """The last piece of each choice, by which they differ."""
     canary: tuple[int, float, bool] | None = None
     """Version, share, whether it is loaded."""
     delay: float = 0.0
@@ -41,6 +45,8 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
     stop_sequence: str = ""
     without_final: bool = False
     requests: list[generation_pb2.GenerateRequest] = field(default_factory=list)
+    choices: list[generation_pb2.ChooseCandidateRequest] = field(default_factory=list)
+    """What was told of candidates."""
     counted: list[generation_pb2.CountTokensRequest] = field(default_factory=list)
     """Conversations whose tokens were asked for."""
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -50,6 +56,12 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
         self.requests.append(request)
         try:
             await asyncio.sleep(self.first_delay)
+            for thought in self.thoughts:
+                for index in range(request.sampling.n):
+                    delta = self.delta(request, index, "")
+                    delta.reasoning = thought
+                    yield generation_pb2.GenerateResponse(delta=delta)
+                await asyncio.sleep(self.delay)
             for position, piece in enumerate(self.pieces):
                 if self.fail is not None and position == self.fail_after:
                     raise self.fail
@@ -57,6 +69,8 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
                     yield generation_pb2.GenerateResponse(delta=self.delta(request, index, piece))
                 self.produced += 1
                 await asyncio.sleep(self.delay)
+            for index, ending in enumerate(self.endings[: request.sampling.n]):
+                yield generation_pb2.GenerateResponse(delta=self.delta(request, index, ending))
             if self.without_final:
                 return
             for index in range(request.sampling.n):
@@ -77,7 +91,7 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
         return delta
 
     def final(self, request: Any, index: int) -> Any:
-        tokens = len(self.pieces)
+        tokens = len(self.thoughts) + len(self.pieces) + bool(self.endings)
         return generation_pb2.GenerateFinal(
             index=index,
             completion_id=choice_id(request.completion_id, index),
@@ -87,6 +101,7 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
             usage=generation_pb2.Usage(prompt_tokens=11, completion_tokens=tokens),
             policy_version=self.version_for(request),
             stop_sequence=self.stop_sequence,
+            reasoning_tokens=len(self.thoughts),
             policy_version_spans=[
                 rollout_pb2.PolicyVersionSpan(
                     policy_version=self.version_for(request), start=0, end=tokens
@@ -119,6 +134,12 @@ class FakeGeneration(generation_pb2_grpc.GenerationServiceServicer):
             policy.canary.loaded = loaded
         return policy
 
+    async def ChooseCandidate(self, request: Any, context: Any) -> Any:
+        self.choices.append(request)
+        if self.fail is not None:
+            raise self.fail
+        return generation_pb2.ChooseCandidateResponse()
+
     async def CountTokens(self, request: Any, context: Any) -> Any:
         self.counted.append(request)
         if self.fail is not None:
@@ -139,14 +160,20 @@ class FakeReward(reward_pb2_grpc.RewardServiceServicer):
     """Scores a completion with its length; an empty one cannot be scored."""
 
     requests: list[Any] = field(default_factory=list)
+    informative: bool = True
+    delay: float = 0.0
+    fail: TuneloopError | None = None
 
     async def ScoreRollouts(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
+        await asyncio.sleep(self.delay)
+        if self.fail is not None:
+            raise self.fail
         scores = []
         for text in request.completions:
             score = float(len(text)) if text else None
             result = reward_pb2.ScorerResult(
-                scorer="length", score=score, weight=1.0, informative=True
+                scorer="length", score=score, weight=1.0, informative=self.informative
             )
             scores.append(reward_pb2.Score(reward=score, results=[result]))
         return reward_pb2.ScoreRolloutsResponse(scores=scores, reward_model_version=2)

@@ -22,8 +22,8 @@ def cut(draw: st.DrawFn, whole: str) -> list[str]:
 
 @st.composite
 def deltas(draw: st.DrawFn) -> list[Delta]:
-    """What an answer is sampled as: texts and calls in turn, each in pieces."""
-    found: list[Delta] = []
+    """What an answer is sampled as: a thought, texts and calls in turn, each in pieces."""
+    found = [Delta(reasoning=piece) for piece in draw(cut(draw(texts)))]
     for index in range(draw(st.integers(0, 3))):
         found += [Delta(text=piece) for piece in draw(cut(draw(texts)))]
         for at, piece in enumerate(draw(cut(draw(arguments)))):

@@ -23,12 +23,14 @@ from tuneloop.generation.engine import (
     EngineRequest,
     check_limits,
 )
+from tuneloop.generation.formats.model_formats import ModelFormats
+from tuneloop.generation.formats.reasoning import ReasoningFormat
+from tuneloop.generation.formats.tool_calls import ToolFormat
 from tuneloop.generation.prompts import Tokenization
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.servicer import GenerationServicer
 from tuneloop.generation.swap.hot_swap import HotSwap, SwapOptions
 from tuneloop.generation.swap.routing import Routing
-from tuneloop.generation.tool_calls import ToolFormat
 from tuneloop.learner import trace_links
 from tuneloop.learner.ledger.queue import ready
 from tuneloop.policies import WeightsKind
@@ -109,7 +111,10 @@ class Flow:
 
 @asynccontextmanager
 async def flowing(
-    model: Path, folder: Path, tool_format: ToolFormat | None = None
+    model: Path,
+    folder: Path,
+    tool_format: ToolFormat | None = None,
+    reasoning_format: ReasoningFormat | None = None,
 ) -> AsyncIterator[Flow]:
     learner = Parts(folder=folder)
     publisher = RolloutPublisher(MemoryBus(), buffer_size=100)
@@ -118,14 +123,15 @@ async def flowing(
     )
     engine = RecitingEngine()
     hot_swap = HotSwap(engine, learner.store, options, publisher.publish_activation)  # type: ignore[arg-type]
+    tokenization = Tokenization(model)
     completions = Completions(
         engine=engine,  # type: ignore[arg-type]
         limits=LIMITS,
-        tokenization=Tokenization(model),
+        tokenization=tokenization,
         hot_swap=hot_swap,
         publisher=publisher,
         max_concurrent=64,
-        tool_format=tool_format,
+        formats=ModelFormats(tokens=tokenization, tools=tool_format, reasoning=reasoning_format),
     )
     server = await serve(
         generation_pb2_grpc.add_GenerationServiceServicer_to_server,

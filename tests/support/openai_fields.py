@@ -143,8 +143,7 @@ FIELDS = (
         name="tools",
         value=[TOOL],
         support="yes",
-        note="functions, where `TUNELOOP_GENERATION_TOOL_PARSER` is set and the model's chat "
-        "template shows them; custom tools are refused",
+        note="functions, where the model's chat template shows them; custom tools are refused",
         endpoints=(CHAT,),
         effect=lambda request, _: len(request.tool_use.tools) == 1,
     ),
@@ -194,7 +193,8 @@ FIELDS = (
         value={"train": False, "feature": "search"},
         support="yes",
         note='`{"train": false}` keeps the answer out of learning, `{"task": …}` names a side '
-        'task, `{"session_id": …}` the session; the rest are [tags](feedback.md#tags)',
+        'task, `{"session_id": …}` the session, `{"best_of": "4"}` asks for [the best of several]'
+        "(#the-best-of-several) chats; the rest are [tags](feedback.md#tags)",
         effect=lambda request, _: (
             not request.publish_rollout and dict(request.tags) == {"feature": "search"}
         ),
@@ -202,9 +202,12 @@ FIELDS = (
     OpenAIField(
         name="reasoning_effort",
         value="high",
-        support="ignored",
-        note="models that think before they answer are not told apart",
+        support="yes",
+        note="`none`, `minimal`, `low`, `medium`, `high`, `xhigh`, `max`: see "
+        "[reasoning models](#reasoning-models); ignored where the model's chat template knows "
+        "nothing of it",
         endpoints=(CHAT,),
+        effect=lambda request, _: request.template_options["reasoning_effort"] == '"high"',
     ),
     OpenAIField(
         name="prediction",
@@ -274,6 +277,32 @@ OURS = (
         support="yes",
         note="the conversation that this is a turn of, by your own id: 1 to 128 characters",
         effect=lambda request, _: request.session_id == "chat-7",
+    ),
+    OpenAIField(
+        name="enable_thinking",
+        value=False,
+        support="yes",
+        note="whether the model thinks; refused by name where its chat template has no switch",
+        endpoints=(CHAT,),
+        effect=lambda request, _: request.template_options["enable_thinking"] == "false",
+    ),
+    OpenAIField(
+        name="thinking_token_budget",
+        value=64,
+        support="yes",
+        note="the most tokens of the thought, which then ends; ignored where the model does not "
+        "think",
+        endpoints=(CHAT,),
+        effect=lambda request, _: request.thinking_budget == 64,
+    ),
+    OpenAIField(
+        name="chat_template_kwargs",
+        value={"style": "brief"},
+        support="yes",
+        note="arguments for the model's chat template: at most 16 that it reads, others are "
+        "refused by name, as are those that the service sets",
+        endpoints=(CHAT,),
+        effect=lambda request, _: request.template_options["style"] == '"brief"',
     ),
 )
 """Not OpenAI's; the OpenAI packages send them with `extra_body`."""

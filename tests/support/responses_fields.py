@@ -27,8 +27,8 @@ FIELDS = (
         value=[{"role": "user", "content": [{"type": "input_text", "text": "part"}]}],
         support="yes",
         note="text, or at most 2,048 items: `message` (with `input_text` and `output_text`), "
-        "`function_call`, `function_call_output`; `reasoning` is not shown to the model; images, "
-        "files, `item_reference` and other items are refused",
+        "`function_call`, `function_call_output`, `item_reference` (see below); `reasoning`, which "
+        "goes to the chat template; images, files and other items are refused",
         effect=lambda request, _: request.chat.messages[0].content == "part",
     ),
     ResponsesField(
@@ -132,14 +132,17 @@ FIELDS = (
     ResponsesField(
         name="reasoning",
         value={"effort": "high", "summary": "auto"},
-        support="ignored",
-        note="models that think before they answer are not told apart",
+        support="yes",
+        note="`effort` as chat's `reasoning_effort`; with a `summary` the thought comes as its own "
+        "summary; the rest is ignored",
+        effect=lambda request, _: request.template_options["reasoning_effort"] == '"high"',
     ),
     ResponsesField(
         name="include",
         value=["reasoning.encrypted_content"],
         support="ignored",
-        note="there is none of it; `message.output_text.logprobs` is refused by name",
+        note="nothing is encrypted: send thoughts back as they came; "
+        "`message.output_text.logprobs` is refused by name",
     ),
     ResponsesField(
         name="context_management",

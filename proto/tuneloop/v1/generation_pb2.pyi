@@ -41,7 +41,7 @@ class ToolUse(_message.Message):
     def __init__(self, tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., required: bool = ..., name: _Optional[str] = ..., single: bool = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("completion_id", "policy", "chat", "text", "tokens", "sampling", "tenant", "user_hash", "policy_version", "publish_rollout", "clip_max_tokens", "source", "columns", "tool_use", "api_key_id", "route_by", "session_id", "tags", "template_options", "redacted")
+    __slots__ = ("completion_id", "policy", "chat", "text", "tokens", "sampling", "tenant", "user_hash", "policy_version", "publish_rollout", "clip_max_tokens", "source", "columns", "tool_use", "api_key_id", "route_by", "session_id", "tags", "template_options", "thinking_budget", "are_candidates", "redacted")
     class ColumnsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,8 @@ class GenerateRequest(_message.Message):
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    THINKING_BUDGET_FIELD_NUMBER: _ClassVar[int]
+    ARE_CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     REDACTED_FIELD_NUMBER: _ClassVar[int]
     completion_id: str
     policy: str
@@ -102,8 +104,10 @@ class GenerateRequest(_message.Message):
     session_id: str
     tags: _containers.ScalarMap[str, str]
     template_options: _containers.ScalarMap[str, str]
+    thinking_budget: int
+    are_candidates: bool
     redacted: bool
-    def __init__(self, completion_id: _Optional[str] = ..., policy: _Optional[str] = ..., chat: _Optional[_Union[_rollout_pb2.ChatPrompt, _Mapping]] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenPrompt, _Mapping]] = ..., sampling: _Optional[_Union[_rollout_pb2.SamplingParameters, _Mapping]] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., policy_version: _Optional[int] = ..., publish_rollout: bool = ..., clip_max_tokens: bool = ..., source: _Optional[_Union[_rollout_pb2.RolloutSource, str]] = ..., columns: _Optional[_Mapping[str, str]] = ..., tool_use: _Optional[_Union[ToolUse, _Mapping]] = ..., api_key_id: _Optional[str] = ..., route_by: _Optional[str] = ..., session_id: _Optional[str] = ..., tags: _Optional[_Mapping[str, str]] = ..., template_options: _Optional[_Mapping[str, str]] = ..., redacted: bool = ...) -> None: ...
+    def __init__(self, completion_id: _Optional[str] = ..., policy: _Optional[str] = ..., chat: _Optional[_Union[_rollout_pb2.ChatPrompt, _Mapping]] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenPrompt, _Mapping]] = ..., sampling: _Optional[_Union[_rollout_pb2.SamplingParameters, _Mapping]] = ..., tenant: _Optional[str] = ..., user_hash: _Optional[str] = ..., policy_version: _Optional[int] = ..., publish_rollout: bool = ..., clip_max_tokens: bool = ..., source: _Optional[_Union[_rollout_pb2.RolloutSource, str]] = ..., columns: _Optional[_Mapping[str, str]] = ..., tool_use: _Optional[_Union[ToolUse, _Mapping]] = ..., api_key_id: _Optional[str] = ..., route_by: _Optional[str] = ..., session_id: _Optional[str] = ..., tags: _Optional[_Mapping[str, str]] = ..., template_options: _Optional[_Mapping[str, str]] = ..., thinking_budget: _Optional[int] = ..., are_candidates: bool = ..., redacted: bool = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
     __slots__ = ("token_id", "token", "logprob", "token_bytes")
@@ -164,7 +168,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
 
 class GenerateFinal(_message.Message):
-    __slots__ = ("index", "completion_id", "token_ids", "generation_logprobs", "finish_reason", "policy_version_spans", "usage", "policy_version", "stop_sequence", "reasoning_tokens")
+    __slots__ = ("index", "completion_id", "token_ids", "generation_logprobs", "finish_reason", "policy_version_spans", "usage", "policy_version", "stop_sequence", "reasoning_tokens", "candidate_text")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +179,7 @@ class GenerateFinal(_message.Message):
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     STOP_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_TEXT_FIELD_NUMBER: _ClassVar[int]
     index: int
     completion_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -185,7 +190,8 @@ class GenerateFinal(_message.Message):
     policy_version: int
     stop_sequence: str
     reasoning_tokens: int
-    def __init__(self, index: _Optional[int] = ..., completion_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., generation_logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[_rollout_pb2.FinishReason, str]] = ..., policy_version_spans: _Optional[_Iterable[_Union[_rollout_pb2.PolicyVersionSpan, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., policy_version: _Optional[int] = ..., stop_sequence: _Optional[str] = ..., reasoning_tokens: _Optional[int] = ...) -> None: ...
+    candidate_text: str
+    def __init__(self, index: _Optional[int] = ..., completion_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., generation_logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[_rollout_pb2.FinishReason, str]] = ..., policy_version_spans: _Optional[_Iterable[_Union[_rollout_pb2.PolicyVersionSpan, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., policy_version: _Optional[int] = ..., stop_sequence: _Optional[str] = ..., reasoning_tokens: _Optional[int] = ..., candidate_text: _Optional[str] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("delta", "final")
@@ -194,6 +200,20 @@ class GenerateResponse(_message.Message):
     delta: GenerateDelta
     final: GenerateFinal
     def __init__(self, delta: _Optional[_Union[GenerateDelta, _Mapping]] = ..., final: _Optional[_Union[GenerateFinal, _Mapping]] = ...) -> None: ...
+
+class ChooseCandidateRequest(_message.Message):
+    __slots__ = ("policy", "group_id", "completion_id")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    GROUP_ID_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_ID_FIELD_NUMBER: _ClassVar[int]
+    policy: str
+    group_id: str
+    completion_id: str
+    def __init__(self, policy: _Optional[str] = ..., group_id: _Optional[str] = ..., completion_id: _Optional[str] = ...) -> None: ...
+
+class ChooseCandidateResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class CountTokensRequest(_message.Message):
     __slots__ = ("policy", "chat", "tool_use", "api_key_id", "template_options")

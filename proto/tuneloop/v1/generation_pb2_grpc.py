@@ -40,6 +40,11 @@ class GenerationServiceStub(object):
                 request_serializer=tuneloop_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=tuneloop_dot_v1_dot_generation__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.ChooseCandidate = channel.unary_unary(
+                '/tuneloop.v1.GenerationService/ChooseCandidate',
+                request_serializer=tuneloop_dot_v1_dot_generation__pb2.ChooseCandidateRequest.SerializeToString,
+                response_deserializer=tuneloop_dot_v1_dot_generation__pb2.ChooseCandidateResponse.FromString,
+                _registered_method=True)
         self.CountTokens = channel.unary_unary(
                 '/tuneloop.v1.GenerationService/CountTokens',
                 request_serializer=tuneloop_dot_v1_dot_generation__pb2.CountTokensRequest.SerializeToString,
@@ -68,6 +73,13 @@ class GenerationServiceServicer(object):
 
     def Generate(self, request, context):
         """Streams one or more completions of a prompt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChooseCandidate(self, request, context):
+        """Says which of a request's candidates was answered; they are published then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,6 +120,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=tuneloop_dot_v1_dot_generation__pb2.GenerateRequest.FromString,
                     response_serializer=tuneloop_dot_v1_dot_generation__pb2.GenerateResponse.SerializeToString,
+            ),
+            'ChooseCandidate': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChooseCandidate,
+                    request_deserializer=tuneloop_dot_v1_dot_generation__pb2.ChooseCandidateRequest.FromString,
+                    response_serializer=tuneloop_dot_v1_dot_generation__pb2.ChooseCandidateResponse.SerializeToString,
             ),
             'CountTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.CountTokens,
@@ -158,6 +175,33 @@ class GenerationService(object):
             '/tuneloop.v1.GenerationService/Generate',
             tuneloop_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
             tuneloop_dot_v1_dot_generation__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChooseCandidate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tuneloop.v1.GenerationService/ChooseCandidate',
+            tuneloop_dot_v1_dot_generation__pb2.ChooseCandidateRequest.SerializeToString,
+            tuneloop_dot_v1_dot_generation__pb2.ChooseCandidateResponse.FromString,
             options,
             channel_credentials,
             insecure,

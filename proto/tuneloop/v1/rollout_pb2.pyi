@@ -24,6 +24,7 @@ class RolloutSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ROLLOUT_SOURCE_PROMPTS: _ClassVar[RolloutSource]
     ROLLOUT_SOURCE_EVAL: _ClassVar[RolloutSource]
     ROLLOUT_SOURCE_IMPORT: _ClassVar[RolloutSource]
+    ROLLOUT_SOURCE_CANDIDATE: _ClassVar[RolloutSource]
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
@@ -33,6 +34,7 @@ ROLLOUT_SOURCE_USER: RolloutSource
 ROLLOUT_SOURCE_PROMPTS: RolloutSource
 ROLLOUT_SOURCE_EVAL: RolloutSource
 ROLLOUT_SOURCE_IMPORT: RolloutSource
+ROLLOUT_SOURCE_CANDIDATE: RolloutSource
 
 class ToolCall(_message.Message):
     __slots__ = ("call_id", "name", "arguments")

@@ -4,7 +4,7 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from tuneloop.api.openai import PolicyVersionSpan
+from tuneloop.api.openai import BestOf, PolicyVersionSpan
 
 StopReason = Literal[
     "end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"
@@ -18,6 +18,16 @@ class TextBlock(TypedDict):
     text: str
 
 
+class ThinkingBlock(TypedDict):
+    """What the model thought before it answered."""
+
+    type: Literal["thinking"]
+    thinking: str
+    """Empty where its display is omitted."""
+    signature: str
+    """The answer's id: clients expect a value, and nothing reads it."""
+
+
 class ToolUseBlock(TypedDict):
     """A call of a tool."""
 
@@ -28,11 +38,22 @@ class ToolUseBlock(TypedDict):
     """`{"INVALID_JSON": …}` with the text that the model wrote, where that is no JSON object."""
 
 
+class OutputTokensDetails(TypedDict):
+    """What the output tokens are."""
+
+    thinking_tokens: int
+
+
 class MessageUsage(TypedDict):
     """Tokens counted by the service."""
 
     input_tokens: int
     output_tokens: int
+    output_tokens_details: NotRequired[OutputTokensDetails]
+    """Only where the model thought."""
+
+
+ContentBlock = ThinkingBlock | TextBlock | ToolUseBlock
 
 
 class AnthropicMessage(TypedDict):
@@ -43,7 +64,7 @@ class AnthropicMessage(TypedDict):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[TextBlock | ToolUseBlock]
+    content: list[ContentBlock]
     stop_reason: StopReason
     stop_sequence: str | None
     """Which of `stop_sequences` ended the answer."""
@@ -52,6 +73,7 @@ class AnthropicMessage(TypedDict):
     """The version that sampled the last token."""
     policy_version_spans: NotRequired[list[PolicyVersionSpan]]
     """Only where more than one version sampled the tokens."""
+    best_of: NotRequired[BestOf]
 
 
 class TokenCount(TypedDict):

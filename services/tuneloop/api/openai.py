@@ -24,12 +24,20 @@ class Error(TypedDict):
     error: ErrorDetails
 
 
+class CompletionTokensDetails(TypedDict):
+    """What the completion tokens are."""
+
+    reasoning_tokens: int
+
+
 class Usage(TypedDict):
     """Tokens counted by the service."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    completion_tokens_details: NotRequired[CompletionTokensDetails]
+    """Only where the model thought."""
 
 
 class PolicyVersionSpan(TypedDict):
@@ -38,6 +46,23 @@ class PolicyVersionSpan(TypedDict):
     policy_version: int
     start: int
     end: int
+
+
+class BestOf(TypedDict):
+    """The best of several candidates, where the request asked for it."""
+
+    n: int
+    """Candidates that were sampled."""
+    chosen: int
+    """Which of them is the answer, from 0."""
+    chosen_by: Literal["reward", "none"]
+    """`none`: nothing could tell, so it is the first."""
+    reason: str | None
+    """Why nothing could tell; null otherwise."""
+    scores: dict[str, float | None]
+    """The reward of each by its completion id; null of one that was not scored."""
+    reward_model_version: int | None
+    """Null if none was scored."""
 
 
 class Choice(TypedDict):
@@ -74,6 +99,10 @@ class AssistantMessage(TypedDict):
     content: str | None
     refusal: None
     tool_calls: NotRequired[list[ToolCall]]
+    reasoning_content: NotRequired[str]
+    """What the model thought before it answered; absent where it did not."""
+    reasoning: NotRequired[str]
+    """The same."""
 
 
 class ChatChoice(Choice):
@@ -99,6 +128,8 @@ class CompletionHead(TypedDict):
     model: str
     policy_version: int
     """The version that sampled the last token."""
+    best_of: NotRequired[BestOf]
+    """Of a stream, in its last chunk with a choice."""
 
 
 class ChatCompletion(CompletionHead):
@@ -132,6 +163,10 @@ class Delta(TypedDict, total=False):
     role: Literal["assistant"]
     content: str | None
     tool_calls: list[ToolCallDelta]
+    reasoning_content: str
+    """What was added to the thought."""
+    reasoning: str
+    """The same."""
 
 
 class ChatChunkChoice(Choice):
@@ -184,7 +219,31 @@ class OutputCall(TypedDict):
     arguments: str
 
 
-OutputItem = OutputMessage | OutputCall
+class ReasoningText(TypedDict):
+    """Text of a thought."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class SummaryText(TypedDict):
+    """Text of a thought, where a summary was asked for."""
+
+    type: Literal["summary_text"]
+    text: str
+
+
+class OutputReasoning(TypedDict):
+    """What the model thought before it answered: as `content`, or as its own `summary`."""
+
+    id: str
+    type: Literal["reasoning"]
+    status: ItemStatus
+    content: list[ReasoningText]
+    summary: list[SummaryText]
+
+
+OutputItem = OutputReasoning | OutputMessage | OutputCall
 
 
 class InputTokensDetails(TypedDict):
@@ -195,9 +254,9 @@ class InputTokensDetails(TypedDict):
 
 
 class OutputTokensDetails(TypedDict):
-    """Not counted apart."""
+    """What the output tokens are."""
 
-    reasoning_tokens: Literal[0]
+    reasoning_tokens: int
 
 
 class ResponseUsage(TypedDict):
@@ -252,10 +311,13 @@ class OpenAIResponse(TypedDict):
     usage: ResponseUsage | None
     """Null until the answer has ended."""
     user: str | None
+    reasoning: dict[str, Any]
+    """`effort` and `summary` as they were asked for."""
     policy_version: int | None
     """The version that sampled the last token; null in a stream that failed before the first."""
     policy_version_spans: NotRequired[list[PolicyVersionSpan]]
     """Only where more than one version sampled the tokens."""
+    best_of: NotRequired[BestOf]
 
 
 class Model(TypedDict):

@@ -16,6 +16,8 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    reasoning_tokens: int = 0
+    """Of the completion tokens, those of thoughts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +25,9 @@ class Piece:
     """A part of a streamed answer; printed, it is its text."""
 
     text: str
+    """Empty in a piece of the thought."""
+    reasoning: str = ""
+    """A part of what the model thinks before it answers."""
     index: int = 0
     """Which choice it belongs to."""
     policy_version: int = 0
@@ -44,6 +49,8 @@ class Choice(Generic[R]):
     finish_reason: str | None
     """`stop`, `length`, `tool_calls` …; None while it is being written."""
     index: int = 0
+    reasoning: str = field(default="", repr=False)
+    """What the model thought before it answered; empty where it did not."""
     message: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """As the next request's `messages` takes it, with its tool calls."""
     logprobs: Mapping[str, Any] | None = field(default=None, repr=False)
@@ -106,6 +113,7 @@ def choice_from(judge: FeedbackMethods[R], document: ChatChoice, version: int) -
         policy_version=version,
         finish_reason=document["finish_reason"],
         index=document["index"],
+        reasoning=message.get("reasoning_content") or "",
         message=message,
         logprobs=document.get("logprobs"),
         judge=judge,
@@ -125,6 +133,7 @@ def answer_of(
         text=first.text,
         policy_version=first.policy_version,
         finish_reason=first.finish_reason,
+        reasoning=first.reasoning,
         message=first.message,
         logprobs=first.logprobs,
         judge=judge,
@@ -135,8 +144,10 @@ def answer_of(
 
 
 def usage_from(document: UsageDocument) -> Usage:
+    details = document.get("completion_tokens_details")
     return Usage(
         prompt_tokens=document["prompt_tokens"],
         completion_tokens=document["completion_tokens"],
         total_tokens=document["total_tokens"],
+        reasoning_tokens=details["reasoning_tokens"] if details else 0,
     )

@@ -45,7 +45,7 @@ LARGEST_BATCH = 1000
 
 
 class ChatOptions(TypedDict, total=False):
-    """Options of a chat; the names are OpenAI's except for the last five."""
+    """Options of a chat; the names are OpenAI's except for the last six."""
 
     model: str
     user: str
@@ -64,9 +64,12 @@ class ChatOptions(TypedDict, total=False):
     tools: Sequence[Mapping[str, Any]]
     tool_choice: str | Mapping[str, Any]
     metadata: Mapping[str, Any]
+    reasoning_effort: str
     system: str
     """A system message before the others."""
     top_k: int
+    enable_thinking: bool
+    """Whether the model thinks before it answers."""
     policy_version: int
     """Answer with this version."""
     train: bool

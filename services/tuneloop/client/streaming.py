@@ -19,12 +19,13 @@ class PartialAnswer:
     id: str
     policy_version: int = 0
     pieces: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
     tool_calls: dict[int, dict[str, Any]] = field(default_factory=dict)
     logprobs: dict[str, list[Any]] = field(default_factory=dict)
     finish_reason: str | None = None
 
-    def add_chunk(self, choice: Mapping[str, Any], version: int) -> str:
-        """Add one chunk of the choice, and return its text."""
+    def add_chunk(self, choice: Mapping[str, Any], version: int) -> tuple[str, str]:
+        """Add one chunk of the choice, and return its text and what it adds to the thought."""
         self.policy_version = version
         self.finish_reason = choice["finish_reason"] or self.finish_reason
         for name, positions in (choice.get("logprobs") or {}).items():
@@ -34,11 +35,15 @@ class PartialAnswer:
             merge_delta(self.tool_calls.setdefault(call["index"], {}), call)
         text = delta.get("content") or ""
         self.pieces.append(text)
-        return text
+        thought = delta.get("reasoning_content") or ""
+        self.thoughts.append(thought)
+        return text, thought
 
     def message(self) -> dict[str, Any]:
         """Return the assistant's turn so far."""
         message: dict[str, Any] = {"role": "assistant", "content": "".join(self.pieces)}
+        if thought := "".join(self.thoughts):
+            message["reasoning_content"] = thought
         if self.tool_calls:
             message["tool_calls"] = [
                 {name: value for name, value in call.items() if name != "index"}
@@ -88,9 +93,9 @@ class AnswerReader(Generic[R]):
         for choice in chunk["choices"]:
             index = choice["index"]
             partial = self._choices.setdefault(index, PartialAnswer(choice["completion_id"]))
-            text = partial.add_chunk(choice, version)
-            if text:
-                yield Piece(text=text, index=index, policy_version=version)
+            text, thought = partial.add_chunk(choice, version)
+            if text or thought:
+                yield Piece(text=text, reasoning=thought, index=index, policy_version=version)
 
     def end(self) -> None:
         """Raise `Unavailable` if the stream ended before the answer did."""
@@ -114,6 +119,7 @@ class AnswerReader(Generic[R]):
             policy_version=partial.policy_version,
             finish_reason=partial.finish_reason,
             index=index,
+            reasoning=message.get("reasoning_content", ""),
             message=message,
             logprobs=partial.logprobs or None,
             judge=self._judge,

@@ -4,6 +4,7 @@
     └── PreviousResponseNotFound  not known here    code previous_response_not_found
     NotFound
     ├── ModelNotFound           the model field names no policy         code model_not_found
+    ├── ItemNotFound            a reference to an item not known here   code item_not_found
     ├── CompletionNotFound      forged, foreign or misspelt id          code completion_not_found
     └── FeedbackNotFound        no feedback with this id                code feedback_not_found
     Unauthenticated
@@ -65,6 +66,12 @@ class PreviousResponseNotFound(InvalidRequest):
     """A response that this gateway does not know, or no more; status 400, as OpenAI's."""
 
     reason = "PREVIOUS_RESPONSE_NOT_FOUND"
+
+
+class ItemNotFound(NotFound):
+    """An item of a response that this gateway does not know, or no more."""
+
+    reason = "ITEM_NOT_FOUND"
 
 
 class CompletionNotFound(NotFound):

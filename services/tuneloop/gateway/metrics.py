@@ -28,6 +28,12 @@ completion_tokens = Counter(
     "Tokens passed on to callers, by whether the answer was streamed.",
     ["stream"],
 )
+best_of_answers = Counter(
+    "tuneloop_gateway_best_of_answers_total",
+    "Answers chosen from several candidates, by what chose: reward, or none where nothing could "
+    "tell and the first was answered.",
+    ["chosen_by"],
+)
 cost = Counter(
     "tuneloop_gateway_cost_total",
     "What answers cost by the prices in settings, by policy, version (the latest ones) and API "

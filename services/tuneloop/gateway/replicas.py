@@ -16,7 +16,12 @@ from tuneloop.rpc.channel import (
     session_metadata,
     wait_until_connected,
 )
+from tuneloop.rpc.status import reply_of
 from tuneloop.v1 import generation_pb2, generation_pb2_grpc
+
+CHOICE_TIMEOUT = 5.0
+"""Seconds; an answer waits for it."""
+Metadata = tuple[tuple[str, str], ...]
 
 
 class GenerationReplicas:
@@ -30,21 +35,35 @@ class GenerationReplicas:
         self.stub = generation_pb2_grpc.GenerationServiceStub(self.channel)
 
     async def generate(
-        self, request: generation_pb2.GenerateRequest, *, session_id: str = ""
+        self, request: generation_pb2.GenerateRequest, *, route_by: str = ""
     ) -> "grpc.aio.UnaryStreamCall[Any, generation_pb2.GenerateResponse]":
-        """Start a call, a session's on the replica that has its other calls while that one serves.
+        """Start a call, on the replica with other calls that have the same `route_by`: a session's.
 
         Where there is no connection it waits a moment for one that was lost.
         """
-        stub, metadata = self.stub, None
-        if session_id and self._take_sessions():
-            stub, metadata = self._sessions[1], session_metadata(session_id)
-        else:
+        stub, metadata = self._replica(route_by)
+        if metadata is None:
             await wait_until_connected(self.channel)
         timeout = self._settings.request_timeout_seconds
         call: grpc.aio.UnaryStreamCall[Any, generation_pb2.GenerateResponse]
         call = stub.Generate(request, timeout=timeout, metadata=metadata)
         return call
+
+    async def choose(self, choice: generation_pb2.ChooseCandidateRequest, *, route_by: str) -> None:
+        """Tell the replica that has them which of a request's candidates was answered.
+
+        Raises `NotFound` if another replica serves in its place by now, or what the call raises.
+        """
+        stub, metadata = self._replica(route_by)
+        await reply_of(stub.ChooseCandidate(choice, timeout=CHOICE_TIMEOUT, metadata=metadata))
+
+    def _replica(
+        self, route_by: str
+    ) -> tuple[generation_pb2_grpc.GenerationServiceStub, Metadata | None]:
+        """Return what to call, and with which metadata: any replica, or always the same one."""
+        if route_by and self._take_sessions():
+            return self._sessions[1], session_metadata(route_by)
+        return self.stub, None
 
     async def close(self) -> None:
         """Close the channels."""

@@ -7,12 +7,11 @@ is data.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
 from tuneloop.errors import InvalidRequest, TuneloopError
 from tuneloop.generation import metrics
@@ -25,15 +24,16 @@ from tuneloop.generation.engine import (
     check_prompt_length,
     clip_max_tokens,
 )
+from tuneloop.generation.formats.model_formats import ModelFormats
 from tuneloop.generation.outcomes import Outcomes
 from tuneloop.generation.partial_completion import Delta, Final, PartialCompletion
 from tuneloop.generation.prompts import Tokenization, TokenizedPrompt
+from tuneloop.generation.requests import GenerationRequest
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.schemas.trial import GrammarTrial
 from tuneloop.generation.slots import Slots
 from tuneloop.generation.swap.hot_swap import HotSwap
 from tuneloop.generation.swap.lease import Lease
-from tuneloop.generation.tool_calls import ToolFormat, ToolParser, check_tools, constrain_to_calls
 from tuneloop.host import lower_thread_priority
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import (
@@ -41,8 +41,6 @@ from tuneloop.rollouts import (
     PolicyVersionSpan,
     Prompt,
     Rollout,
-    RolloutSource,
-    SamplingParameters,
     choice_id,
     merge_spans,
 )
@@ -52,35 +50,6 @@ MAX_CHARACTERS_PER_TOKEN = 100
 QUICK_CHARACTERS, QUICK_MESSAGES = 20_000, 100
 """A prompt within these is tokenized at once, in a few milliseconds."""
 TOKENIZER_THREADS = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationRequest:
-    """A request to the generation service."""
-
-    completion_id: str
-    prompt: Prompt
-    sampling: SamplingParameters
-    tenant: str
-    user_hash: str
-    policy_version: int | None
-    """Serve this version rather than the stable one."""
-    publish_rollout: bool
-    clip_max_tokens: bool
-    route_by: str = ""
-    """Decides whether the request is in a canary's share; empty: it never is."""
-    source: RolloutSource = RolloutSource.USER
-    api_key_id: str = ""
-    columns: Mapping[str, Any] = field(default_factory=dict)
-    session_id: str = ""
-    tags: Mapping[str, str] = field(default_factory=dict)
-    traceparent: str = ""
-    """Of the call; empty without tracing."""
-
-    @property
-    def caller(self) -> str:
-        """Who takes turns with others: a key, or what this service asks for itself."""
-        return self.api_key_id or self.source.value
 
 
 class Completions:
@@ -95,7 +64,7 @@ class Completions:
         hot_swap: HotSwap,
         publisher: RolloutPublisher,
         max_concurrent: int,
-        tool_format: ToolFormat | None = None,
+        formats: ModelFormats | None = None,
         trial: GrammarTrial | None = None,
     ) -> None:
         self.engine = engine
@@ -104,7 +73,7 @@ class Completions:
         self.hot_swap = hot_swap
         self.publisher = publisher
         self.slots = Slots(max_concurrent)
-        self.tool_format = tool_format
+        self.formats = formats or ModelFormats(tokens=tokenization)
         self.trial = trial
         # On few cores a long prompt would otherwise slow every stream down.
         self.tokenizers = ThreadPoolExecutor(
@@ -120,10 +89,10 @@ class Completions:
         started = time.monotonic()
         try:
             with self.count_running(request):
-                in_template = self.tokenization.takes_tools
-                check_tools(request.prompt, self.tool_format, in_template=in_template)
+                self.formats.check(request.prompt)
                 prompt = await self.tokenize(request.prompt)
-                request = self.constrain_to_tools(request)
+                held = self.formats.constrain_to_tools(request.sampling, request.prompt)
+                request = replace(request, sampling=held)
                 if self.trial is not None:
                     await self.trial.check(request.sampling, request.caller)
                 if request.clip_max_tokens:
@@ -147,7 +116,7 @@ class Completions:
     async def count_tokens(self, prompt: Prompt, caller: str) -> int:
         """Return the tokens of a conversation. Raises `InvalidRequest` and `Overloaded`."""
         with self.slots.take(caller, 1):
-            check_tools(prompt, self.tool_format, in_template=self.tokenization.takes_tools)
+            self.formats.check(prompt)
             return len((await self.tokenize(prompt)).token_ids)
 
     async def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
@@ -155,7 +124,9 @@ class Completions:
 
         A long one is left to a thread: other requests stream on meanwhile.
         """
-        characters = len(prompt.text or "") + sum(len(m.content) for m in prompt.messages)
+        characters = len(prompt.text or "") + sum(
+            len(m.content) + len(m.reasoning) for m in prompt.messages
+        )
         if prompt.tool_use is not None:
             characters += sum(len(t.description + t.parameters) for t in prompt.tool_use.tools)
         if characters > MAX_CHARACTERS_PER_TOKEN * self.limits.max_model_len:
@@ -191,10 +162,10 @@ class Completions:
         self, request: GenerationRequest, prompt: TokenizedPrompt, lease: Lease, started: float
     ) -> AsyncGenerator[Delta | Final, None]:
         """Yield what the engine samples, and publish each completion when it ends or is aborted."""
-        completions = [
-            PartialCompletion(i, started, self.make_parser(request))
-            for i in range(request.sampling.n)
-        ]
+        completions = self.begin(request, prompt, started)
+        sampling = self.formats.for_engine(
+            request.sampling, request.prompt, prompt.text, request.thinking_budget
+        )
         # A greedy answer is the same however often it is sampled.
         once = request.sampling.temperature == 0
         rollouts: list[Rollout] = []
@@ -202,10 +173,11 @@ class Completions:
             EngineRequest(
                 request_id=request.completion_id,
                 prompt_token_ids=prompt.token_ids,
-                sampling=replace(request.sampling, n=1) if once else request.sampling,
+                sampling=replace(sampling, n=1) if once else sampling,
                 policy_version=lease.policy_version,
                 adapter=lease.live.adapter,
                 with_tools=request.prompt.tool_use is not None,
+                as_tokens=self.formats.thinks(request.prompt),
             )
         )
         try:
@@ -214,8 +186,9 @@ class Completions:
                 if output.token_ids:
                     self.hot_swap.resumption.record_token(lease.live)
                 for completion in completions if once else (completions[output.index],):
-                    own = replace(output, index=completion.index)
-                    delta = completion.add(own, sampled_by)
+                    if completion.finished:  # by a stop string that the engine does not know
+                        continue
+                    own, delta = completion.add(replace(output, index=completion.index), sampled_by)
                     self.record_output(prompt, completion, own)
                     yield delta
                     if own.finish_reason is not None:
@@ -226,6 +199,8 @@ class Completions:
                             # Before the caller, who may be slow to take the final.
                             self.publish(request, rollouts)
                         yield final
+                if len(rollouts) == len(completions):
+                    break
         finally:
             try:
                 await outputs.aclose()
@@ -236,19 +211,20 @@ class Completions:
                         request, rollouts + [self.abort(request, prompt, c) for c in ended]
                     )
 
-    def constrain_to_tools(self, request: GenerationRequest) -> GenerationRequest:
-        """Return the request with the grammar that holds the model to the calls asked for."""
-        use = request.prompt.tool_use
-        if use is None or self.tool_format is None:
-            return request
-        return replace(
-            request, sampling=constrain_to_calls(request.sampling, use, self.tool_format)
-        )
-
-    def make_parser(self, request: GenerationRequest) -> ToolParser | None:
-        """Return a parser for the calls of one completion, if it may have any."""
-        use = request.prompt.tool_use
-        return None if use is None or self.tool_format is None else self.tool_format.parser(use)
+    def begin(
+        self, request: GenerationRequest, prompt: TokenizedPrompt, started: float
+    ) -> list[PartialCompletion]:
+        """Return the completions of a request before their first token."""
+        formats = self.formats
+        return [
+            PartialCompletion(
+                i,
+                started,
+                parser=formats.parser(request.prompt),
+                reader=formats.reader(request.sampling, request.prompt, prompt.text),
+            )
+            for i in range(request.sampling.n)
+        ]
 
     def sampled_by(self, leased: int) -> int:
         """Return the version that samples now for a request that leased one."""
@@ -294,6 +270,8 @@ class Completions:
             policy_version=last,
             prompt_tokens=len(prompt.token_ids),
             stop_sequence=output.stop_sequence,
+            reasoning_tokens=completion.reasoning_tokens,
+            candidate_text=completion.text if request.are_candidates else "",
         )
         return final, self.rollout(request, prompt, completion, output.finish_reason, spans)
 
@@ -323,6 +301,8 @@ class Completions:
             messages=request.prompt.messages,
             prompt_text=prompt.text,
             completion_text=completion.text,
+            reasoning_text=completion.reasoning,
+            reasoning_tokens=completion.reasoning_tokens,
             prompt_token_ids=prompt.token_ids,
             completion_token_ids=tuple(completion.token_ids),
             generation_logprobs=tuple(completion.logprobs),
@@ -339,5 +319,7 @@ class Completions:
 
     def publish(self, request: GenerationRequest, rollouts: Sequence[Rollout]) -> None:
         """Hand the rollouts of a request that have tokens to the publisher."""
-        if request.publish_rollout:
-            self.publisher.publish([r for r in rollouts if r.completion_token_ids])
+        sampled = [r for r in rollouts if r.completion_token_ids]
+        if request.publish_rollout and sampled:
+            put = self.publisher.hold if request.are_candidates else self.publisher.publish
+            put(sampled)

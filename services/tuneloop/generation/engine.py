@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from tuneloop.errors import InvalidRequest
-from tuneloop.generation.tool_calls import ToolFormat
+from tuneloop.generation.formats.reasoning import ReasoningFormat
+from tuneloop.generation.formats.tool_calls import ToolFormat
 from tuneloop.policies import WeightsKind
 from tuneloop.rollouts import FinishReason, PolicyVersionSpan, SamplingParameters
 
@@ -23,12 +24,15 @@ class EngineRequest:
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParameters
+    """A structural tag beside a JSON schema stands for it."""
     policy_version: int
     """0 is the base model. With full weights the engine samples from the version it holds."""
     adapter: int = 0
     """LoRA: the number the version was loaded by; 0 for the base model."""
     with_tools: bool = False
     """Tool calls are parsed from the text: tags that are special tokens must stay in it."""
+    as_tokens: bool = False
+    """Only token ids are wanted: the text of outputs may be empty, and `stop` is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +98,10 @@ class Engine(Protocol):
 
     def tool_format(self, name: str) -> ToolFormat:
         """Return the named format of tool calls. Raises `SettingsError` for an unknown name."""
+        ...
+
+    def reasoning_format(self, name: str) -> ReasoningFormat:
+        """Return the named format of thoughts. Raises `SettingsError` for an unknown name."""
         ...
 
     async def load_adapter(self, adapter: int, folder: Path) -> float:

@@ -6,6 +6,10 @@ changed, as the log-probs are of them. Nor is one that could not be examined.
 An event is retried until the bus has stored it, always with the same id, so that a retry after a
 lost acknowledgement adds nothing. When the buffer is full, in events or bytes, the oldest event is
 dropped, and `tuneloop_rollouts_dropped_total` counts its rollouts.
+
+The candidates of a request for the best of several are held until one of them is chosen. Those that
+were not are published as candidates, which nobody has read. Where nobody chooses, all are published
+as choices that were answered, as are those of a request for several.
 """
 
 import asyncio
@@ -14,16 +18,16 @@ import logging
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tuneloop import tracing, wire
 from tuneloop.backoff import Backoff
 from tuneloop.bus import Bus, subjects
-from tuneloop.errors import TuneloopError, Unavailable
+from tuneloop.errors import NotFound, TuneloopError, Unavailable
 from tuneloop.generation import metrics
 from tuneloop.policies import Activation
 from tuneloop.redaction.redactor import Redactor
-from tuneloop.rollouts import Rollout
+from tuneloop.rollouts import FinishReason, Rollout, RolloutSource
 
 logger = logging.getLogger("tuneloop.generation")
 
@@ -38,6 +42,10 @@ PROMPT_TAIL = 200
 FIRST_DELAY = 0.2
 LONGEST_DELAY = 5.0
 """Seconds before the second and between later attempts."""
+CHOICE_SECONDS = 90.0
+"""How long candidates are held; longer than the gateway waits for their scores."""
+MAX_HELD = 4096
+"""Most requests whose candidates are held; beyond that the oldest are published."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +59,15 @@ class Event:
     """Of the event's cause; empty without tracing."""
     rollouts: int = 0
     """How many it holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """The candidates of one request."""
+
+    rollouts: Sequence[Rollout]
+    timer: asyncio.TimerHandle
+    """Publishes them."""
 
 
 class RolloutPublisher:
@@ -67,6 +84,8 @@ class RolloutPublisher:
         self.emptied = asyncio.Event()
         self.emptied.set()
         self.task: asyncio.Task[None] | None = None
+        self.held: dict[str, Held] = {}
+        """Candidates by the id of their request, oldest first."""
 
     def publish(self, rollouts: Sequence[Rollout]) -> None:
         """Buffer the rollouts of one request, whose prompt and parameters are stored once.
@@ -100,6 +119,36 @@ class RolloutPublisher:
                     rollouts=len(part),
                 )
             )
+
+    def hold(self, rollouts: Sequence[Rollout]) -> None:
+        """Keep the candidates of one request until one is chosen; publish them if any was cut off.
+
+        Nobody chooses from these: their caller has left.
+        """
+        if any(rollout.finish_reason is FinishReason.ABORT for rollout in rollouts):
+            self.publish(rollouts)
+            return
+        group_id = rollouts[0].group_id
+        if len(self.held) >= MAX_HELD:
+            self.release(next(iter(self.held)))
+        timer = asyncio.get_running_loop().call_later(CHOICE_SECONDS, self.release, group_id)
+        self.held[group_id] = Held(rollouts=rollouts, timer=timer)
+
+    def choose(self, group_id: str, completion_id: str) -> None:
+        """Publish a request's candidates, one of which was answered. Raises `NotFound`."""
+        if group_id not in self.held:
+            raise NotFound(f"no candidates of {group_id[:100]!r} are held", param="group_id")
+        self.release(group_id, chosen=completion_id)
+
+    def release(self, group_id: str, chosen: str | None = None) -> None:
+        """Publish candidates that are held; without a choice as if all were answered."""
+        held = self.held.pop(group_id)
+        held.timer.cancel()
+        others = [r for r in held.rollouts if r.completion_id != chosen]
+        if chosen is not None:
+            self.publish([r for r in held.rollouts if r.completion_id == chosen])
+            others = [replace(r, source=RolloutSource.CANDIDATE) for r in others]
+        self.publish(others)
 
     def publish_activation(self, activation: Activation) -> None:
         """Buffer the news that a version serves."""
@@ -140,6 +189,8 @@ class RolloutPublisher:
 
     async def stop(self, drain_seconds: float) -> None:
         """Publish what is buffered, for at most `drain_seconds`, and count what is left."""
+        for group_id in list(self.held):
+            self.release(group_id)
         patience = drain_seconds if self.bus.connected else min(drain_seconds, FIRST_DELAY)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):

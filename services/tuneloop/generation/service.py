@@ -11,6 +11,8 @@ from tuneloop.bus import Bus
 from tuneloop.errors import SettingsError
 from tuneloop.generation.completions import Completions
 from tuneloop.generation.engine import Engine, EngineRequest
+from tuneloop.generation.formats.choice import AUTO, NONE, choose_reasoning, choose_tools
+from tuneloop.generation.formats.model_formats import ModelFormats
 from tuneloop.generation.prompts import Tokenization
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.generation.schemas.trial import GrammarTrial
@@ -65,9 +67,7 @@ class Replica:
             hot_swap=self.hot_swap,
             publisher=self.publisher,
             max_concurrent=settings.max_concurrent_requests,
-            tool_format=self.engine.tool_format(settings.tool_parser)
-            if settings.tool_parser
-            else None,
+            formats=model_formats(settings, self.engine, tokenization),
             trial=self.trial,
         )
         base_model = settings.base_model_name or settings.model.name
@@ -181,6 +181,38 @@ def check_plugin(model: str, quantization: Quantization) -> None:
             f"pip install {quantization.packages}",
             param="model",
         )
+
+
+def model_formats(
+    settings: GenerationSettings, engine: Engine, tokenization: Tokenization
+) -> ModelFormats:
+    """Return the formats of the settings, those `auto` as the model tells, and log them.
+
+    Raises `SettingsError` for one that the engine does not have.
+    """
+    reasoning, tools = settings.reasoning_parser, settings.tool_parser or NONE
+    if reasoning == AUTO:
+        reasoning = choose_reasoning(tokenization.tokenizer) or NONE
+    if tools == AUTO:
+        tools = choose_tools(tokenization.tokenizer) or NONE
+        if tools != NONE and not suits(engine, tools):
+            tools = NONE
+    logger.info("thoughts are read as %s, calls of functions as %s", reasoning, tools)
+    return ModelFormats(
+        tokens=tokenization,
+        reasoning=None if reasoning == NONE else engine.reasoning_format(reasoning),
+        tools=None if tools == NONE else engine.tool_format(tools),
+    )
+
+
+def suits(engine: Engine, tools: str) -> bool:
+    """Return whether the engine has a format of calls that the model's template tells of."""
+    try:
+        engine.tool_format(tools)
+    except SettingsError as error:
+        logger.warning("functions cannot be called: %s", error)
+        return False
+    return True
 
 
 async def sample_one_token(engine: Engine, lease: Lease) -> None:

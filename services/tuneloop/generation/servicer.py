@@ -1,29 +1,15 @@
 """`GenerationService` over gRPC: translates messages, and leaves the work to `Completions`."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from tuneloop import tracing, wire
-from tuneloop.bus import subjects
-from tuneloop.errors import InvalidRequest, NotFound, Unavailable
-from tuneloop.generation.completions import Completions, GenerationRequest
+from tuneloop.errors import NotFound, Unavailable
+from tuneloop.generation.completions import Completions
+from tuneloop.generation.formats.tool_calls import merge_calls
 from tuneloop.generation.partial_completion import Delta, Final
-from tuneloop.generation.schemas.limits import check_schema, check_schemas
-from tuneloop.generation.tool_calls import merge_calls
-from tuneloop.rollouts import (
-    MAX_BIASES,
-    MAX_STOP_CHARACTERS,
-    MIN_TEMPERATURE,
-    SESSION_ID,
-    Prompt,
-    RolloutSource,
-    SamplingParameters,
-    check_tags,
-)
-from tuneloop.v1 import generation_pb2, generation_pb2_grpc, rollout_pb2
-
-MAX_ID_LENGTH = 256
+from tuneloop.generation.requests import chat_from_proto, request_from_proto
+from tuneloop.v1 import generation_pb2, generation_pb2_grpc
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
@@ -64,13 +50,21 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         finally:
             await batches.aclose()
 
+    async def ChooseCandidate(
+        self, request: generation_pb2.ChooseCandidateRequest, context: Any
+    ) -> generation_pb2.ChooseCandidateResponse:
+        """Publish a request's candidates, one of which was answered."""
+        self.check_policy(request.policy)
+        self.completions.publisher.choose(request.group_id, request.completion_id)
+        return generation_pb2.ChooseCandidateResponse()
+
     async def CountTokens(
         self, request: generation_pb2.CountTokensRequest, context: Any
     ) -> generation_pb2.CountTokensResponse:
         """Count the tokens of a conversation."""
         self.check_policy(request.policy)
         tools = request.tool_use if request.HasField("tool_use") else None
-        prompt = chat_from_proto(request.chat, tools)
+        prompt = chat_from_proto(request.chat, tools, request.template_options)
         count = await self.completions.count_tokens(prompt, request.api_key_id)
         return generation_pb2.CountTokensResponse(prompt_tokens=count)
 
@@ -155,6 +149,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             text=delta.text,
             token_ids=delta.token_ids,
             policy_version=delta.policy_version,
+            reasoning=delta.reasoning,
             tool_calls=[
                 generation_pb2.ToolCallDelta(
                     index=c.index, call_id=c.call_id, name=c.name, arguments=c.arguments
@@ -178,98 +173,6 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         return generation_pb2.TokenLogprob(
             token_id=token_id, token=token.text, token_bytes=token.data, logprob=logprob
         )
-
-
-def request_from_proto(request: generation_pb2.GenerateRequest) -> GenerationRequest:
-    """Return the request as a domain value. Raises `InvalidRequest` naming the field at fault."""
-    if not 0 < len(request.completion_id) <= MAX_ID_LENGTH:
-        raise InvalidRequest(
-            f"completion_id: must have 1 to {MAX_ID_LENGTH} characters", param="completion_id"
-        )
-    sampling = within_bounds(wire.sampling_from_proto(request.sampling))
-    source = wire.source_from_proto(request.source)
-    route_by = request.route_by or request.user_hash or request.completion_id
-    if request.session_id and SESSION_ID.fullmatch(request.session_id) is None:
-        raise InvalidRequest(
-            "session_id: must be 1 to 128 characters, none a control character", param="session_id"
-        )
-    return GenerationRequest(
-        completion_id=request.completion_id,
-        prompt=prompt_from_proto(request),
-        sampling=sampling,
-        tenant=subjects.token(request.tenant or "default", "tenant"),
-        user_hash=subjects.token(request.user_hash or "anonymous", "user_hash"),
-        policy_version=request.policy_version if request.HasField("policy_version") else None,
-        publish_rollout=request.publish_rollout if request.HasField("publish_rollout") else True,
-        clip_max_tokens=request.clip_max_tokens,
-        # Only users' requests take part in a canary, and only if they name no version.
-        route_by=route_by
-        if source is RolloutSource.USER and not request.HasField("policy_version")
-        else "",
-        source=source,
-        api_key_id=request.api_key_id,
-        columns=wire.columns_from_proto(request.columns),
-        session_id=request.session_id,
-        tags=tags_from_proto(request),
-        traceparent=tracing.traceparent(),
-    )
-
-
-def tags_from_proto(request: generation_pb2.GenerateRequest) -> Mapping[str, str]:
-    """Return the tags of a request. Raises `InvalidRequest`."""
-    try:
-        return check_tags(dict(request.tags))
-    except ValueError as error:
-        raise InvalidRequest(f"tags: {error}", param="tags") from None
-
-
-def within_bounds(sampling: SamplingParameters) -> SamplingParameters:
-    """Return a new request's parameters as engines take them. Raises `InvalidRequest`.
-
-    Rollouts of earlier requests may be out of these bounds; they are read all the same.
-    """
-    for stop in sampling.stop:
-        if len(stop) > MAX_STOP_CHARACTERS:
-            raise InvalidRequest(
-                f"stop: {stop[:16]!r}… has {len(stop)} characters; at most {MAX_STOP_CHARACTERS}",
-                param="stop",
-            )
-    if len(sampling.logit_bias) > MAX_BIASES:
-        raise InvalidRequest(
-            f"logit_bias: {len(sampling.logit_bias)} tokens; at most {MAX_BIASES}",
-            param="logit_bias",
-        )
-    if sampling.json_schema:
-        check_schema(sampling.json_schema, "response_format")
-    if sampling.structural_tag:
-        check_schema(sampling.structural_tag, "structural_tag")
-    if 0 < sampling.temperature < MIN_TEMPERATURE:
-        return replace(sampling, temperature=MIN_TEMPERATURE)
-    return sampling
-
-
-def prompt_from_proto(request: generation_pb2.GenerateRequest) -> Prompt:
-    """Return the prompt. Raises `InvalidRequest` unless there is exactly one kind."""
-    match request.WhichOneof("prompt"):
-        case "chat":
-            tools = request.tool_use if request.HasField("tool_use") else None
-            return chat_from_proto(request.chat, tools)
-        case "text":
-            return Prompt(text=request.text)
-        case "tokens":
-            return Prompt(token_ids=tuple(request.tokens.token_ids))
-        case _:
-            raise InvalidRequest("prompt: missing", param="prompt")
-
-
-def chat_from_proto(chat: rollout_pb2.ChatPrompt, tools: generation_pb2.ToolUse | None) -> Prompt:
-    """Return a conversation, with the tools that may be called in it."""
-    messages = wire.messages_from_proto(chat)
-    if tools is None:
-        return Prompt(messages=messages)
-    tool_use = wire.tool_use_from_proto(tools)
-    check_schemas([tool.parameters or "{}" for tool in tool_use.tools], "tools")
-    return Prompt(messages=messages, tool_use=tool_use)
 
 
 def join_deltas(events: Sequence[Delta | Final]) -> list[Delta | Final]:
@@ -301,6 +204,7 @@ def add_deltas(first: Delta | Final, second: Delta) -> Delta:
         top_logprobs=first.top_logprobs + second.top_logprobs,
         policy_version=second.policy_version,
         tool_calls=merge_calls(first.tool_calls + second.tool_calls),
+        reasoning=first.reasoning + second.reasoning,
     )
 
 
@@ -318,4 +222,6 @@ def final_to_proto(final: Final) -> generation_pb2.GenerateFinal:
         ),
         policy_version=final.policy_version,
         stop_sequence=final.stop_sequence,
+        reasoning_tokens=final.reasoning_tokens,
+        candidate_text=final.candidate_text,
     )

@@ -41,9 +41,16 @@ class GenerationSettings(BusSettings, RpcServerSettings, WeightsSettings):
         "auto", description="auto (vllm where it is installed), vllm or transformers"
     )
     tool_parser: str = Field(
-        "",
-        description="format in which the model calls functions: hermes, or with vLLM any that its "
-        "--tool-call-parser takes; empty: requests with tools are refused",
+        "auto",
+        description="format in which the model calls functions: auto (as its chat template tells), "
+        "hermes, openai (gpt-oss), or with vLLM any that its --tool-call-parser takes; none or "
+        "empty: requests with tools are refused",
+    )
+    reasoning_parser: str = Field(
+        "auto",
+        description="format in which the model thinks before it answers: auto (as its chat "
+        "template and tokens tell), qwen3, deepseek_r1, mistral, seed_oss, openai_gptoss, or with "
+        "vLLM any that its --reasoning-parser takes; none: thoughts are part of the answer",
     )
     weights_kind: WeightsKind = Field(WeightsKind.LORA, description="lora or full")
     max_model_len: int | None = Field(

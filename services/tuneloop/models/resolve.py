@@ -12,8 +12,16 @@ from tuneloop.models.carried import fetch_carried
 from tuneloop.models.catalog import catalog
 
 HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
-HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model"]
-"""Files to download: data only, no pickles and no code."""
+HUB_FILES = [
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "README.md",
+]
+"""Files to download: data only, no pickles and no code; the model card tells the licence."""
 
 
 def resolve(reference: str, cache_dir: Path) -> Path:

@@ -38,6 +38,7 @@ Peers = Mapping[Role, tuple[str, ...]]
 
 callers: Mapping[str, frozenset[Role]] = {
     "GenerationService/Generate": frozenset({Role.GATEWAY, Role.LEARNER}),
+    "GenerationService/ChooseCandidate": frozenset({Role.GATEWAY}),
     "GenerationService/CountTokens": frozenset({Role.GATEWAY}),
     "GenerationService/LoadWeights": frozenset({Role.LEARNER}),
     "GenerationService/GetPolicy": frozenset({Role.GATEWAY, Role.LEARNER}),

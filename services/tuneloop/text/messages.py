@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -59,15 +60,19 @@ class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     tool_calls: list[MessageToolCall] | None = None
     tool_call_id: Text | None = None
+    reasoning_content: Annotated[
+        Text | None, Field(validation_alias=AliasChoices("reasoning_content", "reasoning"))
+    ] = None
+    """What the assistant thought before this turn."""
     content: Text = Field(None, validate_default=True)
 
     @field_validator("content", mode="before", json_schema_input_type=str | list[TextPart] | None)
     @classmethod
     def as_text(cls, content: object, info: ValidationInfo) -> object:
-        """Return a string, or joined text parts; no content is allowed beside tool calls."""
+        """Return a string, or joined text parts; calls and thoughts may have none beside them."""
         if isinstance(content, str):
             return content
-        if content is None and info.data.get("tool_calls"):
+        if content is None and (info.data.get("tool_calls") or info.data.get("reasoning_content")):
             return ""
         if not isinstance(content, list):
             raise ValueError("must be a string or a list of text parts")
@@ -104,6 +109,8 @@ def conversation(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
                 for c in m.tool_calls or ()
             ),
             tool_call_id=m.tool_call_id or "",
+            # A thought is the assistant's; clients send empty ones with other turns.
+            reasoning=(m.reasoning_content or "") if m.role == "assistant" else "",
         )
         for m in messages
     )

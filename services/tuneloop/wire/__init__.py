@@ -17,6 +17,7 @@ from tuneloop.wire.fields import parse, timestamp
 from tuneloop.wire.messages import (
     messages_from_proto,
     messages_to_proto,
+    template_options_from_proto,
     tool_use_from_proto,
     tool_use_to_proto,
 )
@@ -101,6 +102,7 @@ __all__ = [
     "source_to_proto",
     "spans_from_proto",
     "spans_to_proto",
+    "template_options_from_proto",
     "timestamp",
     "tool_use_from_proto",
     "tool_use_to_proto",

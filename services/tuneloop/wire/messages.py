@@ -1,8 +1,11 @@
 """A conversation's messages."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from tuneloop.errors import CorruptData
 from tuneloop.rollouts import ChatMessage, Tool, ToolCall, ToolUse
 from tuneloop.v1 import generation_pb2, rollout_pb2
 from tuneloop.wire.fields import json_object, require
@@ -43,6 +46,19 @@ def tool_use_from_proto(message: generation_pb2.ToolUse) -> ToolUse:
         name=message.name,
         single=message.single,
     )
+
+
+def template_options_from_proto(options: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments for the chat template. Raises `CorruptData` naming one that is not JSON."""
+    values = {}
+    for name, value in options.items():
+        try:
+            values[name] = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise CorruptData(
+                f"template_options.{name}: not JSON: {error}", param="chat_template_kwargs"
+            ) from error
+    return values
 
 
 def messages_to_proto(messages: Sequence[ChatMessage]) -> rollout_pb2.ChatPrompt:

@@ -31,6 +31,7 @@ source_to_proto = {
     RolloutSource.PROMPTS: rollout_pb2.ROLLOUT_SOURCE_PROMPTS,
     RolloutSource.EVAL: rollout_pb2.ROLLOUT_SOURCE_EVAL,
     RolloutSource.IMPORT: rollout_pb2.ROLLOUT_SOURCE_IMPORT,
+    RolloutSource.CANDIDATE: rollout_pb2.ROLLOUT_SOURCE_CANDIDATE,
 }
 source_of_proto = {number: source for source, number in source_to_proto.items()}
 source_of_proto[rollout_pb2.ROLLOUT_SOURCE_UNSPECIFIED] = RolloutSource.USER

@@ -71,6 +71,17 @@ def test_one_key_chooses(keyboard: Any, screen: TerminalScreen) -> None:
     assert screen.ask_choice("Which?", keys) == "0"
 
 
+def test_a_thought_is_dim_and_stays_above_the_answer(screen: TerminalScreen) -> None:
+    pieces = [
+        Piece(text="", reasoning="let me "),
+        Piece(text="", reasoning="see"),
+        Piece(text="42"),
+    ]
+    screen.show(pieces)  # type: ignore[arg-type]
+    last_page = seen(screen).rsplit("\x1b[2K", 1)[-1]
+    assert last_page.index("\x1b[2mlet me see") < last_page.index("42")
+
+
 def test_an_answer_ends_as_markdown(screen: TerminalScreen) -> None:
     pieces = [Piece(text=text) for text in ("- on", "e\n- **two**", "\n" * 20, "end")]
     screen.show(pieces)  # type: ignore[arg-type]

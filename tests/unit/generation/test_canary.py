@@ -17,7 +17,7 @@ from tuneloop.bus import subjects
 from tuneloop.bus.memory import MemoryBus
 from tuneloop.errors import CorruptData, InvalidRequest, Unavailable
 from tuneloop.generation.outcomes import KEPT, Outcomes
-from tuneloop.generation.servicer import request_from_proto
+from tuneloop.generation.requests import request_from_proto
 from tuneloop.generation.swap.routing import Role, Routing
 from tuneloop.policies import CanaryRoute, WeightsKind, WeightsReference
 from tuneloop.v1 import generation_pb2, rollout_pb2

@@ -11,12 +11,18 @@ from prometheus_client import REGISTRY
 from tuneloop import wire
 from tuneloop.bus import PublishReceipt, subjects
 from tuneloop.bus.memory import MemoryBus
-from tuneloop.errors import Unavailable
+from tuneloop.errors import NotFound, Unavailable
 from tuneloop.generation import rollout_publisher
 from tuneloop.generation.rollout_publisher import RolloutPublisher
 from tuneloop.policies import Activation
 from tuneloop.redaction.redactor import RedactionSettings, Redactor, make_redactor
-from tuneloop.rollouts import FinishReason, PolicyVersionSpan, Rollout, SamplingParameters
+from tuneloop.rollouts import (
+    FinishReason,
+    PolicyVersionSpan,
+    Rollout,
+    RolloutSource,
+    SamplingParameters,
+)
 
 
 def make_rollout(number: int) -> Rollout:
@@ -254,3 +260,54 @@ async def test_a_completion_that_cannot_be_examined_is_not_published() -> None:
     await publisher.stop(10)
     assert stored(bus) == []
     assert dropped("unexamined") == before + 1
+
+
+def sources(bus: MemoryBus) -> dict[str, RolloutSource]:
+    events = bus.streams[subjects.ROLLOUTS].events
+    return {
+        r.completion_id: r.source for e in events for r in wire.decode_rollouts_generated(e.data)
+    }
+
+
+async def test_the_candidate_that_was_answered_is_told_from_the_others() -> None:
+    bus = MemoryBus()
+    publisher = RolloutPublisher(bus, buffer_size=10)
+    publisher.start()
+    publisher.hold(siblings(3, 2))
+    await asyncio.sleep(0.05)
+    assert stored(bus) == []
+    publisher.choose("chatcmpl-1", "chatcmpl-1.1")
+    with pytest.raises(NotFound, match="no candidates of 'chatcmpl-1' are held"):
+        publisher.choose("chatcmpl-1", "chatcmpl-1")
+    await publisher.stop(10)
+    assert sources(bus) == {
+        "chatcmpl-1": RolloutSource.CANDIDATE,
+        "chatcmpl-1.1": RolloutSource.USER,
+        "chatcmpl-1.2": RolloutSource.CANDIDATE,
+    }
+
+
+async def test_candidates_that_nobody_chooses_from_are_published_as_choices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bus = MemoryBus()
+    publisher = RolloutPublisher(bus, buffer_size=10)
+    publisher.start()
+    publisher.hold([replace(r, group_id="stopped", completion_id="s") for r in siblings(1, 2)])
+    monkeypatch.setattr(rollout_publisher, "CHOICE_SECONDS", 0.01)
+    publisher.hold(
+        [replace(siblings(1, 2)[0], completion_id="c", finish_reason=FinishReason.ABORT)]
+    )
+    assert list(publisher.held) == ["stopped"]
+    publisher.hold(siblings(2, 2))
+    async with asyncio.timeout(5):
+        while "chatcmpl-1" in publisher.held:
+            await asyncio.sleep(0.01)
+    monkeypatch.setattr(rollout_publisher, "MAX_HELD", 1)
+    publisher.hold([replace(r, group_id="g2", completion_id="b") for r in siblings(1, 2)])
+    assert list(publisher.held) == ["g2"]
+    await publisher.stop(10)
+    assert publisher.held == {}
+    assert sources(bus) == dict.fromkeys(
+        ("chatcmpl-1", "chatcmpl-1.1", "s", "b", "c"), RolloutSource.USER
+    )

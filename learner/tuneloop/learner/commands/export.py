@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -13,16 +13,28 @@ from tuneloop.errors import SettingsError
 from tuneloop.learner.commands.options import exit_on_error
 from tuneloop.rollouts import read_tag
 
+if TYPE_CHECKING:
+    from tuneloop.learner.offline.gguf_model import GgufType
+    from tuneloop.learner.offline.model_card import WeightsForm
+    from tuneloop.learner.offline.versions import Versions
+
 Kind = Literal["pairs", "thumbs", "demonstrations", "metrics", "rollouts"]
+Form = Literal["jsonl", "parquet", "merged", "adapter", "gguf"]
+Dtype = Annotated[
+    Literal["f32", "f16", "bf16", "q8_0"] | None,
+    typer.Option(help="What a GGUF's matrices are stored in.", show_default="f16"),
+]
 
 
 def export(
     *,
     kind: Annotated[Kind | None, typer.Option(help="What was collected, to export.")] = None,
     form: Annotated[
-        Literal["jsonl", "parquet"] | None,
+        Form | None,
         typer.Option(
-            "--format", help="Of the file.", show_default="parquet for FILE.parquet, else jsonl"
+            "--format",
+            help="jsonl or parquet of what was collected; merged, adapter or gguf of --weights.",
+            show_default="parquet for FILE.parquet, else jsonl; of --weights merged",
         ),
     ] = None,
     policy_version: Annotated[
@@ -36,6 +48,7 @@ def export(
         str | None,
         typer.Option(help="Instead: a version, by its number in --data-dir or its folder."),
     ] = None,
+    dtype: Dtype = None,
     output: Annotated[
         Path | None,
         typer.Option(help="File (or folder) to write.", show_default="standard output"),
@@ -50,15 +63,15 @@ def export(
     policy: Annotated[str, typer.Option(help="Name of the policy.")] = "tuneloop",
     cache_dir: CacheDir = DEFAULT_CACHE_DIR,
 ) -> None:
-    """Write what users said as a file to train on, or a version's weights as a plain model.
+    """Write what users said as a file to train on, or a version's weights with a model card.
 
     --kind pairs, thumbs, demonstrations, metrics or rollouts writes a file, the first three in the
-    columns that TRL's trainers read. --weights merges a version into full weights that any program
-    loads.
+    columns that TRL's trainers read. --weights writes a folder: with --format merged the full
+    weights, which any program loads; with adapter the LoRA adapter for peft; with gguf one file for
+    llama.cpp and Ollama.
     """
     with exit_on_error():
-        if (kind is None) == (weights is None):
-            raise SettingsError("say what to export: --kind or --weights")
+        check_options(kind, weights, form, dtype)
         if kind is not None:
             pages = ledger_pages if data_dir is not None else service_pages
             rows = pages(
@@ -66,14 +79,40 @@ def export(
             )
             export_rows(rows, kind, form, output)
             return
-        if output is None:
-            raise SettingsError("name the folder to write with --output")
-        from tuneloop.learner.offline.export import export as run
         from tuneloop.learner.offline.versions import Versions
 
         versions = Versions(data_dir=data_dir, base=base, policy=policy, cache_dir=cache_dir)
-        run(versions.find(str(weights)), output)
+        export_weights(versions, str(weights), form, dtype, output)
     typer.echo(output)
+
+
+def export_weights(
+    versions: "Versions", reference: str, form: str | None, dtype: str | None, output: Path | None
+) -> None:
+    """Write a version to a folder."""
+    from tuneloop.learner.offline.export import export as run
+
+    if output is None:
+        raise SettingsError("name the folder to write with --output")
+    of_weights = cast("WeightsForm", form or "merged")
+    run(versions.find(reference), output, form=of_weights, kind=cast("GgufType", dtype or "f16"))
+
+
+def check_options(
+    kind: str | None, weights: str | None, form: str | None, dtype: str | None
+) -> None:
+    """Raise `SettingsError` for options that are missing or do not go together."""
+    if (kind is None) == (weights is None):
+        raise SettingsError("say what to export: --kind or --weights")
+    of_weights = form in ("merged", "adapter", "gguf")
+    if kind is not None and of_weights:
+        raise SettingsError(f"--format {form} is of --weights; of --kind give jsonl or parquet")
+    if weights is not None and form is not None and not of_weights:
+        raise SettingsError(
+            f"--format {form} is of --kind; of --weights give merged, adapter or gguf"
+        )
+    if dtype is not None and form != "gguf":
+        raise SettingsError("--dtype is of --format gguf; other forms keep the type of the base")
 
 
 def export_rows(

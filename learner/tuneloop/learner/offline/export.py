@@ -1,13 +1,23 @@
-"""`tuneloop export`: a version as a plain model folder, its adapter merged."""
+"""`tuneloop export --weights`: a version as a plain model, an adapter, or a GGUF file."""
 
 import shutil
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tuneloop.errors import FailedPrecondition, WeightsRefused
 from tuneloop.learner.files import write_folder
+from tuneloop.learner.models.weight_files import ADAPTER_WEIGHTS
+from tuneloop.learner.offline.card_facts import make_card
+from tuneloop.learner.offline.gguf_model import GgufType, find_architecture, write_gguf
+from tuneloop.learner.offline.model_card import CARD_NAME, UNKNOWN, ModelCard, WeightsForm
+from tuneloop.learner.offline.run.folder import write_json
 from tuneloop.learner.offline.versions import VersionFolder
 from tuneloop.learner.trainer.base import Trainer
+from tuneloop.models.resolve import HUB_ID
 from tuneloop.models.reward_model import silence_loading
+from tuneloop.weights.shapes import read_config, read_quantization
 
 MODEL_FILES = ("*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model")
 """What of a model's folder goes with its weights, unless saving writes it again."""
@@ -25,7 +35,7 @@ def merge_adapter(base: Path, adapter: Path, output: Path) -> None:
     from transformers import AutoConfig
 
     from tuneloop.models.causal_lm import load_causal_lm
-    from tuneloop.weights.shapes import check_adapter, read_quantization
+    from tuneloop.weights.shapes import check_adapter
 
     check_adapter(base, adapter, max_rank=1 << 16)
     try:
@@ -66,30 +76,110 @@ def write_version(trainer: Trainer, base: Path, folder: Path, *, adapter: bool) 
     merge_adapter(base, folder / ADAPTER, folder)
 
 
-def export(version: VersionFolder, output: Path) -> None:
-    """Write full weights, configuration and tokenizer; an adapter is merged in.
+def export(
+    version: VersionFolder,
+    output: Path,
+    *,
+    form: WeightsForm = "merged",
+    kind: GgufType = "f16",
+) -> None:
+    """Write a version to a folder, with a model card; `kind` is of a GGUF's matrices.
 
-    `output` appears whole or not at all. Raises `FailedPrecondition` where it exists or
-    cannot be written, `WeightsRefused` where adapter and base do not fit.
+    merged    full weights, configuration and tokenizer; an adapter is merged in
+    adapter   a PEFT folder
+    gguf      the full weights with the tokenizer as one file
+
+    `output` appears whole or not at all. Raises `FailedPrecondition` where it exists, cannot be
+    written, or there is no adapter; `WeightsRefused` where adapter and base do not fit, or
+    llama.cpp cannot take the model.
     """
     output = output.expanduser().absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FailedPrecondition(f"{output}: exists and is not empty", param="output")
+    if output.suffix == ".gguf":
+        raise FailedPrecondition(
+            f"{output}: name a folder, which gets the file and its model card", param="output"
+        )
+    if form == "adapter" and not version.adapter:
+        raise FailedPrecondition(
+            f"version {version.name} has no adapter, as it is full weights: give --format merged "
+            "or gguf; of a LoRA run of tuneloop train, name the folder adapter in its output",
+            param="format",
+        )
+    card = make_card(version)
 
     def write(folder: Path) -> None:
-        if version.adapter:
-            assert version.weights is not None
-            merge_adapter(version.base, version.weights, folder)
-            return
-        for path in sorted(version.folder.glob("*.safetensors")):
-            shutil.copyfile(path, folder / path.name)
-        for path in sorted(version.folder.glob("*.safetensors.index.json")):
-            shutil.copyfile(path, folder / path.name)
-        copy_model_files(version.folder, folder)
-        copy_model_files(version.base, folder)
+        file = f"{version.title}-{kind.upper()}.gguf" if form == "gguf" else ""
+        match form:
+            case "merged":
+                write_merged(version, folder)
+            case "adapter":
+                copy_adapter(version, folder)
+            case "gguf":
+                convert(version, folder / file, kind, about_of(card))
+        (folder / CARD_NAME).write_text(card.text(form, file), encoding="utf-8")
 
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_folder(output, write)
     except OSError as error:
         raise FailedPrecondition(f"{output}: {error}", param="output") from error
+
+
+def write_merged(version: VersionFolder, folder: Path) -> None:
+    """Write full weights, configuration and tokenizer; an adapter is merged in."""
+    if version.adapter:
+        assert version.weights is not None
+        merge_adapter(version.base, version.weights, folder)
+        return
+    for path in sorted(version.folder.glob("*.safetensors")):
+        shutil.copyfile(path, folder / path.name)
+    for path in sorted(version.folder.glob("*.safetensors.index.json")):
+        shutil.copyfile(path, folder / path.name)
+    copy_model_files(version.folder, folder)
+    copy_model_files(version.base, folder)
+
+
+def copy_adapter(version: VersionFolder, folder: Path) -> None:
+    """Write an adapter as plain `peft` loads it, with the base model's name as it was given."""
+    assert version.weights is not None
+    shutil.copyfile(version.weights / ADAPTER_WEIGHTS, folder / ADAPTER_WEIGHTS)
+    config = read_config(version.weights, "adapter_config.json")
+    hub = None if Path(version.base_name).is_dir() else HUB_ID.fullmatch(version.base_name)
+    name, revision = (hub[1], hub[2]) if hub is not None else (version.base_name, None)
+    config |= {"base_model_name_or_path": name, "revision": revision}
+    write_json(folder / "adapter_config.json", config)
+
+
+def convert(version: VersionFolder, path: Path, kind: GgufType, about: Mapping[str, Any]) -> None:
+    """Write a version to a GGUF file, by way of a merged copy beside it."""
+    import torch
+    from transformers import AutoConfig
+
+    from tuneloop.models.causal_lm import load_causal_lm
+
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        merged = Path(scratch, "merged")
+        merged.mkdir()
+        # Before the work of merging.
+        find_architecture(AutoConfig.from_pretrained(version.base), version.base)
+        write_merged(version, merged)
+        if read_quantization(merged) is not None:
+            whole = load_causal_lm(merged, torch.float32, torch.device("cpu"), keep_packed=False)
+            merged = Path(scratch, "dequantized")
+            with silence_loading():
+                whole.save_pretrained(merged)
+            copy_model_files(version.base, merged)
+        write_gguf(merged, path, kind=kind, about=about)
+
+
+def about_of(card: ModelCard) -> dict[str, Any]:
+    """Return what a GGUF says of its origin, by the names of `GGUFWriter`'s methods."""
+    about: dict[str, Any] = {
+        "name": card.title,
+        "license": card.license.get("license", UNKNOWN),
+        "tags": ["tuneloop", "text-generation", *card.algorithms],
+    }
+    if "version" in card.facts:
+        about["version"] = f"v{card.facts['version']}"
+    return about

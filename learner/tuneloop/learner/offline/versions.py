@@ -7,6 +7,7 @@ smollm2-135m-instruct   a catalog name or a hub id
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tuneloop.models.resolve import resolve
 from tuneloop.policies import WeightsKind
 from tuneloop.weights.files import verify_file
 from tuneloop.weights.filesystem import FilesystemStore
+from tuneloop.weights.manifest import Manifest
 from tuneloop.weights.shapes import base_model_sha256
 from tuneloop.weights.signing import Verifier
 
@@ -31,6 +33,24 @@ class VersionFolder:
     """Folder of what replaces the base's weights: an adapter, or all of them."""
     adapter: bool = False
     """Whether `weights` is a PEFT folder."""
+    base_name: str = ""
+    """The base model as the user named it when the version was trained or exported."""
+    manifest: Manifest | None = None
+    """Of a version of a service."""
+    data_dir: Path | None = None
+    """Where that service keeps its data."""
+
+    @property
+    def title(self) -> str:
+        """A name for people and for files: letters, digits, dots, hyphens and underscores."""
+        base = Path(self.base_name or self.name).name
+        parts = [base]
+        if self.manifest is not None:
+            parts += [self.manifest.policy, f"v{self.manifest.version}"]
+        elif self.base_name and self.data_dir is None:
+            folder = Path(self.name).absolute()
+            parts.append(folder.parent.name if folder.name == "adapter" else folder.name)
+        return re.sub(r"[^\w.-]+", "-", "-".join(parts), flags=re.ASCII)
 
     @property
     def folder(self) -> Path:
@@ -53,9 +73,16 @@ class Versions:
             return self._numbered(int(reference))
         folder = Path(reference).expanduser()
         if (folder / "adapter_config.json").is_file():
-            base = self._resolve(self.base or base_of(folder))
-            return VersionFolder(name=reference, base=base, weights=folder.resolve(), adapter=True)
-        return VersionFolder(name=reference, base=self._resolve(reference))
+            name = self.base or base_of(folder)
+            return VersionFolder(
+                name=reference,
+                base=self._resolve(name),
+                weights=folder.resolve(),
+                adapter=True,
+                base_name=name,
+            )
+        name = self.base or base_of_run(folder)
+        return VersionFolder(name=reference, base=self._resolve(reference), base_name=name)
 
     def _numbered(self, number: int) -> VersionFolder:
         """Return a version of the weight store, its signature and every file verified."""
@@ -64,9 +91,10 @@ class Versions:
                 f"version {number}: give the data folder it is in with --data-dir", param="data_dir"
             )
         root = self.data_dir.expanduser().absolute()
-        base = self._resolve(self.base or base_of_service(root))
+        name = self.base or base_of_service(root)
+        base = self._resolve(name)
         if number == 0:
-            return VersionFolder(name="0", base=base)
+            return VersionFolder(name="0", base=base, base_name=name, data_dir=root)
         key = root / "keys" / "manifest_public.pem"
         store = FilesystemStore(str(root / "weights"), verifier=Verifier.from_file(key))
         manifest = store.manifest(self.policy, number)
@@ -80,7 +108,15 @@ class Versions:
         for file in manifest.files:
             verify_file(folder / file.name, file)
         adapter = manifest.kind is WeightsKind.LORA
-        return VersionFolder(name=str(number), base=base, weights=folder, adapter=adapter)
+        return VersionFolder(
+            name=str(number),
+            base=base,
+            weights=folder,
+            adapter=adapter,
+            base_name=name,
+            manifest=manifest,
+            data_dir=root,
+        )
 
     def _resolve(self, reference: str) -> Path:
         return resolve(reference, self.cache_dir.expanduser())
@@ -94,6 +130,14 @@ def base_of(adapter: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsRefused(f"{adapter}: adapter_config.json: {error!r}") from error
     return str(name)
+
+
+def base_of_run(folder: Path) -> str:
+    """Return the model that a run of `tuneloop train` began with; empty where it is no run's."""
+    try:
+        return str(json.loads((folder / "run.json").read_bytes())["model"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def base_of_service(data_dir: Path) -> str:

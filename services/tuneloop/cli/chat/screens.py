@@ -26,7 +26,7 @@ class Screen(Protocol):
         """Return one of `keys`, given with their meanings; the last if the user does not choose."""
 
     def show(self, stream: "Stream") -> None:
-        """Show the answer as it streams."""
+        """Show the answer as it streams, and the thought before it, apart."""
 
     def show_both(self, first: "Choice[Receipt]", second: "Choice[Receipt]") -> None:
         """Show two answers to one question."""
@@ -53,8 +53,15 @@ class PlainScreen:
         return given if given in keys else list(keys)[-1]
 
     def show(self, stream: "Stream") -> None:
-        """Print the pieces as they arrive."""
+        """Print the pieces as they arrive; a thought goes to standard error, as notes do."""
+        thinks = False
         for piece in stream:
+            if piece.reasoning:
+                typer.secho(piece.reasoning, dim=True, err=True, nl=False)
+                thinks = True
+            if piece.text and thinks:
+                typer.echo(err=True)
+                thinks = False
             sys.stdout.write(piece.text)
             sys.stdout.flush()
         typer.echo()

@@ -99,19 +99,25 @@ class TerminalScreen:
         return asking.prompt(f"{question} {meanings} ", key_bindings=bindings)
 
     def show(self, stream: "Stream") -> None:
-        """Show the text as it streams, as much as fits; then all of it as Markdown."""
-        text = ""
+        """Show the text as it streams, as much as fits; then all of it as Markdown.
+
+        A thought is dim, and stays above the answer.
+        """
+        text = thought = ""
         try:
             with Live(console=self.console, transient=True, refresh_per_second=12) as live:
                 for piece in stream:
+                    thought += printable(piece.reasoning)
                     text += printable(piece.text)
-                    live.update(self.tail(text))
+                    live.update(self.tail(text) if text else self.tail(thought, "dim"))
         finally:
+            if thought:
+                self.console.print(Text(thought, style="dim"))
             self.console.print(Markdown(text))
 
-    def tail(self, text: str) -> Group:
+    def tail(self, text: str, style: str = "") -> Group:
         """Return the last lines, so that what is overwritten never scrolls away."""
-        lines = Text(text).wrap(self.console, self.console.width)
+        lines = Text(text, style=style).wrap(self.console, self.console.width)
         return Group(*lines[-max(1, self.console.height - 2) :])
 
     def show_both(self, first: "Choice[Receipt]", second: "Choice[Receipt]") -> None:

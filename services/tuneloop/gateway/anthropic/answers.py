@@ -6,21 +6,17 @@ white space is held back until text follows it, and dropped after a call.
 
 import json
 from collections.abc import Iterable
+from enum import Enum, auto
 from typing import Any
 
 from starlette.responses import JSONResponse
 
 from tuneloop import wire
-from tuneloop.api.anthropic import (
-    AnthropicMessage,
-    MessageUsage,
-    StopReason,
-    TextBlock,
-    ToolUseBlock,
-)
+from tuneloop.api.anthropic import AnthropicMessage, ContentBlock, MessageUsage, StopReason
 from tuneloop.api.openai import ToolCall
 from tuneloop.errors import TuneloopError, Unavailable
 from tuneloop.gateway.anthropic.errors import PATH, anthropic_error
+from tuneloop.gateway.anthropic.requests import MessagesRequest
 from tuneloop.gateway.errors import error_body, status_and_type
 from tuneloop.gateway.openai.calls import GeneratedAnswer
 from tuneloop.gateway.openai.chunks import version_spans
@@ -49,18 +45,48 @@ def stop_reason(
 
 def usage(answer: GeneratedAnswer) -> MessageUsage:
     """Return token counts in Anthropic's form."""
-    return {"input_tokens": answer.prompt_tokens, "output_tokens": answer.completion_tokens}
+    counts: MessageUsage = {
+        "input_tokens": answer.prompt_tokens,
+        "output_tokens": answer.completion_tokens,
+    }
+    if answer.reasoning_tokens:
+        counts["output_tokens_details"] = {"thinking_tokens": answer.reasoning_tokens}
+    return counts
 
 
-def whole_message(answer: GeneratedAnswer, model: str, choice: WholeChoice) -> JSONResponse:
+class ThoughtDisplay(Enum):
+    """What an answer shows of a thought."""
+
+    NONE = auto()
+    OMITTED = auto()
+    """A block without its text."""
+    SHOWN = auto()
+
+
+def thought_display(body: MessagesRequest) -> ThoughtDisplay:
+    """Return what the request asks to see of a thought: nothing, unless it asks to think."""
+    if body.thinking is None or not body.shows_thoughts:
+        return ThoughtDisplay.NONE
+    omitted = body.thinking.display == "omitted"
+    return ThoughtDisplay.OMITTED if omitted else ThoughtDisplay.SHOWN
+
+
+def whole_message(
+    answer: GeneratedAnswer, model: str, choice: WholeChoice, display: ThoughtDisplay
+) -> JSONResponse:
     """Return the HTTP response of a whole answer. Raises `Unavailable` if it was stopped."""
     final = choice.final
+    thoughts: list[ContentBlock] = []
+    if choice.reasoning and display is not ThoughtDisplay.NONE:
+        shown = choice.reasoning if display is ThoughtDisplay.SHOWN else ""
+        signature = answer.completion_id
+        thoughts = [{"type": "thinking", "thinking": shown, "signature": signature}]
     document: AnthropicMessage = {
         "id": answer.completion_id,
         "type": "message",
         "role": "assistant",
         "model": model,
-        "content": content_blocks(choice.text, choice.calls.values()),
+        "content": thoughts + content_blocks(choice.text, choice.calls.values()),
         "stop_reason": stop_reason(answer, final, called=bool(choice.calls)),
         "stop_sequence": final.stop_sequence or None,
         "usage": usage(answer),
@@ -68,6 +94,8 @@ def whole_message(answer: GeneratedAnswer, model: str, choice: WholeChoice) -> J
     }
     if spans := version_spans(final):
         document["policy_version_spans"] = spans
+    if answer.best_of is not None:
+        document["best_of"] = answer.best_of
     headers = {
         "x-policy-version": str(final.policy_version),
         "x-completion-id": answer.completion_id,
@@ -75,9 +103,9 @@ def whole_message(answer: GeneratedAnswer, model: str, choice: WholeChoice) -> J
     return JSONResponse(document, headers=headers)
 
 
-def content_blocks(text: str, calls: Iterable[ToolCall]) -> list[TextBlock | ToolUseBlock]:
+def content_blocks(text: str, calls: Iterable[ToolCall]) -> list[ContentBlock]:
     """Return the blocks of a whole answer: its text, if it has any, and its calls."""
-    called: list[TextBlock | ToolUseBlock] = [
+    called: list[ContentBlock] = [
         {
             "type": "tool_use",
             "id": call["id"],
@@ -109,9 +137,12 @@ class EventWriter:
 
     heartbeat = event("ping")
 
-    def __init__(self, answer: GeneratedAnswer, model: str) -> None:
+    def __init__(self, answer: GeneratedAnswer, model: str, display: ThoughtDisplay) -> None:
         self.answer = answer
         self.model = model
+        self.display = display
+        self.in_thought = False
+        """Whether the last block is a thought, and open."""
         self.begun = False
         self.blocks = 0
         self.in_text = False
@@ -123,6 +154,8 @@ class EventWriter:
     def write_piece(self, choice: int, delta: generation_pb2.GenerateDelta) -> bytes:
         """Write a piece of text and additions to calls."""
         opening = self.write_opening(delta.policy_version)
+        if delta.reasoning and self.display is not ThoughtDisplay.NONE:
+            opening += self.write_thought(delta.reasoning)
         text = self.write_text(delta.text) if delta.text else b""
         return opening + text + b"".join(map(self.write_call, delta.tool_calls))
 
@@ -140,6 +173,8 @@ class EventWriter:
         )
         if spans := version_spans(final):
             members += f',"policy_version_spans":{json.dumps(spans)}'
+        if self.answer.best_of is not None:
+            members += f',"best_of":{json.dumps(self.answer.best_of)}'
         return opening + rest + self.close_block() + event("message_delta", members)
 
     def write_closing(self) -> bytes:
@@ -168,6 +203,16 @@ class EventWriter:
             "policy_version": version,
         }
         return event("message_start", f',"message":{json.dumps(message)}')
+
+    def write_thought(self, text: str) -> bytes:
+        """Write a piece of the thought, which comes before all text."""
+        start = b""
+        if not self.in_thought:
+            start = self.open_block('{"type":"thinking","thinking":"","signature":""}')
+            self.in_thought = True
+        if self.display is ThoughtDisplay.OMITTED:
+            return start
+        return start + self.write_delta(self.blocks - 1, "thinking_delta", "thinking", text)
 
     def write_text(self, text: str) -> bytes:
         """Write text up to its last character that is not white space."""
@@ -207,5 +252,12 @@ class EventWriter:
         return ended + event("content_block_start", members)
 
     def close_block(self) -> bytes:
-        """Write the end of the last block, if there is one."""
-        return event("content_block_stop", f',"index":{self.blocks - 1}') if self.blocks else b""
+        """Write the end of the last block, if there is one; a thought is signed before."""
+        if not self.blocks:
+            return b""
+        signed = b""
+        if self.in_thought:
+            self.in_thought = False
+            signature = self.answer.completion_id
+            signed = self.write_delta(self.blocks - 1, "signature_delta", "signature", signature)
+        return signed + event("content_block_stop", f',"index":{self.blocks - 1}')

@@ -114,9 +114,28 @@ class OutputSchema(BaseModel):
 
 
 class OutputConfig(BaseModel):
-    """The form of the answer; `effort` has no effect."""
+    """The form of the answer, and how much to think about it."""
 
     format: OutputSchema | None = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+
+
+class ThinkingConfig(BaseModel):
+    """Whether the model thinks before it answers, and whether that is shown."""
+
+    model_config = ConfigDict(hide_input_in_errors=True, use_attribute_docstrings=True)
+
+    type: Literal["enabled", "adaptive", "between_tools", "disabled"]
+    budget_tokens: int | None = Field(None, ge=1, le=INT32_MAX)
+    """The most tokens of the thought."""
+    display: Literal["summarized", "omitted"] | None = None
+
+    @model_validator(mode="after")
+    def check_budget(self) -> Self:
+        """Refuse the type that has a budget without one."""
+        if self.type == "enabled" and self.budget_tokens is None:
+            raise ValueError("the type 'enabled' needs budget_tokens")
+        return self
 
 
 class RequestMetadata(BaseModel):
@@ -142,16 +161,21 @@ class TokenCountRequest(BaseModel):
     system: JoinedText = ""
     tools: list[ClientTool] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: ToolSelection | None = None
-    thinking: dict[str, Any] | None = None
+    thinking: ThinkingConfig | None = None
+    output_config: OutputConfig | None = None
 
-    @field_validator("thinking")
-    @classmethod
-    def check_thinking(cls, thinking: dict[str, Any] | None) -> dict[str, Any] | None:
-        """Refuse a budget for thoughts; adaptive thinking is the model's own choice."""
-        kinds = ("disabled", "adaptive", "between_tools")
-        if thinking is not None and thinking.get("type") not in kinds:
-            raise ValueError("a budget is not supported: leave it out, or {'type': 'disabled'}")
-        return thinking
+    @property
+    def shows_thoughts(self) -> bool:
+        """Whether answers have blocks of thoughts."""
+        return self.thinking is not None and self.thinking.type != "disabled"
+
+    @property
+    def reasoning_effort(self) -> str | None:
+        """How much to think, as a chat says it; None: as the model does by itself."""
+        effort = self.output_config.effort if self.output_config else None
+        if self.thinking is None or self.thinking.type != "disabled":
+            return effort or ("medium" if self.shows_thoughts else None)
+        return "none"
 
     @field_validator("tool_choice")
     @classmethod
@@ -171,6 +195,7 @@ class TokenCountRequest(BaseModel):
             "tools": [tool.function() for tool in self.tools] if self.tools else None,
             "tool_choice": choice and choice.choice(),
             "parallel_tool_calls": not (choice and choice.disable_parallel_tool_use),
+            "reasoning_effort": self.reasoning_effort,
         }
 
 
@@ -191,7 +216,6 @@ class MessagesRequest(TokenCountRequest):
     ] = ()
     stream: bool | None = None
     metadata: RequestMetadata | None = None
-    output_config: OutputConfig | None = None
     session_id: SessionId | None = None
     """Not Anthropic's: the conversation that this is a turn of, by your own id of it."""
     policy_version: int | None = Field(None, ge=0, le=INT64_MAX)
@@ -220,6 +244,7 @@ class MessagesRequest(TokenCountRequest):
         schema = {"name": "answer", "schema": form.definition} if form else None
         return super().chat_fields() | {
             "max_tokens": self.max_tokens,
+            "thinking_token_budget": self.thinking.budget_tokens if self.thinking else None,
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,

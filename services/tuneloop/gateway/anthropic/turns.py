@@ -1,6 +1,6 @@
 """Turns of `/v1/messages`: their blocks, and the messages of a chat that they stand for."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Annotated, Any, Literal, Self
 
@@ -44,7 +44,7 @@ def check_block_type(value: object) -> object:
 
 
 class ContentBlock(BaseModel):
-    """A part of a turn: text, a call of a tool, or its result; thoughts are not read."""
+    """A part of a turn: text, a thought, a call of a tool, or its result."""
 
     model_config = ConfigDict(hide_input_in_errors=True, use_attribute_docstrings=True)
 
@@ -53,6 +53,8 @@ class ContentBlock(BaseModel):
         BeforeValidator(check_block_type),
     ]
     text: Text | None = None
+    thinking: Text | None = None
+    """A thought; its signature is not read."""
     id: Text | None = None
     """Of a call."""
     name: Text | None = None
@@ -69,6 +71,8 @@ class ContentBlock(BaseModel):
         match self.type:
             case "text" if self.text is None:
                 raise ValueError("a block of type 'text' needs text")
+            case "thinking" if self.thinking is None:
+                raise ValueError("a block of type 'thinking' needs thinking")
             case "tool_use" if self.id is None or self.name is None or self.input is None:
                 raise ValueError("a block of type 'tool_use' needs id, name and input")
             case "tool_result" if self.tool_use_id is None:
@@ -116,15 +120,23 @@ def chat_messages(system: str, turns: Iterable[MessageTurn]) -> Iterator[Message
             yield text_message("system", blocks)
 
 
-def assistant_message(blocks: Iterable[ContentBlock]) -> Message:
-    """Return a turn of the assistant: its text as it was sampled, and its calls."""
+def assistant_message(blocks: Sequence[ContentBlock]) -> Message:
+    """Return a turn of the assistant: its thought, its text as it was sampled, and its calls."""
     calls = [
         {"id": b.id, "function": {"name": b.name, "arguments": b.input}}
         for b in blocks
         if b.type == "tool_use"
     ]
     text = "".join(b.text or "" for b in blocks if b.type == "text")
-    return Message.model_validate({"role": "assistant", "content": text, "tool_calls": calls})
+    thought = BETWEEN_BLOCKS.join(b.thinking for b in blocks if b.thinking)
+    return Message.model_validate(
+        {
+            "role": "assistant",
+            "content": text,
+            "tool_calls": calls,
+            "reasoning_content": thought or None,
+        }
+    )
 
 
 def user_messages(blocks: Iterable[ContentBlock]) -> Iterator[Message]:

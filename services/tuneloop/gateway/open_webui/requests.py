@@ -8,7 +8,7 @@ id of the answer is made of them.
 from collections.abc import Mapping, Sequence
 
 from tuneloop.gateway.edge.caller import LOCAL, Caller
-from tuneloop.gateway.openai.schemas import ChatRequest
+from tuneloop.gateway.openai.schemas import ChatRequest, candidates_of
 from tuneloop.gateway.settings import GatewaySettings
 from tuneloop.text.messages import Message
 
@@ -42,6 +42,8 @@ def read_headers(body: ChatRequest, headers: Mapping[str, str]) -> tuple[ChatReq
     results = results_in(body.messages)
     # A side task has the message id of the answer that it is about.
     named = chat and message and not task and results is not None and (body.n or 1) == 1
+    # Of several candidates it is not known beforehand which is the answer.
+    named = named and candidates_of(body) == 1
     name = answer_name(chat or "", message or "", results or 0) if named else None
     return (body.model_copy(update=changed) if changed else body), name
 

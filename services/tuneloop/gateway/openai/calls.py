@@ -1,41 +1,41 @@
-"""Calls of the generation service: turns a body into requests, and merges their events."""
+"""Answers of the generation service: a body as its requests, and their events as one stream."""
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-import grpc
-
 from tuneloop import wire
-from tuneloop.errors import Overloaded, Unavailable
+from tuneloop.api.openai import BestOf, Usage
+from tuneloop.errors import InvalidRequest, Unavailable
 from tuneloop.gateway import metrics
-from tuneloop.gateway.canary import CanaryReplica
 from tuneloop.gateway.context import Gateway
 from tuneloop.gateway.edge.limits import Spending
 from tuneloop.gateway.edge.redaction import redact_request
 from tuneloop.gateway.errors import ModelNotFound
+from tuneloop.gateway.openai.generated_events import Event, interleave, route_call
+from tuneloop.gateway.openai.reasoning import template_options
 from tuneloop.gateway.openai.response_format import schema_text
-from tuneloop.gateway.openai.schemas import ChatRequest, CompletionRequest, SamplingRequest
+from tuneloop.gateway.openai.schemas import (
+    BEST_OF,
+    ChatRequest,
+    CompletionRequest,
+    SamplingRequest,
+    candidates_of,
+)
 from tuneloop.gateway.openai.tools import tool_use
 from tuneloop.rollouts import FinishReason, SamplingParameters, choice_id
-from tuneloop.rpc.status import error_from_rpc
 from tuneloop.text.messages import conversation
-from tuneloop.v1 import generation_pb2, generation_pb2_grpc, rollout_pb2
-
-logger = logging.getLogger("tuneloop.gateway")
-
-Event = tuple[int, generation_pb2.GenerateResponse]
-"""A choice's index in the HTTP answer, and its event."""
+from tuneloop.v1 import generation_pb2, rollout_pb2
 
 
 @dataclass(slots=True, kw_only=True)
 class GeneratedAnswer:
     """One HTTP answer while it is generated: its id, its calls, its version and its usage."""
 
-    completion_id: str
+    group_id: str
+    """Of the request; feedback names `completion_id`."""
     created: int
     """Unix seconds."""
     started: float
@@ -44,10 +44,16 @@ class GeneratedAnswer:
     n: int
     with_tools: bool
     """Whether functions may be called."""
+    are_candidates: bool = False
+    """Whether the best of the completions is the only choice."""
+    best_of: BestOf | None = None
+    """Which of the candidates that is; None before it is chosen, and without candidates."""
     policy_version: int | None = None
     """Of the first event; None before it."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    """Of the completion tokens, those of thoughts."""
     first_token_seconds: float | None = None
     """From the start to the first event; None before it."""
     called: set[int] = field(default_factory=set)
@@ -56,21 +62,36 @@ class GeneratedAnswer:
     """The finish reason of each choice that has ended, as OpenAI's API has it."""
 
     @property
+    def completion_id(self) -> str:
+        """The id of the answer: of its first choice, or of the best candidate once it is chosen."""
+        return choice_id(self.group_id, self.best_of["chosen"]) if self.best_of else self.group_id
+
+    @property
+    def completions(self) -> int:
+        """The number of completions that are sampled."""
+        return self.n * len(self.requests)
+
+    @property
     def choices(self) -> int:
         """The number of choices in the answer."""
-        return self.n * len(self.requests)
+        return 1 if self.are_candidates else self.completions
 
     def completion_id_of(self, choice: int) -> str:
         """Return the id of one choice, which feedback names."""
+        if self.are_candidates:
+            return self.completion_id
         return choice_id(self.requests[choice // self.n].completion_id, choice % self.n)
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> Usage:
         """Return token counts in OpenAI's form."""
-        return {
+        counts: Usage = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
         }
+        if self.reasoning_tokens:
+            counts["completion_tokens_details"] = {"reasoning_tokens": self.reasoning_tokens}
+        return counts
 
     def record_event(self, choice: int, event: generation_pb2.GenerateResponse) -> None:
         """Record an event: the first version, the usage, the choices that have ended."""
@@ -87,6 +108,7 @@ class GeneratedAnswer:
         if choice % self.n == 0:
             self.prompt_tokens += event.final.usage.prompt_tokens
         self.completion_tokens += event.final.usage.completion_tokens
+        self.reasoning_tokens += event.final.reasoning_tokens
         reason = finish_reason(event.final.finish_reason, called=choice in self.called)
         self.finished[choice] = reason
 
@@ -113,41 +135,63 @@ def chat_answer(
     """
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     limit = body.max_completion_tokens or body.max_tokens
-    request = make_request(gateway, body, prefix, limit, top_logprobs, train=train, name=name)
+    candidates = candidates_of(body)
+    request = make_request(
+        gateway,
+        body,
+        prefix,
+        limit,
+        top_logprobs,
+        train=train,
+        name=name,
+        n=candidates if candidates > 1 else body.n or 1,
+    )
+    if candidates > 1:
+        refuse_greedy(request)
+        request.are_candidates = True
     request.api_key_id, request.session_id = key_id, session_id
     request.chat.CopyFrom(wire.messages_to_proto(conversation(body.messages)))
+    options = template_options(
+        body.reasoning_effort, body.enable_thinking, body.chat_template_kwargs
+    )
+    request.template_options.update(options)
+    if body.thinking_token_budget is not None:
+        request.thinking_budget = body.thinking_token_budget
     use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
     if use is not None:
         request.tool_use.CopyFrom(wire.tool_use_to_proto(use))
-    return make_answer(body, [request])
+    return make_answer([request])
 
 
 def text_answer(
     gateway: Gateway, body: CompletionRequest, *, train: bool, key_id: str, session_id: str = ""
 ) -> GeneratedAnswer:
     """Return the answer to plain prompts, with one call for each. Raises `ModelNotFound`."""
+    if candidates_of(body) > 1:
+        raise InvalidRequest(f"{BEST_OF}: plain prompts have none; chats do", param=BEST_OF)
     requests = []
     for prompt in body.prompt:
-        request = make_request(gateway, body, "cmpl", body.max_tokens, body.logprobs, train=train)
+        request = make_request(
+            gateway, body, "cmpl", body.max_tokens, body.logprobs, train=train, n=body.n or 1
+        )
         request.api_key_id, request.session_id = key_id, session_id
         if isinstance(prompt, str):
             request.text = prompt
         else:
             request.tokens.token_ids.extend(prompt)
         requests.append(request)
-    return make_answer(body, requests)
+    return make_answer(requests)
 
 
-def make_answer(
-    body: SamplingRequest, requests: Sequence[generation_pb2.GenerateRequest]
-) -> GeneratedAnswer:
+def make_answer(requests: Sequence[generation_pb2.GenerateRequest]) -> GeneratedAnswer:
     return GeneratedAnswer(
-        completion_id=requests[0].completion_id,
+        group_id=requests[0].completion_id,
         created=int(time.time()),
         started=time.monotonic(),
         requests=tuple(requests),
-        n=body.n or 1,
+        n=requests[0].sampling.n,
         with_tools=requests[0].HasField("tool_use"),
+        are_candidates=requests[0].are_candidates,
     )
 
 
@@ -159,9 +203,10 @@ def make_request(
     top_logprobs: int | None,
     *,
     train: bool,
+    n: int,
     name: str | None = None,
 ) -> generation_pb2.GenerateRequest:
-    """Return a request without its prompt. Raises `ModelNotFound`."""
+    """Return a request for `n` completions, without its prompt. Raises `ModelNotFound`."""
     settings = gateway.settings
     if body.model != settings.policy:
         raise ModelNotFound(
@@ -169,7 +214,7 @@ def make_request(
         )
     user = body.user or body.safety_identifier
     user_hash = gateway.ids.user_hash(settings.tenant, user)
-    completion_id = gateway.ids.make(prefix, settings.tenant, user_hash, body.n or 1, name=name)
+    completion_id = gateway.ids.make(prefix, settings.tenant, user_hash, n, name=name)
     return generation_pb2.GenerateRequest(
         completion_id=completion_id,
         policy=settings.policy,
@@ -178,6 +223,7 @@ def make_request(
             max_tokens or settings.default_max_tokens,
             top_logprobs,
             settings.default_temperature,
+            n,
         ),
         tenant=settings.tenant,
         user_hash=user_hash,
@@ -191,7 +237,7 @@ def make_request(
 
 
 def make_sampling(
-    body: SamplingRequest, max_tokens: int, top_logprobs: int | None, temperature: float
+    body: SamplingRequest, max_tokens: int, top_logprobs: int | None, temperature: float, n: int
 ) -> rollout_pb2.SamplingParameters:
     """Return the sampling parameters, with this service's defaults."""
     return wire.sampling_to_proto(
@@ -201,7 +247,7 @@ def make_sampling(
             top_k=max(0, body.top_k or 0),
             max_tokens=max_tokens,
             stop=body.stop,
-            n=body.n or 1,
+            n=n,
             seed=body.seed,
             presence_penalty=body.presence_penalty or 0.0,
             frequency_penalty=body.frequency_penalty or 0.0,
@@ -210,6 +256,15 @@ def make_sampling(
             json_schema=schema_text(body.response_format),
         )
     )
+
+
+def refuse_greedy(request: generation_pb2.GenerateRequest) -> None:
+    """Raise `InvalidRequest` for candidates that would all be the same."""
+    if request.sampling.temperature == 0:
+        raise InvalidRequest(
+            f"{BEST_OF}: at temperature 0 all candidates are the same: raise temperature",
+            param=BEST_OF,
+        )
 
 
 def default_of(value: float | None, default: float) -> float:
@@ -239,87 +294,5 @@ async def events(gateway: Gateway, answer: GeneratedAnswer) -> AsyncGenerator[Ev
         raise
     finally:
         spending.close()
-    if len(answer.finished) < answer.choices:
+    if len(answer.finished) < answer.completions:
         raise Unavailable("generation stopped before the answer was complete", retry_after=1.0)
-
-
-def route_call(
-    gateway: Gateway, request: generation_pb2.GenerateRequest, first_choice: int
-) -> AsyncGenerator[Event]:
-    """Return the events of one call, from the canary's replica if the request is for it."""
-    if gateway.canary is not None and gateway.canary.takes(request):
-        return canary_events(gateway, gateway.canary, request, first_choice)
-    return call_events(gateway, gateway.generation, request, first_choice)
-
-
-async def canary_events(
-    gateway: Gateway,
-    canary: CanaryReplica,
-    request: generation_pb2.GenerateRequest,
-    first_choice: int,
-) -> AsyncGenerator[Event]:
-    """Yield the events of the canary's replica, or of the stable one if that does not answer."""
-    for service in (canary.generation, gateway.generation):
-        begun = False
-        try:
-            async with aclosing(call_events(gateway, service, request, first_choice)) as call:
-                async for event in call:
-                    begun = True
-                    yield event
-            return
-        except (Unavailable, Overloaded):
-            if begun or service is gateway.generation:
-                raise
-            logger.warning("the canary's replica does not answer; using the stable one")
-
-
-async def call_events(
-    gateway: Gateway,
-    service: generation_pb2_grpc.GenerationServiceStub,
-    request: generation_pb2.GenerateRequest,
-    first_choice: int,
-) -> AsyncGenerator[Event]:
-    """Yield the events of one call; closing it cancels the call, which aborts the request."""
-    if service is gateway.generation:
-        call = await gateway.replicas.generate(request, session_id=request.session_id)
-    else:
-        call = service.Generate(request, timeout=gateway.settings.request_timeout_seconds)
-    try:
-        async for event in call:
-            index = event.delta.index if event.WhichOneof("event") == "delta" else event.final.index
-            yield first_choice + index, event
-    except grpc.aio.AioRpcError as error:
-        raise error_from_rpc(error) from error
-    finally:
-        call.cancel()
-
-
-async def interleave(calls: Sequence[AsyncGenerator[Event]]) -> AsyncGenerator[Event]:
-    """Yield the events of several calls as they arrive; the first error ends all."""
-    queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(maxsize=64)
-
-    async def forward(call: AsyncGenerator[Event]) -> None:
-        try:
-            async with aclosing(call):
-                async for event in call:
-                    await queue.put(event)
-        except Exception as error:  # raised by the reader
-            await queue.put(error)
-        else:
-            await queue.put(None)
-
-    tasks = [asyncio.create_task(forward(call)) for call in calls]
-    running = len(tasks)
-    try:
-        while running:
-            item = await queue.get()
-            if item is None:
-                running -= 1
-            elif isinstance(item, BaseException):
-                raise item
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -4,6 +4,7 @@ Writing one takes 1.1 µs (two x86_64 cores); pydantic's `dump_json` of a `ChatC
 2.2, with validation 3.4, and `json.dumps` 4.8.
 """
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -136,13 +137,10 @@ class ChunkWriter:
         with_logprobs: bool,
     ) -> None:
         self.answer = answer
+        self.model = model
         self.form = form
         self.include_usage = include_usage
         self.with_logprobs = with_logprobs
-        self.head = (
-            f'data: {{"id":{json_string(answer.completion_id)},"object":"{form.object_name}",'
-            f'"created":{answer.created},"model":{json_string(model)},"policy_version":'
-        )
         # As in OpenAI's API: null in all chunks but the last, and only if usage was requested.
         self.tail = ',"usage":null}\n\n' if include_usage else "}\n\n"
         self.characters = [0] * answer.choices
@@ -150,12 +148,23 @@ class ChunkWriter:
         self.called: set[int] = set()
         """Choices in which a function was called."""
 
+    @functools.cached_property
+    def head(self) -> str:
+        """The start of every chunk, up to the version. The id is known from the first one on."""
+        answer = self.answer
+        return (
+            f'data: {{"id":{json_string(answer.completion_id)},"object":"{self.form.object_name}",'
+            f'"created":{answer.created},"model":{json_string(self.model)},"policy_version":'
+        )
+
     def write_piece(self, choice: int, delta: generation_pb2.GenerateDelta) -> bytes:
         """Write a piece of text; empty if there is nothing to send (half of a character, say)."""
         opening = self.write_opening(choice, delta.policy_version)
         calls = (
             self.write_calls(choice, delta) if self.answer.with_tools and delta.tool_calls else b""
         )
+        if delta.reasoning:
+            opening += self.write_thought(choice, delta)
         if not delta.text and not (self.with_logprobs and delta.logprobs):
             return opening + calls
         logprobs = "null"
@@ -169,6 +178,12 @@ class ChunkWriter:
             + self.format_chunk(choice, delta.policy_version, members, logprobs, "null")
             + calls
         )
+
+    def write_thought(self, choice: int, delta: generation_pb2.GenerateDelta) -> bytes:
+        """Write a piece of the thought, by DeepSeek's name of it and by vLLM's."""
+        piece = json_string(delta.reasoning)
+        members = f'"delta":{{"reasoning_content":{piece},"reasoning":{piece}}}'
+        return self.format_chunk(choice, delta.policy_version, members, "null", "null")
 
     def write_calls(self, choice: int, delta: generation_pb2.GenerateDelta) -> bytes:
         """Write additions to calls of functions."""
@@ -185,7 +200,15 @@ class ChunkWriter:
             members += f',"policy_version_spans":{json.dumps(spans)}'
         reason = json_string(finish_reason(final.finish_reason, called=choice in self.called))
         opening = self.write_opening(choice, final.policy_version)
-        return opening + self.format_chunk(choice, final.policy_version, members, "null", reason)
+        chunk = self.format_chunk(choice, final.policy_version, members, "null", reason)
+        return opening + self.add_best_of(chunk)
+
+    def add_best_of(self, chunk: bytes) -> bytes:
+        """Write into a chunk which candidate was answered, if there were any."""
+        if self.answer.best_of is None:
+            return chunk
+        members = f',"best_of":{json.dumps(self.answer.best_of)}}}\n\n'
+        return chunk.removesuffix(b"}\n\n") + members.encode()
 
     def write_opening(self, choice: int, version: int) -> bytes:
         """Write a choice's first chunk, once."""

@@ -10,7 +10,8 @@ from starlette.responses import JSONResponse
 from tuneloop.api.openai import ToolCall
 from tuneloop.gateway import metrics
 from tuneloop.gateway.context import Gateway
-from tuneloop.gateway.openai.calls import GeneratedAnswer, events, finish_reason
+from tuneloop.gateway.openai.calls import GeneratedAnswer, finish_reason
+from tuneloop.gateway.openai.candidates import answer_events
 from tuneloop.gateway.openai.chunks import Logprobs, version_spans
 from tuneloop.gateway.openai.tracing import answer_span
 from tuneloop.v1 import generation_pb2
@@ -21,6 +22,7 @@ class WholeChoice:
     """One choice, complete or not."""
 
     pieces: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
     positions: list[generation_pb2.PositionLogprobs] = field(default_factory=list)
     calls: dict[int, ToolCall] = field(default_factory=dict)
     """Calls of functions in OpenAI's form, by their index."""
@@ -43,23 +45,30 @@ class WholeChoice:
         """The text so far."""
         return "".join(self.pieces)
 
+    @property
+    def reasoning(self) -> str:
+        """The thought so far."""
+        return "".join(self.thoughts)
+
 
 async def collect(gateway: Gateway, answer: GeneratedAnswer) -> list[WholeChoice]:
     """Generate the answer and return its choices."""
     choices = [WholeChoice() for _ in range(answer.choices)]
-    stream = events(gateway, answer)
+    stream = answer_events(gateway, answer)
     with answer_span(answer, stream=False):
         async with aclosing(stream):
             async for index, event in stream:
                 choice = choices[index]
                 if event.WhichOneof("event") == "delta":
                     choice.pieces.append(event.delta.text)
+                    choice.thoughts.append(event.delta.reasoning)
                     choice.positions.extend(event.delta.logprobs)
                     for call in event.delta.tool_calls:
                         choice.add_call(call)
                 else:
                     choice.final = event.final
-    metrics.completion_tokens.labels("false").inc(answer.completion_tokens)
+    tokens = sum(choice.final.usage.completion_tokens for choice in choices)
+    metrics.completion_tokens.labels("false").inc(tokens)
     return choices
 
 
@@ -87,6 +96,8 @@ def whole_response(
         ],
         "usage": answer.usage(),
     }
+    if answer.best_of is not None:
+        document["best_of"] = answer.best_of
     # Some clients keep the headers of a response, but not its id.
     headers = {"x-policy-version": str(version), "x-completion-id": answer.completion_id}
     return JSONResponse(document, headers=headers)

@@ -19,7 +19,9 @@ from pydantic import (
     model_validator,
 )
 
+from tuneloop.errors import InvalidRequest
 from tuneloop.gateway.errors import invalid_request
+from tuneloop.gateway.openai.reasoning import ReasoningEffort, TemplateOptions
 from tuneloop.gateway.openai.response_format import ResponseFormat
 from tuneloop.gateway.openai.sessions import SessionId
 from tuneloop.gateway.openai.tools import FunctionTool, ToolChoice, check_tool_choice
@@ -36,6 +38,8 @@ MAX_PROMPTS = 64
 MAX_TOOLS = 128
 MAX_STOPS = 16
 MAX_MESSAGES = 2048
+MAX_CANDIDATES = 8
+BEST_OF = "metadata.best_of"
 
 NO_TAGS = frozenset({"train", "task", "session_id", "best_of"})
 """Names in `metadata` that ask for something."""
@@ -138,8 +142,10 @@ class SamplingRequest(BaseModel):
     """OpenAI's newer name of `user`, which wins over it."""
     metadata: dict[str, Any] | None = None
     """`{"train": false}` keeps the completion out of learning; `{"task": …}` names a side task;
-    `{"session_id": …}` names the session where clients send no fields of their own. All else are
-    tags, kept with the completion: up to 16, names of 64 and values of 512 characters."""
+    `{"session_id": …}` names the session where clients send no fields of their own;
+    `{"best_of": "4"}` samples so many candidates (2 to 8) of a chat's answer and answers the best
+    by its reward. All else are tags, kept with the completion: up to 16, names of 64 and values of
+    512 characters."""
     session_id: SessionId | None = None
     """Not OpenAI's: the conversation that this is a turn of, by your own id of it. Feedback may
     name it in the place of a completion. Wins over `metadata.session_id` and the header
@@ -223,6 +229,13 @@ class ChatRequest(SamplingRequest):
         Any, BeforeValidator(check_tool_choice, json_schema_input_type=ToolChoice | None)
     ] = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    enable_thinking: bool | None = None
+    """Not OpenAI's: whether the model thinks before it answers."""
+    chat_template_kwargs: TemplateOptions | None = None
+    """Not OpenAI's: arguments for the model's chat template."""
+    thinking_token_budget: int | None = Field(None, ge=0, le=INT32_MAX)
+    """Not OpenAI's: the most tokens of the thought."""
     functions: Any = None
     function_call: Any = None
     modalities: Any = None
@@ -299,6 +312,25 @@ class ScoreRequest(BaseModel):
         if (self.messages is None) == (self.prompt is None):
             raise ValueError("give either messages or prompt")
         return self
+
+
+def candidates_of(body: SamplingRequest) -> int:
+    """Return how many candidates to choose the answer from; 1 without `metadata.best_of`.
+
+    Raises `InvalidRequest` for no such number, and for several choices.
+    """
+    value = (body.metadata or {}).get("best_of")
+    if value is None:
+        return 1
+    # OpenAI's metadata has texts alone.
+    numbers = {str(number): number for number in range(1, MAX_CANDIDATES + 1)}
+    number = numbers.get(value) if isinstance(value, str) else value
+    if type(number) is not int or not 1 <= number <= MAX_CANDIDATES:
+        problem = f"must be 1 to {MAX_CANDIDATES}, got {str(value)[:40]!r}"
+        raise InvalidRequest(f"{BEST_OF}: {problem}", param=BEST_OF)
+    if number > 1 and (body.n or 1) > 1:
+        raise InvalidRequest(f"{BEST_OF}: one is answered: leave out n", param=BEST_OF)
+    return number
 
 
 def read_chat(fields: Mapping[str, Any]) -> ChatRequest:

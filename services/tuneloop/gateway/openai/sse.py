@@ -20,7 +20,8 @@ from tuneloop.errors import TuneloopError
 from tuneloop.gateway import metrics
 from tuneloop.gateway.context import Gateway
 from tuneloop.gateway.edge.recording import FAILED, run_until_disconnected
-from tuneloop.gateway.openai.calls import GeneratedAnswer, events
+from tuneloop.gateway.openai.calls import GeneratedAnswer
+from tuneloop.gateway.openai.candidates import answer_events
 from tuneloop.gateway.openai.tracing import answer_span
 from tuneloop.v1 import generation_pb2
 
@@ -99,7 +100,7 @@ class EventStream(Response):
     async def chunks(self) -> AsyncGenerator[bytes]:
         """Yield the events of the answer as they are sampled."""
         tokens = metrics.completion_tokens.labels("true")
-        stream = events(self.gateway, self.answer)
+        stream = answer_events(self.gateway, self.answer)
         async with aclosing(stream):
             async for choice, event in stream:
                 if event.WhichOneof("event") == "delta":
@@ -123,8 +124,10 @@ class EventStream(Response):
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
-            (b"x-completion-id", self.answer.completion_id.encode()),
         ]
+        # Unknown only where no candidate was chosen before the first heartbeat.
+        if self.answer.best_of is not None or not self.answer.are_candidates:
+            headers.append((b"x-completion-id", self.answer.completion_id.encode()))
         # Unknown only where the first token was slower than a heartbeat; chunks always carry it.
         if self.answer.policy_version is not None:
             headers.append((b"x-policy-version", str(self.answer.policy_version).encode()))

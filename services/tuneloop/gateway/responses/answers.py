@@ -9,24 +9,30 @@ from collections.abc import Callable, Sequence
 
 from starlette.responses import JSONResponse
 
-from tuneloop import wire
 from tuneloop.api.openai import (
     ItemStatus,
     OpenAIResponse,
-    OutputCall,
     OutputItem,
     OutputMessage,
-    OutputText,
+    OutputReasoning,
     ResponseUsage,
 )
-from tuneloop.errors import TuneloopError, Unavailable
+from tuneloop.errors import TuneloopError
 from tuneloop.gateway.errors import error_body, status_and_type
 from tuneloop.gateway.openai.calls import GeneratedAnswer
 from tuneloop.gateway.openai.chunks import version_spans
 from tuneloop.gateway.openai.collect import WholeChoice
 from tuneloop.gateway.openai.sse import json_string
+from tuneloop.gateway.responses.output import (
+    begun_call,
+    begun_message,
+    begun_reasoning,
+    output_items,
+    set_thought,
+    status_of,
+    text_part,
+)
 from tuneloop.gateway.responses.requests import ResponsesRequest
-from tuneloop.rollouts import FinishReason
 from tuneloop.v1 import generation_pb2
 
 PATH = "/v1/responses"
@@ -63,19 +69,9 @@ def begun_response(answer: GeneratedAnswer, body: ResponsesRequest, model: str) 
         "truncation": "disabled",
         "usage": None,
         "user": body.user,
+        "reasoning": body.reasoning.model_dump() if body.reasoning else {},
         "policy_version": answer.policy_version,
     }
-
-
-def status_of(final: generation_pb2.GenerateFinal) -> ItemStatus:
-    """Return how an answer ended. Raises `Unavailable` if the service stopped it."""
-    match wire.finish_reason_from_proto.get(final.finish_reason):
-        case FinishReason.STOP:
-            return "completed"
-        case FinishReason.LENGTH:
-            return "incomplete"
-        case _:
-            raise Unavailable("generation stopped before the answer was complete", retry_after=1.0)
 
 
 def usage(answer: GeneratedAnswer) -> ResponseUsage:
@@ -84,7 +80,7 @@ def usage(answer: GeneratedAnswer) -> ResponseUsage:
         "input_tokens": answer.prompt_tokens,
         "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
         "output_tokens": answer.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": answer.reasoning_tokens},
         "total_tokens": answer.prompt_tokens + answer.completion_tokens,
     }
 
@@ -99,6 +95,7 @@ def ended_response(
     status = status_of(final)
     ended: OpenAIResponse = {
         **begun,
+        "id": answer.completion_id,
         "status": status,
         "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
         "output": list(output),
@@ -107,6 +104,8 @@ def ended_response(
     }
     if spans := version_spans(final):
         ended["policy_version_spans"] = spans
+    if answer.best_of is not None:
+        ended["best_of"] = answer.best_of
     return ended
 
 
@@ -114,7 +113,8 @@ def whole_response(
     begun: OpenAIResponse, answer: GeneratedAnswer, choice: WholeChoice, keep: Keep
 ) -> JSONResponse:
     """Return the HTTP response of a whole answer. Raises `Unavailable` if it was stopped."""
-    output = output_items(answer.completion_id, choice)
+    as_summary = bool(begun["reasoning"].get("summary"))
+    output = output_items(answer.completion_id, choice, as_summary=as_summary)
     document = ended_response(begun, answer, output, choice.final)
     keep(output)
     headers = {
@@ -122,54 +122,6 @@ def whole_response(
         "x-completion-id": answer.completion_id,
     }
     return JSONResponse(document, headers=headers)
-
-
-def output_items(response_id: str, choice: WholeChoice) -> list[OutputItem]:
-    """Return the items of a whole answer: its text, if it has any, and its calls."""
-    found: list[OutputItem] = []
-    text = choice.text.rstrip() if choice.calls else choice.text
-    if text.strip():
-        message = begun_message(response_id, 0)
-        message["content"] = [text_part(text)]
-        found.append(message)
-    for call in choice.calls.values():
-        name = call["function"].get("name", "")
-        item = begun_call(response_id, len(found), call["id"], name)
-        item["arguments"] = call["function"]["arguments"]
-        found.append(item)
-    for number, each in enumerate(found, start=1):
-        each["status"] = status_of(choice.final) if number == len(found) else "completed"
-    return found
-
-
-def text_part(text: str) -> OutputText:
-    return {"type": "output_text", "text": text, "annotations": []}
-
-
-def item_id(kind: str, response_id: str, index: int) -> str:
-    """Return the id of an item, made from the random digits of the response's."""
-    return f"{kind}_{response_id.removeprefix('resp_')[:22]}{index:04x}"
-
-
-def begun_message(response_id: str, index: int) -> OutputMessage:
-    return {
-        "id": item_id("msg", response_id, index),
-        "type": "message",
-        "role": "assistant",
-        "status": "in_progress",
-        "content": [],
-    }
-
-
-def begun_call(response_id: str, index: int, call_id: str, name: str) -> OutputCall:
-    return {
-        "id": item_id("fc", response_id, index),
-        "type": "function_call",
-        "status": "in_progress",
-        "call_id": call_id,
-        "name": name,
-        "arguments": "",
-    }
 
 
 class EventWriter:
@@ -182,6 +134,7 @@ class EventWriter:
         """As of the last event that had it."""
         self.answer = answer
         self.keep = keep
+        self.as_summary = bool(begun["reasoning"].get("summary"))
         self.events = 0
         self.items: list[OutputItem] = []
         self.pieces: list[str] = []
@@ -193,6 +146,8 @@ class EventWriter:
     def write_piece(self, choice: int, delta: generation_pb2.GenerateDelta) -> bytes:
         """Write a piece of text and additions to calls."""
         opening = self.write_opening(delta.policy_version)
+        if delta.reasoning:
+            opening += self.write_thought(delta.reasoning)
         text = self.write_text(delta.text) if delta.text else b""
         return opening + text + b"".join(map(self.write_call, delta.tool_calls))
 
@@ -232,9 +187,50 @@ class EventWriter:
         """Write the start of the response, once; how long the prompt is comes with the end."""
         if self.events:
             return b""
+        # Until a candidate is chosen its id is not known.
+        self.response["id"] = self.answer.completion_id
         self.response["policy_version"] = version
         created = self.write_response("response.created")
         return created + self.write_response("response.in_progress")
+
+    def write_thought(self, text: str) -> bytes:
+        """Write a piece of the thought, which comes before all text."""
+        start = b""
+        if not (self.items and self.items[-1]["type"] == "reasoning"):
+            item = begun_reasoning(self.answer.completion_id, len(self.items))
+            start = self.open_item(item) + self.thought_part("added", "")
+        what, place = self.names_of_thought
+        return start + self.write_delta(what, text, place)
+
+    @property
+    def names_of_thought(self) -> tuple[str, str]:
+        """The name that events give the text of a thought, and the members that tell its place."""
+        if self.as_summary:
+            return "reasoning_summary_text", ',"summary_index":0'
+        return "reasoning_text", ',"content_index":0'
+
+    def thought_part(self, what: str, text: str) -> bytes:
+        """Write the start or the end of the only part of a thought."""
+        name = "reasoning_summary_part" if self.as_summary else "content_part"
+        kind = "summary_text" if self.as_summary else "reasoning_text"
+        part = json.dumps({"type": kind, "text": text})
+        return self.event(f"response.{name}.{what}", f'{self.names_of_thought[1]},"part":{part}')
+
+    def close_thought(self, item: OutputReasoning, thought: str) -> bytes:
+        """Write the end of a thought."""
+        set_thought(item, thought, as_summary=self.as_summary)
+        what, place = self.names_of_thought
+        done = self.event(f"response.{what}.done", f'{place},"text":{json_string(thought)}')
+        return done + self.thought_part("done", thought)
+
+    def close_message(self, item: OutputMessage, text: str) -> bytes:
+        """Write the end of a message."""
+        part = text_part(text)
+        item["content"] = [part]
+        said = f',"content_index":0,"text":{json_string(text)},"logprobs":[]'
+        done = self.event("response.output_text.done", said)
+        members = f',"content_index":0,"part":{json.dumps(part)}'
+        return done + self.event("response.content_part.done", members)
 
     def write_text(self, text: str) -> bytes:
         """Write text up to its last character that is not white space."""
@@ -280,12 +276,9 @@ class EventWriter:
         item, whole = self.items[-1], "".join(self.pieces)
         item["status"] = status
         if item["type"] == "message":
-            part = text_part(whole)
-            item["content"] = [part]
-            said = f',"content_index":0,"text":{json_string(whole)},"logprobs":[]'
-            written = self.event("response.output_text.done", said)
-            members = f',"content_index":0,"part":{json.dumps(part)}'
-            written += self.event("response.content_part.done", members)
+            written = self.close_message(item, whole)
+        elif item["type"] == "reasoning":
+            written = self.close_thought(item, whole)
         else:
             item["arguments"] = whole
             members = f',"arguments":{json_string(whole)}'

@@ -1,5 +1,7 @@
 """Recent conversations of `/v1/responses`, which a request may continue by the id of a response.
 
+A request may also name single items of their answers, in the place of sending them again.
+
 They are in the memory of this process alone, bounded in bytes and in age: a gateway that restarted,
 or another replica, knows nothing of them. Only the caller that a response was given to may name it.
 """
@@ -8,11 +10,12 @@ import asyncio
 import sys
 import time
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import takewhile
 
-from tuneloop.gateway.errors import PreviousResponseNotFound
+from tuneloop.gateway.errors import ItemNotFound, PreviousResponseNotFound
+from tuneloop.gateway.responses.items import InputItem
 from tuneloop.text.messages import Message
 
 MAX_BYTES = 64 * 2**20
@@ -31,11 +34,14 @@ class Conversation:
     session_id: str
     user_hash: str
     """Of the user that the response was for."""
+    items: Mapping[str, InputItem] = field(default_factory=dict)
+    """The items of the response, by their ids."""
 
     @property
     def size(self) -> int:
         """Bytes of memory, about; what conversations share is counted in each."""
-        return MESSAGE_BYTES + sum(map(size_of, self.messages))
+        items = MESSAGE_BYTES * len(self.items)
+        return MESSAGE_BYTES + items + sum(map(size_of, self.messages))
 
 
 def size_of(message: Message) -> int:
@@ -43,7 +49,8 @@ def size_of(message: Message) -> int:
     calls = sum(
         MESSAGE_BYTES + sys.getsizeof(c.function.arguments) for c in message.tool_calls or ()
     )
-    return MESSAGE_BYTES + sys.getsizeof(message.content) + calls
+    texts = sys.getsizeof(message.content) + sys.getsizeof(message.reasoning_content)
+    return MESSAGE_BYTES + texts + calls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +71,16 @@ class Conversations:
         """Oldest first."""
         self.sizes: Counter[str] = Counter()
         """Bytes by caller."""
+        self.response_of_item: dict[tuple[str, str], str] = {}
+        """Ids of responses by caller and id of one of their items."""
 
     def keep(self, caller: str, response_id: str, conversation: Conversation) -> None:
         """Keep a conversation for a while, or as long as there is room."""
         kept = Kept(conversation=conversation, size=conversation.size, at=self.clock())
         self.of_caller[caller][response_id] = kept
         self.sizes[caller] += kept.size
+        for item_id in conversation.items:
+            self.response_of_item[caller, item_id] = response_id
         while self.sizes.total() > MAX_BYTES:
             largest = max(self.sizes, key=self.sizes.__getitem__)
             self.drop(largest, next(iter(self.of_caller[largest])))
@@ -84,6 +95,16 @@ class Conversations:
                 param="previous_response_id",
             )
         return kept.conversation
+
+    def of_item(self, caller: str, item_id: str) -> Conversation:
+        """Return the conversation that an item ended. Raises `ItemNotFound`."""
+        response_id = self.response_of_item.get((caller, item_id))
+        if response_id is None:
+            raise ItemNotFound(
+                f"no item {item_id[:100]!r} is known here: send the item itself in input",
+                param="input",
+            )
+        return self.of_caller[caller][response_id].conversation
 
     def forget(self, matches: Callable[[Conversation], bool]) -> None:
         """Drop the conversations that match."""
@@ -108,5 +129,7 @@ class Conversations:
     def drop(self, caller: str, response_id: str) -> None:
         kept = self.of_caller[caller].pop(response_id)
         self.sizes[caller] -= kept.size
+        for item_id in kept.conversation.items:
+            del self.response_of_item[caller, item_id]
         if not self.of_caller[caller]:
             del self.of_caller[caller], self.sizes[caller]

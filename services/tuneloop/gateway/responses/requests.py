@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from tuneloop.gateway.openai.reasoning import ReasoningEffort
 from tuneloop.gateway.openai.schemas import (
     INT32_MAX,
     INT64_MAX,
@@ -111,6 +112,13 @@ class TextConfig(BaseModel):
     verbosity: Literal["medium"] | None = None
 
 
+class ReasoningConfig(BaseModel):
+    """How much to think, and whether the thought comes as a summary."""
+
+    effort: ReasoningEffort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+
+
 class ResponsesRequest(BaseModel):
     """`POST /v1/responses`."""
 
@@ -135,6 +143,7 @@ class ResponsesRequest(BaseModel):
     top_k: int | None = Field(None, ge=-1, le=INT32_MAX)
     """Not OpenAI's; -1 and 0 keep all tokens."""
     text: TextConfig | None = None
+    reasoning: ReasoningConfig | None = None
     tools: list[DeclaredFunction] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: Annotated[
         Any,
@@ -209,6 +218,7 @@ class ResponsesRequest(BaseModel):
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
+            "reasoning_effort": self.reasoning.effort if self.reasoning else None,
             "response_format": form and form.response_format(),
             "tools": [tool.chat_tool() for tool in self.tools] if self.tools else None,
             "tool_choice": choice,

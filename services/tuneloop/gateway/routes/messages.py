@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from tuneloop.api.anthropic import AnthropicMessage, TokenCount
-from tuneloop.gateway.anthropic.answers import EventWriter, whole_message
+from tuneloop.gateway.anthropic.answers import EventWriter, thought_display, whole_message
 from tuneloop.gateway.anthropic.requests import MessagesRequest, TokenCountRequest
 from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.edge.caller import caller_of
@@ -37,9 +37,9 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
     answer.requests[0].clip_max_tokens = True
     model = gateway.settings.policy
     if body.stream:
-        return EventStream(gateway, answer, EventWriter(answer, model))
+        return EventStream(gateway, answer, EventWriter(answer, model, thought_display(body)))
     [choice] = await run_until_disconnected(request.receive, collect(gateway, answer))
-    return whole_message(answer, model, choice)
+    return whole_message(answer, model, choice, thought_display(body))
 
 
 @router.post("/v1/messages/count_tokens")
@@ -54,6 +54,7 @@ async def count_tokens(body: TokenCountRequest, request: Request) -> TokenCount:
         chat=asked.chat,
         tool_use=asked.tool_use if asked.HasField("tool_use") else None,
         api_key_id=key_id,
+        template_options=asked.template_options,
     )
     timeout = gateway.settings.request_timeout_seconds
     count: generation_pb2.CountTokensResponse = await reply_of(

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from tuneloop.api.openai import OpenAIResponse, OutputItem
 from tuneloop.errors import NotFound
-from tuneloop.gateway.context import gateway_of
+from tuneloop.gateway.context import Gateway, gateway_of
 from tuneloop.gateway.edge.caller import caller_of
 from tuneloop.gateway.edge.recording import run_until_disconnected
 from tuneloop.gateway.openai.calls import chat_answer
@@ -35,6 +35,9 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     if body.previous_response_id is not None:
         previous = gateway.conversations.find(key_id, body.previous_response_id)
     before = previous.messages if previous else ()
+    body, named_last = resolve_references(body, gateway, key_id)
+    # Who names items of an answer goes on from it, as who names the answer does.
+    previous = previous or named_last
     chat = read_chat(body.chat_fields(before))
     named = session_of(chat.session_id, chat.metadata, request.headers)
     answer = chat_answer(
@@ -53,9 +56,12 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     def keep(output: Sequence[OutputItem]) -> None:
         if not body.may_be_continued:
             return
-        said = chat_messages([*body.input, *items.validate_python(output)])
+        answered = items.validate_python(output)
         conversation = Conversation(
-            messages=(*before, *said), session_id=asked.session_id, user_hash=asked.user_hash
+            messages=(*before, *chat_messages([*body.input, *answered])),
+            session_id=asked.session_id,
+            user_hash=asked.user_hash,
+            items={given["id"]: item for given, item in zip(output, answered, strict=True)},
         )
         gateway.conversations.keep(key_id, answer.completion_id, conversation)
 
@@ -64,6 +70,24 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
         return EventStream(gateway, answer, EventWriter(begun, answer, keep))
     [choice] = await run_until_disconnected(request.receive, collect(gateway, answer))
     return whole_response(begun, answer, choice, keep)
+
+
+def resolve_references(
+    body: ResponsesRequest, gateway: Gateway, key_id: str
+) -> tuple[ResponsesRequest, Conversation | None]:
+    """Return the body with items in the place of references, and what the last of them ended.
+
+    Raises `ItemNotFound`.
+    """
+    found: list[InputItem] = []
+    last = None
+    for item in body.input:
+        if item.type == "item_reference" and item.id is not None:
+            last = gateway.conversations.of_item(key_id, item.id)
+            found.append(last.items[item.id])
+        else:
+            found.append(item)
+    return (body.model_copy(update={"input": found}) if last else body), last
 
 
 @router.api_route(

@@ -5,6 +5,7 @@ import { announce, el, icon, iconButton, say } from "./dom.js";
 import { whatChanged } from "./effects.js";
 import { MarkdownView, markdown } from "./markdown.js";
 import { SavedChoice } from "./saving.js";
+import { ThoughtView } from "./thought.js";
 import { sendSignal, shareChanged } from "./signals.js";
 import { writingForm } from "./writing.js";
 
@@ -34,6 +35,7 @@ export class AnswerView {
     /** Stands in the place of the version while that is not to be known. */
     this.alias = null;
     this.drawing = false;
+    this.thought = new ThoughtView();
     this.view = new MarkdownView();
     this.text = this.view.node;
     this.extra = el("div", { class: "extra" });
@@ -44,6 +46,7 @@ export class AnswerView {
     this.node = el(
       "article",
       { class: "answer", "aria-label": "Answer", tabindex: -1 },
+      this.thought.node,
       this.text,
       this.extra,
       this.meta,
@@ -87,6 +90,7 @@ export class AnswerView {
   draw() {
     const { answer } = this;
     this.node.setAttribute("aria-busy", String(!this.finished));
+    this.thought.show(answer, this.finished);
     if (!this.editor) this.view.show(answer.edit?.text ?? answer.text);
     this.node.classList.toggle("edited", Boolean(answer.edit));
     if (!this.finished) return;
@@ -105,7 +109,9 @@ export class AnswerView {
       this.tell(
         answer.finish === "abort"
           ? "Stopped before the first word."
-          : "The model gave an empty answer.",
+          : answer.reasoning && answer.finish === "length"
+            ? "Stopped at the length limit while it was thinking."
+            : "The model gave an empty answer.",
       );
     else if (this.note.textContent) return;
     else if (answer.learned && answer.learned.id === this.given) this.tell(answer.learned.words);

@@ -43,6 +43,7 @@ async function streamGroup({ model, messages, sessionId, answers, signal, onChan
 function take(answer, chunk, choice) {
   answer.version = chunk.policy_version;
   answer.completionId = choice.completion_id;
+  answer.reasoning += choice.delta.reasoning_content ?? "";
   answer.text += choice.delta.content ?? "";
   if (choice.policy_version_spans)
     answer.spans = choice.policy_version_spans.map((span) => span.policy_version);

@@ -16,6 +16,8 @@ export function newAnswer(asked = null) {
   return {
     key: randomId(),
     asked,
+    /** What the model thought before it answered. */
+    reasoning: "",
     text: "",
     completionId: null,
     version: null,

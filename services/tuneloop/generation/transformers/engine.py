@@ -26,9 +26,17 @@ from tuneloop.generation.engine import (
     TokenCandidate,
     check_limits,
 )
+from tuneloop.generation.formats.choice import (
+    HARMONY_TOOLS,
+    own_reasoning_format,
+    own_tool_format,
+    reasoning_names,
+    unknown_reasoning,
+)
+from tuneloop.generation.formats.detokenization import Detokenizer, StopStrings
+from tuneloop.generation.formats.reasoning import ReasoningFormat
+from tuneloop.generation.formats.tool_calls import SETTING, ToolFormat
 from tuneloop.generation.prompts import Tokenization
-from tuneloop.generation.tool_calls import SETTING, ToolFormat
-from tuneloop.generation.transformers.detokenization import Detokenizer
 from tuneloop.generation.transformers.grammars import Grammar, Grammars
 from tuneloop.generation.transformers.hermes import HermesFormat
 from tuneloop.generation.transformers.model import VersionedModel
@@ -52,6 +60,7 @@ class Running:
     index: int
     deliver: Callable[[EngineOutput | Exception], None]
     detokenizer: Detokenizer
+    stops: StopStrings
     generator: torch.Generator
     token_ids: list[int] = field(default_factory=list)
     counts: Counter[int] = field(default_factory=Counter)
@@ -172,20 +181,30 @@ class TransformersEngine:
         else:
             # Any int64 is allowed; siblings must differ.
             generator.manual_seed((request.sampling.seed + index) % 2**63)
-        detokenizer = Detokenizer(tokenizer=self.tokenization.tokenizer, stop=request.sampling.stop)
         return Running(
             request=request,
             index=index,
             deliver=deliver,
-            detokenizer=detokenizer,
+            detokenizer=Detokenizer(tokenizer=self.tokenization.tokenizer),
+            stops=StopStrings(stop=request.sampling.stop),
             generator=generator,
         )
 
     def tool_format(self, name: str) -> ToolFormat:
-        """Return the only format available without vLLM."""
-        if name != "hermes":
-            raise SettingsError(f"{SETTING}={name}: this engine has hermes; vLLM has others")
-        return HermesFormat()
+        """Return one of the formats available without vLLM."""
+        own = HermesFormat() if name == "hermes" else own_tool_format(name)
+        if own is None:
+            raise SettingsError(
+                f"{SETTING}={name}: this engine has hermes and {HARMONY_TOOLS}; vLLM has others"
+            )
+        return own
+
+    def reasoning_format(self, name: str) -> ReasoningFormat:
+        """Return one of the formats available without vLLM."""
+        own = own_reasoning_format(name)
+        if own is None:
+            raise unknown_reasoning(name, reasoning_names())
+        return own
 
     async def load_adapter(self, adapter: int, folder: Path) -> float:
         """Load an adapter between two turns; return the seconds that took."""
@@ -297,9 +316,13 @@ class TransformersEngine:
         sampling = completion.request.sampling
         at_stop_token = token in self.tokenization.stop_token_ids
         at_limit = len(completion.token_ids) >= sampling.max_tokens
-        text = completion.detokenizer.add(token, ends=at_stop_token or at_limit)
+        ends = at_stop_token or at_limit
+        text = ""
+        if not completion.request.as_tokens:
+            text = completion.detokenizer.add(token, ends=ends)
+            text = completion.stops.add(text, ends=ends)
         reason = None
-        if at_stop_token or completion.detokenizer.stopped_by:
+        if at_stop_token or completion.stops.stopped_by:
             reason = FinishReason.STOP
         elif at_limit:
             reason = FinishReason.LENGTH
@@ -313,7 +336,7 @@ class TransformersEngine:
             if sampling.top_logprobs is None
             else (self.candidates(logprobs, sampling.top_logprobs),),
             finish_reason=reason,
-            stop_sequence=completion.detokenizer.stopped_by,
+            stop_sequence=completion.stops.stopped_by,
             policy_version_spans=merge_spans(completion.versions) if reason else (),
         )
 

@@ -65,9 +65,9 @@ class Grammars:
         if importlib.util.find_spec("xgrammar") is None:
             raise InvalidRequest(f"{param}: needs the package xgrammar, or vLLM", param=param)
         try:
-            if sampling.json_schema:
-                return self.compiler.compile_json_schema(sampling.json_schema)
-            return self.compiler.compile_structural_tag(sampling.structural_tag)
+            if sampling.structural_tag:
+                return self.compiler.compile_structural_tag(sampling.structural_tag)
+            return self.compiler.compile_json_schema(sampling.json_schema)
         except (RuntimeError, ValueError) as error:
             raise InvalidRequest(f"{param}: {grammar_problem(error)}", param=param) from error
 

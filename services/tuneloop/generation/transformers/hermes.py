@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuneloop.generation.tool_calls import ToolCallDelta, parameters_of
+from tuneloop.generation.formats.tags import overlap
+from tuneloop.generation.formats.tool_calls import ToolCallDelta, parameters_of
 from tuneloop.rollouts import ToolUse
 
 BEGIN, END = "<tool_call>", "</tool_call>"
@@ -116,9 +117,3 @@ class HermesParser:
             name=str(name),
             arguments=json.dumps(arguments, ensure_ascii=False),
         )
-
-
-def overlap(text: str, tag: str) -> int:
-    """Return the length of the longest end of `text` that starts `tag` without completing it."""
-    lengths = range(min(len(tag) - 1, len(text)), 0, -1)
-    return next((length for length in lengths if text.endswith(tag[:length])), 0)

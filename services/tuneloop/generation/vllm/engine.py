@@ -23,7 +23,9 @@ from tuneloop.generation.engine import (
     check_limits,
     grammar_problem,
 )
-from tuneloop.generation.tool_calls import ToolFormat
+from tuneloop.generation.formats.choice import own_reasoning_format, own_tool_format
+from tuneloop.generation.formats.reasoning import ReasoningFormat
+from tuneloop.generation.formats.tool_calls import ToolFormat
 from tuneloop.generation.vllm.environment import bind_threads, prepare_environment
 from tuneloop.generation.vllm.requests import first_line, output_of, sampling_params
 from tuneloop.gpus.host_memory import CPU_CACHE
@@ -168,10 +170,17 @@ class VllmEngine:
             await stream.aclose()
 
     def tool_format(self, name: str) -> ToolFormat:
-        """Return one of vLLM's tool parsers."""
+        """Return one of vLLM's tool parsers, or our own."""
         from tuneloop.generation.vllm.tools import VllmToolFormat
 
-        return VllmToolFormat(name, self.llm.get_tokenizer())
+        return own_tool_format(name) or VllmToolFormat(name, self.llm.get_tokenizer())
+
+    def reasoning_format(self, name: str) -> ReasoningFormat:
+        """Return one of vLLM's reasoning parsers, or our own."""
+        from tuneloop.generation.vllm.reasoning import vllm_reasoning_format
+
+        own = own_reasoning_format(name)
+        return own or vllm_reasoning_format(name, self.llm.get_tokenizer())
 
     def adapter(self, number: int) -> Any:
         """Return the adapter to sample with; None for the base model and for full weights."""
@@ -268,7 +277,10 @@ def start_llm(options: VllmOptions) -> Any:
     """Import vLLM and start its processes. Blocks for half a minute on a CPU."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    return AsyncLLM.from_engine_args(engine_arguments(options))
+    arguments = engine_arguments(options)
+    if arguments.distributed_executor_backend == IN_PROCESS:
+        bind_threads()
+    return AsyncLLM.from_engine_args(arguments)
 
 
 def engine_arguments(options: VllmOptions) -> Any:
@@ -303,7 +315,6 @@ def engine_arguments(options: VllmOptions) -> Any:
         if options.tensor_parallel * options.pipeline_parallel == 1:
             # The engine's process computes too. vLLM's default, a worker process of its own, costs
             # a third import of vLLM at start, and two messages at each step.
-            bind_threads()
             arguments["distributed_executor_backend"] = IN_PROCESS
     else:
         arguments |= {

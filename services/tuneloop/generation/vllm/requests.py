@@ -31,6 +31,7 @@ def sampling_params(request: EngineRequest) -> Any:
         output_kind=RequestOutputKind.DELTA,
         structured_outputs=structured_outputs(sampling),
         skip_special_tokens=not request.with_tools,
+        detokenize=not request.as_tokens,
     )
 
 
@@ -40,9 +41,9 @@ def structured_outputs(sampling: SamplingParameters) -> Any:
 
     if not sampling.constrained:
         return None
-    return StructuredOutputsParams(
-        json=sampling.json_schema or None, structural_tag=sampling.structural_tag or None
-    )
+    if sampling.structural_tag:
+        return StructuredOutputsParams(structural_tag=sampling.structural_tag)
+    return StructuredOutputsParams(json=sampling.json_schema)
 
 
 def output_of(

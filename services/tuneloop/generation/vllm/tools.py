@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tuneloop.errors import InvalidRequest, SettingsError
-from tuneloop.generation.tool_calls import SETTING, ToolCallDelta, openai_form
+from tuneloop.generation.formats.tool_calls import SETTING, ToolCallDelta, openai_form
 from tuneloop.rollouts import Tool, ToolUse
 
 

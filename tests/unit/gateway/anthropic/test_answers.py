@@ -10,10 +10,13 @@ from support.generated_pieces import deltas
 from tuneloop.errors import Unavailable
 from tuneloop.gateway.anthropic.answers import (
     EventWriter,
+    ThoughtDisplay,
     content_blocks,
     stop_reason,
+    thought_display,
     tool_input,
 )
+from tuneloop.gateway.anthropic.requests import MessagesRequest
 from tuneloop.gateway.openai.calls import GeneratedAnswer
 from tuneloop.gateway.openai.collect import WholeChoice
 from tuneloop.v1 import generation_pb2, rollout_pb2
@@ -28,7 +31,7 @@ def answer() -> GeneratedAnswer:
     request = generation_pb2.GenerateRequest(completion_id="chatcmpl-x")
     request.sampling.max_tokens = 9
     return GeneratedAnswer(
-        completion_id="chatcmpl-x",
+        group_id="chatcmpl-x",
         created=0,
         started=0.0,
         requests=(request,),
@@ -37,8 +40,10 @@ def answer() -> GeneratedAnswer:
     )
 
 
-def events(pieces: list[Delta], final: Final) -> list[dict[str, Any]]:
-    writer = EventWriter(answer(), "tuneloop")
+def events(
+    pieces: list[Delta], final: Final, display: ThoughtDisplay = ThoughtDisplay.SHOWN
+) -> list[dict[str, Any]]:
+    writer = EventWriter(answer(), "tuneloop", display)
     data = b"".join(writer.write_piece(0, piece) for piece in pieces)
     data += writer.write_end(0, final) + writer.write_closing()
     found = []
@@ -64,8 +69,9 @@ def blocks_of(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 assert is_open
                 assert event["index"] == len(blocks) - 1
                 kind, block = event["delta"]["type"], blocks[-1]
-                if kind == "text_delta":
-                    block["text"] += event["delta"]["text"]
+                if kind in ("text_delta", "thinking_delta", "signature_delta"):
+                    member = kind.removesuffix("_delta")
+                    block[member] += event["delta"][member]
                 else:
                     assert kind == "input_json_delta"
                     block["json"] = block.get("json", "") + event["delta"]["partial_json"]
@@ -93,6 +99,11 @@ def test_the_events_add_up_to_the_whole_answer(pieces: list[Delta]) -> None:
     assert told[-2]["delta"]["stop_reason"] == ("tool_use" if whole.calls else "end_turn")
 
     blocks = blocks_of(told)
+    thought = "".join(piece.reasoning for piece in pieces)
+    thoughts = [block for block in blocks if block["type"] == "thinking"]
+    assert [block["thinking"] for block in thoughts] == [thought] * bool(thought)
+    assert all(block["signature"] == "chatcmpl-x" for block in thoughts)
+    assert blocks[: len(thoughts)] == thoughts
     assert all(block["text"].strip() for block in blocks if block["type"] == "text")
     text = "".join(block["text"] for block in blocks if block["type"] == "text")
     assert text == "".join(block["text"] for block in expected if block["type"] == "text")
@@ -104,6 +115,25 @@ def test_an_empty_answer_has_no_block() -> None:
     told = events([], Final(finish_reason=STOP, policy_version=3))
     assert [event["type"] for event in told] == ["message_start", "message_delta", "message_stop"]
     assert told[0]["message"]["policy_version"] == told[1]["policy_version"] == 3
+
+
+def test_thoughts_are_shown_as_they_were_asked_for() -> None:
+    pieces = [Delta(reasoning="hm "), Delta(reasoning="so"), Delta(text="yes")]
+    end = Final(finish_reason=STOP, policy_version=3, reasoning_tokens=2)
+    yes = {"type": "text", "text": "yes"}
+    assert blocks_of(events(pieces, end, ThoughtDisplay.NONE)) == [yes]
+    thought = {"type": "thinking", "thinking": "", "signature": "chatcmpl-x"}
+    assert blocks_of(events(pieces, end, ThoughtDisplay.OMITTED)) == [thought, yes]
+    assert blocks_of(events(pieces, end)) == [thought | {"thinking": "hm so"}, yes]
+    for thinking, display in (
+        (None, ThoughtDisplay.NONE),
+        ({"type": "disabled"}, ThoughtDisplay.NONE),
+        ({"type": "adaptive"}, ThoughtDisplay.SHOWN),
+        ({"type": "enabled", "budget_tokens": 1024, "display": "omitted"}, ThoughtDisplay.OMITTED),
+    ):
+        body = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "?"}]}
+        asked = MessagesRequest.model_validate(body | {"thinking": thinking})
+        assert thought_display(asked) is display
 
 
 def test_more_than_one_version_is_told() -> None:

@@ -68,10 +68,14 @@ def test_a_system_turn_stays_where_it_is() -> None:
     ]
 
 
-def test_thoughts_of_earlier_turns_are_not_read() -> None:
+def test_thoughts_of_earlier_turns_are_taken() -> None:
     thought = {"type": "thinking", "thinking": "hm", "signature": "x"}
     hidden = {"type": "redacted_thinking", "data": "x"}
-    assert chat(("assistant", [thought, hidden, text("b")])) == [("assistant", "b", [], "")]
+    given = [("assistant", [thought, hidden, text("b")])]
+    assert chat(*given) == [("assistant", "b", [], "")]
+    turns = [MessageTurn.model_validate({"role": role, "content": c}) for role, c in given]
+    [message] = conversation(list(chat_messages("", turns)))
+    assert message.reasoning == "hm"
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from tuneloop.gateway.openai.calls import GeneratedAnswer
-from tuneloop.gateway.openai.chat import chat_chunks
 from tuneloop.gateway.openai.chunks import ChunkForm, ChunkWriter, chat_logprobs, text_logprobs
-from tuneloop.gateway.openai.completions import text_chunks
+from tuneloop.gateway.openai.routes import chat_chunks, text_chunks
 from tuneloop.v1 import generation_pb2
 
 ANSWER = "a漢 😀!"
@@ -39,7 +38,7 @@ def position(data: bytes) -> generation_pb2.PositionLogprobs:
 def streamed(form: ChunkForm) -> list[dict[str, Any]]:
     """Return `logprobs` of each chunk that has some."""
     answer = GeneratedAnswer(
-        completion_id="c",
+        group_id="c",
         created=0,
         started=0.0,
         requests=(generation_pb2.GenerateRequest(completion_id="c"),),

@@ -19,9 +19,8 @@ from tuneloop.gateway.responses.answers import (
     EventWriter,
     begun_response,
     ended_response,
-    output_items,
-    status_of,
 )
+from tuneloop.gateway.responses.output import output_items, status_of
 from tuneloop.gateway.responses.requests import ResponsesRequest
 from tuneloop.v1 import generation_pb2, rollout_pb2
 
@@ -36,12 +35,14 @@ EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 def answer() -> GeneratedAnswer:
     request = generation_pb2.GenerateRequest(completion_id=ID)
     return GeneratedAnswer(
-        completion_id=ID, created=0, started=0.0, requests=(request,), n=1, with_tools=True
+        group_id=ID, created=0, started=0.0, requests=(request,), n=1, with_tools=True
     )
 
 
-def begun(of: GeneratedAnswer) -> OpenAIResponse:
-    body = ResponsesRequest.model_validate({"model": "tuneloop", "input": "hi"})
+def begun(of: GeneratedAnswer, summary: str | None = None) -> OpenAIResponse:
+    body = ResponsesRequest.model_validate(
+        {"model": "tuneloop", "input": "hi", "reasoning": {"summary": summary}}
+    )
     return begun_response(of, body, "tuneloop")
 
 
@@ -52,10 +53,10 @@ def final(reason: int = STOP) -> Final:
 class Told:
     """What a writer told, and what it kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, summary: str | None = None) -> None:
         self.answer = answer()
         self.kept: list[Sequence[OutputItem]] = []
-        self.writer = EventWriter(begun(self.answer), self.answer, self.kept.append)
+        self.writer = EventWriter(begun(self.answer, summary), self.answer, self.kept.append)
 
     def events(self, data: bytes) -> list[dict[str, Any]]:
         """Read events; each is one that OpenAI's package knows, with the next number."""
@@ -92,7 +93,12 @@ def items_of(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
             assert is_open
             assert (event["output_index"], event["item_id"]) == (len(items) - 1, items[-1]["id"])
             said += event["delta"]
-        elif kind in ("output_text.done", "function_call_arguments.done"):
+        elif kind in (
+            "output_text.done",
+            "function_call_arguments.done",
+            "reasoning_text.done",
+            "reasoning_summary_text.done",
+        ):
             assert event.get("text", event.get("arguments")) == said
         elif kind == "output_item.done":
             assert is_open
@@ -102,16 +108,19 @@ def items_of(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return items
 
 
-@given(deltas(), st.sampled_from([STOP, LENGTH]))
-def test_the_events_add_up_to_the_whole_answer(pieces: list[Delta], reason: int) -> None:
+@given(deltas(), st.sampled_from([STOP, LENGTH]), st.sampled_from([None, "auto"]))
+def test_the_events_add_up_to_the_whole_answer(
+    pieces: list[Delta], reason: int, summary: str | None
+) -> None:
     whole = WholeChoice(final=final(reason))
     for piece in pieces:
         whole.pieces.append(piece.text)
+        whole.thoughts.append(piece.reasoning)
         for call in piece.tool_calls:
             whole.add_call(call)
-    expected = output_items(ID, whole)
+    expected = output_items(ID, whole, as_summary=summary is not None)
 
-    it = Told()
+    it = Told(summary)
     created, in_progress, *_, ended = told = it.ended(pieces, final(reason))
     assert (created["type"], in_progress["type"]) == ("response.created", "response.in_progress")
     status = "completed" if reason == STOP else "incomplete"
@@ -122,6 +131,11 @@ def test_the_events_add_up_to_the_whole_answer(pieces: list[Delta], reason: int)
     assert [item["status"] for item in items[:-1]] == ["completed"] * (len(items) - 1)
     assert [item["status"] for item in items[-1:]] == [status] * bool(items)
     assert len({item["id"] for item in items}) == len(items)
+    thoughts = [item for item in items if item["type"] == "reasoning"]
+    assert [item | {"status": ""} for item in thoughts] == [
+        {**item, "status": ""} for item in expected if item["type"] == "reasoning"
+    ]
+    assert items[: len(thoughts)] == thoughts
     told_texts = [item["content"][0]["text"] for item in items if item["type"] == "message"]
     whole_texts = [item["content"][0]["text"] for item in expected if item["type"] == "message"]
     assert all(text.strip() for text in told_texts)
@@ -135,10 +149,12 @@ def test_the_events_add_up_to_the_whole_answer(pieces: list[Delta], reason: int)
 
 
 def test_one_message_is_the_same_whole_and_streamed() -> None:
-    whole = WholeChoice(pieces=["Hel", "lo \n"], final=final())
-    ended = Told().ended([Delta(text="Hel"), Delta(text="lo \n")], final())[-1]["response"]
+    whole = WholeChoice(pieces=["Hel", "lo \n"], thoughts=["h", "m"], final=final())
+    pieces = [Delta(reasoning="h"), Delta(reasoning="m"), Delta(text="Hel"), Delta(text="lo \n")]
+    ended = Told().ended(pieces, final())[-1]["response"]
     it = answer()
-    document = ended_response(begun(it), it, output_items(ID, whole), final())
+    output = output_items(ID, whole, as_summary=False)
+    document = ended_response(begun(it), it, output, final())
     assert ended == document
     Response.model_validate(document)
 

@@ -1,10 +1,13 @@
 """Conversations are kept for a while, for their caller, within bytes."""
 
+from dataclasses import replace
+
 import pytest
 
-from tuneloop.gateway.errors import PreviousResponseNotFound
+from tuneloop.gateway.errors import ItemNotFound, PreviousResponseNotFound
 from tuneloop.gateway.responses import conversations
 from tuneloop.gateway.responses.conversations import Conversation, Conversations
+from tuneloop.gateway.responses.items import InputItem
 from tuneloop.text.messages import Message
 
 
@@ -96,3 +99,20 @@ def test_text_and_calls_count_in_bytes() -> None:
     )
     size = Conversation(messages=(message,), session_id="s", user_hash="u").size
     assert size > 8000 + 500
+
+
+def test_items_are_known_as_long_as_their_response() -> None:
+    clock = Clock()
+    kept = Conversations(clock)
+    item = InputItem.model_validate({"role": "assistant", "content": "hello"})
+    mine = replace(conversation(), items={"msg_1": item})
+    assert mine.size == conversation().size + conversations.MESSAGE_BYTES
+    kept.keep("key-1", "resp_1", mine)
+    assert kept.of_item("key-1", "msg_1").items["msg_1"] is item
+    for caller, item_id in (("key-2", "msg_1"), ("key-1", "msg_2")):
+        with pytest.raises(ItemNotFound, match=f"no item '{item_id}' is known here") as it:
+            kept.of_item(caller, item_id)
+        assert it.value.param == "input"
+    clock.now = conversations.MAX_SECONDS + 1
+    kept.drop_old()
+    assert kept.response_of_item == {}

@@ -46,7 +46,7 @@ def output(number: int, said: Any) -> dict[str, Any]:
     return {"type": "function_call_output", "call_id": f"c{number}", "output": said}
 
 
-THOUGHT = {"type": "reasoning", "id": "rs_1", "content": [{"type": "reasoning_text"}]}
+THOUGHT = {"type": "reasoning", "id": "rs_1", "content": [{"type": "reasoning_text", "text": "hm"}]}
 
 
 def test_items_become_messages_in_their_order() -> None:
@@ -84,10 +84,26 @@ def test_messages_of_a_user_stay_apart() -> None:
     ]
 
 
+def test_thoughts_belong_to_the_turn_they_came_before() -> None:
+    summary = {
+        "type": "reasoning",
+        "id": "rs_2",
+        "summary": [{"type": "summary_text", "text": "so"}],
+        "content": None,
+        "encrypted_content": "gAAA",
+    }
+    given = [message("user", "a"), THOUGHT, message("assistant", "b"), summary, call(1)]
+    items = ITEMS.validate_python([*given, output(1, "c"), THOUGHT])
+    _, said, result = conversation(list(chat_messages(items)))
+    assert (said.reasoning, said.content, len(said.tool_calls)) == ("hm\n\nso", "b", 1)
+    assert (result.role, result.reasoning) == ("tool", "")
+
+
 @pytest.mark.parametrize(
     ("item", "problem"),
     [
-        ({"type": "item_reference", "id": "x"}, "items of type 'item_reference' are not supported"),
+        ({"type": "item_reference"}, "an item of type 'item_reference' needs id"),
+        ({"type": "item_reference", "id": ""}, "an item of type 'item_reference' needs id"),
         ({"type": "local_shell_call"}, "items of type 'local_shell_call' are not supported"),
         ({"type": {}, "role": "user"}, "items of type '{}' are not supported"),
         ({}, "needs role and content"),
@@ -105,3 +121,12 @@ def test_messages_of_a_user_stay_apart() -> None:
 def test_what_an_item_cannot_be_is_named(item: Any, problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
         chat([item])
+
+
+@pytest.mark.parametrize(
+    "item",
+    [{"type": "item_reference", "id": "msg_1"}, {"id": "msg_1"}, {"type": None, "id": "msg_1"}],
+)
+def test_an_id_alone_refers_to_an_item(item: Any) -> None:
+    (read,) = ITEMS.validate_python([item])
+    assert (read.type, read.id) == ("item_reference", "msg_1")

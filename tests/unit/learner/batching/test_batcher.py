@@ -27,7 +27,7 @@ from tuneloop.learner.ledger.queue import agreement, groups, ready, ref_logprobs
 from tuneloop.learner.ledger.schema import reference_logprobs, uses
 from tuneloop.learner.samples import ScoredGroup
 from tuneloop.learner.training_run import TrainingRun
-from tuneloop.rollouts import FinishReason
+from tuneloop.rollouts import FinishReason, RolloutSource
 
 GRPO = SampleRules(scored_objective="grpo")
 PPO = SampleRules(scored_objective="ppo")
@@ -210,6 +210,31 @@ def test_a_single_rollout_is_compared_with_others_of_its_kind(parts: Parts) -> N
     assert found["group-s8"].baseline == pytest.approx((12 + 4 * 3.5) / 8)
     # Its own reward is no part of it.
     assert found["group-s0"].baseline == pytest.approx((20 + 4 * 4.5) / 8)
+
+
+def test_what_is_expected_is_no_better_for_candidates_being_chosen_from(parts: Parts) -> None:
+    """By hand: others of one prompt, rewards 0 to 7; only 3 and 7 were answered."""
+    rollouts = [
+        make_rollout(f"s{n}", source=RolloutSource.USER if n % 4 == 3 else RolloutSource.CANDIDATE)
+        for n in range(8)
+    ]
+    recorder.record_rollouts(parts.database, [*rollouts, make_rollout("s8")], 0.0)
+    events = [make_score(f"s{n}", float(n)) for n in range(9)]
+    recorder.record_scores(parts.database, events, parts.clock(), rules=GRPO)
+    found = {group.sample_id: group for group in grpo(parts)}
+    assert found["group-s8"].baseline == pytest.approx(3.5)
+
+
+def test_candidates_and_the_answer_are_one_group(parts: Parts) -> None:
+    rollouts = [
+        make_rollout("g", group_id="g", n=2, source=RolloutSource.CANDIDATE),
+        make_rollout("g.1", group_id="g", n=2),
+    ]
+    recorder.record_rollouts(parts.database, rollouts, 0.0)
+    events = [make_score("g", 0.0), make_score("g.1", 1.0)]
+    recorder.record_scores(parts.database, events, parts.clock(), rules=GRPO)
+    (group,) = grpo(parts)
+    assert [sample.reward for sample in group.samples] == [0.0, 1.0]
 
 
 def test_a_single_rollouts_baseline_knows_how_many_of_its_kind_were_cut(parts: Parts) -> None:

@@ -78,6 +78,9 @@ def test_a_lora_run_leaves_a_plain_model_and_its_adapter(family: str, tmp_path: 
     assert base_model_sha256(exported) == base_model_sha256(output)
     for name, tensor in load_file(exported / "model.safetensors").items():
         assert torch.equal(tensor, load_file(output / "model.safetensors")[name])
+    card = (exported / "README.md").read_text()
+    assert "Algorithms: `sft`." in card
+    assert "| rows | 4 |" in card
 
 
 def test_full_runs_and_reward_models_leave_plain_models(

@@ -39,6 +39,16 @@ class LearnedFrom:
     newest_feedback_time: datetime | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataCounts:
+    """What a version and its ancestors learned from, as far as it was not deleted since."""
+
+    samples: dict[str, int]
+    """Counts by objective; a sample counts once however often it was used."""
+    feedback: dict[str, int]
+    """Counts of the feedback behind them, by kind; scored rollouts have none."""
+
+
 def ancestors(database: Database, model: str, version: int) -> list[int]:
     """Return the versions it grew from, nearest first, down to 0."""
     with database.read() as connection:
@@ -155,6 +165,37 @@ def learned_from(database: Database, model: str, up_to_step: int) -> LearnedFrom
         oldest_feedback_time=None if oldest is None else moment(oldest),
         newest_feedback_time=None if newest is None else moment(newest),
     )
+
+
+def count_data(database: Database, model: str, version: int) -> DataCounts:
+    """Count the samples and the feedback that a version and its ancestors learned from."""
+    line = [version, *ancestors(database, model, version)]
+    used = (
+        select(uses.c.sample_id, uses.c.objective)
+        .where(uses.c.model == model, uses.c.policy_version.in_(line))
+        .union(
+            select(undone_uses.c.sample_id, undone_uses.c.objective).where(
+                undone_uses.c.model == model, undone_uses.c.version.in_(line)
+            )
+        )
+        .subquery()
+    )
+    by_objective = select(used.c.objective, func.count()).group_by(used.c.objective)
+    by_kind = (
+        select(feedback.c.kind, func.count(feedback.c.feedback_id.distinct()))
+        .select_from(used)
+        .join(
+            samples,
+            (samples.c.sample_id == used.c.sample_id) & (samples.c.objective == used.c.objective),
+        )
+        .join(feedback, feedback.c.feedback_id == samples.c.feedback_id)
+        .group_by(feedback.c.kind)
+    )
+    with database.read() as connection:
+        return DataCounts(
+            samples={row[0]: row[1] for row in connection.execute(by_objective)},
+            feedback={row[0]: row[1] for row in connection.execute(by_kind)},
+        )
 
 
 def feedback_times(database: Database, model: str, version: int) -> list[float]:

@@ -33,7 +33,7 @@ from tuneloop.learner.ledger.queue.ready import (
 )
 from tuneloop.learner.ledger.schema import rollouts, samples, scores
 from tuneloop.learner.samples import Objective, SampleState, ScoredGroup
-from tuneloop.rollouts import FinishReason
+from tuneloop.rollouts import FinishReason, RolloutSource
 
 OBJECTIVE = Objective.GRPO
 WINDOW = 256
@@ -45,6 +45,8 @@ DOMAIN_WEIGHT = 4.0
 LOOK_AHEAD = 1024
 """The most waiting rollouts to read."""
 KIND_OF_PROMPT = ("tenant", "source", "prompt_sha256")
+ASKED_BY_USERS = (RolloutSource.USER.value, RolloutSource.CANDIDATE.value)
+"""Without the candidates that were not chosen, the best of several would be what is expected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,13 +245,14 @@ class Waiting:
         """Return the newest reward of each of the latest scored rollouts of a kind."""
         if (tenant, source) in self._rewards:
             return self._rewards[tenant, source]
+        alike = ASKED_BY_USERS if source in ASKED_BY_USERS else (source,)
         query = (
             select(scores.c.completion_id, rollouts.c.prompt_sha256, scores.c.reward)
             .add_columns(rollouts.c.finish_reason)
             .join(rollouts, rollouts.c.completion_id == scores.c.completion_id)
             .where(
                 rollouts.c.tenant == tenant,
-                rollouts.c.source == source,
+                rollouts.c.source.in_(alike),
                 scores.c.reward.is_not(None),
             )
             .order_by(scores.c.scored_time.desc(), scores.c.reward_model_version.desc())

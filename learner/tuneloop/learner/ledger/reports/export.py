@@ -44,6 +44,9 @@ objective_of_kind = {
     "thumbs": Objective.KTO,
     "demonstrations": Objective.SFT,
 }
+EXPORTED = tuple(
+    source.value for source in (RolloutSource.USER, RolloutSource.CANDIDATE, RolloutSource.PROMPTS)
+)
 KINDS = (*objective_of_kind, "metrics", "rollouts")
 
 Row = dict[str, Any]
@@ -111,7 +114,10 @@ def read_samples(wanted: Wanted, *, plain: bool = False, after: Place | None = N
 
 
 def read_rollouts(wanted: Wanted, *, plain: bool = False, after: Place | None = None) -> Any:
-    """The rollouts of users and of the learner's own prompts, with their newest rewards."""
+    """The rollouts of users, with all candidates, and of the learner's own prompts.
+
+    With their newest rewards.
+    """
     newest = func.row_number().over(
         partition_by=scores.c.completion_id, order_by=scores.c.reward_model_version.desc()
     )
@@ -136,7 +142,7 @@ def read_rollouts(wanted: Wanted, *, plain: bool = False, after: Place | None = 
             ranked, and_(ranked.c.completion_id == chosen.c.completion_id, ranked.c.rank == 1)
         )
         .where(
-            chosen.c.source.in_((RolloutSource.USER.value, RolloutSource.PROMPTS.value)),
+            chosen.c.source.in_(EXPORTED),
             NOT_HELD_OUT,
         )
     )

@@ -15,6 +15,7 @@ from tuneloop.learner.ledger.reports.feedback import FeedbackEntry, described
 from tuneloop.learner.ledger.rows import moment
 from tuneloop.learner.ledger.schema import feedback, rollouts, samples, uses
 from tuneloop.learner.samples import ModelRole
+from tuneloop.rollouts import RolloutSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +67,7 @@ def _answers(
 ) -> tuple[SessionAnswer, ...]:
     query = select(
         rollouts.c.completion_id, rollouts.c.policy_version, rollouts.c.finished_time
-    ).where(data.asked)
+    ).where(data.asked, rollouts.c.source != RolloutSource.CANDIDATE.value)
     rows = connection.execute(query.order_by(rollouts.c.finished_time)).all()
     about = select(rollouts.c.completion_id).where(data.asked)
     learned = (

@@ -136,6 +136,20 @@ def test_only_turns_of_that_tenants_session_that_were_answered_before_count(
     assert weights(ledger) == {"f.c0": 0.5, "f.just-now": 0.5}
 
 
+def test_of_several_candidates_the_chosen_one_alone_is_the_turn(ledger: Database) -> None:
+    add(
+        ledger,
+        make_turn("c0", 0),
+        make_turn("c1.1", 1, group_id="c1", n=3),
+        *(
+            make_turn(name, 1, group_id="c1", n=3, text=text, source=RolloutSource.CANDIDATE)
+            for name, text in (("c1", "Another"), ("c1.2", "Answer 1"))
+        ),
+        judge("f"),
+    )
+    assert weights(ledger) == {"f.c0": 0.5, "f.c1.1": 0.5}
+
+
 def test_held_out_prompts_leave_their_credit_to_the_other_turns(ledger: Database) -> None:
     prompts.hold_out(ledger, [(1, 5, 11)])
     add(ledger, make_turn("c0", 0), make_turn("held", 1), make_turn("c2", 2), judge("f"))

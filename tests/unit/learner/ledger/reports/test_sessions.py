@@ -16,6 +16,7 @@ from tuneloop.learner.ledger.database import Database
 from tuneloop.learner.ledger.events import recorder
 from tuneloop.learner.ledger.reports import sessions
 from tuneloop.learner.ledger.schema import feedback, rollouts
+from tuneloop.rollouts import RolloutSource
 
 NOW = START.timestamp() + 60
 SESSION = PersonalData(tenant="default", session_id="s")
@@ -118,3 +119,14 @@ def test_a_forgotten_user_takes_the_judgements_of_their_sessions_along(ledger: D
     }
     assert forget_user.forget_user(ledger, "ann", NOW).feedback == 5
     assert left(ledger) == (["t"], [])
+
+
+def test_candidates_that_were_not_answered_are_no_turns_and_are_forgotten(
+    ledger: Database,
+) -> None:
+    other = make_turn("c1.1", 1, user="ann", group_id="group-c1", source=RolloutSource.CANDIDATE)
+    recorder.record_rollouts(ledger, [other], 0.0)
+    found = look_up(ledger)
+    assert [answer.completion_id for answer in found.answers] == ["c0", "c1"]
+    assert forget_user.forget(ledger, SESSION, NOW).rollouts == 3
+    assert "c1.1" not in left(ledger)[0]

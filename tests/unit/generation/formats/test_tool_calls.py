@@ -12,13 +12,13 @@ from support.tiny_models import TOOL_CHAT_TEMPLATE
 
 from tuneloop import wire
 from tuneloop.errors import CorruptData, InvalidRequest
-from tuneloop.generation.prompts import Tokenization
-from tuneloop.generation.tool_calls import (
+from tuneloop.generation.formats.tool_calls import (
     ToolCallDelta,
     check_tools,
     constrain_to_calls,
     merge_calls,
 )
+from tuneloop.generation.prompts import Tokenization
 from tuneloop.generation.transformers.hermes import BEGIN, END, HermesFormat, HermesParser
 from tuneloop.rollouts import ChatMessage, Prompt, SamplingParameters, Tool, ToolCall, ToolUse
 from tuneloop.v1 import generation_pb2

@@ -9,27 +9,22 @@ CONTEXT_TOKENS = 6
 
 
 @dataclass(slots=True, kw_only=True)
-class Detokenizer:
-    """Turns token ids into text, never returning half a character or half a stop string."""
+class StopStrings:
+    """Passes a text on up to the first stop string, never half of one."""
 
-    tokenizer: Any
     stop: Sequence[str]
-    token_ids: list[int] = field(default_factory=list)
     text: str = ""
     """All text so far; what stands after `sent` is held back."""
     sent: int = 0
-    prefix_start: int = 0
-    read_end: int = 0
     stopped_by: str = ""
     """The stop string that was found; empty: none."""
 
-    def add(self, token_id: int, *, ends: bool) -> str:
-        """Add a token and return the text to send; with `ends` nothing is held back.
+    def add(self, text: str, *, ends: bool) -> str:
+        """Add text and return what to send; with `ends` nothing is held back.
 
         Sets `stopped_by`, and cuts the text, if a stop string is complete.
         """
-        self.token_ids.append(token_id)
-        self.text += self.new_text(ends)
+        self.text += text
         for stop in self.stop:
             # It may start in the text held back, never in the text sent.
             found = self.text.find(stop, self.sent)
@@ -43,8 +38,21 @@ class Detokenizer:
         piece, self.sent = self.text[self.sent : end], end
         return piece
 
-    def new_text(self, ends: bool) -> str:
-        """Return the text of the new tokens; empty while they end inside a character."""
+
+@dataclass(slots=True, kw_only=True)
+class Detokenizer:
+    """Turns token ids into text, never returning half a character."""
+
+    tokenizer: Any
+    hidden: frozenset[int] | None = None
+    """Tokens that are left out of the text; None: all special ones."""
+    token_ids: list[int] = field(default_factory=list)
+    prefix_start: int = 0
+    read_end: int = 0
+
+    def add(self, token_id: int, *, ends: bool) -> str:
+        """Return the text of a new token; empty while it ends inside a character."""
+        self.token_ids.append(token_id)
         before = self.decode(self.token_ids[self.prefix_start : self.read_end])
         after = self.decode(self.token_ids[self.prefix_start :])
         if after.endswith("\ufffd") and not ends:
@@ -54,5 +62,8 @@ class Detokenizer:
         return after[len(before) :]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Decode, leaving out special tokens."""
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        """Decode, without the hidden tokens."""
+        if self.hidden is None:
+            return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        shown = [token for token in token_ids if token not in self.hidden]
+        return str(self.tokenizer.decode(shown, skip_special_tokens=False))
