@@ -32,7 +32,6 @@ USER = f"grete {MAIL}"
 def user(serve_tiny: ServeTiny) -> Iterator[User]:
     environment = {
         "TUNELOOP_REDACT_ENTITIES": '["EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE"]',
-        "TUNELOOP_GENERATION_TOOL_PARSER": "hermes",
         "TUNELOOP_LEARNER_BATCH_SIZE": "2",
         "TUNELOOP_LEARNER_BATCH_WAIT_SECONDS": "0.5",
         "TUNELOOP_LEARNER_RELEASE": "off",
@@ -43,7 +42,7 @@ def user(serve_tiny: ServeTiny) -> Iterator[User]:
         yield user
 
 
-def post(user: User, path: str, status: int = 200, **body: Any) -> dict[str, Any]:
+def post(user: User, path: str, status: int = 200, /, **body: Any) -> dict[str, Any]:
     answer = httpx.post(f"{user.service.url}/v1/{path}", json=body, timeout=60)
     assert answer.status_code == status, answer.text
     assert MAIL not in answer.text
@@ -51,12 +50,10 @@ def post(user: User, path: str, status: int = 200, **body: Any) -> dict[str, Any
 
 
 def ask_everything(user: User) -> list[str]:
-    """Write the text into every field of every API; return the ids of the answers."""
-    tool = {"name": "look_up", "description": TEXT}
-    schema = {"type": "object", "properties": {"who": {"type": "string", "description": TEXT}}}
-    function = {"type": "function", "function": {**tool, "parameters": schema}}
-    arguments = f'{{"who": "{TEXT}", "card": {CARD}, "who": "twice"}}'
-    call = {"id": "call_1", "type": "function"}
+    """Write the text into the requests of every API; return the ids of the answers.
+
+    The template of the tiny model has no place for tools.
+    """
     common = {"model": "tuneloop", "metadata": {"note": TEXT}}
     chat = post(
         user,
@@ -66,16 +63,11 @@ def ask_everything(user: User) -> list[str]:
         n=2,
         max_tokens=8,
         stop=[MAIL],
-        tools=[function],
         messages=[
             {"role": "system", "content": TEXT},
             {"role": "user", "content": [{"type": "text", "text": TEXT}]},
-            {
-                "role": "assistant",
-                "content": TEXT,
-                "tool_calls": [{**call, "function": {"name": "look_up", "arguments": arguments}}],
-            },
-            {"role": "tool", "tool_call_id": "call_1", "content": TEXT},
+            {"role": "assistant", "content": TEXT},
+            {"role": "user", "content": TEXT},
         ],
     )
     completion = post(user, "completions", **common, user=USER, prompt=[TEXT], max_tokens=8)
@@ -85,46 +77,22 @@ def ask_everything(user: User) -> list[str]:
         **common | {"metadata": {"user_id": USER}},
         max_tokens=8,
         system=TEXT,
-        tools=[{**tool, "input_schema": schema}],
         messages=[
+            {"role": "user", "content": [{"type": "text", "text": TEXT}]},
+            {"role": "assistant", "content": TEXT},
             {"role": "user", "content": TEXT},
-            {
-                "role": "assistant",
-                "content": [
-                    {
-                        "type": "tool_use",
-                        "id": "call_1",
-                        "name": "look_up",
-                        "input": {"who": TEXT, "card": int(CARD)},
-                    }
-                ],
-            },
-            {
-                "role": "user",
-                "content": [{"type": "tool_result", "tool_use_id": "call_1", "content": TEXT}],
-            },
         ],
     )
-    first = httpx.post(
-        f"{user.service.url}/v1/responses",
-        json={**common, "user": USER, "input": TEXT, "max_output_tokens": 8},
-        timeout=60,
-    ).json()
-    second = post(
-        user,
-        "responses",
-        **common | {"metadata": {}},
-        user=USER,
-        input="Go on.",
-        previous_response_id=first["id"],
-        max_output_tokens=8,
-    )
+    # Without a user, which the answer names again.
+    asked = {"max_output_tokens": 8, "model": "tuneloop"}
+    first = post(user, "responses", **asked, input=TEXT)
+    second = post(user, "responses", **asked, input="Go on.", previous_response_id=first["id"])
     choices = [choice["completion_id"] for choice in chat["choices"]]
     return [*choices, completion["id"], message["id"], first["id"], second["id"]]
 
 
 def judge_everything(user: User, ids: list[str]) -> None:
-    """Write the text into every field of feedback, signals and imports."""
+    """Write the text into every field of feedback and signals."""
     note = {"metadata": {"note": TEXT}}
     for completion_id in ids:
         judged = {"completion_id": completion_id, "user": USER, **note}
@@ -133,9 +101,6 @@ def judge_everything(user: User, ids: list[str]) -> None:
         post(user, "feedback", 202, kind="thumb", value="up", **judged)
     signal = {"kind": "copied", "completion_id": ids[0], "user": USER, **note}
     post(user, "signals", 202, signals=[signal])
-    row = {"prompt": TEXT, "completion": TEXT}
-    rows = [{"place": f"{MAIL}.jsonl:1", "row": row}]
-    post(user, "import", kind="demonstrations", rows=rows)
 
 
 def refuse_everything(user: User, completion_id: str) -> None:
@@ -166,6 +131,9 @@ def test_every_byte_of_the_folder(user: User, tiny_policy: Path) -> None:
     judge_everything(user, ids)
     refuse_everything(user, ids[0])
     wait_until(lambda: count(user, "rollouts") >= len(ids), "the answers in the ledger")
+    row = {"prompt": TEXT, "completion": TEXT}
+    rows = [{"place": f"{MAIL}.jsonl:1", "row": row}]
+    post(user, "import", kind="demonstrations", rows=rows)
     wait_until(lambda: count(user, "feedback") >= 3 * len(ids), "the feedback in the ledger")
     wait_until(lambda: count(user, "signals") == 1, "the signal in the ledger")
     wait_until(lambda: user.serving_version() >= 1, "a version that learned from it")
