@@ -43,6 +43,8 @@ CANDIDATES = 8
 SIZES = (1, 2, 4, 8)
 BRIEFLY = "Answer in one sentence."
 BACKBONE = MODEL.with_name("all-minilm-l6-v2")
+BATCH = 64
+"""Answers that are sampled together."""
 STEP, EPOCHS = 16, 6
 """Labels of a step of the reward model, and how often it reads each."""
 MAX_LENGTH = 256
@@ -51,17 +53,26 @@ COLUMNS = ("best of", "liked", "by seed", "tokens sampled", "tokens answered")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """One candidate of an answer."""
+class Answer:
+    """One answer of the policy."""
 
-    reward: float
+    text: str
     tokens: int
+    """With the one that ends it."""
     ended: bool
 
     @property
     def liked(self) -> bool:
-        """What a user would think of it."""
+        """What a user thinks of it."""
         return self.ended and self.tokens <= LONGEST_LIKED_ANSWER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One candidate of an answer."""
+
+    reward: float
+    answer: Answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,23 +88,38 @@ class Question:
         return [max(self.candidates[i : i + size], key=lambda c: c.reward) for i in parts]
 
 
-def answers_to(asked: Sequence[str], tries: int, name: str) -> list[list[Any]]:
-    """Return so many answers to each question by the base model."""
+@torch.no_grad()
+def answers_to(asked: Sequence[str], tries: int, seed: int) -> list[list[Answer]]:
+    """Return so many answers to each question by the base model, at temperature 1."""
     from transformers import AutoModelForCausalLM
-
-    from tuneloop.learner.models.sampling import Sampler
 
     tokenization = Tokenization(MODEL)
     module = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
-    sampler = Sampler(tokenization, temperature=1.0, max_tokens=MAX_TOKENS, batch_size=64)
+    end = module.generation_config.eos_token_id
     prompts = [ids_of(tokenization, question) for question in asked for _ in range(tries)]
-    answers = sampler.sample(module, prompts, [f"{name}-{i}" for i in range(len(prompts))])
+    answers: list[Answer] = []
+    torch.manual_seed(seed)
+    for start in range(0, len(prompts), BATCH):
+        rows = prompts[start : start + BATCH]
+        width = max(map(len, rows))
+        padded = torch.tensor([[end] * (width - len(row)) + list(row) for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        sampled = module.generate(
+            input_ids=padded,
+            attention_mask=mask,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=MAX_TOKENS,
+            pad_token_id=end,
+        )
+        for row in sampled[:, width:].tolist():
+            ended = end in row
+            tokens = row[: row.index(end)] if ended else row
+            text = tokenization.tokenizer.decode(tokens)
+            answers.append(Answer(text=text, tokens=len(tokens) + ended, ended=ended))
     return [answers[i : i + tries] for i in range(0, len(answers), tries)]
-
-
-def is_liked(answer: Any) -> bool:
-    """What a user thinks of an answer."""
-    return bool(answer.stopped and len(answer.token_ids) <= LONGEST_LIKED_ANSWER)
 
 
 def train_reward_model(labels: Sequence[LabelledText], seed: int) -> RewardModel:
@@ -121,23 +147,19 @@ def run_seed(seed: int, thumbs: int, count: int) -> list[Question]:
             sample_id=f"{question}-{number}",
             prompt=question,
             completion=answer.text,
-            desirable=is_liked(answer),
+            desirable=answer.liked,
         )
-        for question, answers in zip(
-            learning, answers_to(learning, tries, f"thumbs-{seed}"), strict=True
-        )
+        for question, answers in zip(learning, answers_to(learning, tries, 2 * seed), strict=True)
         for number, answer in enumerate(answers)
     ]
     console.print(f"seed {seed}: {sum(x.desirable for x in labels)} of {len(labels)} thumbs up")
     reward_model = train_reward_model(labels, seed)
     picked = fresh[:: max(1, len(fresh) // count)][:count]
     found = []
-    for question, answers in zip(
-        picked, answers_to(picked, CANDIDATES, f"fresh-{seed}"), strict=True
-    ):
+    for question, answers in zip(picked, answers_to(picked, CANDIDATES, 2 * seed + 1), strict=True):
         rewards = reward_model.score([question] * CANDIDATES, [answer.text for answer in answers])
         candidates = tuple(
-            Candidate(reward=reward or 0.0, tokens=len(a.token_ids), ended=a.stopped)
+            Candidate(reward=reward or 0.0, answer=a)
             for reward, a in zip(rewards, answers, strict=True)
         )
         found.append(Question(seed=seed, candidates=candidates))
@@ -151,7 +173,7 @@ def ranking_accuracy(found: Sequence[Question]) -> float:
         for question in found
         for up in question.candidates
         for down in question.candidates
-        if up.liked and not down.liked
+        if up.answer.liked and not down.answer.liked
     ]
     return sum(pairs) / len(pairs)
 
@@ -161,9 +183,9 @@ def rows_of(found: Sequence[Question]) -> list[dict[str, Any]]:
     rows = []
     for size in SIZES:
         best = [(question.seed, question.best_of(size)) for question in found]
-        liked = [(seed, sum(c.liked for c in chosen) / len(chosen)) for seed, chosen in best]
-        answered = [sum(c.tokens for c in chosen) / len(chosen) for _, chosen in best]
-        sampled = [size * sum(c.tokens for c in q.candidates) / CANDIDATES for q in found]
+        liked = [(seed, sum(c.answer.liked for c in chosen) / len(chosen)) for seed, chosen in best]
+        answered = [sum(c.answer.tokens for c in chosen) / len(chosen) for _, chosen in best]
+        sampled = [size * sum(c.answer.tokens for c in q.candidates) / CANDIDATES for q in found]
         by_seed = [[value for s, value in liked if s == seed] for seed in seeds_of(found)]
         rows.append(
             {
