@@ -243,7 +243,7 @@ async def test_unexpected_errors_say_nothing_of_the_inside(
     def broken(*_: object) -> None:
         raise RuntimeError("a password, say")
 
-    monkeypatch.setattr("tuneloop.gateway.openai.chat.chat_answer", broken)
+    monkeypatch.setattr("tuneloop.gateway.openai.routes.chat_answer", broken)
     response = await http.post("/v1/chat/completions", json=CHAT)
     assert response.status_code == 500
     assert response.json()["error"]["type"] == "server_error"

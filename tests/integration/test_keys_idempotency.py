@@ -222,7 +222,7 @@ async def test_unexpected_errors_reach_everybody_who_waits(
     def broken(*_: object) -> None:
         raise RuntimeError("a password, say")
 
-    monkeypatch.setattr("tuneloop.gateway.openai.chat.chat_answer", broken)
+    monkeypatch.setattr("tuneloop.gateway.openai.routes.chat_answer", broken)
     for _ in range(2):
         response = await http.post(URL, json=CHAT, headers=KEY)
         assert response.status_code == 500

@@ -114,7 +114,7 @@ def thought_about(
         completion=completion,
         text=answer,
         temperature=1.0,
-        thought=tokenization.thought_of(completion, prompt),
+        thought=tokenization.read_completion(completion, prompt).reasoning_tokens,
         **kwargs,
     )
 
@@ -132,14 +132,17 @@ def test_a_thought_ends_where_the_answer_begins(thinker: Path) -> None:
     thought, answer = ids[: rollout.reasoning_tokens], ids[rollout.reasoning_tokens :]
     assert tokenization.decode(thought) == "<think>\na river\n</think>\n\n"
     assert tokenization.decode(answer) == "hello world"
-    assert tokenization.thought_text(thought) == "a river"
+    read = tokenization.read_completion(ids, rollout.prompt_token_ids)
+    assert (read.reasoning, read.answer) == ("a river", "hello world")
     cut = thought_about(thinker, "c", "")
     assert cut.reasoning_tokens == len(cut.completion_token_ids)
     plain = tokenization.encode_text("hello world")
-    assert tokenization.thought_of(plain, rollout.prompt_token_ids) == 0
+    read = tokenization.read_completion(plain, rollout.prompt_token_ids)
+    assert (read.reasoning_tokens, read.answer) == (0, "hello world")
     # Some templates begin the thought: then no completion does.
     begun = (*rollout.prompt_token_ids, *thought[:2])
-    assert tokenization.thought_of(ids[2:], begun) == rollout.reasoning_tokens - 2
+    read = tokenization.read_completion(ids[2:], begun)
+    assert read.reasoning_tokens == rollout.reasoning_tokens - 2
 
 
 async def test_judgements_teach_the_answer_and_an_edit_keeps_the_thought(

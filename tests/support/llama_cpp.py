@@ -39,6 +39,9 @@ def main(file: str, answers: str) -> None:
     params.n_parallel = 1
     params.cpuparams.n_threads = 1
     params.warmup = False
+    # By default keys and values are kept in 16 bits, which decides where two tokens are as likely.
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.use_jinja = True
     server = xllamacpp.Server(params)
     with httpx.Client(base_url=server.listening_address, timeout=120, trust_env=False) as client:

@@ -24,7 +24,7 @@ from tuneloop.gateway.events import feed
 from tuneloop.gateway.feedback import browse, routes, signals
 from tuneloop.gateway.keys.ring import KeyRing
 from tuneloop.gateway.open_webui import ratings
-from tuneloop.gateway.openai import chat, completions
+from tuneloop.gateway.openai import routes as openai
 from tuneloop.gateway.openapi import install_openapi
 from tuneloop.gateway.routes import (
     data,
@@ -45,8 +45,7 @@ from tuneloop.gateway.settings import GatewaySettings
 
 routers = (
     page.router,
-    chat.router,
-    completions.router,
+    openai.router,
     messages.router,
     responses.router,
     models.router,

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.errors import InvalidRequest
+from tuneloop.generation.formats.answer import AnswerReader
+from tuneloop.generation.formats.choice import choose_reasoning, own_reasoning_format
+from tuneloop.generation.formats.detokenization import Detokenizer
+from tuneloop.generation.formats.reasoning import ReasoningFormat
 from tuneloop.generation.formats.tool_calls import openai_form
 from tuneloop.models.control_tokens import Aside, ControlTokens
-from tuneloop.models.thoughts import ThoughtDelimiters, thought_delimiters
 from tuneloop.models.token_bytes import TokenTexts
-from tuneloop.rollouts import ChatMessage, Prompt, Tool, ToolCall, ToolUse
+from tuneloop.rollouts import ChatMessage, FinishReason, Prompt, Tool, ToolCall, ToolUse
 
 SET_HERE = frozenset(
     ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
@@ -33,6 +36,16 @@ class TokenizedPrompt:
     text: str
     """Rendered template or plain prompt."""
     token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadCompletion:
+    """A completion's thought and its answer."""
+
+    reasoning_tokens: int = 0
+    """How many of its first tokens are the thought; all where it was cut off before the answer."""
+    reasoning: str = ""
+    answer: str = ""
 
 
 class Tokenization:
@@ -60,29 +73,29 @@ class Tokenization:
         return TokenizedPrompt(text=aside.restore(rendered), token_ids=ids)
 
     @cached_property
-    def thought_delimiters(self) -> ThoughtDelimiters | None:
-        """What the model puts around its thoughts; None where it has no tokens for that."""
-        return thought_delimiters(self.tokenizer)
+    def reasoning_format(self) -> ReasoningFormat | None:
+        """How the model writes thoughts, as its template and tokens tell; None: it has none."""
+        return own_reasoning_format(choose_reasoning(self.tokenizer))
 
-    def thought_of(self, completion: Sequence[int], prompt: Sequence[int]) -> int:
-        """Return how many of a completion's first tokens are its thought.
-
-        Delimiters are counted, and white space before the answer.
-        """
-        delimiters = self.thought_delimiters
-        count = 0 if delimiters is None else delimiters.thought_of(completion, prompt)
-        while 0 < count < len(completion):
-            if self.decode([completion[count]], skip_special_tokens=False).strip():
-                break
-            count += 1
-        return count
-
-    def thought_text(self, thought: Sequence[int]) -> str:
-        """Return the words of a thought, without its delimiters."""
-        delimiters = self.thought_delimiters
-        if delimiters is None:
-            return ""
-        return self.decode(delimiters.between(thought), skip_special_tokens=False).strip()
+    def read_completion(self, completion: Sequence[int], prompt: Sequence[int]) -> ReadCompletion:
+        """Tell a completion's thought from its answer, as generation does where it streams."""
+        if self.reasoning_format is None:
+            return ReadCompletion(answer=self.decode(completion))
+        rendered = self.decode(prompt, skip_special_tokens=False)
+        hidden = self.hidden_tokens(self.reasoning_format.marks)
+        reader = AnswerReader(
+            Detokenizer(tokenizer=self.tokenizer, hidden=hidden),
+            self.reasoning_format.parser(rendered),
+            None,
+            stop=(),
+            stop_token_ids=self.stop_token_ids,
+        )
+        reading = reader.read(completion, FinishReason.STOP)
+        return ReadCompletion(
+            reasoning_tokens=reader.reasoning_tokens,
+            reasoning=reading.reasoning,
+            answer=reading.answer,
+        )
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Tokenize a user's words, of which none becomes a control token."""

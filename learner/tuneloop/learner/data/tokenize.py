@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneloop.errors import InvalidRequest
+from tuneloop.generation.formats.choice import tags
 from tuneloop.generation.formats.tool_calls import openai_form
 from tuneloop.generation.prompts import Tokenization, render_turn
 from tuneloop.learner.data.fields import Fields, Text
 from tuneloop.learner.data.hints import hinted_prompt
 from tuneloop.learner.samples import TokenSequence
-from tuneloop.models.thoughts import without_thought
 from tuneloop.rollouts import ChatMessage, Prompt, Tool, ToolUse, prompt_as_text
 
 WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -91,7 +91,7 @@ class PromptTokenizer:
         if not isinstance(completion, str):
             self._check_calls(completion, row)
         ids = self._completion_ids(asked, completion)
-        thought = self.tokenization.thought_of(ids, asked.token_ids)
+        thought = self.tokenization.read_completion(ids, asked.token_ids).reasoning_tokens
         if thought == len(ids):
             # It ends nowhere: what a row gives is to be learned, whatever the prompt begins.
             thought = 0
@@ -111,8 +111,12 @@ class PromptTokenizer:
 
     def thought_text(self, sequence: TokenSequence) -> str:
         """Return the words of a completion's thought: none where a template wrote it empty."""
-        thought = sequence.completion_token_ids[: sequence.reasoning_tokens]
-        return self.tokenization.thought_text(thought)
+        if not sequence.reasoning_tokens:
+            return ""
+        read = self.tokenization.read_completion(
+            sequence.completion_token_ids, sequence.prompt_token_ids
+        )
+        return read.reasoning
 
     def hinted(self, asked: PromptTokens, comment: str, row: Fields) -> tuple[int, ...]:
         """Return the prompt's token ids with a comment on its answer as a hint in it."""
@@ -219,6 +223,14 @@ def completion_text(completion: Text, row: Fields) -> str:
     text = without_thought(text)
     if not text.strip():
         raise row.wrong("the completion is a call of a function, which only the policy learns")
+    return text
+
+
+def without_thought(text: str) -> str:
+    """Return a text without the thought that it begins with, if it begins with a whole one."""
+    for form in tags.values():
+        if text.lstrip().startswith(form.begin) and form.end in text:
+            return text.partition(form.end)[2].lstrip()
     return text
 
 

@@ -135,13 +135,13 @@ def cut_completion(
     stops = tokenization.stop_token_ids
     end = next((i for i, token in enumerate(tokens) if token in stops), None)
     length = len(tokens) if end is None else end + 1
-    thought = tokenization.thought_of(tokens[:length], prompt)
+    read = tokenization.read_completion(tokens[:length], prompt)
     return Sampled(
         token_ids=tuple(tokens[:length]),
         logprobs=tuple(logprobs[:length]),
-        text=tokenization.decode(tokens[thought : length if end is None else end]),
+        text=read.answer,
         stopped=end is not None,
-        reasoning_tokens=thought,
+        reasoning_tokens=read.reasoning_tokens,
     )
 
 

@@ -73,4 +73,6 @@ def response_attributes(answer: GeneratedAnswer, *, stream: bool) -> dict[str, t
             "gen_ai.usage.input_tokens": answer.prompt_tokens,
             "gen_ai.usage.output_tokens": answer.completion_tokens,
         }
+        if answer.reasoning_tokens:
+            attributes["gen_ai.usage.reasoning.output_tokens"] = answer.reasoning_tokens
     return attributes

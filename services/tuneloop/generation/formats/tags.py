@@ -90,7 +90,8 @@ class TagParser:
                 self.place = Place.ANSWER
         if self.place is Place.ANSWER:
             answer, self.pending = self.pending, ""
-        elif self.place is not Place.START or self.in_thought:
+        elif self.in_thought or (self.place is Place.BETWEEN and text):
+            # A token without text may be half of the answer's first character.
             self.thought_tokens = self.tokens
         return thought, answer
 

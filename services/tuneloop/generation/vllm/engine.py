@@ -277,7 +277,10 @@ def start_llm(options: VllmOptions) -> Any:
     """Import vLLM and start its processes. Blocks for half a minute on a CPU."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    return AsyncLLM.from_engine_args(engine_arguments(options))
+    arguments = engine_arguments(options)
+    if arguments.distributed_executor_backend == IN_PROCESS:
+        bind_threads()
+    return AsyncLLM.from_engine_args(arguments)
 
 
 def engine_arguments(options: VllmOptions) -> Any:
@@ -312,7 +315,6 @@ def engine_arguments(options: VllmOptions) -> Any:
         if options.tensor_parallel * options.pipeline_parallel == 1:
             # The engine's process computes too. vLLM's default, a worker process of its own, costs
             # a third import of vLLM at start, and two messages at each step.
-            bind_threads()
             arguments["distributed_executor_backend"] = IN_PROCESS
     else:
         arguments |= {

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from tuneloop.gateway.openai.calls import GeneratedAnswer
-from tuneloop.gateway.openai.chat import chat_chunks
 from tuneloop.gateway.openai.chunks import ChunkForm, ChunkWriter, chat_logprobs, text_logprobs
-from tuneloop.gateway.openai.completions import text_chunks
+from tuneloop.gateway.openai.routes import chat_chunks, text_chunks
 from tuneloop.v1 import generation_pb2
 
 ANSWER = "a漢 😀!"

@@ -107,6 +107,13 @@ def test_leading_tokens_are_the_thought_with_its_tags_and_the_space_after_it() -
     assert counts == [1, 2, 3, 4, 5, 5, 5]
 
 
+def test_half_a_character_is_counted_with_the_rest_of_it() -> None:
+    parser = THINK.parser("")
+    for piece in ("<think>", "hm", "</think>", "", "é"):
+        parser.feed(piece, 0, ends=False)
+    assert parser.thought_tokens == 3
+
+
 MESSAGES = st.sampled_from(["", "ab", "<", "<|", "c <|en d", "x|>\ny"])
 
 
