@@ -93,6 +93,7 @@ async def test_a_whole_response(stack: Stack, http: httpx.AsyncClient) -> None:
         "model": "tuneloop",
         "parallel_tool_calls": True,
         "previous_response_id": None,
+        "reasoning": {"effort": None, "summary": None},
         "store": True,
         "temperature": 0.5,
         "text": {"format": {"type": "text"}},

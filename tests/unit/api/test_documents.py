@@ -23,7 +23,7 @@ MODULES = sorted(Path(tuneloop.api.__path__[0]).glob("*.py"))
         (records.PolicyVersion, (policies.PolicyVersion,)),
         (records.FeedbackItem, (feedback.FeedbackItem, feedback.Feedback)),
         (records.Scores, (feedback.Scores,)),
-        (Usage, (openai.Usage,)),
+        (Usage, (openai.Usage, openai.CompletionTokensDetails)),
     ],
 )
 def test_a_record_has_members_of_its_documents(

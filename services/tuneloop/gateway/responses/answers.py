@@ -32,7 +32,7 @@ from tuneloop.gateway.responses.output import (
     status_of,
     text_part,
 )
-from tuneloop.gateway.responses.requests import ResponsesRequest
+from tuneloop.gateway.responses.requests import ReasoningConfig, ResponsesRequest
 from tuneloop.v1 import generation_pb2
 
 PATH = "/v1/responses"
@@ -69,7 +69,7 @@ def begun_response(answer: GeneratedAnswer, body: ResponsesRequest, model: str) 
         "truncation": "disabled",
         "usage": None,
         "user": body.user,
-        "reasoning": body.reasoning.model_dump() if body.reasoning else {},
+        "reasoning": (body.reasoning or ReasoningConfig()).model_dump(),
         "policy_version": answer.policy_version,
     }
 

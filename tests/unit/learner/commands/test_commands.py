@@ -118,5 +118,5 @@ def test_every_option_in_the_page_exists() -> None:
         p for name in ("train", "evaluate", "export", "up") for p in commands[name].params
     ]
     known = {option for p in parameters for option in (*p.opts, *p.secondary_opts)}
-    known |= {"--logdir", "--nproc-per-node", "--no-python", "--max-restarts"}  # others'
+    known |= {"--logdir", "--nproc-per-node", "--no-python", "--max-restarts", "--jinja"}  # others'
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)) <= known
