@@ -5,8 +5,8 @@ import { announce, el, icon, iconButton, say } from "./dom.js";
 import { whatChanged } from "./effects.js";
 import { MarkdownView, markdown } from "./markdown.js";
 import { SavedChoice } from "./saving.js";
-import { ThoughtView } from "./thought.js";
 import { sendSignal, shareChanged } from "./signals.js";
+import { ThoughtView } from "./thought.js";
 import { writingForm } from "./writing.js";
 
 const ENDINGS = {
