@@ -113,6 +113,14 @@ async def test_an_answer_of_each_api_has_a_span(
         was_streamed = completion_id in (streamed, message)
         assert ("gen_ai.request.stream" in found) is was_streamed
         assert ("gen_ai.response.time_to_first_chunk" in found) is was_streamed
+        assert "http.response.status_code" not in found
+    answered = [
+        span.attributes
+        for span in collector.spans()
+        if span.span.name.startswith("POST ") and "http.route" in span.attributes
+    ]
+    assert {found["tuneloop.completion_id"] for found in answered} == {*chats, *texts}
+    assert {found["http.response.status_code"] for found in answered} == {200}
     served = by_completion(spans_named(collector, "tuneloop.v1.GenerationService/Generate"))
     assert set(served) == {*chats, *texts}
     assert QUESTION not in str(collector.batches)

@@ -22,9 +22,11 @@ class Traced:
             await self.app(scope, receive, send)
             return
 
+        starts: list[Message] = []
+
         async def noted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                annotate_answer(message)
+                starts.append(message)
             await send(message)
 
         method = method_of(scope)
@@ -33,6 +35,9 @@ class Traced:
             try:
                 await self.app(scope, receive, noted)
             finally:
+                # Only now: where a stream starts, the current span is that of its generation.
+                for start in starts:
+                    annotate_answer(start)
                 route = route_of(scope)
                 tracing.rename(f"{method} {route}")
                 tracing.annotate({"http.request.method": method, "http.route": route})
