@@ -2,10 +2,14 @@
 
 import asyncio
 import errno
+import fcntl
 import ipaddress
 import logging
+import os
 import socket
+import tempfile
 import time
+from pathlib import Path
 
 from tuneloop.errors import SettingsError
 
@@ -16,6 +20,9 @@ GRPC_PORTS = {"generation": 15051, "reward": 15052, "learner": 15053}
 METRICS_PORTS = {"generation": 9101, "reward": 9102, "learner": 9103}
 RELEASE_SECONDS = 75.0
 """The kernel keeps a connection's port for a minute after its end (TIME_WAIT)."""
+
+_reserved: dict[int, int] = {}
+"""Open lock files, by port."""
 RELEASE_INTERVAL = 0.25
 
 
@@ -79,12 +86,34 @@ def is_listened_on(host: str, port: int) -> bool:
 def take_port(host: str, preferred: int, taken: set[int]) -> int:
     """Return `preferred` if it is free, else any free port, and add it to `taken`."""
     port = preferred
-    while port in taken or not is_free(host, port):
+    while port in taken or not (is_free(host, port) and reserve(port)):
         with socket.socket(family_of(host)) as probe:
             probe.bind((host, 0))
             port = int(probe.getsockname()[1])
     taken.add(port)
     return port
+
+
+def reserve(port: int) -> bool:
+    """Reserve a port until this process ends; return False if another service has reserved it.
+
+    Seconds pass between the choice of a port and the moment a process listens on it, and another
+    service may start meanwhile.
+    """
+    if port in _reserved:
+        return True
+    path = Path(tempfile.gettempdir()) / f"tuneloop-port-{port}.lock"
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    except OSError:
+        return True  # Another user's: only listening shows whether the port is taken.
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return False
+    _reserved[port] = lock
+    return True
 
 
 def require_free(host: str, port: int) -> None:

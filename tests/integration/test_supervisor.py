@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.ports import free_port
 from support.supervised import PARENT, SLEEPER, make_supervisor, spec
 from support.waiting import until, wait_until
 
@@ -243,3 +245,28 @@ def test_a_child_is_not_started_where_another_program_answers(tmp_path: Path) ->
         with pytest.raises(Unavailable, match=f"port {port} is taken"):
             ServiceChild(tmp_path / "data", port=port).start()
     assert not (tmp_path / "data").exists()
+
+
+def test_services_that_start_at_once_choose_different_ports() -> None:
+    """Each has chosen before any of the other's processes listens."""
+    code = (
+        "import sys\n"
+        "from tuneloop.supervisor.plan import choose_ports\n"
+        "print(*choose_ports('127.0.0.1', int(sys.argv[1]), {}).values(), flush=True)\n"
+        "input()"
+    )
+    services = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(free_port())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    chosen = [service.stdout.readline().split() for service in services if service.stdout]
+    for service in services:
+        service.communicate("\n")
+    assert all(chosen)
+    ports = list(itertools.chain(*chosen))
+    assert len(set(ports)) == len(ports)
