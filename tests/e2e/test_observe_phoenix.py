@@ -10,6 +10,7 @@ import httpx
 import pytest
 from support import phoenix
 from support.e2e_client import ServeTiny, User, rows, wait_until
+from support.otlp_collector import SAMPLING, SAMPLING_ATTRIBUTES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -23,31 +24,7 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
     "message": ("/v1/messages", {"messages": TURNS, **SHORT}),
     "response": ("/v1/responses", {"input": SECRET, "max_output_tokens": 12}),
 }
-SET: dict[str, Any] = {
-    "messages": TURNS,
-    "temperature": 0.25,
-    "top_p": 0.5,
-    "top_k": 7,
-    "max_tokens": 9,
-    "seed": 4,
-    "n": 2,
-    "stop": ["zz"],
-    "presence_penalty": 0.5,
-    "frequency_penalty": -0.5,
-    "response_format": {"type": "json_object"},
-}
-TOLD = {
-    "gen_ai.request.temperature": 0.25,
-    "gen_ai.request.top_p": 0.5,
-    "gen_ai.request.top_k": 7.0,
-    "gen_ai.request.max_tokens": 9,
-    "gen_ai.request.seed": 4,
-    "gen_ai.request.choice.count": 2,
-    "gen_ai.request.stop_sequences": ["zz"],
-    "gen_ai.request.presence_penalty": 0.5,
-    "gen_ai.request.frequency_penalty": -0.5,
-    "gen_ai.output.type": "json",
-}
+SET = {"messages": TURNS, **SAMPLING}
 GENERATE = "tuneloop.v1.GenerationService/Generate"
 TREE = {
     ("POST /v1/chat/completions", None),
@@ -197,7 +174,7 @@ def test_answers_keep_the_attributes_of_the_page(kept: Kept) -> None:
         assert ("gen_ai.request.stream" in about) is (name == "stream")
         assert ("gen_ai.response.time_to_first_chunk" in about) is (name == "stream")
     assert found[kept.answers["chat"]]["gen_ai.conversation.id"] == "ann"
-    assert found[kept.set_up].items() >= TOLD.items()
+    assert found[kept.set_up].items() >= SAMPLING_ATTRIBUTES.items()
     served = kept.attributes(GENERATE)
     for completion_id in kept.answers.values():
         assert served[completion_id]["gen_ai.request.model"] == "tuneloop"

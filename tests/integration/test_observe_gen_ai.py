@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 from support.observe_flow import Flow, flowing
-from support.otlp_collector import Collected, Collector, collecting
+from support.otlp_collector import (
+    SAMPLING,
+    SAMPLING_ATTRIBUTES,
+    Collected,
+    Collector,
+    collecting,
+)
 from support.waiting import until
 
 from tuneloop import tracing
@@ -22,31 +28,9 @@ MADE = {
     "gen_ai.usage.output_tokens": 3,
     "tuneloop.policy_version": 0,
 }
-SET: dict[str, Any] = {
-    "temperature": 0.25,
-    "top_p": 0.5,
-    "top_k": 7,
-    "max_tokens": 9,
-    "seed": 4,
-    "n": 2,
-    "stop": ["zz"],
-    "presence_penalty": 0.5,
-    "frequency_penalty": -0.5,
-    "session_id": "s-1",
-    "response_format": {"type": "json_object"},
-}
-TOLD = {
-    "gen_ai.request.temperature": 0.25,
-    "gen_ai.request.top_p": 0.5,
-    "gen_ai.request.top_k": 7.0,
-    "gen_ai.request.max_tokens": 9,
-    "gen_ai.request.seed": 4,
-    "gen_ai.request.choice.count": 2,
-    "gen_ai.request.stop_sequences": ["zz"],
-    "gen_ai.request.presence_penalty": 0.5,
-    "gen_ai.request.frequency_penalty": -0.5,
+SET = SAMPLING | {"session_id": "s-1"}
+TOLD = SAMPLING_ATTRIBUTES | {
     "gen_ai.conversation.id": "s-1",
-    "gen_ai.output.type": "json",
     "gen_ai.response.finish_reasons": ["stop", "stop"],
     "gen_ai.usage.output_tokens": 6,
 }

@@ -9,6 +9,32 @@ from typing import Any
 
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service
 
+SAMPLING: dict[str, Any] = {
+    "temperature": 0.25,
+    "top_p": 0.5,
+    "top_k": 7,
+    "max_tokens": 9,
+    "seed": 4,
+    "n": 2,
+    "stop": ["zz"],
+    "presence_penalty": 0.5,
+    "frequency_penalty": -0.5,
+    "response_format": {"type": "json_object"},
+}
+"""Parameters of a chat, each of which its span has."""
+SAMPLING_ATTRIBUTES: dict[str, Any] = {
+    "gen_ai.request.temperature": 0.25,
+    "gen_ai.request.top_p": 0.5,
+    "gen_ai.request.top_k": 7.0,
+    "gen_ai.request.max_tokens": 9,
+    "gen_ai.request.seed": 4,
+    "gen_ai.request.choice.count": 2,
+    "gen_ai.request.stop_sequences": ["zz"],
+    "gen_ai.request.presence_penalty": 0.5,
+    "gen_ai.request.frequency_penalty": -0.5,
+    "gen_ai.output.type": "json",
+}
+
 
 @dataclass(frozen=True)
 class Collected:

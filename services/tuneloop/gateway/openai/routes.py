@@ -1,5 +1,8 @@
 """`POST /v1/chat/completions`, and `POST /v1/completions` for plain text or token ids."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -8,10 +11,10 @@ from tuneloop.gateway.context import gateway_of
 from tuneloop.gateway.edge.caller import caller_of
 from tuneloop.gateway.edge.recording import run_until_disconnected
 from tuneloop.gateway.open_webui.requests import is_open_webui, read_headers
-from tuneloop.gateway.openai.calls import chat_answer, text_answer
+from tuneloop.gateway.openai.calls import GeneratedAnswer, chat_answer, text_answer
 from tuneloop.gateway.openai.chunks import ChunkForm, ChunkWriter, chat_logprobs, text_logprobs
 from tuneloop.gateway.openai.collect import WholeChoice, collect, whole_response
-from tuneloop.gateway.openai.schemas import ChatRequest, CompletionRequest
+from tuneloop.gateway.openai.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from tuneloop.gateway.openai.sessions import session_of
 from tuneloop.gateway.openai.sse import EventStream
 from tuneloop.gateway.openai.training import may_train
@@ -47,19 +50,14 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     answer = chat_answer(
         gateway, body, train=train, key_id=caller.id, session_id=session_id, name=name
     )
-    with_logprobs = bool(body.logprobs)
-    if body.stream:
-        writer = ChunkWriter(
-            answer, gateway.settings.policy, chat_chunks, body.include_usage, with_logprobs
-        )
-        return EventStream(gateway, answer, writer)
-    return whole_response(
-        gateway,
+    return await respond(
+        request,
+        body,
         answer,
-        await run_until_disconnected(request.receive, collect(gateway, answer)),
+        chat_chunks,
+        with_logprobs=bool(body.logprobs),
         object_name="chat.completion",
         members=message,
-        logprobs=chat_chunks.logprobs if with_logprobs else None,
     )
 
 
@@ -83,17 +81,39 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     session_id = session_of(body.session_id, body.metadata, request.headers)
     key_id = caller_of(request).id
     answer = text_answer(gateway, body, train=train, key_id=key_id, session_id=session_id)
-    with_logprobs = body.logprobs is not None
+    return await respond(
+        request,
+        body,
+        answer,
+        text_chunks,
+        with_logprobs=body.logprobs is not None,
+        object_name="text_completion",
+        members=lambda choice: {"text": choice.text},
+    )
+
+
+async def respond(
+    request: Request,
+    body: SamplingRequest,
+    answer: GeneratedAnswer,
+    form: ChunkForm,
+    *,
+    with_logprobs: bool,
+    object_name: str,
+    members: Callable[[WholeChoice], Mapping[str, Any]],
+) -> Response:
+    """Generate the answer and return it, as chunks of `form` or whole."""
+    gateway = gateway_of(request)
     if body.stream:
         writer = ChunkWriter(
-            answer, gateway.settings.policy, text_chunks, body.include_usage, with_logprobs
+            answer, gateway.settings.policy, form, body.include_usage, with_logprobs
         )
         return EventStream(gateway, answer, writer)
     return whole_response(
         gateway,
         answer,
         await run_until_disconnected(request.receive, collect(gateway, answer)),
-        object_name="text_completion",
-        members=lambda choice: {"text": choice.text},
-        logprobs=text_logprobs if with_logprobs else None,
+        object_name=object_name,
+        members=members,
+        logprobs=form.logprobs if with_logprobs else None,
     )
