@@ -1,9 +1,7 @@
 """The base install: client and commands, without what a service needs."""
 
 import os
-import resource
 import shutil
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -125,24 +123,16 @@ def test_the_doctor_says_what_to_install(base_only: str, arguments: list[str], w
     ("code", "libraries"),
     [("import tuneloop.client", "import httpx"), (RUN, "import httpx, typer.rich_utils")],
 )
-def test_it_starts_hardly_later_than_its_libraries(code: str, libraries: str) -> None:
-    """By the processor's time, the median of five pairs, as other tests run beside it.
-
-    Half a second for `--help` on two slow cores; a package that is heavy takes as long again.
-    """
-    pairs = [
-        [cpu_seconds([sys.executable, "-c", one, "--help"]) for one in (code, libraries)]
-        for _ in range(5)
-    ]
-    assert statistics.median(own / least for own, least in pairs) < 1.7
+def test_it_loads_no_package_that_its_libraries_do_not_load(code: str, libraries: str) -> None:
+    """So `--help` takes half a second: one package too many takes as long again."""
+    assert packages_loaded(code) - packages_loaded(libraries) <= {"typing_extensions"}
 
 
-def cpu_seconds(command: list[str]) -> float:
-    """What a command takes of the processor."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, capture_output=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def packages_loaded(code: str) -> set[str]:
+    """The packages from outside the standard library that code has loaded when it ends."""
+    done = python(f"import atexit, sys\natexit.register(lambda: print(*sys.modules))\n{code}")
+    names = {name.split(".")[0] for name in done.stdout.splitlines()[-1].split(" ")}
+    return names & installed().keys()
 
 
 @pytest.mark.slow
