@@ -128,7 +128,7 @@ def settings_of(folder: Path, scenario: Scenario) -> LearnerSettings:
 
 def learn(scenario: Scenario, folder: Path) -> None:
     """Serve, take thumbs into the ledger, learn from its batches; save the last weights."""
-    from tuneloop.learner.models.sampling import Sampler
+    from tuneloop.learner.models.decoding.sampling import Sampler
     from tuneloop.learner.trainer.policy import PolicyTrainer
 
     settings = settings_of(folder, scenario)
@@ -218,7 +218,7 @@ def measure(weights: Path | None) -> dict[str, Any]:
     from tuneloop.learner.abilities.exam import AbilityExam
     from tuneloop.learner.abilities.suite import load_suite
     from tuneloop.learner.models.batch import collate
-    from tuneloop.learner.models.sampling import Sampler
+    from tuneloop.learner.models.decoding.sampling import Sampler
     from tuneloop.learner.trainer.policy import PolicyTrainer
     from tuneloop.learner.trainer.settings import TrainerSettings
 

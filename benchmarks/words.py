@@ -143,7 +143,7 @@ class Service:
     """A policy that answers and learns in one process."""
 
     def __init__(self, run: Run) -> None:
-        from tuneloop.learner.models.sampling import Sampler
+        from tuneloop.learner.models.decoding.sampling import Sampler
         from tuneloop.learner.trainer.policy import PolicyTrainer
 
         self.run, settings = run, learner_settings(run)

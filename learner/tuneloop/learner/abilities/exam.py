@@ -30,8 +30,10 @@ class Examinee(Protocol):
         """Return the log-prob of each completion token; () for a sequence that does not fit."""
         ...
 
-    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
-        """Return the greedy answer to each prompt (token ids)."""
+    def answers(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, *, divergences: bool = False
+    ) -> list[SampledAnswer]:
+        """Return the greedy answer to each prompt (token ids), with its divergences if wanted."""
         ...
 
 
@@ -59,8 +61,10 @@ class ReferenceExaminee:
         """See `Examinee.logprobs`."""
         return self.trainer.reference_logprobs(sequences)
 
-    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
-        """See `Examinee.answers`."""
+    def answers(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, *, divergences: bool = False
+    ) -> list[SampledAnswer]:
+        """See `Examinee.answers`; it does not differ from itself, and carries no divergences."""
         return self.trainer.reference_answers(prompts, max_tokens)
 
 
@@ -88,8 +92,9 @@ class ItemAnswer:
     """A greedy answer to an item."""
 
     item: AbilityItem
-    sequence: TokenSequence
     text: str
+    divergences: tuple[float, ...] = ()
+    """KL(π ‖ π_ref) before each of its tokens, in nats, where it was asked for."""
 
     @property
     def is_right(self) -> bool:
@@ -133,24 +138,21 @@ class AbilityExam:
         )
 
     def ask(
-        self, examinee: Examinee, sampled_items: int | None, sampled_tokens: int
+        self,
+        examinee: Examinee,
+        sampled_items: int | None,
+        sampled_tokens: int,
+        *,
+        divergences: bool = False,
     ) -> list[ItemAnswer]:
         """Return the greedy answers of the items that `score` samples, without scoring the rest."""
         chosen = self._chosen(sampled_items)
         if not chosen:
             return []
-        answers = examinee.answers([item.prompt for item in chosen], sampled_tokens)
+        prompts = [item.prompt for item in chosen]
+        answers = examinee.answers(prompts, sampled_tokens, divergences=divergences)
         return [
-            ItemAnswer(
-                item=item.item,
-                sequence=TokenSequence(
-                    prompt_token_ids=item.prompt,
-                    completion_token_ids=answer.token_ids,
-                    generation_logprobs=answer.logprobs,
-                    temperature=1.0,
-                ),
-                text=answer.text,
-            )
+            ItemAnswer(item=item.item, text=answer.text, divergences=answer.divergences)
             for item, answer in zip(chosen, answers, strict=True)
         ]
 

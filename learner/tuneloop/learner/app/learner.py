@@ -159,7 +159,7 @@ async def assemble(settings: LearnerSettings) -> Learner:
     trainer = training_runs[0][0].trainer
     local_answers = await asyncio.to_thread(make_local_answers, settings, questions, trainer)
     scorer = await asyncio.to_thread(make_scorer, settings, trainer)
-    ask = before_publishing(local_answers, scorer)
+    ask = before_publishing(trainer, local_answers, scorer)
     publisher = make_publisher(
         settings, database, base_models, ask, bus=bus, store=store, release=release
     )

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -156,14 +157,17 @@ def make_scorer(settings: LearnerSettings, trainer: Trainer) -> "SuiteScorer | N
 
 
 def before_publishing(
-    local_answers: LocalAnswers | None, scorer: "SuiteScorer | None"
+    trainer: Trainer, local_answers: LocalAnswers | None, scorer: "SuiteScorer | None"
 ) -> BeforePublishing:
     """Return what is asked of the trainer about a version while it is saved."""
+    # This imports torch.
+    from tuneloop.learner.trainer.policy import PolicyTrainer
 
     def ask(version: int, folder: Path) -> None:
         if local_answers is None:
             return
-        with metrics.exam_seconds.time():
+        merged = trainer.model.merged() if isinstance(trainer, PolicyTrainer) else nullcontext()
+        with metrics.exam_seconds.time(), merged:
             local_answers.save_answers(version)
             if scorer is not None:
                 scorer.save_scores(version, folder)

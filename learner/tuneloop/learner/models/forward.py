@@ -9,6 +9,7 @@ from tuneloop.learner.models.architecture import run_body, run_whole
 from tuneloop.learner.models.batch import SequenceBatch, collate
 from tuneloop.learner.models.lm_head import float32_logits, logprobs_of_logits, token_logprobs
 from tuneloop.learner.models.packing import send
+from tuneloop.learner.models.prefix_tree import tree_batch
 from tuneloop.learner.models.softmax.logits import LogitTransform, transformed
 from tuneloop.learner.models.world import World, shard_sequences
 from tuneloop.learner.samples import Tokens, TokenSequence, tokens_of
@@ -90,20 +91,66 @@ class Forward(nn.Module):
                     head = model.get_output_embeddings()
                     logits = float32_logits(head, hidden)
                     return _whole(transformed(logits, self._transform), hidden)
+                first = slice(None) if layout.repeats is None else layout.repeats.first
                 logprobs, measured = token_logprobs(
-                    hidden,
+                    hidden[first],
                     model.get_output_embeddings(),
-                    targets=batch.targets,
-                    temperatures=batch.temperatures,
+                    targets=batch.targets[first],
+                    temperatures=batch.temperatures[first],
                     transform=self._transform,
                     entropies=entropies,
                 )
+                if layout.repeats is not None:
+                    logprobs = logprobs[layout.repeats.copies]
+                    measured = measured[layout.repeats.copies] if entropies else measured
         return ForwardOutput(logprobs=logprobs, hidden=hidden, entropies=measured)
 
     def distributions(self, batch: SequenceBatch) -> Tensor:
         """Return (N, V) log-probs of every token before each completion token; see `forward`."""
         found: Tensor = self(batch, distributions=True).distributions
         return found
+
+    def distributions_in(self, hidden: Tensor) -> Tensor:
+        """Return the same in states, (N, H), that an earlier pass gave."""
+        assert self._transform is not None
+        logits = float32_logits(self.model.get_output_embeddings(), hidden)
+        return torch.log_softmax(transformed(logits, self._transform), dim=-1)
+
+    @property
+    def has_plain_head(self) -> bool:
+        """Whether its head can be asked by itself."""
+        return self._transform is not None
+
+
+class KnownStates:
+    """The states in which weights that stay predict completions that come again.
+
+    They are small beside the distributions that the head makes of them, and spare the layers.
+    """
+
+    KEPT = 64
+    """Completions; the oldest go first."""
+
+    def __init__(self, *, sharded: bool) -> None:
+        """Of weights that are `sharded` nothing is kept: every rank has a share of its own."""
+        self._sharded = sharded
+        self._states: dict[Tokens, Tensor] = {}
+
+    def distributions(self, forward: Forward, batch: SequenceBatch) -> Tensor:
+        """Return what `forward.distributions` does."""
+        if self._sharded or not forward.has_plain_head:
+            return forward.distributions(batch)
+        sequences = {tokens_of(sequence): sequence for sequence in batch.sequences}
+        missing = [one for name, one in sequences.items() if name not in self._states]
+        if missing:
+            hidden = forward(tree_batch(missing, batch.targets.device)).hidden
+            counts = [len(sequence.completion_token_ids) for sequence in missing]
+            names = map(tokens_of, missing)
+            self._states.update(zip(names, torch.split(hidden, counts), strict=True))
+        states = torch.cat([self._states[tokens_of(sequence)] for sequence in batch.sequences])
+        for name in list(self._states)[: -self.KEPT]:
+            del self._states[name]
+        return forward.distributions_in(states)
 
 
 def _whole(logits: Tensor, hidden: Tensor) -> ForwardOutput:

@@ -32,6 +32,15 @@ class Segment:
     what that one goes on from."""
 
 
+class Repeats(NamedTuple):
+    """Which of N completion tokens are D different ones: what is computed once for all alike."""
+
+    first: Tensor  # (D,) int64
+    """The first of each."""
+    copies: Tensor  # (N,) int64
+    """Which of the D each one is."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TokenLayout:
     """What the model is given for B sequences, in R rows of T tokens."""
@@ -45,6 +54,8 @@ class TokenLayout:
     from a segment, directly or not, comes after it and before anything else."""
     visible: Tensor | None = None  # (1, 1, T, T) bool
     """Of a row that is a tree (`prefix_tree`): whether the token at one place sees another's."""
+    repeats: Repeats | None = None
+    """Of such a row: which completion tokens are one token of the tree."""
     masks: dict[Hashable, object] = field(default_factory=dict)
     """What attention made of the segments, kept from one layer to the next."""
     windows: set[int | None] = field(default_factory=set)

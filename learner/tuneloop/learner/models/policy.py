@@ -22,17 +22,18 @@ from tuneloop.learner.models.architecture import (
     take_packed_rows,
 )
 from tuneloop.learner.models.batch import SequenceBatch, numbered_batches
+from tuneloop.learner.models.decoding.greedy import Likeliest
 from tuneloop.learner.models.forward import (
     HALF_ON,
     Forward,
+    KnownStates,
     NotedLogprobs,
     RankShard,
     projected,
     share_of,
 )
-from tuneloop.learner.models.lora import add_adapter
+from tuneloop.learner.models.lora import AdapterSwitch, add_adapter
 from tuneloop.learner.models.prefix_tree import numbered_rows
-from tuneloop.learner.models.sampling import Likeliest
 from tuneloop.learner.models.world import ALONE, World, gather_into, shard
 from tuneloop.learner.samples import Reference, TokenSequence
 from tuneloop.models.causal_lm import check_base, load_causal_lm
@@ -70,11 +71,13 @@ class PolicyModel:
         self._folder = folder
         self._world, self._sharded = world, world.size > 1
         self._reference: Forward | None = None
+        self._reference_states = KnownStates(sharded=self._sharded)
         self._gathered: Any = None
         self._noted: NotedLogprobs | None = None
         self._lora = (lora_rank, lora_alpha, seed)
         self.lora_rank = lora_rank if kind is WeightsKind.LORA else None
         self._adapted: Any = None
+        self._adapter: AdapterSwitch | None = None
         check_base(folder, kind, ranks=world.size)
         self._model = self._load()
         self.text_config = self._model.config.get_text_config()
@@ -83,6 +86,7 @@ class PolicyModel:
         transform = find_logit_transform(self._model)
         if kind is WeightsKind.LORA:
             self._adapted = add_adapter(self._model, *self._lora)
+            self._adapter = AdapterSwitch(self._adapted)
         self.checkpoints, self.selects_layers = prepare_layers(
             self._model, self.device, compile=compile, checkpointing=gradient_checkpointing
         )
@@ -265,35 +269,25 @@ class PolicyModel:
         return [known[index] for index in range(len(sequences))]
 
     @torch.no_grad()
-    def compute_likeliest(self, sequences: Sequence[TokenSequence]) -> list[Likeliest]:
-        """Return the likeliest token in the place of each completion token, in order.
-
-        Beginnings are computed once, as by `compute_logprobs`.
-        """
-        self._world.announce("model", "compute_likeliest", list(sequences))
+    def compute_likeliest(
+        self, sequences: Sequence[TokenSequence], *, divergences: bool = False
+    ) -> list[Likeliest]:
+        """Return the likeliest token in the place of each completion token, in order."""
+        self._world.announce("model", "compute_likeliest", list(sequences), divergences=divergences)
         known: dict[int, Likeliest] = {}
         for indices, batch in numbered_rows(sequences, self.device):
             share = share_of(batch, self._world)
-            likeliest = self._forward.distributions(share.batch).max(-1)
-            logprobs, tokens = (self._placed(batch, share, f).tolist() for f in likeliest)
-            for index, *row in zip(indices, tokens, logprobs, strict=True):
+            policy = self._forward.distributions(share.batch)
+            columns = [*policy.max(-1)]
+            if divergences:
+                with self._reference_policy() as forward:
+                    reference = self._reference_states.distributions(forward, share.batch)
+                columns.append((policy.exp() * (policy - reference)).sum(-1))
+            rows = [self._placed(batch, share, column).tolist() for column in columns]
+            for index, *row in zip(indices, *rows, strict=True):
                 count = len(sequences[index].completion_token_ids)
-                token_ids, of_each = (values[:count] for values in row)
-                known[index] = Likeliest(token_ids=tuple(token_ids), logprobs=tuple(of_each))
+                known[index] = Likeliest(*(tuple(values[:count]) for values in row))
         return [known[index] for index in range(len(sequences))]
-
-    @torch.no_grad()
-    def compute_divergence(self, sequences: Sequence[TokenSequence]) -> float:
-        """Return the mean KL(π ‖ π_ref), in nats per token.
-
-        Beginnings are computed once, as by `compute_logprobs`.
-        """
-        self._world.announce("model", "compute_divergence", list(sequences))
-        total = tokens = 0.0
-        for _, batch in numbered_rows(sequences, self.device):
-            total += float(self.logprobs_and_divergences(batch)[1].sum())
-            tokens += batch.tokens
-        return total / tokens
 
     @contextlib.contextmanager
     def reference_module(self) -> Iterator[Any]:
@@ -307,10 +301,16 @@ class PolicyModel:
         with self._reference_policy() as reference:
             yield reference.model
 
+    def merged(self) -> contextlib.AbstractContextManager[None]:
+        """Have passes cost less inside the block, in which nothing is trained or saved."""
+        if self._adapter is None or self._sharded:
+            return contextlib.nullcontext()
+        return self._adapter.merged()
+
     @contextlib.contextmanager
     def _reference_policy(self) -> Iterator[Forward]:
-        if self._adapted is not None:
-            with self._adapted.disable_adapter():
+        if self._adapter is not None:
+            with self._adapter.off():
                 yield self._forward
             return
         if self._reference is None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from tuneloop.learner.models.batch import SequenceBatch, collate
-from tuneloop.learner.models.packing import TokenLayout
+from tuneloop.learner.models.packing import Repeats, TokenLayout
 from tuneloop.learner.samples import TokenSequence
 
 ROW = 384
@@ -52,6 +52,9 @@ def pack_tree(sequences: Sequence[TokenSequence], device: torch.device) -> Token
     positions: list[int] = []
     branches: list[list[int]] = []
     sources: list[int] = []
+    predicted: dict[tuple[int, int, float], int] = {}
+    first: list[int] = []
+    copies: list[int] = []
     for sequence in sequences:
         branch: list[int] = []
         for token in _inputs(sequence):
@@ -62,7 +65,13 @@ def pack_tree(sequences: Sequence[TokenSequence], device: torch.device) -> Token
                 positions.append(len(branch))
                 branches.append([*branch, place])
             branch.append(place)
-        sources.extend(branch[len(sequence.prompt_token_ids) - 1 :])
+        read_last = branch[len(sequence.prompt_token_ids) - 1 :]
+        for place, token in zip(read_last, sequence.completion_token_ids, strict=True):
+            known = predicted.setdefault((place, token, sequence.temperature), len(first))
+            if known == len(first):
+                first.append(len(sources))
+            copies.append(known)
+            sources.append(place)
     visible = torch.zeros((len(ids), len(ids)), dtype=torch.bool)
     for place, branch in enumerate(branches):
         visible[place, branch] = True
@@ -71,6 +80,7 @@ def pack_tree(sequences: Sequence[TokenSequence], device: torch.device) -> Token
         position_ids=torch.tensor([positions], device=device),
         sources=torch.tensor(sources, device=device),
         visible=visible[None, None].to(device),
+        repeats=Repeats(torch.tensor(first, device=device), torch.tensor(copies, device=device)),
     )
 
 

@@ -11,8 +11,8 @@ import torch
 from tuneloop.errors import InvalidRequest, SettingsError
 from tuneloop.learner.abilities.exam import AbilityExam
 from tuneloop.learner.abilities.suite import load_suite
+from tuneloop.learner.models.decoding.sampling import Sampler
 from tuneloop.learner.models.policy import PolicyModel
-from tuneloop.learner.models.sampling import Sampler
 from tuneloop.learner.models.world import ALONE, World
 from tuneloop.learner.offline.export import write_version
 from tuneloop.learner.offline.run.ability_watch import AbilityWatch

@@ -12,8 +12,8 @@ from tuneloop.learner.data.prompt_rows import PromptRow
 from tuneloop.learner.data.rows import read_prompts
 from tuneloop.learner.data.table import open_table
 from tuneloop.learner.data.tokenize import PromptTokenizer, TooLong
+from tuneloop.learner.models.decoding.sampling import Sampler
 from tuneloop.learner.models.policy import PolicyModel
-from tuneloop.learner.models.sampling import Sampler
 from tuneloop.learner.offline.run.console import Console
 from tuneloop.learner.offline.sources.judge import JudgeOptions, Question, Verdicts
 from tuneloop.learner.offline.sources.on_policy import SampledCompletion, sample_completions

@@ -334,3 +334,5 @@ class SampledAnswer:
     """As sampled; one for each token."""
     reasoning_tokens: int = 0
     """The first tokens that are its thought, delimiters included."""
+    divergences: tuple[float, ...] = ()
+    """KL(π ‖ π_ref) before each token, in nats; () where it was not asked for."""

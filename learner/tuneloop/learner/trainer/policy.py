@@ -14,6 +14,7 @@ import torch
 from tuneloop.errors import InvalidRequest
 from tuneloop.generation.prompts import Tokenization
 from tuneloop.learner.models.batch import check_sample
+from tuneloop.learner.models.decoding.greedy import GreedyDecoder, greedy_answers
 from tuneloop.learner.models.memory import (
     after_shortages,
     halved_token_budget,
@@ -22,7 +23,6 @@ from tuneloop.learner.models.memory import (
     token_budget_of,
 )
 from tuneloop.learner.models.policy import PolicyModel
-from tuneloop.learner.models.sampling import GreedyDecoder, greedy_answers
 from tuneloop.learner.models.world import ALONE, World
 from tuneloop.learner.objectives.anchors import Anchors, load_anchors, plan_anchors
 from tuneloop.learner.objectives.base import Plan
@@ -167,10 +167,6 @@ class PolicyTrainer:
         """See `Trainer.logprobs`."""
         return self._of_fitting(sequences, self._model.compute_logprobs)
 
-    def divergence(self, sequences: Sequence[TokenSequence]) -> float:
-        """Return KL(π ‖ π_ref) in nats per token of the completions, exact over the vocabulary."""
-        return self._model.compute_divergence(sequences)
-
     def _of_fitting(
         self, sequences: Sequence[TokenSequence], compute: Callable[..., Any]
     ) -> list[Any]:
@@ -187,9 +183,11 @@ class PolicyTrainer:
             return False
         return True
 
-    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
+    def answers(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, *, divergences: bool = False
+    ) -> list[SampledAnswer]:
         """Return the likeliest answer of the current weights to each prompt (token ids)."""
-        return self._decoder.answers(prompts, max_tokens)
+        return self._decoder.answers(prompts, max_tokens, divergences=divergences)
 
     def reference_answers(
         self, prompts: Sequence[Sequence[int]], max_tokens: int

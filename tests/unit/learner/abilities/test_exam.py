@@ -40,7 +40,9 @@ class FakeExaminee:
             for text, s in zip(texts, sequences, strict=True)
         ]
 
-    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
+    def answers(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, *, divergences: bool = False
+    ) -> list[SampledAnswer]:
         self.asked = [tuple(prompt) for prompt in prompts]
         return [SampledAnswer(text=self.answer, token_ids=(), logprobs=()) for _ in prompts]
 
@@ -157,7 +159,9 @@ def test_a_model_that_repeats_the_question_is_never_right(
     tiny_policy: Path, tokenization: Tokenization
 ) -> None:
     class Echo(FakeExaminee):
-        def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
+        def answers(
+            self, prompts: Sequence[Sequence[int]], max_tokens: int, *, divergences: bool = False
+        ) -> list[SampledAnswer]:
             texts = (self.tokenization.decode(prompt) for prompt in prompts)
             return [SampledAnswer(text=text, token_ids=(), logprobs=()) for text in texts]
 

@@ -35,6 +35,10 @@ def test_every_shared_beginning_stands_once() -> None:
     assert layout.input_ids.tolist() == [[1, 2, 3, 4, 5, 7, 9, 4, 8]]
     assert layout.position_ids.tolist() == [[0, 1, 2, 3, 4, 4, 1, 2, 0]]
     assert layout.sources.tolist() == [2, 3, 4, 2, 3, 5, 6, 7, 8]
+    # 4 after (1, 2, 3) is predicted twice, and computed once.
+    assert layout.repeats is not None
+    assert layout.repeats.first.tolist() == [0, 1, 2, 4, 5, 6, 7, 8]
+    assert layout.repeats.copies.tolist() == [0, 1, 2, 0, 3, 4, 5, 6, 7]
     assert layout.visible is not None
     seen = [row.nonzero().flatten().tolist() for row in layout.visible[0, 0]]
     assert seen[5] == [0, 1, 2, 3, 5]

@@ -13,15 +13,9 @@ from tuneloop.errors import FailedPrecondition, InvalidRequest
 from tuneloop.generation.prompts import Tokenization
 from tuneloop.learner.data.prompt_rows import PromptRow
 from tuneloop.learner.data.tokenize import PromptTokens
+from tuneloop.learner.models.decoding.greedy import GreedyDecoder, Likeliest, greedy_answers
+from tuneloop.learner.models.decoding.sampling import InverseSampling, Sampler, uniforms
 from tuneloop.learner.models.policy import PolicyModel
-from tuneloop.learner.models.sampling import (
-    GreedyDecoder,
-    InverseSampling,
-    Likeliest,
-    Sampler,
-    greedy_answers,
-    uniforms,
-)
 from tuneloop.learner.offline.sources.base import RowOrder
 from tuneloop.learner.offline.sources.rest import RestPlan, kept_above, quantile
 from tuneloop.learner.offline.sources.rewards import RewardInput, Rewards, load_rewards
@@ -191,9 +185,11 @@ class Counted:
         self.generated += 1
         return self.policy.module
 
-    def compute_likeliest(self, sequences: Sequence[TokenSequence]) -> list[Likeliest]:
+    def compute_likeliest(
+        self, sequences: Sequence[TokenSequence], *, divergences: bool = False
+    ) -> list[Likeliest]:
         self.checked += len(sequences)
-        return self.policy.compute_likeliest(sequences)
+        return self.policy.compute_likeliest(sequences, divergences=divergences)
 
 
 def moved(policy: PolicyModel, scale: float, seed: int) -> None:
@@ -201,6 +197,18 @@ def moved(policy: PolicyModel, scale: float, seed: int) -> None:
     with torch.no_grad():
         for parameter in policy.parameters().values():
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def diverging(policy: PolicyModel, answer: SampledAnswer, prompt: tuple[int, ...]) -> list[float]:
+    """KL to the reference before each token, by plain passes over the whole answer."""
+    ids = torch.tensor([[*prompt, *answer.token_ids]])
+    before = slice(len(prompt) - 1, -1)
+    with torch.no_grad():
+        ours = torch.log_softmax(policy.module(ids).logits[0, before], -1)
+        with policy.reference_module() as module:
+            theirs = torch.log_softmax(module(ids).logits[0, before], -1)
+    found: list[float] = (ours.exp() * (ours - theirs)).sum(-1).tolist()
+    return found
 
 
 def test_checked_drafts_are_the_greedy_answers_however_far_the_weights_moved(
@@ -215,12 +223,13 @@ def test_checked_drafts_are_the_greedy_answers_however_far_the_weights_moved(
     for seed, scale in enumerate((0.0, 0.0, 0.02, 0.05, 0.1, 0.3)):
         moved(policy, scale, seed)
         for max_tokens in (12, 7, 16):
-            found = decoder.answers(prompts, max_tokens)
+            found = decoder.answers(prompts, max_tokens, divergences=True)
             plain = greedy_answers(policy.module, tokenization, prompts, max_tokens)
             assert [one.token_ids for one in found] == [one.token_ids for one in plain]
             assert [one.text for one in found] == [one.text for one in plain]
-            for one, other in zip(found, plain, strict=True):
+            for one, other, prompt in zip(found, plain, prompts, strict=True):
                 assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+                assert one.divergences == pytest.approx(diverging(policy, one, prompt), abs=1e-5)
         changed += sum(
             one.token_ids != other.token_ids for one, other in zip(found, before, strict=False)
         )

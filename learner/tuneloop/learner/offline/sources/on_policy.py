@@ -10,8 +10,8 @@ from typing import Any
 
 from tuneloop.errors import FailedPrecondition
 from tuneloop.learner.data.prompt_rows import PromptRow
+from tuneloop.learner.models.decoding.sampling import Sampled, Sampler
 from tuneloop.learner.models.policy import PolicyModel
-from tuneloop.learner.models.sampling import Sampled, Sampler
 from tuneloop.learner.offline.sources.base import RowOrder, TrainStep
 from tuneloop.learner.offline.sources.rewards import RewardInput, Rewards
 from tuneloop.learner.samples import Objective, ScoredGroup, ScoredSample, TokenSequence

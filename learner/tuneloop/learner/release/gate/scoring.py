@@ -7,6 +7,7 @@ Version 0 is scored before the trainer has changed, and later on what it lacks.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -23,7 +24,6 @@ from tuneloop.learner.abilities.exam import (
 )
 from tuneloop.learner.abilities.suite import AbilityItem
 from tuneloop.learner.release.gate.suites import KeptScores, SuiteScores
-from tuneloop.learner.samples import TokenSequence
 
 if TYPE_CHECKING:
     from tuneloop.learner.release.gate.lm_eval import LmEvalTasks
@@ -41,10 +41,6 @@ ANSWERS = " (answers)"
 
 class ScoredTrainer(Examinee, HasReference, Protocol):
     """The policy's trainer."""
-
-    def divergence(self, sequences: Sequence[TokenSequence]) -> float:
-        """Return the KL to the reference policy in nats per token of the completions."""
-        ...
 
 
 class SuiteScorer:
@@ -96,11 +92,10 @@ class SuiteScorer:
         same, and the gate holds it.
         """
         try:
-            answers = self._answers(self._trainer)
+            answers = self._answers(self._trainer, divergences=True)
             scores = self._forced_scores(self._trainer) | self._rights(answers)
-            said = [answer.sequence for answer in chain(*answers.values())]
-            said = [sequence for sequence in said if sequence.completion_token_ids]
-            kl = self._trainer.divergence(said) if said else None
+            divergences = [d for a in chain(*answers.values()) for d in a.divergences]
+            kl = math.fsum(divergences) / len(divergences) if divergences else None
             if self._lm_eval is not None:
                 scores |= self._lm_eval.scores(folder)
             self._complete_base(scores)
@@ -138,10 +133,12 @@ class SuiteScorer:
         scores = exam.score(examinee, sampled_items=0)
         return {self._names[item.id]: item.value(sampled=False) for item in scores.items}
 
-    def _answers(self, examinee: Examinee) -> dict[str, list[ItemAnswer]]:
+    def _answers(
+        self, examinee: Examinee, *, divergences: bool = False
+    ) -> dict[str, list[ItemAnswer]]:
         """Return the greedy answers by suite."""
         return {
-            name: exam.ask(examinee, ANSWERED_ITEMS, ANSWER_TOKENS)
+            name: exam.ask(examinee, ANSWERED_ITEMS, ANSWER_TOKENS, divergences=divergences)
             for name, exam in self._exams.items()
         }
 

@@ -40,12 +40,13 @@ class Trainer:
         self.forced += 1
         return [(self.logprob,) * len(s.completion_token_ids) for s in sequences]
 
-    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
-        return [SampledAnswer(text="no", token_ids=(5,), logprobs=(-0.1,))] * len(prompts)
-
-    def divergence(self, sequences: Sequence[TokenSequence]) -> float:
-        self.measured = [s.completion_token_ids for s in sequences]
-        return 0.25
+    def answers(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, *, divergences: bool = False
+    ) -> list[SampledAnswer]:
+        self.measured = len(prompts) if divergences else 0
+        each = (0.2, 0.4) if divergences else ()
+        said = SampledAnswer(text="no", token_ids=(5, 6), logprobs=(-0.1,) * 2, divergences=each)
+        return [said] * len(prompts)
 
     def reference_logprobs(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
         self.reference_forced += 1
@@ -99,7 +100,9 @@ def test_a_version_that_answers_nothing_or_something_else_fails(
     """It ranks as well as version 0, which has half of its answers right."""
 
     class Half(Trainer):
-        def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
+        def answers(
+            self, prompts: Sequence[Sequence[int]], max_tokens: int, *, divergences: bool = False
+        ) -> list[SampledAnswer]:
             return [SampledAnswer(text=answer, token_ids=(5,), logprobs=(-0.1,))] * len(prompts)
 
         def reference_answers(
@@ -158,8 +161,8 @@ def test_the_kl_is_measured_on_the_answers_of_the_version(
     scorer, kept = make_scorer(tiny_policy, tmp_path, trainer), KeptScores(tmp_path / "suites")
     scorer.score_base()
     scorer.save_scores(1, tmp_path)
-    assert trainer.measured == [(5,)] * ANSWERED_ITEMS
-    assert [kept.kl_of_version(version) for version in range(3)] == [0.0, 0.25, None]
+    assert trainer.measured == ANSWERED_ITEMS
+    assert [kept.kl_of_version(version) for version in range(3)] == [0.0, pytest.approx(0.3), None]
 
 
 def tasks(limit: int = 2) -> LmEvalTasks:

@@ -1,11 +1,11 @@
-"""Completions of the model in training: sampled with their exact log-probs, or greedy."""
+"""Completions of the model in training, sampled with their exact log-probs."""
 
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from tuneloop.errors import FailedPrecondition
 from tuneloop.generation.prompts import Tokenization
-from tuneloop.learner.samples import SampledAnswer, TokenSequence
+from tuneloop.learner.samples import SampledAnswer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +73,7 @@ class Sampler:
         self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[str]
     ) -> list[Sampled]:
         choose = InverseSampling(uniforms(seeds, self._max_tokens), self._temperature)
-        generate(
-            model,
-            self._tokenization,
-            prompts,
-            self._max_tokens,
-            use_cache=True,
-            logits_processor=LogitsProcessorList([choose]),
-        )
+        generate(model, self._tokenization, prompts, self._max_tokens, choose)
         return [
             cut_completion(self._tokenization, *row)
             for row in zip(prompts, *choose.result(), strict=True)
@@ -92,12 +85,11 @@ def generate(
     tokenization: Tokenization,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
-    **options: Any,
-) -> tuple[Any, int]:
-    """Run `generate` on prompts padded at their left; return its output and the prompts' width.
+    processor: LogitsProcessor,
+) -> None:
+    """Run `generate` on prompts padded at their left; `processor` chooses or notes each token.
 
-    The next token is the likeliest, unless `options` say otherwise: what `generate` and
-    `GenerationConfig` take.
+    The next token is the likeliest of the scores that it leaves.
     """
     stops = sorted(tokenization.stop_token_ids)
     pad = stops[0] if stops else 0
@@ -107,22 +99,20 @@ def generate(
     for row, prompt in enumerate(prompts):
         input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
         attention_mask[row, width - len(prompt) :] = 1
-    processors = options.pop("logits_processor", None)
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_tokens,
         eos_token_id=stops or None,
         pad_token_id=pad,
-        **options,
+        use_cache=True,
     )
     with only_config(model):
-        output = model.generate(
+        model.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=attention_mask.to(model.device),
             generation_config=config,
-            logits_processor=processors,
+            logits_processor=LogitsProcessorList([processor]),
         )
-    return output, width
 
 
 def cut_completion(
@@ -207,134 +197,3 @@ def only_config(model: Any) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
-
-
-GREEDY_BATCH = 16
-"""Prompts in a batch: the logits of every token are kept."""
-
-
-@torch.no_grad()
-def greedy_answers(
-    model: Any, tokenization: Tokenization, prompts: Sequence[Sequence[int]], max_tokens: int
-) -> list[SampledAnswer]:
-    """Return the likeliest answer of a transformers model to each prompt (token ids), in order."""
-    return [
-        as_answer(found)
-        for start in range(0, len(prompts), GREEDY_BATCH)
-        for found in _likeliest(
-            model, tokenization, prompts[start : start + GREEDY_BATCH], max_tokens
-        )
-    ]
-
-
-def _likeliest(
-    model: Any, tokenization: Tokenization, prompts: Sequence[Sequence[int]], max_tokens: int
-) -> list[Sampled]:
-    output, width = generate(
-        model,
-        tokenization,
-        prompts,
-        max_tokens,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    tokens = output.sequences[:, width:]
-    logits = torch.stack(output.logits, dim=1).float()
-    logprobs = torch.log_softmax(logits, dim=-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    rows = zip(tokens.tolist(), logprobs.tolist(), strict=True)
-    return [
-        cut_completion(tokenization, prompt, *row)
-        for prompt, row in zip(prompts, rows, strict=True)
-    ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Likeliest:
-    """What a model would have said in the place of each token of a completion."""
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-
-
-class Drafted(Protocol):
-    """See `PolicyModel`."""
-
-    @property
-    def module(self) -> Any:
-        """The transformers model as it is now."""
-        ...
-
-    def compute_likeliest(self, sequences: Sequence[TokenSequence]) -> list[Likeliest]:
-        """Return the likeliest token in the place of each completion token."""
-        ...
-
-
-DRAFTS = 1024
-"""Answers kept as drafts; the oldest go first."""
-
-
-class GreedyDecoder:
-    """Greedy answers of a model that changes little from one call to the next.
-
-    The last answer to a prompt is the draft of the next: one pass tells how much of it the model
-    would say again, and only what follows is generated. That is speculative decoding at temperature
-    0 (Leviathan et al. 2023, https://arxiv.org/abs/2211.17192), with the model before as the draft
-    model; after a small step nearly all of a draft holds.
-    """
-
-    def __init__(self, model: Drafted, tokenization: Tokenization) -> None:
-        self._model = model
-        self.tokenization = tokenization
-        self._drafts: dict[tuple[int, ...], tuple[int, ...]] = {}
-
-    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
-        """Return the likeliest answer to each prompt (token ids), in order."""
-        known = self._checked_drafts([tuple(prompt) for prompt in prompts], max_tokens)
-        unfinished = [i for i, found in enumerate(known) if self._goes_on(found, max_tokens)]
-        if unfinished:
-            begun = [(*prompts[i], *known[i].token_ids) for i in unfinished]
-            room = max(max_tokens - len(known[i].token_ids) for i in unfinished)
-            further = greedy_answers(self._model.module, self.tokenization, begun, room)
-            for i, rest in zip(unfinished, further, strict=True):
-                known[i] = Likeliest(
-                    token_ids=(*known[i].token_ids, *rest.token_ids)[:max_tokens],
-                    logprobs=(*known[i].logprobs, *rest.logprobs)[:max_tokens],
-                )
-        for prompt, found in zip(prompts, known, strict=True):
-            self._drafts.pop(tuple(prompt), None)
-            self._drafts[tuple(prompt)] = found.token_ids
-        for prompt in list(self._drafts)[:-DRAFTS]:
-            del self._drafts[prompt]
-        return [
-            as_answer(cut_completion(self.tokenization, prompt, found.token_ids, found.logprobs))
-            for prompt, found in zip(prompts, known, strict=True)
-        ]
-
-    def _checked_drafts(
-        self, prompts: Sequence[tuple[int, ...]], max_tokens: int
-    ) -> list[Likeliest]:
-        """Return what the model would say of each draft, and the token that it would say next."""
-        drafts = [self._drafts.get(prompt, ())[:max_tokens] for prompt in prompts]
-        drafted = [i for i, draft in enumerate(drafts) if draft]
-        sequences = [
-            TokenSequence(
-                prompt_token_ids=prompts[i],
-                completion_token_ids=drafts[i],
-                generation_logprobs=(),
-                temperature=1.0,
-            )
-            for i in drafted
-        ]
-        known = [Likeliest(token_ids=(), logprobs=())] * len(prompts)
-        likeliest = self._model.compute_likeliest(sequences) if sequences else []
-        for i, found in zip(drafted, likeliest, strict=True):
-            same = [a == b for a, b in zip(drafts[i], found.token_ids, strict=True)]
-            until = (*same, False).index(False) + 1
-            known[i] = Likeliest(token_ids=found.token_ids[:until], logprobs=found.logprobs[:until])
-        return known
-
-    def _goes_on(self, found: Likeliest, max_tokens: int) -> bool:
-        if not found.token_ids:
-            return True
-        ended = found.token_ids[-1] in self.tokenization.stop_token_ids
-        return not ended and len(found.token_ids) < max_tokens

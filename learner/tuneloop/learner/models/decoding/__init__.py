@@ -1,0 +1,1 @@
+"""Completions of a model in training: sampled, or the likeliest."""
