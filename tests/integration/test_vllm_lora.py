@@ -1,7 +1,15 @@
 """LoRA on a CPU in a batch that mixes adapters, against one product for each row."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tuneloop.generation.vllm import merged
 
 pytestmark = pytest.mark.vllm
 RANK, INPUT, OUTPUTS = 4, 6, (5, 3)
@@ -67,3 +75,98 @@ def test_another_adapter_in_the_same_slot_is_used_at_once() -> None:
         assert torch.allclose(y, expected, atol=1e-5)
     # A view for each rank, none for each adapter.
     assert len(lora.halves) == 2
+
+
+class Manager:
+    """As much of vLLM's LoRA manager as merging asks for, with one layer joined of two."""
+
+    def __init__(self, folder: Path, generator: torch.Generator) -> None:
+        def random(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        self.parts = [random(size, INPUT) for size in OUTPUTS]
+        names = ("layer.q_proj", "layer.k_proj")
+        tensors = zip(names, self.parts, strict=True)
+        save_file({f"{name}.weight": t for name, t in tensors}, folder / "model.safetensors")
+        layer: Any = nn.Module()
+        layer.weight = nn.Parameter(torch.cat(self.parts), requires_grad=False)
+        layer.cpu_linear = nn.functional.linear
+        self.layer = layer
+        self.module: Any = SimpleNamespace(
+            base_layer=layer,
+            output_slices=OUTPUTS,
+            lora_a_stacked=tuple(random(3, 1, RANK, INPUT) for _ in OUTPUTS),
+            lora_b_stacked=tuple(random(3, 1, size, RANK) for size in OUTPUTS),
+        )
+        self.modules = {"layer.qkv_proj": self.module}
+        self.packed_modules = {"layer.qkv_proj": list(names)}
+
+    def _get_lora_layer_weights(self, adapter: object, name: str) -> bool:
+        return adapter == "adapter"
+
+    def expected(self, x: torch.Tensor, slots: list[int]) -> torch.Tensor:
+        halves = (self.module.lora_a_stacked, self.module.lora_b_stacked)
+        y = x @ torch.cat(self.parts).T
+        return expected_rows(y, x / 2, *halves, slots)
+
+    def computed(self, lora: Any, x: torch.Tensor, slots: list[int]) -> torch.Tensor:
+        """What vLLM computes for a batch: the layer, and then the adapters."""
+        from tuneloop.generation.vllm.worker import groups_of
+
+        lora.token_groups = groups_of(torch.tensor(slots))
+        lora.use_merged()
+        y: torch.Tensor = self.layer.cpu_linear(x, self.layer.weight, None)
+        halves = (self.module.lora_a_stacked, self.module.lora_b_stacked)
+        lora.add_lora_linear(y, x, *halves, 1.0, OUTPUTS)
+        return y
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Manager:
+    return Manager(tmp_path, torch.Generator().manual_seed(0))
+
+
+def test_an_adapter_that_all_use_is_in_the_weights_and_in_no_other_batch(
+    manager: Manager, tmp_path: Path
+) -> None:
+    from tuneloop.generation.vllm.worker import GroupedLora
+
+    lora: Any = object.__new__(GroupedLora)
+    lora.halves = {}
+    lora.merged = {
+        slot: merged.merge_adapter(tmp_path, manager, slot, "adapter") for slot in (0, 2)
+    }
+    assert all(len(layers) == 1 for layers in lora.merged.values())
+    x = torch.randn(4, INPUT, generator=torch.Generator().manual_seed(1))
+    used = []
+    for slots in ([0] * 4, [0, 1, -1, 2], [2] * 4, [0] * 4, [1] * 4, [-1] * 4, [2] * 4):
+        found = manager.computed(lora, x, slots)
+        assert torch.allclose(found, manager.expected(x, slots), atol=1e-4)
+        used.append(manager.layer.cpu_linear is not manager.layer.plain_linear)
+    assert used == [True, False, True, True, False, False, True]
+    # A slot whose adapter is merged no more.
+    lora.merged = {}
+    found = manager.computed(lora, x, [2] * 4)
+    assert torch.allclose(found, manager.expected(x, [2] * 4), atol=1e-4)
+    assert manager.layer.cpu_linear is manager.layer.plain_linear
+
+
+def test_what_cannot_be_merged_is_computed_by_itself(
+    manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def merge() -> list[merged.MergedLayer]:
+        return merged.merge_adapter(tmp_path, manager, 0, "adapter")
+
+    assert len(merge()) == 1
+    assert merged.merge_adapter(tmp_path, manager, 0, "one without such a layer") == []
+    with monkeypatch.context() as patched:
+        patched.setattr(merged, "available_memory", lambda: 0)
+        assert merge() == []
+    manager.packed_modules = {}
+    assert merge() == []  # no file has the joined weight
+    manager.packed_modules = {"layer.qkv_proj": ["layer.k_proj", "layer.q_proj"]}
+    assert merge() == []  # the layer computes something else
+    manager.packed_modules = {"layer.qkv_proj": ["layer.q_proj", "layer.k_proj"]}
+    assert len(merge()) == 1
+    del manager.module.output_slices
+    assert merge() == []  # a mixture of experts has none

@@ -16,6 +16,7 @@ import torch
 from vllm.platforms import current_platform
 
 from tuneloop.generation.vllm.grammars import replace_compiler
+from tuneloop.generation.vllm.merged import MergedLayer
 from tuneloop.generation.vllm.sampling import replace_sampler
 from tuneloop.generation.vllm.staging import Adapter, LockedWeights, Staging
 from tuneloop.generation.vllm.twin import TwinWeights
@@ -77,7 +78,7 @@ class StagingExtension:
 
 
 class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
-    """Computes LoRA on a CPU with one product per adapter in the batch.
+    """Computes LoRA on a CPU with one product per adapter in the batch, or with none (`merged`).
 
     vLLM's own class copies an adapter's weights for every token, which made decoding eight times
     slower; and it reads slot -1, the last one, for rows without an adapter. Here an adapter's
@@ -90,6 +91,9 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
     sampler_groups: Sequence[Group] = ()
     ranks: Mapping[int, int] = MappingProxyType({})
     """By slot; of others the largest rank is computed."""
+    merged: Mapping[int, Sequence[MergedLayer]] = MappingProxyType({})
+    """By slot; a batch that uses only such a slot computes with the merged layers."""
+    _in_use: Sequence[MergedLayer] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -102,6 +106,21 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
         super().update_metadata(*args, **kwargs)
         self.token_groups = groups_of(self.token_lora_indices)
         self.sampler_groups = groups_of(self.sampler_indices)
+        self.use_merged()
+
+    def use_merged(self) -> None:
+        """Have the layers compute with the one adapter of the next batch, or without any."""
+        only = [slot for slot, mask in self.token_groups if mask is None]
+        layers = self.merged.get(only[0], ()) if only else ()
+        if layers:
+            self.token_groups = ()
+        if layers is self._in_use:
+            return
+        for one in self._in_use:
+            one.layer.cpu_linear = one.plain
+        for one in layers:
+            one.layer.cpu_linear = one.merged
+        self._in_use = layers
 
     def add_lora_linear(  # noqa: PLR0917 - vLLM's signature
         self,

@@ -1,0 +1,143 @@
+"""A LoRA adapter added to the weights, for batches in which everybody uses it.
+
+On a CPU an adapter's small products take a good part of decoding, and most batches use one version
+only. For those the linear layers compute with the sums of weights and adapter, packed as vLLM packs
+weights; in all other batches with the weights, and `worker.GroupedLora` adds what each row needs.
+"""
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from tuneloop.host import available_memory
+
+logger = logging.getLogger("tuneloop.generation")
+
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""What vLLM has a linear layer compute with on a CPU: of input, weight and bias."""
+
+
+class MergedLayer(NamedTuple):
+    """A linear layer of the model, and what it computes with."""
+
+    layer: Any
+    plain: Linear
+    merged: Linear
+
+
+class NotMerged(Exception):
+    """The reason why an adapter is computed by itself."""
+
+
+def merge_adapter(folder: Path, manager: Any, slot: int, adapter: Any) -> list[MergedLayer]:
+    """Return the layers that vLLM's LoRA manager has put an adapter beside, with their sums.
+
+    `folder` has the base model. Returns none where memory is short, or where a layer is none that
+    this knows: what is read is held against what the layer computes.
+    """
+    modules = {
+        name: module
+        for name, module in manager.modules.items()
+        if manager._get_lora_layer_weights(adapter, name)
+    }
+    try:
+        check_memory(modules.values())
+        with ExitStack() as files:
+            tensors = {
+                name: file
+                for path in sorted(folder.glob("*.safetensors"))
+                for file in (files.enter_context(safe_open(path, "pt")),)
+                for name in file.keys()  # noqa: SIM118 - it is no mapping
+            }
+            return [
+                merged_layer(module, read_weight(tensors, manager, name), slot)
+                for name, module in modules.items()
+            ]
+    except NotMerged as reason:
+        logger.info("the adapter is not added to the weights: %s", reason)
+        return []
+
+
+def check_memory(modules: Any) -> None:
+    """Raise `NotMerged` unless there is room for the sums, packed and not."""
+    size = sum(
+        4 * module.lora_a_stacked[0].shape[-1] * sum(module.output_slices)
+        for module in modules
+        if is_linear(module)
+    )
+    if 2 * size > available_memory():
+        raise NotMerged(f"no memory for twice {size} bytes")
+
+
+def read_weight(tensors: dict[str, Any], manager: Any, name: str) -> Tensor:
+    """Return the weight of a layer, [out, in] float32, from the model's files.
+
+    vLLM joins layers that read the same; their weights are rows of one.
+    """
+    parts = [f"{part}.weight" for part in manager.packed_modules.get(name, [name])]
+    if missing := [part for part in parts if part not in tensors]:
+        raise NotMerged(f"the model's files have no {missing[0]}")
+    return torch.cat([tensors[part].get_tensor(part).float() for part in parts])
+
+
+def merged_layer(module: Any, weight: Tensor, slot: int) -> MergedLayer:
+    """Return the layer that vLLM's `module` has an adapter for in `slot`; `weight` is changed."""
+    if not is_linear(module):
+        raise NotMerged(f"{type(module).__name__} is no linear layer")
+    layer = module.base_layer
+    if not hasattr(layer, "plain_linear"):
+        # Before anything is merged, so this is vLLM's own.
+        layer.plain_linear = layer.cpu_linear
+    check_computes(layer, weight)
+    for rows, half_a, half_b in zip(
+        slices_of(module.output_slices), module.lora_a_stacked, module.lora_b_stacked, strict=True
+    ):
+        weight[rows].addmm_(half_b[slot, 0].float(), half_a[slot, 0].float())
+    return MergedLayer(layer=layer, plain=layer.plain_linear, merged=packed(weight))
+
+
+def is_linear(module: Any) -> bool:
+    """Return whether it is an adapted linear layer that vLLM computes on a CPU."""
+    return hasattr(module, "output_slices") and hasattr(module.base_layer, "cpu_linear")
+
+
+def slices_of(sizes: Sequence[int]) -> Iterator[slice]:
+    """Return neighbouring slices of these sizes."""
+    ends = list(itertools.accumulate(sizes))
+    return (slice(end - size, end) for end, size in zip(ends, sizes, strict=True))
+
+
+def check_computes(layer: Any, weight: Tensor) -> None:
+    """Raise `NotMerged` unless the layer computes products with the weight."""
+    size = math.prod(weight.shape[1:])
+    x = torch.randn(2, size, generator=torch.Generator().manual_seed(0))
+    try:
+        given = layer.plain_linear(x, layer.weight, None)
+    except RuntimeError as error:
+        raise NotMerged(f"a layer does not take {size} numbers: {error}") from error
+    expected = x @ weight.t()
+    if given.shape != expected.shape or not torch.allclose(given, expected, rtol=1e-3, atol=1e-3):
+        raise NotMerged("a layer computes something else than the weight in the model's files")
+
+
+def packed(weight: Tensor) -> Linear:
+    """Return the product with a weight as vLLM computes it for a layer of this shape."""
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    holder: Any = nn.Module()
+    holder.weight = nn.Parameter(weight, requires_grad=False)
+    dispatch_cpu_unquantized_gemm(holder, remove_weight=True)
+
+    def compute(x: Tensor, _: Tensor, bias: Tensor | None) -> Tensor:
+        product: Tensor = holder.cpu_linear(x, holder.weight, bias)
+        return product
+
+    return compute
