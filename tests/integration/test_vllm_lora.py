@@ -13,6 +13,8 @@ from tuneloop.generation.vllm import merged
 
 pytestmark = pytest.mark.vllm
 RANK, INPUT, OUTPUTS = 4, 6, (5, 3)
+ADAPTERS = [10, 11, 12]
+"""By slot."""
 
 
 def expected_rows(
@@ -100,9 +102,10 @@ class Manager:
         )
         self.modules = {"layer.qkv_proj": self.module}
         self.packed_modules = {"layer.qkv_proj": list(names)}
+        self.lora_index_to_id = list(ADAPTERS)
 
     def _get_lora_layer_weights(self, adapter: object, name: str) -> bool:
-        return adapter == "adapter"
+        return adapter != "one without such a layer"
 
     def expected(self, x: torch.Tensor, slots: list[int]) -> torch.Tensor:
         halves = (self.module.lora_a_stacked, self.module.lora_b_stacked)
@@ -114,7 +117,7 @@ class Manager:
         from tuneloop.generation.vllm.worker import groups_of
 
         lora.token_groups = groups_of(torch.tensor(slots))
-        lora.use_merged()
+        lora.use_merged(ADAPTERS)
         y: torch.Tensor = self.layer.cpu_linear(x, self.layer.weight, None)
         halves = (self.module.lora_a_stacked, self.module.lora_b_stacked)
         lora.add_lora_linear(y, x, *halves, 1.0, OUTPUTS)
@@ -133,10 +136,12 @@ def test_an_adapter_that_all_use_is_in_the_weights_and_in_no_other_batch(
 
     lora: Any = object.__new__(GroupedLora)
     lora.halves = {}
-    lora.merged = {
-        slot: merged.merge_adapter(tmp_path, manager, slot, "adapter") for slot in (0, 2)
-    }
-    assert all(len(layers) == 1 for layers in lora.merged.values())
+    lora.merged = {}
+    for slot in (1, 0, 2):
+        adapter = SimpleNamespace(id=ADAPTERS[slot])
+        merged.start_merging(tmp_path, manager, slot, adapter, [lora]).join(10)
+    # No more than the newest two.
+    assert {number: len(layers) for number, layers in lora.merged.items()} == {10: 1, 12: 1}
     x = torch.randn(4, INPUT, generator=torch.Generator().manual_seed(1))
     used = []
     for slots in ([0] * 4, [0, 1, -1, 2], [2] * 4, [0] * 4, [1] * 4, [-1] * 4, [2] * 4):
@@ -149,6 +154,17 @@ def test_an_adapter_that_all_use_is_in_the_weights_and_in_no_other_batch(
     found = manager.computed(lora, x, [2] * 4)
     assert torch.allclose(found, manager.expected(x, [2] * 4), atol=1e-4)
     assert manager.layer.cpu_linear is manager.layer.plain_linear
+
+
+def test_an_adapter_whose_slot_was_given_away_is_not_merged(
+    manager: Manager, tmp_path: Path
+) -> None:
+    lora: Any = SimpleNamespace(merged={})
+    with merged.one_at_a_time:
+        thread = merged.start_merging(tmp_path, manager, 0, SimpleNamespace(id=10), [lora])
+        manager.lora_index_to_id[0] = 13
+    thread.join(10)
+    assert lora.merged == {}
 
 
 def test_what_cannot_be_merged_is_computed_by_itself(

@@ -8,16 +8,18 @@ weights; in all other batches with the weights, and `worker.GroupedLora` adds wh
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from tuneloop.host import available_memory
+from tuneloop.host import available_memory, lower_thread_priority
 
 logger = logging.getLogger("tuneloop.generation")
 
@@ -35,6 +37,40 @@ class MergedLayer(NamedTuple):
 
 class NotMerged(Exception):
     """The reason why an adapter is computed by itself."""
+
+
+REST = 2.0
+"""Of the merging thread after each layer, in times what it took: users come first."""
+KEPT = 2
+"""Adapters that stay merged: the newest, and the one that it takes over from."""
+one_at_a_time = threading.Lock()
+
+
+def start_merging(
+    folder: Path, manager: Any, slot: int, adapter: Any, wrappers: Iterable[Any]
+) -> threading.Thread:
+    """Merge an adapter that is used already, in a thread of low priority; see `merge_adapter`.
+
+    In the end `wrappers`, each a `worker.GroupedLora`, have it.
+    """
+    number = adapter.id
+
+    def run() -> None:
+        lower_thread_priority()
+        with one_at_a_time, torch.inference_mode():
+            if manager.lora_index_to_id[slot] != number:
+                return
+            layers = merge_adapter(folder, manager, slot, adapter)
+            # Of a slot that was given to another adapter meanwhile they are none's.
+            if layers and manager.lora_index_to_id[slot] == number:
+                for wrapper in wrappers:
+                    others = {n: m for n, m in wrapper.merged.items() if n != number}
+                    kept = list(others)[-(KEPT - 1) :]
+                    wrapper.merged = {**{n: others[n] for n in kept}, number: layers}
+
+    thread = threading.Thread(target=run, name="merge adapter", daemon=True)
+    thread.start()
+    return thread
 
 
 def merge_adapter(folder: Path, manager: Any, slot: int, adapter: Any) -> list[MergedLayer]:
@@ -57,11 +93,13 @@ def merge_adapter(folder: Path, manager: Any, slot: int, adapter: Any) -> list[M
                 for file in (files.enter_context(safe_open(path, "pt")),)
                 for name in file.keys()  # noqa: SIM118 - it is no mapping
             }
-            return [
-                merged_layer(module, read_weight(tensors, manager, name), slot)
-                for name, module in modules.items()
-            ]
-    except NotMerged as reason:
+            layers = []
+            for name, module in modules.items():
+                started = time.perf_counter()
+                layers.append(merged_layer(module, read_weight(tensors, manager, name), slot))
+                time.sleep(REST * (time.perf_counter() - started))
+            return layers
+    except (NotMerged, OSError, RuntimeError, SafetensorError) as reason:
         logger.info("the adapter is not added to the weights: %s", reason)
         return []
 

@@ -6,7 +6,7 @@ weights on a CPU an exchange of pointers (`twin`), on a GPU the copy from main m
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ import torch
 from vllm.lora.request import LoRARequest
 
 from tuneloop.generation.vllm.host_weights import HostWeights
-from tuneloop.generation.vllm.merged import MergedLayer, merge_adapter
+from tuneloop.generation.vllm.merged import start_merging
 from tuneloop.generation.vllm.twin import pack_tied_output
 from tuneloop.host import available_memory, lower_thread_priority
 from tuneloop.weights.files import check_weights
@@ -137,8 +137,7 @@ class Adapter:
         )
         self._slot = -1
         self._adapter: Any = None
-        self._folder = Path(worker.vllm_config.model_config.model)
-        self._merged: Sequence[MergedLayer] = ()
+        self._base = Path(worker.vllm_config.model_config.model)
 
     def prepare(self) -> None:
         """See `Prepared`."""
@@ -155,7 +154,6 @@ class Adapter:
                 torch.cuda.current_stream().synchronize()
         else:
             self._fill_slot(adapter)
-            self._merged = merge_adapter(self._folder, self._slots, self._slot, adapter)
         self._adapter = adapter
 
     def _fill_slot(self, adapter: Any) -> None:
@@ -176,22 +174,13 @@ class Adapter:
             # Only this project's has them.
             if hasattr(wrapper, "ranks"):
                 wrapper.ranks = {**wrapper.ranks, self._slot: rank_of(self._adapter)}
-                wrapper.merged = self._with_merged(wrapper.merged)
-
-    def _with_merged(self, known: Mapping[int, Sequence[MergedLayer]]) -> dict[int, Any]:
-        """Return the merged layers by slot: this adapter's, and the newest other one's."""
-        taken = [
-            slot
-            for slot in known
-            if slot != self._slot and self._slots.lora_index_to_id[slot] is not None
-        ]
-        kept = {slot: known[slot] for slot in taken[-1:]}
-        return kept | ({self._slot: self._merged} if self._merged else {})
+        if self._device.type == "cpu":
+            wrappers = list(self._slots.punica_wrapper_mapping.values())
+            start_merging(self._base, self._slots, self._slot, self._adapter, wrappers)
 
     def free(self) -> None:
         """See `Prepared`."""
         self._adapter = None
-        self._merged = ()
 
 
 def rank_of(adapter: Any) -> int:

@@ -92,7 +92,7 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
     ranks: Mapping[int, int] = MappingProxyType({})
     """By slot; of others the largest rank is computed."""
     merged: Mapping[int, Sequence[MergedLayer]] = MappingProxyType({})
-    """By slot; a batch that uses only such a slot computes with the merged layers."""
+    """By adapter; a batch that uses no other computes with its merged layers."""
     _in_use: Sequence[MergedLayer] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -101,17 +101,22 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
         """Views by address, slot and rank. A step takes some hundred of them, and each takes as
         long to make as its product with a few rows."""
 
-    def update_metadata(self, *args: Any, **kwargs: Any) -> None:
+    def update_metadata(
+        self, mapping: Any, lora_index_to_id: Sequence[int | None], *args: Any, **kwargs: Any
+    ) -> None:
         """Note which rows of the next batch use which adapter."""
-        super().update_metadata(*args, **kwargs)
+        super().update_metadata(mapping, lora_index_to_id, *args, **kwargs)
         self.token_groups = groups_of(self.token_lora_indices)
         self.sampler_groups = groups_of(self.sampler_indices)
-        self.use_merged()
+        self.use_merged(lora_index_to_id)
 
-    def use_merged(self) -> None:
-        """Have the layers compute with the one adapter of the next batch, or without any."""
-        only = [slot for slot, mask in self.token_groups if mask is None]
-        layers = self.merged.get(only[0], ()) if only else ()
+    def use_merged(self, adapters: Sequence[int | None]) -> None:
+        """Have the layers compute with the one adapter of the next batch, or without any.
+
+        `adapters` are those in the slots.
+        """
+        only = [adapters[slot] for slot, mask in self.token_groups if mask is None]
+        layers = self.merged.get(only[0] or 0, ()) if only else ()
         if layers:
             self.token_groups = ()
         if layers is self._in_use:
