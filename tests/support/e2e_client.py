@@ -17,6 +17,8 @@ from tuneloop.supervisor.child import ServiceChild
 
 SECONDS = 120
 """Bound of every wait; a healthy machine needs a fraction of it."""
+UNREACHED_SECONDS = 20
+"""How long the learner may stay unreachable for a client that asks again."""
 
 
 @dataclass
@@ -62,7 +64,13 @@ class User:
             assert response.status_code == 202, response.text
 
     def get(self, path: str) -> dict[str, Any]:
-        response = httpx.get(f"{self.service.url}{path}", timeout=30)
+        """Ask again while the learner cannot be reached: it starts last, and slowly under load."""
+        deadline = time.monotonic() + UNREACHED_SECONDS
+        while True:
+            response = httpx.get(f"{self.service.url}{path}", timeout=30)
+            if response.status_code != 503 or time.monotonic() > deadline:
+                break
+            time.sleep(float(response.headers.get("retry-after", 1)))
         assert response.status_code == 200, response.text
         return dict(response.json())
 

@@ -76,8 +76,7 @@ class Forward(nn.Module):
         """Run the model over a batch; `distributions` are (N, V): for few tokens only."""
         model = self.model
         layout = batch.packed if self._packs else batch.padded()
-        kind = batch.targets.device.type
-        with torch.autocast(kind, torch.bfloat16, enabled=self._autocast and kind in HALF_ON):
+        with self._precision(batch.targets.device):
             if self._transform is None:
                 logits, hidden = run_whole(model, layout)
                 if distributions:
@@ -113,8 +112,13 @@ class Forward(nn.Module):
     def distributions_in(self, hidden: Tensor) -> Tensor:
         """Return the same in states, (N, H), that an earlier pass gave."""
         assert self._transform is not None
-        logits = float32_logits(self.model.get_output_embeddings(), hidden)
-        return torch.log_softmax(transformed(logits, self._transform), dim=-1)
+        with self._precision(hidden.device):
+            logits = float32_logits(self.model.get_output_embeddings(), hidden)
+            return torch.log_softmax(transformed(logits, self._transform), dim=-1)
+
+    def _precision(self, device: torch.device) -> torch.autocast:
+        enabled = self._autocast and device.type in HALF_ON
+        return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
     @property
     def has_plain_head(self) -> bool:
