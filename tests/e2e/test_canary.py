@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.e2e_client import ServeTiny, User, wait_until
+from support.e2e_client import OPEN_GATE, ServeTiny, User, wait_until
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -19,17 +19,8 @@ def user(serve_tiny: ServeTiny) -> Iterator[User]:
         "RELEASE": "gate+canary",
         "CANARY__SHARE": "0.5",
         "CANARY__MIN_EVENTS": "5",
-        # The gate is not what is tried here: it lets every version of a random model pass.
-        "GATE__ABILITIES": "false",
-        "GATE__PROMPTS": "2",
-        "GATE__MAX_TOKENS": "8",
-        "GATE__REWARD_MARGIN": "1000",
-        "GATE__MAX_CHANGE": "1000",
-        "GATE__MAX_KL": "1000",
-        "GATE__MIN_LENGTH_RATIO": "0",
-        "GATE__MAX_LENGTH_RATIO": "1000",
-        "GATE__MAX_REPETITION_RISE": "1",
-        "GATE__MAX_BROKEN_RISE": "1",
+        # The gate is not what is tried here.
+        **OPEN_GATE,
         "BATCH_SIZE": "12",
         "BATCH_WAIT_SECONDS": "60",
         "REWARD_BATCH_SIZE": "64",

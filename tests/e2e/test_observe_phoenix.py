@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from support import phoenix
-from support.e2e_client import ServeTiny, User, rows, wait_until
+from support.e2e_client import OPEN_GATE, ServeTiny, User, rows, wait_until
 from support.otlp_collector import SAMPLING, SAMPLING_ATTRIBUTES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -110,18 +110,8 @@ def judge(user: User, answers: dict[str, str]) -> None:
 @pytest.fixture(scope="module")
 def kept(serve_tiny: ServeTiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
     learner = {
-        # The gate lets every version of a random model pass.
         "RELEASE": "gate",
-        "GATE__ABILITIES": "false",
-        "GATE__PROMPTS": "2",
-        "GATE__MAX_TOKENS": "8",
-        "GATE__REWARD_MARGIN": "1000",
-        "GATE__MAX_CHANGE": "1000",
-        "GATE__MAX_KL": "1000",
-        "GATE__MIN_LENGTH_RATIO": "0",
-        "GATE__MAX_LENGTH_RATIO": "1000",
-        "GATE__MAX_REPETITION_RISE": "1",
-        "GATE__MAX_BROKEN_RISE": "1",
+        **OPEN_GATE,
         "BATCH_SIZE": "2",
         "BATCH_WAIT_SECONDS": "0.5",
         "PUBLISH_EVERY_STEPS": "1",

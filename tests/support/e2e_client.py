@@ -19,6 +19,19 @@ SECONDS = 120
 """Bound of every wait; a healthy machine needs a fraction of it."""
 UNREACHED_SECONDS = 20
 """How long the learner may stay unreachable for a client that asks again."""
+OPEN_GATE = {
+    "GATE__ABILITIES": "false",
+    "GATE__PROMPTS": "2",
+    "GATE__MAX_TOKENS": "8",
+    "GATE__REWARD_MARGIN": "1000",
+    "GATE__MAX_CHANGE": "1000",
+    "GATE__MAX_KL": "1000",
+    "GATE__MIN_LENGTH_RATIO": "0",
+    "GATE__MAX_LENGTH_RATIO": "1000",
+    "GATE__MAX_REPETITION_RISE": "1",
+    "GATE__MAX_BROKEN_RISE": "1",
+}
+"""Settings of the learner with which every version of a random model passes."""
 
 
 @dataclass
