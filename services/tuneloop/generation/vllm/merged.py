@@ -5,10 +5,12 @@ only. For those the linear layers compute with the sums of weights and adapter, 
 weights; in all other batches with the weights, and `worker.GroupedLora` adds what each row needs.
 """
 
+import itertools
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,11 +135,10 @@ def merged_layer(module: Any, weight: Tensor, slot: int) -> MergedLayer:
         # Before anything is merged, so this is vLLM's own.
         layer.plain_linear = layer.cpu_linear
     check_computes(layer, weight)
-    parts = torch.split(weight, list(module.output_slices))
     for rows, half_a, half_b in zip(
-        parts, module.lora_a_stacked, module.lora_b_stacked, strict=True
+        slices_of(module.output_slices), module.lora_a_stacked, module.lora_b_stacked, strict=True
     ):
-        rows.addmm_(half_b[slot, 0].float(), half_a[slot, 0].float())
+        weight[rows].addmm_(half_b[slot, 0].float(), half_a[slot, 0].float())
     return MergedLayer(layer=layer, plain=layer.plain_linear, merged=packed(weight))
 
 
@@ -146,10 +147,20 @@ def is_linear(module: Any) -> bool:
     return hasattr(module, "output_slices") and hasattr(module.base_layer, "cpu_linear")
 
 
+def slices_of(sizes: Sequence[int]) -> Iterator[slice]:
+    """Return neighbouring slices of these sizes."""
+    ends = list(itertools.accumulate(sizes))
+    return (slice(end - size, end) for end, size in zip(ends, sizes, strict=True))
+
+
 def check_computes(layer: Any, weight: Tensor) -> None:
-    """Raise `NotMerged`, or what torch raises, unless the layer multiplies with the weight."""
-    x = torch.randn(2, weight.shape[-1], generator=torch.Generator().manual_seed(0))
-    given = layer.plain_linear(x, layer.weight, None)
+    """Raise `NotMerged` unless the layer computes products with the weight."""
+    size = math.prod(weight.shape[1:])
+    x = torch.randn(2, size, generator=torch.Generator().manual_seed(0))
+    try:
+        given = layer.plain_linear(x, layer.weight, None)
+    except RuntimeError as error:
+        raise NotMerged(f"a layer does not take {size} numbers: {error}") from error
     expected = x @ weight.t()
     if given.shape != expected.shape or not torch.allclose(given, expected, rtol=1e-3, atol=1e-3):
         raise NotMerged("a layer computes something else than the weight in the model's files")
