@@ -14,6 +14,7 @@ import torch
 from vllm.lora.request import LoRARequest
 
 from tuneloop.generation.vllm.host_weights import HostWeights
+from tuneloop.generation.vllm.merged import start_merging
 from tuneloop.generation.vllm.twin import pack_tied_output
 from tuneloop.host import available_memory, lower_thread_priority
 from tuneloop.weights.files import check_weights
@@ -136,6 +137,7 @@ class Adapter:
         )
         self._slot = -1
         self._adapter: Any = None
+        self._base = Path(worker.vllm_config.model_config.model)
 
     def prepare(self) -> None:
         """See `Prepared`."""
@@ -172,6 +174,9 @@ class Adapter:
             # Only this project's has them.
             if hasattr(wrapper, "ranks"):
                 wrapper.ranks = {**wrapper.ranks, self._slot: rank_of(self._adapter)}
+        if self._device.type == "cpu":
+            wrappers = list(self._slots.punica_wrapper_mapping.values())
+            start_merging(self._base, self._slots, self._slot, self._adapter, wrappers)
 
     def free(self) -> None:
         """See `Prepared`."""

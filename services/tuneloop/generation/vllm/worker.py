@@ -16,7 +16,7 @@ import torch
 from vllm.platforms import current_platform
 
 from tuneloop.generation.vllm.grammars import replace_compiler
-from tuneloop.generation.vllm.merged import MergedLayer
+from tuneloop.generation.vllm.merged import MergedLayer, are_as_read
 from tuneloop.generation.vllm.sampling import replace_sampler
 from tuneloop.generation.vllm.staging import Adapter, LockedWeights, Staging
 from tuneloop.generation.vllm.twin import TwinWeights
@@ -117,6 +117,8 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]
         """
         only = [adapters[slot] for slot, mask in self.token_groups if mask is None]
         layers = self.merged.get(only[0] or 0, ()) if only else ()
+        if not are_as_read(layers):
+            self.merged, layers = MappingProxyType({}), ()
         if layers:
             self.token_groups = ()
         if layers is self._in_use:
