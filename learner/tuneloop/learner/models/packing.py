@@ -1,15 +1,15 @@
 """Where the tokens of a batch stand in the model: in one row without padding, or padded.
 
-The packed row holds what several sequences share only once: a prompt with several completions, or
-the turns of a conversation that the next turn's prompt repeats. Attention is causal, so the states
-there are the same for all of them. What a sequence has for itself stands at the positions that it
-would have had alone. Who may attend to whom is said by the segments; `attention` keeps to it.
+The packed row holds what several sequences share only once: a system prompt, a prompt with several
+completions, the turns of a conversation that the next turn's prompt repeats. Attention is causal,
+so the states there are the same for all of them. What a sequence has for itself stands where it
+would have stood alone. Who may attend to whom is said by the segments; `attention` keeps to it.
 """
 
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ from tuneloop.learner.samples import TokenSequence
 
 ALONE = -1
 """The `goes_on_from` of a segment that attends to itself only."""
+WORTH = 8
+"""Tokens from which on a common beginning that is no whole prompt, such as a system prompt, gets a
+segment of its own: on a CPU attention takes as long for a segment as all layers for a few tokens.
+"""
 BLOCK = 128
 """On a GPU rows are filled up to a multiple of it: attention kernels work in blocks."""
 
@@ -73,27 +77,32 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+TokenIds: TypeAlias = tuple[int, ...]
+
+
 class Branch(NamedTuple):
     """Tokens that the model reads, as a branch of a tree."""
 
-    tokens: tuple[int, ...]
+    tokens: TokenIds
     shared: int
     """How many of them, from the first on, are also those of the branch before."""
     row: int | None
     """The sequence that reads them; None where they are a prompt."""
 
 
-def branches(sequences: Sequence[TokenSequence]) -> list[Branch]:
+def branches(sequences: Sequence[TokenSequence], *, beginnings: bool = True) -> list[Branch]:
     """Return prompts and sequences as branches of a tree, in the order of their tokens.
 
-    A branch shares what it begins with if that is all of another: a prompt, or all that a sequence
-    reads. Common beginnings of another kind, such as a system prompt, are not worth a segment.
+    A branch shares what it begins with if that is all of another: a prompt, all that a sequence
+    reads, or, with `beginnings`, what several of them begin with.
     """
     prompts = {sequence.prompt_token_ids for sequence in sequences}
     # Answers of one prompt have thoughts of their own.
     prompts |= {s.prompt_token_ids[: -s.thought_read] for s in sequences if s.thought_read}
     # A completion's last token predicts nothing, so it is not read.
     read = [s.prompt_token_ids + s.completion_token_ids[:-1] for s in sequences]
+    if beginnings:
+        prompts |= common_beginnings(sorted(prompts))
     tokens_and_rows = [*((prompt, None) for prompt in prompts), *zip(read, itertools.count())]
     found: list[Branch] = []
     begun: list[tuple[int, ...]] = []
@@ -105,10 +114,36 @@ def branches(sequences: Sequence[TokenSequence]) -> list[Branch]:
     return found
 
 
+def common_beginnings(prompts: Sequence[TokenIds], known: int = 0) -> set[TokenIds]:
+    """Return what several of the sorted prompts begin with, `WORTH` tokens longer than `known`."""
+    found: set[TokenIds] = set()
+    group: list[TokenIds] = []
+    shared = 0
+    for prompt in (*prompts, ()):
+        common = common_length(group[-1], prompt) if group else 0
+        if group and common >= known + WORTH:
+            shared = min(shared, common) if len(group) > 1 else common
+            group.append(prompt)
+            continue
+        if len(group) > 1:
+            found |= {group[0][:shared]} | common_beginnings(group, shared)
+        group = [prompt]
+    return found
+
+
+def common_length(one: TokenIds, other: TokenIds) -> int:
+    """Return how many tokens both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
 def trees(sequences: Sequence[TokenSequence]) -> list[list[int]]:
-    """Return the rows of sequences that share something, neighbours sharing most, tree by tree."""
+    """Return the rows of sequences that share a prompt or turns, neighbours sharing most.
+
+    They are worth keeping together; a system prompt, which all may share, is not.
+    """
     found: list[list[int]] = []
-    for branch in branches(sequences):
+    for branch in branches(sequences, beginnings=False):
         if not branch.shared:
             found.append([])
         if branch.row is not None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from tuneloop.learner.models.batch import SequenceBatch, collate
-from tuneloop.learner.models.packing import Repeats, TokenLayout
+from tuneloop.learner.models.packing import Repeats, TokenLayout, common_length
 from tuneloop.learner.samples import TokenSequence
 
 ROW = 384
@@ -30,7 +30,7 @@ def tree_batches(sequences: Sequence[TokenSequence], row_tokens: int = ROW) -> l
     room = 0
     for index in order:
         tokens = _inputs(sequences[index])
-        new = len(tokens) - _shared(before, tokens)
+        new = len(tokens) - common_length(before, tokens)
         if not batches or new > room:
             batches.append([])
             room, new = row_tokens, len(tokens)
@@ -95,13 +95,3 @@ def numbered_rows(
 def _inputs(sequence: TokenSequence) -> tuple[int, ...]:
     """Return what the model reads: the last token predicts nothing."""
     return sequence.prompt_token_ids + sequence.completion_token_ids[:-1]
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return the length of the common beginning."""
-    length = 0
-    for left, right in zip(one, other, strict=False):
-        if left != right:
-            break
-        length += 1
-    return length

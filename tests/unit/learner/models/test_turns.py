@@ -1,5 +1,6 @@
 """Turns of a conversation in one row: what the next turn's prompt repeats is computed once."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ from torch import Tensor
 
 from tuneloop.generation.prompts import Tokenization
 from tuneloop.learner.models.batch import collate, packed_batches, sequence_length
-from tuneloop.learner.models.packing import Segment, pack, packed_length, trees
+from tuneloop.learner.models.packing import (
+    WORTH,
+    Segment,
+    common_beginnings,
+    pack,
+    packed_length,
+    trees,
+)
 from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.models.world import shard_sequences
 from tuneloop.learner.samples import TokenSequence
@@ -142,6 +150,40 @@ def test_turns_stay_in_one_pass_where_they_fit() -> None:
     assert shard_sequences(items, 2) == [[0, 2, 4], [1, 3, 5]]
 
 
+SYSTEM = tuple(range(10, 10 + WORTH))
+
+
+def test_a_system_prompt_is_computed_once() -> None:
+    rows = [sequence((*SYSTEM, 1, 2), (3, 4)), sequence((*SYSTEM, 1, 5), (6, 4))]
+    layout = pack(rows, CPU)
+    assert layout.input_ids.tolist() == [[*SYSTEM, 1, 2, 3, 5, 6]]
+    assert layout.position_ids.tolist() == [[*range(9), 9, 10, 9, 10]]
+    assert layout.segments == (
+        Segment(length=9),
+        Segment(length=2, goes_on_from=0),
+        Segment(length=2, goes_on_from=0),
+    )
+    # Rows may be cut, and shared among ranks, as if they had nothing in common.
+    assert trees(rows) == [[0], [1]]
+
+
+def test_a_beginning_is_shared_by_all_who_have_it() -> None:
+    tools = tuple(range(30, 30 + WORTH))
+    prompts = sorted(
+        [
+            (*SYSTEM, 1, 2),
+            (*SYSTEM, 1, 3),
+            (*SYSTEM, *tools, 4),
+            (*SYSTEM, *tools, 5),
+            (*SYSTEM, *tools[1:], 4),
+            SYSTEM[1:],
+        ]
+    )
+    # What two share beyond it is too short for a segment.
+    assert common_beginnings(prompts) == {SYSTEM, (*SYSTEM, *tools)}
+    assert common_beginnings([SYSTEM[1:], (*SYSTEM[1:], 1)]) == set()
+
+
 def ids(most: int) -> st.SearchStrategy[tuple[int, ...]]:
     return st.lists(st.integers(4, 9), min_size=1, max_size=most).map(tuple)
 
@@ -164,6 +206,16 @@ def conversations(draw: Any) -> list[TokenSequence]:
     return draw(st.permutations(rows))  # type: ignore[no-any-return]
 
 
+@st.composite
+def under_system_prompts(draw: Any) -> list[TokenSequence]:
+    """Conversations, some of which begin alike for a while."""
+    systems = [SYSTEM, (*SYSTEM, *SYSTEM), (*SYSTEM, 5), SYSTEM[1:], ()]
+    return [
+        replace(row, prompt_token_ids=draw(st.sampled_from(systems)) + row.prompt_token_ids)
+        for row in draw(conversations())
+    ]
+
+
 @given(conversations())
 def test_tokens_counted_are_distinct_places(rows: list[TokenSequence]) -> None:
     """A place is a number of tokens read, and the shortest whole text that has read as many."""
@@ -177,7 +229,7 @@ def test_tokens_counted_are_distinct_places(rows: list[TokenSequence]) -> None:
     assert packed_length(rows) == pack(rows, CPU).input_ids.numel() == len(places)
 
 
-@given(conversations(), st.integers(1, 30))
+@given(conversations() | under_system_prompts(), st.integers(1, 30))
 def test_any_cut_keeps_the_budget_and_every_row(rows: list[TokenSequence], budget: int) -> None:
     items = list(enumerate(rows))
     batches = packed_batches(items, sequences=lambda item: (item[1],), token_budget=budget)
@@ -198,8 +250,8 @@ def model(tiny_policy: Path) -> PolicyModel:
     return found
 
 
-@settings(max_examples=25)
-@given(rows=conversations())
+@settings(max_examples=40)
+@given(rows=conversations() | under_system_prompts())
 def test_packed_turns_have_the_log_probs_and_gradients_of_each_alone(
     model: PolicyModel, rows: list[TokenSequence]
 ) -> None:
