@@ -9,7 +9,8 @@ a time or one by one, and in one run a fifth of them says the opposite. Each run
 figures: the KL divergence to the base model per token, with fresh samples on questions nobody
 judged; the ability suite's difference to the base, item by item; the taste on fresh questions.
 
-With more than one seed the taste with adversaries is compared with that without, seed by seed.
+The taste is also measured half way. With more than one seed the taste with adversaries is compared
+with that without, seed by seed, after as many honest thumbs.
 
 `--before` is a checkout of an earlier commit, whose code learns the same taste with the same seeds
 and questions. Runs take one core each, as many at a time as there are cores. Finished ones are kept
@@ -18,7 +19,6 @@ in build/evidence/, and an interrupted benchmark resumes from there. Writes evid
 """
 
 import argparse
-import itertools
 import json
 import os
 import random
@@ -28,7 +28,10 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from itertools import count as count_from
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +71,8 @@ class Scenario:
     """Share of the users who say the opposite."""
     before: bool = False
     """Whether the code of the commit before learns."""
+    measured_at: int | None = None
+    """Thumbs after which it is measured for the first time; None: at its end alone."""
     seed: int = 0
 
     @property
@@ -75,22 +80,31 @@ class Scenario:
         """Thumbs in all."""
         return self.rounds * self.at_once
 
+    @property
+    def measured_after(self) -> tuple[int, ...]:
+        """Thumbs after which it is measured."""
+        first = () if self.measured_at is None else (self.measured_at,)
+        return (*first, self.thumbs)
 
+
+HONEST = Scenario(name="taste, busy", says="taste", rounds=32, measured_at=256)
+# As many honest thumbs as without adversaries.
+OPPOSED = Scenario(
+    name="taste, 20 % adversaries", says="taste", rounds=40, adversaries=0.2, measured_at=320
+)
 SCENARIOS = (
     Scenario(name="coin flips, busy", says="coin", rounds=6),
     Scenario(name="coin flips, quiet", says="coin", rounds=96, at_once=1),
-    Scenario(name="taste, busy", says="taste", rounds=16),
+    HONEST,
     Scenario(name="taste, busy, before", says="taste", rounds=16, before=True),
     Scenario(name="taste, quiet", says="taste", rounds=256, at_once=1),
-    # As many honest thumbs as without adversaries.
-    Scenario(name="taste, 20 % adversaries", says="taste", rounds=20, adversaries=0.2),
+    OPPOSED,
     Scenario(name="only down", says="down", rounds=23),
     Scenario(name="only up", says="up", rounds=23),
 )
 
 
 MOST_SEEDS = 16
-COMPARED = ("taste, busy, seed", "taste, 20 % adversaries, seed")
 
 
 def with_seeds(scenarios: Sequence[Scenario], seeds: int) -> list[Scenario]:
@@ -127,13 +141,17 @@ def settings_of(folder: Path, scenario: Scenario) -> LearnerSettings:
 
 
 def learn(scenario: Scenario, folder: Path) -> None:
-    """Serve, take thumbs into the ledger, learn from its batches; save the last weights."""
-    from tuneloop.learner.models.decoding.sampling import Sampler
+    """Serve, take thumbs into the ledger, learn from its batches; save weights to measure."""
     from tuneloop.learner.trainer.policy import PolicyTrainer
+
+    try:
+        from tuneloop.learner.models.decoding.sampling import Sampler
+    except ImportError:  # Where an earlier commit has it.
+        from tuneloop.learner.models.sampling import Sampler  # type: ignore[import-not-found]
 
     settings = settings_of(folder, scenario)
     database = Database.at(folder / "ledger.db")
-    clock = itertools.count(START.timestamp(), 100.0)
+    clock = count_from(START.timestamp(), 100.0)
     training_run = TrainingRun(
         model="policy",
         policy=POLICY,
@@ -158,7 +176,8 @@ def learn(scenario: Scenario, folder: Path) -> None:
         questions = [choose.choice(learned) for _ in range(asked_at_once)]
         names = [f"{scenario.seed}-{number}-{i}" for i in range(asked_at_once)]
         prompts = [ids_of(tokenization, question) for question in questions]
-        sampled = sampler.sample(trainer.model.module, prompts, names)
+        with merged(trainer.model):
+            sampled = sampler.sample(trainer.model.module, prompts, names)
         for name, question, prompt, answer in zip(names, questions, prompts, sampled, strict=True):
             user, count = choose.randrange(USERS), count + 1
             rollout = rollout_of(
@@ -179,10 +198,18 @@ def learn(scenario: Scenario, folder: Path) -> None:
                     steps += 1
                     if steps % settings.checkpoint_every_steps == 0:
                         training_run.commit()
+            if count in scenario.measured_after:
+                weights = folder / f"weights-{count}"
+                weights.mkdir(exist_ok=True)
+                trainer.save_weights(weights)
     (folder / "pressed.json").write_text(json.dumps(pressed))
-    (folder / "weights").mkdir(exist_ok=True)
-    trainer.save_weights(folder / "weights")
     database.close()
+
+
+def merged(model: Any) -> AbstractContextManager[None]:
+    """Sample with the adapter added to the weights, which an earlier commit cannot do."""
+    found: AbstractContextManager[None] = getattr(model, "merged", nullcontext)()
+    return found
 
 
 def says(scenario: Scenario, answer: Any, user: int, choose: random.Random) -> bool:
@@ -232,7 +259,8 @@ def measure(weights: Path | None) -> dict[str, Any]:
     def sample(questions: Sequence[str], seed: str) -> tuple[list[tuple[int, ...]], list[Any]]:
         prompts = [ids_of(tokenization, question) for question in questions]
         names = [f"{seed}-{i}" for i in range(len(prompts))]
-        return prompts, sampler.sample(trainer.model.module, prompts, names)
+        with trainer.model.merged():
+            return prompts, sampler.sample(trainer.model.module, prompts, names)
 
     own = [sequence_of(*pair) for pair in zip(*sample(frozen, "kl"), strict=True)]
     batch = collate(own, trainer.model.device)
@@ -240,10 +268,12 @@ def measure(weights: Path | None) -> dict[str, Any]:
         total = float(trainer.model.logprobs_and_divergences(batch)[1].sum())
     _, answers = sample([question for question in fresh for _ in range(TRIES)], "taste")
     exam = AbilityExam(load_suite().part(64), MODEL)
+    with trainer.model.merged():
+        abilities = exam.score(trainer, sampled_items=24)
     return {
         "kl": total / batch.tokens,
         "taste": [int(a.stopped and len(a.token_ids) <= SHORT) for a in answers],
-        "abilities": exam.score(trainer, sampled_items=24).document(),
+        "abilities": abilities.document(),
         "answers": [a.text for a in answers[: 6 * TRIES : TRIES]],
     }
 
@@ -253,26 +283,31 @@ def folder_of(name: str) -> Path:
     return BUILD / name.replace(" ", "-").replace(",", "").replace("%", "percent")
 
 
-def run(scenario: Scenario, before: Path | None) -> dict[str, Any] | None:
-    """Return the figures of a scenario, from an earlier run if there was one."""
+def run(scenario: Scenario, before: Path | None) -> list[dict[str, Any]]:
+    """Return a scenario's figures, each time it is measured, from an earlier run if there was one.
+
+    Empty for the commit before where there is no checkout of it.
+    """
     folder = folder_of(scenario.name)
     done = folder / "figures.json"
     if not done.exists():
         if scenario.before and before is None:
-            return None
+            return []
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob("ledger.db*"):
             left.unlink()
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         started = time.monotonic()
         call("--learn", scenario.name, folder, checkout=before if scenario.before else None)
-        seconds = time.monotonic() - started
-        call("--measure", folder / "weights", folder / "measured.json")
-        figures = read(folder / "measured.json")
-        figures |= {"learning_seconds": seconds, "pressed": read(folder / "pressed.json")}
-        done.write_text(json.dumps(figures))
-    figures = read(done)
-    return {**asdict(scenario), "thumbs": scenario.thumbs, **figures}
+        seconds, pressed = time.monotonic() - started, read(folder / "pressed.json")
+        found = []
+        for thumbs in scenario.measured_after:
+            measured = folder / f"measured-{thumbs}.json"
+            call("--measure", folder / f"weights-{thumbs}", measured)
+            found.append({**read(measured), "thumbs": thumbs, "pressed": pressed[:thumbs]})
+        found[-1]["learning_seconds"] = seconds
+        done.write_text(json.dumps(found))
+    return [asdict(scenario) | figures for figures in read(done)]
 
 
 def read(path: Path) -> Any:
@@ -308,27 +343,33 @@ def row_of(found: dict[str, Any], base: dict[str, Any]) -> str:
 
 
 def cost_of_adversaries(runs: Sequence[dict[str, Any]]) -> str:
-    """Return what adversaries change in the taste, by seed; empty with fewer than two seeds."""
+    """Return what adversaries change in the taste, over seeds; empty with fewer than two seeds."""
     from tuneloop.learner.stats.paired import paired_difference
 
-    def by_seed(name: str) -> dict[int, float]:
+    def by_seed(scenario: Scenario, thumbs: int) -> dict[int, float]:
         found = [
-            run for run in runs if run["name"].startswith(name) and "before" not in run["name"]
+            run
+            for run in runs
+            if run["name"].startswith(scenario.name)
+            and not run["before"]
+            and run["thumbs"] == thumbs
         ]
         return {run["seed"]: sum(run["taste"]) / len(run["taste"]) for run in found}
 
-    without, opposed = by_seed("taste, busy"), by_seed("taste, 20 % adversaries")
-    seeds = sorted(without.keys() & opposed.keys())
-    if len(seeds) < 2:
-        return ""
-    found = paired_difference(
-        [opposed[seed] for seed in seeds], [without[seed] for seed in seeds], 0.95
-    )
-    assert found is not None
-    return (
-        f"\nTaste with adversaries minus without, {len(seeds)} seeds: "
-        f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
-    )
+    lines = []
+    for few, many in zip(HONEST.measured_after, OPPOSED.measured_after, strict=True):
+        without, opposed = by_seed(HONEST, few), by_seed(OPPOSED, many)
+        seeds = sorted(without.keys() & opposed.keys())
+        if len(seeds) < 2:
+            continue
+        pair = [opposed[seed] for seed in seeds], [without[seed] for seed in seeds]
+        found = paired_difference(*pair, 0.95)
+        assert found is not None
+        lines.append(
+            f"\nTaste with adversaries minus without, after {few} honest thumbs, {len(seeds)} "
+            f"seeds: {found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})\n"
+        )
+    return "".join(lines)
 
 
 def shares_up(pressed: Sequence[bool]) -> list[float]:
@@ -350,7 +391,7 @@ def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
     for found in runs:
         taste = sum(found["taste"]) / len(found["taste"])
         axes.scatter([found["kl"]], [taste])
-        axes.annotate(found["name"], (found["kl"], taste), fontsize=8)
+        axes.annotate(f"{found['name']}, {found['thumbs']}", (found["kl"], taste), fontsize=8)
     axes.set_xlabel("KL to the base model, nats per token")
     axes.set_ylabel("answers within twelve tokens")
     figure.savefig(path, dpi=120)
@@ -383,12 +424,13 @@ def main() -> None:
     base = read(base_file) | {"name": "base", "thumbs": 0, "pressed": []}
     wanted = [s for s in SCENARIOS if not arguments.only or s.name in arguments.only]
     several = with_seeds(wanted, min(arguments.seeds, MOST_SEEDS))
-    chosen = [s for s in several if s.seed == 0 or s.name.startswith(COMPARED)]
+    compared = tuple(f"{scenario.name}, seed" for scenario in (HONEST, OPPOSED))
+    chosen = [s for s in several if s.seed == 0 or s.name.startswith(compared)]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        longest_first = sorted(chosen, key=lambda scenario: -scenario.rounds)
+        longest_first = sorted(chosen, key=lambda scenario: -scenario.thumbs)
         running = {s.name: pool.submit(run, s, arguments.before) for s in longest_first}
         found = [running[scenario.name].result() for scenario in chosen]
-    runs = [base, *(figures for figures in found if figures is not None)]
+    runs = [base, *chain.from_iterable(found)]
     head = "| run | thumbs | KL per token | abilities, minus base's | taste | thumbs up by fourth |"
     rows = [
         head,
