@@ -28,9 +28,9 @@ from tuneloop.learner.trainer.settings import TrainerSettings
 BUILT_IN = Path(__file__).with_name("anchors.jsonl")
 HELD_TOKENS = 16
 """Tokens of an answer that are held."""
-TOGETHER = 4
+TOGETHER = 16
 """The fewest prompts answered at once: where judgements come one by one a step takes one anchor,
-and four answers take little longer than one."""
+and sixteen answers take half as long again as four."""
 
 
 Answer = Callable[[Sequence[Sequence[int]], int], Sequence[SampledAnswer]]

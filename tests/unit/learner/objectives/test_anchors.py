@@ -48,9 +48,9 @@ def test_one_by_one_they_are_answered_a_few_at_a_time_and_each_once() -> None:
         asked.append(len(prompts))
         return [SampledAnswer(text="", token_ids=(*p, END), logprobs=()) for p in prompts]
 
-    prompts = [(10 + number,) for number in range(9)]
+    prompts = [(10 + number,) for number in range(40)]
     anchors = Anchors(prompts, answer=answer, ends=frozenset({END}), seed=0)
-    found = [s.prompt_token_ids for n in range(12) for s in anchors.sequences(n, 1)]
-    assert sorted(found[:9]) == prompts
-    assert found[9:] == found[:3]
-    assert asked == [4, 4, 1]
+    found = [s.prompt_token_ids for n in range(45) for s in anchors.sequences(n, 1)]
+    assert sorted(found[:40]) == prompts
+    assert found[40:] == found[:5]
+    assert asked == [16, 16, 8]
