@@ -13,7 +13,7 @@ from tuneloop.learner.abilities.scores import AbilityScores, ItemScore
 from tuneloop.learner.abilities.suite import AbilityItem, AbilitySuite, is_right
 from tuneloop.learner.data.fields import Fields
 from tuneloop.learner.data.tokenize import PromptTokenizer, without_end
-from tuneloop.learner.samples import SampledAnswer, TokenSequence
+from tuneloop.learner.samples import GreedyPrompt, SampledAnswer, TokenSequence
 from tuneloop.learner.samples.learned_tokens import after_thought
 from tuneloop.rollouts import ChatMessage
 
@@ -30,10 +30,8 @@ class Examinee(Protocol):
         """Return the log-prob of each completion token; () for a sequence that does not fit."""
         ...
 
-    def answers(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, *, divergences: bool = False
-    ) -> list[SampledAnswer]:
-        """Return the greedy answer to each prompt (token ids), with its divergences if wanted."""
+    def answers(self, prompts: Sequence[GreedyPrompt]) -> list[SampledAnswer]:
+        """Return the answer to each prompt, in order."""
         ...
 
 
@@ -61,11 +59,13 @@ class ReferenceExaminee:
         """See `Examinee.logprobs`."""
         return self.trainer.reference_logprobs(sequences)
 
-    def answers(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, *, divergences: bool = False
-    ) -> list[SampledAnswer]:
-        """See `Examinee.answers`; it does not differ from itself, and carries no divergences."""
-        return self.trainer.reference_answers(prompts, max_tokens)
+    def answers(self, prompts: Sequence[GreedyPrompt]) -> list[SampledAnswer]:
+        """See `Examinee.answers`; it does not differ from itself, and carries no divergences.
+
+        All prompts have one `max_tokens`.
+        """
+        (max_tokens,) = {prompt.max_tokens for prompt in prompts}
+        return self.trainer.reference_answers([p.token_ids for p in prompts], max_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,22 +138,26 @@ class AbilityExam:
         )
 
     def ask(
-        self,
-        examinee: Examinee,
-        sampled_items: int | None,
-        sampled_tokens: int,
-        *,
-        divergences: bool = False,
+        self, examinee: Examinee, sampled_items: int | None, sampled_tokens: int
     ) -> list[ItemAnswer]:
         """Return the greedy answers of the items that `score` samples, without scoring the rest."""
-        chosen = self._chosen(sampled_items)
-        if not chosen:
-            return []
-        prompts = [item.prompt for item in chosen]
-        answers = examinee.answers(prompts, sampled_tokens, divergences=divergences)
+        prompts = self.prompts(sampled_items, sampled_tokens)
+        return self.read(examinee.answers(prompts) if prompts else [], sampled_items)
+
+    def prompts(
+        self, sampled_items: int | None, sampled_tokens: int, *, are_measured: bool = False
+    ) -> list[GreedyPrompt]:
+        """Return what `ask` asks, for who asks more at the same time."""
+        return [
+            GreedyPrompt(item.prompt, sampled_tokens, are_measured)
+            for item in self._chosen(sampled_items)
+        ]
+
+    def read(self, answers: Sequence[SampledAnswer], sampled_items: int | None) -> list[ItemAnswer]:
+        """Return the answers to `prompts` with their items."""
         return [
             ItemAnswer(item=item.item, text=answer.text, divergences=answer.divergences)
-            for item, answer in zip(chosen, answers, strict=True)
+            for item, answer in zip(self._chosen(sampled_items), answers, strict=True)
         ]
 
     def _chosen(self, count: int | None) -> list[TokenizedItem]:

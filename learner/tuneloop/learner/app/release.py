@@ -166,9 +166,9 @@ def before_publishing(
         if local_answers is None or not isinstance(trainer, PolicyTrainer):
             return
         with metrics.exam_seconds.time(), trainer.model.merged():
-            local_answers.save_answers(version)
-            if scorer is not None:
-                scorer.save_scores(version, folder)
+            answers = local_answers.save_answers(version, scorer.prompts if scorer else ())
+            if scorer is not None and answers is not None:
+                scorer.save_scores(version, folder, answers)
 
     return ask
 

@@ -322,6 +322,15 @@ def with_ref_logprobs(sample: Any, find: Callable[[TokenSequence], tuple[float, 
     return sample
 
 
+class GreedyPrompt(NamedTuple):
+    """A prompt to be answered greedily."""
+
+    token_ids: tuple[int, ...]
+    max_tokens: int
+    is_measured: bool = False
+    """Whether the answer's divergences are asked for."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledAnswer:
     """A version's answer to one prompt."""

@@ -37,6 +37,7 @@ from tuneloop.learner.objectives.evidence import (
 from tuneloop.learner.samples import (
     POLICY_OBJECTIVES,
     DemonstrationSample,
+    GreedyPrompt,
     PolicySample,
     Reference,
     SampledAnswer,
@@ -183,16 +184,14 @@ class PolicyTrainer:
             return False
         return True
 
-    def answers(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, *, divergences: bool = False
-    ) -> list[SampledAnswer]:
-        """Return the likeliest answer of the current weights to each prompt (token ids)."""
-        return self._decoder.answers(prompts, max_tokens, divergences=divergences)
+    def answers(self, prompts: Sequence[GreedyPrompt]) -> list[SampledAnswer]:
+        """Return the likeliest answer of the current weights to each prompt, in order."""
+        return self._decoder.answers(prompts)
 
     def reference_answers(
         self, prompts: Sequence[Sequence[int]], max_tokens: int
     ) -> list[SampledAnswer]:
-        """Return the same of the reference policy."""
+        """Return the likeliest answer of the reference policy to each prompt (token ids)."""
         with self._model.reference_module() as module:
             return greedy_answers(module, self._decoder.tokenization, prompts, max_tokens)
 

@@ -19,7 +19,7 @@ from tuneloop.learner.abilities.exam import (
 )
 from tuneloop.learner.abilities.scores import ItemScore
 from tuneloop.learner.abilities.suite import AbilityItem, AbilitySuite, is_right, load_suite
-from tuneloop.learner.samples import SampledAnswer, TokenSequence
+from tuneloop.learner.samples import GreedyPrompt, SampledAnswer, TokenSequence
 from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.settings import TrainerSettings
 
@@ -40,10 +40,8 @@ class FakeExaminee:
             for text, s in zip(texts, sequences, strict=True)
         ]
 
-    def answers(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, *, divergences: bool = False
-    ) -> list[SampledAnswer]:
-        self.asked = [tuple(prompt) for prompt in prompts]
+    def answers(self, prompts: Sequence[GreedyPrompt]) -> list[SampledAnswer]:
+        self.asked = [prompt.token_ids for prompt in prompts]
         return [SampledAnswer(text=self.answer, token_ids=(), logprobs=()) for _ in prompts]
 
 
@@ -159,10 +157,8 @@ def test_a_model_that_repeats_the_question_is_never_right(
     tiny_policy: Path, tokenization: Tokenization
 ) -> None:
     class Echo(FakeExaminee):
-        def answers(
-            self, prompts: Sequence[Sequence[int]], max_tokens: int, *, divergences: bool = False
-        ) -> list[SampledAnswer]:
-            texts = (self.tokenization.decode(prompt) for prompt in prompts)
+        def answers(self, prompts: Sequence[GreedyPrompt]) -> list[SampledAnswer]:
+            texts = (self.tokenization.decode(prompt.token_ids) for prompt in prompts)
             return [SampledAnswer(text=text, token_ids=(), logprobs=()) for text in texts]
 
     exam = AbilityExam(load_suite(), tiny_policy)

@@ -19,7 +19,7 @@ from tuneloop.learner.models.policy import PolicyModel
 from tuneloop.learner.offline.sources.base import RowOrder
 from tuneloop.learner.offline.sources.rest import RestPlan, kept_above, quantile
 from tuneloop.learner.offline.sources.rewards import RewardInput, Rewards, load_rewards
-from tuneloop.learner.samples import SampledAnswer, TokenSequence
+from tuneloop.learner.samples import GreedyPrompt, SampledAnswer, TokenSequence
 from tuneloop.reward.scorers.functions import FunctionScorer
 
 PROMPTS = ["hello world", "the quick brown fox jumps", "yes", "no please thanks"]
@@ -223,7 +223,7 @@ def test_checked_drafts_are_the_greedy_answers_however_far_the_weights_moved(
     for seed, scale in enumerate((0.0, 0.0, 0.02, 0.05, 0.1, 0.3)):
         moved(policy, scale, seed)
         for max_tokens in (12, 7, 16):
-            found = decoder.answers(prompts, max_tokens, divergences=True)
+            found = decoder.answers([GreedyPrompt(p, max_tokens, True) for p in prompts])
             plain = greedy_answers(policy.module, tokenization, prompts, max_tokens)
             assert [one.token_ids for one in found] == [one.token_ids for one in plain]
             assert [one.text for one in found] == [one.text for one in plain]
@@ -244,8 +244,37 @@ def test_answers_that_stay_are_not_generated_again(
     counted = Counted(PolicyModel(tiny_policy))
     decoder = GreedyDecoder(counted, tokenization)
     prompts = [tuple(tokenization.tokenizer(text).input_ids) for text in PROMPTS]
-    first = decoder.answers(prompts, 8)
+    asked = [GreedyPrompt(prompt, 8) for prompt in prompts]
+    first = decoder.answers(asked)
     assert (counted.generated, counted.checked) == (1, 0)
-    again = decoder.answers(prompts, 8)
+    again = decoder.answers(asked)
     assert (counted.generated, counted.checked) == (1, len(prompts))
     assert [one.token_ids for one in again] == [one.token_ids for one in first]
+
+
+def test_prompts_of_different_lengths_are_answered_at_once(
+    tiny_policy: Path, tokenization: Tokenization
+) -> None:
+    """Those that are measured, too; what ends early waits for the others and is cut."""
+    policy = PolicyModel(tiny_policy, lora_rank=4, lora_alpha=8)
+    counted = Counted(policy)
+    decoder = GreedyDecoder(counted, tokenization)
+    prompts = [tuple(tokenization.tokenizer(text).input_ids) for text in PROMPTS]
+    limits = [3 + 4 * n for n in range(len(prompts))]
+    asked = [
+        GreedyPrompt(prompt, limit, n % 2 == 1)
+        for n, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
+    ]
+    for seed, scale in enumerate((0.0, 0.1, 0.1)):
+        moved(policy, scale, seed)
+        generated = counted.generated
+        found = decoder.answers(asked)
+        assert counted.generated <= generated + 1
+        for one, prompt in zip(found, asked, strict=True):
+            (alone,) = greedy_answers(
+                policy.module, tokenization, [prompt.token_ids], prompt.max_tokens
+            )
+            assert one.token_ids == alone.token_ids
+            expected = diverging(policy, one, prompt.token_ids) if prompt.is_measured else ()
+            assert one.divergences == pytest.approx(expected, abs=1e-5)
+    assert counted.generated > 1

@@ -15,9 +15,9 @@ from tuneloop.learner.models.decoding.sampling import (
     cut_completion,
     generate,
 )
-from tuneloop.learner.samples import SampledAnswer, TokenSequence
+from tuneloop.learner.samples import GreedyPrompt, SampledAnswer, TokenSequence
 
-GREEDY_BATCH = 16
+GREEDY_BATCH = 32
 """Prompts in a batch."""
 
 
@@ -108,59 +108,65 @@ class GreedyDecoder:
         self.tokenization = tokenization
         self._drafts: dict[tuple[int, ...], tuple[int, ...]] = {}
 
-    def answers(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, *, divergences: bool = False
-    ) -> list[SampledAnswer]:
-        """Return the likeliest answer to each prompt (token ids), in order."""
-        asked = [tuple(prompt) for prompt in prompts]
-        known = self._checked_drafts(asked, max_tokens, divergences)
-        unfinished = [i for i, found in enumerate(known) if self._goes_on(found, max_tokens)]
+    def answers(self, prompts: Sequence[GreedyPrompt]) -> list[SampledAnswer]:
+        """Return the likeliest answer to each prompt, in order; what is generated, is at once."""
+        known = self._checked_drafts(prompts)
+        limits = [prompt.max_tokens for prompt in prompts]
+        unfinished = [i for i, found in enumerate(known) if self._goes_on(found, limits[i])]
         if unfinished:
-            begun = [(*asked[i], *known[i].token_ids) for i in unfinished]
-            room = max(max_tokens - len(known[i].token_ids) for i in unfinished)
+            begun = [(*prompts[i].token_ids, *known[i].token_ids) for i in unfinished]
+            room = max(limits[i] - len(known[i].token_ids) for i in unfinished)
             further = greedy_answers(self._model.module, self.tokenization, begun, room)
             for i, rest in zip(unfinished, further, strict=True):
                 known[i] = Likeliest(
-                    token_ids=(*known[i].token_ids, *rest.token_ids)[:max_tokens],
-                    logprobs=(*known[i].logprobs, *rest.logprobs)[:max_tokens],
+                    token_ids=(*known[i].token_ids, *rest.token_ids)[: limits[i]],
+                    logprobs=(*known[i].logprobs, *rest.logprobs)[: limits[i]],
                 )
-            if divergences:
-                said = [_plain(asked[i], known[i].token_ids) for i in unfinished]
-                measured = self._model.compute_likeliest(said, divergences=True)
-                for i, found in zip(unfinished, measured, strict=True):
-                    known[i] = known[i]._replace(divergences=found.divergences)
-        for prompt, found in zip(asked, known, strict=True):
-            self._drafts.pop(prompt, None)
-            self._drafts[prompt] = found.token_ids
-        for prompt in list(self._drafts)[:-DRAFTS]:
-            del self._drafts[prompt]
+        changed = [i for i in unfinished if prompts[i].is_measured]
+        if changed:
+            said = [_plain(prompts[i], known[i].token_ids) for i in changed]
+            measured = self._model.compute_likeliest(said, divergences=True)
+            for i, found in zip(changed, measured, strict=True):
+                known[i] = known[i]._replace(divergences=found.divergences)
+        for prompt, found in zip(prompts, known, strict=True):
+            self._drafts.pop(prompt.token_ids, None)
+            self._drafts[prompt.token_ids] = found.token_ids
+        for old in list(self._drafts)[:-DRAFTS]:
+            del self._drafts[old]
         return [
             replace(
-                as_answer(cut_completion(self.tokenization, prompt, one.token_ids, one.logprobs)),
-                divergences=one.divergences,
+                as_answer(
+                    cut_completion(
+                        self.tokenization, prompt.token_ids, found.token_ids, found.logprobs
+                    )
+                ),
+                divergences=found.divergences,
             )
-            for prompt, one in zip(asked, known, strict=True)
+            for prompt, found in zip(prompts, known, strict=True)
         ]
 
-    def _checked_drafts(
-        self, prompts: Sequence[tuple[int, ...]], max_tokens: int, divergences: bool
-    ) -> list[Likeliest]:
+    def _checked_drafts(self, prompts: Sequence[GreedyPrompt]) -> list[Likeliest]:
         """Return what the model would say of each draft, and the token that it would say next."""
-        drafts = [self._drafts.get(prompt, ())[:max_tokens] for prompt in prompts]
-        drafted = [i for i, draft in enumerate(drafts) if draft]
-        sequences = [_plain(prompts[i], drafts[i]) for i in drafted]
+        drafts = [self._drafts.get(one.token_ids, ())[: one.max_tokens] for one in prompts]
         known = [Likeliest(token_ids=(), logprobs=())] * len(prompts)
-        likeliest = (
-            self._model.compute_likeliest(sequences, divergences=divergences) if sequences else []
-        )
-        for i, found in zip(drafted, likeliest, strict=True):
-            same = [a == b for a, b in zip(drafts[i], found.token_ids, strict=True)]
-            until = (*same, False).index(False) + 1
-            known[i] = Likeliest(
-                token_ids=found.token_ids[:until],
-                logprobs=found.logprobs[:until],
-                divergences=found.divergences[:until],
-            )
+        for is_measured in (False, True):
+            drafted = [
+                i
+                for i, prompt in enumerate(prompts)
+                if drafts[i] and prompt.is_measured is is_measured
+            ]
+            if not drafted:
+                continue
+            sequences = [_plain(prompts[i], drafts[i]) for i in drafted]
+            likeliest = self._model.compute_likeliest(sequences, divergences=is_measured)
+            for i, found in zip(drafted, likeliest, strict=True):
+                same = [a == b for a, b in zip(drafts[i], found.token_ids, strict=True)]
+                until = (*same, False).index(False) + 1
+                known[i] = Likeliest(
+                    token_ids=found.token_ids[:until],
+                    logprobs=found.logprobs[:until],
+                    divergences=found.divergences[:until],
+                )
         return known
 
     def _goes_on(self, found: Likeliest, max_tokens: int) -> bool:
@@ -170,9 +176,9 @@ class GreedyDecoder:
         return not ended and len(found.token_ids) < max_tokens
 
 
-def _plain(prompt: tuple[int, ...], completion: tuple[int, ...]) -> TokenSequence:
+def _plain(prompt: GreedyPrompt, completion: tuple[int, ...]) -> TokenSequence:
     return TokenSequence(
-        prompt_token_ids=prompt,
+        prompt_token_ids=prompt.token_ids,
         completion_token_ids=completion,
         generation_logprobs=(),
         temperature=1.0,

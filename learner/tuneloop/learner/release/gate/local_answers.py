@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tuneloop.files import write_file
-from tuneloop.learner.samples import SampledAnswer
+from tuneloop.learner.samples import GreedyPrompt, SampledAnswer
 
 logger = logging.getLogger("tuneloop.learner.release")
 
@@ -25,8 +25,8 @@ KEPT = 16
 class AnswersGreedily(Protocol):
     """A trainer whose model can be asked."""
 
-    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[SampledAnswer]:
-        """Return the current weights' greedy answer to each prompt (token ids)."""
+    def answers(self, prompts: Sequence[GreedyPrompt]) -> list[SampledAnswer]:
+        """Return the current weights' answer to each prompt, in order."""
         ...
 
 
@@ -56,17 +56,22 @@ class LocalAnswers:
         if self.of_version(0) is None:
             self.save_answers(0)
 
-    def save_answers(self, version: int) -> None:
+    def save_answers(
+        self, version: int, others: Sequence[GreedyPrompt] = ()
+    ) -> list[SampledAnswer] | None:
         """Save the trainer's answers as those of `version`; blocks, in the trainer's thread.
 
-        A version that could not answer is published all the same, and the gate holds it.
+        Returns the answers to `others`, which cost little when asked at the same time. None: the
+        version could not answer. It is published all the same, and the gate holds it.
         """
+        own = [GreedyPrompt(tuple(prompt), self._max_tokens) for prompt in self._prompts]
         try:
-            answers = self._trainer.answers(self._prompts, self._max_tokens)
+            answers = self._trainer.answers([*own, *others])
         except (RuntimeError, ValueError) as error:
             logger.error("version %d could not answer the gate's prompts: %s", version, error)
-            return
-        self.keep(version, answers)
+            return None
+        self.keep(version, answers[: len(own)])
+        return answers[len(own) :]
 
     def keep(self, version: int, answers: Sequence[SampledAnswer]) -> None:
         """Save what a version answered."""

@@ -9,7 +9,7 @@ Version 0 is scored before the trainer has changed, and later on what it lacks.
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,6 +24,7 @@ from tuneloop.learner.abilities.exam import (
 )
 from tuneloop.learner.abilities.suite import AbilityItem
 from tuneloop.learner.release.gate.suites import KeptScores, SuiteScores
+from tuneloop.learner.samples import GreedyPrompt, SampledAnswer
 
 if TYPE_CHECKING:
     from tuneloop.learner.release.gate.lm_eval import LmEvalTasks
@@ -85,14 +86,29 @@ class SuiteScorer:
         if lacking:
             self._kept.save(0, known)
 
-    def save_scores(self, version: int, folder: Path) -> None:
+    @property
+    def prompts(self) -> list[GreedyPrompt]:
+        """What versions answer greedily."""
+        return list(chain.from_iterable(self._prompts_by_suite().values()))
+
+    def _prompts_by_suite(self) -> dict[str, list[GreedyPrompt]]:
+        return {
+            name: exam.prompts(ANSWERED_ITEMS, ANSWER_TOKENS, are_measured=True)
+            for name, exam in self._exams.items()
+        }
+
+    def save_scores(self, version: int, folder: Path, to_prompts: Sequence[SampledAnswer]) -> None:
         """Save what the trainer's weights score, as those of `version`, which `folder` holds.
 
-        Blocks, in the trainer's thread. A version that could not be scored is published all the
-        same, and the gate holds it.
+        They have answered `prompts`. Blocks, in the trainer's thread. A version that could not be
+        scored is published all the same, and the gate holds it.
         """
         try:
-            answers = self._answers(self._trainer, divergences=True)
+            given = iter(to_prompts)
+            answers = {
+                name: self._exams[name].read(list(islice(given, len(asked))), ANSWERED_ITEMS)
+                for name, asked in self._prompts_by_suite().items()
+            }
             scores = self._forced_scores(self._trainer) | self._rights(answers)
             divergences = [d for a in chain(*answers.values()) for d in a.divergences]
             kl = math.fsum(divergences) / len(divergences) if divergences else None
@@ -116,7 +132,11 @@ class SuiteScorer:
         if not lacking:
             return
         base = ReferenceExaminee(self._trainer)
-        found: dict[str, Mapping[str, float]] = dict(self._rights(self._answers(base)))
+        answers = {
+            name: exam.ask(base, ANSWERED_ITEMS, ANSWER_TOKENS)
+            for name, exam in self._exams.items()
+        }
+        found: dict[str, Mapping[str, float]] = dict(self._rights(answers))
         if lacking & self._exams.keys():
             found |= self._forced_scores(base)
         if self._lm_eval is not None and not lacking <= found.keys():
@@ -132,15 +152,6 @@ class SuiteScorer:
     def _forced(self, exam: AbilityExam, examinee: Examinee) -> dict[str, float]:
         scores = exam.score(examinee, sampled_items=0)
         return {self._names[item.id]: item.value(sampled=False) for item in scores.items}
-
-    def _answers(
-        self, examinee: Examinee, *, divergences: bool = False
-    ) -> dict[str, list[ItemAnswer]]:
-        """Return the greedy answers by suite."""
-        return {
-            name: exam.ask(examinee, ANSWERED_ITEMS, ANSWER_TOKENS, divergences=divergences)
-            for name, exam in self._exams.items()
-        }
 
     def _rights(self, answers: Mapping[str, Sequence[ItemAnswer]]) -> dict[str, dict[str, float]]:
         """Return the values of the suites of answers, without those that ask for none."""

@@ -24,7 +24,7 @@ class GateSettings(BaseModel):
         'or {"prompt", "reference"}',
     )
     suite_items: int = Field(
-        default=32,
+        default=24,
         ge=2,
         description="items of each suite that a version is scored on, at most: on a CPU a hundred "
         "take tens of seconds",

@@ -17,7 +17,7 @@ from tuneloop.learner.release.gate.scoring import ANSWERED_ITEMS, ANSWERS, Suite
 from tuneloop.learner.release.gate.settings import GateSettings
 from tuneloop.learner.release.gate.suites import KeptScores, compare_suites
 from tuneloop.learner.release.gate.verdict import is_borne
-from tuneloop.learner.samples import SampledAnswer, TokenSequence
+from tuneloop.learner.samples import GreedyPrompt, SampledAnswer, TokenSequence
 from tuneloop.policies import WeightsKind
 
 ITEMS = [
@@ -40,11 +40,9 @@ class Trainer:
         self.forced += 1
         return [(self.logprob,) * len(s.completion_token_ids) for s in sequences]
 
-    def answers(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, *, divergences: bool = False
-    ) -> list[SampledAnswer]:
-        self.measured = len(prompts) if divergences else 0
-        each = (0.2, 0.4) if divergences else ()
+    def answers(self, prompts: Sequence[GreedyPrompt]) -> list[SampledAnswer]:
+        self.measured = sum(prompt.is_measured for prompt in prompts)
+        each = (0.2, 0.4)
         said = SampledAnswer(text="no", token_ids=(5, 6), logprobs=(-0.1,) * 2, divergences=each)
         return [said] * len(prompts)
 
@@ -65,10 +63,14 @@ def make_scorer(tiny_policy: Path, folder: Path, trainer: Trainer) -> SuiteScore
     return SuiteScorer(exams={"sums": exam}, trainer=trainer, kept=KeptScores(folder / "suites"))
 
 
+def save_scores(scorer: SuiteScorer, trainer: Trainer, version: int, folder: Path) -> None:
+    scorer.save_scores(version, folder, trainer.answers(scorer.prompts))
+
+
 def test_a_version_and_version_0_are_scored(tiny_policy: Path, tmp_path: Path) -> None:
     trainer = Trainer(-2.0)
     scorer, kept = make_scorer(tiny_policy, tmp_path, trainer), KeptScores(tmp_path / "suites")
-    scorer.save_scores(1, tmp_path)
+    save_scores(scorer, trainer, 1, tmp_path)
     scores, base = kept.of_version(1), kept.of_version(0)
     assert scores is not None
     assert base is not None
@@ -81,7 +83,7 @@ def test_a_version_and_version_0_are_scored(tiny_policy: Path, tmp_path: Path) -
     assert set(scores["sums (answers)"].values()) == {0.0}
     assert scores["sums (answers)"].keys() == base["sums (answers)"].keys()
     # Nothing of version 0 is computed twice, and every version answers the same items.
-    scorer.save_scores(2, tmp_path)
+    save_scores(scorer, trainer, 2, tmp_path)
     assert (trainer.forced, trainer.reference_forced) == (2, 1)
     again = kept.of_version(2)
     assert again is not None
@@ -100,9 +102,7 @@ def test_a_version_that_answers_nothing_or_something_else_fails(
     """It ranks as well as version 0, which has half of its answers right."""
 
     class Half(Trainer):
-        def answers(
-            self, prompts: Sequence[Sequence[int]], max_tokens: int, *, divergences: bool = False
-        ) -> list[SampledAnswer]:
+        def answers(self, prompts: Sequence[GreedyPrompt]) -> list[SampledAnswer]:
             return [SampledAnswer(text=answer, token_ids=(5,), logprobs=(-0.1,))] * len(prompts)
 
         def reference_answers(
@@ -113,7 +113,8 @@ def test_a_version_that_answers_nothing_or_something_else_fails(
             return [SampledAnswer(text=t, token_ids=(5,), logprobs=(-0.1,)) for t in given]
 
     kept = KeptScores(tmp_path / "suites")
-    make_scorer(tiny_policy, tmp_path, Half(-1.0)).save_scores(1, tmp_path)
+    half = Half(-1.0)
+    save_scores(make_scorer(tiny_policy, tmp_path, half), half, 1, tmp_path)
     scores, base = kept.of_version(1), kept.of_version(0)
     assert scores is not None
     assert base is not None
@@ -136,7 +137,7 @@ def test_version_0_is_scored_by_a_trainer_that_has_not_changed(
     assert (trainer.forced, trainer.reference_forced) == (1, 0)
     base = kept.of_version(0)
     assert base is not None
-    scorer.save_scores(1, tmp_path)
+    save_scores(scorer, trainer, 1, tmp_path)
     assert trainer.reference_forced == 0
     scores, base = kept.of_version(1), kept.of_version(0)
     assert scores is not None
@@ -150,7 +151,7 @@ def test_a_version_that_cannot_be_scored_is_left_to_the_gate(
 ) -> None:
     trainer = Trainer(-2.0)
     trainer.fails = True
-    make_scorer(tiny_policy, tmp_path, trainer).save_scores(1, tmp_path)
+    save_scores(make_scorer(tiny_policy, tmp_path, trainer), trainer, 1, tmp_path)
     assert KeptScores(tmp_path / "suites").of_version(1) is None
 
 
@@ -160,7 +161,7 @@ def test_the_kl_is_measured_on_the_answers_of_the_version(
     trainer = Trainer(-2.0)
     scorer, kept = make_scorer(tiny_policy, tmp_path, trainer), KeptScores(tmp_path / "suites")
     scorer.score_base()
-    scorer.save_scores(1, tmp_path)
+    save_scores(scorer, trainer, 1, tmp_path)
     assert trainer.measured == ANSWERED_ITEMS
     assert [kept.kl_of_version(version) for version in range(3)] == [0.0, pytest.approx(0.3), None]
 
