@@ -11,6 +11,7 @@ moments only see full batches.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -136,17 +137,21 @@ class Optimizer:
 
     def rewind(self, evidence: float) -> None:
         """Put the weights where the open batch began; or close it, if `evidence` is too much."""
-        if self._open is None:
-            return
-        if self._open.evidence + evidence > MOST:
+        if self._open is not None and self._open.evidence + evidence > MOST:
             self._close()
-            return
-        self.masters.put(self._open.parameters)
+        if self._open is not None:
+            self.masters.put(self._open.parameters)
 
     def resume(self) -> None:
         """Undo `rewind`: the weights are again what the open batch makes of them."""
         if self._open is not None:
             self._take(self._open.evidence)
+
+    def forget_momentum(self) -> None:
+        """Start from rest, where gradients turn: Adam's mean of the last ten would lead on."""
+        of_open = self._open.moments.values() if self._open else ()
+        for moments in (*self._adamw.state.values(), *of_open):
+            moments["exp_avg"].zero_()
 
     def _close(self) -> None:
         self._open = None
@@ -217,8 +222,7 @@ class Optimizer:
         for name, parameter in self._named.items():
             self._adamw.state.pop(parameter, None)
             if moments := self._open.moments.get(name):
-                copies = {moment: value.clone() for moment, value in moments.items()}
-                self._adamw.state[parameter] = copies
+                self._adamw.state[parameter] = {m: v.clone() for m, v in moments.items()}
             if (gradient := self._open.gradients.get(name)) is not None:
                 parameter.grad = gradient / evidence
         self._apply(evidence, self._norms_of_groups())
@@ -306,10 +310,11 @@ class Optimizer:
     def blank(self, model: Shapes, optimizer: Shapes) -> TrainerState:
         """Room for a state of these shapes, laid out as `state` is; raises `CorruptData`."""
         self._check(model, optimizer)
+        room = partial(torch.empty_like, device="cpu", requires_grad=False)
         return TrainerState(
-            model={name: _room(self._named[name]) for name in model},
+            model={name: room(self._named[name]) for name in model},
             optimizer={
-                key: _room(self._named[key.rpartition(".")[0]]) if shape else torch.empty(())
+                key: room(self._named[key.rpartition(".")[0]]) if shape else torch.empty(())
                 for key, shape in optimizer.items()
             },
             scheduler={},
@@ -343,7 +348,3 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
-
-
-def _room(parameter: nn.Parameter) -> Tensor:
-    return torch.empty_like(parameter, device="cpu", requires_grad=False)

@@ -254,6 +254,8 @@ class PolicyTrainer:
         if result.skipped:
             return result
         self._adaptive = adaptive.after(result.metrics, given, self._settings, len(anchors))
+        if self._adaptive.kl_above is not adaptive.kl_above:
+            self._optimizer.forget_momentum()
         return self._repeat(plans, held, shares, result)
 
     def _repeat(

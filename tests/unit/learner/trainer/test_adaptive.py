@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.policy_samples import SampleMaker
+from torch import Tensor
 
 from tuneloop.errors import CorruptData
 from tuneloop.learner.guards.gradient_norms import LEAST, WINDOW, GradientNorms
@@ -323,6 +324,31 @@ def test_past_its_kl_budget_a_policy_comes_back(tiny_policy: Path) -> None:
     assert max(kls) > 0.05
     assert kls[-1] < 0.5 * max(kls)
     assert min(metrics["learning_rate"] for metrics in restrained) < 0.5e-2
+
+
+def test_a_policy_that_came_back_stays_near_its_budget(tiny_policy: Path) -> None:
+    """The momentum of the pull undid half of what was learned, long after the pull had ended."""
+    thumbs = {"kto": SampleMaker().thumbs(6)}
+    held = make_trainer(tiny_policy, learning_rate=3e-3, beta_kto=0.01, kl_budget=0.2)
+    kls = [held.step(thumbs).metrics["kl"] for _ in range(24)]
+    above = next(step for step, kl in enumerate(kls) if kl > 0.2)
+    assert max(kls) < 0.3
+    assert 0.15 < min(kls[above:]) < 0.2
+
+
+def test_momentum_is_forgotten_of_an_open_batch_too(tiny_policy: Path) -> None:
+    trainer = make_trainer(tiny_policy, full_step=8)
+
+    def momenta() -> list[Tensor]:
+        kept = trainer.state().optimizer
+        return [tensor for name, tensor in kept.items() if name.endswith(".exp_avg")]
+
+    for seed in range(3):
+        trainer.step({"kto": SampleMaker(seed).thumbs(6)})
+    assert any(tensor.any() for tensor in momenta())
+    trainer._optimizer.forget_momentum()
+    assert trainer._optimizer.open_evidence > 0
+    assert not any(tensor.any() for tensor in momenta())
 
 
 def test_sft_measures_its_kl_only_for_a_budget(tiny_policy: Path) -> None:
