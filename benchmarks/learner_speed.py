@@ -13,8 +13,9 @@ second pass (z = 0, as here), and of several ways to cut a skewed batch (three r
 at once, one row at once, SFT also one row without padding) the one that is fastest in a trial. Both
 sides have what the other has: known reference log-probs, float32 on a CPU, as many threads.
 
-`--turns` measures tuneloop alone, on KTO: turns of conversations, whose common beginnings are
-computed once, and rows as long that have nothing in common. It writes nothing.
+`--shared` measures tuneloop alone, on KTO: turns of conversations, and questions under one system
+prompt, whose common beginnings are computed once, beside rows as long that have nothing in common.
+It writes nothing.
 
 On a GPU it also reports model FLOPs utilization for random models shaped like 0.6B and 4B ones.
 
@@ -40,7 +41,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.learner_sides import Measured, Side, serve
-from benchmarks.learner_work import Work, all_work, turns_work
+from benchmarks.learner_work import Work, all_work, shared_work
 from benchmarks.loop import RESULTS, device_name
 from tuneloop.models.resolve import resolve
 
@@ -212,7 +213,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=3, help="measured steps on each side")
     parser.add_argument("--only", default="", help="batches whose name begins so")
     parser.add_argument("--rows-at-once", type=int, help="TRL tuned: no trials, this many rows")
-    parser.add_argument("--turns", action="store_true", help="turns of conversations, no TRL")
+    parser.add_argument("--shared", action="store_true", help="rows that begin alike, no TRL")
     parser.add_argument("--quick", action="store_true", help="a tiny model, one pair: a smoke test")
     return parser.parse_args()
 
@@ -234,14 +235,14 @@ def main() -> None:
         else:
             cache = os.environ.get("TUNELOOP_CACHE_DIR", Path.home() / ".cache" / "tuneloop")
             model = resolve(options.model, Path(cache))
-        (measure_turns if options.turns else measure)(options, model)
+        (measure_shared if options.shared else measure)(options, model)
 
 
-def measure_turns(options: argparse.Namespace, model: Path) -> None:
-    """Show what it is worth that turns begin with those before; a token counts in every row."""
+def measure_shared(options: argparse.Namespace, model: Path) -> None:
+    """Show what it is worth that rows begin alike; a token counts in every row."""
     config = json.loads((model / "config.json").read_text())
     side = Side(name="tuneloop", model=model, device=options.device, threads=options.threads)
-    for work in turns_work(config["vocab_size"], scale=0.1 if options.quick else 1.0):
+    for work in shared_work(config["vocab_size"], scale=0.1 if options.quick else 1.0):
         (found,) = compare(work, [side], options.pairs)["sides"]
         console.print(
             f"{work.name}: {work.tokens} tokens in {len(work.rows)} rows, "

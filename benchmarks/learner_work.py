@@ -107,6 +107,22 @@ class WorkMaker:
             completions=tuple(completions),
         )
 
+    def under_system_prompt(self, rows: int, length: int, *, shared: bool) -> Work:
+        """KTO: short questions and answers under one system prompt, or, not `shared`, each its own.
+
+        They are as long as those of a small chat: 14 and 22 tokens.
+        """
+        own = [(self.exactly(14), self.exactly(22)) for _ in range(rows)]
+        system = self.exactly(length)
+        return Work(
+            name=f"kto-system-{'shared' if shared else 'apart'}",
+            objective="kto",
+            prompts=tuple(
+                (system if shared else self.exactly(length)) + prompt for prompt, _ in own
+            ),
+            completions=tuple(completion for _, completion in own),
+        )
+
     def group(self, prompt: int, completion: int, size: int) -> Work:
         """GRPO: completions of one prompt, all of one length."""
         return Work(
@@ -134,9 +150,16 @@ def all_work(vocab_size: int, *, scale: float = 1.0) -> list[Work]:
     ]
 
 
-def turns_work(vocab_size: int, *, scale: float = 1.0) -> list[Work]:
-    """Four conversations of six turns, and rows as long that have nothing in common."""
+def shared_work(vocab_size: int, *, scale: float = 1.0) -> list[Work]:
+    """What rows begin with alike: four conversations of six turns, a system prompt of 24 tokens.
+
+    Each beside rows as long that have nothing in common.
+    """
+
+    def maker() -> WorkMaker:
+        return WorkMaker(vocab_size, seed=7, scale=scale)
+
     return [
-        WorkMaker(vocab_size, seed=7, scale=scale).conversations(4, 6, continued=continued)
-        for continued in (True, False)
+        *(maker().conversations(4, 6, continued=continued) for continued in (True, False)),
+        *(maker().under_system_prompt(16, 24, shared=shared) for shared in (True, False)),
     ]
