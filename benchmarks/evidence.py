@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from itertools import chain, cycle
 from itertools import count as count_from
 from pathlib import Path
 from typing import Any, Literal
@@ -387,11 +387,12 @@ def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for found in runs:
+    figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
+    for found, mark in zip(runs, cycle("osD^vPX"), strict=False):
         taste = sum(found["taste"]) / len(found["taste"])
-        axes.scatter([found["kl"]], [taste])
-        axes.annotate(f"{found['name']}, {found['thumbs']}", (found["kl"], taste), fontsize=8)
+        name = f"{found['name']}, {found['thumbs']} thumbs"
+        axes.scatter([found["kl"]], [taste], marker=mark, label=name)
+    figure.legend(loc="outside right upper", fontsize=8)
     axes.set_xlabel("KL to the base model, nats per token")
     axes.set_ylabel("answers within twelve tokens")
     figure.savefig(path, dpi=120)
