@@ -147,7 +147,7 @@ class AbilityExam:
     def prompts(
         self, sampled_items: int | None, sampled_tokens: int, *, are_measured: bool = False
     ) -> list[GreedyPrompt]:
-        """Return what `ask` asks, for who asks more at the same time."""
+        """Return what `ask` asks, to be asked together with more."""
         return [
             GreedyPrompt(item.prompt, sampled_tokens, are_measured)
             for item in self._chosen(sampled_items)

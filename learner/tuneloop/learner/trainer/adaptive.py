@@ -42,7 +42,7 @@ class StepControls:
 
 AT_REST = StepControls()
 """Nothing adapts."""
-MEASURED = 0.75
+COMPARED_OVER = 0.75
 """Part of a full step over which the KL is compared with its budget: a batch that is not trusted in
 full is enough, so that two in a row do not run far past it; single thumbs decide nothing."""
 HIGHEST_LEVEL = 8
@@ -145,7 +145,7 @@ class AdaptiveState:
     kl_tokens: float = 0.0
     """Their tokens times their evidence: short answers must not weigh more when they come alone."""
     kl_evidence: float = 0.0
-    """Their evidence: the level is set once for `MEASURED` of a full step."""
+    """Their evidence: the level is set once for `COMPARED_OVER` of a full step."""
     ppo_batches: int = 0
     """Batches PPO has learned from."""
     anchors_used: int = 0
@@ -202,7 +202,7 @@ class AdaptiveState:
             tokens = evidence * metrics.get("tokens", 1.0)
             kl_sum, kl_tokens = kl_sum + tokens * kl, kl_tokens + tokens
             kl_evidence += evidence
-            if kl_evidence >= MEASURED:
+            if kl_evidence >= COMPARED_OVER:
                 above = kl_sum / kl_tokens > settings.kl_budget
                 level = next_level(level, above=above)
                 kl_sum = kl_tokens = kl_evidence = 0.0

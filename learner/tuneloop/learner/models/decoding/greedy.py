@@ -109,7 +109,10 @@ class GreedyDecoder:
         self._drafts: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def answers(self, prompts: Sequence[GreedyPrompt]) -> list[SampledAnswer]:
-        """Return the likeliest answer to each prompt, in order; what is generated, is at once."""
+        """Return the likeliest answer to each prompt, in order.
+
+        All that has to be generated is generated together.
+        """
         known = self._checked_drafts(prompts)
         limits = [prompt.max_tokens for prompt in prompts]
         unfinished = [i for i, found in enumerate(known) if self._goes_on(found, limits[i])]
