@@ -1,8 +1,8 @@
 """Sequences in one row as a tree: every prefix that some of them share stands once.
 
 For log-probs without gradients of many short texts, such as the wrong and right answers to a
-question under one system prompt. `packing` shares whole prompts and turns; here any common
-beginning is shared, at the price of a dense mask, so rows are kept short.
+question under one system prompt. `packing` shares prompts, turns and long beginnings; here any
+common beginning is shared, at the price of a dense mask, so rows are kept short.
 """
 
 from collections.abc import Iterator, Sequence
