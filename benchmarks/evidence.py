@@ -9,8 +9,8 @@ a time or one by one, and in one run a fifth of them says the opposite. Each run
 figures: the KL divergence to the base model per token, with fresh samples on questions nobody
 judged; the ability suite's difference to the base, item by item; the taste on fresh questions.
 
-The taste is also measured half way. With more than one seed the taste with adversaries is compared
-with that without, seed by seed, after as many honest thumbs.
+With more than one seed the taste with adversaries is compared with that without, seed by seed,
+after as many honest thumbs.
 
 `--before` is a checkout of an earlier commit, whose code learns the same taste with the same seeds
 and questions. Runs take one core each, as many at a time as there are cores. Finished ones are kept
@@ -87,11 +87,9 @@ class Scenario:
         return (*first, self.thumbs)
 
 
-HONEST = Scenario(name="taste, busy", says="taste", rounds=32, measured_at=256)
+HONEST = Scenario(name="taste, busy", says="taste", rounds=28, measured_at=256)
 # As many honest thumbs as without adversaries.
-OPPOSED = Scenario(
-    name="taste, 20 % adversaries", says="taste", rounds=40, adversaries=0.2, measured_at=320
-)
+OPPOSED = Scenario(name="taste, 20 % adversaries", says="taste", rounds=35, adversaries=0.2)
 SCENARIOS = (
     Scenario(name="coin flips, busy", says="coin", rounds=6),
     Scenario(name="coin flips, quiet", says="coin", rounds=96, at_once=1),
@@ -346,30 +344,25 @@ def cost_of_adversaries(runs: Sequence[dict[str, Any]]) -> str:
     """Return what adversaries change in the taste, over seeds; empty with fewer than two seeds."""
     from tuneloop.learner.stats.paired import paired_difference
 
-    def by_seed(scenario: Scenario, thumbs: int) -> dict[int, float]:
+    def by_seed(scenario: Scenario) -> dict[int, float]:
         found = [
             run
             for run in runs
             if run["name"].startswith(scenario.name)
             and not run["before"]
-            and run["thumbs"] == thumbs
+            and run["thumbs"] == scenario.thumbs
         ]
         return {run["seed"]: sum(run["taste"]) / len(run["taste"]) for run in found}
 
-    lines = []
-    for few, many in zip(HONEST.measured_after, OPPOSED.measured_after, strict=True):
-        without, opposed = by_seed(HONEST, few), by_seed(OPPOSED, many)
-        seeds = sorted(without.keys() & opposed.keys())
-        if len(seeds) < 2:
-            continue
-        pair = [opposed[seed] for seed in seeds], [without[seed] for seed in seeds]
-        found = paired_difference(*pair, 0.95)
-        assert found is not None
-        lines.append(
-            f"\nTaste with adversaries minus without, after {few} honest thumbs, {len(seeds)} "
-            f"seeds: {found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})\n"
-        )
-    return "".join(lines)
+    without, opposed = by_seed(HONEST), by_seed(OPPOSED)
+    seeds = sorted(without.keys() & opposed.keys())
+    found = paired_difference([opposed[s] for s in seeds], [without[s] for s in seeds], 0.95)
+    if found is None:
+        return ""
+    return (
+        f"\nTaste with adversaries minus without, after {HONEST.thumbs} honest thumbs, "
+        f"{len(seeds)} seeds: {found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})\n"
+    )
 
 
 def shares_up(pressed: Sequence[bool]) -> list[float]:
@@ -428,7 +421,8 @@ def main() -> None:
     compared = tuple(f"{scenario.name}, seed" for scenario in (HONEST, OPPOSED))
     chosen = [s for s in several if s.seed == 0 or s.name.startswith(compared)]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        longest_first = sorted(chosen, key=lambda scenario: -scenario.thumbs)
+        # One by one they take twice the time.
+        longest_first = sorted(chosen, key=lambda s: -s.thumbs * (2 if s.at_once == 1 else 1))
         running = {s.name: pool.submit(run, s, arguments.before) for s in longest_first}
         found = [running[scenario.name].result() for scenario in chosen]
     runs = [base, *chain.from_iterable(found)]

@@ -158,10 +158,10 @@ class LearnerSettings(BusSettings, RpcServerSettings, FeedbackSettings, WebhookS
         2, ge=0, description="steps over which the rate grows again after each start"
     )
     kl_budget: float = Field(
-        0.8,
+        0.6,
         ge=0,
-        description="KL to the base model, in nats per token, past which training backs off and "
-        "the policy is pulled back; 0 is none",
+        description="KL to the base model, in nats per token, near which the rate falls and the "
+        "policy is pulled back; 0 is none",
     )
     trainer_settings: dict[str, Any] = Field(
         {},

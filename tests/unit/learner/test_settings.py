@@ -117,7 +117,7 @@ def test_an_old_name_that_contradicts_the_new_one_is_refused(
 
 def test_a_new_policy_warms_up_within_a_kl_budget(environment: pytest.MonkeyPatch) -> None:
     trainer = load(LearnerSettings).trainer()
-    assert (trainer.warmup_steps, trainer.kl_budget) == (8, 0.8)
+    assert (trainer.warmup_steps, trainer.kl_budget) == (8, 0.6)
     environment.setenv("TUNELOOP_LEARNER_WARMUP_STEPS", "0")
     environment.setenv("TUNELOOP_LEARNER_KL_BUDGET", "0")
     trainer = load(LearnerSettings).trainer()

@@ -25,9 +25,10 @@ class StepControls:
     kl_factor: float = 1.0
     """Factor of `kl_coef`, adapted to `kl_target`."""
     kl_pull: float = 0.0
-    """Weight of an extra loss that pulls to the reference policy, past the KL budget."""
+    """Weight of an extra loss that pulls to the reference policy, the more of the KL budget is
+    spent."""
     kl_above: bool = False
-    """Whether the KL to the reference policy was above its budget when it was last looked at."""
+    """Whether the recent KL to the reference policy is above its budget."""
     critic_only: bool = False
     """Whether PPO fits the value head only."""
     ppo_rewards: RewardStatistics | None = None
@@ -37,23 +38,28 @@ class StepControls:
     desirable_share: float = 0.5
     """Recent share of thumbs that are up."""
     rarer_share: float = 0.5
-    """Recent share of the rarer kind of thumbs, by Laplace's rule of succession."""
+    """Recent share of the rarer kind of thumbs, see `ClassBalance.rarer_share`."""
 
 
 AT_REST = StepControls()
 """Nothing adapts."""
-COMPARED_OVER = 0.75
-"""Part of a full step over which the KL is compared with its budget: a batch that is not trusted in
-full is enough, so that two in a row do not run far past it; single thumbs decide nothing."""
-HIGHEST_LEVEL = 8
-"""Backing off further would change nothing that matters: the rate is at a ninth by then."""
-PULL = 0.03
-"""Weight of the pull to the reference policy at each level but the first.
+REMEMBERED = 0.5
+"""What the KL of earlier batches weighs once another full step has come: that of one batch is
+noisy, that of a single thumb says nothing."""
+PULL = 0.01
+"""Weight of the pull to the reference policy where the KL is at its budget.
 
-One full step above the budget, often by chance, only slows training. At the second level the pull's
-gradient is about as large as that of thumbs: it holds what was learned. Three times as much, from
-the first level on, undid a third of a taste within three steps.
+What thumbs say is spread over noise four times as large, the pull is not, and Adam divides both by
+the noise: at three times as much the pull undid a taste whenever the KL passed the budget.
 """
+STRONGEST_PULL = 0.16
+"""Reached at four times the budget: beyond it the pull alone would fill the clipped gradient."""
+BALANCE_DECAY = 0.97
+"""Weight of a thumb in the class balance once another has come. It must follow what people say
+within some two full steps: where it lags, what is liked by now counts too little against what is
+not, and a policy that has learned a taste gets half of the signal that would hold it there."""
+FORMER = ("kl_level", "kl_above", "kl_evidence")
+"""What earlier versions kept in a checkpoint beside."""
 
 
 def adapted_factor(
@@ -69,19 +75,19 @@ def adapted_factor(
     return factor * (1.0 + error * min(1.0, completions / horizon))
 
 
-def next_level(level: int, *, above: bool) -> int:
-    """Return how far training is backed off, after steps whose KL was above the budget or not."""
-    return min(HIGHEST_LEVEL, level + 1) if above else max(0, level - 1)
+def rate_factor(spent: float) -> float:
+    """Factor of the learning rate where the KL is `spent` times its budget: ½ at the budget."""
+    return 1.0 / (1.0 + spent**2)
 
 
-def rate_factor(level: int) -> float:
-    """Factor of the learning rate at a level: 1, ½, ⅓ and so on."""
-    return 1.0 / (1 + level)
+def pull(spent: float) -> float:
+    """Weight of the pull to the reference policy where the KL is `spent` times its budget.
 
-
-def pull(level: int) -> float:
-    """Weight of the pull to the reference policy at a level."""
-    return PULL * max(0, level - 1)
+    Grows as the square, as the penalty of Schulman's trust-region code does past its limit
+    (https://github.com/joschu/modular_rl): little well below the budget, soon more than thumbs say
+    above it. Without a threshold there is nothing to swing around.
+    """
+    return min(STRONGEST_PULL, PULL * spent**2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,13 +97,19 @@ class ClassBalance:
     up: float = 0.0
     """Each thumb's weight, times the decay for each unit of weight that came later."""
     down: float = 0.0
+    supposed: float = 1.0
+    """Of the thumb of each kind that is supposed to have come before all others, what is left."""
 
     def updated(self, thumbs: Sequence[ThumbSample | LabelledText], decay: float) -> Self:
         """Return the balance with a batch of thumbs, whose order does not matter."""
         up = math.fsum(thumb.weight * thumb.trust for thumb in thumbs if thumb.desirable)
         down = math.fsum(thumb.weight * thumb.trust for thumb in thumbs if not thumb.desirable)
         faded: float = decay ** (up + down)
-        return type(self)(up=self.up * faded + up, down=self.down * faded + down)
+        return type(self)(
+            up=self.up * faded + up,
+            down=self.down * faded + down,
+            supposed=self.supposed * faded,
+        )
 
     @property
     def desirable_share(self) -> float:
@@ -111,7 +123,8 @@ class ClassBalance:
 
         A first batch without a thumb up does not say yet that there are none.
         """
-        return (min(self.up, self.down) + 1.0) / (self.up + self.down + 2.0)
+        rarer = min(self.up, self.down) + self.supposed
+        return rarer / (self.up + self.down + 2 * self.supposed)
 
     @classmethod
     def of_state(cls, state: Any) -> Self:
@@ -134,18 +147,10 @@ class AdaptiveState:
     thumbs: ClassBalance = field(default_factory=ClassBalance)
     kl_factor: float = 1.0
     """See `StepControls.kl_factor`."""
-    kl_level: int = 0
-    """How far training is backed off, from 0."""
-    kl_above: bool = False
-    """Whether KL was above the budget when the level was last set. Below it nothing pulls, however
-    far training is still backed off: by the time the level is down again, the pull would undo half
-    of what was learned."""
     kl_sum: float = 0.0
-    """KL of the batches since the level was last set, each times its evidence and its tokens."""
+    """KL of recent batches, each times its evidence and its tokens."""
     kl_tokens: float = 0.0
     """Their tokens times their evidence: short answers must not weigh more when they come alone."""
-    kl_evidence: float = 0.0
-    """Their evidence: the level is set once for `COMPARED_OVER` of a full step."""
     ppo_batches: int = 0
     """Batches PPO has learned from."""
     anchors_used: int = 0
@@ -164,15 +169,16 @@ class AdaptiveState:
             grpo_rewards=self.grpo_rewards.updated(
                 (reward for reward in priced if not math.isnan(reward)), decay
             ),
-            thumbs=self.thumbs.updated(thumbs, decay),
+            thumbs=self.thumbs.updated(thumbs, BALANCE_DECAY),
         )
 
     def controls(self, settings: TrainerSettings) -> StepControls:
         """Return the controls for the plans of this step."""
+        spent = self.spent(settings)
         return StepControls(
             kl_factor=self.kl_factor,
-            kl_pull=pull(self.kl_level) if self.kl_above else 0.0,
-            kl_above=self.kl_above,
+            kl_pull=pull(spent),
+            kl_above=spent > 1.0,
             critic_only=self.ppo_batches < settings.critic_warmup_steps,
             ppo_rewards=self.ppo_rewards if settings.normalize_rewards else None,
             grpo_rewards=self.grpo_rewards,
@@ -180,10 +186,11 @@ class AdaptiveState:
             rarer_share=self.thumbs.rarer_share,
         )
 
-    @property
-    def rate_factor(self) -> float:
-        """Factor of the learning rate."""
-        return rate_factor(self.kl_level)
+    def spent(self, settings: TrainerSettings) -> float:
+        """Return the recent KL as a part of its budget; 0 without a budget."""
+        if settings.kl_budget is None or self.kl_tokens == 0:
+            return 0.0
+        return max(0.0, self.kl_sum / self.kl_tokens) / settings.kl_budget
 
     def after(
         self,
@@ -194,18 +201,12 @@ class AdaptiveState:
     ) -> Self:
         """Return the state after a step on `samples` that measured `metrics`."""
         kl, completion_kl = metrics.get("kl"), metrics.get("completion_kl")
-        level, factor = self.kl_level, self.kl_factor
-        kl_sum, kl_tokens, kl_evidence = self.kl_sum, self.kl_tokens, self.kl_evidence
-        above = self.kl_above
+        factor, kl_sum, kl_tokens = self.kl_factor, self.kl_sum, self.kl_tokens
         if settings.kl_budget is not None and kl is not None:
             evidence = metrics.get("evidence", 1.0)
+            kept = REMEMBERED**evidence
             tokens = evidence * metrics.get("tokens", 1.0)
-            kl_sum, kl_tokens = kl_sum + tokens * kl, kl_tokens + tokens
-            kl_evidence += evidence
-            if kl_evidence >= COMPARED_OVER:
-                above = kl_sum / kl_tokens > settings.kl_budget
-                level = next_level(level, above=above)
-                kl_sum = kl_tokens = kl_evidence = 0.0
+            kl_sum, kl_tokens = kept * kl_sum + tokens * kl, kept * kl_tokens + tokens
         if settings.kl_target is not None and completion_kl is not None:
             factor = adapted_factor(
                 factor,
@@ -217,11 +218,8 @@ class AdaptiveState:
         batches = self.ppo_batches + bool(samples.get(Objective.PPO))
         return replace(
             self,
-            kl_level=level,
-            kl_above=above,
             kl_sum=kl_sum,
             kl_tokens=kl_tokens,
-            kl_evidence=kl_evidence,
             kl_factor=factor,
             ppo_batches=batches,
             anchors_used=self.anchors_used + anchors,
@@ -235,7 +233,7 @@ class AdaptiveState:
     def of_state(cls, state: Any) -> Self:
         """Return a saved state; raises `CorruptData`. What an older one lacks gets its default."""
         try:
-            plain = dict(state)
+            plain = {name: value for name, value in dict(state).items() if name not in FORMER}
             of_ppo = RewardStatistics(**_numbers(plain.pop("ppo_rewards", {})))
             of_grpo = RewardStatistics(**_numbers(plain.pop("grpo_rewards", {})))
             thumbs = ClassBalance(**_numbers(plain.pop("thumbs", {})))

@@ -147,12 +147,6 @@ class Optimizer:
         if self._open is not None:
             self._take(self._open.evidence)
 
-    def forget_momentum(self) -> None:
-        """Start from rest, where gradients turn: Adam's mean of the last ten would lead on."""
-        of_open = self._open.moments.values() if self._open else ()
-        for moments in (*self._adamw.state.values(), *of_open):
-            moments["exp_avg"].zero_()
-
     def _close(self) -> None:
         self._open = None
         self.steps += 1

@@ -46,7 +46,7 @@ from tuneloop.learner.samples import (
 )
 from tuneloop.learner.samples.learned_tokens import as_learned
 from tuneloop.learner.trainer import checkpoint, checkpoint_shards
-from tuneloop.learner.trainer.adaptive import AdaptiveState
+from tuneloop.learner.trainer.adaptive import AdaptiveState, rate_factor
 from tuneloop.learner.trainer.algorithms import Algorithm, algorithm_of
 from tuneloop.learner.trainer.base import StepResult, TrainerState
 from tuneloop.learner.trainer.optimizer import Optimizer
@@ -237,7 +237,8 @@ class PolicyTrainer:
         adaptive = self._adaptive.with_rewards(given, self._settings)
         controls = adaptive.controls(self._settings)
         shares = shares_of_step(given, self._settings)
-        self._optimizer.rate_factor = adaptive.rate_factor * rate_share(given, self._settings)
+        slowed = rate_factor(adaptive.spent(self._settings))
+        self._optimizer.rate_factor = slowed * rate_share(given, self._settings)
         self._optimizer.rewind(math.fsum(shares.values()))
         try:
             plans = {
@@ -254,8 +255,6 @@ class PolicyTrainer:
         if result.skipped:
             return result
         self._adaptive = adaptive.after(result.metrics, given, self._settings, len(anchors))
-        if self._adaptive.kl_above is not adaptive.kl_above:
-            self._optimizer.forget_momentum()
         return self._repeat(plans, held, shares, result)
 
     def _repeat(

@@ -80,8 +80,8 @@ class TrainerSettings:
     max_steps: int | None = None
     spike_factor: float | None = 10.0
     kl_budget: float | None = None
-    """Mean KL to the reference policy, nats per token, past which training backs off; None never.
-    """
+    """Mean KL to the reference policy, nats per token, where the rate is half and a pull to the
+    reference as strong as most objectives; None never."""
     lora_rank: int = 16
     lora_alpha: int = 32
     objective_weights: Mapping[str, float] = field(
@@ -144,7 +144,7 @@ class TrainerSettings:
     """Rewards in standard deviations from their running mean: for scorers that drift."""
     reward_decay: float = 0.99
     """Weight of a reward in the running mean once another has come; also of the baseline of
-    completions that have no siblings, and a thumb in KTO's class balance."""
+    completions that have no siblings."""
     importance_cap: float = 2.0
     importance_sampling: Literal["token_truncate", "sequence_mask"] = "token_truncate"
     """What corrects for the sampler: its ratio by token, at most `importance_cap`; or that of the

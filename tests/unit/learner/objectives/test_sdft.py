@@ -148,7 +148,7 @@ def test_past_the_kl_budget_comments_teach_nothing_and_their_answers_are_pulled(
     pulled = loss(StepControls(kl_above=True, kl_pull=2.0))
     assert pulled == pytest.approx(2 * loss(StepControls(kl_above=True, kl_pull=1.0)))
     assert pulled > 0
-    above = AdaptiveState(kl_above=True, kl_level=3)
+    above = AdaptiveState(kl_sum=0.02, kl_tokens=1.0)
     assert above.controls(settings).kl_above
 
 

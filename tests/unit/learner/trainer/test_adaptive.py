@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.policy_samples import SampleMaker
-from torch import Tensor
 
 from tuneloop.errors import CorruptData
 from tuneloop.learner.guards.gradient_norms import LEAST, WINDOW, GradientNorms
+from tuneloop.learner.losses.kto import SCARCE
 from tuneloop.learner.samples import ScoredGroup, ScoredSample
 from tuneloop.learner.trainer import adaptive
 from tuneloop.learner.trainer.adaptive import AdaptiveState
@@ -107,39 +107,32 @@ def test_the_kl_coefficient_is_adapted_as_ziegler_does() -> None:
     assert adapted(-600.0) == pytest.approx(2.0 * (1 - 0.2 * 0.1))
 
 
-def test_past_the_kl_budget_training_backs_off_step_by_step_and_comes_back() -> None:
-    level, levels = 0, []
-    for above in [False, *[True] * 12, False, False, False]:
-        level = adaptive.next_level(level, above=above)
-        levels.append(level)
-    assert levels[:3] == [0, 1, 2]
-    assert levels[-4] == adaptive.HIGHEST_LEVEL
-    assert levels[-1] == adaptive.HIGHEST_LEVEL - 3
-    assert [adaptive.rate_factor(n) for n in (0, 1, 3)] == [1.0, 0.5, 0.25]
-    assert [adaptive.pull(n) for n in (0, 1, 2, 4)] == pytest.approx([0.0, 0.0, 0.03, 0.09])
+def test_the_rate_falls_and_the_pull_grows_as_the_kl_budget_is_spent() -> None:
+    spent = (0.0, 0.5, 1.0, 2.0, 10.0)
+    rates = [adaptive.rate_factor(part) for part in spent]
+    assert rates == pytest.approx([1.0, 0.8, 0.5, 0.2, 1 / 101])
+    pulls = [adaptive.pull(part) for part in spent]
+    assert pulls == pytest.approx([0.0, 0.0025, 0.01, 0.04, 0.16])
 
 
-def test_nothing_pulls_once_kl_is_below_the_budget_again() -> None:
-    """Else a taste is undone while the level comes down: 4, 3, 2 and 1 for as many steps."""
+def test_one_thumb_of_a_quiet_service_says_little_about_the_kl() -> None:
     options, state = TrainerSettings(kl_budget=0.5), AdaptiveState()
-    pulls = []
-    for kl in (0.6, 0.6, 0.6, 0.4, 0.4, 0.6):
+    assert state.spent(options) == 0.0
+    for kl in (0.1, 0.1):
         state = state.after({"kl": kl, "evidence": 1.0}, {}, options)
-        pulls.append(state.controls(options).kl_pull)
-    assert pulls == pytest.approx([0.0, 0.03, 0.06, 0.0, 0.0, 0.03])
-    assert state.rate_factor == pytest.approx(1 / 3)
-
-
-def test_the_budget_is_compared_with_what_most_of_a_full_step_measured() -> None:
-    options, state = TrainerSettings(kl_budget=0.5), AdaptiveState()
-    levels = []
-    for kl in (3.0, 0.1, 0.2, 0.1, 1.5, 1.0):
-        state = state.after({"kl": kl, "evidence": 0.25}, {}, options)
-        levels.append(state.kl_level)
-    # The means of three are 1.1 and 0.87; one thumb's 3 decides nothing by itself.
-    assert levels == [0, 0, 1, 1, 1, 2]
-    # Nor does a batch have to be trusted in full.
-    assert state.after({"kl": 0.1, "evidence": 0.8}, {}, options).kl_level == 1
+    assert state.spent(options) == pytest.approx(0.2)
+    one = state.after({"kl": 3.0, "evidence": 1 / 16}, {}, options)
+    kept = 0.5 ** (1 / 16)
+    expected = (kept * 1.5 * 0.1 + 3.0 / 16) / (kept * 1.5 + 1 / 16) / 0.5
+    assert one.spent(options) == pytest.approx(expected)
+    assert not one.controls(options).kl_above
+    batch = state.after({"kl": 3.0, "evidence": 1.0}, {}, options)
+    assert batch.spent(options) == pytest.approx((0.75 * 0.1 + 3.0) / 1.75 / 0.5)
+    assert batch.controls(options).kl_above
+    # An estimate of a KL may be negative.
+    below = AdaptiveState().after({"kl": -0.1}, {}, options)
+    assert below.spent(options) == 0.0
+    assert AdaptiveState().after({"kl": 9.0}, {}, TrainerSettings()).spent(options) == 0.0
 
 
 def test_a_spike_is_told_from_what_is_usual_and_a_change_for_good_is_accepted() -> None:
@@ -172,10 +165,9 @@ def test_judgements_one_by_one_keep_the_budget_of_their_batch() -> None:
     state = AdaptiveState()
     for metrics in alone:
         state = state.after(metrics, {}, options)
-    assert state == AdaptiveState().after(together, {}, options)
-    assert state.kl_level == 0
-    over = AdaptiveState().after({**together, "kl": 0.9}, {}, options)
-    assert (over.kl_level, over.kl_sum, over.kl_tokens) == (1, 0.0, 0.0)
+    in_batch = AdaptiveState().after(together, {}, options).spent(options)
+    # The one that came first weighs a little less by now.
+    assert 0.8 * in_batch < state.spent(options) < in_batch
 
 
 def steered(
@@ -189,32 +181,52 @@ def test_steering_survives_a_checkpoint_bit_for_bit_and_refuses_another_thing() 
     maker = SampleMaker()
     samples = {"ppo": maker.scored(3), "grpo": maker.groups(2)}
     before = steered(samples, options, kl=0.2, completion_kl=3.3)
-    assert before.kl_level == 1
+    assert before.spent(options) == 2.0
     assert before.kl_factor > 1
     assert AdaptiveState.of_state(json.loads(json.dumps(before.state()))) == before
     assert AdaptiveState().controls(options).critic_only
     assert not before.controls(options).critic_only
     assert AdaptiveState.of_state({}) == AdaptiveState()
-    for wrong in ({"kl_level": "1"}, {"kl_level": math.nan}, {"other": 1}, {"ppo_rewards": 3}, 7):
+    # What an earlier version kept beside says nothing here.
+    assert AdaptiveState.of_state({"kl_level": 3, "kl_above": True, "kl_evidence": 0.1}) == (
+        AdaptiveState()
+    )
+    for wrong in ({"kl_sum": "1"}, {"kl_sum": math.nan}, {"other": 1}, {"ppo_rewards": 3}, 7):
         with pytest.raises(CorruptData, match="steering"):
             AdaptiveState.of_state(wrong)
 
 
 def test_class_balance_follows_the_stream_not_the_batch() -> None:
-    maker, options = SampleMaker(), TrainerSettings(reward_decay=0.99)
+    maker, options = SampleMaker(), TrainerSettings()
     mixed = [
         replace(thumb, desirable=n % 4 > 0, weight=1.0) for n, thumb in enumerate(maker.thumbs(8))
     ]
     adaptive = AdaptiveState().with_rewards({"kto": mixed}, options)
     assert adaptive.controls(options).desirable_share == 0.75
-    # Two of eight, and one of each kind that Laplace's rule supposes.
-    assert adaptive.controls(options).rarer_share == pytest.approx(0.3)
+    # Two of eight, and what is left of the one of each kind that is supposed.
+    left = 0.97**8
+    rarer = (2 + left) / (8 + 2 * left)
+    assert adaptive.controls(options).rarer_share == pytest.approx(rarer)
     one_more = [replace(thumb, desirable=False, weight=1.0) for thumb in maker.thumbs(1)]
     later = adaptive.with_rewards({"kto": one_more}, options).controls(options).desirable_share
-    decayed = 0.99 * 8
+    decayed = 0.97 * 8
     assert later == pytest.approx(0.75 * decayed / (decayed + 1))
     assert AdaptiveState().controls(options).desirable_share == 0.5
     assert AdaptiveState.of_state(json.loads(json.dumps(adaptive.state()))) == adaptive
+
+
+def test_a_kind_of_thumbs_that_never_comes_is_soon_known_to_be_absent() -> None:
+    maker, options, adaptive = SampleMaker(), TrainerSettings(), AdaptiveState()
+    downs = [replace(thumb, desirable=False, weight=1.0) for thumb in maker.thumbs(16)]
+    shares = []
+    for _ in range(6):
+        adaptive = adaptive.with_rewards({"kto": downs}, options)
+        shares.append(adaptive.controls(options).rarer_share)
+    assert shares[0] > SCARCE
+    assert shares[-1] < 0.002
+    up = replace(downs[0], desirable=True)
+    told = adaptive.with_rewards({"kto": [up]}, options).controls(options)
+    assert told.rarer_share > 0.8 * SCARCE
 
 
 def make_trainer(folder: Path, **options: Any) -> PolicyTrainer:
@@ -313,43 +325,22 @@ def test_the_rate_falls_to_nothing(tiny_policy: Path, kind: str, expected: list[
     assert rates == pytest.approx(expected, abs=1e-9)
 
 
-def test_past_its_kl_budget_a_policy_comes_back(tiny_policy: Path) -> None:
-    """Thumbs alone drive it away without end; with a budget it turns round and stays near it."""
+def test_a_kl_budget_holds_a_policy_near_it(tiny_policy: Path) -> None:
+    """A pull that began and ended at the budget undid half of what was learned, by its momentum."""
     thumbs = {"kto": SampleMaker().thumbs(6)}
-    free = make_trainer(tiny_policy, learning_rate=1e-2, beta_kto=0.01)
-    held = make_trainer(tiny_policy, learning_rate=1e-2, beta_kto=0.01, kl_budget=0.05)
-    drift = [free.step(thumbs).metrics["kl"] for _ in range(25)]
-    restrained = [held.step(thumbs).metrics for _ in range(25)]
-    assert drift[-1] > 0.5
-    kls = [metrics["kl"] for metrics in restrained]
-    assert max(kls) > 0.05
-    assert kls[-1] < 0.5 * max(kls)
-    assert min(metrics["learning_rate"] for metrics in restrained) < 0.5e-2
-
-
-def test_a_policy_that_came_back_stays_near_its_budget(tiny_policy: Path) -> None:
-    """The momentum of the pull undid half of what was learned, long after the pull had ended."""
-    thumbs = {"kto": SampleMaker().thumbs(6)}
-    held = make_trainer(tiny_policy, learning_rate=3e-3, beta_kto=0.01, kl_budget=0.2)
-    kls = [held.step(thumbs).metrics["kl"] for _ in range(24)]
-    above = next(step for step, kl in enumerate(kls) if kl > 0.2)
-    assert max(kls) < 0.3
-    assert 0.15 < min(kls[above:]) < 0.2
-
-
-def test_momentum_is_forgotten_of_an_open_batch_too(tiny_policy: Path) -> None:
-    trainer = make_trainer(tiny_policy, full_step=8)
-
-    def momenta() -> list[Tensor]:
-        kept = trainer.state().optimizer
-        return [tensor for name, tensor in kept.items() if name.endswith(".exp_avg")]
-
-    for seed in range(3):
-        trainer.step({"kto": SampleMaker(seed).thumbs(6)})
-    assert any(tensor.any() for tensor in momenta())
-    trainer._optimizer.forget_momentum()
-    assert trainer._optimizer.open_evidence > 0
-    assert not any(tensor.any() for tensor in momenta())
+    options: dict[str, Any] = {"learning_rate": 3e-3, "beta_kto": 0.01}
+    free = make_trainer(tiny_policy, **options)
+    held = make_trainer(tiny_policy, **options, kl_budget=0.2)
+    drift = [free.step(thumbs).metrics["kl"] for _ in range(40)]
+    kls = [held.step(thumbs).metrics["kl"] for _ in range(40)]
+    assert drift[-1] > 0.6
+    assert max(kls) < 0.32
+    assert min(kls[kls.index(max(kls)) :]) > 0.17
+    far_above = make_trainer(tiny_policy, **options, kl_budget=0.2)
+    far_above.load_state(copied(free))
+    came_back = [far_above.step(thumbs).metrics for _ in range(40)]
+    assert came_back[1]["learning_rate"] < 0.1 * 3e-3
+    assert came_back[-1]["kl"] < 0.3
 
 
 def test_sft_measures_its_kl_only_for_a_budget(tiny_policy: Path) -> None:

@@ -199,7 +199,7 @@ def test_single_completions_of_drifting_scorers_are_learned_from(sharp_policy: P
             drifted = [replace(s, reward=100.0 - step + (1 + step) * s.reward) for s in samples]
             lone = [ScoredGroup(sample_id=s.sample_id, samples=(s,)) for s in drifted]
             bandit.trainer.step({"grpo": lone} if objective == "grpo" else {"ppo": drifted})
-        assert bandit.liked_share() > 0.9, objective
+        assert bandit.liked_share() > 0.85, objective
 
 
 @pytest.mark.slow

@@ -207,13 +207,14 @@ def test_a_checkpoint_keeps_the_balance_of_classes(tiny_reward_model: Path) -> N
     trainer, other = make_trainer(tiny_reward_model), make_trainer(tiny_reward_model)
     trainer.step({"reward_model": [thumb(n, n > 0) for n in range(4)]})
     state = trainer.state()
-    assert state.scheduler["thumbs"] == {"up": 3.0, "down": 1.0}
+    kept = {"up": 3.0, "down": 1.0, "supposed": pytest.approx(0.99**4)}
+    assert state.scheduler["thumbs"] == kept
     other.load_state(state)
-    assert other.state().scheduler["thumbs"] == {"up": 3.0, "down": 1.0}
+    assert other.state().scheduler["thumbs"] == kept
     # One from before they were kept starts with none.
     del state.scheduler["thumbs"]  # type: ignore[attr-defined]
     other.load_state(state)
-    assert other.state().scheduler["thumbs"] == {"up": 0.0, "down": 0.0}
+    assert other.state().scheduler["thumbs"] == {"up": 0.0, "down": 0.0, "supposed": 1.0}
 
 
 def test_a_lone_thumb_moves_the_reward_model_by_its_share_of_a_full_step(
