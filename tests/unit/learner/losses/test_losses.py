@@ -106,9 +106,9 @@ def test_class_weights_give_either_class_of_a_stream_half_up_to_a_limit() -> Non
 
 
 @pytest.mark.parametrize(
-    ("share", "factor"), [(0.0, 0.25), (1 / 64, 0.625), (1 / 32, 1.0), (0.5, 1.0)]
+    ("share", "factor"), [(0.0, 0.5), (1 / 64, 0.75), (1 / 32, 1.0), (0.5, 1.0)]
 )
-def test_thumbs_of_one_kind_count_a_fourth(share: float, factor: float) -> None:
+def test_thumbs_of_one_kind_count_half(share: float, factor: float) -> None:
     assert two_sidedness(share) == factor
 
 
