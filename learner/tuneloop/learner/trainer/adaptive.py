@@ -25,8 +25,8 @@ class StepControls:
     kl_factor: float = 1.0
     """Factor of `kl_coef`, adapted to `kl_target`."""
     kl_pull: float = 0.0
-    """Weight of an extra loss that pulls to the reference policy, the more of the KL budget is
-    spent."""
+    """Weight of an extra loss that pulls to the reference policy; grows as the KL budget is spent.
+    """
     kl_above: bool = False
     """Whether the recent KL to the reference policy is above its budget."""
     critic_only: bool = False
@@ -55,11 +55,11 @@ the noise: at three times as much the pull undid a taste whenever the KL passed 
 STRONGEST_PULL = 0.16
 """Reached at four times the budget: beyond it the pull alone would fill the clipped gradient."""
 BALANCE_DECAY = 0.97
-"""Weight of a thumb in the class balance once another has come. It must follow what people say
-within some two full steps: where it lags, what is liked by now counts too little against what is
-not, and a policy that has learned a taste gets half of the signal that would hold it there."""
+"""Weight of a thumb in the class balance once another has come. It follows what people say within
+two full steps: where it lags, the few answers that a learned taste still dislikes count too little,
+and the policy gets half of the signal that would hold the taste."""
 FORMER = ("kl_level", "kl_above", "kl_evidence")
-"""What earlier versions kept in a checkpoint beside."""
+"""What checkpoints of earlier versions have in addition."""
 
 
 def adapted_factor(

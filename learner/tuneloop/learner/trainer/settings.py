@@ -80,8 +80,8 @@ class TrainerSettings:
     max_steps: int | None = None
     spike_factor: float | None = 10.0
     kl_budget: float | None = None
-    """Mean KL to the reference policy, nats per token, where the rate is half and a pull to the
-    reference as strong as most objectives; None never."""
+    """KL to the reference policy, nats per token, at which the rate is half and a loss pulls back
+    about as strongly as thumbs push (see `trainer.adaptive`); None neither slows nor pulls."""
     lora_rank: int = 16
     lora_alpha: int = 32
     objective_weights: Mapping[str, float] = field(

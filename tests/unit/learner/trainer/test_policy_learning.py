@@ -194,12 +194,12 @@ def test_single_completions_of_drifting_scorers_are_learned_from(sharp_policy: P
     """Users give one reward for a prompt, and what a reward means moves and grows all the time."""
     for objective in ("grpo", "ppo"):
         bandit = Bandit(sharp_policy, learning_rate=1e-2, normalize_rewards=True, beta_grpo=0.0)
-        for step in range(30):
+        for step in range(40):
             samples = scored(bandit.sample(12))
             drifted = [replace(s, reward=100.0 - step + (1 + step) * s.reward) for s in samples]
             lone = [ScoredGroup(sample_id=s.sample_id, samples=(s,)) for s in drifted]
             bandit.trainer.step({"grpo": lone} if objective == "grpo" else {"ppo": drifted})
-        assert bandit.liked_share() > 0.85, objective
+        assert bandit.liked_share() > 0.9, objective
 
 
 @pytest.mark.slow
