@@ -9,8 +9,9 @@ a time or one by one, and in one run a fifth of them says the opposite. Each run
 figures: the KL divergence to the base model per token, with fresh samples on questions nobody
 judged; the ability suite's difference to the base, item by item; the taste on fresh questions.
 
-With more than one seed the taste with adversaries is compared with that without, seed by seed,
-after as many honest thumbs.
+With more than one seed, what adversaries cost is compared seed by seed, after as many honest
+thumbs: the taste of the last version on fresh questions, and of the answers that users got in the
+last half of a run, whoever judged them.
 
 `--before` is a checkout of an earlier commit, whose code learns the same taste with the same seeds
 and questions. Runs take one core each, as many at a time as there are cores. Finished ones are kept
@@ -87,9 +88,9 @@ class Scenario:
         return (*first, self.thumbs)
 
 
-HONEST = Scenario(name="taste, busy", says="taste", rounds=28, measured_at=256)
+HONEST = Scenario(name="taste, busy", says="taste", rounds=24, measured_at=256)
 # As many honest thumbs as without adversaries.
-OPPOSED = Scenario(name="taste, 20 % adversaries", says="taste", rounds=35, adversaries=0.2)
+OPPOSED = Scenario(name="taste, 20 % adversaries", says="taste", rounds=30, adversaries=0.2)
 SCENARIOS = (
     Scenario(name="coin flips, busy", says="coin", rounds=6),
     Scenario(name="coin flips, quiet", says="coin", rounds=96, at_once=1),
@@ -168,7 +169,7 @@ def learn(scenario: Scenario, folder: Path) -> None:
     choose, count = random.Random(scenario.seed), 0
     learned, _, _ = asked()
     trainer: Any = training_run.trainer
-    pressed: list[bool] = []
+    liked: list[bool] = []
     steps = 0
     for number in range(scenario.thumbs // asked_at_once):
         questions = [choose.choice(learned) for _ in range(asked_at_once)]
@@ -186,8 +187,9 @@ def learn(scenario: Scenario, folder: Path) -> None:
                 texts=(question, answer.text),
                 stopped=answer.stopped,
             )
-            pressed.append(says(scenario, answer, user, choose))
-            thumb = thumb_on(rollout, pressed[-1], count)
+            liked.append(bool(answer.stopped and len(answer.token_ids) <= SHORT))
+            up = says(scenario, liked[-1], user, choose)
+            thumb = thumb_on(rollout, up, count)
             recorder.record_rollouts(database, [rollout], START.timestamp())
             recorder.record_feedback(database, [(thumb, count)], START.timestamp())
             if count % scenario.at_once == 0:
@@ -200,7 +202,7 @@ def learn(scenario: Scenario, folder: Path) -> None:
                 weights = folder / f"weights-{count}"
                 weights.mkdir(exist_ok=True)
                 trainer.save_weights(weights)
-    (folder / "pressed.json").write_text(json.dumps(pressed))
+    (folder / "liked.json").write_text(json.dumps(liked))
     database.close()
 
 
@@ -210,14 +212,13 @@ def merged(model: Any) -> AbstractContextManager[None]:
     return found
 
 
-def says(scenario: Scenario, answer: Any, user: int, choose: random.Random) -> bool:
-    """Return whether a user presses the thumb up."""
+def says(scenario: Scenario, liked: bool, user: int, choose: random.Random) -> bool:
+    """Return whether a user presses the thumb up on an answer that honest users like, or do not."""
     if scenario.says == "coin":
         return choose.random() < 0.5
     if scenario.says != "taste":
         return scenario.says == "up"
-    liked = answer.stopped and len(answer.token_ids) <= SHORT
-    return bool(liked != (user < scenario.adversaries * USERS))
+    return liked != (user < scenario.adversaries * USERS)
 
 
 def sequence_of(prompt: Sequence[int], answer: Any) -> TokenSequence:
@@ -297,12 +298,12 @@ def run(scenario: Scenario, before: Path | None) -> list[dict[str, Any]]:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         started = time.monotonic()
         call("--learn", scenario.name, folder, checkout=before if scenario.before else None)
-        seconds, pressed = time.monotonic() - started, read(folder / "pressed.json")
+        seconds, liked = time.monotonic() - started, read(folder / "liked.json")
         found = []
         for thumbs in scenario.measured_after:
             measured = folder / f"measured-{thumbs}.json"
             call("--measure", folder / f"weights-{thumbs}", measured)
-            found.append({**read(measured), "thumbs": thumbs, "pressed": pressed[:thumbs]})
+            found.append({**read(measured), "thumbs": thumbs, "liked": liked[:thumbs]})
         found[-1]["learning_seconds"] = seconds
         done.write_text(json.dumps(found))
     return [asdict(scenario) | figures for figures in read(done)]
@@ -330,13 +331,13 @@ def row_of(found: dict[str, Any], base: dict[str, Any]) -> str:
 
     scores = [AbilityScores.of_document(figures["abilities"]) for figures in (found, base)]
     difference = compare(scores[0], scores[1]).value
-    liked = found["taste"]
-    taste = mean_of([sum(liked[i : i + TRIES]) / TRIES for i in range(0, len(liked), TRIES)])
+    fresh = found["taste"]
+    taste = mean_of([sum(fresh[i : i + TRIES]) / TRIES for i in range(0, len(fresh), TRIES)])
     return (
         f"| {found['name']} | {found['thumbs']} | {found['kl']:.4f} "
         f"| {difference.difference:+.3f} ({difference.low:+.3f} to {difference.high:+.3f}) "
         f"| {taste.value:.2f} ({taste.low:.2f} to {taste.high:.2f}) "
-        f"| {' '.join(f'{share:.2f}' for share in shares_up(found['pressed']))} |"
+        f"| {' '.join(f'{share:.2f}' for share in shares_liked(found['liked'], 4))} |"
     )
 
 
@@ -344,7 +345,7 @@ def cost_of_adversaries(runs: Sequence[dict[str, Any]]) -> str:
     """Return what adversaries change in the taste, over seeds; empty with fewer than two seeds."""
     from tuneloop.learner.stats.paired import paired_difference
 
-    def by_seed(scenario: Scenario) -> dict[int, float]:
+    def by_seed(scenario: Scenario) -> dict[int, tuple[float, float]]:
         found = [
             run
             for run in runs
@@ -352,25 +353,30 @@ def cost_of_adversaries(runs: Sequence[dict[str, Any]]) -> str:
             and not run["before"]
             and run["thumbs"] == scenario.thumbs
         ]
-        return {run["seed"]: sum(run["taste"]) / len(run["taste"]) for run in found}
+        return {
+            run["seed"]: (sum(run["taste"]) / len(run["taste"]), shares_liked(run["liked"], 2)[-1])
+            for run in found
+        }
 
     without, opposed = by_seed(HONEST), by_seed(OPPOSED)
     seeds = sorted(without.keys() & opposed.keys())
-    found = paired_difference([opposed[s] for s in seeds], [without[s] for s in seeds], 0.95)
-    if found is None:
-        return ""
-    return (
-        f"\nTaste with adversaries minus without, after {HONEST.thumbs} honest thumbs, "
-        f"{len(seeds)} seeds: {found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})\n"
-    )
+    lines = []
+    for i, what in enumerate(("the last version on fresh questions", "what users got, last half")):
+        found = paired_difference(
+            [opposed[s][i] for s in seeds], [without[s][i] for s in seeds], 0.95
+        )
+        if found is not None:
+            lines.append(
+                f"Taste with adversaries minus without, {what}, {len(seeds)} seeds: "
+                f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})\n"
+            )
+    return "".join(f"\n{line}" for line in lines)
 
 
-def shares_up(pressed: Sequence[bool]) -> list[float]:
-    """Return the share of thumbs up in each fourth of a run."""
-    quarter = len(pressed) // 4
-    return [
-        sum(pressed[i * quarter : (i + 1) * quarter]) / quarter for i in range(4 * bool(quarter))
-    ]
+def shares_liked(liked: Sequence[bool], parts: int) -> list[float]:
+    """Return the share of answers that honest users like in each part of a run."""
+    size = len(liked) // parts
+    return [sum(liked[i * size : (i + 1) * size]) / size for i in range(parts * bool(size))]
 
 
 def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
@@ -415,7 +421,7 @@ def main() -> None:
     base_file = BUILD / "base.json"
     if not base_file.exists():
         call("--measure", "base", base_file)
-    base = read(base_file) | {"name": "base", "thumbs": 0, "pressed": []}
+    base = read(base_file) | {"name": "base", "thumbs": 0, "liked": []}
     wanted = [s for s in SCENARIOS if not arguments.only or s.name in arguments.only]
     several = with_seeds(wanted, min(arguments.seeds, MOST_SEEDS))
     compared = tuple(f"{scenario.name}, seed" for scenario in (HONEST, OPPOSED))
@@ -426,7 +432,7 @@ def main() -> None:
         running = {s.name: pool.submit(run, s, arguments.before) for s in longest_first}
         found = [running[scenario.name].result() for scenario in chosen]
     runs = [base, *chain.from_iterable(found)]
-    head = "| run | thumbs | KL per token | abilities, minus base's | taste | thumbs up by fourth |"
+    head = "| run | thumbs | KL per token | abilities, minus base's | taste | liked by fourth |"
     rows = [
         head,
         "| --- | ---: | ---: | --- | --- | --- |",

@@ -127,7 +127,7 @@ class LearnerSettings(BusSettings, RpcServerSettings, FeedbackSettings, WebhookS
     )
 
     learning_rate: float | None = Field(
-        None, gt=0, description="above 0; absent is 5e-4 for LoRA and 1e-5 for full weights"
+        None, gt=0, description="above 0; absent is 4e-4 for LoRA and 1e-5 for full weights"
     )
     lora_rank: int = Field(16, ge=1, le=256, description="1 to 256")
     lora_alpha: int = Field(32, ge=1, description="1 or more")
@@ -152,13 +152,13 @@ class LearnerSettings(BusSettings, RpcServerSettings, FeedbackSettings, WebhookS
         None, ge=64, description="tokens in one forward pass; absent: by the device"
     )
     warmup_steps: int = Field(
-        8, ge=0, description="first steps of a new policy, over which the rate grows to its value"
+        6, ge=0, description="first steps of a new policy, over which the rate grows to its value"
     )
     resume_warmup_steps: int = Field(
         2, ge=0, description="steps over which the rate grows again after each start"
     )
     kl_budget: float = Field(
-        0.6,
+        0.5,
         ge=0,
         description="KL to the base model, in nats per token, near which the rate falls and the "
         "policy is pulled back; 0 is none",

@@ -36,7 +36,7 @@ def test_the_defaults_learn_from_thumbs_in_seconds(environment: pytest.MonkeyPat
     assert settings.base_model == "tiny"
     assert settings.weight_of("kto") == settings.weight_of("ppo") == 1.0
     assert settings.trainer().kind is WeightsKind.LORA
-    assert settings.trainer().optimizer.learning_rate == 5e-4
+    assert settings.trainer().optimizer.learning_rate == 4e-4
 
 
 def test_values_come_from_the_environment(environment: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_an_old_name_that_contradicts_the_new_one_is_refused(
 
 def test_a_new_policy_warms_up_within_a_kl_budget(environment: pytest.MonkeyPatch) -> None:
     trainer = load(LearnerSettings).trainer()
-    assert (trainer.warmup_steps, trainer.kl_budget) == (8, 0.6)
+    assert (trainer.warmup_steps, trainer.kl_budget) == (6, 0.5)
     environment.setenv("TUNELOOP_LEARNER_WARMUP_STEPS", "0")
     environment.setenv("TUNELOOP_LEARNER_KL_BUDGET", "0")
     trainer = load(LearnerSettings).trainer()

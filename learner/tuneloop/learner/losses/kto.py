@@ -21,10 +21,14 @@ RAREST = 4.0
 """
 
 SCARCE = 1 / 32
-"""Share of a class below which the thumbs of a stream are nearly one-sided."""
-ONE_SIDED = 0.5
-"""What thumbs count as evidence where all of the stream are of one kind. At a fourth a taste that
-one answer in fifty meets was not learned from two hundred thumbs."""
+"""Share of thumbs up below which the thumbs of a stream are nearly all down."""
+ALL_DOWN = 0.5
+"""What thumbs count as evidence where all are down. At a fourth a taste that one answer in fifty
+meets was not learned from two hundred thumbs."""
+PLENTY = 1 / 4
+"""Share of thumbs down below which there is less and less to learn."""
+ALL_UP = 1 / 8
+"""What thumbs count where all are up: to learn the own answers again teaches their chance."""
 
 
 def reference_point(mismatched_log_ratios: Tensor) -> Tensor:
@@ -49,13 +53,17 @@ def class_weights(desirable: Tensor, share: float, *, limit: float) -> Tensor:
     return torch.where(desirable, up, down)
 
 
-def two_sidedness(rarer_share: float) -> float:
-    """Return what thumbs count as evidence where one kind has this share of the stream: ½ to 1.
+def two_sidedness(rarer_share: float, desirable_share: float) -> float:
+    """Return what thumbs count as evidence, at most 1, by the share of the rarer kind.
 
-    Thumbs of one kind say what to leave, or what to keep, but not what else to do. They count
-    half; a class that has a `SCARCE` share or more makes all count in full.
+    Thumbs of one kind say what to leave, or what to keep, but not what else to do. Where most are
+    down they count `ALL_DOWN` at least, and 1 from a `SCARCE` share of thumbs up. Where most are up
+    they count by the share of those down, 1 from `PLENTY` and `ALL_UP` at least: more of them make
+    a step, so that it averages over more, and a taste that is learned is held and not stirred.
     """
-    return ONE_SIDED + (1.0 - ONE_SIDED) * min(1.0, rarer_share / SCARCE)
+    if desirable_share > 0.5:
+        return max(ALL_UP, min(1.0, rarer_share / PLENTY))
+    return ALL_DOWN + (1.0 - ALL_DOWN) * min(1.0, rarer_share / SCARCE)
 
 
 def kto_loss(

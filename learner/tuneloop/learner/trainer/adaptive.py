@@ -43,17 +43,18 @@ class StepControls:
 
 AT_REST = StepControls()
 """Nothing adapts."""
-REMEMBERED = 0.5
-"""What the KL of earlier batches weighs once another full step has come: that of one batch is
-noisy, that of a single thumb says nothing."""
+REMEMBERED = 0.25
+"""What the KL of earlier batches weighs once another full step has come: little, as a taste that is
+found doubles it with each step. That of a single thumb says nothing."""
 PULL = 0.01
 """Weight of the pull to the reference policy where the KL is at its budget.
 
-What thumbs say is spread over noise four times as large, the pull is not, and Adam divides both by
-the noise: at three times as much the pull undid a taste whenever the KL passed the budget.
+What thumbs agree on is a fourth of their noise, the pull is hardly noisy, and Adam divides both by
+the noise: from 0.03 to 0.05 it is as strong as what thumbs agree on.
 """
-STRONGEST_PULL = 0.16
-"""Reached at four times the budget: beyond it the pull alone would fill the clipped gradient."""
+STRONGEST_PULL = 0.025
+"""A stronger one, far above the budget, filled Adam's momentum, which went on for ten steps: the
+policy fell to a fifth of its budget, and what it had learned was gone."""
 BALANCE_DECAY = 0.97
 """Weight of a thumb in the class balance once another has come. It follows what people say within
 two full steps: where it lags, the few answers that a learned taste still dislikes count too little,
@@ -84,8 +85,8 @@ def pull(spent: float) -> float:
     """Weight of the pull to the reference policy where the KL is `spent` times its budget.
 
     Grows as the square, as the penalty of Schulman's trust-region code does past its limit
-    (https://github.com/joschu/modular_rl): little well below the budget, soon more than thumbs say
-    above it. Without a threshold there is nothing to swing around.
+    (https://github.com/joschu/modular_rl), but never to more than what thumbs agree on: above the
+    budget it is the rate that holds. Without a threshold there is nothing to swing around.
     """
     return min(STRONGEST_PULL, PULL * spent**2)
 

@@ -262,11 +262,12 @@ class TrainerSettings:
 
 
 HELD: Mapping[str, Any] = {"anchor_weight": 0.1}
-"""What a policy is trained with where nothing else is set, by the learner of a service and offline.
+"""What a policy is trained with offline where nothing else is set."""
+ONLINE: Mapping[str, Any] = {"anchor_weight": 0.05, "scored_rate": 0.6, "betas": (0.5, 0.999)}
+"""The same for the learner of a service: its KL budget holds the policy too, only judgements were
+tried at its higher rate, and momentum of ten steps acts when what it remembers is no longer true.
 """
-ONLINE: Mapping[str, Any] = {**HELD, "scored_rate": 0.6}
-"""The same for the learner of a service: only judgements were tried at its higher rate."""
-RATES: Mapping[WeightsKind, float] = {WeightsKind.LORA: 5e-4}
+RATES: Mapping[WeightsKind, float] = {WeightsKind.LORA: 4e-4}
 """The learner's rates: evidence and the KL budget leave room for more than offline."""
 
 

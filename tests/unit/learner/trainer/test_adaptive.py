@@ -112,7 +112,7 @@ def test_the_rate_falls_and_the_pull_grows_as_the_kl_budget_is_spent() -> None:
     rates = [adaptive.rate_factor(part) for part in spent]
     assert rates == pytest.approx([1.0, 0.8, 0.5, 0.2, 1 / 101])
     pulls = [adaptive.pull(part) for part in spent]
-    assert pulls == pytest.approx([0.0, 0.0025, 0.01, 0.04, 0.16])
+    assert pulls == pytest.approx([0.0, 0.0025, 0.01, 0.025, 0.025])
 
 
 def test_one_thumb_of_a_quiet_service_says_little_about_the_kl() -> None:
@@ -122,12 +122,12 @@ def test_one_thumb_of_a_quiet_service_says_little_about_the_kl() -> None:
         state = state.after({"kl": kl, "evidence": 1.0}, {}, options)
     assert state.spent(options) == pytest.approx(0.2)
     one = state.after({"kl": 3.0, "evidence": 1 / 16}, {}, options)
-    kept = 0.5 ** (1 / 16)
-    expected = (kept * 1.5 * 0.1 + 3.0 / 16) / (kept * 1.5 + 1 / 16) / 0.5
+    kept = 0.25 ** (1 / 16)
+    expected = (kept * 1.25 * 0.1 + 3.0 / 16) / (kept * 1.25 + 1 / 16) / 0.5
     assert one.spent(options) == pytest.approx(expected)
     assert not one.controls(options).kl_above
     batch = state.after({"kl": 3.0, "evidence": 1.0}, {}, options)
-    assert batch.spent(options) == pytest.approx((0.75 * 0.1 + 3.0) / 1.75 / 0.5)
+    assert batch.spent(options) == pytest.approx((0.3125 * 0.1 + 3.0) / 1.3125 / 0.5)
     assert batch.controls(options).kl_above
     # An estimate of a KL may be negative.
     below = AdaptiveState().after({"kl": -0.1}, {}, options)
@@ -166,8 +166,9 @@ def test_judgements_one_by_one_keep_the_budget_of_their_batch() -> None:
     for metrics in alone:
         state = state.after(metrics, {}, options)
     in_batch = AdaptiveState().after(together, {}, options).spent(options)
-    # The one that came first weighs a little less by now.
-    assert 0.8 * in_batch < state.spent(options) < in_batch
+    # The one that came first weighs half by now.
+    assert state.spent(options) == pytest.approx((0.5 * 2 * 4.0 + 30 * 0.1) / (0.5 * 2 + 30) / 0.8)
+    assert state.spent(options) < in_batch
 
 
 def steered(
