@@ -204,7 +204,7 @@ def serve_users(job: LiveJob) -> Curve:
             "batch_size": THUMBS,
             "batch_wait_seconds": 0.0,
             # Anchors are in English, of which this model has no word.
-            "trainer_settings": {"anchor_weight": 0.0},
+            "trainer_settings": {"anchor_weight": 0.0, "betas": [0.9, 0.999]},
             "seed": job.seed,
             "threads": 1,
         }

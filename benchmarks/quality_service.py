@@ -57,10 +57,16 @@ SETTINGS: Mapping[str, str] = {
     "TUNELOOP_LEARNER_REWARD_REPLAY_FRACTION": "0.75",
     "TUNELOOP_LEARNER_REWARD_LEARNING_RATE": "0.001",
     "TUNELOOP_REWARD_MIN_ACCURACY": "0.85",
-    # As with the trainers alone: nothing holds the policy to the base model.
+    # As with the trainers alone: nothing holds the policy to the base model, and its momentum.
     "TUNELOOP_LEARNER_KL_BUDGET": "0",
     "TUNELOOP_LEARNER_TRAINER_SETTINGS": json.dumps(
-        {"beta_grpo": 0, "scale_rewards": "none", "anchor_weight": 0, "scored_rate": 1}
+        {
+            "beta_grpo": 0,
+            "scale_rewards": "none",
+            "anchor_weight": 0,
+            "scored_rate": 1,
+            "betas": [0.9, 0.999],
+        }
     ),
     # A gate asks in English, of which this model has no word.
     "TUNELOOP_LEARNER_RELEASE": "off",

@@ -360,7 +360,7 @@ def settings_of(arm: Arm, seed: int, folder: Path, model: Path) -> LearnerSettin
         "reward_replay_fraction": 0.75,
         "reward_learning_rate": REWARD_RATE,
         "signals": "reward_model" if arm.signals else "off",
-        "trainer_settings": {"anchor_weight": 0.0},
+        "trainer_settings": {"anchor_weight": 0.0, "betas": [0.9, 0.999]},
         "seed": seed,
         "threads": 1,
     }

@@ -118,6 +118,7 @@ def test_an_old_name_that_contradicts_the_new_one_is_refused(
 def test_a_new_policy_warms_up_within_a_kl_budget(environment: pytest.MonkeyPatch) -> None:
     trainer = load(LearnerSettings).trainer()
     assert (trainer.warmup_steps, trainer.kl_budget) == (6, 0.5)
+    assert trainer.optimizer.betas == (0.5, 0.999)
     environment.setenv("TUNELOOP_LEARNER_WARMUP_STEPS", "0")
     environment.setenv("TUNELOOP_LEARNER_KL_BUDGET", "0")
     trainer = load(LearnerSettings).trainer()
