@@ -187,7 +187,7 @@ def learn(scenario: Scenario, folder: Path) -> None:
                 texts=(question, answer.text),
                 stopped=answer.stopped,
             )
-            liked.append(bool(answer.stopped and len(answer.token_ids) <= SHORT))
+            liked.append(is_liked(answer))
             up = says(scenario, liked[-1], user, choose)
             thumb = thumb_on(rollout, up, count)
             recorder.record_rollouts(database, [rollout], START.timestamp())
@@ -210,6 +210,11 @@ def merged(model: Any) -> AbstractContextManager[None]:
     """Sample with the adapter added to the weights, which an earlier commit cannot do."""
     found: AbstractContextManager[None] = getattr(model, "merged", nullcontext)()
     return found
+
+
+def is_liked(answer: Any) -> bool:
+    """Return whether honest users like a sampled answer."""
+    return bool(answer.stopped and len(answer.token_ids) <= SHORT)
 
 
 def says(scenario: Scenario, liked: bool, user: int, choose: random.Random) -> bool:
@@ -271,7 +276,7 @@ def measure(weights: Path | None) -> dict[str, Any]:
         abilities = exam.score(trainer, sampled_items=24)
     return {
         "kl": total / batch.tokens,
-        "taste": [int(a.stopped and len(a.token_ids) <= SHORT) for a in answers],
+        "taste": [int(is_liked(answer)) for answer in answers],
         "abilities": abilities.document(),
         "answers": [a.text for a in answers[: 6 * TRIES : TRIES]],
     }

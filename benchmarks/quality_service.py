@@ -57,7 +57,7 @@ SETTINGS: Mapping[str, str] = {
     "TUNELOOP_LEARNER_REWARD_REPLAY_FRACTION": "0.75",
     "TUNELOOP_LEARNER_REWARD_LEARNING_RATE": "0.001",
     "TUNELOOP_REWARD_MIN_ACCURACY": "0.85",
-    # As with the trainers alone: nothing holds the policy to the base model, and its momentum.
+    # As with the trainers alone: nothing holds the policy to the base model, momentum is as usual.
     "TUNELOOP_LEARNER_KL_BUDGET": "0",
     "TUNELOOP_LEARNER_TRAINER_SETTINGS": json.dumps(
         {

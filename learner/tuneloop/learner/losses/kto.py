@@ -28,7 +28,7 @@ meets was not learned from two hundred thumbs."""
 PLENTY = 1 / 4
 """Share of thumbs down below which there is less and less to learn."""
 ALL_UP = 1 / 8
-"""What thumbs count where all are up: to learn the own answers again teaches their chance."""
+"""What thumbs count where all are up: a policy that learns its own answers again learns noise."""
 
 
 def reference_point(mismatched_log_ratios: Tensor) -> Tensor:
@@ -53,17 +53,17 @@ def class_weights(desirable: Tensor, share: float, *, limit: float) -> Tensor:
     return torch.where(desirable, up, down)
 
 
-def two_sidedness(rarer_share: float, desirable_share: float) -> float:
-    """Return what thumbs count as evidence, at most 1, by the share of the rarer kind.
+def two_sidedness(share: float) -> float:
+    """Return what thumbs count as evidence, at most 1, where this share of the stream is up.
 
     Thumbs of one kind say what to leave, or what to keep, but not what else to do. Where most are
     down they count `ALL_DOWN` at least, and 1 from a `SCARCE` share of thumbs up. Where most are up
     they count by the share of those down, 1 from `PLENTY` and `ALL_UP` at least: more of them make
     a step, so that it averages over more, and a taste that is learned is held and not stirred.
     """
-    if desirable_share > 0.5:
-        return max(ALL_UP, min(1.0, rarer_share / PLENTY))
-    return ALL_DOWN + (1.0 - ALL_DOWN) * min(1.0, rarer_share / SCARCE)
+    if share > 0.5:
+        return max(ALL_UP, min(1.0, (1.0 - share) / PLENTY))
+    return ALL_DOWN + (1.0 - ALL_DOWN) * min(1.0, share / SCARCE)
 
 
 def kto_loss(

@@ -75,8 +75,7 @@ def plan_kto(
         micro_losses=micro_losses,
         tokens=tokens,
         metrics=[measured],
-        trusted=trusted_share(samples)
-        * two_sidedness(controls.rarer_share, controls.desirable_share),
+        trusted=trusted_share(samples) * two_sidedness(controls.expected_share),
     )
 
 

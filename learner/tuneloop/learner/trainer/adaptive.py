@@ -37,8 +37,8 @@ class StepControls:
     """Baseline and scale of completions without siblings."""
     desirable_share: float = 0.5
     """Recent share of thumbs that are up."""
-    rarer_share: float = 0.5
-    """Recent share of the rarer kind of thumbs, see `ClassBalance.rarer_share`."""
+    expected_share: float = 0.5
+    """The same before there is much to go by, see `ClassBalance.expected_share`."""
 
 
 AT_REST = StepControls()
@@ -119,13 +119,12 @@ class ClassBalance:
         return self.up / total if total > 0 else 0.5
 
     @property
-    def rarer_share(self) -> float:
-        """Share of the rarer kind, as if one thumb of each kind had come before.
+    def expected_share(self) -> float:
+        """Share of the weight that is up, as if one thumb of each kind had come before.
 
         A first batch without a thumb up does not say yet that there are none.
         """
-        rarer = min(self.up, self.down) + self.supposed
-        return rarer / (self.up + self.down + 2 * self.supposed)
+        return (self.up + self.supposed) / (self.up + self.down + 2 * self.supposed)
 
     @classmethod
     def of_state(cls, state: Any) -> Self:
@@ -184,7 +183,7 @@ class AdaptiveState:
             ppo_rewards=self.ppo_rewards if settings.normalize_rewards else None,
             grpo_rewards=self.grpo_rewards,
             desirable_share=self.thumbs.desirable_share,
-            rarer_share=self.thumbs.rarer_share,
+            expected_share=self.thumbs.expected_share,
         )
 
     def spent(self, settings: TrainerSettings) -> float:

@@ -80,8 +80,8 @@ class TrainerSettings:
     max_steps: int | None = None
     spike_factor: float | None = 10.0
     kl_budget: float | None = None
-    """KL to the reference policy, nats per token, at which the rate is half and a loss pulls back
-    about as strongly as thumbs push (see `trainer.adaptive`); None neither slows nor pulls."""
+    """KL to the reference policy, nats per token, at which the rate is half and a loss pulls back,
+    less than thumbs push (see `trainer.adaptive`); None neither slows nor pulls."""
     lora_rank: int = 16
     lora_alpha: int = 32
     objective_weights: Mapping[str, float] = field(

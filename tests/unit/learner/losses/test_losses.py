@@ -106,12 +106,19 @@ def test_class_weights_give_either_class_of_a_stream_half_up_to_a_limit() -> Non
 
 
 @pytest.mark.parametrize(
-    ("down", "factor"),
-    [(1.0, 0.5), (63 / 64, 0.75), (31 / 32, 1.0), (0.5, 1.0), (1 / 4, 1.0), (1 / 8, 0.5)],
+    ("up", "factor"),
+    [
+        (0.0, 0.5),
+        (1 / 64, 0.75),
+        (1 / 32, 1.0),
+        (0.5, 1.0),
+        (3 / 4, 1.0),
+        (7 / 8, 0.5),
+        (1.0, 0.125),
+    ],
 )
-def test_thumbs_of_one_kind_count_less(down: float, factor: float) -> None:
-    assert two_sidedness(min(down, 1.0 - down), 1.0 - down) == factor
-    assert two_sidedness(0.0, desirable_share=1.0) == 0.125
+def test_thumbs_of_one_kind_count_less(up: float, factor: float) -> None:
+    assert two_sidedness(up) == factor
 
 
 def plain_dpo(**arguments: Any) -> tuple[Tensor, dict[str, Mean]]:

@@ -207,7 +207,7 @@ def test_class_balance_follows_the_stream_not_the_batch() -> None:
     # Two of eight, and what is left of the one of each kind that is supposed.
     left = 0.97**8
     rarer = (2 + left) / (8 + 2 * left)
-    assert adaptive.controls(options).rarer_share == pytest.approx(rarer)
+    assert 1 - adaptive.controls(options).expected_share == pytest.approx(rarer)
     one_more = [replace(thumb, desirable=False, weight=1.0) for thumb in maker.thumbs(1)]
     later = adaptive.with_rewards({"kto": one_more}, options).controls(options).desirable_share
     decayed = 0.97 * 8
@@ -222,12 +222,12 @@ def test_a_kind_of_thumbs_that_never_comes_is_soon_known_to_be_absent() -> None:
     shares = []
     for _ in range(6):
         adaptive = adaptive.with_rewards({"kto": downs}, options)
-        shares.append(adaptive.controls(options).rarer_share)
+        shares.append(adaptive.controls(options).expected_share)
     assert shares[0] > SCARCE
     assert shares[-1] < 0.002
     up = replace(downs[0], desirable=True)
     told = adaptive.with_rewards({"kto": [up]}, options).controls(options)
-    assert told.rarer_share > 0.8 * SCARCE
+    assert told.expected_share > 0.8 * SCARCE
 
 
 def make_trainer(folder: Path, **options: Any) -> PolicyTrainer:
