@@ -37,6 +37,8 @@ def plan_dpo(
     controls: StepControls = AT_REST,
 ) -> Plan:
     """Plan DPO on a batch of pairs."""
+    trusted = trusted_share(samples)
+    controls = controls.for_trusted(trusted)
     groups = [_rows(model, group, settings) for group in cut(samples, settings)]
     tokens = sum(rows.batch.tokens for rows in groups)
     total_weight = total_of(s.weight for s in samples)
@@ -46,7 +48,7 @@ def plan_dpo(
             for rows in groups
         ],
         tokens=tokens,
-        trusted=trusted_share(samples),
+        trusted=trusted,
     )
 
 

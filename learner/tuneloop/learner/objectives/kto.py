@@ -42,6 +42,8 @@ def plan_kto(
     controls: StepControls = AT_REST,
 ) -> Plan:
     """Plan KTO on a batch of thumbs."""
+    trusted = trusted_share(samples)
+    controls = controls.for_trusted(trusted)
     groups = cut(samples, settings)
     z = torch.zeros(1, device=model.device)
     if settings.kto_z == "mismatched":
@@ -75,7 +77,7 @@ def plan_kto(
         micro_losses=micro_losses,
         tokens=tokens,
         metrics=[measured],
-        trusted=trusted_share(samples) * two_sidedness(controls.expected_share),
+        trusted=trusted * two_sidedness(controls.expected_share),
     )
 
 

@@ -30,6 +30,8 @@ def plan_sdft(
 
     While the KL is above its budget, comments teach nothing: their answers are pulled back only.
     """
+    trusted = trusted_share(samples)
+    controls = controls.for_trusted(trusted)
     total_tokens = sum(len(s.sequence.completion_token_ids) for s in samples)
     total_weight = total_of(s.weight for s in samples)
     teaches = 0.0 if controls.kl_above else 1.0
@@ -51,7 +53,7 @@ def plan_sdft(
                 total_weight=total_weight,
             )
         )
-    return Plan(micro_losses=micro_losses, tokens=total_tokens, trusted=trusted_share(samples))
+    return Plan(micro_losses=micro_losses, tokens=total_tokens, trusted=trusted)
 
 
 def _for_whole_distributions(model: PolicyModel, settings: TrainerSettings) -> TrainerSettings:

@@ -25,6 +25,8 @@ def plan_sft(
     controls: StepControls = AT_REST,
 ) -> Plan:
     """Plan SFT on a batch of demonstrations; the reference policy runs only for a KL budget."""
+    trusted = trusted_share(samples)
+    controls = controls.for_trusted(trusted)
     total_tokens = sum(len(s.sequence.completion_token_ids) for s in samples)
     total_weight = total_of(s.weight * len(s.sequence.completion_token_ids) for s in samples)
     micro_losses: list[MicroLoss] = []
@@ -43,11 +45,7 @@ def plan_sft(
                 total_weight=total_weight,
             )
         )
-    return Plan(
-        micro_losses=micro_losses,
-        tokens=total_tokens,
-        trusted=trusted_share(samples),
-    )
+    return Plan(micro_losses=micro_losses, tokens=total_tokens, trusted=trusted)
 
 
 def _micro_loss(

@@ -40,6 +40,13 @@ class StepControls:
     expected_share: float = 0.5
     """The same before there is much to go by, see `ClassBalance.expected_share`."""
 
+    def for_trusted(self, share: float) -> Self:
+        """Return the controls of a batch of which this share is trusted.
+
+        Its loss is divided by that share, so its pull, whose tokens all count, is multiplied by it.
+        """
+        return replace(self, kl_pull=self.kl_pull * share)
+
 
 AT_REST = StepControls()
 """Nothing adapts."""

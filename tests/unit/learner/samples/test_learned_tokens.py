@@ -198,8 +198,9 @@ def test_a_pull_to_the_reference_acts_on_the_answer_alone() -> None:
     """k2 over the answer's two tokens, halved: gradient log-ratio/2 on each, times the pull."""
     thumb = learned_without_reference(ThumbSample(sample_id="t", sequence=ANSWERED, desirable=True))
     model = model_of([thumb], [[-1.0, -2.0]], [[-1.5, -2.1]])
-    still = replace(thumb, weight=1.0, trust=0.0)
-    total_loss(plan_kto(model, [still], TrainerSettings(), StepControls(kl_pull=1.0)))
+    # What the thumb itself says is left out.
+    settings = TrainerSettings(desirable_weight=0.0)
+    total_loss(plan_kto(model, [thumb], settings, StepControls(kl_pull=1.0)))
     torch.testing.assert_close(model.policy.grad, torch.tensor([[0.25, 0.05]]))
 
 

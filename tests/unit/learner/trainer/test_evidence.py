@@ -10,6 +10,8 @@ import torch
 from support.policy_samples import SampleMaker
 from torch import Tensor
 
+from tuneloop.learner.trainer.adaptive import StepControls
+from tuneloop.learner.trainer.algorithms import algorithms
 from tuneloop.learner.trainer.policy import PolicyTrainer
 from tuneloop.learner.trainer.settings import TrainerSettings
 from tuneloop.policies import WeightsKind
@@ -57,6 +59,33 @@ def test_a_batch_moves_the_policy_in_proportion_to_its_trust(
         trainer.step({objective: judged(objective, 16, seed=1000, trust=given)})
         moved[given] = distance(tensors(trainer), before)
     assert moved[trust] == pytest.approx(trust * moved[1.0], rel=0.1)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_pull_weighs_what_the_judgements_beside_it_weigh(
+    tiny_policy: Path, objective: str
+) -> None:
+    """Half of a batch's trust is half of all its gradient, which is then divided by the trust."""
+    trainer = make_trainer(tiny_policy)
+    trainer.step({objective: judged(objective, 16, seed=0)})
+    plan_of = algorithms[objective].load_plan()
+
+    def gradients(trust: float, pull: float) -> dict[str, Tensor]:
+        samples = judged(objective, 4, seed=1, trust=trust)
+        controls = StepControls(kl_pull=pull)
+        for micro_loss in plan_of(
+            trainer.model, samples, TrainerSettings(kl_budget=1.0), controls
+        ).micro_losses:
+            micro_loss()[0].backward()  # type: ignore[no-untyped-call]
+        parameters = trainer.model.parameters()
+        found = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+        trainer.model.module.zero_grad()
+        return found
+
+    trusted, half = gradients(1.0, pull=5.0), gradients(0.5, pull=5.0)
+    size = distance(trusted, {name: torch.zeros_like(value) for name, value in trusted.items()})
+    assert distance(trusted, gradients(1.0, pull=0.0)) > 0.01 * size
+    assert distance({name: 2 * value for name, value in half.items()}, trusted) < 1e-4 * size
 
 
 @pytest.mark.parametrize("objective", ["dpo", "sft"])
