@@ -53,9 +53,9 @@ MODEL = Path.home() / ".cache/tuneloop/models/smollm2-135m-instruct"
 BUILD = Path("build/evidence")
 RESULTS = Path(__file__).parent / "results"
 MAX_TOKENS, SHORT = 24, 12
-ASKED = 4
+ASKED = 8
 """Questions asked at a time, at least: a quiet service answers some before the next thumb."""
-TRIES = 4
+TRIES = 3
 """Answers to each question that the taste is measured on."""
 
 
@@ -282,6 +282,15 @@ def measure(weights: Path | None) -> dict[str, Any]:
     }
 
 
+def measure_base() -> dict[str, Any]:
+    """Return the base model's figures, measured once."""
+    file = BUILD / "base.json"
+    if not file.exists():
+        call("--measure", "base", file)
+    found: dict[str, Any] = read(file)
+    return found | {"name": "base", "thumbs": 0, "liked": []}
+
+
 def folder_of(name: str) -> Path:
     """Return where a run's files are."""
     return BUILD / name.replace(" ", "-").replace(",", "").replace("%", "percent")
@@ -423,10 +432,6 @@ def main() -> None:
         Path(file).write_text(json.dumps(measure(Path(weights) if weights != "base" else None)))
         return
     BUILD.mkdir(parents=True, exist_ok=True)
-    base_file = BUILD / "base.json"
-    if not base_file.exists():
-        call("--measure", "base", base_file)
-    base = read(base_file) | {"name": "base", "thumbs": 0, "liked": []}
     wanted = [s for s in SCENARIOS if not arguments.only or s.name in arguments.only]
     several = with_seeds(wanted, min(arguments.seeds, MOST_SEEDS))
     compared = tuple(f"{scenario.name}, seed" for scenario in (HONEST, OPPOSED))
@@ -435,7 +440,9 @@ def main() -> None:
         # One by one they take twice the time.
         longest_first = sorted(chosen, key=lambda s: -s.thumbs * (2 if s.at_once == 1 else 1))
         running = {s.name: pool.submit(run, s, arguments.before) for s in longest_first}
+        measuring = pool.submit(measure_base)
         found = [running[scenario.name].result() for scenario in chosen]
+        base = measuring.result()
     runs = [base, *chain.from_iterable(found)]
     head = "| run | thumbs | KL per token | abilities, minus base's | taste | liked by fourth |"
     rows = [
