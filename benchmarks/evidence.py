@@ -4,10 +4,11 @@
 
 The users of a small service judge fresh answers of SmolLM2 through the learner's own ledger,
 batches and trainer, with the service's default settings. Some say nothing at all (coin flips), some
-only yes or only no, some have a taste: answers that end within twelve tokens. They come sixteen at
-a time or one by one, and in one run a fifth of them says the opposite. Each run ends with three
-figures: the KL divergence to the base model per token, with fresh samples on questions nobody
-judged; the ability suite's difference to the base, item by item; the taste on fresh questions.
+only yes or only no, some have a taste: answers that end within twelve tokens. Their thumbs come
+sixteen at a time, or four, or one by one, and in one run a fifth of them says the opposite. Each
+run ends with three figures: the KL divergence to the base model per token, with fresh samples on
+questions nobody judged; the ability suite's difference to the base, item by item; the taste on
+fresh questions.
 
 With more than one seed, what adversaries cost is compared seed by seed, after as many honest
 thumbs: the taste of the last version on fresh questions, and of the answers that users got in the
@@ -96,7 +97,7 @@ SCENARIOS = (
     Scenario(name="coin flips, quiet", says="coin", rounds=96, at_once=1),
     HONEST,
     Scenario(name="taste, busy, before", says="taste", rounds=16, before=True),
-    Scenario(name="taste, quiet", says="taste", rounds=256, at_once=1),
+    Scenario(name="taste, quiet", says="taste", rounds=96, at_once=4),
     OPPOSED,
     Scenario(name="only down", says="down", rounds=23),
     Scenario(name="only up", says="up", rounds=23),
@@ -437,8 +438,8 @@ def main() -> None:
     compared = tuple(f"{scenario.name}, seed" for scenario in (HONEST, OPPOSED))
     chosen = [s for s in several if s.seed == 0 or s.name.startswith(compared)]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        # One by one they take twice the time.
-        longest_first = sorted(chosen, key=lambda s: -s.thumbs * (2 if s.at_once == 1 else 1))
+        # One by one they take thrice the time.
+        longest_first = sorted(chosen, key=lambda s: -s.thumbs * (3 if s.at_once == 1 else 1))
         running = {s.name: pool.submit(run, s, arguments.before) for s in longest_first}
         measuring = pool.submit(measure_base)
         found = [running[scenario.name].result() for scenario in chosen]
@@ -453,7 +454,8 @@ def main() -> None:
     table = "\n".join(rows) + "\n" + cost_of_adversaries(runs[1:])
     print(table)
     (RESULTS / "evidence.md").write_text(table.rstrip() + "\n")
-    (RESULTS / "evidence.json").write_text(json.dumps(runs, indent=1) + "\n")
+    lines = ",\n".join(map(json.dumps, runs))
+    (RESULTS / "evidence.json").write_text(f"[\n{lines}\n]\n")
     draw(runs, RESULTS / "evidence.png")
 
 
