@@ -168,7 +168,7 @@ async def run(arguments: argparse.Namespace, url: str) -> tuple[int, bool]:
 def main() -> int:
     """Parse, start, run, stop."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=14, help="sixteen chats and thumbs each")
+    parser.add_argument("--rounds", type=int, default=16, help="sixteen chats and thumbs each")
     parser.add_argument("--minutes", type=float, default=11, help="stop learning after this long")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--port", type=int, default=8010)
