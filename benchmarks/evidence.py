@@ -438,7 +438,7 @@ def main() -> None:
     compared = tuple(f"{scenario.name}, seed" for scenario in (HONEST, OPPOSED))
     chosen = [s for s in several if s.seed == 0 or s.name.startswith(compared)]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        # One by one they take thrice the time.
+        # One by one they take three times as long.
         longest_first = sorted(chosen, key=lambda s: -s.thumbs * (3 if s.at_once == 1 else 1))
         running = {s.name: pool.submit(run, s, arguments.before) for s in longest_first}
         measuring = pool.submit(measure_base)
